@@ -18,7 +18,7 @@ INSTALL_TORCH = $(PIP) install -q --retries 0 --timeout 15 --index-url $(CPU_IND
 	|| $(PIP) install torch
 endif
 
-.PHONY: quickstart test test-more test-all test-vllm bench-vllm kernels check docs format pages bench bench-peers bench-check bench-scale clean
+.PHONY: quickstart test test-more test-all test-vllm bench-vllm kernels check docs dist format pages bench bench-peers bench-check bench-scale gpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
@@ -72,6 +72,10 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/zensical build --strict --clean
 	$(BIN)/python .ci/check_site.py site
 
+# Wheels of both packages into dist/, installed into a new environment, with one training there.
+dist: $(VENV)/.installed-dev
+	.ci/dist $(BIN)/python
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -79,10 +83,11 @@ format: $(VENV)/.installed-dev
 # The pages of docs that are made of code. A test fails where one is not what it would be.
 pages: $(VENV)/.installed-dev
 	$(BIN)/python scripts/tasks_page.py
+	$(BIN)/python scripts/configs_page.py
 	PYTHONPATH=tests $(BIN)/python scripts/architectures_page.py
 	PYTHONPATH=tests $(BIN)/python scripts/exact_page.py
 
-# What the map costs (docs/performance.md) and what a step of each method costs (docs/costs.md), into
+# What the map costs (docs/performance.md) and what a step of each method costs (docs/methods.md), into
 # a folder of this machine's own, where what is measured already is kept. For the pages under docs:
 #   make bench BENCH=
 BENCH ?= --output runs/bench
@@ -106,9 +111,16 @@ CHECK ?=
 bench-check: $(VENV)/.installed-dev $(VENV_PEERS)/.installed
 	$(PEERS) benchmarks/check_peers.py $(CHECK)
 
-# Which scale lets the map learn (docs/scale.md): many trainings, and LORADA_DATA must be set.
+# Which scale lets the map learn (docs/paper.md): many trainings, and LORADA_DATA must be set.
 bench-scale: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/train_map_scales.py
+
+# Everything that only a GPU can show (docs/gpu.md), in at most an hour on the first accelerator; a run
+# that was cut off goes on. vLLM is measured in the environment that VLLM_PYTHON names, if there is one.
+# Some of it: make gpu GPU="--parts map,waits". To try the script: GPU="--tiny --device cpu --output DIR"
+GPU ?=
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/gpu/run.py $(GPU)
 
 clean:
 	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) build dist site
@@ -143,6 +155,10 @@ $(VENV_PEERS)/.installed: benchmarks/peers/requirements.txt
 		|| $$pip install -q $$version) && $$pip install -q -r $< -e .
 	touch $@
 
-$(VENV)/.installed-docs: $(VENV)/.installed
-	$(PIP) install -q -e ".[docs]"
+# The site is made from the source, which is read and not imported: it needs neither torch nor lorada.
+DOCS_EXTRA := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*project["optional-dependencies"]["docs"], sep="\n")
+$(VENV)/.installed-docs: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c '$(DOCS_EXTRA)' | $(PIP) install -q -r /dev/stdin
 	touch $@

@@ -1,6 +1,6 @@
 """Count every "# Params" of the paper's tables again, on the real architectures.
 
-    python benchmarks/count_paper_parameters.py        # prints the table, writes docs/parameters.md
+    python benchmarks/count_paper_parameters.py        # prints the table, writes docs/methods.md
 
 Nothing is downloaded: models are built without weights. A figure of the paper may be p/N or
 p/(N+p). It counts as equal if one of the two rounds to it, as cut if one of them cut off gives it.
@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from pathlib import Path
 
+from library.page import write_marked
+
 from lorada.runs.models.count import count_parameters
 
-PAGE = Path(__file__).parents[1] / "docs" / "parameters.md"
+PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+SCRIPT = Path(__file__).name
 
 
 @dataclass(frozen=True)
@@ -153,18 +156,16 @@ def line(row: Row) -> str:
 
 
 def page(lines: list[str]) -> str:
-    """The text of docs/parameters.md."""
+    """The section of docs/methods.md."""
     return "\n".join([HEADER, *lines]) + "\n" + FOOTER
 
 
-HEADER = """\
-# Parameters, ours and the paper's
-
-Every figure of the paper's tables that a count can give. The page is made by `python
-benchmarks/count_paper_parameters.py` from the real architectures, built without weights; `lorada
-params` prints any other count. Task heads are not counted, nor are networks that only training
-needs, such as that of a prefix. p/N and p/(N+p) are in percent; N is the base with its pooler.
-✓: one of the two rounds to the printed figure. cut: one of the two, cut off, gives it. ✗: neither.
+HEADER = """
+Every figure of the paper's tables that a count can give, from the real architectures, built without
+weights (`python benchmarks/count_paper_parameters.py`). `lorada params` prints any other count.
+Task heads are not counted, nor are networks that only training needs, such as that of a prefix. p/N
+and p/(N+p) are in percent; N is the base with its pooler. ✓: one of the two rounds to the printed
+figure. cut: one of the two, cut off, gives it. ✗: neither.
 
 | table | row | model | `lorada params` | p | p/N | p/(N+p) | printed | | why not |
 |---|---|---|---|---|---|---|---|---|---|"""
@@ -181,4 +182,4 @@ if __name__ == "__main__":
     for row in ROWS:
         lines.append(line(row))
         print(lines[-1], flush=True)
-    PAGE.write_text(page(lines), encoding="utf-8")
+    write_marked(PAGE, SCRIPT, page(lines))

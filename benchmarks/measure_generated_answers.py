@@ -15,7 +15,7 @@ The padded batches are sorted by length and measured twice, which shows noise. I
 is as it comes: lorada switches off that keys are copied for each query head (``loading.py``). The
 ways take turns after every few answers, since a machine's speed may change within a minute. All
 answers of both ways are compared. Writes benchmarks/results/generated_answers.json and
-docs/performance.md.
+benchmarks/NOTES.md.
 """
 
 import random
@@ -111,7 +111,8 @@ def padded(model: PeftModel, prompts: list[list[int]], settings: Settings) -> Pi
     for start in range(0, len(order), settings.batch):
         chosen = order[start : start + settings.batch]
         width = len(prompts[chosen[0]])
-        ids = torch.tensor([[PAD] * (width - len(prompts[i])) + prompts[i] for i in chosen])
+        rows = [[PAD] * (width - len(prompts[i])) + prompts[i] for i in chosen]
+        ids = torch.tensor(rows, device=model.device)
         with torch.no_grad():
             out = model.generate(
                 input_ids=ids, attention_mask=(ids != PAD).long(), do_sample=False,

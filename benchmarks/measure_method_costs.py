@@ -7,7 +7,7 @@ Every method of METHODS that the paper has on LLaMA is a row. Its reference is t
 without lorada (``library/reference_setup.py``): first both take a step on the same batch with the
 same parameters, and unless loss, gradients and update agree, nothing is timed. Then both take steps
 in turns. A method that has no reference is timed alone.
-Writes benchmarks/results/costs.json after each row, and docs/costs.md from it.
+Writes benchmarks/results/costs.json after each row, and docs/methods.md from it.
 """
 
 import copy
@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from library.agreement import check_step
 from library.measuring import Request, Results, measure_rows, read_request, run_script
-from library.method_costs_page import page, show
+from library.method_costs_page import SCRIPT, page, show
+from library.page import write_marked
 from library.reference_setup import (
     describe_reference,
     needs_training_mode,
@@ -47,10 +48,9 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from lorada import METHODS
 from lorada.methods.callbacks.ist import ISTCallback
-from lorada.support.files import write_atomic
 
 HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "results" / "costs.json", HERE.parent / "docs" / "costs.md"
+RESULTS, PAGE = HERE / "results" / "costs.json", HERE.parent / "docs" / "methods.md"
 CHECKED_STEP = 5  # the step that is checked; the steps after it are timed
 SCORED_ROWS = 16  # rows on which IST compares sets of layers
 
@@ -229,7 +229,7 @@ def run(request: Request) -> Results:
         return measure(rows()[name], bare_model(settings.model), settings)
 
     def write_page(name: str, results: Results) -> None:
-        write_atomic(request.page, page(results, rows()))
+        write_marked(request.page, SCRIPT, page(results, rows()))
 
     return measure_rows(request, rows(), measure_row, write_page)
 

@@ -25,6 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from lorada.attention import attend
+
 FORWARD, BACKWARD = "the map, forward", "_AddTermBackward"
 SHOWN, STEPS = 12, 3
 

@@ -6,7 +6,7 @@
 Each method trains in a process of its own, through what ``lorada train`` runs; one that is done is
 not repeated. Methods that have settings for LLaMA train SmolLM2-135M on BoolQ (with the prompts of
 LLM-Adapters), the others MiniLM-L6 on SST-2.
-Writes benchmarks/results/methods.json and docs/methods.md.
+Writes benchmarks/results/methods.json and a section of docs/methods.md.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from library import fresh_process
-from library.page import markdown_table
+from library.page import markdown_table, write_marked
 from library.training_runs import BOOLQ, SST2, write_first_rows
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -131,9 +131,8 @@ COLUMNS = (
     "method", "model", "rows", "p", "p/N, %", "steps", "learning rate", "s per step", "MiB",
     "loss before", "loss after", "fell",
 )  # fmt: skip
-INTRO = """\
-# Every method, trained on real rows
-
+SCRIPT = Path(__file__).name
+INTRO = """
 Made by `{command}`. Each method trains in a process of its own, through what `lorada train` runs:
 {steps} steps of {batch} rows of at most {length} tokens. BoolQ has the prompts of LLM-Adapters.
 These runs show that a method learns and what it costs, not how good it is.
@@ -156,7 +155,7 @@ for MiniLM here, with the names of its modules.
 
 
 def page(results: dict[str, Any]) -> str:
-    """The Markdown page of all rows."""
+    """The section of all rows, in Markdown."""
     machine, packages = results["hardware"], results["versions"]
     where = machine["accelerator"] or machine["cpu"]
     text = (
@@ -197,7 +196,7 @@ def run(options: argparse.Namespace) -> None:
                 rows[name] = train_in_process({**job, **files[task]})
             print("|", " | ".join(cells(name, rows[name])), "|", flush=True)
             write_atomic(options.results, json.dumps(results, indent=1) + "\n")
-            write_atomic(options.page, page(results))
+            write_marked(options.page, SCRIPT, page(results))
 
 
 def method_names(text: str) -> list[str]:

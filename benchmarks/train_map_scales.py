@@ -1,7 +1,7 @@
-"""Find the scale, initialisation and learning rate with which the map learns (docs/scale.md).
+"""Find the scale, initialisation and learning rate with which the map learns (docs/paper.md).
 
     python benchmarks/train_map_scales.py                 # everything; finished runs are kept
-    python benchmarks/train_map_scales.py --part minilm   # or: smollm2
+    python benchmarks/train_map_scales.py --part minilm   # or: smollm2, starts
 
 Trains LMAM without any other part on two tasks: SST-2 on MiniLM, whose classification head trains
 too (real rows, from LORADA_DATA in the layout of a GLUE folder), and the bundled syllogisms on
@@ -20,7 +20,7 @@ from library.training_runs import SST2, finished_run, write_first_rows
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.runs.folder.result import hardware
+from lorada.runs.folder.result import hardware, read_result
 from lorada.runs.recipe import load_recipe
 from lorada.support.files import write_atomic
 
@@ -93,14 +93,42 @@ def smollm2(out: Path) -> dict[str, Any]:
     return {"default": chosen, "untouched": untouched, "paper's LLM scale": paper}
 
 
+def starts(out: Path) -> dict[str, Any]:
+    """Both zero starts on MiniLM with mean pooling: each at three scales and three rates.
+
+    A row has the norm of all gradients at the first step too, the head's among them, and the effect
+    size after 50 steps.
+    """
+    data, out = Path(os.environ["LORADA_DATA"]), out / "starts"
+    fixed = {**MINILM, **write_first_rows(data, SST2, out / "sst2_{}.jsonl", 4000, 400)}
+    fixed["pooling"] = "mean"
+    training = {**MINILM_TRAINING, "logging_steps": 10, "logging_first_step": True}
+    grid = []
+    for scale in (1, 4, 16):
+        for rate in (1e-3, 5e-3, 2e-2):
+            for init in ("zero", "zero_left"):
+                given = {"inverse_scale": scale, "map_learning_rate": rate, "init": init}
+                row = measure(out, fixed, training, 1, **given)
+                history = read_result(out / run_name(fixed, 1, **given))["history"]
+                logged = {line["step"]: line for line in history if "grad_norm" in line}
+                row["first_gradient"] = logged[1]["grad_norm"]
+                row["effect_size_50"] = logged[50]["effect_size"]
+                grid.append(row)
+    head = [measure(out, fixed, training, seed, map_learning_rate=NO_LEARNING) for seed in SEEDS]
+    return {"grid": grid, "head alone": head}
+
+
+PARTS = {"minilm": minilm, "smollm2": smollm2, "starts": starts}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--part", choices=("minilm", "smollm2"))
+    parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--out", type=Path, default=Path("runs/scale"))
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    for name, part in (("minilm", minilm), ("smollm2", smollm2)):
+    for name, part in PARTS.items():
         if options.part in (None, name):
             results[name] = part(options.out)
             results["hardware"] = hardware()

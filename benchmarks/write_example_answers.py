@@ -12,6 +12,7 @@ from pathlib import Path
 
 from library.page import write_marked
 
+from lorada.experiments import own_process
 from lorada.inference.generate import generate
 from lorada.inference.load import Run, load_run
 from lorada.runs.folder.result import RESULT_FILE

@@ -1,4 +1,4 @@
-"""Writes docs/architectures.md: what was tried on which architecture.
+"""Writes a section of docs/tested.md: what was tried on which architecture.
 
 PYTHONPATH=tests python scripts/architectures_page.py
 """
@@ -8,16 +8,18 @@ from pathlib import Path
 
 from architecture_cells import COLUMNS, REASONS, is_slow
 from architectures import ARCHITECTURES
+from marked import with_part, write_part
 
 from lorada.attention.hooks import hooks_for
 
-PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
+PAGE = Path(__file__).parents[1] / "docs" / "tested.md"
+SCRIPT = "scripts/architectures_page.py"
 HEADER = """\
-# Architectures
 
 What was run on which architecture: {architectures} tiny models, built from transformers' configs,
 {cells} cells. {run} are tests (`tests/methods/test_architectures.py`), the others
-say why there is none. `make test` runs {quick} of them, `make test-all` every one.
+say why there is none. `make test` runs {quick} of them, `make test-all` every one. Other models are
+refused when the map is placed.
 
 """
 FOOTER = """
@@ -32,14 +34,18 @@ FOOTER = """
 - **compile**: `torch.compile(fullgraph=True)`, so no graph break, and the same logits.
 - **bottleneck**: `BottleneckConfig` starts as the identity, changes every output, and disabled
   leaves the base.
-- Models reached by the **interface** dispatch attention through transformers' attention interface;
-  **hooks** are the pair of hooks of `attention/hooks.py` for models that compute it themselves.
-  Other models are refused when the map is placed.
+- **interface**: the model calls transformers' attention interface. **hooks**: it computes attention
+  itself, and a pair of hooks (`attention/hooks.py`) adds the map.
 """
 
 
-def page() -> str:
-    """docs/architectures.md, from the cells and the reasons."""
+def page(text: str) -> str:
+    """The page with its section made anew."""
+    return with_part(text, SCRIPT, section())
+
+
+def section() -> str:
+    """The section, from the cells and the reasons."""
     lines = ["| architecture | reached by | " + " | ".join(COLUMNS) + " |"]
     lines.append("|---|---|" + "---|" * len(COLUMNS))
     for name, build in ARCHITECTURES.items():
@@ -54,4 +60,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    write_part(PAGE, SCRIPT, section())

@@ -1,4 +1,4 @@
-"""Writes the matrix of docs/exact.md: how many variants of a map run in each form of a batch.
+"""Writes the matrix of docs/tested.md: how many variants of a map run in each form of a batch.
 
 PYTHONPATH=tests python scripts/exact_page.py
 """
@@ -6,15 +6,15 @@ PYTHONPATH=tests python scripts/exact_page.py
 from pathlib import Path
 
 from exact_cells import CELLS, COVERED, DECODERS, MATRIX, VARIANTS
+from marked import with_part, write_part
 
-PAGE = Path(__file__).parents[1] / "docs" / "exact.md"
-BEGIN, END = "<!-- written by scripts/exact_page.py -->\n", "<!-- until here -->"
+PAGE = Path(__file__).parents[1] / "docs" / "tested.md"
+SCRIPT = "scripts/exact_page.py"
 
 
 def page(text: str) -> str:
     """The page with its matrix made anew."""
-    before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + table() + rest[rest.index(END) :]
+    return with_part(text, SCRIPT, table())
 
 
 def table() -> str:
@@ -34,4 +34,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    write_part(PAGE, SCRIPT, table())

@@ -1,6 +1,6 @@
 """What is tried on every architecture: ``COLUMNS``, and ``REASONS`` where there is nothing to try.
 
-``test_architectures.py`` runs the cells; docs/architectures.md is made of them too.
+``test_architectures.py`` runs the cells; docs/tested.md is made of them too.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """The forms in which a batch may come, and the variants of a map that each of them is tried with.
 
-``test_exact.py`` runs every cell of ``MATRIX``; the matrix in docs/exact.md is made of it too.
+``test_exact.py`` runs every cell of ``MATRIX``; the matrix in docs/tested.md is made of it too.
 """
 
 import functools

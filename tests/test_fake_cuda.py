@@ -1,6 +1,6 @@
 """Every method on a fake GPU: no tensor of the CPU meets one of the GPU, and the host never waits.
 
-``fake_gpu.py`` makes the GPU; docs/performance.md says what it cannot show.
+``fake_gpu.py`` makes the GPU; benchmarks/NOTES.md says what it cannot show.
 """
 
 from collections import Counter

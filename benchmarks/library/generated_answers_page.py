@@ -1,4 +1,4 @@
-"""The table of how long answers take, for docs/performance.md and the terminal."""
+"""The table of how long answers take, for benchmarks/NOTES.md and the terminal."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from library.measuring import is_older, newest_code
 from library.page import markdown_table, print_table, write_marked
 
-PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+PAGE = Path(__file__).parents[1] / "NOTES.md"
 SCRIPT = "measure_generated_answers.py"
 HEADER = (
     "answers", "tokens read, written", "refilled / padded", "single turns", "padded / padded",

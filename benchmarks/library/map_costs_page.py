@@ -125,9 +125,15 @@ def marked_text(results: dict[str, Any]) -> str:
             "paper's Table 2 prints 1.97e-5 of the model's, which counts the additions to a map "
             f"that exists (`lorada table 2`){_age(found, newest)}.\n"
         )
-    for name in (name for name in CURVE_NAMES if name in growth):
-        text += f"\n![How the cost grows: {name}]({PICTURES[name]}){_age(growth[name], newest)}\n"
-        text += f"\n{curve_ends(growth[name]['points'])}\n"
+    curves = [
+        (
+            f"![How the cost grows: {name}]({PICTURES[name]})",
+            curve_ends(growth[name]["points"]) + _age(growth[name], newest),
+        )
+        for name in CURVE_NAMES if name in growth
+    ]  # fmt: skip
+    if curves:
+        text += f"\n{markdown_table(('how the cost grows', 'at both ends'), curves)}\n"
     if any(is_older(row, newest) for row in (*rows.values(), *growth.values())):
         text += (
             f"\n“{OLDER.capitalize()}”: measured with another state of `src/lorada` than the "

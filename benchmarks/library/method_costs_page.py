@@ -1,10 +1,11 @@
-"""The table of what a training step of each method costs, for docs/costs.md and the terminal."""
+"""The table of what a training step of each method costs, for docs/methods.md and the terminal."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from library.page import markdown_table, print_table
 
+SCRIPT = "measure_method_costs.py"
 LIMIT = 1.15  # the most that lorada's time may be, as a multiple of the reference's
 HEADER = (
     "row", "reference", "lorada, ms", "reference, ms", "ratio", "ratios of single turns",
@@ -27,7 +28,7 @@ def lines(results: dict[str, Any], names: Iterable[str]) -> list[list[str]]:
 
 
 def page(results: dict[str, Any], names: Iterable[str]) -> str:
-    """The text of docs/costs.md.
+    """The section of docs/methods.md.
 
     Args:
         results: what is measured so far.
@@ -55,13 +56,12 @@ def page(results: dict[str, Any], names: Iterable[str]) -> str:
     )  # fmt: skip
 
 
-TEMPLATE = """# What a training step costs
-
+TEMPLATE = """
 The time of a training step of each method (forward and backward pass, the optimizer's update, and
 what the method's callbacks add), beside the same method without this package, its *reference*. The
 reference is PEFT's own class where PEFT has the method. Other parts are written straight into the
 `forward` of the model's modules, from their equations
-(`benchmarks/library/handwritten_methods.py`). This page is made by
+(`benchmarks/library/handwritten_methods.py`). Made by
 
 ```text
 make bench BENCH=                                               # what is missing of the table

@@ -26,6 +26,17 @@ def print_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     Console().print(table)
 
 
+def read_marked(page: Path, script: str) -> str:
+    """The text between a script's marks in a page."""
+    rest = page.read_text(encoding="utf-8").split(begin_mark(script))[1]
+    return rest.split(END, 1)[0]
+
+
+def begin_mark(script: str) -> str:
+    """The line that begins what a script writes."""
+    return f"<!-- written by benchmarks/{script} -->\n"
+
+
 def write_marked(page: Path, script: str, text: str) -> None:
     """Put text between a script's marks in a page, or make a page of nothing else.
 
@@ -34,7 +45,7 @@ def write_marked(page: Path, script: str, text: str) -> None:
         script: file name of the script, which the first mark names.
         text: what is to stand there.
     """
-    begin = f"<!-- written by benchmarks/{script} -->\n"
+    begin = begin_mark(script)
     old = page.read_text(encoding="utf-8") if page.is_file() else f"{begin}{END}\n"
     before, rest = old.split(begin)
     _, after = rest.split(END, 1)

@@ -34,10 +34,10 @@ def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
 def write_page(results: dict[str, Any], page: Path = PAGE) -> None:
     """Put the table and the pictures between the marks of the page."""
     about = results["settings"]
-    pictures = "\n\n".join(
-        f"![Milliseconds per token by {name}]({PICTURES[name]})"
-        for name in PICTURES
-        if name in results["rows"]
+    drawn = [name for name in PICTURES if name in results["rows"]]
+    pictures = markdown_table(
+        [f"by {name}" for name in drawn],
+        [[f"![Milliseconds per token by {name}]({PICTURES[name]})" for name in drawn]],
     )
     machine = f"{about['hardware']['cpu']}, {about['threads']} threads, fp32"
     size = f"{about['layers']} layers; {about['repetitions']} turns"

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lorada.experiments import own_process
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.runs.folder.result import RESULT_FILE, read_result

@@ -23,7 +23,8 @@ from lorada.methods.callbacks.owlore import OwLoreCallback
 from lorada.methods.lookup import method_named
 from lorada.methods.task_head import select_trainable
 from lorada.runs.models.loading import load_model, load_tokenizer
-from lorada.tasks.rows import form_of, read_rows
+from lorada.tasks.row_files import read_rows
+from lorada.tasks.row_forms import in_form
 from lorada.tasks.tokenize import EncodeOptions, encode
 
 Batch = dict[str, Tensor]
@@ -217,11 +218,11 @@ def text_batch(model: str, data: str, rows: int, length: int, *, padded: bool = 
         ValueError: if the file has too few tokens.
     """
     tokenizer = load_tokenizer(model)
-    data_rows = read_rows(data)
+    data_rows, form = in_form(read_rows(data), data)
     every_token = EncodeOptions(10**6, loss_on="all")
     ids = [
         token
-        for encoded in encode(data_rows, form_of(data_rows, data), tokenizer, every_token)
+        for encoded in encode(data_rows, form, tokenizer, every_token)
         if encoded is not None
         for token in encoded.features["input_ids"]
     ]

@@ -1,4 +1,4 @@
-"""Times servers of a base, with LoRA, and with LoRaDA-LA, in turns, and writes docs/serve.md.
+"""Times servers of a base, with LoRA, and with LoRaDA-LA, in turns, and writes benchmarks/NOTES.md.
 
     python benchmarks/serving/run.py FOLDER [--vllm PYTHON] [--rounds 3] [--turns 9]
 
@@ -31,7 +31,7 @@ from lorada.runs.folder.result import hardware
 from lorada.support.files import json_text, write_atomic
 
 HERE = Path(__file__).parent
-RESULTS, PAGE = HERE.parent / "results" / "serving.json", HERE.parent.parent / "docs" / "serve.md"
+RESULTS, PAGE = HERE.parent / "results" / "serving.json", HERE.parent / "NOTES.md"
 MODEL, BASE, WITHOUT, WITH = "smollm2-135m", "base alone", "LoRA + Adapter-FFN", "LoRaDA-LA"
 LORA = ["lora.r=1", "lora.lora_alpha=2", "lora.target_modules=[o_proj,down_proj]"]
 ADAPTER = ["bottleneck.rank=18", "bottleneck.scale=4.0"]

@@ -1,4 +1,4 @@
-"""Times each step of `lorada serve`'s batches with and without the map, and writes docs/serve.md.
+"""Times each step of `lorada serve`'s batches with and without the map, for benchmarks/NOTES.md.
 
     python benchmarks/serving/steps.py FOLDER [--rounds 3]
 
@@ -37,7 +37,7 @@ from lorada.tuners.lmam import LmamLayer
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "serving_steps.json"
-DOCS = HERE.parent.parent / "docs" / "serve.md"
+DOCS = HERE.parent / "NOTES.md"
 SHORT = {"read": (32, 32), "write": (49, 49)}  # every step under the map
 LOADS = {
     "1 request": Load(1, 1, **SHORT),

@@ -61,21 +61,26 @@ def _fresh():
     torch._dynamo.reset()
 
 
-def assert_same_step(compiled, model, inputs):
-    """The loss and the gradients of one training step, compiled in one graph and eager."""
+def assert_same_step(compiled, model, inputs, terms=None):
+    """The loss and the gradients of one training step, compiled in one graph and eager.
+
+    In fp32 each number is a sum of at most ``terms`` products.
+    """
     with one_graph():
         actual = loss_of(compiled, inputs)
         model.zero_grad()
         actual.backward()
     found = gradients(model)
     expected = loss_of(model, inputs)
-    assert_close(actual, expected)
     model.zero_grad()
     expected.backward()
     wanted = gradients(model)
     assert found.keys() == wanted.keys()
+    largest = max(gradient.abs().max() for gradient in wanted.values())
+    below = {} if terms is None else {"terms": terms, "size": largest}
+    assert_close(actual, expected, **(below and {**below, "size": expected.detach()}))
     for name, gradient in wanted.items():
-        assert_close(found[name], gradient)
+        assert_close(found[name], gradient, **below)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +150,7 @@ def test_a_changed_map_needs_no_other_graph():
 
 
 @pytest.mark.slow
+@pytest.mark.fp64(False)  # which does not reach into the checkpoints that torch.compile makes
 def test_a_training_step_with_checkpoints_is_one_graph():
     model = stack().train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -154,7 +160,9 @@ def test_a_training_step_with_checkpoints_is_one_graph():
     config = {"skip_fwd_side_effects_in_bwd_under_checkpoint": True}
     with torch._dynamo.config.patch(**config):
         for rows, tokens in SHAPES:
-            assert_same_step(compiled, model, {**batch(rows, tokens, "left"), "use_cache": False})
+            inputs = {**batch(rows, tokens, "left"), "use_cache": False}
+            # Over all tokens, each of which is a sum over the widths of some products in a row.
+            assert_same_step(compiled, model, inputs, terms=rows * tokens * 48)
 
 
 def export(model, **inputs):

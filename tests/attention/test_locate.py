@@ -91,6 +91,7 @@ def test_all_layers_ask_once_where_the_tokens_are(name, located):
 
 
 @pytest.mark.slow  # flex attention compiles itself
+@pytest.mark.fp64(False)  # which it does not know on a CPU
 @torch.no_grad()
 def test_all_layers_ask_flex_attentions_mask_once(located):
     model = adapted("llama").eval()
@@ -101,7 +102,9 @@ def test_all_layers_ask_flex_attentions_mask_once(located):
     model.set_attn_implementation("eager")
     for inputs, logits in zip(batches, found, strict=True):
         real = inputs["attention_mask"].bool()
-        assert_close(logits[real], model(**inputs).logits[real])
+        expected = model(**inputs).logits[real]
+        # Sums over keys and widths, some in a row; the largest logit is as large as their parts.
+        assert_close(logits[real], expected, terms=9 * 48 * 2, size=expected.abs().max())
 
 
 def test_a_batch_seen_in_inference_mode_can_be_learned_from():

@@ -8,7 +8,9 @@ import sys
 import pytest
 import train_every_method
 from folders import bert_folder, llama_folder
+from library.page import read_marked
 from methods.test_method_matrix import PLUGGED
+from paths import ROOT
 
 from lorada import METHODS
 
@@ -92,3 +94,9 @@ def test_rows_must_be_named(place, capsys, monkeypatch):
 def test_no_method_is_left_out(place, capsys):
     names = refused(place, capsys, "--methods", "lorra").partition("is none of ")[2].split(", ")
     assert set(names) == {*METHODS, *(f"{name}+lmam" for name in PLUGGED)}
+
+
+def test_the_page_has_the_figures_of_the_results():
+    results = json.loads((ROOT / "benchmarks/results/methods.json").read_text())
+    written = read_marked(ROOT / "docs/methods.md", train_every_method.SCRIPT)
+    assert written == train_every_method.page(results)

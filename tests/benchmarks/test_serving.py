@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from exact_cells import adapted
+from library.page import read_marked
 from serving import run, steps
 from serving.load import Load
 
@@ -14,9 +15,7 @@ from lorada.tuners.lmam import LmamLayer
 
 @pytest.mark.parametrize("script", [run, steps], ids=["run", "steps"])
 def test_the_page_has_the_figures_of_the_results(script):
-    docs = (steps.DOCS).read_text(encoding="utf-8")
-    begin = f"<!-- written by benchmarks/serving/{script.__name__.split('.')[1]}.py -->\n"
-    written = docs.split(begin)[1].split("<!-- until here -->")[0]
+    written = read_marked(steps.DOCS, f"{script.__name__.replace('.', '/')}.py")
     assert written == script.page(json.loads(script.RESULTS.read_text()))
 
 

@@ -19,7 +19,7 @@ def study(monkeypatch):
     """Imports a script of the study; its neighbours are found, as when it is run."""
     monkeypatch.syspath_prepend(str(STUDY))
     yield importlib.import_module
-    for name in ("run", "rows", "hypotheses", "page"):
+    for name in ("run", "rows", "hypotheses", "page", "second"):
         sys.modules.pop(name, None)
 
 
@@ -106,3 +106,77 @@ def test_the_tables_name_what_is_better_and_what_is_worse(study):
     lines = list(study("hypotheses").tables({"syllogism": methods}, page.title))
     found = {line.split(" | ")[1]: line.rsplit("|", 2)[1].strip() for line in lines if "`" in line}
     assert found == {"map by distance": "**better**", "gains by query": "**worse**", "gains": ""}
+
+
+# The second study.
+
+
+def measured(second, level, seed, seeds=5):
+    random = np.random.default_rng(seed)
+    scores = 100.0 * (random.random((seeds, 400)) < level)
+    losses = ((1 - level) + random.random((seeds, 400)) / 9).round(3)
+    return second.Measured(scores, losses, [3e-3] * seeds)
+
+
+def words_of(second, levels):
+    """The verdict of each test, where these are the true levels of method and other."""
+    found = {
+        "syllogism": {
+            second.LEFT: measured(second, levels[0], 1),
+            second.HEAD: measured(second, levels[1], 2),
+        }
+    }
+    for better in (True, False):
+        asked = second.Asked("syllogism", second.LEFT, second.HEAD, better)
+        yield list(second.tests([asked], found))[2].rsplit("|", 2)[1].strip()
+
+
+def test_a_verdict_follows_the_truth(study):
+    second = study("second")
+    assert [*words_of(second, (0.9, 0.6))] == ["better; by loss better"] * 2
+    assert [*words_of(second, (0.6, 0.9))] == ["**worse**; by loss **worse**"] * 2
+    same = [*words_of(second, (0.7, 0.7))]
+    assert same == ["not shown; by loss not shown", "not worse; by loss not worse"]
+
+
+def test_the_tests_can_be_repeated_from_what_is_kept(study, tmp_path):
+    second = study("second")
+    found = {"qnli": {second.LEFT_ON_LORA: measured(second, 0.8, 1),
+                      second.LORA_4: measured(second, 0.7, 2)}}  # fmt: skip
+    second.keep(found, tmp_path / "kept.json.gz")
+    again = second.kept(tmp_path / "kept.json.gz")
+    lines = list(second.page(again))
+    assert lines == list(second.page(found))
+    assert "1 of 6 tests have all of their runs." in lines
+    assert second.kept(tmp_path / "nothing.json.gz") == {}
+
+
+def test_every_test_of_a_hypothesis_has_a_comparison(study):
+    run, second = study("run"), study("second")
+    new = [asked for asked in run.COMPARISONS.values() if asked.search == "each-seed"]
+    for asked in (one for several in second.HYPOTHESES.values() for one in several):
+        methods = {m for one in new if one.rows == asked.rows for m in one.methods}
+        assert {asked.method, asked.other} <= methods
+        assert {asked.method, asked.other} <= second.NAMES.keys()
+
+
+def test_the_results_of_the_page_are_those_that_are_kept(study):
+    second = study("second")
+    text = (second.DOCS / "study.md").read_text(encoding="utf-8")
+    own = text.split(second.BEGIN)[1].split(second.END)[0]
+    assert own.strip() == "\n".join(second.page(second.kept(second.KEPT))).strip()
+
+
+def test_held_out_phrases_are_as_long_as_those_to_learn_from(study, tmp_path, monkeypatch):
+    rows = study("rows")
+    monkeypatch.setattr(rows, "TRAIN", 40)
+    monkeypatch.setattr(rows, "HELD_OUT", 20)
+    texts = [" ".join(["word", str(i), *["more"] * (i % 9)]) + f" end{i}" for i in range(200)]
+    texts += [f"new {text}" for text in texts]
+    data = [{"sentence": text, "label": i % 2} for i, text in enumerate(texts)]
+    monkeypatch.setattr(rows, "read", lambda folder, task, split: iter(data))
+    train, held_out = rows.even_sst2(tmp_path)
+    assert (len(train), len(held_out)) == (40, 20)
+    assert all(len(row["text"].split()) > 4 for row in (*train, *held_out))
+    for row in held_out:
+        assert not any(row["text"] in one["text"] or one["text"] in row["text"] for one in train)

@@ -91,9 +91,24 @@ MISTAKES = {
     "serve no run": (["serve", "none"], "none is not a run"),
     "generate with a class": (
         ["generate", "labelled", "--prompt", "a"],
-        "labelled is a classifier of y and writes no text: score it with lorada evaluate labelled",
+        "writes no text: ask it with lorada predict labelled --text TEXT",
     ),
-    "serve a class": (["serve", "labelled"], "labelled is a classifier of y and writes no text"),
+    "serve a class": (
+        ["serve", "labelled", "run"],
+        "labelled is a classifier of y and writes no text",
+    ),
+    "predict beside": (
+        ["predict", "labelled", "--text", "a", "--data", "labels.jsonl"],
+        "--text 'a' and --data labels.jsonl exclude each other",
+    ),
+    "predict to no table": (
+        ["predict", "labelled", "--text", "a", "--output", "x.txt"],
+        "--output x.txt is neither a .jsonl nor a .csv file",
+    ),
+    "predict without a text": (
+        ["predict", "labelled", "--data", "rows.jsonl"],
+        "rows.jsonl row 1 has fields prompt, response; each needs text",
+    ),
     "serve with an empty key": (["serve", "run", "--api-key", ""], "--api-key is empty, or has a"),
     "serve with a key no client can send": (
         ["serve", "run", "--api-key", "schlüssel"],

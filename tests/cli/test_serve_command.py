@@ -76,4 +76,4 @@ def test_a_missing_extra_is_named(call, runs, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     code, _, err = call("serve", runs[0])
     assert code == 2
-    assert "uvicorn is missing: pip install 'lorada[serve]'" in err
+    assert "uvicorn is missing: install the extra `serve`" in err

@@ -114,10 +114,13 @@ def test_a_run_can_be_used_as_is_suggested(call, at_home, run):
     follow(call, "plot", "3", run, *more, **fill)
 
 
-def test_a_classifier_is_exported_and_described(call, at_home, labelled):
-    fill = {"DIR": "whole [model]"}
-    found = next_of(call, "evaluate", labelled, "--data", "labels.jsonl")
-    assert next_of(call, *[fill.get(word, word) for word in found[1:]])[0] == "cat"
+def test_a_classifier_is_asked_exported_and_described(call, at_home, labelled):
+    fill = {"TEXT": "ab", "FILE": "labels.jsonl"}
+    found = follow(call, "evaluate", labelled, "--data", "labels.jsonl", **fill)
+    assert found[1] == "predict"
+    page = ["--text", "a $b$ [/x]", "--output", "page.html", "--overwrite"]
+    assert follow(call, "explore", labelled, *page, **fill)[1] == "predict"
+    assert next_of(call, "export", labelled, "whole [model]")[0] == "cat"
     assert words_of("$(cat 'whole [model]/README.md')")
 
 

@@ -1,7 +1,8 @@
 """``lorada params`` on the paper's own models, which it knows without weights."""
 
 import pytest
-from count_paper_parameters import PAGE, ROWS, line, page, verdict
+from count_paper_parameters import PAGE, ROWS, SCRIPT, line, page, verdict
+from library.page import read_marked
 
 from lorada.runs.models.count import count_parameters
 from lorada.runs.models.loading import model_folder
@@ -52,18 +53,19 @@ def test_a_name_without_weights_cannot_be_trained_on():
 
 
 def test_some_rows_of_the_page_are_what_the_command_counts():
-    lines = PAGE.read_text().splitlines()
+    lines = read_marked(PAGE, SCRIPT).splitlines()
     for row in ROWS[1::9]:
         assert line(row) in lines
 
 
 @pytest.mark.slow
 def test_the_page_is_what_the_command_writes():
-    assert PAGE.read_text() == page([line(row) for row in ROWS])
+    assert read_marked(PAGE, SCRIPT) == page([line(row) for row in ROWS])
 
 
 def test_every_figure_of_the_page_that_is_not_met_has_its_reason():
-    lines = [text for text in PAGE.read_text().splitlines() if text.startswith("| ")][1:]
+    text = read_marked(PAGE, SCRIPT)
+    lines = [text for text in text.splitlines() if text.startswith("| ")][1:]
     assert len(lines) == len(ROWS)
     for text, row in zip(lines, ROWS, strict=True):
         assert ("| ✓ |" in text) != bool(row.why), text

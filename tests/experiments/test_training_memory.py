@@ -150,7 +150,7 @@ CARD = 24 * 2**30
     ],
 )
 def test_what_of_an_8b_model_fits_on_a_card_of_24_gib(dtype, bits, recomputed, fits):
-    """The example of docs/guides/train.md, computed, not measured."""
+    """The example of docs/guides/one-gpu.md, computed, not measured."""
     options = {"method": "lora+lmam", "model": "llama3-8b", "output": "-"}
     settings = {"dtype": dtype, "activation_checkpointing": recomputed, "quantization": bits}
     recipe = load_recipe(None, [], options).model_copy(update=settings)

@@ -205,7 +205,7 @@ def test_the_effect_on_the_answer_is_that_of_the_steps_that_wrote_it(name, chat_
 REFUSED = {
     "classifier": (
         ["labels"],
-        r"labels is a classifier of n, y and writes no text: score it with lorada ev",
+        r"labels is a classifier of n, y and writes no text: ask it with lorada predict",
     ),
     "other base": (["lora", "wide"], r"lora was trained on \S+llama and \S+wide on \S+other"),
     "other dtype": (["lora", "half"], "with dtype=float32 and .*half with dtype=bfloat16"),

@@ -63,7 +63,9 @@ def test_the_page_has_the_numbers_of_explain(name, folder):
         if one.effect is not None:
             assert layer["effect"] == pytest.approx(one.effect.tolist())
             assert layer["negative"] == pytest.approx(one.negative.tolist())
-    assert set(shown["next"]) == {"with", "without", *found.parts}
+    heads = {"head"} if name == "classes" else set()
+    assert set(shown["next"]) == {"with", "without", *found.parts, *heads}
+    assert data["runs"][0]["head"] == found.head == next(iter(heads), None)
     token, share = shown["next"]["with"][0]
     best = found.probabilities["with"][0].max(-1)
     assert share == pytest.approx(float(best.values))

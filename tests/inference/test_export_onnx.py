@@ -23,7 +23,7 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 
 for package in checks.ONNX_PACKAGES:
-    pytest.importorskip(package, reason=f"{package} is missing: pip install 'lorada[onnx]'")
+    pytest.importorskip(package, reason=f"{package} is missing: extra onnx")
 
 # A rate at which a few steps change every logit.
 TINY = [
@@ -133,7 +133,8 @@ def test_a_missing_package_is_named_before_anything_is_loaded(
 ):
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
-    assert (code, err) == (2, "error: onnx is missing: pip install 'lorada[onnx]'\n")
+    how = "install the extra `onnx` (pip install '.[onnx]' in a checkout of lorada)"
+    assert (code, err) == (2, f"error: onnx is missing: {how}\n")
     assert folder_of(tmp_path) == []
 
 

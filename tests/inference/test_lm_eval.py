@@ -148,7 +148,7 @@ def test_a_missing_lm_eval_names_the_extra(place, lorada, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     code, _, err = lorada("evaluate", place / "start", "--lm-eval", "piqa")
     assert code == 2
-    assert "pip install 'lorada[eval]'" in err
+    assert "install the extra `eval`" in err
 
 
 def test_a_classifier_is_refused(tmp_path, lorada):
@@ -158,4 +158,4 @@ def test_a_classifier_is_refused(tmp_path, lorada):
     train(load_recipe(None, settings, {**options, "output": str(tmp_path / "run")}), quiet=True)
     code, _, err = lorada("evaluate", tmp_path / "run", "--lm-eval", "piqa")
     assert code == 2
-    assert "writes no text: score it with lorada evaluate" in err
+    assert "writes no text: ask it with lorada predict" in err

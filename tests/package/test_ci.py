@@ -18,6 +18,8 @@ test-more:
 \t@echo "$(CURDIR): test-more"
 docs:
 \t@echo "$(CURDIR): docs"
+dist:
+\t@echo "$(CURDIR): dist"
 test:
 \t@test -e .venv/here && test -f ../shared/paper.md
 \t@echo "$(CURDIR): test $(TESTS)"; echo "FAILED tests/a.py::b"; echo "1 failed, 3 passed in 9.5s"
@@ -60,11 +62,11 @@ def test_ci_checks_a_clone_named_lorada_and_tests_one_behind_a_blank(checkout):
     asked = [line for line in lines if ": " in line and "PATHS" not in line]
     places = [line.partition(": ")[0] for line in asked]
     assert [line.partition(": ")[2].split()[0] for line in asked] == [
-        "check", "test-more", "docs", "python", "test",
+        "check", "test-more", "docs", "dist", "python", "test",
     ]  # fmt: skip
-    assert [place.rpartition("/")[2] for place in places] == ["lorada"] * 3 + ["my clone"] * 2
-    assert " " in os.path.dirname(places[3])
-    chosen = asked[4].partition(": test ")[2].split()
+    assert [place.rpartition("/")[2] for place in places] == ["lorada"] * 4 + ["my clone"] * 2
+    assert " " in os.path.dirname(places[4])
+    chosen = asked[5].partition(": test ")[2].split()
     assert chosen
     assert all((ROOT / name).exists() for name in chosen)
 

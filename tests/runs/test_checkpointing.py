@@ -226,6 +226,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(call, llama, tm
     found = json.loads(out)
     assert found["activation_checkpointing"] == "off"
     assert found["rows"] == len(ROWS)
+    assert found["device_bytes"] is None  # it is a CPU
     if method == "lora":
         assert found["step_bytes"]["full"] < found["step_bytes"]["off"]
     else:

@@ -18,7 +18,7 @@ from lorada.runs.data.dataset import encode_rows
 from lorada.runs.data.rows import load_rows
 from lorada.runs.recipe import Recipe, load_recipe
 from lorada.runs.training.arguments import training_arguments
-from lorada.tasks.rows import read_rows
+from lorada.tasks.row_files import read_rows
 
 OURS = (ValueError, OSError, ImportError)
 BASE = {"model": "smollm2-135m", "output": "out"}

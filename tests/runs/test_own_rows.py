@@ -14,7 +14,8 @@ from lorada.runs.data.rows import Rows, load_rows
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
-from lorada.tasks.rows import form_of, read_rows
+from lorada.tasks.row_files import read_rows
+from lorada.tasks.row_forms import in_form
 from lorada.tasks.tokenize import EncodeOptions, encode, prompt_of
 
 TOKENIZER = byte_tokenizer()
@@ -151,10 +152,10 @@ STRAY = {
         {"prompt": "p", "response": "r"},
         {"eval_prompt": "x", "eval_response": "y", "prompt_end": "z", "text": "t"},
     ),
-    "a score beside a label": ({"text": "t", "label": "no"}, {"score": "0.5"}),
+    "an answer beside a label": ({"text": "t", "label": "no"}, {"answer": "0.5"}),
     "a label beside candidates": (
         {"prompt": "p", "candidates": ["a", "b"], "answer": 1},
-        {"label": "no", "response": "r"},
+        {"label": "no", "output": "r"},
     ),
     "half a character": ({"text": "t", "score": 1}, {"note": "\ud800"}),
 }
@@ -349,6 +350,6 @@ def test_chats_of_turns_with_more_than_two_fields_keep_them(tmp_path):
     row = chat("user", "assistant")
     row["messages"][0]["name"] = "Ann"
     assert loaded(tmp_path, [row]).rows == [row]
-    assert form_of([row], "rows") == "messages"
+    assert in_form([row], "rows") == ([row], "messages")
     (one,) = encode([row], "messages", TOKENIZER, EncodeOptions(64))
     assert json.loads(json.dumps(one.features)) == one.features

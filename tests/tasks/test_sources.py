@@ -121,14 +121,18 @@ def test_a_data_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
     assert data_folder(None) is None
 
 
-BROKEN = {"not JSON": '{"label": 0}\n{"label"\n', "not objects": "[0]\n", "empty": ""}
+BROKEN = {
+    "not JSON": ('{"label": 0}\n{"label"\n', "line 2 is not JSON"),
+    "not objects": ("[0]\n", "line 1 is not a JSON object"),
+    "empty": ("", "has no rows"),
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_file_of_rows_is_named(case, tmp_path):
     path = tmp_path / "glue" / "rte" / "train.jsonl"
     path.parent.mkdir(parents=True)
-    path.write_text(BROKEN[case])
-    line = "line 2 cannot be read" if case == "not JSON" else "must have one JSON object a line"
-    with pytest.raises(ValueError, match=rf"train\.jsonl {line}"):
+    text, said = BROKEN[case]
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"train\.jsonl {said}"):
         read_source(RTE, tmp_path)

@@ -9,7 +9,8 @@ from sample_rows import FOLDER, samples
 from lorada.runs.data.rows import scored_rows, training_rows
 from lorada.runs.recipe import load_recipe
 from lorada.tasks import TASKS
-from lorada.tasks.rows import answer_of, form_of
+from lorada.tasks.row_forms import in_form
+from lorada.tasks.rows import answer_of
 from lorada.tasks.tokenize import IGNORED, EncodeOptions, Windows, encode
 
 NAMES = [name for name in TASKS if name != "jsonl"]  # whose rows are the user's
@@ -46,7 +47,7 @@ def test_a_protocol_makes_of_the_sample_rows_what_stands_beside_them(name, proto
 def test_rows_have_the_form_of_their_protocol_and_something_to_learn(name, protocol, scored):
     found = TASKS[name].protocols[protocol]
     rows = converted(name, protocol, scored=scored)
-    assert form_of(rows, name) == found.form
+    assert in_form(rows, name)[1] == found.form
     for kind in found.kinds:
         options = EncodeOptions(
             1024, found.loss_on, found.labels, found.joint, kind, found.target_length

@@ -6,7 +6,9 @@ import pytest
 from folders import byte_tokenizer, rows_file
 
 from lorada.tasks.metrics import exact_match
-from lorada.tasks.rows import answer_of, form_of, read_rows
+from lorada.tasks.row_files import read_rows
+from lorada.tasks.row_forms import in_form
+from lorada.tasks.rows import answer_of
 from lorada.tasks.tokenize import IGNORED, EncodeOptions
 from lorada.tasks.tokenize import encode as every
 
@@ -135,4 +137,4 @@ BAD_ROWS = {
 def test_bad_rows_say_which_row(case):
     rows, message = BAD_ROWS[case]
     with pytest.raises(ValueError, match=message):
-        form_of(rows, "file")
+        in_form(rows, "file")

@@ -99,7 +99,7 @@ def test_what_a_newer_version_added_is_refused_in_one_line(case, way, saved, tmp
     name, change, message = UNKNOWN[case]
     folder = edited(saved, name, tmp_path, change)
 
-    ends = rf"saved by lorada {NEWER}, this is {__version__}: pip install -U lorada"
+    ends = rf"saved by lorada {NEWER}, this is {__version__}: install a newer lorada"
     with pytest.raises(ValueError, match=f"{message}.*{ends}") as error:
         WAYS[way](folder)
     assert "\n" not in str(error.value)

@@ -60,10 +60,10 @@ STACKS = {
 LOADS = {"short": (32, 48), "long": (256, 48)}
 
 
-def write(folder: Path, parts: list[Any]) -> Path:
+def write(folder: Path, parts: list[Any], layers: int) -> Path:
     """An exported folder with random weights."""
     set_seed(0)
-    model: Any = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    model: Any = LlamaForCausalLM(LlamaConfig(**{**SHAPE, "num_hidden_layers": layers}))
     if parts:
         model = get_peft_model(model, LoradaConfig(parts=parts))
         with torch.no_grad():
@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--loads", nargs="+", default=list(LOADS), choices=list(LOADS))
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--models", nargs="+", default=list(STACKS), choices=list(STACKS))
+    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--threads", type=int, help="one per core, if left out")
     asked = parser.parse_args()
@@ -175,7 +176,10 @@ def main() -> None:
         most = max(asked.batches)
         engines = {
             name: engine(
-                write(Path(place) / name.replace(" ", "-"), parts), asked.dtype, most, asked.eager
+                write(Path(place) / name.replace(" ", "-"), parts, asked.layers),
+                asked.dtype,
+                most,
+                asked.eager,
             )
             for name, parts in STACKS.items()
             if name in asked.models

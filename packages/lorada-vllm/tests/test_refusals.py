@@ -4,10 +4,12 @@ import json
 import sys
 import types
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import lorada_vllm.plugin
 import lorada_vllm.versions
 import pytest
+from lorada_vllm.backends import BACKENDS, refuse_unknown_backend
 from lorada_vllm.folder import base_config
 from lorada_vllm.refusal import RefusedError, refuse
 from stacks import lorada_la, write_stack
@@ -114,6 +116,23 @@ def test_a_version_that_is_not_known_refuses_only_exported_folders(number, expor
     )
 
 
+@pytest.mark.parametrize("name", ["FLASHINFER", "FLEX_ATTENTION"])
+def test_a_backend_without_the_map_is_refused_with_those_that_have_it(name):
+    with pytest.raises(RefusedError) as error:
+        refuse_unknown_backend(name)
+    assert str(error.value) == (
+        f"lorada-vllm: the attention backend {name} does not add the map: start vLLM with "
+        "--attention-backend FLASH_ATTN or TRITON_ATTN (CPU_ATTN on a CPU)"
+    )
+
+
+def test_the_backends_with_the_map_are_not_refused_and_are_those_of_the_readme():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    for name in BACKENDS:
+        refuse_unknown_backend(name)
+        assert name in readme or name == "CPU_ATTN"
+
+
 def test_a_known_version_is_not_refused(monkeypatch):
     monkeypatch.setattr(lorada_vllm.versions, "version", lambda package: "0.32.1+cpu")
     assert lorada_vllm.versions.unknown_version() is None
@@ -122,7 +141,7 @@ def test_a_known_version_is_not_refused(monkeypatch):
 def test_without_the_plugin_the_error_names_it(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
     monkeypatch.delitem(READERS, "vllm", raising=False)
-    with pytest.raises(ValueError, match="pip install lorada-vllm"):
+    with pytest.raises(ValueError, match="install lorada-vllm"):
         AutoConfig.from_pretrained(str(exported))
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from pathlib import Path
 
 import pytest
 from peft import LoraConfig
@@ -165,7 +166,11 @@ def test_another_adapter_in_the_same_folder_is_not_served_by_an_old_graph(tmp_pa
     ("options", "named"),
     [
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype=fp8"),
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size=2"),
+        (
+            {"tensor_parallel_size": 2},
+            "tensor_parallel_size=2: more than one device for a model is not served",
+        ),
+        ({"attention_backend": "FLASHINFER"}, "--attention-backend FLASH_ATTN or TRITON_ATTN"),
         ({"enable_lora": True}, "--enable-lora"),
         (
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2,
@@ -173,7 +178,7 @@ def test_another_adapter_in_the_same_folder_is_not_served_by_an_old_graph(tmp_pa
             "speculative decoding",
         ),
     ],
-    ids=["cache", "parallel", "lora", "speculative"],
+    ids=["cache", "parallel", "backend", "lora", "speculative"],
 )  # fmt: skip
 def test_settings_that_are_not_served_are_refused_before_an_engine_starts(stack, options, named):
     from lorada_vllm.refusal import RefusedError
@@ -183,6 +188,23 @@ def test_settings_that_are_not_served_are_refused_before_an_engine_starts(stack,
         EngineArgs(model=str(stack), **options).create_engine_config()
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_settings_are_refused_in_the_words_of_the_readme():
+    from lorada_vllm.settings import ONE_DEVICE
+
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (line,) = (line for line in readme.splitlines() if line.startswith("| vLLM |"))
+    assert ONE_DEVICE in line.split("|")[3]
+
+
+def test_a_stack_without_a_map_keeps_the_graphs_and_the_choice_of_a_backend(tmp_path):
+    from lorada_vllm.backends import has_map
+    from vllm.engine.arg_utils import EngineArgs
+
+    folder = write_stack(tmp_path / "stack", [BottleneckConfig(rank=4)])
+    made = EngineArgs(model=str(folder), attention_backend="FLASHINFER").create_engine_config()
+    assert not has_map(made)
 
 
 def test_a_plain_model_is_served_as_before(tmp_path):
@@ -204,3 +226,17 @@ def test_a_chunk_of_any_size_gives_the_same_logits(stack, expected):
     with engine(stack, max_num_batched_tokens=37, max_num_seqs=5) as llm:
         found = answers(llm, [prompts(LENGTHS)[i] for i in order], NEW)
     assert_same(found, [expected[i] for i in order])
+
+
+def test_prompts_computed_together_as_on_a_gpu_give_the_same(stack, expected, monkeypatch):
+    import lorada_vllm.step
+    from lorada_vllm.paged_map import PagedMap
+
+    made, add = [], PagedMap.add
+    monkeypatch.setattr(lorada_vllm.step, "on_cpu", lambda blocks: False)
+    monkeypatch.setattr(
+        PagedMap, "add", lambda self, *given: made.extend(given[2]) or add(self, *given)
+    )
+    with engine(stack) as llm:
+        assert_same(answers(llm, prompts(LENGTHS), NEW), expected)
+    assert any(isinstance(group, lorada_vllm.step.Joined) for group in made)

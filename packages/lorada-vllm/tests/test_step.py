@@ -1,7 +1,8 @@
 """Which tokens of a step lie under the map; needs no vLLM."""
 
+import lorada_vllm.step
 import torch
-from lorada_vllm.step import MOST_ROWS, Cache, Part, groups_of_step
+from lorada_vllm.step import MOST_COMPUTED, MOST_ROWS, Cache, Joined, Part, groups_of_step
 
 BLOCKS = torch.arange(40).view(4, 10)
 CACHE = Cache(block=4, heads=2, width=3)
@@ -15,6 +16,8 @@ def tokens_and_rows(groups):
         if isinstance(group, Part):
             tokens = range(tokens.start, tokens.stop)
             rows = range(rows.start, rows.stop)
+        elif isinstance(group, Joined):
+            tokens, rows = tokens.tolist(), (rows.start + group.own).tolist()
         else:
             tokens, rows = tokens.tolist(), rows.tolist()
         found.update(zip(tokens, rows, strict=True))
@@ -57,13 +60,27 @@ def test_decoded_tokens_are_put_together():
     assert [(block, count) for _, block, count in group.copies.parts] == [(0, 3), (20, 4), (21, 1)]
 
 
-def test_a_long_prompt_is_cut_into_groups():
+def test_a_long_prompt_is_cut_into_groups_of_the_same_rows_as_others():
     size = 3 * MOST_ROWS
     blocks = torch.arange(size)[None]
     groups = groups_of_step([0, size - 10], [size], blocks, Cache(1, 2, 3), size)
     assert [group.rows for group in groups] == [
-        slice(10, 10 + MOST_ROWS),
-        slice(10 + MOST_ROWS, 10 + 2 * MOST_ROWS),
-        slice(10 + 2 * MOST_ROWS, size),
+        slice(10, MOST_ROWS),
+        slice(MOST_ROWS, 2 * MOST_ROWS),
+        slice(2 * MOST_ROWS, size),
     ]
-    assert groups[0].tokens == slice(0, MOST_ROWS)
+    assert groups[0].tokens == slice(0, MOST_ROWS - 10)
+
+
+def test_short_prompts_are_not_computed_to_the_end_of_a_long_one(monkeypatch):
+    monkeypatch.setattr(lorada_vllm.step, "on_cpu", lambda blocks: False)
+    counts = [3, 200, 2, 4, 3, 2, 150, 3]
+    starts = [0, *torch.tensor(counts).cumsum(0).tolist()]
+    blocks = torch.zeros(len(counts), 50, dtype=torch.long)
+    groups = groups_of_step(starts, counts, blocks, CACHE, 256)
+    assert len(groups) == 2
+    computed = sum((g.rows.stop - g.rows.start) * len(g.blocks) for g in groups)
+    assert sum(counts) < computed <= MOST_COMPUTED * sum(counts)
+    assert tokens_and_rows(groups) == {
+        start + i: i for start, count in zip(starts, counts, strict=False) for i in range(count)
+    }

@@ -21,6 +21,7 @@ from lorada.cli import (  # noqa: F401
     export_command,
     list_commands,
     plot_commands,
+    predict_command,
     run_commands,
     serve_command,
     table_command,

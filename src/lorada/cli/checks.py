@@ -17,7 +17,7 @@ from lorada.experiments.compare.spec import (
     refuse_taken_by_other,
     saved_comparison,
 )
-from lorada.runs.data.rows import JSONL, Rows, load_rows
+from lorada.runs.data.rows import JSONL, Rows, load_rows, rows_to_answer
 from lorada.runs.folder.folder import (
     refuse_both,
     refuse_no_adapter,
@@ -30,8 +30,9 @@ from lorada.runs.folder.result import read_result, refuse_no_text
 from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
 from lorada.runs.models.names import check_name
 from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
-from lorada.support.errors import refuse_empty, unknown_name
-from lorada.tasks.rows import Form, resolve
+from lorada.support.errors import missing_package, refuse_empty, unknown_name
+from lorada.tasks.row_files import hub_source, read_rows
+from lorada.tasks.rows import HEADED, Form, resolve
 from lorada.tasks.sources import data_folder
 
 DTYPES = ("float32", "bfloat16", "float16")  # that an export may be written in
@@ -115,7 +116,7 @@ def check_export(
                 )
         for package in ONNX_PACKAGES:
             if find_spec(package) is None:
-                raise ImportError(f"{package} is missing: pip install 'lorada[onnx]'")
+                raise missing_package(package, "onnx")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
     if shard_size is not None and not SHARD_SIZE.fullmatch(shard_size):
@@ -147,6 +148,42 @@ def check_scored(folder: Path, data: str | None, data_dir: str | None) -> Recipe
     return recipe
 
 
+def check_predicted(
+    folder: Path,
+    texts: Sequence[str],
+    data: str | None,
+    output: Path | None,
+    *,
+    overwrite: bool,
+) -> tuple[Recipe, Rows | None]:
+    """Check a finished run, what it is to answer, and the file for the answers.
+
+    Returns:
+        The outline of the run's recipe, and the rows; None for rows that are not read at once.
+
+    Raises:
+        ValueError: as ``check_run``, for texts beside a file, rows that do not fit the run, or a
+            file that is there or is neither JSON Lines nor CSV.
+        FileNotFoundError: for rows that are not there.
+    """
+    recipe, result = check_run(folder), read_result(folder)
+    if texts and data is not None:
+        raise ValueError(f"--text {texts[0]!r} and --data {data} exclude each other: leave one out")
+    if output is not None:
+        if output.suffix.lower() not in (".jsonl", ".csv"):
+            raise ValueError(f"--output {output} is neither a .jsonl nor a .csv file: rename it")
+        if output.is_dir() or (output.exists() and not overwrite):
+            raise ValueError(
+                f"{output} is there already: choose another --output, or pass --overwrite"
+            )
+    if data is not None and not _is_small(data):
+        return recipe, None
+    field = "text" if result["form"] in HEADED else "prompt"
+    rows = [{field: text} for text in texts] if data is None else read_rows(data)
+    learned = result["form"], tuple(result["labels"])
+    return recipe, rows_to_answer(rows, "--text" if data is None else data, *learned)
+
+
 def check_writers(folders: Sequence[Path]) -> Recipe:
     """Check that finished runs on one base write text; return the outline of the first's recipe.
 
@@ -161,6 +198,22 @@ def check_writers(folders: Sequence[Path]) -> Recipe:
     adapter_names(folders)
     refuse_different_bases(folders)
     return recipes[0]
+
+
+def check_served(folders: Sequence[Path]) -> tuple[Recipe, bool]:
+    """Check finished runs to be served: classifiers, or runs on one base that write text.
+
+    Returns:
+        The outline of the first one's recipe, and whether they are classifiers.
+
+    Raises:
+        ValueError: as ``check_writers``, unless all are classifiers.
+    """
+    recipes = [check_run(folder) for folder in folders]
+    if any(read_result(folder)["form"] != "label" for folder in folders):
+        return check_writers(folders), False
+    adapter_names(folders)
+    return recipes[0], True
 
 
 def check_search(
@@ -212,8 +265,8 @@ def check_comparison(
         chosen = comparison_of(outline(None, overrides, {**options, **FIXED}), asked)
     check_name(chosen.recipe["model"])
     if has_own_rows(chosen):
-        files = [resolve(str(path)) for path in (chosen.recipe.get("data"), chosen.held_out)]
-        if all(not file.is_file() or file.stat().st_size <= SMALL for file in files):
+        files = [str(path) for path in (chosen.recipe.get("data"), chosen.held_out)]
+        if all(map(_is_small, files)):
             read_data(chosen, "decoder")
     else:
         data_folder(chosen.recipe.get("data_dir"))
@@ -227,11 +280,16 @@ def can_be_scored(recipe: Recipe) -> bool:
 def _small(
     path: str | None, trained: Form | None = None, labels: tuple[str, ...] = ()
 ) -> Rows | None:
-    """The checked rows of a file; None for a large file."""
-    file = None if path is None else resolve(path)
-    if file is not None and file.is_file() and file.stat().st_size > SMALL:
+    """The checked rows of a file; None for a large file, or one of the hub."""
+    if path is not None and not _is_small(path):
         return None
     return load_rows(path, trained, labels)
+
+
+def _is_small(path: str) -> bool:
+    """Whether rows can be read at once: a file that is small, or is not there and is refused."""
+    file = resolve(path)
+    return hub_source(path) is None and not (file.is_file() and file.stat().st_size > SMALL)
 
 
 def check_explored(

@@ -43,8 +43,8 @@ Methods = Annotated[
     ),
 ]
 Model = Annotated[str | None, MODEL]
-Rows = Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")]
-HeldOut = Annotated[str | None, typer.Option(help="rows to score, .jsonl or .csv")]
+Rows = Annotated[str | None, typer.Option(help="training rows: a file or a hub id")]
+HeldOut = Annotated[str | None, typer.Option(help="rows to score: a file or a hub id")]
 Task = Annotated[
     str | None,
     typer.Option(

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from lorada.cli.app import console, print_json
 from lorada.support.duration import duration
@@ -14,11 +15,14 @@ LOADING = ("dtype", "quantization", "attn_implementation", "device_map")  # fiel
 
 
 def show_training(recipe: Any, *, as_json: bool) -> None:
-    """Print rows, parameters and memory of a training; no weights are loaded.
+    """Print rows, parameters and memory of a training, and its first row; no weights are loaded.
 
     Raises:
         ValueError: as ``prepare_training``.
     """
+    from lorada.runs.by_device import device_bytes
+    from lorada.runs.data.dataset import fit_context
+    from lorada.runs.data.first_row import first_row
     from lorada.runs.models.count import parameters_of
     from lorada.runs.prepare import prepare_training
     from lorada.runs.training.checkpointing import recomputes
@@ -28,11 +32,15 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     chosen = "full" if recomputes(recipe, prepared.config) else "off"
     loading = {name: getattr(prepared.recipe, name) for name in LOADING}
     sizes, reason = _step_bytes(prepared)
+    device = device_bytes(prepared.recipe)
+    fitted = fit_context(prepared.recipe, prepared.config)
+    row = first_row(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
     if as_json:
         print_json({
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
             "rows": len(prepared.rows.rows), **counts,
             **loading, "activation_checkpointing": chosen, "step_bytes": sizes,
+            "device_bytes": device, "first_row": row,
         })  # fmt: skip
         return
     table = Table("method", "model", "rows", "trained", "100 p/N", "output")
@@ -45,11 +53,27 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     if sizes is not None:
         each = (f"{size / 2**30:,.2f} GiB with {name}" for name, size in sizes.items())
         need = f"a step needs {', '.join(each)}"
+        if device is not None:
+            fits = "fits" if sizes[chosen] < device else "does not fit"
+            need += f"; {chosen} {fits} in the {device / 2**30:.1f} GiB of this device"
     asked = recipe.activation_checkpointing
     takes = f"{asked} takes {chosen}" if asked == "auto" else asked
     console.print(f"activation_checkpointing={takes}: {need}", highlight=False, soft_wrap=True)
     said = " ".join(f"{name}={value}" for name, value in loading.items() if value is not None)
     console.print(f"the base is loaded with {said}", highlight=False, soft_wrap=True)
+    if row is not None:
+        console.print(_shown_row(row), highlight=False, soft_wrap=True)
+
+
+def _shown_row(row: dict[str, Any]) -> Text:
+    """A row as the model reads it, with what counts in the loss between marks."""
+    what = f"the {row['counted']:,} between ⟦ and ⟧ count in the loss"
+    if row["learned"] is not None:
+        what = f"the head learns {row['learned']!r}"
+    which = "the first window" if row["row"] is None else f"row {row['row']}"
+    head = f"{which} as the model reads it, {row['tokens']:,} tokens; {what}:\n"
+    pieces = ((f"⟦{text}⟧", "bold") if counts else text for text, counts in row["pieces"])
+    return Text.assemble(head, *pieces)
 
 
 def _step_bytes(prepared: Any) -> tuple[dict[str, float] | None, str]:

@@ -56,7 +56,7 @@ def train(
         typer.Option(help="see `lorada tasks`; commas for more", autocompletion=COMPLETE_TASK),
     ] = None,
     data_dir: DataDir = None,
-    data: Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")] = None,
+    data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
     output: Annotated[
         str | None,
         typer.Option(help="folder of the run; else the recipe's, or runs/TASK-METHOD-seedN"),
@@ -219,7 +219,7 @@ def _suggest_use(run: Path, form: str) -> None:
     from lorada.tasks.rows import HEADED
 
     if form in HEADED:
-        suggest("export", run, "DIR")
+        suggest("predict", run, "--text", "TEXT")
     else:
         suggest("generate", run, "--prompt", "TEXT")
 
@@ -254,7 +254,7 @@ def search(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
     method: Annotated[str | None, typer.Option(help="autopeft")] = None,
     model: Annotated[str | None, MODEL] = None,
-    data: Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")] = None,
+    data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
     eval_data: Annotated[str | None, typer.Option(help="held-out rows to score on")] = None,
     trials: Annotated[int, typer.Option(help="configurations to try; 200 as published")] = 200,
     sampler: Annotated[str, typer.Option(help="random, or botorch (an extra)")] = "random",

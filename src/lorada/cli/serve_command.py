@@ -34,8 +34,8 @@ def serve(
     ] = None,
     remote: Remote = False,
 ) -> None:
-    """Serve finished runs and their base to OpenAI's clients, which name one as the model."""
-    from lorada.cli.checks import check_writers
+    """Serve finished runs and their base to OpenAI's clients; classifiers at /v1/classify."""
+    from lorada.cli.checks import check_served
 
     with needs_extra("serve"):
         import prometheus_client  # noqa: F401
@@ -44,24 +44,31 @@ def serve(
     from lorada.inference.serving.requests import Limits
     from lorada.inference.serving.server import address_of, listen, serve_until_stopped
 
-    recipe = check_writers(runs)
+    recipe, label = check_served(runs)
     limits = Limits(max_body, max_tokens, max_prompts, timeout, api_key)
     _refuse_limits(limits)
     socket = listen(host, port)
     with loading_model(recipe.model):
         from lorada.inference.serving.app import Server
+        from lorada.inference.serving.classify import open_classifiers
         from lorada.inference.serving.served import open_served
 
-        served = open_served(runs, cache_tokens=cache_tokens, trust_remote_code=remote)
+        classifiers = open_classifiers(runs, trust_remote_code=remote) if label else {}
+        served = {}
+        if not label:
+            served = open_served(runs, cache_tokens=cache_tokens, trust_remote_code=remote)
     if host not in LOOPBACK and not api_key:
         _note(f"anybody who reaches {host} may ask: --api-key KEY asks them for a key")
     address = address_of(socket)
     for name, one in served.items():
         how = "in batches" if one.engine.has_logprobs else "one request after the other"
         _note(f"{name}: {one.described.get('method', 'the base alone')}, {how}")
+    for name, classifier in classifiers.items():
+        method, classes = classifier.described["method"], ", ".join(classifier.labels)
+        _note(f"{name}: {method}, labels texts {classes} at /v1/classify")
     _note(f"listening at {address}; Ctrl-C or SIGTERM ends it when running requests have ended")
     next_is("curl", f"{address}/v1/models", on=errors)
-    serve_until_stopped(Server(served, limits).app(), socket, limits.seconds)
+    serve_until_stopped(Server(served, limits, classifiers).app(), socket, limits.seconds)
 
 
 def _refuse_limits(limits: Any) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 # Tokens in a block. On CPUs 32 is as fast as 16, with half as many blocks, and faster than 64 and
-# 128 (docs/performance.md).
+# 128 (benchmarks/NOTES.md).
 BLOCK = 32
 
 

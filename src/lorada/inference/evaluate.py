@@ -15,7 +15,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 
-from lorada.inference.generate import generate
+from lorada.inference.generate import generate_parts, generation_settings
 from lorada.inference.load import Run
 from lorada.inference.perplexity import slide
 from lorada.runs.data.dataset import collator, encode_options, encode_rows, kept_rows, token_counts
@@ -31,6 +31,7 @@ from lorada.runs.models.candidate_scores import (
 from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.support.progress import progress_bar
 from lorada.tasks.metrics import Metrics
+from lorada.tasks.row_files import hub_source
 from lorada.tasks.row_scores import row_scores
 from lorada.tasks.rows import BUILTIN, Form, Row, answer_of, resolve
 from lorada.tasks.tokenize import IGNORED, prompt_of
@@ -39,6 +40,8 @@ BASE = " (base)"  # after the name of rows, for scores with the adapter switched
 # The model's answer to each row, each row's loss (None for a row without one), and the loss of all
 # if it is among the metrics.
 Answers = tuple[list[Any], Sequence[float | None], Metrics]
+# Ranges of rows that are answered one after the other.
+Parts = Sequence[range]
 
 
 def evaluate(
@@ -69,7 +72,7 @@ def evaluate(
 
 def _name_of(run: Run, path: str) -> str:
     """The name of a file's metrics: the one that the run knows the file by, else its whole path."""
-    if path.startswith(BUILTIN) or path == run.recipe.eval_data:
+    if path.startswith(BUILTIN) or path == run.recipe.eval_data or hub_source(path) is not None:
         return path
     scored = (name.removesuffix(BASE) for name in read_result(run.folder)["metrics"])
     for name in map(str, (run.recipe.eval_data, *scored)):
@@ -194,15 +197,21 @@ def _joined(row: Row) -> str:
 
 
 def _batches(
-    run: Run, rows: Rows, title: str, *, answered: bool
+    run: Run, rows: Rows, title: str, *, answered: bool, parts: Parts | None = None
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Batches of rows of similar length, the longest first: the rows' indices, and their tensors.
 
-    If every row has to be ``answered``, none may be left out.
+    If every row has to be ``answered``, none may be left out. With ``parts``, only their rows are
+    in batches, and no batch has rows of two parts.
     """
     dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=answered)
-    pad = collator(rows.form, run.tokenizer)
-    for chosen in progress_bar(alike(dataset, run.recipe.eval_batch_size), title):
+    pad, size = collator(rows.form, run.tokenizer), run.recipe.eval_batch_size
+    batches = [
+        [part[i] for i in chosen]
+        for part in parts or [range(len(dataset))]
+        for chosen in alike(dataset.select(part), size)
+    ]
+    for chosen in progress_bar(batches, title):
         batch = pad([dataset[i] for i in chosen])
         yield chosen, {key: tensor.to(run.device) for key, tensor in batch.items()}
 
@@ -235,9 +244,7 @@ def _classify(run: Run, rows: Rows) -> Answers:
     These are the losses of which transformers' models return the mean of a batch.
     """
     found: dict[int, tuple[Any, float]] = {}
-    for chosen, batch in _batches(run, rows, "Scoring", answered=True):
-        right = batch.pop("labels")
-        logits = run.model(**batch).logits
+    for chosen, logits, right in head_outputs(run, rows):
         if rows.form == "label":
             answers = [rows.labels[i] for i in logits.argmax(-1).tolist()]
             losses = F.cross_entropy(logits.float(), right, reduction="none")
@@ -249,32 +256,54 @@ def _classify(run: Run, rows: Rows) -> Answers:
     return answers, each, {"loss": sum(each) / len(each)}
 
 
-def _choose(run: Run, rows: Rows) -> Answers:
-    """The index of each row's likeliest candidate, and the loss that training has for the row.
+def head_outputs(
+    run: Run, rows: Rows, parts: Parts | None = None
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Batches of rows of some parts, of all if None: indices, logits (B, C), right answers (B,)."""
+    for chosen, batch in _batches(run, rows, "Scoring", answered=True, parts=parts):
+        right = batch.pop("labels")
+        yield chosen, run.model(**batch).logits, right
 
-    It is −log softmax(s) of the right candidate, s being the candidates' scores. It is not among
-    the metrics.
+
+def _choose(run: Run, rows: Rows) -> Answers:
+    """The index of each row's likeliest candidate, and the row's loss, which is in no metric."""
+    answers, each = map(list, zip(*_in_order(dict(choices(run, rows))), strict=True))
+    return answers, each, {}
+
+
+def choices(
+    run: Run, rows: Rows, parts: Parts | None = None
+) -> Iterator[tuple[int, tuple[int, float]]]:
+    """For rows of some parts, of all if None: the likeliest candidate, and the training's loss.
+
+    That is −log softmax(s) of the right candidate, s being the candidates' scores.
+
+    Yields:
+        The index of a row; the index of the candidate, and the loss.
     """
     scores_of = sequence_scores if needs_whole(run.model) else cached_scores
-    found: dict[int, tuple[int, float]] = {}
-    for chosen, batch in _batches(run, rows, "Choosing", answered=True):
+    for chosen, batch in _batches(run, rows, "Choosing", answered=True, parts=parts):
         scores, groups = scores_of(run.model, batch), batch["groups"]
         right = zip(scores.split(groups.tolist()), batch["answers"].tolist(), strict=True)
         losses = [-float(s.log_softmax(-1)[answer]) for s, answer in right]
         pairs = zip(likeliest(scores, groups), losses, strict=True)
-        found.update(zip(chosen, pairs, strict=True))
-    answers, each = map(list, zip(*_in_order(found), strict=True))
-    return answers, each, {}
+        yield from zip(chosen, pairs, strict=True)
+
+
+def texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, str]]:
+    """The indices of rows of some parts, and the text that the model writes for each."""
+    room = encode_options(rows, run.recipe, run.kind).prompt_room
+    prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
+    # Rows of a user's own file have no generation settings; generate takes those of the run's task.
+    protocol = rows.protocol if rows.protocol.generation else None
+    settings = generation_settings(run, protocol=protocol)
+    return generate_parts(run, prompts, parts, settings, templated=rows.form == "messages")
 
 
 def _write(run: Run, rows: Rows) -> Answers:
     """The text that the model writes for each row, and its loss per token of the right answers."""
     sums, counts = _losses(run, rows)
-    room = encode_options(rows, run.recipe, run.kind).prompt_room
-    prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
-    # Rows of a user's own file have no generation settings; generate takes those of the run's task.
-    protocol = rows.protocol if rows.protocol.generation else None
-    answers = generate(run, prompts, templated=rows.form == "messages", protocol=protocol)
+    answers = _in_order(dict(texts(run, rows, [range(len(rows.rows))])))
     # A row whose right answer lies beyond max_length is answered, but has no loss.
     kept: Iterable[int] = range(len(rows.rows))
     if len(sums) < len(rows.rows):

@@ -90,13 +90,13 @@ def _explored_run(run: Run, name: str, texts: Sequence[str], *, steps: bool) -> 
     if not isinstance(model, PeftModel):
         raise ValueError(f"{run.folder} trained the base model itself: it has no adapter to show")
     states = [*(_checkpoints(run) if steps else ()), State(None, "default")]
-    pictures, parts = [], []
+    pictures, parts, head = [], [], None
     for state, text in progress_bar(
         [(state, text) for state in states for text in texts], f"Exploring {run.folder.name}"
     ):
         model.set_adapter(state.key, inference_mode=True)
         found = explain_text(run, text)
-        parts = found.parts
+        parts, head = found.parts, found.head
         pictures.append(shown(found, 0, partial(_word, run)))
     each = len(texts)
     return {
@@ -104,6 +104,7 @@ def _explored_run(run: Run, name: str, texts: Sequence[str], *, steps: bool) -> 
         "method": run.recipe.method,
         "parts": parts,
         "reach": " ".join(filter(None, map(reach, map_configs(model, "default")))),
+        "head": head,
         "steps": [state.step for state in states],
         "shown": [pictures[start : start + each] for start in range(0, len(pictures), each)],
     }

@@ -1,7 +1,7 @@
 """Generates text with a finished run: it continues prompts."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,17 +65,45 @@ def generate(
             more tokens than the model has room for.
     """
     settings = generation_settings(run, max_new_tokens, protocol)
+    parts = [range(len(prompts))]
+    outputs = dict(generate_parts(run, prompts, parts, settings, templated=templated))
+    return [outputs[i] for i in range(len(prompts))]
+
+
+def generate_parts(
+    run: Run,
+    prompts: list[str],
+    parts: Sequence[range],
+    settings: dict[str, Any],
+    *,
+    templated: bool = False,
+) -> Iterator[tuple[int, str]]:
+    """Continue some parts of prompts, one part after the other.
+
+    All prompts are checked first, those of no part too.
+
+    Yields:
+        The index of a prompt and its continuation; within a part in any order.
+
+    Raises:
+        ValueError: as ``generate`` does.
+    """
     check_prompts(run, prompts, templated=templated)
     room = room_for_prompts(run, settings["max_new_tokens"])
+    way = _refilled if can_refill(run, settings) else _padded
     with prompts_end_alike(run):
         tokens, cut = tokens_of(run, prompts, room, templated=templated)
-        way = _refilled if can_refill(run, settings) else _padded
-        answers = way(run, tokens, settings)
-        outputs = dict(progress_bar(answers, "Generating", total=len(prompts)))
-    if cut:
-        end = "beginning" if run.kind == "decoder" else "end"
-        logger.warning("%d of %d prompts lost their %s to fit the model", cut, len(prompts), end)
-    return [outputs[i] for i in range(len(prompts))]
+        if cut:
+            end = "beginning" if run.kind == "decoder" else "end"
+            logger.warning(
+                "%d of %d prompts lost their %s to fit the model", cut, len(prompts), end
+            )
+        answers = (
+            (part[i], text)
+            for part in parts
+            for i, text in way(run, [tokens[j] for j in part], settings)
+        )
+        yield from progress_bar(answers, "Generating", total=sum(map(len, parts)))
 
 
 def _refilled(

@@ -71,9 +71,9 @@ _DOCS = "PEFT's documentation"
 
 # Method → its usual learning rate, and where that comes from.
 RATES: dict[str, tuple[float, str]] = {
-    "lmam": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
-    "fmam": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
-    "lmam_distance": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
+    "lmam": (5e-3, "the default of map_learning_rate (docs/paper.md)"),
+    "fmam": (5e-3, "the default of map_learning_rate (docs/paper.md)"),
+    "lmam_distance": (5e-3, "the default of map_learning_rate (docs/paper.md)"),
     "lora": (3e-4, _LLM_ADAPTERS),
     "dora": (2e-4, "DoRA's scripts (Table 4)"),
     "adapter_ffn": (1e-4, _HE),

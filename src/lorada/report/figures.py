@@ -8,6 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from lorada.support.errors import needs_extra
 from lorada.support.files import atomic_path
 
 STYLES = ("o-", "s--", "^-.", "v:", "D-", "x--", "P-.", "*:")  # distinct without colours
@@ -214,10 +215,8 @@ def scatter_figure(points: Sequence[dict[str, Any]], *paths: Path, title: str) -
 
 
 def _pyplot() -> Any:
-    try:
+    with needs_extra("plots"):
         import matplotlib
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'lorada[plots]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -31,6 +31,14 @@ def accelerator(settings: Mapping[str, Any]) -> torch.device | None:
     return None if device is None or device.type == "mps" else device
 
 
+def device_bytes(recipe: Recipe) -> int | None:
+    """The memory of the accelerator that a recipe trains on; None for a CPU and for MPS."""
+    device = accelerator(recipe.training)
+    if device is None:
+        return None
+    return int(getattr(torch, device.type).get_device_properties(device).total_memory)
+
+
 def dtype_on(recipe: Recipe, config: Any, *, narrow: bool) -> str:
     """The dtype of a recipe's base, on a device that computes in bf16 (``narrow``) or another."""
     if recipe.dtype != AUTO:

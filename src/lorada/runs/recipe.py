@@ -29,6 +29,7 @@ from lorada.support.errors import unknown_name
 from lorada.support.files import write_atomic
 from lorada.support.models import PACKAGED
 from lorada.tasks import TASKS
+from lorada.tasks.row_files import hub_source
 from lorada.tasks.rows import BUILTIN, resolve
 
 logger = logging.getLogger(__name__)
@@ -61,8 +62,8 @@ class Recipe(BaseModel):
     protocol: str | None = Field(None, description="how the task's rows become prompts and answers")
     train_on: str | None = Field(None, description="the name of the task's training rows")
     data_dir: str | None = Field(None, description="a local folder with the benchmarks' rows")
-    data: str | None = Field(None, description="training rows: a .jsonl or .csv file")
-    eval_data: str | None = Field(None, description="held-out rows, in the same format")
+    data: str | None = Field(None, description="training rows: a file, or a data set of the hub")
+    eval_data: str | None = Field(None, description="held-out rows, in the same form")
     train_rows: int | None = Field(None, gt=0, description="how many training rows, at random")
     dev_rows: int = Field(0, ge=0, description="training rows held out for the held-out loss")
     dev_seed: int = Field(0, ge=0, description="another number holds out other rows")
@@ -310,7 +311,9 @@ def _named_output(values: dict[str, Any], seed: Any) -> dict[str, str]:
     if task == Recipe.model_fields["task"].default:
         if not values.get("data"):
             return {}
-        names = [resolve(str(values["data"])).stem]
+        source = hub_source(str(values["data"]))
+        file = resolve(str(values["data"])) if source is None else Path(source[0])
+        names = [file.stem.removesuffix(".jsonl")]
     return {"output": f"runs/{'-'.join(names)}-{method}-seed{seed}"}
 
 

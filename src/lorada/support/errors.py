@@ -46,8 +46,17 @@ def needs_extra(extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        package = error.name or str(error)
-        raise ImportError(f"{package} is missing: pip install 'lorada[{extra}]'") from error
+        raise missing_package(error.name or str(error), extra) from error
+
+
+def missing_package(package: str, extra: str) -> ImportError:
+    """The error of an optional package that is not installed; it names the extra that has it."""
+    return ImportError(f"{package} is missing: {how_to_install(extra)}")
+
+
+def how_to_install(extra: str) -> str:
+    """How to get the packages of an extra: lorada is on no package index."""
+    return f"install the extra `{extra}` (pip install '.[{extra}]' in a checkout of lorada)"
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,12 +1,9 @@
 """Reads the rows of a benchmark from a local folder or from the hub."""
 
-import gzip
-import json
 import os
-import zlib
 from pathlib import Path
-from typing import Any
 
+from lorada.tasks.row_files import read_rows
 from lorada.tasks.rows import Row
 from lorada.tasks.task import Source
 
@@ -45,18 +42,7 @@ def _from_folder(source: Source, folder: Path) -> list[Row]:
         splits = sorted({p.name.split(".")[0] for p in place.glob("*.jsonl*")})
         has = f"{place} has {', '.join(splits)}" if splits else f"there is no {place}"
         raise FileNotFoundError(f"no data at {stem}.jsonl.gz: {has}")
-    path = found[0]
-    rows: list[Row] = []
-    try:
-        opened: Any = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8") as lines:
-            for line in lines:  # no comprehension, so that the error can name the line
-                rows.append(json.loads(line))
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
-        raise ValueError(f"{path} line {len(rows) + 1} cannot be read: {error}") from error
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path} must have one JSON object a line")
-    return rows
+    return read_rows(found[0])
 
 
 def _from_hub(source: Source) -> list[Row]:

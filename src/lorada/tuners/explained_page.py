@@ -31,7 +31,7 @@ def page_of(found: "Explanation") -> str:
     tokens = [word_of(token) for token in found.ids[0][found.real[0]].tolist()]
     run = {
         "name": "adapter", "method": ", ".join(found.parts), "parts": found.parts,
-        "steps": [None], "shown": [[shown(found, 0, word_of)]],
+        "head": found.head, "steps": [None], "shown": [[shown(found, 0, word_of)]],
     }  # fmt: skip
     return explorer_page({"title": "adapter", "sentences": [{"tokens": tokens}], "runs": [run]})
 

@@ -26,7 +26,12 @@ from lorada.attention.modules import CROSS_ATTENTION
 from lorada.attention.observation import Observation, observe
 from lorada.support.files import write_atomic
 from lorada.tuners.layer_maps import LayerMaps, maps_of_call, softmax_of_call
-from lorada.tuners.switching import active_parts, without_adapter, without_parts
+from lorada.tuners.switching import (
+    active_parts,
+    has_trained_copies,
+    without_adapter,
+    without_parts,
+)
 
 KEPT = ("first", "previous", "itself", "other")  # what a query attends to
 # The axes of every tensor.
@@ -84,12 +89,16 @@ class Explanation(Sequence[ExplainedLayer]):
     Attributes:
         layers: the attention layers, in order.
         parts: the names of the adapter's parts.
-        change: "all" and each part alone → the change of the hidden states after each layer, (L,).
-        probabilities: "with", "without" and each part alone → of the next token, or of the classes,
-            (B, V); empty for a model that gives neither.
+        change: "all", each part alone and ``head`` → the change of the hidden states after each
+            layer, (L,).
+        probabilities: "with", "without", each part alone and ``head`` → of the next token, or of
+            the classes, (B, V); empty for a model that gives neither.
         ids: the tokens that were read, (B, T).
         real: which of them are tokens and not padding, (B, T).
         tokenizer: makes texts of tokens on the page; None for their numbers.
+        head: what the trained copies of modules are called that the adapter has besides its parts:
+            "head" for a model of classes, else "copies". A part alone has them too; under this
+            name they are without any part. None if the adapter has none.
     """
 
     layers: list[ExplainedLayer]
@@ -99,6 +108,7 @@ class Explanation(Sequence[ExplainedLayer]):
     ids: Tensor
     real: Tensor
     tokenizer: Any = None
+    head: str | None = None
 
     def __len__(self) -> int:
         """The number of layers."""
@@ -156,13 +166,17 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
         with without_adapter(model, parts):
             without = _read(model, batch, names)
         alone = {}
-        for name in parts if len(parts) > 1 else ():
+        for name in parts:
             with without_parts(parts, [other for other in parts if other != name]):
-                alone[name] = _read(model, batch, {})
+                alone[name] = with_all if len(parts) == 1 else _read(model, batch, {})
+        head = None
+        if has_trained_copies(model):
+            of_classes = with_all.logits is not None and with_all.logits.dim() == 2
+            head = "head" if of_classes else "copies"
+            with without_parts(parts, parts):
+                alone[head] = _read(model, batch, {})
     finally:
         model.train(was_training)
-    if len(parts) == 1:
-        alone = dict.fromkeys(parts, with_all)
     real = _real(batch)
     layers = [
         _layer(names[module], with_all, without, module, real)
@@ -183,6 +197,7 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
         batch["input_ids"].cpu(),
         real.cpu(),
         tokenizer,
+        head,
     )
 
 

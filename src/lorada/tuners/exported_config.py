@@ -20,7 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 MODEL_TYPE = "lorada"
 NOTE = (
-    "This folder holds a base and an adapter of lorada: pip install lorada, then `import lorada` "
+    "This folder holds a base and an adapter of lorada: install lorada, then `import lorada` "
     "before loading it, or start the program that loads it with `lorada run`."
 )
 # Keys of a marked config.json that keep what the mark replaces.
@@ -30,7 +30,7 @@ ENGINES = ("vllm", "sglang")
 # Engine → what its plugin makes of a marked config and of the folder, so that it serves both.
 READERS: dict[str, Callable[[dict[str, Any], str | None], dict[str, Any]]] = {}
 # What to install for an engine that has a plugin.
-PLUGINS = {"vllm": "pip install lorada-vllm, or "}
+PLUGINS = {"vllm": "install lorada-vllm, or "}
 
 
 class ExportedConfig(PreTrainedConfig):

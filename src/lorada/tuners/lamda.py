@@ -51,7 +51,7 @@ class LamdaConfig(LoradaPeftConfig):
 
     Attributes:
         rank: r; with ``ranks="energy"`` the upper limit of the mean rank.
-        scale: s.
+        scale: s, by which the product of the three matrices is multiplied.
         init: how A, M and B start. ``spectral``: at the leading singular directions of the weight.
             ``released``: A and M Kaiming-uniform and B at 0, as in the released code.
         ranks: ``uniform`` gives every linear layer ``rank``. ``energy`` (LaMDA++) gives twice the

@@ -4,7 +4,7 @@
     effect size    = ‖tile(Attn_s) V‖ / ‖Attn V‖ over the real tokens of the batch (Frobenius)
 
 Figures 1 and 3 of the paper show maps and negative ratios. The effect size shows whether a map
-changes the output at all; at the paper's scale for LLMs it does not (docs/scale.md).
+changes the output at all; at the paper's scale for LLMs it does not (docs/paper.md).
 
 Shapes: B batch, H query heads, T queries, K key slots.
 """

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorada.attention import interface
 from lorada.attention.attend import CHILD
@@ -39,7 +39,6 @@ from lorada.tuners.base.config import (
 from lorada.tuners.base.entries import Entries
 from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.tuner import AttachedModel, SelfAttentionModel
-from lorada.tuners.position_rows import well_trained
 
 Form = Literal["position", "distance"]
 REMOVED_FORMS = ("content", "bilinear")
@@ -58,7 +57,7 @@ class LmamConfig(LoradaPeftConfig):
         heads: h_s, the number of maps of a layer, which its attention heads use in turn; None for
             one map per head.
         inverse_scale: 1/s of Eq. 10: the map is divided by it. The paper uses 255, 4096*600 and
-            others; with the default the map learns at common learning rates (docs/scale.md).
+            others; with the default the map learns at common learning rates (docs/paper.md).
         align: ``start`` lays the map on the first ``length`` tokens of a sample (Eqs. 14-15),
             ``end`` on the last (Eq. 16).
         positions: ``token`` counts real tokens; ``raw`` counts positions of the padded batch, so
@@ -287,7 +286,7 @@ class LmamLayer(AttachedLayer):
         names = ("lora_w",) if name in self.lora_w else ("lora_w_a", "lora_w_b")
         factors = tuple(getattr(self, each)(name) for each in names)
         if config.min_rows:
-            factors = well_trained(config, *factors)
+            factors = _well_trained(config, *factors)
         mask = sample_mask(samples, factors[0].device)
         settings = config.align, config.positions, config.ablation
         return AttentionMap(factors, inverse_scale, *settings, samples=mask)
@@ -320,6 +319,24 @@ class LmamLayer(AttachedLayer):
             self._baked = {}
         super().train(mode)
         return self
+
+
+def _well_trained(config: LmamConfig, w_a: Tensor, w_b: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors (S, N, R) and (S, R, N) of a map that is zero where too few rows were.
+
+    Raises:
+        ValueError: if no rows were counted.
+    """
+    if config.rows_by_position is None:
+        raise ValueError(
+            f"min_rows={config.min_rows} needs the rows that `lorada train` counts "
+            "(rows_by_position): leave it out, or give both"
+        )
+    keep = torch.tensor(config.rows_by_position, device=w_a.device) >= config.min_rows
+    nothing = w_a.new_zeros(config.length)
+    if config.ablation != "no_position":  # what the map adds to them later
+        nothing = -position_embedding(config.length, w_a)
+    return torch.where(keep[:, None], w_a, nothing[:, None]), torch.where(keep, w_b, nothing)
 
 
 class LmamModel(SelfAttentionModel, AttachedModel):

@@ -1,23 +1,17 @@
-"""How many training rows had each position of a map: counted, put into words, and used.
+"""How many training rows had each position of a map: counted, and put into words.
 
 What a map learned at a position that few rows had is little more than chance. The config of a map
 keeps the counts (``rows_by_position``), and ``min_rows`` leaves out the positions with fewer.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from lorada.functional.maps import position_embedding
-
-if TYPE_CHECKING:
-    from lorada.tuners.lmam import LmamConfig
+from lorada.tuners.lmam import LmamConfig
 
 
-def count_rows(configs: "Iterable[LmamConfig]", lengths: list[int], *, two_stacks: bool) -> None:
+def count_rows(configs: Iterable[LmamConfig], lengths: list[int], *, two_stacks: bool) -> None:
     """Add training rows of these ``lengths`` in tokens to the counts of some maps.
 
     Of a model with ``two_stacks``, encoder and decoder, nothing is counted: a map of its decoder
@@ -41,7 +35,7 @@ def count_rows(configs: "Iterable[LmamConfig]", lengths: list[int], *, two_stack
             config.rows_by_position = [old + new for old, new in zip(before, counts, strict=True)]
 
 
-def reach(config: "LmamConfig") -> str:
+def reach(config: LmamConfig) -> str:
     """In words, how far the training rows reach into a map; empty where none were counted."""
     if config.rows_by_position is None:
         return ""
@@ -56,21 +50,3 @@ def reach(config: "LmamConfig") -> str:
         kept = sum(count >= config.min_rows for count in counts)
         text += f" It is cut to {kept}, those of {config.min_rows} rows or more."
     return text
-
-
-def well_trained(config: "LmamConfig", w_a: Tensor, w_b: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors (S, N, R) and (S, R, N) of a map that is zero where too few rows were.
-
-    Raises:
-        ValueError: if no rows were counted.
-    """
-    if config.rows_by_position is None:
-        raise ValueError(
-            f"min_rows={config.min_rows} needs the rows that `lorada train` counts "
-            "(rows_by_position): leave it out, or give both"
-        )
-    keep = torch.tensor(config.rows_by_position, device=w_a.device) >= config.min_rows
-    nothing = w_a.new_zeros(config.length)
-    if config.ablation != "no_position":  # what the map adds to them later
-        nothing = -position_embedding(config.length, w_a)
-    return torch.where(keep[:, None], w_a, nothing[:, None]), torch.where(keep, w_b, nothing)

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 # The package of a tuner layer → what its part is called; others go by the package's own name.
@@ -21,6 +22,16 @@ def active_parts(model: nn.Module) -> Parts:
         if set(module.active_adapters) & set(module._get_available_adapters()):
             found.setdefault(part_name(module), []).append(module)
     return found
+
+
+def has_trained_copies(model: nn.Module) -> bool:
+    """Whether the active adapters have trained copies of modules, such as a head."""
+    return any(
+        isinstance(module, ModulesToSaveWrapper)
+        and not module.disable_adapters
+        and set(module.active_adapters) & set(module.modules_to_save)
+        for module in model.modules()
+    )
 
 
 def part_name(layer: BaseTunerLayer) -> str:

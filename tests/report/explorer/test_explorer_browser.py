@@ -227,6 +227,20 @@ def test_a_layer_without_a_map_shows_the_softmax_with_and_without_the_adapter(op
     assert page.locator("#next [data-setting]").count() == 2  # one part alone is all of it
 
 
+def test_a_trained_head_is_shown_beside_each_part_and_alone(opened):
+    data = made_up_page([SENTENCE])
+    run = data["runs"][0]
+    run["head"] = "head"
+    for step in run["shown"]:
+        for one in step:
+            one["next"]["head"], one["change"]["head"] = one["next"]["with"], one["change"]["all"]
+    page = opened(data)
+    captions = page.locator("#next caption").all_text_contents()
+    parts = [f"{part} and head" for part in run["parts"]]
+    assert captions == ["adapter on", "adapter off", *parts, "head alone"]
+    assert all(name in page.locator("#change .readout").text_content() for name in captions[2:])
+
+
 def test_a_map_with_fewer_heads_is_the_one_that_each_head_uses(opened):
     data = made_up_page([SENTENCE], heads=4)
     few = np.random.default_rng(1).normal(size=(2, 9, 9))

@@ -15,10 +15,10 @@ from lorada.attention.attention_map import AttentionMap
 from lorada.tuners.bottleneck.adapter import BottleneckConfig
 from lorada.tuners.lmam import LmamConfig
 from lorada_vllm.attention.mixins import MAP, AddsMap
+from lorada_vllm.backends import refuse_unknown_backend
 from lorada_vllm.folder import MAP_CHILD, PREFIX, adapter_parts, adapter_tensors
 from lorada_vllm.paged_map import PagedMap, stack_maps
 from lorada_vllm.places import Bottleneck, place
-from lorada_vllm.refusal import refuse
 
 
 class WithParts:
@@ -55,11 +55,7 @@ class WithParts:
 def _place_map(attention: Any, config: LmamConfig, tensors: dict[str, Tensor]) -> None:
     """Put a map where ``AddsMap`` finds it: on vLLM's attention layer."""
     if not isinstance(attention.impl, AddsMap):
-        name = attention.attn_backend.get_name()
-        refuse(
-            f"the attention backend {name} is not known: take CPU_ATTN on a CPU, and on a GPU "
-            "--attention-backend FLASH_ATTN or TRITON_ATTN"
-        )
+        refuse_unknown_backend(attention.attn_backend.get_name())
     names = ("lora_w",) if "lora_w" in tensors else ("lora_w_a", "lora_w_b")
     factors = tuple(tensors[name] for name in names)
     map_ = AttentionMap(

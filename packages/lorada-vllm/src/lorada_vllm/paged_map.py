@@ -16,7 +16,7 @@ from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import CallShape
 from lorada.functional.maps import visible_pairs
 from lorada_vllm.paged_values import PagedValues
-from lorada_vllm.step import Group, Part, Together
+from lorada_vllm.step import Group, Joined, Part, Together
 
 # A map up to this long is computed once; of a longer one each step computes the rows it needs.
 BAKED_UP_TO = 256
@@ -71,6 +71,10 @@ class PagedMap:
                 rows = self.rows(group.rows, group.keys)
                 # In the wider dtype, and rounded once, after the sum.
                 target.add_(_term(rows, values.of_part(group)))
+            elif isinstance(group, Joined):
+                own = output[group.tokens].unflatten(1, self._sizes)
+                own.add_(self._joined(group, values.together(group)))
+                output.index_copy_(0, group.tokens, own.flatten(1, 2))
             elif values.vectors is not None:
                 target = output[group.span]
                 target.add_(self._sums(values.vectors, values.strides, group).view(target.shape))
@@ -78,6 +82,18 @@ class PagedMap:
                 rows = self.rows(group.rows, group.keys).transpose(0, 1)
                 term = _term_together(rows, values.together(group))
                 output.index_add_(0, group.tokens, term.to(output.dtype))
+
+    def _joined(self, group: Joined, values: Tensor) -> Tensor:
+        """The term (T, G, H/G, D) of tokens of several sequences; values (R, G, keys, D).
+
+        The map's rows are the same for all sequences: one product has the values of all.
+        """
+        rows = self.rows(group.rows, group.keys)  # (G, t, H/G, keys)
+        side_by_side = values.permute(1, 2, 0, 3).flatten(2)  # (G, keys, R·D)
+        term = torch.bmm(rows.flatten(1, 2), side_by_side)  # (G, t·H/G, R·D)
+        term = term.unflatten(2, (len(values), -1)).unflatten(1, rows.shape[1:3])
+        of_tokens: Tensor = term.permute(1, 3, 0, 2, 4)[group.own, group.sequence]
+        return of_tokens
 
     def _sums(self, vectors: Tensor, strides: tuple[int, ...], group: Together) -> Tensor:
         """The term (T·H, D) of a span as sums of values that are weighted by entries of the map.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lorada_vllm.step import Part, Together
+from lorada_vllm.step import Joined, Part, Together
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class PagedValues:
         paged = self.blocks[part.blocks]  # (C, G, block size, D)
         return paged.transpose(0, 1).flatten(1, 2)[:, : part.keys].float()
 
-    def together(self, group: Together) -> Tensor:
+    def together(self, group: Together | Joined) -> Tensor:
         """The values (R, G, keys, D) of several sequences in fp32, zeros where one is shorter."""
-        if group.on_cpu:
+        if isinstance(group, Together) and group.on_cpu:
             for target, block, count in group.copies.parts:
                 target.copy_(self.blocks[block, :, :count])
             return group.copies.values

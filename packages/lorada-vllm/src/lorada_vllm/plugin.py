@@ -3,14 +3,9 @@
 from typing import Any, NoReturn
 
 from lorada.tuners.exported_config import READERS
+from lorada_vllm.backends import BACKENDS
 from lorada_vllm.refusal import refuse
 from lorada_vllm.versions import unknown_version
-
-BACKENDS = {
-    "CPU_ATTN": "lorada_vllm.attention.cpu.CpuBackend",
-    "FLASH_ATTN": "lorada_vllm.attention.flash.FlashBackend",
-    "TRITON_ATTN": "lorada_vllm.attention.triton.TritonBackend",
-}
 
 
 def register() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
+from lorada_vllm.backends import has_map, refuse_unknown_backend
 from lorada_vllm.folder import MODELS
 from lorada_vllm.refusal import refuse
 
@@ -13,6 +14,8 @@ PARALLEL = (
     "decode_context_parallel_size",
     "prefill_context_parallel_size",
 )
+# The README says it in the same words.
+ONE_DEVICE = "more than one device for a model"
 PLAIN_CACHES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -25,7 +28,13 @@ class RefuseSettings(VerifyAndUpdateConfig):
         for name in PARALLEL:
             size = getattr(vllm_config.parallel_config, name, 1)
             if size != 1:
-                refuse(f"{name}={size} is not served with a lorada adapter: use 1")
+                refuse(
+                    f"{name}={size}: {ONE_DEVICE} is not served with a lorada adapter: use 1, and "
+                    "a base that fits on one device"
+                )
+        chosen = vllm_config.attention_config.backend
+        if chosen is not None and has_map(vllm_config):
+            refuse_unknown_backend(chosen.name)
         if vllm_config.speculative_config is not None:
             refuse("speculative decoding is not served with a lorada adapter: leave it out")
         if vllm_config.lora_config is not None:

@@ -4,8 +4,9 @@ A step runs several sequences at once, and of each some tokens that follow each 
 prompt, a chunk of it, or the one token that is decoded. A token at position p of its sequence lies
 under a map of length n if p < n, and then reads the values of positions 0 … p.
 
-Made once per step, from numbers that the host has anyway, and used by every layer. A step in which
-every sequence is longer than the map has no groups, and costs nothing.
+Made once per step, from numbers that the host has anyway, and used by every layer. A CPU computes
+prompts one by one, an accelerator together, as each call there costs more than its work. A step in
+which every sequence is longer than the map has no groups, and costs nothing.
 
 Shapes: Q sequences of a step, R sequences of a group, C blocks of the cache per sequence,
 H query heads, G key/value heads, N map length, D head width, T tokens of a span, P pairs of a query
@@ -15,6 +16,7 @@ head and a map column.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,9 @@ from torch import Tensor
 
 # Rows of one product, so that a long map is never made whole.
 MOST_ROWS = 256
+# Rows that are computed together for several sequences, for each one that is needed: a group takes
+# another sequence only up to here. So one long prompt does not make many short ones as long.
+MOST_COMPUTED = 4
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,49 @@ class Together:
         return {}
 
 
-Group = Part | Together
+@dataclass(frozen=True)
+class Joined:
+    """Tokens that follow each other of each of R sequences, on an accelerator.
+
+    The rows of the map from the first of them to the last are multiplied with the values of all
+    sequences in one product, and each token takes its own row of its own sequence.
+
+    Attributes:
+        tokens: (T,) their places among the tokens of the step.
+        own: (T,) the map row of each, counted from the first of ``rows``.
+        sequence: (T,) the sequence of each, from 0 to R-1.
+        rows: from the first map row to the last.
+        blocks: (R, C) as in ``Part``.
+        ends: (R,) how many values each sequence has.
+        keys: how many values are read of the longest sequence.
+    """
+
+    tokens: Tensor
+    own: Tensor
+    sequence: Tensor
+    rows: slice
+    blocks: Tensor
+    ends: Tensor
+    keys: int
+
+    @cached_property
+    def beyond(self) -> Tensor:
+        """(R, 1, keys, 1) booleans, values that are not of the sequence."""
+        seen = torch.arange(self.keys, device=self.ends.device) < self.ends[:, None]
+        return ~seen[:, None, :, None]
+
+
+Group = Part | Together | Joined
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens of a sequence that follow each other: the first one's place, their map rows."""
+
+    place: int
+    begin: int
+    end: int
+    sequence: int
 
 
 def groups_of_step(
@@ -184,39 +231,90 @@ def groups_of_step(
         cache: the sizes of the cache.
         reach: n, in tokens.
     """
-    groups: list[Group] = []
-    alone: list[tuple[int, int, int]] = []  # place, row and sequence of tokens that are decoded
+    spans: list[list[Span]] = [[] for _ in range(0, reach, MOST_ROWS)]
+    alone: list[Span] = []  # tokens that are decoded
     for i, length in enumerate(lengths):
         place, count = starts[i], starts[i + 1] - starts[i]
         first = length - count
-        last = min(length, reach)
-        if count == 1 and first < last:
-            alone.append((place, first, i))
+        if count == 1 and first < reach:
+            alone.append(Span(place, first, length, i))
             continue
-        for begin in range(first, last, MOST_ROWS):
-            end = min(begin + MOST_ROWS, last)
-            groups.append(_part(place + begin - first, begin, end, blocks[i], cache))
+        begin, last = first, min(length, reach)
+        while begin < last:
+            end = min((begin // MOST_ROWS + 1) * MOST_ROWS, last)
+            spans[begin // MOST_ROWS].append(Span(place + begin - first, begin, end, i))
+            begin = end
+    groups = [group for same in spans for group in _of_prompts(same, blocks, cache)]
     if len(alone) == 1:
-        ((place, row, i),) = alone
-        groups.append(_part(place, row, row + 1, blocks[i], cache))
+        groups.append(_part(alone[0], blocks, cache))
     elif alone:
         groups.append(_together(alone, blocks, cache))
     return groups
 
 
-def _part(place: int, begin: int, end: int, blocks: Tensor, cache: Cache) -> Part:
-    used = blocks[: -(-end // cache.block)]
-    only = int(used[0]) if len(used) == 1 and used.device.type == "cpu" else None
-    return Part(slice(place, place + end - begin), slice(begin, end), used, end, only)
+def _of_prompts(spans: list[Span], blocks: Tensor, cache: Cache) -> list[Group]:
+    """Spans of the same rows or nearly: each for itself on a CPU, where a call costs little."""
+    if on_cpu(blocks):
+        return [_part(span, blocks, cache) for span in spans]
+    joined: list[list[Span]] = []
+    for span in sorted(spans, key=lambda span: (span.begin, span.end)):
+        more = [*joined[-1], span] if joined else []
+        if more and _computed(more) <= MOST_COMPUTED * sum(one.end - one.begin for one in more):
+            joined[-1] = more
+        else:
+            joined.append([span])
+    return [
+        _joined(same, blocks, cache) if len(same) > 1 else _part(same[0], blocks, cache)
+        for same in joined
+    ]
 
 
-def _together(alone: list[tuple[int, int, int]], blocks: Tensor, cache: Cache) -> Together:
-    device = blocks.device
-    tokens, rows, chosen = torch.tensor(alone, device=device).unbind(1)
-    keys = max(row for _, row, _ in alone) + 1
+def _computed(spans: list[Span]) -> int:
+    rows = max(span.end for span in spans) - min(span.begin for span in spans)
+    return rows * len(spans)
+
+
+def on_cpu(blocks: Tensor) -> bool:
+    """Whether numbers can be read without waiting for a device."""
+    return blocks.device.type == "cpu"
+
+
+def _on_device(numbers: list[Any], device: torch.device) -> Tensor:
+    """Numbers of the host on a device, which nothing waits for: the copy is from pinned memory."""
+    made = torch.tensor(numbers)
+    return made if device.type == "cpu" else made.pin_memory().to(device, non_blocking=True)
+
+
+def _part(span: Span, blocks: Tensor, cache: Cache) -> Part:
+    count, used = span.end - span.begin, blocks[span.sequence, : -(-span.end // cache.block)]
+    only = int(used[0]) if len(used) == 1 and on_cpu(blocks) else None
+    tokens, rows = slice(span.place, span.place + count), slice(span.begin, span.end)
+    return Part(tokens, rows, used, span.end, only)
+
+
+def _together(alone: list[Span], blocks: Tensor, cache: Cache) -> Together:
+    numbers = [(span.place, span.begin, span.sequence) for span in alone]
+    tokens, rows, chosen = _on_device(numbers, blocks.device).unbind(1)
+    keys = max(span.end for span in alone)
     used = blocks[chosen, : -(-keys // cache.block)]
-    span = slice(alone[0][0], alone[-1][0] + 1)
-    return Together(tokens, span, rows, used, keys, cache, device.type == "cpu")
+    span = slice(alone[0].place, alone[-1].place + 1)
+    return Together(tokens, span, rows, used, keys, cache, on_cpu(blocks))
+
+
+def _joined(spans: list[Span], blocks: Tensor, cache: Cache) -> Joined:
+    rows = slice(min(span.begin for span in spans), max(span.end for span in spans))
+    of_tokens = [
+        (span.place + i, span.begin + i - rows.start, number)
+        for number, span in enumerate(spans)
+        for i in range(span.end - span.begin)
+    ]
+    of_sequences = [(span.sequence, span.end, 0) for span in spans]
+    # One copy for all.
+    numbers = _on_device(of_tokens + of_sequences, blocks.device)
+    tokens, own, sequence = numbers[: len(of_tokens)].unbind(1)
+    chosen, ends, _ = numbers[len(of_tokens) :].unbind(1)
+    used = blocks[chosen, : -(-rows.stop // cache.block)]
+    return Joined(tokens, own, sequence, rows, used, ends, rows.stop)
 
 
 def _copies(blocks: list[list[int]], rows: list[int], keys: int, cache: Cache) -> Copies:

@@ -11,7 +11,7 @@ from lorada.tasks.rows import Row
 from lorada.tasks.task import Kind
 
 # How many training rows are set aside to measure learning rates: a tenth, within these limits.
-# With fewer rows, the rate that looks best is more often another one (docs/statistics.md).
+# With fewer rows, the rate that looks best is more often another one (docs/compare.md).
 LEAST, MOST = 8, 300
 
 

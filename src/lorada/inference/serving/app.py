@@ -16,11 +16,13 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from lorada.inference.serving.answers import Answers
+from lorada.inference.serving.classify import Classifier
 from lorada.inference.serving.prompts import asks_of
 from lorada.inference.serving.records import Metrics, Record
 from lorada.inference.serving.refusals import Refused, refusal_of, refuse
 from lorada.inference.serving.requests import (
     ChatRequest,
+    ClassifyRequest,
     CompletionRequest,
     Kind,
     Limits,
@@ -31,11 +33,17 @@ from lorada.support.files import json_lines
 
 
 class Server:
-    """Answers requests to the names in ``served``."""
+    """Answers requests to the names in ``served``, and labels texts by ``classifiers``."""
 
-    def __init__(self, served: Mapping[str, Served], limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        served: Mapping[str, Served],
+        limits: Limits | None = None,
+        classifiers: Mapping[str, Classifier] | None = None,
+    ) -> None:
         """Load nothing: the names are there already; no limits are the usual ones."""
         self.served, self.limits, self.metrics = served, limits or Limits(), Metrics()
+        self.classifiers = classifiers or {}
         self.running = 0  # prompts that are answered or wait
         self.metrics.running.set_function(lambda: self.running)
         self._created = int(time.time())
@@ -46,6 +54,11 @@ class Server:
             routes=[
                 Route("/v1/chat/completions", Answering(self, ChatRequest), methods=["POST"]),
                 Route("/v1/completions", Answering(self, CompletionRequest), methods=["POST"]),
+                # vLLM's own address has no version.
+                *(
+                    Route(f"{version}/classify", Answering(self, ClassifyRequest), methods=["POST"])
+                    for version in ("/v1", "")
+                ),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name:path}", self._model),
                 Route("/health", self._health),
@@ -63,15 +76,18 @@ class Server:
 
     async def _models(self, request: Request) -> Response:
         self.check_key(request)
-        return JSONResponse({"object": "list", "data": [self._about(n) for n in self.served]})
+        names = [*self.served, *self.classifiers]
+        return JSONResponse({"object": "list", "data": [self._about(name) for name in names]})
 
     async def _model(self, request: Request) -> Response:
         self.check_key(request)
-        return JSONResponse(self._about(self.named(request.path_params["name"]).name))
+        name = request.path_params["name"]
+        self._refuse_unknown(name)
+        return JSONResponse(self._about(name))
 
     def _about(self, name: str) -> dict[str, Any]:
         head = {"id": name, "object": "model", "created": self._created, "owned_by": "lorada"}
-        return head | self.served[name].described
+        return head | (self.served.get(name) or self.classifiers[name]).described
 
     async def _health(self, _: Request) -> Response:
         down = [name for name, one in self.served.items() if not one.engine.running()]
@@ -89,11 +105,27 @@ class Server:
         Raises:
             Refused: if nothing does.
         """
+        self._refuse_unknown(name)
         if name not in self.served:
-            known = ", ".join(self.served)
+            raise Refused(400, f"{name} writes no text: ask /v1/classify", param="model")
+        return self.served[name]
+
+    def classifier(self, name: str) -> Classifier:
+        """The classifier of a name.
+
+        Raises:
+            Refused: if there is none.
+        """
+        self._refuse_unknown(name)
+        if name not in self.classifiers:
+            raise Refused(400, f"{name} is no classifier: ask /v1/completions", param="model")
+        return self.classifiers[name]
+
+    def _refuse_unknown(self, name: str) -> None:
+        if name not in self.served and name not in self.classifiers:
+            known = ", ".join([*self.served, *self.classifiers])
             said = f"no model {name[:100]!r} here; there are {known}"
             raise Refused(404, said, code="model_not_found", param="model")
-        return self.served[name]
 
     def check_key(self, request: Request) -> None:
         """Refuse a request without the key of the server.
@@ -152,6 +184,8 @@ class Answering:
     async def _response(self, request: Request, record: Record) -> Response:
         self._server.check_key(request)
         body = request_of(self._kind, await _body_of(request, self._limits.body))
+        if isinstance(body, ClassifyRequest):
+            return await self._classified(body, record)
         served = self._server.named(body.model)
         record.model = served.name
         # In a thread: others are answered while a long prompt is made tokens.
@@ -167,6 +201,18 @@ class Answering:
             whole = await answer.whole()
         record.status = 200
         return JSONResponse(whole)
+
+    async def _classified(self, body: ClassifyRequest, record: Record) -> Response:
+        classifier = self._server.classifier(body.model)
+        record.model = classifier.name
+        if not body.texts:
+            raise Refused(400, "there is no input", param="input")
+        tokens = await asyncio.to_thread(classifier.tokens, body.texts)
+        self._server.take_places(record, len(tokens))
+        record.read = sum(len(each["input_ids"]) for each in tokens)
+        response = await asyncio.to_thread(classifier.classify, tokens)
+        record.status = 200
+        return JSONResponse(response)
 
     async def _events(
         self, chunks: AsyncGenerator[dict[str, Any]], record: Record

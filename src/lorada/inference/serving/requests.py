@@ -125,11 +125,24 @@ class CompletionRequest(Request):
     logprobs: int | None = optional("0, for the answer's tokens alone, or left out", ge=0, le=0)
 
 
-Kind = type[ChatRequest] | type[CompletionRequest]
+class ClassifyRequest(Strict):
+    """The body of ``POST /v1/classify``: texts to label."""
+
+    model: str = Field(description="a name that /v1/models lists")
+    input: str | Texts = Field(description=f"a text, or a list of at most {MOST_PROMPTS}")
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts, one or several."""
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+AnyRequest = ChatRequest | CompletionRequest | ClassifyRequest
+Kind = type[ChatRequest] | type[CompletionRequest] | type[ClassifyRequest]
 JSON: TypeAdapter[Any] = TypeAdapter(Any)
 
 
-def request_of(kind: Kind, body: bytes) -> ChatRequest | CompletionRequest:
+def request_of(kind: Kind, body: bytes) -> AnyRequest:
     """The request in a body.
 
     Raises:

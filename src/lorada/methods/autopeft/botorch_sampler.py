@@ -19,6 +19,7 @@ from torch import Tensor
 from lorada.methods.autopeft.search_space import Point, Space, Trial, pareto, random_sampler
 from lorada.methods.autopeft.settings import Configuration
 from lorada.methods.callbacks.sampling import generator_at
+from lorada.support.errors import how_to_install
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class BotorchSampler:
             import numpyro  # noqa: F401
         except ImportError as error:
             raise ImportError(
-                f"sampler 'botorch' needs {error.name}: pip install 'lorada[search]', "
-                "or take sampler 'random'"
+                f"sampler 'botorch' needs {error.name}: {how_to_install('search')}, or take "
+                "sampler 'random'"
             ) from error
 
     def __call__(self, space: Space, trials: list[Trial], seed: int) -> list[Configuration]:

@@ -11,13 +11,15 @@ function marks(most) {
 }
 
 /** The names that the page gives to the settings of the next token's probabilities. */
-function settingName(key) {
-  return { with: "adapter on", without: "adapter off" }[key] ?? `${cut(visible(key), 20)} alone`;
+function settingName(run, key) {
+  const name = cut(visible(key), 20);
+  const alone = run.head && key !== run.head ? `${name} and ${run.head}` : `${name} alone`;
+  return { with: "adapter on", without: "adapter off" }[key] ?? alone;
 }
 
-/** The parts that are shown alone: where there is one, it is all. */
+/** The parts that are shown alone, where there are several, and a trained head. */
 function alone(run) {
-  return run.parts.length > 1 ? run.parts : [];
+  return [...(run.parts.length > 1 ? run.parts : []), ...(run.head ? [run.head] : [])];
 }
 
 /** Tables of the likeliest next tokens with bars, one for each setting that has any. */
@@ -25,7 +27,7 @@ function nextTokens(run, next) {
   const before = new Map(next.without ?? []);
   const settings = ["with", "without", ...alone(run)].filter((key) => next[key]?.length);
   return settings.map((key) => element("table", { class: "next", "data-setting": key },
-    element("caption", {}, settingName(key)),
+    element("caption", {}, settingName(run, key)),
     ...next[key].map(([token, share]) => {
       const bar = element("td", { class: "bar" }, element("div", { style: `width: ${100 * share}%` }));
       if (key !== "without" && before.has(token)) bar.append(element("i", { style: `left: ${100 * before.get(token)}%` }));
@@ -40,7 +42,7 @@ class ChangeLines {
     this.marks = marks(most);
     Object.assign(this, { width, most: this.marks.at(-1) });
     const order = ["all", ...alone(run)].filter((key) => change[key]);
-    this.lines = order.map((key) => ({ key, name: key === "all" ? "all together" : settingName(key), values: change[key] }));
+    this.lines = order.map((key) => ({ key, name: key === "all" ? "all together" : settingName(run, key), values: change[key] }));
     this.layers = Math.min(...this.lines.map((line) => line.values.length));
     this.readout = element("p", { class: "readout", "aria-live": "polite" });
     this.slider = element("input", {

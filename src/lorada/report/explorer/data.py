@@ -11,13 +11,14 @@ Of the page:
 Of a run:
     name, method: of the run, and what it trained.
     parts: display names of the adapter's parts; none is ``with``, ``without`` or ``all``.
+    head: display name of a trained head, which each part alone has too; None without one.
     steps: of the checkpoints, ascending; None for the finished run.
     shown: by step, then by sentence.
 
 Of a run on one sentence:
     layers: in the model's order.
     next: the likeliest next tokens, or classes, ``with`` the adapter, ``without`` it and with
-        each part alone: up to ten of (token, probability), the likeliest first.
+        each part alone, and the head alone: up to ten of (token, probability), the likeliest first.
     change: ‖h_with − h_without‖ / ‖h_without‖ of the hidden state h after each layer, of
         ``all`` parts and of each alone. Shorter than ``layers`` if the last have no state.
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from lorada.runs.recipe import Recipe
 from lorada.tasks import TASKS, Task
-from lorada.tasks.rows import HEADED, Form, Row, fields_of, fingerprint, form_of, read_rows
+from lorada.tasks.row_files import read_rows
+from lorada.tasks.row_forms import in_form, to_answer
+from lorada.tasks.rows import HEADED, Form, Row, fingerprint
 from lorada.tasks.sources import data_folder, read_source
 from lorada.tasks.task import Kind, Protocol, Source
 
@@ -244,7 +246,7 @@ def sampled(rows: Rows, count: int | None) -> Rows:
 
 
 def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, ...] = ()) -> Rows:
-    """Read a user's file of rows.
+    """Read a user's rows: a file, or a data set of the hub.
 
     For rows to score, ``trained`` is the form of the training rows and ``labels`` their classes.
 
@@ -253,10 +255,8 @@ def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, 
             labels for a model that writes texts, or texts for one that gives labels.
     """
     if path is None:
-        raise ValueError("no data: pass --data FILE (.jsonl or .csv), or a benchmark with --task")
-    rows = read_rows(path)
-    form = form_of(rows, path)
-    rows = fields_of(rows, form)
+        raise ValueError("no data: pass --data FILE, or a benchmark with --task")
+    rows, form = in_form(read_rows(path), path)
     if trained is not None and form != trained and (form in HEADED or trained in HEADED):
         raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
     if trained not in (None, form) and "messages" in (trained, form):
@@ -268,14 +268,34 @@ def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, 
     return Rows(rows, form, labels or found, path, TASKS[JSONL].protocols[form])
 
 
+def rows_to_answer(rows: list[Row], path: str, learned: Form, labels: tuple[str, ...] = ()) -> Rows:
+    """Rows for a run to answer, as they were read; right answers in them are left out.
+
+    Args:
+        rows: the rows, in any form that the run can read.
+        path: the file that they are from.
+        learned: the form of the rows that the run has learned.
+        labels: the classes that it has learned.
+
+    Raises:
+        ValueError: for rows that the run cannot read.
+    """
+    rows, form = to_answer(rows, path, learned, labels)
+    if form == "text":
+        rows, form = [{"prompt": row["text"], "response": ""} for row in rows], "prompt"
+    if form == "prompt" and learned == "messages":
+        rows, form = _users_turns(rows), "messages"
+    elif form == "messages" and learned != "messages":
+        rows, form = _as_chat(rows, form, path)
+    return Rows(rows, form, labels, path, TASKS[JSONL].protocols[form])
+
+
 def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
     """Rows to score, when either they or the training rows are chats, but not both."""
     if form == "prompt":
         logger.warning("%s has prompts, and this run has learned chats: each is put as a user's "
                        "turn, through the chat template", path)  # fmt: skip
-        names = (("user", "prompt"), ("assistant", "response"))
-        turns = [[{"role": role, "content": row[name]} for role, name in names] for row in rows]
-        return [{"messages": each} for each in turns], "messages"
+        return _users_turns(rows), "messages"
     if form == "messages":
         logger.warning("%s has chats: they go through the chat template, and what this run has "
                        "learned did not", path)  # fmt: skip
@@ -283,6 +303,13 @@ def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
         logger.warning("%s has %s rows: they do not go through the chat template, and what this "
                        "run has learned did", path, form)  # fmt: skip
     return rows, form
+
+
+def _users_turns(rows: list[Row]) -> list[Row]:
+    """Chats in which each prompt is the user's turn."""
+    names = (("user", "prompt"), ("assistant", "response"))
+    turns = [[{"role": role, "content": row[name]} for role, name in names] for row in rows]
+    return [{"messages": each} for each in turns]
 
 
 def protocol_settings(recipe: Recipe, protocol: Protocol) -> dict[str, Any]:

@@ -88,8 +88,8 @@ def write_card(
         recipe,
         front_matter(recipe, "peft", config.task_type, title, result),
         title=title,
-        made=f"Trained with [lorada](https://pypi.org/project/lorada/) {__version__}. PEFT knows "
-        "its parts once\n`lorada` has been imported:",
+        made=f"Trained with lorada {__version__}. PEFT knows its parts once `lorada` has been\n"
+        "imported:",
         code=f"import lorada  # registers the adapter types; without it: KeyError: '{peft_type}'\n"
         f"from peft import {auto}\n\n"
         f'model = {auto}.from_pretrained("path/to/this/folder"{_outputs(result)})',

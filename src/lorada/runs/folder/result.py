@@ -158,12 +158,12 @@ def refuse_no_text(run: Path, form: str, labels: Sequence[str]) -> None:
     """Refuse a run with a head, which writes no text, where text is asked for.
 
     Raises:
-        ValueError: for such a run, with the command that scores it.
+        ValueError: for such a run, with the command that asks it.
     """
     if form in HEADED:
         what = f"a classifier of {', '.join(labels)}" if labels else "a scorer"
-        score = as_typed("lorada", "evaluate", run, "--data", "FILE")
-        raise ValueError(f"{run} is {what} and writes no text: score it with {score}")
+        ask = as_typed("lorada", "predict", run, "--text", "TEXT")
+        raise ValueError(f"{run} is {what} and writes no text: ask it with {ask}")
 
 
 def write_result(run: Path, result: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments, get_schedu
 from lorada.runs.by_device import device_settings, take_one_device
 from lorada.runs.data.rows import Rows
 from lorada.runs.recipe import Recipe
+from lorada.support.errors import how_to_install
 from lorada.support.processes import only_cpu
 from lorada.tasks.rows import answer_of
 
@@ -87,7 +88,7 @@ def training_arguments(
     """
     report = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
     if not report and "report_to" not in recipe.training:
-        logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
+        logger.warning("no TensorBoard logs: %s", how_to_install("logging"))
     ours = {**DEFAULTS, **device_settings(recipe), "report_to": report}
     settings = {**ours, **(method or {}), **recipe.training}
     if again:

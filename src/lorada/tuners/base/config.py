@@ -29,7 +29,7 @@ STACK = "LORADA"
 # The first line of adapter_config.json, for a reader who does not have this package.
 LIBRARY = "lorada: import it before loading"
 USAGE = (
-    "pip install lorada, then `import lorada` before loading with peft; "
+    "install lorada, then `import lorada` before loading with peft; "
     "or start any program that loads it, such as lm_eval, with `lorada run`"
 )
 # A paragraph of every model card that lorada writes.
@@ -42,7 +42,7 @@ LOADING = """
 
 ## Loading this adapter
 
-PEFT knows its type once [lorada](https://pypi.org/project/lorada/) has been imported; without it,
+PEFT knows its type once lorada has been imported; without it,
 loading ends in `KeyError: '{peft_type}'`.
 
 ```python
@@ -194,7 +194,7 @@ def newer_version(version: Any) -> str:
     """The message about an adapter from a newer version; empty for any other version."""
     if not is_newer(version):
         return ""
-    return f"saved by lorada {version}, this is {__version__}: pip install -U lorada"
+    return f"saved by lorada {version}, this is {__version__}: install a newer lorada"
 
 
 def saved_by(config: Any) -> str:

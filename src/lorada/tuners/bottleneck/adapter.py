@@ -58,8 +58,8 @@ class BottleneckConfig(LoradaPeftConfig):
 
     Attributes:
         rank: width of the bottleneck.
-        scale: s. Default 4 for ``ffn``, else 1. The paper takes 2 on GLUE, and 4 on XSum, on
-            translation and for LLMs.
+        scale: s, by which A's output is multiplied. Default 4 for ``ffn``, else 1. The paper takes
+            2 on GLUE, and 4 on XSum, on translation and for LLMs.
         placement: where the adapters go.
             ``ffn``: beside each FFN, FFN(x) + A(x).
             ``pa_attn``: beside each attention, added in front of its output projection.

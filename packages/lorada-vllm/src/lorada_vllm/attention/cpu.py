@@ -9,7 +9,8 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
-from lorada_vllm.attention.mixins import AddsMap, FindsRows, has_parts
+from lorada_vllm.attention.mixins import AddsMap, FindsRows
+from lorada_vllm.backends import has_map
 
 
 class CpuBuilder(FindsRows, CPUAttentionMetadataBuilder):
@@ -19,7 +20,7 @@ class CpuBuilder(FindsRows, CPUAttentionMetadataBuilder):
 
     def __init__(self, kv_cache_spec: Any, layer_names: Any, vllm_config: Any, device: Any) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        if self.isa == "amx" and has_parts(vllm_config):
+        if self.isa == "amx" and has_map(vllm_config):
             # With AMX the values of two tokens stand interleaved in the cache, which only its
             # kernels read. The vector kernels keep them as they are.
             self.isa = "vec"

@@ -16,6 +16,7 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import AttentionCGSupport
 
+from lorada_vllm.backends import has_map
 from lorada_vllm.paged_values import PagedValues
 from lorada_vllm.step import Cache, Group, groups_of_step
 
@@ -36,7 +37,7 @@ class FindsRows:
     @classmethod
     def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
         """None for a model with maps: see above."""
-        if has_parts(vllm_config):
+        if has_map(vllm_config):
             return AttentionCGSupport.NEVER
         support: AttentionCGSupport = super().get_cudagraph_support(  # type: ignore[misc]
             vllm_config, kv_cache_spec
@@ -70,11 +71,6 @@ class FindsRows:
     def _cache(self) -> Cache:
         spec = self.kv_cache_spec
         return Cache(spec.block_size, spec.num_kv_heads, spec.head_size)
-
-
-def has_parts(vllm_config: Any) -> bool:
-    """Whether a model is served with parts of a stack."""
-    return hasattr(vllm_config.model_config.hf_config, "lorada")
 
 
 def _groups(common: Any, cache: Cache, reach: int) -> list[Group]:

@@ -1,0 +1,104 @@
+"""The device that ``run.py`` measures on, and what all its parts share."""
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from library.timing import Action
+from transformers import LlamaConfig, LlamaForCausalLM
+
+TESTS = Path(__file__).parents[2] / "tests"
+# Llama-3.1-8B without its layers and its vocabulary, which parts choose.
+SHAPE_8B = {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "max_position_embeddings": 131072,
+}  # fmt: skip
+TINY_SHAPE = {
+    "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+class CannotRunError(Exception):
+    """A case that this machine cannot run, with the reason in one line."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a case runs.
+
+    Attributes:
+        device: ``cuda``, another accelerator of torch, or ``cpu``.
+        tiny: whether models and numbers of turns are as small as can be, to try the script.
+        folder: for models and logs, which later cases find there.
+    """
+
+    device: str
+    tiny: bool
+    folder: Path
+
+    def pick(self, whole: Any, tiny: Any) -> Any:
+        """One of two sizes."""
+        return tiny if self.tiny else whole
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What a base computes in: bf16, fp32 on a CPU."""
+        return torch.float32 if self.device == "cpu" else torch.bfloat16
+
+    def wait(self) -> None:
+        """Wait until the device has done everything, so that a timer counts it."""
+        if self.device != "cpu":
+            torch.accelerator.synchronize()
+
+    def timed(self, action: Action) -> Action:
+        """An action that ends when the device has done it."""
+
+        def run(turn: int) -> None:
+            action(turn)
+            self.wait()
+
+        return run
+
+    def llama(self, layers: int, vocabulary: int, **changes: Any) -> LlamaForCausalLM:
+        """A random model of Llama-3.1-8B's shape with so many layers, made on the device."""
+        shape = self.pick(SHAPE_8B, TINY_SHAPE)
+        config = LlamaConfig(
+            num_hidden_layers=self.pick(layers, 2), vocab_size=vocabulary, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2, **{**shape, **changes},
+        )  # fmt: skip
+        torch.manual_seed(0)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+        try:
+            with torch.device(self.device):
+                return LlamaForCausalLM(config)
+        finally:
+            torch.set_default_dtype(before)
+
+
+def find_tests() -> None:
+    """Let models and cases of the tests be imported."""
+    if str(TESTS) not in sys.path:
+        sys.path.append(str(TESTS))
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """The median of some numbers, with the lowest, the highest and how many there are."""
+    if not values:
+        return "–"
+    low, high = min(values), max(values)
+    middle = statistics.median(values)
+    return f"{middle:,.{digits}f} ({low:,.{digits}f}–{high:,.{digits}f} in {len(values)})"
+
+
+def ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """The ratio of two actions in each turn."""
+    return [a / b for a, b in zip(first, second, strict=True)]
+
+
+Measure = Callable[[Machine, str], dict[str, Any]]

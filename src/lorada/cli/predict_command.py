@@ -1,0 +1,103 @@
+"""The command ``predict``: a finished run's answers to texts or rows without labels."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lorada.cli.app import (
+    Json,
+    Remote,
+    RunFolder,
+    app,
+    console,
+    errors,
+    loaded_run,
+    print_json,
+    suggest,
+)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    text: Annotated[list[str] | None, typer.Option(help="a text; repeat for more")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="rows without labels: a file or a hub id")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="file for the answers, .jsonl or .csv; else they are shown")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace the file in --output")] = False,
+    remote: Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Label, score or answer texts with a finished run: --text, --data, or each line of stdin."""
+    from lorada.cli.checks import check_predicted
+
+    texts = text or ([] if data is not None else _lines())
+    recipe, rows = check_predicted(run, texts, data, output, overwrite=overwrite)
+    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
+    from lorada.inference.predict import predict, predict_to
+    from lorada.runs.data.rows import rows_to_answer
+
+    if rows is None:
+        from lorada.tasks.row_files import read_rows
+
+        rows = rows_to_answer(read_rows(str(data)), str(data), loaded.form, loaded.labels)
+    if output is None:
+        answers = [answer for part in predict(loaded, rows) for answer in part]
+        if as_json:
+            print_json(answers)
+            return
+        _show(answers, texts)
+        source = ["--data", data or "FILE"]
+        suggest("predict", run, *source, "--output", "answers.csv")
+        return
+    try:
+        before = predict_to(loaded, rows, output)
+    except KeyboardInterrupt:
+        errors.print("stopped: the same command goes on where it was", highlight=False)
+        raise
+    if before and not as_json:
+        errors.print(f"the first {before:,} rows were answered before", highlight=False)
+    if as_json:
+        print_json({"output": str(output), "rows": len(rows.rows), "answered_before": before})
+        return
+    console.print(f"{output}: {len(rows.rows):,} rows", highlight=False, soft_wrap=True)
+    if rows.form == "score":
+        suggest("evaluate", run, "--data", "FILE")
+    else:
+        suggest("serve", run)
+
+
+def _lines() -> list[str]:
+    """The lines of a file or pipe.
+
+    Raises:
+        ValueError: if a person would have to type them, or there are none.
+    """
+    found = "" if sys.stdin.isatty() else sys.stdin.read()
+    if not found:
+        raise ValueError("there is nothing to answer: pass --text TEXT, --data FILE, or a pipe")
+    return found.removesuffix("\n").split("\n")  # splitlines() also splits at U+2028
+
+
+def _show(answers: list[dict[str, Any]], texts: list[str]) -> None:
+    """Print answers: those that are texts as they are, others in a table."""
+    named = texts or [f"row {answer['row']}" for answer in answers]
+    if "probs" in answers[0]:
+        table = Table("text", "label", "probability")
+        for name, answer in zip(named, answers, strict=True):
+            table.add_row(name, answer["label"], f"{answer['probs'][answer['label']]:.3f}")
+    elif "score" in answers[0]:
+        table = Table("text", "score")
+        for name, answer in zip(named, answers, strict=True):
+            table.add_row(name, f"{answer['score']:.3f}")
+    else:
+        for answer in answers:
+            console.print(str(answer["answer"]), highlight=False, soft_wrap=True)
+        return
+    console.print(table)

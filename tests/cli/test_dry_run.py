@@ -1,0 +1,63 @@
+"""``lorada train --dry-run`` on a card that is faked: an 8B model on 24 GB, as the guide has it."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from folders import byte_tokenizer, rows_file
+from transformers import LlamaConfig
+
+from lorada.runs import by_device
+
+CARD = 24 * 2**30
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Makes lorada see a card of 24 GiB that computes in bf16; torch itself has none."""
+    device = torch.device("cuda")
+    accelerator = SimpleNamespace(is_available=lambda: True, current_accelerator=lambda: device)
+    cuda = SimpleNamespace(
+        is_bf16_supported=lambda including_emulation: True,
+        get_device_capability=lambda: (8, 9),
+        get_device_properties=lambda device: SimpleNamespace(total_memory=CARD),
+    )
+    seen = SimpleNamespace(accelerator=accelerator, cuda=cuda, device=torch.device)
+    monkeypatch.setattr(by_device, "torch", seen)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """The command of the guide, with a model of Llama-3.1-8B's shape without weights."""
+    place = tmp_path_factory.mktemp("8b")
+    LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8, vocab_size=128256, max_position_embeddings=131072,
+        dtype=torch.bfloat16, pad_token_id=0, architectures=["LlamaForCausalLM"],
+    ).save_pretrained(place / "llama")  # fmt: skip
+    byte_tokenizer().save_pretrained(place / "llama")
+    return [
+        "train", "--method", "lora+lmam", "--model", place / "llama", "--data",
+        rows_file(place / "rows.jsonl"), "--output", place / "run", "max_length=512", "--dry-run",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("setting", "fits"), [("quantization=nf4", True), ("dtype=float32", False)]
+)
+def test_the_plan_of_an_8b_model_says_whether_it_fits_on_a_card_of_24_gib(
+    card, words, call, setting, fits
+):
+    code, out, err = call(*words, setting)
+    assert code == 0, err
+    found = re.search(
+        r"auto takes full: a step needs ([\d.]+) GiB with off, ([\d.]+) GiB with", out
+    )
+    assert found is not None
+    off, full = map(float, found.groups())
+    assert full < off
+    assert off > 24
+    assert (full < 24) == fits
+    assert f"full {'fits' if fits else 'does not fit'} in the 24.0 GiB of this device" in out
+    assert ("dtype=bfloat16 quantization=nf4" in out) == fits

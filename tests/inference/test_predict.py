@@ -1,0 +1,242 @@
+"""``lorada predict``: the answers are those of evaluate and generate, whatever ends a process."""
+
+import csv
+import io
+import json
+import math
+import random
+import subprocess
+import sys
+
+import pytest
+from folders import ROWS, TURNS, bart_folder, bert_folder, llama_folder, rows_file
+from trained import train_once
+
+from lorada.inference import predict as module
+from lorada.inference.evaluate import evaluate
+from lorada.inference.generate import continue_prompts
+from lorada.inference.load import load_run
+from lorada.inference.predict import part_size, predict, predict_to, unfinished
+from lorada.runs.data.rows import rows_to_answer
+from lorada.runs.folder.predictions import read_predictions
+from lorada.tasks.row_files import read_rows
+
+SETTINGS = [
+    "max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=64", "max_new_tokens=5",
+    "eval_batch_size=2", "save_strategy=no",
+]  # fmt: skip
+LENGTHS = random.Random(0).choices((1, 2, 5, 20, 59), k=22)
+LABELS = [{"text": "ab"[i % 2] * n, "label": "xyz"[i % 3]} for i, n in enumerate(LENGTHS)]
+SCORES = [{"text": row["text"], "text_pair": "b", "score": i / 2} for i, row in enumerate(LABELS)]
+CHOICES = [
+    {"prompt": f"{n}?" * (n % 3 + 1), "candidates": [" a", " no", " c"], "answer": n % 3}
+    for n in range(7)
+]
+RUNS = {
+    "label": ("bert", "lora", "labels", []),
+    "score": ("bert", "lora", "scores", []),
+    "choice": ("llama", "lora", "choices", []),
+    "prompt": ("llama", "lorada_la", "prompts", ["lmam.init_weights=false"]),
+    "messages": ("llama", "lora", "turns", []),
+    "seq2seq": ("bart", "lora", "prompts", []),
+    "text": ("llama", "lora", "texts", []),
+}
+UNANSWERED = ("label", "score", "answer", "response")
+WRITERS = ("prompt", "messages", "seq2seq", "text")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("predict")
+    llama_folder(place / "llama", max_position_embeddings=128)
+    bert_folder(place / "bert")
+    bart_folder(place / "bart")
+    files = {
+        "labels": LABELS, "scores": SCORES, "choices": CHOICES, "prompts": ROWS[:9],
+        "turns": TURNS, "texts": [{"text": row["prompt"] * 4} for row in ROWS],
+    }  # fmt: skip
+    for name, rows in files.items():
+        rows_file(place / f"{name}.jsonl", rows)
+    return place
+
+
+@pytest.fixture(scope="module")
+def folder(place):
+    """The folder of a run, which is trained at its first use."""
+    return lambda name: train_once(place, name, RUNS, SETTINGS)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Parts of four rows."""
+    monkeypatch.setattr(module, "PART", 2)
+
+
+def asked(run, rows):
+    return rows_to_answer(rows, "rows", run.form, run.labels)
+
+
+def without_answers(name, place):
+    rows = read_rows(place / f"{RUNS[name][2]}.jsonl")
+    return [{k: v for k, v in row.items() if k not in UNANSWERED} for row in rows]
+
+
+def lorada(*words):
+    command = [sys.executable, "-m", "lorada.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def answers(run, rows):
+    return [answer for part in predict(run, asked(run, rows)) for answer in part]
+
+
+@pytest.mark.parametrize("name", ["label", "score", "choice", "prompt", "messages", "seq2seq"])
+def test_answers_are_those_of_evaluate(name, folder, place):
+    run = load_run(folder(name))
+    evaluate(run, str(place / f"{RUNS[name][2]}.jsonl"))
+    found = answers(run, without_answers(name, place))
+    scored = read_predictions(run.folder)
+    assert [one["row"] for one in found] == [line["row"] for line in scored]
+    field = name if name in ("label", "score") else "answer"
+    assert [one[field] for one in found] == [line["answer"] for line in scored]
+    if name == "label":
+        for one, line, row in zip(found, scored, LABELS, strict=True):
+            assert math.isclose(sum(one["probs"].values()), 1, rel_tol=1e-5)
+            assert -math.log(one["probs"][row["label"]]) == pytest.approx(line["loss"], rel=1e-4)
+            assert one["label"] == max(one["probs"], key=one["probs"].get)
+
+
+def test_a_fresh_process_gives_the_answers_of_evaluate(folder, place, tmp_path):
+    run = load_run(folder("label"))
+    evaluate(run, str(place / "labels.jsonl"))
+    bare = rows_file(tmp_path / "bare.jsonl", without_answers("label", place))
+    done = lorada("predict", run.folder, "--data", bare, "--json")
+    assert done.returncode == 0, done.stderr
+    scored = read_predictions(run.folder)
+    assert [one["label"] for one in json.loads(done.stdout)] == [one["answer"] for one in scored]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_writer_answers_as_generate_does(name, folder):
+    run = load_run(folder(name))
+    prompts = ["1 + 1 =", "2 +", "9 + 9 = 18. 1 + 7 ="]
+    found = answers(run, [{"prompt": prompt} for prompt in prompts])
+    assert [one["answer"] for one in found] == continue_prompts(run, prompts)
+
+
+@pytest.mark.parametrize("name", ["label", "prompt"])
+def test_each_row_is_answered_as_if_it_were_alone(name, folder, place, small_parts):
+    run, rows = load_run(folder(name)), without_answers(name, place)
+    assert part_size(run) == 4 < len(rows)
+    found = answers(run, rows)
+    assert [one["row"] for one in found] == list(range(1, len(rows) + 1))
+    for one, row in zip(found, rows, strict=True):
+        (alone,) = answers(run, [row])
+        if name == "label":
+            assert one["probs"] == pytest.approx(alone["probs"], rel=1e-4)
+        assert one.get("answer") == alone.get("answer")
+
+
+def test_rows_of_similar_length_are_answered_together(folder, place, monkeypatch):
+    run, read = load_run(folder("label")), []
+    forward = run.model.forward
+
+    def spy(**batch):
+        read.append(tuple(batch["input_ids"].shape))
+        return forward(**batch)
+
+    monkeypatch.setattr(run.model, "forward", spy)
+    answers(run, LABELS)
+    lengths = sorted((len(run.tokenizer(row["text"])["input_ids"]) for row in LABELS), reverse=True)
+    assert read == [(2, longest) for longest in lengths[::2]]
+
+
+CHILD = """
+import os, signal, sys
+from lorada import cli
+from lorada.inference import predict as module
+
+module.PART = 2
+whole = module.predict
+
+def killed(run, rows, done=0):
+    for number, part in enumerate(whole(run, rows, done)):
+        if number == 2:
+            with open(sys.argv[-1] + ".part", "a") as file:
+                file.write('{"row": 9, "label": "?"}\\n{"row": 10, "la')
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield part
+
+module.predict = killed
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("name", "ending"), [("label", "csv"), ("prompt", "jsonl")])
+def test_a_killed_run_goes_on_and_writes_the_same_file(
+    name, ending, folder, place, tmp_path, small_parts, caplog
+):
+    rows = rows_file(tmp_path / "rows.jsonl", without_answers(name, place))
+    output = tmp_path / f"answers.{ending}"
+    words = ["predict", folder(name), "--data", rows, "--output", output]
+    done = subprocess.run([sys.executable, "-c", CHILD, *map(str, words)], capture_output=True)
+    assert done.returncode == -9, done.stderr
+    assert not output.exists()
+    assert unfinished(output).read_text().endswith('{"row": 10, "la')
+    run = load_run(folder(name))
+    whole = asked(run, read_rows(rows))
+    assert predict_to(run, whole, output) == 8
+    assert sorted(tmp_path.iterdir()) == sorted([rows, output])
+    again = tmp_path / f"again.{ending}"
+    assert predict_to(run, whole, again) == 0
+    assert output.read_bytes() == again.read_bytes()
+
+
+def test_what_was_begun_with_other_rows_or_another_run_is_not_continued(
+    folder, place, tmp_path, small_parts
+):
+    output = tmp_path / "answers.jsonl"
+    run = load_run(folder("label"))
+
+    def begin(run, rows):
+        """Stop behind the first part."""
+        real = module.predict
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "predict", lambda *given: stopped(real(*given)))
+            with pytest.raises(KeyboardInterrupt):
+                predict_to(run, asked(run, rows), output)
+
+    def stopped(parts):
+        yield next(parts)
+        raise KeyboardInterrupt
+
+    begin(run, LABELS)
+    assert predict_to(run, asked(run, LABELS[1:]), output) == 0
+    begin(run, LABELS)
+    assert predict_to(run, asked(run, LABELS), output) == 4
+    begin(run, LABELS)
+    weights = next((run.folder / "adapter").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes())  # of another training, as far as anybody knows
+    assert predict_to(run, asked(run, LABELS), output) == 0
+
+
+def test_a_table_has_a_column_for_each_class(folder, place, tmp_path):
+    run = load_run(folder("label"))
+    rows = asked(run, LABELS)
+    predict_to(run, rows, tmp_path / "answers.csv")
+    predict_to(run, rows, tmp_path / "answers.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    table = list(csv.DictReader(io.StringIO((tmp_path / "answers.csv").read_text())))
+    assert list(table[0]) == ["row", "label", "prob_x", "prob_y", "prob_z"]
+    for cells, line in zip(table, lines, strict=True):
+        assert (int(cells["row"]), cells["label"]) == (line["row"], line["label"])
+        assert {k: float(cells[f"prob_{k}"]) for k in "xyz"} == line["probs"]
+
+
+def test_lines_of_an_answer_stay_one_cell(folder, tmp_path, monkeypatch):
+    said = 'a "b",\r\nc\u2028d'
+    run = load_run(folder("prompt"))
+    monkeypatch.setattr(module, "texts", lambda run, rows, parts: iter([(0, said)]))
+    predict_to(run, asked(run, [{"prompt": "1"}]), tmp_path / "answers.csv")
+    with (tmp_path / "answers.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["row", "answer"], ["1", said]]

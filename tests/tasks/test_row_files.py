@@ -1,0 +1,161 @@
+"""Rows are read the same from each kind of file, and from data sets as the hub has them."""
+
+import gzip
+import json
+
+import datasets
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from folders import ROWS, TURNS, llama_folder, rows_file
+
+from lorada.runs.data.rows import load_rows
+from lorada.tasks.row_files import hub_source, read_rows
+
+SENTENCES = [{"text": "good", "label": 1}, {"text": "bad", "label": 0}, {"text": "?", "label": -1}]
+CLASSES = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+
+
+def refused(message, act, kind=ValueError):
+    with pytest.raises(kind, match=message) as error:
+        act()
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stands in for ``load_dataset``: a dictionary of what it is asked for, and what it gives."""
+    found = {}
+
+    def load(name, config, *, split):
+        if (name, config, split) not in found:
+            raise ConnectionError(f"Couldn't reach '{name}' on the Hub\nwith details")
+        return found[name, config, split]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return found
+
+
+@pytest.mark.parametrize("rows", [ROWS, TURNS], ids=["prompts", "chats"])
+def test_every_kind_of_file_gives_the_same_rows(rows, tmp_path):
+    lines = rows_file(tmp_path / "rows.jsonl", rows)
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wb") as file:
+        file.write(lines.read_bytes())
+    (tmp_path / "list.json").write_text(json.dumps(rows, indent=1))
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.PARQUET")
+    for name in ("rows.jsonl", "rows.jsonl.gz", "list.json", "rows.PARQUET"):
+        assert read_rows(tmp_path / name) == rows, name
+        assert load_rows(str(tmp_path / name)).form in ("prompt", "messages")
+
+
+BROKEN = {
+    "rows.parquet": (b"PAR1 and no more", "rows.parquet is not Parquet: "),
+    "rows.jsonl.gz": (gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "not a whole gzip file"),
+    "rows.json": (b'[{"text": "a"}, 3]', "row 2 is not a JSON object with named fields"),
+    "half.json": (b'[{"text": "a"}', "half.json is not JSON: "),
+    "none.json": (b"[]", "none.json has no rows"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_refused_with_what_it_is_not(name, tmp_path):
+    content, message = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    refused(message, lambda: read_rows(tmp_path / name))
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    refused("two columns 'text'", lambda: read_rows(tmp_path / "rows.parquet"))
+
+
+NAMES = {
+    "owner/name": ("owner/name", None, None),
+    "owner/name:config": ("owner/name", "config", None),
+    "owner/name@test": ("owner/name", None, "test"),
+    "owner/name:en-fr@train[:10]": ("owner/name", "en-fr", "train[:10]"),
+    "owner/v1.0": ("owner/v1.0", None, None),
+    "rows.jsonl": None,
+    "owner/rows.CSV": None,
+    "owner/rows.jsonl.gz": None,
+    "/owner/name": None,
+    "name": None,
+    "builtin:syllogisms_train.jsonl": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("text", NAMES)
+def test_a_data_set_of_the_hub_is_told_from_a_file(text):
+    assert hub_source(text) == NAMES[text]
+
+
+def test_a_file_that_is_there_is_no_data_set_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    assert hub_source("owner/name") is not None
+    rows_file(tmp_path / "owner/name")
+    assert hub_source("owner/name") is None
+    assert read_rows("owner/name") == ROWS
+
+
+def test_classes_of_the_hub_have_their_names(hub):
+    hub["owner/name", "small", "train"] = Dataset.from_list(SENTENCES[:2], features=CLASSES)
+    rows = load_rows("owner/name:small@train")
+    assert [row["label"] for row in rows.rows] == ["yes", "no"]
+    assert (rows.form, rows.labels) == ("label", ("no", "yes"))
+    hub["owner/name", None, "test"] = Dataset.from_list(SENTENCES, features=CLASSES)
+    refused("has the label '-1'", lambda: load_rows("owner/name@test", "label", ("no", "yes")))
+
+
+def test_the_only_split_is_taken_and_of_several_each_is_named(hub):
+    one = Dataset.from_list(ROWS)
+    hub["owner/name", None, None] = DatasetDict({"train": one})
+    assert load_rows("owner/name").rows == ROWS
+    hub["owner/two", "en", None] = DatasetDict({"train": one, "test": one})
+    refused("pass owner/two:en@train or owner/two:en@test", lambda: read_rows("owner/two:en"))
+
+
+def test_an_absent_hub_is_said_in_one_line(hub):
+    said = r"no file owner/name, and .* \(Couldn't reach 'owner/name' on the Hub\): pass a file"
+    refused(said, lambda: read_rows("owner/name"))
+
+
+def test_a_local_folder_is_a_data_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows_file(folder / "train.jsonl")
+    rows_file(folder / "test.jsonl", ROWS[:3])
+    assert load_rows(f"{folder}@test").rows == ROWS[:3]
+    refused("has several splits: pass .*data@train or .*data@test", lambda: read_rows(folder))
+
+
+def test_a_file_that_is_not_there_says_what_could_be(tmp_path):
+    said = r"no data file at .*rows.jsonl: pass --data FILE \(.jsonl, .jsonl.gz, .json, .csv, .par"
+    refused(said, lambda: read_rows(tmp_path / "rows.jsonl"), FileNotFoundError)
+
+
+def test_a_run_learns_and_is_scored_on_data_sets_of_the_hub(call, hub, tmp_path):
+    """Training, evaluation and comparison read rows in one place."""
+    llama_folder(tmp_path / "llama")
+    hub["owner/sums", None, "train"] = Dataset.from_list(ROWS[:30])
+    hub["owner/sums", None, "test"] = Dataset.from_list(ROWS[30:])
+    shared = ["--model", tmp_path / "llama", "--data", "owner/sums@train", "report_to=[]"]
+    code, _, err = call(
+        "train", "--method", "lora", *shared, "--output", tmp_path / "run", "max_steps=1"
+    )
+    assert code == 0, err
+    code, out, err = call("evaluate", tmp_path / "run", "--data", "owner/sums@test", "--json")
+    assert (code, json.loads(out)["n"]) == (0, 6), err
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert list(saved["metrics"]) == ["owner/sums@test"]
+    code, out, err = call(
+        "compare", "--methods", "lora,bitfit", *shared, "--held-out", "owner/sums@test",
+        "--budget", "10%", "--trials", "0", "--seeds", "1", "--output", tmp_path / "comparison",
+        "--dry-run", "--json", "max_steps=1",
+    )  # fmt: skip
+    assert code == 0, err
