@@ -28,7 +28,7 @@ INTRO = {
 }
 # Defaults that are no value that a reader could write.
 SHOWN = {
-    "": "required", "_by_placement()": "by placement", "USAGE": "a note",
+    "": "required", "_by_placement()": "by placement", "LIBRARY": "a note", "USAGE": "a note",
     "__version__": "this version", "AUTO": "`'auto'`",
 }  # fmt: skip
 

@@ -280,7 +280,7 @@ def write_recipes() -> None:
     folder.mkdir()
     for name, text in RECIPES.items():
         (folder / f"{name}.yaml").write_text(text)
-    hidden = {field.name for field in fields(PeftConfig)} | {"lorada_version", "usage"}
+    hidden = {field.name for field in fields(PeftConfig)} | {"lorada_version", "library", "usage"}
     hidden |= {"base_model_type"}  # which is worked out from the model
     for part, config in PARTS.items():
         settings = [field for field in fields(config) if field.init and field.name not in hidden]

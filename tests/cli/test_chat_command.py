@@ -11,6 +11,7 @@ import pytest
 from folders import TURNS, llama_folder, rows_file
 
 from lorada.cli import chat_command
+from lorada.inference import chat as chat_module
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 
@@ -126,6 +127,20 @@ def test_a_conversation_is_read_until_it_is_forgotten(chat, written):
     assert again == first * 3
     assert err.count("the conversation is forgotten") == 3
     assert left_out not in err
+
+
+def test_a_conversation_begins_with_what_the_system_says_and_keeps_it(chat, monkeypatch):
+    asked, stream = [], chat_module.stream
+
+    def noted(run, prompt, **options):
+        asked.append(prompt)
+        return stream(run, prompt, **options)
+
+    monkeypatch.setattr(chat_module, "stream", noted)
+    _, _, err = chat(["01"] * 3 + ["/reset", "01"], "talk", options=("--system", "b"))
+    assert asked[0] == asked[-1] == "<|system|>b<e><|user|>01<e><|assistant|>"
+    assert all(prompt.startswith("<|system|>b<e><|user|>01<e>") for prompt in asked)
+    assert "turns have no room any more and were left out" in err
 
 
 def test_what_is_no_command_is_said_in_one_line_and_the_chat_goes_on(chat, written):

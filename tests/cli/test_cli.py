@@ -8,7 +8,9 @@ import pytest
 from folders import ROWS, bert_folder, llama_folder, rows_file
 from safetensors.torch import load_file, save_file
 
-from lorada import METHODS
+from lorada import METHODS, __version__
+from lorada.cli import GROUPS
+from lorada.cli.app import app
 from lorada.runs.folder.predictions import read_predictions
 from lorada.runs.folder.result import read_result
 
@@ -137,7 +139,12 @@ def test_methods_lists_all_of_them_and_shows_one_in_full(call):
     assert rows["quanta"]["paper"] == "https://arxiv.org/abs/2406.00132"
     code, out, _ = call("methods")
     assert code == 0
-    assert all(f"│ {name}" in out for name in METHODS)
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[: len(METHODS)]] == list(METHODS)
+    assert "Each is for any decoder / encoder / encoder-decoder." in lines
+    for row in rows.values():
+        assert row["models"] == ["any"] or {"llama", "roberta", "bart"} <= {*row["models"]}
     code, out, _ = call("methods", "lora+lmam")
     assert code == 0
     for part in (METHODS["lora"].formula, "lorada.LmamConfig", "length=128", "lora_alpha=64"):
@@ -159,14 +166,43 @@ def test_methods_lists_pefts_tuners_and_shows_one_in_full(call):
     assert "feedforward_modules=['down_proj']" in out
 
 
-def test_help_names_every_command(call):
+def test_help_has_every_command_in_one_of_three_groups(call):
     code, out, _ = call("--help")
     assert code == 0
-    for command in (
-        "train", "evaluate", "generate", "chat", "methods", "tasks", "recipes", "params", "export",
-        "run",
-    ):  # fmt: skip
-        assert f" {command} " in out
+    shown = re.findall(r"^(?:│ (\w+)  |╭─ ([\w ]+) ─)", out.partition("Options ─")[2], re.MULTILINE)
+    names = {one.name or one.callback.__name__ for one in app.registered_commands if not one.hidden}
+    expected = []
+    for group, commands in GROUPS.items():
+        expected += [group, *(command for command in commands if command in names)]
+    assert [command or group for command, group in shown] == expected
+    assert names <= set(expected)
+    assert list(GROUPS) == ["Train and use", "Compare", "The paper"]
+    assert {"search", "table", "plot"} <= {*GROUPS["The paper"]}
+
+
+def test_the_version_is_printed_alone(call):
+    assert call("--version") == (0, f"lorada {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max_steps", "3"], "No such option: --max_steps; a setting has no dashes: max_steps=3"),
+        (["--learning-rate=1e-3", "x"], "a setting has no dashes: learning_rate=1e-3"),
+        (["--protocol", "a b"], "a setting has no dashes: 'protocol=a b'"),
+        (["--packing"], "a setting has no dashes: packing=VALUE"),
+    ],
+)
+def test_a_setting_given_as_an_option_is_shown_as_it_is_written(call, words, said):
+    for command in (["train", "quickstart"], ["compare"], ["search"], ["params"]):
+        refused(call(*command, *words), said)
+
+
+def test_a_misspelt_option_is_no_setting(call):
+    result = call("train", "--modle", "x")
+    refused(result, "--model")
+    assert "setting" not in result[2]
+    assert "setting" not in call("evaluate", "run", "--max_steps", "3")[2]
 
 
 BAD_TRAINING = {
@@ -183,6 +219,11 @@ BAD_TRAINING = {
     "not attention": (["lmam.target_modules=[mlp]"], "not a self-attention module", "self_attn"),
     "unknown override": (["lenght=3"], "unknown override 'lenght'; did you mean length"),
     "unknown setting": (["lmam.rnk=3"], "unknown setting of lmam 'rnk'; did you mean rank"),
+    "called otherwise here": (
+        ["lora.rank=3"],
+        "unknown setting of lora 'rank'; did you mean lora.r?",
+    ),
+    "called otherwise in a part": (["alpha=3"], "unknown override 'alpha'; did you mean lora_al"),
     "ambiguous": (["rank=3"], "write lmam.rank, bottleneck.rank"),
     "wrong type": (["max_length=long"], "max_length='long'"),
     "wrong type of a part": (["lmam.rank=two"], "lmam.rank='two'"),
@@ -443,7 +484,7 @@ def test_a_result_with_something_of_another_type_is_one_line(call, finished, tmp
     run = shutil.copytree(finished, tmp_path / "run")
     result = json.loads((run / "result.json").read_text())
     commands = (
-        ["plot", "loss", run, "--output", tmp_path], ["explain", run, "--text", "a"],
+        ["plot", "loss", run, "--output", tmp_path], ["explore", run, "--text", "a", "--maps"],
         ["evaluate", run], ["generate", run, "--prompt", "a"],
     )  # fmt: skip
     for value in WRONG[key]:

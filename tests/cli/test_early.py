@@ -89,6 +89,10 @@ MISTAKES = {
     "chat with no run": (["chat", "run", "none"], "none is not a run"),
     "chat with a class": (["chat", "labelled"], "labelled is a classifier of y and writes no text"),
     "serve no run": (["serve", "none"], "none is not a run"),
+    "generate with a class": (
+        ["generate", "labelled", "--prompt", "a"],
+        "writes no text: ask it with lorada predict labelled --text TEXT",
+    ),
     "serve a class": (
         ["serve", "labelled", "run"],
         "labelled is a classifier of y and writes no text",
@@ -117,8 +121,10 @@ MISTAKES = {
     "no file to score": (["evaluate", "run", "--data", "none.csv"], "no data file at none.csv"),
     "rows of a class": (["evaluate", "run", "--data", "labels.jsonl"], "has label rows; this run"),
     "limit": (["evaluate", "run", "--limit", "3"], "--limit 3 is for --lm-eval"),
-    "no text": (["explain", "run", "--text", " "], "the text is empty"),
-    "explain no run": (["explain", "none", "--text", "a"], "none is not a run"),
+    "no text": (["explore", "run", "--text", " ", "--maps"], "the text is empty"),
+    "maps of no run": (["explore", "none", "--text", "a", "--maps"], "none is not a run"),
+    "explain": (["explain", "--text", "a"], "lorada explore RUN --text TEXT --maps"),
+    "a system's turn for prompts": (["chat", "run", "--system", "a"], "run continues each line"),
     "no picture": (["plot", "9"], "no picture '9'"),
     "no run of losses": (["plot", "loss", "none"], "none has no result.json"),
     "no rows of 3": (["plot", "3", "run"], "no data: pass --data FILE"),

@@ -109,7 +109,9 @@ def test_every_saved_adapter_says_what_to_import(stack, tmp_path):
         assert card.data.library_name == "peft"
         assert card.text.count("\nimport lorada\n") == 1
         assert f"KeyError: '{model.peft_config['default'].peft_type.value}'" in card.text
-        usage = json.loads((folder / "adapter_config.json").read_text())["usage"]
+        saved = json.loads((folder / "adapter_config.json").read_text())
+        usage, (first, library) = saved["usage"], next(iter(saved.items()))
+        assert (first, library) == ("library", "lorada: import it before loading")
         assert "`import lorada`" in usage
         assert "`lorada run`" in usage
 

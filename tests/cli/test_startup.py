@@ -13,21 +13,49 @@ HEAVY = ("torch", "peft", "transformers")
 
 def loaded_by(code: str) -> str:
     """Which of the heavy packages a Python process has loaded at its end."""
+    return printed_by(code)[-1]
+
+
+def printed_by(code: str) -> list[str]:
+    """What a Python process prints, and which of the heavy packages it has loaded at its end."""
     ending = f"\nimport sys\nprint('loaded', [n for n in {HEAVY} if n in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code + ending], capture_output=True, text=True, check=True
     )
-    return done.stdout.splitlines()[-1]
+    return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("words", ["--help", "train --help", "methods", "methods lorada_la",
-                                   "methods --json"])  # fmt: skip
+@pytest.mark.parametrize("words", ["--help", "train --help", "--version", "methods",
+                                   "methods lorada_la", "methods --json"])  # fmt: skip
 def test_commands_that_list_need_no_torch(words):
     code = (
         f"import sys, lorada_cli\nsys.argv = ['lorada', *{words.split()}]\n"
         "try: lorada_cli.main()\nexcept SystemExit as end: assert not end.code"
     )
     assert loaded_by(code) == "loaded []"
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("train --method lorada_", ["lorada_a", "lorada_la", "lorada_q"]),
+        ("params --method lora+shi", ["lora+shira"]),
+        ("compare --methods ia3,bit", ["ia3,bitfit"]),
+        ("train --model smol", ["smollm2-135m"]),
+        ("search --model llama2", ["llama2-7b", "llama2-70b"]),
+        ("train --task rte,boo", ["rte,boolq"]),
+        ("compare --task wino", ["winogrande"]),
+    ],
+)
+def test_a_shell_completes_names_without_torch(typed, found, monkeypatch):
+    monkeypatch.setenv("_LORADA_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"lorada {typed}")
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split())))
+    code = (
+        "import sys, lorada_cli\nsys.argv = ['lorada']\n"
+        "try: lorada_cli.main()\nexcept SystemExit as end: assert not end.code"
+    )
+    assert printed_by(code) == [*found, "loaded []"]
 
 
 def test_no_garbage_is_looked_for_while_torch_is_imported_nor_among_modules_later():

@@ -203,7 +203,10 @@ def test_the_effect_on_the_answer_is_that_of_the_steps_that_wrote_it(name, chat_
 
 
 REFUSED = {
-    "classifier": (["labels"], r"labels is a classifier of n, y: it has no text"),
+    "classifier": (
+        ["labels"],
+        r"labels is a classifier of n, y and writes no text: ask it with lorada predict",
+    ),
     "other base": (["lora", "wide"], r"lora was trained on \S+llama and \S+wide on \S+other"),
     "other dtype": (["lora", "half"], "with dtype=float32 and .*half with dtype=bfloat16"),
     "whole": (["lora", "whole"], "whole trained the base model itself.* alone"),

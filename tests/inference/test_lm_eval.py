@@ -158,4 +158,4 @@ def test_a_classifier_is_refused(tmp_path, lorada):
     train(load_recipe(None, settings, {**options, "output": str(tmp_path / "run")}), quiet=True)
     code, _, err = lorada("evaluate", tmp_path / "run", "--lm-eval", "piqa")
     assert code == 2
-    assert "answers with a head" in err
+    assert "writes no text: ask it with lorada predict" in err

@@ -4,7 +4,7 @@ import pytest
 from transformers import BartConfig, LlamaConfig
 
 from lorada import METHODS, GainConfig, build_method
-from lorada.cli.terminal import OURS, method_page, methods_table
+from lorada.cli.terminal import OURS, method_page, methods_list
 from lorada.methods.extensions import EXTENSIONS
 from lorada.methods.lookup import describe, method_named
 from lorada.methods.sizes import default_rate
@@ -23,9 +23,10 @@ def test_lists_of_methods_show_the_mark(capsys):
     console = Console(width=200)
     marks = {"gain": True, "gain+lmam": True, "lora+gain": True, "lora": False}
     for name, marked in marks.items():
-        for shown in (methods_table({name: describe(name)}), method_page(name, describe(name))):
-            console.print(shown)
-            assert (OURS in capsys.readouterr().out) == marked
+        console.print(methods_list({name: describe(name)}))
+        assert capsys.readouterr().out.startswith(f"{name} *  ") == marked
+        console.print(method_page(name, describe(name)))
+        assert (OURS in capsys.readouterr().out) == marked
 
 
 def test_results_say_that_the_settings_are_not_from_the_paper():

@@ -98,15 +98,15 @@ def test_rows_of_another_form_than_the_run_has_learned_are_shown_in_their_own(ru
     assert found == len(run.tokenizer("<|user|>ab<e><|assistant|>")["input_ids"])
 
 
-def test_explain_draws_figure_1_and_prints_every_layers_effect_size(runs, monkeypatch, capsys):
-    code, out, err = lorada(monkeypatch, capsys, "explain", runs / "bert", "--text", TEXT)
+def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, monkeypatch, capsys):
+    words = ("explore", runs / "bert", "--text", TEXT, "--maps")
+    code, out, err = lorada(monkeypatch, capsys, *words)
     assert code == 0, err
     assert "effect size" in out
     for suffix in (".png", ".svg"):
-        assert (runs / "bert" / f"explain{suffix}").stat().st_size > 5000
-    code, out, _ = lorada(
-        monkeypatch, capsys, "explain", runs / "llama", "--text", TEXT, "--layer", 0, "--json"
-    )
+        assert (runs / "bert" / f"maps{suffix}").stat().st_size > 5000
+    words = ("explore", runs / "llama", "--text", TEXT, "--maps", "--layer", 0, "--json")
+    code, out, _ = lorada(monkeypatch, capsys, *words)
     found = json.loads(out)
     assert len(found["layers"]) == 2
     assert found["layer"].endswith("layers.0.self_attn")
@@ -319,10 +319,29 @@ BAD = {
         ["plot", "scatter", "--results", "x", "--scale", "local"],
         "there are no results of mnli, sst2",
     ),
-    "empty text": (["explain", "bert", "--text", " "], "the text is empty"),
-    "no such layer": (["explain", "bert", "--text", "a", "--layer", "7"], "7 is not in 0–1"),
-    "no such head": (["explain", "bert", "--text", "a", "--head", "9"], "--head 9 is not in 0–3"),
-    "no map": (["explain", "plain", "--text", "a"], "this model has no active map"),
+    "empty text": (["explore", "bert", "--text", " ", "--maps"], "the text is empty"),
+    "no such layer": (
+        ["explore", "bert", "--text", "a", "--maps", "--layer", "7"],
+        "--layer 7 is not in 0–1",
+    ),
+    "no such head": (
+        ["explore", "bert", "--text", "a", "--maps", "--head", "9"],
+        "--head 9 is not in 0–3",
+    ),
+    "no map": (["explore", "plain", "--text", "a", "--maps"], "this model has no active map"),
+    "maps of two runs": (
+        ["explore", "bert", "llama", "--text", "a", "--maps"],
+        "--maps shows one run and one --text",
+    ),
+    "a head of the page": (
+        ["explore", "bert", "--text", "a", "--head", "1"],
+        "--head is for --maps: add it, or leave --head out",
+    ),
+    "explain": (
+        ["explain", "my run", "--text", "a", "--layer", "0"],
+        "lorada explain is an option of explore now: "
+        "lorada explore 'my run' --text TEXT --maps",
+    ),
 }  # fmt: skip
 
 

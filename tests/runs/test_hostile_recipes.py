@@ -80,7 +80,7 @@ COMMANDS = {
     "generate": ["generate", "RUN", "--prompt", "a"],
     "chat": ["chat", "RUN"],
     "export": ["export", "RUN", "NEW"],
-    "explain": ["explain", "RUN", "--text", "a"],
+    "explore --maps": ["explore", "RUN", "--text", "a", "--maps"],
     "plot": ["plot", "1", "RUN", "--output", "NEW"],
     "search --resume": ["search", "--resume", "--output", "SEARCH"],
 }

@@ -8,7 +8,10 @@ import os
 import re
 import sys
 import warnings
+from difflib import get_close_matches
+from typing import Annotated, Any
 
+import typer
 from rich.logging import RichHandler
 
 from lorada.cli import (  # noqa: F401
@@ -25,6 +28,7 @@ from lorada.cli import (  # noqa: F401
 )
 from lorada.cli.app import app, errors
 from lorada.support.errors import out_of_memory
+from lorada.support.files import as_typed
 from lorada.support.processes import (
     OtherProcessError,
     is_first,
@@ -34,12 +38,57 @@ from lorada.support.processes import (
     refuse_several,
 )
 from lorada.support.quiet import silence
+from lorada.support.version import __version__
 
 # The commands that several processes may run; `run` only starts another program.
 FOR_MANY = ("train", "run")
 
+# The groups of `lorada --help`, and the order of the commands in each.
+GROUPS = {
+    "Train and use": (
+        "train", "evaluate", "predict", "generate", "chat", "serve", "explore", "export", "run",
+    ),
+    "Compare": ("compare", "quickstart", "methods", "params"),
+    "The paper": ("table", "plot", "search", "tasks", "recipes"),
+}  # fmt: skip
+
 # Beginnings of messages about missing kernels, which libraries log with various loggers.
 OTHERS_MESSAGES = ("Failed to load", "Warning: Detected no triton")
+
+
+def _group_commands() -> None:
+    """Put each command into its group, in the order of ``GROUPS``."""
+    group_of = {name: group for group, names in GROUPS.items() for name in names}
+    order = [*group_of]
+    for command in app.registered_commands:
+        command.rich_help_panel = group_of.get(_name(command))
+    app.registered_commands.sort(
+        key=lambda command: order.index(_name(command)) if _name(command) in order else len(order)
+    )
+
+
+def _name(command: Any) -> str:
+    return str(command.name or command.callback.__name__)
+
+
+_group_commands()
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"lorada {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", help="print the version", callback=_print_version, is_eager=True),
+]
+
+
+@app.callback()
+def _options(version: Version = False) -> None:
+    """Fine-tune a model by any method of PEFT or of the LoRaDA paper, and compare methods."""
 
 
 def main() -> None:
@@ -77,7 +126,7 @@ def main() -> None:
         if hasattr(error, "format_message"):
             if not error.format_message():  # a command without arguments has printed its help
                 sys.exit(2)
-            _fail(error.format_message())
+            _fail(_usage_error(error))
         raise
 
 
@@ -89,6 +138,24 @@ def _run() -> int | None:
     if process_count() > 1:
         leave_processes()
     return code
+
+
+def _usage_error(error: Any) -> str:
+    """What a wrong command line is answered with; for ``--max_steps 3``, that it is a setting."""
+    message, option = str(error.format_message()), getattr(error, "option_name", "")
+    takes = {param.name for param in error.ctx.command.params} if error.ctx else set()
+    if "overrides" not in takes or not option.startswith("--"):
+        return message
+    if get_close_matches(option, error.possibilities or (), cutoff=0.8):
+        return message  # an option that was misspelt
+    value = "VALUE"
+    for word, after in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        if word == option and after and not after.startswith("-"):
+            value = after
+        elif word.startswith(f"{option}="):
+            value = word.removeprefix(f"{option}=")
+    setting = as_typed(f"{option[2:].replace('-', '_')}={value}")
+    return f"{error.message}; a setting has no dashes: {setting}"
 
 
 def _fail(message: str) -> None:

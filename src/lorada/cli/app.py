@@ -1,9 +1,11 @@
 """The typer application, and what commands share: options, consoles, suggestions, JSON."""
 
 import gc
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +26,29 @@ app = typer.Typer(
 console = plain_console()
 errors = plain_console(stderr=True)
 
+
+def completes(module: str, table: str) -> Callable[[str], list[str]]:
+    """Let a shell complete an option's value by the names in a table, which needs no torch.
+
+    Of ``a,b`` or ``a+b`` it completes the last.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        last = re.split("[,+]", incomplete)[-1]
+        before = incomplete.removesuffix(last)
+        names = getattr(import_module(module), table)
+        return [before + name for name in names if name.startswith(last)]
+
+    return complete
+
+
+COMPLETE_METHOD = completes("lorada.methods.table", "METHODS")
+COMPLETE_TASK = completes("lorada.tasks", "TASKS")
+METHOD = typer.Option(help="see `lorada methods`", autocompletion=COMPLETE_METHOD)
+MODEL = typer.Option(
+    help="hub id, folder, or a packaged name",
+    autocompletion=completes("lorada.support.models", "MODELS"),
+)
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, for programs")]
 Remote = Annotated[
     bool, typer.Option("--trust-remote-code", help="run code that a model repository ships")

@@ -5,7 +5,7 @@ Answers go to the output, everything else to the error stream, so that a script 
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +36,9 @@ def chat(
     runs: Annotated[
         list[Path], typer.Argument(help="folders of finished runs on one base; the first answers")
     ],
+    system: Annotated[
+        str | None, typer.Option(help="what the conversation begins with, as the system's turn")
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="tokens to generate")] = None,
     remote: Remote = False,
 ) -> None:
@@ -43,10 +46,12 @@ def chat(
     from lorada.cli.checks import check_writers
 
     recipe = check_writers(runs)
+    if system is not None:
+        refuse_system(runs)
     with loading_model(recipe.model):
         from lorada.inference.chat import open_chat
 
-        opened = open_chat(runs, max_new_tokens, trust_remote_code=remote)
+        opened = open_chat(runs, max_new_tokens, system, trust_remote_code=remote)
     _list_adapters(opened)
     _note(KEYS)
     with suppress(ImportError):
@@ -57,6 +62,22 @@ def chat(
         except ValueError as error:
             _note(f"error: {' '.join(str(error).split())}")
     suggest_scoring(runs[0], recipe, on=errors)
+
+
+def refuse_system(runs: Sequence[Path]) -> None:
+    """Refuse a system's turn for runs that read no conversation.
+
+    Raises:
+        ValueError: naming the first such run.
+    """
+    from lorada.runs.folder.result import read_result
+
+    for run in runs:
+        if read_result(run)["form"] != "messages":
+            raise ValueError(
+                f"--system is for runs that learned conversations, and {run} continues each line "
+                "by itself: write it at the beginning of the line"
+            )
 
 
 def _read(name: str) -> str | None:

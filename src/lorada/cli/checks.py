@@ -5,7 +5,6 @@ them again, together with what needs torch.
 """
 
 import re
-import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,13 +18,19 @@ from lorada.experiments.compare.spec import (
     saved_comparison,
 )
 from lorada.runs.data.rows import JSONL, Rows, load_rows, rows_to_answer
-from lorada.runs.folder.folder import refuse_no_adapter, refuse_taken, refuse_target
+from lorada.runs.folder.folder import (
+    refuse_both,
+    refuse_no_adapter,
+    refuse_no_run,
+    refuse_taken,
+    refuse_target,
+)
 from lorada.runs.folder.lock import refuse_file
-from lorada.runs.folder.result import read_result
+from lorada.runs.folder.result import read_result, refuse_no_text
 from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
 from lorada.runs.models.names import check_name
 from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
-from lorada.support.errors import missing_package, unknown_name
+from lorada.support.errors import missing_package, refuse_empty, unknown_name
 from lorada.tasks.row_files import hub_source, read_rows
 from lorada.tasks.rows import HEADED, Form, resolve
 from lorada.tasks.sources import data_folder
@@ -72,8 +77,7 @@ def check_run(folder: Path) -> Recipe:
     Raises:
         ValueError: if it does not.
     """
-    if not (folder / RECIPE_FILE).is_file():
-        raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
+    refuse_no_run(folder)
     read_result(folder)
     # Whether remote code runs is said in the command, and is asked when the run is loaded.
     recipe = outline(str(folder / RECIPE_FILE), [], {REMOTE: False})
@@ -190,11 +194,7 @@ def check_writers(folders: Sequence[Path]) -> Recipe:
     recipes = [check_run(folder) for folder in folders]
     for folder in folders:
         result = read_result(folder)
-        if result["form"] in HEADED:
-            labels = ", ".join(result["labels"])
-            what = f"a classifier of {labels}" if labels else "a scorer"
-            label = shlex.join(["lorada", "predict", str(folder), "--text", "TEXT"])
-            raise ValueError(f"{folder} is {what} and writes no text: ask it with {label}")
+        refuse_no_text(folder, result["form"], result["labels"])
     adapter_names(folders)
     refuse_different_bases(folders)
     return recipes[0]
@@ -225,8 +225,7 @@ def check_search(
         ValueError: for an unknown name, rows that are broken, or options that exclude each other.
         FileNotFoundError: for rows that are not there.
     """
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
+    refuse_both(resume=resume, overwrite=overwrite)
     refuse_file(Path(str(options["output"])))
     if not resume:  # a resumed search takes its recipe from its folder
         recipe = outline(None, overrides, options)
@@ -312,13 +311,3 @@ def check_explored(
     if output.is_dir() or (output.exists() and not overwrite):
         raise ValueError(f"{output} is there already: choose another --output, or pass --overwrite")
     return recipes[0]
-
-
-def refuse_empty(text: str) -> None:
-    """Refuse a text that has nothing to show.
-
-    Raises:
-        ValueError: for such a text.
-    """
-    if not text.strip():
-        raise ValueError("the text is empty: there is nothing to show")

@@ -9,6 +9,9 @@ import typer
 from rich.table import Table
 
 from lorada.cli.app import (
+    COMPLETE_METHOD,
+    COMPLETE_TASK,
+    MODEL,
     DataDir,
     Json,
     Remote,
@@ -34,13 +37,19 @@ Overrides = Annotated[
 ]
 Methods = Annotated[
     str | None,
-    typer.Option(help="with commas; `lorada methods` lists them; lora:r=1 is one with a setting"),
+    typer.Option(
+        help="with commas; `lorada methods` lists them; lora:r=1 is one with a setting",
+        autocompletion=COMPLETE_METHOD,
+    ),
 ]
-Model = Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")]
+Model = Annotated[str | None, MODEL]
 Rows = Annotated[str | None, typer.Option(help="training rows: a file or a hub id")]
 HeldOut = Annotated[str | None, typer.Option(help="rows to score: a file or a hub id")]
 Task = Annotated[
-    str | None, typer.Option(help="instead of --data and --held-out; see `lorada tasks`")
+    str | None,
+    typer.Option(
+        help="instead of --data and --held-out; see `lorada tasks`", autocompletion=COMPLETE_TASK
+    ),
 ]
 Budget = Annotated[
     str | None, typer.Option(help="trained parameters, such as 0.2% or 100000; commas for several")

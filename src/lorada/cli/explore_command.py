@@ -1,13 +1,25 @@
-"""The command ``explore``: a page that shows what an adapter does, for a browser."""
+"""The command ``explore``: what an adapter does to sentences, for a browser or a terminal."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
-from lorada.cli.app import Remote, app, console, errors, loading_model, suggest, waiting
-from lorada.support.errors import needs_extra
-from lorada.support.files import write_atomic
+from lorada.cli.app import (
+    Json,
+    Remote,
+    app,
+    console,
+    errors,
+    loaded_run,
+    loading_model,
+    print_json,
+    suggest,
+    waiting,
+)
+from lorada.support.errors import needs_extra, refuse_empty
+from lorada.support.files import as_typed, write_atomic
 
 PATIENCE = 5.0  # seconds that a page which is being made has when the server ends
 
@@ -23,11 +35,30 @@ def explore(
         bool, typer.Option(help="show it at 127.0.0.1, with a box for your own sentence")
     ] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="of --serve; 0: any")] = 8001,
+    maps: Annotated[
+        bool,
+        typer.Option(
+            "--maps", help="instead, print what the map of each layer does to one sentence"
+        ),
+    ] = False,
+    layer: Annotated[
+        int | None, typer.Option(help="of --maps: the one to draw; else the last")
+    ] = None,
+    head: Annotated[
+        int | None, typer.Option(help="of --maps: the one to draw; else the strongest map's")
+    ] = None,
     remote: Remote = False,
+    as_json: Json = False,
 ) -> None:
-    """Write a page for a browser, without a network: what an adapter does to a sentence."""
+    """Show what an adapter does to sentences: as a page for a browser, or with --maps here."""
     from lorada.cli.checks import check_explored
 
+    if maps:
+        _show_maps(runs, text, layer, head, remote=remote, as_json=as_json)
+        return
+    for option, given in {"--layer": layer, "--head": head, "--json": as_json or None}.items():
+        if given is not None:
+            raise ValueError(f"{option} is for --maps: add it, or leave {option} out")
     recipe = check_explored(runs, text, output, overwrite=overwrite or serve)
     with needs_extra("explore"):
         import jinja2  # noqa: F401
@@ -52,6 +83,49 @@ def explore(
         suggest("predict", runs[0], "--text", text[0])
     else:
         suggest("chat", runs[0])
+
+
+def _show_maps(
+    runs: list[Path], text: list[str], layer: int | None, head: int | None,
+    *, remote: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Print the effect size of every layer's map on a sentence, and draw one head as Figure 1."""
+    from lorada.cli.checks import can_be_scored, check_run
+    from lorada.cli.plot_commands import draw, figure_1
+
+    if len(runs) > 1 or len(text) > 1:
+        raise ValueError("--maps shows one run and one --text: give one of each")
+    run = runs[0]
+    recipe = check_run(run)
+    refuse_empty(text[0])
+    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
+    from lorada.inference.map_statistics import sentence_maps
+
+    found = sentence_maps(loaded, text[0], layer, head)
+    if as_json:
+        print_json(found)
+        return
+    shown = Table("layer", "effect size", "map below 0", "fused below 0")
+    for one in found["layers"]:
+        shown.add_row(
+            one["layer"], f"{one['effect_size']:.4f}",
+            f"{100 * one['map_negative_ratio']:.1f}%", f"{100 * one['negative_ratio']:.1f}%",
+        )  # fmt: skip
+    console.print(shown)
+    draw("maps", run, lambda *paths: figure_1(found, *paths))
+    suggest("plot", "3", run, *([] if can_be_scored(recipe) else ["--data", "FILE"]))
+
+
+# Any words and options, so that an earlier command line is answered with what to write now.
+@app.command(
+    hidden=True,
+    context_settings={"ignore_unknown_options": True},
+)
+def explain(words: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Say where the command went."""
+    run = words[0] if words and not words[0].startswith("-") else "RUN"
+    now = as_typed("lorada", "explore", run, "--text", "TEXT", "--maps")
+    raise ValueError(f"lorada explain is an option of explore now: {now}")
 
 
 def _listen(port: int) -> Any:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from lorada.cli.app import Json, app, console, importing, print_json, suggest
+from lorada.cli.app import METHOD, MODEL, Json, app, console, importing, print_json, suggest
 
 
 @app.command()
@@ -14,8 +14,9 @@ def methods(
     peft: Annotated[bool, typer.Option("--peft", help="the names of PEFT's tuners")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the methods: what each is, its formula, its paper, and how it runs."""
-    from lorada.cli.terminal import method_page, methods_table
+    """List the methods, or show the formula, paper and settings of one."""
+    from lorada.cli.terminal import method_page, methods_list
+    from lorada.methods.extensions import OURS
     from lorada.methods.lookup import describe
     from lorada.methods.table import METHODS
 
@@ -34,7 +35,9 @@ def methods(
         console.print(method_page(name, rows[name]), highlight=False)
         suggest("params", "--method", name, "--model", "MODEL")
     else:
-        console.print(methods_table(rows), highlight=False)
+        console.print(methods_list(rows), highlight=False)
+        console.print("Each is for any decoder / encoder / encoder-decoder.")
+        console.print(f"* {OURS}")
         console.print("Any method with parts but no map also as NAME+lmam.")
         console.print("Methods with different parts also as a sum, such as lora+quanta.")
         console.print("PEFT's tuners too, such as ia3, vera and oft: lorada methods --peft")
@@ -82,8 +85,8 @@ def recipes(as_json: Json = False) -> None:
 
 @app.command()
 def params(
-    method: Annotated[str, typer.Option(help="see `lorada methods`")],
-    model: Annotated[str, typer.Option(help="hub id, folder, or a packaged name")],
+    method: Annotated[str, METHOD],
+    model: Annotated[str, MODEL],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
     as_json: Json = False,
 ) -> None:

@@ -1,21 +1,16 @@
-"""The commands ``explain`` and ``plot``: draw maps, figures of the paper, loss curves."""
+"""The command ``plot``: draws figures of the paper, loss curves, parameters against scores."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from lorada.cli.app import (
     DataDir,
-    Json,
-    Remote,
-    RunFolder,
     app,
     console,
     importing,
     loaded_run,
-    print_json,
     suggest,
     waiting,
 )
@@ -31,42 +26,10 @@ from lorada.cli.queue_options import (
 SUFFIXES = (".png", ".svg")
 PICTURES = ("1", "3", "4", "loss", "scatter")
 MOST_RUNS = {"1": 1, "3": 1, "4": 0, "scatter": 0}  # runs for a picture; loss takes any number
-Text = Annotated[str, typer.Option(help="the sentence to show")]
 
 
-@app.command()
-def explain(
-    run: RunFolder,
-    text: Text,
-    layer: Annotated[int | None, typer.Option(help="which layer with a map; else the last")] = None,
-    head: Annotated[int | None, typer.Option(help="which head; else the strongest map's")] = None,
-    remote: Remote = False,
-    as_json: Json = False,
-) -> None:
-    """Show what a run's maps do to a sentence: Figure 1, and the effect size of every layer."""
-    from lorada.cli.checks import can_be_scored, check_run, refuse_empty
-
-    recipe = check_run(run)
-    refuse_empty(text)
-    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.inference.map_statistics import sentence_maps
-
-    found = sentence_maps(loaded, text, layer, head)
-    if as_json:
-        print_json(found)
-        return
-    shown = Table("layer", "effect size", "map below 0", "fused below 0")
-    for one in found["layers"]:
-        shown.add_row(
-            one["layer"], f"{one['effect_size']:.4f}",
-            f"{100 * one['map_negative_ratio']:.1f}%", f"{100 * one['negative_ratio']:.1f}%",
-        )  # fmt: skip
-    console.print(shown)
-    _draw("explain", run, lambda *paths: _figure_1(found, *paths))
-    suggest("plot", "3", run, *([] if can_be_scored(recipe) else ["--data", "FILE"]))
-
-
-def _figure_1(found: dict[str, Any], *paths: Path) -> None:
+def figure_1(found: dict[str, Any], *paths: Path) -> None:
+    """Draw the maps of one head as Figure 1; ``found`` is what ``sentence_maps`` returns."""
     from lorada.report.figures import attention_maps
 
     title = f"{found['layer']}, head {found['head']}"
@@ -77,7 +40,9 @@ def _figure_1(found: dict[str, Any], *paths: Path) -> None:
 def plot(
     what: Annotated[str, typer.Argument(help=f"one of {', '.join(PICTURES)}")],
     runs: Annotated[list[Path] | None, typer.Argument(help="finished runs (1, 3, loss)")] = None,
-    text: Text = "an exquisitely written and superbly acted film that moved me deeply",
+    text: Annotated[
+        str, typer.Option(help="the sentence that 1 shows")
+    ] = "an exquisitely written and superbly acted film that moved me deeply",
     rows: Annotated[int, typer.Option(min=1, help="test rows that 3 looks at")] = 64,
     table: Annotated[int, typer.Option(help="the table that scatter shows")] = 5,
     scale: Annotated[str | None, typer.Option(help="paper or local")] = None,
@@ -128,12 +93,13 @@ def _plot_losses(runs: list[Path], output: Path) -> None:
     from lorada.runs.recipe import RECIPE_FILE, outline
 
     histories = {str(run): read_result(run)["history"] for run in runs}
-    _draw("loss", output, lambda *paths: loss_png(histories, *paths))
+    draw("loss", output, lambda *paths: loss_png(histories, *paths))
     suggest_scoring(runs[0], outline(str(runs[0] / RECIPE_FILE), [], {}))
 
 
 def _plot_maps(run: Path, text: str, output: Path) -> None:
-    from lorada.cli.checks import check_run, refuse_empty
+    from lorada.cli.checks import check_run
+    from lorada.support.errors import refuse_empty
 
     recipe = check_run(run)
     refuse_empty(text)
@@ -141,8 +107,8 @@ def _plot_maps(run: Path, text: str, output: Path) -> None:
     from lorada.inference.map_statistics import sentence_maps
 
     found = sentence_maps(loaded, text)
-    _draw("figure1", output, lambda *paths: _figure_1(found, *paths))
-    suggest("explain", run, "--text", "TEXT")
+    draw("figure1", output, lambda *paths: figure_1(found, *paths))
+    suggest("explore", run, "--text", "TEXT", "--maps")
 
 
 def _plot_layers(
@@ -156,11 +122,11 @@ def _plot_layers(
     from lorada.inference.map_statistics import ratios_by_layer
 
     layers = ratios_by_layer(loaded, rows, data, data_dir)
-    _draw("figure3", output, lambda *paths: layers_figure(layers, *paths))
+    draw("figure3", output, lambda *paths: layers_figure(layers, *paths))
     for one in layers["layers"]:
         line = f"{one['layer']}: map {100 * one['map_negative_ratio']:.1f}% below 0, fused "
         console.print(f"{line}{100 * one['negative_ratio']:.1f}%", highlight=False)
-    suggest("explain", run, "--text", "TEXT")
+    suggest("explore", run, "--text", "TEXT", "--maps")
 
 
 def _plot_sweep(
@@ -210,7 +176,7 @@ def _draw_sweep(
     seeds = f"{most} seed{'s' if most > 1 else ''}"
     seeds = seeds if fewest == most else f"{fewest} to {seeds}"
     title = f"{title} ({model}, {scale} scale, {seeds})"
-    _draw("figure4", output, lambda *paths: sweep_figure(scores, *paths, title=title,
+    draw("figure4", output, lambda *paths: sweep_figure(scores, *paths, title=title,
                                                          metric=f"{metric} (%)"))  # fmt: skip
 
 
@@ -234,16 +200,16 @@ def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) ->
     points = scatter_points(rows, columns, chosen.mean)
     title = f"Table {table}, {at} scale: mean over {', '.join(points[0]['columns'])}"
     name = f"scatter-table{table}"
-    _draw(name, output, lambda *paths: scatter_figure(points, *paths, title=title))
+    draw(name, output, lambda *paths: scatter_figure(points, *paths, title=title))
     suggest("table", table, "--scale", at, "--results", results, "--dry-run")
 
 
-def _draw(name: str, folder: Path, draw: Any) -> None:
+def draw(name: str, folder: Path, write: Any) -> None:
     """Draw a picture as PNG and SVG, and print the paths, or which package is missing."""
     paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
     try:
         with waiting("drawing"):
-            draw(*paths)
+            write(*paths)
     except ImportError as error:
         console.print(str(error), highlight=False)
         return

@@ -16,6 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lorada.cli.app import (
+    COMPLETE_TASK,
+    METHOD,
+    MODEL,
     DataDir,
     Json,
     Remote,
@@ -46,9 +49,12 @@ def train(
         str | None, typer.Argument(help="a YAML file or the name of a built-in recipe")
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
-    method: Annotated[str | None, typer.Option(help="see `lorada methods`")] = None,
-    model: Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")] = None,
-    task: Annotated[str | None, typer.Option(help="see `lorada tasks`; commas for more")] = None,
+    method: Annotated[str | None, METHOD] = None,
+    model: Annotated[str | None, MODEL] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="see `lorada tasks`; commas for more", autocompletion=COMPLETE_TASK),
+    ] = None,
     data_dir: DataDir = None,
     data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
     output: Annotated[
@@ -173,9 +179,9 @@ def evaluate(
         raise ValueError(f"--lm-eval {lm_eval} brings its own rows: leave out {data or data_dir}")
     if lm_eval is not None and with_text:
         raise ValueError(f"--lm-eval {lm_eval} keeps no answers: leave out --with-text")
-    from lorada.cli.checks import check_run, check_scored
+    from lorada.cli.checks import check_scored, check_writers
 
-    recipe = check_scored(run, data, data_dir) if lm_eval is None else check_run(run)
+    recipe = check_scored(run, data, data_dir) if lm_eval is None else check_writers([run])
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference.evaluate import evaluate as evaluate_file
     from lorada.inference.evaluate import evaluate_tasks, has_tasks
@@ -227,9 +233,9 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue prompts with a finished run."""
-    from lorada.cli.checks import check_run
+    from lorada.cli.checks import check_writers
 
-    recipe = check_run(run)
+    recipe = check_writers([run])
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference.generate import continue_prompts
 
@@ -247,7 +253,7 @@ def search(
     output: Annotated[str, typer.Option(help="folder of the search and its runs")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
     method: Annotated[str | None, typer.Option(help="autopeft")] = None,
-    model: Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")] = None,
+    model: Annotated[str | None, MODEL] = None,
     data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
     eval_data: Annotated[str | None, typer.Option(help="held-out rows to score on")] = None,
     trials: Annotated[int, typer.Option(help="configurations to try; 200 as published")] = 200,

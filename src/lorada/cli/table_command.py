@@ -161,13 +161,13 @@ def check_table(
         FileNotFoundError: if the folder of rows is not there.
     """
     from lorada.experiments.table_spec import SCALES, load_table
+    from lorada.runs.folder.folder import refuse_both
     from lorada.tasks.sources import data_folder
 
     chosen = load_table(name)
     if scale is not None and scale not in SCALES:
         raise ValueError(f"--scale {scale} is not one of {', '.join(SCALES)}")
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
+    refuse_both(resume=resume, overwrite=overwrite)
     if data_dir is not None:
         data_folder(data_dir)
     return chosen

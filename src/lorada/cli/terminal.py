@@ -19,19 +19,22 @@ from lorada.support.files import write_atomic
 BAR = 10  # characters of the longest bar; a layer's name fits beside it
 
 
-def methods_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The table of methods; ``rows`` is name → description by ``methods.lookup.describe``."""
-    table = Table("method", "what, formula", "runs", "models", "settings from, paper")
-    table.show_lines = True
-    for name, row in rows.items():
-        table.add_row(
-            name,
-            Text(f"{row['summary']}\n{row['formula']}"),
-            Text("\n".join(row["runs"])),
-            Text("\n".join(_marked(row, model) for model in row["models"])),
-            Text("\n".join([row["source"], *_links(row)]), overflow="fold"),
-        )
-    return table
+# What the kinds of model are called that a method has settings for; others go by their own name.
+KINDS = {
+    "llama": "any decoder", "roberta": "any encoder", "deberta": "DeBERTa",
+    "bart": "any encoder-decoder",
+}  # fmt: skip
+
+
+def methods_list(rows: Mapping[str, Mapping[str, Any]]) -> RenderableType:
+    """One line for each method; ``rows`` is name → description by ``methods.lookup.describe``.
+
+    A star marks an extension of this project.
+    """
+    names = {name: f"{name} *" if row["ours"] else name for name, row in rows.items()}
+    width = max(map(len, names.values()))
+    lines = (f"{shown:{width}}  {rows[name]['summary']}" for name, shown in names.items())
+    return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
 
 def method_page(name: str, row: Mapping[str, Any]) -> RenderableType:
@@ -63,7 +66,8 @@ def _links(row: Mapping[str, Any]) -> list[str]:
 
 def _marked(row: Mapping[str, Any], model: str) -> str:
     """A kind of model, marked where its settings are not from the paper."""
-    return f"{model} ({NOT_FROM_THE_PAPER})" if model in row["not_from_the_paper"] else model
+    mark = f" ({NOT_FROM_THE_PAPER})" if model in row["not_from_the_paper"] else ""
+    return f"{KINDS.get(model, model)}{mark}"
 
 
 def draw_loss(run: Path, result: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ class Chat:
         adapters: those that can answer, by name; all share one model.
         active: the name of the one that answers.
         max_new_tokens: most tokens of an answer; None for the number of the run's recipe.
+        system: what the conversation begins with, as the system's turn; None for nothing.
         turns: the conversation so far, for runs that learned conversations.
         last: the last answer of an adapter.
     """
@@ -49,6 +50,7 @@ class Chat:
     adapters: dict[str, Adapter]
     active: str
     max_new_tokens: int | None = None
+    system: str | None = None
     turns: list[Row] = field(default_factory=list)
     last: Answer | None = None
 
@@ -144,8 +146,9 @@ class Chat:
         run = self.run
         room = _room(run, self.max_new_tokens)
         turns = [*self.turns, {"role": "user", "content": question}]
+        first = [] if self.system is None else [{"role": "system", "content": self.system}]
         while True:
-            row = {"messages": [*turns, {"role": "assistant", "content": ""}]}
+            row = {"messages": [*first, *turns, {"role": "assistant", "content": ""}]}
             prompt = prompt_of(row, "messages", run.tokenizer)
             ids = run.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
             if room is None or len(ids) <= room or len(turns) == 1:
@@ -169,7 +172,11 @@ class Chat:
 
 
 def open_chat(
-    folders: Sequence[Path], max_new_tokens: int | None = None, *, trust_remote_code: bool = False
+    folders: Sequence[Path],
+    max_new_tokens: int | None = None,
+    system: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> Chat:
     """Load finished runs on one base; the first is active.
 
@@ -180,7 +187,7 @@ def open_chat(
     adapters = load_side_by_side(folders, trust_remote_code=trust_remote_code)
     for adapter in adapters.values():
         _room(adapter.run, max_new_tokens)
-    return Chat(adapters, next(iter(adapters)), max_new_tokens)
+    return Chat(adapters, next(iter(adapters)), max_new_tokens, system)
 
 
 def _room(run: Run, max_new_tokens: int | None) -> int | None:

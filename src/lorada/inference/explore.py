@@ -12,6 +12,7 @@ from peft import PeftModel
 from lorada.inference.load import Run, load_run
 from lorada.runs.folder.checkpoints import checkpoints, damaged_file
 from lorada.runs.models.adapters import load_beside
+from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
 from lorada.tuners.explained_page import shown
 from lorada.tuners.explanation import Explanation, explain
@@ -41,8 +42,8 @@ def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -
     Raises:
         ValueError: for an empty text, a run without an adapter, or tokens that differ.
     """
-    if not texts or not all(text.strip() for text in texts):
-        raise ValueError("the text is empty: there is nothing to show")
+    for text in texts or [""]:
+        refuse_empty(text)
     read = [[_tokens(run, text) for text in texts] for run in runs]
     if any(other != read[0] for other in read[1:]):
         raise ValueError(

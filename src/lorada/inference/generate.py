@@ -15,11 +15,12 @@ from lorada.inference.load import Run
 from lorada.inference.refilled_batch import Writer, write_answers
 from lorada.runs.data.dataset import context_of
 from lorada.runs.data.rows import protocol_settings
+from lorada.runs.folder.result import refuse_no_text
 from lorada.runs.models.generation import language_settings, refuse_long
 from lorada.runs.plain_yaml import refuse_unstorable
 from lorada.support.errors import out_of_memory
 from lorada.support.progress import progress_bar
-from lorada.tasks.rows import HEADED, Row
+from lorada.tasks.rows import Row
 from lorada.tasks.task import Protocol
 from lorada.tasks.tokenize import prompt_of
 
@@ -155,9 +156,7 @@ def generation_settings(
     Raises:
         ValueError: for a model that writes no text.
     """
-    if run.form in HEADED:
-        what = f"a classifier of {', '.join(run.labels)}" if run.labels else "a scorer"
-        raise ValueError(f"{run.folder} is {what}: it has no text")
+    refuse_no_text(run.folder, run.form, run.labels)
     settings = protocol_settings(run.recipe, protocol or run.protocol)
     settings |= language_settings(run.tokenizer)
     if max_new_tokens is not None:

@@ -12,10 +12,9 @@ from typing import Any
 
 from lorada.inference.evaluate import scoring
 from lorada.inference.load import Run
-from lorada.runs.folder.result import keep_scores
+from lorada.runs.folder.result import keep_scores, refuse_no_text
 from lorada.runs.models.candidate_scores import needs_whole
 from lorada.support.errors import needs_extra, unknown_name
-from lorada.tasks.rows import HEADED
 
 PREFIX = "lm_eval/"
 
@@ -39,8 +38,7 @@ def evaluate_lm_eval(
     with needs_extra("eval"):
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
-    if run.form in HEADED:
-        raise ValueError(f"{run.folder} answers with a head, and lm-eval asks for texts")
+    refuse_no_text(run.folder, run.form, run.labels)
     with scoring(run, base=base), _only_errors():
         manager = _task_manager(names)
         # lm-eval pads at the end and gives no mask, so a map with align="end" would count the pads.

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from lorada.runs.by_device import accelerator
 from lorada.runs.data.dataset import fit_context
 from lorada.runs.data.rows import JSONL
-from lorada.runs.folder.folder import TRAINED_FILE
+from lorada.runs.folder.folder import TRAINED_FILE, refuse_no_run
 from lorada.runs.folder.result import read_result
 from lorada.runs.models.adapters import adapter_config, load_adapted, load_base, load_beside
 from lorada.runs.models.generation import set_languages
@@ -144,8 +144,7 @@ def _run(
 
 def _saved(folder: Path, *, trust_remote_code: bool) -> tuple[Recipe, dict[str, Any]]:
     """The recipe and the result in the folder of a finished run."""
-    if not (folder / RECIPE_FILE).is_file():
-        raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
+    refuse_no_run(folder)
     result = read_result(folder)
     return saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code), result
 

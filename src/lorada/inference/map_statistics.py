@@ -8,6 +8,7 @@ import torch
 from lorada.inference.load import Run
 from lorada.methods.task_head import PEFT_NAMES
 from lorada.runs.data.rows import JSONL, Rows, load_rows, scored_rows
+from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
 from lorada.tasks.rows import Form, Row
 from lorada.tasks.tokenize import prompt_of
@@ -34,8 +35,7 @@ def sentence_maps(
     Raises:
         ValueError: for an empty text, a run without a map, or an index out of range.
     """
-    if not text.strip():
-        raise ValueError("the text is empty: there is nothing to show")
+    refuse_empty(text)
     found, ids = _explained(run, [text])
     shown = found[_index(layer, len(found), "layer")]
     if head is None:

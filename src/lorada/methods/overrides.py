@@ -21,7 +21,16 @@ FIXED_ARGUMENTS = {
 }  # fmt: skip
 # Fields of part configs that no override may set, in addition to those of every PEFT config.
 FIXED_FIELDS = {
-    "usage", "lorada_version", "runtime_config", "trainable_token_indices", "base_model_type",
+    "library", "usage", "lorada_version", "runtime_config", "trainable_token_indices",
+    "base_model_type",
+}  # fmt: skip
+
+
+# What another part calls the same setting: a name that is given → the names to suggest.
+ALSO_CALLED = {
+    "rank": ("r", "init_r"), "r": ("rank", "init_r"), "alpha": ("lora_alpha",),
+    "dropout": ("lora_dropout",), "lr": ("learning_rate",), "epochs": ("num_train_epochs",),
+    "steps": ("max_steps",), "batch_size": ("per_device_train_batch_size",),
 }  # fmt: skip
 
 
@@ -53,7 +62,7 @@ def checked(section: str, name: str, value: Any) -> Any:
     """
     types = settings_of(section)
     if name not in types:
-        raise unknown_name(f"setting of {section}", name, types)
+        raise _unknown(f"setting of {section}", name, types, f"{section}.")
     if (section, name) == (TRAINING, "fsdp") and isinstance(value, bool):
         return value  # transformers takes a bool, although it declares a text for its command line
     try:
@@ -89,8 +98,16 @@ def owner_of(key: str, sections: Iterable[str], also: Iterable[str] = ()) -> str
         raise ValueError(f"{key} is a setting of several sections: write {full}")
     if not owners:
         names = {*also, *(name for types in known.values() for name in types)}
-        raise unknown_name("override", key, names)
+        raise _unknown("override", key, names)
     return owners[0]
+
+
+def _unknown(kind: str, name: str, known: Collection[str], section: str = "") -> ValueError:
+    """An error for an unknown setting, with what it is called here, or the nearest names."""
+    for other in ALSO_CALLED.get(name, ()):
+        if other in known:
+            return ValueError(f"unknown {kind} {name!r}; did you mean {section}{other}?")
+    return unknown_name(kind, name, known)
 
 
 def part_overrides(parts: Collection[str], overrides: Mapping[str, Any]) -> dict[str, Settings]:

@@ -18,6 +18,16 @@ def unknown_name(kind: str, value: str, known: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {kind} {value!r}; {hint}")
 
 
+def refuse_empty(text: str) -> None:
+    """Refuse a text that has nothing to show.
+
+    Raises:
+        ValueError: for such a text.
+    """
+    if not text.strip():
+        raise ValueError("the text is empty: there is nothing to show")
+
+
 def removed_form(what: str) -> ValueError:
     """A ``ValueError`` for a map by content or a bilinear one, as earlier versions had them."""
     return ValueError(

@@ -11,7 +11,7 @@ from lorada.methods.method import Settings
 from lorada.methods.overrides import checked, owner_of
 from lorada.methods.sizes import RATE_RANGE
 from lorada.runs.data.rows import JSONL
-from lorada.runs.folder.folder import differences
+from lorada.runs.folder.folder import differences, refuse_both
 from lorada.runs.plain_yaml import read_yaml, write_yaml
 from lorada.runs.recipe import Recipe, load_recipe, refuse_seed
 from lorada.support.errors import unknown_name
@@ -271,8 +271,7 @@ def refuse_taken_by_other(folder: Path, *, resume: bool, overwrite: bool) -> Non
     Raises:
         ValueError: if it holds another comparison, or something else.
     """
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
+    refuse_both(resume=resume, overwrite=overwrite)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another --output")
     if resume or not folder.is_dir():

@@ -81,8 +81,7 @@ def refuse_taken(run: Path, start_from: str | None, *, resume: bool, overwrite: 
     Raises:
         ValueError: as ``check_folder``, except about the recipe and the checkpoints.
     """
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
+    refuse_both(resume=resume, overwrite=overwrite)
     found = run_files(run)
     if not holds_run(run):
         if found:
@@ -100,6 +99,26 @@ def refuse_taken(run: Path, start_from: str | None, *, resume: bool, overwrite: 
         )
     elif (run / RESULT_FILE).is_file():
         raise ValueError(f"{run} is complete: evaluate it, or train again with --overwrite")
+
+
+def refuse_both(*, resume: bool, overwrite: bool) -> None:
+    """Refuse to go on with what is in a folder and to delete it.
+
+    Raises:
+        ValueError: if both are asked for.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+
+
+def refuse_no_run(folder: Path) -> None:
+    """Refuse a folder without the recipe of a run.
+
+    Raises:
+        ValueError: for such a folder.
+    """
+    if not (folder / RECIPE_FILE).is_file():
+        raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
 
 
 def refuse_target(folder: Path, target: Path) -> None:

@@ -6,14 +6,15 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lorada.support.files import json_text, write_atomic
-from lorada.tasks.rows import Form
+from lorada.support.files import as_typed, json_text, write_atomic
+from lorada.tasks.rows import HEADED, Form
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +152,18 @@ def result_in(path: Path, *, of_table: bool = False) -> dict[str, Any]:
             f"{path} is not the result of a run: {where}: {first['msg'].lower()}"
         ) from error
     return result
+
+
+def refuse_no_text(run: Path, form: str, labels: Sequence[str]) -> None:
+    """Refuse a run with a head, which writes no text, where text is asked for.
+
+    Raises:
+        ValueError: for such a run, with the command that asks it.
+    """
+    if form in HEADED:
+        what = f"a classifier of {', '.join(labels)}" if labels else "a scorer"
+        ask = as_typed("lorada", "predict", run, "--text", "TEXT")
+        raise ValueError(f"{run} is {what} and writes no text: ask it with {ask}")
 
 
 def write_result(run: Path, result: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The base of all configs: their registration with PEFT, and the checks of their values."""
 
+import json
 import math
 import re
 import warnings
@@ -15,6 +16,7 @@ from peft.mapping import (
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import CONFIG_NAME
 
 from lorada.support.version import __version__
 
@@ -24,6 +26,8 @@ PREFIX = "lora"
 # The ``peft_type`` of ``LoradaConfig``.
 STACK = "LORADA"
 
+# The first line of adapter_config.json, for a reader who does not have this package.
+LIBRARY = "lorada: import it before loading"
 USAGE = (
     "install lorada, then `import lorada` before loading with peft; "
     "or start any program that loads it, such as lm_eval, with `lorada run`"
@@ -53,14 +57,18 @@ model = PeftModel.from_pretrained(base_model, "path/to/this/folder")
 
 
 class PeftTypeName(str):
-    """A PEFT type that is not in PEFT's enum: a string with ``value``, like the enum's members."""
+    """A PEFT type that is not in PEFT's enum: a string that behaves like the enum's members."""
 
     __slots__ = ()
 
     @property
     def value(self) -> str:
         """The string itself."""
-        return str(self)
+        return super().__str__()
+
+    def __str__(self) -> str:
+        """As a member of PEFT's enum is printed; ``get_model_status`` splits it at the dot."""
+        return f"PeftType.{self.value}"
 
 
 def register(peft_type: str, config: type["LoradaPeftConfig"], tuner: type[BaseTuner]) -> None:
@@ -92,7 +100,8 @@ class LoradaPeftConfig(PeftConfig):
         modules_to_save: modules trained and saved whole, such as a classification head.
         init_weights: False starts from random weights, so that a fresh adapter changes the model
             (PEFT's tests use it).
-        usage: a note in adapter_config.json for readers who do not have this package.
+        library: the first line of adapter_config.json, for readers who do not have this package.
+        usage: what to do, for the same readers.
         base_model_type: the type of the base model that the adapter was trained on, from its
             config. The adapter is refused on a model of another type, even if all shapes fit.
         lorada_version: the version that wrote the adapter. An adapter from a newer version loads
@@ -109,6 +118,7 @@ class LoradaPeftConfig(PeftConfig):
     layers_pattern: list[str] | str | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
     init_weights: bool = field(default=True)
+    library: str = field(default=LIBRARY)
     usage: str = field(default=USAGE)
     base_model_type: str | None = field(default=None)
     lorada_version: str = field(default=__version__)
@@ -153,10 +163,13 @@ class LoradaPeftConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, and say in the model card how to load the adapter."""
         super().save_pretrained(save_directory, **kwargs)
+        path = Path(save_directory) / CONFIG_NAME
+        data = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({"library": LIBRARY, **data}, indent=2), encoding="utf-8")
         card = Path(save_directory) / "README.md"
         text = card.read_text(encoding="utf-8") if card.is_file() else CARD_HEAD
         if "import lorada" not in text:
-            loading = LOADING.format(peft_type=self.peft_type, launch=LAUNCH)
+            loading = LOADING.format(peft_type=self.registered_as.value, launch=LAUNCH)
             card.write_text(text.rstrip() + loading, encoding="utf-8")
 
 

@@ -66,7 +66,11 @@ class LoradaConfig(LoradaPeftConfig):
         """The config as JSON-ready data, parts included, with the version of this package."""
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "parts"}
         parts = [
-            {key: sorted(value) if isinstance(value, set) else value for key, value in part.items()}
+            {
+                key: sorted(value) if isinstance(value, set) else value
+                for key, value in part.items()
+                if key != "library"  # which the stack says once
+            }
             for part in (part.to_dict() for part in self.parts)
         ]
         return {**own, "parts": parts, "lorada_version": __version__}

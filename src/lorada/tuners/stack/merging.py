@@ -7,6 +7,7 @@ from typing import Any
 
 from peft import (
     PeftConfig,
+    PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
@@ -15,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTuner, onload_layer
 from torch import nn
 
 from lorada.tuners.base.attached_layer import AttachedLayer
+from lorada.tuners.base.config import STACK
 from lorada.tuners.base.linears import wrappers
 from lorada.tuners.stack.config import UNMERGEABLE
 from lorada.tuners.stack.nesting import wraps
@@ -130,3 +132,18 @@ def merge_and_keep_attached(stack: Any, name: str) -> nn.Module:
     # PEFT adds a task head to every adapter of such a task. The trained head is in the base now.
     set_peft_model_state_dict(model, {**get_peft_model_state_dict(model), **weights})
     return model.train(stack.training)
+
+
+def merge_weights(model: PeftModel) -> nn.Module:
+    """``model.merge_weights()`` of a model with a stack, as a function with types.
+
+    Raises:
+        ValueError: as that does, or for a model without a stack.
+    """
+    if model.peft_type != STACK:
+        raise ValueError(
+            f"merge_weights is for a stack, and this adapter has the type {model.peft_type.value}: "
+            "model.merge_and_unload() merges a plain one"
+        )
+    merged: nn.Module = model.base_model.merge_weights()
+    return merged

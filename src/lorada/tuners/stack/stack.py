@@ -30,6 +30,7 @@ from lorada.tuners.base.mixed_batch import mixed_batch
 from lorada.tuners.base.tied_weights import give_own_weights, ties_settled
 from lorada.tuners.base.tuner import AttachedModel, LoradaTuner
 from lorada.tuners.lmam import bake
+from lorada.tuners.stack import beside
 from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.merging import (
     merge_all,
@@ -312,6 +313,18 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
 
     # Merging and baking.
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse to join adapters into one, as PEFT does with plain LoRA.
+
+        Raises:
+            ValueError: always, with what to do.
+        """
+        raise ValueError(
+            "add_weighted_adapter joins the matrices of plain LoRA adapters, which a stack cannot: "
+            "to use several stacks at once, model.base_model.set_adapter(['one', 'other']); plain "
+            "LoRA adapters can be joined in a model of their own"
+        )
+
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """No: ``peft.convert_to_lora`` reads one set of target modules, a stack has several."""
         return False
@@ -375,4 +388,5 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
 
 
 register(STACK, LoradaConfig, LoradaModel)
+beside.register()
 exported_config.register()
