@@ -68,13 +68,10 @@ class LmamConfig(LoradaPeftConfig):
             (``softmax_map``). They give weight to later tokens, which decoding step by step does
             not have, so it gives other outputs than a forward of the whole text.
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
-            ``zero_left`` starts W_a at -PE and W_b normal, so that a position which no training
-            row had as a query adds exactly nothing (without weight decay);
-            ``normal`` draws both factors from N(0, 0.02²), which leaves PE alone in the map.
+            ``zero_left`` the other way round, so that a query that no training row had gets exactly
+            nothing; ``normal`` draws both from N(0, 0.02²), which leaves PE alone in the map.
         min_rows: the map leaves out each position that fewer training rows had; 0 for none.
-            `lorada train` counts them.
-        rows_by_position: how many training rows had each position of the map, written by
-            `lorada train`; None where nothing was counted.
+        rows_by_position: the rows that had each position, which `lorada train` counts.
         form: ``position`` is the paper's map; ``distance`` is this project's own (docs/forms.md).
         taps: how many distances the form ``distance`` has a weight for; an odd number.
         map_learning_rate: learning rate of the map's factors in `lorada train`; None for that of
@@ -221,7 +218,7 @@ class LmamLayer(AttachedLayer):
         self._initialise(adapter_name, config)
 
     def _place_pe(self) -> None:
-        """Compute PE of each map again, in fp32 or wider, on the device of its factors."""
+        """Compute PE of each map in fp32 or wider, on the device of its factors."""
         for name, config in self.configs.items():
             if config.form == "position" and config.ablation != "no_position":
                 factor = (self.lora_w if name in self.lora_w else self.lora_w_a)[name]
@@ -235,12 +232,9 @@ class LmamLayer(AttachedLayer):
                         own[adapter_name].normal_()
                     return
             w_a, w_b = self.lora_w_a[adapter_name], self.lora_w_b[adapter_name]
-            if not config.init_weights:
-                w_a.normal_()
-                w_b.normal_()
-            elif config.init == "normal":
-                w_a.normal_(std=0.02)
-                w_b.normal_(std=0.02)
+            if not config.init_weights or config.init == "normal":
+                for drawn in (w_a, w_b):
+                    drawn.normal_(std=0.02 if config.init_weights else 1.0)
             else:
                 drawn, zero = (w_b, w_a.mT) if config.init == "zero_left" else (w_a, w_b)
                 drawn.normal_(std=1 / math.sqrt(config.rank))
@@ -283,16 +277,13 @@ class LmamLayer(AttachedLayer):
             factors = well_trained(config, *factors)
         mask = sample_mask(samples, factors[0].device)
         settings = config.align, config.positions, config.ablation
-        # Offloaded factors may be on another device.
-        known = name in self._pe and self._pe[name].device == factors[0].device
-        pe = self._pe[name] if known else None
+        pe = self._pe[name] if name in self._pe else None
+        if pe is not None and pe.device != factors[0].device:  # offloaded factors
+            pe = None
         return AttentionMap(factors, inverse_scale, *settings, samples=mask, pe=pe)
 
     def bake(self) -> None:
-        """Compute each map once, for inference; ``train()`` goes back to the factors.
-
-        A map by distance depends on the batch, and stays as it is.
-        """
+        """Compute each map once, for inference, but for one by distance; ``train()`` undoes it."""
         self._baked = {}
         with torch.no_grad():
             for name in self.configs:
