@@ -76,18 +76,18 @@ class _ShortestRow(NamedTuple):
     Attributes:
         cache: the cache of the batch.
         shape: rows and slots of the mask at this call.
-        count: the tokens with this call, on the CPU; below 0 until the device has sent them.
+        sent: the tokens with this call, on the CPU; below 0 until the device has sent them.
         before: the tokens that were known at the calls before.
     """
 
     cache: "weakref.ref[Any]"
     shape: tuple[int, ...]
-    count: Tensor
+    sent: Tensor
     before: int
 
     def tokens(self) -> int:
-        count = int(self.count)
-        return self.before if count < 0 else count
+        sent = int(self.sent)
+        return self.before if sent < 0 else sent
 
 
 def sent_later(number: Tensor) -> Tensor:

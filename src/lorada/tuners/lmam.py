@@ -277,9 +277,8 @@ class LmamLayer(AttachedLayer):
             factors = well_trained(config, *factors)
         mask = sample_mask(samples, factors[0].device)
         settings = config.align, config.positions, config.ablation
-        pe = self._pe[name] if name in self._pe else None
-        if pe is not None and pe.device != factors[0].device:  # offloaded factors
-            pe = None
+        known = name in self._pe and self._pe[name].device == factors[0].device  # else offloaded
+        pe = self._pe[name] if known else None
         return AttentionMap(factors, inverse_scale, *settings, samples=mask, pe=pe)
 
     def bake(self) -> None:
