@@ -78,7 +78,9 @@ def commands_of(folder: Path, best: ScoredCandidate, pair: Pair | None) -> dict[
         "train": ["train", place / "recipe.yaml", "--output", f"runs/{mine}", *allowed],
         "export": ["export", place, mine, *allowed],
     }
-    if run.result.get("form") not in CLASSIFIED:  # only models that write text are served
+    if run.result.get("form") in CLASSIFIED:
+        found["predict"] = ["predict", place, "--text", "TEXT", *allowed]
+    if run.result.get("form") != "score":  # a number is not served
         found["serve"] = ["serve", place, *allowed]
     if _has_adapter(place):
         found["explore"] = ["explore", place, "--text", "TEXT", *allowed]
