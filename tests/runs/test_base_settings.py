@@ -128,7 +128,7 @@ def test_a_missing_package_is_named_with_its_extra(
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, package, None)
     asked = recipe(place, tmp_path / "run", f"quantization={bits}", "dtype=float32")
-    with pytest.raises(ImportError, match=rf"{package}.* is missing: pip install 'lorada\[{extra}"):
+    with pytest.raises(ImportError, match=rf"{package}.* is missing: install the extra `{extra}`"):
         loading_settings(asked, None, headed=False)
 
 

@@ -1,7 +1,9 @@
 """Computes the memory of a training step, by part, without weights and without an accelerator.
 
 One step of the recipe's model, method and optimizer runs on fake tensors, which have a shape, a
-dtype and a lifetime, but no memory. The bytes that are alive are counted at every operation.
+dtype and a lifetime, but no memory. The bytes that are alive are counted at every operation. The
+tensors are on the accelerator that the recipe trains on, if there is one: kernels keep others
+there, and the forward pass runs under autocast.
 """
 
 import copy
@@ -19,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers import AutoModelForSequenceClassification as AutoClassifier
 
 from lorada.methods.build import Plan, build_method
-from lorada.runs.by_device import with_dtype
+from lorada.runs.by_device import accelerator, device_settings, with_dtype
 from lorada.runs.models.count import placed_on
 from lorada.runs.models.labelled_loss import LabelledLoss
 from lorada.runs.models.loading import kind_of, load_config
@@ -28,6 +30,7 @@ from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
 from lorada.runs.training.checkpointing import longest
 
+CPU = torch.device("cpu")
 AUTO = {
     "decoder": AutoModelForCausalLM,
     "encoder": AutoClassifier,
@@ -119,22 +122,34 @@ def _shortened(config: Any, depths: dict[str, int], layers: int) -> Any:
 
 
 def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
-    """Run two training steps on fake tensors; the second is counted, as it has optimizer states."""
+    """Trace a model on the device of its training, or on a CPU if that cannot be traced."""
     recipe = with_dtype(recipe, config)
+    device = accelerator(recipe.training) or CPU
+    try:
+        return _traced_on(device, recipe, config, sequences)
+    except (RuntimeError, AssertionError):  # torch without this device, or without its kernels
+        if device == CPU:
+            raise
+        return _traced_on(CPU, recipe, config, sequences)
+
+
+def _traced_on(device: torch.device, recipe: Recipe, config: Any, sequences: int | None) -> Memory:
+    """Run two training steps on fake tensors; the second is counted, as it has optimizer states."""
     plan = build_method(recipe.method, config, **recipe.parts)
     for part in getattr(plan.config, "parts", []):
         if isinstance(part, ShiraConfig):
             raise NotImplementedError("SHiRA's sparse weights have no form on fake tensors")
-    settings = {**DEFAULTS, **plan.arguments, **recipe.training}
+    settings = {**DEFAULTS, **device_settings(recipe), **plan.arguments, **recipe.training}
     if recipe.activation_checkpointing == "full":
         settings |= CHECKPOINTING
+    narrow = torch.autocast(device.type, torch.bfloat16, enabled=bool(settings.get("bf16")))
     batch = sequences or int(settings["per_device_train_batch_size"])
     with torch.device("meta"):
         base = AUTO[kind_of(config)].from_config(config, dtype=getattr(torch, recipe.dtype))
         model = placed_on(base, plan)
     if settings.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable(settings.get("gradient_checkpointing_kwargs"))  # type: ignore[operator]
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), device:
         _make_fake(model)
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -144,7 +159,9 @@ def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
         with counter:
             for _ in range(2):
                 counter.peak = 0
-                _loss(model, inputs, config, plan).backward()
+                with narrow:
+                    loss = _loss(model, inputs, config, plan)
+                loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
     weights = _bytes([*model.parameters(), *model.buffers()]) - _saved_by_quantising(recipe, model)
@@ -166,7 +183,7 @@ def _saved_by_quantising(recipe: Recipe, model: Any) -> float:
 
 
 def _make_fake(model: nn.Module) -> None:
-    """Replace the meta tensors of a model by fake ones on the CPU; tied weights stay tied."""
+    """Replace the meta tensors of a model by fake ones; tied weights stay tied."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module._parameters.items():
