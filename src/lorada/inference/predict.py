@@ -22,7 +22,7 @@ from lorada.runs.data.rows import Rows
 from lorada.runs.folder.folder import TRAINED_FILE
 from lorada.runs.recipe import RECIPE_FILE
 from lorada.support.errors import full_disk_in_one_line
-from lorada.support.files import json_lines, write_atomic
+from lorada.support.files import json_lines, json_text, write_atomic
 
 PART = 32  # batches; within them, rows of similar length are answered together
 WEIGHTS = "adapter/*", "model/*", TRAINED_FILE  # of a run's folder
@@ -117,7 +117,7 @@ def predict_to(run: Run, rows: Rows, output: Path) -> int:
 
 
 def _line(answer: Answer) -> str:
-    return json.dumps(answer) + "\n"
+    return json_lines([answer])
 
 
 def _key(run: Run, rows: Rows) -> str:
@@ -125,7 +125,7 @@ def _key(run: Run, rows: Rows) -> str:
     weights = [p for name in WEIGHTS for p in sorted(run.folder.glob(name))]
     files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in weights]
     recipe = (run.folder / RECIPE_FILE).read_text(encoding="utf-8")
-    text = json.dumps([rows.fingerprint, rows.form, rows.labels, PART, recipe, files])
+    text = json_text([rows.fingerprint, rows.form, rows.labels, PART, recipe, files])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

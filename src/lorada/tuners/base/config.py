@@ -18,6 +18,7 @@ from peft.mapping import (
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import CONFIG_NAME
 
+from lorada.support.files import json_text, write_atomic
 from lorada.support.version import __version__
 
 # The names of all our parameters start with LoRA's prefix: when transformers itself loads a stack,
@@ -165,7 +166,7 @@ class LoradaPeftConfig(PeftConfig):
         super().save_pretrained(save_directory, **kwargs)
         path = Path(save_directory) / CONFIG_NAME
         data = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps({"library": LIBRARY, **data}, indent=2), encoding="utf-8")
+        write_atomic(path, json_text({"library": LIBRARY, **data}))
         card = Path(save_directory) / "README.md"
         text = card.read_text(encoding="utf-8") if card.is_file() else CARD_HEAD
         if "import lorada" not in text:
