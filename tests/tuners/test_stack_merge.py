@@ -228,7 +228,10 @@ def test_two_parts_of_one_kind_on_different_modules_are_one_adapter(tmp_path):
         (lambda: LmamConfig(align="middle"), "align='middle' is not one of 'start', 'end'"),
         (lambda: LmamConfig(ablation="N"), "ablation='N' is not one of None, 'no_negative'"),
         (lambda: LmamConfig(positions="slot"), "positions='slot' is not one of 'token', 'raw'"),
-        (lambda: LmamConfig(init="ones"), "init='ones' is not one of 'zero', 'normal'"),
+        (
+            lambda: LmamConfig(init="ones"),
+            "init='ones' is not one of 'zero', 'zero_left', 'normal'",
+        ),
         (lambda: BottleneckConfig(rank=0), "rank=0 must be"),
         (lambda: BottleneckConfig(scale=-1.0), "scale=-1.0 must be"),
         (lambda: BottleneckConfig(dropout=1.0), r"dropout=1.0 must lie in \[0, 1\)"),
