@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +112,7 @@ def served(run: Path | str) -> Iterator[str]:
 
 def healthy(address: str) -> bool:
     """Whether a server answers."""
-    with contextlib.suppress(urllib.error.URLError, ConnectionError):
+    with contextlib.suppress(OSError):  # not yet, or too busy
         return urllib.request.urlopen(f"{address}/health", timeout=5).status == 200
     return False
 
