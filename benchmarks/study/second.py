@@ -16,10 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from page import DOCS, END
-
-from lorada.report.comparison.read import read_comparison
-from lorada.report.comparison.statistics import ALPHA, detectable, holm, interval, paired_p
-from lorada.support.files import atomic_path, write_atomic
 from run import (
     COMPARISONS,
     DORA,
@@ -33,6 +29,10 @@ from run import (
     PRINTED,
     PRINTED_ON_LORA,
 )
+
+from lorada.report.comparison.read import read_comparison
+from lorada.report.comparison.statistics import ALPHA, detectable, holm, interval, paired_p
+from lorada.support.files import atomic_path, write_atomic
 
 KEPT = DOCS / "results" / "study2.json.gz"
 BEGIN = "<!-- results: benchmarks/study/second.py -->"
