@@ -407,11 +407,14 @@ def test_the_commands_are_commands_of_lorada(summary):
     assert recipe.parts[-4] in summary.best
 
 
-def test_a_classifier_has_no_command_to_serve_it():
+@pytest.mark.parametrize(
+    ("form", "uses"), [("label", ["predict", "serve"]), ("score", ["predict"]), ("text", ["serve"])]
+)
+def test_the_commands_are_those_that_the_form_of_the_rows_allows(form, uses):
     results = results_of(alike())
     for candidate in results.candidates:
-        candidate.runs[0].result["form"] = "label"
-    assert list(summarize(results).commands) == ["train", "export", "explore", BESIDE]
+        candidate.runs[0].result["form"] = form
+    assert list(summarize(results).commands) == ["train", "export", *uses, "explore", BESIDE]
 
 
 def test_a_run_with_remote_code_is_trained_and_exported_with_it():
