@@ -8,8 +8,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import hypothesis
 import jaxtyping
@@ -218,6 +219,15 @@ TINY = {
     "bert": bert,
     "roberta": roberta,
 }
+
+
+@pytest.fixture(scope="module")
+def folder(request, place) -> Callable[[str], Path]:
+    """The folder of a run of the module's ``RUNS``, which is trained at its first use."""
+    from trained import train_once
+
+    runs, settings = request.module.RUNS, request.module.SETTINGS
+    return lambda name: train_once(place, name, runs, settings)
 
 
 @pytest.fixture

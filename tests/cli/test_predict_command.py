@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from folders import ROWS, bert_folder, llama_folder, rows_file
-from trained import train_once
 
 SETTINGS = ["max_steps=2", "report_to=[]", "max_length=32", "max_new_tokens=4"]
 LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(8)]
@@ -30,11 +29,6 @@ def place(tmp_path_factory):
     rows_file(place / "choices.jsonl", [choice] * 4)
     rows_file(place / "titles.jsonl", [{"title": "a"}])
     return place
-
-
-@pytest.fixture(scope="module")
-def folder(place):
-    return lambda name: train_once(place, name, RUNS, SETTINGS)
 
 
 def pipe(monkeypatch, text):

@@ -7,7 +7,6 @@ import torch
 from conftest import assert_close
 from folders import TURNS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
 from peft import PeftModel
-from trained import train_once
 
 from lorada.attention.observation import observe
 from lorada.inference.answer_text import AnswerText
@@ -44,12 +43,6 @@ def place(tmp_path_factory):
     for name, rows in {"rows": None, "turns": TURNS, "labels": LABELS}.items():
         rows_file(place / f"{name}.jsonl", rows)
     return place
-
-
-@pytest.fixture(scope="module")
-def folder(place):
-    """The folder of a run, which is trained at its first use."""
-    return lambda name: train_once(place, name, RUNS, SETTINGS)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pytest
 import torch
 from folders import bart_folder, bert_folder, llama_folder, rows_file
 from servers import running
-from trained import train_once
 
 from lorada import explain
 from lorada.inference.explore import explain_text, explored, load_runs
@@ -39,12 +38,6 @@ def place(tmp_path_factory):
     rows_file(place / "rows.jsonl")
     rows_file(place / "labels.jsonl", LABELS)
     return place
-
-
-@pytest.fixture(scope="module")
-def folder(place):
-    """The folder of a run, which is trained at its first use."""
-    return lambda name: train_once(place, name, RUNS, SETTINGS)
 
 
 @pytest.mark.parametrize("name", ["map", "lora", "classes", "seq2seq"])

@@ -10,7 +10,6 @@ import sys
 
 import pytest
 from folders import ROWS, TURNS, bart_folder, bert_folder, llama_folder, rows_file
-from trained import train_once
 
 from lorada.inference import predict as module
 from lorada.inference.evaluate import evaluate
@@ -58,12 +57,6 @@ def place(tmp_path_factory):
     for name, rows in files.items():
         rows_file(place / f"{name}.jsonl", rows)
     return place
-
-
-@pytest.fixture(scope="module")
-def folder(place):
-    """The folder of a run, which is trained at its first use."""
-    return lambda name: train_once(place, name, RUNS, SETTINGS)
 
 
 @pytest.fixture

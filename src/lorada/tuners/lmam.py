@@ -273,12 +273,12 @@ class LmamLayer(AttachedLayer):
             return DistanceMap((taps,), inverse_scale, sample_mask(samples, taps.device))
         names = ("lora_w",) if name in self.lora_w else ("lora_w_a", "lora_w_b")
         factors = tuple(getattr(self, each)(name) for each in names)
-        if config.min_rows:
-            factors = well_trained(config, *factors)
-        mask = sample_mask(samples, factors[0].device)
-        settings = config.align, config.positions, config.ablation
         known = name in self._pe and self._pe[name].device == factors[0].device  # else offloaded
         pe = self._pe[name] if known else None
+        if config.min_rows:
+            factors = well_trained(config, pe, *factors)
+        mask = sample_mask(samples, factors[0].device)
+        settings = config.align, config.positions, config.ablation
         return AttentionMap(factors, inverse_scale, *settings, samples=mask, pe=pe)
 
     def bake(self) -> None:

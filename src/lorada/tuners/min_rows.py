@@ -31,8 +31,10 @@ def check_rows(config: Any) -> None:
         )
 
 
-def well_trained(config: Any, w_a: Tensor, w_b: Tensor) -> tuple[Tensor, Tensor]:
+def well_trained(config: Any, pe: Tensor | None, w_a: Tensor, w_b: Tensor) -> tuple[Tensor, Tensor]:
     """The factors (S, N, R) and (S, R, N) of a map that is zero where too few rows were.
+
+    ``pe`` is PE (N,), if it was computed before.
 
     Raises:
         ValueError: if no rows were counted.
@@ -46,5 +48,5 @@ def well_trained(config: Any, w_a: Tensor, w_b: Tensor) -> tuple[Tensor, Tensor]
     w_a, w_b = wide(w_a), wide(w_b)  # as PE is added, so that both cancel
     nothing = w_a.new_zeros(config.length)
     if config.ablation != "no_position":  # what the map adds to them later
-        nothing = -position_embedding(config.length, w_a)
+        nothing = -(position_embedding(config.length, w_a) if pe is None else pe)
     return torch.where(keep[:, None], w_a, nothing[:, None]), torch.where(keep, w_b, nothing)

@@ -6,7 +6,6 @@ import httpx2
 import pytest
 from folders import bert_folder, llama_folder, rows_file
 from servers import Process, running
-from trained import train_once
 
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict
@@ -37,11 +36,6 @@ def place(tmp_path_factory):
     rows_file(place / "topics.jsonl", [{"text": t, "label": i % 3} for i, t in enumerate(texts)])
     rows_file(place / "scores.jsonl", [{"text": t, "score": 1} for t in texts])
     return place
-
-
-@pytest.fixture(scope="module")
-def folder(place):
-    return lambda name: train_once(place, name, RUNS, SETTINGS)
 
 
 @pytest.fixture(scope="module")

@@ -99,13 +99,15 @@ def set_up(
     measured = held_out_metrics(args, held_out)
     set_seed(args.seed)
     base = load_base(prepared, head_size(prepared.rows), loading_device(args))
-    train_rows, eval_rows, pad, lengths = _encode(prepared, base)
+    train_rows, eval_rows, pad, single_rows = _encode(prepared, base)
     if plan.prepare is not None:
         batches = _batches(train_rows, pad, args)
         with attached(base.model, recipe.pooling):
             plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
     model = adapt(base, plan, recipe)
-    count_rows(map_configs(model), lengths, two_stacks=prepared.kind == "encoder_decoder")
+    if maps := map_configs(model):
+        two_stacks = prepared.kind == "encoder_decoder"
+        count_rows(maps, token_counts(single_rows), two_stacks=two_stacks)
     saved = saved_names(model, base, plan)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
@@ -124,20 +126,19 @@ def set_up(
 
 def _encode(
     prepared: PreparedTraining, base: Base
-) -> tuple[Dataset, Dataset | None, Collator, list[int]]:
-    """Token ids of training and held-out rows, their collator, and the training rows' lengths."""
+) -> tuple[Dataset, Dataset | None, Collator, Dataset]:
+    """Token ids of training and held-out rows, their collator, and the training rows unpacked."""
     tokenizer, kind = prepared.tokenizer, prepared.kind
     fitted = fit_context(prepared.recipe, base.model.config)
     dataset = encode_rows(prepared.rows, fitted, tokenizer, kind)
     held_out = None
     if prepared.held_out is not None:
         held_out = encode_rows(prepared.held_out, fitted, tokenizer, kind)
-    lengths = token_counts(dataset)
     if not fitted.packing:
-        return dataset, held_out, collator(prepared.rows.form, tokenizer, base.model), lengths
+        return dataset, held_out, collator(prepared.rows.form, tokenizer, base.model), dataset
     packed = None if held_out is None else pack(held_out, fitted.max_length)
     pad = PackedCollator(tokenizer.pad_token_id)
-    return pack(dataset, fitted.max_length), packed, pad, lengths
+    return pack(dataset, fitted.max_length), packed, pad, dataset
 
 
 def _batches(
