@@ -8,13 +8,11 @@ every seed, in docs/results/study2.json.gz; candidates without all of their runs
 """
 
 import argparse
-import gzip
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
+from kept import Found, Measured, keep, kept, read
 from page import DOCS, END
 from run import (
     COMPARISONS,
@@ -28,11 +26,11 @@ from run import (
     LORA_4,
     PRINTED,
     PRINTED_ON_LORA,
+    READINGS,
 )
 
-from lorada.report.comparison.read import read_comparison
 from lorada.report.comparison.statistics import ALPHA, detectable, holm, interval, paired_p
-from lorada.support.files import atomic_path, write_atomic
+from lorada.support.files import write_atomic
 
 KEPT = DOCS / "results" / "study2.json.gz"
 BEGIN = "<!-- results: benchmarks/study/second.py -->"
@@ -41,6 +39,20 @@ NAMES = {
     PRINTED: "map, today's start", LEFT: "map, left start",
     PRINTED_ON_LORA: "LoRA r 1 + map, today's start", LEFT_ON_LORA: "LoRA r 1 + map, left start",
     LEFT_ON_DORA: "DoRA r 1 + map, left start",
+}  # fmt: skip
+# The comparisons that this page is made of → the name of their rows. Those on a model that writes
+# keep their own names, for they share their rows.
+WRITERS, WRITTEN = "writers", "written_ablations"
+WANTED = {
+    name: name if name in (WRITERS, WRITTEN) else asked.rows
+    for name, asked in COMPARISONS.items()
+    if asked.search == "each-seed" and not name.startswith("atlas_")
+}
+# What Table 9 (means of Table 14) says of LoRaDA-LA without this, in points. It has one row
+# without softmax's signs, and does not say in which of three readings (docs/paper.md, reading 17).
+PUBLISHED = {
+    "no_negative": -4.8, "softmax": -42.9, "softmax_with_future": -42.9, "softmax_then_cut": -42.9,
+    "no_position": -2.9, "full_rank": -7.8,
 }  # fmt: skip
 
 
@@ -70,71 +82,15 @@ HYPOTHESES = {
 }  # fmt: skip
 
 
-class Measured(NamedTuple):
-    """A method on some rows: seeds × rows of scores (percent) and losses (nats), and its rates."""
-
-    scores: np.ndarray
-    losses: np.ndarray
-    rates: list[float]
-
-
-Found = dict[str, dict[str, Measured]]  # rows → method as run.py names it
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", type=Path, nargs="?")
     given = parser.parse_args()
     if given.study:
-        keep(read(given.study), KEPT)
+        keep(read(given.study, WANTED), KEPT)
     before, rest = (DOCS / "study.md").read_text(encoding="utf-8").split(BEGIN)
     lines = "\n".join([BEGIN, "", *page(kept(KEPT))])
     write_atomic(DOCS / "study.md", before + lines + END + rest.split(END, 1)[1])
-
-
-def read(study: Path) -> Found:
-    """The candidates of the second study's comparisons that have every run."""
-    found: Found = {}
-    for name, asked in COMPARISONS.items():
-        if asked.search != "each-seed" or not (study / name / "plan.json").is_file():
-            continue
-        for each in read_comparison(study / name).candidates:
-            if each.runs and not each.missing:
-                rates = [search["rate"] for search in each.searches]
-                measured = Measured(each.scores, each.losses, rates)
-                found.setdefault(asked.rows, {})[each.method] = measured
-    return found
-
-
-def keep(found: Found, path: Path) -> None:
-    """Write what the tests need; losses to three digits."""
-    plain = {
-        rows: {
-            method: {
-                "scores": each.scores.tolist(),
-                "losses": each.losses.round(3).tolist(),
-                "rates": each.rates,
-            }
-            for method, each in methods.items()
-        }
-        for rows, methods in found.items()
-    }
-    with atomic_path(path) as fresh:
-        fresh.write_bytes(gzip.compress(json.dumps(plain).encode(), mtime=0))
-
-
-def kept(path: Path) -> Found:
-    """What ``keep`` has written; nothing before the first run."""
-    if not path.is_file():
-        return {}
-    plain: dict[str, dict[str, dict[str, Any]]] = json.loads(gzip.decompress(path.read_bytes()))
-    return {
-        rows: {
-            method: Measured(np.array(one["scores"]), np.array(one["losses"]), one["rates"])
-            for method, one in methods.items()
-        }
-        for rows, methods in plain.items()
-    }
 
 
 def page(found: Found) -> Iterator[str]:
@@ -148,8 +104,31 @@ def page(found: Found) -> Iterator[str]:
             yield ""
         if there:
             yield from tests(there, found)
+    if "lmam" in found.get(WRITTEN, {}):
+        yield from ablations(found[WRITTEN])
     for rows, methods in found.items():
         yield from table(rows, methods)
+
+
+def ablations(methods: dict[str, Measured]) -> Iterator[str]:
+    """The printed ablations on a model that writes, beside the paper's."""
+    printed = methods["lmam"]
+    there = {name: methods[f"lmam:ablation={name}"] for name in READINGS
+             if f"lmam:ablation={name}" in methods}  # fmt: skip
+    by_score = holm([paired_p(one.scores, printed.scores) for one in there.values()])
+    by_loss = holm([paired_p(one.losses, printed.losses) for one in there.values()])
+    yield "### The printed map on SmolLM2-135M without its parts"
+    yield ""
+    yield "| without | seeds | points | p | loss | p | Table 9, in points |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    for (name, one), p, p_loss in zip(there.items(), by_score, by_loss, strict=True):
+        points = one.scores.mean() - printed.scores.mean()
+        loss = one.losses.mean() - printed.losses.mean()
+        yield (
+            f"| `{name}` | {len(one.scores)} | {points:+.1f} | {p:.2g} | {loss:+.3f} "
+            f"| {p_loss:.2g} | {PUBLISHED[name]:+.1f} |"
+        )
+    yield ""
 
 
 def tests(asked: list[Asked], found: Found) -> Iterator[str]:

@@ -19,7 +19,7 @@ def study(monkeypatch):
     """Imports a script of the study; its neighbours are found, as when it is run."""
     monkeypatch.syspath_prepend(str(STUDY))
     yield importlib.import_module
-    for name in ("run", "rows", "hypotheses", "page", "second"):
+    for name in ("run", "rows", "hypotheses", "page", "kept", "second", "atlas"):
         sys.modules.pop(name, None)
 
 
@@ -111,11 +111,11 @@ def test_the_tables_name_what_is_better_and_what_is_worse(study):
 # The second study.
 
 
-def measured(second, level, seed, seeds=5):
+def measured(kept, level, seed, seeds=5, rows=400):
     random = np.random.default_rng(seed)
-    scores = 100.0 * (random.random((seeds, 400)) < level)
-    losses = ((1 - level) + random.random((seeds, 400)) / 9).round(3)
-    return second.Measured(scores, losses, [3e-3] * seeds)
+    scores = 100.0 * (random.random((seeds, rows)) < level)
+    losses = ((1 - level) + random.random((seeds, rows)) / 9).round(3)
+    return kept.Measured(scores, losses, [3e-3] * seeds, 9216, 0.1, 2**30)
 
 
 def words_of(second, levels):
@@ -141,42 +141,77 @@ def test_a_verdict_follows_the_truth(study):
 
 def test_the_tests_can_be_repeated_from_what_is_kept(study, tmp_path):
     second = study("second")
-    found = {"qnli": {second.LEFT_ON_LORA: measured(second, 0.8, 1),
-                      second.LORA_4: measured(second, 0.7, 2)}}  # fmt: skip
+    found = {
+        "qnli": {
+            second.LEFT_ON_LORA: measured(second, 0.8, 1), second.LORA_4: measured(second, 0.7, 2)
+        },
+        second.WRITTEN: {
+            "lmam": measured(second, 0.8, 3), "lmam:ablation=softmax": measured(second, 0.5, 4)
+        },
+    }  # fmt: skip
     second.keep(found, tmp_path / "kept.json.gz")
-    again = second.kept(tmp_path / "kept.json.gz")
-    lines = list(second.page(again))
+    lines = list(second.page(second.kept(tmp_path / "kept.json.gz")))
     assert lines == list(second.page(found))
     assert "1 of 6 tests have all of their runs." in lines
-    assert second.kept(tmp_path / "nothing.json.gz") == {}
+    (ablation,) = [line for line in lines if line.startswith("| `softmax` | 5 | -")]
+    assert ablation.endswith("| -42.9 |")
 
 
-def test_every_test_of_a_hypothesis_has_a_comparison(study):
-    run, second = study("run"), study("second")
-    new = [asked for asked in run.COMPARISONS.values() if asked.search == "each-seed"]
-    for asked in (one for several in second.HYPOTHESES.values() for one in several):
-        methods = {m for one in new if one.rows == asked.rows for m in one.methods}
-        assert {asked.method, asked.other} <= methods
-        assert {asked.method, asked.other} <= second.NAMES.keys()
+# The atlas.
 
 
-def test_the_results_of_the_page_are_those_that_are_kept(study):
-    second = study("second")
-    text = (second.DOCS / "study.md").read_text(encoding="utf-8")
-    own = text.split(second.BEGIN)[1].split(second.END)[0]
-    assert own.strip() == "\n".join(second.page(second.kept(second.KEPT))).strip()
+def test_rows_foretold_to_settle_a_pair_do_so_in_four_cases_of_five(study):
+    atlas = study("atlas")
+
+    def pair(seed, rows):
+        random = np.random.default_rng(seed)
+        hard = random.random(rows)  # rows are hard for both methods alike
+        return [
+            measured(atlas, np.clip(level + hard / 4, 0, 1), (seed, 1 + i), 20, rows)
+            for i, level in enumerate((0.63, 0.60))
+        ]
+
+    rows = atlas.rows_to_settle(*pair(1, 20_000), 1)
+    assert 100 < rows < 300
+    found = [atlas.paired_p(*(one.scores for one in pair(seed, rows))) for seed in range(2, 200)]
+    assert 0.7 <= np.mean(np.array(found) < 0.05) <= 0.9
 
 
-def test_held_out_phrases_are_as_long_as_those_to_learn_from(study, tmp_path, monkeypatch):
-    rows = study("rows")
-    monkeypatch.setattr(rows, "TRAIN", 40)
-    monkeypatch.setattr(rows, "HELD_OUT", 20)
-    texts = [" ".join(["word", str(i), *["more"] * (i % 9)]) + f" end{i}" for i in range(200)]
-    texts += [f"new {text}" for text in texts]
-    data = [{"sentence": text, "label": i % 2} for i, text in enumerate(texts)]
-    monkeypatch.setattr(rows, "read", lambda folder, task, split: iter(data))
-    train, held_out = rows.even_sst2(tmp_path)
-    assert (len(train), len(held_out)) == (40, 20)
-    assert all(len(row["text"].split()) > 4 for row in (*train, *held_out))
-    for row in held_out:
-        assert not any(row["text"] in one["text"] or one["text"] in row["text"] for one in train)
+def test_runs_that_differ_too_much_are_settled_by_no_number_of_rows(study):
+    atlas = study("atlas")
+    wide = atlas.Measured(
+        np.repeat([[50.0], [60.0], [70.0], [80.0], [90.0]], 400, axis=1), np.ones((5, 400)), []
+    )
+    assert atlas.rows_to_settle(wide, wide._replace(scores=wide.scores - 1), 1) is None
+
+
+def test_mean_ranks_leave_out_what_some_task_lacks_and_full_fine_tuning(study):
+    atlas = study("atlas")
+    levels = {"lora": 0.9, "dora": 0.8, "lmam": 0.6, "full": 0.95}
+    methods = {name: measured(atlas, level, i) for i, (name, level) in enumerate(levels.items())}
+    more = methods | {"bitfit": methods["dora"]}
+    means = atlas.mean_ranks({"sst2_even": methods, "qnli": more, "mrpc": methods})
+    assert means.ranks == {"lora": 1, "dora": 2, "lmam": 3}
+    # Demšar (2006), Table 5: 2.343 for three methods.
+    assert means.critical == pytest.approx(2.343 * (3 * 4 / (6 * 3)) ** 0.5, abs=1e-3)
+    assert atlas.mean_ranks({"qnli": more}) is None
+
+
+def test_the_atlas_is_written_from_what_is_kept(study, tmp_path, monkeypatch):
+    atlas = study("atlas")
+    levels = {"lora": 0.9, "dora": 0.89, "lmam": 0.6, "full": 0.95}
+    methods = {name: measured(atlas, level, i) for i, (name, level) in enumerate(levels.items())}
+    atlas.keep({"sst2_even": methods, "mrpc": methods}, tmp_path / "atlas.json.gz")
+    monkeypatch.setattr(atlas, "KEPT", tmp_path / "atlas.json.gz")
+    monkeypatch.setattr(atlas, "DOCS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["atlas.py"])
+    (tmp_path / "atlas.md").write_text(f"Before.\n\n{atlas.BEGIN}\nold\n{atlas.END}\n\nAfter.\n")
+    atlas.main()
+    text = (tmp_path / "atlas.md").read_text()
+    assert text.startswith("Before.")
+    assert text.endswith("After.\n")
+    assert "old" not in text
+    assert "2 of 3 pairs are settled" in text
+    assert text.count("| `full` | 9,216 | 9") == 2
+    assert (tmp_path / "atlas.png").is_file()
+    assert (tmp_path / "atlas-pairs.png").is_file()

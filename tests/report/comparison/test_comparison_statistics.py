@@ -244,6 +244,14 @@ def test_what_more_seeds_would_show_is_foretold():
     assert from_5 == pytest.approx(with_20, rel=0.1)
 
 
+def test_what_more_rows_would_show_is_foretold():
+    random = np.random.default_rng(10)
+    pairs = [made_up_scores(random, 5, 800, run=0.2, taste=0.5) for _ in range(60)]
+    with_800 = np.median([detectable(pair) for pair in pairs])
+    from_200 = np.median([detectable([each[:, :200] for each in p], rows=800) for p in pairs])
+    assert from_200 == pytest.approx(with_800, rel=0.15)
+
+
 def test_more_seeds_show_smaller_differences_and_more_tests_larger_ones():
     scores = made_up_scores(np.random.default_rng(8), 10, 200)
     fewer = [each[:3] for each in scores]

@@ -196,7 +196,9 @@ def _standard_error(runs: Sequence[_Runs], over_rows: float, rows: int) -> tuple
     return float(np.sqrt(variance)), max(freedom, least)
 
 
-def detectable(methods: Sequence[Scores], tests: int = 1, seeds: int | None = None) -> float:
+def detectable(
+    methods: Sequence[Scores], tests: int = 1, seeds: int | None = None, rows: int | None = None
+) -> float:
     """The smallest difference in percent that a test of two such methods finds with 80 % power.
 
     It uses the variances between runs and rows that were measured, as means over all pairs.
@@ -205,6 +207,7 @@ def detectable(methods: Sequence[Scores], tests: int = 1, seeds: int | None = No
         methods: seeds × rows of each; those with one seed are left out.
         tests: how many tests share the level of 5 %: the first of Holm's must reach 5 % / tests.
         seeds: how many seeds each method would have; None for as many as most have.
+        rows: how many rows would be scored; None for as many as were.
 
     Raises:
         ValueError: if fewer than two methods have two seeds and two rows.
@@ -217,7 +220,8 @@ def detectable(methods: Sequence[Scores], tests: int = 1, seeds: int | None = No
     if len(several) < 2:
         raise ValueError("fewer than two methods have two seeds and two rows")
     count = round(np.median([len(s) for s in several])) if seeds is None else seeds
-    pairs = [_foretold(a, b, count) for a, b in combinations(several, 2)]
+    scored = several[0].shape[1] if rows is None else rows
+    pairs = [_foretold(a, b, count, scored) for a, b in combinations(several, 2)]
     error = float(np.sqrt(np.mean([error**2 for error, _ in pairs])))
     freedom = float(np.median([freedom for _, freedom in pairs]))
     limit = float(t.isf(ALPHA / tests / 2, freedom))
@@ -225,16 +229,23 @@ def detectable(methods: Sequence[Scores], tests: int = 1, seeds: int | None = No
     return float(errors) * error
 
 
-def _foretold(a: Scores, b: Scores, seeds: int) -> tuple[float, float]:
-    """The standard error and degrees of freedom of two methods, had each so many seeds."""
+def _foretold(a: Scores, b: Scores, seeds: int, rows: int) -> tuple[float, float]:
+    """The standard error and degrees of freedom of two methods with so many seeds and rows."""
     measured = [_Runs.of(a), _Runs.of(b)]
     over_rows = float((a.mean(axis=0) - b.mean(axis=0)).var(ddof=1))
     noise = sum(each.noise / each.count for each in measured)
-    # More seeds average the noise of single runs; the rows themselves differ as before.
+    # More seeds average the noise of single runs; the rows themselves differ as before. The means
+    # of runs differ by the noise of their rows, too, which more rows average.
     rows_alone = max(over_rows - noise, 0.0)
-    runs = [replace(each, count=seeds) for each in measured]
+    fewer = a.shape[1] / rows
+    runs = [
+        replace(each, count=seeds, between=max(
+            each.between - each.noise / a.shape[1] * (1 - fewer), each.between * min(1.0, fewer)
+        ))
+        for each in measured
+    ]  # fmt: skip
     over_rows = rows_alone + sum(each.noise / seeds for each in runs)
-    return _standard_error(runs, over_rows, a.shape[1])
+    return _standard_error(runs, over_rows, rows)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -1,0 +1,308 @@
+"""Write the atlas of methods into docs/atlas.md, docs/atlas.png and docs/atlas-pairs.png.
+
+    python benchmarks/study/atlas.py study    # reads the comparisons, keeps what the page needs
+    python benchmarks/study/atlas.py          # the page and its pictures again, from what is kept
+
+``study`` is the folder of ``run.py``. Kept are the score and the loss of every held-out row with
+every seed, in docs/results/atlas.json.gz. A method without all of its runs is left out on that
+task; methods that are missing on some task have no mean rank.
+"""
+
+import argparse
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from kept import Found, Measured, keep, kept, read
+from page import DOCS, END
+from run import ATLAS, ATLAS_TASKS
+
+from lorada.report.comparison.statistics import (
+    ALPHA,
+    detectable,
+    holm,
+    interval,
+    letters,
+    paired_p,
+)
+from lorada.support.files import write_atomic
+
+KEPT = DOCS / "results" / "atlas.json.gz"
+BEGIN = "<!-- results: benchmarks/study/atlas.py -->"
+CEILING = "full"  # full fine-tuning: shown beside the methods, but not one of them
+MOST_ROWS = 1_000_000  # where so many rows would not settle a pair, only more seeds can
+TITLES = {"sst2_even": "SST-2", "qnli": "QNLI", "stsb": "STS-B", "mrpc": "MRPC"}
+
+
+class Pair(NamedTuple):
+    """Two methods on one task: the difference of the first to the second, and its test.
+
+    Attributes:
+        points: the difference in mean scores.
+        p: corrected by Holm's method over all pairs of the task.
+        rows: how many held-out rows would settle it, with as many seeds; None where no number does.
+    """
+
+    points: float
+    p: float
+    rows: int | None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", type=Path, nargs="?")
+    given = parser.parse_args()
+    if given.study:
+        wanted = {f"atlas_{task}{end}": task for task in ATLAS_TASKS for end in ("", "_full")}
+        keep(read(given.study, wanted), KEPT)
+    found = kept(KEPT)
+    page = DOCS / "atlas.md"
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    lines = [BEGIN, "", *text(found), END]
+    write_atomic(page, before + "\n".join(lines) + rest.split(END, 1)[1])
+    if found:
+        draw(found)
+
+
+def ranked(methods: dict[str, Measured]) -> dict[str, Measured]:
+    """The methods that are compared, the best first; full fine-tuning is none of them."""
+    compared = [(name, one) for name, one in methods.items() if name != CEILING]
+    return dict(sorted(compared, key=lambda pair: -pair[1].scores.mean()))
+
+
+def pairs(methods: dict[str, Measured]) -> dict[tuple[str, str], Pair]:
+    """The test of each pair of methods, the better one first."""
+    found = list(combinations(ranked(methods).items(), 2))
+    ps = holm([paired_p(a.scores, b.scores) for (_, a), (_, b) in found])
+    return {
+        (one, other): Pair(
+            float(a.scores.mean() - b.scores.mean()), p, rows_to_settle(a, b, len(found))
+        )
+        for ((one, a), (other, b)), p in zip(found, ps, strict=True)
+    }
+
+
+def rows_to_settle(a: Measured, b: Measured, tests: int) -> int | None:
+    """The rows with which a test finds the measured difference in four cases of five.
+
+    Args:
+        a: one method.
+        b: the other.
+        tests: of how many tests it is one.
+
+    Returns:
+        Two digits of the smallest such number, by the variances that were measured and with as
+        many seeds; None if no number of rows is enough.
+    """
+    points = abs(float(a.scores.mean() - b.scores.mean()))
+    both = [a.scores, b.scores]
+    if detectable(both, tests, rows=MOST_ROWS) > points:
+        return None
+    low, high = 10, MOST_ROWS
+    while high > 1.01 * low + 1:
+        rows = round((low * high) ** 0.5)
+        low, high = (low, rows) if detectable(both, tests, rows=rows) <= points else (rows, high)
+    return int(float(f"{high:.2g}"))
+
+
+class MeanRanks(NamedTuple):
+    """Mean ranks over the tasks that all methods have, by Friedman's and Nemenyi's tests.
+
+    Attributes:
+        ranks: of each method, 1 the best.
+        tasks: how many there are.
+        p: of Friedman's test that all methods are alike.
+        critical: two methods whose mean ranks differ by more are not alike (Demšar, 2006).
+    """
+
+    ranks: dict[str, float]
+    tasks: int
+    p: float
+    critical: float
+
+
+def mean_ranks(found: Found) -> MeanRanks | None:
+    """The mean ranks; None with fewer than two tasks or three methods."""
+    from scipy.stats import friedmanchisquare, rankdata, studentized_range
+
+    methods = [name for name in ATLAS if found and all(name in task for task in found.values())]
+    if len(found) < 2 or len(methods) < 3:
+        return None
+    means = np.array([[task[name].scores.mean() for name in methods] for task in found.values()])
+    ranks = rankdata(-means, axis=1).mean(axis=0)
+    tasks, count = means.shape
+    least = studentized_range.ppf(1 - ALPHA, count, np.inf) / 2**0.5
+    critical = float(least * (count * (count + 1) / (6 * tasks)) ** 0.5)
+    p = float(friedmanchisquare(*means.T).pvalue)
+    return MeanRanks(dict(zip(methods, ranks.tolist(), strict=True)), tasks, p, critical)
+
+
+def text(found: Found) -> Iterator[str]:
+    """The generated part of the page."""
+    if not found:
+        yield "No comparison of the atlas has all of its runs yet."
+        return
+    yield from over_tasks(mean_ranks(found))
+    for task, methods in found.items():
+        yield from of_task(task, methods)
+
+
+def over_tasks(means: MeanRanks | None) -> Iterator[str]:
+    """The mean ranks and what they settle."""
+    yield "## Over all tasks"
+    yield ""
+    if means is None:
+        yield "Mean ranks need two tasks on which all methods have run."
+        yield ""
+        return
+    yield "![Score and interval of each method on each task, and mean ranks](atlas.png)"
+    yield ""
+    yield "| method | mean rank |"
+    yield "|---|--:|"
+    for name, rank in sorted(means.ranks.items(), key=lambda pair: pair[1]):
+        yield f"| `{name}` | {rank:.1f} |"
+    yield ""
+    alike = "not shown to differ" if means.p >= ALPHA else "not all alike"
+    far = max(means.ranks.values()) - min(means.ranks.values())
+    yield (
+        f"Over {means.tasks} tasks the methods are {alike} (Friedman's test, p = {means.p:.2g}). "
+        f"Nemenyi's critical difference is {means.critical:.1f} ranks; the best and the worst are "
+        f"{far:.1f} apart."
+    )
+    yield ""
+
+
+def of_task(task: str, methods: dict[str, Measured]) -> Iterator[str]:
+    """One task: every method with its cost, and which pairs are settled."""
+    first = next(iter(methods.values()))
+    seeds, rows = first.scores.shape
+    tested = pairs(methods)
+    settled = {frozenset(names) for names, pair in tested.items() if pair.p < ALPHA}
+    shared = letters(list(ranked(methods)), settled)
+    yield f"## {TITLES[task]}: {rows:,} held-out rows, {seeds} seeds"
+    yield ""
+    yield "| method | parameters | score (95 %) | | loss | rates of the seeds | s a step | GiB |"
+    yield "|---|--:|--:|---|--:|---|--:|--:|"
+    ceiling = {CEILING: methods[CEILING]} if CEILING in methods else {}
+    for name, one in (ceiling | ranked(methods)).items():
+        low, high = interval(one.scores)
+        rates = ", ".join(f"{rate:.2g}" for rate in one.rates)
+        seconds = "–" if one.seconds is None else f"{one.seconds:.3f}"
+        memory = "–" if one.memory is None else f"{one.memory / 2**30:.2f}"
+        yield (
+            f"| `{name}` | {one.parameters:,} | {one.scores.mean():.1f} ({low:.1f} to {high:.1f}) "
+            f"| {shared.get(name, '')} | {one.losses.mean():.3f} | {rates} | {seconds} | {memory} |"
+        )
+    yield ""
+    if tested:
+        yield (
+            f"Methods without a letter in common differ (Holm's correction): {len(settled)} of "
+            f"{len(tested)} pairs are settled. {open_pairs(tested)}"
+        )
+        yield ""
+
+
+def open_pairs(tested: dict[tuple[str, str], Pair]) -> str:
+    """What would settle the pairs that are not."""
+    needed = [pair.rows for pair in tested.values() if pair.p >= ALPHA]
+    by_rows = [rows for rows in needed if rows is not None]
+    parts = []
+    if by_rows:
+        parts.append(f"{len(by_rows)} of the others by {min(by_rows):,} to {max(by_rows):,} rows")
+    if len(by_rows) < len(needed):
+        parts.append(f"{len(needed) - len(by_rows)} by no number of rows, but by more seeds")
+    return f"If the measured differences are the true ones: {', '.join(parts)}." if parts else ""
+
+
+def draw(found: Found) -> None:
+    """Both pictures: scores and mean ranks; and all pairs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    means = mean_ranks(found)
+    columns = len(found) + (means is not None)
+    figure, axes = pyplot.subplots(
+        1, columns, figsize=(3.4 * columns, 4), layout="constrained", squeeze=False
+    )
+    for axis, (task, methods) in zip(axes[0], found.items(), strict=False):
+        _draw_scores(axis, methods)
+        axis.set_title(TITLES[task], fontsize=10)
+    if means is not None:
+        _draw_ranks(axes[0][-1], means)
+    figure.savefig(DOCS / "atlas.png", dpi=110)
+    figure, axes = pyplot.subplots(
+        1, len(found), figsize=(5.2 * len(found), 4.8), layout="constrained", squeeze=False
+    )
+    for axis, (task, methods) in zip(axes[0], found.items(), strict=True):
+        _draw_pairs(axis, methods)
+        axis.set_title(TITLES[task], fontsize=10)
+    figure.savefig(DOCS / "atlas-pairs.png", dpi=110)
+
+
+def _draw_scores(axis: Any, methods: dict[str, Measured]) -> None:
+    """The methods of a task below each other, the best on top, each with its interval."""
+    names = list(ranked(methods))
+    for place, name in enumerate(names):
+        low, high = interval(methods[name].scores)
+        mean = methods[name].scores.mean()
+        axis.errorbar(
+            mean, place, xerr=[[mean - low], [high - mean]], marker="o", color=_color(name),
+            markersize=4,
+        )  # fmt: skip
+    if CEILING in methods:
+        axis.axvline(methods[CEILING].scores.mean(), color="grey", linestyle=":")
+    _name_rows(axis, [f"{place}  {name}" for place, name in enumerate(names, start=1)])
+    axis.set_xlabel("score, 95 % interval; dotted: full fine-tuning", fontsize=8)
+
+
+def _draw_ranks(axis: Any, means: MeanRanks) -> None:
+    """Mean ranks, and a bar as long as the critical difference."""
+    names = sorted(means.ranks, key=lambda name: means.ranks[name])
+    for place, name in enumerate(names):
+        axis.plot(means.ranks[name], place, marker="o", color=_color(name), markersize=4)
+    best = means.ranks[names[0]]
+    axis.plot([best, best + means.critical], [-0.7, -0.7], color="grey", linewidth=3)
+    _name_rows(axis, names)
+    axis.set_title("mean rank; bar: critical difference", fontsize=10)
+
+
+def _draw_pairs(axis: Any, methods: dict[str, Measured]) -> None:
+    """Every pair: row better than column; filled where settled, else the rows that would do."""
+    names = list(ranked(methods))
+    for (one, other), pair in pairs(methods).items():
+        x, y = names.index(other), names.index(one)
+        settled = pair.p < ALPHA
+        rows = "seeds" if pair.rows is None else f"{pair.rows:,}"
+        axis.add_patch(_square(x, y, "#0072b2" if settled else "#eeeeee"))
+        axis.text(
+            x, y, f"{pair.points:+.1f}" if settled else f"{pair.points:+.1f}\n{rows}",
+            ha="center", va="center", fontsize=6, color="white" if settled else "black",
+        )  # fmt: skip
+    axis.set_xlim(-0.5, len(names) - 0.5)
+    axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+    _name_rows(axis, names)
+
+
+def _square(x: int, y: int, color: str) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, color=color)
+
+
+def _name_rows(axis: Any, names: list[str]) -> None:
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_ylim(len(names) - 0.5, -1)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _color(name: str) -> str:
+    """Methods with a map stand out."""
+    return "#d55e00" if "lmam" in name or "lorada" in name else "#000000"
+
+
+if __name__ == "__main__":
+    main()

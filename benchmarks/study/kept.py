@@ -1,0 +1,95 @@
+"""What is kept of a study's comparisons: the score and the loss of every held-out row.
+
+With it every test of the pages can be repeated, without the runs themselves.
+"""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lorada.report.comparison.read import ScoredCandidate, read_comparison
+from lorada.support.files import atomic_path
+
+
+class Measured(NamedTuple):
+    """A method on some rows.
+
+    Attributes:
+        scores: seeds × rows, in percent.
+        losses: of the right answers, seeds × rows, in nats.
+        rates: the learning rate that each seed has found.
+        parameters: how many are trained; the task head is not counted.
+        seconds: of a step, measured when all else was done; None where it was not.
+        memory: the largest peak of a run's process, in bytes; None where it is not known.
+    """
+
+    scores: np.ndarray
+    losses: np.ndarray
+    rates: list[float]
+    parameters: int = 0
+    seconds: float | None = None
+    memory: int | None = None
+
+
+Found = dict[str, dict[str, Measured]]  # a name of rows → method as run.py names it
+
+
+def read(study: Path, wanted: dict[str, str]) -> Found:
+    """The candidates that have every run.
+
+    Args:
+        study: the folder of ``run.py``.
+        wanted: each comparison to read → the name that its rows get.
+    """
+    found: Found = {}
+    for name, rows in wanted.items():
+        if not (study / name / "plan.json").is_file():
+            continue
+        for each in read_comparison(study / name).candidates:
+            if each.runs and not each.missing:
+                found.setdefault(rows, {})[each.method] = _measured(each)
+    return found
+
+
+def _measured(each: ScoredCandidate) -> Measured:
+    peaks = [run.result.get("peak_memory_bytes") for run in each.runs]
+    return Measured(
+        each.scores, each.losses, [search["rate"] for search in each.searches],
+        each.plan["trainable"], each.seconds, max(filter(None, peaks), default=None),
+    )  # fmt: skip
+
+
+def keep(found: Found, path: Path) -> None:
+    """Write it; losses to three digits."""
+    plain = {
+        rows: {
+            method: {
+                **each._asdict(),
+                "scores": each.scores.tolist(),
+                "losses": each.losses.round(3).tolist(),
+            }
+            for method, each in methods.items()
+        }
+        for rows, methods in found.items()
+    }
+    with atomic_path(path) as fresh:
+        fresh.write_bytes(gzip.compress(json.dumps(plain).encode(), mtime=0))
+
+
+def kept(path: Path) -> Found:
+    """What ``keep`` has written; nothing before the first run."""
+    if not path.is_file():
+        return {}
+    plain: dict[str, dict[str, dict[str, Any]]] = json.loads(gzip.decompress(path.read_bytes()))
+    return {
+        rows: {
+            method: Measured(
+                **{**one, "scores": np.array(one["scores"]), "losses": np.array(one["losses"])}
+            )
+            for method, one in methods.items()
+        }
+        for rows, methods in plain.items()
+    }
