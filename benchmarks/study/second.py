@@ -104,10 +104,36 @@ def page(found: Found) -> Iterator[str]:
             yield ""
         if there:
             yield from tests(there, found)
+    yield from cuts(found)
     if "lmam" in found.get(WRITTEN, {}):
         yield from ablations(found[WRITTEN])
     for rows, methods in found.items():
-        yield from table(rows, methods)
+        yield from table(rows, {name: one for name, one in methods.items() if ":cut=" not in name})
+
+
+def cuts(found: Found) -> Iterator[str]:
+    """Trained maps that are cut to positions with enough training rows, against the whole ones."""
+    whole = [
+        (rows, name, name.partition(":cut=")[0]) for rows in found for name in found[rows]
+        if ":cut=" in name
+    ]  # fmt: skip
+    if not whole:
+        return
+    both = [(found[rows][name], found[rows][method]) for rows, name, method in whole]
+    ps = holm([paired_p(cut.losses, one.losses) for cut, one in both])
+    yield "### Maps cut after training to positions that enough rows had"
+    yield ""
+    yield "No hypothesis. `min_rows` is set to a share of the training rows; p is of the losses."
+    yield ""
+    yield "| rows | method | share | points | loss | p |"
+    yield "|---|---|--:|--:|--:|--:|"
+    for (rows, name, method), (cut, one), p in zip(whole, both, ps, strict=True):
+        points, loss = cut.scores.mean() - one.scores.mean(), cut.losses.mean() - one.losses.mean()
+        share = float(name.partition(":cut=")[2])
+        yield (
+            f"| `{rows}` | {NAMES[method]} | {share:.0%} | {points:+.1f} | {loss:+.3f} | {p:.2g} |"
+        )
+    yield ""
 
 
 def ablations(methods: dict[str, Measured]) -> Iterator[str]:

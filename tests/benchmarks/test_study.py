@@ -7,9 +7,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from folders import bert_folder, rows_file
+from trained import train_once
 
 from lorada.experiments.compare.spec import Variant
+from lorada.inference.evaluate import score
+from lorada.inference.load import load_run
 from lorada.report.comparison.read import ScoredCandidate
+from lorada.runs.data.rows import load_rows
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
 
@@ -19,7 +24,7 @@ def study(monkeypatch):
     """Imports a script of the study; its neighbours are found, as when it is run."""
     monkeypatch.syspath_prepend(str(STUDY))
     yield importlib.import_module
-    for name in ("run", "rows", "hypotheses", "page", "kept", "second", "atlas"):
+    for name in ("run", "rows", "hypotheses", "page", "kept", "second", "atlas", "reach"):
         sys.modules.pop(name, None)
 
 
@@ -155,6 +160,23 @@ def test_the_tests_can_be_repeated_from_what_is_kept(study, tmp_path):
     assert "1 of 6 tests have all of their runs." in lines
     (ablation,) = [line for line in lines if line.startswith("| `softmax` | 5 | -")]
     assert ablation.endswith("| -42.9 |")
+
+
+def test_cut_maps_are_scored_on_all_rows(study, tmp_path, monkeypatch):
+    reach = study("reach")
+    rows = [{"text": "wordy " * (1 + i % 5), "label": "ab"[i % 2]} for i in range(10)]
+    runs = {"run": ("bert", "lora+lmam", "rows", ["lmam.init_weights=false", "pooling=mean"])}
+    bert_folder(tmp_path / "bert")
+    rows_file(tmp_path / "rows.jsonl", rows)
+    train_once(tmp_path, "run", runs, ["max_steps=2", "use_cpu=true", "lmam.length=64"])
+    whole = score(load_run(tmp_path / "run"), load_rows(str(tmp_path / "rows.jsonl"), "label"))[1]
+    monkeypatch.setattr(reach, "SHARES", (0.01, 2.0))
+    scored = SimpleNamespace(folder="run", seed=1)
+    found = reach.cut(tmp_path, scored, tmp_path / "rows.jsonl")
+    for share, like_whole in ((0.01, True), (2.0, False)):
+        assert len(found[share]["score"]) == 10
+        same = np.allclose(found[share]["loss"], [line["loss"] for line in whole], atol=1e-6)
+        assert same == like_whole
 
 
 # The atlas.
