@@ -44,6 +44,8 @@ def main() -> None:
         train, held_out = generated(task)
         write(given.folder, task, train, held_out)
         if task == "syllogism":
+            asked = [[written(row) for row in rows] for rows in (train, held_out)]
+            write(given.folder, f"{task}_written", *asked)
             for words in SHIFTS[1:]:
                 moved = [[shifted(row, words) for row in rows] for rows in (train, held_out)]
                 write(given.folder, f"{task}{words}", *moved)
@@ -147,6 +149,11 @@ def plain(question: str) -> str:
     ):  # fmt: skip
         question = question.replace(frame, " ")
     return question
+
+
+def written(row: Row) -> Row:
+    """The row for a model that writes its answer."""
+    return {"prompt": f"{row['text']}\nAnswer:", "response": f" {row['label']}"}
 
 
 def shifted(row: Row, most: int) -> Row:

@@ -117,9 +117,9 @@ COMPARISONS |= {
         "syllogism8_starts": Asked("syllogism8", STARTS, seeds=TEN),
         "sst2_even_dora": Asked("sst2_even", ON_DORA),
         "qnli_starts": Asked("qnli", STARTS),
-        "writers": Asked("syllogisms", WRITERS, LLM_RATES, "0.2%", "smollm2-135m"),
+        "writers": Asked("syllogism_written", WRITERS, LLM_RATES, "0.2%", "smollm2-135m"),
         "written_ablations": Asked(
-            "syllogisms", WRITTEN_ABLATIONS, LLM_RATES, None, "smollm2-135m", "1,2,3"
+            "syllogism_written", WRITTEN_ABLATIONS, LLM_RATES, None, "smollm2-135m", "1,2,3"
         ),
         **{f"atlas_{task}": Asked(task, ATLAS, budget="0.2%") for task in ATLAS_TASKS},
         **{f"atlas_{task}_full": Asked(task, ("full",), FULL_RATES) for task in ATLAS_TASKS},
@@ -156,8 +156,7 @@ def command(name: str, rows: Path, folder: Path, workers: str) -> list[str]:
     if (folder / "comparison.yaml").is_file():
         return ["lorada", "compare", str(folder), "--resume", "--workers", workers]
     asked = COMPARISONS[name]
-    # The bundled rows are for models that write; the others are those of rows.py.
-    place = "builtin:" if asked.model == "smollm2-135m" else f"{rows}/"
+    place = "builtin:" if asked.rows == "syllogisms" else f"{rows}/"  # those of rows.py
     train, held_out = (f"{place}{asked.rows}_{part}.jsonl" for part in ("train", "test"))
     return [
         "lorada", "compare", "--model", asked.model, "--data", train, "--held-out", held_out,
