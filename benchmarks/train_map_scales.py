@@ -130,10 +130,10 @@ def main() -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for name, part in PARTS.items():
         if options.part in (None, name):
-            results[name] = part(options.out)
-            results["hardware"] = hardware()
+            found = part(options.out)
+            results[name] = {**found, "hardware": hardware()}
             write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
-            for group, rows in results[name].items():
+            for group, rows in found.items():
                 if group != "grid" and len(rows) > 1:
                     losses = [row["loss"] for row in rows]
                     spread = f"{statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f}"
