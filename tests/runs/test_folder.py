@@ -11,9 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.inference import generate as generating
 from lorada.inference.evaluate import evaluate
-from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
 from lorada.runs.folder.checkpoints import CHECKSUM_FILE, last_whole_checkpoint
 from lorada.runs.recipe import load_recipe
@@ -268,21 +266,6 @@ def test_the_logs_of_tensorboard_have_the_effect_size(place, tmp_path):
     log = event.EventAccumulator(str(folder))
     log.Reload()
     assert "train/effect_size" in log.Tags()["scalars"]
-
-
-def test_a_prompt_to_a_chat_run_goes_through_the_template(place, tmp_path, monkeypatch):
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
-    rows = rows_file(tmp_path / "rows.jsonl", [{"messages": turns}] * 8)
-    run = load_run(train(recipe(place, tmp_path / "run", data=str(rows)), quiet=True).run)
-    seen = []
-    write = generating.write_answers
-    monkeypatch.setattr(
-        generating,
-        "write_answers",
-        lambda writer, prompts: write(writer, seen.extend(prompts) or prompts),
-    )
-    continue_prompts(run, ["hi"], 2)
-    assert run.tokenizer.decode(seen[0]) == "<|user|>hi<e><|assistant|>"
 
 
 def test_prompts_too_long_for_the_model_are_counted(finished, tmp_path, caplog):

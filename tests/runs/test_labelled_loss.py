@@ -137,24 +137,16 @@ def test_a_head_that_trains_makes_logits_where_labels_count(name):
     assert compared(model, batch())[1] == COUNTED
 
 
-def test_rows_in_one_sequence_have_the_loss_of_the_plain_form():
-    model = with_lora(DECODERS["llama"]()).double()
-    assert compared(model, batch(packed=True))[1] == 0
-
-
-def test_a_head_with_lora_makes_logits_where_labels_count():
-    model = with_lora(DECODERS["llama"](), target_modules=["q_proj", "lm_head"]).double()
-    assert compared(model, batch())[1] == COUNTED
-
-
-def test_a_copy_of_the_head_that_trains_makes_logits_where_labels_count():
-    model = with_lora(DECODERS["llama"](), modules_to_save=["lm_head"]).double()
-    assert compared(model, batch())[1] == COUNTED
-
-
-def test_a_tied_head_of_which_single_tokens_train_makes_logits_where_labels_count():
-    model = DECODERS["llama"](tie_word_embeddings=True)
-    model = with_lora(model, trainable_token_indices=[5, 9]).double()
+@pytest.mark.parametrize(
+    "trained",
+    [
+        {"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [5, 9]},  # of the embeddings, which the head shares
+    ],
+)  # fmt: skip
+def test_a_head_of_which_a_part_trains_makes_logits_where_labels_count(trained):
+    tied = "trainable_token_indices" in trained
+    model = with_lora(DECODERS["llama"](tie_word_embeddings=tied), **trained).double()
     assert compared(model, batch())[1] == COUNTED
 
 
@@ -163,6 +155,11 @@ def test_checkpointed_layers_have_the_same_gradients():
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     assert compared(model, batch())[1] == 0
+
+
+def test_rows_in_one_sequence_have_the_loss_of_the_plain_form():
+    model = with_lora(DECODERS["llama"]()).double()
+    assert compared(model, batch(packed=True))[1] == 0
 
 
 def mixture_of_experts(**changes):

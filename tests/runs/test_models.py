@@ -167,18 +167,6 @@ def test_what_the_hub_or_the_disk_answers_is_said_as_it_is(monkeypatch):
         assert caught.value is error
 
 
-def test_training_a_model_that_cannot_be_fetched_is_one_line_and_writes_nothing(
-    call, cached, tmp_path
-):
-    cached()
-    run = tmp_path / "run"
-    words = ["train", "--model", "a/b", "--data", "builtin:syllogisms_train.jsonl"]
-    code, _, err = call(*words, "--output", run)
-    assert code == 2
-    assert [line[:14] for line in err.splitlines()] == ["error: cannot "]
-    assert not run.exists()
-
-
 def test_encoders_and_decoders_are_told_apart(tmp_path):
     assert kind_of(load_config(str(llama_folder(tmp_path / "llama")))) == "decoder"
     assert kind_of(load_config(str(bert_folder(tmp_path / "bert")))) == "encoder"

@@ -1,6 +1,5 @@
 """Rows of a user's own: CSV as it is, columns that change nothing, errors that say which row."""
 
-import csv
 import json
 import logging
 
@@ -14,7 +13,6 @@ from lorada.runs.data.rows import Rows, load_rows
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
-from lorada.tasks.row_files import read_rows
 from lorada.tasks.tokenize import prompt_of
 
 TOKENIZER = byte_tokenizer()
@@ -84,33 +82,6 @@ def test_a_response_that_is_cut_by_itself_is_said_to_be(tmp_path, caplog):
 
 
 # CSV.
-
-FIELDS = {
-    "a line separator": "a\u2028b",
-    "a next line": "a\x85b",
-    "a form feed": "a\x0cb",
-    "a vertical tab": "a\x0bb",
-    "a file separator": "a\x1cb",
-    "quoted ends of lines": "a\nb\r\nc\rd",
-    "a long text": "x" * 200_000,
-}
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("case", FIELDS)
-def test_a_field_of_csv_stays_one_field(case, end, tmp_path):
-    rows = [{"prompt": FIELDS[case], "response": "ü"}, {"prompt": "p", "response": "q"}]
-    path = tmp_path / "rows.csv"
-    with path.open("w", newline="", encoding="utf-8-sig") as file:
-        writer = csv.DictWriter(file, ["prompt", "response"], lineterminator=end)
-        writer.writeheader()
-        writer.writerow(rows[0])
-        file.write(end)
-        writer.writerow(rows[1])
-    limit = csv.field_size_limit()
-    assert read_rows(path) == rows
-    assert csv.field_size_limit() == limit
-
 
 # Errors that say which row.
 
