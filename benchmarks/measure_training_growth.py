@@ -98,7 +98,7 @@ def steps(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Action]:
         return step
 
     return {
-        "lorada": step_of(lambda: found(model, batch)[0]),
+        "lorada": step_of(lambda: found(model, batch)[0].mean()),
         "plain": step_of(lambda: model(**batch).loss),
     }
 

@@ -111,7 +111,7 @@ def loss_of(model: nn.Module, kind: str, given: dict[str, Tensor], own: bool) ->
     """As a run computes it: a decoder's without all logits, unless the model adds to its loss."""
     labelled = with_labels(kind, given)
     if kind == "llama" and not own:
-        return LabelledLoss(model, plain=True)(model, labelled)[0]
+        return LabelledLoss(model, plain=True)(model, labelled)[0].mean()
     return model(**labelled).loss
 
 

@@ -5,13 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from folders import bert_folder, llama_folder, rows_file
+from folders import llama_folder, rows_file
 from transformers import LlamaConfig, TrainingArguments
 
 from lorada.inference.load import load_run
-from lorada.runs import by_device
 from lorada.runs.by_device import (
-    accelerator,
     device_settings,
     dtype_on,
     loading_device,
@@ -19,7 +17,6 @@ from lorada.runs.by_device import (
     with_dtype,
 )
 from lorada.runs.models import loading
-from lorada.runs.prepare import prepare
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import arguments, setup
 from lorada.runs.training.train import train
@@ -145,25 +142,6 @@ def test_of_several_devices_the_first_is_taken_and_a_line_says_how_to_use_all(tm
     assert len(caplog.messages) == 1
 
 
-def test_a_training_with_two_visible_devices_never_copies_the_model(recipe, monkeypatch):
-    """The Trainer wraps a model in ``DataParallel`` if ``n_gpu`` is above 1."""
-    seen = []
-
-    def two(args, output):
-        args._n_gpu = 2
-        take_one_device(args, output)
-        seen.append(args.n_gpu)
-
-    monkeypatch.setattr(arguments, "take_one_device", two)
-
-    def refuse(self, *args, **kwargs):
-        pytest.fail("the model is copied")
-
-    monkeypatch.setattr(torch.nn.DataParallel, "__init__", refuse)
-    train(recipe("use_cpu=true"), quiet=True)
-    assert seen == [1]
-
-
 def test_the_stored_recipe_holds_what_was_taken(recipe, monkeypatch):
     run = train(recipe(), quiet=True).run
     stored = yaml.safe_load((run / "recipe.yaml").read_text())
@@ -206,13 +184,3 @@ def test_weights_are_loaded_where_they_go(recipe, monkeypatch, tmp_path):
     monkeypatch.setattr("lorada.inference.load.accelerator", lambda given: torch.device("cuda"))
     load_run(run)
     assert seen == [{"": torch.device("cuda", 1)}, {"": torch.device("cuda")}]
-
-
-def test_a_base_of_a_classifier_has_the_dtype_too(on, tmp_path):
-    bert_folder(tmp_path / "bert")
-    rows = rows_file(tmp_path / "rows.jsonl", [{"text": "a", "label": "x"}] * 4)
-    given = {"method": "lora", "model": str(tmp_path / "bert"), "data": str(rows), "output": "-"}
-    made = load_recipe(None, ["dtype=auto"], given)
-    on("cuda")
-    assert prepare(made).recipe.dtype == by_device.dtype_on(made, prepare(made).config, narrow=True)
-    assert accelerator({}) == torch.device("cuda")

@@ -6,12 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import assert_close
-from folders import ROWS, llama_folder, mistral_folder, rows_file
-from safetensors.torch import load_file
-from test_train import with_callback
+from folders import ROWS, llama_folder, rows_file
 from transformers import GPT2Config, LlamaConfig, TrainerCallback
 
-from lorada.experiments.compare.measure import measure_steps
 from lorada.methods import meta_model
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import setup
@@ -92,30 +89,6 @@ def test_in_bfloat16_layers_that_run_again_compute_what_they_did(asked):
     check_same(asked, "dtype=bfloat16", same=assert_equal)
 
 
-@pytest.mark.fp64
-@pytest.mark.parametrize("folder", [llama_folder, mistral_folder])
-def test_candidates_are_learned_the_same_with_dropout_where_layers_run_again(
-    folder, asked, tmp_path
-):
-    """The first run of a layer reads a cache that is full when the layer runs again."""
-    candidates = [[" c", " d e f"], [" a", " bcdef gh"]]
-    rows = [
-        {"prompt": f"a b {letter} " * (1 + n % 2), "candidates": candidates[n % 2], "answer": n % 2}
-        for n, letter in enumerate("abcd")
-    ]
-    drawn = ["lora.lora_dropout=0.2", "lmam.init_weights=false", "lmam.length=12", "max_steps=3"]
-    adapters = {}
-    for setting in ("off", "full"):
-        recipe = asked(setting, *drawn, "dtype=float64", rows=rows)
-        recipe = recipe.model_copy(update={"model": str(folder(tmp_path / "model"))})
-        _, kept = trained(recipe)
-        assert kept.recomputes == {setting == "full"}
-        adapters[setting] = load_file(tmp_path / f"run-{setting}/adapter/adapter_model.safetensors")
-    assert adapters["off"].keys() == adapters["full"].keys()
-    for name, weights in adapters["off"].items():
-        assert_close(adapters["full"][name], weights)
-
-
 @pytest.fixture
 def on(monkeypatch):
     """Makes this a machine with an accelerator, or without one."""
@@ -186,15 +159,6 @@ def test_a_training_does_what_auto_takes(asked, monkeypatch):
         kept = KeepGradients()
         train(asked("auto", "max_steps=1"), quiet=True, callbacks=[kept], overwrite=full)
         assert kept.recomputes == {full}
-
-
-@pytest.mark.slow
-def test_measured_steps_decide_too(asked, monkeypatch):
-    kept = KeepGradients()
-    with_callback(monkeypatch, kept)
-    monkeypatch.setattr(setup, "recomputes", lambda *args: True)
-    measure_steps(asked("auto", *PLAIN))
-    assert kept.recomputes == {True}
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,7 @@
 
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,6 @@ from crashes import (
     random_numbers,
 )
 
-from lorada.runs.folder.checkpoints import last_whole_checkpoint
 from lorada.runs.folder.folder import run_files
 from lorada.runs.folder.lock import LOCK_FILE, locked
 from lorada.support.files import SCRATCH, scratch_folder, write_atomic
@@ -56,73 +53,27 @@ def test_a_run_killed_at_a_write_loses_at_most_one_save_interval(lab, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_every_write_loses_at_most_one_save_interval(lab, tmp_path):
+def test_a_run_killed_at_any_third_write_loses_at_most_one_save_interval(lab, tmp_path):
     kills = 0
-    for at, point in enumerate(lab.points, 1):
+    for at, point in [*enumerate(lab.points, 1)][::3]:
         writes = point.split()[0] in WRITES
         for how in ("kill", "kill empty", "kill half") if writes else ("kill",):
             print(f"{how} at {at}: {point}")
             kills += kill_and_resume(lab, tmp_path / f"{at}-{how}", at, how)
             shutil.rmtree(tmp_path / f"{at}-{how}")
-    print(f"{kills} kills at {len(lab.points)} write points")
-    assert kills > len(lab.points)
-
-
-# Where a run was killed first, and the step of the checkpoint that it resumes from.
-FIRST_KILLS = {
-    "half a checkpoint": ("open checkpoint-4/trainer_state", "kill half", 2),
-    "an adapter but no result": (r"open .*result\.json", "kill", 4),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", FIRST_KILLS)
-def test_a_resumed_run_killed_at_every_write_comes_to_the_same_end(lab, tmp_path, case):
-    pattern, how, step = FIRST_KILLS[case]
-    state, whole, kills = tmp_path / "state", lab.whole(), 0
-    lab.train(state, at=number(lab.points, pattern), how=how)
-    run = shutil.copytree(state, tmp_path / "points")
-    points = lab.train(run, "--resume")["points"]
-    for at, point in enumerate(points, 1):
-        writes = point.split()[0] in WRITES
-        for how in ("kill", "kill half") if writes else ("kill",):
-            print(f"{how} at {at}: {point}")
-            run = shutil.copytree(state, tmp_path / f"{at}-{how}")
-            reply = lab.train(run, "--resume", at=at, how=how)
-            assert reply["code"] in (*KILLED, 0), reply["said"]
-            kills += reply["code"] != 0
-            check_what_is_left(lab, run, whole, reply["steps"], started_at=step)
-            check_the_end(lab, run, whole)
-            shutil.rmtree(run)
-    print(f"{kills} kills at {len(points)} write points of a resumed run")
-    assert kills >= len(points)
-
-
-def kill_at_random(lab, tmp_path, count):
-    chance, whole = random_numbers(), lab.whole()
-    slow = {"slow": 0.005}
-    seconds = lab.train(tmp_path / "timed", **slow)["seconds"]
-    kills = 0
-    while kills < count:
-        run = tmp_path / f"run-{kills}"
-        shutil.rmtree(run, ignore_errors=True)
-        after = chance.uniform(0.2, seconds)
-        reply = lab.train(run, after=after, **slow)
-        if reply["code"] == -signal.SIGKILL:  # else it was faster than the kill
-            kills += 1
-            points = len(reply["points"])
-            print(f"killed after {after:.3f} s, {reply['steps']} steps, {points} write points")
-            check_what_is_left(lab, run, whole, reply["steps"])
-            check_the_end(lab, run, whole)
+    assert kills > len(lab.points) / 3
 
 
 def test_a_run_killed_at_a_random_moment_loses_at_most_one_save_interval(lab, tmp_path):
-    kill_at_random(lab, tmp_path, 1)
-
-
-@pytest.mark.slow
-def test_runs_killed_at_random_moments_lose_at_most_one_save_interval(lab, tmp_path):
-    kill_at_random(lab, tmp_path, 25)
+    chance, whole, run = random_numbers(), lab.whole(), tmp_path / "run"
+    slow = {"slow": 0.005}
+    seconds, code = lab.train(tmp_path / "timed", **slow)["seconds"], 0
+    while code != -signal.SIGKILL:  # else it was faster than the kill
+        shutil.rmtree(run, ignore_errors=True)
+        reply = lab.train(run, after=chance.uniform(0.2, seconds), **slow)
+        code = reply["code"]
+    check_what_is_left(lab, run, whole, reply["steps"])
+    check_the_end(lab, run, whole)
 
 
 @pytest.mark.slow
@@ -235,23 +186,3 @@ def test_scratch_of_the_dead_is_removed_and_of_the_living_is_not(tmp_path):
         write_atomic(tmp_path / "a.txt", "a")
         assert living.is_dir()
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-
-
-@pytest.mark.slow
-def test_the_console_command_survives_a_kill(lab, tmp_path):
-    run, longer = tmp_path / "run", ("max_steps=60", "save_steps=1")
-    process = subprocess.Popen(
-        [LORADA, *lab.words(run, *longer)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not (run / "checkpoint-3").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    at = int(last_whole_checkpoint(run).name.partition("-")[2])
-    assert at >= 2
-    resumed = subprocess.run(
-        [LORADA, *lab.words(run, *longer), "--resume", "--json"], capture_output=True, text=True
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    check_result(run, lab.whole(*longer))

@@ -1,7 +1,5 @@
 """Task heads: what a checkpoint lacks trains, is saved, and is the same at every load."""
 
-import contextlib
-import functools
 import json
 import os
 import re
@@ -14,21 +12,17 @@ import torch
 from conftest import TINY
 from folders import byte_tokenizer, llama_folder, rows_file
 from paths import TESTS
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
-    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     set_seed,
 )
 
-from lorada import LmamConfig, LoradaConfig
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.methods.task_head import head_modules, in_head
@@ -50,34 +44,18 @@ T5 = {
     "vocab_size": 259, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
     "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0,
 }  # fmt: skip
-BART = {
-    "vocab_size": 259, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
-    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48, "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 2,
-}  # fmt: skip
-GPT2 = {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 DISTILBERT = {
     "vocab_size": 259, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4,
     "max_position_embeddings": 64, "pad_token_id": 0,
 }  # fmt: skip
-VIT = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "image_size": 8, "patch_size": 4,
-}  # fmt: skip
-
 # By model type: sizes, the class that checkpoints on the hub are of, and the modules of the head
 # that such a checkpoint lacks.
 ARCHITECTURES = {
-    "deberta": (DEBERTA, AutoModelForMaskedLM, ("classifier", "pooler")),
     "deberta-v2": (DEBERTA, AutoModelForMaskedLM, ("classifier", "pooler")),
     "bert": (SIZES, AutoModelForMaskedLM, ("bert.pooler", "classifier")),
-    "electra": (SIZES, AutoModelForMaskedLM, ("classifier",)),
     "roberta": (SIZES, AutoModelForMaskedLM, ("classifier",)),
-    "xlm-roberta": (SIZES, AutoModelForMaskedLM, ("classifier",)),
     "distilbert": (DISTILBERT, AutoModelForMaskedLM, ("classifier", "pre_classifier")),
     "t5": (T5, AutoModelForSeq2SeqLM, ("classification_head",)),
-    "bart": (BART, AutoModelForSeq2SeqLM, ("classification_head",)),
-    "gpt2": (GPT2, AutoModelForCausalLM, ("score",)),
     "llama": (SIZES, AutoModelForCausalLM, ("score",)),
 }
 LABELS = [{"text": "ab" * (i % 5 + 1), "label": "yn"[i % 2]} for i in range(16)]
@@ -90,7 +68,7 @@ def checkpoint(folder: Path, name: str) -> Path:
     set_seed(0)
     auto.from_config(AutoConfig.for_model(name, **sizes)).save_pretrained(folder)
     tokenizer = byte_tokenizer()
-    if name in ("t5", "bart"):  # whose heads read the last end token
+    if name == "t5":  # whose head reads the last end token
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single="$A <e>", special_tokens=[("<e>", 2)]
         )
@@ -187,46 +165,6 @@ def test_a_base_whose_head_is_drawn_has_no_scores_of_its_own(runs, labels):
         evaluate(load_run(runs["bert"]), str(labels), base=True)
 
 
-def test_bitfit_trains_the_poolers_bias_with_the_head_and_does_not_count_it(labels, tmp_path):
-    set_seed(0)
-    whole = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", **SIZES))
-    whole.save_pretrained(tmp_path / "bert")
-    byte_tokenizer().save_pretrained(tmp_path / "bert")
-    run = trained(tmp_path / "bert", labels, tmp_path / "run", method="bitfit")
-    after = load_file(run / "trained.safetensors")
-    before = whole.state_dict()
-    changed = {key for key, value in after.items() if not torch.equal(before[key], value)}
-    biases = {key for key in before if key.endswith("bias")}
-    assert after.keys() == biases | {"classifier.weight"}
-    assert changed - biases == {"classifier.weight"}
-    assert {"bert.pooler.dense.bias", "classifier.bias"} <= changed
-    result = json.loads((run / "result.json").read_text())
-    counted = biases - {"bert.pooler.dense.bias", "classifier.bias"}
-    assert result["parameters"]["trainable"] == sum(after[key].numel() for key in counted)
-
-
-def test_the_head_of_an_image_model_comes_back_too(tmp_path):
-    set_seed(0)
-    AutoModel.from_config(AutoConfig.for_model("vit", **VIT)).save_pretrained(tmp_path / "vit")
-    load = functools.partial(
-        AutoModelForImageClassification.from_pretrained, tmp_path / "vit", num_labels=3,
-        output_loading_info=True,
-    )  # fmt: skip
-    base, found = load()
-    assert head_modules(base, found["missing_keys"]) == ("classifier",)
-    stack = LoradaConfig(
-        parts=[LoraConfig(target_modules=["q_proj", "v_proj"]), LmamConfig(length=5)],
-        modules_to_save=list(head_modules(base, found["missing_keys"])),
-    )
-    model = get_peft_model(base, stack).eval()
-    pixels = torch.randn(2, 3, 8, 8)
-    wanted = model(pixel_values=pixels).logits
-    model.save_pretrained(tmp_path / "adapter")
-    again, found = load()
-    loaded = load_adapted(again, tmp_path / "adapter", found["missing_keys"])
-    assert torch.equal(loaded(pixel_values=pixels).logits, wanted)
-
-
 # Checkpoints that lack weights of the base, or have them in other shapes.
 
 
@@ -248,7 +186,6 @@ def test_a_model_that_writes_needs_its_whole_checkpoint(llama, tmp_path):
     [
         ({"num_hidden_layers": 3}, r"has no model\.layers\.2\..* and 8 more of its weights"),
         ({"vocab_size": 300}, r"\.weight as \[259, 32\].* wants \[300, 32\]"),
-        ({"hidden_size": 64}, "is damaged: its weights have"),
     ],
 )
 @pytest.mark.parametrize("form", ["text", "label"])
@@ -263,7 +200,7 @@ def test_a_checkpoint_that_its_config_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize("outputs", [2, 3], ids=["missing", "of another size"])
-def test_a_head_that_is_drawn_on_purpose_is_not_reported(outputs, tmp_path, caplog, capfd):
+def test_nothing_is_said_of_a_head_that_is_drawn_on_purpose(outputs, tmp_path, caplog):
     set_seed(0)
     if outputs == 3:
         classifier(tmp_path / "bert")
@@ -272,18 +209,14 @@ def test_a_head_that_is_drawn_on_purpose_is_not_reported(outputs, tmp_path, capl
         model.save_pretrained(tmp_path / "bert")
     _, drawn = load_model(str(tmp_path / "bert"), outputs)
     assert "classifier.weight" in drawn
-    assert "REPORT" not in caplog.text + "".join(capfd.readouterr())
+    assert not [record for record in caplog.records if record.name.startswith("lorada")]
 
 
-def test_weights_of_the_base_that_have_no_place_or_are_missing_are_reported(llama, caplog):
+def test_weights_of_the_base_that_have_no_place_are_named(llama, caplog):
     config = json.loads((llama / "config.json").read_text())
-    for layers, status in ((1, "UNEXPECTED"), (3, "MISSING")):
-        caplog.clear()
-        (llama / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
-        with contextlib.suppress(ValueError):  # of missing weights
-            load_model(str(llama))
-        assert "LOAD REPORT" in caplog.text
-        assert re.search(rf"self_attn\.q_proj\.weight .*{status}", caplog.text)
+    (llama / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    load_model(str(llama))
+    assert re.search(r"weights such as model\.layers\.1\.\S+ have no place", caplog.text)
 
 
 # The head that a checkpoint has already: its classes, and what it was for.
@@ -338,20 +271,12 @@ def test_classes_are_in_the_order_of_the_model_or_of_numbers():
     assert class_order((), own) == ()
 
 
-def test_whole_numbers_are_sorted_as_numbers(labels, tmp_path):
-    rows = [{"text": "ab" * (i + 1), "label": i} for i in range(12)]
-    model = checkpoint(tmp_path / "bert", "bert")
-    run = trained(model, rows_file(tmp_path / "rows.jsonl", rows), tmp_path / "run")
-    assert load_run(run).labels == tuple(map(str, range(12)))
-
-
 @pytest.mark.parametrize(
     ("changes", "rows"),
     [
         ({"problem_type": "single_label_classification", "num_labels": 3}, "score"),
         ({"problem_type": "regression", "num_labels": 1}, "label"),
         ({"problem_type": "multi_label_classification", "num_labels": 2}, "label"),
-        ({"problem_type": "multi_label_classification", "num_labels": 3}, "score"),
     ],
 )
 def test_the_rows_say_what_a_head_is_for_and_not_what_it_was(changes, rows, tmp_path):

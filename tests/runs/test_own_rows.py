@@ -1,11 +1,10 @@
 """Rows of a user's own: CSV as it is, columns that change nothing, errors that say which row."""
 
-import csv
 import json
 import logging
 
 import pytest
-from folders import ROWS, TURNS, byte_tokenizer, llama_folder, rows_file
+from folders import ROWS, byte_tokenizer, llama_folder, rows_file
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
@@ -14,9 +13,7 @@ from lorada.runs.data.rows import Rows, load_rows
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
-from lorada.tasks.row_files import read_rows
-from lorada.tasks.row_forms import in_form
-from lorada.tasks.tokenize import EncodeOptions, encode, prompt_of
+from lorada.tasks.tokenize import prompt_of
 
 TOKENIZER = byte_tokenizer()
 ALTERNATING = (
@@ -63,19 +60,6 @@ def test_a_length_of_responses_is_refused_where_it_would_cut_none(case, tmp_path
             lambda: refuse_target_length(recipe, found, kind))  # fmt: skip
 
 
-def test_a_training_and_a_comparison_refuse_it(tmp_path, call):
-    model, rows = llama_folder(tmp_path / "llama"), rows_file(tmp_path / "rows.jsonl", TURNS * 5)
-    held = rows_file(tmp_path / "held.jsonl", [chat("user", "assistant")])
-    words = ["--model", model, "--data", rows, "--output", tmp_path / "out", "max_target_length=8"]
-    for command in (
-        ["train", "--method", "lora", *words, "--dry-run"],
-        ["compare", "--methods", "lora", "--held-out", held, *words, "--dry-run"],
-    ):
-        code, _, err = call(*command)
-        assert code == 2
-        assert "max_target_length=8 cuts responses by themselves" in err.splitlines()[-1]
-
-
 def test_a_length_of_responses_is_refused_where_they_are_one_text_with_their_prompts():
     task = TASKS["piqa"]
     name = next(name for name, protocol in task.protocols.items() if protocol.joint)
@@ -99,104 +83,18 @@ def test_a_response_that_is_cut_by_itself_is_said_to_be(tmp_path, caplog):
 
 # CSV.
 
-FIELDS = {
-    "a line separator": "a\u2028b",
-    "a next line": "a\x85b",
-    "a form feed": "a\x0cb",
-    "a vertical tab": "a\x0bb",
-    "a file separator": "a\x1cb",
-    "quoted ends of lines": "a\nb\r\nc\rd",
-    "a long text": "x" * 200_000,
-}
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("case", FIELDS)
-def test_a_field_of_csv_stays_one_field(case, end, tmp_path):
-    rows = [{"prompt": FIELDS[case], "response": "ü"}, {"prompt": "p", "response": "q"}]
-    path = tmp_path / "rows.csv"
-    with path.open("w", newline="", encoding="utf-8-sig") as file:
-        writer = csv.DictWriter(file, ["prompt", "response"], lineterminator=end)
-        writer.writeheader()
-        writer.writerow(rows[0])
-        file.write(end)
-        writer.writerow(rows[1])
-    limit = csv.field_size_limit()
-    assert read_rows(path) == rows
-    assert csv.field_size_limit() == limit
-
-
-@pytest.mark.parametrize("name", ["rows.CSV", "rows.Csv"])
-def test_the_case_of_a_suffix_means_nothing(name, tmp_path):
-    path = tmp_path / name
-    path.write_text("prompt,response\na,b\n")
-    assert read_rows(path) == [{"prompt": "a", "response": "b"}]
-    again = tmp_path / "ROWS.JSONL"
-    again.write_bytes(b'{"prompt": "a", "response": "b"}\r\n\r\n{"prompt": "c", "response": "d"}')
-    assert [row["prompt"] for row in read_rows(again)] == ["a", "c"]
-
-
-def test_a_field_that_is_there_twice_is_refused(tmp_path):
-    path = tmp_path / "rows.csv"
-    path.write_text("prompt,response,prompt\na,b,c\n")
-    refused("two columns 'prompt'", lambda: read_rows(path))
-    path.write_text("prompt,response,,\na,b,,\n")
-    assert load_rows(str(path)).rows == [{"prompt": "a", "response": "b"}]
-    again = tmp_path / "rows.jsonl"
-    again.write_text('{"prompt": "a", "response": "b"}\n{"text": "a", "text": "b"}\n')
-    refused("line 2 is not JSON: the field 'text' is there twice", lambda: read_rows(again))
-
-
-STRAY = {
-    "of evaluation": (
-        {"prompt": "p", "response": "r"},
-        {"eval_prompt": "x", "eval_response": "y", "prompt_end": "z", "text": "t"},
-    ),
-    "an answer beside a label": ({"text": "t", "label": "no"}, {"answer": "0.5"}),
-    "a label beside candidates": (
-        {"prompt": "p", "candidates": ["a", "b"], "answer": 1},
-        {"label": "no", "output": "r"},
-    ),
-    "half a character": ({"text": "t", "score": 1}, {"note": "\ud800"}),
-}
-
-
-@pytest.mark.parametrize("case", STRAY)
-def test_columns_that_a_form_does_not_have_change_nothing(case, tmp_path):
-    row, more = STRAY[case]
-    alone = loaded(tmp_path, [row])
-    beside = loaded(tmp_path, [{**more, **row}], "beside.jsonl")
-    assert beside.rows == alone.rows == [row]
-    assert (beside.form, beside.labels, beside.fingerprint) == (
-        alone.form, alone.labels, alone.fingerprint,
-    )  # fmt: skip
-
-
 # Errors that say which row.
 
 NAMED = {
     "half a character in a label": ({"text": "a", "label": "\ud800"}, "label is not valid Unicode"),
-    "half a character in a role": (
-        chat("\ud800", "assistant"),
-        "messages is not valid Unicode",
-    ),
-    "half a character in a call": (
-        {"messages": [{"role": "user", "content": "a", "name": "\udfff"},
-                      {"role": "assistant", "content": "b"}]},
-        "messages is not valid Unicode",
-    ),
+    "half a character in a role": (chat("\ud800", "assistant"), "messages is not valid Unicode"),
     "a role that is no text": (chat(5, "assistant"), "role is not a text: 5"),
     "only an answer": (chat("assistant"), "messages must be a list of two or more .* assistant"),
-    "a score beyond every number": ({"text": "a", "score": 10**400}, "score is not a number"),
     "a score beyond fp32": ({"text": "a", "score": 1e39}, "score is not a number"),
     "a score that is true": ({"text": "a", "score": True}, "score is not a number"),
     "a deep label": (
         {"text": "a", "label": json.loads("[" * 900 + "]" * 900)},
         r"label is neither a text nor an integer: \[\[",
-    ),
-    "an answer that is true": (
-        {"prompt": "p", "candidates": ["a", "b"], "answer": True},
-        "answer must be the index of one of the candidates, from 0: True",
     ),
     "an answer that none stands for": (
         {"prompt": "p", "candidates": ["a", "b"], "answer": 2},
@@ -210,7 +108,6 @@ NAMED = {
         {"text": "a", "text_pair": 3, "label": "no"},
         "text_pair is not a text: 3",
     ),
-    "a score in a text": ({"text": "a", "score": "1e400"}, "score is not a number"),
 }  # fmt: skip
 
 
@@ -344,12 +241,3 @@ def test_a_difference_in_the_chat_template_that_cannot_be_mended_is_told(tmp_pat
     load_rows(str(rows_file(tmp_path / "rows.jsonl", [choice])), "prompt")
     load_rows(str(rows_file(tmp_path / "rows.jsonl", [chat("user", "assistant")])), "messages")
     assert not caplog.text
-
-
-def test_chats_of_turns_with_more_than_two_fields_keep_them(tmp_path):
-    row = chat("user", "assistant")
-    row["messages"][0]["name"] = "Ann"
-    assert loaded(tmp_path, [row]).rows == [row]
-    assert in_form([row], "rows") == ([row], "messages")
-    (one,) = encode([row], "messages", TOKENIZER, EncodeOptions(64))
-    assert json.loads(json.dumps(one.features)) == one.features

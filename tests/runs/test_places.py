@@ -99,10 +99,9 @@ def test_a_run_of_relative_paths_goes_on_by_itself_from_any_folder(
     assert code == 0, err
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
-def test_scores_that_cannot_be_kept_are_printed(call, trained, monkeypatch, caplog, number):
+def test_scores_that_cannot_be_kept_are_printed(call, trained, monkeypatch, caplog):
     def refuse(run, found):
-        raise OSError(number, "it cannot be written")
+        raise OSError(errno.EROFS, "it cannot be written")
 
     before = (trained / "run" / "result.json").read_text()
     monkeypatch.setattr(result, "write_result", refuse)

@@ -11,14 +11,13 @@ import pytest
 import torch
 import yaml
 from conftest import assert_close
-from folders import ROWS, bart_folder, byte_tokenizer, llama_folder, rows_file, split_file
+from folders import ROWS, bart_folder, byte_tokenizer, llama_folder, rows_file
 from paths import TESTS
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
-from lorada.experiments.compare.spec import comparison_of
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.load import load_run
@@ -46,16 +45,14 @@ RUNS = {
     "roberta-bitfit": ("roberta", "bitfit", "mean"),
     "roberta-shira": ("roberta", "shira", "mean"),
 }
-# In a process of its own: what transformers loads from folders before and after lorada is imported,
-# and how lorada scores runs.
+# In a process of its own: what transformers loads from folders before and after lorada is imported.
 ELSEWHERE = """
 import json, sys
-from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification as Auto
 
 torch.set_num_threads(1)
-tests, rows, given = sys.argv[1:]
+tests, *folders = sys.argv[1:]
 sys.path.insert(0, tests)
 from double import in_double
 
@@ -67,15 +64,10 @@ def load(folder):
     except (KeyError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
 
-folders, runs = json.loads(given)
 before = [load(folder) for folder in folders]
 assert "lorada" not in sys.modules
-from lorada.inference.evaluate import evaluate
-from lorada.inference.load import load_run
-after = [load(folder) for folder in folders]
-with in_double():
-    scores = [evaluate(load_run(Path(run)), rows) for run in runs]
-print(json.dumps([before, after, scores]))
+import lorada
+print(json.dumps([before, [load(folder) for folder in folders]]))
 """
 pytestmark = pytest.mark.fp64
 
@@ -122,9 +114,8 @@ def elsewhere(runs, place):
         assert done["adapter"][-1] == "POOLING"
         folders = [path for path in (place / done["folder"], run / "model") if path.is_dir()]
         wanted |= dict.fromkeys(map(str, folders), logits(load_run(run).model))
-    given = json.dumps([[*wanted], [str(run) for run in runs.values()]])
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(TESTS), str(place / "labels.jsonl"), given],
+        [sys.executable, "-c", ELSEWHERE, str(TESTS), *wanted],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -148,13 +139,6 @@ def poolings(model):
 
 
 # Trained, saved and loaded.
-
-
-@pytest.mark.slow
-def test_every_run_scores_in_a_process_of_its_own_as_it_does_here(runs, elsewhere, place):
-    _, (_, _, scores) = elsewhere
-    for run, found in zip(runs.values(), scores, strict=True):
-        assert found == evaluate(load_run(run), str(place / "labels.jsonl"))
 
 
 @pytest.mark.fp64(False)
@@ -250,7 +234,7 @@ def test_an_adapter_to_start_from_keeps_its_pooling(runs, place, tmp_path):
 
 @pytest.mark.slow
 def test_what_is_exported_scores_the_same_with_lorada_and_is_refused_without(elsewhere):
-    wanted, (before, after, _) = elsewhere
+    wanted, (before, after) = elsewhere
     for refused in before:
         assert re.match("KeyError: 'LORADA'|ValueError: .* model type `lorada`", refused)
     for found, expected in zip(after, wanted.values(), strict=True):
@@ -293,7 +277,7 @@ def test_a_pooling_from_nowhere_is_refused(runs, tmp_path):
 # Recipes.
 
 
-@pytest.mark.parametrize("value", ["max", "Mean", "none", "[mean]", "1", "true", "{a: 1}"])
+@pytest.mark.parametrize("value", ["max", "none", "[mean]"])
 def test_another_value_is_refused_in_one_line(value, place, tmp_path):
     refused("pooling=.*input should be 'mean' or 'cls'",
             lambda: recipe(place, tmp_path / "run", f"pooling={value}"))  # fmt: skip
@@ -315,31 +299,3 @@ def test_models_and_rows_without_such_a_head_are_refused_before_weights_are_read
         asked = recipe(place, tmp_path / "run", "pooling=mean", model=model, rows=rows)
         refused(message, lambda asked=asked: prepare_training(asked))
         assert not (tmp_path / "run").exists()
-
-
-def test_a_comparison_gives_every_run_the_pooling(place):
-    shared = recipe(place, "-", "pooling=mean", method="full")
-    shared.training = {}
-    chosen = comparison_of(
-        shared, {"methods": ["lora", "full"], "held_out": str(place / "labels.jsonl")}
-    )
-    assert chosen.run_recipe("lora", "out").pooling == "mean"
-
-
-def test_a_benchmark_trains_and_scores_with_a_pooling_from_the_command_line(place, tmp_path, call):
-    data, rows = tmp_path / "data" / "glue" / "sst2", [
-        {"sentence": f"good {i}" if i % 2 else f"bad {i}", "label": i % 2, "idx": i}
-        for i in range(8)
-    ]  # fmt: skip
-    for split in ("train", "validation"):
-        split_file(data, split, rows)
-    run = tmp_path / "run"
-    code, _, err = call(
-        "train", "--task", "sst2", "--model", place / "bert", "--method", "lora", "--output", run,
-        "--data-dir", tmp_path / "data", "pooling=mean", *QUICK,
-    )  # fmt: skip
-    assert code == 0, err
-    code, _, err = call("evaluate", run, "--data-dir", tmp_path / "data")
-    assert code == 0, err
-    assert json.loads((run / "result.json").read_text())["recipe"]["pooling"] == "mean"
-    assert poolings(load_run(run).model) == ["mean"]

@@ -1,6 +1,5 @@
 """What other libraries say for themselves does not reach who runs a command, unless it matters."""
 
-import importlib.util
 import logging
 import os
 import subprocess
@@ -8,7 +7,6 @@ import sys
 import warnings
 
 import pytest
-from folders import llama_folder
 
 from lorada.support.quiet import VARIABLE
 
@@ -55,14 +53,6 @@ def test_only_the_command_line_keeps_other_libraries_from_being_heard(monkeypatc
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-SPEAK = (
-    "import logging; import sys\n"
-    "for name, text in (('torchao', 'Failed to load a.so: no'), ('torchao', 'heard'),\n"
-    "                   ('bitsandbytes.backends.cpu.ops', 'Failed to load CPU gemm: no')):\n"
-    "    logging.getLogger(name).warning(text)\n"
-)
-
-
 def said_by(*words, **environment):
     """What a process says on its error stream."""
     done = subprocess.run(
@@ -70,18 +60,6 @@ def said_by(*words, **environment):
         env={**os.environ, **environment},
     )  # fmt: skip
     return done.stderr.splitlines()
-
-
-def test_a_child_of_a_command_is_as_silent_as_the_command(monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
-    child = f"import lorada_cli, lorada\n{SPEAK}"
-    assert len(said_by("-c", child)) == 3
-    assert said_by("-c", child, **{VARIABLE: "1"}) == ["heard"]
-    started = (
-        "import os, subprocess, sys, lorada_cli\nsys.argv = ['lorada', 'methods', '--json']\n"
-        f"lorada_cli.main()\nsubprocess.run([sys.executable, '-c', {child!r}])"
-    )
-    assert said_by("-c", started) == ["heard"]
 
 
 BAR = (
@@ -100,13 +78,6 @@ def test_a_bar_of_another_library_appears_only_after_a_second(library, monkeypat
     assert "short" in " ".join(said_by("-c", BAR.format(library)))
 
 
-def test_a_program_that_lorada_runs_is_as_silent(monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
-    program = f"import torch\n{SPEAK}"
-    run = f"import sys, lorada_cli\nsys.argv = ['lorada', 'run', 'python', '-c', {program!r}]\n"
-    assert said_by("-c", f"{run}lorada_cli.main()") == ["heard"]
-
-
 def test_the_module_is_the_command(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     done = subprocess.run(
@@ -116,35 +87,6 @@ def test_the_module_is_the_command(monkeypatch):
     names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "lorada.cli.list_commands" in names
     assert not {"torch", "transformers", "peft"} & names
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="torchao missing")
-def test_a_mistake_is_one_line_with_torchao_installed(tmp_path):
-    words = ["train", "--model", llama_folder(tmp_path), "--data", "none.jsonl", "--output", "run"]
-    code = "import sys, lorada_cli\nsys.argv = ['lorada', *sys.argv[1:]]\nlorada_cli.main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error"]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="torchao missing")
-@pytest.mark.parametrize("program", ["lorada_cli", "lorada.cli", "lorada run"])
-def test_no_command_says_which_kernels_torchao_and_bitsandbytes_lack(
-    tmp_path, program, monkeypatch
-):
-    monkeypatch.delenv(VARIABLE, raising=False)
-    count = ["params", "--method", "lora", "--model", str(llama_folder(tmp_path)), "--json"]
-    main = "import sys, lorada_cli\nsys.argv = ['lorada', *sys.argv[1:]]\nlorada_cli.main()"
-    words = {
-        "lorada_cli": ["-c", main, *count],
-        "lorada.cli": ["-m", "lorada.cli", *count],
-        "lorada run": ["-c", main, "run", "python", "-c", "import peft"],
-    }
-    assert said_by(*words[program]) == []
 
 
 @pytest.mark.parametrize("kind", [UserWarning, DeprecationWarning, FutureWarning])

@@ -168,15 +168,3 @@ def test_an_error_about_a_field_begins_with_its_name_as_it_is_typed(name):
     with pytest.raises(ValueError, match=rf"^{name}(\.\d+)?=") as caught:
         load(f"{name}=[{{}}]")
     assert "\n" not in str(caught.value)
-
-
-def test_remote_code_is_off_unless_the_user_writes_it():
-    assert load().trust_remote_code is False
-    assert load("trust_remote_code=true").trust_remote_code is True
-
-
-def test_a_recipe_cannot_name_python_objects(tmp_path):
-    path = tmp_path / "evil.yaml"
-    path.write_text("method: !!python/object/apply:os.system ['true']\n")
-    with pytest.raises(ValueError, match="is not YAML"):
-        load_recipe(str(path), [], {})

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.runs.folder.result import read_result
 from lorada.runs.models import trained_part
@@ -106,29 +103,6 @@ def test_a_loaded_run_is_the_base_with_the_trained_part(place, runs, model):
         assert torch.equal(tensor, saved.get(name, base.get(name)))
     assert any(not torch.equal(saved[name], base[name]) for name in saved if name in base
                and base[name].shape == saved[name].shape)  # fmt: skip
-
-
-IN_ITS_OWN = """
-import json, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from lorada.inference.evaluate import evaluate
-from lorada.inference.load import load_run
-print(json.dumps(evaluate(load_run(Path(sys.argv[1])), sys.argv[2])))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["bert", "llama"])
-def test_a_run_scores_in_another_process_as_it_does_here(place, runs, tmp_path, model):
-    rows = str(place / f"{model}.jsonl")
-    copy = shutil.copytree(runs[model], tmp_path / "run")
-    done = subprocess.run(
-        [sys.executable, "-c", IN_ITS_OWN, str(copy), rows], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == evaluate(load_run(runs[model]), rows)
 
 
 def test_a_run_is_evaluated_generated_from_and_exported(place, runs, tmp_path, call):
@@ -230,11 +204,11 @@ HARMS = {
     ),
     "another shape": (
         lambda w, a: w.update({"classifier.bias": torch.ones(5)}),
-        r"classifier\.bias as \[5\], for which this model has no place",
+        r"size mismatch for classifier\.bias: .* another architecture",
     ),
     "another name": (
         lambda w, a: w.update({"x.bias": w.pop("bert.pooler.dense.bias")}),
-        r"x\.bias as \[32\], for which this model has no place",
+        r"x\.bias, for which this model has no place",
     ),
     "another pooling": (
         lambda w, a: a.update(pooling="mean"),

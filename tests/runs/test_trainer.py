@@ -14,10 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
-from datasets import Dataset
 from double import in_double
-from folders import byte_tokenizer, llama_folder, rows_file
+from folders import llama_folder, rows_file
 from hypothesis import given
 from hypothesis import strategies as st
 from test_train import PressCtrlC
@@ -25,11 +23,8 @@ from test_train import PressCtrlC
 from lorada.runs.data.dataset import collator
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import setup
-from lorada.runs.training.arguments import training_arguments
-from lorada.runs.training.setup import make_trainer
 from lorada.runs.training.train import train
-from lorada.runs.training.trainer import RunTrainer, _GroupedByLength
-from lorada.tasks.tokenize import EncodeOptions, encode
+from lorada.runs.training.trainer import _GroupedByLength
 
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60), size=st.integers(1, 7))
@@ -55,23 +50,6 @@ def test_rows_of_a_batch_are_of_like_length_and_batches_in_no_order():
     longest = [max(batch) for batch in batches]
     rises = sum(b > a for a, b in pairwise(longest))
     assert 35 < rises < 65  # half of the steps, as in a random order
-
-
-def test_held_out_rows_keep_their_order(tmp_path):
-    rows = [{"prompt": "a" * size, "response": " b"} for size in (9, 2, 7, 3, 8, 1)]
-    asked = load_recipe(
-        None, ["training.train_sampling_strategy=group_by_length", "report_to=[]"],
-        {"method": "lora", "model": str(llama_folder(tmp_path / "llama")), "output": "run",
-         "data": str(rows_file(tmp_path / "rows.jsonl", rows))},
-    )  # fmt: skip
-    held = Dataset.from_list(
-        [e.features for e in encode(rows, "prompt", byte_tokenizer(), EncodeOptions(20))]
-    )
-    args = training_arguments(asked, quiet=True)
-    made = make_trainer(TINY["llama"](), args, (held, held), lambda x: x, [], RunTrainer)
-    assert [*made._get_eval_sampler(held)] == [*range(6)]
-    assert isinstance(made._get_train_sampler(), _GroupedByLength)
-    assert [*made._get_train_sampler()] != [*range(6)]
 
 
 ROWS = [{"prompt": "a" * (1 + 7 * n % 23), "response": " b"} for n in range(36)]

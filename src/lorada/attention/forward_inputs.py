@@ -181,11 +181,6 @@ def forward_listener(model: nn.Module) -> ForwardListener:
     return next(_on(model), None) or ForwardListener(model)
 
 
-def listeners_of(model: nn.Module) -> list[ForwardListener]:
-    """The listeners of a model and of the models in it."""
-    return [listener for module in model.modules() for listener in _on(module)]
-
-
 def _on(module: nn.Module) -> Iterator[ForwardListener]:
     owners = (getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values())
     return (owner for owner in owners if isinstance(owner, ForwardListener))

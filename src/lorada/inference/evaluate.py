@@ -330,7 +330,7 @@ def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
             sparing = find_labelled_loss(run.model, batch)
         if sparing is not None:
             with torch.no_grad():
-                each, row_of, _ = sparing.each(run.model, batch)
+                each, row_of, _ = sparing(run.model, batch)
             sums = each.new_zeros(len(chosen)).index_add(0, row_of, each)
         else:
             sums = _all_losses(run, batch, shift).sum(-1)

@@ -57,15 +57,13 @@ def with_dtype(recipe: Recipe, config: Any) -> Recipe:
     if recipe.dtype != AUTO:
         return recipe
     device = accelerator(recipe.training)
-    chosen = dtype_on(recipe, config, narrow=device is not None and _computes_in_bf16(device))
+    module = None if device is None else getattr(torch, device.type, None)
+    supported = getattr(module, "is_bf16_supported", None)
+    narrow = supported is not None and bool(supported(including_emulation=False))
+    chosen = dtype_on(recipe, config, narrow=narrow)
     if chosen != "float32" and is_first():
         logger.warning("dtype=auto takes %s on this device: dtype=float32 is wider", chosen)
     return recipe.model_copy(update={"dtype": chosen})
-
-
-def _computes_in_bf16(device: torch.device) -> bool:
-    supported = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
-    return supported is not None and bool(supported(including_emulation=False))
 
 
 def device_settings(recipe: Recipe) -> dict[str, Any]:

@@ -290,7 +290,7 @@ def _validated(values: dict[str, Any], seed: Any = None) -> Recipe:
         if name not in TASKS:
             raise unknown_name("task", name, TASKS)
     for name, value in recipe:
-        for key, inner in value.items() if name == "parts" else [(name, value)]:
+        for key, inner in value.items() if isinstance(value, dict) else [(name, value)]:
             refuse_unstorable(key, inner)
     return recipe
 

@@ -105,7 +105,7 @@ def all_or_none() -> Iterator[None]:
     try:
         yield
     except Exception as failed:
-        if _alone() or _is_known(failed):
+        if _alone() or "lorada_known" in failed.__dict__:  # all processes know of it
             raise
         error = failed
     if _alone():
@@ -121,45 +121,18 @@ def all_or_none() -> Iterator[None]:
     raise ending from (None if mine else error)
 
 
-def _is_known(error: Exception) -> bool:
-    """Whether all processes know of an error, so that none waits for this process."""
-    return "lorada_known" in error.__dict__
-
-
 @contextmanager
 def raise_once() -> Iterator[None]:
-    """Raise an error only in the first process that fails; errors of others follow from it.
+    """Let the first process report an error that all have before they are connected.
 
-    Raises:
-        OtherProcessError: in the others.
+    The others wait: when the first process ends, the launcher ends them.
     """
     try:
         yield
-    except Exception as error:
-        if process_count() == 1 or _is_known(error) or _failed_first():
-            raise
-        raise OtherProcessError("another process failed before") from error
-
-
-def _failed_first() -> bool:
-    """Whether this process is the first one that failed."""
-    import torch.distributed as dist
-
-    try:
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's, from the start
-            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            store: Any = dist.TCPStore(  # type: ignore[attr-defined]
-                address, port, is_master=False, wait_for_workers=False
-            )
-        else:
-            store = dist.distributed_c10d._get_default_store()
-        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return int(store.add(f"lorada/failed/{again}", 1)) == 1
-    except RuntimeError:  # the process with the counter is gone
-        return False
-    except ValueError:  # not connected yet: give the first process time to print
-        time.sleep(0 if is_first() else PATIENCE)
-        return True
+    except Exception:
+        if not is_first() and _alone():
+            time.sleep(PATIENCE)
+        raise
 
 
 def made_by_first(make: Callable[[], Value]) -> Value:

@@ -38,32 +38,21 @@ def progress_bar(items: Iterable[Item], title: str, *, total: int | None = None)
 
 
 @contextmanager
-def without_bars(hidden: bool = True) -> Iterator[None]:
-    """Hide the progress bars of ``datasets`` in a ``with`` block, if they are to be ``hidden``."""
-    import datasets
-
-    hidden = hidden and datasets.is_progress_bar_enabled()
-    if hidden:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hidden:
-            datasets.enable_progress_bars()
-
-
-@contextmanager
 def only_reports() -> Iterator[None]:
     """Hide progress bars and printed losses in a ``with`` block, for jobs that report lines."""
+    import datasets
     from transformers.utils import logging
 
-    before = logging.is_progress_bar_enabled()
+    before = logging.is_progress_bar_enabled(), datasets.is_progress_bar_enabled()
     token = _shown.set(False)
     logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     try:
-        with redirect_stdout(io.StringIO()), without_bars():
+        with redirect_stdout(io.StringIO()):
             yield
     finally:
         _shown.reset(token)
-        if before:
+        if before[0]:
             logging.enable_progress_bar()
+        if before[1]:
+            datasets.enable_progress_bars()

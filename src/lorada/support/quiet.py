@@ -11,11 +11,13 @@ import os
 VARIABLE = "LORADA_COMMAND"
 BAR_DELAY = "1"  # seconds after which a bar of transformers, datasets or the hub appears
 # Logger → parts of its messages: about missing kernels of torchao and bitsandbytes, torchao's types
-# in torch, each retry of a download. Filters are on loggers, as some have their own handlers.
+# in torch, each retry of a download, and transformers' table of a checkpoint's weights, of which
+# ``load_model`` says what matters. Filters are on loggers, as some have their own handlers.
 SILENCED = {
     "torchao": ("Failed to load ",),
     "bitsandbytes.backends.cpu.ops": ("Failed to load ",),
     "torch.utils._pytree": ("is an Enum subclass and is now natively supported",),
+    "transformers.modeling_utils": ("LOAD REPORT",),
     "huggingface_hub.utils._http": ("thrown while requesting", "Retrying in"),
 }
 

@@ -1,21 +1,12 @@
-"""Makes a dataset of token ids from rows, pads batches, and fits lengths to the model's context.
-
-The ids of large sets of rows are kept in the cache of ``datasets`` for the next run.
-"""
+"""Makes a dataset of token ids from rows, pads batches, and fits lengths to the model's context."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from itertools import islice, repeat
-from pathlib import Path
 from typing import Any
 
-import datasets
-import tokenizers
 import torch
-import transformers
 from datasets import Dataset, concatenate_datasets
-from datasets.fingerprint import Hasher
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
@@ -24,10 +15,7 @@ from transformers import (
 
 from lorada.runs.data.rows import Rows
 from lorada.runs.recipe import Recipe
-from lorada.support.files import one_at_a_time
-from lorada.support.progress import without_bars
-from lorada.support.version import __version__
-from lorada.tasks import tokenize
+from lorada.support.progress import progress_bar
 from lorada.tasks.rows import HEADED, Form
 from lorada.tasks.task import Kind
 from lorada.tasks.tokenize import (
@@ -43,9 +31,6 @@ from lorada.tasks.tokenize import (
 
 logger = logging.getLogger(__name__)
 
-LEAST = 1_000_000  # characters of rows worth keeping; fewer are tokenised in about a second
-# Read at import, as the file may change while a process runs.
-CODE = Path(tokenize.__file__).read_bytes()
 NOTHING = "give this tokenizer no token to read, or none to learn"
 
 
@@ -97,11 +82,23 @@ def encode_rows(
         ValueError: if no row is left to learn from, or one is left out that has to be answered.
     """
     options = encode_options(rows, recipe, kind)
-    dataset = _tokenised(rows, tokenizer, options)
     every, length = len(rows.rows), recipe.max_length
     left_out: list[int] = []
-    if rows.form != "text":
-        left_out = sorted(set(range(every)).difference(dataset["row"]))
+    dropped = cut = 0
+
+    def features() -> Iterator[dict[str, Any]]:
+        nonlocal dropped, cut
+        total = None if rows.form == "text" else every
+        each = encode_each(rows, tokenizer, options)
+        for index, one in progress_bar(each, f"Encoding {rows.path}", total=total):
+            if one is None or one is EMPTY:
+                left_out.append(index)
+                dropped += one is None
+            else:
+                cut += one.truncated
+                yield one.features
+
+    dataset = dataset_of(features())
     # An encoder–decoder may have to answer held-out rows while it trains.
     if (answered or kind == "encoder_decoder") and left_out:
         raise ValueError(
@@ -109,20 +106,16 @@ def encode_rows(
             f"it gives this tokenizer no token, or is longer than max_length={length}: "
             "correct it, or raise max_length"
         )
-    # Encoded again, to know of how many cutting left nothing.
-    again = [rows.rows[i] for i in left_out]
-    dropped = sum(one is None for one in encode(again, rows.form, tokenizer, options))
     if empty := len(left_out) - dropped:
         logger.warning("%s: %d of %d rows were left out: they %s", rows.path, empty, every, NOTHING)
-    cut = sum(dataset["cut"]) if len(dataset) else 0
     if cut or dropped:
         more = f", {dropped} more were left out because nothing of the response was left"
         target = options.target_length
         logger.warning("%s: %d of %d rows were cut to max_length=%d%s%s", rows.path, cut, every,
                        length, f", the response to max_target_length={target}" if target else "",
                        more if dropped else "")  # fmt: skip
-    if len(dataset):
-        return dataset.remove_columns(["row", "cut"])
+    if dataset is not None:
+        return dataset
     if not dropped and length > 1:
         raise ValueError(f"{rows.path} has no row to learn from: they all {NOTHING}")
     raise ValueError(
@@ -134,85 +127,28 @@ def kept_rows(
     rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kind: Kind
 ) -> list[int]:
     """The indices of the rows that ``encode_rows`` keeps; for every form but ``text``."""
-    return list(_tokenised(rows, tokenizer, encode_options(rows, recipe, kind))["row"])
+    each = encode_each(rows, tokenizer, encode_options(rows, recipe, kind))
+    return [index for index, one in each if one is not None and one is not EMPTY]
 
 
-def _tokenised(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> Dataset:
-    """The rows that are kept, with their indices (``row``) and whether each was ``cut``."""
-    large = sum(len(str(value)) for row in rows.rows for value in row.values()) >= LEAST
-    key = _fingerprint(rows, tokenizer, options) if large else None
-
-    def mapped(**where: Any) -> Dataset:
-        indices = Dataset.from_dict({"row": range(len(rows.rows))})
-        name, title = key or "not-kept", f"Encoding {rows.path}"
-        chunks = {"batched": True, "batch_size": CHUNK, "new_fingerprint": name, "desc": title}
-        with without_bars(not large):
-            return indices.map(_encoder(rows, tokenizer, options), **chunks, **where)
-
-    if key is None:
-        return mapped(keep_in_memory=True)
-    path = Path(datasets.config.HF_DATASETS_CACHE) / "lorada" / f"{key}.arrow"
-    try:
-        with one_at_a_time(path):  # processes of one launch read what the first has written
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return mapped(cache_file_name=str(path))
-    except (
-        OSError,
-        datasets.table.pa.ArrowInvalid,
-    ) as error:  # no room or no right to write, or half a file
-        logger.warning("the tokens of %s are not kept in %s: %s", rows.path, path, error)
-        with suppress(OSError):
-            path.unlink()
-        return mapped(keep_in_memory=True)
-
-
-def _fingerprint(
+def encode_each(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
-) -> str | None:
-    """A hash of everything the ids depend on, the same in every process; None if it is unknown."""
-    if rows.form == "messages" and "strftime_now" in repr(tokenizer.chat_template):
-        return None  # the chat template writes today's date
-    if type(tokenizer).__module__.split(".")[0] != "transformers":
-        return None  # code from a model's repository can do anything
-    versions = __version__, transformers.__version__, tokenizers.__version__, CODE
+) -> Iterator[tuple[int, Encoded | None]]:
+    """The index of each row and what ``encode`` gives for it; 0 and a window for plain texts.
+
+    Raises:
+        ValueError: naming the row, for a conversation that the chat template refuses.
+    """
+    if rows.form == "text":
+        yield from zip(repeat(0), Windows(tokenizer, options).read(rows.rows, last=True))
+        return
+    index = 0
     try:
-        found: str = Hasher.hash([*versions, rows.fingerprint, rows.form, options, tokenizer])
-    except Exception:  # of any class: a part of a tokenizer that is written in Python
-        return None
-    return found
-
-
-def _encoder(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
-) -> Callable[[dict[str, list[int]]], dict[str, list[Any]]]:
-    """Encodes rows for ``Dataset.map``, which passes the indices of a chunk, in order."""
-    windows = Windows(tokenizer, options)
-
-    def chunk(given: dict[str, list[int]]) -> dict[str, list[Any]]:
-        indices = given["row"]
-        texts = [rows.rows[index] for index in indices]
-        kept: list[tuple[int, Encoded]] = []
-        if rows.form == "text":
-            last = indices[-1] == len(rows.rows) - 1
-            kept.extend(zip(repeat(last), windows.read(texts, last=last)))
-        else:
-            done = 0
-            try:
-                for one in encode(texts, rows.form, tokenizer, options):
-                    if one is not None and one is not EMPTY:
-                        kept.append((indices[done], one))
-                    done += 1
-            except TurnsRefused as error:  # in the row after the last one that was done
-                number = rows.number(indices[done])
-                raise ValueError(f"{rows.path} row {number}: {error}") from error
-        names = kept[0][1].features if kept else ()
-        return {
-            "row": [index for index, _ in kept],
-            "cut": [one.truncated for _, one in kept],
-            **{name: [one.features[name] for _, one in kept] for name in names},
-        }
-
-    return chunk
+        for one in encode(rows.rows, rows.form, tokenizer, options):
+            yield index, one
+            index += 1
+    except TurnsRefused as error:
+        raise ValueError(f"{rows.path} row {rows.number(index)}: {error}") from error
 
 
 def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:

@@ -5,12 +5,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lorada.runs.data.dataset import encode_options
+from lorada.runs.data.dataset import encode_each, encode_options
 from lorada.runs.data.rows import Rows
 from lorada.runs.recipe import Recipe
 from lorada.tasks.rows import HEADED
 from lorada.tasks.task import Kind
-from lorada.tasks.tokenize import EMPTY, IGNORED, Windows, encode
+from lorada.tasks.tokenize import EMPTY, IGNORED
 
 
 def first_row(
@@ -25,12 +25,9 @@ def first_row(
         None for other rows.
     """
     options = encode_options(rows, recipe, kind)
-    found: Any = Windows(tokenizer, options).read(rows.rows, last=True)
-    if rows.form != "text":
-        found = encode(rows.rows, rows.form, tokenizer, options)
-    kept = ((i, one) for i, one in enumerate(found) if one is not None and one is not EMPTY)
-    index, encoded = next(kept, (0, EMPTY))
-    if encoded is EMPTY:
+    found = encode_each(rows, tokenizer, options)
+    index, encoded = next(((i, one) for i, one in found if one and one is not EMPTY), (0, None))
+    if encoded is None:
         return None
     features = encoded.features
     marked = _marked(rows, features, kind)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lorada.runs.folder.folder import trains_base
 from lorada.runs.folder.result import read_result
-from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
+from lorada.runs.recipe import RECIPE_FILE, REMOTE, outline
 
 # Settings of a recipe that change the base itself.
 OF_BASE = ("dtype", "quantization", "attn_implementation", "rope_factor")
@@ -26,10 +26,11 @@ def refuse_different_bases(folders: Sequence[Path]) -> None:
                 f"{folder} trained the base model itself, so it shares no base with another run: "
                 "take it alone"
             )
-    recipe = _recipe(first)
-    for folder in others:
-        other = _recipe(folder)
-        if not _same_weights(first, recipe, folder, other):
+    of_all = [outline(str(folder / RECIPE_FILE), [], {REMOTE: False}) for folder in folders]
+    recipe, weights = of_all[0], read_result(first).get("base_sha256")
+    for folder, other in zip(others, of_all[1:], strict=True):
+        also = read_result(folder).get("base_sha256")
+        if weights != also if weights and also else recipe.model != other.model:
             raise ValueError(
                 f"{first} was trained on {recipe.model} and {folder} on {other.model}, and several "
                 "runs must share one base: take each alone"
@@ -41,16 +42,6 @@ def refuse_different_bases(folders: Sequence[Path]) -> None:
                     f"{first} was trained with {name}={here} and {folder} with {name}={there}, and "
                     "several runs must share one base: take each alone"
                 )
-
-
-def _recipe(folder: Path) -> Recipe:
-    return outline(str(folder / RECIPE_FILE), [], {REMOTE: False})
-
-
-def _same_weights(first: Path, recipe: Recipe, folder: Path, other: Recipe) -> bool:
-    """Whether two bases are one: by the fingerprints of their weights, else by their names."""
-    known = [read_result(run).get("base_sha256") for run in (first, folder)]
-    return known[0] == known[1] if all(known) else recipe.model == other.model
 
 
 def adapter_names(folders: Sequence[Path]) -> list[str]:

@@ -40,9 +40,6 @@ logger = logging.getLogger(__name__)
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 UNFIT = "it is damaged, or was saved for another architecture"
-# Settings that are the length of a side of a tensor, and what they may be in any adapter.
-SIZES = ("rank", "r", "init_r", "length")
-SMALL = 4096
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,6 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
     folder = Path(str(recipe.from_adapter))
     saved, weights = adapter_config(folder), adapter_weights(folder)
     refuse_other_base(saved, folder, base.config)
-    _refuse_sizes(saved, weights, folder)
     old = saved if isinstance(saved, LoradaConfig) else LoradaConfig(parts=[saved])
     kinds = {part.peft_type for part in old.parts}
     if pooling_part(old) is not None:
@@ -251,30 +247,6 @@ def adapter_config(folder: Path) -> PeftConfig:
         return PeftConfig.from_pretrained(str(folder))
 
 
-def _refuse_sizes(config: PeftConfig, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """Refuse an adapter's config with a size that no tensor beside it has.
-
-    PEFT makes tensors of that size before it compares them with the saved ones.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    most = max(SMALL, *(max(tensor.shape, default=0) for tensor in weights.values()))
-    for part in getattr(config, "parts", [config]):
-        found = {name: getattr(part, name, None) for name in SIZES}
-        pattern = getattr(part, "rank_pattern", None)
-        if isinstance(pattern, dict):
-            found |= {f"rank_pattern.{key}": value for key, value in pattern.items()}
-        for name, value in found.items():
-            if isinstance(value, float) or (isinstance(value, int) and value > most):
-                kind = getattr(part.peft_type, "value", part.peft_type)
-                raise ValueError(
-                    f"{folder / ADAPTER_CONFIG} has {name}={value!r} of {kind}, which is not the "
-                    "size of a tensor that was saved with it: put the file back as it was, or "
-                    "train again"
-                )
-
-
 def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of a saved adapter.
 
@@ -328,7 +300,6 @@ def _complete_weights(
     """The tensors of a saved adapter of this base, with all that the base has drawn at random."""
     config, weights = adapter_config(folder), adapter_weights(folder)
     refuse_other_base(config, folder, base.config)
-    _refuse_sizes(config, weights, folder)
     refuse_lost(drawn, {name.removeprefix(PEFT_NAMES) for name in weights}, folder)
     return weights
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from lorada.attention.attend import SHIFTED
-from lorada.runs.models.recomputed_cache import can_have_cache, forward_with_cache
 from lorada.tasks.tokenize import IGNORED
 from lorada.tuners.lmam import map_configs
 
@@ -76,9 +75,7 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     positions = positions_of(prompt_mask)
     extra = accepted(model, position_ids=positions) | only_last(model, 1, ids.device)
     longer = mask.shape[1] > 1
-    output = forward_with_cache(
-        model, input_ids=prompts, attention_mask=prompt_mask, use_cache=longer, **extra
-    )
+    output = model(input_ids=prompts, attention_mask=prompt_mask, use_cache=longer, **extra)
     # The last token of a prompt predicts the first of each of its candidates.
     first_log_p = output.logits[:, -1].float().log_softmax(-1)  # (B, vocabulary)
     total: Tensor = first_log_p[row_of, candidates[:, 0]]
@@ -88,8 +85,7 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         cache.batch_select_indices(row_of)
         # Nothing is predicted from the last token, so it is not read.
         steps = torch.arange(1, mask.shape[1], device=ids.device)
-        rest = forward_with_cache(
-            model,
+        rest = model(
             input_ids=candidates[:, :-1],
             attention_mask=torch.cat([prompt_mask[row_of], mask[:, :-1]], -1),
             use_cache=True,
@@ -157,8 +153,9 @@ def shares_prompts(model: nn.Module) -> bool:
     """Whether a model may be trained with ``cached_scores``, which reads fewer tokens.
 
     Not with LongLoRA, which groups the tokens of whole sequences; not in several processes, where
-    each backward expects one forward; not where layers are computed again without a cache.
+    each backward expects one forward; not where layers are computed again, which use no cache.
     """
     whole = hasattr(model, "module") or isinstance(model, FSDPModule) or needs_whole(model)
-    grouped = any(SHIFTED in vars(m) for m in model.modules())
-    return not (whole or grouped) and can_have_cache(model)
+    return not whole and not any(
+        SHIFTED in vars(m) or getattr(m, "gradient_checkpointing", False) for m in model.modules()
+    )

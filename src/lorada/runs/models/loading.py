@@ -4,9 +4,8 @@ import importlib.util
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from lorada.methods.matrix_names import family_of
 from lorada.methods.task_head import head_modules, may_be_drawn
 from lorada.runs.models.names import check_name, named_config, package_folder
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
-from lorada.support.files import one_at_a_time, scratch_folder
+from lorada.support.files import atomic_path, one_at_a_time
 from lorada.support.models import MODELS, PACKAGED
 from lorada.tasks.task import Kind
 
@@ -85,17 +84,9 @@ def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
     space = f"Free space, or set LORADA_CACHE to another place than {target.parent}"
-    with full_disk_in_one_line(target, space), scratch_folder(target.parent) as scratch:
-        fresh = scratch / target.name
+    with full_disk_in_one_line(target, space), atomic_path(target) as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
-        if target.is_dir() and not (target / "model.safetensors").is_file():
-            shutil.rmtree(target)
-        # If another process was faster, its folder stays.
-        with suppress(OSError):
-            fresh.rename(target)
-    if not (target / "model.safetensors").is_file():
-        raise OSError(f"could not write the converted model to {target}")
 
 
 @contextmanager
@@ -207,11 +198,14 @@ def load_model(
         _refuse_adapter(name)
     if config is None:
         config = load_config(name, trust_remote_code=trust_remote_code)
-    config, auto = deepcopy(config), _class_for(config, outputs)
+    config = deepcopy(config)
+    writes = kind_of(config) == "encoder_decoder"
+    auto: Any = AutoModelForSeq2SeqLM if writes else AutoModelForCausalLM
     if outputs is not None:
+        auto = AutoModelForSequenceClassification
         problem = "regression" if outputs == 1 else "single_label_classification"
         settings = {**settings, "num_labels": outputs, "problem_type": problem}
-    with reading("the weights", name), _report_kept_back() as report:
+    with reading("the weights", name):
         for key, value in settings.items():
             setattr(config, key, value)
         model, found = auto.from_pretrained(
@@ -225,49 +219,7 @@ def load_model(
             output_loading_info=True,
             **(loading or {}),
         )
-    _log_if_of_base(report, model, found)
     return model, _drawn(name, model, found, outputs)
-
-
-def _class_for(config: PreTrainedConfig, outputs: int | None) -> Any:
-    """Transformers' class for a model; ``outputs`` is as in ``load_model``."""
-    if outputs is not None:
-        return AutoModelForSequenceClassification
-    writes = kind_of(config) == "encoder_decoder"
-    return AutoModelForSeq2SeqLM if writes else AutoModelForCausalLM
-
-
-@contextmanager
-def _report_kept_back() -> Iterator[list[logging.LogRecord]]:
-    """Keep back transformers' table of the weights that a checkpoint lacks, or has too many."""
-    kept: list[logging.LogRecord] = []
-
-    def keep(record: logging.LogRecord) -> bool:
-        is_report = "LOAD REPORT" in record.getMessage()
-        if is_report:
-            kept.append(record)
-        return not is_report
-
-    source = logging.getLogger("transformers.modeling_utils")
-    source.addFilter(keep)
-    try:
-        yield kept
-    finally:
-        source.removeFilter(keep)
-
-
-def _log_if_of_base(
-    report: list[logging.LogRecord], model: PreTrainedModel, found: dict[str, Any]
-) -> None:
-    """Log the report if a checkpoint lacks weights of the base itself, or has too many.
-
-    A head that is drawn on purpose, and one that the checkpoint has for another task, are none.
-    """
-    prefix = model.base_model_prefix
-    keys = found["missing_keys"] | found["unexpected_keys"]
-    if any(not may_be_drawn(key, prefix) or IN_LAYER.search(key) for key in keys):
-        for record in report:
-            logging.getLogger(record.name).handle(record)
 
 
 def _refuse_adapter(name: str) -> None:
@@ -282,7 +234,10 @@ def _refuse_adapter(name: str) -> None:
 def _drawn(
     name: str, model: PreTrainedModel, found: dict[str, Any], outputs: int | None
 ) -> frozenset[str]:
-    """The parameters that were drawn at random; raises if one is not of a task head."""
+    """The parameters that were drawn at random; raises if one is not of a task head.
+
+    A warning says that the checkpoint has weights of the base for which there is no place.
+    """
     for key, saved, wanted in sorted(found["mismatched_keys"]):
         # A head for another number of classes is drawn at random, like a missing one.
         in_head = key.split(".")[0] in head_modules(model) and saved[1:] == wanted[1:]
@@ -291,8 +246,14 @@ def _drawn(
                 f"{name} is damaged: its weights have {key} as {list(saved)}, its config wants "
                 f"{list(wanted)}"
             )
-    drawn = found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
     prefix = model.base_model_prefix
+    extra = [
+        k for k in found["unexpected_keys"] if not may_be_drawn(k, prefix) or IN_LAYER.search(k)
+    ]
+    if extra:
+        logger.warning("%s: %d weights such as %s have no place in this model, which its config "
+                       "describes", name, len(extra), min(extra))  # fmt: skip
+    drawn = found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
     lacking = {key for key in drawn if outputs is None or not may_be_drawn(key, prefix)}
     if lacking:
         more = f" and {len(lacking) - 1} more of its weights" if len(lacking) > 1 else ""

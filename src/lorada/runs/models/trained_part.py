@@ -70,15 +70,10 @@ def load_part(base: Base, path: Path, pooling: str | None) -> PreTrainedModel:
             f"{path} has {len(weights)} of {about.get('tensors')} tensors: it is incomplete"
         )
     refuse_lost(base.drawn, weights, path)
-    parameters = dict(model.named_parameters())
-    for name, weight in weights.items():
-        if name not in parameters or parameters[name].shape != weight.shape:
-            raise ValueError(
-                f"{path} has {name} as {list(weight.shape)}, for which this model has no place: "
-                f"{UNFIT}"
-            )
-    for name, weight in weights.items():
-        parameters[name].data.copy_(weight)
+    with reading("the tensors", str(path), UNFIT):
+        unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"{path} has {unknown[0]}, for which this model has no place: {UNFIT}")
     if pooling is not None:
         attach(model, pooling)
     return model.eval()

@@ -40,26 +40,6 @@ CHECKPOINTING: dict[str, Any] = {
 }
 
 
-class _WithoutToken:
-    """Arguments that are saved without the hub token: ``training_args.bin`` is often shared."""
-
-    stock: type[TrainingArguments]  # transformers' own class
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle as transformers' own class, so that others can open the file."""
-        plain = object.__new__(self.stock)
-        vars(plain).update(vars(self), hub_token=None)
-        return plain.__reduce_ex__(0)  # a higher protocol would name this class
-
-
-class _Arguments(_WithoutToken, TrainingArguments):  # type: ignore[misc]
-    stock = TrainingArguments
-
-
-class _Seq2SeqArguments(_WithoutToken, Seq2SeqTrainingArguments):  # type: ignore[misc]
-    stock = Seq2SeqTrainingArguments
-
-
 @contextmanager
 def argument_errors() -> Iterator[None]:
     """Turn any error about TrainingArguments into a ``ValueError`` of one line."""
@@ -96,7 +76,7 @@ def training_arguments(
     if recipe.pooling is not None:  # the layers that it passes over get no gradient
         settings.setdefault("ddp_find_unused_parameters", True)
     settings["use_cpu"] = settings.get("use_cpu") or only_cpu()
-    made = _Seq2SeqArguments if writes else _Arguments
+    made = Seq2SeqTrainingArguments if writes else TrainingArguments
     if not writes:
         settings = _without_seq2seq(settings)
     with argument_errors():
@@ -104,7 +84,9 @@ def training_arguments(
         args: TrainingArguments = made(
             output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings})
         )
-        _check_scheduler(args)
+        if args.lr_scheduler_kwargs:  # tried, so that a wrong one fails before training
+            tried = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+            get_scheduler(args.lr_scheduler_type, tried, 0, 100, dict(args.lr_scheduler_kwargs))
         take_one_device(args, recipe.output)
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:  # the Trainer would divide by it
@@ -117,24 +99,6 @@ def training_arguments(
             "give one above 0, or max_steps"
         )
     return args
-
-
-def _check_scheduler(args: TrainingArguments) -> None:
-    """Try the learning-rate schedule, so that a wrong argument fails before training."""
-    chosen = args.lr_scheduler_kwargs
-    name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    if not chosen:
-        return
-    if name in ("constant", "constant_with_warmup"):
-        raise ValueError(f"lr_scheduler_kwargs={chosen!r}: {name} has no arguments: leave them out")
-    try:
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
-        schedule = get_scheduler(name, optimizer, 0, 100, dict(chosen))
-        for rate in getattr(schedule, "lr_lambdas", []):
-            for step in range(101):
-                rate(step)
-    except Exception as error:  # of any class: each schedule raises its own
-        raise ValueError(f"lr_scheduler_kwargs={chosen!r} of {name}: {error}") from error
 
 
 def _without_seq2seq(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Trainer callbacks of every run: for broken weights, Ctrl-C, logs, held-out rows, checksums."""
+"""Trainer callbacks of every run: for Ctrl-C, and for what saves and held-out rows need."""
 
 import signal
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorada.runs.folder.checkpoints import CHECKSUM_FILE, checkpoints, write_checksums
 from lorada.support.processes import all_or_none, in_any_process
@@ -16,46 +16,6 @@ from lorada.support.processes import all_or_none, in_any_process
 
 class DivergedError(ValueError):
     """The loss or a weight became NaN or infinite."""
-
-
-class SetEpoch(TrainerCallback):  # type: ignore[misc]
-    """Says to the sampler of the training rows which epoch begins.
-
-    The Trainer and accelerate say it too, but in a run of several processes that resumes within an
-    epoch a sampler has wrappers through which it does not hear it.
-    """
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Say it to the innermost sampler."""
-        found: Any = kwargs["train_dataloader"]
-        while found is not None:
-            tell = getattr(found, "set_epoch", None) if isinstance(found, Sampler) else None
-            if tell is not None:
-                tell(int(state.epoch or 0))
-            wrapped = getattr(found, "batch_sampler", None)
-            found = getattr(found, "sampler", None) if wrapped is None else wrapped
-
-
-class CheckWeights(TrainerCallback):  # type: ignore[misc]
-    """Ends training before NaN or infinite weights are saved.
-
-    The losses do not show such weights if the last update made them.
-    """
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Check the weights before they are saved.
-
-        Raises:
-            DivergedError: if one is NaN or infinite, with the step and the last good checkpoint.
-        """
-        if control.should_save or state.global_step >= state.max_steps:
-            refuse_broken(kwargs["model"], args, state)
-
-    on_epoch_end = on_step_end  # save_strategy=epoch asks for a save only after an epoch
 
 
 @all_or_none()
@@ -113,9 +73,7 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
         self._pressed = False  # in this process: each process gets its own signal
         self._previous: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take over SIGINT."""
         try:
             self._previous = signal.signal(signal.SIGINT, self._handle)
@@ -127,9 +85,7 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
             raise KeyboardInterrupt
         self._pressed = self.interrupted = True
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop if Ctrl-C was pressed in any process; all do so after the same step."""
         self.interrupted = in_any_process(self.interrupted, args.device)
         if self.interrupted:
@@ -143,56 +99,61 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
             self._previous = None
 
 
-class LogWithSave(TrainerCallback):  # type: ignore[misc]
-    """Logs whenever a checkpoint is saved.
+class RunCallback(TrainerCallback):  # type: ignore[misc]
+    """What every run does when an epoch, a step or a save begins or ends; the last callback.
 
-    The Trainer does not save the sum of the losses since its last log line, so a run that resumes
-    between two log lines would log another mean loss than an uninterrupted run.
+    Attributes:
+        measures: whether held-out rows are measured after the last step and, if the recipe has no
+            ``eval_strategy``, after each epoch.
     """
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Log if a checkpoint is to be saved after this step."""
-        if control.should_save and args.logging_strategy != "no":
-            control.should_log = True
+    def __init__(self, *, measures: bool) -> None:
+        self.measures = measures
 
-    on_epoch_end = on_step_end  # save_strategy=epoch asks for a save only after an epoch
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell the innermost sampler of the training rows which epoch begins.
 
+        The Trainer and accelerate do so too, but in a run of several processes that resumes within
+        an epoch a sampler has wrappers through which it does not hear it.
+        """
+        found: Any = kwargs["train_dataloader"]
+        while found is not None:
+            tell = getattr(found, "set_epoch", None) if isinstance(found, Sampler) else None
+            if tell is not None:
+                tell(int(state.epoch or 0))
+            wrapped = getattr(found, "batch_sampler", None)
+            found = getattr(found, "sampler", None) if wrapped is None else wrapped
 
-class MeasureHeldOut(TrainerCallback):  # type: ignore[misc]
-    """Measures held-out rows after the last step, and after each epoch if no strategy is set.
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Prepare a save, and ask for a measurement before it, so that a resumed run has it too.
 
-    The measurement comes before the checkpoint, so that a resumed run has it too.
-    """
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Ask for a measurement."""
+        Raises:
+            DivergedError: for a weight that is NaN or infinite, before it is saved.
+        """
         last = state.global_step >= state.max_steps
-        if args.eval_strategy == "steps":
+        self._before_save(args, state, control, kwargs["model"], last=last)
+        if self.measures and args.eval_strategy == "steps":
             control.should_evaluate |= last
-        elif args.eval_strategy == "no":
+        elif self.measures and args.eval_strategy == "no":
             control.should_evaluate |= last or float(state.epoch or 0).is_integer()
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Prepare a save: ``save_strategy=epoch`` asks for one only now."""
+        self._before_save(args, state, control, kwargs["model"], last=False)
 
-class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Seals each checkpoint, with checksums of its files, once it is complete."""
+    @staticmethod
+    def _before_save(args: Any, state: Any, control: Any, model: nn.Module, *, last: bool) -> None:
+        if control.should_save or last:
+            refuse_broken(model, args, state)  # losses do not show what the last update broke
+        if control.should_save:
+            # The Trainer does not save the sum of the losses since its last log line, so a run that
+            # resumes between two lines would log another mean than an uninterrupted run.
+            control.should_log |= args.logging_strategy != "no"
+            if state.is_world_process_zero:  # a damaged checkpoint, which is overwritten
+                (_checkpoint(args, state) / CHECKSUM_FILE).unlink(missing_ok=True)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Remove the checksums of a damaged checkpoint that is about to be overwritten."""
-        if control.should_save and state.is_world_process_zero:
-            (_checkpoint(args, state) / CHECKSUM_FILE).unlink(missing_ok=True)
-
-    on_epoch_end = on_step_end  # save_strategy=epoch asks for a save only after an epoch
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Seal what has just been saved."""
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seal the checkpoint, now that it is complete, with checksums of its files."""
         if state.is_world_process_zero and _checkpoint(args, state).is_dir():
             write_checksums(_checkpoint(args, state))
 

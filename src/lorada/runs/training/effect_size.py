@@ -9,7 +9,7 @@ import weakref
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from lorada.attention.observation import Observation, observe
 from lorada.support.processes import gather_values
@@ -44,17 +44,13 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         self._names: dict[nn.Module, str] = {}
         self._watching: weakref.finalize[..., EffectSize] | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Learn the names of the model's layers."""
         model: nn.Module = kwargs["model"]
         self._names = {module: name for name, module in model.named_modules()}
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start to measure if this step is to be logged, or saved: ``LogWithSave`` logs saves."""
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start to measure if this step is to be logged, or saved: ``RunCallback`` logs saves."""
         step = state.global_step + 1
         every = max(int(state.logging_steps or args.logging_steps or 1), 1)
         saves = max(int(state.save_steps or 0), 0) if args.save_strategy == "steps" else 0
@@ -84,23 +80,14 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         if name is not None and module.training:
             self._sums.setdefault(name, []).append(squared_norms(seen))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop measuring."""
         self.stop()
         if self._sums:
             sums = _of_all_processes(self._sums) if args.world_size > 1 else self._sums
             self.by_layer = {name: ratio_of(calls) for name, calls in sums.items()}
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Add the effect size to the log line."""
         if logs is None or "loss" not in logs or not self._sums:
             return  # this step was not measured
@@ -109,9 +96,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         if state.log_history:
             state.log_history[-1].update(values)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Warn if the map does nothing."""
         self.stop()
         if self.by_layer and self.mean < NEGLIGIBLE:

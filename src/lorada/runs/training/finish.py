@@ -88,6 +88,8 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
     counts = parameter_counts(setup.model, base.total, base.head, plan.with_head)
     effects = [entry["effect_size"] for entry in history if "effect_size" in entry]
     losses = [entry["loss"] for entry in history if "loss" in entry]
+    run = Path(recipe.output)
+    saved = [run / TRAINED_FILE, *(run / "adapter").rglob("*"), *(run / "model").rglob("*")]
     return {
         "recipe": recipe.model_dump(),
         "method": recipe.method,
@@ -103,7 +105,7 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
         "processes": process_count(),
         "parameters": {**counts, "paper": None},
         "settings_from": plan.settings_from,
-        "adapter_bytes": _saved_bytes(Path(recipe.output)),
+        "adapter_bytes": sum(path.stat().st_size for path in saved if path.is_file()),
         "steps": state.global_step,
         "peak_memory_bytes": peak,
         "train_loss": losses[-1] if losses else None,
@@ -112,10 +114,3 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
         "unparsable": None,
         "history": history,
     }
-
-
-def _saved_bytes(run: Path) -> int:
-    """The size of a run's adapter, of its trained part, or of its fully trained model."""
-    files = [path for name in ("adapter", "model") for path in (run / name).rglob("*")]
-    found = (path for path in (*files, run / TRAINED_FILE) if path.is_file())
-    return sum(path.stat().st_size for path in found)

@@ -36,20 +36,13 @@ from lorada.runs.models.trained_part import saved_names
 from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import argument_errors, held_out_metrics, training_arguments
-from lorada.runs.training.callbacks import (
-    CheckWeights,
-    LogWithSave,
-    MeasureHeldOut,
-    SealCheckpoints,
-    SetEpoch,
-)
+from lorada.runs.training.callbacks import RunCallback
 from lorada.runs.training.checkpointing import recomputes
 from lorada.runs.training.choice_trainer import ChoiceTrainer
 from lorada.runs.training.effect_size import EffectSize
 from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
 from lorada.runs.training.trainer import RunTrainer
 from lorada.support.processes import process_count
-from lorada.tuners import LmamConfig, LoradaConfig
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import attached
 from lorada.tuners.position_rows import count_rows
@@ -111,10 +104,8 @@ def set_up(
     saved = saved_names(model, base, plan)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
-    make = trainer_class(prepared, args, context_of(base.model.config))
-    make = partial(make, saved=saved)
-    callbacks = [*watchers, SetEpoch(), CheckWeights(), LogWithSave(), *plan.callbacks]
-    callbacks += [*_measuring(args, recipe), SealCheckpoints()]
+    make = partial(trainer_class(prepared, args, context_of(base.model.config)), saved=saved)
+    callbacks = [*watchers, *plan.callbacks, RunCallback(measures=_measures(args, recipe))]
     with argument_errors():
         trainer = make_trainer(model, args, (train_rows, eval_rows), pad, callbacks, make)
         if plan.optimizer is not None:
@@ -156,19 +147,19 @@ def _batches(
     )
 
 
-def _measuring(args: TrainingArguments, recipe: Recipe) -> list[MeasureHeldOut]:
-    """The callback that measures held-out rows, if they shall be measured.
+def _measures(args: TrainingArguments, recipe: Recipe) -> bool:
+    """Whether held-out rows are measured while training.
 
     ``dev_rows`` are measured unless the recipe says no; ``eval_data`` only if the recipe says so.
     """
-    if args.eval_strategy != "no":
-        return [MeasureHeldOut()]
-    if recipe.dev_rows and "eval_strategy" in recipe.training:
+    if args.eval_strategy != "no" or not recipe.dev_rows:
+        return bool(args.eval_strategy != "no")
+    if "eval_strategy" in recipe.training:
         logger.warning(
             "dev_rows=%d are kept back and not measured: training.eval_strategy=no", recipe.dev_rows
         )
-        return []
-    return [MeasureHeldOut()] if recipe.dev_rows else []
+        return False
+    return True
 
 
 def trainer_class(
@@ -235,11 +226,7 @@ def make_trainer(
 
 def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) -> None:
     """Move the maps' factors to a separate parameter group if ``map_learning_rate`` is set."""
-    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
-    parts = config.parts if isinstance(config, LoradaConfig) else []
-    rates = [
-        p.map_learning_rate for p in parts if isinstance(p, LmamConfig) and p.map_learning_rate
-    ]
+    rates = [part.map_learning_rate for part in map_configs(model) if part.map_learning_rate]
     if not rates:
         return
     maps = {id(p) for name, p in trainer.model.named_parameters() if ".lmam." in name}
@@ -259,12 +246,8 @@ def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) 
 
 
 def _refuse_unshared(trainer: Trainer) -> None:
-    """Refuse processes that would each train alone, or hold the whole model despite FSDP."""
+    """Refuse processes that would each hold the whole model despite FSDP."""
     args = trainer.args
-    if args.world_size != process_count():
-        raise ValueError(
-            f"{process_count()} processes were started, and {args.world_size} would train"
-        )
     shared = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if shared and process_count() > 1 and not trainer.is_fsdp_enabled:
         raise ValueError(

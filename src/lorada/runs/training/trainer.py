@@ -114,12 +114,17 @@ class RunTrainer(Trainer):
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the model, and the pooling of a fully trained one beside its weights."""
+        """Save the model, and the pooling of a fully trained one beside its weights.
+
+        The arguments are saved without the hub token, as ``training_args.bin`` is often shared.
+        """
         model = self.accelerator.unwrap_model(self.model)
         if self._saved is not None and not self.args.push_to_hub:
             weights = model.state_dict() if state_dict is None else state_dict
             state_dict = {name: weights[name] for name in sorted(self._saved)}
+        token, self.args.hub_token = self.args.hub_token, None
         super()._save(output_dir, state_dict)
+        self.args.hub_token = token
         if self.args.should_save:
             save_beside(model, Path(output_dir or self.args.output_dir))
 
@@ -138,9 +143,6 @@ class RunTrainer(Trainer):
         """A batch's share of the loss of its step; the mean of the batch if n is not given."""
         counted = self.counted(inputs)
         loss, outputs = self.batch_loss(model, inputs)
-        if loss.dim():  # DataParallel: one loss for each device's part of the batch
-            parts = torch.stack([part.sum() for part in counted.chunk(len(loss))]).to(loss.device)
-            loss = (loss * parts).sum() / parts.sum()
         if num_items_in_batch is not None:
             loss = loss * (counted.sum().to(loss.device) / num_items_in_batch)
             if self.args.average_tokens_across_devices:  # gradients are averaged over processes
@@ -152,7 +154,8 @@ class RunTrainer(Trainer):
         if self.label_smoother is None:
             labelled = self._labelled(model, inputs)
             if labelled is not None:
-                return labelled(model, inputs)
+                losses, _, outputs = labelled(model, inputs)
+                return losses.mean(), outputs
             found: tuple[Tensor, Any] = super().compute_loss(model, inputs, return_outputs=True)
             return found
         # The Trainer decides by the name of the model's class whether logits predict the next
@@ -163,9 +166,13 @@ class RunTrainer(Trainer):
         return self.label_smoother(outputs, labels, shift_labels=shifts), outputs
 
     def _labelled(self, model: nn.Module, inputs: dict[str, Any]) -> LabelledLoss | None:
-        """What computes logits only where labels count, for models and batches that it is for."""
+        """What computes logits only where labels count, for models and batches that it is for.
+
+        Those of FSDP and DeepSpeed are in pieces, and a compiled one is not run by Python.
+        """
         labels = inputs["labels"]
-        if self._needs_logits or self._shift == 0 or labels.dim() < 2 or not self._one_whole_model:
+        pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile
+        if self._needs_logits or self._shift == 0 or labels.dim() < 2 or pieces:
             return None
         if not self._labelled_loss_known:
             tensors = [value for value in inputs.values() if isinstance(value, Tensor)]
@@ -177,12 +184,6 @@ class RunTrainer(Trainer):
             self._labelled_loss = find_labelled_loss(bare, inputs)
             self._labelled_loss_known = True
         return self._labelled_loss
-
-    @property
-    def _one_whole_model(self) -> bool:
-        """Whether each process has the whole model, once, as Python runs it."""
-        shared = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1
-        return not shared and not self.args.torch_compile
 
     def prediction_step(
         self,

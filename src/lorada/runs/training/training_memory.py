@@ -153,7 +153,10 @@ def _traced_on(device: torch.device, recipe: Recipe, config: Any, sequences: int
         _make_fake(model)
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = _optimizer(model, recipe, plan, trained)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained)
+        if plan.optimizer is not None:
+            args = training_arguments(recipe, plan.arguments, quiet=True)
+            optimizer = plan.optimizer(model, args)
         inputs = _inputs(config, batch, recipe)
         counter = _Alive(besides=[*model.parameters(), *model.buffers()])
         with counter:
@@ -197,14 +200,6 @@ def _make_fake(model: nn.Module) -> None:
                 module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
 
 
-def _optimizer(
-    model: nn.Module, recipe: Recipe, plan: Plan, trained: list[nn.Parameter]
-) -> torch.optim.Optimizer:
-    if plan.optimizer is None:
-        return torch.optim.AdamW(trained)
-    return plan.optimizer(model, training_arguments(recipe, plan.arguments, quiet=True))
-
-
 def _inputs(config: Any, batch: int, recipe: Recipe) -> dict[str, Tensor]:
     """A batch of sequences of the greatest length, with labels.
 
@@ -236,7 +231,7 @@ def _loss(model: nn.Module, inputs: dict[str, Tensor], config: Any, plan: Plan) 
     # All tokens have labels. Which ones have is not known without values.
     rows, places = inputs["labels"].shape[0], inputs["labels"].shape[1] - 1
     where = torch.arange(rows).repeat_interleave(places), torch.arange(places).repeat(rows)
-    return labelled.each(model, inputs, where)[0].mean()
+    return labelled(model, inputs, where)[0].mean()
 
 
 def _bytes(tensors: list[Any]) -> int:
