@@ -199,9 +199,7 @@ def test_the_quickstart_suggests_a_prompt(call, at_home, monkeypatch):
 @pytest.mark.parametrize("number", [2, 3])
 def test_a_table_of_operations_suggests_its_numbers(call, monkeypatch, number):
     counted = {"title": "[x]", "columns": ["[/y]"], "rows": [["[z]"]], "notes": ["[/]"]}
-    monkeypatch.setattr(
-        "lorada.experiments.table2_operations.operations_table", lambda number: counted
-    )
+    monkeypatch.setattr("lorada.experiments.map_costs.cost_table", lambda number: counted)
     found = next_of(call, "table", number)
     assert found[1:] == ["table", str(number), "--json"]
     assert call(*found[1:])[0] == 0

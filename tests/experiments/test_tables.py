@@ -121,9 +121,7 @@ def test_a_program_reads_what_a_person_does_and_the_scale_is_local_without_a_gpu
 
 def test_a_table_that_is_computed_is_printed_or_written_for_a_program(monkeypatch, capsys):
     found = {"title": "Cost", "columns": ["what", "n"], "rows": [["map", 7]], "notes": ["A note."]}
-    monkeypatch.setattr(
-        "lorada.experiments.table2_operations.operations_table", lambda number: found
-    )
+    monkeypatch.setattr("lorada.experiments.map_costs.cost_table", lambda number: found)
     code, out, err = lorada(monkeypatch, capsys, "table", "2")
     assert code == 0, err
     assert {"Cost", "map", "7", "• A note.", "next: lorada table 2 --json"} <= {

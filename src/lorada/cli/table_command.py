@@ -60,7 +60,7 @@ def table(
 ) -> None:
     """Run the rows of one of the paper's tables, and print them beside the published scores."""
     if number in (2, 3):
-        _show_operations(number, as_json=as_json)
+        _show_costs(number, as_json=as_json)
         return
     part = check_queue(workers, cluster, shard)
     if gpu is not None and not dry_run:
@@ -198,10 +198,10 @@ def print_progress(line: str) -> None:
     errors.print(line, highlight=False, soft_wrap=True)
 
 
-def _show_operations(number: int, *, as_json: bool) -> None:
-    from lorada.experiments.table2_operations import operations_table
+def _show_costs(number: int, *, as_json: bool) -> None:
+    from lorada.experiments.map_costs import cost_table
 
-    found = operations_table(number)
+    found = cost_table(number)
     if as_json:
         print_json(found)
         return
