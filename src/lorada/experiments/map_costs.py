@@ -15,11 +15,10 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from peft import PeftModel, get_peft_model
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lorada.functional.maps import Ablation, add_map_reference, full_rank_map, low_rank_map
 from lorada.runs.models.names import named_config
@@ -56,28 +55,23 @@ def cost_table(number: int) -> dict[str, Any]:
 
 def _operations() -> dict[str, Any]:
     config = named_config("llama-7b")
-    added = config.num_attention_heads * LENGTH**2
-    lora = LoraConfig(r=1, init_lora_weights=False, target_modules=["q_proj", "v_proj"])
-    merged = get_peft_model(_narrow_model(config), lora).eval()
-    plain = _multiplications(merged, base=True)
-    merged.merge_adapter()
-    mapped = mapped_model(config)
-    bake(mapped)
-    own = _multiplications(mapped) - _multiplications(mapped, base=True)
+    heads, width = config.num_attention_heads, config.hidden_size
+    own = own_multiplications(config)
     rows: list[list[Any]] = [
-        ["LoRA, merged: extra multiplications", "0", "0", 0, _multiplications(merged) - plain],
+        ["LoRA, merged: extra multiplications", "0", "0", 0, "—"],
         ["LoRA, merged: extra additions", "0", "0", 0, "—"],
         ["LMAM, map added to Attn: extra multiplications", "0", "0", 0, "—"],
-        ["LMAM, map added to Attn: extra additions", "h·min(n,N)²", "h·min(n,N)²", added, "—"],
+        ["LMAM, map added to Attn: extra additions", "h·min(n,N)²", "h·min(n,N)²",
+         heads * LENGTH**2, "—"],
         ["LMAM, as run here (own term on V): extra multiplications", "min(n,N)²·d", "—",
-         LENGTH**2 * config.hidden_size, own],
+         LENGTH**2 * width, own],
     ]  # fmt: skip
-    for what, formula, *found in shares():
-        rows.append([f"share of {what}", formula, "1.97e-5", *(f"{share:.3g}" for share in found)])
-    whole = measured_parts(config, TOKENS)["layer"]
+    for what, formula, share in shares():
+        rows.append([f"share of {what}", formula, "1.97e-5", f"{share:.3g}", "—"])
+    whole = computed_parts(config, TOKENS)["layer"]
     return {
         "title": "Table 2: extra operations of LoRA and LMAM in one layer of LLaMA-7B at inference "
-        f"(N = {TOKENS}, n = {LENGTH}, h = {config.num_attention_heads}, d = {config.hidden_size})",
+        f"(N = {TOKENS}, n = {LENGTH}, h = {heads}, d = {width})",
         "columns": ["what", "formula", "printed", "computed", "measured"],
         "rows": rows,
         "notes": [
@@ -91,20 +85,19 @@ def _operations() -> dict[str, Any]:
     }
 
 
-def shares() -> list[tuple[str, str, float, float]]:
-    """The share of h·min(n,N)² in several totals: (what, formula, computed, measured)."""
+def shares() -> list[tuple[str, str, float]]:
+    """The share of the additions, h·min(n,N)², in several totals: (what, formula, share)."""
     config, model = named_config("llama-7b"), "L(4Nd²+2N²d+3Ndf)+NdV"
-    found = []
-    for what, formula, tokens, names in (
-        (f"Q, K, V projections and QKᵀ, N = {TOKENS}", "3Nd²+N²d", TOKENS, ("qkv", "pairs")),
-        (f"the model with its head, N = {TOKENS}", model, TOKENS, ("layer", "head")),
-        (f"the model with its head, N = n = {LENGTH}", model, LENGTH, ("layer", "head")),
-    ):
-        both = computed_parts(config, tokens), measured_parts(config, tokens)
-        added = config.num_attention_heads * LENGTH**2
-        computed, measured = (added / sum(parts[name] for name in names) for parts in both)
-        found.append((what, formula, computed, measured))
-    return found
+    at_512, at_128 = (computed_parts(config, tokens) for tokens in (TOKENS, LENGTH))
+    added = config.num_attention_heads * LENGTH**2
+    return [
+        (f"Q, K, V projections and QKᵀ, N = {TOKENS}", "3Nd²+N²d",
+         added / (at_512["qkv"] + at_512["pairs"])),
+        (f"the model with its head, N = {TOKENS}", model,
+         added / (at_512["layer"] + at_512["head"])),
+        (f"the model with its head, N = n = {LENGTH}", model,
+         added / (at_128["layer"] + at_128["head"])),
+    ]  # fmt: skip
 
 
 def computed_parts(config: Any, tokens: int) -> dict[str, float]:
@@ -119,34 +112,15 @@ def computed_parts(config: Any, tokens: int) -> dict[str, float]:
     }
 
 
-def measured_parts(config: Any, tokens: int) -> dict[str, float]:
-    """The same as ``computed_parts``, by torch's FLOP counter in a layer without weights."""
-    layers = config.num_hidden_layers
-    config = LlamaConfig(**{**config.to_dict(), "attn_implementation": "sdpa"})
-    with torch.device("meta"):
-        layer = LlamaDecoderLayer(config, 0)
-        head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        hidden = torch.zeros(1, tokens, config.hidden_size)
-        cos = torch.zeros(1, tokens, config.hidden_size // config.num_attention_heads)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        head(layer(hidden, position_embeddings=(cos, cos), attention_mask=None))
-    # A FLOP is a multiplication or its addition.
-    of = {name: sum(n.values()) // 2 for name, n in counter.get_flop_counts().items()}
-    each = [of[f"LlamaDecoderLayer.self_attn.{name}_proj"] for name in "qkvo"]
-    whole = of["LlamaDecoderLayer"]
-    return {
-        "qkv": sum(each[:3]),
-        "pairs": (of["LlamaDecoderLayer.self_attn"] - sum(each)) // 2,
-        "layer": whole,
-        "head": (of["Global"] - whole) / layers,
-    }
-
-
-def _multiplications(model: PeftModel, *, base: bool = False) -> int:
-    """Multiplications in the self-attention of a layer."""
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        attend(model, base=base)
-    return int(flops.get_total_flops()) // 2
+def own_multiplications(config: Any) -> int:
+    """What a finished map adds to a layer as run here, by torch's FLOP counter."""
+    model, counts = mapped_model(config), []
+    bake(model)
+    for base in (False, True):
+        with FlopCounterMode(display=False) as flops, torch.no_grad():
+            attend(model, base=base)
+        counts.append(flops.get_total_flops() // 2)  # a FLOP is a multiplication or its addition
+    return int(counts[0] - counts[1])
 
 
 def _memory() -> dict[str, Any]:
@@ -251,17 +225,14 @@ def kept_bytes(forward: Callable[[], Tensor], parameters: list[Any]) -> int:
 
 def mapped_model(config: Any, ablation: Ablation | None = None) -> PeftModel:
     """One layer with the heads of a config but narrow projections, with a map."""
-    part = LmamConfig(rank=RANK, length=LENGTH, ablation=ablation)
-    return get_peft_model(_narrow_model(config), LoradaConfig(parts=[part])).eval()
-
-
-def _narrow_model(config: Any) -> LlamaForCausalLM:
     narrow = LlamaConfig(
         hidden_size=NARROW, intermediate_size=8, vocab_size=8, num_hidden_layers=1,
         head_dim=HEAD_WIDTH, num_attention_heads=config.num_attention_heads,
         num_key_value_heads=config.num_key_value_heads,
     )  # fmt: skip
-    return LlamaForCausalLM(narrow).to(torch.bfloat16)
+    base = LlamaForCausalLM(narrow).to(torch.bfloat16)
+    part = LmamConfig(rank=RANK, length=LENGTH, ablation=ablation)
+    return get_peft_model(base, LoradaConfig(parts=[part])).eval()
 
 
 def attend(model: PeftModel, *, base: bool = False, batch: int = 1) -> Tensor:
