@@ -179,29 +179,8 @@ def test_a_block_of_size_0_is_left_out_and_comes_back_so_from_the_file(chosen, k
     assert_close(logits(loaded, **batch), changed)
 
 
-def closed_form(serial, parallel, prefix, layers, width, biases):
-    sizes = [size for size in (serial, parallel) if size]
-    weights = 2 * width * sum(sizes) + 2 * width * prefix
-    return len(layers) * (weights + biases * sum(size + width for size in sizes))
-
-
-EVERY = tuple(range(12))
-COUNTED = [(12, 12, 6, EVERY), (768, 1, 0, (0,)), (0, 24, 3, (1, 5, 11)), (3, 0, 0, (11,))]
-
-
-@pytest.mark.parametrize("chosen", COUNTED, ids=str)
-@pytest.mark.parametrize("biases", [0, 1])
-def test_the_method_counts_what_its_closed_form_says(chosen, biases):
-    pairs = [f"{part}.{key}={value}" for part, values in overrides(*chosen).items()
-             for key, value in values.items()]  # fmt: skip
-    pairs += [f"{part}.use_bias={bool(biases)}".lower() for part in ("bottleneck", "parallel_ffn")]
-    counted = count_parameters("autopeft", "roberta-base", pairs)["trainable"]
-
-    assert counted == closed_form(*chosen, 768, biases)
-
-
 def test_the_balanced_example_on_roberta_is_552960_weights_and_18720_biases():
-    assert closed_form(12, 12, 6, EVERY, 768, 0) == 552_960
+    assert 12 * 2 * 768 * (12 + 12 + 6) == 552_960
     assert count_parameters("autopeft", "roberta-base", [])["trainable"] == 552_960 + 18_720
 
 

@@ -114,7 +114,7 @@ class ModelShape:
         if bound == "divides_heads" and (heads := self._heads(settings.get("stacks"))):
             return _divisors(heads)
         matrices = self.targets(part, settings).values() if bound is not None else []
-        shapes: list[tuple[int, int]] = [widths(each) for each in matrices]
+        shapes: list[tuple[int, ...]] = [widths(each) for each in matrices]
         if not shapes or bound == "divides_heads":
             return range(1, self._parameters + 1), ""
         if bound in _DIVIDED:
