@@ -121,29 +121,21 @@ def _write_so_far(
 
     Unless ``quiet``, it prints the paths and the next command; ``again`` is this one.
     """
-    from lorada.experiments.table_page import page_of, page_rows
+    from lorada.experiments.table_page import page_of
     from lorada.experiments.table_runs import stored_rows
+    from lorada.report.render import comma_separated, latex, markdown
 
     of = tasks if chosen.train == "together" else None
     so_far = stored_rows(chosen, scale, of, results, report=print_progress)
     part = "" if of in (None, chosen.tasks_at(scale)) else f"-{'-'.join(tasks)}"
     stem = f"{results / chosen.name / scale}/table{part}"
-    _write_page(page_of(chosen, scale, so_far, every=True), stem)
+    page = page_of(chosen, scale, so_far, every=True)
+    for suffix, write in ((".md", markdown), (".csv", comma_separated), (".tex", latex)):
+        write_atomic(Path(f"{stem}{suffix}"), write(page))
     if quiet:
         return
     console.print(f"{stem}.md, .csv, .tex", highlight=False, soft_wrap=True)
-    if not part and _has_means(chosen, page_rows(so_far)):
-        number = chosen.table
-        suggest("plot", "scatter", "--table", number, "--scale", scale, "--results", results)
-    else:
-        suggest(*again, "--dry-run")
-
-
-def _write_page(page: Any, stem: str) -> None:
-    from lorada.report.render import comma_separated, latex, markdown
-
-    for suffix, write in ((".md", markdown), (".csv", comma_separated), (".tex", latex)):
-        write_atomic(Path(f"{stem}{suffix}"), write(page))
+    suggest(*again, "--dry-run")
 
 
 def check_table(
@@ -171,19 +163,6 @@ def check_table(
     if data_dir is not None:
         data_folder(data_dir)
     return chosen
-
-
-def _has_means(chosen: Any, rows: list[Any]) -> bool:
-    """Whether ``lorada plot scatter`` has a point to draw for these rows."""
-    from lorada.report.page import averaged_columns, scatter_points
-
-    columns = chosen.columns_of(chosen.tasks)
-    try:
-        return bool(averaged_columns(columns, chosen.mean)) and bool(
-            scatter_points(rows, columns, chosen.mean)
-        )
-    except ValueError:
-        return False
 
 
 def scale_named(name: str | None) -> Any:
