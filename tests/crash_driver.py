@@ -173,7 +173,7 @@ def warm_up():
     import lorada.runs.training.train  # noqa: F401
     from lorada.experiments import own_process
 
-    # The trials of a search in this process, whose write points are watched.
+    # The runs of a table in this process, whose write points are watched.
     own_process.Processes = Here
 
     torch.set_num_threads(1)

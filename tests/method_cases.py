@@ -1,8 +1,10 @@
 """Every method on every kind of model, made small: what the tests of all methods run through."""
 
 import functools
+import random
 from typing import Any
 
+import pytest
 import torch
 from architectures import ARCHITECTURES, ENCODER_DECODERS, inputs
 from conftest import SIZES, _build
@@ -102,6 +104,38 @@ def defined(name: str, model: str) -> bool:
 CASES = [(name, model) for name in METHODS for model in MODELS if defined(name, model)]
 FURTHER_CASES = [(name, model) for model in FURTHER for name in METHODS if defined(name, model)]
 UNDEFINED = [(name, model) for name in METHODS for model in BUILDERS if not defined(name, model)]
+
+
+ATTENTION, BLOCK = ("lmam", "gain", "prefix"), ("bottleneck", "pa_attn", "parallel_ffn")
+
+
+def pairs(name: str, model: str) -> set[tuple[str, str]]:
+    """What meets in a case: each part and the kind of model; where it sits, and the model."""
+    method, kind = method_named(name), family(model).replace("deberta", "roberta")
+    found = {(part, kind) for part in method.part_names or [method.trains]}
+    for part in method.part_names:
+        sits = "attention" if part in ATTENTION else "block" if part in BLOCK else "matrices"
+        found.add((sits, model))
+    return found
+
+
+def selected(cases: list[tuple[str, str]]) -> list:
+    """The cases of a matrix of methods and models that run; a case that adds nothing is left out.
+
+    With every run of the tests each method is on one model, and each model has one method. With the
+    slow ones each part is on each kind of model (decoder, encoder, encoder-decoder), and each model
+    has parts in its attention, beside its blocks and on its matrices.
+    """
+    order = random.Random(0).sample(cases, len(cases))
+    chosen: dict[tuple[str, str], bool] = {}  # and whether it is slow
+    for slow, features in ((False, lambda *case: set(enumerate(case))), (True, pairs)):
+        seen = {each for case in chosen for each in features(*case)}
+        for case in order:
+            if not features(*case) <= seen:
+                chosen.setdefault(case, slow)
+                seen |= features(*case)
+    marks = {True: [pytest.mark.slow], False: []}
+    return [pytest.param(*case, marks=marks[chosen[case]]) for case in cases if case in chosen]
 
 
 def placed(name: str, model: str, batch: dict[str, Tensor]) -> tuple[nn.Module | PeftModel, Plan]:

@@ -46,7 +46,7 @@ def place(tmp_path):
     """A copy of the files, in whose recipes and results this place is named."""
     place = shutil.copytree(SAVED, tmp_path / "place")
     for path in place.rglob("*"):
-        named = path.name in ("recipe.yaml", "search.yaml", "result.json")
+        named = path.name in ("recipe.yaml", "result.json")
         if named and EXPECTED["place"] in (text := path.read_text()):
             path.write_text(text.replace(EXPECTED["place"], str(place)))
     return place
@@ -119,17 +119,6 @@ def test_a_run_that_was_interrupted_goes_on_from_its_checkpoint(place, call):
     assert found.keys() == wanted.keys()
     for key, tensor in wanted.items():
         assert_close(found[key], tensor)
-
-
-def test_a_search_of_before_is_finished_and_trains_nothing_again(place, call):
-    search = place / "search"
-    state = (search / "search.json").read_bytes()
-    code, out, err = call("search", "--resume", "--output", search, "--trials", 2, "--json")
-    assert code == 0, err
-    found = [{key: trial[key] for key in ("configuration", "accuracy", "parameters")}
-             for trial in json.loads(out)["trials"]]  # fmt: skip
-    assert found == json.loads(state)["trials"]
-    assert (search / "search.json").read_bytes() == state
 
 
 @pytest.mark.parametrize("name", RECIPES)

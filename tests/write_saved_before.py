@@ -262,18 +262,6 @@ def write_interrupted() -> None:
         shutil.rmtree(run / name)
 
 
-def write_search() -> None:
-    command(
-        "search", "--method", "autopeft", "--model", PLACE / "models" / "bert", "--data",
-        PLACE / "classes.jsonl", "--eval-data", PLACE / "classes.jsonl", "--output",
-        PLACE / "search", "--trials", 2, *SETTINGS, "prefix.projection=4",
-    )  # fmt: skip
-    for trial in (PLACE / "search").glob("trial-*"):
-        for path in trial.iterdir():
-            if path.name not in ("recipe.yaml", "result.json"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def write_recipes() -> None:
     """RECIPES, and for each of our parts one that states all of its settings."""
     folder = PLACE / "recipes"
@@ -311,7 +299,6 @@ def main(target: Path) -> None:
     write_adapters(expected)
     scores = write_runs(expected)
     write_interrupted()
-    write_search()
     write_recipes()
     for name in STORED:
         (PLACE / "results" / name).parent.mkdir(parents=True, exist_ok=True)

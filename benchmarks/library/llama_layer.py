@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorada.experiments import table3_memory
+from lorada.experiments import map_costs
 from lorada.runs.models.names import named_config
 
 MEGABYTE = 2**20
@@ -13,29 +13,25 @@ MEGABYTE = 2**20
 
 def kept_for_backward(batch: int) -> float:
     """Megabytes that a layer keeps beyond attention alone, the map's factors included."""
-    model = table3_memory.mapped_model(named_config("llama-7b")).train()
+    model = map_costs.mapped_model(named_config("llama-7b")).train()
 
     def kept(*, base: bool) -> int:
-        return table3_memory.kept_bytes(
-            lambda: table3_memory.attend(model, base=base, batch=batch), []
-        )
+        return map_costs.kept_bytes(lambda: map_costs.attend(model, base=base, batch=batch), [])
 
     return (kept(base=False) - kept(base=True)) / MEGABYTE
 
 
 def term_operations() -> dict[str, Any]:
     """Floating-point operations of the term in a layer of 512 tokens, n = 128."""
-    from lorada.experiments.table2_operations import operations_table
-
     config = named_config("llama-7b")
-    model = table3_memory.mapped_model(config)
+    model = map_costs.mapped_model(config)
     counts = []
     for base in (False, True):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            table3_memory.attend(model, base=base)
+            map_costs.attend(model, base=base)
         counts.append(counter.get_total_flops())
-    width, inner, tokens = config.hidden_size, config.intermediate_size, table3_memory.TOKENS
+    width, inner, tokens = config.hidden_size, config.intermediate_size, map_costs.TOKENS
     layer = 2 * tokens * (4 * width**2 + 3 * width * inner) + 4 * tokens**2 * width
     term = counts[0] - counts[1]
-    shares = [row for row in operations_table(2)["rows"] if row[0].startswith("share")]
+    shares = [row for row in map_costs.cost_table(2)["rows"] if row[0].startswith("share")]
     return {"term": term, "layer": layer, "share": term / layer, "table_2": shares}

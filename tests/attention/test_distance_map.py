@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lorada.attention.add_term import Term, add_term
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.distance_map import DistanceMap, VisiblePairs, rule, whole_sequences
-from lorada.experiments.table3_memory import kept_bytes
+from lorada.experiments.map_costs import kept_bytes
 from lorada.functional.distance import first_distance
 
 pytestmark = pytest.mark.fp64

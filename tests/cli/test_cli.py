@@ -177,7 +177,7 @@ def test_help_has_every_command_in_one_of_three_groups(call):
     assert [command or group for command, group in shown] == expected
     assert names <= set(expected)
     assert list(GROUPS) == ["Train and use", "Compare", "The paper"]
-    assert {"search", "table", "plot"} <= {*GROUPS["The paper"]}
+    assert {"table", "plot"} <= {*GROUPS["The paper"]}
 
 
 def test_the_version_is_printed_alone(call):
@@ -194,7 +194,7 @@ def test_the_version_is_printed_alone(call):
     ],
 )
 def test_a_setting_given_as_an_option_is_shown_as_it_is_written(call, words, said):
-    for command in (["train", "quickstart"], ["compare"], ["search"], ["params"]):
+    for command in (["train", "quickstart"], ["compare"], ["params"]):
         refused(call(*command, *words), said)
 
 

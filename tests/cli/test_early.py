@@ -50,10 +50,6 @@ MISTAKES = {
         ["compare", *COMPARED, "--methods", "ia3,lora", "--model", "./none"],
         "no model folder at ./none",
     ),
-    "search on no folder": (
-        ["search", *TRAIN[1:], "--method", "ia3", "--model", "/none"],
-        "no model folder at /none",
-    ),
     "a seed too large": (
         [*TRAIN, "seed=99999999999999999999"],
         "training.seed=99999999999999999999",
@@ -148,8 +144,6 @@ MISTAKES = {
     "both ways of a table": (["table", "5", "--resume", "--overwrite"], "exclude each other"),
     "both ways of a sweep": (["plot", "4", "--resume", "--overwrite"], "exclude each other"),
     "scores of no table": (["plot", "scatter", "--table", "7"], "table 7 has no mean"),
-    "search both ways": (["search", *TRAIN[1:], "--resume", "--overwrite"], "exclude each other"),
-    "search without rows": (["search", *MODEL, "--output", "new"], "pass --eval-data FILE"),
     "compare nothing": (["compare", *COMPARED], "nothing to compare: pass --methods"),
     "compare twice": (["compare", *COMPARED, "--methods", "lora,lora"], "names lora twice"),
     "compare no seeds": (

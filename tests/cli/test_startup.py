@@ -42,7 +42,7 @@ def test_commands_that_list_need_no_torch(words):
         ("params --method lora+shi", ["lora+shira"]),
         ("compare --methods ia3,bit", ["ia3,bitfit"]),
         ("train --model smol", ["smollm2-135m"]),
-        ("search --model llama2", ["llama2-7b", "llama2-70b"]),
+        ("params --model llama2", ["llama2-7b", "llama2-70b"]),
         ("train --task rte,boo", ["rte,boolq"]),
         ("compare --task wino", ["winogrande"]),
     ],

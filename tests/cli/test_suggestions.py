@@ -185,16 +185,6 @@ def test_a_stopped_training_says_how_it_goes_on(call, at_home, monkeypatch):
     assert words == ["lorada", "train", "--resume", "--output", "my [x] run"]
 
 
-def test_a_search_suggests_its_best_trial_even_where_its_folder_looks_like_a_setting(call, at_home):
-    words = [
-        "search", "--model", "bert", "--data", "labels.jsonl", "--eval-data", "labels.jsonl",
-        "--output", "lr=3 [x]", "--trials", 1, "prefix.projection=8", *SETTINGS,
-    ]  # fmt: skip
-    found = follow(call, *words, FILE="labels.jsonl")
-    assert found[1].endswith("train")
-    assert (at_home / "lr=3 [x]" / "best" / "result.json").is_file()
-
-
 def test_the_quickstart_suggests_a_prompt(call, at_home, monkeypatch):
     (at_home / "tiny.yaml").write_text(
         "model: llama [red]\ndata: my rows.jsonl\neval_data: my rows.jsonl\n"
@@ -209,9 +199,7 @@ def test_the_quickstart_suggests_a_prompt(call, at_home, monkeypatch):
 @pytest.mark.parametrize("number", [2, 3])
 def test_a_table_of_operations_suggests_its_numbers(call, monkeypatch, number):
     counted = {"title": "[x]", "columns": ["[/y]"], "rows": [["[z]"]], "notes": ["[/]"]}
-    monkeypatch.setattr(
-        "lorada.experiments.table2_operations.operations_table", lambda number: counted
-    )
+    monkeypatch.setattr("lorada.experiments.map_costs.cost_table", lambda number: counted)
     found = next_of(call, "table", number)
     assert found[1:] == ["table", str(number), "--json"]
     assert call(*found[1:])[0] == 0

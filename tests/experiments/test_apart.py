@@ -24,10 +24,6 @@ from lorada.support.start import WITHOUT_TORCH
 
 LORADA = str(Path(sys.executable).with_name("lorada"))
 ROWS = [{"sentence": "ab" * (i % 4 + 1), "label": i % 2} for i in range(12)]
-# A process that has one of its own sleep. To be named, a function needs no torch here.
-SLEEPS = """import lorada_cli, time
-from lorada.experiments import own_process
-own_process.call(time.sleep, 100)"""
 
 
 @pytest.mark.apart
@@ -83,37 +79,6 @@ def child_of(process):
             return int(found[0])
         time.sleep(0.05)
     raise AssertionError(process.communicate())
-
-
-@pytest.mark.parametrize("ends_by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_whatever_ends_a_process_ends_the_one_it_has_started(ends_by):
-    process = subprocess.Popen([sys.executable, "-c", SLEEPS], stderr=subprocess.PIPE, text=True)
-    child = child_of(process)
-    time.sleep(0.5)
-    process.send_signal(ends_by)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == -ends_by
-    assert is_gone(child)
-    if ends_by == signal.SIGINT:
-        assert said.rstrip().endswith("KeyboardInterrupt") or "In the process of the run" in said
-
-
-def test_a_process_that_is_stopped_stops_the_other_and_they_go_on_together():
-    process = subprocess.Popen([sys.executable, "-c", SLEEPS.replace("100", "3")])
-    child = child_of(process)
-    time.sleep(0.5)
-
-    def state(number):
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
-
-    process.send_signal(signal.SIGTSTP)
-    for _ in range(100):
-        if state(process.pid) == state(child) == "T":
-            break
-        time.sleep(0.05)
-    assert (state(process.pid), state(child)) == ("T", "T")
-    process.send_signal(signal.SIGCONT)
-    assert process.wait(30) == 0
 
 
 def job(place, name, method, model):

@@ -1,7 +1,6 @@
 """The queue: order, failures, held jobs, what is printed, parts, and how long it takes itself."""
 
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorada.cli.queue_options import check_queue
-from lorada.experiments.queue.engine import Workers, engine_named
 from lorada.experiments.queue.job import HeldError, Job
-from lorada.experiments.queue.queue import run_queue, shard
-from lorada.experiments.queue.simulate import makespan
+from lorada.experiments.queue.queue import makespan, run_queue, shard
 from lorada.runs.training.callbacks import DivergedError
 
 
@@ -147,15 +144,6 @@ def test_the_lines_say_how_much_is_done_and_how_long_the_rest_takes(monkeypatch)
     ]
 
 
-def test_a_thousand_jobs_take_under_five_milliseconds_each_of_the_queue_itself():
-    jobs = [made(f"{i}", [f"{i - 1}"] if i % 3 else []) for i in range(1000)]
-    began = time.process_time()
-    outcomes = run_queue(jobs, Made(slots=4), report=quiet)
-    each = (time.process_time() - began) / len(jobs)
-    assert set(statuses(outcomes).values()) == {"done"}
-    assert each < 0.005
-
-
 @st.composite
 def graphs(draw):
     """Jobs as name → names that it waits for, all earlier ones."""
@@ -205,14 +193,6 @@ def test_the_simulated_time_is_that_of_brute_force_and_of_the_queue(after, durat
     assert engine.now == found
 
 
-def test_more_slots_never_make_jobs_that_do_not_wait_take_longer():
-    seconds = {f"job{i}": 1 + i % 5 for i in range(30)}
-    found = [makespan(seconds, {}, slots) for slots in range(1, 31)]
-    assert found[0] == sum(seconds.values())
-    assert found[-1] == max(seconds.values())
-    assert all(more >= fewer for more, fewer in pairwise(found))
-
-
 REFUSED = {
     "part after the last": ((1, None, "3/2"), "--shard 3/2 must be i/n with i from 1 to n"),
     "part zero": ((1, None, "0/2"), "--shard 0/2 must be"),
@@ -228,10 +208,3 @@ def test_options_that_ask_for_the_impossible_are_refused(case):
     options, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         check_queue(*options)
-
-
-def test_the_options_choose_the_engine():
-    assert check_queue(2, None, "2/3") == (2, 3)
-    assert check_queue(1, "auto", None) is None
-    assert isinstance(engine_named(), Workers)
-    assert [engine_named(count).slots for count in (1, 3)] == [1, 3]

@@ -14,7 +14,7 @@ from paths import ROOT
 from queue_jobs import job
 
 from lorada.experiments.queue.engine import Workers
-from lorada.experiments.queue.job import JOB_FILE, HeldError, run_job
+from lorada.experiments.queue.job import JOB_FILE, HeldError
 from lorada.experiments.queue.queue import run_queue
 from lorada.runs.folder.lock import LOCK_FILE, locked
 
@@ -102,13 +102,6 @@ def test_a_run_that_is_trained_without_a_queue_is_held_too(engine, tmp_path):
     assert statuses(run_queue([train], ENGINES[engine](), report=print)) == ["done"]
 
 
-def test_work_that_is_done_when_its_turn_comes_is_not_done_again(tmp_path):
-    done = job(tmp_path, "a", work.fail)
-    done.folder.mkdir()
-    (done.folder / "written").touch()
-    run_job(done, report=print)
-
-
 def test_the_two_locks_of_a_folder_are_kept_apart(tmp_path):
     with locked(tmp_path), locked(tmp_path, JOB_FILE):
         code = f"""
@@ -179,15 +172,6 @@ def test_ctrl_c_in_the_last_moment_of_a_job_ends_the_command_too(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert [(tmp_path / name).exists() for name in "ab"] == [True, False]
-
-
-def test_an_interrupt_of_one_worker_alone_ends_all(tmp_path):
-    process = command(tmp_path)
-    work.started(tmp_path, "a", "b")
-    os.kill(int((tmp_path / "b" / JOB_FILE).read_text()), signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert [(tmp_path / name / "saved").exists() for name in "abc"] == [True, True, False]
 
 
 @pytest.mark.parametrize("ends_by", [signal.SIGKILL, signal.SIGTERM])

@@ -160,19 +160,17 @@ def test_another_service_at_the_address_is_not_waited_for(monkeypatch):
             RayEngine(address)
 
 
-def test_an_error_of_ray_in_many_lines_is_one_line(monkeypatch):
+@pytest.mark.parametrize(
+    ("tried", "said"),
+    [("raise SystemExit('Could not find any Ray')", "Could not find any Ray"), ("", "it failed")],
+)
+def test_without_a_cluster_auto_is_one_line(tried, said, monkeypatch):
     def fail(*arguments, **options):
         raise ConnectionAbortedError("it failed\nTraceback\n\n")
 
-    monkeypatch.setattr(ray_connection, "TRY", "")
+    monkeypatch.setattr(ray_connection, "TRY", tried)
     monkeypatch.setattr(ray_connection.ray, "init", fail)
-    with pytest.raises(ConnectionError, match=r"^no Ray cluster at auto \(it failed\): start one"):
-        RayEngine("auto")
-
-
-def test_without_a_cluster_auto_is_one_line(monkeypatch):
-    monkeypatch.setattr(ray_connection, "TRY", "raise SystemExit('Could not find any Ray')")
-    with pytest.raises(ConnectionError, match=r"at auto \(Could not find any Ray\): start one by"):
+    with pytest.raises(ConnectionError, match=rf"^no Ray cluster at auto \({said}\): start one by"):
         RayEngine("auto")
 
 

@@ -1,6 +1,5 @@
 """The recipes of the paper's tables: every row can be run, with the numbers the paper prints."""
 
-import re
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -123,15 +122,9 @@ def test_every_recipe_passes_a_dry_run(name, scale):
     check_dry_run(name, scale, list(by_method.values()))
 
 
+# Models and methods of the other tables are in these too.
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", sorted(tables()))
-def test_every_row_passes_a_dry_run(name, scale):
-    check_dry_run(name, scale, [row.key for row in load_table(name).rows_at(scale, None)])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", PUBLISHED)
+@pytest.mark.parametrize("number", [4, 5, 7, 9, 10, 11])
 def test_every_method_of_a_table_can_be_placed_on_its_models(number):
     seen = set()
     for table, row, tasks in runs_of(number, "paper"):
@@ -144,8 +137,9 @@ def test_every_method_of_a_table_can_be_placed_on_its_models(number):
             assert 0 < counts["trainable"] <= counts["total"]
 
 
+# The tables that match ranks and lengths of all kinds of parts.
 @pytest.mark.slow
-@pytest.mark.parametrize("number", PUBLISHED)
+@pytest.mark.parametrize("number", [4, 5, 10, 11])
 def test_local_rows_are_as_near_to_the_published_share_as_a_whole_number_allows(number):
     seen = set()
     for table, row, tasks in runs_of(number, "local"):
@@ -166,16 +160,6 @@ def test_local_rows_are_as_near_to_the_published_share_as_a_whole_number_allows(
         assert min(misses)[1] == value, row.key
         if part == "lora" and table.train == "together":
             assert found.parts["lora"]["lora_alpha"] == 2 * value
-
-
-def test_every_large_scale_is_a_product_that_stands_beside_it():
-    for path in tables().values():
-        for line in path.read_text("utf-8").splitlines():
-            found = re.search(r"inverse_scale: (\d{4,})", line)
-            if found:
-                factors = re.search(r"# (\d+)\*(\d+)$", line)
-                assert factors, f"{path.name}: {line}"
-                assert int(found[1]) == int(factors[1]) * int(factors[2])
 
 
 def test_rows_of_one_scale_are_left_out_at_the_other_and_refused_by_name():

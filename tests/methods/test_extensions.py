@@ -41,7 +41,7 @@ def test_results_say_that_the_settings_are_not_from_the_paper():
 def test_a_sum_with_an_extension_has_the_links_of_the_other_methods():
     assert method_named("lora+gain").paper == METHODS["lora"].paper
     assert method_named("gain+lora").paper == METHODS["lora"].paper
-    assert method_named("gain+lmam").paper == ""
+    assert method_named("gain+lmam").paper == METHODS["lmam"].paper
     assert method_named("lora+gain").ours
     assert not method_named("lora+sora").ours
 

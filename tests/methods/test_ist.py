@@ -21,7 +21,6 @@ from lorada import (
     QuantaConfig,
     SoraConfig,
 )
-from lorada.functional.maps import position_embedding
 from lorada.methods.callbacks.ist import (
     ISTCallback,
     adapters_in,
@@ -82,43 +81,6 @@ def test_the_adapters_of_a_layer_are_scaled_down_and_back(part):
         assert (nothing - before).abs().max() > 1e-3
     else:
         assert (nothing - plain).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("part", ["lora", "bottleneck", "lmam"])
-def test_scaled_down_is_the_adapter_with_a_smaller_last_factor(part):
-    model = adapted(part, init=False)
-    twin = adapted(part, init=False)
-    twin.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        for name, parameter in twin.named_parameters():
-            if layer_of(name) == 1 and any(last in name for last in ("lora_B", "lora_up")):
-                parameter.mul_(0.25)
-            if layer_of(name) == 1 and "lora_w_a" in name:  # (W_a + PE)/4 for W_a
-                pe = position_embedding(16, parameter)[:, None]
-                parameter.copy_((parameter + pe) * 0.25 - pe)
-        expected = twin(IDS).logits
-        with scaled_down(adapters_in(layers_of(model)["base_model.model.model.layers.1"]), 0.25):
-            assert_close(model(IDS).logits, expected)
-
-
-@pytest.mark.parametrize("part", ["lora", "sora", "lamda", "quanta"])
-def test_what_is_merged_while_scaled_down_is_scaled_down_too(part):
-    model = adapted(part, init=False)
-    with torch.no_grad(), scaled_down(all_adapters(model), 0.25):
-        expected = model(IDS).logits
-        model.merge_adapter()
-        assert_close(model(IDS).logits, expected)
-        model.unmerge_adapter()
-        assert_close(model(IDS).logits, expected)
-    with torch.no_grad():
-        assert (model(IDS).logits - expected).abs().max() > 1e-3
-
-
-def test_an_adapter_in_use_has_no_scale_in_its_file():
-    model = adapted("lmam", "bottleneck", "lora")
-    before = set(weights(model)), model.peft_config["default"].to_dict()
-    with scaled_down(all_adapters(model), 0.25):
-        assert (set(weights(model)), model.peft_config["default"].to_dict()) == before
 
 
 def test_scales_come_back_when_a_forward_fails():
@@ -251,32 +213,6 @@ def test_checkpointed_activations_give_the_same_training(reentrant, tmp_path):
         assert_close(results[1][key], expected)
 
 
-def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(tmp_path):
-    settings = {"save_strategy": "steps", "save_steps": 5}
-    whole, part = ISTCallback(every=2), ISTCallback(every=2)
-    model = adapted("lora", "lmam")
-    trainer_for(model, tmp_path / "run", whole, steps=9, **settings).train()
-    resumed = adapted("lora", "lmam")
-    trainer = trainer_for(resumed, tmp_path / "run", part, steps=9, **settings)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-5"))
-    assert part.scores == whole.scores
-    assert any(part.scores)
-    expected, actual = weights(model), weights(resumed)
-    assert all(torch.equal(actual[key], value) for key, value in expected.items())
-
-
-def test_a_resumed_trainer_may_rebuild_its_callbacks(tmp_path):
-    settings = {
-        "save_strategy": "steps", "save_steps": 5, "restore_callback_states_from_checkpoint": True,
-    }  # fmt: skip
-    whole = ISTCallback(every=2, lr=7.0)
-    trainer_for(adapted(), tmp_path, whole, steps=9, **settings).train()
-    trainer = trainer_for(adapted(), tmp_path, ISTCallback(), steps=9, **settings)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
-    rebuilt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, ISTCallback))
-    assert rebuilt.state() == whole.state()
-
-
 def test_another_seed_draws_other_layers_and_the_global_generator_is_left_alone(tmp_path):
     drawn = []
     for seed, noise in ((1, 1), (1, 2), (2, 1)):
@@ -290,31 +226,6 @@ def test_another_seed_draws_other_layers_and_the_global_generator_is_left_alone(
     state = torch.get_rng_state()
     draw(torch.ones(4), 2, generator_at(0, 0))
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_draws_of_successive_steps_are_as_frequent_as_their_weights():
-    weights = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
-    counts = torch.zeros(4, dtype=torch.float64)
-    pairs = torch.zeros(4, 4, dtype=torch.float64)
-    last = None
-    for step in range(4000):
-        [index] = draw(weights, 1, generator_at(42, step))
-        counts[index] += 1
-        if last is not None:
-            pairs[last, index] += 1
-        last = index
-    p = weights / 10
-    # χ² at a probability of 1 in 1000, for 3 and for 15 degrees of freedom.
-    assert ((counts - 4000 * p) ** 2 / (4000 * p)).sum() < 16.3
-    expected = 3999 * p[:, None] * p
-    assert ((pairs - expected) ** 2 / expected).sum() < 37.7
-
-
-def test_the_loss_falls(tmp_path):
-    trainer = trainer_for(adapted("lora", "bottleneck"), tmp_path, ISTCallback(), steps=40)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, ENCODER_DECODERS, inputs, logits
 from conftest import SIZES, VOCAB, assert_close
-from covering import covering
-from method_cases import CASES, labelled, placed, small
+from method_cases import CASES, labelled, placed, selected, small
 from peft import AdaLoraConfig, LoraConfig, ShiraConfig
 from stacks import randomise
 from torch import nn
@@ -35,10 +34,10 @@ LAYERS = SIZES["num_hidden_layers"]  # of each stack
 
 ADAPTERS = [(name, model) for name, model in CASES if METHODS[name].parts]
 every_case = pytest.mark.parametrize(("name", "model"), CASES, ids=lambda part: part)
-# Each method, but on most of its models only with the slow tests.
-most_cases = pytest.mark.parametrize(("name", "model"), covering(CASES, 1), ids=lambda part: part)
+# Each method on some of its models, as ``selected`` says.
+most_cases = pytest.mark.parametrize(("name", "model"), selected(CASES), ids=lambda part: part)
 most_adapters = pytest.mark.parametrize(
-    ("name", "model"), covering(ADAPTERS, 1), ids=lambda part: part
+    ("name", "model"), selected(ADAPTERS), ids=lambda part: part
 )
 
 

@@ -1,4 +1,7 @@
-"""Every method by name, on every kind of model it is defined on: trained, saved, loaded."""
+"""Every method by name, on models it is defined on: trained, saved, loaded.
+
+``selected`` of ``method_cases`` chooses the models of each method.
+"""
 
 import json
 
@@ -6,7 +9,6 @@ import pytest
 import torch
 from architectures import inputs, logits
 from conftest import assert_close
-from covering import covering
 from folders import bert_folder, llama_folder, rows_file
 from method_cases import (
     BUILDERS,
@@ -16,6 +18,7 @@ from method_cases import (
     defined,
     placed,
     refusal,
+    selected,
     small,
 )
 from peft import PeftModel
@@ -33,12 +36,9 @@ pytestmark = pytest.mark.fp64
 PLUGGED = ("lora", "dora", "series", "parallel", "quanta", "longlora")
 
 
-def all_cases():
-    """Each method on each model, but on most of them only with the slow tests."""
-    return [*covering(CASES, 1), *covering(FURTHER_CASES, 1)]
-
-
-@pytest.mark.parametrize(("name", "model"), all_cases(), ids=lambda part: part)
+@pytest.mark.parametrize(
+    ("name", "model"), [*selected(CASES), *selected(FURTHER_CASES)], ids=lambda part: part
+)
 def test_a_method_is_placed_trains_what_it_says_and_comes_back_from_its_file(name, model, tmp_path):
     batch, plain = inputs(model), BUILDERS[model]()
     adapted, plan = placed(name, model, batch)

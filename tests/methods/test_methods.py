@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-import torch
 from conftest import TINY
 from peft import LoraConfig
 from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
@@ -28,20 +27,16 @@ def test_lorada_la_is_the_papers_row():
     assert (bottleneck.rank, bottleneck.scale) == (18, 4.0)
 
 
-def test_lorada_a_on_an_encoder_is_table_16():
-    lmam, bottleneck = build_method("lorada_a", BERT).config.parts
-    assert (lmam.heads, lmam.rank, lmam.length) == (3, 3, 512)
-    assert (bottleneck.rank, bottleneck.scale, bottleneck.dropout) == (16, 2.0, 0.1)
-
-
-def test_any_adapter_takes_a_map_on_top():
-    parts = build_method("lora+lmam", LLAMA).config.parts
-    assert [type(p) for p in parts] == [LmamConfig, LoraConfig]
-
-
-@pytest.mark.parametrize("name", ["full+lmam", "lmam+lmam", "lorada_la+lmam"])
-def test_what_has_a_map_or_no_adapter_takes_none(name):
-    with pytest.raises(ValueError, match="cannot take a map on top"):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("full+lmam", "full has no parts, so it cannot be in a sum"),
+        ("lmam+lmam", "lmam and lmam each bring a lmam part"),
+        ("lorada_la+lmam", "lmam and lorada_la each bring a lmam part"),
+    ],
+)
+def test_what_has_a_map_or_no_adapter_takes_none(name, said):
+    with pytest.raises(ValueError, match=said):
         build_method(name, LLAMA)
 
 
@@ -85,17 +80,6 @@ def test_a_bad_setting_has_the_same_error_from_a_recipe_as_from_build_method(nam
         from_recipe()
 
 
-def test_a_number_may_be_written_as_a_text():
-    (lmam,) = build_method("lmam", LLAMA, rank="3", inverse_scale="1e-3").config.parts
-    assert (lmam.rank, lmam.inverse_scale) == (3, 0.001)
-
-
-def test_building_twice_does_not_share_settings():
-    first = build_method("lorada_la", LLAMA, lmam={"rank": 9})
-    assert build_method("lorada_la", LLAMA).config.parts[0].rank == 2
-    assert first.config.parts[0].rank == 9
-
-
 def test_bitfit_trains_biases_and_is_undefined_without_any():
     model = TINY["bert"]()
     select_trainable(model, METHODS["bitfit"].trainable)
@@ -103,13 +87,6 @@ def test_bitfit_trains_biases_and_is_undefined_without_any():
     assert trained == {n for n, _ in model.named_parameters() if n.endswith("bias")}
     with pytest.raises(ValueError, match="not defined for this model"):
         select_trainable(TINY["llama"](), METHODS["bitfit"].trainable)
-
-
-def test_full_trains_everything():
-    model = TINY["llama"]()
-    select_trainable(model, METHODS["full"].trainable)
-    assert all(p.requires_grad for p in model.parameters())
-    assert isinstance(model.lm_head.weight, torch.nn.Parameter)
 
 
 @pytest.mark.parametrize("name", [*METHODS, "lora+lmam"])
@@ -120,7 +97,8 @@ def test_every_method_has_its_formula_its_paper_and_how_it_runs(name):
     assert row["formula"]
     assert "\n" not in row["formula"]
     link = r"https://(arxiv\.org/abs/\d{4}\.\d{5}|aclanthology\.org/\S+)"
-    assert re.fullmatch("" if row["ours"] else link, row["paper"])
+    assert all(re.fullmatch(link, each) for each in row["paper"].split())
+    assert bool(row["paper"]) != row["ours"]
     assert row["runs"]
     assert row["models"]
     assert json.loads(json.dumps(row)) == row

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TINY, assert_close
+from conftest import TINY
 from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -77,45 +77,6 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(method, saved_a
         model.named_parameters(), resumed.parameters(), strict=True
     ):
         assert torch.equal(actual, expected), name
-
-
-@pytest.mark.fp64(False)
-@EVERY
-def test_bfloat16_resumes_bit_for_bit(method, tmp_path):
-    settings = {"save_strategy": "steps", "save_steps": 4, "steps": 7}
-    models = [tiny().bfloat16(), tiny().bfloat16()]
-    callbacks = [OwLoreCallback(layers=2, every=3, weights=[1, 2, 3, 4]) for _ in models]
-    run(models[0], tmp_path, callbacks[0], method, **settings)
-    run(models[1], tmp_path, callbacks[1], method, str(tmp_path / "checkpoint-4"), **settings)
-    for expected, actual in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        assert torch.equal(actual, expected)
-
-
-@EVERY
-def test_checkpointed_activations_give_the_same_training(method, tmp_path):
-    models = []
-    for checkpointing in (False, True):
-        models.append(tiny())
-        callback = OwLoreCallback(layers=1, every=2, weights=[1, 2, 3, 4])
-        settings = {"gradient_checkpointing": checkpointing, "learning_rate": 1e-3}
-        run(models[-1], tmp_path, callback, method, steps=4, **settings)
-    for expected, actual in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        assert_close(actual, expected)
-
-
-@EVERY
-def test_the_loss_falls(method, tmp_path):
-    callback = OwLoreCallback(layers=2, every=5, threshold=2.0)
-    _, trainer = run(tiny(), tmp_path, callback, method, steps=40, learning_rate=3e-3)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
-
-
-def test_a_layer_that_weighs_nearly_all_is_nearly_always_drawn(tmp_path):
-    callback = OwLoreCallback(layers=1, every=1, weights=[1e-6, 1e-6, 1, 1e-6])
-    watch, _ = run(tiny(), tmp_path, callback, steps=12)
-    assert len(watch.gradients) == 12
-    assert all({layer_of(n) for n in g} - {None} == {2} for g in watch.gradients)
 
 
 def test_layers_without_outliers_are_drawn_after_those_that_have_some(tmp_path):

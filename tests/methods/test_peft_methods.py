@@ -9,8 +9,8 @@ from conftest import TINY
 from peft import PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from lorada import METHODS, build_method
-from lorada.methods.lookup import describe, method_named
+from lorada import build_method
+from lorada.methods.lookup import method_named
 from lorada.methods.method import peft_configs
 from lorada.methods.peft_methods import peft_names, peft_types
 from lorada.runs.models.count import count_parameters
@@ -136,11 +136,6 @@ def test_a_config_says_whether_it_can_be_merged(name):
     torch.testing.assert_close(logits(adapted.merge_and_unload()), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_names_of_methods_win_over_names_of_peft():
-    assert method_named("lora").source == METHODS["lora"].source
-    assert build_method("shira", TINY["llama"]().config).prepare is not None
-
-
 def test_settings_are_pefts_defaults_on_query_and_value_and_say_so():
     plan = build_method("hira", TINY["llama"]().config)
     (part,) = plan.config.parts
@@ -193,13 +188,6 @@ def test_settings_of_a_tuner_are_checked_as_others_are():
         build_method("vera", config, r="many")
     with pytest.raises(ValueError, match="unknown override 'd_inital'; did you mean d_initial"):
         build_method("vera", config, d_inital=0.2)
-
-
-def test_a_tuner_is_described_like_a_method():
-    row = describe("ia3+lmam")
-    assert row["runs"] == ["lorada.LmamConfig", "peft.IA3Config"]
-    assert row["models"] == ["llama", "roberta", "deberta", "bart"]
-    assert set(row["not_from_the_paper"]) == set(row["models"])
 
 
 def test_the_names_read_from_source_are_those_of_the_mapping():

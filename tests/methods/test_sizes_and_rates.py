@@ -51,12 +51,6 @@ def test_a_rate_that_a_method_sets_itself_is_its_default_rate():
     assert own == {name: default_rate(name) for name in own}
 
 
-def test_a_sum_has_the_smallest_rate_of_its_methods():
-    assert default_rate("lora") == 3e-4
-    assert default_rate("vera+lora") == 3e-4
-    assert default_rate("lora+vera") == 3e-4
-
-
 def test_a_map_on_top_leaves_the_rate_of_the_method_as_it_is():
     assert default_rate("lmam") == 5e-3
     assert default_rate("prefix+lmam") == default_rate("prefix") == 3e-2

@@ -30,7 +30,7 @@ def test_a_map_in_another_form_may_be_in_a_sum_once():
     assert parts[1].form == "distance"
     with pytest.raises(ValueError, match="fmam and lmam_distance each bring a lmam part"):
         method_named("fmam+lmam_distance")
-    with pytest.raises(ValueError, match="lmam_distance cannot take a map on top"):
+    with pytest.raises(ValueError, match="lmam and lmam_distance each bring a lmam part"):
         method_named("lmam_distance+lmam")
 
 

@@ -24,7 +24,7 @@ OWN = {"lorada", "lorada_cli"} | {
 # Packages that we do not name, and the one we name that requires them.
 COME_ALONG = {
     "huggingface-hub": "transformers", "tokenizers": "transformers", "numpy": "transformers",
-    "markupsafe": "jinja2", "onnx-ir": "onnxscript", "jax": "botorch", "numpyro": "botorch",
+    "markupsafe": "jinja2", "onnx-ir": "onnxscript",
     "psutil": "accelerate", "pyarrow": "datasets",
 }  # fmt: skip
 # One script says in its first lines how to install what it needs; PEFT's own suite is a package

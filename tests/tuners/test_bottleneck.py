@@ -9,7 +9,7 @@ from stacks import BOTTLENECK_COUNT, HIDDEN, LAYERS, WIDTH, batch, bottleneck, l
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, Olmo2Config, Olmo2ForCausalLM
 
-from lorada.experiments.table3_memory import kept_bytes
+from lorada.experiments.map_costs import kept_bytes
 
 pytestmark = pytest.mark.fp64
 

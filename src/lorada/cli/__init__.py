@@ -49,7 +49,7 @@ GROUPS = {
         "train", "evaluate", "predict", "generate", "chat", "serve", "explore", "export", "run",
     ),
     "Compare": ("compare", "quickstart", "methods", "params"),
-    "The paper": ("table", "plot", "search", "tasks", "recipes"),
+    "The paper": ("table", "plot", "tasks", "recipes"),
 }  # fmt: skip
 
 # Beginnings of messages about missing kernels, which libraries log with various loggers.

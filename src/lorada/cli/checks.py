@@ -19,7 +19,6 @@ from lorada.experiments.compare.spec import (
 )
 from lorada.runs.data.rows import JSONL, Rows, load_rows, rows_to_answer
 from lorada.runs.folder.folder import (
-    refuse_both,
     refuse_no_adapter,
     refuse_no_run,
     refuse_taken,
@@ -214,25 +213,6 @@ def check_served(folders: Sequence[Path]) -> tuple[Recipe, bool]:
         return check_writers(folders), False
     adapter_names(folders)
     return recipes[0], True
-
-
-def check_search(
-    overrides: list[str], options: dict[str, Any], *, resume: bool, overwrite: bool
-) -> None:
-    """Check the files, names and options of a search.
-
-    Raises:
-        ValueError: for an unknown name, rows that are broken, or options that exclude each other.
-        FileNotFoundError: for rows that are not there.
-    """
-    refuse_both(resume=resume, overwrite=overwrite)
-    refuse_file(Path(str(options["output"])))
-    if not resume:  # a resumed search takes its recipe from its folder
-        recipe = outline(None, overrides, options)
-        check_name(recipe.model)
-        if recipe.eval_data is None:
-            raise ValueError("a search scores on held-out rows: pass --eval-data FILE")
-        check_rows(recipe)
 
 
 def check_comparison(

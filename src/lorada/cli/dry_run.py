@@ -163,7 +163,7 @@ def _note(plan: list[dict[str, Any]], gpu: str | None, gpus: int) -> str:
             "every number."
         )
     from lorada.experiments.estimate import USED
-    from lorada.experiments.queue.simulate import makespan
+    from lorada.experiments.queue.queue import makespan
 
     todo = [entry for entry in plan if entry["fits"] and not entry["done"]]
     known = {str(n): e["seconds"] for n, e in enumerate(todo) if e["seconds"] is not None}

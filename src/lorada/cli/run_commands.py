@@ -1,4 +1,4 @@
-"""The commands that make or use runs: train, evaluate, generate, search, export, run …"""
+"""The commands that make or use runs: train, evaluate, generate, export, run …"""
 
 import gc
 import os
@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -32,7 +31,7 @@ from lorada.cli.app import (
     prints_to_stderr,
     suggest,
 )
-from lorada.cli.queue_options import Cluster, check_queue, split_names
+from lorada.cli.queue_options import split_names
 from lorada.support.processes import is_first, process_count, refuse_several
 
 SITE = Path(__file__).parent / "site"  # its sitecustomize.py is imported when Python starts
@@ -246,55 +245,6 @@ def generate(
     for text in outputs:
         console.print(text, highlight=False, soft_wrap=True)
     suggest_scoring(run, recipe)
-
-
-@app.command(no_args_is_help=True)
-def search(
-    output: Annotated[str, typer.Option(help="folder of the search and its runs")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
-    method: Annotated[str | None, typer.Option(help="autopeft")] = None,
-    model: Annotated[str | None, MODEL] = None,
-    data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
-    eval_data: Annotated[str | None, typer.Option(help="held-out rows to score on")] = None,
-    trials: Annotated[int, typer.Option(help="configurations to try; 200 as published")] = 200,
-    sampler: Annotated[str, typer.Option(help="random, or botorch (an extra)")] = "random",
-    resume: Annotated[bool, typer.Option(help="continue the search in --output")] = False,
-    overwrite: Annotated[bool, typer.Option(help="delete the search in --output first")] = False,
-    cluster: Cluster = None,
-    remote: Remote = False,
-    as_json: Json = False,
-) -> None:
-    """Search AutoPEFT's configurations: train each and show those that no other beats."""
-    from lorada.cli.checks import check_search
-    from lorada.cli.terminal import pareto_table
-
-    pairs = list(overrides or [])
-    options: dict[str, Any] = {
-        "method": method, "model": model, "data": data, "eval_data": eval_data,
-        "output": output, "trust_remote_code": remote or None,
-    }  # fmt: skip
-    check_search(pairs, options, resume=resume, overwrite=overwrite)
-    check_queue(1, cluster, None)  # each trial depends on those before it
-    with importing(quiet=as_json):
-        from lorada.experiments.queue.engine import engine_named
-        from lorada.experiments.search import search as run_search
-        from lorada.experiments.search import search_recipe
-
-    with prints_to_stderr(as_json):
-        recipe = search_recipe(pairs, options, resume=resume).with_absolute_paths()
-        report = partial(errors.print, highlight=False, soft_wrap=True)
-        found = run_search(
-            recipe, trials, sampler, resume=resume, overwrite=overwrite, report=report,
-            engine=engine_named(1, cluster),
-        )  # fmt: skip
-    if as_json:
-        print_json(found)
-        return
-    console.print(pareto_table(found))
-    # The last is the most accurate. The search used one seed; train the winner with another.
-    best = Path(found["pareto"][-1]["run"]) / "recipe.yaml"
-    seed = f"training.seed={found['seed'] + 1}"
-    suggest("train", best, "--output", Path(output) / "best", seed)
 
 
 @app.command()

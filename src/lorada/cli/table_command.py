@@ -60,7 +60,7 @@ def table(
 ) -> None:
     """Run the rows of one of the paper's tables, and print them beside the published scores."""
     if number in (2, 3):
-        _show_operations(number, as_json=as_json)
+        _show_costs(number, as_json=as_json)
         return
     part = check_queue(workers, cluster, shard)
     if gpu is not None and not dry_run:
@@ -121,29 +121,21 @@ def _write_so_far(
 
     Unless ``quiet``, it prints the paths and the next command; ``again`` is this one.
     """
-    from lorada.experiments.table_page import page_of, page_rows
+    from lorada.experiments.table_page import page_of
     from lorada.experiments.table_runs import stored_rows
+    from lorada.report.render import comma_separated, latex, markdown
 
     of = tasks if chosen.train == "together" else None
     so_far = stored_rows(chosen, scale, of, results, report=print_progress)
     part = "" if of in (None, chosen.tasks_at(scale)) else f"-{'-'.join(tasks)}"
     stem = f"{results / chosen.name / scale}/table{part}"
-    _write_page(page_of(chosen, scale, so_far, every=True), stem)
+    page = page_of(chosen, scale, so_far, every=True)
+    for suffix, write in ((".md", markdown), (".csv", comma_separated), (".tex", latex)):
+        write_atomic(Path(f"{stem}{suffix}"), write(page))
     if quiet:
         return
     console.print(f"{stem}.md, .csv, .tex", highlight=False, soft_wrap=True)
-    if not part and _has_means(chosen, page_rows(so_far)):
-        number = chosen.table
-        suggest("plot", "scatter", "--table", number, "--scale", scale, "--results", results)
-    else:
-        suggest(*again, "--dry-run")
-
-
-def _write_page(page: Any, stem: str) -> None:
-    from lorada.report.render import comma_separated, latex, markdown
-
-    for suffix, write in ((".md", markdown), (".csv", comma_separated), (".tex", latex)):
-        write_atomic(Path(f"{stem}{suffix}"), write(page))
+    suggest(*again, "--dry-run")
 
 
 def check_table(
@@ -173,19 +165,6 @@ def check_table(
     return chosen
 
 
-def _has_means(chosen: Any, rows: list[Any]) -> bool:
-    """Whether ``lorada plot scatter`` has a point to draw for these rows."""
-    from lorada.report.page import averaged_columns, scatter_points
-
-    columns = chosen.columns_of(chosen.tasks)
-    try:
-        return bool(averaged_columns(columns, chosen.mean)) and bool(
-            scatter_points(rows, columns, chosen.mean)
-        )
-    except ValueError:
-        return False
-
-
 def scale_named(name: str | None) -> Any:
     """A scale by its name; by default ``paper`` where there is a GPU, else ``local``."""
     import torch
@@ -198,10 +177,10 @@ def print_progress(line: str) -> None:
     errors.print(line, highlight=False, soft_wrap=True)
 
 
-def _show_operations(number: int, *, as_json: bool) -> None:
-    from lorada.experiments.table2_operations import operations_table
+def _show_costs(number: int, *, as_json: bool) -> None:
+    from lorada.experiments.map_costs import cost_table
 
-    found = operations_table(number)
+    found = cost_table(number)
     if as_json:
         print_json(found)
         return

@@ -1,1 +1,1 @@
-"""Experiments of several runs: the paper's tables, the search, the quickstart."""
+"""Experiments of several runs: the paper's tables, comparisons, the quickstart."""

@@ -1,9 +1,9 @@
 """Runs functions in new processes, so that the peak memory of each is measured alone.
 
-Tables, searches and the quickstart train many runs. A process never gives back all the memory that
-it allocated, and its peak memory never falls, so each run gets its own process::
+Tables, comparisons and the quickstart train many runs. A process never gives back all the memory
+that it allocated, and its peak memory never falls, so each run gets its own process::
 
-    result = own_process.call(train_and_score, job, report=print)
+    result = own_process.call(carry_out, job, report=print)
 
 Arguments and results are pickled. Errors and log records of a new process are raised and logged in
 this one. Ctrl-C reaches the new processes, and they end when this process ends.
@@ -76,15 +76,15 @@ class Ended:
 
 
 class Processes:
-    """Functions at work at once, each in a new process; this process passes Ctrl-C and Ctrl-Z on.
+    """Functions at work at once, each in a new process; this process passes Ctrl-C on.
 
-    Only the main thread of a process gets these signals, so another one passes nothing on.
+    Only the main thread of a process gets signals, so another one passes nothing on.
     """
 
     def __init__(self) -> None:
         self._running: list[_Process] = []
         self._interrupted = False
-        self._before: dict[int, Any] = {}  # the handlers of signals that were taken over
+        self._before: tuple[Any, ...] = ()  # the handler of Ctrl-C that was taken over
 
     def start(
         self,
@@ -105,8 +105,7 @@ class Processes:
             KeyboardInterrupt: if this process was interrupted.
         """
         if not self._before and threading.current_thread() is threading.main_thread():
-            for number, handler in ((signal.SIGINT, self._interrupt), (signal.SIGTSTP, self._stop)):
-                self._before[number] = signal.signal(number, handler)
+            self._before = (signal.signal(signal.SIGINT, self._interrupt),)
         if self._interrupted:
             raise KeyboardInterrupt
         process = _Process(function, arguments, report, threads)
@@ -133,8 +132,9 @@ class Processes:
                 process.interrupt()
         while self._running:
             self._next_end()
-        while self._before:
-            signal.signal(*self._before.popitem())
+        for handler in self._before:
+            signal.signal(signal.SIGINT, handler)
+        self._before = ()
 
     def _next_end(self) -> tuple[Hashable, Ended] | None:
         """Handle a message of a process; return its answer if it has ended."""
@@ -151,13 +151,6 @@ class Processes:
         self._interrupted = True
         for process in list(self._running):
             process.interrupt()
-
-    def _stop(self, number: int, frame: Any) -> None:
-        for process in list(self._running):
-            process.popen.send_signal(signal.SIGSTOP)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        for process in list(self._running):
-            process.popen.send_signal(signal.SIGCONT)
 
 
 class _Process:

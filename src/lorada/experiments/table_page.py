@@ -7,7 +7,7 @@ from lorada.experiments.estimate import estimate
 from lorada.experiments.queue.engine import Workers
 from lorada.experiments.queue.job import JobEngine, Outcome
 from lorada.experiments.queue.queue import run_queue, shard
-from lorada.experiments.table_runs import TableJob, delete_runs, done, is_done, store_if_complete
+from lorada.experiments.table_runs import TableJob, delete_runs, done, is_done
 from lorada.experiments.table_spec import PaperTable, Scale, TableRow
 from lorada.report.page import Results, RowResults, paper_page
 from lorada.report.render import Page, published
@@ -40,7 +40,7 @@ def run_all(
     stored = [job.stored for job in mine if job.stored.is_file()]
     if stored and not (resume or overwrite):
         raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")
-    todo = mine if overwrite else [job for job in mine if not _is_stored(job)]
+    todo = mine if overwrite else [job for job in mine if not is_done(job)]
     for job in progress_bar(todo, "Counting parameters"):
         estimate(job, scale)  # fails for a row that cannot be built, before any row is trained
     if overwrite:
@@ -58,17 +58,10 @@ def part_of(found: list[TableJob], part: tuple[int, int] | None) -> list[TableJo
     return [job for job in found if job.in_queue().name in chosen]
 
 
-def _is_stored(job: TableJob) -> bool:
-    """Whether a job has a stored result; if its run is complete, the result is stored now."""
-    if not is_done(job):
-        store_if_complete(job)
-    return is_done(job)
-
-
 def _result(job: TableJob, report: Callable[[str], None]) -> dict[str, Any] | None:
     """The stored result of a job; None, with a line that says why, if it cannot be used."""
     try:
-        return done(job) if _is_stored(job) else None
+        return done(job)
     except ValueError as error:
         report(f"left out: {error}")
         return None

@@ -193,39 +193,6 @@ def carry_out(job: TableJob, *, report: Callable[[str], None]) -> dict[str, Any]
         ValueError: if its folder holds a run of another recipe.
         KeyboardInterrupt: if the training was interrupted and saved.
     """
-    return _store(job, train_and_score(job, report=report))
-
-
-def store_if_complete(job: TableJob) -> None:
-    """Store the result of a run that is complete, as one of a node that has other ``RESULTS``.
-
-    Raises:
-        ValueError: if its folder holds a finished run of another recipe.
-    """
-    path = Path(job.recipe.output) / RESULT_FILE
-    if path.is_file():
-        result = read_result(path.parent)
-        _check_recipe(path, Recipe(**result["recipe"]), job)
-        if _is_scored(job, result):
-            _store(job, result)
-
-
-def _store(job: TableJob, result: dict[str, Any]) -> dict[str, Any]:
-    # Drop local paths before storing the result; keep whether the rows came from the hub.
-    result["recipe"].update(data_dir=None, output=str(Path(job.recipe.output)))
-    source = data_folder(job.recipe.data_dir)
-    result["data"]["source"] = "a local folder" if source else "the hub"
-    write_atomic(job.stored, json_text(result) + "\n")
-    return result
-
-
-def train_and_score(job: TableJob, *, report: Callable[[str], None]) -> dict[str, Any]:
-    """Train and score one job in this process, as far as it is not done; return its result.
-
-    Raises:
-        ValueError: if its folder holds a run of another recipe.
-        KeyboardInterrupt: if the training was interrupted and saved.
-    """
     recipe = _with_weights(job.recipe)
     run = Path(recipe.output)
     if not (run / RESULT_FILE).is_file():
@@ -240,4 +207,9 @@ def train_and_score(job: TableJob, *, report: Callable[[str], None]) -> dict[str
         result = read_result(run)
         if not _is_scored(job, result):  # the reason was logged
             raise OSError(f"the scores of {run} were not kept: run the command again")
+    # Drop local paths before storing the result; keep whether the rows came from the hub.
+    result["recipe"].update(data_dir=None, output=str(Path(job.recipe.output)))
+    source = data_folder(job.recipe.data_dir)
+    result["data"]["source"] = "a local folder" if source else "the hub"
+    write_atomic(job.stored, json_text(result) + "\n")
     return result

@@ -1,4 +1,4 @@
-"""Fits a method to a model: replaces defaults that do not fit by the nearest values that do.
+"""Which values a setting of a part may have in a model, and defaults that do not fit there.
 
 Only defaults are replaced; the tuners refuse a user's value that does not fit. A method that has
 nothing to train in a model is refused here.
@@ -6,8 +6,10 @@ nothing to train in a model is refused here.
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from bisect import bisect
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
+from operator import mul
 from typing import Any
 
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -19,7 +21,20 @@ from lorada.attention.modules import self_attentions
 from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import SHIFTED_ATTENTION, Method, Settings, part_class
-from lorada.tuners.base.linears import linears, widths
+from lorada.methods.sizes import FITTED, Bound
+from lorada.tuners.base.linears import linears, widths, within_layer
+
+# Which widths (in, out) of a matrix a setting has to divide.
+_DIVIDED = {"divides_inputs": slice(0, 1), "divides_outputs": slice(1, 2), "divides": slice(0, 2)}
+# How large a setting may be on a matrix of these widths.
+_ROOM: dict[str, Callable[[int, int], int]] = {
+    "side": min,
+    "largest_side": min,
+    "entries": mul,
+    "sparse": lambda rows, columns: rows * columns // (rows + columns),
+}
+# Tuners of PEFT that say nothing, or too late, about other kinds of linear layers.
+_LINEAR_ONLY = {"osf": "OSF", "shira": "SHiRA"}
 
 
 def refuse_undefined(method: Method, model_config: Any) -> None:
@@ -43,6 +58,92 @@ def refuse_undefined(method: Method, model_config: Any) -> None:
         )
 
 
+class ModelShape:
+    """What the settings of parts depend on in a model: its heads, tokens and matrices.
+
+    Args:
+        config: the transformers config of the model.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The model without weights; an empty module where transformers has no class for it."""
+        found = meta_model(self._config)
+        return nn.Module() if found is None else found
+
+    @cached_property
+    def _parameters(self) -> int:
+        """How many parameters the model has, which is above any value that makes sense."""
+        return sum(each.numel() for each in self.module.parameters()) or 10**12
+
+    def targets(self, part: str, settings: Settings) -> dict[str, nn.Module]:
+        """The linear layers that a part is placed on, by name; all in layers if PEFT chooses."""
+        config = part_class(part)(**settings)
+        return {
+            name: linear
+            for name, linear in linears(self.module).items()
+            if (
+                check_target_module_exists(config, name)
+                if config.target_modules
+                else within_layer(name) != name
+            )
+        }
+
+    def allowed(
+        self, part: str, bound: Bound | None, settings: Settings
+    ) -> tuple[Sequence[int], str]:
+        """The values that a setting of a part may have, and why it cannot have others.
+
+        Args:
+            part: its name.
+            bound: what limits the setting.
+            settings: all settings of the part.
+
+        Returns:
+            The values from the smallest on, and the end of a sentence about another value.
+        """
+        if bound in ("tokens", "context", "length"):
+            tokens: Any = getattr(self._config, "max_position_embeddings", None)
+            known = isinstance(tokens, int) and tokens > 1
+            most = int(tokens) - (bound != "tokens") if known else self._parameters
+            most = min(most, settings["length"]) if bound == "length" else most
+            return range(1, most + 1), f"does not fit the {tokens} tokens that the model takes"
+        if bound == "divides_heads" and (heads := self._heads(settings.get("stacks"))):
+            return _divisors(heads)
+        matrices = self.targets(part, settings).values() if bound is not None else []
+        shapes: list[tuple[int, ...]] = [widths(each) for each in matrices]
+        if not shapes or bound == "divides_heads":
+            return range(1, self._parameters + 1), ""
+        if bound in _DIVIDED:
+            found, why = _divisors({side for shape in shapes for side in shape[_DIVIDED[bound]]})
+            # A block of a single number has no rotation.
+            return (found[1:] or found if bound == "divides_inputs" else found), why
+        if bound == "low_rank":
+            return range(1, settings.get("r", 1) * sum(sum(shape) for shape in shapes) + 1), ""
+        room = _ROOM[str(bound)]
+        columns, rows = (max if bound == "largest_side" else min)(shapes, key=lambda s: room(*s))
+        why = f"is more than a weight of {rows} × {columns} has room for"
+        return range(1, max(1, room(columns, rows)) + 1), why
+
+    def _heads(self, stacks: Sequence[str] | None) -> set[int]:
+        """The numbers of heads of the self-attention modules, those of some stacks if given."""
+        return {
+            head_count(self.module.get_submodule(name))
+            for name in self_attentions(self.module)
+            if not stacks or any(stack in name.split(".") for stack in stacks)
+        }
+
+
+def _divisors(counts: Iterable[int]) -> tuple[list[int], str]:
+    """The common divisors of some numbers, and that another does not divide them."""
+    common = math.gcd(*counts)
+    why = f"does not divide {' and '.join(map(str, sorted(counts)))}"
+    return [each for each in range(1, common + 1) if common % each == 0], why
+
+
 def fit_defaults(
     parts: Mapping[str, Settings], stated: Mapping[str, Collection[str]], model_config: Any
 ) -> tuple[dict[str, Settings], list[str]]:
@@ -56,147 +157,52 @@ def fit_defaults(
     Raises:
         ValueError: for matrices that a part cannot be placed on.
     """
-    model = _Model(model_config)
+    model = ModelShape(model_config)
     found, sentences = {}, []
     for part, values in parts.items():
         found[part] = dict(values)
         if part in _LINEAR_ONLY:
             _refuse_conv1d(part, values, model)
-        for key, fit in _FITS.get(part, {}).items():
+        for key, bound in FITTED.get(part, {}).items():
             value = values.get(key, getattr(part_class(part), key, None))
             if value is None or key in stated.get(part, ()):
                 continue
-            best, why = fit(value, values, model, part)
+            best, why = _nearest(model, part, key, bound, value, values)
             if best != value:
                 found[part][key] = best
                 sentences.append(f"{part}.{key}={value} {why}: taking {best}")
+        targets = values.get("target_modules")
+        if part == "quanta" and "target_modules" not in stated.get(part, ()):
+            scheme = SCHEMES.get(model_config.model_type, {})
+            fused = scheme.get("query", "") == scheme.get("value", "-")
+            if fused and values.get("dims") is None and targets != list(scheme["output"]):
+                found[part]["target_modules"] = list(scheme["output"])
+                sentences.append(
+                    f"quanta.target_modules={targets} is query, key and value in one, and gates of "
+                    f"the model's width change a part of that: taking {list(scheme['output'])}"
+                )
     return found, sentences
 
 
-class _Model:
-    """A model's config, and the model on the meta device, which is made when first needed."""
+def _nearest(
+    model: ModelShape, part: str, key: str, bound: Bound, value: int, settings: Settings
+) -> tuple[int, str]:
+    """The nearest value of a setting that fits, and why its default does not.
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-    @cached_property
-    def module(self) -> nn.Module | None:
-        return meta_model(self.config)
-
-
-# Called with a default, the settings of its part, the model, and the part's name; returns the
-# nearest value that fits, and why the default does not.
-Fit = Callable[[Any, Settings, _Model, str], tuple[Any, str]]
-
-
-def _fit_heads(heads: int, values: Settings, model: _Model, part: str) -> tuple[int, str]:
-    """The nearest divisor of the number of attention heads; of two, the larger."""
-    module, stacks = model.module, values.get("stacks")
-    if module is None or values.get("ablation") == "full_rank":
-        return heads, ""
-    counts = {
-        head_count(module.get_submodule(name))
-        for name in self_attentions(module)
-        if not stacks or any(stack in name.split(".") for stack in stacks)
-    }
-    if not counts:
-        return heads, ""
-    common = math.gcd(*counts)
-    divisors = [count for count in range(1, common + 1) if common % count == 0]
-    best = min(divisors, key=lambda count: (abs(count - heads), -count))
-    return best, f"does not divide {' and '.join(map(str, sorted(counts)))}"
+    Of heads it is the nearest on either side, and the larger of two; else the nearest below.
+    """
+    if settings.get("ablation") == "full_rank" and key == "heads":
+        return value, ""  # as many maps as heads
+    if settings.get("form", "position") != "position" and key == "length":
+        return value, ""  # a map in another form has no length
+    sizes, why = model.allowed(part, bound, settings)
+    if isinstance(sizes, list) and bound == "divides_heads":
+        return min(sizes, key=lambda size: (abs(size - value), -size)), why
+    return sizes[max(0, bisect(sizes, value) - 1)], why
 
 
-def _fit_tokens(left: int) -> Fit:
-    """At most as many tokens as the model takes, with ``left`` tokens for the text."""
-
-    def fit(length: int, values: Settings, model: _Model, part: str) -> tuple[int, str]:
-        if values.get("form", "position") != "position":
-            return length, ""  # a map in another form has no length
-        context = getattr(model.config, "max_position_embeddings", None)
-        if not isinstance(context, int) or context < 2:
-            return length, ""
-        why = f"does not fit the {context} tokens that the model takes"
-        return min(length, context - left), why
-
-    return fit
-
-
-def _fit_fused(targets: Any, values: Settings, model: _Model, part: str) -> tuple[Any, str]:
-    """The output projection, if query, key and value are one matrix in the model."""
-    scheme = SCHEMES.get(model.config.model_type)
-    if scheme is None or scheme["query"] != scheme["value"] or values.get("dims") is not None:
-        return targets, ""
-    why = "is query, key and value in one, and gates of the model's width change a part of that"
-    return list(scheme["output"]), why
-
-
-def _fit_divisor(*sides: int) -> Fit:
-    """The largest divisor of the weights' widths; ``sides``: 0 for the input's, 1 the output's."""
-
-    def fit(size: int, values: Settings, model: _Model, part: str) -> tuple[int, str]:
-        counts = {shape[side] for shape in _matrices(part, values, model) for side in sides}
-        common = math.gcd(*counts) if counts else size
-        best = max(divisor for divisor in range(1, size + 1) if common % divisor == 0)
-        return best, f"does not divide {' and '.join(map(str, sorted(counts)))}"
-
-    return fit
-
-
-def _fit_below(most: Callable[[int, int], int]) -> Fit:
-    """At most what every weight has room for, given its widths (in, out)."""
-
-    def fit(size: int, values: Settings, model: _Model, part: str) -> tuple[int, str]:
-        shapes = _matrices(part, values, model)
-        if not shapes:
-            return size, ""
-        columns, rows = min(shapes, key=lambda shape: most(*shape))
-        why = f"is more than a weight of {rows} × {columns} has room for"
-        return max(1, min(size, most(columns, rows))), why
-
-    return fit
-
-
-_FITS: dict[str, dict[str, Fit]] = {
-    "quanta": {"target_modules": _fit_fused},
-    "lmam": {"heads": _fit_heads, "length": _fit_tokens(left=0)},
-    "prefix": {"length": _fit_tokens(left=1)},
-    # It trains r·(in + out) of a weight's in · out entries.
-    "shira": {"r": _fit_below(lambda rows, columns: rows * columns // (rows + columns))},
-    "lamda": {"rank": _fit_below(min)},
-    "boft": {"boft_block_size": _fit_divisor(0)},
-    "c3a": {"block_size": _fit_divisor(0, 1)},
-    "fourierft": {"n_frequency": _fit_below(lambda rows, columns: rows * columns)},
-    "gralora": {"gralora_k": _fit_divisor(0, 1)},
-    "miss": {"r": _fit_below(min)},
-    "oft": {"oft_block_size": _fit_divisor(0)},
-    "psoft": {"r": _fit_below(min)},
-    "road": {"group_size": _fit_divisor(1)},
-    "vblora": {"vector_length": _fit_divisor(0, 1)},
-    "waveft": {"n_frequency": _fit_below(lambda rows, columns: rows * columns)},
-}
-
-
-def _targets(part: str, values: Settings, model: _Model) -> dict[str, nn.Module]:
-    """The linear layers that a part is placed on, by name."""
-    config = part_class(part)(**values)
-    if model.module is None or config.target_modules is None:
-        return {}
-    found = linears(model.module).items()
-    return {name: linear for name, linear in found if check_target_module_exists(config, name)}
-
-
-def _matrices(part: str, values: Settings, model: _Model) -> list[tuple[int, int]]:
-    """Widths (in, out) of the linear layers of a part."""
-    return [widths(linear) for linear in _targets(part, values, model).values()]
-
-
-# Tuners of PEFT that say nothing, or too late, about other kinds of linear layers.
-_LINEAR_ONLY = {"osf": "OSF", "shira": "SHiRA"}
-
-
-def _refuse_conv1d(part: str, values: Settings, model: _Model) -> None:
-    for name, module in _targets(part, values, model).items():
+def _refuse_conv1d(part: str, values: Settings, model: ModelShape) -> None:
+    for name, module in model.targets(part, values).items():
         if not isinstance(module, nn.Linear):
             raise ValueError(
                 f"PEFT's {_LINEAR_ONLY[part]} takes nn.Linear only, and {name} of "

@@ -11,11 +11,10 @@ from typing import Any
 
 from lorada.methods.method import Method, PartsByModel, Unpublished, part_path
 from lorada.methods.peft_methods import peft_method, peft_types
-from lorada.methods.table import MAP, METHODS
+from lorada.methods.table import METHODS
 from lorada.methods.unpublished_settings import UNPUBLISHED
 from lorada.support.errors import removed_form, unknown_name
 
-WITH_MAP = "+lmam"  # suffix of a method's name: the same method with a map on top
 REMOVED = ("lmam_content", "lmam_bilinear")  # methods of earlier versions
 SUM = "+"  # between the names of several methods whose parts make one adapter
 
@@ -25,60 +24,43 @@ def method_named(name: str) -> Method:
 
     Args:
         name: a key of ``METHODS``; the lower-case name of a tuner of the installed PEFT, such as
-            ``ia3``; several of these with ``+`` between, for one adapter with the parts of each;
-            or any of these followed by ``+lmam``, for the same with a map on top.
+            ``ia3``; or several of these with ``+`` between, for one adapter with the parts of each
+            in this order, but for a map at the end (``lora+lmam``), which comes first.
 
     Raises:
-        ValueError: for an unknown name (with the nearest ones), a ``+`` without a method beside
-            it, a method that cannot take a map, or methods that cannot be one adapter.
+        ValueError: for an unknown name (with the nearest ones), a ``+`` without a method beside it,
+            or methods that cannot be one adapter.
     """
-    if SUM in name and not all(part.strip() for part in name.split(SUM)):
+    names = name.split(SUM)
+    if not all(each.strip() for each in names):
         raise ValueError(f"method {name!r} has a {SUM} without a method beside it: leave it out")
-    plain = name.removesuffix(WITH_MAP)
-    if SUM in plain:
-        return _sum(name, [_single(each) for each in plain.split(SUM)], with_map=plain != name)
-    method = _single(plain, name)
-    if plain == name:
-        return method
-    if not method.part_names or "lmam" in method.part_names:
-        raise ValueError(f"unknown method {name!r}: {plain} cannot take a map on top")
-    return replace(
-        method,
-        name=name,
-        summary=f"{method.summary}, with the map",
-        formula=f"{METHODS['lmam'].formula}; {method.formula}",
-        parts=_with_map(method.parts),
-        unpublished=replace(method.unpublished, parts=_with_map(method.unpublished.parts)),
-    )
+    if len(names) == 1:
+        return _single(name)
+    if names[-1] == "lmam":
+        names = ["lmam", *names[:-1]]
+    return _sum(name, [_single(each) for each in names])
 
 
-def _single(plain: str, asked: str = "") -> Method:
-    """A method that is no sum; ``asked`` is the name that an error shows."""
-    if plain in METHODS:
-        method = METHODS[plain]
-        unpublished = UNPUBLISHED.get(plain, method.unpublished)
-        return replace(method, name=plain, unpublished=unpublished)
-    if plain in peft_types():
-        return peft_method(plain)  # imports PEFT, which other names do not need
-    if plain in REMOVED:
-        raise removed_form(f"the method {plain}")
-    near = get_close_matches(plain, METHODS, cutoff=0.6)
-    raise unknown_name("method", asked or plain, near or {*METHODS, *peft_types()})
+def _single(name: str) -> Method:
+    """A method that is no sum."""
+    if name in METHODS:
+        method = METHODS[name]
+        return replace(method, name=name, unpublished=UNPUBLISHED.get(name, method.unpublished))
+    if name in peft_types():
+        return peft_method(name)  # imports PEFT, which other names do not need
+    if name in REMOVED:
+        raise removed_form(f"the method {name}")
+    near = get_close_matches(name, METHODS, cutoff=0.6)
+    raise unknown_name("method", name, near or {*METHODS, *peft_types()})
 
 
-def _with_map(parts_by_model: PartsByModel) -> PartsByModel:
-    return {model: {"lmam": MAP, **parts} for model, parts in parts_by_model.items()}
-
-
-def _sum(name: str, methods: Sequence[Method], *, with_map: bool) -> Method:
-    """One method with the parts of several, in their order; the map, if any, comes first.
+def _sum(name: str, methods: Sequence[Method]) -> Method:
+    """One method with the parts of several, in their order.
 
     Raises:
         ValueError: for a method without parts, a part that two of them have, or two that prepare
             the adapter, bring an optimizer or set one training argument differently.
     """
-    if with_map:
-        methods = [replace(METHODS["lmam"], name="lmam"), *methods]
     for method in methods:
         if not method.part_names:
             raise ValueError(f"{name}: {method.name} has no parts, so it cannot be in a sum")

@@ -33,19 +33,20 @@ FEWER_WHEN_LARGER = ("c3a", "randlora")
 # Part → what its size may be; a part without an entry takes any number. ``divides_heads`` is for
 # maps without a rank: a divisor of the number of attention heads.
 Bound = Literal[
-    "side", "largest_side", "entries", "low_rank", "context", "length", "divides_heads",
-    "divides_inputs", "divides",
+    "side", "largest_side", "entries", "sparse", "low_rank", "tokens", "context", "length",
+    "divides_heads", "divides_inputs", "divides_outputs", "divides",
 ]  # fmt: skip
 BOUNDS: dict[str, Bound] = {
     # At most the smaller side of each matrix of the part, as that is the highest rank it has.
     **dict.fromkeys(
-        ("sora", "lamda", "omoe", "lora", "adalora", "shira", "adamss", "deft", "delora", "glora",
+        ("sora", "lamda", "omoe", "lora", "adalora", "adamss", "deft", "delora", "glora",
          "gralora", "hira", "hra", "lily", "loha", "lokr", "miss", "psoft"), "side",
     ),
     # The same of its largest matrix, for factors that all matrices share.
     **dict.fromkeys(("pvera", "vera"), "largest_side"),
     # At most the entries of each matrix.
     **dict.fromkeys(("fourierft", "waveft"), "entries"),
+    "shira": "sparse",  # r·(in + out) is at most the entries of each matrix
     # A divisor above 1 of the input widths of all its matrices; a divisor of all their widths.
     **dict.fromkeys(("boft", "oft"), "divides_inputs"),
     **dict.fromkeys(("c3a", "randlora"), "divides"),
@@ -53,6 +54,19 @@ BOUNDS: dict[str, Bound] = {
     "unilora": "low_rank",
     "prefix": "context",  # at most the model's tokens, less one
     "lmam": "length",  # at most the setting ``length`` of the part, and those tokens
+}  # fmt: skip
+
+# Settings whose defaults have to fit a model, since a part refuses or ignores others.
+FITTED: dict[str, dict[str, Bound]] = {
+    "lmam": {"heads": "divides_heads", "length": "tokens"},
+    "gralora": {"gralora_k": "divides"},
+    "road": {"group_size": "divides_outputs"},
+    "vblora": {"vector_length": "divides"},
+    **{
+        part: {SIZES[part][0]: BOUNDS[part]}
+        for part in ("prefix", "shira", "lamda", "boft", "c3a", "fourierft", "miss", "oft",
+                     "psoft", "waveft")
+    },
 }  # fmt: skip
 
 # The learning rate of a method without an entry below: what `lorada train` takes by default.

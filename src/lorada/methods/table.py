@@ -5,7 +5,7 @@ LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` documents the
 ``build.build_method`` makes a method ready for a model.
 """
 
-from lorada.methods.autopeft.settings import SIZES, parts_of_size
+from lorada.methods.autopeft import SIZES, parts_of_size
 from lorada.methods.extensions import EXTENSIONS
 from lorada.methods.method import EVERY_FAMILY, EVERYTHING, SHIFTED_ATTENTION, Method, Settings
 
@@ -186,7 +186,7 @@ METHODS: dict[str, Method] = {
         source="Table 10; α beside the prefix is our choice, that of LoRA(ffn)",
     ),
     "autopeft": Method(
-        "AutoPEFT: serial and parallel adapters and a prefix; `lorada search` chooses the layers",
+        "AutoPEFT: serial and parallel adapters and a prefix, without the search for their layers",
         {
             **{family: parts_of_size(12, 12, 6) for family in ("roberta", "deberta")},
             "bart": parts_of_size(256, 256, 32),

@@ -4,7 +4,7 @@ They are taken from the method's settings for another kind of model, or from ano
 the same part on this kind. Each entry says which. DeBERTa takes the settings of ``roberta``.
 """
 
-from lorada.methods.autopeft.settings import parts_of_size
+from lorada.methods.autopeft import parts_of_size
 from lorada.methods.method import PartsByModel, Settings, Unpublished
 from lorada.methods.table import FFN_LORA, METHODS
 

@@ -15,7 +15,6 @@ from folders import ROWS, bert_folder, llama_folder, rows_file, split_file
 from lorada.experiments.compare.learning_rate import rates_to_try
 from lorada.report.comparison.commands import BESIDE
 from lorada.report.comparison.read import read_comparison
-from lorada.report.comparison.statistics import paired_p
 from lorada.report.comparison.write import write_report
 from lorada.runs.folder.predictions import read_predictions
 from lorada.runs.folder.result import read_result
@@ -300,15 +299,3 @@ def test_a_benchmark_is_compared_on_its_own_test_rows(call, place, tmp_path):
     code, _, err = call("compare", folder, "--resume")
     assert code == 2
     assert "1 of 8 held-out rows (rte) are training rows too" in err
-
-
-@pytest.mark.slow
-def test_two_copies_of_a_method_do_not_differ(lab, place, tmp_path):
-    folder = tmp_path / "comparison"
-    asked = words(place, folder, model="bert", rows="_labels", methods=["lora"],
-                  seeds="1,2,3,4,5,6", trials=0)  # fmt: skip
-    reply = lab.command([*asked, "max_steps=20", "--allow-overlap"], folder)
-    assert reply["code"] == 0, reply["said"]
-    (candidate,) = read_comparison(folder).candidates
-    assert candidate.scores.shape == (6, 8)
-    assert paired_p(candidate.scores[:3], candidate.scores[3:]) > 0.05

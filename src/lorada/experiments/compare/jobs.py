@@ -50,22 +50,21 @@ def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) 
     found: list[Job] = []
     for candidate in plan.runnable:
         place = folder / TRIALS / candidate.path
+        # The folder of a search, the seeds of the runs that take its rate, and what it is called.
+        searches: list[tuple[Path | None, list[int], str]]
         if not comparison.trials:
-            found += _final_jobs(comparison, plan, candidate, folder, comparison.seeds, None, [])
+            searches = [(None, comparison.seeds, "")]
         elif comparison.search == ONCE:
-            first = comparison.seeds[0]
-            trials = _trial_jobs(comparison, plan, candidate, place, first, candidate.name)
-            seeds = comparison.seeds
-            found += [
-                *trials, *_final_jobs(comparison, plan, candidate, folder, seeds, place, trials)
-            ]  # fmt: skip
+            searches = [(place, comparison.seeds, candidate.name)]
         else:
-            for seed in comparison.seeds:
-                mine, name = place / f"seed{seed}", f"{candidate.name} seed {seed}"
-                trials = _trial_jobs(comparison, plan, candidate, mine, seed, name)
-                found += [
-                    *trials, *_final_jobs(comparison, plan, candidate, folder, [seed], mine, trials)
-                ]  # fmt: skip
+            searches = [
+                (place / f"seed{seed}", [seed], f"{candidate.name} seed {seed}")
+                for seed in comparison.seeds
+            ]
+        for search, seeds, name in searches:
+            trials = _trial_jobs(comparison, plan, candidate, search, seeds[0], name)
+            finals = _final_jobs(comparison, plan, candidate, folder, seeds, search, trials)
+            found += [*trials, *finals]
     return found
 
 
@@ -73,15 +72,17 @@ def _trial_jobs(
     comparison: Comparison,
     plan: ComparisonPlan,
     candidate: Candidate,
-    place: Path,
+    place: Path | None,
     seed: int,
     name: str,
 ) -> list[Job]:
     """The trials of one search, each after the one before, because that one may stop it.
 
-    A search of one seed sets rows of its own aside, so that the luck of these rows is among what
-    differs between the seeds.
+    There are none without a folder for it. A search of one seed sets rows of its own aside, so that
+    the luck of these rows is among what differs between the seeds.
     """
+    if place is None:
+        return []
     recipe = _recipe(comparison, plan, candidate, place, seed, {
         "eval_strategy": "steps", "eval_steps": -(-plan.steps // MEASURED),
     })  # fmt: skip

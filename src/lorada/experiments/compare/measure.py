@@ -24,8 +24,7 @@ from lorada.experiments.compare.jobs import comparison_jobs, reads
 from lorada.experiments.compare.plan import Candidate, ComparisonPlan
 from lorada.experiments.compare.spec import Comparison
 from lorada.experiments.queue.job import Job, Report
-from lorada.experiments.queue.queue import last_line
-from lorada.experiments.queue.simulate import makespan
+from lorada.experiments.queue.queue import last_line, makespan
 from lorada.runs.data.rows import Rows
 from lorada.runs.folder.result import peak_memory
 from lorada.runs.prepare import prepare_training

@@ -1,1 +1,0 @@
-"""AutoPEFT: a search chooses the sizes and layers of two adapters and a prefix."""
