@@ -49,7 +49,6 @@ ASKED = {
     "rte": (("nyu-mll/glue", "rte"), "train"),
     "xsum": (("EdinburghNLP/xsum", None), "train"),
     "wmt16_en_ro": (("wmt/wmt16", "ro-en"), "train"),
-    "winogrande": (("allenai/winogrande", "winogrande_xl"), "train"),
 }
 
 
@@ -59,13 +58,6 @@ def test_the_hub_is_asked_for_a_data_set_its_configuration_and_split(task, asked
     rows = read_source(TASKS[task].train["own"], None)
     assert asked == [(words, {"split": split})]
     assert rows == [{"sentence1": "a", "sentence2": "b", "label": 0}]
-
-
-def test_a_split_may_have_another_name_on_the_hub(asked):
-    source = TASKS["boolq"].test[""]
-    assert source.split == "test"
-    read_source(source, None)
-    assert asked == [(("google/boolq", None), {"split": "validation"})]
 
 
 @pytest.mark.parametrize("case", UNREACHED)
