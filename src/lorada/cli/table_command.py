@@ -121,7 +121,7 @@ def _write_so_far(
 
     Unless ``quiet``, it prints the paths and the next command; ``again`` is this one.
     """
-    from lorada.experiments.table_page import page_of, page_rows
+    from lorada.experiments.table_page import page_of
     from lorada.experiments.table_runs import stored_rows
 
     of = tasks if chosen.train == "together" else None
@@ -132,11 +132,7 @@ def _write_so_far(
     if quiet:
         return
     console.print(f"{stem}.md, .csv, .tex", highlight=False, soft_wrap=True)
-    if not part and _has_means(chosen, page_rows(so_far)):
-        number = chosen.table
-        suggest("plot", "scatter", "--table", number, "--scale", scale, "--results", results)
-    else:
-        suggest(*again, "--dry-run")
+    suggest(*again, "--dry-run")
 
 
 def _write_page(page: Any, stem: str) -> None:
@@ -171,19 +167,6 @@ def check_table(
     if data_dir is not None:
         data_folder(data_dir)
     return chosen
-
-
-def _has_means(chosen: Any, rows: list[Any]) -> bool:
-    """Whether ``lorada plot scatter`` has a point to draw for these rows."""
-    from lorada.report.page import averaged_columns, scatter_points
-
-    columns = chosen.columns_of(chosen.tasks)
-    try:
-        return bool(averaged_columns(columns, chosen.mean)) and bool(
-            scatter_points(rows, columns, chosen.mean)
-        )
-    except ValueError:
-        return False
 
 
 def scale_named(name: str | None) -> Any:
