@@ -1,13 +1,11 @@
 """The paper's figures from a real run, and what the commands that draw them refuse."""
 
 import json
-import sys
 from xml.etree import ElementTree
 
 import pytest
 from folders import bert_folder, llama_folder, rows_file
 
-from lorada import cli
 from lorada.experiments import table_page
 from lorada.experiments.queue.job import Outcome
 from lorada.experiments.table_spec import load_table
@@ -49,17 +47,6 @@ def drawn(monkeypatch):
     plt.close("all")
 
 
-def lorada(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["lorada", *map(str, words)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    out = capsys.readouterr()
-    return code, out.out, out.err
-
-
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_the_maps_of_a_sentence_add_up_and_have_one_row_a_token(runs, name):
     found = sentence_maps(load_run(runs / name), TEXT, layer=0, head=1)
@@ -95,34 +82,32 @@ def test_rows_of_another_form_than_the_run_has_learned_are_shown_in_their_own(ru
     assert found == len(run.tokenizer("<|user|>ab<e><|assistant|>")["input_ids"])
 
 
-def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, monkeypatch, capsys):
+def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, call):
     words = ("explore", runs / "bert", "--text", TEXT, "--maps")
-    code, out, err = lorada(monkeypatch, capsys, *words)
+    code, out, err = call(*words)
     assert code == 0, err
     assert "effect size" in out
     for suffix in (".png", ".svg"):
         assert (runs / "bert" / f"maps{suffix}").stat().st_size > 5000
     words = ("explore", runs / "llama", "--text", TEXT, "--maps", "--layer", 0, "--json")
-    code, out, _ = lorada(monkeypatch, capsys, *words)
+    code, out, _ = call(*words)
     found = json.loads(out)
     assert len(found["layers"]) == 2
     assert found["layer"].endswith("layers.0.self_attn")
 
 
 @pytest.mark.parametrize(("what", "name"), [("1", "figure1"), ("3", "figure3"), ("loss", "loss")])
-def test_a_figure_of_a_run_is_drawn(what, name, runs, tmp_path, monkeypatch, capsys):
+def test_a_figure_of_a_run_is_drawn(what, name, runs, tmp_path, call):
     words = ("plot", what, runs / "bert", "--output", tmp_path, "--rows", 2)
-    code, out, err = lorada(monkeypatch, capsys, *words)
+    code, out, err = call(*words)
     assert code == 0, err
     assert "next: lorada" in out
     for suffix in (".png", ".svg"):
         assert (tmp_path / f"{name}{suffix}").stat().st_size > 5000
 
 
-def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(
-    runs, drawn, monkeypatch, capsys
-):
-    code, _, err = lorada(monkeypatch, capsys, "plot", "3", runs / "bert", "--rows", 2)
+def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(runs, drawn, call):
+    code, _, err = call("plot", "3", runs / "bert", "--rows", 2)
     assert code == 0, err
     run = load_run(runs / "bert")
     text = json.loads((runs / "labels.jsonl").open().readline())["text"]
@@ -195,12 +180,6 @@ def test_dollars_in_names_and_tokens_are_no_formulas(tmp_path, monkeypatch):
     assert {"$$", "$a^$", "$_$"} <= texts_of(tmp_path / "m.svg")
 
 
-def test_every_curve_has_its_name_beside_it(drawn, tmp_path):
-    history = [{"step": 1, "loss": 1.0}]
-    plots.loss_png(dict.fromkeys(["_a", "b"], history), tmp_path / "loss.png")
-    assert [text.get_text() for text in drawn[0].legends[0].texts] == ["_a", "b"]
-
-
 def test_the_sweep_has_a_cell_for_every_heads_and_rank(drawn, tmp_path):
     scores = {(1, 1): [80.0, 82.0], (1, 2): [84.0], (3, 1): [85.0]}
     sweep_figure(scores, tmp_path / "sweep.svg", title="t", metric="accuracy (%)")
@@ -218,14 +197,10 @@ def test_figure_4_sweeps_sixteen_maps():
 
 
 BAD = {
-    "no such picture": (["plot", "2"], "no picture '2': there are 1, 3, 4, loss"),
     "no run": (["plot", "1"], "lorada plot 1 needs a run"),
     "two runs of 1": (["plot", "1", "bert", "llama"], "lorada plot 1 takes 1 run, not 2"),
     "two runs of 3": (["plot", "3", "bert", "llama"], "lorada plot 3 takes 1 run, not 2"),
     "a run of 4": (["plot", "4", "bert"], "lorada plot 4 takes no run, not 1"),
-    "both ways": (["plot", "4", "--resume", "--overwrite"], "exclude each other"),
-    "not a run": (["plot", "loss", "nowhere"], "nowhere has no result.json"),
-    "empty text": (["explore", "bert", "--text", " ", "--maps"], "the text is empty"),
     "no such layer": (
         ["explore", "bert", "--text", "a", "--maps", "--layer", "7"],
         "--layer 7 is not in 0–1",
@@ -243,19 +218,14 @@ BAD = {
         ["explore", "bert", "--text", "a", "--head", "1"],
         "--head is for --maps: add it, or leave --head out",
     ),
-    "explain": (
-        ["explain", "my run", "--text", "a", "--layer", "0"],
-        "lorada explain is an option of explore now: "
-        "lorada explore 'my run' --text TEXT --maps",
-    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_mistake_is_one_line(case, runs, monkeypatch, capsys):
+def test_a_mistake_is_one_line(case, runs, call, monkeypatch):
     words, message = BAD[case]
     monkeypatch.chdir(runs)
-    code, _, err = lorada(monkeypatch, capsys, *words)
+    code, _, err = call(*words)
     assert code == 2
     assert message in err
     assert "Traceback" not in err
@@ -271,16 +241,16 @@ def test_every_run_has_a_curve_and_names_without_what_all_share(drawn, tmp_path)
 
 
 @pytest.mark.parametrize("option", ["resume", "overwrite"])
-def test_the_sweep_does_with_earlier_results_what_it_is_told(option, monkeypatch, capsys):
+def test_the_sweep_does_with_earlier_results_what_it_is_told(option, call, monkeypatch):
     def told(found, scale, *, resume, overwrite, **options):
         raise ValueError(f"{len(found)} runs, resume {resume}, overwrite {overwrite}")
 
     monkeypatch.setattr(table_page, "run_all", told)
-    _, _, err = lorada(monkeypatch, capsys, "plot", "4", "--scale", "local", f"--{option}")
+    _, _, err = call("plot", "4", "--scale", "local", f"--{option}")
     assert f"48 runs, resume {option == 'resume'}, overwrite {option == 'overwrite'}" in err
 
 
-def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, monkeypatch, capsys, tmp_path):
+def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, call, tmp_path, monkeypatch):
     def some(found, scale, **options):
         assert options["part"] == (1, 2)
         results = [
@@ -293,7 +263,7 @@ def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, monkeypatch, c
 
     monkeypatch.setattr(table_page, "run_all", some)
     words = ("plot", "4", "--scale", "local", "--shard", "1/2", "--output", str(tmp_path))
-    code, _, err = lorada(monkeypatch, capsys, *words)
+    code, _, err = call(*words)
     assert code == 2
     assert "a failed: too large" in err
     assert "1 of 2 jobs are held" in err
