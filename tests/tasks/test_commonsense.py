@@ -3,40 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reasoning import ROW, WORDS, question
+from reasoning import WORDS, question
 
 from lorada.tasks import TASKS
-from lorada.tasks.commonsense import COMMONSENSE, choose_options, first_option, match_options
+from lorada.tasks.commonsense import choose_options, first_option, match_options
 from lorada.tasks.llm_adapters_prompt import clean_prompt, evaluation_prompt, training_prompt
 from lorada.tasks.quanta_prompt import clean
-
-
-def test_the_training_prompt_byte_for_byte():
-    assert training_prompt("Is ice cold?\nSay so.") == (
-        "Below is an instruction that describes a task. Write a response that appropriately "
-        "completes the request.  \n"
-        "\n"
-        "                ### Instruction:\n"
-        "                Is ice cold?\n"
-        "Say so.\n"
-        "                \n"
-        "                ### Response:\n"
-        "                "
-    )
-
-
-def test_the_evaluation_prompt_byte_for_byte():
-    assert evaluation_prompt("Is ice cold?\nSay so.") == (
-        "Below is an instruction that describes a task. Write a response that appropriately "
-        "completes the request. \n"
-        "\n"
-        "                ### Instruction:\n"
-        "                Is ice cold?\n"
-        "Say so.\n"
-        "\n"
-        "                ### Response:\n"
-        "                "
-    )
 
 
 def test_the_training_prompt_with_an_input_byte_for_byte():
@@ -74,10 +46,6 @@ def test_the_evaluation_prompt_with_an_input_byte_for_byte():
 
 
 def test_the_clean_prompt_byte_for_byte():
-    assert clean_prompt("Is ice cold?") == (
-        "Below is an instruction that describes a task. Write a response that appropriately "
-        "completes the request.\n\n### Instruction:\nIs ice cold?\n\n### Response:\n"
-    )
     assert clean_prompt("Name it.", "round") == (
         "Below is an instruction that describes a task, paired with an input that provides further "
         "context. Write a response that appropriately completes the request.\n\n"
@@ -85,32 +53,8 @@ def test_the_clean_prompt_byte_for_byte():
     )
 
 
-def test_a_row_is_learned_in_the_one_layout_and_asked_in_the_other():
-    protocol = TASKS["boolq"].protocols["generate"]
-    learned, scored = protocol.convert(ROW), protocol.convert_test(ROW)
-    assert learned == {
-        "prompt": training_prompt(ROW["instruction"]),
-        "response": "the correct answer is false",
-        "answer": "false",
-    }
-    assert scored == {**learned, "eval_prompt": evaluation_prompt(ROW["instruction"])}
-    with_input = protocol.convert({**ROW, "input": "x"})
-    assert with_input["prompt"] == training_prompt(ROW["instruction"], "x")
-    assert protocol.generation == {"num_beams": 4, "max_new_tokens": 32}
-
-
-def test_the_likelihood_protocol_byte_for_byte():
+def test_the_options_of_likelihood_stand_anywhere_and_in_any_case():
     row = question("Please choose: warm\n\nAnswer1: ice Answer2: fire", WORDS["siqa"], 1)
-    assert TASKS["siqa"].protocols["likelihood"].convert(row) == {
-        "prompt": "Please choose: warm. Answer1: ice Answer2: fire. "
-        "Answer format: answer1/answer2/answer3\nAnswer:",
-        "candidates": [
-            " the correct answer is answer1.",
-            " the correct answer is answer2.",
-            " the correct answer is answer3.",
-        ],
-        "answer": 1,
-    }
     joined = {
         **row,
         "instruction": "A _ b.\n\nOption1: x Option2: y Answer format: Answer2/answer3",
@@ -188,11 +132,3 @@ def test_accuracy_counts_unparsable_outputs_as_wrong():
         "accuracy": 50.0,
         "unparsable": 0.0,
     }
-
-
-def test_which_protocol_is_first():
-    for task in COMMONSENSE.values():
-        assert list(task.protocols) == ["generate", "generate_clean", "likelihood"]
-        assert task.protocol(None, "decoder") == "generate"
-        with pytest.raises(ValueError, match="needs a model of kind decoder"):
-            task.protocol(None, "encoder")

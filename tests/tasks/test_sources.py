@@ -111,20 +111,3 @@ def test_a_data_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
     assert data_folder(str(tmp_path)) == tmp_path
     monkeypatch.delenv(DATA_VARIABLE)
     assert data_folder(None) is None
-
-
-BROKEN = {
-    "not JSON": ('{"label": 0}\n{"label"\n', "line 2 is not JSON"),
-    "not objects": ("[0]\n", "line 1 is not a JSON object"),
-    "empty": ("", "has no rows"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_file_of_rows_is_named(case, tmp_path):
-    path = tmp_path / "glue" / "rte" / "train.jsonl"
-    path.parent.mkdir(parents=True)
-    text, said = BROKEN[case]
-    path.write_text(text)
-    with pytest.raises(ValueError, match=rf"train\.jsonl {said}"):
-        read_source(RTE, tmp_path)
