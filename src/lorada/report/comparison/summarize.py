@@ -168,7 +168,7 @@ def _baselines(results: Results) -> list[tuple[Baseline, Scores | None]]:
         entry = entry if isinstance(entry, dict) else {"reason": "it is not scored yet"}
         scores = entry.get("row_scores")
         whole = isinstance(scores, list) and 0 < len(scores) == len(results.rows)
-        if whole and all(isinstance(score, int | float) for score in scores):
+        if whole and all(isinstance(score, int | float) for score in scores or []):
             by_row = np.array(scores, dtype=float)
             low, high = interval(by_row[None])
             answer = entry.get("answer")
