@@ -42,9 +42,7 @@ NOTES = {
   `unparsable` is 0 by construction. With held-out rows (`dev_rows=N`) each evaluation while
   training measures accuracy, and `metric_for_best_model=accuracy` selects by it, as QuanTA does.
 - Scores by the two protocols do not compare, and published tables mix them.
-- Rows of the hub are put in LLM-Adapters' words. Its BoolQ has no passages. Test rows are the hub's
-  validation split, but for ARC and OpenBookQA. LLM-Adapters trains WinoGrande on all sizes one
-  after another; on the hub `own` is the largest.
+- All rows come from LLM-Adapters' repository. Its BoolQ has no passages.
 - `commonsense_170k` are the training rows of all eight tasks, from LLM-Adapters' repository; in a
   local folder `commonsense_mix` stands for it.""",
     "arithmetic": """\
@@ -92,7 +90,7 @@ def elsewhere(one: Source) -> str:
     """Where the rows are but for a local folder: the data set, and its split or its files."""
     if "://" not in one.hub:
         name = " ".join(filter(None, (one.hub, one.config)))
-        return f"hub: {name}, split {one.hub_split or one.split}" if name else "local only"
+        return f"hub: {name}, split {one.split}" if name else "local only"
     found = [ADDRESS.fullmatch(address) for address in one.hub.split()]
     ((host, name),) = {(match["host"], match["name"]) for match in found}
     site = "hub" if host == "huggingface.co/datasets" else "GitHub"

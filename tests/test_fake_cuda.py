@@ -199,11 +199,9 @@ def ids(part: str | bool) -> str:
     return part if isinstance(part, str) else "padded" if part else "unpadded"
 
 
+# A step of training has the forward pass of the others too.
 @pytest.mark.parametrize(
-    ("name", "model", "padded"),
-    # A step of training has the forward pass of the others too.
-    [pytest.param(*case, marks=[pytest.mark.slow] * (not in_attention(case[0]))) for case in CASES],
-    ids=ids,
+    ("name", "model", "padded"), [case for case in CASES if in_attention(case[0])], ids=ids
 )
 def test_a_method_answers(name, model, padded):
     adapted, _ = placed(name, model, inputs(model))

@@ -4,14 +4,13 @@ import json
 import sys
 import warnings
 from argparse import Namespace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from fake_gpu import GPU, fake_gpu, move
 from gpu import gpu_tests, map_costs, methods, page, run, trainings, vllm_engines, waits
-from gpu.machine import CannotRunError, Machine, ratios, spread
+from gpu.machine import CannotRunError, Machine
 
 from lorada import METHODS
 
@@ -136,15 +135,6 @@ def test_what_is_timed_runs_on_a_fake_gpu_and_never_waits_for_it(machine):
             if name != "paper":
                 map_costs._tokens(on_gpu, model, token)(0)
     assert not gpu.reads
-
-
-def test_a_timed_action_waits_for_the_device(monkeypatch):
-    done = []
-    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: done.append("waited"))
-    Machine("cuda", True, Path()).timed(lambda turn: done.append(turn))(3)
-    assert done == [3, "waited"]
-    Machine("cpu", True, Path()).timed(lambda turn: done.append(turn))(4)
-    assert done == [3, "waited", 4]
 
 
 def test_trainings_are_measured_beside_trl_and_peft(machine):
@@ -339,11 +329,6 @@ def test_a_case_that_takes_too_long_is_ended_and_the_next_goes_on(processes, mon
     assert found == {"hangs": {"reason": "took more than 2 s"}, "b": {"n": 1}}
 
 
-def test_when_time_is_up_the_rest_is_left_for_the_next_run(processes, monkeypatch):
-    monkeypatch.setattr(run, "PATIENCE", 0.1)
-    assert processes(["hangs", "b"], left=1) == {}
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -367,18 +352,3 @@ def test_a_wrong_command_line_is_one_line(words, said, monkeypatch, capsys):
 def test_the_page_is_what_the_results_make():
     results = json.loads(run.RESULTS.read_text()) if run.RESULTS.is_file() else None
     assert page.PAGE.read_text(encoding="utf-8") == page.text(results, run.PARTS)
-
-
-def test_without_results_the_page_says_so_over_empty_tables():
-    text = page.text(None, run.PARTS)
-    assert page.NOT_YET in text
-    for part in run.PARTS.values():
-        assert f"{part.TITLE}\n" in text
-        assert part.lines({}) == []
-    assert text.count("\nNot yet run.\n") == len(run.PARTS) == 7
-
-
-def test_a_number_has_its_spread_and_how_many_there_are():
-    assert spread([3.0, 1.0, 2.0], 1) == "2.0 (1.0–3.0 in 3)"
-    assert spread([], 1) == "–"
-    assert ratios([2.0, 9.0], [1.0, 3.0]) == [2.0, 3.0]

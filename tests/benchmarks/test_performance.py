@@ -2,7 +2,6 @@
 
 import json
 import logging
-import subprocess
 import sys
 
 import measure_map_costs as performance
@@ -13,8 +12,6 @@ from conftest import assert_close
 from folders import llama_folder
 from library import (
     fresh_process,
-    llama_layer,
-    map_checks,
     map_costs_page,
     measuring,
     paper_attention,
@@ -96,35 +93,9 @@ def test_rows_are_measured_kept_and_written(settings, files):
     assert again["rows"]["saved_bytes"]["mb"][1] == again["rows"]["saved_bytes"]["mb"][8] < 0.2
 
 
-def test_the_setups_without_a_map_are_two_models(settings):
-    batch = performance.make_batch(settings, 1, 256)
-    setups = performance.setups_with_and_without(settings, batch)
-    models = [setup.model for setup in setups.values()]
-    addresses = {p.data_ptr() for model in models for p in model.parameters()}
-    assert len(addresses) == sum(len(list(model.parameters())) for model in models)
-
-
-def test_every_action_begins_as_often_by_default():
-    began = []
-    actions = {name: lambda turn, name=name: began.append((turn, name)) for name in "abc"}
-    repetitions = performance.Settings().repetitions
-    timing.time_in_turns(actions, repetitions)
-    first = [name for turn, name in began[::3] if turn]
-    assert len(first) == repetitions >= 7
-    assert {first.count(name) for name in "abc"} == {repetitions // 3}
-
-
 def test_a_ratio_is_that_of_the_medians_with_the_turns_extremes():
     seconds = {"on": [1.0, 2.0, 6.0], "off": [1.0, 1.0, 2.0]}
     assert timing.ratio(seconds, "on", "off") == {"ratio": 2.0, "lowest": 1.0, "highest": 3.0}
-
-
-def test_padded_rows_are_padded(settings):
-    assert not performance.make_batch(settings, 4, 512, padded=True)["attention_mask"].all()
-
-
-def test_the_term_is_a_small_part_of_a_layer():
-    assert llama_layer.term_operations()["share"] < 0.01
 
 
 # Nothing is timed that does not compute what it should.
@@ -142,16 +113,6 @@ def test_a_row_is_only_measured_if_it_computes_the_same(settings, files, monkeyp
     with pytest.raises(DisagreementError, match=f"{name} was not measured"):
         performance.run(Request(settings, *files, [name]))
     assert not files[0].exists()
-
-
-def test_a_step_is_checked_on_padded_rows_too(settings, monkeypatch):
-    batch = performance.make_batch(settings, 1, 2048)
-    checks = []
-    monkeypatch.setattr(map_checks, "compare", lambda ours, paper, batch: checks.append(batch))
-    ours = performance.setup_with_map(settings, batch)
-    map_checks.check_training(settings, performance.METHOD, ours, batch)
-    map_checks.check_training(settings, performance.METHOD, ours, batch)  # this shape is known
-    assert [bool(check["attention_mask"].all()) for check in checks] == [True, False]
 
 
 def test_a_curve_is_only_measured_if_it_computes_the_same(monkeypatch):
@@ -220,24 +181,6 @@ def test_results_of_other_settings_are_left_alone(tmp_path, one_row, command, ca
     assert error.count("\n") == 1
     assert file.read_text() == before
     assert len(one_row) == 1
-
-
-def test_overwrite_begins_anew(tmp_path, one_row, command):
-    command("--output", tmp_path)
-    command("--output", tmp_path, "--factor", 32, "--overwrite")
-    assert json.loads((tmp_path / "performance.json").read_text())["settings"]["factor"] == 32
-    assert len(one_row) == 2
-
-
-def test_a_tenth_of_a_gibibyte_is_no_other_machine():
-    def machine(memory):
-        return {"factor": 1, "hardware": {"cpu": "x", "memory_gib": memory}}
-
-    assert not list(measuring.differences(machine(23.5), machine(23.4)))
-    assert list(measuring.differences(machine(23.5), machine(31.2))) == [
-        "memory_gib 23.5, not 31.2"
-    ]
-    assert list(measuring.differences(machine(23.5), {"factor": 1})) != []
 
 
 def test_rows_of_other_code_are_marked(settings, files, one_row):
@@ -310,28 +253,6 @@ def one_point():
     return {"N": 8, "n": 4, "batch": 1, "on_ms": 2.0, "off_ms": 1.0, "map_ms": 1.0, "share": 0.5}
 
 
-def test_curves_that_are_measured_survive_a_failure(settings, files, short_curves, monkeypatch):
-    def point(tokens, length, batch, repetitions, *, causal):
-        if not causal:
-            raise DisagreementError("no")
-        return one_point()
-
-    monkeypatch.setattr(growth, "measure_point", point)
-    with pytest.raises(DisagreementError):
-        growth.run(Request(settings, *files))
-    assert list(json.loads(files[0].read_text())["growth"]) == ["tokens", "length"]
-
-
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-def test_a_curve_compares_a_call_with_a_map_to_attention_alone(causal, monkeypatch):
-    module = growth.module_with_map(4, causal=causal)
-    assert module.is_causal is causal
-    calls = growth.calls(module, 8, 1)
-    assert len(calls["on"](0)) == len(calls["paper"](0)) == 6  # output, Q, K, V, W_a, W_b
-    monkeypatch.setattr(type(module.lmam), "maps", lambda self: pytest.fail(UNREACHED))
-    assert len(calls["off"](0)) == 4
-
-
 # Processes.
 
 
@@ -357,19 +278,3 @@ def test_peaks_are_medians_of_processes_that_take_turns(settings, monkeypatch):
     assert (row["ours_mb"], row["papers_mb"], row["ratio"]) == (12, 44, round(12 / 44, 4))
     ((what, *_),) = map_costs_page.lines({"rows": {"peak_1x2048": row}})
     assert "in all 501 vs 530 MB" in what
-
-
-def test_a_command_that_fails_is_not_timed(monkeypatch):
-    monkeypatch.setattr(fresh_process, "COMMANDS", {"help": "raise SystemExit(3)"})
-    with pytest.raises(subprocess.CalledProcessError):
-        fresh_process.start_times(1)
-
-
-def test_the_import_says_itself_how_long_it_takes(monkeypatch):
-    monkeypatch.setattr(fresh_process, "COMMANDS", {"help": "", "methods": ""})
-    monkeypatch.setattr(fresh_process, "IMPORT", "print('noise'); print(0.1234)")
-    row = fresh_process.start_times(1)
-    assert row["import_s"] == 0.1234
-    assert row["help_s"] > 0
-    shown = [line[2] for line in map_costs_page.lines({"rows": {"start": row}})]
-    assert "0.123 s" in shown

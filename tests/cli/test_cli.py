@@ -103,10 +103,14 @@ def test_predictions_that_are_damaged_are_one_line(call, place, finished, tmp_pa
     refused(call(*words), "predictions.jsonl line 1 is damaged", "score the run again")
 
 
-def test_json_output_is_nothing_but_json(call, place, tmp_path):
+def test_json_output_is_nothing_but_json_also_where_colours_are_forced(
+    call, place, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FORCE_COLOR", "1")
     code, out, _ = call(*train_words(place, tmp_path / "run", "--json"))
     assert code == 0
     assert json.loads(out)["steps"] == 2
+    assert (tmp_path / "run" / "loss.png").is_file()
     code, out, _ = call("evaluate", tmp_path / "run", "--data", place / "rows.jsonl", "--json")
     assert json.loads(out)["n"] == 36
     code, out, _ = call("generate", tmp_path / "run", "--prompt", "1 + 1 =", "--json")
@@ -207,8 +211,6 @@ def test_a_misspelt_option_is_no_setting(call):
 
 BAD_TRAINING = {
     "heads that do not divide": (["lmam.heads=3"], "heads=3 does not divide the 4 attention heads"),
-    "rank 0": (["lmam.rank=0"], "rank=0 must be a whole number above 0"),
-    "length below 0": (["lmam.length=-1"], "length=-1 must be a whole number above 0"),
     "rank of yes": (["lmam.rank=true"], "rank=True must be a whole number above 0"),
     "no regex": (["lmam.target_modules='['"], "target_modules='[' is no regular expression"),
     "no memory": (["lmam.rank=99999999999"], "out of memory"),
@@ -225,23 +227,12 @@ BAD_TRAINING = {
     ),
     "called otherwise in a part": (["alpha=3"], "unknown override 'alpha'; did you mean lora_al"),
     "ambiguous": (["rank=3"], "write lmam.rank, bottleneck.rank"),
-    "wrong type": (["max_length=long"], "max_length='long'"),
     "wrong type of a part": (["lmam.rank=two"], "lmam.rank='two'"),
     "wrong type of training": (["training.learning_rate=fast"], "training.learning_rate='fast'"),
     "bad choice": (["loss_on=prompt"], "loss_on='prompt'", "response"),
-    "no data": (["data=none.jsonl"], "no data file at none.jsonl"),
-    "unknown method": (["method=lorda_la"], "unknown method 'lorda_la'; did you mean lorada_la"),
-    "unknown task": (["task=jsnl"], "unknown task 'jsnl'; did you mean jsonl"),
-    "unknown model": (["model=smollm"], "unknown model 'smollm'; did you mean smollm2-135m"),
-    "wrong dtype": (["dtype=float3"], "dtype='float3'"),
     "no such checkpointing": (
         ["activation_checkpointing=bogus"],
         "error: activation_checkpointing='bogus': input should be 'off', 'full' or 'auto'",
-    ),
-    "seed below 0": (["seed=-1"], "training.seed=-1 must be a whole number from 0 to 4294967295"),
-    "large seed": (
-        ["data_seed=4294967296"],
-        "training.data_seed=4294967296 must be a whole number",
     ),
     "seed of yes": (["training.seed=true"], "training.seed=True must be a whole number from 0"),
     "not an adapter": (["from_adapter=missing"], "no adapter folder at missing"),
@@ -250,7 +241,6 @@ BAD_TRAINING = {
         "lmam.inverse_scale=inf must be a finite number",
     ),
     "a section is no value": (["lmam=3"], "lmam=3 is a section: write lmam.NAME=…"),
-    "not a regular expression": (['lmam.target_modules="["'], "unterminated character set"),
     "an odd dtype": (["dtype=float8_e4m3fn"], "dtype='float8_e4m3fn' is not one of float32"),
     "a logger that is not installed": (["training.report_to=[comet_ml]"], "comet-ml"),
     "dims of another width": (
@@ -266,6 +256,7 @@ BAD_TRAINING = {
     ),
     "no such layer": (["lmam.layers_to_transform=[7]"], "layers_to_transform=[7] matched no"),
     "no layer": (["lmam.layers_to_transform=[]"], "layers_to_transform=[] names no layer"),
+    "a name out of the package": (["data=builtin:../../../../etc/passwd"], "no data file at"),
     "no batch": (["training.per_device_train_batch_size=0"], "must be at least 1"),
 }
 
@@ -277,63 +268,41 @@ def test_a_mistake_in_training_is_one_line_and_writes_nothing(call, place, tmp_p
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
-def test_an_unknown_recipe_is_answered_with_the_nearest(call):
-    refused(call("train", "quickstrt"), "unknown recipe 'quickstrt'; did you mean quickstart")
+def emptied(adapter):
+    shutil.rmtree(adapter)
+    adapter.mkdir()
 
 
-def test_a_recipe_that_is_not_yaml_names_the_line(call, tmp_path):
-    path = tmp_path / "bad.yaml"
-    path.write_text("method: lora\nmodel: [\n")
-    refused(call("train", path), "bad.yaml line", "is not YAML")
-
-
-def test_an_output_that_holds_a_run_is_refused(call, place, finished):
-    refused(call(*train_words(place, finished)), "already holds a run", "--resume")
-
-
+WEIGHTS = "adapter_model.safetensors"
 BAD_RUNS = {
-    "empty": ("empty", "has no adapter_config.json"),
-    "truncated": ("truncated", "truncated or not safetensors"),
-    "pickle": ("pickle", "is a pickle, which lorada does not load"),
-    "text": ("text", "truncated or not safetensors"),
-    "no tensors": ("no tensors", "holds no tensors"),
+    "empty": (emptied, "has no adapter_config.json"),
+    "truncated": (
+        lambda adapter: (adapter / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:-100]),
+        "truncated or not safetensors",
+    ),
+    "pickle": (
+        lambda adapter: (adapter / WEIGHTS).rename(adapter / "adapter_model.bin"),
+        "is a pickle, which lorada does not load",
+    ),
+    "no tensors": (lambda adapter: save_file({}, adapter / WEIGHTS), "holds no tensors"),
 }
-
-
-def spoil(adapter, how):
-    path = adapter / "adapter_model.safetensors"
-    if how == "empty":
-        shutil.rmtree(adapter)
-        adapter.mkdir()
-    elif how == "truncated":
-        path.write_bytes(path.read_bytes()[:-100])
-    elif how == "pickle":
-        path.rename(adapter / "adapter_model.bin")
-    elif how == "text":
-        path.write_text("hello")
-    else:
-        save_file({}, path)
 
 
 @pytest.mark.parametrize("case", BAD_RUNS)
 def test_a_broken_adapter_folder_is_one_line(call, place, finished, tmp_path, case):
-    how, part = BAD_RUNS[case]
+    spoil, part = BAD_RUNS[case]
     run = shutil.copytree(finished, tmp_path / "run")
-    spoil(run / "adapter", how)
+    spoil(run / "adapter")
     words = ["evaluate", run, "--data", place / "rows.jsonl"]
     refused(call(*words), part)
     start = train_words(place, tmp_path / "new", "--from", run / "adapter", method="lmam")
     refused(call(*start), part)
 
 
-def moved_to(run, model):
-    recipe = run / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("/llama\n", f"/{model}\n"))
-
-
 def test_an_adapter_of_another_head_count_is_one_line(call, place, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
-    moved_to(run, "wide")
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("/llama\n", "/wide\n"))
     words = ["evaluate", run, "--data", place / "rows.jsonl"]
     refused(call(*words), "saved for another model size or head count", "lora_w_a")
 
@@ -345,13 +314,6 @@ def test_an_adapter_of_another_architecture_is_one_line(call, place, finished, t
     save_file(names, path)
     words = ["evaluate", run, "--data", place / "rows.jsonl"]
     refused(call(*words), "saved for another architecture", "layers.7")
-
-
-def test_a_folder_that_is_no_run_or_no_finished_run_is_one_line(call, finished, tmp_path):
-    refused(call("evaluate", tmp_path), "is not a run")
-    run = shutil.copytree(finished, tmp_path / "run")
-    (run / "result.json").unlink()
-    refused(call("generate", run, "--prompt", "a"), "has no result.json")
 
 
 def test_bad_usage_is_one_line(call):
@@ -367,11 +329,6 @@ def test_a_command_without_any_word_shows_its_help_and_no_error(call, words):
     assert err == ""
 
 
-def test_a_builtin_name_cannot_lead_out_of_the_package(call, place, tmp_path):
-    words = train_words(place, tmp_path / "run", "data=builtin:../../../../etc/passwd")
-    refused(call(*words), "no data file at")
-
-
 def test_resume_needs_only_the_folder(call, place, tmp_path):
     code, _, _ = call(*train_words(place, tmp_path / "run", "training.save_steps=1"))
     assert code == 0
@@ -379,18 +336,6 @@ def test_resume_needs_only_the_folder(call, place, tmp_path):
     code, out, _ = call("train", "--resume", "--output", tmp_path / "run", "--json")
     assert code == 0
     assert json.loads(out)["steps"] == 2
-
-
-def test_a_training_that_was_interrupted_ends_with_the_code_of_ctrl_c(
-    call, place, tmp_path, monkeypatch
-):
-    from lorada.runs.training import train
-
-    stopped = train.Trained(tmp_path / "run", {"steps": 1}, interrupted=True)
-    monkeypatch.setattr(train, "train", lambda *_, **__: stopped)
-    code, _, err = call(*train_words(place, tmp_path / "run"))
-    assert code == 130
-    assert "stopped and saved at step 1" in err
 
 
 def test_a_training_without_an_output_is_named_and_not_written_over(
@@ -417,7 +362,6 @@ BAD_TABLE = {
         ["generate", "RUN", "--prompt", "a", "--max-new-tokens", "100000"],
         "max_new_tokens=100000 leaves no room for a prompt",
     ),
-    "nothing to resume": (["train", "--resume", "--output", "nowhere"], "holds no run to resume"),
     "params of training": (
         ["params", "--method", "lora", "--model", "MODEL", "max_steps=3"],
         "max_steps changes no parameter count",
@@ -499,18 +443,3 @@ def test_a_history_with_a_step_missing_draws_what_it_has(call, finished, tmp_pat
     result["history"] = [{}, {"loss": 1.0}, {"step": 1, "loss": None}, {"step": 2, "loss": 1.0}]
     (run / "result.json").write_text(json.dumps(result))
     assert call("plot", "loss", run, "--output", tmp_path)[0] == 0
-
-
-def test_json_stays_json_where_colours_are_forced(call, place, finished, tmp_path, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    run = shutil.copytree(finished, tmp_path / "run")
-    code, out, _ = call("evaluate", run, "--data", place / "rows.jsonl", "--json")
-    assert code == 0
-    assert json.loads(out)["n"] == 36
-    assert out.startswith("{")
-
-
-def test_json_training_draws_the_loss_too(call, place, tmp_path):
-    code, _, _ = call(*train_words(place, tmp_path / "run", "--json"))
-    assert code == 0
-    assert (tmp_path / "run" / "loss.png").is_file()

@@ -44,22 +44,13 @@ def mistake(call, *asked):
 
 
 MISTAKES = {
-    "no methods": ({"methods": None}, "nothing to compare: pass --methods NAME,NAME"),
     "no name in the methods": ({"methods": ","}, "--methods ',' has no name in it"),
-    "a method twice": ({"methods": "lora,lmam,lora"}, "--methods names lora twice"),
     "an unknown method": ({"methods": "lora,lmom"}, "unknown method 'lmom'; did you mean lmam"),
     "an unknown setting": ({"methods": "lora:rank=1"}, "lora:rank=1: unknown override 'rank'"),
     "no rates": ({"rates": "low"}, "--rates low must be learning rates, such as 1e-3,1e-2"),
     "a rate too high": ({"rates": "1e-3,1"}, "--rates 1 must be from 1e-05 to 0.1"),
-    "a seed twice": ({"seeds": "1,2,1"}, "--seeds names 1 twice"),
-    "no seed": ({"seeds": "one"}, "--seeds one must be whole numbers"),
     "a seed below 0": ({"seeds": "-1"}, "--seeds -1 must be a whole number from 0 to 4294967295"),
-    "a seed that is too large": (
-        {"seeds": "1,99999999999999999999"},
-        "--seeds 99999999999999999999 must be a whole number from 0 to 4294967295",
-    ),
     "a rate that is no number": ({"rates": "1e-3,nan"}, "--rates nan must be from 1e-05 to 0.1"),
-    "a rate without end": ({"rates": "1e-3,inf"}, "--rates inf must be from 1e-05 to 0.1"),
     "half a sum": ({"methods": "ia3+"}, "method 'ia3+' has a + without a method beside it"),
     "a setting twice": (
         {"methods": "lora:r=1:lora.r=2"},
@@ -68,7 +59,6 @@ MISTAKES = {
     "fewer trials than none": ({"trials": -1}, "--trials -1 must be 0 or more"),
     "a budget twice": ({"budget": "1%,1%"}, "--budget names 1% twice"),
     "a budget that is no number": ({"budget": "much"}, "budget 'much' is neither a share"),
-    "a budget of nothing": ({"budget": "0"}, "budget '0' is neither a share"),
     "a budget below all": ({"budget": "100%,3"}, "--budget 3 is below the smallest size of every"),
     "another search": ({"search": "twice"}, "unknown --search 'twice'; known: each-seed, once"),
     "a search without trials": (
@@ -79,10 +69,8 @@ MISTAKES = {
     "no held-out rows": ({"held_out": None}, "scores on held-out rows: pass --held-out FILE"),
     "an empty file": ({"held_out": "empty.jsonl"}, "empty.jsonl has no rows"),
     "a missing file": ({"data": "none.jsonl"}, "none.jsonl: pass --data FILE"),
-    "rows of both": ({"held_out": "leaked.jsonl"}, "3 of 11 held-out rows ("),
     "too few rows": ({"data": "few.jsonl"}, "has 8 rows, and none is left to learn from after 8"),
     "no output": ({"output": None}, "no folder for the comparison: pass --output FOLDER"),
-    "no model": ({"model": None}, "the recipe has no model: pass --model"),
     "a task with files": ({"task": "rte"}, "leave out"),
     "workers": ({"workers": 0}, "--workers 0 must be at least 1"),
 }
@@ -165,13 +153,13 @@ def comparison(call, place, finished):
     return finished
 
 
-def test_held_out_rows_that_are_training_rows_can_be_allowed(comparison):
-    assert json.loads((comparison / "plan.json").read_text())["overlap"] == 3
-
-
-def test_without_trials_the_default_rate_is_taken(comparison):
+def test_training_rows_can_be_held_out_if_allowed_and_without_trials_the_default_rate_is_taken(
+    comparison,
+):
+    plan = json.loads((comparison / "plan.json").read_text())
+    assert plan["overlap"] == 3
     (run,) = comparison.glob("runs/lora/*/seed1")
-    (candidate,) = json.loads((comparison / "plan.json").read_text())["candidates"]
+    (candidate,) = plan["candidates"]
     result = json.loads((run / "result.json").read_text())
     assert result["recipe"]["training"]["learning_rate"] == candidate["default_rate"]
     assert not (comparison / "trials").exists()

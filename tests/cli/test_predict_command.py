@@ -27,7 +27,6 @@ def place(tmp_path_factory):
     rows_file(place / "scores.jsonl", [{"text": row["text"], "score": 1} for row in LABELS])
     choice = {"prompt": "p", "candidates": ["a", "b"], "answer": 0}
     rows_file(place / "choices.jsonl", [choice] * 4)
-    rows_file(place / "titles.jsonl", [{"title": "a"}])
     return place
 
 
@@ -89,15 +88,6 @@ def test_a_file_is_written_and_named(call, folder, place, tmp_path):
 
 
 MISTAKES = {
-    "no run": ("none", ["--text", "a"], "none is not a run"),
-    "an unknown ending": (
-        "label",
-        ["--text", "a", "--output", "answers.txt"],
-        "--output answers.txt is neither a .jsonl nor a .csv file: rename it",
-    ),
-    "two sources": ("label", ["--text", "a", "--data", "x.jsonl"], "exclude each other"),
-    "no such file": ("label", ["--data", "none.jsonl"], "no data file at none.jsonl"),
-    "no such field": ("label", ["--data", "titles.jsonl"], "has fields title; each needs text"),
     "no candidates": ("choice", ["--text", "a"], "has fields prompt; each needs prompt/candidates"),
     "an empty prompt": ("prompt", ["--text", ""], "a prompt is empty"),
     "nothing": ("label", [], "there is nothing to answer: pass --text TEXT, --data FILE, or a"),
@@ -105,12 +95,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_one_line(case, call, folder, place, monkeypatch):
+def test_a_mistake_is_one_line(case, call, folder, monkeypatch):
     name, words, message = MISTAKES[case]
-    monkeypatch.chdir(place)
     pipe(monkeypatch, "")
-    run = folder(name) if name in RUNS else name
-    code, out, err = call("predict", run, *words)
+    code, out, err = call("predict", folder(name), *words)
     assert (code, out) == (2, "")
     (line,) = (line for line in err.splitlines() if line.startswith("error: "))
     assert message in line

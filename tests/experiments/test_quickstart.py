@@ -1,6 +1,7 @@
-"""The quickstart, from one command to the table and the pictures, with a tiny model."""
+"""The quickstart, from one command to the table, with a tiny model."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -30,15 +31,12 @@ def call(monkeypatch, *words):
     cli.main()
 
 
-def test_the_quickstart_compares_and_draws(tiny, monkeypatch, capsys):
+def test_the_quickstart_compares(tiny, monkeypatch, capsys):
     call(monkeypatch, "--output", tiny / "out", "--overwrite")
     out = capsys.readouterr().out
     assert "next: lorada generate" in out
-    for picture in ("loss.png", "maps.png"):
-        assert (tiny / "out" / picture).stat().st_size > 5000
-    lines = (tiny / "out" / "comparison.md").read_text().splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:5]] == ["before", "lora", "lorada_la"]
-    assert "36 held-out rows" in lines[-1]
+    assert re.findall(r"│ (before|lora|lorada_la) ", out) == ["before", "lora", "lorada_la"]
+    assert "36 held-out rows" in out
     for method in ("lora", "lorada_la"):
         assert (tiny / "out" / method / "adapter" / "adapter_model.safetensors").is_file()
 
@@ -50,7 +48,6 @@ def test_the_quickstart_as_json_has_every_number_of_the_table(tiny, monkeypatch,
     assert before["parameters"] == 0
     assert 0 < lora["parameters"] <= ours["parameters"]
     assert ours["effect_size"] > 0
-    assert [len(history) for history in comparison["histories"].values()] == [3, 3]
 
 
 def test_lora_gets_the_largest_rank_within_the_budget(tiny):

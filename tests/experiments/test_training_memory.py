@@ -1,6 +1,5 @@
 """The computed memory of a training step: against real tensors, whole models, and bad input."""
 
-import json
 from collections import defaultdict
 from contextlib import nullcontext
 
@@ -8,7 +7,6 @@ import pytest
 import torch
 from fake_gpu import GPU, Allowed, fake_gpu, move
 from folders import bart_folder, bert_folder, llama_folder, rows_file
-from test_tables import lorada
 from transformers import AutoModelForCausalLM
 
 from lorada.methods.build import build_method
@@ -151,40 +149,6 @@ def test_what_of_an_8b_model_fits_on_a_card_of_24_gib(dtype, bits, recomputed, f
 def test_shira_is_refused_because_its_weights_are_sparse(tmp_path):
     with pytest.raises(NotImplementedError, match="SHiRA"):
         training_memory(recipe_for(llama_folder(tmp_path / "llama"), "shira", "r=1"))
-
-
-def test_a_dry_run_on_a_gpu_names_memory_by_part_and_the_hours_of_all_runs(monkeypatch, capsys):
-    words = ("table", "4", "--scale", "paper", "--rows", "llama-7b/lorada_la", "--dry-run")
-    code, out, err = lorada(monkeypatch, capsys, *words, "--gpu", "a100-80gb", "--json")
-    assert code == 0, err
-    (entry,) = json.loads(out)
-    assert entry["fits"] is True
-    assert entry["peak"] == pytest.approx(sum(entry["parts"].values()))
-    assert 12 * 2**30 < entry["parts"]["weights"] < 13 * 2**30  # 6.7 billion in bfloat16
-    code, out, err = lorada(monkeypatch, capsys, *words, "--gpu", "a100-80gb", "--gpus", "2")
-    assert code == 0, err
-    assert "Memory in GiB" in out
-    hours = entry["seconds"] / 3600
-    assert f"1 runs take {hours:.1f} hours of a100-80gb, and {hours:.1f} hours on 2 at once" in (
-        " ".join(out.split())
-    )
-
-
-def test_on_a_gpu_auto_is_what_a_training_there_takes(monkeypatch, capsys):
-    words = ("table", "4", "--scale", "paper", "--rows", "llama-7b/lorada_la", "--dry-run")
-    found = []
-    for limit in (1e9, 1e12):
-        monkeypatch.setattr("lorada.runs.training.checkpointing.LARGE", limit)
-        code, out, err = lorada(monkeypatch, capsys, *words, "--gpu", "a100-80gb", "--json")
-        assert code == 0, err
-        found.append(json.loads(out)[0]["parts"]["activations"])
-    assert found[0] < found[1] / 2
-
-
-def test_a_gpu_without_a_dry_run_is_refused(monkeypatch, capsys):
-    code, _, err = lorada(monkeypatch, capsys, "table", "4", "--gpu", "a100-80gb")
-    assert code == 2
-    assert "--gpu a100-80gb is for --dry-run" in err
 
 
 def bytes_on_fake_gpu(recipe, dtype):

@@ -213,13 +213,13 @@ def test_a_damaged_card_of_the_base_says_nothing(tmp_path, text):
 def test_scores_on_tasks_name_the_data_set_of_the_hub():
     recipe = load_recipe(None, ["output=x"], {"method": "lora", "model": "a/b", "task": "mnli"})
     metrics = {
-        "boolq": {"n": 5, "accuracy": 60.0, "sha256": "0"},
-        "boolq (base)": {"n": 5, "accuracy": 1.0},
+        "rte": {"n": 5, "accuracy": 60.0, "sha256": "0"},
+        "rte (base)": {"n": 5, "accuracy": 1.0},
         "lm_eval/arc_easy": {"acc": 0.5, "perplexity": None},
     }
-    result = {"metrics": metrics, "seed": 3, "task": "boolq", "labels": [], "form": "prompt"}
+    result = {"metrics": metrics, "seed": 3, "task": "rte", "labels": [], "form": "prompt"}
     text = front_matter(recipe, "transformers", "CAUSAL_LM", "mine", result)
     first, second = ModelCard(f"---\n{text}\n---\n").data.eval_results
-    assert (first.dataset_type, first.dataset_name) == ("google/boolq", "boolq")
+    assert (first.dataset_type, first.dataset_name) == ("nyu-mll/glue", "rte")
     assert (first.metric_value, first.metric_args) == (60.0, {"n": 5, "seed": 3})
     assert (second.dataset_name, second.metric_value) == ("lm_eval/arc_easy", 0.5)

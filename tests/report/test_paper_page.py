@@ -6,7 +6,7 @@ from table_rows import SMALL
 from lorada.report import page as pages
 from lorada.report import render
 from lorada.report.page import RowResults, paper_page
-from lorada.report.render import Page, TableLine, published_line
+from lorada.report.render import Page, published_line
 
 
 def result(seed: int, *, task: str = "rte", recipe: dict | None = None, **metrics) -> dict:
@@ -53,25 +53,6 @@ def printed(monkeypatch):
     """The published rows of these tests."""
     monkeypatch.setattr(render, "published", lambda number: SMALL)
     monkeypatch.setattr(pages, "published", lambda number: SMALL)
-
-
-def test_latex_prints_every_sign_of_a_cell_as_it_is():
-    line = TableLine(r"a&b #{c}_d 5% $x ~y ^z \w ¬N", "ours", "–", {"m_1": [1.0, 3.0]})
-    page = Page("T", ["m_1"], [line, TableLine("[0]", "ours", "*", {})], ["one\ntwo % three"])
-    text = render.latex(page).splitlines()
-    assert text[0] == "% one two % three"
-    assert text[3] == r"method & from & trained & m\_1 & minutes \\"
-    escaped = r"a\&b \#\{c\}\_d 5\% \$x \textasciitilde{}y \textasciicircum{}z"
-    escaped += r" \textbackslash{}w $\neg$N"
-    assert text[5] == escaped + r" & ours & -- & 2.0 $\pm$ 1.4 & -- \\"
-    # Behind a line break LaTeX takes what is in brackets for its length.
-    assert text[6] == r"{}[0] & ours & * & -- & -- \\"
-
-
-def test_markdown_keeps_a_bar_within_its_cell():
-    text = render.markdown(Page("T", ["a|b"], [TableLine("x|y", "ours", "–", {})], []))
-    assert r"| x\|y | ours | – | – | – |" in text
-    assert r"| a\|b |" in text
 
 
 def test_a_mean_is_left_out_where_a_column_is_missing(printed):

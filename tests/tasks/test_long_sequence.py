@@ -11,7 +11,6 @@ from conftest import SAME, TINY, assert_close
 from folders import byte_tokenizer, llama_folder
 from hypothesis import given
 from hypothesis import strategies as st
-from paths import DATA
 from peft import get_peft_model
 from stacks import randomise
 from transformers import AutoModelForCausalLM
@@ -244,26 +243,6 @@ def test_only_plain_rotary_positions_can_be_stretched(tmp_path):
     config.rope_parameters = {**config.rope_parameters, "rope_type": "yarn"}
     with pytest.raises(ValueError, match="model has 'yarn' ones"):
         stretched(config, 2.0)
-
-
-def test_the_sources_are_the_hubs_files_and_the_local_folders():
-    task = TASKS["proof_pile"]
-    assert list(task.train) == ["redpajama", "proof_pile"]
-    assert task.train["redpajama"].folder == "long_sequence/redpajama_arxiv"
-    assert len(task.train["redpajama"].hub.split()) == 11
-    assert task.test[""].hub.endswith("/proof-pile/resolve/main/test/proofpile_test.jsonl.gz")
-    assert task.protocols["perplexity"].lengths == (2048, 4096, 8192)
-    assert task.protocols["perplexity"].stride == 256
-
-
-@pytest.mark.skipif(not (DATA / "long_sequence").is_dir(), reason="no data: set LORADA_DATA")
-@pytest.mark.parametrize("name", ["redpajama", "proof_pile", "test"])
-def test_the_local_rows_are_documents_that_fill_windows(name):
-    task = TASKS["proof_pile"]
-    source = task.test[""] if name == "test" else task.train[name]
-    rows = [task.protocols["perplexity"].convert(row) for row in read_source(source, DATA)]
-    assert all(list(row) == ["text"] for row in rows)
-    assert sum(len(row["text"]) for row in rows) > 10 * 8192
 
 
 def test_files_of_the_hub_are_read_one_by_one(monkeypatch):

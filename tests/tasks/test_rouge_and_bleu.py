@@ -1,11 +1,9 @@
 """ROUGE and BLEU: by hand, beside their libraries, and of texts that are odd or not there."""
 
-import math
 import sys
 
 import pytest
 import sacrebleu
-from rouge_score.rouge_scorer import RougeScorer
 
 from lorada.tasks.metrics import bleu, normalised_romanian, rouge
 
@@ -46,24 +44,6 @@ def test_rouge_of_a_set_is_the_mean_over_rows():
     together = rouge(OUTPUTS, REFERENCES)
     for name, value in together.items():
         assert value == pytest.approx(sum(one[name] for one in alone) / 4)
-
-
-def test_rouge_is_what_rouge_score_says_and_its_sum_form_is_the_same_on_one_line():
-    scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
-    for output, row in zip(OUTPUTS, REFERENCES, strict=True):
-        theirs = scorer.score(row["response"], output)
-        for name, found in rouge([output], [row]).items():
-            assert found == pytest.approx(100 * theirs[name].fmeasure)
-        assert theirs["rougeLsum"] == theirs["rougeL"]
-
-
-def test_bleu_is_the_geometric_mean_of_four_precisions():
-    found = bleu(["a b c d e"], rows("a b c d f"))["bleu"]
-    assert found == pytest.approx(100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
-
-
-def test_bleu_punishes_what_is_too_short():
-    assert bleu(["a b c d"], rows("a b c d e"))["bleu"] == pytest.approx(100 * math.exp(1 - 5 / 4))
 
 
 def test_bleu_counts_over_the_whole_set():

@@ -107,7 +107,6 @@ WRONG = {
         {"conversations": [{"from": "human", "value": 1}, {"from": "gpt", "value": "b"}]},
         "row 2: value is not a text: 1",
     ),
-    "half a character": ({"question": "\ud800", "answer": "b"}, "question is not valid Unicode"),
 }
 
 

@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from sample_rows import samples
 
 from lorada.tasks import TASKS
-from lorada.tasks.metrics import Metrics
 from lorada.tasks.row_scores import row_scores
 from lorada.tasks.rows import answer_of
-from lorada.tasks.task import Protocol
 
 # Rows for the forms of a user's own file.
 OWN = {
@@ -51,11 +49,6 @@ def answers_of(protocol, row):
         return st.integers(0, len(row["candidates"]) - 1)
     right = answer_of(row)
     return st.sampled_from([right, "", right[: len(right) // 2], f"no, {right} and more", "7 B"])
-
-
-def test_the_cases_without_a_mean_are_all_there():
-    assert set(NO_MEANS) < set(CASES)
-    assert len(MEANS) == len(CASES) - len(NO_MEANS)
 
 
 @pytest.mark.parametrize(("name", "key"), MEANS, ids=[f"{a}-{b}" for a, b in MEANS])
@@ -108,14 +101,3 @@ def test_the_mean_of_windows_is_minus_the_logarithm_of_the_perplexity():
         perplexity = next(iter(protocol.score(answers, []).values()))
         assert math.exp(-sum(scores) / 3) == pytest.approx(perplexity)
     assert row_scores(long, [(16, [1.0]), (32, [0.5, 2.0])], []) == [-1.0, -0.5, -2.0]
-
-
-def test_a_task_of_somebody_else_needs_nothing_more_than_its_metric():
-    def share_of_words(outputs: list[str], rows: list[dict]) -> Metrics:
-        pairs = zip(outputs, rows, strict=True)
-        shares = [len(set(o.split()) & set(answer_of(r).split())) for o, r in pairs]
-        return {"words": 50.0 * sum(shares) / len(shares), "other": 0.0}
-
-    protocol = Protocol("prompt", ("decoder",), lambda row: row, share_of_words)
-    rows = [{"prompt": "a", "response": "b c"}] * 2
-    assert row_scores(protocol, ["b", "c b"], rows) == [50, 100]

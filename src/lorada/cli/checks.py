@@ -105,9 +105,9 @@ def check_export(
     refuse_target(folder, target)
     if form not in FORMATS:
         raise unknown_name("format", form, FORMATS)
+    of_weights = {"--dtype": dtype, "--shard-size": shard_size}
     if form == "onnx":
-        options = {"--adapter-only": adapter_only, "--dtype": dtype, "--shard-size": shard_size}
-        for option, given in options.items():
+        for option, given in {"--adapter-only": adapter_only, **of_weights}.items():
             if given:
                 raise ValueError(
                     f"{option} is not for --format {form}, which writes the whole model in "
@@ -120,13 +120,13 @@ def check_export(
         raise ValueError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
     if shard_size is not None and not SHARD_SIZE.fullmatch(shard_size):
         raise ValueError(f"--shard-size {shard_size} is not a size such as 500MB or 2GB")
-    for option, given in (("--dtype", dtype), ("--shard-size", shard_size)):
-        if adapter_only and given is not None:
-            raise ValueError(
-                f"{option} {given} is for the weights of the base, which --adapter-only does not "
-                "write: leave one out"
-            )
     if adapter_only:
+        for option, given in of_weights.items():
+            if given is not None:
+                raise ValueError(
+                    f"{option} {given} is for the weights of the base, which --adapter-only does "
+                    "not write: leave one out"
+                )
         refuse_no_adapter(folder)
 
 
@@ -171,10 +171,7 @@ def check_predicted(
     if output is not None:
         if output.suffix.lower() not in (".jsonl", ".csv"):
             raise ValueError(f"--output {output} is neither a .jsonl nor a .csv file: rename it")
-        if output.is_dir() or (output.exists() and not overwrite):
-            raise ValueError(
-                f"{output} is there already: choose another --output, or pass --overwrite"
-            )
+        _refuse_there(output, overwrite=overwrite)
     if data is not None and not _is_small(data):
         return recipe, None
     field = "text" if result["form"] in HEADED else "prompt"
@@ -288,6 +285,10 @@ def check_explored(
         refuse_no_adapter(folder, "explore another run")
     for text in texts:
         refuse_empty(text)
+    _refuse_there(output, overwrite=overwrite)
+    return recipes[0]
+
+
+def _refuse_there(output: Path, *, overwrite: bool) -> None:
     if output.is_dir() or (output.exists() and not overwrite):
         raise ValueError(f"{output} is there already: choose another --output, or pass --overwrite")
-    return recipes[0]

@@ -10,7 +10,6 @@ from lorada.cli.app import console, print_json
 from lorada.support.duration import duration
 from lorada.support.progress import progress_bar
 
-PARTS = ("weights", "gradients", "optimizer", "activations")
 LOADING = ("dtype", "quantization", "attn_implementation", "device_map")  # fields of a recipe
 
 
@@ -90,110 +89,41 @@ def _step_bytes(prepared: Any) -> tuple[dict[str, float] | None, str]:
         logging.disable(before)
 
 
-def show_table(found: list[Any], scale: Any, gpu: str | None, gpus: int, *, as_json: bool) -> None:
-    """Print the runs of a table with parameters, steps, time and memory.
-
-    With the name of a GPU: memory by part, whether it fits, and how long ``gpus`` of them take.
-
-    Raises:
-        ValueError: for an unknown GPU.
-    """
-    from lorada.experiments.estimate import estimate, gpu_named
+def show_table(found: list[Any], scale: Any, *, as_json: bool) -> None:
+    """Print the runs of a table with parameters, steps, time and memory."""
+    from lorada.experiments.estimate import estimate
     from lorada.experiments.table_runs import done
 
-    card = None if gpu is None else gpu_named(gpu)
     plan = []
-    for job in progress_bar(found, "Counting parameters" if card is None else "Computing memory"):
-        guess = estimate(job, scale, card)
-        entry = {
+    for job in progress_bar(found, "Counting parameters"):
+        guess = estimate(job, scale)
+        plan.append({
             "row": job.row.key, "model": job.recipe.model, "tasks": job.tasks,
             "seed": job.seed, **guess.parameters, "share": job.row.share,
             "steps": guess.steps, "tokens": guess.tokens, "seconds": guess.seconds,
             "memory": guess.memory, "done": done(job) is not None,
-        }  # fmt: skip
-        if card is not None:
-            parts = None if guess.parts is None else vars(guess.parts)
-            total = None if parts is None else sum(parts.values())
-            fits = None if total is None else total <= card.memory
-            entry |= {"gpu": gpu, "parts": parts, "peak": total, "fits": fits}
-        plan.append(entry)
+        })  # fmt: skip
     if as_json:
         print_json(plan)
         return
-    console.print(_runs_table(plan) if card is None else _memory_table(plan))
-    models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
-    console.print(f"On {models}. {_note(plan, gpu, gpus)}", highlight=False)
-
-
-def _runs_table(plan: list[dict[str, Any]]) -> Table:
     shown = Table("row", "tasks", "seed", "trained", "paper", "steps", "training", "memory")
     for entry in plan:
+        time = "by rows" if entry["seconds"] is None else duration(entry["seconds"])
         shown.add_row(
             entry["row"], " ".join(entry["tasks"]), str(entry["seed"]),
             f"{entry['percent']:.3f}%",
             "–" if entry["share"] is None else f"{entry['share']}%",
             "by rows" if entry["steps"] is None else f"{entry['steps']:,}",
-            _duration(entry), f"{_gib(entry['memory'])} GiB",
+            "done" if entry["done"] else time, f"{entry['memory'] / 2**30:.1f} GiB",
         )  # fmt: skip
-    return shown
-
-
-def _memory_table(plan: list[dict[str, Any]]) -> Table:
-    """One line a row of the table: tasks and seeds of a row need the same memory."""
-    shown = Table("row", *PARTS, "peak", "fits", "runs", "hours", title="Memory in GiB")
-    for row in dict.fromkeys(entry["row"] for entry in plan):
-        runs = [entry for entry in plan if entry["row"] == row]
-        largest = max(runs, key=lambda entry: entry["peak"] or 0)
-        parts = largest["parts"] or dict.fromkeys(PARTS)
-        hours = _hours(runs)
-        shown.add_row(
-            row, *(_gib(parts[name]) for name in PARTS), _gib(largest["peak"]),
-            {True: "yes", False: "no", None: "–"}[largest["fits"]],
-            str(len(runs)), "by rows" if hours is None else f"{hours:,.1f}",
-        )  # fmt: skip
-    return shown
-
-
-def _note(plan: list[dict[str, Any]], gpu: str | None, gpus: int) -> str:
-    """What the numbers mean; with a GPU also how long all runs take."""
-    times = "Times are upper bounds of training alone, as if every row had max_length tokens"
-    if gpu is None:
-        return (
-            f"{times}; memory is weights, gradients and optimizer, without activations. --json has "
-            "every number."
-        )
-    from lorada.experiments.estimate import USED
-    from lorada.experiments.queue.queue import makespan
-
-    todo = [entry for entry in plan if entry["fits"] and not entry["done"]]
-    known = {str(n): e["seconds"] for n, e in enumerate(todo) if e["seconds"] is not None}
-    hours = sum(known.values()) / 3600
-    whole = makespan(known, {}, gpus) / 3600
-    left = len(plan) - len(known)
-    others = f" ({left} that do not fit, are done or have no estimate are left out)" if left else ""
-    return (
-        f"{len(known)} runs take {hours:,.1f} hours of {gpu}{others}, and {whole:,.1f} hours on "
-        f"{gpus} at once. {times}, at {100 * USED:.0f}% of the GPU's peak. Memory is computed for "
-        "the longest batch, without what the allocator keeps and the CUDA context (about 1 GiB); "
-        "untested on GPU. --json has every number."
+    console.print(shown)
+    models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
+    console.print(
+        f"On {models}. Times are upper bounds of training alone, as if every row had max_length "
+        "tokens; memory is weights, gradients and optimizer, without activations. --json has every "
+        "number.",
+        highlight=False,
     )
-
-
-def _hours(runs: list[dict[str, Any]]) -> float | None:
-    seconds = [entry["seconds"] for entry in runs]
-    return None if None in seconds else sum(seconds) / 3600
-
-
-def _gib(size: float | None) -> str:
-    return "–" if size is None else f"{size / 2**30:.1f}"
-
-
-def _duration(entry: dict[str, Any]) -> str:
-    if entry["done"]:
-        return "done"
-    if entry["seconds"] is None:
-        return "by rows"
-    return duration(entry["seconds"])
 
 
 def show_comparison(found: dict[str, Any], *, as_json: bool) -> None:

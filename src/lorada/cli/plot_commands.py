@@ -1,4 +1,4 @@
-"""The command ``plot``: draws figures of the paper, loss curves, parameters against scores."""
+"""The command ``plot``: draws figures of the paper and loss curves."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,8 +24,8 @@ from lorada.cli.queue_options import (
 )
 
 SUFFIXES = (".png", ".svg")
-PICTURES = ("1", "3", "4", "loss", "scatter")
-MOST_RUNS = {"1": 1, "3": 1, "4": 0, "scatter": 0}  # runs for a picture; loss takes any number
+PICTURES = ("1", "3", "4", "loss")
+MOST_RUNS = {"1": 1, "3": 1, "4": 0}  # runs for a picture; loss takes any number
 
 
 def figure_1(found: dict[str, Any], *paths: Path) -> None:
@@ -44,7 +44,6 @@ def plot(
         str, typer.Option(help="the sentence that 1 shows")
     ] = "an exquisitely written and superbly acted film that moved me deeply",
     rows: Annotated[int, typer.Option(min=1, help="test rows that 3 looks at")] = 64,
-    table: Annotated[int, typer.Option(help="the table that scatter shows")] = 5,
     scale: Annotated[str | None, typer.Option(help="paper or local")] = None,
     seeds: Annotated[str | None, typer.Option(help="of the sweep of 4, with commas")] = None,
     resume: Annotated[bool, typer.Option(help="run only what has no result yet, for 4")] = False,
@@ -61,7 +60,7 @@ def plot(
     shard: Shard = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Draw a figure of the paper, loss curves, or parameters against scores."""
+    """Draw a figure of the paper, or loss curves."""
     given = len(runs or [])
     if given > MOST_RUNS.get(what, given):
         raise ValueError(f"lorada plot {what} takes {MOST_RUNS[what] or 'no'} run, not {given}")
@@ -80,8 +79,6 @@ def plot(
             scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite,
             place=(workers, cluster), part=part,
         )  # fmt: skip
-    elif what == "scatter":
-        _plot_scatter(table, scale, results, output)
     else:
         raise ValueError(f"no picture {what!r}: there are {', '.join(PICTURES)}")
 
@@ -178,30 +175,6 @@ def _draw_sweep(
     title = f"{title} ({model}, {scale} scale, {seeds})"
     draw("figure4", output, lambda *paths: sweep_figure(scores, *paths, title=title,
                                                          metric=f"{metric} (%)"))  # fmt: skip
-
-
-def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) -> None:
-    from lorada.cli.table_command import check_table, print_progress, scale_named
-    from lorada.report.figures import scatter_figure
-    from lorada.report.page import averaged_columns, scatter_points
-
-    if table in (2, 3):
-        raise ValueError(f"table {table} counts operations: it has no scores to draw")
-    chosen = check_table(f"table{table}", scale, None)
-    columns = chosen.columns_of(chosen.tasks)
-    if not averaged_columns(columns, chosen.mean):
-        raise ValueError(f"table {table} has no mean of its columns ({', '.join(columns)}) to draw")
-    with importing():
-        from lorada.experiments.table_page import page_rows
-        from lorada.experiments.table_runs import stored_rows
-
-        at = scale_named(scale)
-    rows = page_rows(stored_rows(chosen, at, None, results, report=print_progress))
-    points = scatter_points(rows, columns, chosen.mean)
-    title = f"Table {table}, {at} scale: mean over {', '.join(points[0]['columns'])}"
-    name = f"scatter-table{table}"
-    draw(name, output, lambda *paths: scatter_figure(points, *paths, title=title))
-    suggest("table", table, "--scale", at, "--results", results, "--dry-run")
 
 
 def draw(name: str, folder: Path, write: Any) -> None:

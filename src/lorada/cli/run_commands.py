@@ -249,9 +249,7 @@ def generate(
 
 @app.command()
 def quickstart(
-    output: Annotated[Path, typer.Option(help="folder for the runs and pictures")] = Path(
-        "runs/quickstart"
-    ),
+    output: Annotated[Path, typer.Option(help="folder for the runs")] = Path("runs/quickstart"),
     overwrite: Annotated[bool, typer.Option(help="delete an earlier quickstart first")] = False,
     as_json: Json = False,
 ) -> None:
@@ -268,15 +266,12 @@ def quickstart(
     report: Callable[..., Any] = errors.print if as_json else console.print
     with prints_to_stderr(as_json):
         comparison = run_quickstart(output, overwrite=overwrite, report=report)
-    from lorada.cli.terminal import comparison_table, draw
-
-    drawn = draw(comparison, output)
     if as_json:
         print_json(comparison)
         return
+    from lorada.cli.terminal import comparison_table
+
     console.print(comparison_table(comparison))
-    for line in drawn:
-        console.print(line, soft_wrap=True, highlight=False)
     suggest("generate", output / "lorada_la", also=f"--prompt $'{PROMPT}'")
 
 

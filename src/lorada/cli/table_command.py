@@ -30,11 +30,6 @@ from lorada.cli.queue_options import (
 from lorada.cli.terminal import page_table
 from lorada.support.files import write_atomic
 
-GpuName = Annotated[
-    str | None, typer.Option(help="for --dry-run: memory by part and hours on it (a100-80gb …)")
-]
-GpuCount = Annotated[int, typer.Option(min=1, help="how many of them share the runs")]
-
 
 @app.command()
 def table(
@@ -46,8 +41,6 @@ def table(
     tasks: Annotated[str | None, typer.Option(help="names, with commas")] = None,
     seeds: Annotated[str | None, typer.Option(help="numbers, with commas")] = None,
     dry_run: Annotated[bool, typer.Option(help="only say what would be run")] = False,
-    gpu: GpuName = None,
-    gpus: GpuCount = 1,
     resume: Annotated[bool, typer.Option(help="run only what has no result yet")] = False,
     overwrite: Annotated[bool, typer.Option(help="delete results first, and run again")] = False,
     results: Annotated[Path, typer.Option(help="where results are kept")] = Path("docs/results"),
@@ -63,8 +56,6 @@ def table(
         _show_costs(number, as_json=as_json)
         return
     part = check_queue(workers, cluster, shard)
-    if gpu is not None and not dry_run:
-        raise ValueError(f"--gpu {gpu} is for --dry-run, which computes what the runs need on it")
     chosen = check_table(f"table{number}", scale, data_dir, resume=resume, overwrite=overwrite)
     of_rows, of_tasks = split_names("rows", rows), split_names("tasks", tasks)
     of_seeds = split_seeds(seeds)
@@ -83,7 +74,7 @@ def table(
     again = _words(number, scale=at, rows=rows, tasks=tasks, seeds=seeds, results=results,
                    output=output, data_dir=data_dir)  # fmt: skip
     if dry_run:
-        show_table(part_of(found, part), at, gpu, gpus, as_json=as_json)
+        show_table(part_of(found, part), at, as_json=as_json)
         if not as_json:
             suggest(*again, "--resume")
         return

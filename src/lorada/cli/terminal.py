@@ -1,4 +1,4 @@
-"""Tables and summaries that commands print, and the pictures they draw at their end."""
+"""Tables and summaries that commands print, and the loss curve that a training ends with."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lorada.methods.extensions import OURS
-from lorada.report.figures import attention_maps, loss_png
+from lorada.report.figures import loss_png
 from lorada.report.render import NOT_FROM_THE_PAPER, Page, cells, header_of
-from lorada.report.tables import markdown_table
 from lorada.support.errors import full_disk_in_one_line
-from lorada.support.files import write_atomic
 
 BAR = 10  # characters of the longest bar; a layer's name fits beside it
 
@@ -43,7 +41,8 @@ def method_page(name: str, row: Mapping[str, Any]) -> RenderableType:
     facts.add_row("method", name)
     for key in ("summary", "formula"):
         facts.add_row(key, Text(row[key], overflow="fold"))
-    facts.add_row("paper", Text("\n".join(_links(row)), overflow="fold"))
+    papers = filter(None, (row["paper"], OURS if row["ours"] else ""))
+    facts.add_row("paper", Text("\n".join(papers), overflow="fold"))
     facts.add_row("source", Text(row["source"], overflow="fold"))
     facts.add_row("runs", Text("\n".join(row["runs"])))
     facts.add_row("models", Text(", ".join(_marked(row, model) for model in row["models"])))
@@ -57,11 +56,6 @@ def method_page(name: str, row: Mapping[str, Any]) -> RenderableType:
             words = ", ".join(f"{key}={value!r}" for key, value in settings.items())
             table.add_row(Text(_marked(row, model)), part, Text(words or "defaults"))
     return Group(facts, table)
-
-
-def _links(row: Mapping[str, Any]) -> list[str]:
-    """The papers of a method, and a mark if it is, or has in it, an extension of this project."""
-    return [each for each in (row["paper"], OURS if row["ours"] else "") if each]
 
 
 def _marked(row: Mapping[str, Any], model: str) -> str:
@@ -119,32 +113,6 @@ def comparison_table(comparison: dict[str, Any]) -> Table:
             "—" if effect is None else f"{effect:.3f}",
         )
     return table
-
-
-def comparison_markdown(comparison: dict[str, Any]) -> str:
-    """The quickstart's table as Markdown, with the machine."""
-    table = comparison_table(comparison)
-    columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
-    header, *rows = zip(*columns, strict=True)
-    lines = markdown_table(header, rows, 1)
-    return "\n".join([*lines, "", f"{table.title}; {table.caption}.", ""])
-
-
-def draw(comparison: dict[str, Any], output: Path) -> list[str]:
-    """Write the quickstart's table, loss curves and heatmaps; return lines with their paths."""
-    write_atomic(output / "comparison.md", comparison_markdown(comparison))
-    picture = comparison["picture"]
-    try:
-        loss_png(comparison["histories"], output / "loss.png")
-        attention_maps(
-            picture["tokens"],
-            picture["maps"],
-            output / "maps.png",
-            title=f"{picture['layer']}, head {picture['head']}",
-        )
-    except ImportError as error:
-        return [str(error)]
-    return [f"loss curves: {output / 'loss.png'}", f"maps, like Figure 1: {output / 'maps.png'}"]
 
 
 def effect_table(effects: Sequence[Any]) -> Table:

@@ -7,15 +7,11 @@ from typing import Any
 from lorada.experiments import own_process
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.inference.map_statistics import sentence_maps
 from lorada.runs.models.count import count_parameters
 from lorada.runs.recipe import Recipe, load_recipe
 from lorada.runs.training.train import train
 
 RECIPE = "quickstart"
-SENTENCE = (
-    "1. No cats are birds\n2. All birds are singers\nDoes it follow that: No cats are singers?"
-)
 
 
 def largest_lora(model: str, budget: int) -> list[str]:
@@ -36,8 +32,7 @@ def run_quickstart(
     ``report`` is called with a line before each step.
 
     Returns:
-        ``rows`` of the comparison, ``hardware``, ``seed``, ``picture`` (the maps of one head) and
-        ``histories`` (method → logged losses).
+        ``rows`` of the comparison, ``hardware`` and ``seed``.
     """
     ours = load_recipe(RECIPE, [], {"output": str(output / "lorada_la")})
     budget = count_parameters(ours.method, ours.model, [])["trainable"]
@@ -50,22 +45,19 @@ def run_quickstart(
         own_process.call(train_and_score, each, overwrite, report=report) for each in (lora, ours)
     ]
     return {
-        "rows": [row for rows, _, _ in found for row in rows],
+        "rows": [row for rows, _ in found for row in rows],
         "hardware": found[-1][1]["hardware"],
         "seed": found[-1][1]["seed"],
-        "picture": found[-1][2],
-        "histories": {result["method"]: result["history"] for _, result, _ in found},
     }
 
 
 def train_and_score(
     recipe: Recipe, overwrite: bool, *, report: Callable[[str], None]
-) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any] | None]:
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Train and score one of the two methods, in this process.
 
     Returns:
-        Its rows of the comparison (LoRA's begin with the untrained model), its result, and for
-        LoRaDA-LA the maps of one head.
+        Its rows of the comparison (LoRA's begin with the untrained model), and its result.
 
     Raises:
         KeyboardInterrupt: if the training was interrupted and saved.
@@ -75,8 +67,7 @@ def train_and_score(
     if trained.interrupted:
         raise KeyboardInterrupt
     run, result, rows = load_run(trained.run), trained.result, []
-    has_map = recipe.method != "lora"
-    if not has_map:
+    if recipe.method == "lora":
         report("Scoring the model as it was")
         before = evaluate(run, base=True)
         rows.append({"method": "before", "parameters": 0, "seconds": 0.0, **before})
@@ -88,4 +79,4 @@ def train_and_score(
         "effect_size": result["effect_size"],
     }
     rows.append({**row, **evaluate(run)})
-    return rows, result, sentence_maps(run, SENTENCE) if has_map else None
+    return rows, result

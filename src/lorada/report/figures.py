@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -12,9 +11,7 @@ from lorada.support.errors import needs_extra
 from lorada.support.files import atomic_path
 
 STYLES = ("o-", "s--", "^-.", "v:", "D-", "x--", "P-.", "*:")  # distinct without colours
-MARKERS = "osD^vP*<X>d"
 LARGEST = 12  # inches, the side of a map; a larger picture is slow to draw and shows no more
-SHADES = 6  # of viridis; coprime to the number of markers, so that 66 points differ
 
 
 def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
@@ -180,37 +177,6 @@ def sweep_figure(
     axis.set_xticks(range(len(ranks)), ranks)
     axis.set_yticks(range(len(heads)), heads)
     figure.colorbar(image, ax=axis, label=metric)
-    _save(figure, paths)
-
-
-def scatter_figure(points: Sequence[dict[str, Any]], *paths: Path, title: str) -> None:
-    """Draw scores over trained parameters, one point per row, with the spread over seeds as a bar.
-
-    Points of one shape differ in lightness, so that they also differ in grey print.
-
-    Args:
-        points: ``label``, ``percent`` (trained, of the base), ``scores`` (one per seed, means over
-            columns).
-        paths: files to write, PNG or SVG by their names.
-        title: line above the picture.
-    """
-    plt = _pyplot()
-    columns = math.ceil(len(points) / 22)  # of the legend
-    figure, axis = plt.subplots(figsize=(5 + 2 * columns, 4.5), layout="constrained")
-    for index, point in enumerate(points):
-        scores = point["scores"]
-        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-        axis.errorbar(
-            point["percent"], statistics.fmean(scores), yerr=spread, capsize=3, ecolor="dimgrey",
-            color=plt.get_cmap("viridis")(index % SHADES / (SHADES - 1)),
-            fmt=MARKERS[index % len(MARKERS)], markersize=7, markeredgecolor="black",
-            label=point["label"],
-        )  # fmt: skip
-    axis.set(xlabel="trained parameters (% of the base, log)", ylabel="score")
-    axis.set_title(textwrap.fill(title, 60), fontsize=10)
-    axis.set_xscale("log")
-    axis.grid(alpha=0.3)
-    figure.legend(fontsize=8, loc="outside right center", ncols=columns)
     _save(figure, paths)
 
 

@@ -61,7 +61,7 @@ def paper_page(
         ValueError: if two runs were scored on different rows of one task.
     """
     _check_rows(rows)
-    averaged = averaged_columns(columns, mean)
+    averaged = [name for name in columns if mean is None or name in mean]
     plain = [*columns, *([MEAN] if averaged else [])]
     apart = len({row.protocol for row in rows}) > 1
 
@@ -89,42 +89,6 @@ def paper_page(
         *_machines(results),
     ]
     return Page(title, list(shown), lines, every_note, digits)
-
-
-def averaged_columns(columns: Columns, mean: list[str] | None) -> list[str]:
-    """The columns that a table's mean averages."""
-    return [name for name in columns if mean is None or name in mean]
-
-
-def scatter_points(
-    rows: Sequence[RowResults], columns: Columns, mean: list[str] | None
-) -> list[dict[str, Any]]:
-    """The points of ``scatter_figure``, one per row.
-
-    Returns:
-        ``label``, ``percent``, ``scores`` (means over columns, one per seed) and ``columns``. Rows
-        and seeds that lack a column of the row with the most columns are left out.
-
-    Raises:
-        ValueError: if there are none, or as ``paper_page`` does.
-    """
-    _check_rows(rows)
-    every = {name: columns[name] for name in averaged_columns(columns, mean)}
-    present = [list(measured_line(row.key, row.results, every).scores) for row in rows]
-    shared = max(present, key=len, default=[])
-    apart = len({row.protocol for row in rows}) > 1
-    points = []
-    for row in rows:
-        if means := measured_line(row.key, row.results, every, shared).scores.get(MEAN):
-            points.append({
-                "label": f"{row.key} ({row.protocol})" if apart else row.key,
-                "percent": row.results[0]["parameters"]["percent"],
-                "scores": means,
-                "columns": shared,
-            })  # fmt: skip
-    if not points:
-        raise ValueError(f"there are no results of {', '.join(every)}: run lorada table first")
-    return points
 
 
 def _renamed(line: TableLine, names: dict[str, str]) -> TableLine:

@@ -112,9 +112,9 @@ def _scorable(row: Row, right: Callable[[Any], Any]) -> Row:
     return row
 
 
-def _rationale(row: Row, field: str, shape: llm_adapters_prompt.Shape = unchanged) -> Row:
+def _rationale(row: Row, field: str, check: Callable[[Row], Row] = unchanged) -> Row:
     """A row with QuanTA's prompt; the response is one line and ends with a newline."""
-    row = shape(row)
+    row = check(row)
     return {
         "prompt": quanta_prompt.prompt(row["instruction"]),
         "response": f" {quanta_prompt.clean(row[field])}\n",
@@ -131,14 +131,12 @@ def _task(summary: str, folder: str, *, letters: bool = False) -> Task:
         summary=f"{summary}; exact answers, and QuanTA's count",
         benchmark="arithmetic",
         protocols={
-            **llm_adapters_prompt.protocols(
-                unchanged, "answer", generated, 256, test_shape=scorable
-            ),
+            **llm_adapters_prompt.protocols("answer", generated, 256, scorable),
             "quanta": Protocol(
                 form="prompt",
                 kinds=("decoder",),
                 convert=partial(_rationale, field="output"),
-                convert_test=partial(_rationale, field="answer", shape=scorable),
+                convert_test=partial(_rationale, field="answer", check=scorable),
                 score=partial(score, answer=first_line),
                 generation={"max_new_tokens": 256, "stop_strings": ["\n"]},
                 joint=True,

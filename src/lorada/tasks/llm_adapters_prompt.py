@@ -11,7 +11,7 @@ from functools import partial
 from lorada.tasks import quanta_prompt
 from lorada.tasks.metrics import Score
 from lorada.tasks.rows import Row, text_of
-from lorada.tasks.task import Protocol
+from lorada.tasks.task import Protocol, unchanged
 
 REPOSITORY = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
 MARKER = "### Response:"
@@ -19,8 +19,6 @@ INDENT = " " * 16
 TASK = "Below is an instruction that describes a task"
 WITH_INPUT = ", paired with an input that provides further context"
 WRITE = ". Write a response that appropriately completes the request."
-
-Shape = Callable[[Row], Row]
 
 
 def training_prompt(instruction: str, context: str = "") -> str:
@@ -61,28 +59,23 @@ def answered(output: str) -> str:
 
 
 def protocols(
-    shape: Shape,
-    gold: str,
-    score: Score,
-    max_new_tokens: int,
-    test_shape: Shape | None = None,
+    gold: str, score: Score, max_new_tokens: int, check: Callable[[Row], Row] = unchanged
 ) -> dict[str, Protocol]:
     """Two protocols that score generated text: with the published white space, and without it.
 
     Args:
-        shape: row of the data set → row with ``instruction``, ``input``, ``output``, ``answer``.
         gold: the field of a test row that holds the right answer.
         score: finds the answers in the generated texts and scores them.
         max_new_tokens: most tokens to generate.
-        test_shape: ``shape`` for rows to score; None for the same.
+        check: returns a row to score as it is, or raises if its answer can never be matched.
     """
-    to_score = partial(_to_score, shape=test_shape or shape, gold=gold)
+    to_score = partial(_to_score, check=check, gold=gold)
 
     def protocol(train: Callable[..., str], test: Callable[..., str]) -> Protocol:
         return Protocol(
             form="prompt",
             kinds=("decoder",),
-            convert=partial(_to_learn, shape=shape, prompt=train),
+            convert=partial(_to_learn, prompt=train),
             convert_test=partial(to_score, prompt=train, asked=test),
             score=score,
             generation={"num_beams": 4, "max_new_tokens": max_new_tokens},
@@ -109,16 +102,20 @@ def _answerable(row: Row) -> Row:
     return row
 
 
-def _to_learn(row: Row, shape: Shape, prompt: Callable[..., str]) -> Row:
-    row = _answerable(shape(row))
+def _to_learn(row: Row, prompt: Callable[..., str]) -> Row:
+    row = _answerable(row)
     text = prompt(row["instruction"], row.get("input") or "")
     return {"prompt": text, "response": row["output"], "answer": row["answer"]}
 
 
 def _to_score(
-    row: Row, shape: Shape, prompt: Callable[..., str], asked: Callable[..., str], gold: str
+    row: Row,
+    check: Callable[[Row], Row],
+    prompt: Callable[..., str],
+    asked: Callable[..., str],
+    gold: str,
 ) -> Row:
-    row = _answerable(shape(row))
+    row = _answerable(check(row))
     texts = row["instruction"], row.get("input") or ""
     return {
         "prompt": prompt(*texts),

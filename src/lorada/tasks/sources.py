@@ -61,7 +61,7 @@ def _from_hub(source: Source) -> list[Row]:
                 for address in source.hub.split()
             )
             return [row for loaded in files for row in loaded]
-        loaded = load_dataset(source.hub, source.config, split=source.hub_split or source.split)
+        loaded = load_dataset(source.hub, source.config, split=source.split)
     except Exception as error:  # the hub's client raises many kinds of errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(

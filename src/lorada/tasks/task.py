@@ -21,18 +21,16 @@ class Source:
 
     Attributes:
         folder: its folder in a local data folder, which has ``{split}.jsonl.gz`` or ``.jsonl``.
-        split: its name in that folder, and on the hub unless there is a ``hub_split``.
+        split: its name in that folder and on the hub.
         hub: id of the data set on the hub, or addresses of JSON files separated by blanks; empty
             if it is only in local folders.
         config: name of its configuration on the hub.
-        hub_split: its name on the hub; None for ``split``.
     """
 
     folder: str
     split: str
     hub: str
     config: str | None = None
-    hub_split: str | None = None
 
 
 @dataclass(frozen=True)

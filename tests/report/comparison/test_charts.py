@@ -31,9 +31,6 @@ def scales(spec, channel):
 
 def test_a_point_is_on_the_front_if_all_that_cost_no_more_score_less():
     assert charts.pareto_front([3, 1, 2, 2], [9, 5, 4, 6]) == {0, 1, 3}
-
-
-def test_of_points_that_cost_the_same_only_the_highest_is_on_the_front():
     assert charts.pareto_front([1, 1, 2], [4, 5, 5]) == {1}
 
 

@@ -1,11 +1,12 @@
 """The page of a comparison in a headless Chromium without a network."""
 
 import dataclasses
-from html.parser import HTMLParser
+import re
+from itertools import pairwise
 
 import pytest
 from browsing import appears, assert_policy_stops_others, chromium, needs_chromium, watched, widest
-from made_up_summary import CANNOT_RUN, METHODS, made_up_summary
+from made_up_summary import METHODS, made_up_summary
 
 pytest.importorskip("altair", reason="needs the extra compare")
 
@@ -62,42 +63,12 @@ def test_forty_candidates_with_five_seeds_fit_in_two_megabytes():
     assert len(comparison_page(many).encode()) < 2_000_000
 
 
-class Outline(HTMLParser):
-    """Collects the headings and the language of a page."""
-
-    def __init__(self):
-        super().__init__()
-        self.levels, self.language = [], None
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "html":
-            self.language = dict(attrs).get("lang")
-        if tag in ("h1", "h2", "h3", "h4"):
-            self.levels.append(int(tag[1]))
-
-
 def test_headings_are_in_order_and_the_language_is_named():
-    outline = Outline()
-    outline.feed(comparison_page(made_up_summary()))
-    assert outline.language == "en"
-    assert outline.levels[0] == 1
-    assert outline.levels.count(1) == 1
-    steps = zip(outline.levels, outline.levels[1:], strict=False)
-    assert all(after <= before + 1 for before, after in steps)
-
-
-def test_the_verdict_follows_the_heading():
-    summary = made_up_summary()
-    page = comparison_page(summary)
-    after = page.partition("</h1>")[2].lstrip()
-    assert after.startswith(f'<p class="verdict">{summary.verdict}</p>')
-
-
-def test_run_folders_are_linked_by_quoted_relative_paths():
-    summary = made_up_summary()
-    line = next(line for line in summary.lines if line.method == "lora+lmam")
-    link = f'<a href="runs/lora%2Blmam/{line.trainable}/seed1/">seed 1</a>'
-    assert link in comparison_page(summary)
+    page = comparison_page(made_up_summary())
+    assert '<html lang="en">' in page
+    levels = [int(level) for level in re.findall(r"<h(\d)", page)]
+    assert levels[0] == levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
 @needs_chromium
@@ -128,7 +99,7 @@ def test_the_policy_of_the_page_stops_a_script_and_a_connection(browser, tmp_pat
 
 
 @needs_chromium
-def test_a_click_and_a_key_sort_the_table_and_say_so(opened):
+def test_a_click_and_a_key_sort_the_table_by_numbers_or_names_and_say_so(opened):
     summary = made_up_summary()
     page = opened(summary)
     heading = page.locator("table.sortable thead th").nth(5)
@@ -148,14 +119,8 @@ def test_a_click_and_a_key_sort_the_table_and_say_so(opened):
     assert page.locator("table.sortable thead th").nth(4).get_attribute("aria-sort") == "ascending"
     shown = [text for text in column_of(page, 5) if text != "–"]
     assert shown == sorted(shown) != shown[::-1]
-
-
-@needs_chromium
-def test_names_are_sorted_as_text(opened):
-    page = opened(made_up_summary())
     page.locator("table.sortable thead button").first.click()
-    ours = [name for name in names_in(page) if name in METHODS]
-    assert ours == sorted(METHODS, key=str.lower)
+    assert [name for name in names_in(page) if name in METHODS] == sorted(METHODS, key=str.lower)
 
 
 @needs_chromium
@@ -201,14 +166,6 @@ def test_a_menu_that_changes_while_a_chart_is_drawn_ends_at_its_last_choice(open
 
 
 @needs_chromium
-def test_a_candidate_that_cannot_be_run_shows_its_reason(opened):
-    page = opened(made_up_summary())
-    failed = page.locator("tr.failed")
-    assert CANNOT_RUN in failed.inner_text()
-    assert failed.locator("td").all_text_contents() == ["–"] * 11
-
-
-@needs_chromium
 def test_hostile_names_and_texts_stay_text(opened):
     summary = made_up_summary(HOSTILE, text=f"{HOSTILE[0]}\n{HOSTILE[1]}")
     everywhere = " ".join(HOSTILE)
@@ -230,13 +187,7 @@ def test_hostile_names_and_texts_stay_text(opened):
     assert page.evaluate("window.hacked") is None
     assert page.locator("#vg-tooltip-element img").count() == 0
     assert widest(page) == 320
-
-
-@needs_chromium
-def test_a_narrow_page_scrolls_only_its_tables(opened):
-    page = opened(made_up_summary(text="Is it?"), viewport={"width": 320, "height": 640})
-    assert widest(page) == 320
-    box = page.locator(".scroll").first
+    box = page.locator(".scroll").first  # on a narrow page only tables scroll
     assert box.evaluate("box => box.scrollWidth > box.clientWidth")
     box.focus()
     page.keyboard.press("ArrowRight")

@@ -51,17 +51,6 @@ def test_candidates_tested_against_sizes_of_one_method_name_the_size():
     assert {cell.note for cell in cells if cell.note} == {"lora (0.1%)", "lora (0.2%)"}
 
 
-def test_a_score_that_is_a_loss_has_three_decimals():
-    losses = dataclasses.replace(made_up_summary(), metric="perplexity")
-    cell = cells_of(with_lines(losses, score=-3.2104, low=-3.4, high=-3.1), "score")[0]
-    assert (cell.text, cell.note) == ("-3.210", "-3.400 to -3.100")
-
-
-def test_a_small_probability_is_shown_as_a_bound_and_sorted_by_its_value():
-    summary = with_lines(made_up_summary(), p_best=0.0002)
-    assert cells_of(summary, "p", "against the highest")[0] == Cell("< 0.001", 0.0002)
-
-
 def test_a_reason_is_shown_below_the_name_and_its_cells_are_empty():
     row = next(row for row in table_rows(made_up_summary()) if row.name == "boft")
     assert row.kind == "failed"

@@ -24,10 +24,11 @@ from lorada.report.comparison.write import (
     write_report,
 )
 
-HOSTILE = r"[x] a&b #{c}_d 5% ~y ^z \w <i> |"
+HOSTILE = r"[x] a&b #{c}_d 5% ~y ^z \w ¬N <i> |"
 # The same for LaTeX, as the first cell of a line.
 ESCAPED = (
-    r"{}[x] a\&b \#\{c\}\_d 5\% \textasciitilde{}y \textasciicircum{}z \textbackslash{}w $<$i> |"
+    r"{}[x] a\&b \#\{c\}\_d 5\% \textasciitilde{}y \textasciicircum{}z \textbackslash{}w "
+    r"$\neg$N $<$i> |"
 )
 LINE = CandidateLine("lora", "lora", trainable=9000, percent=0.5, score=71.24, low=60.0, high=80.0)
 NAMES = ["report.html", "report.md", "report.csv", "report.tex", "report.json"]
@@ -116,7 +117,7 @@ def test_signs_that_latex_and_markdown_read_are_printed_as_they_are():
     assert f"{ESCAPED} & 71.2 (60.0 to 80.0) & -- &" in text
     page = markdown(summary)
     assert "**one two &lt;b>**" in page
-    assert r"^z \w &lt;i> \| | 71.2 (60.0 to 80.0) | – |" in page
+    assert r"^z \w ¬N &lt;i> \| | 71.2 (60.0 to 80.0) | – |" in page
 
 
 def test_scores_that_are_losses_have_three_digits():

@@ -43,15 +43,22 @@ class _After:
         loader.exec_module = execute_and_register
 
 
+def _load(folder, name):  # type: ignore[no-untyped-def]
+    """Load a module of lorada by its path: lorada cannot be imported while transformers is."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    here = os.path.dirname(os.path.abspath(__file__))
+    path = os.path.join(here, "..", "..", folder, name + ".py")
+    spec = spec_from_file_location("lorada_" + name, path)
+    module = module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
+
+
 def _silence():  # type: ignore[no-untyped-def]
     """Silence messages of other libraries, as the commands of lorada do."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    path = os.path.join(here, "..", "..", "support", "quiet.py")
-    names = {"__name__": "lorada_quiet"}
     try:
-        with open(path) as file:
-            exec(compile(file.read(), path, "exec"), names)
-        names["silence"]()  # type: ignore[operator]
+        _load("support", "quiet").silence()
     except Exception as error:  # the command works without it
         sys.stderr.write("lorada run: " + str(error) + "\n")
 
@@ -64,19 +71,9 @@ def _register():  # type: ignore[no-untyped-def]
 
 
 def _register_config():  # type: ignore[no-untyped-def]
-    """Register the type of exported configs, which transformers may read before peft is imported.
-
-    The file is loaded by its path: lorada itself cannot be imported while transformers is.
-    """
-    here = os.path.dirname(os.path.abspath(__file__))
-    path = os.path.join(here, "..", "..", "tuners", "exported_config.py")
+    """Register the type of exported configs, which transformers may read before peft is there."""
     try:
-        from importlib.util import module_from_spec, spec_from_file_location
-
-        spec = spec_from_file_location("lorada_exported_config", path)
-        module = module_from_spec(spec)  # type: ignore[arg-type]
-        spec.loader.exec_module(module)  # type: ignore[union-attr]
-        module.register()
+        _load("tuners", "exported_config").register()
     except Exception as error:  # the command may work without it
         _report(error)
 
@@ -102,13 +99,6 @@ def _run_next_sitecustomize():  # type: ignore[no-untyped-def]
 if "peft" in sys.modules:  # a .pth file came first
     _register()
 elif sys.version_info >= (3, 6):  # noqa: UP036 - older Pythons call other methods of finders
-    sys.meta_path.insert(
-        0,
-        _After(
-            {
-                "peft": _register,
-                "transformers.models.auto.configuration_auto": _register_config,
-            }
-        ),
-    )
+    configs = "transformers.models.auto.configuration_auto"
+    sys.meta_path.insert(0, _After({"peft": _register, configs: _register_config}))
 _run_next_sitecustomize()

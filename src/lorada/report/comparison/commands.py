@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.report.comparison.read import Results, ScoredCandidate, ScoredRun
+from lorada.report.comparison.read import Results, ScoredCandidate
 from lorada.support.files import as_typed, file_name, json_text
 
 CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
@@ -73,7 +73,9 @@ def commands_of(folder: Path, best: ScoredCandidate, pair: Pair | None) -> dict[
     run = min(best.runs, key=lambda run: run.seed)
     place, mine = folder / run.folder, f"my-{best.method}"
     # A file cannot allow remote code, so that the command has to.
-    allowed = ["--trust-remote-code"] if _remote(run) else []
+    recipe = run.result.get("recipe")
+    remote = isinstance(recipe, dict) and recipe.get("trust_remote_code")
+    allowed = ["--trust-remote-code"] if remote else []
     found: dict[str, list[Any]] = {
         "train": ["train", place / "recipe.yaml", "--output", f"runs/{mine}", *allowed],
         "export": ["export", place, mine, *allowed],
@@ -123,8 +125,3 @@ def longer(results: Results) -> dict[str, str]:
 def _has_adapter(run: Path) -> bool:
     """Whether a run has an adapter; a model that was trained itself has none."""
     return not any((run / name).exists() for name in ("model", "trained.safetensors"))
-
-
-def _remote(run: ScoredRun) -> bool:
-    recipe = run.result.get("recipe")
-    return isinstance(recipe, dict) and bool(recipe.get("trust_remote_code"))

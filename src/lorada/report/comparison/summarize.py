@@ -2,7 +2,6 @@
 
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from lorada.report.comparison.limits import limits
 from lorada.report.comparison.read import Results, ScoredCandidate
 from lorada.report.comparison.statistics import (
     ALPHA,
+    Scores,
     fixed_p,
     holm,
     interval,
@@ -58,12 +58,13 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
     )
     tested = [candidate for candidate in scored if min(candidate.scores.shape) > 1]
     pairs = _pairs(tested)
-    lines = _lines(results, scored, pairs, str(chosen))
-    search = search_of(results.candidates, results.asked.get("search") == "each-seed")
     baselines = _baselines(results)
+    fixed = [scores for _, scores in baselines if scores is not None]
+    lines = _lines(results, scored, pairs, str(chosen), fixed)
+    search = search_of(results.candidates, results.asked.get("search") == "each-seed")
     histories = {c.label: history_of(c) for c in scored}
     again = longer(results)
-    choice = choose(lines, baselines, histories)
+    choice = choose(lines, [one for one, _ in baselines], histories)
     best = next((c for c in scored if choice.best and c.label == choice.best.label), None)
     pair = pair_of(results.folder, best, scored) if best else None
     runs = [run for candidate in scored for run in candidate.runs]
@@ -80,7 +81,7 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         metric=next((line.metric for line in lines if line.metric), ""),
         best=best.label if best else "",
         lines=tuple(lines),
-        baselines=tuple(baselines),
+        baselines=tuple(one for one, _ in baselines),
         histories=histories,
         disagreements=tuple(_disagreements(results, scored, with_text)),
         commands=commands_of(results.folder, best, pair) if best else again,
@@ -105,27 +106,23 @@ def _lines(
     scored: list[ScoredCandidate],
     pairs: dict[frozenset[str], float],
     against: str,
+    fixed: list[Scores],
 ) -> list[CandidateLine]:
-    """A line for each candidate, those with the highest score first."""
+    """A line for each candidate, those with the highest score first; ``fixed`` as below."""
     tested = [c for c in scored if min(c.scores.shape) > 1]
     different = {pair for pair, p in pairs.items() if p < ALPHA}
     groups = letters([c.label for c in tested], different) if len(tested) > 1 else {}
-    references = {
-        c.label: reference for c in tested if (reference := _reference(c, tested, against))
-    }
-    by_label = {c.label: c for c in tested}
-    corrected = holm([
-        paired_p(by_label[label].scores, reference.scores)
-        for label, reference in references.items()
-    ])  # fmt: skip
+    compared = [(c, other) for c in tested if (other := _reference(c, tested, against))]
+    references = {c.label: other.label for c, other in compared}
+    corrected = holm([paired_p(c.scores, other.scores) for c, other in compared])
     p_against = dict(zip(references, corrected, strict=True))
-    p_untrained = _against_untrained(results, tested)
+    p_untrained = _against_untrained(tested, fixed)
     rest = [c for c in results.candidates if c not in scored]
     return [
         CandidateLine(
             **facts_of(candidate),
             letter=groups.get(candidate.label, ""),
-            against=references[candidate.label].label if candidate.label in references else "",
+            against=references.get(candidate.label, ""),
             p_against=p_against.get(candidate.label),
             p_untrained=p_untrained.get(candidate.label),
             p_best=pairs.get(frozenset((candidate.label, tested[0].label))) if tested else None,
@@ -134,15 +131,12 @@ def _lines(
     ]
 
 
-def _against_untrained(results: Results, tested: list[ScoredCandidate]) -> dict[str, float]:
+def _against_untrained(tested: list[ScoredCandidate], fixed: list[Scores]) -> dict[str, float]:
     """The corrected p-value of each candidate against the scores without training, by its label.
 
     A candidate has to beat all such scores, so the largest of its p-values counts; one that is not
-    above a score has 1.
+    above a score has 1. ``fixed`` has the scores of each row without training.
     """
-    fixed = [
-        np.array(found["row_scores"], dtype=float) for found in _scored_baselines(results).values()
-    ]
     if not fixed:
         return {}
     largest = [
@@ -166,31 +160,23 @@ def _reference(
     return next(same, found[0])
 
 
-def _scored_baselines(results: Results) -> dict[str, dict[str, Any]]:
-    """The baselines with a score for each row, by their names in the report."""
-    found: dict[str, dict[str, Any]] = {}
+def _baselines(results: Results) -> list[tuple[Baseline, Scores | None]]:
+    """Each score without training, with the scores of its rows; None if it has none."""
+    found: list[tuple[Baseline, Scores | None]] = []
     for key, name in BASELINES.items():
         entry = results.baselines.get(key)
-        scores = entry.get("row_scores") if isinstance(entry, dict) else None
+        entry = entry if isinstance(entry, dict) else {"reason": "it is not scored yet"}
+        scores = entry.get("row_scores")
         whole = isinstance(scores, list) and 0 < len(scores) == len(results.rows)
-        if entry and whole and all(isinstance(score, int | float) for score in scores or []):
-            found[name] = entry
-    return found
-
-
-def _baselines(results: Results) -> list[Baseline]:
-    scored, found = _scored_baselines(results), []
-    for key, name in BASELINES.items():
-        entry = results.baselines.get(key)
-        if name in scored:
-            scores = np.array(scored[name]["row_scores"], dtype=float)
-            low, high = interval(scores[None])
-            answer = scored[name].get("answer")
+        if whole and all(isinstance(score, int | float) for score in scores or []):
+            by_row = np.array(scores, dtype=float)
+            low, high = interval(by_row[None])
+            answer = entry.get("answer")
             text = None if answer is None else str(answer)
-            found.append(Baseline(name, float(scores.mean()), low, high, text))
+            found.append((Baseline(name, float(by_row.mean()), low, high, text), by_row))
         else:
-            reason = entry.get("reason") if isinstance(entry, dict) else "it is not scored yet"
-            found.append(Baseline(name, reason=str(reason or "it was scored on other rows")))
+            reason = str(entry.get("reason") or "it was scored on other rows")
+            found.append((Baseline(name, reason=reason), None))
     return found
 
 

@@ -103,7 +103,7 @@ def _data_set(name: str) -> dict[str, Any]:
                     "dataset_type": source.hub if on_hub else task,
                     "dataset_name": name,
                     "dataset_config": source.config,
-                    "dataset_split": source.hub_split or source.split,
+                    "dataset_split": source.split,
                 }
     short = name if name.startswith("lm_eval/") else Path(name).name
     return {"dataset_type": short, "dataset_name": short}
