@@ -12,7 +12,7 @@ from stacks import randomise
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.attention.observation import observe
+from lorada.attention.observation import observe, ratio_of, squared_norms
 from lorada.inference.evaluate import alike, evaluate
 from lorada.inference.load import load_run
 from lorada.methods.callbacks.longlora import ShiftedAttention
@@ -29,7 +29,6 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training.choice_trainer import choice_loss
 from lorada.runs.training.train import train
 from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
-from lorada.tuners.layer_maps import ratio_of, squared_norms
 
 pytestmark = pytest.mark.fp64
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from lorada.attention.call import AttentionCall
 from lorada.attention.interface import watch
 from lorada.attention.modules import CROSS_ATTENTION
-from lorada.attention.observation import Observation, observe
+from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
 from lorada.support.files import write_atomic
-from lorada.tuners.layer_maps import LayerMaps, maps_of_call, softmax_of_call
+from lorada.tuners.call_maps import maps_of_call
 from lorada.tuners.switching import (
     active_parts,
     has_trained_copies,
@@ -253,8 +253,8 @@ def _layer(
     name: str, with_all: _Reading, without: _Reading, module: nn.Module, real: Tensor
 ) -> ExplainedLayer:
     (call, output), (call_off, output_off) = with_all.calls[module], without.calls[module]
-    softmax, seen = softmax_of_call(call), with_all.maps.get(module)
-    maps: LayerMaps | None = None if seen is None else maps_of_call(name, seen)
+    seen = with_all.maps.get(module)
+    maps = maps_of_call(call, seen)
     real = real if real.shape[1] == output.shape[1] else real.new_ones(output.shape[:2])
     effect = None
     if seen is not None:
@@ -262,18 +262,22 @@ def _layer(
     moved = _by_head(output.float() - output_off.float(), real)
     return ExplainedLayer(
         layer=name,
-        softmax=softmax.cpu(),
-        without=softmax_of_call(call_off).cpu(),
-        map=None if maps is None else maps.map.cpu(),
-        fused=(softmax if maps is None else maps.fused).cpu(),
+        softmax=maps.softmax.cpu(),
+        without=maps_of_call(call_off, None).softmax.cpu(),
+        map=_on_cpu(maps.map),
+        fused=maps.fused.cpu(),
         inside=seen is not None and seen.attention_map.ablation == "no_negative",
-        negative=None if maps is None else maps.negative_ratio.cpu(),
-        map_negative=None if maps is None else maps.map_negative_ratio.cpu(),
-        effect=None if effect is None else effect.cpu(),
-        effect_size=None if maps is None else maps.effect_size,
+        negative=_on_cpu(maps.negative),
+        map_negative=_on_cpu(maps.map_negative),
+        effect=_on_cpu(effect),
+        effect_size=None if seen is None else ratio_of([squared_norms(seen)]),
         moved=(moved / _by_head(output_off, real).clamp(min=1e-12)).cpu(),
-        attends=_attends(softmax, real).cpu(),
+        attends=_attends(maps.softmax, real).cpu(),
     )
+
+
+def _on_cpu(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.cpu()
 
 
 def _by_head(states: Tensor, real: Tensor) -> Tensor:

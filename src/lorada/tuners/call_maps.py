@@ -1,84 +1,55 @@
-"""``layer_maps``: the maps of a model on a batch, their negative ratio and their effect size.
+"""The softmax map of one attention call, and with it the map of an adapter, as matrices.
 
-    negative ratio = share of entries below 0 among the visible pairs that the map covers
-    effect size    = ‖tile(Attn_s) V‖ / ‖Attn V‖ over the real tokens of the batch (Frobenius)
-
-Figures 1 and 3 of the paper show maps and negative ratios. The effect size shows whether a map
-changes the output at all; at the paper's scale for LLMs it does not (docs/paper.md).
+A kernel returns neither, so both are computed here by their definitions, for ``explain``.
 
 Shapes: B batch, H query heads, T queries, K key slots.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorada.attention.call import AttentionCall
 from lorada.attention.dense_map import covered_pairs, expand_map
 from lorada.attention.distance_map import DistanceMap, VisiblePairs
 from lorada.attention.interface import dispatches
-from lorada.attention.observation import Observation, observe
+from lorada.attention.observation import Observation
 from lorada.attention.prefix import prefix_scores
 from lorada.functional.precision import wide
 
 
 @dataclass(frozen=True)
-class LayerMaps:
-    """The maps of one attention layer on one batch.
+class CallMaps:
+    """The maps of one attention call.
 
     Attributes:
-        layer: name of the attention module.
         softmax: Attn, (B, H, T, K). With a prefix a row sums to less than 1.
-        map: tile(Attn_s), masked as the layer uses it, (B, H, T, K).
+        map: tile(Attn_s), masked as the layer uses it, (B, H, T, K); None without a map.
         fused: Attn^ = Attn + tile(Attn_s), for ¬N the softmax with the map inside, (B, H, T, K).
-        negative_ratio: share of entries of ``fused`` below 0 by head, (H,).
-        map_negative_ratio: the same of ``map``, (H,).
-        effect_size: ‖tile(Attn_s) V‖ / ‖Attn V‖.
+        negative: share of the visible entries of ``fused`` within the map below 0, by head, (H,).
+        map_negative: the same of ``map``.
     """
 
-    layer: str
     softmax: Tensor
-    map: Tensor
+    map: Tensor | None
     fused: Tensor
-    negative_ratio: Tensor
-    map_negative_ratio: Tensor
-    effect_size: float
+    negative: Tensor | None = None
+    map_negative: Tensor | None = None
 
 
-def layer_maps(model: nn.Module, batch: Mapping[str, Tensor]) -> list[LayerMaps]:
-    """Run a model once and return the softmax map, the LMAM map and their sum of each layer.
-
-    ``batch`` has the keyword arguments of the model's forward.
+def maps_of_call(call: AttentionCall, seen: Observation | None) -> CallMaps:
+    """The maps of one attention call; ``seen`` is what its map did, None without a map.
 
     Raises:
-        ValueError: if no map was active.
+        ValueError: for a module that computes attention itself.
     """
-    names = {module: name for name, module in model.named_modules()}
-    layers: list[LayerMaps] = []
-
-    def keep(seen: Observation) -> None:
-        if seen.call.module in names:
-            layers.append(maps_of_call(names[seen.call.module], seen))
-
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), observe(keep):
-            model(**batch)
-    finally:
-        model.train(was_training)
-    if not layers:
-        raise ValueError("this model has no active map: load or enable an adapter with LmamConfig")
-    return layers
-
-
-def maps_of_call(name: str, seen: Observation) -> LayerMaps:
-    """The maps of one attention call."""
-    call, attention_map = seen.call, seen.attention_map
     softmax, scores, attend = _softmax(call)
+    if seen is None:
+        return CallMaps(softmax, None, softmax)
     visible = _visible(call)
+    attention_map = seen.attention_map
     table = seen.positions.table(call.shape.queries, call.shape.keys, scores.device)
     if isinstance(attention_map, DistanceMap):
         map_ = attention_map.weights(VisiblePairs.read(call), call.value)
@@ -90,31 +61,11 @@ def maps_of_call(name: str, seen: Observation) -> LayerMaps:
     inside_softmax = attention_map.ablation == "no_negative"
     fused = attend(scores + map_) if inside_softmax else softmax + map_
     pairs = pairs.expand_as(fused)
-    return LayerMaps(
-        name,
-        softmax,
-        map_,
-        fused,
-        _share_below_zero(fused, pairs),
-        _share_below_zero(map_, pairs),
-        ratio_of([squared_norms(seen)]),
-    )
-
-
-def softmax_of_call(call: AttentionCall) -> Tensor:
-    """Attn of one call, (B, H, T, K), without any map; with a prefix a row sums to less than 1.
-
-    Raises:
-        ValueError: for a module that computes attention itself.
-    """
-    return _softmax(call)[0]
+    return CallMaps(softmax, map_, fused, *(_share_below_zero(x, pairs) for x in (fused, map_)))
 
 
 def _softmax(call: AttentionCall) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """The softmax map, the scores before it, and the softmax itself.
-
-    A kernel does not return its softmax map, so it is computed here by its definition.
-    """
+    """The softmax map, the scores before it, and the softmax itself."""
     query, key = call.query, call.key
     if query is None or key is None or not dispatches(call.module):
         raise ValueError(
@@ -165,17 +116,3 @@ def _visible(call: AttentionCall) -> Tensor:
         # A (B, K) mask shows only which keys are tokens.
         visible = visible & everything.tril(keys - queries)
     return visible.expand(-1, queries, -1)[:, None]
-
-
-def squared_norms(seen: Observation) -> tuple[Tensor, Tensor]:
-    """‖tile(Attn_s) V‖² and ‖Attn V‖² of one attention call, over its real tokens."""
-    shape = seen.call.shape
-    table = seen.positions.table(shape.queries, shape.keys, seen.output.device)
-    real = table.real_queries()[..., None, None]
-    return (seen.term * real).square().sum(), (wide(seen.output) * real).square().sum()
-
-
-def ratio_of(squares: list[tuple[Tensor, Tensor]]) -> float:
-    """The effect size from the squared norms of all calls."""
-    term, output = (torch.stack(norms).sum().sqrt() for norms in zip(*squares, strict=True))
-    return float(term / output.clamp(min=1e-12))
