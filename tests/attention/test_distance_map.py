@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorada.attention.add_term import Term, add_term
 from lorada.attention.call import AttentionCall, CallShape
-from lorada.attention.distance_map import DistanceMap, VisiblePairs, rule, whole_sequences
+from lorada.attention.distance_map import DistanceMap, VisiblePairs, whole_sequences
 from lorada.experiments.table3_memory import kept_bytes
 from lorada.functional.distance import first_distance
 
@@ -27,12 +27,12 @@ def pairs_of(name: str, causal: bool, window: int | None, mask: bool) -> Visible
     """The visible pairs of one call; with ``mask`` they come as a matrix that breaks the rule."""
     positions, queries, keys, batch = POSITIONS[name]
     shape = CallShape(queries, keys, HEADS, causal, window)
+    pairs = VisiblePairs(positions, shape, torch.device("cpu"), None)
     if not mask:
-        return VisiblePairs(positions, shape, None, whole_sequences(positions, shape))
-    seen = rule(positions.table(queries, keys, torch.device("cpu")), shape)
-    seen = seen.expand(batch, -1, -1).clone()
+        return replace(pairs, in_order=whole_sequences(positions, shape))
+    seen = pairs.pairs.expand(batch, -1, -1).clone()
     seen[:, ::2, ::3] = False
-    return VisiblePairs(positions, shape, seen)
+    return replace(pairs, mask=seen)
 
 
 def tensors_of(pairs: VisiblePairs, batch: int) -> list[Tensor]:
@@ -51,8 +51,8 @@ def term_of(own: DistanceMap, pairs: VisiblePairs) -> Term:
 def by_hand(own: DistanceMap, pairs: VisiblePairs, value: Tensor) -> Tensor:
     """The term (B, T, H, D), from its definition and the matrix of visible pairs."""
     batch = len(value)
-    visible = pairs.pairs(value.device).expand(batch, -1, -1)
-    (taps,), table = own.factors, pairs.table(value.device)
+    visible = pairs.pairs.expand(batch, -1, -1)
+    (taps,), table = own.factors, pairs.table
     rows, columns = (x.expand(batch, -1).tolist() for x in (table.rows, table.columns))
     first = first_distance(taps.shape[1], pairs.shape.causal)
     term = torch.zeros(batch, HEADS, pairs.shape.queries, WIDTH)
@@ -131,4 +131,4 @@ def test_a_mask_that_follows_the_rule_is_not_needed_and_any_other_is_kept(pads):
     pairs = VisiblePairs.read(call_with(ahead, 6))
     assert pairs.in_order is None
     own = real[:, :, None]  # padding sees nothing
-    assert torch.equal(pairs.pairs(torch.device("cpu")), ahead[:, 0] & own)
+    assert torch.equal(pairs.pairs, ahead[:, 0] & own)

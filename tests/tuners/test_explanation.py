@@ -1,8 +1,5 @@
 """``lorada.explain``: each number is what one gets by hand, for maps and for other methods."""
 
-import importlib
-from inspect import isfunction
-
 import pytest
 import torch
 from conftest import TINY, assert_close
@@ -18,7 +15,6 @@ from transformers import (
     set_seed,
 )
 
-import lorada
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig, explain
 from lorada.tuners.explanation import AXES
 
@@ -308,9 +304,3 @@ def test_what_cannot_be_explained_is_said():
     model = stack()
     with model.disable_adapter(), pytest.raises(ValueError, match="no active adapter"):
         explain(model, {"input_ids": IDS})
-
-
-def test_the_package_exports_the_function():
-    module = importlib.import_module(explain.__module__)
-    assert lorada.explain is explain is module.explain
-    assert isfunction(explain)

@@ -2,18 +2,18 @@
 
 It reaches every visible pair of query and key, however long the sequence is. Two things say which
 these are: the mask that the model made, and the rule (tokens of the same sequence, the causal order
-and the sliding window). In almost every call they agree. Three routes to the product:
+and the sliding window). In almost every call they agree. Two routes to the product:
 
 1. Whole sequences under the rule, in blocks, at a cost linear in the tokens; where there is
    padding, the values are first gathered into the order of the tokens.
-2. A slice: behind a cache without padding, only the keys within the window are multiplied.
-3. In all other cases the map is made, (S, T, K) for each sample.
+2. In all other cases, such as behind a cache, the map is made, (S, T, K) for each sample.
 
 Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key slots, W taps,
 D head width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -24,7 +24,7 @@ from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.forward_inputs import is_recorded
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 from lorada.attention.under_map import UnderMap, map_positions
-from lorada.functional.distance import distance_product, distance_weights, first_distance
+from lorada.functional.distance import distance_product, distance_weights
 from lorada.functional.precision import no_autocast, wide, wide_dtype
 from lorada.functional.product import apply_map
 
@@ -36,6 +36,7 @@ class VisiblePairs:
     Attributes:
         positions: the number of each query and key in its sequence.
         shape: the sizes of the call.
+        device: the device of the call.
         mask: (B, T, K) booleans of the model's mask; None if the rule alone decides.
         in_order: all keys in the order of their sequences, if the rule alone decides, each row is
             one sequence, and every key slot is also a query; None otherwise.
@@ -43,6 +44,7 @@ class VisiblePairs:
 
     positions: TokenPositions
     shape: CallShape
+    device: torch.device
     mask: Tensor | None
     in_order: UnderMap | None = None
 
@@ -51,16 +53,17 @@ class VisiblePairs:
         """The visible pairs of a call, found once for all layers."""
         return call.once(lambda: _read(call), "visible pairs")
 
-    def table(self, device: torch.device) -> TokenTable:
+    @cached_property
+    def table(self) -> TokenTable:
         """The positions as a table."""
-        return self.positions.table(self.shape.queries, self.shape.keys, device)
+        return self.positions.table(self.shape.queries, self.shape.keys, self.device)
 
-    def pairs(self, device: torch.device) -> Tensor:
+    @cached_property
+    def pairs(self) -> Tensor:
         """(B or 1, T, K) booleans; padding sees nothing, whatever a mask shows it."""
-        table = self.table(device)
         if self.mask is None:
-            return rule(table, self.shape)
-        return self.mask & table.real_queries()[..., None]
+            return rule(self.table, self.shape)
+        return self.mask & self.table.real_queries()[..., None]
 
 
 def _read(call: AttentionCall) -> VisiblePairs:
@@ -71,11 +74,12 @@ def _read(call: AttentionCall) -> VisiblePairs:
     if seen is not None and seen.shape[1] != shape.queries:  # likewise for a mask (B, 1, 1, K)
         seen = None
     in_order = whole_sequences(positions, shape)
-    if seen is None or in_order is None:
-        return VisiblePairs(positions, shape, seen, in_order)
-    if _follows_rule(seen, positions, shape):
-        return VisiblePairs(positions, shape, None, in_order)
-    return VisiblePairs(positions, shape, seen, None)
+    pairs = VisiblePairs(positions, shape, call.value.device, seen)
+    if seen is None:
+        return replace(pairs, in_order=in_order)
+    if in_order is not None and _follows_rule(pairs):
+        return replace(pairs, mask=None, in_order=in_order)
+    return pairs
 
 
 def whole_sequences(positions: TokenPositions, shape: CallShape) -> UnderMap | None:
@@ -103,13 +107,13 @@ def rule(table: TokenTable, shape: CallShape) -> Tensor:
     return seen
 
 
-def _follows_rule(seen: Tensor, positions: TokenPositions, shape: CallShape) -> bool:
-    """Whether a mask (B, T, K) shows every token the keys that the rule shows it."""
-    if is_recorded(seen):  # the answer is on the device
+def _follows_rule(pairs: VisiblePairs) -> bool:
+    """Whether the mask shows every token the keys that the rule shows it."""
+    assert pairs.mask is not None
+    if is_recorded(pairs.mask):  # the answer is on the device
         return False
-    table = positions.table(shape.queries, shape.keys, seen.device)
-    padding = ~table.real_queries()[..., None]
-    return bool(((rule(table, shape) == seen) | padding).all())
+    padding = ~pairs.table.real_queries()[..., None]
+    return bool(((rule(pairs.table, pairs.shape) == pairs.mask) | padding).all())
 
 
 @dataclass(frozen=True)
@@ -135,14 +139,11 @@ class DistanceMap:
         Of whole sequences, it is that of all tokens, in order: see ``pairs.in_order``.
         """
         with no_autocast(value.device):
-            shape, positions = pairs.shape, pairs.positions
-            taps = self._taps(value)
+            shape, taps = pairs.shape, self._taps(value)
             if pairs.in_order is not None:
                 value = pairs.in_order.values(value)
                 causal, window = shape.causal, shape.window
                 term = distance_product(taps, value, shape.heads, causal=causal, window=window)
-            elif isinstance(positions, TokenSpan) and pairs.mask is None:
-                term = _term_of_slice(taps, pairs, positions, wide(value))
             else:
                 map_ = _map(taps, pairs)
                 # A map that all samples share has no dimension for them.
@@ -163,20 +164,5 @@ class DistanceMap:
 
 def _map(taps: Tensor, pairs: VisiblePairs) -> Tensor:
     """The map (B or 1, S, T, K) of all visible pairs."""
-    table = pairs.table(taps.device)
-    map_ = distance_weights(taps, table.rows, table.columns, pairs.shape.causal)
-    return map_ * pairs.pairs(taps.device)[:, None]
-
-
-def _term_of_slice(taps: Tensor, pairs: VisiblePairs, span: TokenSpan, value: Tensor) -> Tensor:
-    """The product (B, H, T, D) if the queries are tokens ``first`` and on of ``stop`` tokens."""
-    shape, first = pairs.shape, first_distance(taps.shape[1], pairs.shape.causal)
-    last = first + taps.shape[1] - 1
-    low = max(0, span.first + first)
-    high = min(span.stop, span.first + shape.queries + last)
-    rows = torch.arange(shape.queries, device=value.device) + span.first
-    columns = torch.arange(low, high, device=value.device)
-    map_ = distance_weights(taps, rows, columns, shape.causal)
-    if shape.window is not None:
-        map_ = map_ * ((columns - rows[:, None]).abs() < shape.window)
-    return apply_map(map_, value[:, :, low:high], shape.heads)
+    table = pairs.table
+    return distance_weights(taps, table.rows, table.columns, pairs.shape.causal, pairs.pairs)

@@ -158,7 +158,11 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
     parts = active_parts(model)
     if not parts:
         raise ValueError("this model has no active adapter: load or enable one")
-    names = {module: name for name, module in model.named_modules() if not _is_cross(name)}
+    names = {
+        module: name
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] not in CROSS_ATTENTION
+    }
     was_training = model.training
     model.eval()
     try:
@@ -177,7 +181,8 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
                 alone[head] = _read(model, batch, {})
     finally:
         model.train(was_training)
-    real = _real(batch)
+    mask = batch.get("attention_mask")
+    real = (torch.ones_like(batch["input_ids"]) if mask is None else mask).bool()
     layers = [
         _layer(names[module], with_all, without, module, real)
         for module in with_all.calls
@@ -238,15 +243,6 @@ def _read(
     found.hidden = list(states[1:])
     found.logits = out.get("logits")
     return found
-
-
-def _is_cross(name: str) -> bool:
-    return name.rpartition(".")[2] in CROSS_ATTENTION
-
-
-def _real(batch: Mapping[str, Tensor]) -> Tensor:
-    mask = batch.get("attention_mask")
-    return torch.ones_like(batch["input_ids"]).bool() if mask is None else mask.bool()
 
 
 def _layer(
