@@ -12,11 +12,9 @@ Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key
 D head width.
 """
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lorada.attention.attention_map import for_samples
@@ -31,55 +29,39 @@ from lorada.functional.product import apply_map
 
 @dataclass(frozen=True)
 class VisiblePairs:
-    """The visible pairs of one call.
+    """The pairs of query and key of one call that see each other.
 
     Attributes:
-        positions: the number of each query and key in its sequence.
-        shape: the sizes of the call.
-        device: the device of the call.
-        mask: (B, T, K) booleans of the model's mask; None if the rule alone decides.
-        in_order: all keys in the order of their sequences, if the rule alone decides, each row is
-            one sequence, and every key slot is also a query; None otherwise.
+        table: the number of each query and key in its sequence.
+        seen: (B or 1, T, K) booleans; padding sees nothing, whatever a mask shows it.
     """
 
-    positions: TokenPositions
-    shape: CallShape
-    device: torch.device
-    mask: Tensor | None
-    in_order: UnderMap | None = None
-
-    @classmethod
-    def read(cls, call: AttentionCall) -> "VisiblePairs":
-        """The visible pairs of a call, found once for all layers."""
-        return call.once(lambda: _read(call), "visible pairs")
-
-    @cached_property
-    def table(self) -> TokenTable:
-        """The positions as a table."""
-        return self.positions.table(self.shape.queries, self.shape.keys, self.device)
-
-    @cached_property
-    def pairs(self) -> Tensor:
-        """(B or 1, T, K) booleans; padding sees nothing, whatever a mask shows it."""
-        if self.mask is None:
-            return rule(self.table, self.shape)
-        return self.mask & self.table.real_queries()[..., None]
+    table: TokenTable
+    seen: Tensor
 
 
-def _read(call: AttentionCall) -> VisiblePairs:
+def visible(call: AttentionCall, *, as_pairs: bool = False) -> UnderMap | VisiblePairs:
+    """What the map of a call reaches, found once for all layers.
+
+    All keys in the order of their sequences, if each row is one sequence under the rule and every
+    key slot is also a query; otherwise, and with ``as_pairs``, the visible pairs.
+    """
+    return call.once(lambda: _visible(call, as_pairs), "visible", as_pairs)
+
+
+def _visible(call: AttentionCall, as_pairs: bool) -> UnderMap | VisiblePairs:
     positions, shape, mask = map_positions(call, None), call.shape, call.mask
     if isinstance(mask, Tensor) and mask.dim() == 2:
         mask = None  # it says which slots hold tokens, as the positions do; the kernel has the rule
     seen = None if mask is None else call.visible_keys()
     if seen is not None and seen.shape[1] != shape.queries:  # likewise for a mask (B, 1, 1, K)
         seen = None
-    in_order = whole_sequences(positions, shape)
-    pairs = VisiblePairs(positions, shape, call.value.device, seen)
-    if seen is None:
-        return replace(pairs, in_order=in_order)
-    if in_order is not None and _follows_rule(pairs):
-        return replace(pairs, mask=None, in_order=in_order)
-    return pairs
+    in_order = None if as_pairs else whole_sequences(positions, shape)
+    if in_order is not None and (seen is None or _follows_rule(seen, positions, shape)):
+        return in_order
+    table = positions.table(shape.queries, shape.keys, call.value.device)
+    seen = rule(table, shape) if seen is None else seen & table.real_queries()[..., None]
+    return VisiblePairs(table, seen)
 
 
 def whole_sequences(positions: TokenPositions, shape: CallShape) -> UnderMap | None:
@@ -107,13 +89,13 @@ def rule(table: TokenTable, shape: CallShape) -> Tensor:
     return seen
 
 
-def _follows_rule(pairs: VisiblePairs) -> bool:
-    """Whether the mask shows every token the keys that the rule shows it."""
-    assert pairs.mask is not None
-    if is_recorded(pairs.mask):  # the answer is on the device
+def _follows_rule(seen: Tensor, positions: TokenPositions, shape: CallShape) -> bool:
+    """Whether a mask (B, T, K) shows every token the keys that the rule shows it."""
+    if is_recorded(seen):  # the answer is on the device
         return False
-    padding = ~pairs.table.real_queries()[..., None]
-    return bool(((rule(pairs.table, pairs.shape) == pairs.mask) | padding).all())
+    table = positions.table(shape.queries, shape.keys, seen.device)
+    padding = ~table.real_queries()[..., None]
+    return bool(((rule(table, shape) == seen) | padding).all())
 
 
 @dataclass(frozen=True)
@@ -133,36 +115,34 @@ class DistanceMap:
 
     ablation: ClassVar[None] = None
 
-    def term(self, pairs: VisiblePairs, value: Tensor) -> Tensor:
-        """tile(map)·V (B, T, H, D), from values (B, G, K, D).
-
-        Of whole sequences, it is that of all tokens, in order: see ``pairs.in_order``.
-        """
+    def term(self, shape: CallShape, reached: UnderMap | VisiblePairs, value: Tensor) -> Tensor:
+        """tile(map)·V (B, T, H, D) of a call, from values (B, G, K, D); see ``visible``."""
         with no_autocast(value.device):
-            shape, taps = pairs.shape, self._taps(value)
-            if pairs.in_order is not None:
-                value = pairs.in_order.values(value)
-                causal, window = shape.causal, shape.window
-                term = distance_product(taps, value, shape.heads, causal=causal, window=window)
+            taps = self._taps(value)
+            if isinstance(reached, UnderMap):
+                values, causal, window = reached.values(value), shape.causal, shape.window
+                term = distance_product(taps, values, shape.heads, causal=causal, window=window)
             else:
-                map_ = _map(taps, pairs)
+                map_ = _map(taps, reached, shape)
                 # A map that all samples share has no dimension for them.
                 map_ = map_[0] if map_.shape[0] == 1 else map_
                 term = apply_map(map_, wide(value), shape.heads)
             return for_samples(term.transpose(1, 2), self.samples, value.shape[0])
 
-    def weights(self, pairs: VisiblePairs, value: Tensor) -> Tensor:
+    def weights(self, call: AttentionCall) -> Tensor:
         """The map in the shape of the attention map, (B or 1, H, T, K), zero where not visible."""
-        with no_autocast(value.device):
-            map_ = _map(self._taps(value), pairs)
-            map_ = map_.repeat(1, pairs.shape.heads // map_.shape[1], 1, 1)
-            return for_samples(map_, self.samples, value.shape[0])
+        pairs = visible(call, as_pairs=True)
+        assert isinstance(pairs, VisiblePairs)
+        with no_autocast(call.value.device):
+            map_ = _map(self._taps(call.value), pairs, call.shape)
+            map_ = map_.repeat(1, call.shape.heads // map_.shape[1], 1, 1)
+            return for_samples(map_, self.samples, call.value.shape[0])
 
     def _taps(self, value: Tensor) -> Tensor:
         return self.factors[0].to(wide_dtype(value)) / self.inverse_scale
 
 
-def _map(taps: Tensor, pairs: VisiblePairs) -> Tensor:
+def _map(taps: Tensor, pairs: VisiblePairs, shape: CallShape) -> Tensor:
     """The map (B or 1, S, T, K) of all visible pairs."""
     table = pairs.table
-    return distance_weights(taps, table.rows, table.columns, pairs.shape.causal, pairs.pairs)
+    return distance_weights(taps, table.rows, table.columns, shape.causal, pairs.seen)

@@ -6,53 +6,38 @@ Shapes: B batch, H query heads, T queries, K key slots.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lorada.attention.call import AttentionCall
 from lorada.attention.dense_map import covered_pairs, expand_map
-from lorada.attention.distance_map import DistanceMap, VisiblePairs
+from lorada.attention.distance_map import DistanceMap
 from lorada.attention.interface import dispatches
 from lorada.attention.observation import Observation
 from lorada.attention.prefix import prefix_scores
 from lorada.functional.precision import wide
 
 
-@dataclass(frozen=True)
-class CallMaps:
-    """The maps of one attention call.
+def maps_of_call(call: AttentionCall, seen: Observation | None) -> dict[str, Tensor | None]:
+    """The maps of one attention call, by the names that ``ExplainedLayer`` has for them.
 
-    Attributes:
-        softmax: Attn, (B, H, T, K). With a prefix a row sums to less than 1.
-        map: tile(Attn_s), masked as the layer uses it, (B, H, T, K); None without a map.
-        fused: Attn^ = Attn + tile(Attn_s), for ¬N the softmax with the map inside, (B, H, T, K).
-        negative: share of the visible entries of ``fused`` within the map below 0, by head, (H,).
-        map_negative: the same of ``map``.
-    """
-
-    softmax: Tensor
-    map: Tensor | None
-    fused: Tensor
-    negative: Tensor | None = None
-    map_negative: Tensor | None = None
-
-
-def maps_of_call(call: AttentionCall, seen: Observation | None) -> CallMaps:
-    """The maps of one attention call; ``seen`` is what its map did, None without a map.
+    Args:
+        call: the call.
+        seen: what its map did; None without a map.
 
     Raises:
         ValueError: for a module that computes attention itself.
     """
     softmax, scores, attend = _softmax(call)
     if seen is None:
-        return CallMaps(softmax, None, softmax)
+        nothing = dict.fromkeys(("map", "negative", "map_negative"))
+        return {"softmax": softmax, "fused": softmax, **nothing}
     visible = _visible(call)
     attention_map = seen.attention_map
     table = seen.positions.table(call.shape.queries, call.shape.keys, scores.device)
     if isinstance(attention_map, DistanceMap):
-        map_ = attention_map.weights(VisiblePairs.read(call), call.value)
+        map_ = attention_map.weights(call)
         pairs = visible & table.real_queries()[:, None, :, None]
     else:
         map_ = expand_map(attention_map, seen.positions, call.shape)
@@ -61,7 +46,13 @@ def maps_of_call(call: AttentionCall, seen: Observation | None) -> CallMaps:
     inside_softmax = attention_map.ablation == "no_negative"
     fused = attend(scores + map_) if inside_softmax else softmax + map_
     pairs = pairs.expand_as(fused)
-    return CallMaps(softmax, map_, fused, *(_share_below_zero(x, pairs) for x in (fused, map_)))
+    shares = {"negative": fused, "map_negative": map_}
+    return {
+        "softmax": softmax,
+        "map": map_,
+        "fused": fused,
+        **{name: _share_below_zero(entries, pairs) for name, entries in shares.items()},
+    }
 
 
 def _softmax(call: AttentionCall) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:

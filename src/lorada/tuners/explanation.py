@@ -249,31 +249,26 @@ def _layer(
     name: str, with_all: _Reading, without: _Reading, module: nn.Module, real: Tensor
 ) -> ExplainedLayer:
     (call, output), (call_off, output_off) = with_all.calls[module], without.calls[module]
-    seen = with_all.maps.get(module)
-    maps = maps_of_call(call, seen)
+    seen, found = with_all.maps.get(module), maps_of_call(call, with_all.maps.get(module))
+    assert found["softmax"] is not None
     real = real if real.shape[1] == output.shape[1] else real.new_ones(output.shape[:2])
-    effect = None
+    found["effect"] = None
     if seen is not None:
-        effect = _by_head(seen.term, real) / _by_head(seen.output, real).clamp(min=1e-12)
+        norms = _by_head(seen.term, real), _by_head(seen.output, real)
+        found["effect"] = norms[0] / norms[1].clamp(min=1e-12)
     moved = _by_head(output.float() - output_off.float(), real)
+    found["moved"] = moved / _by_head(output_off, real).clamp(min=1e-12)
+    found["without"] = maps_of_call(call_off, None)["softmax"]
+    found["attends"] = _attends(found["softmax"], real)
+    tensors: dict[str, Any] = {
+        key: None if tensor is None else tensor.cpu() for key, tensor in found.items()
+    }
     return ExplainedLayer(
         layer=name,
-        softmax=maps.softmax.cpu(),
-        without=maps_of_call(call_off, None).softmax.cpu(),
-        map=_on_cpu(maps.map),
-        fused=maps.fused.cpu(),
         inside=seen is not None and seen.attention_map.ablation == "no_negative",
-        negative=_on_cpu(maps.negative),
-        map_negative=_on_cpu(maps.map_negative),
-        effect=_on_cpu(effect),
         effect_size=None if seen is None else ratio_of([squared_norms(seen)]),
-        moved=(moved / _by_head(output_off, real).clamp(min=1e-12)).cpu(),
-        attends=_attends(maps.softmax, real).cpu(),
+        **tensors,
     )
-
-
-def _on_cpu(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.cpu()
 
 
 def _by_head(states: Tensor, real: Tensor) -> Tensor:
