@@ -102,7 +102,7 @@ class AttentionMap:
         needs them: without it a column without a token meets values of zero.
         """
         # The softmax masks before it sums, so that hidden keys do not count in the sum.
-        if self.has_softmax:
+        if self.ablation in SOFTMAXES:
             return softmax_map(map_, shape.causal, shape.window, keys, ablation=self.ablation)
         return mask_map(map_, shape.causal, shape.window)
 
