@@ -26,18 +26,13 @@ from lorada.attention.add_term import Term, add_term
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.dense_map import mask_with_map
-from lorada.attention.distance_map import DistanceMap, visible
+from lorada.attention.distance_map import DistanceMap
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.attention.map_term import map_term
 from lorada.attention.observation import AnyMap, Observation
 from lorada.attention.prefix import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
-from lorada.attention.under_map import (
-    UnderMap,
-    map_positions,
-    nothing_is_recorded,
-    under_map,
-)
+from lorada.attention.under_map import map_positions, nothing_is_recorded, under_map
 from lorada.functional.precision import wide_dtype
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -159,9 +154,7 @@ def add_maps(
 def _term_of(own: AnyMap, call: AttentionCall) -> Term | None:
     """tile(map)·V of a call, still to be computed; None if the map reaches no query."""
     if isinstance(own, DistanceMap):
-        reached = visible(call)
-        queries = reached.queries if isinstance(reached, UnderMap) else None
-        return Term(functools.partial(own.term, call.shape, reached), queries)
+        return own.term_of(call)
     under = under_map(call, own)
     if under is None:
         return None

@@ -13,10 +13,12 @@ D head width.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
 
+from lorada.attention.add_term import Term
 from lorada.attention.attention_map import for_samples
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.forward_inputs import is_recorded
@@ -114,6 +116,12 @@ class DistanceMap:
     samples: Tensor | None = None
 
     ablation: ClassVar[None] = None
+
+    def term_of(self, call: AttentionCall) -> Term:
+        """tile(map)·V of a call, still to be computed."""
+        reached = visible(call)
+        queries = reached.queries if isinstance(reached, UnderMap) else None
+        return Term(partial(self.term, call.shape, reached), queries)
 
     def term(self, shape: CallShape, reached: UnderMap | VisiblePairs, value: Tensor) -> Tensor:
         """tile(map)·V (B, T, H, D) of a call, from values (B, G, K, D); see ``visible``."""
