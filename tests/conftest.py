@@ -42,7 +42,6 @@ SHAPED = [
     "lorada.functional.causal",
     "lorada.functional.distance",
     "lorada.functional.maps",
-    "lorada.functional.differential",
     "lorada.functional.product",
     "lorada.tuners.quanta.gates",
 ]

@@ -35,3 +35,10 @@ def covering(cases: Sequence[tuple], together: int) -> list:
 def combined(case: tuple, together: int) -> Iterable[tuple]:
     """Every combination of so many values of a case, each with the number of its axis."""
     return combinations(enumerate(case), together)
+
+
+def few_slow(cases: list, most: int) -> list:
+    """The cases of ``covering`` with ``most`` of the slow ones, evenly spread over the list."""
+    slow = [i for i, case in enumerate(cases) if hasattr(case, "marks")]
+    kept = {slow[i * len(slow) // most] for i in range(most)}
+    return [case for i, case in enumerate(cases) if i in kept or not hasattr(case, "marks")]

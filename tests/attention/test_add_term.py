@@ -9,7 +9,6 @@ from conftest import assert_close, rounding
 from double import in_double
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from lorada.attention import add_term as adding
 from lorada.attention.add_term import Term
@@ -257,20 +256,6 @@ def tensors_in(thing) -> list[Tensor]:
     return [x for one in thing for x in tensors_in(one)] if isinstance(thing, list | tuple) else []
 
 
-@pytest.mark.parametrize("name", POSITIONS)
-def test_what_autograd_does_not_see_is_kept_of_nothing_but_where_the_tokens_are(name):
-    positions, shape, value, _ = call(name)
-    held = attention_map()
-    kept = tensors_in(vars(term_of(held, positions, shape, value)))
-    floating = [x for x in kept if x.is_floating_point()]
-    assert {id(x) for x in floating} == {id(x) for x in held.factors}
-    # Of each key and query a number, and booleans between the queries and the map.
-    most = len(value) * max(shape.keys, 2 * LENGTH)
-    assert all(
-        x.numel() <= most or x.dtype == torch.bool for x in kept if not x.is_floating_point()
-    )
-
-
 def test_past_the_map_the_output_itself_comes_back():
     shape = CallShape(1, LENGTH + 1, HEADS, True, None)
     _, _, value, output = call("one token")
@@ -313,31 +298,6 @@ def test_nothing_is_allocated_beyond_the_map_but_the_sum():
     # The copy, and the same memory again as what the scattering into it returns.
     assert [size for size in sizes if size >= min(whole)] == [output.numel()] * 2
     assert_close(result, output + by_hand(own, positions, shape, value))
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_the_last_product_is_not_taken_again_for_its_gradients(causal):
-    factors = torch.randn(4, 128, 2, requires_grad=True), torch.randn(4, 2, 128, requires_grad=True)
-    held = AttentionMap(factors, 1.0, "start", "token", None)
-    shape, positions = CallShape(128, 128, 4, causal, None), TokenSpan(128, 0, 0)
-    value = torch.randn(2, 2, 128, 16, requires_grad=True)
-    with FlopCounterMode(display=False) as forward:
-        result = add_term(torch.randn(2, 128, 4, 16), held, positions, shape, value)
-    with FlopCounterMode(display=False) as backward:
-        result.sum().backward()
-    # What comes before it is computed again, and all have two gradients each.
-    before = {True: 0.25, False: 0.5}[causal]
-    assert backward.get_total_flops() <= (2 + before) * forward.get_total_flops()
-
-
-def test_a_token_behind_pads_costs_one_row_of_the_map():
-    positions, shape, value, output = call("padded, a token")
-    held = attention_map()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        add_term(output, held, positions, shape, value)
-    # For each sample a row of each map, of rank 2, and its product with the values for each head.
-    row, product = 2 * 2 * LENGTH * 2, HEADS * 2 * LENGTH * WIDTH
-    assert counter.get_total_flops() == 2 * (row + product)
 
 
 def test_transforms_of_functions_pass():

@@ -156,37 +156,6 @@ def test_whole_samples_equal_the_papers_form(name, ablation, align, tokens):
         assert_close(inputs.call(implementation), inputs.reference())
 
 
-@kinds("llama", "mistral", "bert")
-@ALIGNS
-def test_padded_samples_equal_the_papers_form_on_their_tokens_alone(name, ablation, align):
-    inputs = Inputs(host(name, align=align, ablation=ablation), 9, batch=4)
-    inputs.pads[1, :4] = inputs.pads[2, 7:] = inputs.pads[3, :2] = inputs.pads[3, 8:] = True
-    for implementation in ("sdpa", "eager"):
-        output = inputs.call(implementation)
-        for index in range(4):
-            found = output[index : index + 1, :, ~inputs.pads[index]]
-            assert_close(found, inputs.sample(index).reference())
-
-
-@kinds("llama", "mistral")
-@ALIGNS
-@pytest.mark.parametrize("queries", [1, 2])
-def test_cached_queries_equal_the_papers_form(name, ablation, align, queries):
-    module = host(name, align=align, ablation=ablation)
-    for tokens in (3, 5, 8):
-        inputs = Inputs(module, tokens, batch=2, queries=queries)
-        for implementation in implementations(inputs):
-            assert_close(inputs.call(implementation), inputs.reference())
-
-
-@kinds("llama", "bert")
-@pytest.mark.parametrize("heads", [1, 2])
-def test_maps_are_tiled_over_the_heads(name, ablation, heads):
-    inputs = Inputs(host(name, heads=heads, ablation=ablation), 9, batch=2)
-    for implementation in implementations(inputs):
-        assert_close(inputs.call(implementation), inputs.reference())
-
-
 def test_softmax_ablation_behind_a_window_normalises_over_the_window():
     inputs = Inputs(host("mistral", ablation="softmax"), 9)
     inputs.value = torch.zeros_like(inputs.value)
@@ -216,21 +185,6 @@ def test_decoding_past_a_start_map_adds_nothing_at_all():
         inputs.module, inputs.query, inputs.key, inputs.value, None, scaling=8**-0.5
     )
     assert torch.equal(inputs.call("sdpa-unmasked"), expected.transpose(1, 2))
-
-
-@ALIGNS
-def test_raw_positions_index_the_padded_matrix_and_leave_pads_in(align):
-    inputs = Inputs(host("llama", align=align, positions="raw"), 9)
-    inputs.pads[0, :4] = True
-    # The reference reads the padded matrix as it stands, pads' values included.
-    assert_close(inputs.call("sdpa")[:, :, 4:], inputs.reference()[:, :, 4:])
-    alone = inputs.sample(0).reference()
-    assert not torch.allclose(inputs.call("sdpa")[:, :, 4:], alone, atol=0.1)
-
-
-def test_mask_of_an_unknown_form_is_an_error():
-    with pytest.raises(ValueError, match="unknown form"):
-        Inputs(host("llama"), 9).call("sdpa", mask=torch.ones(1, 9, 9))
 
 
 def test_no_negative_under_a_mask_of_keys_alone_is_an_error():
@@ -332,32 +286,6 @@ def test_a_finished_map_of_fp32_is_not_used_for_values_of_fp64(name, ablation):
     found = inputs.call("sdpa")
     module.lmam.train()
     assert_close(found, inputs.reference())
-
-
-@pytest.mark.fp64(False)
-@pytest.mark.parametrize("ablation", [None, "softmax", "full_rank"])
-def test_gradients_by_values_of_fp64_are_those_of_the_papers_form(ablation):
-    module = fresh_host("llama", ablation=ablation)
-    inputs = Inputs(module, 9, batch=2).double()
-    inputs.value.requires_grad_()
-    factors = list(module.lmam.parameters())
-    pull = torch.randn(2, 4, 9, 8, dtype=torch.float64)
-    found, expected = (
-        torch.autograd.grad((output * pull).sum(), [inputs.value, *factors])
-        for output in (inputs.call("sdpa"), inputs.reference())
-    )
-    assert_close(found[0], expected[0])
-    for one, other in zip(found[1:], expected[1:], strict=True):
-        assert_close(one, other, terms=1, size=other.abs())  # stored in fp32
-
-
-@pytest.mark.fp64(False)
-def test_values_of_fp32_are_multiplied_in_fp32_by_factors_of_fp64():
-    module = fresh_host("llama")
-    inputs = Inputs(module, 9)
-    expected = inputs.call("sdpa")
-    module.lmam.double()
-    assert torch.equal(inputs.call("sdpa"), expected)
 
 
 def test_install_twice_wraps_once():

@@ -17,7 +17,6 @@ from transformers import (
 )
 
 from lorada import LmamConfig
-from lorada.attention.dense_map import expand_map
 from lorada.attention.hooks import HookPair
 from lorada.attention.observation import Observation, observe
 from lorada.tuners.lmam import LmamLayer
@@ -133,14 +132,6 @@ def test_decoder_of_an_encoder_decoder_steps_through_its_cache_as_uncached():
     assert_close(torch.cat(steps, 1), expected)
 
 
-@pytest.mark.parametrize("positions", ["token", "raw"])
-def test_only_raw_positions_make_padding_matter(positions):
-    model = adapted("llama", positions=positions)
-    padded = in_batch(model, "left")[0]
-    difference = (padded - alone(model, SAMPLES[0])).abs().max()
-    assert (difference > 0.05) == (positions == "raw")
-
-
 def test_layers_without_a_map_see_the_original_function():
     model = adapted("llama", layers_to_transform=[1])
     seen = []
@@ -158,10 +149,12 @@ def test_model_that_neither_dispatches_its_attention_nor_has_hooks_is_an_error()
 @pytest.mark.fp64(False)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
-@pytest.mark.parametrize("ablation", ABLATIONS)
-def test_map_stays_in_fp32_on_a_half_precision_base(name, dtype, ablation):
+@pytest.mark.parametrize(
+    "options", [*({"ablation": each, "length": LENGTH} for each in ABLATIONS), {"form": "distance"}]
+)
+def test_map_stays_in_fp32_on_a_half_precision_base(name, dtype, options):
     base = TINY[name]().to(dtype)
-    config = LmamConfig(length=LENGTH, inverse_scale=2.0, init_weights=False, ablation=ablation)
+    config = LmamConfig(inverse_scale=2.0, init_weights=False, **options)
     model = get_peft_model(base, config)
     terms = []
     with observe(lambda call: terms.append(call.term)):
@@ -250,21 +243,6 @@ def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name, 
                     parameter.add_(1)
             assert not torch.allclose(other(**inputs).logits, expected, atol=1e-3)
             torch.testing.assert_close(model(**inputs).logits, expected, atol=0, rtol=0)
-
-
-@pytest.mark.fp64(False)
-@pytest.mark.parametrize("ablation", [None, "no_negative", "softmax"])
-def test_map_stays_in_fp32_under_autocast_wherever_it_is_added(ablation):
-    model = adapted("llama", ablation=ablation)
-    seen = []
-    with observe(seen.append), torch.no_grad():
-        model(SAMPLES[1][None])
-    assert len(seen) == 2
-    for one in seen:
-        plain = expand_map(one.attention_map, one.positions, one.call.shape)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            cast = expand_map(one.attention_map, one.positions, one.call.shape)
-        assert torch.equal(cast, plain)
 
 
 def test_baked_maps_follow_a_model_that_moves():

@@ -23,11 +23,6 @@ def call(mask=None, implementation: str | None = "sdpa", is_causal=None, **kwarg
     return AttentionCall.read(module, query, key, key, mask, kwargs)
 
 
-def test_sizes_are_those_of_queries_and_values():
-    shape = call(sliding_window=4).shape
-    assert (shape.queries, shape.keys, shape.heads, shape.window) == (QUERIES, KEYS, 4, 4)
-
-
 def test_a_module_knows_better_than_its_call_whether_it_is_causal():
     assert call(is_causal=True).shape.causal
     assert not call(is_causal=False).shape.causal
@@ -97,11 +92,6 @@ def test_pages_and_lengths_are_noticed_before_a_call_is_read():
     assert is_packed_or_paged({"block_table": torch.zeros(1)})
     assert call(block_table=torch.zeros(1)).is_paged
     assert not call().is_paged
-
-
-def test_scores_are_scaled_by_the_width_of_a_head_where_the_call_says_nothing():
-    assert call().scaling == pytest.approx(3**-0.5)
-    assert call(scaling=0.2).scaling == 0.2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The map by distance in one attention call, by every route, against sums by hand."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from lorada.attention.add_term import Term, add_term
 from lorada.attention.call import AttentionCall, CallShape
-from lorada.attention.distance_map import DistanceMap, VisiblePairs, rule, whole_sequences
+from lorada.attention.distance_map import (
+    DistanceMap,
+    VisiblePairs,
+    rule,
+    visible,
+    whole_sequences,
+)
+from lorada.attention.under_map import UnderMap
 from lorada.experiments.map_costs import kept_bytes
 from lorada.functional.distance import first_distance
 
@@ -23,40 +30,47 @@ def distance_map(**options) -> DistanceMap:
     return DistanceMap((torch.randn(2, 5, requires_grad=True),), 2.0, **options)
 
 
-def pairs_of(name: str, causal: bool, window: int | None, mask: bool) -> VisiblePairs:
-    """The visible pairs of one call; with ``mask`` they come as a matrix that breaks the rule."""
+@dataclass(frozen=True)
+class Reached:
+    """What the map of one call reaches, in the form of the call and as visible pairs."""
+
+    shape: CallShape
+    form: UnderMap | VisiblePairs
+    pairs: VisiblePairs
+
+    def term(self, own: DistanceMap) -> Term:
+        queries = self.form.queries if isinstance(self.form, UnderMap) else None
+        return Term(partial(own.term, self.shape, self.form), queries)
+
+
+def reached_in(name: str, causal: bool, window: int | None, mask: bool) -> Reached:
+    """One call; with ``mask`` the pairs come as a matrix that breaks the rule."""
     positions, queries, keys, batch = POSITIONS[name]
     shape = CallShape(queries, keys, HEADS, causal, window)
-    if not mask:
-        return VisiblePairs(positions, shape, None, whole_sequences(positions, shape))
-    seen = rule(positions.table(queries, keys, torch.device("cpu")), shape)
-    seen = seen.expand(batch, -1, -1).clone()
-    seen[:, ::2, ::3] = False
-    return VisiblePairs(positions, shape, seen)
+    table = positions.table(queries, keys, torch.device("cpu"))
+    seen = rule(table, shape)
+    if mask:
+        seen = seen.expand(batch, -1, -1).clone()
+        seen[:, ::2, ::3] = False
+    pairs = VisiblePairs(table, seen)
+    return Reached(shape, pairs if mask else whole_sequences(positions, shape) or pairs, pairs)
 
 
-def tensors_of(pairs: VisiblePairs, batch: int) -> list[Tensor]:
+def tensors_of(shape: CallShape, batch: int) -> list[Tensor]:
     """Random values and an output."""
     torch.manual_seed(0)
-    shape = pairs.shape
     sizes = (batch, GROUPS, shape.keys, WIDTH), (batch, shape.queries, HEADS, WIDTH)
     return [torch.randn(size, requires_grad=True) for size in sizes]
 
 
-def term_of(own: DistanceMap, pairs: VisiblePairs) -> Term:
-    queries = None if pairs.in_order is None else pairs.in_order.queries
-    return Term(partial(own.term, pairs), queries)
-
-
-def by_hand(own: DistanceMap, pairs: VisiblePairs, value: Tensor) -> Tensor:
+def by_hand(own: DistanceMap, reached: Reached, value: Tensor) -> Tensor:
     """The term (B, T, H, D), from its definition and the matrix of visible pairs."""
-    batch = len(value)
-    visible = pairs.pairs(value.device).expand(batch, -1, -1)
-    (taps,), table = own.factors, pairs.table(value.device)
+    batch, shape, pairs = len(value), reached.shape, reached.pairs
+    (taps,), table = own.factors, pairs.table
     rows, columns = (x.expand(batch, -1).tolist() for x in (table.rows, table.columns))
-    first = first_distance(taps.shape[1], pairs.shape.causal)
-    term = torch.zeros(batch, HEADS, pairs.shape.queries, WIDTH)
-    for n, i, j in visible.nonzero().tolist():
+    first = first_distance(taps.shape[1], shape.causal)
+    term = torch.zeros(batch, HEADS, shape.queries, WIDTH)
+    for n, i, j in pairs.seen.expand(batch, -1, -1).nonzero().tolist():
         tap = columns[n][j] - rows[n][i] - first
         if 0 <= tap < taps.shape[1]:
             weights = taps[:, tap].repeat(HEADS // 2)[:, None]
@@ -76,37 +90,33 @@ CALLS = [
 
 @pytest.mark.parametrize(("name", "causal", "window", "mask"), CALLS, ids=str)
 def test_every_route_is_the_sum_by_hand_in_values_and_gradients(name, causal, window, mask):
-    own, pairs = distance_map(), pairs_of(name, causal, window, mask)
-    batch = POSITIONS[name][3]
-    value, output = tensors_of(pairs, batch)
-    found = add_term(output, term_of(own, pairs), value)
-    expected = output + by_hand(own, pairs, value)
+    own, reached = distance_map(), reached_in(name, causal, window, mask)
+    value, output = tensors_of(reached.shape, POSITIONS[name][3])
+    found = add_term(output, reached.term(own), value)
+    expected = output + by_hand(own, reached, value)
     assert_close(found, expected)
     pull = torch.randn_like(output)
     leaves = [output, value, *own.factors]
     both = [torch.autograd.grad((y * pull).sum(), leaves) for y in (found, expected)]
     for actual, grad in zip(*both, strict=True):
         assert_close(actual, grad)
-    weights = own.weights(pairs, value).expand(batch, -1, -1, -1)
-    dense = weights @ value.repeat_interleave(HEADS // GROUPS, 1)
-    assert_close(output + dense.transpose(1, 2), expected)
 
 
 def test_a_mixed_batch_gets_the_term_on_the_samples_of_the_adapter_only():
-    own, pairs = distance_map(), pairs_of("padded", True, None, False)
-    value, output = tensors_of(pairs, 2)
-    whole = add_term(output, term_of(own, pairs), value)
+    own, reached = distance_map(), reached_in("padded", True, None, False)
+    value, output = tensors_of(reached.shape, 2)
+    whole = add_term(output, reached.term(own), value)
     mine = replace(own, samples=torch.tensor([False, True]))
-    part = add_term(output, term_of(mine, pairs), value)
+    part = add_term(output, reached.term(mine), value)
     assert_close(part[1], whole[1])
     assert torch.equal(part[0], output[0])
     assert (whole[0] != output[0]).any()
 
 
 def test_nothing_is_kept_for_the_backward_pass_but_what_the_term_is_computed_from():
-    own, pairs = distance_map(), pairs_of("padded", True, None, False)
-    value, output = tensors_of(pairs, 2)
-    term = term_of(own, pairs)
+    own, reached = distance_map(), reached_in("padded", True, None, False)
+    value, output = tensors_of(reached.shape, 2)
+    term = reached.term(own)
     assert kept_bytes(lambda: add_term(output, term, value), [value, *own.factors]) == 0
     assert kept_bytes(lambda: term.compute(value), [value, *own.factors]) > 0
     floating = [x for x in tensors_in(vars(term)) if x.is_floating_point()]
@@ -123,12 +133,10 @@ def test_a_mask_that_follows_the_rule_is_not_needed_and_any_other_is_kept(pads):
     real = torch.ones(2, 6).bool()
     real[0, :pads] = False
     triangle = torch.ones(6, 6).tril().bool() & real[:, None, None, :]
-    pairs = VisiblePairs.read(call_with(triangle, 6))
-    assert pairs.in_order is not None
-    assert pairs.mask is None
+    assert isinstance(visible(call_with(triangle, 6)), UnderMap)
     ahead = triangle.clone()
     ahead[1, 0, 2, 4] = True  # as tokens of an image see each other
-    pairs = VisiblePairs.read(call_with(ahead, 6))
-    assert pairs.in_order is None
+    pairs = visible(call_with(ahead, 6))
+    assert isinstance(pairs, VisiblePairs)
     own = real[:, :, None]  # padding sees nothing
-    assert torch.equal(pairs.pairs(torch.device("cpu")), ahead[:, 0] & own)
+    assert torch.equal(pairs.seen, ahead[:, 0] & own)

@@ -11,7 +11,7 @@ import exact_page
 import pytest
 import torch
 from conftest import assert_close
-from covering import covering
+from covering import covering, few_slow
 from exact_cells import (
     CACHE_CELLS,
     CELLS,
@@ -84,7 +84,7 @@ BEAMS = list(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "variant", "cache"), covering(BEAMS, 1))
+@pytest.mark.parametrize(("name", "variant", "cache"), few_slow(covering(BEAMS, 1), 6))
 def test_beams_of_a_batch_are_those_of_each_sample_alone_without_a_cache(name, variant, cache):
     model = adapted(name, variant)
     ids, mask = pad(PROMPTS, "left")

@@ -218,31 +218,21 @@ ANY_FORM = pytest.mark.parametrize("form", ["bool", "additive", "2d"])
 
 
 @ANY_FORM
-@EXAMPLES
-@given(scene=whole(), length=LENGTHS, align=ALIGNS, with_positions=st.booleans())
-def test_tokens_of_a_padded_batch_are_found(form, scene, length, align, with_positions):
-    check(scene, form, length, align, scene.position_ids() if with_positions else None)
-
-
-@FORMS
-@EXAMPLES
-@given(scene=whole(), length=LENGTHS, align=ALIGNS)
-def test_positions_that_count_from_the_pad_change_nothing(form, scene, length, align):
-    check(scene, form, length, align, torch.arange(scene.queries)[None])
-
-
-@ANY_FORM
-@EXAMPLES
-@given(scene=cached(), length=LENGTHS, align=ALIGNS)
-def test_tokens_behind_a_growing_cache_are_found(form, scene, length, align):
-    check(scene, form, length, align, scene.position_ids())
-
-
-@FORMS
-@EXAMPLES
-@given(scene=static() | static_prefill(), length=LENGTHS, align=ALIGNS)
-def test_empty_slots_of_a_static_cache_hold_no_token(form, scene, length, align):
-    check(scene, form, length, align, scene.position_ids())
+@settings(EXAMPLES, max_examples=240)
+@given(
+    scene=whole() | cached() | static() | static_prefill(),
+    length=LENGTHS,
+    align=ALIGNS,
+    numbers=st.sampled_from(["of tokens", "of slots", "not given"]),
+)
+def test_tokens_are_found_in_a_padded_batch_and_behind_a_cache(form, scene, length, align, numbers):
+    assume(form != "2d" or scene.key_len == scene.seen)  # such a mask shows no empty slots
+    positions = scene.position_ids()
+    if scene.queries == scene.key_len:  # only behind a cache must they count tokens
+        positions = {"of slots": torch.arange(scene.queries)[None], "not given": None}.get(
+            numbers, positions
+        )
+    check(scene, form, length, align, positions)
 
 
 @FORMS

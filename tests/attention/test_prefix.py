@@ -10,10 +10,9 @@ from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lorada import LmamConfig, LoradaConfig, PrefixConfig
+from lorada import LmamConfig, LoradaConfig, PrefixConfig, explain
 from lorada.attention.interface import dispatches
 from lorada.attention.observation import observe
-from lorada.tuners.layer_maps import layer_maps
 from lorada.tuners.prefix import PrefixLayer
 
 pytestmark = pytest.mark.fp64
@@ -248,7 +247,7 @@ def test_the_map_never_sees_the_prefix(name):
 def test_the_map_inside_the_softmax_leaves_the_prefix_columns_alone(name):
     """¬N behind a prefix, written out: the map joins the scores of tokens only."""
     model, batch, seen = stacked(name, ablation="no_negative"), batch_of(name), []
-    maps = layer_maps(model, batch)[0].map
+    maps = explain(model, batch)[0].map
     with observe(seen.append):
         logits(model, **batch)
     call = seen[0].call
@@ -275,7 +274,7 @@ def split(prefix: Tensor, like: Tensor) -> Tensor:
 def test_explain_shows_the_share_of_each_token_behind_a_prefix(name):
     model = stacked(name)
     tokens = torch.arange(3, 13)[None]
-    first = layer_maps(model, {"input_ids": tokens})[0]
+    first = explain(model, {"input_ids": tokens})[0]
     model.get_base_model().get_submodule(HOSTS[name]).lmam._disable_adapters = True
     assert_close(first.softmax, attentions(model, tokens)[0])
     assert_close(first.fused, first.softmax + first.map)

@@ -10,9 +10,9 @@ from conftest import TINY, assert_close
 from peft import LoraConfig, PeftModel, get_peft_model
 from stacks import lmam, logits, randomise
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from lorada import LmamConfig, LoradaConfig
+from lorada import LoradaConfig
 from lorada.attention.attend import SHIFTED
 from lorada.attention.call import AttentionCall
 from lorada.attention.interface import install
@@ -215,22 +215,6 @@ def test_training_is_sparse_evaluation_is_not_and_the_adapter_loads(tmp_path, co
     model.save_pretrained(tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "adapter")
     assert_close(logits(loaded, inputs), expected)
-
-
-@pytest.mark.parametrize(
-    ("vocabulary", "parts", "count"),
-    [
-        (32000, [longlora()], 139_726_848),
-        (32001, [longlora()], 139_730_944),
-        (32001, [LmamConfig(rank=2, length=256), longlora()], 140_779_520),
-    ],
-    ids=["stock-vocabulary", "with-the-added-token", "with-a-map"],
-)
-def test_it_counts_what_the_paper_prints(vocabulary, parts, count):
-    with torch.device("meta"):
-        base = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary))  # LLaMA2-7B
-    model = get_peft_model(base, LoradaConfig(parts=parts))
-    assert model.get_nb_trainable_parameters()[0] == count
 
 
 def test_bad_sizes_and_models_whose_attention_takes_no_mask_are_refused():

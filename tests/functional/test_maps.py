@@ -235,12 +235,6 @@ def test_low_rank_map_by_hand():
     assert_close(low_rank_map(w_a, w_b, 255.0, position=False), expected)
 
 
-def test_no_position_leaves_the_factors_alone():
-    w_a, w_b = torch.randn(2, 3, 1), torch.randn(2, 1, 3)
-    assert_close(low_rank_map(w_a, w_b, 1.0, position=False), w_a @ w_b)
-    assert not torch.allclose(low_rank_map(w_a, w_b, 1.0), w_a @ w_b)
-
-
 def test_full_rank_map_at_zero_is_the_product_of_positions_at_the_same_scale():
     pe = torch.tensor([1.0, 1e-4], dtype=torch.float64)
     zeros = torch.zeros(3, 2, 2, dtype=torch.float64)
@@ -259,22 +253,6 @@ def test_head_i_uses_map_i_modulo_the_number_of_maps(map_heads, groups):
         assert apply_map(form, value, 6)[:, :, 0, 0].tolist() == [expected, expected]
     fused = add_map_reference(torch.zeros(1, 6, 1, 1, dtype=torch.float64), maps)
     assert fused[0, :, 0, 0].tolist() == expected
-
-
-def test_values_are_shared_by_consecutive_query_heads_of_a_group():
-    value = torch.tensor([10.0, 20.0], dtype=torch.float64).view(1, 2, 1, 1)
-    one = torch.ones(1, 1, 1, dtype=torch.float64)
-    assert apply_map(one, value, 4).flatten().tolist() == [10.0, 10.0, 20.0, 20.0]
-
-
-@EXAMPLES
-@given(case=cases())
-def test_maps_per_sample_equal_one_map_for_all_samples(case):
-    _, w_a, w_b, value = case.draw(torch.float64)
-    value = value[:, :, : case.length]
-    map_ = (w_a @ w_b)[:, :, : value.shape[2]]
-    per_sample = map_.expand(case.batch, -1, -1, -1)
-    assert_close(apply_map(per_sample, value, case.heads), apply_map(map_, value, case.heads))
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -470,14 +448,6 @@ def test_softmax_ablation_gives_padded_keys_nothing_and_an_empty_row_zero_not_na
 def test_map_is_signed_and_may_push_attention_below_zero():
     fused = add_map_reference(torch.full((1, 1, 2, 2), 0.5), -torch.ones(1, 2, 2), causal=True)
     assert fused[0, 0].tolist() == [[-0.5, 0.5], [-0.5, -0.5]]
-
-
-def test_inverse_scale_divides_the_map():
-    w_a, w_b = torch.randn(1, 3, 2).double(), torch.randn(1, 2, 3).double()
-    value = torch.randn(1, 1, 3, 2).double()
-    assert_close(low_rank_map(w_a, w_b, 255.0) * 255, low_rank_map(w_a, w_b, 1.0))
-    term = map_value_product(w_a, w_b, value, 255.0, heads=1)
-    assert_close(term * 255, map_value_product(w_a, w_b, value, 1.0, heads=1))
 
 
 def test_wrong_shapes_are_refused_while_tests_run():

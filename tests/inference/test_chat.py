@@ -8,14 +8,14 @@ from conftest import assert_close
 from folders import TURNS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
 from peft import PeftModel
 
-from lorada.attention.observation import observe
+from lorada import explain
+from lorada.attention.observation import observe, ratio_of, squared_norms
 from lorada.inference.answer_text import AnswerText
 from lorada.inference.chat import open_chat
 from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
 from lorada.inference.stream import TokenStreamer, _Pieces, stream
 from lorada.tasks.tokenize import prompt_of
-from lorada.tuners.layer_maps import layer_maps, ratio_of, squared_norms
 
 LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(8)]
 SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=32", "max_new_tokens=8"]
@@ -169,7 +169,7 @@ def test_the_effect_is_what_the_maps_are_explained_to_do(name, chat_of):
         batch = {**written.read, "decoder_input_ids": written.ids[None, :-1]}
     else:
         batch = {"input_ids": torch.cat([written.read["input_ids"], written.ids[None]], 1)}
-    layers = layer_maps(chat.run.model, batch)
+    layers = explain(chat.run.model, batch)
     found = chat.effect()
     assert len(found) == len(layers) == (4 if name == "seq2seq" else 2)
     for one, layer in zip(found, layers, strict=True):

@@ -1,6 +1,5 @@
 """Our configs, as PEFT's tests take them: by family of models, and for the custom models."""
 
-import os
 from typing import Any
 
 from peft import LoraConfig, PeftConfig
@@ -38,7 +37,7 @@ MATRICES += ["intermediate.dense"]
 
 
 def configs(task: str) -> list[Case]:
-    """Each tuner alone, and three stacks; in the cut, for decoders alone all of them."""
+    """Each tuner alone, and three stacks; all of them for decoders alone."""
     cases: list[Case] = [
         (LmamConfig, {"rank": 2, "length": 8, "inverse_scale": 1.0}),
         (BottleneckConfig, {"rank": 4}),
@@ -54,7 +53,7 @@ def configs(task: str) -> list[Case]:
         (LoradaConfig, {"parts": [PREFIX, LORA]}),
         (LoradaConfig, {"parts": [LORA, GRALORA]}),
     ]
-    if os.environ["LORADA_SUITE_CUT"] == "yes" and task != "CAUSAL_LM":
+    if task != "CAUSAL_LM":
         cases = [case for case in cases if case[0] in (LmamConfig, BottleneckConfig, LoradaConfig)]
     return [(config, {**settings, "task_type": task}) for config, settings in cases]
 

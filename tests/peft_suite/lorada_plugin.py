@@ -105,18 +105,16 @@ def _tell_what_merges(common: Any) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In the cut, run only what meets our configs of the largest file."""
-    if os.environ["LORADA_SUITE_CUT"] != "yes":
-        return
+    """Run only what meets a config of ours."""
     kept, out = [], []
     for item in items:
         case = getattr(getattr(item, "callspec", None), "params", {})
-        cls = case.get("config_cls")
-        ours = cls is lorada_config_on or (
-            isinstance(cls, type) and issubclass(cls, LoradaPeftConfig)
+        ours = any(
+            value is lorada_config_on
+            or (isinstance(value, type) and issubclass(value, LoradaPeftConfig))
+            for value in case.values()
         )
-        other = item.path.stem == "test_custom_models" and not ours
-        (out if other else kept).append(item)
+        (kept if ours else out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=out)
 

@@ -1,8 +1,5 @@
 """``lorada.explain``: each number is what one gets by hand, for maps and for other methods."""
 
-import importlib
-from inspect import isfunction
-
 import pytest
 import torch
 from conftest import TINY, assert_close
@@ -18,7 +15,6 @@ from transformers import (
     set_seed,
 )
 
-import lorada
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig, explain
 from lorada.tuners.explanation import AXES
 
@@ -131,10 +127,37 @@ def test_moved_is_how_far_each_heads_output_is_from_the_one_without(name):
     assert (found.moved > 0).all()
 
 
-def test_the_effect_of_each_head_makes_up_that_of_all():
-    found = explain(stack(), {"input_ids": IDS})[0]
-    assert found.effect.shape == (4,)
-    assert found.effect.min() <= found.effect_size <= found.effect.max()
+def test_the_effect_size_is_the_ratio_of_the_two_terms():
+    model = stack("llama", LmamConfig(**MAP))
+    captured = {}
+    attention = model.base_model.model.model.layers[0].self_attn
+    attention.v_proj.register_forward_hook(lambda m, a, out: captured.update(value=out))
+    seen = explain(model, {"input_ids": IDS})[0]
+    value = captured["value"].view(1, 10, 2, 8).transpose(1, 2).repeat_interleave(2, 1)
+    on, off = ((part @ value).square().sum((0, 2, 3)).sqrt() for part in (seen.map, seen.softmax))
+    assert_close(seen.effect, on / off)
+    assert seen.effect_size == pytest.approx(float(on.norm() / off.norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_the_negative_ratio_counts_visible_pairs_within_the_map(name):
+    first = explain(stack(name, LmamConfig(**MAP)), {"input_ids": IDS})[0]
+    pairs = torch.ones(6, 6, dtype=torch.bool)
+    pairs = pairs.tril() if name == "llama" else pairs
+    for ratio, values in ((first.negative, first.fused), (first.map_negative, first.map)):
+        inside = values[0, :, :6, :6]
+        assert_close(ratio, torch.stack([(head[pairs] < 0).double().mean() for head in inside]))
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_the_no_negative_map_sits_inside_the_softmax_and_has_an_effect_size(name):
+    model = stack(name, LmamConfig(ablation="no_negative", **MAP))
+    seen = explain(model, {"input_ids": IDS})[0]
+    assert seen.inside
+    assert_close(seen.fused, read(model).attentions[0])
+    assert seen.effect_size > 1e-3
+    assert (seen.fused >= 0).all()
+    assert (seen.negative == 0).all()
 
 
 def plain(key):
@@ -281,9 +304,3 @@ def test_what_cannot_be_explained_is_said():
     model = stack()
     with model.disable_adapter(), pytest.raises(ValueError, match="no active adapter"):
         explain(model, {"input_ids": IDS})
-
-
-def test_the_package_exports_the_function():
-    module = importlib.import_module(explain.__module__)
-    assert lorada.explain is explain is module.explain
-    assert isfunction(explain)

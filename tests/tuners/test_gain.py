@@ -1,11 +1,10 @@
 """Gains of attention heads as an adapter, against heads that are scaled by hand."""
 
-import exact_cells
 import pytest
 import torch
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import TINY, assert_close
-from exact_cells import CELLS, DECODERS, NEW, PROMPTS, alone
+from exact_cells import CELLS, PROMPTS, alone
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from stacks import batch, lmam, randomise
 from stacks import logits as output
@@ -140,47 +139,17 @@ def test_gains_scale_the_terms_of_maps_and_prefixes_too():
 
 # Every form of a batch.
 
-# A rotated query depends on the position that its token is given, so there the gains are constant.
-CELLS_OF = [
-    (name, cell, "constant" if name in DECODERS and cell in exact_cells.MOVED else "query")
-    for name in ("llama", "mistral", "bert")
-    for cell in CELLS
-    if name in DECODERS or cell in exact_cells.ENCODER_CELLS
-    if (name, cell) not in exact_cells.NOT_EXACT_IN_THE_BASE
-]
 
-
-@pytest.fixture(scope="module")
-def plain_runs():
-    """An adapted model, each prompt with its continuation, and the logits of it run alone."""
-    runs = {}
-
-    def run(name, form):
-        if (name, form) not in runs:
-            torch.manual_seed(1)
-            model, samples = trained(TINY[name](), form), []
-            for sample in PROMPTS:
-                for _ in range(NEW if name in DECODERS else 0):
-                    sample = torch.cat([sample, alone(model, sample)[-1:].argmax(-1)])
-                samples.append(sample)
-            runs[name, form] = model, samples, [alone(model, sample) for sample in samples]
-        return runs[name, form]
-
-    return run
-
-
-@pytest.mark.parametrize(("name", "cell", "form"), CELLS_OF, ids=lambda part: part)
-def test_every_form_of_a_batch_gives_the_numbers_of_the_plain_run(name, cell, form, plain_runs):
-    model, samples, expected = plain_runs(name, form)
-    found = CELLS[cell](model, samples)
-    for sample, row, plain in zip(samples, found, expected, strict=True):
-        if row.dim() == 1:  # log-probabilities of the generated tokens, handed out in fp32
-            new = plain[-NEW - 1 : -1].log_softmax(-1).gather(1, sample[-NEW:, None])[:, 0]
-            assert_close(row, new, terms=1, size=new.abs(), dtype=torch.float32)
-        elif cell.startswith("generate"):
-            assert_close(row, plain[-NEW - 1 : -1])
-        else:
-            assert_close(row, plain[-len(row) :])
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [("llama", "padded on the left, positions given"), ("llama", "chunks"),
+     ("mistral", "static cache"), ("bert", "padded on the left"),
+     ("bert", "packed by position_ids")],
+)  # fmt: skip
+def test_every_sample_of_a_batch_gets_the_numbers_that_it_gets_alone(name, cell):
+    model = trained(TINY[name](), "query")
+    for found, sample in zip(CELLS[cell](model, PROMPTS), PROMPTS, strict=True):
+        assert_close(found, alone(model, sample))
 
 
 def test_gains_of_rotated_queries_depend_on_the_position_that_a_token_is_given():

@@ -13,7 +13,6 @@ from lorada.tuners.quanta.gates import (
     apply_to_width,
     as_matrix,
     as_matrix_reference,
-    crop_or_pad,
     default_dims,
     draw_gates,
     factorisations,
@@ -88,12 +87,6 @@ def test_other_widths_are_cropped_or_padded_with_zeros(rows, columns):
     assert_close(apply_to_width(x, gates, dims, rows), x @ expected.T)
 
 
-def test_a_vector_is_cropped_or_padded_with_zeros():
-    x = torch.arange(1.0, 4.0)
-    assert crop_or_pad(x, 2).tolist() == [1, 2]
-    assert crop_or_pad(x, 5).tolist() == [1, 2, 3, 0, 0]
-
-
 def test_pairs_come_from_the_last_axes_to_the_first():
     assert pairs(4) == [(4, 3), (4, 2), (4, 1), (3, 2), (3, 1), (2, 1)]
     dims = (3, 2, 2)
@@ -160,12 +153,3 @@ def test_width_is_factored_into_four_as_equal_as_possible(width, dims):
 def test_width_without_two_factors_is_an_error(width):
     with pytest.raises(ValueError, match=f"a width of {width} is no product of two factors"):
         default_dims(width)
-
-
-@pytest.mark.parametrize(
-    ("dims", "count"),
-    [((16, 8, 8, 4), 43_008), ((16, 8, 8, 5), 46_464), ((16, 16, 16), 196_608)],
-    ids=str,
-)
-def test_count_is_the_sum_over_pairs(dims, count):
-    assert sum(gate.numel() for gate in draw_gates(dims)) == count

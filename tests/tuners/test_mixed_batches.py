@@ -102,18 +102,6 @@ def test_each_sample_gets_what_it_gets_alone(models, name, side):
         assert changed == (ORDER[i] != BASE)
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "roberta"])
-def test_active_adapter_has_no_say_in_a_mixed_batch(models, name):
-    model, rows = models[name], samples()
-    inputs = inputs_of(model, rows)
-    mixed = []
-    for active in ("map", "end"):
-        model.set_adapter(active)
-        with torch.no_grad():
-            mixed.append(model(**inputs, adapter_names=list(ORDER)).logits)
-    torch.testing.assert_close(*mixed, atol=0, rtol=0)
-
-
 @pytest.mark.parametrize("beams", [1, 3])
 def test_each_sample_generates_what_it_generates_alone(models, beams):
     model, rows = models["llama"], samples()

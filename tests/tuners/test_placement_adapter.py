@@ -2,14 +2,13 @@
 
 import copy
 
-import accelerate
 import pytest
 import torch
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import assert_close
 from peft import LoraConfig, PeftModel, get_peft_model
-from placements import CASES, LLAMA, TWINS, Twin, adapted, cases, parts_of, twin_of
-from stacks import bottleneck, lmam, lora, randomise
+from placements import CASES, TWINS, Twin, adapted, cases, parts_of, twin_of
+from stacks import bottleneck, lmam, randomise
 from torch import Tensor, nn
 
 from lorada import LoradaConfig
@@ -104,33 +103,6 @@ def test_gradients_reach_the_adapters_alone_and_survive_checkpointing(name, plac
             assert_close(actual[key], expected[key])
     for part in parts_of(model).values():
         assert not part._saved, "an adapter keeps what it has read"
-
-
-@pytest.mark.parametrize("placement", LLAMA)
-def test_generation_with_a_cache_gives_the_logits_of_a_whole_forward(placement):
-    model = get_peft_model(ARCHITECTURES["llama"](), bottleneck(placement=placement)).eval()
-    randomise(model)
-    tokens = torch.randint(5, 90, (2, 6))
-    out = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), do_sample=False,
-                         max_new_tokens=4, min_new_tokens=4, output_logits=True,
-                         return_dict_in_generate=True)  # fmt: skip
-    whole = logits(model, input_ids=out.sequences)
-
-    assert_close(torch.stack(out.logits, 1), whole[:, 5:-1])
-
-
-@pytest.mark.parametrize(
-    ("name", "placement"), [case for case in CASES if case[0] != "deberta_v2"]
-)  # DeBERTa cannot be offloaded, with or without an adapter
-def test_adapters_on_an_offloaded_base_give_the_same_numbers(name, placement, tmp_path):
-    model, batch = adapted(name, placement), inputs(name)
-    model.save_pretrained(tmp_path)
-    base = ARCHITECTURES[name]()
-    accelerate.cpu_offload(base, execution_device="cpu")
-    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
-
-    assert all(p.is_meta for key, p in loaded.named_parameters() if ".bneck" not in key)
-    assert_close(logits(loaded, **batch), logits(model, **batch))
 
 
 @pytest.mark.parametrize(
@@ -270,12 +242,3 @@ def test_placements_stack_with_each_other_the_map_and_lora(case, tmp_path):
         assert (logits(model, **batch) - expected).abs().max() > 1e-4
         weights.data.copy_(kept)
     assert_close(logits(model.merge_weights(), **batch), expected)
-
-
-def test_names_in_a_file_are_those_of_the_modules_that_hold_the_parts():
-    parts = [bottleneck(), *(bottleneck(placement=placement) for placement in LLAMA)]
-    model = get_peft_model(ARCHITECTURES["llama"](), LoradaConfig(parts=[lora("llama"), *parts]))
-    names = {key.partition(".layers.0.")[2].rpartition(".lora_")[0]
-             for key in model.state_dict() if ".layers.0." in key and ".bneck" in key}  # fmt: skip
-
-    assert names == {"mlp.bneck", *(held for twins in LLAMA.values() for _, held, _ in twins)}

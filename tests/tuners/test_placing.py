@@ -143,31 +143,6 @@ def test_adapter_that_does_not_fit_leaves_those_that_are_there_as_they_were(case
     assert not torch.allclose(logits(model, inputs), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (lambda: lmam(heads=3), "heads=3"),
-        (lambda: lmam(target_modules=r".*\.(self_attn|mlp)"), "not a self-attention"),
-        (lambda: bottleneck(target_modules=r".*\.(mlp|o_proj)"), "not an FFN"),
-        (lambda: bottleneck(layers_to_transform=[7]), "layers_to_transform"),
-    ],
-)
-def test_part_alone_that_does_not_fit_leaves_the_model_as_it_was(config, message):
-    base = build("llama")
-    before = state(base)
-    with pytest.raises(ValueError, match=message):
-        get_peft_model(base, config())
-    assert state(base) == before
-
-
-def test_two_parts_on_one_module_leave_the_model_as_it_was():
-    base = build("llama")
-    before = state(base)
-    with pytest.raises(ValueError, match="both target"):
-        get_peft_model(base, LoradaConfig(parts=[lora("llama"), lmam(), lmam()]))
-    assert state(base) == before
-
-
 @pytest.mark.parametrize("name", ["bart", "bloom", "deberta_v2", "opt", "t5"])
 def test_half_a_stack_leaves_no_hooks_on_other_architectures(name):
     base = ARCHITECTURES[name]()

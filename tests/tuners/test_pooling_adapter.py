@@ -292,13 +292,6 @@ def test_after_the_block_a_model_is_as_before():
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_layers_that_a_stack_chooses_do_not_concern_it():
-    inputs = batch()
-    lora = LoraConfig(r=2, target_modules=["query"])
-    model = stacked(headed("bert"), "mean", lora, layers_to_transform=[0])
-    assert_close(logits(model, inputs), expected(model, inputs, "mean"))
-
-
 # Models without such a head.
 
 

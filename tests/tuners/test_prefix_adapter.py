@@ -1,29 +1,161 @@
-"""A prefix as an adapter: saved, folded, merged, mixed with others, removed, refused."""
+"""A prefix as an adapter: its start, where it goes, saved, folded, mixed with others, refused."""
 
 import json
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from conftest import TINY, assert_close
 from peft import PeftModel, get_peft_model
-from prefixes import (
-    LENGTH,
-    WIDTH,
-    config_of,
-    every_part,
-    every_prefix,
-    layers,
-    networks,
-    trainable,
-    trained,
-)
 from safetensors.torch import load_file
-from stacks import batch, logits, randomise
+from stacks import batch, logits, lora, randomise
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from lorada import LoradaConfig, PrefixConfig
+from lorada import LmamConfig, LoradaConfig, PrefixConfig
+from lorada.tuners.prefix import PrefixLayer, PrefixNetwork
 
 pytestmark = pytest.mark.fp64
+
+LENGTH, WIDTH = 3, 5  # of the prefix in tokens, of the network that it comes out of
+PREFIXES = {
+    "flat": {},
+    "network": {"projection": WIDTH},
+}
+PARTS = ("alone", "in a stack")
+
+
+def config_of(prefix: str, part: str, name: str, **options):
+    config = PrefixConfig(length=LENGTH, **PREFIXES[prefix], **options)
+    if part == "alone":
+        return config
+    return LoradaConfig(parts=[config, LmamConfig(rank=2, length=6), lora(name)])
+
+
+def trained(prefix: str, part: str = "alone", name: str = "llama", **options) -> PeftModel:
+    """A tiny model whose prefix has moved from its start."""
+    model = get_peft_model(TINY[name](), config_of(prefix, part, name, **options)).eval()
+    randomise(model)
+    return model
+
+
+def layers(model: nn.Module) -> list[PrefixLayer]:
+    return [m for m in model.modules() if isinstance(m, PrefixLayer)]
+
+
+def networks(model: nn.Module) -> list[str]:
+    return [n for n, m in model.named_modules() if isinstance(m, PrefixNetwork)]
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+every_prefix = pytest.mark.parametrize("prefix", PREFIXES)
+every_part = pytest.mark.parametrize("part", PARTS)
+
+
+def test_encoder_decoders_have_three_networks():
+    model = get_peft_model(ARCHITECTURES["bart"](), config_of("network", "alone", "bart"))
+    assert networks(model.get_base_model()) == ["prefix_encoder", "prefix_decoder", "prefix_cross"]
+    shared = {
+        id(layer._network[0].host.get_submodule(f"prefix_{kind}")): id(layer._network[0])
+        for kind, layer in zip(
+            ["encoder"] * 2 + ["decoder", "cross"] * 2, layers(model), strict=True
+        )
+    }
+    assert all(found == expected for found, expected in shared.items())
+    assert len(shared) == 3
+
+
+# The start.
+
+
+@pytest.mark.parametrize(("options", "std"), [({}, 0.02), ({"initial_std": 1.0}, 1.0)])
+def test_a_prefix_starts_from_its_normal_distribution_and_is_not_the_identity(options, std):
+    torch.manual_seed(0)
+    model = get_peft_model(TINY["llama"](), PrefixConfig(length=100, **options)).eval()
+    for layer in layers(model):
+        for start in (layer.lora_key["default"], layer.lora_value["default"]):
+            assert start.std().item() == pytest.approx(std, rel=0.1)
+            assert abs(start.mean().item()) < 0.1 * std
+    inputs = batch("llama")
+    with model.disable_adapter():
+        plain = logits(model, inputs)
+    # It takes its share of each softmax from the first step on.
+    assert (logits(model, inputs) - plain).abs().max() > 0.1
+
+
+def test_a_prefix_of_zeros_scales_attention_by_what_it_leaves():
+    model = get_peft_model(TINY["bert"](attn_implementation="eager"), PrefixConfig(length=LENGTH))
+    model.eval()
+    module = layers(model)[0].host
+    for layer in layers(model):
+        for parameters in (layer.lora_key, layer.lora_value):
+            nn.init.zeros_(parameters["default"])
+    hidden = torch.randn(1, 6, 32)
+    found, shares = module(hidden)
+    with model.disable_adapter():
+        plain, _ = module(hidden)
+    left = shares.sum(-1).transpose(1, 2)[..., None]  # (B, T, H, 1)
+    assert_close(found.view(1, 6, 4, 8), plain.view(1, 6, 4, 8) * left)
+    assert (left < 1).all()
+
+
+def test_a_network_is_the_one_of_the_formula_with_its_gradients():
+    model = trained("network")
+    base = model.get_base_model()
+    network, blocks = base.prefix_self, layers(base)
+    width = blocks[0].lora_out["default"].shape[0]
+    reference = nn.Sequential(
+        nn.Embedding(LENGTH, 32), nn.Linear(32, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 2 * width)
+    )
+    ours = [network.lora_embedding, network.lora_hidden, network.lora_hidden_bias]
+    ours = [parameters["default"] for parameters in ours]
+    outs = [[layer.lora_out["default"] for layer in blocks],
+            [layer.lora_out_bias["default"] for layer in blocks]]  # fmt: skip
+    with torch.no_grad():
+        joined = [torch.cat(parts) for parts in outs]
+        for parameter, value in zip(reference.parameters(), [*ours, *joined], strict=True):
+            parameter.copy_(value)
+    expected = reference(torch.arange(LENGTH))
+    found = torch.cat([part for layer in blocks for part in layer.prefix("default")], -1)
+    assert_close(found, expected)
+
+    weight = torch.randn_like(expected)
+    found_gradients = torch.autograd.grad((found * weight).sum(), [*ours, *outs[0]])
+    (expected * weight).sum().backward()
+    wanted = [parameter.grad for parameter in reference.parameters()]
+    for one, other in zip(found_gradients[:3], wanted[:3], strict=True):
+        assert_close(one, other)
+    assert_close(torch.cat(found_gradients[3:]), wanted[3])
+
+
+# Where it goes, and what is refused.
+
+
+@pytest.mark.parametrize(
+    ("options", "blocks"),
+    [
+        ({"stacks": ["encoder"]}, {"encoder self"}),
+        ({"stacks": ["decoder"]}, {"decoder self", "cross"}),
+        ({"exclude_modules": ["encoder_attn"]}, {"encoder self", "decoder self"}),
+        ({"target_modules": ["encoder_attn"]}, {"cross"}),
+        ({}, {"encoder self", "decoder self", "cross"}),
+    ],
+)
+def test_stacks_and_names_choose_the_blocks_of_an_encoder_decoder(options, blocks):
+    model = get_peft_model(
+        ARCHITECTURES["bart"](), PrefixConfig(length=LENGTH, layers_to_transform=[1], **options)
+    )
+    found = [n for n, m in model.get_base_model().named_modules() if isinstance(m, PrefixLayer)]
+    kinds = {
+        "model.encoder.layers.1.self_attn.prefix": "encoder self",
+        "model.decoder.layers.1.self_attn.prefix": "decoder self",
+        "model.decoder.layers.1.encoder_attn.prefix": "cross",
+    }
+    assert {kinds[name] for name in found} == blocks
+
 
 # Saving, folding, merging.
 
@@ -139,22 +271,18 @@ def test_prefixes_of_several_active_adapters_stand_one_behind_the_other():
 # What is refused.
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3", None])
-def test_a_length_that_is_no_count_is_refused(value):
-    with pytest.raises(ValueError, match=f"length={value!r} must be a whole number above 0"):
-        PrefixConfig(length=value)
-
-
-@pytest.mark.parametrize("value", [0, 2.5, False])
-def test_a_projection_that_is_no_width_is_refused(value):
-    with pytest.raises(ValueError, match=f"projection={value!r} must be a whole number above 0"):
-        PrefixConfig(projection=value)
-
-
-@pytest.mark.parametrize("value", [0, -0.1, "much", None])
-def test_a_start_without_a_spread_is_refused(value):
-    with pytest.raises(ValueError, match=f"initial_std={value!r} must be a number above 0"):
-        PrefixConfig(initial_std=value)
+@pytest.mark.parametrize(
+    ("name", "kind", "values"),
+    [
+        ("length", "whole number", (0, -1, 1.5, True, "3", None)),
+        ("projection", "whole number", (0, 2.5, False)),
+        ("initial_std", "number", (0, -0.1, "much", None)),
+    ],
+)
+def test_a_size_that_is_no_count_and_a_start_without_a_spread_are_refused(name, kind, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name}={value!r} must be a {kind} above 0"):
+            PrefixConfig(**{name: value})
 
 
 def test_modules_that_are_no_attention_are_refused():

@@ -188,3 +188,33 @@ def test_dpo_on_a_trained_stack_copies_it_by_itself(calm, tmp_path):
     trainer = dpo(calm, tmp_path, model=moved(calm), save_strategy="no")
     batch = next(iter(trainer.get_train_dataloader()))
     assert_close(reference_log_probs(trainer, batch), log_probs(trainer.model, batch))
+
+
+# Packed rows.
+
+
+def test_padding_free_batches_give_the_losses_of_padded_ones(calm, tmp_path):
+    padded = sft(calm, tmp_path / "padded", save_strategy="no")
+    padded.train()
+    free = sft(calm, tmp_path / "free", save_strategy="no", padding_free=True, max_length=None)
+    assert "attention_mask" not in next(iter(free.get_train_dataloader()))
+    free.train()
+    assert_close(torch.tensor(losses(free)), torch.tensor(losses(padded)))
+
+
+def test_a_packed_row_gives_the_loss_of_its_samples_one_by_one(calm, tmp_path):
+    trainer = sft(calm, tmp_path, save_strategy="no", packing=True, max_length=40, max_steps=4)
+    batch = next(iter(trainer.get_train_dataloader()))
+    starts = (batch["position_ids"][0] == 0).nonzero()[:, 0].tolist()
+    assert len(starts) > 4  # more samples than rows
+    model, total, count = trainer.model, 0.0, 0
+    with torch.no_grad():
+        packed = trainer.compute_loss(model, dict(batch))
+        for start, stop in zip(starts, [*starts[1:], None], strict=True):
+            ids, labels = (batch[key][:, start:stop] for key in ("input_ids", "labels"))
+            scored = int((labels[:, 1:] != -100).sum())
+            total += model(input_ids=ids, labels=labels).loss * scored
+            count += scored
+    assert_close(packed, total / count)
+    trainer.train()
+    assert len(losses(trainer)) == 4

@@ -26,7 +26,7 @@ from lorada.attention.add_term import Term, add_term
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.dense_map import mask_with_map
-from lorada.attention.distance_map import DistanceMap, VisiblePairs
+from lorada.attention.distance_map import DistanceMap
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.attention.map_term import map_term
 from lorada.attention.observation import AnyMap, Observation
@@ -154,9 +154,7 @@ def add_maps(
 def _term_of(own: AnyMap, call: AttentionCall) -> Term | None:
     """tile(map)·V of a call, still to be computed; None if the map reaches no query."""
     if isinstance(own, DistanceMap):
-        pairs = VisiblePairs.read(call)
-        queries = None if pairs.in_order is None else pairs.in_order.queries
-        return Term(functools.partial(own.term, pairs), queries)
+        return own.term_of(call)
     under = under_map(call, own)
     if under is None:
         return None

@@ -137,7 +137,11 @@ class AttentionCall:
     @property
     def cu_seq_lens(self) -> tuple[Tensor, Tensor] | None:
         """Cumulative lengths (P+1,) of P sequences packed into a row, in queries and in keys."""
-        return lengths_of(self.kwargs)
+        queries: Tensor | None = self.kwargs.get("cu_seq_lens_q")
+        if queries is None:
+            return None
+        keys: Tensor | None = self.kwargs.get("cu_seq_lens_k")
+        return queries, queries if keys is None else keys
 
     @property
     def longest(self) -> int | None:
@@ -198,15 +202,6 @@ class AttentionCall:
             f"attention mask of an unknown form ({form_of(mask)}); LMAM reads (B, K) and "
             "(B, 1, T, K) tensors and flex attention's BlockMask: use attn_implementation='sdpa'"
         )
-
-
-def lengths_of(kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
-    """Cumulative lengths (P+1,) of P packed sequences, in queries and in keys."""
-    queries: Tensor | None = kwargs.get("cu_seq_lens_q")
-    if queries is None:
-        return None
-    keys: Tensor | None = kwargs.get("cu_seq_lens_k")
-    return queries, queries if keys is None else keys
 
 
 def is_packed_or_paged(kwargs: dict[str, Any]) -> bool:

@@ -19,15 +19,10 @@ from lorada.functional.precision import no_autocast
 def expand_map(attention_map: AttentionMap, positions: TokenPositions, shape: CallShape) -> Tensor:
     """tile(Attn_s) in the shape of the attention map, (B or 1, H, T, K), with zeros beyond it."""
     device = attention_map.factors[0].device
-    with no_autocast(device):
-        table = positions.table(shape.queries, shape.keys, device)
-        return _expand(attention_map, table, shape)
-
-
-def _expand(attention_map: AttentionMap, table: TokenTable, shape: CallShape) -> Tensor:
-    length = attention_map.length
+    table, length = positions.table(shape.queries, shape.keys, device), attention_map.length
     real = table.key_slots(length).real.reshape(-1, length)
-    map_ = attention_map.masked(attention_map.dense(), shape, real)
+    with no_autocast(device):
+        map_ = attention_map.masked(attention_map.dense(), shape, real)
     rows, _ = table.query_rows(length)
     batch = max(rows.shape[0], table.columns.shape[0])
     rows = rows.expand(batch, -1)

@@ -2,80 +2,68 @@
 
 It reaches every visible pair of query and key, however long the sequence is. Two things say which
 these are: the mask that the model made, and the rule (tokens of the same sequence, the causal order
-and the sliding window). In almost every call they agree. Three routes to the product:
+and the sliding window). In almost every call they agree. Two routes to the product:
 
 1. Whole sequences under the rule, in blocks, at a cost linear in the tokens; where there is
    padding, the values are first gathered into the order of the tokens.
-2. A slice: behind a cache without padding, only the keys within the window are multiplied.
-3. In all other cases the map is made, (S, T, K) for each sample.
+2. In all other cases, such as behind a cache, the map is made, (S, T, K) for each sample.
 
 Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key slots, W taps,
 D head width.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from lorada.attention.add_term import Term
 from lorada.attention.attention_map import for_samples
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.forward_inputs import is_recorded
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 from lorada.attention.under_map import UnderMap, map_positions
-from lorada.functional.distance import distance_product, distance_weights, first_distance
+from lorada.functional.distance import distance_product, distance_weights
 from lorada.functional.precision import no_autocast, wide, wide_dtype
 from lorada.functional.product import apply_map
 
 
 @dataclass(frozen=True)
 class VisiblePairs:
-    """The visible pairs of one call.
+    """The pairs of query and key of one call that see each other.
 
     Attributes:
-        positions: the number of each query and key in its sequence.
-        shape: the sizes of the call.
-        mask: (B, T, K) booleans of the model's mask; None if the rule alone decides.
-        in_order: all keys in the order of their sequences, if the rule alone decides, each row is
-            one sequence, and every key slot is also a query; None otherwise.
+        table: the number of each query and key in its sequence.
+        seen: (B or 1, T, K) booleans; padding sees nothing, whatever a mask shows it.
     """
 
-    positions: TokenPositions
-    shape: CallShape
-    mask: Tensor | None
-    in_order: UnderMap | None = None
-
-    @classmethod
-    def read(cls, call: AttentionCall) -> "VisiblePairs":
-        """The visible pairs of a call, found once for all layers."""
-        return call.once(lambda: _read(call), "visible pairs")
-
-    def table(self, device: torch.device) -> TokenTable:
-        """The positions as a table."""
-        return self.positions.table(self.shape.queries, self.shape.keys, device)
-
-    def pairs(self, device: torch.device) -> Tensor:
-        """(B or 1, T, K) booleans; padding sees nothing, whatever a mask shows it."""
-        table = self.table(device)
-        if self.mask is None:
-            return rule(table, self.shape)
-        return self.mask & table.real_queries()[..., None]
+    table: TokenTable
+    seen: Tensor
 
 
-def _read(call: AttentionCall) -> VisiblePairs:
+def visible(call: AttentionCall, *, as_pairs: bool = False) -> UnderMap | VisiblePairs:
+    """What the map of a call reaches, found once for all layers.
+
+    All keys in the order of their sequences, if each row is one sequence under the rule and every
+    key slot is also a query; otherwise, and with ``as_pairs``, the visible pairs.
+    """
+    return call.once(lambda: _visible(call, as_pairs), "visible", as_pairs)
+
+
+def _visible(call: AttentionCall, as_pairs: bool) -> UnderMap | VisiblePairs:
     positions, shape, mask = map_positions(call, None), call.shape, call.mask
     if isinstance(mask, Tensor) and mask.dim() == 2:
         mask = None  # it says which slots hold tokens, as the positions do; the kernel has the rule
     seen = None if mask is None else call.visible_keys()
     if seen is not None and seen.shape[1] != shape.queries:  # likewise for a mask (B, 1, 1, K)
         seen = None
-    in_order = whole_sequences(positions, shape)
-    if seen is None or in_order is None:
-        return VisiblePairs(positions, shape, seen, in_order)
-    if _follows_rule(seen, positions, shape):
-        return VisiblePairs(positions, shape, None, in_order)
-    return VisiblePairs(positions, shape, seen, None)
+    in_order = None if as_pairs else whole_sequences(positions, shape)
+    if in_order is not None and (seen is None or _follows_rule(seen, positions, shape)):
+        return in_order
+    table = positions.table(shape.queries, shape.keys, call.value.device)
+    seen = rule(table, shape) if seen is None else seen & table.real_queries()[..., None]
+    return VisiblePairs(table, seen)
 
 
 def whole_sequences(positions: TokenPositions, shape: CallShape) -> UnderMap | None:
@@ -129,54 +117,40 @@ class DistanceMap:
 
     ablation: ClassVar[None] = None
 
-    def term(self, pairs: VisiblePairs, value: Tensor) -> Tensor:
-        """tile(map)·V (B, T, H, D), from values (B, G, K, D).
+    def term_of(self, call: AttentionCall) -> Term:
+        """tile(map)·V of a call, still to be computed."""
+        reached = visible(call)
+        queries = reached.queries if isinstance(reached, UnderMap) else None
+        return Term(partial(self.term, call.shape, reached), queries)
 
-        Of whole sequences, it is that of all tokens, in order: see ``pairs.in_order``.
-        """
+    def term(self, shape: CallShape, reached: UnderMap | VisiblePairs, value: Tensor) -> Tensor:
+        """tile(map)·V (B, T, H, D) of a call, from values (B, G, K, D); see ``visible``."""
         with no_autocast(value.device):
-            shape, positions = pairs.shape, pairs.positions
             taps = self._taps(value)
-            if pairs.in_order is not None:
-                value = pairs.in_order.values(value)
-                causal, window = shape.causal, shape.window
-                term = distance_product(taps, value, shape.heads, causal=causal, window=window)
-            elif isinstance(positions, TokenSpan) and pairs.mask is None:
-                term = _term_of_slice(taps, pairs, positions, wide(value))
+            if isinstance(reached, UnderMap):
+                values, causal, window = reached.values(value), shape.causal, shape.window
+                term = distance_product(taps, values, shape.heads, causal=causal, window=window)
             else:
-                map_ = _map(taps, pairs)
+                map_ = _map(taps, reached, shape)
                 # A map that all samples share has no dimension for them.
                 map_ = map_[0] if map_.shape[0] == 1 else map_
                 term = apply_map(map_, wide(value), shape.heads)
             return for_samples(term.transpose(1, 2), self.samples, value.shape[0])
 
-    def weights(self, pairs: VisiblePairs, value: Tensor) -> Tensor:
+    def weights(self, call: AttentionCall) -> Tensor:
         """The map in the shape of the attention map, (B or 1, H, T, K), zero where not visible."""
-        with no_autocast(value.device):
-            map_ = _map(self._taps(value), pairs)
-            map_ = map_.repeat(1, pairs.shape.heads // map_.shape[1], 1, 1)
-            return for_samples(map_, self.samples, value.shape[0])
+        pairs = visible(call, as_pairs=True)
+        assert isinstance(pairs, VisiblePairs)
+        with no_autocast(call.value.device):
+            map_ = _map(self._taps(call.value), pairs, call.shape)
+            map_ = map_.repeat(1, call.shape.heads // map_.shape[1], 1, 1)
+            return for_samples(map_, self.samples, call.value.shape[0])
 
     def _taps(self, value: Tensor) -> Tensor:
         return self.factors[0].to(wide_dtype(value)) / self.inverse_scale
 
 
-def _map(taps: Tensor, pairs: VisiblePairs) -> Tensor:
+def _map(taps: Tensor, pairs: VisiblePairs, shape: CallShape) -> Tensor:
     """The map (B or 1, S, T, K) of all visible pairs."""
-    table = pairs.table(taps.device)
-    map_ = distance_weights(taps, table.rows, table.columns, pairs.shape.causal)
-    return map_ * pairs.pairs(taps.device)[:, None]
-
-
-def _term_of_slice(taps: Tensor, pairs: VisiblePairs, span: TokenSpan, value: Tensor) -> Tensor:
-    """The product (B, H, T, D) if the queries are tokens ``first`` and on of ``stop`` tokens."""
-    shape, first = pairs.shape, first_distance(taps.shape[1], pairs.shape.causal)
-    last = first + taps.shape[1] - 1
-    low = max(0, span.first + first)
-    high = min(span.stop, span.first + shape.queries + last)
-    rows = torch.arange(shape.queries, device=value.device) + span.first
-    columns = torch.arange(low, high, device=value.device)
-    map_ = distance_weights(taps, rows, columns, shape.causal)
-    if shape.window is not None:
-        map_ = map_ * ((columns - rows[:, None]).abs() < shape.window)
-    return apply_map(map_, value[:, :, low:high], shape.heads)
+    table = pairs.table
+    return distance_weights(taps, table.rows, table.columns, shape.causal, pairs.seen)

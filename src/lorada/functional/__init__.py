@@ -1,10 +1,5 @@
-"""The maths of the paper (Eqs. 3-4 and 6-17) and of our extensions, as functions of tensors."""
+"""The maths of the paper (Eqs. 6-17) and of our extensions, as functions of tensors."""
 
-from lorada.functional.differential import (
-    differential_attention,
-    differential_lambda,
-    differential_map_reference,
-)
 from lorada.functional.gains import gain_delta, query_gains, scale_heads
 from lorada.functional.maps import (
     add_map_reference,
@@ -20,9 +15,6 @@ from lorada.functional.product import apply_map, factors_product, map_value_prod
 __all__ = [
     "add_map_reference",
     "apply_map",
-    "differential_attention",
-    "differential_lambda",
-    "differential_map_reference",
     "factors_product",
     "full_rank_map",
     "gain_delta",

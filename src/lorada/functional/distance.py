@@ -28,7 +28,11 @@ def first_distance(taps: int, causal: bool) -> int:
 
 
 def distance_weights(
-    taps: Float[Tensor, "S W"], rows: Tensor, columns: Tensor, causal: bool
+    taps: Float[Tensor, "S W"],
+    rows: Tensor,
+    columns: Tensor,
+    causal: bool,
+    seen: Tensor | None = None,
 ) -> Float[Tensor, "*B S T K"]:
     """The map, entry by entry, from the numbers of the tokens in their sequence.
 
@@ -37,13 +41,15 @@ def distance_weights(
         rows: (*B, T) number of each query.
         columns: (*B, K) number of each key.
         causal: which window it is; later keys of causal attention lie beyond it.
+        seen: (*B, T, K) booleans: which keys a query sees; None for all.
     """
     size = taps.shape[1]
     tap = columns[..., None, :] - rows[..., :, None] - first_distance(size, causal)
     inside = (tap >= 0) & (tap < size)
-    # (S, *B, T, K), then the map heads behind the samples.
-    map_: Tensor = taps[:, tap.clamp(0, size - 1)] * inside
-    return map_.movedim(0, -3)
+    inside = inside if seen is None else inside & seen
+    # A tap more, of zero, for all other pairs, so that the map is written once.
+    map_: Tensor = F.pad(taps, (0, 1))[:, torch.where(inside, tap, size)]
+    return map_.movedim(0, -3)  # the map heads behind the samples
 
 
 def distance_product(
@@ -55,6 +61,8 @@ def distance_product(
     window: int | None = None,
 ) -> Float[Tensor, "B H M D"]:
     """tile(map)·V of whole, unpadded sequences, at a cost linear in their tokens.
+
+    The same as ``apply_map`` with ``distance_weights`` of all tokens: the slow twin.
 
     The tokens are cut into blocks. The part of the map that a block meets is the same for all
     blocks: a band of C rows and C + W - 1 columns.
@@ -76,34 +84,8 @@ def distance_product(
     value = F.pad(value, (0, 0, -first, blocks * BLOCK - tokens + size - 1 + first))
     width = BLOCK + size - 1
     pieces = value.unfold(2, width, BLOCK).permute(0, 2, 1, 4, 3).flatten(0, 1)
-    rows = torch.arange(BLOCK, device=taps.device)
-    columns = torch.arange(width, device=taps.device) + first
-    band = distance_weights(taps, rows, columns, causal)
+    rows, columns = (torch.arange(n, device=taps.device) for n in (BLOCK, width))
+    band = distance_weights(taps, rows, columns + first, causal)
     product = apply_map(band, pieces, heads)  # (B · blocks, H, C, D)
     term: Tensor = product.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)
     return term[:, :, :tokens]
-
-
-def distance_term_reference(
-    taps: Float[Tensor, "S W"],
-    value: Float[Tensor, "B G M D"],
-    heads: int,
-    *,
-    causal: bool,
-    window: int | None = None,
-) -> Float[Tensor, "B H M D"]:
-    """The slow twin of ``distance_product``: the sum of the module's docstring, key by key."""
-    tokens, groups = value.shape[2], value.shape[1]
-    first = first_distance(taps.shape[1], causal)
-    rows: list[Tensor] = []
-    for head in range(heads):
-        own, values = taps[head % len(taps)], value[:, head // (heads // groups)]
-        for i in range(tokens):
-            own_term = torch.zeros_like(values[:, 0])
-            for j in range(tokens):
-                tap, near = j - i - first, window is None or abs(j - i) < window
-                if 0 <= tap < taps.shape[1] and near:
-                    own_term = own_term + own[tap] * values[:, j]
-            rows.append(own_term)
-    term: Tensor = torch.stack(rows, 1).unflatten(1, (heads, tokens))
-    return term

@@ -2,7 +2,7 @@
 
     effect size = ‖tile(Attn_s) V‖ / ‖Attn V‖ over the tokens (Frobenius)
 
-It is that of ``tuners/layer_maps.py``, without the maps themselves, which long texts would make
+It is that of ``lorada.explain``, without the maps themselves, which long texts would make
 large, and also for models whose softmax cannot be shown.
 """
 
@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorada.attention.observation import Observation, observe
+from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
 from lorada.inference.load import Run
 from lorada.inference.stream import Written
 from lorada.methods.task_head import PEFT_NAMES
-from lorada.tuners.layer_maps import ratio_of, squared_norms
 
 
 @dataclass(frozen=True)

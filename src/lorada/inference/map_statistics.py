@@ -12,7 +12,7 @@ from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
 from lorada.tasks.rows import Form, Row
 from lorada.tasks.tokenize import prompt_of
-from lorada.tuners.layer_maps import LayerMaps, layer_maps
+from lorada.tuners.explanation import explain
 
 Maps = dict[str, tuple[list[list[float]], float | None]]  # title → values, negative ratio
 
@@ -51,20 +51,20 @@ def sentence_maps(
     }
 
 
-def _maps(layer: LayerMaps, head: int) -> Maps:
+def _maps(layer: Any, head: int) -> Maps:
     return {
         "softmax (Attn)": (layer.softmax[0, head].tolist(), None),
-        "LMAM (Attn_s)": (layer.map[0, head].tolist(), float(layer.map_negative_ratio[head])),
-        "fused": (layer.fused[0, head].tolist(), float(layer.negative_ratio[head])),
+        "LMAM (Attn_s)": (layer.map[0, head].tolist(), float(layer.map_negative[head])),
+        "fused": (layer.fused[0, head].tolist(), float(layer.negative[head])),
     }
 
 
-def _numbers(layer: LayerMaps) -> dict[str, Any]:
+def _numbers(layer: Any) -> dict[str, Any]:
     return {
         "layer": layer.layer.removeprefix(PEFT_NAMES),
         "effect_size": layer.effect_size,
-        "negative_ratio": float(layer.negative_ratio.mean()),
-        "map_negative_ratio": float(layer.map_negative_ratio.mean()),
+        "negative_ratio": float(layer.negative.mean()),
+        "map_negative_ratio": float(layer.map_negative.mean()),
     }
 
 
@@ -75,10 +75,13 @@ def _index(wanted: int | None, count: int, what: str) -> int:
     return index % count
 
 
-def _explained(run: Run, texts: Sequence[str]) -> tuple[list[LayerMaps], list[int]]:
+def _explained(run: Run, texts: Sequence[str]) -> tuple[list[Any], list[int]]:
     batch = run.tokenizer(*texts, return_tensors="pt", truncation=True,
                           max_length=run.recipe.max_length)  # fmt: skip
-    return layer_maps(run.model, batch.to(run.device)), batch["input_ids"][0].tolist()
+    layers = [one for one in explain(run.model, batch.to(run.device)) if one.map is not None]
+    if not layers:
+        raise ValueError("this model has no active map: load or enable an adapter with LmamConfig")
+    return layers, batch["input_ids"][0].tolist()
 
 
 def ratios_by_layer(
@@ -106,7 +109,7 @@ def ratios_by_layer(
             layers = [
                 {"layer": one.layer.removeprefix(PEFT_NAMES),
                  "map": one.map[0, 0].tolist(),
-                 "shown_ratio": float(one.map_negative_ratio[0]), "each": []}
+                 "shown_ratio": float(one.map_negative[0]), "each": []}
                 for one in found
             ]  # fmt: skip
         for layer, one in zip(layers, found, strict=True):

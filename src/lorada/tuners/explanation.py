@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from lorada.attention.call import AttentionCall
 from lorada.attention.interface import watch
 from lorada.attention.modules import CROSS_ATTENTION
-from lorada.attention.observation import Observation, observe
+from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
 from lorada.support.files import write_atomic
-from lorada.tuners.layer_maps import LayerMaps, maps_of_call, softmax_of_call
+from lorada.tuners.call_maps import maps_of_call
 from lorada.tuners.switching import (
     active_parts,
     has_trained_copies,
@@ -158,7 +158,11 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
     parts = active_parts(model)
     if not parts:
         raise ValueError("this model has no active adapter: load or enable one")
-    names = {module: name for name, module in model.named_modules() if not _is_cross(name)}
+    names = {
+        module: name
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] not in CROSS_ATTENTION
+    }
     was_training = model.training
     model.eval()
     try:
@@ -177,7 +181,8 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
                 alone[head] = _read(model, batch, {})
     finally:
         model.train(was_training)
-    real = _real(batch)
+    mask = batch.get("attention_mask")
+    real = (torch.ones_like(batch["input_ids"]) if mask is None else mask).bool()
     layers = [
         _layer(names[module], with_all, without, module, real)
         for module in with_all.calls
@@ -240,39 +245,29 @@ def _read(
     return found
 
 
-def _is_cross(name: str) -> bool:
-    return name.rpartition(".")[2] in CROSS_ATTENTION
-
-
-def _real(batch: Mapping[str, Tensor]) -> Tensor:
-    mask = batch.get("attention_mask")
-    return torch.ones_like(batch["input_ids"]).bool() if mask is None else mask.bool()
-
-
 def _layer(
     name: str, with_all: _Reading, without: _Reading, module: nn.Module, real: Tensor
 ) -> ExplainedLayer:
     (call, output), (call_off, output_off) = with_all.calls[module], without.calls[module]
-    softmax, seen = softmax_of_call(call), with_all.maps.get(module)
-    maps: LayerMaps | None = None if seen is None else maps_of_call(name, seen)
+    seen, found = with_all.maps.get(module), maps_of_call(call, with_all.maps.get(module))
+    assert found["softmax"] is not None
     real = real if real.shape[1] == output.shape[1] else real.new_ones(output.shape[:2])
-    effect = None
+    found["effect"] = None
     if seen is not None:
-        effect = _by_head(seen.term, real) / _by_head(seen.output, real).clamp(min=1e-12)
+        norms = _by_head(seen.term, real), _by_head(seen.output, real)
+        found["effect"] = norms[0] / norms[1].clamp(min=1e-12)
     moved = _by_head(output.float() - output_off.float(), real)
+    found["moved"] = moved / _by_head(output_off, real).clamp(min=1e-12)
+    found["without"] = maps_of_call(call_off, None)["softmax"]
+    found["attends"] = _attends(found["softmax"], real)
+    tensors: dict[str, Any] = {
+        key: None if tensor is None else tensor.cpu() for key, tensor in found.items()
+    }
     return ExplainedLayer(
         layer=name,
-        softmax=softmax.cpu(),
-        without=softmax_of_call(call_off).cpu(),
-        map=None if maps is None else maps.map.cpu(),
-        fused=(softmax if maps is None else maps.fused).cpu(),
         inside=seen is not None and seen.attention_map.ablation == "no_negative",
-        negative=None if maps is None else maps.negative_ratio.cpu(),
-        map_negative=None if maps is None else maps.map_negative_ratio.cpu(),
-        effect=None if effect is None else effect.cpu(),
-        effect_size=None if maps is None else maps.effect_size,
-        moved=(moved / _by_head(output_off, real).clamp(min=1e-12)).cpu(),
-        attends=_attends(softmax, real).cpu(),
+        effect_size=None if seen is None else ratio_of([squared_norms(seen)]),
+        **tensors,
     )
 
 

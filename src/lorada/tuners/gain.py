@@ -20,7 +20,6 @@ from lorada.attention.call import head_count, head_width
 from lorada.attention.queries import QueryListener
 from lorada.functional.gains import gain_delta, query_gains, scale_heads
 from lorada.functional.precision import wide
-from lorada.tuners.base.attached_layer import detach_all
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_choice
 from lorada.tuners.base.delta_layer import DeltaLayer
 from lorada.tuners.base.entries import Entries, refuse_offloaded
@@ -177,12 +176,6 @@ class GainModel(SelfAttentionModel):
                     f"form={config.form!r} they differ from token to token: keep it as an adapter"
                 )
         super()._check_merge_allowed()
-
-    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
-        if merge:
-            self._check_merge_allowed()
-        detach_all(self.model)
-        return super()._unload_and_optionally_merge(merge, **kwargs)
 
 
 def output_projection(model: nn.Module, attention: str) -> str:

@@ -40,7 +40,7 @@ from lorada.tuners.base.config import (
 from lorada.tuners.base.entries import Entries, FrozenEntries
 from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.tuner import AttachedModel, SelfAttentionModel
-from lorada.tuners.min_rows import check_rows, well_trained
+from lorada.tuners.position_rows import check_rows, well_trained
 
 Form = Literal["position", "distance"]
 REMOVED_FORMS = ("content", "bilinear")

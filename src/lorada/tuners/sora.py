@@ -4,12 +4,12 @@
 
 Ding et al., "Sparse Low-rank Adaptation of Pre-trained Language Models" (2023). A starts
 Kaiming-uniform, the gates g from N(0, 1) and B at 0. ``methods.callbacks.sora`` moves the gates
-towards 0 after each step, and ``prune`` removes the ranks whose gate is 0 when training is over.
+towards 0 after each step.
 """
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,14 +33,13 @@ class SoraConfig(LoradaPeftConfig):
 
     Attributes:
         rank: r, the number of ranks of each linear layer at the start.
-        alpha: α. The scale α/r does not change when ranks are removed.
+        alpha: α. The scale is α/r, whatever ``rank_pattern`` says.
         dropout: rate of the dropout on the input of A.
         penalty: λ of a penalty λ · mean|g| over all gates, which ``SoraCallback`` adds to the loss.
             The script of the released code has 10; the publication has no penalty, which is 0.
         target_modules: names or a regex of the linear layers; None for all of every layer.
         exclude_modules: names or a regex of modules to leave out.
-        rank_pattern: numbers of ranks that differ from ``rank``, by module name or pattern;
-            ``prune`` fills it in.
+        rank_pattern: numbers of ranks that differ from ``rank``, by module name or pattern.
 
     Raises:
         ValueError: for a value out of range.
@@ -105,13 +104,6 @@ class SoraLayer(DeltaLayer):
         product: Tensor = wide(self.lora_B(name)) @ gated
         return product * (config.alpha / config.rank)
 
-    def keep_ranks(self, name: str, ranks: Tensor) -> None:
-        """Remove all ranks of an adapter but those with these indices."""
-        for entries, axis in ((self.lora_A, 0), (self.lora_gate, 0), (self.lora_B, 1)):
-            old = entries[name]
-            kept = old.detach().index_select(axis, ranks)
-            entries[name] = nn.Parameter(kept, requires_grad=old.requires_grad)
-
 
 class SoraModel(DeltaModel):
     """Adds gated ranks to the linear layers that a ``SoraConfig`` names."""
@@ -152,7 +144,9 @@ class SoraCount(NamedTuple):
 def sora_count(model: nn.Module, adapter_name: str = "default") -> SoraCount:
     """Count the parameters of an adapter's SoRA layers; on the meta device no gate is 0."""
     matrices = gates = zeros = remaining = 0
-    for layer in sora_layers(model, adapter_name).values():
+    for layer in model.modules():
+        if not isinstance(layer, SoraLayer) or adapter_name not in layer.lora_gate:
+            continue
         gate, width = layer.lora_gate[adapter_name], layer.in_features + layer.out_features
         on = int(torch.count_nonzero(gate.detach())) if not gate.is_meta else gate.numel()
         matrices += gate.numel() * width
@@ -160,34 +154,6 @@ def sora_count(model: nn.Module, adapter_name: str = "default") -> SoraCount:
         zeros += gate.numel() - on
         remaining += on * (width + 1)
     return SoraCount(matrices, gates, zeros, remaining)
-
-
-def sora_layers(model: nn.Module, adapter_name: str) -> dict[str, SoraLayer]:
-    """The SoRA layers that hold an adapter, by module name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, SoraLayer) and adapter_name in module.lora_gate
-    }
-
-
-def prune(model: Any, adapter_name: str = "default") -> SoraCount:
-    """Remove the ranks whose gate is 0, after training. The outputs of the model do not change.
-
-    The adapter is smaller when it is saved next, and its config has the ranks of each layer.
-
-    Returns:
-        The count from before; its ``remaining`` is the number of parameters that are left.
-    """
-    count = sora_count(model, adapter_name)
-    for name, layer in sora_layers(model.base_model.model, adapter_name).items():
-        ranks = layer.lora_gate[adapter_name].detach().nonzero().flatten()
-        layer.keep_ranks(adapter_name, ranks)
-        config = layer.configs[adapter_name]
-        # PEFT takes the first pattern that matches. The name has no ``.base_layer``, since the
-        # adapter may be loaded without the parts of a stack that wrap the layer here.
-        config.rank_pattern = {name.replace(".base_layer", ""): len(ranks), **config.rank_pattern}
-    return count
 
 
 register("SORA", SoraConfig, SoraModel)

@@ -1,6 +1,6 @@
 """A Trainer callback that measures the effect size of a model's maps while it trains.
 
-It is not in ``tuners/layer_maps.py``, because it imports transformers' callbacks, and ``import
+It is not beside ``lorada.explain``, because it imports transformers' callbacks, and ``import
 lorada`` must not: see ``lorada/__init__.py``.
 """
 
@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from lorada.attention.observation import Observation, observe
+from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
 from lorada.support.processes import gather_values
-from lorada.tuners.layer_maps import ratio_of, squared_norms
 
 logger = logging.getLogger(__name__)
 

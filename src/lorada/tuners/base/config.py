@@ -213,11 +213,7 @@ def require_positive(config: object, *names: str) -> None:
     Raises:
         ValueError: for the first such field.
     """
-    for name in names:
-        value: Any = getattr(config, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf:
-            raise ValueError(f"{name}={value!r} must be a number above 0{saved_by(config)}")
+    _require(config, names, "number", int | float)
 
 
 def require_count(config: object, *names: str) -> None:
@@ -226,10 +222,15 @@ def require_count(config: object, *names: str) -> None:
     Raises:
         ValueError: for the first such field.
     """
+    _require(config, names, "whole number", int)
+
+
+def _require(config: object, names: tuple[str, ...], kind: str, types: Any) -> None:
     for name in names:
         value: Any = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number above 0{saved_by(config)}")
+        number = isinstance(value, types) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            raise ValueError(f"{name}={value!r} must be a {kind} above 0{saved_by(config)}")
 
 
 def require_rate(config: object, name: str) -> None:

@@ -114,6 +114,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         if merge:
             self._check_merge_allowed()
             give_own_weights(self.model, kwargs.get("adapter_names") or self.active_adapters)
+        detach_all(self.model)
         with ties_settled(self.model):
             model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
         return model
@@ -230,13 +231,6 @@ class AttachedModel(HostModel):
             target.add_module(self.child, layer)
         layer.update_layer(adapter_name, config, self.model)
         layer.train(target.training)
-
-    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
-        if merge:
-            self._check_merge_allowed()
-        detach_all(self.model)
-        model: nn.Module = super()._unload_and_optionally_merge(merge=False, **kwargs)
-        return model
 
 
 def chosen(config: Any) -> str:

@@ -1,0 +1,68 @@
+"""The callback that logs the effect size of maps while a model trains."""
+
+import gc
+import logging
+
+import pytest
+import torch
+from conftest import TINY, VOCAB
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments
+
+from lorada import EffectSize, LmamConfig, LoradaConfig
+from lorada.attention import observation
+
+pytestmark = pytest.mark.fp64
+
+
+def rows(count=8):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, VOCAB, (count, 9), generator=generator)
+    return [{"input_ids": i, "labels": i} for i in ids]
+
+
+def trained(tmp_path, config):
+    effect = EffectSize()
+    args = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=4, logging_steps=2, report_to=[], save_strategy="no",
+        per_device_train_batch_size=4, disable_tqdm=True, learning_rate=1e-2,
+    )  # fmt: skip
+    model = get_peft_model(TINY["llama"](), config)
+    trainer = Trainer(model=model, args=args, train_dataset=rows(), callbacks=[effect])
+    trainer.train()
+    return effect, trainer.state.log_history
+
+
+def test_every_log_line_of_a_plain_trainer_has_the_effect_size(tmp_path):
+    stack = LoradaConfig(parts=[LmamConfig(length=6), LoraConfig(target_modules=["q_proj"])])
+    effect, history = trained(tmp_path, stack)
+    lines = [entry for entry in history if "loss" in entry]
+    assert [entry["step"] for entry in lines] == [2, 4]
+    assert all(entry["effect_size"] > 1e-4 for entry in lines)
+    assert len(effect.by_layer) == 2
+    assert lines[-1]["effect_size"] == pytest.approx(effect.mean)
+
+
+def test_a_map_that_does_nothing_is_said_to(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="lorada.runs.training.effect_size"):
+        trained(tmp_path, LmamConfig(length=6, inverse_scale=4096 * 600))
+    assert "numerically nothing" in caplog.text
+
+
+def test_a_map_that_works_is_not_warned_about(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="lorada.runs.training.effect_size"):
+        trained(tmp_path, LmamConfig(length=6))
+    assert not caplog.text
+
+
+def test_a_training_that_was_given_up_is_not_observed_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(observation, "observers", [])
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("given up")
+
+    monkeypatch.setattr(Trainer, "compute_loss", fails)
+    with pytest.raises(RuntimeError, match="given up"):
+        trained(tmp_path, LmamConfig(length=6))
+    gc.collect()
+    assert observation.observers == []
