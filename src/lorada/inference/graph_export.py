@@ -204,7 +204,8 @@ def _named(values: Iterable[Any]) -> dict[str, tuple[str, list[int | str]]]:
     found = {}
     for value in values:
         axes = next(axes for start, axes in AXES.items() if value.name.startswith(start))
-        sizes = [n if isinstance(n, int) else a for n, a in zip(value.shape, axes, strict=False)]
+        free = zip(value.shape, axes, strict=False)
+        sizes = [size if isinstance(size, int) else str(axis) for size, axis in free]
         value.shape = Shape(sizes)
         found[value.name] = value.dtype.name.lower(), sizes
     return found
