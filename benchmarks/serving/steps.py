@@ -28,7 +28,7 @@ from library.page import markdown_table, write_marked
 from serving.load import Load
 
 from lorada.inference.load import load_run
-from lorada.inference.serving.engines import PAGE, PASS
+from lorada.inference.serving.served import PAGE, PASS
 from lorada.inference.serving.shared_model import AdapterView, SharedModel
 from lorada.runs.folder.result import hardware
 from lorada.support.allocator import keep_freed_memory

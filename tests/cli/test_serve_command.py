@@ -54,8 +54,8 @@ def test_a_server_answers_curl_and_ends_when_running_requests_have(started, runs
     assert server.process.wait(timeout=60) == 0
     assert server.process.stdout.read() == ""
     said = "".join(server.said)
-    assert "mine.v1: lorada_la, in batches" in said
-    assert "llama: the base alone, in batches" in said
+    assert "mine.v1: lorada_la\n" in said
+    assert "llama: the base alone\n" in said
     assert re.search(r"200 /v1/completions model=llama read=1 written=500 first=", said)
     assert QUESTION not in said
     assert "Traceback" not in said

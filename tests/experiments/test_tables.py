@@ -314,7 +314,7 @@ SPOILT = {
 
 def test_a_damaged_result_of_a_table_is_one_line(place, monkeypatch, capsys):
     words = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1", "--rows", "lora")
-    code, _, err = lorada(monkeypatch, capsys, *words)
+    code, out, err = lorada(monkeypatch, capsys, *words)
     assert code == 0, err
     assert "next: lorada table 5 --scale local --rows lora --tasks rte --seeds 1" in out
     stored = place / "docs/results/table5/local/lora/rte/seed1.json"

@@ -5,16 +5,14 @@ import logging
 import pytest
 import torch
 from conftest import assert_close
-from folders import TURNS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
+from folders import TURNS, bart_folder, bert_folder, llama_folder, rows_file
 from peft import PeftModel
 
 from lorada import explain
-from lorada.attention.observation import observe, ratio_of, squared_norms
-from lorada.inference.answer_text import AnswerText
+from lorada.attention.observation import observe
 from lorada.inference.chat import open_chat
 from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
-from lorada.inference.stream import TokenStreamer, _Pieces, stream
 from lorada.tasks.tokenize import prompt_of
 
 LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(8)]
@@ -60,7 +58,7 @@ def answer(chat, question=QUESTION, **options):
 
 def of_base(chat, question=None):
     shown = []
-    written = chat.ask_base(question, shown.append)
+    written = chat.write(*chat.base_prompt(question), shown.append, base=True)
     assert "".join(shown) == written.text
     return written.text
 
@@ -88,7 +86,7 @@ def test_the_base_answers_as_without_an_adapter(name, chat_of, folder):
 def test_each_adapter_answers_as_alone_and_shares_the_base(chat_of, folder):
     names = ("mine.v1", "talk", "lora")
     chat = chat_of(*names)
-    assert len({id(adapter.run.model) for adapter in chat.adapters.values()}) == 1
+    assert len({id(run.model) for run in chat.adapters.values()}) == 1
     for name in (*names, "mine.v1"):
         chat.switch(name)
         chat.reset()
@@ -137,7 +135,7 @@ def test_the_oldest_turns_make_room(chat_of, caplog):
     with caplog.at_level(logging.WARNING):
         chat.ask("0123" * 20, str)
     assert [record.message for record in caplog.records] == [
-        "the question lost its beginning to fit the model"
+        "1 of 1 prompts lost their beginning to fit the model"
     ]
 
 
@@ -185,13 +183,14 @@ def test_the_effect_on_the_answer_is_that_of_the_steps_that_wrote_it(name, chat_
     chat, seen = chat_of(name), {}
 
     def keep(one):
-        norms = (one.term[:, -1:].square().sum(), one.output[:, -1:].square().sum())
         encodes = getattr(one.call.module, "is_decoder", True) is False
-        seen.setdefault(one.call.module, []).append(squared_norms(one) if encodes else norms)
+        own = slice(None) if encodes else slice(-1, None)
+        norms = torch.stack([part[:, own].square().sum() for part in (one.term, one.output)])
+        seen[one.call.module] = seen.get(one.call.module, 0) + norms
 
     with observe(keep):
         chat.ask(QUESTION, str)
-    expected = [ratio_of(norms) for norms in seen.values()]
+    expected = [float((term / output).sqrt()) for term, output in seen.values()]
     assert_close(torch.tensor([one.answer for one in chat.effect()]), torch.tensor(expected))
 
 
@@ -217,13 +216,13 @@ def test_runs_that_cannot_chat_together_are_refused(case, chat_of):
 
 def test_what_has_no_answer_is_refused(chat_of):
     chat = chat_of("whole")
-    for act in (chat.effect, lambda: chat.ask_base(None, str)):
+    for act in (chat.effect, lambda: chat.base_prompt(None)):
         with pytest.raises(ValueError, match="no answer yet: ask something first"):
             act()
     chat.ask(QUESTION, str)
     assert not isinstance(chat.run.model, PeftModel)
     with pytest.raises(ValueError, match="no adapter to switch off"):
-        chat.ask_base(None, str)
+        chat.base_prompt(None)
     with pytest.raises(ValueError, match="a prompt is empty"):
         chat.ask("", str)
     with pytest.raises(ValueError, match="max_new_tokens=64 leaves no room"):
@@ -237,46 +236,3 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(folder, place):
         "lora",
         "mine.v1",
     ]
-
-
-class Words:
-    """A tokenizer that joins the words it knows by number; it drops a blank at the beginning."""
-
-    words = (" a", "\n", " b", " n", "'t")
-
-    def __call__(self, text, **_):
-        return {"input_ids": []}
-
-    def convert_ids_to_tokens(self, token):
-        return self.words[token]
-
-    def decode(self, ids, **_):
-        return "".join(self.words[i] for i in ids).removeprefix(" ").replace(" n't", "n't")
-
-
-def pieces(tokenizer, ids):
-    shown = []
-    streamed, answer = _Pieces(shown.append), AnswerText(tokenizer)
-    streamer = TokenStreamer(lambda found: streamed.add(answer.settled(found)))
-    streamer.put(torch.tensor([[9, 9]]))  # the prompt
-    for i in ids:
-        streamer.put(torch.tensor([i]))
-    streamed.finish(tokenizer.decode(ids, skip_special_tokens=True))
-    return shown
-
-
-def test_pieces_are_new_text_only():
-    assert pieces(Words(), [0, 1, 2]) == ["a", "\n", " b"]
-    # A text that is taken back is shown again as a whole.
-    assert pieces(Words(), [0, 3, 4]) == ["a", " n", "\nan't"]
-    tokenizer = byte_tokenizer()
-    ids = tokenizer("né☃", add_special_tokens=False)["input_ids"]
-    assert pieces(tokenizer, [*ids, tokenizer.eos_token_id]) == ["n", "é", "☃"]
-    assert pieces(tokenizer, ids[:-1]) == ["n", "é", "\ufffd"]
-
-
-def test_a_stream_is_one_of_a_run_alone(folder):
-    run, shown = load_run(folder("mine.v1")), []
-    written = stream(run, QUESTION, show=shown.append, max_new_tokens=3)
-    assert [written.text] == continue_prompts(run, [QUESTION], 3)
-    assert len(written.ids) == 3

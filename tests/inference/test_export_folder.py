@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     LlamaForCausalLM,
 )
 
@@ -174,23 +173,6 @@ def test_an_engine_whose_plugin_reads_the_adapter_gets_what_the_plugin_makes(exp
     assert config.read_from == str(place / "llama")
 
 
-def test_the_config_that_is_read_is_that_of_the_base(exported):
-    place, _ = exported
-    for kind, name in (("llama", "LlamaForCausalLM"), ("bart", "BartForConditionalGeneration")):
-        config = AutoConfig.from_pretrained(place / kind)
-        assert (config.model_type, config.architectures) == (kind, [name])
-        assert not {"lorada", "base_model_type", "base_architectures"} & vars(config).keys()
-
-
-def test_the_base_alone_takes_the_adapter_later(exported):
-    place, expected = exported
-    base = AutoModelForSeq2SeqLM.from_pretrained(
-        place / "bart", adapter_kwargs={"subfolder": "none"}
-    )
-    model = PeftModel.from_pretrained(base, place / "bart")
-    assert_close(logits(model, batch_of(place, "bart")), expected["bart"])
-
-
 def test_an_adapter_that_is_there_already_is_not_placed_again(exported):
     place, expected = exported
     model = AutoModelForCausalLM.from_pretrained(place / "llama")
@@ -199,14 +181,6 @@ def test_an_adapter_that_is_there_already_is_not_placed_again(exported):
     ) as error:
         PeftModel.from_pretrained(model, place / "llama")
     assert "\n" not in str(error.value)
-    assert_close(logits(model, batch_of(place, "llama")), expected["llama"])
-
-
-def test_another_name_is_a_second_adapter(exported):
-    place, expected = exported
-    model = AutoModelForCausalLM.from_pretrained(place / "llama")
-    model.load_adapter(str(place / "llama"), adapter_name="second")
-    assert model.peft_config.keys() == {"default", "second"}
     assert_close(logits(model, batch_of(place, "llama")), expected["llama"])
 
 

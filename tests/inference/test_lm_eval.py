@@ -10,7 +10,6 @@ import torch
 import yaml
 from folders import bert_folder, byte_tokenizer, llama_folder, rows_file
 
-from lorada.cli import main
 from lorada.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
@@ -59,22 +58,12 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def lorada(monkeypatch, capsys, tmp_path):
-    """What a command prints, and its exit code."""
+def lorada(call, monkeypatch, tmp_path):
+    """What a command prints, and its exit code; lm-eval keeps rows in a folder of the test."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["lorada", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return command
+    return call
 
 
 @torch.no_grad()

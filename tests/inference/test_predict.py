@@ -12,10 +12,10 @@ import pytest
 from folders import ROWS, TURNS, bart_folder, bert_folder, llama_folder, rows_file
 
 from lorada.inference import predict as module
-from lorada.inference.evaluate import evaluate
+from lorada.inference.evaluate import Answered, evaluate
 from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
-from lorada.inference.predict import part_size, predict, predict_to, unfinished
+from lorada.inference.predict import part_size, predict, predict_to
 from lorada.runs.data.rows import rows_to_answer
 from lorada.runs.folder.predictions import read_predictions
 from lorada.tasks.row_files import read_rows
@@ -74,11 +74,6 @@ def without_answers(name, place):
     return [{k: v for k, v in row.items() if k not in UNANSWERED} for row in rows]
 
 
-def lorada(*words):
-    command = [sys.executable, "-m", "lorada.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def answers(run, rows):
     return [answer for part in predict(run, asked(run, rows)) for answer in part]
 
@@ -97,16 +92,6 @@ def test_answers_are_those_of_evaluate(name, folder, place):
             assert math.isclose(sum(one["probs"].values()), 1, rel_tol=1e-5)
             assert -math.log(one["probs"][row["label"]]) == pytest.approx(line["loss"], rel=1e-4)
             assert one["label"] == max(one["probs"], key=one["probs"].get)
-
-
-def test_a_fresh_process_gives_the_answers_of_evaluate(folder, place, tmp_path):
-    run = load_run(folder("label"))
-    evaluate(run, str(place / "labels.jsonl"))
-    bare = rows_file(tmp_path / "bare.jsonl", without_answers("label", place))
-    done = lorada("predict", run.folder, "--data", bare, "--json")
-    assert done.returncode == 0, done.stderr
-    scored = read_predictions(run.folder)
-    assert [one["label"] for one in json.loads(done.stdout)] == [one["answer"] for one in scored]
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -130,20 +115,6 @@ def test_each_row_is_answered_as_if_it_were_alone(name, folder, place, small_par
         assert one.get("answer") == alone.get("answer")
 
 
-def test_rows_of_similar_length_are_answered_together(folder, place, monkeypatch):
-    run, read = load_run(folder("label")), []
-    forward = run.model.forward
-
-    def spy(**batch):
-        read.append(tuple(batch["input_ids"].shape))
-        return forward(**batch)
-
-    monkeypatch.setattr(run.model, "forward", spy)
-    answers(run, LABELS)
-    lengths = sorted((len(run.tokenizer(row["text"])["input_ids"]) for row in LABELS), reverse=True)
-    assert read == [(2, longest) for longest in lengths[::2]]
-
-
 CHILD = """
 import os, signal, sys
 from lorada import cli
@@ -165,22 +136,18 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize(("name", "ending"), [("label", "csv"), ("prompt", "jsonl")])
-def test_a_killed_run_goes_on_and_writes_the_same_file(
-    name, ending, folder, place, tmp_path, small_parts, caplog
-):
-    rows = rows_file(tmp_path / "rows.jsonl", without_answers(name, place))
-    output = tmp_path / f"answers.{ending}"
-    words = ["predict", folder(name), "--data", rows, "--output", output]
+def test_a_killed_run_goes_on_and_writes_the_same_file(folder, place, tmp_path, small_parts):
+    rows = rows_file(tmp_path / "rows.jsonl", without_answers("label", place))
+    output, again = tmp_path / "answers.csv", tmp_path / "again.csv"
+    words = ["predict", folder("label"), "--data", rows, "--output", output]
     done = subprocess.run([sys.executable, "-c", CHILD, *map(str, words)], capture_output=True)
     assert done.returncode == -9, done.stderr
     assert not output.exists()
-    assert unfinished(output).read_text().endswith('{"row": 10, "la')
-    run = load_run(folder(name))
+    assert (tmp_path / f"{output.name}.part").read_text().endswith('{"row": 10, "la')
+    run = load_run(folder("label"))
     whole = asked(run, read_rows(rows))
     assert predict_to(run, whole, output) == 8
     assert sorted(tmp_path.iterdir()) == sorted([rows, output])
-    again = tmp_path / f"again.{ending}"
     assert predict_to(run, whole, again) == 0
     assert output.read_bytes() == again.read_bytes()
 
@@ -229,7 +196,7 @@ def test_a_table_has_a_column_for_each_class(folder, place, tmp_path):
 def test_lines_of_an_answer_stay_one_cell(folder, tmp_path, monkeypatch):
     said = 'a "b",\r\nc\u2028d'
     run = load_run(folder("prompt"))
-    monkeypatch.setattr(module, "texts", lambda run, rows, parts: iter([(0, said)]))
+    monkeypatch.setattr(module, "answer_rows", lambda *_: iter([(0, Answered(said))]))
     predict_to(run, asked(run, [{"prompt": "1"}]), tmp_path / "answers.csv")
     with (tmp_path / "answers.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["row", "answer"], ["1", said]]

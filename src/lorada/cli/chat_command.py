@@ -130,13 +130,13 @@ def _answer(chat: Any, question: str) -> None:
 
 
 def _base(chat: Any, text: str) -> None:
-    chat.refuse_base(text or None)
+    name, prompt = chat.base_prompt(text or None)
     if not text:
-        _label(chat.last.name)
+        _label(name)
         _show(f"{chat.last.written.text}\n")
     _label(BASE)
     with _stoppable() as stopped:
-        chat.ask_base(text or None, _show, stopped)
+        chat.write(name, prompt, _show, stopped, base=True)
     _show("\n")
 
 
@@ -178,16 +178,13 @@ COMMANDS: dict[str, Callable[[Any, str], None]] = {
 
 def _list_adapters(chat: Any) -> None:
     for name in chat.adapters:
-        _note(_about(chat, name) + (" (it answers now)" if _is_one_of(chat, name) else ""))
-
-
-def _is_one_of(chat: Any, name: str) -> bool:
-    return len(chat.adapters) > 1 and name == chat.active
+        answers = len(chat.adapters) > 1 and name == chat.active
+        _note(_about(chat, name) + (" (it answers now)" if answers else ""))
 
 
 def _about(chat: Any, name: str) -> str:
     """One line on a run: what it is, and what becomes of a question."""
-    run = chat.adapters[name].run
+    run = chat.adapters[name]
     how = "it continues each line by itself, as a prompt"
     if run.form == "messages":
         how = "it reads the conversation so far, in the tokenizer's chat template"

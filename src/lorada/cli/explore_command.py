@@ -64,9 +64,10 @@ def explore(
         import jinja2  # noqa: F401
     socket = _listen(port) if serve else None
     with loading_model(recipe.model):
-        from lorada.inference.explore import explored, load_runs
+        from lorada.inference.explore import explored
+        from lorada.inference.load import load_run
 
-        loaded = load_runs(runs, trust_remote_code=remote)
+        loaded = [load_run(run, trust_remote_code=remote) for run in runs]
     if socket is not None:
         _serve(loaded, text, socket, steps=steps)
         return
@@ -139,7 +140,7 @@ def _listen(port: int) -> Any:
 
 
 def _serve(runs: Any, texts: list[str], socket: Any, *, steps: bool) -> None:
-    from lorada.inference.serving.explorer import explorer_app
+    from lorada.inference.explore import explorer_app
     from lorada.inference.serving.server import address_of, serve_until_stopped
 
     errors.print(f"open {address_of(socket)} in a browser; Ctrl-C ends it", highlight=False)

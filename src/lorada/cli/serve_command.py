@@ -61,8 +61,7 @@ def serve(
         _note(f"anybody who reaches {host} may ask: --api-key KEY asks them for a key")
     address = address_of(socket)
     for name, one in served.items():
-        how = "in batches" if one.engine.has_logprobs else "one request after the other"
-        _note(f"{name}: {one.described.get('method', 'the base alone')}, {how}")
+        _note(f"{name}: {one.described.get('method', 'the base alone')}")
     for name, classifier in classifiers.items():
         method, classes = classifier.described["method"], ", ".join(classifier.labels)
         _note(f"{name}: {method}, labels texts {classes} at /v1/classify")

@@ -2,17 +2,16 @@
 
     effect size = ‖tile(Attn_s) V‖ / ‖Attn V‖ over the tokens (Frobenius)
 
-It is that of ``lorada.explain``, without the maps themselves, which long texts would make
-large, and also for models whose softmax cannot be shown.
+It is measured without the maps themselves, which long texts would make large, and also for models
+whose softmax cannot be shown.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
+from lorada.attention.observation import Observation, observe
 from lorada.inference.load import Run
 from lorada.inference.stream import Written
 from lorada.methods.task_head import PEFT_NAMES
@@ -42,32 +41,29 @@ def answer_effect(run: Run, written: Written) -> list[LayerEffect]:
     Returns:
         The layers with an active map, in order; none if the run has no map.
     """
-    batch, answer = _as_read(run, written)
+    ids, answer = written.ids[None], slice(None)
+    if run.kind == "encoder_decoder":  # the last token was written, but never read
+        batch = {**written.read, "decoder_input_ids": ids[:, :-1]}
+    else:
+        question = written.read["input_ids"]
+        whole = torch.cat([question, ids], dim=1)
+        batch = {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
+        answer = slice(question.shape[1] - 1, whole.shape[1] - 1)
     names = {module: name for name, module in run.model.named_modules()}
-    found: dict[nn.Module, list[tuple[Any, Any]]] = {}
+    found: dict[nn.Module, list[Tensor]] = {}  # squared norms (text or answer, term or output)
 
     def keep(seen: Observation) -> None:
-        if seen.call.module in names:
-            # The batch is one text, so every token is real.
-            own = (seen.term[:, answer], seen.output[:, answer].float())
-            norms = (own[0].square().sum(), own[1].square().sum())
-            found.setdefault(seen.call.module, []).append((squared_norms(seen), norms))
+        if seen.call.module in names:  # the batch is one text, so every token is real
+            wide = seen.term, seen.output.to(seen.term.dtype)
+            both = torch.stack(wide).square().sum((1, 3, 4))
+            norms = torch.stack([both.sum(-1), both[:, answer].sum(-1)])
+            found.setdefault(seen.call.module, []).append(norms)
 
     with torch.no_grad(), observe(keep):
         run.model(**batch)
     effects = []
     for module, calls in found.items():
-        text, own = (ratio_of(list(norms)) for norms in zip(*calls, strict=True))
+        term, output = torch.stack(calls).sum(0).sqrt().unbind(-1)
+        text, own = (term / output.clamp(min=1e-12)).tolist()
         effects.append(LayerEffect(names[module].removeprefix(PEFT_NAMES), text, own))
     return effects
-
-
-def _as_read(run: Run, written: Written) -> tuple[dict[str, Tensor], slice]:
-    """The batch of question and answer, and which queries of a layer belong to the answer."""
-    ids = written.ids[None]
-    if run.kind == "encoder_decoder":  # the last token was written, but never read
-        return {**written.read, "decoder_input_ids": ids[:, :-1]}, slice(None)
-    question = written.read["input_ids"]
-    whole = torch.cat([question, ids], dim=1)
-    batch = {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
-    return batch, slice(question.shape[1] - 1, whole.shape[1] - 1)

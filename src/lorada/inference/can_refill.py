@@ -1,11 +1,12 @@
 """``can_refill``: whether a refilled batch gives the answers of transformers' ``generate``.
 
-Everything that is not known to is answered by ``generate`` itself, in padded batches.
+Only models and settings that are known to give the same tokens pass. For others ``generate`` writes
+the answers itself, in padded batches, and ``lorada serve`` refuses the run.
 """
 
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from transformers.generation import GenerationMixin
 
 from lorada.inference.load import Run
@@ -27,52 +28,47 @@ NEUTRAL = {
 
 
 def can_refill(run: Run, settings: dict[str, Any]) -> bool:
-    """Whether a run's answers with these settings of ``generate`` may come from a refilled batch.
+    """Whether answers with these settings of ``generate`` may come from a refilled batch."""
+    return reason_against(run, settings) is None
+
+
+def reason_against(run: Run, settings: dict[str, Any]) -> str | None:
+    """Why a run's answers may not come from a refilled batch; None if they may.
 
     It is for decoders whose cache is keys and values of all tokens, with greedy search. Maps with
     ``positions="raw"`` count pads, so an answer depends on how the batch is padded.
     """
-    if run.kind != "decoder" or not is_plain_greedy(run, settings):
-        return False
-    model = run.model
+    if run.kind != "decoder":
+        return "it is an encoder–decoder"
+    model, maps = run.model, map_configs(run.model)
     if isinstance(model, PeftModel):
-        if any(needs_peft_generate(config) for config in model.peft_config.values()):
-            return False
-        model = model.get_base_model()
-    prepare = getattr(type(model), "prepare_inputs_for_generation", None)
-    return (
-        prepare is GenerationMixin.prepare_inputs_for_generation
-        and bool(accepted(model, position_ids=None))
-        and not any(part.positions == "raw" for part in map_configs(run.model))
-        and can_be_refilled(model.config)
-    )
-
-
-def is_plain_greedy(run: Run, settings: dict[str, Any]) -> bool:
-    """Whether a run's settings of ``generate`` and these take the likeliest token each time.
-
-    Then a token depends on those before through the model alone.
-    """
+        config = model.peft_config[run.key]
+        for part in getattr(config, "parts", [config]):
+            # Learned prompts, and adapters that tokens switch on, are steps of PEFT's ``generate``.
+            if part.is_prompt_learning or getattr(part, "alora_invocation_tokens", None):
+                return f"PEFT generates with its {part.peft_type.value} in a way of its own"
+        model, maps = model.get_base_model(), map_configs(model, run.key)
+    if any(part.positions == "raw" for part in maps):
+        return "its map has positions=raw"
+    # Only what takes the likeliest token each time is followed.
     settings = run.model.generation_config.to_diff_dict() | settings
     for name, value in settings.items():
         known = name in FOLLOWED | WITHOUT_EFFECT or NEUTRAL.get(name, object()) == value
         if value is not None and not known:
-            return False
+            return f"it generates with {name}={value}"
     limit, ends = settings["max_new_tokens"], settings.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [0 if ends is None else ends]
     # A number of another kind may be damaged, and ``generate`` says so.
-    return type(limit) is int and limit > 0 and all(type(end) is int for end in ends)
-
-
-def needs_peft_generate(config: PeftConfig) -> bool:
-    """Whether an adapter needs steps that PEFT takes in its own ``generate``.
-
-    Prompts that are learned do, and adapters that are switched on by tokens.
-    """
-    parts = getattr(config, "parts", [config])
-    return any(
-        part.is_prompt_learning or getattr(part, "alora_invocation_tokens", None) for part in parts
-    )
+    if type(limit) is not int or limit < 1 or any(type(end) is not int for end in ends):
+        return f"it generates with max_new_tokens={limit} and eos_token_id={ends}"
+    prepare = getattr(type(model), "prepare_inputs_for_generation", None)
+    if (
+        prepare is not GenerationMixin.prepare_inputs_for_generation
+        or not accepted(model, position_ids=None)
+        or not can_be_refilled(model.config)
+    ):
+        return f"{type(model).__name__} has inputs or a cache of its own"
+    return None
 
 
 def end_tokens(run: Run) -> list[int]:

@@ -6,13 +6,11 @@ from pathlib import Path
 
 from lorada.inference.answer_effect import LayerEffect, answer_effect
 from lorada.inference.evaluate import scoring
-from lorada.inference.generate import generation_settings, room_for_prompts
-from lorada.inference.load import Run
-from lorada.inference.side_by_side import Adapter, load_side_by_side
+from lorada.inference.generate import chat_prompt, generation_settings, room_for_prompts
+from lorada.inference.load import Run, load_side_by_side
 from lorada.inference.stream import Show, Written, stream
 from lorada.support.errors import unknown_name
 from lorada.tasks.rows import Row
-from lorada.tasks.tokenize import prompt_of
 
 Stopped = Callable[[], bool]
 
@@ -39,7 +37,7 @@ class Chat:
     """A conversation, and who answers.
 
     Attributes:
-        adapters: those that can answer, by name; all share one model.
+        adapters: the runs that can answer, by name; all share one model.
         active: the name of the one that answers.
         max_new_tokens: most tokens of an answer; None for the number of the run's recipe.
         system: what the conversation begins with, as the system's turn; None for nothing.
@@ -47,7 +45,7 @@ class Chat:
         last: the last answer of an adapter.
     """
 
-    adapters: dict[str, Adapter]
+    adapters: dict[str, Run]
     active: str
     max_new_tokens: int | None = None
     system: str | None = None
@@ -57,7 +55,7 @@ class Chat:
     @property
     def run(self) -> Run:
         """The run that answers."""
-        return self.adapters[self.active].run
+        return self.adapters[self.active]
 
     @property
     def keeps_turns(self) -> bool:
@@ -77,39 +75,46 @@ class Chat:
         """
         prompt, turns = self._prompt(question)
         dropped = len(self.turns) + 1 - len(turns) if self.keeps_turns else 0
-        written = self._write(self.active, prompt, show, stopped)
+        written = self.write(self.active, prompt, show, stopped)
         if self.keeps_turns:
             self.turns = [*turns, {"role": "assistant", "content": written.text}]
         self.last = Answer(self.active, prompt, written, dropped)
         return self.last
 
-    def ask_base(
-        self, question: str | None, show: Show, stopped: Stopped = lambda: False
+    def base_prompt(self, question: str | None) -> tuple[str, str]:
+        """Whose base is to answer, and what it reads: without a ``question`` the last prompt.
+
+        Raises:
+            ValueError: without an answer to repeat, or for a run without an adapter to switch off.
+        """
+        if question is None:
+            name, prompt = self._last().name, self._last().prompt
+        else:
+            name, prompt = self.active, self._prompt(question)[0]
+        with scoring(self.adapters[name], base=True):
+            return name, prompt
+
+    def write(
+        self,
+        name: str,
+        prompt: str,
+        show: Show,
+        stopped: Stopped = lambda: False,
+        *,
+        base: bool = False,
     ) -> Written:
-        """Let the base answer alone, with the adapter switched off; nothing is remembered of it.
-
-        Without a ``question`` the base reads the prompt of the last answer.
+        """Let an adapter, or its ``base`` alone, continue a prompt; nothing is remembered of it.
 
         Raises:
-            ValueError: as ``ask`` does, without an answer to repeat, or for a run without an
-                adapter to switch off.
+            ValueError: as ``stream`` does.
         """
-        self.refuse_base(question)
-        if question is not None:
-            prompt, _ = self._prompt(question)
-            return self._write(self.active, prompt, show, stopped, base=True)
-        last = self._last()
-        return self._write(last.name, last.prompt, show, stopped, base=True)
-
-    def refuse_base(self, question: str | None) -> None:
-        """Refuse what ``ask_base`` cannot answer, before anything is shown.
-
-        Raises:
-            ValueError: without an answer to repeat, or a base to switch to.
-        """
-        name = self.active if question is not None else self._last().name
-        with scoring(self.adapters[name].run, base=True):
-            pass
+        run = self.adapters[name]
+        run.activate()
+        with scoring(run, base=base):
+            return stream(
+                run, prompt, show=show, stopped=stopped, templated=run.form == "messages",
+                max_new_tokens=self.max_new_tokens,
+            )  # fmt: skip
 
     def switch(self, name: str) -> None:
         """Let another adapter answer from now on.
@@ -128,7 +133,8 @@ class Chat:
             ValueError: if there is no answer yet.
         """
         last = self._last()
-        return answer_effect(self._activated(last.name), last.written)
+        self.adapters[last.name].activate()
+        return answer_effect(self.adapters[last.name], last.written)
 
     def reset(self) -> None:
         """Forget the conversation."""
@@ -148,27 +154,11 @@ class Chat:
         turns = [*self.turns, {"role": "user", "content": question}]
         first = [] if self.system is None else [{"role": "system", "content": self.system}]
         while True:
-            row = {"messages": [*first, *turns, {"role": "assistant", "content": ""}]}
-            prompt = prompt_of(row, "messages", run.tokenizer)
+            prompt = chat_prompt(run, [*first, *turns])
             ids = run.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
             if room is None or len(ids) <= room or len(turns) == 1:
                 return prompt, turns
             del turns[:2]
-
-    def _write(
-        self, name: str, prompt: str, show: Show, stopped: Stopped, *, base: bool = False
-    ) -> Written:
-        run = self._activated(name)
-        with scoring(run, base=base):
-            return stream(
-                run, prompt, show=show, stopped=stopped, templated=run.form == "messages",
-                max_new_tokens=self.max_new_tokens,
-            )  # fmt: skip
-
-    def _activated(self, name: str) -> Run:
-        """Make one adapter the active one of the model."""
-        self.adapters[name].activate()
-        return self.adapters[name].run
 
 
 def open_chat(
@@ -185,8 +175,8 @@ def open_chat(
             run that is given twice.
     """
     adapters = load_side_by_side(folders, trust_remote_code=trust_remote_code)
-    for adapter in adapters.values():
-        _room(adapter.run, max_new_tokens)
+    for run in adapters.values():
+        _room(run, max_new_tokens)
     return Chat(adapters, next(iter(adapters)), max_new_tokens, system)
 
 

@@ -4,10 +4,10 @@ The metrics go into ``result.json``, and the answer to each row into ``predictio
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from math import log2
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ from lorada.support.progress import progress_bar
 from lorada.tasks.metrics import Metrics
 from lorada.tasks.row_files import hub_source
 from lorada.tasks.row_scores import row_scores
-from lorada.tasks.rows import BUILTIN, Form, Row, answer_of, resolve
+from lorada.tasks.rows import BUILTIN, HEADED, Form, Row, answer_of, resolve
 from lorada.tasks.tokenize import IGNORED, prompt_of
 
 BASE = " (base)"  # after the name of rows, for scores with the adapter switched off
@@ -150,16 +150,7 @@ def score(run: Run, rows: Rows, *, with_text: bool = False) -> tuple[Metrics, li
     Returns:
         The metrics, and the lines of ``predictions.jsonl``, by the rows' numbers.
     """
-    by_form: dict[Form, Callable[[Run, Rows], Answers]] = {
-        "label": _classify,
-        "score": _classify,
-        "choice": _choose,
-        "prompt": _write,
-        "messages": _write,
-        "text": _read,
-    }
-    answer = slide if rows.protocol.lengths else by_form[rows.form]
-    answers, losses, loss = answer(run, rows)
+    answers, losses, loss = _answers_of(run, rows)
     metrics = {**rows.protocol.score(answers, rows.rows), **loss}
     scores = row_scores(rows.protocol, answers, rows.rows)
     if rows.form == "text":  # cut into windows, which are not rows of the file
@@ -181,19 +172,17 @@ def _line(number: int, answer: Any, score: float, loss: float | None) -> dict[st
 
 def _text_of(row: Row, form: Form, run: Run) -> dict[str, Any]:
     """What a row asks, as one text, and the right answer."""
-    if form == "label":
-        return {"text": _joined(row), "right": str(row["label"])}
-    if form == "score":
-        return {"text": _joined(row), "right": float(row["score"])}
+    if form in HEADED:
+        text = "\n".join(filter(None, (row["text"], row.get("text_pair"))))
+        return {
+            "text": text,
+            "right": str(row["label"]) if form == "label" else float(row["score"]),
+        }
     text = prompt_of(row, form, run.tokenizer)
     if form == "choice":
         options = (f"{index}: {one}" for index, one in enumerate(row["candidates"]))
         return {"text": "\n".join([text, *options]), "right": row["answer"]}
     return {"text": text, "right": answer_of(row)}
-
-
-def _joined(row: Row) -> str:
-    return "\n".join(filter(None, (row["text"], row.get("text_pair"))))
 
 
 def _batches(
@@ -238,59 +227,63 @@ def _in_order(answers: dict[int, Any]) -> list[Any]:
     return [answers[i] for i in range(len(answers))]
 
 
-def _classify(run: Run, rows: Rows) -> Answers:
-    """The likeliest class of each row with its cross-entropy, or its score with the squared error.
+class Answered(NamedTuple):
+    """The answer to a row.
 
-    These are the losses of which transformers' models return the mean of a batch.
+    Attributes:
+        value: the likeliest class, the number, the index of the likeliest candidate, or a text.
+        loss: the training's loss of the right answer: cross-entropy, squared error, or −log
+            softmax(s) of the right candidate, s being the candidates' scores; None for a text.
+        probs: of the classes, in their order.
     """
-    found: dict[int, tuple[Any, float]] = {}
-    for chosen, logits, right in head_outputs(run, rows):
-        if rows.form == "label":
-            answers = [rows.labels[i] for i in logits.argmax(-1).tolist()]
-            losses = F.cross_entropy(logits.float(), right, reduction="none")
-        else:
-            answers = logits.flatten().tolist()
-            losses = (logits.flatten().float() - right).square()
-        found.update(zip(chosen, zip(answers, losses.tolist(), strict=True), strict=True))
-    answers, each = map(list, zip(*_in_order(found), strict=True))
-    return answers, each, {"loss": sum(each) / len(each)}
+
+    value: Any
+    loss: float | None = None
+    probs: list[float] | None = None
 
 
-def head_outputs(
-    run: Run, rows: Rows, parts: Parts | None = None
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Batches of rows of some parts, of all if None: indices, logits (B, C), right answers (B,)."""
-    for chosen, batch in _batches(run, rows, "Scoring", answered=True, parts=parts):
-        right = batch.pop("labels")
-        yield chosen, run.model(**batch).logits, right
+def answer_rows(run: Run, rows: Rows, parts: Parts | None = None) -> Iterator[tuple[int, Answered]]:
+    """The indices of rows of some parts, of all if None, and the answer to each."""
+    if rows.form == "choice":
+        scores_of = sequence_scores if needs_whole(run.model) else cached_scores
+        for chosen, batch in _batches(run, rows, "Choosing", answered=True, parts=parts):
+            scores, groups = scores_of(run.model, batch), batch["groups"]
+            each = zip(scores.split(groups.tolist()), batch["answers"].tolist(), strict=True)
+            losses = [-float(s.log_softmax(-1)[answer]) for s, answer in each]
+            found = map(Answered, likeliest(scores, groups), losses)
+            yield from zip(chosen, found, strict=True)
+    elif rows.form in HEADED:
+        for chosen, batch in _batches(run, rows, "Scoring", answered=True, parts=parts):
+            right = batch.pop("labels")
+            logits = run.model(**batch).logits.float()
+            if rows.form == "label":
+                values = [rows.labels[i] for i in logits.argmax(-1).tolist()]
+                losses = F.cross_entropy(logits, right, reduction="none").tolist()
+                found = map(Answered, values, losses, logits.softmax(-1).tolist())
+            else:
+                losses = (logits.flatten() - right).square().tolist()
+                found = map(Answered, logits.flatten().tolist(), losses)
+            yield from zip(chosen, found, strict=True)
+    else:
+        for index, text in _texts(run, rows, parts or [range(len(rows.rows))]):
+            yield index, Answered(text)
 
 
-def _choose(run: Run, rows: Rows) -> Answers:
-    """The index of each row's likeliest candidate, and the row's loss, which is in no metric."""
-    answers, each = map(list, zip(*_in_order(dict(choices(run, rows))), strict=True))
-    return answers, each, {}
+def _answers_of(run: Run, rows: Rows) -> Answers:
+    """The answers to all rows, in order; a score's and a class' loss is a metric too."""
+    if rows.protocol.lengths:
+        return slide(run, rows)
+    if rows.form == "text":
+        return _read(run, rows)
+    if rows.form not in HEADED and rows.form != "choice":
+        return _write(run, rows)
+    found = _in_order(dict(answer_rows(run, rows)))
+    losses = [one.loss for one in found]
+    mean = {"loss": sum(losses) / len(losses)} if rows.form in HEADED else {}
+    return [one.value for one in found], losses, mean
 
 
-def choices(
-    run: Run, rows: Rows, parts: Parts | None = None
-) -> Iterator[tuple[int, tuple[int, float]]]:
-    """For rows of some parts, of all if None: the likeliest candidate, and the training's loss.
-
-    That is −log softmax(s) of the right candidate, s being the candidates' scores.
-
-    Yields:
-        The index of a row; the index of the candidate, and the loss.
-    """
-    scores_of = sequence_scores if needs_whole(run.model) else cached_scores
-    for chosen, batch in _batches(run, rows, "Choosing", answered=True, parts=parts):
-        scores, groups = scores_of(run.model, batch), batch["groups"]
-        right = zip(scores.split(groups.tolist()), batch["answers"].tolist(), strict=True)
-        losses = [-float(s.log_softmax(-1)[answer]) for s, answer in right]
-        pairs = zip(likeliest(scores, groups), losses, strict=True)
-        yield from zip(chosen, pairs, strict=True)
-
-
-def texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, str]]:
+def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, str]]:
     """The indices of rows of some parts, and the text that the model writes for each."""
     room = encode_options(rows, run.recipe, run.kind).prompt_room
     prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
@@ -303,7 +296,7 @@ def texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, str]]:
 def _write(run: Run, rows: Rows) -> Answers:
     """The text that the model writes for each row, and its loss per token of the right answers."""
     sums, counts = _losses(run, rows)
-    answers = _in_order(dict(texts(run, rows, [range(len(rows.rows))])))
+    answers = [one.value for one in _in_order(dict(answer_rows(run, rows)))]
     # A row whose right answer lies beyond max_length is answered, but has no loss.
     kept: Iterable[int] = range(len(rows.rows))
     if len(sums) < len(rows.rows):
@@ -328,21 +321,16 @@ def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
     for number, (chosen, batch) in enumerate(_batches(run, rows, "Scoring", answered=False)):
         if number == 0 and shift:
             sparing = find_labelled_loss(run.model, batch)
+        labels = batch["labels"][:, shift:]
         if sparing is not None:
             with torch.no_grad():
                 each, row_of, _ = sparing(run.model, batch)
             sums = each.new_zeros(len(chosen)).index_add(0, row_of, each)
         else:
-            sums = _all_losses(run, batch, shift).sum(-1)
-        counts = (batch["labels"][:, shift:] != IGNORED).sum(-1)
-        pairs = zip(sums.tolist(), counts.tolist(), strict=True)
+            logits = run.model(**batch).logits[:, : labels.shape[1]].float().transpose(1, 2)
+            each = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+            sums = each.sum(-1)
+        pairs = zip(sums.tolist(), (labels != IGNORED).sum(-1).tolist(), strict=True)
         found.update(zip(chosen, pairs, strict=True))
     by_row = torch.tensor(_in_order(found))
     return by_row[:, 0], by_row[:, 1]
-
-
-def _all_losses(run: Run, batch: dict[str, Tensor], shift: int) -> Tensor:
-    """The loss of each token of a batch, (B, T - shift); 0 for one without a label."""
-    labels = batch["labels"][:, shift:]
-    logits = run.model(**batch).logits[:, : labels.shape[1]].float()
-    return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")

@@ -1,7 +1,8 @@
 """``lorada explore``: what the adapters of finished runs do to some sentences, as page data."""
 
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 from peft import PeftModel
 
-from lorada.inference.load import Run, load_run
+from lorada.inference.load import Run
+from lorada.report.explorer.page import explorer_page
 from lorada.runs.folder.checkpoints import checkpoints, damaged_file
 from lorada.runs.models.adapters import load_beside
 from lorada.support.errors import refuse_empty
@@ -19,6 +21,7 @@ from lorada.tuners.explanation import Explanation, explain
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.position_rows import reach
 
+LONGEST = 10_000  # characters that are read of a sentence that is sent to the page's server
 # Steps of a training that are shown besides its end, evenly among those that have a checkpoint.
 MOST_STEPS = 8
 
@@ -75,9 +78,8 @@ def explain_text(run: Run, text: str) -> Explanation:
     Raises:
         ValueError: as ``explain`` does.
     """
-    batch = run.tokenizer(
-        text, return_tensors="pt", truncation=True, max_length=run.recipe.max_length
-    ).to(run.device)
+    most = {"truncation": True, "max_length": run.recipe.max_length}
+    batch = run.tokenizer(text, return_tensors="pt", **most).to(run.device)
     batch.pop("token_type_ids", None)
     if run.kind == "encoder_decoder":  # only the encoder reads the text
         start = run.model.config.decoder_start_token_id
@@ -117,19 +119,14 @@ def _checkpoints(run: Run) -> list[State]:
         (step, path) for step, path in reversed(checkpoints(run.folder)) if not damaged_file(path)
     ][:-1]
     states = []
-    for step, path in _evenly(whole, MOST_STEPS):
+    count = min(len(whole), MOST_STEPS)
+    for number in range(count):
+        step, path = whole[number * (len(whole) - 1) // max(count - 1, 1)]
         key = f"step{step}"
         if key not in run.model.peft_config:
             load_beside(run.model, path, key, run.drawn)
         states.append(State(step, key))
     return states
-
-
-def _evenly(items: Sequence[Any], most: int) -> Iterator[Any]:
-    """At most so many of some items, evenly spread, the first and the last among them."""
-    count = min(len(items), most)
-    for number in range(count):
-        yield items[number * (len(items) - 1) // max(count - 1, 1)]
 
 
 def _tokens(run: Run, text: str) -> list[str]:
@@ -142,6 +139,26 @@ def _word(run: Run, number: int) -> str:
     return run.labels[number] if run.labels else str(run.tokenizer.decode([number]))
 
 
-def load_runs(folders: Sequence[Path], *, trust_remote_code: bool = False) -> list[Run]:
-    """Load runs, each with a base of its own."""
-    return [load_run(folder, trust_remote_code=trust_remote_code) for folder in folders]
+def explorer_app(runs: Sequence[Run], texts: Sequence[str], *, steps: bool) -> Any:
+    """``lorada explore --serve``: the page with a box for a sentence, as an ASGI application.
+
+    It shows the sentence ``text`` of the address, or ``texts``.
+    """
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, PlainTextResponse, Response
+    from starlette.routing import Route
+
+    one_at_a_time = threading.Lock()  # all share the models
+
+    def show(request: Request) -> Response:
+        text = request.query_params.get("text")
+        asked = texts if text is None else [text[:LONGEST]]
+        try:
+            with one_at_a_time:
+                data = explored(runs, asked, steps=steps)
+        except ValueError as error:
+            return PlainTextResponse(" ".join(str(error).split()), 400)
+        return HTMLResponse(explorer_page(data, asked=asked[0]))
+
+    return Starlette(routes=[Route("/", show)])

@@ -87,9 +87,7 @@ def export(
     # The recipe of a fully trained model that was loaded names the run's own folder.
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     with full_disk_in_one_line(target, AGAIN), atomic_path(target) as fresh:
-        base = _write(
-            model, run, fresh, dtype, {"max_shard_size": shard_size} if shard_size else {}
-        )
+        base = _write(model, run, fresh, dtype, shard_size)
         if left:
             mark(fresh)
         copy_licence(recipe.model, fresh)
@@ -209,40 +207,33 @@ def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
 
 
 def _write(
-    model: PeftModel | PreTrainedModel,
-    run: Run,
-    fresh: Path,
-    dtype: str | None,
-    options: dict[str, Any],
+    model: PeftModel | PreTrainedModel, run: Run, fresh: Path, dtype: str | None, size: str | None
 ) -> PreTrainedModel:
     """Write the model, its tokenizer, and the adapter of the parts that could not be merged.
 
-    ``options`` are those of ``save_pretrained``. Returns the base as it was written.
+    Returns the base as it was written.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     name_labels(base, run.labels)
     if isinstance(model, PeftModel):
-        model.peft_config["default"].base_model_name_or_path = BESIDE
+        config = model.peft_config["default"]
+        config.base_model_name_or_path = BESIDE
         # The exported base has the embeddings, so PEFT need not compare them with another base's.
         model.save_pretrained(fresh, save_embedding_layers=False)
-        _name_for_transformers(fresh / ADAPTER_WEIGHTS, model.peft_config["default"].parts)
+        # transformers would not find every tensor under the name that PEFT gives it.
+        weights = load_file(fresh / ADAPTER_WEIGHTS)
+        named = named_for_transformers(config.parts, weights)
+        if named.keys() != weights.keys():
+            renamed = fresh / "renamed"  # the tensors may still be read from the file
+            save_file(named, renamed, {"format": "pt"})
+            renamed.replace(fresh / ADAPTER_WEIGHTS)
         base = model.unload()
     if dtype is not None:
         _cast(base, getattr(torch, dtype))
-    base.save_pretrained(fresh, **options)
+    base.save_pretrained(fresh, **({"max_shard_size": size} if size else {}))
     save_beside(base, fresh)
     run.tokenizer.save_pretrained(fresh)
     return base
-
-
-def _name_for_transformers(path: Path, parts: list[Any]) -> None:
-    """Rename the tensors of a saved adapter that transformers would not find under their names."""
-    weights = load_file(path)
-    named = named_for_transformers(parts, weights)
-    if named.keys() != weights.keys():
-        renamed = path.with_name("renamed")  # the tensors may still be read from the file
-        save_file(named, renamed, {"format": "pt"})
-        renamed.replace(path)
 
 
 def name_labels(model: PreTrainedModel, labels: Sequence[str]) -> None:

@@ -49,7 +49,7 @@ def forgetting(run: Run) -> dict[str, Any]:
     return found
 
 
-def _base_loss(run: Run, ids: list[int]) -> float | None:
+def _base_loss(run: Run, ids: list[int]) -> float:
     if (run.folder / "adapter").is_dir():
         with scoring(run, base=True):
             return text_loss(run.model, ids)
@@ -60,22 +60,17 @@ def _base_loss(run: Run, ids: list[int]) -> float | None:
         return text_loss(base, ids)
 
 
-def text_loss(model: Any, ids: list[int]) -> float | None:
-    """The mean loss of a text's tokens in nats, read piece by piece.
+def text_loss(model: Any, ids: list[int]) -> float:
+    """The mean loss of a text's tokens, of which there are several, in nats.
 
-    A piece has ``LONGEST`` tokens, or fewer if the model's context is shorter; the first token of
-    each is not predicted.
-
-    Args:
-        model: a decoder.
-        ids: the text's tokens; None is returned if there are fewer than two.
+    A decoder reads pieces of ``LONGEST`` tokens, or fewer if its context is shorter; the first
+    token of each is not predicted.
     """
     length = min(context_of(model.config) or LONGEST, LONGEST)
-    total, count = 0.0, 0
-    for start in range(0, len(ids) - 1, length):
-        piece = torch.tensor([ids[start : start + length]], device=model.device)
-        if (predicted := piece.shape[1] - 1) > 0:
-            logits = model(input_ids=piece, use_cache=False).logits
-            total += float(window_losses(logits, piece)) * predicted
-            count += predicted
-    return total / count if count else None
+    text = torch.tensor([ids], device=model.device)
+    pieces = [text[:, start : start + length] for start in range(0, len(ids) - 1, length)]
+    total = 0.0
+    for piece in pieces:
+        logits = model(input_ids=piece, use_cache=False).logits
+        total += float(window_losses(logits, piece)) * (piece.shape[1] - 1)
+    return total / sum(piece.shape[1] - 1 for piece in pieces)

@@ -1,7 +1,7 @@
 """Generates text with a finished run: it continues prompts."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,14 +29,16 @@ logger = logging.getLogger(__name__)
 
 def continue_prompts(run: Run, prompts: list[str], max_new_tokens: int | None = None) -> list[str]:
     """Continue a user's prompts, as turns of a chat if the run was trained on chats."""
-    if run.form != "messages":
-        return generate(run, prompts, max_new_tokens=max_new_tokens)
-    turns: list[Row] = [
-        {"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": ""}]}
-        for p in prompts
-    ]
-    prompts = [prompt_of(row, "messages", run.tokenizer) for row in turns]
-    return generate(run, prompts, templated=True, max_new_tokens=max_new_tokens)
+    chats = run.form == "messages"
+    if chats:
+        prompts = [chat_prompt(run, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    return generate(run, prompts, templated=chats, max_new_tokens=max_new_tokens)
+
+
+def chat_prompt(run: Run, turns: list[Row]) -> str:
+    """The text that the answer to a conversation's last turn starts from, by the chat template."""
+    whole = [*turns, {"role": "assistant", "content": ""}]
+    return prompt_of({"messages": whole}, "messages", run.tokenizer)
 
 
 def generate(
@@ -78,32 +80,23 @@ def generate_parts(
     *,
     templated: bool = False,
 ) -> Iterator[tuple[int, str]]:
-    """Continue some parts of prompts, one part after the other.
+    """Continue some parts of prompts, one part after the other; all are checked at once.
 
-    All prompts are checked first, those of no part too.
-
-    Yields:
-        The index of a prompt and its continuation; within a part in any order.
+    Returns:
+        Indices of prompts with their continuations; within a part in any order.
 
     Raises:
         ValueError: as ``generate`` does.
     """
-    check_prompts(run, prompts, templated=templated)
     room = room_for_prompts(run, settings["max_new_tokens"])
+    tokens = tokens_of(run, prompts, room, templated=templated)
     way = _refilled if can_refill(run, settings) else _padded
-    with prompts_end_alike(run):
-        tokens, cut = tokens_of(run, prompts, room, templated=templated)
-        if cut:
-            end = "beginning" if run.kind == "decoder" else "end"
-            logger.warning(
-                "%d of %d prompts lost their %s to fit the model", cut, len(prompts), end
-            )
-        answers = (
-            (part[i], text)
-            for part in parts
-            for i, text in way(run, [tokens[j] for j in part], settings)
-        )
-        yield from progress_bar(answers, "Generating", total=sum(map(len, parts)))
+    answers = (
+        (part[i], text)
+        for part in parts
+        for i, text in way(run, [tokens[j] for j in part], settings)
+    )
+    return iter(progress_bar(answers, "Generating", total=sum(map(len, parts))))
 
 
 def _refilled(
@@ -111,17 +104,6 @@ def _refilled(
 ) -> Iterator[tuple[int, str]]:
     """Answer prompts in a batch that is refilled, as they end: their indices and answers."""
     model = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
-    writer = Writer(
-        model, _ends(run, settings), settings["max_new_tokens"], run.tokenizer.pad_token_id,
-        run.recipe.eval_batch_size,
-    )  # fmt: skip
-    with _damaged_settings_in_one_line(run):
-        for index, ids in write_answers(writer, prompts):
-            yield index, run.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def _ends(run: Run, settings: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    """What says which rows of ids (B, T) end with their last token."""
     tokens = torch.tensor(end_tokens(run), dtype=torch.long, device=run.device)
     strings = settings.get("stop_strings") or run.model.generation_config.stop_strings
     found = StopStringCriteria(run.tokenizer, strings) if strings else None
@@ -130,7 +112,13 @@ def _ends(run: Run, settings: dict[str, Any]) -> Callable[[Tensor], Tensor]:
         last = torch.isin(ids[:, -1], tokens)
         return last if found is None else last | found(ids, None)
 
-    return ended
+    writer = Writer(
+        model, ended, settings["max_new_tokens"], run.tokenizer.pad_token_id,
+        run.recipe.eval_batch_size,
+    )  # fmt: skip
+    with _damaged_settings_in_one_line(run):
+        for index, ids in write_answers(writer, prompts):
+            yield index, run.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _padded(
@@ -164,41 +152,6 @@ def generation_settings(
     return settings
 
 
-@contextmanager
-def prompts_end_alike(run: Run) -> Iterator[None]:
-    """Pad and cut a decoder's prompts at their beginning in a ``with`` block."""
-    tokenizer = run.tokenizer
-    sides = tokenizer.padding_side, tokenizer.truncation_side
-    if run.kind == "decoder":
-        tokenizer.padding_side = tokenizer.truncation_side = "left"
-    try:
-        yield
-    finally:
-        tokenizer.padding_side, tokenizer.truncation_side = sides
-
-
-def check_prompts(run: Run, prompts: list[str], *, templated: bool) -> None:
-    """Refuse prompts that leave the model nothing to continue; see ``generate``.
-
-    Raises:
-        ValueError: for a prompt that is empty, has no known token, or is not valid text.
-    """
-    # An encoder–decoder can read an empty text if its tokenizer adds special tokens; XSum has some.
-    marked = run.kind == "encoder_decoder" and run.tokenizer("")["input_ids"]
-    if not all(prompts) and not marked:
-        raise ValueError("a prompt is empty: there is nothing to continue")
-    refuse_unstorable("prompt", prompts)
-    # A tokenizer may drop unknown characters or white space, which can leave no token.
-    special = {"add_special_tokens": not templated, "verbose": False}
-    found = run.tokenizer(prompts, **special)["input_ids"] if prompts else []
-    for prompt, ids in zip(prompts, found, strict=True):
-        if not ids:
-            raise ValueError(
-                f"the prompt {prompt!r} has no token that this model knows: there is nothing to "
-                "continue"
-            )
-
-
 def room_for_prompts(run: Run, limit: int) -> int | None:
     """How many tokens a prompt may have if ``limit`` are to be written; None for any number.
 
@@ -221,22 +174,43 @@ def room_for_prompts(run: Run, limit: int) -> int | None:
 
 def tokens_of(
     run: Run, prompts: list[str], room: int | None, *, templated: bool
-) -> tuple[list[list[int]], int]:
-    """The token ids of each prompt, and how many prompts were cut."""
-    if not prompts:
-        return [], 0
-    special = not templated
-    most: dict[str, Any] = {} if room is None else {"truncation": True, "max_length": room}
-    found = run.tokenizer(prompts, add_special_tokens=special, verbose=False, **most)["input_ids"]
-    if room is None or max(map(len, found), default=0) < room:
-        return found, 0
-    whole = run.tokenizer(prompts, add_special_tokens=special, verbose=False)["input_ids"]
-    return found, sum(len(ids) > room for ids in whole)
+) -> list[list[int]]:
+    """The token ids of prompts; longer ones than ``room`` are cut, with a warning.
+
+    A decoder's prompts lose their beginning, an encoder–decoder's their end.
+
+    Raises:
+        ValueError: for a prompt that is empty, has no known token, or is not valid text.
+    """
+    tokenizer, decodes = run.tokenizer, run.kind == "decoder"
+    # An encoder–decoder can read an empty text if its tokenizer adds special tokens; XSum has some.
+    if not all(prompts) and (decodes or not tokenizer("")["input_ids"]):
+        raise ValueError("a prompt is empty: there is nothing to continue")
+    refuse_unstorable("prompt", prompts)
+    options = {"add_special_tokens": not templated, "verbose": False}
+    found: list[list[int]] = tokenizer(prompts, **options)["input_ids"] if prompts else []
+    for prompt, ids in zip(prompts, found, strict=True):
+        if not ids:  # a tokenizer may drop unknown characters or white space
+            raise ValueError(
+                f"the prompt {prompt!r} has no token that this model knows: there is nothing to "
+                "continue"
+            )
+    cut = 0 if room is None else sum(len(ids) > room for ids in found)
+    if cut:
+        side = tokenizer.truncation_side
+        tokenizer.truncation_side = "left" if decodes else side
+        found = tokenizer(prompts, truncation=True, max_length=room, **options)["input_ids"]
+        tokenizer.truncation_side = side
+        end = "beginning" if decodes else "end"
+        logger.warning("%d of %d prompts lost their %s to fit the model", cut, len(prompts), end)
+    return found
 
 
 def padded(run: Run, prompts: list[list[int]]) -> Any:
-    """A batch of prompts; padded at their beginning if ``prompts_end_alike``."""
-    return run.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(run.device)
+    """A batch of prompts; a decoder's are padded at their beginning."""
+    side = "left" if run.kind == "decoder" else None
+    batch = run.tokenizer.pad({"input_ids": prompts}, padding_side=side, return_tensors="pt")
+    return batch.to(run.device)
 
 
 def continue_batch(run: Run, batch: Any, settings: dict[str, Any]) -> Tensor:

@@ -4,45 +4,70 @@ The graph (``model.onnx``, ``model.onnx.data``) holds the base, what is merged i
 cannot be merged: maps, bottlenecks, prefixes, gains. It takes any number of texts and tokens, and
 whoever runs it needs neither torch nor lorada. It is made by ``transformers.exporters``, and DIR is
 kept only if the graph computes what torch does.
+
+A decoder becomes one graph that reads new tokens behind a cache of any length, empty at first. A
+model with a head reads whole texts; its ``past`` is 0, and it has no cache and no ``position_ids``.
+
+    input_ids       (batch, tokens)        the new tokens
+    attention_mask  (batch, past + tokens) 1 for a token and 0 for padding, those of the cache too
+    position_ids    (batch, tokens)        for each new token, the number of tokens before it
+    cache           keys and values (batch, heads, past, width) of each layer
+
+Padded batches of mixed length are compared. A decoder reads the beginning of each text at once and
+its last tokens one by one. Numbers are compared where there are tokens, not at padding.
 """
 
 import io
 import logging
-import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from peft import PeftModel
-from transformers import PreTrainedModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from lorada.inference.export import AGAIN, copy_licence, kinds, merge, name_labels, refuse_quantised
 from lorada.inference.graph_card import card_texts
-from lorada.inference.graph_check import Inputs, difference_of, example_inputs, expected_of
-from lorada.inference.load import load_run
+from lorada.inference.load import Run, load_run
+from lorada.runs.data.dataset import context_of
 from lorada.runs.folder.card_metadata import front_matter, licence_of
 from lorada.runs.folder.folder import refuse_target
 from lorada.runs.folder.model_card import write_text
 from lorada.runs.folder.result import read_result
 from lorada.runs.models.adapters import task_type
+from lorada.runs.models.candidate_scores import accepted, positions_of
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path
 from lorada.tasks.rows import HEADED
+from lorada.tuners.lmam import map_configs
+from lorada.tuners.switching import switched_off
+
+Inputs = dict[str, Any]
 
 # The largest difference, as a share of the largest logit. In fp32 the sums of both have errors of
 # some 1e-6 of that; a part that is missing or in the wrong place is off by its own effect.
 TOLERANCE = 1e-4
-# The free axes of the inputs, by the beginnings of their names.
+PAST = 2  # tokens in the cache of the traced example: no sliding window cuts them
+STEPS = 3  # tokens of each text that a decoder reads one by one
+SHORT = 12  # tokens of texts that are short
+BEYOND = 8  # tokens of the longest text beyond the longest map
+# The free axes of inputs and outputs, by the beginnings of their names.
 AXES = {
     "input_ids": ("batch", "tokens"),
     "attention_mask": ("batch", "past + tokens"),
     "position_ids": ("batch", "tokens"),
     "input.cache": ("batch", None, "past", None),
+    "logits": ("batch", "tokens", None),  # a head's are (batch, classes)
+    "output.cache": ("batch", None, "past + tokens", None),
 }
 
 
@@ -165,36 +190,142 @@ def save_graph(model: PreTrainedModel, example: Inputs, fresh: Path) -> dict[str
     config = exporters.OnnxConfig(dynamic_shapes=sizes, optimize=False)
     graph = exporters.OnnxExporter().export(model, dict(example), config)
     program: Any = graph.program
-    _tidy(program)
+    inputs, outputs = map(_named, (program.graph.inputs, program.graph.outputs))
+    for node in program.graph.all_nodes():
+        node.metadata_props.clear()  # the lines of Python that each operation comes from
     graph.save_pretrained(fresh)
-    inputs, outputs = (
-        {v.name: (v.dtype.name.lower(), [getattr(n, "value", n) for n in v.shape]) for v in values}
-        for values in (program.graph.inputs, program.graph.outputs)
-    )
     return {"opset": program.opset_imports[""], "inputs": inputs, "outputs": outputs}
 
 
-def _tidy(program: Any) -> None:
-    """Give the free axes of an ONNX graph the names in ``AXES``, and forget where it was traced."""
-    from onnx_ir import Shape, SymbolicDim
+def _named(values: Iterable[Any]) -> dict[str, tuple[str, list[int | str]]]:
+    """Give the free axes of a graph's values the names in ``AXES``; return types and shapes."""
+    from onnx_ir import Shape
 
-    names: dict[str, str] = {}
-    for value in program.graph.inputs:
+    found = {}
+    for value in values:
         axes = next(axes for start, axes in AXES.items() if value.name.startswith(start))
-        names |= {
-            str(size.value): axis for size, axis in zip(value.shape, axes, strict=True) if axis
-        }
-    known = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
+        free = zip(value.shape, axes, strict=False)
+        sizes = [size if isinstance(size, int) else str(axis) for size, axis in free]
+        value.shape = Shape(sizes)
+        found[value.name] = value.dtype.name.lower(), sizes
+    return found
 
-    def renamed(size: Any) -> Any:
-        if not isinstance(size, SymbolicDim) or size.value is None:
-            return size
-        text = known.sub(lambda found: names[found[0]], size.value)
-        return "past + tokens" if text == "tokens + past" else text
 
-    nodes = list(program.graph.all_nodes())
-    for value in [*program.graph.inputs, *(value for node in nodes for value in node.outputs)]:
-        if value.shape is not None:
-            value.shape = Shape([renamed(size) for size in value.shape])
-    for node in nodes:
-        node.metadata_props.clear()  # the lines of Python that each operation comes from
+def expected_of(run: Run, *, cached: bool) -> tuple[list[Inputs], list[Tensor], float | None]:
+    """What a run's model computes in torch from texts of random tokens.
+
+    Returns:
+        The inputs of each batch, its logits where there are tokens, and the largest change of a
+        logit by the adapter, None for a model without one.
+    """
+    model: Any = run.model
+    texts = list(_texts(run, cached=cached))
+    call = partial(model, use_cache=True) if cached else model
+
+    def logits() -> list[Tensor]:
+        with torch.no_grad():
+            return [_logits(call, inputs, None, cached=cached) for inputs in texts]
+
+    found = logits()
+    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    if not layers:
+        return texts, found, None
+    with switched_off(layers):
+        return texts, found, _difference(found, logits())
+
+
+def example_inputs(model: PreTrainedModel, text: Inputs, *, cached: bool) -> Inputs:
+    """Inputs to trace a model with: a text, for a decoder the last tokens of it behind a cache.
+
+    All sizes differ from each other, since a trace takes equal ones for one.
+    """
+    if not cached:
+        return text
+    with torch.no_grad():
+        cache = model(**_part(text, 0, PAST), use_cache=True).cache
+    # Its layers keep all tokens; under a sliding window the mask hides them.
+    plain = DynamicCache([(layer.keys, layer.values) for layer in cache.layers])
+    return {**_part(text, PAST, SHORT), "cache": plain}
+
+
+def difference_of(
+    folder: Path, texts: list[Inputs], expected: list[Tensor], cache: Any, **options: Any
+) -> float:
+    """The largest difference of two logits, one of the graph in a folder and one of torch.
+
+    ``cache`` is that of the example that it was traced with; None for a graph without one.
+    ``options`` are those of transformers' ``from_pretrained``.
+    """
+    import onnxruntime
+    from transformers.exporters import ExportedModel
+
+    session = onnxruntime.SessionOptions()
+    session.log_severity_level = 3  # errors; it warns of what it keeps
+    graph = ExportedModel.from_pretrained(str(folder), session_options=session, **options)
+    found = []
+    for inputs in texts:
+        empty = None if cache is None else _empty(cache, len(inputs["input_ids"]))
+        found.append(_logits(graph, inputs, empty, cached=cache is not None))
+    return _difference(found, expected)
+
+
+def _part(inputs: Inputs, start: int, stop: int) -> Inputs:
+    """The tokens from ``start`` to ``stop`` of whole texts, behind those before them."""
+    # Contiguous: a trace would take the strides of a slice for a condition on the sizes.
+    return {
+        name: x[:, (0 if name == "attention_mask" else start) : stop].contiguous()
+        for name, x in inputs.items()
+    }
+
+
+def _empty(cache: Cache, batch: int) -> DynamicCache:
+    """A cache without tokens, of the layers of another one."""
+    pairs = ((layer.keys, layer.values) for layer in cache.layers)
+    return DynamicCache([
+        tuple(x.new_zeros(batch, x.shape[1], 0, x.shape[3]) for x in pair) for pair in pairs
+    ])  # fmt: skip
+
+
+def _logits(call: Callable[..., Any], inputs: Inputs, cache: Any, *, cached: bool) -> Tensor:
+    """The logits of texts that are read whole, or at first in part and then token by token."""
+    if not cached:
+        whole: Tensor = call(**inputs).logits
+        return whole.float()
+    mask = inputs["attention_mask"]
+    tokens = mask.shape[1]
+    first = max(tokens - STEPS, 1)
+    found = []
+    for start, stop in pairwise([0, first, *range(first + 1, tokens + 1)]):
+        output = call(**_part(inputs, start, stop), cache=cache)
+        found.append(output.logits.float())
+        cache = output.cache
+    return torch.cat(found, 1)[mask.bool()]
+
+
+def _texts(run: Run, *, cached: bool) -> Iterator[Inputs]:
+    """Batches of random tokens: short, as long as the longest map, and longer."""
+    model: Any = run.model
+    base = model if isinstance(model, PreTrainedModel) else model.get_base_model()
+    numbered = cached and accepted(base, position_ids=None)
+    special = {*run.tokenizer.all_special_ids, run.model.config.pad_token_id}
+    known = min(len(run.tokenizer), run.model.config.get_text_config().vocab_size)
+    tokens = torch.tensor([i for i in range(known) if i not in special])
+    generator = torch.Generator().manual_seed(0)
+    most = context_of(run.model.config) or 2**30
+    length = max([SHORT, *(config.length for config in map_configs(run.model))])
+    sizes = [(3, min(SHORT, most)), (1, min(length, most)), (2, min(length + BEYOND, most)), (1, 1)]
+    pad = run.tokenizer.pad_token_id or 0
+    for number, (batch, count) in enumerate(sizes):
+        chosen = torch.randint(len(tokens), (batch, count), generator=generator)
+        pads = count * torch.arange(batch)[:, None] // (batch + 1)  # of each row
+        mask = (torch.arange(count) >= pads).long()  # a decoder's prompts must end alike
+        if not cached and number == 0:  # texts for a head are padded on either side
+            mask = mask.flip(1)
+        positions = {"position_ids": positions_of(mask)} if numbered else {}
+        ids = torch.where(mask.bool(), tokens[chosen], pad)
+        yield {"input_ids": ids, "attention_mask": mask, **positions}
+
+
+def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    each = [(one - other).abs().max() for one, other in zip(found, expected, strict=True)]
+    return float(torch.stack(each).max())  # a NaN of any batch stays

@@ -5,12 +5,10 @@ model is the run's, with its adapter. `lorada run lm_eval …` does the same wit
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-from lorada.inference.evaluate import scoring
+from lorada.inference.evaluate import BASE, scoring
 from lorada.inference.load import Run
 from lorada.runs.folder.result import keep_scores, refuse_no_text
 from lorada.runs.models.candidate_scores import needs_whole
@@ -39,7 +37,9 @@ def evaluate_lm_eval(
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
     refuse_no_text(run.folder, run.form, run.labels)
-    with scoring(run, base=base), _only_errors():
+    # lm-eval warns of intended things, such as a model that is already loaded.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with scoring(run, base=base):
         manager = _task_manager(names)
         # lm-eval pads at the end and gives no mask, so a map with align="end" would count the pads.
         size = 1 if needs_whole(run.model) else run.recipe.eval_batch_size
@@ -52,7 +52,7 @@ def evaluate_lm_eval(
             log_samples=False,
         )
     metrics = {f"{PREFIX}{task}": _metrics(found, task) for task in found["results"]}
-    named = {f"{name}{' (base)' if base else ''}": scores for name, scores in metrics.items()}
+    named = {f"{name}{BASE if base else ''}": scores for name, scores in metrics.items()}
     keep_scores(run.folder, named)
     return metrics
 
@@ -89,15 +89,3 @@ def _metrics(found: dict[str, Any], task: str) -> dict[str, Any]:
     if (task_version := found["versions"].get(task)) is not None:
         metrics["version"] = str(task_version)
     return {**metrics, "lm_eval": version("lm-eval")}
-
-
-@contextmanager
-def _only_errors() -> Iterator[None]:
-    """Silence lm-eval's warnings about intended things, such as a model that is already loaded."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

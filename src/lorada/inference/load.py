@@ -1,6 +1,7 @@
-"""Loads a finished run for inference."""
+"""Loads finished runs for inference: one, or several whose adapters share one base model."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lorada.runs.data.dataset import fit_context
 from lorada.runs.data.rows import JSONL
 from lorada.runs.folder.folder import TRAINED_FILE, refuse_no_run
 from lorada.runs.folder.result import read_result
+from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
 from lorada.runs.models.adapters import adapter_config, load_adapted, load_base, load_beside
 from lorada.runs.models.generation import set_languages
 from lorada.runs.models.loading import load_config
@@ -40,6 +42,7 @@ class Run(Prepared):
         form: the form of its training rows.
         labels: the classes that it has learned, by index.
         drawn: names of the base's parameters that were drawn at random.
+        key: the name that PEFT knows its adapter by; None for the base of a run, alone.
     """
 
     folder: Path
@@ -47,6 +50,12 @@ class Run(Prepared):
     form: Form
     labels: tuple[str, ...]
     drawn: frozenset[str]
+    key: str | None = "default"
+
+    def activate(self) -> None:
+        """Make its adapter the one that the model uses; a fully trained model has none."""
+        if isinstance(self.model, PeftModel):
+            self.model.set_adapter(self.key, inference_mode=True)
 
     @property
     def device(self) -> torch.device:
@@ -108,21 +117,28 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
     return _run(recipe, prepared, result, folder, model, base.drawn)
 
 
-def load_run_beside(run: Run, folder: Path, name: str, *, trust_remote_code: bool = False) -> Run:
-    """Load the adapter of another finished run onto the same base model, under a name of its own.
-
-    Both runs share one model; which adapter is active, PEFT's ``set_adapter`` decides.
-    ``refuse_different_bases`` must have found the base to be one.
+def load_side_by_side(
+    folders: Sequence[Path], *, trust_remote_code: bool = False
+) -> dict[str, Run]:
+    """Load finished runs onto one base model, by the names of their folders; the first is active.
 
     Raises:
-        ValueError: as ``load_run``, or if PEFT cannot put the adapter beside another.
+        ValueError: as ``load_run``, for runs on different bases, a run that is given twice, or an
+            adapter that PEFT cannot put beside another.
     """
-    assert isinstance(run.model, PeftModel)
-    recipe, result = _saved(folder, trust_remote_code=trust_remote_code)
-    prepared = prepare(recipe)
-    load_beside(run.model, folder / "adapter", name, run.drawn)
-    refuse_changed(recipe, result, folder)
-    return _run(recipe, prepared, result, folder, run.model, run.drawn)
+    names = adapter_names(folders)
+    refuse_different_bases(folders)
+    first = load_run(folders[0], trust_remote_code=trust_remote_code)
+    runs = {names[0]: first}
+    for number, (name, folder) in enumerate(zip(names[1:], folders[1:], strict=True), start=2):
+        assert isinstance(first.model, PeftModel)
+        recipe, result = _saved(folder, trust_remote_code=trust_remote_code)
+        key = f"run{number}"  # PEFT allows no dots in a name, which a folder may have
+        load_beside(first.model, folder / "adapter", key, first.drawn)
+        refuse_changed(recipe, result, folder)
+        prepared = prepare(recipe)
+        runs[name] = _run(recipe, prepared, result, folder, first.model, first.drawn, key)
+    return runs
 
 
 def _run(
@@ -132,11 +148,12 @@ def _run(
     folder: Path,
     model: PeftModel | PreTrainedModel,
     drawn: frozenset[str],
+    key: str = "default",
 ) -> Run:
     """A run of these, with lengths and languages that fit its model."""
     run = Run(
         fit_context(recipe, model.config), prepared.config, prepared.kind, prepared.tokenizer,
-        folder, model, result["form"], tuple(result["labels"]), drawn,
+        folder, model, result["form"], tuple(result["labels"]), drawn, key,
     )  # fmt: skip
     set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
     return run

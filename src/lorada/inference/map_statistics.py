@@ -14,8 +14,6 @@ from lorada.tasks.rows import Form, Row
 from lorada.tasks.tokenize import prompt_of
 from lorada.tuners.explanation import explain
 
-Maps = dict[str, tuple[list[list[float]], float | None]]  # title → values, negative ratio
-
 
 def sentence_maps(
     run: Run, text: str, layer: int | None = None, head: int | None = None
@@ -38,24 +36,19 @@ def sentence_maps(
     refuse_empty(text)
     found, ids = _explained(run, [text])
     shown = found[_index(layer, len(found), "layer")]
-    if head is None:
-        head = int(shown.map[0].norm(dim=(-1, -2)).argmax())
-    head = _index(head, shown.map.shape[1], "head")
+    strongest = int(shown.map[0].norm(dim=(-1, -2)).argmax())
+    head = _index(strongest if head is None else head, shown.map.shape[1], "head")
     return {
         "text": text,
         "layer": shown.layer.removeprefix(PEFT_NAMES),
         "head": head,
         "tokens": [run.tokenizer.decode([i]).strip() or "␣" for i in ids],
-        "maps": _maps(shown, head),
+        "maps": {
+            "softmax (Attn)": (shown.softmax[0, head].tolist(), None),
+            "LMAM (Attn_s)": (shown.map[0, head].tolist(), float(shown.map_negative[head])),
+            "fused": (shown.fused[0, head].tolist(), float(shown.negative[head])),
+        },
         "layers": [_numbers(one) for one in found],
-    }
-
-
-def _maps(layer: Any, head: int) -> Maps:
-    return {
-        "softmax (Attn)": (layer.softmax[0, head].tolist(), None),
-        "LMAM (Attn_s)": (layer.map[0, head].tolist(), float(layer.map_negative[head])),
-        "fused": (layer.fused[0, head].tolist(), float(layer.negative[head])),
     }
 
 
@@ -76,12 +69,13 @@ def _index(wanted: int | None, count: int, what: str) -> int:
 
 
 def _explained(run: Run, texts: Sequence[str]) -> tuple[list[Any], list[int]]:
+    """The layers with a map, and the tokens that they read."""
     batch = run.tokenizer(*texts, return_tensors="pt", truncation=True,
                           max_length=run.recipe.max_length)  # fmt: skip
-    layers = [one for one in explain(run.model, batch.to(run.device)) if one.map is not None]
-    if not layers:
+    found = [one for one in explain(run.model, batch.to(run.device)) if one.map is not None]
+    if not found:
         raise ValueError("this model has no active map: load or enable an adapter with LmamConfig")
-    return layers, batch["input_ids"][0].tolist()
+    return found, batch["input_ids"][0].tolist()
 
 
 def ratios_by_layer(
@@ -103,21 +97,18 @@ def ratios_by_layer(
     scored = _rows(run, data, data_dir)
     rows = scored.rows[:count]
     layers: list[dict[str, Any]] = []
+    each = []  # by row, then by layer
     for row in progress_bar(rows, "Explaining"):
         found, _ = _explained(run, _texts(run, row, scored.form))
-        if not layers:
-            layers = [
-                {"layer": one.layer.removeprefix(PEFT_NAMES),
-                 "map": one.map[0, 0].tolist(),
-                 "shown_ratio": float(one.map_negative[0]), "each": []}
-                for one in found
-            ]  # fmt: skip
-        for layer, one in zip(layers, found, strict=True):
-            layer["each"].append(_numbers(one))
-    for layer in layers:
-        each = layer.pop("each")
+        each.append([_numbers(one) for one in found])
+        layers = layers or [
+            {"map": one.map[0, 0].tolist(), "shown_ratio": float(one.map_negative[0])}
+            for one in found
+        ]
+    for layer, numbers in zip(layers, zip(*each, strict=True), strict=True):
+        layer["layer"] = numbers[0]["layer"]
         for name in ("effect_size", "negative_ratio", "map_negative_ratio"):
-            layer[name] = float(torch.tensor([one[name] for one in each]).mean())
+            layer[name] = float(torch.tensor([one[name] for one in numbers]).mean())
     return {"rows": len(rows), "task": run.recipe.tasks[0], "layers": layers}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lorada.inference.evaluate import choices, head_outputs, texts
+from lorada.inference.evaluate import Answered, answer_rows
 from lorada.inference.load import Run
 from lorada.runs.data.rows import Rows
 from lorada.runs.folder.folder import TRAINED_FILE
@@ -51,8 +51,8 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
     found: dict[int, Answer] = {}
     left = iter(parts)
     part = next(left, range(0))
-    for index, answer in _answers(run, rows, parts) if parts else ():
-        found[index] = answer
+    for index, answer in answer_rows(run, rows, parts) if parts else ():
+        found[index] = _answer(rows, answer)
         if len(found) == len(part):
             yield [{"row": rows.number(i), **found[i]} for i in part]
             found, part = {}, next(left, range(0))
@@ -63,30 +63,10 @@ def part_size(run: Run) -> int:
     return PART * run.recipe.eval_batch_size
 
 
-def _answers(run: Run, rows: Rows, parts: list[range]) -> Iterator[tuple[int, Answer]]:
-    """The index of each row and its answer, part by part."""
-    if rows.form == "label":
-        for chosen, logits, _ in head_outputs(run, rows, parts):
-            best = logits.argmax(-1).tolist()
-            shares = logits.float().softmax(-1).tolist()
-            for index, label, probs in zip(chosen, best, shares, strict=True):
-                by_class = dict(zip(rows.labels, probs, strict=True))
-                yield index, {"label": rows.labels[label], "probs": by_class}
-    elif rows.form == "score":
-        for chosen, logits, _ in head_outputs(run, rows, parts):
-            for index, score in zip(chosen, logits.flatten().tolist(), strict=True):
-                yield index, {"score": score}
-    elif rows.form == "choice":
-        for index, (answer, _) in choices(run, rows, parts):
-            yield index, {"answer": answer}
-    else:
-        for index, text in texts(run, rows, parts):
-            yield index, {"answer": text}
-
-
-def unfinished(output: Path) -> Path:
-    """The file that holds the answers to the first parts of the rows."""
-    return output.with_name(f"{output.name}.part")
+def _answer(rows: Rows, found: Answered) -> Answer:
+    if found.probs is not None:
+        return {"label": found.value, "probs": dict(zip(rows.labels, found.probs, strict=True))}
+    return {"score" if rows.form == "score" else "answer": found.value}
 
 
 def predict_to(run: Run, rows: Rows, output: Path) -> int:
@@ -99,25 +79,21 @@ def predict_to(run: Run, rows: Rows, output: Path) -> int:
         ValueError: as ``predict``.
         OSError: if the disk is full.
     """
-    part, key = unfinished(output), _key(run, rows)
-    before = _answered_before(part, key, part_size(run))
+    part, key = output.with_name(f"{output.name}.part"), _key(run, rows)
+    answers = _answered_before(part, key, part_size(run))
+    before = len(answers)
     with full_disk_in_one_line(output, "Free space, then run the command again"):
-        write_atomic(part, "".join(map(_line, [{"of": key}, *before])))
-        answers = list(before)
+        write_atomic(part, json_lines([{"of": key}, *answers]))
         with part.open("a", encoding="utf-8") as file:
-            for found in predict(run, rows, len(before)):
-                file.write("".join(map(_line, found)))
+            for found in predict(run, rows, before):
+                file.write(json_lines(found))
                 file.flush()
                 os.fsync(file.fileno())
                 answers += found
         text = _csv if output.suffix.lower() == ".csv" else json_lines
         write_atomic(output, text(answers))
     part.unlink()
-    return len(before)
-
-
-def _line(answer: Answer) -> str:
-    return json_lines([answer])
+    return before
 
 
 def _key(run: Run, rows: Rows) -> str:
@@ -132,7 +108,7 @@ def _key(run: Run, rows: Rows) -> str:
 def _answered_before(part: Path, key: str, size: int) -> list[Answer]:
     """The answers of whole parts in an unfinished file; none if it is of other rows or a run."""
     lines = part.read_bytes().splitlines(keepends=True) if part.is_file() else []
-    if lines[:1] != [_line({"of": key}).encode()]:
+    if lines[:1] != [json_lines([{"of": key}]).encode()]:
         return []
     answers = [json.loads(line) for line in lines[1:] if line.endswith(b"\n")]
     return answers[: len(answers) - len(answers) % size]

@@ -1,6 +1,5 @@
 """``stream``: one answer of a finished run, shown while it is written, which a user may stop."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,21 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 from lorada.inference.answer_text import AnswerText
 from lorada.inference.generate import (
-    check_prompts,
     continue_batch,
     generation_settings,
     padded,
-    prompts_end_alike,
     room_for_prompts,
     tokens_of,
 )
 from lorada.inference.load import Run
-
-logger = logging.getLogger(__name__)
 
 Show = Callable[[str], object]  # is called with each piece of an answer's text
 
@@ -67,75 +61,36 @@ def stream(
         ValueError: as ``generate`` does.
     """
     settings = generation_settings(run, max_new_tokens)
-    check_prompts(run, [prompt], templated=templated)
     room = room_for_prompts(run, settings["max_new_tokens"])
-    with prompts_end_alike(run):
-        tokens, cut = tokens_of(run, [prompt], room, templated=templated)
-        batch = padded(run, tokens)
-    if cut:
-        end = "beginning" if run.kind == "decoder" else "end"
-        logger.warning("the question lost its %s to fit the model", end)
-    answer = AnswerText(run.tokenizer)
-    pieces = _Pieces(show)
-    settings["stopping_criteria"] = StoppingCriteriaList([Stop(stopped)])
+    batch = padded(run, tokens_of(run, [prompt], room, templated=templated))
+    watch = _Watch(AnswerText(run.tokenizer), show, stopped)
     if (settings.get("num_beams") or run.model.generation_config.num_beams or 1) == 1:
-        settings["streamer"] = TokenStreamer(lambda ids: pieces.add(answer.settled(ids)))
+        # A decoder repeats the prompt in its output.
+        watch.begin = batch["input_ids"].shape[1] if run.kind == "decoder" else 0
+    settings["stopping_criteria"] = StoppingCriteriaList([watch])
     ids = continue_batch(run, batch, settings)[0]
-    text = answer.whole(ids.tolist())
-    pieces.finish(text)
+    text = watch.answer.whole(ids.tolist())
+    shown = watch.answer.shown
+    # A tokenizer may take back what it had given before.
+    show(text[len(shown) :] if text.startswith(shown) else f"\n{text}")
     return Written(text, ids, dict(batch))
 
 
-class _Pieces:
-    """Shows the new part of an answer's text as it becomes longer."""
+class _Watch(StoppingCriteria):  # type: ignore[misc]
+    """Shows an answer after each token, and ends it once ``stopped`` says so.
 
-    def __init__(self, show: Show) -> None:
-        self._show = show
-        self._shown = ""
-
-    def add(self, text: str) -> None:
-        """Show what is new in the text so far."""
-        new = text.removeprefix(self._shown)
-        if new and text.startswith(self._shown):
-            self._shown = text
-            self._show(new)
-
-    def finish(self, text: str) -> None:
-        """Show what is still missing of the whole text."""
-        self.add(text)
-        if text != self._shown:  # the tokenizer took back what it had given before
-            self._show(f"\n{text}")
-
-
-class TokenStreamer(BaseStreamer):  # type: ignore[misc]
-    """Calls ``tell`` with all tokens of an answer so far, after each new one.
-
-    All ids are decoded each time, unlike in transformers' ``TextStreamer``, which starts anew after
-    each line and then loses the blank before a SentencePiece tokenizer's next word.
+    Attributes:
+        begin: where the answer begins in the output; None to show nothing.
     """
 
-    def __init__(self, tell: Callable[[list[int]], object]) -> None:
-        self._tell = tell
-        self._ids: list[int] | None = None
-
-    def put(self, value: Tensor) -> None:
-        """Take a token; the first call brings the prompt, or what a decoder starts from."""
-        if self._ids is None:
-            self._ids = []
-            return
-        self._ids += value.flatten().tolist()
-        self._tell([*self._ids])
-
-    def end(self) -> None:
-        """Nothing: who asked for the answer knows its end."""
-
-
-class Stop(StoppingCriteria):  # type: ignore[misc]
-    """Ends an answer once ``stopped`` says so."""
-
-    def __init__(self, stopped: Callable[[], bool]) -> None:
-        self._stopped = stopped
+    def __init__(self, answer: AnswerText, show: Show, stopped: Callable[[], bool]) -> None:
+        self.answer, self._show, self._stopped = answer, show, stopped
+        self.begin: int | None = None
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """The same answer for every row (B,)."""
+        """Whether each row (B,) ends here; the same for all."""
+        if self.begin is not None:
+            new = self.answer.take(input_ids[0, self.begin :].tolist(), done=False)
+            if new:
+                self._show(new)
         return torch.full(input_ids.shape[:1], self._stopped(), device=input_ids.device)

@@ -1,6 +1,5 @@
 """The server answers as ``lorada generate`` does, whole and streamed, for each run and the base."""
 
-import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,13 +7,12 @@ import httpx2
 import openai
 import pytest
 import torch
-from servers import RUNS, running, trained, until
+from servers import running, trained
 
 from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
 from lorada.inference.serving import shared_model
 from lorada.inference.serving.app import Server
-from lorada.inference.serving.engines import Ask, OneByOne
 from lorada.inference.serving.requests import Limits
 from lorada.inference.serving.served import open_served
 from lorada.inference.serving.shared_model import SharedModel
@@ -76,66 +74,21 @@ def test_the_base_answers_under_its_own_name(client, place):
         assert complete(client, BASE) == generate(run, [QUESTION])[0]
 
 
-@pytest.mark.parametrize("name", ["beams", "whole", "seq2seq"])
-def test_what_cannot_be_batched_is_answered_one_after_the_other(name, place):
-    served = open_served([trained(place, name)])
-    assert isinstance(served[name].engine, OneByOne) == (name != "whole")
-    assert list(served) == [name, *([] if name == "whole" else [RUNS[name][0]])]
+@pytest.mark.parametrize(
+    ("name", "why"), [("beams", "it generates with num_beams=3"), ("seq2seq", "encoder–decoder")]
+)
+def test_a_run_that_no_batch_can_answer_is_refused_in_one_line(name, why, place):
+    with pytest.raises(ValueError, match=f"{name} cannot be served, as .*{why}: lorada") as error:
+        open_served([trained(place, name)])
+    assert str(error.value).endswith("lorada generate and lorada chat answer it")
+
+
+def test_a_fully_trained_run_is_served_under_one_name(place):
+    served = open_served([trained(place, "whole")])
     with running(Server(served)) as found:
         client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
-        whole = complete(client, name)
-        assert whole == alone(place, name)
-        parts = client.completions.create(model=name, prompt=QUESTION, stream=True)
-        assert "".join(part.choices[0].text for part in parts) == whole
-        if name == "beams":
-            with pytest.raises(openai.BadRequestError, match="is not batched and has no log-prob"):
-                complete(client, name, logprobs=0)
-            assert complete(client, name, temperature=1.0, max_tokens=20) != whole
-        for cold in COLD:
-            assert complete(client, name, temperature=cold) == whole
-        if name == "seq2seq":  # its prompt and its answer have 64 positions each
-            assert client.completions.create(model=name, prompt=[5] * 64, max_tokens=64)
-            with pytest.raises(openai.BadRequestError, match="a prompt of 65 tokens does not fit"):
-                complete(client, name, [5] * 65)
-            with pytest.raises(openai.BadRequestError, match="an answer of 65 does not fit"):
-                complete(client, name, max_tokens=65)
-
-
-def test_drawing_draws_from_all_tokens_also_one_after_the_other(place, monkeypatch):
-    engine = open_served([trained(place, "beams")])["beams"].engine
-    base = engine._shared.base
-    kept = base.forward
-
-    def nearly_even(*args, **kwargs):
-        found = kept(*args, **kwargs)
-        found.logits = torch.arange(found.logits.shape[-1]).expand_as(found.logits) * -1e-4
-        return found
-
-    async def drawn():
-        told = asyncio.Queue()
-        engine.begin(Ask([5], 40, temperature=1.0), told.put_nowait)
-        while not (progress := await told.get()).done:
-            pass
-        return progress.ids
-
-    monkeypatch.setattr(base, "forward", nearly_even)
-    assert max(asyncio.run(drawn())) > 100  # transformers' own limit is the likeliest 50
-    engine.stop()
-
-
-def test_requests_that_wait_for_another_are_answered_or_dropped(place):
-    """One after the other: many wait, and those that are given up are not computed."""
-    served = open_served([trained(place, "beams")])
-    with running(Server(served)) as found, ThreadPoolExecutor(8) as pool:
-        client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
-        kept = [pool.submit(complete, client, "beams", f"{i} + 1 =") for i in range(8)]
-        short = client.with_options(timeout=0.05)
-        for _ in range(4):
-            with pytest.raises(openai.APITimeoutError):
-                complete(short, "beams", "1", max_tokens=40)
-        texts = [one.result() for one in kept]
-        assert texts == [alone(place, "beams", f"{i} + 1 =") for i in range(8)]
-        until(lambda: found.number("lorada_prompts_running") == 0)
+        assert [model.id for model in client.models.list()] == ["whole"]
+        assert complete(client, "whole") == alone(place, "whole")
 
 
 def test_the_pieces_of_a_stream_are_the_answer(client):
@@ -162,6 +115,9 @@ def test_the_pieces_of_a_chat_are_the_answer(client):
     assert first.role == "assistant"
     text = "".join(delta.content or "" for delta in rest)
     assert text == chat(client, "talk", "hi").message.content
+    parts = client.chat.completions.create(model="talk", messages=turns, stream=True, logprobs=True)
+    *_, last = [part.choices[0] for part in parts]
+    assert b"".join(bytes(token.bytes) for token in last.logprobs.content) == text.encode()
 
 
 def test_an_answer_ends_where_it_is_told_to(client):

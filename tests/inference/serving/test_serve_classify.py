@@ -103,7 +103,7 @@ REFUSED = {
     "nothing": (
         {"model": "mood"},
         400,
-        "input: must be a text, or a list of at most 256; it is mis",
+        "input: must be a text, or a list of at most 256; it is missi",
     ),
     "too long": (
         {"model": "mood", "input": ["a", "b" * 49]},

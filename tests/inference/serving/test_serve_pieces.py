@@ -1,19 +1,13 @@
 """Pieces of an answer: the same text however it is cut, whole characters, and the tokens' bytes."""
 
-import asyncio
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lorada.inference.serving.answers import Answers
-from lorada.inference.serving.engines import Ask, Progress
-from lorada.inference.serving.pieces import Piece, Pieces
+from lorada.inference.answer_text import UNFINISHED, AnswerText
 
-UNFINISHED = "\ufffd"
 LETTERS = "ab é€👍\n.'" + UNFINISHED
 END = "</s>"
 EXAMPLES = 40
@@ -74,24 +68,15 @@ EVERY = pytest.mark.parametrize("name", TOKENIZERS)
 
 
 def streamed(name, ids, sizes, stops=(), kept=()):
-    """The pieces of an answer whose tokens come so many at a time."""
-    run = SimpleNamespace(tokenizer=TOKENIZERS[name])
-    served = SimpleNamespace(run=run, stops=kept, ends=frozenset())
-    pieces, found, at = Pieces(served, Ask([0], len(ids), logprobs=True), stops), [], 0
+    """The pieces of an answer whose tokens come so many at a time, and its tokens' bytes."""
+    answer, found, at = AnswerText(TOKENIZERS[name], stops, kept), [], 0
     for size in [*sizes, *[1] * len(ids)]:
         at = min(at + size, len(ids))
-        now = Progress(ids[:at], [-float(n) for n in range(at)], at == len(ids))
-        found.append(pieces.take(now))
-        if found[-1].finish:
+        found.append(answer.take(ids[:at], done=at == len(ids)))
+        if answer.stopped or at == len(ids):
             break
-    return found
-
-
-def whole(name, ids, sizes, stops=(), kept=()):
-    answer = Piece()
-    for piece in streamed(name, ids, sizes, stops, kept):
-        answer.add(piece)
-    return answer
+    assert answer.shown == "".join(found)
+    return found, answer.spelled(ids[:at])
 
 
 def expected(text, stops, kept):
@@ -129,58 +114,35 @@ some_stops = st.lists(st.text(LETTERS, min_size=1, max_size=3), max_size=3).map(
 def test_streamed_and_whole_answers_are_one_text_that_ends_at_the_first_stop(
     name, data, stops, kept
 ):
-    ids, sizes, others = data.draw(answers(name))
+    ids, *sizes = data.draw(answers(name))
     text = expected(TOKENIZERS[name].decode(ids, skip_special_tokens=True), stops, kept)
-    assert "".join(piece.text for piece in streamed(name, ids, sizes, stops, kept)) == text
-    assert whole(name, ids, others, stops, kept).text == text
+    for some in (*sizes, [len(ids)]):
+        assert "".join(streamed(name, ids, some, stops, kept)[0]) == text
 
 
 @EVERY
 @given(data=st.data(), stops=some_stops)
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_the_bytes_of_all_tokens_are_the_answer(name, data, stops):
-    ids, sizes, others = data.draw(answers(name))
-    found = streamed(name, ids, sizes, stops)
-    answer = whole(name, ids, others, stops)
-    assert [token for piece in found for token in piece.tokens] == answer.tokens
-    written = b""
-    for piece, end in zip(found, range(1, len(found) + 1), strict=True):
-        written += b"".join(token.bytes for token in piece.tokens)
-        shown = "".join(piece.text for piece in found[:end]).encode()
-        if UNFINISHED not in answer.text:
-            assert shown.startswith(written)
-    if UNFINISHED not in answer.text:
-        assert written == answer.text.encode()
+    ids, sizes, _ = data.draw(answers(name))
+    pieces, spelled = streamed(name, ids, sizes, stops)
+    text, written = "".join(pieces), b"".join(spelled)
+    if UNFINISHED not in TOKENIZERS[name].decode(ids, skip_special_tokens=True):
+        assert written == text.encode()
     elif name == "byte-level" and not stops:
-        assert written.decode(errors="replace") == answer.text
-    assert [token.id for token in answer.tokens] == ids[: len(answer.tokens)]
-    numbers = [-token.logprob for token in answer.tokens]
-    assert numbers == list(range(len(answer.tokens)))
+        assert written.decode(errors="replace") == text
     if not stops:
-        assert len(answer.tokens) == len(ids)
-        assert sum(piece.written for piece in found) == len(ids)
+        assert len(spelled) == len(ids)
 
 
 @pytest.mark.parametrize("name", ["byte-level", "byte fallback"])
 def test_each_token_of_a_character_has_its_own_byte(name):
-    tokenizer = TOKENIZERS[name]
-    ids = tokenizer("€", add_special_tokens=False)["input_ids"]
-    assert len(ids) == 3
-    engine = SimpleNamespace(begin=lambda ask, tell: tell(Progress(ids, [0.0] * 3, True)) or str)
-    run = SimpleNamespace(tokenizer=tokenizer)
-    served = SimpleNamespace(name="m", run=run, engine=engine, stops=(), ends=())
-    record = SimpleNamespace(read=0, written=0, first_token=str)
-    answer = Answers(served, [Ask([0], 3, logprobs=True)], (), record, chat=True)
-    body = asyncio.run(answer.whole())
-    content = body["choices"][0]["logprobs"]["content"]
-    assert [part["bytes"] for part in content] == [[0xE2], [0x82], [0xAC]]
-    assert {part["token"] for part in content} == {UNFINISHED}
+    ids = TOKENIZERS[name]("€", add_special_tokens=False)["input_ids"]
+    assert streamed(name, ids, [1, 1]) == (["", "", "€"], [b"\xe2", b"\x82", b"\xac"])
 
 
 def test_a_stop_text_within_a_token_cuts_its_bytes_and_a_special_token_has_none():
     ids = TOKENIZERS["byte-level"].convert_tokens_to_ids(["b", "ab", END])
-    assert [token.bytes for token in whole("byte-level", ids, []).tokens] == [b"b", b"ab", b""]
-    cut = whole("byte-level", ids, [], stops=("b" + END, "ab"))
-    assert (cut.text, [token.bytes for token in cut.tokens]) == ("b", [b"b"])
-    cut = whole("byte-level", ids[1:], [], stops=("b",))
-    assert (cut.text, [token.bytes for token in cut.tokens]) == ("a", [b"a"])
+    assert streamed("byte-level", ids, [3]) == (["bab"], [b"b", b"ab", b""])
+    assert streamed("byte-level", ids, [3], stops=("b" + END, "ab")) == (["b"], [b"b"])
+    assert streamed("byte-level", ids[1:], [2], stops=("b",)) == (["a"], [b"a"])

@@ -42,25 +42,25 @@ class Server:
         classifiers: Mapping[str, Classifier] | None = None,
     ) -> None:
         """Load nothing: the names are there already; no limits are the usual ones."""
-        self.served, self.limits, self.metrics = served, limits or Limits(), Metrics()
-        self.classifiers = classifiers or {}
+        self.limits, self.metrics, self._created = limits or Limits(), Metrics(), int(time.time())
+        self.served = served
+        self.names: dict[str, Served | Classifier] = {**served, **(classifiers or {})}
         self.running = 0  # prompts that are answered or wait
         self.metrics.running.set_function(lambda: self.running)
-        self._created = int(time.time())
 
     def app(self) -> Starlette:
         """The application, for an ASGI server to run."""
+        kinds: dict[str, Kind] = {
+            "/v1/chat/completions": ChatRequest,
+            "/v1/completions": CompletionRequest,
+            "/v1/classify": ClassifyRequest,
+            "/classify": ClassifyRequest,  # vLLM's own address has no version
+        }
         return Starlette(
             routes=[
-                Route("/v1/chat/completions", Answering(self, ChatRequest), methods=["POST"]),
-                Route("/v1/completions", Answering(self, CompletionRequest), methods=["POST"]),
-                # vLLM's own address has no version.
-                *(
-                    Route(f"{version}/classify", Answering(self, ClassifyRequest), methods=["POST"])
-                    for version in ("/v1", "")
-                ),
+                *(Route(at, Answering(self, kind), methods=["POST"]) for at, kind in kinds.items()),
                 Route("/v1/models", self._models),
-                Route("/v1/models/{name:path}", self._model),
+                Route("/v1/models/{name:path}", self._models),
                 Route("/health", self._health),
                 Route("/metrics", self._numbers),
             ],
@@ -72,25 +72,19 @@ class Server:
     async def _stop_at_the_end(self, _: Starlette) -> AsyncIterator[None]:
         yield
         for served in self.served.values():
-            await asyncio.to_thread(served.engine.stop)
+            await asyncio.to_thread(served.stop)
 
     async def _models(self, request: Request) -> Response:
+        """All names, or the one in the address."""
         self.check_key(request)
-        names = [*self.served, *self.classifiers]
-        return JSONResponse({"object": "list", "data": [self._about(name) for name in names]})
-
-    async def _model(self, request: Request) -> Response:
-        self.check_key(request)
-        name = request.path_params["name"]
-        self._refuse_unknown(name)
-        return JSONResponse(self._about(name))
-
-    def _about(self, name: str) -> dict[str, Any]:
-        head = {"id": name, "object": "model", "created": self._created, "owned_by": "lorada"}
-        return head | (self.served.get(name) or self.classifiers[name]).described
+        head = {"object": "model", "created": self._created, "owned_by": "lorada"}
+        if (name := request.path_params.get("name")) is not None:
+            return JSONResponse({"id": name, **head, **self.named(name).described})
+        about = [{"id": name, **head, **one.described} for name, one in self.names.items()]
+        return JSONResponse({"object": "list", "data": about})
 
     async def _health(self, _: Request) -> Response:
-        down = [name for name, one in self.served.items() if not one.engine.running()]
+        down = [name for name, one in self.served.items() if not one.running()]
         if down:
             return JSONResponse({"status": "failed", "models": down}, 503)
         return JSONResponse({"status": "ok"})
@@ -99,33 +93,16 @@ class Server:
         text = generate_latest(self.metrics.registry)
         return Response(text, media_type="text/plain; version=0.0.4")
 
-    def named(self, name: str) -> Served:
+    def named(self, name: str) -> Served | Classifier:
         """What answers to a name.
 
         Raises:
             Refused: if nothing does.
         """
-        self._refuse_unknown(name)
-        if name not in self.served:
-            raise Refused(400, f"{name} writes no text: ask /v1/classify", param="model")
-        return self.served[name]
-
-    def classifier(self, name: str) -> Classifier:
-        """The classifier of a name.
-
-        Raises:
-            Refused: if there is none.
-        """
-        self._refuse_unknown(name)
-        if name not in self.classifiers:
-            raise Refused(400, f"{name} is no classifier: ask /v1/completions", param="model")
-        return self.classifiers[name]
-
-    def _refuse_unknown(self, name: str) -> None:
-        if name not in self.served and name not in self.classifiers:
-            known = ", ".join([*self.served, *self.classifiers])
-            said = f"no model {name[:100]!r} here; there are {known}"
+        if name not in self.names:
+            said = f"no model {name[:100]!r} here; there are {', '.join(self.names)}"
             raise Refused(404, said, code="model_not_found", param="model")
+        return self.names[name]
 
     def check_key(self, request: Request) -> None:
         """Refuse a request without the key of the server.
@@ -184,51 +161,49 @@ class Answering:
     async def _response(self, request: Request, record: Record) -> Response:
         self._server.check_key(request)
         body = request_of(self._kind, await _body_of(request, self._limits.body))
+        named = self._server.named(body.model)
+        record.model = named.name
+        # In threads: others are answered while long texts are made tokens, or labelled.
         if isinstance(body, ClassifyRequest):
-            return await self._classified(body, record)
-        served = self._server.named(body.model)
-        record.model = served.name
-        # In a thread: others are answered while a long prompt is made tokens.
-        asks = await asyncio.to_thread(asks_of, served, body, self._limits.tokens)
-        self._server.take_places(record, len(asks))
-        record.read = sum(len(ask.ids) for ask in asks)
-        answer = Answers(served, asks, body.stops, record, chat=isinstance(body, ChatRequest))
-        if body.stream:
-            usage = bool(body.stream_options and body.stream_options.include_usage)
-            events = self._events(answer.chunks(usage=usage), record)
-            return StreamingResponse(events, media_type="text/event-stream")
-        async with _unless_closed(request):
-            whole = await answer.whole()
+            if not isinstance(named, Classifier):
+                said = f"{named.name} is no classifier: ask /v1/completions"
+                raise Refused(400, said, param="model")
+            texts = [body.input] if isinstance(body.input, str) else body.input
+            tokens = await asyncio.to_thread(named.tokens, texts)
+            self._server.take_places(record, len(tokens))
+            record.read = sum(len(each["input_ids"]) for each in tokens)
+            whole = await asyncio.to_thread(named.classify, tokens)
+        else:
+            if isinstance(named, Classifier):
+                said = f"{named.name} writes no text: ask /v1/classify"
+                raise Refused(400, said, param="model")
+            asks = await asyncio.to_thread(asks_of, named, body, self._limits.tokens)
+            self._server.take_places(record, len(asks))
+            record.read = sum(len(ask.ids) for ask in asks)
+            answer = Answers(named, asks, body.stops, record, chat=isinstance(body, ChatRequest))
+            if body.stream:
+                usage = bool(body.stream_options and body.stream_options.include_usage)
+                events = self._events(answer.chunks(usage=usage), record)
+                return StreamingResponse(events, media_type="text/event-stream")
+            async with _unless_closed(request):
+                whole = await answer.whole()
         record.status = 200
         return JSONResponse(whole)
-
-    async def _classified(self, body: ClassifyRequest, record: Record) -> Response:
-        classifier = self._server.classifier(body.model)
-        record.model = classifier.name
-        if not body.texts:
-            raise Refused(400, "there is no input", param="input")
-        tokens = await asyncio.to_thread(classifier.tokens, body.texts)
-        self._server.take_places(record, len(tokens))
-        record.read = sum(len(each["input_ids"]) for each in tokens)
-        response = await asyncio.to_thread(classifier.classify, tokens)
-        record.status = 200
-        return JSONResponse(response)
 
     async def _events(
         self, chunks: AsyncGenerator[dict[str, Any]], record: Record
     ) -> AsyncGenerator[str]:
         """The events of a streamed answer; an error is an event too."""
         try:
-            async with asyncio.timeout(self._limits.seconds - record.seconds):
-                async with aclosing(chunks):
-                    async for chunk in chunks:
-                        yield _event(chunk)
-                record.status = 200
-                yield "data: [DONE]\n\n"
+            async with asyncio.timeout(self._limits.seconds - record.seconds), aclosing(chunks):
+                async for chunk in chunks:
+                    yield f"data: {json_lines([chunk])}\n"
+            record.status = 200
+            yield "data: [DONE]\n\n"
         except Exception as error:
             refusal = refusal_of(error)
             record.status = refusal.status_code
-            yield _event(refusal.body())
+            yield f"data: {json_lines([refusal.body()])}\n"
 
 
 async def _body_of(request: Request, most: int) -> bytes:
@@ -270,7 +245,3 @@ async def _unless_closed(request: Request) -> AsyncIterator[None]:
                 watching.cancel()
     except TimeoutError as error:
         raise ClientDisconnect from error
-
-
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json_lines([data]).strip()}\n\n"

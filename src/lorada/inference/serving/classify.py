@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lorada.inference.load import Run, load_run
 from lorada.inference.serving.refusals import Refused
@@ -33,8 +32,10 @@ class Classifier:
         """What the model reads of each text.
 
         Raises:
-            Refused: for a text that is too long, or has no token that the model knows.
+            Refused: for no text, or one that is too long, or has no token that the model knows.
         """
+        if not texts:
+            raise Refused(400, "there is no input", param="input")
         room = self._run.recipe.max_length
         with self._turn:
             read = self._run.tokenizer(texts, verbose=False)
@@ -49,25 +50,22 @@ class Classifier:
     @torch.no_grad()
     def classify(self, tokens: list[dict[str, list[int]]]) -> dict[str, Any]:
         """The response to texts, whose probabilities are in the order of the run's classes."""
+        data = []
         size = self._run.recipe.eval_batch_size
-        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]["input_ids"]))
-        shares: dict[int, Tensor] = {}
         with self._turn:
-            for start in range(0, len(order), size):
-                chosen = order[start : start + size]
-                batch = self._pad([tokens[i] for i in chosen]).to(self._run.device)
-                logits = self._run.model(**batch).logits.float()
-                shares.update(zip(chosen, logits.softmax(-1).cpu(), strict=True))
+            for start in range(0, len(tokens), size):
+                batch = self._pad(tokens[start : start + size]).to(self._run.device)
+                data += self._run.model(**batch).logits.float().softmax(-1).tolist()
         read = sum(len(each["input_ids"]) for each in tokens)
         return {
             "id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()),
             "model": self.name,
             "data": [
                 {
-                    "index": i, "label": self.labels[int(shares[i].argmax())],
-                    "probs": shares[i].tolist(), "num_classes": len(self.labels),
+                    "index": i, "label": self.labels[probs.index(max(probs))], "probs": probs,
+                    "num_classes": len(probs),
                 }
-                for i in range(len(tokens))
+                for i, probs in enumerate(data)
             ],
             "usage": {"prompt_tokens": read, "completion_tokens": 0, "total_tokens": read},
         }  # fmt: skip

@@ -1,50 +1,41 @@
-"""Turns a request into what an engine is asked: a prompt's tokens, and how many may follow."""
+"""Turns a request into what a batch is asked: a prompt's tokens, and how many may follow."""
 
 from typing import Any
 
-from lorada.inference.generate import check_prompts
-from lorada.inference.serving.engines import Ask
+from lorada.inference.generate import chat_prompt, tokens_of
 from lorada.inference.serving.refusals import Refused
 from lorada.inference.serving.requests import ChatRequest, CompletionRequest, Message
-from lorada.inference.serving.served import Served
-from lorada.tasks.tokenize import prompt_of
+from lorada.inference.serving.served import Ask, Served
 
 LONGEST = 500  # characters of a line that may repeat a prompt
+# Colder requests take the likeliest token: scores over a smaller number may be infinite in fp32,
+# and what is not a number ends a batch for all its requests.
+COLDEST = 1e-6
 
 
 def asks_of(
     served: Served, request: ChatRequest | CompletionRequest, limit: int | None
 ) -> list[Ask]:
-    """What the engine is asked, for each prompt of a request; ``limit`` is of an answer's tokens.
+    """What is asked for each prompt of a request; ``limit`` is of an answer's tokens.
 
     Raises:
-        Refused: for a prompt that the model cannot continue, more tokens than there is room for, or
-            log-probabilities where the engine has none.
+        Refused: for a prompt that the model cannot continue, or more tokens than there is room for.
     """
-    wanted = request.logprobs is not None and request.logprobs is not False
-    if wanted and not served.engine.has_logprobs:
-        said = f"{served.name} is not batched and has no log-probabilities"
-        raise Refused(400, said, param="logprobs")
+    most = request.max_tokens
     try:
         if isinstance(request, ChatRequest):
-            most, param = request.max_completion_tokens or request.max_tokens, "messages"
+            most, param = request.max_completion_tokens or most, "messages"
             prompts = [_chat_ids(served, request.messages)]
         else:
-            most, param = request.max_tokens, "prompt"
-            prompts = _ids(served, request.prompt)
+            param, prompts = "prompt", _ids(served, request.prompt)
     except ValueError as error:  # an empty prompt, or turns that the chat template refuses
         said = " ".join(str(error).split())[:LONGEST]
         raise Refused(400, said, param=param) from error
-    return [
-        Ask(
-            ids=ids,
-            most=_most(served, len(ids), most, limit),
-            temperature=request.temperature or 0.0,
-            top_p=1.0 if request.top_p is None else request.top_p,
-            logprobs=wanted,
-        )
-        for ids in prompts
-    ]
+    rule = {}
+    if (heat := request.temperature or 0.0) >= COLDEST:
+        rule = {"temperature": heat, "top_p": 1.0 if request.top_p is None else request.top_p}
+    logprobs = request.logprobs is not None and request.logprobs is not False
+    return [Ask(ids, _most(served, len(ids), most, limit), rule, logprobs) for ids in prompts]
 
 
 def _chat_ids(served: Served, messages: list[Message]) -> list[int]:
@@ -52,11 +43,8 @@ def _chat_ids(served: Served, messages: list[Message]) -> list[int]:
     run = served.run
     if not run.tokenizer.chat_template:
         raise ValueError(f"{served.name} has no chat template: ask /v1/completions")
-    turns = [*(message.turn() for message in messages), {"role": "assistant", "content": ""}]
-    prompt = prompt_of({"messages": turns}, "messages", run.tokenizer)
-    check_prompts(run, [prompt], templated=True)
-    ids = run.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-    return list(ids)
+    prompt = chat_prompt(run, [message.turn() for message in messages])
+    return tokens_of(run, [prompt], None, templated=True)[0]
 
 
 def _ids(served: Served, prompt: Any) -> list[list[int]]:
@@ -65,8 +53,7 @@ def _ids(served: Served, prompt: Any) -> list[list[int]]:
         raise ValueError("there is no prompt")
     prompts = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
     if isinstance(prompts[0], str):
-        check_prompts(served.run, prompts, templated=False)
-        return list(served.run.tokenizer(prompts, verbose=False)["input_ids"])
+        return tokens_of(served.run, prompts, None, templated=False)
     highest, known = max(map(max, prompts)), served.run.model.config.get_text_config().vocab_size
     if highest >= known:
         raise ValueError(f"{highest} is no token of this model, which has {known}")
@@ -78,16 +65,13 @@ def _most(served: Served, read: int, wanted: int | None, limit: int | None) -> i
 
     Where the request does not say, it is what fits, at most what ``lorada generate`` writes.
     """
-    room = left = served.room
-    if room is not None:
-        apart = served.run.kind == "encoder_decoder"
-        left = room if apart else room - read
-        if read > room or left < (wanted or 1):
-            asked = f" and an answer of {wanted}" if wanted else ""
-            raise Refused(
-                400, f"a prompt of {read} tokens{asked} does not fit: there is room for {room}"
-                + " each" * apart, code="context_length_exceeded",
-            )  # fmt: skip
+    left = None if served.room is None else served.room - read
+    if left is not None and left < (wanted or 1):
+        asked = f" and an answer of {wanted}" if wanted else ""
+        raise Refused(
+            400, f"a prompt of {read} tokens{asked} does not fit: there is room for {served.room}",
+            code="context_length_exceeded",
+        )  # fmt: skip
     if wanted is None:
         return min(most for most in (served.most, left, limit) if most is not None)
     if limit is not None and wanted > limit:

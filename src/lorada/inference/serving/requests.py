@@ -3,26 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorada.inference.serving.refusals import Refused
 
 MOST_PROMPTS, MOST_STOPS, MOST_TURNS = 256, 4, 10_000
 LONGEST = 40  # characters of a wrong value, or of a field's name, that are repeated
-# Fields that would change the answer and that no engine here can follow, each with the value that
-# changes nothing; and fields that do not touch the answer.
-UNCHANGED = {
-    "n": 1, "best_of": 1, "presence_penalty": 0, "frequency_penalty": 0, "top_logprobs": 0,
-    "logit_bias": {}, "echo": False, "tools": [], "tool_choice": "none", "seed": None,
-    "suffix": None, "response_format": {"type": "text"},
-}  # fmt: skip
-READ_OVER = ("user", "metadata", "store", "service_tier", "parallel_tool_calls")
-COUNT = "a whole number from 1, or left out"
-SWITCH = "true or false, or left out"
 # The first fault of a long list is enough: to describe each takes many times the body's memory.
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 Texts = Annotated[list[str], Field(max_length=MOST_PROMPTS, fail_fast=True)]
 Prompts = Annotated[list[Ids], Field(max_length=MOST_PROMPTS, fail_fast=True)]
+Zero = Annotated[float, Field(ge=0, le=0)] | None
+Empty = Annotated[list[Any] | dict[str, Any], Field(max_length=0)] | None
 
 
 @dataclass(frozen=True)
@@ -56,6 +48,12 @@ class StreamOptions(Strict):
     include_usage: bool | None = None
 
 
+class TextFormat(Strict):
+    """``response_format``."""
+
+    type: Literal["text"]
+
+
 class TextPart(Strict):
     """A part of a message; there are no pictures."""
 
@@ -77,25 +75,41 @@ class Message(Strict):
         return {"role": self.role, "content": text}
 
 
-def optional(must_be: str, **limits: Any) -> Any:
-    """A field that may be left out, and what it must be otherwise."""
-    return Field(None, description=must_be, **limits)
-
-
 class Request(Strict):
-    """Fields of both kinds of request; the description of each says what it must be."""
+    """Fields of both kinds of request for text.
 
-    model: str = Field(description="a name that /v1/models lists")
-    stream: bool | None = optional(SWITCH)
-    stream_options: StreamOptions | None = optional(
-        "an object with include_usage, which is true or false, or left out"
+    Of a field with several types the description says what it must be; else pydantic says it.
+    """
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = Field(
+        None, description=f"a text, or a list of at most {MOST_STOPS}, or left out"
     )
-    max_tokens: int | None = optional(COUNT, ge=1)
-    temperature: float | None = optional("a number from 0 to 2, or left out", ge=0, le=2)
-    top_p: float | None = optional("a number above 0 and up to 1, or left out", gt=0, le=1)
-    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = optional(
-        f"a text, or a list of at most {MOST_STOPS}, or left out"
-    )
+
+    # What would change the answer and no batch here can follow: only what changes nothing is taken.
+    n: Literal[1] | None = None
+    best_of: Literal[1] | None = None
+    presence_penalty: Zero = None
+    frequency_penalty: Zero = None
+    logit_bias: Empty = None
+    seed: None = None
+    suffix: None = None
+    echo: Literal[False] | None = None
+    tools: Empty = None
+    tool_choice: Literal["none"] | None = None
+    top_logprobs: Literal[0] | None = None
+    response_format: TextFormat | None = None
+    # What does not touch the answer.
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    parallel_tool_calls: Any = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -112,34 +126,31 @@ class ChatRequest(Request):
         " assistant or tool) and a content (a text, or a list of parts of type text)",
         min_length=1, max_length=MOST_TURNS, fail_fast=True,
     )  # fmt: skip
-    max_completion_tokens: int | None = optional(COUNT, ge=1)
-    logprobs: bool | None = optional(SWITCH)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
 
 
 class CompletionRequest(Request):
-    """The body of ``POST /v1/completions``: texts to continue, or their tokens."""
+    """The body of ``POST /v1/completions``: texts to continue, or their tokens.
+
+    ``logprobs`` is a number of other tokens to tell of: 0, for the answer's own alone.
+    """
 
     prompt: str | Ids | Texts | Prompts = Field(
         description=f"a text, a list of token ids, or a list of at most {MOST_PROMPTS} of either"
     )
-    logprobs: int | None = optional("0, for the answer's tokens alone, or left out", ge=0, le=0)
+    logprobs: Literal[0] | None = None
 
 
 class ClassifyRequest(Strict):
     """The body of ``POST /v1/classify``: texts to label."""
 
-    model: str = Field(description="a name that /v1/models lists")
+    model: str
     input: str | Texts = Field(description=f"a text, or a list of at most {MOST_PROMPTS}")
-
-    @property
-    def texts(self) -> list[str]:
-        """The texts, one or several."""
-        return [self.input] if isinstance(self.input, str) else self.input
 
 
 AnyRequest = ChatRequest | CompletionRequest | ClassifyRequest
 Kind = type[ChatRequest] | type[CompletionRequest] | type[ClassifyRequest]
-JSON: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 def request_of(kind: Kind, body: bytes) -> AnyRequest:
@@ -149,32 +160,20 @@ def request_of(kind: Kind, body: bytes) -> AnyRequest:
         Refused: for another, with the first field that is wrong, what it must be, and what it is.
     """
     try:
-        fields = JSON.validate_json(body)
-    except ValidationError as error:
-        why = error.errors()[0]["ctx"]["error"]
-        raise Refused(400, f"the request is not JSON: {why}; send one object") from error
-    if not isinstance(fields, dict):
-        raise Refused(400, f"the request must be one JSON object; it is {_short(repr(fields))}")
-    for name, same in UNCHANGED.items():
-        value = fields.pop(name, None)
-        if value not in (None, same):
-            kept = JSON.dump_json(same).decode()
-            said = f"{name}: must be {kept} or left out, as no model here follows it"
-            raise Refused(400, f"{said}; it is {_short(repr(value))}", param=name)
-    try:
-        return kind.model_validate({k: v for k, v in fields.items() if k not in READ_OVER})
+        return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-    place, value = first["loc"], _short(repr(first["input"]))
-    top = _named(place[0])
-    if first["type"] == "extra_forbidden":
-        said = f"{'.'.join(map(_named, place))}: must be left out, as there is no such field"
-        raise Refused(400, f"{said}; it is {value}", param=top)
+    if not first["loc"]:
+        said = f"the request must be one JSON object: {first['msg']}"
+        raise Refused(400, f"{said}; it is {_short(repr(first['input']))}")
+    top, named = str(first["loc"][0]), [_named(one) for one in first["loc"][:3]]
+    value = "missing" if first["type"] == "missing" else _short(repr(first["input"]))
+    description = getattr(kind.model_fields.get(top), "description", None)
+    if description is None:
+        raise Refused(400, f"{'.'.join(named)}: {first['msg']}; it is {value}", param=named[0])
     # Of turns it is said which is wrong; in other fields that depends on which type is meant.
-    shown = ".".join(map(_named, place[:3])) if top == "messages" and place[1:] else "it"
-    wrong = "is missing" if first["type"] == "missing" else f"is {value}"
-    said = f"{top}: must be {kind.model_fields[top].description}; {shown} {wrong}"
-    raise Refused(400, said, param=top)
+    where = ".".join(named) if top == "messages" and named[1:] else "it"
+    raise Refused(400, f"{top}: must be {description}; {where} is {value}", param=top)
 
 
 def _named(place: int | str) -> str:

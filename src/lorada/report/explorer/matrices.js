@@ -54,17 +54,14 @@ class View {
     this.onChange(this);
   }
 
-  /** Zoom by a factor and keep the place (x, y), from 0 to 1 of what is seen, where it is. */
-  zoomBy(factor, x = 0.5, y = 0.5) {
-    const zoom = Math.min(Math.max(this.zoom * factor, 1), this.mostZoom());
-    this.left += x * (1 / this.zoom - 1 / zoom);
-    this.top += y * (1 / this.zoom - 1 / zoom);
-    this.zoom = zoom;
+  /** Zoom by a factor about the marked pair, else about the middle of what is seen. */
+  zoomBy(factor) {
+    const most = Math.max(1, ...this.pictures.map((one) => one.matrix.queries / 6));
+    const zoom = Math.min(Math.max(this.zoom * factor, 1), most);
+    const [first] = this.pictures;
+    const [x, y] = this.at ? first.middle(this.at) : [this.left + 0.5 / this.zoom, this.top + 0.5 / this.zoom];
+    Object.assign(this, { zoom, left: x - 0.5 / zoom, top: y - 0.5 / zoom });
     this.changed();
-  }
-
-  mostZoom() {
-    return Math.max(1, ...this.pictures.map((one) => one.matrix.queries / 6));
   }
 
   whole() {
@@ -142,7 +139,7 @@ class MatrixPicture {
     context.drawImage(this.image(), view.left * matrix.keys, view.top * matrix.queries, wide, high,
       edge, edge, side, place.tall);
     this.drawEdges(context, wide, high);
-    canvas.style.touchAction = view.zoom > 1 ? "none" : "pan-x pan-y";
+    canvas.style.touchAction = view.zoom > 1 ? "pinch-zoom" : "manipulation";
   }
 
   /** The matrix with one pixel an entry. */
@@ -219,7 +216,7 @@ class MatrixPicture {
     context.restore();
   }
 
-  /** The pair of tokens under a place of the canvas, and the place from 0 to 1; or null. */
+  /** The pair of tokens under a place of the canvas, or null. */
   under(event) {
     const { matrix, view, place } = this;
     const x = (event.offsetX - place.edge) / place.side;
@@ -227,64 +224,38 @@ class MatrixPicture {
     if (x < 0 || y < 0 || x >= 1 || y >= 1) return null;
     const query = Math.floor((view.top + y / view.zoom) * matrix.queries);
     const column = Math.floor((view.left + x / view.zoom) * matrix.keys);
-    return { x, y, query, key: column - this.offset };
+    return { query, key: column - this.offset };
   }
 
-  /** The middle of the pointers that are held, from 0 to 1 of what is seen, and how far apart two are. */
-  grip(held) {
-    const places = [...held.values()];
-    const middle = (axis) => places.reduce((sum, place) => sum + place[axis], 0) / places.length;
-    const [first, second] = places;
-    return {
-      x: (middle(0) - this.place.edge) / this.place.side,
-      y: (middle(1) - this.place.edge) / this.place.tall,
-      apart: second ? Math.max(Math.hypot(first[0] - second[0], first[1] - second[1]), 1) : 1,
-    };
+  /** The middle of an entry, as shares of the matrix. */
+  middle(at) {
+    return [(at.key + this.offset + 0.5) / this.matrix.keys, (at.query + 0.5) / this.matrix.queries];
   }
 
   listen() {
     const { canvas, view } = this;
-    const held = new Map(); // pointer → its place on the canvas
-    const hold = (event) => held.set(event.pointerId, [event.offsetX, event.offsetY]);
-    const mark = (event) => {
-      const at = this.under(event);
-      if (at && (at.query !== view.at?.query || at.key !== view.at?.key)) view.mark(at.query, at.key);
-    };
+    let held = null; // where the pointer that is pressed was last
     canvas.addEventListener("pointerdown", (event) => {
-      if (!held.size) mark(event);
-      hold(event);
+      this.mark(event);
+      held = [event.offsetX, event.offsetY];
       canvas.setPointerCapture(event.pointerId);
     });
     canvas.addEventListener("pointermove", (event) => {
-      if (!held.has(event.pointerId) || (held.size === 1 && view.zoom === 1)) return mark(event);
-      const before = this.grip(held);
-      hold(event);
-      const after = this.grip(held);
-      view.left += (before.x - after.x) / view.zoom;
-      view.top += (before.y - after.y) / view.zoom;
-      return view.zoomBy(after.apart / before.apart, after.x, after.y);
+      if (!held || view.zoom === 1) return this.mark(event);
+      view.left -= (event.offsetX - held[0]) / this.place.side / view.zoom;
+      view.top -= (event.offsetY - held[1]) / this.place.tall / view.zoom;
+      held = [event.offsetX, event.offsetY];
+      return view.changed();
     });
-    for (const end of ["pointerup", "pointercancel"]) {
-      canvas.addEventListener(end, (event) => held.delete(event.pointerId));
-    }
-    for (const touch of ["touchstart", "touchmove"]) {
-      canvas.addEventListener(touch, (event) => { // two fingers neither scroll nor enlarge the page
-        if (event.targetTouches.length > 1 && event.cancelable) event.preventDefault();
-      }, { passive: false });
-    }
-    canvas.addEventListener("dblclick", (event) => {
-      const at = this.under(event);
-      if (at) view.zoomBy(2, at.x, at.y);
-    });
-    canvas.addEventListener("wheel", (event) => {
-      const at = this.under(event);
-      if (!at || !(event.ctrlKey || event.metaKey)) return; // else the page scrolls
-      event.preventDefault();
-      view.zoomBy(Math.exp(-event.deltaY / 200), at.x, at.y);
-    }, { passive: false });
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { held = null; });
     canvas.addEventListener("keydown", (event) => {
       if (!event.ctrlKey && !event.altKey && !event.metaKey && this.press(event.key)) event.preventDefault();
     });
+  }
+
+  mark(event) {
+    const at = this.under(event);
+    if (at && (at.query !== this.view.at?.query || at.key !== this.view.at?.key)) this.view.mark(at.query, at.key);
   }
 
   /** Do what a key asks for; whether it is one of ours. */

@@ -98,23 +98,9 @@ async function drawDetail() {
   part("detail").hidden = false;
   part("detail-title").textContent = `Layer ${layer}, head ${head}`;
   part("detail-runs").replaceChildren(...shown);
-  part("layer").value = layer;
-  fillHeads(layer);
-  part("head").value = head;
   part("pictures").parentElement.hidden = !same.some((one) => one.map);
   view.changed();
   part("detail").dataset.shown = [chosen.sentence, ...chosen.steps, layer, head, chosen.pictures].join(" ");
-}
-
-function fillHeads(layer) {
-  const count = Math.max(...runs.map((run, i) => shownBy(run, i).layers[layer]?.moved.length ?? 0));
-  part("head").replaceChildren(...Array.from({ length: count }, (_, i) => element("option", { value: i }, String(i))));
-}
-
-function fillLayers() {
-  const lists = runs.map((run, i) => shownBy(run, i).layers);
-  const longest = lists.reduce((a, b) => (b.length > a.length ? b : a));
-  part("layer").replaceChildren(...longest.map((layer, i) => element("option", { value: i }, `${i}: ${layer.name}`)));
 }
 
 function drawNext() {
@@ -175,13 +161,10 @@ function listen() {
     chosen.sentence = Number(value);
     Object.assign(view, { zoom: 1, left: 0, top: 0, at: null });
     drawSentence();
-    fillLayers();
     drawAll();
   });
   onChange("measure", (value) => { chosen.measure = value; drawHeads(); });
   onChange("pictures", (value) => { chosen.pictures = value; drawDetail(); });
-  onChange("layer", (value) => open(Number(value), chosen.open.head));
-  onChange("head", (value) => open(chosen.open.layer, Number(value)));
   part("close").addEventListener("click", close);
   part("larger").addEventListener("click", () => view.zoomBy(2));
   part("smaller").addEventListener("click", () => view.zoomBy(0.5));
@@ -199,6 +182,5 @@ function listen() {
 fillMenus();
 listen();
 drawSentence();
-fillLayers();
 drawAll();
 document.documentElement.dataset.ready = "yes";
