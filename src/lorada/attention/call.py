@@ -17,11 +17,6 @@ from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs, Result
 
 # An additive mask hides a key with a number below this; the masks in use have -10⁴ or less there.
 HIDDEN_BELOW = -9e3
-# Attributes of attention modules with the width of a head; where queries and values differ in it,
-# the first is that of the queries.
-HEAD_WIDTHS = (
-    "qk_head_dim", "head_dim", "attention_head_size", "head_size", "key_value_proj_dim",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -235,18 +230,6 @@ def head_count(module: nn.Module) -> int:
             if isinstance(getattr(source, name, None), int):
                 return int(getattr(source, name))
     raise ValueError(f"{type(module).__name__} does not say how many attention heads it has")
-
-
-def head_width(module: Any) -> int:
-    """D, the width of a query of one head in an attention module."""
-    widths = [getattr(module, name, None) for name in HEAD_WIDTHS]
-    own = next((width for width in widths if isinstance(width, int)), None)
-    return own or hidden_width(module) // head_count(module)
-
-
-def hidden_width(module: Any) -> int:
-    """The hidden width, from the config of a model or of an attention module."""
-    return int(module.config.hidden_size)
 
 
 def form_of(mask: Any) -> str:

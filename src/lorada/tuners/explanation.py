@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from lorada.attention.call import AttentionCall
 from lorada.attention.interface import watch
 from lorada.attention.modules import CROSS_ATTENTION
-from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
+from lorada.attention.observation import Observation, observe
+from lorada.functional.precision import wide
 from lorada.support.files import write_atomic
 from lorada.tuners.call_maps import maps_of_call
 from lorada.tuners.switching import (
@@ -314,3 +315,17 @@ def _probabilities(reads: Mapping[str, _Reading], real: Tensor) -> dict[str, Ten
             logits = logits[torch.arange(len(logits), device=logits.device), last]
         found[name] = logits.float().softmax(-1).cpu()
     return found
+
+
+def squared_norms(seen: Observation) -> tuple[Tensor, Tensor]:
+    """‖tile(Attn_s) V‖² and ‖Attn V‖² of one attention call, over its real tokens."""
+    shape = seen.call.shape
+    table = seen.positions.table(shape.queries, shape.keys, seen.output.device)
+    real = table.real_queries()[..., None, None]
+    return (seen.term * real).square().sum(), (wide(seen.output) * real).square().sum()
+
+
+def ratio_of(squares: list[tuple[Tensor, Tensor]]) -> float:
+    """The effect size from the squared norms of all calls."""
+    term, output = (torch.stack(norms).sum().sqrt() for norms in zip(*squares, strict=True))
+    return float(term / output.clamp(min=1e-12))

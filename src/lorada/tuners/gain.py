@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention.attention_map import for_samples
-from lorada.attention.call import head_count, head_width
+from lorada.attention.call import head_count
 from lorada.attention.queries import QueryListener
 from lorada.functional.gains import gain_delta, query_gains, scale_heads
 from lorada.functional.precision import wide
+from lorada.tuners.base.attached_layer import head_width
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_choice
 from lorada.tuners.base.delta_layer import DeltaLayer
 from lorada.tuners.base.entries import Entries, refuse_offloaded

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from lorada.attention import interface
 from lorada.attention.attend import PREFIX_CHILD
-from lorada.attention.call import Prefix, head_count, head_width, hidden_width
+from lorada.attention.call import Prefix, head_count
 from lorada.attention.deberta_prefix import ReplacedForward, is_disentangled
 from lorada.attention.modules import CROSS_ATTENTION, attention_classes
 from lorada.functional.precision import no_autocast
-from lorada.tuners.base.attached_layer import AttachedLayer
+from lorada.tuners.base.attached_layer import AttachedLayer, head_width, hidden_width
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_count, require_positive
 from lorada.tuners.base.entries import Entries
 from lorada.tuners.base.layer import sample_mask

@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
+from lorada.attention.observation import Observation, observe
 from lorada.support.processes import gather_values
+from lorada.tuners.explanation import ratio_of, squared_norms
 
 logger = logging.getLogger(__name__)
 

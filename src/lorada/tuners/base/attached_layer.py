@@ -9,7 +9,14 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from lorada.attention.call import head_count
 from lorada.tuners.base.layer import LoradaTunerLayer
+
+# Attributes of attention modules with the width of a head; where queries and values differ in it,
+# the first is that of the queries.
+HEAD_WIDTHS = (
+    "qk_head_dim", "head_dim", "attention_head_size", "head_size", "key_value_proj_dim",
+)  # fmt: skip
 
 
 class Removable(Protocol):
@@ -71,3 +78,15 @@ def detach_all(model: nn.Module) -> None:
                 child.detach_from_host()
             if isinstance(child, AttachedLayer):
                 delattr(module, name)
+
+
+def head_width(module: Any) -> int:
+    """D, the width of a query of one head in an attention module."""
+    widths = [getattr(module, name, None) for name in HEAD_WIDTHS]
+    own = next((width for width in widths if isinstance(width, int)), None)
+    return own or hidden_width(module) // head_count(module)
+
+
+def hidden_width(module: Any) -> int:
+    """The hidden width, from the config of a model or of an attention module."""
+    return int(module.config.hidden_size)
