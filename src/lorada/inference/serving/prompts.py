@@ -21,13 +21,13 @@ def asks_of(
     Raises:
         Refused: for a prompt that the model cannot continue, or more tokens than there is room for.
     """
-    most = request.max_tokens
+    most, param = request.max_tokens, "prompt"
     try:
         if isinstance(request, ChatRequest):
             most, param = request.max_completion_tokens or most, "messages"
             prompts = [_chat_ids(served, request.messages)]
         else:
-            param, prompts = "prompt", _ids(served, request.prompt)
+            prompts = _ids(served, request.prompt)
     except ValueError as error:  # an empty prompt, or turns that the chat template refuses
         said = " ".join(str(error).split())[:LONGEST]
         raise Refused(400, said, param=param) from error
