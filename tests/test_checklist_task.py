@@ -1,5 +1,7 @@
 """The checklist "Add a task" of CONTRIBUTING.md, carried out as it is written."""
 
+import os
+
 from checklists import carry_out, changed_files, copy_repository, passed, steps
 
 GENERATED = {"docs/tasks.md", "README.md"}  # by the commands of the checklist
@@ -15,6 +17,5 @@ def test_a_task_takes_three_files_and_passes_the_shared_tests(tmp_path):
     assert (
         "| colours | the colour of a thing; exact match |" in (root / "docs/tasks.md").read_text()
     )
-    assert (
-        passed(printed) == 5
-    )  # of one protocol; one of them twice, for rows to learn and to score
+    # Of one protocol; one of them twice, for rows to learn and to score. One needs real rows.
+    assert passed(printed) == 5 + ("LORADA_DATA" in os.environ)

@@ -34,7 +34,7 @@ from lorada.runs.training.callbacks import refuse_broken_loss
 from lorada.runs.training.training_memory import _Alive as Alive
 from lorada.tuners.lmam import bake
 
-LABELS = "lorada/runs/models/labelled_loss.py:each"
+LABELS = "lorada/runs/models/labelled_loss.py:__call__"
 LOSS = "lorada/runs/training/callbacks.py:refuse_broken_loss"
 RULE = "lorada/attention/distance_map.py:_follows_rule"
 RESTARTS = "lorada/attention/locate.py:_restarts"

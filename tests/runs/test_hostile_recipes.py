@@ -177,8 +177,8 @@ def test_a_number_that_is_not_finite_is_refused(pair):
 
 
 def test_half_a_character_is_refused_before_it_cannot_be_written():
-    refused(r"run_name='\\udc80' must be .* UTF-8 text", training={"run_name": "\udc80"})
-    refused(r"output='\\udc80' must be .* UTF-8 text", output="\udc80")
+    refused(r"run_name='\\udc80' is not UTF-8 text", training={"run_name": "\udc80"})
+    refused(r"output='\\udc80' is not UTF-8 text", output="\udc80")
 
 
 SCHEDULES = {

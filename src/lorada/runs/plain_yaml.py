@@ -5,7 +5,7 @@ can grow into billions of values; tags, because they make Python objects; and a 
 twice, because the second value would hide the first.
 """
 
-import json
+import math
 import re
 from typing import Any
 
@@ -88,10 +88,18 @@ def write_yaml(data: Any) -> str:
 def refuse_unstorable(name: str, value: Any) -> None:
     """Refuse a setting that no file can hold: infinity, NaN, text that is not valid Unicode.
 
+    Lists and dictionaries are searched too.
+
     Raises:
         ValueError: naming the setting.
     """
-    try:
-        json.dumps(value, allow_nan=False, ensure_ascii=False, default=str).encode()
-    except ValueError as error:
-        raise ValueError(f"{name}={value!a} must be finite numbers and UTF-8 text") from error
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}={value} must be a finite number")
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"{name}={value!a} is not UTF-8 text: type it again")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            refuse_unstorable(f"{name}.{key}", inner)
+    elif isinstance(value, list | tuple | set):
+        for inner in value:
+            refuse_unstorable(name, inner)
