@@ -50,6 +50,9 @@ class Pair(NamedTuple):
     rows: int | None
 
 
+Tested = dict[tuple[str, str], Pair]  # the better method and the other → their test
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", type=Path, nargs="?")
@@ -58,12 +61,13 @@ def main() -> None:
         wanted = {f"atlas_{task}{end}": task for task in ATLAS_TASKS for end in ("", "_full")}
         keep(read(given.study, wanted), KEPT)
     found = kept(KEPT)
+    tested = {task: pairs(methods) for task, methods in found.items()}
     page = DOCS / "atlas.md"
     before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    lines = [BEGIN, "", *text(found), END]
+    lines = [BEGIN, "", *text(found, tested), END]
     write_atomic(page, before + "\n".join(lines) + rest.split(END, 1)[1])
     if found:
-        draw(found)
+        draw(found, tested)
 
 
 def ranked(methods: dict[str, Measured]) -> dict[str, Measured]:
@@ -72,7 +76,7 @@ def ranked(methods: dict[str, Measured]) -> dict[str, Measured]:
     return dict(sorted(compared, key=lambda pair: -pair[1].scores.mean()))
 
 
-def pairs(methods: dict[str, Measured]) -> dict[tuple[str, str], Pair]:
+def pairs(methods: dict[str, Measured]) -> Tested:
     """The test of each pair of methods, the better one first."""
     found = list(combinations(ranked(methods).items(), 2))
     ps = holm([paired_p(a.scores, b.scores) for (_, a), (_, b) in found])
@@ -139,14 +143,14 @@ def mean_ranks(found: Found) -> MeanRanks | None:
     return MeanRanks(dict(zip(methods, ranks.tolist(), strict=True)), tasks, p, critical)
 
 
-def text(found: Found) -> Iterator[str]:
+def text(found: Found, tested: dict[str, Tested]) -> Iterator[str]:
     """The generated part of the page."""
     if not found:
         yield "No comparison of the atlas has all of its runs yet."
         return
     yield from over_tasks(mean_ranks(found))
     for task, methods in found.items():
-        yield from of_task(task, methods)
+        yield from of_task(task, methods, tested[task])
 
 
 def over_tasks(means: MeanRanks | None) -> Iterator[str]:
@@ -174,11 +178,10 @@ def over_tasks(means: MeanRanks | None) -> Iterator[str]:
     yield ""
 
 
-def of_task(task: str, methods: dict[str, Measured]) -> Iterator[str]:
+def of_task(task: str, methods: dict[str, Measured], tested: Tested) -> Iterator[str]:
     """One task: every method with its cost, and which pairs are settled."""
     first = next(iter(methods.values()))
     seeds, rows = first.scores.shape
-    tested = pairs(methods)
     settled = {frozenset(names) for names, pair in tested.items() if pair.p < ALPHA}
     shared = letters(list(ranked(methods)), settled)
     yield f"## {TITLES[task]}: {rows:,} held-out rows, {seeds} seeds"
@@ -204,7 +207,7 @@ def of_task(task: str, methods: dict[str, Measured]) -> Iterator[str]:
         yield ""
 
 
-def open_pairs(tested: dict[tuple[str, str], Pair]) -> str:
+def open_pairs(tested: Tested) -> str:
     """What would settle the pairs that are not."""
     needed = [pair.rows for pair in tested.values() if pair.p >= ALPHA]
     by_rows = [rows for rows in needed if rows is not None]
@@ -216,7 +219,7 @@ def open_pairs(tested: dict[tuple[str, str], Pair]) -> str:
     return f"If the measured differences are the true ones: {', '.join(parts)}." if parts else ""
 
 
-def draw(found: Found) -> None:
+def draw(found: Found, tested: dict[str, Tested]) -> None:
     """Both pictures: scores and mean ranks; and all pairs."""
     import matplotlib
 
@@ -238,7 +241,7 @@ def draw(found: Found) -> None:
         1, len(found), figsize=(5.2 * len(found), 4.8), layout="constrained", squeeze=False
     )
     for axis, (task, methods) in zip(axes[0], found.items(), strict=True):
-        _draw_pairs(axis, methods)
+        _draw_pairs(axis, list(ranked(methods)), tested[task])
         axis.set_title(TITLES[task], fontsize=10)
     figure.savefig(DOCS / "atlas-pairs.png", dpi=110)
 
@@ -270,10 +273,9 @@ def _draw_ranks(axis: Any, means: MeanRanks) -> None:
     axis.set_title("mean rank; bar: critical difference", fontsize=10)
 
 
-def _draw_pairs(axis: Any, methods: dict[str, Measured]) -> None:
+def _draw_pairs(axis: Any, names: list[str], tested: Tested) -> None:
     """Every pair: row better than column; filled where settled, else the rows that would do."""
-    names = list(ranked(methods))
-    for (one, other), pair in pairs(methods).items():
+    for (one, other), pair in tested.items():
         x, y = names.index(other), names.index(one)
         settled = pair.p < ALPHA
         rows = "seeds" if pair.rows is None else f"{pair.rows:,}"

@@ -5,6 +5,7 @@ With it every test of the pages can be repeated, without the runs themselves.
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,14 @@ class Measured(NamedTuple):
 Found = dict[str, dict[str, Measured]]  # a name of rows → method as run.py names it
 
 
+def finished(comparison: Path) -> Iterator[ScoredCandidate]:
+    """The candidates of a comparison that have every run; none before it has a plan."""
+    if (comparison / "plan.json").is_file():
+        for each in read_comparison(comparison).candidates:
+            if each.runs and not each.missing:
+                yield each
+
+
 def read(study: Path, wanted: dict[str, str]) -> Found:
     """The candidates that have every run.
 
@@ -46,11 +55,8 @@ def read(study: Path, wanted: dict[str, str]) -> Found:
     """
     found: Found = {}
     for name, rows in wanted.items():
-        if not (study / name / "plan.json").is_file():
-            continue
-        for each in read_comparison(study / name).candidates:
-            if each.runs and not each.missing:
-                found.setdefault(rows, {})[each.method] = _measured(each)
+        for each in finished(study / name):
+            found.setdefault(rows, {})[each.method] = _measured(each)
         if (study / name / "reach.json").is_file():
             _add_cut(found[rows], json.loads((study / name / "reach.json").read_text()))
     return found

@@ -15,6 +15,7 @@ import hypotheses
 import lengths
 import numpy as np
 from hypotheses import Found
+from kept import finished
 from run import (
     ABLATIONS,
     ADAPTER_7,
@@ -31,7 +32,7 @@ from run import (
     SMALL,
 )
 
-from lorada.report.comparison.read import ScoredCandidate, read_comparison
+from lorada.report.comparison.read import ScoredCandidate
 from lorada.report.comparison.statistics import detectable, interval, paired_p
 from lorada.support.files import json_text, write_atomic
 
@@ -79,12 +80,9 @@ def read(study: Path) -> Found:
     """The candidates of all comparisons that have every run, by rows and method."""
     found: Found = {}
     for name, asked in COMPARISONS.items():
-        if not (study / name / "plan.json").is_file():
-            continue
-        for each in read_comparison(study / name).candidates:
-            if each.runs and not each.missing:
-                alone = asked.budget or asked.rates not in (RATES, FULL_RATES)
-                found.setdefault(name if alone else asked.rows, {})[each.method] = each
+        alone = asked.budget or asked.rates not in (RATES, FULL_RATES)
+        for each in finished(study / name):
+            found.setdefault(name if alone else asked.rows, {})[each.method] = each
     return found
 
 

@@ -10,6 +10,7 @@ were learned whole, and ``min_rows`` is set afterwards, to a share of the traini
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from run import COMPARISONS, LEFT_ON_LORA, PRINTED_ON_LORA
@@ -63,7 +64,7 @@ def cut(comparison: Path, run: ScoredRun, rows: Path) -> dict[float, dict[str, l
         with scoring(loaded, base=False):
             lines = score(loaded, held_out)[1]
         found[share] = {key: [line[key] for line in lines] for key in ("score", "loss")}
-        print(f"{comparison.name} {run.folder} {share:.0%}: {mean(found[share]['score']):.2f}")
+        print(f"{comparison.name} {run.folder} {share:.0%}: {fmean(found[share]['score']):.2f}")
     return found
 
 
@@ -75,10 +76,6 @@ def leave_out(run: Run, share: float) -> None:
                 counts: Any = config.rows_by_position
                 config.min_rows = max(1, round(share * counts[0]))
             layer.bake()
-
-
-def mean(numbers: list[float]) -> float:
-    return sum(numbers) / len(numbers)
 
 
 if __name__ == "__main__":

@@ -90,16 +90,16 @@ def test_the_page_has_the_map_beside_the_head_at_each_rate_it_was_run_at(study, 
 
 
 def test_a_comparison_at_one_rate_does_not_stand_for_the_one_that_chose(study, tmp_path):
-    run, page = study("run"), study("page")
+    run, page, kept = study("run"), study("page"), study("kept")
     for name in ("sst2_forms", "sst2_at_3e-3"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "plan.json").touch()
     found = {"sst2_forms": "chosen", "sst2_at_3e-3": "alone"}
-    page.read_comparison = lambda folder: SimpleNamespace(
+    kept.read_comparison = lambda folder: SimpleNamespace(
         candidates=[SimpleNamespace(method=run.HEAD, runs=[found[folder.name]], missing=[])]
     )
-    kept = page.read(tmp_path)
-    assert {rows: each[run.HEAD].runs for rows, each in kept.items()} == {
+    methods = page.read(tmp_path)
+    assert {rows: each[run.HEAD].runs for rows, each in methods.items()} == {
         "sst2": ["chosen"], "sst2_at_3e-3": ["alone"],
     }  # fmt: skip
 

@@ -250,7 +250,8 @@ def _layer(
     name: str, with_all: _Reading, without: _Reading, module: nn.Module, real: Tensor
 ) -> ExplainedLayer:
     (call, output), (call_off, output_off) = with_all.calls[module], without.calls[module]
-    seen, found = with_all.maps.get(module), maps_of_call(call, with_all.maps.get(module))
+    seen = with_all.maps.get(module)
+    found = maps_of_call(call, seen)
     assert found["softmax"] is not None
     real = real if real.shape[1] == output.shape[1] else real.new_ones(output.shape[:2])
     found["effect"] = None
