@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from kept import Found, Measured, keep, kept, read
-from page import DOCS, END
+from page import DOCS, write_marked
 from run import ATLAS, ATLAS_TASKS
 
 from lorada.report.comparison.statistics import (
@@ -27,10 +27,9 @@ from lorada.report.comparison.statistics import (
     letters,
     paired_p,
 )
-from lorada.support.files import write_atomic
 
 KEPT = DOCS / "results" / "atlas.json.gz"
-BEGIN = "<!-- results: benchmarks/study/atlas.py -->"
+SCRIPT = "study/atlas.py"
 CEILING = "full"  # full fine-tuning: shown beside the methods, but not one of them
 MOST_ROWS = 1_000_000  # where so many rows would not settle a pair, only more seeds can
 TITLES = {"sst2_even": "SST-2", "qnli": "QNLI", "stsb": "STS-B", "mrpc": "MRPC"}
@@ -62,10 +61,7 @@ def main() -> None:
         keep(read(given.study, wanted), KEPT)
     found = kept(KEPT)
     tested = {task: pairs(methods) for task, methods in found.items()}
-    page = DOCS / "atlas.md"
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    lines = [BEGIN, "", *text(found, tested), END]
-    write_atomic(page, before + "\n".join(lines) + rest.split(END, 1)[1])
+    write_marked(DOCS / "atlas.md", SCRIPT, "\n".join(["", *text(found, tested), ""]))
     if found:
         draw(found, tested)
 

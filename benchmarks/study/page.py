@@ -7,15 +7,19 @@ runs are left out.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import hypotheses
 import lengths
 import numpy as np
 from hypotheses import Found
 from kept import finished
+from library.page import write_marked
 from run import (
     ABLATIONS,
     ADAPTER_7,
@@ -37,7 +41,7 @@ from lorada.report.comparison.statistics import detectable, interval, paired_p
 from lorada.support.files import json_text, write_atomic
 
 DOCS = Path(__file__).parents[2] / "docs"
-BEGIN, END = "<!-- results: benchmarks/study/page.py -->", "<!-- end of results -->"
+SCRIPT = "study/page.py"
 NAMES = {
     HEAD: "head alone", LORA: "LoRA r 1", LORA_4: "LoRA r 4",
     SMALL: "printed map, r 1, one for all heads",
@@ -69,10 +73,7 @@ def main() -> None:
     lines = [*power(found), *hypotheses.tables(found, title), *tables(found)]
     if "sst2" in found:
         lines += [*lengths.table(found["sst2"], given.rows, title), *by_rate(kept)]
-    page = DOCS / "study.md"
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    write_atomic(page, "\n".join([before + BEGIN, "", *lines, END + after]))
+    write_marked(DOCS / "study.md", SCRIPT, "\n".join(["", *lines, ""]))
     draw(found)
 
 

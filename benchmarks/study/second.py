@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kept import Found, Measured, keep, kept, read
-from page import DOCS, END
+from page import DOCS, write_marked
 from run import (
     COMPARISONS,
     DORA,
@@ -30,10 +30,9 @@ from run import (
 )
 
 from lorada.report.comparison.statistics import ALPHA, detectable, holm, interval, paired_p
-from lorada.support.files import write_atomic
 
 KEPT = DOCS / "results" / "study2.json.gz"
-BEGIN = "<!-- results: benchmarks/study/second.py -->"
+SCRIPT = "study/second.py"
 NAMES = {
     HEAD: "head alone", LORA: "LoRA r 1", LORA_4: "LoRA r 4", DORA: "DoRA r 1", DORA_4: "DoRA r 4",
     PRINTED: "map, today's start", LEFT: "map, left start",
@@ -88,9 +87,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.study:
         keep(read(given.study, WANTED), KEPT)
-    before, rest = (DOCS / "study.md").read_text(encoding="utf-8").split(BEGIN)
-    lines = "\n".join([BEGIN, "", *page(kept(KEPT))])
-    write_atomic(DOCS / "study.md", before + lines + END + rest.split(END, 1)[1])
+    write_marked(DOCS / "study.md", SCRIPT, "\n".join(["", *page(kept(KEPT))]))
 
 
 def page(found: Found) -> Iterator[str]:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from folders import bert_folder, rows_file
+from library.page import END, begin_mark
 from trained import train_once
 
 from lorada.experiments.compare.spec import Variant
@@ -227,7 +228,9 @@ def test_the_atlas_is_written_from_what_is_kept(study, tmp_path, monkeypatch):
     monkeypatch.setattr(atlas, "KEPT", tmp_path / "atlas.json.gz")
     monkeypatch.setattr(atlas, "DOCS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["atlas.py"])
-    (tmp_path / "atlas.md").write_text(f"Before.\n\n{atlas.BEGIN}\nold\n{atlas.END}\n\nAfter.\n")
+    (tmp_path / "atlas.md").write_text(
+        f"Before.\n\n{begin_mark(atlas.SCRIPT)}old\n{END}\n\nAfter.\n"
+    )
     atlas.main()
     text = (tmp_path / "atlas.md").read_text()
     assert text.startswith("Before.")
