@@ -107,7 +107,7 @@ def summary(found: Found) -> Iterator[dict[str, Any]]:
             low, high = interval(each.scores)
             yield {
                 "rows": task, "method": method, "parameters": each.plan["trainable"],
-                "learning_rate": each.search.get("rate"), "held_out": each.scores.shape[1],
+                "learning_rate": each.searches[0].get("rate"), "held_out": each.scores.shape[1],
                 "score": each.scores.mean(), "low": low, "high": high, "loss": each.losses.mean(),
                 "runs": {
                     run.seed: {"score": score, "loss": loss}
@@ -157,7 +157,7 @@ def tables(found: Found) -> Iterator[str]:
                     f"{each.scores.mean() - other.mean():+.1f} | {paired_p(each.scores, other):.2g}"
                 )
             yield (
-                f"| {title(method)} | {trained:,} | {each.search['rate']:.2g} | "
+                f"| {title(method)} | {trained:,} | {each.searches[0]['rate']:.2g} | "
                 f"{each.scores.mean():.1f} ({low:.1f} to {high:.1f}) | {versus} | "
                 f"{np.nanmean(each.losses):.3f} |"
             )
