@@ -1,7 +1,6 @@
 """The engine of a Ray cluster, on a cluster of this machine alone, whose jobs need no torch."""
 
 import os
-import socket
 import time
 from functools import partial
 
@@ -152,26 +151,28 @@ def test_a_cluster_that_cannot_be_reached_is_one_line():
             RayEngine(address)
 
 
-def test_another_service_at_the_address_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(ray_connection, "CONNECT_WITHIN", 2.0)
-    with socket.create_server(("127.0.0.1", 0)) as service:
-        address = f"127.0.0.1:{service.getsockname()[1]}"
-        with pytest.raises(ConnectionError, match=r"no answer within 2 s\): start one by"):
-            RayEngine(address)
-
-
-@pytest.mark.parametrize(
-    ("tried", "said"),
-    [("raise SystemExit('Could not find any Ray')", "Could not find any Ray"), ("", "it failed")],
-)
-def test_without_a_cluster_auto_is_one_line(tried, said, monkeypatch):
+def test_without_a_cluster_auto_is_one_line(monkeypatch):
     def fail(*arguments, **options):
         raise ConnectionAbortedError("it failed\nTraceback\n\n")
 
-    monkeypatch.setattr(ray_connection, "TRY", tried)
     monkeypatch.setattr(ray_connection.ray, "init", fail)
-    with pytest.raises(ConnectionError, match=rf"^no Ray cluster at auto \({said}\): start one by"):
+    with pytest.raises(
+        ConnectionError, match=r"^no Ray cluster at auto \(it failed\): start one by"
+    ):
         RayEngine("auto")
+
+
+@pytest.mark.slow
+def test_a_machine_outside_of_the_cluster_runs_jobs_on_it(cluster, tmp_path):
+    for _ in range(20):
+        try:
+            engine = RayEngine(cluster.client)
+            break
+        except ConnectionError:  # Ray refuses some in its first seconds
+            time.sleep(2)
+    outcomes, lines = run(engine, job(tmp_path / "one"))
+    assert outcomes["one"].status == "done"
+    assert "[1/1] one: writing" in lines
 
 
 @pytest.mark.slow
