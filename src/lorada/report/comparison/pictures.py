@@ -121,7 +121,7 @@ def intervals(summary: Summary) -> Figure | None:
     every += [one for one in summary.baselines if one.score is not None]
     every.sort(key=lambda one: -(one.score or 0.0))
     figure = _figure(0.7 + 0.28 * len(every))
-    axis = figure.subplots()
+    axis: Any = figure.subplots()
     names = []
     for place, one in enumerate(every):
         trained = isinstance(one, CandidateLine)
@@ -149,7 +149,7 @@ def loss_over_rates(summary: Summary) -> Figure | None:
     if not lines:
         return None
     figure = _figure(3.2, lines)
-    axis = figure.subplots()
+    axis: Any = figure.subplots()
     for line in lines:
         style = _style(summary, line.method, filled=False)
         trials = [one for one in tried[line] if one.loss is not None]
@@ -175,7 +175,7 @@ def training_losses(summary: Summary) -> Figure | None:
     if not lines:
         return None
     figure = _figure(3.4, lines)
-    axis = figure.subplots()
+    axis: Any = figure.subplots()
     for line in lines:
         steps, losses = zip(*summary.histories[line.label], strict=True)
         style = _style(summary, line.method, filled=False)
