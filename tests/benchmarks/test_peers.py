@@ -9,11 +9,10 @@ import check_peers
 import measure_peers as benchmark
 import pytest
 from folders import byte_tokenizer, llama_folder
-from library import peers_page, whole_processes
+from library import peers_page
 from library.agreement import DisagreementError
 from library.made_up_rows import questions
 from library.measuring import Request
-from library.page import write_marked
 from library.whole_processes import Finished, compare, run_in_turns
 from library.worsened import worsened
 
@@ -79,13 +78,6 @@ def test_trainings_that_did_other_work_are_not_compared(what):
         benchmark.check_same_work(ours, {**ours, what: ours[what] * 2})
 
 
-def test_a_process_that_fails_is_named_with_its_last_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(whole_processes, "PEERS", tmp_path)
-    (tmp_path / "wrong.py").write_text("print('first')\nraise ValueError('no such model')\n")
-    with pytest.raises(ValueError, match=r"wrong.py ended with 1: ValueError: no such model"):
-        whole_processes.run_script(sys.executable, "wrong.py", [], 1)
-
-
 # The check.
 
 
@@ -138,16 +130,6 @@ def test_the_check_exits_with_one_if_a_figure_is_worse(ratio, code, tmp_path, mo
 
 
 # The page.
-
-
-def test_the_page_keeps_what_other_scripts_wrote(tmp_path):
-    page = tmp_path / "page.md"
-    marks = "".join(
-        f"<!-- written by benchmarks/{n}.py -->\nold\n<!-- until here -->\n" for n in "ab"
-    )
-    page.write_text(marks)
-    write_marked(page, "a.py", "new\n")
-    assert page.read_text() == marks.replace("old", "new", 1)
 
 
 # Two rows, with a tiny model and real processes.
