@@ -137,6 +137,12 @@ def test_another_update_is_noticed(name, procedure, settings, monkeypatch):
         check(row, ours, reference, batch)
 
 
+def test_a_padded_batch_holds_rows_of_different_lengths(settings):
+    batch = text_batch(settings.model, settings.data, 4, settings.length, padded=True)
+    assert batch["attention_mask"].sum(1).tolist() == [16, 14, 12, 10]
+    assert ((batch["labels"] == -100) == (batch["attention_mask"] == 0)).all()
+
+
 def test_what_does_not_agree_is_not_timed(settings, tmp_path, monkeypatch):
     kind = next(kind for kind in HANDWRITTEN if kind[1] == "series")
 

@@ -62,6 +62,21 @@ def test_the_tests_of_a_gpu_run_in_a_process_and_are_counted(machine):
     assert (row["passed"], row["failed"]) == (2, 0)
 
 
+def test_tests_are_counted_with_the_reasons_of_those_that_did_not_pass(tmp_path):
+    (tmp_path / "report.xml").write_text(
+        '<testsuites><testsuite><testcase name="a"/><testcase name="b"/>'
+        '<testcase name="c"><skipped message="no flash attention"/></testcase>'
+        '<testcase name="d"><skipped message="no flash attention"/></testcase>'
+        '<testcase name="e"><failure message="assert 1 == 2&#10;more"/></testcase>'
+        '<testcase name="f"><error message="broken"/></testcase></testsuite></testsuites>'
+    )
+    row = gpu_tests.read_report(tmp_path / "report.xml")
+    assert {name: row[name] for name in ("passed", "failed", "skipped")} == {
+        "passed": 2, "failed": 2, "skipped": 2,
+    }  # fmt: skip
+    assert row["reasons"] == {"no flash attention": 2, "e: assert 1 == 2": 1, "f: broken": 1}
+
+
 def test_waits_are_counted_in_a_step_and_in_tokens(machine, monkeypatch):
     from lorada.attention import interface
 

@@ -13,6 +13,7 @@ from library import peers_page
 from library.agreement import DisagreementError
 from library.made_up_rows import questions
 from library.measuring import Request
+from library.page import write_marked
 from library.whole_processes import Finished, compare, run_in_turns
 from library.worsened import worsened
 
@@ -130,6 +131,16 @@ def test_the_check_exits_with_one_if_a_figure_is_worse(ratio, code, tmp_path, mo
 
 
 # The page.
+
+
+def test_the_page_keeps_what_other_scripts_wrote(tmp_path):
+    page = tmp_path / "page.md"
+    marks = "".join(
+        f"<!-- written by benchmarks/{n}.py -->\nold\n<!-- until here -->\n" for n in "ab"
+    )
+    page.write_text(marks)
+    write_marked(page, "a.py", "new\n")
+    assert page.read_text() == marks.replace("old", "new", 1)
 
 
 # Two rows, with a tiny model and real processes.

@@ -123,6 +123,15 @@ def test_a_curve_is_only_measured_if_it_computes_the_same(monkeypatch):
         growth.check(module, 8, 1)
 
 
+def test_a_map_alone_that_does_other_work_is_not_timed(monkeypatch):
+    module = growth.module_with_map(4, causal=True)
+    monkeypatch.setattr(growth, "with_parts", lambda attend: lambda m, q, k, v, mask, **_: (
+        attend()[0] + 0 * (v.sum() + sum(p.sum() for p in m.parameters())), None,
+    ))  # fmt: skip
+    with pytest.raises(DisagreementError, match="own gradient of V"):
+        growth.check(module, 8, 1)
+
+
 @pytest.mark.fp64
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
 @pytest.mark.parametrize("tokens", [6, 3], ids=["longer", "shorter"])

@@ -13,6 +13,7 @@ from trained import train_once
 
 from lorada.inference.evaluate import score
 from lorada.inference.load import load_run
+from lorada.report.comparison.read import ScoredCandidate
 from lorada.runs.data.rows import load_rows
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
@@ -42,6 +43,45 @@ def test_held_out_rows_share_no_text_with_training_rows(study, tmp_path, monkeyp
     assert held_out
     for row in held_out:
         assert not any(row["text"] in one["text"] or one["text"] in row["text"] for one in train)
+
+
+def test_a_moved_row_ends_as_it_was(study):
+    rows = study("rows")
+    texts = [f"{i}. All cats are pets" for i in range(50)]
+    moved = [rows.shifted({"text": text, "label": "Yes"}, 8) for text in texts]
+    assert all(row["text"].endswith(text) for row, text in zip(moved, texts, strict=True))
+    added = [len(row["text"].split()) - 5 for row in moved]
+    assert (min(added), max(added)) == (0, 8)
+
+
+def test_a_comparison_at_one_rate_does_not_stand_for_the_one_that_chose(study, tmp_path):
+    run, page, kept = study("run"), study("page"), study("kept")
+    for name in ("sst2_forms", "sst2_at_3e-3"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plan.json").touch()
+    found = {"sst2_forms": "chosen", "sst2_at_3e-3": "alone"}
+    kept.read_comparison = lambda folder: SimpleNamespace(
+        candidates=[SimpleNamespace(method=run.HEAD, runs=[found[folder.name]], missing=[])]
+    )
+    methods = page.read(tmp_path)
+    assert {rows: each[run.HEAD].runs for rows, each in methods.items()} == {
+        "sst2": ["chosen"], "sst2_at_3e-3": ["alone"],
+    }  # fmt: skip
+
+
+def candidate(method, level, seed):
+    random = np.random.default_rng(seed)
+    scores = 100.0 * (random.random((5, 400)) < level)
+    return ScoredCandidate(method, {"method": method}, [], scores, -scores / 100, [], None, "")
+
+
+def test_the_tables_name_what_is_better_and_what_is_worse(study):
+    run, page = study("run"), study("page")
+    levels = {run.PRINTED: 0.7, "lmam_distance": 0.9, "gain_query": 0.4, "gain": 0.7}
+    methods = {m: candidate(m, level, i) for i, (m, level) in enumerate(levels.items())}
+    lines = list(study("hypotheses").tables({"syllogism": methods}, page.title))
+    found = {line.split(" | ")[1]: line.rsplit("|", 2)[1].strip() for line in lines if "`" in line}
+    assert found == {"map by distance": "**better**", "gains by query": "**worse**", "gains": ""}
 
 
 # The second study.
