@@ -70,6 +70,7 @@ def place(tmp_path, monkeypatch):
     load_table.cache_clear()
 
 
+@pytest.mark.first
 def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, call):
     code, out, err = call("table", "5", "--scale", "local", "--rows", "lora", "--seeds", "1,2")
     assert code == 0, err
@@ -280,6 +281,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.first
 def test_a_damaged_result_of_a_table_is_one_line(place, call):
     code, out, err = call(*LORA)
     assert code == 0, err
@@ -336,6 +338,8 @@ def test_a_failed_run_does_not_end_the_table_and_is_named_at_its_end(place, call
 @pytest.mark.parametrize("file", [LOCK_FILE, JOB_FILE])
 def test_a_run_that_another_process_holds_is_left_to_it(file, place, call):
     with held(place / RUN / file):
+        assert call(*LORA)[:2] == (0, "")  # nothing to show, so there is no page
+        assert not (place / "docs").exists()
         code, out, err = call(*ASKED)
     assert code == 0, err
     assert "1 of 2 jobs are held by other processes, which finish them" in err
@@ -347,6 +351,8 @@ def test_parts_of_a_table_make_the_whole_and_each_shows_what_is_there(place, cal
     words = ("table", "5", "--scale", "local", "--rows", "lora", "--seeds", "1")
     folder = place / "docs/results/table5/local/lora"
     for part, tasks in (("1/2", ["rte"]), ("2/2", ["rte", "sst2"])):
+        (planned,) = json.loads(call(*words, "--shard", part, "--dry-run", "--json")[1])
+        assert planned["tasks"] == tasks[-1:]
         code, out, err = call(*words, "--shard", part)
         assert code == 0, err
         assert sorted(path.parent.name for path in folder.rglob("seed1.json")) == tasks

@@ -140,6 +140,23 @@ def test_a_signed_map_is_centred_at_0_and_what_is_negative_is_marked_without_col
     assert not none.collections
 
 
+def test_a_long_text_is_drawn_in_a_size_that_can_be_looked_at(drawn, tmp_path):
+    tokens = [str(i) for i in range(160)]
+    plots.attention_maps(tokens, {"a": ([[0.0] * 160] * 160, None)}, tmp_path)
+    assert max(drawn[0].get_size_inches()) < 2 * 13
+    labels = [text.get_text() for text in drawn[0].axes[0].get_xticklabels()]
+    assert labels == tokens[:: int(labels[1])]
+    assert 80 <= len(labels) <= 160
+
+
+def test_every_run_has_a_curve_and_names_without_what_all_share(drawn, tmp_path):
+    history = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
+    names = [f"runs/table9/{row}/seed1" for row in "abcdefghij"]
+    plots.loss_png(dict.fromkeys(names, history), tmp_path / "loss.png")
+    assert len(drawn[0].axes[0].lines) == len(names)
+    assert [text.get_text() for text in drawn[0].legends[0].texts] == list("abcdefghij")
+
+
 def texts_of(svg):
     """The texts that can be read in a picture."""
     return {"".join(text.itertext()) for text in ElementTree.parse(svg).findall(".//{*}text")}
@@ -200,6 +217,16 @@ def test_a_mistake_is_one_line(case, runs, call, monkeypatch):
     assert code == 2
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("option", ["resume", "overwrite"])
+def test_the_sweep_does_with_earlier_results_what_it_is_told(option, call, monkeypatch):
+    def told(found, scale, *, resume, overwrite, **options):
+        raise ValueError(f"{len(found)} runs, resume {resume}, overwrite {overwrite}")
+
+    monkeypatch.setattr(table_page, "run_all", told)
+    _, _, err = call("plot", "4", "--scale", "local", f"--{option}")
+    assert f"48 runs, resume {option == 'resume'}, overwrite {option == 'overwrite'}" in err
 
 
 def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, call, tmp_path, monkeypatch):

@@ -82,6 +82,19 @@ def test_of_methods_that_cannot_be_told_apart_the_cheapest_is_taken_and_the_high
     assert "More seeds may show whether the" in summary.verdict
 
 
+def test_the_highest_score_is_taken_where_it_is_also_the_cheapest():
+    scores = alike(2)
+    scores["dora"] = scores["lora"].copy()
+    scores["dora"][:, :2] = 100.0
+    scores["lora"][:, :2] = 0.0
+    verdict = summarize(results_of(scores)).verdict
+    assert verdict.startswith("Take dora: it has the highest score, ")
+    assert verdict.endswith(
+        "1 other candidate cannot be told apart from it, and of these it trains the fewest "
+        "parameters (8,000)."
+    )
+
+
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
@@ -213,6 +226,7 @@ def test_all_right_against_all_wrong_with_two_seeds_is_a_difference():
     assert summary.best == "lora"
     assert [line.letter for line in summary.lines] == ["a", "b"]
     assert any("exact sign test over rows compares them" in each for each in summary.sentences)
+    assert not any("All runs have the same scores" in each for each in summary.sentences)
 
 
 def searched(results, *, each_seed=False, best=1e-3):
