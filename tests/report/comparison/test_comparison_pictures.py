@@ -1,5 +1,6 @@
 """The pictures of a comparison: what they show, and that they can be told apart."""
 
+import math
 from dataclasses import replace
 from itertools import product
 from xml.etree import ElementTree
@@ -79,3 +80,20 @@ def test_a_method_has_one_style_in_all_pictures_and_56_methods_differ(made_up_su
     assert set(styles) == set(product(pictures.COLOURS, pictures.MARKERS))
     keys = pictures.score_over_costs(many).legends[0].get_lines()
     assert [(key.get_color(), key.get_marker()) for key in keys] == styles
+
+
+def test_a_loss_that_is_no_number_is_a_gap_in_its_curve(made_up_summary):
+    label = made_up_summary.lines[0].label
+    history = [(step, math.nan if step == 3 else 1 / step) for step in range(1, 6)]
+    drawn = pictures.pictures(replace(made_up_summary, histories={label: history}))["losses"]
+    assert "nan" not in drawn
+    paths = [path.get("d") for path in ElementTree.fromstring(drawn).iter("{*}path")]
+    assert max(path.count("M") for path in paths) == 2  # where the curve begins
+
+
+def test_a_long_curve_keeps_its_first_and_its_last_loss(made_up_summary):
+    label = made_up_summary.lines[0].label
+    long = replace(made_up_summary, histories={label: [(step, 1.0) for step in range(1, 3001)]})
+    (curve,) = pictures.training_losses(long).axes[0].lines
+    steps = curve.get_xdata()
+    assert (len(steps), steps[0], steps[-1]) == (pictures.POINTS, 1, 3000)

@@ -32,6 +32,7 @@ COSTS = {
 }
 LOG_FROM = 8  # an axis is logarithmic if its largest value is so many times its smallest
 WIDTH = 10.0  # inches
+POINTS = 200  # of a loss curve: a long training logs thousands, which would make the page large
 LETTERS = 125  # in a line of the legend, with the room of markers
 LONGEST = 60  # letters of a name; the rest is cut off
 INK = "#0a0b0c"  # stands for the colour of the page's text, which light, dark and print set
@@ -177,7 +178,10 @@ def training_losses(summary: Summary) -> Figure | None:
     figure = _figure(3.4, lines)
     axis: Any = figure.subplots()
     for line in lines:
-        steps, losses = zip(*summary.histories[line.label], strict=True)
+        curve = summary.histories[line.label]
+        shown = min(len(curve), POINTS)  # evenly spread, the first and the last among them
+        spread = [round(i * (len(curve) - 1) / max(1, shown - 1)) for i in range(shown)]
+        steps, losses = zip(*(curve[i] for i in spread), strict=True)
         style = _style(summary, line.method, filled=False)
         axis.plot(steps, losses, **style, markevery=max(1, len(steps) // 8))
     axis.set(xlabel="optimizer steps", ylabel="training loss (nats per token)")
