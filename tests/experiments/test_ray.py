@@ -1,6 +1,7 @@
 """The engine of a Ray cluster, on a cluster of this machine alone, whose jobs need no torch."""
 
 import os
+import socket
 import time
 from functools import partial
 
@@ -151,14 +152,25 @@ def test_a_cluster_that_cannot_be_reached_is_one_line():
             RayEngine(address)
 
 
-def test_without_a_cluster_auto_is_one_line(monkeypatch):
+def test_another_service_at_the_address_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(ray_connection, "CONNECT_WITHIN", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        address = f"127.0.0.1:{service.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=r"no answer within 2 s\): start one by"):
+            RayEngine(address)
+
+
+@pytest.mark.parametrize(
+    ("tried", "said"),
+    [("raise SystemExit('Could not find any Ray')", "Could not find any Ray"), ("", "it failed")],
+)
+def test_without_a_cluster_auto_is_one_line(tried, said, monkeypatch):
     def fail(*arguments, **options):
         raise ConnectionAbortedError("it failed\nTraceback\n\n")
 
+    monkeypatch.setattr(ray_connection, "TRY", tried)
     monkeypatch.setattr(ray_connection.ray, "init", fail)
-    with pytest.raises(
-        ConnectionError, match=r"^no Ray cluster at auto \(it failed\): start one by"
-    ):
+    with pytest.raises(ConnectionError, match=rf"^no Ray cluster at auto \({said}\): start one by"):
         RayEngine("auto")
 
 

@@ -2,16 +2,28 @@
 
 import logging
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 CLIENT = "ray://"  # begins the address for a machine outside of the cluster
+CONNECT_WITHIN = 30.0  # seconds
 ANSWER_WITHIN = 120.0  # seconds for a node to answer; it may have to start a process first
 START = (
     "start one by `ray start --head` and give --cluster auto there, or ray://HOST:10001 elsewhere"
 )
+# Connects in a process that can be ended: where something else listens, or an old cluster is gone,
+# Ray tries for minutes, then exits without an error.
+TRY = """
+import sys, ray
+try:
+    ray.init(sys.argv[1], log_to_driver=False, logging_level="CRITICAL")
+except BaseException as error:
+    sys.exit(str(error).strip().partition("\\n")[0] or type(error).__name__)
+"""
 
 
 def connect(address: str) -> None:
@@ -33,9 +45,18 @@ def connect(address: str) -> None:
     ray._private.worker._worker_logs_enabled = False
     quiet = {"log_to_driver": False, "configure_logging": False}
     try:
-        if address != "auto":  # where nobody answers, Ray tries for minutes
+        if address != "auto":
             socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+        command = [sys.executable, "-c", TRY, address]
+        tried = subprocess.run(
+            command, capture_output=True, text=True, timeout=CONNECT_WITHIN, check=False
+        )
+        if tried.returncode:
+            raise OSError(tried.stderr.strip().rpartition("\n")[2])
         ray.init(address, **quiet, logging_level=logging.CRITICAL)
+    except subprocess.TimeoutExpired as error:
+        reason = f"no answer within {CONNECT_WITHIN:.0f} s"
+        raise ConnectionError(f"no Ray cluster at {address} ({reason}): {START}") from error
     except (OSError, RuntimeError) as error:  # Ray's texts have many lines
         reason = str(error).strip().partition("\n")[0]
         raise ConnectionError(f"no Ray cluster at {address} ({reason}): {START}") from error
