@@ -21,7 +21,6 @@ def main(page_file: Path, picture: Path) -> None:
         browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDE, "height": 900})
         page.goto(page_file.resolve().as_uri())
-        page.wait_for_selector("canvas, svg.marks")
         # The table, score over cost, and what follows: three headings below the verdict.
         tops = [page.locator("h2").nth(number).evaluate(TOP) for number in range(3)]
         parts = {"": (0, tops[2]), "-verdict": (0, tops[0]), "-scores": (tops[1], tops[2])}

@@ -266,6 +266,22 @@ def lab(tmp_path_factory):
     lab.close()
 
 
+@pytest.fixture(scope="session")
+def made_up_folder(tmp_path_factory):
+    """A made-up comparison on disk, which tests only read; ``made_up_summary`` is its summary."""
+    from made_up_comparison import write_made_up
+
+    return write_made_up(tmp_path_factory.mktemp("comparison") / "made up", rows=60)
+
+
+@pytest.fixture(scope="session")
+def made_up_summary(made_up_folder):
+    from lorada.report.comparison.read import read_comparison
+    from lorada.report.comparison.summarize import summarize
+
+    return summarize(read_comparison(made_up_folder))
+
+
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Run a command as the console script does; returns exit code, stdout and stderr."""

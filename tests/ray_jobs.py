@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,23 +22,12 @@ STARTED_WITHIN = 90  # seconds
 class Addresses(NamedTuple):
     member: str
     client: str
-    place: str
 
 
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
-
-
-def connects(address):
-    """Whether Ray takes clients at an address. It refuses some in its first seconds."""
-    script = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)"
-    try:
-        return subprocess.run([sys.executable, "-c", script, address], timeout=60,
-                              capture_output=True, check=False).returncode == 0  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return False
 
 
 def processes_with(text):
@@ -74,7 +62,7 @@ def cluster(cpus=2, gpus=0):
             while "Ray runtime started" not in (Path(place) / "output").read_text():
                 assert time.monotonic() < end, (Path(place) / "output").read_text()
                 time.sleep(0.2)
-            yield Addresses(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}", place)
+            yield Addresses(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}")
         finally:
             for process in processes_with(f"LORADA_TEST_CLUSTER={place}"):
                 with suppress(ProcessLookupError):
@@ -107,20 +95,6 @@ def write_gpus(folder: Path, *, report):
     (folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "not set"))
 
 
-def lose_head(address, folder):
-    """A command whose cluster loses its head while a job runs; prints the error it ends with."""
-    from lorada.experiments.queue.job import Job
-    from lorada.experiments.queue.queue import run_queue
-    from lorada.experiments.queue.ray_cluster import RayEngine
-
-    job = Job("one", partial(wait_for_interrupt, folder), folder, bool)
-    try:
-        run_queue([job], RayEngine(address), report=lambda line: print(line, flush=True))
-    except ConnectionError as error:
-        print(error, flush=True)
-        sys.exit(2)
-
-
 def fail(*, report):
     """Fail in two lines."""
     raise ValueError("first line\nlast line")
@@ -148,7 +122,3 @@ def wait_for_interrupt(folder: Path, *, report):
     except KeyboardInterrupt:
         (folder / "saved").touch()
         raise
-
-
-if __name__ == "__main__":
-    lose_head(sys.argv[1], Path(sys.argv[2]))

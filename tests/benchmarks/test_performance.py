@@ -204,53 +204,7 @@ def test_a_figure_above_its_limit_is_not_called_met():
     assert met == "yes"
 
 
-def test_a_line_says_how_many_turns_there_were_and_what_a_step_without_a_map_takes():
-    seconds = {"on": [2.0] * 3, "off": [4.0] * 3, "bare": [1.0] * 3}
-    results = {"rows": {"paper_1x2048": performance.comparison(seconds)}}
-    ((label, _, measured, turns, *_),) = map_costs_page.lines(results)
-    assert "(without a map: 0.250)" in label
-    assert (measured, turns) == ("0.500", "0.500–0.500 in 3")
-
-
 # Curves.
-
-
-@pytest.fixture
-def short_curves(monkeypatch):
-    pytest.importorskip("matplotlib", reason="needs the plots extra")
-    short = {
-        name: growth.Curve(curve.label, curve.axis, curve.points[:2], curve.causal)
-        for name, curve in growth.CURVES.items()
-    }
-    monkeypatch.setattr(growth, "CURVES", short)
-    return short
-
-
-@pytest.mark.slow
-def test_curves_are_measured_kept_and_drawn(settings, files, short_curves, monkeypatch):
-    growth.run(Request(settings, *files))
-    assert json.loads(files[0].read_text())["growth"].keys() == short_curves.keys()
-    for picture in map_costs_page.PICTURES.values():
-        assert (files[0].parent / picture).stat().st_size > 0
-        assert picture in files[1].read_text()
-        assert "The map alone: " in files[1].read_text()
-    points = []
-    monkeypatch.setattr(growth, "measure_point", lambda *x, **kw: points.append(x) or one_point())
-    growth.run(Request(settings, *files))
-    assert points == []
-    growth.run(Request(settings, *files, ["batch"]))
-    assert len(points) == len(short_curves["batch"].points)
-
-
-def test_a_curve_says_what_the_map_costs_at_both_ends():
-    points = [one_point(), one_point() | {"N": 8192, "map_ms": 2.5, "share": 0.004}]
-    assert map_costs_page.curve_ends(points) == (
-        "The map alone: 1 ms at N = 8, 50.0% of the call; 2.5 ms at N = 8,192, 0.4% of the call."
-    )
-
-
-def one_point():
-    return {"N": 8, "n": 4, "batch": 1, "on_ms": 2.0, "off_ms": 1.0, "map_ms": 1.0, "share": 0.5}
 
 
 # Processes.
@@ -260,21 +214,3 @@ def test_the_memory_of_a_step_is_measured(settings):
     for form in ("ours", "papers"):
         found = performance.peak_of_step(vars(settings), form)
         assert 0 <= found["beyond"] < found["total"]
-
-
-def test_peaks_are_medians_of_processes_that_take_turns(settings, monkeypatch):
-    figures = iter([(10, 500), (40, 520), (12, 501), (44, 540), (90, 600), (48, 530)])
-    forms = []
-
-    def call(function, settings, form):
-        assert function is performance.peak_of_step
-        forms.append(form)
-        return dict(zip(("beyond", "total"), next(figures), strict=True))
-
-    monkeypatch.setattr(performance, "PEAK_PROCESSES", 3)
-    monkeypatch.setattr(fresh_process, "call", call)
-    row = performance.peak_memory(settings)
-    assert forms == ["ours", "papers"] * 3
-    assert (row["ours_mb"], row["papers_mb"], row["ratio"]) == (12, 44, round(12 / 44, 4))
-    ((what, *_),) = map_costs_page.lines({"rows": {"peak_1x2048": row}})
-    assert "in all 501 vs 530 MB" in what

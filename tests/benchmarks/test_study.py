@@ -11,7 +11,6 @@ from folders import bert_folder, rows_file
 from library.page import END, begin_mark
 from trained import train_once
 
-from lorada.experiments.compare.spec import Variant
 from lorada.inference.evaluate import score
 from lorada.inference.load import load_run
 from lorada.report.comparison.read import ScoredCandidate
@@ -27,21 +26,6 @@ def study(monkeypatch):
     yield importlib.import_module
     for name in ("run", "rows", "hypotheses", "page", "kept", "second", "atlas", "reach"):
         sys.modules.pop(name, None)
-
-
-def test_every_method_of_the_study_is_one(study):
-    run = study("run")
-    names = {name for asked in run.COMPARISONS.values() for name in asked.methods}
-    assert {Variant.parse(name).method for name in names} >= {"lora", "lora+gain", "quanta+lmam"}
-
-
-def test_an_existing_comparison_goes_on(study, tmp_path):
-    run = study("run")
-    words = run.command("sst2_forms", tmp_path, tmp_path / "new", "2")
-    assert words[words.index("--data") + 1] == f"{tmp_path}/sst2_train.jsonl"
-    (tmp_path / "comparison.yaml").write_text("")
-    resumed = run.command("sst2_forms", tmp_path, tmp_path, "2")
-    assert resumed == ["lorada", "compare", str(tmp_path), "--resume", "--workers", "2"]
 
 
 def test_held_out_rows_share_no_text_with_training_rows(study, tmp_path, monkeypatch):
@@ -70,26 +54,6 @@ def test_a_moved_row_ends_as_it_was(study):
     assert (min(added), max(added)) == (0, 8)
 
 
-def candidate(method, level, seed):
-    random = np.random.default_rng(seed)
-    scores = 100.0 * (random.random((5, 400)) < level)
-    return ScoredCandidate(method, {"method": method}, [], scores, -scores / 100, [], None, "")
-
-
-def test_the_page_has_the_map_beside_the_head_at_each_rate_it_was_run_at(study, tmp_path):
-    run, page = study("run"), study("page")
-    kept = [
-        {"rows": rows, "method": method, "learning_rate": rate, "score": score, "loss": 0.5,
-         "runs": {"1": {"score": score - 1}, "2": {"score": score + 1}}}
-        for rows, rate, head, map_ in (("sst2", 0.012, 80, 76), ("sst2_at_3e-3", 0.003, 78, 79))
-        for method, score in ((run.HEAD, head), (run.PRINTED, map_), (run.LORA, 90))
-    ]  # fmt: skip
-    assert list(page.by_rate(kept))[-3:-1] == [
-        "| 0.003 | 78.0 ± 1.4 | 0.500 | 79.0 ± 1.4 | 0.500 | +1.0 |",
-        "| 0.012 | 80.0 ± 1.4 | 0.500 | 76.0 ± 1.4 | 0.500 | -4.0 |",
-    ]
-
-
 def test_a_comparison_at_one_rate_does_not_stand_for_the_one_that_chose(study, tmp_path):
     run, page, kept = study("run"), study("page"), study("kept")
     for name in ("sst2_forms", "sst2_at_3e-3"):
@@ -103,6 +67,12 @@ def test_a_comparison_at_one_rate_does_not_stand_for_the_one_that_chose(study, t
     assert {rows: each[run.HEAD].runs for rows, each in methods.items()} == {
         "sst2": ["chosen"], "sst2_at_3e-3": ["alone"],
     }  # fmt: skip
+
+
+def candidate(method, level, seed):
+    random = np.random.default_rng(seed)
+    scores = 100.0 * (random.random((5, 400)) < level)
+    return ScoredCandidate(method, {"method": method}, [], scores, -scores / 100, [], None, "")
 
 
 def test_the_tables_name_what_is_better_and_what_is_worse(study):

@@ -1,4 +1,4 @@
-"""The queue: order, failures, held jobs, what is printed, parts, and how long it takes itself."""
+"""The queue: order, failures, held jobs, what is printed, parts."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lorada.cli.queue_options import check_queue
 from lorada.experiments.queue.job import HeldError, Job
-from lorada.experiments.queue.queue import makespan, run_queue, shard
+from lorada.experiments.queue.queue import run_queue, shard
 from lorada.runs.training.callbacks import DivergedError
 
 
@@ -168,29 +168,6 @@ def test_parts_are_a_partition_and_keep_together_what_waits(after, n):
 def test_jobs_that_do_not_wait_are_dealt_evenly():
     jobs = [made(f"job{i}") for i in range(10)]
     assert [len(shard(jobs, i, 3)) for i in (1, 2, 3)] == [4, 3, 3]
-
-
-def second_by_second(seconds, after, slots):
-    """The makespan by asking at each second who has ended and who may start."""
-    ends, now, done = {}, 0, set()
-    while len(done) < len(seconds):
-        done |= {name for name, end in ends.items() if end <= now}
-        for name in seconds:
-            running = sum(end > now for end in ends.values())
-            if name not in ends and running < slots and set(after[name]) <= done:
-                ends[name] = now + seconds[name]
-        now += 1
-    return max(ends.values())
-
-
-@given(graphs(), st.lists(st.integers(1, 4), min_size=9, max_size=9), st.integers(1, 4))
-def test_the_simulated_time_is_that_of_brute_force_and_of_the_queue(after, durations, slots):
-    seconds = dict(zip(after, durations, strict=False))
-    found = makespan(seconds, after, slots)
-    assert found == second_by_second(seconds, after, slots)
-    engine = Made(slots, seconds)
-    run_queue([made(name, before) for name, before in after.items()], engine, report=quiet)
-    assert engine.now == found
 
 
 REFUSED = {

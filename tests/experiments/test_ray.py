@@ -175,6 +175,19 @@ def test_without_a_cluster_auto_is_one_line(tried, said, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_machine_outside_of_the_cluster_runs_jobs_on_it(cluster, tmp_path):
+    for _ in range(20):
+        try:
+            engine = RayEngine(cluster.client)
+            break
+        except ConnectionError:  # Ray refuses some in its first seconds
+            time.sleep(2)
+    outcomes, lines = run(engine, job(tmp_path / "one"))
+    assert outcomes["one"].status == "done"
+    assert "[1/1] one: writing" in lines
+
+
+@pytest.mark.slow
 def test_a_job_gets_a_gpu_where_the_cluster_has_any(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with ray_jobs.cluster(gpus=1) as addresses:

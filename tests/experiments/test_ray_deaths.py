@@ -1,13 +1,10 @@
-"""What dies on a Ray cluster: the process of a job, once or always, and the head of the cluster."""
+"""What dies on a Ray cluster: the process of a job, once or always."""
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +12,6 @@ pytest.importorskip("ray", reason="needs the extra `cluster`")
 
 import ray_jobs
 from folders import llama_folder, rows_file
-from paths import TESTS
 
 from lorada.experiments.queue.job import JOB_FILE, Job
 from lorada.experiments.queue.queue import run_queue
@@ -80,28 +76,3 @@ def test_a_job_whose_process_always_dies_fails_alone(tmp_path):
         outcomes = run_queue([dying, other], RayEngine(addresses.member), report=print)
     assert outcomes["dying"].error == "its process died 4 times (WorkerCrashedError)"
     assert outcomes["one"].status == "done"
-
-
-@pytest.mark.parametrize("gone", ["head", "gcs_server"])
-@pytest.mark.parametrize("client", [0, 1], ids=["member", "client"])
-def test_a_cluster_that_loses_its_head_ends_the_command_in_one_line(tmp_path, gone, client):
-    command = [sys.executable, TESTS / "ray_jobs.py"]
-    with ray_jobs.cluster() as addresses:
-        address, place = addresses[client], addresses.place
-        if client:
-            wait_until(lambda: ray_jobs.connects(address), seconds=150)
-        process = subprocess.Popen(
-            [*command, address, tmp_path / "job"], stdout=-1, stderr=-1, text=True
-        )
-        started = tmp_path / "job/started"
-        wait_until(lambda: started.exists() or process.poll() is not None)
-        assert started.exists(), process.communicate()
-        for number in ray_jobs.processes_with(f"LORADA_TEST_CLUSTER={place}"):
-            name = Path(f"/proc/{number}/comm").read_text().strip()
-            if gone == "head" or name == gone:
-                os.kill(number, signal.SIGKILL)
-        out, err = process.communicate(timeout=120)
-    assert process.returncode == 2, (process.returncode, out, err)
-    assert f"the Ray cluster at {address} is lost (" in out.splitlines()[-1]
-    assert "run the command again with --resume" in out.splitlines()[-1]
-    assert "Traceback" not in err

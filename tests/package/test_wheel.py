@@ -43,7 +43,6 @@ def test_a_wheel_holds_the_package_its_recipes_and_its_data(tmp_path):
         "report/report.html.j2",
         "report/comparison/page.html.j2",
         "report/comparison/page.css",
-        "report/comparison/page.js",
         "report/explorer/page.html.j2",
         "report/explorer/page.css",
         "report/explorer/matrices.js",

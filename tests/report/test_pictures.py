@@ -8,7 +8,6 @@ from folders import bert_folder, llama_folder, rows_file
 
 from lorada.experiments import table_page
 from lorada.experiments.queue.job import Outcome
-from lorada.experiments.table_spec import load_table
 from lorada.inference.load import load_run
 from lorada.inference.map_statistics import ratios_by_layer, sentence_maps
 from lorada.report import figures as plots
@@ -142,25 +141,20 @@ def test_a_signed_map_is_centred_at_0_and_what_is_negative_is_marked_without_col
 
 
 def test_a_long_text_is_drawn_in_a_size_that_can_be_looked_at(drawn, tmp_path):
-    tokens = [f"{i}$x" for i in range(160)]
-    maps = {name: ([[0.0] * 160] * 160, None) for name in ("softmax", "fused")}
-    plots.attention_maps(tokens, maps, tmp_path)
-    (figure,) = drawn
-    assert max(figure.get_size_inches()) < 2 * 13
-    labels = [text.get_text().replace("\\$", "$") for text in figure.axes[0].get_xticklabels()]
+    tokens = [str(i) for i in range(160)]
+    plots.attention_maps(tokens, {"a": ([[0.0] * 160] * 160, None)}, tmp_path)
+    assert max(drawn[0].get_size_inches()) < 2 * 13
+    labels = [text.get_text() for text in drawn[0].axes[0].get_xticklabels()]
+    assert labels == tokens[:: int(labels[1])]
     assert 80 <= len(labels) <= 160
-    assert labels == tokens[:: tokens.index(labels[1])]
 
 
-def test_a_picture_is_laid_out_once_for_all_its_files(monkeypatch, tmp_path):
-    plt = pytest.importorskip("matplotlib.pyplot", reason="needs the plots extra")
-    made, make = [], plt.subplots
-    monkeypatch.setattr(plt, "subplots", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
-    history = [{"step": 1, "loss": 1.0}]
-    files = [tmp_path / "a.png", tmp_path / "a.svg"]
-    plots.loss_png({"a": history, "b": history}, *files)
-    assert all(file.stat().st_size > 5000 for file in files)
-    assert len(made) == 1
+def test_every_run_has_a_curve_and_names_without_what_all_share(drawn, tmp_path):
+    history = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
+    names = [f"runs/table9/{row}/seed1" for row in "abcdefghij"]
+    plots.loss_png(dict.fromkeys(names, history), tmp_path / "loss.png")
+    assert len(drawn[0].axes[0].lines) == len(names)
+    assert [text.get_text() for text in drawn[0].legends[0].texts] == list("abcdefghij")
 
 
 def texts_of(svg):
@@ -188,12 +182,6 @@ def test_the_sweep_has_a_cell_for_every_heads_and_rank(drawn, tmp_path):
     assert cells == {(0, 0): "81.0\n±1.4", (1, 0): "84.0", (0, 1): "85.0", (1, 1): "nan"}
     assert [text.get_text() for text in axis.get_xticklabels()] == ["1", "2"]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["1", "3"]
-
-
-def test_figure_4_sweeps_sixteen_maps():
-    figure = load_table("figure4")
-    assert figure.name == "figure4"
-    assert len({(r.local["lmam"]["heads"], r.local["lmam"]["rank"]) for r in figure.rows}) == 16
 
 
 BAD = {
@@ -229,15 +217,6 @@ def test_a_mistake_is_one_line(case, runs, call, monkeypatch):
     assert code == 2
     assert message in err
     assert "Traceback" not in err
-
-
-def test_every_run_has_a_curve_and_names_without_what_all_share(drawn, tmp_path):
-    history = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
-    names = [f"runs/table9/{row}/seed1" for row in "abcdefghij"]
-    plots.loss_png(dict.fromkeys(names, history), tmp_path / "loss.png")
-    (figure,) = drawn
-    assert len(figure.axes[0].lines) == len(names)
-    assert [text.get_text() for text in figure.legends[0].texts] == list("abcdefghij")
 
 
 @pytest.mark.parametrize("option", ["resume", "overwrite"])

@@ -96,12 +96,10 @@ def show_table(found: list[Any], scale: Any, *, as_json: bool) -> None:
 
     plan = []
     for job in progress_bar(found, "Counting parameters"):
-        guess = estimate(job, scale)
         plan.append({
             "row": job.row.key, "model": job.recipe.model, "tasks": job.tasks,
-            "seed": job.seed, **guess.parameters, "share": job.row.share,
-            "steps": guess.steps, "tokens": guess.tokens, "seconds": guess.seconds,
-            "memory": guess.memory, "done": done(job) is not None,
+            "seed": job.seed, **estimate(job, scale), "share": job.row.share,
+            "done": done(job) is not None,
         })  # fmt: skip
     if as_json:
         print_json(plan)

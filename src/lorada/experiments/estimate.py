@@ -1,6 +1,5 @@
 """Estimates what a run needs from its recipe: parameters, steps, time and memory."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from lorada.experiments.table_runs import TableJob
@@ -24,32 +23,20 @@ ROWS = {
 }
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a run needs.
-
-    Attributes:
-        parameters: as ``parameters_of`` counts them.
-        steps: optimizer steps; None if they depend on an unknown number of rows.
-        tokens: upper bound of the tokens that training reads (every row ``max_length`` long).
-        seconds: upper bound of the training time at ``SPEED``.
-        memory: bytes of weights, gradients and optimizer states, without activations.
-    """
-
-    parameters: dict[str, Any]
-    steps: int | None
-    tokens: int | None
-    seconds: float | None
-    memory: int
-
-
 # FLOPs per second: SmolLM2 at 250 tokens per second on two cores; an A100 at 40 % of its bf16 peak.
 SPEED: dict[Scale, float] = {"local": 4 * 135e6 * 250, "paper": 0.4 * 312e12}
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def estimate(job: TableJob, scale: Scale) -> Estimate:
-    """Estimate parameters, steps, time and memory of a run; the time is rough."""
+def estimate(job: TableJob, scale: Scale) -> dict[str, Any]:
+    """Estimate what a run needs; the time is rough.
+
+    Returns:
+        What ``parameters_of`` counts, ``steps`` of the optimizer, ``tokens`` that training reads if
+        every row is ``max_length`` long and its ``seconds`` at ``SPEED`` (all three None if they
+        depend on an unknown number of rows), and ``memory``: bytes of weights, gradients and
+        optimizer states, without activations.
+    """
     counts, training = counts_of(job.recipe), job.recipe.training
     config = load_config(job.recipe.model)
     # Embeddings cost no FLOPs in an encoder; a decoder also multiplies by them at its output.
@@ -64,7 +51,8 @@ def estimate(job: TableJob, scale: Scale) -> Estimate:
     each_weight = BYTES[dtype_on(job.recipe, config, narrow=False)]
     # A trained weight has a gradient and Adam's two moments, all fp32.
     memory = counts["total"] * each_weight + 12 * counts["trainable"]
-    return Estimate(counts, steps, tokens, seconds, memory)
+    found = {"steps": steps, "tokens": tokens, "seconds": seconds, "memory": memory}
+    return {**counts, **found}
 
 
 def _rows_of(job: TableJob) -> int | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lorada.functional.maps import Ablation, add_map_reference, full_rank_map, low_rank_map
+from lorada.functional.maps import Ablation
 from lorada.runs.models.names import named_config
 from lorada.support.models import MODELS
 from lorada.tuners import LmamConfig, LoradaConfig
@@ -130,8 +130,6 @@ def _memory() -> dict[str, Any]:
         heads = config.num_attention_heads
         columns = [
             formula_bytes(heads, full=full),
-            paper_bytes(heads, LENGTH, full=full),
-            paper_bytes(heads, TOKENS, full=full),
             measured_bytes(config, full=full),
         ]
         shown = {"training": printed[0], "inference": printed[1]}
@@ -143,15 +141,13 @@ def _memory() -> dict[str, Any]:
         "title": f"Table 3: extra memory of a map in one layer (n = {LENGTH}, r = {RANK})",
         "columns": [
             "model", "method", "part", "bytes", "printed MB", "formula MiB",
-            f"paper's form MiB, N = {LENGTH}", f"paper's form MiB, N = {TOKENS}",
             f"as run here MiB, N = {TOKENS}",
         ],
         "rows": rows,
         "notes": [
             "The paper's form is Attn + Attn_s with 16-bit numbers. Its activations are 2hnn only "
             f"for N = n: autograd keeps Attn for the softmax and the sum for V, which is 2hNN more "
-            f"({2 * 32 * TOKENS**2 // MIB} MiB for LLaMA-7B at N = {TOKENS}), not 2hnn; the "
-            "factors with their position embedding (4hnr) and the causal mask come on top.",
+            f"({2 * 32 * TOKENS**2 // MIB} MiB for LLaMA-7B at N = {TOKENS}), not 2hnn.",
             "Here factors, their gradients and the map are 32-bit numbers, twice the paper's. The "
             "map is computed again for the backward pass, so autograd keeps only the factors and "
             "the values, which attention keeps anyway.",
@@ -167,37 +163,16 @@ def formula_bytes(heads: int, *, full: bool) -> Bytes:
     return _parts(weights, 4 * weights, 0 if full else finished, finished)
 
 
-def paper_bytes(heads: int, tokens: int, *, full: bool) -> Bytes:
-    """Bytes measured on Eqs. 6-13 as printed, in bfloat16, for one sample of ``tokens`` tokens."""
-    shapes = [(LENGTH, LENGTH)] if full else [(LENGTH, RANK), (RANK, LENGTH)]
-    factors = [torch.zeros(heads, *s, dtype=torch.bfloat16).requires_grad_() for s in shapes]
-    value = torch.zeros(1, heads, tokens, HEAD_WIDTH, dtype=torch.bfloat16, requires_grad=True)
-    scores = torch.zeros(1, heads, tokens, tokens, dtype=torch.bfloat16, requires_grad=True)
-    made: Callable[..., Tensor] = full_rank_map if full else low_rank_map
-
-    def mapped() -> Tensor:
-        map_ = made(*factors, 1.0)
-        return add_map_reference(scores.softmax(-1), map_, causal=True) @ value
-
-    kept = kept_bytes(mapped, factors) - kept_bytes(lambda: scores.softmax(-1) @ value, [])
-    with torch.no_grad():
-        return _parts(*_weights_and_moments(factors), kept, made(*factors, 1.0).nbytes)
-
-
 def measured_bytes(config: Any, *, full: bool) -> Bytes:
     """Bytes measured on the map of a real layer, as ``lorada train`` runs it."""
     model = mapped_model(config, "full_rank" if full else None).train()
     factors = [p for name, p in model.named_parameters() if ".lmam." in name]
     plain = kept_bytes(lambda: attend(model, base=True), factors)
     kept = kept_bytes(lambda: attend(model), factors) - plain
-    weights, moments = _weights_and_moments(factors)
+    weights = sum(f.nbytes for f in factors)
+    moments = sum(8 * f.numel() for f in factors)  # which mixed precision keeps in 32 bits
     finished = 4 * config.num_attention_heads * LENGTH**2
     return _parts(weights, moments, kept, finished + weights)
-
-
-def _weights_and_moments(factors: list[Any]) -> tuple[int, int]:
-    """Bytes of factors, and of Adam's two moments, which mixed precision keeps in 32 bits."""
-    return sum(f.nbytes for f in factors), sum(8 * f.numel() for f in factors)
 
 
 def _parts(weights: int, moments: int, activations: int, inference: int) -> Bytes:

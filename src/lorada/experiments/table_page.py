@@ -7,7 +7,7 @@ from lorada.experiments.estimate import estimate
 from lorada.experiments.queue.engine import Workers
 from lorada.experiments.queue.job import JobEngine, Outcome
 from lorada.experiments.queue.queue import run_queue, shard
-from lorada.experiments.table_runs import TableJob, delete_runs, done, is_done
+from lorada.experiments.table_runs import TableJob, delete_runs, is_done, usable_result
 from lorada.experiments.table_spec import PaperTable, Scale, TableRow
 from lorada.report.page import Results, RowResults, paper_page
 from lorada.report.render import Page, published
@@ -47,7 +47,7 @@ def run_all(
         delete_runs(todo)
     queue = [job.in_queue() for job in mine]
     outcomes = run_queue(queue, engine or Workers(), report=report)
-    return [_result(job, report) for job in found], outcomes
+    return [usable_result(job, report) for job in found], outcomes
 
 
 def part_of(found: list[TableJob], part: tuple[int, int] | None) -> list[TableJob]:
@@ -56,15 +56,6 @@ def part_of(found: list[TableJob], part: tuple[int, int] | None) -> list[TableJo
         return found
     chosen = {job.name for job in shard([job.in_queue() for job in found], *part)}
     return [job for job in found if job.in_queue().name in chosen]
-
-
-def _result(job: TableJob, report: Callable[[str], None]) -> dict[str, Any] | None:
-    """The stored result of a job; None, with a line that says why, if it cannot be used."""
-    try:
-        return done(job)
-    except ValueError as error:
-        report(f"left out: {error}")
-        return None
 
 
 def page_of(

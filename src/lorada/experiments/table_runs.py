@@ -24,7 +24,6 @@ from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
 from lorada.support.files import json_text, write_atomic
 from lorada.support.models import MODELS
-from lorada.support.progress import progress_bar
 from lorada.tasks import TASKS
 from lorada.tasks.sources import data_folder
 
@@ -73,7 +72,7 @@ def jobs(
     wanted = [task for task in table.tasks if task in table.tasks_at(scale, tasks)]
     groups = [[task] for task in wanted] if table.train == "each" else [wanted]
     found = []
-    for row in progress_bar(table.rows_at(scale, rows), "Counting parameters"):
+    for row in table.rows_at(scale, rows):
         for group in groups:
             for seed in dict.fromkeys(seeds or table.seeds):
                 path = Path(row.key) / "-".join(group) / f"seed{seed}"
@@ -100,6 +99,15 @@ def done(job: TableJob) -> dict[str, Any] | None:
         raise ValueError(f"{job.stored} is not the result of a run: delete it") from error
     _check_recipe(job.stored, before, job)
     return result if scored else None
+
+
+def usable_result(job: TableJob, report: Callable[[str], None]) -> dict[str, Any] | None:
+    """The stored result of a run; None, with a line that says why, if it cannot be used."""
+    try:
+        return done(job)
+    except ValueError as error:
+        report(f"left out: {error}")
+        return None
 
 
 def is_done(job: TableJob) -> bool:
@@ -130,12 +138,7 @@ def stored_rows(
     found: dict[str, tuple[TableRow, list[dict[str, Any]]]] = {}
     for job in jobs(table, scale, rows=rows, tasks=some, seeds=seeds, results=results,
                     output=Path()):  # fmt: skip
-        try:
-            result = done(job)
-        except ValueError as error:
-            report(f"left out: {error}")
-            continue
-        if result is not None:
+        if (result := usable_result(job, report)) is not None:
             found.setdefault(job.row.key, (job.row, []))[1].append(result)
     return list(found.values())
 

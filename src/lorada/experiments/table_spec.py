@@ -1,7 +1,8 @@
 """The paper's tables as data: ``recipes/tables/tableN.yaml``, and the recipes of their rows.
 
 A row of a table is a method with its settings at two scales: ``paper`` (the real models) and
-``local`` (small models, samples of the data, and the same share of trained parameters).
+``local`` (small models, samples of the data, and sizes that come nearest to the printed share of
+trained parameters).
 """
 
 from copy import deepcopy
@@ -44,9 +45,6 @@ class TableRow(_Strict):
     method: str = Field(description="a name of METHODS")
     model: str | None = Field(None, description="at scale paper, where rows differ")
     share: float | None = Field(None, description="trained parameters as printed, percent")
-    match: str | None = Field(
-        None, description="the setting to choose so that a local row reaches the share"
-    )
     only: Scale | None = Field(None, description="the only scale it runs at; None for both")
     paper: Settings = Field({}, description="its own settings at scale paper; also by_task")
     local: Settings = Field({}, description="its own settings at scale local")
@@ -175,10 +173,7 @@ def row_recipe(
     model = (row.model if scale == "paper" else None) or settings.get("model", shared.model)
     merge(settings, {"method": row.method, "model": model, "task": ",".join(tasks)})
     merge(settings, {"output": str(output), "training": {"seed": seed}})
-    recipe = load_recipe(None, [], settings)
-    if scale == "local" and row.match is not None and row.share is not None:
-        recipe = _matched(recipe, settings, row.match, row.share)
-    return recipe
+    return load_recipe(None, [], settings)
 
 
 def merge(into: Settings, other: Settings) -> None:
@@ -188,22 +183,6 @@ def merge(into: Settings, other: Settings) -> None:
             merge(into[key], value)
         else:
             into[key] = deepcopy(value)
-
-
-def _matched(recipe: Recipe, settings: Settings, key: str, share: float) -> Recipe:
-    """The recipe with ``key`` (a rank, a length) chosen to come nearest to a share of parameters.
-
-    The number of parameters is affine in such a setting, so two counts give its slope.
-    """
-    section, _, name = key.partition(".")
-
-    def at(value: int) -> Recipe:
-        changed = deepcopy(settings)
-        merge(changed, {section: {name: value, **_alpha(recipe, section, name, value)}})
-        return load_recipe(None, [], changed)
-
-    one, two = (counts_of(at(value))["percent"] for value in (1, 2))
-    return at(max(1, round(1 + (share - one) / (two - one))))
 
 
 @cache
@@ -217,15 +196,3 @@ def counts_of(recipe: Recipe) -> dict[str, Any]:
     """The parameters of a recipe, cached over its tasks and seeds."""
     same: Settings = {"task": "-", "output": "-", "data_dir": None, "training": {}}
     return _counts_of(recipe.model_copy(update=same).model_dump_json())
-
-
-def _alpha(recipe: Recipe, section: str, name: str, value: int) -> Settings:
-    """The α that keeps α/r if the rank of a LoRA changes, as overrides; none for other settings."""
-    if (section, name) != ("lora", "r"):
-        return {}
-    from lorada.methods.build import build_method
-    from lorada.runs.models.loading import load_config
-
-    plan = build_method(recipe.method, load_config(recipe.model), **recipe.parts)
-    part = next(p for p in getattr(plan.config, "parts", []) if hasattr(p, "lora_alpha"))
-    return {"lora_alpha": round(value * part.lora_alpha / part.r)}

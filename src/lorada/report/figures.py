@@ -31,12 +31,12 @@ def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
     for name, history, style in zip(names, runs.values(), cycle(STYLES), strict=False):
         lines = [e for e in history if None not in (e.get("loss"), e.get("step"))]
         steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
-        axes.plot(steps, losses, style, markersize=4, label=_literal(name))
+        axes.plot(steps, losses, style, markersize=4, label=literal(name))
     axes.set(xlabel="optimizer steps", ylabel="training loss")
     axes.grid(alpha=0.3)
     if len(runs) > 1:
         # Pass the names, because matplotlib leaves out labels that begin with an underscore.
-        named = map(_literal, names)
+        named = map(literal, names)
         figure.legend(axes.lines, named, loc="outside lower center", fontsize="small")
     _save(figure, paths)
 
@@ -76,7 +76,7 @@ def attention_maps(
     size = min(max(3.2, 0.24 * len(tokens)), LARGEST)
     # In a long text only every second or third token is labelled, so that labels do not overlap.
     every = math.ceil(len(tokens) / (size * 11))
-    ticks, names = range(0, len(tokens), every), [_literal(t) for t in tokens[::every]]
+    ticks, names = range(0, len(tokens), every), [literal(t) for t in tokens[::every]]
     letters = {"fontsize": 7 if size > 0.14 * len(names) else 5}
     figure, axes = plt.subplots(
         1, len(maps), figsize=(len(maps) * (size + 0.6), size + 0.9), layout="constrained"
@@ -88,7 +88,7 @@ def attention_maps(
         axis.set_title(name if ratio is None else f"{name}\n(Neg Rat: {100 * ratio:.2f}%)")
         figure.colorbar(image, ax=axis, shrink=0.75)
     if title:
-        figure.suptitle(_literal(title))
+        figure.suptitle(literal(title))
     _save(figure, paths)
 
 
@@ -189,7 +189,7 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Escape dollars, which would begin a formula."""
     return text.replace("$", r"\$")
 

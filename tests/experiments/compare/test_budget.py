@@ -1,8 +1,8 @@
-"""``Budget``: shares and numbers of parameters as users write them."""
+"""``limit_of``: shares and numbers of parameters as users write them."""
 
 import pytest
 
-from lorada.experiments.compare.sizes import Budget
+from lorada.experiments.compare.sizes import limit_of
 
 
 @pytest.mark.parametrize(
@@ -13,13 +13,11 @@ from lorada.experiments.compare.sizes import Budget
     ],
 )  # fmt: skip
 def test_a_budget_is_a_share_or_a_number(text, limit):
-    budget = Budget.parse(text)
-    assert budget.limit(134_515_008) == limit
-    assert str(budget) == text.strip()
+    assert limit_of(text, 134_515_008) == limit
 
 
 def test_a_share_is_exact():
-    assert all(Budget.parse(f"{n / 10}%").limit(1000) == n for n in range(1, 1001))
+    assert all(limit_of(f"{n / 10}%", 1000) == n for n in range(1, 1001))
 
 
 @pytest.mark.parametrize(
@@ -28,6 +26,6 @@ def test_a_share_is_exact():
 )
 def test_anything_else_is_refused_in_one_line(text):
     with pytest.raises(ValueError, match=r"such as 0\.2%, nor a number") as caught:
-        Budget.parse(text)
+        limit_of(text, 1000)
     assert repr(text) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -11,10 +11,8 @@ from lorada.experiments.compare.learning_rate import (
     RATE_RANGE,
     at_rate,
     chosen_rate,
-    most_trials,
     rates_to_try,
-    run_trial,
-    trial_done,
+    search_rate,
 )
 from lorada.runs.recipe import Recipe
 
@@ -64,14 +62,10 @@ def search(tmp_path, monkeypatch):
         trials = trials or len(losses)
         script = Script(losses, killed_at)
         monkeypatch.setattr(learning_rate, "train", script.train)
-        for number in range(most_trials(trials)):
-            if trial_done(place, number, trials):
-                continue
-            try:
-                run_trial(RECIPE, place, number, trials, given, report=print)
-            except OSError:
-                run_trial(RECIPE, place, number, trials, given, report=print)
-            assert trial_done(place, number, trials)
+        try:
+            search_rate(RECIPE, place, trials, given, report=print)
+        except OSError:
+            search_rate(RECIPE, place, trials, given, report=print)
         found = json.loads((place / "search.json").read_text())
         for trial in found["trials"]:
             trial.pop("seconds")
@@ -180,7 +174,7 @@ def test_a_trial_keeps_its_result_and_none_of_its_weights(tmp_path, monkeypatch)
 
     script = Script([FALLING])
     monkeypatch.setattr(learning_rate, "train", train)
-    run_trial(RECIPE, tmp_path / "search", 0, 1, report=print)
+    search_rate(RECIPE, tmp_path / "search", 1, report=print)
     kept = {path.name for path in (tmp_path / "search" / "trial-0").iterdir()}
     assert kept == {"losses.json", "result.json", "runs", "trial.json"}
 

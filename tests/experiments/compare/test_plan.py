@@ -10,7 +10,7 @@ from lorada.experiments.compare.jobs import (
     comparison_jobs,
     train_and_score,
 )
-from lorada.experiments.compare.learning_rate import run_trial
+from lorada.experiments.compare.learning_rate import search_rate
 from lorada.experiments.compare.plan import make_plan, saved_plan, steps_of
 from lorada.experiments.compare.run import read
 from lorada.runs.data.rows import load_rows, training_rows
@@ -80,11 +80,9 @@ def test_a_rate_is_chosen_once_or_with_every_seed_on_rows_of_its_own(place, sear
     asked = comparison(place, methods=["lora"], seeds=[4, 7], trials=2, search=search)
     plan = planned(asked)
     jobs = comparison_jobs(asked, plan, place)
-    trials = [job for job in jobs if job.work.func is run_trial]
-    seeds = [4] if search == "once" else [4, 7]
-    assert len(trials) == 5 * len(seeds)  # two rates, and up to three beyond an end
+    searches = [job for job in jobs if job.work.func is search_rate]
     found = {(job.folder.name, job.work.args[0].training["seed"]): job.work.args[0].dev_seed
-             for job in trials}  # fmt: skip
+             for job in searches}  # fmt: skip
     count = str(plan.candidates[0].trainable)
     once = {(count, 4): 0}
     assert found == (once if search == "once" else {("seed4", 4): 4, ("seed7", 7): 7})
@@ -93,7 +91,7 @@ def test_a_rate_is_chosen_once_or_with_every_seed_on_rows_of_its_own(place, sear
             assert job.work.args[1] == place / "trials" / "lora" / count / (
                 "" if search == "once" else job.folder.name
             )
-            assert job.after == (trials[4 if job.folder.name == "seed4" else -1].name,)
+            assert job.after == (searches[0 if job.folder.name == "seed4" else -1].name,)
 
 
 def test_another_dev_seed_sets_other_rows_aside(place):

@@ -222,8 +222,7 @@ def test_of_seven_methods_that_learned_nothing_one_is_rarely_taken():
 
 
 def test_all_right_against_all_wrong_with_two_seeds_is_a_difference():
-    scores = {"lora": np.full((2, 12), 100.0), "ia3": np.zeros((2, 12))}
-    summary = summarize(results_of(scores))
+    summary = summarize(results_of({"lora": np.full((2, 12), 100.0), "ia3": np.zeros((2, 12))}))
     assert summary.best == "lora"
     assert [line.letter for line in summary.lines] == ["a", "b"]
     assert any("exact sign test over rows compares them" in each for each in summary.sentences)
@@ -302,14 +301,14 @@ def test_a_metric_that_is_no_mean_over_rows_is_named():
     assert any(each.endswith("over rows, which is not matthews.") for each in summary.sentences)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return write_made_up(tmp_path_factory.mktemp("comparison") / "made up", rows=60)
+@pytest.fixture
+def folder(made_up_folder) -> Path:
+    return made_up_folder
 
 
-@pytest.fixture(scope="module")
-def summary(folder) -> Summary:
-    return summarize(read_comparison(folder))
+@pytest.fixture
+def summary(made_up_summary) -> Summary:
+    return made_up_summary
 
 
 def test_lines_are_sorted_and_have_each_number(folder, summary):
@@ -429,16 +428,8 @@ def test_the_winner_is_explored_beside_the_best_of_another_method_at_one_seed(fo
     assert first == str(results.folder / "runs/lorada_la/218910/seed2")
     assert second == str(results.folder / "runs/dora/103680/seed2")
     assert page == results.folder / "explore-lorada_la-218910-dora-103680-seed2.html"
-
-
-def test_a_model_that_was_trained_itself_is_not_explored_beside_another(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "made up")
-    results = read_comparison(tmp_path / "made up")
-    _, second, _ = explored_beside(summarize(results))
-    (Path(second) / "model").mkdir()
-    commands = summarize(results).commands
-    assert "explore" in commands
-    assert BESIDE not in commands
+    (Path(second) / "model").mkdir()  # a model that was trained itself has no adapter
+    assert BESIDE not in summarize(results).commands
 
 
 def test_a_page_of_two_runs_is_linked_while_it_is_not_older_than_they(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""The jobs of a comparison: trials of learning rates, final runs, and scores without training.
+"""The jobs of a comparison: searches for learning rates, final runs, and scores without training.
 
 Each may be called again after an interrupt or a kill: it does what is not done yet.
 """
@@ -19,11 +19,10 @@ from lorada.experiments.compare.learning_rate import (
     at_rate,
     chosen_rate,
     most_trials,
-    run_trial,
-    trial_done,
+    search_rate,
 )
 from lorada.experiments.compare.plan import Candidate, ComparisonPlan
-from lorada.experiments.compare.spec import ONCE, Comparison
+from lorada.experiments.compare.spec import EACH_SEED, Comparison
 from lorada.experiments.queue.job import Job, Report
 from lorada.inference.evaluate import evaluate, evaluate_tasks, has_tasks
 from lorada.inference.forgetting import forgetting
@@ -46,69 +45,61 @@ LEAST_STEPS = 10
 
 
 def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> list[Job]:
-    """The trials and the final runs of all candidates, candidate by candidate."""
+    """The searches and the final runs of all candidates, candidate by candidate."""
     found: list[Job] = []
     for candidate in plan.runnable:
         place = folder / TRIALS / candidate.path
-        # The folder of a search, the seeds of the runs that take its rate, and what it is called.
-        searches: list[tuple[Path | None, list[int], str]]
-        if not comparison.trials:
-            searches = [(None, comparison.seeds, "")]
-        elif comparison.search == ONCE:
-            searches = [(place, comparison.seeds, candidate.name)]
-        else:
-            searches = [
-                (place / f"seed{seed}", [seed], f"{candidate.name} seed {seed}")
-                for seed in comparison.seeds
-            ]
-        for search, seeds, name in searches:
-            trials = _trial_jobs(comparison, plan, candidate, search, seeds[0], name)
-            finals = _final_jobs(comparison, plan, candidate, folder, seeds, search, trials)
-            found += [*trials, *finals]
+        # The folder of a search, and the seeds of the runs that take its rate.
+        searches: dict[Path | None, list[int]] = {None: comparison.seeds}
+        if comparison.trials:
+            searches = {place: comparison.seeds}
+        if comparison.search == EACH_SEED:
+            searches = {place / f"seed{seed}": [seed] for seed in comparison.seeds}
+        for search, seeds in searches.items():
+            before: list[Job] = []
+            if search is not None:
+                before = [_search_job(comparison, plan, candidate, search, seeds[0])]
+            found += [*before, *_final_jobs(comparison, plan, candidate, folder, seeds, before)]
     return found
 
 
-def _trial_jobs(
-    comparison: Comparison,
-    plan: ComparisonPlan,
-    candidate: Candidate,
-    place: Path | None,
-    seed: int,
-    name: str,
-) -> list[Job]:
-    """The trials of one search, each after the one before, because that one may stop it.
+def trainings_of(comparison: Comparison) -> int:
+    """How many trainings each candidate takes, with all trials that may be needed."""
+    searches = len(comparison.seeds) if comparison.search == EACH_SEED else 1
+    return searches * most_trials(comparison.trials) + len(comparison.seeds)
 
-    There are none without a folder for it. A search of one seed sets rows of its own aside, so that
-    the luck of these rows is among what differs between the seeds.
+
+def _search_job(
+    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, place: Path, seed: int
+) -> Job:
+    """The search for a learning rate.
+
+    A search of one seed sets rows of its own aside, so that the luck of these rows is among what
+    differs between the seeds.
     """
-    if place is None:
-        return []
     recipe = _recipe(comparison, plan, candidate, place, seed, {
         "eval_strategy": "steps", "eval_steps": -(-plan.steps // MEASURED),
     })  # fmt: skip
-    drawn = 0 if comparison.search == ONCE else seed
-    recipe = recipe.model_copy(
-        update={"eval_data": None, "dev_rows": plan.dev_rows, "dev_seed": drawn}
+    alone = comparison.search == EACH_SEED
+    drawn = {"eval_data": None, "dev_rows": plan.dev_rows, "dev_seed": seed if alone else 0}
+    return Job(
+        name=f"{candidate.name} search{f' of seed {seed}' if alone else ''}",
+        work=partial(
+            search_rate, recipe.model_copy(update=drawn), place, comparison.trials, comparison.rates
+        ),
+        folder=place,
+        done=(place / SEARCH_FILE).is_file,
+        reads=reads(comparison),
     )
-    found: list[Job] = []
-    for number in range(most_trials(comparison.trials)):
-        found.append(Job(
-            name=f"{name} trial {number}",
-            work=partial(run_trial, recipe, place, number, comparison.trials, comparison.rates),
-            folder=place,
-            done=partial(trial_done, place, number, comparison.trials),
-            after=tuple(job.name for job in found[-1:]),
-            reads=reads(comparison),
-        ))  # fmt: skip
-    return found
 
 
 def _final_jobs(
     comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, folder: Path,
-    seeds: Sequence[int], search: Path | None, trials: list[Job],
+    seeds: Sequence[int], before: list[Job],
 ) -> list[Job]:  # fmt: skip
     """The runs of one candidate with these seeds, after their search if there is one."""
     found = []
+    search = before[0].folder if before else None
     for seed in seeds:
         run = folder / RUNS / candidate.path / f"seed{seed}"
         recipe = _recipe(comparison, plan, candidate, run, seed)
@@ -117,7 +108,7 @@ def _final_jobs(
             work=partial(train_and_score, recipe, search, with_text=comparison.with_text),
             folder=run,
             done=partial(is_scored, run),
-            after=tuple(job.name for job in trials[-1:]),
+            after=tuple(job.name for job in before),
             reads=reads(comparison, *([search / SEARCH_FILE] if search else [])),
         ))  # fmt: skip
     return found

@@ -10,10 +10,11 @@ A trial trains as long as a final run, on the training rows without those that a
 loss on the latter is measured in the middle and at the end, and it is stopped in the middle if it
 is worse than the median of the trials before. The final runs take the rate with the lowest loss.
 
-A search that was killed goes on with the same trial, and the trials of one candidate run one after
-another, so its result does not depend on timing.
+The trials of a search run one after another in one process, and a search that was killed goes on
+with the same trial, so its result does not depend on timing.
 """
 
+import gc
 import json
 import math
 import shutil
@@ -98,15 +99,6 @@ def best_trial(tried: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return min(ended, key=lambda one: (one["loss"], one["number"]), default=None)
 
 
-def trial_done(folder: Path, number: int, trials: int) -> bool:
-    """Whether a trial is done or not needed; the last that is needed writes the search's result."""
-    if (folder / SEARCH_FILE).is_file():
-        return True
-    if not (_run_of(folder, number) / TRIAL_FILE).is_file():
-        return False
-    return number < trials - 1 or _next_rate(folder, number, trials) is not None
-
-
 def chosen_rate(folder: Path) -> float:
     """The learning rate that the search in a folder has found.
 
@@ -120,66 +112,40 @@ def chosen_rate(folder: Path) -> float:
     return float(search["rate"])
 
 
-def run_trial(
-    recipe: Recipe, folder: Path, number: int, trials: int, given: Sequence[float] = (), *,
-    report: Report,
-) -> None:  # fmt: skip
-    """Do one trial of a search, as far as it is not done; after the last, write ``search.json``.
-
-    From number ``trials`` on a trial lies beyond an end of the rates tried before. The last that is
-    needed, by ``further_rate``, writes ``search.json``; those after it are done then.
+def search_rate(
+    recipe: Recipe, folder: Path, trials: int, given: Sequence[float] = (), *, report: Report
+) -> None:
+    """Do the trials of a search that are not done yet, then write ``search.json``.
 
     Args:
         recipe: of the candidate, with the rows to set aside, the number of steps, and the method's
             own learning rate.
         folder: of the candidate's search.
-        number: of this trial, from 0 to ``most_trials`` - 1; those before it are done.
-        trials: how many there are without further ones.
+        trials: how many there are, without those beyond an end of the rates tried before.
         given: the rates to try, if the user gave them.
-        report: called with a line about the trial.
+        report: called with a line about each trial.
 
     Raises:
-        KeyboardInterrupt: if the training was interrupted and saved.
+        KeyboardInterrupt: if a training was interrupted and saved.
     """
-    run, default = _run_of(folder, number), float(recipe.training["learning_rate"])
-    if not (run / TRIAL_FILE).is_file():
-        rates = given or rates_to_try(default, trials)
-        rate = rates[number] if number < trials else further_rate(_tried(folder, number))
+    default = float(recipe.training["learning_rate"])
+    rates, tried = given or rates_to_try(default, trials), list[dict[str, Any]]()
+    for number in range(most_trials(trials)):
+        rate = rates[number] if number < trials else further_rate(tried)
         if rate is None:
-            raise ValueError(f"{folder} has no {SEARCH_FILE}, though its search has ended")
-        found = _try(recipe, folder, number, rate)
-        for pattern in WEIGHTS:
-            for path in run.glob(pattern):
-                path.unlink() if path.is_file() else shutil.rmtree(path)
-        write_atomic(run / TRIAL_FILE, json_text(found) + "\n")
-        report(f"learning rate {found['rate']:.2g}: {_outcome(found)}")
-    if number >= trials - 1 and _next_rate(folder, number, trials) is None:
-        _finish(folder, _tried(folder, number + 1), default)
-
-
-def _next_rate(folder: Path, number: int, trials: int) -> float | None:
-    """The rate to try after a trial that is done; None if the search ends with it."""
-    last = number == most_trials(trials) - 1
-    return None if last else further_rate(_tried(folder, number + 1))
-
-
-def _tried(folder: Path, count: int) -> list[dict[str, Any]]:
-    """What is kept of the first trials."""
-    return [
-        json.loads((_run_of(folder, number) / TRIAL_FILE).read_text(encoding="utf-8"))
-        for number in range(count)
-    ]
-
-
-def _outcome(found: dict[str, Any]) -> str:
-    if found["diverged"]:
-        return "the loss became NaN"
-    at = f", stopped at step {found['steps']}" if found["pruned"] else ""
-    return f"loss {found['loss']:.4f}{at}"
-
-
-def _finish(folder: Path, tried: list[dict[str, Any]], default: float) -> None:
-    """Write ``search.json``, with the rate of the lowest loss among the trials that ended."""
+            break
+        run = folder / f"trial-{number}"
+        if not (run / TRIAL_FILE).is_file():
+            found = _try(
+                recipe, run, [folder / f"trial-{before}" for before in range(number)], rate
+            )
+            for pattern in WEIGHTS:
+                for path in run.glob(pattern):
+                    path.unlink() if path.is_file() else shutil.rmtree(path)
+            write_atomic(run / TRIAL_FILE, json_text({"number": number, **found}) + "\n")
+            report(f"trial {number}, learning rate {rate:.2g}: {_outcome(found)}")
+            gc.collect()  # the Trainer refers to itself, so its model would stay beside the next
+        tried.append(json.loads((run / TRIAL_FILE).read_text(encoding="utf-8")))
     best = best_trial(tried)
     search = {
         "default": default,
@@ -190,10 +156,16 @@ def _finish(folder: Path, tried: list[dict[str, Any]], default: float) -> None:
     write_atomic(folder / SEARCH_FILE, json_text(search) + "\n")
 
 
-def _try(recipe: Recipe, folder: Path, number: int, rate: float) -> dict[str, Any]:
+def _outcome(found: dict[str, Any]) -> str:
+    if found["diverged"]:
+        return "the loss became NaN"
+    at = f", stopped at step {found['steps']}" if found["pruned"] else ""
+    return f"loss {found['loss']:.4f}{at}"
+
+
+def _try(recipe: Recipe, run: Path, before: Sequence[Path], rate: float) -> dict[str, Any]:
     """Train one trial, or go on with it; return what ``search.json`` keeps of it."""
-    run, began = _run_of(folder, number), time.monotonic()
-    watch = MeasureTrial(run, [_run_of(folder, before) for before in range(number)])
+    began, watch = time.monotonic(), MeasureTrial(run, before)
     # If it was killed after it was stopped or diverged, it must not train on from a checkpoint.
     if not (watch.pruned or watch.diverged or (run / RESULT_FILE).is_file()):
         mine = at_rate(recipe.model_copy(update={"output": str(run)}), rate)
@@ -207,7 +179,7 @@ def _try(recipe: Recipe, folder: Path, number: int, rate: float) -> dict[str, An
             watch.save()
     steps = max(watch.losses, default=0)
     return {
-        "number": number, "rate": rate, "loss": None if watch.diverged else watch.losses[steps],
+        "rate": rate, "loss": None if watch.diverged else watch.losses[steps],
         "steps": steps, "pruned": watch.pruned, "diverged": watch.diverged,
         "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
@@ -259,7 +231,3 @@ class MeasureTrial(TrainerCallback):  # type: ignore[misc]
             self.pruned = min(self.losses.values()) > median(there)
             control.should_training_stop = self.pruned or control.should_training_stop
         self.save()
-
-
-def _run_of(folder: Path, number: int) -> Path:
-    return folder / f"trial-{number}"

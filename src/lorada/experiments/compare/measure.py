@@ -20,11 +20,11 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.experiments import own_process
-from lorada.experiments.compare.jobs import comparison_jobs, reads
+from lorada.experiments.compare.jobs import reads, trainings_of
 from lorada.experiments.compare.plan import Candidate, ComparisonPlan
 from lorada.experiments.compare.spec import Comparison
 from lorada.experiments.queue.job import Job, Report
-from lorada.experiments.queue.queue import last_line, makespan
+from lorada.experiments.queue.queue import last_line
 from lorada.runs.data.rows import Rows
 from lorada.runs.folder.result import peak_memory
 from lorada.runs.prepare import prepare_training
@@ -52,13 +52,10 @@ def forecast(
     Returns:
         ``candidates``: those of the plan, each with ``runs``, ``seconds_per_step``,
         ``peak_memory_bytes`` and ``seconds`` of all its trainings (None where it cannot be run);
-        ``jobs``, ``steps``, ``slots``, and ``seconds``, the time of the whole queue.
+        ``jobs``, ``steps``, ``slots``, and ``seconds``, which the whole queue takes at most.
     """
-    jobs = comparison_jobs(comparison, plan, Path("/"))
-    seconds: dict[str, float] = {}
-    rows = []
+    runs, rows = trainings_of(comparison), []
     for candidate in plan.candidates:
-        mine = [job.name for job in jobs if job.name.startswith(f"{candidate.name} ")]
         found: dict[str, Any] = {"seconds_per_step": None, "peak_memory_bytes": None}
         reason = candidate.reason
         if reason is None:
@@ -70,18 +67,19 @@ def forecast(
                 reason = last_line(error)
         each = found["seconds_per_step"]
         whole = None if each is None else each * plan.steps
-        seconds.update(dict.fromkeys(mine, whole or 0.0))
         rows.append({
-            **asdict(candidate), "reason": reason, "runs": len(mine), **found,
-            "seconds": None if whole is None else whole * len(mine),
+            **asdict(candidate), "reason": reason, **found,
+            "runs": 0 if candidate.reason is not None else runs,
+            "seconds": None if whole is None else whole * runs,
         })  # fmt: skip
-    after = {job.name: job.after for job in jobs}
+    seconds = [row["seconds"] or 0.0 for row in rows]
     return {
         "candidates": rows,
-        "jobs": len(jobs),
+        "jobs": runs * len(plan.runnable),
         "steps": plan.steps,
         "slots": slots,
-        "seconds": makespan(seconds, after, slots),
+        # Graham's bound for jobs of which some wait for others, none for one of another candidate.
+        "seconds": sum(seconds) / slots + max(seconds, default=0.0) * (1 - 1 / slots),
     }
 
 

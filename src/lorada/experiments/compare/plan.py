@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.experiments.compare.data import Data, shared_recipe
-from lorada.experiments.compare.sizes import Budget, size_for
+from lorada.experiments.compare.sizes import limit_of, size_for
 from lorada.experiments.compare.spec import Comparison
 from lorada.experiments.queue.job import Report
 from lorada.experiments.queue.queue import last_line
@@ -134,7 +134,7 @@ def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report
     """
     args = training_arguments(shared_recipe(comparison), quiet=True)
     for budget in comparison.budgets:
-        Budget.parse(budget)
+        limit_of(budget, 1)  # refuses what is none
     candidates: list[Candidate] = []
     for method in comparison.methods:
         report(f"choosing the size of {method}")
@@ -203,9 +203,9 @@ def _candidate(
             counts = parameters_of(recipe)
             parts = recipe.parts
         else:
-            sized = size_for(recipe, Budget.parse(budget))
+            sized = size_for(recipe, budget)
             counts, parts = sized.counts, sized.parts
-            budgets = {str(budget): sized.above}
+            budgets = {budget: sized.above}
         config = build_method(recipe.method, base.config, **parts).config
         return Candidate(
             method=method,

@@ -1,11 +1,11 @@
 """``size_for``: the largest size of a method that trains no more parameters than a budget."""
 
 import logging
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from itertools import chain
 from typing import Any
 
 from lorada.experiments.compare.part_sizes import growing_parts
@@ -14,56 +14,34 @@ from lorada.methods import build
 from lorada.methods.method import Settings
 from lorada.runs.recipe import Recipe
 
-# How many sizes are tried on each side of one that cannot be built: ranks of GraLoRA must be even.
+# How many smaller sizes are tried beside one that cannot be built: ranks of GraLoRA must be even.
 NEAR = 8
-# How many guesses assume that the number of parameters is affine in the size.
-LINES = 4
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How many parameters may train, without a task head.
+def limit_of(budget: str, total: int) -> int:
+    """The most parameters that may train, without a task head, on a base of ``total`` parameters.
 
-    Attributes:
-        text: the budget as it was given.
-        percent: share of the base's parameters; None for a number.
-        number: of parameters; None for a share.
+    Args:
+        budget: a share or a number, such as ``0.2%``, ``100000`` or ``100_000``.
+        total: parameters of the base.
+
+    Raises:
+        ValueError: for anything else, and for a budget of nothing or of more than 100 %.
     """
-
-    text: str
-    percent: Decimal | None = None
-    number: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "Budget":
-        """Read ``0.2%``, ``100000`` or ``100_000``.
-
-        Raises:
-            ValueError: for anything else, and for a budget of nothing or of more than 100 %.
-        """
-        plain = text.strip()
-        try:
-            if not plain.endswith("%"):
-                number = int(plain)
-                if number > 0:
-                    return cls(plain, number=number)
-            else:
-                percent = Decimal(plain[:-1].strip())
-                if percent.is_finite() and 0 < percent <= 100:
-                    return cls(plain, percent=percent)
-        except (ValueError, InvalidOperation):
-            pass
-        raise ValueError(
-            f"budget {text!r} is neither a share above 0% and up to 100%, such as 0.2%, nor a "
-            "number of parameters above 0, such as 100000"
-        )
-
-    def __str__(self) -> str:
-        return self.text
-
-    def limit(self, total: int) -> int:
-        """The most parameters that may train on a base of ``total`` parameters."""
-        return int(total * self.percent / 100) if self.percent is not None else self.number or 0
+    plain = budget.strip()
+    try:
+        if plain.endswith("%"):
+            percent = Decimal(plain[:-1].strip())
+            if percent.is_finite() and 0 < percent <= 100:
+                return int(total * percent / 100)
+        elif (number := int(plain)) > 0:
+            return number
+    except (ValueError, InvalidOperation):
+        pass
+    raise ValueError(
+        f"budget {budget!r} is neither a share above 0% and up to 100%, such as 0.2%, nor a "
+        "number of parameters above 0, such as 100000"
+    )
 
 
 @dataclass(frozen=True)
@@ -81,13 +59,13 @@ class Sized:
     above: bool
 
 
-def size_for(recipe: Recipe, budget: Budget) -> Sized:
+def size_for(recipe: Recipe, budget: str) -> Sized:
     """The largest size of a recipe's method that trains no more parameters than a budget.
 
-    All parts of a stack grow together, in the ratio of their default sizes, each from its smallest
-    size on. A size that the recipe sets stays as it is. A size that cannot be built, or trains no
-    more than a smaller one, is left out. If even the smallest size is above the budget, it is
-    taken. A method without a size stays as it is.
+    A budget is as ``limit_of`` reads it. All parts of a stack grow together, in the ratio of their
+    default sizes, each from its smallest size on. A size that the recipe sets stays as it is. A
+    size that cannot be built, or trains no more than a smaller one, is left out. If even the
+    smallest size is above the budget, it is taken. A method without a size stays as it is.
 
     Raises:
         ValueError: if the method cannot be built at any size.
@@ -95,7 +73,7 @@ def size_for(recipe: Recipe, budget: Budget) -> Sized:
     parts = growing_parts(recipe)
     if not parts:
         counts = counts_of(recipe)
-        above = counts["trainable"] > budget.limit(counts["total"])
+        above = counts["trainable"] > limit_of(budget, counts["total"])
         return Sized(dict(recipe.parts), counts, above)
     leader = max(parts, key=lambda part: part.steps)
 
@@ -122,10 +100,10 @@ def size_for(recipe: Recipe, budget: Budget) -> Sized:
         usual = leader.sizes.index(leader.scaled(1.0))
         first = next(filter(trained, (*range(len(leader.sizes))[:NEAR], usual)), usual)
         smallest = counts_at(first)  # raises what is wrong if no size can be built
-        limit = budget.limit(smallest["total"])
+        limit = limit_of(budget, smallest["total"])
         if smallest["trainable"] > limit:
             return Sized(overrides(first), smallest, above=True)
-        best = _largest(trained, first, usual, len(leader.sizes), limit)
+        best = _largest(trained, first, len(leader.sizes), limit)
         return Sized(overrides(best), counts_at(best), above=False)
 
 
@@ -140,55 +118,27 @@ def _without_warnings() -> Iterator[None]:
         build.logger.setLevel(before)
 
 
-def _largest(trained: Callable[[int], int], first: int, usual: int, end: int, limit: int) -> int:
-    """The index with the most trained parameters that are not above a limit.
+def _largest(trained: Callable[[int], int], first: int, end: int, limit: int) -> int:
+    """The first index with the most trained parameters that are not above a limit.
 
-    Mostly the number of parameters is affine in the size: a line through two known sizes gives the
-    next guess. If that does not end soon, every other guess halves the range.
+    A size that cannot be built counts as the next smaller one that can be; where there is none near
+    it, it and all larger ones cannot be built.
 
     Args:
-        trained: how many parameters train at an index; 0 if it cannot be built.
+        trained: how many parameters train at an index, more at a later one; 0 if it cannot be
+            built.
         first: an index that is within the limit.
-        usual: the index of the default size.
         end: all indices lie before it.
         limit: the most parameters.
     """
-    known = {first: trained(first)}
-    low, high = first, end  # low is within the limit, high is not
-    guess, tries, flat = usual, 0, False
-    while high - low > 1:
-        guess = min(max(guess, low + 1), high - 1)
-        lowest = max(low + 1, guess - NEAR)
-        near = chain(range(guess, lowest - 1, -1), range(guess + 1, min(high, guess + NEAR)))
-        at = next(filter(trained, near), None)
-        if at is not None:
-            known[at] = trained(at)
-            flat = flat or known[at] == known[low]
-        if at is not None and known[low] < known[at] <= limit:
-            low = at
-        else:
-            # If the one found lies beyond the guess, all from the lowest on cannot be built.
-            high = at if at is not None and at <= guess else lowest
-        tries += 1
-        by_line = tries < LINES or tries % 2 == 0
-        guess = _by_line(known, low, high, limit) if by_line else (low + high) // 2
-    return _first_like(trained, first, low) if flat or low == end - 1 else low
 
+    def count(index: int) -> int:
+        near = range(index, max(first, index - NEAR) - 1, -1)
+        return next(filter(None, map(trained, near)), limit + 1)
 
-def _first_like(trained: Callable[[int], int], first: int, index: int) -> int:
-    """The first index that trains as many parameters as another: LoKr's ranks have an end."""
-    if index == first or trained(index - 1) != trained(index):
-        return index
-    low, high = first - 1, index - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if trained(middle) == trained(index) else (middle, high)
-    return high
-
-
-def _by_line(known: dict[int, int], low: int, high: int, limit: int) -> int:
-    """The index where a line through ``low`` and the nearest other known one meets a limit."""
-    others = [index for index in known if index != low]
-    other = high if high in known else min(others, key=lambda i: abs(i - low), default=low)
-    rise = (known[other] - known[low]) / (other - low) if other != low else 0.0
-    return low + int((limit - known[low]) / rise) if rise > 0 else (low + high) // 2
+    high = first + 1
+    while high < end and count(high) <= limit:
+        high = first + 2 * (high - first)
+    indices = range(first, min(high, end))
+    best = indices[bisect_right(indices, limit, key=count) - 1]
+    return first + bisect_left(indices, count(best), key=count)  # LoKr's ranks have an end

@@ -95,7 +95,7 @@ class Comparison(BaseModel):
         recipe: settings of a recipe that all runs share, such as the model and the rows.
         held_out: the file of the rows to score; None for benchmarks, which have their own.
         methods: names of ``method_named``, each with settings if need be: ``Variant.parse``.
-        budgets: how much each method may train, as ``Budget.parse`` reads it; if there are none,
+        budgets: how much each method may train, as ``limit_of`` reads it; if there are none,
             each method has its default size.
         seeds: of the final runs; a search for learning rates takes the first, or each.
         trials: how many learning rates are tried for each method and size; 0 for its default rate.

@@ -1,10 +1,9 @@
 """Runs jobs on an engine: in order, going on after a failure, never a finished job again."""
 
-import heapq
 import os
 import time
 import traceback
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from graphlib import TopologicalSorter
 
 from lorada.experiments.own_process import KINDS
@@ -46,27 +45,6 @@ def shard(jobs: Sequence[Job], i: int, n: int) -> list[Job]:
     parts = list({id(group): group for group in groups.values()}.values())
     chosen = {name for group in parts[i - 1 :: n] for name in group}
     return [job for job in jobs if job.name in chosen]
-
-
-def makespan(seconds: Mapping[str, float], after: Mapping[str, Sequence[str]], slots: int) -> float:
-    """Seconds that the queue takes from its start to the end of its last job.
-
-    Args:
-        seconds: how long each job takes, in the queue's order.
-        after: the jobs that a job waits for; a job that waits for none may be left out.
-        slots: how many jobs run at once.
-    """
-    now, left, running = 0.0, list(seconds), list[tuple[float, str]]()
-    ended: set[str] = set()
-    while left or running:
-        ready = (name for name in left if ended.issuperset(after.get(name, ())))
-        if len(running) < slots and (name := next(ready, None)) is not None:
-            left.remove(name)
-            heapq.heappush(running, (now + seconds[name], name))
-        else:
-            now, name = heapq.heappop(running)
-            ended.add(name)
-    return now
 
 
 class _Queue:

@@ -17,7 +17,7 @@ from ray import exceptions
 
 from lorada.experiments.queue import ray_node
 from lorada.experiments.queue.job import Job, Report
-from lorada.experiments.queue.ray_connection import Connection, nodes, on_nodes
+from lorada.experiments.queue.ray_connection import connect, nodes, on_nodes
 
 SAVE_WITHIN = 600.0  # seconds for interrupted jobs to save
 PROBE = ".lorada-probe-"  # begins the name of the file that every node must see
@@ -45,7 +45,8 @@ class RayEngine:
         self._taking: Any = None  # lines that the actor was asked for
         self._probe: Any = None
         self._lost = False
-        self._connection = Connection(address)
+        self._address = address
+        connect(address)
         try:
             ray.cloudpickle.register_pickle_by_value(ray_node)
             with self._watched():
@@ -77,14 +78,12 @@ class RayEngine:
         """
         with self._watched():
             while self._started:
-                self._connection.refuse_lost(wait=True)
                 self._submit(self._started.pop(0))
             while True:
                 ended, _ = ray.wait(list(self._names), timeout=1.0)
                 self._pass_on_lines()
                 if ended:
                     return self._names.pop(ended[0]), _error_of(ended[0])
-                self._connection.refuse_lost()
 
     def close(self) -> None:
         """Interrupt the jobs that still run, wait until they have saved, and leave the cluster."""
@@ -112,7 +111,7 @@ class RayEngine:
             self._lost = True
             why = str(error).partition("\n")[0]
             raise ConnectionError(
-                f"the Ray cluster at {self._connection.address} is lost ({why}): what is stored "
+                f"the Ray cluster at {self._address} is lost ({why}): what is stored "
                 "stays; start the cluster, then run the command again with --resume"
             ) from error
 

@@ -7,38 +7,7 @@ from lorada.report.comparison.summary import Baseline, CandidateLine, Summary
 from lorada.report.comparison.verdict import LOSSES
 from lorada.report.tables import NOTHING
 
-SCORED = ("best", "scored")  # kinds of rows of candidates with a score
 SAME = 0.05  # points by which a metric may differ from the score and be shown as one number
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table.
-
-    Attributes:
-        title: its heading.
-        unit: smaller text below the heading.
-        first: the order that the first click sorts by, ``ascending`` or ``descending``.
-    """
-
-    title: str
-    unit: str = ""
-    first: str = "ascending"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of the table.
-
-    Attributes:
-        text: what is shown.
-        value: what its column is sorted by on the page; a cell with an empty value comes last.
-        note: on the page smaller text below, elsewhere in brackets.
-    """
-
-    text: str = NOTHING
-    value: float | str = ""
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,41 +17,32 @@ class Row:
     Attributes:
         name: its heading.
         kind: ``best``, ``scored``, ``failed`` or ``baseline``.
-        notes: smaller texts below the name.
-        cells: one for each column but the first.
+        notes: what stands beside the name; why there is no score, for one.
+        cells: one for each column but the first; what is in brackets explains the number before.
     """
 
     name: str
     kind: str
     notes: list[str]
-    cells: list[Cell]
+    cells: list[str]
 
 
-def table_columns(summary: Summary) -> list[Column]:
-    """The columns; the main metric has one only if it differs from the score."""
+def table_header(summary: Summary) -> list[str]:
+    """The headings; the main metric has a column only if it differs from the score."""
     references = {line.method for line in summary.lines if line.label in _references(summary)}
-    metric = [Column(summary.metric, first="descending")] if _has_metric(summary) else []
+    against = ", ".join(sorted(references)) or "the reference"
     return [
-        Column("candidate"),
-        Column("score", "95 % interval", "descending"),
-        *metric,
-        Column("group"),
-        Column("p", f"against {', '.join(sorted(references)) or 'the reference'}"),
-        Column("p", "against the highest"),
-        Column("trained parameters", "of the model"),
-        Column("adapter", "MB"),
-        Column("peak memory", "GiB"),
-        Column("time", "s/step, in turns"),
-        Column("merges"),
-        Column("forgetting", "nats/token"),
-        Column("learning rate"),
-    ]
+        "candidate", "score (95 % interval)", *([summary.metric] if _has_metric(summary) else []),
+        "group", f"p (against {against})", "p (against the highest)",
+        "trained parameters (of the model)", "adapter (MB)", "peak memory (GiB)",
+        "time (s/step, in turns)", "merges", "forgetting (nats/token)", "learning rate",
+    ]  # fmt: skip
 
 
 def table_rows(summary: Summary) -> list[Row]:
     """The rows: candidates in the order of the summary, then baselines."""
     rows = [_candidate(summary, line) for line in summary.lines]
-    empty = [Cell()] * (len(table_columns(summary)) - 2)
+    empty = [NOTHING] * (len(table_header(summary)) - 2)
     for one in summary.baselines:
         notes = [f"answer: {one.answer}" if one.answer is not None else "", one.reason or ""]
         cells = [_score(summary, one), *empty]
@@ -92,18 +52,15 @@ def table_rows(summary: Summary) -> list[Row]:
 
 def table_texts(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """The headings and the rows as texts; a name has why it has no score, or what it answers."""
-    header = [_joined(column.title, column.unit) for column in table_columns(summary)]
     rows = [
-        [
-            row.name if row.kind in SCORED else _joined(row.name, "; ".join(row.notes)),
-            *(_joined(cell.text, cell.note) for cell in row.cells),
-        ]
+        [_noted(row.name, "" if row.kind in ("best", "scored") else "; ".join(row.notes)),
+         *row.cells]
         for row in table_rows(summary)
-    ]
-    return header, rows
+    ]  # fmt: skip
+    return table_header(summary), rows
 
 
-def _joined(text: str, note: str) -> str:
+def _noted(text: str, note: str) -> str:
     return f"{text} ({note})" if note else text
 
 
@@ -119,51 +76,46 @@ def _has_metric(summary: Summary) -> bool:
 
 def _candidate(summary: Summary, line: CandidateLine) -> Row:
     take = bool(summary.best) and line.label == summary.best
-    notes = [
-        "the one to take" if take else "",
-        line.sizes,
-        line.reason or "",
-    ]
+    notes = ["the one to take" if take else "", line.sizes, line.reason or ""]
     share = [] if line.percent is None else [f"{line.percent:.3f} %"]
     share += ["above the budget"] if line.above else []
-    rate = Cell(_rates(line.rates), line.rates[0]) if line.rates else Cell()
     reference = line.against if len(_references(summary)) > 1 else ""
-    merges = {None: Cell(), True: Cell("yes", 1), False: Cell("no", 0)}
     cells = [
         _score(summary, line),
         *([_number(line.value, ".2f")] if _has_metric(summary) else []),
-        Cell(line.letter, line.letter) if line.letter else Cell(),
+        line.letter or NOTHING,
         _probability(line.p_against, reference),
         _probability(line.p_best),
         _number(line.trainable, ",d", ", ".join(share)),
         _number(line.adapter_mb, ".2f"),
         _number(line.peak_memory_gib, ".2f"),
         _number(line.seconds_per_step, ".3f"),
-        merges[line.mergeable],
+        {None: NOTHING, True: "yes", False: "no"}[line.mergeable],
         _number(line.forgetting, "+.3f"),
-        rate,
+        _rates(line.rates),
     ]
     kind = "failed" if line.score is None else "best" if take else "scored"
     return Row(line.label, kind, [note for note in notes if note], cells)
 
 
-def _score(summary: Summary, one: CandidateLine | Baseline) -> Cell:
+def _score(summary: Summary, one: CandidateLine | Baseline) -> str:
     form = ".3f" if summary.metric == LOSSES else ".1f"
-    if one.low is None or one.high is None:
-        return _number(one.score, form)
-    return _number(one.score, form, f"{one.low:{form}} to {one.high:{form}}")
+    known = one.low is not None and one.high is not None
+    return _number(one.score, form, f"{one.low:{form}} to {one.high:{form}}" if known else "")
 
 
-def _number(value: float | None, form: str, note: str = "") -> Cell:
-    return Cell() if value is None else Cell(format(value, form), value, note)
+def _number(value: float | None, form: str, note: str = "") -> str:
+    return NOTHING if value is None else _noted(format(value, form), note)
 
 
-def _probability(value: float | None, note: str = "") -> Cell:
+def _probability(value: float | None, note: str = "") -> str:
     if value is not None and value < 0.001:
-        return Cell("< 0.001", value, note)
+        return _noted("< 0.001", note)
     return _number(value, ".3f", note)
 
 
 def _rates(rates: Sequence[float]) -> str:
     """Learning rates from the lowest on: one, or the lowest and the highest."""
-    return " to ".join(dict.fromkeys(f"{rate:.2g}" for rate in (rates[0], rates[-1])))
+    return (
+        " to ".join(dict.fromkeys(f"{rate:.2g}" for rate in (*rates[:1], *rates[-1:]))) or NOTHING
+    )

@@ -5,12 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
-from lorada.report.comparison.page import comparison_page
+from lorada.report.comparison.pictures import pictures, score_unit, scored
 from lorada.report.comparison.read import read_comparison
 from lorada.report.comparison.summarize import summarize
 from lorada.report.comparison.summary import CandidateLine, Summary
-from lorada.report.comparison.table import table_texts
+from lorada.report.comparison.table import table_header, table_rows, table_texts
 from lorada.report.comparison.verdict import LOSSES
+from lorada.report.html import render_page
 from lorada.report.tables import csv_table, latex_table, markdown_table
 from lorada.support.files import json_text, write_atomic
 
@@ -38,7 +39,7 @@ def write_report(
     """
     summary = summarize(read_comparison(folder), against, with_text)
     texts = {
-        "html": comparison_page(summary),
+        "html": page(summary),
         "md": markdown(summary),
         "csv": comma_separated(summary),
         "tex": latex(summary),
@@ -48,6 +49,22 @@ def write_report(
     for path, text in paths.items():
         write_atomic(path, text)
     return summary, list(paths)
+
+
+def page(summary: Summary) -> str:
+    """The page as HTML: one file that works offline and asks for nothing, without a script."""
+    return render_page(
+        Path(__file__).parent,
+        f"Comparison: {summary.model} on {summary.task}",
+        [],
+        summary=summary,
+        header=table_header(summary),
+        rows=table_rows(summary),
+        unit=score_unit(summary),
+        scored=scored(summary),
+        pictures=pictures(summary),
+        texts=any(one.text for one in summary.disagreements),
+    )
 
 
 def markdown(summary: Summary) -> str:
