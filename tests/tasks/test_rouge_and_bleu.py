@@ -3,7 +3,6 @@
 import sys
 
 import pytest
-import sacrebleu
 
 from lorada.tasks.metrics import bleu, normalised_romanian, rouge
 
@@ -32,13 +31,6 @@ def test_rouge_is_the_f1_of_words_pairs_of_words_and_the_longest_common_sequence
     assert found == pytest.approx({"rouge1": 400 / 6, "rouge2": 100 / 5, "rougeL": 400 / 6})
 
 
-def test_rouge_weighs_precision_and_recall_alike_and_compares_stems():
-    found = rouge(["walking"], rows("he walked home"))
-    precision, recall = 1, 1 / 3
-    assert found["rouge1"] == pytest.approx(200 * precision * recall / (precision + recall))
-    assert found["rouge2"] == 0
-
-
 def test_rouge_of_a_set_is_the_mean_over_rows():
     alone = [rouge([output], [row]) for output, row in zip(OUTPUTS, REFERENCES, strict=True)]
     together = rouge(OUTPUTS, REFERENCES)
@@ -52,29 +44,13 @@ def test_bleu_counts_over_the_whole_set():
     assert found == pytest.approx(100 * (9 / 10 * 7 / 8 * 5 / 6 * 3 / 4) ** 0.25)
 
 
-def test_both_kinds_of_bleu_are_what_sacrebleu_says():
-    references = [row["response"] for row in REFERENCES]
-    normal = normalised_romanian()
-    plain = sacrebleu.corpus_bleu(OUTPUTS, [references])
-    own = sacrebleu.corpus_bleu(
-        [normal(text) for text in OUTPUTS], [[normal(text) for text in references]],
-        tokenize="none", force=True,
-    )  # fmt: skip
-    found = bleu(OUTPUTS, REFERENCES)
-    assert found == pytest.approx({"bleu_ro": own.score, "bleu": plain.score})
-    assert next(iter(found)) == "bleu_ro"
-
-
 ROMANIAN = {
     "cedillas": ("Şi ţara, şi Ţapul", "Si tara , si Tapul"),
     "commas": ("Și țara, și Țapul", "Si tara , si Tapul"),
     "marks": ("Ăă Ââ Îî", "Aa Aa Ii"),
-    "marks of other languages stay": ("é ö ñ", "é ö ñ"),
     "Romanian quotes": ("„da”", '" da "'),
-    "hyphens stay inside words": ("s-a dus n-are", "s-a dus n-are"),
     "nothing is escaped": ("R&D <a>", "R & D < a >"),
     "full-width comma": ("unu，doi", "unu , doi"),
-    "white space": ("  unu   doi ", "unu doi"),
     "control characters": ("unu\x07 doi", "unu doi"),
     "nothing": ("", ""),
 }

@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable
 from functools import partial
 from math import inf, isfinite
+from operator import eq
 from typing import Any
 
 from lorada.tasks import llm_adapters_prompt, quanta_prompt
 from lorada.tasks.metrics import Metrics
 from lorada.tasks.rows import Row
-from lorada.tasks.task import Protocol, Source, Task, unchanged
+from lorada.tasks.task import Protocol, Source, Task
 
 FOLDER = "arithmetic_llm_adapters"
 MATH10K = f"{llm_adapters_prompt.REPOSITORY}/ft-training_set/math_10k.json"
@@ -53,17 +54,6 @@ def right_number(answer: Any) -> float:
     return number
 
 
-def right_letter(answer: Any) -> str:
-    """The right answer of a row as a letter.
-
-    Raises:
-        ValueError: if it is not one of ``LETTERS``.
-    """
-    if answer not in tuple(LETTERS):
-        raise ValueError(f"answer {answer!r} is not one of {', '.join(LETTERS)}")
-    return str(answer)
-
-
 def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], str]) -> Metrics:
     """``exact``, ``quanta_one_sided`` and ``unparsable``, in percent.
 
@@ -72,13 +62,12 @@ def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], s
     not smaller than the right one counts; so does an output without a number, which is infinity.
     """
     found = [last_number(answer(output)) for output in outputs]
-    right = [right_number(row["answer"]) for row in rows]
-    pairs = list(zip(found, right, strict=True))
-    return {
-        "exact": _percent([abs(gold - number) <= 1e-3 for number, gold in pairs]),
-        "quanta_one_sided": _percent([gold - number < 1e-5 for number, gold in pairs]),
-        "unparsable": _percent([number == inf for number in found]),
-    }
+    off = [right_number(row["answer"]) - one for one, row in zip(found, rows, strict=True)]
+    return _percent(
+        exact=[abs(one) <= 1e-3 for one in off],
+        quanta_one_sided=[one < 1e-5 for one in off],
+        unparsable=[one == inf for one in found],
+    )
 
 
 def score_letters(outputs: list[str], rows: list[Row], answer: Callable[[str], str]) -> Metrics:
@@ -86,19 +75,20 @@ def score_letters(outputs: list[str], rows: list[Row], answer: Callable[[str], s
 
     The first letter is compared with the right one; QuanTA also searches for letters after E.
     """
-    texts = [answer(output) for output in outputs]
-    pairs = list(zip(texts, [row["answer"] for row in rows], strict=True))
-    return {
-        "exact": _percent([first_letter(text) == gold for text, gold in pairs]),
-        "quanta_one_sided": _percent(
-            [first_letter(text, QUANTA_LETTERS) == gold for text, gold in pairs]
-        ),
-        "unparsable": _percent([first_letter(text) is None for text in texts]),
-    }
+    right = [row["answer"] for row in rows]
+    first, quanta = (
+        [first_letter(answer(output), letters) for output in outputs]
+        for letters in (LETTERS, QUANTA_LETTERS)
+    )
+    return _percent(
+        exact=list(map(eq, first, right)),
+        quanta_one_sided=list(map(eq, quanta, right)),
+        unparsable=[one is None for one in first],
+    )
 
 
-def _percent(values: list[bool]) -> float:
-    return 100.0 * sum(values) / len(values)
+def _percent(**counted: list[bool]) -> Metrics:
+    return {name: 100.0 * sum(values) / len(values) for name, values in counted.items()}
 
 
 def first_line(output: str) -> str:
@@ -106,15 +96,8 @@ def first_line(output: str) -> str:
     return output.split("\n")[0]
 
 
-def _scorable(row: Row, right: Callable[[Any], Any]) -> Row:
-    """The row, unchanged; raises if its answer could never be matched."""
-    right(row["answer"])
-    return row
-
-
-def _rationale(row: Row, field: str, check: Callable[[Row], Row] = unchanged) -> Row:
+def _rationale(row: Row, field: str) -> Row:
     """A row with QuanTA's prompt; the response is one line and ends with a newline."""
-    row = check(row)
     return {
         "prompt": quanta_prompt.prompt(row["instruction"]),
         "response": f" {quanta_prompt.clean(row[field])}\n",
@@ -124,19 +107,17 @@ def _rationale(row: Row, field: str, check: Callable[[Row], Row] = unchanged) ->
 
 def _task(summary: str, folder: str, *, letters: bool = False) -> Task:
     score = score_letters if letters else score_numbers
-    # Training rows are not checked: MATH10K has letters and numbers, and its answers are not used.
-    scorable = partial(_scorable, right=right_letter if letters else right_number)
     generated = partial(score, answer=llm_adapters_prompt.answered)
     return Task(
         summary=f"{summary}; exact answers, and QuanTA's count",
         benchmark="arithmetic",
         protocols={
-            **llm_adapters_prompt.protocols("answer", generated, 256, scorable),
+            **llm_adapters_prompt.protocols("answer", generated, 256),
             "quanta": Protocol(
                 form="prompt",
                 kinds=("decoder",),
                 convert=partial(_rationale, field="output"),
-                convert_test=partial(_rationale, field="answer", check=scorable),
+                convert_test=partial(_rationale, field="answer"),
                 score=partial(score, answer=first_line),
                 generation={"max_new_tokens": 256, "stop_strings": ["\n"]},
                 joint=True,
