@@ -1,24 +1,17 @@
 """SHiRA-SNIP: its entries against gradients taken by hand, alone, in a stack and in a run."""
 
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
 from conftest import TINY, assert_close
-from folders import llama_folder, rows_file
-from paths import TESTS
 from peft import PeftModel, ShiraConfig, get_peft_model
 from stacks import LAYERS, batch, lmam, logits, lora
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from lorada import LoradaConfig
-from lorada.methods.build import Plan
 from lorada.methods.snip import snip
-from lorada.runs.recipe import Recipe
-from lorada.runs.training import train as run_train
 
 pytestmark = pytest.mark.fp64
 
@@ -67,18 +60,6 @@ def test_it_takes_the_entries_with_the_largest_weight_times_mean_gradient(count)
         assert set(mask.flatten().nonzero().flatten().tolist()) == expected[name]
 
 
-def test_equal_scores_still_give_exactly_as_many_entries_as_rank_says():
-    model = TINY["llama"]()
-    with torch.no_grad():
-        for module in targets(model).values():
-            module.weight[:, 1:] = 0  # fewer entries with a score than there is room for
-    config = snip(model, batches(), config=shira())
-
-    for name, module in targets(model).items():
-        assert config.mask_fn(module, 2).sum() == 2 * sum(SHAPES[name.rpartition(".")[2]])
-        assert config.mask_fn(module, 2)[:, 0].sum() == 32
-
-
 def test_the_model_is_left_as_it_was():
     model = TINY["llama"]().train()
     model.model.embed_tokens.requires_grad_(False)
@@ -95,20 +76,6 @@ def test_the_model_is_left_as_it_was():
         assert parameter.requires_grad == requires_grad
         assert torch.equal(parameter, value)
         assert not parameter._post_accumulate_grad_hooks
-
-
-def test_no_gradient_of_an_upper_layer_is_left_when_backward_reaches_a_lower_one():
-    model, alive = TINY["llama"](), []
-
-    def on_backward(_):
-        alive.append([n for n, p in model.named_parameters() if p.grad is not None])
-
-    def watch(module, args, output):
-        output.register_hook(on_backward)
-
-    model.model.layers[0].mlp.register_forward_hook(watch)
-    snip(model, batches(1), config=shira())
-    assert alive == [[]]
 
 
 def adapted(config=None, data=None) -> PeftModel:
@@ -139,29 +106,6 @@ def test_after_a_step_only_chosen_entries_differ_and_merging_changes_nothing():
         assert (len(changed) > 100) == (module in chosen)
 
 
-def test_a_saved_adapter_loads_in_a_process_that_has_never_seen_the_mask(tmp_path):
-    model, inputs = adapted(), batch("llama")
-    model.save_pretrained(tmp_path / "adapter")
-    TINY["llama"]().save_pretrained(tmp_path / "base")
-    torch.save(inputs, tmp_path / "inputs.pt")
-    code = (
-        "import sys, torch; from peft import PeftModel; from transformers import LlamaForCausalLM\n"
-        "sys.path.insert(0, sys.argv[2]); from double import in_double\n"
-        "with torch.no_grad(), in_double():\n"
-        "    base = LlamaForCausalLM.from_pretrained(sys.argv[1] + '/base')\n"
-        "    model = PeftModel.from_pretrained(base, sys.argv[1] + '/adapter').eval()\n"
-        "    found = model(**torch.load(sys.argv[1] + '/inputs.pt')).logits\n"
-        "torch.save(found, sys.argv[1] + '/found.pt')\n"
-        "print('lorada' in sys.modules)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path), str(TESTS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["False"], done.stderr
-    assert_close(torch.load(tmp_path / "found.pt"), logits(model, inputs))
-    with model.disable_adapter():
-        assert_close(logits(model, inputs), logits(TINY["llama"](), inputs))
-
-
 def test_it_works_as_a_part_of_a_stack(tmp_path):
     data = batches()
     chosen = best_by_hand(TINY["llama"](), data)
@@ -182,35 +126,6 @@ def test_it_works_as_a_part_of_a_stack(tmp_path):
     assert_close(logits(model.merge_weights(), inputs), expected)
 
 
-def test_a_run_prepares_it_on_padded_shuffled_batches_and_trains_it(tmp_path, monkeypatch):
-    seen = []
-
-    def prepare(model, data):
-        seen.extend(inputs["input_ids"] for inputs in data)
-        return snip(model, data, config=LoradaConfig(parts=[shira()]))
-
-    monkeypatch.setattr(
-        "lorada.runs.prepare.build_method", lambda *_, **__: Plan(None, prepare=prepare)
-    )
-    recipe = Recipe(
-        model=str(llama_folder(tmp_path / "model")),
-        method="lora",
-        data=str(rows_file(tmp_path / "rows.jsonl")),
-        output=str(tmp_path / "run"),
-        training={"max_steps": 3, "save_strategy": "no", "learning_rate": 1e-2},
-    )
-    trained = run_train.train(recipe, quiet=True)
-
-    assert trained.result["steps"] == 3
-    assert [len(tokens) for tokens in seen] == [8, 8, 8, 8, 4]
-    assert len({tuple(row) for tokens in seen for row in tokens.tolist()}) == 36
-    base = LlamaForCausalLM.from_pretrained(tmp_path / "model")
-    model = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter")
-    values = [p for n, p in model.named_parameters() if "shira_weight" in n]
-    assert len(values) == 2 * LAYERS
-    assert all(p.abs().max() > 0 for p in values)
-
-
 @pytest.mark.parametrize(
     ("config", "data", "message"),
     [
@@ -218,7 +133,7 @@ def test_a_run_prepares_it_on_padded_shuffled_batches_and_trains_it(tmp_path, mo
         (LoradaConfig(parts=[lmam()]), None, "LoradaConfig has no ShiraConfig"),
         (shira(), [], "SNIP got no batches"),
         (shira(), [batch("llama")], "no loss for a batch of input_ids, attention_mask: add labels"),
-        (shira(r=40), None, "more shira params than"),
+        (shira(r=40), None, "r=40 takes more entries than .* has, in a weight of"),
     ],
     ids=["lora", "stack", "no-batches", "no-labels", "too-large"],
 )
@@ -237,7 +152,7 @@ def test_weights_without_gradient_and_models_without_linears_are_refused():
     with pytest.raises(ValueError, match="no gradient of the loss reaches spare"):
         snip(model, batches(), config=shira(target_modules=["spare"]))
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=1, n_head=4))
-    with pytest.raises(ValueError, match="only the following modules are supported"):
+    with pytest.raises(ValueError, match="match no linear layer"):
         snip(gpt2, batches(), config=shira(target_modules=["c_fc"]))
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight[0, 0] = torch.nan

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from architectures import _MODELS
 from conftest import assert_close
 from peft import PeftModel, get_peft_model
-from stacks import lmam
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import (
@@ -177,18 +176,3 @@ def test_trained_norms_are_saved_with_the_adapter_and_come_back(finished, tmp_pa
     assert_close(rows_seen(loaded), expected)
     with loaded.disable_adapter():
         assert_close(rows_seen(loaded), rows_seen(classifier()))
-
-
-def test_trained_norms_are_in_what_is_merged_and_exported(finished, tmp_path):
-    run, _ = finished
-    model = get_peft_model(classifier(), LoradaConfig(parts=[part(), lmam()])).double()
-    model.load_state_dict(run.model.state_dict(), strict=False)
-    for name, parameter in model.named_parameters():
-        if ".lmam." in name:
-            nn.init.normal_(parameter)
-    expected = rows_seen(model)
-    assert (expected - rows_seen(run.model)).abs().max() > 0.1
-    merged = model.merge_weights()
-    assert_close(rows_seen(merged), expected)
-    merged.save_pretrained(tmp_path)
-    assert_close(rows_seen(PeftModel.from_pretrained(merged.unload(), tmp_path)), expected)

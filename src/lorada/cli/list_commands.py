@@ -16,9 +16,8 @@ def methods(
 ) -> None:
     """List the methods, or show the formula, paper and settings of one."""
     from lorada.cli.terminal import method_page, methods_list
-    from lorada.methods.extensions import OURS
     from lorada.methods.lookup import describe
-    from lorada.methods.table import METHODS
+    from lorada.methods.table import METHODS, OURS
 
     names = [name] if name else list(METHODS)
     if peft:

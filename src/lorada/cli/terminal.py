@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lorada.methods.extensions import OURS
+from lorada.methods.table import OURS
 from lorada.report.figures import loss_png
 from lorada.report.render import NOT_FROM_THE_PAPER, Page, cells, header_of
 from lorada.support.errors import full_disk_in_one_line

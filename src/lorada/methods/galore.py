@@ -39,9 +39,6 @@ class GaLoreAdamW(torch.optim.Optimizer):
         rank: r; None for plain AdamW.
         refresh: steps from one projector to the next.
         scale: α.
-
-    Raises:
-        ValueError: for a value out of range, or a rank for parameters that are not matrices.
     """
 
     def __init__(
@@ -61,19 +58,6 @@ class GaLoreAdamW(torch.optim.Optimizer):
             "rank": rank, "refresh": refresh, "scale": scale,
         }  # fmt: skip
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            if group["refresh"] < 1:
-                raise ValueError(f"refresh={group['refresh']} must be at least 1")
-            if group["rank"] is None:
-                continue
-            if group["rank"] < 1:
-                raise ValueError(f"rank={group['rank']} must be at least 1")
-            for parameter in group["params"]:
-                if parameter.dim() != 2:
-                    raise ValueError(
-                        f"a parameter of shape {tuple(parameter.shape)} is no matrix: put it into "
-                        "a group without rank"
-                    )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

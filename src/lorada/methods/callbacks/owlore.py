@@ -12,16 +12,18 @@ Fine-tuning" (2024).
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from lorada.methods.callbacks.layers import LayerCallback, LayerSwitch
-from lorada.methods.callbacks.sampling import (
+from lorada.methods.callbacks.layers import (
+    LayerCallback,
+    LayerSwitch,
     collate,
     draw,
     generator_at,
@@ -29,13 +31,13 @@ from lorada.methods.callbacks.sampling import (
     training_rows,
 )
 from lorada.support.progress import progress_bar
-from lorada.tuners.base.config import require_count, require_positive
 
 logger = logging.getLogger(__name__)
 
 LAYERS = 5  # how many train at a time by default
 
 
+@dataclass(eq=False)
 class OwLoreCallback(LayerCallback):
     """Trains γ layers at a time and deletes the optimizer's state of the others.
 
@@ -49,31 +51,14 @@ class OwLoreCallback(LayerCallback):
             on rows of the training set before the first step.
         sequences: how many rows they are measured on.
         threshold: M; an outlier is larger than M times the mean.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
-    settings = ("layers", "every", "sequences", "threshold")
-    kept = "weights"  # those of the model before training
-
-    def __init__(
-        self,
-        layers: int | None = None,
-        every: int = 50,
-        weights: Sequence[float] | None = None,
-        sequences: int = 128,
-        threshold: float = 13.0,
-    ) -> None:
-        if weights is not None and not all(weight >= 0 for weight in weights):
-            raise ValueError(f"weights={list(weights)} must not be negative")
-        self.layers, self.every, self.sequences = layers, every, sequences
-        self.threshold = threshold
-        self.weights = None if weights is None else list(weights)
-        if layers is not None:
-            require_count(self, "layers")
-        require_count(self, "every", "sequences")
-        require_positive(self, "threshold")
+    kept: ClassVar[str] = "weights"  # those of the model before training
+    layers: int | None = None
+    every: int = 50
+    weights: Sequence[float] | None = None
+    sequences: int = 128
+    threshold: float = 13.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Weigh the layers, and draw the first ones; in a resumed run those that were training.
@@ -113,7 +98,7 @@ class OwLoreCallback(LayerCallback):
     ) -> list[float]:
         """The outlier ratio of each layer, on rows of the training set."""
         # Step -1 has a generator that no draw of layers uses.
-        rows = training_rows(loader, self.sequences, generator_at(args.seed, -1), "OwLore")
+        rows = training_rows(loader, self.sequences, generator_at(args.seed, -1))
         size = max(1, args.per_device_train_batch_size)
         parts = (rows[start : start + size] for start in range(0, len(rows), size))
         batches = (collate(loader, part, args.device) for part in parts)
