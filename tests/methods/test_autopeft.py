@@ -154,11 +154,6 @@ def test_a_method_without_a_part_left_is_refused():
         method("roberta", 0, 0, 0, [])
 
 
-def test_no_other_method_loses_a_part_of_size_0():
-    with pytest.raises(ValueError, match="rank=0 must be a whole number above 0"):
-        build_method("pfeiffer", ARCHITECTURES["roberta"]().config, rank=0)
-
-
 @pytest.mark.parametrize(
     ("name", "parts"),
     [

@@ -4,7 +4,7 @@ import pytest
 from transformers import BartConfig, LlamaConfig
 
 from lorada import METHODS, GainConfig, build_method
-from lorada.cli.terminal import OURS, method_page, methods_list
+from lorada.cli.terminal import method_page, methods_list
 from lorada.methods.lookup import describe, method_named
 from lorada.methods.sizes import default_rate
 
@@ -17,8 +17,7 @@ def test_lists_of_methods_show_the_mark(capsys):
     for name, marked in marks.items():
         console.print(methods_list({name: describe(name)}))
         assert capsys.readouterr().out.startswith(f"{name} *  ") == marked
-        console.print(method_page(name, describe(name)))
-        assert (OURS in capsys.readouterr().out) == marked
+        assert ("ours: true" in method_page(name, describe(name))) == marked
 
 
 def test_results_say_that_the_settings_are_not_from_the_paper():

@@ -9,7 +9,6 @@ from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 from lorada import METHODS, build_method
 from lorada.methods.lookup import describe
 from lorada.methods.method import Method, Unpublished
-from lorada.runs.recipe import load_recipe
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
 
@@ -21,26 +20,6 @@ def test_overrides_reach_the_one_part_that_has_them():
         "lorada_la", LLAMA, lmam={"rank": 5}, bottleneck={"rank": 7}
     ).config.parts
     assert (lmam.rank, bottleneck.rank) == (5, 7)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("rank", "many", "lmam.rank='many': input should be a valid integer"),
-        ("rank", 0, "rank=0 must be a whole number above 0"),
-        ("ablation", "no_map", "lmam.ablation='no_map': input should be 'no_negative'"),
-    ],
-)
-def test_a_bad_setting_has_the_same_error_from_a_recipe_as_from_build_method(name, value, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
-        build_method("lmam", LLAMA, **{name: value})
-
-    def from_recipe():
-        options = {"method": "lmam", "model": "smollm2-135m", "output": "-"}
-        build_method("lmam", LLAMA, **load_recipe(None, [f"{name}={value}"], options).parts)
-
-    with pytest.raises(ValueError, match=re.escape(said)):
-        from_recipe()
 
 
 @pytest.mark.parametrize("name", [*METHODS, "lora+lmam"])

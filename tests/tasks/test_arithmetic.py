@@ -4,14 +4,13 @@ import json
 from math import inf
 
 import pytest
-from folders import byte_tokenizer, llama_folder
-from reasoning import problem, question, source_file
+from folders import byte_tokenizer
+from reasoning import problem, question, recipe, source_file
 
 from lorada.inference import generate
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.runs.data.rows import training_rows
-from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.arithmetic import (
@@ -102,14 +101,6 @@ def folder_of(tmp_path):
         tested = [problem(f"{n} and {n}?", answer, "It is 5") for n in range(4)]
         source_file(data, f"arithmetic_llm_adapters/{name}", "test", tested)
     return data
-
-
-def recipe(tmp_path, data, *settings, task):
-    folder = llama_folder(tmp_path / "llama", max_position_embeddings=640)
-    fixed = {"model": str(folder), "task": task, "data_dir": str(data), "method": "full",
-             "output": str(tmp_path / "run")}  # fmt: skip
-    common = ["report_to=[]", "save_strategy=no", "training.learning_rate=3e-3", "max_length=512"]
-    return load_recipe(None, [*common, *settings], fixed)
 
 
 def test_a_run_learns_quantas_one_line_and_is_scored_by_both_metrics(tmp_path):

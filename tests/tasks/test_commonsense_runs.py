@@ -3,13 +3,12 @@
 import json
 
 import pytest
-from folders import byte_tokenizer, llama_folder
-from reasoning import ROW, WORDS, question, source_file
+from folders import byte_tokenizer
+from reasoning import ROW, WORDS, question, recipe, source_file
 
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.runs.data.rows import training_rows
-from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.commonsense import COMMONSENSE
@@ -65,14 +64,6 @@ def test_a_long_question_loses_its_beginning_before_the_candidates():
     assert candidates == row["candidates"]
     longest = max(len(text) for text in candidates)
     assert TOKENIZER.decode(encoded.features["prompt"]) == row["prompt"][-(44 - longest) :]
-
-
-def recipe(tmp_path, data, *settings, task="boolq", **model):
-    folder = llama_folder(tmp_path / "llama", max_position_embeddings=640, **model)
-    fixed = {"model": str(folder), "task": task, "data_dir": str(data), "method": "full",
-             "output": str(tmp_path / "run")}  # fmt: skip
-    common = ["report_to=[]", "save_strategy=no", "training.learning_rate=3e-3", "max_length=512"]
-    return load_recipe(None, [*common, *settings], fixed)
 
 
 def boolq_folder(tmp_path, right):

@@ -3,7 +3,6 @@
 import gzip
 import json
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -44,19 +43,6 @@ def test_windows_begin_every_stride_tokens_as_long_as_they_are_full(tokens, leng
             window_starts(tokens, length, stride)
     else:
         assert window_starts(tokens, length, stride) == expected
-
-
-@given(st.integers(60, 4000), st.integers(1, 40), st.integers(1, 80))
-def test_some_windows_are_spread_evenly_over_all_of_them(tokens, stride, most):
-    every = window_starts(tokens, 60, stride)
-    some = window_starts(tokens, 60, stride, most)
-    assert len(some) == min(most, len(every))
-    assert some[0] == 0
-    assert set(some) <= set(every)
-    steps = [(b - a) // stride for a, b in pairwise(some)]
-    assert max(steps, default=0) - min(steps, default=0) <= 1
-    # The last one is no farther from the end of all than the others from one another.
-    assert (every[-1] - some[-1]) // stride <= math.ceil(len(every) / len(some))
 
 
 def test_documents_are_joined_with_the_end_token_and_cut_into_full_windows():

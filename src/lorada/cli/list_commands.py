@@ -31,7 +31,7 @@ def methods(
         console.print(", ".join(names), highlight=False)
         suggest("methods", "ia3")
     elif name is not None:
-        console.print(method_page(name, rows[name]), highlight=False)
+        console.print(method_page(name, rows[name]), highlight=False, soft_wrap=True)
         suggest("params", "--method", name, "--model", "MODEL")
     else:
         console.print(methods_list(rows), highlight=False)

@@ -40,7 +40,7 @@ def snip(
 
     Raises:
         ValueError: for a config without such a part, a part that matches no linear layer or has no
-            room in one, a weight that gets no gradient, no batches, or batches that give no loss.
+            room in one, a weight that gets no gradient, or no batches.
     """
     config = copy.deepcopy(config)
     every = config.parts if isinstance(config, LoradaConfig) else [config]
@@ -98,9 +98,11 @@ def _best_entries(
     """The flat indices of the entries with the largest |W · ḡ| of each module's weight."""
     sums: dict[Tensor, Tensor] = {}
     weights = list({module.weight: None for module in counts})
+    device = next(model.parameters()).device
     with _gradients_of(model, weights):
         for batch in progress_bar(batches, "Calibrating"):
-            loss = _loss(model, batch)
+            inputs = {k: x.to(device) if isinstance(x, Tensor) else x for k, x in batch.items()}
+            loss = model(**inputs).loss
             if not loss.requires_grad:
                 continue
             found = torch.autograd.grad(loss, weights, allow_unused=True)
@@ -140,28 +142,12 @@ def _gradients_of(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[None]
             module.training = training
 
 
-def _loss(model: nn.Module, batch: Any) -> Tensor:
-    device = next(model.parameters()).device
-    inputs = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in batch.items()}
-    loss = getattr(model(**inputs), "loss", None)
-    if not isinstance(loss, Tensor):
-        raise ValueError(
-            f"SNIP: the model gives no loss for a batch of {', '.join(batch)}: add labels"
-        )
-    return loss
-
-
 def _mask_function(best: dict[nn.Linear, Tensor]) -> Callable[..., Tensor]:
     """The mask function of a config. PEFT copies configs, and the copies share this function."""
     entries = WeakKeyDictionary(best)
 
     def mask_fn(base_layer: nn.Linear, r: int, **_: Any) -> Tensor:
         weight = base_layer.weight
-        if base_layer not in entries or len(entries[base_layer]) != r * sum(weight.shape):
-            raise ValueError(
-                f"SNIP has chosen no entries for r={r} of this {type(base_layer).__name__}"
-                f"{tuple(weight.shape)}: call snip() with the model and config that are trained"
-            )
         mask = torch.zeros_like(weight, requires_grad=False)
         mask.view(-1)[entries[base_layer].to(weight.device)] = 1
         return mask

@@ -13,7 +13,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -186,15 +185,17 @@ def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def outlier_ratio(layer: nn.Module, squares: Mapping[nn.Module, Tensor], threshold: float) -> float:
     """D of one layer from Σ X_j² of its linear maps."""
-    used = [(module, squares[module].sqrt()) for module in linears(layer) if module in squares]
-    if not used:  # such as an expert that no token was sent to
+    sizes = [
+        weighted_sizes(module, squares[module].sqrt())
+        for module in linears(layer)
+        if module in squares
+    ]
+    if not sizes:  # such as an expert that no token was sent to
         return 0.0
-    # A is computed twice, to have it in memory for only one linear map at a time.
-    maps = [partial(weighted_sizes, module, norms) for module, norms in used]
-    entries = sum(int(module.get_parameter("weight").numel()) for module, _ in used)
+    entries = sum(size.numel() for size in sizes)
     # Rows on the device, which may lack fp64, and their sums in fp64.
-    mean = sum(float(sizes().sum(-1).cpu().double().sum()) for sizes in maps) / entries
-    return 100 * sum(int((sizes() > threshold * mean).sum()) for sizes in maps) / entries
+    mean = sum(float(size.sum(-1).cpu().double().sum()) for size in sizes) / entries
+    return 100 * sum(int((size > threshold * mean).sum()) for size in sizes) / entries
 
 
 def weighted_sizes(module: Any, norms: Tensor) -> Tensor:
