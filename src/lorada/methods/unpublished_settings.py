@@ -35,10 +35,7 @@ def _every(part: str, **ranks: int) -> PartsByModel:
 UNPUBLISHED: dict[str, Unpublished] = {
     "dora": Unpublished(
         "the settings of LoRA in Tables 5 and 10",
-        {
-            "roberta": {"lora": _of("lora", "roberta", "lora", use_dora=True)},
-            "bart": {"lora": _of("lora", "bart", "lora", use_dora=True)},
-        },
+        {kind: {"lora": _of("lora", kind, "lora", use_dora=True)} for kind in ("roberta", "bart")},
     ),
     "series": Unpublished(
         "the ranks of Adapter-FFN in Tables 5 and 10", _every("series", roberta=32, bart=512)
@@ -88,7 +85,7 @@ UNPUBLISHED: dict[str, Unpublished] = {
     ),
     "ist": Unpublished(
         "the settings of LoRA in Tables 5 and 10",
-        {"roberta": METHODS["lora"].parts["roberta"], "bart": METHODS["lora"].parts["bart"]},
+        {kind: METHODS["lora"].parts[kind] for kind in ("roberta", "bart")},
     ),
     "adalora": Unpublished(
         "as in Table 11, on DeBERTa",
@@ -117,8 +114,8 @@ UNPUBLISHED: dict[str, Unpublished] = {
     "omoe": Unpublished(
         "as in Table 4, on LLaMA",
         {
-            "roberta": {"omoe": {"target_modules": _ENCODER_FFN}},
-            "bart": {"omoe": {"target_modules": ["fc1", "fc2"]}},
+            kind: {"omoe": {"target_modules": names}}
+            for kind, names in (("roberta", _ENCODER_FFN), ("bart", ["fc1", "fc2"]))
         },
     ),
     "longlora": Unpublished(
