@@ -45,9 +45,10 @@ def method_page(name: str, row: Mapping[str, Any]) -> str:
     facts = {key: one for key, one in {**row, **named}.items() if one and key != "models"}
     # Through JSON, since YAML would print settings that several kinds of model share only once.
     copied = json.loads(json.dumps({"method": name, **facts}))
-    return yaml.safe_dump(
+    page: str = yaml.safe_dump(
         copied, allow_unicode=True, sort_keys=False, default_flow_style=None, width=10_000
-    ).rstrip()
+    )
+    return page.rstrip()
 
 
 def draw_loss(run: Path, result: dict[str, Any]) -> str:
