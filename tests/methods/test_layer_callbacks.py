@@ -75,10 +75,10 @@ def test_two_processes_train_as_one(procedure, tmp_path):
     layer_callbacks_worker.main(procedure, str(folders[0]), 1)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
     command += ["--multi_gpu", "--main_process_port", "0", layer_callbacks_worker.__file__]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [*command, procedure, str(folders[1]), "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+        [*command, procedure, str(folders[1]), "2"], env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     expected, actual = (load_file(folder / "weights.safetensors") for folder in folders)
     for name, tensor in expected.items():
