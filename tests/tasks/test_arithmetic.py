@@ -65,6 +65,18 @@ def test_both_metrics_of_numbers_by_hand():
     assert next(iter(scores)) == "exact"
 
 
+@pytest.mark.parametrize(
+    ("output", "exact", "one_sided"),
+    [
+        ("1,000.0009", 100, 100), ("999.9991", 100, 0), ("999.9989", 0, 0), ("1000.0011", 0, 100),
+        ("999.999995", 100, 100),
+    ],
+)  # fmt: skip
+def test_how_near_a_number_must_be(output, exact, one_sided):
+    scores = score_numbers([output], [{"answer": "1,000"}], answered)
+    assert (scores["exact"], scores["quanta_one_sided"]) == (exact, one_sided)
+
+
 def test_both_metrics_of_letters_by_hand():
     rows = [{"answer": a} for a in "CCEE"]
     outputs = ["it is C", "perhaps B, C", "I say E", "nothing"]

@@ -54,6 +54,15 @@ def test_a_bad_row_is_refused_in_one_line_that_names_it(case, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_bad_row_stops_a_run_before_it_has_trained(tmp_path):
+    row = ROWS["rte"]
+    bert_folder(tmp_path / "bert")
+    split_file(tmp_path / "glue" / "rte", "train", [row, {**row, "label": "1"}])
+    with pytest.raises(ValueError, match="glue/rte/train row 2: label '1'"):
+        train(recipe(tmp_path, tmp_path, task="rte"), quiet=True)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
 def rows_of(labels):
     return [{"label": label} for label in labels]
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from lorada import LmamConfig, LoradaConfig
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
+from lorada.inference.perplexity import window_losses
 from lorada.runs.models.loading import load_config, load_model, stretched
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
@@ -45,6 +47,19 @@ def test_windows_begin_every_stride_tokens_as_long_as_they_are_full(tokens, leng
         assert window_starts(tokens, length, stride) == expected
 
 
+@given(st.integers(60, 4000), st.integers(1, 40), st.integers(1, 80))
+def test_some_windows_are_spread_evenly_over_all_of_them(tokens, stride, most):
+    every = window_starts(tokens, 60, stride)
+    some = window_starts(tokens, 60, stride, most)
+    assert len(some) == min(most, len(every))
+    assert some[0] == 0
+    assert set(some) <= set(every)
+    steps = [(b - a) // stride for a, b in pairwise(some)]
+    assert max(steps, default=0) - min(steps, default=0) <= 1
+    # The last one is no farther from the end of all than the others from one another.
+    assert (every[-1] - some[-1]) // stride <= math.ceil(len(every) / len(some))
+
+
 def test_documents_are_joined_with_the_end_token_and_cut_into_full_windows():
     rows = [{"text": text} for text in TEXTS]
     stream = [i for row in rows for i in document_ids(row, TOKENIZER)]
@@ -53,6 +68,15 @@ def test_documents_are_joined_with_the_end_token_and_cut_into_full_windows():
     ids = [one.features["input_ids"] for one in packed]
     assert ids == [stream[start : start + 16] for start in range(0, len(stream) - 15, 16)]
     assert all(one.features["labels"] == one.features["input_ids"] for one in packed)
+
+
+@pytest.mark.fp64
+@pytest.mark.parametrize("slice_", [1, 5, 512])
+def test_losses_in_slices_are_those_of_the_whole_window(slice_, monkeypatch):
+    monkeypatch.setattr("lorada.inference.perplexity.SLICE", slice_)
+    logits, ids = torch.randn(2, 12, 96), torch.randint(3, 96, (2, 12))
+    log_p = logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])
+    assert_close(window_losses(logits, ids), -log_p.mean((1, 2)))
 
 
 def pile(folder, texts=TEXTS, repeat=4):

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import sacrebleu
 
 from lorada.tasks.metrics import bleu, normalised_romanian, rouge
 
@@ -31,6 +32,13 @@ def test_rouge_is_the_f1_of_words_pairs_of_words_and_the_longest_common_sequence
     assert found == pytest.approx({"rouge1": 400 / 6, "rouge2": 100 / 5, "rougeL": 400 / 6})
 
 
+def test_rouge_weighs_precision_and_recall_alike_and_compares_stems():
+    found = rouge(["walking"], rows("he walked home"))
+    precision, recall = 1, 1 / 3
+    assert found["rouge1"] == pytest.approx(200 * precision * recall / (precision + recall))
+    assert found["rouge2"] == 0
+
+
 def test_rouge_of_a_set_is_the_mean_over_rows():
     alone = [rouge([output], [row]) for output, row in zip(OUTPUTS, REFERENCES, strict=True)]
     together = rouge(OUTPUTS, REFERENCES)
@@ -42,6 +50,19 @@ def test_bleu_counts_over_the_whole_set():
     # 9 of 10 words, 7 of 8 pairs, 5 of 6 triples and 3 of 4 fours.
     found = bleu(["a b c d e", "k l m n o"], rows("a b c d f", "k l m n o"))["bleu"]
     assert found == pytest.approx(100 * (9 / 10 * 7 / 8 * 5 / 6 * 3 / 4) ** 0.25)
+
+
+def test_both_kinds_of_bleu_are_what_sacrebleu_says():
+    references = [row["response"] for row in REFERENCES]
+    normal = normalised_romanian()
+    plain = sacrebleu.corpus_bleu(OUTPUTS, [references])
+    own = sacrebleu.corpus_bleu(
+        [normal(text) for text in OUTPUTS], [[normal(text) for text in references]],
+        tokenize="none", force=True,
+    )  # fmt: skip
+    found = bleu(OUTPUTS, REFERENCES)
+    assert found == pytest.approx({"bleu_ro": own.score, "bleu": plain.score})
+    assert next(iter(found)) == "bleu_ro"
 
 
 ROMANIAN = {

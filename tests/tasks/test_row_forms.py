@@ -55,6 +55,13 @@ def test_rows_of_other_tools_are_converted(case, tmp_path):
     assert again.rows == found.rows  # what is converted has a form of ours
 
 
+def test_an_instruction_without_an_input_has_the_shorter_prompt(tmp_path):
+    bare = {"instruction": "Say ho.", "output": "ho"}
+    found = loaded(tmp_path, bare, {**bare, "input": ""}, {**bare, "input": None})
+    assert found.rows[0] == found.rows[1] == found.rows[2]
+    assert "Input" not in found.rows[0]["prompt"]
+
+
 TWO = {
     "a prompt and an instruction": (
         {"prompt": "p", "response": "r", **ALPACA},

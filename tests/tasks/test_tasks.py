@@ -27,6 +27,11 @@ def test_only_the_response_and_its_end_count_by_default():
     assert TOKENIZER.decode(encoded.features["input_ids"]) == "abcd<e>"
 
 
+def test_all_tokens_count_when_asked():
+    encoded = encode({"prompt": "ab", "response": "cd"}, loss_on="all")
+    assert encoded.features["labels"] == encoded.features["input_ids"]
+
+
 def test_messages_go_through_the_chat_template_and_the_last_turn_is_the_response():
     turns = [
         {"role": "user", "content": "hi"},

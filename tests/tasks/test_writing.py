@@ -18,7 +18,7 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.sources import read_source
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, prompt_of
+from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, prompt_of, shorten_prompt
 
 TOKENIZER = byte_tokenizer()
 NEWS = {"document": "Rain fell.\nIt was wet.", "summary": "It rained.", "id": "1"}
@@ -86,6 +86,12 @@ def test_a_long_prompt_loses_its_middle_so_that_question_and_answer_stay():
     cut = encoded(row, "decoder", max_length=40, target_length=3)
     assert cut.truncated
     assert kept(cut.features["labels"]) == " sh"
+
+
+def test_half_a_character_is_not_left_over():
+    row = {"prompt": "aă\nS:", "prompt_end": "\nS:", "response": "b"}
+    assert shorten_prompt(row, TOKENIZER, 6) == "aă\nS:"
+    assert shorten_prompt(row, TOKENIZER, 5) == "a\nS:"
 
 
 def test_lengths_that_leave_no_room_for_a_prompt_are_refused(place, tmp_path):

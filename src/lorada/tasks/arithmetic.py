@@ -15,7 +15,7 @@ from typing import Any
 from lorada.tasks import llm_adapters_prompt, quanta_prompt
 from lorada.tasks.metrics import Metrics
 from lorada.tasks.rows import Row
-from lorada.tasks.task import Protocol, Source, Task
+from lorada.tasks.task import Protocol, Source, Task, unchanged
 
 FOLDER = "arithmetic_llm_adapters"
 MATH10K = f"{llm_adapters_prompt.REPOSITORY}/ft-training_set/math_10k.json"
@@ -52,6 +52,19 @@ def right_number(answer: Any) -> float:
     if not isfinite(number):
         raise ValueError(f"answer {answer!r} is not a number")
     return number
+
+
+def _of_number(row: Row) -> Row:
+    """The row, unchanged; raises if its answer is no number."""
+    right_number(row["answer"])
+    return row
+
+
+def _of_letter(row: Row) -> Row:
+    """The row, unchanged; raises if its answer is not one of ``LETTERS``."""
+    if row["answer"] not in tuple(LETTERS):
+        raise ValueError(f"answer {row['answer']!r} is not one of {', '.join(LETTERS)}")
+    return row
 
 
 def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], str]) -> Metrics:
@@ -96,8 +109,9 @@ def first_line(output: str) -> str:
     return output.split("\n")[0]
 
 
-def _rationale(row: Row, field: str) -> Row:
+def _rationale(row: Row, field: str, check: Callable[[Row], Row] = unchanged) -> Row:
     """A row with QuanTA's prompt; the response is one line and ends with a newline."""
+    row = check(row)
     return {
         "prompt": quanta_prompt.prompt(row["instruction"]),
         "response": f" {quanta_prompt.clean(row[field])}\n",
@@ -107,17 +121,19 @@ def _rationale(row: Row, field: str) -> Row:
 
 def _task(summary: str, folder: str, *, letters: bool = False) -> Task:
     score = score_letters if letters else score_numbers
+    # Training rows are not checked: MATH10K has letters and numbers, and its answers are not used.
+    check = _of_letter if letters else _of_number
     generated = partial(score, answer=llm_adapters_prompt.answered)
     return Task(
         summary=f"{summary}; exact answers, and QuanTA's count",
         benchmark="arithmetic",
         protocols={
-            **llm_adapters_prompt.protocols("answer", generated, 256),
+            **llm_adapters_prompt.protocols("answer", generated, 256, check),
             "quanta": Protocol(
                 form="prompt",
                 kinds=("decoder",),
                 convert=partial(_rationale, field="output"),
-                convert_test=partial(_rationale, field="answer"),
+                convert_test=partial(_rationale, field="answer", check=check),
                 score=partial(score, answer=first_line),
                 generation={"max_new_tokens": 256, "stop_strings": ["\n"]},
                 joint=True,

@@ -8,9 +8,10 @@ Its prompts for training and evaluation differ in white space. Source: ``finetun
 from collections.abc import Callable
 from functools import partial
 
+from lorada.tasks import quanta_prompt
 from lorada.tasks.metrics import Score
-from lorada.tasks.rows import Row
-from lorada.tasks.task import Protocol
+from lorada.tasks.rows import Row, text_of
+from lorada.tasks.task import Protocol, unchanged
 
 REPOSITORY = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
 MARKER = "### Response:"
@@ -57,21 +58,25 @@ def answered(output: str) -> str:
     return output.split(MARKER)[0]
 
 
-def protocols(gold: str, score: Score, max_new_tokens: int) -> dict[str, Protocol]:
+def protocols(
+    gold: str, score: Score, max_new_tokens: int, check: Callable[[Row], Row] = unchanged
+) -> dict[str, Protocol]:
     """Two protocols that score generated text: with the published white space, and without it.
 
     Args:
         gold: the field of a test row that holds the right answer.
         score: finds the answers in the generated texts and scores them.
         max_new_tokens: most tokens to generate.
+        check: returns a row to score, or raises if its answer can never be matched.
     """
+    to_score = partial(_to_score, check=check, gold=gold)
 
     def protocol(train: Callable[..., str], test: Callable[..., str]) -> Protocol:
         return Protocol(
             form="prompt",
             kinds=("decoder",),
             convert=partial(_to_learn, prompt=train),
-            convert_test=partial(_to_score, prompt=train, asked=test, gold=gold),
+            convert_test=partial(to_score, prompt=train, asked=test),
             score=score,
             generation={"num_beams": 4, "max_new_tokens": max_new_tokens},
             loss_on="all",
@@ -84,12 +89,33 @@ def protocols(gold: str, score: Score, max_new_tokens: int) -> dict[str, Protoco
     }
 
 
+def _answerable(row: Row) -> Row:
+    """The row, unchanged; raises if its instruction lists options and the answer is none of them.
+
+    Case matters, because outputs are searched for options in lower case.
+    """
+    instruction, answer = text_of(row, "instruction"), row["answer"]
+    if quanta_prompt.FORMAT in instruction.lower():
+        options = quanta_prompt.candidates(instruction)
+        if answer not in options:
+            raise ValueError(f"answer {answer!r} is not one of {', '.join(options)}")
+    return row
+
+
 def _to_learn(row: Row, prompt: Callable[..., str]) -> Row:
+    row = _answerable(row)
     text = prompt(row["instruction"], row.get("input") or "")
     return {"prompt": text, "response": row["output"], "answer": row["answer"]}
 
 
-def _to_score(row: Row, prompt: Callable[..., str], asked: Callable[..., str], gold: str) -> Row:
+def _to_score(
+    row: Row,
+    check: Callable[[Row], Row],
+    prompt: Callable[..., str],
+    asked: Callable[..., str],
+    gold: str,
+) -> Row:
+    row = _answerable(check(row))
     texts = row["instruction"], row.get("input") or ""
     return {
         "prompt": prompt(*texts),

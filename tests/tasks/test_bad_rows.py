@@ -1,0 +1,95 @@
+"""Rows of reasoning tasks whose answer nothing could match: one line, before a model is asked."""
+
+import re
+
+import pytest
+from reasoning import problem, question, recipe, source_file
+
+from lorada.inference import generate
+from lorada.inference.evaluate import evaluate_tasks
+from lorada.inference.load import load_run
+from lorada.runs.data.rows import scored_rows, training_rows
+from lorada.runs.training.train import train
+from lorada.tasks import TASKS
+
+BOOLQ = "commonsense_llm_adapters/boolq"
+MATH = "arithmetic_llm_adapters"
+
+
+def refused(message, call):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("protocol", ["generate", "generate_clean", "likelihood"])
+@pytest.mark.parametrize("answer", ["maybe", "answer1", ""])
+def test_an_answer_that_is_none_of_the_options_is_refused(answer, protocol, tmp_path):
+    good = question("is ice cold", ("true", "false"), 0)
+    for split in ("train", "test"):
+        source_file(tmp_path, BOOLQ, split, [good, {**good, "answer": answer}])
+    asked = recipe(tmp_path, tmp_path, f"protocol={protocol}")
+    message = f"row 2: answer '{answer}' is not one of true, false$"
+    refused(f"^{BOOLQ}/train {message}", lambda: training_rows(asked, "decoder"))
+    refused(f"^{BOOLQ}/test {message}", lambda: scored_rows(asked, "prompt", (), "decoder"))
+
+
+@pytest.mark.parametrize("answer", ["True", None, True])
+def test_generated_text_is_searched_for_options_in_lower_case_so_no_other_is_one(answer):
+    row = question("is ice cold", ("true", "false"), 0) | {"answer": answer}
+    protocol = TASKS["boolq"].protocols["generate"]
+    refused(f"answer {answer!r} is not one of", lambda: protocol.convert_test(row))
+
+
+def test_the_options_are_those_of_the_row_not_of_the_task():
+    row = question("Which?", ("answer1", "answer2", "answer3"), 2)
+    assert TASKS["boolq"].protocols["generate"].convert_test(row)["answer"] == "answer3"
+
+
+def test_a_row_without_its_options_or_its_text_is_refused():
+    row = question("x", ("true", "false"), 0) | {"instruction": "x?"}
+    convert = TASKS["boolq"].protocols["likelihood"].convert
+    refused("no 'Answer format: a/b'", lambda: convert(row))
+    learn = TASKS["gsm8k"].protocols["generate"].convert
+    row = problem("Two and two?", "4", "4") | {"instruction": None}
+    refused("^instruction is not a text: None$", lambda: learn(row))
+
+
+NO_NUMBERS = ["four", "", "3/4", "$5", "nan", "inf", None, True]
+NO_LETTERS = ["F", "c", "AB", "", "4.0", None, 1]
+
+
+@pytest.mark.parametrize("protocol", ["generate", "generate_clean", "quanta"])
+@pytest.mark.parametrize(
+    ("task", "answer", "message"),
+    [
+        *(("gsm8k", answer, "is not a number") for answer in NO_NUMBERS),
+        *(("aqua", answer, "is not one of A, B, C, D, E") for answer in NO_LETTERS),
+    ],
+)
+def test_a_row_to_score_without_a_number_or_a_letter_is_refused(task, answer, message, protocol):
+    found = TASKS[task].protocols[protocol]
+    row = problem("Which?", answer, "4")
+    refused(f"^{re.escape(f'answer {answer!r}')} {message}$", lambda: found.convert_test(row))
+    # MATH10K holds both kinds of answers; what is learned is the output.
+    assert found.convert(row)["answer"] == answer
+    for right in "ABCDE" if task == "aqua" else ("4", "-1.5", "1,234.50", " 7 ", 4.5):
+        assert found.convert_test(problem("Which?", right, "4") | {"answer": right})
+
+
+@pytest.mark.parametrize("protocol", ["generate", "quanta"])
+def test_nothing_is_generated_where_a_row_cannot_be_scored(protocol, tmp_path, monkeypatch):
+    good = problem("Two and two?", "4.0", "It is 4")
+    source_file(tmp_path, f"{MATH}/math10k_rebuilt", "train", [good] * 2)
+    source_file(tmp_path, f"{MATH}/gsm8k", "test", [good] * 3)
+    source_file(tmp_path, f"{MATH}/mawps", "test", [good, good, {**good, "answer": "four"}])
+    settings = [f"protocol={protocol}", "max_steps=1"]
+    train(recipe(tmp_path, tmp_path, *settings, task="gsm8k,mawps"), quiet=True)
+    asked = []
+    for way in ("continue_batch", "write_answers"):
+        monkeypatch.setattr(generate, way, lambda *batch: asked.append(batch))
+    refused(
+        f"^{MATH}/mawps/test row 3: answer 'four' is not a number$",
+        lambda: evaluate_tasks(load_run(tmp_path / "run")),
+    )
+    assert not asked
