@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, ENCODER_DECODERS
 from conftest import DECODER_SIZES, SIZES
 from folders import byte_tokenizer, rows_file
 from method_cases import BUILDERS, defined
@@ -28,6 +28,7 @@ from lorada.methods.meta_model import meta_model
 from lorada.methods.model_settings import scheme_of
 from lorada.methods.unpublished_settings import UNPUBLISHED
 from lorada.runs.models.count import count_parameters
+from lorada.runs.models.loading import kind_of
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tuners.base.linears import layer_linear_names, linear_of, widths
@@ -116,6 +117,17 @@ def test_a_model_type_nobody_knows_with_the_linears_of_one_that_is_known_needs_n
     config = AutoConfig.for_model("mixtral", **DECODER_SIZES)
     with pytest.raises(ValueError, match=r"give lora\.target_modules=.*self_attn\.q_proj"):
         build_method("dora", config)
+
+
+def test_the_kind_of_a_model_is_read_from_its_config():
+    kinds = {name: kind_of(BUILDERS[name]().config) for name in BUILDERS}
+    assert {n for n, kind in kinds.items() if kind == "encoder_decoder"} == set(ENCODER_DECODERS)
+    assert {name for name, kind in kinds.items() if kind == "encoder"} == {
+        "bert", "roberta", "xlm_roberta", "electra", "distilbert", "modernbert", "deberta",
+        "deberta_v2", "vit",
+    }  # fmt: skip
+    assert kind_of(BertConfig(is_decoder=True)) == "decoder"
+    assert kind_of(AutoConfig.for_model("camembert")) == "encoder"
 
 
 # Defaults that do not fit.

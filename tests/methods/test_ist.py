@@ -8,6 +8,7 @@ import torch
 from conftest import TINY, assert_close
 from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for
 from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dict
+from transformers import TrainerState
 
 from lorada import (
     BottleneckConfig,
@@ -79,6 +80,14 @@ def test_the_adapters_of_a_layer_are_scaled_down_and_back(part):
         assert (nothing - before).abs().max() > 1e-3
     else:
         assert (nothing - plain).abs().max() < 1e-4
+
+
+def test_scales_come_back_when_a_forward_fails():
+    model = adapted("lora", "bottleneck")
+    before = [dict(adapter.scaling) for adapter in all_adapters(model)]
+    with pytest.raises(ZeroDivisionError), scaled_down(all_adapters(model), 0.25):
+        raise ZeroDivisionError
+    assert [adapter.scaling for adapter in all_adapters(model)] == before
 
 
 def test_scores_move_as_the_formula_says():
@@ -203,6 +212,14 @@ def test_a_model_that_ist_cannot_train_is_one_line(tmp_path):
     other = get_peft_model(TINY["llama"](num_hidden_layers=LAYERS), ia3)
     with pytest.raises(ValueError, match=r"ia3.* does not have: use lora"):
         trainer_for(other, tmp_path, ISTCallback()).train()
+
+
+def test_a_checkpoint_of_another_model_is_one_line(tmp_path):
+    trainer = trainer_for(adapted(), tmp_path, callback := ISTCallback())
+    saved = {"args": {}, "attributes": {"scores": [0.0, 1.0]}}
+    state = TrainerState(global_step=5, stateful_callbacks={"ISTCallback": saved})
+    with pytest.raises(ValueError, match="scores of 2 layers, and adapters are in 4: resume with"):
+        callback.on_train_begin(trainer.args, state, trainer.control, model=trainer.model)
 
 
 def test_a_loss_that_is_no_number_leaves_the_scores_alone():

@@ -4,11 +4,13 @@ import json
 import re
 
 import pytest
+from conftest import TINY
 from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
 from lorada import METHODS, build_method
 from lorada.methods.lookup import describe
 from lorada.methods.method import Method, Unpublished
+from lorada.methods.task_head import select_trainable
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
 
@@ -20,6 +22,15 @@ def test_overrides_reach_the_one_part_that_has_them():
         "lorada_la", LLAMA, lmam={"rank": 5}, bottleneck={"rank": 7}
     ).config.parts
     assert (lmam.rank, bottleneck.rank) == (5, 7)
+
+
+def test_bitfit_trains_biases_and_is_undefined_without_any():
+    model = TINY["bert"]()
+    select_trainable(model, METHODS["bitfit"].trainable)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in model.named_parameters() if n.endswith("bias")}
+    with pytest.raises(ValueError, match="not defined for this model"):
+        select_trainable(TINY["llama"](), METHODS["bitfit"].trainable)
 
 
 @pytest.mark.parametrize("name", [*METHODS, "lora+lmam"])

@@ -87,6 +87,13 @@ def test_layers_without_outliers_are_drawn_after_those_that_have_some(tmp_path):
     assert len({tuple(layers) for layers in drawn}) > 1
 
 
+def test_a_model_without_outliers_is_drawn_evenly_with_a_warning(tmp_path, caplog):
+    callback = OwLoreCallback(layers=1, every=1, threshold=1e6)
+    run(tiny(), tmp_path, callback, steps=2)
+    assert callback.weights == [0.0] * LAYERS
+    assert "no weight is 1e+06 times the mean" in caplog.text
+
+
 def ratio_by_hand(layer, inputs, threshold):
     """D from the inputs of every linear map of a layer, all entries at once."""
     entries = []

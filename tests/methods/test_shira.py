@@ -1,17 +1,24 @@
 """SHiRA-SNIP: its entries against gradients taken by hand, alone, in a stack and in a run."""
 
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 from conftest import TINY, assert_close
+from folders import llama_folder, rows_file
+from paths import TESTS
 from peft import PeftModel, ShiraConfig, get_peft_model
 from stacks import LAYERS, batch, lmam, logits, lora
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from lorada import LoradaConfig
+from lorada.methods.build import Plan
 from lorada.methods.snip import snip
+from lorada.runs.recipe import Recipe
+from lorada.runs.training import train as run_train
 
 pytestmark = pytest.mark.fp64
 
@@ -89,6 +96,29 @@ def adapted(config=None, data=None) -> PeftModel:
     return model.eval()
 
 
+def test_a_saved_adapter_loads_in_a_process_that_has_never_seen_the_mask(tmp_path):
+    model, inputs = adapted(), batch("llama")
+    model.save_pretrained(tmp_path / "adapter")
+    TINY["llama"]().save_pretrained(tmp_path / "base")
+    torch.save(inputs, tmp_path / "inputs.pt")
+    code = (
+        "import sys, torch; from peft import PeftModel; from transformers import LlamaForCausalLM\n"
+        "sys.path.insert(0, sys.argv[2]); from double import in_double\n"
+        "with torch.no_grad(), in_double():\n"
+        "    base = LlamaForCausalLM.from_pretrained(sys.argv[1] + '/base')\n"
+        "    model = PeftModel.from_pretrained(base, sys.argv[1] + '/adapter').eval()\n"
+        "    found = model(**torch.load(sys.argv[1] + '/inputs.pt')).logits\n"
+        "torch.save(found, sys.argv[1] + '/found.pt')\n"
+        "print('lorada' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(TESTS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["False"], done.stderr
+    assert_close(torch.load(tmp_path / "found.pt"), logits(model, inputs))
+    with model.disable_adapter():
+        assert_close(logits(model, inputs), logits(TINY["llama"](), inputs))
+
+
 def test_it_works_as_a_part_of_a_stack(tmp_path):
     data = batches()
     chosen = best_by_hand(TINY["llama"](), data)
@@ -107,6 +137,35 @@ def test_it_works_as_a_part_of_a_stack(tmp_path):
         loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path)
     assert_close(logits(loaded, inputs), expected)
     assert_close(logits(model.merge_weights(), inputs), expected)
+
+
+def test_a_run_prepares_it_on_padded_shuffled_batches_and_trains_it(tmp_path, monkeypatch):
+    seen = []
+
+    def prepare(model, data):
+        seen.extend(inputs["input_ids"] for inputs in data)
+        return snip(model, data, config=LoradaConfig(parts=[shira()]))
+
+    monkeypatch.setattr(
+        "lorada.runs.prepare.build_method", lambda *_, **__: Plan(None, prepare=prepare)
+    )
+    recipe = Recipe(
+        model=str(llama_folder(tmp_path / "model")),
+        method="lora",
+        data=str(rows_file(tmp_path / "rows.jsonl")),
+        output=str(tmp_path / "run"),
+        training={"max_steps": 3, "save_strategy": "no", "learning_rate": 1e-2},
+    )
+    trained = run_train.train(recipe, quiet=True)
+
+    assert trained.result["steps"] == 3
+    assert [len(tokens) for tokens in seen] == [8, 8, 8, 8, 4]
+    assert len({tuple(row) for tokens in seen for row in tokens.tolist()}) == 36
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    model = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter")
+    values = [p for n, p in model.named_parameters() if "shira_weight" in n]
+    assert len(values) == 2 * LAYERS
+    assert all(p.abs().max() > 0 for p in values)
 
 
 @pytest.mark.parametrize(
@@ -140,3 +199,9 @@ def test_weights_without_gradient_and_models_without_linears_are_refused():
         model.model.layers[0].self_attn.q_proj.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"the gradient of model\.layers.* is not finite"):
         snip(model, batches(), config=shira())
+
+
+def test_a_mask_is_only_for_the_model_it_was_chosen_on():
+    config = snip(TINY["llama"](), batches(), config=shira())
+    with pytest.raises(ValueError, match=r"no entries for r=2 of this Linear.*call snip\(\)"):
+        get_peft_model(TINY["llama"](), config)

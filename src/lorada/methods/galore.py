@@ -39,6 +39,9 @@ class GaLoreAdamW(torch.optim.Optimizer):
         rank: r; None for plain AdamW.
         refresh: steps from one projector to the next.
         scale: α.
+
+    Raises:
+        ValueError: for a rank or refresh below 1.
     """
 
     def __init__(
@@ -58,6 +61,10 @@ class GaLoreAdamW(torch.optim.Optimizer):
             "rank": rank, "refresh": refresh, "scale": scale,
         }  # fmt: skip
         super().__init__(params, defaults)
+        for group in self.param_groups:
+            for name in ("rank", "refresh"):
+                if group[name] is not None and group[name] < 1:
+                    raise ValueError(f"{name}={group[name]} must be at least 1")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

@@ -148,6 +148,11 @@ def _mask_function(best: dict[nn.Linear, Tensor]) -> Callable[..., Tensor]:
 
     def mask_fn(base_layer: nn.Linear, r: int, **_: Any) -> Tensor:
         weight = base_layer.weight
+        if base_layer not in entries or len(entries[base_layer]) != r * sum(weight.shape):
+            raise ValueError(
+                f"SNIP has chosen no entries for r={r} of this {type(base_layer).__name__}"
+                f"{tuple(weight.shape)}: call snip() with the model and config that are trained"
+            )
         mask = torch.zeros_like(weight, requires_grad=False)
         mask.view(-1)[entries[base_layer].to(weight.device)] = 1
         return mask

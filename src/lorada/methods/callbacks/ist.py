@@ -31,6 +31,7 @@ from lorada.methods.callbacks.layers import (
     same_everywhere,
     training_rows,
 )
+from lorada.tuners.base.config import require_count
 
 
 @dataclass(eq=False)
@@ -51,6 +52,9 @@ class ISTCallback(LayerCallback):
 
     Attributes:
         scores: I, one for each layer in the model's order.
+
+    Raises:
+        ValueError: for a value out of range.
     """
 
     kept: ClassVar[str] = "scores"
@@ -64,12 +68,18 @@ class ISTCallback(LayerCallback):
     scores: list[float] = field(default_factory=list, init=False)
     _adapters: list[list[BaseTunerLayer]] = field(default_factory=list, init=False)
 
+    def __post_init__(self) -> None:
+        require_count(self, "every", "samples", "examples")
+        for name in ("update_frac", "suppress_frac", "factor"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1]")
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find the adapters of each layer, and the scores of a run that is resumed.
 
         Raises:
-            ValueError: for a model without adapters in two layers, or an adapter that cannot be
-                scaled down.
+            ValueError: for a model without adapters in two layers, an adapter that cannot be
+                scaled down, or the scores of another model.
         """
         model: nn.Module = kwargs["model"]
         switch = self.switch_on(model, args)
@@ -81,6 +91,11 @@ class ISTCallback(LayerCallback):
                 f"{count}: choose a method such as lora"
             )
         self.scores = list(self.resumed(state) or [0.0] * count)
+        if len(self.scores) != count:
+            raise ValueError(
+                f"the checkpoint has scores of {len(self.scores)} layers, and adapters are in "
+                f"{count}: resume with the method of that run"
+            )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Update the scores when it is time, then draw the layers of this step."""

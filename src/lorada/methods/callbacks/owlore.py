@@ -30,6 +30,7 @@ from lorada.methods.callbacks.layers import (
     training_rows,
 )
 from lorada.support.progress import progress_bar
+from lorada.tuners.base.config import require_count, require_positive
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,9 @@ class OwLoreCallback(LayerCallback):
             on rows of the training set before the first step.
         sequences: how many rows they are measured on.
         threshold: M; an outlier is larger than M times the mean.
+
+    Raises:
+        ValueError: for a value out of range.
     """
 
     kept: ClassVar[str] = "weights"  # those of the model before training
@@ -58,6 +62,10 @@ class OwLoreCallback(LayerCallback):
     weights: Sequence[float] | None = None
     sequences: int = 128
     threshold: float = 13.0
+
+    def __post_init__(self) -> None:
+        require_count(self, "every", "sequences", *["layers"] * (self.layers is not None))
+        require_positive(self, "threshold")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Weigh the layers, and draw the first ones; in a resumed run those that were training.
