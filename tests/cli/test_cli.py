@@ -189,10 +189,18 @@ def test_the_version_is_printed_alone(call):
     assert call("--version") == (0, f"lorada {__version__}\n", "")
 
 
-@pytest.mark.parametrize("word", ["--learning_rate", "--learning-rate=1e-3"])
-def test_a_setting_given_as_an_option_is_shown_as_it_is_written(call, word):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max_steps", "3"], "No such option: --max_steps; a setting has no dashes: max_steps=3"),
+        (["--learning-rate=1e-3", "x"], "a setting has no dashes: learning_rate=1e-3"),
+        (["--protocol", "a b"], "a setting has no dashes: 'protocol=a b'"),
+        (["--packing"], "a setting has no dashes: packing=VALUE"),
+    ],
+)
+def test_a_setting_given_as_an_option_is_shown_as_it_is_written(call, words, said):
     for command in (["train", "quickstart"], ["compare"], ["params"]):
-        refused(call(*command, word), "a setting has no dashes: learning_rate=VALUE")
+        refused(call(*command, *words), said)
 
 
 def test_a_misspelt_option_is_no_setting(call):
@@ -208,6 +216,7 @@ BAD_TRAINING = {
     "no steps": (["max_steps=0"], "training.max_steps=0 must be at least 1"),
     "unmeasured": (["metric_for_best_model=foo"], "metric_for_best_model='foo' is not measured"),
     "nothing matched": (["lmam.target_modules=[nope]"], "matched no module", "self_attn"),
+    "wrong type of a part": (["lmam.rank=two"], "lmam.rank='two'"),
     "unknown override": (["lenght=3"], "unknown override 'lenght'; did you mean length"),
     "unknown setting": (["lmam.rnk=3"], "unknown setting of lmam 'rnk'; did you mean rank"),
     "called otherwise here": (
@@ -390,3 +399,11 @@ def test_a_result_with_something_of_another_type_is_one_line(call, finished, tmp
         (run / "result.json").write_text(json.dumps({**result, key: value}))
         for words in commands:
             refused(call(*words), "result.json is not the result of a run", key)
+
+
+def test_a_history_with_a_step_missing_draws_what_it_has(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    result["history"] = [{}, {"loss": 1.0}, {"step": 1, "loss": None}, {"step": 2, "loss": 1.0}]
+    (run / "result.json").write_text(json.dumps(result))
+    assert call("plot", "loss", run, "--output", tmp_path)[0] == 0

@@ -48,6 +48,11 @@ MISTAKES = {
     "no data file": ([*TRAIN, "--data", "none.jsonl"], "no data file at none.jsonl"),
     "no data folder": ([*TRAIN[:3], "--task", "rte", "--data-dir", "none"], "no data folder at no"),
     "taken output": (["train", *MODEL, *ROWS, "--output", "run"], "run already holds a run"),
+    "taken output of no name": (
+        ["train", *MODEL, *ROWS, "--method", "lora", "seed=7"],
+        "runs/rows-lora-seed7 already holds a run",
+    ),
+    "file as output": (["train", *MODEL, *ROWS, "--output", "rows.jsonl"], "rows.jsonl is a file"),
     "both ways": ([*TRAIN, "--resume", "--overwrite"], "exclude each other"),
     "complete": (["train", "--resume", "--output", "run"], "run is complete"),
     "nothing to resume": (["train", "--resume", "--output", "none"], "holds no run to resume"),
@@ -99,6 +104,9 @@ MISTAKES = {
     "no such task of it": (["table", "5", "--tasks", "piqa"], "unknown task of table5 'piqa'"),
     "no such scale": (["table", "5", "--scale", "huge"], "--scale huge is not one of"),
     "no such seeds": (["table", "5", "--seeds", "a"], "--seeds a must be whole numbers"),
+    "no folder of a table": (["table", "5", "--data-dir", "none"], "no data folder at none"),
+    "both ways of a table": (["table", "5", "--resume", "--overwrite"], "exclude each other"),
+    "both ways of a sweep": (["plot", "4", "--resume", "--overwrite"], "exclude each other"),
     "compare nothing": (["compare", *COMPARED], "nothing to compare: pass --methods"),
     "compare twice": (["compare", *COMPARED, "--methods", "lora,lora"], "names lora twice"),
     "compare no seeds": (
@@ -131,7 +139,7 @@ def answers(tmp_path_factory):
     rows_file(place / "rows.jsonl")
     rows_file(place / "labels.jsonl", [{"text": "a", "label": "y"}, {"text": "b", "label": "n"}])
     (place / "broken.yaml").write_text("method: lora\nmodel: [\n")
-    for name in ("run", "before/lora"):
+    for name in ("run", "runs/rows-lora-seed7", "before/lora"):
         run_folder(place / name)
     run_folder(place / "half", result=None)
     run_folder(place / "other", model="wide")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import assert_close
-from folders import llama_folder
+from folders import byte_tokenizer, llama_folder, rows_file
 from huggingface_hub import ModelCard
 from paths import TESTS
 from peft import PeftModel, get_peft_model
@@ -17,6 +18,7 @@ from stacks import config_of, logits, randomise, trained
 from transformers import AutoModelForCausalLM
 
 from lorada import cli
+from lorada.cli import run_commands
 
 PYTHON, BIN = sys.executable, Path(sys.executable).parent
 IDS = torch.arange(5, 25)[None]
@@ -125,6 +127,24 @@ def test_a_program_that_imports_only_peft_loads_a_stack(place):
 
 
 @pytest.mark.slow
+def test_without_lorada_run_the_same_program_ends_in_a_key_error(place):
+    words = [PYTHON, place / "load.py", place / "llama", place / "stack", TESTS]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment())
+    assert done.returncode == 1
+    assert "KeyError: 'LORADA'" in done.stderr
+
+
+@pytest.mark.fp64
+@pytest.mark.slow
+def test_a_child_of_the_program_loads_a_stack_too(place, run, capfd):
+    parent = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))"
+    words = ["-c", parent, place / "load.py", place / "llama", place / "stack", TESTS]
+    assert run(PYTHON, *words, HF_HUB_OFFLINE="1") == 0
+    got = torch.tensor(json.loads(capfd.readouterr().out.splitlines()[-1]))
+    assert_close(got, logits(stacked(place), {"input_ids": IDS}))
+
+
+@pytest.mark.slow
 def test_import_lorada_needs_nothing_of_transformers_that_peft_does_not():
     code = (
         "import sys, peft; before = set(sys.modules); import lorada\n"
@@ -161,6 +181,10 @@ PROGRAMS = {
     "imports neither": (
         "import sys, json; print({'peft', 'lorada', 'torch'} & set(sys.modules))",
         ["set()"],
+    ),
+    "looks at its path": (
+        f"import sys; print([p for p in sys.path if p == {str(run_commands.SITE)!r}])",
+        ["[]"],
     ),
     "starts by spawning": (
         "import multiprocessing as m; p = m.get_context('spawn').Process(target=__import__, "
@@ -199,6 +223,14 @@ def test_a_sitecustomize_that_was_there_before_still_runs(stand_ins, run, capfd)
     (stand_ins / "sitecustomize.py").write_text("import peft; SEEN = 'mine'; print(SEEN)")
     assert run(PYTHON, "-c", "import sitecustomize; print(sitecustomize.SEEN)") == 0
     assert capfd.readouterr().out.splitlines() == [*IN_ORDER, "mine", "mine"]
+
+
+def test_a_sitecustomize_that_fails_is_reported_as_it_would_be(stand_ins, run, capfd):
+    (stand_ins / "sitecustomize.py").write_text("import peft, nothing_like_this")
+    assert run(PYTHON, "-c", "print('on')") == 0
+    out, err = capfd.readouterr()
+    assert out.splitlines() == [*IN_ORDER, "on"]
+    assert "nothing_like_this" in err
 
 
 # The command is the command.
@@ -249,3 +281,51 @@ def test_what_cannot_be_run_is_one_line_and_exit_code_2(case, place, run, capfd,
 
 
 # Tools that load adapters by themselves.
+
+TASK = {
+    "task": "sums",
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "{{gold}}",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+def likelihoods(model, row):
+    """log p(choice | question) by the model, for each choice."""
+    tokenizer, scores = byte_tokenizer(), []
+    for choice in row["choices"]:
+        question = tokenizer(row["question"])["input_ids"]
+        answer = tokenizer(f" {choice}")["input_ids"]
+        ids = torch.tensor([question + answer])
+        log_p = logits(model, {"input_ids": ids}).log_softmax(-1)[0, len(question) - 1 : -1]
+        scores.append(log_p.gather(-1, torch.tensor(answer)[:, None]).sum())
+    return torch.stack(scores)
+
+
+@pytest.mark.slow
+def test_lm_eval_scores_a_stack_as_our_own_code_does(place, tmp_path):
+    pytest.importorskip("lm_eval")
+    rows = [
+        {"question": f"{a} + {b} =", "choices": [str(a + b), str(a * b + 10), str(a)]}
+        for a in range(2, 7)
+        for b in range(1, 5)
+    ]
+    model, base = stacked(place), AutoModelForCausalLM.from_pretrained(place / "llama")
+    rows = [{**row, "gold": int(likelihoods(model, row).argmax())} for row in rows]
+    assert any(int(likelihoods(base, row).argmax()) != row["gold"] for row in rows)
+    rows_file(tmp_path / "rows.jsonl", rows)
+    files = {"data_files": {"test": str(tmp_path / "rows.jsonl")}}
+    (tmp_path / "sums.yaml").write_text(yaml.safe_dump({**TASK, "dataset_kwargs": files}))
+    done = through_lorada(
+        "lm_eval", "--model", "hf", "--model_args",
+        f"pretrained={place / 'llama'},peft={place / 'stack'},dtype=float32", "--tasks", "sums",
+        "--include_path", tmp_path, "--device", "cpu", "--batch_size", "1", "--output_path",
+        tmp_path / "out", HF_DATASETS_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (result,) = tmp_path.glob("out/**/results_*.json")
+    assert json.loads(result.read_text())["results"]["sums"]["acc,none"] == 1.0

@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 
 import configs_page
 import pytest
 from paths import ROOT
 
 import lorada
+from lorada.tuners.base.config import LoradaPeftConfig
 
 CHECK = ROOT / ".ci/check_site.py"
 
@@ -76,6 +78,16 @@ def test_every_page_that_a_file_names_is_there():
 def test_the_page_of_configs_is_what_its_script_writes():
     written = configs_page.PAGE.read_text(encoding="utf-8")
     assert written == configs_page.page(), "run: python scripts/configs_page.py"
+
+
+def test_the_page_has_every_field_of_every_config_with_its_meaning():
+    page = configs_page.PAGE.read_text(encoding="utf-8")
+    shared = {field.name for field in fields(LoradaPeftConfig)}
+    for name in (name for name in lorada.__all__ if name.endswith("Config")):
+        section = page.split(f"{{ #lorada.{name} }}\n")[1].split("\n## ")[0]
+        rows = re.findall(r"^\| `(\w+)` \| .+? \| .+? \| .+ \|$", section, flags=re.M)
+        own = [field.name for field in fields(getattr(lorada, name)) if field.name not in shared]
+        assert rows == own, name
 
 
 # A torch that cannot be imported: the site is made from the source alone.

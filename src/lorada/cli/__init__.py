@@ -28,6 +28,7 @@ from lorada.cli import (  # noqa: F401
 )
 from lorada.cli.app import app, errors
 from lorada.support.errors import out_of_memory
+from lorada.support.files import as_typed
 from lorada.support.processes import (
     OtherProcessError,
     is_first,
@@ -135,12 +136,18 @@ def _run() -> int | None:
 
 
 def _usage_error(error: Any) -> str:
-    """What a wrong command line is answered with; for ``--max_steps``, that it is a setting."""
+    """What a wrong command line is answered with; for ``--max_steps 3``, that it is a setting."""
     message, option = str(error.format_message()), getattr(error, "option_name", "")
     takes = {param.name for param in error.ctx.command.params} if error.ctx else set()
     if "overrides" not in takes or not option.startswith("--"):
         return message
     if get_close_matches(option, error.possibilities or (), cutoff=0.8):
         return message  # an option that was misspelt
-    setting = option[2:].replace("-", "_")
-    return f"{error.message}; a setting has no dashes: {setting}=VALUE"
+    value = "VALUE"
+    for word, after in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        if word == option and after and not after.startswith("-"):
+            value = after
+        elif word.startswith(f"{option}="):
+            value = word.removeprefix(f"{option}=")
+    setting = as_typed(f"{option[2:].replace('-', '_')}={value}")
+    return f"{error.message}; a setting has no dashes: {setting}"
