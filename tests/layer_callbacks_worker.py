@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+from double import in_double
 from layer_runs import trainer_for
 from safetensors.torch import save_file
 from test_ist import adapted
@@ -21,6 +22,7 @@ from lorada.methods.callbacks.owlore import OwLoreCallback
 from lorada.methods.galore import galore
 
 
+@in_double()
 def main(procedure: str, output: str, processes: int) -> None:
     """Train six steps."""
     torch.set_num_threads(1)
