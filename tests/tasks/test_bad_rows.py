@@ -73,8 +73,8 @@ def test_a_row_to_score_without_a_number_or_a_letter_is_refused(task, answer, me
     refused(f"^{re.escape(f'answer {answer!r}')} {message}$", lambda: found.convert_test(row))
     # MATH10K holds both kinds of answers; what is learned is the output.
     assert found.convert(row)["answer"] == answer
-    for right in "ABCDE" if task == "aqua" else ("4", "-1.5", "1,234.50", " 7 ", 4.5):
-        assert found.convert_test(problem("Which?", right, "4") | {"answer": right})
+    for right in "ABCDE" if task == "aqua" else ("4", "-1.5", "1,234.50", " 7 "):
+        assert found.convert_test(problem("Which?", right, "4"))
 
 
 @pytest.mark.parametrize("protocol", ["generate", "quanta"])
