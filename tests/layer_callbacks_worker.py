@@ -29,8 +29,8 @@ def main(procedure: str, output: str, processes: int) -> None:
     settings = {
         "per_device_train_batch_size": 4 // processes,
         "ddp_find_unused_parameters": True,
-        # Small for GaLore: rounding turns singular vectors that are nearly equally large, and Adam's
-        # steps with them.
+        # Small for GaLore: rounding turns singular vectors that are about equally large, and so
+        # Adam's steps.
         "learning_rate": 1e-3 if procedure == "ist" else 1e-5,
         "adam_epsilon": 1e-3,  # else Adam makes whole steps out of gradients that are rounding
     }
