@@ -3,6 +3,10 @@
 import json
 from pathlib import Path
 
+from folders import llama_folder
+
+from lorada.runs.recipe import Recipe, load_recipe
+
 WORDS = {
     "boolq": ("true", "false"),
     "piqa": ("solution1", "solution2"),
@@ -37,3 +41,12 @@ def source_file(data: Path, folder: str, split: str, rows: list[dict]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return data
+
+
+def recipe(place: Path, data: Path, *settings: str, task: str = "boolq") -> Recipe:
+    """Full fine-tuning of a tiny LLaMA on a task, with rows of a local data folder."""
+    folder = llama_folder(place / "llama", max_position_embeddings=640)
+    fixed = {"model": str(folder), "task": task, "data_dir": str(data), "method": "full",
+             "output": str(place / "run")}  # fmt: skip
+    common = ["report_to=[]", "save_strategy=no", "training.learning_rate=3e-3", "max_length=512"]
+    return load_recipe(None, [*common, *settings], fixed)

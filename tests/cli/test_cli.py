@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from folders import ROWS, bert_folder, llama_folder, rows_file
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from lorada import METHODS, __version__
 from lorada.cli import GROUPS
@@ -27,6 +27,7 @@ def place(tmp_path_factory):
     llama_folder(place / "wide", num_attention_heads=8)
     bert_folder(place / "bert")
     rows_file(place / "rows.jsonl")
+    (place / "broken.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt"\n')
     return place
 
 
@@ -151,7 +152,7 @@ def test_methods_lists_all_of_them_and_shows_one_in_full(call):
         assert row["models"] == ["any"] or {"llama", "roberta", "bart"} <= {*row["models"]}
     code, out, _ = call("methods", "lora+lmam")
     assert code == 0
-    for part in (METHODS["lora"].formula, "lorada.LmamConfig", "length=128", "lora_alpha=64"):
+    for part in (METHODS["lora"].formula, "lorada.LmamConfig", "length: 128", "lora_alpha: 64"):
         assert part in out.replace("\n", "")
     assert list(json.loads(call("methods", "lora", "--json")[1])) == ["lora"]
     refused(call("methods", "lorra"), "unknown method 'lorra'; did you mean lora")
@@ -167,7 +168,7 @@ def test_methods_lists_pefts_tuners_and_shows_one_in_full(call):
     code, out, _ = call("methods", "ia3+lora")
     assert code == 0
     assert "peft.IA3Config" in out
-    assert "feedforward_modules=['down_proj']" in out
+    assert "feedforward_modules: [down_proj]" in out
 
 
 def test_help_has_every_command_in_one_of_three_groups(call):
@@ -211,23 +212,18 @@ def test_a_misspelt_option_is_no_setting(call):
 
 BAD_TRAINING = {
     "heads that do not divide": (["lmam.heads=3"], "heads=3 does not divide the 4 attention heads"),
-    "rank of yes": (["lmam.rank=true"], "rank=True must be a whole number above 0"),
-    "no regex": (["lmam.target_modules='['"], "target_modules='[' is no regular expression"),
     "no memory": (["lmam.rank=99999999999"], "out of memory"),
     "no steps": (["max_steps=0"], "training.max_steps=0 must be at least 1"),
     "unmeasured": (["metric_for_best_model=foo"], "metric_for_best_model='foo' is not measured"),
-    "scale 0": (["lmam.inverse_scale=0"], "inverse_scale=0.0 must be a number above 0"),
     "nothing matched": (["lmam.target_modules=[nope]"], "matched no module", "self_attn"),
-    "not attention": (["lmam.target_modules=[mlp]"], "not a self-attention module", "self_attn"),
+    "wrong type of a part": (["lmam.rank=two"], "lmam.rank='two'"),
     "unknown override": (["lenght=3"], "unknown override 'lenght'; did you mean length"),
     "unknown setting": (["lmam.rnk=3"], "unknown setting of lmam 'rnk'; did you mean rank"),
     "called otherwise here": (
         ["lora.rank=3"],
         "unknown setting of lora 'rank'; did you mean lora.r?",
     ),
-    "called otherwise in a part": (["alpha=3"], "unknown override 'alpha'; did you mean lora_al"),
     "ambiguous": (["rank=3"], "write lmam.rank, bottleneck.rank"),
-    "wrong type of a part": (["lmam.rank=two"], "lmam.rank='two'"),
     "wrong type of training": (["training.learning_rate=fast"], "training.learning_rate='fast'"),
     "bad choice": (["loss_on=prompt"], "loss_on='prompt'", "response"),
     "no such checkpointing": (
@@ -236,34 +232,18 @@ BAD_TRAINING = {
     ),
     "seed of yes": (["training.seed=true"], "training.seed=True must be a whole number from 0"),
     "not an adapter": (["from_adapter=missing"], "no adapter folder at missing"),
-    "infinite scale": (
-        ["lmam.inverse_scale=.inf"],
-        "lmam.inverse_scale=inf must be a finite number",
-    ),
     "a section is no value": (["lmam=3"], "lmam=3 is a section: write lmam.NAME=…"),
     "an odd dtype": (["dtype=float8_e4m3fn"], "dtype='float8_e4m3fn' is not one of float32"),
     "a logger that is not installed": (["training.report_to=[comet_ml]"], "comet-ml"),
-    "dims of another width": (
-        ["method=quanta", "dims=4-4"],
-        "dims=4-4 multiply to 16, but",
-        "32 inputs and 32 outputs",
-    ),
-    "a prefix beyond the context": (
-        ["method=prefix", "prefix.length=64"],
-        "length=64",
-        "below the 64 tokens",
-        "lower it",
-    ),
-    "no such layer": (["lmam.layers_to_transform=[7]"], "layers_to_transform=[7] matched no"),
-    "no layer": (["lmam.layers_to_transform=[]"], "layers_to_transform=[] names no layer"),
     "a name out of the package": (["data=builtin:../../../../etc/passwd"], "no data file at"),
-    "no batch": (["training.per_device_train_batch_size=0"], "must be at least 1"),
+    "broken rows": (["data=PLACE/broken.jsonl"], "broken.jsonl line 2 is not JSON"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_TRAINING)
 def test_a_mistake_in_training_is_one_line_and_writes_nothing(call, place, tmp_path, case):
     words, *parts = BAD_TRAINING[case]
+    words = [word.replace("PLACE", str(place)) for word in words]
     refused(call(*train_words(place, tmp_path / "run", *words)), *parts)
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
@@ -305,15 +285,6 @@ def test_an_adapter_of_another_head_count_is_one_line(call, place, finished, tmp
     recipe.write_text(recipe.read_text().replace("/llama\n", "/wide\n"))
     words = ["evaluate", run, "--data", place / "rows.jsonl"]
     refused(call(*words), "saved for another model size or head count", "lora_w_a")
-
-
-def test_an_adapter_of_another_architecture_is_one_line(call, place, finished, tmp_path):
-    run = shutil.copytree(finished, tmp_path / "run")
-    path = run / "adapter" / "adapter_model.safetensors"
-    names = {k.replace("layers.1", "layers.7"): v for k, v in load_file(path).items()}
-    save_file(names, path)
-    words = ["evaluate", run, "--data", place / "rows.jsonl"]
-    refused(call(*words), "saved for another architecture", "layers.7")
 
 
 def test_bad_usage_is_one_line(call):
@@ -377,9 +348,7 @@ def test_a_mistake_in_other_commands_is_one_line(call, place, finished, case):
 
 
 BAD_CONFIGS = {
-    "a list": ("[]", "has peft_type=None"),
     "no type": ("{}", "has peft_type=None"),
-    "unknown type": ('{"peft_type": "NOPE"}', "peft_type='NOPE'"),
     "not JSON": ("{", "is not JSON"),
     "wrong type": ('{"peft_type": "LMAM", "rank": "x"}', "rank='x' must be a whole number"),
     "newer field": (
@@ -389,11 +358,6 @@ BAD_CONFIGS = {
     "newer type": (
         '{"peft_type": "WAVES", "lorada_version": "97.1"}',
         "neither peft nor lorada knows (saved by lorada 97.1, this is",
-    ),
-    "newer part": (
-        '{"peft_type": "LORADA", "parts": [{"peft_type": "BOTTLENECK", "lorada_version": "97.1", '
-        '"placement": "attn"}]}',
-        "'series_input', 'parallel' (saved by lorada 97.1, this is",
     ),
 }
 

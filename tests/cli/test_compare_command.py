@@ -68,6 +68,7 @@ MISTAKES = {
     ),
     "another reference": ({"against": "dora"}, "--against dora is not compared: add it to"),
     "no held-out rows": ({"held_out": None}, "scores on held-out rows: pass --held-out FILE"),
+    "known rows": ({"held_out": "leaked.jsonl"}, "are training rows too, so scores would reward"),
     "an empty file": ({"held_out": "empty.jsonl"}, "empty.jsonl has no rows"),
     "a missing file": ({"data": "none.jsonl"}, "none.jsonl: pass --data FILE"),
     "too few rows": ({"data": "few.jsonl"}, "has 8 rows, and none is left to learn from after 8"),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,13 +113,6 @@ def test_every_saved_adapter_says_what_to_import(stack, tmp_path):
         assert "`lorada run`" in usage
 
 
-def test_a_card_that_says_it_already_is_left_alone(tmp_path):
-    config = config_of("lmam", "llama")
-    (tmp_path / "README.md").write_text("# Mine\nimport lorada first\n")
-    config.save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text() == "# Mine\nimport lorada first\n"
-
-
 # In a process of its own.
 
 
@@ -186,10 +178,6 @@ PROGRAMS = {
         "from importlib.util import find_spec; find_spec('peft'); print('asked'); import peft",
         ["asked", *IN_ORDER],
     ),
-    "asks and does not import": (
-        "from importlib.util import find_spec; print(find_spec('peft').name)",
-        ["peft"],
-    ),
     "imports neither": (
         "import sys, json; print({'peft', 'lorada', 'torch'} & set(sys.modules))",
         ["set()"],
@@ -245,28 +233,6 @@ def test_a_sitecustomize_that_fails_is_reported_as_it_would_be(stand_ins, run, c
     assert "nothing_like_this" in err
 
 
-def other_pythons():
-    names = [f"python{v}" for v in ("2", "2.7", *(f"3.{minor}" for minor in range(6, 16)))]
-    on_path = {path for name in names if (path := shutil.which(name)) and "/shims/" not in path}
-    pyenv = Path.home().glob(".pyenv/versions/*/bin/python")
-    return sorted(on_path | {str(path) for path in pyenv})
-
-
-def test_any_other_python_starts_as_it_would(stand_ins, run, capfd):
-    pythons = other_pythons()
-    if not pythons:
-        pytest.skip("no other Python on this machine")
-    (stand_ins / "sitecustomize.py").write_text("print('mine')")
-    for python in pythons:
-        for program in ("import json", "import nothing_like_this"):
-            words = [python, "-c", f"print('on'); {program}"]
-            expected = subprocess.run(words, capture_output=True, text=True)
-            assert run(*words) == expected.returncode, python
-            out, err = capfd.readouterr()
-            assert out.splitlines() == expected.stdout.splitlines() == ["mine", "on"]
-            assert err == expected.stderr
-
-
 # The command is the command.
 
 
@@ -289,14 +255,6 @@ def test_options_behind_the_command_are_the_commands(run, capfd):
     assert capfd.readouterr().out.strip() == str(words)
     assert run(PYTHON, "--help") == 0
     assert "-m mod" in capfd.readouterr().out
-
-
-def test_a_command_is_that_of_the_environment_of_lorada(run, monkeypatch, tmp_path):
-    (tmp_path / "python").write_text("#!/bin/sh\nexit 3\n")
-    (tmp_path / "python").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert run("python", "-c", "import sys; sys.exit(5)") == 5
-    assert run("sh", "-c", "exit 4") == 4
 
 
 BAD_COMMANDS = {
@@ -348,45 +306,26 @@ def likelihoods(model, row):
     return torch.stack(scores)
 
 
-def sums(place, folder):
-    """A local task whose right answers are what the stack prefers; its rows."""
+@pytest.mark.slow
+def test_lm_eval_scores_a_stack_as_our_own_code_does(place, tmp_path):
+    pytest.importorskip("lm_eval")
     rows = [
         {"question": f"{a} + {b} =", "choices": [str(a + b), str(a * b + 10), str(a)]}
         for a in range(2, 7)
         for b in range(1, 5)
     ]
-    model = stacked(place)
+    model, base = stacked(place), AutoModelForCausalLM.from_pretrained(place / "llama")
     rows = [{**row, "gold": int(likelihoods(model, row).argmax())} for row in rows]
-    rows_file(folder / "rows.jsonl", rows)
-    files = {"data_files": {"test": str(folder / "rows.jsonl")}}
-    (folder / "sums.yaml").write_text(yaml.safe_dump({**TASK, "dataset_kwargs": files}))
-    return rows
-
-
-def accuracy(folder, loads):
-    """What lm_eval says of a model on that task."""
+    assert any(int(likelihoods(base, row).argmax()) != row["gold"] for row in rows)
+    rows_file(tmp_path / "rows.jsonl", rows)
+    files = {"data_files": {"test": str(tmp_path / "rows.jsonl")}}
+    (tmp_path / "sums.yaml").write_text(yaml.safe_dump({**TASK, "dataset_kwargs": files}))
     done = through_lorada(
-        "lm_eval", "--model", "hf", "--model_args", loads, "--tasks", "sums", "--include_path",
-        folder, "--device", "cpu", "--batch_size", "1", "--output_path", folder / "out",
-        HF_DATASETS_CACHE=str(folder / "cache"),
+        "lm_eval", "--model", "hf", "--model_args",
+        f"pretrained={place / 'llama'},peft={place / 'stack'},dtype=float32", "--tasks", "sums",
+        "--include_path", tmp_path, "--device", "cpu", "--batch_size", "1", "--output_path",
+        tmp_path / "out", HF_DATASETS_CACHE=str(tmp_path / "cache"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (result,) = folder.glob("out/**/results_*.json")
-    found = json.loads(result.read_text())["results"]["sums"]["acc,none"]
-    result.unlink()
-    return found
-
-
-@pytest.mark.slow
-def test_lm_eval_scores_a_stack_and_its_base_as_our_own_code_does(place, tmp_path):
-    pytest.importorskip("lm_eval")
-    rows = sums(place, tmp_path)
-    base = AutoModelForCausalLM.from_pretrained(place / "llama")
-    right = sum(int(likelihoods(base, row).argmax()) == row["gold"] for row in rows)
-    whole = shutil.copytree(place / "llama", tmp_path / "whole")  # base and adapter in one folder
-    for path in (place / "stack").glob("adapter_*"):
-        shutil.copy(path, whole)
-    loads = [str(place / "llama"), f"{place / 'llama'},peft={place / 'stack'}", str(whole)]
-    found = [accuracy(tmp_path, f"pretrained={one},dtype=float32") for one in loads]
-    assert found == pytest.approx([right / len(rows), 1.0, 1.0])
-    assert right < len(rows)
+    (result,) = tmp_path.glob("out/**/results_*.json")
+    assert json.loads(result.read_text())["results"]["sums"]["acc,none"] == 1.0

@@ -88,6 +88,11 @@ def test_a_file_is_written_and_named(call, folder, place, tmp_path):
 
 
 MISTAKES = {
+    "rows without a text": (
+        "label",
+        ["--data", "rows.jsonl"],
+        "row 1 has fields prompt, response;",
+    ),
     "no candidates": ("choice", ["--text", "a"], "has fields prompt; each needs prompt/candidates"),
     "an empty prompt": ("prompt", ["--text", ""], "a prompt is empty"),
     "nothing": ("label", [], "there is nothing to answer: pass --text TEXT, --data FILE, or a"),
@@ -95,7 +100,8 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_one_line(case, call, folder, monkeypatch):
+def test_a_mistake_is_one_line(case, call, folder, place, monkeypatch):
+    monkeypatch.chdir(place)
     name, words, message = MISTAKES[case]
     pipe(monkeypatch, "")
     code, out, err = call("predict", folder(name), *words)

@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lorada.cli.app import as_typed, waiting
-from lorada.support import progress
-from lorada.support.progress import plain_console, progress_bar
+from lorada.support.progress import plain_console
 
 SOURCE = ROOT / "src" / "lorada"
 ODD = "runs/x[/y] [bold]a[/bold] :smile: [link=x]"
@@ -26,14 +25,6 @@ def test_consoles_print_paths_as_they_are():
         console.print(table, soft_wrap=True)
         console.print(f"• {ODD}", highlight=False, soft_wrap=True)
     assert capture.get().count(ODD) == 4
-
-
-def test_a_bar_has_the_title_that_it_is_given(monkeypatch):
-    said = io.StringIO()
-    shown = Console(file=said, force_terminal=True, width=120, markup=False, emoji=False)
-    monkeypatch.setattr(progress, "plain_console", lambda **_: shown)
-    assert list(progress_bar([1, 2], "of x[/y]")) == [1, 2]
-    assert "of x[/y]" in said.getvalue()
 
 
 def test_every_console_is_made_in_the_one_place_where_brackets_are_letters():

@@ -10,7 +10,6 @@ from folders import bert_folder, llama_folder, rows_file, split_file
 
 from lorada.cli import run_commands
 from lorada.experiments import quickstart
-from lorada.methods.table import METHODS
 from lorada.runs.models import loading, names
 
 SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_tokens=4"]
@@ -166,11 +165,6 @@ def test_lists_suggest_what_there_is(call, at_home):
         words = [fill.get(word, word) for word in found[1:]]
         short = ["max_steps=1", "max_length=192", "training.report_to=[]"]
         assert next_of(call, *words, *short)[1] == then
-
-
-def test_every_method_can_be_asked_for_by_its_name(call):
-    for name in METHODS:
-        assert next_of(call, "methods", name)[1:4] == ["params", "--method", name]
 
 
 def test_a_stopped_training_says_how_it_goes_on(call, at_home, monkeypatch):

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from callback_runs import trainer as run_of
 from conftest import TINY, assert_close
-from peft import AdaLoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, PeftModel
 from safetensors.torch import load_file
 from stacks import batch, bottleneck, lmam, logits, lora
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from lorada import LoradaConfig
 from lorada.methods.callbacks.adalora import AdaLoraCallback, schedule
@@ -29,16 +30,7 @@ def stack(**options) -> LoradaConfig:
 
 
 def trainer(folder, config, **options) -> Trainer:
-    torch.manual_seed(0)
-    rows = [{"input_ids": row, "labels": row} for row in torch.randint(5, 90, (16, 6))]
-    settings = {"max_steps": STEPS, "per_device_train_batch_size": 4, "learning_rate": 0.05}
-    settings |= {"report_to": [], "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
-    return Trainer(
-        model=get_peft_model(TINY["llama"](), config),
-        args=TrainingArguments(str(folder), **{**settings, **options}),
-        train_dataset=rows,
-        callbacks=[AdaLoraCallback()],
-    )
+    return run_of(config, folder, AdaLoraCallback(), **{"learning_rate": 0.05, **options})
 
 
 def ranks(folder) -> list[int]:

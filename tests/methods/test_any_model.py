@@ -10,19 +10,13 @@ from method_cases import BUILDERS, defined
 from peft import get_peft_model
 from transformers import (
     AutoConfig,
-    BartConfig,
     BertConfig,
-    DistilBertForSequenceClassification,
     ElectraForSequenceClassification,
-    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
-    MBartConfig,
-    Phi3ForCausalLM,
     RobertaConfig,
     T5ForConditionalGeneration,
-    XLMRobertaForSequenceClassification,
     set_seed,
 )
 
@@ -74,18 +68,6 @@ def test_every_linear_of_a_layer_has_a_role_and_the_widths_of_it(name):
     assert {width for width, _ in found["up"]} == {out for _, out in found["down"]} == {32}
     assert min(out for _, out in found["up"]) > 32
     assert {width for width, _ in found["down"]} <= {48, 128}
-
-
-def test_a_columns_own_model_keeps_its_names():
-    llama = SCHEMES["llama"]
-    assert renamed(["q_proj", "down_proj"], llama, llama) == ["q_proj", "down_proj"]
-    assert build_method("lora", LlamaConfig()).config.parts[0].target_modules == {
-        "q_proj", "k_proj", "v_proj", "up_proj", "down_proj",
-    }  # fmt: skip
-    lora = build_method("lora", BertConfig()).config.parts[0]
-    assert lora.target_modules == {"query", "value"}
-    with pytest.raises(ValueError, match="nope is no matrix that has a role"):
-        renamed(["nope"], llama, llama)
 
 
 def test_names_whose_end_is_anothers_become_a_pattern_that_keeps_them_apart():
@@ -156,21 +138,14 @@ def test_the_kind_of_a_model_is_read_from_its_config():
     [
         ("lorada_a", RobertaConfig(hidden_size=1024, num_attention_heads=16), {},
          "lmam.heads=3 does not divide 16: taking 4", 0, "heads", 4),
-        ("lorada_a", BartConfig(d_model=768, encoder_attention_heads=12), {},
-         "lmam.heads=16 does not divide 12: taking 12", 0, "heads", 12),
         ("lorada_a", BertConfig(max_position_embeddings=64), {},
          "lmam.length=512 does not fit the 64 tokens that the model takes: taking 64",
-         0, "length", 64),
-        ("lora+lmam", LlamaConfig(**DECODER_SIZES | {"max_position_embeddings": 64}), {},
-         "lmam.length=128 does not fit the 64 tokens that the model takes: taking 64",
          0, "length", 64),
         ("prefix", LlamaConfig(**DECODER_SIZES | {"max_position_embeddings": 16}), {},
          "prefix.length=30 does not fit the 16 tokens that the model takes: taking 15",
          0, "length", 15),
         ("shira", LlamaConfig(**DECODER_SIZES | {"hidden_size": 64}), {},
          "shira.r=38 is more than a weight of 32 × 64 has room for: taking 21", 0, "r", 21),
-        ("lamda", LlamaConfig(**DECODER_SIZES), {},
-         "lamda.rank=32 is more than a weight of 16 × 32 has room for: taking 16", 0, "rank", 16),
         ("quanta", GPT2Config(n_embd=32, n_layer=2, n_head=4), {},
          "quanta.target_modules=['attn.c_attn'] is query, key and value in one",
          0, "target_modules", ["attn.c_proj"]),
@@ -183,15 +158,6 @@ def test_a_default_that_does_not_fit_falls_to_the_nearest_with_a_line(
     assert said in caplog.text
     assert said in plan.settings_from
     assert getattr(plan.config.parts[part], key) == value
-
-
-def test_defaults_that_fit_stay_without_a_word(caplog):
-    for method, config in (
-        ("lorada_a", RobertaConfig()), ("lorada_a", BartConfig()), ("lorada_a", MBartConfig()),
-        ("shira", LlamaConfig(num_hidden_layers=1)), ("lamda", LlamaConfig(num_hidden_layers=1)),
-    ):  # fmt: skip
-        build_method(method, config)
-    assert not caplog.text
 
 
 @pytest.mark.parametrize(
@@ -232,8 +198,7 @@ def test_settings_that_are_not_the_papers_say_so_everywhere(call):
     code, out, _ = call("methods", "dora")
     assert code == 0
     said = " ".join(out.split())
-    assert "any encoder (not from the paper)" in said
-    assert "any decoder (not from the paper)" not in said
+    assert "not_from_the_paper: {any encoder: " in said
 
 
 # Whole runs.
@@ -246,18 +211,11 @@ RUNS = {
         "vocab_size": TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     }),
-    "gemma": (GemmaForCausalLM, {**SMALL, "head_dim": 8}),
-    "phi3": (Phi3ForCausalLM, SMALL),
     "t5": (T5ForConditionalGeneration, {
         "vocab_size": TOKENS, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2,
         "num_heads": 4, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0,
     }),
     "electra": (ElectraForSequenceClassification, {**ENCODER, "embedding_size": 16}),
-    "distilbert": (DistilBertForSequenceClassification, {
-        "vocab_size": TOKENS, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4,
-        "max_position_embeddings": 64, "pad_token_id": 0,
-    }),
-    "xlm-roberta": (XLMRobertaForSequenceClassification, ENCODER),
 }  # fmt: skip
 TRAINED = ("lora", "lorada_a", "dora", "prefix")
 
@@ -282,7 +240,7 @@ def folder(tmp_path_factory):
     return made
 
 
-# Each model with one method, and each method with one model or two.
+# Each model with one method.
 CHOSEN = [(model, TRAINED[-i % len(TRAINED)]) for i, model in enumerate(RUNS)]
 
 

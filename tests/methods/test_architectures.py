@@ -3,17 +3,13 @@
 A cell that is not run has its reason in ``REASONS``.
 """
 
-import architecture_cells
 import architectures_page
 import pytest
 import torch
 from architecture_cells import (
-    BASE,
     COLUMNS,
-    EAGER_ONLY,
     ENCODERS,
     LENGTH,
-    NO_FLEX,
     REASONS,
     adapted,
     batch_of,
@@ -48,35 +44,6 @@ CELLS = [
 @pytest.mark.parametrize(("name", "column"), CELLS)
 def test_cell(name, column):
     COLUMNS[column](name)
-
-
-@pytest.mark.parametrize(
-    ("name", "column"),
-    [
-        pytest.param(
-            *cell,
-            marks=[pytest.mark.fp64(cell[1] != "flex = eager")]
-            + [pytest.mark.slow] * is_slow(*cell),
-        )
-        for cell, reason in REASONS.items()
-        if reason == BASE
-    ],
-    ids=str,
-)
-def test_what_the_base_cannot_do_fails_without_a_map(name, column, monkeypatch):
-    monkeypatch.setattr(architecture_cells, "adapted", lambda name, **kw: ARCHITECTURES[name](**kw))
-    with pytest.raises((AssertionError, IndexError, RuntimeError, ValueError)):
-        COLUMNS[column](name)
-
-
-@pytest.mark.parametrize(
-    ("name", "column"),
-    [cell for cell, reason in REASONS.items() if reason in (EAGER_ONLY, NO_FLEX)],
-    ids=str,
-)
-def test_implementation_that_is_not_there_is_refused_by_transformers(name, column):
-    with pytest.raises(ValueError, match="does not support an attention implementation"):
-        COLUMNS[column](name)
 
 
 @pytest.mark.parametrize(

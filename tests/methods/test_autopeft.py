@@ -8,7 +8,7 @@ from placements import Adapter, parts_of
 from stacks import randomise
 from torch import nn
 
-from lorada import BottleneckConfig, LoradaConfig, PrefixConfig, build_method
+from lorada import BottleneckConfig, LoradaConfig, build_method
 from lorada.methods.autopeft import SIZES
 from lorada.runs.models.count import count_parameters
 
@@ -104,22 +104,6 @@ def test_the_block_is_its_equations_with_their_gradients(name, present):
                 assert_close(getattr(part, key)["default"].grad, weight.grad)
 
 
-@pytest.mark.parametrize("name", ["roberta", "bart"])
-def test_a_prefix_joins_the_block_as_it_would_stand_before_attention_without_it(name):
-    prefix = PrefixConfig(length=3)
-    model = adapted(name, [PARTS["serial"], PARTS["parallel"], prefix])
-    twin = get_peft_model(twin_of(model, name), LoradaConfig(parts=[prefix])).eval()
-    prefixes = {key: value for key, value in model.state_dict().items() if ".prefix." in key}
-    missing = twin.load_state_dict(prefixes, strict=False)
-    assert prefixes
-    assert not missing.unexpected_keys
-    batch = inputs(name)
-
-    without = logits(twin_of(model, name), **batch)
-    assert (logits(model, **batch) - without).abs().max() > 1e-3
-    assert_close(logits(model, **batch), logits(twin, **batch))
-
-
 def overrides(*chosen) -> dict:
     """Settings for the sizes of the three parts, in their order, and the layers that have them."""
     *sizes, layers = chosen
@@ -134,25 +118,6 @@ def method(name: str, *chosen) -> LoradaConfig:
     config = build_method("autopeft", ARCHITECTURES[name]().config, **overrides(*chosen)).config
     config.task_type = None
     return config
-
-
-@pytest.mark.parametrize(("name", "blocks"), [("roberta", 1), ("bart", 2)])
-def test_a_layer_that_is_named_has_all_blocks_in_encoder_and_decoder(name, blocks):
-    parts = method(name, 3, 5, 2, [1]).parts
-    for part in parts[:2]:
-        part.dropout = 0.0
-    model = adapted(name, parts)
-    own = [key for key, p in model.named_parameters() if p.requires_grad]
-
-    outside = ("prefix_self.", "prefix_encoder.", "prefix_decoder.", "prefix_cross.")  # networks
-    inside = [key for key in own if not any(network in key for network in outside)]
-    assert all(".1." in key for key in inside)
-    assert len({key.partition(".1.")[0] for key in inside}) == blocks
-    kinds = (".bneck_pfeiffer.", ".bneck.", ".prefix.")
-    assert all(any(kind in key for key in inside) for kind in kinds)
-    parts = method(name, 3, 5, 0, [1]).parts
-    model, batch = adapted(name, parts), inputs(name)
-    assert_close(logits(model, **batch), logits(twin_of(model, name), **batch))
 
 
 @pytest.mark.parametrize(
@@ -189,11 +154,6 @@ def test_a_method_without_a_part_left_is_refused():
         method("roberta", 0, 0, 0, [])
 
 
-def test_no_other_method_loses_a_part_of_size_0():
-    with pytest.raises(ValueError, match="rank=0 must be a whole number above 0"):
-        build_method("pfeiffer", ARCHITECTURES["roberta"]().config, rank=0)
-
-
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
@@ -208,8 +168,3 @@ def test_a_model_has_the_blocks_that_it_has_a_form_of(name, parts):
     for settings in ({}, overrides(*absent, [0])):
         config = build_method("autopeft", model, **settings).config
         assert [getattr(part, "placement", "prefix") for part in config.parts] == parts
-
-
-def test_a_block_that_a_model_has_no_form_of_cannot_be_given_a_size():
-    with pytest.raises(ValueError, match="unknown override 'bottleneck'"):
-        method("mbart", 4, 4, 4, [0])

@@ -4,17 +4,9 @@ import pytest
 from transformers import BartConfig, LlamaConfig
 
 from lorada import METHODS, GainConfig, build_method
-from lorada.cli.terminal import OURS, method_page, methods_list
-from lorada.methods.extensions import EXTENSIONS
+from lorada.cli.terminal import method_page, methods_list
 from lorada.methods.lookup import describe, method_named
 from lorada.methods.sizes import default_rate
-
-
-def test_extensions_are_marked_and_the_papers_methods_are_not():
-    assert EXTENSIONS
-    assert {name for name, method in METHODS.items() if method.ours} == EXTENSIONS.keys()
-    assert not any(method.paper for method in EXTENSIONS.values())
-    assert all(method.paper for name, method in METHODS.items() if name not in EXTENSIONS)
 
 
 def test_lists_of_methods_show_the_mark(capsys):
@@ -25,25 +17,16 @@ def test_lists_of_methods_show_the_mark(capsys):
     for name, marked in marks.items():
         console.print(methods_list({name: describe(name)}))
         assert capsys.readouterr().out.startswith(f"{name} *  ") == marked
-        console.print(method_page(name, describe(name)))
-        assert (OURS in capsys.readouterr().out) == marked
+        assert ("ours: true" in method_page(name, describe(name))) == marked
 
 
 def test_results_say_that_the_settings_are_not_from_the_paper():
-    source = EXTENSIONS["gain"].source
+    source = METHODS["gain"].source
     assert build_method("gain", LlamaConfig()).settings_from == f"not from the paper: {source}"
     found = build_method("lora+gain", BartConfig()).settings_from
     assert found.startswith("not from the paper: lora: ")
     assert found.endswith(f"; gain: {source}")
     assert not build_method("lora", LlamaConfig()).settings_from.startswith("not")
-
-
-def test_a_sum_with_an_extension_has_the_links_of_the_other_methods():
-    assert method_named("lora+gain").paper == METHODS["lora"].paper
-    assert method_named("gain+lora").paper == METHODS["lora"].paper
-    assert method_named("gain+lmam").paper == METHODS["lmam"].paper
-    assert method_named("lora+gain").ours
-    assert not method_named("lora+sora").ours
 
 
 def test_gains_are_a_part_of_sums():

@@ -7,7 +7,7 @@ import torch
 from conftest import TINY, assert_close
 from transformers import TrainingArguments
 
-from lorada.methods.galore import GaLoreAdamW, galore, projector
+from lorada.methods.galore import GaLoreAdamW, galore
 
 pytestmark = pytest.mark.fp64
 
@@ -60,18 +60,6 @@ def test_updates_are_those_of_the_equations(shape, rank):
     assert_close(train(optimizer, parameter, grads), expected)
 
 
-@SHAPES
-def test_moments_have_the_size_of_the_projection(shape):
-    parameter = torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64))
-    optimizer = GaLoreAdamW([parameter], rank=2)
-    train(optimizer, parameter, gradients(shape, 2))
-    state = optimizer.state[parameter]
-    tall = shape[0] >= shape[1]
-    assert state["first"].shape == state["second"].shape
-    assert state["first"].shape == ((shape[0], 2) if tall else (2, shape[1]))
-    assert state["projector"].shape == ((2, shape[1]) if tall else (shape[0], 2))
-
-
 def test_groups_without_a_rank_are_plain_adamw():
     agrees_with_adamw((3, 4, 2), gradients((3, 4, 2), 6), rank=None)
 
@@ -82,17 +70,6 @@ def agrees_with_adamw(shape, grads, rank=99):
     settings = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
     expected = train(torch.optim.AdamW([theirs], **settings), theirs, grads)
     assert_close(train(GaLoreAdamW([ours], **settings, rank=rank), ours, grads), expected)
-
-
-def test_deleted_state_starts_with_a_new_projector():
-    parameter = torch.nn.Parameter(torch.zeros(7, 5, dtype=torch.float64))
-    optimizer = GaLoreAdamW([parameter], rank=2, refresh=100)
-    first, second = gradients((7, 5), 2)
-    train(optimizer, parameter, [first])
-    del optimizer.state[parameter]
-    train(optimizer, parameter, [second])
-    assert optimizer.state[parameter]["step"] == 1
-    assert torch.equal(optimizer.state[parameter]["projector"], projector(second, 2, True))
 
 
 @pytest.mark.fp64(False)
@@ -124,15 +101,3 @@ def test_matrices_of_layers_are_projected_and_nothing_else(tmp_path):
     assert not found
     assert {group["lr"] for group in optimizer.param_groups} == {3e-4}
     assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.95)}
-
-
-def test_bad_settings_are_one_line(tmp_path):
-    matrix, vector = torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(3))
-    with pytest.raises(ValueError, match="rank=0 must be at least 1"):
-        GaLoreAdamW([matrix], rank=0)
-    with pytest.raises(ValueError, match="refresh=0 must be at least 1"):
-        GaLoreAdamW([matrix], rank=1, refresh=0)
-    with pytest.raises(ValueError, match=r"shape \(3,\) is no matrix"):
-        GaLoreAdamW([vector], rank=1)
-    with pytest.raises(ValueError, match="no trainable matrix in the layers of Linear"):
-        galore(torch.nn.Linear(2, 2), TrainingArguments(str(tmp_path)))

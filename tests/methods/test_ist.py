@@ -28,8 +28,7 @@ from lorada.methods.callbacks.ist import (
     scaled_down,
     updated,
 )
-from lorada.methods.callbacks.layers import layers_of
-from lorada.methods.callbacks.sampling import draw, generator_at, training_rows
+from lorada.methods.callbacks.layers import draw, generator_at, layers_of
 
 pytestmark = pytest.mark.fp64
 
@@ -155,32 +154,6 @@ def test_only_the_drawn_layers_train_and_the_others_keep_their_moments(parts, tm
     assert any(callback.scores)
 
 
-def test_what_is_outside_the_layers_trains_at_every_step(tmp_path):
-    config = LoraConfig(modules_to_save=["lm_head"], **LORA)
-    model = get_peft_model(TINY["llama"](num_hidden_layers=LAYERS), config)
-    watch = Watch()
-    trainer = trainer_for(model, tmp_path, ISTCallback(), steps=3)
-    trainer.add_callback(watch)
-    trainer.train()
-    assert len(watch.gradients) == 3
-    for gradients in watch.gradients:
-        assert len({layer_of(name) for name in gradients} - {None}) == 1
-        assert any("lm_head" in name for name in gradients)
-
-
-def test_scoring_costs_three_forwards_of_sixteen_rows_every_ten_steps(tmp_path):
-    model = adapted("lora")
-    rows = []
-
-    def count(module, args, kwargs):
-        if not module.training:
-            rows.append(len(kwargs["input_ids"]))
-
-    model.register_forward_pre_hook(count, with_kwargs=True)
-    trainer_for(model, tmp_path, ISTCallback(), steps=31).train()
-    assert rows == [16] * 3 * 3
-
-
 def test_scales_and_mode_are_restored_after_scoring():
     model = adapted("lora", "lmam").train()
     before = [dict(adapter.scaling) for adapter in all_adapters(model)]
@@ -228,23 +201,6 @@ def test_another_seed_draws_other_layers_and_the_global_generator_is_left_alone(
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"update_frac": 0}, r"update_frac=0 must lie in \(0, 1\]"),
-        ({"suppress_frac": 1.5}, "suppress_frac=1.5 must lie in"),
-        ({"factor": 1.0}, "factor=1.0 must lie in"),
-        ({"every": 0}, "every=0 must be a whole number above 0"),
-        ({"samples": 0}, "samples=0 must be a whole number above 0"),
-        ({"examples": -1}, "examples=-1 must be a whole number above 0"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_bad_settings_are_one_line(settings, message):
-    with pytest.raises(ValueError, match=message):
-        ISTCallback(**settings)
-
-
 def test_a_model_that_ist_cannot_train_is_one_line(tmp_path):
     base = TINY["llama"](num_hidden_layers=LAYERS)
     with pytest.raises(ValueError, match=r"needs an adapter in at least two layers.* has 0"):
@@ -264,16 +220,6 @@ def test_a_checkpoint_of_another_model_is_one_line(tmp_path):
     state = TrainerState(global_step=5, stateful_callbacks={"ISTCallback": saved})
     with pytest.raises(ValueError, match="scores of 2 layers, and adapters are in 4: resume with"):
         callback.on_train_begin(trainer.args, state, trainer.control, model=trainer.model)
-
-
-def test_rows_that_cannot_be_drawn_or_have_no_labels_are_one_line():
-    stream = SimpleNamespace(dataset=iter(ROWS))
-    with pytest.raises(ValueError, match="which list_iterator cannot give by number: load the"):
-        training_rows(stream, 16, generator_at(0, 0), "IST")
-    callback = ISTCallback()
-    callback.scores, callback._adapters = [0.0] * LAYERS, [[]] * LAYERS
-    with pytest.raises(ValueError, match="returned none: the rows need labels"):
-        callback.update_scores(adapted(), {"input_ids": IDS}, generator_at(0, 0))
 
 
 def test_a_loss_that_is_no_number_leaves_the_scores_alone():

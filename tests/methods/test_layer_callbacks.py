@@ -8,16 +8,16 @@ import sys
 import layer_callbacks_worker
 import pytest
 import torch
-from conftest import TINY, assert_close
+from conftest import assert_close
 from folders import llama_folder, rows_file
-from layer_runs import Watch, layer_of, trainer_for
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from safetensors.torch import load_file
 
 from lorada import BottleneckConfig, LoradaConfig
 from lorada.methods.build import Plan
 from lorada.methods.callbacks.ist import ISTCallback
 from lorada.methods.callbacks.owlore import OwLoreCallback
+from lorada.methods.galore import GaLoreAdamW
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 
@@ -67,16 +67,20 @@ def test_lorada_train_resumes_bit_for_bit_and_counts_all_that_trains(plan, tmp_p
         assert whole.result["parameters"]["trainable"] == sum(v.numel() for v in expected.values())
 
 
-def test_encoders_are_trained_by_layers(tmp_path):
-    model = TINY["bert"](num_hidden_layers=4)
-    lora = LoraConfig(r=2, target_modules=["query", "value"])
-    adapted = get_peft_model(model, LoradaConfig(parts=[lora, BottleneckConfig(rank=2)]))
-    watch = Watch()
-    trainer = trainer_for(adapted, tmp_path, ISTCallback(every=2), steps=4)
-    trainer.add_callback(watch)
-    trainer.train()
-    assert len(watch.gradients) == 4
-    assert all(len({layer_of(name) for name in names}) == 1 for names in watch.gradients)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ISTCallback(suppress_frac=1.5), r"suppress_frac=1.5 must lie in \(0, 1\]"),
+        (lambda: ISTCallback(every=0), "every=0 must be a whole number above 0"),
+        (lambda: OwLoreCallback(layers=0), "layers=0 must be a whole number above 0"),
+        (lambda: OwLoreCallback(threshold=-1), "threshold=-1 must be a number above 0"),
+        (lambda: GaLoreAdamW([torch.zeros(2, 3)], rank=0), "rank=0 must be at least 1"),
+        (lambda: GaLoreAdamW([torch.zeros(2, 3)], refresh=0), "refresh=0 must be at least 1"),
+    ],
+)
+def test_a_value_out_of_range_is_one_line(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.slow
@@ -88,10 +92,10 @@ def test_two_processes_train_as_one(procedure, tmp_path):
     layer_callbacks_worker.main(procedure, str(folders[0]), 1)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
     command += ["--multi_gpu", "--main_process_port", "0", layer_callbacks_worker.__file__]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [*command, procedure, str(folders[1]), "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+        [*command, procedure, str(folders[1]), "2"], env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     expected, actual = (load_file(folder / "weights.safetensors") for folder in folders)
     for name, tensor in expected.items():

@@ -5,39 +5,14 @@ import re
 
 import pytest
 from conftest import TINY
-from peft import LoraConfig
 from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
-from lorada import METHODS, BottleneckConfig, LmamConfig, build_method
+from lorada import METHODS, build_method
 from lorada.methods.lookup import describe
 from lorada.methods.method import Method, Unpublished
 from lorada.methods.task_head import select_trainable
-from lorada.runs.recipe import load_recipe
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
-
-
-def test_lorada_la_is_the_papers_row():
-    lmam, lora, bottleneck = build_method("lorada_la", LLAMA).config.parts
-    assert isinstance(lmam, LmamConfig)
-    assert isinstance(lora, LoraConfig)
-    assert isinstance(bottleneck, BottleneckConfig)
-    assert (lmam.rank, lmam.length, lmam.heads) == (2, 128, None)
-    assert (lora.r, lora.lora_alpha, lora.target_modules) == (1, 2, {"o_proj", "down_proj"})
-    assert (bottleneck.rank, bottleneck.scale) == (18, 4.0)
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("full+lmam", "full has no parts, so it cannot be in a sum"),
-        ("lmam+lmam", "lmam and lmam each bring a lmam part"),
-        ("lorada_la+lmam", "lmam and lorada_la each bring a lmam part"),
-    ],
-)
-def test_what_has_a_map_or_no_adapter_takes_none(name, said):
-    with pytest.raises(ValueError, match=said):
-        build_method(name, LLAMA)
 
 
 def test_overrides_reach_the_one_part_that_has_them():
@@ -47,37 +22,6 @@ def test_overrides_reach_the_one_part_that_has_them():
         "lorada_la", LLAMA, lmam={"rank": 5}, bottleneck={"rank": 7}
     ).config.parts
     assert (lmam.rank, bottleneck.rank) == (5, 7)
-
-
-def test_an_ambiguous_override_lists_the_full_keys():
-    with pytest.raises(ValueError, match=r"write lmam\.rank, bottleneck\.rank"):
-        build_method("lorada_la", LLAMA, rank=3)
-
-
-@pytest.mark.parametrize("override", [{"rnk": 3}, {"lmam": {"rnk": 3}}])
-def test_an_unknown_override_names_the_nearest(override):
-    with pytest.raises(ValueError, match="did you mean"):
-        build_method("lorada_la", LLAMA, **override)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("rank", "many", "lmam.rank='many': input should be a valid integer"),
-        ("rank", 0, "rank=0 must be a whole number above 0"),
-        ("ablation", "no_map", "lmam.ablation='no_map': input should be 'no_negative'"),
-    ],
-)
-def test_a_bad_setting_has_the_same_error_from_a_recipe_as_from_build_method(name, value, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
-        build_method("lmam", LLAMA, **{name: value})
-
-    def from_recipe():
-        options = {"method": "lmam", "model": "smollm2-135m", "output": "-"}
-        build_method("lmam", LLAMA, **load_recipe(None, [f"{name}={value}"], options).parts)
-
-    with pytest.raises(ValueError, match=re.escape(said)):
-        from_recipe()
 
 
 def test_bitfit_trains_biases_and_is_undefined_without_any():

@@ -160,22 +160,6 @@ def test_the_outlier_ratio_reads_transposed_weights():
     assert ratios[1] > 50 * 64 / entries
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"layers": 0}, "layers=0 must be a whole number above 0"),
-        ({"every": 0}, "every=0 must be a whole number above 0"),
-        ({"sequences": 0}, "sequences=0 must be a whole number above 0"),
-        ({"threshold": -1}, "threshold=-1 must be a number above 0"),
-        ({"weights": [1, -2]}, r"weights=\[1, -2\] must not be negative"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_bad_settings_are_one_line(settings, message):
-    with pytest.raises(ValueError, match=message):
-        OwLoreCallback(**settings)
-
-
 def test_what_does_not_fit_the_model_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="layers=5 of OwLore is more than the 4 layers of Llama"):
         run(tiny(), tmp_path, OwLoreCallback(layers=5))

@@ -167,28 +167,5 @@ def test_ln_tuning_trains_every_norm_and_nothing_else(model):
     assert len(owners) == sum(len(list(norm.parameters())) for norm in norms)
 
 
-def test_a_default_that_does_not_fit_is_replaced_and_one_that_was_given_is_refused():
-    plan = build_method("vblora", TINY["llama"]().config)
-    assert plan.config.parts[0].vector_length == 16
-    said = "vblora.vector_length=256 does not divide 16 and 32: taking 16"
-    assert plan.settings_from.endswith(said)
-    with pytest.raises(ValueError, match="must be divisible by `vector_length` 24"):
-        placed("vblora", vector_length=24)
-
-
-def test_an_unknown_name_gets_the_nearest_of_peft_too():
-    with pytest.raises(ValueError, match=r"unknown method 'veraa'; did you mean .*vera"):
-        method_named("veraa")
-
-
-def test_settings_of_a_tuner_are_checked_as_others_are():
-    config = TINY["llama"]().config
-    assert build_method("vera", config, r=8).config.parts[0].r == 8
-    with pytest.raises(ValueError, match=r"vera\.r='many': input should be a valid integer"):
-        build_method("vera", config, r="many")
-    with pytest.raises(ValueError, match="unknown override 'd_inital'; did you mean d_initial"):
-        build_method("vera", config, d_inital=0.2)
-
-
 def test_the_names_read_from_source_are_those_of_the_mapping():
     assert peft_types() == set(peft_configs())

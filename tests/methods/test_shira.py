@@ -67,18 +67,6 @@ def test_it_takes_the_entries_with_the_largest_weight_times_mean_gradient(count)
         assert set(mask.flatten().nonzero().flatten().tolist()) == expected[name]
 
 
-def test_equal_scores_still_give_exactly_as_many_entries_as_rank_says():
-    model = TINY["llama"]()
-    with torch.no_grad():
-        for module in targets(model).values():
-            module.weight[:, 1:] = 0  # fewer entries with a score than there is room for
-    config = snip(model, batches(), config=shira())
-
-    for name, module in targets(model).items():
-        assert config.mask_fn(module, 2).sum() == 2 * sum(SHAPES[name.rpartition(".")[2]])
-        assert config.mask_fn(module, 2)[:, 0].sum() == 32
-
-
 def test_the_model_is_left_as_it_was():
     model = TINY["llama"]().train()
     model.model.embed_tokens.requires_grad_(False)
@@ -97,20 +85,6 @@ def test_the_model_is_left_as_it_was():
         assert not parameter._post_accumulate_grad_hooks
 
 
-def test_no_gradient_of_an_upper_layer_is_left_when_backward_reaches_a_lower_one():
-    model, alive = TINY["llama"](), []
-
-    def on_backward(_):
-        alive.append([n for n, p in model.named_parameters() if p.grad is not None])
-
-    def watch(module, args, output):
-        output.register_hook(on_backward)
-
-    model.model.layers[0].mlp.register_forward_hook(watch)
-    snip(model, batches(1), config=shira())
-    assert alive == [[]]
-
-
 def adapted(config=None, data=None) -> PeftModel:
     """A model after one step of training."""
     base = TINY["llama"]()
@@ -120,23 +94,6 @@ def adapted(config=None, data=None) -> PeftModel:
     model(**data[0]).loss.backward()
     optimizer.step()
     return model.eval()
-
-
-def test_after_a_step_only_chosen_entries_differ_and_merging_changes_nothing():
-    data = batches()
-    chosen = best_by_hand(TINY["llama"](), data)
-    model, inputs = adapted(data=data), batch("llama")
-    expected = logits(model, inputs)
-    assert (expected - logits(TINY["llama"](), inputs)).abs().max() > 1e-2
-
-    merged = model.merge_and_unload()
-    assert_close(logits(merged, inputs), expected)
-    before = dict(TINY["llama"]().named_parameters())
-    for name, parameter in merged.named_parameters():
-        changed = (parameter != before[name]).flatten().nonzero().flatten().tolist()
-        module = name.removesuffix(".weight")
-        assert set(changed) <= chosen.get(module, set())
-        assert (len(changed) > 100) == (module in chosen)
 
 
 def test_a_saved_adapter_loads_in_a_process_that_has_never_seen_the_mask(tmp_path):
@@ -217,10 +174,9 @@ def test_a_run_prepares_it_on_padded_shuffled_batches_and_trains_it(tmp_path, mo
         (lora("llama"), None, "LoraConfig has no ShiraConfig"),
         (LoradaConfig(parts=[lmam()]), None, "LoradaConfig has no ShiraConfig"),
         (shira(), [], "SNIP got no batches"),
-        (shira(), [batch("llama")], "no loss for a batch of input_ids, attention_mask: add labels"),
-        (shira(r=40), None, "more shira params than"),
+        (shira(r=40), None, "r=40 takes more entries than .* has, in a weight of"),
     ],
-    ids=["lora", "stack", "no-batches", "no-labels", "too-large"],
+    ids=["lora", "stack", "no-batches", "too-large"],
 )
 def test_what_cannot_work_is_refused_and_leaves_the_model_alone(config, data, message):
     model = TINY["llama"]()
@@ -237,7 +193,7 @@ def test_weights_without_gradient_and_models_without_linears_are_refused():
     with pytest.raises(ValueError, match="no gradient of the loss reaches spare"):
         snip(model, batches(), config=shira(target_modules=["spare"]))
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=1, n_head=4))
-    with pytest.raises(ValueError, match="only the following modules are supported"):
+    with pytest.raises(ValueError, match="match no linear layer"):
         snip(gpt2, batches(), config=shira(target_modules=["c_fc"]))
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight[0, 0] = torch.nan

@@ -6,9 +6,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from lorada.methods.method import PARTS, load
 from lorada.methods.sizes import (
-    BOUNDS,
     DEFAULT_RATE,
-    FEWER_WHEN_LARGER,
     RATE_RANGE,
     RATES,
     SIZES,
@@ -31,17 +29,11 @@ def test_every_setting_of_a_size_is_a_setting_of_the_part(part):
     assert set(SIZES[part]) <= config_class(part).__dataclass_fields__.keys()
 
 
-def test_every_part_with_a_bound_has_a_size():
-    assert BOUNDS.keys() <= SIZES.keys()
-    assert set(FEWER_WHEN_LARGER) <= SIZES.keys()
-
-
 def test_every_method_has_a_rate_within_the_range_of_the_search():
     assert METHODS.keys() <= RATES.keys()
-    for name, (rate, source) in RATES.items():
+    for name, rate in RATES.items():
         assert name in METHODS or name in PEFT_NAMES, name
         assert RATE_RANGE[0] <= rate <= RATE_RANGE[1], name
-        assert source, name
 
 
 def test_a_rate_that_a_method_sets_itself_is_its_default_rate():

@@ -24,16 +24,6 @@ def test_a_sum_trains_and_loads_as_it_was_saved(name, model, tmp_path):
     assert torch.equal(logits(PeftModel.from_pretrained(TINY[model](), tmp_path)), logits(adapted))
 
 
-def test_a_map_in_another_form_may_be_in_a_sum_once():
-    parts = build_method("lora+lmam_distance", LLAMA).config.parts
-    assert [part.peft_type for part in parts] == ["LORA", "LMAM"]
-    assert parts[1].form == "distance"
-    with pytest.raises(ValueError, match="fmam and lmam_distance each bring a lmam part"):
-        method_named("fmam+lmam_distance")
-    with pytest.raises(ValueError, match="lmam and lmam_distance each bring a lmam part"):
-        method_named("lmam_distance+lmam")
-
-
 @pytest.mark.parametrize("name", ["lmam_content", "lora+lmam_bilinear", "lmam_content+lmam"])
 def test_a_method_of_earlier_versions_is_refused_with_what_took_its_place(name):
     with pytest.raises(ValueError, match=r"method lmam_.* is gone: .* gain_query .* 356e9c1"):
@@ -56,13 +46,6 @@ def test_a_sum_has_the_settings_of_each_and_says_where_they_are_from():
     assert build_method("lora+quanta", LLAMA).settings_from == (
         "lora: Tables 4, 5 and 10; quanta: Table 17"
     )
-
-
-def test_overrides_name_the_part_where_several_have_the_setting():
-    config = build_method("lora+tinylora", LLAMA, u=8, lora={"r": 4}).config
-    assert (config.parts[0].r, config.parts[1].u) == (4, 8)
-    with pytest.raises(ValueError, match=r"write lora\.r, tinylora\.r"):
-        build_method("lora+tinylora", LLAMA, r=4)
 
 
 def test_a_sum_trains_with_the_callbacks_and_arguments_of_each():

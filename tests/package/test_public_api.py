@@ -5,8 +5,6 @@ import sys
 from importlib.metadata import version
 
 import pytest
-import torch
-from conftest import assert_close
 from peft import PeftConfig
 
 import lorada
@@ -37,16 +35,6 @@ def test_the_public_names_are_these():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = lorada.nothing
-
-
-@pytest.mark.fp64
-def test_functional_exports_the_map_and_its_twins():
-    w_a, w_b, value = torch.randn(2, 5, 3), torch.randn(2, 3, 5), torch.randn(1, 4, 7, 6)
-    attention = torch.rand(1, 4, 7, 7).softmax(-1)
-    map_ = lorada.functional.low_rank_map(w_a, w_b, 2.0)
-    added = lorada.functional.add_map_reference(attention, map_)
-    term = lorada.functional.map_value_product(w_a, w_b, value, 2.0, heads=4)
-    assert_close((added - attention)[:, :, :5] @ value, term)
 
 
 def test_importing_lorada_makes_the_types_known_to_peft_and_changes_no_attention_function():

@@ -12,7 +12,7 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 from paths import ROOT
 
-from lorada import METHODS, cli
+from lorada import cli
 from lorada.inference.serving import server
 from lorada.runs.models import loading, names
 
@@ -95,12 +95,6 @@ def test_every_block_of_the_readme_is_run_by_a_test():
     words = {line.split()[0] for block in blocks("bash")
              for line in block.replace("\\\n", " ").splitlines()}  # fmt: skip
     assert words == {"make", "lorada"}  # the targets of make are tested below
-
-
-def test_every_method_of_the_readme_is_one():
-    table = README.split("<!-- methods -->")[1].split("<!-- end -->")[0]
-    names = set(re.findall(r"`([a-z_]+)`", table))
-    assert names == set(METHODS)
 
 
 def test_the_make_targets_of_the_readme_exist():

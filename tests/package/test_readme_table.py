@@ -10,12 +10,6 @@ def test_the_readme_is_what_its_script_writes():
     assert write_readme.written(PAGE) == PAGE, "run: python scripts/write_readme.py"
 
 
-def test_the_script_writes_over_a_table_and_counts_that_have_become_wrong():
-    wrong = PAGE.replace("| `quanta`, ", "| ").replace("-->23<!--", "-->22<!--")
-    assert wrong != PAGE
-    assert write_readme.written(wrong) == PAGE
-
-
 def test_a_method_without_settings_for_a_kind_of_model_is_named(monkeypatch):
     monkeypatch.setitem(
         write_readme.METHODS, "only_decoders", write_readme.Method("x", {"llama": {"lora": {}}})

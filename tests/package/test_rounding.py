@@ -1,10 +1,8 @@
 """What these tests mean by equal: ``assert_close`` and the mark ``fp64``."""
 
-import threading
-
 import pytest
 import torch
-from conftest import TINY, assert_close
+from conftest import assert_close
 
 BYTES = 8  # of a number
 
@@ -42,38 +40,3 @@ def test_what_asks_for_fp32_gets_fp64():
     assert x.softmax(-1, dtype=torch.float32).dtype == torch.zeros(1).dtype == torch.float64
     assert x.bfloat16().dtype == torch.bfloat16
     assert x.detach().view(torch.float32).shape == (2 * BYTES // 4,)  # its bytes are what they are
-
-
-@pytest.mark.fp64
-def test_threads_and_backward_passes_are_in_fp64_too():
-    seen = []
-
-    class Probe(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            seen.append(x.float().dtype)
-            return x * 1
-
-        @staticmethod
-        def backward(ctx, grad):
-            seen.append(grad.float().dtype)
-            return grad
-
-    x = torch.randn(2, requires_grad=True)
-    Probe.apply(x).sum().backward()
-    thread = threading.Thread(target=lambda: seen.append(x.float().dtype))
-    thread.start()
-    thread.join()
-    assert seen == [torch.float64] * 3
-
-
-@pytest.mark.fp64
-def test_what_follows_a_text_moves_its_logits_by_less_than_fp32_could_tell():
-    model, ids = TINY["llama"](), torch.randint(5, 90, (1, 8))
-    with torch.no_grad():
-        longer = model(torch.cat([ids, ids], 1)).logits[:, :8]
-        assert_close(model(ids).logits, longer)
-
-
-def test_other_tests_compute_in_fp32():
-    assert torch.randn(1).float().dtype == torch.get_default_dtype() == torch.float32

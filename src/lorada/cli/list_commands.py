@@ -16,9 +16,8 @@ def methods(
 ) -> None:
     """List the methods, or show the formula, paper and settings of one."""
     from lorada.cli.terminal import method_page, methods_list
-    from lorada.methods.extensions import OURS
     from lorada.methods.lookup import describe
-    from lorada.methods.table import METHODS
+    from lorada.methods.table import METHODS, OURS
 
     names = [name] if name else list(METHODS)
     if peft:
@@ -32,7 +31,7 @@ def methods(
         console.print(", ".join(names), highlight=False)
         suggest("methods", "ia3")
     elif name is not None:
-        console.print(method_page(name, rows[name]), highlight=False)
+        console.print(method_page(name, rows[name]), highlight=False, soft_wrap=True)
         suggest("params", "--method", name, "--model", "MODEL")
     else:
         console.print(methods_list(rows), highlight=False)

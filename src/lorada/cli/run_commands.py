@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -144,7 +144,7 @@ def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
         print_json(read_result(run))
         return
     console.print(f"scored on {recipe.eval_data}:", highlight=False, soft_wrap=True)
-    _print_scores([("", *item) for item in metrics.items()])
+    _print_scores({"": metrics})
     _suggest_use(run, loaded.form)
 
 
@@ -174,10 +174,9 @@ def evaluate(
     """Score a finished run on held-out rows, on the test rows of its tasks, or by lm-eval."""
     if lm_eval is None and limit is not None:
         raise ValueError(f"--limit {limit} is for --lm-eval: eval_rows of the recipe limits others")
-    if lm_eval is not None and (data or data_dir):
-        raise ValueError(f"--lm-eval {lm_eval} brings its own rows: leave out {data or data_dir}")
-    if lm_eval is not None and with_text:
-        raise ValueError(f"--lm-eval {lm_eval} keeps no answers: leave out --with-text")
+    own = data or data_dir or ("--with-text" if with_text else None)
+    if lm_eval is not None and own is not None:
+        raise ValueError(f"--lm-eval {lm_eval} has rows and answers of its own: leave out {own}")
     from lorada.cli.checks import check_scored, check_writers
 
     recipe = check_scored(run, data, data_dir) if lm_eval is None else check_writers([run])
@@ -190,26 +189,24 @@ def evaluate(
 
         tasks = split_names("lm-eval", lm_eval) or []
         with redirect_stdout(sys.stderr):  # lm-eval and its tasks print
-            metrics = evaluate_lm_eval(loaded, tasks, limit=limit, base=base)
-        rows = [(task, *item) for task, scores in metrics.items() for item in scores.items()]
+            found = evaluate_lm_eval(loaded, tasks, limit=limit, base=base)
     elif data is None and has_tasks(loaded):
-        metrics = evaluate_tasks(loaded, data_dir, base=base, with_text=with_text)
-        rows = [(task, *item) for task, scores in metrics.items() for item in scores.items()]
+        found = evaluate_tasks(loaded, data_dir, base=base, with_text=with_text)
     else:
-        metrics = evaluate_file(loaded, data, base=base, with_text=with_text)
-        rows = [("", *item) for item in metrics.items()]
+        found = {"": evaluate_file(loaded, data, base=base, with_text=with_text)}
     if as_json:
-        print_json(metrics)
+        print_json(found.get("", found))
         return
-    _print_scores(rows)
+    _print_scores(found)
     _suggest_use(run, loaded.form)
 
 
-def _print_scores(rows: list[tuple[str, str, Any]]) -> None:
-    """Print scores as a table; each is a task, a metric and a value."""
+def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the metrics of each task as a table; the rows of a user have no name of a task."""
     table = Table("task", "metric", "value")
-    for task, name, value in rows:
-        table.add_row(task, name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    for task, metrics in found.items():
+        for name, value in metrics.items():
+            table.add_row(task, name, f"{value:.3f}" if isinstance(value, float) else str(value))
     console.print(table)
 
 

@@ -1,15 +1,16 @@
 """Tables and summaries that commands print, and the loss curve that a training ends with."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import yaml
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lorada.methods.extensions import OURS
 from lorada.report.figures import loss_png
 from lorada.report.render import NOT_FROM_THE_PAPER, Page, cells, header_of
 from lorada.support.errors import full_disk_in_one_line
@@ -35,33 +36,19 @@ def methods_list(rows: Mapping[str, Mapping[str, Any]]) -> RenderableType:
     return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
 
-def method_page(name: str, row: Mapping[str, Any]) -> RenderableType:
-    """All facts of one method, with its settings for each kind of model."""
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row("method", name)
-    for key in ("summary", "formula"):
-        facts.add_row(key, Text(row[key], overflow="fold"))
-    papers = filter(None, (row["paper"], OURS if row["ours"] else ""))
-    facts.add_row("paper", Text("\n".join(papers), overflow="fold"))
-    facts.add_row("source", Text(row["source"], overflow="fold"))
-    facts.add_row("runs", Text("\n".join(row["runs"])))
-    facts.add_row("models", Text(", ".join(_marked(row, model) for model in row["models"])))
-    for source in dict.fromkeys(row["not_from_the_paper"].values()):
-        facts.add_row(NOT_FROM_THE_PAPER, Text(source, overflow="fold"))
-    if not row["settings"]:
-        return facts
-    table = Table("model", "part", "settings")
-    for model, parts in row["settings"].items():
-        for part, settings in parts.items():
-            words = ", ".join(f"{key}={value!r}" for key, value in settings.items())
-            table.add_row(Text(_marked(row, model)), part, Text(words or "defaults"))
-    return Group(facts, table)
-
-
-def _marked(row: Mapping[str, Any], model: str) -> str:
-    """A kind of model, marked where its settings are not from the paper."""
-    mark = f" ({NOT_FROM_THE_PAPER})" if model in row["not_from_the_paper"] else ""
-    return f"{KINDS.get(model, model)}{mark}"
+def method_page(name: str, row: Mapping[str, Any]) -> str:
+    """All facts of one method as YAML, with its settings for each kind of model."""
+    named = {
+        key: {KINDS.get(kind, kind): value for kind, value in row[key].items()}
+        for key in ("not_from_the_paper", "settings")
+    }
+    facts = {key: one for key, one in {**row, **named}.items() if one and key != "models"}
+    # Through JSON, since YAML would print settings that several kinds of model share only once.
+    copied = json.loads(json.dumps({"method": name, **facts}))
+    page: str = yaml.safe_dump(
+        copied, allow_unicode=True, sort_keys=False, default_flow_style=None, width=10_000
+    )
+    return page.rstrip()
 
 
 def draw_loss(run: Path, result: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ class GaLoreAdamW(torch.optim.Optimizer):
         scale: α.
 
     Raises:
-        ValueError: for a value out of range, or a rank for parameters that are not matrices.
+        ValueError: for a rank or refresh below 1.
     """
 
     def __init__(
@@ -62,18 +62,9 @@ class GaLoreAdamW(torch.optim.Optimizer):
         }  # fmt: skip
         super().__init__(params, defaults)
         for group in self.param_groups:
-            if group["refresh"] < 1:
-                raise ValueError(f"refresh={group['refresh']} must be at least 1")
-            if group["rank"] is None:
-                continue
-            if group["rank"] < 1:
-                raise ValueError(f"rank={group['rank']} must be at least 1")
-            for parameter in group["params"]:
-                if parameter.dim() != 2:
-                    raise ValueError(
-                        f"a parameter of shape {tuple(parameter.shape)} is no matrix: put it into "
-                        "a group without rank"
-                    )
+            for name in ("rank", "refresh"):
+                if group[name] is not None and group[name] < 1:
+                    raise ValueError(f"{name}={group[name]} must be at least 1")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

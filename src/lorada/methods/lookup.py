@@ -9,7 +9,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
-from lorada.methods.method import Method, PartsByModel, Unpublished, part_path
+from lorada.methods.method import Method, part_path
 from lorada.methods.peft_methods import peft_method, peft_types
 from lorada.methods.table import METHODS
 from lorada.methods.unpublished_settings import UNPUBLISHED
@@ -64,21 +64,31 @@ def _sum(name: str, methods: Sequence[Method]) -> Method:
     for method in methods:
         if not method.part_names:
             raise ValueError(f"{name}: {method.name} has no parts, so it cannot be in a sum")
+    for field in ("prepare", "optimizer"):
+        having = [method.name for method in methods if getattr(method, field)]
+        if len(having) > 1:
+            both = " and ".join(having)
+            raise ValueError(f"{name}: {both} each bring their own {field}: leave one of them out")
+    arguments: dict[str, Any] = {}
+    for method in methods:
+        for key, value in method.arguments.items():
+            if arguments.setdefault(key, value) != value:
+                raise ValueError(
+                    f"{name}: {method.name} trains with {key}={value}, another with "
+                    f"{key}={arguments[key]}: leave one of them out"
+                )
     named = Counter(part for method in methods for part in method.part_names)
     part, count = named.most_common(1)[0]
     if count > 1:
         owners = " and ".join(method.name for method in methods if part in method.part_names)
         raise ValueError(f"{name}: {owners} each bring a {part} part: leave one of them out")
-    parts_by_model, unpublished = _joined_settings(methods)
     return Method(
         " with ".join(method.summary for method in methods),
         name=name,
-        parts=parts_by_model,
-        unpublished=unpublished,
         callbacks=tuple(dict.fromkeys(each for method in methods for each in method.callbacks)),
-        prepare=_only(name, methods, "prepare"),
-        optimizer=_only(name, methods, "optimizer"),
-        arguments=_joined_arguments(name, methods),
+        prepare=next((method.prepare for method in methods if method.prepare), None),
+        optimizer=next((method.optimizer for method in methods if method.optimizer), None),
+        arguments=arguments,
         sizes={part: size for method in methods for part, size in method.sizes.items()},
         formula="; ".join(method.formula for method in methods),
         paper=" ".join(dict.fromkeys(method.paper for method in methods if method.paper)),
@@ -86,48 +96,6 @@ def _sum(name: str, methods: Sequence[Method]) -> Method:
         ours=any(method.ours for method in methods),
         summands=tuple(methods),
     )
-
-
-def _joined_settings(methods: Sequence[Method]) -> tuple[PartsByModel, Unpublished]:
-    """The settings of a sum for the kinds of model that each method names, as a list shows them.
-
-    ``choose_settings`` chooses for a model those of each method.
-    """
-    settings = [{**method.parts, **method.unpublished.parts} for method in methods]
-    shared = [key for key in settings[0] if all(key in each for each in settings)]
-    joined: PartsByModel = {
-        key: {part: values for each in settings for part, values in each[key].items()}
-        for key in shared
-    }
-    published = [key for key in shared if all(key in method.parts for method in methods)]
-    rest = {key: parts for key, parts in joined.items() if key not in published}
-    sources = [f"{m.name}: {m.unpublished.source}" for m in methods if m.unpublished.parts]
-    return {key: joined[key] for key in published}, Unpublished("; ".join(sources), rest)
-
-
-def _only(name: str, methods: Sequence[Method], field: str) -> str | None:
-    """What the one method that has this field gives for it; None if none has it.
-
-    Raises:
-        ValueError: if two have it.
-    """
-    having = [method for method in methods if getattr(method, field) is not None]
-    if len(having) > 1:
-        both = " and ".join(method.name for method in having)
-        raise ValueError(f"{name}: {both} each bring their own {field}: leave one of them out")
-    return getattr(having[0], field) if having else None
-
-
-def _joined_arguments(name: str, methods: Sequence[Method]) -> dict[str, Any]:
-    joined: dict[str, Any] = {}
-    for method in methods:
-        for key, value in method.arguments.items():
-            if joined.setdefault(key, value) != value:
-                raise ValueError(
-                    f"{name}: {method.name} trains with {key}={value}, another with "
-                    f"{key}={joined[key]}: leave one of them out"
-                )
-    return joined
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -144,6 +112,18 @@ def describe(name: str) -> dict[str, Any]:
     """
     method = method_named(name)
     settings = {**method.parts, **method.unpublished.parts}
+    ours = dict.fromkeys(method.unpublished.parts, method.unpublished.source)
+    if method.summands:  # for the kinds of model that each of them names
+        each = [{**one.parts, **one.unpublished.parts} for one in method.summands]
+        settings = {
+            kind: {part: values for one in each for part, values in one[kind].items()}
+            for kind in each[0]
+            if all(kind in one for one in each)
+        }
+        for one in method.summands:
+            for kind in one.unpublished.parts.keys() & settings.keys():
+                before = f"{ours[kind]}; " if kind in ours else ""
+                ours[kind] = f"{before}{one.name}: {one.unpublished.source}"
     return {
         "summary": method.summary,
         "formula": method.formula,
@@ -152,9 +132,9 @@ def describe(name: str) -> dict[str, Any]:
         "ours": method.ours,
         "parts": method.part_names,
         "models": list(settings) or ["any"],
-        "not_from_the_paper": dict.fromkeys(method.unpublished.parts, method.unpublished.source),
+        "not_from_the_paper": ours,
         "runs": _runs(method),
-        "settings": {model: dict(parts) for model, parts in settings.items()},
+        "settings": settings,
     }
 
 

@@ -38,12 +38,10 @@ def peft_types() -> frozenset[str]:
     They are read from its source, because importing PEFT takes seconds and a misspelt name is to be
     answered at once.
     """
-    spec = find_spec("peft")
-    assert spec is not None
-    assert spec.origin is not None
-    listed = Path(spec.origin).parent / "utils" / "peft_types.py"
-    if not listed.is_file():
-        return frozenset(peft_configs())
+    package = find_spec("peft")
+    assert package is not None
+    assert package.origin is not None
+    listed = Path(package.origin).parent / "utils" / "peft_types.py"
     types = listed.read_text("utf-8").partition("class PeftType")[2].partition("\nclass ")[0]
     found = re.findall(r"^ +([A-Z][A-Z0-9_]*) = ", types, re.MULTILINE)
     return frozenset(name.lower() for name in found)

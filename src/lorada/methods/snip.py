@@ -7,22 +7,19 @@ batches. From "Sparse High Rank Adapters" (2024), which does not say how many ba
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftConfig, ShiraConfig
-from peft.tuners.shira import ShiraModel
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from torch import Tensor, nn
 
 from lorada.support.processes import made_by_first
 from lorada.support.progress import progress_bar
 from lorada.tuners import LoradaConfig
-from lorada.tuners.base.injection import all_or_nothing
-
-PROBE = "snip"
 
 
 def snip(
@@ -30,8 +27,7 @@ def snip(
 ) -> PeftConfig:
     """Choose the entries that the SHiRA parts of a config train, by backward passes of the base.
 
-    The model is left as it was. Beside the sum of the gradients of every weight, in fp32, the
-    gradient of only one weight is in memory at a time.
+    The model is left as it was.
 
     Args:
         model: the base model, without adapters.
@@ -43,11 +39,12 @@ def snip(
         A copy of ``config`` with masks that fit only this model.
 
     Raises:
-        ValueError: for a config without such a part, a weight that gets no gradient, no batches, or
-            batches that give no loss.
+        ValueError: for a config without such a part, a part that matches no linear layer or has no
+            room in one, a weight that gets no gradient, or no batches.
     """
     config = copy.deepcopy(config)
-    parts = [part for part in _parts(config) if isinstance(part, ShiraConfig)]
+    every = config.parts if isinstance(config, LoradaConfig) else [config]
+    parts = [part for part in every if isinstance(part, ShiraConfig)]
     if not parts:
         raise ValueError(
             f"{type(config).__name__} has no ShiraConfig for SNIP to choose entries of"
@@ -69,27 +66,30 @@ def snip(
     return config
 
 
-def _parts(config: PeftConfig) -> list[PeftConfig]:
-    return config.parts if isinstance(config, LoradaConfig) else [config]
-
-
 def _targets(model: nn.Module, part: ShiraConfig) -> list[nn.Linear]:
-    """The modules that PEFT adapts for a part, found by a trial injection that is undone."""
-    found: list[nn.Linear] = []
-    probe = copy.deepcopy(part)
-    probe.mask_fn = lambda base_layer, r, **_: found.append(base_layer)
-    try:
-        with _same_trainable(model), all_or_nothing(model, PROBE):
-            ShiraModel(model, {PROBE: probe}, PROBE).unload()
-    except TypeError as error:
-        raise ValueError(f"SHiRA: {' '.join(str(error).split())}") from error
-    for module in found:
+    """The modules that PEFT adapts for a part."""
+    part = _maybe_include_all_linear_layers(part, model)
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if part.target_modules
+        and isinstance(module, nn.Linear)
+        and check_target_module_exists(part, name)
+    }
+    if not found:
+        raise ValueError(f"SHiRA: target_modules={part.target_modules} match no linear layer")
+    for name, module in found.items():
         if not module.weight.is_floating_point():
             raise ValueError(
-                f"SNIP needs the gradient of {_name(model, module)}, whose weight is "
-                f"{module.weight.dtype}: load the model without quantisation"
+                f"SNIP needs the gradient of {name}, whose weight is {module.weight.dtype}: load "
+                "the model without quantisation"
             )
-    return found
+        if part.r * sum(module.weight.shape) > module.weight.numel():
+            raise ValueError(
+                f"SHiRA: r={part.r} takes more entries than {name} has, in a weight of "
+                f"{tuple(module.weight.shape)}: lower it"
+            )
+    return list(found.values())
 
 
 def _best_entries(
@@ -97,20 +97,18 @@ def _best_entries(
 ) -> dict[nn.Linear, Tensor]:
     """The flat indices of the entries with the largest |W · ḡ| of each module's weight."""
     sums: dict[Tensor, Tensor] = {}
-
-    def add(weight: Tensor) -> None:
-        assert weight.grad is not None
-        gradient, weight.grad = weight.grad.float(), None
-        sums[weight] = sums[weight].add_(gradient) if weight in sums else gradient
-
-    with _only_gradients_of(model, counts), ExitStack() as stack:
-        for module in counts:
-            hook = module.weight.register_post_accumulate_grad_hook(add)
-            stack.callback(hook.remove)
+    weights = list({module.weight: None for module in counts})
+    device = next(model.parameters()).device
+    with _gradients_of(model, weights):
         for batch in progress_bar(batches, "Calibrating"):
-            loss = _loss(model, batch)
-            if loss.requires_grad:
-                loss.backward()
+            inputs = {k: x.to(device) if isinstance(x, Tensor) else x for k, x in batch.items()}
+            loss = model(**inputs).loss
+            if not loss.requires_grad:
+                continue
+            found = torch.autograd.grad(loss, weights, allow_unused=True)
+            for weight, gradient in zip(weights, found, strict=True):
+                if gradient is not None:
+                    sums[weight] = sums.get(weight, 0.0) + gradient.float()
     best = {}
     for module, count in counts.items():
         if module.weight not in sums:
@@ -127,42 +125,21 @@ def _best_entries(
 
 
 @contextmanager
-def _same_trainable(model: nn.Module) -> Iterator[None]:
-    """Restore afterwards which parameters are trainable."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, requires_grad in before:
-            parameter.requires_grad = requires_grad
-
-
-@contextmanager
-def _only_gradients_of(model: nn.Module, modules: Iterable[nn.Linear]) -> Iterator[None]:
-    """Give gradients to these modules' weights only, without dropout; restore all afterwards."""
+def _gradients_of(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[None]:
+    """Give gradients to these weights only, without dropout; restore all afterwards."""
     modes = [(module, module.training) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        with _same_trainable(model), torch.enable_grad():
+        with torch.enable_grad():
             model.eval().requires_grad_(False)
-            for module in modules:
-                module.weight.requires_grad_(True)
+            for weight in weights:
+                weight.requires_grad_(True)
             yield
     finally:
-        for module in modules:
-            module.weight.grad = None
-        for part, training in modes:
-            part.training = training
-
-
-def _loss(model: nn.Module, batch: Any) -> Tensor:
-    device = next(model.parameters()).device
-    inputs = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in batch.items()}
-    loss = getattr(model(**inputs), "loss", None)
-    if not isinstance(loss, Tensor):
-        raise ValueError(
-            f"SNIP: the model gives no loss for a batch of {', '.join(batch)}: add labels"
-        )
-    return loss
+        for parameter, requires_grad in trained:
+            parameter.requires_grad = requires_grad
+        for module, training in modes:
+            module.training = training
 
 
 def _mask_function(best: dict[nn.Linear, Tensor]) -> Callable[..., Tensor]:

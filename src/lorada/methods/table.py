@@ -6,21 +6,24 @@ LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` documents the
 """
 
 from lorada.methods.autopeft import SIZES, parts_of_size
-from lorada.methods.extensions import EXTENSIONS
 from lorada.methods.method import EVERY_FAMILY, EVERYTHING, SHIFTED_ATTENTION, Method, Settings
 
+OURS = "an extension of this project, not of the paper"  # marks such a method in a list
 # Papers that several methods link to.
 LORADA = "https://aclanthology.org/2025.findings-emnlp.676/"
 UNIFIED = "https://arxiv.org/abs/2110.04366"  # He et al.
 LLM_ADAPTERS = "https://arxiv.org/abs/2304.01933"
 
 MAP = {"rank": 2, "length": 128}
-LLM_LORA = {"target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]}
+LLM_MATRICES = {"target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]}
+LLM_LORA = {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05, **LLM_MATRICES}
 ENCODER_LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.1}
 # s = α/r = 4 as printed by He et al. (their Table 5), with the dropout of their scripts.
 FFN_LORA = {
     "r": 102, "lora_alpha": 408, "lora_dropout": 0.1, "target_modules": ["fc1", "fc2"],
 }  # fmt: skip
+FFN_ADAPTER = {"rank": 512, "scale": 4.0}
+ENCODERS = ("roberta", "deberta")
 QUERY_VALUE = {
     "llama": ["q_proj", "v_proj"],
     "roberta": ["query", "value"],
@@ -56,7 +59,7 @@ METHODS: dict[str, Method] = {
     "lora": Method(
         "LoRA: a low-rank change of the weights",
         {
-            "llama": {"lora": {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05, **LLM_LORA}},
+            "llama": {"lora": LLM_LORA},
             "roberta": {"lora": {**ENCODER_LORA, "target_modules": QUERY_VALUE["roberta"]}},
             "deberta": {"lora": {**ENCODER_LORA, "target_modules": QUERY_VALUE["deberta"]}},
             "bart": {"lora": FFN_LORA},
@@ -68,11 +71,7 @@ METHODS: dict[str, Method] = {
     "dora": Method(
         "DoRA: LoRA that learns the norm of each output row separately",
         {
-            "llama": {
-                "lora": {
-                    "r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "use_dora": True, **LLM_LORA,
-                }
-            },
+            "llama": {"lora": {**LLM_LORA, "r": 16, "lora_alpha": 32, "use_dora": True}},
         },
         formula="m ⊙ (W + (α/r)·BA)x / ‖W + (α/r)·BA‖, the norm by output row",
         paper="https://arxiv.org/abs/2402.09353",
@@ -82,9 +81,11 @@ METHODS: dict[str, Method] = {
         "Adapter-FFN: a scaled bottleneck adapter parallel to the FFN",
         {
             "llama": {"bottleneck": {"rank": 18, "scale": 4.0}},
-            "roberta": {"bottleneck": {"rank": 32, "scale": 2.0, "dropout": 0.1}},
-            "deberta": {"bottleneck": {"rank": 32, "scale": 2.0, "dropout": 0.1}},
-            "bart": {"bottleneck": {"rank": 512, "scale": 4.0}},
+            **{
+                family: {"bottleneck": {"rank": 32, "scale": 2.0, "dropout": 0.1}}
+                for family in ENCODERS
+            },
+            "bart": {"bottleneck": FFN_ADAPTER},
         },
         formula="FFN(x) + s·U·ReLU(Dx)",
         paper=UNIFIED,
@@ -106,10 +107,7 @@ METHODS: dict[str, Method] = {
     ),
     "houlsby": Method(
         "Houlsby's adapters, after attention and FFN",
-        {
-            family: {"bottleneck": {"placement": "houlsby", "rank": 16}}
-            for family in ("roberta", "deberta")
-        },
+        {family: {"bottleneck": {"placement": "houlsby", "rank": 16}} for family in ENCODERS},
         formula="LN(x + y + U·ReLU(Dy)), y = Attn(x) or FFN(x)",
         paper="https://arxiv.org/abs/1902.00751",
         source="Table 5",
@@ -119,8 +117,7 @@ METHODS: dict[str, Method] = {
         {
             "bart": {"bottleneck": {"placement": "pfeiffer", "rank": 600}},
             **{
-                family: {"bottleneck": {"placement": "pfeiffer", "rank": 32}}
-                for family in ("roberta", "deberta")
+                family: {"bottleneck": {"placement": "pfeiffer", "rank": 32}} for family in ENCODERS
             },
         },
         formula="LN(x + y + U·ReLU(Dz)), z = LN(x + y), y = FFN(x); on mBART without the norms",
@@ -131,8 +128,7 @@ METHODS: dict[str, Method] = {
         "parallel adapters beside attention and FFN",
         {
             "bart": {
-                "pa_attn": {"placement": "pa_attn", "rank": 30},
-                "bottleneck": {"rank": 512, "scale": 4.0},
+                "pa_attn": {"placement": "pa_attn", "rank": 30}, "bottleneck": FFN_ADAPTER,
             },
         },
         formula="W_o·(Attn(x) + U₁·ReLU(D₁x)); FFN(x) + s·U₂·ReLU(D₂x)",
@@ -144,10 +140,7 @@ METHODS: dict[str, Method] = {
         {
             "llama": {"prefix": {"length": 30, "initial_std": 1.0}},
             "llama-13b": {"prefix": {"length": 10, "initial_std": 1.0}},
-            **{
-                family: {"prefix": {"length": 32, "projection": 800}}
-                for family in ("roberta", "deberta")
-            },
+            **{family: {"prefix": {"length": 32, "projection": 800}} for family in ENCODERS},
             "bart": {"prefix": {"length": 30, "projection": 800}},
         },
         formula="Attn(Q, [P_k; K], [P_v; V])",
@@ -162,11 +155,10 @@ METHODS: dict[str, Method] = {
                     "prefix": {"length": 16, "projection": 800},
                     "bottleneck": {"rank": 16, "scale": 2.0, "dropout": 0.1},
                 }
-                for family in ("roberta", "deberta")
+                for family in ENCODERS
             },
             "bart": {
-                "prefix": {"length": 30, "projection": 800},
-                "bottleneck": {"rank": 512, "scale": 4.0},
+                "prefix": {"length": 30, "projection": 800}, "bottleneck": FFN_ADAPTER,
             },
         },
         formula="Attn(Q, [P_k; K], [P_v; V]); FFN(x) + s·U·ReLU(Dx)",
@@ -176,10 +168,7 @@ METHODS: dict[str, Method] = {
     "prefix_lora": Method(
         "prefix tuning with LoRA on the FFN",
         {
-            "bart": {
-                "prefix": {"length": 30, "projection": 800},
-                "lora": FFN_LORA,
-            },
+            "bart": {"prefix": {"length": 30, "projection": 800}, "lora": FFN_LORA},
         },
         formula="Attn(Q, [P_k; K], [P_v; V]); Wx + (α/r)·BAx for the FFN's W",
         paper=UNIFIED,
@@ -188,7 +177,7 @@ METHODS: dict[str, Method] = {
     "autopeft": Method(
         "AutoPEFT: serial and parallel adapters and a prefix, without the search for their layers",
         {
-            **{family: parts_of_size(12, 12, 6) for family in ("roberta", "deberta")},
+            **dict.fromkeys(ENCODERS, parts_of_size(12, 12, 6)),
             "bart": parts_of_size(256, 256, 32),
             "mbart": parts_of_size(0, 512, 32),  # mBART has no norm after the FFN
         },
@@ -210,12 +199,8 @@ METHODS: dict[str, Method] = {
     "ist": Method(
         "IST: LoRA that trains a quarter of the layers at a time, important ones more often",
         {
-            "llama": {"lora": {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05, **LLM_LORA}},
-            "llama3-8b": {
-                "lora": {
-                    "r": 32, "lora_alpha": 64, "lora_dropout": 0.05, "use_dora": True, **LLM_LORA,
-                }
-            },
+            "llama": {"lora": LLM_LORA},
+            "llama3-8b": {"lora": {**LLM_LORA, "use_dora": True}},
         },
         callbacks=("lorada.methods.callbacks.ist:ISTCallback",),
         arguments={"ddp_find_unused_parameters": True},
@@ -261,7 +246,7 @@ METHODS: dict[str, Method] = {
     ),
     "sora": Method(
         "SoRA: LoRA with gates that training sets to zero",
-        {family: {"sora": {"rank": 8, "alpha": 16}} for family in ("roberta", "deberta")},
+        {family: {"sora": {"rank": 8, "alpha": 16}} for family in ENCODERS},
         callbacks=("lorada.methods.callbacks.sora:SoraCallback",),
         arguments={"weight_decay": 0.1, "warmup_steps": 0.06, "max_grad_norm": 0.1},
         formula="Wx + (α/r)·B(g ⊙ Ax); g ← soft threshold of (g, ξ)",
@@ -270,7 +255,7 @@ METHODS: dict[str, Method] = {
     ),
     "shira": Method(
         "SHiRA-SNIP: a sparse, fixed set of entries of the weights",
-        {"llama": {"shira": {"r": 38, **LLM_LORA}}},
+        {"llama": {"shira": {"r": 38, **LLM_MATRICES}}},
         prepare="lorada.methods.snip:snip",
         arguments={"learning_rate": 5e-4},
         formula="(W + M ⊙ S)x, M = the largest |W ⊙ ∂ℓ/∂W|",
@@ -279,7 +264,7 @@ METHODS: dict[str, Method] = {
     ),
     "lamda": Method(
         "LaMDA++: a small matrix between two projections from the SVD, one frozen step by step",
-        {"llama": {"lamda": {"rank": 32, "ranks": "energy", **LLM_LORA}}},
+        {"llama": {"lamda": {"rank": 32, "ranks": "energy", **LLM_MATRICES}}},
         callbacks=("lorada.methods.callbacks.lamda:LamdaCallback",),
         formula="(W − s·UΣVᵀ)x + s·BMAx, B, M, A = U, Σ, Vᵀ at the start; B freezes by columns",
         paper="https://arxiv.org/abs/2406.12832",
@@ -312,10 +297,7 @@ METHODS: dict[str, Method] = {
     "lorada_a": Method(
         "LoRaDA-A: the map with Adapter-FFN",
         {
-            "llama": {
-                "lmam": MAP,
-                "bottleneck": {"rank": 18, "scale": 4.0},
-            },
+            "llama": {"lmam": MAP, "bottleneck": {"rank": 18, "scale": 4.0}},
             "roberta": {
                 "lmam": {"rank": 3, "length": 512, "heads": 3},
                 "bottleneck": {"rank": 16, "scale": 2.0, "dropout": 0.1},
@@ -326,7 +308,7 @@ METHODS: dict[str, Method] = {
             },
             "bart": {
                 "lmam": {"rank": 22, "length": 256, "heads": 16, "stacks": ["encoder"]},
-                "bottleneck": {"rank": 512, "scale": 4.0},
+                "bottleneck": FFN_ADAPTER,
             },
             "mbart": {
                 "lmam": {"rank": 64, "length": 128, "heads": 4, "stacks": ["encoder"]},
@@ -354,8 +336,7 @@ METHODS: dict[str, Method] = {
         "LoRaDA-Q: the map with QuanTA",
         {
             "llama": {
-                "lmam": {"rank": 1, "length": 128},
-                "quanta": {"target_modules": QUERY_VALUE["llama"]},
+                "lmam": {**MAP, "rank": 1}, "quanta": {"target_modules": QUERY_VALUE["llama"]},
             },
         },
         formula="softmax(QKᵀ/√d)·V + M·V; Wx + (T − S)x",
@@ -378,5 +359,26 @@ METHODS: dict[str, Method] = {
         paper=LORADA,
         source="Table 5",
     ),
-    **EXTENSIONS,
+    # Extensions of this project. Their ``paper`` is empty.
+    "lmam_distance": Method(
+        "a map by distance: a weight for each distance between two tokens",
+        {family: {"lmam": {"form": "distance"}} for family in EVERY_FAMILY},
+        formula="softmax(QKᵀ/√d)·V + M·V, M_ij = t[j − i] for visible j within the window",
+        source=f"{OURS} (docs/forms.md)",
+        ours=True,
+    ),
+    "gain": Method(
+        "gains: a learned factor on the output of each attention head",
+        {family: {"gain": {"form": "constant"}} for family in EVERY_FAMILY},
+        formula="(1 + g_h)·o_h, o_h the output of head h in front of W_o",
+        source=f"{OURS} (docs/forms.md)",
+        ours=True,
+    ),
+    "gain_query": Method(
+        "gains that depend on the query of each token",
+        {family: {"gain": {"form": "query"}} for family in EVERY_FAMILY},
+        formula="(1 + g_h + w_h·q_hi/√d)·o_hi, o_hi the output of head h for token i",
+        source=f"{OURS} (docs/forms.md)",
+        ours=True,
+    ),
 }  # fmt: skip

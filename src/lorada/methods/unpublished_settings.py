@@ -16,13 +16,14 @@ def _of(method: str, model: str, part: str, **changes: object) -> Settings:
 
 _LAYER = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
 _ENCODER_FFN = ["intermediate.dense", "output.dense"]
-_ENCODER_LORA = ["query", "key", "value", *_ENCODER_FFN]  # the matrices of LLM_LORA in a BERT
-_BART_LORA = ["q_proj", "k_proj", "v_proj", "fc1", "fc2"]
+_LORA = {  # the matrices of LLM_LORA
+    "roberta": ["query", "key", "value", *_ENCODER_FFN],
+    "bart": ["q_proj", "k_proj", "v_proj", "fc1", "fc2"],
+}
 _LLAMA_LAYER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _BART_LAYER = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 _LLAMA_FFN = ["up_proj", "down_proj"]
 _BESIDE_FFN = _of("lorada_a", "llama", "bottleneck")
-_ADALORA = _of("adalora", "deberta", "adalora")
 _LLAMA_PREFIX = _of("prefix", "llama", "prefix")
 
 
@@ -34,10 +35,7 @@ def _every(part: str, **ranks: int) -> PartsByModel:
 UNPUBLISHED: dict[str, Unpublished] = {
     "dora": Unpublished(
         "the settings of LoRA in Tables 5 and 10",
-        {
-            "roberta": {"lora": _of("lora", "roberta", "lora", use_dora=True)},
-            "bart": {"lora": _of("lora", "bart", "lora", use_dora=True)},
-        },
+        {kind: {"lora": _of("lora", kind, "lora", use_dora=True)} for kind in ("roberta", "bart")},
     ),
     "series": Unpublished(
         "the ranks of Adapter-FFN in Tables 5 and 10", _every("series", roberta=32, bart=512)
@@ -87,14 +85,15 @@ UNPUBLISHED: dict[str, Unpublished] = {
     ),
     "ist": Unpublished(
         "the settings of LoRA in Tables 5 and 10",
-        {"roberta": METHODS["lora"].parts["roberta"], "bart": METHODS["lora"].parts["bart"]},
+        {kind: METHODS["lora"].parts[kind] for kind in ("roberta", "bart")},
     ),
     "adalora": Unpublished(
         "as in Table 11, on DeBERTa",
         {
-            "llama": {"adalora": {**_ADALORA, "target_modules": _LLAMA_LAYER}},
-            "roberta": {"adalora": {**_ADALORA, "target_modules": _LAYER}},
-            "bart": {"adalora": {**_ADALORA, "target_modules": _BART_LAYER}},
+            kind: {"adalora": _of("adalora", "deberta", "adalora", target_modules=names)}
+            for kind, names in (
+                ("llama", _LLAMA_LAYER), ("roberta", _LAYER), ("bart", _BART_LAYER)
+            )
         },
     ),
     "sora": Unpublished(
@@ -103,58 +102,48 @@ UNPUBLISHED: dict[str, Unpublished] = {
     ),
     "shira": Unpublished(
         "our choice of rank, about 1 % of the weights as in Table 4",
-        {
-            "roberta": {"shira": {"r": 8, "target_modules": _ENCODER_LORA}},
-            "bart": {"shira": {"r": 8, "target_modules": _BART_LORA}},
-        },
+        {kind: {"shira": {"r": 8, "target_modules": names}} for kind, names in _LORA.items()},
     ),
     "lamda": Unpublished(
         "as in Table 4, on LLaMA",
         {
-            "roberta": {"lamda": _of("lamda", "llama", "lamda", target_modules=_ENCODER_LORA)},
-            "bart": {"lamda": _of("lamda", "llama", "lamda", target_modules=_BART_LORA)},
+            kind: {"lamda": _of("lamda", "llama", "lamda", target_modules=names)}
+            for kind, names in _LORA.items()
         },
     ),
     "omoe": Unpublished(
         "as in Table 4, on LLaMA",
         {
-            "roberta": {"omoe": {"target_modules": _ENCODER_FFN}},
-            "bart": {"omoe": {"target_modules": ["fc1", "fc2"]}},
+            kind: {"omoe": {"target_modules": names}}
+            for kind, names in (("roberta", _ENCODER_FFN), ("bart", ["fc1", "fc2"]))
         },
     ),
     "longlora": Unpublished(
         "as in Table 7, on LLaMA; the groups of an encoder have no causal mask",
         {
-            "roberta": {
+            kind: {
                 "lora": _of(
-                    "longlora", "llama", "lora", target_modules=_LAYER[:4],
-                    modules_to_save=["word_embeddings", "LayerNorm"],
+                    "longlora", "llama", "lora", target_modules=names[:4], modules_to_save=whole,
                 ),
-            },
-            "bart": {
-                "lora": _of(
-                    "longlora", "llama", "lora", target_modules=_BART_LAYER[:4],
-                    modules_to_save=["embed_tokens", "layer_norm", "layernorm_embedding"],
-                ),
-            },
+            }
+            for kind, names, whole in (
+                ("roberta", _LAYER, ["word_embeddings", "LayerNorm"]),
+                ("bart", _BART_LAYER, ["embed_tokens", "layer_norm", "layernorm_embedding"]),
+            )
         },
     ),
     "lorada_la": Unpublished(
         "map and adapter of Tables 15 and 16, LoRA of Table 19",
         {
-            "roberta": {
-                "lmam": _of("lorada_a", "roberta", "lmam"),
-                "lora": _of(
-                    "lorada_la", "llama", "lora",
-                    target_modules=["attention.output.dense", "output.dense"],
-                ),
-                "bottleneck": _of("lorada_a", "roberta", "bottleneck"),
-            },
-            "bart": {
-                "lmam": _of("lorada_a", "bart", "lmam"),
-                "lora": _of("lorada_la", "llama", "lora", target_modules=["out_proj", "fc2"]),
-                "bottleneck": _of("lorada_a", "bart", "bottleneck"),
-            },
+            kind: {
+                "lmam": _of("lorada_a", kind, "lmam"),
+                "lora": _of("lorada_la", "llama", "lora", target_modules=names),
+                "bottleneck": _of("lorada_a", kind, "bottleneck"),
+            }
+            for kind, names in (
+                ("roberta", ["attention.output.dense", "output.dense"]),
+                ("bart", ["out_proj", "fc2"]),
+            )
         },
     ),
     "lorada_q": Unpublished(

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from math import inf, isfinite
+from operator import eq
 from typing import Any
 
 from lorada.tasks import llm_adapters_prompt, quanta_prompt
@@ -53,15 +54,17 @@ def right_number(answer: Any) -> float:
     return number
 
 
-def right_letter(answer: Any) -> str:
-    """The right answer of a row as a letter.
+def _of_number(row: Row) -> Row:
+    """The row, unchanged; raises if its answer is no number."""
+    right_number(row["answer"])
+    return row
 
-    Raises:
-        ValueError: if it is not one of ``LETTERS``.
-    """
-    if answer not in tuple(LETTERS):
-        raise ValueError(f"answer {answer!r} is not one of {', '.join(LETTERS)}")
-    return str(answer)
+
+def _of_letter(row: Row) -> Row:
+    """The row, unchanged; raises if its answer is not one of ``LETTERS``."""
+    if row["answer"] not in tuple(LETTERS):
+        raise ValueError(f"answer {row['answer']!r} is not one of {', '.join(LETTERS)}")
+    return row
 
 
 def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], str]) -> Metrics:
@@ -72,13 +75,12 @@ def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], s
     not smaller than the right one counts; so does an output without a number, which is infinity.
     """
     found = [last_number(answer(output)) for output in outputs]
-    right = [right_number(row["answer"]) for row in rows]
-    pairs = list(zip(found, right, strict=True))
-    return {
-        "exact": _percent([abs(gold - number) <= 1e-3 for number, gold in pairs]),
-        "quanta_one_sided": _percent([gold - number < 1e-5 for number, gold in pairs]),
-        "unparsable": _percent([number == inf for number in found]),
-    }
+    off = [right_number(row["answer"]) - one for one, row in zip(found, rows, strict=True)]
+    return _percent(
+        exact=[abs(one) <= 1e-3 for one in off],
+        quanta_one_sided=[one < 1e-5 for one in off],
+        unparsable=[one == inf for one in found],
+    )
 
 
 def score_letters(outputs: list[str], rows: list[Row], answer: Callable[[str], str]) -> Metrics:
@@ -86,30 +88,25 @@ def score_letters(outputs: list[str], rows: list[Row], answer: Callable[[str], s
 
     The first letter is compared with the right one; QuanTA also searches for letters after E.
     """
-    texts = [answer(output) for output in outputs]
-    pairs = list(zip(texts, [row["answer"] for row in rows], strict=True))
-    return {
-        "exact": _percent([first_letter(text) == gold for text, gold in pairs]),
-        "quanta_one_sided": _percent(
-            [first_letter(text, QUANTA_LETTERS) == gold for text, gold in pairs]
-        ),
-        "unparsable": _percent([first_letter(text) is None for text in texts]),
-    }
+    right = [row["answer"] for row in rows]
+    first, quanta = (
+        [first_letter(answer(output), letters) for output in outputs]
+        for letters in (LETTERS, QUANTA_LETTERS)
+    )
+    return _percent(
+        exact=list(map(eq, first, right)),
+        quanta_one_sided=list(map(eq, quanta, right)),
+        unparsable=[one is None for one in first],
+    )
 
 
-def _percent(values: list[bool]) -> float:
-    return 100.0 * sum(values) / len(values)
+def _percent(**counted: list[bool]) -> Metrics:
+    return {name: 100.0 * sum(values) / len(values) for name, values in counted.items()}
 
 
 def first_line(output: str) -> str:
     """The first line of an output; QuanTA's answers end with a newline."""
     return output.split("\n")[0]
-
-
-def _scorable(row: Row, right: Callable[[Any], Any]) -> Row:
-    """The row, unchanged; raises if its answer could never be matched."""
-    right(row["answer"])
-    return row
 
 
 def _rationale(row: Row, field: str, check: Callable[[Row], Row] = unchanged) -> Row:
@@ -125,18 +122,18 @@ def _rationale(row: Row, field: str, check: Callable[[Row], Row] = unchanged) ->
 def _task(summary: str, folder: str, *, letters: bool = False) -> Task:
     score = score_letters if letters else score_numbers
     # Training rows are not checked: MATH10K has letters and numbers, and its answers are not used.
-    scorable = partial(_scorable, right=right_letter if letters else right_number)
+    check = _of_letter if letters else _of_number
     generated = partial(score, answer=llm_adapters_prompt.answered)
     return Task(
         summary=f"{summary}; exact answers, and QuanTA's count",
         benchmark="arithmetic",
         protocols={
-            **llm_adapters_prompt.protocols("answer", generated, 256, scorable),
+            **llm_adapters_prompt.protocols("answer", generated, 256, check),
             "quanta": Protocol(
                 form="prompt",
                 kinds=("decoder",),
                 convert=partial(_rationale, field="output"),
-                convert_test=partial(_rationale, field="answer", check=scorable),
+                convert_test=partial(_rationale, field="answer", check=check),
                 score=partial(score, answer=first_line),
                 generation={"max_new_tokens": 256, "stop_strings": ["\n"]},
                 joint=True,

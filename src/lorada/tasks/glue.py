@@ -13,26 +13,16 @@ from lorada.tasks.task import ANY_KIND, Protocol, Source, Task
 HUB = "nyu-mll/glue"
 
 
-def _labelled(row: Row, texts: tuple[str, ...], labels: tuple[str, ...]) -> Row:
-    label, last = row["label"], len(labels) - 1
-    if type(label) is not int:  # isinstance would let true and false pass
-        raise ValueError(f"label {label!r} is not a whole number in 0–{last}")
+def _row(row: Row, texts: tuple[str, ...], labels: tuple[str, ...]) -> Row:
+    """The texts of a row, with its class, or its score if there are no classes."""
+    label, last = row["label"], len(labels) - 1 if labels else 5
+    kinds, kind = ((int,), "a whole number") if labels else ((int, float), "a number")
+    if type(label) not in kinds:  # isinstance would let true and false pass
+        raise ValueError(f"label {label!r} is not {kind} in 0–{last}")
     if not 0 <= label <= last:
         raise ValueError(f"label {label} is not in 0–{last}: is this a test split?")
-    return {**_texts(row, texts), "label": labels[label]}
-
-
-def _scored(row: Row, texts: tuple[str, ...]) -> Row:
-    label = row["label"]
-    if type(label) not in (int, float):
-        raise ValueError(f"label {label!r} is not a number in 0–5")
-    if not 0 <= label <= 5:
-        raise ValueError(f"label {label} is not in 0–5: is this a test split?")
-    return {**_texts(row, texts), "score": float(label)}
-
-
-def _texts(row: Row, names: tuple[str, ...]) -> Row:
-    return dict(zip(("text", "text_pair"), (text_of(row, name) for name in names), strict=False))
+    named = zip(("text", "text_pair"), (text_of(row, name) for name in texts), strict=False)
+    return {**dict(named), **({"label": labels[label]} if labels else {"score": float(label)})}
 
 
 def _task(
@@ -46,9 +36,7 @@ def _task(
     def source(split: str) -> Source:
         return Source(f"glue/{name}", split, HUB, name)
 
-    convert = (
-        partial(_labelled, texts=texts, labels=labels) if labels else partial(_scored, texts=texts)
-    )
+    convert = partial(_row, texts=texts, labels=labels)
     return Task(
         summary=summary,
         benchmark="GLUE",

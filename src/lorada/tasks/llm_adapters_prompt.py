@@ -67,7 +67,7 @@ def protocols(
         gold: the field of a test row that holds the right answer.
         score: finds the answers in the generated texts and scores them.
         max_new_tokens: most tokens to generate.
-        check: returns a row to score as it is, or raises if its answer can never be matched.
+        check: returns a row to score, or raises if its answer can never be matched.
     """
     to_score = partial(_to_score, check=check, gold=gold)
 

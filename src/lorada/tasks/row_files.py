@@ -11,10 +11,27 @@ from typing import Any
 
 from lorada.tasks.rows import BUILTIN, Row, resolve
 
-FIELD_LIMIT = 2**31 - 1  # characters of a field of a CSV file; Python's own limit is 131,072
+csv.field_size_limit(2**31 - 1)  # characters of a field; Python's own limit is 131,072
 ENDINGS = ".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB = "owner/name, owner/name:config or owner/name:config@split"
+
+
+def there(path: str | Path | None) -> str | Path:
+    """The path of rows if they are there; a data set of the hub is not asked for yet.
+
+    Raises:
+        ValueError: if there is no path.
+        FileNotFoundError: if there is no such file.
+    """
+    if path is None:
+        raise ValueError("no data: pass --data FILE, or a benchmark with --task")
+    if hub_source(path) is None and not resolve(path).is_file():
+        raise FileNotFoundError(
+            f"no data file at {resolve(path)}: pass --data FILE ({', '.join(ENDINGS)}) or a data "
+            f"set of the hub ({HUB})"
+        )
+    return path
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -24,13 +41,11 @@ def read_rows(path: str | Path) -> list[Row]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for an empty file, a broken line (with its number), a field that is there twice,
-            an encoding other than UTF-8, or a data set that cannot be loaded.
+        ValueError: for an empty file, a broken line (with its number), two columns of one
+            name, an encoding other than UTF-8, or a data set that cannot be loaded.
     """
-    if (source := hub_source(path)) is not None:
-        rows = _hub_rows(*source)
-    else:
-        rows = _file_rows(resolve(path))
+    source = hub_source(there(path))
+    rows = _file_rows(resolve(path)) if source is None else _hub_rows(*source)
     if not rows:
         raise ValueError(f"{path} has no rows")
     return rows
@@ -52,18 +67,27 @@ def hub_source(path: str | Path) -> tuple[str, str | None, str | None] | None:
     return name, config or None, split or None
 
 
-def _hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
-    """The rows of one split, with the names of classes in place of their numbers."""
-    from datasets import ClassLabel, DatasetDict, load_dataset
+def from_hub(what: str, remedy: str, *names: str | None, **options: str | None) -> Any:
+    """What ``datasets.load_dataset`` gives; ``what`` and ``remedy`` are said if it fails.
+
+    Raises:
+        ValueError: if it fails.
+    """
+    from datasets import load_dataset
 
     try:
-        found = load_dataset(name, config, split=split)
+        return load_dataset(*names, **options)
     except Exception as error:  # the hub's client raises many kinds of errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"there is no file {name}, and it cannot be loaded as a data set of the hub ({reason}):"
-            f" pass a file that is there, or {HUB}"
-        ) from error
+        raise ValueError(f"{what} ({reason}): {remedy}") from error
+
+
+def _hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
+    """The rows of one split, with the names of classes in place of their numbers."""
+    from datasets import ClassLabel, DatasetDict
+
+    what = f"there is no file {name}, and it cannot be loaded as a data set of the hub"
+    found = from_hub(what, f"pass a file that is there, or {HUB}", name, config, split=split)
     if isinstance(found, DatasetDict):
         if len(found) > 1:
             splits = " or ".join(f"{name}{f':{config}' * bool(config)}@{one}" for one in found)
@@ -79,11 +103,6 @@ def _hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
 
 
 def _file_rows(path: Path) -> list[Row]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no data file at {path}: pass --data FILE ({', '.join(ENDINGS)}) or a data set of the "
-            f"hub ({HUB})"
-        )
     if path.suffix.lower() == ".parquet":
         return _parquet_rows(path)
     content = path.read_bytes()
@@ -100,8 +119,6 @@ def _file_rows(path: Path) -> list[Row]:
         ) from error
     if path.suffix.lower() == ".csv":
         return _csv_rows(path, text)
-    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
-        return _json_list(path, text)
     return _json_rows(path, text)
 
 
@@ -118,58 +135,41 @@ def _parquet_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _json_list(path: Path, text: str) -> list[Row]:
-    """The rows of a file that is one list, as Alpaca's is."""
-    try:
-        rows = json.loads(text, object_pairs_hook=_unique_names)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path} row {number} is not a JSON object with named fields")
-    return list(rows)
-
-
 def _json_rows(path: Path, text: str) -> list[Row]:
-    rows = []
-    # Not splitlines(): a JSON string may hold U+2028, which is no line end in JSON Lines.
-    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
-        if not line.strip():
-            continue
+    """The rows of a file that has one in each line, or is one list, as Alpaca's is."""
+    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
         try:
-            row = json.loads(line, object_pairs_hook=_unique_names)
+            found = list(enumerate(json.loads(text), start=1))
         except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", str(error))
-            raise ValueError(f"{path} line {number} is not JSON: {reason}") from error
+            raise ValueError(f"{path} is not JSON: {error}") from error
+        each = "row"
+    else:
+        found, each = [], "line"
+        # Not splitlines(): a JSON string may hold U+2028, which is no line end in JSON Lines.
+        for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+            if not line.strip():
+                continue
+            try:
+                found.append((number, json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                reason = getattr(error, "msg", str(error))
+                raise ValueError(f"{path} line {number} is not JSON: {reason}") from error
+    for number, row in found:
         if not isinstance(row, dict):
-            raise ValueError(f"{path} line {number} is not a JSON object with named fields")
-        rows.append(row)
-    return rows
-
-
-def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; raises if a name is there twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(f"the field {_twice([name for name, _ in pairs])!r} is there twice")
-    return found
-
-
-def _twice(names: list[str]) -> str | None:
-    """The first name that is there twice."""
-    return next((name for name in names if names.count(name) > 1), None)
+            raise ValueError(f"{path} {each} {number} is not a JSON object with named fields")
+    return [row for _, row in found]
 
 
 def _refuse_twice(path: Path, columns: list[str]) -> None:
-    if (name := _twice(columns)) is not None:
-        raise ValueError(f"{path} has two columns {name!r}: rename one or leave it out")
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path} has two columns {twice!r}: rename one or leave it out")
 
 
 def _csv_rows(path: Path, text: str) -> list[Row]:
     # With newline="" the csv module decides where a line ends, inside quotes too.
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows: list[Row] = []
-    limit = csv.field_size_limit(FIELD_LIMIT)
     try:
         named = [name for name in reader.fieldnames or [] if name]  # several names may be empty
         _refuse_twice(path, named)
@@ -182,6 +182,4 @@ def _csv_rows(path: Path, text: str) -> list[Row]:
             rows.append(dict(row))
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num} is not CSV: {error}") from error
-    finally:
-        csv.field_size_limit(limit)
     return rows

@@ -5,102 +5,171 @@
 
 import json
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 
 from lorada.tasks.llm_adapters_prompt import clean_prompt
-from lorada.tasks.rows import FORMS, Fields, Form, Row
-from lorada.tasks.task import unchanged
+from lorada.tasks.rows import Form, Row
 
 CHATS = "messages", "conversations"  # fields that hold the turns of a chat
+LARGEST = 3.4e38  # the largest score: what fp32 holds
 ROLES = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant",
     "assistant": "assistant",
 }  # fmt: skip
 
 
-class _Said(Fields):
+class Reading(BaseModel):
+    """One way to read a row: its fields. An error about a field prints the field's description.
+
+    Attributes:
+        form: the form that the row comes to.
+        right: the field that holds the right answer; None for the last turn of a chat, or if the
+            whole row is to be learned.
+    """
+
+    model_config = ConfigDict(strict=True)
+    form: ClassVar[Form]
+    right: ClassVar[str | None] = None
+
+    @staticmethod
+    def convert(row: Row) -> Row:
+        """A row with these fields in the form."""
+        return row
+
+    @classmethod
+    def required(cls) -> list[str]:
+        """The fields that a row must have."""
+        return [name for name, one in cls.model_fields.items() if one.is_required()]
+
+
+class _Turn(BaseModel):
+    role: str
+    content: str
+
+
+class _Said(BaseModel):
     role: Literal["system", "human", "user", "gpt", "assistant"] = Field(alias="from")
     value: str
 
 
-def _check_said(turns: list[_Said]) -> list[_Said]:
-    if ROLES[turns[-1].role] != "assistant":
-        raise ValueError
-    return turns
+def _last_from(*roles: str) -> AfterValidator:
+    def check(turns: list[Any]) -> list[Any]:
+        if turns[-1].role not in roles:
+            raise ValueError
+        return turns
+
+    return AfterValidator(check)
 
 
-class _ShareGpt(Fields):
-    conversations: Annotated[list[_Said], AfterValidator(_check_said)] = Field(
+class _Messages(Reading):
+    form = "messages"
+    messages: Annotated[list[_Turn], _last_from("assistant")] = Field(
+        min_length=2,
+        description="must be a list of two or more role/content objects, the last by the assistant",
+    )
+
+
+class _ShareGpt(Reading):
+    form = "messages"
+    conversations: Annotated[list[_Said], _last_from("gpt", "assistant")] = Field(
         min_length=2,
         description="must be a list of two or more from/value objects, each from system, human or "
         "gpt, the last from gpt",
     )
 
+    @staticmethod
+    def convert(row: Row) -> Row:
+        turns = ({"role": ROLES[t["from"]], "content": t["value"]} for t in row["conversations"])
+        return {"messages": list(turns)}
 
-class _Alpaca(Fields):
+
+def _check_index(answer: int, info: ValidationInfo) -> int:
+    if answer not in range(len(info.data.get("candidates", []))):
+        raise ValueError
+    return answer
+
+
+class _Choice(Reading):
+    form, right = "choice", "answer"
+    prompt: str
+    candidates: list[str] = Field(min_length=2, description="must be a list of two texts or more")
+    answer: Annotated[int, AfterValidator(_check_index)] = Field(
+        description="must be the index of one of the candidates, from 0"
+    )
+
+
+class _Prompt(Reading):
+    form, right = "prompt", "response"
+    prompt: str
+    response: str
+
+
+class _Alpaca(Reading):
+    form, right = "prompt", "output"
     instruction: str
     output: str
     input: str | None = None
 
+    @staticmethod
+    def convert(row: Row) -> Row:
+        prompt = clean_prompt(row["instruction"], row.get("input") or "")
+        return {"prompt": prompt, "response": row["output"]}
 
-class _Question(Fields):
+
+class _Question(Reading):
+    form, right = "prompt", "answer"
     question: str
     answer: str
 
-
-def _chat_of(row: Row) -> Row:
-    turns = ({"role": ROLES[t["from"]], "content": t["value"]} for t in row["conversations"])
-    return {"messages": list(turns)}
-
-
-def _prompt_of_alpaca(row: Row) -> Row:
-    prompt = clean_prompt(row["instruction"], row.get("input") or "")
-    return {"prompt": prompt, "response": row["output"]}
+    @staticmethod
+    def convert(row: Row) -> Row:
+        return {"prompt": f"Question: {row['question']}\nAnswer:", "response": f" {row['answer']}"}
 
 
-def _prompt_of_question(row: Row) -> Row:
-    return {"prompt": f"Question: {row['question']}\nAnswer:", "response": f" {row['answer']}"}
+class _Text(Reading):
+    form = "text"
+    text: str
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One way to read a row.
-
-    Attributes:
-        form: the form that the row comes to.
-        fields: the fields that it must have, and may have.
-        convert: row with these fields → row of the form.
-        answer: the field that holds the right answer; None for the last turn of a chat, or if the
-            whole row is to be learned.
-    """
-
-    form: Form
-    fields: type[Fields]
-    convert: Callable[[Row], Row] = unchanged
-    answer: str | None = None
-
-    @property
-    def required(self) -> list[str]:
-        """The fields that a row must have."""
-        return [name for name, one in self.fields.model_fields.items() if one.is_required()]
+class _Label(Reading):
+    form, right = "label", "label"
+    text: str
+    label: str | int | bool = Field(description="is neither a text nor an integer")
+    text_pair: str | None = None
 
 
-READINGS = (
-    Reading("messages", FORMS["messages"]),
-    Reading("choice", FORMS["choice"], answer="answer"),
-    Reading("prompt", FORMS["prompt"], answer="response"),
-    Reading("label", FORMS["label"], answer="label"),
-    Reading("score", FORMS["score"], answer="score"),
-    Reading("text", FORMS["text"]),
-    Reading("messages", _ShareGpt, _chat_of),
-    Reading("prompt", _Alpaca, _prompt_of_alpaca, answer="output"),
-    Reading("prompt", _Question, _prompt_of_question, answer="answer"),
-)
+def _check_score(score: Any) -> Any:
+    try:
+        if not isinstance(score, bool) and abs(float(score)) < LARGEST:  # NaN is not
+            return score
+    except (TypeError, OverflowError):
+        pass
+    raise ValueError
+
+
+class _Score(Reading):
+    form, right = "score", "score"
+    text: str
+    score: Annotated[Any, AfterValidator(_check_score)] = Field(
+        description="is not a number that fp32 holds"  # in a CSV file it is a text
+    )
+    text_pair: str | None = None
+
+
+READINGS: tuple[type[Reading], ...] = (
+    _Messages, _Choice, _Prompt, _Label, _Score, _Text, _ShareGpt, _Alpaca, _Question,
+)  # fmt: skip
 # What stands for the right answer in rows that have none; no model's answer depends on it.
 STAND_INS: dict[Form, Any] = {"prompt": "", "choice": 0, "score": 0.0}
 
@@ -134,7 +203,7 @@ def to_answer(
     forms = (form,) if form in ("label", "score", "choice") else ("messages", "prompt", "text")
     readings = [reading for reading in READINGS if reading.form in forms]
     stand_ins = STAND_INS | {"label": next(iter(labels), "")}
-    answers = {one.answer: stand_ins[one.form] for one in readings if one.answer is not None}
+    answers = {one.right: stand_ins[one.form] for one in readings if one.right is not None}
     asked = [{**row, **{name: _asked(row[name]) for name in CHATS if name in row}} for row in rows]
     return _read([{**row, **answers} for row in asked], path, readings, answers)
 
@@ -150,14 +219,17 @@ def _asked(turns: Any) -> Any:
 
 
 def _read(
-    rows: list[Row], path: str | Path, readings: Iterable[Reading], given: Iterable[str] = ()
+    rows: list[Row],
+    path: str | Path,
+    readings: Iterable[type[Reading]],
+    given: Iterable[str] = (),
 ) -> tuple[list[Row], Form]:
     """The rows by the one of the readings that fits; ``given`` are fields that we have added."""
     added = set(given)
-    fitting = [reading for reading in readings if rows[0].keys() >= set(reading.required)]
+    fitting = [reading for reading in readings if rows[0].keys() >= set(reading.required())]
     if len(fitting) > 1:  # a text alone is read only if nothing else is asked of it
         fitting = [reading for reading in fitting if reading.form != "text"]
-    shown = ["/".join(n for n in one.required if n not in added) for one in fitting or readings]
+    shown = ["/".join(n for n in one.required() if n not in added) for one in fitting or readings]
     if not fitting:
         wanted, has = " or ".join(shown), ", ".join(name for name in rows[0] if name not in added)
         raise ValueError(f"{path} row 1 has fields {has}; each needs {wanted}")
@@ -168,13 +240,13 @@ def _read(
     (reading,) = fitting
     found = []
     for number, row in enumerate(rows, start=1):
-        kept = {name: row[name] for name in reading.fields.model_fields if name in row}
-        _check_row(kept, reading.fields, f"{path} row {number}")
+        kept = {name: row[name] for name in reading.model_fields if name in row}
+        _check_row(kept, reading, f"{path} row {number}")
         found.append(reading.convert(kept))
     return found, reading.form
 
 
-def _check_row(row: Row, fields: type[Fields], where: str) -> None:
+def _check_row(row: Row, fields: type[Reading], where: str) -> None:
     present = {name: value for name, value in row.items() if value is not None}
     try:
         fields.model_validate(present)
@@ -185,11 +257,9 @@ def _check_row(row: Row, fields: type[Fields], where: str) -> None:
             (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"{where}: {name} is not valid Unicode: {error.reason}") from error
-        except RecursionError as error:
-            raise ValueError(f"{where}: {name} is nested too deeply") from error
 
 
-def _explain(error: ValidationError, row: Row, fields: type[Fields]) -> str:
+def _explain(error: ValidationError, row: Row, fields: type[Reading]) -> str:
     """The end of an error about a row: the first thing that is wrong with it."""
     first = error.errors(include_url=False)[0]
     name, *inner = map(str, first["loc"])

@@ -1,91 +1,14 @@
-"""The six forms that a row may have, and what is asked of a row of any form."""
+"""Rows, the six forms that they may have, and what is asked of a row of any form."""
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from typing import Any, Literal
 
 Row = dict[str, Any]
 Form = Literal["messages", "choice", "prompt", "label", "score", "text"]
 
 BUILTIN = "builtin:"
-LARGEST = 3.4e38  # the largest score: what fp32 holds
-
-
-class Fields(BaseModel):
-    """The fields of a form; an error about a field prints the field's description."""
-
-    model_config = ConfigDict(strict=True)
-
-
-class _Turn(Fields):
-    role: str
-    content: str
-
-
-def _check_turns(turns: list[_Turn]) -> list[_Turn]:
-    if turns[-1].role != "assistant":
-        raise ValueError
-    return turns
-
-
-class _Messages(Fields):
-    messages: Annotated[list[_Turn], AfterValidator(_check_turns)] = Field(
-        min_length=2,
-        description="must be a list of two or more role/content objects, the last by the assistant",
-    )
-
-
-def _check_index(answer: int, info: ValidationInfo) -> int:
-    if answer not in range(len(info.data.get("candidates", []))):
-        raise ValueError
-    return answer
-
-
-class _Choice(Fields):
-    prompt: str
-    candidates: list[str] = Field(min_length=2, description="must be a list of two texts or more")
-    answer: Annotated[int, AfterValidator(_check_index)] = Field(
-        description="must be the index of one of the candidates, from 0"
-    )
-
-
-class _Prompt(Fields):
-    prompt: str
-    response: str
-
-
-class _Text(Fields):
-    text: str
-
-
-class _Label(_Text):
-    label: str | int | bool = Field(description="is neither a text nor an integer")
-    text_pair: str | None = None
-
-
-def _check_score(score: Any) -> Any:
-    try:
-        if not isinstance(score, bool) and abs(float(score)) < LARGEST:  # NaN is not
-            return score
-    except (TypeError, OverflowError):
-        pass
-    raise ValueError
-
-
-class _Score(_Text):
-    score: Annotated[Any, AfterValidator(_check_score)] = Field(
-        description="is not a number that fp32 holds"  # in a CSV file it is a text
-    )
-    text_pair: str | None = None
-
-
-FORMS: dict[Form, type[Fields]] = {
-    "messages": _Messages, "choice": _Choice, "prompt": _Prompt,
-    "label": _Label, "score": _Score, "text": _Text,
-}  # fmt: skip
 # Forms that a model answers with a head, not with text.
 HEADED: tuple[Form, ...] = ("label", "score")
 

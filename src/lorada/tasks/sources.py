@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from lorada.tasks.row_files import read_rows
+from lorada.tasks.row_files import from_hub, read_rows
 from lorada.tasks.rows import Row
 from lorada.tasks.task import Source
 
@@ -46,27 +46,21 @@ def _from_folder(source: Source, folder: Path) -> list[Row]:
 
 
 def _from_hub(source: Source) -> list[Row]:
-    from datasets import load_dataset
-
     if not source.hub:
         raise ValueError(
             f"{source.folder}/{source.split} is not on the hub: pass --data-dir DIR or set "
             f"{DATA_VARIABLE} to a folder that has it"
         )
-    try:
-        if source.hub.startswith("https://"):
-            # One file at a time, because the files have different fields besides the text.
-            files = (
-                load_dataset("json", data_files=address, split="train")
-                for address in source.hub.split()
-            )
-            return [row for loaded in files for row in loaded]
-        loaded = load_dataset(source.hub, source.config, split=source.split)
-    except Exception as error:  # the hub's client raises many kinds of errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"cannot load {source.hub} from the hub ({reason}): pass --data-dir DIR or set "
-            f"{DATA_VARIABLE} to a folder with {source.folder}/{source.split}.jsonl.gz, or take "
-            "your own rows with --data FILE"
-        ) from error
-    return list(loaded)
+    what = f"cannot load {source.hub} from the hub"
+    remedy = (
+        f"pass --data-dir DIR or set {DATA_VARIABLE} to a folder with {source.folder}/"
+        f"{source.split}.jsonl.gz, or take your own rows with --data FILE"
+    )
+    if not source.hub.startswith("https://"):
+        return list(from_hub(what, remedy, source.hub, source.config, split=source.split))
+    # One file at a time, because the files have different fields besides the text.
+    files = (
+        from_hub(what, remedy, "json", data_files=address, split="train")
+        for address in source.hub.split()
+    )
+    return [row for loaded in files for row in loaded]

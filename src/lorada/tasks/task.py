@@ -1,6 +1,6 @@
 """``Task``: where its rows come from, what a model is asked, and how its answers are scored.
 
-A protocol turns a row of the data set into a row of one of six forms (``rows.FORMS``), and scores
+A protocol turns a row of the data set into a row of one of six forms (``rows.Form``), and scores
 what a model answers. A task may have several protocols.
 """
 
@@ -103,9 +103,7 @@ class Task:
         if name is not None and name not in self.protocols:
             raise ValueError(f"protocol={name!r} is not one of {', '.join(self.protocols)}")
         if name is None or name not in fitting:
-            wanted = (
-                self.protocols[name].kinds if name else next(iter(self.protocols.values())).kinds
-            )
+            wanted = self.protocols[name or next(iter(self.protocols))].kinds
             asked = f" by protocol {name!r}" if name else ""
             raise ValueError(
                 f"this task{asked} needs a model of kind {' or '.join(wanted)}, and this one is of "

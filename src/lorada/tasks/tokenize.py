@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -73,7 +73,7 @@ class TurnsRefused(ValueError):
 def encode(
     rows: list[Row], form: Form, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
-    """Tokenise rows of any form except ``text``, which ``Windows`` tokenises.
+    """Tokenise rows of any form except ``text``, which ``windows`` tokenises.
 
     Yields:
         The features of each row: ``EMPTY`` if it has no token to learn, and None if cutting it to
@@ -132,7 +132,8 @@ def _prompts_and_responses(
         cut = most is not None and len(response) > most
         if "prompt_end" in row and (room := options.prompt_room) and len(prompt) > room:
             prompt, cut = tokenizer(shorten_prompt(row, tokenizer, room))["input_ids"], True
-        yield _one_sequence(_without_end(prompt, tokenizer), response[:most], options, cut)
+        prompt = _without_end(prompt, tokenizer)
+        yield _sequence(prompt + response[:most], len(prompt), options, cut)
 
 
 def _without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -162,11 +163,11 @@ def _conversations(
                 "this tokenizer's chat template renders the conversation differently once the "
                 "answer is there; use prompt/response rows instead of messages"
             )
-        ids = [
+        before, after = (
             tokenizer(text, add_special_tokens=False)["input_ids"]
             for text in (prompt, whole.removeprefix(prompt))
-        ]
-        yield _one_sequence(ids[0], ids[1], options)
+        )
+        yield _sequence(before + after, len(before), options)
 
 
 def shorten_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, room: int) -> str:
@@ -180,23 +181,17 @@ def shorten_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, room: int) -> s
     return kept.rstrip("\ufffd") + end  # a character that was cut in half decodes to this
 
 
-def _one_sequence(
-    prompt: list[int], response: list[int], options: EncodeOptions, cut: bool = False
+def _sequence(
+    ids: list[int], prompt: int, options: EncodeOptions, cut: bool = False
 ) -> Encoded | None:
-    """The prompt followed by the response, with the labels of both."""
-    ids = prompt + response
-    labels = (prompt if options.loss_on == "all" else [IGNORED] * len(prompt)) + response
-    return _cut_to_length(ids, labels, options.max_length, cut or len(ids) > options.max_length)
-
-
-def _cut_to_length(
-    ids: list[int], labels: list[int], length: int, truncated: bool
-) -> Encoded | None:
-    ids, labels = ids[:length], labels[:length]
+    """The ids of a prompt (that many) and a response, with their labels, cut to ``max_length``."""
+    cut = cut or len(ids) > options.max_length
+    ids = ids[: options.max_length]
+    hidden = min(prompt, len(ids)) if options.loss_on == "response" else 0
+    labels = [IGNORED] * hidden + ids[hidden:]
     if all(label == IGNORED for label in labels[1:]):  # the first token is never predicted
-        return None if truncated else EMPTY
-    features = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
-    return Encoded(features, truncated)
+        return None if cut else EMPTY
+    return Encoded({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}, cut)
 
 
 def _joint_texts(
@@ -205,16 +200,11 @@ def _joint_texts(
     """Prompt and response tokenised as one text, with an end token if there is room for it."""
     end = _end(tokenizer)
     texts = [f"{row['prompt']}{row['response']}" for row in rows]
-    prompts: list[list[int]] = [[]] * len(rows)
-    if options.loss_on == "response":
-        prompts = _prompt_ids([str(row["prompt"]) for row in rows], tokenizer)
+    prompts = _prompt_ids([str(row["prompt"]) for row in rows], tokenizer)
     for ids, prompt in zip(tokenizer(texts)["input_ids"], prompts, strict=True):
-        truncated = len(ids) > options.max_length
         if len(ids) < options.max_length and ids[-1:] != end:
             ids = ids + end
-        hidden = min(len(prompt), len(ids))
-        labels = [IGNORED] * hidden + ids[hidden:]
-        yield _cut_to_length(ids, labels, options.max_length, truncated)
+        yield _sequence(ids, len(prompt), options)
 
 
 def _sources_and_targets(
@@ -251,9 +241,7 @@ def _choices(
 ) -> Iterator[Encoded | None]:
     """A prompt and the texts that may follow it; a long prompt loses its beginning."""
     prompts = _prompt_ids([str(row["prompt"]) for row in rows], tokenizer)
-    candidate_ids = _candidate_ids(rows, tokenizer)
-    for row, prompt in zip(rows, prompts, strict=True):
-        candidates = [candidate_ids[_last_line(row), text] for text in row["candidates"]]
+    for row, prompt, candidates in zip(rows, prompts, _candidates(rows, tokenizer), strict=True):
         room = options.max_length - max(len(ids) for ids in candidates)
         if room < 1 or not prompt or not all(candidates):
             yield None if prompt and all(candidates) else EMPTY
@@ -268,54 +256,43 @@ def _choices(
         yield Encoded(features, len(prompt) > room)
 
 
-def _candidate_ids(
-    rows: list[Row], tokenizer: PreTrainedTokenizerBase
-) -> dict[tuple[str, str], list[int]]:
-    """Ids of each candidate, by the last line of its prompt and its text.
+def _candidates(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
+    """Ids of the candidates of each row.
 
-    Some tokenizers, such as LLaMA's, split a text differently when it stands alone, so line and
-    candidate are tokenised together. If a token spans both, the candidate is tokenised alone.
+    Some tokenizers, such as LLaMA's, split a text differently when it stands alone, so each is
+    tokenised with the last line of its prompt. If a token spans both, it is tokenised alone.
     """
-    pairs = list(dict.fromkeys((_last_line(r), text) for r in rows for text in r["candidates"]))
-    lines = list(dict.fromkeys(line for line, _ in pairs))
-    before = dict(zip(lines, _prompt_ids(lines, tokenizer), strict=True))
-    joint = _prompt_ids([line + text for line, text in pairs], tokenizer)
-    alone = tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
-    found = {}
-    for (line, text), ids, own in zip(pairs, joint, alone, strict=True):
-        start = before[line]
-        continues = len(ids) > len(start) and ids[: len(start)] == start
-        found[line, text] = ids[len(start) :] if continues else own
-    return found
+    lines = [str(row["prompt"]).rsplit("\n", 1)[-1] for row in rows]
+    pairs = [
+        (line, text) for row, line in zip(rows, lines, strict=True) for text in row["candidates"]
+    ]
+    joint = iter(_prompt_ids([line + text for line, text in pairs], tokenizer))
+    alone = iter(tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"])
+    for row, start in zip(rows, _prompt_ids(lines, tokenizer), strict=True):
+        found = []
+        for ids, own in zip(islice(joint, len(row["candidates"])), alone, strict=False):
+            continues = len(ids) > len(start) and ids[: len(start)] == start
+            found.append(ids[len(start) :] if continues else own)
+        yield found
 
 
-def _last_line(row: Row) -> str:
-    return str(row["prompt"]).rsplit("\n", 1)[-1]
-
-
-class Windows:
-    """Joins documents, each with an end token, and cuts them into windows of ``max_length`` tokens.
+def windows(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
+) -> Iterator[Encoded]:
+    """Join documents, each with an end token, and cut them into windows of ``max_length`` tokens.
 
     The last tokens, which fill no window, are left out, unless there are no others.
     """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> None:
-        self._tokenizer, self._length = tokenizer, options.max_length
-        self._left: list[int] = []  # tokens that fill no window yet
-        self._filled = False
-
-    def read(self, rows: Iterable[Row], *, last: bool) -> Iterator[Encoded]:
-        """The windows that are full after these documents; ``last``: no others will be read."""
-        length, left = self._length, self._left
-        for row in rows:
-            left += document_ids(row, self._tokenizer)
-            whole = len(left) - len(left) % length
-            for start in range(0, whole if length > 1 else 0, length):  # one token predicts nothing
-                self._filled = True
-                yield _window(left[start : start + length])
-            del left[:whole]
-        if last and not self._filled and len(left) > 1:
-            yield _window(left)
+    length, left, filled = options.max_length, list[int](), False
+    for row in rows:
+        left += document_ids(row, tokenizer)
+        whole = len(left) - len(left) % length if length > 1 else 0  # one token predicts nothing
+        for start in range(0, whole, length):
+            filled = True
+            yield _window(left[start : start + length])
+        del left[:whole]
+    if not filled and 1 < len(left) < length:
+        yield _window(left)
 
 
 def document_ids(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -7,6 +7,8 @@ Settings: He et al., "Towards a Unified View of Parameter-Efficient Transfer Lea
 XSum: Narayan et al. (2018). WMT16: Bojar et al. (2016).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lorada.tasks.metrics import Metrics, bleu, rouge
@@ -16,15 +18,10 @@ from lorada.tasks.task import Protocol, Source, Task
 # The token that a decoder starts with does not count as new.
 SUMMARY = {"num_beams": 6, "max_new_tokens": 60, "min_new_tokens": 10, "no_repeat_ngram_size": 3}
 TRANSLATION = {"num_beams": 5, "max_new_tokens": 200}
-SUMMARY_END, TRANSLATION_END = "\nSummary:", "\nRomanian:"
 
 
 def _article(row: Row) -> Row:
     return {"prompt": text_of(row, "document"), "response": text_of(row, "summary")}
-
-
-def _article_prompt(row: Row) -> Row:
-    return _prompt("", _article(row), SUMMARY_END)
 
 
 def _sentence(row: Row) -> Row:
@@ -34,16 +31,14 @@ def _sentence(row: Row) -> Row:
     return {"prompt": text_of(pair, "en"), "response": text_of(pair, "ro")}
 
 
-def _sentence_prompt(row: Row) -> Row:
-    return _prompt("Translate English to Romanian.\nEnglish: ", _sentence(row), TRANSLATION_END)
-
-
-def _prompt(begin: str, row: Row, end: str) -> Row:
+def _prompt(row: Row, convert: Callable[[Row], Row], end: str, begin: str = "") -> Row:
+    """A row for a decoder: its source between two texts, then the target."""
+    found = convert(row)
     return {
-        "prompt": f"{begin}{row['prompt']}{end}",
+        "prompt": f"{begin}{found['prompt']}{end}",
         "prompt_end": end,
-        "response": f" {row['response']}",
-        "eval_response": row["response"],
+        "response": f" {found['response']}",
+        "eval_response": found["response"],
     }
 
 
@@ -81,7 +76,8 @@ WRITING = {
                 generation=SUMMARY, target_length=128,
             ),
             "prompt": Protocol(
-                "prompt", ("decoder",), _article_prompt, _rouge_of_first_lines,
+                "prompt", ("decoder",), partial(_prompt, convert=_article, end="\nSummary:"),
+                _rouge_of_first_lines,
                 generation=SUMMARY, target_length=128,
             ),
         },
@@ -97,7 +93,10 @@ WRITING = {
                 generation=TRANSLATION, target_length=150, languages=("en_XX", "ro_RO"),
             ),
             "prompt": Protocol(
-                "prompt", ("decoder",), _sentence_prompt, _bleu_of_first_lines,
+                "prompt", ("decoder",), partial(
+                    _prompt, convert=_sentence, end="\nRomanian:",
+                    begin="Translate English to Romanian.\nEnglish: ",
+                ), _bleu_of_first_lines,
                 generation=TRANSLATION, target_length=150,
             ),
         },

@@ -17,8 +17,6 @@ class _After:
 
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
         """The spec of such a module, with a loader that calls its function at its end; or None."""
-        if name == "torch":
-            _silence()
         if name not in self.functions:
             return None
         # Not every look-up ends in an import, so this finder waits until the module is imported.
@@ -43,26 +41,6 @@ class _After:
         loader.exec_module = execute_and_register
 
 
-def _load(folder, name):  # type: ignore[no-untyped-def]
-    """Load a module of lorada by its path: lorada cannot be imported while transformers is."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    here = os.path.dirname(os.path.abspath(__file__))
-    path = os.path.join(here, "..", "..", folder, name + ".py")
-    spec = spec_from_file_location("lorada_" + name, path)
-    module = module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    return module
-
-
-def _silence():  # type: ignore[no-untyped-def]
-    """Silence messages of other libraries, as the commands of lorada do."""
-    try:
-        _load("support", "quiet").silence()
-    except Exception as error:  # the command works without it
-        sys.stderr.write("lorada run: " + str(error) + "\n")
-
-
 def _register():  # type: ignore[no-untyped-def]
     try:
         import lorada  # noqa: F401
@@ -71,9 +49,19 @@ def _register():  # type: ignore[no-untyped-def]
 
 
 def _register_config():  # type: ignore[no-untyped-def]
-    """Register the type of exported configs, which transformers may read before peft is there."""
+    """Register the type of exported configs, which transformers may read before peft is there.
+
+    Its module is loaded by its path, since lorada cannot be imported while transformers is.
+    """
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    here = os.path.dirname(os.path.abspath(__file__))
+    path = os.path.join(here, "..", "..", "tuners", "exported_config.py")
     try:
-        _load("tuners", "exported_config").register()
+        spec = spec_from_file_location("lorada_exported_config", path)
+        module = module_from_spec(spec)  # type: ignore[arg-type]
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        module.register()
     except Exception as error:  # the command may work without it
         _report(error)
 

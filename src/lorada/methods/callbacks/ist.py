@@ -16,14 +16,15 @@ Fine-tuning of Large Language Models" (2024).
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from lorada.methods.callbacks.layers import LayerCallback
-from lorada.methods.callbacks.sampling import (
+from lorada.methods.callbacks.layers import (
+    LayerCallback,
     collate,
     draw,
     generator_at,
@@ -33,6 +34,7 @@ from lorada.methods.callbacks.sampling import (
 from lorada.tuners.base.config import require_count
 
 
+@dataclass(eq=False)
 class ISTCallback(LayerCallback):
     """Importance-aware sparse tuning over any adapter whose layers have a ``scaling``.
 
@@ -55,29 +57,22 @@ class ISTCallback(LayerCallback):
         ValueError: for a value out of range.
     """
 
-    settings = ("update_frac", "suppress_frac", "factor", "every", "samples", "lr", "examples")
-    kept = "scores"
+    kept: ClassVar[str] = "scores"
+    update_frac: float = 0.25
+    suppress_frac: float = 0.5
+    factor: float = 0.25
+    every: int = 10
+    samples: int = 3
+    lr: float = 10.0
+    examples: int = 16
+    scores: list[float] = field(default_factory=list, init=False)
+    _adapters: list[list[BaseTunerLayer]] = field(default_factory=list, init=False)
 
-    def __init__(
-        self,
-        update_frac: float = 0.25,
-        suppress_frac: float = 0.5,
-        factor: float = 0.25,
-        every: int = 10,
-        samples: int = 3,
-        lr: float = 10.0,
-        examples: int = 16,
-    ) -> None:
-        for name, share in (("update_frac", update_frac), ("suppress_frac", suppress_frac)):
-            if not 0 < share <= 1:
-                raise ValueError(f"{name}={share} must lie in (0, 1]")
-        if not 0 < factor < 1:
-            raise ValueError(f"factor={factor} must lie in (0, 1): it scales adapters down")
-        self.update_frac, self.suppress_frac, self.factor = update_frac, suppress_frac, factor
-        self.every, self.samples, self.lr, self.examples = every, samples, lr, examples
+    def __post_init__(self) -> None:
         require_count(self, "every", "samples", "examples")
-        self.scores: list[float] = []
-        self._adapters: list[list[BaseTunerLayer]] = []
+        for name in ("update_frac", "suppress_frac", "factor"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1]")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find the adapters of each layer, and the scores of a run that is resumed.
@@ -108,7 +103,7 @@ class ISTCallback(LayerCallback):
         generator = generator_at(args.seed, state.global_step)
         if state.global_step > 0 and state.global_step % self.every == 0:
             loader = kwargs["train_dataloader"]
-            rows = training_rows(loader, self.examples, generator, "IST")
+            rows = training_rows(loader, self.examples, generator)
             batch = collate(loader, rows, args.device)
             self.update_scores(kwargs["model"], batch, generator)
         weights = torch.sigmoid(-torch.tensor(self.scores, dtype=torch.float64))
@@ -134,14 +129,7 @@ class ISTCallback(LayerCallback):
     def _loss(self, model: nn.Module, batch: dict[str, Any], chosen: list[int]) -> Tensor:
         layers = [adapter for index in chosen for adapter in self._adapters[index]]
         with torch.no_grad(), scaled_down(layers, self.factor):
-            output = model(**batch)
-        loss = getattr(output, "loss", None)
-        if loss is None:
-            raise ValueError(
-                f"IST compares losses, and {type(model).__name__} returned none: "
-                "the rows need labels"
-            )
-        result: Tensor = loss.float().reshape(())
+            result: Tensor = model(**batch).loss.float().reshape(())
         return result
 
 

@@ -1,8 +1,9 @@
-"""The layers of a model, and callbacks that train some of them at a time."""
+"""The layers of a model, callbacks that train some of them at a time, and what these draw."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -55,11 +56,9 @@ class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Base of the callbacks that train some layers of a model at a time.
 
     Attributes:
-        settings: names of the arguments that the callback was made with.
         kept: the attribute whose value a run that is resumed takes from its checkpoint.
     """
 
-    settings: ClassVar[tuple[str, ...]]
     kept: ClassVar[str]
     _switch: LayerSwitch | None = None
 
@@ -76,8 +75,8 @@ class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        settings = {name: getattr(self, name) for name in self.settings}
-        return {"args": settings, "attributes": {self.kept: getattr(self, self.kept)}}
+        kept = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {"args": {}, "attributes": kept}
 
     def resumed(self, state: TrainerState) -> Any:
         """What the checkpoint that a run resumes from has kept; None for a new run."""
@@ -100,3 +99,38 @@ def trained(model: nn.Module, kind: type, container: str) -> list[tuple[str, nn.
     layers = [layer for layer in model.modules() if isinstance(layer, kind)]
     items = [item for layer in layers for item in getattr(layer, container).items()]
     return [(name, parameter) for name, parameter in items if parameter.requires_grad]
+
+
+def generator_at(seed: int, step: int) -> torch.Generator:
+    """A random generator for one step, so that a resumed run draws what an uninterrupted does."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def draw(weights: torch.Tensor, count: int, generator: torch.Generator) -> list[int]:
+    """Draw ``count`` different indices, one after another with these weights."""
+    return sorted(torch.multinomial(weights, count, generator=generator).tolist())
+
+
+def training_rows(loader: Any, count: int, generator: torch.Generator) -> list[Any]:
+    """Draw up to ``count`` rows of the training set of a Trainer's ``train_dataloader``."""
+    dataset = loader.dataset
+    chosen = torch.randperm(len(dataset), generator=generator)[:count].tolist()
+    return [dataset[index] for index in chosen]
+
+
+def collate(loader: Any, rows: Sequence[Any], device: torch.device) -> dict[str, Any]:
+    """Make a batch of rows as the Trainer does, without advancing the global random generator.
+
+    A collator for a special trainer has an attribute ``plain``: a collator for the model alone.
+    """
+    pad = getattr(loader.collate_fn, "plain", loader.collate_fn)
+    with torch.random.fork_rng(devices=[]):  # a collator may draw, as one that masks tokens does
+        batch = pad(rows)
+    return {key: v.to(device) if hasattr(v, "to") else v for key, v in batch.items()}
+
+
+def same_everywhere(measured: torch.Tensor) -> torch.Tensor:
+    """Give every process the numbers of the first, so that all draw the same layers."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast(measured, 0)
+    return measured

@@ -12,16 +12,17 @@ Fine-tuning" (2024).
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from lorada.methods.callbacks.layers import LayerCallback, LayerSwitch
-from lorada.methods.callbacks.sampling import (
+from lorada.methods.callbacks.layers import (
+    LayerCallback,
+    LayerSwitch,
     collate,
     draw,
     generator_at,
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 LAYERS = 5  # how many train at a time by default
 
 
+@dataclass(eq=False)
 class OwLoreCallback(LayerCallback):
     """Trains γ layers at a time and deletes the optimizer's state of the others.
 
@@ -54,25 +56,15 @@ class OwLoreCallback(LayerCallback):
         ValueError: for a value out of range.
     """
 
-    settings = ("layers", "every", "sequences", "threshold")
-    kept = "weights"  # those of the model before training
+    kept: ClassVar[str] = "weights"  # those of the model before training
+    layers: int | None = None
+    every: int = 50
+    weights: Sequence[float] | None = None
+    sequences: int = 128
+    threshold: float = 13.0
 
-    def __init__(
-        self,
-        layers: int | None = None,
-        every: int = 50,
-        weights: Sequence[float] | None = None,
-        sequences: int = 128,
-        threshold: float = 13.0,
-    ) -> None:
-        if weights is not None and not all(weight >= 0 for weight in weights):
-            raise ValueError(f"weights={list(weights)} must not be negative")
-        self.layers, self.every, self.sequences = layers, every, sequences
-        self.threshold = threshold
-        self.weights = None if weights is None else list(weights)
-        if layers is not None:
-            require_count(self, "layers")
-        require_count(self, "every", "sequences")
+    def __post_init__(self) -> None:
+        require_count(self, "every", "sequences", *["layers"] * (self.layers is not None))
         require_positive(self, "threshold")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -113,7 +105,7 @@ class OwLoreCallback(LayerCallback):
     ) -> list[float]:
         """The outlier ratio of each layer, on rows of the training set."""
         # Step -1 has a generator that no draw of layers uses.
-        rows = training_rows(loader, self.sequences, generator_at(args.seed, -1), "OwLore")
+        rows = training_rows(loader, self.sequences, generator_at(args.seed, -1))
         size = max(1, args.per_device_train_batch_size)
         parts = (rows[start : start + size] for start in range(0, len(rows), size))
         batches = (collate(loader, part, args.device) for part in parts)
@@ -201,15 +193,17 @@ def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def outlier_ratio(layer: nn.Module, squares: Mapping[nn.Module, Tensor], threshold: float) -> float:
     """D of one layer from Σ X_j² of its linear maps."""
-    used = [(module, squares[module].sqrt()) for module in linears(layer) if module in squares]
-    if not used:  # such as an expert that no token was sent to
+    sizes = [
+        weighted_sizes(module, squares[module].sqrt())
+        for module in linears(layer)
+        if module in squares
+    ]
+    if not sizes:  # such as an expert that no token was sent to
         return 0.0
-    # A is computed twice, to have it in memory for only one linear map at a time.
-    maps = [partial(weighted_sizes, module, norms) for module, norms in used]
-    entries = sum(int(module.get_parameter("weight").numel()) for module, _ in used)
+    entries = sum(size.numel() for size in sizes)
     # Rows on the device, which may lack fp64, and their sums in fp64.
-    mean = sum(float(sizes().sum(-1).cpu().double().sum()) for sizes in maps) / entries
-    return 100 * sum(int((sizes() > threshold * mean).sum()) for sizes in maps) / entries
+    mean = sum(float(size.sum(-1).cpu().double().sum()) for size in sizes) / entries
+    return 100 * sum(int((size > threshold * mean).sum()) for size in sizes) / entries
 
 
 def weighted_sizes(module: Any, norms: Tensor) -> Tensor:

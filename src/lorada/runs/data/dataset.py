@@ -25,8 +25,8 @@ from lorada.tasks.tokenize import (
     Encoded,
     EncodeOptions,
     TurnsRefused,
-    Windows,
     encode,
+    windows,
 )
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def encode_each(
         ValueError: naming the row, for a conversation that the chat template refuses.
     """
     if rows.form == "text":
-        yield from zip(repeat(0), Windows(tokenizer, options).read(rows.rows, last=True))
+        yield from zip(repeat(0), windows(rows.rows, tokenizer, options))
         return
     index = 0
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lorada.runs.recipe import Recipe
 from lorada.tasks import TASKS, Task
-from lorada.tasks.row_files import read_rows
+from lorada.tasks.row_files import read_rows, there
 from lorada.tasks.row_forms import in_form, to_answer
 from lorada.tasks.rows import HEADED, Form, Row, fingerprint
 from lorada.tasks.sources import data_folder, read_source
@@ -254,8 +254,7 @@ def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, 
         ValueError: if no file was named, or rows to score do not fit the training: a new label,
             labels for a model that writes texts, or texts for one that gives labels.
     """
-    if path is None:
-        raise ValueError("no data: pass --data FILE, or a benchmark with --task")
+    path = str(there(path))
     rows, form = in_form(read_rows(path), path)
     if trained is not None and form != trained and (form in HEADED or trained in HEADED):
         raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
