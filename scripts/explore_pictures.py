@@ -104,7 +104,7 @@ def take_all(page_file: Path, layer: int, head: int, folder: Path) -> None:
             )  # fmt: skip
             page.goto(page_file.resolve().as_uri())
             page.locator(f"#heads [data-layer='{layer}']").nth(head).click()
-            page.wait_for_selector(f"#detail[data-shown*=' {layer} {head} ']")
+            page.wait_for_selector(f"#detail[data-shown$=' {layer} {head}']")
             page.evaluate("""() => {
                 const { values, keys } = view.pictures[1].matrix;
                 const sizes = values.map(Math.abs);

@@ -80,14 +80,6 @@ def test_zeros_stay_zeros():
     assert not unpacked(packed).any()
 
 
-def test_heads_that_repeat_are_kept_once():
-    few = np.random.default_rng(0).normal(size=(3, 4, 4))
-    packed = pack(np.tile(few, (4, 1, 1)))
-    assert packed["shape"] == [3, 4, 4]
-    assert np.allclose(unpacked(packed), few, atol=packed["scale"] / 65534)
-    assert pack(np.repeat(few, 2, axis=0))["shape"] == [6, 4, 4]
-
-
 @pytest.mark.parametrize(
     ("matrices", "words"),
     [(np.zeros((3, 3)), r"shape \(3, 3\)"), (np.full((1, 2, 2), np.nan), "not finite")],
@@ -106,20 +98,6 @@ def test_a_page_for_thirty_layers_and_three_sentences_is_below_two_megabytes():
     tokens = [[f" word{i}" for i in range(length)] for length in lengths]
     page = explorer_page(made_up_page(tokens, layers=30, heads=9))
     assert 500_000 < len(page.encode()) < 2_000_000
-
-
-def test_equal_matrices_are_on_the_page_once():
-    data = made_up_page([SENTENCE], layers=2)
-    layers = data["runs"][0]["shown"][0][0]["layers"]
-    layers[1]["without"] = layers[0]["without"]
-    outline = Outline(explorer_page(data))
-    shown = outline.data()["runs"][0]["shown"][0][0]["layers"]
-    assert shown[1]["without"] == shown[0]["without"]
-    packed = [text for kind, text in outline.scripts if kind == "text/plain"]
-    assert len(packed) == len(set(packed)) == 5
-    for number, layer in enumerate(layers):
-        for kind in ("softmax", "map", "without"):
-            assert packed[shown[number][kind]["at"]] == layer[kind]["data"]
 
 
 def test_the_policy_allows_the_page_its_scripts_and_nothing_else():
