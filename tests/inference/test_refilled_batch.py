@@ -13,7 +13,7 @@ from torch import Tensor
 from lorada import METHODS, LmamConfig
 from lorada.inference import refilled_batch
 from lorada.inference.refilled_batch import Writer, write_answers
-from lorada.runs.models.refilled_cache import ROOM, RefilledCache, can_be_refilled
+from lorada.runs.models.refilled_cache import ROOM, RefilledCache
 
 RESTARTS = "lorada/attention/locate.py:_restarts"
 PAD = 0
@@ -106,14 +106,6 @@ def test_answers_with_every_form_of_a_map_are_those_of_generate(variant):
 
 
 @pytest.mark.fp64
-def test_prompts_and_answers_of_these_tests_have_many_lengths():
-    answers = one_by_one(adapted("llama", "map"))
-    assert len({len(answer) for answer in answers}) >= 4
-    assert 1 in map(len, answers)
-    assert LIMIT in map(len, answers)
-
-
-@pytest.mark.fp64
 def test_the_active_adapter_of_several_answers():
     model = adapted("llama", "map")
     model.add_adapter("second", LmamConfig(rank=3, length=9, init_weights=False))
@@ -196,13 +188,6 @@ def test_rows_that_have_ended_need_no_further_positions():
     assert max(LENGTHS) == 17
     never = lambda ids: torch.zeros(len(ids), dtype=torch.bool)  # noqa: E731
     assert refilled(model, ended=never, size=8) == one_by_one(model, eos_token_id=None)
-
-
-def test_a_cache_of_something_other_than_keys_and_values_is_not_refilled():
-    from transformers import LlamaConfig, Qwen3NextConfig
-
-    assert can_be_refilled(LlamaConfig())
-    assert not can_be_refilled(Qwen3NextConfig(num_hidden_layers=4))
 
 
 @pytest.mark.fp64

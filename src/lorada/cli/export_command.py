@@ -74,18 +74,12 @@ def export(
         )
     if as_json:
         print_json(written)
-        return
-    for line in _said(written):
-        console.print(line, highlight=False, soft_wrap=True)
-    if form == "onnx" or written["labels"] or adapter_only:
-        next_is("cat", target / "README.md")
     else:
-        model = f"pretrained={target}"
-        suggest("run", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", "TASKS")
+        _tell(target, written)
 
 
-def _said(written: dict[str, Any]) -> list[str]:
-    """Lines on what was written into a folder; of a graph also how its numbers compare."""
+def _tell(target: Path, written: dict[str, Any]) -> None:
+    """Print what was written into a folder, how a graph compares with torch, and what to do next."""
     left, merged = (", ".join(written.get(key, ())) or "nothing" for key in ("adapter", "merged"))
     if "base" in written:
         lines = [f"adapter of {left}, for {written['base']}"]
@@ -100,4 +94,10 @@ def _said(written: dict[str, Any]) -> list[str]:
         lines = [f"merged {merged}; adapter of {left}"]
     if written["license"] is None:
         lines += ["the licence of the base was not found: add it to README.md before you share DIR"]
-    return [f"{written['folder']}: {lines[0]}", *lines[1:]]
+    for line in (f"{target}: {lines[0]}", *lines[1:]):
+        console.print(line, highlight=False, soft_wrap=True)
+    if written["labels"] or "base" in written or "opset" in written:
+        next_is("cat", target / "README.md")
+    else:
+        model = f"pretrained={target}"
+        suggest("run", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", "TASKS")

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
-from folders import bert_folder, llama_folder, rows_file
+import run_place
 from servers import Process, running
 
 from lorada.inference.load import load_run
@@ -14,28 +14,17 @@ from lorada.inference.serving.requests import Limits
 from lorada.inference.serving.served import open_classifiers
 from lorada.runs.data.rows import rows_to_answer
 
+place = run_place.place
+
 SETTINGS = ["max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=48"]
 SETTINGS += ["eval_batch_size=2", "save_strategy=no"]
 RUNS = {
-    "mood": ("bert", "lora", "moods", []),
+    "mood": ("bert", "lora", "labels", []),
     "topic": ("llama", "lora", "topics", []),
     "scorer": ("bert", "lora", "scores", []),
 }
+ROW_FILES = {"topics": [{"text": "ab" * (i % 3 + 1), "label": i % 3} for i in range(9)]}
 TEXTS = ["a", "bb" * 20, "c d", "e" * 9, "f"]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("classify")
-    bert_folder(place / "bert")
-    llama_folder(place / "llama")
-    texts = ["ab" * (i % 3 + 1) for i in range(9)]
-    rows_file(
-        place / "moods.jsonl", [{"text": t, "label": "yn"[i % 2]} for i, t in enumerate(texts)]
-    )
-    rows_file(place / "topics.jsonl", [{"text": t, "label": i % 3} for i, t in enumerate(texts)])
-    rows_file(place / "scores.jsonl", [{"text": t, "score": 1} for t in texts])
-    return place
 
 
 @pytest.fixture(scope="module")

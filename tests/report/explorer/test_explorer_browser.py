@@ -1,6 +1,5 @@
 """The explorer's page in a headless Chromium without a network: every control and every number."""
 
-import io
 import time
 
 import numpy as np
@@ -478,7 +477,7 @@ def test_nothing_is_wider_than_the_page(opened, width, runs):
     assert min(sizes) >= 18
     # Where there is room, all layers are in sight.
     grid = page.locator(".heads").first.evaluate("one => [one.scrollWidth, one.clientWidth]")
-    assert (grid[0] <= grid[1]) == (width >= 1200)
+    assert (grid[0] <= grid[1]) == (width >= 800)
 
 
 def lightness(colour):
@@ -506,29 +505,6 @@ def test_colours_follow_the_system(opened, scheme):
         assert abs(light["text"] - light["page"]) > 180
         assert abs(light["line"] - light["page"]) > 180
         assert abs(light["zero"] - light["page"]) < 20
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_what_is_below_zero_differs_from_what_is_above_for_all_eyes(opened, scheme):
-    image = pytest.importorskip("PIL.Image", reason="needs Pillow")
-    page = opened(made_up_page([SENTENCE]), color_scheme=scheme)
-    open_head(page, 0, 0)
-    strip = page.locator("#detail .strip").nth(1)
-    strip.scroll_into_view_if_needed()
-    devtools = page.context.new_cdp_session(page)
-    for eyes in ("none", "protanopia", "deuteranopia", "tritanopia"):
-        devtools.send("Emulation.setEmulatedVisionDeficiency", {"type": eyes})
-        picture = image.open(io.BytesIO(strip.screenshot())).convert("RGB")
-        width, height = picture.size
-        colours = [picture.getpixel((x, height // 2)) for x in range(2, width - 2)]
-        middle = len(colours) // 2
-        for share in (0.15, 0.4, 0.65):
-            below, above = (colours[middle + sign * int(share * middle)] for sign in (-1, 1))
-            assert np.abs(np.subtract(below, above)).max() > 30, (eyes, share, below, above)
-        # More is darker in light colours and brighter in dark ones.
-        grey = np.array(colours).mean(1) * (1 if scheme == "light" else -1)
-        assert (np.diff(grey[middle + 4 :: 6]) < 1).all(), eyes
-        assert (np.diff(grey[: middle - 4 : 6]) > -1).all(), eyes
 
 
 @pytest.mark.slow

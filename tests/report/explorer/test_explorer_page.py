@@ -2,10 +2,9 @@
 
 import base64
 import hashlib
-import json
+import html
 import re
 import zlib
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -16,54 +15,11 @@ pytest.importorskip("jinja2", reason="needs the extra explore")
 from lorada.report.explorer.data import pack
 from lorada.report.explorer.page import explorer_page
 
-HOSTILE = (
-    "<img src=x onerror='window.hacked=1'>",
-    "</script><script>window.hacked=1</script>",
-    "<!--<script>",
-    "\"><svg onload=window.hacked=1>",
-    "{{ 7 * 7 }} &lt;b&gt;",
-    "\u202egnisrever",
-    "עברית",
-    "👩‍👩‍👧",
-    "\n",
-    "\ud800",
-    "",
-)  # fmt: skip
-
 
 def unpacked(packed):
     """The array of ``pack``, as the format says it."""
     whole = zlib.decompress(base64.b64decode(packed["data"]), wbits=-15)
     return np.frombuffer(whole, "<i2").reshape(packed["shape"]) / 32767 * packed["scale"]
-
-
-class Outline(HTMLParser):
-    """What a browser finds in a page: tags, headings, scripts and addresses."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.addresses, self.scripts, self.policy = [], [], [], ""
-        self.within = None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.tags.append(tag)
-        self.addresses += [found[name] for name in ("src", "href", "action") if name in found]
-        if found.get("http-equiv") == "Content-Security-Policy":
-            self.policy = found["content"]
-        self.within = found.get("type", "runs") if tag == "script" else None
-
-    def handle_data(self, data):
-        if self.within:
-            self.scripts.append((self.within, data))
-
-    def handle_endtag(self, tag):
-        self.within = None
-
-    def data(self):
-        (text,) = [text for kind, text in self.scripts if kind == "application/json"]
-        return json.loads(text)
 
 
 def test_a_matrix_comes_back_within_the_rounding_of_sixteen_bits():
@@ -101,38 +57,21 @@ def test_a_page_for_thirty_layers_and_three_sentences_is_below_two_megabytes():
 
 
 def test_the_policy_allows_the_page_its_scripts_and_nothing_else():
-    outline = Outline(explorer_page(made_up_page()))
-    hashes = [
-        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for kind, text in outline.scripts
-        if kind == "runs"
-    ]
+    page = explorer_page(made_up_page())
+    scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.S)
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     assert len(hashes) == 6
     allowed = " ".join(f"'sha256-{one}'" for one in hashes)
-    assert outline.policy.startswith(f"default-src 'none'; script-src {allowed}; style-src")
-    assert "http" not in outline.policy
+    policy = html.unescape(re.search(r'Security-Policy" content="([^"]*)"', page)[1])
+    assert policy.startswith(f"default-src 'none'; script-src {allowed}; style-src")
+    assert "http" not in policy
 
 
 def test_the_page_names_no_address_outside_itself():
     page = explorer_page(made_up_page())
     assert set(re.findall(r"https?://[^\s\"'`)]+", page)) == {"http://www.w3.org/2000/svg"}
-    assert Outline(page).addresses == ["data:,"]
+    assert re.findall(r'(?:src|href|action)="([^"]*)"', page) == ["data:,"]
     assert not re.search(r"@import|url\(", page)
-
-
-def test_hostile_texts_stay_text():
-    data = made_up_page([list(HOSTILE)], parts=HOSTILE[:2], runs=HOSTILE[:2])
-    data["title"] = data["runs"][0]["method"] = HOSTILE[1]
-    for layer in data["runs"][0]["shown"][0][0]["layers"]:
-        layer["name"] = HOSTILE[0]
-    plain = Outline(explorer_page(made_up_page([list(HOSTILE)], runs=("a", "b"))))
-    outline = Outline(explorer_page(data))
-    assert [tag for tag in outline.tags if tag not in ("bdi", "b")] == [
-        tag for tag in plain.tags if tag not in ("bdi", "b")
-    ]
-    found = outline.data()
-    assert found["sentences"][0] == list(HOSTILE)
-    assert [run["name"] for run in found["runs"]] == list(HOSTILE[:2])
 
 
 def test_a_number_that_is_not_finite_is_refused():

@@ -150,7 +150,8 @@ def request_of(kind: Kind, body: bytes) -> ChatRequest | CompletionRequest | Cla
     if not first["loc"]:
         raise Refused(400, f"the request must be one JSON object: {first['msg']}; it is {value}")
     # A field's name may be anything.
-    names = [_short(name if str(name).isidentifier() else repr(name)) for name in first["loc"][:3]]
+    places = ((str(place), repr(place)) for place in first["loc"][:3])
+    names = [_short(name if name.isidentifier() else shown) for name, shown in places]
     known = kind.model_fields.get(names[0])
     where, said = ".".join(names), first["msg"]
     if known is not None and known.description:

@@ -20,8 +20,8 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        known = error.errno is not None and error.errno > 0  # names that are none have others
-        reason = os.strerror(error.errno) if known else error
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error  # names that are none have others
         raise ValueError(
             f"cannot listen at {host} port {port}: {reason}; choose another"
         ) from error
