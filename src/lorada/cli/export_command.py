@@ -79,7 +79,7 @@ def export(
 
 
 def _tell(target: Path, written: dict[str, Any]) -> None:
-    """Print what was written into a folder, how a graph compares with torch, and what to do next."""
+    """Print what was written into a folder, how a graph compares with torch, and what is next."""
     left, merged = (", ".join(written.get(key, ())) or "nothing" for key in ("adapter", "merged"))
     if "base" in written:
         lines = [f"adapter of {left}, for {written['base']}"]
