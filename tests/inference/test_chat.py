@@ -94,6 +94,17 @@ def test_each_adapter_answers_as_alone_and_shares_the_base(chat_of, folder):
         chat.switch("lore")
 
 
+def test_the_base_and_the_effect_are_those_of_the_last_answer(chat_of):
+    chat = chat_of("mine.v1", "lora")
+    answer(chat)
+    expected, base = chat.effect(), of_base(chat)
+    chat.switch("lora")
+    assert chat.effect() == expected
+    assert of_base(chat) == base
+    answer(chat)
+    assert chat.effect() == []
+
+
 def test_a_conversation_goes_on_where_rows_were_conversations(chat_of):
     chat = chat_of("talk", "mine.v1")
     first = answer(chat, "a")

@@ -4,19 +4,24 @@ import errno
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from architectures import ARCHITECTURES
 from conftest import assert_close
 from folders import ROWS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
-from peft import PeftModel
+from paths import TESTS
+from peft import PeftModel, get_peft_model
+from stacks import lora
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
 
+from lorada import LoradaConfig
 from lorada.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
@@ -157,6 +162,21 @@ def test_a_part_that_only_peft_can_load_is_refused_beside_a_base(place, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+ALONE = """
+import json, sys
+sys.modules["lorada"] = sys.modules["peft"] = None  # any import of them is an ImportError
+import torch
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, sys.argv[2])
+from double import in_double
+
+with torch.no_grad(), in_double():
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+    print(json.dumps(model(torch.arange(5, 25)[None]).logits.tolist()))
+"""
+
+
 def test_a_classifier_has_its_head_and_the_names_of_its_classes(place, tmp_path, call):
     run = train_run(place, tmp_path / "run", "lora", model="bert", rows="classes.jsonl")
     code, out, _ = call("export", run, tmp_path / "out")
@@ -168,6 +188,18 @@ def test_a_classifier_has_its_head_and_the_names_of_its_classes(place, tmp_path,
     assert torch.equal(model.classifier.weight, head)
     assert model.config.id2label == {0: "even", 1: "odd"}
     assert model.config.label2id == {"even": 0, "odd": 1}
+
+
+def test_a_module_that_was_saved_whole_is_in_the_exported_base(place, tmp_path, call):
+    base = AutoModelForCausalLM.from_pretrained(place / "llama")
+    stack = LoradaConfig(parts=[lora("llama")], modules_to_save=["lm_head"])
+    get_peft_model(base, stack).save_pretrained(tmp_path / "start")
+    run = train_run(place, tmp_path / "run", "lmam", from_adapter=str(tmp_path / "start"))
+    batch = inputs()
+    call("export", run, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert_close(logits(model, batch), logits(load_run(run).model, batch))
+    assert not torch.equal(model.lm_head.weight, base.lm_head.original_module.weight)
 
 
 def test_the_python_of_the_card_loads_the_trained_model(finished, tmp_path, call):
@@ -182,14 +214,19 @@ def test_the_python_of_the_card_loads_the_trained_model(finished, tmp_path, call
     assert not hasattr(names["base"], "peft_config")
 
 
-def test_a_plain_export_says_nothing_of_an_adapter(place, tmp_path, call):
+def test_a_plain_export_says_nothing_of_an_adapter_and_loads_where_there_is_no_lorada(
+    place, tmp_path, call
+):
     run = train_run(place, tmp_path / "run", "lora")
     code, out, _ = call("export", run, tmp_path / "out")
     assert code == 0
     assert f"--model_args pretrained={tmp_path / 'out'} --tasks" in out.replace("\n", "")
     assert "import lorada" not in (tmp_path / "out" / "README.md").read_text()
-    # transformers loads it where there is no lorada.
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+    expected = logits(load_run(run).model, {"input_ids": torch.arange(5, 25)[None]})
+    words = [sys.executable, "-c", ALONE, tmp_path / "out", TESTS]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_close(torch.tensor(json.loads(done.stdout)), expected)
 
 
 def test_an_empty_folder_is_filled_in_the_old_spelling_too_and_the_run_stays(

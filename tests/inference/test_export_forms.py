@@ -116,6 +116,18 @@ def test_weights_are_merged_before_they_are_rounded(licensed, tmp_path, call, ca
     assert json.loads((cast / "config.json").read_text())["dtype"] == dtype
 
 
+@pytest.mark.fp64(False)
+def test_a_wider_dtype_rounds_nothing_and_files_have_a_size(place, tmp_path, call, caplog):  # noqa: F811
+    run = train_run(place, tmp_path / "run", "lmam", "dtype=bfloat16")
+    words = ("--dtype", "float32", "--shard-size", "40KB")
+    assert call("export", run, tmp_path / "out", *words)[0] == 0
+    assert "rounded" not in caplog.text
+    assert len([*(tmp_path / "out").glob("model-*.safetensors")]) > 1
+    base = load_run(run).model.get_base_model().state_dict()
+    for key, tensor in weights(tmp_path / "out").items():
+        assert torch.equal(tensor, base[key].float()), key
+
+
 def test_weights_that_float16_cannot_hold_are_refused(place, tmp_path, call):  # noqa: F811
     model = AutoModelForCausalLM.from_pretrained(place / "llama")
     model.lm_head.weight.data[3, 5] = 1e5

@@ -85,3 +85,9 @@ def test_a_loss_that_cannot_be_kept_is_only_warned_of(folder, tmp_path, monkeypa
     assert math.isfinite(forgetting(load_run(run))["adapted"])
     assert "the losses on the neutral text could not be kept" in caplog.text
     assert read_result(run) == before
+
+
+@pytest.mark.parametrize(("name", "kept"), [("lora", "adapter"), ("full", "model")])
+def test_the_result_has_the_size_of_what_was_saved(folder, name, kept):
+    sizes = [path.stat().st_size for path in (folder(name) / kept).rglob("*") if path.is_file()]
+    assert read_result(folder(name))["adapter_bytes"] == sum(sizes) > 1000

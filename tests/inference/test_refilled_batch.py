@@ -13,7 +13,7 @@ from torch import Tensor
 from lorada import METHODS, LmamConfig
 from lorada.inference import refilled_batch
 from lorada.inference.refilled_batch import Writer, write_answers
-from lorada.runs.models.refilled_cache import ROOM, RefilledCache
+from lorada.runs.models.refilled_cache import ROOM, RefilledCache, can_be_refilled
 
 RESTARTS = "lorada/attention/locate.py:_restarts"
 PAD = 0
@@ -188,6 +188,13 @@ def test_rows_that_have_ended_need_no_further_positions():
     assert max(LENGTHS) == 17
     never = lambda ids: torch.zeros(len(ids), dtype=torch.bool)  # noqa: E731
     assert refilled(model, ended=never, size=8) == one_by_one(model, eos_token_id=None)
+
+
+def test_a_cache_of_something_other_than_keys_and_values_is_not_refilled():
+    from transformers import LlamaConfig, Qwen3NextConfig
+
+    assert can_be_refilled(LlamaConfig())
+    assert not can_be_refilled(Qwen3NextConfig(num_hidden_layers=4))
 
 
 @pytest.mark.fp64

@@ -138,6 +138,7 @@ def refuse_different(difference: float, largest: float) -> None:
 @contextmanager
 def refused_if_impossible(model: Any) -> Iterator[None]:
     """Turn an error of an exporter or a runtime into one line, but not a lack of memory or room."""
+    quiet = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         # Drop what the exporters print and log; they end with an error if something is wrong.
@@ -152,7 +153,7 @@ def refused_if_impossible(model: Any) -> Iterator[None]:
             f"model to ONNX ({type(error).__name__}: {reason}): export it without --format"
         ) from error
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(quiet)
 
 
 def save_graph(model: PreTrainedModel, example: Inputs, fresh: Path) -> dict[str, Any]:

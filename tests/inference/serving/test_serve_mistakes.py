@@ -18,7 +18,7 @@ FREE = {"user", "metadata", "store", "service_tier", "parallel_tool_calls"}
 SAME = {
     "n": 1, "best_of": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "top_logprobs": 0,
     "logit_bias": {}, "echo": False, "tools": [], "tool_choice": "none", "seed": None,
-    "suffix": None, "logprobs": False,
+    "suffix": None, "logprobs": False, "response_format": {"type": "text"},
 }  # fmt: skip
 BOTH = pytest.mark.parametrize(
     ("kind", "right"), [(CompletionRequest, COMPLETION), (ChatRequest, CHAT)], ids=["text", "chat"]
@@ -79,6 +79,16 @@ SAID = {
         CompletionRequest,
         COMPLETION | {"prompt": ["a", 5]},
         "a list of token ids, or a list of 1 to 256 of either; it is ['a', 5]",
+    ),
+    "log-probabilities": (
+        ChatRequest,
+        CHAT | {"logprobs": True, "top_logprobs": 2},
+        "logprobs: must be left out, as none are offered; it is True",
+    ),
+    "another format": (
+        CompletionRequest,
+        COMPLETION | {"response_format": {"type": "json_object"}},
+        "response_format.type: Input should be 'text'; it is 'json_object'",
     ),
     "long": (
         CompletionRequest,

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import html
+import json
 import re
 import zlib
 
@@ -72,6 +73,22 @@ def test_the_page_names_no_address_outside_itself():
     assert set(re.findall(r"https?://[^\s\"'`)]+", page)) == {"http://www.w3.org/2000/svg"}
     assert re.findall(r'(?:src|href|action)="([^"]*)"', page) == ["data:,"]
     assert not re.search(r"@import|url\(", page)
+
+
+def test_hostile_texts_stay_text():
+    hostile = [
+        "<img src=x onerror='window.hacked=1'>", "</script><script>window.hacked=1</script>",
+        "<!--<script>", "\"><svg onload=window.hacked=1>", "{{ 7 * 7 }} &lt;b&gt;", "\ud800", "",
+    ]  # fmt: skip
+    data = made_up_page([hostile], parts=hostile[:2], runs=hostile[:2])
+    data["title"] = data["runs"][0]["method"] = hostile[1]
+    page = explorer_page(data, asked=hostile[3])
+    plain = explorer_page(made_up_page([hostile], runs=("a", "b")), asked="a")
+    tags = r"<(?!/?(?:bdi|b)\b)[/!\w][-\w]*"
+    assert re.findall(tags, page) == re.findall(tags, plain)
+    found = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.S)[1])
+    assert found["sentences"][0] == hostile
+    assert [run["name"] for run in found["runs"]] == hostile[:2]
 
 
 def test_a_number_that_is_not_finite_is_refused():

@@ -94,9 +94,9 @@ class Request(Strict):
     echo: Literal[False] | None = None
     tools: Empty = None
     tool_choice: Literal["none"] | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: Literal[False] | None = Field(None, description="left out, as none are offered")
     top_logprobs: Literal[0] | None = None
-    response_format: None = None
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
     # What does not touch the answer.
     user: Any = None
     metadata: Any = None

@@ -6,18 +6,18 @@ const attention = (to, title, where) => ({
   text: `Share of the softmax, with the adapter on, ${where}`,
 });
 
-/** What the cells can show. */
+/** What the cells can show. The colours of one with ``least`` start at the least value shown, else at 0. */
 const MEASURES = {
   effect: {
     title: "effect size of the map", show: number, read: (layer) => layer.effect,
     text: "Effect size: the size of what the map adds to a head's output, ‖map·V‖, as a multiple of what the softmax gives, ‖softmax·V‖. Near 0 the map does nothing.",
   },
   negative: {
-    title: "share of the sum below 0", show: percent, read: (layer) => layer.negative,
+    title: "share of the sum below 0", least: true, show: percent, read: (layer) => layer.negative,
     text: "Share of the visible entries of softmax plus map that are below 0: there a token is subtracted, which a softmax alone cannot do.",
   },
   map_negative: {
-    title: "share of the map below 0", show: percent, read: (layer) => layer.map_negative,
+    title: "share of the map below 0", least: true, show: percent, read: (layer) => layer.map_negative,
     text: "Share of the map's visible entries that are below 0. A map with random signs has 50 %: only the distance from that tells of training.",
   },
   moved: {
@@ -34,7 +34,7 @@ const MEASURES = {
 /** The ends of a measure's scale over all runs and steps, so that colours can be compared. */
 function rangeOf(measure, everyShown) {
   const values = everyShown.flatMap((shown) => shown.layers.flatMap((layer) => measure.read(layer) ?? []));
-  return [Math.min(...values), Math.max(...values)];
+  return [measure.least ? Math.min(...values) : 0, Math.max(...values)];
 }
 
 /** All numbers of a head as words. */
