@@ -123,8 +123,6 @@ def take_all(page_file: Path, layer: int, head: int, folder: Path) -> None:
 
 def take(page: Page, top: str, bottom: str | None, picture: Path) -> None:
     """A picture of the page from one element down to another one, or to its end."""
-    # What sticks to the top of the screen would hide what is below it in a long picture.
-    page.evaluate("document.getElementById('choices').style.position = 'static'")
     high = page.locator(top).evaluate("one => one.getBoundingClientRect().top + scrollY") - MARGIN
     end = page.locator(bottom or "main")
     side = "top" if bottom else "bottom"

@@ -83,7 +83,7 @@ class HeadsGrid {
   }
 
   grid(width) {
-    const side = Math.min(Math.max(Math.floor((width - 64) / this.layers.length) - 1, 18), 36); // less a label
+    const side = Math.min(Math.max(Math.floor((width - 64) / this.layers.length) - 1, 16), 36); // less a label
     const grid = element("div", {
       role: "grid", "aria-label": `Heads of ${this.name}: ${this.measure.title}. Arrow keys move, Enter opens.`,
     });
