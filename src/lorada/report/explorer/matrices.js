@@ -57,7 +57,7 @@ class MatrixPicture {
 
   draw() {
     const { canvas, matrix } = this;
-    const room = canvas.parentElement?.clientWidth;
+    const room = Math.floor(canvas.parentElement?.getBoundingClientRect().width ?? 0);
     if (!room) return;
     const context = canvas.getContext("2d");
     context.font = FONT;
