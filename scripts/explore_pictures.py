@@ -104,7 +104,7 @@ def take_all(page_file: Path, layer: int, head: int, folder: Path) -> None:
             )  # fmt: skip
             page.goto(page_file.resolve().as_uri())
             page.locator(f"#heads [data-layer='{layer}']").nth(head).click()
-            page.wait_for_selector(f"#detail[data-shown*=' {layer} {head} ']")
+            page.wait_for_selector(f"#detail[data-shown$=' {layer} {head}']")
             page.evaluate("""() => {
                 const { values, keys } = view.pictures[1].matrix;
                 const sizes = values.map(Math.abs);
@@ -123,8 +123,6 @@ def take_all(page_file: Path, layer: int, head: int, folder: Path) -> None:
 
 def take(page: Page, top: str, bottom: str | None, picture: Path) -> None:
     """A picture of the page from one element down to another one, or to its end."""
-    # What sticks to the top of the screen would hide what is below it in a long picture.
-    page.evaluate("document.getElementById('choices').style.position = 'static'")
     high = page.locator(top).evaluate("one => one.getBoundingClientRect().top + scrollY") - MARGIN
     end = page.locator(bottom or "main")
     side = "top" if bottom else "bottom"

@@ -132,9 +132,9 @@ def test_a_conversation_is_read_until_it_is_forgotten(chat, written):
 def test_a_conversation_begins_with_what_the_system_says_and_keeps_it(chat, monkeypatch):
     asked, stream = [], chat_module.stream
 
-    def noted(run, prompt, **options):
+    def noted(run, prompt, *more):
         asked.append(prompt)
-        return stream(run, prompt, **options)
+        return stream(run, prompt, *more)
 
     monkeypatch.setattr(chat_module, "stream", noted)
     _, _, err = chat(["01"] * 3 + ["/reset", "01"], "talk", options=("--system", "b"))

@@ -80,6 +80,10 @@ MISTAKES = {
     "serve for ever": (["serve", "run", "--timeout", "inf"], "--timeout inf has no end"),
     "chat with one twice": (["chat", "run", "run"], "run is given twice"),
     "chat on two bases": (["chat", "run", "other"], "was trained on llama and other on wide"),
+    "a benchmark of a class": (
+        ["evaluate", "labelled", "--lm-eval", "piqa"],
+        "labelled is a classifier of y and writes no text",
+    ),
     "no rows to score": (["evaluate", "run"], "no data: pass --data FILE"),
     "no file to score": (["evaluate", "run", "--data", "none.csv"], "no data file at none.csv"),
     "limit": (["evaluate", "run", "--limit", "3"], "--limit 3 is for --lm-eval"),

@@ -10,7 +10,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from lorada.inference import generate as generating
-from lorada.inference.can_refill import can_refill
+from lorada.inference.can_refill import reason_against
 from lorada.inference.evaluate import evaluate
 from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
@@ -20,6 +20,10 @@ from lorada.runs.training.train import train
 PLAIN = {"max_new_tokens": 12}
 SIZES = {"initializer_range": 0.3}  # so that answers differ from prompt to prompt
 PROMPTS = ["a" * n + " + b =" for n in (3, 9, 1, 14, 6)]
+
+
+def can_refill(run, settings):
+    return reason_against(run, settings) is None
 
 
 def trained(place, *settings, method="lmam", model=None):
@@ -38,38 +42,28 @@ def run(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("refill"), *settings)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"num_beams": 4},
-        {"repetition_penalty": 1.2},
-        {"no_repeat_ngram_size": 3},
-        {"min_new_tokens": 2},
-        {"forced_bos_token_id": 5},
-        {"suppress_tokens": [5]},
-        {"bad_words_ids": [[5]]},
-        {"prompt_lookup_num_tokens": 3},
-        {"max_new_tokens": 0},
-    ],
-    ids=str,
-)
+ELSEWHERE = [
+    {"num_beams": 4}, {"repetition_penalty": 1.2}, {"no_repeat_ngram_size": 3},
+    {"min_new_tokens": 2}, {"forced_bos_token_id": 5}, {"suppress_tokens": [5]},
+    {"bad_words_ids": [[5]]}, {"prompt_lookup_num_tokens": 3}, {"max_new_tokens": 0},
+]  # fmt: skip
+SAVED = [
+    ({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, True),
+    ({"eos_token_id": [2, 7], "max_length": 4096}, True),
+    ({"eos_token_id": "2"}, False),
+    ({"repetition_penalty": 1.1}, False),
+    ({"use_cache": False}, False),
+    ({"cache_implementation": "static"}, False),
+]
+
+
+@pytest.mark.parametrize("settings", ELSEWHERE, ids=str)
 def test_settings_that_are_not_followed_are_left_to_generate(run, settings):
     assert can_refill(run, PLAIN)
     assert not can_refill(run, PLAIN | settings)
 
 
-@pytest.mark.parametrize(
-    ("saved", "expected"),
-    [
-        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, True),
-        ({"eos_token_id": [2, 7], "max_length": 4096}, True),
-        ({"eos_token_id": "2"}, False),
-        ({"repetition_penalty": 1.1}, False),
-        ({"use_cache": False}, False),
-        ({"cache_implementation": "static"}, False),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("saved", "expected"), SAVED, ids=str)
 def test_settings_that_are_saved_with_the_model_count_too(run, saved, expected, monkeypatch):
     config = type(run.model.generation_config).from_dict(saved)
     monkeypatch.setattr(run.model.get_base_model(), "generation_config", config)
@@ -114,7 +108,8 @@ def test_a_run_answers_the_same_either_way(run, stops, monkeypatch):
         generation = {"stop_strings": [stop]}
 
     def ask(*, refill):
-        monkeypatch.setattr(generating, "can_refill", lambda *_: refill)
+        why = None if refill else "for a test"
+        monkeypatch.setattr(generating, "reason_against", lambda *_: why)
         protocol = replace(run.protocol, generation=generation)
         return generate(run, PROMPTS, protocol=protocol, max_new_tokens=12)
 
@@ -128,8 +123,8 @@ def test_a_run_answers_the_same_either_way(run, stops, monkeypatch):
 
 def test_prompts_that_lose_their_beginning_are_cut_as_generate_gets_them(run, monkeypatch, caplog):
     prompts, answers = ["x" * 80 + "1", "2"], []
-    for refill in (True, False):
-        monkeypatch.setattr(generating, "can_refill", lambda *_, refill=refill: refill)
+    for why in (None, "for a test"):
+        monkeypatch.setattr(generating, "reason_against", lambda *_, why=why: why)
         answers.append(continue_prompts(run, prompts, 20))
     assert answers[0] == answers[1]
     assert caplog.text.count("1 of 2 prompts lost their beginning") == 2
@@ -140,7 +135,7 @@ def test_memory_that_runs_out_is_not_taken_for_damaged_settings(run, monkeypatch
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(run.model.get_base_model(), "forward", fails)
-    monkeypatch.setattr(generating, "can_refill", lambda *_: True)
+    monkeypatch.setattr(generating, "reason_against", lambda *_: None)
     with pytest.raises(torch.OutOfMemoryError):
         generate(run, PROMPTS)
 

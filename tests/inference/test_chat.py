@@ -3,9 +3,10 @@
 import logging
 
 import pytest
+import run_place
 import torch
 from conftest import assert_close
-from folders import TURNS, bart_folder, bert_folder, llama_folder, rows_file
+from folders import llama_folder
 from peft import PeftModel
 
 from lorada import explain
@@ -15,7 +16,8 @@ from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
 from lorada.tasks.tokenize import prompt_of
 
-LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(8)]
+place = run_place.place
+
 SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=32", "max_new_tokens=8"]
 # Run → model, method, rows, and settings of its own.
 RUNS = {
@@ -31,16 +33,10 @@ RUNS = {
 QUESTION = "1 + 1 ="
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("chat")
-    llama_folder(place / "llama")
+@pytest.fixture(scope="module", autouse=True)
+def other(place):
+    """A base with other weights."""
     llama_folder(place / "other", intermediate_size=40)
-    bart_folder(place / "bart")
-    bert_folder(place / "bert")
-    for name, rows in {"rows": None, "turns": TURNS, "labels": LABELS}.items():
-        rows_file(place / f"{name}.jsonl", rows)
-    return place
 
 
 @pytest.fixture
@@ -98,12 +94,13 @@ def test_each_adapter_answers_as_alone_and_shares_the_base(chat_of, folder):
         chat.switch("lore")
 
 
-def test_the_base_and_the_effect_are_those_of_the_last_answer(chat_of, folder):
+def test_the_base_and_the_effect_are_those_of_the_last_answer(chat_of):
     chat = chat_of("mine.v1", "lora")
     answer(chat)
-    expected = chat.effect()
+    expected, base = chat.effect(), of_base(chat)
     chat.switch("lora")
     assert chat.effect() == expected
+    assert of_base(chat) == base
     answer(chat)
     assert chat.effect() == []
 
@@ -227,12 +224,3 @@ def test_what_has_no_answer_is_refused(chat_of):
         chat.ask("", str)
     with pytest.raises(ValueError, match="max_new_tokens=64 leaves no room"):
         chat_of("lora", max_new_tokens=64)
-
-
-def test_runs_of_one_name_are_told_apart_by_their_paths(folder, place):
-    (place / "again").mkdir()
-    (place / "again" / "lora").symlink_to(folder("mine.v1"))
-    assert list(open_chat([folder("lora"), place / "again" / "lora"]).adapters) == [
-        "lora",
-        "mine.v1",
-    ]

@@ -6,8 +6,8 @@ import shutil
 
 import httpx2
 import pytest
+import run_place
 import torch
-from folders import bart_folder, bert_folder, llama_folder, rows_file
 from servers import running
 
 from lorada import explain
@@ -15,9 +15,10 @@ from lorada.inference.explore import explain_text, explored, explorer_app
 from lorada.inference.load import load_run
 from lorada.report.explorer.page import explorer_page
 
+place = run_place.place
+
 SETTINGS = ["max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=32"]
 STEPS = ["training.save_strategy=steps", "training.save_steps=1", "training.save_total_limit=5"]
-LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(8)]
 RUNS = {
     "map": ("llama", "lorada_la", "rows", ["lmam.init_weights=false", *STEPS]),
     "lora": ("llama", "lora", "rows", []),
@@ -27,17 +28,6 @@ RUNS = {
     "whole": ("llama", "full", "rows", []),
 }
 TEXT = "1 + 1 ="
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("explore")
-    llama_folder(place / "llama")
-    bert_folder(place / "bert")
-    bart_folder(place / "bart")
-    rows_file(place / "rows.jsonl")
-    rows_file(place / "labels.jsonl", LABELS)
-    return place
 
 
 @pytest.mark.parametrize("name", ["map", "lora", "classes", "seq2seq"])
@@ -120,11 +110,11 @@ def test_the_command_writes_a_page(folder, call, tmp_path):
 
 def test_runs_in_folders_of_one_name_are_told_apart_by_what_comes_before(folder, tmp_path):
     places = [tmp_path / "lora" / "seed1", tmp_path / "other" / "seed1"]
-    for place in places:
-        shutil.copytree(folder("lora"), place)
-    data = explored([load_run(place) for place in places], [TEXT], steps=False)
-    assert [run["name"] for run in data["runs"]] == ["lora/seed1", "other/seed1"]
-    assert data["title"] == "lora/seed1, other/seed1"
+    for one in places:
+        shutil.copytree(folder("lora"), one)
+    data = explored([load_run(one) for one in places], [TEXT], steps=False)
+    assert [run["name"] for run in data["runs"]] == [str(one) for one in places]
+    assert data["title"] == ", ".join(map(str, places))
 
 
 def test_python_makes_the_same_page(folder, tmp_path):

@@ -177,17 +177,6 @@ with torch.no_grad(), in_double():
 """
 
 
-@pytest.mark.slow
-def test_without_map_and_bottleneck_it_loads_where_there_is_no_lorada(place, tmp_path, call):
-    run = train_run(place, tmp_path / "run", "lora")
-    call("export", run, tmp_path / "out")
-    expected = logits(load_run(run).model, {"input_ids": torch.arange(5, 25)[None]})
-    words = [sys.executable, "-c", ALONE, tmp_path / "out", TESTS]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert_close(torch.tensor(json.loads(done.stdout)), expected)
-
-
 def test_a_classifier_has_its_head_and_the_names_of_its_classes(place, tmp_path, call):
     run = train_run(place, tmp_path / "run", "lora", model="bert", rows="classes.jsonl")
     code, out, _ = call("export", run, tmp_path / "out")
@@ -225,12 +214,19 @@ def test_the_python_of_the_card_loads_the_trained_model(finished, tmp_path, call
     assert not hasattr(names["base"], "peft_config")
 
 
-def test_a_plain_export_says_nothing_of_an_adapter(place, tmp_path, call):
+def test_a_plain_export_says_nothing_of_an_adapter_and_loads_where_there_is_no_lorada(
+    place, tmp_path, call
+):
     run = train_run(place, tmp_path / "run", "lora")
     code, out, _ = call("export", run, tmp_path / "out")
     assert code == 0
     assert f"--model_args pretrained={tmp_path / 'out'} --tasks" in out.replace("\n", "")
     assert "import lorada" not in (tmp_path / "out" / "README.md").read_text()
+    expected = logits(load_run(run).model, {"input_ids": torch.arange(5, 25)[None]})
+    words = [sys.executable, "-c", ALONE, tmp_path / "out", TESTS]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_close(torch.tensor(json.loads(done.stdout)), expected)
 
 
 def test_an_empty_folder_is_filled_in_the_old_spelling_too_and_the_run_stays(
@@ -277,16 +273,6 @@ def test_a_folder_that_is_taken_is_refused_and_left_alone(finished, tmp_path, ca
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_what_appears_in_the_folder_meanwhile_is_left_alone(finished, tmp_path, call, monkeypatch):
-    def busy(*args, **kwargs):
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "mine.txt").write_text("mine")
-
-    monkeypatch.setattr("lorada.inference.export.write_model_card", busy)
-    refused(call("export", finished, tmp_path / "out"), "out is not empty")
-    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
-
-
 @pytest.mark.fp64(False)
 @pytest.mark.parametrize("method", ["lorada_la", "lmam"])
 def test_a_half_precision_base_keeps_its_dtype_and_rounding_is_said(
@@ -302,21 +288,37 @@ def test_a_half_precision_base_keeps_its_dtype_and_rounding_is_said(
         assert torch.equal(logits(exported, batch), logits(load_run(run).model, batch))
 
 
+@pytest.mark.parametrize(
+    ("files", "error", "said"),
+    [
+        (["mine.txt"], None, "out is not empty"),  # somebody put it there meanwhile
+        ([], OSError(errno.ENOSPC, "No space left on device"), "No space left"),
+    ],
+    ids=["taken", "full"],
+)
+def test_an_export_that_fails_at_its_end_leaves_nothing_of_its_own(
+    finished, tmp_path, call, monkeypatch, files, error, said
+):
+    target = tmp_path / "to" / "out"
+
+    def fails(*args, **kwargs):
+        for name in files:
+            target.mkdir()
+            (target / name).write_text("mine")
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr("lorada.inference.export.write_model_card", fails)
+    refused(call("export", finished, target), said)
+    assert [path.name for path in target.parent.rglob("*") if path.is_file()] == files
+
+
 def test_an_unfinished_run_is_refused(finished, tmp_path, call):
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "result.json").unlink()
     refused(call("export", run, tmp_path / "out"), "has no result.json", "--resume")
     refused(call("export", tmp_path / "no", tmp_path / "out"), "is not a run")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_full_disk_leaves_nothing_behind(finished, tmp_path, call, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("lorada.inference.export.write_model_card", full)
-    refused(call("export", finished, tmp_path / "to" / "out"), "No space left")
-    assert list((tmp_path / "to").iterdir()) == []
 
 
 @pytest.mark.fp64(False)

@@ -16,11 +16,7 @@ from folders import ROWS, bart_folder, bert_folder, llama_folder, rows_file
 from paths import TESTS
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    LlamaForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from lorada.inference.export import export
 from lorada.inference.load import load_run
@@ -96,6 +92,8 @@ def exported(tmp_path_factory):
         run = train(recipe, quiet=True).run
         # Several files of weights, among which vLLM does not see the adapter, and one.
         export(run, place / "out", shard_size="20KB" if kind == "bart" else None)
+        files = [*(place / "out").glob("model*.safetensors")]
+        assert (len(files) > 1) == (kind == "bart")
         (place / "out").rename(moved / kind)
         batch = {"input_ids": torch.randint(5, 90, (3, 12))}
         batch["attention_mask"] = torch.ones(3, 12, dtype=torch.long)

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import yaml
-from folders import bert_folder, byte_tokenizer, llama_folder, rows_file
+from folders import byte_tokenizer, llama_folder, rows_file
 
 from lorada.inference.load import load_run
 from lorada.runs.recipe import load_recipe
@@ -138,13 +138,3 @@ def test_a_missing_lm_eval_names_the_extra(place, lorada, monkeypatch):
     code, _, err = lorada("evaluate", place / "start", "--lm-eval", "piqa")
     assert code == 2
     assert "install the extra `eval`" in err
-
-
-def test_a_classifier_is_refused(tmp_path, lorada):
-    data = rows_file(tmp_path / "rows.jsonl", [{"text": t, "label": t} for t in "ab" * 4])
-    settings = ["max_steps=1", "training.report_to=[]"]
-    options = {"method": "lora", "model": str(bert_folder(tmp_path / "bert")), "data": str(data)}
-    train(load_recipe(None, settings, {**options, "output": str(tmp_path / "run")}), quiet=True)
-    code, _, err = lorada("evaluate", tmp_path / "run", "--lm-eval", "piqa")
-    assert code == 2
-    assert "writes no text: ask it with lorada predict" in err

@@ -9,16 +9,19 @@ import subprocess
 import sys
 
 import pytest
-from folders import ROWS, TURNS, bart_folder, bert_folder, llama_folder, rows_file
+import run_place
+from folders import ROWS, rows_file
 
 from lorada.inference import predict as module
 from lorada.inference.evaluate import Answered, evaluate
 from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
-from lorada.inference.predict import part_size, predict, predict_to
+from lorada.inference.predict import predict, predict_to
 from lorada.runs.data.rows import rows_to_answer
 from lorada.runs.folder.predictions import read_predictions
 from lorada.tasks.row_files import read_rows
+
+place = run_place.place
 
 SETTINGS = [
     "max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=64", "max_new_tokens=5",
@@ -40,23 +43,13 @@ RUNS = {
     "seq2seq": ("bart", "lora", "prompts", []),
     "text": ("llama", "lora", "texts", []),
 }
+LLAMA = {"max_position_embeddings": 128}
+ROW_FILES = {
+    "labels": LABELS, "scores": SCORES, "choices": CHOICES, "prompts": ROWS[:9],
+    "texts": [{"text": row["prompt"] * 4} for row in ROWS],
+}  # fmt: skip
 UNANSWERED = ("label", "score", "answer", "response")
 WRITERS = ("prompt", "messages", "seq2seq", "text")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("predict")
-    llama_folder(place / "llama", max_position_embeddings=128)
-    bert_folder(place / "bert")
-    bart_folder(place / "bart")
-    files = {
-        "labels": LABELS, "scores": SCORES, "choices": CHOICES, "prompts": ROWS[:9],
-        "turns": TURNS, "texts": [{"text": row["prompt"] * 4} for row in ROWS],
-    }  # fmt: skip
-    for name, rows in files.items():
-        rows_file(place / f"{name}.jsonl", rows)
-    return place
 
 
 @pytest.fixture
@@ -105,7 +98,7 @@ def test_a_writer_answers_as_generate_does(name, folder):
 @pytest.mark.parametrize("name", ["label", "prompt"])
 def test_each_row_is_answered_as_if_it_were_alone(name, folder, place, small_parts):
     run, rows = load_run(folder(name)), without_answers(name, place)
-    assert part_size(run) == 4 < len(rows)
+    assert len(next(predict(run, asked(run, rows)))) == 4 < len(rows)
     found = answers(run, rows)
     assert [one["row"] for one in found] == list(range(1, len(rows) + 1))
     for one, row in zip(found, rows, strict=True):

@@ -65,11 +65,7 @@ def chat(
 
 
 def refuse_system(runs: Sequence[Path]) -> None:
-    """Refuse a system's turn for runs that read no conversation.
-
-    Raises:
-        ValueError: naming the first such run.
-    """
+    """Refuse a system's turn for runs that read no conversation, naming the first."""
     from lorada.runs.folder.result import read_result
 
     for run in runs:
@@ -81,12 +77,13 @@ def refuse_system(runs: Sequence[Path]) -> None:
 
 
 def _read(name: str) -> str | None:
-    """The next question or command; None at the end of the input."""
+    """The next question or command, as it was typed or from a file or pipe; None at the end."""
     lines: list[str] = []
     while True:
         try:
-            line = _line("… " if lines else f"{name}> ")
-        except EOFError:
+            prompt = "… " if lines else f"{name}> "
+            line = input(prompt) if sys.stdin.isatty() else next(sys.stdin).removesuffix("\n")
+        except (EOFError, StopIteration):
             return "\n".join(lines) if lines else None
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
@@ -98,27 +95,15 @@ def _read(name: str) -> str | None:
         lines.append(line[:-1])
 
 
-def _line(prompt: str) -> str:
-    """A line as it was typed, or the next line of a file or pipe."""
-    if sys.stdin.isatty():
-        return input(prompt)
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.removesuffix("\n")
-
-
 def _obey(chat: Any, line: str) -> None:
     """Answer a question, or do what a command says."""
-    if not line.strip():
-        return
-    if not line.startswith("/"):
-        _answer(chat, line)
-        return
     word, _, rest = line.partition(" ")
-    if word not in COMMANDS:
+    if word in COMMANDS:
+        COMMANDS[word](chat, rest.strip())
+    elif line.startswith("/"):
         raise unknown_name("command", word, [*COMMANDS, QUIT])
-    COMMANDS[word](chat, rest.strip())
+    elif line.strip():
+        _answer(chat, line)
 
 
 def _answer(chat: Any, question: str) -> None:
@@ -163,16 +148,12 @@ def _reset(chat: Any, _: str) -> None:
     _note("the conversation is forgotten")
 
 
-def _help(chat: Any, _: str) -> None:
-    _note(HELP)
-
-
 COMMANDS: dict[str, Callable[[Any, str], None]] = {
     "/base": _base,
     "/adapter": _adapter,
     "/effect": _effect,
     "/reset": _reset,
-    "/help": _help,
+    "/help": lambda *_: _note(HELP),
 }
 
 

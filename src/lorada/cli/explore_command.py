@@ -19,7 +19,7 @@ from lorada.cli.app import (
     waiting,
 )
 from lorada.support.errors import needs_extra, refuse_empty
-from lorada.support.files import as_typed, write_atomic
+from lorada.support.files import write_atomic
 
 PATIENCE = 5.0  # seconds that a page which is being made has when the server ends
 
@@ -118,14 +118,10 @@ def _show_maps(
 
 
 # Any words and options, so that an earlier command line is answered with what to write now.
-@app.command(
-    hidden=True,
-    context_settings={"ignore_unknown_options": True},
-)
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True})
 def explain(words: Annotated[list[str] | None, typer.Argument()] = None) -> None:
     """Say where the command went."""
-    run = words[0] if words and not words[0].startswith("-") else "RUN"
-    now = as_typed("lorada", "explore", run, "--text", "TEXT", "--maps")
+    now = "lorada explore RUN --text TEXT --maps"
     raise ValueError(f"lorada explain is an option of explore now: {now}")
 
 

@@ -55,66 +55,49 @@ def export(
     check_export(
         run, target, adapter_only=adapter_only, dtype=dtype, shard_size=shard_size, form=form
     )
-    if form != "transformers":
-        export_as_graph(run, target, remote=remote, as_json=as_json)
-        return
     with importing(quiet=as_json):
-        from lorada.inference.export import export as export_model
-        from lorada.inference.export import export_adapter
+        from transformers.utils import logging
 
-    if adapter_only:
-        written = export_adapter(run, target, trust_remote_code=remote)
+        from lorada.inference import export as whole
+
+    if form == "onnx":
+        from lorada.inference.graph_export import export_graph
+
+        logging.disable_progress_bar()  # the spinner replaces it
+        with waiting("tracing the model and comparing the graph with torch", quiet=as_json):
+            written = export_graph(run, target, trust_remote_code=remote)
+    elif adapter_only:
+        written = whole.export_adapter(run, target, trust_remote_code=remote)
     else:
-        written = export_model(
+        written = whole.export(
             run, target, dtype=dtype, shard_size=shard_size, trust_remote_code=remote
         )
     if as_json:
         print_json(written)
     else:
-        say_written(target, written, adapter_only=adapter_only)
+        _tell(target, written)
 
 
-def say_written(target: Path, written: dict[str, Any], *, adapter_only: bool) -> None:
-    """Print what was written into a folder, and what to do with it."""
-    left = ", ".join(written["adapter"]) or "nothing"
-    if adapter_only:
-        text = f"adapter of {left}, for {written['base']}"
+def _tell(target: Path, written: dict[str, Any]) -> None:
+    """Print what was written into a folder, how a graph compares with torch, and what is next."""
+    left, merged = (", ".join(written.get(key, ())) or "nothing" for key in ("adapter", "merged"))
+    if "base" in written:
+        lines = [f"adapter of {left}, for {written['base']}"]
+    elif "opset" in written:
+        effect = written["effect"]
+        changes = "" if effect is None else f"; the adapter changes them by up to {effect:.3g}"
+        lines = [
+            f"ONNX opset {written['opset']}; merged {merged}; in the graph {left}",
+            f"logits differ from torch's by at most {written['difference']:.1e}{changes}",
+        ]
     else:
-        text = f"merged {', '.join(written['merged']) or 'nothing'}; adapter of {left}"
-    console.print(f"{target}: {text}", highlight=False, soft_wrap=True)
-    say_licence(written["license"])
-    if written["labels"] or adapter_only:
+        lines = [f"merged {merged}; adapter of {left}"]
+    if written["license"] is None:
+        lines += ["the licence of the base was not found: add it to README.md before you share DIR"]
+    for line in (f"{target}: {lines[0]}", *lines[1:]):
+        console.print(line, highlight=False, soft_wrap=True)
+    if written["labels"] or "base" in written or "opset" in written:
         next_is("cat", target / "README.md")
-        return
-    model = f"pretrained={target}"
-    suggest("run", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", "TASKS")
-
-
-def export_as_graph(run: Path, target: Path, *, remote: bool, as_json: bool) -> None:
-    """Write a finished run as a graph, and print how its numbers compare with torch's."""
-    with importing(quiet=as_json):
-        from transformers.utils import logging
-
-        from lorada.inference.graph_export import export_graph
-    logging.disable_progress_bar()  # the spinner replaces it
-    with waiting("tracing the model and comparing the graph with torch", quiet=as_json):
-        written = export_graph(run, target, trust_remote_code=remote)
-    if as_json:
-        print_json(written)
-        return
-    merged, inside = (", ".join(written[key]) or "nothing" for key in ("merged", "adapter"))
-    text = f"{target}: ONNX opset {written['opset']}; merged {merged}; in the graph {inside}"
-    console.print(text, highlight=False, soft_wrap=True)
-    effect = written["effect"]
-    changes = "" if effect is None else f"; the adapter changes them by up to {effect:.3g}"
-    text = f"logits differ from torch's by at most {written['difference']:.1e}{changes}"
-    console.print(text, highlight=False, soft_wrap=True)
-    say_licence(written["license"])
-    next_is("cat", target / "README.md")
-
-
-def say_licence(licence: object) -> None:
-    """Say so if the licence of a base was not found."""
-    if licence is None:
-        text = "the licence of the base was not found: add it to README.md before you share DIR"
-        console.print(text, highlight=False, soft_wrap=True)
+    else:
+        model = f"pretrained={target}"
+        suggest("run", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", "TASKS")

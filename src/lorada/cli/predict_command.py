@@ -53,8 +53,7 @@ def predict(
             print_json(answers)
             return
         _show(answers, texts)
-        source = ["--data", data or "FILE"]
-        suggest("predict", run, *source, "--output", "answers.csv")
+        suggest("predict", run, "--data", data or "FILE", "--output", "answers.csv")
         return
     try:
         before = predict_to(loaded, rows, output)
@@ -87,17 +86,14 @@ def _lines() -> list[str]:
 
 def _show(answers: list[dict[str, Any]], texts: list[str]) -> None:
     """Print answers: those that are texts as they are, others in a table."""
-    named = texts or [f"row {answer['row']}" for answer in answers]
-    if "probs" in answers[0]:
-        table = Table("text", "label", "probability")
-        for name, answer in zip(named, answers, strict=True):
-            table.add_row(name, answer["label"], f"{answer['probs'][answer['label']]:.3f}")
-    elif "score" in answers[0]:
-        table = Table("text", "score")
-        for name, answer in zip(named, answers, strict=True):
-            table.add_row(name, f"{answer['score']:.3f}")
-    else:
+    if "answer" in answers[0]:
         for answer in answers:
             console.print(str(answer["answer"]), highlight=False, soft_wrap=True)
         return
+    labels = "label" in answers[0]
+    table = Table("text", *(("label", "probability") if labels else ("score",)))
+    named = texts or [f"row {answer['row']}" for answer in answers]
+    for name, answer in zip(named, answers, strict=True):
+        number = answer["probs"][answer["label"]] if labels else answer["score"]
+        table.add_row(name, *([answer["label"]] if labels else []), f"{number:.3f}")
     console.print(table)

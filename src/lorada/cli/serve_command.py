@@ -50,8 +50,7 @@ def serve(
     socket = listen(host, port)
     with loading_model(recipe.model):
         from lorada.inference.serving.app import Server
-        from lorada.inference.serving.classify import open_classifiers
-        from lorada.inference.serving.served import open_served
+        from lorada.inference.serving.served import open_classifiers, open_served
 
         classifiers = open_classifiers(runs, trust_remote_code=remote) if label else {}
         served = {}
@@ -71,11 +70,7 @@ def serve(
 
 
 def _refuse_limits(limits: Any) -> None:
-    """Refuse a time without end, and a key that is empty or that no client can send.
-
-    Raises:
-        ValueError: without the key, which is a secret.
-    """
+    """Refuse a time without end, and a key that is empty or that no client can send."""
     if not isfinite(limits.seconds):
         raise ValueError(f"--timeout {limits.seconds} has no end: pass seconds, such as 600")
     key = limits.key

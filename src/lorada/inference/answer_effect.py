@@ -6,7 +6,7 @@ It is measured without the maps themselves, which long texts would make large, a
 whose softmax cannot be shown.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +15,17 @@ from lorada.attention.observation import Observation, observe
 from lorada.inference.load import Run
 from lorada.inference.stream import Written
 from lorada.methods.task_head import PEFT_NAMES
+from lorada.tuners.explanation import ratio_of
+
+Norms = tuple[Tensor, Tensor]  # squared, of a map's term and of the output without it
 
 
-@dataclass(frozen=True)
-class LayerEffect:
-    """What the map of one layer did.
+class LayerEffect(NamedTuple):
+    """What the map of the attention module ``layer`` did.
 
-    Attributes:
-        layer: name of the attention module.
-        text: effect size over all tokens that the layer read, of the question and of the answer.
-        answer: over the tokens alone that the answer's tokens were predicted from. An encoder reads
-            no answer, and an encoder–decoder's decoder nothing else, so there both are the same.
+    ``text`` is its effect size over all tokens that the layer read, of question and answer;
+    ``answer`` over the tokens alone that the answer's tokens were predicted from. An encoder reads
+    no answer, and an encoder–decoder's decoder nothing else, so there both are the same.
     """
 
     layer: str
@@ -49,21 +49,18 @@ def answer_effect(run: Run, written: Written) -> list[LayerEffect]:
         whole = torch.cat([question, ids], dim=1)
         batch = {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
         answer = slice(question.shape[1] - 1, whole.shape[1] - 1)
-    names = {module: name for name, module in run.model.named_modules()}
-    found: dict[nn.Module, list[Tensor]] = {}  # squared norms (text or answer, term or output)
+    found: dict[nn.Module, list[list[Norms]]] = {}
 
     def keep(seen: Observation) -> None:
-        if seen.call.module in names:  # the batch is one text, so every token is real
-            wide = seen.term, seen.output.to(seen.term.dtype)
-            both = torch.stack(wide).square().sum((1, 3, 4))
-            norms = torch.stack([both.sum(-1), both[:, answer].sum(-1)])
-            found.setdefault(seen.call.module, []).append(norms)
+        both = seen.term, seen.output.to(seen.term.dtype)  # of one text, so every token is real
+        term, output = ([x[:, part].square().sum() for part in (slice(None), answer)] for x in both)
+        found.setdefault(seen.call.module, []).append(list(zip(term, output, strict=True)))
 
     with torch.no_grad(), observe(keep):
         run.model(**batch)
     effects = []
-    for module, calls in found.items():
-        term, output = torch.stack(calls).sum(0).sqrt().unbind(-1)
-        text, own = (term / output.clamp(min=1e-12)).tolist()
-        effects.append(LayerEffect(names[module].removeprefix(PEFT_NAMES), text, own))
+    for name, module in run.model.named_modules():
+        if module in found:
+            text, own = (ratio_of(list(calls)) for calls in zip(*found[module], strict=True))
+            effects.append(LayerEffect(name.removeprefix(PEFT_NAMES), text, own))
     return effects

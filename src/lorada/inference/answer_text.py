@@ -1,8 +1,7 @@
-"""``AnswerText``: the text of an answer while its tokens come, and the bytes of each token."""
+"""``AnswerText``: the text of an answer while its tokens come."""
 
 import re
 
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
 UNFINISHED = "\ufffd"  # bytes that are no whole character decode to this
@@ -83,61 +82,7 @@ class AnswerText:
             text = text[: text.rfind(" ") + 1].rstrip(" ")
         return text.rstrip(UNFINISHED)
 
-    def spelled(self, ids: list[int]) -> list[bytes]:
-        """What each token wrote of the whole answer, in UTF-8; none for tokens behind a stop text.
-
-        A special token has no bytes, and of the last token a stop text may cut some.
-        """
-        found: list[bytes] = []
-        before = ""
-        for count in range(1, len(ids) + 1):
-            text = self.whole(ids[:count])
-            if count < len(ids) and text != self.settled(ids[:count]):
-                continue  # it ends within a character
-            own = [self._own_bytes(token) for token in ids[len(found) : count]]
-            new = text[len(before) :]
-            # The text has others in place of bytes that are no text. Else it is right: a tokenizer
-            # may leave out a blank, as before the first word.
-            if UNFINISHED not in new and b"".join(own) != new.encode():
-                own = [*[b""] * (len(own) - 1), new.encode()]
-            found, before = found + own, text
-        if not self.stopped:
-            return found
-        left = len(self.shown.replace(UNFINISHED, "?").encode())  # one byte for what is no text
-        cut: list[bytes] = []
-        while left > 0:
-            cut.append(found[len(cut)][:left])
-            left -= len(cut[-1])
-        return cut
-
-    def _own_bytes(self, token: int) -> bytes:
-        """The bytes of one token, which may be a part of a character."""
-        text = self.whole([token])
-        piece: str | None = self._tokenizer.convert_ids_to_tokens(token)
-        if piece is None or (not text and self._tokenizer.decode([token])):
-            return b""  # a special token, or none at all
-        if (byte := BYTE.fullmatch(piece)) and text != piece:
-            return bytes.fromhex(byte[1])
-        if all(letter in LETTERS for letter in piece):
-            found = bytes(LETTERS[letter] for letter in piece)
-            if found.decode(errors="replace") == text:
-                return found
-        return piece.replace("▁", " ").encode()
-
     def _is_byte(self, token: int) -> bool:
         """Whether a token is one byte, or no text, as which it may lie among bytes."""
         piece = self._tokenizer.convert_ids_to_tokens(token)
         return not self.whole([token]) or BYTE.fullmatch(piece) is not None
-
-
-def _letters() -> dict[str, int]:
-    """The byte that each letter of a byte-level vocabulary stands for.
-
-    Bytes that are visible in Latin-1 stand for themselves, the others for letters from 256 on.
-    """
-    others = iter(range(256, 512))
-    letters = set(ByteLevel.alphabet())
-    return {chr(b) if chr(b) in letters else chr(next(others)): b for b in range(256)}
-
-
-LETTERS = _letters()

@@ -1,4 +1,4 @@
-"""``can_refill``: whether a refilled batch gives the answers of transformers' ``generate``.
+"""Whether a refilled batch gives the answers of transformers' ``generate``.
 
 Only models and settings that are known to give the same tokens pass. For others ``generate`` writes
 the answers itself, in padded batches, and ``lorada serve`` refuses the run.
@@ -27,13 +27,8 @@ NEUTRAL = {
 }  # fmt: skip
 
 
-def can_refill(run: Run, settings: dict[str, Any]) -> bool:
-    """Whether answers with these settings of ``generate`` may come from a refilled batch."""
-    return reason_against(run, settings) is None
-
-
 def reason_against(run: Run, settings: dict[str, Any]) -> str | None:
-    """Why a run's answers may not come from a refilled batch; None if they may.
+    """Why answers with these settings may not come from a refilled batch; None if they may.
 
     It is for decoders whose cache is keys and values of all tokens, with greedy search. Maps with
     ``positions="raw"`` count pads, so an answer depends on how the batch is padded.

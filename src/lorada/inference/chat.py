@@ -1,6 +1,6 @@
 """``lorada chat``: a conversation with one or several finished runs on one base model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,11 +8,14 @@ from lorada.inference.answer_effect import LayerEffect, answer_effect
 from lorada.inference.evaluate import scoring
 from lorada.inference.generate import chat_prompt, generation_settings, room_for_prompts
 from lorada.inference.load import Run, load_side_by_side
-from lorada.inference.stream import Show, Written, stream
+from lorada.inference.stream import Show, Stopped, Written, stream
 from lorada.support.errors import unknown_name
 from lorada.tasks.rows import Row
 
-Stopped = Callable[[], bool]
+
+def never() -> bool:
+    """What stops no answer."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,8 @@ class Chat:
         """Whether the run that answers reads the conversation so far, by a chat template."""
         return self.run.form == "messages"
 
-    def ask(self, question: str, show: Show, stopped: Stopped = lambda: False) -> Answer:
-        """Let the active adapter answer, and remember question and answer.
-
-        Args:
-            question: the text as it was typed.
-            show: is called with each piece of the answer, as in ``stream``.
-            stopped: is asked after each token whether the answer is to end there.
+    def ask(self, question: str, show: Show, stopped: Stopped = never) -> Answer:
+        """Let the active adapter answer a question by ``stream``, and remember both.
 
         Raises:
             ValueError: as ``stream`` does, or if the chat template refuses the conversation.
@@ -95,13 +93,7 @@ class Chat:
             return name, prompt
 
     def write(
-        self,
-        name: str,
-        prompt: str,
-        show: Show,
-        stopped: Stopped = lambda: False,
-        *,
-        base: bool = False,
+        self, name: str, prompt: str, show: Show, stopped: Stopped = never, *, base: bool = False
     ) -> Written:
         """Let an adapter, or its ``base`` alone, continue a prompt; nothing is remembered of it.
 
@@ -111,10 +103,7 @@ class Chat:
         run = self.adapters[name]
         run.activate()
         with scoring(run, base=base):
-            return stream(
-                run, prompt, show=show, stopped=stopped, templated=run.form == "messages",
-                max_new_tokens=self.max_new_tokens,
-            )  # fmt: skip
+            return stream(run, prompt, show, stopped, self.max_new_tokens)
 
     def switch(self, name: str) -> None:
         """Let another adapter answer from now on.
@@ -149,8 +138,7 @@ class Chat:
         """The prompt for a question, and the turns in it; the oldest are left out to make room."""
         if not self.keeps_turns:
             return question, []
-        run = self.run
-        room = _room(run, self.max_new_tokens)
+        run, room = self.run, _room(self.run, self.max_new_tokens)
         turns = [*self.turns, {"role": "user", "content": question}]
         first = [] if self.system is None else [{"role": "system", "content": self.system}]
         while True:

@@ -150,8 +150,8 @@ def score(run: Run, rows: Rows, *, with_text: bool = False) -> tuple[Metrics, li
     Returns:
         The metrics, and the lines of ``predictions.jsonl``, by the rows' numbers.
     """
-    answers, losses, loss = _answers_of(run, rows)
-    metrics = {**rows.protocol.score(answers, rows.rows), **loss}
+    answers, losses, mean = _answers_of(run, rows)
+    metrics = {**rows.protocol.score(answers, rows.rows), **mean}
     scores = row_scores(rows.protocol, answers, rows.rows)
     if rows.form == "text":  # cut into windows, which are not rows of the file
         windows = enumerate(zip(scores, losses, strict=True), start=1)
@@ -270,17 +270,25 @@ def answer_rows(run: Run, rows: Rows, parts: Parts | None = None) -> Iterator[tu
 
 
 def _answers_of(run: Run, rows: Rows) -> Answers:
-    """The answers to all rows, in order; a score's and a class' loss is a metric too."""
+    """The answers to all rows, in order; the loss of a choice is no metric."""
     if rows.protocol.lengths:
         return slide(run, rows)
+    if rows.form in HEADED or rows.form == "choice":
+        found = _in_order(dict(answer_rows(run, rows)))
+        losses = [one.loss for one in found]
+        mean = {"loss": sum(losses) / len(losses)} if rows.form in HEADED else {}
+        return [one.value for one in found], losses, mean
+    sums, counts = _losses(run, rows)
+    means, loss = (sums / counts).tolist(), {"loss": float(sums.sum() / counts.sum())}
     if rows.form == "text":
-        return _read(run, rows)
-    if rows.form not in HEADED and rows.form != "choice":
-        return _write(run, rows)
-    found = _in_order(dict(answer_rows(run, rows)))
-    losses = [one.loss for one in found]
-    mean = {"loss": sum(losses) / len(losses)} if rows.form in HEADED else {}
-    return [one.value for one in found], losses, mean
+        return means, means, loss
+    answers = [one.value for one in _in_order(dict(answer_rows(run, rows)))]
+    # A row whose right answer lies beyond max_length is answered, but has no loss.
+    kept: Iterable[int] = range(len(rows.rows))
+    if len(means) < len(rows.rows):
+        kept = kept_rows(rows, run.recipe, run.tokenizer, run.kind)
+    by_row = dict(zip(kept, means, strict=True))
+    return answers, [by_row.get(index) for index in range(len(rows.rows))], loss
 
 
 def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, str]]:
@@ -291,26 +299,6 @@ def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, str]]:
     protocol = rows.protocol if rows.protocol.generation else None
     settings = generation_settings(run, protocol=protocol)
     return generate_parts(run, prompts, parts, settings, templated=rows.form == "messages")
-
-
-def _write(run: Run, rows: Rows) -> Answers:
-    """The text that the model writes for each row, and its loss per token of the right answers."""
-    sums, counts = _losses(run, rows)
-    answers = [one.value for one in _in_order(dict(answer_rows(run, rows)))]
-    # A row whose right answer lies beyond max_length is answered, but has no loss.
-    kept: Iterable[int] = range(len(rows.rows))
-    if len(sums) < len(rows.rows):
-        kept = kept_rows(rows, run.recipe, run.tokenizer, run.kind)
-    by_row = dict(zip(kept, (sums / counts).tolist(), strict=True))
-    losses = [by_row.get(index) for index in range(len(rows.rows))]
-    return answers, losses, {"loss": float(sums.sum() / counts.sum())}
-
-
-def _read(run: Run, rows: Rows) -> Answers:
-    """The mean loss of each window of text, and the mean loss of all tokens."""
-    sums, counts = _losses(run, rows)
-    losses = (sums / counts).tolist()
-    return losses, losses, {"loss": float(sums.sum() / counts.sum())}
 
 
 def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:

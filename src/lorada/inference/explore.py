@@ -1,11 +1,8 @@
 """``lorada explore``: what the adapters of finished runs do to some sentences, as page data."""
 
-import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -13,6 +10,7 @@ from peft import PeftModel
 from lorada.inference.load import Run
 from lorada.report.explorer.page import explorer_page
 from lorada.runs.folder.checkpoints import checkpoints, damaged_file
+from lorada.runs.folder.same_base import adapter_names
 from lorada.runs.models.adapters import load_beside
 from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
@@ -24,14 +22,6 @@ from lorada.tuners.position_rows import reach
 LONGEST = 10_000  # characters that are read of a sentence that is sent to the page's server
 # Steps of a training that are shown besides its end, evenly among those that have a checkpoint.
 MOST_STEPS = 8
-
-
-@dataclass(frozen=True)
-class State:
-    """A run at one step of its training: the step, None for its end, and PEFT's name for it."""
-
-    step: int | None
-    key: str
 
 
 def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -> dict[str, Any]:
@@ -52,7 +42,7 @@ def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -
         raise ValueError(
             f"{runs[0].folder} and {runs[1].folder} read other tokens: explore each alone"
         )
-    names = _names([run.folder.resolve() for run in runs])
+    names = adapter_names([run.folder for run in runs])
     return {
         "title": ", ".join(names),
         "sentences": [{"tokens": tokens} for tokens in read[0]],
@@ -61,15 +51,6 @@ def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -
             for run, name in zip(runs, names, strict=True)
         ],
     }
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The names of folders; where they are the same, the paths from what the folders share."""
-    names = [folder.name for folder in folders]
-    if len({*names}) == len(names) or len({*folders}) < len(folders):
-        return names
-    shared = os.path.commonpath(folders)
-    return [folder.relative_to(shared).as_posix() for folder in folders]
 
 
 def explain_text(run: Run, text: str) -> Explanation:
@@ -91,41 +72,42 @@ def _explored_run(run: Run, name: str, texts: Sequence[str], *, steps: bool) -> 
     model = run.model
     if not isinstance(model, PeftModel):
         raise ValueError(f"{run.folder} trained the base model itself: it has no adapter to show")
-    states = [*(_checkpoints(run) if steps else ()), State(None, "default")]
-    pictures, parts, head = [], [], None
-    for state, text in progress_bar(
-        [(state, text) for state in states for text in texts], f"Exploring {run.folder.name}"
+    states = {**(_checkpoints(run) if steps else {}), None: "default"}
+    pictures, each = [], len(texts)
+    for key, text in progress_bar(
+        [(key, text) for key in states.values() for text in texts], f"Exploring {run.folder.name}"
     ):
-        model.set_adapter(state.key, inference_mode=True)
+        model.set_adapter(key, inference_mode=True)
         found = explain_text(run, text)
-        parts, head = found.parts, found.head
         pictures.append(shown(found, 0, partial(_word, run)))
-    each = len(texts)
     return {
         "name": name,
         "method": run.recipe.method,
-        "parts": parts,
+        "parts": found.parts,
         "reach": " ".join(filter(None, map(reach, map_configs(model, "default")))),
-        "head": head,
-        "steps": [state.step for state in states],
+        "head": found.head,
+        "steps": list(states),
         "shown": [pictures[start : start + each] for start in range(0, len(pictures), each)],
     }
 
 
-def _checkpoints(run: Run) -> list[State]:
-    """Some checkpoints of a run, loaded beside its adapter; the last step is the run itself."""
+def _checkpoints(run: Run) -> dict[int | None, str]:
+    """Some steps of a run's training, and PEFT's name for the checkpoint of each.
+
+    They are loaded beside its adapter; the last step is the run itself.
+    """
     assert isinstance(run.model, PeftModel)
     whole = [
         (step, path) for step, path in reversed(checkpoints(run.folder)) if not damaged_file(path)
     ][:-1]
-    states = []
+    states: dict[int | None, str] = {}
     count = min(len(whole), MOST_STEPS)
     for number in range(count):
         step, path = whole[number * (len(whole) - 1) // max(count - 1, 1)]
         key = f"step{step}"
         if key not in run.model.peft_config:
             load_beside(run.model, path, key, run.drawn)
-        states.append(State(step, key))
+        states[step] = key
     return states
 
 

@@ -249,12 +249,10 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
     Raises:
         ValueError: if a weight is too large for the dtype.
     """
-    before = {p.dtype for p in model.parameters()}
-    rounded = [old for old in before if torch.promote_types(old, dtype) != dtype]
+    rounded = any(torch.promote_types(p.dtype, dtype) != dtype for p in model.parameters())
     name = str(dtype).removeprefix("torch.")
-    largest = torch.finfo(dtype).max
     for key, weight in model.named_parameters() if rounded else ():
-        if weight.abs().max() > largest:
+        if weight.abs().max() > torch.finfo(dtype).max:
             raise ValueError(f"{name} cannot hold the weights of {key}: take bfloat16 or float32")
     model.to(dtype)
     if rounded:

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.generation import StopStringCriteria
 
-from lorada.inference.can_refill import can_refill, end_tokens
+from lorada.inference.can_refill import end_tokens, reason_against
 from lorada.inference.load import Run
 from lorada.inference.refilled_batch import Writer, write_answers
 from lorada.runs.data.dataset import context_of
@@ -90,7 +90,7 @@ def generate_parts(
     """
     room = room_for_prompts(run, settings["max_new_tokens"])
     tokens = tokens_of(run, prompts, room, templated=templated)
-    way = _refilled if can_refill(run, settings) else _padded
+    way = _refilled if reason_against(run, settings) is None else _padded
     answers = (
         (part[i], text)
         for part in parts

@@ -7,7 +7,6 @@ from typing import Any
 
 from lorada.support.version import __version__
 
-# Each example begins so.
 OPEN = """\
 import onnxruntime
 from transformers import AutoTokenizer
@@ -71,31 +70,24 @@ call. `attention_mask` covers the tokens of the cache too."""
 LEFT = "Prompts are padded on the left.\n`position_ids` count the tokens of a text from 0."
 
 
-def card_texts(written: dict[str, Any], ends: Any) -> dict[str, str]:
-    """The texts of a card, for ``write_text``; without its title.
-
-    Args:
-        written: what ``export_graph`` returns.
-        ends: the token that ends a text, a list of such tokens, or None.
-    """
+def card_texts(written: dict[str, Any], ends: list[int] | None) -> dict[str, str]:
+    """The texts of a card by what ``export_graph`` returns; ``ends`` are tokens that end texts."""
     effect, labels = written["effect"], written["labels"]
-    inside = [*written["merged"], *written["adapter"]]
-    cached = any("cache" in name for name in written["inputs"])
-    if cached:
-        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    inside = " and ".join([*written["merged"], *written["adapter"]])
+    if ends is not None:
         code = "import numpy as np\n" + OPEN + WRITES.replace("ENDS", str(ends))
     else:
         answer = f"[{labels}[i] for i in logits.argmax(-1)]" if labels else "logits[:, 0]"
         code = OPEN + READS.replace("ANSWER", answer)
     texts = {
         **{name: _table(written[name]) for name in ("inputs", "outputs")},
-        "cache": CACHE if cached else "",
-        "padding": LEFT if cached else "Texts may be padded on either side.",
+        "cache": "" if ends is None else CACHE,
+        "padding": "Texts may be padded on either side." if ends is None else LEFT,
         "effect": "" if effect is None else f"; the adapter changes them by up to {effect:.3g}",
     }
     return {
         "made": f"Written by `lorada export --format onnx` {__version__}: the whole\nmodel"
-        f"{' with ' if inside else ''}{' and '.join(inside)}, in `model.onnx` and "
+        f"{' with ' if inside else ''}{inside}, in `model.onnx` and "
         "`model.onnx.data`.",
         "code": code,
         "notes": NOTES.format_map(written | texts),

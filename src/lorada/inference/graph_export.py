@@ -3,18 +3,11 @@
 The graph (``model.onnx``, ``model.onnx.data``) holds the base, what is merged into it, and what
 cannot be merged: maps, bottlenecks, prefixes, gains. It takes any number of texts and tokens, and
 whoever runs it needs neither torch nor lorada. It is made by ``transformers.exporters``, and DIR is
-kept only if the graph computes what torch does.
+kept only if the graph computes what torch does: padded batches are compared where there are tokens,
+and a decoder reads the beginning of each text at once and its last tokens one by one.
 
 A decoder becomes one graph that reads new tokens behind a cache of any length, empty at first. A
 model with a head reads whole texts; its ``past`` is 0, and it has no cache and no ``position_ids``.
-
-    input_ids       (batch, tokens)        the new tokens
-    attention_mask  (batch, past + tokens) 1 for a token and 0 for padding, those of the cache too
-    position_ids    (batch, tokens)        for each new token, the number of tokens before it
-    cache           keys and values (batch, heads, past, width) of each layer
-
-Padded batches of mixed length are compared. A decoder reads the beginning of each text at once and
-its last tokens one by one. Numbers are compared where there are tokens, not at padding.
 """
 
 import io
@@ -32,8 +25,9 @@ import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
+from lorada.inference.can_refill import end_tokens
 from lorada.inference.export import AGAIN, copy_licence, kinds, merge, name_labels, refuse_quantised
 from lorada.inference.graph_card import card_texts
 from lorada.inference.load import Run, load_run
@@ -62,10 +56,10 @@ SHORT = 12  # tokens of texts that are short
 BEYOND = 8  # tokens of the longest text beyond the longest map
 # The free axes of inputs and outputs, by the beginnings of their names.
 AXES = {
-    "input_ids": ("batch", "tokens"),
-    "attention_mask": ("batch", "past + tokens"),
-    "position_ids": ("batch", "tokens"),
-    "input.cache": ("batch", None, "past", None),
+    "input_ids": ("batch", "tokens"),  # the new tokens
+    "attention_mask": ("batch", "past + tokens"),  # 0 for padding, those of the cache too
+    "position_ids": ("batch", "tokens"),  # for each new token, the number of tokens before it
+    "input.cache": ("batch", None, "past", None),  # keys or values of a layer, by head
     "logits": ("batch", "tokens", None),  # a head's are (batch, classes)
     "output.cache": ("batch", None, "past + tokens", None),
 }
@@ -74,10 +68,7 @@ AXES = {
 def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Write the finished run in ``folder`` as an ONNX graph in fp32, and compare it with torch.
 
-    Args:
-        folder: the folder of the run.
-        target: the folder to write: new or empty, and not inside the run.
-        trust_remote_code: whether code from the base's repository may run.
+    The arguments are those of ``export``.
 
     Returns:
         What the model card says: opset, inputs and outputs, the parts, and the ``difference`` from
@@ -128,18 +119,14 @@ def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False)
         title = f"{recipe.model} after {recipe.method}, as a graph"
         task = task_type(base.config, classifies=not cached)
         metadata = front_matter(recipe, "onnx", task, title, read_result(folder))
-        ends = (getattr(base, "generation_config", None) or base.config).eos_token_id
+        ends = end_tokens(run) if cached else None
         write_text(fresh, recipe, metadata, title=title, **card_texts(written, ends))
         refuse_target(folder, target)  # again, as somebody may have put files there meanwhile
     return written
 
 
 def refuse_different(difference: float, largest: float) -> None:
-    """Refuse a graph whose logits differ from torch's by more than rounding; a NaN is none.
-
-    Raises:
-        ValueError: with the difference.
-    """
+    """Refuse a graph whose logits differ from torch's by more than rounding; a NaN is none."""
     if not difference <= TOLERANCE * largest:
         raise ValueError(
             f"the graph computes something else than torch, so it was not written: logits differ "
@@ -150,15 +137,11 @@ def refuse_different(difference: float, largest: float) -> None:
 
 @contextmanager
 def refused_if_impossible(model: Any) -> Iterator[None]:
-    """Turn an error of an exporter or of a runtime into one line.
-
-    Raises:
-        ValueError: in its place. A lack of memory or of room on the disk passes.
-    """
+    """Turn an error of an exporter or a runtime into one line, but not a lack of memory or room."""
     quiet = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         # Drop what the exporters print and log; they end with an error if something is wrong.
-        logging.disable(logging.WARNING)
         with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
             yield
     except Exception as error:  # of any kind, as each model fails in its own way
@@ -176,8 +159,7 @@ def refused_if_impossible(model: Any) -> Iterator[None]:
 def save_graph(model: PreTrainedModel, example: Inputs, fresh: Path) -> dict[str, Any]:
     """Trace a model with an example of its inputs, and write its graph and config into a folder.
 
-    Returns:
-        ``opset``, ``inputs`` and ``outputs`` of the graph: name → type and shape.
+    Returns ``opset``, ``inputs`` and ``outputs`` of the graph: name → type and shape.
     """
     from transformers import exporters
 
@@ -204,30 +186,27 @@ def _named(values: Iterable[Any]) -> dict[str, tuple[str, list[int | str]]]:
     found = {}
     for value in values:
         axes = next(axes for start, axes in AXES.items() if value.name.startswith(start))
-        free = zip(value.shape, axes, strict=False)
-        sizes = [size if isinstance(size, int) else str(axis) for size, axis in free]
+        both = zip(value.shape, axes, strict=False)
+        sizes = [size if isinstance(size, int) else str(axis) for size, axis in both]
         value.shape = Shape(sizes)
         found[value.name] = value.dtype.name.lower(), sizes
     return found
 
 
 def expected_of(run: Run, *, cached: bool) -> tuple[list[Inputs], list[Tensor], float | None]:
-    """What a run's model computes in torch from texts of random tokens.
+    """Batches of random tokens, their logits in torch, and how far the adapter changes a logit.
 
-    Returns:
-        The inputs of each batch, its logits where there are tokens, and the largest change of a
-        logit by the adapter, None for a model without one.
+    Logits are those where there are tokens. A model without an adapter has no change: None.
     """
-    model: Any = run.model
     texts = list(_texts(run, cached=cached))
-    call = partial(model, use_cache=True) if cached else model
+    model: Any = partial(run.model, use_cache=True) if cached else run.model
 
+    @torch.no_grad()
     def logits() -> list[Tensor]:
-        with torch.no_grad():
-            return [_logits(call, inputs, None, cached=cached) for inputs in texts]
+        return [_logits(model, inputs, None, cached=cached) for inputs in texts]
 
     found = logits()
-    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    layers = [m for m in run.model.modules() if isinstance(m, BaseTunerLayer)]
     if not layers:
         return texts, found, None
     with switched_off(layers):
@@ -254,7 +233,6 @@ def difference_of(
     """The largest difference of two logits, one of the graph in a folder and one of torch.
 
     ``cache`` is that of the example that it was traced with; None for a graph without one.
-    ``options`` are those of transformers' ``from_pretrained``.
     """
     import onnxruntime
     from transformers.exporters import ExportedModel
@@ -264,7 +242,11 @@ def difference_of(
     graph = ExportedModel.from_pretrained(str(folder), session_options=session, **options)
     found = []
     for inputs in texts:
-        empty = None if cache is None else _empty(cache, len(inputs["input_ids"]))
+        size = len(inputs["input_ids"]), -1, 0, -1
+        empty = None if cache is None else DynamicCache([
+            tuple(x[:1, :, :0].expand(size) for x in (layer.keys, layer.values))
+            for layer in cache.layers
+        ])  # fmt: skip
         found.append(_logits(graph, inputs, empty, cached=cache is not None))
     return _difference(found, expected)
 
@@ -278,24 +260,14 @@ def _part(inputs: Inputs, start: int, stop: int) -> Inputs:
     }
 
 
-def _empty(cache: Cache, batch: int) -> DynamicCache:
-    """A cache without tokens, of the layers of another one."""
-    pairs = ((layer.keys, layer.values) for layer in cache.layers)
-    return DynamicCache([
-        tuple(x.new_zeros(batch, x.shape[1], 0, x.shape[3]) for x in pair) for pair in pairs
-    ])  # fmt: skip
-
-
 def _logits(call: Callable[..., Any], inputs: Inputs, cache: Any, *, cached: bool) -> Tensor:
     """The logits of texts that are read whole, or at first in part and then token by token."""
     if not cached:
         whole: Tensor = call(**inputs).logits
         return whole.float()
-    mask = inputs["attention_mask"]
-    tokens = mask.shape[1]
-    first = max(tokens - STEPS, 1)
-    found = []
-    for start, stop in pairwise([0, first, *range(first + 1, tokens + 1)]):
+    mask, found = inputs["attention_mask"], []
+    first = max(mask.shape[1] - STEPS, 1)
+    for start, stop in pairwise([0, *range(first, mask.shape[1] + 1)]):
         output = call(**_part(inputs, start, stop), cache=cache)
         found.append(output.logits.float())
         cache = output.cache
@@ -304,25 +276,21 @@ def _logits(call: Callable[..., Any], inputs: Inputs, cache: Any, *, cached: boo
 
 def _texts(run: Run, *, cached: bool) -> Iterator[Inputs]:
     """Batches of random tokens: short, as long as the longest map, and longer."""
-    model: Any = run.model
-    base = model if isinstance(model, PreTrainedModel) else model.get_base_model()
-    numbered = cached and accepted(base, position_ids=None)
-    special = {*run.tokenizer.all_special_ids, run.model.config.pad_token_id}
-    known = min(len(run.tokenizer), run.model.config.get_text_config().vocab_size)
+    base: Any = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
+    special = {*run.tokenizer.all_special_ids, base.config.pad_token_id}
+    known = min(len(run.tokenizer), base.config.get_text_config().vocab_size)
     tokens = torch.tensor([i for i in range(known) if i not in special])
     generator = torch.Generator().manual_seed(0)
-    most = context_of(run.model.config) or 2**30
     length = max([SHORT, *(config.length for config in map_configs(run.model))])
-    sizes = [(3, min(SHORT, most)), (1, min(length, most)), (2, min(length + BEYOND, most)), (1, 1)]
-    pad = run.tokenizer.pad_token_id or 0
-    for number, (batch, count) in enumerate(sizes):
+    for batch, count in ((3, SHORT), (1, length), (2, length + BEYOND), (1, 1)):
+        count = min(count, context_of(base.config) or count)
         chosen = torch.randint(len(tokens), (batch, count), generator=generator)
         pads = count * torch.arange(batch)[:, None] // (batch + 1)  # of each row
         mask = (torch.arange(count) >= pads).long()  # a decoder's prompts must end alike
-        if not cached and number == 0:  # texts for a head are padded on either side
+        if not cached and batch == 3:  # texts for a head are padded on either side
             mask = mask.flip(1)
-        positions = {"position_ids": positions_of(mask)} if numbered else {}
-        ids = torch.where(mask.bool(), tokens[chosen], pad)
+        positions = accepted(base, position_ids=positions_of(mask)) if cached else {}
+        ids = torch.where(mask.bool(), tokens[chosen], run.tokenizer.pad_token_id or 0)
         yield {"input_ids": ids, "attention_mask": mask, **positions}
 
 

@@ -45,8 +45,7 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
     Raises:
         ValueError: for a row that the model cannot read.
     """
-    size = part_size(run)
-    count = len(rows.rows)
+    size, count = PART * run.recipe.eval_batch_size, len(rows.rows)
     parts = [range(start, min(start + size, count)) for start in range(done, count, size)]
     found: dict[int, Answer] = {}
     left = iter(parts)
@@ -56,11 +55,6 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
         if len(found) == len(part):
             yield [{"row": rows.number(i), **found[i]} for i in part]
             found, part = {}, next(left, range(0))
-
-
-def part_size(run: Run) -> int:
-    """How many rows a part has."""
-    return PART * run.recipe.eval_batch_size
 
 
 def _answer(rows: Rows, found: Answered) -> Answer:
@@ -80,7 +74,7 @@ def predict_to(run: Run, rows: Rows, output: Path) -> int:
         OSError: if the disk is full.
     """
     part, key = output.with_name(f"{output.name}.part"), _key(run, rows)
-    answers = _answered_before(part, key, part_size(run))
+    answers = _answered_before(part, key, PART * run.recipe.eval_batch_size)
     before = len(answers)
     with full_disk_in_one_line(output, "Free space, then run the command again"):
         write_atomic(part, json_lines([{"of": key}, *answers]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation import StoppingCriteria, StoppingCriteriaList
+from transformers.generation import StoppingCriteriaList
 
 from lorada.inference.answer_text import AnswerText
 from lorada.inference.generate import (
@@ -19,6 +19,7 @@ from lorada.inference.generate import (
 from lorada.inference.load import Run
 
 Show = Callable[[str], object]  # is called with each piece of an answer's text
+Stopped = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,11 @@ class Written:
 
 
 def stream(
-    run: Run,
-    prompt: str,
-    *,
-    show: Show,
-    stopped: Callable[[], bool] = lambda: False,
-    templated: bool = False,
-    max_new_tokens: int | None = None,
+    run: Run, prompt: str, show: Show, stopped: Stopped, max_new_tokens: int | None = None
 ) -> Written:
     """Continue one prompt greedily, as ``generate`` does, and show the text piece by piece.
 
+    A prompt of a run that learned conversations has special tokens, from the chat template.
     With beam search there is no text before the end, so it is shown as one piece.
 
     Args:
@@ -54,7 +50,6 @@ def stream(
         prompt: the text to continue.
         show: is called with each new piece of text; the pieces together are the answer.
         stopped: is asked after each token; once it says True, the answer ends there.
-        templated: as for ``generate``.
         max_new_tokens: as for ``generate``.
 
     Raises:
@@ -62,35 +57,21 @@ def stream(
     """
     settings = generation_settings(run, max_new_tokens)
     room = room_for_prompts(run, settings["max_new_tokens"])
+    templated = run.form == "messages"
     batch = padded(run, tokens_of(run, [prompt], room, templated=templated))
-    watch = _Watch(AnswerText(run.tokenizer), show, stopped)
-    if (settings.get("num_beams") or run.model.generation_config.num_beams or 1) == 1:
-        # A decoder repeats the prompt in its output.
-        watch.begin = batch["input_ids"].shape[1] if run.kind == "decoder" else 0
+    answer = AnswerText(run.tokenizer)
+    beams = settings.get("num_beams") or run.model.generation_config.num_beams or 1
+    # A decoder repeats the prompt in its output.
+    begin = batch["input_ids"].shape[1] if run.kind == "decoder" else 0
+
+    def watch(ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if beams == 1 and (new := answer.take(ids[0, begin:].tolist(), done=False)):
+            show(new)
+        return torch.full(ids.shape[:1], stopped(), device=ids.device)
+
     settings["stopping_criteria"] = StoppingCriteriaList([watch])
     ids = continue_batch(run, batch, settings)[0]
-    text = watch.answer.whole(ids.tolist())
-    shown = watch.answer.shown
+    text, shown = answer.whole(ids.tolist()), answer.shown
     # A tokenizer may take back what it had given before.
     show(text[len(shown) :] if text.startswith(shown) else f"\n{text}")
     return Written(text, ids, dict(batch))
-
-
-class _Watch(StoppingCriteria):  # type: ignore[misc]
-    """Shows an answer after each token, and ends it once ``stopped`` says so.
-
-    Attributes:
-        begin: where the answer begins in the output; None to show nothing.
-    """
-
-    def __init__(self, answer: AnswerText, show: Show, stopped: Callable[[], bool]) -> None:
-        self.answer, self._show, self._stopped = answer, show, stopped
-        self.begin: int | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Whether each row (B,) ends here; the same for all."""
-        if self.begin is not None:
-            new = self.answer.take(input_ids[0, self.begin :].tolist(), done=False)
-            if new:
-                self._show(new)
-        return torch.full(input_ids.shape[:1], self._stopped(), device=input_ids.device)

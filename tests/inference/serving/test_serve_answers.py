@@ -6,17 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import openai
 import pytest
-import torch
 from servers import running, trained
 
 from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
-from lorada.inference.serving import shared_model
 from lorada.inference.serving.app import Server
 from lorada.inference.serving.requests import Limits
 from lorada.inference.serving.served import open_served
-from lorada.inference.serving.shared_model import SharedModel
-from lorada.tuners.lmam import LmamLayer
 
 TOGETHER = ("mine.v1", "talk", "lora", "bottleneck", "prefix")
 QUESTION = "1 + 1 ="
@@ -115,9 +111,6 @@ def test_the_pieces_of_a_chat_are_the_answer(client):
     assert first.role == "assistant"
     text = "".join(delta.content or "" for delta in rest)
     assert text == chat(client, "talk", "hi").message.content
-    parts = client.chat.completions.create(model="talk", messages=turns, stream=True, logprobs=True)
-    *_, last = [part.choices[0] for part in parts]
-    assert b"".join(bytes(token.bytes) for token in last.logprobs.content) == text.encode()
 
 
 def test_an_answer_ends_where_it_is_told_to(client):
@@ -144,25 +137,6 @@ def test_prompts_of_one_request_are_answered_each(client, place):
     assert [choice.text for choice in by_ids.choices] == texts
 
 
-def test_log_probabilities_are_those_of_a_forward_pass(client, place):
-    found = client.completions.create(model="mine.v1", prompt=QUESTION, logprobs=0).choices[0]
-    run = load_run(trained(place, "mine.v1"))
-    prompt = run.tokenizer(QUESTION, return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        whole = run.model.generate(
-            input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
-            max_new_tokens=9, pad_token_id=0,
-        )  # fmt: skip
-        logits = run.model(input_ids=whole).logits[0, prompt.shape[1] - 1 : -1]
-    new = whole[0, prompt.shape[1] :]
-    right = logits.log_softmax(-1).gather(1, new[:, None])[:, 0].tolist()
-    assert found.logprobs.token_logprobs == pytest.approx(right, abs=1e-4)
-    assert found.logprobs.tokens == [run.tokenizer.decode([token]) for token in new]
-    content = chat(client, "talk", logprobs=True).logprobs.content
-    assert content
-    assert all(token.logprob <= 0 for token in content)
-
-
 def test_sampling_draws_and_a_tiny_share_draws_the_likeliest(client):
     drawn = {complete(client, "lora", temperature=1.5, max_tokens=20) for _ in range(4)}
     assert len(drawn) > 1
@@ -179,9 +153,6 @@ def test_a_temperature_near_zero_draws_the_likeliest_and_harms_no_other_request(
     )
     begun = next(iter(other))
     assert complete(client, "talk", **options) == complete(client, "talk", max_tokens=20)
-    found = chat(client, "talk", logprobs=True, **options)
-    assert found.message.content == chat(client, "talk", max_tokens=20).message.content
-    assert all(token.logprob <= 0 for token in found.logprobs.content)
     *_, last = [begun, *other]
     assert last.choices[0].finish_reason in ("stop", "length")
 
@@ -227,15 +198,3 @@ def test_an_answer_without_a_length_has_that_of_generate(client, place):
     with running(Server(open_served([trained(place, "lora")]), Limits(tokens=4))) as short:
         client = openai.OpenAI(base_url=f"{short.url}/v1", api_key="none", max_retries=0)
         assert client.completions.create(model=BASE, prompt="9").usage.completion_tokens == 4
-
-
-@pytest.mark.parametrize(("share", "finished"), [(10.0, True), (0.0, False)])
-def test_maps_are_finished_ahead_while_they_take_little_memory(share, finished, place, monkeypatch):
-    monkeypatch.setattr(shared_model, "FINISHED_SHARE", share)
-    run = load_run(trained(place, "mine.v1"))
-    SharedModel(run.model)
-    maps = [
-        m for layer in run.model.modules() if isinstance(layer, LmamLayer) for m in layer.maps()
-    ]
-    assert maps
-    assert all((own.baked is not None) == finished for own in maps)

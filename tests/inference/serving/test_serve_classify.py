@@ -4,38 +4,27 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
-from folders import bert_folder, llama_folder, rows_file
+import run_place
 from servers import Process, running
 
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict
 from lorada.inference.serving.app import Server
-from lorada.inference.serving.classify import open_classifiers
 from lorada.inference.serving.requests import Limits
+from lorada.inference.serving.served import open_classifiers
 from lorada.runs.data.rows import rows_to_answer
+
+place = run_place.place
 
 SETTINGS = ["max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=48"]
 SETTINGS += ["eval_batch_size=2", "save_strategy=no"]
 RUNS = {
-    "mood": ("bert", "lora", "moods", []),
+    "mood": ("bert", "lora", "labels", []),
     "topic": ("llama", "lora", "topics", []),
     "scorer": ("bert", "lora", "scores", []),
 }
+ROW_FILES = {"topics": [{"text": "ab" * (i % 3 + 1), "label": i % 3} for i in range(9)]}
 TEXTS = ["a", "bb" * 20, "c d", "e" * 9, "f"]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("classify")
-    bert_folder(place / "bert")
-    llama_folder(place / "llama")
-    texts = ["ab" * (i % 3 + 1) for i in range(9)]
-    rows_file(
-        place / "moods.jsonl", [{"text": t, "label": "yn"[i % 2]} for i, t in enumerate(texts)]
-    )
-    rows_file(place / "topics.jsonl", [{"text": t, "label": i % 3} for i, t in enumerate(texts)])
-    rows_file(place / "scores.jsonl", [{"text": t, "score": 1} for t in texts])
-    return place
 
 
 @pytest.fixture(scope="module")
@@ -92,37 +81,20 @@ def test_the_list_of_models_names_classifiers(url):
     assert httpx2.get(f"{url}/health").json() == {"status": "ok"}
 
 
+MUST = "input: must be a text, or a list of 1 to 256; it is "
 REFUSED = {
-    "another name": (
-        {"model": "no", "input": "a"},
-        404,
-        "no model 'no' here; there are mood, topic",
-    ),
-    "no input": ({"model": "mood", "input": []}, 400, "there is no input"),
-    "a number": ({"model": "mood", "input": 3}, 400, "input: must be a text, or a list of at most"),
-    "nothing": (
-        {"model": "mood"},
-        400,
-        "input: must be a text, or a list of at most 256; it is missi",
-    ),
-    "too long": (
-        {"model": "mood", "input": ["a", "b" * 49]},
-        400,
-        "input 1 has 49 tokens; there is",
-    ),
-    "no token": ({"model": "mood", "input": ["a", ""]}, 400, "input 1 has no token of this model"),
-    "too many": (
-        {"model": "mood", "input": ["a"] * 21},
-        400,
-        "21 prompts are more than this server",
-    ),
+    "another name": ({"model": "no"}, 404, "no model 'no' here; there are mood, topic"),
+    "no input": ({"input": []}, 400, f"{MUST}[]"),
+    "too long": ({"input": ["a", "b" * 49]}, 400, "input 1 has 49 tokens; there is"),
+    "no token": ({"input": ["a", ""]}, 400, "input 1 has no token of this model"),
+    "too many": ({"input": ["a"] * 21}, 400, "21 prompts are more than this server"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_wrong_request_is_refused_in_one_line(case, url):
     body, status, message = REFUSED[case]
-    found = ask(url, **body)
+    found = ask(url, **{"model": "mood", "input": "a", **body})
     assert found.status_code == status
     assert message in found.json()["error"]["message"]
 
@@ -130,7 +102,7 @@ def test_a_wrong_request_is_refused_in_one_line(case, url):
 def test_a_classifier_writes_no_text(url):
     found = ask(url, "/v1/completions", model="mood", prompt="a")
     assert found.status_code == 400
-    assert found.json()["error"]["message"] == "mood writes no text: ask /v1/classify"
+    assert found.json()["error"]["message"] == "mood does not answer here: ask /v1/classify"
 
 
 def test_the_command_serves_classifiers(folder):

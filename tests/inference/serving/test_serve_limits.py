@@ -13,9 +13,8 @@ from servers import running, trained, until
 
 from lorada.inference.serving import app
 from lorada.inference.serving.app import Server
-from lorada.inference.serving.prompts import asks_of
 from lorada.inference.serving.requests import Limits
-from lorada.inference.serving.served import open_served
+from lorada.inference.serving.served import asks_of, open_served
 
 BASE = "llama"
 LONG = {"model": BASE, "prompt": "9", "max_tokens": 500}
@@ -54,19 +53,14 @@ def said(response, status):
 
 
 REFUSED = {
-    "no json": (b"{", "the request must be one JSON object: Invalid JSON: EOF"),
-    "half a character": (
-        b'{"model": "llama", "prompt": "\\ud800"}',
-        "unexpected end of hex escape",
-    ),
+    "half a character": (b'{"prompt": "\\ud800"}', "unexpected end of hex escape"),
     "an empty prompt": ({"prompt": ""}, "a prompt is empty"),
-    "no prompts": ({"prompt": []}, "there is no prompt"),
+    "no prompts": ({"prompt": []}, "a list of 1 to 256 of either; it is []"),
     "an unknown token": ({"prompt": [[5], [10**6]]}, "1000000 is no token of this model"),
     "a long token": ({"prompt": [10**4000]}, "100000"),
     "too many tokens": ({"max_tokens": 512}, "a prompt of 1 tokens and an answer of 512 does not"),
     "a long prompt": ({"prompt": "a" * 512}, "a prompt of 512 tokens does not fit: there is room"),
     "not a number": (b'{"model": "llama", "prompt": "a", "temperature": NaN}', "temperature"),
-    "two answers": ({"n": 2}, "n: Input should be 1; it is 2"),
 }
 
 
@@ -138,11 +132,6 @@ def test_a_request_that_is_too_long_is_not_read(served):
         assert said(ask(found, {**LONG, "prompt": "a" * 100}), 413) == (
             "the request is longer than 100 bytes"
         )
-        with connected(found) as client:  # it says so, and is refused before it sends it
-            client.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 101\r\n\r\n"
-            )
-            assert client.recv(1000).startswith(b"HTTP/1.1 413")
         in_chunks = iter([b"a" * 60, b"a" * 60])
         assert said(httpx2.post(found.url + COMPLETE, content=in_chunks), 413)
         in_chunks = iter([b'{"model": "llama", ', b'"prompt": "a", "max_tokens": 2}'])
@@ -183,6 +172,8 @@ def test_a_request_that_is_never_sent_whole_has_a_limited_time(served):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_that_is_cut_off_frees_its_place(stream, served):
     with running(Server(served, Limits(requests=1))) as found:
+        closed = 'lorada_requests_total{endpoint="/v1/completions",model="llama",status="499"}'
+        before = found.number(closed)
         host = found.url.removeprefix("http://")
         connection = http.client.HTTPConnection(host, timeout=10)
         connection.request("POST", COMPLETE, json.dumps({**LONG, "stream": stream}))
@@ -194,7 +185,7 @@ def test_a_request_that_is_cut_off_frees_its_place(stream, served):
             connection.sock = None
         until(lambda: not at_work(served))
         until(lambda: ask(found, {**LONG, "max_tokens": 1}).status_code == 200)
-        until(lambda: 'status="499"} 1.0' in httpx2.get(found.url + "/metrics").text)
+        until(lambda: found.number(closed) == before + 1)
 
 
 def test_a_client_that_leaves_before_it_has_sent_its_request_leaves_one_line(served, caplog):

@@ -2,10 +2,10 @@
 
 import base64
 import hashlib
+import html
 import json
 import re
 import zlib
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -16,54 +16,11 @@ pytest.importorskip("jinja2", reason="needs the extra explore")
 from lorada.report.explorer.data import pack
 from lorada.report.explorer.page import explorer_page
 
-HOSTILE = (
-    "<img src=x onerror='window.hacked=1'>",
-    "</script><script>window.hacked=1</script>",
-    "<!--<script>",
-    "\"><svg onload=window.hacked=1>",
-    "{{ 7 * 7 }} &lt;b&gt;",
-    "\u202egnisrever",
-    "עברית",
-    "👩‍👩‍👧",
-    "\n",
-    "\ud800",
-    "",
-)  # fmt: skip
-
 
 def unpacked(packed):
     """The array of ``pack``, as the format says it."""
     whole = zlib.decompress(base64.b64decode(packed["data"]), wbits=-15)
     return np.frombuffer(whole, "<i2").reshape(packed["shape"]) / 32767 * packed["scale"]
-
-
-class Outline(HTMLParser):
-    """What a browser finds in a page: tags, headings, scripts and addresses."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.addresses, self.scripts, self.policy = [], [], [], ""
-        self.within = None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.tags.append(tag)
-        self.addresses += [found[name] for name in ("src", "href", "action") if name in found]
-        if found.get("http-equiv") == "Content-Security-Policy":
-            self.policy = found["content"]
-        self.within = found.get("type", "runs") if tag == "script" else None
-
-    def handle_data(self, data):
-        if self.within:
-            self.scripts.append((self.within, data))
-
-    def handle_endtag(self, tag):
-        self.within = None
-
-    def data(self):
-        (text,) = [text for kind, text in self.scripts if kind == "application/json"]
-        return json.loads(text)
 
 
 def test_a_matrix_comes_back_within_the_rounding_of_sixteen_bits():
@@ -78,14 +35,6 @@ def test_zeros_stay_zeros():
     packed = pack(np.zeros((2, 3, 3)))
     assert packed["scale"] == 0
     assert not unpacked(packed).any()
-
-
-def test_heads_that_repeat_are_kept_once():
-    few = np.random.default_rng(0).normal(size=(3, 4, 4))
-    packed = pack(np.tile(few, (4, 1, 1)))
-    assert packed["shape"] == [3, 4, 4]
-    assert np.allclose(unpacked(packed), few, atol=packed["scale"] / 65534)
-    assert pack(np.repeat(few, 2, axis=0))["shape"] == [6, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -108,53 +57,38 @@ def test_a_page_for_thirty_layers_and_three_sentences_is_below_two_megabytes():
     assert 500_000 < len(page.encode()) < 2_000_000
 
 
-def test_equal_matrices_are_on_the_page_once():
-    data = made_up_page([SENTENCE], layers=2)
-    layers = data["runs"][0]["shown"][0][0]["layers"]
-    layers[1]["without"] = layers[0]["without"]
-    outline = Outline(explorer_page(data))
-    shown = outline.data()["runs"][0]["shown"][0][0]["layers"]
-    assert shown[1]["without"] == shown[0]["without"]
-    packed = [text for kind, text in outline.scripts if kind == "text/plain"]
-    assert len(packed) == len(set(packed)) == 5
-    for number, layer in enumerate(layers):
-        for kind in ("softmax", "map", "without"):
-            assert packed[shown[number][kind]["at"]] == layer[kind]["data"]
-
-
 def test_the_policy_allows_the_page_its_scripts_and_nothing_else():
-    outline = Outline(explorer_page(made_up_page()))
-    hashes = [
-        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for kind, text in outline.scripts
-        if kind == "runs"
-    ]
+    page = explorer_page(made_up_page())
+    scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.S)
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     assert len(hashes) == 6
     allowed = " ".join(f"'sha256-{one}'" for one in hashes)
-    assert outline.policy.startswith(f"default-src 'none'; script-src {allowed}; style-src")
-    assert "http" not in outline.policy
+    policy = html.unescape(re.search(r'Security-Policy" content="([^"]*)"', page)[1])
+    assert policy.startswith(f"default-src 'none'; script-src {allowed}; style-src")
+    assert "http" not in policy
 
 
 def test_the_page_names_no_address_outside_itself():
     page = explorer_page(made_up_page())
     assert set(re.findall(r"https?://[^\s\"'`)]+", page)) == {"http://www.w3.org/2000/svg"}
-    assert Outline(page).addresses == ["data:,"]
+    assert re.findall(r'(?:src|href|action)="([^"]*)"', page) == ["data:,"]
     assert not re.search(r"@import|url\(", page)
 
 
 def test_hostile_texts_stay_text():
-    data = made_up_page([list(HOSTILE)], parts=HOSTILE[:2], runs=HOSTILE[:2])
-    data["title"] = data["runs"][0]["method"] = HOSTILE[1]
-    for layer in data["runs"][0]["shown"][0][0]["layers"]:
-        layer["name"] = HOSTILE[0]
-    plain = Outline(explorer_page(made_up_page([list(HOSTILE)], runs=("a", "b"))))
-    outline = Outline(explorer_page(data))
-    assert [tag for tag in outline.tags if tag not in ("bdi", "b")] == [
-        tag for tag in plain.tags if tag not in ("bdi", "b")
-    ]
-    found = outline.data()
-    assert found["sentences"][0] == list(HOSTILE)
-    assert [run["name"] for run in found["runs"]] == list(HOSTILE[:2])
+    hostile = [
+        "<img src=x onerror='window.hacked=1'>", "</script><script>window.hacked=1</script>",
+        "<!--<script>", "\"><svg onload=window.hacked=1>", "{{ 7 * 7 }} &lt;b&gt;", "\ud800", "",
+    ]  # fmt: skip
+    data = made_up_page([hostile], parts=hostile[:2], runs=hostile[:2])
+    data["title"] = data["runs"][0]["method"] = hostile[1]
+    page = explorer_page(data, asked=hostile[3])
+    plain = explorer_page(made_up_page([hostile], runs=("a", "b")), asked="a")
+    tags = r"<(?!/?(?:bdi|b)\b)[/!\w][-\w]*"
+    assert re.findall(tags, page) == re.findall(tags, plain)
+    found = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.S)[1])
+    assert found["sentences"][0] == hostile
+    assert [run["name"] for run in found["runs"]] == hostile[:2]
 
 
 def test_a_number_that_is_not_finite_is_refused():

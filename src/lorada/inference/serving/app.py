@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -16,20 +16,26 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from lorada.inference.serving.answers import Answers
-from lorada.inference.serving.classify import Classifier
-from lorada.inference.serving.prompts import asks_of
-from lorada.inference.serving.records import Metrics, Record
-from lorada.inference.serving.refusals import Refused, refusal_of, refuse
+from lorada.inference.serving.records import RUNNING, Record
 from lorada.inference.serving.requests import (
     ChatRequest,
     ClassifyRequest,
     CompletionRequest,
     Kind,
     Limits,
+    Refused,
+    refusal_of,
     request_of,
 )
-from lorada.inference.serving.served import Served
+from lorada.inference.serving.served import Classifier, Served, asks_of
 from lorada.support.files import json_lines
+
+KINDS: dict[str, Kind] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/classify": ClassifyRequest,
+    "/classify": ClassifyRequest,  # vLLM's own address has no version
+}
 
 
 class Server:
@@ -42,23 +48,20 @@ class Server:
         classifiers: Mapping[str, Classifier] | None = None,
     ) -> None:
         """Load nothing: the names are there already; no limits are the usual ones."""
-        self.limits, self.metrics, self._created = limits or Limits(), Metrics(), int(time.time())
+        self.limits, self._created = limits or Limits(), int(time.time())
         self.served = served
         self.names: dict[str, Served | Classifier] = {**served, **(classifiers or {})}
         self.running = 0  # prompts that are answered or wait
-        self.metrics.running.set_function(lambda: self.running)
 
     def app(self) -> Starlette:
         """The application, for an ASGI server to run."""
-        kinds: dict[str, Kind] = {
-            "/v1/chat/completions": ChatRequest,
-            "/v1/completions": CompletionRequest,
-            "/v1/classify": ClassifyRequest,
-            "/classify": ClassifyRequest,  # vLLM's own address has no version
-        }
+
+        async def refuse(_: Request, error: Exception) -> Response:
+            return refusal_of(error).response()
+
         return Starlette(
             routes=[
-                *(Route(at, Answering(self, kind), methods=["POST"]) for at, kind in kinds.items()),
+                *(Route(at, Answering(self, kind), methods=["POST"]) for at, kind in KINDS.items()),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name:path}", self._models),
                 Route("/health", self._health),
@@ -78,53 +81,39 @@ class Server:
         """All names, or the one in the address."""
         self.check_key(request)
         head = {"object": "model", "created": self._created, "owned_by": "lorada"}
-        if (name := request.path_params.get("name")) is not None:
-            return JSONResponse({"id": name, **head, **self.named(name).described})
-        about = [{"id": name, **head, **one.described} for name, one in self.names.items()]
-        return JSONResponse({"object": "list", "data": about})
+        about = {name: {"id": name, **head, **one.described} for name, one in self.names.items()}
+        if (name := request.path_params.get("name")) is None:
+            return JSONResponse({"object": "list", "data": list(about.values())})
+        return JSONResponse(about[self.named(name).name])
 
     async def _health(self, _: Request) -> Response:
         down = [name for name, one in self.served.items() if not one.running()]
-        if down:
-            return JSONResponse({"status": "failed", "models": down}, 503)
-        return JSONResponse({"status": "ok"})
+        failed = {"status": "failed", "models": down}
+        return JSONResponse(failed if down else {"status": "ok"}, 503 if down else 200)
 
     async def _numbers(self, _: Request) -> Response:
-        text = generate_latest(self.metrics.registry)
-        return Response(text, media_type="text/plain; version=0.0.4")
+        return Response(generate_latest(), media_type="text/plain; version=0.0.4")
 
     def named(self, name: str) -> Served | Classifier:
-        """What answers to a name.
-
-        Raises:
-            Refused: if nothing does.
-        """
+        """What answers to a name; one that nothing answers to is refused."""
         if name not in self.names:
             said = f"no model {name[:100]!r} here; there are {', '.join(self.names)}"
             raise Refused(404, said, code="model_not_found", param="model")
         return self.names[name]
 
     def check_key(self, request: Request) -> None:
-        """Refuse a request without the key of the server.
-
-        Raises:
-            Refused: for no key, or another one.
-        """
+        """Refuse a request without the key of the server, if it has one."""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         key = (self.limits.key or "").encode()
-        same = hmac.compare_digest(given.strip(" ").encode("utf-8", "replace"), key)
-        if key and (scheme.lower() != "bearer" or not same):
+        same = hmac.compare_digest(given.strip(" ").encode(), key)
+        if key and not (same and scheme.lower() == "bearer"):
             raise Refused(
                 401, "no valid API key: send Authorization: Bearer KEY", code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
 
     def take_places(self, record: Record, count: int) -> None:
-        """Take places for the prompts of a request, which has them until its end.
-
-        Raises:
-            Refused: if there are not so many.
-        """
+        """Take places for a request's prompts until its end; refuse it if there are too few."""
         most = self.limits.requests
         if count > most:
             raise Refused(400, f"{count} prompts are more than this server takes, {most}")
@@ -134,6 +123,7 @@ class Server:
                 code="rate_limit_exceeded", headers={"Retry-After": "1"},
             )  # fmt: skip
         self.running += count
+        RUNNING.inc(count)
         record.prompts = count
 
 
@@ -145,7 +135,7 @@ class Answering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever becomes of it, it is counted and its places are free."""
-        request, record = Request(scope, receive), Record(self._server.metrics, scope["path"])
+        request, record = Request(scope, receive), Record(scope["path"])
         try:
             try:
                 async with asyncio.timeout(self._limits.seconds):
@@ -164,19 +154,11 @@ class Answering:
         named = self._server.named(body.model)
         record.model = named.name
         # In threads: others are answered while long texts are made tokens, or labelled.
-        if isinstance(body, ClassifyRequest):
-            if not isinstance(named, Classifier):
-                said = f"{named.name} is no classifier: ask /v1/completions"
-                raise Refused(400, said, param="model")
+        if isinstance(body, ClassifyRequest) and isinstance(named, Classifier):
             texts = [body.input] if isinstance(body.input, str) else body.input
-            tokens = await asyncio.to_thread(named.tokens, texts)
-            self._server.take_places(record, len(tokens))
-            record.read = sum(len(each["input_ids"]) for each in tokens)
-            whole = await asyncio.to_thread(named.classify, tokens)
-        else:
-            if isinstance(named, Classifier):
-                said = f"{named.name} writes no text: ask /v1/classify"
-                raise Refused(400, said, param="model")
+            self._server.take_places(record, len(texts))
+            whole = await asyncio.to_thread(named.classify, texts, record)
+        elif isinstance(named, Served) and not isinstance(body, ClassifyRequest):
             asks = await asyncio.to_thread(asks_of, named, body, self._limits.tokens)
             self._server.take_places(record, len(asks))
             record.read = sum(len(ask.ids) for ask in asks)
@@ -185,8 +167,10 @@ class Answering:
                 usage = bool(body.stream_options and body.stream_options.include_usage)
                 events = self._events(answer.chunks(usage=usage), record)
                 return StreamingResponse(events, media_type="text/event-stream")
-            async with _unless_closed(request):
-                whole = await answer.whole()
+            whole = await _unless_closed(request, answer.whole())
+        else:
+            at = "/v1/classify" if isinstance(named, Classifier) else "/v1/completions"
+            raise Refused(400, f"{named.name} does not answer here: ask {at}", param="model")
         record.status = 200
         return JSONResponse(whole)
 
@@ -203,45 +187,32 @@ class Answering:
         except Exception as error:
             refusal = refusal_of(error)
             record.status = refusal.status_code
-            yield f"data: {json_lines([refusal.body()])}\n"
+            yield f"data: {json_lines([refusal.body])}\n"
 
 
 async def _body_of(request: Request, most: int) -> bytes:
-    """The body of a request.
-
-    Raises:
-        Refused: for a longer one than ``most`` bytes.
-    """
-    too_long = Refused(413, f"the request is longer than {most} bytes")
-    if int(request.headers.get("content-length", 0)) > most:
-        raise too_long
+    """The body of a request; a longer one than ``most`` bytes is refused."""
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > most:  # of a body in chunks the client says no length
-            raise too_long
+        if len(body) > most:
+            raise Refused(413, f"the request is longer than {most} bytes")
     return bytes(body)
 
 
-@asynccontextmanager
-async def _unless_closed(request: Request) -> AsyncIterator[None]:
-    """Give up a ``with`` block when the client goes away; the body has been read.
+async def _unless_closed(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
+    """The result of some work; when the client goes away it is given up, with an error."""
 
-    Raises:
-        ClientDisconnect: if it does.
-    """
-
-    async def watch() -> None:
+    async def closed() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        limit.reschedule(0)
 
+    working, closing = asyncio.ensure_future(work), asyncio.ensure_future(closed())
     try:
-        async with asyncio.timeout(None) as limit:
-            watching = asyncio.create_task(watch())
-            try:
-                yield
-            finally:
-                watching.cancel()
-    except TimeoutError as error:
-        raise ClientDisconnect from error
+        await asyncio.wait([working, closing], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        working.cancel()
+        closing.cancel()

@@ -2,52 +2,32 @@
 
 import logging
 import time
-from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 logger = logging.getLogger(__name__)
 CLOSED = 499  # nginx's number for a client that went away before its answer
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)  # seconds
+MODEL = ("model",)
 
-
-class Metrics:
-    """Counts requests, tokens and times, by the name that answers, for Prometheus to read."""
-
-    def __init__(self) -> None:
-        own = self.registry = CollectorRegistry()
-        name = ("model",)
-        self.requests = Counter(
-            "lorada_requests", "Requests that have ended.", (*name, "endpoint", "status"),
-            registry=own,
-        )  # fmt: skip
-        self.read = Counter("lorada_prompt_tokens", "Tokens read.", name, registry=own)
-        self.written = Counter("lorada_generated_tokens", "Tokens written.", name, registry=own)
-        self.running = Gauge(
-            "lorada_prompts_running", "Prompts that are answered or wait.", registry=own
-        )
-        times: dict[str, Any] = {"labelnames": name, "buckets": SECONDS, "registry": own}
-        self.first_token = Histogram(
-            "lorada_first_token_seconds", "From a request to its first token.", **times
-        )
-        self.seconds = Histogram("lorada_request_seconds", "From a request to its end.", **times)
+REQUESTS = Counter("lorada_requests", "Requests that have ended.", (*MODEL, "endpoint", "status"))
+READ = Counter("lorada_prompt_tokens", "Tokens read.", MODEL)
+WRITTEN = Counter("lorada_generated_tokens", "Tokens written.", MODEL)
+RUNNING = Gauge("lorada_prompts_running", "Prompts that are answered or wait.")
+FIRST_TOKEN = Histogram(
+    "lorada_first_token_seconds", "From a request to its first token.", MODEL, buckets=BUCKETS
+)
+SECONDS = Histogram("lorada_request_seconds", "From a request to its end.", MODEL, buckets=BUCKETS)
 
 
 class Record:
-    """One request, from its arrival to its end.
+    """One request, from its arrival to its end."""
 
-    Attributes:
-        model: the name that answers; empty as long as it is not known.
-        status: the HTTP status; until there is one, that of a client that went away.
-        prompts: how many it has that are answered or wait.
-        read: tokens of its prompts.
-        written: tokens of its answers so far.
-    """
-
-    def __init__(self, metrics: Metrics, endpoint: str) -> None:
-        self._metrics, self._endpoint, self._start = metrics, endpoint, time.perf_counter()
-        self.model, self.status = "", CLOSED
-        self.prompts = self.read = self.written = 0
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint, self._start = endpoint, time.perf_counter()
+        self.model, self.status = "", CLOSED  # until the name and the HTTP status are known
+        self.prompts = 0  # that are answered or wait
+        self.read = self.written = 0  # tokens of its prompts, and of its answers so far
         self._first: float | None = None
 
     @property
@@ -55,20 +35,26 @@ class Record:
         """Since it came."""
         return time.perf_counter() - self._start
 
+    @property
+    def usage(self) -> dict[str, int]:
+        """The numbers of tokens, as OpenAI's API spells them."""
+        both = {"prompt_tokens": self.read, "completion_tokens": self.written}
+        return {**both, "total_tokens": self.read + self.written}
+
     def first_token(self) -> None:
         """Note the time, if it has not been noted before."""
         if self._first is None:
             self._first = self.seconds
-            self._metrics.first_token.labels(self.model).observe(self._first)
+            FIRST_TOKEN.labels(self.model).observe(self._first)
 
     def end(self) -> None:
         """Count the request, and write its line."""
-        metrics, total = self._metrics, self.seconds
-        metrics.requests.labels(self.model, self._endpoint, str(self.status)).inc()
-        metrics.seconds.labels(self.model).observe(total)
-        if self.model:
-            metrics.read.labels(self.model).inc(self.read)
-            metrics.written.labels(self.model).inc(self.written)
+        total = self.seconds
+        RUNNING.dec(self.prompts)
+        REQUESTS.labels(self.model, self._endpoint, str(self.status)).inc()
+        SECONDS.labels(self.model).observe(total)
+        READ.labels(self.model).inc(self.read)
+        WRITTEN.labels(self.model).inc(self.written)
         first = "-" if self._first is None else f"{self._first:.3f}s"
         logger.info(
             "%d %s model=%s read=%d written=%d first=%s total=%.3fs",

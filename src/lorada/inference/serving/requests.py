@@ -1,39 +1,37 @@
-"""What a request may say, as OpenAI's API spells it."""
+"""What a request may say, and how it is refused, as OpenAI's API spells both."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
 
-from lorada.inference.serving.refusals import Refused
+from lorada.inference.serving.records import CLOSED
 
+logger = logging.getLogger(__name__)
 MOST_PROMPTS, MOST_STOPS, MOST_TURNS = 256, 4, 10_000
 LONGEST = 40  # characters of a wrong value, or of a field's name, that are repeated
 # The first fault of a long list is enough: to describe each takes many times the body's memory.
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
-Texts = Annotated[list[str], Field(max_length=MOST_PROMPTS, fail_fast=True)]
-Prompts = Annotated[list[Ids], Field(max_length=MOST_PROMPTS, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
+Prompts = Annotated[list[Ids], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
 Zero = Annotated[float, Field(ge=0, le=0)] | None
 Empty = Annotated[list[Any] | dict[str, Any], Field(max_length=0)] | None
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a server.
+    """The limits of a server."""
 
-    Attributes:
-        body: bytes of a request.
-        tokens: of an answer; None for what the model has room for.
-        requests: prompts that are answered or wait at one time.
-        seconds: from a request until its end.
-        key: what every request under ``/v1`` must bring; None for nothing.
-    """
-
-    body: int = 2**20
-    tokens: int | None = None
-    requests: int = 256
-    seconds: float = 600.0
-    key: str | None = field(default=None, repr=False)
+    body: int = 2**20  # bytes of a request
+    tokens: int | None = None  # of an answer; None for what the model has room for
+    requests: int = 256  # prompts that are answered or wait at one time
+    seconds: float = 600.0  # from a request until its end
+    key: str | None = field(default=None, repr=False)  # of each request under ``/v1``, if any
 
 
 class Strict(BaseModel):
@@ -46,12 +44,6 @@ class StreamOptions(Strict):
     """``stream_options``."""
 
     include_usage: bool | None = None
-
-
-class TextFormat(Strict):
-    """``response_format``."""
-
-    type: Literal["text"]
 
 
 class TextPart(Strict):
@@ -102,8 +94,9 @@ class Request(Strict):
     echo: Literal[False] | None = None
     tools: Empty = None
     tool_choice: Literal["none"] | None = None
+    logprobs: Literal[False] | None = Field(None, description="left out, as none are offered")
     top_logprobs: Literal[0] | None = None
-    response_format: TextFormat | None = None
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
     # What does not touch the answer.
     user: Any = None
     metadata: Any = None
@@ -121,39 +114,29 @@ class Request(Strict):
 class ChatRequest(Request):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(
-        description=f"a list of 1 to {MOST_TURNS} turns, each with a role (system, developer, user,"
-        " assistant or tool) and a content (a text, or a list of parts of type text)",
-        min_length=1, max_length=MOST_TURNS, fail_fast=True,
-    )  # fmt: skip
+    messages: list[Message] = Field(min_length=1, max_length=MOST_TURNS, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: bool | None = None
 
 
 class CompletionRequest(Request):
-    """The body of ``POST /v1/completions``: texts to continue, or their tokens.
-
-    ``logprobs`` is a number of other tokens to tell of: 0, for the answer's own alone.
-    """
+    """The body of ``POST /v1/completions``: texts to continue, or their tokens."""
 
     prompt: str | Ids | Texts | Prompts = Field(
-        description=f"a text, a list of token ids, or a list of at most {MOST_PROMPTS} of either"
+        description=f"a text, a list of token ids, or a list of 1 to {MOST_PROMPTS} of either"
     )
-    logprobs: Literal[0] | None = None
 
 
 class ClassifyRequest(Strict):
     """The body of ``POST /v1/classify``: texts to label."""
 
     model: str
-    input: str | Texts = Field(description=f"a text, or a list of at most {MOST_PROMPTS}")
+    input: str | Texts = Field(description=f"a text, or a list of 1 to {MOST_PROMPTS}")
 
 
-AnyRequest = ChatRequest | CompletionRequest | ClassifyRequest
 Kind = type[ChatRequest] | type[CompletionRequest] | type[ClassifyRequest]
 
 
-def request_of(kind: Kind, body: bytes) -> AnyRequest:
+def request_of(kind: Kind, body: bytes) -> ChatRequest | CompletionRequest | ClassifyRequest:
     """The request in a body.
 
     Raises:
@@ -163,23 +146,57 @@ def request_of(kind: Kind, body: bytes) -> AnyRequest:
         return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-    if not first["loc"]:
-        said = f"the request must be one JSON object: {first['msg']}"
-        raise Refused(400, f"{said}; it is {_short(repr(first['input']))}")
-    top, named = str(first["loc"][0]), [_named(one) for one in first["loc"][:3]]
     value = "missing" if first["type"] == "missing" else _short(repr(first["input"]))
-    description = getattr(kind.model_fields.get(top), "description", None)
-    if description is None:
-        raise Refused(400, f"{'.'.join(named)}: {first['msg']}; it is {value}", param=named[0])
-    # Of turns it is said which is wrong; in other fields that depends on which type is meant.
-    where = ".".join(named) if top == "messages" and named[1:] else "it"
-    raise Refused(400, f"{top}: must be {description}; {where} is {value}", param=top)
-
-
-def _named(place: int | str) -> str:
-    """A field's name, which may be anything, or a number in a list."""
-    return _short(place if isinstance(place, str) and place.isidentifier() else repr(place))
+    if not first["loc"]:
+        raise Refused(400, f"the request must be one JSON object: {first['msg']}; it is {value}")
+    # A field's name may be anything.
+    places = ((str(place), repr(place)) for place in first["loc"][:3])
+    names = [_short(name if name.isidentifier() else shown) for name, shown in places]
+    known = kind.model_fields.get(names[0])
+    where, said = ".".join(names), first["msg"]
+    if known is not None and known.description:
+        where, said = names[0], f"must be {known.description}"
+    raise Refused(400, f"{where}: {said}; it is {value}", param=names[0])
 
 
 def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+class Refused(HTTPException):
+    """A request that gets no answer; ``body`` is what is sent in its place."""
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(status, message, headers)
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+    def response(self) -> Response:
+        """The whole answer to the request."""
+        return JSONResponse(self.body, self.status_code, self.headers)
+
+
+class EngineFailed(RuntimeError):
+    """An engine could not finish an answer; the next one may succeed."""
+
+
+def refusal_of(error: Exception) -> Refused:
+    """The refusal that an error becomes; of a fault of our own only the log says more."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, HTTPException):  # Starlette's, for addresses and methods
+        said = f"there is nothing here for this request: {error.detail}"
+        return Refused(error.status_code, said, headers=error.headers)
+    if isinstance(error, ClientDisconnect):
+        return Refused(CLOSED, "the client went away")
+    if isinstance(error, TimeoutError):
+        return Refused(504, "the time that this server gives a request is over", code="timeout")
+    failed = isinstance(error, EngineFailed)
+    said = " ".join(str(error).split())[:500]
+    logger.error("a request failed: %s", said, exc_info=None if failed else error)
+    if failed:
+        return Refused(503, "the model failed at this answer: try again", code="engine_failed")
+    return Refused(500, "the server failed at this answer")

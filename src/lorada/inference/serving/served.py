@@ -1,21 +1,37 @@
-"""The names that the server answers to, each run and the base alone, and the batches of each."""
+"""What answers to a name: a run or the base alone with its batches, or a run that labels texts."""
 
 import itertools
+import threading
+import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from peft import PeftModel
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from lorada.inference.can_refill import end_tokens, reason_against
-from lorada.inference.generate import generation_settings, room_for_prompts
-from lorada.inference.load import Run, load_side_by_side
-from lorada.inference.serving.refusals import EngineFailed
+from lorada.inference.generate import (
+    chat_prompt,
+    generation_settings,
+    room_for_prompts,
+    tokens_of,
+)
+from lorada.inference.load import Run, load_run, load_side_by_side
+from lorada.inference.serving.records import Record
+from lorada.inference.serving.requests import (
+    ChatRequest,
+    CompletionRequest,
+    EngineFailed,
+    Refused,
+)
 from lorada.inference.serving.shared_model import AdapterView, SharedModel
 from lorada.runs.data.dataset import context_of
+from lorada.runs.folder.same_base import adapter_names
 
 # On a processor: tokens in a page of a cache, tokens that one forward pass reads at most, and
 # tokens in the cache of a batch, unless the user says otherwise.
@@ -24,63 +40,58 @@ PAGE, PASS, CACHE_TOKENS = 32, 512, 8192
 MEMORY = 0.7
 # Any values but those that switch a rule off: a rule that is off cannot be set by a request.
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
+LONGEST = 500  # characters of a line that may repeat a prompt
+# Colder requests take the likeliest token: scores over a smaller number may be infinite in fp32,
+# and what is not a number ends a batch for all its requests.
+COLDEST = 1e-6
 
 
 class Ask(NamedTuple):
-    """What one answer is to be.
+    """What one answer is to be: behind the prompt's ``ids``, at most ``most`` tokens.
 
-    Attributes:
-        ids: the prompt's tokens.
-        most: how many tokens may be written.
-        rule: how they are drawn, by ``temperature`` and ``top_p``; empty for the likeliest each
-            time.
-        logprobs: whether the log-probability of each is wanted.
+    They are drawn by ``rule``, a temperature and ``top_p``; if it is empty, each is the likeliest.
     """
 
     ids: list[int]
     most: int
     rule: dict[str, float]
-    logprobs: bool
 
 
 class Served:
     """What answers to one name, with transformers' continuous batching.
 
     Greedy answers and drawn ones are two batches, because transformers chooses tokens by one rule
-    in a batch. A batch is made when it is first asked for; each has a cache of its own.
-
-    Attributes:
-        name: the name, which requests give as ``model``.
-        run: the run; for the base alone, one with the base as its model.
-        room: most tokens of a prompt and its answer together; None for any number.
-        most: tokens of an answer, unless a request says otherwise: those of ``lorada generate``.
-        ends: the tokens that end an answer.
-        stops: the texts that end an answer and stay in it, from the run's protocol.
-        described: what the list of models says of it.
+    in a batch. A batch is made when it is first asked for; each has a cache of its own. The base
+    alone is a run with the base as its model.
     """
 
     def __init__(
         self, name: str, run: Run, base: str, view: AdapterView, size: dict[str, Any]
     ) -> None:
-        """Nothing is allocated yet.
-
-        Args:
-            name: the name.
-            run: the run.
-            base: the name of its base.
-            view: the model as the run has it.
-            size: of the cache of a batch, as ``ContinuousBatchingConfig`` takes it.
+        """Allocate nothing yet; ``size`` is of a batch's cache, for ``ContinuousBatchingConfig``.
 
         Raises:
-            ValueError: for a run that writes no text, or whose answers no batch can give.
+            ValueError: for a run that writes no text, or for which continuous batching does not
+                give the tokens of ``generate``; it says why, and what answers it.
         """
         self._settings = generation_settings(run)
-        refuse_unbatched(run, self._settings)
-        self.name, self.run, self.most = name, run, self._settings["max_new_tokens"]
+        why = reason_against(run, self._settings)
+        model = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
+        if why is None and not model._supports_attention_backend:
+            why = f"{type(model).__name__} computes attention itself"
+        if why is not None:
+            raise ValueError(
+                f"{run.folder} cannot be served, as {why}: lorada generate and lorada chat answer "
+                "it"
+            )
+        self.name, self.run = name, run
+        # Tokens of an answer, unless a request says otherwise: those of ``lorada generate``.
+        self.most = self._settings["max_new_tokens"]
         room_for_prompts(run, self.most)  # refuses what no prompt could go with
         cached = (size["num_blocks"] - 1) * size["page_size"] if "num_blocks" in size else None
         rooms = [room for room in (context_of(run.model.config), cached) if room is not None]
-        self.room = min(rooms, default=None)
+        self.room = min(rooms, default=None)  # tokens of a prompt with its answer; None: any number
+        # What ends an answer and stays in it: tokens, and texts of the run's protocol.
         self.ends = frozenset(end_tokens(run))
         self.stops = tuple(self._settings.get("stop_strings") or ())
         self.described = {"base": base} | ({"method": run.recipe.method} if run.key else {})
@@ -128,9 +139,8 @@ class Served:
             config = GenerationConfig.from_dict(self.view.generation_config.to_dict())
             config.update(**self._settings | (SAMPLING if drawn else {"do_sample": False}))
             batching = ContinuousBatchingConfig(
-                return_logprobs=True, per_request_processors=drawn, auto_switch_to_flash=False,
-                **self._size,
-            )  # fmt: skip
+                per_request_processors=drawn, auto_switch_to_flash=False, **self._size
+            )
             self.batches[drawn] = self.view.init_continuous_batching(config, batching)
             self.batches[drawn].start()
         return self.batches[drawn]
@@ -141,11 +151,8 @@ def open_served(
 ) -> dict[str, Served]:
     """Load finished runs on one base, and give each and the base a name.
 
-    Args:
-        folders: of the runs.
-        cache_tokens: keys and values that the cache of a batch holds; None for a number of our own
-            on a processor, and for what memory allows on an accelerator.
-        trust_remote_code: whether code of a model's repository may run.
+    The cache of a batch holds the keys and values of ``cache_tokens``; of as many as we think right
+    on a processor, or as memory allows on an accelerator, if that is None.
 
     Raises:
         ValueError: as ``load_side_by_side`` and ``Served`` do.
@@ -164,23 +171,120 @@ def open_served(
     if cache_tokens is not None:
         size.setdefault("page_size", ContinuousBatchingConfig.page_size)
         size["num_blocks"] = ceil(cache_tokens / size["page_size"]) + 1
+    views = {name: AdapterView(shared, run.key) for name, run in runs.items()}
+    return {name: Served(name, run, base, views[name], size) for name, run in runs.items()}
+
+
+class Classifier:
+    """A run that labels texts at ``/v1/classify``, in vLLM's form, one request at a time."""
+
+    def __init__(self, name: str, run: Run) -> None:
+        self.name, self.labels, self._run = name, run.labels, run
+        self.described = {"base": run.recipe.model, "method": run.recipe.method}
+        self._turn = threading.Lock()
+
+    @torch.no_grad()
+    def classify(self, texts: list[str], record: Record) -> dict[str, Any]:
+        """The response to texts, whose probabilities are in the order of the run's classes.
+
+        Raises:
+            Refused: for a text that is too long, or has no token that the model knows.
+        """
+        room, size = self._run.recipe.max_length, self._run.recipe.eval_batch_size
+        found: list[list[float]] = []
+        with self._turn:
+            for number, ids in enumerate(self._run.tokenizer(texts, verbose=False)["input_ids"]):
+                if not ids:
+                    raise Refused(400, f"input {number} has no token of this model", param="input")
+                if len(ids) > room:
+                    said = f"input {number} has {len(ids)} tokens; there is room for {room}"
+                    raise Refused(400, said, code="context_length_exceeded", param="input")
+                record.read += len(ids)
+            for start in range(0, len(texts), size):
+                some = texts[start : start + size]
+                batch = self._run.tokenizer(some, padding=True, return_tensors="pt")
+                logits = self._run.model(**batch.to(self._run.device)).logits
+                found += logits.float().softmax(-1).tolist()
+        data = [
+            {
+                "index": i, "label": self.labels[probs.index(max(probs))], "probs": probs,
+                "num_classes": len(probs),
+            }
+            for i, probs in enumerate(found)
+        ]  # fmt: skip
+        return {
+            "id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()),
+            "model": self.name, "data": data, "usage": record.usage,
+        }  # fmt: skip
+
+
+def open_classifiers(
+    folders: Sequence[Path], *, trust_remote_code: bool = False
+) -> dict[str, Classifier]:
+    """Load finished runs, each with a base of its own, by the names of their folders.
+
+    Raises:
+        ValueError: for a run that is not finished, or is given twice.
+    """
     return {
-        name: Served(name, run, base, AdapterView(shared, run.key), size)
-        for name, run in runs.items()
+        name: Classifier(name, load_run(folder, trust_remote_code=trust_remote_code))
+        for name, folder in zip(adapter_names(folders), folders, strict=True)
     }
 
 
-def refuse_unbatched(run: Run, settings: dict[str, Any]) -> None:
-    """Refuse a run for which continuous batching does not give the tokens of ``generate``.
+def asks_of(
+    served: Served, request: ChatRequest | CompletionRequest, limit: int | None
+) -> list[Ask]:
+    """What is asked for each prompt of a request; ``limit`` is of an answer's tokens.
 
-    Raises:
-        ValueError: saying why, and what answers it.
+    Prompts that the model cannot continue are refused, and more tokens than there is room for.
     """
-    why = reason_against(run, settings)
-    base = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
-    if why is None and not base._supports_attention_backend:
-        why = f"{type(base).__name__} computes attention itself"
-    if why is not None:
-        raise ValueError(
-            f"{run.folder} cannot be served, as {why}: lorada generate and lorada chat answer it"
-        )
+    most, param = request.max_tokens, "prompt"
+    if isinstance(request, ChatRequest):
+        most, param = request.max_completion_tokens or most, "messages"
+    try:
+        prompts = _ids(served, request)
+    except ValueError as error:  # an empty prompt, or turns that the chat template refuses
+        said = " ".join(str(error).split())[:LONGEST]
+        raise Refused(400, said, param=param) from error
+    rule = {}
+    if (heat := request.temperature or 0.0) >= COLDEST:
+        rule = {"temperature": heat, "top_p": 1.0 if request.top_p is None else request.top_p}
+    return [Ask(ids, _most(served, len(ids), most, limit), rule) for ids in prompts]
+
+
+def _ids(served: Served, request: ChatRequest | CompletionRequest) -> list[list[int]]:
+    """The tokens of a conversation by its template, or of each prompt; ids stay as they are."""
+    run = served.run
+    if isinstance(request, ChatRequest):
+        if not run.tokenizer.chat_template:
+            raise ValueError(f"{served.name} has no chat template: ask /v1/completions")
+        prompt = chat_prompt(run, [message.turn() for message in request.messages])
+        return tokens_of(run, [prompt], None, templated=True)
+    given: Any = request.prompt
+    prompts = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    if isinstance(prompts[0], str):
+        return tokens_of(run, prompts, None, templated=False)
+    highest, known = max(map(max, prompts)), run.model.config.get_text_config().vocab_size
+    if highest >= known:
+        raise ValueError(f"{highest} is no token of this model, which has {known}")
+    return list(prompts)
+
+
+def _most(served: Served, read: int, wanted: int | None, limit: int | None) -> int:
+    """How many tokens an answer may have behind a prompt of ``read`` tokens.
+
+    Where the request does not say, it is what fits, at most what ``lorada generate`` writes.
+    """
+    left = None if served.room is None else served.room - read
+    if left is not None and left < (wanted or 1):
+        asked = f" and an answer of {wanted}" if wanted else ""
+        raise Refused(
+            400, f"a prompt of {read} tokens{asked} does not fit: there is room for {served.room}",
+            code="context_length_exceeded",
+        )  # fmt: skip
+    if wanted is None:
+        return min(most for most in (served.most, left, limit) if most is not None)
+    if limit is not None and wanted > limit:
+        raise Refused(400, f"{wanted} tokens are more than this server writes, {limit}")
+    return wanted

@@ -19,8 +19,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        number = getattr(error, "errno", None) or 0
+    except OSError as error:
+        number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error  # names that are none have others
         raise ValueError(
             f"cannot listen at {host} port {port}: {reason}; choose another"

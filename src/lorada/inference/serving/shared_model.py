@@ -11,34 +11,19 @@ from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
 from lorada.attention.interface import install
-from lorada.tuners.lmam import LmamLayer, bake
-
-FINISHED_SHARE = 0.1  # of the weights' bytes: finished maps that take more are not kept
 
 
 class SharedModel:
-    """A model with all its adapters.
+    """A model with all its adapters; ``base`` is the transformers model in it, which is what runs.
 
     Whoever runs it takes a turn. Turns are given in the order in which they were asked for, so that
     an adapter with many requests does not keep the others waiting.
-
-    Attributes:
-        whole: the model with its adapters.
-        base: the transformers model in it, which is what runs.
     """
 
     def __init__(self, model: PeftModel | PreTrainedModel) -> None:
-        self.whole = model
-        self.base: PreTrainedModel = (
-            model.get_base_model() if isinstance(model, PeftModel) else model
-        )
+        self._whole = model
+        self.base = model.get_base_model() if isinstance(model, PeftModel) else model
         install()  # also without maps: packed sequences are then computed in parts
-        # A row of a finished map is read, and a row of a low-rank map is a product in every step.
-        layers = [layer for layer in model.modules() if isinstance(layer, LmamLayer)]
-        factors = [one for x in layers for one in (*x.lora_w_a.values(), *x.lora_w.values())]
-        finished = sum(4 * factor.shape[0] * factor.shape[1] ** 2 for factor in factors)  # bytes
-        if finished <= FINISHED_SHARE * sum(parameter.nbytes for parameter in model.parameters()):
-            bake(model)
         self._changed = threading.Condition()
         self._given = self._done = 0
         self._active: str | None = ""  # no adapter's name: the first turn always switches
@@ -58,11 +43,11 @@ class SharedModel:
                 self._changed.notify_all()
 
     def _activate(self, key: str | None) -> None:
-        if key == self._active or not isinstance(self.whole, PeftModel):
+        if key == self._active or not isinstance(self._whole, PeftModel):
             return
-        layers = self.whole.base_model  # learned prompts have none: the base runs without them
+        layers = self._whole.base_model  # learned prompts have none: the base runs without them
         if key is not None:
-            self.whole.set_adapter(key, inference_mode=True)
+            self._whole.set_adapter(key, inference_mode=True)
         if isinstance(layers, BaseTuner) and None in (key, self._active):
             switch = layers.disable_adapter_layers if key is None else layers.enable_adapter_layers
             switch()

@@ -74,10 +74,6 @@ const STOPS = {
     below: [[30, 33, 38], [104, 56, 14], [190, 98, 16], [246, 160, 72], [255, 232, 200]],
   },
 };
-const SERIES = {
-  light: ["#1b1b1b", "#0064a8", "#b34a00", "#007a5a", "#9a3f7d", "#7a6200", "#5a5aa8"],
-  dark: ["#f0f0f0", "#56b4e9", "#f0983c", "#35c99b", "#e09bc6", "#e3cf4a", "#a9a9f5"],
-};
 
 function theme() {
   return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
@@ -122,10 +118,4 @@ function entryLegend(most, signed) {
   const colours = places.map((at) => `rgb(${entryColour(Math.sign(at) * at * at * most, most)})`);
   const labels = signed ? [-most, 0, most] : [0, most / 4, most];
   return legend(colours, labels.map(number));
-}
-
-/** An empty SVG picture. */
-function emptyPicture(width, height, title) {
-  return drawn("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "font-size": 12, fill: "currentColor" },
-    drawn("title", {}, title));
 }

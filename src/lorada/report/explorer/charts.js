@@ -1,14 +1,11 @@
 "use strict";
 /* Charts of one run: the next token's probabilities, and the change through the layers. */
 
+const SERIES = [
+  ["#1b1b1b", "#f0f0f0"], ["#0064a8", "#56b4e9"], ["#b34a00", "#f0983c"], ["#007a5a", "#35c99b"],
+  ["#9a3f7d", "#e09bc6"], ["#7a6200", "#e3cf4a"], ["#5a5aa8", "#a9a9f5"],
+].map((pair) => `light-dark(${pair})`);
 const DASHES = ["", "6 3", "2 3", "8 3 2 3", "1 2", "10 4", "4 2"];
-
-/** Marks of an axis from 0 to at least ``most``: [0, step, …], at most six. */
-function marks(most) {
-  const size = 10 ** Math.floor(Math.log10(most || 1));
-  const step = size * [0.2, 0.25, 0.5, 1, 2].find((one) => (most || 1) / (size * one) <= 5);
-  return Array.from({ length: Math.ceil((most || 1) / step - 1e-9) + 1 }, (_, i) => i * step);
-}
 
 /** The names that the page gives to the settings of the next token's probabilities. */
 function settingName(run, key) {
@@ -36,67 +33,45 @@ function nextTokens(run, next) {
     })));
 }
 
-/** Lines of the change through the layers: of all parts together, and of each alone. */
-class ChangeLines {
-  constructor(run, change, width, most) {
-    this.marks = marks(most);
-    Object.assign(this, { width, most: this.marks.at(-1) });
-    const order = ["all", ...alone(run)].filter((key) => change[key]);
-    this.lines = order.map((key) => ({ key, name: key === "all" ? "all together" : settingName(run, key), values: change[key] }));
-    this.layers = Math.min(...this.lines.map((line) => line.values.length));
-    this.readout = element("p", { class: "readout", "aria-live": "polite" });
-    this.slider = element("input", {
-      type: "range", min: 0, max: this.layers - 1, value: this.layers - 1, "aria-label": "Layer whose numbers are shown",
-    });
-    this.slider.addEventListener("input", () => this.tell());
-    this.element = element("div", { class: "chart" }, this.picture(), this.slider, this.readout);
-    this.tell();
-  }
+/** The change through the layers, of all parts together and of each alone: as lines and as numbers. */
+function changeLines(run, change, width, most) {
+  const keys = ["all", ...alone(run)].filter((key) => change[key]);
+  const lines = keys.map((key) => ({ key, name: key === "all" ? "all together" : settingName(run, key), values: change[key] }));
+  const layers = Array.from(lines[0].values, (_, i) => i);
+  const row = (tag, head, words) => element("tr", {}, ...[head, ...words].map((one) => element(tag, {}, String(one))));
+  const numbers = element("table", {}, row("th", "after layer", lines.map((line) => line.name)),
+    ...layers.map((i) => row("td", i, lines.map((line) => number(line.values[i])))));
+  return element("div", { class: "chart" }, changePicture(lines, layers.length, width, most || 1),
+    element("details", {}, element("summary", {}, "Numbers"), numbers));
+}
 
-  picture() {
-    const [left, right, top, tall, bottom] = [56, 12, 12, 220, 44];
-    const wide = this.width - left - right;
-    const x = (i) => left + (this.layers > 1 ? i / (this.layers - 1) : 0.5) * wide;
-    const y = (value) => top + tall * (1 - value / this.most);
-    const made = emptyPicture(this.width, top + tall + bottom + this.lines.length * 18,
-      "Change of the hidden state through the layers");
-    const faint = { stroke: "currentColor", "stroke-opacity": 0.2 };
-    const small = { "font-size": 11 };
-    for (const value of this.marks) {
-      const at = y(value);
-      made.append(drawn("path", { d: `M${left} ${at}h${wide}`, ...faint }),
-        drawn("text", { x: left - 6, y: at + 4, "text-anchor": "end", ...small }, number(value)));
-    }
-    const every = Math.ceil(this.layers / Math.max(wide / 34, 1));
-    for (let i = 0; i < this.layers; i += every) {
-      made.append(drawn("text", { x: x(i), y: top + tall + 16, "text-anchor": "middle", ...small }, String(i)));
-    }
-    made.append(drawn("text", { x: left + wide / 2, y: top + tall + 34, "text-anchor": "middle", ...small }, "after layer"));
-    this.lines.forEach((line, i) => {
-      const colour = SERIES[theme()][i % SERIES.light.length];
-      const style = { stroke: colour, fill: "none", "stroke-width": 2, "stroke-dasharray": DASHES[i % DASHES.length] };
-      const points = line.values.map((value, at) => `${x(at)} ${y(value)}`);
-      const low = top + tall + bottom + i * 18;
-      made.append(drawn("path", { d: `M${points.join("L")}`, ...style, "data-line": line.key }),
-        drawn("path", { d: `M${left} ${low}h34`, ...style }),
-        drawn("text", { x: left + 42, y: low + 4 }, line.name));
-      for (const [at, value] of line.values.entries()) {
-        made.append(drawn("circle", { cx: x(at), cy: y(value), r: 2.5, fill: colour },
-          drawn("title", {}, `${line.name}, layer ${at}: ${number(value)}`)));
-      }
-    });
-    this.mark = drawn("path", { stroke: "currentColor", "stroke-opacity": 0.6, "stroke-dasharray": "3 3" });
-    this.markAt = (i) => this.mark.setAttribute("d", `M${x(i)} ${top}v${tall}`);
-    made.append(this.mark);
-    return made;
+function changePicture(lines, layers, width, most) {
+  const [left, right, top, tall, bottom] = [56, 12, 12, 220, 44];
+  const wide = width - left - right;
+  const x = (i) => left + (layers > 1 ? i / (layers - 1) : 0.5) * wide;
+  const y = (value) => top + tall * (1 - value / most);
+  const height = top + tall + bottom + lines.length * 18;
+  const made = drawn("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "font-size": 12, fill: "currentColor" },
+    drawn("title", {}, "Change of the hidden state through the layers"));
+  const small = { "font-size": 11 };
+  for (const value of [0, most / 2, most]) {
+    made.append(drawn("path", { d: `M${left} ${y(value)}h${wide}`, stroke: "currentColor", "stroke-opacity": 0.2 }),
+      drawn("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end", ...small }, number(value)));
   }
-
-  /** Show the numbers of the layer that the slider is at. */
-  tell() {
-    const at = Number(this.slider.value);
-    const words = this.lines.map((line) => `${line.name} ${number(line.values[at])}`);
-    this.readout.textContent = `after layer ${at}: ${words.join(" · ")}`;
-    this.slider.setAttribute("aria-valuetext", this.readout.textContent);
-    this.markAt(at);
+  const every = Math.ceil(layers / Math.max(wide / 34, 1));
+  for (let i = 0; i < layers; i += every) {
+    made.append(drawn("text", { x: x(i), y: top + tall + 16, "text-anchor": "middle", ...small }, String(i)));
   }
+  made.append(drawn("text", { x: left + wide / 2, y: top + tall + 34, "text-anchor": "middle", ...small }, "after layer"));
+  lines.forEach((line, i) => {
+    const colour = SERIES[i % SERIES.length];
+    const style = { style: `stroke: ${colour}`, fill: "none", "stroke-width": 2, "stroke-dasharray": DASHES[i % DASHES.length] };
+    const points = line.values.map((value, at) => `${x(at)} ${y(value)}`);
+    const low = top + tall + bottom + i * 18;
+    made.append(drawn("path", { d: `M${points.join("L")}`, ...style, "data-line": line.key }),
+      drawn("path", { d: `M${left} ${low}h34`, ...style }),
+      drawn("text", { x: left + 42, y: low + 4 }, line.name));
+    if (layers === 1) made.append(drawn("circle", { cx: x(0), cy: y(line.values[0]), r: 2.5, style: `fill: ${colour}` }));
+  });
+  return made;
 }

@@ -43,7 +43,7 @@ import zlib
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 MOST = 32767  # the largest int16
 
@@ -51,13 +51,11 @@ MOST = 32767  # the largest int16
 def pack(matrices: ArrayLike) -> dict[str, Any]:
     """A matrix for each head, for an array (heads, T, K): value = int16 / 32767 · scale.
 
-    Heads that repeat, as those of a map with fewer heads than the model, are kept once. The error
-    is at most scale / 65534.
+    The error is at most scale / 65534.
 
     Returns:
-        ``shape``: heads, T, K; fewer heads than the layer has are repeated: head i has i mod heads.
-        ``scale``: the largest absolute value. ``data``: base64 of raw deflate of little-endian
-        int16.
+        ``shape``: heads, T, K. ``scale``: the largest absolute value. ``data``: base64 of raw
+        deflate of little-endian int16.
 
     Raises:
         ValueError: if the array has another number of dimensions or a number that is not finite.
@@ -68,7 +66,6 @@ def pack(matrices: ArrayLike) -> dict[str, Any]:
     scale = float(np.abs(values).max(initial=0.0))
     if not math.isfinite(scale):
         raise ValueError("a matrix has a number that is not finite: the run may have diverged")
-    values = _without_repeats(values)
     whole = np.rint(values / (scale or 1.0) * MOST).astype("<i2")
     deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
     data = deflate.compress(whole.tobytes()) + deflate.flush()
@@ -77,11 +74,3 @@ def pack(matrices: ArrayLike) -> dict[str, Any]:
         "scale": scale,
         "data": base64.b64encode(data).decode("ascii"),
     }
-
-
-def _without_repeats(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    heads = len(values)
-    for few in range(1, heads):
-        if heads % few == 0 and (values == np.tile(values[:few], (heads // few, 1, 1))).all():
-            return values[:few]
-    return values

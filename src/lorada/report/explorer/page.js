@@ -7,11 +7,19 @@ const chosen = {
   sentence: 0,
   steps: runs.map((run) => run.steps.length - 1),
   measure: null,
-  pictures: "map",
   at: { layer: 0, head: 0 },
   open: null,
 };
-const view = new View((one) => { for (const detail of details) detail.tell(one.at); });
+/** What the pictures of the open head show together: the marked pair of tokens. */
+const view = {
+  at: null,
+  pictures: [],
+  mark(query, key) { this.at = { query, key }; this.changed(); },
+  changed() {
+    for (const picture of this.pictures) picture.draw();
+    for (const detail of details) detail.tell(this.at);
+  },
+};
 let details = [];
 
 const shownBy = (run, i) => run.shown[chosen.steps[i]][chosen.sentence];
@@ -62,15 +70,6 @@ async function open(layer, head) {
   part("detail-title").focus({ preventScroll: true });
 }
 
-function close() {
-  if (!chosen.open) return;
-  const { layer, head } = chosen.open;
-  chosen.open = null;
-  part("detail").hidden = true;
-  drawHeads();
-  document.querySelector(`#heads [data-layer="${layer}"][data-head="${head}"]`)?.focus();
-}
-
 let drawing = 0;
 
 async function drawDetail() {
@@ -81,9 +80,9 @@ async function drawDetail() {
   const same = everyShown().map((shown) => shown.layers[layer]).filter(Boolean);
   const loaded = await Promise.all(runs.map((run, i) => {
     const found = shownBy(run, i).layers[layer];
-    return found?.moved[head] === undefined ? null : picturesOf(found, head, chosen.pictures, same);
+    return found?.moved[head] === undefined ? null : picturesOf(found, head, same);
   }));
-  if (mine !== drawing || !chosen.open) return; // something else was chosen meanwhile
+  if (mine !== drawing) return; // something else was chosen meanwhile
   const differences = loaded.flatMap((one) => one?.filter((picture) => picture.title === "Difference") ?? []);
   const most = Math.max(...differences.map((picture) => picture.most));
   for (const picture of differences) picture.most = most;
@@ -91,16 +90,15 @@ async function drawDetail() {
   details = [];
   const shown = runs.map((run, i) => {
     if (!loaded[i]) return element("p", {}, element("bdi", {}, run.name), ` has no layer ${layer} with a head ${head}.`);
-    const detail = new RunDetail(heading(run, i), loaded[i], tokens, view);
+    const detail = runDetail(heading(run, i), loaded[i], tokens, view);
     details.push(detail);
     return detail.element;
   });
   part("detail").hidden = false;
   part("detail-title").textContent = `Layer ${layer}, head ${head}`;
   part("detail-runs").replaceChildren(...shown);
-  part("pictures").parentElement.hidden = !same.some((one) => one.map);
   view.changed();
-  part("detail").dataset.shown = [chosen.sentence, ...chosen.steps, layer, head, chosen.pictures].join(" ");
+  part("detail").dataset.shown = [chosen.sentence, ...chosen.steps, layer, head].join(" ");
 }
 
 function drawNext() {
@@ -113,13 +111,15 @@ function drawNext() {
 }
 
 function drawChange() {
+  const opened = [...part("change").querySelectorAll("details")].map((one) => one.open);
   const width = widthOfRun(part("change"));
   const most = Math.max(0, ...everyShown().flatMap((shown) => Object.values(shown.change).flat()));
   part("change").replaceChildren(...runs.map((run, i) => {
     const { change } = shownBy(run, i);
     if (!change.all?.length) return element("p", {}, element("bdi", {}, run.name), ": no hidden states to compare.");
-    return element("figure", {}, heading(run, i), new ChangeLines(run, change, width, most).element);
+    return element("figure", {}, heading(run, i), changeLines(run, change, width, most));
   }));
+  part("change").querySelectorAll("details").forEach((one, i) => { one.open = opened[i] ?? false; });
 }
 
 function drawSentence() {
@@ -140,7 +140,6 @@ function fillMenus() {
   part("measure").replaceChildren(...measures.map(([key, one]) => element("option", { value: key }, one.title)));
   part("sentence").replaceChildren(...sentences.map((tokens, i) =>
     element("option", { value: i }, cut(visible(tokens.join("")), 60))));
-  part("pictures").replaceChildren(...Object.entries(PICTURES).map(([key, text]) => element("option", { value: key }, text)));
   for (const [i, run] of runs.entries()) {
     if (run.steps.length < 2) continue;
     const slider = element("input", { type: "range", min: 0, max: run.steps.length - 1, step: 1, value: chosen.steps[i] });
@@ -159,17 +158,11 @@ function listen() {
   const onChange = (id, act) => part(id).addEventListener("change", (event) => act(event.target.value));
   onChange("sentence", (value) => {
     chosen.sentence = Number(value);
-    Object.assign(view, { zoom: 1, left: 0, top: 0, at: null });
+    view.at = null;
     drawSentence();
     drawAll();
   });
   onChange("measure", (value) => { chosen.measure = value; drawHeads(); });
-  onChange("pictures", (value) => { chosen.pictures = value; drawDetail(); });
-  part("close").addEventListener("click", close);
-  part("larger").addEventListener("click", () => view.zoomBy(2));
-  part("smaller").addEventListener("click", () => view.zoomBy(0.5));
-  part("whole").addEventListener("click", () => view.whole());
-  document.addEventListener("keydown", (event) => { if (event.key === "Escape") close(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   let width = innerWidth;
   addEventListener("resize", () => {

@@ -1,7 +1,4 @@
-"""Writes the explorer's page: one HTML file that works offline and asks for nothing.
-
-The matrices stand apart from the other numbers, each once: the page unpacks only what is looked at.
-"""
+"""Writes the explorer's page: one HTML file that works offline and asks for nothing."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +8,6 @@ from lorada.report.html import render_page
 
 HERE = Path(__file__).parent
 SCRIPTS = ("basics.js", "matrices.js", "detail.js", "heads.js", "charts.js", "page.js")
-KINDS = ("softmax", "map", "without", "fused")
 
 
 def explorer_page(data: Mapping[str, Any], *, asked: str | None = None) -> str:
@@ -25,11 +21,6 @@ def explorer_page(data: Mapping[str, Any], *, asked: str | None = None) -> str:
     Raises:
         ValueError: for a number that is not finite.
     """
-    packed: dict[str, int] = {}  # base64 → its number on the page
-    runs = [
-        {**run, "shown": [[_shown(one, packed) for one in step] for step in run["shown"]]}
-        for run in data["runs"]
-    ]
     return render_page(
         HERE,
         data["title"],
@@ -37,21 +28,5 @@ def explorer_page(data: Mapping[str, Any], *, asked: str | None = None) -> str:
         asks=asked is not None,
         asked=asked,
         runs=data["runs"],
-        data={"sentences": [one["tokens"] for one in data["sentences"]], "runs": runs},
-        packed=list(packed),
+        data={"sentences": [one["tokens"] for one in data["sentences"]], "runs": data["runs"]},
     )
-
-
-def _shown(one: Mapping[str, Any], packed: dict[str, int]) -> dict[str, Any]:
-    """A run on a sentence whose matrices name their data by its number; equal ones share it."""
-
-    def numbered(matrices: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        if matrices is None:
-            return None
-        index = packed.setdefault(matrices["data"], len(packed))
-        return {"shape": matrices["shape"], "scale": matrices["scale"], "at": index}
-
-    layers = [
-        {**layer, **{kind: numbered(layer.get(kind)) for kind in KINDS}} for layer in one["layers"]
-    ]
-    return {**one, "layers": layers}
