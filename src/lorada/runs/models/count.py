@@ -12,9 +12,13 @@ from lorada.methods.build import Plan, build_method
 from lorada.methods.task_head import select_trainable
 from lorada.runs.models.adapters import base_parameters, fold_prefixes, parameter_counts
 from lorada.runs.models.loading import kind_of, load_config
+from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import Recipe, load_recipe
 from lorada.tuners import LoradaConfig
 from lorada.tuners.base.linears import linears
+
+# Bytes of a weight. In nf4, 64 of them have a scale of one byte; int8's scales are not counted.
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "nf4": 1 / 2 + 1 / 64}
 
 
 def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str, Any]:
@@ -57,6 +61,22 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
         fold_prefixes(placed)
     counts = parameter_counts(placed, total, with_head=plan.with_head)
     return {**counts, "settings_from": plan.settings_from}
+
+
+def lasting_bytes(prepared: PreparedTraining, counts: dict[str, Any]) -> float:
+    """Bytes of weights, gradients and Adam's moments of a training, without its activations.
+
+    ``counts`` are those of ``parameters_of``. Embeddings and output layer are never quantised.
+    """
+    recipe, config = prepared.recipe, prepared.config
+    wide = counts["total"]
+    if recipe.quantization is not None:
+        tied = getattr(config, "tie_word_embeddings", True)
+        wide = min(wide, config.vocab_size * config.hidden_size * (1 if tied else 2))
+    narrow = (counts["total"] - wide) * BYTES[recipe.quantization or recipe.dtype]
+    # What trains is in fp32: gradient, two moments and, of an adapter, the weight itself.
+    each = 12 if prepared.plan.config is None else 16
+    return wide * BYTES[recipe.dtype] + narrow + each * counts["trainable"]
 
 
 def _meta_model(config: Any) -> PreTrainedModel:

@@ -53,13 +53,8 @@ def why_full(recipe: Recipe, config: Any) -> str | None:
     said = any(name in recipe.training for name in TRAINERS_OWN)
     if said or model is None or not model.supports_gradient_checkpointing:
         return None
-    parameters, length = model.num_parameters(), longest(recipe, config)
+    parameters = model.num_parameters()
+    length = min(recipe.max_length, context_of(config) or recipe.max_length)
     if parameters > LARGE:
         return f"the model has {parameters:,} parameters"
     return f"rows may have {length:,} tokens" if length > LONG else None
-
-
-def longest(recipe: Recipe, config: Any) -> int:
-    """The most tokens that a row may have: ``max_length``, if the model can read so many."""
-    context = context_of(config)
-    return recipe.max_length if context is None else min(recipe.max_length, context)
