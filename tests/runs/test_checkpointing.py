@@ -12,6 +12,7 @@ from transformers import GPT2Config, LlamaConfig, TrainerCallback
 from lorada.methods import meta_model
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import setup
+from lorada.runs.training.arguments import training_arguments
 from lorada.runs.training.checkpointing import recomputes
 from lorada.runs.training.train import train
 
@@ -161,16 +162,9 @@ def test_a_training_does_what_auto_takes(asked, monkeypatch):
         assert kept.recomputes == {full}
 
 
-@pytest.mark.parametrize(
-    "other",
-    ["gradient_checkpointing=true", "gradient_checkpointing_kwargs={use_reentrant: true}",
-     "activation_checkpointing=true"],
-)  # fmt: skip
-def test_two_settings_for_one_thing_are_refused(asked, other):
-    with pytest.raises(ValueError, match="exclude each other: leave one out") as caught:
-        train(asked("full", f"training.{other}"), quiet=True)
-    assert str(caught.value).startswith("activation_checkpointing=full and training.")
-    train(asked("auto", f"training.{other}", "max_steps=1"), quiet=True)
+def test_the_trainers_own_setting_goes_before_it(asked):
+    recipe = asked("full", "gradient_checkpointing=false")
+    assert not training_arguments(recipe, again=True).gradient_checkpointing
 
 
 def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(call, llama, tmp_path):

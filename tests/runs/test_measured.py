@@ -17,7 +17,6 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training import setup
 from lorada.runs.training.callbacks import DivergedError
 from lorada.runs.training.train import train
-from lorada.support.files import json_text
 
 TRAINING = [
     "per_device_train_batch_size=4", "report_to=[]", "logging_steps=1", "max_length=32",
@@ -182,9 +181,3 @@ def test_numbers_that_json_lacks_are_null_and_named(kept_back, tmp_path, caplog)
     saved = strictly((run / "result.json").read_text())
     assert saved["metrics"] == {"a": {"loss": None, "n": 3}, "b": [None, 1.5]}
     assert "metrics.a.loss=nan and 1 more: not a finite number" in caplog.text
-
-
-def test_json_of_data_without_such_numbers_says_nothing(caplog):
-    data = {"a": [1, 2.5, "NaN", None, True], "b": {"ä": (1, 2)}}
-    assert strictly(json_text(data)) == {"a": [1, 2.5, "NaN", None, True], "b": {"ä": [1, 2]}}
-    assert caplog.text == ""

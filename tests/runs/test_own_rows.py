@@ -186,13 +186,6 @@ def test_rows_that_are_too_long_are_still_called_so(tmp_path):
     refused("lies beyond max_length=1; raise it", lambda: encoded(text, max_length=1))
 
 
-def test_a_part_of_the_rows_knows_where_they_stand_in_their_file(tmp_path):
-    rows = loaded(tmp_path, [{"text": str(number)} for number in range(6)])
-    part = rows.part([5, 2, 0]).part([1, 0])
-    assert [row["text"] for row in part.rows] == ["2", "5"]
-    assert [part.number(0), part.number(1), rows.number(0)] == [3, 6, 1]
-
-
 # Rows of another form than a run has learned.
 
 
@@ -230,8 +223,12 @@ def test_prompts_are_put_to_a_run_of_chats_as_a_users_turn(talks, caplog):
 def test_a_difference_in_the_chat_template_that_cannot_be_mended_is_told(tmp_path, caplog):
     choice = {"prompt": "a", "candidates": ["b", "c"], "answer": 0}
     for row, trained, told in (
-        (chat("user", "assistant"), "prompt", "has chats: they go through the chat template"),
-        (choice, "messages", "has choice rows: they do not go through the chat template"),
+        (
+            chat("user", "assistant"),
+            "prompt",
+            "has messages rows, and only chats go through the chat template",
+        ),
+        (choice, "messages", "has choice rows, and only chats go through the chat template"),
     ):
         caplog.clear()
         rows = load_rows(str(rows_file(tmp_path / "rows.jsonl", [row])), trained)

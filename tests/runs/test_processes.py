@@ -139,7 +139,10 @@ RUNS = [
 ]
 BATCH = ("training.per_device_train_batch_size=2",)
 # Unless it is told which layers to share out, accelerate does so twice with BERT's embeddings.
-FSDP = ("training.fsdp=true", "training.fsdp_config={transformer_layer_cls_to_wrap: {}}")
+FSDP = (
+    "training.fsdp=true", "training.fsdp_config={transformer_layer_cls_to_wrap: {}}",
+    "activation_checkpointing=full",
+)  # fmt: skip
 LAYERS = {"llama": "LlamaDecoderLayer", "bert": "BertLayer"}
 
 

@@ -92,7 +92,7 @@ def export(
             mark(fresh)
         copy_licence(recipe.model, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
-        write_model_card(fresh, recipe, merged, left, task, read_result(folder))
+        write_model_card(fresh, recipe, merged, left, task)
         refuse_target(folder, target)  # again, as somebody may have put files there meanwhile
     return {
         "folder": str(target),

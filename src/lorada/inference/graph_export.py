@@ -41,7 +41,6 @@ from lorada.runs.data.dataset import context_of
 from lorada.runs.folder.card_metadata import front_matter, licence_of
 from lorada.runs.folder.folder import refuse_target
 from lorada.runs.folder.model_card import write_text
-from lorada.runs.folder.result import read_result
 from lorada.runs.models.adapters import task_type
 from lorada.runs.models.candidate_scores import accepted, positions_of
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
@@ -127,7 +126,7 @@ def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False)
         }  # fmt: skip
         title = f"{recipe.model} after {recipe.method}, as a graph"
         task = task_type(base.config, classifies=not cached)
-        metadata = front_matter(recipe, "onnx", task, title, read_result(folder))
+        metadata = front_matter(recipe, "onnx", task)
         ends = (getattr(base, "generation_config", None) or base.config).eos_token_id
         write_text(fresh, recipe, metadata, title=title, **card_texts(written, ends))
         refuse_target(folder, target)  # again, as somebody may have put files there meanwhile

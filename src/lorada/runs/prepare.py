@@ -21,11 +21,6 @@ from lorada.runs.models.pooling import refuse_pooling
 from lorada.runs.recipe import Recipe
 from lorada.tasks.task import Kind
 
-# TrainingArguments that say what ``activation_checkpointing`` says. Beside ``auto`` they decide.
-TRAINERS_OWN = tuple(
-    f"{kind}_checkpointing{more}" for kind in ("gradient", "activation") for more in ("", "_kwargs")
-)
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -75,7 +70,6 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
         ImportError: as ``prepare`` does.
         OSError: as ``prepare`` does, or for rows that are not there.
     """
-    _refuse_said_twice(recipe)
     base = prepare(recipe)
     rows, held_out = training_rows(recipe, base.kind, own_classes(base.config))
     if recipe.pooling is not None:
@@ -87,13 +81,3 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     refuse_base_settings(recipe, method_named(recipe.method), plan)
     set_languages(base.tokenizer, recipe.languages, rows.protocol.languages)
     return PreparedTraining(**vars(base), plan=plan, rows=rows, held_out=held_out)
-
-
-def _refuse_said_twice(recipe: Recipe) -> None:
-    """Refuse the Trainer's own settings beside ``activation_checkpointing``."""
-    for name in TRAINERS_OWN:
-        if recipe.activation_checkpointing == "full" and name in recipe.training:
-            raise ValueError(
-                f"activation_checkpointing=full and training.{name}={recipe.training[name]} "
-                "exclude each other: leave one out"
-            )

@@ -1,14 +1,13 @@
-"""The metadata of a model card: base model, licence, and scores in the form that the hub reads."""
+"""The metadata of a model card that the hub reads: base model, licence, task."""
 
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData, metadata_load, try_to_load_from_cache
+from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from yaml import YAMLError
 
 from lorada.runs.recipe import Recipe
-from lorada.tasks import TASKS
 
 CARD_FILE = "README.md"
 # PEFT's task type → the hub's name of the task.
@@ -18,30 +17,21 @@ HUB_TASKS = {
     "SEQ_CLS": "text-classification",
 }
 LICENCE = ("license", "license_name", "license_link")
-BASE = " (base)"  # the end of the name of scores of the base alone
 
 
-def front_matter(
-    recipe: Recipe, library: str, task_type: str, title: str, result: dict[str, Any] | None
-) -> str:
+def front_matter(recipe: Recipe, library: str, task_type: str) -> str:
     """The YAML at the top of a model card.
 
     Args:
         recipe: the recipe of the run, whose ``model`` is the base.
         library: the library that loads the folder, ``peft`` or ``transformers``.
         task_type: PEFT's name for the model's task, such as ``CAUSAL_LM``.
-        title: the name of the model beside its scores.
-        result: the ``result.json`` of the run; None before there is one.
     """
-    task = HUB_TASKS[task_type]
-    scores = _eval_results(task, result) if result else []
     data = ModelCardData(
         library_name=library,
         base_model=recipe.model,
-        pipeline_tag=task,
+        pipeline_tag=HUB_TASKS[task_type],
         tags=["lorada", recipe.method],
-        model_name=title if scores else None,
-        eval_results=scores or None,
         **licence_of(recipe.model),
     )
     return str(data.to_yaml())
@@ -74,36 +64,3 @@ def licence_note(model: str) -> str:
     name = said.get("license_name") or said.get("license")
     shown = ", ".join(name) if isinstance(name, list) else name
     return f"Licence of the base, carried over: {shown}."
-
-
-def _eval_results(task: str, result: dict[str, Any]) -> list[EvalResult]:
-    return [
-        EvalResult(
-            task_type=task,
-            task_name=result.get("task"),
-            **_data_set(name),
-            metric_type=metric,
-            metric_value=value,
-            metric_args={"n": scores.get("n"), "seed": result.get("seed")},
-        )
-        for name, scores in result["metrics"].items()
-        if not name.endswith(BASE)
-        for metric, value in scores.items()
-        if metric != "n" and isinstance(value, int | float)
-    ]
-
-
-def _data_set(name: str) -> dict[str, Any]:
-    """The hub's fields of the rows that scores go by: those of a task, or a file of the user."""
-    for task, entry in TASKS.items():
-        for suffix, source in entry.test.items():
-            if name == "_".join(filter(None, (task, suffix))):
-                on_hub = source.hub and not source.hub.startswith("https://")
-                return {
-                    "dataset_type": source.hub if on_hub else task,
-                    "dataset_name": name,
-                    "dataset_config": source.config,
-                    "dataset_split": source.split,
-                }
-    short = name if name.startswith("lm_eval/") else Path(name).name
-    return {"dataset_type": short, "dataset_name": short}

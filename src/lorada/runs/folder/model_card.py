@@ -78,16 +78,15 @@ def write_card(
 ) -> None:
     """Write the model card of an adapter with a PEFT ``config`` into its folder.
 
-    ``result`` is the ``result.json`` of its run, whose scores are listed; None before there is one.
+    ``result`` is the ``result.json`` of its run; None before there is one.
     """
     peft_type = getattr(config.peft_type, "value", config.peft_type)
     auto = f"AutoPeftModelFor{HEADS[config.task_type]}"
-    title = f"{recipe.method} adapter for {recipe.model}"
     write_text(
         folder,
         recipe,
-        front_matter(recipe, "peft", config.task_type, title, result),
-        title=title,
+        front_matter(recipe, "peft", config.task_type),
+        title=f"{recipe.method} adapter for {recipe.model}",
         made=f"Trained with lorada {__version__}. PEFT knows its parts once `lorada` has been\n"
         "imported:",
         code=f"import lorada  # registers the adapter types; without it: KeyError: '{peft_type}'\n"
@@ -130,7 +129,6 @@ def write_model_card(
     merged: list[str],
     left: list[str],
     task_type: str,
-    result: dict[str, Any] | None = None,
     command: str = "export",
 ) -> None:
     """Write the model card of an exported model, or of a fully trained one with a pooling.
@@ -141,7 +139,6 @@ def write_model_card(
         merged: kinds of parts that are merged into its weights.
         left: kinds of parts that are in an adapter beside its weights.
         task_type: PEFT's name for the model's task, such as ``CAUSAL_LM``.
-        result: the ``result.json`` of its run, whose scores are listed; None before there is one.
         command: the command that wrote it.
     """
     if merged:
@@ -152,12 +149,11 @@ def write_model_card(
         what = "the model as it was trained"
     beside = f", and an adapter of {' and '.join(left)} beside it" if left else ""
     auto = f"AutoModelFor{HEADS[task_type]}"
-    title = f"{recipe.model} after {recipe.method}"
     write_text(
         folder,
         recipe,
-        front_matter(recipe, "transformers", task_type, title, result),
-        title=title,
+        front_matter(recipe, "transformers", task_type),
+        title=f"{recipe.model} after {recipe.method}",
         made=f"Written by `lorada {command}` {__version__}: {what}{beside}.",
         code=("import lorada  # without it, loading ends in an error\n" if left else "")
         + f"from transformers import {auto}, AutoTokenizer\n\n"

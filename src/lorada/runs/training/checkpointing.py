@@ -11,7 +11,6 @@ from typing import Any
 from lorada.methods.meta_model import meta_model
 from lorada.runs.by_device import accelerator
 from lorada.runs.data.dataset import context_of
-from lorada.runs.prepare import TRAINERS_OWN
 from lorada.runs.recipe import Recipe
 from lorada.support.processes import is_first
 
@@ -42,7 +41,7 @@ def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
 
     ``again`` says whether activations are computed again.
     """
-    if recipe.activation_checkpointing != "auto" or recipe.training.keys() & set(TRAINERS_OWN):
+    if recipe.activation_checkpointing != "auto":
         return recipe
     return recipe.model_copy(update={"activation_checkpointing": "full" if again else "off"})
 
@@ -50,8 +49,8 @@ def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
 def why_full(recipe: Recipe, config: Any) -> str | None:
     """Why ``auto`` takes ``full`` on an accelerator; None if it takes ``off``."""
     model = meta_model(config)
-    said = any(name in recipe.training for name in TRAINERS_OWN)
-    if said or model is None or not model.supports_gradient_checkpointing:
+    own = any("checkpointing" in name for name in recipe.training)  # the Trainer's: they decide
+    if own or model is None or not model.supports_gradient_checkpointing:
         return None
     parameters = model.num_parameters()
     length = min(recipe.max_length, context_of(config) or recipe.max_length)
