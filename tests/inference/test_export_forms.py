@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from lorada.inference.load import load_run
-from lorada.runs.folder.card_metadata import front_matter
+from lorada.runs.folder.model_card import front_matter
 from lorada.runs.recipe import load_recipe
 
 pytestmark = pytest.mark.fp64
@@ -172,7 +172,7 @@ def test_the_card_has_the_licence_of_the_base(licensed, tmp_path, call):
         target = tmp_path / f"out{len(options)}"
         code, out, _ = call("export", licensed, target, *options)
         assert code == 0
-        assert "licence" not in out
+        assert "the licence of the base" not in out
         card = ModelCard.load(target / "README.md")
         assert card.data.license == "apache-2.0"
         assert card.data.base_model == str(licensed.parent / "llama")

@@ -10,10 +10,10 @@ from folders import ROWS, llama_folder, rows_file
 from transformers import GPT2Config, LlamaConfig, TrainerCallback
 
 from lorada.methods import meta_model
+from lorada.runs.by_device import recomputes
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import setup
 from lorada.runs.training.arguments import training_arguments
-from lorada.runs.training.checkpointing import recomputes
 from lorada.runs.training.train import train
 
 SETTINGS = ["per_device_train_batch_size=4", "max_length=32", "report_to=[]", "logging_steps=1"]

@@ -4,15 +4,14 @@ import json
 import logging
 
 import pytest
-from folders import ROWS, byte_tokenizer, llama_folder, rows_file
+from folders import ROWS, byte_tokenizer, llama_folder, refused, rows_file
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.runs.data.dataset import encode_rows, refuse_target_length
-from lorada.runs.data.rows import Rows, load_rows
+from lorada.runs.data.rows import load_rows
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
-from lorada.tasks import TASKS
 from lorada.tasks.tokenize import prompt_of
 
 TOKENIZER = byte_tokenizer()
@@ -35,12 +34,6 @@ def encoded(rows, kind="decoder", max_length=64, tokenizer=TOKENIZER, **options)
     return encode_rows(rows, recipe, tokenizer, kind, **options)
 
 
-def refused(message, act):
-    with pytest.raises(ValueError, match=message) as error:
-        act()
-    assert "\n" not in str(error.value)
-
-
 # Lengths.
 
 UNCUT = {
@@ -58,17 +51,6 @@ def test_a_length_of_responses_is_refused_where_it_would_cut_none(case, tmp_path
     found = loaded(tmp_path, rows)
     refused(f"max_target_length=8 cuts .* {said}.*: give max_length, the most tokens of a whole",
             lambda: refuse_target_length(recipe, found, kind))  # fmt: skip
-
-
-def test_a_length_of_responses_is_refused_where_they_are_one_text_with_their_prompts():
-    task = TASKS["piqa"]
-    name = next(name for name, protocol in task.protocols.items() if protocol.joint)
-    rows = Rows(
-        [{"prompt": "p", "response": "r"}], "prompt", (), "piqa/train", task.protocols[name]
-    )
-    recipe = load_recipe(None, ["max_target_length=8"], {"model": "-", "output": "-"})
-    refused("a decoder reads prompt and response of piqa/train as one text: give max_length",
-            lambda: refuse_target_length(recipe, rows, "decoder"))  # fmt: skip
 
 
 def test_a_response_that_is_cut_by_itself_is_said_to_be(tmp_path, caplog):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import assert_close
-from folders import ROWS, bart_folder, byte_tokenizer, llama_folder, rows_file
+from folders import ROWS, bart_folder, byte_tokenizer, llama_folder, refused, rows_file
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
@@ -74,12 +74,6 @@ def runs(place):
         asked = recipe(place, place / name, f"pooling={pooling}", model=model, method=method)
         found[name] = train(asked, quiet=True).run
     return found
-
-
-def refused(message, act):
-    with pytest.raises(ValueError, match=message) as error:
-        act()
-    assert "\n" not in str(error.value)
 
 
 def logits(model):

@@ -22,9 +22,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lorada.inference.load import Run, load_run, refuse_changed
-from lorada.runs.folder.card_metadata import licence_of
 from lorada.runs.folder.folder import refuse_no_adapter, refuse_target
-from lorada.runs.folder.model_card import write_card, write_model_card
+from lorada.runs.folder.model_card import licence_of, write_card, write_model_card
 from lorada.runs.folder.result import read_result
 from lorada.runs.models.adapters import (
     ADAPTER_CONFIG,

@@ -38,9 +38,8 @@ from lorada.inference.export import AGAIN, copy_licence, kinds, merge, name_labe
 from lorada.inference.graph_card import card_texts
 from lorada.inference.load import Run, load_run
 from lorada.runs.data.dataset import context_of
-from lorada.runs.folder.card_metadata import front_matter, licence_of
 from lorada.runs.folder.folder import refuse_target
-from lorada.runs.folder.model_card import write_text
+from lorada.runs.folder.model_card import front_matter, licence_of, write_text
 from lorada.runs.models.adapters import task_type
 from lorada.runs.models.candidate_scores import accepted, positions_of
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
