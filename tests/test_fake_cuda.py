@@ -24,11 +24,14 @@ from transformers import DynamicCache, StaticCache, TrainerControl, TrainerState
 
 from lorada import METHODS, LmamConfig
 from lorada.attention import attend
+from lorada.attention.attention_map import AttentionMap
+from lorada.attention.call import AttentionCall, CallShape
 from lorada.inference.perplexity import window_losses
 from lorada.methods.callbacks import ist, owlore
 from lorada.methods.lookup import method_named
 from lorada.runs.models.labelled_loss import LabelledLoss
 from lorada.runs.training.callbacks import refuse_broken_loss
+from lorada.runs.training.training_memory import _Alive as Alive
 from lorada.tuners.lmam import bake
 
 LABELS = "lorada/runs/models/labelled_loss.py:__call__"
@@ -353,6 +356,38 @@ def test_a_map_takes_no_launch_of_a_token_that_every_row_has_past_it(padded, bak
     assert added_by_a_layer(launches_of_token, 32, 200, padded, baked, 127) == [0]
     (under,) = added_by_a_layer(launches_of_token, 32, 200, True, baked, 126)
     assert under > 0  # the second token is the last under the map
+
+
+def bytes_of_term(size: int, tokens: int, packed: int) -> tuple[int, int]:
+    """The most bytes that a map needs beside its call in a forward and in a backward pass."""
+    answer = (tokens // packed - 1) * tokens + packed - 1  # the last sequence, and the longest
+    reads = {RESTARTS: Allowed("", packed < tokens), PACKED: Allowed("", answer)}
+    with fake_gpu(reads):
+        on = {"device": GPU, "requires_grad": True}
+        factors = torch.zeros(32, 128, 2, **on), torch.zeros(32, 2, 128, **on)
+        value = torch.zeros(size, tokens, 8, 128, dtype=torch.bfloat16, **on)
+        output = torch.zeros(size, tokens, 32, 128, dtype=torch.bfloat16, **on)
+        kwargs = {"position_ids": torch.zeros(size, tokens, dtype=torch.long, device=GPU)}
+        mask = torch.ones(size, 1, tokens, tokens, dtype=torch.bool, device=GPU)
+        call = AttentionCall(
+            nn.Module(), CallShape(tokens, tokens, 32, True), value.transpose(1, 2),
+            mask if packed < tokens else None, kwargs=kwargs,
+        )  # fmt: skip
+        own = AttentionMap(factors, 1.0, "start", "token", None)
+        alive = Alive(besides=[])
+        with alive:
+            result = attend.add_maps(call, [own], output)
+            forward, alive.peak = alive.peak, 0
+            torch.autograd.grad(result, [*factors, value, output], torch.empty_like(result))
+        return forward, alive.peak
+
+
+@pytest.mark.parametrize("packed", [16, 32, 1000])
+def test_maps_of_packed_rows_need_no_more_memory_than_those_of_an_unpadded_batch(packed):
+    tokens = 2048 if packed < 1000 else 2000
+    plain, short = bytes_of_term(8, tokens, tokens), bytes_of_term(8, tokens, packed)
+    assert short[0] <= 1.2 * plain[0]
+    assert short[1] <= 1.2 * plain[1]
 
 
 WINDOWS = "lorada/inference/perplexity.py:window_losses"

@@ -24,10 +24,10 @@ ABOUT = (
     "A random model of Llama-3.1-8B's shape, LoRA of rank 8, 8 rows a step of at most 512 "
     "tokens; all else is as each side has it. *Even* rows have 512 tokens, *mixed* ones 16 to "
     "512. Tokens are those of the rows, without pads. Memory is the most that torch's "
-    "allocator held."
+    "allocator held; the computed one is what `--dry-run` prints."
 )
 HEADER = (
-    "what", "tokens a second", "peak memory, GiB", "last loss", "steps",
+    "what", "tokens a second", "peak memory, GiB", "computed, GiB", "last loss", "steps",
 )  # fmt: skip
 SECONDS = 400
 ALONE = True
@@ -67,12 +67,12 @@ def measure(machine: Machine, case: str) -> dict[str, Any]:
     if machine.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     run = {"trl": _trl, "peft": _peft}.get(side, partial(_lorada, side))
-    run(machine, model, data, watch, **options)
+    computed = run(machine, model, data, watch, **options)
     if len(watch.seconds) <= watch.warm:
         raise ValueError(f"only {len(watch.seconds)} steps were taken")
     rates = [tokens / len(watch.seconds) / s for s in watch.seconds[watch.warm :]]
     return {
-        "tokens_per_second": rates, "peak_gib": watch.peak(),
+        "tokens_per_second": rates, "peak_gib": watch.peak(), "computed_gib": computed,
         "loss": watch.loss, "steps": len(watch.seconds), "tokens": tokens,
     }  # fmt: skip
 
@@ -149,10 +149,13 @@ def _common(machine: Machine, output: Path) -> dict[str, Any]:
 def _lorada(
     method: str, machine: Machine, model: Path, data: Path, watch: Watch, *,
     packing: bool = False, nf4: bool = False,
-) -> None:  # fmt: skip
-    """Train with lorada."""
+) -> float | None:  # fmt: skip
+    """Train with lorada; returns the GiB of a step as ``--dry-run`` computes them."""
+    from lorada.runs.by_device import recomputes
+    from lorada.runs.prepare import prepare_training
     from lorada.runs.recipe import load_recipe
     from lorada.runs.training.train import train
+    from lorada.runs.training.training_memory import memory_of
 
     _needs_bitsandbytes(nf4)
     given = {"method": method, "model": str(model), "data": str(data)}
@@ -165,7 +168,11 @@ def _lorada(
     ]  # fmt: skip
     settings += ["quantization=nf4"] if nf4 else []
     recipe = load_recipe(None, settings, {**given, "output": str(machine.folder / "run")})
+    prepared = prepare_training(recipe)
+    again = "full" if recomputes(prepared.recipe, prepared.config) else "off"
+    computed = memory_of(prepared, again).total / 2**30
     train(recipe, overwrite=True, quiet=True, callbacks=[watch])
+    return computed
 
 
 def _needs_bitsandbytes(nf4: bool) -> None:
@@ -253,6 +260,7 @@ def lines(rows: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
             name,
             spread(row["tokens_per_second"], 0),
             f"{row['peak_gib']:.1f}",
+            "–" if row["computed_gib"] is None else f"{row['computed_gib']:.1f}",
             "–" if row["loss"] is None else f"{float(row['loss']):.3f}",
             str(row["steps"]),
         )

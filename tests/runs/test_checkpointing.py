@@ -167,19 +167,26 @@ def test_the_trainers_own_setting_goes_before_it(asked):
     assert not training_arguments(recipe, again=True).gradient_checkpointing
 
 
-def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(call, llama, tmp_path):
+@pytest.mark.parametrize("method", ["lora", "shira"])
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(call, llama, tmp_path, method):
     data, run = rows_file(tmp_path / "rows.jsonl"), tmp_path / "run"
-    words = ["train", "--method", "lora", "--model", llama, "--data", data, "--output", run]
-    words += ["--dry-run", *SETTINGS]
+    words = ["train", "--method", method, "--model", llama, "--data", data, "--output", run]
+    words += ["--dry-run", *SETTINGS, *(["r=1"] if method == "shira" else [])]
     code, out, err = call(*words)
     assert code == 0, err
-    said = "optimizer need 0.00 GiB; activations come on top (activation_checkpointing=auto takes "
-    assert f"{said}off)" in out
+    said = {
+        "lora": "auto takes off: a step needs 0.00 GiB with off, 0.00 GiB with full",
+        "shira": "auto takes off: the memory of a step cannot be computed (SHiRA's sparse weights",
+    }[method]
+    assert f"activation_checkpointing={said}" in out
     code, out, err = call(*words, "--json")
     assert code == 0, err
     found = json.loads(out)
     assert found["activation_checkpointing"] == "off"
     assert found["rows"] == len(ROWS)
     assert found["device_bytes"] is None  # it is a CPU
-    assert found["lasting_bytes"] == 4 * found["total"] + 16 * found["trainable"]
+    if method == "lora":
+        assert found["step_bytes"]["full"] < found["step_bytes"]["off"]
+    else:
+        assert found["step_bytes"] is None
     assert not run.exists()

@@ -1,5 +1,6 @@
 """What ``--dry-run`` of ``train``, ``table`` and ``compare`` prints: what would be run."""
 
+import logging
 from typing import Any
 
 from rich.table import Table
@@ -21,14 +22,14 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     from lorada.runs.by_device import device_bytes, recomputes
     from lorada.runs.data.dataset import fit_context
     from lorada.runs.data.first_row import first_row
-    from lorada.runs.models.count import lasting_bytes, parameters_of
+    from lorada.runs.models.count import parameters_of
     from lorada.runs.prepare import prepare_training
 
     prepared = prepare_training(recipe)
     counts = parameters_of(recipe)
     chosen = "full" if recomputes(recipe, prepared.config) else "off"
     loading = {name: getattr(prepared.recipe, name) for name in LOADING}
-    size = lasting_bytes(prepared, counts)
+    sizes, reason = _step_bytes(prepared)
     device = device_bytes(prepared.recipe)
     fitted = fit_context(prepared.recipe, prepared.config)
     row = first_row(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
@@ -36,7 +37,7 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
         print_json({
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
             "rows": len(prepared.rows.rows), **counts,
-            **loading, "activation_checkpointing": chosen, "lasting_bytes": size,
+            **loading, "activation_checkpointing": chosen, "step_bytes": sizes,
             "device_bytes": device, "first_row": row,
         })  # fmt: skip
         return
@@ -46,14 +47,16 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
         f"{counts['percent']:.4f}%", recipe.output,
     )  # fmt: skip
     console.print(table)
-    need = f"weights, gradients and optimizer need {size / 2**30:,.2f} GiB"
-    need += "" if device is None else f" of the {device / 2**30:.1f} GiB of this device"
+    need = f"the memory of a step cannot be computed ({reason})"
+    if sizes is not None:
+        each = (f"{size / 2**30:,.2f} GiB with {name}" for name, size in sizes.items())
+        need = f"a step needs {', '.join(each)}"
+        if device is not None:
+            fits = "fits" if sizes[chosen] < device else "does not fit"
+            need += f"; {chosen} {fits} in the {device / 2**30:.1f} GiB of this device"
     asked = recipe.activation_checkpointing
     takes = f"{asked} takes {chosen}" if asked == "auto" else asked
-    console.print(
-        f"{need}; activations come on top (activation_checkpointing={takes})",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    console.print(f"activation_checkpointing={takes}: {need}", highlight=False, soft_wrap=True)
     said = " ".join(f"{name}={value}" for name, value in loading.items() if value is not None)
     console.print(f"the base is loaded with {said}", highlight=False, soft_wrap=True)
     if row is not None:
@@ -69,6 +72,20 @@ def _shown_row(row: dict[str, Any]) -> Text:
     head = f"{which} as the model reads it, {row['tokens']:,} tokens; {what}:\n"
     pieces = ((f"⟦{text}⟧", "bold") if counts else text for text, counts in row["pieces"])
     return Text.assemble(head, *pieces)
+
+
+def _step_bytes(prepared: Any) -> tuple[dict[str, float] | None, str]:
+    """Bytes of a step by ``activation_checkpointing``; None, and why, if they are not known."""
+    from lorada.runs.training.training_memory import memory_of
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the method is placed again, and gives its warnings again
+    try:
+        return {name: memory_of(prepared, name).total for name in ("off", "full")}, ""
+    except Exception as error:  # of any class: a model may do what fake tensors cannot
+        return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+    finally:
+        logging.disable(before)
 
 
 def show_table(found: list[Any], scale: Any, *, as_json: bool) -> None:

@@ -142,8 +142,12 @@ def why_full(recipe: Recipe, config: Any) -> str | None:
     own = any("checkpointing" in name for name in recipe.training)  # the Trainer's: they decide
     if own or model is None or not model.supports_gradient_checkpointing:
         return None
-    parameters = model.num_parameters()
-    length = min(recipe.max_length, context_of(config) or recipe.max_length)
+    parameters, length = model.num_parameters(), longest(recipe, config)
     if parameters > LARGE:
         return f"the model has {parameters:,} parameters"
     return f"rows may have {length:,} tokens" if length > LONG else None
+
+
+def longest(recipe: Recipe, config: Any) -> int:
+    """The most tokens that a row may have: ``max_length``, if the model can read so many."""
+    return min(recipe.max_length, context_of(config) or recipe.max_length)

@@ -5,17 +5,16 @@ from typing import Any
 
 import torch
 from peft import PeftModel, ShiraConfig, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from lorada.methods.build import Plan, build_method
 from lorada.methods.task_head import select_trainable
 from lorada.runs.models.adapters import base_parameters, fold_prefixes, parameter_counts
 from lorada.runs.models.loading import kind_of, load_config
-from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import Recipe, load_recipe
-
-# Bytes of a weight. In nf4, 64 of them have a scale of one byte; int8's scales are not counted.
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "nf4": 1 / 2 + 1 / 64}
+from lorada.tuners import LoradaConfig
+from lorada.tuners.base.linears import linears
 
 
 def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str, Any]:
@@ -42,42 +41,29 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
     """
     config = load_config(recipe.model)
     plan = build_method(recipe.method, config, **recipe.parts)
+    base = _meta_model(config)
+    total = base_parameters(base)
     try:
         with torch.device("meta"):
-            base = _random_model(config)
-            total = base_parameters(base)
             placed = placed_on(base, plan)
     except (ValueError, RuntimeError) as error:
         if plan.config is None or "meta tensor" not in str(error).lower():
             raise
         # Some of PEFT's tuners compute with the weights that they are placed on, such as FRoD.
-        placed = placed_on(_random_model(config), plan)
+        base = _meta_model(config)
+        _give_weights(base, plan.config)
+        placed = placed_on(base, plan)
     if isinstance(placed, PeftModel):
         fold_prefixes(placed)
     counts = parameter_counts(placed, total, with_head=plan.with_head)
     return {**counts, "settings_from": plan.settings_from}
 
 
-def lasting_bytes(prepared: PreparedTraining, counts: dict[str, Any]) -> float:
-    """Bytes of weights, gradients and Adam's moments of a training, without its activations.
-
-    ``counts`` are those of ``parameters_of``. Embeddings and output layer are never quantised.
-    """
-    recipe, config = prepared.recipe, prepared.config
-    wide = counts["total"]
-    if recipe.quantization is not None:
-        tied = getattr(config, "tie_word_embeddings", True)
-        wide = min(wide, config.vocab_size * config.hidden_size * (1 if tied else 2))
-    narrow = (counts["total"] - wide) * BYTES[recipe.quantization or recipe.dtype]
-    # What trains is in fp32: gradient, two moments and, of an adapter, the weight itself.
-    each = 12 if prepared.plan.config is None else 16
-    return float(wide * BYTES[recipe.dtype] + narrow + each * counts["trainable"])
-
-
-def _random_model(config: Any) -> PreTrainedModel:
-    """The model of a config with random weights, or none on the meta device."""
+def _meta_model(config: Any) -> PreTrainedModel:
+    """The model of a config without weights."""
     auto = AutoModelForCausalLM if kind_of(config) == "decoder" else AutoModel
-    model: PreTrainedModel = auto.from_config(config)
+    with torch.device("meta"):
+        model: PreTrainedModel = auto.from_config(config)
     return model
 
 
@@ -93,3 +79,13 @@ def placed_on(base: PreTrainedModel, plan: Plan) -> PreTrainedModel | PeftModel:
         if isinstance(part, ShiraConfig):
             part.mask_fn = None  # it would choose entries by weights, and there are none
     return get_peft_model(base, config)
+
+
+def _give_weights(base: PreTrainedModel, config: LoradaConfig) -> None:
+    """Draw weights for the linear layers that the parts of an adapter are placed on."""
+    for part in config.parts:
+        for name, linear in linears(base).items():
+            if part.target_modules and check_target_module_exists(part, name):
+                if linear.weight.is_meta:  # with its neighbours: no module is on two devices
+                    base.get_submodule(name.rpartition(".")[0]).to_empty(device="cpu")
+                torch.nn.init.normal_(linear.weight)
