@@ -30,6 +30,7 @@ SETTINGS = [
 KEEP_ALL = "save_total_limit=99"
 # What PEFT, safetensors and json say of a folder that is not whole.
 REFUSED = (ValueError, OSError, SafetensorError)
+WRITES = ("open", "safetensors", "torch.save")
 
 
 class Lab:

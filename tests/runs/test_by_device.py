@@ -11,13 +11,14 @@ from transformers import LlamaConfig, TrainingArguments
 from lorada.inference.load import load_run
 from lorada.runs.by_device import (
     device_settings,
+    dtype_on,
     loading_device,
     take_one_device,
     with_dtype,
 )
 from lorada.runs.models import loading
 from lorada.runs.recipe import load_recipe
-from lorada.runs.training import setup
+from lorada.runs.training import arguments, setup
 from lorada.runs.training.train import train
 
 QUICK = ["max_steps=1", "report_to=[]", "max_length=32", "save_strategy=no"]
@@ -98,6 +99,13 @@ def test_a_line_says_what_was_chosen_and_how_to_change_it(on, recipe, caplog):
     assert caplog.messages == ["dtype=auto takes bfloat16 on this device: dtype=float32 is wider"]
 
 
+def test_an_estimate_for_another_machine_takes_its_dtype(recipe):
+    config = LlamaConfig(dtype=torch.float16)
+    assert dtype_on(recipe(), config, narrow=True) == "bfloat16"
+    assert dtype_on(recipe(), config, narrow=False) == "float32"
+    assert dtype_on(recipe("dtype=float16"), config, narrow=False) == "float16"
+
+
 def test_the_trainer_gets_autocast_tf32_and_workers_on_an_accelerator_only(on, recipe):
     narrow = recipe("dtype=bfloat16")
     assert device_settings(narrow) == {}
@@ -109,6 +117,15 @@ def test_the_trainer_gets_autocast_tf32_and_workers_on_an_accelerator_only(on, r
     assert device_settings(recipe("dtype=bfloat16", "use_cpu=true")) == {}
     on("xpu")
     assert device_settings(narrow) == {**loader, "bf16": True}
+
+
+def test_a_setting_of_the_recipe_goes_before_that_of_the_device(recipe, monkeypatch):
+    ours = {"dataloader_num_workers": 2, "dataloader_pin_memory": True}
+    monkeypatch.setattr(arguments, "device_settings", lambda given: ours)
+    args = arguments.training_arguments(recipe("dataloader_num_workers=0"))
+    assert args.dataloader_num_workers == 0
+    assert args.dataloader_pin_memory
+    assert arguments.training_arguments(recipe()).dataloader_num_workers == 2
 
 
 def test_of_several_devices_the_first_is_taken_and_a_line_says_how_to_use_all(tmp_path, caplog):

@@ -13,7 +13,6 @@ from lorada.methods import meta_model
 from lorada.runs.by_device import recomputes
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import setup
-from lorada.runs.training.arguments import training_arguments
 from lorada.runs.training.train import train
 
 SETTINGS = ["per_device_train_batch_size=4", "max_length=32", "report_to=[]", "logging_steps=1"]
@@ -162,9 +161,12 @@ def test_a_training_does_what_auto_takes(asked, monkeypatch):
         assert kept.recomputes == {full}
 
 
-def test_the_trainers_own_setting_goes_before_it(asked):
-    recipe = asked("full", "gradient_checkpointing=false")
-    assert not training_arguments(recipe, again=True).gradient_checkpointing
+def test_two_settings_for_one_thing_are_refused(asked):
+    other = "gradient_checkpointing=true"
+    with pytest.raises(ValueError, match="exclude each other: leave one out") as caught:
+        train(asked("full", f"training.{other}"), quiet=True)
+    assert str(caught.value).startswith("activation_checkpointing=full and training.")
+    train(asked("auto", f"training.{other}", "max_steps=1"), quiet=True)
 
 
 @pytest.mark.parametrize("method", ["lora", "shira"])

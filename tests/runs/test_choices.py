@@ -19,6 +19,7 @@ from lorada.runs.models.candidate_scores import (
     cached_scores,
     mean_log_likelihoods,
     needs_whole,
+    only_last,
     sequence_scores,
     shares_prompts,
 )
@@ -89,6 +90,14 @@ def test_a_shared_cache_gives_the_scores_and_gradients_of_whole_sequences(model)
     assert any(g.abs().max() > 0 for g in found.values())
     for name, gradient in expected.items():
         assert_close(found[name], gradient)
+
+
+def test_a_model_that_cuts_logits_by_number_alone_gets_a_number():
+    class Model:
+        def forward(self, input_ids, logits_to_keep: int = 0):
+            raise NotImplementedError
+
+    assert only_last(Model(), 2, torch.device("cpu")) == {"logits_to_keep": 2}
 
 
 @pytest.mark.parametrize("options", [{"positions": "raw"}, {"align": "end"}])

@@ -1,8 +1,9 @@
 """`kill -9` at any moment: at most one save interval is lost, and nothing half-written loads."""
 
-import os
 import shutil
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -20,6 +21,7 @@ from lorada.runs.folder.lock import LOCK_FILE, locked
 from lorada.support.files import SCRATCH, scratch_folder, write_atomic
 
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
+LORADA = Path(sys.executable).with_name("lorada")
 AGAIN = "training.seed=7"
 
 
@@ -36,6 +38,7 @@ QUICK = {
     "half the weights of the last checkpoint": ("safetensors checkpoint-4", "kill half"),
     "an optimizer of no bytes": ("torch.save checkpoint-4/optimizer", "kill empty"),
     "half of an older checkpoint removed": ("remove checkpoint-2/(optimizer|adapter_m)", "kill"),
+    "no checksums of the last checkpoint": ("open checkpoint-4/.*files.sha256", "kill"),
     "half the final adapter": ("safetensors .*adapter/", "kill half"),
     "an adapter but no result": ("open .*result.json", "kill"),
 }
@@ -135,10 +138,9 @@ def test_a_second_training_in_the_same_folder_is_refused(lab, tmp_path):
     assert not run.exists()
 
 
-def test_scratch_is_removed_after_a_day(tmp_path):
+def test_scratch_of_the_dead_is_removed_and_of_the_living_is_not(tmp_path):
     orphan = tmp_path / f"{SCRATCH}orphan"
     (orphan / "adapter").mkdir(parents=True)
-    os.utime(orphan, (0, 0))
     with scratch_folder(tmp_path) as living:
         assert not orphan.exists()
         write_atomic(tmp_path / "a.txt", "a")

@@ -1,9 +1,13 @@
 """A disk that fills up: one line, exit code 2, nothing lost, the same end after all."""
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
 from crashes import check_the_end, check_what_is_left, number
+
+LORADA = Path(sys.executable).with_name("lorada")
 
 
 def check_message(said, run):
@@ -11,10 +15,11 @@ def check_message(said, run):
     assert "Traceback" not in said
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:], said
     remedies = (
-        "What was saved before is whole: free space, then run it again, with --resume if it began",
+        f"What was saved before is whole: free space, then lorada train --resume --output {run}",
+        "Free space, then run the command again",
         f"The run itself is complete: lorada evaluate {run}",
     )
-    assert re.match(rf"error: could not save {run}.*: .+\. ", lines[-1])
+    assert re.match(rf"error: could not save (the weights of )?{run}.*: .+\. ", lines[-1])
     assert lines[-1].endswith(remedies)
 
 
@@ -30,10 +35,10 @@ def fill_and_resume(lab, run, at, how):
 
 
 QUICK = {
-    "the recipe": (r"open .*recipe\.yaml", "full", "--resume"),
-    "weights": ("safetensors checkpoint-4", "half full", "--resume"),
-    "optimizer": ("torch.save checkpoint-4/optimizer", "half full", "--resume"),
-    "the result": (r"open .*result\.json", "no space", "--resume"),
+    "the recipe": (r"open .*recipe\.yaml", "full", "then run the command again"),
+    "weights": ("safetensors checkpoint-4", "half full", "at step 4.*--resume"),
+    "optimizer": ("torch.save checkpoint-4/optimizer", "half full", "at step 4.*--resume"),
+    "the result": (r"open .*result\.json", "no space", r"result\.json.*--resume"),
     "the picture": (r"open .*loss\.png", "full", r"loss\.png.*is complete"),
 }
 

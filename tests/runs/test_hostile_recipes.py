@@ -105,6 +105,12 @@ def test_code_runs_where_the_user_says_so_now(said, foreign, call):
     assert marker.exists()
 
 
+def test_a_finished_run_is_used_with_the_code_where_the_user_says_so_now(foreign, call):
+    folder, marker = foreign
+    call("generate", folder, "--prompt", "a", "--trust-remote-code")
+    assert marker.exists()
+
+
 def test_a_file_cannot_switch_remote_code_on_and_the_command_can(tmp_path):
     path = written(tmp_path / "mine.yaml", "trust_remote_code: true\n")
     refused("mine.yaml says trust_remote_code=True, and code of .* only if you say so", source=path)
@@ -138,6 +144,11 @@ HOSTILE = {
 def test_yaml_that_is_more_than_plain_data_is_refused_at_once(case, tmp_path):
     text, message = HOSTILE[case]
     refused(message, source=written(tmp_path / "theirs.yaml", text))
+
+
+def test_values_on_the_command_line_are_plain_data_too():
+    refused(r"the value of 'lora=&a \[\*a\]' is not YAML: \*a stands", "lora=&a [*a]")
+    refused("the value of 'lora={5: 1}' is not YAML: 5 is a key", "lora={5: 1}")
 
 
 def test_lists_that_are_the_same_object_are_written_out(tmp_path):
@@ -207,6 +218,20 @@ def test_a_run_goes_on_with_its_token_given_anew_or_without(run):
 def test_a_secret_inside_of_a_dictionary_is_not_stored_either():
     recipe = load(f"training.fsdp_config={{comet: {{api_key: {TOKEN}, project: p}}}}")
     assert recipe.model_dump()["training"] == {"fsdp_config": {"comet": {"project": "p"}}}
+
+
+def test_damage_is_not_called_other_rows(run, tmp_path):
+    folder = shutil.copytree(run.run, tmp_path / "run")
+    (folder / "result.json").unlink()
+    recipe = load_recipe(str(folder / "recipe.yaml"), [], {"output": str(folder)})
+    for content, message in (
+        (b"\x00\xff", "rows.sha256 is damaged"),
+        (b"", "rows.sha256 is damaged"),
+        (b"0" * 64, "is not what this run began with"),
+    ):
+        (folder / "rows.sha256").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            train(recipe, resume=True, quiet=True)
 
 
 def test_settings_of_benchmarks_and_of_windows_are_refused_for_rows_of_ones_own(place, tmp_path):

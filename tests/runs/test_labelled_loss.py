@@ -1,5 +1,6 @@
 """The loss with logits only where labels count is the model's own loss, in values and gradients."""
 
+import copy
 import functools
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from architectures import ARCHITECTURES, ENCODER_DECODERS
 from conftest import DECODER_SIZES, ENCODERS, VOCAB, _build, assert_close
-from peft import AdaLoraConfig, LoraConfig, PromptTuningConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
@@ -149,6 +150,18 @@ def test_a_head_of_which_a_part_trains_makes_logits_where_labels_count(trained):
     assert compared(model, batch())[1] == COUNTED
 
 
+def test_checkpointed_layers_have_the_same_gradients():
+    model = with_lora(DECODERS["llama"]()).double()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    assert compared(model, batch())[1] == 0
+
+
+def test_rows_in_one_sequence_have_the_loss_of_the_plain_form():
+    model = with_lora(DECODERS["llama"]()).double()
+    assert compared(model, batch(packed=True))[1] == 0
+
+
 def mixture_of_experts(**changes):
     sizes = {**DECODER_SIZES, "num_local_experts": 2, "experts_implementation": "eager"}
     return _build(MixtralForCausalLM, MixtralConfig, sizes, **changes)
@@ -177,6 +190,12 @@ def test_the_comparison_draws_no_random_numbers_and_changes_no_mode():
 def test_virtual_tokens_before_a_text_leave_the_loss_to_the_model():
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     assert find_labelled_loss(get_peft_model(DECODERS["llama"](), config), batch()) is None
+
+
+def test_prefixes_of_keys_and_values_have_the_loss_of_the_plain_form():
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = get_peft_model(DECODERS["llama"](), config).eval().double()
+    assert compared(model, batch())[1] == 0
 
 
 def test_a_batch_without_labels_has_no_loss_as_in_the_plain_form():
@@ -211,3 +230,23 @@ def test_at_most_a_chunk_of_tokens_has_logits_at_a_time():
     with widest:
         found(model, inputs)[0].mean().backward()
     assert widest.tokens == 3
+
+
+@pytest.mark.fp64(False)
+def test_mixed_precision_rounds_no_more_than_the_plain_form():
+    """Both forms against fp64, in which the gradients of the plain form are exact."""
+    model, inputs = with_lora(DECODERS["gemma3"](**CAPPED)), batch()
+    exact = copy.deepcopy(model).double()
+    exact(**inputs).loss.backward()
+    found = find_labelled_loss(model, inputs)
+    errors = []
+    for form in (lambda: model(**inputs).loss, lambda: found(model, inputs)[0].mean()):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            form().backward()
+        pairs = zip(model.parameters(), exact.parameters(), strict=True)
+        errors.append(
+            sum(float((p.grad - q.grad).norm() ** 2) for p, q in pairs if p.requires_grad)
+        )
+    plain, ours = errors
+    assert 0 < ours <= 2 * plain

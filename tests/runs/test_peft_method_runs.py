@@ -4,6 +4,7 @@ import pytest
 import torch
 from folders import adapter_weights, bert_folder, llama_folder, rows_file
 
+from lorada.inference.load import load_run
 from lorada.runs.folder.result import read_result
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
@@ -42,3 +43,17 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(make, m
     assert resumed.result["resumed_from"] == "checkpoint-3"
     assert expected.keys() == adapter_weights(run).keys()
     assert all(torch.equal(tensor, adapter_weights(run)[key]) for key, tensor in expected.items())
+
+
+def test_a_run_is_loaded_and_another_starts_from_its_adapter(make):
+    first = train(make(SUM, "first", "max_steps=3"), quiet=True)
+    ids = torch.arange(3, 23).reshape(2, 10)
+    with torch.no_grad():
+        expected = load_run(first.run).model(input_ids=ids).logits
+    adapter = str(first.run / "adapter")
+    options = {"from_adapter": adapter}
+    second = train(make(SUM, "second", "max_steps=1", "learning_rate=0", **options), quiet=True)
+    with torch.no_grad():
+        assert torch.equal(load_run(second.run).model(input_ids=ids).logits, expected)
+    with pytest.raises(ValueError, match="brings its own vblora part as it was trained"):
+        train(make(SUM, "third", "vblora.topk=3", **options), quiet=True)

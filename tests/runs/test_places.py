@@ -89,6 +89,16 @@ def test_a_run_goes_on_however_its_paths_are_written(call, trained, tmp_path, mo
     assert f"had data='{trained / 'rows.jsonl'}'" in err
 
 
+def test_a_run_of_relative_paths_goes_on_by_itself_from_any_folder(
+    call, trained, tmp_path, monkeypatch
+):
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    (run / "result.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("train", "--resume", "--output", "run", "--json")
+    assert code == 0, err
+
+
 def test_scores_that_cannot_be_kept_are_printed(call, trained, monkeypatch, caplog):
     def refuse(run, found):
         raise OSError(errno.EROFS, "it cannot be written")

@@ -1,7 +1,10 @@
 """``pooling=mean|cls`` of a run: trained, saved, resumed, loaded, exported, and refused."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,10 @@ import torch
 import yaml
 from conftest import assert_close
 from folders import ROWS, bart_folder, byte_tokenizer, llama_folder, refused, rows_file
+from paths import TESTS
 from peft import PeftModel
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
 from lorada.inference.evaluate import evaluate
@@ -40,6 +45,30 @@ RUNS = {
     "roberta-bitfit": ("roberta", "bitfit", "mean"),
     "roberta-shira": ("roberta", "shira", "mean"),
 }
+# In a process of its own: what transformers loads from folders before and after lorada is imported.
+ELSEWHERE = """
+import json, sys
+import torch
+from transformers import AutoModelForSequenceClassification as Auto
+
+torch.set_num_threads(1)
+tests, *folders = sys.argv[1:]
+sys.path.insert(0, tests)
+from double import in_double
+
+def load(folder):
+    try:
+        with in_double():
+            model = Auto.from_pretrained(folder).eval()
+            return model(torch.arange(5, 12)[None]).logits[0].tolist()
+    except (KeyError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+
+before = [load(folder) for folder in folders]
+assert "lorada" not in sys.modules
+import lorada
+print(json.dumps([before, [load(folder) for folder in folders]]))
+"""
 pytestmark = pytest.mark.fp64
 
 
@@ -74,6 +103,23 @@ def runs(place):
         asked = recipe(place, place / name, f"pooling={pooling}", model=model, method=method)
         found[name] = train(asked, quiet=True).run
     return found
+
+
+@pytest.fixture(scope="module")
+def elsewhere(runs, place):
+    """Folders with a model and its pooling → their logits here, and what the process printed."""
+    wanted = {}
+    for name, run in runs.items():
+        done = export(run, place / f"{name}-exported")
+        assert done["adapter"][-1] == "POOLING"
+        folders = [path for path in (place / done["folder"], run / "model") if path.is_dir()]
+        wanted |= dict.fromkeys(map(str, folders), logits(load_run(run).model))
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(TESTS), *wanted],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return wanted, json.loads(done.stdout.splitlines()[-1])
 
 
 def logits(model):
@@ -120,6 +166,22 @@ def test_peft_loads_the_adapter_of_a_run_with_its_pooling(runs, place):
     assert torch.equal(logits(model), wanted)
 
 
+@pytest.mark.fp64(False)
+def test_the_head_is_drawn_as_without_a_pooling_whatever_the_method(place, tmp_path):
+    heads = []
+    for method, pooling in (("lora", None), ("lora", "mean"), ("full", "cls")):
+        asked = recipe(
+            place, tmp_path / f"{method}-{pooling}", "learning_rate=0", "seed=3", "max_steps=1",
+            method=method, pooling=pooling, rows="scores",
+        )  # fmt: skip
+        run = train(asked, quiet=True).run
+        files = [path for path in run.glob("*/*.safetensors") if path.stat().st_size > 1000]
+        saved = load_file(files[0])
+        heads += [value for key, value in saved.items() if key.endswith("classifier.weight")]
+    assert len(heads) == 3
+    assert all(torch.equal(head, heads[0]) for head in heads)
+
+
 def test_without_the_option_nothing_of_it_is_saved(place, tmp_path):
     run = train(recipe(place, tmp_path / "run"), quiet=True).run
     config = json.loads((run / "adapter" / "adapter_config.json").read_text())
@@ -161,11 +223,12 @@ def test_an_adapter_to_start_from_keeps_its_pooling(runs, place, tmp_path):
         refused(message, lambda other=other: train(other, quiet=True))
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_what_is_exported_scores_the_same(name, runs, tmp_path):
-    assert export(runs[name], tmp_path / "out")["adapter"][-1] == "POOLING"
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
-    assert_close(logits(model), logits(load_run(runs[name]).model))
+def test_what_is_exported_scores_the_same_with_lorada_and_is_refused_without(elsewhere):
+    wanted, (before, after) = elsewhere
+    for said in before:
+        assert re.match("KeyError: 'LORADA'|ValueError: .* model type `lorada`", said)
+    for found, expected in zip(after, wanted.values(), strict=True):
+        assert_close(torch.tensor(found), expected)
 
 
 # Damaged runs.
@@ -192,6 +255,19 @@ def test_a_model_that_lost_its_pooling_is_refused(runs, tmp_path):
     copy = shutil.copytree(runs["bert-full"], tmp_path / "run")
     (copy / "model" / "adapter_config.json").unlink()
     refused("has no adapter_config.json", lambda: load_run(copy))
+
+
+def test_a_pooling_from_nowhere_is_refused(runs, tmp_path):
+    copy = shutil.copytree(runs["bert-lora"], tmp_path / "run")
+    path = copy / "adapter" / "adapter_config.json"
+    path.write_text(path.read_text().replace('"pooling": "mean"', '"pooling": "max"'))
+    refused("pooling='max' is not one of 'mean', 'cls'", lambda: load_run(copy))
+
+
+@pytest.mark.parametrize("value", ["max", "none", "[mean]"])
+def test_another_value_is_refused_in_one_line(value, place, tmp_path):
+    refused("pooling=.*input should be 'mean' or 'cls'",
+            lambda: recipe(place, tmp_path / "run", f"pooling={value}"))  # fmt: skip
 
 
 # Recipes.

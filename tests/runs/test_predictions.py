@@ -249,6 +249,10 @@ def test_a_benchmark_has_the_lines_of_each_split_that_it_is_scored_on(place, tmp
         assert [line["text"] for line in own] == ["a" * (n + 1) + "\nb" for n in range(6)]
 
 
+def test_a_run_that_was_never_scored_has_no_predictions(finished):
+    assert read_predictions(finished) == []
+
+
 DAMAGE = {
     "cut off": lambda text: text[: len(text) // 2],
     "another type": lambda text: text.replace('"row": 3', '"row": "3"'),

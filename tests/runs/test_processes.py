@@ -208,8 +208,7 @@ def test_an_error_ends_all_processes(place, tmp_path, call):
         tmp_path, [command["whole"], ["NAN=1", *command["nan"], "save_steps=1"]]
     )
     assert codes == [[0, 2]] * 2, done.stderr
-    # Of a launch whose processes end with their error, only the first comes to say it.
-    (error,) = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "the loss became nan at step 2; " in error
     assert [path.name for path in run["nan"].glob("checkpoint-*")] == ["checkpoint-1"]
     # What one process alone meets.
@@ -224,6 +223,11 @@ def test_an_error_ends_all_processes(place, tmp_path, call):
     done = launched([*TORCHRUN, "-m", "lorada.cli", *command["odd"], "nothing=1"])
     assert done.returncode != 0
     assert done.stderr.count("error: unknown override 'nothing'") == 1
+    # Without accelerators FSDP would leave the whole model in each.
+    done = launched([*TORCHRUN, "-m", "lorada.cli", *command["odd"], "training.fsdp=true"])
+    assert done.returncode != 0
+    assert done.stderr.count("error: training.fsdp=") == 1
+    assert "shards a model over accelerators, and there are none here" in done.stderr
     # A run of two processes does not go on in one.
     (run["whole"] / "result.json").unlink()
     code, _, said = call("train", "--resume", "--output", run["whole"])

@@ -80,6 +80,12 @@ def test_a_setting_that_is_gone_is_refused_with_what_to_set_instead(tmp_path):
     assert saved_recipe(path) == load()  # a run that is trained can be used
 
 
+def test_an_unknown_activation_checkpointing_is_refused_with_those_that_there_are():
+    with pytest.raises(ValueError, match="activation_checkpointing='some'") as caught:
+        load("activation_checkpointing=some")
+    assert str(caught.value).endswith("input should be 'off', 'full' or 'auto'")
+
+
 def test_values_take_the_type_of_their_field():
     recipe = load("learning_rate=1e-3", "lmam.inverse_scale=255", "save_strategy=no", "bf16=no")
     assert recipe.training["learning_rate"] == 1e-3
@@ -92,6 +98,11 @@ def test_a_bare_key_finds_the_one_field_of_that_name():
     recipe = load("length=64", "r=3", "gradient_accumulation_steps=2")
     assert recipe.parts == {"lmam": {"length": 64}, "lora": {"r": 3}}
     assert recipe.training == {"gradient_accumulation_steps": 2}
+
+
+def test_a_bare_key_of_several_parts_is_refused_with_the_full_keys():
+    with pytest.raises(ValueError, match=r"write lmam\.rank, bottleneck\.rank"):
+        load("rank=3")
 
 
 @pytest.mark.parametrize("key", ["output_dir", "resume_from_checkpoint"])

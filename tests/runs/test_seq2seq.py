@@ -28,7 +28,7 @@ from transformers import (
 
 from lorada.inference.evaluate import evaluate, evaluate_tasks
 from lorada.inference.export import export
-from lorada.inference.generate import generate
+from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
 from lorada.runs.data.dataset import collator
 from lorada.runs.models.generation import language_settings, set_languages
@@ -88,6 +88,16 @@ def test_a_method_trains_saves_and_scores_on_its_task(place, tmp_path, model, me
     assert scores["n"] == 3
     assert 0 < scores["loss"] < 10
     assert len(generate(run, ["ann saw 2 cats.", "bo"])) == 2
+
+
+def test_a_run_learns_its_answers(place, tmp_path):
+    rows = [{"prompt": "ab"[n % 2] * 4, "response": ("yes", "no")[n % 2]} for n in range(8)]
+    data = str(rows_file(tmp_path / "rows.jsonl", rows))
+    pairs = ["max_steps=60", "learning_rate=5e-3"]
+    train(recipe(place, tmp_path / "run", "bart", "full", *pairs, data=data), quiet=True)
+    run = load_run(tmp_path / "run")
+    assert evaluate(run, data)["exact_match"] == 100
+    assert continue_prompts(run, ["aaaa", "bbbb"]) == ["yes", "no"]
 
 
 @pytest.mark.fp64

@@ -218,6 +218,15 @@ def test_every_method_trains_evaluates_and_generates(llama, data, tmp_path, meth
     assert len(generate(run, ["1 + 1 =", "2 + 2 ="])) == 2
 
 
+def test_the_base_is_scored_with_the_adapter_switched_off(llama, data, tmp_path):
+    train(recipe(llama, data, tmp_path / "run", "max_steps=6", "learning_rate=1e-2"), quiet=True)
+    run = load_run(tmp_path / "run")
+    ours, base = evaluate(run, data), evaluate(run, data, base=True)
+    assert ours["loss"] < base["loss"]
+    assert evaluate(run, data) == ours
+    assert set(read_result(tmp_path / "run")["metrics"]) == {data, f"{data} (base)"}
+
+
 def test_a_classifier_trains_on_labelled_texts(data, tmp_path):
     bert = str(bert_folder(tmp_path / "bert"))
     rows = [{"text": f"{i % 2} is here", "label": ["no", "yes"][i % 2]} for i in range(24)]

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lorada.inference.load import load_run
 from lorada.runs.folder.result import read_result
+from lorada.runs.models import trained_part
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import setup
 from lorada.runs.training.train import train
@@ -233,3 +234,13 @@ def test_a_file_that_is_cut_or_a_base_that_has_changed_is_one_line(place, run, t
     save_file({k: w + 1e-3 for k, w in weights.items()}, base / "model.safetensors",
               {"format": "pt"})  # fmt: skip
     refused("are not those that .* was trained on", lambda: load_run(moved))
+
+
+def test_a_full_disk_leaves_no_half_of_the_file(place, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trained_part, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(recipe(place, tmp_path / "run", "save_strategy=no"), quiet=True)
+    assert not (tmp_path / "run" / FILE).exists()

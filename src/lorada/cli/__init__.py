@@ -30,6 +30,7 @@ from lorada.cli.app import app, errors
 from lorada.support.errors import out_of_memory
 from lorada.support.files import as_typed
 from lorada.support.processes import (
+    OtherProcessError,
     is_first,
     leave_processes,
     process_count,
@@ -104,6 +105,10 @@ def main() -> None:
         # typer returns the code of an Exit or of Ctrl-C instead of raising it.
         if code := _run():
             sys.exit(code)
+    except OtherProcessError:
+        if os.environ.get("LORADA_DEBUG"):
+            raise
+        sys.exit(2)
     except (ValueError, OSError, ImportError, re.error) as error:
         if os.environ.get("LORADA_DEBUG"):
             raise

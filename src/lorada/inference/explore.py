@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from lorada.inference.load import Run
 from lorada.report.explorer.page import explorer_page
-from lorada.runs.folder.checkpoints import checkpoints, is_whole
+from lorada.runs.folder.checkpoints import checkpoints, damaged_file
 from lorada.runs.models.adapters import load_beside
 from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
@@ -115,9 +115,9 @@ def _explored_run(run: Run, name: str, texts: Sequence[str], *, steps: bool) -> 
 def _checkpoints(run: Run) -> list[State]:
     """Some checkpoints of a run, loaded beside its adapter; the last step is the run itself."""
     assert isinstance(run.model, PeftModel)
-    whole = [(step, path) for step, path in reversed(checkpoints(run.folder)) if is_whole(path)][
-        :-1
-    ]
+    whole = [
+        (step, path) for step, path in reversed(checkpoints(run.folder)) if not damaged_file(path)
+    ][:-1]
     states = []
     count = min(len(whole), MOST_STEPS)
     for number in range(count):

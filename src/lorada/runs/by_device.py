@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 AMPERE = (8, 0)  # the first generation of NVIDIA's cards with TF32
 LARGE, LONG = 1e9, 1024  # parameters; tokens of a row
 WORKERS = 2  # processes that make batches while the accelerator computes
+# TrainingArguments that say what ``activation_checkpointing`` says. Beside ``auto`` they decide.
+TRAINERS_OWN = tuple(
+    f"{kind}_checkpointing{more}" for kind in ("gradient", "activation") for more in ("", "_kwargs")
+)
 
 
 def accelerator(settings: Mapping[str, Any]) -> torch.device | None:
@@ -131,7 +135,7 @@ def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
 
     ``again`` says whether activations are computed again.
     """
-    if recipe.activation_checkpointing != AUTO:
+    if recipe.activation_checkpointing != AUTO or recipe.training.keys() & set(TRAINERS_OWN):
         return recipe
     return recipe.model_copy(update={"activation_checkpointing": "full" if again else "off"})
 
@@ -139,7 +143,7 @@ def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
 def why_full(recipe: Recipe, config: Any) -> str | None:
     """Why ``auto`` takes ``full`` on an accelerator; None if it takes ``off``."""
     model = meta_model(config)
-    own = any("checkpointing" in name for name in recipe.training)  # the Trainer's: they decide
+    own = any(name in recipe.training for name in TRAINERS_OWN)
     if own or model is None or not model.supports_gradient_checkpointing:
         return None
     parameters, length = model.num_parameters(), longest(recipe, config)

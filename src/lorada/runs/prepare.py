@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from lorada.methods.build import Plan, build_method
 from lorada.methods.lookup import method_named
-from lorada.runs.by_device import with_dtype
+from lorada.runs.by_device import TRAINERS_OWN, with_dtype
 from lorada.runs.data.dataset import refuse_target_length
 from lorada.runs.data.packing import refuse_packing
 from lorada.runs.data.rows import Rows, training_rows
@@ -70,6 +70,7 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
         ImportError: as ``prepare`` does.
         OSError: as ``prepare`` does, or for rows that are not there.
     """
+    _refuse_said_twice(recipe)
     base = prepare(recipe)
     rows, held_out = training_rows(recipe, base.kind, own_classes(base.config))
     if recipe.pooling is not None:
@@ -81,3 +82,13 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     refuse_base_settings(recipe, method_named(recipe.method), plan)
     set_languages(base.tokenizer, recipe.languages, rows.protocol.languages)
     return PreparedTraining(**vars(base), plan=plan, rows=rows, held_out=held_out)
+
+
+def _refuse_said_twice(recipe: Recipe) -> None:
+    """Refuse the Trainer's own settings beside ``activation_checkpointing``."""
+    for name in TRAINERS_OWN:
+        if recipe.activation_checkpointing == "full" and name in recipe.training:
+            raise ValueError(
+                f"activation_checkpointing=full and training.{name}={recipe.training[name]} "
+                "exclude each other: leave one out"
+            )

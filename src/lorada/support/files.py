@@ -1,5 +1,6 @@
 """Atomic writes: a file or folder is written whole or not at all, even if the process is killed."""
 
+import fcntl
 import json
 import logging
 import math
@@ -7,7 +8,6 @@ import os
 import shlex
 import shutil
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +17,6 @@ from urllib.parse import quote
 logger = logging.getLogger(__name__)
 
 SCRATCH = ".lorada-writing-"
-DAY = 24 * 3600.0
 
 
 @contextmanager
@@ -90,23 +89,17 @@ def _finite(data: Any, name: str, lost: list[str]) -> Any:
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """Make a temporary folder in ``parent`` and remove it at the end.
 
-    Those that killed processes left are removed after a day.
+    The process holds a lock on it. Temporary folders without a lock were left by killed processes
+    and are removed first.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    remove_scratch(parent, older_than=DAY)
-    folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
+    remove_orphans(parent)
+    folder, lock = _locked_folder(parent)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_scratch(parent: Path, *, older_than: float = 0.0) -> None:
-    """Remove temporary folders in ``parent``; ``older_than`` is in seconds."""
-    for folder in parent.glob(f"{SCRATCH}*"):
-        with suppress(OSError):  # its owner has just removed it
-            if time.time() - folder.stat().st_mtime >= older_than:
-                shutil.rmtree(folder)
+        os.close(lock)
 
 
 @contextmanager
@@ -128,6 +121,31 @@ def one_at_a_time(path: Path) -> Iterator[None]:
             with suppress(OSError):
                 Path(lock.lock_file).unlink()  # waiting processes notice it and make a new lock
             lock.release()
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
+        with suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks never removes orphans either
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.is_dir():
+                return folder, lock
+            os.close(lock)
+        # Before it was locked, another process removed it as an orphan: try again.
+
+
+def remove_orphans(parent: Path) -> None:
+    """Remove the temporary folders in ``parent`` that killed processes have left."""
+    for folder in parent.glob(f"{SCRATCH}*"):
+        with suppress(OSError):  # its owner is alive, or has removed it
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(lock)
 
 
 def _flush(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Helpers for several processes that train one model (``torchrun``, ``accelerate launch``).
 
-All processes train; only the first decides, writes and prints. An error in one ends all of them,
-because the launcher ends the others.
+All processes train; only the first decides, writes and prints. An error in one ends all of them and
+is printed once.
 """
 
 import os
@@ -13,7 +13,11 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
-PATIENCE = 10.0  # seconds to wait for the first process to report an error that all have
+PATIENCE = 30.0  # seconds to wait for the first process to report an error that all have
+
+
+class OtherProcessError(Exception):
+    """Another process of this launch failed; it prints the reason."""
 
 
 def process_count() -> int:
@@ -57,6 +61,10 @@ def join_processes(settings: Mapping[str, Any]) -> None:
     cpu = bool(settings.get("use_cpu")) or only_cpu()
     seconds = float(settings.get("ddp_timeout", 1800))
     PartialState(cpu=cpu, backend=settings.get("ddp_backend"), timeout=timedelta(seconds=seconds))
+    if process_count() > 1 and _alone():
+        raise ValueError(
+            f"{process_count()} processes were started, and accelerate has not joined them"
+        )
     if not is_first():
         import datasets
         import transformers
@@ -83,27 +91,65 @@ def _alone() -> bool:
 
 
 @contextmanager
+def all_or_none() -> Iterator[None]:
+    """Run a step in all processes; at its end each knows whether it succeeded in all of them.
+
+    Steps may be nested. Inside a step no other collective operation may be used, as a process that
+    has failed would not take part in it.
+
+    Raises:
+        Exception: the error of this process, if it is the first in order that failed.
+        OtherProcessError: if another is.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as failed:
+        if _alone() or "lorada_known" in failed.__dict__:  # all processes know of it
+            raise
+        error = failed
+    if _alone():
+        return
+    reasons = gather_values(None if error is None else f"{type(error).__name__}: {error}")
+    first = next((number for number, reason in enumerate(reasons) if reason is not None), None)
+    if first is None:
+        return
+    mine = error is not None and int(os.environ["RANK"]) == first
+    other = OtherProcessError(f"process {first} failed: {reasons[first]}")
+    ending = error if error is not None and mine else other
+    ending.__dict__["lorada_known"] = True
+    raise ending from (None if mine else error)
+
+
+@contextmanager
 def raise_once() -> Iterator[None]:
-    """Let the first process report an error that all have.
+    """Let the first process report an error that all have before they are connected.
 
     The others wait: when the first process ends, the launcher ends them.
     """
     try:
         yield
     except Exception:
-        if not is_first():
+        if not is_first() and _alone():
             time.sleep(PATIENCE)
         raise
 
 
 def made_by_first(make: Callable[[], Value]) -> Value:
-    """Make a value in the first process and send it to all others."""
-    if _alone():
-        return make()
-    import torch.distributed as dist
+    """Make a value in the first process and send it to all others.
 
-    made: list[Any] = [make() if is_first() else None]
-    dist.broadcast_object_list(made, src=0)
+    Raises:
+        Exception: what ``make`` raises, in the first.
+        OtherProcessError: in the others.
+    """
+    made: list[Any] = [None]
+    with all_or_none():
+        if is_first() or _alone():
+            made = [make()]
+    if not _alone():
+        import torch.distributed as dist
+
+        dist.broadcast_object_list(made, src=0)
     value: Value = made[0]
     return value
 

@@ -155,7 +155,11 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
         )
     rows: list[Row] = []
     for source, protocol in sources.items():
-        rows += _convert(read_source(source, folder), protocol.convert, source)
+        try:
+            found = read_source(source, folder)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}{_other_rows(recipe, source)}") from error
+        rows += _convert(found, protocol.convert, source)
     path = ", ".join(f"{source.folder}/{source.split}" for source in sources)
     return Rows(rows, protocol.form, protocol.labels, path, protocol)
 
@@ -168,6 +172,18 @@ def _train_source(name: str, task: Task, train_on: str | None) -> Source:
     if train_on not in task.train:
         raise ValueError(f"train_on={train_on!r}: {name} can learn from {', '.join(task.train)}")
     return task.train[train_on]
+
+
+def _other_rows(recipe: Recipe, missing: Source) -> str:
+    """The end of an error about missing training rows: which others the tasks have."""
+    names = {
+        name
+        for task in recipe.tasks
+        for name, source in TASKS[task].train.items()
+        if missing in TASKS[task].train.values() and source != missing
+    }
+    others = " or ".join(f"train_on={name}" for name in sorted(names))
+    return f"; there may be other rows: {others}" if others else ""
 
 
 def _convert(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> list[Row]:
@@ -280,8 +296,12 @@ def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
         logger.warning("%s has prompts, and this run has learned chats: each is put as a user's "
                        "turn, through the chat template", path)  # fmt: skip
         return _users_turns(rows), "messages"
-    logger.warning("%s has %s rows, and only chats go through the chat template, where this run "
-                   "has learned otherwise", path, form)  # fmt: skip
+    if form == "messages":
+        logger.warning("%s has chats: they go through the chat template, and what this run has "
+                       "learned did not", path)  # fmt: skip
+    else:
+        logger.warning("%s has %s rows: they do not go through the chat template, and what this "
+                       "run has learned did", path, form)  # fmt: skip
     return rows, form
 
 

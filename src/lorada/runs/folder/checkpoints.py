@@ -1,13 +1,22 @@
-"""Finds the checkpoints of a run, and tells whether they were written to their end."""
+"""Finds the checkpoints of a run, and checks that they are complete and undamaged.
 
+``files.sha256`` in a checkpoint has the checksums of its files, in the format of ``sha256sum``. It
+is written last. Files are checked before they are read, because a library may read a damaged file
+without an error and get another number in a weight.
+"""
+
+import hashlib
 import json
 import logging
 import re
 from pathlib import Path
 
+from lorada.support.files import SCRATCH, write_atomic
+
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+CHECKSUM_FILE = "files.sha256"
 STATE_FILE = "trainer_state.json"  # the Trainer writes it last
 
 
@@ -18,11 +27,14 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 
 def last_whole_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; a warning names each newer one."""
+    """The newest checkpoint that is whole and undamaged; a warning names each newer one."""
     for _, path in checkpoints(run):
-        if is_whole(path):
+        if damaged := damaged_file(path):
+            logger.warning("%s is damaged: going back to an earlier checkpoint", path / damaged)
+        elif not (has_checksums(path) or _is_whole(path)):
+            logger.warning("%s was not written to its end: going back to an earlier one", path)
+        else:
             return path
-        logger.warning("%s was not written to its end: going back to an earlier one", path)
     return None
 
 
@@ -31,10 +43,47 @@ def processes_of(checkpoint: Path) -> int:
     return len(list(checkpoint.glob("rng_state_*.pth"))) or 1
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written up to its last file, the state."""
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint without checksums was written up to its last file, the state."""
     try:
         state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
         return isinstance(state["global_step"], int)
     except (OSError, ValueError, TypeError, KeyError):
         return False
+
+
+def write_checksums(checkpoint: Path) -> None:
+    """Write the checksums of a checkpoint's files into it."""
+    lines = [f"{_sum(checkpoint / name)}  {name}\n" for name in _files(checkpoint)]
+    write_atomic(checkpoint / CHECKSUM_FILE, "".join(lines))
+
+
+def has_checksums(checkpoint: Path) -> bool:
+    """Whether a checkpoint has checksums; it lacks them if its process ended too early."""
+    return (checkpoint / CHECKSUM_FILE).is_file()
+
+
+def damaged_file(checkpoint: Path) -> str | None:
+    """A file of a checkpoint that has changed; None if none has, or there are no checksums."""
+    if not has_checksums(checkpoint):
+        return None
+    found = set(_files(checkpoint))
+    text = (checkpoint / CHECKSUM_FILE).read_text(encoding="utf-8", errors="replace")
+    for line in text.splitlines():
+        expected, _, name = line.partition("  ")
+        if not name or name not in found or _sum(checkpoint / name) != expected:
+            return name or CHECKSUM_FILE
+        found.remove(name)
+    return min(found) if found else None
+
+
+def _files(checkpoint: Path) -> list[str]:
+    """The files of a checkpoint, without the half-written ones of a killed process."""
+    paths = (path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
+    done = (path for path in paths if not path.parts[0].startswith(SCRATCH))
+    return sorted(path.as_posix() for path in done if path.as_posix() != CHECKSUM_FILE)
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

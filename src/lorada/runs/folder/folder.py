@@ -16,7 +16,7 @@ from lorada.runs.folder.checkpoints import CHECKPOINT, last_whole_checkpoint, pr
 from lorada.runs.folder.predictions import PREDICTIONS_FILE
 from lorada.runs.folder.result import RESULT_FILE
 from lorada.runs.recipe import AUTO, PATHS, RECIPE_FILE, Recipe, saved_recipe
-from lorada.support.files import remove_scratch, scratch_folder, write_atomic
+from lorada.support.files import scratch_folder, write_atomic
 from lorada.support.processes import process_count
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,6 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
         ValueError: if the run to resume began with other rows, or its fingerprint is damaged.
     """
     run = Path(recipe.output)
-    remove_scratch(run)  # of a training that was killed: nothing else writes here now
     if start.clear:
         clear(run)
     rows = run / ROWS_FILE

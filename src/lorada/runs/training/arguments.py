@@ -70,7 +70,9 @@ def training_arguments(
     if not report and "report_to" not in recipe.training:
         logger.warning("no TensorBoard logs: %s", how_to_install("logging"))
     ours = {**DEFAULTS, **device_settings(recipe), "report_to": report}
-    settings = {**ours, **(method or {}), **(CHECKPOINTING if again else {}), **recipe.training}
+    settings = {**ours, **(method or {}), **recipe.training}
+    if again:
+        settings |= CHECKPOINTING
     if recipe.pooling is not None:  # the layers that it passes over get no gradient
         settings.setdefault("ddp_find_unused_parameters", True)
     settings["use_cpu"] = settings.get("use_cpu") or only_cpu()

@@ -1,6 +1,5 @@
 """Trainer callbacks of every run: for Ctrl-C, and for what saves and held-out rows need."""
 
-import math
 import signal
 from pathlib import Path
 from types import FrameType
@@ -11,16 +10,17 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from lorada.runs.folder.checkpoints import checkpoints
-from lorada.support.processes import gather_values, in_any_process
+from lorada.runs.folder.checkpoints import CHECKSUM_FILE, checkpoints, write_checksums
+from lorada.support.processes import all_or_none, in_any_process
 
 
 class DivergedError(ValueError):
     """The loss or a weight became NaN or infinite."""
 
 
+@all_or_none()
 def refuse_broken(model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
-    """Refuse weights that are NaN or infinite.
+    """Refuse weights that are NaN or infinite in any process.
 
     Raises:
         DivergedError: with the first such weight, the step and the last good checkpoint.
@@ -43,12 +43,15 @@ def refuse_broken_loss(loss: Tensor, args: TrainingArguments, state: TrainerStat
     Raises:
         DivergedError: with the step and the last good checkpoint.
     """
-    if in_any_process(not bool(torch.isfinite(loss)), args.device):
-        broken = next(each for each in gather_values(float(loss)) if not math.isfinite(each))
-        raise DivergedError(
-            f"the loss became {broken} at step {state.global_step + 1}; "
-            f"{_last_good(Path(args.output_dir), state.global_step)}"
-        )
+    broken = not bool(torch.isfinite(loss))
+    if not in_any_process(broken, args.device):
+        return
+    with all_or_none():
+        if broken:
+            raise DivergedError(
+                f"the loss became {float(loss)} at step {state.global_step + 1}; "
+                f"{_last_good(Path(args.output_dir), state.global_step)}"
+            )
 
 
 def _last_good(run: Path, step: int) -> str:
@@ -146,3 +149,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             # The Trainer does not save the sum of the losses since its last log line, so a run that
             # resumes between two lines would log another mean than an uninterrupted run.
             control.should_log |= args.logging_strategy != "no"
+            if state.is_world_process_zero:  # a damaged checkpoint, which is overwritten
+                (_checkpoint(args, state) / CHECKSUM_FILE).unlink(missing_ok=True)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seal the checkpoint, now that it is complete, with checksums of its files."""
+        if state.is_world_process_zero and _checkpoint(args, state).is_dir():
+            write_checksums(_checkpoint(args, state))
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

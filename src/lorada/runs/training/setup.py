@@ -1,6 +1,7 @@
 """Sets up a training: loads the weights, encodes the rows, places the method, makes the Trainer."""
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,6 +41,7 @@ from lorada.runs.training.choice_trainer import ChoiceTrainer
 from lorada.runs.training.effect_size import EffectSize
 from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
 from lorada.runs.training.trainer import RunTrainer
+from lorada.support.processes import process_count
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import attached
 from lorada.tuners.position_rows import count_rows
@@ -108,6 +110,7 @@ def set_up(
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
+    _refuse_unshared(trainer)
     return Setup(base, model, trainer, measured, saved)
 
 
@@ -239,3 +242,14 @@ def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) 
     optimizer.add_param_group(
         {"params": moved, "lr": rates[0], "weight_decay": trainer.args.weight_decay}
     )
+
+
+def _refuse_unshared(trainer: Trainer) -> None:
+    """Refuse processes that would each hold the whole model despite FSDP."""
+    args = trainer.args
+    shared = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if shared and process_count() > 1 and not trainer.is_fsdp_enabled:
+        raise ValueError(
+            f"training.fsdp={args.fsdp or 'true'} shards a model over accelerators, and there "
+            "are none here: leave it out"
+        )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerState
@@ -20,7 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from lorada.runs.by_device import as_it_trains
 from lorada.runs.folder.folder import Start, begin, check_folder
 from lorada.runs.folder.lock import locked
-from lorada.runs.folder.result import peak_memory, write_result
+from lorada.runs.folder.result import RESULT_FILE, peak_memory, write_result
 from lorada.runs.prepare import prepare_training
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.runs.training.arguments import argument_errors
@@ -29,14 +30,16 @@ from lorada.runs.training.effect_size import EffectSize
 from lorada.runs.training.finish import all_weights, save_model, training_result
 from lorada.runs.training.setup import set_up
 from lorada.support.errors import full_disk_in_one_line
+from lorada.support.files import remove_orphans
 from lorada.support.processes import (
+    all_or_none,
     gather_values,
     in_any_process,
     join_processes,
     made_by_first,
 )
 
-AGAIN = "What was saved before is whole: free space, then run it again, with --resume if it began"
+AGAIN = "What was saved before is whole: free space, then lorada train --resume --output "
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,7 @@ def train(
     """Train a recipe into its output folder.
 
     If ``torchrun`` or ``accelerate launch`` started several processes, all call this: they train
-    together, only the first writes, and all return its result. An error ends one process, and the
-    launcher ends the others.
+    together, only the first writes, and all return its result.
 
     Args:
         recipe: what to train.
@@ -80,11 +82,12 @@ def train(
             settings that do not fit.
         DivergedError: if the loss becomes NaN; checkpoints saved before stay.
         OSError: if the disk is full; what was saved before stays whole.
+        OtherProcessError: for any of these, in all processes except the one that fails.
     """
     run = Path(recipe.output)
     with argument_errors():
         join_processes(recipe.training)
-    with full_disk_in_one_line(run, AGAIN), ExitStack() as stack:
+    with full_disk_in_one_line(run, "Free space, then run the command again"), ExitStack() as stack:
 
         def lock_and_check() -> Start:
             stack.enter_context(locked(run))
@@ -100,18 +103,18 @@ def _train(
     recipe: Recipe, start: Start, callbacks: Sequence[TrainerCallback], *, quiet: bool
 ) -> Trained:
     run = Path(recipe.output)
+    again = AGAIN + quote(str(run))
     effect, interrupt = EffectSize(), SaveOnInterrupt()
-    prepared = prepare_training(recipe)
-    setup = set_up(prepared, [effect, interrupt, *callbacks], quiet=quiet)
+    with all_or_none():
+        prepared = prepare_training(recipe)
+    with all_or_none():
+        setup = set_up(prepared, [effect, interrupt, *callbacks], quiet=quiet)
     trainer = setup.trainer
     resolved = as_it_trains(prepared.recipe, again=trainer.args.gradient_checkpointing)
     made_by_first(lambda: begin(resolved, start, prepared.rows.fingerprint))
     started = time.monotonic()
     try:
-        _continue(trainer, start.checkpoint)
-    except Exception:
-        print(file=sys.stderr)  # ends the line of the progress bar
-        raise
+        _fit(trainer, start.checkpoint, again)
     finally:
         interrupt.restore()
         effect.stop()
@@ -120,20 +123,35 @@ def _train(
     weights, peak = all_weights(trainer), max(gather_values(peak_memory()))
 
     def finish() -> dict[str, Any]:
-        save_model(setup, weights, prepared)
+        with full_disk_in_one_line(f"the weights of {run}", again):
+            save_model(setup, weights, prepared)
         result = training_result(prepared, setup, peak)
         result["wall_time_s"] = round(time.monotonic() - started, 1)
         result["resumed_from"] = start.checkpoint.name if start.checkpoint else None
-        write_result(run, result)
+        with full_disk_in_one_line(run / RESULT_FILE, again):
+            write_result(run, result)
         return result
 
     return Trained(run, made_by_first(finish))
+
+
+def _fit(trainer: Trainer, checkpoint: Path | None, again: str) -> None:
+    """Train to the end; if the disk is full, the error names the step, with ``again`` as remedy."""
+    try:
+        _continue(trainer, checkpoint)
+    except Exception:
+        print(file=sys.stderr)  # ends the line of the progress bar
+        with full_disk_in_one_line(
+            f"{trainer.args.output_dir} at step {trainer.state.global_step}", again
+        ):
+            raise
 
 
 def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
     """Train to the end, from a checkpoint if there is one; refuse broken weights at the end."""
     state = None
     if checkpoint is not None:
+        remove_orphans(checkpoint)  # of a process that was killed while it wrote the checksums
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if checkpoint is None or state is None or state.global_step < state.max_steps:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -9,7 +9,6 @@ loss of scores).
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +24,8 @@ from lorada.runs.data.dataset import token_counts
 from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.runs.models.pooling import save_beside
 from lorada.runs.training.callbacks import refuse_broken_loss
-from lorada.support.errors import out_of_memory
 from lorada.support.processes import gather_values
 from lorada.tasks.tokenize import IGNORED
-
-
-@contextmanager
-def _reading(checkpoint: Any) -> Iterator[None]:
-    """Turn an error about a checkpoint that is read into one line that names it."""
-    try:
-        yield
-    except Exception as error:  # of any class: torch and safetensors have their own
-        if out_of_memory(error):
-            raise
-        raise ValueError(
-            f"{checkpoint} cannot be read ({' '.join(str(error).split())[:200]}): delete it, and "
-            "--resume goes on from an earlier one"
-        ) from error
 
 
 class _GroupedByLength(LengthGroupedSampler):  # type: ignore[misc]
@@ -143,14 +127,6 @@ class RunTrainer(Trainer):
         self.args.hub_token = token
         if self.args.should_save:
             save_beside(model, Path(output_dir or self.args.output_dir))
-
-    def _load_from_checkpoint(self, checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        with _reading(checkpoint):
-            super()._load_from_checkpoint(checkpoint, *args, **kwargs)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Warn of what a checkpoint lacks, unless it keeps a part and only lacks the rest."""
