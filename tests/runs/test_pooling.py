@@ -223,6 +223,9 @@ def test_an_adapter_to_start_from_keeps_its_pooling(runs, place, tmp_path):
         refused(message, lambda other=other: train(other, quiet=True))
 
 
+# Exported, and loaded by transformers.
+
+
 def test_what_is_exported_scores_the_same_with_lorada_and_is_refused_without(elsewhere):
     wanted, (before, after) = elsewhere
     for said in before:
@@ -264,13 +267,13 @@ def test_a_pooling_from_nowhere_is_refused(runs, tmp_path):
     refused("pooling='max' is not one of 'mean', 'cls'", lambda: load_run(copy))
 
 
-@pytest.mark.parametrize("value", ["max", "none", "[mean]"])
+# Recipes.
+
+
+@pytest.mark.parametrize("value", ["max", "[mean]"])
 def test_another_value_is_refused_in_one_line(value, place, tmp_path):
     refused("pooling=.*input should be 'mean' or 'cls'",
             lambda: recipe(place, tmp_path / "run", f"pooling={value}"))  # fmt: skip
-
-
-# Recipes.
 
 
 def test_models_and_rows_without_such_a_head_are_refused_before_weights_are_read(place, tmp_path):
