@@ -3,9 +3,13 @@
 import gzip
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -31,6 +35,18 @@ CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<e>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+def adapter_weights(run: Path) -> dict[str, Tensor]:
+    """The tensors of a run's adapter."""
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def refused(message: str, act: Callable[[], object]) -> None:
+    """Check that something ends in a ``ValueError`` of one line."""
+    with pytest.raises(ValueError, match=message) as error:
+        act()
+    assert "\n" not in str(error.value)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from architectures import ENCODER_DECODERS, inputs
 from conftest import TINY
-from fake_gpu import GPU, Allowed, Fp64, HostRead, Launches, fake_gpu, move, reader
+from fake_gpu import GPU, Allowed, Fp64, HostRead, Launches, fake_gpu, move
 from method_cases import defined, form_of, placed, with_labels
 from peft import get_peft_model
 from peft.tuners.shira import Linear as ShiraLinear
@@ -462,10 +462,3 @@ def test_a_tensor_that_stays_behind_when_its_model_moves_is_found():
         move(model)
         with pytest.raises(AssertionError, match="convert all Tensors to FakeTensors"):
             answer(model, batch("llama", padded=True))
-
-
-@pytest.mark.parametrize("folder", ["lorada", "lorada/.venv/lib/torch", "transformers"])
-def test_a_file_under_a_folder_with_the_name_of_a_package_reads_for_no_package(folder):
-    found = {"reader": reader}
-    exec(compile("place = reader()", f"/home/{folder}/any.py", "exec"), found)
-    assert found["place"] == "no package"

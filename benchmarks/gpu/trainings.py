@@ -151,9 +151,9 @@ def _lorada(
     packing: bool = False, nf4: bool = False,
 ) -> float | None:  # fmt: skip
     """Train with lorada; returns the GiB of a step as ``--dry-run`` computes them."""
+    from lorada.runs.by_device import recomputes
     from lorada.runs.prepare import prepare_training
     from lorada.runs.recipe import load_recipe
-    from lorada.runs.training.checkpointing import recomputes
     from lorada.runs.training.train import train
     from lorada.runs.training.training_memory import memory_of
 

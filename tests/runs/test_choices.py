@@ -5,14 +5,13 @@ import json
 import pytest
 import torch
 from conftest import assert_close
-from datasets import Dataset
 from folders import byte_tokenizer, llama_folder, rows_file
 from peft import get_peft_model
 from stacks import randomise
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.inference.evaluate import alike, evaluate
+from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.runs.data.dataset import ChoiceCollator
@@ -93,19 +92,6 @@ def test_a_shared_cache_gives_the_scores_and_gradients_of_whole_sequences(model)
         assert_close(found[name], gradient)
 
 
-@pytest.mark.parametrize("score", [cached_scores, sequence_scores])
-def test_the_head_reads_tokens_of_all_rows_as_one_product(score, tmp_path):
-    """A view of them would be multiplied with the frozen head sequence by sequence."""
-    base = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama"))
-    given = []
-    base.lm_head.register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    with torch.no_grad():
-        score(base, ChoiceCollator(TOKENIZER)(FEATURES))
-    # The longest candidate has 11 tokens, and is predicted from those before each of them.
-    assert [len(hidden[0]) for hidden in given] == ([1, 10] if score is cached_scores else [12])
-    assert all(hidden.is_contiguous() for hidden in given)
-
-
 def test_a_model_that_cuts_logits_by_number_alone_gets_a_number():
     class Model:
         def forward(self, input_ids, logits_to_keep: int = 0):
@@ -158,17 +144,6 @@ def test_candidates_of_one_token_need_no_second_pass(model):
     ]
     batch = ChoiceCollator(TOKENIZER)(features)
     assert_close(cached_scores(model, batch), sequence_scores(model, batch))
-
-
-def test_rows_are_scored_beside_rows_of_alike_length_and_candidates_of_alike_length():
-    """Lengths of prompts and candidates; the longest rows come first, so that memory ends early."""
-    sizes = [(30, 2), (20, 9), (10, 2), (40, 10), (20, 2), (10, 9)]
-    dataset = Dataset.from_list(
-        [{"candidates": [[7] * n, [8]], "length": prompt + n} for prompt, n in sizes]
-    )
-    assert alike(dataset, 2) == [[1, 3], [0, 4], [2, 5]]
-    assert alike(dataset.remove_columns("candidates"), 2) == [[3, 0], [1, 4], [5, 2]]
-    assert alike(dataset.select([]), 2) == []
 
 
 @pytest.mark.fp64(False)

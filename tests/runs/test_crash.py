@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from crashes import (
-    EVERY,
     KEEP_ALL,
-    WRITES,
     check_result,
     check_the_end,
     check_what_is_left,
@@ -52,18 +50,6 @@ def test_a_run_killed_at_a_write_loses_at_most_one_save_interval(lab, tmp_path, 
     assert kill_and_resume(lab, tmp_path / "run", number(lab.points, pattern), how)
 
 
-@pytest.mark.slow
-def test_a_run_killed_at_any_third_write_loses_at_most_one_save_interval(lab, tmp_path):
-    kills = 0
-    for at, point in [*enumerate(lab.points, 1)][::3]:
-        writes = point.split()[0] in WRITES
-        for how in ("kill", "kill empty", "kill half") if writes else ("kill",):
-            print(f"{how} at {at}: {point}")
-            kills += kill_and_resume(lab, tmp_path / f"{at}-{how}", at, how)
-            shutil.rmtree(tmp_path / f"{at}-{how}")
-    assert kills > len(lab.points) / 3
-
-
 def test_a_run_killed_at_a_random_moment_loses_at_most_one_save_interval(lab, tmp_path):
     chance, whole, run = random_numbers(), lab.whole(), tmp_path / "run"
     slow = {"slow": 0.005}
@@ -74,23 +60,6 @@ def test_a_run_killed_at_a_random_moment_loses_at_most_one_save_interval(lab, tm
         code = reply["code"]
     check_what_is_left(lab, run, whole, reply["steps"])
     check_the_end(lab, run, whole)
-
-
-@pytest.mark.slow
-def test_a_run_killed_again_and_again_comes_to_the_same_end(lab, tmp_path):
-    longer = ("max_steps=24", f"save_steps={EVERY}", "logging_steps=3", "save_total_limit=2")
-    whole, run, chance = lab.whole(*longer), tmp_path / "run", random_numbers()
-    kills = at = 0
-    while not (run / "result.json").exists():
-        resume = ["--resume"] if (run / "recipe.yaml").exists() else []
-        how = chance.choice(["kill", "kill empty", "kill half"])
-        reply = lab.train(run, *longer, *resume, at=chance.randint(5, 70), how=how)
-        assert reply["code"] in (*KILLED, 0), reply["said"]
-        kills += reply["code"] != 0
-        at = check_what_is_left(lab, run, whole, reply["steps"], started_at=at)
-    print(f"{kills} kills of one run")
-    assert kills >= 5
-    check_the_end(lab, run, whole, *longer)
 
 
 @pytest.mark.slow
@@ -156,15 +125,6 @@ def finished(lab, tmp_path_factory):
 def test_a_kill_while_an_earlier_run_is_removed_leaves_no_mixture(lab, finished, tmp_path):
     points = overwrite_points(lab, finished, tmp_path)
     overwrite_and_kill(lab, finished, tmp_path / "run", number(points, "rename rows.sha256"))
-
-
-@pytest.mark.slow
-def test_no_kill_while_an_earlier_run_is_removed_leaves_a_mixture(lab, finished, tmp_path):
-    points = overwrite_points(lab, finished, tmp_path)
-    for at, point in enumerate(points, 1):
-        print(f"kill at {at}: {point}")
-        overwrite_and_kill(lab, finished, tmp_path / f"run-{at}", at)
-    print(f"{len(points)} kills")
 
 
 def test_a_second_training_in_the_same_folder_is_refused(lab, tmp_path):

@@ -176,10 +176,11 @@ def harms(path, chance):
             yield json.dumps({**json.loads(whole), key: chance.choice(WRONG)}).encode()
 
 
-def check_harm(run, data, name, chance):
+def check_harm(run, data, name, chance, most=99):
     path = run / name
     whole, result = path.read_bytes(), (run / "result.json").read_bytes()
-    for harm in harms(path, chance):
+    found = [*harms(path, chance)]
+    for harm in chance.sample(found, min(most, len(found))):
         path.write_bytes(harm)
         try:
             evaluate(load_run(run), data)
@@ -203,7 +204,6 @@ def test_whatever_happens_to_a_file_of_a_run_evaluate_ends_in_a_line_or_well(
     check_harm(run, str(place / f"{METHODS[method]}.jsonl"), name, random.Random(0))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_whatever_happens_to_any_file_of_a_run_evaluate_ends_in_a_line_or_well(
     place, runs, tmp_path, method
@@ -212,7 +212,9 @@ def test_whatever_happens_to_any_file_of_a_run_evaluate_ends_in_a_line_or_well(
     names = sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file())
     assert len(names) > 4
     for name in names:
-        check_harm(run, str(place / f"{METHODS[method]}.jsonl"), name, random.Random(len(name)))
+        check_harm(
+            run, str(place / f"{METHODS[method]}.jsonl"), name, random.Random(len(name)), most=1
+        )
 
 
 DAMAGED_RESULTS = {

@@ -25,6 +25,7 @@ TINY = LlamaConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=2, v
 TOKENIZER = byte_tokenizer()
 FUZZ = settings(
     derandomize=True,
+    max_examples=25,
     deadline=5000,  # ms: nothing hangs
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -93,14 +94,6 @@ def test_any_tree_of_settings_is_taken_or_refused(tmp_path, tree):
         recipe.save(tmp_path / "run")
         again = load_recipe(str(tmp_path / "run" / "recipe.yaml"), [], {})
         assert again.model_dump() == recipe.model_dump()
-
-
-@FUZZ
-@given(st.sampled_from(KEYS) | words, words | trees.map(str) | scalars.map(json.dumps))
-def test_any_key_with_any_value_is_taken_or_refused(key, value):
-    recipe = taken_or_refused(lambda: load_recipe(None, [f"{key}={value}"], BASE))
-    if recipe is not None:
-        used(recipe)
 
 
 # Rows.

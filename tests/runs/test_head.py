@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 from folders import byte_tokenizer, llama_folder, rows_file
 from paths import TESTS
 from safetensors.torch import load_file, save_file
@@ -199,19 +198,6 @@ def test_a_checkpoint_that_its_config_does_not_fit_is_refused(
         trained(llama, rows, tmp_path / "run", method="lmam")
 
 
-@pytest.mark.parametrize("outputs", [2, 3], ids=["missing", "of another size"])
-def test_nothing_is_said_of_a_head_that_is_drawn_on_purpose(outputs, tmp_path, caplog):
-    set_seed(0)
-    if outputs == 3:
-        classifier(tmp_path / "bert")
-    else:  # it has a head for another task
-        model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", **SIZES))
-        model.save_pretrained(tmp_path / "bert")
-    _, drawn = load_model(str(tmp_path / "bert"), outputs)
-    assert "classifier.weight" in drawn
-    assert not [record for record in caplog.records if record.name.startswith("lorada")]
-
-
 def test_weights_of_the_base_that_have_no_place_are_named(llama, caplog):
     config = json.loads((llama / "config.json").read_text())
     (llama / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
@@ -289,12 +275,3 @@ def test_the_rows_say_what_a_head_is_for_and_not_what_it_was(changes, rows, tmp_
     wanted = {"score": ("regression", 1), "label": ("single_label_classification", 2)}[rows]
     assert (loaded.model.config.problem_type, loaded.model.config.num_labels) == wanted
     assert loaded.model.get_base_model().classifier.out_features == wanted[1]
-
-
-def test_a_parameter_belongs_to_the_head_by_the_module_it_lies_in():
-    model = TINY["bert"]()
-    assert head_modules(model) == ()
-    assert in_head("base_model.model.pooler.modules_to_save.default.dense.weight", ["pooler"])
-    assert in_head("bert.pooler.dense.bias", ["bert.pooler"])
-    assert not in_head("bert.encoder.pooler_of_another.weight", ["bert.pooler"])
-    assert not in_head("classifier_of_another.weight", ["classifier"])

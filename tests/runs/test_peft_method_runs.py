@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from folders import bert_folder, llama_folder, rows_file
-from safetensors.torch import load_file
+from folders import adapter_weights, bert_folder, llama_folder, rows_file
 
 from lorada.inference.load import load_run
 from lorada.runs.folder.result import read_result
@@ -31,23 +30,19 @@ def make(tmp_path):
     return made
 
 
-def weights(run):
-    return load_file(run / "adapter" / "adapter_model.safetensors")
-
-
 @pytest.mark.parametrize("method", ["ia3", "frod", SUM])
 def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(make, method):
     recipe = make(method, "run", "max_steps=6", "save_steps=3")
     run = train(recipe, quiet=True).run
-    expected = weights(run)
+    expected = adapter_weights(run)
     assert read_result(run)["settings_from"].startswith("not from the paper")
     (run / "result.json").unlink()
     for checkpoint in run.glob("checkpoint-6"):
         checkpoint.rename(run / "left")
     resumed = train(recipe, resume=True, quiet=True)
     assert resumed.result["resumed_from"] == "checkpoint-3"
-    assert expected.keys() == weights(run).keys()
-    assert all(torch.equal(tensor, weights(run)[key]) for key, tensor in expected.items())
+    assert expected.keys() == adapter_weights(run).keys()
+    assert all(torch.equal(tensor, adapter_weights(run)[key]) for key, tensor in expected.items())
 
 
 def test_a_run_is_loaded_and_another_starts_from_its_adapter(make):

@@ -139,7 +139,10 @@ RUNS = [
 ]
 BATCH = ("training.per_device_train_batch_size=2",)
 # Unless it is told which layers to share out, accelerate does so twice with BERT's embeddings.
-FSDP = ("training.fsdp=true", "training.fsdp_config={transformer_layer_cls_to_wrap: {}}")
+FSDP = (
+    "training.fsdp=true", "training.fsdp_config={transformer_layer_cls_to_wrap: {}}",
+    "activation_checkpointing=full",
+)  # fmt: skip
 LAYERS = {"llama": "LlamaDecoderLayer", "bert": "BertLayer"}
 
 
@@ -220,6 +223,11 @@ def test_an_error_ends_all_processes(place, tmp_path, call):
     done = launched([*TORCHRUN, "-m", "lorada.cli", *command["odd"], "nothing=1"])
     assert done.returncode != 0
     assert done.stderr.count("error: unknown override 'nothing'") == 1
+    # Without accelerators FSDP would leave the whole model in each.
+    done = launched([*TORCHRUN, "-m", "lorada.cli", *command["odd"], "training.fsdp=true"])
+    assert done.returncode != 0
+    assert done.stderr.count("error: training.fsdp=") == 1
+    assert "shards a model over accelerators, and there are none here" in done.stderr
     # A run of two processes does not go on in one.
     (run["whole"] / "result.json").unlink()
     code, _, said = call("train", "--resume", "--output", run["whole"])

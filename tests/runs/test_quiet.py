@@ -4,7 +4,6 @@ import logging
 import os
 import subprocess
 import sys
-import warnings
 
 import pytest
 
@@ -76,22 +75,3 @@ def test_a_bar_of_another_library_appears_only_after_a_second(library, monkeypat
     assert "short" not in said
     assert "long" in said
     assert "short" in " ".join(said_by("-c", BAR.format(library)))
-
-
-def test_the_module_is_the_command(monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "lorada.cli", "methods", "--json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "lorada.cli.list_commands" in names
-    assert not {"torch", "transformers", "peft"} & names
-
-
-@pytest.mark.parametrize("kind", [UserWarning, DeprecationWarning, FutureWarning])
-def test_what_our_own_code_warns_of_is_an_error_in_a_test_run(kind):
-    for module in ("lorada", "lorada.anything", "lorada_cli"):
-        with pytest.raises(kind, match="deliberate"):
-            warnings.warn_explicit("deliberate", kind, "a.py", 1, module=module)
-    warnings.warn_explicit("theirs", DeprecationWarning, "a.py", 1, module="peft.tuners")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import SAME, assert_close
 from folders import (
+    adapter_weights,
     bart_folder,
     byte_tokenizer,
     llama_folder,
@@ -18,7 +19,6 @@ from folders import (
 )
 from method_cases import small
 from peft import AutoPeftModelForSeq2SeqLM
-from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -68,10 +68,6 @@ def task_recipe(place, run, model, method, *pairs):
     own += ["max_new_tokens=10", "max_target_length=32", "eval_rows=3"]
     where = {"task": task, "data_dir": str(place / "data")}
     return recipe(place, run, model, method, *own, *pairs, **where)
-
-
-def weights(run):
-    return load_file(run / "adapter" / "adapter_model.safetensors")
 
 
 SLOW = [("bart", name) for name in ("bitfit", "full", "mam", "owlore", "shira")]
@@ -272,7 +268,7 @@ def test_a_run_that_was_cut_off_resumes_bit_for_bit(place, tmp_path, monkeypatch
     (tmp_path / "part" / "checkpoint-6").rmdir()
     resumed = train(part, resume=True, quiet=True)
     assert resumed.result["resumed_from"] == "checkpoint-4"
-    expected, actual = weights(whole.run), weights(resumed.run)
+    expected, actual = adapter_weights(whole.run), adapter_weights(resumed.run)
     assert expected.keys() == actual.keys()
     assert all(torch.equal(expected[key], actual[key]) for key in expected)
     assert whole.result["history"] == resumed.result["history"]

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from folders import ROWS, bert_folder, llama_folder, rows_file
+from folders import ROWS, adapter_weights, bert_folder, llama_folder, rows_file
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
@@ -45,10 +45,6 @@ def recipe(llama, data, output, *overrides, **options):
     return load_recipe(None, [*TRAINING, *overrides], {**fixed, **options})
 
 
-def weights(run):
-    return load_file(run / "adapter" / "adapter_model.safetensors")
-
-
 def test_a_run_leaves_an_adapter_a_card_and_a_result(llama, data, tmp_path):
     trained = train(recipe(llama, data, tmp_path / "run", "max_steps=6"), quiet=True)
     run = trained.run
@@ -65,7 +61,7 @@ def test_a_run_leaves_an_adapter_a_card_and_a_result(llama, data, tmp_path):
     assert result["steps"] == 6
     assert result["effect_size"] > 0
     assert [entry["step"] for entry in result["history"]] == [2, 4, 6]
-    count = sum(tensor.numel() for tensor in weights(run).values())
+    count = sum(tensor.numel() for tensor in adapter_weights(run).values())
     assert result["parameters"]["trainable"] == count
 
 
@@ -118,7 +114,7 @@ def test_ctrl_c_saves_and_resume_continues_bit_for_bit(llama, data, tmp_path, mo
     assert (stopped.run / "checkpoint-5").is_dir()
     assert not (stopped.run / "result.json").exists()
     resumed = train(part, resume=True, quiet=True)
-    expected, actual = weights(whole.run), weights(resumed.run)
+    expected, actual = adapter_weights(whole.run), adapter_weights(resumed.run)
     assert expected.keys() == actual.keys()
     assert all(torch.equal(expected[key], actual[key]) for key in expected)
     assert signal.getsignal(signal.SIGINT) is handler
@@ -127,13 +123,13 @@ def test_ctrl_c_saves_and_resume_continues_bit_for_bit(llama, data, tmp_path, mo
 def test_resume_after_the_last_checkpoint_trains_no_further(llama, data, tmp_path):
     last = recipe(llama, data, tmp_path / "run", "max_steps=4", "save_steps=4")
     run = train(last, quiet=True).run
-    expected = weights(run)
+    expected = adapter_weights(run)
     (run / "result.json").unlink()
     resumed = train(last, resume=True, quiet=True)
     assert resumed.result["steps"] == 4
     assert resumed.result["effect_size"] > 0
     assert resumed.result["resumed_from"] == "checkpoint-4"
-    assert all(torch.equal(tensor, weights(run)[key]) for key, tensor in expected.items())
+    assert all(torch.equal(tensor, adapter_weights(run)[key]) for key, tensor in expected.items())
 
 
 def test_resume_of_a_complete_run_or_another_recipe_is_refused(llama, data, tmp_path):
@@ -187,7 +183,7 @@ def test_from_starts_a_stack_from_a_saved_lora(llama, data, tmp_path):
         llama, data, tmp_path / "run", "max_steps=1", "learning_rate=1e-12",
         "lmam.map_learning_rate=1e-12", method="lmam", from_adapter=str(tmp_path / "lora"),
     )  # fmt: skip
-    after = weights(train(start, quiet=True).run)
+    after = adapter_weights(train(start, quiet=True).run)
     assert any(".lmam." in key for key in after)
     for key, tensor in saved.items():
         torch.testing.assert_close(after[key], tensor, atol=1e-8, rtol=0)
@@ -203,7 +199,7 @@ def test_maps_have_their_own_learning_rate(llama, data, tmp_path):
         llama, data, tmp_path / "other", "max_steps=3", "learning_rate=0",
         "lmam.map_learning_rate=1e-9", "lmam.init=normal",
     )  # fmt: skip
-    moved, still = weights(run), weights(train(other, quiet=True).run)
+    moved, still = adapter_weights(run), adapter_weights(train(other, quiet=True).run)
     for key in moved:
         distance = (moved[key] - still[key]).abs().max()
         assert (distance > 1e-3) == (".lmam." in key)

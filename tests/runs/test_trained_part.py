@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from folders import bert_folder, llama_folder, rows_file
+from folders import bert_folder, llama_folder, refused, rows_file
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
@@ -57,12 +57,6 @@ def run(runs):
 def logits(folder):
     with torch.no_grad():
         return load_run(folder).model(torch.arange(5, 12)[None]).logits
-
-
-def refused(message, act):
-    with pytest.raises(ValueError, match=message) as error:
-        act()
-    assert "\n" not in str(error.value)
 
 
 def test_only_biases_and_the_head_are_saved_with_the_name_of_the_base(place, run):

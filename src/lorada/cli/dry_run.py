@@ -19,12 +19,11 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     Raises:
         ValueError: as ``prepare_training``.
     """
-    from lorada.runs.by_device import device_bytes
+    from lorada.runs.by_device import device_bytes, recomputes
     from lorada.runs.data.dataset import fit_context
     from lorada.runs.data.first_row import first_row
     from lorada.runs.models.count import parameters_of
     from lorada.runs.prepare import prepare_training
-    from lorada.runs.training.checkpointing import recomputes
 
     prepared = prepare_training(recipe)
     counts = parameters_of(recipe)

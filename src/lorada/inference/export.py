@@ -22,9 +22,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lorada.inference.load import Run, load_run, refuse_changed
-from lorada.runs.folder.card_metadata import licence_of
 from lorada.runs.folder.folder import refuse_no_adapter, refuse_target
-from lorada.runs.folder.model_card import write_card, write_model_card
+from lorada.runs.folder.model_card import licence_of, write_card, write_model_card
 from lorada.runs.folder.result import read_result
 from lorada.runs.models.adapters import (
     ADAPTER_CONFIG,
@@ -92,7 +91,7 @@ def export(
             mark(fresh)
         copy_licence(recipe.model, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
-        write_model_card(fresh, recipe, merged, left, task, read_result(folder))
+        write_model_card(fresh, recipe, merged, left, task)
         refuse_target(folder, target)  # again, as somebody may have put files there meanwhile
     return {
         "folder": str(target),

@@ -32,10 +32,8 @@ from lorada.inference.export import AGAIN, copy_licence, kinds, merge, name_labe
 from lorada.inference.graph_card import card_texts
 from lorada.inference.load import Run, load_run
 from lorada.runs.data.dataset import context_of
-from lorada.runs.folder.card_metadata import front_matter, licence_of
 from lorada.runs.folder.folder import refuse_target
-from lorada.runs.folder.model_card import write_text
-from lorada.runs.folder.result import read_result
+from lorada.runs.folder.model_card import front_matter, licence_of, write_text
 from lorada.runs.models.adapters import task_type
 from lorada.runs.models.candidate_scores import accepted, positions_of
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
@@ -118,7 +116,7 @@ def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False)
         }  # fmt: skip
         title = f"{recipe.model} after {recipe.method}, as a graph"
         task = task_type(base.config, classifies=not cached)
-        metadata = front_matter(recipe, "onnx", task, title, read_result(folder))
+        metadata = front_matter(recipe, "onnx", task)
         ends = end_tokens(run) if cached else None
         write_text(fresh, recipe, metadata, title=title, **card_texts(written, ends))
         refuse_target(folder, target)  # again, as somebody may have put files there meanwhile

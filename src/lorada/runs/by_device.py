@@ -1,8 +1,11 @@
-"""What a recipe leaves to the device: ``dtype=auto``, and the Trainer's settings of devices.
+"""What a recipe leaves to the device: ``auto`` in two fields, and the Trainer's device settings.
 
 On a CPU and on MPS the base is in fp32. On an accelerator that computes in bf16 it has the dtype of
 its checkpoint, with bf16 in place of fp16, whose numbers overflow in training. What trains is in
 fp32 everywhere; where the base is in bf16, the forward pass runs under autocast.
+
+Activations are computed again in the backward pass (``activation_checkpointing``) on an accelerator
+if the base has more than 1e9 parameters or a row may have more than 1,024 tokens.
 """
 
 import logging
@@ -11,13 +14,20 @@ from typing import Any
 
 import torch
 
+from lorada.methods.meta_model import meta_model
+from lorada.runs.data.dataset import context_of
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.support.processes import is_first
 
 logger = logging.getLogger(__name__)
 
 AMPERE = (8, 0)  # the first generation of NVIDIA's cards with TF32
+LARGE, LONG = 1e9, 1024  # parameters; tokens of a row
 WORKERS = 2  # processes that make batches while the accelerator computes
+# TrainingArguments that say what ``activation_checkpointing`` says. Beside ``auto`` they decide.
+TRAINERS_OWN = tuple(
+    f"{kind}_checkpointing{more}" for kind in ("gradient", "activation") for more in ("", "_kwargs")
+)
 
 
 def accelerator(settings: Mapping[str, Any]) -> torch.device | None:
@@ -102,3 +112,46 @@ def loading_device(args: Any) -> torch.device | None:
     """
     device: torch.device = args.device
     return None if args.fsdp or args.deepspeed or device.type in ("cpu", "mps") else device
+
+
+def recomputes(recipe: Recipe, config: Any) -> bool:
+    """Whether a training here computes its activations again; a line says so if ``auto`` decides.
+
+    ``config`` is that of the base.
+    """
+    asked = recipe.activation_checkpointing
+    if asked != AUTO:
+        return asked == "full"
+    if accelerator(recipe.training) is None:
+        return False
+    reason = why_full(recipe, config)
+    if reason is not None and is_first():
+        logger.warning("activation_checkpointing=auto takes full: %s", reason)
+    return reason is not None
+
+
+def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
+    """The recipe with ``off`` or ``full`` in place of ``auto``, to be repeated as it was.
+
+    ``again`` says whether activations are computed again.
+    """
+    if recipe.activation_checkpointing != AUTO or recipe.training.keys() & set(TRAINERS_OWN):
+        return recipe
+    return recipe.model_copy(update={"activation_checkpointing": "full" if again else "off"})
+
+
+def why_full(recipe: Recipe, config: Any) -> str | None:
+    """Why ``auto`` takes ``full`` on an accelerator; None if it takes ``off``."""
+    model = meta_model(config)
+    own = any(name in recipe.training for name in TRAINERS_OWN)
+    if own or model is None or not model.supports_gradient_checkpointing:
+        return None
+    parameters, length = model.num_parameters(), longest(recipe, config)
+    if parameters > LARGE:
+        return f"the model has {parameters:,} parameters"
+    return f"rows may have {length:,} tokens" if length > LONG else None
+
+
+def longest(recipe: Recipe, config: Any) -> int:
+    """The most tokens that a row may have: ``max_length``, if the model can read so many."""
+    return min(recipe.max_length, context_of(config) or recipe.max_length)

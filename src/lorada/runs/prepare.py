@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from lorada.methods.build import Plan, build_method
 from lorada.methods.lookup import method_named
-from lorada.runs.by_device import with_dtype
+from lorada.runs.by_device import TRAINERS_OWN, with_dtype
 from lorada.runs.data.dataset import refuse_target_length
 from lorada.runs.data.packing import refuse_packing
 from lorada.runs.data.rows import Rows, training_rows
@@ -20,11 +20,6 @@ from lorada.runs.models.loading import kind_of, load_config, load_tokenizer, own
 from lorada.runs.models.pooling import refuse_pooling
 from lorada.runs.recipe import Recipe
 from lorada.tasks.task import Kind
-
-# TrainingArguments that say what ``activation_checkpointing`` says. Beside ``auto`` they decide.
-TRAINERS_OWN = tuple(
-    f"{kind}_checkpointing{more}" for kind in ("gradient", "activation") for more in ("", "_kwargs")
-)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from lorada.runs.folder.card_metadata import CARD_FILE, front_matter, licence_note
+from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from yaml import YAMLError
+
 from lorada.runs.recipe import Recipe
 from lorada.support.files import write_atomic
 from lorada.support.version import __version__
@@ -65,12 +68,61 @@ SHOWN = (
     "scale", "placement", "pooling", "target_modules",
 )  # fmt: skip
 
-# The ends of the names of transformers' and PEFT's auto classes, by PEFT's task type.
-HEADS = {
-    "CAUSAL_LM": "CausalLM",
-    "SEQ_2_SEQ_LM": "Seq2SeqLM",
-    "SEQ_CLS": "SequenceClassification",
+# PEFT's task type → the end of the names of auto classes for it, and the hub's name of the task.
+TASK_NAMES = {
+    "CAUSAL_LM": ("CausalLM", "text-generation"),
+    "SEQ_2_SEQ_LM": ("Seq2SeqLM", "text2text-generation"),
+    "SEQ_CLS": ("SequenceClassification", "text-classification"),
 }
+LICENCE = ("license", "license_name", "license_link")
+CARD_FILE = "README.md"
+
+
+def front_matter(recipe: Recipe, library: str, task_type: str) -> str:
+    """The YAML at the top of a model card.
+
+    Args:
+        recipe: the recipe of the run, whose ``model`` is the base.
+        library: the library that loads the folder, ``peft`` or ``transformers``.
+        task_type: PEFT's name for the model's task, such as ``CAUSAL_LM``.
+    """
+    data = ModelCardData(
+        library_name=library,
+        base_model=recipe.model,
+        pipeline_tag=TASK_NAMES[task_type][1],
+        tags=["lorada", recipe.method],
+        **licence_of(recipe.model),
+    )
+    return str(data.to_yaml())
+
+
+def licence_of(model: str) -> dict[str, Any]:
+    """What the card of a model says of its licence; empty if it says nothing or there is none.
+
+    The card is that in the model's folder, or the one that the hub's client has on this machine.
+    """
+    path: Any = Path(model, CARD_FILE)
+    try:
+        if not Path(model).is_dir():
+            path = try_to_load_from_cache(model, CARD_FILE)
+        said = metadata_load(path) if isinstance(path, str | Path) and Path(path).is_file() else {}
+    except (HFValidationError, YAMLError, ValueError):  # no id of the hub; a card that is damaged
+        return {}
+    found = {key: (said or {}).get(key) for key in LICENCE}
+    return {key: value for key, value in found.items() if value and isinstance(value, str | list)}
+
+
+def licence_note(model: str) -> str:
+    """A sentence on the licence of what was made from ``model``."""
+    said = licence_of(model)
+    if not said:
+        return (
+            f"The licence of {model} was not found on this machine: add it to this card before "
+            "you share the folder."
+        )
+    name = said.get("license_name") or said.get("license")
+    shown = ", ".join(name) if isinstance(name, list) else name
+    return f"Licence of the base, carried over: {shown}."
 
 
 def write_card(
@@ -78,16 +130,15 @@ def write_card(
 ) -> None:
     """Write the model card of an adapter with a PEFT ``config`` into its folder.
 
-    ``result`` is the ``result.json`` of its run, whose scores are listed; None before there is one.
+    ``result`` is the ``result.json`` of its run; None before there is one.
     """
     peft_type = getattr(config.peft_type, "value", config.peft_type)
-    auto = f"AutoPeftModelFor{HEADS[config.task_type]}"
-    title = f"{recipe.method} adapter for {recipe.model}"
+    auto = f"AutoPeftModelFor{TASK_NAMES[config.task_type][0]}"
     write_text(
         folder,
         recipe,
-        front_matter(recipe, "peft", config.task_type, title, result),
-        title=title,
+        front_matter(recipe, "peft", config.task_type),
+        title=f"{recipe.method} adapter for {recipe.model}",
         made=f"Trained with lorada {__version__}. PEFT knows its parts once `lorada` has been\n"
         "imported:",
         code=f"import lorada  # registers the adapter types; without it: KeyError: '{peft_type}'\n"
@@ -130,7 +181,6 @@ def write_model_card(
     merged: list[str],
     left: list[str],
     task_type: str,
-    result: dict[str, Any] | None = None,
     command: str = "export",
 ) -> None:
     """Write the model card of an exported model, or of a fully trained one with a pooling.
@@ -141,7 +191,6 @@ def write_model_card(
         merged: kinds of parts that are merged into its weights.
         left: kinds of parts that are in an adapter beside its weights.
         task_type: PEFT's name for the model's task, such as ``CAUSAL_LM``.
-        result: the ``result.json`` of its run, whose scores are listed; None before there is one.
         command: the command that wrote it.
     """
     if merged:
@@ -151,13 +200,12 @@ def write_model_card(
     else:
         what = "the model as it was trained"
     beside = f", and an adapter of {' and '.join(left)} beside it" if left else ""
-    auto = f"AutoModelFor{HEADS[task_type]}"
-    title = f"{recipe.model} after {recipe.method}"
+    auto = f"AutoModelFor{TASK_NAMES[task_type][0]}"
     write_text(
         folder,
         recipe,
-        front_matter(recipe, "transformers", task_type, title, result),
-        title=title,
+        front_matter(recipe, "transformers", task_type),
+        title=f"{recipe.model} after {recipe.method}",
         made=f"Written by `lorada {command}` {__version__}: {what}{beside}.",
         code=("import lorada  # without it, loading ends in an error\n" if left else "")
         + f"from transformers import {auto}, AutoTokenizer\n\n"

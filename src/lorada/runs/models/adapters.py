@@ -26,7 +26,7 @@ from lorada.methods.method import part_class
 from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
 from lorada.runs.models.base_settings import loading_settings
 from lorada.runs.models.loading import load_model, reading, stretched
-from lorada.runs.models.origin import refuse_other_base
+from lorada.runs.models.origin import base_type_of, refuse_other_type
 from lorada.runs.models.pooling import pooling_part, refuse_other
 from lorada.runs.prepare import Prepared
 from lorada.runs.recipe import Recipe
@@ -175,7 +175,7 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
     """Place the parts of a saved adapter, and those parts of the method whose kind it lacks."""
     folder = Path(str(recipe.from_adapter))
     saved, weights = adapter_config(folder), adapter_weights(folder)
-    refuse_other_base(saved, folder, base.config)
+    refuse_other_type(base_type_of(saved), folder, base.config)
     old = saved if isinstance(saved, LoradaConfig) else LoradaConfig(parts=[saved])
     kinds = {part.peft_type for part in old.parts}
     if pooling_part(old) is not None:
@@ -299,7 +299,7 @@ def _complete_weights(
 ) -> dict[str, torch.Tensor]:
     """The tensors of a saved adapter of this base, with all that the base has drawn at random."""
     config, weights = adapter_config(folder), adapter_weights(folder)
-    refuse_other_base(config, folder, base.config)
+    refuse_other_type(base_type_of(config), folder, base.config)
     refuse_lost(drawn, {name.removeprefix(PEFT_NAMES) for name in weights}, folder)
     return weights
 

@@ -44,15 +44,6 @@ def base_type_of(config: PeftConfig) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def refuse_other_base(config: PeftConfig, folder: Path, model_config: PreTrainedConfig) -> None:
-    """Refuse an adapter of another architecture.
-
-    Raises:
-        ValueError: naming both architectures.
-    """
-    refuse_other_type(base_type_of(config), folder, model_config)
-
-
 def refuse_other_type(before: str | None, place: Path, model_config: PreTrainedConfig) -> None:
     """Refuse weights in ``place`` that were trained on a model of another type; None is unknown.
 

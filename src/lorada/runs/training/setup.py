@@ -20,7 +20,7 @@ from transformers import (
     set_seed,
 )
 
-from lorada.runs.by_device import loading_device
+from lorada.runs.by_device import loading_device, recomputes
 from lorada.runs.data.dataset import (
     collator,
     context_of,
@@ -37,7 +37,6 @@ from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import argument_errors, held_out_metrics, training_arguments
 from lorada.runs.training.callbacks import RunCallback
-from lorada.runs.training.checkpointing import recomputes
 from lorada.runs.training.choice_trainer import ChoiceTrainer
 from lorada.runs.training.effect_size import EffectSize
 from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts

@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerState
 
+from lorada.runs.by_device import as_it_trains
 from lorada.runs.folder.folder import Start, begin, check_folder
 from lorada.runs.folder.lock import locked
 from lorada.runs.folder.result import RESULT_FILE, peak_memory, write_result
@@ -25,7 +26,6 @@ from lorada.runs.prepare import prepare_training
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.runs.training.arguments import argument_errors
 from lorada.runs.training.callbacks import SaveOnInterrupt, refuse_broken
-from lorada.runs.training.checkpointing import as_it_trains
 from lorada.runs.training.effect_size import EffectSize
 from lorada.runs.training.finish import all_weights, save_model, training_result
 from lorada.runs.training.setup import set_up

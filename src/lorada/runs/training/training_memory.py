@@ -21,14 +21,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers import AutoModelForSequenceClassification as AutoClassifier
 
 from lorada.methods.build import Plan, build_method
-from lorada.runs.by_device import accelerator, device_settings, with_dtype
+from lorada.runs.by_device import accelerator, device_settings, longest, with_dtype
 from lorada.runs.models.count import placed_on
 from lorada.runs.models.labelled_loss import LabelledLoss
 from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
-from lorada.runs.training.checkpointing import longest
 
 CPU = torch.device("cpu")
 AUTO = {
