@@ -274,6 +274,17 @@ def test_a_method_without_a_map_has_numbers_too(config):
     assert not torch.allclose(found.probabilities["with"], found.probabilities["without"])
 
 
+def test_a_model_with_another_kernel_is_read_eagerly_and_stays_as_it_was():
+    eager, other = stack(), stack()
+    other.load_state_dict(eager.state_dict())
+    other.base_model.model.set_attn_implementation("sdpa")
+    for one, two in zip(
+        *(explain(each, {"input_ids": IDS}) for each in (eager, other)), strict=True
+    ):
+        assert_close(one.softmax, two.softmax)
+    assert other.config._attn_implementation == "sdpa"
+
+
 def test_the_model_is_as_before():
     model = stack()
     before = read(model).logits

@@ -1,4 +1,4 @@
-"""A prefix as an adapter: its start, where it goes, saved, folded, mixed with others, refused."""
+"""A prefix as an adapter: its start, where it goes, saved, folded, beside others, refused."""
 
 import json
 
@@ -223,39 +223,10 @@ def test_folding_one_adapter_leaves_the_network_of_another():
 # Several adapters.
 
 
-def two_adapters(prefix: str, name: str = "llama", **options) -> PeftModel:
-    model = get_peft_model(TINY[name](**options), config_of(prefix, "alone", name)).eval()
-    randomise(model)
+def test_prefixes_of_several_active_adapters_stand_one_behind_the_other():
+    model, inputs = trained("flat"), batch("llama")
     model.add_adapter("second", PrefixConfig(length=2))
     randomise(model, "second")
-    return model
-
-
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize("name", ["llama", "bert"])
-@every_prefix
-def test_each_sample_of_a_mixed_batch_sees_its_own_prefix(prefix, name, padded, implementation):
-    model = two_adapters(prefix, name, attn_implementation=implementation)
-    inputs = batch(name)
-    if not padded:
-        del inputs["attention_mask"]
-    mixed = logits(model, inputs, adapter_names=["default", "__base__", "second"])
-    expected = []
-    for i, adapter in enumerate(["default", None, "second"]):
-        own = {key: value[i : i + 1] for key, value in inputs.items()}
-        if adapter is None:
-            with model.disable_adapter():
-                expected.append(logits(model, own))
-        else:
-            model.set_adapter(adapter)
-            expected.append(logits(model, own))
-    real = inputs.get("attention_mask", torch.ones(3, 8)).bool()
-    assert_close(mixed[real], torch.cat(expected)[real])
-
-
-def test_prefixes_of_several_active_adapters_stand_one_behind_the_other():
-    model, inputs = two_adapters("flat"), batch("llama")
     model.base_model.set_adapter(["default", "second"])
     found = logits(model, inputs)
     joined = get_peft_model(TINY["llama"](), PrefixConfig(length=LENGTH + 2)).eval()

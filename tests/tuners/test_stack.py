@@ -204,12 +204,6 @@ def test_adapter_that_nests_its_parts_the_other_way_round_is_refused():
         model.add_adapter("other", inside_out)
 
 
-@pytest.mark.parametrize("stack", ["adalora", "ia3", "oft", "lora_ia3"])
-def test_batch_is_not_mixed_where_a_part_would_serve_every_sample(stack):
-    with pytest.raises(ValueError, match="serves one adapter at a time"):
-        logits(trained(stack, "llama"), batch("llama"), adapter_names=["default"] * 3)
-
-
 @every_case
 def test_disabled_or_unloaded_adapter_leaves_the_base_as_it_was(stack, name):
     inputs, base = batch(name), TINY[name]()

@@ -12,7 +12,8 @@ Shapes: L layers, B samples, H query heads, T queries, K keys, V words or classe
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,8 @@ class Explanation(Sequence[ExplainedLayer]):
 def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None) -> Explanation:
     """Let a model read a batch with its adapter, without it, and with each part alone.
 
+    It reads with eager attention, whatever it has otherwise: only that returns its softmax map.
+
     Args:
         model: a model with an active adapter of any method.
         batch: keyword arguments of its forward, ``input_ids`` among them.
@@ -212,13 +215,13 @@ class _Reading:
     """One forward pass.
 
     Attributes:
-        calls: attention module → its call and output (B, T, H, D).
+        calls: attention module → its call, output (B, T, H, D) and softmax map (B, H, T, K).
         maps: attention module → what its map did.
         hidden: the hidden states after each layer, (B, T, ·).
         logits: (B, T, V) or (B, V); None if the model has none.
     """
 
-    calls: dict[nn.Module, tuple[AttentionCall, Tensor]] = field(default_factory=dict)
+    calls: dict[nn.Module, tuple[AttentionCall, Tensor, Tensor]] = field(default_factory=dict)
     maps: dict[nn.Module, Observation] = field(default_factory=dict)
     hidden: list[Tensor] = field(default_factory=list)
     logits: Tensor | None = None
@@ -230,15 +233,15 @@ def _read(
     """Let a model read a batch, and keep the attention calls of some modules."""
     found = _Reading()
 
-    def keep(call: AttentionCall, output: Tensor) -> None:
+    def keep(call: AttentionCall, output: Tensor, weights: Tensor) -> None:
         if call.module in watched:
-            found.calls[call.module] = (call, output)
+            found.calls[call.module] = (call, output, weights)
 
     def keep_map(seen: Observation) -> None:
         if seen.call.module in watched:
             found.maps[seen.call.module] = seen
 
-    with watch(keep), observe(keep_map):
+    with _eager_attention(model), watch(keep), observe(keep_map):
         out = model(**batch, output_hidden_states=True)
     states = out.get("hidden_states") or out.get("encoder_hidden_states") or ()
     found.hidden = list(states[1:])
@@ -246,12 +249,28 @@ def _read(
     return found
 
 
+@contextmanager
+def _eager_attention(model: nn.Module) -> Iterator[None]:
+    """Let a model compute attention eagerly in a ``with`` block."""
+    configs = [getattr(module, "config", None) for module in model.modules()]
+    known = {id(c): c for c in configs if hasattr(c, "_attn_implementation_internal")}
+    before = [(config, config._attn_implementation_internal) for config in known.values()]
+    for config, _ in before:
+        config._attn_implementation_internal = "eager"
+    try:
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation_internal = implementation
+
+
 def _layer(
     name: str, with_all: _Reading, without: _Reading, module: nn.Module, real: Tensor
 ) -> ExplainedLayer:
-    (call, output), (call_off, output_off) = with_all.calls[module], without.calls[module]
+    call, output, weights = with_all.calls[module]
+    call_off, output_off, weights_off = without.calls[module]
     seen = with_all.maps.get(module)
-    found = maps_of_call(call, seen)
+    found = maps_of_call(call, weights, seen)
     assert found["softmax"] is not None
     real = real if real.shape[1] == output.shape[1] else real.new_ones(output.shape[:2])
     found["effect"] = None
@@ -260,7 +279,7 @@ def _layer(
         found["effect"] = norms[0] / norms[1].clamp(min=1e-12)
     moved = _by_head(output.float() - output_off.float(), real)
     found["moved"] = moved / _by_head(output_off, real).clamp(min=1e-12)
-    found["without"] = maps_of_call(call_off, None)["softmax"]
+    found["without"] = maps_of_call(call_off, weights_off, None)["softmax"]
     found["attends"] = _attends(found["softmax"], real)
     tensors: dict[str, Any] = {
         key: None if tensor is None else tensor.cpu() for key, tensor in found.items()

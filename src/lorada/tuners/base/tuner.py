@@ -1,8 +1,8 @@
 """``LoradaTuner``, the base of our tuners, and ``AttachedModel``, the base of attached parts.
 
 PEFT's tuner finds the target modules of a config and calls ``_create_and_replace`` on each, which
-here is ``place``. Our tuners also place an adapter on all of its targets or on none, serve mixed
-batches, and refuse weights that do not fit.
+here is ``place``. Our tuners also place an adapter on all of its targets or on none, and refuse
+weights that do not fit.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,6 @@ from lorada.tuners.base.attached_layer import AttachedLayer, detach_all
 from lorada.tuners.base.config import PREFIX, STACK, LoradaPeftConfig
 from lorada.tuners.base.injection import all_or_nothing, check_fits, refuse_absent
 from lorada.tuners.base.linears import linear_names, within_layer
-from lorada.tuners.base.mixed_batch import mixed_batch
 from lorada.tuners.base.tied_weights import give_own_weights, ties_settled
 
 # The settings that choose modules, as an error shows them.
@@ -121,9 +120,8 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        names = kwargs.pop("adapter_names", None)
-        with mixed_batch(self, names, *args, **kwargs):
-            yield
+        refuse_mixed_batch(kwargs)
+        yield
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -231,6 +229,19 @@ class AttachedModel(HostModel):
             target.add_module(self.child, layer)
         layer.update_layer(adapter_name, config, self.model)
         layer.train(target.training)
+
+
+def refuse_mixed_batch(arguments: dict[str, Any]) -> None:
+    """Refuse a call in which each sample names its own adapter; PEFT would ignore the names.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if arguments.get("adapter_names") is not None:
+        raise ValueError(
+            "adapter_names: one adapter serves a whole batch: call model.set_adapter(name), and "
+            "pass the samples of each adapter in a batch of their own"
+        )
 
 
 def chosen(config: Any) -> str:

@@ -26,9 +26,8 @@ from lorada.tuners.base.injection import (
     refuse_doubled,
     refuse_known,
 )
-from lorada.tuners.base.mixed_batch import mixed_batch
 from lorada.tuners.base.tied_weights import give_own_weights, ties_settled
-from lorada.tuners.base.tuner import AttachedModel, LoradaTuner
+from lorada.tuners.base.tuner import AttachedModel, LoradaTuner, refuse_mixed_batch
 from lorada.tuners.lmam import bake
 from lorada.tuners.stack import beside
 from lorada.tuners.stack.config import LoradaConfig
@@ -202,32 +201,14 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        names = kwargs.pop("adapter_names", None)
+        refuse_mixed_batch(kwargs)
         with ExitStack() as stack:
-            stack.enter_context(mixed_batch(self, names, *args, **kwargs))
             for tuner_cls in dict.fromkeys(map(type, self.tuners())):
-                if issubclass(tuner_cls, LoradaTuner):
-                    continue  # ``mixed_batch`` has set the adapters in its layers
-                if names is not None and "_enable_peft_forward_hooks" not in vars(tuner_cls):
-                    raise ValueError(
-                        f"adapter_names: {tuner_cls.__name__.removesuffix('Model')} serves one "
-                        "adapter at a time, so no batch is mixed while one of its kind is loaded"
-                    )
-                if hasattr(tuner_cls, "_enable_peft_forward_hooks"):
+                hooks = getattr(tuner_cls, "_enable_peft_forward_hooks", None)
+                if hooks is not None and not issubclass(tuner_cls, LoradaTuner):
                     # Called on the stack: an inner tuner is not a submodule, so eval() misses it.
-                    own = {**kwargs, "adapter_names": self._names_known_to(tuner_cls, names)}
-                    stack.enter_context(tuner_cls._enable_peft_forward_hooks(self, *args, **own))
+                    stack.enter_context(hooks(self, *args, **kwargs))
             yield
-
-    def _names_known_to(
-        self, tuner_cls: type[BaseTuner], names: list[str] | None
-    ) -> list[str] | None:
-        """``adapter_names`` with ``__base__`` for adapters without a part of this kind."""
-        if names is None:
-            return None
-        layers = [m for m in self.modules() if isinstance(m, tuner_cls.tuner_layer_cls)]
-        known = {name for layer in layers for name in layer._get_available_adapters()}
-        return [name if name in known else "__base__" for name in names]
 
     def __getattr__(self, name: str) -> Any:
         """Look up a missing attribute on the active parts' tuners, as ``update_and_allocate``."""
