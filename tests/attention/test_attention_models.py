@@ -71,18 +71,6 @@ def in_batch(model: PeftModel, side: str) -> list[Tensor]:
 
 @MODELS
 @pytest.mark.parametrize("ablation", ABLATIONS)
-def test_map_clearly_changes_the_logits_of_every_token(name, ablation):
-    model = adapted(name, ablation=ablation)
-    with_map = alone(model, SAMPLES[1][:LENGTH])
-    with model.disable_adapter():
-        without = alone(model, SAMPLES[1][:LENGTH])
-    first = 1 if ablation == "no_negative" and name in DECODERS else 0  # one key: softmax is 1
-    assert ((with_map - without).abs().amax(-1)[first:] > 0.05).all()
-    assert torch.equal(without, TINY[name]()(SAMPLES[1][None, :LENGTH]).logits[0])
-
-
-@MODELS
-@pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_sdpa_equals_eager(name, ablation, side):
     outputs = [in_batch(adapted(name, form, ablation=ablation), side) for form in ("sdpa", "eager")]
@@ -116,20 +104,6 @@ def test_encoder_gets_the_full_map_decoder_the_lower_triangle_cross_attention_no
         model(input_ids=SAMPLES[1][None], decoder_input_ids=SAMPLES[2][None])
     expected = {"encoder": ("layers.0.self_attn", False), "decoder": ("layers.0.self_attn", True)}
     assert seen == {stack: expected[stack] for stack in stacks or expected}
-
-
-def test_decoder_of_an_encoder_decoder_steps_through_its_cache_as_uncached():
-    model, target = bart(), SAMPLES[3][None]
-    batch = pad(SAMPLES[1:2], "right")
-    with torch.no_grad():
-        expected = model(**batch, decoder_input_ids=target, use_cache=False).logits
-        cache, steps = None, []
-        for at in range(target.shape[1]):
-            step = target[:, at : at + 1]
-            out = model(**batch, decoder_input_ids=step, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            steps.append(out.logits)
-    assert_close(torch.cat(steps, 1), expected)
 
 
 def test_layers_without_a_map_see_the_original_function():

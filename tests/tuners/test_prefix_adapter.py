@@ -10,7 +10,6 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import batch, logits, lora, randomise
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.tuners.prefix import PrefixLayer, PrefixNetwork
@@ -161,18 +160,6 @@ def test_stacks_and_names_choose_the_blocks_of_an_encoder_decoder(options, block
 
 
 @every_part
-@every_prefix
-def test_transformers_loads_it_by_itself(prefix, part, tmp_path):
-    model, inputs = trained(prefix, part), batch("llama")
-    model.get_base_model().name_or_path = str(tmp_path / "base")
-    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
-    TINY["llama"]().save_pretrained(tmp_path / "base")
-    model.save_pretrained(tmp_path / "adapter")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
-    assert_close(logits(again, inputs), logits(model, inputs))
-
-
-@every_part
 def test_a_folded_network_is_a_flat_prefix_in_every_way(part, tmp_path):
     model, inputs = trained("network", part), batch("llama")
     expected = logits(model, inputs)
@@ -240,20 +227,6 @@ def test_prefixes_of_several_active_adapters_stand_one_behind_the_other():
 
 
 # What is refused.
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "values"),
-    [
-        ("length", "whole number", (0, -1, 1.5, True, "3", None)),
-        ("projection", "whole number", (0, 2.5, False)),
-        ("initial_std", "number", (0, -0.1, "much", None)),
-    ],
-)
-def test_a_size_that_is_no_count_and_a_start_without_a_spread_are_refused(name, kind, values):
-    for value in values:
-        with pytest.raises(ValueError, match=f"{name}={value!r} must be a {kind} above 0"):
-            PrefixConfig(**{name: value})
 
 
 def test_modules_that_are_no_attention_are_refused():

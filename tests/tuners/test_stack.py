@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY, assert_close
 from paths import TESTS
-from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import (
     FFN,
@@ -31,7 +31,6 @@ from stacks import (
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
 from lorada import LoradaConfig
-from lorada.tuners.base.attached_layer import AttachedLayer
 
 pytestmark = pytest.mark.fp64
 
@@ -116,18 +115,6 @@ def base_dir(tmp_path):
     return tmp_path / "base"
 
 
-@every_stack
-def test_auto_class_finds_the_base_of_an_adapter(stack, base_dir, tmp_path):
-    base = AutoModelForCausalLM.from_pretrained(base_dir)
-    model = get_peft_model(base, config_of(stack, "llama", task_type="CAUSAL_LM")).eval()
-    randomise(model)
-    model.save_pretrained(tmp_path / "adapter")
-    inputs = batch("llama")
-
-    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
-    assert_close(logits(loaded, inputs), logits(model, inputs))
-
-
 # DoRA and nested parts load through PEFT only: transformers renames neither LoRA's magnitude
 # vector, of a plain DoRA adapter either (a bug upstream), nor the layers around another.
 @pytest.mark.parametrize("stack", ["lmam", "bottleneck", "lora"])
@@ -204,27 +191,6 @@ def test_adapter_that_nests_its_parts_the_other_way_round_is_refused():
         model.add_adapter("other", inside_out)
 
 
-@every_case
-def test_disabled_or_unloaded_adapter_leaves_the_base_as_it_was(stack, name):
-    inputs, base = batch(name), TINY[name]()
-    before, hooks = copy.deepcopy(base.state_dict()), hook_count(base)
-    expected, model = logits(base, inputs), get_peft_model(base, config_of(stack, name)).eval()
-    randomise(model)
-    with model.disable_adapter():
-        torch.testing.assert_close(logits(model, inputs), expected, atol=0, rtol=0)
-
-    after = model.unload()
-    assert after.state_dict().keys() == before.keys()
-    assert all(torch.equal(after.state_dict()[key], before[key]) for key in before)
-    assert hook_count(after) == hooks
-    assert not any(isinstance(module, AttachedLayer) for module in after.modules())
-    torch.testing.assert_close(logits(after, inputs), expected, atol=0, rtol=0)
-
-
-def hook_count(model) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
 def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
     inputs, model = batch("llama"), trained("lmam", "llama")
     paths = TESTS, tmp_path / "model.pt", tmp_path / "logits.pt"
@@ -238,27 +204,6 @@ def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
             torch.save(model(**inputs).logits, sys.argv[3])"""
     subprocess.run([sys.executable, "-c", code, *paths], check=True)
     assert_close(torch.load(paths[2]), logits(model, inputs))
-
-
-@pytest.mark.fp64(False)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@every_stack
-def test_half_precision_base_keeps_fp32_adapters_that_train(stack, dtype):
-    model = get_peft_model(TINY["llama"]().to(dtype), config_of(stack, "llama"))
-    randomise(model)
-    inputs = batch("llama")
-    out = model(**inputs, labels=inputs["input_ids"])
-    out.loss.backward()
-
-    adapter = [p for p in model.parameters() if p.requires_grad]
-    assert {p.dtype for p in adapter} == {torch.float32}
-    assert out.logits.dtype == dtype
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter)
-    follows = get_peft_model(
-        TINY["llama"]().to(dtype), config_of(stack, "llama"), autocast_adapter_dtype=False
-    )
-    assert {p.dtype for p in follows.parameters() if p.requires_grad} == {dtype}
-    assert logits(follows, inputs).isfinite().all()
 
 
 @every_stack

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall
+from lorada.attention.dense_map import covered_pairs, expand_map
+from lorada.attention.distance_map import DistanceMap
 from lorada.attention.interface import watch
 from lorada.attention.modules import CROSS_ATTENTION
 from lorada.attention.observation import Observation, observe
 from lorada.functional.precision import wide
 from lorada.support.files import write_atomic
-from lorada.tuners.call_maps import maps_of_call
 from lorada.tuners.switching import (
     active_parts,
     has_trained_copies,
@@ -270,7 +271,7 @@ def _layer(
     call, output, weights = with_all.calls[module]
     call_off, output_off, weights_off = without.calls[module]
     seen = with_all.maps.get(module)
-    found = maps_of_call(call, weights, seen)
+    found = _maps_of_call(call, weights, seen)
     assert found["softmax"] is not None
     real = real if real.shape[1] == output.shape[1] else real.new_ones(output.shape[:2])
     found["effect"] = None
@@ -279,7 +280,7 @@ def _layer(
         found["effect"] = norms[0] / norms[1].clamp(min=1e-12)
     moved = _by_head(output.float() - output_off.float(), real)
     found["moved"] = moved / _by_head(output_off, real).clamp(min=1e-12)
-    found["without"] = maps_of_call(call_off, weights_off, None)["softmax"]
+    found["without"] = _maps_of_call(call_off, weights_off, None)["softmax"]
     found["attends"] = _attends(found["softmax"], real)
     tensors: dict[str, Any] = {
         key: None if tensor is None else tensor.cpu() for key, tensor in found.items()
@@ -290,6 +291,52 @@ def _layer(
         effect_size=None if seen is None else ratio_of([squared_norms(seen)]),
         **tensors,
     )
+
+
+def _maps_of_call(
+    call: AttentionCall, weights: Tensor, seen: Observation | None
+) -> dict[str, Tensor | None]:
+    """The maps of one attention call, by the names that ``ExplainedLayer`` has for them.
+
+    Args:
+        call: the call of an eager attention.
+        weights: the softmax map (B, H, T, K) that it returned.
+        seen: what its map did; None without a map.
+    """
+    visible = torch.ones_like(weights, dtype=torch.bool)
+    if call.mask is not None:
+        visible = call.visible_keys()[:, None].expand_as(weights)
+    softmax = fused = wide(weights) * visible  # a row of padding sees nothing
+    if seen is None:
+        nothing = dict.fromkeys(("map", "negative", "map_negative"))
+        return {"softmax": softmax, "fused": softmax, **nothing}
+    attention_map = seen.attention_map
+    table = seen.positions.table(call.shape.queries, call.shape.keys, weights.device)
+    if isinstance(attention_map, DistanceMap):
+        map_ = attention_map.weights(call)
+        pairs = visible & table.real_queries()[:, None, :, None]
+    else:
+        map_ = expand_map(attention_map, seen.positions, call.shape)
+        pairs = visible & covered_pairs(table, attention_map.length)[:, None]
+    map_ = map_.expand_as(softmax)
+    if attention_map.ablation == "no_negative":  # the map is in the scores of this softmax
+        own = fused * (-map_).exp()
+        elsewhere = 1 - fused.sum(-1, keepdim=True)  # of prefixes, and of scores for no token
+        softmax = own / (own.sum(-1, keepdim=True) + elsewhere)
+    else:
+        fused = softmax + map_
+    shares = {"negative": fused, "map_negative": map_}
+    return {
+        "softmax": softmax,
+        "map": map_,
+        "fused": fused,
+        **{name: _share_below_zero(entries, pairs) for name, entries in shares.items()},
+    }
+
+
+def _share_below_zero(values: Tensor, pairs: Tensor) -> Tensor:
+    """The share of entries below 0 among ``pairs`` (B, H, T, K), by head (H,)."""
+    return ((values < 0) & pairs).sum((0, 2, 3)) / pairs.sum((0, 2, 3)).clamp(min=1)
 
 
 def _by_head(states: Tensor, real: Tensor) -> Tensor:

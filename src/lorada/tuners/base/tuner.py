@@ -19,7 +19,14 @@ from lorada.support.errors import MOST
 from lorada.tuners.base.attached_layer import AttachedLayer, detach_all
 from lorada.tuners.base.config import PREFIX, STACK, LoradaPeftConfig
 from lorada.tuners.base.injection import all_or_nothing, check_fits, refuse_absent
-from lorada.tuners.base.linears import linear_names, within_layer
+from lorada.tuners.base.layer import LoradaTunerLayer
+from lorada.tuners.base.linears import (
+    linear_names,
+    merge_all,
+    merge_inner,
+    one_line_errors,
+    within_layer,
+)
 from lorada.tuners.base.tied_weights import give_own_weights, ties_settled
 
 # The settings that choose modules, as an error shows them.
@@ -27,7 +34,7 @@ CHOOSING = ("target_modules", "layers_to_transform", "stacks")
 
 
 class LoradaTuner(BaseTuner):  # type: ignore[misc]
-    """Places one kind of part.
+    """Places one kind of part, or all parts of a stack.
 
     Attributes:
         not_mergeable: why parts of this kind cannot be merged into the weights; empty if they can.
@@ -90,7 +97,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for layer in self.model.modules():
-            if not autocast_adapter_dtype and isinstance(layer, self.tuner_layer_cls):
+            if not autocast_adapter_dtype and isinstance(layer, LoradaTunerLayer):
                 layer.cast_to_base(adapter_name)
 
     def _check_merge_allowed(self) -> None:
@@ -107,14 +114,18 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         """Merge in place; ``unmerge_adapter`` undoes it."""
         self._check_merge_allowed()
         give_own_weights(self.model, adapter_names or self.active_adapters)
-        super().merge_adapter(adapter_names, safe_merge)
+        with one_line_errors():
+            merge_all(self.model, adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         if merge:
             self._check_merge_allowed()
-            give_own_weights(self.model, kwargs.get("adapter_names") or self.active_adapters)
-        detach_all(self.model)
-        with ties_settled(self.model):
+        with ties_settled(self.model), one_line_errors():
+            if merge:
+                safe, names = kwargs.get("safe_merge", False), kwargs.get("adapter_names")
+                give_own_weights(self.model, names or self.active_adapters)
+                merge_inner(self.model, safe_merge=safe, adapter_names=names)
+            detach_all(self.model)
             model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
         return model
 
