@@ -7,6 +7,9 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, inputs
 from conftest import DECODERS, ENCODERS, TINY, assert_close
+from exact_cells import LENGTH, alone, counted
+from exact_cells import PROMPTS as SAMPLES
+from exact_cells import pad as padded
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from transformers import (
@@ -23,9 +26,6 @@ from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
 
-LENGTH = 6  # n; longer than Mistral's window of 4, shorter than the long samples
-PAD = 1  # RoBERTa counts its positions around this id
-SAMPLES = [torch.arange(10, 10 + size) * 7 % 83 + 5 for size in (3, 9, 6, 12)]
 ABLATIONS = (None, "no_negative", "softmax", "softmax_with_future", "softmax_then_cut", "full_rank")
 MODELS = pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
 
@@ -39,23 +39,8 @@ def adapted(name: str, implementation: str = "sdpa", **options) -> PeftModel:
 
 def pad(samples: list[Tensor], side: str) -> dict[str, Tensor]:
     """A padded batch as a data collator builds it."""
-    width = max(len(sample) for sample in samples)
-    ids = torch.full((len(samples), width), PAD)
-    for row, sample in zip(ids, samples, strict=True):
-        row[slice(width - len(sample), None) if side == "left" else slice(len(sample))] = sample
-    return {"input_ids": ids, "attention_mask": (ids != PAD).long()}
-
-
-def counted(mask: Tensor) -> Tensor:
-    """Position ids that count real tokens."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)
-
-
-def alone(model: PeftModel, sample: Tensor) -> Tensor:
-    """Logits of one sample without padding or cache."""
-    with torch.no_grad():
-        options = {"use_cache": False} if model.config.model_type not in ENCODERS else {}
-        return model(input_ids=sample[None], **options).logits[0]
+    ids, mask = padded(samples, side)
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def in_batch(model: PeftModel, side: str) -> list[Tensor]:

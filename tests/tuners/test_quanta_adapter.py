@@ -1,4 +1,4 @@
-"""QuantaConfig as an adapter: what is saved, merged, disabled, stacked and mixed."""
+"""QuantaConfig as an adapter: what is saved, and quantised bases."""
 
 import json
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY, assert_close
 from paths import TESTS
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import (
     FFN,
@@ -30,6 +30,7 @@ from stacks import (
 )
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
+import lorada
 from lorada import LoradaConfig
 
 pytestmark = pytest.mark.fp64
@@ -224,3 +225,35 @@ def test_classification_head_is_trained_and_saved_once(stack, tmp_path):
     loaded = PeftModel.from_pretrained(classifier(), tmp_path)
     inputs = batch("bert")
     assert_close(logits(loaded, inputs), logits(model, inputs))
+
+
+def test_the_status_of_a_model_names_types_as_peft_does():
+    model = get_peft_model(TINY["llama"](), lmam())
+    assert model.get_model_status().peft_types == {"default": "LMAM"}
+    assert str(model.peft_type) == "PeftType.LMAM"
+    assert json.dumps(model.peft_type) == '"LMAM"'
+    stack = trained("lora", "llama")
+    layers = {status.module_type for status in stack.get_layer_status()}
+    assert layers == {"LmamLayer", "BottleneckLayer", "lora.Linear"}
+
+
+def test_bake_and_merge_weights_are_functions_too():
+    model, inputs = trained("lora", "llama"), batch("llama")
+    expected = logits(model, inputs)
+    lorada.bake(model)
+    assert_close(logits(model, inputs), expected)
+    assert_close(logits(lorada.merge_weights(model).eval(), inputs), expected)
+    plain = get_peft_model(TINY["llama"](), lora("llama"))
+    with pytest.raises(ValueError, match=r"has the type LORA: model.merge_and_unload\(\)"):
+        lorada.merge_weights(plain)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_a_plain_adapter_is_read_as_a_stack_of_one_part(options, tmp_path):
+    plain = get_peft_model(TINY["llama"](), lora("llama", **options)).eval()
+    randomise(plain)
+    plain.save_pretrained(tmp_path)
+    config = LoradaConfig(parts=[PeftConfig.from_pretrained(tmp_path)])
+    model = PeftModel.from_pretrained(TINY["llama"](), tmp_path, config=config).eval()
+    inputs = batch("llama")
+    assert_close(logits(model, inputs), logits(plain, inputs))

@@ -37,19 +37,11 @@ from lorada.tuners.switching import (
 )
 
 KEPT = ("first", "previous", "itself", "other")  # what a query attends to
-# The axes of every tensor.
-AXES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("softmax", "without", "map", "fused"), ("sample", "head", "query", "key")),
-    **dict.fromkeys(("negative", "map_negative", "effect", "moved"), ("head",)),
-    "attends": ("kept", "head"),
-    "change": ("layer",),
-    "probabilities": ("sample", "word"),
-}
 
 
 @dataclass(frozen=True)
 class ExplainedLayer:
-    """One attention layer on one batch; ``AXES`` names the axes of its tensors.
+    """One attention layer on one batch.
 
     Attributes:
         layer: name of the attention module.
@@ -148,9 +140,7 @@ class Explanation(Sequence[ExplainedLayer]):
 
 @torch.no_grad()
 def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None) -> Explanation:
-    """Let a model read a batch with its adapter, without it, and with each part alone.
-
-    It reads with eager attention, whatever it has otherwise: only that returns its softmax map.
+    """Let a model read a batch, in eager attention, with its adapter, without it, each part alone.
 
     Args:
         model: a model with an active adapter of any method.
@@ -252,8 +242,8 @@ def _read(
 
 @contextmanager
 def _eager_attention(model: nn.Module) -> Iterator[None]:
-    """Let a model compute attention eagerly in a ``with`` block."""
-    configs = [getattr(module, "config", None) for module in model.modules()]
+    """Let a model compute attention eagerly in a ``with`` block: only that returns its softmax."""
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     known = {id(c): c for c in configs if hasattr(c, "_attn_implementation_internal")}
     before = [(config, config._attn_implementation_internal) for config in known.values()]
     for config, _ in before:

@@ -27,7 +27,7 @@ from lorada.tuners.base.injection import (
 )
 from lorada.tuners.base.tuner import AttachedModel, LoradaTuner, refuse_mixed_batch
 from lorada.tuners.lmam import bake
-from lorada.tuners.stack.config import LoradaConfig, stand_beside
+from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
 from lorada.tuners.stack.nesting import (
     check_order,
@@ -315,5 +315,4 @@ class LoradaModel(LoradaTuner):
 
 
 register(STACK, LoradaConfig, LoradaModel)
-stand_beside()
 exported_config.register()
