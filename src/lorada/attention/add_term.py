@@ -12,12 +12,13 @@ D head width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from lorada.attention.positions import Slots
+from lorada.attention.positions import Targets
 from lorada.functional.precision import recomputed
 
 
@@ -31,21 +32,60 @@ class Term:
     """
 
     compute: Callable[[Tensor], Tensor]
-    queries: slice | Slots | None
+    queries: slice | Targets | None
 
 
-def add_term(output: Tensor, term: Term, value: Tensor) -> Tensor:
+def add_term(output: Tensor, term: Term, value: Tensor, *, in_place: bool = False) -> Tensor:
     """Attn·V (``output``, (B, T, H, D)) plus a term, rounded once, after the sum."""
-    computed, queries = recomputed(term.compute, value), term.queries
-    if isinstance(queries, Slots):
-        # Rows without a token are zero and go to the first query.
-        computed = computed * queries.real[..., None, None]
-        index = queries.index[..., None, None].expand_as(computed)
-        total = output.to(computed.dtype).scatter_add(1, index, computed)
-        return total.to(output.dtype)
-    if queries is not None:
-        behind = output.shape[1] - queries.stop
-        computed = F.pad(computed, (0, 0, 0, 0, queries.start, behind))
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        return (output + computed).to(output.dtype)
-    return torch.add(output, computed, out=torch.empty_like(output))  # one kernel for a token
+    computed = recomputed(term.compute, value)
+    if in_place:
+        return _write_sum(output, output, computed, term.queries)
+    result: Tensor = _AddAt.apply(output, computed, term.queries)
+    return result
+
+
+def _write_sum(
+    result: Tensor, output: Tensor, term: Tensor, queries: slice | Targets | None
+) -> Tensor:
+    """Write the sum at the queries into ``result``, a copy of ``output`` or ``output`` itself."""
+    if queries is None:
+        return torch.add(output, term, out=result)
+    if isinstance(queries, slice):
+        result[:, queries].add_(term)
+        return result
+    # ``scatter_`` needs a query for every map row. Rows that are there twice write the same
+    # numbers to the same query.
+    rows, index = (_expanded(part, output) for part in (queries.filled, queries.slots))
+    total = output.gather(1, index)
+    return result.scatter_(1, index, total.add_(term.gather(1, rows)))
+
+
+class _AddAt(torch.autograd.Function):
+    """Adds a term to some queries. The gradient of ``output`` passes through without a copy."""
+
+    @staticmethod
+    def forward(output: Tensor, term: Tensor, queries: slice | Targets | None) -> Tensor:
+        result = torch.empty_like(output) if queries is None else output.clone()
+        return _write_sum(result, output, term, queries)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, term, ctx.queries = inputs
+        ctx.dtype = term.dtype
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.queries is None:
+            own = grad
+        elif isinstance(ctx.queries, slice):
+            own = grad[:, ctx.queries]
+        else:
+            own = grad.gather(1, _expanded(ctx.queries.index, grad))
+            own = own * ctx.queries.real[..., None, None]
+        return grad, own.to(ctx.dtype), None
+
+
+def _expanded(index: Tensor, like: Tensor) -> Tensor:
+    """An index (B or 1, M) of rows of (B, T, H, D), for ``gather`` and ``scatter_``."""
+    return index[..., None, None].expand(like.shape[0], -1, *like.shape[2:])

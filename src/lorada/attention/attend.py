@@ -32,7 +32,7 @@ from lorada.attention.map_term import map_term
 from lorada.attention.observation import AnyMap, Observation
 from lorada.attention.prefix import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
-from lorada.attention.under_map import map_positions, under_map
+from lorada.attention.under_map import map_positions, nothing_is_recorded, under_map
 from lorada.functional.precision import wide_dtype
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -128,10 +128,14 @@ def _attend(
     if inside and observation.observers:
         _report_inside(run, call, inside, output)
     beside = [m for m in maps if m.ablation != "no_negative"]
-    return add_maps(call, beside, output), weights
+    # The kernel has just made its output, so nobody else can hold it, but for observers.
+    in_place = nothing_is_recorded() and not observation.observers
+    return add_maps(call, beside, output, in_place=in_place), weights
 
 
-def add_maps(call: AttentionCall, maps: Sequence[AnyMap], output: Tensor) -> Tensor:
+def add_maps(
+    call: AttentionCall, maps: Sequence[AnyMap], output: Tensor, *, in_place: bool = False
+) -> Tensor:
     """``output`` (B, T, H, D), which is Attn·V, plus tile(Attn_s)·V of each map (Eq. 13)."""
     result = output
     for own in maps:
@@ -143,7 +147,7 @@ def add_maps(call: AttentionCall, maps: Sequence[AnyMap], output: Tensor) -> Ten
             positions = map_positions(call, own)
             observation.report(Observation(call, own, positions, output.detach(), alone))
         if term is not None:
-            result = add_term(result, term, call.value)
+            result = add_term(result, term, call.value, in_place=in_place)
     return result
 
 

@@ -74,7 +74,7 @@ def whole_sequences(positions: TokenPositions, shape: CallShape) -> UnderMap | N
     if not positions.is_whole or positions.sequences > 1:
         return None
     slots = positions.key_slots(shape.keys)
-    return UnderMap(slots, shape.keys, queries=slots)
+    return UnderMap(slots, shape.keys, queries=slots.targets())
 
 
 def rule(table: TokenTable, shape: CallShape) -> Tensor:

@@ -57,6 +57,25 @@ class Slots:
     index: Tensor
     real: Tensor
 
+    def targets(self) -> "Targets":
+        """The same slots to write to."""
+        rows = torch.arange(self.real.shape[1], device=self.real.device)
+        filled = torch.where(self.real, rows, self.real.to(torch.uint8).argmax(1, keepdim=True))
+        return Targets(self.index, self.real, filled, self.index.gather(1, filled))
+
+
+@dataclass(frozen=True)
+class Targets(Slots):
+    """Slots that get the rows of a product; a row without a token is replaced by one with a token.
+
+    Attributes:
+        filled: (B, P·N) rows that all have a token.
+        slots: the slot of each.
+    """
+
+    filled: Tensor
+    slots: Tensor
+
 
 @dataclass(frozen=True)
 class TokenTable:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.locate import token_positions
-from lorada.attention.positions import Slots, TokenPositions, TokenSpan, TokenTable
+from lorada.attention.positions import Slots, Targets, TokenPositions, TokenSpan, TokenTable
 from lorada.functional.maps import Align, visible_pairs
 from lorada.functional.precision import wide, wide_dtype
 
@@ -39,7 +39,7 @@ class UnderMap:
     size: int
     rows: Tensor | None = None
     seen: Tensor | None = None
-    queries: slice | Slots | None = None
+    queries: slice | Targets | None = None
 
     @property
     def maps(self) -> int:
@@ -134,7 +134,8 @@ def find_under_map(
     # Behind a cache most sequences have one query, and only the rows of the queries are computed.
     all_rows = table.is_whole if owner is None else shape.queries > table.sequences
     if all_rows:
-        return UnderMap(keys, size, queries=keys if table.is_whole else table.query_slots(size))
+        queries = keys if table.is_whole else table.query_slots(size)
+        return UnderMap(keys, size, queries=queries.targets())
     batch = value.shape[0]
     if owner is not None:  # each query gets a map of its own
         owner = owner[:, :, None].expand(-1, -1, size)
@@ -178,11 +179,12 @@ def _first(length: int, size: int, align: Align) -> int:
     return length - size if align == "end" else 0
 
 
-def can_be_read(numbers: Tensor) -> bool:
-    """Whether numbers are on the CPU, where reading them waits for nothing.
-
-    Not where a graph is recorded, of gradients or for calls with other numbers.
-    """
+def nothing_is_recorded() -> bool:
+    """Whether no graph is recorded, of gradients or for calls with other numbers."""
     recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._is_tracing()
-    transformed = torch._C._are_functorch_transforms_active()
-    return not recorded and not transformed and type(numbers) is Tensor and numbers.is_cpu
+    return not (recorded or torch._C._are_functorch_transforms_active())
+
+
+def can_be_read(numbers: Tensor) -> bool:
+    """Whether numbers are on the CPU, where reading them waits for nothing."""
+    return nothing_is_recorded() and type(numbers) is Tensor and numbers.is_cpu
