@@ -6,52 +6,9 @@ All have 2 layers, 4 heads (2 key/value heads where they group), hidden width 32
 import functools
 
 import torch
+import transformers
 from conftest import DECODER_SIZES, SIZES, TINY, VOCAB, WINDOW, _build
 from torch import Tensor, nn
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    BloomConfig,
-    BloomForCausalLM,
-    DebertaConfig,
-    DebertaForMaskedLM,
-    DebertaV2Config,
-    DebertaV2ForMaskedLM,
-    DistilBertConfig,
-    DistilBertForMaskedLM,
-    FalconConfig,
-    FalconForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GemmaForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTJConfig,
-    GPTJForCausalLM,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    MBartConfig,
-    MBartForConditionalGeneration,
-    ModernBertConfig,
-    ModernBertForMaskedLM,
-    OPTConfig,
-    OPTForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    PhiConfig,
-    PhiForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
-    ViTConfig,
-    ViTForImageClassification,
-    WhisperConfig,
-    WhisperForConditionalGeneration,
-    XLMRobertaConfig,
-    XLMRobertaForMaskedLM,
-)
 
 TOKENS, FRAMES, IMAGE = 8, 16, 8  # of a text, of a spectrogram, pixels of an image's side
 
@@ -95,74 +52,64 @@ DEBERTA_V3 = {
     "type_vocab_size": 0,
 }
 
-# Architecture -> its model, its config and what the config says.
+# Architecture -> its model and what its config says.
 _MODELS = {
-    "gemma": (GemmaForCausalLM, GemmaConfig, GEMMA_SIZES),
+    "gemma": ("GemmaForCausalLM", GEMMA_SIZES),
     # Gemma 2 refuses sdpa, which has no softcap; its second layer sees everything.
     "gemma2": (
-        Gemma2ForCausalLM,
-        Gemma2Config,
+        "Gemma2ForCausalLM",
         GEMMA_SIZES
         | {"sliding_window": WINDOW, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 8}
         | {"attn_implementation": "eager"},
     ),
     "gemma3": (
-        Gemma3ForCausalLM,
-        Gemma3TextConfig,
+        "Gemma3ForCausalLM",
         GEMMA_SIZES
         | {"sliding_window": WINDOW, "query_pre_attn_scalar": 8}
         | {"layer_types": ["sliding_attention", "full_attention"]},
     ),
-    "phi": (PhiForCausalLM, PhiConfig, DECODER_SIZES),
-    "phi3": (Phi3ForCausalLM, Phi3Config, DECODER_SIZES),
-    "gpt2": (GPT2LMHeadModel, GPT2Config, GPT_SIZES),
-    "gptj": (GPTJForCausalLM, GPTJConfig, GPT_SIZES | {"rotary_dim": 4}),
+    "phi": ("PhiForCausalLM", DECODER_SIZES),
+    "phi3": ("Phi3ForCausalLM", DECODER_SIZES),
+    "gpt2": ("GPT2LMHeadModel", GPT_SIZES),
+    "gptj": ("GPTJForCausalLM", GPT_SIZES | {"rotary_dim": 4}),
     "gpt_neox": (
-        GPTNeoXForCausalLM,
-        GPTNeoXConfig,
+        "GPTNeoXForCausalLM",
         SIZES | {"max_position_embeddings": 64, "pad_token_id": 0},
     ),
     "opt": (
-        OPTForCausalLM,
-        OPTConfig,
+        "OPTForCausalLM",
         {key: SIZES[key] for key in SIZES if key not in ("intermediate_size", "initializer_range")}
         | {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2, "pad_token_id": 0},
     ),
     # Multi-query attention with rotary positions, attention and MLP in parallel, as Falcon-7B.
     "falcon": (
-        FalconForCausalLM,
-        FalconConfig,
+        "FalconForCausalLM",
         SIZES | {"ffn_hidden_size": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
     ),
     # As Falcon-RW: a head of keys per query head, no rotation, MLP after attention.
     "falcon_alibi": (
-        FalconForCausalLM,
-        FalconConfig,
+        "FalconForCausalLM",
         SIZES
         | {"ffn_hidden_size": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
         | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
     ),
     "bloom": (
-        BloomForCausalLM,
-        BloomConfig,
+        "BloomForCausalLM",
         {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4}
         | {"initializer_range": 0.2, "pad_token_id": 0},
     ),
     "xlm_roberta": (
-        XLMRobertaForMaskedLM,
-        XLMRobertaConfig,
+        "XLMRobertaForMaskedLM",
         SIZES | {"max_position_embeddings": 64},
     ),
     "distilbert": (
-        DistilBertForMaskedLM,
-        DistilBertConfig,
+        "DistilBertForMaskedLM",
         {"vocab_size": VOCAB, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
         | {"initializer_range": 0.2, "max_position_embeddings": 64},
     ),
     # The window counts both sides: a local token sees two to its left and two to its right.
     "modernbert": (
-        ModernBertForMaskedLM,
-        ModernBertConfig,
+        "ModernBertForMaskedLM",
         SIZES
         | {"max_position_embeddings": 64, "local_attention": 4}
         | {"layer_types": ["full_attention", "sliding_attention"]}
@@ -170,42 +117,44 @@ _MODELS = {
         | {"cls_token_id": 1, "sep_token_id": 2, "initializer_cutoff_factor": 3.0},
     ),
     "deberta": (
-        DebertaForMaskedLM,
-        DebertaConfig,
+        "DebertaForMaskedLM",
         SIZES
         | {"relative_attention": True, "pos_att_type": "c2p|p2c", "max_position_embeddings": 64}
         | {"position_biased_input": False, "type_vocab_size": 0},
     ),
-    "deberta_v2": (DebertaV2ForMaskedLM, DebertaV2Config, SIZES | DEBERTA_V3),
-    "bart": (BartForConditionalGeneration, BartConfig, BART_SIZES),
-    "mbart": (MBartForConditionalGeneration, MBartConfig, BART_SIZES),
+    "deberta_v2": ("DebertaV2ForMaskedLM", SIZES | DEBERTA_V3),
+    "bart": ("BartForConditionalGeneration", BART_SIZES),
+    "mbart": ("MBartForConditionalGeneration", BART_SIZES),
     "t5": (
-        T5ForConditionalGeneration,
-        T5Config,
+        "T5ForConditionalGeneration",
         # Its weights are drawn at the scale of their fan-in already.
         {"vocab_size": VOCAB, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2}
         | {"num_heads": 4, "relative_attention_num_buckets": 8, "initializer_factor": 1.5}
         | {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0},
     ),
     "whisper": (
-        WhisperForConditionalGeneration,
-        WhisperConfig,
+        "WhisperForConditionalGeneration",
         BART_SIZES
         | {"num_mel_bins": 8, "max_source_positions": FRAMES // 2, "max_target_positions": 64},
     ),
     "vit": (
-        ViTForImageClassification,
-        ViTConfig,
+        "ViTForImageClassification",
         {key: SIZES[key] for key in SIZES if key != "vocab_size"}
         | {"image_size": IMAGE, "patch_size": 2, "num_labels": 5},
     ),
 }
 
+
+def _model(cls: str, sizes: dict, **options) -> nn.Module:
+    model = getattr(transformers, cls)
+    return _build(model, model.config_class, sizes, **options)
+
+
 # Builders of tiny models in eval mode, the same weights on every call, as in ``conftest.TINY``.
 # Bloom and both DeBERTa have only their own eager attention, Gemma 2 is built with it.
 ARCHITECTURES = {
     **TINY,
-    **{name: functools.partial(_build, *parts) for name, parts in _MODELS.items()},
+    **{name: functools.partial(_model, *parts) for name, parts in _MODELS.items()},
 }
 ENCODER_DECODERS = ("bart", "mbart", "t5", "whisper")
 

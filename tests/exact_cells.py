@@ -64,7 +64,7 @@ def forward(model: PeftModel, **inputs) -> Tensor:
 
 
 def alone(model: PeftModel, sample: Tensor) -> Tensor:
-    options = {} if model.config.model_type == "bert" else {"use_cache": False}
+    options = {} if model.config.model_type in ("bert", "roberta") else {"use_cache": False}
     return forward(model, input_ids=sample[None], **options)[0]
 
 

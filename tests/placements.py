@@ -1,4 +1,7 @@
-"""A plain twin of every placement of BottleneckConfig, for the tests of them."""
+"""A plain twin of every placement of BottleneckConfig in every kind of layer, for the tests."""
+
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +13,6 @@ from torch import nn
 
 from lorada.tuners.bottleneck.adapter import BottleneckLayer
 
-# Output projections of attentions.
-PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "out_lin", "Wo", "o")
 PHI = {"relu": torch.relu, "tanh": torch.tanh, "gelu": F.gelu}
 
 
@@ -43,6 +44,9 @@ class Twin(nn.Module):
     def __init__(self, module: nn.Module, adapter: Adapter):
         super().__init__()
         self.module, self.adapter = module, adapter
+
+    def within(self, layer: nn.Module, kind: "Layer") -> None:
+        """Look at other modules of its layer."""
 
 
 class After(Twin):
@@ -77,9 +81,8 @@ class BesideHeads(Twin):
 class BesideHeadsWithin(Twin):
     """Attention that projects its heads itself."""
 
-    def __init__(self, module: nn.Module, adapter: Adapter):
-        super().__init__(module, adapter)
-        self.projection = next(name for name in PROJECTIONS if hasattr(module, name))
+    def within(self, layer: nn.Module, kind: "Layer") -> None:
+        self.projection = next(name for name in kind.projections if hasattr(self.module, name))
 
     def forward(self, hidden_states, *args, **kwargs):
         projection = getattr(self.module, self.projection)
@@ -90,88 +93,167 @@ class BesideHeadsWithin(Twin):
         return output
 
 
-class AfterSum(Twin):
-    """The last module of an FFN in a pre-LN layer, which the layer adds to the residual stream x.
+class AfterFfn(Twin):
+    """A module that gives y, beside what the FFN reads: the residual stream x, or LN(x)."""
 
-    y + A(x + y), and the layer makes y + A(x + y) + x of it.
-    """
+    def within(self, layer: nn.Module, kind: "Layer") -> None:
+        def keep(module, args, output):
+            self.x, self.normed = args[0], args[0] if kind.norm else output
 
-    norm = "final_layer_norm"  # which reads x
+        layer.get_submodule(kind.reader).register_forward_hook(keep)
 
-    def within(self, layer: nn.Module) -> None:
-        def keep(module, args):
-            self.stream = args[0]
 
-        layer.get_submodule(self.norm).register_forward_pre_hook(keep)
+class BesideFfn(AfterFfn):
+    def forward(self, *args):
+        x = self.x if self.adapter.config.adapter_input == "residual" else self.normed
+        return self.module(*args) + self.adapter(x)
+
+
+class AfterSum(AfterFfn):
+    """y + A(x + y), of which a pre-LN layer makes y + A(x + y) + x."""
 
     def forward(self, *args):
         y = self.module(*args)
-        return y + self.adapter(self.stream + y)
+        return y + self.adapter(self.x + y)
 
 
-class AfterSumOfLlama(AfterSum):
-    norm = "post_attention_layernorm"
+Twins = list[tuple[str, str, type[Twin]]]  # module of a layer, name of its adapter, the twin
+LINEARS = {"series": After, "series_input": Before, "parallel": Beside}
 
 
-class AfterSumOfGemma2(AfterSum):
-    norm = "pre_feedforward_layernorm"
+@dataclass(frozen=True)
+class Layer:
+    """Where a layer of an architecture computes what, independent of the library's tables.
+
+    Attributes:
+        attentions: its attentions.
+        projections: the output projection of each, in it or, with a dot, in the layer.
+        y: the module that gives the FFN's output, before a dropout, of which tests have none.
+        held: the module that holds the parts of the FFN.
+        reader: the module that reads the residual stream in front of the FFN, and normalises it in
+            a pre-LN layer.
+        norm: the norm behind the residual sum of a post-LN layer.
+        parallel: whether the FFN is beside the attention.
+        base: the architecture, if it is another than the name says, and changes of its config.
+    """
+
+    attentions: tuple[str, ...]
+    projections: tuple[str, ...]
+    y: str
+    held: str
+    reader: str
+    norm: str = ""
+    parallel: bool = False
+    base: tuple[str, dict[str, Any]] | None = None
+
+    def twins(self, placement: str) -> Twins:
+        """The twins of a layer for a placement on FFN or attention."""
+        held = f"{self.held}.bneck_{placement}"
+        if placement == "ffn":
+            return [(self.y, f"{self.held}.bneck", BesideFfn)]
+        if placement == "pfeiffer" and self.norm:
+            return [(self.norm, held, BetweenNorms)]
+        if placement == "pfeiffer":
+            return [(self.y, held, After if self.parallel else AfterSum)]
+        found = []
+        for attention, projection in zip(self.attentions, self.projections, strict=True):
+            path = projection if "." in projection else f"{attention}.{projection}"
+            parent, _, own = path.rpartition(".")
+            kind = BesideHeads if path == projection else BesideHeadsWithin
+            beside = (attention, f"{attention}.bneck_pa_attn", kind)
+            behind = (path, f"{parent}.bneck_houlsby_{own}", After)
+            found.append(beside if placement == "pa_attn" else behind)
+        return found if placement == "pa_attn" else [*found, (self.y, held, After)]
 
 
-# Architecture -> placement -> module of a layer, name of the adapter that adapts it, its twin.
-BERT = {
-    "houlsby": [
-        ("attention.output.dense", "attention.output.bneck_houlsby_dense", After),
-        ("output.dropout", "intermediate.bneck_houlsby", After),
-    ],
-    "pfeiffer": [("output.LayerNorm", "intermediate.bneck_pfeiffer", BetweenNorms)],
-    "pa_attn": [("attention.self", "attention.self.bneck_pa_attn", BesideHeads)],
-}
-MBART = {
-    "houlsby": [
-        ("self_attn.out_proj", "self_attn.bneck_houlsby_out_proj", After),
-        ("encoder_attn.out_proj", "encoder_attn.bneck_houlsby_out_proj", After),
-        ("fc2", "final_layer_norm.bneck_houlsby", After),  # there is no dropout in eval mode
-    ],
-    "pa_attn": [
-        ("self_attn", "self_attn.bneck_pa_attn", BesideHeadsWithin),
-        ("encoder_attn", "encoder_attn.bneck_pa_attn", BesideHeadsWithin),
-    ],
-    "pfeiffer": [("fc2", "final_layer_norm.bneck_pfeiffer", AfterSum)],
-}
-PFEIFFER = [("final_layer_norm", "final_layer_norm.bneck_pfeiffer", BetweenNorms)]
-LLAMA = {
-    "series": [("mlp.down_proj", "mlp.bneck_series_down_proj", After)],
-    "series_input": [
-        ("mlp.gate_proj", "mlp.bneck_series_input_gate_proj", Before),
-        ("mlp.up_proj", "mlp.bneck_series_input_up_proj", Before),
-    ],
-    "parallel": [
-        ("mlp.up_proj", "mlp.bneck_parallel_up_proj", Beside),
-        ("mlp.down_proj", "mlp.bneck_parallel_down_proj", Beside),
-    ],
-    "houlsby": [
-        ("self_attn.o_proj", "self_attn.bneck_houlsby_o_proj", After),
-        ("mlp", "mlp.bneck_houlsby", After),
-    ],
-    "pa_attn": [("self_attn", "self_attn.bneck_pa_attn", BesideHeadsWithin)],
-    "pfeiffer": [("mlp", "mlp.bneck_pfeiffer", AfterSumOfLlama)],
-}
-TWINS = {
-    "llama": LLAMA,
-    "qwen3": {"pa_attn": LLAMA["pa_attn"]},  # its heads are wider than the model
-    "roberta": BERT,
-    "deberta_v2": BERT,
-    "bart": {**MBART, "pfeiffer": PFEIFFER},
-    "mbart": MBART,
-}
-CASES = [(name, placement) for name, twins in TWINS.items() for placement in twins]
+def _attention(name: str, projection: str, *more: Any, **options: Any) -> Layer:
+    return Layer((name,), (projection,), *more, **options)
+
+
+def _mlp(name: str, projection: str, norm: str, **options: Any) -> Layer:
+    return _attention(name, projection, "mlp", "mlp", norm, **options)
+
+
+def _fc(**options: Any) -> Layer:
+    attentions, projections = ("self_attn", "encoder_attn"), ("out_proj", "out_proj")
+    options = {"reader": "final_layer_norm", **options}
+    return Layer(attentions, projections, "fc2", "final_layer_norm", **options)
+
+
+AFTER_ATTENTION = "post_attention_layernorm"
+LLAMA = _mlp("self_attn", "o_proj", AFTER_ATTENTION)
+GEMMA2 = _attention("self_attn", "o_proj", "post_feedforward_layernorm", "mlp",
+                    "pre_feedforward_layernorm")  # fmt: skip
+BERT = _attention("attention.self", "attention.output.dense", "output.dense", "intermediate",
+                  "intermediate", norm="output.LayerNorm")  # fmt: skip
+POST_LN = {"reader": "fc1", "norm": "final_layer_norm"}
+KINDS = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3"), LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3"), GEMMA2),
+    "phi": _mlp("self_attn", "dense", "input_layernorm", parallel=True),
+    "gpt2": _mlp("attn", "c_proj", "ln_2"),
+    "gptj": _mlp("attn", "out_proj", "ln_1", parallel=True),
+    "gpt_neox": _mlp("attention", "dense", AFTER_ATTENTION, parallel=True),
+    "gpt_neox, serial": _mlp("attention", "dense", AFTER_ATTENTION,
+                             base=("gpt_neox", {"use_parallel_residual": False})),
+    "falcon": _mlp("self_attention", "dense", "input_layernorm", parallel=True),
+    "falcon, two norms": _mlp(
+        "self_attention", "dense", "ln_mlp", parallel=True,
+        base=("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    ),
+    "falcon_alibi": _mlp("self_attention", "dense", AFTER_ATTENTION),
+    # Its mlp returns the sum with the residual stream.
+    "bloom": _attention("self_attention", "dense", "mlp.dense_4h_to_h", "mlp", AFTER_ATTENTION),
+    **dict.fromkeys(("bert", "roberta", "xlm_roberta", "deberta", "deberta_v2"), BERT),
+    "distilbert": _attention("attention", "out_lin", "ffn.lin2", "ffn", "ffn.lin1",
+                             norm="output_layer_norm"),
+    "modernbert": _mlp("attn", "Wo", "mlp_norm"),
+    **dict.fromkeys(("mbart", "whisper", "opt"), _fc()),
+    "bart": _fc(**POST_LN),
+    "opt, norms behind": _fc(**POST_LN, base=("opt", {"do_layer_norm_before": False})),
+    "t5": Layer(("SelfAttention", "EncDecAttention"), ("o", "o"), "DenseReluDense",
+                "DenseReluDense", "layer_norm"),
+    "vit": _mlp("attention", "o_proj", "layernorm_after"),
+}  # fmt: skip
+
+
+def of_linears(placement: str, *paths: str) -> Twins:
+    """The twins of linear layers."""
+    found = []
+    for path in paths:
+        parent, dot, own = path.rpartition(".")
+        found.append((path, f"{parent}{dot}bneck_{placement}_{own}", LINEARS[placement]))
+    return found
+
+
+def twins_of(name: str, placement: str) -> Twins:
+    """The twins of a layer for a placement with its default targets."""
+    targets = {"series": ["down"], "series_input": ["gate", "up"], "parallel": ["up", "down"]}
+    if placement in targets:
+        return of_linears(placement, *(f"mlp.{each}_proj" for each in targets[placement]))
+    return KINDS[name].twins(placement)
+
+
+ON_LAYERS = ("ffn", "houlsby", "pa_attn", "pfeiffer")
+# What the tests of the life of an adapter run through.
+CASES = [
+    *(("llama", placement) for placement in (*ON_LAYERS, *LINEARS)),
+    ("qwen3", "pa_attn"),  # its heads are wider than the model
+    *((name, placement) for name in ("roberta", "deberta_v2", "bart", "mbart")
+      for placement in ON_LAYERS),
+]  # fmt: skip
 cases = pytest.mark.parametrize(("name", "placement"), CASES, ids=lambda value: value)
 
 
-def adapted(name: str, placement: str, **options) -> PeftModel:
+def made(name: str, **options: Any) -> nn.Module:
+    """The plain model of one of ``KINDS``."""
+    architecture, changes = KINDS[name].base or (name, {})
+    return ARCHITECTURES[architecture](use_cache=False, **changes, **options)
+
+
+def adapted(name: str, placement: str = "ffn", **options: Any) -> PeftModel:
     """A model with adapters whose weights have moved, in eval mode."""
-    config = bottleneck(placement=placement, **options)
-    model = get_peft_model(ARCHITECTURES[name](use_cache=False), config).eval()
+    model = get_peft_model(made(name), bottleneck(placement=placement, **options)).eval()
     randomise(model)
     return model
 
@@ -181,18 +263,21 @@ def parts_of(model: nn.Module) -> dict[str, BottleneckLayer]:
     return {key: m for key, m in base.named_modules() if isinstance(m, BottleneckLayer)}
 
 
-def twin_of(model: PeftModel, name: str, twins: list[tuple[str, str, type]]) -> nn.Module:
+def layers_of(model: nn.Module) -> list[str]:
+    return [key for key, _ in model.named_modules() if key.rpartition(".")[2].isdigit()]
+
+
+def twin_of(model: PeftModel, name: str, twins: Twins) -> nn.Module:
     """The plain model, with modules replaced by twins, one for each adapter of ``model``."""
-    plain, left = ARCHITECTURES[name](use_cache=False), parts_of(model)
-    for layer in [key for key, _ in plain.named_modules() if key.rpartition(".")[2].isdigit()]:
+    plain, left = made(name), parts_of(model)
+    for layer in layers_of(plain):
+        inside = [path for path, _ in plain.get_submodule(layer).named_modules()]
         for path, held, kind in twins:
-            if f"{layer}.{held}" in left:
+            if path in inside:
                 part = left.pop(f"{layer}.{held}")
-                module = plain.get_submodule(f"{layer}.{path}")
-                twin = kind(module, Adapter(part))
+                twin = kind(plain.get_submodule(f"{layer}.{path}"), Adapter(part))
                 twin.part = (part,)
+                twin.within(plain.get_submodule(layer), KINDS[name])
                 plain.set_submodule(f"{layer}.{path}", twin)
-                if isinstance(twin, AfterSum):
-                    twin.within(plain.get_submodule(layer))
     assert not left, "parts that no twin accounts for"
     return plain.eval()

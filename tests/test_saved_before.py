@@ -1,7 +1,9 @@
 """What an earlier version saved still loads, and computes what it computed then.
 
-``tests/saved_before`` was written by the code of before (``write_saved_before.py`` says which). Its
+``tests/saved_before`` was written by the code of commit 765d73f (lorada 0.1.0, torch 2.13.0,
+transformers 5.24.0, peft 0.21.2); ``tests/write_saved_before.py`` of commit c99cd99 did it. The
 weights are fp32; what is expected of them was computed in fp64, and so is what is compared here.
+Files of a later version belong into a folder beside these.
 """
 
 import json

@@ -124,10 +124,7 @@ def by_hand(held: AttentionMap, positions, shape: CallShape, value: Tensor) -> T
     weights = held.dense()[:, rows[:, :, None], columns[:, None]].transpose(0, 1) * seen[:, None]
     weights = weights.repeat(1, HEADS // weights.shape[1], 1, 1)
     values = value.float().repeat_interleave(HEADS // GROUPS, 1)
-    term = (weights @ values).transpose(1, 2)
-    if held.samples is not None:
-        term = term * held.samples[:, None, None, None]
-    return term
+    return (weights @ values).transpose(1, 2)
 
 
 @pytest.mark.parametrize("block", [1, 2, 32])
@@ -171,15 +168,6 @@ def test_the_sum_is_rounded_once(name):
         assert ((found - exact).abs() <= allowed).all()
     found.sum().backward()
     assert value.grad.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("name", ["whole", "padded", "padded, long"])
-def test_samples_that_others_serve_get_nothing(name):
-    positions, shape, value, output = call(name)
-    held = attention_map(samples=torch.tensor([True, False]))
-    found = add_term(output, held, positions, shape, value)
-    assert_close(found, output + by_hand(held, positions, shape, value))
-    assert torch.equal(found[1], output[1])
 
 
 @pytest.mark.parametrize("ablation", SOFTMAXES)
@@ -295,8 +283,7 @@ def test_nothing_is_allocated_beyond_the_map_but_the_sum():
     with torch.no_grad(), Sizes():
         result = add_term(output, own, positions, shape, value)
     whole = {output.numel(), value.numel()}
-    # The copy, and the same memory again as what the scattering into it returns.
-    assert [size for size in sizes if size >= min(whole)] == [output.numel()] * 2
+    assert [size for size in sizes if size >= min(whole)] == [output.numel()]
     assert_close(result, output + by_hand(own, positions, shape, value))
 
 
@@ -343,5 +330,6 @@ def test_nothing_that_grows_with_the_batch_or_the_sequence_is_kept(batch, tokens
     def plain():
         return term_of(held, positions, shape, value).compute(value)
 
-    assert kept_bytes(fast, [*factors, value]) == 0
+    # But for where the tokens are, which is found once for all layers.
+    assert kept_bytes(fast, [*factors, value]) <= padded * batch * 129 * 9
     assert kept_bytes(plain, [*factors, value]) > 4 * sum(x.nbytes for x in factors)

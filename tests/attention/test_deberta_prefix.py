@@ -130,18 +130,6 @@ def test_padding_changes_no_token():
     assert_close(logits(model, **batch)[1:2, :5], logits(model, **short))
 
 
-def test_samples_of_a_mixed_batch_see_their_own_prefix():
-    model, batch = adapted(), inputs("deberta_v2")
-    model.add_adapter("other", PrefixConfig(length=2, init_weights=False))
-    model = model.double().eval()
-    mixed = logits(model, **batch, adapter_names=["default", "other", "__base__"])
-    for i, name in enumerate(("default", "other")):
-        model.set_adapter(name)
-        assert_close(mixed[i], logits(model, **batch)[i])
-    with model.disable_adapter():
-        assert_close(mixed[2], logits(model, **batch)[2])
-
-
 def test_a_map_beside_the_prefix_adds_the_same_term_as_alone():
     batch = inputs("deberta_v2")
     both, prefix = adapted(lmam()), adapted()

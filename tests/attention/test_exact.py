@@ -110,13 +110,6 @@ def test_the_plain_run_is_not_that_of_the_base(variant):
     assert (reached > 0.05).all()
 
 
-def test_sequences_that_the_base_lets_see_each_other_are_refused():
-    model = adapted("llama", "map")
-    positions = torch.cat([torch.arange(3), torch.arange(9)])[None]
-    with pytest.raises(ValueError, match="pass use_cache=False"):
-        model(input_ids=torch.cat(PROMPTS[:2])[None], position_ids=positions, use_cache=True)
-
-
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "bert"])
 @pytest.mark.parametrize("where", ["first n of raw positions (Eqs. 14-15)", "last n (Eq. 16)"])

@@ -30,7 +30,7 @@ NORMS = ["output.LayerNorm"]  # both of each layer, and not that of the embeddin
 
 def classifier() -> DebertaV2ForSequenceClassification:
     torch.manual_seed(0)
-    sizes = {**_MODELS["deberta_v2"][2], "num_labels": 3}
+    sizes = {**_MODELS["deberta_v2"][1], "num_labels": 3}
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return DebertaV2ForSequenceClassification(DebertaV2Config(**{**sizes, **still})).double()
 

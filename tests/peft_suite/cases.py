@@ -3,8 +3,6 @@
 from typing import Any
 
 from peft import LoraConfig, PeftConfig
-from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from lorada import (
     BottleneckConfig,
@@ -79,7 +77,7 @@ def on(part: dict[str, Any], *targets: str, **options: Any) -> dict[str, Any]:
 
 IA3 = {"peft_type": "IA3", "feedforward_modules": []}
 
-# A custom model has no attention that dispatches, so no map. One has an FFN for a bottleneck.
+# A custom model has no attention that dispatches and no FFN, so no map and no bottleneck.
 CUSTOM = [
     ("LoRA in a stack", "MLP", LoradaConfig, {"parts": [on(LORA, "lin0")]}),
     ("DoRA in a stack", "MLP", LoradaConfig, {"parts": [on(LORA, "lin0", use_dora=True)]}),
@@ -127,54 +125,9 @@ CUSTOM = [
         {"rank": 2, "init": "released", "target_modules": ["lin0"]},
     ),
     ("OMoE", "MLP", OmoeConfig, {"rank": 2, "target_modules": ["lin0", "lin1"]}),
-    ("Bottleneck", "FFN", BottleneckConfig, {"rank": 4}),
-    (
-        "Bottleneck beside LoRA",
-        "FFN",
-        LoradaConfig,
-        {"parts": [BOTTLENECK, on(LORA, "up", "lin0")]},
-    ),
 ]
 
 
 def lorada_config_on(target_modules: list[str], **options: Any) -> LoradaConfig:
     """A stack of one LoRA, for tests that make a config of nothing but its target modules."""
     return LoradaConfig(parts=[LoraConfig(target_modules=target_modules)], **options)
-
-
-class FfnLayer(nn.Module):
-    """A layer with the norms and the FFN of a Llama, so that a bottleneck finds its place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.input_layernorm = nn.LayerNorm(16)
-        self.post_attention_layernorm = nn.LayerNorm(16)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("up", nn.Linear(16, 24))
-        self.mlp.add_module("act", nn.ReLU())
-        self.mlp.add_module("down", nn.Linear(24, 16))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.input_layernorm(x)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
-
-
-class FfnModel(nn.Module):
-    """PEFT's custom MLP with such a layer in its middle."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = PreTrainedConfig(name_or_path="FFN", hidden_size=16)
-        self.name_or_path = "FFN"
-        self.lin0 = nn.Linear(10, 16)
-        self.layers = nn.ModuleList([FfnLayer()])
-        self.lin1 = nn.Linear(16, 2)
-
-    def forward(self, X: Tensor) -> Tensor:
-        # Scaled, as PEFT's inputs go up to 89 and a saturated model would hide an adapter.
-        x = self.lin0(X.to(self.lin0.weight.dtype) / 10)
-        for layer in self.layers:
-            x = layer(x)
-        out: Tensor = self.lin1(x).log_softmax(-1)
-        return out

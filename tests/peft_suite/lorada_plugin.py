@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from cases import CONFIG_CLASSES, CUSTOM, FfnModel, configs, lorada_config_on
+from cases import CONFIG_CLASSES, CUSTOM, configs, lorada_config_on
 from peft import PeftConfig
 
 from lorada.tuners.base.config import LoradaPeftConfig
@@ -55,7 +54,6 @@ def pytest_configure(config: pytest.Config) -> None:
     test_custom_models.ALL_PEFT_CONFIG_CLASSES[:] = [lorada_config_on]
     test_config.PEFT_MODELS_TO_TEST[:] = [(os.environ["LORADA_SUITE_MODELS"] + "/adapter", "main")]
     _parametrise_anew(test_config.TestPeftConfig, test_config.ALL_CONFIG_CLASSES, CONFIG_CLASSES)
-    _add_custom_model(test_custom_models.MockTransformerWrapper)
     for module in [m for name, m in sys.modules.items() if name.startswith("tests.test")]:
         # Theirs goes online for the first use of each model, and waits where there is no network.
         if hasattr(module, "hub_online_once"):
@@ -74,19 +72,6 @@ def _parametrise_anew(tests: type, theirs: Any, ours: Any) -> None:
         for i, mark in enumerate(marks):
             if mark.name == "parametrize" and mark.args[1] is theirs:
                 marks[i] = pytest.mark.parametrize(mark.args[0], ours).mark
-
-
-def _add_custom_model(wrapper: Any) -> None:
-    """A model name of ours beside those that PEFT's stand-in for transformers knows."""
-    theirs = wrapper.from_pretrained.__func__
-
-    def from_pretrained(cls: Any, model_id: str, dtype: Any = None) -> Any:
-        if model_id != "FFN":
-            return theirs(cls, model_id, dtype)
-        torch.manual_seed(0)
-        return FfnModel().to(dtype or torch.float32)
-
-    wrapper.from_pretrained = classmethod(from_pretrained)
 
 
 def _tell_what_merges(common: Any) -> None:

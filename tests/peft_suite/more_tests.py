@@ -1,33 +1,24 @@
 """PEFT's contracts that its tests run for LoRA only, or not at all, with our configs."""
 
 import pytest
-from cases import GRALORA, configs
+from cases import configs
 from lorada_plugin import models
 from tests.test_decoder_models import TestDecoderModels as DecoderTests
 from tests.test_encoder_decoder_models import TestEncoderDecoderModels as EncoderDecoderTests
 from tests.testing_common import PeftCommonTester
 from tests.testing_utils import set_init_weights_false
 
-from tests import testing_common
-
 CONTRACTS = (
     "delete_unknown_adapter_raises",
-    "generate_with_mixed_adapter_batches_and_beam_search",
     "load_model_low_cpu_mem_usage",
     "load_multiple_adapters",
     "merge_layers_is_idempotent",
-    "mixed_adapter_batches",
     "safe_merge",
     "save_pretrained_adapter_name_substring",
 )
 
 
-def keep(contract, tests, model_id, config_cls, config_kwargs, monkeypatch):
-    if "mixed" in contract:
-        if GRALORA in config_kwargs.get("parts", []):
-            pytest.skip("GraLoRA serves one adapter at a time")
-        # The contract names the config classes it knows to be able to do it.
-        monkeypatch.setattr(testing_common, "LoraConfig", config_cls)
+def keep(contract, tests, model_id, config_cls, config_kwargs):
     config_kwargs = set_init_weights_false(config_cls, config_kwargs)
     getattr(tests, f"_test_{contract}")(model_id, config_cls, config_kwargs)
 
@@ -39,8 +30,8 @@ class TestMoreDecoderContracts(PeftCommonTester):
     @pytest.mark.parametrize("model_id", models("decoder"))
     @pytest.mark.parametrize(("config_cls", "config_kwargs"), configs("CAUSAL_LM"))
     @pytest.mark.parametrize("contract", CONTRACTS)
-    def test_contract(self, contract, model_id, config_cls, config_kwargs, monkeypatch):
-        keep(contract, self, model_id, config_cls, config_kwargs, monkeypatch)
+    def test_contract(self, contract, model_id, config_cls, config_kwargs):
+        keep(contract, self, model_id, config_cls, config_kwargs)
 
 
 class TestMoreEncoderDecoderContracts(PeftCommonTester):
@@ -51,5 +42,5 @@ class TestMoreEncoderDecoderContracts(PeftCommonTester):
     @pytest.mark.parametrize(("config_cls", "config_kwargs"), configs("SEQ_2_SEQ_LM"))
     # Safe merging saves a plain state dict, which no model with tied embeddings can be saved as.
     @pytest.mark.parametrize("contract", [c for c in CONTRACTS if c != "safe_merge"])
-    def test_contract(self, contract, model_id, config_cls, config_kwargs, monkeypatch):
-        keep(contract, self, model_id, config_cls, config_kwargs, monkeypatch)
+    def test_contract(self, contract, model_id, config_cls, config_kwargs):
+        keep(contract, self, model_id, config_cls, config_kwargs)

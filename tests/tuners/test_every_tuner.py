@@ -87,18 +87,6 @@ def test_a_saved_adapter_comes_back_under_its_name(part, stacked, name, tmp_path
         assert_close(logits(copied, inputs), changed)
 
 
-@every_tuner
-def test_an_adapter_of_another_size_is_refused_and_leaves_the_base_as_it_was(part, tmp_path):
-    adapted(part).save_pretrained(tmp_path)
-    # The size of a map is that of no matrix.
-    size = {"num_hidden_layers": 1} if part.startswith("lmam") else {"hidden_size": 64}
-    base = TINY["llama"](**size, num_key_value_heads=4, num_attention_heads=8)
-    names = [name for name, _ in base.named_modules()]
-    with pytest.raises(ValueError, match=r"^the adapter was saved for another [^\n]*$"):
-        PeftModel.from_pretrained(base, str(tmp_path))
-    assert [name for name, _ in base.named_modules()] == names
-
-
 @pytest.mark.first
 @every_tuner
 @alone_and_stacked
@@ -116,26 +104,12 @@ def test_the_base_is_what_it_was_with_the_adapter_off_or_gone(part, stacked):
 @pytest.mark.first
 @every_tuner
 @alone_and_stacked
-def test_each_sample_of_a_mixed_batch_has_its_own_adapter(part, stacked):
+def test_a_batch_in_which_samples_name_their_adapters_is_refused(part, stacked):
     model, inputs = adapted(part, stacked), batch("llama")
-    model.add_adapter("other", config_of(part, stacked))
-    randomise(model.eval(), "other")
-    rows = {}
-    for name in ("default", "other"):
-        model.set_adapter(name)
-        rows[name] = logits(model, inputs)
-    with model.disable_adapter():
-        rows["__base__"] = logits(model, inputs)
-    names = ["other", "__base__", "default"]
-    mixed = logits(model, inputs, adapter_names=names)
-    assert_close(mixed, torch.stack([rows[name][i] for i, name in enumerate(names)]))
-    assert (rows["default"] - rows["other"]).abs().max() > 1e-3
-    first = {key: value[:1] for key, value in inputs.items()}
-    beams = {"num_beams": 2, "max_new_tokens": 3, "do_sample": False}
-    model.set_adapter("other")
-    expected = model.generate(**first, **beams)
-    model.set_adapter("default")
-    assert torch.equal(model.generate(**first, **beams, adapter_names=["other"]), expected)
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match=r"^adapter_names: .* model.set_adapter") as refused:
+            call(**inputs, adapter_names=["default"] * 3)
+        assert "\n" not in str(refused.value)
 
 
 @every_tuner
@@ -245,10 +219,13 @@ def test_gradient_checkpointing_changes_no_gradient(part):
 
 @pytest.mark.fp64(False)
 @every_tuner
+@alone_and_stacked
 @pytest.mark.parametrize("autocast", [True, False])
-def test_weights_are_in_float32_or_where_that_is_asked_in_the_dtype_of_the_base(part, autocast):
+def test_weights_are_in_float32_or_where_that_is_asked_in_the_dtype_of_the_base(
+    part, stacked, autocast
+):
     base = TINY["llama"]().to(torch.bfloat16)
-    model = get_peft_model(base, config_of(part), autocast_adapter_dtype=autocast)
+    model = get_peft_model(base, config_of(part, stacked), autocast_adapter_dtype=autocast)
     dtypes = {weight.dtype for name, weight in model.state_dict().items() if ".lora_" in name}
     assert dtypes == {torch.float32 if autocast else torch.bfloat16}
     inputs = batch("llama")

@@ -82,19 +82,6 @@ def test_a_factor_on_the_term_scales_it():
     assert_close(logits(model, given), halved)
 
 
-def test_maps_of_two_forms_serve_the_samples_of_one_batch():
-    model, given = get_peft_model(TINY["llama"](), LmamConfig(length=6)).eval(), batch("llama")
-    model.add_adapter("distance", LmamConfig(form="distance"))
-    rows = {}
-    for name in ("default", "distance"):
-        randomise(model, name)
-        model.set_adapter(name)
-        rows[name] = logits(model, given)
-    names = ["default", "distance", "default"]
-    mixed = logits(model, given, adapter_names=names)
-    assert_close(mixed, torch.stack([rows[name][i] for i, name in enumerate(names)]))
-
-
 # The start, and positions that few rows had.
 
 

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from conftest import TINY
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from stacks import batch, bottleneck, lmam, logits, lora, randomise
 
 from lorada import LoradaConfig
@@ -130,25 +130,8 @@ def test_adapter_of_this_or_an_older_version_loads_in_silence(name, version, sav
         PeftModel.from_pretrained(TINY["llama"](), folder)
 
 
-def test_unknown_field_without_a_newer_version_is_peft_s_warning(saved, tmp_path):
-    # A newer PEFT adds fields to every config; PEFT's rule for them is to warn and go on.
-    folder = edited(saved, "LmamConfig", tmp_path, lambda data: data.update(of_peft=1))
-    with pytest.warns(UserWarning, match=r"Unexpected keyword arguments \['of_peft'\]"):
-        PeftModel.from_pretrained(TINY["llama"](), folder)
-
-
 def test_version_that_is_none_is_an_error_in_one_line(saved, tmp_path):
     folder = edited(saved, "LmamConfig", tmp_path, lambda data: from_the_future(data, "soon"))
     with pytest.raises(ValueError, match="lorada_version='soon' is not a version such as") as error:
         PeftModel.from_pretrained(TINY["llama"](), folder)
     assert "\n" not in str(error.value)
-
-
-def test_peft_s_own_parts_keep_peft_s_rule(saved, tmp_path):
-    def change(data):
-        data["parts"][0].update(of_peft=1)
-
-    folder = edited(saved, "LoradaConfig", tmp_path, change)
-    with pytest.warns(UserWarning, match=r"\['of_peft'\] for class LoraConfig"):
-        loaded = PeftModel.from_pretrained(TINY["llama"](), folder)
-    assert isinstance(loaded.peft_config["default"].parts[0], LoraConfig)

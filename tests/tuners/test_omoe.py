@@ -190,25 +190,7 @@ def test_autocast_leaves_the_norms_in_fp32_and_the_start_the_base():
     assert_close(norms, expected, terms=6 + 2 * 3 + 4, size=squares / expected)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"experts": 0}, "experts=0 must be a whole number above 0"),
-        ({"rank": 1.5}, "rank=1.5 must be a whole number above 0"),
-        ({"alpha": -1}, "alpha=-1 must be a number above 0"),
-        ({"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
-        ({"routing": "hard"}, "routing='hard' is not one of 'soft', 'top2'"),
-        ({"experts": 1, "routing": "top2"}, "routing='top2' needs two experts or more"),
-    ],
-)
-def test_bad_values_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        omoe(**options)
-
-
 def test_modules_that_cannot_hold_experts_are_refused():
-    with pytest.raises(ValueError, match="embed_tokens, which is Embedding and not a linear layer"):
-        get_peft_model(TINY["llama"](), omoe(target_modules=["embed_tokens"]))
     with pytest.raises(ValueError, match="no default target_modules for bert models: choose"):
         get_peft_model(TINY["bert"](), omoe())
     base = TINY["llama"]()

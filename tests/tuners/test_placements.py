@@ -7,26 +7,24 @@ import torch
 import torch.nn.functional as F
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import assert_close
-from peft import PeftModel, get_peft_model
+from peft import LNTuningConfig, PeftModel, get_peft_model
 from placements import (
-    BERT,
-    TWINS,
+    KINDS,
+    LINEARS,
+    ON_LAYERS,
     Adapter,
-    After,
-    AfterSum,
-    AfterSumOfGemma2,
-    Before,
-    Beside,
-    BesideHeadsWithin,
-    BetweenNorms,
     Twin,
+    Twins,
     adapted,
-    cases,
+    layers_of,
+    made,
+    of_linears,
     parts_of,
     twin_of,
+    twins_of,
 )
 from stacks import bottleneck, randomise
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     LlamaConfig,
 )
@@ -36,121 +34,104 @@ from lorada.tuners.bottleneck.adapter import BottleneckLayer
 
 pytestmark = pytest.mark.fp64
 
-# Architecture -> attentions with their output projections, FFN (all before a dropout, of which
-# there is none in eval mode), and where the part of the FFN is held.
-LAYERS = {
-    "phi": ({"self_attn": "dense"}, "mlp", "mlp"),
-    "gpt2": ({"attn": "c_proj"}, "mlp", "mlp"),
-    "gptj": ({"attn": "out_proj"}, "mlp", "mlp"),
-    "gpt_neox": ({"attention": "dense"}, "mlp", "mlp"),
-    **dict.fromkeys(("falcon", "falcon_alibi"), ({"self_attention": "dense"}, "mlp", "mlp")),
-    # Its mlp returns the sum with the residual stream.
-    "bloom": ({"self_attention": "dense"}, "mlp.dense_4h_to_h", "mlp"),
-    "distilbert": ({"attention": "out_lin"}, "ffn", "ffn"),
-    "modernbert": ({"attn": "Wo"}, "mlp", "mlp"),
-    "t5": ({"SelfAttention": "o", "EncDecAttention": "o"}, "DenseReluDense", "DenseReluDense"),
-    "vit": ({"attention": "o_proj"}, "mlp", "mlp"),
+GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
+CASES = [
+    # Pfeiffer's adapter takes every GPT-NeoX for parallel, as nearly all are.
+    *((name, placement, {}) for name in KINDS for placement in ON_LAYERS
+      if (name, placement) != ("gpt_neox, serial", "pfeiffer")),
+    *((name, "ffn", {"adapter_input": "normed"}) for name in KINDS),
+    *((name, placement, {}) for name in GATED for placement in LINEARS),
+    ("phi3", "series", {}),
+    # Options that say otherwise than the placement.
+    ("roberta", "houlsby", {"layer_norm": True}),
+    ("roberta", "pfeiffer", {"layer_norm": True, "use_bias": False}),
+    ("roberta", "pa_attn", {"layer_norm": False, "scale": 2.0}),
+    ("roberta", "pa_attn", {"activation": "gelu"}),
+    *(("llama", "ffn", options) for options in (
+        {"scale": 2.0}, {"activation": "tanh"}, {"use_bias": False}, {"layer_norm": True},
+        {"init": "bert"},
+    )),
+]  # fmt: skip
+# Linears that are not the ones of LLM-Adapters: a Conv1D, tokens in one row, ones LLaMA lacks. In
+# RoBERTa the attention's output projection ends in output.dense, too.
+OTHER_LINEARS = {
+    ("gpt2", "c_fc"): ["mlp.c_fc"],
+    ("opt", "fc2"): ["fc2"],
+    ("roberta", "output.dense"): ["output.dense", "attention.output.dense"],
 }
-NORMS = {
-    "gpt2": "ln_2",
-    "falcon_alibi": "post_attention_layernorm",
-    "bloom": "post_attention_layernorm",
-    "modernbert": "mlp_norm",
-    "t5": "layer_norm",
-    "vit": "layernorm_after",
-}
-FURTHER = {  # twins in further architectures
-    ("opt", "houlsby"): TWINS["mbart"]["houlsby"],
-    ("whisper", "houlsby"): TWINS["mbart"]["houlsby"],
-    ("whisper", "pa_attn"): TWINS["mbart"]["pa_attn"],
-    ("gemma2", "houlsby"): [
-        TWINS["llama"]["houlsby"][0],
-        ("post_feedforward_layernorm", "mlp.bneck_houlsby", After),
-    ],
-    ("phi3", "houlsby"): TWINS["llama"]["houlsby"],
-    ("opt", "pfeiffer"): TWINS["mbart"]["pfeiffer"],
-    ("whisper", "pfeiffer"): TWINS["mbart"]["pfeiffer"],
-    ("phi3", "pfeiffer"): TWINS["llama"]["pfeiffer"],
-    ("gemma2", "pfeiffer"): [
-        ("post_feedforward_layernorm", "mlp.bneck_pfeiffer", AfterSumOfGemma2)
-    ],
-    ("distilbert", "pfeiffer"): [("output_layer_norm", "ffn.bneck_pfeiffer", BetweenNorms)],
-}
-for _name, (_attentions, _ffn, _held) in LAYERS.items():
-    FURTHER[_name, "houlsby"] = [
-        *((f"{a}.{p}", f"{a}.bneck_houlsby_{p}", After) for a, p in _attentions.items()),
-        (_ffn, f"{_held}.bneck_houlsby", After),
-    ]
-    FURTHER[_name, "pa_attn"] = [(a, f"{a}.bneck_pa_attn", BesideHeadsWithin) for a in _attentions]
-    if _name != "distilbert":  # which has a norm behind the FFN
-        # Without a norm of its own in front, the FFN is beside the attention.
-        _after = type(f"AfterSumOf_{_name}", (AfterSum,), {"norm": NORMS.get(_name)})
-        _kind = _after if _name in NORMS else After
-        FURTHER[_name, "pfeiffer"] = [(_ffn, f"{_held}.bneck_pfeiffer", _kind)]
-# The architectures that a placement is defined in.
-GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"}
-IN = {
-    "series": {*GATED, "phi3"},
-    "series_input": GATED,
-    "parallel": GATED,
-    **{name: set(ARCHITECTURES) for name in ("houlsby", "pa_attn", "pfeiffer")},
-}
-# Linears that are not the ones of LLM-Adapters: a Conv1D, tokens in one row, ones LLaMA lacks.
-OTHER_LINEARS = [("gpt2", "c_fc", "mlp"), ("opt", "fc2", ""), ("roberta", "output.dense", "output")]
 
 
-def assert_twins(model: PeftModel, twin: nn.Module, batch: dict[str, Tensor], base: Tensor):
+def assert_twins(model: PeftModel, name: str, twins: Twins) -> None:
+    """Outputs and gradients of a model are those of its twin."""
+    architecture, _ = KINDS[name].base or (name, {})
+    batch, twin = inputs(architecture), twin_of(model, name, twins)
     outputs = [m(**batch).logits for m in (model, twin)]
     for output in outputs:
         output.square().mean().backward()
 
-    assert (outputs[1] - base).abs().max() > 0.1
+    assert (outputs[1] - logits(made(name), **batch)).abs().max() > 0.1
     assert_close(outputs[0], outputs[1])
     for module in twin.modules():
         if isinstance(module, Twin):
+            assert any(weight.grad.any() for weight in module.adapter.weights.values())
             for key, weight in module.adapter.weights.items():
-                assert weight.grad.abs().max() > 0
                 assert_close(getattr(module.part[0], key)["default"].grad, weight.grad)
 
 
-@cases
-def test_placement_is_what_it_says_with_its_gradients(name, placement):
-    batch = inputs(name)
-    model = adapted(name, placement)
+@pytest.mark.parametrize(("name", "placement", "options"), CASES, ids=str)
+def test_placement_is_what_it_says_with_its_gradients(name, placement, options):
+    assert_twins(adapted(name, placement, **options), name, twins_of(name, placement))
 
-    assert_twins(
-        model,
-        twin_of(model, name, TWINS[name][placement]),
-        batch,
-        logits(ARCHITECTURES[name](), **batch),
+
+@pytest.mark.parametrize(("name", "linear"), OTHER_LINEARS)
+@pytest.mark.parametrize("placement", LINEARS)
+def test_linears_of_any_kind_can_be_named(name, linear, placement):
+    model = adapted(name, placement, target_modules=[linear])
+    assert_twins(model, name, of_linears(placement, *OTHER_LINEARS[name, linear]))
+
+
+DROPOUTS = dict.fromkeys(
+    ("hidden_dropout_prob", "hidden_dropout", "resid_pdrop", "dropout", "dropout_rate"), 0.5
+)
+WITHOUT_DROPOUT = (*GATED, "modernbert")
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in WITHOUT_DROPOUT])
+def test_the_adapter_beside_an_ffn_is_added_behind_the_dropout_of_the_ffn(name):
+    model = get_peft_model(made(name, **DROPOUTS), bottleneck(dropout=0.0)).eval()
+    for part in parts_of(model).values():  # A(x) is s everywhere
+        nn.init.zeros_(part.lora_up["default"])
+        nn.init.ones_(part.lora_up_bias["default"])
+    base, calls = model.get_base_model(), []
+    path = next(key for key in layers_of(base) if hasattr(base.get_submodule(f"{key}"), "bneck")
+                or f"{key}.{KINDS[name].held}.bneck" in parts_of(model))  # fmt: skip
+    layer = base.get_submodule(path)
+    handle = layer.register_forward_pre_hook(
+        lambda module, *given: calls.append(given), with_kwargs=True
     )
+    logits(model, **inputs((KINDS[name].base or (name,))[0]))
+    handle.remove()
+    if KINDS[name].norm:
+        layer.get_submodule(KINDS[name].norm).forward = lambda x: x
+    args, kwargs = calls[0]
+
+    def run():
+        torch.manual_seed(1)
+        with torch.no_grad():
+            output = layer(*args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    with model.disable_adapter():
+        still = run()
+        layer.train()
+        without = run()
+    assert (without - still).abs().max() > 0.1
+    assert_close(run() - without, torch.full_like(without, 4.0))
 
 
-@pytest.mark.parametrize(("name", "placement"), FURTHER)
-def test_placement_is_the_same_in_further_architectures(name, placement):
-    model, batch = adapted(name, placement), inputs(name)
-    twin = twin_of(model, name, FURTHER[name, placement])
-
-    assert_twins(model, twin, batch, logits(ARCHITECTURES[name](), **batch))
-
-
-DEFINED = [(name, placement) for placement, names in IN.items() for name in names]
-UNDEFINED = [
-    (n, placement) for placement, names in IN.items() for n in ARCHITECTURES.keys() - names
-]
-
-
-@pytest.mark.parametrize(("name", "placement"), sorted(DEFINED))
-def test_placement_is_reached_in_every_layer_where_it_is_defined(name, placement):
-    config, batch = bottleneck(placement=placement, init="lora"), inputs(name)
-    model = get_peft_model(ARCHITECTURES[name](), config).eval()
-    base = logits(ARCHITECTURES[name](), **batch)
-
-    assert_close(logits(model, **batch), base)
-    randomise(model)
-    assert (logits(model, **batch) - base).abs().max() > 0.1
-    model(**batch).logits.square().mean().backward()
-    assert all(part.lora_down["default"].grad.abs().max() > 0 for part in parts_of(model).values())
+UNDEFINED = [(name, placement) for placement, names in {
+    "series": {*GATED, "phi3"}, "series_input": GATED, "parallel": GATED,
+}.items() for name in ARCHITECTURES.keys() - names]  # fmt: skip
 
 
 def test_placements_of_a_layer_need_a_layer_that_is_known():
@@ -182,42 +163,6 @@ def test_placement_is_refused_by_name_where_it_is_not_defined(name, placement):
     with pytest.raises(ValueError, match=f"^placement='{placement}' ") as error:
         get_peft_model(ARCHITECTURES[name](), bottleneck(placement=placement))
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(("name", "linear", "holder"), OTHER_LINEARS)
-@pytest.mark.parametrize(
-    ("placement", "kind"), [("series", After), ("series_input", Before), ("parallel", Beside)]
-)
-def test_linears_of_any_kind_can_be_named(name, linear, holder, placement, kind):
-    model = adapted(name, placement, target_modules=[linear])
-    own = f"bneck_{placement}_{linear.rpartition('.')[2]}"
-    path = linear if not holder or linear.startswith(holder) else f"{holder}.{linear}"
-    twins = [(path, f"{holder}.{own}" if holder else own, kind)]
-    if name == "roberta":  # the attention's output projection ends in output.dense, too
-        twins.append(("attention.output.dense", f"attention.output.{own}", kind))
-    batch = inputs(name)
-
-    assert_twins(model, twin_of(model, name, twins), batch, logits(ARCHITECTURES[name](), **batch))
-
-
-@pytest.mark.parametrize(
-    ("placement", "options"),
-    [
-        ("houlsby", {"layer_norm": True}),
-        ("pfeiffer", {"layer_norm": True, "use_bias": False}),
-        ("pa_attn", {"layer_norm": False, "scale": 2.0}),
-        ("pa_attn", {"activation": "gelu"}),
-    ],
-)
-def test_options_say_otherwise_than_the_placement(placement, options):
-    model, batch = adapted("roberta", placement, **options), inputs("roberta")
-
-    assert_twins(
-        model,
-        twin_of(model, "roberta", BERT[placement]),
-        batch,
-        logits(ARCHITECTURES["roberta"](), **batch),
-    )
 
 
 def test_houlsbys_adapter_lies_before_the_dropout_of_attention_and_after_that_of_the_ffn():
@@ -310,6 +255,37 @@ def test_each_placement_brings_its_own_settings(placement, expected):
     assert tuple(getattr(config, name) for name in names) == expected
 
 
+# Beside tuned norms.
+
+
+def test_final_layer_norm_of_a_layer_is_chosen_without_its_namesakes():
+    # OPT and mBART have one behind all layers as well.
+    options = {"target_modules": ["final_layer_norm"], "layers_to_transform": [1]}
+    for name, stacks in (("opt", ["decoder"]), ("whisper", ["encoder", "decoder"])):
+        held = [key.rpartition(".")[0] for key in parts_of(adapted(name, **options))]
+        assert held == [f"model.{stack}.layers.1.final_layer_norm" for stack in stacks]
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [("llama", "post_attention_layernorm"), ("bart", "final_layer_norm")]
+)
+def test_norms_that_are_tuned_as_well_do_not_hide_the_ffn(name, norm):
+    batch, source = inputs(name), dict(adapted(name).named_parameters())
+    for reverse in (False, True):
+        parts = [LNTuningConfig(target_modules=[norm]), bottleneck()]
+        config = LoradaConfig(parts=parts[::-1] if reverse else parts)
+        model = get_peft_model(made(name), config).eval()
+        for key, parameter in model.named_parameters():
+            if ".bneck." in key:
+                parameter.data = source[key.replace(".base_layer", "")].data
+        alone = get_peft_model(made(name), bottleneck()).eval()
+        for key, parameter in alone.named_parameters():
+            parameter.data = source[key].data
+        expected = logits(alone, **batch)  # a fresh LN tuning is the identity
+        assert_close(logits(model, **batch), expected)
+        assert_close(logits(model.merge_weights(), **batch), expected)
+
+
 # What is refused.
 
 REFUSED = {
@@ -353,18 +329,3 @@ def test_placement_or_target_that_a_model_lacks_is_an_error_in_one_line(case):
 
     assert "\n" not in str(error.value)
     assert not any(isinstance(module, BottleneckLayer) for module in model.modules())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"placement": "attn"}, "placement='attn' is not one of 'ffn', 'pa_attn'"),
-        ({"placement": "series", "rank": 0}, "rank=0 must be a whole number above 0"),
-        ({"placement": "houlsby", "init": "zero"}, "init='zero' is not one of"),
-        ({"placement": "pa_attn", "adapter_input": "normed"},
-         "adapter_input='normed' is about placement 'ffn', not 'pa_attn': leave it out"),
-    ],
-)  # fmt: skip
-def test_bad_values_are_errors_that_show_them(options, message):
-    with pytest.raises(ValueError, match=message):
-        BottleneckConfig(**options)

@@ -128,17 +128,6 @@ def test_outputs_as_a_tuple_and_a_batch_without_a_mask_are_pooled_too(name):
         assert_close(model(**inputs, return_dict=False)[0], logits(model, inputs))
 
 
-@every_pooling
-@every_model
-def test_padding_and_companions_do_not_change_a_score(name, pooling):
-    model, inputs = headed(name), batch()
-    attach(model, pooling)
-    together = logits(model, inputs)
-    for row, count in enumerate(inputs["attention_mask"].sum(1)):
-        alone = {key: value[row : row + 1, :count] for key, value in inputs.items()}
-        assert_close(logits(model, alone)[0], together[row])
-
-
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=4),
     st.integers(0, 5),
@@ -259,9 +248,6 @@ def test_adapters_with_different_poolings_share_a_model(name):
     for adapter, found in wanted.items():
         model.set_adapter(adapter)
         assert_close(logits(model, inputs), found)
-    names = ["first", "__base__", "default"]
-    mixed = logits(model, inputs, adapter_names=names)
-    assert_close(mixed, torch.stack([alone["cls"][0], own[1], alone["mean"][2]]))
     model.set_adapter("none")
     for gone in ("default", "first"):
         model.delete_adapter(gone)
@@ -324,9 +310,3 @@ def test_another_head_by_the_same_name_is_refused():
     model.classifier = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3))
     with pytest.raises(ValueError, match="has no head"):
         attach(model, "mean")
-
-
-@pytest.mark.parametrize("value", ["max", "", None, 3])
-def test_another_pooling_is_refused(value):
-    with pytest.raises(ValueError, match=r"pooling=.* is not one of 'mean', 'cls'"):
-        PoolingConfig(pooling=value)

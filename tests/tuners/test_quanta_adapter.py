@@ -1,4 +1,4 @@
-"""QuantaConfig as an adapter: what is saved, merged, disabled, stacked and mixed."""
+"""QuantaConfig as an adapter: what is saved, and quantised bases."""
 
 import json
 
@@ -67,23 +67,6 @@ def test_names_in_the_file_are_plain_and_without_the_adapter_s(seed):
     own = {key.removeprefix(f"{place}.") for key in keys if key.startswith(place)}
     gates = {"4_3", "4_2", "4_1", "3_2", "3_1", "2_1"}
     assert own == (gates if seed else gates | {f"start_{gate}" for gate in gates})
-
-
-# Merging, disabling, several adapters.
-
-
-def two_adapters() -> PeftModel:
-    model = moved()
-    model.add_adapter("second", quanta(dims="8-4", target_modules=["q_proj", "down_proj"]))
-    randomise(model, "second")
-    return model.eval()
-
-
-def test_mixed_batch_needs_unmerged_adapters():
-    model = two_adapters()
-    model.merge_adapter(["default"])
-    with pytest.raises(ValueError, match=r"unmerge_adapter\(\)"):
-        logits(model, {"input_ids": torch.ones(1, 4, dtype=int)}, adapter_names=["second"])
 
 
 # Quantised bases.

@@ -1,4 +1,6 @@
-"""Layers, lengths and stacks that cannot be: one line, and the model stays as it was."""
+"""Values, layers and stacks that cannot be: one line, and the model stays as it was."""
+
+import re
 
 import pytest
 from conftest import TINY
@@ -14,6 +16,7 @@ from transformers import DebertaV2Config
 
 from lorada import (
     BottleneckConfig,
+    GainConfig,
     LamdaConfig,
     LmamConfig,
     LoradaConfig,
@@ -23,6 +26,7 @@ from lorada import (
     SoraConfig,
     build_method,
 )
+from lorada.tuners.pooling import PoolingConfig
 
 QUERY = {"target_modules": ["q_proj"]}
 KINDS = {
@@ -39,6 +43,68 @@ THEIRS = {
     "lora": lambda **more: LoraConfig(r=2, **QUERY, **more),
     "adalora": lambda **more: AdaLoraConfig(init_r=2, target_r=1, total_step=9, **QUERY, **more),
 }
+
+
+COUNT, NUMBER = "must be a whole number above 0", "must be a number above 0"
+BAD_VALUES = [
+    *((PrefixConfig, {"length": value}, COUNT) for value in (0, -1, 1.5, True, "3", None)),
+    (PrefixConfig, {"projection": False}, COUNT),
+    *((PrefixConfig, {"initial_std": value}, NUMBER) for value in (0, -0.1, "much", None)),
+    (LmamConfig, {"rank": 0}, COUNT),
+    (LmamConfig, {"length": -3}, COUNT),
+    (LmamConfig, {"heads": 0}, COUNT),
+    (LmamConfig, {"inverse_scale": 0}, NUMBER),
+    (LmamConfig, {"align": "middle"}, "is not one of 'start', 'end'"),
+    (LmamConfig, {"ablation": "N"}, "is not one of None, 'no_negative'"),
+    (LmamConfig, {"positions": "slot"}, "is not one of 'token', 'raw'"),
+    (LmamConfig, {"init": "ones"}, "is not one of 'zero', 'zero_left', 'normal'"),
+    (BottleneckConfig, {"rank": 0}, COUNT),
+    (BottleneckConfig, {"scale": -1.0}, NUMBER),
+    (BottleneckConfig, {"dropout": 1.0}, r"must lie in \[0, 1\)"),
+    (BottleneckConfig, {"activation": "elu"}, "is not one of 'relu'"),
+    (BottleneckConfig, {"init": "zero"}, "is not one of 'lora', 'bert'"),
+    (BottleneckConfig, {"placement": "attn"}, "is not one of 'ffn', 'pa_attn'"),
+    (BottleneckConfig, {"adapter_input": "normed", "placement": "pa_attn"},
+     "is about placement 'ffn', not 'pa_attn': leave it out"),
+    (GainConfig, {"form": "linear"}, "is not one of 'constant', 'query'$"),
+    (LamdaConfig, {"rank": 0}, COUNT),
+    (LamdaConfig, {"scale": 0.0}, NUMBER),
+    (LamdaConfig, {"init": "svd"}, "is not one of 'spectral', 'released'"),
+    (LamdaConfig, {"ranks": "flat"}, "is not one of 'uniform', 'energy'"),
+    (OmoeConfig, {"experts": 0}, COUNT),
+    (OmoeConfig, {"alpha": -1}, NUMBER),
+    (OmoeConfig, {"dropout": 1.0}, "must lie in"),
+    (OmoeConfig, {"routing": "hard"}, "is not one of 'soft', 'top2'"),
+    (PoolingConfig, {"pooling": "max"}, "is not one of 'mean', 'cls'"),
+    (QuantaConfig, {"dropout": 1.0}, "must lie in"),
+    (QuantaConfig, {"seed": 1.5}, "must be a whole number"),
+    *((QuantaConfig, {"dims": value}, "must be two or more whole numbers above 1")
+      for value in ([32], [32, 1], "8-x", 4096)),
+    (SoraConfig, {"alpha": -1.0}, NUMBER),
+    (SoraConfig, {"dropout": 1.0}, "must lie in"),
+    *((SoraConfig, {"penalty": value}, "must be a number from 0 on") for value in (-1.0, True)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "options", "message"), BAD_VALUES, ids=str)
+def test_a_bad_value_is_one_line_that_shows_it(config, options, message):
+    name, value = next(iter(options.items()))
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{name}={value!r}')} {message}") as error:
+        config(**options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OmoeConfig(experts=1, routing="top2"), "routing='top2' needs two experts or more"),
+        (lambda: LamdaConfig(rank_pattern={"q_proj": 0}), "gives q_proj the rank 0: it must be"),
+        (lambda: SoraConfig(rank_pattern={"q_proj": -1}), "gives q_proj the rank -1: it must be"),
+    ],
+)
+def test_values_that_do_not_go_together_are_one_line(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def refused(message, make):

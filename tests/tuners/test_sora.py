@@ -202,18 +202,8 @@ def test_run_that_resumes_is_the_run_that_did_not(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SoraConfig(rank=0), "rank=0 must be a whole number above 0"),
-        (lambda: SoraConfig(alpha=-1.0), "alpha=-1.0 must be a number above 0"),
-        (lambda: SoraConfig(dropout=1.0), "dropout=1.0 must lie in"),
-        (lambda: SoraConfig(penalty=-1.0), "penalty=-1.0 must be a number from 0 on"),
-        (lambda: SoraConfig(penalty=True), "penalty=True must be a number from 0 on"),
-        (lambda: SoraConfig(rank_pattern={"q_proj": -1}), "gives q_proj the rank -1"),
         (lambda: SoraCallback(xi=-0.1), "xi=-0.1 must be a number from 0 on"),
         (lambda: SoraCallback(threshold="hard"), "threshold='hard' is not one of 'soft', 'rel"),
-        (
-            lambda: get_peft_model(TINY["llama"](), SoraConfig(target_modules=["embed_tokens"])),
-            "matches model.embed_tokens, which is Embedding and not a linear layer",
-        ),
     ],
 )  # fmt: skip
 def test_bad_value_is_an_error_in_one_line(make, message):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY, assert_close
 from paths import TESTS
-from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import (
     FFN,
@@ -30,8 +30,8 @@ from stacks import (
 )
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
+import lorada
 from lorada import LoradaConfig
-from lorada.tuners.base.attached_layer import AttachedLayer
 
 pytestmark = pytest.mark.fp64
 
@@ -116,18 +116,6 @@ def base_dir(tmp_path):
     return tmp_path / "base"
 
 
-@every_stack
-def test_auto_class_finds_the_base_of_an_adapter(stack, base_dir, tmp_path):
-    base = AutoModelForCausalLM.from_pretrained(base_dir)
-    model = get_peft_model(base, config_of(stack, "llama", task_type="CAUSAL_LM")).eval()
-    randomise(model)
-    model.save_pretrained(tmp_path / "adapter")
-    inputs = batch("llama")
-
-    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
-    assert_close(logits(loaded, inputs), logits(model, inputs))
-
-
 # DoRA and nested parts load through PEFT only: transformers renames neither LoRA's magnitude
 # vector, of a plain DoRA adapter either (a bug upstream), nor the layers around another.
 @pytest.mark.parametrize("stack", ["lmam", "bottleneck", "lora"])
@@ -204,33 +192,6 @@ def test_adapter_that_nests_its_parts_the_other_way_round_is_refused():
         model.add_adapter("other", inside_out)
 
 
-@pytest.mark.parametrize("stack", ["adalora", "ia3", "oft", "lora_ia3"])
-def test_batch_is_not_mixed_where_a_part_would_serve_every_sample(stack):
-    with pytest.raises(ValueError, match="serves one adapter at a time"):
-        logits(trained(stack, "llama"), batch("llama"), adapter_names=["default"] * 3)
-
-
-@every_case
-def test_disabled_or_unloaded_adapter_leaves_the_base_as_it_was(stack, name):
-    inputs, base = batch(name), TINY[name]()
-    before, hooks = copy.deepcopy(base.state_dict()), hook_count(base)
-    expected, model = logits(base, inputs), get_peft_model(base, config_of(stack, name)).eval()
-    randomise(model)
-    with model.disable_adapter():
-        torch.testing.assert_close(logits(model, inputs), expected, atol=0, rtol=0)
-
-    after = model.unload()
-    assert after.state_dict().keys() == before.keys()
-    assert all(torch.equal(after.state_dict()[key], before[key]) for key in before)
-    assert hook_count(after) == hooks
-    assert not any(isinstance(module, AttachedLayer) for module in after.modules())
-    torch.testing.assert_close(logits(after, inputs), expected, atol=0, rtol=0)
-
-
-def hook_count(model) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
 def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
     inputs, model = batch("llama"), trained("lmam", "llama")
     paths = TESTS, tmp_path / "model.pt", tmp_path / "logits.pt"
@@ -244,27 +205,6 @@ def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
             torch.save(model(**inputs).logits, sys.argv[3])"""
     subprocess.run([sys.executable, "-c", code, *paths], check=True)
     assert_close(torch.load(paths[2]), logits(model, inputs))
-
-
-@pytest.mark.fp64(False)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@every_stack
-def test_half_precision_base_keeps_fp32_adapters_that_train(stack, dtype):
-    model = get_peft_model(TINY["llama"]().to(dtype), config_of(stack, "llama"))
-    randomise(model)
-    inputs = batch("llama")
-    out = model(**inputs, labels=inputs["input_ids"])
-    out.loss.backward()
-
-    adapter = [p for p in model.parameters() if p.requires_grad]
-    assert {p.dtype for p in adapter} == {torch.float32}
-    assert out.logits.dtype == dtype
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter)
-    follows = get_peft_model(
-        TINY["llama"]().to(dtype), config_of(stack, "llama"), autocast_adapter_dtype=False
-    )
-    assert {p.dtype for p in follows.parameters() if p.requires_grad} == {dtype}
-    assert logits(follows, inputs).isfinite().all()
 
 
 @every_stack
@@ -285,3 +225,35 @@ def test_classification_head_is_trained_and_saved_once(stack, tmp_path):
     loaded = PeftModel.from_pretrained(classifier(), tmp_path)
     inputs = batch("bert")
     assert_close(logits(loaded, inputs), logits(model, inputs))
+
+
+def test_the_status_of_a_model_names_types_as_peft_does():
+    model = get_peft_model(TINY["llama"](), lmam())
+    assert model.get_model_status().peft_types == {"default": "LMAM"}
+    assert str(model.peft_type) == "PeftType.LMAM"
+    assert json.dumps(model.peft_type) == '"LMAM"'
+    stack = trained("lora", "llama")
+    layers = {status.module_type for status in stack.get_layer_status()}
+    assert layers == {"LmamLayer", "BottleneckLayer", "lora.Linear"}
+
+
+def test_bake_and_merge_weights_are_functions_too():
+    model, inputs = trained("lora", "llama"), batch("llama")
+    expected = logits(model, inputs)
+    lorada.bake(model)
+    assert_close(logits(model, inputs), expected)
+    assert_close(logits(lorada.merge_weights(model).eval(), inputs), expected)
+    plain = get_peft_model(TINY["llama"](), lora("llama"))
+    with pytest.raises(ValueError, match=r"has the type LORA: model.merge_and_unload\(\)"):
+        lorada.merge_weights(plain)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_a_plain_adapter_is_read_as_a_stack_of_one_part(options, tmp_path):
+    plain = get_peft_model(TINY["llama"](), lora("llama", **options)).eval()
+    randomise(plain)
+    plain.save_pretrained(tmp_path)
+    config = LoradaConfig(parts=[PeftConfig.from_pretrained(tmp_path)])
+    model = PeftModel.from_pretrained(TINY["llama"](), tmp_path, config=config).eval()
+    inputs = batch("llama")
+    assert_close(logits(model, inputs), logits(plain, inputs))

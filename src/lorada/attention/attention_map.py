@@ -40,7 +40,6 @@ class AttentionMap:
         positions: whether positions count real tokens (``token``) or slots of the batch (``raw``).
         ablation: the variant of the paper's Table 9; None for the proposed map.
         baked: the finished (S, N, N) map, if it was computed ahead of time.
-        samples: (B,) booleans, the samples of a mixed batch that use this map; None for all.
         pe: PE (N,), if it was computed ahead of time.
     """
 
@@ -50,7 +49,6 @@ class AttentionMap:
     positions: str
     ablation: Ablation | None
     baked: Tensor | None = None
-    samples: Tensor | None = None
     pe: Tensor | None = None
 
     @property
@@ -142,18 +140,3 @@ def take_rows(map_: Tensor, rows: Tensor) -> Tensor:
         return map_[:, rows].transpose(0, 1)
     index = rows[:, None, :, None].expand(-1, map_.shape[1], -1, map_.shape[-1])
     return map_.expand(rows.shape[0], -1, -1, -1).gather(2, index)
-
-
-def for_samples(full: Tensor, samples: Tensor | None, batch: int) -> Tensor:
-    """``full`` (B or 1, …) with zeros for the samples of a mixed batch that use another adapter.
-
-    Args:
-        full: what an adapter adds to all samples.
-        samples: booleans of the samples that use the adapter; None for all.
-        batch: B, a multiple of ``len(samples)``: beam search repeats each sample.
-    """
-    if samples is None:
-        return full
-    mine = samples.repeat_interleave(batch // samples.shape[0])
-    # Multiplied and not selected: an index would have another shape with each mixture.
-    return full * mine.view(-1, *[1] * (full.dim() - 1))

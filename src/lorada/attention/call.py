@@ -45,12 +45,10 @@ class Prefix:
     Attributes:
         key: P_k, (P, G·D).
         value: P_v, likewise.
-        samples: (B,) booleans, the samples of a mixed batch that see it; None for all.
     """
 
     key: Tensor
     value: Tensor
-    samples: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -143,11 +141,6 @@ class AttentionCall:
         """An upper bound of the keys of each packed sequence; None if the caller does not say."""
         longest = self.kwargs.get("max_length_k")
         return longest if isinstance(longest, int) else None
-
-    @property
-    def scaling(self) -> float:
-        """The factor on the scores before the softmax."""
-        return float(self.kwargs.get("scaling") or self.value.shape[-1] ** -0.5)
 
     def once(self, compute: Callable[[], Result], *others: Hashable) -> Result:
         """The result of ``compute``, which one layer computes for all layers of a forward.

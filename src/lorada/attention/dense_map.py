@@ -10,7 +10,7 @@ N map length.
 import torch
 from torch import Tensor
 
-from lorada.attention.attention_map import AttentionMap, for_samples, take_rows
+from lorada.attention.attention_map import AttentionMap, take_rows
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.positions import TokenPositions, TokenTable
 from lorada.functional.precision import no_autocast
@@ -62,7 +62,7 @@ def mask_with_map(
     # The kernel adds a mask to the scores, so a map inside the mask is a map before the softmax.
     dtype, keys = call.value.dtype, call.shape.keys
     full = expand_map(attention_map.for_values(call.value), positions, call.shape)
-    full = for_samples(full, attention_map.samples, call.value.shape[0]).to(dtype)
+    full = full.to(dtype)
     hidden = torch.finfo(dtype).min
     if mask is None:
         if not call.shape.causal or call.shape.queries == 1:

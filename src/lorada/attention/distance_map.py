@@ -19,7 +19,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from lorada.attention.add_term import Term
-from lorada.attention.attention_map import for_samples
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.forward_inputs import is_recorded
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
@@ -107,13 +106,11 @@ class DistanceMap:
     Attributes:
         factors: the taps (S, W) alone.
         inverse_scale: the map is divided by it.
-        samples: (B,) booleans, the samples of a mixed batch that use this map; None for all.
         ablation: None; the ablations of Table 9 are about the paper's map.
     """
 
     factors: tuple[Tensor]
     inverse_scale: float
-    samples: Tensor | None = None
 
     ablation: ClassVar[None] = None
 
@@ -135,7 +132,7 @@ class DistanceMap:
                 # A map that all samples share has no dimension for them.
                 map_ = map_[0] if map_.shape[0] == 1 else map_
                 term = apply_map(map_, wide(value), shape.heads)
-            return for_samples(term.transpose(1, 2), self.samples, value.shape[0])
+            return term.transpose(1, 2)
 
     def weights(self, call: AttentionCall) -> Tensor:
         """The map in the shape of the attention map, (B or 1, H, T, K), zero where not visible."""
@@ -143,8 +140,7 @@ class DistanceMap:
         assert isinstance(pairs, VisiblePairs)
         with no_autocast(call.value.device):
             map_ = _map(self._taps(call.value), pairs, call.shape)
-            map_ = map_.repeat(1, call.shape.heads // map_.shape[1], 1, 1)
-            return for_samples(map_, self.samples, call.value.shape[0])
+            return map_.repeat(1, call.shape.heads // map_.shape[1], 1, 1)
 
     def _taps(self, value: Tensor) -> Tensor:
         return self.factors[0].to(wide_dtype(value)) / self.inverse_scale

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lorada.attention.attend import PREFIX_CHILD, with_parts
+from lorada.attention.attend import with_parts
 from lorada.attention.call import AttentionCall, implementation_of
 
 
@@ -29,11 +29,15 @@ def install() -> None:
         AttentionInterface.register("eager", with_parts(_eager))
 
 
-@contextmanager
-def watch(watcher: Callable[[AttentionCall, Tensor], None]) -> Iterator[None]:
-    """Call ``watcher`` after every attention call in a ``with`` block, with a part or without.
+Watcher = Callable[[AttentionCall, Tensor, Tensor], None]
 
-    It gets the call and its output (B, T, H, D), in which the parts are.
+
+@contextmanager
+def watch(watcher: Watcher) -> Iterator[None]:
+    """Call ``watcher`` after every attention call of an eager model in a ``with`` block.
+
+    It gets the call, its output (B, T, H, D), in which the parts are, and the softmax map
+    (B, H, T, K), which only eager attention returns.
     """
     install()
     before = {name: ALL_ATTENTION_FUNCTIONS[name] for name in ALL_ATTENTION_FUNCTIONS.valid_keys()}
@@ -46,16 +50,13 @@ def watch(watcher: Callable[[AttentionCall, Tensor], None]) -> Iterator[None]:
             AttentionInterface.register(name, function)
 
 
-def _watched(function: Any, watcher: Callable[[AttentionCall, Tensor], None]) -> Any:
+def _watched(function: Any, watcher: Watcher) -> Any:
     @functools.wraps(function)
     def watched(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> Any:
         found = function(module, query, key, value, mask, **kwargs)
-        before: Any = module._modules.get(PREFIX_CHILD)
-        prefixes = before.prefixes() if before is not None else []
-        call = AttentionCall.read(module, query, key, value, mask, kwargs, prefixes=prefixes)
-        watcher(call, found[0])
+        watcher(AttentionCall.read(module, query, key, value, mask, kwargs), *found)
         return found
 
     return watched

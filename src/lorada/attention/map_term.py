@@ -10,7 +10,7 @@ under the map, D head width.
 
 from torch import Tensor
 
-from lorada.attention.attention_map import AttentionMap, for_samples, take_rows
+from lorada.attention.attention_map import AttentionMap, take_rows
 from lorada.attention.call import CallShape
 from lorada.attention.under_map import UnderMap
 from lorada.functional.precision import no_autocast
@@ -34,8 +34,7 @@ def map_term(
         else:
             term = apply_map(_masked_rows(own, under, shape, batch), values, shape.heads)
         rows = under.maps * term.shape[2]
-        term = term.transpose(1, 2).reshape(batch, rows, shape.heads, width)
-        return for_samples(term, own.samples, batch)
+        return term.transpose(1, 2).reshape(batch, rows, shape.heads, width)
 
 
 def _masked_rows(own: AttentionMap, under: UnderMap, shape: CallShape, batch: int) -> Tensor:

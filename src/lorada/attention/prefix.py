@@ -37,16 +37,15 @@ def with_prefixes(attend: Callable[..., Any], call: AttentionCall) -> Callable[.
     ) -> tuple[Tensor, Tensor | None]:
         count = sum(len(prefix.key) for prefix in prefixes)
         _refuse(call, count)
-        shown = _visible_prefixes(prefixes, key.shape[0])
         # As in the kernels, the argument of the call goes before the attribute of the module.
         causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
         # Without a mask these kernels align their causal mask to the first key, now of a prefix.
         ordered = causal and query.shape[2] > 1 and kernel not in ("eager", "flash", "flex")
-        if mask is None and (ordered or shown is not None):
-            mask = _plain_mask(kernel, ordered, query, key)
+        if mask is None and ordered:
+            mask = key.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool).tril()
         if mask is not None:
-            mask = _extend_mask(mask, count, key.shape[2], shown)
+            mask = _extend_mask(mask, count, key.shape[2])
         if kwargs.get("position_bias") is not None:  # T5: a prefix has no position
             kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (count, 0))
         output, weights = attend(
@@ -63,18 +62,14 @@ def with_prefixes(attend: Callable[..., Any], call: AttentionCall) -> Callable[.
 
 
 def prefix_scores(prefixes: Sequence[Prefix], query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """The scores (B, H, T, P) of every query with the prefixes, -∞ where they are hidden.
-
-    In fp32, or wider where the query is.
-    """
+    """The scores (B, H, T, P) of every query with the prefixes, in fp32 or wider."""
     if not prefixes:
         return query.new_zeros(*query.shape[:3], 0, dtype=torch.float32)
     dtype = torch.promote_types(query.dtype, torch.float32)
     before = _joined([prefix.key for prefix in prefixes], key).to(dtype)
     before = before.repeat_interleave(query.shape[1] // len(before), 0)
-    scores = query.to(dtype) @ before.transpose(-1, -2) * scaling
-    shown = _visible_prefixes(prefixes, query.shape[0])
-    return scores if shown is None else scores.masked_fill(~shown[:, None, None], float("-inf"))
+    scores: Tensor = query.to(dtype) @ before.transpose(-1, -2) * scaling
+    return scores
 
 
 def prepend(parts: list[Tensor], states: Tensor) -> Tensor:
@@ -95,51 +90,17 @@ def _joined(parts: list[Tensor], states: Tensor) -> Tensor:
     return joined.view(-1, groups, width).transpose(0, 1)
 
 
-def _visible_prefixes(prefixes: Sequence[Prefix], batch: int) -> Tensor | None:
-    """(B, P) booleans: which samples see which prefix tokens; None if all see all."""
-    if all(prefix.samples is None for prefix in prefixes):
-        return None
-    shown = []
-    for prefix in prefixes:
-        mine = prefix.samples
-        if mine is None:
-            mine = torch.ones(batch, dtype=torch.bool, device=prefix.key.device)
-        mine = mine.repeat_interleave(batch // len(mine))  # beam search repeats each sample
-        shown.append(mine[:, None].expand(-1, len(prefix.key)))
-    return torch.cat(shown, 1)
-
-
-def _plain_mask(kernel: str, ordered: bool, query: Tensor, key: Tensor) -> Tensor:
-    """The mask with which a kernel does the same as without one."""
-    if kernel == "flex":
-        raise ValueError(f"flex attention cannot hide a prefix from some samples: {ONLY_MASKS}")
-    batch, _, keys, _ = key.shape
-    if kernel == "flash":
-        return torch.ones(batch, keys, dtype=torch.long, device=key.device)
-    if kernel == "eager":
-        return query.new_zeros(1, 1, query.shape[2], keys)
-    see = torch.ones(1, 1, query.shape[2], keys, dtype=torch.bool, device=key.device)
-    return see.tril() if ordered else see
-
-
-def _extend_mask(mask: Any, count: int, keys: int, shown: Tensor | None) -> Tensor:
-    """A mask with ``count`` new columns on its left, which ``shown`` may hide from samples."""
+def _extend_mask(mask: Any, count: int, keys: int) -> Tensor:
+    """A mask with ``count`` new columns on its left, which every query sees."""
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
         raise ValueError(
             f"a prefix cannot be put before a mask of this form ({form_of(mask)}): {ONLY_MASKS}"
         )
     if mask.dim() == 2:
-        columns = mask.new_ones(mask.shape[0], count) if shown is None else shown.to(mask.dtype)
-        return torch.cat([columns, mask[:, -keys:]], 1)
+        return torch.cat([mask.new_ones(mask.shape[0], count), mask[:, -keys:]], 1)
     mask = mask[..., :keys]  # the mask of a static cache may be longer
-    if shown is not None:
-        mask = mask.expand(len(shown), -1, -1, -1)
-    seen = 1 if mask.dtype == torch.bool else 0
-    columns = mask.new_full((*mask.shape[:3], count), seen)
-    if shown is not None:
-        hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        columns = columns.masked_fill(~shown[:, None, None], hidden)
-    return torch.cat([columns, mask], -1)
+    seen = 0 if mask.is_floating_point() else 1
+    return torch.cat([mask.new_full((*mask.shape[:3], count), seen), mask], -1)
 
 
 def _refuse(call: AttentionCall, count: int) -> None:

@@ -12,7 +12,8 @@ Shapes: L layers, B samples, H query heads, T queries, K keys, V words or classe
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall
+from lorada.attention.dense_map import covered_pairs, expand_map
+from lorada.attention.distance_map import DistanceMap
 from lorada.attention.interface import watch
 from lorada.attention.modules import CROSS_ATTENTION
 from lorada.attention.observation import Observation, observe
 from lorada.functional.precision import wide
 from lorada.support.files import write_atomic
-from lorada.tuners.call_maps import maps_of_call
 from lorada.tuners.switching import (
     active_parts,
     has_trained_copies,
@@ -35,19 +37,11 @@ from lorada.tuners.switching import (
 )
 
 KEPT = ("first", "previous", "itself", "other")  # what a query attends to
-# The axes of every tensor.
-AXES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("softmax", "without", "map", "fused"), ("sample", "head", "query", "key")),
-    **dict.fromkeys(("negative", "map_negative", "effect", "moved"), ("head",)),
-    "attends": ("kept", "head"),
-    "change": ("layer",),
-    "probabilities": ("sample", "word"),
-}
 
 
 @dataclass(frozen=True)
 class ExplainedLayer:
-    """One attention layer on one batch; ``AXES`` names the axes of its tensors.
+    """One attention layer on one batch.
 
     Attributes:
         layer: name of the attention module.
@@ -146,7 +140,7 @@ class Explanation(Sequence[ExplainedLayer]):
 
 @torch.no_grad()
 def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None) -> Explanation:
-    """Let a model read a batch with its adapter, without it, and with each part alone.
+    """Let a model read a batch, in eager attention, with its adapter, without it, each part alone.
 
     Args:
         model: a model with an active adapter of any method.
@@ -212,13 +206,13 @@ class _Reading:
     """One forward pass.
 
     Attributes:
-        calls: attention module → its call and output (B, T, H, D).
+        calls: attention module → its call, output (B, T, H, D) and softmax map (B, H, T, K).
         maps: attention module → what its map did.
         hidden: the hidden states after each layer, (B, T, ·).
         logits: (B, T, V) or (B, V); None if the model has none.
     """
 
-    calls: dict[nn.Module, tuple[AttentionCall, Tensor]] = field(default_factory=dict)
+    calls: dict[nn.Module, tuple[AttentionCall, Tensor, Tensor]] = field(default_factory=dict)
     maps: dict[nn.Module, Observation] = field(default_factory=dict)
     hidden: list[Tensor] = field(default_factory=list)
     logits: Tensor | None = None
@@ -230,15 +224,15 @@ def _read(
     """Let a model read a batch, and keep the attention calls of some modules."""
     found = _Reading()
 
-    def keep(call: AttentionCall, output: Tensor) -> None:
+    def keep(call: AttentionCall, output: Tensor, weights: Tensor) -> None:
         if call.module in watched:
-            found.calls[call.module] = (call, output)
+            found.calls[call.module] = (call, output, weights)
 
     def keep_map(seen: Observation) -> None:
         if seen.call.module in watched:
             found.maps[seen.call.module] = seen
 
-    with watch(keep), observe(keep_map):
+    with _eager_attention(model), watch(keep), observe(keep_map):
         out = model(**batch, output_hidden_states=True)
     states = out.get("hidden_states") or out.get("encoder_hidden_states") or ()
     found.hidden = list(states[1:])
@@ -246,12 +240,28 @@ def _read(
     return found
 
 
+@contextmanager
+def _eager_attention(model: nn.Module) -> Iterator[None]:
+    """Let a model compute attention eagerly in a ``with`` block: only that returns its softmax."""
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    known = {id(c): c for c in configs if hasattr(c, "_attn_implementation_internal")}
+    before = [(config, config._attn_implementation_internal) for config in known.values()]
+    for config, _ in before:
+        config._attn_implementation_internal = "eager"
+    try:
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation_internal = implementation
+
+
 def _layer(
     name: str, with_all: _Reading, without: _Reading, module: nn.Module, real: Tensor
 ) -> ExplainedLayer:
-    (call, output), (call_off, output_off) = with_all.calls[module], without.calls[module]
+    call, output, weights = with_all.calls[module]
+    call_off, output_off, weights_off = without.calls[module]
     seen = with_all.maps.get(module)
-    found = maps_of_call(call, seen)
+    found = _maps_of_call(call, weights, seen)
     assert found["softmax"] is not None
     real = real if real.shape[1] == output.shape[1] else real.new_ones(output.shape[:2])
     found["effect"] = None
@@ -260,7 +270,7 @@ def _layer(
         found["effect"] = norms[0] / norms[1].clamp(min=1e-12)
     moved = _by_head(output.float() - output_off.float(), real)
     found["moved"] = moved / _by_head(output_off, real).clamp(min=1e-12)
-    found["without"] = maps_of_call(call_off, None)["softmax"]
+    found["without"] = _maps_of_call(call_off, weights_off, None)["softmax"]
     found["attends"] = _attends(found["softmax"], real)
     tensors: dict[str, Any] = {
         key: None if tensor is None else tensor.cpu() for key, tensor in found.items()
@@ -271,6 +281,52 @@ def _layer(
         effect_size=None if seen is None else ratio_of([squared_norms(seen)]),
         **tensors,
     )
+
+
+def _maps_of_call(
+    call: AttentionCall, weights: Tensor, seen: Observation | None
+) -> dict[str, Tensor | None]:
+    """The maps of one attention call, by the names that ``ExplainedLayer`` has for them.
+
+    Args:
+        call: the call of an eager attention.
+        weights: the softmax map (B, H, T, K) that it returned.
+        seen: what its map did; None without a map.
+    """
+    visible = torch.ones_like(weights, dtype=torch.bool)
+    if call.mask is not None:
+        visible = call.visible_keys()[:, None].expand_as(weights)
+    softmax = fused = wide(weights) * visible  # a row of padding sees nothing
+    if seen is None:
+        nothing = dict.fromkeys(("map", "negative", "map_negative"))
+        return {"softmax": softmax, "fused": softmax, **nothing}
+    attention_map = seen.attention_map
+    table = seen.positions.table(call.shape.queries, call.shape.keys, weights.device)
+    if isinstance(attention_map, DistanceMap):
+        map_ = attention_map.weights(call)
+        pairs = visible & table.real_queries()[:, None, :, None]
+    else:
+        map_ = expand_map(attention_map, seen.positions, call.shape)
+        pairs = visible & covered_pairs(table, attention_map.length)[:, None]
+    map_ = map_.expand_as(softmax)
+    if attention_map.ablation == "no_negative":  # the map is in the scores of this softmax
+        own = fused * (-map_).exp()
+        elsewhere = 1 - fused.sum(-1, keepdim=True)  # of prefixes, and of scores for no token
+        softmax = own / (own.sum(-1, keepdim=True) + elsewhere)
+    else:
+        fused = softmax + map_
+    shares = {"negative": fused, "map_negative": map_}
+    return {
+        "softmax": softmax,
+        "map": map_,
+        "fused": fused,
+        **{name: _share_below_zero(entries, pairs) for name, entries in shares.items()},
+    }
+
+
+def _share_below_zero(values: Tensor, pairs: Tensor) -> Tensor:
+    """The share of entries below 0 among ``pairs`` (B, H, T, K), by head (H,)."""
+    return ((values < 0) & pairs).sum((0, 2, 3)) / pairs.sum((0, 2, 3)).clamp(min=1)
 
 
 def _by_head(states: Tensor, real: Tensor) -> Tensor:

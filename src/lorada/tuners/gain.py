@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorada.attention.attention_map import for_samples
 from lorada.attention.call import head_count
 from lorada.attention.queries import QueryListener
 from lorada.functional.gains import gain_delta, query_gains, scale_heads
@@ -24,7 +23,6 @@ from lorada.tuners.base.attached_layer import head_width
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_choice
 from lorada.tuners.base.delta_layer import DeltaLayer
 from lorada.tuners.base.entries import Entries, refuse_offloaded
-from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.linears import linear_of
 from lorada.tuners.base.tuner import SelfAttentionModel
 from lorada.tuners.bottleneck.layouts import ATTENTIONS
@@ -113,24 +111,20 @@ class GainLayer(DeltaLayer):
 
     def keep_query(self, query: Tensor) -> None:
         """Keep the queries (B, H, T, d) of an attention call until its output is projected."""
-        names = (name for name, _ in self.samples_by_adapter())
-        self._query = query if any(name in self.lora_gain_query for name in names) else None
+        needed = any(name in self.lora_gain_query for name in self.active_here())
+        self._query = query if needed else None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The output of the projection of the scaled heads."""
         query, self._query = self._query, None  # so that no tensor lives longer than its forward
         if not self.merged_alone():
-            for_each = [
-                self._gains(name, samples, x, query) for name, samples in self.samples_by_adapter()
-            ]
+            for_each = [self._gains(name, x, query) for name in self.active_here()]
             if for_each:
                 x = scale_heads(x, torch.stack(torch.broadcast_tensors(*for_each)).sum(0))
         output: Tensor = self.base_layer(x, *args, **kwargs)
         return output
 
-    def _gains(
-        self, name: str, samples: list[bool] | None, x: Tensor, query: Tensor | None
-    ) -> Tensor:
+    def _gains(self, name: str, x: Tensor, query: Tensor | None) -> Tensor:
         """The gains of an adapter in this call, (…, H) with dimensions of 1 or as ``x`` has."""
         gain: Tensor = self.lora_gain(name)
         if name in self.lora_gain_query:
@@ -138,7 +132,7 @@ class GainLayer(DeltaLayer):
             gain = query_gains(query, self.lora_gain_query(name), gain).view(*x.shape[:-1], -1)
         else:
             gain = wide(gain).view(*[1] * (x.dim() - 1), -1)
-        return for_samples(self.scaled(name, gain), sample_mask(samples, x.device), x.shape[0])
+        return self.scaled(name, gain)
 
     def delta(self, name: str) -> Tensor:
         """W_o diag(g), where W_o is without gains that are merged already."""

@@ -38,7 +38,6 @@ from lorada.tuners.base.config import (
     require_positive,
 )
 from lorada.tuners.base.entries import Entries, FrozenEntries
-from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.tuner import AttachedModel, SelfAttentionModel
 from lorada.tuners.position_rows import check_rows, well_trained
 
@@ -258,35 +257,30 @@ class LmamLayer(AttachedLayer):
 
     def maps(self) -> list[AnyMap]:
         """The maps of the adapters that are active in this call."""
-        return [self._map(name, samples) for name, samples in self.samples_by_adapter()]
+        return [self._map(name) for name in self.active_here()]
 
-    def _map(self, name: str, samples: list[bool] | None) -> AnyMap:
+    def _map(self, name: str) -> AnyMap:
         if name in self._baked and not self.training and not self.scaling:
-            baked = self._baked[name]
-            if samples is None:
-                return baked
-            return replace(baked, samples=sample_mask(samples, baked.factors[0].device))
+            return self._baked[name]
         config = self.configs[name]
         inverse_scale = config.inverse_scale / self.scaling.get(name, 1.0)
         if config.form == "distance":
-            taps = self.lora_taps(name)
-            return DistanceMap((taps,), inverse_scale, sample_mask(samples, taps.device))
+            return DistanceMap((self.lora_taps(name),), inverse_scale)
         names = ("lora_w",) if name in self.lora_w else ("lora_w_a", "lora_w_b")
         factors = tuple(getattr(self, each)(name) for each in names)
         known = name in self._pe and self._pe[name].device == factors[0].device  # else offloaded
         pe = self._pe[name] if known else None
         if config.min_rows:
             factors = well_trained(config, pe, *factors)
-        mask = sample_mask(samples, factors[0].device)
         settings = config.align, config.positions, config.ablation
-        return AttentionMap(factors, inverse_scale, *settings, samples=mask, pe=pe)
+        return AttentionMap(factors, inverse_scale, *settings, pe=pe)
 
     def bake(self) -> None:
         """Compute each map once, for inference, but for one by distance; ``train()`` undoes it."""
         self._baked = {}
         with torch.no_grad():
             for name in self.configs:
-                own = self._map(name, None)
+                own = self._map(name)
                 if isinstance(own, AttentionMap):
                     self._baked[name] = replace(own, baked=own.dense())
 

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from lorada.attention.hooks import FollowingHook
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_choice
-from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.tuner import AttachedModel
 
 POOLINGS = ("mean", "cls")
@@ -98,7 +97,7 @@ def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
 class PoolingLayer(AttachedLayer):
     """A child of the backbone (``bert.pooling``) that has the pooling of any number of adapters.
 
-    p goes with the hidden states to the module that reads them, as further tokens behind the last.
+    p goes with the hidden states to the module that reads them, as a further token behind the last.
     Nothing of a batch is kept here, so copies of a model that run side by side do not meet.
     """
 
@@ -121,32 +120,24 @@ class PoolingLayer(AttachedLayer):
 
     def _after_backbone(self, host: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Give p to what reads the output of the backbone."""
-        names = [name for name, _ in self.samples_by_adapter()]
+        names = self.active_here()
         if not names:
             return None
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         hidden = output[0]
-        pooled = [pool(hidden, mask, self.configs[name].pooling) for name in names]
+        pooled = pool(hidden, mask, self.configs[names[-1]].pooling)
         if not self._reader:
-            return _replaced(output, 1, self._each_sample(output[1], pooled))
-        return _replaced(output, 0, torch.cat([hidden, torch.stack(pooled, 1)], 1))
+            return _replaced(output, 1, pooled)
+        return _replaced(output, 0, torch.cat([hidden, pooled[:, None]], 1))
 
     def _after_reader(self, reader: Any, args: Any, output: Tensor) -> Tensor | None:
         """What the reader gives for p, in place of its output for the hidden states."""
-        count = len(self.samples_by_adapter())
-        if not count:
+        if not self.active_here():
             return None
-        found = list(args[0][:, -count:].unbind(1))
+        pooled: Tensor = args[0][:, -1]
         if self._reader == "classifier":
-            found = [reader.out_proj(reader.dropout(each)) for each in found]
-        return self._each_sample(output, found)
-
-    def _each_sample(self, own: Tensor, found: list[Tensor]) -> Tensor:
-        """The vectors (B, …) of each sample's adapter; the model's own where there is none."""
-        for (_, samples), each in zip(self.samples_by_adapter(), found, strict=True):
-            chosen = sample_mask(samples, own.device)
-            own = each if chosen is None else torch.where(chosen[:, None], each, own)
-        return own
+            pooled = reader.out_proj(reader.dropout(pooled))
+        return pooled
 
 
 def _replaced(output: Any, index: int, value: Tensor) -> Any:

@@ -32,7 +32,6 @@ from lorada.functional.precision import no_autocast
 from lorada.tuners.base.attached_layer import AttachedLayer, head_width, hidden_width
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_count, require_positive
 from lorada.tuners.base.entries import Entries
-from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.tuner import AttachedModel
 
 
@@ -168,10 +167,9 @@ class PrefixLayer(PrefixPart):
     def prefixes(self) -> list[Prefix]:
         """The prefixes of the adapters that are active in this call."""
         found = []
-        for name, samples in self.samples_by_adapter():
+        for name in self.active_here():
             key, value = self.prefix(name)
-            mask = sample_mask(samples, key.device)
-            found.append(Prefix(key, self.scaled(name, value), mask))
+            found.append(Prefix(key, self.scaled(name, value)))
         return found
 
     def prefix(self, name: str) -> tuple[Tensor, Tensor]:

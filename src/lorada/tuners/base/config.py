@@ -127,12 +127,9 @@ class LoradaPeftConfig(PeftConfig):
     def __new__(cls, *args: Any, **kwargs: Any) -> "LoradaPeftConfig":
         """Refuse unknown fields from a newer version; PEFT drops them before ``__init__``."""
         unknown = sorted(kwargs.keys() - cls.__dataclass_fields__.keys())
-        version = kwargs.get("lorada_version")
-        if unknown and is_newer(version):
+        if unknown and (text := newer_version(kwargs.get("lorada_version"))):
             name = unknown[0]
-            raise ValueError(
-                f"{cls.__name__} does not know {name}={kwargs[name]!r} ({newer_version(version)})"
-            )
+            raise ValueError(f"{cls.__name__} does not know {name}={kwargs[name]!r} ({text})")
         made: LoradaPeftConfig = super().__new__(cls)
         return made
 
@@ -177,25 +174,20 @@ class LoradaPeftConfig(PeftConfig):
 # Adapters that were saved by a newer version of this package.
 
 
-def is_newer(version: Any) -> bool:
-    """Whether a ``lorada_version`` is newer than the installed one; None is not.
+def newer_version(version: Any) -> str:
+    """The message about an adapter from a newer ``lorada_version``; empty for any other.
 
     Raises:
         ValueError: for a string that is not a version.
     """
     try:
-        return version is not None and Version(str(version)) > Version(__version__)
+        newer = version is not None and Version(str(version)) > Version(__version__)
     except InvalidVersion:
         raise ValueError(
             f"lorada_version={version!r} is not a version such as {__version__}"
         ) from None
-
-
-def newer_version(version: Any) -> str:
-    """The message about an adapter from a newer version; empty for any other version."""
-    if not is_newer(version):
-        return ""
-    return f"saved by lorada {version}, this is {__version__}: install a newer lorada"
+    text = f"saved by lorada {version}, this is {__version__}: install a newer lorada"
+    return text if newer else ""
 
 
 def saved_by(config: Any) -> str:

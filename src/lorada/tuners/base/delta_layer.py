@@ -15,10 +15,9 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lorada.attention.attention_map import for_samples
 from lorada.tuners.base.config import LoradaPeftConfig
 from lorada.tuners.base.entries import refuse_offloaded
-from lorada.tuners.base.layer import LoradaTunerLayer, sample_mask
+from lorada.tuners.base.layer import LoradaTunerLayer
 from lorada.tuners.base.linears import layer_linear_names, linear_of, widths
 from lorada.tuners.base.tuner import LoradaTuner
 
@@ -91,22 +90,14 @@ class DeltaLayer(LoradaTunerLayer):
         if merged:
             return output
         result = output
-        for name, samples in self.samples_by_adapter():
-            term = self.scaled(name, self.term(name, x, output))
-            mask = sample_mask(samples, term.device)
-            result = result + for_samples(term, mask, term.shape[0])
+        for name in self.active_here():
+            result = result + self.scaled(name, self.term(name, x, output))
         return result.to(output.dtype)
 
     def merged_alone(self) -> bool:
-        """Whether merged weights serve this call; unmerges first if the adapters are disabled.
-
-        Raises:
-            ValueError: for a mixed batch while an adapter is merged.
-        """
+        """Whether merged weights serve this call; unmerges first if the adapters are disabled."""
         if self._disable_adapters and self.merged:
             self.unmerge()
-        if self.merged and self._adapter_of_sample is not None:
-            raise ValueError("adapter_names needs unmerged adapters: call unmerge_adapter()")
         return self.merged
 
     @torch.no_grad()

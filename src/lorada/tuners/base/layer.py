@@ -40,8 +40,6 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter: list[str] = []
-        # In a mixed batch, the adapter of each sample; ``mixed_batch`` sets it for one call.
-        self._adapter_of_sample: list[str] | None = None
 
     @property
     def adapted(self) -> nn.Module:
@@ -51,15 +49,10 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def detach_from_host(self) -> None:
         """Remove every hook that this part has put on the model; most parts put none."""
 
-    def samples_by_adapter(self) -> list[tuple[str, list[bool] | None]]:
-        """The active adapters of this call, each with booleans of its samples (None for all)."""
-        if self._disable_adapters:
-            return []
-        present = self.configs
-        if self._adapter_of_sample is None:
-            return [(name, None) for name in self.active_adapters if name in present]
-        names = [name for name in dict.fromkeys(self._adapter_of_sample) if name in present]
-        return [(name, [name == own for own in self._adapter_of_sample]) for name in names]
+    def active_here(self) -> list[str]:
+        """The active adapters that have weights in this layer; none while they are disabled."""
+        active = [] if self._disable_adapters else self.active_adapters
+        return [name for name in active if name in self.configs]
 
     def scaled(self, name: str, term: Tensor) -> Tensor:
         """The term of an adapter times its ``scaling``, if it has one."""
@@ -113,8 +106,3 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def extra_repr(self) -> str:
         """The adapters of this layer, for ``repr``."""
         return f"adapters={sorted(self._get_available_adapters())}"
-
-
-def sample_mask(samples: list[bool] | None, device: torch.device) -> Tensor | None:
-    """Which samples of a batch an adapter serves, as a tensor; None for all."""
-    return None if samples is None else torch.tensor(samples, device=device)

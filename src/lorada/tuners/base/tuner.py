@@ -1,8 +1,8 @@
 """``LoradaTuner``, the base of our tuners, and ``AttachedModel``, the base of attached parts.
 
 PEFT's tuner finds the target modules of a config and calls ``_create_and_replace`` on each, which
-here is ``place``. Our tuners also place an adapter on all of its targets or on none, serve mixed
-batches, and refuse weights that do not fit.
+here is ``place``. Our tuners also place an adapter on all of its targets or on none, and refuse
+weights that do not fit.
 """
 
 from collections.abc import Iterator
@@ -19,8 +19,14 @@ from lorada.support.errors import MOST
 from lorada.tuners.base.attached_layer import AttachedLayer, detach_all
 from lorada.tuners.base.config import PREFIX, STACK, LoradaPeftConfig
 from lorada.tuners.base.injection import all_or_nothing, check_fits, refuse_absent
-from lorada.tuners.base.linears import linear_names, within_layer
-from lorada.tuners.base.mixed_batch import mixed_batch
+from lorada.tuners.base.layer import LoradaTunerLayer
+from lorada.tuners.base.linears import (
+    linear_names,
+    merge_all,
+    merge_inner,
+    one_line_errors,
+    within_layer,
+)
 from lorada.tuners.base.tied_weights import give_own_weights, ties_settled
 
 # The settings that choose modules, as an error shows them.
@@ -28,7 +34,7 @@ CHOOSING = ("target_modules", "layers_to_transform", "stacks")
 
 
 class LoradaTuner(BaseTuner):  # type: ignore[misc]
-    """Places one kind of part.
+    """Places one kind of part, or all parts of a stack.
 
     Attributes:
         not_mergeable: why parts of this kind cannot be merged into the weights; empty if they can.
@@ -91,7 +97,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for layer in self.model.modules():
-            if not autocast_adapter_dtype and isinstance(layer, self.tuner_layer_cls):
+            if not autocast_adapter_dtype and isinstance(layer, LoradaTunerLayer):
                 layer.cast_to_base(adapter_name)
 
     def _check_merge_allowed(self) -> None:
@@ -108,22 +114,25 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         """Merge in place; ``unmerge_adapter`` undoes it."""
         self._check_merge_allowed()
         give_own_weights(self.model, adapter_names or self.active_adapters)
-        super().merge_adapter(adapter_names, safe_merge)
+        with one_line_errors():
+            merge_all(self.model, adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         if merge:
             self._check_merge_allowed()
-            give_own_weights(self.model, kwargs.get("adapter_names") or self.active_adapters)
-        detach_all(self.model)
-        with ties_settled(self.model):
+        with ties_settled(self.model), one_line_errors():
+            if merge:
+                safe, names = kwargs.get("safe_merge", False), kwargs.get("adapter_names")
+                give_own_weights(self.model, names or self.active_adapters)
+                merge_inner(self.model, safe_merge=safe, adapter_names=names)
+            detach_all(self.model)
             model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
         return model
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        names = kwargs.pop("adapter_names", None)
-        with mixed_batch(self, names, *args, **kwargs):
-            yield
+        refuse_mixed_batch(kwargs)
+        yield
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -231,6 +240,19 @@ class AttachedModel(HostModel):
             target.add_module(self.child, layer)
         layer.update_layer(adapter_name, config, self.model)
         layer.train(target.training)
+
+
+def refuse_mixed_batch(arguments: dict[str, Any]) -> None:
+    """Refuse a call in which each sample names its own adapter; PEFT would ignore the names.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if arguments.get("adapter_names") is not None:
+        raise ValueError(
+            "adapter_names: one adapter serves a whole batch: call model.set_adapter(name), and "
+            "pass the samples of each adapter in a batch of their own"
+        )
 
 
 def chosen(config: Any) -> str:

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from lorada.attention.attention_map import for_samples
 from lorada.functional.precision import recomputed
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import (
@@ -34,7 +33,6 @@ from lorada.tuners.base.config import (
     require_rate,
 )
 from lorada.tuners.base.entries import Entries
-from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.tuner import AttachedModel
 from lorada.tuners.bottleneck.hook_points import hook_at
 from lorada.tuners.bottleneck.placements import PLACEMENTS, Insertion, insertion_at, targets
@@ -179,11 +177,10 @@ class BottleneckLayer(AttachedLayer):
             return None  # the module runs more than once in a layer, and this is not the FFN's run
         saved, self._saved = self._saved, {}
         result = here
-        for name, samples in self.samples_by_adapter():
+        for name in self.active_here():
             term = self.scaled(name, self.adapt(name, self._input(name, saved, here)))
-            term = term.view_as(here)  # OPT's FFN has the tokens of all samples in one axis
-            mask = sample_mask(samples, term.device)
-            result = result + for_samples(term, mask, here.shape[0]).to(here.dtype)
+            # OPT's FFN has the tokens of all samples in one axis.
+            result = result + term.view_as(here).to(here.dtype)
         return result
 
     def _input(self, name: str, saved: dict[str, Tensor], here: Tensor) -> Tensor:

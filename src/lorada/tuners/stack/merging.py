@@ -1,8 +1,6 @@
 """Merging the parts of a stack: which parts can be merged, in what order, and which are kept."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from peft import (
@@ -12,7 +10,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from peft.tuners.tuners_utils import BaseTuner, onload_layer
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from lorada.tuners.base.attached_layer import AttachedLayer
@@ -69,35 +67,6 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
                         f"{bias} cannot be merged into {place}, which has no bias: "
                         "keep it as an adapter"
                     )
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn PEFT's ``NotImplementedError`` for layers that cannot be merged into one line.
-
-    Raises:
-        ValueError: in its place.
-    """
-    try:
-        yield
-    except NotImplementedError as error:
-        text = " ".join(str(error).split())
-        raise ValueError(f"this adapter cannot be merged into the weights: {text}") from error
-
-
-def merge_inner(model: nn.Module, **options: Any) -> None:
-    """Merge all but the outermost layers; PEFT's ``merge_and_unload`` merges only those."""
-    for chain in wrappers(model).values():
-        for layer in reversed(chain[1:]):
-            layer.merge(**options)
-
-
-def merge_all(model: nn.Module, **options: Any) -> None:
-    """Merge from the inside out: an outer layer, such as IA3's, scales the terms of inner ones."""
-    merge_inner(model, **options)
-    for chain in wrappers(model).values():
-        with onload_layer(chain[0]):
-            chain[0].merge(**options)
 
 
 def merge_and_keep_attached(stack: Any, name: str) -> nn.Module:

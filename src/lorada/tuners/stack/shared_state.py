@@ -1,7 +1,7 @@
 """Parts whose tuner keeps weights outside the layers, such as VeRA's projections.
 
-PEFT keeps such weights on the tuner, in one container for all layers and all adapters, whose keys
-are the adapters' names. In a stack they are on the stack itself, under the names that PEFT saves.
+PEFT keeps such weights on the tuner, in one container for all layers. In a stack they are on the
+stack itself, under the names that PEFT saves.
 """
 
 from collections.abc import Iterable
@@ -41,14 +41,20 @@ def place(model: nn.Module, part: PeftConfig, adapter_name: str, **options: Any)
     return tuner
 
 
-def refuse_second(tuner_cls: type[BaseTuner], placed: list[BaseTuner]) -> None:
-    """Refuse a second part of a kind whose weights have one place in an adapter.
+def refuse_second(model: nn.Module, tuner_cls: type[BaseTuner], placed: list[BaseTuner]) -> None:
+    """Refuse a second part of a kind whose weights have one place in a model.
 
     Raises:
         ValueError: with the remedy.
     """
-    if shares_state(tuner_cls) and tuner_cls in map(type, placed):
+    if not shares_state(tuner_cls):
+        return
+    if tuner_cls in map(type, placed):
         raise ValueError("an adapter has one such part at most: give it the modules of both")
+    if any(layer_kind(layer) is tuner_cls.tuner_layer_cls for layer in model.modules()):
+        raise ValueError(
+            "the model has had an adapter with such a part: load this one onto a model of its own"
+        )
 
 
 def refuse_without_peft_model(parts: list[PeftConfig]) -> None:
@@ -71,52 +77,20 @@ def containers_of(tuner: BaseTuner) -> dict[str, Any]:
 
 
 def adopt(stack: nn.Module, tuners: list[BaseTuner]) -> None:
-    """Put the shared weights of an adapter's tuners beside those of earlier adapters."""
-    joined: dict[int, nn.Module] = {}
+    """Put the shared weights of an adapter's tuners on the stack."""
     for tuner in tuners:
         for name, container in containers_of(tuner).items():
-            if name in stack._modules:
-                _join(stack._modules[name], container, joined)
-            else:
-                stack.add_module(name, container)
-    for module in [*stack.modules(), *tuners] if joined else []:
-        # FRoD's layers have their containers as plain attributes, which are no submodules.
-        for attributes in (module._modules, vars(module)):
-            for name, value in attributes.items():
-                if id(value) in joined:
-                    attributes[name] = joined[id(value)]
+            stack.add_module(name, container)
 
 
-def _join(here: Any, new: Any, joined: dict[int, nn.Module]) -> None:
-    """Move the weights of a container into that of earlier adapters; note which replaces which."""
-    joined[id(new)] = here
-    if hasattr(new, "persistent"):  # whether its buffers are saved
-        here.persistent = new.persistent
-    for key, value in new.items():
-        if _is_container(value) and key in here:
-            _join(here[key], value, joined)
-        else:
-            here[key] = value
-
-
-def _is_container(value: Any) -> bool:
-    """Whether an entry of a container is itself one, as FRoD's for each kind of matrix are."""
-    return hasattr(value, "persistent")
-
-
-def forget(stack: nn.Module, adapter_name: str) -> None:
-    """Delete the shared weights of an adapter."""
-    for name, container in stack.named_children():
-        if name != "model":
-            _drop(container, adapter_name)
-
-
-def _drop(container: Any, adapter_name: str) -> None:
-    if adapter_name in container and not _is_container(container[adapter_name]):
-        del container[adapter_name]
-    for entry in container.children():
-        if _is_container(entry):
-            _drop(entry, adapter_name)
+def forget(stack: nn.Module, tuners: list[BaseTuner]) -> None:
+    """Remove the shared weights of an adapter's tuners; layers may refer to them too."""
+    for tuner in tuners:
+        for name, container in containers_of(tuner).items():
+            delattr(stack, name)
+            for module in container.modules():
+                module._parameters.clear()
+                module._buffers.clear()
 
 
 def own_keys(model: nn.Module, tuner: BaseTuner, keys: Iterable[str]) -> set[str]:

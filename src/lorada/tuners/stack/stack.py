@@ -7,7 +7,7 @@ LoRaDA-LA is a list of three parts and not a class.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.tuners.adalora import AdaLoraModel
@@ -16,8 +16,7 @@ from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
 from lorada.tuners import exported_config
-from lorada.tuners.base.attached_layer import detach_all
-from lorada.tuners.base.config import PREFIX, STACK, register
+from lorada.tuners.base.config import STACK, register
 from lorada.tuners.base.entries import refuse_offloaded
 from lorada.tuners.base.injection import (
     all_or_nothing,
@@ -26,19 +25,10 @@ from lorada.tuners.base.injection import (
     refuse_doubled,
     refuse_known,
 )
-from lorada.tuners.base.mixed_batch import mixed_batch
-from lorada.tuners.base.tied_weights import give_own_weights, ties_settled
-from lorada.tuners.base.tuner import AttachedModel, LoradaTuner
+from lorada.tuners.base.tuner import AttachedModel, LoradaTuner, refuse_mixed_batch
 from lorada.tuners.lmam import bake
-from lorada.tuners.stack import beside
 from lorada.tuners.stack.config import LoradaConfig
-from lorada.tuners.stack.merging import (
-    merge_all,
-    merge_and_keep_attached,
-    merge_inner,
-    one_line_errors,
-    refuse_unmergeable,
-)
+from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
 from lorada.tuners.stack.nesting import (
     check_order,
     keys_of_others,
@@ -67,12 +57,10 @@ FORWARDED = ("layers_to_transform", "layers_pattern")
 INIT_OPTIONS = ("init_weights", "init_lora_weights", "init_ia3_weights")
 
 
-class LoradaModel(BaseTuner):  # type: ignore[misc]
+class LoradaModel(LoradaTuner):
     """Places the parts of a stack, each by its own tuner, and joins what they save and load."""
 
-    prefix = PREFIX
     tuner_layer_cls = BaseTunerLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kw: Any) -> None:
         refuse_known(model, adapter_name)
@@ -162,7 +150,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         model.__dict__.pop("peft_config", None)  # else the tuner would add its config to that
         placed = self.tuners_of(adapter_name)
         with part_named_in_errors(model, part, config.parts):
-            refuse_second(tuner_cls, placed)
+            refuse_second(model, tuner_cls, placed)
             tuner = place(model, part, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
         if hasattr(part, "modules_to_save"):
             part.modules_to_save = own_modules
@@ -175,9 +163,6 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
                 )
         placed.append(tuner)
 
-    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError("parts are placed by their own tuners")
-
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for tuner in self.tuners_of(adapter_name):
@@ -186,8 +171,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter with all its parts."""
         super().delete_adapter(adapter_name)
-        forget(self, adapter_name)
-        self.__dict__["_tuners"].pop(adapter_name, None)
+        forget(self, self.__dict__["_tuners"].pop(adapter_name, []))
 
     # Running.
 
@@ -202,32 +186,14 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        names = kwargs.pop("adapter_names", None)
+        refuse_mixed_batch(kwargs)
         with ExitStack() as stack:
-            stack.enter_context(mixed_batch(self, names, *args, **kwargs))
             for tuner_cls in dict.fromkeys(map(type, self.tuners())):
-                if issubclass(tuner_cls, LoradaTuner):
-                    continue  # ``mixed_batch`` has set the adapters in its layers
-                if names is not None and "_enable_peft_forward_hooks" not in vars(tuner_cls):
-                    raise ValueError(
-                        f"adapter_names: {tuner_cls.__name__.removesuffix('Model')} serves one "
-                        "adapter at a time, so no batch is mixed while one of its kind is loaded"
-                    )
-                if hasattr(tuner_cls, "_enable_peft_forward_hooks"):
+                hooks = getattr(tuner_cls, "_enable_peft_forward_hooks", None)
+                if hooks is not None and not issubclass(tuner_cls, LoradaTuner):
                     # Called on the stack: an inner tuner is not a submodule, so eval() misses it.
-                    own = {**kwargs, "adapter_names": self._names_known_to(tuner_cls, names)}
-                    stack.enter_context(tuner_cls._enable_peft_forward_hooks(self, *args, **own))
+                    stack.enter_context(hooks(self, *args, **kwargs))
             yield
-
-    def _names_known_to(
-        self, tuner_cls: type[BaseTuner], names: list[str] | None
-    ) -> list[str] | None:
-        """``adapter_names`` with ``__base__`` for adapters without a part of this kind."""
-        if names is None:
-            return None
-        layers = [m for m in self.modules() if isinstance(m, tuner_cls.tuner_layer_cls)]
-        known = {name for layer in layers for name in layer._get_available_adapters()}
-        return [name if name in known else "__base__" for name in names]
 
     def __getattr__(self, name: str) -> Any:
         """Look up a missing attribute on the active parts' tuners, as ``update_and_allocate``."""
@@ -313,18 +279,6 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
 
     # Merging and baking.
 
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse to join adapters into one, as PEFT does with plain LoRA.
-
-        Raises:
-            ValueError: always, with what to do.
-        """
-        raise ValueError(
-            "add_weighted_adapter joins the matrices of plain LoRA adapters, which a stack cannot: "
-            "to use several stacks at once, model.base_model.set_adapter(['one', 'other']); plain "
-            "LoRA adapters can be joined in a model of their own"
-        )
-
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """No: ``peft.convert_to_lora`` reads one set of target modules, a stack has several."""
         return False
@@ -341,33 +295,6 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
                 "the rest as an adapter"
             )
         super()._check_merge_allowed()
-
-    def merge_adapter(
-        self, adapter_names: list[str] | None = None, safe_merge: bool = False
-    ) -> None:
-        """Merge every part in place; ``unmerge_adapter`` undoes it."""
-        self._check_merge_allowed()
-        give_own_weights(self.model, adapter_names or self.active_adapters)
-        with one_line_errors():
-            merge_all(self.model, adapter_names=adapter_names, safe_merge=safe_merge)
-
-    def _replace_module(
-        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
-    ) -> None:
-        # Only unloading calls this, with a module that has its weights; a head has several.
-        setattr(parent, child_name, new_module)
-
-    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
-        if merge:
-            self._check_merge_allowed()
-        with ties_settled(self.model), one_line_errors():
-            if merge:
-                safe, names = kwargs.get("safe_merge", False), kwargs.get("adapter_names")
-                give_own_weights(self.model, names or self.active_adapters)
-                merge_inner(self.model, safe_merge=safe, adapter_names=names)
-            detach_all(self.model)
-            model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
-        return model
 
     def merge_weights(self) -> nn.Module:
         """Merge the parts of the active adapter that can be merged and keep the rest.
@@ -388,5 +315,4 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
 
 
 register(STACK, LoradaConfig, LoradaModel)
-beside.register()
 exported_config.register()
