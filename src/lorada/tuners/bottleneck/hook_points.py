@@ -117,7 +117,8 @@ class LayerOutput:
         checkpointed = getattr(layer, "gradient_checkpointing", False) and layer.training
         if not checkpointed or not torch.is_grad_enabled():
             return self.changed(own(*args, **kwargs))
-        checkpoint, inside = layer._gradient_checkpointing_func, []
+        checkpoint = layer._gradient_checkpointing_func
+        inside: list[bool] = []  # whether the forward has called it
 
         def changed_inside(run: Any, *given: Any) -> Any:
             inside.append(True)
