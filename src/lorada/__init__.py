@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lorada.runs.training.effect_size import EffectSize
     from lorada.tasks import TASKS
     from lorada.tuners.lmam import bake
+    from lorada.tuners.stack.beside import as_stack
     from lorada.tuners.stack.merging import merge_weights
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "TASKS",
     "EffectSize",
     "__version__",
+    "as_stack",
     "bake",
     "build_method",
     "explain",
@@ -47,6 +49,7 @@ _LAZY = {
     "explain": "lorada.tuners.explanation",
     "EffectSize": "lorada.runs.training.effect_size",
     "METHODS": "lorada.methods.table",
+    "as_stack": "lorada.tuners.stack.beside",
     "bake": "lorada.tuners.lmam",
     "merge_weights": "lorada.tuners.stack.merging",
     "build_method": "lorada.methods.build",

@@ -91,6 +91,20 @@ def test_encoder_gets_the_full_map_decoder_the_lower_triangle_cross_attention_no
     assert seen == {stack: expected[stack] for stack in stacks or expected}
 
 
+def test_decoder_of_an_encoder_decoder_steps_through_its_cache_as_uncached():
+    model, target = bart(), SAMPLES[3][None]
+    batch = pad(SAMPLES[1:2], "right")
+    with torch.no_grad():
+        expected = model(**batch, decoder_input_ids=target, use_cache=False).logits
+        cache, steps = None, []
+        for at in range(target.shape[1]):
+            step = target[:, at : at + 1]
+            out = model(**batch, decoder_input_ids=step, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            steps.append(out.logits)
+    assert_close(torch.cat(steps, 1), expected)
+
+
 def test_layers_without_a_map_see_the_original_function():
     model = adapted("llama", layers_to_transform=[1])
     seen = []

@@ -59,6 +59,16 @@ def test_flash_kernels_give_what_sdpa_gives(name, padding, flash_kernels):  # no
     assert_close(logits(under_flash(sdpa), given)[real], expected[real])
 
 
+def test_flash_kernels_give_what_sdpa_gives_in_chunks_and_steps(flash_kernels):  # noqa: F811
+    sdpa = adapted("llama")
+    tokens = torch.randint(5, 90, (2, 9))
+    other, expected = under_flash(sdpa), logits(sdpa, {"input_ids": tokens})
+    cache, found = DynamicCache(config=other.config), []
+    for chunk in tokens.split([4, 3, 1, 1], 1):
+        found.append(logits(other, {"input_ids": chunk}, past_key_values=cache, use_cache=True))
+    assert_close(torch.cat(found, 1), expected)
+
+
 def test_baking_leaves_a_map_that_depends_on_the_batch_as_it_is():
     model = adapted("llama")
     expected = alone(model, SAMPLES[1])

@@ -145,3 +145,11 @@ def test_packed_rows_with_an_empty_cache_are_refused():
     model = adapted("llama")
     with pytest.raises(ValueError, match="see each other"):
         model(**PACKED, past_key_values=DynamicCache(config=model.config))
+
+
+def test_lengths_of_the_queries_alone_are_those_of_the_keys():
+    model = adapted("llama").eval()
+    ends = torch.tensor([0, 5, 12])
+    inputs = {**PACKED, "use_cache": False, "cu_seq_lens_q": ends}
+    both, one = (model(**inputs, cu_seq_lens_k=keys).logits for keys in (ends, None))
+    assert_close(one, both)

@@ -101,6 +101,7 @@ def locate(
     cu_seq_lens: tuple[torch.Tensor, torch.Tensor] | tuple[None, None] = (None, None),
     seen: torch.Tensor | int | None = None,
     flash: bool = False,
+    device: torch.device = CPU,
 ) -> TokenPositions:
     """``locate`` of a decoder's call, from the little that it reads."""
     module, (by_query, by_key) = torch.nn.Module(), cu_seq_lens
@@ -108,7 +109,7 @@ def locate(
     call = AttentionCall(
         module,
         CallShape(queries, keys, 1, True, window),
-        torch.empty(0),
+        torch.empty(0, device=device),
         mask,
         ForwardInputs(tokens_so_far=seen),
         {"position_ids": position_ids, "cu_seq_lens_q": by_query, "cu_seq_lens_k": by_key},
@@ -261,6 +262,10 @@ def test_without_a_mask_every_column_is_a_token(scene, length, align):
         check(scene, "none", length, align, positions, seen=scene.seen, flash=full)
 
 
+def test_prefill_of_a_static_cache_without_mask_or_positions_starts_at_slot_zero():
+    check(Scene([padded(0, 3, 0)], 3, 3, 0, 8, None), "none", 4, "start", None)
+
+
 @pytest.mark.parametrize("mask", [None, torch.tensor([[0, 0, 1, 1, 1]])], ids=["no-mask", "mask"])
 def test_raw_positions_count_slots_and_take_pads_for_tokens(mask):
     position_ids = None if mask is None else torch.tensor([[1, 1, 0, 1, 2]])  # 1 for pads
@@ -289,6 +294,14 @@ def test_raw_positions_are_found_where_the_first_tokens_see_each_other():
     mask[..., :3, :3] = True  # the tokens of a picture
     table = locate(4, 8, mask, None, length=9, positions="raw")
     assert table.rows.tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_number_of_tokens_gives_an_answer_on_the_device_of_the_call(masked):
+    meta = torch.device("meta")
+    mask = torch.ones(1, 1, 1, 4, dtype=torch.bool, device=meta) if masked else None
+    table = locate(1, 4, mask, None, length=9, window=4, seen=7, device=meta)
+    assert table.columns.device == table.rows.device == meta
 
 
 class BlockMask:

@@ -270,6 +270,17 @@ def split(prefix: Tensor, like: Tensor) -> Tensor:
     return heads.expand(len(like), -1, -1, -1)
 
 
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_explain_shows_the_share_of_each_token_behind_a_prefix(name):
+    model = stacked(name)
+    tokens = torch.arange(3, 13)[None]
+    first = explain(model, {"input_ids": tokens})[0]
+    model.get_base_model().get_submodule(HOSTS[name]).lmam._disable_adapters = True
+    assert_close(first.softmax, attentions(model, tokens)[0])
+    assert_close(first.fused, first.softmax + first.map)
+    assert (first.softmax.sum(-1) < 0.999).all()
+
+
 def test_a_prefix_of_another_width_is_refused():
     model = adapted("llama")
     layer = prefix_layers(copy.deepcopy(model))["base_model.model.model.layers.0.self_attn"]

@@ -17,7 +17,7 @@ def test_the_public_names_are_these():
     names = {
         "BottleneckConfig", "EffectSize", "GainConfig", "LamdaConfig", "LmamConfig", "LoradaConfig",
         "METHODS", "OmoeConfig", "PrefixConfig", "QuantaConfig", "SoraConfig", "TASKS",
-        "__version__", "bake", "build_method", "explain", "functional",
+        "__version__", "as_stack", "bake", "build_method", "explain", "functional",
         "merge_weights",
     }  # fmt: skip
     assert names <= set(lorada.__all__)

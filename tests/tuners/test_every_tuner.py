@@ -93,12 +93,20 @@ def test_a_saved_adapter_comes_back_under_its_name(part, stacked, name, tmp_path
 def test_the_base_is_what_it_was_with_the_adapter_off_or_gone(part, stacked):
     model, inputs = adapted(part, stacked), batch("llama")
     plain = TINY["llama"]()
-    expected, names = logits(plain, inputs), [name for name, _ in plain.named_modules()]
+    expected, modules = logits(plain, inputs), state_of(plain)
     with model.disable_adapter():
         assert torch.equal(logits(model, inputs), expected)
     base = model.unload()
     assert torch.equal(logits(base, inputs), expected)
-    assert [name for name, _ in base.named_modules()] == names
+    assert state_of(base) == modules
+
+
+def state_of(model):
+    """The names of the modules, their hooks, and whether one has a forward of its own."""
+    return [
+        (name, len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m))
+        for name, m in model.named_modules()
+    ]
 
 
 @pytest.mark.first

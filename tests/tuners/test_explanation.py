@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
+from architectures import inputs as batch_of
 from conftest import TINY, assert_close
 from peft import LoraConfig, get_peft_model
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, GptOssConfig, GptOssForCausalLM
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig, explain
 
@@ -43,6 +45,43 @@ def test_the_softmax_is_the_models_own_with_the_adapter_and_without(name):
         assert_close(layer.softmax, softmax)
         assert_close(layer.fused, layer.softmax + layer.map)
     assert not torch.allclose(found[1].softmax, found[1].without)
+
+
+def own_softmax(model, inputs):
+    """The softmax maps that are shown, and those that the model itself returns."""
+    found = explain(model, inputs)
+    model.get_base_model().set_attn_implementation("eager")
+    with torch.no_grad():
+        out = model(**inputs, output_attentions=True)
+    own = out.get("attentions") or [*out.encoder_attentions, *out.decoder_attentions]
+    return zip([layer.softmax for layer in found], own, strict=True)
+
+
+# Scores that are capped, a sliding window, a bias by distance, cross-attention beside it.
+@pytest.mark.parametrize(
+    ("name", "projections"),
+    [("gemma2", ["q_proj"]), ("gemma3", ["q_proj"]), ("t5", ["q", "v"]), ("bart", ["q_proj"])],
+)
+def test_the_softmax_of_other_families_is_their_own(name, projections):
+    part = LoraConfig(r=2, target_modules=projections, init_lora_weights=False)
+    inputs = batch_of(name)
+    for shown, softmax in own_softmax(get_peft_model(ARCHITECTURES[name](), part).eval(), inputs):
+        assert_close(shown, softmax)
+
+
+@pytest.mark.fp64(False)  # its experts know no fp64
+def test_the_softmax_beside_sinks_is_the_models_own():
+    torch.manual_seed(0)
+    config = GptOssConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_local_experts=2,
+        num_experts_per_tok=1, initializer_range=0.8, sliding_window=4,
+    )  # fmt: skip
+    part = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(GptOssForCausalLM(config), part).eval()
+    for shown, softmax in own_softmax(model, {"input_ids": IDS}):
+        assert_close(shown, softmax, terms=32, size=1.0)
+        assert softmax.sum(-1).min() < 0.99  # a part of each row belongs to no token
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])

@@ -130,6 +130,13 @@ def test_adapter_of_this_or_an_older_version_loads_in_silence(name, version, sav
         PeftModel.from_pretrained(TINY["llama"](), folder)
 
 
+def test_unknown_field_without_a_newer_version_is_peft_s_warning(saved, tmp_path):
+    # A newer PEFT adds fields to every config; PEFT's rule for them is to warn and go on.
+    folder = edited(saved, "LmamConfig", tmp_path, lambda data: data.update(of_peft=1))
+    with pytest.warns(UserWarning, match=r"Unexpected keyword arguments \['of_peft'\]"):
+        PeftModel.from_pretrained(TINY["llama"](), folder)
+
+
 def test_version_that_is_none_is_an_error_in_one_line(saved, tmp_path):
     folder = edited(saved, "LmamConfig", tmp_path, lambda data: from_the_future(data, "soon"))
     with pytest.raises(ValueError, match="lorada_version='soon' is not a version such as") as error:

@@ -12,6 +12,7 @@ from stacks import bottleneck, lmam, randomise
 from torch import Tensor, nn
 
 from lorada import LoradaConfig
+from lorada.tuners.bottleneck.hook_points import hook_at
 
 pytestmark = pytest.mark.fp64
 
@@ -87,6 +88,16 @@ def test_gradients_reach_the_adapters_alone_and_survive_checkpointing(name, plac
             assert_close(actual[key], expected[key])
     for part in parts_of(model).values():
         assert not part._saved, "an adapter keeps what it has read"
+
+
+def test_a_layer_that_is_checkpointed_around_its_forward_is_changed_too():
+    layer, x = nn.Linear(3, 3).train(), torch.randn(2, 3)
+    expected = layer(x) + 1
+    layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, None
+    change = hook_at(layer, "out", lambda output: output + 1)
+    assert_close(layer(x), expected)
+    change.remove()
+    assert_close(layer(x) + 1, expected)
 
 
 @pytest.mark.parametrize(

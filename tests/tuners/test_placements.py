@@ -36,9 +36,7 @@ pytestmark = pytest.mark.fp64
 
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
 CASES = [
-    # Pfeiffer's adapter takes every GPT-NeoX for parallel, as nearly all are.
-    *((name, placement, {}) for name in KINDS for placement in ON_LAYERS
-      if (name, placement) != ("gpt_neox, serial", "pfeiffer")),
+    *((name, placement, {}) for name in KINDS for placement in ON_LAYERS),
     *((name, "ffn", {"adapter_input": "normed"}) for name in KINDS),
     *((name, placement, {}) for name in GATED for placement in LINEARS),
     ("phi3", "series", {}),

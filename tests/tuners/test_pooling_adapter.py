@@ -128,6 +128,17 @@ def test_outputs_as_a_tuple_and_a_batch_without_a_mask_are_pooled_too(name):
         assert_close(model(**inputs, return_dict=False)[0], logits(model, inputs))
 
 
+@every_pooling
+@every_model
+def test_padding_and_companions_do_not_change_a_score(name, pooling):
+    model, inputs = headed(name), batch()
+    attach(model, pooling)
+    together = logits(model, inputs)
+    for row, count in enumerate(inputs["attention_mask"].sum(1)):
+        alone = {key: value[row : row + 1, :count] for key, value in inputs.items()}
+        assert_close(logits(model, alone)[0], together[row])
+
+
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=4),
     st.integers(0, 5),

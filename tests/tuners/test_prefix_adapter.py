@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import batch, logits, lora, randomise
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.tuners.prefix import PrefixLayer, PrefixNetwork
@@ -157,6 +158,18 @@ def test_stacks_and_names_choose_the_blocks_of_an_encoder_decoder(options, block
 
 
 # Saving, folding, merging.
+
+
+@every_part
+@every_prefix
+def test_transformers_loads_it_by_itself(prefix, part, tmp_path):
+    model, inputs = trained(prefix, part), batch("llama")
+    model.get_base_model().name_or_path = str(tmp_path / "base")
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    TINY["llama"]().save_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert_close(logits(again, inputs), logits(model, inputs))
 
 
 @every_part

@@ -72,6 +72,7 @@ BAD_VALUES = [
     (LamdaConfig, {"init": "svd"}, "is not one of 'spectral', 'released'"),
     (LamdaConfig, {"ranks": "flat"}, "is not one of 'uniform', 'energy'"),
     (OmoeConfig, {"experts": 0}, COUNT),
+    (OmoeConfig, {"rank": 1.5}, COUNT),
     (OmoeConfig, {"alpha": -1}, NUMBER),
     (OmoeConfig, {"dropout": 1.0}, "must lie in"),
     (OmoeConfig, {"routing": "hard"}, "is not one of 'soft', 'top2'"),
@@ -80,6 +81,7 @@ BAD_VALUES = [
     (QuantaConfig, {"seed": 1.5}, "must be a whole number"),
     *((QuantaConfig, {"dims": value}, "must be two or more whole numbers above 1")
       for value in ([32], [32, 1], "8-x", 4096)),
+    (SoraConfig, {"rank": 0}, COUNT),
     (SoraConfig, {"alpha": -1.0}, NUMBER),
     (SoraConfig, {"dropout": 1.0}, "must lie in"),
     *((SoraConfig, {"penalty": value}, "must be a number from 0 on") for value in (-1.0, True)),

@@ -1,5 +1,8 @@
 """Parts with weights outside the layers: beside other adapters, merging, a process of its own."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from conftest import TINY
@@ -110,6 +113,24 @@ def test_projections_that_are_not_saved_are_made_again_from_the_seed(tmp_path):
     assert not any("vera_A" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
     loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path)
     assert torch.equal(logits(loaded), logits(model))
+
+
+def test_a_process_of_its_own_loads_what_was_saved(tmp_path):
+    TINY["llama"]().save_pretrained(tmp_path / "base")
+    model = random_adapter("vblora+vera+unilora+lora+lmam")
+    model.save_pretrained(tmp_path / "adapter")
+    code = f"""
+import torch, lorada
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained({str(tmp_path / "base")!r})
+model = PeftModel.from_pretrained(base, {str(tmp_path / "adapter")!r}).eval()
+with torch.no_grad():
+    logits = model(input_ids=torch.arange(3, 23).reshape(2, 10)).logits
+torch.save(logits, {str(tmp_path / "logits.pt")!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
 
 
 @pytest.mark.parametrize("name", SHARING)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY, assert_close
 from paths import TESTS
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import (
     FFN,
@@ -192,6 +192,20 @@ def test_adapter_that_nests_its_parts_the_other_way_round_is_refused():
         model.add_adapter("other", inside_out)
 
 
+@every_stack
+def test_disabled_or_unloaded_adapter_leaves_the_base_as_it_was(stack):
+    inputs, base = batch("llama"), TINY["llama"]()
+    before, expected = copy.deepcopy(base.state_dict()), logits(base, inputs)
+    model = get_peft_model(base, config_of(stack, "llama")).eval()
+    randomise(model)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, inputs), expected)
+    after = model.unload()
+    assert after.state_dict().keys() == before.keys()
+    assert all(torch.equal(after.state_dict()[key], before[key]) for key in before)
+    assert torch.equal(logits(after, inputs), expected)
+
+
 def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
     inputs, model = batch("llama"), trained("lmam", "llama")
     paths = TESTS, tmp_path / "model.pt", tmp_path / "logits.pt"
@@ -205,6 +219,20 @@ def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
             torch.save(model(**inputs).logits, sys.argv[3])"""
     subprocess.run([sys.executable, "-c", code, *paths], check=True)
     assert_close(torch.load(paths[2]), logits(model, inputs))
+
+
+@pytest.mark.fp64(False)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_half_precision_base_keeps_fp32_adapters_that_train(dtype):
+    model = get_peft_model(TINY["llama"]().to(dtype), config_of("lora", "llama"))
+    randomise(model)
+    inputs = batch("llama")
+    out = model(**inputs, labels=inputs["input_ids"])
+    out.loss.backward()
+    adapter = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in adapter} == {torch.float32}
+    assert out.logits.dtype == dtype
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter)
 
 
 @every_stack
@@ -246,14 +274,3 @@ def test_bake_and_merge_weights_are_functions_too():
     plain = get_peft_model(TINY["llama"](), lora("llama"))
     with pytest.raises(ValueError, match=r"has the type LORA: model.merge_and_unload\(\)"):
         lorada.merge_weights(plain)
-
-
-@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["lora", "dora"])
-def test_a_plain_adapter_is_read_as_a_stack_of_one_part(options, tmp_path):
-    plain = get_peft_model(TINY["llama"](), lora("llama", **options)).eval()
-    randomise(plain)
-    plain.save_pretrained(tmp_path)
-    config = LoradaConfig(parts=[PeftConfig.from_pretrained(tmp_path)])
-    model = PeftModel.from_pretrained(TINY["llama"](), tmp_path, config=config).eval()
-    inputs = batch("llama")
-    assert_close(logits(model, inputs), logits(plain, inputs))

@@ -18,6 +18,7 @@ from stacks import (
     randomise,
     trained,
 )
+from transformers import BertConfig, BertForSequenceClassification
 
 from lorada import LoradaConfig
 
@@ -56,6 +57,27 @@ def test_merged_weights_and_the_rest_compute_what_the_stack_did(stack, name, tmp
     again = type(base).from_pretrained(tmp_path / "merged")
     assert again.state_dict().keys() == base.state_dict().keys()
     loaded = PeftModel.from_pretrained(again, tmp_path / "rest")
+    assert_close(logits(loaded, inputs), expected)
+
+
+def test_the_head_of_a_classifier_is_merged_and_stays_in_the_rest(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "vocab_size": 96, "initializer_range": 0.2}
+    base = BertForSequenceClassification(BertConfig(**sizes, num_labels=3)).eval()
+    base.save_pretrained(tmp_path / "base")
+    model = get_peft_model(base, config_of("lora", "bert", task_type="SEQ_CLS")).eval()
+    randomise(model)
+    inputs = batch("bert")
+    expected = logits(model, inputs)
+    rest = model.merge_weights()
+
+    assert_close(logits(rest, inputs), expected)
+    rest.save_pretrained(tmp_path / "rest")
+    rest.unload().save_pretrained(tmp_path / "merged")
+    again = BertForSequenceClassification.from_pretrained(tmp_path / "merged")
+    before = BertForSequenceClassification.from_pretrained(tmp_path / "base")
+    assert not torch.equal(again.classifier.weight, before.classifier.weight)
+    loaded = PeftModel.from_pretrained(again, tmp_path / "rest").eval()
     assert_close(logits(loaded, inputs), expected)
 
 

@@ -118,13 +118,19 @@ class LayerOutput:
         if not checkpointed or not torch.is_grad_enabled():
             return self.changed(own(*args, **kwargs))
         checkpoint = layer._gradient_checkpointing_func
-        layer._gradient_checkpointing_func = lambda run, *given: checkpoint(
-            lambda *inputs: self.changed(run(*inputs)), *given
-        )
+        inside: list[bool] = []  # whether the forward has called it
+
+        def changed_inside(run: Any, *given: Any) -> Any:
+            inside.append(True)
+            return checkpoint(lambda *inputs: self.changed(run(*inputs)), *given)
+
+        layer._gradient_checkpointing_func = changed_inside
         try:
-            return own(*args, **kwargs)
+            output = own(*args, **kwargs)
         finally:
             layer._gradient_checkpointing_func = checkpoint
+        # Some layers are checkpointed around their forward, or not at all.
+        return output if inside else self.changed(output)
 
 
 class OutputChange:

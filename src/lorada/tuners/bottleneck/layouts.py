@@ -94,6 +94,10 @@ def _is_post_ln(layer: nn.Module) -> bool:
     return known(layer) or not getattr(layer, "do_layer_norm_before", True)
 
 
+def _is_serial(layer: nn.Module) -> bool:
+    return not getattr(layer, "use_parallel_residual", True)
+
+
 _FALCON = _is("FalconDecoderLayer")  # its dropout of the FFN is no module
 _LLAMA = ("post_attention_layernorm", "input_layernorm")
 
@@ -104,6 +108,7 @@ FFN_LAYOUTS = (
     _mlp("input_layernorm", total="out", parallel=True, when=_FALCON),
     _mlp("ln_mlp", "ln_attn", total="out", parallel=True, when=_FALCON),
     # GPT-NeoX; its layers are nearly always parallel.
+    _mlp(*_LLAMA, output="post_mlp_dropout.out", when=_is_serial),
     _mlp(*_LLAMA, output="post_mlp_dropout.out", parallel=True),
     # Phi-3.
     _mlp(*_LLAMA, output="resid_mlp_dropout.out"),

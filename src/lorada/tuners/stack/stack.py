@@ -27,6 +27,7 @@ from lorada.tuners.base.injection import (
 )
 from lorada.tuners.base.tuner import AttachedModel, LoradaTuner, refuse_mixed_batch
 from lorada.tuners.lmam import bake
+from lorada.tuners.stack import beside
 from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
 from lorada.tuners.stack.nesting import (
@@ -279,6 +280,18 @@ class LoradaModel(LoradaTuner):
 
     # Merging and baking.
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse to join adapters into one, as PEFT does with plain LoRA.
+
+        Raises:
+            ValueError: always, with what to do.
+        """
+        raise ValueError(
+            "add_weighted_adapter joins the matrices of plain LoRA adapters, which a stack cannot: "
+            "to use several stacks at once, model.base_model.set_adapter(['one', 'other']); plain "
+            "LoRA adapters can be joined in a model of their own"
+        )
+
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """No: ``peft.convert_to_lora`` reads one set of target modules, a stack has several."""
         return False
@@ -315,4 +328,5 @@ class LoradaModel(LoradaTuner):
 
 
 register(STACK, LoradaConfig, LoradaModel)
+beside.register()
 exported_config.register()

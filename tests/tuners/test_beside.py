@@ -1,0 +1,178 @@
+"""Plain adapters of PEFT beside stacks on one model."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import assert_close
+from folders import llama_folder
+from paths import TESTS
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PromptTuningConfig,
+    get_peft_model,
+)
+from peft.peft_model import PeftModelForSequenceClassification
+from safetensors.torch import load_file
+from stacks import batch, config_of, lmam, logits, lora, randomise
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import lorada
+
+pytestmark = pytest.mark.fp64
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A base, plain adapters of PEFT and a stack saved for it, and the logits with each."""
+    place = tmp_path_factory.mktemp("beside")
+    llama_folder(place / "llama", attention_dropout=0.0, initializer_range=0.2)
+    torch.manual_seed(0)
+    configs = {
+        "lora": lora("llama", task_type="CAUSAL_LM"),
+        "dora": lora("llama", use_dora=True, task_type="CAUSAL_LM"),
+        "ia3": IA3Config(target_modules=["v_proj"], feedforward_modules=[], task_type="CAUSAL_LM"),
+        "stack": config_of("lora", "llama", task_type="CAUSAL_LM"),
+    }
+    for name, config in configs.items():
+        model = get_peft_model(base_of(place), config)
+        randomise(model)
+        model.save_pretrained(place / name)
+    return place
+
+
+def base_of(place):
+    return AutoModelForCausalLM.from_pretrained(place / "llama").to(torch.get_default_dtype())
+
+
+def alone(place, name):
+    """The logits with one adapter, loaded by PEFT alone."""
+    return logits(PeftModel.from_pretrained(base_of(place), place / name).eval(), inputs())
+
+
+def inputs():
+    torch.manual_seed(1)
+    return batch("llama")
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "ia3"])
+def test_a_plain_adapter_is_loaded_onto_a_stack(place, name):
+    model = PeftModel.from_pretrained(base_of(place), place / "stack").eval()
+    model.load_adapter(place / name, "plain")
+    assert_close(logits(model, inputs()), alone(place, "stack"))
+    model.set_adapter("plain")
+    assert_close(logits(model, inputs()), alone(place, name))
+    assert model.get_model_status().peft_types == {"default": "LORADA", "plain": "LORADA"}
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "ia3"])
+def test_a_stack_is_loaded_onto_a_plain_adapter_that_was_read_as_a_stack(place, name):
+    config = lorada.as_stack(place / name)
+    model = PeftModel.from_pretrained(base_of(place), place / name, config=config).eval()
+    model.load_adapter(place / "stack", "stack")
+    assert_close(logits(model, inputs()), alone(place, name))
+    model.set_adapter("stack")
+    assert_close(logits(model, inputs()), alone(place, "stack"))
+
+
+def test_a_plain_config_is_added_beside_a_stack_and_saved_as_a_stack_of_one_part(place, tmp_path):
+    model = PeftModel.from_pretrained(base_of(place), place / "stack")
+    config = lora("llama")
+    model.add_adapter("plain", config)
+    randomise(model, "plain")
+    model.set_adapter("plain")
+    assert isinstance(config, LoraConfig)
+    model.save_pretrained(tmp_path, selected_adapters=["plain"])
+    assert load_file(tmp_path / "plain" / "adapter_model.safetensors").keys() == (
+        load_file(place / "lora" / "adapter_model.safetensors").keys()
+    )
+    again = PeftModel.from_pretrained(base_of(place), tmp_path / "plain").eval()
+    assert_close(logits(again, inputs()), logits(model.eval(), inputs()))
+
+
+def test_a_classifier_s_head_is_that_of_its_plain_adapter(place, tmp_path):
+    def base():
+        torch.manual_seed(2)
+        found = AutoModelForSequenceClassification.from_pretrained(place / "llama", num_labels=2)
+        found.config.pad_token_id = 0
+        return found.to(torch.get_default_dtype())
+
+    plain = get_peft_model(base(), lora("llama", task_type="SEQ_CLS"))
+    randomise(plain)
+    plain.save_pretrained(tmp_path)
+    stack = lorada.LoradaConfig(parts=[lmam()], task_type="SEQ_CLS")
+    model = get_peft_model(base(), stack).eval()
+    assert isinstance(model, PeftModelForSequenceClassification)
+    model.load_adapter(tmp_path, "plain")
+    model.set_adapter("plain")
+    expected = logits(plain.eval(), inputs())
+    assert_close(logits(model, inputs()), expected)
+    read = PeftModel.from_pretrained(base(), tmp_path, config=lorada.as_stack(tmp_path)).eval()
+    assert_close(logits(read, inputs()), expected)
+
+
+def test_a_stack_beside_a_plain_adapter_is_refused_with_what_to_do(place):
+    model = PeftModel.from_pretrained(base_of(place), place / "lora")
+    with pytest.raises(ValueError, match=r"LORADA cannot stand beside .* LORA: .*as_stack") as said:
+        model.load_adapter(place / "stack", "stack")
+    assert "\n" not in str(said.value)
+    assert list(model.peft_config) == ["default"]
+    with pytest.raises(ValueError, match="Cannot combine adapters"):  # PEFT's own business
+        model.add_adapter("other", IA3Config(target_modules=["v_proj"], feedforward_modules=[]))
+
+
+def test_what_cannot_be_a_part_cannot_stand_beside_a_stack(place):
+    model = PeftModel.from_pretrained(base_of(place), place / "stack")
+    with pytest.raises(ValueError, match=r"PromptTuningConfig cannot be a part"):
+        model.add_adapter("other", PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
+    with pytest.raises(ValueError, match=r"Can't find 'adapter_config\.json'"):
+        lorada.as_stack(place)
+
+
+def test_adapters_are_not_weighted_but_several_are_active_at_once(place):
+    model = PeftModel.from_pretrained(base_of(place), place / "lora")
+    model.load_adapter(place / "lora", "two")
+    model.base_model.set_adapter(["default", "two"])
+    expected = logits(model.eval(), inputs())
+
+    config = lorada.as_stack(place / "lora")
+    model = PeftModel.from_pretrained(base_of(place), place / "lora", config=config)
+    model.load_adapter(place / "lora", "two")
+    with pytest.raises(ValueError, match=r"which a stack cannot: .*set_adapter\(\['one'") as said:
+        model.add_weighted_adapter(["default", "two"], [0.5, 0.5], "both")
+    assert "\n" not in str(said.value)
+    model.base_model.set_adapter(["default", "two"])
+    assert_close(logits(model.eval(), inputs()), expected)
+
+
+FRESH = """
+import sys
+import lorada, torch
+from double import in_double
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+place = sys.argv[1]
+with torch.no_grad(), in_double():
+    base = AutoModelForCausalLM.from_pretrained(f"{place}/llama").double()
+    config = lorada.as_stack(f"{place}/lora")
+    model = PeftModel.from_pretrained(base, f"{place}/lora", config=config).eval().double()
+    model.load_adapter(f"{place}/stack", "stack")
+    given = torch.load(f"{place}/given.pt")
+    for name, expected in given["expected"].items():
+        model.set_adapter(name)
+        found = model.double()(**given["inputs"]).logits
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+"""
+
+
+def test_a_fresh_process_loads_both_and_switches_between_them(place):
+    expected = {"default": alone(place, "lora"), "stack": alone(place, "stack")}
+    torch.save({"inputs": inputs(), "expected": expected}, place / "given.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, place], capture_output=True, text=True, cwd=TESTS
+    )
+    assert done.returncode == 0, done.stderr
