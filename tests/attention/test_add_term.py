@@ -283,7 +283,8 @@ def test_nothing_is_allocated_beyond_the_map_but_the_sum():
     with torch.no_grad(), Sizes():
         result = add_term(output, own, positions, shape, value)
     whole = {output.numel(), value.numel()}
-    assert [size for size in sizes if size >= min(whole)] == [output.numel()]
+    # The copy, and the same memory again as what the scattering into it returns.
+    assert [size for size in sizes if size >= min(whole)] == [output.numel()] * 2
     assert_close(result, output + by_hand(own, positions, shape, value))
 
 
@@ -330,6 +331,5 @@ def test_nothing_that_grows_with_the_batch_or_the_sequence_is_kept(batch, tokens
     def plain():
         return term_of(held, positions, shape, value).compute(value)
 
-    # But for where the tokens are, which is found once for all layers.
-    assert kept_bytes(fast, [*factors, value]) <= padded * batch * 129 * 9
+    assert kept_bytes(fast, [*factors, value]) == 0
     assert kept_bytes(plain, [*factors, value]) > 4 * sum(x.nbytes for x in factors)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -73,21 +72,24 @@ def _change_output(change: Change, module: nn.Module | None, args: Any, output: 
 
 
 class LayerOutput:
-    """All changes of the output of one layer, one after another, made in its ``forward``.
+    """All changes of the output of one layer, one after another.
 
-    transformers checkpoints what a layer's ``forward`` computes, and a tensor saved inside must not
-    be used outside: it would stay in memory, or lose its gradient. So in a checkpointed forward,
-    the checkpoint function makes the changes.
+    transformers checkpoints the ``forward`` of a layer, and the layer's own hooks run outside of
+    the checkpoint. A tensor saved inside must not be used outside: it would stay in memory, or lose
+    its gradient. So in a checkpointed forward, the checkpoint function makes the changes.
     """
 
     key = "lorada_output"  # the attribute of the layer that holds this object
 
     def __init__(self, layer: nn.Module) -> None:
         self.changes: list[Change] = []
-        self.layer: Any = layer
-        # The forward that accelerate has put on a layer, if any.
-        self.own_forward = layer.__dict__.get("forward")
-        layer.__dict__.update({self.key: self, "forward": self.forward})
+        self.layer = layer
+        layer.__dict__[self.key] = self
+        self._handles = [
+            layer.register_forward_pre_hook(self._before),
+            # Before the hooks with which transformers may collect hidden states.
+            layer.register_forward_hook(self._after, prepend=True),
+        ]
 
     def add(self, change: Change, first: bool) -> "OutputChange":
         """Add a change, before or after the others, and return its handle."""
@@ -95,13 +97,12 @@ class LayerOutput:
         return OutputChange(self, change)
 
     def drop(self, change: Change) -> None:
-        """Remove a change, and with the last one this object."""
+        """Remove a change, and with the last one the hooks."""
         self.changes.remove(change)
-        own = self.layer.__dict__
-        if not self.changes and own.get("forward") == self.forward:
-            del own[self.key], own["forward"]
-            if self.own_forward is not None:
-                own["forward"] = self.own_forward
+        if not self.changes:
+            for handle in self._handles:
+                handle.remove()
+            del self.layer.__dict__[self.key]
 
     def changed(self, output: Any) -> Any:
         """The output of the layer after all changes."""
@@ -110,27 +111,19 @@ class LayerOutput:
             output = output if changed is None else changed
         return output
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's own forward with the changes."""
-        layer = self.layer
-        own = self.own_forward or partial(type(layer).forward, layer)
-        checkpointed = getattr(layer, "gradient_checkpointing", False) and layer.training
-        if not checkpointed or not torch.is_grad_enabled():
-            return self.changed(own(*args, **kwargs))
-        checkpoint = layer._gradient_checkpointing_func
-        inside: list[bool] = []  # whether the forward has called it
+    def _before(self, layer: Any, args: Any) -> None:
+        if getattr(layer, "gradient_checkpointing", False):
+            plain = layer._gradient_checkpointing_func
+            plain = getattr(plain, "plain", plain)  # a forward that failed left a ``_Checkpoint``
+            layer._gradient_checkpointing_func = _Checkpoint(plain, self)
 
-        def changed_inside(run: Any, *given: Any) -> Any:
-            inside.append(True)
-            return checkpoint(lambda *inputs: self.changed(run(*inputs)), *given)
-
-        layer._gradient_checkpointing_func = changed_inside
-        try:
-            output = own(*args, **kwargs)
-        finally:
-            layer._gradient_checkpointing_func = checkpoint
-        # Some layers are checkpointed around their forward, or not at all.
-        return output if inside else self.changed(output)
+    def _after(self, layer: Any, args: Any, output: Any) -> Any:
+        if getattr(layer, "gradient_checkpointing", False):
+            checkpoint = layer._gradient_checkpointing_func
+            layer._gradient_checkpointing_func = checkpoint.plain
+            if checkpoint.ran:  # False in eval mode and without gradients
+                return None
+        return self.changed(output)
 
 
 class OutputChange:
@@ -142,3 +135,17 @@ class OutputChange:
     def remove(self) -> None:
         """Remove the change."""
         self._output.drop(self._change)
+
+
+class _Checkpoint:
+    """The checkpoint function of a layer for one forward, which changes the output inside."""
+
+    def __init__(self, plain: Any, output: LayerOutput) -> None:
+        self.plain, self.ran, self._output = plain, False, output
+
+    def __call__(self, run: Callable[..., Any], *args: Any) -> Any:
+        self.ran = True
+        return self.plain(partial(self._run, run), *args)
+
+    def _run(self, run: Callable[..., Any], *args: Any) -> Any:
+        return self._output.changed(run(*args))
