@@ -142,7 +142,7 @@ def test_a_signed_map_is_centred_at_0_and_what_is_negative_is_marked_without_col
 
 def test_a_long_text_is_drawn_in_a_size_that_can_be_looked_at(drawn, tmp_path):
     tokens = [str(i) for i in range(160)]
-    plots.attention_maps(tokens, {"a": ([[0.0] * 160] * 160, None)}, tmp_path)
+    plots.attention_maps(tokens, dict.fromkeys("ab", ([[0.0] * 160] * 160, None)), tmp_path)
     assert max(drawn[0].get_size_inches()) < 2 * 13
     labels = [text.get_text() for text in drawn[0].axes[0].get_xticklabels()]
     assert labels == tokens[:: int(labels[1])]

@@ -87,7 +87,7 @@ def test_a_loss_that_is_no_number_is_a_gap_in_its_curve(made_up_summary):
     history = [(step, math.nan if step == 3 else 1 / step) for step in range(1, 6)]
     drawn = pictures.pictures(replace(made_up_summary, histories={label: history}))["losses"]
     assert "nan" not in drawn
-    paths = [path.get("d") for path in ElementTree.fromstring(drawn).iter("{*}path")]
+    paths = [path.get("d") for path in ElementTree.fromstring(drawn).findall(".//{*}path")]
     assert max(path.count("M") for path in paths) == 2  # where the curve begins
 
 

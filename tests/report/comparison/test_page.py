@@ -56,6 +56,15 @@ def test_forty_candidates_with_long_trainings_fit_in_two_megabytes(made_up_summa
     assert len(comparison_page(many).encode()) < 2_000_000
 
 
+def test_names_that_no_file_or_font_has_are_drawn(made_up_summary, recwarn):
+    names = "half \ud800", "日本"
+    lines = [replace(line, label=name, method=name)
+             for line, name in zip(made_up_summary.lines, names, strict=False)]  # fmt: skip
+    page = comparison_page(replace(made_up_summary, lines=tuple(lines)))
+    assert page.count("日本") > page.count("<bdi>日本")
+    assert not [one for one in recwarn if "Glyph" in str(one.message)]
+
+
 def test_the_page_names_its_language_has_headings_in_order_and_no_script(made_up_summary):
     page = comparison_page(made_up_summary)
     assert '<html lang="en">' in page

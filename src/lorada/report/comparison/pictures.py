@@ -7,6 +7,7 @@ Matplotlib comes with the extra ``compare``.
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -55,7 +56,9 @@ def pictures(summary: Summary) -> dict[str, str]:
     found = {}
     for name, draw in kinds.items():
         # The names of parts inside a picture begin from its salt: one page has several pictures.
-        with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}):
+        with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}), warnings.catch_warnings():
+            # The browser has the letters that the font for measuring lacks.
+            warnings.filterwarnings("ignore", "Glyph .* missing")
             if figure := draw(summary):
                 out = io.StringIO()
                 figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
@@ -213,7 +216,8 @@ def _columns(methods: Collection[str]) -> int:
 
 
 def _name(text: str) -> str:
-    """A name as a picture has room for it."""
+    """A name as a picture has room for it, without half characters, which cannot be drawn."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
     return literal(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")
 
 
