@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertForSequenceClassification, GptOssConfig, GptOssForCausalLM
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig, explain
+from lorada.tuners.explanation import AXES
 
 pytestmark = pytest.mark.fp64
 
@@ -268,6 +269,18 @@ def test_the_model_is_as_before():
     assert_close(read(model).logits, before)
     with model.disable_adapter():
         assert not torch.allclose(read(model).logits, before)
+
+
+def test_every_tensor_has_its_axes_named():
+    found = explain(stack(), {"input_ids": IDS})
+    sizes = {"sample": 1, "head": 4, "query": 10, "key": 10, "kept": 4, "layer": 2, "word": 96}
+    for layer in found:
+        for name, axes in AXES.items():
+            if hasattr(layer, name):
+                assert getattr(layer, name).shape == tuple(sizes[axis] for axis in axes)
+    for name in ("change", "probabilities"):
+        for tensor in getattr(found, name).values():
+            assert tensor.shape == tuple(sizes[axis] for axis in AXES[name])
 
 
 def test_what_cannot_be_explained_is_said():

@@ -37,11 +37,19 @@ from lorada.tuners.switching import (
 )
 
 KEPT = ("first", "previous", "itself", "other")  # what a query attends to
+# The axes of every tensor.
+AXES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("softmax", "without", "map", "fused"), ("sample", "head", "query", "key")),
+    **dict.fromkeys(("negative", "map_negative", "effect", "moved"), ("head",)),
+    "attends": ("kept", "head"),
+    "change": ("layer",),
+    "probabilities": ("sample", "word"),
+}
 
 
 @dataclass(frozen=True)
 class ExplainedLayer:
-    """One attention layer on one batch.
+    """One attention layer on one batch; ``AXES`` names the axes of its tensors.
 
     Attributes:
         layer: name of the attention module.
