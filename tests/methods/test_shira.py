@@ -174,9 +174,10 @@ def test_a_run_prepares_it_on_padded_shuffled_batches_and_trains_it(tmp_path, mo
         (lora("llama"), None, "LoraConfig has no ShiraConfig"),
         (LoradaConfig(parts=[lmam()]), None, "LoradaConfig has no ShiraConfig"),
         (shira(), [], "SNIP got no batches"),
+        (shira(), [batch("llama")], "no loss for a batch of input_ids, attention_mask: add labels"),
         (shira(r=40), None, "r=40 takes more entries than .* has, in a weight of"),
     ],
-    ids=["lora", "stack", "no-batches", "too-large"],
+    ids=["lora", "stack", "no-batches", "no-labels", "too-large"],
 )
 def test_what_cannot_work_is_refused_and_leaves_the_model_alone(config, data, message):
     model = TINY["llama"]()

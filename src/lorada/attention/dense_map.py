@@ -61,8 +61,7 @@ def mask_with_map(
     """
     # The kernel adds a mask to the scores, so a map inside the mask is a map before the softmax.
     dtype, keys = call.value.dtype, call.shape.keys
-    full = expand_map(attention_map.for_values(call.value), positions, call.shape)
-    full = full.to(dtype)
+    full = expand_map(attention_map.for_values(call.value), positions, call.shape).to(dtype)
     hidden = torch.finfo(dtype).min
     if mask is None:
         if not call.shape.causal or call.shape.queries == 1:

@@ -60,10 +60,11 @@ def _name(command: Any) -> str:
     return str(command.name or command.callback.__name__)
 
 
-_ORDER = {name: group for group, names in GROUPS.items() for name in names}
+_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 for _command in app.registered_commands:
-    _command.rich_help_panel = _ORDER.get(_name(_command))
-app.registered_commands.sort(key=lambda one: [*_ORDER, _name(one)].index(_name(one)))
+    _command.rich_help_panel = _GROUP_OF.get(_name(_command))
+# In the order of ``GROUPS``; commands without a group come last.
+app.registered_commands.sort(key=lambda one: [*_GROUP_OF, _name(one)].index(_name(one)))
 
 
 def _print_version(asked: bool) -> None:

@@ -102,7 +102,9 @@ def _best_entries(
     with _gradients_of(model, weights):
         for batch in progress_bar(batches, "Calibrating"):
             inputs = {k: x.to(device) if isinstance(x, Tensor) else x for k, x in batch.items()}
-            loss = model(**inputs).loss
+            loss = getattr(model(**inputs), "loss", None)
+            if loss is None:
+                raise ValueError(f"SNIP: no loss for a batch of {', '.join(batch)}: add labels")
             if not loss.requires_grad:
                 continue
             found = torch.autograd.grad(loss, weights, allow_unused=True)

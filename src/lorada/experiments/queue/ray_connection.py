@@ -54,11 +54,10 @@ def connect(address: str) -> None:
         if tried.returncode:
             raise OSError(tried.stderr.strip().rpartition("\n")[2])
         ray.init(address, **quiet, logging_level=logging.CRITICAL)
-    except subprocess.TimeoutExpired as error:
-        reason = f"no answer within {CONNECT_WITHIN:.0f} s"
-        raise ConnectionError(f"no Ray cluster at {address} ({reason}): {START}") from error
-    except (OSError, RuntimeError) as error:  # Ray's texts have many lines
-        reason = str(error).strip().partition("\n")[0]
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+        reason = str(error).strip().partition("\n")[0]  # Ray's texts have many lines
+        if isinstance(error, subprocess.TimeoutExpired):
+            reason = f"no answer within {CONNECT_WITHIN:.0f} s"
         raise ConnectionError(f"no Ray cluster at {address} ({reason}): {START}") from error
 
 

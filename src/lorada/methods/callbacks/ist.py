@@ -70,9 +70,11 @@ class ISTCallback(LayerCallback):
 
     def __post_init__(self) -> None:
         require_count(self, "every", "samples", "examples")
-        for name in ("update_frac", "suppress_frac", "factor"):
+        for name in ("update_frac", "suppress_frac"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1]")
+        if not 0 < self.factor < 1:
+            raise ValueError(f"factor={self.factor} must lie in (0, 1): it scales adapters down")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find the adapters of each layer, and the scores of a run that is resumed.
@@ -129,7 +131,10 @@ class ISTCallback(LayerCallback):
     def _loss(self, model: nn.Module, batch: dict[str, Any], chosen: list[int]) -> Tensor:
         layers = [adapter for index in chosen for adapter in self._adapters[index]]
         with torch.no_grad(), scaled_down(layers, self.factor):
-            result: Tensor = model(**batch).loss.float().reshape(())
+            loss = getattr(model(**batch), "loss", None)
+        if loss is None:
+            raise ValueError("IST compares losses, and the model returned none: add labels")
+        result: Tensor = loss.float().reshape(())
         return result
 
 
