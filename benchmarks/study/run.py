@@ -46,7 +46,15 @@ LEFT, LEFT_ON_LORA = f"{PRINTED}:init=zero_left", f"{PRINTED_ON_LORA}:init=zero_
 DORA, LEFT_ON_DORA = f"dora:{LORA_1}", f"dora+lmam:{LORA_1}:{MAP}:init=zero_left"
 STARTS = (LORA, LORA_4, PRINTED_ON_LORA, LEFT_ON_LORA)  # H5, and H6 on LoRA
 ON_DORA, ALONE = (DORA, DORA_4, LEFT_ON_DORA), (HEAD, PRINTED, LEFT)  # H6 on DoRA, H7
-WRITERS = ("lora", "dora", "ia3", "lmam", "lora+lmam", "lora+lmam:init=zero_left", "lorada_la")
+WRITER_METHODS = (
+    "lora",
+    "dora",
+    "ia3",
+    "lmam",
+    "lora+lmam",
+    "lora+lmam:init=zero_left",
+    "lorada_la",
+)
 READINGS = (
     "no_negative", "softmax", "softmax_with_future", "softmax_then_cut", "no_position", "full_rank",
 )  # fmt: skip
@@ -122,7 +130,7 @@ COMPARISONS |= {
     }.items()
 }
 # A training of this model takes minutes, so one search serves all seeds.
-WRITER = Asked("syllogism_written", WRITERS, LLM_RATES, "0.2%", "smollm2-135m", "1,2,3")
+WRITER = Asked("syllogism_written", WRITER_METHODS, LLM_RATES, "0.2%", "smollm2-135m", "1,2,3")
 COMPARISONS |= {
     "writers": WRITER,
     "written_ablations": WRITER._replace(methods=WRITTEN_ABLATIONS, budget=None),

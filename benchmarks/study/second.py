@@ -8,12 +8,13 @@ every seed, in docs/results/study2.json.gz; candidates without all of their runs
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from kept import Found, Measured, keep, kept, read
 from page import DOCS, write_marked
+from picture import Difference, draw
 from run import (
     COMPARISONS,
     DORA,
@@ -27,6 +28,7 @@ from run import (
     PRINTED,
     PRINTED_ON_LORA,
     READINGS,
+    WRITER_METHODS,
 )
 
 from lorada.report.comparison.statistics import ALPHA, detectable, holm, interval, paired_p
@@ -45,7 +47,7 @@ WRITERS, WRITTEN = "writers", "written_ablations"
 WANTED = {
     name: name if name in (WRITERS, WRITTEN) else asked.rows
     for name, asked in COMPARISONS.items()
-    if asked.search == "each-seed" and not name.startswith("atlas_")
+    if name in (WRITERS, WRITTEN) or (asked.search == "each-seed" and not name.startswith("atlas_"))
 }
 # What Table 9 (means of Table 14) says of LoRaDA-LA without this, in points. It has one row
 # without softmax's signs, and does not say in which of three readings (docs/paper.md, reading 17).
@@ -78,6 +80,9 @@ HYPOTHESES = {
         Asked(rows, method, HEAD, better=False)
         for rows in ("syllogism", "sst2_even") for method in (LEFT, PRINTED)
     ),
+    "No hypothesis: a model that writes, against LoRA of the same size": tuple(
+        Asked(WRITERS, method, "lora") for method in WRITER_METHODS if method != "lora"
+    ),
 }  # fmt: skip
 
 
@@ -87,13 +92,46 @@ def main() -> None:
     given = parser.parse_args()
     if given.study:
         keep(read(given.study, WANTED), KEPT)
-    write_marked(DOCS / "study.md", SCRIPT, "\n".join(["", *page(kept(KEPT))]))
+    found = kept(KEPT)
+    write_marked(DOCS / "study.md", SCRIPT, "\n".join(["", *page(found)]))
+    draw(sections(found), DOCS / "study2.png")
+
+
+def title(method: str) -> str:
+    """A method as the page names it."""
+    return NAMES.get(method, method)
+
+
+def with_runs(asked: Iterable[Asked], found: Found) -> list[Asked]:
+    """The tests of which both methods have all of their runs."""
+    return [a for a in asked if {a.method, a.other} <= found.get(a.rows, {}).keys()]
+
+
+def sections(found: Found) -> list[tuple[str, list[Difference]]]:
+    """What the picture shows: the tests of each hypothesis."""
+    shown = []
+    for heading, asked in HYPOTHESES.items():
+        differences = [
+            Difference(
+                f"{a.rows}: {title(a.method)} − {title(a.other)}",
+                found[a.rows][a.method],
+                found[a.rows][a.other],
+            )
+            for a in with_runs(asked, found)
+        ]
+        if differences:
+            shown.append((heading, differences))
+    return shown
 
 
 def page(found: Found) -> Iterator[str]:
-    """Each hypothesis with its tests, then every method."""
+    """The picture, each hypothesis with its tests, then every method."""
+    yield "![Each test: the difference with its 95 % interval](study2.png)"
+    yield ""
+    yield "Intervals are of one difference alone; p-values are corrected for their number."
+    yield ""
     for heading, asked in HYPOTHESES.items():
-        there = [a for a in asked if {a.method, a.other} <= found.get(a.rows, {}).keys()]
+        there = with_runs(asked, found)
         yield f"### {heading}"
         yield ""
         if len(there) < len(asked):
@@ -168,7 +206,7 @@ def tests(asked: list[Asked], found: Found) -> Iterator[str]:
         least = detectable([method.scores, other.scores], seeds=seeds)
         said = f"{verdict(one, points, p)}; by loss {verdict(one, -loss, p_loss)}"
         yield (
-            f"| `{one.rows}` | {NAMES[one.method]} | {NAMES[one.other]} | {seeds} | {points:+.1f} "
+            f"| `{one.rows}` | {title(one.method)} | {title(one.other)} | {seeds} | {points:+.1f} "
             f"| {least:.1f} | {p:.2g} | {loss:+.3f} | {p_loss:.2g} | {said} |"
         )
     yield ""
@@ -192,7 +230,7 @@ def table(rows: str, methods: dict[str, Measured]) -> Iterator[str]:
         rates = ", ".join(f"{rate:.2g}" for rate in one.rates)
         seeds = ", ".join(f"{score:.1f}" for score in one.scores.mean(axis=1))
         yield (
-            f"| {NAMES.get(method, method)} | {rates} | {one.scores.mean():.1f} ({low:.1f} to "
+            f"| {title(method)} | {rates} | {one.scores.mean():.1f} ({low:.1f} to "
             f"{high:.1f}) | {seeds} | {one.losses.mean():.3f} |"
         )
     yield ""
