@@ -62,7 +62,7 @@ def _table(
         return
     both = [(found[task][better], found[task][other]) for task, better, other in pairs]
     corrected = holm([paired_p(a.scores, b.scores) for a, b in both])
-    yield f"## {heading}"
+    yield f"### {heading}"
     yield ""
     yield "| rows | method | against | points | p | p by Holm | loss | its p | |"
     yield "|---|---|---|--:|--:|--:|--:|--:|---|"

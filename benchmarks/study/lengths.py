@@ -28,7 +28,7 @@ def table(
     train, held_out = (_words(rows / f"sst2_{part}.jsonl") for part in ("train", "test"))
     inside = [(held_out >= low) & (held_out <= high) for low, high in BINS]
     names = [f"{low} to {high}" if high < 99 else f"{low} and more" for low, high in BINS]
-    yield "## SST-2 by length"
+    yield "### SST-2 by length"
     yield ""
     words = f"{train.mean():.1f} words on average, held-out rows {held_out.mean():.1f}"
     yield f"Training rows have {words}. Accuracy by the words of the held-out row (no hypothesis:"

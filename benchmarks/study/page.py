@@ -120,7 +120,7 @@ def summary(found: Found) -> Iterator[dict[str, Any]]:
 
 def power(found: Found) -> Iterator[str]:
     """The smallest differences that a test of two methods could show, for 5, 10 and 20 seeds."""
-    yield "## What could be shown"
+    yield "### What could be shown"
     yield ""
     yield "Smallest difference in points that one test finds with 80 % power, from the measured"
     yield "spread over rows and seeds:"
@@ -142,7 +142,7 @@ def tables(found: Found) -> Iterator[str]:
         methods = found.get(task, {})
         if not methods:
             continue
-        yield f"## {heading}"
+        yield f"### {heading}"
         yield ""
         yield "| method | parameters | rate | score (95 %) | against LoRA | p | held-out loss |"
         yield "|---|--:|--:|--:|--:|--:|--:|"
@@ -166,7 +166,7 @@ def tables(found: Found) -> Iterator[str]:
 
 def by_rate(kept: list[dict[str, Any]]) -> Iterator[str]:
     """The printed map and the head alone on SST-2 at each rate that they were run at."""
-    yield "## SST-2 at each learning rate"
+    yield "### SST-2 at each learning rate"
     yield ""
     yield "The same rate for head and map; both chose 1.2e-2. Mean and standard deviation of the"
     yield "seeds, and the held-out loss (no hypothesis: looked at afterwards):"
