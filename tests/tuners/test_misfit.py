@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import TINY, VOCAB
+from folders import refused
 from peft import PeftModel, get_peft_model
 from stacks import bottleneck, lmam, logits, lora, randomise, training_stack
 
@@ -52,9 +53,9 @@ def test_an_adapter_of_another_base_leaves_the_base_as_it_was(case, low_memory, 
     folder = saved(tmp_path, TINY["llama"](), config())
     base = other()
     names, before = [name for name, _ in base.named_modules()], logits(base, BATCH)
-    with pytest.raises(ValueError, match="the adapter was saved for another") as error:
-        PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=low_memory)
-    assert "\n" not in str(error.value)
+    low = {"low_cpu_mem_usage": low_memory}
+    said = "the adapter was saved for another"
+    refused(said, lambda: PeftModel.from_pretrained(base, folder, **low))
     assert [name for name, _ in base.named_modules()] == names
     assert torch.equal(logits(base, BATCH), before)
 
