@@ -8,13 +8,7 @@ import torch
 from conftest import assert_close
 from folders import llama_folder, refused
 from paths import TESTS
-from peft import (
-    IA3Config,
-    LoraConfig,
-    PeftModel,
-    PromptTuningConfig,
-    get_peft_model,
-)
+from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from peft.peft_model import PeftModelForSequenceClassification
 from safetensors.torch import load_file
 from stacks import batch, config_of, lmam, logits, lora, randomise
@@ -58,24 +52,17 @@ def inputs():
     return batch("llama")
 
 
+@pytest.mark.parametrize("stack_first", [True, False])
 @pytest.mark.parametrize("name", ["lora", "dora", "ia3"])
-def test_a_plain_adapter_is_loaded_onto_a_stack(place, name):
-    model = PeftModel.from_pretrained(base_of(place), place / "stack").eval()
-    model.load_adapter(place / name, "plain")
-    assert_close(logits(model, inputs()), alone(place, "stack"))
-    model.set_adapter("plain")
-    assert_close(logits(model, inputs()), alone(place, name))
-    assert model.get_model_status().peft_types == {"default": "LORADA", "plain": "LORADA"}
-
-
-@pytest.mark.parametrize("name", ["lora", "dora", "ia3"])
-def test_a_stack_is_loaded_onto_a_plain_adapter_that_was_read_as_a_stack(place, name):
-    config = lorada.as_stack(place / name)
-    model = PeftModel.from_pretrained(base_of(place), place / name, config=config).eval()
-    model.load_adapter(place / "stack", "stack")
-    assert_close(logits(model, inputs()), alone(place, name))
-    model.set_adapter("stack")
-    assert_close(logits(model, inputs()), alone(place, "stack"))
+def test_a_stack_and_a_plain_adapter_read_as_one_share_a_model(place, name, stack_first):
+    first, second = ("stack", name) if stack_first else (name, "stack")
+    config = None if stack_first else lorada.as_stack(place / name)
+    model = PeftModel.from_pretrained(base_of(place), place / first, config=config).eval()
+    model.load_adapter(place / second, "second")
+    assert_close(logits(model, inputs()), alone(place, first))
+    model.set_adapter("second")
+    assert_close(logits(model, inputs()), alone(place, second))
+    assert model.get_model_status().peft_types == {"default": "LORADA", "second": "LORADA"}
 
 
 def test_a_plain_config_is_added_beside_a_stack_and_saved_as_a_stack_of_one_part(place, tmp_path):

@@ -119,14 +119,6 @@ def test_operator_has_full_rank():
     assert torch.linalg.matrix_rank(as_matrix(gates, dims, 48, 48)) == 48
 
 
-def test_gates_of_a_seed_can_be_drawn_again():
-    one, two, other = (
-        draw_gates((4, 2, 2), torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
-    )
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
 @pytest.mark.parametrize(
     ("width", "dims"),
     [
@@ -147,9 +139,3 @@ def test_width_is_factored_into_four_as_equal_as_possible(width, dims):
         others = factorisations(width, len(dims))
         assert dims in others
         assert all(math.prod(other) == width and sum(other) >= sum(dims) for other in others)
-
-
-@pytest.mark.parametrize("width", [1, 2, 31])
-def test_width_without_two_factors_is_an_error(width):
-    with pytest.raises(ValueError, match=f"a width of {width} is no product of two factors"):
-        default_dims(width)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from architectures import ARCHITECTURES
 from conftest import TINY, assert_close
-from folders import refused
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import batch, logits, lora, randomise
@@ -238,15 +237,6 @@ def test_prefixes_of_several_active_adapters_stand_one_behind_the_other():
                 whole = torch.cat([parts["default"], parts["second"]])
                 getattr(one, part)["default"].copy_(whole)
     assert_close(found, logits(joined, inputs))
-
-
-# What is refused.
-
-
-def test_modules_that_are_no_attention_are_refused():
-    config = PrefixConfig(target_modules=["mlp"])
-    message = "mlp, which is not an attention module"
-    refused(message, lambda: get_peft_model(TINY["llama"](), config))
 
 
 def parts_by_layer(**second) -> LoradaConfig:

@@ -7,12 +7,7 @@ import torch
 from architectures import ARCHITECTURES
 from conftest import TINY
 from folders import llama_folder, refused
-from peft import (
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from stacks import logits, randomise
 from test_quanta import both, layers, quanta

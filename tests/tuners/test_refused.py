@@ -5,13 +5,7 @@ import re
 import pytest
 from conftest import TINY
 from folders import refused as one_line
-from peft import (
-    AdaLoraConfig,
-    IA3Config,
-    LoraConfig,
-    TrainableTokensConfig,
-    get_peft_model,
-)
+from peft import AdaLoraConfig, IA3Config, LoraConfig, TrainableTokensConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import DebertaV2Config
 
@@ -48,6 +42,7 @@ THEIRS = {
 }
 
 
+alone_and_stacked = pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
 COUNT, NUMBER = "must be a whole number above 0", "must be a number above 0"
 BAD_VALUES = [
     *((PrefixConfig, {"length": value}, COUNT) for value in (0, -1, 1.5, True, "3", None)),
@@ -166,7 +161,27 @@ def test_an_empty_list_of_layers_of_peft_is_refused_in_a_stack(kind):
     )
 
 
-@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
+@alone_and_stacked
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (QuantaConfig, {"dims": [4, 4]}, "dims=4-4 multiply to 16.*32 inputs and 32 outputs"),
+        (QuantaConfig, {"dims": [8, 6], "target_modules": ["up_proj", "lm_head"]},
+         "to 48, but lm_head has 32 inputs and 96 outputs: choose"),
+        (QuantaConfig, {"target_modules": ["embed_tokens"]}, "embed_tokens, which is Embedding"),
+        (LamdaConfig, {"rank": 20}, "rank=20 is more than a weight of 16 × 32 has: choose 16 or"),
+        (PrefixConfig, {"target_modules": ["mlp"]}, "mlp, which is not an attention module"),
+        (GainConfig, {"target_modules": ["mlp"]},
+         "matches model.layers.0.mlp, which is not a self-attention module whose heads can"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_value_that_does_not_fit_the_model_is_refused(config, options, message, stacked):
+    part = config(**options)
+    refused(message, lambda: LoradaConfig(parts=[part]) if stacked else part)
+
+
+@alone_and_stacked
 def test_a_prefix_as_long_as_the_context_is_refused(stacked):
     context = TINY["llama"]().config.max_position_embeddings
 

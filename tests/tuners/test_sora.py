@@ -18,12 +18,6 @@ pytestmark = pytest.mark.fp64
 GATES = torch.tensor([-0.25, -0.15, -0.05, 0.0, 0.05, 0.1, 0.15, 0.25], dtype=torch.float64)
 
 
-def adapted(name: str, **options) -> PeftModel:
-    model = get_peft_model(TINY[name](), SoraConfig(**{"rank": 3, **options})).eval()
-    randomise(model)
-    return model
-
-
 def layers(model: nn.Module) -> list[SoraLayer]:
     return [layer for layer in model.modules() if isinstance(layer, SoraLayer)]
 
@@ -80,7 +74,8 @@ def test_soft_threshold_leaves_005_of_015_where_the_released_one_leaves_nothing(
 
 
 def test_each_zero_gate_frees_the_ranks_of_its_own_matrix():
-    model = adapted("llama", target_modules=["q_proj", "down_proj"])
+    config = SoraConfig(rank=3, target_modules=["q_proj", "down_proj"])
+    model = get_peft_model(TINY["llama"](), config)
     before = sora_count(model)
     with torch.no_grad():
         layers(model)[0].lora_gate["default"][:2] = 0  # q_proj, 32 → 32

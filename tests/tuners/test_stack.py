@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY, assert_close
+from conftest import SIZES, TINY, _build, assert_close
 from paths import TESTS
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -110,17 +110,12 @@ def test_saved_names_are_those_of_plain_adapters(tmp_path):
     assert "import lorada" in config["usage"]
 
 
-@pytest.fixture
-def base_dir(tmp_path):
-    TINY["llama"]().save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
-
-
 # DoRA and nested parts load through PEFT only: transformers renames neither LoRA's magnitude
 # vector, of a plain DoRA adapter either (a bug upstream), nor the layers around another.
 @pytest.mark.parametrize("stack", ["lmam", "bottleneck", "lora"])
-def test_transformers_itself_loads_an_adapter(stack, base_dir, tmp_path):
-    base = AutoModelForCausalLM.from_pretrained(base_dir)
+def test_transformers_itself_loads_an_adapter(stack, tmp_path):
+    TINY["llama"]().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     model = get_peft_model(base, config_of(stack, "llama")).eval()
     randomise(model)
     model.save_pretrained(tmp_path / "adapter")
@@ -238,9 +233,7 @@ def test_half_precision_base_keeps_fp32_adapters_that_train(dtype):
 @every_stack
 def test_classification_head_is_trained_and_saved_once(stack, tmp_path):
     def classifier() -> BertForSequenceClassification:
-        torch.manual_seed(0)
-        config = BertConfig(**TINY["bert"]().config.to_diff_dict())
-        return BertForSequenceClassification(config).eval()
+        return _build(BertForSequenceClassification, BertConfig, SIZES)
 
     model = get_peft_model(classifier(), config_of(stack, "bert", task_type="SEQ_CLS")).eval()
     head = {n for n, p in model.named_parameters() if p.requires_grad and "classifier" in n}
