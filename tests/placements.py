@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from architectures import ARCHITECTURES
@@ -242,7 +241,6 @@ CASES = [
     *((name, placement) for name in ("roberta", "deberta_v2", "bart", "mbart")
       for placement in ON_LAYERS),
 ]  # fmt: skip
-cases = pytest.mark.parametrize(("name", "placement"), CASES, ids=lambda value: value)
 
 
 def made(name: str, **options: Any) -> nn.Module:

@@ -20,10 +20,6 @@ pytestmark = pytest.mark.fp64
 HEADS = 4
 
 
-FORMS = ("constant", "query")
-every_form = pytest.mark.parametrize("form", FORMS)
-
-
 def trained(base, form="constant", *parts, behind=(), **options):
     """A model with gains that have moved, behind other parts in a stack or before them."""
     config = GainConfig(form=form, **options)
@@ -152,7 +148,7 @@ def test_every_sample_of_a_batch_gets_the_numbers_that_it_gets_alone(name, cell)
 
 def test_gains_of_rotated_queries_depend_on_the_position_that_a_token_is_given():
     ids = PROMPTS[3][None]
-    for form in FORMS:
+    for form in ("constant", "query"):
         model = trained(TINY["llama"](), form)
         moved = torch.arange(ids.shape[1])[None] + 5
         change = output(model, {"input_ids": ids, "position_ids": moved})

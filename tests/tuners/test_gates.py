@@ -43,14 +43,17 @@ def by_hand(x: Tensor, gate: Tensor, dims, a: int, b: int) -> Tensor:
 
 
 @every_dims
-def test_gates_one_after_another_are_the_printed_sums(dims):
-    gates, x = random_gates(dims), torch.randn(math.prod(dims), dtype=torch.float64)
-    expected = x
+def test_gates_one_after_another_are_the_printed_sums_and_a_matrix_of_full_rank(dims):
+    gates, width = random_gates(dims), math.prod(dims)
+    expected = x = torch.randn(width, dtype=torch.float64)
     for (a, b), gate in zip(pairs(len(dims)), gates, strict=True):
         expected = by_hand(expected, gate.detach(), dims, a, b)
 
     assert_close(apply_gates(x, gates, dims).detach(), expected)
-    assert_close((as_matrix_reference(gates, dims) @ x).detach(), expected)
+    dense = as_matrix_reference(gates, dims)
+    assert_close((dense @ x).detach(), expected)
+    assert_close(as_matrix(gates, dims, width, width), dense)
+    assert torch.linalg.matrix_rank(dense) == width
 
 
 @every_dims
@@ -65,12 +68,6 @@ def test_fast_and_dense_agree_in_values_and_gradients(dims, batch):
     grads = [torch.autograd.grad((y * weights).sum(), [x, *gates]) for y in (fast, slow)]
     for actual, expected in zip(*grads, strict=True):
         assert_close(actual, expected)
-
-
-@every_dims
-def test_matrix_is_the_image_of_the_identity(dims):
-    gates, width = random_gates(dims), math.prod(dims)
-    assert_close(as_matrix(gates, dims, width, width), as_matrix_reference(gates, dims))
 
 
 @pytest.mark.parametrize("columns", [20, 24, 30])
@@ -111,12 +108,6 @@ def test_start_has_the_scale_of_the_paper_s_code():
     x = torch.randn(32, 4096)
     ratio = (apply_gates(x, gates, dims).norm() / x.norm()).item()
     assert ratio == pytest.approx(27**-1.0, rel=0.2)
-
-
-def test_operator_has_full_rank():
-    dims = (4, 3, 2, 2)
-    gates = random_gates(dims)
-    assert torch.linalg.matrix_rank(as_matrix(gates, dims, 48, 48)) == 48
 
 
 @pytest.mark.parametrize(

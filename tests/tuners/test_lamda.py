@@ -20,12 +20,6 @@ MODELS = ("llama", "roberta")
 STARTS = ("spectral", "released")
 
 
-def adapted(name: str, **options) -> PeftModel:
-    model = get_peft_model(TINY[name](), LamdaConfig(**{"rank": 3, **options})).eval()
-    randomise(model)
-    return model
-
-
 def layers(model: nn.Module) -> list[LamdaLayer]:
     return [layer for layer in model.modules() if isinstance(layer, LamdaLayer)]
 
@@ -304,7 +298,7 @@ def test_a_quantised_base_has_no_spectral_start_but_loads_one(tmp_path):
     ranks = LamdaConfig(rank=3, init="released", ranks="energy")
     refused('which ranks="energy" does not support', lambda: get_peft_model(base, ranks))
 
-    adapted("llama", target_modules=["q_proj"]).save_pretrained(tmp_path)
+    get_peft_model(TINY["llama"](), start).save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(base, tmp_path).eval()
     assert logits(loaded, batch("llama")).isfinite().all()
     with pytest.raises(ValueError, match="Quantised is quantised, which merging does not"):

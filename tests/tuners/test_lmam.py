@@ -77,11 +77,6 @@ def test_a_zero_start_is_the_base_and_has_a_gradient_on_one_side(init, ablation)
     assert len(gradients) == 4  # two factors in each of two layers
 
 
-def one_layer() -> PeftModel:
-    base = TINY["llama"](num_hidden_layers=1)
-    return get_peft_model(base, LmamConfig(length=12, heads=1, init="zero_left")).eval()
-
-
 def train_on(model: PeftModel, size: int) -> None:
     ids = torch.randint(5, 90, (4, size))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.0)
@@ -93,19 +88,21 @@ def train_on(model: PeftModel, size: int) -> None:
 
 def test_a_map_that_started_left_adds_nothing_beyond_the_rows_it_learned_from():
     # One layer, because those above a changed layer read other inputs at every position.
-    model, ids = one_layer(), torch.randint(5, 90, (2, 12))
+    base = TINY["llama"](num_hidden_layers=1)
+    model = get_peft_model(base, LmamConfig(length=12, heads=1, init="zero_left")).eval()
+    ids = torch.randint(5, 90, (2, 12))
     with torch.no_grad(), model.disable_adapter():
-        base = model(ids).logits
+        without = model(ids).logits
     train_on(model, 8)
     with torch.no_grad():
         learned = model(ids).logits
-        assert torch.equal(learned[:, 8:], base[:, 8:])
-        assert not torch.equal(learned[:, :8], base[:, :8])
+        assert torch.equal(learned[:, 8:], without[:, 8:])
+        assert not torch.equal(learned[:, :8], without[:, :8])
     train_on(model, 10)
     with torch.no_grad():
         learned = model(ids).logits
-    assert torch.equal(learned[:, 10:], base[:, 10:])
-    assert not torch.equal(learned[:, 8:10], base[:, 8:10])
+    assert torch.equal(learned[:, 10:], without[:, 10:])
+    assert not torch.equal(learned[:, 8:10], without[:, 8:10])
 
 
 @pytest.mark.parametrize("align", ["start", "end"])

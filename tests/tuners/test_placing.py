@@ -58,11 +58,6 @@ MISFITS = {
         lambda: [lora("llama"), lmam(target_modules=r".*\.(self_attn|mlp)")],
         "LmamConfig, part 2 of 2 .*mlp, which is not a self-attention .*this model has self_attn",
     ),
-    "bottleneck without an FFN": (
-        "odd",
-        lambda: [LoraConfig(r=2, target_modules=["first"]), bottleneck()],
-        "BottleneckConfig, part 2 .*does not know the FFN of Odd",
-    ),
     "map without attention": (
         "odd",
         lambda: [LoraConfig(r=2, target_modules=["first"]), lmam()],

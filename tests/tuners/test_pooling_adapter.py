@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import small
 from peft import LoraConfig, PeftModel, get_peft_model
-from stacks import randomise
+from stacks import logits, randomise
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -82,11 +82,6 @@ def expected(model, inputs, pooling):
 def stacked(base, pooling, *parts, **options):
     parts = [*parts, PoolingConfig(pooling=pooling)]
     return get_peft_model(base, LoradaConfig(parts=parts, **options)).eval()
-
-
-def logits(model, inputs, **more):
-    with torch.no_grad():
-        return model(**inputs, **more).logits
 
 
 # The value and its gradients.

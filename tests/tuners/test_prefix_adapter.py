@@ -18,10 +18,7 @@ from lorada.tuners.prefix import PrefixLayer, PrefixNetwork
 pytestmark = pytest.mark.fp64
 
 LENGTH, WIDTH = 3, 5  # of the prefix in tokens, of the network that it comes out of
-PREFIXES = {
-    "flat": {},
-    "network": {"projection": WIDTH},
-}
+PREFIXES = {"flat": {}, "network": {"projection": WIDTH}}
 PARTS = ("alone", "in a stack")
 
 
@@ -241,10 +238,8 @@ def test_prefixes_of_several_active_adapters_stand_one_behind_the_other():
 
 def parts_by_layer(**second) -> LoradaConfig:
     first = {"length": LENGTH, "projection": WIDTH}
-    options = [{**first, "layers_to_transform": [0]}, {**first, "layers_to_transform": [1]}]
-    return LoradaConfig(
-        parts=[PrefixConfig(**options[0]), PrefixConfig(**{**options[1], **second})]
-    )
+    sizes = enumerate((first, first | second))
+    return LoradaConfig(parts=[PrefixConfig(**size, layers_to_transform=[i]) for i, size in sizes])
 
 
 def test_two_parts_share_a_network_if_they_are_of_one_size():

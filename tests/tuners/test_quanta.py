@@ -25,10 +25,6 @@ WIDTH_32 = 240  # numbers of the gates of 4-2-2-2
 HIDDEN, FFN = 32, 48
 
 
-def quanta(**options) -> QuantaConfig:
-    return QuantaConfig(**options)
-
-
 def layers(model: nn.Module) -> list[QuantaLayer]:
     return [module for module in model.modules() if isinstance(module, QuantaLayer)]
 
@@ -47,7 +43,7 @@ def dense_change(layer: QuantaLayer, name: str = "default") -> Tensor:
 def wrapped(*sizes: int, conv: bool = False, **options) -> QuantaLayer:
     """One linear layer of so many inputs and outputs, its gates moved, in double precision."""
     base = Conv1D(sizes[1], sizes[0]) if conv else nn.Linear(*sizes)
-    config = quanta(target_modules=["0"], **options)
+    config = QuantaConfig(target_modules=["0"], **options)
     layer = get_peft_model(nn.Sequential(base), config).base_model.model[0]
     randomise(layer)
     return layer.double()
@@ -87,7 +83,7 @@ def test_layer_adds_the_dense_difference_in_values_and_gradients(case, conv):
 
 def test_matrices_that_are_not_square_take_the_hidden_width_on_both_sides():
     names = ["q_proj", "v_proj", "up_proj", "down_proj"]
-    model = get_peft_model(TINY["llama"](), quanta(target_modules=names))
+    model = get_peft_model(TINY["llama"](), QuantaConfig(target_modules=names))
     randomise(model)
     layer = model.get_base_model().model.layers[0]
     v, up, down = layer.self_attn.v_proj, layer.mlp.up_proj, layer.mlp.down_proj
@@ -107,7 +103,7 @@ def test_only_the_gates_train_and_the_start_is_the_base_exactly(name):
     base = ARCHITECTURES[name]()
     batch_ = inputs(name)
     expected = logits(base, **batch_)
-    model = get_peft_model(base, quanta()).eval()
+    model = get_peft_model(base, QuantaConfig()).eval()
     trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
 
     assert torch.equal(logits(model, **batch_), expected)
@@ -122,7 +118,7 @@ def test_only_the_gates_train_and_the_start_is_the_base_exactly(name):
 def test_start_is_the_base_in_training_with_dropout_and_in_half_precision(dims):
     base, batch_ = TINY["llama"]().bfloat16(), batch("llama")
     expected = logits(base, **batch_)
-    model = get_peft_model(base, quanta(dims=dims, dropout=0.5)).train()
+    model = get_peft_model(base, QuantaConfig(dims=dims, dropout=0.5)).train()
     dtypes = {t.dtype for layer in layers(model) for t in layer.lora_gates["default"].start()}
     dtypes |= {p.dtype for p in model.parameters() if p.requires_grad}
 
@@ -164,11 +160,11 @@ def test_dropout_is_on_what_the_change_reads_and_only_in_training():
 
 def test_model_without_default_targets_is_told_what_it_has():
     with pytest.raises(ValueError, match=r"for custom models: choose some of 0, 1$"):
-        get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), quanta())
+        get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), QuantaConfig())
 
 
 @pytest.mark.parametrize("width", [1, 2, 31])
 def test_a_width_without_two_factors_asks_to_leave_the_module_out(width):
     message = f"0 has no default dims: a width of {width} is no product of two factors"
     with pytest.raises(ValueError, match=message):
-        get_peft_model(nn.Sequential(nn.Linear(width, width)), quanta(target_modules=["0"]))
+        get_peft_model(nn.Sequential(nn.Linear(width, width)), QuantaConfig(target_modules=["0"]))

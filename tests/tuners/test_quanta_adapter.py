@@ -10,7 +10,9 @@ from folders import llama_folder, refused
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from stacks import logits, randomise
-from test_quanta import both, layers, quanta
+from test_quanta import both, layers
+
+from lorada import QuantaConfig
 
 pytestmark = pytest.mark.fp64
 
@@ -20,7 +22,7 @@ SEEDS = pytest.mark.parametrize("seed", [None, 7], ids=["saved start", "seed"])
 
 def moved(name: str = "llama", **options) -> PeftModel:
     """A tiny model whose gates have moved away from their start, in eval mode."""
-    model = get_peft_model(ARCHITECTURES[name](), quanta(**options)).eval()
+    model = get_peft_model(ARCHITECTURES[name](), QuantaConfig(**options)).eval()
     randomise(model)
     return model
 
@@ -40,7 +42,7 @@ def test_a_seed_halves_the_file_and_gives_each_module_gates_of_its_own(tmp_path)
     assert sizes[None] == 2 * sizes[7] == 2 * 4 * 240
     assert json.loads((tmp_path / "7" / "adapter_config.json").read_text())["seed"] == 7
 
-    one, again, other = (get_peft_model(TINY["llama"](), quanta(seed=s)) for s in (7, 7, 8))
+    one, again, other = (get_peft_model(TINY["llama"](), QuantaConfig(seed=s)) for s in (7, 7, 8))
     starts = [[both(layer)[1][0] for layer in layers(model)] for model in (one, again, other)]
     assert all(torch.equal(a, b) for a, b in zip(*starts[:2], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(starts[0], starts[2], strict=True))
@@ -75,8 +77,10 @@ def test_gates_train_reload_and_merge_on_a_quantised_base(kind, tmp_path):
     wide = {"hidden_size": 64, "intermediate_size": 128}
     folder = str(llama_folder(tmp_path / "m", initializer_range=0.2, attention_dropout=0.0, **wide))
     plain = logits(base(folder, kind).eval(), BATCH)
-    assert torch.equal(logits(get_peft_model(base(folder, kind), quanta()).eval(), BATCH), plain)
-    model = get_peft_model(base(folder, kind), quanta())
+    assert torch.equal(
+        logits(get_peft_model(base(folder, kind), QuantaConfig()).eval(), BATCH), plain
+    )
+    model = get_peft_model(base(folder, kind), QuantaConfig())
     found = losses(model)
     assert found[-1] < found[0] - 0.1
     # Saved before the first evaluation, as in the tests of other stacks on quantised bases.
@@ -87,8 +91,8 @@ def test_gates_train_reload_and_merge_on_a_quantised_base(kind, tmp_path):
 
     # Two models, as an evaluation changes how bitsandbytes keeps the weights. Quantised anew, the
     # merged weight is near and no more.
-    randomise(one := get_peft_model(base(folder, kind), quanta(seed=1)))
-    two = get_peft_model(base(folder, kind), quanta(seed=1))
+    randomise(one := get_peft_model(base(folder, kind), QuantaConfig(seed=1)))
+    two = get_peft_model(base(folder, kind), QuantaConfig(seed=1))
     set_peft_model_state_dict(two, get_peft_model_state_dict(one))
     expected, merged = logits(one.eval(), BATCH), logits(two.merge_and_unload().eval(), BATCH)
     assert (merged - expected).norm() < 0.5 * (expected - plain).norm()

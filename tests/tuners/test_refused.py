@@ -204,10 +204,6 @@ def test_two_parts_of_a_kind_cannot_have_the_same_modules(kind):
     )
 
 
-def saves(module, outside):
-    return IA3Config(target_modules=[outside], feedforward_modules=[], modules_to_save=[module])
-
-
 @pytest.mark.parametrize("turned", [False, True], ids=["in order", "turned"])
 @pytest.mark.parametrize(
     ("part", "module", "inner", "outside"),
@@ -220,7 +216,8 @@ def saves(module, outside):
 def test_a_part_cannot_be_in_a_module_that_another_trains_whole(
     part, module, inner, outside, turned
 ):
-    parts = [part(), saves(module, outside)]
+    whole = {"target_modules": [outside], "feedforward_modules": [], "modules_to_save": [module]}
+    parts = [part(), IA3Config(**whole)]
     refused(
         rf"modules_to_save trains model\.layers\.0\.{module} whole, where .* has {inner}: leave",
         lambda: LoradaConfig(parts=parts[::-1] if turned else parts),

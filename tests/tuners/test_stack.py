@@ -125,23 +125,19 @@ def test_transformers_itself_loads_an_adapter(stack, tmp_path):
     assert_close(logits(loaded, inputs), logits(model, inputs))
 
 
-def different_stacks(name: str) -> dict[str, LoradaConfig]:
-    """Adapters that meet each other's layers: alone, nested, and on other modules."""
-    return {
-        "one": LoradaConfig(parts=[lmam(), lora(name, QUERY)]),
-        "two": LoradaConfig(parts=[lora(name, QUERY, VALUE), ia3(name, QUERY, FFN)]),
-        "three": LoradaConfig(parts=[lmam(rank=1, length=3), bottleneck()]),
-        "four": LoradaConfig(parts=[ia3(name, QUERY, VALUE)]),
-        "five": LoradaConfig(parts=[lora(name, QUERY, VALUE)]),  # inside what "two" has put there
-    }
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_adapters_of_different_stacks_live_on_one_model(name, tmp_path):
+    stacks = {  # which meet each other's layers: alone, nested, and on other modules
+        "one": [lmam(), lora(name, QUERY)],
+        "two": [lora(name, QUERY, VALUE), ia3(name, QUERY, FFN)],
+        "three": [lmam(rank=1, length=3), bottleneck()],
+        "four": [ia3(name, QUERY, VALUE)],
+        "five": [lora(name, QUERY, VALUE)],  # inside what "two" has put there
+    }
     inputs, expected = batch(name), {}
     base = logits(TINY[name](), inputs)
-    for adapter, config in different_stacks(name).items():
-        alone = get_peft_model(TINY[name](), config, adapter_name=adapter).eval()
+    for adapter, parts in stacks.items():
+        alone = get_peft_model(TINY[name](), LoradaConfig(parts=parts), adapter).eval()
         randomise(alone, adapter)
         expected[adapter] = logits(alone, inputs)
         alone.save_pretrained(tmp_path)

@@ -8,7 +8,7 @@ from architectures import ARCHITECTURES, inputs
 from conftest import TINY, assert_close
 from peft import IA3Config, LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from safetensors import safe_open
-from stacks import lmam, randomise
+from stacks import lmam, logits, randomise
 
 from lorada import LmamConfig, LoradaConfig, QuantaConfig, SoraConfig
 
@@ -57,11 +57,6 @@ def adapted(base, parts):
     model = get_peft_model(base, config).eval()
     randomise(model)
     return model
-
-
-def logits(model, batch):
-    with torch.no_grad():
-        return model(**batch).logits
 
 
 def tied_llama():

@@ -147,15 +147,10 @@ def test_the_reference_of_dpo_is_the_base_and_stays_it(calm, tmp_path):
     assert torch.equal(reference_log_probs(trainer, batch), before)
 
 
-def moved(calm):
-    """A stack that was trained before."""
-    model = get_peft_model(base(calm), training_stack())
-    randomise(model)
-    return model
-
-
 def test_dpo_on_a_trained_stack_refers_to_the_copy_that_its_user_makes(calm, tmp_path):
-    trainer = dpo(calm, tmp_path, model=moved(calm), save_strategy="no")
+    stack = get_peft_model(base(calm), training_stack())
+    randomise(stack)  # it was trained before
+    trainer = dpo(calm, tmp_path, model=stack, save_strategy="no")
     stack = trainer.model
     set_peft_model_state_dict(stack, get_peft_model_state_dict(stack), adapter_name="ref")
     batch = next(iter(trainer.get_train_dataloader()))

@@ -14,7 +14,7 @@ from conftest import assert_close
 from paths import TESTS
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from stacks import lmam, randomise
+from stacks import lmam, logits, randomise
 from transformers import AutoModelForSequenceClassification, ElectraConfig
 
 from lorada import LoradaConfig
@@ -89,11 +89,6 @@ def batch_of(name):
     tokens = batch["input_ids"].clamp(min=5)
     tokens[:, -1] = 2
     return {"input_ids": tokens}
-
-
-def logits(model, batch):
-    with torch.no_grad():
-        return model(**batch).logits
 
 
 def adapted(name, adapter):
