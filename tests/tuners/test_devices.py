@@ -44,13 +44,11 @@ def test_every_layer_holds_its_parts_where_it_is_itself(whole):
             assert parameter.device.type == ("meta" if there else "cpu"), name
 
 
-OWN = LoradaConfig(parts=[lmam(length=16, init_weights=False), bottleneck(layer_norm=True)])
-
-
 @pytest.fixture
 def saved(tmp_path):
     """An adapter of attached parts, and its model."""
-    model = get_peft_model(TINY["llama"](), OWN)
+    parts = [lmam(length=16, init_weights=False), bottleneck(layer_norm=True)]
+    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts))
     randomise(model)
     model.save_pretrained(tmp_path)
     return model.eval(), str(tmp_path)

@@ -5,7 +5,14 @@ import re
 import pytest
 from conftest import TINY
 from folders import refused as one_line
-from peft import AdaLoraConfig, IA3Config, LoraConfig, TrainableTokensConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    TrainableTokensConfig,
+    get_peft_model,
+)
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import DebertaV2Config
 
@@ -173,6 +180,14 @@ def test_an_empty_list_of_layers_of_peft_is_refused_in_a_stack(kind):
         (PrefixConfig, {"target_modules": ["mlp"]}, "mlp, which is not an attention module"),
         (GainConfig, {"target_modules": ["mlp"]},
          "matches model.layers.0.mlp, which is not a self-attention module whose heads can"),
+        *((BottleneckConfig, {"placement": placement, "target_modules": [name]}, message)
+          for placement, name, message in (
+            ("series", "mlp", "layers.0.mlp, which is not a linear layer within a transformer l"),
+            ("series", "lm_head", "lm_head, which is not a linear layer within a transformer l"),
+            ("pa_attn", "mlp", "which is not an attention .*this model has self_attn"),
+            ("houlsby", "self_attn",
+             "not an attention's output projection or an FFN .*has mlp, self_attn.o_proj"),
+            ("parallel", "wi", r"=\['wi'\] matched no module; this model has mlp.down_proj"))),
     ],
     ids=str,
 )  # fmt: skip
@@ -254,14 +269,20 @@ def test_heads_that_peft_itself_asks_for_need_not_be_there():
 @pytest.mark.parametrize(
     ("part", "message"),
     [
+        (PrefixTuningConfig(num_virtual_tokens=2), "PrefixTuningConfig cannot be a part"),
+        (LoradaConfig(parts=[KINDS["lmam"]()]), "LoradaConfig cannot be a part"),
+        ("lora", "not 'lora'"),
+        ({"peft_type": "NEWER"}, "peft_type='NEWER'"),
+        ({"peft_type": ["LORA"]}, r"peft_type=\['LORA'\] of a part is unknown"),
         ({"peft_type": "LORA", "alhpa": 3}, "unknown setting of LORA 'alhpa'; did you mean"),
         ({"peft_type": "LMAM", "lenght": 3}, "setting of LMAM 'lenght'; did you mean length"),
         ({"peft_type": "LORA", 5: 3}, "unknown setting of LORA '5'"),
-        ({"peft_type": ["LORA"]}, r"peft_type=\['LORA'\] of a part is unknown"),
     ],
-)  # fmt: skip
-def test_a_slip_in_the_dictionary_of_a_part_is_refused(part, message):
+    ids=str,
+)
+def test_what_cannot_be_a_part_is_refused(part, message):
     refused(message, lambda: LoradaConfig(parts=[part]))
+    refused("at least one part", lambda: LoradaConfig(parts=[]))
 
 
 def test_a_dictionary_with_settings_that_there_are_is_a_part():

@@ -112,22 +112,6 @@ def test_gates_reach_exact_zeros_and_the_report_counts_them(tmp_path):
     assert losses(run)[-1] < 0.9 * losses(run)[0]
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
-def test_weight_decay_leaves_the_gates_alone_but_not_the_matrices(tmp_path, optim):
-    gates, matrices = [], []
-    for decay in (0.0, 0.5):
-        # One step: B is 0 before it, so no gate has a gradient of the task.
-        run = trainer(
-            SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.0), max_steps=1, weight_decay=decay,
-            optim=optim,
-        )  # fmt: skip
-        run.train()
-        gates.append(torch.cat([layer.lora_gate["default"] for layer in layers(run.model)]))
-        matrices.append(layers(run.model)[0].lora_A["default"])
-    assert_close(gates[1], gates[0])
-    assert_close(matrices[1], matrices[0] * (1 - 1e-2 * 0.5))
-
-
 def test_threshold_acts_from_the_first_step_when_no_gate_has_a_gradient_yet(tmp_path):
     for scale, options in ((1.0, {}), (1e-2, {"times_learning_rate": True})):
         run = trainer(SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.2, **options), max_steps=1)
@@ -137,29 +121,17 @@ def test_threshold_acts_from_the_first_step_when_no_gate_has_a_gradient_yet(tmp_
             assert_close(layer.lora_gate["default"].detach(), soft_threshold(gate, 0.2 * scale))
 
 
-@pytest.mark.parametrize("batches", [1, 3], ids=["one-batch", "accumulated"])
-@pytest.mark.parametrize("clip", [0.0, 0.1], ids=["unclipped", "clipped"])
-def test_penalty_is_the_gradient_of_the_mean_of_all_gates_in_the_loss(tmp_path, batches, clip):
-    # B is 0, so that the gates have no gradient of the task, and the loss of one batch is at hand.
+def test_the_penalty_on_all_gates_is_added_once_to_accumulated_batches(tmp_path):
+    # B is 0, so that the gates have no gradient of the task.
     run = trainer(
         SoraConfig(rank=4, penalty=10.0), tmp_path, SoraCallback(xi=0.0), max_steps=1, optim="sgd",
-        learning_rate=1.0, max_grad_norm=clip, gradient_accumulation_steps=batches,
-        per_device_train_batch_size=12 // batches,
+        learning_rate=1.0, max_grad_norm=0.0, gradient_accumulation_steps=3,
     )  # fmt: skip
     gates = [layer.lora_gate["default"] for layer in layers(run.model)]
-    before = [p.detach().clone() for p in run.model.parameters() if p.requires_grad]
     start = torch.cat([gate.detach().clone() for gate in gates]).requires_grad_()
     (penalty,) = torch.autograd.grad(10.0 * start.abs().mean(), start)
     run.train()
-    moved = (start - torch.cat(gates)).detach()
-    if not clip:
-        assert_close(moved, penalty)
-        return
-    after = [p.detach() for p in run.model.parameters() if p.requires_grad]
-    steps = [(old - new).flatten() for old, new in zip(before, after, strict=True)]
-    assert torch.cat(steps).norm() == pytest.approx(clip, rel=1e-3)
-    assert_close(moved / moved.norm(), penalty / penalty.norm())
-    assert moved.norm() < 0.99 * clip  # the gradient of the task is in the same norm
+    assert_close((start - torch.cat(gates)).detach(), penalty)
 
 
 def test_a_penalty_is_scaled_as_the_loss_is_in_half_precision(tmp_path):

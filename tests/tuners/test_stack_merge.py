@@ -1,10 +1,9 @@
-"""What cannot be merged says so, what can is merged, AdaLoRA prunes, and bad values are refused."""
+"""What cannot be merged says so, what can is merged, and AdaLoRA prunes."""
 
 import pytest
 import torch
 from conftest import SIZES, TINY, _build, assert_close
-from folders import refused
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import (
     BESIDE,
@@ -13,7 +12,6 @@ from stacks import (
     STACKS,
     batch,
     config_of,
-    lmam,
     logits,
     lora,
     randomise,
@@ -164,25 +162,6 @@ def test_options_of_the_stack_hold_for_every_part():
     assert all(".layers.1." in name for name in names)
     inputs = batch("llama")
     assert not torch.allclose(logits(model, inputs), logits(TINY["llama"](), inputs), atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ([], "at least one part"),
-        (
-            [lmam(), PrefixTuningConfig(num_virtual_tokens=2)],
-            "PrefixTuningConfig cannot be a part",
-        ),
-        ([PromptTuningConfig(num_virtual_tokens=2)], "PromptTuningConfig cannot be a part"),
-        ([LoradaConfig(parts=[lmam()])], "LoradaConfig cannot be a part"),
-        ([{"peft_type": "NEWER"}], "peft_type='NEWER'"),
-        (["lora"], "not 'lora'"),
-    ],
-    ids=["none", "prefix", "prompt", "stack", "unknown", "string"],
-)
-def test_what_cannot_be_stacked_is_refused(parts, message):
-    refused(message, lambda: LoradaConfig(parts=parts))
 
 
 def test_two_parts_of_one_kind_on_different_modules_are_one_adapter(tmp_path):
