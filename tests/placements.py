@@ -256,6 +256,14 @@ def adapted(name: str, placement: str = "ffn", **options: Any) -> PeftModel:
     return model
 
 
+def fill(model: nn.Module) -> None:
+    """Give parameters values that depend on nothing but their order among those of the parts."""
+    generator = torch.Generator().manual_seed(0)
+    for key, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
+        if "default" in key.split("."):
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
 def parts_of(model: nn.Module) -> dict[str, BottleneckLayer]:
     base = model.get_base_model()
     return {key: m for key, m in base.named_modules() if isinstance(m, BottleneckLayer)}

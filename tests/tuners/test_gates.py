@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from conftest import assert_close
+from stacks import assert_same_gradients
 from torch import Tensor
 
 from lorada.tuners.quanta.gates import (
@@ -62,12 +63,7 @@ def test_fast_and_dense_agree_in_values_and_gradients(dims, batch):
     gates, width = random_gates(dims), math.prod(dims)
     x = torch.randn(*batch, width, dtype=torch.float64, requires_grad=True)
     fast, slow = apply_gates(x, gates, dims), x @ as_matrix_reference(gates, dims).T
-    assert_close(fast, slow)
-
-    weights = torch.randn_like(slow)
-    grads = [torch.autograd.grad((y * weights).sum(), [x, *gates]) for y in (fast, slow)]
-    for actual, expected in zip(*grads, strict=True):
-        assert_close(actual, expected)
+    assert_same_gradients(fast, slow, [x, *gates])
 
 
 @pytest.mark.parametrize("columns", [20, 24, 30])

@@ -5,9 +5,7 @@ import torch
 from conftest import TINY, VOCAB
 from folders import refused
 from peft import PeftModel, get_peft_model
-from stacks import bottleneck, lmam, logits, lora, randomise, training_stack
-
-from lorada import LoradaConfig
+from stacks import lmam, logits, randomise, training_stack
 
 BATCH = {"input_ids": torch.arange(5, 45).view(4, 10)}
 
@@ -33,11 +31,6 @@ def whole(name):
 BASES = {
     "hidden size": (training_stack, lambda: TINY["llama"](hidden_size=64, head_dim=8)),
     "heads": (lmam, lambda: TINY["llama"](num_attention_heads=8, head_dim=4)),
-    "heads of a stack": (
-        lambda: LoradaConfig(parts=[lora("llama"), lmam()]),
-        lambda: TINY["llama"](num_attention_heads=8, head_dim=4),
-    ),
-    "bottleneck": (bottleneck, lambda: TINY["llama"](hidden_size=64, head_dim=8)),
     "layers": (training_stack, lambda: TINY["llama"](num_hidden_layers=1)),
     "head of a resized vocabulary": (lambda: whole("lm_head"), lambda: resized(VOCAB + 8)),
     "embedding of a resized vocabulary": (

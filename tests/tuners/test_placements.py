@@ -17,6 +17,7 @@ from placements import (
     Twin,
     Twins,
     adapted,
+    fill,
     layers_of,
     made,
     of_linears,
@@ -189,10 +190,7 @@ def test_pfeiffers_adapter_reads_the_ffn_alone_whichever_part_came_first(name):
                   [beside, bottleneck(placement="pfeiffer")]):  # fmt: skip
         stack = LoradaConfig(parts=parts)
         model = get_peft_model(ARCHITECTURES[name](use_cache=False), stack).eval()
-        for key, parameter in sorted(model.named_parameters()):
-            if ".bneck" in key:
-                generator = torch.Generator().manual_seed(sum(map(ord, key)))
-                parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        fill(model)
         outputs.append(logits(model, **batch))
         # Both are at the end of mBART's layers, which is within their checkpoint.
         model.train()
