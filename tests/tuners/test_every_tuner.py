@@ -33,9 +33,6 @@ every_tuner = pytest.mark.parametrize("part", [*TUNERS, *FORMS])
 alone_and_stacked = pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
 
 
-every_model = pytest.mark.parametrize("name", ["llama", "roberta"])
-
-
 def config_of(part, stacked=False, name="llama", **options):
     """A small config of a tuner, beside LoRA on matrices that it may be on and beside a map."""
     tuner = part.partition("_")[0]
@@ -141,7 +138,7 @@ def test_adapters_are_switched_and_deleted(part):
 
 @pytest.mark.first
 @every_tuner
-@every_model
+@pytest.mark.parametrize("name", ["llama", "roberta"])
 def test_several_adapters_merge_to_their_sum_and_back_or_it_is_refused(part, name):
     model, inputs = adapted(part, name=name), batch(name)
     plain = logits(TINY[name](), inputs)

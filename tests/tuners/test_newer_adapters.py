@@ -48,12 +48,9 @@ def edited(saved, name, tmp_path, change):
     return tmp_path
 
 
-def from_the_future(data, version=NEWER, **fields):
-    data.update(lorada_version=version, **fields)
-
-
-def in_a_part(index, version=NEWER, **fields):
-    return lambda data: from_the_future(data["parts"][index], version, **fields)
+def from_the_future(data, version=NEWER, part=None, **fields):
+    """Let a config, or that of one of its parts, be of a newer version that has these fields."""
+    (data if part is None else data["parts"][part]).update(lorada_version=version, **fields)
 
 
 WAYS = {
@@ -61,27 +58,20 @@ WAYS = {
     "PeftConfig": PeftConfig.from_pretrained,
     "lorada": lambda folder: load_adapted(TINY["llama"](), folder),
 }
+# Saved adapter, what its config says, and the error.
 UNKNOWN = {
-    "map": ("LmamConfig", lambda data: from_the_future(data, twist=3), "LmamConfig .*twist=3"),
-    "stack": (
-        "LoradaConfig",
-        lambda data: from_the_future(data, order=[1]),
-        "LoradaConfig .*order",
-    ),
-    "map in a stack": ("LoradaConfig", in_a_part(1, twist=3), "LmamConfig .*twist=3"),
-    "value": (
-        "LmamConfig",
-        lambda data: from_the_future(data, align="middle"),
-        "align='middle' is not one of",
-    ),
+    "map": ("LmamConfig", {"twist": 3}, "LmamConfig .*twist=3"),
+    "stack": ("LoradaConfig", {"order": [1]}, "LoradaConfig .*order"),
+    "map in a stack": ("LoradaConfig", {"part": 1, "twist": 3}, "LmamConfig .*twist=3"),
+    "value": ("LmamConfig", {"align": "middle"}, "align='middle' is not one of"),
     "value in a stack": (
         "LoradaConfig",
-        in_a_part(2, placement="attn"),
+        {"part": 2, "placement": "attn"},
         "placement='attn' is not one of",
     ),
     "kind of part": (
         "LoradaConfig",
-        lambda data: from_the_future(data, parts=[{"peft_type": "WAVES"}]),
+        {"parts": [{"peft_type": "WAVES"}]},
         "peft_type='WAVES' of a part is unknown",
     ),
 }
@@ -91,9 +81,8 @@ UNKNOWN = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", UNKNOWN)
 def test_what_a_newer_version_added_is_refused_in_one_line(case, way, saved, tmp_path):
-    name, change, message = UNKNOWN[case]
-    folder = edited(saved, name, tmp_path, change)
-
+    name, fields, message = UNKNOWN[case]
+    folder = edited(saved, name, tmp_path, lambda data: from_the_future(data, **fields))
     ends = rf"saved by lorada {NEWER}, this is {__version__}: install a newer lorada"
     refused(f"{message}.*{ends}", lambda: WAYS[way](folder))
 

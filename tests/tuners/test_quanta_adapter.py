@@ -17,9 +17,6 @@ from lorada import QuantaConfig
 pytestmark = pytest.mark.fp64
 
 
-SEEDS = pytest.mark.parametrize("seed", [None, 7], ids=["saved start", "seed"])
-
-
 def moved(name: str = "llama", **options) -> PeftModel:
     """A tiny model whose gates have moved away from their start, in eval mode."""
     model = get_peft_model(ARCHITECTURES[name](), QuantaConfig(**options)).eval()
@@ -57,7 +54,7 @@ def test_file_without_its_start_is_refused_in_one_line(tmp_path):
     refused(said, lambda: PeftModel.from_pretrained(TINY["llama"](), tmp_path))
 
 
-@SEEDS
+@pytest.mark.parametrize("seed", [None, 7], ids=["saved start", "seed"])
 def test_names_in_the_file_are_plain_and_without_the_adapter_s(seed):
     keys = get_peft_model_state_dict(moved(seed=seed)).keys()
     place = "base_model.model.model.layers.0.self_attn.q_proj.lora_gates"

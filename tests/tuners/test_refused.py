@@ -136,20 +136,21 @@ def refused(message, make):
     assert not any(isinstance(module, BaseTunerLayer) for module in base.modules())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_layers_that_the_model_lacks_are_named(kind):
-    refused(r"layers_to_transform.*\[7\]", lambda: KINDS[kind](layers_to_transform=[7]))
+def stack_of(kind, where, **setting):
+    """A stack of one part, with a setting in the config of the part or in that of the stack."""
+    of_part, of_stack = (setting, {}) if where == "part" else ({}, setting)
+    return LoradaConfig(parts=[(KINDS | THEIRS)[kind](**of_part)], **of_stack)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *THEIRS])
 @pytest.mark.parametrize("where", ["part", "stack"])
-def test_layers_that_the_model_lacks_are_named_in_a_stack_with_what_it_has(kind, where):
-    make, layers = (KINDS | THEIRS)[kind], {"layers_to_transform": [7]}
-    of_part, of_stack = (layers, {}) if where == "part" else ({}, layers)
+def test_layers_that_the_model_lacks_are_named_and_in_a_stack_what_it_has(kind, where):
     refused(
         r"part 1 of 1 of the stack: .*layers_to_transform=\[7\] matched no module.*this model has",
-        lambda: LoradaConfig(parts=[make(**of_part)], **of_stack),
+        lambda: stack_of(kind, where, layers_to_transform=[7]),
     )
+    if kind in KINDS:
+        refused(r"layers_to_transform.*\[7\]", lambda: KINDS[kind](layers_to_transform=[7]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -252,14 +253,11 @@ def test_adalora_needs_the_number_of_steps(steps):
 @pytest.mark.parametrize("kind", [*KINDS, *THEIRS])
 @pytest.mark.parametrize("where", ["part", "stack"])
 def test_a_module_to_save_that_the_model_lacks_is_named(kind, where):
-    make, modules = (KINDS | THEIRS)[kind], {"modules_to_save": ["lm_haed"]}
-    of_part, of_stack = (modules, {}) if where == "part" else ({}, modules)
-    refused(
-        "unknown module in modules_to_save 'lm_haed'; did you mean lm_head",
-        lambda: LoradaConfig(parts=[make(**of_part)], **of_stack),
-    )
-    if kind in KINDS and where == "part":
-        refused("in modules_to_save 'lm_haed'", lambda: make(**modules))
+    modules = {"modules_to_save": ["lm_haed"]}
+    said = "unknown module in modules_to_save 'lm_haed'; did you mean lm_head"
+    refused(said, lambda: stack_of(kind, where, **modules))
+    if kind in KINDS:
+        refused("in modules_to_save 'lm_haed'", lambda: KINDS[kind](**modules))
 
 
 def test_heads_that_peft_itself_asks_for_need_not_be_there():

@@ -23,10 +23,8 @@ from lorada import LoradaConfig
 
 pytestmark = pytest.mark.fp64
 
-every_stack = pytest.mark.parametrize("stack", STACKS)
 
-
-@every_stack
+@pytest.mark.parametrize("stack", STACKS)
 def test_merging_a_map_or_bottleneck_is_refused_and_names_the_way(stack):
     inputs, model = batch("llama"), trained(stack, "llama")
     expected = logits(model, inputs)
