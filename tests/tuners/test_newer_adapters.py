@@ -1,6 +1,7 @@
 """Adapters from a newer version: an error in one line, or a warning where nothing is new."""
 
 import json
+import shutil
 import warnings
 
 import pytest
@@ -36,21 +37,14 @@ def saved(tmp_path_factory):
     return adapters
 
 
-def edited(saved, name, tmp_path, change):
-    """A copy of a saved adapter whose config a function has changed."""
-    folder, _ = saved[name]
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+def edited(saved, name, tmp_path, version=NEWER, part=None, **fields):
+    """A copy of a saved adapter; its config or that of a part is of a version and has fields."""
+    shutil.copytree(saved[name][0], tmp_path, dirs_exist_ok=True)
     path = tmp_path / "adapter_config.json"
     data = json.loads(path.read_text())
-    change(data)
+    (data if part is None else data["parts"][part]).update(lorada_version=version, **fields)
     path.write_text(json.dumps(data))
     return tmp_path
-
-
-def from_the_future(data, version=NEWER, part=None, **fields):
-    """Let a config, or that of one of its parts, be of a newer version that has these fields."""
-    (data if part is None else data["parts"][part]).update(lorada_version=version, **fields)
 
 
 WAYS = {
@@ -82,14 +76,14 @@ UNKNOWN = {
 @pytest.mark.parametrize("case", UNKNOWN)
 def test_what_a_newer_version_added_is_refused_in_one_line(case, way, saved, tmp_path):
     name, fields, message = UNKNOWN[case]
-    folder = edited(saved, name, tmp_path, lambda data: from_the_future(data, **fields))
+    folder = edited(saved, name, tmp_path, **fields)
     ends = rf"saved by lorada {NEWER}, this is {__version__}: install a newer lorada"
     refused(f"{message}.*{ends}", lambda: WAYS[way](folder))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_newer_adapter_without_anything_new_loads_with_a_warning(name, saved, tmp_path):
-    folder = edited(saved, name, tmp_path, from_the_future)
+    folder = edited(saved, name, tmp_path)
     with pytest.warns(UserWarning, match=f"saved by lorada {NEWER}, this is {__version__}"):
         loaded = PeftModel.from_pretrained(TINY["llama"](), folder)
     inputs = batch("llama")
@@ -106,7 +100,7 @@ def test_newer_adapter_without_anything_new_loads_with_a_warning(name, saved, tm
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("version", [__version__, "0.0.1", None], ids=["same", "older", "none"])
 def test_adapter_of_this_or_an_older_version_loads_in_silence(name, version, saved, tmp_path):
-    folder = edited(saved, name, tmp_path, lambda data: from_the_future(data, version))
+    folder = edited(saved, name, tmp_path, version)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*saved by lorada")
         PeftModel.from_pretrained(TINY["llama"](), folder)
@@ -114,12 +108,12 @@ def test_adapter_of_this_or_an_older_version_loads_in_silence(name, version, sav
 
 def test_unknown_field_without_a_newer_version_is_peft_s_warning(saved, tmp_path):
     # A newer PEFT adds fields to every config; PEFT's rule for them is to warn and go on.
-    folder = edited(saved, "LmamConfig", tmp_path, lambda data: data.update(of_peft=1))
+    folder = edited(saved, "LmamConfig", tmp_path, __version__, of_peft=1)
     with pytest.warns(UserWarning, match=r"Unexpected keyword arguments \['of_peft'\]"):
         PeftModel.from_pretrained(TINY["llama"](), folder)
 
 
 def test_version_that_is_none_is_an_error_in_one_line(saved, tmp_path):
-    folder = edited(saved, "LmamConfig", tmp_path, lambda data: from_the_future(data, "soon"))
+    folder = edited(saved, "LmamConfig", tmp_path, "soon")
     said = "lorada_version='soon' is not a version such as"
     refused(said, lambda: PeftModel.from_pretrained(TINY["llama"](), folder))
