@@ -20,12 +20,9 @@ pytestmark = pytest.mark.fp64
 HEADS = 4
 
 
-def trained(base, form="constant", *parts, behind=(), **options):
-    """A model with gains that have moved, behind other parts in a stack or before them."""
-    config = GainConfig(form=form, **options)
-    if parts or behind:
-        config = LoradaConfig(parts=[*parts, config, *behind])
-    model = get_peft_model(base, config).eval()
+def trained(base, form="constant"):
+    """A model with gains that have moved."""
+    model = get_peft_model(base, GainConfig(form=form)).eval()
     randomise(model)
     return model
 

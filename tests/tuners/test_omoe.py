@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import DECODER_SIZES, TINY, assert_close
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from stacks import HIDDEN, assert_same_gradients, batch, logits, randomise
 from torch import Tensor, nn
 
@@ -13,18 +13,10 @@ from lorada.tuners.omoe import orthogonalise, row_norms
 pytestmark = pytest.mark.fp64
 
 RANK, INNER = 2, DECODER_SIZES["intermediate_size"]
-FFN = {"llama": None, "roberta": ["intermediate.dense"]}
 
 
 def omoe(**options) -> OmoeConfig:
     return OmoeConfig(**{"rank": RANK, "alpha": 4, "dropout": 0.0, **options})
-
-
-def adapted(name: str = "llama", **options) -> PeftModel:
-    """A tiny model with experts whose weights have moved, in eval mode."""
-    model = get_peft_model(TINY[name](), omoe(target_modules=FFN[name], **options)).eval()
-    randomise(model)
-    return model
 
 
 def one_layer(**options) -> nn.Module:
@@ -122,7 +114,8 @@ def test_no_dense_weight_of_an_expert_is_formed(monkeypatch):
 
 
 def test_one_dora_expert_is_the_dora_of_peft():
-    model = adapted(experts=1)
+    model = get_peft_model(TINY["llama"](), omoe(experts=1)).eval()
+    randomise(model)
     config = LoraConfig(
         r=RANK, lora_alpha=4, use_dora=True, target_modules=["gate_proj", "up_proj", "down_proj"]
     )

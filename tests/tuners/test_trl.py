@@ -55,13 +55,12 @@ def sft(folder, output, **changes):
     )
 
 
-def dpo(folder, output, model=None, ref_model=None, **changes):
+def dpo(folder, output, model=None, **changes):
     rows = [
         {"prompt": r["prompt"], "chosen": r["response"], "rejected": " 99 of them"} for r in ROWS
     ]
     return trl.DPOTrainer(
         model or base(folder),
-        ref_model,
         args=trl.DPOConfig(output_dir=str(output), **{**SETTINGS, **changes}),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(folder),
