@@ -5,7 +5,7 @@ import torch
 from architectures import ARCHITECTURES
 from conftest import TINY
 from folders import refused
-from peft import LNTuningConfig, LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from stacks import QUERY, VALUE, batch, bottleneck, ia3, lmam, logits, lora, randomise
 from torch import nn
@@ -26,22 +26,12 @@ class Odd(nn.Module):
         return self.second(self.first(input_ids.float()))
 
 
-LLAMA_HAS = "this model has self_attn.q_proj, .*mlp.down_proj, lm_head"
 MISFITS = {
     "lora after a map": (
         "llama",
         lambda: [lmam(), LoraConfig(r=2, target_modules=["nope"])],
-        rf"LoraConfig, part 2 of 2 of the stack: target_modules=\['nope'\] matched .*{LLAMA_HAS}",
-    ),
-    "norms after a map": (
-        "llama",
-        lambda: [lmam(), LNTuningConfig(target_modules=["nope"])],
-        rf"LNTuningConfig, part 2 of 2 .*{LLAMA_HAS}",
-    ),
-    "layer out of range": (
-        "llama",
-        lambda: [lora("llama"), lmam(layers_to_transform=[7])],
-        r"LmamConfig, part 2 of 2 .*layers_to_transform=\[7\] .*this model has self_attn",
+        r"LoraConfig, part 2 of 2 of the stack: target_modules=\['nope'\] matched .*"
+        "this model has self_attn.q_proj, .*mlp.down_proj, lm_head",
     ),
     "map after lora and ia3": (
         "bert",
