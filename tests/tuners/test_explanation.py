@@ -140,7 +140,6 @@ def plain(key):
 
 
 def test_each_part_alone_is_a_model_with_that_part_alone():
-    """The same weights, one part at a time."""
     model = stack("llama", LmamConfig(**MAP), lora(), BottleneckConfig(rank=2, init_weights=False))
     found = explain(model, {"input_ids": IDS})
     assert found.parts == ["LoRA", "map", "bottleneck"]
