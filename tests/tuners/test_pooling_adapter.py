@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import SIZES, _build, assert_close
+from conftest import SIZES, assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import small
@@ -16,8 +16,6 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    BertConfig,
-    BertForSequenceClassification,
 )
 
 from lorada import METHODS, LmamConfig, LoradaConfig, build_method
@@ -312,7 +310,7 @@ def test_a_known_type_without_a_head_for_texts_is_refused(name, auto):
 
 
 def test_another_head_by_the_same_name_is_refused():
-    model = _build(BertForSequenceClassification, BertConfig, SIZES, num_labels=3)
+    model = headed("bert")
     model.classifier = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3))
     with pytest.raises(ValueError, match="has no head"):
         attach(model, "mean")
