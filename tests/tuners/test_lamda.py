@@ -188,9 +188,6 @@ def test_every_way_to_name_targets_can_have_ranks_by_energy(targets):
         assert min(ranks) == 2
 
 
-# Saving, loading, merging.
-
-
 # Training.
 
 
