@@ -278,7 +278,7 @@ def test_heads_that_peft_itself_asks_for_need_not_be_there():
         ({"peft_type": "LMAM", "lenght": 3}, "setting of LMAM 'lenght'; did you mean length"),
         ({"peft_type": "LORA", 5: 3}, "unknown setting of LORA '5'"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_a_part_is_refused(part, message):
     refused(message, lambda: LoradaConfig(parts=[part]))
     refused("at least one part", lambda: LoradaConfig(parts=[]))
