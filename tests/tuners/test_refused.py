@@ -114,6 +114,7 @@ def test_a_bad_value_is_one_line_that_shows_it(make, options, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: LoradaConfig(parts=[]), "at least one part"),
         (lambda: OmoeConfig(experts=1, routing="top2"), "routing='top2' needs two experts or more"),
         (lambda: LamdaConfig(rank_pattern={"q_proj": 0}), "gives q_proj the rank 0: it must be"),
         (lambda: SoraConfig(rank_pattern={"q_proj": -1}), "gives q_proj the rank -1: it must be"),
@@ -280,8 +281,7 @@ def test_heads_that_peft_itself_asks_for_need_not_be_there():
     ],
 )
 def test_what_cannot_be_a_part_is_refused(part, message):
-    refused(message, lambda: LoradaConfig(parts=[part]))
-    refused("at least one part", lambda: LoradaConfig(parts=[]))
+    one_line(message, lambda: LoradaConfig(parts=[part]))
 
 
 def test_a_dictionary_with_settings_that_there_are_is_a_part():

@@ -105,9 +105,10 @@ def test_gates_reach_exact_zeros_and_the_report_counts_them(tmp_path):
     assert losses(run)[-1] < 0.9 * losses(run)[0]
 
 
-def test_threshold_acts_from_the_first_step_when_no_gate_has_a_gradient_yet(tmp_path):
+def test_the_first_step_thresholds_gates_without_a_gradient_and_decays_none(tmp_path):
+    settings = {"max_steps": 1, "weight_decay": 0.5, "optim": "adamw_torch"}
     for scale, options in ((1.0, {}), (1e-2, {"times_learning_rate": True})):
-        run = trainer(SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.2, **options), max_steps=1)
+        run = trainer(SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.2, **options), **settings)
         before = [layer.lora_gate["default"].detach().clone() for layer in layers(run.model)]
         run.train()
         for gate, layer in zip(before, layers(run.model), strict=True):
