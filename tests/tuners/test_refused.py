@@ -105,6 +105,7 @@ BAD_VALUES = [
 ]  # fmt: skip
 
 
+@pytest.mark.first
 @pytest.mark.parametrize(("make", "options", "message"), BAD_VALUES, ids=str)
 def test_a_bad_value_is_one_line_that_shows_it(make, options, message):
     name, value = next(iter(options.items()))
@@ -170,6 +171,7 @@ def test_an_empty_list_of_layers_of_peft_is_refused_in_a_stack(kind):
     )
 
 
+@pytest.mark.first
 @alone_and_stacked
 @pytest.mark.parametrize(
     ("config", "options", "message"),
@@ -267,6 +269,7 @@ def test_heads_that_peft_itself_asks_for_need_not_be_there():
     assert placed.peft_config["default"].modules_to_save == ["classifier", "score"]
 
 
+@pytest.mark.first
 @pytest.mark.parametrize(
     ("part", "message"),
     [
