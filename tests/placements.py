@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from architectures import ARCHITECTURES
@@ -242,7 +241,6 @@ CASES = [
     *((name, placement) for name in ("roberta", "deberta_v2", "bart", "mbart")
       for placement in ON_LAYERS),
 ]  # fmt: skip
-cases = pytest.mark.parametrize(("name", "placement"), CASES, ids=lambda value: value)
 
 
 def made(name: str, **options: Any) -> nn.Module:
@@ -256,6 +254,14 @@ def adapted(name: str, placement: str = "ffn", **options: Any) -> PeftModel:
     model = get_peft_model(made(name), bottleneck(placement=placement, **options)).eval()
     randomise(model)
     return model
+
+
+def fill(model: nn.Module) -> None:
+    """Give parameters values that depend on nothing but their order among those of the parts."""
+    generator = torch.Generator().manual_seed(0)
+    for key, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
+        if "default" in key.split("."):
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
 def parts_of(model: nn.Module) -> dict[str, BottleneckLayer]:

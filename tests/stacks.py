@@ -1,7 +1,7 @@
 """The stacks that the tests of ``LoradaConfig`` run through, and what each of them trains."""
 
 import torch
-from conftest import TINY
+from conftest import TINY, assert_close
 from peft import (
     AdaLoraConfig,
     IA3Config,
@@ -118,6 +118,32 @@ def batch(name: str) -> dict[str, Tensor]:
 def logits(model: nn.Module, inputs: dict[str, Tensor], **kwargs) -> Tensor:
     with torch.no_grad():
         return model(**inputs, **kwargs).logits
+
+
+def assert_same_gradients(
+    found: Tensor,
+    expected: Tensor,
+    leaves: list[Tensor],
+    copies: list[Tensor] | None = None,
+    least: float | None = None,
+) -> None:
+    """Two forms of one computation have the same values and gradients.
+
+    Args:
+        found: what one form gives.
+        expected: what the other gives.
+        leaves: what both read.
+        copies: what the other form reads instead, if those are copies.
+        least: what the largest number of each gradient must be above.
+    """
+    assert_close(found, expected)
+    pull = torch.randn_like(expected)
+    actual = torch.autograd.grad(found, leaves, pull)
+    for one, other in zip(
+        actual, torch.autograd.grad(expected, copies or leaves, pull), strict=True
+    ):
+        assert least is None or other.abs().max() > least
+        assert_close(one, other)
 
 
 def training_stack(**options) -> LoradaConfig:

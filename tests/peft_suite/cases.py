@@ -58,15 +58,8 @@ def configs(task: str) -> list[Case]:
 
 # Config classes and what they must be given, for the tests of configs alone.
 CONFIG_CLASSES: list[Case] = [
-    (LmamConfig, {}),
-    (BottleneckConfig, {}),
-    (PrefixConfig, {}),
-    (QuantaConfig, {}),
-    (SoraConfig, {}),
-    (LamdaConfig, {}),
-    (OmoeConfig, {}),
-    (GainConfig, {}),
-    (LoradaConfig, {"parts": [LMAM, LORA, BOTTLENECK]}),
+    (config, {"parts": [LMAM, LORA, BOTTLENECK]} if config is LoradaConfig else {})
+    for config in dict.fromkeys(config for config, _ in configs("CAUSAL_LM"))
 ]
 
 
@@ -77,44 +70,25 @@ def on(part: dict[str, Any], *targets: str, **options: Any) -> dict[str, Any]:
 
 IA3 = {"peft_type": "IA3", "feedforward_modules": []}
 
+
+def stack(name: str, model: str, *parts: dict[str, Any], **options: Any) -> tuple:
+    """A case of a stack on a custom model."""
+    return name, model, LoradaConfig, {"parts": list(parts), **options}
+
+
 # A custom model has no attention that dispatches and no FFN, so no map and no bottleneck.
 CUSTOM = [
-    ("LoRA in a stack", "MLP", LoradaConfig, {"parts": [on(LORA, "lin0")]}),
-    ("DoRA in a stack", "MLP", LoradaConfig, {"parts": [on(LORA, "lin0", use_dora=True)]}),
-    (
-        "LoRA in a stack, head saved",
-        "MLP",
-        LoradaConfig,
-        {"parts": [on(LORA, "lin0")], "modules_to_save": ["lin1"]},
-    ),
-    (
-        "LoRA beside IA3",
-        "MLP",
-        LoradaConfig,
-        {"parts": [on(LORA, "lin0"), on(IA3, "lin1")]},
-    ),
-    (
-        "GraLoRA around LoRA",
-        "MLP",
-        LoradaConfig,
-        {"parts": [on(LORA, "lin0"), on(GRALORA, "lin0")]},
-    ),
-    (
-        "IA3 around LoRA",
-        "MLP",
-        LoradaConfig,
-        {"parts": [on(LORA, "lin0"), on(IA3, "lin0")]},
-    ),
-    ("LoRA in a stack", "EmbConv1D", LoradaConfig, {"parts": [on(LORA, "emb", "conv1d")]}),
-    ("LoRA in a stack", "Conv2d", LoradaConfig, {"parts": [on(LORA, "conv2d", "lin0")]}),
+    stack("LoRA in a stack", "MLP", on(LORA, "lin0")),
+    stack("DoRA in a stack", "MLP", on(LORA, "lin0", use_dora=True)),
+    stack("LoRA in a stack, head saved", "MLP", on(LORA, "lin0"), modules_to_save=["lin1"]),
+    stack("LoRA beside IA3", "MLP", on(LORA, "lin0"), on(IA3, "lin1")),
+    stack("GraLoRA around LoRA", "MLP", on(LORA, "lin0"), on(GRALORA, "lin0")),
+    stack("IA3 around LoRA", "MLP", on(LORA, "lin0"), on(IA3, "lin0")),
+    stack("LoRA in a stack", "EmbConv1D", on(LORA, "emb", "conv1d")),
+    stack("LoRA in a stack", "Conv2d", on(LORA, "conv2d", "lin0")),
     ("QuanTA", "MLP", QuantaConfig, {"target_modules": ["lin0", "lin1"]}),
     ("QuanTA", "EmbConv1D", QuantaConfig, {"target_modules": ["lin0"]}),
-    (
-        "QuanTA around LoRA",
-        "MLP",
-        LoradaConfig,
-        {"parts": [on(LORA, "lin0"), on(QUANTA, "lin0")]},
-    ),
+    stack("QuanTA around LoRA", "MLP", on(LORA, "lin0"), on(QUANTA, "lin0")),
     # With a larger term, PEFT's learning rate of 0.5 ends in NaN.
     ("SoRA", "MLP", SoraConfig, {"rank": 4, "alpha": 1.0, "target_modules": ["lin0"]}),
     ("LaMDA", "MLP", LamdaConfig, {"rank": 2, "target_modules": ["lin0", "lin1"]}),

@@ -140,7 +140,6 @@ def plain(key):
 
 
 def test_each_part_alone_is_a_model_with_that_part_alone():
-    """The same weights, one part at a time."""
     model = stack("llama", LmamConfig(**MAP), lora(), BottleneckConfig(rank=2, init_weights=False))
     found = explain(model, {"input_ids": IDS})
     assert found.parts == ["LoRA", "map", "bottleneck"]
@@ -167,28 +166,21 @@ def test_each_part_alone_is_a_model_with_that_part_alone():
     assert set(found.change) == {"all", *parts}
 
 
-def classifier(*parts):
-    """A tiny classifier; its trained head has other weights than the one that it replaces."""
-    base = BertForSequenceClassification(TINY["bert"](attn_implementation="eager").config)
-    config = LoradaConfig(parts=list(parts), modules_to_save=["classifier"])
-    model = get_peft_model(base, config).eval()
-    head = model.base_model.model.classifier.modules_to_save["default"]
-    torch.nn.init.normal_(head.weight)
-    return model
-
-
 @pytest.mark.parametrize("several", [False, True])
 def test_a_trained_head_is_counted_for_itself(several):
     parts = [lora("bert"), LmamConfig(**MAP)] if several else [lora("bert")]
-    model = classifier(*parts)
+    base = BertForSequenceClassification(TINY["bert"](attn_implementation="eager").config)
+    config = LoradaConfig(parts=parts, modules_to_save=["classifier"])
+    model = get_peft_model(base, config).eval()
+    head = base.classifier.modules_to_save["default"]
+    torch.nn.init.normal_(head.weight)  # other weights than those that it replaces
     found = explain(model, {"input_ids": IDS})
     assert found.head == "head"
     assert found.parts == ["LoRA", "map"][: len(parts)]
-    base = model.base_model.model
     with torch.no_grad(), model.disable_adapter():
         pooled = base.bert(IDS).pooler_output
         untrained = model(IDS).logits.softmax(-1)
-    trained = base.classifier.modules_to_save["default"](pooled).softmax(-1)
+    trained = head(pooled).softmax(-1)
     assert_close(found.probabilities["head"], trained)
     assert_close(found.probabilities["without"], untrained)
     assert not torch.allclose(trained, untrained, atol=1e-3)

@@ -21,7 +21,6 @@ import transformers
 from paths import TESTS
 from peft import LoraConfig
 
-HERE = TESTS
 SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -153,11 +152,11 @@ def run_suite(folder: Path) -> list[Outcome]:
         "LORADA_SUITE_MODELS": "models",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(
-            [str(HERE / "peft_suite"), *filter(None, [os.environ.get("PYTHONPATH")])]
+            [str(TESTS / "peft_suite"), *filter(None, [os.environ.get("PYTHONPATH")])]
         ),
     }
     done = subprocess.run(
-        [*command, str(HERE / "peft_suite" / "more_tests.py")],
+        [*command, str(TESTS / "peft_suite" / "more_tests.py")],
         cwd=root, env=environment, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode in (0, 1), done.stdout[-3000:] + done.stderr[-3000:]

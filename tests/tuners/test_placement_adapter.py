@@ -7,7 +7,7 @@ import torch
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import assert_close
 from peft import LoraConfig, PeftModel, get_peft_model
-from placements import CASES, adapted, parts_of
+from placements import CASES, adapted, fill, parts_of
 from stacks import bottleneck, lmam, randomise
 from torch import Tensor, nn
 
@@ -138,14 +138,6 @@ MET = {
     "gpt2": ["mlp.c_proj"],
     "t5": ["wo"],
 }
-
-
-def fill(model: nn.Module, adapters: tuple[str, ...] = ("default",)) -> None:
-    """Give parameters values that depend on nothing but their order among those of the parts."""
-    generator = torch.Generator().manual_seed(0)
-    for key, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
-        if any(name in key.split(".") for name in adapters):
-            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
 @every_case

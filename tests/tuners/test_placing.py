@@ -4,7 +4,8 @@ import pytest
 import torch
 from architectures import ARCHITECTURES
 from conftest import TINY
-from peft import LNTuningConfig, LoraConfig, get_peft_model
+from folders import refused
+from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from stacks import QUERY, VALUE, batch, bottleneck, ia3, lmam, logits, lora, randomise
 from torch import nn
@@ -25,36 +26,12 @@ class Odd(nn.Module):
         return self.second(self.first(input_ids.float()))
 
 
-def nowhere(**options) -> LoraConfig:
-    return LoraConfig(r=2, target_modules=["nope"], **options)
-
-
-LLAMA_HAS = "this model has self_attn.q_proj, .*mlp.down_proj, lm_head"
 MISFITS = {
     "lora after a map": (
         "llama",
-        lambda: [lmam(), nowhere()],
-        rf"LoraConfig, part 2 of 2 of the stack: target_modules=\['nope'\] matched .*{LLAMA_HAS}",
-    ),
-    "lora before a map": (
-        "llama",
-        lambda: [nowhere(), lmam()],
-        rf"LoraConfig, part 1 of 2 .*{LLAMA_HAS}",
-    ),
-    "third of three": (
-        "llama",
-        lambda: [lora("llama"), bottleneck(), nowhere()],
-        rf"LoraConfig, part 3 of 3 .*{LLAMA_HAS}",
-    ),
-    "norms after a map": (
-        "llama",
-        lambda: [lmam(), LNTuningConfig(target_modules=["nope"])],
-        rf"LNTuningConfig, part 2 of 2 .*{LLAMA_HAS}",
-    ),
-    "layer out of range": (
-        "llama",
-        lambda: [lora("llama"), lmam(layers_to_transform=[7])],
-        r"LmamConfig, part 2 of 2 .*layers_to_transform=\[7\] .*this model has self_attn",
+        lambda: [lmam(), LoraConfig(r=2, target_modules=["nope"])],
+        r"LoraConfig, part 2 of 2 of the stack: target_modules=\['nope'\] matched .*"
+        "this model has self_attn.q_proj, .*mlp.down_proj, lm_head",
     ),
     "map after lora and ia3": (
         "bert",
@@ -70,11 +47,6 @@ MISFITS = {
         "llama",
         lambda: [lora("llama"), lmam(target_modules=r".*\.(self_attn|mlp)")],
         "LmamConfig, part 2 of 2 .*mlp, which is not a self-attention .*this model has self_attn",
-    ),
-    "bottleneck without an FFN": (
-        "odd",
-        lambda: [LoraConfig(r=2, target_modules=["first"]), bottleneck()],
-        "BottleneckConfig, part 2 .*does not know the FFN of Odd",
     ),
     "map without attention": (
         "odd",
@@ -112,10 +84,7 @@ def test_stack_with_a_part_that_does_not_fit_leaves_no_half_of_it(case):
     name, parts, message = MISFITS[case]
     base = build(name)
     before = state(base)
-
-    with pytest.raises(ValueError, match=message) as error:
-        get_peft_model(base, LoradaConfig(parts=parts()))
-    assert "\n" not in str(error.value)
+    refused(message, lambda: get_peft_model(base, LoradaConfig(parts=parts())))
     assert state(base) == before
     assert not any(isinstance(module, BaseTunerLayer) for module in base.modules())
 
@@ -147,9 +116,8 @@ def test_adapter_that_does_not_fit_leaves_those_that_are_there_as_they_were(case
 def test_half_a_stack_leaves_no_hooks_on_other_architectures(name):
     base = ARCHITECTURES[name]()
     before = state(base)
-    with pytest.raises(ValueError, match=r"part 2 of 2 .*layers_to_transform"):
-        get_peft_model(base, LoradaConfig(parts=[lmam(), bottleneck(layers_to_transform=[7])]))
-    assert state(base) == before
-    with pytest.raises(ValueError, match=r"part 2 of 2 .*layers_to_transform"):
-        get_peft_model(base, LoradaConfig(parts=[bottleneck(), lmam(layers_to_transform=[7])]))
-    assert state(base) == before
+    for first, second in ((lmam, bottleneck), (bottleneck, lmam)):
+        stack = LoradaConfig(parts=[first(), second(layers_to_transform=[7])])
+        with pytest.raises(ValueError, match=r"part 2 of 2 .*layers_to_transform"):
+            get_peft_model(base, stack)
+        assert state(base) == before

@@ -4,20 +4,18 @@ import copy
 
 import pytest
 import torch
-from conftest import SIZES, _build, assert_close
+from conftest import SIZES, assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import small
 from peft import LoraConfig, PeftModel, get_peft_model
-from stacks import randomise
+from stacks import logits, randomise
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    BertConfig,
-    BertForSequenceClassification,
 )
 
 from lorada import METHODS, LmamConfig, LoradaConfig, build_method
@@ -82,11 +80,6 @@ def expected(model, inputs, pooling):
 def stacked(base, pooling, *parts, **options):
     parts = [*parts, PoolingConfig(pooling=pooling)]
     return get_peft_model(base, LoradaConfig(parts=parts, **options)).eval()
-
-
-def logits(model, inputs, **more):
-    with torch.no_grad():
-        return model(**inputs, **more).logits
 
 
 # The value and its gradients.
@@ -317,7 +310,7 @@ def test_a_known_type_without_a_head_for_texts_is_refused(name, auto):
 
 
 def test_another_head_by_the_same_name_is_refused():
-    model = _build(BertForSequenceClassification, BertConfig, SIZES, num_labels=3)
+    model = headed("bert")
     model.classifier = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3))
     with pytest.raises(ValueError, match="has no head"):
         attach(model, "mean")

@@ -4,10 +4,12 @@ import re
 
 import pytest
 from conftest import TINY
+from folders import refused as one_line
 from peft import (
     AdaLoraConfig,
     IA3Config,
     LoraConfig,
+    PrefixTuningConfig,
     TrainableTokensConfig,
     get_peft_model,
 )
@@ -26,6 +28,8 @@ from lorada import (
     SoraConfig,
     build_method,
 )
+from lorada.methods.callbacks.lamda import LamdaCallback
+from lorada.methods.callbacks.sora import SoraCallback
 from lorada.tuners.pooling import PoolingConfig
 
 QUERY = {"target_modules": ["q_proj"]}
@@ -45,6 +49,7 @@ THEIRS = {
 }
 
 
+alone_and_stacked = pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
 COUNT, NUMBER = "must be a whole number above 0", "must be a number above 0"
 BAD_VALUES = [
     *((PrefixConfig, {"length": value}, COUNT) for value in (0, -1, 1.5, True, "3", None)),
@@ -58,6 +63,15 @@ BAD_VALUES = [
     (LmamConfig, {"ablation": "N"}, "is not one of None, 'no_negative'"),
     (LmamConfig, {"positions": "slot"}, "is not one of 'token', 'raw'"),
     (LmamConfig, {"init": "ones"}, "is not one of 'zero', 'zero_left', 'normal'"),
+    (LmamConfig, {"form": "random"}, "is not one of 'position', 'distance'"),
+    (LmamConfig, {"taps": 4, "form": "distance"}, "must be odd: use 5"),
+    (LmamConfig, {"taps": 0, "form": "distance"}, COUNT),
+    (LmamConfig, {"taps": 5}, "has no meaning for form='position': leave it out, or use form='dis"),
+    *((LmamConfig, {name: value, "form": "distance"}, "has no meaning for form='distance'")
+      for name, value in (("rank", 3), ("length", 64), ("align", "end"), ("positions", "raw"),
+                          ("init", "normal"), ("ablation", "softmax"), ("min_rows", 2))),
+    (LmamConfig, {"min_rows": -1}, COUNT),
+    (LmamConfig, {"min_rows": 2, "ablation": "softmax"}, "has no meaning for ablation='softma"),
     (BottleneckConfig, {"rank": 0}, COUNT),
     (BottleneckConfig, {"scale": -1.0}, NUMBER),
     (BottleneckConfig, {"dropout": 1.0}, r"must lie in \[0, 1\)"),
@@ -71,6 +85,7 @@ BAD_VALUES = [
     (LamdaConfig, {"scale": 0.0}, NUMBER),
     (LamdaConfig, {"init": "svd"}, "is not one of 'spectral', 'released'"),
     (LamdaConfig, {"ranks": "flat"}, "is not one of 'uniform', 'energy'"),
+    (LamdaCallback, {"eta": 0.0}, r"must lie in \(0, 1\]"),
     (OmoeConfig, {"experts": 0}, COUNT),
     (OmoeConfig, {"rank": 1.5}, COUNT),
     (OmoeConfig, {"alpha": -1}, NUMBER),
@@ -85,55 +100,59 @@ BAD_VALUES = [
     (SoraConfig, {"alpha": -1.0}, NUMBER),
     (SoraConfig, {"dropout": 1.0}, "must lie in"),
     *((SoraConfig, {"penalty": value}, "must be a number from 0 on") for value in (-1.0, True)),
+    (SoraCallback, {"xi": -0.1}, "must be a number from 0 on"),
+    (SoraCallback, {"threshold": "hard"}, "is not one of 'soft', 'rel"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("config", "options", "message"), BAD_VALUES, ids=str)
-def test_a_bad_value_is_one_line_that_shows_it(config, options, message):
+@pytest.mark.first
+@pytest.mark.parametrize(("make", "options", "message"), BAD_VALUES, ids=str)
+def test_a_bad_value_is_one_line_that_shows_it(make, options, message):
     name, value = next(iter(options.items()))
-    with pytest.raises(ValueError, match=f"^{re.escape(f'{name}={value!r}')} {message}") as error:
-        config(**options)
-    assert "\n" not in str(error.value)
+    one_line(f"^{re.escape(f'{name}={value!r}')} {message}", lambda: make(**options))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: LoradaConfig(parts=[]), "at least one part"),
         (lambda: OmoeConfig(experts=1, routing="top2"), "routing='top2' needs two experts or more"),
         (lambda: LamdaConfig(rank_pattern={"q_proj": 0}), "gives q_proj the rank 0: it must be"),
         (lambda: SoraConfig(rank_pattern={"q_proj": -1}), "gives q_proj the rank -1: it must be"),
+        (
+            lambda: LmamConfig(rows_by_position=[1, 2]),
+            "^rows_by_position has 2 positions and the map 128",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_one_line(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+    one_line(message, make)
 
 
 def refused(message, make):
     """Placing what ``make`` gives is one line that matches, and leaves the model as it was."""
     base = TINY["llama"]()
     before = list(base.state_dict())
-    with pytest.raises(ValueError, match=message) as error:
-        get_peft_model(base, make())
-    assert "\n" not in str(error.value)
+    one_line(message, lambda: get_peft_model(base, make()))
     assert list(base.state_dict()) == before
     assert not any(isinstance(module, BaseTunerLayer) for module in base.modules())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_layers_that_the_model_lacks_are_named(kind):
-    refused(r"layers_to_transform.*\[7\]", lambda: KINDS[kind](layers_to_transform=[7]))
+def stack_of(kind, where, **setting):
+    """A stack of one part, with a setting in the config of the part or in that of the stack."""
+    of_part, of_stack = (setting, {}) if where == "part" else ({}, setting)
+    return LoradaConfig(parts=[(KINDS | THEIRS)[kind](**of_part)], **of_stack)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *THEIRS])
 @pytest.mark.parametrize("where", ["part", "stack"])
-def test_layers_that_the_model_lacks_are_named_in_a_stack_with_what_it_has(kind, where):
-    make, layers = (KINDS | THEIRS)[kind], {"layers_to_transform": [7]}
-    of_part, of_stack = (layers, {}) if where == "part" else ({}, layers)
+def test_layers_that_the_model_lacks_are_named_and_in_a_stack_what_it_has(kind, where):
     refused(
         r"part 1 of 1 of the stack: .*layers_to_transform=\[7\] matched no module.*this model has",
-        lambda: LoradaConfig(parts=[make(**of_part)], **of_stack),
+        lambda: stack_of(kind, where, layers_to_transform=[7]),
     )
+    if kind in KINDS:
+        refused(r"layers_to_transform.*\[7\]", lambda: KINDS[kind](layers_to_transform=[7]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,7 +171,38 @@ def test_an_empty_list_of_layers_of_peft_is_refused_in_a_stack(kind):
     )
 
 
-@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
+@pytest.mark.first
+@alone_and_stacked
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (QuantaConfig, {"dims": [4, 4]}, "dims=4-4 multiply to 16.*32 inputs and 32 outputs"),
+        (QuantaConfig, {"dims": [8, 6], "target_modules": ["up_proj", "lm_head"]},
+         "to 48, but lm_head has 32 inputs and 96 outputs: choose"),
+        (QuantaConfig, {"target_modules": ["embed_tokens"]}, "embed_tokens, which is Embedding"),
+        (LamdaConfig, {"rank": 20}, "rank=20 is more than a weight of 16 × 32 has: choose 16 or"),
+        (PrefixConfig, {"target_modules": ["mlp"]}, "mlp, which is not an attention module"),
+        (GainConfig, {"target_modules": ["mlp"]},
+         "matches model.layers.0.mlp, which is not a self-attention module whose heads can"),
+        (BottleneckConfig, {"placement": "series", "target_modules": ["mlp"]},
+         "matches model.layers.0.mlp, which is not a linear layer within a transformer layer"),
+        (BottleneckConfig, {"placement": "series", "target_modules": ["lm_head"]},
+         "matches lm_head, which is not a linear layer within a transformer layer"),
+        (BottleneckConfig, {"placement": "pa_attn", "target_modules": ["mlp"]},
+         "matches model.layers.0.mlp, which is not an attention .*this model has self_attn"),
+        (BottleneckConfig, {"placement": "houlsby", "target_modules": ["self_attn"]},
+         "not an attention's output projection or an FFN .*has mlp, self_attn.o_proj"),
+        (BottleneckConfig, {"placement": "parallel", "target_modules": ["wi"]},
+         r"target_modules=\['wi'\] matched no module; this model has mlp.down_proj"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_value_that_does_not_fit_the_model_is_refused(config, options, message, stacked):
+    part = config(**options)
+    refused(message, lambda: LoradaConfig(parts=[part]) if stacked else part)
+
+
+@alone_and_stacked
 def test_a_prefix_as_long_as_the_context_is_refused(stacked):
     context = TINY["llama"]().config.max_position_embeddings
 
@@ -175,10 +225,6 @@ def test_two_parts_of_a_kind_cannot_have_the_same_modules(kind):
     )
 
 
-def saves(module, outside):
-    return IA3Config(target_modules=[outside], feedforward_modules=[], modules_to_save=[module])
-
-
 @pytest.mark.parametrize("turned", [False, True], ids=["in order", "turned"])
 @pytest.mark.parametrize(
     ("part", "module", "inner", "outside"),
@@ -191,7 +237,8 @@ def saves(module, outside):
 def test_a_part_cannot_be_in_a_module_that_another_trains_whole(
     part, module, inner, outside, turned
 ):
-    parts = [part(), saves(module, outside)]
+    whole = {"target_modules": [outside], "feedforward_modules": [], "modules_to_save": [module]}
+    parts = [part(), IA3Config(**whole)]
     refused(
         rf"modules_to_save trains model\.layers\.0\.{module} whole, where .* has {inner}: leave",
         lambda: LoradaConfig(parts=parts[::-1] if turned else parts),
@@ -209,14 +256,11 @@ def test_adalora_needs_the_number_of_steps(steps):
 @pytest.mark.parametrize("kind", [*KINDS, *THEIRS])
 @pytest.mark.parametrize("where", ["part", "stack"])
 def test_a_module_to_save_that_the_model_lacks_is_named(kind, where):
-    make, modules = (KINDS | THEIRS)[kind], {"modules_to_save": ["lm_haed"]}
-    of_part, of_stack = (modules, {}) if where == "part" else ({}, modules)
-    refused(
-        "unknown module in modules_to_save 'lm_haed'; did you mean lm_head",
-        lambda: LoradaConfig(parts=[make(**of_part)], **of_stack),
-    )
-    if kind in KINDS and where == "part":
-        refused("in modules_to_save 'lm_haed'", lambda: make(**modules))
+    modules = {"modules_to_save": ["lm_haed"]}
+    said = "unknown module in modules_to_save 'lm_haed'; did you mean lm_head"
+    refused(said, lambda: stack_of(kind, where, **modules))
+    if kind in KINDS:
+        refused("in modules_to_save 'lm_haed'", lambda: KINDS[kind](**modules))
 
 
 def test_heads_that_peft_itself_asks_for_need_not_be_there():
@@ -225,17 +269,22 @@ def test_heads_that_peft_itself_asks_for_need_not_be_there():
     assert placed.peft_config["default"].modules_to_save == ["classifier", "score"]
 
 
+@pytest.mark.first
 @pytest.mark.parametrize(
     ("part", "message"),
     [
+        (PrefixTuningConfig(num_virtual_tokens=2), "PrefixTuningConfig cannot be a part"),
+        (LoradaConfig(parts=[KINDS["lmam"]()]), "LoradaConfig cannot be a part"),
+        ("lora", "not 'lora'"),
+        ({"peft_type": "NEWER"}, "peft_type='NEWER'"),
+        ({"peft_type": ["LORA"]}, r"peft_type=\['LORA'\] of a part is unknown"),
         ({"peft_type": "LORA", "alhpa": 3}, "unknown setting of LORA 'alhpa'; did you mean"),
         ({"peft_type": "LMAM", "lenght": 3}, "setting of LMAM 'lenght'; did you mean length"),
         ({"peft_type": "LORA", 5: 3}, "unknown setting of LORA '5'"),
-        ({"peft_type": ["LORA"]}, r"peft_type=\['LORA'\] of a part is unknown"),
     ],
-)  # fmt: skip
-def test_a_slip_in_the_dictionary_of_a_part_is_refused(part, message):
-    refused(message, lambda: LoradaConfig(parts=[part]))
+)
+def test_what_cannot_be_a_part_is_refused(part, message):
+    one_line(message, lambda: LoradaConfig(parts=[part]))
 
 
 def test_a_dictionary_with_settings_that_there_are_is_a_part():

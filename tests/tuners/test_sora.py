@@ -7,26 +7,15 @@ import torch
 from callback_runs import assert_same_weights, losses, trainer
 from conftest import TINY, assert_close
 from peft import LoraConfig, PeftModel, get_peft_model
-from stacks import batch, lmam, logits, randomise
+from stacks import assert_same_gradients, batch, lmam, logits, randomise
 from torch import nn
 
 from lorada import LoradaConfig, SoraConfig
 from lorada.methods.callbacks.sora import SoraCallback
-from lorada.tuners.sora import (
-    SoraLayer,
-    released_threshold,
-    soft_threshold,
-    sora_count,
-)
+from lorada.tuners.sora import SoraLayer, released_threshold, soft_threshold, sora_count
 
 pytestmark = pytest.mark.fp64
 GATES = torch.tensor([-0.25, -0.15, -0.05, 0.0, 0.05, 0.1, 0.15, 0.25], dtype=torch.float64)
-
-
-def adapted(name: str, **options) -> PeftModel:
-    model = get_peft_model(TINY[name](), SoraConfig(**{"rank": 3, **options})).eval()
-    randomise(model)
-    return model
 
 
 def layers(model: nn.Module) -> list[SoraLayer]:
@@ -45,16 +34,9 @@ def test_layer_is_its_formula_in_values_and_gradients():
     x, x2 = (torch.randn(2, 4, 6).requires_grad_() for _ in range(2))
     x2.data = x.data.clone()
 
-    y = layer(x)
     weight = linear.weight + 6.0 / 3 * torch.einsum("or,r,ri->oi", b, g, a)
-    y2 = x2 @ weight.T + linear.bias
-    assert_close(y, y2)
-    out = torch.randn_like(y)
-    actual = torch.autograd.grad(y, [x, a, g, b], out)
-    expected = torch.autograd.grad(y2, [x2, a, g, b], out)
-    for left, right in zip(actual, expected, strict=True):
-        assert right.abs().max() > 0.01
-        assert_close(left, right)
+    expected = x2 @ weight.T + linear.bias
+    assert_same_gradients(layer(x), expected, [x, a, g, b], [x2, a, g, b], least=0.01)
 
 
 def test_start_is_the_identity_and_draws_as_the_paper_says():
@@ -85,7 +67,8 @@ def test_soft_threshold_leaves_005_of_015_where_the_released_one_leaves_nothing(
 
 
 def test_each_zero_gate_frees_the_ranks_of_its_own_matrix():
-    model = adapted("llama", target_modules=["q_proj", "down_proj"])
+    config = SoraConfig(rank=3, target_modules=["q_proj", "down_proj"])
+    model = get_peft_model(TINY["llama"](), config)
     before = sora_count(model)
     with torch.no_grad():
         layers(model)[0].lora_gate["default"][:2] = 0  # q_proj, 32 → 32
@@ -122,54 +105,27 @@ def test_gates_reach_exact_zeros_and_the_report_counts_them(tmp_path):
     assert losses(run)[-1] < 0.9 * losses(run)[0]
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
-def test_weight_decay_leaves_the_gates_alone_but_not_the_matrices(tmp_path, optim):
-    gates, matrices = [], []
-    for decay in (0.0, 0.5):
-        # One step: B is 0 before it, so no gate has a gradient of the task.
-        run = trainer(
-            SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.0), max_steps=1, weight_decay=decay,
-            optim=optim,
-        )  # fmt: skip
-        run.train()
-        gates.append(torch.cat([layer.lora_gate["default"] for layer in layers(run.model)]))
-        matrices.append(layers(run.model)[0].lora_A["default"])
-    assert_close(gates[1], gates[0])
-    assert_close(matrices[1], matrices[0] * (1 - 1e-2 * 0.5))
-
-
-def test_threshold_acts_from_the_first_step_when_no_gate_has_a_gradient_yet(tmp_path):
+def test_the_first_step_thresholds_gates_without_a_gradient_and_decays_none(tmp_path):
+    settings = {"max_steps": 1, "weight_decay": 0.5, "optim": "adamw_torch"}
     for scale, options in ((1.0, {}), (1e-2, {"times_learning_rate": True})):
-        run = trainer(SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.2, **options), max_steps=1)
+        run = trainer(SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.2, **options), **settings)
         before = [layer.lora_gate["default"].detach().clone() for layer in layers(run.model)]
         run.train()
         for gate, layer in zip(before, layers(run.model), strict=True):
             assert_close(layer.lora_gate["default"].detach(), soft_threshold(gate, 0.2 * scale))
 
 
-@pytest.mark.parametrize("batches", [1, 3], ids=["one-batch", "accumulated"])
-@pytest.mark.parametrize("clip", [0.0, 0.1], ids=["unclipped", "clipped"])
-def test_penalty_is_the_gradient_of_the_mean_of_all_gates_in_the_loss(tmp_path, batches, clip):
-    # B is 0, so that the gates have no gradient of the task, and the loss of one batch is at hand.
+def test_the_penalty_on_all_gates_is_added_once_to_accumulated_batches(tmp_path):
+    # B is 0, so that the gates have no gradient of the task.
     run = trainer(
         SoraConfig(rank=4, penalty=10.0), tmp_path, SoraCallback(xi=0.0), max_steps=1, optim="sgd",
-        learning_rate=1.0, max_grad_norm=clip, gradient_accumulation_steps=batches,
-        per_device_train_batch_size=12 // batches,
+        learning_rate=1.0, max_grad_norm=0.0, gradient_accumulation_steps=3,
     )  # fmt: skip
     gates = [layer.lora_gate["default"] for layer in layers(run.model)]
-    before = [p.detach().clone() for p in run.model.parameters() if p.requires_grad]
     start = torch.cat([gate.detach().clone() for gate in gates]).requires_grad_()
     (penalty,) = torch.autograd.grad(10.0 * start.abs().mean(), start)
     run.train()
-    moved = (start - torch.cat(gates)).detach()
-    if not clip:
-        assert_close(moved, penalty)
-        return
-    after = [p.detach() for p in run.model.parameters() if p.requires_grad]
-    steps = [(old - new).flatten() for old, new in zip(before, after, strict=True)]
-    assert torch.cat(steps).norm() == pytest.approx(clip, rel=1e-3)
-    assert_close(moved / moved.norm(), penalty / penalty.norm())
-    assert moved.norm() < 0.99 * clip  # the gradient of the task is in the same norm
+    assert_close((start - torch.cat(gates)).detach(), penalty)
 
 
 def test_a_penalty_is_scaled_as_the_loss_is_in_half_precision(tmp_path):
@@ -194,22 +150,6 @@ def test_run_that_resumes_is_the_run_that_did_not(tmp_path):
     assert sora_count(whole.model).zero_gates > 0
     for left, right in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(left, right)
-
-
-# Bad values.
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: SoraCallback(xi=-0.1), "xi=-0.1 must be a number from 0 on"),
-        (lambda: SoraCallback(threshold="hard"), "threshold='hard' is not one of 'soft', 'rel"),
-    ],
-)  # fmt: skip
-def test_bad_value_is_an_error_in_one_line(make, message):
-    with pytest.raises(ValueError, match=message) as error:
-        make()
-    assert "\n" not in str(error.value)
 
 
 def test_training_without_gates_or_with_another_decay_is_an_error(tmp_path):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY, assert_close
+from conftest import SIZES, TINY, _build, assert_close
 from paths import TESTS
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -110,17 +110,12 @@ def test_saved_names_are_those_of_plain_adapters(tmp_path):
     assert "import lorada" in config["usage"]
 
 
-@pytest.fixture
-def base_dir(tmp_path):
-    TINY["llama"]().save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
-
-
 # DoRA and nested parts load through PEFT only: transformers renames neither LoRA's magnitude
 # vector, of a plain DoRA adapter either (a bug upstream), nor the layers around another.
 @pytest.mark.parametrize("stack", ["lmam", "bottleneck", "lora"])
-def test_transformers_itself_loads_an_adapter(stack, base_dir, tmp_path):
-    base = AutoModelForCausalLM.from_pretrained(base_dir)
+def test_transformers_itself_loads_an_adapter(stack, tmp_path):
+    TINY["llama"]().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     model = get_peft_model(base, config_of(stack, "llama")).eval()
     randomise(model)
     model.save_pretrained(tmp_path / "adapter")
@@ -130,23 +125,19 @@ def test_transformers_itself_loads_an_adapter(stack, base_dir, tmp_path):
     assert_close(logits(loaded, inputs), logits(model, inputs))
 
 
-def different_stacks(name: str) -> dict[str, LoradaConfig]:
-    """Adapters that meet each other's layers: alone, nested, and on other modules."""
-    return {
-        "one": LoradaConfig(parts=[lmam(), lora(name, QUERY)]),
-        "two": LoradaConfig(parts=[lora(name, QUERY, VALUE), ia3(name, QUERY, FFN)]),
-        "three": LoradaConfig(parts=[lmam(rank=1, length=3), bottleneck()]),
-        "four": LoradaConfig(parts=[ia3(name, QUERY, VALUE)]),
-        "five": LoradaConfig(parts=[lora(name, QUERY, VALUE)]),  # inside what "two" has put there
-    }
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_adapters_of_different_stacks_live_on_one_model(name, tmp_path):
+    stacks = {  # which meet each other's layers: alone, nested, and on other modules
+        "one": [lmam(), lora(name, QUERY)],
+        "two": [lora(name, QUERY, VALUE), ia3(name, QUERY, FFN)],
+        "three": [lmam(rank=1, length=3), bottleneck()],
+        "four": [ia3(name, QUERY, VALUE)],
+        "five": [lora(name, QUERY, VALUE)],  # inside what "two" has put there
+    }
     inputs, expected = batch(name), {}
     base = logits(TINY[name](), inputs)
-    for adapter, config in different_stacks(name).items():
-        alone = get_peft_model(TINY[name](), config, adapter_name=adapter).eval()
+    for adapter, parts in stacks.items():
+        alone = get_peft_model(TINY[name](), LoradaConfig(parts=parts), adapter).eval()
         randomise(alone, adapter)
         expected[adapter] = logits(alone, inputs)
         alone.save_pretrained(tmp_path)
@@ -238,9 +229,7 @@ def test_half_precision_base_keeps_fp32_adapters_that_train(dtype):
 @every_stack
 def test_classification_head_is_trained_and_saved_once(stack, tmp_path):
     def classifier() -> BertForSequenceClassification:
-        torch.manual_seed(0)
-        config = BertConfig(**TINY["bert"]().config.to_diff_dict())
-        return BertForSequenceClassification(config).eval()
+        return _build(BertForSequenceClassification, BertConfig, SIZES)
 
     model = get_peft_model(classifier(), config_of(stack, "bert", task_type="SEQ_CLS")).eval()
     head = {n for n, p in model.named_parameters() if p.requires_grad and "classifier" in n}

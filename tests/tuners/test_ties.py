@@ -8,7 +8,7 @@ from architectures import ARCHITECTURES, inputs
 from conftest import TINY, assert_close
 from peft import IA3Config, LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from safetensors import safe_open
-from stacks import lmam, randomise
+from stacks import lmam, logits, randomise
 
 from lorada import LmamConfig, LoradaConfig, QuantaConfig, SoraConfig
 
@@ -38,6 +38,7 @@ PLACED = {
     "saved_both": lambda: [on("q_proj", modules_to_save=["embed_tokens", "lm_head"])],
 }  # fmt: skip
 STILL_TIED = "tokens"  # whose two weights stay equal
+ALONE = {"quanta_alone": lambda: QuantaConfig(target_modules=["lm_head"])}  # in no stack
 
 # Other ways to tie: encoder, decoder and head; a bias too; and T5, whose config would read
 # "not tied" as "do not scale what the head sees".
@@ -52,33 +53,21 @@ OTHER_CASES = [(name, targets) for name, cases in OTHERS.items() for targets in 
 
 
 def adapted(base, parts):
-    model = get_peft_model(base, LoradaConfig(parts=parts)).eval()
+    config = LoradaConfig(parts=parts) if isinstance(parts, list) else parts
+    model = get_peft_model(base, config).eval()
     randomise(model)
     return model
-
-
-def logits(model, batch):
-    with torch.no_grad():
-        return model(**batch).logits
 
 
 def tied_llama():
     return TINY["llama"](tie_word_embeddings=True)
 
 
-def test_these_models_do_tie_their_weights():
-    for name in OTHERS:
-        model = ARCHITECTURES[name]()
-        assert model.get_input_embeddings().weight is model.get_output_embeddings().weight, name
-    model = tied_llama()
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-
-
-@pytest.mark.parametrize("placed", PLACED)
+@pytest.mark.parametrize("placed", [*PLACED, *ALONE])
 def test_a_part_on_one_of_two_tied_weights_is_merged_into_that_one_and_taken_out_again(
     placed, tmp_path
 ):
-    batch, model = inputs("llama"), adapted(tied_llama(), PLACED[placed]())
+    batch, model = inputs("llama"), adapted(tied_llama(), (PLACED | ALONE)[placed]())
     expected = logits(model, batch)
     assert not torch.allclose(logits(tied_llama(), batch), expected, atol=1e-2)
     model.merge_adapter()
@@ -114,31 +103,18 @@ def test_beside_a_map_it_is_merged_likewise(placed, tmp_path):
 
 @pytest.mark.parametrize(("name", "targets"), OTHER_CASES, ids=str)
 def test_every_way_to_tie_is_untied(name, targets, tmp_path):
+    plain = ARCHITECTURES[name]()
+    assert plain.get_input_embeddings().weight is plain.get_output_embeddings().weight
     batch, model = inputs(name), adapted(ARCHITECTURES[name](), [on(*targets)])
     expected = logits(model, batch)
-    assert not torch.allclose(logits(ARCHITECTURES[name](), batch), expected, atol=1e-2)
+    assert not torch.allclose(logits(plain, batch), expected, atol=1e-2)
 
     merged = model.merge_and_unload()
     assert_close(logits(merged, batch), expected)
     merged.save_pretrained(tmp_path)
     again = type(merged).from_pretrained(tmp_path).eval()
     assert_close(logits(again, batch), expected)
-    assert again.state_dict().keys() == ARCHITECTURES[name]().state_dict().keys()
-
-
-def test_a_part_that_is_no_stack_is_merged_into_one_of_them_too(tmp_path):
-    model = get_peft_model(tied_llama(), QuantaConfig(target_modules=["lm_head"])).eval()
-    randomise(model)
-    batch = inputs("llama")
-    expected = logits(model, batch)
-    model.merge_adapter()
-    assert_close(logits(model, batch), expected)
-    model.unmerge_adapter()
-    merged = model.merge_and_unload()
-
-    assert_close(logits(merged, batch), expected)
-    merged.save_pretrained(tmp_path)
-    assert_close(logits(type(merged).from_pretrained(tmp_path).eval(), batch), expected)
+    assert again.state_dict().keys() == plain.state_dict().keys()
 
 
 @pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "alone"])

@@ -25,14 +25,6 @@ SETTINGS = {
     "logging_steps": 1, "report_to": [], "use_cpu": True, "bf16": False, "max_length": 32,
     "gradient_checkpointing": False, "disable_tqdm": True,
 }  # fmt: skip
-REENTRANT = {
-    "gradient_checkpointing": True,
-    "gradient_checkpointing_kwargs": {"use_reentrant": True},
-}
-NON_REENTRANT = {**REENTRANT, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-CHECKPOINTING = [
-    pytest.param(NON_REENTRANT, id="non_reentrant"), pytest.param(REENTRANT, id="reentrant"),
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +55,12 @@ def sft(folder, output, **changes):
     )
 
 
-def dpo(folder, output, model=None, ref_model=None, **changes):
+def dpo(folder, output, model=None, **changes):
     rows = [
         {"prompt": r["prompt"], "chosen": r["response"], "rejected": " 99 of them"} for r in ROWS
     ]
     return trl.DPOTrainer(
         model or base(folder),
-        ref_model,
         args=trl.DPOConfig(output_dir=str(output), **{**SETTINGS, **changes}),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(folder),
@@ -119,12 +110,14 @@ def test_what_a_trainer_saved_loads_with_stock_peft(build, folder, tmp_path):
     assert_close(logits(alone, batch), expected)
 
 
-@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
+@pytest.mark.parametrize("reentrant", [False, True], ids=["non_reentrant", "reentrant"])
 @pytest.mark.parametrize("build", TRAINERS)
-def test_gradient_checkpointing_changes_no_loss(build, checkpointing, folder, tmp_path):
+def test_gradient_checkpointing_changes_no_loss(build, reentrant, folder, tmp_path):
     plain = build(folder, tmp_path / "plain", save_strategy="no")
     plain.train()
-    again = build(folder, tmp_path / "again", save_strategy="no", **checkpointing)
+    checkpointing = {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    checkpointing |= {"gradient_checkpointing": True, "save_strategy": "no"}
+    again = build(folder, tmp_path / "again", **checkpointing)
     again.train()
     assert again.model.is_gradient_checkpointing
     assert losses(again) == losses(plain)
@@ -153,15 +146,10 @@ def test_the_reference_of_dpo_is_the_base_and_stays_it(calm, tmp_path):
     assert torch.equal(reference_log_probs(trainer, batch), before)
 
 
-def moved(calm):
-    """A stack that was trained before."""
-    model = get_peft_model(base(calm), training_stack())
-    randomise(model)
-    return model
-
-
 def test_dpo_on_a_trained_stack_refers_to_the_copy_that_its_user_makes(calm, tmp_path):
-    trainer = dpo(calm, tmp_path, model=moved(calm), save_strategy="no")
+    stack = get_peft_model(base(calm), training_stack())
+    randomise(stack)  # it was trained before
+    trainer = dpo(calm, tmp_path, model=stack, save_strategy="no")
     stack = trainer.model
     set_peft_model_state_dict(stack, get_peft_model_state_dict(stack), adapter_name="ref")
     batch = next(iter(trainer.get_train_dataloader()))

@@ -9,13 +9,14 @@ import sys
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, inputs
+from architectures import inputs
 from conftest import assert_close
+from method_cases import BUILDERS
 from paths import TESTS
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from stacks import lmam, randomise
-from transformers import AutoModelForSequenceClassification, ElectraConfig
+from stacks import lmam, logits, randomise
+from transformers import AutoModelForSequenceClassification
 
 from lorada import LoradaConfig
 
@@ -74,10 +75,7 @@ for folder in Path(sys.argv[1]).iterdir():
 
 
 def classifier(name):
-    config = ARCHITECTURES[name]().config if name != "electra" else ElectraConfig(
-        vocab_size=96, embedding_size=32, hidden_size=32, intermediate_size=48,
-        num_hidden_layers=2, num_attention_heads=4, initializer_range=0.2, pad_token_id=0,
-    )  # fmt: skip
+    config = BUILDERS[name]().config
     config.num_labels = CLASSES
     torch.manual_seed(0)
     return AutoModelForSequenceClassification.from_config(config).eval()
@@ -89,11 +87,6 @@ def batch_of(name):
     tokens = batch["input_ids"].clamp(min=5)
     tokens[:, -1] = 2
     return {"input_ids": tokens}
-
-
-def logits(model, batch):
-    with torch.no_grad():
-        return model(**batch).logits
 
 
 def adapted(name, adapter):
