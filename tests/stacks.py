@@ -12,6 +12,7 @@ from peft import (
     get_peft_model,
 )
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig
 
@@ -118,6 +119,14 @@ def batch(name: str) -> dict[str, Tensor]:
 def logits(model: nn.Module, inputs: dict[str, Tensor], **kwargs) -> Tensor:
     with torch.no_grad():
         return model(**inputs, **kwargs).logits
+
+
+def in_chunks(model: nn.Module, tokens: Tensor, sizes: list[int]) -> Tensor:
+    """The logits of tokens that are read in chunks of these sizes, into a cache."""
+    cache, found = DynamicCache(config=model.config), []
+    for chunk in tokens.split(sizes, 1):
+        found.append(logits(model, {"input_ids": chunk}, past_key_values=cache, use_cache=True))
+    return torch.cat(found, 1)
 
 
 def training_stack(**options) -> LoradaConfig:
