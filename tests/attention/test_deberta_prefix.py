@@ -79,7 +79,7 @@ def test_attention_is_its_formula_in_values_and_gradients():
     expected = by_hand(module, *(given[name] for name in names))
     assert_close(output, expected)
     parts = [module.prefix.lora_key["default"], module.prefix.lora_value["default"]]
-    assert_same_gradients(output, expected, parts, at_least=0.01)
+    assert_same_gradients(output, expected, parts, more_than=0.01)
 
 
 def test_without_an_active_prefix_the_module_is_what_it_was():

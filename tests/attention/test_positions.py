@@ -269,8 +269,8 @@ def test_raw_positions_take_pads_for_tokens_and_find_slots_by_a_mask(form, scene
     assume(any(row[column] is not None for row in scene.rows for column in scene.query_columns))
     slots = [list(range(len(row))) for row in scene.rows]
     mask = scene.mask(form)
-    positions = scene.position_ids()
-    check(replace(scene, rows=slots), form, length, align, positions, mask, positions="raw")
+    for positions in (scene.position_ids(), None):
+        check(replace(scene, rows=slots), form, length, align, positions, mask, positions="raw")
 
 
 def test_raw_positions_are_found_where_the_first_tokens_see_each_other():

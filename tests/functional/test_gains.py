@@ -16,7 +16,7 @@ def agree(fast, slow, *inputs):
     inputs = [x.requires_grad_() for x in inputs]
     actual, expected = fast(*inputs), slow(*inputs)
     assert_close(actual, expected)
-    assert_same_gradients(actual, expected, inputs, at_least=0.01)
+    assert_same_gradients(actual, expected, inputs, more_than=0.01)
 
 
 def gains_by_hand(query, weight, gain):
