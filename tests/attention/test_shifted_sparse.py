@@ -115,9 +115,10 @@ def test_groups_begin_anew_with_each_sequence_of_a_packed_row():
     assert_close(logits(model, packed), expected)
 
 
-def test_without_a_size_a_group_is_a_quarter_of_the_length():
-    for inputs in (tokens(16), tokens(13)):
-        assert torch.equal(logits(shifted(), inputs), logits(shifted(4), inputs))
+@pytest.mark.parametrize("length", [16, 13])
+def test_without_a_size_a_group_is_a_quarter_of_the_length(length):
+    inputs = tokens(length)
+    assert torch.equal(logits(shifted(), inputs), logits(shifted(4), inputs))
 
 
 @pytest.mark.parametrize("align", ["start", "end"])
