@@ -79,6 +79,13 @@ def test_a_mask_of_tokens_may_be_that_of_a_longer_past():
     assert torch.equal(call(mask).visible_keys(), mask[:, None, 2:].bool())
 
 
+def test_lengths_of_the_queries_alone_are_those_of_the_keys():
+    queries, keys = torch.tensor([0, 2]), torch.tensor([0, 5])
+    assert call().cu_seq_lens is None
+    assert call(cu_seq_lens_q=queries).cu_seq_lens == (queries, queries)
+    assert call(cu_seq_lens_q=queries, cu_seq_lens_k=keys).cu_seq_lens == (queries, keys)
+
+
 def test_pages_and_lengths_are_noticed_before_a_call_is_read():
     assert not is_packed_or_paged({"cu_seq_lens_q": None, "block_table": None})
     assert is_packed_or_paged({"cu_seq_lens_q": torch.tensor([0, 2])})
