@@ -9,6 +9,7 @@ import torch
 from architectures import ARCHITECTURES, ENCODER_DECODERS, inputs, logits
 from conftest import WINDOW, assert_close
 from double import in_double
+from exact_cells import written_out
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
@@ -83,12 +84,8 @@ def check_map(name: str) -> None:
 
 
 def literal_term(call: AttentionCall, causal: bool, window: int | None) -> Tensor:
-    layer = call.module.lmam
-    w_a, w_b = layer.lora_w_a["default"], layer.lora_w_b["default"]
-    pe = 10000.0 ** (-2.0 * torch.arange(LENGTH) / LENGTH)
-    low_rank = (w_a + pe[:, None]) @ (w_b + pe) / layer.configs["default"].inverse_scale
     assert call.shape.window in (None, window)
-    low_rank = mask_map(low_rank, causal, call.shape.window)
+    low_rank = mask_map(written_out(call.module.lmam), causal, call.shape.window)
     size = call.shape.keys
     full = torch.zeros(len(low_rank), size, size)
     reach = min(size, LENGTH)

@@ -7,12 +7,13 @@ import functools
 
 import torch
 import transformers
-from conftest import DECODER_SIZES, SIZES, TINY, VOCAB, WINDOW, _build
+from conftest import DECODER_SIZES, SIZES, SPECIAL, TINY, VOCAB, WINDOW, _build
 from torch import Tensor, nn
 
 TOKENS, FRAMES, IMAGE = 8, 16, 8  # of a text, of a spectrogram, pixels of an image's side
 
 GEMMA_SIZES = {**DECODER_SIZES, "head_dim": 8}
+FALCON_SIZES = {**SIZES, **SPECIAL, "ffn_hidden_size": 48}
 GPT_SIZES = {
     "vocab_size": VOCAB,
     "n_embd": 32,
@@ -20,9 +21,7 @@ GPT_SIZES = {
     "n_head": 4,
     "n_positions": 64,
     "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+    **SPECIAL,
 }
 BART_SIZES = {
     "vocab_size": VOCAB,
@@ -34,9 +33,7 @@ BART_SIZES = {
     "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 48,
     "init_std": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+    **SPECIAL,
     "decoder_start_token_id": 2,
 }
 # As DeBERTa-v3's published configs have it.
@@ -72,36 +69,25 @@ _MODELS = {
     "phi3": ("Phi3ForCausalLM", DECODER_SIZES),
     "gpt2": ("GPT2LMHeadModel", GPT_SIZES),
     "gptj": ("GPTJForCausalLM", GPT_SIZES | {"rotary_dim": 4}),
-    "gpt_neox": (
-        "GPTNeoXForCausalLM",
-        SIZES | {"max_position_embeddings": 64, "pad_token_id": 0},
-    ),
+    "gpt_neox": ("GPTNeoXForCausalLM", SIZES | {"max_position_embeddings": 64, "pad_token_id": 0}),
     "opt": (
         "OPTForCausalLM",
         {key: SIZES[key] for key in SIZES if key not in ("intermediate_size", "initializer_range")}
         | {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2, "pad_token_id": 0},
     ),
     # Multi-query attention with rotary positions, attention and MLP in parallel, as Falcon-7B.
-    "falcon": (
-        "FalconForCausalLM",
-        SIZES | {"ffn_hidden_size": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-    ),
+    "falcon": ("FalconForCausalLM", FALCON_SIZES),
     # As Falcon-RW: a head of keys per query head, no rotation, MLP after attention.
     "falcon_alibi": (
         "FalconForCausalLM",
-        SIZES
-        | {"ffn_hidden_size": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-        | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+        FALCON_SIZES | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
     ),
     "bloom": (
         "BloomForCausalLM",
         {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4}
         | {"initializer_range": 0.2, "pad_token_id": 0},
     ),
-    "xlm_roberta": (
-        "XLMRobertaForMaskedLM",
-        SIZES | {"max_position_embeddings": 64},
-    ),
+    "xlm_roberta": ("XLMRobertaForMaskedLM", SIZES | {"max_position_embeddings": 64}),
     "distilbert": (
         "DistilBertForMaskedLM",
         {"vocab_size": VOCAB, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
@@ -111,9 +97,9 @@ _MODELS = {
     "modernbert": (
         "ModernBertForMaskedLM",
         SIZES
+        | SPECIAL
         | {"max_position_embeddings": 64, "local_attention": 4}
         | {"layer_types": ["full_attention", "sliding_attention"]}
-        | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
         | {"cls_token_id": 1, "sep_token_id": 2, "initializer_cutoff_factor": 3.0},
     ),
     "deberta": (

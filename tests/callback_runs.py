@@ -17,7 +17,12 @@ def rows(count: int = 16) -> list[dict[str, Tensor]]:
 
 
 def trainer(
-    config: PeftConfig, output: Path, *callbacks: TrainerCallback, name: str = "llama", **arguments
+    config: PeftConfig,
+    output: Path,
+    *callbacks: TrainerCallback,
+    name: str = "llama",
+    held_out: list | None = None,
+    **arguments,
 ) -> Trainer:
     """A run of 12 steps over a tiny model, the same at every call."""
     set_seed(0)
@@ -31,6 +36,7 @@ def trainer(
         model=model,
         args=TrainingArguments(**{**settings, **arguments}),
         train_dataset=rows(),
+        eval_dataset=held_out,
         callbacks=list(callbacks),
     )
 

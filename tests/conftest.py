@@ -8,8 +8,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import hypothesis
@@ -21,18 +22,12 @@ from jaxtyping import install_import_hook
 from tiers import mark_second_tier
 from torch import Tensor
 from transformers import (
-    BertConfig,
     BertForMaskedLM,
-    LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
-    Qwen2Config,
     Qwen2ForCausalLM,
-    Qwen3Config,
     Qwen3ForCausalLM,
-    RobertaConfig,
     RobertaForMaskedLM,
     set_seed,
 )
@@ -70,8 +65,8 @@ SIZES = {
     # Wide enough that attention is not flat and every change of it reaches the logits.
     "initializer_range": 0.2,
 }
-DECODER_SIZES = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 128}
-DECODER_SIZES |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+DECODER_SIZES = {**SIZES, **SPECIAL, "num_key_value_heads": 2, "max_position_embeddings": 128}
 
 
 # Two forms of one computation, both in fp64, are this close, absolutely and relatively: the
@@ -130,6 +125,32 @@ def assert_close(
     )
 
 
+def assert_same_gradients(
+    actual: Tensor,
+    expected: Tensor,
+    leaves: Sequence[Tensor],
+    copies: Sequence[Tensor] | None = None,
+    *,
+    more_than: float | None = None,
+) -> None:
+    """Both have the same values, and the same gradients in one random direction.
+
+    Args:
+        actual: what one form gives.
+        expected: what the other gives.
+        leaves: what both read.
+        copies: what the other form reads instead, if those are copies.
+        more_than: what the largest number of each gradient is above; None if it may be 0.
+    """
+    assert_close(actual, expected)
+    pull = torch.randn_like(expected)
+    found = torch.autograd.grad((actual * pull).sum(), leaves)
+    wanted = torch.autograd.grad((expected * pull).sum(), copies or leaves)
+    for one, other in zip(found, wanted, strict=True):
+        assert more_than is None or other.abs().max() > more_than
+        assert_close(one, other)
+
+
 def in_the_precision_of(node: pytest.Item | pytest.Collector) -> AbstractContextManager:
     """In fp64 where a test, or the module that a fixture belongs to, is marked ``fp64``."""
     marker = node.get_closest_marker("fp64")
@@ -178,45 +199,19 @@ def _build(
     return model(config_class(**{**sizes, **changes})).eval()
 
 
-def llama(**changes) -> PreTrainedModel:
-    """Grouped-query attention: 4 query heads on 2 key/value heads."""
-    return _build(LlamaForCausalLM, LlamaConfig, DECODER_SIZES, **changes)
-
-
-def mistral(**changes) -> PreTrainedModel:
-    """A sliding window of 4 tokens."""
-    return _build(
-        MistralForCausalLM, MistralConfig, DECODER_SIZES, **{"sliding_window": WINDOW, **changes}
-    )
-
-
-def qwen2(**changes) -> PreTrainedModel:
-    return _build(Qwen2ForCausalLM, Qwen2Config, DECODER_SIZES, **changes)
-
-
-def qwen3(**changes) -> PreTrainedModel:
-    return _build(Qwen3ForCausalLM, Qwen3Config, DECODER_SIZES, **{"head_dim": 12, **changes})
-
-
-def bert(**changes) -> PreTrainedModel:
-    return _build(BertForMaskedLM, BertConfig, SIZES, **changes)
-
-
-def roberta(**changes) -> PreTrainedModel:
-    return _build(
-        RobertaForMaskedLM, RobertaConfig, SIZES, **{"max_position_embeddings": 64, **changes}
-    )
-
-
 # Builders of tiny models in eval mode, the same weights on every call; keyword arguments go to
 # the config (`TINY["llama"](attn_implementation="eager")`).
 TINY = {
-    "llama": llama,
-    "mistral": mistral,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
-    "bert": bert,
-    "roberta": roberta,
+    name: partial(_build, model, model.config_class, sizes)
+    for name, model, sizes in (
+        # Grouped-query attention: 4 query heads on 2 key/value heads.
+        ("llama", LlamaForCausalLM, DECODER_SIZES),
+        ("mistral", MistralForCausalLM, {**DECODER_SIZES, "sliding_window": WINDOW}),
+        ("qwen2", Qwen2ForCausalLM, DECODER_SIZES),
+        ("qwen3", Qwen3ForCausalLM, {**DECODER_SIZES, "head_dim": 12}),
+        ("bert", BertForMaskedLM, SIZES),
+        ("roberta", RobertaForMaskedLM, {**SIZES, "max_position_embeddings": 64}),
+    )
 }
 
 

@@ -116,13 +116,8 @@ STATES = (*ADAPTER, "optimizer.pt", "scheduler.pt", "rng_state.pth")
 def check_what_is_left(lab, run, whole, steps, started_at=0, every=EVERY):
     """What must hold after any end: nothing half is loadable, at most one save interval is lost.
 
-    Args:
-        lab: the lab.
-        run: the folder of the run that ended.
-        whole: an uninterrupted run to compare with.
-        steps: how many steps the process trained before its end.
-        started_at: the step of the checkpoint that it started from.
-        every: steps between checkpoints.
+    ``run`` ended after ``steps`` steps from the checkpoint of step ``started_at``; ``whole`` is an
+    uninterrupted run to compare it with.
     """
     if (run / "adapter").exists():
         assert same_files(run / "adapter", whole / "adapter", [*ADAPTER, "README.md"])

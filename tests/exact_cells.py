@@ -7,18 +7,14 @@ import functools
 from collections.abc import Callable
 
 import torch
-from conftest import TINY
+from conftest import TINY, assert_close
 from covering import covering, few_slow
 from peft import PeftModel, get_peft_model
 from torch import Tensor
-from transformers import (
-    ContinuousBatchingConfig,
-    DynamicCache,
-    GenerationConfig,
-    StaticCache,
-)
+from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StaticCache
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
+from lorada.tuners.lmam import LmamLayer
 
 LENGTH = 6  # n; longer than Mistral's window of 4, shorter than the long samples
 NEW = 6  # tokens that every prompt is continued by
@@ -44,8 +40,11 @@ GREEDY = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": PAD}
 GREEDY |= {"eos_token_id": None, "bos_token_id": None}
 
 
-def adapted(name: str, variant: str, **options) -> PeftModel:
-    """A tiny model with a random map; the same weights and map for the same arguments."""
+def adapted(name: str, variant: str, base: dict | None = None, **options) -> PeftModel:
+    """A tiny model with a random map; the same weights and map for the same arguments.
+
+    ``base`` changes the config of the model, ``options`` that of the map.
+    """
     defaults = {"rank": 2, "length": LENGTH, "inverse_scale": 2.0, "init_weights": False}
     options = {**defaults, **VARIANTS[variant], **options}
     if "form" in options:  # the paper's map alone has a length and a rank
@@ -55,7 +54,7 @@ def adapted(name: str, variant: str, **options) -> PeftModel:
     if prefix is not None:
         before = PrefixConfig(length=prefix, init_weights=False)
         config = LoradaConfig(parts=[before, config])
-    return get_peft_model(TINY[name](), config).eval()
+    return get_peft_model(TINY[name](**(base or {})), config).eval()
 
 
 def forward(model: PeftModel, **inputs) -> Tensor:
@@ -68,6 +67,14 @@ def alone(model: PeftModel, sample: Tensor) -> Tensor:
     return forward(model, input_ids=sample[None], **options)[0]
 
 
+def written_out(layer: LmamLayer) -> Tensor:
+    """The map of a layer, from its equations."""
+    w_a, w_b = layer.lora_w_a["default"].detach(), layer.lora_w_b["default"].detach()
+    length = w_a.shape[1]
+    pe = 10000.0 ** (-2.0 * torch.arange(length) / length)
+    return (w_a + pe[:, None]) @ (w_b + pe) / layer.configs["default"].inverse_scale
+
+
 @functools.cache
 def plain_run(name: str, variant: str) -> tuple[list[Tensor], list[Tensor]]:
     """Each prompt with its greedy continuation, and the logits of all its tokens."""
@@ -77,6 +84,21 @@ def plain_run(name: str, variant: str) -> tuple[list[Tensor], list[Tensor]]:
             sample = torch.cat([sample, alone(model, sample)[-1:].argmax(-1)])
         samples.append(sample)
     return samples, [alone(model, sample) for sample in samples]
+
+
+def assert_as_plain(
+    cell: str, samples: list[Tensor], found: list[Tensor], expected: list[Tensor]
+) -> None:
+    """What a cell found for samples is what the plain run has."""
+    for sample, logits, plain in zip(samples, found, expected, strict=True):
+        if logits.dim() == 1:  # log-probabilities of the generated tokens
+            new = plain[-NEW - 1 : -1].log_softmax(-1).gather(1, sample[-NEW:, None])[:, 0]
+            # Computed in fp64 and handed out in fp32.
+            assert_close(logits, new, terms=1, size=new.abs(), dtype=torch.float32)
+        elif cell.startswith("generate"):
+            assert_close(logits, plain[-NEW - 1 : -1])
+        else:
+            assert_close(logits, plain[-len(logits) :])
 
 
 def pad(samples: list[Tensor], side: str) -> tuple[Tensor, Tensor]:
@@ -113,16 +135,19 @@ def padded(side: str, positions: bool) -> Callable:
     return cell
 
 
-def stepped(
-    cache: str, sizes: list[int], together: bool = True, positions: int | None = 0
-) -> Callable:
+def one_by_one(cell: Callable) -> Callable:
+    """A cell on each sample by itself, which has no pad, hence on most calls no mask at all."""
+    return lambda model, samples: [cell(model, [sample])[0] for sample in samples]
+
+
+def stepped(cache: str, sizes: list[int], positions: int | None = 0) -> Callable:
     """Chunks of these sizes, then single tokens, into a cache.
 
     ``positions`` is what the position of the first token is; None leaves them to the model, which
     then counts slots.
     """
 
-    def steps(model, samples):
+    def cell(model, samples):
         ids, mask = pad(samples, "left")
         store = DynamicCache(config=model.config)
         if cache == "static":
@@ -137,10 +162,6 @@ def stepped(
                                   past_key_values=store, use_cache=True))  # fmt: skip
             at = step.stop
         return own_rows(torch.cat(logits, 1), mask)
-
-    def cell(model, samples):
-        # One sample by itself has no pad, hence on most calls no mask at all.
-        return steps(model, samples) if together else [steps(model, [s])[0] for s in samples]
 
     return cell
 
@@ -161,8 +182,8 @@ def decoded_behind_right_pads(model, samples):
     return list(torch.cat(logits, 1))
 
 
-def generated(together: bool = True, **options) -> Callable:
-    def run(model, samples):
+def generated(**options) -> Callable:
+    def cell(model, samples):
         ids, mask = pad([sample[:-NEW] for sample in samples], "left")
         out = model.generate(input_ids=ids, attention_mask=mask, output_logits=True,
                              return_dict_in_generate=True, **GREEDY, **options)  # fmt: skip
@@ -171,15 +192,12 @@ def generated(together: bool = True, **options) -> Callable:
         # What is generated last is never read again.
         return list(torch.stack(out.logits, 1))
 
-    def cell(model, samples):
-        return run(model, samples) if together else [run(model, [s])[0] for s in samples]
-
     return cell
 
 
 def assisted(model, samples):
     """A draft model proposes several tokens, which are then read at once."""
-    return generated(together=False, assistant_model=TINY["llama"]())(model, samples)
+    return one_by_one(generated(assistant_model=TINY["llama"]()))(model, samples)
 
 
 def packed(by_lengths: bool, pads: int = 0) -> Callable:
@@ -255,19 +273,19 @@ ENCODER_CELLS = {
 TO_THE_END = ("end", "softmax_with_future", "softmax_then_cut")
 CACHE_CELLS = {
     "dynamic cache": stepped("dynamic", []),
-    "dynamic cache, one by one": stepped("dynamic", [], together=False),
+    "dynamic cache, one by one": one_by_one(stepped("dynamic", [])),
     "static cache": stepped("static", []),
-    "static cache, one by one": stepped("static", [], together=False),
+    "static cache, one by one": one_by_one(stepped("static", [])),
     "prefill, then steps": stepped("dynamic", [7]),
     "prefill, then steps, static": stepped("static", [7]),
     "chunks": stepped("dynamic", [2, 5, 1, 4]),
-    "chunks, one by one": stepped("dynamic", [2, 5, 1, 4], together=False),
+    "chunks, one by one": one_by_one(stepped("dynamic", [2, 5, 1, 4])),
     "chunks, static": stepped("static", [2, 5, 1, 4]),
     "positions left to the model": stepped("dynamic", [7], positions=None),
     "positions left to the model, static": stepped("static", [7], positions=None),
     "positions from 5": stepped("dynamic", [7], positions=5),
     "positions from 5, static": stepped("static", [7], positions=5),
-    "positions from 5, one by one": stepped("static", [7], together=False, positions=5),
+    "positions from 5, one by one": one_by_one(stepped("static", [7], positions=5)),
     "decoded behind pads on the right": decoded_behind_right_pads,
     "generate": generated(),
     "generate, static": generated(cache_implementation="static"),

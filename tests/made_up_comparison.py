@@ -80,10 +80,7 @@ def candidates() -> list[dict]:
 def write_made_up(folder: Path, *, rows: int = 200, seeds: tuple[int, ...] = (1, 2, 3)) -> Path:
     """Write a whole made-up comparison: seven methods, two budgets; one run fails, one cannot run.
 
-    Args:
-        folder: of the comparison.
-        rows: number of held-out rows.
-        seeds: of the final runs.
+    ``rows`` is the number of held-out rows.
     """
     random = np.random.default_rng(7)
     plan = {

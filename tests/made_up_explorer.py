@@ -66,16 +66,9 @@ def made_up_page(
 ):  # fmt: skip
     """Data of a page with the given sentences.
 
-    Args:
-        tokens: of each sentence.
-        runs: names.
-        steps: of the checkpoints of each run.
-        layers: count.
-        heads: count in each layer.
-        parts: display names.
-        no_map: numbers of layers without a map.
-        seed: of all numbers.
-        matrices: a list that gets the arrays of each layer, by run, step, sentence and layer.
+    ``tokens`` has those of each sentence, ``steps`` the checkpoints of each run, ``no_map`` the
+    numbers of layers without a map. The list ``matrices`` gets the arrays of each layer, by run,
+    step, sentence and layer.
     """
     random = np.random.default_rng(seed)
     tokens = tokens or [SENTENCE, ["Dogs", " bark", "."]]

@@ -1,7 +1,7 @@
 """The stacks that the tests of ``LoradaConfig`` run through, and what each of them trains."""
 
 import torch
-from conftest import TINY, assert_close
+from conftest import TINY
 from peft import (
     AdaLoraConfig,
     IA3Config,
@@ -12,6 +12,7 @@ from peft import (
     get_peft_model,
 )
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig
 
@@ -120,30 +121,12 @@ def logits(model: nn.Module, inputs: dict[str, Tensor], **kwargs) -> Tensor:
         return model(**inputs, **kwargs).logits
 
 
-def assert_same_gradients(
-    found: Tensor,
-    expected: Tensor,
-    leaves: list[Tensor],
-    copies: list[Tensor] | None = None,
-    least: float | None = None,
-) -> None:
-    """Two forms of one computation have the same values and gradients.
-
-    Args:
-        found: what one form gives.
-        expected: what the other gives.
-        leaves: what both read.
-        copies: what the other form reads instead, if those are copies.
-        least: what the largest number of each gradient must be above.
-    """
-    assert_close(found, expected)
-    pull = torch.randn_like(expected)
-    actual = torch.autograd.grad(found, leaves, pull)
-    for one, other in zip(
-        actual, torch.autograd.grad(expected, copies or leaves, pull), strict=True
-    ):
-        assert least is None or other.abs().max() > least
-        assert_close(one, other)
+def in_chunks(model: nn.Module, tokens: Tensor, sizes: list[int]) -> Tensor:
+    """The logits of tokens that are read in chunks of these sizes, into a cache."""
+    cache, found = DynamicCache(config=model.config), []
+    for chunk in tokens.split(sizes, 1):
+        found.append(logits(model, {"input_ids": chunk}, past_key_values=cache, use_cache=True))
+    return torch.cat(found, 1)
 
 
 def training_stack(**options) -> LoradaConfig:

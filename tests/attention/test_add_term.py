@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import assert_close, rounding
+from conftest import assert_close, assert_same_gradients, rounding
 from double import in_double
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -46,6 +46,20 @@ PADDED = table([None, None, *range(10)], [*range(7), *[None] * 5])
 OWNER = torch.tensor([[0] * 5 + [1] * 7])
 PACKED = TokenTable(torch.tensor([[*range(5), *range(7)]]), torch.tensor([[*range(5), *range(7)]]),
                     2, OWNER, OWNER)  # fmt: skip
+# Tables by name; two samples each, but for the packed row.
+TABLES = {
+    "padded": PADDED,
+    "padded, long": table([None, *range(19)], [*range(17), *[None] * 3]),
+    "padded, long, nothing but pads": table([*range(20)], [None] * 20),
+    "padded, long, all alike": table([None, *range(19)]),
+    "padded, long, on the end": table([None, *range(-10, 9)], [*range(-8, 9), *[None] * 3]),
+    "long, other rows than columns": TokenTable(torch.arange(20)[None], torch.arange(4, 24)[None]),
+    "other rows than columns": TokenTable(torch.arange(12)[None], torch.arange(4, 16)[None]),
+    "padded, a chunk": table([None, *range(7)], [*range(8)], queries=3),
+    "padded, a token": table([None, *range(7)], [*range(8)], queries=1),
+    "padded, past the map": table([None, *range(10)], [*range(11)], queries=1),
+    "packed": PACKED,
+}
 # By name: where the tokens are, how many queries, keys and samples there are.
 POSITIONS = {
     "whole": (TokenSpan(12, 0, 0), 12, 12, 2),
@@ -55,32 +69,10 @@ POSITIONS = {
     "a chunk behind a cache": (TokenSpan(7, 0, 4), 3, 7, 2),
     "a static cache": (TokenSpan(7, 0, 0), 7, 12, 2),
     "one token": (TokenSpan(5, 0, 4), 1, 5, 2),
-    "padded": (PADDED, 12, 12, 2),
-    "padded, long": (table([None, *range(19)], [*range(17), *[None] * 3]), 20, 20, 2),
-    "padded, long, nothing but pads": (table([*range(20)], [None] * 20), 20, 20, 2),
-    "padded, long, all alike": (table([None, *range(19)]), 20, 20, 2),
-    "padded, long, on the end": (
-        table([None, *range(-10, 9)], [*range(-8, 9), *[None] * 3]),
-        20,
-        20,
-        2,
-    ),
-    "long, other rows than columns": (
-        TokenTable(torch.arange(20)[None], torch.arange(4, 24)[None]),
-        20,
-        20,
-        2,
-    ),
-    "other rows than columns": (
-        TokenTable(torch.arange(12)[None], torch.arange(4, 16)[None]),
-        12,
-        12,
-        2,
-    ),
-    "padded, a chunk": (table([None, *range(7)], [*range(8)], queries=3), 3, 8, 2),
-    "padded, a token": (table([None, *range(7)], [*range(8)], queries=1), 1, 8, 2),
-    "padded, past the map": (table([None, *range(10)], [*range(11)], queries=1), 1, 11, 2),
-    "packed": (PACKED, 12, 12, 1),
+    **{
+        name: (at, at.rows.shape[1], at.columns.shape[1], 1 if name == "packed" else 2)
+        for name, at in TABLES.items()
+    },
 }
 
 
@@ -220,15 +212,18 @@ def test_the_sum_may_be_changed_in_place(name, block, monkeypatch):
     assert torch.equal(output.grad, torch.full_like(output, 2))
 
 
-def assert_same_gradients(found: Tensor, expected: Tensor, leaves: list[Tensor]) -> None:
-    """The gradients of both, pulled in one random direction, at all leaves."""
-    weights = torch.randn(expected.shape)
-    for gradient, right in zip(
-        torch.autograd.grad((found * weights).sum(), leaves),
-        torch.autograd.grad((expected * weights).sum(), leaves),
-        strict=True,
-    ):
-        assert_close(gradient, right)
+class Sizes(TorchDispatchMode):
+    """How many numbers each floating tensor that an operation makes has room for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.is_floating_point():
+            self.found.append(made.untyped_storage().nbytes() // made.itemsize)
+        return made
 
 
 def tensors_in(thing) -> list[Tensor]:
@@ -245,46 +240,32 @@ def tensors_in(thing) -> list[Tensor]:
 
 
 def test_past_the_map_the_output_itself_comes_back():
-    shape = CallShape(1, LENGTH + 1, HEADS, True, None)
-    _, _, value, output = call("one token")
-    positions = TokenSpan(LENGTH + 1, 0, LENGTH)
-    assert add_term(output, attention_map(), positions, shape, value) is output
-
-
-@torch.no_grad()
-def test_past_the_map_the_output_itself_comes_back_of_padded_samples():
     shape = CallShape(1, 11, HEADS, True, None)
-    past = table([None, *range(10)], [*range(11)], queries=1)
     one_inside = table([*[None] * (11 - LENGTH), *range(LENGTH)], [*range(11)], queries=1)
     value, output = torch.randn(2, 2, 11, 8), torch.randn(2, 1, HEADS, 8)
+    past = TokenSpan(LENGTH + 1, 0, LENGTH)
     assert add_term(output, attention_map(), past, shape, value) is output
-    added = add_term(output, attention_map(), one_inside, shape, value)
+    with torch.no_grad():
+        past = TABLES["padded, past the map"]
+        assert add_term(output, attention_map(), past, shape, value) is output
+        added = add_term(output, attention_map(), one_inside, shape, value)
     assert not torch.equal(added[0], output[0])
     assert torch.equal(added[1], output[1])
 
 
 def test_nothing_is_allocated_beyond_the_map_but_the_sum():
     """A long padded batch: one copy of the output, and parts as long as the map."""
-    sizes = []
-
-    class Sizes(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            found = func(*args, **(kwargs or {}))
-            if isinstance(found, Tensor) and found.is_floating_point():
-                sizes.append(found.untyped_storage().nbytes() // found.itemsize)
-            return found
-
     tokens = 40 * LENGTH
     positions = table([None, *range(tokens - 1)], [*range(tokens - 3), *[None] * 3])
     value = torch.randn(2, GROUPS, tokens, WIDTH)
     output = torch.randn(2, tokens, HEADS, WIDTH)
     shape = CallShape(tokens, tokens, HEADS, True, None)
     own = attention_map()
-    with torch.no_grad(), Sizes():
+    with torch.no_grad(), Sizes() as sizes:
         result = add_term(output, own, positions, shape, value)
     whole = {output.numel(), value.numel()}
     # The copy, and the same memory again as what the scattering into it returns.
-    assert [size for size in sizes if size >= min(whole)] == [output.numel()] * 2
+    assert [size for size in sizes.found if size >= min(whole)] == [output.numel()] * 2
     assert_close(result, output + by_hand(own, positions, shape, value))
 
 

@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from conftest import TINY, WINDOW, assert_close
 from peft import get_peft_model
 from torch import Tensor, nn
-from transformers import AttentionInterface, BartConfig, BartModel
+from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -105,10 +106,7 @@ class Inputs:
 
     def sample(self, index: int) -> "Inputs":
         """One sample without its pads."""
-        return self.tokens_of(index, ~self.pads[index])
-
-    def tokens_of(self, index: int, keep: Tensor) -> "Inputs":
-        """Some tokens of one sample, as a sample of their own."""
+        keep = ~self.pads[index]
         alone = Inputs(self.module, int(keep.sum()))
         for part in ("query", "key", "value"):
             setattr(alone, part, getattr(self, part)[index : index + 1, :, keep])
@@ -149,9 +147,13 @@ def implementations(inputs: Inputs) -> list[str]:
 
 @kinds("llama", "mistral", "bert")
 @ALIGNS
-@pytest.mark.parametrize("tokens", [3, LENGTH, 9])
-def test_whole_samples_equal_the_papers_form(name, ablation, align, tokens):
-    inputs = Inputs(host(name, align=align, ablation=ablation), tokens, batch=2)
+@pytest.mark.parametrize(
+    ("tokens", "queries"), [(3, None), (LENGTH, None), (9, None), (9, 1)], ids=str
+)
+def test_whole_samples_and_rows_behind_a_cache_equal_the_papers_form(
+    name, ablation, align, tokens, queries
+):
+    inputs = Inputs(host(name, align=align, ablation=ablation), tokens, 2, queries)
     for implementation in implementations(inputs):
         assert_close(inputs.call(implementation), inputs.reference())
 
@@ -168,14 +170,6 @@ def test_softmax_ablation_behind_a_window_normalises_over_the_window():
         expected[:, row] += weights[:, 2 - keys.start]
     for implementation in implementations(inputs):
         assert_close(inputs.call(implementation)[0, :, :, 0], expected)
-
-
-def test_an_end_map_follows_the_last_tokens_when_a_row_is_decoded():
-    inputs = Inputs(host("llama", align="end"), 9, queries=1)
-    map_ = low_rank_map(*inputs.module.lmam.maps()[0].factors, 2.0)
-    value = inputs.value.repeat_interleave(2, 1)
-    term = map_[None, :, -1:] @ value[:, :, -LENGTH:]  # the last row, on the last n tokens
-    assert_close(inputs.call("sdpa"), inputs.probabilities() @ value + term)
 
 
 def test_decoding_past_a_start_map_adds_nothing_at_all():
@@ -331,10 +325,7 @@ def test_implementation_registered_later_is_an_error_until_it_is_installed(late_
 
 
 def test_a_decoder_is_guarded_where_its_encoder_has_run_before(late_implementation):
-    sizes = {"d_model": 16, "vocab_size": 99, "max_position_embeddings": 32}
-    for side in ("encoder", "decoder"):
-        sizes |= {f"{side}_layers": 1, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 16}
-    model = get_peft_model(BartModel(BartConfig(**sizes)), LmamConfig(length=LENGTH)).eval()
+    model = get_peft_model(ARCHITECTURES["bart"](), LmamConfig(length=LENGTH)).eval()
     tokens = torch.arange(3, 9)[None]
     encoded = model(tokens, decoder_input_ids=tokens).encoder_last_hidden_state
     model.base_model.model.set_attn_implementation(late_implementation())

@@ -2,24 +2,21 @@
 
 import copy
 import pickle
+from functools import partial
+from itertools import product
 
+import exact_cells
 import pytest
 import torch
 from architectures import ARCHITECTURES, inputs
 from conftest import DECODERS, ENCODERS, TINY, assert_close
-from exact_cells import LENGTH, alone, counted
+from exact_cells import LENGTH, alone
 from exact_cells import PROMPTS as SAMPLES
-from exact_cells import pad as padded
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    MptConfig,
-    MptForCausalLM,
-)
+from transformers import MptConfig, MptForCausalLM
 
-from lorada import LmamConfig
+from lorada import LmamConfig, PrefixConfig
 from lorada.attention.hooks import HookPair
 from lorada.attention.observation import Observation, observe
 from lorada.tuners.lmam import LmamLayer
@@ -27,52 +24,30 @@ from lorada.tuners.lmam import LmamLayer
 pytestmark = pytest.mark.fp64
 
 ABLATIONS = (None, "no_negative", "softmax", "softmax_with_future", "softmax_then_cut", "full_rank")
-MODELS = pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
-
-
-def adapted(name: str, implementation: str = "sdpa", **options) -> PeftModel:
-    """A tiny model with a random map; the same weights and map for the same arguments."""
-    base = TINY[name](attn_implementation=implementation)
-    defaults = {"rank": 2, "length": LENGTH, "inverse_scale": 2.0, "init_weights": False}
-    return get_peft_model(base, LmamConfig(**{**defaults, **options})).eval()
+adapted = partial(exact_cells.adapted, variant="map")
 
 
 def pad(samples: list[Tensor], side: str) -> dict[str, Tensor]:
     """A padded batch as a data collator builds it."""
-    ids, mask = padded(samples, side)
+    ids, mask = exact_cells.pad(samples, side)
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def in_batch(model: PeftModel, side: str) -> list[Tensor]:
-    """Logits of every sample's own tokens, from one padded batch."""
-    batch = pad(SAMPLES, side)
-    extra = {}
-    if model.config.model_type == "bert":  # absolute positions: the base itself must be told
-        extra["position_ids"] = counted(batch["attention_mask"])
-    with torch.no_grad():
-        logits = model(**batch, **extra).logits
-    return [row[mask.bool()] for row, mask in zip(logits, batch["attention_mask"], strict=True)]
-
-
-@MODELS
+@pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_sdpa_equals_eager(name, ablation, side):
-    outputs = [in_batch(adapted(name, form, ablation=ablation), side) for form in ("sdpa", "eager")]
+    outputs = []
+    for form in ("sdpa", "eager"):
+        model = adapted(name, base={"attn_implementation": form}, ablation=ablation)
+        outputs.append(exact_cells.padded(side, positions=False)(model, SAMPLES))
     for sdpa, eager in zip(*outputs, strict=True):
         assert_close(sdpa, eager)
 
 
 def bart(**options) -> PeftModel:
-    config = BartConfig(
-        vocab_size=96, d_model=24, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, init_std=0.2,
-        max_position_embeddings=32, forced_eos_token_id=None,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    base = BartForConditionalGeneration(config)
-    defaults = {"length": LENGTH, "inverse_scale": 2.0, "init_weights": False}
-    return get_peft_model(base, LmamConfig(**defaults, **options)).eval()
+    config = LmamConfig(length=LENGTH, inverse_scale=2.0, init_weights=False, **options)
+    return get_peft_model(ARCHITECTURES["bart"](encoder_layers=1, decoder_layers=1), config).eval()
 
 
 @pytest.mark.parametrize("stacks", [None, ["encoder"], ["decoder"]], ids=str)
@@ -200,11 +175,20 @@ def test_weights_loaded_after_baking_are_the_ones_used():
     assert_close(model(SAMPLES[1][None]).logits, other(SAMPLES[1][None]).logits)
 
 
-@pytest.mark.parametrize("form", [{"rank": 2, "length": 6}, {"form": "distance"}], ids=str)
-@pytest.mark.parametrize("name", ["falcon", "bloom", "deberta", "deberta_v2"])
-def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name, form):
-    config = LmamConfig(**form, inverse_scale=1.0, init_weights=False)
-    model = get_peft_model(ARCHITECTURES[name](), config).eval()
+PARTS = {
+    "map": partial(LmamConfig, rank=2, length=6, inverse_scale=1.0),
+    "map by distance": partial(LmamConfig, form="distance", inverse_scale=1.0),
+    "prefix": partial(PrefixConfig, length=3),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [*product(["falcon", "bloom", "deberta", "deberta_v2"], ["map", "map by distance"]),
+     ("deberta_v2", "prefix")],
+)  # fmt: skip
+def test_copies_and_pickles_of_a_model_with_hooks_have_parts_of_their_own(name, part):
+    model = get_peft_model(ARCHITECTURES[name](), PARTS[part](init_weights=False)).eval()
     inputs = {"input_ids": torch.randint(5, 90, (2, 7)), "attention_mask": torch.ones(2, 7).long()}
     with torch.no_grad():
         expected = model(**inputs).logits  # the hooks sit where they follow LoRA only after a call
@@ -212,7 +196,7 @@ def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name, 
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             torch.testing.assert_close(other(**inputs).logits, expected, atol=0, rtol=0)
             for key, parameter in other.named_parameters():
-                if "lora_w_b" in key or "lora_taps" in key:
+                if any(own in key for own in ("lora_w_b", "lora_taps", "lora_key")):
                     parameter.add_(1)
             assert not torch.allclose(other(**inputs).logits, expected, atol=1e-3)
             torch.testing.assert_close(model(**inputs).logits, expected, atol=0, rtol=0)

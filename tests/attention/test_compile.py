@@ -1,6 +1,5 @@
 """torch.compile and torch.export of a stack: one graph, values and gradients of the eager model."""
 
-import contextlib
 import shutil
 
 import pytest
@@ -14,7 +13,6 @@ from transformers.exporters.utils import apply_patches
 # One bucket: batches of any number of rows, padded to multiples of 8 tokens; shorter than the map
 # (16 tokens), as long, and longer.
 SHAPES = [(3, 24), (2, 16), (5, 24), (4, 40), (3, 8)]
-slow = pytest.mark.slow
 
 
 def stack():
@@ -46,11 +44,9 @@ def gradients(model):
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@contextlib.contextmanager
 def one_graph():
     """Any graph break is an error by fullgraph=True, and so is any recompilation in here."""
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
+    return torch._dynamo.config.patch(error_on_recompile=True)
 
 
 pytestmark = [pytest.mark.fp64, pytest.mark.usefixtures("shapes_unchecked")]
@@ -84,9 +80,8 @@ def assert_same_step(compiled, model, inputs, terms=None):
         assert_close(found[name], gradient, **below)
 
 
-@pytest.mark.parametrize(
-    "padding", [pytest.param(padding, marks=slow) for padding in (None, "right", "left")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("padding", [None, "right", "left"])
 def test_a_training_step_is_one_graph_for_all_shapes_of_a_bucket(padding):
     model = stack().train()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -94,9 +89,8 @@ def test_a_training_step_is_one_graph_for_all_shapes_of_a_bucket(padding):
         assert_same_step(compiled, model, batch(rows, tokens, padding))
 
 
-@pytest.mark.parametrize(
-    "padding", [pytest.param(padding, marks=slow) for padding in (None, "right", "left")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("padding", [None, "right", "left"])
 def test_a_forward_is_one_graph_for_all_shapes_of_a_bucket(padding):
     model = stack().eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -199,7 +193,7 @@ class WithoutCache(torch.nn.Module):
         return self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
 
 
-@pytest.mark.parametrize("padding", [None, pytest.param("left", marks=slow)])
+@pytest.mark.parametrize("padding", [None, pytest.param("left", marks=pytest.mark.slow)])
 def test_an_exported_baked_model_gives_the_same_logits_for_other_shapes(padding):
     model = stack().eval()
     model.base_model.bake()

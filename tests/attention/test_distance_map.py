@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import assert_close
-from test_add_term import GROUPS, HEADS, POSITIONS, WIDTH, tensors_in
+from conftest import assert_close, assert_same_gradients
+from test_add_term import GROUPS, HEADS, POSITIONS, WIDTH, call, tensors_in
 from torch import Tensor, nn
 
 from lorada.attention.add_term import Term, add_term
@@ -56,13 +56,6 @@ def reached_in(name: str, causal: bool, window: int | None, mask: bool) -> Reach
     return Reached(shape, pairs if mask else whole_sequences(positions, shape) or pairs, pairs)
 
 
-def tensors_of(shape: CallShape, batch: int) -> list[Tensor]:
-    """Random values and an output."""
-    torch.manual_seed(0)
-    sizes = (batch, GROUPS, shape.keys, WIDTH), (batch, shape.queries, HEADS, WIDTH)
-    return [torch.randn(size, requires_grad=True) for size in sizes]
-
-
 def by_hand(own: DistanceMap, reached: Reached, value: Tensor) -> Tensor:
     """The term (B, T, H, D), from its definition and the matrix of visible pairs."""
     batch, shape, pairs = len(value), reached.shape, reached.pairs
@@ -90,20 +83,16 @@ CALLS = [
 @pytest.mark.parametrize(("name", "causal", "window", "mask"), CALLS, ids=str)
 def test_every_route_is_the_sum_by_hand_in_values_and_gradients(name, causal, window, mask):
     own, reached = distance_map(), reached_in(name, causal, window, mask)
-    value, output = tensors_of(reached.shape, POSITIONS[name][3])
+    _, _, value, output = call(name)
     found = add_term(output, reached.term(own), value)
     expected = output + by_hand(own, reached, value)
     assert_close(found, expected)
-    pull = torch.randn_like(output)
-    leaves = [output, value, *own.factors]
-    both = [torch.autograd.grad((y * pull).sum(), leaves) for y in (found, expected)]
-    for actual, grad in zip(*both, strict=True):
-        assert_close(actual, grad)
+    assert_same_gradients(found, expected, [output, value, *own.factors])
 
 
 def test_nothing_is_kept_for_the_backward_pass_but_what_the_term_is_computed_from():
     own, reached = distance_map(), reached_in("padded", True, None, False)
-    value, output = tensors_of(reached.shape, 2)
+    _, _, value, output = call("padded")
     term = reached.term(own)
     where = [term.queries.index, term.queries.real]  # found once for all layers
     assert kept_bytes(lambda: add_term(output, term, value), [value, *own.factors, *where]) == 0

@@ -24,11 +24,12 @@ from exact_cells import (
     VARIANTS,
     adapted,
     alone,
+    assert_as_plain,
     forward,
     pad,
     plain_run,
+    written_out,
 )
-from torch import Tensor
 from transformers import DynamicCache, MistralForCausalLM, StaticCache
 
 from lorada.attention.observation import Observation, observe
@@ -41,16 +42,7 @@ pytestmark = pytest.mark.fp64
 def test_every_form_of_a_batch_gives_the_numbers_of_the_plain_run(name, cell, variant):
     samples, expected = plain_run(name, variant)
     found = CELLS[cell](adapted(name, variant), samples)
-    for sample, logits, plain in zip(samples, found, expected, strict=True):
-        if logits.dim() == 1:  # log-probabilities of the generated tokens
-            new = plain[-NEW - 1 : -1].log_softmax(-1)
-            new = new.gather(1, sample[-NEW:, None])[:, 0]
-            # Computed in fp64 and handed out in fp32.
-            assert_close(logits, new, terms=1, size=new.abs(), dtype=torch.float32)
-        elif cell.startswith("generate"):
-            assert_close(logits, plain[-NEW - 1 : -1])
-        else:
-            assert_close(logits, plain[-len(logits) :])
+    assert_as_plain(cell, samples, found, expected)
 
 
 @pytest.mark.parametrize("cell", [cell for cell in CACHE_CELLS if cell.endswith("one by one")])
@@ -127,14 +119,11 @@ def test_map_lies_where_the_equations_index_the_attention_map(name, where, imple
     layers = [m for m in model.modules() if isinstance(m, LmamLayer)]
     assert len(seen) == len(layers) == 2
     for one, layer in zip(seen, layers, strict=True):
-        low_rank = adapted_map(layer)
+        low_rank = written_out(layer)
         low_rank = low_rank.tril() if name != "bert" else low_rank
-        queries, width = ids.shape[1], ids.shape[1]
-        full = torch.zeros(len(low_rank), queries, width)
-        if raw:
-            full[:, :LENGTH, :LENGTH] += low_rank
-        else:
-            full[:, -LENGTH:, -LENGTH:] += low_rank
+        full = torch.zeros(len(low_rank), ids.shape[1], ids.shape[1])
+        part = slice(LENGTH) if raw else slice(-LENGTH, None)
+        full[:, part, part] = low_rank
         value = one.call.value.repeat_interleave(4 // one.call.value.shape[1], 1)
         assert_close(one.term.transpose(1, 2), full @ value)
 
@@ -160,7 +149,7 @@ def test_a_softmax_with_future_has_the_future_that_is_there_when_it_runs(name, c
             forward(model, input_ids=token[None, None], past_key_values=store, use_cache=True)
         size = store.get_seq_length()
         for one, layer in zip(seen, layers, strict=True):
-            row = adapted_map(layer).tril()[:, size - 1]
+            row = written_out(layer).tril()[:, size - 1]
             cut = ablation == "softmax_then_cut"
             weights = row.softmax(-1)[:, :size] if cut else row[:, :size].softmax(-1)
             value = one.call.value[:, :, :size].repeat_interleave(4 // one.call.value.shape[1], 1)
@@ -176,13 +165,6 @@ def test_a_softmax_with_future_has_the_future_that_is_there_when_it_runs(name, c
         single = model.generate(input_ids=sample[None], **options)
         assert together.sequences[i, -NEW:].tolist() == single.sequences[0, -NEW:].tolist()
         assert_close(torch.stack(together.logits, 1)[i], torch.stack(single.logits, 1)[0])
-
-
-def adapted_map(layer: LmamLayer) -> Tensor:
-    """The map of a layer, written out."""
-    w_a, w_b = layer.lora_w_a["default"].detach(), layer.lora_w_b["default"].detach()
-    pe = 10000.0 ** (-2.0 * torch.arange(LENGTH) / LENGTH)
-    return (w_a + pe[:, None]) @ (w_b + pe) / layer.configs["default"].inverse_scale
 
 
 def test_page_has_the_matrix():

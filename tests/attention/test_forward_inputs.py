@@ -1,12 +1,16 @@
 """What attention reads of the inputs of a model's forward, and the calls that no map reaches."""
 
 import copy
+from collections.abc import Callable
 
+import exact_cells
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from conftest import TINY, assert_close
+from conftest import assert_close
+from exact_cells import LENGTH
 from peft import get_peft_model
+from stacks import in_chunks
 from transformers import DynamicCache
 
 from lorada import LmamConfig
@@ -16,15 +20,14 @@ from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
 
-LENGTH = 6
+LAYERS = 3
 WINDOW = 12  # of Mistral's, longer than most sequences here
 
 
-def adapted(name: str, layers: int = 3, **options):
-    defaults = {"rank": 2, "length": LENGTH, "inverse_scale": 2.0, "init_weights": False}
-    config = LmamConfig(**{**defaults, **options})
+def adapted(name: str, **options):
     window = {"sliding_window": WINDOW} if name == "mistral" else {}
-    return get_peft_model(TINY[name](num_hidden_layers=layers, **window), config).eval()
+    base = {"num_hidden_layers": LAYERS, **window}
+    return exact_cells.adapted(name, "map", base, **options)
 
 
 def listeners(model) -> list[ForwardListener]:
@@ -32,15 +35,10 @@ def listeners(model) -> list[ForwardListener]:
     return [owner for owner in owners if isinstance(owner, ForwardListener)]
 
 
-def decode(model, prompt: int, steps: int, **kwargs):
+def decode(model, prompt: int, steps: int):
     """Logits of tokens that come one by one behind a prompt."""
     ids = torch.arange(10, 10 + prompt + steps)[None]
-    cache, found = DynamicCache(config=model.config), []
-    with torch.no_grad():
-        model(input_ids=ids[:, :prompt], past_key_values=cache, use_cache=True)
-        for token in ids[:, prompt:].split(1, 1):
-            found.append(model(input_ids=token, past_key_values=cache, use_cache=True).logits)
-    return torch.cat(found, 1)
+    return in_chunks(model, ids, [prompt, *[1] * steps])[:, prompt:]
 
 
 @pytest.fixture
@@ -55,6 +53,15 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(LmamLayer, "maps", counted)
     return calls
+
+
+def assert_asked(asked: list, calls: int, written: Callable[[], torch.Tensor]) -> None:
+    """So many calls of every layer ask for maps, and the others change nothing."""
+    with observation.observe(lambda seen: None):  # who observes is told of every call
+        expected = written()
+    asked.clear()
+    assert_close(written(), expected)
+    assert len(asked) == calls * LAYERS
 
 
 def test_one_listener_serves_all_layers_and_goes_with_the_last():
@@ -90,12 +97,7 @@ def test_a_copy_listens_to_itself():
 )
 def test_decoding_past_the_map_asks_for_nothing_and_changes_nothing(name, options, calls, asked):
     model = adapted(name, **options)
-    with observation.observe(lambda seen: None):  # who observes is told of every call
-        expected = decode(model, LENGTH - 2, 6)
-    asked.clear()
-    found = decode(model, LENGTH - 2, 6)
-    assert_close(found, expected)
-    assert len(asked) == calls * 3
+    assert_asked(asked, calls, lambda: decode(model, LENGTH - 2, 6))
 
 
 def test_behind_a_window_that_drops_keys_the_map_is_not_missed():
@@ -113,7 +115,7 @@ def test_the_longest_map_decides(asked):
     model.add_adapter("longer", LmamConfig(length=LENGTH + 2, init_weights=False))
     model.set_adapter("longer")
     decode(model, LENGTH, 4)
-    assert len(asked) == (1 + 2) * 3
+    assert len(asked) == (1 + 2) * LAYERS
 
 
 def padded_on_the_left(*lengths: int) -> dict[str, torch.Tensor]:
@@ -145,11 +147,8 @@ def test_a_padded_batch_asks_for_nothing_once_its_shortest_row_is_past_the_map(n
         state = begin(model, 3, 9, 5)
         return torch.cat([step(model, state, token) for token in range(20, 28)], 1)
 
-    with observation.observe(lambda seen: None):
-        expected = written()
-    asked.clear()
-    assert_close(written(), expected)
-    assert len(asked) == (1 + LENGTH - 3) * 3  # the prompt, and tokens until the shortest row
+    # The prompt, and tokens until the shortest row.
+    assert_asked(asked, 1 + LENGTH - 3, written)
 
 
 def test_batches_in_turns_are_each_counted_by_themselves(asked):
@@ -159,11 +158,8 @@ def test_batches_in_turns_are_each_counted_by_themselves(asked):
         long, short = begin(model, 8, 8), begin(model, 8, 2)  # masks of the same shape
         return torch.cat([step(model, each, 20) for each in (long, short, long, short)])
 
-    with observation.observe(lambda seen: None):
-        expected = written()
-    asked.clear()
-    assert_close(written(), expected)
-    assert len(asked) == (2 + 2) * 3  # two prompts, and the tokens of the batch with a short row
+    # Two prompts, and the tokens of the batch with a short row.
+    assert_asked(asked, 2 + 2, written)
 
 
 def test_the_rows_are_counted_again_behind_a_cache_that_was_cropped(asked):
@@ -174,7 +170,7 @@ def test_the_rows_are_counted_again_behind_a_cache_that_was_cropped(asked):
     state["attention_mask"] = state["attention_mask"][:, : LENGTH - 2]
     asked.clear()
     step(model, state, 20)
-    assert len(asked) == 3
+    assert len(asked) == LAYERS
 
 
 @pytest.mark.parametrize("hidden", [slice(9, None), slice(2, 6), slice(None)])
@@ -202,7 +198,7 @@ def test_a_mask_with_slots_for_tokens_to_come_is_not_counted(asked):
         model(torch.tensor([[5, 6]]), past_key_values=cache, attention_mask=mask[:, :2])
         asked.clear()
         model(torch.tensor([[7]]), past_key_values=cache, attention_mask=mask)
-    assert len(asked) == 3
+    assert len(asked) == LAYERS
 
 
 def test_the_mask_of_an_encoder_says_nothing_about_its_decoder(asked):

@@ -2,14 +2,14 @@
 
 import copy
 import pickle
+from functools import partial
 
+import exact_cells
 import pytest
 import torch
-from conftest import TINY, assert_close
-from peft import get_peft_model
+from conftest import assert_close
 from transformers import DynamicCache
 
-from lorada import LmamConfig
 from lorada.attention import locate as locating
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs, forward_listener
 
@@ -18,19 +18,11 @@ pytestmark = pytest.mark.fp64
 LAYERS = 3
 
 
-def adapted(name: str, **options):
-    base = TINY[name](num_hidden_layers=LAYERS)
-    defaults = {"rank": 2, "length": 6, "inverse_scale": 2.0, "init_weights": False}
-    return get_peft_model(base, LmamConfig(**{**defaults, **options}))
+adapted = partial(exact_cells.adapted, variant="map", base={"num_hidden_layers": LAYERS})
 
 
-def batch(*lengths: int, side: str = "right"):
-    ids = torch.full((len(lengths), max(lengths)), 1)
-    mask = torch.zeros_like(ids)
-    for row, (length, real) in enumerate(zip(lengths, mask, strict=True)):
-        place = slice(0, length) if side == "right" else slice(max(lengths) - length, None)
-        ids[row, place] = torch.arange(10, 10 + length)
-        real[place] = 1
+def batch(*lengths: int):
+    ids, mask = exact_cells.pad([torch.arange(10, 10 + length) for length in lengths], "right")
     return {"input_ids": ids, "attention_mask": mask}
 
 

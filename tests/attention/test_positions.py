@@ -142,21 +142,21 @@ def whole(draw: st.DrawFn) -> Scene:
 
 
 @st.composite
-def cached(draw: st.DrawFn) -> Scene:
-    """A decoding step or a later chunk of a prefill on a growing cache; pads on the left."""
+def chunks(draw: st.DrawFn) -> tuple[list[list[Token]], int, int]:
+    """Rows with pads on the left, the columns processed so far and how many of them are queries."""
     rows = draw(batches(draw(st.sampled_from([(), ("left",)]))))
     seen = draw(st.sampled_from(range(1, len(rows[0]) + 1)))
-    queries = draw(st.just(1) | st.sampled_from(range(1, seen + 1)))
-    return Scene(rows, seen, queries, 0, seen, None)
+    return rows, seen, draw(st.just(1) | st.sampled_from(range(1, seen + 1)))
 
 
 @st.composite
-def static(draw: st.DrawFn) -> Scene:
-    """A cache of fixed size, whose tail is empty."""
-    rows = draw(batches(draw(st.sampled_from([(), ("left",)]))))
-    seen = draw(st.sampled_from(range(1, len(rows[0]) + 1)))
-    queries = draw(st.sampled_from(range(1, seen + 1)))
-    return Scene(rows, seen, queries, 0, seen + draw(st.integers(1, 4)), None)
+def cached(draw: st.DrawFn) -> Scene:
+    """A decoding step or a later chunk of a prefill.
+
+    The cache grows, or has a fixed size and an empty tail.
+    """
+    rows, seen, queries = draw(chunks())
+    return Scene(rows, seen, queries, 0, seen + draw(st.just(0) | st.integers(1, 4)), None)
 
 
 @st.composite
@@ -170,9 +170,7 @@ def static_prefill(draw: st.DrawFn) -> Scene:
 @st.composite
 def sliding(draw: st.DrawFn) -> Scene:
     """A cache that keeps only what the window of the oldest query still reaches."""
-    rows = draw(batches(draw(st.sampled_from([(), ("left",)]))))
-    seen = draw(st.sampled_from(range(1, len(rows[0]) + 1)))
-    queries = draw(st.just(1) | st.sampled_from(range(1, seen + 1)))
+    rows, seen, queries = draw(chunks())
     window = draw(st.integers(2, 6))
     dropped = max(seen - queries - window + 1, 0)
     fixed = draw(st.booleans()) and seen < window
@@ -220,7 +218,7 @@ ANY_FORM = pytest.mark.parametrize("form", ["bool", "additive", "2d"])
 @ANY_FORM
 @settings(EXAMPLES, max_examples=240)
 @given(
-    scene=whole() | cached() | static() | static_prefill(),
+    scene=whole() | cached() | static_prefill(),
     length=LENGTHS,
     align=ALIGNS,
     numbers=st.sampled_from(["of tokens", "of slots", "not given"]),
@@ -247,7 +245,7 @@ def test_tokens_behind_a_sliding_cache_that_dropped_keys_are_found(form, scene, 
 
 
 @EXAMPLES
-@given(whole() | cached() | static() | sliding(), LENGTHS, ALIGNS)
+@given(whole() | cached() | sliding(), LENGTHS, ALIGNS)
 def test_without_a_mask_every_column_is_a_token(scene, length, align):
     assume(all(token is not None for row in scene.rows for token in row))
     # One query on half-empty slots never comes without a mask.
@@ -257,36 +255,22 @@ def test_without_a_mask_every_column_is_a_token(scene, length, align):
     full = scene.key_len == scene.seen - scene.first_column
     # Without a mask, a later chunk comes under a flash kernel, and half-empty slots at the start.
     assume(full or scene.queries == scene.seen)
-    for offset in (0, 5):
-        positions = scene.position_ids() + offset
+    for positions in (scene.position_ids(), scene.position_ids() + 5, None):
         check(scene, "none", length, align, positions, seen=scene.seen, flash=full)
 
 
-def test_prefill_of_a_static_cache_without_mask_or_positions_starts_at_slot_zero():
-    check(Scene([padded(0, 3, 0)], 3, 3, 0, 8, None), "none", 4, "start", None)
-
-
-@pytest.mark.parametrize("mask", [None, torch.tensor([[0, 0, 1, 1, 1]])], ids=["no-mask", "mask"])
-def test_raw_positions_count_slots_and_take_pads_for_tokens(mask):
-    position_ids = None if mask is None else torch.tensor([[1, 1, 0, 1, 2]])  # 1 for pads
-    span = locate(5, 5, mask, position_ids, length=3, positions="raw")
-    table = span.table(5, 5, CPU)
-    slots = table.key_slots(3)
-    assert slots.index.tolist() == [[0, 1, 2]]
-    assert slots.real.all()
-    assert table.real_queries().all()
-
-
-@FORMS
+@pytest.mark.parametrize("form", ["bool", "additive", "2d", "none"])
 @EXAMPLES
-@given(scene=cached() | static() | static_prefill(), length=LENGTHS, align=ALIGNS)
-def test_raw_positions_find_the_slots_of_a_cache_by_its_mask(form, scene, length, align):
-    assume(scene.queries < scene.key_len)
+@given(scene=whole() | cached() | static_prefill(), length=LENGTHS, align=ALIGNS)
+def test_raw_positions_take_pads_for_tokens_and_find_slots_by_a_mask(form, scene, length, align):
+    # Behind a cache only these masks show which slots are those of the queries.
+    assume(form in ("bool", "additive") or scene.queries == scene.key_len)
     # A call of nothing but pads shows nothing.
     assume(any(row[column] is not None for row in scene.rows for column in scene.query_columns))
     slots = [list(range(len(row))) for row in scene.rows]
     mask = scene.mask(form)
-    check(replace(scene, rows=slots), form, length, align, None, mask, positions="raw")
+    for positions in (scene.position_ids(), None):
+        check(replace(scene, rows=slots), form, length, align, positions, mask, positions="raw")
 
 
 def test_raw_positions_are_found_where_the_first_tokens_see_each_other():
@@ -304,12 +288,8 @@ def test_a_number_of_tokens_gives_an_answer_on_the_device_of_the_call(masked):
     assert table.columns.device == table.rows.device == meta
 
 
-class BlockMask:
-    """Stands for flex attention's mask, which is no tensor."""
-
-
 @pytest.mark.parametrize(
-    "mask", [torch.ones(2, 3, 3), torch.ones(3), BlockMask()], ids=["3d", "1d", "object"]
+    "mask", [torch.ones(2, 3, 3), torch.ones(3), object()], ids=["3d", "1d", "object"]
 )
 def test_mask_of_an_unknown_form_is_an_error(mask):
     with pytest.raises(ValueError, match="unknown form"):
@@ -367,10 +347,12 @@ def test_sequences_packed_into_a_row_are_told_apart_by_position_ids(
 
 
 @st.composite
-def batched_continuously(draw: st.DrawFn) -> tuple[list[int], list[int], list[int], int | None]:
+def batched_continuously(
+    draw: st.DrawFn, sequences: st.SearchStrategy[list[int]]
+) -> tuple[list[int], list[int], list[int], int | None]:
     """Tokens seen, queries and keys kept of each sequence, and the window that dropped the rest."""
-    seen = draw(SEQUENCES)
-    queries = [draw(st.integers(1, size)) for size in seen]
+    seen = draw(sequences)
+    queries = [draw(st.sampled_from([1, size, draw(st.integers(1, size))])) for size in seen]
     window = draw(st.none() | st.integers(2, 4))
     reach = 99 if window is None else window - 1
     kept = [min(size, q + reach) for size, q in zip(seen, queries, strict=True)]
@@ -378,7 +360,7 @@ def batched_continuously(draw: st.DrawFn) -> tuple[list[int], list[int], list[in
 
 
 @EXAMPLES
-@given(batched_continuously(), st.integers(0, 2), st.integers(0, 2), LENGTHS, ALIGNS)
+@given(batched_continuously(SEQUENCES), st.integers(0, 2), st.integers(0, 2), LENGTHS, ALIGNS)
 def test_sequences_of_given_lengths_are_told_apart_behind_caches(
     batch, unused, empty, length, align
 ):

@@ -1,15 +1,21 @@
-"""What attention kernels that do not run here are given behind a prefix, and what is refused."""
+"""Flash kernels behind a prefix and with a map by distance.
 
+What kernels that do not run here are given behind a prefix, and what is refused.
+"""
+
+import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY, assert_close
-from peft import get_peft_model
-from stacks import batch, logits, randomise
+from exact_cells import adapted
+from peft import PeftModel, get_peft_model
+from stacks import batch, in_chunks, logits, randomise
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
-from transformers import DynamicCache, modeling_flash_attention_utils
+from transformers import modeling_flash_attention_utils
 
 from lorada import PrefixConfig
 from lorada.attention.call import AttentionCall, Prefix
@@ -61,50 +67,54 @@ def flash_kernels(monkeypatch):
     assert set(calls) == {"flash_attention_2"}
 
 
-def twice(name: str) -> tuple:
-    """A model with two adapters under sdpa, and its copy under flash."""
-    models = []
-    for _ in range(2):
-        torch.manual_seed(1)
-        model = get_peft_model(TINY[name](), PrefixConfig(length=LENGTH)).eval()
-        model.add_adapter("second", PrefixConfig(length=2))
-        randomise(model)
-        randomise(model, "second")
-        models.append(model)
-    for module in models[1].modules():
+def prefixed(name: str) -> PeftModel:
+    """A model with two adapters."""
+    model = get_peft_model(TINY[name](), PrefixConfig(length=LENGTH)).eval()
+    model.add_adapter("second", PrefixConfig(length=2))
+    randomise(model)
+    randomise(model, "second")
+    return model
+
+
+PARTS = {"prefix": prefixed, "map by distance": partial(adapted, variant="distance")}
+every_part = pytest.mark.parametrize("part", PARTS)
+
+
+def under_flash(model: PeftModel) -> PeftModel:
+    """The same model, whose attention calls flash kernels."""
+    other = copy.deepcopy(model)
+    for module in other.modules():
         if hasattr(module, "config") and hasattr(module.config, "_attn_implementation_internal"):
             module.config._attn_implementation_internal = "flash_attention_2"
-    return tuple(models)
+    return other
 
 
+@every_part
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_flash_kernels_give_what_sdpa_gives(name, padding, flash_kernels):
-    sdpa, other = twice(name)
-    inputs = batch(name)
+def test_flash_kernels_give_what_sdpa_gives(name, padding, part, flash_kernels):
+    sdpa, inputs = PARTS[part](name), batch(name)
     if padding is None:
         del inputs["attention_mask"]
     elif padding == "left":
         inputs = {key: value.flip(1) for key, value in inputs.items()}
     real = inputs.get("attention_mask", torch.ones(3, 8)).bool()
-    assert_close(logits(other, inputs)[real], logits(sdpa, inputs)[real])
+    expected = logits(sdpa, inputs)
+    assert_close(logits(under_flash(sdpa), inputs)[real], expected[real])
 
 
-def test_flash_kernels_give_what_sdpa_gives_in_chunks_and_steps(flash_kernels):
-    sdpa, other = twice("llama")
-    tokens = torch.randint(5, 90, (2, 9))
+@every_part
+def test_flash_kernels_give_what_sdpa_gives_in_chunks_and_steps(part, flash_kernels):
+    sdpa, tokens = PARTS[part]("llama"), torch.randint(5, 90, (2, 9))
     expected = logits(sdpa, {"input_ids": tokens})
-    cache, found = DynamicCache(config=other.config), []
-    for chunk in tokens.split([4, 3, 1, 1], 1):
-        found.append(logits(other, {"input_ids": chunk}, past_key_values=cache, use_cache=True))
-    assert_close(torch.cat(found, 1), expected)
+    assert_close(in_chunks(under_flash(sdpa), tokens, [4, 3, 1, 1]), expected)
 
 
 # What a kernel is given, for those that do not run here.
 
 
 def call_of(kernel: str, mask: Tensor | None, **kwargs) -> dict:
-    """What reaches a kernel for two samples of 5 keys behind a prefix of ``LENGTH``."""
+    """What reaches a kernel for samples of 5 keys behind a prefix of ``LENGTH``."""
     module = SimpleNamespace(config=SimpleNamespace(_attn_implementation=kernel), is_causal=True)
     given = {}
 
@@ -112,7 +122,8 @@ def call_of(kernel: str, mask: Tensor | None, **kwargs) -> dict:
         given.update(key=key, value=value, mask=mask, **kwargs)
         return query.transpose(1, 2), None
 
-    states = [torch.randn(2, 2, size, 8) for size in (kwargs.pop("queries", 5), 5, 5)]
+    samples, queries = kwargs.pop("samples", 2), kwargs.pop("queries", 5)
+    states = [torch.randn(samples, 2, size, 8) for size in (queries, 5, 5)]
     prefix = Prefix(torch.randn(LENGTH, 16), torch.randn(LENGTH, 16))
     call = AttentionCall.read(module, *states, mask, kwargs, prefixes=[prefix])
     with_prefixes(attend, call)(module, *states, mask, **kwargs)
@@ -150,19 +161,10 @@ def test_calls_that_no_prefix_fits_are_refused_in_one_line(kernel, mask, kwargs,
 
 
 def test_a_row_that_flash_would_read_as_packed_is_refused():
-    module = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
-    states = [torch.randn(1, 2, 5, 8) for _ in range(3)]
-
-    def run(positions: list[int]) -> None:
-        kwargs = {"position_ids": torch.tensor([positions])}
-        prefixes = [Prefix(*torch.randn(2, 3, 16))]
-        call = AttentionCall.read(module, *states, None, kwargs, prefixes=prefixes)
-        attend = with_prefixes(lambda *args, **kwargs: (args[1], None), call)
-        attend(module, *states, None, **kwargs)
-
-    run([0, 1, 2, 3, 4])
+    call = partial(call_of, "flash_attention_2", None, samples=1)
+    call(position_ids=torch.arange(5)[None])
     with pytest.raises(ValueError, match="packed row"):
-        run([0, 1, 0, 1, 2])
+        call(position_ids=torch.tensor([[0, 1, 0, 1, 2]]))
 
 
 def test_a_block_mask_of_flex_attention_is_refused():

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from architectures import ARCHITECTURES
+from callback_runs import losses, rows, trainer
 from conftest import TINY, assert_close
+from exact_cells import counted, own_rows, pad
 from peft import LoraConfig, PeftModel, get_peft_model
 from stacks import lmam, logits, randomise
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
 
 from lorada import LoradaConfig
 from lorada.attention.attend import SHIFTED
@@ -40,7 +41,7 @@ def attend_by_hand(query: Tensor, key: Tensor, value: Tensor, size: int) -> Tens
     return out
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@KERNELS
 @pytest.mark.parametrize(
     ("heads", "tokens", "size"),
     [(4, 16, 4), (3, 16, 4), (1, 8, 4), (4, 14, 4), (2, 11, 3)],
@@ -79,44 +80,30 @@ def tokens(length: int = 16, samples: int = 1) -> dict[str, Tensor]:
 
 @KERNELS
 def test_one_group_over_everything_is_full_attention(kernel):
-    inputs = tokens()
-    model, plain = (
-        shifted(32, attn_implementation=kernel),
-        TINY["llama"](attn_implementation=kernel),
-    )
-    assert_close(logits(model, inputs), logits(plain.train(), inputs))
-    few = shifted(4, attn_implementation=kernel)
+    inputs, plain = tokens(), TINY["llama"](attn_implementation=kernel).train()
+    one, few = (shifted(size, attn_implementation=kernel) for size in (32, 4))
+    assert_close(logits(one, inputs), logits(plain, inputs))
     assert (logits(few, inputs) - logits(plain, inputs)).abs().max() > 1e-2
 
 
 @KERNELS
 def test_evaluation_has_full_attention(kernel):
     model, inputs = shifted(4, attn_implementation=kernel).eval(), tokens()
-    assert torch.equal(
-        logits(model, inputs), logits(TINY["llama"](attn_implementation=kernel), inputs)
-    )
+    plain = TINY["llama"](attn_implementation=kernel)
+    assert torch.equal(logits(model, inputs), logits(plain, inputs))
 
 
 @KERNELS
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_pads_move_no_group(kernel, side):
-    model, row = shifted(4, attn_implementation=kernel), tokens(13)["input_ids"]
-    pads, ones = torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 13, dtype=torch.long)
-    sides = (slice(3, None), [pads, row], [pads, ones])
-    if side == "right":
-        sides = (slice(0, 13), [row, pads], [ones, pads])
-    real, ids, mask = sides
-    other = tokens(16)["input_ids"]
-    inputs = {
-        "input_ids": torch.cat([torch.cat(ids, 1), other]),
-        "attention_mask": torch.cat([torch.cat(mask, 1), torch.ones_like(other)]),
-    }
-    inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-
+    model = shifted(4, attn_implementation=kernel)
+    rows = [tokens(length)["input_ids"][0] for length in (13, 16)]
+    ids, mask = pad(rows, side)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": counted(mask)}
     padded = logits(model, inputs)
     assert padded.isfinite().all()
-    assert_close(padded[:1, real], logits(model, {"input_ids": row}))
-    assert_close(padded[1:], logits(model, {"input_ids": other}))
+    for found, row in zip(own_rows(padded, mask), rows, strict=True):
+        assert_close(found, logits(model, {"input_ids": row[None]})[0])
 
 
 def test_groups_begin_anew_with_each_sequence_of_a_packed_row():
@@ -128,10 +115,9 @@ def test_groups_begin_anew_with_each_sequence_of_a_packed_row():
     assert_close(logits(model, packed), expected)
 
 
-def test_without_a_size_a_group_is_a_quarter_of_the_length():
-    inputs = tokens(16)
-    assert torch.equal(logits(shifted(), inputs), logits(shifted(4), inputs))
-    inputs = tokens(13)
+@pytest.mark.parametrize("length", [16, 13])
+def test_without_a_size_a_group_is_a_quarter_of_the_length(length):
+    inputs = tokens(length)
     assert torch.equal(logits(shifted(), inputs), logits(shifted(4), inputs))
 
 
@@ -176,25 +162,17 @@ def longlora(**options) -> LoraConfig:
 def test_training_is_sparse_evaluation_is_not_and_the_adapter_loads(tmp_path, config):
     groups, seen = ShiftedAttention(4), []
 
-    class Watch(nn.Module):
-        def forward(self, module, args):
-            seen.append((module.training, getattr(module, SHIFTED, None)))
+    def watch(module, args):
+        seen.append((module.training, getattr(module, SHIFTED, None)))
 
-    model = get_peft_model(TINY["llama"](), config())
+    evaluated = {"held_out": rows()[:2], "eval_strategy": "steps", "eval_steps": 6}
+    run = trainer(config(), tmp_path, groups, **evaluated)
+    model = run.model
     attention = model.get_base_model().model.layers[0].self_attn
-    attention.register_forward_pre_hook(Watch())
-    rows = [{"input_ids": row, "labels": row} for row in tokens(16, 8)["input_ids"]]
-    args = TrainingArguments(
-        str(tmp_path), max_steps=12, learning_rate=1e-2, report_to=[], save_strategy="no",
-        eval_strategy="steps", eval_steps=6, logging_steps=1, use_cpu=True, disable_tqdm=True,
-    )  # fmt: skip
-    trainer = Trainer(
-        model=model, args=args, train_dataset=rows, eval_dataset=rows[:2], callbacks=[groups]
-    )
-    trainer.train()
+    attention.register_forward_pre_hook(watch)
+    run.train()
 
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses(run)[-1] < 0.8 * losses(run)[0]
     assert (True, groups.groups) in seen
     assert (False, groups.groups) in seen
     assert not hasattr(attention, SHIFTED)

@@ -1,11 +1,11 @@
 """The tokens under a map, however they lie in a call: the term against a sum over pairs."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from conftest import assert_close
+from conftest import assert_close, assert_same_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_add_term import (
@@ -13,13 +13,13 @@ from test_add_term import (
     HEADS,
     LENGTH,
     WIDTH,
+    Sizes,
     add_term,
-    assert_same_gradients,
     attention_map,
     by_hand,
 )
+from test_positions import batched_continuously
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorada.attention import add_term as adding
 from lorada.attention.add_term import Term
@@ -32,7 +32,6 @@ from lorada.attention.under_map import find_under_map, map_positions, under_map
 pytestmark = pytest.mark.fp64
 
 ALIGNS = st.sampled_from(["start", "end"])
-ALL = [None, "full_rank", "no_position", "softmax", "softmax_with_future"]
 LINEAR = st.sampled_from([None, "full_rank", "no_position"])
 
 
@@ -132,47 +131,33 @@ def test_pads_may_lie_anywhere(table, layout, ablation, align, causal, window):
     compare(table, ablation, align, shape, laid_out(table, layout))
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """Sequences of a row: tokens so far, queries and keys of each, and the window of the layer."""
+def call_of(
+    seen: list[int], queries: list[int], keys: list[int], window: int | None, unused: int, **kwargs
+) -> AttentionCall:
+    """A call with random values for sequences of a row: tokens so far, queries and keys of each.
 
-    seen: list[int]
-    queries: list[int]
-    keys: list[int]
-    window: int | None
-    unused: int  # queries and keys behind the last sequence
-
-    def call(self, **kwargs) -> AttentionCall:
-        """An attention call with random values."""
-        queries, keys = (sum(sizes) + self.unused for sizes in (self.queries, self.keys))
-        by_query, by_key = (torch.tensor([0, *sizes]).cumsum(0).int()
-                            for sizes in (self.queries, self.keys))  # fmt: skip
-        ids = [t for n, q in zip(self.seen, self.queries, strict=True) for t in range(n - q, n)]
-        kwargs |= {"cu_seq_lens_q": by_query, "cu_seq_lens_k": by_key,
-                   "position_ids": torch.tensor([ids + [0] * self.unused])}  # fmt: skip
-        torch.manual_seed(0)
-        value = torch.randn(1, GROUPS, keys, WIDTH)
-        shape = CallShape(queries, keys, HEADS, True, self.window)
-        mask = torch.ones(1, 1, queries, keys)
-        return AttentionCall(torch.nn.Module(), shape, value, mask, kwargs=kwargs)
+    ``unused`` queries and keys lie behind the last sequence.
+    """
+    by_query, by_key = (torch.tensor([0, *sizes]).cumsum(0).int() for sizes in (queries, keys))
+    ids = [t for n, q in zip(seen, queries, strict=True) for t in range(n - q, n)]
+    kwargs |= {"cu_seq_lens_q": by_query, "cu_seq_lens_k": by_key,
+               "position_ids": torch.tensor([ids + [0] * unused])}  # fmt: skip
+    torch.manual_seed(0)
+    shape = CallShape(sum(queries) + unused, sum(keys) + unused, HEADS, True, window)
+    value = torch.randn(1, GROUPS, shape.keys, WIDTH)
+    mask = torch.ones(1, 1, shape.queries, shape.keys)
+    return AttentionCall(torch.nn.Module(), shape, value, mask, kwargs=kwargs)
 
 
-@st.composite
-def lengths(draw: st.DrawFn) -> Lengths:
-    seen = draw(st.lists(st.integers(1, LENGTH + 4), min_size=1, max_size=5))
-    queries = [draw(st.sampled_from([1, size, draw(st.integers(1, size))])) for size in seen]
-    window = draw(st.none() | st.integers(2, 4))
-    reach = 99 if window is None else window - 1  # a sliding cache keeps no more than this
-    keys = [min(size, q + reach) for size, q in zip(seen, queries, strict=True)]
-    return Lengths(seen, queries, keys, window, draw(st.integers(0, 2)))
+SEQUENCES = st.lists(st.integers(1, LENGTH + 4), min_size=1, max_size=5)
 
 
 @settings(deadline=None, max_examples=100)
-@given(lengths(), LINEAR, ALIGNS, st.booleans())
-def test_a_step_of_continuous_batching_is_a_sum_over_pairs(sizes, ablation, align, told):
+@given(batched_continuously(SEQUENCES), st.integers(0, 2), LINEAR, ALIGNS, st.booleans())
+def test_a_step_of_continuous_batching_is_a_sum_over_pairs(batch, unused, ablation, align, told):
     """Whether the caller tells how long the longest sequence is, or not."""
     own = attention_map(ablation, align)
-    call = sizes.call(max_length_k=max(sizes.keys)) if told else sizes.call()
+    call = call_of(*batch, unused, **({"max_length_k": max(batch[2])} if told else {}))
     with torch.no_grad():
         expected = by_hand(own, map_positions(call, own), call.shape, call.value)
         under, found = under_map(call, own), torch.zeros_like(expected)
@@ -182,24 +167,12 @@ def test_a_step_of_continuous_batching_is_a_sum_over_pairs(sizes, ablation, alig
     assert_close(found, expected)
 
 
-class Largest(TorchDispatchMode):
-    """The most numbers of a floating tensor that any operation makes."""
-
-    size = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        if isinstance(made, Tensor) and made.is_floating_point():
-            self.size = max(self.size, made.numel())
-        return made
-
-
 @pytest.mark.parametrize("told", ["by the caller", "by position_ids"])
 def test_short_sequences_of_a_row_take_no_room_for_a_long_map(told):
     rows, tokens, length = 16, 4, 64
     factors = torch.randn(HEADS, length, 2), torch.randn(HEADS, 2, length)
     own = AttentionMap(factors, 2.0, "start", "token", None)
-    call = Lengths([tokens] * rows, [tokens] * rows, [tokens] * rows, None, 0).call()
+    call = call_of([tokens] * rows, [tokens] * rows, [tokens] * rows, None, 0)
     kwargs = {"position_ids": call.position_ids}
     if told == "by the caller":
         kwargs = {**call.kwargs, "max_length_k": tokens}
@@ -207,10 +180,10 @@ def test_short_sequences_of_a_row_take_no_room_for_a_long_map(told):
     with torch.no_grad():
         under = under_map(call, own)
         assert under.size == tokens
-        with Largest() as made:
+        with Sizes() as made:
             map_term(own, under, call.shape, call.value)
     # The values of all tokens once for each head at the most.
-    assert made.size <= rows * tokens * HEADS * WIDTH
+    assert max(made.found) <= rows * tokens * HEADS * WIDTH
 
 
 def test_only_rows_of_queries_are_computed_behind_a_cache():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import assert_close
+from conftest import assert_close, assert_same_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,17 +30,13 @@ def test_blocks_are_the_product_of_the_map_in_values_and_gradients(
     heads, maps, groups = sizes
     weights = torch.randn(maps, taps, requires_grad=True)
     value = torch.randn(2, groups, tokens, 3, requires_grad=True)
-    options = {"causal": causal, "window": window}
     numbers = torch.arange(tokens)
     near = None if window is None else (numbers[:, None] - numbers).abs() < window
     map_ = distance_weights(weights, numbers, numbers, causal, near)
     expected = apply_map(map_, value, heads)
-    found = distance_product(weights, value, heads, **options)
+    found = distance_product(weights, value, heads, causal=causal, window=window)
     assert_close(found, expected)
-    pull = torch.randn_like(expected)
-    both = [torch.autograd.grad((y * pull).sum(), (weights, value)) for y in (found, expected)]
-    for actual, slow in zip(*both, strict=True):
-        assert_close(actual, slow)
+    assert_same_gradients(found, expected, [weights, value])
 
 
 @pytest.mark.parametrize("causal", [True, False])

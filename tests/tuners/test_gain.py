@@ -3,11 +3,11 @@
 import pytest
 import torch
 from architectures import ARCHITECTURES, inputs, logits
-from conftest import TINY, assert_close
+from conftest import TINY, assert_close, assert_same_gradients
 from exact_cells import CELLS, PROMPTS, alone
 from folders import refused
 from peft import PeftModel, get_peft_model
-from stacks import assert_same_gradients, batch, lmam, randomise
+from stacks import batch, lmam, randomise
 from stacks import logits as output
 from transformers import AttentionInterface, DeepseekV3Config, DeepseekV3ForCausalLM
 
@@ -89,7 +89,7 @@ def test_gains_of_queries_are_the_reference_in_values_and_gradients(name, monkey
     trains = [w for layer in gain_layers(model)
               for w in (layer.lora_gain_query["default"], layer.lora_gain["default"])]  # fmt: skip
     weights = [weight for pair in hand.weights.values() for weight in pair]
-    assert_same_gradients(found, expected, trains, weights, least=1e-3)
+    assert_same_gradients(found, expected, trains, weights, more_than=1e-3)
 
 
 def test_gains_of_queries_of_a_deberta_are_the_reference():

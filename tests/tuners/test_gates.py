@@ -5,8 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import assert_close
-from stacks import assert_same_gradients
+from conftest import assert_close, assert_same_gradients
 from torch import Tensor
 
 from lorada.tuners.quanta.gates import (

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from conftest import TINY, assert_close
+from conftest import TINY, assert_close, assert_same_gradients
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from stacks import assert_same_gradients, batch, logits, lora, randomise
+from stacks import batch, logits, lora, randomise
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 

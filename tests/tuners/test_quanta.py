@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import ARCHITECTURES, inputs, logits
-from conftest import TINY, assert_close
+from conftest import TINY, assert_close, assert_same_gradients
 from folders import llama_folder, refused
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from stacks import assert_same_gradients, batch, randomise
+from stacks import batch, randomise
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
