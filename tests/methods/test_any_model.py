@@ -1,36 +1,28 @@
-"""Methods on models that the paper does not have: names, defaults that do not fit, whole runs."""
+"""Methods on models that the paper does not have: names, and defaults that do not fit."""
 
 import re
 
 import pytest
 from architectures import ARCHITECTURES, ENCODER_DECODERS
-from conftest import DECODER_SIZES, SIZES
-from folders import byte_tokenizer, rows_file
+from conftest import DECODER_SIZES
 from method_cases import BUILDERS, defined
 from peft import get_peft_model
 from transformers import (
     AutoConfig,
     BertConfig,
-    ElectraForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     RobertaConfig,
-    T5ForConditionalGeneration,
-    set_seed,
 )
 
 from lorada import METHODS, build_method
-from lorada.inference.evaluate import evaluate
-from lorada.inference.load import load_run
 from lorada.methods.matrix_names import SCHEMES, fits, renamed
 from lorada.methods.meta_model import meta_model
 from lorada.methods.model_settings import scheme_of
 from lorada.methods.unpublished_settings import UNPUBLISHED
 from lorada.runs.models.count import count_parameters
 from lorada.runs.models.loading import kind_of
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training.train import train
 from lorada.tuners.base.linears import layer_linear_names, linear_of, widths
 
 # Names.
@@ -199,61 +191,3 @@ def test_settings_that_are_not_the_papers_say_so_everywhere(call):
     assert code == 0
     said = " ".join(out.split())
     assert "not_from_the_paper: {any encoder: " in said
-
-
-# Whole runs.
-
-TOKENS = len(byte_tokenizer())
-SMALL = {**DECODER_SIZES, "vocab_size": TOKENS, "max_position_embeddings": 64}
-ENCODER = {**SIZES, "vocab_size": TOKENS, "max_position_embeddings": 64, "pad_token_id": 0}
-RUNS = {
-    "gpt2": (GPT2LMHeadModel, {
-        "vocab_size": TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
-        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    }),
-    "t5": (T5ForConditionalGeneration, {
-        "vocab_size": TOKENS, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2,
-        "num_heads": 4, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0,
-    }),
-    "electra": (ElectraForSequenceClassification, {**ENCODER, "embedding_size": 16}),
-}  # fmt: skip
-TRAINED = ("lora", "lorada_a", "dora", "prefix")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where models are, made when they are first asked for, and rows."""
-    root = tmp_path_factory.mktemp("any")
-    rows_file(root / "texts.jsonl")
-    judged = [{"text": "ab" * (i % 5 + 1), "label": "yn"[i % 2]} for i in range(24)]
-    rows_file(root / "labels.jsonl", judged)
-
-    def made(name):
-        if not (root / name).is_dir():
-            set_seed(0)
-            cls, sizes = RUNS[name]
-            cls(cls.config_class(**sizes)).save_pretrained(root / name)
-            byte_tokenizer().save_pretrained(root / name)
-        labels = "Classification" in RUNS[name][0].__name__
-        return root / name, root / ("labels.jsonl" if labels else "texts.jsonl")
-
-    return made
-
-
-# Each model with one method.
-CHOSEN = [(model, TRAINED[-i % len(TRAINED)]) for i, model in enumerate(RUNS)]
-
-
-@pytest.mark.parametrize(("model", "method"), CHOSEN)
-def test_a_run_trains_saves_and_scores(model, method, folder, tmp_path):
-    where, rows = folder(model)
-    options = {"method": method, "model": str(where), "data": str(rows)}
-    pairs = ["max_steps=3", "per_device_train_batch_size=4", "report_to=[]", "logging_steps=1"]
-    recipe = load_recipe(None, pairs, {**options, "output": str(tmp_path / "run")})
-    result = train(recipe, quiet=True).result
-    assert result["steps"] == 3
-    assert result["parameters"]["trainable"] > 0
-    ours = (method == "dora" and "labels" in rows.name) or (method, model) == ("dora", "t5")
-    assert result["settings_from"].startswith("not from the paper") == ours
-    metrics = evaluate(load_run(tmp_path / "run"), str(rows))
-    assert metrics["n"] == sum(1 for _ in rows.open())
