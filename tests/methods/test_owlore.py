@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import TINY
-from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for
+from layer_runs import LAYERS, ROWS, layer_of, watched
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -21,13 +21,8 @@ def tiny():
     return TINY["llama"](num_hidden_layers=LAYERS)
 
 
-def run(model, output, callback, method="owlore_full", resume=None, **settings):
-    """Train with a watch; resume from a checkpoint where there is one."""
-    trainer = trainer_for(model, output, callback, optimizer=OPTIMIZERS[method], **settings)
-    watch = Watch()
-    trainer.add_callback(watch)
-    trainer.train(resume_from_checkpoint=resume)
-    return watch, trainer
+def run(model, output, callback, method="owlore_full", **settings):
+    return watched(model, output, callback, optimizer=OPTIMIZERS[method], **settings)
 
 
 @EVERY
