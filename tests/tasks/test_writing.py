@@ -6,7 +6,6 @@ from folders import (
     PAIRS,
     bart_folder,
     bert_folder,
-    byte_tokenizer,
     llama_folder,
     split_file,
     writing_folder,
@@ -18,11 +17,8 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.sources import read_source
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, prompt_of, shorten_prompt
 
-TOKENIZER = byte_tokenizer()
 NEWS = {"document": "Rain fell.\nIt was wet.", "summary": "It rained.", "id": "1"}
-PAIR = {"translation": {"en": "Rain fell.", "ro": "A plouat."}}
 
 
 @pytest.fixture(scope="module")
@@ -55,57 +51,12 @@ def test_a_decoders_answer_is_its_first_line_that_is_not_empty():
     assert scores["bleu"] == pytest.approx(100)
 
 
-def encoded(row, kind, **options):
-    (one,) = encode([row], "prompt", TOKENIZER, EncodeOptions(kind=kind, **options))
-    return one
-
-
-def kept(labels):
-    return TOKENIZER.decode([i for i in labels if i != IGNORED])
-
-
-def test_source_and_target_have_lengths_of_their_own():
-    row = {"prompt": "abcdefgh", "response": "klmnop"}
-    one = encoded(row, "encoder_decoder", max_length=5, target_length=3)
-    assert TOKENIZER.decode(one.features["input_ids"]) == "abcde"
-    assert kept(one.features["labels"]) == "kl<e>"
-    assert one.truncated
-    whole = encoded(row, "encoder_decoder", max_length=8, target_length=7)
-    assert not whole.truncated
-    assert kept(whole.features["labels"]) == "klmnop<e>"
-
-
-def test_a_long_prompt_loses_its_middle_so_that_question_and_answer_stay():
-    row = {"prompt": "a long article\nSummary:", "prompt_end": "\nSummary:", "response": " short"}
-    one = encoded(row, "decoder", max_length=24, target_length=8)
-    assert one.truncated
-    assert TOKENIZER.decode(one.features["input_ids"]) == "a long \nSummary: short<e>"
-    assert kept(one.features["labels"]) == " short<e>"
-    room = EncodeOptions(24, target_length=8).prompt_room
-    assert prompt_of(row, "prompt", TOKENIZER, room) == "a long \nSummary:"
-    cut = encoded(row, "decoder", max_length=40, target_length=3)
-    assert cut.truncated
-    assert kept(cut.features["labels"]) == " sh"
-
-
-def test_half_a_character_is_not_left_over():
-    row = {"prompt": "aă\nS:", "prompt_end": "\nS:", "response": "b"}
-    assert shorten_prompt(row, TOKENIZER, 6) == "aă\nS:"
-    assert shorten_prompt(row, TOKENIZER, 5) == "a\nS:"
-
-
 def test_lengths_that_leave_no_room_for_a_prompt_are_refused(place, tmp_path):
     wrong = recipe(place, tmp_path / "run", "llama", "xsum", "max_length=20")
     with pytest.raises(
         ValueError, match="max_length=20 leaves no room for a prompt beside max_tar"
     ):
         train(wrong, quiet=True)
-
-
-def test_an_empty_target_is_only_an_end(place, tmp_path):
-    row = {"prompt": "ab", "response": ""}
-    assert kept(encoded(row, "encoder_decoder", max_length=8).features["labels"]) == "<e>"
-    assert kept(encoded(row, "decoder", max_length=8).features["labels"]) == "<e>"
 
 
 @pytest.mark.parametrize(
