@@ -1,13 +1,12 @@
 """``benchmarks/train_every_method.py`` as it is run, on tiny models and invented rows."""
 
-import gzip
 import json
 import subprocess
 import sys
 
 import pytest
 import train_every_method
-from folders import bert_folder, llama_folder
+from folders import bert_folder, llama_folder, split_file
 from library.page import read_marked
 from methods.test_method_matrix import PLUGGED
 from paths import ROOT
@@ -17,12 +16,6 @@ from lorada import METHODS
 SCRIPT = train_every_method.__file__
 
 
-def compressed(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with data in the layout that the benchmark reads, and two tiny models."""
@@ -30,9 +23,9 @@ def place(tmp_path_factory):
     asked = [{"instruction": f"is {n} even?", "output": "true"} for n in range(16)]
     judged = [{"sentence": f"{n} stars", "label": int(n > 3)} for n in range(16)]
     for split in ("train", "test"):
-        compressed(place / f"data/commonsense_llm_adapters/boolq/{split}.jsonl.gz", asked)
+        split_file(place / "data/commonsense_llm_adapters/boolq", split, asked)
     for split in ("train", "validation"):
-        compressed(place / f"data/glue/sst2/{split}.jsonl.gz", judged)
+        split_file(place / "data/glue/sst2", split, judged)
     llama_folder(place / "llama", num_hidden_layers=1)
     bert_folder(place / "bert")
     return place

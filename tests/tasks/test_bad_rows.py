@@ -1,14 +1,17 @@
-"""Rows of reasoning tasks whose answer nothing could match: one line, before a model is asked."""
+"""Bad rows of benchmarks, such as answers that nothing could match: one line, before any model."""
 
 import re
 
 import pytest
+from folders import refused, split_file
 from reasoning import problem, question, recipe, source_file
+from sample_rows import samples
 
 from lorada.inference import generate
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.runs.data.rows import scored_rows, training_rows
+from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 
@@ -16,10 +19,30 @@ BOOLQ = "commonsense_llm_adapters/boolq"
 MATH = "arithmetic_llm_adapters"
 
 
-def refused(message, call):
-    with pytest.raises(ValueError, match=message) as error:
-        call()
-    assert "\n" not in str(error.value)
+def sample(task, **changes):
+    return samples(task)[0]["row"] | changes
+
+
+BAD = [
+    ("rte", sample("rte", label=-1), "label -1 is not in 0–1: is this a test split"),
+    ("stsb", sample("stsb", label=float("nan")), "label nan is not in 0–5"),
+    ("cola", sample("cola", label="1"), "label '1' is not a whole number in 0–1"),
+    ("qnli", sample("qnli", label=True), "label True is not a whole number in 0–1"),
+    ("sst2", sample("sst2", sentence=None), "sentence is not a text: None"),
+    ("qqp", sample("qqp", question2=None), "question2 is not a text: None"),
+    ("xsum", {"document": "a"}, "has no 'summary'; its fields are document"),
+    ("wmt16_en_ro", {"translation": {"en": "a"}}, "has no 'ro'"),
+    ("wmt16_en_ro", {"translation": "a"}, "translation is not an object"),
+]
+
+
+@pytest.mark.parametrize(("task", "row", "message"), BAD)
+def test_a_bad_row_is_refused_in_one_line_that_names_it(task, row, message, tmp_path):
+    folder = TASKS[task].train["own"].folder
+    split_file(tmp_path / folder, "train", [sample(task), row])
+    fixed = {"model": "-", "output": "-", "task": task, "data_dir": str(tmp_path)}
+    asked, kind = load_recipe(None, [], fixed), next(iter(TASKS[task].protocols.values())).kinds[0]
+    refused(f"^{folder}/train row 2:? {message}", lambda: training_rows(asked, kind))
 
 
 @pytest.mark.parametrize("protocol", ["generate", "generate_clean", "likelihood"])

@@ -1,6 +1,5 @@
 """Long sequences: windows against a loop, perplexity by hand, maps at the end, a whole run."""
 
-import gzip
 import json
 import math
 from itertools import pairwise
@@ -8,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import SAME, TINY, assert_close
-from folders import byte_tokenizer, llama_folder
+from folders import byte_tokenizer, llama_folder, split_file
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import get_peft_model
@@ -79,15 +78,12 @@ def test_losses_in_slices_are_those_of_the_whole_window(slice_, monkeypatch):
     assert_close(window_losses(logits, ids), -log_p.mean((1, 2)))
 
 
-def pile(folder, texts=TEXTS, repeat=4):
+def pile(folder):
     """A local data folder of invented documents."""
+    rows = [{"text": f"{n}: {text}", "meta": "{}"} for n in range(4) for text in TEXTS]
     for name in ("redpajama_arxiv/train", "proof_pile_books/train", "proof_pile_books/test"):
-        path = folder / "long_sequence" / f"{name}.jsonl.gz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with gzip.open(path, "wt", encoding="utf-8") as out:
-            for number in range(repeat):
-                for text in texts:
-                    out.write(json.dumps({"text": f"{number}: {text}", "meta": "{}"}) + "\n")
+        source, split = name.split("/")
+        split_file(folder / "long_sequence" / source, split, rows)
     return folder
 
 
