@@ -10,18 +10,13 @@ import pytest
 import torch
 from conftest import assert_close
 from folders import llama_folder
-from library import (
-    fresh_process,
-    map_costs_page,
-    measuring,
-    paper_attention,
-    timing,
-)
+from library import fresh_process, map_costs_page, measuring, paper_attention, timing
 from library.agreement import DisagreementError
 from library.measuring import Request
 
 from lorada.functional.maps import add_map_reference, low_rank_map
 
+NAMES = ["forward_4x512", "step_8x128", "padded_8x128", "paper_1x2048", "decode_64", "lorada_la"]
 UNREACHED = "a row that must not be measured"
 
 
@@ -62,23 +57,11 @@ def command(monkeypatch):
     return run
 
 
-def wrong_map(*factors):
-    return torch.ones(4, 128, 128) / 100
-
-
 # What is measured.
 
 
 def test_rows_are_measured_kept_and_written(settings, files):
-    names = [
-        "forward_4x512",
-        "step_8x128",
-        "padded_8x128",
-        "paper_1x2048",
-        "decode_64",
-        "decode_padded",
-        "lorada_la",
-    ]
+    names = [*NAMES, "decode_padded"]
     performance.run(Request(settings, *files, names))
     rows = json.loads(files[0].read_text())["rows"]
     assert list(rows) == names
@@ -101,13 +84,10 @@ def test_a_ratio_is_that_of_the_medians_with_the_turns_extremes():
 # Nothing is timed that does not compute what it should.
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["forward_4x512", "step_8x128", "padded_8x128", "paper_1x2048", "decode_64", "peak_1x2048",
-     "lorada_la"],
-)  # fmt: skip
+@pytest.mark.parametrize("name", [*NAMES, "peak_1x2048"])
 def test_a_row_is_only_measured_if_it_computes_the_same(settings, files, monkeypatch, name):
-    monkeypatch.setattr(paper_attention, "low_rank_map", wrong_map)
+    wrong_map = torch.ones(4, 128, 128) / 100
+    monkeypatch.setattr(paper_attention, "low_rank_map", lambda *factors: wrong_map)
     monkeypatch.setattr(performance, "time_in_turns", lambda *x: pytest.fail(UNREACHED))
     monkeypatch.setattr(fresh_process, "call", lambda *x: pytest.fail(UNREACHED))
     with pytest.raises(DisagreementError, match=f"{name} was not measured"):
@@ -202,12 +182,6 @@ def test_a_figure_above_its_limit_is_not_called_met():
     row["ratio"] = 1.03
     ((*_, met),) = map_costs_page.lines(results)
     assert met == "yes"
-
-
-# Curves.
-
-
-# Processes.
 
 
 def test_the_memory_of_a_step_is_measured(settings):

@@ -3,7 +3,6 @@
 A cell that is not run has its reason in ``REASONS``.
 """
 
-import architectures_page
 import pytest
 import torch
 from architecture_cells import (
@@ -103,8 +102,3 @@ def test_hooks_see_the_values_that_a_part_made_whether_it_came_first_or_last(nam
 def test_no_negative_is_refused_where_the_scores_are_out_of_reach(name):
     with pytest.raises(ValueError, match="ablation='no_negative' changes the scores"):
         adapted(name, LmamConfig(length=LENGTH, ablation="no_negative"))
-
-
-def test_page_says_what_is_tested():
-    text = architectures_page.PAGE.read_text(encoding="utf-8")
-    assert text == architectures_page.page(text)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import write_readme
 from folders import bert_folder, llama_folder, rows_file
 from paths import ROOT
 
@@ -16,7 +17,7 @@ from lorada import cli
 from lorada.inference.serving import server
 from lorada.runs.models import loading, names
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
@@ -105,6 +106,19 @@ def test_the_make_targets_of_the_readme_exist():
             ["make", "-n", "-f", makefile, target, "VENV=/nowhere"], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_is_what_its_script_writes():
+    assert write_readme.written(README) == README, "run: python scripts/write_readme.py"
+
+
+def test_a_method_without_settings_for_a_kind_of_model_is_named(monkeypatch):
+    only_decoders = write_readme.Method("x", {"llama": {"lora": {}}})
+    monkeypatch.setitem(write_readme.METHODS, "only_decoders", only_decoders)
+    table = write_readme.method_table()
+    assert "`longlora`, `only_decoders` | LoRA and its variants |" in table
+    assert "Without settings for encoders: `only_decoders`." in table
+    assert "Without settings for decoders" not in table
 
 
 def test_pictures_and_pages_of_the_readme_exist():

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from dataclasses import fields
 
+import architectures_page
 import configs_page
 import pytest
+import tasks_page
 from paths import ROOT
 
 import lorada
@@ -75,9 +77,18 @@ def test_every_page_that_a_file_names_is_there():
     assert [(page, str(path)) for page, path in named if not (ROOT / page).is_file()] == []
 
 
-def test_the_page_of_configs_is_what_its_script_writes():
-    written = configs_page.PAGE.read_text(encoding="utf-8")
-    assert written == configs_page.page(), "run: python scripts/configs_page.py"
+SCRIPTS = (architectures_page, configs_page, tasks_page)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_a_page_is_what_its_script_writes(script):
+    written = script.PAGE.read_text(encoding="utf-8")
+    page = script.page(written) if script is architectures_page else script.page()
+    assert written == page, f"run: python scripts/{script.__name__}.py"
+
+
+def test_notes_on_the_page_of_tasks_are_of_benchmarks_that_there_are():
+    assert tasks_page.NOTES.keys() <= {task.benchmark for task in lorada.TASKS.values()}
 
 
 def test_the_page_has_every_field_of_every_config_with_its_meaning():

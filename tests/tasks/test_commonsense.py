@@ -5,7 +5,7 @@ from reasoning import WORDS, question
 
 from lorada.tasks import TASKS
 from lorada.tasks.commonsense import choose_options, first_option, match_options
-from lorada.tasks.llm_adapters_prompt import clean_prompt, training_prompt
+from lorada.tasks.llm_adapters_prompt import training_prompt
 from lorada.tasks.quanta_prompt import clean
 
 
@@ -23,14 +23,6 @@ def test_the_training_prompt_with_an_input_byte_for_byte():
         "                \n"
         "                ### Response:\n"
         "                "
-    )
-
-
-def test_the_clean_prompt_byte_for_byte():
-    assert clean_prompt("Name it.", "round") == (
-        "Below is an instruction that describes a task, paired with an input that provides further "
-        "context. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nName it.\n\n### Input:\nround\n\n### Response:\n"
     )
 
 
