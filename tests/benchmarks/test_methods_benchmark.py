@@ -1,7 +1,6 @@
 """``benchmarks/train_every_method.py`` as it is run, on tiny models and invented rows."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -10,10 +9,9 @@ from folders import bert_folder, llama_folder, split_file
 from library.page import read_marked
 from methods.test_method_matrix import PLUGGED
 from paths import ROOT
+from programs import printed
 
 from lorada import METHODS
-
-SCRIPT = train_every_method.__file__
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +35,6 @@ def options(place):
     return [str(x) for x in (*found, "--decoder", place / "llama", "--encoder", place / "bert")]
 
 
-def run(place, *arguments):
-    return subprocess.run(
-        [sys.executable, SCRIPT, *options(place), *arguments],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
 def refused(place, capsys, *arguments):
     """The last line of a call that is refused before it begins."""
     with pytest.raises(SystemExit) as stop:
@@ -54,8 +45,9 @@ def refused(place, capsys, *arguments):
 
 @pytest.mark.slow
 def test_each_method_is_a_row_and_what_is_done_is_not_repeated(place):
-    data = ("--data-dir", place / "data", "--steps", "2")
-    assert run(place, *data, "--methods", "ist,adalora").returncode == 0
+    command = (sys.executable, train_every_method.__file__, *options(place))
+    command += ("--data-dir", place / "data", "--steps", 2, "--methods")
+    printed(*command, "ist,adalora")
     rows = json.loads((place / "methods.json").read_text())["rows"]
     assert rows["ist"]["error"].startswith("exit code")  # of one layer IST has nothing to choose
     assert "IST" in rows["ist"]["error"]
@@ -72,8 +64,7 @@ def test_each_method_is_a_row_and_what_is_done_is_not_repeated(place):
     rows["adalora"]["loss_after"] = 0.0
     kept = {**json.loads((place / "methods.json").read_text()), "rows": rows}
     (place / "methods.json").write_text(json.dumps(kept))
-    again = run(place, *data, "--methods", "adalora")
-    assert "| 0.0000 | yes |" in again.stdout
+    assert "| 0.0000 | yes |" in printed(*command, "adalora")
 
 
 def test_no_method_is_left_out(place, capsys):

@@ -1,6 +1,5 @@
 """SHiRA-SNIP: its entries against gradients taken by hand, alone, in a stack and in a run."""
 
-import subprocess
 import sys
 import warnings
 
@@ -10,6 +9,7 @@ from conftest import TINY, assert_close
 from folders import llama_folder, rows_file
 from paths import TESTS
 from peft import PeftModel, ShiraConfig, get_peft_model
+from programs import printed
 from stacks import LAYERS, batch, lmam, logits, lora
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
@@ -111,9 +111,7 @@ def test_a_saved_adapter_loads_in_a_process_that_has_never_seen_the_mask(tmp_pat
         "torch.save(found, sys.argv[1] + '/found.pt')\n"
         "print('lorada' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, str(tmp_path), str(TESTS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["False"], done.stderr
+    assert printed(sys.executable, "-c", code, tmp_path, TESTS).split() == ["False"]
     assert_close(torch.load(tmp_path / "found.pt"), logits(model, inputs))
     with model.disable_adapter():
         assert_close(logits(model, inputs), logits(TINY["llama"](), inputs))

@@ -1,7 +1,6 @@
 """The documentation: its pages, and the check of the built site, which names what is broken."""
 
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import configs_page
 import pytest
 import tasks_page
 from paths import ROOT
+from programs import printed
 
 import lorada
 from lorada.tuners.base.config import LoradaPeftConfig
@@ -114,11 +114,8 @@ def test_the_built_site_has_every_public_name_and_needs_no_torch(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "without").mkdir()
     (tmp_path / "without/torch.py").write_text(NO_TORCH)
-    done = subprocess.run(
-        [sys.executable, "-m", "zensical", "build", "--strict"], cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "without")}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    build = ("-m", "zensical", "build", "--strict")
+    printed(sys.executable, *build, folder=tmp_path, PYTHONPATH=str(tmp_path / "without"))
     pages = (path.read_text() for path in (tmp_path / "site/reference").rglob("*.html"))
     anchors = {anchor for page in pages for anchor in re.findall(r'id="(lorada[\w.]*)"', page)}
     assert {f"lorada.{name}" for name in lorada.__all__} - anchors == set()
@@ -126,5 +123,4 @@ def test_the_built_site_has_every_public_name_and_needs_no_torch(tmp_path):
     assert found - anchors == set()
     assert not any(part.startswith("_") and not part.startswith("__")
                    for anchor in anchors for part in anchor.split("."))  # fmt: skip
-    checked_site = subprocess.run([sys.executable, CHECK, tmp_path / "site"], capture_output=True)
-    assert checked_site.returncode == 0, checked_site.stdout
+    printed(sys.executable, CHECK, tmp_path / "site")

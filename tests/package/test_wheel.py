@@ -1,14 +1,13 @@
 """What is installed has all that the commands read, and says that it is typed."""
 
 import importlib.util
-import os
 import shutil
-import subprocess
 import sys
 import zipfile
 
 import pytest
 from paths import ROOT
+from programs import printed
 
 
 def shipped() -> set[str]:
@@ -20,11 +19,8 @@ def shipped() -> set[str]:
 
 def test_a_wheel_holds_the_package_its_recipes_and_its_data(tmp_path):
     pytest.importorskip("hatchling", reason="hatchling is not installed")
-    done = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    build = ("-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path)
+    printed(sys.executable, *build, folder=ROOT, NO_COLOR="1")
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert shipped() | {"lorada_cli.py"} <= names
@@ -43,9 +39,8 @@ def test_wheels_of_both_packages_are_built_installed_and_train(tmp_path):
         shutil.copytree(ROOT / name, root / name, ignore=left_out)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, root)
-    done = subprocess.run([root / ".ci/dist", sys.executable], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    out = printed(root / ".ci/dist", sys.executable)
     assert sorted(path.name.split("-")[0] for path in (root / "dist").iterdir()) == [
         "lorada", "lorada_vllm",
     ]  # fmt: skip
-    assert done.stdout.splitlines()[-1].startswith("trained from lorada-")
+    assert out.splitlines()[-1].startswith("trained from lorada-")
