@@ -1,38 +1,22 @@
 """SIZES and RATES: the settings exist, and the rates are those that methods train with."""
 
 import pytest
-from peft import PeftType
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from lorada.methods.method import PARTS, load
-from lorada.methods.sizes import (
-    DEFAULT_RATE,
-    RATE_RANGE,
-    RATES,
-    SIZES,
-    default_rate,
-)
+from lorada.methods.method import part_class, peft_configs
+from lorada.methods.sizes import DEFAULT_RATE, RATE_RANGE, RATES, SIZES, default_rate
 from lorada.methods.table import METHODS
 from lorada.runs.training.arguments import DEFAULTS
-
-PEFT_NAMES = {kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind in list(PeftType)}
-
-
-def config_class(part):
-    if part in PARTS:
-        return load(PARTS[part])
-    return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(part.upper())]
 
 
 @pytest.mark.parametrize("part", SIZES)
 def test_every_setting_of_a_size_is_a_setting_of_the_part(part):
-    assert set(SIZES[part]) <= config_class(part).__dataclass_fields__.keys()
+    assert set(SIZES[part]) <= part_class(part).__dataclass_fields__.keys()
 
 
 def test_every_method_has_a_rate_within_the_range_of_the_search():
     assert METHODS.keys() <= RATES.keys()
     for name, rate in RATES.items():
-        assert name in METHODS or name in PEFT_NAMES, name
+        assert name in METHODS or name in peft_configs(), name
         assert RATE_RANGE[0] <= rate <= RATE_RANGE[1], name
 
 

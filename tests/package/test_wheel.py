@@ -10,20 +10,15 @@ from paths import ROOT
 from programs import printed
 
 
-def shipped() -> set[str]:
-    """Every file of the package but what Python compiles, as a wheel names it."""
-    found = (path for path in (ROOT / "src" / "lorada").rglob("*") if path.is_file())
-    kept = (path for path in found if "__pycache__" not in path.parts)
-    return {str(path.relative_to(ROOT / "src")) for path in kept}
-
-
 def test_a_wheel_holds_the_package_its_recipes_and_its_data(tmp_path):
     pytest.importorskip("hatchling", reason="hatchling is not installed")
     build = ("-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path)
     printed(sys.executable, *build, folder=ROOT, NO_COLOR="1")
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert shipped() | {"lorada_cli.py"} <= names
+    source = [path for path in (ROOT / "src" / "lorada").rglob("*") if path.is_file()]
+    shipped = {str(p.relative_to(ROOT / "src")) for p in source if "__pycache__" not in p.parts}
+    assert shipped | {"lorada_cli.py"} <= names
     assert "lorada/py.typed" in names
     assert not any(name.startswith("tests") or "__pycache__" in name for name in names)
 

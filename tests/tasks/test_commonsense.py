@@ -56,13 +56,10 @@ AWKWARD = [
 ]
 
 
-def options_of(name):
-    return TASKS[name].protocols["generate"].score.keywords["options"]
-
-
 @pytest.mark.parametrize(("name", "output", "expected"), AWKWARD)
 def test_the_first_option_is_found_in_awkward_outputs(name, output, expected):
-    assert first_option(output, options_of(name)) == expected
+    options = TASKS[name].protocols["generate"].score.keywords["options"]
+    assert first_option(output, options) == expected
 
 
 def test_accuracy_counts_unparsable_outputs_as_wrong():
