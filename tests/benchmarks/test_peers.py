@@ -36,9 +36,6 @@ def row(**figures):
     return {"figures": figures, "turns": 1}
 
 
-# What is compared.
-
-
 def test_candidates_of_a_question_have_the_same_number_of_tokens():
     tokenizer = byte_tokenizer()
     made = questions(tokenizer, 20)
@@ -77,9 +74,6 @@ def test_trainings_that_did_other_work_are_not_compared(what):
     benchmark.check_same_work(ours, {**ours, "loss": 5.1})
     with pytest.raises(DisagreementError, match=what):
         benchmark.check_same_work(ours, {**ours, what: ours[what] * 2})
-
-
-# The check.
 
 
 def test_only_what_noise_does_not_explain_is_worse():
@@ -130,9 +124,6 @@ def test_the_check_exits_with_one_if_a_figure_is_worse(ratio, code, tmp_path, mo
     assert json.loads(file.read_text()) == stored
 
 
-# The page.
-
-
 def test_the_page_keeps_what_other_scripts_wrote(tmp_path):
     page = tmp_path / "page.md"
     marks = "".join(
@@ -141,9 +132,6 @@ def test_the_page_keeps_what_other_scripts_wrote(tmp_path):
     page.write_text(marks)
     write_marked(page, "a.py", "new\n")
     assert page.read_text() == marks.replace("old", "new", 1)
-
-
-# Two rows, with a tiny model and real processes.
 
 
 @pytest.mark.slow

@@ -57,9 +57,6 @@ def command(monkeypatch):
     return run
 
 
-# What is measured.
-
-
 def test_rows_are_measured_kept_and_written(settings, files):
     names = [*NAMES, "decode_padded"]
     performance.run(Request(settings, *files, names))
@@ -79,9 +76,6 @@ def test_rows_are_measured_kept_and_written(settings, files):
 def test_a_ratio_is_that_of_the_medians_with_the_turns_extremes():
     seconds = {"on": [1.0, 2.0, 6.0], "off": [1.0, 1.0, 2.0]}
     assert timing.ratio(seconds, "on", "off") == {"ratio": 2.0, "lowest": 1.0, "highest": 3.0}
-
-
-# Nothing is timed that does not compute what it should.
 
 
 @pytest.mark.parametrize("name", [*NAMES, "peak_1x2048"])
@@ -133,9 +127,6 @@ def test_the_papers_form_adds_what_the_slow_twin_adds(causal, tokens, grad):
     gradients = (torch.autograd.grad((x * weight).sum(), leaves) for x in (found, wanted))
     for one, other in zip(*gradients, strict=True):
         assert_close(one, other)
-
-
-# What is kept.
 
 
 def test_only_what_is_missing_is_measured(settings, files, one_row):

@@ -1,7 +1,7 @@
 """How rows become tokens, and the score of answers that have to be exact."""
 
 import pytest
-from folders import byte_tokenizer
+from folders import byte_tokenizer, refused
 
 from lorada.tasks.metrics import exact_match
 from lorada.tasks.rows import answer_of
@@ -50,8 +50,7 @@ def test_a_template_that_changes_the_prompt_afterwards_is_refused():
     numbered = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     tokenizer.chat_template = numbered
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
-    with pytest.raises(ValueError, match="chat template"):
-        encode({"messages": turns}, "messages", tokenizer)
+    refused("chat template", lambda: encode({"messages": turns}, "messages", tokenizer))
 
 
 def test_rows_longer_than_the_context_are_cut_and_said_to_be():
