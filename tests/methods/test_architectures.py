@@ -5,15 +5,7 @@ A cell that is not run has its reason in ``REASONS``.
 
 import pytest
 import torch
-from architecture_cells import (
-    COLUMNS,
-    ENCODERS,
-    LENGTH,
-    REASONS,
-    adapted,
-    batch_of,
-    is_slow,
-)
+from architecture_cells import COLUMNS, ENCODERS, LENGTH, REASONS, adapted, batch_of, is_slow
 from architectures import ARCHITECTURES, logits
 from conftest import assert_close
 from peft import LoraConfig, get_peft_model

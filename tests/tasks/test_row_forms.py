@@ -155,11 +155,7 @@ TO_ANSWER = {
         {"prompt": "p"},
         {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": ""}]},
     ),
-    "an answered chat of another tool": (
-        "messages",
-        SHAREGPT,
-        TO_BE_ANSWERED,
-    ),
+    "an answered chat of another tool": ("messages", SHAREGPT, TO_BE_ANSWERED),
 }  # fmt: skip
 
 

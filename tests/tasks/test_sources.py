@@ -37,8 +37,7 @@ def fail_with(error, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("task", "words"),
-    [("rte", ("nyu-mll/glue", "rte")), ("wmt16_en_ro", ("wmt/wmt16", "ro-en"))],
+    ("task", "words"), [("rte", ("nyu-mll/glue", "rte")), ("wmt16_en_ro", ("wmt/wmt16", "ro-en"))]
 )
 def test_the_hub_is_asked_for_a_data_set_its_configuration_and_split(task, words, asked):
     rows = read_source(TASKS[task].train["own"], None)
