@@ -40,9 +40,16 @@ def test_the_python_of_the_readme_runs_as_it_stands(tmp_path):
         assert (tmp_path / "my-adapter" / name).is_file()
 
 
-@pytest.fixture
-def tiny_smollm2(tmp_path, monkeypatch):
-    """The commands of the README with tiny models under the names of the packaged ones."""
+def commands():
+    """The ``lorada`` commands of the README's blocks, as words; a backslash continues a line."""
+    for block in blocks("bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("lorada "):
+                yield shlex.split(line, comments=True)
+
+
+def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    # Tiny models under the names of the packaged ones.
     folders = {
         "smollm2-135m": llama_folder(tmp_path / "model", hidden_size=256, intermediate_size=768),
         "minilm-l6": bert_folder(tmp_path / "bert", hidden_size=48, num_attention_heads=12),
@@ -53,24 +60,13 @@ def tiny_smollm2(tmp_path, monkeypatch):
     llama_folder(tmp_path / "meta-llama/Llama-3.1-8B", hidden_size=128, intermediate_size=384)
     rows_file(tmp_path / "rows.jsonl")
     rows_file(tmp_path / "held_out.jsonl")
-
-
-def commands(language):
-    """The ``lorada`` commands of the README's blocks, as words; a backslash continues a line."""
-    for block in blocks(language):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("lorada "):
-                yield shlex.split(line, comments=True)
-
-
-def test_the_commands_of_the_readme_run(tiny_smollm2, monkeypatch, capsys):
-    named = [words[1] for words in commands("bash")]
+    named = [words[1] for words in commands()]
     assert named == [
         "compare", "train", "evaluate", "explore", "predict", "chat", "serve", "export", "train",
     ]  # fmt: skip
     served = []
     monkeypatch.setattr(server, "serve_until_stopped", lambda app, *_: served.append(app))
-    for words in commands("bash"):
+    for words in commands():
         if words[1] == "serve":
             words += ["--port", "0"]
         if words[1] == "compare":  # trainings of every method take minutes: here they are planned

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from folders import refused, split_file
-from reasoning import problem, question, recipe, source_file
+from reasoning import problem, question, recipe
 from sample_rows import samples
 
 from lorada.inference import generate
@@ -50,7 +50,7 @@ def test_a_bad_row_is_refused_in_one_line_that_names_it(task, row, message, tmp_
 def test_an_answer_that_is_none_of_the_options_is_refused(answer, protocol, tmp_path):
     good = question("is ice cold", ("true", "false"), 0)
     for split in ("train", "test"):
-        source_file(tmp_path, BOOLQ, split, [good, {**good, "answer": answer}])
+        split_file(tmp_path / BOOLQ, split, [good, {**good, "answer": answer}])
     asked = recipe(tmp_path, tmp_path, f"protocol={protocol}")
     message = f"row 2: answer '{answer}' is not one of true, false$"
     refused(f"^{BOOLQ}/train {message}", lambda: training_rows(asked, "decoder"))
@@ -103,9 +103,9 @@ def test_a_row_to_score_without_a_number_or_a_letter_is_refused(task, answer, me
 @pytest.mark.parametrize("protocol", ["generate", "quanta"])
 def test_nothing_is_generated_where_a_row_cannot_be_scored(protocol, tmp_path, monkeypatch):
     good = problem("Two and two?", "4.0", "It is 4")
-    source_file(tmp_path, f"{MATH}/math10k_rebuilt", "train", [good] * 2)
-    source_file(tmp_path, f"{MATH}/gsm8k", "test", [good] * 3)
-    source_file(tmp_path, f"{MATH}/mawps", "test", [good, good, {**good, "answer": "four"}])
+    split_file(tmp_path / MATH / "math10k_rebuilt", "train", [good] * 2)
+    split_file(tmp_path / MATH / "gsm8k", "test", [good] * 3)
+    split_file(tmp_path / MATH / "mawps", "test", [good, good, {**good, "answer": "four"}])
     settings = [f"protocol={protocol}", "max_steps=1"]
     train(recipe(tmp_path, tmp_path, *settings, task="gsm8k,mawps"), quiet=True)
     asked = []

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from folders import byte_tokenizer
-from reasoning import ROW, WORDS, question, recipe, source_file
+from folders import byte_tokenizer, split_file
+from reasoning import ROW, WORDS, question, recipe
 
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
@@ -135,7 +135,7 @@ def test_a_long_question_loses_its_beginning_before_the_candidates():
 def boolq_folder(tmp_path, right):
     rows = [question(f"question {n}", WORDS["boolq"], right(n)) for n in range(8)]
     for split in ("train", "test"):
-        source_file(tmp_path / "data", "commonsense_llm_adapters/boolq", split, rows)
+        split_file(tmp_path / "data/commonsense_llm_adapters/boolq", split, rows)
     return tmp_path / "data"
 
 
@@ -160,8 +160,8 @@ def test_a_run_learns_options_by_likelihood_and_is_never_unparsable(tmp_path):
 def test_all_eight_tasks_are_trained_on_the_mix_read_once(tmp_path):
     rows = [question(f"q {n}", list(WORDS.values())[n % 6], 0) for n in range(6)]
     folder = "commonsense_llm_adapters/commonsense_mix"
-    data = source_file(tmp_path / "data", folder, "train", rows)
-    mixed = recipe(tmp_path, data, "train_on=commonsense_170k", task=",".join(COMMONSENSE))
+    split_file(tmp_path / folder, "train", rows)
+    mixed = recipe(tmp_path, tmp_path, "train_on=commonsense_170k", task=",".join(COMMONSENSE))
     found, _ = training_rows(mixed, "decoder")
     assert [row["answer"] for row in found.rows] == [row["answer"] for row in rows]
     assert found.path == f"{folder}/train"

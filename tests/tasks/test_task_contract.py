@@ -1,9 +1,8 @@
 """What every task has to do, tried on its sample rows."""
 
 import pytest
-from folders import byte_tokenizer
+from folders import byte_tokenizer, rows_file
 from paths import DATA
-from reasoning import source_file
 from sample_rows import FOLDER, samples
 
 from lorada.runs.data.rows import scored_rows, training_rows
@@ -99,7 +98,8 @@ def test_rows_are_read_from_a_local_folder(name, protocol, tmp_path):
     task = TASKS[name]
     rows = [sample["row"] for sample in samples(name)]
     for source in (*task.train.values(), *task.test.values()):
-        source_file(tmp_path, source.folder, source.split, rows)
+        (tmp_path / source.folder).mkdir(parents=True, exist_ok=True)
+        rows_file(tmp_path / source.folder / f"{source.split}.jsonl", rows)
     fixed = {"model": "-", "output": "-", "task": name, "data_dir": str(tmp_path)}
     recipe = load_recipe(None, [f"protocol={protocol}"], fixed)
     kind = task.protocols[protocol].kinds[0]
