@@ -80,11 +80,9 @@ def test_the_tables_name_what_is_better_and_what_is_worse(study):
     run, page = study("run"), study("page")
     levels = {run.PRINTED: 0.7, "lmam_distance": 0.9, "gain_query": 0.4, "gain": 0.7}
     methods = {}
-    for i, (name, level) in enumerate(levels.items()):
-        scores = measured(study("kept"), level, i).scores
-        methods[name] = ScoredCandidate(
-            name, {"method": name}, [], scores, -scores / 100, [], None, ""
-        )
+    for i, m in enumerate(levels):
+        scores = measured(study("kept"), levels[m], i).scores
+        methods[m] = ScoredCandidate(m, {"method": m}, [], scores, -scores / 100, [], None, "")
     lines = list(study("hypotheses").tables({"syllogism": methods}, page.title))
     found = {line.split(" | ")[1]: line.rsplit("|", 2)[1].strip() for line in lines if "`" in line}
     assert found == {"map by distance": "**better**", "gains by query": "**worse**", "gains": ""}

@@ -68,9 +68,12 @@ def logits(model):
         return model.eval()(input_ids=IDS).logits
 
 
+SUMS = ("ia3+lora", "vera+lora", "oft+lmam", "vblora+unilora+lmam")
+
+
 @pytest.mark.parametrize("model", ["llama", "roberta"])
-@every_tuner
-def test_every_tuner_of_peft_trains_and_loads_as_it_was_saved(name, model, tmp_path):
+@pytest.mark.parametrize("name", [*TUNERS, *SUMS])
+def test_every_tuner_of_peft_and_a_sum_trains_and_loads_as_it_was_saved(name, model, tmp_path):
     adapted, before, after = trained(name, model)
     assert before != after
     adapted.save_pretrained(tmp_path)
