@@ -1,4 +1,4 @@
-"""Every method by name, on models it is defined on: trained, saved, loaded.
+"""Every method by name, on models it is defined on: its start, trained, saved, loaded.
 
 ``selected`` of ``method_cases`` chooses the models of each method.
 """
@@ -39,7 +39,7 @@ PLUGGED = ("lora", "dora", "series", "parallel", "quanta", "longlora")
 @pytest.mark.parametrize(
     ("name", "model"), [*selected(CASES), *selected(FURTHER_CASES)], ids=lambda part: part
 )
-def test_a_method_is_placed_trains_what_it_says_and_comes_back_from_its_file(name, model, tmp_path):
+def test_a_method_starts_and_trains_as_it_says_and_comes_back_from_its_file(name, model, tmp_path):
     batch, plain = inputs(model), BUILDERS[model]()
     adapted, plan = placed(name, model, batch)
     trained = [n for n, p in adapted.named_parameters() if p.requires_grad]
@@ -51,6 +51,10 @@ def test_a_method_is_placed_trains_what_it_says_and_comes_back_from_its_file(nam
     if any(getattr(part, "modules_to_save", None) for part in plan.config.parts):
         own.append("modules_to_save")
     assert all(any(f".{key}" in n for key in own) for n in trained)
+    if plan.config.starts_as_base:
+        assert_close(logits(adapted, **batch), logits(plain, **batch))
+    else:
+        assert (logits(adapted, **batch) - logits(plain, **batch)).abs().max() > 1e-4
     randomise(adapted)
     changed = logits(adapted, **batch)
     with adapted.disable_adapter():
