@@ -81,11 +81,10 @@ def test_hooks_see_the_values_that_a_part_made_whether_it_came_first_or_last(nam
         for part in order:
             model = get_peft_model(model, part)
         torch.manual_seed(3)
-        trained = sorted((n.replace("base_model.model.", ""), p) for n, p in
-                         model.named_parameters() if "lora" in n)  # fmt: skip
+        trained = {n.replace("base_model.model.", ""): p for n, p in model.named_parameters()}
         with torch.no_grad():
-            for _, parameter in sorted(trained, key=lambda pair: pair[0]):
-                parameter.normal_()
+            for part in sorted(part for part in trained if "lora" in part):
+                trained[part].normal_()
         found.append(logits(model.eval(), **batch_of(name)))
     assert_close(found[0], found[1])
 

@@ -90,8 +90,9 @@ def test_what_is_no_method_says_why(name):
     refused(re.escape(text), lambda: method_named(name))
 
 
-def test_the_listed_names_are_those_that_work():
+def test_the_listed_names_are_those_that_work_and_those_in_the_source_are_pefts():
     assert peft_names() == TUNERS
+    assert peft_types() == set(peft_configs())
 
 
 @every_tuner
@@ -167,7 +168,3 @@ def test_ln_tuning_trains_every_norm_and_nothing_else(model):
     owners = {n for n, p in adapted.named_parameters() if p.requires_grad}
     norms = [m for m in (TINY | ARCHITECTURES)[model]().modules() if "Norm" in type(m).__name__]
     assert len(owners) == sum(len(list(norm.parameters())) for norm in norms)
-
-
-def test_the_names_read_from_source_are_those_of_the_mapping():
-    assert peft_types() == set(peft_configs())

@@ -63,14 +63,13 @@ NEEDS = {
     "guides/graphs": ("onnx", "onnxscript", "onnxruntime"), "guides/one-gpu": ("bitsandbytes",),
     "guides/trl": ("trl",),
 }  # fmt: skip
-SLOW = ("guides/graphs",)
 
 
 def marks(name):
     """A page is skipped where what it needs is not installed."""
     lacking = [package for package in NEEDS.get(name, ()) if not importlib.util.find_spec(package)]
     skip = pytest.mark.skipif(bool(lacking), reason=f"needs {', '.join(lacking)}")
-    return [skip, pytest.mark.slow] if name in SLOW else [skip]
+    return [skip, pytest.mark.slow] if name == "guides/graphs" else [skip]
 
 
 PAGES = [pytest.param(name, marks=marks(name)) for name in WRITES]

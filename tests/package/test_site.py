@@ -60,19 +60,13 @@ FILES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.
 TEXT = {".py", ".md", ".yaml", ".toml", ".j2", ".js"}
 
 
-def texts():
-    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+def test_every_page_that_a_file_names_is_there():
+    named, found = set(), [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
     for path in [*(ROOT / name for name in FILES), *found]:
         if path.name in FILES or (path.suffix in TEXT and "saved_before" not in path.parts):
-            yield path, path.read_text(encoding="utf-8")
-
-
-def test_every_page_that_a_file_names_is_there():
-    named = {
-        (page, path.relative_to(ROOT))
-        for path, text in texts()
-        for page in re.findall(r"\bdocs/(?:[a-z]+/)?[a-z0-9-]+\.md", text)
-    }
+            text = path.read_text(encoding="utf-8")
+            pages = re.findall(r"\bdocs/(?:[a-z]+/)?[a-z0-9-]+\.md", text)
+            named |= {(page, path.relative_to(ROOT)) for page in pages}
     assert len(named) > 40
     assert [(page, str(path)) for page, path in named if not (ROOT / page).is_file()] == []
 

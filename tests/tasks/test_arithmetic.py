@@ -75,11 +75,8 @@ def test_both_metrics_of_letters_by_hand():
     rows = [{"answer": a} for a in "CCEE"]
     outputs = ["it is C", "perhaps B, C", "I say E", "nothing"]
     # QuanTA also reads the letters behind E: the "I" of the third.
-    assert score_letters(outputs, rows, answered) == {
-        "exact": 50.0,
-        "quanta_one_sided": 25.0,
-        "unparsable": 25.0,
-    }
+    scores = score_letters(outputs, rows, answered)
+    assert scores == {"exact": 50.0, "quanta_one_sided": 25.0, "unparsable": 25.0}
 
 
 def test_what_chatgpt_said_is_never_the_right_answer():

@@ -77,10 +77,8 @@ def test_accuracy_counts_unparsable_outputs_as_wrong():
     scores = match_options(["true", "false", "no idea", "so true"], rows, ("true", "false"))
     assert scores == {"accuracy": 50.0, "unparsable": 25.0}
     assert next(iter(scores)) == "accuracy"
-    assert choose_options([0, 1], [{"answer": 0}, {"answer": 0}]) == {
-        "accuracy": 50.0,
-        "unparsable": 0.0,
-    }
+    scores = choose_options([0, 1], [{"answer": 0}, {"answer": 0}])
+    assert scores == {"accuracy": 50.0, "unparsable": 0.0}
 
 
 def learned(**options):

@@ -152,16 +152,15 @@ def test_lengths_that_do_not_fit_are_refused_before_training(case, tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_lengths_of_the_protocol_beyond_the_context_are_left_out_with_a_warning(tmp_path, caplog):
+def test_lengths_of_the_protocol_beyond_the_context_are_left_out_with_a_warning(
+    tmp_path, caplog, monkeypatch
+):
     made = recipe(tmp_path, method="lora").model_copy(update={"eval_lengths": None})
     train(made, quiet=True)
     run = load_run(tmp_path / "run")
     refused("context of 64 tokens is shorter than 2048", lambda: evaluate_tasks(run))
-    object.__setattr__(run.protocol, "lengths", (32, 64, 4096))
-    try:
-        scores = evaluate_tasks(run)["proof_pile"]
-    finally:
-        object.__setattr__(run.protocol, "lengths", (2048, 4096, 8192))
+    monkeypatch.setitem(vars(run.protocol), "lengths", (32, 64, 4096))
+    scores = evaluate_tasks(run)["proof_pile"]
     assert [key for key in scores if "perplexity" in key] == ["perplexity_32", "perplexity_64"]
     assert "not scored at 4096 tokens" in caplog.text
 
