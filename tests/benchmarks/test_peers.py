@@ -27,11 +27,6 @@ def figure(ratio, noise=1.0):
     }  # fmt: skip
 
 
-def finished(seconds, **stamps):
-    stamps = {"begin": 1.0, "end": 1.0 + seconds / 2, **stamps}
-    return Finished(seconds, 2 * seconds, 100 * seconds, 0.0, stamps)
-
-
 def row(**figures):
     return {"figures": figures, "turns": 1}
 
@@ -52,7 +47,9 @@ def test_sides_take_turns_and_are_compared_by_their_medians():
     def side(name, seconds):
         def run(turn):
             order.append(name)
-            return finished(seconds * (turn + 1))
+            taken = seconds * (turn + 1)
+            stamps = {"begin": 1.0, "end": 1.0 + taken / 2}
+            return Finished(taken, 2 * taken, 100 * taken, 0.0, stamps)
 
         return run
 

@@ -83,8 +83,8 @@ def test_hooks_see_the_values_that_a_part_made_whether_it_came_first_or_last(nam
         torch.manual_seed(3)
         trained = {n.replace("base_model.model.", ""): p for n, p in model.named_parameters()}
         with torch.no_grad():
-            for part in sorted(part for part in trained if "lora" in part):
-                trained[part].normal_()
+            for key in sorted(key for key in trained if "lora" in key):
+                trained[key].normal_()
         found.append(logits(model.eval(), **batch_of(name)))
     assert_close(found[0], found[1])
 

@@ -76,15 +76,6 @@ def test_losses_in_slices_are_those_of_the_whole_window(slice_, monkeypatch):
     assert_close(window_losses(logits, ids), -log_p.mean((1, 2)))
 
 
-def pile(folder):
-    """A local data folder of invented documents."""
-    rows = [{"text": f"{n}: {text}", "meta": "{}"} for n in range(4) for text in TEXTS]
-    for name in ("redpajama_arxiv/train", "proof_pile_books/train", "proof_pile_books/test"):
-        source, split = name.split("/")
-        split_file(folder / "long_sequence" / source, split, rows)
-    return folder
-
-
 def recipe(tmp_path, *settings, method="longlora+lmam", **options):
     fixed = [
         "max_length=32", "max_steps=3", "training.report_to=[]", "eval_lengths=[16,48]",
@@ -92,8 +83,12 @@ def recipe(tmp_path, *settings, method="longlora+lmam", **options):
     ]  # fmt: skip
     given = {
         "method": method, "task": "proof_pile", "model": str(tmp_path / "llama"),
-        "data_dir": str(pile(tmp_path / "data")), "output": str(tmp_path / "run"), **options,
+        "data_dir": str(tmp_path / "data"), "output": str(tmp_path / "run"), **options,
     }  # fmt: skip
+    rows = [{"text": f"{n}: {text}", "meta": "{}"} for n in range(4) for text in TEXTS]
+    for source in ("redpajama_arxiv", "proof_pile_books"):
+        for split in ("train", "test"):
+            split_file(tmp_path / "data/long_sequence" / source, split, rows)
     llama_folder(tmp_path / "llama")
     return load_recipe(None, fixed, given)
 
