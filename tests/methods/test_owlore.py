@@ -98,23 +98,21 @@ def test_outlier_ratios_are_those_of_the_formula():
     batches = [
         {"input_ids": torch.stack([row["input_ids"] for row in ROWS[at : at + 4]])} for at in (0, 4)
     ]
-    inputs = {layer: {} for layer in layers}
-    handles = []
-    for name, layer in layers.items():
-        for linear in layer.modules():
-            if isinstance(linear, nn.Linear):
-                seen = inputs[name].setdefault(linear, [])
-                handles.append(
-                    linear.register_forward_pre_hook(
-                        lambda module, args, seen=seen: seen.append(args[0].flatten(0, 1))
-                    )
-                )
+    inputs = {  # of every linear map of every layer
+        name: {linear: [] for linear in layer.modules() if isinstance(linear, nn.Linear)}
+        for name, layer in layers.items()
+    }
+    handles = [
+        linear.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        for linears in inputs.values()
+        for linear, seen in linears.items()
+    ]
     with torch.no_grad():
         for batch in batches:
             model(**batch)
     expected = []
     for seen in inputs.values():  # D of a layer: all entries of its linear maps at once
-        norms = {linear: torch.cat(each).norm(dim=0) for linear, each in seen.items()}
+        norms = {linear: torch.cat(each).flatten(0, 1).norm(dim=0) for linear, each in seen.items()}
         entries = torch.cat([(m.weight.abs() * norm).flatten() for m, norm in norms.items()])
         expected.append(100 * (entries > 3.0 * entries.mean()).double().mean().item())
     for handle in handles:

@@ -76,9 +76,8 @@ def test_training_without_rows_is_one_line_and_writes_nothing(call, tmp_path, mo
 
 
 def test_a_folder_without_the_rows_is_named_with_what_it_has(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"no data at .*glue/rte/train\.jsonl\.gz: there is"
-    ):
+    said = r"no data at .*glue/rte/train\.jsonl\.gz: there is"
+    with pytest.raises(FileNotFoundError, match=said):
         read_source(RTE, tmp_path)
     split_file(tmp_path / "glue" / "rte", "validation", [{"label": 0}])
     with pytest.raises(FileNotFoundError, match=r"glue/rte has validation$"):
