@@ -78,18 +78,17 @@ def test_tests_are_counted_with_the_reasons_of_those_that_did_not_pass(tmp_path)
 def test_waits_are_counted_in_a_step_and_in_tokens(machine, monkeypatch):
     from lorada.attention import interface
 
-    def waiting(function):
-        def wait(*args, **kwargs):
-            message = "called a synchronizing CUDA operation (Triggered internally at …)"
-            warnings.warn_explicit(message, UserWarning, interface.__file__, 12)
-            return function(*args, **kwargs)
+    plain = torch.nn.functional.silu
 
-        return wait
+    def waiting(*args, **kwargs):
+        message = "called a synchronizing CUDA operation (Triggered internally at …)"
+        warnings.warn_explicit(message, UserWarning, interface.__file__, 12)
+        return plain(*args, **kwargs)
 
     rows = rows_of(waits, machine)
     assert [row["waits"] for row in rows.values()] == [{}, {}]
     # As torch reports them on a GPU.
-    monkeypatch.setattr(torch.nn.functional, "silu", waiting(torch.nn.functional.silu))
+    monkeypatch.setattr(torch.nn.functional, "silu", waiting)
     from transformers.activations import ACT2FN  # noqa: F401 - its SiLU calls the function
 
     found = rows_of(waits, machine, [waits.TOKENS])[waits.TOKENS]["waits"]

@@ -120,30 +120,30 @@ def test_the_kind_of_a_model_is_read_from_its_config():
 
 
 @pytest.mark.parametrize(
-    ("method", "config", "overrides", "said", "part", "key", "value"),
+    ("method", "config", "said", "key", "value"),
     [
-        ("lorada_a", RobertaConfig(hidden_size=1024, num_attention_heads=16), {},
-         "lmam.heads=3 does not divide 16: taking 4", 0, "heads", 4),
-        ("lorada_a", BertConfig(max_position_embeddings=64), {},
+        ("lorada_a", RobertaConfig(hidden_size=1024, num_attention_heads=16),
+         "lmam.heads=3 does not divide 16: taking 4", "heads", 4),
+        ("lorada_a", BertConfig(max_position_embeddings=64),
          "lmam.length=512 does not fit the 64 tokens that the model takes: taking 64",
-         0, "length", 64),
-        ("prefix", LlamaConfig(**DECODER_SIZES | {"max_position_embeddings": 16}), {},
+         "length", 64),
+        ("prefix", LlamaConfig(**DECODER_SIZES | {"max_position_embeddings": 16}),
          "prefix.length=30 does not fit the 16 tokens that the model takes: taking 15",
-         0, "length", 15),
-        ("shira", LlamaConfig(**DECODER_SIZES | {"hidden_size": 64}), {},
-         "shira.r=38 is more than a weight of 32 × 64 has room for: taking 21", 0, "r", 21),
-        ("quanta", GPT2Config(n_embd=32, n_layer=2, n_head=4), {},
+         "length", 15),
+        ("shira", LlamaConfig(**DECODER_SIZES | {"hidden_size": 64}),
+         "shira.r=38 is more than a weight of 32 × 64 has room for: taking 21", "r", 21),
+        ("quanta", GPT2Config(n_embd=32, n_layer=2, n_head=4),
          "quanta.target_modules=['attn.c_attn'] is query, key and value in one",
-         0, "target_modules", ["attn.c_proj"]),
+         "target_modules", ["attn.c_proj"]),
     ],
 )  # fmt: skip
 def test_a_default_that_does_not_fit_falls_to_the_nearest_with_a_line(
-    method, config, overrides, said, part, key, value, caplog
+    method, config, said, key, value, caplog
 ):
-    plan = build_method(method, config, **overrides)
+    plan = build_method(method, config)
     assert said in caplog.text
     assert said in plan.settings_from
-    assert getattr(plan.config.parts[part], key) == value
+    assert getattr(plan.config.parts[0], key) == value
 
 
 @pytest.mark.parametrize(
