@@ -61,11 +61,8 @@ WHOLLY = {
 
 
 def lora(part, model: str) -> int:
-    extra = 1 if part.use_dora else 0
-    count = sum(part.r * (i + o) + extra * o for i, o in widths(part, model).values())
-    if part.modules_to_save:
-        count += WHOLLY[model]
-    return count
+    count = sum(part.r * (i + o) + part.use_dora * o for i, o in widths(part, model).values())
+    return count + (WHOLLY[model] if part.modules_to_save else 0)
 
 
 def lmam(part, model: str) -> int:

@@ -95,10 +95,6 @@ def test_the_page_has_every_field_of_every_config_with_its_meaning():
         assert rows == own, name
 
 
-# A torch that cannot be imported: the site is made from the source alone.
-NO_TORCH = "raise ImportError('the documentation needs no torch')"
-
-
 @pytest.mark.skipif(not importlib.util.find_spec("zensical"), reason="needs the extra docs")
 def test_the_built_site_has_every_public_name_and_needs_no_torch(tmp_path):
     for name in ("docs", "src"):
@@ -107,7 +103,8 @@ def test_the_built_site_has_every_public_name_and_needs_no_torch(tmp_path):
     for name in ("CONTRIBUTING.md", "zensical.toml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "without").mkdir()
-    (tmp_path / "without/torch.py").write_text(NO_TORCH)
+    # A torch that cannot be imported: the site is made from the source alone.
+    (tmp_path / "without/torch.py").write_text("raise ImportError('the site needs no torch')")
     build = ("-m", "zensical", "build", "--strict")
     printed(sys.executable, *build, folder=tmp_path, PYTHONPATH=str(tmp_path / "without"))
     pages = (path.read_text() for path in (tmp_path / "site/reference").rglob("*.html"))
