@@ -105,6 +105,7 @@ def runnable() -> list:
     return cases
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize(("name", "model"), runnable(), ids=lambda part: part)
 def test_a_method_by_name_trains_saves_and_scores(name, model, folder, tmp_path):
     rows = folder("labels.jsonl" if model in ("bert", "electra") else "rows.jsonl")
