@@ -278,6 +278,9 @@ def test_a_wrong_command_line_is_one_line(words, said, monkeypatch, capsys):
     assert said in capsys.readouterr().err
 
 
+# The page.
+
+
 def test_the_page_is_what_the_results_make():
     results = json.loads(run.RESULTS.read_text()) if run.RESULTS.is_file() else None
     assert page.PAGE.read_text(encoding="utf-8") == page.text(results, run.PARTS)

@@ -73,14 +73,20 @@ def test_phases_below_one_are_shares_of_the_run_and_give_way_in_short_ones():
     assert schedule((90, 0.5, 1), 100) == (90, 9, 1)
     assert schedule((0.125, 98, 1), 100) == (1, 98, 1)
     assert schedule((0, 0, 1), 100) == (0, 0, 1)
-    for phases, steps, said in (
+
+
+@pytest.mark.parametrize(
+    ("phases", "steps", "said"),
+    [
         ((100, 0.5, 1), 100, "tinit=100 and tfinal=0 leave no step of 100 to prune in"),
-        (shares, 1, "tinit=0 and tfinal=0 leave no step of 1 to prune in"),
+        (tuple(SHARES.values()), 1, "tinit=0 and tfinal=0 leave no step of 1 to prune in"),
         ((0, 0, 2), 1, "tinit=0 and tfinal=0 leave no step of 1 to prune in"),
         ((0, 11, 2), 12, "tinit=0 and tfinal=11 leave no step of 12 to prune in"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            schedule(phases, steps)
+    ],
+)
+def test_phases_that_leave_no_step_to_prune_in_are_refused(phases, steps, said):
+    with pytest.raises(ValueError, match=said):
+        schedule(phases, steps)
 
 
 @pytest.mark.parametrize("steps", [2, 3, 16])

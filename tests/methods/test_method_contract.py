@@ -136,6 +136,14 @@ SIZES_OF = {
     LamdaConfig: lamda,
     OmoeConfig: omoe,
 }
+# Seven biases of a width D in an encoder layer and twelve in a decoder layer, one of its FFN; then
+# norms, and the head of masked language models.
+BIASES = {
+    "roberta": LAYERS * (7 * D + FFN) + D + 2 * D + VOCAB,
+    "deberta_v2": LAYERS * (7 * D + FFN) + 2 * D + 2 * D + VOCAB,
+    "bart": LAYERS * (19 * D + 2 * FFN) + 2 * D,
+    "mbart": LAYERS * (19 * D + 2 * FFN) + 4 * D,
+}
 
 
 def expected_size(name: str, model: str, config) -> int:
@@ -143,7 +151,7 @@ def expected_size(name: str, model: str, config) -> int:
     if METHODS[name].trainable == ".":
         return sum(p.numel() for p in plain.parameters())
     if METHODS[name].trains == "biases":
-        return sum(p.numel() for name, p in plain.named_parameters() if name.endswith("bias"))
+        return BIASES[model]
     asked = build_method(name, plain.config, **small(name, plain.config)).config.parts
     # What is asked for says the size, but for the ranks of LaMDA, which the spectra decide.
     parts = [had if isinstance(had, LamdaConfig) else part

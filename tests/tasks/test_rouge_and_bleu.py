@@ -35,7 +35,7 @@ def test_rouge_is_the_mean_f1_of_stems_pairs_of_them_and_the_longest_common_sequ
     assert found == pytest.approx({**means, "rougeL": means["rouge1"]})
 
 
-def test_both_kinds_of_bleu_are_what_sacrebleu_says():
+def test_both_kinds_of_bleu_are_what_sacrebleu_says_and_plain_bleu_its_formula():
     references = [row["response"] for row in REFERENCES]
     normal = normalised_romanian()
     plain = sacrebleu.corpus_bleu(OUTPUTS, [references])
@@ -46,6 +46,9 @@ def test_both_kinds_of_bleu_are_what_sacrebleu_says():
     found = bleu(OUTPUTS, REFERENCES)
     assert found == pytest.approx({"bleu_ro": own.score, "bleu": plain.score})
     assert next(iter(found)) == "bleu_ro"
+    # Over the whole set: 9 of 10 words, 7 of 8 pairs, 5 of 6 triples and 3 of 4 fours.
+    found = bleu(["a b c d e", "k l m n o"], rows("a b c d f", "k l m n o"))["bleu"]
+    assert found == pytest.approx(100 * (9 / 10 * 7 / 8 * 5 / 6 * 3 / 4) ** 0.25)
 
 
 ROMANIAN = {
