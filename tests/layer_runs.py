@@ -32,6 +32,14 @@ def trainer_for(model, output, callback, steps=6, optimizer=None, **settings) ->
     )
 
 
+def watched(model, output, callback, resume=None, **settings) -> tuple["Watch", Trainer]:
+    """Train with a watch; resume from a checkpoint where there is one."""
+    trainer, watch = trainer_for(model, output, callback, **settings), Watch()
+    trainer.add_callback(watch)
+    trainer.train(resume_from_checkpoint=resume)
+    return watch, trainer
+
+
 def layer_of(name) -> int | None:
     """The number of the layer that a parameter is in."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)

@@ -1,6 +1,5 @@
 """Invented rows in the shape of LLM-Adapters' files, in a local data folder."""
 
-import json
 from pathlib import Path
 
 from folders import llama_folder
@@ -33,14 +32,6 @@ ROW = question("is snow\nwarm?", ("true", "false"), 1)
 def problem(text: str, answer: str, output: str) -> dict[str, str]:
     """A row of an arithmetic task."""
     return {"instruction": text, "input": "", "output": output, "answer": answer}
-
-
-def source_file(data: Path, folder: str, split: str, rows: list[dict]) -> Path:
-    """Rows as a split of a local data folder."""
-    path = data / folder / f"{split}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return data
 
 
 def recipe(place: Path, data: Path, *settings: str, task: str = "boolq") -> Recipe:

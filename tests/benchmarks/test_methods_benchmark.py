@@ -1,26 +1,17 @@
 """``benchmarks/train_every_method.py`` as it is run, on tiny models and invented rows."""
 
-import gzip
 import json
-import subprocess
 import sys
 
 import pytest
 import train_every_method
-from folders import bert_folder, llama_folder
+from folders import bert_folder, llama_folder, split_file
 from library.page import read_marked
 from methods.test_method_matrix import PLUGGED
 from paths import ROOT
+from programs import printed
 
 from lorada import METHODS
-
-SCRIPT = train_every_method.__file__
-
-
-def compressed(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +21,9 @@ def place(tmp_path_factory):
     asked = [{"instruction": f"is {n} even?", "output": "true"} for n in range(16)]
     judged = [{"sentence": f"{n} stars", "label": int(n > 3)} for n in range(16)]
     for split in ("train", "test"):
-        compressed(place / f"data/commonsense_llm_adapters/boolq/{split}.jsonl.gz", asked)
+        split_file(place / "data/commonsense_llm_adapters/boolq", split, asked)
     for split in ("train", "validation"):
-        compressed(place / f"data/glue/sst2/{split}.jsonl.gz", judged)
+        split_file(place / "data/glue/sst2", split, judged)
     llama_folder(place / "llama", num_hidden_layers=1)
     bert_folder(place / "bert")
     return place
@@ -44,25 +35,11 @@ def options(place):
     return [str(x) for x in (*found, "--decoder", place / "llama", "--encoder", place / "bert")]
 
 
-def run(place, *arguments):
-    return subprocess.run(
-        [sys.executable, SCRIPT, *options(place), *arguments],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-def refused(place, capsys, *arguments):
-    """The last line of a call that is refused before it begins."""
-    with pytest.raises(SystemExit) as stop:
-        train_every_method.main([*options(place), *map(str, arguments)])
-    assert stop.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
-
-
 @pytest.mark.slow
 def test_each_method_is_a_row_and_what_is_done_is_not_repeated(place):
-    data = ("--data-dir", place / "data", "--steps", "2")
-    assert run(place, *data, "--methods", "ist,adalora").returncode == 0
+    command = (sys.executable, train_every_method.__file__, *options(place))
+    command += ("--data-dir", place / "data", "--steps", 2, "--methods")
+    printed(*command, "ist,adalora")
     rows = json.loads((place / "methods.json").read_text())["rows"]
     assert rows["ist"]["error"].startswith("exit code")  # of one layer IST has nothing to choose
     assert "IST" in rows["ist"]["error"]
@@ -79,12 +56,14 @@ def test_each_method_is_a_row_and_what_is_done_is_not_repeated(place):
     rows["adalora"]["loss_after"] = 0.0
     kept = {**json.loads((place / "methods.json").read_text()), "rows": rows}
     (place / "methods.json").write_text(json.dumps(kept))
-    again = run(place, *data, "--methods", "adalora")
-    assert "| 0.0000 | yes |" in again.stdout
+    assert "| 0.0000 | yes |" in printed(*command, "adalora")
 
 
 def test_no_method_is_left_out(place, capsys):
-    names = refused(place, capsys, "--methods", "lorra").partition("is none of ")[2].split(", ")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        train_every_method.main([*options(place), "--methods", "lorra"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    names = said.partition("is none of ")[2].split(", ")
     assert set(names) == {*METHODS, *(f"{name}+lmam" for name in PLUGGED)}
 
 

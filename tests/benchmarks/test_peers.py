@@ -27,16 +27,8 @@ def figure(ratio, noise=1.0):
     }  # fmt: skip
 
 
-def finished(seconds, **stamps):
-    stamps = {"begin": 1.0, "end": 1.0 + seconds / 2, **stamps}
-    return Finished(seconds, 2 * seconds, 100 * seconds, 0.0, stamps)
-
-
 def row(**figures):
     return {"figures": figures, "turns": 1}
-
-
-# What is compared.
 
 
 def test_candidates_of_a_question_have_the_same_number_of_tokens():
@@ -55,7 +47,9 @@ def test_sides_take_turns_and_are_compared_by_their_medians():
     def side(name, seconds):
         def run(turn):
             order.append(name)
-            return finished(seconds * (turn + 1))
+            taken = seconds * (turn + 1)
+            stamps = {"begin": 1.0, "end": 1.0 + taken / 2}
+            return Finished(taken, 2 * taken, 100 * taken, 0.0, stamps)
 
         return run
 
@@ -77,9 +71,6 @@ def test_trainings_that_did_other_work_are_not_compared(what):
     benchmark.check_same_work(ours, {**ours, "loss": 5.1})
     with pytest.raises(DisagreementError, match=what):
         benchmark.check_same_work(ours, {**ours, what: ours[what] * 2})
-
-
-# The check.
 
 
 def test_only_what_noise_does_not_explain_is_worse():
@@ -130,9 +121,6 @@ def test_the_check_exits_with_one_if_a_figure_is_worse(ratio, code, tmp_path, mo
     assert json.loads(file.read_text()) == stored
 
 
-# The page.
-
-
 def test_the_page_keeps_what_other_scripts_wrote(tmp_path):
     page = tmp_path / "page.md"
     marks = "".join(
@@ -141,9 +129,6 @@ def test_the_page_keeps_what_other_scripts_wrote(tmp_path):
     page.write_text(marks)
     write_marked(page, "a.py", "new\n")
     assert page.read_text() == marks.replace("old", "new", 1)
-
-
-# Two rows, with a tiny model and real processes.
 
 
 @pytest.mark.slow

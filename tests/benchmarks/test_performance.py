@@ -10,18 +10,13 @@ import pytest
 import torch
 from conftest import assert_close
 from folders import llama_folder
-from library import (
-    fresh_process,
-    map_costs_page,
-    measuring,
-    paper_attention,
-    timing,
-)
+from library import fresh_process, map_costs_page, measuring, paper_attention, timing
 from library.agreement import DisagreementError
 from library.measuring import Request
 
 from lorada.functional.maps import add_map_reference, low_rank_map
 
+NAMES = ["forward_4x512", "step_8x128", "padded_8x128", "paper_1x2048", "decode_64", "lorada_la"]
 UNREACHED = "a row that must not be measured"
 
 
@@ -50,35 +45,8 @@ def one_row(monkeypatch):
     return measured
 
 
-@pytest.fixture
-def command(monkeypatch):
-    """The command line, without what it silences for the rest of a process."""
-    monkeypatch.setattr(logging, "disable", lambda level: None)
-
-    def run(*arguments, script=performance):
-        monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, arguments)])
-        script.main()
-
-    return run
-
-
-def wrong_map(*factors):
-    return torch.ones(4, 128, 128) / 100
-
-
-# What is measured.
-
-
 def test_rows_are_measured_kept_and_written(settings, files):
-    names = [
-        "forward_4x512",
-        "step_8x128",
-        "padded_8x128",
-        "paper_1x2048",
-        "decode_64",
-        "decode_padded",
-        "lorada_la",
-    ]
+    names = [*NAMES, "decode_padded"]
     performance.run(Request(settings, *files, names))
     rows = json.loads(files[0].read_text())["rows"]
     assert list(rows) == names
@@ -98,16 +66,10 @@ def test_a_ratio_is_that_of_the_medians_with_the_turns_extremes():
     assert timing.ratio(seconds, "on", "off") == {"ratio": 2.0, "lowest": 1.0, "highest": 3.0}
 
 
-# Nothing is timed that does not compute what it should.
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["forward_4x512", "step_8x128", "padded_8x128", "paper_1x2048", "decode_64", "peak_1x2048",
-     "lorada_la"],
-)  # fmt: skip
+@pytest.mark.parametrize("name", [*NAMES, "peak_1x2048"])
 def test_a_row_is_only_measured_if_it_computes_the_same(settings, files, monkeypatch, name):
-    monkeypatch.setattr(paper_attention, "low_rank_map", wrong_map)
+    wrong_map = torch.ones(4, 128, 128) / 100
+    monkeypatch.setattr(paper_attention, "low_rank_map", lambda *factors: wrong_map)
     monkeypatch.setattr(performance, "time_in_turns", lambda *x: pytest.fail(UNREACHED))
     monkeypatch.setattr(fresh_process, "call", lambda *x: pytest.fail(UNREACHED))
     with pytest.raises(DisagreementError, match=f"{name} was not measured"):
@@ -155,9 +117,6 @@ def test_the_papers_form_adds_what_the_slow_twin_adds(causal, tokens, grad):
         assert_close(one, other)
 
 
-# What is kept.
-
-
 def test_only_what_is_missing_is_measured(settings, files, one_row):
     for _ in range(2):
         performance.run(Request(settings, *files))
@@ -168,18 +127,21 @@ def test_only_what_is_missing_is_measured(settings, files, one_row):
 
 
 @pytest.mark.parametrize("script", [performance, growth], ids=["rows", "growth"])
-def test_results_of_other_settings_are_left_alone(tmp_path, one_row, command, capsys, script):
-    file = tmp_path / "performance.json"
-    command("--output", tmp_path, "--repetitions", 1)
-    before = file.read_text()
+def test_results_of_other_settings_are_left_alone(tmp_path, one_row, monkeypatch, capsys, script):
+    monkeypatch.setattr(logging, "disable", lambda level: None)  # for the rest of the process
+    words = ["benchmark", "--output", str(tmp_path), "--repetitions", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    performance.main()
+    before = (tmp_path / "performance.json").read_text()
     capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", [*words, "--factor", "32"])
     with pytest.raises(SystemExit) as stopped:
-        command("--output", tmp_path, "--repetitions", 1, "--factor", 32, script=script)
+        script.main()
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert "factor 1, not 32: pass --output DIR, or --overwrite" in error
     assert error.count("\n") == 1
-    assert file.read_text() == before
+    assert (tmp_path / "performance.json").read_text() == before
     assert len(one_row) == 1
 
 
@@ -195,19 +157,10 @@ def test_rows_of_other_code_are_marked(settings, files, one_row):
 
 
 def test_a_figure_above_its_limit_is_not_called_met():
-    row = {"ratio": 1.05, "lowest": 1.0, "highest": 1.1}
-    results = {"rows": {"step_8x128": row}}
-    ((*_, met),) = map_costs_page.lines(results)
-    assert met == "**no**"
-    row["ratio"] = 1.03
-    ((*_, met),) = map_costs_page.lines(results)
-    assert met == "yes"
-
-
-# Curves.
-
-
-# Processes.
+    for ratio, said in ((1.05, "**no**"), (1.03, "yes")):
+        row = {"ratio": ratio, "lowest": 1.0, "highest": 1.1}
+        ((*_, met),) = map_costs_page.lines({"rows": {"step_8x128": row}})
+        assert met == said
 
 
 def test_the_memory_of_a_step_is_measured(settings):

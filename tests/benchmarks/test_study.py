@@ -69,29 +69,26 @@ def test_a_comparison_at_one_rate_does_not_stand_for_the_one_that_chose(study, t
     }  # fmt: skip
 
 
-def candidate(method, level, seed):
+def measured(kept, level, seed, seeds=5, rows=400):
     random = np.random.default_rng(seed)
-    scores = 100.0 * (random.random((5, 400)) < level)
-    return ScoredCandidate(method, {"method": method}, [], scores, -scores / 100, [], None, "")
+    scores = 100.0 * (random.random((seeds, rows)) < level)
+    losses = ((1 - level) + random.random((seeds, rows)) / 9).round(3)
+    return kept.Measured(scores, losses, [3e-3] * seeds, 9216, 0.1, 2**30)
 
 
 def test_the_tables_name_what_is_better_and_what_is_worse(study):
     run, page = study("run"), study("page")
     levels = {run.PRINTED: 0.7, "lmam_distance": 0.9, "gain_query": 0.4, "gain": 0.7}
-    methods = {m: candidate(m, level, i) for i, (m, level) in enumerate(levels.items())}
+    methods = {}
+    for i, m in enumerate(levels):
+        scores = measured(study("kept"), levels[m], i).scores
+        methods[m] = ScoredCandidate(m, {"method": m}, [], scores, -scores / 100, [], None, "")
     lines = list(study("hypotheses").tables({"syllogism": methods}, page.title))
     found = {line.split(" | ")[1]: line.rsplit("|", 2)[1].strip() for line in lines if "`" in line}
     assert found == {"map by distance": "**better**", "gains by query": "**worse**", "gains": ""}
 
 
 # The second study.
-
-
-def measured(kept, level, seed, seeds=5, rows=400):
-    random = np.random.default_rng(seed)
-    scores = 100.0 * (random.random((seeds, rows)) < level)
-    losses = ((1 - level) + random.random((seeds, rows)) / 9).round(3)
-    return kept.Measured(scores, losses, [3e-3] * seeds, 9216, 0.1, 2**30)
 
 
 def words_of(second, levels):

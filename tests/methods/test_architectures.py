@@ -3,18 +3,9 @@
 A cell that is not run has its reason in ``REASONS``.
 """
 
-import architectures_page
 import pytest
 import torch
-from architecture_cells import (
-    COLUMNS,
-    ENCODERS,
-    LENGTH,
-    REASONS,
-    adapted,
-    batch_of,
-    is_slow,
-)
+from architecture_cells import COLUMNS, ENCODERS, LENGTH, REASONS, adapted, batch_of, is_slow
 from architectures import ARCHITECTURES, logits
 from conftest import assert_close
 from peft import LoraConfig, get_peft_model
@@ -90,11 +81,10 @@ def test_hooks_see_the_values_that_a_part_made_whether_it_came_first_or_last(nam
         for part in order:
             model = get_peft_model(model, part)
         torch.manual_seed(3)
-        trained = sorted((n.replace("base_model.model.", ""), p) for n, p in
-                         model.named_parameters() if "lora" in n)  # fmt: skip
+        trained = {n.replace("base_model.model.", ""): p for n, p in model.named_parameters()}
         with torch.no_grad():
-            for _, parameter in sorted(trained, key=lambda pair: pair[0]):
-                parameter.normal_()
+            for key in sorted(key for key in trained if "lora" in key):
+                trained[key].normal_()
         found.append(logits(model.eval(), **batch_of(name)))
     assert_close(found[0], found[1])
 
@@ -103,8 +93,3 @@ def test_hooks_see_the_values_that_a_part_made_whether_it_came_first_or_last(nam
 def test_no_negative_is_refused_where_the_scores_are_out_of_reach(name):
     with pytest.raises(ValueError, match="ablation='no_negative' changes the scores"):
         adapted(name, LmamConfig(length=LENGTH, ablation="no_negative"))
-
-
-def test_page_says_what_is_tested():
-    text = architectures_page.PAGE.read_text(encoding="utf-8")
-    assert text == architectures_page.page(text)

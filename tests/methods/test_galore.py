@@ -11,8 +11,6 @@ from lorada.methods.galore import GaLoreAdamW, galore
 
 pytestmark = pytest.mark.fp64
 
-SHAPES = pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6)], ids=["tall", "wide", "square"])
-
 
 def gradients(shape, count, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
@@ -46,7 +44,7 @@ def galore_reference(weight, grads, rank, refresh, scale, lr, betas, eps, decay)
     return weight
 
 
-@SHAPES
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6)], ids=["tall", "wide", "square"])
 @pytest.mark.parametrize("rank", [1, 3, 99], ids="rank{}".format)
 def test_updates_are_those_of_the_equations(shape, rank):
     start = gradients(shape, 1, seed=9)[0]
@@ -61,15 +59,11 @@ def test_updates_are_those_of_the_equations(shape, rank):
 
 
 def test_groups_without_a_rank_are_plain_adamw():
-    agrees_with_adamw((3, 4, 2), gradients((3, 4, 2), 6), rank=None)
-
-
-def agrees_with_adamw(shape, grads, rank=99):
-    start = gradients(shape, 1, seed=9)[0]
+    (start,), grads = gradients((3, 4, 2), 1, seed=9), gradients((3, 4, 2), 6)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
     settings = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
     expected = train(torch.optim.AdamW([theirs], **settings), theirs, grads)
-    assert_close(train(GaLoreAdamW([ours], **settings, rank=rank), ours, grads), expected)
+    assert_close(train(GaLoreAdamW([ours], **settings, rank=None), ours, grads), expected)
 
 
 @pytest.mark.fp64(False)

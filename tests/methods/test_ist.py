@@ -6,21 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY, assert_close
-from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for
+from folders import refused
+from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for, watched
+from method_cases import SMALL
 from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import TrainerState
 
-from lorada import (
-    BottleneckConfig,
-    GainConfig,
-    LamdaConfig,
-    LmamConfig,
-    LoradaConfig,
-    OmoeConfig,
-    PrefixConfig,
-    QuantaConfig,
-    SoraConfig,
-)
+import lorada
+from lorada import LoradaConfig
 from lorada.methods.callbacks.ist import (
     ISTCallback,
     adapters_in,
@@ -29,6 +22,7 @@ from lorada.methods.callbacks.ist import (
     updated,
 )
 from lorada.methods.callbacks.layers import draw, generator_at, layers_of
+from lorada.tuners import TUNERS
 
 pytestmark = pytest.mark.fp64
 
@@ -36,14 +30,7 @@ LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_pr
 PARTS = {
     "lora": LoraConfig(**LORA),
     "dora": LoraConfig(use_dora=True, **LORA),
-    "bottleneck": BottleneckConfig(rank=4),
-    "lmam": LmamConfig(rank=2, length=16),
-    "prefix": PrefixConfig(length=3),
-    "sora": SoraConfig(rank=4),
-    "gain": GainConfig(),
-    "lamda": LamdaConfig(rank=4),
-    "omoe": OmoeConfig(rank=4),
-    "quanta": QuantaConfig(),
+    **{part: getattr(lorada, name)(**SMALL.get(part, {})) for part, (name, _) in TUNERS.items()},
 }
 IDS = torch.stack([row["input_ids"] for row in ROWS[:8]])
 BATCH = {"input_ids": IDS, "labels": IDS}
@@ -60,12 +47,16 @@ def all_adapters(model):
     return [adapter for layer in layers_of(model).values() for adapter in adapters_in(layer)]
 
 
-def weights(model):
-    return {key: value.clone() for key, value in get_peft_model_state_dict(model).items()}
+def scoring(model):
+    """The callback as it is in a run that has not scored yet."""
+    callback = ISTCallback()
+    callback.scores = [0.0] * LAYERS
+    callback._adapters = [adapters_in(layer) for layer in layers_of(model).values()]
+    return callback
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_adapters_of_a_layer_are_scaled_down_and_back(part):
+def test_the_adapters_of_a_layer_are_scaled_down_and_back_though_a_forward_fails(part):
     model = adapted(part, init=False)
     with torch.no_grad():
         before = model(IDS).logits
@@ -73,6 +64,8 @@ def test_the_adapters_of_a_layer_are_scaled_down_and_back(part):
             plain = model(IDS).logits
         with scaled_down(all_adapters(model), 1e-9):
             nothing = model(IDS).logits
+        with pytest.raises(ZeroDivisionError), scaled_down(all_adapters(model), 1e-9):
+            raise ZeroDivisionError
         after = model(IDS).logits
     assert torch.equal(before, after)
     assert (before - plain).abs().max() > 1e-3
@@ -80,14 +73,6 @@ def test_the_adapters_of_a_layer_are_scaled_down_and_back(part):
         assert (nothing - before).abs().max() > 1e-3
     else:
         assert (nothing - plain).abs().max() < 1e-4
-
-
-def test_scales_come_back_when_a_forward_fails():
-    model = adapted("lora", "bottleneck")
-    before = [dict(adapter.scaling) for adapter in all_adapters(model)]
-    with pytest.raises(ZeroDivisionError), scaled_down(all_adapters(model), 0.25):
-        raise ZeroDivisionError
-    assert [adapter.scaling for adapter in all_adapters(model)] == before
 
 
 def test_scores_move_as_the_formula_says():
@@ -122,9 +107,7 @@ def test_the_score_of_the_layer_that_carries_the_signal_falls():
         optimizer.step()
         optimizer.zero_grad()
     model.set_adapter("default")
-    callback = ISTCallback()
-    callback.scores = [0.0] * LAYERS
-    callback._adapters = [adapters_in(layer) for layer in layers_of(model).values()]
+    callback = scoring(model)
     for step in range(20):
         callback.update_scores(model, BATCH, generator_at(0, step))
     others = [score for index, score in enumerate(callback.scores) if index != carrier]
@@ -137,11 +120,8 @@ def test_the_score_of_the_layer_that_carries_the_signal_falls():
 )
 def test_only_the_drawn_layers_train_and_the_others_keep_their_moments(parts, tmp_path):
     model = adapted(*parts)
-    watch, callback = Watch(), ISTCallback(update_frac=0.5, every=2)
-    trainer = trainer_for(model, tmp_path, callback, steps=6)
-    trainer.add_callback(watch)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    trainer.train()
+    watch, _ = watched(model, tmp_path, callback := ISTCallback(update_frac=0.5, every=2))
     drawn = [{layer_of(name) for name in names} for names in watch.gradients]
     assert all(len(layers) == 2 for layers in drawn)
     assert len({tuple(layers) for layers in drawn}) > 1
@@ -157,10 +137,7 @@ def test_only_the_drawn_layers_train_and_the_others_keep_their_moments(parts, tm
 def test_scales_and_mode_are_restored_after_scoring():
     model = adapted("lora", "lmam").train()
     before = [dict(adapter.scaling) for adapter in all_adapters(model)]
-    callback = ISTCallback()
-    callback.scores = [0.0] * LAYERS
-    callback._adapters = [adapters_in(layer) for layer in layers_of(model).values()]
-    callback.update_scores(model, BATCH, generator_at(0, 0))
+    scoring(model).update_scores(model, BATCH, generator_at(0, 0))
     assert model.training
     assert [adapter.scaling for adapter in all_adapters(model)] == before
     assert all(p.grad is None for p in model.parameters())
@@ -175,13 +152,10 @@ def test_checkpointed_activations_give_the_same_training(reentrant, tmp_path):
             "gradient_checkpointing": checkpointing,
             "gradient_checkpointing_kwargs": {"use_reentrant": reentrant},
         }
-        watch = Watch()
-        trainer = trainer_for(model, tmp_path, ISTCallback(every=2), steps=5, **settings)
-        trainer.add_callback(watch)
-        trainer.train()
+        watch, _ = watched(model, tmp_path, ISTCallback(every=2), steps=5, **settings)
         assert len(watch.gradients) == 5
         assert all(watch.gradients)
-        results.append(weights(model))
+        results.append(get_peft_model_state_dict(model))
     for key, expected in results[0].items():
         assert_close(results[1][key], expected)
 
@@ -190,7 +164,7 @@ def test_another_seed_draws_other_layers_and_the_global_generator_is_left_alone(
     drawn = []
     for seed, noise in ((1, 1), (1, 2), (2, 1)):
         model, watch = adapted(), Watch()
-        trainer = trainer_for(model, tmp_path, ISTCallback(every=2), steps=6, seed=seed)
+        trainer = trainer_for(model, tmp_path, ISTCallback(every=2), seed=seed)
         trainer.add_callback(watch)
         torch.manual_seed(noise)
         trainer.train()
@@ -203,15 +177,13 @@ def test_another_seed_draws_other_layers_and_the_global_generator_is_left_alone(
 
 def test_a_model_that_ist_cannot_train_is_one_line(tmp_path):
     base = TINY["llama"](num_hidden_layers=LAYERS)
-    with pytest.raises(ValueError, match=r"needs an adapter in at least two layers.* has 0"):
-        trainer_for(base, tmp_path, ISTCallback()).train()
+    nowhere = trainer_for(base, tmp_path, ISTCallback())
+    refused("needs an adapter in at least two layers.* has 0", nowhere.train)
     one = get_peft_model(base, LoraConfig(layers_to_transform=[1], **LORA))
-    with pytest.raises(ValueError, match="has 1: choose a method such as lora"):
-        trainer_for(one, tmp_path, ISTCallback()).train()
+    refused("has 1: choose a method such as lora", trainer_for(one, tmp_path, ISTCallback()).train)
     ia3 = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
     other = get_peft_model(TINY["llama"](num_hidden_layers=LAYERS), ia3)
-    with pytest.raises(ValueError, match=r"ia3.* does not have: use lora"):
-        trainer_for(other, tmp_path, ISTCallback()).train()
+    refused("ia3.* does not have: use lora", trainer_for(other, tmp_path, ISTCallback()).train)
 
 
 def test_a_checkpoint_of_another_model_is_one_line(tmp_path):

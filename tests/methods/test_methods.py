@@ -5,9 +5,11 @@ import re
 
 import pytest
 from conftest import TINY
+from rich.console import Console
 from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
 from lorada import METHODS, build_method
+from lorada.cli.terminal import method_page, methods_list
 from lorada.methods.lookup import describe
 from lorada.methods.method import Method, Unpublished
 from lorada.methods.task_head import select_trainable
@@ -24,11 +26,7 @@ def test_overrides_reach_the_one_part_that_has_them():
     assert (lmam.rank, bottleneck.rank) == (5, 7)
 
 
-def test_bitfit_trains_biases_and_is_undefined_without_any():
-    model = TINY["bert"]()
-    select_trainable(model, METHODS["bitfit"].trainable)
-    trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert trained == {n for n, _ in model.named_parameters() if n.endswith("bias")}
+def test_a_method_that_finds_nothing_to_train_is_refused():
     with pytest.raises(ValueError, match="not defined for this model"):
         select_trainable(TINY["llama"](), METHODS["bitfit"].trainable)
 
@@ -46,6 +44,14 @@ def test_every_method_has_its_formula_its_paper_and_how_it_runs(name):
     assert row["runs"]
     assert row["models"]
     assert json.loads(json.dumps(row)) == row
+
+
+def test_lists_of_methods_mark_what_is_an_extension_of_this_project(capsys):
+    console = Console(width=200)
+    for name, marked in {"gain": True, "gain+lmam": True, "lora+gain": True, "lora": False}.items():
+        console.print(methods_list({name: describe(name)}))
+        assert capsys.readouterr().out.startswith(f"{name} *  ") == marked
+        assert ("ours: true" in method_page(name, describe(name))) == marked
 
 
 def test_how_a_method_runs_is_read_off_its_entry():

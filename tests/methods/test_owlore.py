@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import TINY
-from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for
+from layer_runs import LAYERS, ROWS, layer_of, watched
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -21,13 +21,8 @@ def tiny():
     return TINY["llama"](num_hidden_layers=LAYERS)
 
 
-def run(model, output, callback, method="owlore_full", resume=None, **settings):
-    """Train with a watch; resume from a checkpoint where there is one."""
-    trainer = trainer_for(model, output, callback, optimizer=OPTIMIZERS[method], **settings)
-    watch = Watch()
-    trainer.add_callback(watch)
-    trainer.train(resume_from_checkpoint=resume)
-    return watch, trainer
+def run(model, output, callback, method="owlore_full", **settings):
+    return watched(model, output, callback, optimizer=OPTIMIZERS[method], **settings)
 
 
 @EVERY
@@ -94,16 +89,6 @@ def test_a_model_without_outliers_is_drawn_evenly_with_a_warning(tmp_path, caplo
     assert "no weight is 1e+06 times the mean" in caplog.text
 
 
-def ratio_by_hand(layer, inputs, threshold):
-    """D from the inputs of every linear map of a layer, all entries at once."""
-    entries = []
-    for linear, seen in inputs.items():
-        norms = torch.cat(seen).norm(dim=0)
-        entries.append((linear.weight.abs() * norms).flatten())
-    everything = torch.cat(entries)
-    return 100 * (everything > threshold * everything.mean()).double().mean().item()
-
-
 def test_outlier_ratios_are_those_of_the_formula():
     model = tiny()
     layers = layers_of(model)
@@ -113,21 +98,23 @@ def test_outlier_ratios_are_those_of_the_formula():
     batches = [
         {"input_ids": torch.stack([row["input_ids"] for row in ROWS[at : at + 4]])} for at in (0, 4)
     ]
-    inputs = {layer: {} for layer in layers}
-    handles = []
-    for name, layer in layers.items():
-        for linear in layer.modules():
-            if isinstance(linear, nn.Linear):
-                seen = inputs[name].setdefault(linear, [])
-                handles.append(
-                    linear.register_forward_pre_hook(
-                        lambda module, args, seen=seen: seen.append(args[0].flatten(0, 1))
-                    )
-                )
+    inputs = {  # of every linear map of every layer
+        name: {linear: [] for linear in layer.modules() if isinstance(linear, nn.Linear)}
+        for name, layer in layers.items()
+    }
+    handles = [
+        linear.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        for linears in inputs.values()
+        for linear, seen in linears.items()
+    ]
     with torch.no_grad():
         for batch in batches:
             model(**batch)
-        expected = [ratio_by_hand(layers[name], inputs[name], 3.0) for name in layers]
+    expected = []
+    for seen in inputs.values():  # D of a layer: all entries of its linear maps at once
+        norms = {linear: torch.cat(each).flatten(0, 1).norm(dim=0) for linear, each in seen.items()}
+        entries = torch.cat([(m.weight.abs() * norm).flatten() for m, norm in norms.items()])
+        expected.append(100 * (entries > 3.0 * entries.mean()).double().mean().item())
     for handle in handles:
         handle.remove()
     assert min(expected) > 0

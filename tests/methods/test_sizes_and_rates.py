@@ -1,38 +1,22 @@
 """SIZES and RATES: the settings exist, and the rates are those that methods train with."""
 
 import pytest
-from peft import PeftType
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from lorada.methods.method import PARTS, load
-from lorada.methods.sizes import (
-    DEFAULT_RATE,
-    RATE_RANGE,
-    RATES,
-    SIZES,
-    default_rate,
-)
+from lorada.methods.method import part_class, peft_configs
+from lorada.methods.sizes import DEFAULT_RATE, RATE_RANGE, RATES, SIZES, default_rate
 from lorada.methods.table import METHODS
 from lorada.runs.training.arguments import DEFAULTS
-
-PEFT_NAMES = {kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind in list(PeftType)}
-
-
-def config_class(part):
-    if part in PARTS:
-        return load(PARTS[part])
-    return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(part.upper())]
 
 
 @pytest.mark.parametrize("part", SIZES)
 def test_every_setting_of_a_size_is_a_setting_of_the_part(part):
-    assert set(SIZES[part]) <= config_class(part).__dataclass_fields__.keys()
+    assert set(SIZES[part]) <= part_class(part).__dataclass_fields__.keys()
 
 
 def test_every_method_has_a_rate_within_the_range_of_the_search():
     assert METHODS.keys() <= RATES.keys()
     for name, rate in RATES.items():
-        assert name in METHODS or name in PEFT_NAMES, name
+        assert name in METHODS or name in peft_configs(), name
         assert RATE_RANGE[0] <= rate <= RATE_RANGE[1], name
 
 
@@ -43,10 +27,11 @@ def test_a_rate_that_a_method_sets_itself_is_its_default_rate():
     assert own == {name: default_rate(name) for name in own}
 
 
-def test_a_map_on_top_leaves_the_rate_of_the_method_as_it_is():
+def test_a_map_or_gains_on_top_leave_the_rate_of_the_method_as_it_is():
     assert default_rate("lmam") == 5e-3
     assert default_rate("prefix+lmam") == default_rate("prefix") == 3e-2
     assert default_rate("prefix+lmam_distance") == 3e-2
+    assert (default_rate("gain"), default_rate("lora+gain")) == (5e-3, 3e-4)
 
 
 def test_a_method_without_an_entry_has_the_default_of_lorada_train():

@@ -77,8 +77,9 @@ class Plain:
     def __init__(self, base: nn.Module, start: dict[str, Tensor], threshold: str) -> None:
         self.base, self.threshold = base, threshold
         self.values = {name: p.clone().requires_grad_() for name, p in start.items()}
-        self.means = {name: torch.zeros_like(p) for name, p in start.items()}
-        self.squares = {name: torch.zeros_like(p) for name, p in start.items()}
+        decay = {name: DECAY * name.endswith(("lora_A", "lora_B")) for name in start}  # no gates
+        groups = [{"params": [p], "weight_decay": decay[name]} for name, p in self.values.items()]
+        self.adam = torch.optim.AdamW(groups, eps=EPSILON)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         changed = {name: p for name, p in self.values.items() if "lora_" not in name}
@@ -95,23 +96,15 @@ class Plain:
         return F.cross_entropy(logits, batch["labels"]) + PENALTY * torch.cat(gates).abs().mean()
 
     def step(self, t: int, batch: dict[str, Tensor]) -> None:
-        names = list(self.values)
-        grads = torch.autograd.grad(self.loss(batch), [self.values[name] for name in names])
-        norm = torch.cat([grad.flatten() for grad in grads]).norm()
-        factor = min(1.0, CLIP / (float(norm) + 1e-6))
-        rate = RATE * (t / WARMUP if t < WARMUP else (STEPS - t) / (STEPS - WARMUP))
+        values = list(self.values.values())
+        for p, grad in zip(values, torch.autograd.grad(self.loss(batch), values), strict=True):
+            p.grad = grad
+        nn.utils.clip_grad_norm_(values, CLIP)
+        for group in self.adam.param_groups:
+            group["lr"] = RATE * (t / WARMUP if t < WARMUP else (STEPS - t) / (STEPS - WARMUP))
+        self.adam.step()
         with torch.no_grad():
-            for name, grad in zip(names, grads, strict=True):
-                mean, square, p = self.means[name], self.squares[name], self.values[name]
-                mean += 0.1 * (grad * factor - mean)
-                square += 0.001 * ((grad * factor) ** 2 - square)
-                if name.endswith(("lora_A", "lora_B")):  # neither gates nor norms
-                    p -= rate * DECAY * p
-                p -= (
-                    rate
-                    * (mean / (1 - 0.9 ** (t + 1)))
-                    / ((square / (1 - 0.999 ** (t + 1))).sqrt() + EPSILON)
-                )
+            for name, p in self.values.items():
                 if name.endswith("lora_gate"):
                     self.shrink(p)
 

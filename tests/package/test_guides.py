@@ -8,7 +8,8 @@ import sys
 
 import pytest
 from folders import bert_folder, llama_folder
-from paths import ROOT
+from paths import ROOT, TESTS
+from programs import printed
 
 from lorada import cli
 
@@ -45,6 +46,13 @@ def commands(block):
         yield [*words, "--dry-run"] if trained and "--dry-run" not in words else words
 
 
+@pytest.mark.more
+@pytest.mark.skipif(not importlib.util.find_spec("uvicorn"), reason="needs the extra serve")
+def test_the_first_hour_of_a_new_user_goes_well(tmp_path):
+    out = printed(sys.executable, TESTS / "first_hour.py", tmp_path, HF_HUB_OFFLINE="1")
+    assert out.splitlines()[-1] == "the first hour went well"
+
+
 def test_every_guide_with_code_is_run_here():
     pages = {path for path in (ROOT / "docs/guides").glob("*.md") if "```" in path.read_text()}
     assert pages == {ROOT / f"docs/{name}.md" for name in WRITES if name.startswith("guides/")}
@@ -55,14 +63,13 @@ NEEDS = {
     "guides/graphs": ("onnx", "onnxscript", "onnxruntime"), "guides/one-gpu": ("bitsandbytes",),
     "guides/trl": ("trl",),
 }  # fmt: skip
-SLOW = ("guides/graphs",)
 
 
 def marks(name):
     """A page is skipped where what it needs is not installed."""
     lacking = [package for package in NEEDS.get(name, ()) if not importlib.util.find_spec(package)]
     skip = pytest.mark.skipif(bool(lacking), reason=f"needs {', '.join(lacking)}")
-    return [skip, pytest.mark.slow] if name in SLOW else [skip]
+    return [skip, pytest.mark.slow] if name == "guides/graphs" else [skip]
 
 
 PAGES = [pytest.param(name, marks=marks(name)) for name in WRITES]

@@ -9,6 +9,7 @@ import sys
 import pytest
 import run_notebooks
 from paths import ROOT
+from programs import printed
 
 NAMES = sorted(path.stem for path in (ROOT / "examples").glob("*.ipynb"))
 # What each needs beyond the package itself; the models are packages too.
@@ -58,6 +59,4 @@ def test_a_notebook_runs(name, tmp_path):
     if lacking:
         pytest.skip(f"needs {', '.join(lacking)}")
     copy = shutil.copy(ROOT / f"examples/{name}.ipynb", tmp_path)
-    script = ROOT / "scripts/run_notebooks.py"
-    done = subprocess.run([sys.executable, script, copy], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    printed(sys.executable, ROOT / "scripts/run_notebooks.py", copy)

@@ -1,11 +1,11 @@
 """The names that others may rely on."""
 
-import subprocess
 import sys
 from importlib.metadata import version
 
 import pytest
 from peft import PeftConfig
+from programs import printed
 
 import lorada
 from lorada.methods.method import Method
@@ -43,5 +43,4 @@ def test_importing_lorada_makes_the_types_known_to_peft_and_changes_no_attention
         "import lorada; assert f['sdpa'] is a; from peft import get_peft_config; "
         "print(type(get_peft_config({'peft_type': 'LMAM'})).__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "LmamConfig"
+    assert printed(sys.executable, "-c", code).strip() == "LmamConfig"

@@ -2,21 +2,21 @@
 
 import importlib.util
 import io
-import os
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
+import write_readme
 from folders import bert_folder, llama_folder, rows_file
 from paths import ROOT
+from programs import printed
 
 from lorada import cli
 from lorada.inference.serving import server
 from lorada.runs.models import loading, names
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
@@ -35,19 +35,21 @@ def test_the_python_of_the_readme_runs_as_it_stands(tmp_path):
     (code,) = blocks("python")
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
     (tmp_path / "copied.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, "copied.py"], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert {p.name for p in (tmp_path / "my-adapter").iterdir()} >= {
-        "adapter_model.safetensors", "adapter_config.json",
-    }  # fmt: skip
+    printed(sys.executable, "copied.py", folder=tmp_path, HF_HUB_OFFLINE="1")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "my-adapter" / name).is_file()
 
 
-@pytest.fixture
-def tiny_smollm2(tmp_path, monkeypatch):
-    """The commands of the README with tiny models under the names of the packaged ones."""
+def commands():
+    """The ``lorada`` commands of the README's blocks, as words; a backslash continues a line."""
+    for block in blocks("bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("lorada "):
+                yield shlex.split(line, comments=True)
+
+
+def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    # Tiny models under the names of the packaged ones.
     folders = {
         "smollm2-135m": llama_folder(tmp_path / "model", hidden_size=256, intermediate_size=768),
         "minilm-l6": bert_folder(tmp_path / "bert", hidden_size=48, num_attention_heads=12),
@@ -58,24 +60,13 @@ def tiny_smollm2(tmp_path, monkeypatch):
     llama_folder(tmp_path / "meta-llama/Llama-3.1-8B", hidden_size=128, intermediate_size=384)
     rows_file(tmp_path / "rows.jsonl")
     rows_file(tmp_path / "held_out.jsonl")
-
-
-def commands(language):
-    """The ``lorada`` commands of the README's blocks, as words; a backslash continues a line."""
-    for block in blocks(language):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("lorada "):
-                yield shlex.split(line, comments=True)
-
-
-def test_the_commands_of_the_readme_run(tiny_smollm2, monkeypatch, capsys):
-    named = [words[1] for words in commands("bash")]
+    named = [words[1] for words in commands()]
     assert named == [
         "compare", "train", "evaluate", "explore", "predict", "chat", "serve", "export", "train",
     ]  # fmt: skip
     served = []
     monkeypatch.setattr(server, "serve_until_stopped", lambda app, *_: served.append(app))
-    for words in commands("bash"):
+    for words in commands():
         if words[1] == "serve":
             words += ["--port", "0"]
         if words[1] == "compare":  # trainings of every method take minutes: here they are planned
@@ -98,13 +89,21 @@ def test_every_block_of_the_readme_is_run_by_a_test():
 
 
 def test_the_make_targets_of_the_readme_exist():
-    makefile = ROOT / "Makefile"
-    targets = set(re.findall(r"`?make ([a-z-]+)", README))
-    for target in targets:
-        done = subprocess.run(
-            ["make", "-n", "-f", makefile, target, "VENV=/nowhere"], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+    for target in set(re.findall(r"`?make ([a-z-]+)", README)):
+        printed("make", "-n", "-f", ROOT / "Makefile", target, "VENV=/nowhere")
+
+
+def test_the_readme_is_what_its_script_writes():
+    assert write_readme.written(README) == README, "run: python scripts/write_readme.py"
+
+
+def test_a_method_without_settings_for_a_kind_of_model_is_named(monkeypatch):
+    only_decoders = write_readme.Method("x", {"llama": {"lora": {}}})
+    monkeypatch.setitem(write_readme.METHODS, "only_decoders", only_decoders)
+    table = write_readme.method_table()
+    assert "`longlora`, `only_decoders` | LoRA and its variants |" in table
+    assert "Without settings for encoders: `only_decoders`." in table
+    assert "Without settings for decoders" not in table
 
 
 def test_pictures_and_pages_of_the_readme_exist():

@@ -2,12 +2,12 @@
 
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
 from folders import llama_folder
 from paths import ROOT
+from programs import printed
 from servers import Process
 
 from lorada import cli
@@ -38,16 +38,14 @@ def test_the_page_runs(server, capsys):
     curl, python = re.findall(r"```(?:python|bash)\n(.*?)```", PAGE, flags=re.S)[3:]
     for line in curl.splitlines():
         words = shlex.split(line.replace("http://127.0.0.1:8000", server.address))
-        done = subprocess.run([*words, "-sf"], capture_output=True, text=True)
-        assert done.returncode == 0
-        assert '"adder"' in done.stdout
+        assert '"adder"' in printed(*words, "-sf")
     capsys.readouterr()
     # A base in a folder goes by the folder's name.
     here = python.replace("http://127.0.0.1:8000", server.address).replace(BASE, "SmolLM2-135M")
     exec(here, {})
-    printed = capsys.readouterr().out
-    assert [line.split(" ")[0] for line in printed.splitlines()[:2]] == ["adder", "lora"]
-    assert "SmolLM2-135M" in printed
+    out = capsys.readouterr().out
+    assert [line.split(" ")[0] for line in out.splitlines()[:2]] == ["adder", "lora"]
+    assert "SmolLM2-135M" in out
 
 
 def test_every_option_and_field_of_the_page_is_one():

@@ -1,16 +1,18 @@
 """The documentation: its pages, and the check of the built site, which names what is broken."""
 
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import fields
 
+import architectures_page
 import configs_page
 import pytest
+import tasks_page
 from paths import ROOT
+from programs import printed
 
 import lorada
 from lorada.tuners.base.config import LoradaPeftConfig
@@ -58,26 +60,29 @@ FILES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.
 TEXT = {".py", ".md", ".yaml", ".toml", ".j2", ".js"}
 
 
-def texts():
-    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+def test_every_page_that_a_file_names_is_there():
+    named, found = set(), [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
     for path in [*(ROOT / name for name in FILES), *found]:
         if path.name in FILES or (path.suffix in TEXT and "saved_before" not in path.parts):
-            yield path, path.read_text(encoding="utf-8")
-
-
-def test_every_page_that_a_file_names_is_there():
-    named = {
-        (page, path.relative_to(ROOT))
-        for path, text in texts()
-        for page in re.findall(r"\bdocs/(?:[a-z]+/)?[a-z0-9-]+\.md", text)
-    }
+            text = path.read_text(encoding="utf-8")
+            pages = re.findall(r"\bdocs/(?:[a-z]+/)?[a-z0-9-]+\.md", text)
+            named |= {(page, path.relative_to(ROOT)) for page in pages}
     assert len(named) > 40
     assert [(page, str(path)) for page, path in named if not (ROOT / page).is_file()] == []
 
 
-def test_the_page_of_configs_is_what_its_script_writes():
-    written = configs_page.PAGE.read_text(encoding="utf-8")
-    assert written == configs_page.page(), "run: python scripts/configs_page.py"
+SCRIPTS = (architectures_page, configs_page, tasks_page)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_a_page_is_what_its_script_writes(script):
+    written = script.PAGE.read_text(encoding="utf-8")
+    page = script.page(written) if script is architectures_page else script.page()
+    assert written == page, f"run: python scripts/{script.__name__}.py"
+
+
+def test_notes_on_the_page_of_tasks_are_of_benchmarks_that_there_are():
+    assert tasks_page.NOTES.keys() <= {task.benchmark for task in lorada.TASKS.values()}
 
 
 def test_the_page_has_every_field_of_every_config_with_its_meaning():
@@ -90,10 +95,6 @@ def test_the_page_has_every_field_of_every_config_with_its_meaning():
         assert rows == own, name
 
 
-# A torch that cannot be imported: the site is made from the source alone.
-NO_TORCH = "raise ImportError('the documentation needs no torch')"
-
-
 @pytest.mark.skipif(not importlib.util.find_spec("zensical"), reason="needs the extra docs")
 def test_the_built_site_has_every_public_name_and_needs_no_torch(tmp_path):
     for name in ("docs", "src"):
@@ -102,12 +103,10 @@ def test_the_built_site_has_every_public_name_and_needs_no_torch(tmp_path):
     for name in ("CONTRIBUTING.md", "zensical.toml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "without").mkdir()
-    (tmp_path / "without/torch.py").write_text(NO_TORCH)
-    done = subprocess.run(
-        [sys.executable, "-m", "zensical", "build", "--strict"], cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "without")}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    # A torch that cannot be imported: the site is made from the source alone.
+    (tmp_path / "without/torch.py").write_text("raise ImportError('the site needs no torch')")
+    build = ("-m", "zensical", "build", "--strict")
+    printed(sys.executable, *build, folder=tmp_path, PYTHONPATH=str(tmp_path / "without"))
     pages = (path.read_text() for path in (tmp_path / "site/reference").rglob("*.html"))
     anchors = {anchor for page in pages for anchor in re.findall(r'id="(lorada[\w.]*)"', page)}
     assert {f"lorada.{name}" for name in lorada.__all__} - anchors == set()
@@ -115,5 +114,4 @@ def test_the_built_site_has_every_public_name_and_needs_no_torch(tmp_path):
     assert found - anchors == set()
     assert not any(part.startswith("_") and not part.startswith("__")
                    for anchor in anchors for part in anchor.split("."))  # fmt: skip
-    checked_site = subprocess.run([sys.executable, CHECK, tmp_path / "site"], capture_output=True)
-    assert checked_site.returncode == 0, checked_site.stdout
+    printed(sys.executable, CHECK, tmp_path / "site")

@@ -4,10 +4,10 @@ With vLLM: `make test-vllm`.
 """
 
 import os
-import subprocess
 import sys
 
 from paths import ROOT
+from programs import printed
 
 PLUGIN = ROOT / "packages" / "lorada-vllm"
 WITHOUT_VLLM = ("test_paged_map.py", "test_refusals.py", "test_step.py")
@@ -16,13 +16,5 @@ WITHOUT_VLLM = ("test_paged_map.py", "test_refusals.py", "test_step.py")
 def test_the_tests_of_the_plugin_that_need_no_vllm_pass():
     command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-c", PLUGIN / "pyproject.toml"]
     path = os.pathsep.join([str(ROOT / "src"), str(PLUGIN / "src")])
-    done = subprocess.run(
-        [*command, *(PLUGIN / "tests" / name for name in WITHOUT_VLLM)],
-        cwd=PLUGIN,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "skipped" not in done.stdout
+    tests = [PLUGIN / "tests" / name for name in WITHOUT_VLLM]
+    assert "skipped" not in printed(*command, *tests, folder=PLUGIN, PYTHONPATH=path)

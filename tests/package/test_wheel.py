@@ -1,33 +1,24 @@
 """What is installed has all that the commands read, and says that it is typed."""
 
 import importlib.util
-import os
 import shutil
-import subprocess
 import sys
 import zipfile
 
 import pytest
 from paths import ROOT
-
-
-def shipped() -> set[str]:
-    """Every file of the package but what Python compiles, as a wheel names it."""
-    found = (path for path in (ROOT / "src" / "lorada").rglob("*") if path.is_file())
-    kept = (path for path in found if "__pycache__" not in path.parts)
-    return {str(path.relative_to(ROOT / "src")) for path in kept}
+from programs import printed
 
 
 def test_a_wheel_holds_the_package_its_recipes_and_its_data(tmp_path):
     pytest.importorskip("hatchling", reason="hatchling is not installed")
-    done = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    build = ("-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path)
+    printed(sys.executable, *build, folder=ROOT, NO_COLOR="1")
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert shipped() | {"lorada_cli.py"} <= names
+    source = [path for path in (ROOT / "src" / "lorada").rglob("*") if path.is_file()]
+    shipped = {str(p.relative_to(ROOT / "src")) for p in source if "__pycache__" not in p.parts}
+    assert shipped | {"lorada_cli.py"} <= names
     assert "lorada/py.typed" in names
     assert not any(name.startswith("tests") or "__pycache__" in name for name in names)
 
@@ -43,9 +34,8 @@ def test_wheels_of_both_packages_are_built_installed_and_train(tmp_path):
         shutil.copytree(ROOT / name, root / name, ignore=left_out)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, root)
-    done = subprocess.run([root / ".ci/dist", sys.executable], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    out = printed(root / ".ci/dist", sys.executable)
     assert sorted(path.name.split("-")[0] for path in (root / "dist").iterdir()) == [
         "lorada", "lorada_vllm",
     ]  # fmt: skip
-    assert done.stdout.splitlines()[-1].startswith("trained from lorada-")
+    assert out.splitlines()[-1].startswith("trained from lorada-")

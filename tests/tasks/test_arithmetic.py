@@ -4,8 +4,8 @@ import json
 from math import inf
 
 import pytest
-from folders import byte_tokenizer
-from reasoning import problem, question, recipe, source_file
+from folders import byte_tokenizer, refused, split_file
+from reasoning import problem, question, recipe
 
 from lorada.inference import generate
 from lorada.inference.evaluate import evaluate_tasks
@@ -13,16 +13,10 @@ from lorada.inference.load import load_run
 from lorada.runs.data.rows import training_rows
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
-from lorada.tasks.arithmetic import (
-    first_letter,
-    last_number,
-    score_letters,
-    score_numbers,
-)
+from lorada.tasks.arithmetic import first_letter, last_number, score_letters, score_numbers
 from lorada.tasks.llm_adapters_prompt import answered
 from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 
-ROW = problem("Two and\ntwo?", "4.0", "Count:\n2 + 2 = 4\n\nSo it is\n4")
 AWKWARD = [
     ("The answer is 4.", 4.0),
     ("$1,234.50", 1234.5),
@@ -81,11 +75,8 @@ def test_both_metrics_of_letters_by_hand():
     rows = [{"answer": a} for a in "CCEE"]
     outputs = ["it is C", "perhaps B, C", "I say E", "nothing"]
     # QuanTA also reads the letters behind E: the "I" of the third.
-    assert score_letters(outputs, rows, answered) == {
-        "exact": 50.0,
-        "quanta_one_sided": 25.0,
-        "unparsable": 25.0,
-    }
+    scores = score_letters(outputs, rows, answered)
+    assert scores == {"exact": 50.0, "quanta_one_sided": 25.0, "unparsable": 25.0}
 
 
 def test_what_chatgpt_said_is_never_the_right_answer():
@@ -101,18 +92,19 @@ def test_what_chatgpt_said_is_never_the_right_answer():
 def test_only_quantas_rationale_counts_in_training():
     tokenizer, protocol = byte_tokenizer(), TASKS["gsm8k"].protocols["quanta"]
     options = EncodeOptions(256, loss_on=protocol.loss_on, joint=protocol.joint)
-    (encoded,) = encode([protocol.convert(ROW)], "prompt", tokenizer, options)
+    row = problem("Two and\ntwo?", "4.0", "Count:\n2 + 2 = 4\n\nSo it is\n4")
+    (encoded,) = encode([protocol.convert(row)], "prompt", tokenizer, options)
     counted = [i for i in encoded.features["labels"] if i != IGNORED]
     assert tokenizer.decode(counted) == " Count: 2 + 2 = 4. So it is. 4\n<e>"
 
 
 def folder_of(tmp_path):
     rows = [problem(f"{n} and {n}?", "4.0", "It is\n4") for n in range(8)]
-    data = source_file(tmp_path / "data", "arithmetic_llm_adapters/math10k_rebuilt", "train", rows)
+    split_file(tmp_path / "data/arithmetic_llm_adapters/math10k_rebuilt", "train", rows)
     for name, answer in (("gsm8k", "4.0"), ("AQuA", "C")):
         tested = [problem(f"{n} and {n}?", answer, "It is 5") for n in range(4)]
-        source_file(data, f"arithmetic_llm_adapters/{name}", "test", tested)
-    return data
+        split_file(tmp_path / "data/arithmetic_llm_adapters" / name, "test", tested)
+    return tmp_path / "data"
 
 
 def test_a_run_learns_quantas_one_line_and_is_scored_by_both_metrics(tmp_path):
@@ -132,9 +124,9 @@ def test_a_run_learns_quantas_one_line_and_is_scored_by_both_metrics(tmp_path):
 
 def test_protocols_that_count_different_tokens_are_not_trained_together(tmp_path, monkeypatch):
     data = folder_of(tmp_path)
-    source_file(data, "commonsense_llm_adapters/boolq", "train", [question("q", ("a", "b"), 0)])
+    asked = [question("q", ("a", "b"), 0)]
+    split_file(data / "commonsense_llm_adapters/boolq", "train", asked)
     monkeypatch.setitem(TASKS["gsm8k"].protocols, "generate", TASKS["gsm8k"].protocols["quanta"])
-    with pytest.raises(
-        ValueError, match="rows or losses of these tasks differ: train one at a time"
-    ):
-        training_rows(recipe(tmp_path, data, task="boolq,gsm8k"), "decoder")
+    both = recipe(tmp_path, data, task="boolq,gsm8k")
+    said = "rows or losses of these tasks differ: train one at a time"
+    refused(said, lambda: training_rows(both, "decoder"))

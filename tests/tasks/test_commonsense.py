@@ -1,12 +1,22 @@
-"""The commonsense tasks: prompts byte for byte, and answers found in text."""
+"""The commonsense tasks: prompts, answers found in text, what is learned of a row, and runs."""
+
+import json
 
 import pytest
-from reasoning import WORDS, question
+from folders import byte_tokenizer, split_file
+from reasoning import ROW, WORDS, question, recipe
 
+from lorada.inference.evaluate import evaluate_tasks
+from lorada.inference.load import load_run
+from lorada.runs.data.rows import training_rows
+from lorada.runs.training.train import train
 from lorada.tasks import TASKS
-from lorada.tasks.commonsense import choose_options, first_option, match_options
-from lorada.tasks.llm_adapters_prompt import clean_prompt, training_prompt
+from lorada.tasks.commonsense import COMMONSENSE, choose_options, first_option, match_options
+from lorada.tasks.llm_adapters_prompt import training_prompt
 from lorada.tasks.quanta_prompt import clean
+from lorada.tasks.tokenize import EncodeOptions, encode
+
+TOKENIZER = byte_tokenizer()
 
 
 def test_the_training_prompt_with_an_input_byte_for_byte():
@@ -23,14 +33,6 @@ def test_the_training_prompt_with_an_input_byte_for_byte():
         "                \n"
         "                ### Response:\n"
         "                "
-    )
-
-
-def test_the_clean_prompt_byte_for_byte():
-    assert clean_prompt("Name it.", "round") == (
-        "Below is an instruction that describes a task, paired with an input that provides further "
-        "context. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nName it.\n\n### Input:\nround\n\n### Response:\n"
     )
 
 
@@ -64,13 +66,10 @@ AWKWARD = [
 ]
 
 
-def options_of(name):
-    return TASKS[name].protocols["generate"].score.keywords["options"]
-
-
 @pytest.mark.parametrize(("name", "output", "expected"), AWKWARD)
 def test_the_first_option_is_found_in_awkward_outputs(name, output, expected):
-    assert first_option(output, options_of(name)) == expected
+    options = TASKS[name].protocols["generate"].score.keywords["options"]
+    assert first_option(output, options) == expected
 
 
 def test_accuracy_counts_unparsable_outputs_as_wrong():
@@ -78,7 +77,89 @@ def test_accuracy_counts_unparsable_outputs_as_wrong():
     scores = match_options(["true", "false", "no idea", "so true"], rows, ("true", "false"))
     assert scores == {"accuracy": 50.0, "unparsable": 25.0}
     assert next(iter(scores)) == "accuracy"
-    assert choose_options([0, 1], [{"answer": 0}, {"answer": 0}]) == {
-        "accuracy": 50.0,
-        "unparsable": 0.0,
-    }
+    scores = choose_options([0, 1], [{"answer": 0}, {"answer": 0}])
+    assert scores == {"accuracy": 50.0, "unparsable": 0.0}
+
+
+def learned(**options):
+    protocol = TASKS["boolq"].protocols["generate"]
+    row = protocol.convert(ROW)
+    options = {"loss_on": protocol.loss_on, "joint": protocol.joint, **options}
+    (encoded,) = encode([row], "prompt", TOKENIZER, EncodeOptions(**{"max_length": 512, **options}))
+    return row, encoded
+
+
+def test_prompt_and_answer_are_one_text_that_ends_with_the_end_token():
+    row, encoded = learned()
+    text = TOKENIZER.decode(encoded.features["input_ids"])
+    assert text == f"{row['prompt']}the correct answer is false<e>"
+    assert encoded.features["labels"] == encoded.features["input_ids"]
+    assert not encoded.truncated
+
+
+@pytest.mark.parametrize(("room", "ends"), [(-1, False), (0, False), (1, True)])
+def test_the_end_token_is_left_out_where_the_length_has_reached_the_cutoff(room, ends):
+    row, _ = learned()
+    length = len(row["prompt"]) + len(row["response"])
+    _, encoded = learned(max_length=length + room)
+    ids = encoded.features["input_ids"]
+    assert (ids[-1] == TOKENIZER.eos_token_id) == ends
+    assert len(ids) == length + min(room, 1)
+    assert encoded.truncated == (room < 0)
+
+
+def test_candidates_are_the_tokens_they_have_behind_the_prompt():
+    """A tokenizer that puts a space before every text, as LLaMA's does."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = True
+    row = TASKS["boolq"].protocols["likelihood"].convert(ROW)
+    assert tokenizer.decode(tokenizer("x")["input_ids"]) == " x"
+    (one,) = encode([row | {"candidates": ["x", "yz"]}], "choice", tokenizer, EncodeOptions(512))
+    assert [tokenizer.decode(ids) for ids in one.features["candidates"]] == ["x", "yz"]
+    (encoded,) = encode([row], "choice", tokenizer, EncodeOptions(512))
+    whole = tokenizer(f"{row['prompt']} the correct answer is false.")["input_ids"]
+    assert encoded.features["prompt"] + encoded.features["candidates"][1] == whole
+
+
+def test_a_long_question_loses_its_beginning_before_the_candidates():
+    row = TASKS["boolq"].protocols["likelihood"].convert(ROW)
+    (encoded,) = encode([row], "choice", TOKENIZER, EncodeOptions(44))
+    candidates = [TOKENIZER.decode(ids) for ids in encoded.features["candidates"]]
+    assert candidates == row["candidates"]
+    longest = max(len(text) for text in candidates)
+    assert TOKENIZER.decode(encoded.features["prompt"]) == row["prompt"][-(44 - longest) :]
+
+
+def boolq_folder(tmp_path, right):
+    rows = [question(f"question {n}", WORDS["boolq"], right(n)) for n in range(8)]
+    for split in ("train", "test"):
+        split_file(tmp_path / "data/commonsense_llm_adapters/boolq", split, rows)
+    return tmp_path / "data"
+
+
+def test_a_model_that_has_learned_nothing_is_unparsable(tmp_path):
+    data = boolq_folder(tmp_path, lambda n: n % 2)
+    settings = ["protocol=generate", "max_steps=1", "max_new_tokens=4", "train_rows=2"]
+    train(recipe(tmp_path, data, *settings), quiet=True)
+    scores = evaluate_tasks(load_run(tmp_path / "run"))["boolq"]
+    assert (scores["accuracy"], scores["unparsable"]) == (0, 100)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["unparsable"] == {"boolq": 100}
+    assert result["recipe"]["protocol"] == "generate"
+
+
+def test_a_run_learns_options_by_likelihood_and_is_never_unparsable(tmp_path):
+    data = boolq_folder(tmp_path, lambda _: 1)
+    train(recipe(tmp_path, data, "protocol=likelihood", "max_steps=12"), quiet=True)
+    scores = evaluate_tasks(load_run(tmp_path / "run"))["boolq"]
+    assert (scores["accuracy"], scores["unparsable"], scores["n"]) == (100, 0, 8)
+
+
+def test_all_eight_tasks_are_trained_on_the_mix_read_once(tmp_path):
+    rows = [question(f"q {n}", list(WORDS.values())[n % 6], 0) for n in range(6)]
+    folder = "commonsense_llm_adapters/commonsense_mix"
+    split_file(tmp_path / folder, "train", rows)
+    mixed = recipe(tmp_path, tmp_path, "train_on=commonsense_170k", task=",".join(COMMONSENSE))
+    found, _ = training_rows(mixed, "decoder")
+    assert [row["answer"] for row in found.rows] == [row["answer"] for row in rows]
+    assert found.path == f"{folder}/train"

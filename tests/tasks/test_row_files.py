@@ -6,19 +6,13 @@ import json
 import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from folders import ROWS, TURNS, llama_folder, rows_file
+from folders import ROWS, TURNS, llama_folder, refused, rows_file
 
 from lorada.runs.data.rows import load_rows
 from lorada.tasks.row_files import hub_source, read_rows
 
 SENTENCES = [{"text": "good", "label": 1}, {"text": "bad", "label": 0}, {"text": "?", "label": -1}]
 CLASSES = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
-
-
-def refused(message, act, kind=ValueError):
-    with pytest.raises(kind, match=message) as error:
-        act()
-    assert "\n" not in str(error.value)
 
 
 @pytest.fixture
@@ -47,18 +41,37 @@ def test_every_kind_of_file_gives_the_same_rows(rows, tmp_path):
         assert load_rows(str(tmp_path / name)).form in ("prompt", "messages")
 
 
-BROKEN = {
-    "rows.parquet": (b"PAR1 and no more", "rows.parquet is not Parquet: "),
-    "rows.jsonl.gz": (gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "not a whole gzip file"),
-    "rows.json": (b'[{"text": "a"}, 3]', "row 2 is not a JSON object with named fields"),
-    "half.json": (b'[{"text": "a"}', "half.json is not JSON: "),
-    "none.json": (b"[]", "none.json has no rows"),
-}
+def test_csv_and_json_lines_give_the_same_rows(tmp_path):
+    rows = [{"prompt": 'say "a, b"', "response": "a\nb"}, {"prompt": "ü", "response": "ß"}]
+    csv = tmp_path / "rows.csv"
+    csv.write_text('prompt,response\n"say ""a, b""","a\nb"\nü,ß\n')
+    assert read_rows(csv) == read_rows(rows_file(tmp_path / "rows.jsonl", rows)) == rows
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_refused_with_what_it_is_not(name, tmp_path):
-    content, message = BROKEN[name]
+def test_a_byte_order_mark_and_a_line_separator_inside_a_text_are_no_obstacle(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = {"prompt": "a\u2028b", "response": "c"}
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row, ensure_ascii=False).encode() + b"\n\n")
+    assert read_rows(path) == [row]
+
+
+BROKEN = [
+    ("rows.parquet", b"PAR1 and no more", "rows.parquet is not Parquet: "),
+    ("rows.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "not a whole gzip file"),
+    ("rows.json", b'[{"text": "a"}, 3]', "row 2 is not a JSON object with named fields"),
+    ("half.json", b'[{"text": "a"}', "half.json is not JSON: "),
+    ("none.json", b"[]", "none.json has no rows"),
+    ("half.jsonl", b'{"prompt": "a", "response": "b"}\n{"prompt": \n', "line 2 is not JSON"),
+    ("list.jsonl", b"[1]\n", "line 1 is not a JSON object"),
+    ("none.jsonl", b"\n", "has no rows"),
+    ("too_deep.jsonl", b"[" * 100_000 + b"\n", "line 1 is not JSON"),
+    ("latin-1.jsonl", '{"prompt": "ü", "response": "b"}'.encode("latin-1"), "not UTF-8"),
+    ("rows.csv", b"text,label\na,1\nb\n", "line 3 has another number of fields"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BROKEN, ids=[name for name, *_ in BROKEN])
+def test_a_broken_file_is_refused_with_what_is_wrong_with_it(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     refused(message, lambda: read_rows(tmp_path / name))
 
@@ -132,7 +145,8 @@ def test_a_local_folder_is_a_data_set(tmp_path, monkeypatch):
 
 def test_a_file_that_is_not_there_says_what_could_be(tmp_path):
     said = r"no data file at .*rows.jsonl: pass --data FILE \(.jsonl, .jsonl.gz, .json, .csv, .par"
-    refused(said, lambda: read_rows(tmp_path / "rows.jsonl"), FileNotFoundError)
+    with pytest.raises(FileNotFoundError, match=rf"^[^\n]*{said}[^\n]*$"):
+        read_rows(tmp_path / "rows.jsonl")
 
 
 def test_a_run_learns_and_is_scored_on_data_sets_of_the_hub(call, hub, tmp_path):

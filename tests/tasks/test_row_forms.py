@@ -1,9 +1,10 @@
 """Rows as other tools write them come to the forms of ours, each once, and never by a guess."""
 
 import pytest
-from folders import rows_file
+from folders import refused, rows_file
 
 from lorada.runs.data.rows import load_rows, rows_to_answer
+from lorada.tasks.row_forms import in_form
 
 ALPACA = {"instruction": "Add them.", "input": "1 and 2", "output": "3"}
 SHAREGPT = {
@@ -38,12 +39,6 @@ CONVERTED = {
 
 def loaded(tmp_path, *rows):
     return load_rows(str(rows_file(tmp_path / "rows.jsonl", list(rows))))
-
-
-def refused(message, act):
-    with pytest.raises(ValueError, match=message) as error:
-        act()
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("case", CONVERTED)
@@ -87,29 +82,51 @@ def test_a_text_beside_another_form_is_a_note(tmp_path):
     assert loaded(tmp_path, {"text": "all"}).form == "text"
 
 
+PAIR, TEXT = {"prompt": "a", "response": "b"}, {"text": "a", "label": 0}
 WRONG = {
-    "no output": ({"instruction": "a", "input": "b"}, "row 2 has no field 'output'"),
-    "a number as output": ({**ALPACA, "output": 3}, "row 2: output is not a text: 3"),
+    "no output": (ALPACA, {"instruction": "a", "input": "b"}, " has no field 'output'"),
+    "a number as output": (ALPACA, {**ALPACA, "output": 3}, ": output is not a text: 3"),
     "an unknown speaker": (
+        SHAREGPT,
         {"conversations": [{"from": "tool", "value": "a"}, {"from": "gpt", "value": "b"}]},
-        "row 2: conversations must be a list of two or more from/value objects",
+        ": conversations must be a list of two or more from/value objects",
     ),
     "the last by the user": (
+        SHAREGPT,
         {"conversations": SHAREGPT["conversations"][:-1]},
-        "row 2: conversations must be .* the last from gpt",
+        ": conversations must be .* the last from gpt",
     ),
     "a value that is no text": (
+        SHAREGPT,
         {"conversations": [{"from": "human", "value": 1}, {"from": "gpt", "value": "b"}]},
-        "row 2: value is not a text: 1",
+        ": value is not a text: 1",
+    ),
+    "no label": (TEXT, {"text": "b"}, " has no field 'label'"),
+    "a list as a label": (TEXT, {**TEXT, "label": [1]}, ": label is neither a text nor an integer"),
+    "a number as prompt": (PAIR, {**PAIR, "prompt": 3}, ": prompt is not a text"),
+    "half a character": (PAIR, {**PAIR, "prompt": "\ud800"}, ": prompt is not valid Unicode"),
+    "no content": (
+        {"messages": CHAT},
+        {"messages": [{"role": "assistant", "content": None}]},
+        ": content is not a text",
+    ),
+    "no assistant": (
+        {"messages": CHAT},
+        {"messages": [{"role": "user", "content": "a"}]},
+        ": messages must be a list of two or more role/content objects, the last by the assistant",
     ),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_an_error_names_the_field_as_the_file_has_it(case, tmp_path):
-    row, message = WRONG[case]
-    first = next(good for good, *_ in CONVERTED.values() if good.keys() & row.keys())
-    refused(message, lambda: loaded(tmp_path, first, row))
+def test_an_error_names_the_row_and_the_field_as_the_file_has_it(case):
+    good, bad, message = WRONG[case]
+    refused(f"^file row 2{message}", lambda: in_form([good, bad], "file"))
+
+
+def test_rows_of_no_known_form_are_refused_with_the_forms_that_there_are(tmp_path):
+    said = "rows.jsonl row 1 has fields question; each needs messages or"
+    refused(said, lambda: loaded(tmp_path, {"question": "a"}))
 
 
 # Rows to answer: those without labels, those with, and what the model has learned.
@@ -138,11 +155,7 @@ TO_ANSWER = {
         {"prompt": "p"},
         {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": ""}]},
     ),
-    "an answered chat of another tool": (
-        "messages",
-        SHAREGPT,
-        TO_BE_ANSWERED,
-    ),
+    "an answered chat of another tool": ("messages", SHAREGPT, TO_BE_ANSWERED),
 }  # fmt: skip
 
 

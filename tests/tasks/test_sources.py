@@ -27,30 +27,21 @@ def asked(monkeypatch):
     return asked
 
 
-@pytest.fixture
-def unreached(monkeypatch):
+def fail_with(error, monkeypatch):
     """Make the hub's client fail with an error."""
 
-    def fail_with(error):
-        def load_dataset(*_, **__):
-            raise error
+    def load_dataset(*_, **__):
+        raise error
 
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-
-    return fail_with
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
 
-ASKED = {
-    "rte": (("nyu-mll/glue", "rte"), "train"),
-    "wmt16_en_ro": (("wmt/wmt16", "ro-en"), "train"),
-}
-
-
-@pytest.mark.parametrize("task", ASKED)
-def test_the_hub_is_asked_for_a_data_set_its_configuration_and_split(task, asked):
-    words, split = ASKED[task]
+@pytest.mark.parametrize(
+    ("task", "words"), [("rte", ("nyu-mll/glue", "rte")), ("wmt16_en_ro", ("wmt/wmt16", "ro-en"))]
+)
+def test_the_hub_is_asked_for_a_data_set_its_configuration_and_split(task, words, asked):
     rows = read_source(TASKS[task].train["own"], None)
-    assert asked == [(words, {"split": split})]
+    assert asked == [(words, {"split": "train"})]
     assert rows == [{"sentence1": "a", "sentence2": "b", "label": 0}]
 
 
@@ -61,8 +52,8 @@ def test_files_of_the_hub_are_read_one_by_one(asked):
 
 
 @pytest.mark.parametrize("case", UNREACHED)
-def test_a_hub_out_of_reach_is_one_line_with_what_to_do(case, unreached):
-    unreached(UNREACHED[case])
+def test_a_hub_out_of_reach_is_one_line_with_what_to_do(case, monkeypatch):
+    fail_with(UNREACHED[case], monkeypatch)
     with pytest.raises(ValueError, match="cannot load nyu-mll/glue from the hub") as caught:
         read_source(RTE, None)
     line = str(caught.value)
@@ -73,11 +64,9 @@ def test_a_hub_out_of_reach_is_one_line_with_what_to_do(case, unreached):
         assert remedy in line
 
 
-def test_training_without_rows_is_one_line_and_writes_nothing(
-    call, unreached, tmp_path, monkeypatch
-):
+def test_training_without_rows_is_one_line_and_writes_nothing(call, tmp_path, monkeypatch):
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
-    unreached(UNREACHED["no network"])
+    fail_with(UNREACHED["no network"], monkeypatch)
     model, run = bert_folder(tmp_path / "bert"), tmp_path / "run"
     words = ["train", "--method", "lora", "--model", model, "--task", "rte", "--output", run]
     code, _, err = call(*words)
@@ -87,9 +76,8 @@ def test_training_without_rows_is_one_line_and_writes_nothing(
 
 
 def test_a_folder_without_the_rows_is_named_with_what_it_has(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"no data at .*glue/rte/train\.jsonl\.gz: there is"
-    ):
+    said = r"no data at .*glue/rte/train\.jsonl\.gz: there is"
+    with pytest.raises(FileNotFoundError, match=said):
         read_source(RTE, tmp_path)
     split_file(tmp_path / "glue" / "rte", "validation", [{"label": 0}])
     with pytest.raises(FileNotFoundError, match=r"glue/rte has validation$"):

@@ -1,9 +1,7 @@
 """What every task has to do, tried on its sample rows."""
 
-import json
-
 import pytest
-from folders import byte_tokenizer
+from folders import byte_tokenizer, rows_file
 from paths import DATA
 from sample_rows import FOLDER, samples
 
@@ -100,9 +98,8 @@ def test_rows_are_read_from_a_local_folder(name, protocol, tmp_path):
     task = TASKS[name]
     rows = [sample["row"] for sample in samples(name)]
     for source in (*task.train.values(), *task.test.values()):
-        path = tmp_path / source.folder / f"{source.split}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (tmp_path / source.folder).mkdir(parents=True, exist_ok=True)
+        rows_file(tmp_path / source.folder / f"{source.split}.jsonl", rows)
     fixed = {"model": "-", "output": "-", "task": name, "data_dir": str(tmp_path)}
     recipe = load_recipe(None, [f"protocol={protocol}"], fixed)
     kind = task.protocols[protocol].kinds[0]

@@ -1,16 +1,7 @@
-"""XSum and WMT16 as tasks: what is asked, what is cut, what is scored, and bad rows."""
+"""XSum and WMT16 as tasks: what is asked, what is learned from, and what is scored."""
 
 import pytest
-from folders import (
-    ARTICLES,
-    PAIRS,
-    bart_folder,
-    bert_folder,
-    byte_tokenizer,
-    llama_folder,
-    split_file,
-    writing_folder,
-)
+from folders import bart_folder, bert_folder, llama_folder, refused, writing_folder
 
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
@@ -18,11 +9,8 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.sources import read_source
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, prompt_of, shorten_prompt
 
-TOKENIZER = byte_tokenizer()
 NEWS = {"document": "Rain fell.\nIt was wet.", "summary": "It rained.", "id": "1"}
-PAIR = {"translation": {"en": "Rain fell.", "ro": "A plouat."}}
 
 
 @pytest.fixture(scope="module")
@@ -55,57 +43,10 @@ def test_a_decoders_answer_is_its_first_line_that_is_not_empty():
     assert scores["bleu"] == pytest.approx(100)
 
 
-def encoded(row, kind, **options):
-    (one,) = encode([row], "prompt", TOKENIZER, EncodeOptions(kind=kind, **options))
-    return one
-
-
-def kept(labels):
-    return TOKENIZER.decode([i for i in labels if i != IGNORED])
-
-
-def test_source_and_target_have_lengths_of_their_own():
-    row = {"prompt": "abcdefgh", "response": "klmnop"}
-    one = encoded(row, "encoder_decoder", max_length=5, target_length=3)
-    assert TOKENIZER.decode(one.features["input_ids"]) == "abcde"
-    assert kept(one.features["labels"]) == "kl<e>"
-    assert one.truncated
-    whole = encoded(row, "encoder_decoder", max_length=8, target_length=7)
-    assert not whole.truncated
-    assert kept(whole.features["labels"]) == "klmnop<e>"
-
-
-def test_a_long_prompt_loses_its_middle_so_that_question_and_answer_stay():
-    row = {"prompt": "a long article\nSummary:", "prompt_end": "\nSummary:", "response": " short"}
-    one = encoded(row, "decoder", max_length=24, target_length=8)
-    assert one.truncated
-    assert TOKENIZER.decode(one.features["input_ids"]) == "a long \nSummary: short<e>"
-    assert kept(one.features["labels"]) == " short<e>"
-    room = EncodeOptions(24, target_length=8).prompt_room
-    assert prompt_of(row, "prompt", TOKENIZER, room) == "a long \nSummary:"
-    cut = encoded(row, "decoder", max_length=40, target_length=3)
-    assert cut.truncated
-    assert kept(cut.features["labels"]) == " sh"
-
-
-def test_half_a_character_is_not_left_over():
-    row = {"prompt": "aă\nS:", "prompt_end": "\nS:", "response": "b"}
-    assert shorten_prompt(row, TOKENIZER, 6) == "aă\nS:"
-    assert shorten_prompt(row, TOKENIZER, 5) == "a\nS:"
-
-
 def test_lengths_that_leave_no_room_for_a_prompt_are_refused(place, tmp_path):
     wrong = recipe(place, tmp_path / "run", "llama", "xsum", "max_length=20")
-    with pytest.raises(
-        ValueError, match="max_length=20 leaves no room for a prompt beside max_tar"
-    ):
-        train(wrong, quiet=True)
-
-
-def test_an_empty_target_is_only_an_end(place, tmp_path):
-    row = {"prompt": "ab", "response": ""}
-    assert kept(encoded(row, "encoder_decoder", max_length=8).features["labels"]) == "<e>"
-    assert kept(encoded(row, "decoder", max_length=8).features["labels"]) == "<e>"
+    said = "max_length=20 leaves no room for a prompt beside max_tar"
+    refused(said, lambda: train(wrong, quiet=True))
 
 
 @pytest.mark.parametrize(
@@ -130,17 +71,15 @@ def test_the_rows_that_wmt16_learns_from_are_the_hubs_own_unless_others_are_name
     with pytest.raises(FileNotFoundError, match=r"ro-en has test.*train_on=ro_sts or train_on=tat"):
         train(wrong, quiet=True)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(
-        ValueError, match="train_on='europarl': wmt16_en_ro can learn from own, ro_sts, tato"
-    ):
-        train(recipe(place, tmp_path / "run", "bart", "wmt16_en_ro", "train_on=europarl"))
+    wrong = recipe(place, tmp_path / "run", "bart", "wmt16_en_ro", "train_on=europarl")
+    said = "train_on='europarl': wmt16_en_ro can learn from own, ro_sts, tato"
+    refused(said, lambda: train(wrong))
 
 
 def test_rows_that_are_in_local_folders_only_are_not_sought_on_the_hub():
-    with pytest.raises(
-        ValueError, match="ro-en_proxy_tatoeba/train is not on the hub: pass --data"
-    ):
-        read_source(TASKS["wmt16_en_ro"].train["tatoeba"], None)
+    tatoeba = TASKS["wmt16_en_ro"].train["tatoeba"]
+    said = "ro-en_proxy_tatoeba/train is not on the hub: pass --data"
+    refused(said, lambda: read_source(tatoeba, None))
 
 
 KINDS = {
@@ -155,26 +94,6 @@ KINDS = {
 def test_a_protocol_that_a_model_cannot_follow_is_refused(place, tmp_path, case):
     model, protocol, message = KINDS[case]
     pairs = [] if protocol is None else [f"protocol={protocol}"]
-    with pytest.raises(ValueError, match=message):
-        train(recipe(place, tmp_path / "run", model, "xsum", *pairs), quiet=True)
+    wrong = recipe(place, tmp_path / "run", model, "xsum", *pairs)
+    refused(message, lambda: train(wrong, quiet=True))
     assert not (tmp_path / "run").exists()
-
-
-BAD = {
-    "no summary": ("xsum", {"document": "a"}, "row 2 has no 'summary'; its fields are document"),
-    "no Romanian": ("wmt16_en_ro", {"translation": {"en": "a"}}, "row 2 has no 'ro'"),
-    "no pair": ("wmt16_en_ro", {"translation": "a"}, "row 2: translation is not an object"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_a_row_without_its_texts_is_named(place, tmp_path, case):
-    task, row, message = BAD[case]
-    good, folder = {
-        "xsum": (ARTICLES[0], tmp_path / "xsum" / "xsum"),
-        "wmt16_en_ro": (PAIRS[0], tmp_path / "wmt16" / "ro-en"),
-    }[task]
-    split_file(folder, "train", [good, row])
-    wrong = recipe(place, tmp_path / "run", "bart", task)
-    with pytest.raises(ValueError, match=message):
-        train(wrong.model_copy(update={"data_dir": str(tmp_path)}), quiet=True)
