@@ -37,7 +37,7 @@ def train_once(place: Path, name: str, runs: Runs, settings: Sequence[str]) -> P
 
 
 def before_its_end(run: Path, target: Path) -> Path:
-    """A copy of a run as it was before its end, with the first of its checkpoints alone."""
+    """A copy of a run as it was before its end, with only the earliest checkpoint that it kept."""
     copy = shutil.copytree(run, target)
     later = sorted(copy.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[1:]
     for path in (*later, *(copy / name for name in SAVED)):
