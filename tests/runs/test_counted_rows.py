@@ -44,6 +44,7 @@ def test_a_training_that_goes_on_counts_its_rows_once(llama, tmp_path):
     cut = before_its_end(trained(tmp_path, llama), tmp_path / "cut")
     recipe = load_recipe(cut / "recipe.yaml", [], {"output": str(cut)})
     more = train(recipe, quiet=True, resume=True)
+    assert more.result["resumed_from"] == "checkpoint-1"
     (config,) = map_configs(load_run(more.run).model, "default")
     assert config.rows_by_position == COUNTS
 

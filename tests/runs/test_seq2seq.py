@@ -20,7 +20,8 @@ from folders import (
 )
 from method_cases import small
 from peft import AutoPeftModelForSeq2SeqLM
-from trained import assert_same, before_its_end, run_recipe
+from test_train import PressCtrlC
+from trained import assert_same, run_recipe
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -250,9 +251,10 @@ def test_a_run_that_was_cut_off_resumes_bit_for_bit(place, tmp_path):
     pairs = ["max_steps=6", "save_steps=2", "dev_rows=4", "eval_strategy=steps", "eval_steps=2",
              "predict_with_generate=true", "label_smoothing_factor=0.1"]  # fmt: skip
     whole = train(recipe(place, tmp_path / "whole", "bart", "lorada_a", *pairs), quiet=True)
-    part = before_its_end(whole.run, tmp_path / "part")
-    resumed = train(recipe(place, part, "bart", "lorada_a", *pairs), resume=True, quiet=True)
-    assert resumed.result["resumed_from"] == "checkpoint-4"
+    part = recipe(place, tmp_path / "part", "bart", "lorada_a", *pairs)
+    assert train(part, quiet=True, callbacks=[PressCtrlC(4)]).interrupted
+    resumed = train(part, resume=True, quiet=True)
+    assert resumed.result["resumed_from"] == "checkpoint-5"
     assert_same(adapter_weights(resumed.run), adapter_weights(whole.run))
     assert whole.result["history"] == resumed.result["history"]
 

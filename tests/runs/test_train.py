@@ -10,7 +10,7 @@ import pytest
 import run_place
 import torch
 from folders import ROWS, adapter_weights, refused, rows_file
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from trained import QUICK, assert_same, run_recipe
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -24,9 +24,11 @@ from lorada.runs.training.train import train
 
 recipe = partial(run_recipe, [*QUICK, "logging_steps=2"], rows="rows", method="lorada_la")
 place = run_place.place
+CHOICES = [{"prompt": row["prompt"], "candidates": [" 0", " 1"], "answer": 0} for row in ROWS]
+ROW_FILES = {"choices": CHOICES}
 
 
-def test_a_run_leaves_an_adapter_a_card_and_a_result(place, tmp_path):
+def test_a_run_leaves_an_adapter_that_peft_loads_a_card_and_a_result(place, tmp_path):
     trained = train(recipe(place, tmp_path / "run", "max_steps=6"), quiet=True)
     run = trained.run
     assert {p.name for p in (run / "adapter").iterdir()} == {
@@ -44,6 +46,11 @@ def test_a_run_leaves_an_adapter_a_card_and_a_result(place, tmp_path):
     assert [entry["step"] for entry in result["history"]] == [2, 4, 6]
     count = sum(tensor.numel() for tensor in adapter_weights(run).values())
     assert result["parameters"]["trainable"] == count
+    base, ids = AutoModelForCausalLM.from_pretrained(place / "llama"), torch.arange(3, 12)[None]
+    before, expected = base(ids).logits, load_run(run).model(ids).logits
+    loaded = PeftModel.from_pretrained(base, run / "adapter")(ids).logits
+    assert torch.equal(loaded, expected)
+    assert (loaded - before).abs().max() > 1e-4
 
 
 def test_the_loss_falls(place, tmp_path):
@@ -62,12 +69,14 @@ class PressCtrlC(TrainerCallback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("order", ["random", "group_by_length"])
-def test_ctrl_c_saves_and_resume_continues_bit_for_bit(place, tmp_path, order):
+@pytest.mark.parametrize(
+    ("order", "rows"), [("random", "rows"), ("group_by_length", "rows"), ("random", "choices")]
+)
+def test_ctrl_c_saves_and_resume_continues_bit_for_bit(place, tmp_path, order, rows):
     handler = signal.getsignal(signal.SIGINT)
     settings = ("max_steps=9", f"training.train_sampling_strategy={order}")
-    whole = train(recipe(place, tmp_path / "whole", *settings), quiet=True)
-    part = recipe(place, tmp_path / "part", *settings)
+    whole = train(recipe(place, tmp_path / "whole", *settings, rows=rows), quiet=True)
+    part = recipe(place, tmp_path / "part", *settings, rows=rows)
     stopped = train(part, quiet=True, callbacks=[PressCtrlC(4)])
     assert stopped.interrupted
     assert (stopped.run / "checkpoint-5").is_dir()
@@ -117,7 +126,7 @@ class BreakWeights(TrainerCallback):
 
 def test_a_nan_stops_the_run_says_the_step_and_keeps_the_last_checkpoint(place, tmp_path):
     asked = recipe(place, tmp_path / "run", "max_steps=9", "save_steps=2")
-    with pytest.raises(DivergedError, match=r"nan at step 5; .*checkpoint-2.*learning_rate"):
+    with pytest.raises(DivergedError, match=r"became nan at step 5; .*checkpoint-2.*learning_rate"):
         train(asked, quiet=True, callbacks=[BreakWeights()])
     # checkpoint-4's own weights gave the NaN as far as anyone can tell, so the one before counts.
     kept = load_file(tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors")
