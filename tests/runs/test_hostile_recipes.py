@@ -136,9 +136,9 @@ def test_values_on_the_command_line_are_plain_data_too():
     refused("the value of 'lora={5: 1}' is not YAML: 5 is a key", "lora={5: 1}")
 
 
-def test_lists_that_are_the_same_object_are_written_out(tmp_path):
+def test_a_saved_recipe_loads_as_it_was_with_lists_of_one_object_written_out(tmp_path):
     same = ["q_proj"]
-    recipe = load("lora.target_modules=[q_proj]", "lmam.target_modules=[self_attn]")
+    recipe = load("max_steps=5", "lora.target_modules=[q_proj]", "lmam.target_modules=[self_attn]")
     recipe.parts["lora"]["target_modules"] = recipe.parts["lmam"]["target_modules"] = same
     recipe.save(tmp_path)
     assert saved_recipe(tmp_path / "recipe.yaml") == recipe
