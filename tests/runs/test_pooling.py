@@ -242,11 +242,13 @@ def test_a_model_that_lost_its_pooling_is_refused(runs, tmp_path):
     refused("has no adapter_config.json", lambda: load_run(copy))
 
 
-def test_a_pooling_from_nowhere_is_refused(runs, tmp_path):
+def test_a_pooling_from_nowhere_is_refused(runs, place, tmp_path):
     copy = shutil.copytree(runs["bert-lora"], tmp_path / "run")
     path = copy / "adapter" / "adapter_config.json"
     path.write_text(path.read_text().replace('"pooling": "mean"', '"pooling": "max"'))
     refused("pooling='max' is not one of 'mean', 'cls'", lambda: load_run(copy))
+    given = "pooling='max': input should be 'mean' or 'cls'"
+    refused(given, lambda: recipe(place, tmp_path / "new", "pooling=max"))
 
 
 def test_models_and_rows_without_such_a_head_are_refused_before_weights_are_read(place, tmp_path):
