@@ -27,10 +27,17 @@ from transformers import (
 )
 
 ROWS = [{"prompt": f"{a} + {b} =", "response": f" {a + b}"} for a in range(6) for b in range(6)]
-TURNS = [
-    {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}
-    for a, b in (("hi", "ho"), ("1", "2"), ("no", "yes"), ("up", "down"))
-]
+
+
+def chats(*turns: tuple[str, str]) -> list[dict]:
+    """Rows of what a user says and an assistant answers."""
+    return [
+        {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}
+        for a, b in turns
+    ]
+
+
+TURNS = chats(("hi", "ho"), ("1", "2"), ("no", "yes"), ("up", "down"))
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<e>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -49,13 +56,17 @@ def refused(message: str, act: Callable[[], object]) -> None:
     assert "\n" not in str(error.value)
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of bytes, with three special tokens and a chat template."""
+def byte_tokenizer(*, ends: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer of bytes, with special tokens and a chat template; ``ends`` ends every text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate(["<p>", "<s>", "<e>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if ends:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A <e>", special_tokens=[("<e>", 2)]
+        )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<p>", bos_token="<s>", eos_token="<e>"
     )
@@ -112,11 +123,7 @@ BART_SIZES = {
 
 def bart_folder(path: Path, *, ends: bool = False, **changes) -> Path:
     """A tiny BART with its tokenizer, which may end every text as BART's head needs it."""
-    tokenizer = byte_tokenizer()
-    if ends:
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="$A <e>", special_tokens=[("<e>", 2)]
-        )
+    tokenizer = byte_tokenizer(ends=ends)
     set_seed(0)
     config = BartConfig(
         vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2,

@@ -1,13 +1,29 @@
-"""Runs that tests share, each trained at its first use."""
+"""Runs that tests share, each trained at its first use, and what tests of runs begin with."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lorada.runs.recipe import load_recipe
+import torch
+from torch import Tensor
+
+from lorada.runs.recipe import Recipe, load_recipe
 from lorada.runs.training.train import train
 
 # Run → model, method, rows, and settings of its own.
 Runs = Mapping[str, tuple[str, str, str, list[str]]]
+# Of what a run saves at its end, all but its checkpoints and its recipe.
+SAVED = ("result.json", "adapter", "model", "trained.safetensors")
+QUICK = ["per_device_train_batch_size=4", "report_to=[]", "max_length=32", "logging_steps=1"]
+
+
+def run_recipe(
+    settings: Sequence[str], place: Path, output: Path, *pairs: str, model: str = "llama",
+    rows: str | None = None, **options: str | None,
+) -> Recipe:  # fmt: skip
+    """A recipe with a model and rows of ``place``, the rows by the name of the model."""
+    given = {"model": str(place / model), "data": str(place / f"{rows or model}.jsonl")}
+    return load_recipe(None, [*settings, *pairs], {**given, "output": str(output), **options})
 
 
 def train_once(place: Path, name: str, runs: Runs, settings: Sequence[str]) -> Path:
@@ -15,9 +31,21 @@ def train_once(place: Path, name: str, runs: Runs, settings: Sequence[str]) -> P
     model, method, rows, own = runs[name]
     output = place / name
     if not output.is_dir():
-        options = {
-            "method": method, "model": str(place / model), "output": str(output),
-            "data": str(place / f"{rows}.jsonl"),
-        }  # fmt: skip
-        train(load_recipe(None, [*settings, *own], options), quiet=True)
+        asked = run_recipe(settings, place, output, *own, model=model, rows=rows, method=method)
+        train(asked, quiet=True)
     return output
+
+
+def before_its_end(run: Path, target: Path) -> Path:
+    """A copy of a run as it was before its end, with only the earliest checkpoint that it kept."""
+    copy = shutil.copytree(run, target)
+    later = sorted(copy.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[1:]
+    for path in (*later, *(copy / name for name in SAVED)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return copy
+
+
+def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """The same tensors by the same names, bit for bit."""
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

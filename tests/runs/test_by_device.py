@@ -1,11 +1,14 @@
 """``dtype=auto``, and what the Trainer is told of the devices that it runs on."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import run_place
 import torch
 import yaml
-from folders import llama_folder, rows_file
+from folders import refused
+from trained import run_recipe
 from transformers import LlamaConfig, TrainingArguments
 
 from lorada.inference.load import load_run
@@ -17,28 +20,16 @@ from lorada.runs.by_device import (
     with_dtype,
 )
 from lorada.runs.models import loading
-from lorada.runs.recipe import load_recipe
 from lorada.runs.training import arguments, setup
 from lorada.runs.training.train import train
 
 QUICK = ["max_steps=1", "report_to=[]", "max_length=32", "save_strategy=no"]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("devices")
-    llama_folder(place / "llama")
-    rows_file(place / "rows.jsonl")
-    return place
+place = run_place.place
 
 
 @pytest.fixture
 def recipe(place, tmp_path):
-    def make(*pairs, method="lora"):
-        given = {"method": method, "model": str(place / "llama"), "data": str(place / "rows.jsonl")}
-        return load_recipe(None, [*QUICK, *pairs], {**given, "output": str(tmp_path / "run")})
-
-    return make
+    return partial(run_recipe, QUICK, place, tmp_path / "run", rows="rows", method="lora")
 
 
 @pytest.fixture
@@ -57,11 +48,6 @@ def on(monkeypatch):
     return set_device
 
 
-SAVED = {
-    "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "none": None,
-}  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("device", "saved", "dtype"),
     [
@@ -70,13 +56,13 @@ SAVED = {
         ("cuda", "bfloat16", "bfloat16"),
         ("cuda", "float16", "bfloat16"),
         ("cuda", "float32", "float32"),
-        ("cuda", "none", "float32"),
+        ("cuda", None, "float32"),
         ("xpu", "bfloat16", "bfloat16"),
     ],
 )
 def test_auto_is_the_dtype_of_the_checkpoint_on_an_accelerator(on, recipe, device, saved, dtype):
     on(device)
-    config = LlamaConfig(dtype=SAVED[saved])
+    config = LlamaConfig(dtype=saved and getattr(torch, saved))
     assert recipe().dtype == "auto"
     assert with_dtype(recipe(), config).dtype == dtype
     assert with_dtype(recipe("dtype=float64"), config).dtype == "float64"
@@ -161,8 +147,8 @@ def test_a_run_is_resumed_with_the_dtype_that_it_began_with(recipe, tmp_path, mo
     assert again.result["resumed_from"] == "checkpoint-2"
     assert yaml.safe_load((run / "recipe.yaml").read_text())["dtype"] == "bfloat16"
     (run / "result.json").unlink()
-    with pytest.raises(ValueError, match="had dtype='bfloat16', not 'float32'"):
-        train(recipe(*asked, "dtype=float32"), quiet=True, resume=True)
+    other = recipe(*asked, "dtype=float32")
+    refused("had dtype='bfloat16', not 'float32'", lambda: train(other, quiet=True, resume=True))
 
 
 def test_weights_are_loaded_where_they_go(recipe, monkeypatch, tmp_path):

@@ -1,12 +1,14 @@
 """``activation_checkpointing``: the same losses and gradients, and when ``auto`` takes ``full``."""
 
 import json
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
+import test_by_device
 import torch
 from conftest import assert_close
-from folders import ROWS, llama_folder, rows_file
+from folders import ROWS, llama_folder, refused, rows_file
+from trained import QUICK
 from transformers import GPT2Config, LlamaConfig, TrainerCallback
 
 from lorada.methods import meta_model
@@ -15,7 +17,7 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training import setup
 from lorada.runs.training.train import train
 
-SETTINGS = ["per_device_train_batch_size=4", "max_length=32", "report_to=[]", "logging_steps=1"]
+on = test_by_device.on
 # Without dropout, whose random numbers are others in fp64.
 PLAIN = ["lora.lora_dropout=0", "bottleneck.dropout=0", "max_steps=3"]
 
@@ -30,7 +32,7 @@ def llama(tmp_path_factory):
 def asked(llama, tmp_path):
     def make(setting, *overrides, rows=ROWS, method="lorada_la", model=llama):
         data = rows_file(tmp_path / "rows.jsonl", rows)
-        words = [f"activation_checkpointing={setting}", *SETTINGS, *overrides]
+        words = [f"activation_checkpointing={setting}", *QUICK, *overrides]
         options = {"method": method, "model": model, "data": str(data)}
         return load_recipe(None, words, {**options, "output": str(tmp_path / f"run-{setting}")})
 
@@ -68,10 +70,6 @@ def check_same(asked, *settings, rows=ROWS, same=assert_close):
             same(step[name], gradient)
 
 
-def assert_equal(found, expected):
-    assert torch.equal(found, expected)
-
-
 @pytest.mark.fp64
 def test_losses_and_gradients_are_those_of_off(asked):
     check_same(asked, "dtype=float64")
@@ -86,19 +84,7 @@ def test_candidates_are_learned_the_same(asked):
 
 
 def test_in_bfloat16_layers_that_run_again_compute_what_they_did(asked):
-    check_same(asked, "dtype=bfloat16", same=assert_equal)
-
-
-@pytest.fixture
-def on(monkeypatch):
-    """Makes this a machine with an accelerator, or without one."""
-
-    def set_device(kind):
-        device = None if kind is None else SimpleNamespace(type=kind)
-        monkeypatch.setattr(torch.accelerator, "is_available", lambda: device is not None)
-        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: device)
-
-    return set_device
+    check_same(asked, "dtype=bfloat16", same=partial(torch.testing.assert_close, rtol=0, atol=0))
 
 
 SMALL = LlamaConfig(
@@ -163,27 +149,24 @@ def test_a_training_does_what_auto_takes(asked, monkeypatch):
 
 def test_two_settings_for_one_thing_are_refused(asked):
     other = "gradient_checkpointing=true"
-    with pytest.raises(ValueError, match="exclude each other: leave one out") as caught:
-        train(asked("full", f"training.{other}"), quiet=True)
-    assert str(caught.value).startswith("activation_checkpointing=full and training.")
+    both = asked("full", f"training.{other}")
+    said = r"^activation_checkpointing=full and training\..*exclude each other: leave one out"
+    refused(said, lambda: train(both, quiet=True))
     train(asked("auto", f"training.{other}", "max_steps=1"), quiet=True)
 
 
 @pytest.mark.parametrize("method", ["lora", "shira"])
-def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(call, llama, tmp_path, method):
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(works, llama, tmp_path, method):
     data, run = rows_file(tmp_path / "rows.jsonl"), tmp_path / "run"
     words = ["train", "--method", method, "--model", llama, "--data", data, "--output", run]
-    words += ["--dry-run", *SETTINGS, *(["r=1"] if method == "shira" else [])]
-    code, out, err = call(*words)
-    assert code == 0, err
+    words += ["--dry-run", *QUICK, *(["r=1"] if method == "shira" else [])]
+    out, _ = works(*words)
     said = {
         "lora": "auto takes off: a step needs 0.00 GiB with off, 0.00 GiB with full",
         "shira": "auto takes off: the memory of a step cannot be computed (SHiRA's sparse weights",
     }[method]
     assert f"activation_checkpointing={said}" in out
-    code, out, err = call(*words, "--json")
-    assert code == 0, err
-    found = json.loads(out)
+    found = json.loads(works(*words, "--json")[0])
     assert found["activation_checkpointing"] == "off"
     assert found["rows"] == len(ROWS)
     assert found["device_bytes"] is None  # it is a CPU

@@ -1,6 +1,7 @@
 """Choosing by likelihood: scores by hand, the shared cache beside whole sequences, training."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from conftest import assert_close
 from folders import byte_tokenizer, llama_folder, rows_file
 from peft import get_peft_model
 from stacks import randomise
+from trained import run_recipe
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
@@ -23,7 +25,6 @@ from lorada.runs.models.candidate_scores import (
     sequence_scores,
     shares_prompts,
 )
-from lorada.runs.recipe import load_recipe
 from lorada.runs.training.choice_trainer import choice_loss
 from lorada.runs.training.train import train
 from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
@@ -45,9 +46,13 @@ STACKS = {
 }
 
 
+@pytest.fixture
+def base(tmp_path):
+    return AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama")).eval()
+
+
 @pytest.fixture(params=STACKS)
-def model(request, tmp_path):
-    base = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama")).eval()
+def model(request, base):
     if STACKS[request.param] is None:
         return base
     adapted = get_peft_model(base, LoradaConfig(parts=STACKS[request.param])).eval()
@@ -101,8 +106,7 @@ def test_a_model_that_cuts_logits_by_number_alone_gets_a_number():
 
 
 @pytest.mark.parametrize("options", [{"positions": "raw"}, {"align": "end"}])
-def test_a_map_of_the_end_or_of_pads_needs_whole_sequences(options, tmp_path):
-    base = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama"))
+def test_a_map_of_the_end_or_of_pads_needs_whole_sequences(options, base):
     assert shares_prompts(base)
     assert not shares_prompts(torch.nn.DataParallel(base))
     parts = [LmamConfig(rank=2, length=40, **options)]
@@ -111,14 +115,12 @@ def test_a_map_of_the_end_or_of_pads_needs_whole_sequences(options, tmp_path):
     assert not shares_prompts(adapted)
 
 
-def test_layers_that_run_again_are_trained_on_whole_sequences(tmp_path):
-    base = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama"))
+def test_layers_that_run_again_are_trained_on_whole_sequences(base):
     base.gradient_checkpointing_enable({"use_reentrant": False})
     assert not shares_prompts(base)
 
 
-def test_longlora_trains_on_whole_sequences(tmp_path):
-    base = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama"))
+def test_longlora_trains_on_whole_sequences(base):
     sparse = ShiftedAttention()
     sparse.on_train_begin(None, None, None, model=base)
     assert not shares_prompts(base)
@@ -146,43 +148,36 @@ def test_candidates_of_one_token_need_no_second_pass(model):
     assert_close(cached_scores(model, batch), sequence_scores(model, batch))
 
 
-@pytest.mark.fp64(False)
-def test_a_run_learns_which_candidate_is_right(tmp_path):
-    rows = [
-        {"prompt": "ab"[n % 2] * 4, "candidates": [" no", " yes"], "answer": n % 2}
-        for n in range(8)
-    ]  # fmt: skip
-    data = rows_file(tmp_path / "rows.jsonl", rows)
-    recipe = load_recipe(
-        None,
-        ["max_steps=60", "training.learning_rate=1e-2", "report_to=[]", "lora.r=8",
-         "lora.lora_dropout=0", "training.train_sampling_strategy=group_by_length"],
-        {"method": "lorada_la", "model": str(llama_folder(tmp_path / "llama")),
-         "data": str(data), "output": str(tmp_path / "run")},
-    )  # fmt: skip
-    result = train(recipe, quiet=True).result
-    assert result["form"] == "choice"
-    assert evaluate(load_run(tmp_path / "run"), str(data))["accuracy"] == 100
-
-
-@pytest.mark.fp64(False)
-def test_the_best_model_is_the_one_that_chooses_right_most_often(tmp_path):
+@pytest.fixture
+def recipe(tmp_path):
+    """Makes recipes for rows with two or three candidates."""
+    llama_folder(tmp_path / "llama")
     rows = [
         {"prompt": "ab"[n % 2] * 4, "candidates": [" no", " yes", " so"][: 2 + n % 2],
          "answer": n % 2}
         for n in range(8)
     ]  # fmt: skip
-    data = str(rows_file(tmp_path / "rows.jsonl", rows))
+    rows_file(tmp_path / "llama.jsonl", rows)
+    settings = ["learning_rate=1e-2", "report_to=[]", "lora.r=8", "lora.lora_dropout=0"]
+    return partial(run_recipe, settings, tmp_path, tmp_path / "run")
+
+
+@pytest.mark.fp64(False)
+def test_a_run_learns_which_candidate_is_right(recipe):
+    pairs = ("max_steps=60", "training.train_sampling_strategy=group_by_length")
+    asked = recipe(*pairs, method="lorada_la")
+    trained = train(asked, quiet=True)
+    assert trained.result["form"] == "choice"
+    assert evaluate(load_run(trained.run), asked.data)["accuracy"] == 100
+
+
+@pytest.mark.fp64(False)
+def test_the_best_model_is_the_one_that_chooses_right_most_often(recipe, tmp_path):
+    data = str(tmp_path / "llama.jsonl")
     every = ["eval_strategy=steps", "eval_steps=1", "save_steps=1", "load_best_model_at_end=true"]
-    recipe = load_recipe(
-        None,
-        ["max_steps=8", "learning_rate=1e-2", "report_to=[]", "per_device_eval_batch_size=3",
-         "lora.r=8", "lora.lora_dropout=0",
-         "metric_for_best_model=accuracy", *every],
-        {"method": "lora", "model": str(llama_folder(tmp_path / "llama")), "data": data,
-         "eval_data": data, "output": str(tmp_path / "run")},
-    )  # fmt: skip
-    history = train(recipe, quiet=True).result["history"]
+    every += ["max_steps=8", "per_device_eval_batch_size=3", "metric_for_best_model=accuracy"]
+    asked = recipe(*every, method="lora", eval_data=data)
+    history = train(asked, quiet=True).result["history"]
     measured = [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry]
     assert len(measured) == 8
     assert max(measured) > min(measured)

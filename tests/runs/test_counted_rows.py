@@ -1,10 +1,9 @@
 """A training counts the rows that had each position of its map; the adapter keeps the counts."""
 
-import shutil
-
 import pytest
 from folders import bart_folder, llama_folder, rows_file
 from peft import AutoPeftModelForCausalLM
+from trained import before_its_end, run_recipe
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
@@ -26,10 +25,9 @@ def llama(tmp_path_factory):
 
 
 def trained(place, model, *overrides):
-    given = {"method": "lorada_la", "model": str(model), "output": str(place / "run")}
-    data = rows_file(place / "rows.jsonl", ROWS)
-    recipe = load_recipe(None, [*SETTINGS, *overrides], {**given, "data": str(data)})
-    return train(recipe, quiet=True).run
+    rows_file(place / "rows.jsonl", ROWS)
+    given = {"model": model, "rows": "rows", "method": "lorada_la"}
+    return train(run_recipe(SETTINGS, place, place / "run", *overrides, **given), quiet=True).run
 
 
 @pytest.mark.parametrize("packing", ["false", "true"])
@@ -43,10 +41,10 @@ def test_a_saved_map_holds_its_rows_and_its_card_says_them(llama, packing, tmp_p
 
 
 def test_a_training_that_goes_on_counts_its_rows_once(llama, tmp_path):
-    run = trained(tmp_path, llama)
-    shutil.rmtree(run / "checkpoint-2")
-    (run / "result.json").unlink()
-    more = train(load_recipe(run / "recipe.yaml", [], {}), quiet=True, resume=True)
+    cut = before_its_end(trained(tmp_path, llama), tmp_path / "cut")
+    recipe = load_recipe(cut / "recipe.yaml", [], {"output": str(cut)})
+    more = train(recipe, quiet=True, resume=True)
+    assert more.result["resumed_from"] == "checkpoint-1"
     (config,) = map_configs(load_run(more.run).model, "default")
     assert config.rows_by_position == COUNTS
 

@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -21,17 +19,7 @@ from lorada.runs.folder.lock import LOCK_FILE, locked
 from lorada.support.files import SCRATCH, scratch_folder, write_atomic
 
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
-LORADA = Path(sys.executable).with_name("lorada")
 AGAIN = "training.seed=7"
-
-
-def kill_and_resume(lab, run, at, how):
-    whole = lab.whole()
-    reply = lab.train(run, at=at, how=how)
-    assert reply["code"] in (*KILLED, 0), reply["said"]  # 0: no more was written after that point
-    check_what_is_left(lab, run, whole, reply["steps"])
-    check_the_end(lab, run, whole)
-    return reply["code"] != 0
 
 
 QUICK = {
@@ -46,8 +34,11 @@ QUICK = {
 
 @pytest.mark.parametrize("case", QUICK)
 def test_a_run_killed_at_a_write_loses_at_most_one_save_interval(lab, tmp_path, case):
-    pattern, how = QUICK[case]
-    assert kill_and_resume(lab, tmp_path / "run", number(lab.points, pattern), how)
+    (pattern, how), run, whole = QUICK[case], tmp_path / "run", lab.whole()
+    reply = lab.train(run, at=number(lab.points, pattern), how=how)
+    assert reply["code"] in KILLED, reply["said"]
+    check_what_is_left(lab, run, whole, reply["steps"])
+    check_the_end(lab, run, whole)
 
 
 def test_a_run_killed_at_a_random_moment_loses_at_most_one_save_interval(lab, tmp_path):
@@ -86,11 +77,13 @@ def test_the_best_weights_are_the_final_ones_after_a_kill_too(lab, tmp_path):
     check_the_end(lab, run, whole, *best, KEEP_ALL)
 
 
-def overwrite_and_kill(lab, finished, run, at):
-    """Kill ``--overwrite`` with another seed; whatever is left resumes as what it is."""
-    first, second = lab.whole(), lab.whole(AGAIN)
-    shutil.copytree(finished, run)
-    reply = lab.train(run, AGAIN, "--overwrite", at=at)
+def test_a_kill_while_an_earlier_run_is_removed_leaves_no_mixture(lab, tmp_path):
+    """``--overwrite`` with another seed is killed; whatever is left resumes as what it is."""
+    first, second, run = lab.whole(), lab.whole(AGAIN), tmp_path / "run"
+    assert lab.train(run)["code"] == 0
+    overwritten = shutil.copytree(run, tmp_path / "overwritten")
+    points = lab.train(overwritten, AGAIN, "--overwrite")["points"]
+    reply = lab.train(run, AGAIN, "--overwrite", at=number(points, "rename rows.sha256"))
     assert reply["code"] == -signal.SIGKILL, reply["said"]
     recipe = run / "recipe.yaml"
     if (run / "result.json").exists():
@@ -107,24 +100,6 @@ def overwrite_and_kill(lab, finished, run, at):
     again = lab.train(run, AGAIN, "--overwrite")
     assert again["code"] == 0, again["said"]
     check_result(run, second)
-
-
-def overwrite_points(lab, finished, tmp_path):
-    run = shutil.copytree(finished, tmp_path / "points")
-    points = lab.train(run, AGAIN, "--overwrite")["points"]
-    return points[: number(points, "mkdir checkpoint-2")]
-
-
-@pytest.fixture(scope="module")
-def finished(lab, tmp_path_factory):
-    run = tmp_path_factory.mktemp("finished") / "run"
-    assert lab.train(run)["code"] == 0
-    return run
-
-
-def test_a_kill_while_an_earlier_run_is_removed_leaves_no_mixture(lab, finished, tmp_path):
-    points = overwrite_points(lab, finished, tmp_path)
-    overwrite_and_kill(lab, finished, tmp_path / "run", number(points, "rename rows.sha256"))
 
 
 def test_a_second_training_in_the_same_folder_is_refused(lab, tmp_path):

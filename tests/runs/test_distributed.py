@@ -23,14 +23,13 @@ pytestmark = pytest.mark.fp64
 
 FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
 # `--multi_gpu` is what starts several processes; the worker says that they train on the CPU.
+# With the class of what the processes share.
 LAUNCH = {
-    "ddp": ["--multi_gpu"],
-    "fsdp2_sharded": [*FSDP2, "--fsdp_state_dict_type", "SHARDED_STATE_DICT"],
-}
-WRAPPER = {
-    "ddp": "DistributedDataParallel",
-    "fsdp2_sharded": "FSDPLlamaDecoderLayer",
-}
+    "ddp": (["--multi_gpu"], "DistributedDataParallel"),
+    "fsdp2_sharded": (
+        [*FSDP2, "--fsdp_state_dict_type", "SHARDED_STATE_DICT"], "FSDPLlamaDecoderLayer"
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +49,15 @@ def launch(kind, folder, output, *options):
     """Run the worker in two processes."""
     port = ["--main_process_port", "0"]  # any free one
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", *port]
-    command += [*LAUNCH[kind], distributed_worker.__file__, folder, str(output), *options]
+    words, wrapper = LAUNCH[kind]
+    command += [*words, distributed_worker.__file__, folder, str(output), *options]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((output / "report.json").read_text())
     assert report["processes"] == 2
-    assert WRAPPER[kind] in report["kinds"]
+    assert wrapper in report["kinds"]
     return report
 
 

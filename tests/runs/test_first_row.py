@@ -4,9 +4,9 @@ import json
 
 import pytest
 from folders import ROWS, TURNS, bart_folder, bert_folder, llama_folder, rows_file
+from trained import run_recipe
 
 from lorada.cli.dry_run import show_training
-from lorada.runs.recipe import load_recipe
 
 ALPACA = {"instruction": "Say ho.", "output": "ho"}
 CHOICE = {"prompt": "1 + 1 =", "candidates": [" 3", " 2"], "answer": 1}
@@ -34,11 +34,9 @@ def place(tmp_path_factory):
 
 
 def shown(place, tmp_path, capsys, model, rows, settings, *, as_json=False):
-    options = {
-        "method": "lora", "model": str(place / model), "output": str(tmp_path / "run"),
-        "data": str(rows_file(tmp_path / "rows.jsonl", rows)),
-    }  # fmt: skip
-    show_training(load_recipe(None, settings, options), as_json=as_json)
+    data = str(rows_file(tmp_path / "rows.jsonl", rows))
+    asked = run_recipe(settings, place, tmp_path / "run", model=model, data=data, method="lora")
+    show_training(asked, as_json=as_json)
     return capsys.readouterr().out
 
 

@@ -1,38 +1,9 @@
 """A disk that fills up: one line, exit code 2, nothing lost, the same end after all."""
 
 import re
-import sys
-from pathlib import Path
 
 import pytest
 from crashes import check_the_end, check_what_is_left, number
-
-LORADA = Path(sys.executable).with_name("lorada")
-
-
-def check_message(said, run):
-    lines = said.strip().splitlines()
-    assert "Traceback" not in said
-    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], said
-    remedies = (
-        f"What was saved before is whole: free space, then lorada train --resume --output {run}",
-        "Free space, then run the command again",
-        f"The run itself is complete: lorada evaluate {run}",
-    )
-    assert re.match(rf"error: could not save (the weights of )?{run}.*: .+\. ", lines[-1])
-    assert lines[-1].endswith(remedies)
-
-
-def fill_and_resume(lab, run, at, how):
-    whole = lab.whole()
-    reply = lab.train(run, at=at, how=how)
-    if reply["code"] != 0:  # else nothing more had to be written
-        assert reply["code"] == 2, reply["said"]
-        check_message(reply["said"], run)
-    check_what_is_left(lab, run, whole, reply["steps"])
-    check_the_end(lab, run, whole)
-    return reply
-
 
 QUICK = {
     "the recipe": (r"open .*recipe\.yaml", "full", "then run the command again"),
@@ -45,6 +16,19 @@ QUICK = {
 
 @pytest.mark.parametrize("case", QUICK)
 def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(lab, tmp_path, case):
-    pattern, how, message = QUICK[case]
-    reply = fill_and_resume(lab, tmp_path / "run", number(lab.points, pattern), how)
-    assert re.search(message, reply["said"].strip().splitlines()[-1])
+    (pattern, how, message), run, whole = QUICK[case], tmp_path / "run", lab.whole()
+    reply = lab.train(run, at=number(lab.points, pattern), how=how)
+    assert reply["code"] == 2, reply["said"]
+    lines = reply["said"].strip().splitlines()
+    assert "Traceback" not in reply["said"]
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], reply["said"]
+    remedies = (
+        f"What was saved before is whole: free space, then lorada train --resume --output {run}",
+        "Free space, then run the command again",
+        f"The run itself is complete: lorada evaluate {run}",
+    )
+    assert re.match(rf"error: could not save (the weights of )?{run}.*: .+\. ", lines[-1])
+    assert lines[-1].endswith(remedies)
+    assert re.search(message, lines[-1])
+    check_what_is_left(lab, run, whole, reply["steps"])
+    check_the_end(lab, run, whole)

@@ -42,8 +42,6 @@ def taken_or_refused(act):
     return None
 
 
-# Recipes.
-
 # These change the process itself.
 ALONE = {"deepspeed", "fsdp", "fsdp_config", "ddp_backend", "local_rank", "parallelism_config",
          "tf32", "full_determinism", "torch_compile", "torch_compile_backend",
@@ -95,8 +93,6 @@ def test_any_tree_of_settings_is_taken_or_refused(tmp_path, tree):
         again = load_recipe(str(tmp_path / "run" / "recipe.yaml"), [], {})
         assert again.model_dump() == recipe.model_dump()
 
-
-# Rows.
 
 HALF = "\ud800"
 texts = st.sampled_from(["", HALF, "a"]) | st.text(max_size=6)

@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import folders
 import pytest
+import run_place
 import yaml
-from folders import llama_folder, rows_file
+from trained import run_recipe
 
 from lorada.runs.folder.folder import same_recipe
 from lorada.runs.recipe import load_recipe, saved_recipe
@@ -15,6 +17,7 @@ from lorada.runs.training.train import train
 
 TOKEN = "hf_thisIsNobodysBusiness"
 BASE = {"model": "smollm2-135m", "output": "out"}
+place = run_place.place
 
 
 def load(*overrides, source=None, **options):
@@ -27,17 +30,7 @@ def written(path: Path, text: str) -> str:
 
 
 def refused(message, *overrides, **options):
-    with pytest.raises(ValueError, match=message) as error:
-        load(*overrides, **options)
-    assert "\n" not in str(error.value)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("place")
-    llama_folder(place / "llama")
-    rows_file(place / "rows.jsonl")
-    return place
+    folders.refused(message, lambda: load(*overrides, **options))
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +38,7 @@ def run(place):
     """A finished run, whose hub token was given and whose checkpoint is still there."""
     settings = [f"hub_token={TOKEN}", "max_steps=2", "save_steps=1", "report_to=[]", "rank=2",
                 "per_device_train_batch_size=2"]  # fmt: skip
-    fixed = {"model": str(place / "llama"), "data": str(place / "rows.jsonl"), "method": "lmam"}
-    return train(load_recipe(None, settings, {**fixed, "output": str(place / "run")}), quiet=True)
+    return train(run_recipe(settings, place, place / "run", rows="rows", method="lmam"), quiet=True)
 
 
 @pytest.fixture
@@ -78,36 +70,27 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_command_runs_the_code_of_a_model_that_a_recipe_names(command, foreign, place, call):
+def test_no_command_runs_the_code_of_a_model_that_a_recipe_names(command, foreign, place, mistake):
     folder, marker = foreign
     if command == "train --resume":
         (folder / "result.json").unlink()
     names = {"RUN": folder, "NEW": folder.parent / "new", "ROWS": place / "rows.jsonl"}
-    words = []
-    for word in COMMANDS[command]:
-        for name, path in names.items():
-            word = word.replace(name, str(path))
-        words.append(word)
-    code, _, err = call(*words)
-    assert code == 2, err
-    assert "error: " in err
-    assert "Traceback" not in err
-    if words[0] == "train":
-        assert "trust_remote_code=True, and code of a model's repository runs only if" in err
+    line = mistake(*[names.get(word, word) for word in COMMANDS[command]])
+    if command == "train --resume":
+        assert "trust_remote_code=True, and code of a model's repository runs only if" in line
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("said", [["--trust-remote-code"], ["trust_remote_code=true"]])
-def test_code_runs_where_the_user_says_so_now(said, foreign, call):
+@pytest.mark.parametrize("words", [
+    ["train", "trust_remote_code=true", "--resume", "--output"],
+    ["train", "--trust-remote-code", "--resume", "--output"],
+    ["generate", "--trust-remote-code", "--prompt", "a"],
+])  # fmt: skip
+def test_code_runs_where_the_user_says_so_now(words, foreign, call):
     folder, marker = foreign
-    (folder / "result.json").unlink()
-    call("train", "--resume", "--output", folder, *said)
-    assert marker.exists()
-
-
-def test_a_finished_run_is_used_with_the_code_where_the_user_says_so_now(foreign, call):
-    folder, marker = foreign
-    call("generate", folder, "--prompt", "a", "--trust-remote-code")
+    if words[0] == "train":
+        (folder / "result.json").unlink()
+    call(*words, folder)
     assert marker.exists()
 
 
@@ -128,6 +111,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
     for old, new in zip("abcdefghijklmnopqrstuvw", "bcdefghijklmnopqrstuvwx", strict=True)
 )
 HOSTILE = {
+    "a list": ("- a\n", "must be a mapping"),
     "a billion laughs": (LAUGHS, r"line 2 is not YAML: \*a stands for another value"),
     "an anchor in itself": ("lora: &a {r: *a}\n", r"\*a stands for another value"),
     "a tag of Python": ("method: !!python/name:os.system ''\n", "the tag .*os.system has no place"),
@@ -140,6 +124,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("case", HOSTILE)
 def test_yaml_that_is_more_than_plain_data_is_refused_at_once(case, tmp_path):
     text, message = HOSTILE[case]
@@ -151,12 +136,13 @@ def test_values_on_the_command_line_are_plain_data_too():
     refused("the value of 'lora={5: 1}' is not YAML: 5 is a key", "lora={5: 1}")
 
 
-def test_lists_that_are_the_same_object_are_written_out(tmp_path):
+def test_a_saved_recipe_loads_as_it_was_with_lists_of_one_object_written_out(tmp_path):
     same = ["q_proj"]
-    recipe = load("lora.target_modules=[q_proj]", "lmam.target_modules=[self_attn]")
+    recipe = load("max_steps=5", "lora.target_modules=[q_proj]", "lmam.target_modules=[self_attn]")
     recipe.parts["lora"]["target_modules"] = recipe.parts["lmam"]["target_modules"] = same
     recipe.save(tmp_path)
     assert saved_recipe(tmp_path / "recipe.yaml") == recipe
+    assert load_recipe(str(tmp_path / "recipe.yaml"), [], {}) == recipe
 
 
 def test_dates_are_texts_and_numbers_need_no_point():
@@ -192,9 +178,7 @@ SCHEDULES = {
 def test_an_argument_that_a_schedule_lacks_is_known_before_training(case):
     name, given, message = SCHEDULES[case]
     recipe = load(f"lr_scheduler_type={name}", f"lr_scheduler_kwargs={given}")
-    with pytest.raises(ValueError, match=f"TrainingArguments: .*{message}") as error:
-        training_arguments(recipe)
-    assert "\n" not in str(error.value)
+    folders.refused(f"TrainingArguments: .*{message}", lambda: training_arguments(recipe))
     good = load("lr_scheduler_type=cosine_with_min_lr", "lr_scheduler_kwargs={min_lr: 1e-5}")
     assert training_arguments(good).lr_scheduler_kwargs == {"min_lr": 1e-5}
 
@@ -224,22 +208,14 @@ def test_damage_is_not_called_other_rows(run, tmp_path):
     folder = shutil.copytree(run.run, tmp_path / "run")
     (folder / "result.json").unlink()
     recipe = load_recipe(str(folder / "recipe.yaml"), [], {"output": str(folder)})
-    for content, message in (
-        (b"\x00\xff", "rows.sha256 is damaged"),
-        (b"", "rows.sha256 is damaged"),
-        (b"0" * 64, "is not what this run began with"),
-    ):
+    for content in (b"\x00\xff", b""):
         (folder / "rows.sha256").write_bytes(content)
-        with pytest.raises(ValueError, match=message):
-            train(recipe, resume=True, quiet=True)
+        folders.refused("rows.sha256 is damaged", lambda: train(recipe, resume=True, quiet=True))
 
 
 def test_settings_of_benchmarks_and_of_windows_are_refused_for_rows_of_ones_own(place, tmp_path):
-    fixed = {"model": str(place / "llama"), "data": str(place / "rows.jsonl"), "method": "lmam",
-             "output": str(tmp_path / "run")}  # fmt: skip
     for pair in ("protocol=bogus", "train_on=x", f"data_dir={tmp_path}", "eval_lengths=[8]",
                  "eval_windows=2"):  # fmt: skip
-        with pytest.raises(ValueError, match=pair.partition("=")[0]) as error:
-            train(load_recipe(None, [pair], fixed), quiet=True)
-        assert "leave it out" in str(error.value)
-        assert "\n" not in str(error.value)
+        asked = run_recipe([pair], place, tmp_path / "run", rows="rows", method="lmam")
+        said = f"{pair.partition('=')[0]}.*leave it out"
+        folders.refused(said, lambda asked=asked: train(asked, quiet=True))

@@ -1,26 +1,16 @@
 """The loss with logits only where labels count is the model's own loss, in values and gradients."""
 
 import copy
-import functools
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import ARCHITECTURES, ENCODER_DECODERS
-from conftest import DECODER_SIZES, ENCODERS, VOCAB, _build, assert_close
+from architectures import ARCHITECTURES, ENCODER_DECODERS, _model
+from conftest import DECODER_SIZES, ENCODERS, VOCAB, assert_close
 from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    GraniteConfig,
-    GraniteForCausalLM,
-    HyperCLOVAXConfig,
-    HyperCLOVAXForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-)
 
 from lorada.runs.models import labelled_loss
 from lorada.runs.models.labelled_loss import find_labelled_loss
@@ -31,16 +21,10 @@ pytestmark = pytest.mark.fp64
 NO_DECODERS = (*ENCODERS, *ENCODER_DECODERS, "xlm_roberta", "distilbert", "modernbert", "deberta",
                "deberta_v2", "vit")  # fmt: skip
 SCALED = {
-    "cohere": functools.partial(
-        _build, CohereForCausalLM, CohereConfig, DECODER_SIZES, logit_scale=0.3
-    ),
-    "granite": functools.partial(
-        _build, GraniteForCausalLM, GraniteConfig, DECODER_SIZES, logits_scaling=3.0
-    ),
+    "cohere": partial(_model, "CohereForCausalLM", DECODER_SIZES, logit_scale=0.3),
+    "granite": partial(_model, "GraniteForCausalLM", DECODER_SIZES, logits_scaling=3.0),
     # The same name, and it multiplies.
-    "hyperclovax": functools.partial(
-        _build, HyperCLOVAXForCausalLM, HyperCLOVAXConfig, DECODER_SIZES, logits_scaling=0.3
-    ),
+    "hyperclovax": partial(_model, "HyperCLOVAXForCausalLM", DECODER_SIZES, logits_scaling=0.3),
 }
 DECODERS = {
     **{name: build for name, build in ARCHITECTURES.items() if name not in NO_DECODERS},
@@ -164,7 +148,7 @@ def test_rows_in_one_sequence_have_the_loss_of_the_plain_form():
 
 def mixture_of_experts(**changes):
     sizes = {**DECODER_SIZES, "num_local_experts": 2, "experts_implementation": "eager"}
-    return _build(MixtralForCausalLM, MixtralConfig, sizes, **changes)
+    return _model("MixtralForCausalLM", sizes, **changes)
 
 
 def test_a_model_that_adds_a_loss_of_its_own_computes_it_itself():
@@ -172,10 +156,12 @@ def test_a_model_that_adds_a_loss_of_its_own_computes_it_itself():
     assert find_labelled_loss(mixture_of_experts(), batch()).plain
 
 
-def test_adalora_keeps_what_it_adds_to_the_loss():
-    config = AdaLoraConfig(
-        target_modules=["q_proj"], total_step=10, tinit=1, tfinal=1, deltaT=1, task_type="CAUSAL_LM"
-    )
+@pytest.mark.parametrize("config", [
+    AdaLoraConfig(target_modules=["q_proj"], total_step=10, tinit=1, tfinal=1, deltaT=1,
+                  task_type="CAUSAL_LM"),
+    PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+], ids=["AdaLoRA adds to the loss", "virtual tokens before a text"])  # fmt: skip
+def test_an_adapter_that_changes_loss_or_text_leaves_the_loss_to_the_model(config):
     assert find_labelled_loss(get_peft_model(DECODERS["llama"](), config), batch()) is None
 
 
@@ -185,11 +171,6 @@ def test_the_comparison_draws_no_random_numbers_and_changes_no_mode():
     assert find_labelled_loss(model, inputs) is not None
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in model.modules())
-
-
-def test_virtual_tokens_before_a_text_leave_the_loss_to_the_model():
-    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    assert find_labelled_loss(get_peft_model(DECODERS["llama"](), config), batch()) is None
 
 
 def test_prefixes_of_keys_and_values_have_the_loss_of_the_plain_form():

@@ -3,43 +3,22 @@
 import json
 import math
 import shutil
+from functools import partial
 
 import pytest
-import torch
-from folders import adapter_weights, bert_folder, llama_folder, rows_file
+import run_place
+from folders import adapter_weights, refused, rows_file
+from trained import QUICK, assert_same, run_recipe
 from transformers import TrainerCallback
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.runs.folder.result import read_result, write_result
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training import setup
 from lorada.runs.training.callbacks import DivergedError
 from lorada.runs.training.train import train
 
-TRAINING = [
-    "per_device_train_batch_size=4", "report_to=[]", "logging_steps=1", "max_length=32",
-    "max_new_tokens=4",
-]  # fmt: skip
-LABELS = [{"text": f"{n} and {n % 3}", "label": "ab"[n % 2]} for n in range(16)]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("measured")
-    llama_folder(place / "llama")
-    bert_folder(place / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    rows_file(place / "rows.jsonl")
-    rows_file(place / "labels.jsonl", LABELS)
-    return place
-
-
-def recipe(place, output, *overrides, **options):
-    fixed = {
-        "method": "lorada_la", "model": str(place / "llama"), "data": str(place / "rows.jsonl"),
-        "output": str(output),
-    }  # fmt: skip
-    return load_recipe(None, [*TRAINING, *overrides], {**fixed, **options})
+recipe = partial(run_recipe, [*QUICK, "max_new_tokens=4"], rows="rows", method="lorada_la")
+place = run_place.place
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +39,7 @@ def test_measuring_changes_nothing_of_the_training(kept_back):
     """The tiny LLaMA has dropout, which a loader of held-out rows took random numbers from."""
     measured, alone = kept_back
     assert not any("eval_loss" in entry for entry in alone.result["history"])
-    for key, value in adapter_weights(alone.run).items():
-        assert torch.equal(adapter_weights(measured.run)[key], value)
+    assert_same(adapter_weights(measured.run), adapter_weights(alone.run))
 
 
 def test_a_resumed_run_lacks_no_measurement(place, kept_back, tmp_path):
@@ -73,18 +51,12 @@ def test_a_resumed_run_lacks_no_measurement(place, kept_back, tmp_path):
     resumed = train(again, resume=True, quiet=True)
     assert resumed.result["resumed_from"] == "checkpoint-8"
     assert resumed.result["history"] == before["history"]
-    assert all(
-        torch.equal(adapter_weights(run)[k], v)
-        for k, v in adapter_weights(kept_back[0].run).items()
-    )
+    assert_same(adapter_weights(run), adapter_weights(kept_back[0].run))
 
 
 def test_rows_that_are_never_reached_by_eval_steps_are_measured_at_the_end(place, tmp_path):
-    late = recipe(
-        place, tmp_path / "run", "dev_rows=20", "max_steps=3", "eval_strategy=steps",
-        "eval_steps=500",
-    )  # fmt: skip
-    history = train(late, quiet=True).result["history"]
+    late = ("dev_rows=20", "max_steps=3", "eval_strategy=steps", "eval_steps=500")
+    history = train(recipe(place, tmp_path / "run", *late), quiet=True).result["history"]
     assert [e["step"] for e in history if "eval_loss" in e] == [3]
 
 
@@ -120,19 +92,11 @@ class Break(TrainerCallback):
 @pytest.mark.parametrize(
     ("value", "strategy"), [(math.nan, "steps"), (math.inf, "epoch"), (math.nan, "no")]
 )
-def test_what_the_last_update_breaks_is_not_saved(place, tmp_path, monkeypatch, value, strategy):
-    original = setup.make_trainer
-
-    def make(*args):
-        trainer = original(*args)
-        trainer.add_callback(Break(4, value))
-        return trainer
-
-    monkeypatch.setattr(setup, "make_trainer", make)
+def test_what_the_last_update_breaks_is_not_saved(place, tmp_path, value, strategy):
     run = tmp_path / "run"
     wild = recipe(place, run, "max_steps=4", "save_steps=2", f"save_strategy={strategy}")
     with pytest.raises(DivergedError, match=r"is not finite after step 4.*learning_rate") as caught:
-        train(wild, quiet=True)
+        train(wild, quiet=True, callbacks=[Break(4, value)])
     assert "\n" not in str(caught.value)
     assert not (run / "adapter").exists()
     assert not (run / "result.json").exists()
@@ -149,26 +113,21 @@ NO_STEPS = {
 
 @pytest.mark.parametrize("settings", NO_STEPS)
 def test_a_training_without_a_step_is_refused(place, tmp_path, settings):
-    with pytest.raises(ValueError, match=NO_STEPS[settings]):
-        train(recipe(place, tmp_path / "run", *settings.split()), quiet=True)
+    asked = recipe(place, tmp_path / "run", *settings.split())
+    refused(NO_STEPS[settings], lambda: train(asked, quiet=True))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("form", ["choice", "score"])
 def test_labels_are_not_smoothed_where_there_are_none(place, tmp_path, form):
-    row = {"prompt": "a", "candidates": ["b", "c"], "answer": 0}
-    model = "llama" if form == "choice" else "bert"
-    rows = rows_file(tmp_path / "r.jsonl", [row if form == "choice" else {"text": "a", "score": 1}])
-    own = {"model": str(place / model), "data": str(rows), "method": "lora"}
-    with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.1 is for classes and texts"):
-        train(recipe(place, tmp_path / "run", "label_smoothing_factor=0.1", **own), quiet=True)
-
-
-def strictly(text):
-    def refuse(word):
-        raise AssertionError(f"{word} is no JSON")
-
-    return json.loads(text, parse_constant=refuse)
+    model, row = {
+        "choice": ("llama", {"prompt": "a", "candidates": ["b", "c"], "answer": 0}),
+        "score": ("bert", {"text": "a", "score": 1}),
+    }[form]
+    own = {"model": model, "data": str(rows_file(tmp_path / "r.jsonl", [row])), "method": "lora"}
+    asked = recipe(place, tmp_path / "run", "label_smoothing_factor=0.1", **own)
+    said = "label_smoothing_factor=0.1 is for classes and texts"
+    refused(said, lambda: train(asked, quiet=True))
 
 
 def test_numbers_that_json_lacks_are_null_and_named(kept_back, tmp_path, caplog):
@@ -176,6 +135,7 @@ def test_numbers_that_json_lacks_are_null_and_named(kept_back, tmp_path, caplog)
     result = read_result(run)
     result["metrics"] = {"a": {"loss": float("nan"), "n": 3}, "b": [float("inf"), 1.5]}
     write_result(run, result)
-    saved = strictly((run / "result.json").read_text())
+    text = (run / "result.json").read_text()
+    saved = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert saved["metrics"] == {"a": {"loss": None, "n": 3}, "b": [None, 1.5]}
     assert "metrics.a.loss=nan and 1 more: not a finite number" in caplog.text

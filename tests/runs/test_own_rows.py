@@ -1,10 +1,11 @@
-"""Rows of a user's own: CSV as it is, columns that change nothing, errors that say which row."""
+"""Rows of a user's own: columns that change nothing, errors that say which row."""
 
 import json
 import logging
 
 import pytest
-from folders import ROWS, byte_tokenizer, llama_folder, refused, rows_file
+from folders import ROWS, byte_tokenizer, chats, llama_folder, refused, rows_file
+from trained import run_recipe
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
@@ -34,8 +35,6 @@ def encoded(rows, kind="decoder", max_length=64, tokenizer=TOKENIZER, **options)
     recipe = load_recipe(None, [f"max_length={max_length}"], {"model": "-", "output": "-"})
     return encode_rows(rows, recipe, tokenizer, kind, **options)
 
-
-# Lengths.
 
 UNCUT = {
     "a chat": ([chat("user", "assistant")], "decoder", "has messages rows"),
@@ -70,14 +69,9 @@ def test_a_response_that_is_cut_by_itself_is_said_to_be(tmp_path, caplog):
     rows = loaded(tmp_path, ROWS[:3])
     refuse_target_length(recipe, rows, "decoder")
     encode_rows(rows, recipe, TOKENIZER, "decoder")
-    assert (
-        "3 of 3 rows were cut to max_length=512, the response to max_target_length=1" in caplog.text
-    )
+    said = "3 of 3 rows were cut to max_length=512, the response to max_target_length=1"
+    assert said in caplog.text
 
-
-# CSV.
-
-# Errors that say which row.
 
 NAMED = {
     "half a character in a label": ({"text": "a", "label": "\ud800"}, "label is not valid Unicode"),
@@ -187,37 +181,21 @@ def test_a_part_of_the_rows_knows_where_they_stand_in_their_file(tmp_path):
     assert [part.number(0), part.number(1), rows.number(0)] == [3, 6, 1]
 
 
-# Rows of another form than a run has learned.
-
-
-@pytest.fixture(scope="module")
-def talks(tmp_path_factory):
-    """A run that has learned chats."""
-    place = tmp_path_factory.mktemp("talks")
-    rows = [
-        {"messages": [{"role": "user", "content": row["prompt"]},
-                      {"role": "assistant", "content": row["response"]}]}
-        for row in ROWS
-    ]  # fmt: skip
-    fixed = {"model": str(llama_folder(place / "llama")), "method": "full",
-             "data": str(rows_file(place / "chats.jsonl", rows)),
-             "output": str(place / "run")}  # fmt: skip
+def test_prompts_are_put_to_a_run_of_chats_as_a_users_turn(tmp_path, caplog):
+    llama_folder(tmp_path / "llama")
+    rows_file(tmp_path / "chats.jsonl", chats(*((row["prompt"], row["response"]) for row in ROWS)))
     settings = ["max_steps=2", "report_to=[]", "max_new_tokens=2"]
-    return place, train(load_recipe(None, settings, fixed), quiet=True).run
-
-
-def test_prompts_are_put_to_a_run_of_chats_as_a_users_turn(talks, caplog):
-    place, run = talks
-    finished = load_run(run)
-    asked = evaluate(finished, str(place / "chats.jsonl"))
+    recipe = run_recipe(settings, tmp_path, tmp_path / "run", rows="chats", method="full")
+    run = load_run(train(recipe, quiet=True).run)
+    asked = evaluate(run, recipe.data)
+    prompts = str(rows_file(tmp_path / "prompts.jsonl", ROWS))
     with caplog.at_level(logging.WARNING):
-        as_prompts = evaluate(finished, str(rows_file(place / "prompts.jsonl", ROWS)))
+        as_prompts = evaluate(run, prompts)
     del asked["sha256"], as_prompts["sha256"]
     assert as_prompts == asked
-    assert (
-        "has prompts, and this run has learned chats: each is put as a user's turn" in caplog.text
-    )
-    rows = load_rows(str(place / "prompts.jsonl"), "messages")
+    said = "has prompts, and this run has learned chats: each is put as a user's turn"
+    assert said in caplog.text
+    rows = load_rows(prompts, "messages")
     assert prompt_of(rows.rows[0], rows.form, TOKENIZER) == "<|user|>0 + 0 =<e><|assistant|>"
 
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 from conftest import TINY, assert_close
 from datasets import Dataset
-from folders import byte_tokenizer, llama_folder, rows_file
+from folders import byte_tokenizer, llama_folder, refused, rows_file
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import get_peft_model
+from trained import run_recipe
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.runs.data.dataset import collator
 from lorada.runs.data.packing import PackedCollator, best_fit, pack, refuse_mixing
-from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 
@@ -86,18 +86,14 @@ def test_a_model_that_would_mix_rows_is_refused(monkeypatch):
     monkeypatch.setattr(
         "transformers.masking_utils.find_packed_sequence_indices", lambda positions: None
     )
-    with pytest.raises(ValueError, match="see each other"):
-        refuse_mixing(model, 2)
+    refused("see each other", lambda: refuse_mixing(model, 2))
 
 
 def recipe(tmp_path, *overrides, rows=ROWS, method="lorada_la"):
-    data = rows_file(tmp_path / "rows.jsonl", rows)
-    return load_recipe(
-        None,
-        ["packing=true", "max_length=24", "max_steps=2", "report_to=[]", *overrides],
-        {"method": method, "model": str(llama_folder(tmp_path / "llama")), "data": str(data),
-         "output": str(tmp_path / "run")},
-    )  # fmt: skip
+    llama_folder(tmp_path / "llama")
+    rows_file(tmp_path / "llama.jsonl", rows)
+    settings = ["packing=true", "max_length=24", "max_steps=2", "report_to=[]", *overrides]
+    return run_recipe(settings, tmp_path, tmp_path / "run", method=method)
 
 
 def test_a_recipe_has_as_many_sequences_as_its_rows_fill(tmp_path):
@@ -114,16 +110,14 @@ def test_a_recipe_trains_on_packed_rows(tmp_path):
     assert any("eval_loss" in entry for entry in result["history"])
 
 
-@pytest.mark.parametrize(("rows", "method", "message"), [
-    ([{"prompt": "a", "candidates": [" b", " c"], "answer": 0}] * 4, "lora", "form 'choice'"),
-    (ROWS, "longlora", "LongLoRA"),
+CHOICE = {"prompt": "a", "candidates": [" b", " c"], "answer": 0}
+
+
+@pytest.mark.parametrize(("pairs", "options", "message"), [
+    ([], {"rows": [CHOICE] * 4, "method": "lora"}, "form 'choice'"),
+    ([], {"method": "longlora"}, "LongLoRA"),
+    (["lmam.positions=raw"], {}, "positions=raw"),
 ])  # fmt: skip
-def test_what_cannot_be_packed_is_refused(rows, method, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        train(recipe(tmp_path, rows=rows, method=method), quiet=True)
+def test_what_cannot_be_packed_is_refused(pairs, options, message, tmp_path):
+    refused(message, lambda: train(recipe(tmp_path, *pairs, **options), quiet=True))
     assert not (tmp_path / "run" / "recipe.yaml").exists()
-
-
-def test_a_map_that_counts_slots_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="positions=raw"):
-        train(recipe(tmp_path, "lmam.positions=raw"), quiet=True)

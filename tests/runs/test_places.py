@@ -32,24 +32,21 @@ def trained(tmp_path_factory):
     return place
 
 
-def test_a_run_of_relative_paths_is_used_from_any_folder(call, trained, tmp_path, monkeypatch):
+def test_a_run_of_relative_paths_is_used_from_any_folder(works, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = trained / "run"
-    code, out, err = call("evaluate", run, "--json")
-    assert code == 0, err
-    assert json.loads(out)["n"] == 36
-    assert call("generate", run, "--prompt", "1 + 1 =")[0] == 0
-    assert call("export", run, tmp_path / "merged")[0] == 0
+    assert json.loads(works("evaluate", run, "--json")[0])["n"] == 36
+    works("generate", run, "--prompt", "1 + 1 =")
+    works("export", run, tmp_path / "merged")
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == str(trained / "llama")
 
 
-def test_a_training_command_keeps_absolute_paths_in_its_run(call, trained, monkeypatch):
+def test_a_training_command_keeps_absolute_paths_in_its_run(works, trained, monkeypatch):
     monkeypatch.chdir(trained)
     words = ["--model", "llama", "--data", "rows.jsonl", "eval_data=builtin:syllogisms_test.jsonl"]
     start = ["--from", "old/adapter", "--method", "lora", "--output", "new"]
-    code, _, err = call("train", *words, *start, *SETTINGS, "max_length=192")
-    assert code == 0, err
+    works("train", *words, *start, *SETTINGS, "max_length=192")
     recipe = yaml.safe_load((trained / "new" / "recipe.yaml").read_text())
     assert recipe["model"] == str(trained / "llama")
     assert recipe["data"] == str(trained / "rows.jsonl")
@@ -63,14 +60,14 @@ def test_names_that_are_no_paths_stay_names(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_text("a file")
     for name in ("minilm-l6", "a/b", "a/c", "llama-7b"):
-        assert (
-            load_recipe(None, [], {"model": name, "output": "-"}).with_absolute_paths().model
-            == name
-        )
+        recipe = load_recipe(None, [], {"model": name, "output": "-"})
+        assert recipe.with_absolute_paths().model == name
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["absolute", "relative"])
-def test_a_run_goes_on_however_its_paths_are_written(call, trained, tmp_path, monkeypatch, old):
+def test_a_run_goes_on_however_its_paths_are_written(
+    works, mistake, trained, tmp_path, monkeypatch, old
+):
     run = shutil.copytree(trained / ("old" if old else "run"), tmp_path / "run")
     (run / "result.json").unlink()
     monkeypatch.chdir(trained if old else tmp_path)
@@ -79,35 +76,30 @@ def test_a_run_goes_on_however_its_paths_are_written(call, trained, tmp_path, mo
     paths = ["--model", tmp_path / "link" / "llama", "--data", trained / "rows.jsonl",
              f"eval_data={trained / 'rows.jsonl'}"]  # fmt: skip
     same = ["--method", "lora", *SETTINGS, "training.save_steps=1"]
-    code, out, err = call(*words, *paths, *same)
-    assert code == 0, err
+    out, _ = works(*words, *paths, *same)
     assert json.loads(out)["resumed_from"] == "checkpoint-2"
     (run / "result.json").unlink()
     other = shutil.copy(trained / "rows.jsonl", tmp_path / "other.jsonl")
-    code, _, err = call(*words, *paths, *same, "--data", other)
-    assert code == 2
-    assert f"had data='{trained / 'rows.jsonl'}'" in err
+    line = mistake(*words, *paths, *same, "--data", other)
+    assert f"had data='{trained / 'rows.jsonl'}'" in line
 
 
 def test_a_run_of_relative_paths_goes_on_by_itself_from_any_folder(
-    call, trained, tmp_path, monkeypatch
+    works, trained, tmp_path, monkeypatch
 ):
     run = shutil.copytree(trained / "run", tmp_path / "run")
     (run / "result.json").unlink()
     monkeypatch.chdir(tmp_path)
-    code, _, err = call("train", "--resume", "--output", "run", "--json")
-    assert code == 0, err
+    works("train", "--resume", "--output", "run", "--json")
 
 
-def test_scores_that_cannot_be_kept_are_printed(call, trained, monkeypatch, caplog):
+def test_scores_that_cannot_be_kept_are_printed(works, trained, monkeypatch, caplog):
     def refuse(run, found):
         raise OSError(errno.EROFS, "it cannot be written")
 
     before = (trained / "run" / "result.json").read_text()
     monkeypatch.setattr(result, "write_result", refuse)
-    code, out, _ = call("evaluate", trained / "run", "--json")
-    assert code == 0
-    assert json.loads(out)["n"] == 36
+    assert json.loads(works("evaluate", trained / "run", "--json")[0])["n"] == 36
     path = trained / "run" / "result.json"
     (said,) = (r.getMessage() for r in caplog.records if r.name == "lorada.runs.folder.result")
     assert said == f"the scores could not be kept in {path}: it cannot be written"

@@ -77,9 +77,7 @@ def launch_all(tmp_path, commands, *options):
 
 
 def weights_of(run):
-    (file,) = (run / "adapter" if (run / "adapter").is_dir() else run / "model").glob(
-        "*.safetensors"
-    )
+    (file,) = (*run.glob("adapter/*.safetensors"), *run.glob("model/*.safetensors"))
     return load_file(file)
 
 
@@ -146,34 +144,20 @@ FSDP = (
 LAYERS = {"llama": "LlamaDecoderLayer", "bert": "BertLayer"}
 
 
-def run_all(place, folder, runs, *more):
-    """Where runs of two processes are to be, and their commands."""
-    folders = [folder / f"two-{number}" for number, _ in enumerate(runs)]
-    return folders, [
-        words(
-            place, *run[:3], at, *BATCH, *run[3:], *(m.replace("{}", LAYERS[run[0]]) for m in more)
-        )
-        for run, at in zip(runs, folders, strict=True)
-    ]
-
-
-def all_alone(place, call, tmp_path, runs):
-    return [
-        alone(place, call, *run[:3], tmp_path / f"alone-{number}", *run[3:])
-        for number, run in enumerate(runs)
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.fp64
 @pytest.mark.parametrize("shared", [(), FSDP], ids=["ddp", "fsdp2"])
 def test_all_kinds_of_rows_and_methods_are_saved_whole(shared, place, tmp_path, call):
     runs = RUNS[::2] if shared else RUNS[1::2]
-    folders, commands = run_all(place, tmp_path, runs, *shared)
+    commands = []
+    for number, (model, rows, method, *settings) in enumerate(runs):
+        settings += [*BATCH, *(setting.replace("{}", LAYERS[model]) for setting in shared)]
+        commands.append(words(place, model, rows, method, tmp_path / f"two-{number}", *settings))
     codes, done = launch_all(tmp_path, commands, *(["fsdp"] if shared else []))
     assert codes == [[0] * len(runs)] * 2, done.stderr
-    for folder, other in zip(folders, all_alone(place, call, tmp_path, runs), strict=True):
-        assert_same_run(folder, other)
+    for number, (model, rows, method, *settings) in enumerate(runs):
+        one = alone(place, call, model, rows, method, tmp_path / f"alone-{number}", *settings)
+        assert_same_run(tmp_path / f"two-{number}", one)
 
 
 SHARED = {
@@ -217,16 +201,15 @@ def test_an_error_ends_all_processes(place, tmp_path, call):
     assert done.returncode != 0
     assert done.stderr.count("error: something broke") == 1
     # What is found wrong before the processes have met, by the first alone or by each.
-    done = launched([*TORCHRUN, "-m", "lorada.cli", *command["whole"]])
-    assert done.returncode != 0
-    assert done.stderr.count("already holds a run") == 1
-    done = launched([*TORCHRUN, "-m", "lorada.cli", *command["odd"], "nothing=1"])
-    assert done.returncode != 0
-    assert done.stderr.count("error: unknown override 'nothing'") == 1
-    # Without accelerators FSDP would leave the whole model in each.
-    done = launched([*TORCHRUN, "-m", "lorada.cli", *command["odd"], "training.fsdp=true"])
-    assert done.returncode != 0
-    assert done.stderr.count("error: training.fsdp=") == 1
+    for name, setting, said in (
+        ("whole", (), "already holds a run"),
+        ("odd", ("nothing=1",), "error: unknown override 'nothing'"),
+        # Without accelerators FSDP would leave the whole model in each.
+        ("odd", ("training.fsdp=true",), "error: training.fsdp="),
+    ):
+        done = launched([*TORCHRUN, "-m", "lorada.cli", *command[name], *setting])
+        assert done.returncode != 0
+        assert done.stderr.count(said) == 1
     assert "shards a model over accelerators, and there are none here" in done.stderr
     # A run of two processes does not go on in one.
     (run["whole"] / "result.json").unlink()
@@ -247,9 +230,7 @@ def test_accelerate_launches_two_processes_too(place, tmp_path, call):
     assert_whole(tmp_path / "two", other)
 
 
-def test_a_command_for_one_process_is_refused_where_there_are_more(call, monkeypatch):
+def test_a_command_for_one_process_is_refused_where_there_are_more(mistake, monkeypatch):
     for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    code, _, said = call("evaluate", "somewhere")
-    assert code == 2
-    assert "lorada evaluate is for one process, and 2 were started" in said
+    assert "lorada evaluate is for one process, and 2 were started" in mistake("evaluate", "x")

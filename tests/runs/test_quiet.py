@@ -1,7 +1,6 @@
 """What other libraries say for themselves does not reach who runs a command, unless it matters."""
 
 import logging
-import os
 import subprocess
 import sys
 
@@ -52,13 +51,10 @@ def test_only_the_command_line_keeps_other_libraries_from_being_heard(monkeypatc
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def said_by(*words, **environment):
+def said_by(code):
     """What a process says on its error stream."""
-    done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, check=True,
-        env={**os.environ, **environment},
-    )  # fmt: skip
-    return done.stderr.splitlines()
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
 BAR = (
@@ -71,7 +67,7 @@ BAR = (
 def test_a_bar_of_another_library_appears_only_after_a_second(library, monkeypatch):
     monkeypatch.delenv("TQDM_DELAY", raising=False)
     code = f"from lorada.support.quiet import silence; silence()\n{BAR.format(library)}"
-    said = " ".join(said_by("-c", code))
+    said = said_by(code)
     assert "short" not in said
     assert "long" in said
-    assert "short" in " ".join(said_by("-c", BAR.format(library)))
+    assert "short" in said_by(BAR.format(library))

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from folders import refused
 
 from lorada.runs.recipe import Recipe, builtin_recipes, load_recipe, saved_recipe
 from lorada.runs.training.arguments import training_arguments
@@ -46,21 +47,14 @@ def test_overrides_win_over_options_and_options_over_the_file(tmp_path):
     assert (recipe.model, recipe.output, recipe.parts["lora"]["r"]) == ("a/b", "three", 5)
 
 
-def test_a_saved_recipe_loads_as_it_was(tmp_path):
-    recipe = load("lmam.rank=4", "max_steps=5", "lmam.target_modules=[self_attn]")
-    recipe.save(tmp_path)
-    assert load_recipe(str(tmp_path / "recipe.yaml"), [], {}) == recipe
-
-
 def test_what_took_the_place_of_selective_is_said_once_and_not_of_a_run_of_before(tmp_path, caplog):
     for path in (tmp_path / "mine.yaml", tmp_path / "recipe.yaml"):
         settings = {**BASE, "activation_checkpointing": "selective", "tokens_per_batch": None}
         path.write_text(yaml.safe_dump(settings))
     assert load_recipe(str(path), [], {}).activation_checkpointing == "full"
     assert load("activation_checkpointing=selective").activation_checkpointing == "full"
-    assert (
-        caplog.messages == ["activation_checkpointing=selective is gone: full takes its place"] * 2
-    )
+    said = "activation_checkpointing=selective is gone: full takes its place"
+    assert caplog.messages == [said] * 2
     assert saved_recipe(path).activation_checkpointing == "full"
     assert Recipe(**settings) == saved_recipe(path)
     assert len(caplog.messages) == 2
@@ -80,12 +74,6 @@ def test_a_setting_that_is_gone_is_refused_with_what_to_set_instead(tmp_path):
     assert saved_recipe(path) == load()  # a run that is trained can be used
 
 
-def test_an_unknown_activation_checkpointing_is_refused_with_those_that_there_are():
-    with pytest.raises(ValueError, match="activation_checkpointing='some'") as caught:
-        load("activation_checkpointing=some")
-    assert str(caught.value).endswith("input should be 'off', 'full' or 'auto'")
-
-
 def test_values_take_the_type_of_their_field():
     recipe = load("learning_rate=1e-3", "lmam.inverse_scale=255", "save_strategy=no", "bf16=no")
     assert recipe.training["learning_rate"] == 1e-3
@@ -100,26 +88,18 @@ def test_a_bare_key_finds_the_one_field_of_that_name():
     assert recipe.training == {"gradient_accumulation_steps": 2}
 
 
-def test_a_bare_key_of_several_parts_is_refused_with_the_full_keys():
-    with pytest.raises(ValueError, match=r"write lmam\.rank, bottleneck\.rank"):
-        load("rank=3")
-
-
 @pytest.mark.parametrize("key", ["output_dir", "resume_from_checkpoint"])
 def test_what_the_run_itself_decides_cannot_be_overridden(key):
-    with pytest.raises(ValueError, match="unknown setting of training"):
-        load(f"training.{key}=x")
+    refused("unknown setting of training", lambda: load(f"training.{key}=x"))
 
 
 def test_what_training_arguments_refuse_is_one_line():
-    with pytest.raises(ValueError, match="TrainingArguments: ") as caught:
-        training_arguments(load("training.fp16=true", "training.bf16=true"))
-    assert "\n" not in str(caught.value)
+    both = load("training.fp16=true", "training.bf16=true")
+    refused("TrainingArguments: ", lambda: training_arguments(both))
 
 
 def test_a_recipe_without_a_model_says_so():
-    with pytest.raises(ValueError, match="has no model"):
-        load_recipe(None, [], {"output": "x"})
+    refused("has no model", lambda: load_recipe(None, [], {"output": "x"}))
 
 
 OUTPUTS = {
@@ -136,8 +116,7 @@ def test_an_output_is_named_after_tasks_or_data_method_and_seed(case):
     overrides, options, name = OUTPUTS[case]
     options = {"model": "smollm2-135m", **options}
     assert load_recipe(None, overrides, options, name_output=True).output == f"runs/{name}"
-    with pytest.raises(ValueError, match="has no output: pass --output"):
-        load_recipe(None, overrides, options)
+    refused("has no output: pass --output", lambda: load_recipe(None, overrides, options))
 
 
 def test_a_stated_output_wins_and_a_run_without_rows_has_none(tmp_path):
@@ -149,13 +128,6 @@ def test_a_stated_output_wins_and_a_run_without_rows_has_none(tmp_path):
         load_recipe(None, [], {"model": "a/b"}, name_output=True)
 
 
-def test_a_recipe_must_be_a_mapping(tmp_path):
-    path = tmp_path / "list.yaml"
-    path.write_text("- a\n")
-    with pytest.raises(ValueError, match="must be a mapping"):
-        load_recipe(str(path), [], {})
-
-
 def test_every_field_of_a_recipe_is_described():
     for name, field in Recipe.model_fields.items():
         assert field.description, name
@@ -165,6 +137,4 @@ def test_every_field_of_a_recipe_is_described():
     "name", sorted(Recipe.model_fields.keys() - {"method", "parts", "training"})
 )
 def test_an_error_about_a_field_begins_with_its_name_as_it_is_typed(name):
-    with pytest.raises(ValueError, match=rf"^{name}(\.\d+)?=") as caught:
-        load(f"{name}=[{{}}]")
-    assert "\n" not in str(caught.value)
+    refused(rf"^{name}(\.\d+)?=", lambda: load(f"{name}=[{{}}]"))
