@@ -299,3 +299,29 @@ def call(monkeypatch, capsys):
         return code, out, err
 
     return run
+
+
+@pytest.fixture
+def works(call):
+    """Run a command that has to end well; returns stdout and stderr."""
+
+    def run(*words):
+        code, out, err = call(*words)
+        assert code == 0, err
+        return out, err
+
+    return run
+
+
+@pytest.fixture
+def mistake(call):
+    """Run a command with a mistake; returns the one line that it says about it."""
+
+    def run(*words):
+        code, out, err = call(*words)
+        assert (code, out) == (2, ""), err
+        assert "Traceback" not in err
+        (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        return line
+
+    return run

@@ -192,7 +192,7 @@ def test_runs_on_different_bases_do_not_chat(chat, place):
     assert err.count("\n") == 1
 
 
-def test_a_terminal_is_asked_and_ctrl_c_there_ends_nothing(call, place, written, monkeypatch):
+def test_a_terminal_is_asked_and_ctrl_c_there_ends_nothing(works, place, written, monkeypatch):
     asked, typed = [], iter([KeyboardInterrupt, QUESTION, "a \\", "b", EOFError])
 
     def at_terminal(prompt):
@@ -204,8 +204,7 @@ def test_a_terminal_is_asked_and_ctrl_c_there_ends_nothing(call, place, written,
 
     monkeypatch.setattr("builtins.input", at_terminal)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    code, out, err = call("chat", place / "map")
-    assert code == 0
+    out, err = works("chat", place / "map")
     assert asked == ["map> ", "map> ", "map> ", "… ", "map> "]
     two_lines = written("map", "a \nb")
     assert out == f"{written('map')}\n{two_lines}\n"

@@ -147,11 +147,10 @@ def finished(place, tmp_path_factory):
 
 
 @pytest.fixture
-def comparison(call, place, finished):
+def comparison(works, place, finished):
     if not finished.is_dir():
-        code, _, err = call(*words(place, finished, "--allow-overlap", methods="lora", seeds="1",
+        works(*words(place, finished, "--allow-overlap", methods="lora", seeds="1",
                                    trials=0, held_out=place / "leaked.jsonl"))  # fmt: skip
-        assert code == 0, err
     return finished
 
 
@@ -194,11 +193,10 @@ def test_options_that_contradict_the_saved_ones_are_refused_by_name(call, compar
     assert f"the comparison to resume had {message}: leave it as it was" in line
 
 
-def test_the_same_options_again_are_no_contradiction(call, place, comparison):
+def test_the_same_options_again_are_no_contradiction(works, place, comparison):
     asked = words(place, None, "--resume", "--allow-overlap", methods="lora", seeds="1", trials=0,
                   held_out=place / "leaked.jsonl")  # fmt: skip
-    code, _, err = call("compare", comparison, *asked[1:])
-    assert code == 0, err
+    _, err = works("compare", comparison, *asked[1:])
     assert "1 of 1 jobs were done before" in err
 
 
@@ -214,10 +212,9 @@ def test_other_rows_are_noticed_when_a_comparison_goes_on(call, place, tmp_path)
     assert json.loads((output / "plan.json").read_text())["train"]["rows"] == 27
 
 
-def test_a_method_that_does_not_fit_is_a_row_with_its_reason(call, place, tmp_path):
+def test_a_method_that_does_not_fit_is_a_row_with_its_reason(works, place, tmp_path):
     asked = words(place, tmp_path / "out", methods="lora,bitfit", seeds="1", trials=0)
-    code, _, err = call(*asked)
-    assert code == 0, err
+    works(*asked)
     _, bitfit = json.loads((tmp_path / "out" / "plan.json").read_text())["candidates"]
     assert bitfit["trainable"] is None
     assert "has none" in bitfit["reason"]
@@ -232,7 +229,7 @@ def test_if_no_method_fits_the_reasons_are_told(call, place, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_job_that_fails_is_told_and_the_rest_goes_on(call, place, tmp_path, monkeypatch):
+def test_a_job_that_fails_is_told_and_the_rest_goes_on(call, works, place, tmp_path, monkeypatch):
     train = compare_jobs.train
 
     def broken(recipe, **kwargs):
@@ -254,8 +251,7 @@ def test_a_job_that_fails_is_told_and_the_rest_goes_on(call, place, tmp_path, mo
     assert (output / "report.json").is_file()
 
     monkeypatch.setattr(compare_jobs, "train", train)
-    code, _, err = call("compare", output, "--resume")
-    assert code == 0, err
+    works("compare", output, "--resume")
     assert json.loads((output / "failures.json").read_text()) == {}
 
 
@@ -285,23 +281,20 @@ def test_runs_that_wait_for_a_failed_trial_have_its_reason(call, place, tmp_path
     ]  # fmt: skip
 
 
-def test_parts_of_a_comparison_join_the_first_and_the_last_one_reports(call, place, tmp_path):
+def test_parts_of_a_comparison_join_the_first_and_the_last_one_reports(works, place, tmp_path):
     output = tmp_path / "out"
     asked = words(place, output, methods="lora,ia3", seeds="1", trials=0)
-    code, _, err = call(*asked, "--shard", "1/2")
-    assert code == 0, err
+    _, err = works(*asked, "--shard", "1/2")
     assert "1 jobs are left to other commands" in err
     assert not (output / "report.json").exists()
-    code, _, err = call(*asked, "--shard", "2/2")
-    assert code == 0, err
+    works(*asked, "--shard", "2/2")
     assert (output / "report.json").is_file()
     assert len(list(output.glob("runs/*/*/seed1/result.json"))) == 2
 
 
-def test_the_dry_run_measures_every_candidate_and_writes_nothing(call, place, tmp_path):
+def test_the_dry_run_measures_every_candidate_and_writes_nothing(works, place, tmp_path):
     asked = words(place, tmp_path / "out", methods="lora,lmam,bitfit", budget="2000,3000")
-    code, out, err = call(*asked, "--dry-run", "--workers", 2, "--json")
-    assert code == 0, err
+    out, _ = works(*asked, "--dry-run", "--workers", 2, "--json")
     assert list(tmp_path.iterdir()) == []
     found = json.loads(out)
     runnable = [row for row in found["candidates"] if row["reason"] is None]
@@ -317,9 +310,8 @@ def test_the_dry_run_measures_every_candidate_and_writes_nothing(call, place, tm
     assert any(row["method"] == "bitfit" and row["reason"] for row in found["candidates"])
 
 
-def test_the_dry_run_as_a_table(call, place, tmp_path):
+def test_the_dry_run_as_a_table(works, place, tmp_path):
     asked = words(place, tmp_path / "out", "--dry-run", methods="lora,bitfit", trials=0)
-    code, out, err = call(*asked)
-    assert code == 0, err
+    out, _ = works(*asked)
     assert "biases" in out
     assert "2 trainings of 2 steps, 1 at once" in " ".join(out.split())

@@ -28,6 +28,8 @@ MODEL, ROWS = ["--model", "llama"], ["--data", "rows.jsonl"]
 TRAIN = ["train", *MODEL, *ROWS, "--output", "new"]
 COMPARED = [*MODEL, *ROWS, "--held-out", "rows.jsonl", "--output", "new"]
 MISTAKES = {
+    "no prompt": (["generate", "run"], "Missing"),
+    "no such command": (["no-such-command"], "No such command"),
     "no such recipe": (["train", "none.yaml"], "no recipe at none.yaml"),
     "broken recipe": (["train", "broken.yaml"], "broken.yaml line 3 is not YAML"),
     "no pair": ([*TRAIN, "rank=4", "fast"], "'fast' is not key=value"),
@@ -76,6 +78,10 @@ MISTAKES = {
         ["predict", "labelled", "--text", "a", "--output", "x.txt"],
         "--output x.txt is neither a .jsonl nor a .csv file",
     ),
+    "serve a scorer": (
+        ["serve", "scorer"],
+        "is a scorer and writes no text: ask it with lorada predict",
+    ),
     "serve with an empty key": (["serve", "run", "--api-key", ""], "--api-key is empty, or has a"),
     "serve for ever": (["serve", "run", "--timeout", "inf"], "--timeout inf has no end"),
     "chat with one twice": (["chat", "run", "run"], "run is given twice"),
@@ -88,12 +94,31 @@ MISTAKES = {
     "no file to score": (["evaluate", "run", "--data", "none.csv"], "no data file at none.csv"),
     "limit": (["evaluate", "run", "--limit", "3"], "--limit 3 is for --lm-eval"),
     "no text": (["explore", "run", "--text", " ", "--maps"], "the text is empty"),
+    "explore three": (
+        ["explore", "run", "half", "other", "--text", "a"],
+        "3 runs do not fit side by side: give one or two",
+    ),
+    "explore no adapter": (
+        ["explore", "run", "--text", "a"],
+        "has no adapter, as its method trained the model itself: explore another run",
+    ),
+    "describe no method": (["methods", "lorra"], "unknown method 'lorra'; did you mean lora"),
     "explain": (["explain", "--text", "a"], "lorada explore RUN --text TEXT --maps"),
     "a system's turn for prompts": (["chat", "run", "--system", "a"], "run continues each line"),
     "no picture": (["plot", "9"], "no picture '9'"),
     "no rows of 3": (["plot", "3", "run"], "no data: pass --data FILE"),
-    "export to no format": (["export", "run", "new", "--format", "onxx"], "unknown format 'onxx'"),
+    "export to no format": (
+        ["export", "run", "new", "--format", "onxx"],
+        "unknown format 'onxx'; did you mean onnx?",
+    ),
+    "export a graph in a dtype": (
+        ["export", "run", "new", "--format", "onnx", "--dtype", "float16"],
+        "--dtype is not for --format onnx",
+    ),
+    "export an unfinished run": (["export", "half", "new"], "half has no result.json"),
+    "export no run": (["export", "none", "new"], "none is not a run"),
     "export nowhere": (["export", "run"], "no folder to write to: lorada export run DIR"),
+    "export twice": (["export", "run", "new", "--merge", "other"], "leave out --merge other"),
     "export in no dtype": (["export", "run", "new", "--dtype", "int8"], "int8 is not one of"),
     "export in no size": (["export", "run", "new", "--shard-size", "2"], "2 is not a size such"),
     "export no weights": (
@@ -103,8 +128,10 @@ MISTAKES = {
     "export no adapter": (["export", "run", "new", "--adapter-only"], "run has no adapter"),
     "export into the run": (["export", "run", "run/x"], "lies in the run itself"),
     "export to a taken folder": (["export", "run", "half"], "half is not empty"),
-    "no such table": (["table", "1"], "no table1 of results"),
-    "no such row": (["table", "5", "--rows", "lroa"], "unknown row of table5 'lroa'"),
+    "no such table": (["table", "1"], "no table1 of results in the paper: there are tables 2, 3, "),
+    "no such row": (["table", "5", "--rows", "lroa"], "unknown row of table5 'lroa'; did "),
+    "no row": (["table", "5", "--rows", ","], "--rows ',' has no name in it"),
+    "no task": (["table", "5", "--tasks", ""], "--tasks '' has no name in it"),
     "no such task of it": (["table", "5", "--tasks", "piqa"], "unknown task of table5 'piqa'"),
     "no such scale": (["table", "5", "--scale", "huge"], "--scale huge is not one of"),
     "no such seeds": (["table", "5", "--seeds", "a"], "--seeds a must be whole numbers"),
@@ -149,6 +176,7 @@ def answers(tmp_path_factory):
     run_folder(place / "other", model="wide")
     shutil.copytree(place / "llama", place / "wide")
     run_folder(place / "labelled", result=json.dumps({**RESULT, "form": "label", "labels": ["y"]}))
+    run_folder(place / "scorer", result=json.dumps({**RESULT, "form": "score"}))
     run_folder(place / "spoilt", recipe="method: lora\nmodel: [")
     run_folder(place / "damaged", result="{")
     words = json.dumps({case: words for case, (words, _) in MISTAKES.items()})

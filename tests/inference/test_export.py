@@ -107,13 +107,12 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[3]}-{case[0]}")
-def test_an_exported_model_computes_what_the_run_did(place, tmp_path, call, case):
+def test_an_exported_model_computes_what_the_run_did(place, tmp_path, works, case):
     model, rows, auto, method, settings, merged, left = case
     run = train_run(place, tmp_path / "run", method, *settings, model=model, rows=rows)
     batch, target = inputs(), tmp_path / "exported"
     expected = logits(load_run(run).model, batch)
-    code, out, err = call("export", run, target, "--json")
-    assert code == 0, err
+    out, _ = works("export", run, target, "--json")
     written = json.loads(out)
     assert written["merged"] == merged
     assert sorted(written["adapter"]) == sorted(left)
@@ -130,10 +129,9 @@ def test_an_exported_model_computes_what_the_run_did(place, tmp_path, call, case
     assert tokenizer.pad_token == "<p>"
 
 
-def test_that_nothing_is_merged_is_said_with_the_reason(place, tmp_path, call, caplog):
+def test_that_nothing_is_merged_is_said_with_the_reason(place, tmp_path, works, caplog):
     run = train_run(place, tmp_path / "run", "lora", "lora.lora_bias=true", *LORA_Q)
-    code, out, _ = call("export", run, tmp_path / "out")
-    assert code == 0
+    out, _ = works("export", run, tmp_path / "out")
     assert "merged nothing; adapter of LORA" in out
     (said,) = [r.getMessage() for r in caplog.records if "merged" in r.getMessage()]
     assert said.startswith("nothing is merged: lora_bias=True cannot be merged into model.layers.0")
@@ -142,10 +140,9 @@ def test_that_nothing_is_merged_is_said_with_the_reason(place, tmp_path, call, c
     assert_close(logits(model, batch), logits(load_run(run).model, batch))
 
 
-def test_parts_around_one_module_load_with_peft_too(place, tmp_path, call):
+def test_parts_around_one_module_load_with_peft_too(place, tmp_path, works):
     run = train_run(place, tmp_path / "run", "ia3+lily", "lily.target_modules=[v_proj]")
-    code, _, err = call("export", run, tmp_path / "out")
-    assert code == 0, err
+    works("export", run, tmp_path / "out")
     batch = inputs()
     expected = logits(load_run(run).model, batch)
     assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out"), batch), expected)
@@ -177,10 +174,9 @@ with torch.no_grad(), in_double():
 """
 
 
-def test_a_classifier_has_its_head_and_the_names_of_its_classes(place, tmp_path, call):
+def test_a_classifier_has_its_head_and_the_names_of_its_classes(place, tmp_path, works):
     run = train_run(place, tmp_path / "run", "lora", model="bert", rows="classes.jsonl")
-    code, out, _ = call("export", run, tmp_path / "out")
-    assert code == 0
+    out, _ = works("export", run, tmp_path / "out")
     assert f"next: cat {tmp_path / 'out'}/README.md" in out.replace("\n", "")
     trained = load_run(run).model
     head = trained.base_model.model.classifier.modules_to_save["default"].weight
@@ -215,11 +211,10 @@ def test_the_python_of_the_card_loads_the_trained_model(finished, tmp_path, call
 
 
 def test_a_plain_export_says_nothing_of_an_adapter_and_loads_where_there_is_no_lorada(
-    place, tmp_path, call
+    place, tmp_path, works
 ):
     run = train_run(place, tmp_path / "run", "lora")
-    code, out, _ = call("export", run, tmp_path / "out")
-    assert code == 0
+    out, _ = works("export", run, tmp_path / "out")
     assert f"--model_args pretrained={tmp_path / 'out'} --tasks" in out.replace("\n", "")
     assert "import lorada" not in (tmp_path / "out" / "README.md").read_text()
     expected = logits(load_run(run).model, {"input_ids": torch.arange(5, 25)[None]})
@@ -230,7 +225,7 @@ def test_a_plain_export_says_nothing_of_an_adapter_and_loads_where_there_is_no_l
 
 
 def test_an_empty_folder_is_filled_in_the_old_spelling_too_and_the_run_stays(
-    finished, tmp_path, call
+    finished, tmp_path, call, works
 ):
     def content(folder):
         files = [path for path in folder.rglob("*") if path.is_file()]
@@ -238,8 +233,7 @@ def test_an_empty_folder_is_filled_in_the_old_spelling_too_and_the_run_stays(
 
     before = content(finished)
     (tmp_path / "new").mkdir()
-    code, out, _ = call("export", finished, tmp_path / "new")
-    assert code == 0
+    out, _ = works("export", finished, tmp_path / "new")
     assert f"pretrained={tmp_path / 'new'} --tasks" in out.replace("\n", "")
     assert call("export", finished, "--merge", tmp_path / "old")[0] == 0
     assert content(tmp_path / "new") == content(tmp_path / "old")

@@ -42,9 +42,8 @@ def weights(folder):
     return {key: tensor for file in files for key, tensor in file.items()}
 
 
-def test_the_adapter_alone_loads_on_the_base_that_it_names(licensed, tmp_path, call):
-    code, out, err = call("export", licensed, tmp_path / "out", "--adapter-only", "--json")
-    assert code == 0, err
+def test_the_adapter_alone_loads_on_the_base_that_it_names(licensed, tmp_path, works):
+    out, _ = works("export", licensed, tmp_path / "out", "--adapter-only", "--json")
     base = licensed.parent / "llama"
     assert json.loads(out)["base"] == str(base)
     assert json.loads(out)["adapter"] == ["LMAM", "LORA", "BOTTLENECK"]
@@ -64,12 +63,11 @@ def test_the_adapter_alone_loads_on_the_base_that_it_names(licensed, tmp_path, c
 def test_the_card_of_an_adapter_alone_loads_a_head_of_three_classes(
     place,  # noqa: F811
     tmp_path,
-    call,
+    works,
 ):
     rows_file(place / "three.jsonl", THREE)
     run = train_run(place, tmp_path / "run", "lora+lmam", model="bert", rows="three.jsonl")
-    code, out, _ = call("export", run, tmp_path / "out", "--adapter-only")
-    assert code == 0
+    out, _ = works("export", run, tmp_path / "out", "--adapter-only")
     assert f"next: cat {tmp_path / 'out'}/README.md" in out.replace("\n", "")
     card = (tmp_path / "out" / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
@@ -141,13 +139,12 @@ def test_weights_that_float16_cannot_hold_are_refused(place, tmp_path, call):  #
 def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(
     place,  # noqa: F811
     tmp_path,
-    call,
+    works,
 ):
     rows_file(place / "three.jsonl", THREE)
     settings = ["pooling=mean"]
     run = train_run(place, tmp_path / "run", "full", *settings, model="bert", rows="three.jsonl")
-    code, out, err = call("export", run, tmp_path / "out", "--json")
-    assert code == 0, err
+    out, _ = works("export", run, tmp_path / "out", "--json")
     assert json.loads(out)["adapter"] == ["POOLING"]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "lorada"
     batch, auto = inputs(), AutoModelForSequenceClassification
@@ -160,11 +157,10 @@ def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(
 # Model cards.
 
 
-def test_the_card_has_the_licence_of_the_base(licensed, tmp_path, call):
+def test_the_card_has_the_licence_of_the_base(licensed, tmp_path, works):
     for options in ([], ["--adapter-only"]):
         target = tmp_path / f"out{len(options)}"
-        code, out, _ = call("export", licensed, target, *options)
-        assert code == 0
+        out, _ = works("export", licensed, target, *options)
         assert "the licence of the base" not in out
         card = ModelCard.load(target / "README.md")
         assert card.data.license == "apache-2.0"

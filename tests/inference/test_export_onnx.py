@@ -57,10 +57,9 @@ def example_in(target):
     return code.replace("path/to/this/folder", str(target))
 
 
-def test_the_graph_of_a_decoder_writes_what_generate_does(finished, tmp_path, call):
+def test_the_graph_of_a_decoder_writes_what_generate_does(finished, tmp_path, works):
     target = tmp_path / "graph"
-    code, out, err = call("export", finished, target, "--format", "onnx", "--json")
-    assert code == 0, err
+    out, _ = works("export", finished, target, "--format", "onnx", "--json")
     written = json.loads(out)
     assert (written["merged"], sorted(written["adapter"])) == (["LORA"], ["BOTTLENECK", "LMAM"])
     assert written["inputs"]["input_ids"] == ["int64", ["batch", "tokens"]]
@@ -80,12 +79,11 @@ def test_the_graph_of_a_decoder_writes_what_generate_does(finished, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_the_graph_of_a_classifier_answers_as_the_run_does(place, tmp_path, call, capsys):
+def test_the_graph_of_a_classifier_answers_as_the_run_does(place, tmp_path, works, capsys):
     run = train_run(place, tmp_path / "run", "lora+lmam", *SHORT_MAP, model="bert",
                     rows="classes.jsonl")  # fmt: skip
     target = tmp_path / "graph"
-    code, out, err = call("export", run, target, "--format", "onnx")
-    assert code == 0, err
+    out, _ = works("export", run, target, "--format", "onnx")
     assert re.search(r"ONNX opset \d+; merged LORA; in the graph LMAM", out)
     assert re.search(r"differ from torch's by at most .*; the adapter changes them by up to", out)
     assert f"next: cat {target}/README.md" in out
@@ -211,13 +209,12 @@ def folder_with(place, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join([*case[:2], *case[2][-1:]]))
-def test_every_kind_of_part_is_in_the_graph(place, tmp_path, call, case):
+def test_every_kind_of_part_is_in_the_graph(place, tmp_path, works, case):
     model, method, settings, left = case
     rows = "classes.jsonl" if model in ENCODERS else "rows.jsonl"
     model = folder_with(place, model)
     run = train_run(place, tmp_path / "run", method, *settings, model=model, rows=rows)
-    code, out, err = call("export", run, tmp_path / "graph", "--format", "onnx", "--json")
-    assert code == 0, err
+    out, _ = works("export", run, tmp_path / "graph", "--format", "onnx", "--json")
     written = json.loads(out)
     assert sorted(written["adapter"]) == left
     if method == "full":

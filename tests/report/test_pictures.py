@@ -81,10 +81,9 @@ def test_rows_of_another_form_than_the_run_has_learned_are_shown_in_their_own(ru
     assert found == len(run.tokenizer("<|user|>ab<e><|assistant|>")["input_ids"])
 
 
-def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, call):
+def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, call, works):
     words = ("explore", runs / "bert", "--text", TEXT, "--maps")
-    code, out, err = call(*words)
-    assert code == 0, err
+    out, _ = works(*words)
     assert "effect size" in out
     for suffix in (".png", ".svg"):
         assert (runs / "bert" / f"maps{suffix}").stat().st_size > 5000
@@ -96,18 +95,16 @@ def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, call):
 
 
 @pytest.mark.parametrize(("what", "name"), [("1", "figure1"), ("3", "figure3"), ("loss", "loss")])
-def test_a_figure_of_a_run_is_drawn(what, name, runs, tmp_path, call):
+def test_a_figure_of_a_run_is_drawn(what, name, runs, tmp_path, works):
     words = ("plot", what, runs / "bert", "--output", tmp_path, "--rows", 2)
-    code, out, err = call(*words)
-    assert code == 0, err
+    out, _ = works(*words)
     assert "next: lorada" in out
     for suffix in (".png", ".svg"):
         assert (tmp_path / f"{name}{suffix}").stat().st_size > 5000
 
 
-def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(runs, drawn, call):
-    code, _, err = call("plot", "3", runs / "bert", "--rows", 2)
-    assert code == 0, err
+def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(runs, drawn, works):
+    works("plot", "3", runs / "bert", "--rows", 2)
     run = load_run(runs / "bert")
     text = json.loads((runs / "labels.jsonl").open().readline())["text"]
     shown = {axis.get_title(): axis for axis in drawn[0].axes}
