@@ -9,19 +9,18 @@ import sys
 
 import pytest
 from folders import TURNS, llama_folder, rows_file
+from trained import train_once
 
 from lorada.cli import chat_command
 from lorada.inference import chat as chat_module
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training.train import train
 
-SETTINGS = [
-    "max_steps=2",
-    "learning_rate=0.02",
-    "report_to=[]",
-    "max_length=32",
-    "max_new_tokens=8",
-]
+SETTINGS = ["max_steps=2", "learning_rate=0.02", "report_to=[]", "max_length=32"]
+SETTINGS += ["max_new_tokens=8"]
+RUNS = {
+    "map": ("llama", "lorada_la", "rows", []),
+    "none": ("llama", "lora", "rows", []),
+    "talk": ("llama", "lora", "turns", []),
+}
 QUESTION = "1 + 1 ="
 
 
@@ -33,13 +32,8 @@ def place(tmp_path_factory):
     llama_folder(place / "llama", initializer_range=0.2)
     rows_file(place / "rows.jsonl")
     rows_file(place / "turns.jsonl", TURNS)
-    runs = {"map": ("lorada_la", "rows"), "none": ("lora", "rows"), "talk": ("lora", "turns")}
-    for name, (method, rows) in runs.items():
-        options = {
-            "method": method, "model": str(place / "llama"), "output": str(place / name),
-            "data": str(place / f"{rows}.jsonl"),
-        }  # fmt: skip
-        train(load_recipe(None, SETTINGS, options), quiet=True)
+    for name in RUNS:
+        train_once(place, name, RUNS, SETTINGS)
     return place
 
 

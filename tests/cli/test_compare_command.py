@@ -35,15 +35,6 @@ def words(place, to, *more, **changes):
     return ["compare", *options, *SETTINGS, *more]
 
 
-def mistake(call, *asked):
-    """The one line that a command with a mistake prints."""
-    code, out, err = call(*asked)
-    assert code == 2, err
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert not out
-    return line
-
-
 MISTAKES = {
     "no name in the methods": ({"methods": ","}, "--methods ',' has no name in it"),
     "an unknown method": ({"methods": "lora,lmom"}, "unknown method 'lmom'; did you mean lmam"),
@@ -53,14 +44,18 @@ MISTAKES = {
     "a seed below 0": ({"seeds": "-1"}, "--seeds -1 must be a whole number from 0 to 4294967295"),
     "a rate that is no number": ({"rates": "1e-3,nan"}, "--rates nan must be from 1e-05 to 0.1"),
     "half a sum": ({"methods": "ia3+"}, "method 'ia3+' has a + without a method beside it"),
-    "a setting twice": (
-        {"methods": "lora:r=1:lora.r=2"},
-        "lora:r=1:lora.r=2: lora.r is given twice: leave one of them out",
-    ),
     "fewer trials than none": ({"trials": -1}, "--trials -1 must be 0 or more"),
     "a budget twice": ({"budget": "1%,1%"}, "--budget names 1% twice"),
     "a budget that is no number": ({"budget": "much"}, "budget 'much' is neither a share"),
     "a budget below all": ({"budget": "100%,3"}, "--budget 3 is below the smallest size of every"),
+    "a budget below the floor": (
+        {"budget": "3"},
+        ": lora trains the fewest parameters, 640 (1.994%)",
+    ),
+    "no method that fits": (
+        {"methods": "bitfit"},
+        "no method can be run: bitfit: bitfit trains biases, and LlamaForCausalLM has none",
+    ),
     "another search": ({"search": "twice"}, "unknown --search 'twice'; known: each-seed, once"),
     "a search without trials": (
         {"search": "each-seed", "trials": 0},
@@ -79,12 +74,12 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_one_line_and_writes_nothing(call, place, tmp_path, case):
+def test_a_mistake_is_one_line_and_writes_nothing(mistake, place, tmp_path, case):
     changes, message = MISTAKES[case]
     files = {key: place / value for key, value in changes.items()
              if str(value).endswith(".jsonl")}  # fmt: skip
-    asked = words(place, tmp_path / "out", **{**changes, **files})
-    assert message in mistake(call, *asked)
+    asked = words(place, tmp_path / "new" / "out", **{**changes, **files})
+    assert message in mistake(*asked)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,56 +97,45 @@ SETTINGS_OF_ITS_OWN = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS_OF_ITS_OWN)
-def test_a_setting_that_the_comparison_chooses_is_refused(call, place, tmp_path, setting):
-    line = mistake(call, *words(place, tmp_path / "out", setting))
+def test_a_setting_that_the_comparison_chooses_is_refused(mistake, place, tmp_path, setting):
+    line = mistake(*words(place, tmp_path / "out", setting))
     assert SETTINGS_OF_ITS_OWN[setting] in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_floor_is_named_with_its_method(call, place, tmp_path):
-    line = mistake(call, *words(place, tmp_path / "new" / "out", budget="3"))
-    assert ": lora trains the fewest parameters, 640 (1.994%)" in line
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_with_something_else_is_refused(call, place, tmp_path):
+def test_a_folder_with_something_else_is_refused(mistake, place, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for more in ([], ["--overwrite"]):
-        line = mistake(call, *words(place, tmp_path, *more))
+        line = mistake(*words(place, tmp_path, *more))
         assert "is not empty (notes.txt) and holds no comparison" in line
-    assert "is a file: choose another --output" in mistake(
-        call, *words(place, tmp_path / "notes.txt")
-    )
+    line = mistake(*words(place, tmp_path / "notes.txt"))
+    assert "is a file: choose another --output" in line
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_part_may_not_delete_what_others_have_done(call, place, tmp_path):
-    line = mistake(call, *words(place, tmp_path / "out", "--shard", "1/2", "--overwrite"))
+def test_a_part_may_not_delete_what_others_have_done(mistake, place, tmp_path):
+    line = mistake(*words(place, tmp_path / "out", "--shard", "1/2", "--overwrite"))
     assert "--shard and --overwrite exclude each other" in line
 
 
-def test_there_must_be_a_comparison_to_resume(call, tmp_path):
-    line = mistake(call, "compare", tmp_path, "--resume")
+def test_there_must_be_a_comparison_to_resume(mistake, tmp_path):
+    line = mistake("compare", tmp_path, "--resume")
     assert "holds no comparison to resume: it has no comparison.yaml" in line
-    assert "nothing to resume" in mistake(call, "compare", "--resume")
-    assert "a folder is for --resume" in mistake(call, "compare", tmp_path, "--trials", "0")
+    assert "nothing to resume" in mistake("compare", "--resume")
+    assert "a folder is for --resume" in mistake("compare", tmp_path, "--trials", "0")
     (tmp_path / "comparison.yaml").write_text("methods: 3\nrecipe: {}\n")
-    line = mistake(call, "compare", tmp_path, "--resume")
+    line = mistake("compare", tmp_path, "--resume")
     assert "comparison.yaml is not a comparison: methods: input should be a valid list" in line
 
 
-@pytest.fixture(scope="module")
-def finished(place, tmp_path_factory):
-    """The folder of a small comparison that is finished, made in the process of the test."""
-    return tmp_path_factory.mktemp("finished") / "comparison"
-
-
 @pytest.fixture
-def comparison(works, place, finished):
-    if not finished.is_dir():
-        works(*words(place, finished, "--allow-overlap", methods="lora", seeds="1",
-                                   trials=0, held_out=place / "leaked.jsonl"))  # fmt: skip
-    return finished
+def comparison(works, place):
+    """The folder of a small comparison that is finished, made in the process of the test."""
+    folder = place / "finished"
+    if not folder.is_dir():
+        works(*words(place, folder, "--allow-overlap", methods="lora", seeds="1", trials=0,
+                     held_out=place / "leaked.jsonl"))  # fmt: skip
+    return folder
 
 
 def test_training_rows_can_be_held_out_if_allowed_and_without_trials_the_default_rate_is_taken(
@@ -166,10 +150,10 @@ def test_training_rows_can_be_held_out_if_allowed_and_without_trials_the_default
     assert not (comparison / "trials").exists()
 
 
-def test_a_comparison_is_not_begun_again_over_another(call, place, comparison):
-    line = mistake(call, *words(place, comparison))
+def test_a_comparison_is_not_begun_again_over_another(mistake, place, comparison):
+    line = mistake(*words(place, comparison))
     assert "already holds a comparison: use --resume, --overwrite or another --output" in line
-    line = mistake(call, "compare", comparison, "--resume", "--overwrite")
+    line = mistake("compare", comparison, "--resume", "--overwrite")
     assert "--resume and --overwrite exclude each other" in line
 
 
@@ -186,10 +170,10 @@ CONTRADICTIONS = {
 
 
 @pytest.mark.parametrize("option", CONTRADICTIONS)
-def test_options_that_contradict_the_saved_ones_are_refused_by_name(call, comparison, option):
+def test_options_that_contradict_the_saved_ones_are_refused_by_name(mistake, comparison, option):
     value, message = CONTRADICTIONS[option]
     given = [option] if value is None else [option, value]
-    line = mistake(call, "compare", comparison, "--resume", *given)
+    line = mistake("compare", comparison, "--resume", *given)
     assert f"the comparison to resume had {message}: leave it as it was" in line
 
 
@@ -200,13 +184,13 @@ def test_the_same_options_again_are_no_contradiction(works, place, comparison):
     assert "1 of 1 jobs were done before" in err
 
 
-def test_other_rows_are_noticed_when_a_comparison_goes_on(call, place, tmp_path):
+def test_other_rows_are_noticed_when_a_comparison_goes_on(mistake, call, place, tmp_path):
     rows_file(tmp_path / "rows.jsonl", ROWS[:28])
     output = tmp_path / "out"
     asked = words(place, output, data=tmp_path / "rows.jsonl", methods="lora", trials=0, seeds="1")
     assert call(*asked)[0] == 0
     rows_file(tmp_path / "rows.jsonl", ROWS[:27])
-    line = mistake(call, "compare", output, "--resume")
+    line = mistake("compare", output, "--resume")
     assert "the rows are not those that" in line
     assert call(*asked, "--overwrite")[0] == 0
     assert json.loads((output / "plan.json").read_text())["train"]["rows"] == 27
@@ -219,14 +203,6 @@ def test_a_method_that_does_not_fit_is_a_row_with_its_reason(works, place, tmp_p
     assert bitfit["trainable"] is None
     assert "has none" in bitfit["reason"]
     assert [path.name for path in (tmp_path / "out" / "runs").iterdir()] == ["lora"]
-
-
-def test_if_no_method_fits_the_reasons_are_told(call, place, tmp_path):
-    line = mistake(call, *words(place, tmp_path / "out", methods="bitfit"))
-    assert (
-        "no method can be run: bitfit: bitfit trains biases, and LlamaForCausalLM has none" in line
-    )
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_job_that_fails_is_told_and_the_rest_goes_on(call, works, place, tmp_path, monkeypatch):

@@ -92,6 +92,7 @@ MISTAKES = {
     ),
     "no rows to score": (["evaluate", "run"], "no data: pass --data FILE"),
     "no file to score": (["evaluate", "run", "--data", "none.csv"], "no data file at none.csv"),
+    "lm-eval with rows": (["evaluate", "run", "--lm-eval", "a", "--data", "x"], "leave out x"),
     "limit": (["evaluate", "run", "--limit", "3"], "--limit 3 is for --lm-eval"),
     "no text": (["explore", "run", "--text", " ", "--maps"], "the text is empty"),
     "explore three": (

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 from folders import bert_folder, llama_folder, rows_file, split_file
+from trained import train_once
 
 from lorada.cli import run_commands
 from lorada.experiments import quickstart
 from lorada.runs.models import loading, names
 
 SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_tokens=4"]
+RUNS = {
+    "a run[/y]": ("llama [red]", "lmam", "my rows", []),
+    "labelled": ("bert", "lmam", "labels", []),
+}
 LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(12)]
 RTE = [{"sentence1": "ab" * (i % 3 + 1), "sentence2": "a", "label": i % 2} for i in range(12)]
 
@@ -81,20 +86,12 @@ def test_a_training_suggests_to_score_it_unless_it_has_been_scored(call, at_home
 @pytest.fixture(scope="module")
 def run(home):
     """A run on the user's own rows, without any to be scored on."""
-    return trained(home, "llama [red]", "my rows.jsonl", "a run[/y]")
+    return train_once(home, "a run[/y]", RUNS, SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def labelled(home):
-    return trained(home, "bert", "labels.jsonl", "labelled")
-
-
-def trained(home, model, rows, output):
-    from lorada.runs.recipe import load_recipe
-    from lorada.runs.training.train import train
-
-    options = {"model": str(home / model), "data": str(home / rows), "output": str(home / output)}
-    return train(load_recipe(None, SETTINGS, {"method": "lmam", **options}), quiet=True).run
+    return train_once(home, "labelled", RUNS, SETTINGS)
 
 
 def test_a_run_can_be_used_as_is_suggested(call, at_home, run):

@@ -153,9 +153,11 @@ def test_parts_around_one_module_load_with_peft_too(place, tmp_path, works):
     assert_close(logits(PeftModel.from_pretrained(base, tmp_path / "out"), batch), expected)
 
 
-def test_a_part_that_only_peft_can_load_is_refused_beside_a_base(place, tmp_path, call):
+def test_a_part_that_only_peft_can_load_is_refused_beside_a_base(place, tmp_path, mistake):
     run = train_run(place, tmp_path / "run", "vera+lily", "vera.target_modules=[q_proj]")
-    refused(call("export", run, tmp_path / "out"), "VeraConfig keeps weights outside", "only PEFT")
+    line = mistake("export", run, tmp_path / "out")
+    assert "VeraConfig keeps weights outside" in line
+    assert "only PEFT" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -225,7 +227,7 @@ def test_a_plain_export_says_nothing_of_an_adapter_and_loads_where_there_is_no_l
 
 
 def test_an_empty_folder_is_filled_in_the_old_spelling_too_and_the_run_stays(
-    finished, tmp_path, call, works
+    finished, tmp_path, works
 ):
     def content(folder):
         files = [path for path in folder.rglob("*") if path.is_file()]
@@ -235,45 +237,28 @@ def test_an_empty_folder_is_filled_in_the_old_spelling_too_and_the_run_stays(
     (tmp_path / "new").mkdir()
     out, _ = works("export", finished, tmp_path / "new")
     assert f"pretrained={tmp_path / 'new'} --tasks" in out.replace("\n", "")
-    assert call("export", finished, "--merge", tmp_path / "old")[0] == 0
+    works("export", finished, "--merge", tmp_path / "old")
     assert content(tmp_path / "new") == content(tmp_path / "old")
     assert content(finished) == before
 
 
-def refused(result, *parts):
-    code, out, err = result
-    lines = [line for line in err.splitlines() if line.startswith("error:")]
-    assert code == 2, err
-    assert len(lines) == 1, err
-    assert "Traceback" not in err
-    assert out == ""
-    for part in parts:
-        assert part in lines[0]
-
-
-def test_a_folder_to_write_to_is_needed(finished, call, tmp_path):
-    refused(call("export", finished), "no folder to write to", f"lorada export {finished} DIR")
-    two = ["--merge", tmp_path / "other"]
-    refused(call("export", finished, tmp_path / "out", *two), "leave out --merge")
-
-
-def test_a_folder_that_is_taken_is_refused_and_left_alone(finished, tmp_path, call):
+def test_a_folder_that_is_taken_is_refused_and_left_alone(finished, tmp_path, mistake):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    refused(call("export", finished, tmp_path / "out"), "out is not empty")
-    refused(call("export", finished, tmp_path / "out" / "mine.txt"), "is a file")
+    assert "out is not empty" in mistake("export", finished, tmp_path / "out")
+    assert "is a file" in mistake("export", finished, tmp_path / "out" / "mine.txt")
     for inside in (".", "model", "a/b"):
-        refused(call("export", finished, finished / inside), "lies in the run itself")
+        assert "lies in the run itself" in mistake("export", finished, finished / inside)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.fp64(False)
 @pytest.mark.parametrize("method", ["lorada_la", "lmam"])
 def test_a_half_precision_base_keeps_its_dtype_and_rounding_is_said(
-    place, tmp_path, call, caplog, method
+    place, tmp_path, works, caplog, method
 ):
     run = train_run(place, tmp_path / "run", method, "dtype=bfloat16")
-    assert call("export", run, tmp_path / "out")[0] == 0
+    works("export", run, tmp_path / "out")
     assert ("rounded" in caplog.text) == (method == "lorada_la")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.bfloat16
@@ -291,7 +276,7 @@ def test_a_half_precision_base_keeps_its_dtype_and_rounding_is_said(
     ids=["taken", "full"],
 )
 def test_an_export_that_fails_at_its_end_leaves_nothing_of_its_own(
-    finished, tmp_path, call, monkeypatch, files, error, said
+    finished, tmp_path, mistake, monkeypatch, files, error, said
 ):
     target = tmp_path / "to" / "out"
 
@@ -303,20 +288,12 @@ def test_an_export_that_fails_at_its_end_leaves_nothing_of_its_own(
             raise error
 
     monkeypatch.setattr("lorada.inference.export.write_model_card", fails)
-    refused(call("export", finished, target), said)
+    assert said in mistake("export", finished, target)
     assert [path.name for path in target.parent.rglob("*") if path.is_file()] == files
 
 
-def test_an_unfinished_run_is_refused(finished, tmp_path, call):
-    run = shutil.copytree(finished, tmp_path / "run")
-    (run / "result.json").unlink()
-    refused(call("export", run, tmp_path / "out"), "has no result.json", "--resume")
-    refused(call("export", tmp_path / "no", tmp_path / "out"), "is not a run")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.fp64(False)
-def test_a_quantised_base_is_refused(place, finished, tmp_path, call):
+def test_a_quantised_base_is_refused(place, finished, tmp_path, mistake):
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
@@ -332,5 +309,5 @@ def test_a_quantised_base_is_refused(place, finished, tmp_path, call):
     said = json.loads(result.read_text())
     said.pop("base_sha256", None)  # of a run whose base was not looked at
     result.write_text(json.dumps(said))
-    refused(call("export", run, tmp_path / "out"), "nf4 is quantised")
+    assert "nf4 is quantised" in mistake("export", run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
