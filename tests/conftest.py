@@ -322,6 +322,7 @@ def mistake(call):
         assert (code, out) == (2, ""), err
         assert "Traceback" not in err
         (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert err.endswith(f"{line}\n")
         return line
 
     return run

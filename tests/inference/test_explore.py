@@ -8,6 +8,7 @@ import httpx2
 import pytest
 import run_place
 import torch
+from folders import refused
 from servers import running
 
 from lorada import explain
@@ -76,13 +77,12 @@ def test_the_checkpoints_of_a_training_are_shown(folder):
     assert first == pytest.approx(explain_text(alone, TEXT)[0].effect.tolist())
 
 
-def test_what_cannot_be_explored_is_refused(folder):
-    with pytest.raises(ValueError, match="trained the base model itself"):
-        explored([load_run(folder("whole"))], [TEXT])
-    with pytest.raises(ValueError, match="the text is empty"):
-        explored([load_run(folder("lora"))], [" "])
-    with pytest.raises(ValueError, match="read other tokens: explore each alone"):
-        explored([load_run(folder("lora")), load_run(folder("short"))], ["ab" * 14])
+def test_what_cannot_be_explored_is_refused_in_one_line(folder):
+    whole, lora, short = (load_run(folder(name)) for name in ("whole", "lora", "short"))
+    refused("trained the base model itself", lambda: explored([whole], [TEXT]))
+    refused("the text is empty", lambda: explored([lora], [" "]))
+    too_long = "read other tokens: explore each alone"
+    refused(too_long, lambda: explored([lora, short], ["ab" * 14]))
 
 
 def test_the_command_writes_a_page(folder, mistake, works, tmp_path):
@@ -118,8 +118,7 @@ def test_python_makes_the_same_page(folder, tmp_path):
     assert "sandbox=" in found._repr_html_()
     two = explain(run.model, {"input_ids": torch.cat([batch["input_ids"]] * 2)})
     assert two._repr_html_() is None
-    with pytest.raises(ValueError, match="a page shows one sample, not 2"):
-        two.to_html(tmp_path / "two.html")
+    refused("a page shows one sample, not 2", lambda: two.to_html(tmp_path / "two.html"))
 
 
 def test_a_sentence_of_the_readers_own_is_shown(folder):
@@ -133,8 +132,8 @@ def test_a_sentence_of_the_readers_own_is_shown(folder):
         assert 'value="&lt;b&gt;77&lt;/b&gt;"' in own
         assert "<b>77" not in own
         assert json.dumps("7") in own
-        refused = httpx2.get(found.url + "/", params={"text": " "})
-        assert (refused.status_code, refused.text) == (
+        empty = httpx2.get(found.url + "/", params={"text": " "})
+        assert (empty.status_code, empty.text) == (
             400, "the text is empty: there is nothing to show"
         )  # fmt: skip
 
