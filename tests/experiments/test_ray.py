@@ -127,14 +127,6 @@ def test_a_node_that_joins_late_and_shares_no_folder_runs_no_job(engine_of, tmp_
 
 
 @pytest.mark.slow
-def test_a_job_that_dies_goes_on_from_its_checkpoint(engine_of, tmp_path):
-    outcomes, lines = run(engine_of(), job(tmp_path / "one", ray_jobs.die_once))
-    assert outcomes["one"].error == ""
-    assert any("one: its process ended; started again on node" in line for line in lines)
-    assert (tmp_path / "one/result.json").read_text() == "from checkpoint-1"
-
-
-@pytest.mark.slow
 def test_a_path_that_a_node_lacks_is_named(engine_of, tmp_path):
     outcomes, _ = run(engine_of(), job(tmp_path / "one", reads=(tmp_path / "model",)))
     assert f"has no {tmp_path / 'model'}: put it on a path that all" in outcomes["one"].error

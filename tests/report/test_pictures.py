@@ -81,15 +81,14 @@ def test_rows_of_another_form_than_the_run_has_learned_are_shown_in_their_own(ru
     assert found == len(run.tokenizer("<|user|>ab<e><|assistant|>")["input_ids"])
 
 
-def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, call, works):
+def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, works):
     words = ("explore", runs / "bert", "--text", TEXT, "--maps")
     out, _ = works(*words)
     assert "effect size" in out
     for suffix in (".png", ".svg"):
         assert (runs / "bert" / f"maps{suffix}").stat().st_size > 5000
     words = ("explore", runs / "llama", "--text", TEXT, "--maps", "--layer", 0, "--json")
-    code, out, _ = call(*words)
-    found = json.loads(out)
+    found = json.loads(works(*words)[0])
     assert len(found["layers"]) == 2
     assert found["layer"].endswith("layers.0.self_attn")
 
@@ -207,13 +206,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_mistake_is_one_line(case, runs, call, monkeypatch):
+def test_a_mistake_is_one_line(case, runs, mistake, monkeypatch):
     words, message = BAD[case]
     monkeypatch.chdir(runs)
-    code, _, err = call(*words)
-    assert code == 2
-    assert message in err
-    assert "Traceback" not in err
+    assert message in mistake(*words)
 
 
 @pytest.mark.parametrize("option", ["resume", "overwrite"])

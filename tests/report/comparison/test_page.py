@@ -5,8 +5,9 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 
+import browsing
 import pytest
-from browsing import chromium, needs_chromium, watched, widest
+from browsing import needs_chromium, widest
 
 pytest.importorskip("matplotlib", reason="needs the extra compare")
 
@@ -23,23 +24,7 @@ HOSTILE = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def opened(browser, tmp_path):
-    """A function that opens a page, which must make no request and no error until the test ends."""
-    path = tmp_path / "report.html"
-    with watched(browser, path) as open_page:
-
-        def opened_page(summary, **options):
-            path.write_text(comparison_page(summary), encoding="utf-8")
-            return open_page(**options)
-
-        yield opened_page
+browser, opened, page_of = browsing.browser, browsing.opened, comparison_page
 
 
 def names_in(page):

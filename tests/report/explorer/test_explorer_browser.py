@@ -2,9 +2,10 @@
 
 import time
 
+import browsing
 import numpy as np
 import pytest
-from browsing import appears, assert_policy_stops_others, chromium, needs_chromium, watched, widest
+from browsing import appears, assert_policy_stops_others, needs_chromium, watched, widest
 from made_up_explorer import SENTENCE, made_up_page, softmax_maps
 
 pytest.importorskip("jinja2", reason="needs the extra explore")
@@ -26,25 +27,8 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def opened(browser, tmp_path):
-    """A function that opens a page, which must make no request and no error until the test ends."""
-    path = tmp_path / "explore.html"
-    with watched(browser, path) as open_page:
-
-        def opened_page(data, **options):
-            path.write_text(explorer_page(data), encoding="utf-8")
-            page = open_page(**options)
-            appears(page, "html[data-ready]")
-            return page
-
-        yield opened_page
+browser, opened, page_of = browsing.browser, browsing.opened, explorer_page
+READY = "html[data-ready]"
 
 
 def cell(page, layer, head, run=0):
