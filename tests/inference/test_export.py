@@ -14,7 +14,7 @@ from conftest import assert_close
 from folders import ROWS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
 from paths import TESTS
 from peft import PeftModel, get_peft_model
-from stacks import lora
+from stacks import logits, lora
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -72,11 +72,6 @@ def inputs():
     return {"input_ids": tokens, "attention_mask": mask}
 
 
-def logits(model, batch):
-    with torch.no_grad():
-        return model.eval()(**batch).logits
-
-
 LORA_Q = ["lora.target_modules=[q_proj,down_proj]"]
 # method -> (settings, what is merged, what stays an adapter)
 DECODERS = {
@@ -120,6 +115,9 @@ def test_an_exported_model_computes_what_the_run_did(place, tmp_path, works, cas
 
     exported = auto.from_pretrained(target)
     assert_close(logits(exported, batch), expected)
+    if rows == "classes.jsonl":
+        assert exported.config.id2label == {0: "even", 1: "odd"}
+        assert exported.config.label2id == {"even": 0, "odd": 1}
     # The method did something, so equal is not for nothing.
     start = auto.from_pretrained(place / model, num_labels=2)
     assert not torch.allclose(logits(start, batch), expected, atol=1e-2)
@@ -174,18 +172,6 @@ with torch.no_grad(), in_double():
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
     print(json.dumps(model(torch.arange(5, 25)[None]).logits.tolist()))
 """
-
-
-def test_a_classifier_has_its_head_and_the_names_of_its_classes(place, tmp_path, works):
-    run = train_run(place, tmp_path / "run", "lora", model="bert", rows="classes.jsonl")
-    out, _ = works("export", run, tmp_path / "out")
-    assert f"next: cat {tmp_path / 'out'}/README.md" in out.replace("\n", "")
-    trained = load_run(run).model
-    head = trained.base_model.model.classifier.modules_to_save["default"].weight
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
-    assert torch.equal(model.classifier.weight, head)
-    assert model.config.id2label == {0: "even", 1: "odd"}
-    assert model.config.label2id == {"even": 0, "odd": 1}
 
 
 def test_a_module_that_was_saved_whole_is_in_the_exported_base(place, tmp_path, call):

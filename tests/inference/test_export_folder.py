@@ -16,7 +16,8 @@ from folders import bart_folder, bert_folder, llama_folder, refused, rows_file
 from paths import TESTS
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
-from test_export import CLASSES, inputs, logits, train_run
+from stacks import logits
+from test_export import CLASSES, inputs, train_run
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from lorada.inference.export import export

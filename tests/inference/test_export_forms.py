@@ -12,7 +12,8 @@ from folders import ROWS, llama_folder, rows_file
 from huggingface_hub import ModelCard
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file
-from test_export import inputs, logits, train_run
+from stacks import logits
+from test_export import inputs, train_run
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,

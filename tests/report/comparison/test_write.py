@@ -50,7 +50,9 @@ def test_a_comparison_of_which_nothing_has_run_has_a_report(tmp_path, made_up_fo
     (tmp_path / "plan.json").write_text((made_up_folder / "plan.json").read_text())
     _, written = write_report(tmp_path)
     assert [path.name for path in written] == NAMES
-    assert 'class="chart"' not in written[0].read_text()
+    page = written[0].read_text()
+    assert 'class="chart"' not in page
+    assert '<tr class="failed">\n<th scope="row"><bdi>boft</bdi>' in page
 
 
 def test_a_folder_without_a_plan_is_refused_and_left_alone(tmp_path):

@@ -119,7 +119,7 @@ def test_the_line_below_the_heads_tells_all_numbers_of_the_head_that_is_pointed_
         )
 
 
-def test_a_head_opens_with_its_matrices_and_the_numbers_of_any_two_tokens(opened):
+def test_a_head_opens_with_pictures_of_its_matrices_and_the_numbers_of_any_two_tokens(opened):
     matrices = []
     page = opened(made_up_page([SENTENCE], matrices=matrices))
     assert page.locator("#detail").is_hidden()
@@ -140,6 +140,13 @@ def test_a_head_opens_with_its_matrices_and_the_numbers_of_any_two_tokens(opened
             "without the adapter": close_to(without[query, key]),
             "difference": close_to(softmax[query, key] - without[query, key]),
         }
+    for number, (expected, scale) in enumerate((
+        (softmax, 1), (added, np.abs(matrices[2]["map"]).max()), (softmax + added, 2),
+        (without, 1), (softmax - without, 2),
+    )):  # fmt: skip
+        found = drawn(page, number)
+        assert np.abs(found - expected).max() < scale / 32767
+        assert (found[np.triu_indices(9, 1)] == 0).all()
 
 
 def test_squares_have_the_colours_of_their_entries(opened):
@@ -163,24 +170,6 @@ def test_squares_have_the_colours_of_their_entries(opened):
         red, _, blue = np.moveaxis(np.array(pixels), -1, 0)
         assert (np.sign(blue - red) == np.sign(expected)).all()
         assert np.sum(pixels, -1).argmin() == np.abs(expected).argmax()
-
-
-def test_pictures_show_the_matrices_of_the_data(opened):
-    matrices = []
-    page = opened(made_up_page([SENTENCE], matrices=matrices))
-    open_head(page, 1, 2)
-    made = {name: matrices[1][name][2] for name in ("softmax", "map", "without")}
-
-    def check(number, expected, scale):
-        found = drawn(page, number)
-        assert np.abs(found - expected).max() < scale / 32767
-        assert (found[np.triu_indices(9, 1)] == 0).all()
-
-    check(0, made["softmax"], 1)
-    check(1, made["map"], np.abs(matrices[1]["map"]).max())
-    check(2, made["softmax"] + made["map"], 2)
-    check(3, made["without"], 1)
-    check(4, made["softmax"] - made["without"], 2)
 
 
 def test_a_map_inside_the_softmax_shows_what_the_softmax_becomes(opened):
@@ -466,10 +455,6 @@ def test_nothing_is_wider_than_the_page(opened, width, runs):
     assert (grid[0] <= grid[1]) == (width >= 800)
 
 
-def lightness(colour):
-    return sum(map(int, colour[4:-1].split(","))) / 3
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_follow_the_system(opened, scheme):
     page = opened(made_up_page([SENTENCE]), color_scheme=scheme)
@@ -486,7 +471,8 @@ def test_colours_follow_the_system(opened, scheme):
     for shown in (scheme, other, scheme):
         page.emulate_media(color_scheme=shown)
         page.wait_for_timeout(100)
-        light = {name: lightness(colour) for name, colour in page.evaluate(zero).items()}
+        light = {name: sum(map(int, rgb[4:-1].split(","))) / 3
+                 for name, rgb in page.evaluate(zero).items()}  # fmt: skip
         assert (light["page"] > 200) == (shown == "light")
         assert abs(light["text"] - light["page"]) > 180
         assert abs(light["line"] - light["page"]) > 180
