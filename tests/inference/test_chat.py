@@ -191,21 +191,17 @@ def test_the_effect_on_the_answer_is_that_of_the_steps_that_wrote_it(name, chat_
 
 
 REFUSED = {
-    "classifier": (
-        ["labels"],
-        r"labels is a classifier of n, y and writes no text: ask it with lorada predict",
-    ),
-    "other base": (["lora", "wide"], r"lora was trained on \S+llama and \S+wide on \S+other"),
-    "other dtype": (["lora", "half"], "with dtype=float32 and .*half with dtype=bfloat16"),
-    "whole": (["lora", "whole"], "whole trained the base model itself.* alone"),
-    "twice": (["lora", "lora"], "lora is given twice"),
+    "labels": "labels is a classifier of n, y and writes no text: ask it with lorada predict",
+    "lora wide": r"lora was trained on \S+llama and \S+wide on \S+other",
+    "lora half": "with dtype=float32 and .*half with dtype=bfloat16",
+    "lora whole": "whole trained the base model itself.* alone",
+    "lora lora": "lora is given twice",
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_runs_that_cannot_chat_together_are_refused(case, chat_of):
-    names, message = REFUSED[case]
-    refused(message, lambda: chat_of(*names))
+@pytest.mark.parametrize("names", REFUSED)
+def test_runs_that_cannot_chat_together_are_refused(names, chat_of):
+    refused(REFUSED[names], lambda: chat_of(*names.split()))
 
 
 def test_what_has_no_answer_is_refused(chat_of):

@@ -56,7 +56,7 @@ def makes(place, monkeypatch, tmp_path):
 
 
 @torch.no_grad()
-def perplexity_by_hand(run, rows):
+def perplexity_by_hand(model, rows):
     """exp of the mean over rows of -log p(answer | question), one row at a time."""
     total, tokenizer = 0.0, byte_tokenizer()
     for row in rows:
@@ -64,7 +64,7 @@ def perplexity_by_hand(run, rows):
         answer = tokenizer(row["answer"])["input_ids"]
         ids = torch.tensor([question + answer])
         # lm-eval never shows the last token, so a map at the end does not count it either.
-        log_p = run.model(input_ids=ids[:, :-1]).logits.log_softmax(-1)[0, len(question) - 1 :]
+        log_p = model(input_ids=ids[:, :-1]).logits.log_softmax(-1)[0, len(question) - 1 :]
         total -= float(log_p.gather(-1, torch.tensor(answer)[:, None]).sum())
     return math.exp(total / len(rows))
 
@@ -72,7 +72,7 @@ def perplexity_by_hand(run, rows):
 @pytest.mark.parametrize("align", RUNS)
 def test_lm_eval_gives_the_likelihoods_of_one_row_at_a_time(align, folder, makes, works):
     run = folder(align)
-    expected = perplexity_by_hand(load_run(run), ROWS)
+    expected = perplexity_by_hand(load_run(run).model, ROWS)
     scores = json.loads(works("evaluate", run, "--lm-eval", makes, "--json")[0])["lm_eval/makes"]
     assert scores["perplexity"] == pytest.approx(expected, rel=1e-4)
     assert (scores["n"], scores["version"]) == (len(ROWS), "1.5")
@@ -85,8 +85,8 @@ def test_the_base_and_a_part_of_the_rows_can_be_scored_and_are_shown_in_the_tabl
 ):
     run = load_run(folder("start"))
     with run.model.disable_adapter():
-        expected = perplexity_by_hand(run, ROWS[:5])
-    assert perplexity_by_hand(run, ROWS[:5]) != pytest.approx(expected, rel=1e-2)
+        expected = perplexity_by_hand(run.model, ROWS[:5])
+    assert perplexity_by_hand(run.model, ROWS[:5]) != pytest.approx(expected, rel=1e-2)
     out, _ = works("evaluate", run.folder, "--lm-eval", makes, "--limit", 5, "--base")
     assert "lm_eval/makes" in out
     saved = json.loads((run.folder / "result.json").read_text())["metrics"]

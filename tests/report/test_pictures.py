@@ -181,35 +181,22 @@ def test_the_sweep_has_a_cell_for_every_heads_and_rank(drawn, tmp_path):
 
 
 BAD = {
-    "no run": (["plot", "1"], "lorada plot 1 needs a run"),
-    "two runs of 1": (["plot", "1", "bert", "llama"], "lorada plot 1 takes 1 run, not 2"),
-    "two runs of 3": (["plot", "3", "bert", "llama"], "lorada plot 3 takes 1 run, not 2"),
-    "a run of 4": (["plot", "4", "bert"], "lorada plot 4 takes no run, not 1"),
-    "no such layer": (
-        ["explore", "bert", "--text", "a", "--maps", "--layer", "7"],
-        "--layer 7 is not in 0–1",
-    ),
-    "no such head": (
-        ["explore", "bert", "--text", "a", "--maps", "--head", "9"],
-        "--head 9 is not in 0–3",
-    ),
-    "no map": (["explore", "plain", "--text", "a", "--maps"], "this model has no active map"),
-    "maps of two runs": (
-        ["explore", "bert", "llama", "--text", "a", "--maps"],
-        "--maps shows one run and one --text",
-    ),
-    "a head of the page": (
-        ["explore", "bert", "--text", "a", "--head", "1"],
-        "--head is for --maps: add it, or leave --head out",
-    ),
-}  # fmt: skip
+    "plot 1": "lorada plot 1 needs a run",
+    "plot 1 bert llama": "lorada plot 1 takes 1 run, not 2",
+    "plot 3 bert llama": "lorada plot 3 takes 1 run, not 2",
+    "plot 4 bert": "lorada plot 4 takes no run, not 1",
+    "explore bert --text a --maps --layer 7": "--layer 7 is not in 0–1",
+    "explore bert --text a --maps --head 9": "--head 9 is not in 0–3",
+    "explore plain --text a --maps": "this model has no active map",
+    "explore bert llama --text a --maps": "--maps shows one run and one --text",
+    "explore bert --text a --head 1": "--head is for --maps: add it, or leave --head out",
+}
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_a_mistake_is_one_line(case, runs, mistake, monkeypatch):
-    words, message = BAD[case]
+@pytest.mark.parametrize("command", BAD)
+def test_a_mistake_is_one_line(command, runs, mistake, monkeypatch):
     monkeypatch.chdir(runs)
-    assert message in mistake(*words)
+    assert BAD[command] in mistake(*command.split())
 
 
 @pytest.mark.parametrize("option", ["resume", "overwrite"])
