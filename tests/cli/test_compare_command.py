@@ -2,11 +2,13 @@
 
 import json
 import re
+from unittest.mock import Mock
 
 import pytest
 from folders import ROWS, llama_folder, rows_file
 
 from lorada.experiments.compare import jobs as compare_jobs
+from lorada.experiments.compare import learning_rate
 
 SETTINGS = ["max_steps=2", "max_length=32", "max_new_tokens=2", "training.report_to=[]"]
 
@@ -206,10 +208,7 @@ def test_a_job_that_fails_or_cannot_be_run_is_told_and_the_rest_goes_on(
 
 
 def test_ctrl_c_says_how_to_go_on(call, place, tmp_path, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(compare_jobs, "train", interrupted)
+    monkeypatch.setattr(compare_jobs, "train", Mock(side_effect=KeyboardInterrupt))
     output = tmp_path / "out"
     code, _, err = call(*words(place, output, methods="lora", seeds="1", trials=0))
     assert code == 130
@@ -217,10 +216,7 @@ def test_ctrl_c_says_how_to_go_on(call, place, tmp_path, monkeypatch):
 
 
 def test_runs_that_wait_for_a_failed_trial_have_its_reason(call, place, tmp_path, monkeypatch):
-    def broken(*_, **__):
-        raise ValueError("no such layer")
-
-    monkeypatch.setattr("lorada.experiments.compare.learning_rate.train", broken)
+    monkeypatch.setattr(learning_rate, "train", Mock(side_effect=ValueError("no such layer")))
     output = tmp_path / "out"
     asked = words(place, output, "--search", "each-seed", methods="lora", seeds="1,2", trials=2)
     assert call(*asked)[0] == 2

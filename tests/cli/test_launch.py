@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from conftest import assert_close
-from folders import llama_folder, rows_file
+from folders import llama_folder
 from huggingface_hub import ModelCard
+from lm_eval_task import ROWS, perplexity_by_hand, task_file
 from paths import TESTS
 from peft import PeftModel, get_peft_model
 from stacks import config_of, logits, randomise, trained
-from test_lm_eval import ROWS, TASK, perplexity_by_hand
 from transformers import AutoModelForCausalLM
 
 from lorada import cli
@@ -289,8 +288,7 @@ def test_lm_eval_scores_a_stack_as_our_own_code_does(place, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(place / "llama")
     expected = perplexity_by_hand(stacked(place), ROWS)
     assert perplexity_by_hand(base, ROWS) != pytest.approx(expected, rel=1e-2)
-    files = {"data_files": {"test": str(rows_file(tmp_path / "rows.jsonl", ROWS))}}
-    (tmp_path / "makes.yaml").write_text(yaml.safe_dump({**TASK, "dataset_kwargs": files}))
+    task_file(tmp_path)
     done = through_lorada(
         "lm_eval", "--model", "hf", "--model_args",
         f"pretrained={place / 'llama'},peft={place / 'stack'},dtype=float32", "--tasks", "makes",

@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 
@@ -157,11 +158,9 @@ def test_another_service_at_the_address_is_not_waited_for(monkeypatch):
     [("raise SystemExit('Could not find any Ray')", "Could not find any Ray"), ("", "it failed")],
 )
 def test_without_a_cluster_auto_is_one_line(tried, said, monkeypatch):
-    def fail(*arguments, **options):
-        raise ConnectionAbortedError("it failed\nTraceback\n\n")
-
+    fails = Mock(side_effect=ConnectionAbortedError("it failed\nTraceback\n\n"))
     monkeypatch.setattr(ray_connection, "TRY", tried)
-    monkeypatch.setattr(ray_connection.ray, "init", fail)
+    monkeypatch.setattr(ray_connection.ray, "init", fails)
     with pytest.raises(ConnectionError, match=rf"^no Ray cluster at auto \({said}\): start one by"):
         RayEngine("auto")
 

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -157,11 +158,7 @@ def test_a_result_of_another_recipe_is_not_taken_for_this_one(file, where, place
 
 def test_an_overwritten_table_that_is_cut_off_has_no_old_numbers(place, call, monkeypatch):
     assert call(*ASKED)[0] == 0
-
-    def cut_off(*args, **kwargs):
-        raise ValueError("cut off")
-
-    monkeypatch.setattr("lorada.experiments.table_runs.train", cut_off)
+    monkeypatch.setattr(table_runs, "train", Mock(side_effect=ValueError("cut off")))
     assert call(*ASKED, "--overwrite")[0] == 2
     assert not list((place / "docs/results").rglob("seed*.json"))
     assert not list((place / "runs").rglob("result.json"))

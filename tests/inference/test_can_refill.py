@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import run_place
@@ -125,9 +126,7 @@ def test_prompts_that_lose_their_beginning_are_cut_as_generate_gets_them(run, mo
 
 
 def test_memory_that_runs_out_is_not_taken_for_damaged_settings(run, monkeypatch):
-    def fails(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
+    fails = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
     monkeypatch.setattr(run.model.get_base_model(), "forward", fails)
     monkeypatch.setattr(generating, "reason_against", lambda *_: None)
     with pytest.raises(torch.OutOfMemoryError):

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -119,10 +120,7 @@ def test_an_encoder_decoder_is_refused_by_name(place, tmp_path, mistake):
     assert folder_of(tmp_path) == ["run"]
 
 
-def fails(*_, **options):
-    raise RuntimeError("NOT_IMPLEMENTED: no kernel\nfor Mul(14)")
-
-
+NO_KERNEL = RuntimeError("NOT_IMPLEMENTED: no kernel\nfor Mul(14)")
 IMPOSSIBLE = r"error: transformers \S+ cannot export this llama model to ONNX \("
 
 
@@ -130,7 +128,7 @@ IMPOSSIBLE = r"error: transformers \S+ cannot export this llama model to ONNX \(
     ("change", "message"),
     [
         ({"example_inputs": lambda *_, **o: {"none such": torch.ones(2, 3)}}, IMPOSSIBLE),
-        ({"save_graph": lambda *_: {}, "difference_of": fails},
+        ({"save_graph": lambda *_: {}, "difference_of": Mock(side_effect=NO_KERNEL)},
          IMPOSSIBLE + r"RuntimeError: NOT_IMPLEMENTED: no kernel for Mul\(14\)\)"),
         ({"save_graph": lambda *_: {}, "difference_of": lambda *_, **o: 1e9},
          "error: the graph computes something else than torch, so it was not written: logits"),

@@ -2,14 +2,11 @@
 
 import importlib.util
 import json
-import math
 import sys
 
 import pytest
 import run_place
-import torch
-import yaml
-from folders import byte_tokenizer
+from lm_eval_task import ROWS, perplexity_by_hand, task_file
 
 from lorada.inference.load import load_run
 
@@ -17,56 +14,21 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm-eval not installed"
 )
 
-ROWS = [
-    {"question": f"{a} and {b} make", "answer": "x" * a + str(a + b)}
-    for a in range(1, 5)
-    for b in (1, 20, 300)
-]
-TASK = {
-    "task": "makes",
-    "dataset_path": "json",
-    "test_split": "test",
-    "output_type": "loglikelihood",
-    "doc_to_text": "{{question}}",
-    "doc_to_target": "{{answer}}",
-    "metric_list": [
-        {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
-    ],
-    "metadata": {"version": 1.5},
-}
-
-
 place = run_place.place
 SETTINGS = [
     "lmam.length=6", "max_steps=8", "max_length=16", "report_to=[]", "lmam.map_learning_rate=0.5",
 ]  # fmt: skip
 RUNS = {align: ("llama", "lmam", "texts", [f"lmam.align={align}"]) for align in ("start", "end")}
-ROW_FILES = {"texts": [{"text": "1 and 2 make 3, 2 and 2 make 4"}], "test": ROWS}
+ROW_FILES = {"texts": [{"text": "1 and 2 make 3, 2 and 2 make 4"}]}
 
 
 @pytest.fixture
-def makes(place, monkeypatch, tmp_path):
+def makes(monkeypatch, tmp_path):
     """A task of 12 rows, which lm-eval keeps in a folder of the test."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    files = {"data_files": {"test": str(place / "test.jsonl")}}
-    (tmp_path / "makes.yaml").write_text(yaml.safe_dump({**TASK, "dataset_kwargs": files}))
-    return tmp_path / "makes.yaml"
-
-
-@torch.no_grad()
-def perplexity_by_hand(model, rows):
-    """exp of the mean over rows of -log p(answer | question), one row at a time."""
-    total, tokenizer = 0.0, byte_tokenizer()
-    for row in rows:
-        question = tokenizer(row["question"])["input_ids"]
-        answer = tokenizer(row["answer"])["input_ids"]
-        ids = torch.tensor([question + answer])
-        # lm-eval never shows the last token, so a map at the end does not count it either.
-        log_p = model(input_ids=ids[:, :-1]).logits.log_softmax(-1)[0, len(question) - 1 :]
-        total -= float(log_p.gather(-1, torch.tensor(answer)[:, None]).sum())
-    return math.exp(total / len(rows))
+    return task_file(tmp_path)
 
 
 @pytest.mark.parametrize("align", RUNS)

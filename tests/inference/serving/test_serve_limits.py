@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import httpx2
 import pytest
@@ -226,9 +227,7 @@ def test_a_batch_that_died_is_made_anew_and_has_two_lines_in_the_log(served, mon
         base = served[BASE].view._shared.base
         kept = base.forward
 
-        def broken(*args, **kwargs):
-            raise RuntimeError("a card fell off the bus")
-
+        broken = Mock(side_effect=RuntimeError("a card fell off the bus"))
         monkeypatch.setattr(base, "forward", broken)
         caplog.clear()
         assert "the model failed at this answer" in said(ask(found, LONG), 503)
@@ -242,10 +241,7 @@ def test_a_batch_that_died_is_made_anew_and_has_two_lines_in_the_log(served, mon
 
 
 def test_a_fault_of_the_server_is_in_its_log_only(usual, monkeypatch, caplog):
-    def broken(*args):
-        raise KeyError("s3cret path")
-
-    monkeypatch.setattr(app, "asks_of", broken)
+    monkeypatch.setattr(app, "asks_of", Mock(side_effect=KeyError("s3cret path")))
     assert said(ask(usual, LONG), 500) == "the server failed at this answer"
     (fault,) = [one for one in caplog.records if one.levelname == "ERROR"]
     assert fault.getMessage() == "a request failed: 's3cret path'"
