@@ -50,12 +50,11 @@ def chat(call, place, monkeypatch):
 
 
 @pytest.fixture
-def written(call, place):
+def written(json_of, place):
     """What ``lorada generate`` writes."""
 
     def text(name, prompt=QUESTION, *options):
-        out = call("generate", place / name, "--prompt", prompt, "--json", *options)[1]
-        return json.loads(out)[0]["output"]
+        return json_of("generate", place / name, "--prompt", prompt, *options)[0]["output"]
 
     return text
 

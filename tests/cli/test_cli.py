@@ -85,24 +85,21 @@ def test_predictions_that_are_damaged_are_one_line(mistake, place, run):
 
 
 def test_json_output_is_nothing_but_json_also_where_colours_are_forced(
-    works, place, tmp_path, monkeypatch
+    works, json_of, place, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("FORCE_COLOR", "1")
     out, _ = works(*train_words(place, tmp_path / "run", "--json"))
     assert json.loads(out)["steps"] == 2
     assert (tmp_path / "run" / "loss.png").is_file()
-    out, _ = works("evaluate", tmp_path / "run", "--data", place / "rows.jsonl", "--json")
-    assert json.loads(out)["n"] == 36
-    out, _ = works("generate", tmp_path / "run", "--prompt", "1 + 1 =", "--json")
-    assert json.loads(out)[0]["prompt"] == "1 + 1 ="
+    assert json_of("evaluate", tmp_path / "run", "--data", place / "rows.jsonl")["n"] == 36
+    assert json_of("generate", tmp_path / "run", "--prompt", "1 + 1 =")[0]["prompt"] == "1 + 1 ="
     for command in ("methods", "tasks", "recipes"):
-        assert json.loads(works(command, "--json")[0])
+        assert json_of(command)
 
 
-def test_params_counts_without_weights_by_the_closed_form(works, place, tmp_path):
+def test_params_counts_without_weights_by_the_closed_form(json_of, place, tmp_path):
     shutil.copy(place / "llama" / "config.json", tmp_path)
-    out, _ = works("params", "--method", "lorada_la", "--model", tmp_path, "--json")
-    counts = json.loads(out)
+    counts = json_of("params", "--method", "lorada_la", "--model", tmp_path)
     d, f, layers, heads = 32, 48, 2, 4
     lmam = 2 * heads * 64 * 2  # as many tokens as the model takes, which are fewer than 128
     lora = (d + d) + (f + d)
@@ -113,9 +110,8 @@ def test_params_counts_without_weights_by_the_closed_form(works, place, tmp_path
     assert counts["percent_of_all"] == pytest.approx(100 * counts["trainable"] / whole)
 
 
-def test_methods_lists_all_of_them_and_shows_one_in_full(works):
-    out, _ = works("methods", "--json")
-    rows = json.loads(out)
+def test_methods_lists_all_of_them_and_shows_one_in_full(works, json_of):
+    rows = json_of("methods")
     assert list(rows) == list(METHODS)
     assert rows["quanta"]["paper"] == "https://arxiv.org/abs/2406.00132"
     out, _ = works("methods")
@@ -128,15 +124,15 @@ def test_methods_lists_all_of_them_and_shows_one_in_full(works):
     out, _ = works("methods", "lora+lmam")
     for part in (METHODS["lora"].formula, "lorada.LmamConfig", "length: 128", "lora_alpha: 64"):
         assert part in out.replace("\n", "")
-    assert list(json.loads(works("methods", "lora", "--json")[0])) == ["lora"]
+    assert list(json_of("methods", "lora")) == ["lora"]
 
 
-def test_methods_lists_pefts_tuners_and_shows_one_in_full(works):
+def test_methods_lists_pefts_tuners_and_shows_one_in_full(works, json_of):
     out, _ = works("methods", "--peft")
     names = out.replace("\n", " ").split("next:")[0].replace(" ", "").split(",")
     assert {"ia3", "vera", "oft"} < set(names)
     assert not set(names) & METHODS.keys()
-    assert list(json.loads(works("methods", "--peft", "--json")[0])) == names
+    assert list(json_of("methods", "--peft")) == names
     out, _ = works("methods", "ia3+lora")
     assert "peft.IA3Config" in out
     assert "feedforward_modules: [down_proj]" in out
@@ -280,11 +276,10 @@ def test_a_command_without_any_word_shows_its_help_and_no_error(call, words):
     assert err == ""
 
 
-def test_resume_needs_only_the_folder(works, place, tmp_path):
+def test_resume_needs_only_the_folder(works, json_of, place, tmp_path):
     works(*train_words(place, tmp_path / "run", "training.save_steps=1"))
     (tmp_path / "run" / "result.json").unlink()
-    out, _ = works("train", "--resume", "--output", tmp_path / "run", "--json")
-    assert json.loads(out)["steps"] == 2
+    assert json_of("train", "--resume", "--output", tmp_path / "run")["steps"] == 2
 
 
 def test_a_training_without_an_output_is_named_and_not_written_over(

@@ -238,11 +238,10 @@ def test_parts_of_a_comparison_join_the_first_and_the_last_one_reports(works, pl
     assert len(list(output.glob("runs/*/*/seed1/result.json"))) == 2
 
 
-def test_the_dry_run_measures_every_candidate_and_writes_nothing(works, place, tmp_path):
+def test_the_dry_run_measures_every_candidate_and_writes_nothing(json_of, place, tmp_path):
     asked = words(place, tmp_path / "out", methods="lora,lmam,bitfit", budget="2000,3000")
-    out, _ = works(*asked, "--dry-run", "--workers", 2, "--json")
+    found = json_of(*asked, "--dry-run", "--workers", 2)
     assert list(tmp_path.iterdir()) == []
-    found = json.loads(out)
     runnable = [row for row in found["candidates"] if row["reason"] is None]
     assert {row["method"] for row in runnable} == {"lora", "lmam"}
     for row in runnable:

@@ -1,7 +1,6 @@
 """The command ``lorada predict``: where texts come from, what is printed, mistakes in one line."""
 
 import io
-import json
 import shlex
 import sys
 
@@ -24,17 +23,16 @@ def pipe(monkeypatch, text):
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
 
 
-def test_texts_come_from_the_command_a_file_or_a_pipe(works, folder, tmp_path, monkeypatch):
+def test_texts_come_from_the_command_a_file_or_a_pipe(json_of, folder, tmp_path, monkeypatch):
     run, texts = folder("label"), ["ab", "abab", "a\u2028b"]
     words = [word for text in texts for word in ("--text", text)]
-    out, _ = works("predict", run, *words, "--json")
-    found = json.loads(out)
+    found = json_of("predict", run, *words)
     assert [one["row"] for one in found] == [1, 2, 3]
     assert {*found[0]["probs"]} == {"n", "y"}
     data = rows_file(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
-    assert json.loads(works("predict", run, "--data", data, "--json")[0]) == found
+    assert json_of("predict", run, "--data", data) == found
     pipe(monkeypatch, "\n".join(texts) + "\n")
-    assert json.loads(works("predict", run, "--json")[0]) == found
+    assert json_of("predict", run) == found
 
 
 def test_labels_are_printed_as_a_table_with_the_next_command(works, folder):
@@ -56,7 +54,7 @@ def test_scores_and_answers_are_printed(works, folder, place):
     assert out.split()[0] in ("0", "1")
 
 
-def test_a_file_is_written_and_named(works, mistake, folder, place, tmp_path):
+def test_a_file_is_written_and_named(works, json_of, mistake, folder, place, tmp_path):
     run, output = folder("label"), tmp_path / "new" / "answers.csv"
     words = ["predict", run, "--data", place / "labels.jsonl", "--output", output]
     out, _ = works(*words)
@@ -66,8 +64,8 @@ def test_a_file_is_written_and_named(works, mistake, folder, place, tmp_path):
     there = f"{output} is there already: choose another --output, or pass --overwrite"
     assert there in mistake(*words)
     assert output.read_text() == first
-    out, _ = works(*words, "--overwrite", "--json")
-    assert json.loads(out) == {"output": str(output), "rows": 9, "answered_before": 0}
+    found = json_of(*words, "--overwrite")
+    assert found == {"output": str(output), "rows": 9, "answered_before": 0}
     assert output.read_text() == first
 
 

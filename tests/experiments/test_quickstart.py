@@ -1,6 +1,5 @@
 """The quickstart, from one command to the table, with a tiny model."""
 
-import json
 import re
 
 import pytest
@@ -33,8 +32,8 @@ def test_the_quickstart_compares(tiny, works):
         assert (tiny / "out" / method / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_the_quickstart_as_json_has_every_number_of_the_table(tiny, works):
-    comparison = json.loads(works("quickstart", "--output", tiny / "out", "--json")[0])
+def test_the_quickstart_as_json_has_every_number_of_the_table(tiny, json_of):
+    comparison = json_of("quickstart", "--output", tiny / "out")
     before, lora, ours = comparison["rows"]
     assert before["parameters"] == 0
     assert 0 < lora["parameters"] <= ours["parameters"]

@@ -92,30 +92,28 @@ def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works):
 
 
 def test_a_program_reads_what_a_person_does_and_the_scale_is_local_without_a_gpu(
-    place, works, monkeypatch
+    place, json_of, monkeypatch
 ):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    words = ("--rows", "lora", "--tasks", "rte", "--seeds", "1", "--json")
-    out, _ = works("table", "5", *words)
-    page = json.loads(out)
+    page = json_of("table", "5", "--rows", "lora", "--tasks", "rte", "--seeds", "1")
     assert page["title"] == "Table 5: GLUE (local scale)"
     assert {"A tiny model, rows that mean nothing.", "scores: accuracy of rte."} <= {*page["notes"]}
     assert [line["source"] for line in page["lines"]] == ["paper", "ours"]
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_a_table_that_is_computed_is_printed_or_written_for_a_program(works, monkeypatch, number):
+def test_a_table_that_is_computed_is_printed_or_is_json(works, json_of, monkeypatch, number):
     found = {"title": "[x]", "columns": ["[/y]", "n"], "rows": [["[z]", 7]], "notes": ["A [/]."]}
     monkeypatch.setattr("lorada.experiments.map_costs.cost_table", lambda number: found)
     out, _ = works("table", number)
     assert {"[x]", "[/y]", "[z]", "7", "• A [/].", f"next: lorada table {number} --json"} <= {
         word.strip() for line in out.splitlines() for word in line.replace("│", "┃").split("┃")
     }
-    assert json.loads(works("table", number, "--json")[0]) == found
+    assert json_of("table", number) == found
 
 
-def test_a_table_that_was_cut_off_runs_only_what_is_missing(place, call, works, mistake):
-    assert call(*LORA)[0] == 0
+def test_a_table_that_was_cut_off_runs_only_what_is_missing(place, works, mistake):
+    works(*LORA)
     first = place / STORED
     before = first.stat().st_mtime_ns
     assert "is there already: use --resume" in mistake(*ASKED)
@@ -126,8 +124,8 @@ def test_a_table_that_was_cut_off_runs_only_what_is_missing(place, call, works, 
 
 
 @pytest.mark.parametrize("metrics", [{}, {"other (base)": {"n": 1}}], ids=["none", "others"])
-def test_a_run_that_was_not_scored_on_all_its_tasks_is_only_scored(metrics, place, call, works):
-    assert call(*LORA)[0] == 0
+def test_a_run_that_was_not_scored_on_all_its_tasks_is_only_scored(metrics, place, works):
+    works(*LORA)
     stored = place / STORED
     kept = json.loads(stored.read_text())
     for path in (stored, place / RUN / "result.json"):
@@ -147,26 +145,26 @@ def of_another_recipe(file):
 @pytest.mark.parametrize(
     ("file", "where"), [(STORED, "--resume"), (f"{RUN}/result.json", "--results=elsewhere")]
 )
-def test_a_result_of_another_recipe_is_not_taken_for_this_one(file, where, place, call, mistake):
-    assert call(*LORA)[0] == 0
+def test_a_result_of_another_recipe_is_not_taken_for_this_one(file, where, works, place, mistake):
+    works(*LORA)
     of_another_recipe(place / file)
     assert f"{file} was made with max_length=48, not 32" in mistake(*LORA, where)
     assert not (place / "elsewhere").exists()
-    assert call(*LORA, "--overwrite")[0] == 0
+    works(*LORA, "--overwrite")
     assert json.loads((place / STORED).read_text())["recipe"]["max_length"] == 32
 
 
-def test_an_overwritten_table_that_is_cut_off_has_no_old_numbers(place, call, monkeypatch):
-    assert call(*ASKED)[0] == 0
+def test_an_overwritten_table_that_is_cut_off_has_no_old_numbers(place, call, works, monkeypatch):
+    works(*ASKED)
     monkeypatch.setattr(table_runs, "train", Mock(side_effect=ValueError("cut off")))
     assert call(*ASKED, "--overwrite")[0] == 2
     assert not list((place / "docs/results").rglob("seed*.json"))
     assert not list((place / "runs").rglob("result.json"))
 
 
-def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, call, works):
+def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, works):
     words = ("table", "5", "--scale", "local", "--tasks", "rte")
-    assert call(*words, "--rows", "lora", "--seeds", "1,1")[0] == 0
+    works(*words, "--rows", "lora", "--seeds", "1,1")
     out, _ = works(*words, "--rows", "full", "--seeds", "2", "--resume")
     assert "LoRA" not in out
     page = (place / PAGE).read_text()
@@ -174,8 +172,8 @@ def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, call, works):
     assert "seeds 1, 2" in page
 
 
-def test_a_result_that_cannot_be_used_for_the_page_is_named_and_left_out(place, call, works):
-    assert call(*LORA)[0] == 0
+def test_a_result_that_cannot_be_used_for_the_page_is_named_and_left_out(place, works):
+    works(*LORA)
     of_another_recipe(place / STORED)
     (place / STORED).with_name("seed1-old.json").write_text("{}")
     out, err = works(*ASKED, "--rows", "full")
@@ -201,8 +199,8 @@ def held(path):
 
 
 @pytest.mark.parametrize("file", [LOCK_FILE, JOB_FILE])
-def test_overwriting_leaves_alone_what_another_process_trains(file, place, call, mistake):
-    assert call(*LORA)[0] == 0
+def test_overwriting_leaves_alone_what_another_process_trains(file, place, works, mistake):
+    works(*LORA)
     run = place / RUN
     with held(run / file):
         assert "is being trained by" in mistake(*LORA, "--overwrite")
@@ -232,9 +230,8 @@ def test_tasks_have_one_order(place):
     assert job.tasks == ["rte", "sst2"]
 
 
-def test_a_dry_run_counts_and_estimates_and_writes_nothing(place, works):
-    out, _ = works("table", "5", "--scale", "local", "--dry-run", "--json")
-    plan = json.loads(out)
+def test_a_dry_run_counts_and_estimates_and_writes_nothing(place, json_of):
+    plan = json_of("table", "5", "--scale", "local", "--dry-run")
     assert len(plan) == 2 * 2 * 2
     assert {entry["steps"] for entry in plan} == {2}
     assert all(entry["tokens"] == 2 * 4 * 32 for entry in plan)
@@ -270,14 +267,14 @@ def test_a_damaged_result_of_a_table_is_one_line(place, works, mistake):
             assert f"{STORED} is not the result of a run: delete it" in mistake(*LORA, "--resume")
 
 
-def test_a_plan_suggests_the_runs_that_it_is_of(place, call, works):
+def test_a_plan_suggests_the_runs_that_it_is_of(place, works):
     asked = ("--scale", "local", "--rows", "lora", "--seeds", "1", "--results", "my [x] results")
     out, _ = works("table", "5", *asked, "--dry-run")
     (line,) = (line for line in out.splitlines() if line.startswith("next: "))
     words = shlex.split(line.removeprefix("next: lorada "))
     assert words[:4] == ["table", "5", "--scale", "local"]
     assert words[-1] == "--resume"
-    assert call(*words)[0] == 0
+    works(*words)
     stored = [path.name for path in (place / "my [x] results").rglob("*.json")]
     assert stored == ["seed1.json"] * len(TASKS)
 
@@ -319,11 +316,11 @@ def test_a_run_that_another_process_holds_is_left_to_it(file, place, call):
     assert not list(place.rglob("results/**/lora/**/seed1.json"))
 
 
-def test_parts_of_a_table_make_the_whole_and_each_shows_what_is_there(place, call, works):
+def test_parts_of_a_table_make_the_whole_and_each_shows_what_is_there(place, works, json_of):
     words = ("table", "5", "--scale", "local", "--rows", "lora", "--seeds", "1")
     folder = place / "docs/results/table5/local/lora"
     for part, tasks in (("1/2", ["rte"]), ("2/2", ["rte", "sst2"])):
-        (planned,) = json.loads(call(*words, "--shard", part, "--dry-run", "--json")[1])
+        (planned,) = json_of(*words, "--shard", part, "--dry-run")
         assert planned["tasks"] == tasks[-1:]
         out, err = works(*words, "--shard", part)
         assert sorted(path.parent.name for path in folder.rglob("seed1.json")) == tasks

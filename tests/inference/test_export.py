@@ -102,13 +102,12 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[3]}-{case[0]}")
-def test_an_exported_model_computes_what_the_run_did(place, tmp_path, works, case):
+def test_an_exported_model_computes_what_the_run_did(place, tmp_path, json_of, case):
     model, rows, auto, method, settings, merged, left = case
     run = train_run(place, tmp_path / "run", method, *settings, model=model, rows=rows)
     batch, target = inputs(), tmp_path / "exported"
     expected = logits(load_run(run).model, batch)
-    out, _ = works("export", run, target, "--json")
-    written = json.loads(out)
+    written = json_of("export", run, target)
     assert written["merged"] == merged
     assert sorted(written["adapter"]) == sorted(left)
     assert (target / "adapter_config.json").exists() == bool(left)

@@ -45,11 +45,11 @@ def weights(folder):
     return {key: tensor for file in files for key, tensor in file.items()}
 
 
-def test_the_adapter_alone_loads_on_the_base_that_it_names(licensed, tmp_path, works):
-    out, _ = works("export", licensed, tmp_path / "out", "--adapter-only", "--json")
+def test_the_adapter_alone_loads_on_the_base_that_it_names(licensed, tmp_path, json_of):
+    written = json_of("export", licensed, tmp_path / "out", "--adapter-only")
     base = licensed.parent / "llama"
-    assert json.loads(out)["base"] == str(base)
-    assert json.loads(out)["adapter"] == ["LMAM", "LORA", "BOTTLENECK"]
+    assert written["base"] == str(base)
+    assert written["adapter"] == ["LMAM", "LORA", "BOTTLENECK"]
     said = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert said["base_model_name_or_path"] == str(base)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -129,12 +129,11 @@ def test_weights_that_float16_cannot_hold_are_refused(place, tmp_path, mistake):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(place, tmp_path, works):
+def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(place, tmp_path, json_of):
     rows_file(place / "three.jsonl", THREE)
     settings = ["pooling=mean"]
     run = train_run(place, tmp_path / "run", "full", *settings, model="bert", rows="three.jsonl")
-    out, _ = works("export", run, tmp_path / "out", "--json")
-    assert json.loads(out)["adapter"] == ["POOLING"]
+    assert json_of("export", run, tmp_path / "out")["adapter"] == ["POOLING"]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "lorada"
     batch, auto = inputs(), AutoModelForSequenceClassification
     model = auto.from_pretrained(tmp_path / "out")

@@ -1,6 +1,5 @@
 """``lorada export --format onnx``: the graph computes what the run does, and says what it takes."""
 
-import json
 import re
 import subprocess
 import sys
@@ -58,10 +57,9 @@ def example_in(target):
     return code.replace("path/to/this/folder", str(target))
 
 
-def test_the_graph_of_a_decoder_writes_what_generate_does(finished, tmp_path, works):
+def test_the_graph_of_a_decoder_writes_what_generate_does(finished, tmp_path, json_of):
     target = tmp_path / "graph"
-    out, _ = works("export", finished, target, "--format", "onnx", "--json")
-    written = json.loads(out)
+    written = json_of("export", finished, target, "--format", "onnx")
     assert (written["merged"], sorted(written["adapter"])) == (["LORA"], ["BOTTLENECK", "LMAM"])
     assert written["inputs"]["input_ids"] == ["int64", ["batch", "tokens"]]
     assert written["outputs"]["output.cache.layers.0.keys"][1][2] == "past + tokens"
@@ -189,13 +187,12 @@ def folder_with(place, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join([*case[:2], *case[2][-1:]]))
-def test_every_kind_of_part_is_in_the_graph(place, tmp_path, works, case):
+def test_every_kind_of_part_is_in_the_graph(place, tmp_path, json_of, case):
     model, method, settings, left = case
     rows = "classes.jsonl" if model in ENCODERS else "rows.jsonl"
     model = folder_with(place, model)
     run = train_run(place, tmp_path / "run", method, *settings, model=model, rows=rows)
-    out, _ = works("export", run, tmp_path / "graph", "--format", "onnx", "--json")
-    written = json.loads(out)
+    written = json_of("export", run, tmp_path / "graph", "--format", "onnx")
     assert sorted(written["adapter"]) == left
     if method == "full":
         assert written["effect"] is None

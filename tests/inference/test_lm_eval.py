@@ -32,10 +32,10 @@ def makes(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("align", RUNS)
-def test_lm_eval_gives_the_likelihoods_of_one_row_at_a_time(align, folder, makes, works):
+def test_lm_eval_gives_the_likelihoods_of_one_row_at_a_time(align, folder, makes, json_of):
     run = folder(align)
     expected = perplexity_by_hand(load_run(run).model, ROWS)
-    scores = json.loads(works("evaluate", run, "--lm-eval", makes, "--json")[0])["lm_eval/makes"]
+    scores = json_of("evaluate", run, "--lm-eval", makes)["lm_eval/makes"]
     assert scores["perplexity"] == pytest.approx(expected, rel=1e-4)
     assert (scores["n"], scores["version"]) == (len(ROWS), "1.5")
     saved = json.loads((run / "result.json").read_text())["metrics"]

@@ -81,14 +81,13 @@ def test_rows_of_another_form_than_the_run_has_learned_are_shown_in_their_own(ru
     assert found == len(run.tokenizer("<|user|>ab<e><|assistant|>")["input_ids"])
 
 
-def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, works):
+def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, works, json_of):
     words = ("explore", runs / "bert", "--text", TEXT, "--maps")
     out, _ = works(*words)
     assert "effect size" in out
     for suffix in (".png", ".svg"):
         assert (runs / "bert" / f"maps{suffix}").stat().st_size > 5000
-    words = ("explore", runs / "llama", "--text", TEXT, "--maps", "--layer", 0, "--json")
-    found = json.loads(works(*words)[0])
+    found = json_of("explore", runs / "llama", "--text", TEXT, "--maps", "--layer", 0)
     assert len(found["layers"]) == 2
     assert found["layer"].endswith("layers.0.self_attn")
 

@@ -252,11 +252,10 @@ def test_two_workers_in_a_fresh_process_find_the_same(place, whole, tmp_path):
     assert final_losses(folder) == {name: expected[name] for name in final_losses(folder)}
 
 
-def test_labels_are_compared_too(works, place, tmp_path):
+def test_labels_are_compared_too(json_of, place, tmp_path):
     folder = tmp_path / "comparison"
     asked = words(place, folder, model="bert", rows="_labels", methods=["lora", "bitfit"])
-    out, _ = works(*asked, "--with-text", "--json")
-    assert json.loads(out) == read(folder / "report.json")
+    assert json_of(*asked, "--with-text") == read(folder / "report.json")
     found = read(folder / "baselines.json")
     assert "drawn anew" in found["as_it_is"]["reason"]
     assert "--" not in found["as_it_is"]["reason"]  # nobody has passed an option for it
