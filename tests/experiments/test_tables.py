@@ -145,10 +145,12 @@ def of_another_recipe(file):
 @pytest.mark.parametrize(
     ("file", "where"), [(STORED, "--resume"), (f"{RUN}/result.json", "--results=elsewhere")]
 )
-def test_a_result_of_another_recipe_is_not_taken_for_this_one(file, where, works, place, mistake):
+def test_a_result_of_another_recipe_is_not_taken_for_this_one(file, where, works, place, call):
     works(*LORA)
     of_another_recipe(place / file)
-    assert f"{file} was made with max_length=48, not 32" in mistake(*LORA, where)
+    code, _, err = call(*LORA, where)
+    assert code == 2
+    assert f"{file} was made with max_length=48, not 32" in err
     assert not (place / "elsewhere").exists()
     works(*LORA, "--overwrite")
     assert json.loads((place / STORED).read_text())["recipe"]["max_length"] == 32
