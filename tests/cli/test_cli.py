@@ -189,7 +189,9 @@ BAD_TRAINING = {
     "rank=3": "write lmam.rank, bottleneck.rank",
     "training.learning_rate=fast": "training.learning_rate='fast'",
     "loss_on=prompt": "loss_on='prompt'...response",
-    "activation_checkpointing=bogus": "='bogus': input should be 'off', 'full' or 'auto'",
+    "activation_checkpointing=bogus": (
+        "error: activation_checkpointing='bogus': input should be 'off', 'full' or 'auto'"
+    ),
     "training.seed=true": "training.seed=True must be a whole number from 0",
     "from_adapter=missing": "no adapter folder at missing",
     "lmam=3": "lmam=3 is a section: write lmam.NAME=…",
@@ -303,7 +305,9 @@ BAD_COMMANDS = {
     "generate RUN --prompt ''": "a prompt is empty",
     "generate RUN --prompt a --max-new-tokens 0": "max-new-tokens",
     "generate RUN --prompt \udc80": "is not UTF-8 text",
-    "generate RUN --prompt a --max-new-tokens 100000": "=100000 leaves no room for a prompt",
+    "generate RUN --prompt a --max-new-tokens 100000": (
+        "max_new_tokens=100000 leaves no room for a prompt"
+    ),
     "params --method lora --model MODEL max_steps=3": "max_steps changes no parameter count",
 }
 

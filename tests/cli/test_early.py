@@ -11,8 +11,10 @@ import yaml
 from folders import rows_file
 
 MANY = """
-import contextlib, io, json, sys, time, lorada_cli
-found = {}
+import contextlib, io, json, pathlib, sys, lorada_cli
+def files():
+    return {str(path): path.is_file() and path.read_bytes() for path in pathlib.Path().rglob("*")}
+found, before = {}, files()
 for case, words in json.load(sys.stdin).items():
     sys.argv, said, code = ["lorada", *words], io.StringIO(), 0
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
@@ -21,7 +23,7 @@ for case, words in json.load(sys.stdin).items():
         except SystemExit as stop:
             code = stop.code
     heavy = [name for name in ("torch", "transformers", "peft") if name in sys.modules]
-    found[case] = [code, said.getvalue(), heavy]
+    found[case] = [code, said.getvalue(), heavy, files() == before]
 print(json.dumps(found))
 """
 
@@ -38,7 +40,9 @@ MISTAKES = {
     f"{TRAIN} --method lroa": "unknown method 'lroa'; did you mean lora",
     f"{TRAIN} --task jsnl": "unknown task 'jsnl'; did you mean jsonl",
     f"train --model smollm {ROWS} --output new": "did you mean smo",
-    f"{TRAIN} --method ia3 --model ./none": "no model folder at ./none: give a folder that",
+    f"{TRAIN} --method ia3 --model ./none": (
+        "no model folder at ./none: give a folder that holds a model, its id on the hub, or "
+    ),
     f"{TRAIN} seed=99999999999999999999": "training.seed=99999999999999999999",
     f"train {ROWS} --output new": "the recipe has no model",
     f"{TRAIN} max_length=long": "max_length='long'",
@@ -55,10 +59,16 @@ MISTAKES = {
     "evaluate half": "half has no result.json",
     "evaluate spoilt": "recipe.yaml line 2 is not YAML",
     "generate damaged --prompt a": "result.json is not JSON",
-    "generate labelled --prompt a": "ask it with lorada predict labelled --text TEXT",
+    "generate labelled --prompt a": (
+        "writes no text: ask it with lorada predict labelled --text TEXT"
+    ),
     "serve labelled run": "labelled is a classifier of y and writes no text",
-    "predict labelled --text a --data labels.jsonl": "--data labels.jsonl exclude each",
-    "predict labelled --text a --output x.txt": "x.txt is neither a .jsonl nor a .csv file",
+    "predict labelled --text a --data labels.jsonl": (
+        "--text 'a' and --data labels.jsonl exclude each other"
+    ),
+    "predict labelled --text a --output x.txt": (
+        "--output x.txt is neither a .jsonl nor a .csv file"
+    ),
     "serve scorer": "is a scorer and writes no text: ask it with lorada predict",
     "serve run --api-key ''": "--api-key is empty, or has a",
     "serve run --timeout inf": "--timeout inf has no end",
@@ -79,18 +89,20 @@ MISTAKES = {
     "plot 3 run": "no data: pass --data FILE",
     "export run new --format onxx": "unknown format 'onxx'; did you mean onnx?",
     "export run new --format onnx --dtype float16": "--dtype is not for --format onnx",
-    "export half new": "half has no result.json",
+    "export half new": "half has no result.json: train it first, or finish it with --resume",
     "export none new": "none is not a run",
     "export run": "no folder to write to: lorada export run DIR",
     "export run new --merge other": "leave out --merge other",
     "export run new --dtype int8": "int8 is not one of",
     "export run new --shard-size 2": "2 is not a size such",
-    "export run new --adapter-only --dtype float16": "--dtype is not for --adapter-only, ",
+    "export run new --adapter-only --dtype float16": (
+        "--dtype is not for --adapter-only, which writes no weights"
+    ),
     "export run new --adapter-only": "run has no adapter",
     "export run run/x": "lies in the run itself",
     "export run half": "half is not empty",
     "table 1": "no table1 of results in the paper: there are tables 2, 3, ",
-    "table 5 --rows lroa": "unknown row of table5 'lroa'; did ",
+    "table 5 --rows lroa": "unknown row of table5 'lroa'; did you mean lora?",
     "table 5 --rows ,": "--rows ',' has no name in it",
     "table 5 --tasks ''": "--tasks '' has no name in it",
     "table 5 --tasks piqa": "unknown task of table5 'piqa'",
@@ -121,7 +133,7 @@ def run_folder(path, model="llama", **files):
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """Exit code, error and heavy packages behind each mistake, all made in one process."""
+    """What each mistake ends in, all made in one process: code, error, heavy packages, files."""
     place = tmp_path_factory.mktemp("early")
     (place / "llama").mkdir()
     (place / "llama" / "config.json").write_text("{}")
@@ -145,12 +157,14 @@ def answers(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.first  # one process has made all answers
 @pytest.mark.parametrize("case", MISTAKES)
 def test_an_obvious_mistake_is_answered_before_torch_is_loaded(case, answers):
-    code, said, heavy = answers[case]
+    code, said, heavy, nothing_written = answers[case]
     lines = said.splitlines()
     assert code == 2, said
     assert len(lines) == 1, said
     assert lines[0].startswith("error: ")
     assert MISTAKES[case] in lines[0]
     assert heavy == []
+    assert nothing_written

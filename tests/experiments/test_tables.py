@@ -257,7 +257,7 @@ SPOILT = {
 
 
 @pytest.mark.first
-def test_a_damaged_result_of_a_table_is_one_line(place, works, mistake):
+def test_a_damaged_result_of_a_table_is_one_line(place, works, call):
     out, _ = works(*LORA)
     assert "next: lorada table 5 --scale local --rows lora --tasks rte --seeds 1" in out
     stored = place / STORED
@@ -266,7 +266,10 @@ def test_a_damaged_result_of_a_table_is_one_line(place, works, mistake):
         for value in values:
             spoilt = value if key == "nothing of it" else {**whole, key: value}
             stored.write_text(json.dumps(spoilt))
-            assert f"{STORED} is not the result of a run: delete it" in mistake(*LORA, "--resume")
+            code, _, err = call(*LORA, "--resume")
+            assert code == 2, (key, value)
+            assert "Traceback" not in err, (key, value)
+            assert f"error: {STORED} is not the result of a run: delete it" in err, (key, value)
 
 
 def test_a_plan_suggests_the_runs_that_it_is_of(place, works):

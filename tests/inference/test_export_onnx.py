@@ -102,12 +102,12 @@ def folder_of(path):
 
 
 def test_a_missing_package_is_named_before_anything_is_loaded(
-    finished, tmp_path, mistake, monkeypatch
+    finished, tmp_path, call, monkeypatch
 ):
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     how = "install the extra `onnx` (pip install '.[onnx]' in a checkout of lorada)"
-    line = mistake("export", finished, tmp_path / "graph", "--format", "onnx")
-    assert line == f"error: onnx is missing: {how}"
+    code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
+    assert (code, err) == (2, f"error: onnx is missing: {how}\n")
     assert folder_of(tmp_path) == []
 
 
@@ -134,12 +134,14 @@ IMPOSSIBLE = r"error: transformers \S+ cannot export this llama model to ONNX \(
     ids=["not traced", "no kernel", "differs"],
 )  # fmt: skip
 def test_a_graph_that_is_not_the_model_leaves_nothing(
-    finished, tmp_path, mistake, monkeypatch, change, message
+    finished, tmp_path, call, monkeypatch, change, message
 ):
     for name, stand_in in change.items():
         monkeypatch.setattr(graph_export, name, stand_in)
-    line = mistake("export", finished, tmp_path / "graph", "--format", "onnx")
-    assert re.match(message, line)
+    code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
+    assert code == 2
+    assert re.match(message, err)
+    assert err.count("\n") == 1
     assert folder_of(tmp_path) == []
 
 
