@@ -252,6 +252,7 @@ BAD_ADAPTERS = {
 
 
 @pytest.mark.filterwarnings("ignore:.*was saved by lorada")  # which the error says too
+@pytest.mark.first  # a pickle, among others
 @pytest.mark.parametrize("case", BAD_ADAPTERS)
 def test_a_broken_adapter_is_one_line(mistake, place, run, tmp_path, case):
     spoil, part = BAD_ADAPTERS[case]
