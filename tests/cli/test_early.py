@@ -102,7 +102,7 @@ MISTAKES = {
     "export run run/x": "lies in the run itself",
     "export run half": "half is not empty",
     "table 1": "no table1 of results in the paper: there are tables 2, 3, ",
-    "table 5 --rows lroa": "unknown row of table5 'lroa'; did you mean lora?",
+    "table 5 --rows lroa": "unknown row of table5 'lroa'; did you mean lora or lorada_a?",
     "table 5 --rows ,": "--rows ',' has no name in it",
     "table 5 --tasks ''": "--tasks '' has no name in it",
     "table 5 --tasks piqa": "unknown task of table5 'piqa'",

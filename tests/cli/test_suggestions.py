@@ -54,9 +54,10 @@ def words_of(command):
     return done.stdout.split("\0")[:-1]
 
 
-def next_of(works, *words):
+def next_of(call, *words):
     """The words of the command that a command suggests."""
-    out, _ = works(*words)
+    code, out, err = call(*words)
+    assert code == 0, err
     (line,) = (line for line in out.splitlines() if line.startswith("next: "))
     return words_of(line.removeprefix("next: "))
 
