@@ -14,9 +14,9 @@ needs_chromium = pytest.mark.skipif(
 )
 
 
-@contextmanager
-def chromium():
-    """A started browser."""
+@pytest.fixture(scope="module")
+def browser():
+    """A started Chromium."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as started:
@@ -46,6 +46,24 @@ def watched(browser, path):
     # The empty icon is a data: address, which the browser counts as a request.
     outside = {url for url in requests if not url.startswith("data:")}
     assert outside == {path.as_uri()}
+
+
+@pytest.fixture
+def opened(browser, request, tmp_path):
+    """A function that opens a page, as the module's ``page_of`` writes it, in a watched browser.
+
+    The page is returned when the module's ``READY``, a selector, is there.
+    """
+    path = tmp_path / "page.html"
+    with watched(browser, path) as open_page:
+
+        def opened_page(data, **options):
+            path.write_text(request.module.page_of(data), encoding="utf-8")
+            page = open_page(**options)
+            appears(page, getattr(request.module, "READY", "html"))
+            return page
+
+        yield opened_page
 
 
 def appears(page, selector, count=1):

@@ -1,6 +1,7 @@
 """What all tests share: no network, seeds, tolerances, and tiny models built from configs."""
 
 import gc
+import json
 import os
 import sys
 
@@ -321,3 +322,9 @@ def mistake(call):
         return line
 
     return run
+
+
+@pytest.fixture
+def json_of(works):
+    """What a command that has to end well prints with --json, read."""
+    return lambda *words: json.loads(works(*words, "--json")[0])

@@ -105,14 +105,6 @@ def die(*, report):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_once(folder: Path, *, report):
-    """Save a checkpoint and die; called again, go on from it."""
-    if not (folder / "checkpoint-1").exists():
-        (folder / "checkpoint-1").mkdir()
-        die(report=report)
-    (folder / "result.json").write_text("from checkpoint-1")
-
-
 def wait_for_interrupt(folder: Path, *, report):
     """Wait until interrupted, then write that."""
     (folder / "started").touch()

@@ -9,19 +9,18 @@ import sys
 
 import pytest
 from folders import TURNS, llama_folder, rows_file
+from trained import train_once
 
 from lorada.cli import chat_command
 from lorada.inference import chat as chat_module
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training.train import train
 
-SETTINGS = [
-    "max_steps=2",
-    "learning_rate=0.02",
-    "report_to=[]",
-    "max_length=32",
-    "max_new_tokens=8",
-]
+SETTINGS = ["max_steps=2", "learning_rate=0.02", "report_to=[]", "max_length=32"]
+SETTINGS += ["max_new_tokens=8"]
+RUNS = {
+    "map": ("llama", "lorada_la", "rows", []),
+    "none": ("llama", "lora", "rows", []),
+    "talk": ("llama", "lora", "turns", []),
+}
 QUESTION = "1 + 1 ="
 
 
@@ -33,13 +32,8 @@ def place(tmp_path_factory):
     llama_folder(place / "llama", initializer_range=0.2)
     rows_file(place / "rows.jsonl")
     rows_file(place / "turns.jsonl", TURNS)
-    runs = {"map": ("lorada_la", "rows"), "none": ("lora", "rows"), "talk": ("lora", "turns")}
-    for name, (method, rows) in runs.items():
-        options = {
-            "method": method, "model": str(place / "llama"), "output": str(place / name),
-            "data": str(place / f"{rows}.jsonl"),
-        }  # fmt: skip
-        train(load_recipe(None, SETTINGS, options), quiet=True)
+    for name in RUNS:
+        train_once(place, name, RUNS, SETTINGS)
     return place
 
 
@@ -56,12 +50,11 @@ def chat(call, place, monkeypatch):
 
 
 @pytest.fixture
-def written(call, place):
+def written(json_of, place):
     """What ``lorada generate`` writes."""
 
     def text(name, prompt=QUESTION, *options):
-        out = call("generate", place / name, "--prompt", prompt, "--json", *options)[1]
-        return json.loads(out)[0]["output"]
+        return json_of("generate", place / name, "--prompt", prompt, *options)[0]["output"]
 
     return text
 
@@ -192,7 +185,7 @@ def test_runs_on_different_bases_do_not_chat(chat, place):
     assert err.count("\n") == 1
 
 
-def test_a_terminal_is_asked_and_ctrl_c_there_ends_nothing(call, place, written, monkeypatch):
+def test_a_terminal_is_asked_and_ctrl_c_there_ends_nothing(works, place, written, monkeypatch):
     asked, typed = [], iter([KeyboardInterrupt, QUESTION, "a \\", "b", EOFError])
 
     def at_terminal(prompt):
@@ -204,8 +197,7 @@ def test_a_terminal_is_asked_and_ctrl_c_there_ends_nothing(call, place, written,
 
     monkeypatch.setattr("builtins.input", at_terminal)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    code, out, err = call("chat", place / "map")
-    assert code == 0
+    out, err = works("chat", place / "map")
     assert asked == ["map> ", "map> ", "map> ", "… ", "map> "]
     two_lines = written("map", "a \nb")
     assert out == f"{written('map')}\n{two_lines}\n"

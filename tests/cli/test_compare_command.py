@@ -2,11 +2,13 @@
 
 import json
 import re
+from unittest.mock import Mock
 
 import pytest
 from folders import ROWS, llama_folder, rows_file
 
 from lorada.experiments.compare import jobs as compare_jobs
+from lorada.experiments.compare import learning_rate
 
 SETTINGS = ["max_steps=2", "max_length=32", "max_new_tokens=2", "training.report_to=[]"]
 
@@ -35,60 +37,37 @@ def words(place, to, *more, **changes):
     return ["compare", *options, *SETTINGS, *more]
 
 
-def mistake(call, *asked):
-    """The one line that a command with a mistake prints."""
-    code, out, err = call(*asked)
-    assert code == 2, err
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert not out
-    return line
-
-
+# What is typed beside a whole command → what is said of it.
 MISTAKES = {
-    "no name in the methods": ({"methods": ","}, "--methods ',' has no name in it"),
-    "an unknown method": ({"methods": "lora,lmom"}, "unknown method 'lmom'; did you mean lmam"),
-    "an unknown setting": ({"methods": "lora:rank=1"}, "lora:rank=1: unknown override 'rank'"),
-    "no rates": ({"rates": "low"}, "--rates low must be learning rates, such as 1e-3,1e-2"),
-    "a rate too high": ({"rates": "1e-3,1"}, "--rates 1 must be from 1e-05 to 0.1"),
-    "a seed below 0": ({"seeds": "-1"}, "--seeds -1 must be a whole number from 0 to 4294967295"),
-    "a rate that is no number": ({"rates": "1e-3,nan"}, "--rates nan must be from 1e-05 to 0.1"),
-    "half a sum": ({"methods": "ia3+"}, "method 'ia3+' has a + without a method beside it"),
-    "a setting twice": (
-        {"methods": "lora:r=1:lora.r=2"},
-        "lora:r=1:lora.r=2: lora.r is given twice: leave one of them out",
+    "--methods ,": "--methods ',' has no name in it",
+    "--methods lora,lmom": "unknown method 'lmom'; did you mean lmam",
+    "--methods lora:rank=1": "lora:rank=1: unknown override 'rank'",
+    "--methods ia3+": "method 'ia3+' has a + without a method beside it",
+    "--methods bitfit": (
+        "no method can be run: bitfit: bitfit trains biases, and LlamaForCausalLM has none"
     ),
-    "fewer trials than none": ({"trials": -1}, "--trials -1 must be 0 or more"),
-    "a budget twice": ({"budget": "1%,1%"}, "--budget names 1% twice"),
-    "a budget that is no number": ({"budget": "much"}, "budget 'much' is neither a share"),
-    "a budget below all": ({"budget": "100%,3"}, "--budget 3 is below the smallest size of every"),
-    "another search": ({"search": "twice"}, "unknown --search 'twice'; known: each-seed, once"),
-    "a search without trials": (
-        {"search": "each-seed", "trials": 0},
-        "--search each-seed and --trials 0 exclude each other",
+    "--methods lora:r=1:lora.r=2": (
+        "lora:r=1:lora.r=2: lora.r is given twice: leave one of them out"
     ),
-    "another reference": ({"against": "dora"}, "--against dora is not compared: add it to"),
-    "no held-out rows": ({"held_out": None}, "scores on held-out rows: pass --held-out FILE"),
-    "known rows": ({"held_out": "leaked.jsonl"}, "are training rows too, so scores would reward"),
-    "an empty file": ({"held_out": "empty.jsonl"}, "empty.jsonl has no rows"),
-    "a missing file": ({"data": "none.jsonl"}, "none.jsonl: pass --data FILE"),
-    "too few rows": ({"data": "few.jsonl"}, "has 8 rows, and none is left to learn from after 8"),
-    "no output": ({"output": None}, "no folder for the comparison: pass --output FOLDER"),
-    "a task with files": ({"task": "rte"}, "leave out"),
-    "workers": ({"workers": 0}, "--workers 0 must be at least 1"),
-}
-
-
-@pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_one_line_and_writes_nothing(call, place, tmp_path, case):
-    changes, message = MISTAKES[case]
-    files = {key: place / value for key, value in changes.items()
-             if str(value).endswith(".jsonl")}  # fmt: skip
-    asked = words(place, tmp_path / "out", **{**changes, **files})
-    assert message in mistake(call, *asked)
-    assert list(tmp_path.iterdir()) == []
-
-
-SETTINGS_OF_ITS_OWN = {
+    "--rates low": "--rates low must be learning rates, such as 1e-3,1e-2",
+    "--rates 1e-3,1": "--rates 1 must be from 1e-05 to 0.1",
+    "--rates 1e-3,nan": "--rates nan must be from 1e-05 to 0.1",
+    "--seeds -1": "--seeds -1 must be a whole number from 0 to 4294967295",
+    "--trials -1": "--trials -1 must be 0 or more",
+    "--budget 1%,1%": "--budget names 1% twice",
+    "--budget much": "budget 'much' is neither a share",
+    "--budget 100%,3": "--budget 3 is below the smallest size of every",
+    "--budget 3": ": lora trains the fewest parameters, 640 (1.994%)",
+    "--search twice": "unknown --search 'twice'; known: each-seed, once",
+    "--search each-seed --trials 0": "--search each-seed and --trials 0 exclude each other",
+    "--against dora": "--against dora is not compared: add it to",
+    "--held-out leaked.jsonl": "are training rows too, so scores would reward",
+    "--held-out empty.jsonl": "empty.jsonl has no rows",
+    "--data none.jsonl": "none.jsonl: pass --data FILE",
+    "--data few.jsonl": "has 8 rows, and none is left to learn from after 8",
+    "--task rte": "leave out",
+    "--workers 0": "--workers 0 must be at least 1",
+    "--shard 1/2 --overwrite": "--shard and --overwrite exclude each other",
     "learning_rate=1e-3": "learning_rate=0.001 is not for a comparison: it is searched",
     "training.seed=3": "seed=3 is not for a comparison: pass --seeds",
     "eval_data=rows.jsonl": "eval_data='rows.jsonl' is not for a comparison: pass --held-out",
@@ -101,58 +80,49 @@ SETTINGS_OF_ITS_OWN = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS_OF_ITS_OWN)
-def test_a_setting_that_the_comparison_chooses_is_refused(call, place, tmp_path, setting):
-    line = mistake(call, *words(place, tmp_path / "out", setting))
-    assert SETTINGS_OF_ITS_OWN[setting] in line
+@pytest.mark.parametrize("typed", MISTAKES)
+def test_a_mistake_is_one_line_and_writes_nothing(mistake, place, tmp_path, monkeypatch, typed):
+    monkeypatch.chdir(place)
+    line = mistake(*words(place, tmp_path / "new" / "out", *typed.split()))
+    assert MISTAKES[typed] in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_floor_is_named_with_its_method(call, place, tmp_path):
-    line = mistake(call, *words(place, tmp_path / "new" / "out", budget="3"))
-    assert ": lora trains the fewest parameters, 640 (1.994%)" in line
+def test_held_out_rows_and_a_folder_are_needed(mistake, place, tmp_path):
+    line = mistake(*words(place, tmp_path / "out", held_out=None))
+    assert "scores on held-out rows: pass --held-out FILE" in line
+    assert "no folder for the comparison: pass --output FOLDER" in mistake(*words(place, None))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_something_else_is_refused(call, place, tmp_path):
+def test_a_folder_with_something_else_is_refused(mistake, place, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for more in ([], ["--overwrite"]):
-        line = mistake(call, *words(place, tmp_path, *more))
+        line = mistake(*words(place, tmp_path, *more))
         assert "is not empty (notes.txt) and holds no comparison" in line
-    assert "is a file: choose another --output" in mistake(
-        call, *words(place, tmp_path / "notes.txt")
-    )
+    line = mistake(*words(place, tmp_path / "notes.txt"))
+    assert "is a file: choose another --output" in line
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_part_may_not_delete_what_others_have_done(call, place, tmp_path):
-    line = mistake(call, *words(place, tmp_path / "out", "--shard", "1/2", "--overwrite"))
-    assert "--shard and --overwrite exclude each other" in line
-
-
-def test_there_must_be_a_comparison_to_resume(call, tmp_path):
-    line = mistake(call, "compare", tmp_path, "--resume")
+def test_there_must_be_a_comparison_to_resume(mistake, tmp_path):
+    line = mistake("compare", tmp_path, "--resume")
     assert "holds no comparison to resume: it has no comparison.yaml" in line
-    assert "nothing to resume" in mistake(call, "compare", "--resume")
-    assert "a folder is for --resume" in mistake(call, "compare", tmp_path, "--trials", "0")
+    assert "nothing to resume" in mistake("compare", "--resume")
+    assert "a folder is for --resume" in mistake("compare", tmp_path, "--trials", "0")
     (tmp_path / "comparison.yaml").write_text("methods: 3\nrecipe: {}\n")
-    line = mistake(call, "compare", tmp_path, "--resume")
+    line = mistake("compare", tmp_path, "--resume")
     assert "comparison.yaml is not a comparison: methods: input should be a valid list" in line
 
 
-@pytest.fixture(scope="module")
-def finished(place, tmp_path_factory):
-    """The folder of a small comparison that is finished, made in the process of the test."""
-    return tmp_path_factory.mktemp("finished") / "comparison"
-
-
 @pytest.fixture
-def comparison(call, place, finished):
-    if not finished.is_dir():
-        code, _, err = call(*words(place, finished, "--allow-overlap", methods="lora", seeds="1",
-                                   trials=0, held_out=place / "leaked.jsonl"))  # fmt: skip
-        assert code == 0, err
-    return finished
+def comparison(works, place):
+    """The folder of a small comparison that is finished, made in the process of the test."""
+    folder = place / "finished"
+    if not folder.is_dir():
+        works(*words(place, folder, "--allow-overlap", methods="lora", seeds="1", trials=0,
+                     held_out=place / "leaked.jsonl"))  # fmt: skip
+    return folder
 
 
 def test_training_rows_can_be_held_out_if_allowed_and_without_trials_the_default_rate_is_taken(
@@ -167,72 +137,53 @@ def test_training_rows_can_be_held_out_if_allowed_and_without_trials_the_default
     assert not (comparison / "trials").exists()
 
 
-def test_a_comparison_is_not_begun_again_over_another(call, place, comparison):
-    line = mistake(call, *words(place, comparison))
+def test_a_comparison_is_not_begun_again_over_another(mistake, place, comparison):
+    line = mistake(*words(place, comparison))
     assert "already holds a comparison: use --resume, --overwrite or another --output" in line
-    line = mistake(call, "compare", comparison, "--resume", "--overwrite")
+    line = mistake("compare", comparison, "--resume", "--overwrite")
     assert "--resume and --overwrite exclude each other" in line
 
 
 CONTRADICTIONS = {
-    "--methods": ("lora,lmam", "--methods=lora, not lora,lmam"),
-    "--seeds": ("1,2", "--seeds=1, not 1,2"),
-    "--trials": ("3", "--trials=0, not 3"),
-    "--budget": ("1%", "--budget=, not 1%"),
-    "--against": ("lora", "--against=None, not lora"),
-    "--with-text": (None, "--with-text=False, not True"),
-    "max_length=16": (None, "max_length=32, not 16"),
-    "max_steps=3": (None, "training.max_steps=2, not 3"),
+    "--methods lora,lmam": "--methods=lora, not lora,lmam",
+    "--seeds 1,2": "--seeds=1, not 1,2",
+    "--trials 3": "--trials=0, not 3",
+    "--budget 1%": "--budget=, not 1%",
+    "--against lora": "--against=None, not lora",
+    "--with-text": "--with-text=False, not True",
+    "max_length=16": "max_length=32, not 16",
+    "max_steps=3": "training.max_steps=2, not 3",
 }
 
 
-@pytest.mark.parametrize("option", CONTRADICTIONS)
-def test_options_that_contradict_the_saved_ones_are_refused_by_name(call, comparison, option):
-    value, message = CONTRADICTIONS[option]
-    given = [option] if value is None else [option, value]
-    line = mistake(call, "compare", comparison, "--resume", *given)
-    assert f"the comparison to resume had {message}: leave it as it was" in line
+@pytest.mark.parametrize("typed", CONTRADICTIONS)
+def test_options_that_contradict_the_saved_ones_are_refused_by_name(mistake, comparison, typed):
+    line = mistake("compare", comparison, "--resume", *typed.split())
+    assert f"the comparison to resume had {CONTRADICTIONS[typed]}: leave it as it was" in line
 
 
-def test_the_same_options_again_are_no_contradiction(call, place, comparison):
+def test_the_same_options_again_are_no_contradiction(works, place, comparison):
     asked = words(place, None, "--resume", "--allow-overlap", methods="lora", seeds="1", trials=0,
                   held_out=place / "leaked.jsonl")  # fmt: skip
-    code, _, err = call("compare", comparison, *asked[1:])
-    assert code == 0, err
+    _, err = works("compare", comparison, *asked[1:])
     assert "1 of 1 jobs were done before" in err
 
 
-def test_other_rows_are_noticed_when_a_comparison_goes_on(call, place, tmp_path):
+def test_other_rows_are_noticed_when_a_comparison_goes_on(mistake, works, place, tmp_path):
     rows_file(tmp_path / "rows.jsonl", ROWS[:28])
     output = tmp_path / "out"
     asked = words(place, output, data=tmp_path / "rows.jsonl", methods="lora", trials=0, seeds="1")
-    assert call(*asked)[0] == 0
+    works(*asked)
     rows_file(tmp_path / "rows.jsonl", ROWS[:27])
-    line = mistake(call, "compare", output, "--resume")
+    line = mistake("compare", output, "--resume")
     assert "the rows are not those that" in line
-    assert call(*asked, "--overwrite")[0] == 0
+    works(*asked, "--overwrite")
     assert json.loads((output / "plan.json").read_text())["train"]["rows"] == 27
 
 
-def test_a_method_that_does_not_fit_is_a_row_with_its_reason(call, place, tmp_path):
-    asked = words(place, tmp_path / "out", methods="lora,bitfit", seeds="1", trials=0)
-    code, _, err = call(*asked)
-    assert code == 0, err
-    _, bitfit = json.loads((tmp_path / "out" / "plan.json").read_text())["candidates"]
-    assert bitfit["trainable"] is None
-    assert "has none" in bitfit["reason"]
-    assert [path.name for path in (tmp_path / "out" / "runs").iterdir()] == ["lora"]
-
-
-def test_if_no_method_fits_the_reasons_are_told(call, place, tmp_path):
-    line = mistake(call, *words(place, tmp_path / "out", methods="bitfit"))
-    assert (
-        "no method can be run: bitfit: bitfit trains biases, and LlamaForCausalLM has none" in line
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_job_that_fails_is_told_and_the_rest_goes_on(call, place, tmp_path, monkeypatch):
+def test_a_job_that_fails_or_cannot_be_run_is_told_and_the_rest_goes_on(
+    call, works, place, tmp_path, monkeypatch
+):
     train = compare_jobs.train
 
     def broken(recipe, **kwargs):
@@ -242,8 +193,11 @@ def test_a_job_that_fails_is_told_and_the_rest_goes_on(call, place, tmp_path, mo
 
     monkeypatch.setattr(compare_jobs, "train", broken)
     output = tmp_path / "out"
-    code, _, err = call(*words(place, output, methods="lmam,lora", seeds="1", trials=0))
+    code, _, err = call(*words(place, output, methods="lmam,lora,bitfit", seeds="1", trials=0))
     assert code == 2
+    *_, bitfit = json.loads((output / "plan.json").read_text())["candidates"]
+    assert bitfit["trainable"] is None
+    assert "has none" in bitfit["reason"]
     failures = json.loads((output / "failures.json").read_text())
     ((name, reason),) = failures.items()
     assert name.startswith("runs/lmam/")
@@ -254,16 +208,13 @@ def test_a_job_that_fails_is_told_and_the_rest_goes_on(call, place, tmp_path, mo
     assert (output / "report.json").is_file()
 
     monkeypatch.setattr(compare_jobs, "train", train)
-    code, _, err = call("compare", output, "--resume")
-    assert code == 0, err
+    works("compare", output, "--resume")
     assert json.loads((output / "failures.json").read_text()) == {}
+    assert {path.name for path in (output / "runs").iterdir()} == {"lmam", "lora"}
 
 
 def test_ctrl_c_says_how_to_go_on(call, place, tmp_path, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(compare_jobs, "train", interrupted)
+    monkeypatch.setattr(compare_jobs, "train", Mock(side_effect=KeyboardInterrupt))
     output = tmp_path / "out"
     code, _, err = call(*words(place, output, methods="lora", seeds="1", trials=0))
     assert code == 130
@@ -271,10 +222,7 @@ def test_ctrl_c_says_how_to_go_on(call, place, tmp_path, monkeypatch):
 
 
 def test_runs_that_wait_for_a_failed_trial_have_its_reason(call, place, tmp_path, monkeypatch):
-    def broken(*_, **__):
-        raise ValueError("no such layer")
-
-    monkeypatch.setattr("lorada.experiments.compare.learning_rate.train", broken)
+    monkeypatch.setattr(learning_rate, "train", Mock(side_effect=ValueError("no such layer")))
     output = tmp_path / "out"
     asked = words(place, output, "--search", "each-seed", methods="lora", seeds="1,2", trials=2)
     assert call(*asked)[0] == 2
@@ -285,25 +233,21 @@ def test_runs_that_wait_for_a_failed_trial_have_its_reason(call, place, tmp_path
     ]  # fmt: skip
 
 
-def test_parts_of_a_comparison_join_the_first_and_the_last_one_reports(call, place, tmp_path):
+def test_parts_of_a_comparison_join_the_first_and_the_last_one_reports(works, place, tmp_path):
     output = tmp_path / "out"
     asked = words(place, output, methods="lora,ia3", seeds="1", trials=0)
-    code, _, err = call(*asked, "--shard", "1/2")
-    assert code == 0, err
+    _, err = works(*asked, "--shard", "1/2")
     assert "1 jobs are left to other commands" in err
     assert not (output / "report.json").exists()
-    code, _, err = call(*asked, "--shard", "2/2")
-    assert code == 0, err
+    works(*asked, "--shard", "2/2")
     assert (output / "report.json").is_file()
     assert len(list(output.glob("runs/*/*/seed1/result.json"))) == 2
 
 
-def test_the_dry_run_measures_every_candidate_and_writes_nothing(call, place, tmp_path):
+def test_the_dry_run_measures_every_candidate_and_writes_nothing(json_of, place, tmp_path):
     asked = words(place, tmp_path / "out", methods="lora,lmam,bitfit", budget="2000,3000")
-    code, out, err = call(*asked, "--dry-run", "--workers", 2, "--json")
-    assert code == 0, err
+    found = json_of(*asked, "--dry-run", "--workers", 2)
     assert list(tmp_path.iterdir()) == []
-    found = json.loads(out)
     runnable = [row for row in found["candidates"] if row["reason"] is None]
     assert {row["method"] for row in runnable} == {"lora", "lmam"}
     for row in runnable:
@@ -317,9 +261,8 @@ def test_the_dry_run_measures_every_candidate_and_writes_nothing(call, place, tm
     assert any(row["method"] == "bitfit" and row["reason"] for row in found["candidates"])
 
 
-def test_the_dry_run_as_a_table(call, place, tmp_path):
+def test_the_dry_run_as_a_table(works, place, tmp_path):
     asked = words(place, tmp_path / "out", "--dry-run", methods="lora,bitfit", trials=0)
-    code, out, err = call(*asked)
-    assert code == 0, err
+    out, _ = works(*asked)
     assert "biases" in out
     assert "2 trainings of 2 steps, 1 at once" in " ".join(out.split())

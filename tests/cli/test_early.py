@@ -1,6 +1,7 @@
 """A mistake that names, files and folders show is answered before torch is there."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import yaml
 from folders import rows_file
 
 MANY = """
-import contextlib, io, json, sys, time, lorada_cli
-found = {}
+import contextlib, io, json, pathlib, sys, lorada_cli
+def files():
+    return {str(path): path.is_file() and path.read_bytes() for path in pathlib.Path().rglob("*")}
+found, before = {}, files()
 for case, words in json.load(sys.stdin).items():
     sys.argv, said, code = ["lorada", *words], io.StringIO(), 0
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
@@ -20,105 +23,99 @@ for case, words in json.load(sys.stdin).items():
         except SystemExit as stop:
             code = stop.code
     heavy = [name for name in ("torch", "transformers", "peft") if name in sys.modules]
-    found[case] = [code, said.getvalue(), heavy]
+    found[case] = [code, said.getvalue(), heavy, files() == before]
 print(json.dumps(found))
 """
 
-MODEL, ROWS = ["--model", "llama"], ["--data", "rows.jsonl"]
-TRAIN = ["train", *MODEL, *ROWS, "--output", "new"]
-COMPARED = [*MODEL, *ROWS, "--held-out", "rows.jsonl", "--output", "new"]
+MODEL, ROWS = "--model llama", "--data rows.jsonl"
+TRAIN = f"train {MODEL} {ROWS} --output new"
+COMPARED = f"{MODEL} {ROWS} --held-out rows.jsonl --output new"
+# What is typed → what is said of it.
 MISTAKES = {
-    "no such recipe": (["train", "none.yaml"], "no recipe at none.yaml"),
-    "broken recipe": (["train", "broken.yaml"], "broken.yaml line 3 is not YAML"),
-    "no pair": ([*TRAIN, "rank=4", "fast"], "'fast' is not key=value"),
-    "no such method": ([*TRAIN, "--method", "lroa"], "unknown method 'lroa'; did you mean lora"),
-    "no such task": ([*TRAIN, "--task", "jsnl"], "unknown task 'jsnl'; did you mean jsonl"),
-    "no such model": (["train", "--model", "smollm", *ROWS, "--output", "new"], "did you mean smo"),
-    "no model folder": (
-        [*TRAIN, "--method", "ia3", "--model", "./none"],
-        "no model folder at ./none: give a folder that holds a model, its id on the hub, or ",
+    "generate run": "Missing",
+    "no-such-command": "No such command",
+    "train none.yaml": "no recipe at none.yaml",
+    "train broken.yaml": "broken.yaml line 3 is not YAML",
+    f"{TRAIN} rank=4 fast": "'fast' is not key=value",
+    f"{TRAIN} --method lroa": "unknown method 'lroa'; did you mean lora",
+    f"{TRAIN} --task jsnl": "unknown task 'jsnl'; did you mean jsonl",
+    f"train --model smollm {ROWS} --output new": "did you mean smo",
+    f"{TRAIN} --method ia3 --model ./none": (
+        "no model folder at ./none: give a folder that holds a model, its id on the hub, or "
     ),
-    "a seed too large": (
-        [*TRAIN, "seed=99999999999999999999"],
-        "training.seed=99999999999999999999",
+    f"{TRAIN} seed=99999999999999999999": "training.seed=99999999999999999999",
+    f"train {ROWS} --output new": "the recipe has no model",
+    f"{TRAIN} max_length=long": "max_length='long'",
+    f"train {MODEL} --output new": "no data: pass --data FILE",
+    f"{TRAIN} --data none.jsonl": "no data file at none.jsonl",
+    f"train {MODEL} --task rte --data-dir none": "no data folder at no",
+    f"train {MODEL} {ROWS} --output run": "run already holds a run",
+    f"train {MODEL} {ROWS} --method lora seed=7": "runs/rows-lora-seed7 already holds a run",
+    f"train {MODEL} {ROWS} --output rows.jsonl": "rows.jsonl is a file",
+    f"{TRAIN} --resume --overwrite": "exclude each other",
+    "train --resume --output run": "run is complete",
+    "train --resume --output none": "holds no run to resume",
+    "evaluate none": "none is not a run",
+    "evaluate half": "half has no result.json",
+    "evaluate spoilt": "recipe.yaml line 2 is not YAML",
+    "generate damaged --prompt a": "result.json is not JSON",
+    "generate labelled --prompt a": (
+        "writes no text: ask it with lorada predict labelled --text TEXT"
     ),
-    "no model": (["train", *ROWS, "--output", "new"], "the recipe has no model"),
-    "wrong type": ([*TRAIN, "max_length=long"], "max_length='long'"),
-    "no data": (["train", *MODEL, "--output", "new"], "no data: pass --data FILE"),
-    "no data file": ([*TRAIN, "--data", "none.jsonl"], "no data file at none.jsonl"),
-    "no data folder": ([*TRAIN[:3], "--task", "rte", "--data-dir", "none"], "no data folder at no"),
-    "taken output": (["train", *MODEL, *ROWS, "--output", "run"], "run already holds a run"),
-    "taken output of no name": (
-        ["train", *MODEL, *ROWS, "--method", "lora", "seed=7"],
-        "runs/rows-lora-seed7 already holds a run",
+    "serve labelled run": "labelled is a classifier of y and writes no text",
+    "predict labelled --text a --data labels.jsonl": (
+        "--text 'a' and --data labels.jsonl exclude each other"
     ),
-    "file as output": (["train", *MODEL, *ROWS, "--output", "rows.jsonl"], "rows.jsonl is a file"),
-    "both ways": ([*TRAIN, "--resume", "--overwrite"], "exclude each other"),
-    "complete": (["train", "--resume", "--output", "run"], "run is complete"),
-    "nothing to resume": (["train", "--resume", "--output", "none"], "holds no run to resume"),
-    "no run": (["evaluate", "none"], "none is not a run"),
-    "unfinished run": (["evaluate", "half"], "half has no result.json"),
-    "recipe of a run": (["evaluate", "spoilt"], "recipe.yaml line 2 is not YAML"),
-    "result of a run": (["generate", "damaged", "--prompt", "a"], "result.json is not JSON"),
-    "generate with a class": (
-        ["generate", "labelled", "--prompt", "a"],
-        "writes no text: ask it with lorada predict labelled --text TEXT",
+    "predict labelled --text a --output x.txt": (
+        "--output x.txt is neither a .jsonl nor a .csv file"
     ),
-    "serve a class": (
-        ["serve", "labelled", "run"],
-        "labelled is a classifier of y and writes no text",
+    "serve scorer": "is a scorer and writes no text: ask it with lorada predict",
+    "serve run --api-key ''": "--api-key is empty, or has a",
+    "serve run --timeout inf": "--timeout inf has no end",
+    "chat run run": "run is given twice",
+    "chat run other": "was trained on llama and other on wide",
+    "evaluate labelled --lm-eval piqa": "labelled is a classifier of y and writes no text",
+    "evaluate run": "no data: pass --data FILE",
+    "evaluate run --data none.csv": "no data file at none.csv",
+    "evaluate run --lm-eval a --data x": "leave out x",
+    "evaluate run --limit 3": "--limit 3 is for --lm-eval",
+    "explore run --text ' ' --maps": "the text is empty",
+    "explore run half other --text a": "3 runs do not fit side by side: give one or two",
+    "explore run --text a": "as its method trained the model itself: explore another run",
+    "methods lorra": "unknown method 'lorra'; did you mean lora",
+    "explain --text a": "lorada explore RUN --text TEXT --maps",
+    "chat run --system a": "run continues each line",
+    "plot 9": "no picture '9'",
+    "plot 3 run": "no data: pass --data FILE",
+    "export run new --format onxx": "unknown format 'onxx'; did you mean onnx?",
+    "export run new --format onnx --dtype float16": "--dtype is not for --format onnx",
+    "export half new": "half has no result.json: train it first, or finish it with --resume",
+    "export none new": "none is not a run",
+    "export run": "no folder to write to: lorada export run DIR",
+    "export run new --merge other": "leave out --merge other",
+    "export run new --dtype int8": "int8 is not one of",
+    "export run new --shard-size 2": "2 is not a size such",
+    "export run new --adapter-only --dtype float16": (
+        "--dtype is not for --adapter-only, which writes no weights"
     ),
-    "predict beside": (
-        ["predict", "labelled", "--text", "a", "--data", "labels.jsonl"],
-        "--text 'a' and --data labels.jsonl exclude each other",
-    ),
-    "predict to no table": (
-        ["predict", "labelled", "--text", "a", "--output", "x.txt"],
-        "--output x.txt is neither a .jsonl nor a .csv file",
-    ),
-    "serve with an empty key": (["serve", "run", "--api-key", ""], "--api-key is empty, or has a"),
-    "serve for ever": (["serve", "run", "--timeout", "inf"], "--timeout inf has no end"),
-    "chat with one twice": (["chat", "run", "run"], "run is given twice"),
-    "chat on two bases": (["chat", "run", "other"], "was trained on llama and other on wide"),
-    "a benchmark of a class": (
-        ["evaluate", "labelled", "--lm-eval", "piqa"],
-        "labelled is a classifier of y and writes no text",
-    ),
-    "no rows to score": (["evaluate", "run"], "no data: pass --data FILE"),
-    "no file to score": (["evaluate", "run", "--data", "none.csv"], "no data file at none.csv"),
-    "limit": (["evaluate", "run", "--limit", "3"], "--limit 3 is for --lm-eval"),
-    "no text": (["explore", "run", "--text", " ", "--maps"], "the text is empty"),
-    "explain": (["explain", "--text", "a"], "lorada explore RUN --text TEXT --maps"),
-    "a system's turn for prompts": (["chat", "run", "--system", "a"], "run continues each line"),
-    "no picture": (["plot", "9"], "no picture '9'"),
-    "no rows of 3": (["plot", "3", "run"], "no data: pass --data FILE"),
-    "export to no format": (["export", "run", "new", "--format", "onxx"], "unknown format 'onxx'"),
-    "export nowhere": (["export", "run"], "no folder to write to: lorada export run DIR"),
-    "export in no dtype": (["export", "run", "new", "--dtype", "int8"], "int8 is not one of"),
-    "export in no size": (["export", "run", "new", "--shard-size", "2"], "2 is not a size such"),
-    "export no weights": (
-        ["export", "run", "new", "--adapter-only", "--dtype", "float16"],
-        "--dtype is not for --adapter-only, which writes no weights",
-    ),
-    "export no adapter": (["export", "run", "new", "--adapter-only"], "run has no adapter"),
-    "export into the run": (["export", "run", "run/x"], "lies in the run itself"),
-    "export to a taken folder": (["export", "run", "half"], "half is not empty"),
-    "no such table": (["table", "1"], "no table1 of results"),
-    "no such row": (["table", "5", "--rows", "lroa"], "unknown row of table5 'lroa'"),
-    "no such task of it": (["table", "5", "--tasks", "piqa"], "unknown task of table5 'piqa'"),
-    "no such scale": (["table", "5", "--scale", "huge"], "--scale huge is not one of"),
-    "no such seeds": (["table", "5", "--seeds", "a"], "--seeds a must be whole numbers"),
-    "no folder of a table": (["table", "5", "--data-dir", "none"], "no data folder at none"),
-    "both ways of a table": (["table", "5", "--resume", "--overwrite"], "exclude each other"),
-    "both ways of a sweep": (["plot", "4", "--resume", "--overwrite"], "exclude each other"),
-    "compare nothing": (["compare", *COMPARED], "nothing to compare: pass --methods"),
-    "compare twice": (["compare", *COMPARED, "--methods", "lora,lora"], "names lora twice"),
-    "compare no seeds": (
-        ["compare", *COMPARED, "--methods", "lora", "--seeds", "1,1"],
-        "--seeds names 1 twice",
-    ),
-    "quickstart again": (["quickstart", "--output", "before"], "lora already holds a run"),
-    "count no model": (["params", "--method", "lora", "--model", "llma-7b"], "unknown model 'llma"),
+    "export run new --adapter-only": "run has no adapter",
+    "export run run/x": "lies in the run itself",
+    "export run half": "half is not empty",
+    "table 1": "no table1 of results in the paper: there are tables 2, 3, ",
+    "table 5 --rows lroa": "unknown row of table5 'lroa'; did you mean lora or lorada_a?",
+    "table 5 --rows ,": "--rows ',' has no name in it",
+    "table 5 --tasks ''": "--tasks '' has no name in it",
+    "table 5 --tasks piqa": "unknown task of table5 'piqa'",
+    "table 5 --scale huge": "--scale huge is not one of",
+    "table 5 --seeds a": "--seeds a must be whole numbers",
+    "table 5 --data-dir none": "no data folder at none",
+    "table 5 --resume --overwrite": "exclude each other",
+    "plot 4 --resume --overwrite": "exclude each other",
+    f"compare {COMPARED}": "nothing to compare: pass --methods",
+    f"compare {COMPARED} --methods lora,lora": "names lora twice",
+    f"compare {COMPARED} --methods lora --seeds 1,1": "--seeds names 1 twice",
+    "quickstart --output before": "lora already holds a run",
+    "params --method lora --model llma-7b": "unknown model 'llma",
 }
 
 
@@ -136,7 +133,7 @@ def run_folder(path, model="llama", **files):
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """Exit code, error and heavy packages behind each mistake, all made in one process."""
+    """What each mistake ends in, all made in one process: code, error, heavy packages, files."""
     place = tmp_path_factory.mktemp("early")
     (place / "llama").mkdir()
     (place / "llama" / "config.json").write_text("{}")
@@ -149,9 +146,10 @@ def answers(tmp_path_factory):
     run_folder(place / "other", model="wide")
     shutil.copytree(place / "llama", place / "wide")
     run_folder(place / "labelled", result=json.dumps({**RESULT, "form": "label", "labels": ["y"]}))
+    run_folder(place / "scorer", result=json.dumps({**RESULT, "form": "score"}))
     run_folder(place / "spoilt", recipe="method: lora\nmodel: [")
     run_folder(place / "damaged", result="{")
-    words = json.dumps({case: words for case, (words, _) in MISTAKES.items()})
+    words = json.dumps({case: shlex.split(case) for case in MISTAKES})
     done = subprocess.run(
         [sys.executable, "-c", MANY], input=words, cwd=place, capture_output=True, text=True
     )
@@ -159,12 +157,14 @@ def answers(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.first  # one process has made all answers
 @pytest.mark.parametrize("case", MISTAKES)
 def test_an_obvious_mistake_is_answered_before_torch_is_loaded(case, answers):
-    code, said, heavy = answers[case]
+    code, said, heavy, nothing_written = answers[case]
     lines = said.splitlines()
     assert code == 2, said
     assert len(lines) == 1, said
     assert lines[0].startswith("error: ")
-    assert MISTAKES[case][1] in lines[0]
+    assert MISTAKES[case] in lines[0]
     assert heavy == []
+    assert nothing_written

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from conftest import assert_close
-from folders import byte_tokenizer, llama_folder, rows_file
+from folders import llama_folder
 from huggingface_hub import ModelCard
+from lm_eval_task import ROWS, perplexity_by_hand, task_file
 from paths import TESTS
 from peft import PeftModel, get_peft_model
 from stacks import config_of, logits, randomise, trained
@@ -258,74 +258,44 @@ def test_options_behind_the_command_are_the_commands(run, capfd):
 
 
 BAD_COMMANDS = {
-    "unknown": (["no-such-program", "--help"], "no command 'no-such-program' on PATH"),
-    "an option": (["--no-such-option"], "no command '--no-such-option' on PATH"),
-    "a script": (["load.py"], "write lorada run python load.py"),
-    "nothing": ([], "Missing argument 'CMD'"),
-    "not for this machine": (["./binary"], "Exec format error"),
+    "no-such-program --help": "no command 'no-such-program' on PATH",
+    "--no-such-option": "no command '--no-such-option' on PATH",
+    "load.py": "write lorada run python load.py",
+    "": "Missing argument 'CMD'",
+    "./binary": "Exec format error",  # not for this machine
 }
 
 
-@pytest.mark.parametrize("case", BAD_COMMANDS)
-def test_what_cannot_be_run_is_one_line_and_exit_code_2(case, place, run, capfd, monkeypatch):
-    words, message = BAD_COMMANDS[case]
+@pytest.mark.parametrize("command", BAD_COMMANDS)
+def test_what_cannot_be_run_is_one_line_and_exit_code_2(command, place, run, capfd, monkeypatch):
     monkeypatch.chdir(place)
     Path("binary").write_bytes(b"\0")
     Path("binary").chmod(0o755)
-    assert run(*words) == 2
+    assert run(*command.split()) == 2
     out, err = capfd.readouterr()
     (line,) = err.splitlines()
     assert line.startswith("error: ")
-    assert message in line
+    assert BAD_COMMANDS[command] in line
     assert out == ""
 
 
 # Tools that load adapters by themselves.
 
-TASK = {
-    "task": "sums",
-    "dataset_path": "json",
-    "test_split": "test",
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{question}}",
-    "doc_to_choice": "{{choices}}",
-    "doc_to_target": "{{gold}}",
-    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-}
-
-
-def likelihoods(model, row):
-    """log p(choice | question) by the model, for each choice."""
-    tokenizer, scores = byte_tokenizer(), []
-    for choice in row["choices"]:
-        question = tokenizer(row["question"])["input_ids"]
-        answer = tokenizer(f" {choice}")["input_ids"]
-        ids = torch.tensor([question + answer])
-        log_p = logits(model, {"input_ids": ids}).log_softmax(-1)[0, len(question) - 1 : -1]
-        scores.append(log_p.gather(-1, torch.tensor(answer)[:, None]).sum())
-    return torch.stack(scores)
-
 
 @pytest.mark.slow
 def test_lm_eval_scores_a_stack_as_our_own_code_does(place, tmp_path):
     pytest.importorskip("lm_eval")
-    rows = [
-        {"question": f"{a} + {b} =", "choices": [str(a + b), str(a * b + 10), str(a)]}
-        for a in range(2, 7)
-        for b in range(1, 5)
-    ]
-    model, base = stacked(place), AutoModelForCausalLM.from_pretrained(place / "llama")
-    rows = [{**row, "gold": int(likelihoods(model, row).argmax())} for row in rows]
-    assert any(int(likelihoods(base, row).argmax()) != row["gold"] for row in rows)
-    rows_file(tmp_path / "rows.jsonl", rows)
-    files = {"data_files": {"test": str(tmp_path / "rows.jsonl")}}
-    (tmp_path / "sums.yaml").write_text(yaml.safe_dump({**TASK, "dataset_kwargs": files}))
+    base = AutoModelForCausalLM.from_pretrained(place / "llama")
+    expected = perplexity_by_hand(stacked(place), ROWS)
+    assert perplexity_by_hand(base, ROWS) != pytest.approx(expected, rel=1e-2)
+    task_file(tmp_path)
     done = through_lorada(
         "lm_eval", "--model", "hf", "--model_args",
-        f"pretrained={place / 'llama'},peft={place / 'stack'},dtype=float32", "--tasks", "sums",
+        f"pretrained={place / 'llama'},peft={place / 'stack'},dtype=float32", "--tasks", "makes",
         "--include_path", tmp_path, "--device", "cpu", "--batch_size", "1", "--output_path",
         tmp_path / "out", HF_DATASETS_CACHE=str(tmp_path / "cache"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (result,) = tmp_path.glob("out/**/results_*.json")
-    assert json.loads(result.read_text())["results"]["sums"]["acc,none"] == 1.0
+    found = json.loads(result.read_text())["results"]["makes"]["perplexity,none"]
+    assert found == pytest.approx(expected, rel=1e-4)

@@ -56,24 +56,21 @@ def test_a_server_answers_curl_and_ends_when_running_requests_have(started, runs
     said = "".join(server.said)
     assert "mine.v1: lorada_la\n" in said
     assert "llama: the base alone\n" in said
+    assert said.count("200 /v1/completions ") == 2
     assert re.search(r"200 /v1/completions model=llama read=1 written=500 first=", said)
     assert QUESTION not in said
     assert "Traceback" not in said
 
 
-def test_an_address_that_is_taken_is_refused_before_a_model_is_loaded(call, runs):
+def test_an_address_that_is_taken_is_refused_before_a_model_is_loaded(mistake, runs):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, out, err = call("serve", runs[0], "--port", port)
-    assert (code, out) == (2, "")
-    assert f"cannot listen at 127.0.0.1 port {port}: Address already in use; choose another" in err
-    code, _, err = call("serve", runs[0], "--host", "no.such.host.invalid")
-    assert code == 2
-    assert "cannot listen at no.such.host.invalid port 8000" in err
+        line = mistake("serve", runs[0], "--port", port)
+    assert f"cannot listen at 127.0.0.1 port {port}: Address already in use; choose another" in line
+    line = mistake("serve", runs[0], "--host", "no.such.host.invalid")
+    assert "cannot listen at no.such.host.invalid port 8000" in line
 
 
-def test_a_missing_extra_is_named(call, runs, monkeypatch):
+def test_a_missing_extra_is_named(mistake, runs, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    code, _, err = call("serve", runs[0])
-    assert code == 2
-    assert "uvicorn is missing: install the extra `serve`" in err
+    assert "uvicorn is missing: install the extra `serve`" in mistake("serve", runs[0])

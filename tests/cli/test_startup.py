@@ -8,28 +8,26 @@ import pytest
 HEAVY = ("torch", "peft", "transformers")
 
 
-def loaded_by(code: str) -> str:
-    """Which of the heavy packages a Python process has loaded at its end."""
-    return printed_by(code)[-1]
+MAIN = """
+try: lorada_cli.main()
+except SystemExit as end: assert not end.code
+"""
 
 
 def printed_by(code: str) -> list[str]:
     """What a Python process prints, and which of the heavy packages it has loaded at its end."""
-    ending = f"\nimport sys\nprint('loaded', [n for n in {HEAVY} if n in sys.modules])"
+    ending = f"\nprint('loaded', [n for n in {HEAVY} if n in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", code + ending], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", "import sys, lorada_cli\n" + code + ending],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
     return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("words", ["--help", "train --help", "--version", "methods",
                                    "methods lorada_la", "methods --json"])  # fmt: skip
 def test_commands_that_list_need_no_torch(words):
-    code = (
-        f"import sys, lorada_cli\nsys.argv = ['lorada', *{words.split()}]\n"
-        "try: lorada_cli.main()\nexcept SystemExit as end: assert not end.code"
-    )
-    assert loaded_by(code) == "loaded []"
+    assert printed_by(f"sys.argv = ['lorada', *{words.split()}]{MAIN}")[-1] == "loaded []"
 
 
 @pytest.mark.parametrize(
@@ -45,17 +43,12 @@ def test_a_shell_completes_names_without_torch(typed, found, monkeypatch):
     monkeypatch.setenv("_LORADA_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", f"lorada {typed}")
     monkeypatch.setenv("COMP_CWORD", str(len(typed.split())))
-    code = (
-        "import sys, lorada_cli\nsys.argv = ['lorada']\n"
-        "try: lorada_cli.main()\nexcept SystemExit as end: assert not end.code"
-    )
-    assert printed_by(code) == [*found, "loaded []"]
+    assert printed_by(f"sys.argv = ['lorada']{MAIN}") == [*found, "loaded []"]
 
 
 def test_no_garbage_is_looked_for_while_torch_is_imported_nor_among_modules_later():
     code = """
 import gc
-import lorada_cli
 from lorada.cli.app import importing
 with importing():
     assert not gc.isenabled()
@@ -67,4 +60,4 @@ with importing():  # a second time there is nothing to import
     assert gc.isenabled()
 assert gc.get_freeze_count() == kept
 """
-    assert loaded_by(code) == "loaded ['torch']"
+    assert printed_by(code)[-1] == "loaded ['torch']"

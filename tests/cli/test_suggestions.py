@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 from folders import bert_folder, llama_folder, rows_file, split_file
+from trained import train_once
 
 from lorada.cli import run_commands
 from lorada.experiments import quickstart
 from lorada.runs.models import loading, names
 
 SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_tokens=4"]
+RUNS = {
+    "a run[/y]": ("llama [red]", "lmam", "my rows", []),
+    "labelled": ("bert", "lmam", "labels", []),
+}
 LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(12)]
 RTE = [{"sentence1": "ab" * (i % 3 + 1), "sentence2": "a", "label": i % 2} for i in range(12)]
 
@@ -82,20 +87,12 @@ def test_a_training_suggests_to_score_it_unless_it_has_been_scored(call, at_home
 @pytest.fixture(scope="module")
 def run(home):
     """A run on the user's own rows, without any to be scored on."""
-    return trained(home, "llama [red]", "my rows.jsonl", "a run[/y]")
+    return train_once(home, "a run[/y]", RUNS, SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def labelled(home):
-    return trained(home, "bert", "labels.jsonl", "labelled")
-
-
-def trained(home, model, rows, output):
-    from lorada.runs.recipe import load_recipe
-    from lorada.runs.training.train import train
-
-    options = {"model": str(home / model), "data": str(home / rows), "output": str(home / output)}
-    return train(load_recipe(None, SETTINGS, {"method": "lmam", **options}), quiet=True).run
+    return train_once(home, "labelled", RUNS, SETTINGS)
 
 
 def test_a_run_can_be_used_as_is_suggested(call, at_home, run):
@@ -188,12 +185,3 @@ def test_the_quickstart_suggests_a_prompt(call, at_home, monkeypatch):
     found = follow(call, "quickstart", "--output", "quick [start] #1: a")
     assert found[1:3] == ["generate", "quick [start] #1: a/lorada_la"]
     assert found[-1].splitlines()[-1] == "Answer:"
-
-
-@pytest.mark.parametrize("number", [2, 3])
-def test_a_table_of_operations_suggests_its_numbers(call, monkeypatch, number):
-    counted = {"title": "[x]", "columns": ["[/y]"], "rows": [["[z]"]], "notes": ["[/]"]}
-    monkeypatch.setattr("lorada.experiments.map_costs.cost_table", lambda number: counted)
-    found = next_of(call, "table", number)
-    assert found[1:] == ["table", str(number), "--json"]
-    assert call(*found[1:])[0] == 0

@@ -82,14 +82,13 @@ def child_of(process):
 
 
 def job(place, name, method, model):
-    settings = [
-        "max_steps=2",
-        "per_device_train_batch_size=4",
-        "training.report_to=[]",
-        "save_strategy=no",
-    ]
+    settings = ["max_steps=2", "per_device_train_batch_size=4", "training.report_to=[]"]
     fixed = {"method": method, "model": str(model), "task": "sst2", "data_dir": str(place / "data")}
-    recipe = load_recipe(None, [*settings, "max_length=32"], {**fixed, "output": str(place / name)})
+    recipe = load_recipe(
+        None,
+        [*settings, "max_length=32", "save_strategy=no"],
+        {**fixed, "output": str(place / name)},
+    )
     row = TableRow(key=name, label=name, method=method)
     return TableJob(row, ["sst2"], 1, recipe, place / "results" / f"{name}.json")
 

@@ -1,14 +1,11 @@
 """The quickstart, from one command to the table, with a tiny model."""
 
-import json
 import re
-import sys
 
 import pytest
 import yaml
 from folders import llama_folder, rows_file
 
-from lorada import cli
 from lorada.experiments import quickstart
 from lorada.runs.models.count import count_parameters
 
@@ -26,14 +23,8 @@ def tiny(tmp_path, monkeypatch):
     return tmp_path
 
 
-def call(monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["lorada", "quickstart", *map(str, words)])
-    cli.main()
-
-
-def test_the_quickstart_compares(tiny, monkeypatch, capsys):
-    call(monkeypatch, "--output", tiny / "out", "--overwrite")
-    out = capsys.readouterr().out
+def test_the_quickstart_compares(tiny, works):
+    out, _ = works("quickstart", "--output", tiny / "out", "--overwrite")
     assert "next: lorada generate" in out
     assert re.findall(r"│ (before|lora|lorada_la) ", out) == ["before", "lora", "lorada_la"]
     assert "36 held-out rows" in out
@@ -41,9 +32,8 @@ def test_the_quickstart_compares(tiny, monkeypatch, capsys):
         assert (tiny / "out" / method / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_the_quickstart_as_json_has_every_number_of_the_table(tiny, monkeypatch, capsys):
-    call(monkeypatch, "--output", tiny / "out", "--json")
-    comparison = json.loads(capsys.readouterr().out)
+def test_the_quickstart_as_json_has_every_number_of_the_table(tiny, json_of):
+    comparison = json_of("quickstart", "--output", tiny / "out")
     before, lora, ours = comparison["rows"]
     assert before["parameters"] == 0
     assert 0 < lora["parameters"] <= ours["parameters"]

@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 
@@ -127,14 +128,6 @@ def test_a_node_that_joins_late_and_shares_no_folder_runs_no_job(engine_of, tmp_
 
 
 @pytest.mark.slow
-def test_a_job_that_dies_goes_on_from_its_checkpoint(engine_of, tmp_path):
-    outcomes, lines = run(engine_of(), job(tmp_path / "one", ray_jobs.die_once))
-    assert outcomes["one"].error == ""
-    assert any("one: its process ended; started again on node" in line for line in lines)
-    assert (tmp_path / "one/result.json").read_text() == "from checkpoint-1"
-
-
-@pytest.mark.slow
 def test_a_path_that_a_node_lacks_is_named(engine_of, tmp_path):
     outcomes, _ = run(engine_of(), job(tmp_path / "one", reads=(tmp_path / "model",)))
     assert f"has no {tmp_path / 'model'}: put it on a path that all" in outcomes["one"].error
@@ -165,11 +158,9 @@ def test_another_service_at_the_address_is_not_waited_for(monkeypatch):
     [("raise SystemExit('Could not find any Ray')", "Could not find any Ray"), ("", "it failed")],
 )
 def test_without_a_cluster_auto_is_one_line(tried, said, monkeypatch):
-    def fail(*arguments, **options):
-        raise ConnectionAbortedError("it failed\nTraceback\n\n")
-
+    fails = Mock(side_effect=ConnectionAbortedError("it failed\nTraceback\n\n"))
     monkeypatch.setattr(ray_connection, "TRY", tried)
-    monkeypatch.setattr(ray_connection.ray, "init", fail)
+    monkeypatch.setattr(ray_connection.ray, "init", fails)
     with pytest.raises(ConnectionError, match=rf"^no Ray cluster at auto \({said}\): start one by"):
         RayEngine("auto")
 

@@ -91,22 +91,6 @@ def test_every_run_is_a_recipe_of_a_method_that_its_model_can_take(number, scale
         pytest.skip(f"{skipped} runs need a task or method that is not there")
 
 
-def check_dry_run(name, scale, keys):
-    """What ``lorada table N --dry-run`` computes, for rows of a table and one of its tasks."""
-    table = load_table(name)
-    tasks = table.tasks_at(scale)[: 1 if table.train == "each" else None]
-    config_of(table.shared(scale).model)
-    found = jobs(table, scale, rows=keys, tasks=tasks, seeds=[1], results=Path("-"),
-                 output=Path("-"))  # fmt: skip
-    assert len(found) == len(keys)
-    for job in found:
-        guess = estimate(job, scale)
-        assert guess["steps"]
-        assert guess["seconds"]
-        assert guess["memory"] > guess["trainable"] > 0
-        assert done(job) is None
-
-
 LONG = {("table4", "paper"), ("table18", "paper")}  # many recipes, or large models
 
 
@@ -116,8 +100,19 @@ LONG = {("table4", "paper"), ("table18", "paper")}  # many recipes, or large mod
      for case in product(sorted(tables()), SCALES)],
 )  # fmt: skip
 def test_every_recipe_passes_a_dry_run(name, scale):
-    by_method = {row.method: row.key for row in reversed(load_table(name).rows_at(scale, None))}
-    check_dry_run(name, scale, list(by_method.values()))
+    table = load_table(name)
+    keys = {row.method: row.key for row in reversed(table.rows_at(scale, None))}
+    tasks = table.tasks_at(scale)[: 1 if table.train == "each" else None]
+    config_of(table.shared(scale).model)
+    found = jobs(table, scale, rows=list(keys.values()), tasks=tasks, seeds=[1],
+                 results=Path("-"), output=Path("-"))  # fmt: skip
+    assert len(found) == len(keys)
+    for job in found:
+        guess = estimate(job, scale)
+        assert guess["steps"]
+        assert guess["seconds"]
+        assert guess["memory"] > guess["trainable"] > 0
+        assert done(job) is None
 
 
 # Models and methods of the other tables are in these too.

@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
+import run_place
 import torch
-from folders import bart_folder, llama_folder, rows_file
+from folders import rows_file
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
@@ -14,11 +16,17 @@ from lorada.inference.can_refill import reason_against
 from lorada.inference.evaluate import evaluate
 from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training.train import train
 
 PLAIN = {"max_new_tokens": 12}
-SIZES = {"initializer_range": 0.3}  # so that answers differ from prompt to prompt
+place = run_place.place
+LLAMA = {"initializer_range": 0.3}  # so that answers differ from prompt to prompt
+SETTINGS = ["max_steps=2", "training.report_to=[]", "save_strategy=no"]
+RUNS = {
+    "run": ("llama", "lmam", "rows", ["lmam.length=6", "lmam.map_learning_rate=0.5",
+                                      "eval_batch_size=2"]),
+    "raw": ("llama", "lmam", "rows", ["lmam.positions=raw"]),
+    "seq2seq": ("bart", "lmam", "rows", []),
+}  # fmt: skip
 PROMPTS = ["a" * n + " + b =" for n in (3, 9, 1, 14, 6)]
 
 
@@ -26,20 +34,10 @@ def can_refill(run, settings):
     return reason_against(run, settings) is None
 
 
-def trained(place, *settings, method="lmam", model=None):
-    data = rows_file(place / "rows.jsonl")
-    options = {"method": method, "model": str(model or llama_folder(place / "llama", **SIZES))}
-    changes = ["max_steps=2", "training.report_to=[]", "save_strategy=no", *settings]
-    options |= {"data": str(data), "output": str(place / "run")}
-    train(load_recipe(None, changes, options), quiet=True)
-    return load_run(place / "run")
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(folder):
     """A run whose map changes what it answers."""
-    settings = ("lmam.length=6", "lmam.map_learning_rate=0.5", "eval_batch_size=2")
-    return trained(tmp_path_factory.mktemp("refill"), *settings)
+    return load_run(folder("run"))
 
 
 ELSEWHERE = [
@@ -87,12 +85,9 @@ def test_models_and_adapters_with_steps_of_their_own_are_left_to_generate(run):
     assert not can_refill(replace(run, model=phi), PLAIN)
 
 
-def test_maps_that_count_pads_are_left_to_generate(tmp_path):
-    assert not can_refill(trained(tmp_path, "lmam.positions=raw"), PLAIN)
-
-
-def test_encoder_decoders_are_left_to_generate(tmp_path):
-    run = trained(tmp_path, model=bart_folder(tmp_path / "bart"))
+def test_maps_that_count_pads_and_encoder_decoders_are_left_to_generate(folder):
+    assert not can_refill(load_run(folder("raw")), PLAIN)
+    run = load_run(folder("seq2seq"))
     assert not can_refill(run, PLAIN)
     assert len(generate(run, ["ab", "abc"])) == 2
 
@@ -131,9 +126,7 @@ def test_prompts_that_lose_their_beginning_are_cut_as_generate_gets_them(run, mo
 
 
 def test_memory_that_runs_out_is_not_taken_for_damaged_settings(run, monkeypatch):
-    def fails(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
+    fails = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
     monkeypatch.setattr(run.model.get_base_model(), "forward", fails)
     monkeypatch.setattr(generating, "reason_against", lambda *_: None)
     with pytest.raises(torch.OutOfMemoryError):

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 import run_place
 import torch
+from folders import refused
 from servers import running
 
 from lorada import explain
@@ -76,36 +77,26 @@ def test_the_checkpoints_of_a_training_are_shown(folder):
     assert first == pytest.approx(explain_text(alone, TEXT)[0].effect.tolist())
 
 
-def test_what_cannot_be_explored_is_refused_in_one_line(folder, call, place):
-    with pytest.raises(ValueError, match="trained the base model itself"):
-        explored([load_run(folder("whole"))], [TEXT])
-    with pytest.raises(ValueError, match="the text is empty"):
-        explored([load_run(folder("lora"))], [" "])
-    with pytest.raises(ValueError, match="read other tokens: explore each alone"):
-        explored([load_run(folder("lora")), load_run(folder("short"))], ["ab" * 14])
-    for words, said in {
-        ("whole",): "has no adapter, as its method trained the model itself: explore another run",
-        ("lora", "map", "classes"): "3 runs do not fit side by side: give one or two",
-    }.items():
-        code, _, err = call("explore", *map(folder, words), "--text", TEXT)
-        assert code == 2
-        assert said in err
+def test_what_cannot_be_explored_is_refused_in_one_line(folder):
+    whole, lora, short = (load_run(folder(name)) for name in ("whole", "lora", "short"))
+    refused("trained the base model itself", lambda: explored([whole], [TEXT]))
+    refused("the text is empty", lambda: explored([lora], [" "]))
+    too_long = "read other tokens: explore each alone"
+    refused(too_long, lambda: explored([lora, short], ["ab" * 14]))
 
 
-def test_the_command_writes_a_page(folder, call, tmp_path):
+def test_the_command_writes_a_page(folder, mistake, works, tmp_path):
     page = tmp_path / "page.html"
     words = ("explore", folder("map"), folder("lora"), "--text", TEXT, "--output", page)
-    code, out, err = call(*words)
-    assert code == 0, err
+    out, _ = works(*words)
     assert "page.html (" in out
     assert "next: lorada chat" in out
     text = page.read_text()
     assert "lorada_la" in text
     assert not re.findall(r"(?:src|href)=[\"']?https?:", text)
-    code, _, err = call(*words)
-    assert code == 2
-    assert "is there already: choose another --output, or pass --overwrite" in err
-    assert call(*words, "--overwrite")[0] == 0
+    there = "is there already: choose another --output, or pass --overwrite"
+    assert there in mistake(*words)
+    works(*words, "--overwrite")
 
 
 def test_runs_in_folders_of_one_name_are_told_apart_by_what_comes_before(folder, tmp_path):
@@ -127,8 +118,7 @@ def test_python_makes_the_same_page(folder, tmp_path):
     assert "sandbox=" in found._repr_html_()
     two = explain(run.model, {"input_ids": torch.cat([batch["input_ids"]] * 2)})
     assert two._repr_html_() is None
-    with pytest.raises(ValueError, match="a page shows one sample, not 2"):
-        two.to_html(tmp_path / "two.html")
+    refused("a page shows one sample, not 2", lambda: two.to_html(tmp_path / "two.html"))
 
 
 def test_a_sentence_of_the_readers_own_is_shown(folder):
@@ -142,8 +132,8 @@ def test_a_sentence_of_the_readers_own_is_shown(folder):
         assert 'value="&lt;b&gt;77&lt;/b&gt;"' in own
         assert "<b>77" not in own
         assert json.dumps("7") in own
-        refused = httpx2.get(found.url + "/", params={"text": " "})
-        assert (refused.status_code, refused.text) == (
+        empty = httpx2.get(found.url + "/", params={"text": " "})
+        assert (empty.status_code, empty.text) == (
             400, "the text is empty: there is nothing to show"
         )  # fmt: skip
 

@@ -5,13 +5,15 @@ import re
 import shutil
 
 import pytest
+import test_export
 import torch
 from conftest import assert_close
 from folders import ROWS, llama_folder, rows_file
 from huggingface_hub import ModelCard
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file
-from test_export import inputs, logits, place, refused, train_run  # noqa: F401 (a fixture)
+from stacks import logits
+from test_export import inputs, train_run
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -22,6 +24,7 @@ from lorada.inference.load import load_run
 from lorada.runs.folder.model_card import front_matter
 from lorada.runs.recipe import load_recipe
 
+place = test_export.place
 pytestmark = pytest.mark.fp64
 THREE = [{"text": row["prompt"], "label": "abc"[i % 3]} for i, row in enumerate(ROWS)]
 
@@ -42,12 +45,11 @@ def weights(folder):
     return {key: tensor for file in files for key, tensor in file.items()}
 
 
-def test_the_adapter_alone_loads_on_the_base_that_it_names(licensed, tmp_path, call):
-    code, out, err = call("export", licensed, tmp_path / "out", "--adapter-only", "--json")
-    assert code == 0, err
+def test_the_adapter_alone_loads_on_the_base_that_it_names(licensed, tmp_path, json_of):
+    written = json_of("export", licensed, tmp_path / "out", "--adapter-only")
     base = licensed.parent / "llama"
-    assert json.loads(out)["base"] == str(base)
-    assert json.loads(out)["adapter"] == ["LMAM", "LORA", "BOTTLENECK"]
+    assert written["base"] == str(base)
+    assert written["adapter"] == ["LMAM", "LORA", "BOTTLENECK"]
     said = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert said["base_model_name_or_path"] == str(base)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -61,15 +63,10 @@ def test_the_adapter_alone_loads_on_the_base_that_it_names(licensed, tmp_path, c
     assert tokenizer("2 + 2 =") == AutoTokenizer.from_pretrained(base)("2 + 2 =")
 
 
-def test_the_card_of_an_adapter_alone_loads_a_head_of_three_classes(
-    place,  # noqa: F811
-    tmp_path,
-    call,
-):
+def test_the_card_of_an_adapter_alone_loads_a_head_of_three_classes(place, tmp_path, works):
     rows_file(place / "three.jsonl", THREE)
     run = train_run(place, tmp_path / "run", "lora+lmam", model="bert", rows="three.jsonl")
-    code, out, _ = call("export", run, tmp_path / "out", "--adapter-only")
-    assert code == 0
+    out, _ = works("export", run, tmp_path / "out", "--adapter-only")
     assert f"next: cat {tmp_path / 'out'}/README.md" in out.replace("\n", "")
     card = (tmp_path / "out" / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
@@ -81,30 +78,24 @@ def test_the_card_of_an_adapter_alone_loads_a_head_of_three_classes(
     assert_close(logits(names["model"], batch), logits(load_run(run).model, batch))
 
 
-def test_a_fully_trained_run_has_no_adapter_to_write_alone(place, tmp_path, call):  # noqa: F811
-    run = train_run(place, tmp_path / "run", "full")
-    refused(call("export", run, tmp_path / "out", "--adapter-only"), "run has no adapter")
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_adapter_whose_base_has_changed_is_not_written(licensed, tmp_path, call):
+def test_an_adapter_whose_base_has_changed_is_not_written(licensed, tmp_path, works, mistake):
     home = shutil.copytree(licensed.parent, tmp_path / "home")
     run, base = home / "run", home / "llama"
     for name in ("recipe.yaml", "result.json"):
         text = (run / name).read_text()
         (run / name).write_text(text.replace(str(licensed.parent), str(home)))
-    assert call("export", run, tmp_path / "before", "--adapter-only")[0] == 0
+    works("export", run, tmp_path / "before", "--adapter-only")
     llama_folder(base, initializer_range=0.1)
-    refused(call("export", run, tmp_path / "out", "--adapter-only"), "are not those that")
+    assert "are not those that" in mistake("export", run, tmp_path / "out", "--adapter-only")
 
 
 @pytest.mark.fp64(False)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_weights_are_merged_before_they_are_rounded(licensed, tmp_path, call, caplog, dtype):
+def test_weights_are_merged_before_they_are_rounded(licensed, tmp_path, works, caplog, dtype):
     whole, cast = tmp_path / "whole", tmp_path / "cast"
-    assert call("export", licensed, whole)[0] == 0
+    works("export", licensed, whole)
     assert "rounded" not in caplog.text
-    assert call("export", licensed, cast, "--dtype", dtype)[0] == 0
+    works("export", licensed, cast, "--dtype", dtype)
     assert f"weights are rounded to {dtype}" in caplog.text
     merged, rounded = weights(whole), weights(cast)
     assert merged.keys() == rounded.keys()
@@ -116,10 +107,10 @@ def test_weights_are_merged_before_they_are_rounded(licensed, tmp_path, call, ca
 
 
 @pytest.mark.fp64(False)
-def test_a_wider_dtype_rounds_nothing_and_files_have_a_size(place, tmp_path, call, caplog):  # noqa: F811
+def test_a_wider_dtype_rounds_nothing_and_files_have_a_size(place, tmp_path, works, caplog):
     run = train_run(place, tmp_path / "run", "lmam", "dtype=bfloat16")
     words = ("--dtype", "float32", "--shard-size", "40KB")
-    assert call("export", run, tmp_path / "out", *words)[0] == 0
+    works("export", run, tmp_path / "out", *words)
     assert "rounded" not in caplog.text
     assert len([*(tmp_path / "out").glob("model-*.safetensors")]) > 1
     base = load_run(run).model.get_base_model().state_dict()
@@ -127,28 +118,22 @@ def test_a_wider_dtype_rounds_nothing_and_files_have_a_size(place, tmp_path, cal
         assert torch.equal(tensor, base[key].float()), key
 
 
-def test_weights_that_float16_cannot_hold_are_refused(place, tmp_path, call):  # noqa: F811
+def test_weights_that_float16_cannot_hold_are_refused(place, tmp_path, mistake):
     model = AutoModelForCausalLM.from_pretrained(place / "llama")
     model.lm_head.weight.data[3, 5] = 1e5
     model.save_pretrained(tmp_path / "llama")
     AutoTokenizer.from_pretrained(place / "llama").save_pretrained(tmp_path / "llama")
     run = train_run(place, tmp_path / "run", "lmam", model=tmp_path / "llama")
-    found = call("export", run, tmp_path / "out", "--dtype", "float16")
-    refused(found, "float16 cannot hold the weights of lm_head.weight")
+    line = mistake("export", run, tmp_path / "out", "--dtype", "float16")
+    assert "float16 cannot hold the weights of lm_head.weight" in line
     assert not (tmp_path / "out").exists()
 
 
-def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(
-    place,  # noqa: F811
-    tmp_path,
-    call,
-):
+def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(place, tmp_path, json_of):
     rows_file(place / "three.jsonl", THREE)
     settings = ["pooling=mean"]
     run = train_run(place, tmp_path / "run", "full", *settings, model="bert", rows="three.jsonl")
-    code, out, err = call("export", run, tmp_path / "out", "--json")
-    assert code == 0, err
-    assert json.loads(out)["adapter"] == ["POOLING"]
+    assert json_of("export", run, tmp_path / "out")["adapter"] == ["POOLING"]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "lorada"
     batch, auto = inputs(), AutoModelForSequenceClassification
     model = auto.from_pretrained(tmp_path / "out")
@@ -160,11 +145,10 @@ def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(
 # Model cards.
 
 
-def test_the_card_has_the_licence_of_the_base(licensed, tmp_path, call):
+def test_the_card_has_the_licence_of_the_base(licensed, tmp_path, works):
     for options in ([], ["--adapter-only"]):
         target = tmp_path / f"out{len(options)}"
-        code, out, _ = call("export", licensed, target, *options)
-        assert code == 0
+        out, _ = works("export", licensed, target, *options)
         assert "the licence of the base" not in out
         card = ModelCard.load(target / "README.md")
         assert card.data.license == "apache-2.0"
@@ -175,7 +159,7 @@ def test_the_card_has_the_licence_of_the_base(licensed, tmp_path, call):
         assert (target / "LICENSE").read_text() == "Apache License"
 
 
-def test_a_licence_that_is_not_known_is_said_to_be(place, tmp_path, call):  # noqa: F811
+def test_a_licence_that_is_not_known_is_said_to_be(place, tmp_path, call):
     run = train_run(place, tmp_path / "run", "lora")
     for options in ([], ["--adapter-only"]):
         target = tmp_path / f"out{len(options)}"

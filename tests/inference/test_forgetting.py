@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import run_place
@@ -78,10 +79,8 @@ def test_a_text_is_read_in_pieces_and_a_last_token_alone_is_left_out(place, monk
 def test_a_loss_that_cannot_be_kept_is_only_warned_of(folder, tmp_path, monkeypatch, caplog):
     run = shutil.copytree(folder("lora"), tmp_path / "run")
     before = read_result(run)
-    monkeypatch.setattr(
-        "lorada.runs.folder.result.write_atomic",
-        lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
-    )
+    full = Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr("lorada.runs.folder.result.write_atomic", full)
     assert math.isfinite(forgetting(load_run(run))["adapted"])
     assert "the losses on the neutral text could not be kept" in caplog.text
     assert read_result(run) == before

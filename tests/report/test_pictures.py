@@ -81,33 +81,28 @@ def test_rows_of_another_form_than_the_run_has_learned_are_shown_in_their_own(ru
     assert found == len(run.tokenizer("<|user|>ab<e><|assistant|>")["input_ids"])
 
 
-def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, call):
+def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, works, json_of):
     words = ("explore", runs / "bert", "--text", TEXT, "--maps")
-    code, out, err = call(*words)
-    assert code == 0, err
+    out, _ = works(*words)
     assert "effect size" in out
     for suffix in (".png", ".svg"):
         assert (runs / "bert" / f"maps{suffix}").stat().st_size > 5000
-    words = ("explore", runs / "llama", "--text", TEXT, "--maps", "--layer", 0, "--json")
-    code, out, _ = call(*words)
-    found = json.loads(out)
+    found = json_of("explore", runs / "llama", "--text", TEXT, "--maps", "--layer", 0)
     assert len(found["layers"]) == 2
     assert found["layer"].endswith("layers.0.self_attn")
 
 
 @pytest.mark.parametrize(("what", "name"), [("1", "figure1"), ("3", "figure3"), ("loss", "loss")])
-def test_a_figure_of_a_run_is_drawn(what, name, runs, tmp_path, call):
+def test_a_figure_of_a_run_is_drawn(what, name, runs, tmp_path, works):
     words = ("plot", what, runs / "bert", "--output", tmp_path, "--rows", 2)
-    code, out, err = call(*words)
-    assert code == 0, err
+    out, _ = works(*words)
     assert "next: lorada" in out
     for suffix in (".png", ".svg"):
         assert (tmp_path / f"{name}{suffix}").stat().st_size > 5000
 
 
-def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(runs, drawn, call):
-    code, _, err = call("plot", "3", runs / "bert", "--rows", 2)
-    assert code == 0, err
+def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(runs, drawn, works):
+    works("plot", "3", runs / "bert", "--rows", 2)
     run = load_run(runs / "bert")
     text = json.loads((runs / "labels.jsonl").open().readline())["text"]
     shown = {axis.get_title(): axis for axis in drawn[0].axes}
@@ -185,38 +180,22 @@ def test_the_sweep_has_a_cell_for_every_heads_and_rank(drawn, tmp_path):
 
 
 BAD = {
-    "no run": (["plot", "1"], "lorada plot 1 needs a run"),
-    "two runs of 1": (["plot", "1", "bert", "llama"], "lorada plot 1 takes 1 run, not 2"),
-    "two runs of 3": (["plot", "3", "bert", "llama"], "lorada plot 3 takes 1 run, not 2"),
-    "a run of 4": (["plot", "4", "bert"], "lorada plot 4 takes no run, not 1"),
-    "no such layer": (
-        ["explore", "bert", "--text", "a", "--maps", "--layer", "7"],
-        "--layer 7 is not in 0–1",
-    ),
-    "no such head": (
-        ["explore", "bert", "--text", "a", "--maps", "--head", "9"],
-        "--head 9 is not in 0–3",
-    ),
-    "no map": (["explore", "plain", "--text", "a", "--maps"], "this model has no active map"),
-    "maps of two runs": (
-        ["explore", "bert", "llama", "--text", "a", "--maps"],
-        "--maps shows one run and one --text",
-    ),
-    "a head of the page": (
-        ["explore", "bert", "--text", "a", "--head", "1"],
-        "--head is for --maps: add it, or leave --head out",
-    ),
-}  # fmt: skip
+    "plot 1": "lorada plot 1 needs a run",
+    "plot 1 bert llama": "lorada plot 1 takes 1 run, not 2",
+    "plot 3 bert llama": "lorada plot 3 takes 1 run, not 2",
+    "plot 4 bert": "lorada plot 4 takes no run, not 1",
+    "explore bert --text a --maps --layer 7": "--layer 7 is not in 0–1",
+    "explore bert --text a --maps --head 9": "--head 9 is not in 0–3",
+    "explore plain --text a --maps": "this model has no active map",
+    "explore bert llama --text a --maps": "--maps shows one run and one --text",
+    "explore bert --text a --head 1": "--head is for --maps: add it, or leave --head out",
+}
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_a_mistake_is_one_line(case, runs, call, monkeypatch):
-    words, message = BAD[case]
+@pytest.mark.parametrize("command", BAD)
+def test_a_mistake_is_one_line(command, runs, mistake, monkeypatch):
     monkeypatch.chdir(runs)
-    code, _, err = call(*words)
-    assert code == 2
-    assert message in err
-    assert "Traceback" not in err
+    assert BAD[command] in mistake(*command.split())
 
 
 @pytest.mark.parametrize("option", ["resume", "overwrite"])

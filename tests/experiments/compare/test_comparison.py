@@ -58,10 +58,6 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def runs_of(folder):
-    return {str(path.parent.relative_to(folder)): path for path in folder.rglob("result.json")}
-
-
 def searches(folder):
     """What the searches have found, without the seconds they took."""
     found = {}
@@ -75,11 +71,11 @@ def searches(folder):
 def final_losses(folder):
     """The logged losses and the scores of every final run."""
     found = {}
-    for name, path in runs_of(folder).items():
-        if name.startswith("runs/"):
-            result = read(path)
-            metrics = {k: v for k, v in result["metrics"].items() if not k.endswith("(base)")}
-            found[name] = result["history"], metrics, result["forgetting"]
+    for path in folder.glob("runs/**/result.json"):
+        result = read(path)
+        metrics = {k: v for k, v in result["metrics"].items() if not k.endswith("(base)")}
+        name = str(path.parent.relative_to(folder))
+        found[name] = result["history"], metrics, result["forgetting"]
     return found
 
 
@@ -256,12 +252,10 @@ def test_two_workers_in_a_fresh_process_find_the_same(place, whole, tmp_path):
     assert final_losses(folder) == {name: expected[name] for name in final_losses(folder)}
 
 
-def test_labels_are_compared_too(call, place, tmp_path):
+def test_labels_are_compared_too(json_of, place, tmp_path):
     folder = tmp_path / "comparison"
     asked = words(place, folder, model="bert", rows="_labels", methods=["lora", "bitfit"])
-    code, out, err = call(*asked, "--with-text", "--json")
-    assert code == 0, err
-    assert json.loads(out) == read(folder / "report.json")
+    assert json_of(*asked, "--with-text") == read(folder / "report.json")
     found = read(folder / "baselines.json")
     assert "drawn anew" in found["as_it_is"]["reason"]
     assert "--" not in found["as_it_is"]["reason"]  # nobody has passed an option for it
@@ -277,23 +271,21 @@ def test_labels_are_compared_too(call, place, tmp_path):
         assert metrics["accuracy"] == pytest.approx(sum(line["score"] for line in lines) / 8)
 
 
-def test_a_benchmark_is_compared_on_its_own_test_rows(call, place, tmp_path):
+def test_a_benchmark_is_compared_on_its_own_test_rows(works, mistake, place, tmp_path):
     rows = [{"sentence1": "ab" * (i % 5 + 1), "sentence2": "c" * i, "label": i % 2}
             for i in range(24)]  # fmt: skip
     split_file(tmp_path / "data" / "glue" / "rte", "train", rows[:16])
     split_file(tmp_path / "data" / "glue" / "rte", "validation", rows[16:])
     folder = tmp_path / "comparison"
-    code, _, err = call(
+    works(
         "compare", "--model", place / "bert", "--task", "rte", "--data-dir", tmp_path / "data",
         "--methods", "lora", "--seeds", 1, "--trials", 0, "--output", folder, *SETTINGS,
     )  # fmt: skip
-    assert code == 0, err
     assert read(folder / "plan.json")["held_out"]["rte"]["rows"] == 8
     (run,) = folder.glob("runs/lora/*/seed1")
     assert read_result(run)["metrics"]["rte"]["n"] == 8
     assert len(read(folder / "baselines.json")["commonest"]["row_scores"]) == 8
     rows[20] = rows[3]
     split_file(tmp_path / "data" / "glue" / "rte", "validation", rows[16:])
-    code, _, err = call("compare", folder, "--resume")
-    assert code == 2
-    assert "1 of 8 held-out rows (rte) are training rows too" in err
+    line = mistake("compare", folder, "--resume")
+    assert "1 of 8 held-out rows (rte) are training rows too" in line

@@ -77,13 +77,15 @@ def search(tmp_path, monkeypatch):
 FALLING = [4.0, 3.0, 2.0, 1.0]
 
 
-def test_the_default_comes_first_and_more_trials_only_add_rates():
-    four, eight = rates_to_try(2e-4, 4), rates_to_try(2e-4, 8)
-    assert four == eight[:4]
-    assert four[0] == 2e-4
+def test_the_default_comes_first_and_others_are_spread_over_the_range():
+    some, eight = rates_to_try(1e-3, 5), rates_to_try(1e-3, 8)
+    assert some == eight[:5]
+    assert some[0] == 1e-3
     assert len(set(eight)) == 8
-    low, high = RATE_RANGE
-    assert all(low <= rate <= high for rate in eight)
+    low, high = map(math.log, RATE_RANGE)
+    places = [(math.log(rate) - low) / (high - low) for rate in eight]
+    assert all(0 <= place <= 1 for place in places)
+    assert sorted(int(4 * place) for place in places[1:5]) == [0, 1, 2, 3]
 
 
 def test_rates_that_the_user_gives_are_tried_as_they_are(search):
@@ -115,12 +117,6 @@ def test_a_trial_that_diverged_or_was_stopped_is_an_end_that_is_worse(search):
     assert found["rate"] == 1e-3
     assert [trial["rate"] for trial in found["trials"]] == script.rates
     assert script.rates == pytest.approx([1e-3, 1e-2, 1e-3 / 10**0.5])
-
-
-def test_four_rates_besides_the_default_lie_in_the_four_quarters_of_the_range():
-    low, high = map(math.log, RATE_RANGE)
-    quarters = [int(4 * (math.log(r) - low) / (high - low)) for r in rates_to_try(1e-3, 5)[1:]]
-    assert sorted(quarters) == [0, 1, 2, 3]
 
 
 def test_the_rate_with_the_lowest_loss_is_chosen(search, tmp_path):

@@ -21,7 +21,6 @@ SETTINGS += ["eval_batch_size=2", "save_strategy=no"]
 RUNS = {
     "mood": ("bert", "lora", "labels", []),
     "topic": ("llama", "lora", "topics", []),
-    "scorer": ("bert", "lora", "scores", []),
 }
 ROW_FILES = {"topics": [{"text": "ab" * (i % 3 + 1), "label": i % 3} for i in range(9)]}
 TEXTS = ["a", "bb" * 20, "c d", "e" * 9, "f"]
@@ -114,9 +113,3 @@ def test_the_command_serves_classifiers(folder):
     finally:
         server.process.kill()
         server.process.wait()
-
-
-def test_a_scorer_is_not_served(call, folder):
-    code, _, err = call("serve", folder("scorer"))
-    assert code == 2
-    assert "is a scorer and writes no text: ask it with lorada predict" in err

@@ -1,23 +1,18 @@
-"""The summary of a comparison: the verdict in every case, the lines, costs and commands."""
+"""The summary of a comparison: the verdict in every case, the lines and their costs."""
 
 import dataclasses
 import json
-import os
-import shlex
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from comparison_errors import made_up_scores
 from made_up_comparison import HELD_OUT, write_made_up
 
-from lorada.report.comparison.commands import BESIDE, LONGER
+from lorada.report.comparison.commands import LONGER
 from lorada.report.comparison.read import Results, ScoredCandidate, ScoredRun, read_comparison
 from lorada.report.comparison.statistics import interval
 from lorada.report.comparison.summarize import summarize
-from lorada.report.comparison.summary import Summary
 
 ROWS = 200
 TINY = 1e-9  # relative; two ways to compute one number
@@ -108,13 +103,11 @@ def test_the_highest_score_is_taken_where_it_is_also_the_cheapest():
 def test_of_those_that_train_the_fewest_the_fastest_is_taken(sizes, words):
     same = alike(1)["lora"]
     results = results_of({"lora": same, "ia3": same, "dora": same[::-1]})
-    for candidate, size in zip(results.candidates, sizes, strict=True):
-        candidate.plan["trainable"] = size
-    results = dataclasses.replace(results, candidates=[
-        dataclasses.replace(candidate, seconds=seconds)
-        for candidate, seconds in zip(results.candidates, (2.5, 3.0, 2.0), strict=True)
-    ])  # fmt: skip
-    summary = summarize(results)
+    candidates = [
+        dataclasses.replace(one, plan={**one.plan, "trainable": size}, seconds=seconds)
+        for one, size, seconds in zip(results.candidates, sizes, (2.5, 3.0, 2.0), strict=True)
+    ]
+    summary = summarize(dataclasses.replace(results, candidates=candidates))
     assert summary.best == "dora"
     assert f"of these dora {words}" in summary.verdict
 
@@ -164,14 +157,16 @@ def test_nothing_beats_the_model_as_it_is():
     assert summary.baselines[1].reason == "no answers"
 
 
-def with_losses(results, *losses):
-    """The comparison with these logged training losses in every run."""
+def with_result(results, **fields):
+    """The comparison with these fields in the result of every run."""
     for candidate in results.candidates:
         for run in candidate.runs:
-            run.result["history"] = [
-                {"step": step, "loss": loss} for step, loss in enumerate(losses, 1)
-            ]
+            run.result.update(fields)
     return results
+
+
+def history(*losses):
+    return [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
 
 
 def test_no_winner_is_crowned_where_nothing_was_learned():
@@ -183,7 +178,7 @@ def test_no_winner_is_crowned_where_nothing_was_learned():
         "commonest": {"answer": "Yes", "row_scores": common.tolist()},
     })  # fmt: skip
     results.plan["steps"] = 24
-    summary = summarize(with_losses(results, 0.69, 0.69, 0.68, 0.68))
+    summary = summarize(with_result(results, history=history(0.69, 0.69, 0.68, 0.68)))
     assert summary.lines[0].score > common.mean()
     assert summary.best == ""
     assert summary.verdict.startswith("No method has learned more than chance would show: ")
@@ -204,7 +199,8 @@ def test_a_method_that_learned_is_taken_and_one_whose_loss_stood_still_has_a_war
     common = 100.0 * (random.random(150) < 0.5)
     base = {"commonest": {"answer": "Yes", "row_scores": common.tolist()}}
     for losses, warned in (((0.69, 0.6, 0.4, 0.3), False), ((0.69, 0.69, 0.68, 0.68), True)):
-        summary = summarize(with_losses(results_of(scores, baselines=base), *losses))
+        results = with_result(results_of(scores, baselines=base), history=history(*losses))
+        summary = summarize(results)
         assert summary.best == "lora"
         hardly = "The training loss of lora hardly fell, from 0.69 to 0.68: more steps"
         assert any(each.startswith(hardly) for each in summary.sentences) == warned
@@ -291,62 +287,53 @@ def test_scores_that_are_losses_are_not_called_percent():
 
 
 def test_a_metric_that_is_no_mean_over_rows_is_named():
-    results = results_of(alike())
-    for candidate in results.candidates:
-        for run in candidate.runs:
-            run.result["metrics"] = {HELD_OUT: {"n": ROWS, "matthews": 12.5, "accuracy": 1.0}}
-    summary = summarize(results)
+    metrics = {HELD_OUT: {"n": ROWS, "matthews": 12.5, "accuracy": 1.0}}
+    summary = summarize(with_result(results_of(alike()), metrics=metrics))
     assert summary.metric == "matthews"
     assert summary.lines[0].value == 12.5
     assert any(each.endswith("over rows, which is not matthews.") for each in summary.sentences)
 
 
-@pytest.fixture
-def folder(made_up_folder) -> Path:
-    return made_up_folder
-
-
-@pytest.fixture
-def summary(made_up_summary) -> Summary:
-    return made_up_summary
-
-
-def test_lines_are_sorted_and_have_each_number(folder, summary):
-    scored = [line.score for line in summary.lines if line.score is not None]
+def test_lines_are_sorted_and_have_each_number(made_up_folder, made_up_summary):
+    scored = [line.score for line in made_up_summary.lines if line.score is not None]
     assert scored == sorted(scored, reverse=True)
-    assert summary.lines[-1].label == "boft"
-    assert summary.lines[-1].reason == "boft does not fit: 576 is no multiple of 5"
-    line = next(line for line in summary.lines if line.label == "lora (0.1%)")
+    assert made_up_summary.lines[-1].label == "boft"
+    assert made_up_summary.lines[-1].reason == "boft does not fit: 576 is no multiple of 5"
+    line = next(line for line in made_up_summary.lines if line.label == "lora (0.1%)")
     results = [
-        json.loads((folder / f"runs/lora/115200/seed{seed}/result.json").read_text())
+        json.loads((made_up_folder / f"runs/lora/115200/seed{seed}/result.json").read_text())
         for seed in (1, 2, 3)
     ]
-    mine = next(c for c in read_comparison(folder).candidates if c.label == line.label)
+    mine = next(c for c in read_comparison(made_up_folder).candidates if c.label == line.label)
     assert (line.low, line.high) == interval(mine.scores)
     assert line.score == pytest.approx(mine.scores.mean(), rel=TINY)
     assert line.value == pytest.approx(line.score, rel=TINY)
-    turns = [json.loads(path.read_text()) for path in (folder / "times/lora/115200").iterdir()]
+    turns = [
+        json.loads(path.read_text()) for path in (made_up_folder / "times/lora/115200").iterdir()
+    ]
     assert line.seconds_per_step == min(turn["seconds_per_step"] for turn in turns)
     assert line.adapter_mb == pytest.approx(results[0]["adapter_bytes"] / 1e6, rel=TINY)
     assert line.peak_memory_gib == results[0]["peak_memory_bytes"] / 2**30
     assert line.forgetting == pytest.approx(115_200 / 3e6, rel=TINY)
     assert (line.rates, line.seeds, line.budget, line.above) == ((2e-4,), (1, 2, 3), "0.1%", False)
-    assert len(summary.histories["lora (0.1%)"]) == 10
+    assert len(made_up_summary.histories["lora (0.1%)"]) == 10
 
 
-def test_each_candidate_is_compared_with_the_reference_of_its_budget(folder, summary):
-    found = {line.label: line.against for line in summary.lines}
+def test_each_candidate_is_compared_with_the_reference_of_its_budget(
+    made_up_folder, made_up_summary
+):
+    found = {line.label: line.against for line in made_up_summary.lines}
     assert found["dora (0.1%)"] == "lora (0.1%)"
     assert found["dora (0.2%)"] == "lora (0.2%)"
     assert found["lora (0.1%)"] == ""
-    other = summarize(read_comparison(folder), against="ia3")
+    other = summarize(read_comparison(made_up_folder), against="ia3")
     assert {line.against for line in other.lines if line.score} == {"ia3", ""}
     with pytest.raises(ValueError, match="unknown method to compare with 'lara'; did you mean"):
-        summarize(read_comparison(folder), against="lara")
+        summarize(read_comparison(made_up_folder), against="lara")
 
 
-def test_sentences_say_what_limits_the_verdict(summary):
-    said = " ".join(summary.sentences)
+def test_sentences_say_what_limits_the_verdict(made_up_summary):
+    said = " ".join(made_up_summary.sentences)
     assert "28 of 30 runs are scored" in said
     assert "With 60 rows and 2 to 3 seeds a difference under " in said
     assert "The letters compare all 45 pairs of candidates at once" in said
@@ -354,94 +341,26 @@ def test_sentences_say_what_limits_the_verdict(summary):
     assert "40 trials, 10 of them stopped early." in said
 
 
-def test_rows_that_divide_the_candidates_most_come_first(folder, summary):
-    sizes = [min(len(one.right), len(one.wrong)) for one in summary.disagreements]
+def test_rows_that_divide_the_candidates_most_come_first(made_up_folder, made_up_summary):
+    sizes = [min(len(one.right), len(one.wrong)) for one in made_up_summary.disagreements]
     assert sizes == sorted(sizes, reverse=True)
     assert 0 < len(sizes) <= 50
-    first = summary.disagreements[0]
+    first = made_up_summary.disagreements[0]
     assert first.rows == Path(HELD_OUT).name
-    for candidate in read_comparison(folder).candidates:
+    for candidate in read_comparison(made_up_folder).candidates:
         if candidate.runs:
             right = candidate.scores[:, first.row - 1].mean() > 50
             assert (candidate.label in first.right) == right
             assert (candidate.label in first.wrong) != right
 
 
-def test_texts_of_rows_are_shown_only_if_asked(folder):
-    results = read_comparison(folder)
+def test_texts_of_rows_are_shown_only_if_asked(made_up_folder):
+    results = read_comparison(made_up_folder)
     run = next(c for c in results.candidates if c.runs).runs[0]
     run.texts.update({row: (f"question {row[1]}", "Yes") for row in results.rows})
     first = summarize(results, with_text=True).disagreements[0]
     assert (first.text, first.answer) == (f"question {first.row}", "Yes")
     assert summarize(results).disagreements[0].text is None
-
-
-def test_the_commands_are_commands_of_lorada(summary):
-    from lorada import cli
-
-    commands = typer.main.get_command(cli.app).commands
-    assert list(summary.commands) == ["train", "export", "serve", "explore", BESIDE]
-    for command in summary.commands.values():
-        program, name, *rest = shlex.split(command)
-        assert program == "lorada"
-        commands[name].make_context(name, rest).close()  # refuses unknown options
-    recipe = Path(shlex.split(summary.commands["train"])[2])
-    assert recipe.is_file()
-    assert recipe.parts[-4] in summary.best
-
-
-@pytest.mark.parametrize(
-    ("form", "uses"), [("label", ["predict", "serve"]), ("score", ["predict"]), ("text", ["serve"])]
-)
-def test_the_commands_are_those_that_the_form_of_the_rows_allows(form, uses):
-    results = results_of(alike())
-    for candidate in results.candidates:
-        candidate.runs[0].result["form"] = form
-    assert list(summarize(results).commands) == ["train", "export", *uses, "explore", BESIDE]
-
-
-def test_a_run_with_remote_code_is_trained_and_exported_with_it():
-    results = results_of(alike())
-    for candidate in results.candidates:
-        candidate.runs[0].result["recipe"] = {"trust_remote_code": True}
-    commands = summarize(results).commands
-    assert "--trust-remote-code" in commands["train"]
-    assert "--trust-remote-code" in commands["export"]
-    assert "--trust-remote-code" in commands[BESIDE]
-
-
-def explored_beside(summary):
-    """The folders of the runs, and the page, in the command for two runs."""
-    _, _, first, second, *rest = shlex.split(summary.commands[BESIDE])
-    return first, second, Path(rest[rest.index("--output") + 1])
-
-
-def test_the_winner_is_explored_beside_the_best_of_another_method_at_one_seed(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "made up")
-    results = read_comparison(tmp_path / "made up")
-    by_label = {candidate.label: candidate for candidate in results.candidates}
-    summary = summarize(results)
-    order = [line.label for line in summary.lines]
-    assert order[:3] == ["lorada_la (0.2%)", "lorada_la (0.1%)", "dora (0.1%)"]
-    by_label["dora (0.1%)"].runs.pop(0)  # the first seed that both have is 2
-    first, second, page = explored_beside(summarize(results))
-    assert first == str(results.folder / "runs/lorada_la/218910/seed2")
-    assert second == str(results.folder / "runs/dora/103680/seed2")
-    assert page == results.folder / "explore-lorada_la-218910-dora-103680-seed2.html"
-    (Path(second) / "model").mkdir()  # a model that was trained itself has no adapter
-    assert BESIDE not in summarize(results).commands
-
-
-def test_a_page_of_two_runs_is_linked_while_it_is_not_older_than_they(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "made up")
-    results = read_comparison(tmp_path / "made up")
-    _, second, page = explored_beside(summarize(results))
-    assert summarize(results).pages == {}
-    page.write_text("")
-    assert summarize(results).pages == {BESIDE: page.name}
-    later = page.stat().st_mtime + 1
-    os.utime(Path(second) / "result.json", (later, later))
-    assert summarize(results).pages == {}
 
 
 def test_a_mixed_set_of_machines_and_versions_is_said():

@@ -5,8 +5,9 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 
+import browsing
 import pytest
-from browsing import chromium, needs_chromium, watched, widest
+from browsing import needs_chromium, widest
 
 pytest.importorskip("matplotlib", reason="needs the extra compare")
 
@@ -23,28 +24,7 @@ HOSTILE = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def opened(browser, tmp_path):
-    """A function that opens a page, which must make no request and no error until the test ends."""
-    path = tmp_path / "report.html"
-    with watched(browser, path) as open_page:
-
-        def opened_page(summary, **options):
-            path.write_text(comparison_page(summary), encoding="utf-8")
-            return open_page(**options)
-
-        yield opened_page
-
-
-def names_in(page):
-    """The headings of the first table's rows, from above."""
-    return page.locator("table").first.locator("tbody th > bdi").all_text_contents()
+browser, opened, page_of = browsing.browser, browsing.opened, comparison_page
 
 
 def test_forty_candidates_with_long_trainings_fit_in_two_megabytes(made_up_summary):
@@ -92,7 +72,8 @@ def test_hostile_names_and_texts_stay_text(opened, made_up_summary):
     page = opened(summary, viewport={"width": 320, "height": 640})
     assert page.evaluate("window.hacked") is None
     assert page.locator("script").count() == page.locator("img").count() == 0
-    assert set(names_in(page)) >= set(HOSTILE)
+    names = page.locator("table").first.locator("tbody th > bdi").all_text_contents()
+    assert set(names) >= set(HOSTILE)
     assert page.locator(".verdict").text_content() == everywhere
     assert page.locator("pre.command").text_content() == everywhere
     assert widest(page) == 320  # on a narrow page only tables scroll
@@ -118,14 +99,6 @@ def test_text_of_page_and_pictures_can_be_read_in_light_and_dark(
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert widest(page) <= page.viewport_size["width"]
-
-
-def test_a_comparison_without_a_score_is_a_page_without_pictures(made_up_summary):
-    failed = made_up_summary.lines[-1:]
-    nothing = replace(made_up_summary, lines=failed, histories={}, tried={}, disagreements=())
-    page = comparison_page(replace(nothing, best="", commands={}, baselines=(), seeds=()))
-    assert 'class="chart"' not in page
-    assert f'<tr class="failed">\n<th scope="row"><bdi>{failed[0].label}</bdi>' in page
 
 
 def test_rows_where_candidates_disagree_are_shown_by_number_and_text(made_up_summary):

@@ -37,20 +37,21 @@ def written(made_up_folder):
 def test_the_report_is_written_in_five_forms_with_one_verdict(
     made_up_folder, written, made_up_summary
 ):
-    folder, summary = made_up_folder, made_up_summary
-    assert sorted(written) == sorted(folder / name for name in NAMES)
-    stored = json.loads((folder / "report.json").read_text())
-    assert stored == json.loads(json.dumps(dataclasses.asdict(summary)))
+    assert sorted(written) == sorted(made_up_folder / name for name in NAMES)
+    stored = json.loads((made_up_folder / "report.json").read_text())
+    assert stored == json.loads(json.dumps(dataclasses.asdict(made_up_summary)))
     verdict = stored["verdict"]
-    assert f'<p class="verdict">{verdict}</p>' in (folder / "report.html").read_text()
-    assert verdict in (folder / "report.md").read_text()
+    assert f'<p class="verdict">{verdict}</p>' in (made_up_folder / "report.html").read_text()
+    assert verdict in (made_up_folder / "report.md").read_text()
 
 
 def test_a_comparison_of_which_nothing_has_run_has_a_report(tmp_path, made_up_folder):
     (tmp_path / "plan.json").write_text((made_up_folder / "plan.json").read_text())
     _, written = write_report(tmp_path)
     assert [path.name for path in written] == NAMES
-    assert 'class="chart"' not in written[0].read_text()
+    page = written[0].read_text()
+    assert 'class="chart"' not in page
+    assert '<tr class="failed">\n<th scope="row"><bdi>boft</bdi>' in page
 
 
 def test_a_folder_without_a_plan_is_refused_and_left_alone(tmp_path):
@@ -60,14 +61,17 @@ def test_a_folder_without_a_plan_is_refused_and_left_alone(tmp_path):
 
 
 def test_markdown_begins_with_the_verdict_and_shows_every_part(made_up_summary):
-    summary = made_up_summary
-    text = markdown(summary)
+    text = markdown(made_up_summary)
     title, _, verdict = text.splitlines()[:3]
     assert title == "# Comparison of methods: smollm2-135m, test.jsonl"
-    assert verdict == f"**{summary.verdict}**"
-    for part in (*summary.sentences, *summary.notes, *summary.commands.values()):
+    assert verdict == f"**{made_up_summary.verdict}**"
+    for part in (
+        *made_up_summary.sentences,
+        *made_up_summary.notes,
+        *made_up_summary.commands.values(),
+    ):
         assert part in text
-    top = summary.lines[0]
+    top = made_up_summary.lines[0]
     assert f"| {top.label} | {top.score:.1f} (" in text
     assert f"| {top.trainable:,} ({top.percent:.3f} %) |" in text
     assert "345,600 (0.257 %, above the budget) |" in text
@@ -75,22 +79,20 @@ def test_markdown_begins_with_the_verdict_and_shows_every_part(made_up_summary):
 
 
 def test_csv_has_each_field_of_each_line(made_up_summary):
-    summary = made_up_summary
-    rows = list(csv.DictReader(io.StringIO(comma_separated(summary))))
+    rows = list(csv.DictReader(io.StringIO(comma_separated(made_up_summary))))
     assert list(rows[0]) == [field.name for field in dataclasses.fields(CandidateLine)]
-    assert [row["label"] for row in rows] == [line.label for line in summary.lines]
-    first = summary.lines[0]
+    assert [row["label"] for row in rows] == [line.label for line in made_up_summary.lines]
+    first = made_up_summary.lines[0]
     assert float(rows[0]["score"]) == first.score
     assert rows[0]["seeds"] == "1 2 3"
     assert rows[-1]["score"] == ""
-    assert comma_separated(summary).splitlines()[1].split(",")[5] == str(first.trainable)
+    assert comma_separated(made_up_summary).splitlines()[1].split(",")[5] == str(first.trainable)
 
 
 def test_latex_has_a_row_for_each_candidate_and_each_score_without_training(made_up_summary):
-    summary = made_up_summary
-    text = latex(summary)
-    assert text.count(r" \\") == 1 + len(summary.lines) + len(summary.baselines)
-    assert text.startswith(f"% {summary.verdict}\n")
+    text = latex(made_up_summary)
+    assert text.count(r" \\") == 1 + len(made_up_summary.lines) + len(made_up_summary.baselines)
+    assert text.startswith(f"% {made_up_summary.verdict}\n")
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
         assert rule in text
 
