@@ -24,7 +24,17 @@ def study(monkeypatch):
     """Imports a script of the study; its neighbours are found, as when it is run."""
     monkeypatch.syspath_prepend(str(STUDY))
     yield importlib.import_module
-    for name in ("run", "rows", "hypotheses", "page", "kept", "second", "atlas", "reach"):
+    for name in (
+        "run",
+        "rows",
+        "hypotheses",
+        "page",
+        "kept",
+        "second",
+        "atlas",
+        "reach",
+        "picture",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -128,6 +138,14 @@ def test_the_tests_can_be_repeated_from_what_is_kept(study, tmp_path):
     assert "1 of 6 tests have all of their runs." in lines
     (ablation,) = [line for line in lines if line.startswith("| `softmax` | 5 | -")]
     assert ablation.endswith("| -42.9 |")
+
+
+def test_an_interval_of_the_picture_holds_the_truth_in_19_cases_of_20(study):
+    picture, held = study("picture"), []
+    for seed in range(200):
+        one, other = (measured(picture, 0.7, (seed, i), rows=200).scores for i in range(2))
+        held.append(abs(one.mean() - other.mean()) < picture.half_width(one, other))
+    assert 0.9 <= np.mean(held) <= 0.99
 
 
 def test_cut_maps_are_scored_on_all_rows(study, tmp_path, monkeypatch):
