@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.runs.folder.same_base import refuse_different_bases
+from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
 from lorada.runs.models.base_settings import loading_settings
 from lorada.runs.prepare import prepare_training
 from lorada.runs.training.train import train
@@ -168,3 +168,9 @@ def test_a_base_is_spread_where_the_recipe_says_so(place, tmp_path):
     assert one == {"device_map": {"": torch.device("cuda", 1)}}
     assert loading_settings(recipe(place, tmp_path / "run"), None, headed=False) == {}
     assert train(asked, quiet=True).result["steps"] == 2
+
+
+def test_runs_of_one_name_are_named_from_the_folder_that_they_share(tmp_path):
+    folders = [tmp_path / name for name in ("a/lora/seed1", "a/lmam/seed1", "a/mine")]
+    assert adapter_names(folders) == ["lora/seed1", "lmam/seed1", "mine"]
+    assert adapter_names([tmp_path / "a", tmp_path / "a/a"]) == ["a", "a/a"]

@@ -1,5 +1,6 @@
 """Checks that the adapters of several runs belong on one base, as `chat` and `serve` need it."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def refuse_different_bases(folders: Sequence[Path]) -> None:
 
 
 def adapter_names(folders: Sequence[Path]) -> list[str]:
-    """Names for runs: those of their folders, or the paths where two are the same.
+    """Names for runs: those of their folders; where two are the same, from what all share on.
 
     Raises:
         ValueError: for a folder that is given twice.
@@ -55,7 +56,8 @@ def adapter_names(folders: Sequence[Path]) -> list[str]:
         if folder in whole[:place]:
             raise ValueError(f"{folders[place]} is given twice: name each run once")
     names = [folder.name for folder in whole]
+    shared = os.path.commonpath([folder.parent for folder in whole])
     return [
-        str(folder) if names.count(name) > 1 else name
+        folder.relative_to(shared).as_posix() if names.count(name) > 1 else name
         for folder, name in zip(folders, names, strict=True)
     ]
