@@ -44,8 +44,8 @@ class ForwardInputs:
             tensors: the tensors that the result depends on, and None in the place of missing ones.
             others: all else that it depends on.
         """
-        if self.results is None:
-            return compute()
+        if self.results is None or torch.compiler.is_dynamo_compiling():
+            return compute()  # the compiler finds what is computed twice
         key = (*map(_identity, tensors), *others)
         if key not in self.results:
             # The tensors are kept, so that no other tensor gets the identity of one of them.
