@@ -27,8 +27,9 @@ def table() -> str:
     variants = ", ".join(f"`{name}`" for name in VARIANTS)
     often = sum(case in MATRIX for case in COVERED)  # the others are slow, or not run at all
     end = (
-        f"{len(MATRIX)} cells. `make test` runs {often} of them, in which every two of model, form "
-        f"and variant come together, `make test-all` {len(COVERED)}. Variants: {variants}."
+        f"{len(MATRIX)} cells. `make test` and `make test-more` run {often}, in which every two of "
+        f"model, form and variant come together, `make test-all` {len(COVERED)}. "
+        f"Variants: {variants}."
     )
     return "\n".join(["", *lines, "", end, ""])
 
