@@ -18,8 +18,8 @@ HEADER = """\
 
 What was run on which architecture: {architectures} tiny models, built from transformers' configs,
 {cells} cells. {run} are tests (`tests/methods/test_architectures.py`), the others
-say why there is none. `make test` and `make test-more` run {quick}, `make test-all` every one. Other
-models are refused when the map is placed.
+say why there is none. `make test` and `make test-more` run {quick}, `make test-all` every one.
+Other models are refused when the map is placed.
 
 """
 FOOTER = """
