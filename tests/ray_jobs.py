@@ -107,8 +107,8 @@ def die(*, report):
 
 def wait_for_interrupt(folder: Path, *, report):
     """Wait until interrupted, then write that."""
-    (folder / "started").touch()
     try:
+        (folder / "started").touch()
         while True:
             time.sleep(0.1)
     except KeyboardInterrupt:

@@ -27,7 +27,6 @@ def test_a_method_of_existing_parts_takes_two_files_and_passes_the_shared_tests(
     assert count > 4 * len(models)
 
 
-@pytest.mark.slow
 def test_a_tuner_is_added_in_five_files_and_its_contracts_pass(tmp_path):
     root, by_hand, count = followed("Add a tuner", tmp_path)
     # Its own test, those of every tuner, and those of a method on five models.
