@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lorada
 from lorada.runs.models.loading import model_folder
-from lorada.tuners.explanation import Explanation
+from lorada.tuners.explained import Explanation
 
 WIDE, PHONE, HIGH, MARGIN = 1200, 390, 1050, 16  # pixels
 QUESTION = "Does it logically follow that: "

@@ -59,8 +59,8 @@ def room_of(module):
     return (module.removeprefix("lorada.")).split(".")[0]
 
 
-def imported_modules(path, *, for_types=True):
-    """What a file imports; with ``for_types`` also what only a type checker sees."""
+def imported_modules(path):
+    """What a file imports, late or only for a type checker too."""
     waiting = [ast.parse(path.read_text())]
     while waiting:
         node = waiting.pop()
@@ -74,14 +74,12 @@ def imported_modules(path, *, for_types=True):
                 yield node.module
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from (found[1] for found in [LOADED.fullmatch(node.value)] if found)
-        typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        if for_types or not typing:
-            waiting.extend(ast.iter_child_nodes(node))
+        waiting.extend(ast.iter_child_nodes(node))
 
 
-def own_imports(path, **options):
+def own_imports(path):
     """The modules of ours that a file imports."""
-    return {module for module in imported_modules(path, **options) if module in MODULES}
+    return {module for module in imported_modules(path) if module in MODULES}
 
 
 def test_imports_follow_the_layout():
@@ -101,9 +99,7 @@ def refuse_circle(imports):
 
 def test_no_folders_and_no_files_import_each_other_in_a_circle():
     refuse_circle(MAY_IMPORT)
-    refuse_circle(
-        {name: own_imports(path, for_types=False) - {name} for name, path in MODULES.items()}
-    )
+    refuse_circle({name: own_imports(path) - {name} for name, path in MODULES.items()})
 
 
 # Within a folder: some of its files, and what they must not import.

@@ -14,8 +14,8 @@ from lorada.runs.folder.same_base import adapter_names
 from lorada.runs.models.adapters import load_beside
 from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
-from lorada.tuners.explained_page import shown
-from lorada.tuners.explanation import Explanation, explain
+from lorada.tuners.explained import Explanation, shown
+from lorada.tuners.explanation import explain
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.position_rows import reach
 

@@ -11,11 +11,9 @@ difference shows what the adapter does, whatever its method.
 Shapes: L layers, B samples, H query heads, T queries, K keys, V words or classes.
 """
 
-import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,122 +26,13 @@ from lorada.attention.interface import watch
 from lorada.attention.modules import CROSS_ATTENTION
 from lorada.attention.observation import Observation, observe
 from lorada.functional.precision import wide
-from lorada.support.files import write_atomic
+from lorada.tuners.explained import KEPT, ExplainedLayer, Explanation
 from lorada.tuners.switching import (
     active_parts,
     has_trained_copies,
     without_adapter,
     without_parts,
 )
-
-KEPT = ("first", "previous", "itself", "other")  # what a query attends to
-# The axes of every tensor.
-AXES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("softmax", "without", "map", "fused"), ("sample", "head", "query", "key")),
-    **dict.fromkeys(("negative", "map_negative", "effect", "moved"), ("head",)),
-    "attends": ("kept", "head"),
-    "change": ("layer",),
-    "probabilities": ("sample", "word"),
-}
-
-
-@dataclass(frozen=True)
-class ExplainedLayer:
-    """One attention layer on one batch; ``AXES`` names the axes of its tensors.
-
-    Attributes:
-        layer: name of the attention module.
-        softmax: Attn with the adapter, (B, H, T, K).
-        without: Attn without the adapter, (B, H, T, K).
-        map: tile(Attn_s), (B, H, T, K); None if the layer has no active map.
-        fused: their sum, for ¬N the softmax with the map inside, (B, H, T, K).
-        inside: whether the map is inside the softmax (¬N).
-        negative: share of the visible entries of ``fused`` within the map below 0, (H,).
-        map_negative: the same of ``map``, (H,).
-        effect: effect of the map by head, (H,); None without a map.
-        effect_size: that of all heads together.
-        moved: how far the adapter moves the output of each head, (H,).
-        attends: the shares of ``softmax`` on ``KEPT``, (4, H), means over queries.
-    """
-
-    layer: str
-    softmax: Tensor
-    without: Tensor
-    map: Tensor | None
-    fused: Tensor
-    inside: bool
-    negative: Tensor | None
-    map_negative: Tensor | None
-    effect: Tensor | None
-    effect_size: float | None
-    moved: Tensor
-    attends: Tensor
-
-    @property
-    def shares(self) -> dict[str, Tensor]:
-        """``attends`` by the names in ``KEPT``."""
-        return dict(zip(KEPT, self.attends, strict=True))
-
-
-@dataclass(frozen=True)
-class Explanation(Sequence[ExplainedLayer]):
-    """What an adapter does to a batch: a sequence of its layers, and what becomes of them.
-
-    Attributes:
-        layers: the attention layers, in order.
-        parts: the names of the adapter's parts.
-        change: "all", each part alone and ``head`` → the change of the hidden states after each
-            layer, (L,).
-        probabilities: "with", "without", each part alone and ``head`` → of the next token, or of
-            the classes, (B, V); empty for a model that gives neither.
-        ids: the tokens that were read, (B, T).
-        real: which of them are tokens and not padding, (B, T).
-        tokenizer: makes texts of tokens on the page; None for their numbers.
-        head: what the trained copies of modules are called that the adapter has besides its parts:
-            "head" for a model of classes, else "copies". A part alone has them too; under this
-            name they are without any part. None if the adapter has none.
-    """
-
-    layers: list[ExplainedLayer]
-    parts: list[str]
-    change: dict[str, Tensor]
-    probabilities: dict[str, Tensor]
-    ids: Tensor
-    real: Tensor
-    tokenizer: Any = None
-    head: str | None = None
-
-    def __len__(self) -> int:
-        """The number of layers."""
-        return len(self.layers)
-
-    def __getitem__(self, index: Any) -> Any:
-        """One layer, or some."""
-        return self.layers[index]
-
-    def to_html(self, path: str | Path) -> None:
-        """Write a page for a browser that shows all of it, without a network.
-
-        Raises:
-            ValueError: for a batch of several samples.
-            ImportError: without the extra ``explore``.
-        """
-        from lorada.tuners.explained_page import page_of
-
-        write_atomic(Path(path), page_of(self))
-
-    def _repr_html_(self) -> str | None:
-        """The page in a notebook; None, for the plain form, where it cannot be made."""
-        from lorada.tuners.explained_page import page_of
-
-        try:
-            page = page_of(self)
-        except (ImportError, ValueError):
-            return None
-        return (
-            f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" '
-            'style="width: 100%; height: 48rem; border: 0"></iframe>'
-        )
 
 
 @torch.no_grad()

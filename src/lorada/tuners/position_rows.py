@@ -5,7 +5,7 @@ keeps the counts (``rows_by_position``), and ``min_rows`` leaves out the positio
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,11 +15,28 @@ from lorada.functional.maps import position_embedding
 from lorada.functional.precision import wide
 from lorada.tuners.base.config import require_count
 
-if TYPE_CHECKING:
-    from lorada.tuners.lmam import LmamConfig
+
+class CountedMap(Protocol):
+    """The fields of a map's config that its counts depend on."""
+
+    length: int
+    min_rows: int
+    rows_by_position: list[int] | None
+
+    @property
+    def form(self) -> str:
+        """Only ``position`` has positions."""
+
+    @property
+    def align(self) -> str:
+        """Where the map lies: ``start`` or ``end``."""
+
+    @property
+    def ablation(self) -> str | None:
+        """What the map lacks."""
 
 
-def check_rows(config: "LmamConfig") -> None:
+def check_rows(config: CountedMap) -> None:
     """Check the fields ``min_rows`` and ``rows_by_position`` of a map's config.
 
     Raises:
@@ -41,7 +58,7 @@ def check_rows(config: "LmamConfig") -> None:
 
 
 def well_trained(
-    config: "LmamConfig", pe: Tensor | None, w_a: Tensor, w_b: Tensor
+    config: CountedMap, pe: Tensor | None, w_a: Tensor, w_b: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The factors (S, N, R) and (S, R, N) of a map that is zero where too few rows were.
 
@@ -63,7 +80,7 @@ def well_trained(
     return torch.where(keep[:, None], w_a, nothing[:, None]), torch.where(keep, w_b, nothing)
 
 
-def count_rows(configs: Iterable["LmamConfig"], lengths: list[int], *, two_stacks: bool) -> None:
+def count_rows(configs: Iterable[CountedMap], lengths: list[int], *, two_stacks: bool) -> None:
     """Add training rows of these ``lengths`` in tokens to the counts of some maps.
 
     Of a model with ``two_stacks``, encoder and decoder, nothing is counted: a map of its decoder
@@ -87,7 +104,7 @@ def count_rows(configs: Iterable["LmamConfig"], lengths: list[int], *, two_stack
             config.rows_by_position = [old + new for old, new in zip(before, counts, strict=True)]
 
 
-def reach(config: "LmamConfig") -> str:
+def reach(config: CountedMap) -> str:
     """In words, how far the training rows reach into a map; empty where none were counted."""
     if config.rows_by_position is None:
         return ""

@@ -1,6 +1,6 @@
 """What the explorer's page shows: sentences, runs, and the numbers of each layer and head.
 
-Plain Python data, which ``explained_page`` and ``inference.explore`` make. Shapes: H heads, T
+Plain Python data, which ``tuners.explained`` and ``inference.explore`` make. Shapes: H heads, T
 tokens that look (queries), K tokens that are looked at (keys).
 
 Of the page:
