@@ -47,14 +47,8 @@ DORA, LEFT_ON_DORA = f"dora:{LORA_1}", f"dora+lmam:{LORA_1}:{MAP}:init=zero_left
 STARTS = (LORA, LORA_4, PRINTED_ON_LORA, LEFT_ON_LORA)  # H5, and H6 on LoRA
 ON_DORA, ALONE = (DORA, DORA_4, LEFT_ON_DORA), (HEAD, PRINTED, LEFT)  # H6 on DoRA, H7
 WRITER_METHODS = (
-    "lora",
-    "dora",
-    "ia3",
-    "lmam",
-    "lora+lmam",
-    "lora+lmam:init=zero_left",
-    "lorada_la",
-)
+    "lora", "dora", "ia3", "lmam", "lora+lmam", "lora+lmam:init=zero_left", "lorada_la",
+)  # fmt: skip
 READINGS = (
     "no_negative", "softmax", "softmax_with_future", "softmax_then_cut", "no_position", "full_rank",
 )  # fmt: skip

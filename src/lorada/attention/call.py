@@ -151,7 +151,7 @@ class AttentionCall:
             others: what else it depends on.
         """
         inputs = self.inputs
-        if torch.compiler.is_dynamo_compiling():  # the compiler finds what is computed twice
+        if not inputs.keeps:
             return compute()
         # ``position_ids`` matter only for packed sequences and for keys that a window has dropped.
         needed = inputs.may_be_packed or self.shape.window is not None

@@ -34,6 +34,11 @@ class ForwardInputs:
     fewest_tokens: int = 0
     results: dict[Hashable, Any] | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether ``once`` keeps results; a compiler finds what is computed twice by itself."""
+        return self.results is not None and not torch.compiler.is_dynamo_compiling()
+
     def once(
         self, compute: Callable[[], Result], tensors: Sequence[Any], *others: Hashable
     ) -> Result:
@@ -44,8 +49,9 @@ class ForwardInputs:
             tensors: the tensors that the result depends on, and None in the place of missing ones.
             others: all else that it depends on.
         """
-        if self.results is None or torch.compiler.is_dynamo_compiling():
-            return compute()  # the compiler finds what is computed twice
+        if not self.keeps:
+            return compute()
+        assert self.results is not None
         key = (*map(_identity, tensors), *others)
         if key not in self.results:
             # The tensors are kept, so that no other tensor gets the identity of one of them.
