@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY, assert_close
+from datasets import Dataset
 from folders import refused
 from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for, watched
 from method_cases import SMALL
@@ -184,6 +185,12 @@ def test_a_model_that_ist_cannot_train_is_one_line(tmp_path):
     ia3 = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
     other = get_peft_model(TINY["llama"](num_hidden_layers=LAYERS), ia3)
     refused("ia3.* does not have: use lora", trainer_for(other, tmp_path, ISTCallback()).train)
+
+
+def test_rows_that_are_streamed_are_one_line(tmp_path):
+    trainer = trainer_for(adapted(), tmp_path, ISTCallback(every=2))
+    trainer.train_dataset = Dataset.from_list(trainer.train_dataset).to_iterable_dataset()
+    refused("IterableDataset.* is a stream: load it whole", trainer.train)
 
 
 def test_a_checkpoint_of_another_model_is_one_line(tmp_path):

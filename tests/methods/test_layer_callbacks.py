@@ -75,6 +75,8 @@ def test_lorada_train_resumes_bit_for_bit_and_counts_all_that_trains(plan, tmp_p
         (lambda: ISTCallback(every=0), "every=0 must be a whole number above 0"),
         (lambda: OwLoreCallback(layers=0), "layers=0 must be a whole number above 0"),
         (lambda: OwLoreCallback(threshold=-1), "threshold=-1 must be a number above 0"),
+        (lambda: OwLoreCallback(weights=[1, -1]), r"weights=\[1, -1\] of OwLore must be finite"),
+        (lambda: GaLoreAdamW([torch.zeros(3)], rank=1), r"for matrices, not for shape \(3,\)"),
         (lambda: GaLoreAdamW([torch.zeros(2, 3)], rank=0), "rank=0 must be at least 1"),
         (lambda: GaLoreAdamW([torch.zeros(2, 3)], refresh=0), "refresh=0 must be at least 1"),
     ],

@@ -41,7 +41,7 @@ class GaLoreAdamW(torch.optim.Optimizer):
         scale: α.
 
     Raises:
-        ValueError: for a rank or refresh below 1.
+        ValueError: for a rank or refresh below 1, or a rank for what is not a matrix.
     """
 
     def __init__(
@@ -65,6 +65,9 @@ class GaLoreAdamW(torch.optim.Optimizer):
             for name in ("rank", "refresh"):
                 if group[name] is not None and group[name] < 1:
                     raise ValueError(f"{name}={group[name]} must be at least 1")
+            shapes = [tuple(one.shape) for one in group["params"] if one.dim() != 2]
+            if group["rank"] is not None and shapes:
+                raise ValueError(f"rank={group['rank']} is for matrices, not for shape {shapes[0]}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

@@ -10,7 +10,8 @@ Fine-tuning" (2024).
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -66,6 +67,8 @@ class OwLoreCallback(LayerCallback):
     def __post_init__(self) -> None:
         require_count(self, "every", "sequences", *["layers"] * (self.layers is not None))
         require_positive(self, "threshold")
+        if self.weights is not None and not all(0 <= w < math.inf for w in self.weights):
+            raise ValueError(f"weights={[*self.weights]} of OwLore must be finite and not negative")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Weigh the layers, and draw the first ones; in a resumed run those that were training.
@@ -193,17 +196,17 @@ def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def outlier_ratio(layer: nn.Module, squares: Mapping[nn.Module, Tensor], threshold: float) -> float:
     """D of one layer from Σ X_j² of its linear maps."""
-    sizes = [
-        weighted_sizes(module, squares[module].sqrt())
-        for module in linears(layer)
-        if module in squares
-    ]
-    if not sizes:  # such as an expert that no token was sent to
+    measured: list[Any] = [module for module in linears(layer) if module in squares]
+    if not measured:  # such as an expert that no token was sent to
         return 0.0
-    entries = sum(size.numel() for size in sizes)
+    entries: int = sum(module.weight.numel() for module in measured)
+
+    def sizes() -> Iterator[Tensor]:  # one after another, since those of a layer are as large as it
+        return (weighted_sizes(module, squares[module].sqrt()) for module in measured)
+
     # Rows on the device, which may lack fp64, and their sums in fp64.
-    mean = sum(float(size.sum(-1).cpu().double().sum()) for size in sizes) / entries
-    return 100 * sum(int((size > threshold * mean).sum()) for size in sizes) / entries
+    mean = sum(float(size.sum(-1).cpu().double().sum()) for size in sizes()) / entries
+    return 100 * sum(int((size > threshold * mean).sum()) for size in sizes()) / entries
 
 
 def weighted_sizes(module: Any, norms: Tensor) -> Tensor:

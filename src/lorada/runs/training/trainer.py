@@ -123,8 +123,10 @@ class RunTrainer(Trainer):
             weights = model.state_dict() if state_dict is None else state_dict
             state_dict = {name: weights[name] for name in sorted(self._saved)}
         token, self.args.hub_token = self.args.hub_token, None
-        super()._save(output_dir, state_dict)
-        self.args.hub_token = token
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
         if self.args.should_save:
             save_beside(model, Path(output_dir or self.args.output_dir))
 
