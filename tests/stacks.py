@@ -102,11 +102,16 @@ def randomise(model: nn.Module, adapter: str = "default") -> None:
                 parameter.add_(0.3 * torch.randn(parameter.shape).to(parameter.dtype))
 
 
-def trained(stack: str, name: str, **options) -> PeftModel:
-    """A tiny model with a stack whose weights have moved, in eval mode."""
-    model = get_peft_model(TINY[name](), config_of(stack, name, **options)).eval()
-    randomise(model)
+def moved(base: nn.Module, config: PeftConfig, adapter: str = "default") -> PeftModel:
+    """A model with an adapter whose weights have moved from their start, in eval mode."""
+    model = get_peft_model(base, config, adapter).eval()
+    randomise(model, adapter)
     return model
+
+
+def trained(stack: str, name: str, **options) -> PeftModel:
+    """A tiny model with a stack whose weights have moved."""
+    return moved(TINY[name](), config_of(stack, name, **options))
 
 
 def batch(name: str) -> dict[str, Tensor]:

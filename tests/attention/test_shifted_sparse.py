@@ -9,8 +9,8 @@ from architectures import ARCHITECTURES
 from callback_runs import losses, rows, trainer
 from conftest import TINY, assert_close
 from exact_cells import counted, own_rows, pad
-from peft import LoraConfig, PeftModel, get_peft_model
-from stacks import lmam, logits, randomise
+from peft import LoraConfig, PeftModel
+from stacks import lmam, logits, moved
 from torch import Tensor, nn
 
 from lorada import LoradaConfig
@@ -126,8 +126,7 @@ def test_a_map_is_added_outside_of_the_groups(align):
     """One layer without its FFN: the difference that the map makes is that of full attention."""
     inputs, terms = tokens(), []
     for size in (None, 4):
-        model = get_peft_model(TINY["llama"](num_hidden_layers=1), lmam(length=10, align=align))
-        randomise(model)
+        model = moved(TINY["llama"](num_hidden_layers=1), lmam(length=10, align=align))
         attention = model.get_base_model().model.layers[0].self_attn
         if size:
             setattr(attention, SHIFTED, ShiftedGroups(size))

@@ -12,7 +12,7 @@ from conftest import TINY, assert_close
 from folders import refused
 from method_cases import SMALL, SMALL_FORMS
 from peft import PeftModel, get_peft_model
-from stacks import batch, lmam, logits, lora, randomise
+from stacks import batch, lmam, logits, lora, moved, randomise
 
 import lorada
 from lorada import LoradaConfig
@@ -174,8 +174,7 @@ def test_with_lora_on_the_same_matrices_a_stack_merges_and_keeps_its_map(part, i
     parts = parts if inside else parts[::-1]
     if not part.startswith("lmam"):
         parts.append(lmam(init_weights=False))
-    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts)).eval()
-    randomise(model)
+    model = moved(TINY["llama"](), LoradaConfig(parts=parts))
     expected = logits(model, inputs)
     if part in ("omoe", "gain_query"):
         for merge in (model.merge_and_unload, model.merge_adapter, model.merge_weights):

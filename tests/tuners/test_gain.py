@@ -7,7 +7,7 @@ from conftest import TINY, assert_close, assert_same_gradients
 from exact_cells import CELLS, PROMPTS, alone
 from folders import refused
 from peft import PeftModel, get_peft_model
-from stacks import batch, lmam, randomise
+from stacks import batch, lmam, moved, randomise
 from stacks import logits as output
 from transformers import AttentionInterface, DeepseekV3Config, DeepseekV3ForCausalLM
 
@@ -22,9 +22,7 @@ HEADS = 4
 
 def trained(base, form="constant"):
     """A model with gains that have moved."""
-    model = get_peft_model(base, GainConfig(form=form)).eval()
-    randomise(model)
-    return model
+    return moved(base, GainConfig(form=form))
 
 
 def gain_layers(model) -> list[GainLayer]:

@@ -8,7 +8,7 @@ from architectures import ARCHITECTURES, inputs, logits
 from conftest import assert_close
 from peft import LoraConfig, PeftModel, get_peft_model
 from placements import CASES, adapted, fill, parts_of
-from stacks import bottleneck, lmam, randomise
+from stacks import bottleneck, lmam, moved, randomise
 from torch import Tensor, nn
 
 from lorada import LoradaConfig
@@ -111,8 +111,7 @@ def test_a_layer_that_is_checkpointed_around_its_forward_is_changed_too():
 def test_model_and_its_gradients_compile_into_one_graph(name, placement, shapes_unchecked):
     beside = LoraConfig(r=2, target_modules=MET[name], init_lora_weights=False)
     parts = [bottleneck(placement=placement), beside]
-    model = get_peft_model(ARCHITECTURES[name](use_cache=False), LoradaConfig(parts=parts)).eval()
-    randomise(model)
+    model = moved(ARCHITECTURES[name](use_cache=False), LoradaConfig(parts=parts))
     torch._dynamo.reset()
     compiled, batch = torch.compile(model, fullgraph=True, backend="aot_eager"), inputs(name)
     expected = gradients(model, batch)

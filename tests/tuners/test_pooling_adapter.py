@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import small
 from peft import LoraConfig, PeftModel, get_peft_model
-from stacks import logits, randomise
+from stacks import logits, moved
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -191,8 +191,7 @@ def test_every_method_has_it_trains_saves_loads_and_merges(method, model, tmp_pa
                 config = plan.prepare(base, [{**inputs, "labels": torch.arange(3)}])
         config.task_type, config.modules_to_save = "SEQ_CLS", ["classifier"]
         config.parts = [*config.parts, PoolingConfig(pooling="mean")]
-        adapted = get_peft_model(base, config).eval()
-        randomise(adapted)
+        adapted = moved(base, config)
     found = adapted(**inputs, labels=torch.arange(3))
     assert_close(found.logits, expected(adapted, inputs, "mean"))
     found.loss.backward()

@@ -8,7 +8,7 @@ from architectures import ARCHITECTURES
 from conftest import TINY, assert_close, assert_same_gradients
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from stacks import batch, logits, lora, randomise
+from stacks import batch, logits, lora, moved, randomise
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -30,9 +30,7 @@ def config_of(prefix: str, part: str, name: str, **options):
 
 def trained(prefix: str, part: str = "alone", name: str = "llama", **options) -> PeftModel:
     """A tiny model whose prefix has moved from its start."""
-    model = get_peft_model(TINY[name](), config_of(prefix, part, name, **options)).eval()
-    randomise(model)
-    return model
+    return moved(TINY[name](), config_of(prefix, part, name, **options))
 
 
 def layers(model: nn.Module) -> list[PrefixLayer]:
@@ -228,8 +226,7 @@ def parts_by_layer(**second) -> LoradaConfig:
 
 
 def test_two_parts_share_a_network_if_they_are_of_one_size():
-    model = get_peft_model(TINY["llama"](), parts_by_layer()).eval()
-    randomise(model)
+    model = moved(TINY["llama"](), parts_by_layer())
     expected = logits(model, inputs := batch("llama"))
     assert networks(model.get_base_model()) == ["prefix_self"]
     model.fold()

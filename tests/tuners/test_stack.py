@@ -25,6 +25,7 @@ from stacks import (
     lmam,
     logits,
     lora,
+    moved,
     randomise,
     trained,
 )
@@ -116,8 +117,7 @@ def test_saved_names_are_those_of_plain_adapters(tmp_path):
 def test_transformers_itself_loads_an_adapter(stack, tmp_path):
     TINY["llama"]().save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    model = get_peft_model(base, config_of(stack, "llama")).eval()
-    randomise(model)
+    model = moved(base, config_of(stack, "llama"))
     model.save_pretrained(tmp_path / "adapter")
     inputs = batch("llama")
 
@@ -137,8 +137,7 @@ def test_adapters_of_different_stacks_live_on_one_model(name, tmp_path):
     inputs, expected = batch(name), {}
     base = logits(TINY[name](), inputs)
     for adapter, parts in stacks.items():
-        alone = get_peft_model(TINY[name](), LoradaConfig(parts=parts), adapter).eval()
-        randomise(alone, adapter)
+        alone = moved(TINY[name](), LoradaConfig(parts=parts), adapter)
         expected[adapter] = logits(alone, inputs)
         alone.save_pretrained(tmp_path)
 
@@ -187,8 +186,7 @@ def test_adapter_that_nests_its_parts_the_other_way_round_is_refused():
 def test_disabled_or_unloaded_adapter_leaves_the_base_as_it_was(stack):
     inputs, base = batch("llama"), TINY["llama"]()
     before, expected = copy.deepcopy(base.state_dict()), logits(base, inputs)
-    model = get_peft_model(base, config_of(stack, "llama")).eval()
-    randomise(model)
+    model = moved(base, config_of(stack, "llama"))
     with model.disable_adapter():
         assert torch.equal(logits(model, inputs), expected)
     after = model.unload()
@@ -215,8 +213,7 @@ def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
 @pytest.mark.fp64(False)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision_base_keeps_fp32_adapters_that_train(dtype):
-    model = get_peft_model(TINY["llama"]().to(dtype), config_of("lora", "llama"))
-    randomise(model)
+    model = moved(TINY["llama"]().to(dtype), config_of("lora", "llama"))
     inputs = batch("llama")
     out = model(**inputs, labels=inputs["input_ids"])
     out.loss.backward()

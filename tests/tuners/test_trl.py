@@ -8,12 +8,11 @@ from folders import ROWS, llama_folder
 from peft import (
     AutoPeftModelForCausalLM,
     PeftModel,
-    get_peft_model,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
 from safetensors.torch import load_file
-from stacks import logits, randomise, training_stack
+from stacks import logits, moved, training_stack
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = pytest.mark.fp64
@@ -147,8 +146,7 @@ def test_the_reference_of_dpo_is_the_base_and_stays_it(calm, tmp_path):
 
 
 def test_dpo_on_a_trained_stack_refers_to_the_copy_that_its_user_makes(calm, tmp_path):
-    stack = get_peft_model(base(calm), training_stack())
-    randomise(stack)  # it was trained before
+    stack = moved(base(calm), training_stack())  # it was trained before
     trainer = dpo(calm, tmp_path, model=stack, save_strategy="no")
     stack = trainer.model
     set_peft_model_state_dict(stack, get_peft_model_state_dict(stack), adapter_name="ref")

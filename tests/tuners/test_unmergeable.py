@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import TINY, assert_close
 from folders import llama_folder, rows_file
-from peft import LoraConfig, get_peft_model
-from stacks import batch, lmam, logits, randomise
+from peft import LoraConfig
+from stacks import batch, lmam, logits, moved
 
 from lorada import LoradaConfig
 
@@ -27,8 +27,7 @@ def lora_with(name, value):
 def test_what_no_weight_can_say_is_refused_and_left_as_it_is(name):
     value, message = SETTINGS[name]
     for parts in ([lora_with(name, value)], [lmam(), lora_with(name, value)]):
-        model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts, task_type="CAUSAL_LM"))
-        randomise(model.eval())
+        model = moved(TINY["llama"](), LoradaConfig(parts=parts, task_type="CAUSAL_LM"))
         inputs = batch("llama")
         expected = logits(model, inputs)
         for merge in (model.merge_and_unload, model.merge_weights, model.merge_adapter):
@@ -61,8 +60,7 @@ def test_exporting_it_is_refused_before_anything_is_written(name, tmp_path, call
 
 def test_a_bias_is_merged_where_the_base_has_one():
     lora = LoraConfig(r=2, target_modules=["query"], lora_bias=True)
-    model = get_peft_model(TINY["bert"](), LoradaConfig(parts=[lora])).eval()
-    randomise(model)
+    model = moved(TINY["bert"](), LoradaConfig(parts=[lora]))
     inputs = batch("bert")
     expected = logits(model, inputs)
     assert any("lora_B.default.bias" in name for name, _ in model.named_parameters())
