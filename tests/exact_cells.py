@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+from architectures import logits as forward
 from conftest import TINY, assert_close
 from covering import covering, few_slow
 from peft import PeftModel, get_peft_model
@@ -55,11 +56,6 @@ def adapted(name: str, variant: str, base: dict | None = None, **options) -> Pef
         before = PrefixConfig(length=prefix, init_weights=False)
         config = LoradaConfig(parts=[before, config])
     return get_peft_model(TINY[name](**(base or {})), config).eval()
-
-
-def forward(model: PeftModel, **inputs) -> Tensor:
-    with torch.no_grad():
-        return model(**inputs).logits
 
 
 def alone(model: PeftModel, sample: Tensor) -> Tensor:
