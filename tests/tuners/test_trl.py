@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from callback_runs import losses
 from conftest import assert_close
 from datasets import Dataset
 from folders import ROWS, llama_folder
@@ -68,10 +69,6 @@ def dpo(folder, output, model=None, **changes):
 
 
 TRAINERS = [pytest.param(sft, id="sft"), pytest.param(dpo, id="dpo")]
-
-
-def losses(trainer):
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def saved(folder):

@@ -40,21 +40,15 @@ def test_what_no_weight_can_say_is_refused_and_left_as_it_is(name):
 
 
 @pytest.mark.parametrize("name", ["alora_invocation_tokens", "layer_replication"])
-def test_exporting_it_is_refused_before_anything_is_written(name, tmp_path, call):
+def test_exporting_it_is_refused_before_anything_is_written(name, tmp_path, works, mistake):
     value, message = SETTINGS[name]
     llama_folder(tmp_path / "llama")
     rows_file(tmp_path / "rows.jsonl")
     fixed = ("train", "--method", "lora", "--model", tmp_path / "llama", "--data",
              tmp_path / "rows.jsonl", "--output", tmp_path / "run")  # fmt: skip
     small = ("max_steps=1", "max_length=16", "training.report_to=[]")
-    code, _, err = call(*fixed, *small, f"lora.{name}={value}")
-    assert code == 0, err
-
-    code, out, err = call("export", tmp_path / "run", tmp_path / "out")
-    assert (code, out) == (2, "")
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert message.replace("\\", "") in line
-    assert "Traceback" not in err
+    works(*fixed, *small, f"lora.{name}={value}")
+    assert message.replace("\\", "") in mistake("export", tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
