@@ -227,15 +227,11 @@ def batched_continuously(model, samples):
         continuous_batching_config=ContinuousBatchingConfig(
             return_logprobs=True, max_batch_tokens=10, num_blocks=16, block_size=4),
     )  # fmt: skip
-    found = []
-    for sample, result in zip(samples, sorted_by_request(out), strict=True):
+    found, in_order = [], sorted(out, key=lambda key: int(key.rsplit("_", 1)[-1]))
+    for sample, result in zip(samples, [out[key] for key in in_order], strict=True):
         assert result.generated_tokens == sample[-NEW:].tolist()
         found.append(torch.tensor(result.logprobs))
     return found
-
-
-def sorted_by_request(out: dict) -> list:
-    return [out[key] for key in sorted(out, key=lambda key: int(key.rsplit("_", 1)[-1]))]
 
 
 def masked_with(blocked: float) -> Callable:

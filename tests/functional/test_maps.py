@@ -73,16 +73,11 @@ def expanded(value: torch.Tensor, heads: int) -> torch.Tensor:
     return value.repeat_interleave(heads // value.shape[1], 1)
 
 
-def banded(map_: torch.Tensor, window: int | None) -> torch.Tensor:
-    """The map within a sliding window, which the reference (of unwindowed models) leaves out."""
-    if window is None:
-        return map_
-    return map_ * torch.ones_like(map_).triu(1 - window)
-
-
 def slow_output(case: SimpleNamespace, attention, w_a, w_b, value) -> torch.Tensor:
     """Attn^ V with the full attention map (Eqs. 12-17)."""
-    map_ = banded(low_rank_map(w_a, w_b, 7.0, position=case.position), case.window)
+    map_ = low_rank_map(w_a, w_b, 7.0, position=case.position)
+    if case.window is not None:  # which the reference, of models without one, leaves out
+        map_ = map_ * torch.ones_like(map_).triu(1 - case.window)
     fused = add_map_reference(attention, map_, align=case.align, causal=case.causal)
     return fused @ expanded(value, case.heads)
 

@@ -1,6 +1,5 @@
 """Plain adapters of PEFT beside stacks on one model."""
 
-import subprocess
 import sys
 
 import pytest
@@ -10,6 +9,7 @@ from folders import llama_folder, refused
 from paths import TESTS
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from peft.peft_model import PeftModelForSequenceClassification
+from programs import printed
 from safetensors.torch import load_file
 from stacks import batch, config_of, lmam, logits, lora, moved, randomise
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -154,7 +154,4 @@ with torch.no_grad(), in_double():
 def test_a_fresh_process_loads_both_and_switches_between_them(place):
     expected = {"default": alone(place, "lora"), "stack": alone(place, "stack")}
     torch.save({"inputs": inputs(), "expected": expected}, place / "given.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, place], capture_output=True, text=True, cwd=TESTS
-    )
-    assert done.returncode == 0, done.stderr
+    printed(sys.executable, "-c", FRESH, place, folder=TESTS)
