@@ -9,8 +9,8 @@ from architectures import ARCHITECTURES
 from callback_runs import losses, rows, trainer
 from conftest import TINY, assert_close
 from exact_cells import counted, own_rows, pad
-from peft import LoraConfig, PeftModel
-from stacks import lmam, logits, moved
+from peft import LoraConfig
+from stacks import assert_loads, lmam, logits, moved
 from torch import Tensor, nn
 
 from lorada import LoradaConfig
@@ -175,11 +175,7 @@ def test_training_is_sparse_evaluation_is_not_and_the_adapter_loads(tmp_path, co
     assert (True, groups.groups) in seen
     assert (False, groups.groups) in seen
     assert not hasattr(attention, SHIFTED)
-    inputs = tokens()
-    expected = logits(model.eval(), inputs)
-    model.save_pretrained(tmp_path / "adapter")
-    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "adapter")
-    assert_close(logits(loaded, inputs), expected)
+    assert_loads(model.eval(), TINY["llama"](), tmp_path / "adapter", tokens())
 
 
 def test_models_whose_attention_takes_no_mask_are_refused():

@@ -44,12 +44,10 @@ def dense_change(layer: QuantaLayer, name: str = "default") -> Tensor:
 
 
 def wrapped(*sizes: int, conv: bool = False, **options) -> QuantaLayer:
-    """One linear layer of so many inputs and outputs, its gates moved, in double precision."""
+    """One linear layer of so many inputs and outputs, its gates moved."""
     base = Conv1D(sizes[1], sizes[0]) if conv else nn.Linear(*sizes)
     config = QuantaConfig(target_modules=["0"], **options)
-    layer = get_peft_model(nn.Sequential(base), config).base_model.model[0]
-    randomise(layer)
-    return layer.double()
+    return moved(nn.Sequential(base), config).base_model.model[0]
 
 
 SIDES = {
@@ -115,7 +113,7 @@ def test_start_is_the_base_in_training_with_dropout_and_in_half_precision(dims):
 
 @pytest.mark.fp64(False)
 def test_autocast_leaves_the_difference_its_precision():
-    layer = wrapped(64, 64).float()
+    layer = wrapped(64, 64)
     with torch.no_grad():
         for gate, start in zip(*both(layer), strict=True):
             gate.copy_(start + 1e-4 * torch.randn(start.shape))

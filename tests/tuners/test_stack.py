@@ -17,6 +17,7 @@ from stacks import (
     QUERY,
     STACKS,
     VALUE,
+    assert_loads,
     batch,
     bottleneck,
     config_of,
@@ -228,17 +229,12 @@ def test_classification_head_is_trained_and_saved_once(stack, tmp_path):
     def classifier() -> BertForSequenceClassification:
         return _build(BertForSequenceClassification, BertConfig, SIZES)
 
-    model = get_peft_model(classifier(), config_of(stack, "bert", task_type="SEQ_CLS")).eval()
+    model = moved(classifier(), config_of(stack, "bert", task_type="SEQ_CLS"))
     head = {n for n, p in model.named_parameters() if p.requires_grad and "classifier" in n}
     assert len(head) == 2, "weight and bias, of one copy"
-    randomise(model)
-    model.save_pretrained(tmp_path)
+    assert_loads(model, classifier(), tmp_path, batch("bert"))
     saved = load_file(tmp_path / "adapter_model.safetensors")
-
     assert len([key for key in saved if "classifier" in key]) == 2
-    loaded = PeftModel.from_pretrained(classifier(), tmp_path)
-    inputs = batch("bert")
-    assert_close(logits(loaded, inputs), logits(model, inputs))
 
 
 def test_the_status_of_a_model_names_types_as_peft_does():

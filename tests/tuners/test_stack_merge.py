@@ -10,6 +10,7 @@ from stacks import (
     MODELS,
     QUERY,
     STACKS,
+    assert_loads,
     batch,
     config_of,
     logits,
@@ -162,8 +163,4 @@ def test_options_of_the_stack_hold_for_every_part():
 def test_two_parts_of_one_kind_on_different_modules_are_one_adapter(tmp_path):
     parts = [lora("llama", QUERY), LoraConfig(r=5, target_modules=["o_proj"])]
     model = moved(TINY["llama"](), LoradaConfig(parts=parts))
-    model.save_pretrained(tmp_path)
-
-    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path)
-    inputs = batch("llama")
-    assert_close(logits(loaded, inputs), logits(model, inputs))
+    assert_loads(model, TINY["llama"](), tmp_path, batch("llama"))
