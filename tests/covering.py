@@ -1,7 +1,7 @@
 """``covering``: which cases of a matrix run every time, and which only with the slow tests."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import pytest
@@ -22,7 +22,8 @@ def covering(cases: Sequence[tuple], together: int) -> list:
     random.Random(0).shuffle(order)  # in their own order the first value would be in most cases
     kept, seen = set(), set()
     for i in order:
-        new = set(combined(cases[i], together)) - seen
+        # Every combination of so many values, each with the number of its axis.
+        new = set(combinations(enumerate(cases[i]), together)) - seen
         if new:
             kept.add(i)
             seen |= new
@@ -30,11 +31,6 @@ def covering(cases: Sequence[tuple], together: int) -> list:
         case if i in kept else pytest.param(*case, marks=pytest.mark.slow)
         for i, case in enumerate(cases)
     ]
-
-
-def combined(case: tuple, together: int) -> Iterable[tuple]:
-    """Every combination of so many values of a case, each with the number of its axis."""
-    return combinations(enumerate(case), together)
 
 
 def few_slow(cases: list, most: int) -> list:

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+from architectures import logits as forward
 from conftest import TINY, assert_close
 from covering import covering, few_slow
 from peft import PeftModel, get_peft_model
@@ -55,11 +56,6 @@ def adapted(name: str, variant: str, base: dict | None = None, **options) -> Pef
         before = PrefixConfig(length=prefix, init_weights=False)
         config = LoradaConfig(parts=[before, config])
     return get_peft_model(TINY[name](**(base or {})), config).eval()
-
-
-def forward(model: PeftModel, **inputs) -> Tensor:
-    with torch.no_grad():
-        return model(**inputs).logits
 
 
 def alone(model: PeftModel, sample: Tensor) -> Tensor:
@@ -231,15 +227,11 @@ def batched_continuously(model, samples):
         continuous_batching_config=ContinuousBatchingConfig(
             return_logprobs=True, max_batch_tokens=10, num_blocks=16, block_size=4),
     )  # fmt: skip
-    found = []
-    for sample, result in zip(samples, sorted_by_request(out), strict=True):
+    found, in_order = [], sorted(out, key=lambda key: int(key.rsplit("_", 1)[-1]))
+    for sample, result in zip(samples, [out[key] for key in in_order], strict=True):
         assert result.generated_tokens == sample[-NEW:].tolist()
         found.append(torch.tensor(result.logprobs))
     return found
-
-
-def sorted_by_request(out: dict) -> list:
-    return [out[key] for key in sorted(out, key=lambda key: int(key.rsplit("_", 1)[-1]))]
 
 
 def masked_with(blocked: float) -> Callable:

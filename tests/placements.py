@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from architectures import ARCHITECTURES
-from peft import PeftModel, get_peft_model
-from stacks import bottleneck, randomise
+from peft import PeftModel
+from stacks import bottleneck, moved
 from torch import nn
 
 from lorada.tuners.bottleneck.adapter import BottleneckLayer
@@ -251,9 +251,7 @@ def made(name: str, **options: Any) -> nn.Module:
 
 def adapted(name: str, placement: str = "ffn", **options: Any) -> PeftModel:
     """A model with adapters whose weights have moved, in eval mode."""
-    model = get_peft_model(made(name), bottleneck(placement=placement, **options)).eval()
-    randomise(model)
-    return model
+    return moved(made(name), bottleneck(placement=placement, **options))
 
 
 def fill(model: nn.Module) -> None:

@@ -1,7 +1,9 @@
 """The stacks that the tests of ``LoradaConfig`` run through, and what each of them trains."""
 
+from pathlib import Path
+
 import torch
-from conftest import TINY
+from conftest import TINY, assert_close
 from peft import (
     AdaLoraConfig,
     IA3Config,
@@ -102,11 +104,16 @@ def randomise(model: nn.Module, adapter: str = "default") -> None:
                 parameter.add_(0.3 * torch.randn(parameter.shape).to(parameter.dtype))
 
 
-def trained(stack: str, name: str, **options) -> PeftModel:
-    """A tiny model with a stack whose weights have moved, in eval mode."""
-    model = get_peft_model(TINY[name](), config_of(stack, name, **options)).eval()
-    randomise(model)
+def moved(base: nn.Module, config: PeftConfig, adapter: str = "default") -> PeftModel:
+    """A model with an adapter whose weights have moved from their start, in eval mode."""
+    model = get_peft_model(base, config, adapter).eval()
+    randomise(model, adapter)
     return model
+
+
+def trained(stack: str, name: str, **options) -> PeftModel:
+    """A tiny model with a stack whose weights have moved."""
+    return moved(TINY[name](), config_of(stack, name, **options))
 
 
 def batch(name: str) -> dict[str, Tensor]:
@@ -119,6 +126,16 @@ def batch(name: str) -> dict[str, Tensor]:
 def logits(model: nn.Module, inputs: dict[str, Tensor], **kwargs) -> Tensor:
     with torch.no_grad():
         return model(**inputs, **kwargs).logits
+
+
+def assert_loads(
+    model: PeftModel, base: nn.Module, folder: Path, inputs: dict[str, Tensor]
+) -> PeftModel:
+    """An adapter that is saved and loaded onto ``base`` gives the same logits there."""
+    model.save_pretrained(folder)
+    loaded = PeftModel.from_pretrained(base, folder).eval()
+    assert_close(logits(loaded, inputs), logits(model, inputs))
+    return loaded
 
 
 def in_chunks(model: nn.Module, tokens: Tensor, sizes: list[int]) -> Tensor:

@@ -172,15 +172,6 @@ def test_softmax_ablation_behind_a_window_normalises_over_the_window():
         assert_close(inputs.call(implementation)[0, :, :, 0], expected)
 
 
-def test_decoding_past_a_start_map_adds_nothing_at_all():
-    inputs = Inputs(host("llama"), LENGTH + 1, queries=1)
-    function = ALL_ATTENTION_FUNCTIONS["sdpa"].__wrapped__
-    expected, _ = function(
-        inputs.module, inputs.query, inputs.key, inputs.value, None, scaling=8**-0.5
-    )
-    assert torch.equal(inputs.call("sdpa-unmasked"), expected.transpose(1, 2))
-
-
 def test_no_negative_under_a_mask_of_keys_alone_is_an_error():
     with pytest.raises(ValueError, match="no_negative ablation needs"):
         Inputs(host("llama", ablation="no_negative"), 9).call("sdpa", mask=torch.ones(1, 9))

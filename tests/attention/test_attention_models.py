@@ -80,14 +80,6 @@ def test_decoder_of_an_encoder_decoder_steps_through_its_cache_as_uncached():
     assert_close(torch.cat(steps, 1), expected)
 
 
-def test_layers_without_a_map_see_the_original_function():
-    model = adapted("llama", layers_to_transform=[1])
-    seen = []
-    with observe(lambda one: seen.append(one.call.module.layer_idx)):
-        alone(model, SAMPLES[0])
-    assert seen == [1]
-
-
 def test_model_that_neither_dispatches_its_attention_nor_has_hooks_is_an_error():
     base = MptForCausalLM(MptConfig(vocab_size=96, d_model=32, n_layers=1, n_heads=4))
     with pytest.raises(ValueError, match=r"no self-attention .* dispatches .* found MptAttention"):

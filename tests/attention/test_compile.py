@@ -5,8 +5,7 @@ import shutil
 import pytest
 import torch
 from conftest import TINY, assert_close
-from peft import get_peft_model
-from stacks import randomise, training_stack
+from stacks import moved, training_stack
 from transformers import StaticCache
 from transformers.exporters.utils import apply_patches
 
@@ -16,9 +15,7 @@ SHAPES = [(3, 24), (2, 16), (5, 24), (4, 40), (3, 8)]
 
 
 def stack():
-    model = get_peft_model(TINY["llama"](num_hidden_layers=1), training_stack())
-    randomise(model)
-    return model
+    return moved(TINY["llama"](num_hidden_layers=1), training_stack())
 
 
 def batch(rows, tokens, padding):

@@ -118,17 +118,13 @@ def test_the_longest_map_decides(asked):
     assert len(asked) == (1 + 2) * LAYERS
 
 
-def padded_on_the_left(*lengths: int) -> dict[str, torch.Tensor]:
-    mask = torch.tensor([[0] * (max(lengths) - n) + [1] * n for n in lengths])
-    return {"input_ids": torch.arange(10, 10 + mask.numel()).view_as(mask), "attention_mask": mask}
-
-
 def begin(model, *lengths: int) -> dict:
-    """A cache with a padded prompt, and its mask."""
-    cache, given = DynamicCache(config=model.config), padded_on_the_left(*lengths)
+    """A cache with a prompt that is padded on the left, and its mask."""
+    mask = torch.tensor([[0] * (max(lengths) - n) + [1] * n for n in lengths])
+    state = {"past_key_values": DynamicCache(config=model.config), "attention_mask": mask}
     with torch.no_grad():
-        model(**given, past_key_values=cache, use_cache=True)
-    return {"past_key_values": cache, "attention_mask": given["attention_mask"]}
+        model(torch.arange(10, 10 + mask.numel()).view_as(mask), use_cache=True, **state)
+    return state
 
 
 def step(model, state: dict, token: int) -> torch.Tensor:

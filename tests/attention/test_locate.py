@@ -127,21 +127,8 @@ def test_gradient_checkpointing_asks_once_more_and_gives_the_same_gradients(loca
         assert_close(model.get_parameter(name).grad, gradient)
 
 
-PACKED = {
-    "input_ids": torch.arange(10, 22)[None],
-    "position_ids": torch.cat([torch.arange(5), torch.arange(7)])[None],
-}
-
-
 def test_packed_rows_with_an_empty_cache_are_refused():
-    model = adapted("llama")
+    model, positions = adapted("llama"), torch.cat([torch.arange(5), torch.arange(7)])[None]
+    given = {"input_ids": torch.arange(10, 22)[None], "position_ids": positions}
     with pytest.raises(ValueError, match="see each other"):
-        model(**PACKED, past_key_values=DynamicCache(config=model.config))
-
-
-def test_lengths_of_the_queries_alone_are_those_of_the_keys():
-    model = adapted("llama").eval()
-    ends = torch.tensor([0, 5, 12])
-    inputs = {**PACKED, "use_cache": False, "cu_seq_lens_q": ends}
-    both, one = (model(**inputs, cu_seq_lens_k=keys).logits for keys in (ends, None))
-    assert_close(one, both)
+        model(**given, past_key_values=DynamicCache(config=model.config))

@@ -2,10 +2,13 @@
 
 import copy
 
+import architecture_cells
 import pytest
 import torch
-from architectures import ARCHITECTURES, ENCODER_DECODERS, inputs, logits
-from conftest import TINY, assert_close
+from architecture_cells import batch_of
+from architectures import ARCHITECTURES, ENCODER_DECODERS, logits
+from conftest import TINY, assert_close, assert_same_gradients
+from method_cases import OWN_ATTENTION
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -18,8 +21,7 @@ from lorada.tuners.prefix import PrefixLayer
 pytestmark = pytest.mark.fp64
 
 LENGTH = 3  # of the prefix, in tokens
-REFUSED = ("deberta", "falcon", "falcon_alibi", "bloom")
-DISPATCHING = [name for name in ARCHITECTURES if name not in (*REFUSED, "deberta_v2")]
+DISPATCHING = [n for n in ARCHITECTURES if n not in (*OWN_ATTENTION, "deberta_v2")]
 HOSTS = {"llama": "model.layers.0.self_attn", "bert": "bert.encoder.layer.0.attention.self"}
 # Queries, key slots, and whether a mask comes along.
 CALLS = {
@@ -33,17 +35,9 @@ CALLS = {
 }
 
 
-def adapted(name: str, **options) -> PeftModel:
-    """A tiny model with a large prefix, the same for the same arguments."""
-    base = ARCHITECTURES[name]()
-    torch.manual_seed(1)
-    config = PrefixConfig(**{"length": LENGTH, "init_weights": False, **options})
-    return get_peft_model(base, config).eval()
-
-
-def batch_of(name: str) -> dict[str, Tensor]:
-    torch.manual_seed(2)
-    return inputs(name)
+def adapted(name: str) -> PeftModel:
+    """A tiny model with a large prefix, the same on every call."""
+    return architecture_cells.adapted(name, PrefixConfig(length=LENGTH, init_weights=False))
 
 
 def prefix_layers(model: nn.Module) -> dict[str, PrefixLayer]:
@@ -104,19 +98,11 @@ def test_attention_behind_a_prefix_is_its_formula_with_its_gradients(name, imple
     )
     layer = module.prefix
     prefix = layer.lora_key["default"], layer.lora_value["default"]
-    leaves = [query, key, value, *prefix]
     attend = ALL_ATTENTION_FUNCTIONS[implementation]
 
     found, _ = attend(module, query, key, value, mask, scaling=8**-0.5, dropout=0.0)
     expected = behind_a_prefix_reference(query, key, value, prefix, see)
-
-    weight = torch.randn_like(expected)
-    ours = found, *torch.autograd.grad((found * weight).sum(), leaves)
-    theirs = expected, *torch.autograd.grad((expected * weight).sum(), leaves)
-    for one, other in zip(ours, theirs, strict=True):
-        # Llama's eager softmax is one of fp32 in any model.
-        dtype = torch.float32 if implementation == "eager" else torch.float64
-        assert_close(one.to(dtype), other.to(dtype))
+    assert_same_gradients(found, expected, [query, key, value, *prefix])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -161,13 +147,6 @@ def test_every_architecture_that_dispatches_has_a_prefix_in_every_attention(name
     if name != "gemma2":  # which refuses sdpa
         base.set_attn_implementation("eager")
         assert_close(logits(model, **batch), changed)
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_models_that_compute_attention_themselves_are_refused(name):
-    with pytest.raises(ValueError, match="needs attention that dispatches") as refused:
-        adapted(name)
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("beams", [1, 3])

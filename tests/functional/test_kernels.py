@@ -1,11 +1,11 @@
 """The kernels that ``make kernels`` asks for are those that compute, or the run fails."""
 
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
+from programs import printed
 
 # Variable -> what it must have done, of what a process says that multiplies matrices and convolves.
 SAID = {
@@ -26,13 +26,8 @@ print("threads", torch.get_num_threads())
 
 
 def said(**settings: str) -> list[str]:
-    environment = {**os.environ, **settings, "MKL_VERBOSE": "1", "ONEDNN_VERBOSE": "1"}
-    words = [sys.executable, "-c", SAY]
-    return (
-        subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-        .stdout.replace(",", " ")
-        .splitlines()
-    )
+    settings |= {"MKL_VERBOSE": "1", "ONEDNN_VERBOSE": "1"}
+    return printed(sys.executable, "-c", SAY, **settings).replace(",", " ").splitlines()
 
 
 @pytest.mark.parametrize("name", [name for name in SAID if name in os.environ])

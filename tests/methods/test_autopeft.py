@@ -1,11 +1,9 @@
 """AutoPEFT's block against its equations, and what its sizes and layers count."""
 
 import pytest
-from architectures import ARCHITECTURES, inputs, logits
-from conftest import assert_close
-from peft import PeftModel, get_peft_model
+from architectures import ARCHITECTURES, inputs
 from placements import KINDS, AfterFfn, Twin, made
-from stacks import randomise
+from stacks import assert_loads, moved
 from tuners.test_placements import assert_twins
 
 from lorada import BottleneckConfig, LoradaConfig, build_method
@@ -43,8 +41,7 @@ def test_the_block_is_its_equations_with_their_gradients(name, present):
     parallel = (kind.norm, f"{kind.held}.bneck", Parallel)
     twins = [serial] * ("serial" in present) + [parallel] * ("parallel" in present)
     config = LoradaConfig(parts=[PARTS[part] for part in present.split()])
-    model = get_peft_model(made(name), config).eval()
-    randomise(model)
+    model = moved(made(name), config)
     assert_twins(model, name, twins)
     assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
 
@@ -76,17 +73,11 @@ def method(name: str, *chosen) -> LoradaConfig:
 )
 def test_a_block_of_size_0_is_left_out_and_comes_back_so_from_the_file(chosen, kinds, tmp_path):
     base = ARCHITECTURES["roberta"]
-    model = get_peft_model(base(), method("roberta", *chosen, [0])).eval()
-    randomise(model)
-    batch = inputs("roberta")
-    changed = logits(model, **batch)
+    model = moved(base(), method("roberta", *chosen, [0]))
     every = ("bneck_pfeiffer", "bneck", "prefix")
     names = {part for key in model.state_dict() for part in key.split(".")}
     assert [kind for kind in every if kind in names] == kinds
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(base(), str(tmp_path)).eval()
-
-    assert_close(logits(loaded, **batch), changed)
+    assert_loads(model, base(), tmp_path, inputs("roberta"))
 
 
 def test_the_balanced_example_on_roberta_is_552960_weights_and_18720_biases():

@@ -21,8 +21,7 @@ from method_cases import (
     selected,
     small,
 )
-from peft import PeftModel
-from stacks import randomise
+from stacks import assert_loads, randomise
 
 from lorada import METHODS
 from lorada.inference.evaluate import evaluate
@@ -60,9 +59,7 @@ def test_a_method_starts_and_trains_as_it_says_and_comes_back_from_its_file(name
     with adapted.disable_adapter():
         assert_close(logits(adapted, **batch), logits(plain, **batch))
     assert not torch.allclose(changed, logits(plain, **batch), atol=1e-3)
-    adapted.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(BUILDERS[model](), str(tmp_path)).eval()
-    assert_close(logits(loaded, **batch), changed)
+    assert_loads(adapted, BUILDERS[model](), tmp_path, batch)
 
 
 @pytest.mark.parametrize(("name", "model"), UNDEFINED, ids=lambda part: part)

@@ -23,7 +23,6 @@ from lorada.runs.training import train as run_train
 pytestmark = pytest.mark.fp64
 
 TARGETS = ["q_proj", "down_proj"]
-SHAPES = {"q_proj": (32, 32), "down_proj": (32, 48)}
 
 
 def shira(**options) -> ShiraConfig:

@@ -1,6 +1,5 @@
 """Plain adapters of PEFT beside stacks on one model."""
 
-import subprocess
 import sys
 
 import pytest
@@ -10,8 +9,9 @@ from folders import llama_folder, refused
 from paths import TESTS
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from peft.peft_model import PeftModelForSequenceClassification
+from programs import printed
 from safetensors.torch import load_file
-from stacks import batch, config_of, lmam, logits, lora, randomise
+from stacks import batch, config_of, lmam, logits, lora, moved, randomise
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import lorada
@@ -32,9 +32,7 @@ def place(tmp_path_factory):
         "stack": config_of("lora", "llama", task_type="CAUSAL_LM"),
     }
     for name, config in configs.items():
-        model = get_peft_model(base_of(place), config)
-        randomise(model)
-        model.save_pretrained(place / name)
+        moved(base_of(place), config).save_pretrained(place / name)
     return place
 
 
@@ -87,8 +85,7 @@ def test_a_classifier_s_head_is_that_of_its_plain_adapter(place, tmp_path):
         found.config.pad_token_id = 0
         return found.to(torch.get_default_dtype())
 
-    plain = get_peft_model(base(), lora("llama", task_type="SEQ_CLS"))
-    randomise(plain)
+    plain = moved(base(), lora("llama", task_type="SEQ_CLS"))
     plain.save_pretrained(tmp_path)
     stack = lorada.LoradaConfig(parts=[lmam()], task_type="SEQ_CLS")
     model = get_peft_model(base(), stack).eval()
@@ -157,7 +154,4 @@ with torch.no_grad(), in_double():
 def test_a_fresh_process_loads_both_and_switches_between_them(place):
     expected = {"default": alone(place, "lora"), "stack": alone(place, "stack")}
     torch.save({"inputs": inputs(), "expected": expected}, place / "given.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, place], capture_output=True, text=True, cwd=TESTS
-    )
-    assert done.returncode == 0, done.stderr
+    printed(sys.executable, "-c", FRESH, place, folder=TESTS)

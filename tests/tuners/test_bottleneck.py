@@ -3,18 +3,13 @@
 import pytest
 import torch
 from conftest import TINY
-from peft import PeftModel, get_peft_model
-from stacks import BOTTLENECK_COUNT, HIDDEN, LAYERS, WIDTH, batch, bottleneck, logits, randomise
+from peft import get_peft_model
+from placements import adapted
+from stacks import BOTTLENECK_COUNT, HIDDEN, LAYERS, WIDTH, batch, bottleneck, logits
 
 from lorada.experiments.map_costs import kept_bytes
 
 pytestmark = pytest.mark.fp64
-
-
-def adapted(name: str, **options) -> PeftModel:
-    model = get_peft_model(TINY[name](), bottleneck(**options)).eval()
-    randomise(model)
-    return model
 
 
 @pytest.mark.fp64(False)

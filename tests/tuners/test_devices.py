@@ -6,7 +6,7 @@ import torch
 from conftest import TINY, assert_close
 from folders import refused
 from peft import PeftModel, get_peft_model
-from stacks import bottleneck, lmam, logits, lora, randomise, training_stack
+from stacks import bottleneck, lmam, logits, lora, moved, training_stack
 
 from lorada import LoradaConfig
 
@@ -48,8 +48,7 @@ def test_every_layer_holds_its_parts_where_it_is_itself(whole):
 def saved(tmp_path):
     """An adapter of attached parts, and its model."""
     parts = [lmam(length=16, init_weights=False), bottleneck(layer_norm=True)]
-    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts))
-    randomise(model)
+    model = moved(TINY["llama"](), LoradaConfig(parts=parts))
     model.save_pretrained(tmp_path)
     return model.eval(), str(tmp_path)
 
@@ -89,8 +88,7 @@ def test_attached_parts_train_on_an_offloaded_base(saved):
 @pytest.mark.fp64
 @pytest.mark.parametrize("baked", [False, True])
 def test_a_stack_that_is_offloaded_with_its_base_gives_the_same_numbers(baked):
-    model = get_peft_model(TINY["llama"](), training_stack()).eval()
-    randomise(model)
+    model = moved(TINY["llama"](), training_stack())
     inputs = batch()
     expected = logits(model, inputs)
     offloaded(model)

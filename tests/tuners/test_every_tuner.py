@@ -12,7 +12,7 @@ from conftest import TINY, assert_close
 from folders import refused
 from method_cases import SMALL, SMALL_FORMS
 from peft import PeftModel, get_peft_model
-from stacks import batch, lmam, logits, lora, randomise
+from stacks import batch, lmam, logits, lora, moved, randomise
 
 import lorada
 from lorada import LoradaConfig
@@ -143,10 +143,7 @@ def test_several_adapters_merge_to_their_sum_and_back_or_it_is_refused(part, nam
     model, inputs = adapted(part, name=name), batch(name)
     plain = logits(TINY[name](), inputs)
     if not model.peft_config["default"].mergeable:
-        with pytest.raises(
-            ValueError, match=r"^\w+ parts cannot be merged into the weights[:,] .*$"
-        ):
-            model.merge_adapter()
+        refused(r"^\w+ parts cannot be merged into the weights[:,] .*$", model.merge_adapter)
         return
     model.add_adapter("other", config_of(part, name=name))
     randomise(model.eval(), "other")
@@ -163,8 +160,7 @@ def test_several_adapters_merge_to_their_sum_and_back_or_it_is_refused(part, nam
     assert merged.state_dict().keys() == TINY[name]().state_dict().keys()
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad).fill_(torch.nan)
-    with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
-        model.merge_adapter(safe_merge=True)
+    refused("NaNs detected in the merged weights", lambda: model.merge_adapter(safe_merge=True))
 
 
 @every_tuner
@@ -174,13 +170,11 @@ def test_with_lora_on_the_same_matrices_a_stack_merges_and_keeps_its_map(part, i
     parts = parts if inside else parts[::-1]
     if not part.startswith("lmam"):
         parts.append(lmam(init_weights=False))
-    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts)).eval()
-    randomise(model)
+    model = moved(TINY["llama"](), LoradaConfig(parts=parts))
     expected = logits(model, inputs)
     if part in ("omoe", "gain_query"):
         for merge in (model.merge_and_unload, model.merge_adapter, model.merge_weights):
-            with pytest.raises(ValueError, match="cannot be merged into the weights"):
-                merge()
+            refused("cannot be merged into the weights", merge)
         assert_close(logits(model, inputs), expected)
         return
     rest = model.merge_weights()
@@ -245,7 +239,5 @@ def test_weights_are_in_float32_or_where_that_is_asked_in_the_dtype_of_the_base(
 def test_a_target_that_the_model_lacks_is_one_line_with_what_it_has(part):
     config = config_of(part)
     config.target_modules = ["nowhere"]
-    with pytest.raises(
-        ValueError, match=r"^target_modules=\['nowhere'\] matched no module; this mo"
-    ):
-        get_peft_model(TINY["llama"](), config)
+    said = r"^target_modules=\['nowhere'\] matched no module; this mo"
+    refused(said, lambda: get_peft_model(TINY["llama"](), config))

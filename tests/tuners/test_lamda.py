@@ -6,7 +6,7 @@ from callback_runs import assert_same_weights, losses, trainer
 from conftest import TINY, assert_close, assert_same_gradients
 from folders import refused
 from peft import LoraConfig, PeftModel, get_peft_model
-from stacks import batch, lmam, logits, randomise
+from stacks import assert_loads, batch, lmam, logits, moved
 from torch import nn
 from transformers import TrainerCallback
 
@@ -159,21 +159,16 @@ def test_mean_rank_is_never_exceeded_and_met_where_classes_allow(number, mean, m
 
 
 def test_an_adapter_that_is_loaded_has_its_ranks_and_nothing_is_decomposed(tmp_path, monkeypatch):
-    model = get_peft_model(TINY["llama"](), LamdaConfig(rank=4, ranks="energy")).eval()
+    model = moved(TINY["llama"](), LamdaConfig(rank=4, ranks="energy"))
     pattern = model.peft_config["default"].rank_pattern
     assert len(pattern) == 14
     assert len(set(pattern.values())) == 3
     assert sum(pattern.values()) == 4 * 14
     count = lamda_count(model)
     assert count.end == sum(rank**2 for rank in pattern.values())
-    randomise(model)
-    model.save_pretrained(tmp_path)
-
     monkeypatch.delattr("lorada.tuners.lamda.ranks_by_energy")
     monkeypatch.delattr("lorada.tuners.lamda.leading")
-    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path).eval()
-    inputs = batch("llama")
-    assert_close(logits(loaded, inputs), logits(model, inputs))
+    assert_loads(model, TINY["llama"](), tmp_path, batch("llama"))
 
 
 @pytest.mark.parametrize("targets", [None, "all-linear", ["q_proj", "o_proj", "down_proj"]])

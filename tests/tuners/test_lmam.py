@@ -5,7 +5,7 @@ import torch
 from conftest import TINY, assert_close
 from folders import refused
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
-from stacks import batch, logits, randomise
+from stacks import batch, logits, moved
 
 from lorada import LmamConfig
 from lorada.functional.maps import position_embedding
@@ -110,8 +110,7 @@ def test_a_position_that_too_few_rows_had_is_as_if_the_map_ended_there(align):
     given = batch("llama")
     counts = [5, 5, 5, 5, 1, 0] if align == "start" else [0, 1, 5, 5, 5, 5]
     config = LmamConfig(length=6, align=align, min_rows=2, rows_by_position=counts)
-    model = get_peft_model(TINY["llama"](), config).eval()
-    randomise(model)
+    model = moved(TINY["llama"](), config)
     cut = logits(model, given)
     with torch.no_grad():
         for layer in [m for m in model.modules() if isinstance(m, LmamLayer)]:
@@ -125,8 +124,7 @@ def test_a_position_that_too_few_rows_had_is_as_if_the_map_ended_there(align):
 
 def test_positions_without_enough_rows_do_not_train():
     config = LmamConfig(length=6, min_rows=2, rows_by_position=[3, 3, 3, 1, 0, 0])
-    model = get_peft_model(TINY["llama"](), config)
-    randomise(model)
+    model = moved(TINY["llama"](), config)
     model(**batch("llama")).logits.sum().backward()
     layer = next(m for m in model.modules() if isinstance(m, LmamLayer))
     a, b = layer.lora_w_a["default"].grad, layer.lora_w_b["default"].grad

@@ -4,16 +4,14 @@ import pytest
 import torch
 from conftest import TINY, VOCAB
 from folders import refused
-from peft import PeftModel, get_peft_model
-from stacks import lmam, logits, randomise, training_stack
+from peft import PeftModel
+from stacks import lmam, logits, moved, training_stack
 
 BATCH = {"input_ids": torch.arange(5, 45).view(4, 10)}
 
 
 def saved(path, base, config):
-    model = get_peft_model(base, config)
-    randomise(model)
-    model.save_pretrained(path)
+    moved(base, config).save_pretrained(path)
     return str(path)
 
 
@@ -56,8 +54,7 @@ def test_an_adapter_of_another_base_leaves_the_base_as_it_was(case, low_memory, 
 @pytest.mark.parametrize(("name", "trains"), [("other", False), ("default", True)])
 def test_an_adapter_survives_weights_of_another_or_its_own_that_do_not_fit(name, trains, tmp_path):
     wide = saved(tmp_path, TINY["llama"](hidden_size=64, head_dim=8), training_stack())
-    model = get_peft_model(TINY["llama"](), training_stack())
-    randomise(model)
+    model = moved(TINY["llama"](), training_stack())
     before = {key: value.clone() for key, value in model.state_dict().items()}
     expected = logits(model, BATCH)
     with pytest.raises(ValueError, match="another model size or head count"):

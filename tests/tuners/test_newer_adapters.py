@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import TINY
 from folders import refused
-from peft import PeftConfig, PeftModel, get_peft_model
-from stacks import batch, bottleneck, lmam, logits, lora, randomise
+from peft import PeftConfig, PeftModel
+from stacks import batch, bottleneck, lmam, logits, lora, moved
 
 from lorada import LoradaConfig
 from lorada.runs.models.adapters import load_adapted
@@ -30,8 +30,7 @@ def saved(tmp_path_factory):
     for name, make in CONFIGS.items():
         folder = tmp_path_factory.mktemp(name)
         torch.manual_seed(0)
-        model = get_peft_model(TINY["llama"](), make()).eval()
-        randomise(model)
+        model = moved(TINY["llama"](), make())
         model.save_pretrained(folder)
         adapters[name] = (folder, model)
     return adapters

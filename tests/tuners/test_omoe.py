@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import DECODER_SIZES, TINY, assert_close, assert_same_gradients
 from peft import LoraConfig, get_peft_model
-from stacks import HIDDEN, batch, logits, randomise
+from stacks import HIDDEN, batch, logits, moved
 from torch import Tensor, nn
 
 from lorada import OmoeConfig
@@ -20,10 +20,8 @@ def omoe(**options) -> OmoeConfig:
 
 
 def one_layer(**options) -> nn.Module:
-    """The layer around one matrix with a bias, in fp64, its weights moved."""
-    model = nn.Sequential(nn.Linear(6, 5))
-    model = get_peft_model(model, omoe(target_modules=["0"], **options)).double().eval()
-    randomise(model)
+    """The layer around one matrix with a bias, its weights moved."""
+    model = moved(nn.Sequential(nn.Linear(6, 5)), omoe(target_modules=["0"], **options))
     return model.base_model.model[0]
 
 
@@ -114,8 +112,7 @@ def test_no_dense_weight_of_an_expert_is_formed(monkeypatch):
 
 
 def test_one_dora_expert_is_the_dora_of_peft():
-    model = get_peft_model(TINY["llama"](), omoe(experts=1)).eval()
-    randomise(model)
+    model = moved(TINY["llama"](), omoe(experts=1))
     config = LoraConfig(
         r=RANK, lora_alpha=4, use_dora=True, target_modules=["gate_proj", "up_proj", "down_proj"]
     )

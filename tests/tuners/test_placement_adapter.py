@@ -6,9 +6,9 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import assert_close
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from placements import CASES, adapted, fill, parts_of
-from stacks import bottleneck, lmam, randomise
+from stacks import assert_loads, bottleneck, lmam, moved, randomise
 from torch import Tensor, nn
 
 from lorada import LoradaConfig
@@ -111,8 +111,7 @@ def test_a_layer_that_is_checkpointed_around_its_forward_is_changed_too():
 def test_model_and_its_gradients_compile_into_one_graph(name, placement, shapes_unchecked):
     beside = LoraConfig(r=2, target_modules=MET[name], init_lora_weights=False)
     parts = [bottleneck(placement=placement), beside]
-    model = get_peft_model(ARCHITECTURES[name](use_cache=False), LoradaConfig(parts=parts)).eval()
-    randomise(model)
+    model = moved(ARCHITECTURES[name](use_cache=False), LoradaConfig(parts=parts))
     torch._dynamo.reset()
     compiled, batch = torch.compile(model, fullgraph=True, backend="aot_eager"), inputs(name)
     expected = gradients(model, batch)
@@ -209,11 +208,8 @@ def test_placements_stack_with_each_other_the_map_and_lora(case, tmp_path):
     fill(model)
     batch = inputs(name)
     expected = logits(model, **batch)
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(ARCHITECTURES[name](), tmp_path).eval()
-
+    assert_loads(model, ARCHITECTURES[name](), tmp_path, batch)
     assert len(parts_of(model)) == COUNTED[name]
-    assert_close(logits(loaded, **batch), expected)
     for removed in parts_of(model).values():  # each one counts
         weights = removed.lora_up["default"]
         kept = weights.detach().clone()

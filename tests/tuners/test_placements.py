@@ -25,7 +25,7 @@ from placements import (
     twin_of,
     twins_of,
 )
-from stacks import bottleneck, randomise
+from stacks import bottleneck, moved
 from torch import nn
 from transformers import LlamaConfig
 
@@ -208,8 +208,7 @@ def test_pfeiffers_adapter_reads_the_ffn_alone_whichever_part_came_first(name):
 def test_houlsbys_adapter_sees_the_ffn_after_a_dropout_that_is_no_module(name):
     plain = ARCHITECTURES[name](use_cache=False, dropout=0.5)
     config = bottleneck(placement="houlsby", dropout=0.0, target_modules=["final_layer_norm"])
-    model = get_peft_model(copy.deepcopy(plain), config)
-    randomise(model)
+    model = moved(copy.deepcopy(plain), config)
     layer, base = model.get_base_model().model.encoder.layers[0], plain.model.encoder.layers[0]
     if name == "bart":
         layer.final_layer_norm.forward = base.final_layer_norm.forward = lambda h: h

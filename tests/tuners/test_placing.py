@@ -7,7 +7,7 @@ from conftest import TINY
 from folders import refused
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from stacks import QUERY, VALUE, batch, bottleneck, ia3, lmam, logits, lora, randomise
+from stacks import QUERY, VALUE, batch, bottleneck, ia3, lmam, logits, lora, moved, randomise
 from torch import nn
 
 from lorada import LoradaConfig
@@ -93,8 +93,7 @@ def test_stack_with_a_part_that_does_not_fit_leaves_no_half_of_it(case):
 def test_adapter_that_does_not_fit_leaves_those_that_are_there_as_they_were(case):
     name, parts, _ = MISFITS[case]
     there = LoradaConfig(parts=[lmam(), lora(name, QUERY, VALUE), ia3(name, QUERY), bottleneck()])
-    model = get_peft_model(build(name), there, adapter_name="there").eval()
-    randomise(model, "there")
+    model = moved(build(name), there, "there")
     before, inputs = state(model), batch(name)
     expected = logits(model, inputs)
 

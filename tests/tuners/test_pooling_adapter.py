@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import small
 from peft import LoraConfig, PeftModel, get_peft_model
-from stacks import logits, randomise
+from stacks import assert_loads, logits, moved
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -191,8 +191,7 @@ def test_every_method_has_it_trains_saves_loads_and_merges(method, model, tmp_pa
                 config = plan.prepare(base, [{**inputs, "labels": torch.arange(3)}])
         config.task_type, config.modules_to_save = "SEQ_CLS", ["classifier"]
         config.parts = [*config.parts, PoolingConfig(pooling="mean")]
-        adapted = get_peft_model(base, config).eval()
-        randomise(adapted)
+        adapted = moved(base, config)
     found = adapted(**inputs, labels=torch.arange(3))
     assert_close(found.logits, expected(adapted, inputs, "mean"))
     found.loss.backward()
@@ -200,9 +199,7 @@ def test_every_method_has_it_trains_saves_loads_and_merges(method, model, tmp_pa
     if plan.config is None:
         return
 
-    adapted.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(headed(model), tmp_path).eval()
-    assert_close(logits(loaded, inputs), found.logits)
+    loaded = assert_loads(adapted, headed(model), tmp_path, inputs)
     merged, refused = merged_or_refused(loaded)
     if refused:
         assert "keep it as an adapter" in refused
@@ -226,14 +223,10 @@ def test_switched_off_the_head_is_the_models_own_bit_for_bit():
 @every_model
 def test_it_is_a_peft_adapter_by_itself(name, tmp_path):
     inputs = batch()
-    model = get_peft_model(
-        headed(name), PoolingConfig(pooling="cls", modules_to_save=["classifier"])
-    )
-    model.eval()
+    config = PoolingConfig(pooling="cls", modules_to_save=["classifier"])
+    model = get_peft_model(headed(name), config).eval()
     assert_close(logits(model, inputs), expected(model, inputs, "cls"))
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(headed(name), tmp_path).eval()
-    assert_close(logits(loaded, inputs), logits(model, inputs))
+    assert_loads(model, headed(name), tmp_path, inputs)
 
 
 @every_model

@@ -8,7 +8,7 @@ from architectures import ARCHITECTURES
 from conftest import TINY, assert_close, assert_same_gradients
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from stacks import batch, logits, lora, randomise
+from stacks import assert_loads, batch, logits, lora, moved, randomise
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -30,9 +30,7 @@ def config_of(prefix: str, part: str, name: str, **options):
 
 def trained(prefix: str, part: str = "alone", name: str = "llama", **options) -> PeftModel:
     """A tiny model whose prefix has moved from its start."""
-    model = get_peft_model(TINY[name](), config_of(prefix, part, name, **options)).eval()
-    randomise(model)
-    return model
+    return moved(TINY[name](), config_of(prefix, part, name, **options))
 
 
 def layers(model: nn.Module) -> list[PrefixLayer]:
@@ -164,15 +162,13 @@ def test_a_folded_network_is_a_flat_prefix_in_every_way(part, tmp_path):
     flat = trained("flat", part)
     assert set(trainable(model)) == set(trainable(flat))
 
-    model.save_pretrained(tmp_path)
+    assert_loads(model, TINY["llama"](), tmp_path, inputs)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     prefix = config if part == "alone" else config["parts"][0]
     assert prefix["projection"] is None
     saved = load_file(tmp_path / "adapter_model.safetensors")
     own = [key for key in saved if "prefix" in key]
     assert sum(saved[key].numel() for key in own) == 2 * 2 * LENGTH * 16
-    again = PeftModel.from_pretrained(TINY["llama"](), tmp_path).eval()
-    assert_close(logits(again, inputs), expected)
 
 
 @pytest.mark.fp64(False)
@@ -228,8 +224,7 @@ def parts_by_layer(**second) -> LoradaConfig:
 
 
 def test_two_parts_share_a_network_if_they_are_of_one_size():
-    model = get_peft_model(TINY["llama"](), parts_by_layer()).eval()
-    randomise(model)
+    model = moved(TINY["llama"](), parts_by_layer())
     expected = logits(model, inputs := batch("llama"))
     assert networks(model.get_base_model()) == ["prefix_self"]
     model.fold()

@@ -10,7 +10,7 @@ from conftest import TINY, assert_close, assert_same_gradients
 from folders import llama_folder, refused
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from stacks import batch, randomise
+from stacks import batch, moved, randomise
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -44,12 +44,10 @@ def dense_change(layer: QuantaLayer, name: str = "default") -> Tensor:
 
 
 def wrapped(*sizes: int, conv: bool = False, **options) -> QuantaLayer:
-    """One linear layer of so many inputs and outputs, its gates moved, in double precision."""
+    """One linear layer of so many inputs and outputs, its gates moved."""
     base = Conv1D(sizes[1], sizes[0]) if conv else nn.Linear(*sizes)
     config = QuantaConfig(target_modules=["0"], **options)
-    layer = get_peft_model(nn.Sequential(base), config).base_model.model[0]
-    randomise(layer)
-    return layer.double()
+    return moved(nn.Sequential(base), config).base_model.model[0]
 
 
 SIDES = {
@@ -115,7 +113,7 @@ def test_start_is_the_base_in_training_with_dropout_and_in_half_precision(dims):
 
 @pytest.mark.fp64(False)
 def test_autocast_leaves_the_difference_its_precision():
-    layer = wrapped(64, 64).float()
+    layer = wrapped(64, 64)
     with torch.no_grad():
         for gate, start in zip(*both(layer), strict=True):
             gate.copy_(start + 1e-4 * torch.randn(start.shape))
@@ -157,13 +155,6 @@ def test_a_width_without_two_factors_asks_to_leave_the_module_out(width):
         get_peft_model(nn.Sequential(nn.Linear(width, width)), QuantaConfig(target_modules=["0"]))
 
 
-def moved(name: str = "llama", **options) -> PeftModel:
-    """A tiny model whose gates have moved away from their start, in eval mode."""
-    model = get_peft_model(ARCHITECTURES[name](), QuantaConfig(**options)).eval()
-    randomise(model)
-    return model
-
-
 def gates_file(folder) -> dict:
     return load_file(folder / "adapter_model.safetensors")
 
@@ -174,7 +165,7 @@ def gates_file(folder) -> dict:
 def test_a_seed_halves_the_file_and_gives_each_module_gates_of_its_own(tmp_path):
     sizes = {}
     for seed in (None, 7):
-        moved(seed=seed).save_pretrained(tmp_path / str(seed))
+        moved(TINY["llama"](), QuantaConfig(seed=seed)).save_pretrained(tmp_path / str(seed))
         sizes[seed] = sum(value.numel() for value in gates_file(tmp_path / str(seed)).values())
     assert sizes[None] == 2 * sizes[7] == 2 * 4 * 240
     assert json.loads((tmp_path / "7" / "adapter_config.json").read_text())["seed"] == 7
@@ -187,7 +178,7 @@ def test_a_seed_halves_the_file_and_gives_each_module_gates_of_its_own(tmp_path)
 
 
 def test_file_without_its_start_is_refused_in_one_line(tmp_path):
-    moved().save_pretrained(tmp_path)
+    moved(TINY["llama"](), QuantaConfig()).save_pretrained(tmp_path)
     tensors = {k: v for k, v in gates_file(tmp_path).items() if "start_" not in k}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     said = r"lora_gates.*but not its start"
@@ -196,7 +187,7 @@ def test_file_without_its_start_is_refused_in_one_line(tmp_path):
 
 @pytest.mark.parametrize("seed", [None, 7], ids=["saved start", "seed"])
 def test_names_in_the_file_are_plain_and_without_the_adapter_s(seed):
-    keys = get_peft_model_state_dict(moved(seed=seed)).keys()
+    keys = get_peft_model_state_dict(moved(TINY["llama"](), QuantaConfig(seed=seed))).keys()
     place = "base_model.model.model.layers.0.self_attn.q_proj.lora_gates"
     own = {key.removeprefix(f"{place}.") for key in keys if key.startswith(place)}
     gates = {"4_3", "4_2", "4_1", "3_2", "3_1", "2_1"}

@@ -11,7 +11,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from safetensors.torch import load_file
-from stacks import bottleneck, logits, lora, randomise, training_stack
+from stacks import bottleneck, logits, lora, moved, training_stack
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 pytest.importorskip("bitsandbytes", reason="needs the bnb extra: pip install 'lorada[bnb]'")
@@ -100,8 +100,7 @@ def test_checkpointing_changes_no_loss_on_a_quantised_base(kind, reentrant, fold
 
 @pytest.mark.parametrize("kind", QUANTISED)
 def test_merging_leaves_what_peft_leaves_and_the_rest_of_the_stack(kind, folder):
-    model = get_peft_model(base(folder, kind), training_stack())
-    randomise(model)
+    model = moved(base(folder, kind), training_stack())
     state = get_peft_model_state_dict(model)
     plain = get_peft_model(base(folder, kind), lora("llama"))
     own = {key: value for key, value in state.items() if "lora_A" in key or "lora_B" in key}
@@ -119,8 +118,7 @@ def test_merging_leaves_what_peft_leaves_and_the_rest_of_the_stack(kind, folder)
 @pytest.mark.parametrize("there", BASES)
 @pytest.mark.parametrize("here", BASES)
 def test_an_adapter_loads_onto_any_quantisation_of_its_base(here, there, folder, tmp_path):
-    model = get_peft_model(base(folder, here), training_stack())
-    randomise(model)
+    model = moved(base(folder, here), training_stack())
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(base(folder, there), str(tmp_path))
     saved = load_file(tmp_path / "adapter_model.safetensors")

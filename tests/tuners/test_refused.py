@@ -1,9 +1,11 @@
 """Values, layers and stacks that cannot be: one line, and the model stays as it was."""
 
 import re
+from functools import partial
 
 import pytest
-from conftest import TINY
+import torch
+from conftest import DECODER_SIZES, TINY
 from folders import refused as one_line
 from peft import (
     AdaLoraConfig,
@@ -28,10 +30,15 @@ from lorada import (
     SoraConfig,
     build_method,
 )
+from lorada.methods.callbacks.ist import ISTCallback
 from lorada.methods.callbacks.lamda import LamdaCallback
+from lorada.methods.callbacks.longlora import ShiftedAttention
+from lorada.methods.callbacks.owlore import OwLoreCallback
 from lorada.methods.callbacks.sora import SoraCallback
+from lorada.methods.galore import GaLoreAdamW
 from lorada.tuners.pooling import PoolingConfig
 
+CONTEXT = DECODER_SIZES["max_position_embeddings"]
 QUERY = {"target_modules": ["q_proj"]}
 KINDS = {
     "lmam": lambda **more: LmamConfig(rank=2, length=6, **more),
@@ -50,6 +57,7 @@ THEIRS = {
 
 
 alone_and_stacked = pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
+GALORE = partial(GaLoreAdamW, [torch.zeros(2, 3)])
 COUNT, NUMBER = "must be a whole number above 0", "must be a number above 0"
 BAD_VALUES = [
     *((PrefixConfig, {"length": value}, COUNT) for value in (0, -1, 1.5, True, "3", None)),
@@ -100,6 +108,15 @@ BAD_VALUES = [
     (SoraConfig, {"alpha": -1.0}, NUMBER),
     (SoraConfig, {"dropout": 1.0}, "must lie in"),
     *((SoraConfig, {"penalty": value}, "must be a number from 0 on") for value in (-1.0, True)),
+    (GALORE, {"rank": 0}, "must be at least 1"),
+    (GALORE, {"refresh": 0}, "must be at least 1"),
+    (partial(GaLoreAdamW, [torch.zeros(3)]), {"rank": 1}, r"is for matrices, not for shape \(3,\)"),
+    (ISTCallback, {"suppress_frac": 1.5}, r"must lie in \(0, 1\]"),
+    (ISTCallback, {"every": 0}, COUNT),
+    (OwLoreCallback, {"layers": 0}, COUNT),
+    (OwLoreCallback, {"threshold": -1}, NUMBER),
+    (OwLoreCallback, {"weights": [1, -1]}, "of OwLore must be finite and not negative$"),
+    *((ShiftedAttention, {"group_size": value}, COUNT) for value in (0, 1.5, True)),
     (SoraCallback, {"xi": -0.1}, "must be a number from 0 on"),
     (SoraCallback, {"threshold": "hard"}, "is not one of 'soft', 'rel"),
 ]  # fmt: skip
@@ -155,20 +172,14 @@ def test_layers_that_the_model_lacks_are_named_and_in_a_stack_what_it_has(kind, 
         refused(r"layers_to_transform.*\[7\]", lambda: KINDS[kind](layers_to_transform=[7]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *THEIRS])
 def test_an_empty_list_of_layers_is_no_way_to_say_all(kind):
-    refused(
-        r"layers_to_transform=\[\] names no layer: leave it out",
-        lambda: KINDS[kind](layers_to_transform=[]),
-    )
-
-
-@pytest.mark.parametrize("kind", THEIRS)
-def test_an_empty_list_of_layers_of_peft_is_refused_in_a_stack(kind):
-    refused(
-        r"part 2 of 2 of the stack: layers_to_transform=\[\] names no layer: leave it out",
-        lambda: LoradaConfig(parts=[KINDS["lmam"](), THEIRS[kind](layers_to_transform=[])]),
-    )
+    said, none = r"layers_to_transform=\[\] names no layer: leave it out", []
+    if kind in KINDS:
+        refused(said, lambda: KINDS[kind](layers_to_transform=none))
+        return
+    parts = [KINDS["lmam"](), THEIRS[kind](layers_to_transform=none)]
+    refused(f"part 2 of 2 of the stack: {said}", lambda: LoradaConfig(parts=parts))
 
 
 @pytest.mark.first
@@ -182,6 +193,8 @@ def test_an_empty_list_of_layers_of_peft_is_refused_in_a_stack(kind):
         (QuantaConfig, {"target_modules": ["embed_tokens"]}, "embed_tokens, which is Embedding"),
         (LamdaConfig, {"rank": 20}, "rank=20 is more than a weight of 16 × 32 has: choose 16 or"),
         (PrefixConfig, {"target_modules": ["mlp"]}, "mlp, which is not an attention module"),
+        (PrefixConfig, {"length": CONTEXT},
+         f"length={CONTEXT} of a prefix must be below the {CONTEXT} tokens"),
         (GainConfig, {"target_modules": ["mlp"]},
          "matches model.layers.0.mlp, which is not a self-attention module whose heads can"),
         (BottleneckConfig, {"placement": "series", "target_modules": ["mlp"]},
@@ -202,18 +215,8 @@ def test_a_value_that_does_not_fit_the_model_is_refused(config, options, message
     refused(message, lambda: LoradaConfig(parts=[part]) if stacked else part)
 
 
-@alone_and_stacked
-def test_a_prefix_as_long_as_the_context_is_refused(stacked):
-    context = TINY["llama"]().config.max_position_embeddings
-
-    def make(length):
-        config = PrefixConfig(length=length)
-        return LoradaConfig(parts=[config]) if stacked else config
-
-    refused(
-        f"length={context} of a prefix must be below the {context} tokens", lambda: make(context)
-    )
-    get_peft_model(TINY["llama"](), make(context - 1))
+def test_a_prefix_may_be_a_token_shorter_than_the_context():
+    get_peft_model(TINY["llama"](), PrefixConfig(length=CONTEXT - 1))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *THEIRS])

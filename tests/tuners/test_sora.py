@@ -6,8 +6,8 @@ import pytest
 import torch
 from callback_runs import assert_same_weights, losses, trainer
 from conftest import TINY, assert_close, assert_same_gradients
-from peft import LoraConfig, PeftModel, get_peft_model
-from stacks import batch, lmam, logits, randomise
+from peft import LoraConfig, get_peft_model
+from stacks import assert_loads, batch, lmam, logits, moved
 from torch import nn
 
 from lorada import LoradaConfig, SoraConfig
@@ -82,11 +82,8 @@ def test_each_zero_gate_frees_the_ranks_of_its_own_matrix():
 def test_ranks_by_module_load_again_in_a_stack_also_those_of_no_rank(tmp_path):
     sora = SoraConfig(rank=3, rank_pattern={"layers.0.self_attn.q_proj": 0, "down_proj": 1})
     parts = [LoraConfig(r=2, target_modules=["q_proj"]), sora, lmam()]
-    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts)).eval()
-    randomise(model)
-    model.save_pretrained(tmp_path)
-    loaded, inputs = PeftModel.from_pretrained(TINY["llama"](), tmp_path).eval(), batch("llama")
-    assert_close(logits(loaded, inputs), logits(model, inputs))
+    model = moved(TINY["llama"](), LoradaConfig(parts=parts))
+    loaded = assert_loads(model, TINY["llama"](), tmp_path, batch("llama"))
     ranks = [layer.lora_gate["default"].numel() for layer in layers(loaded)]
     assert ranks == [0, 3, 3, 3, 3, 3, 1, 3, 3, 3, 3, 3, 3, 1]
 

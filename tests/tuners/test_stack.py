@@ -17,6 +17,7 @@ from stacks import (
     QUERY,
     STACKS,
     VALUE,
+    assert_loads,
     batch,
     bottleneck,
     config_of,
@@ -25,6 +26,7 @@ from stacks import (
     lmam,
     logits,
     lora,
+    moved,
     randomise,
     trained,
 )
@@ -116,8 +118,7 @@ def test_saved_names_are_those_of_plain_adapters(tmp_path):
 def test_transformers_itself_loads_an_adapter(stack, tmp_path):
     TINY["llama"]().save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    model = get_peft_model(base, config_of(stack, "llama")).eval()
-    randomise(model)
+    model = moved(base, config_of(stack, "llama"))
     model.save_pretrained(tmp_path / "adapter")
     inputs = batch("llama")
 
@@ -137,8 +138,7 @@ def test_adapters_of_different_stacks_live_on_one_model(name, tmp_path):
     inputs, expected = batch(name), {}
     base = logits(TINY[name](), inputs)
     for adapter, parts in stacks.items():
-        alone = get_peft_model(TINY[name](), LoradaConfig(parts=parts), adapter).eval()
-        randomise(alone, adapter)
+        alone = moved(TINY[name](), LoradaConfig(parts=parts), adapter)
         expected[adapter] = logits(alone, inputs)
         alone.save_pretrained(tmp_path)
 
@@ -187,8 +187,7 @@ def test_adapter_that_nests_its_parts_the_other_way_round_is_refused():
 def test_disabled_or_unloaded_adapter_leaves_the_base_as_it_was(stack):
     inputs, base = batch("llama"), TINY["llama"]()
     before, expected = copy.deepcopy(base.state_dict()), logits(base, inputs)
-    model = get_peft_model(base, config_of(stack, "llama")).eval()
-    randomise(model)
+    model = moved(base, config_of(stack, "llama"))
     with model.disable_adapter():
         assert torch.equal(logits(model, inputs), expected)
     after = model.unload()
@@ -215,8 +214,7 @@ def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
 @pytest.mark.fp64(False)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision_base_keeps_fp32_adapters_that_train(dtype):
-    model = get_peft_model(TINY["llama"]().to(dtype), config_of("lora", "llama"))
-    randomise(model)
+    model = moved(TINY["llama"]().to(dtype), config_of("lora", "llama"))
     inputs = batch("llama")
     out = model(**inputs, labels=inputs["input_ids"])
     out.loss.backward()
@@ -231,17 +229,12 @@ def test_classification_head_is_trained_and_saved_once(stack, tmp_path):
     def classifier() -> BertForSequenceClassification:
         return _build(BertForSequenceClassification, BertConfig, SIZES)
 
-    model = get_peft_model(classifier(), config_of(stack, "bert", task_type="SEQ_CLS")).eval()
+    model = moved(classifier(), config_of(stack, "bert", task_type="SEQ_CLS"))
     head = {n for n, p in model.named_parameters() if p.requires_grad and "classifier" in n}
     assert len(head) == 2, "weight and bias, of one copy"
-    randomise(model)
-    model.save_pretrained(tmp_path)
+    assert_loads(model, classifier(), tmp_path, batch("bert"))
     saved = load_file(tmp_path / "adapter_model.safetensors")
-
     assert len([key for key in saved if "classifier" in key]) == 2
-    loaded = PeftModel.from_pretrained(classifier(), tmp_path)
-    inputs = batch("bert")
-    assert_close(logits(loaded, inputs), logits(model, inputs))
 
 
 def test_the_status_of_a_model_names_types_as_peft_does():

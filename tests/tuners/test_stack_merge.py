@@ -10,10 +10,12 @@ from stacks import (
     MODELS,
     QUERY,
     STACKS,
+    assert_loads,
     batch,
     config_of,
     logits,
     lora,
+    moved,
     randomise,
     trained,
 )
@@ -60,8 +62,7 @@ def test_merged_weights_and_the_rest_compute_what_the_stack_did(stack, name, tmp
 def test_the_head_of_a_classifier_is_merged_and_stays_in_the_rest(tmp_path):
     base = _build(BertForSequenceClassification, BertConfig, SIZES, num_labels=3)
     before = base.classifier.weight.clone()
-    model = get_peft_model(base, config_of("lora", "bert", task_type="SEQ_CLS")).eval()
-    randomise(model)
+    model = moved(base, config_of("lora", "bert", task_type="SEQ_CLS"))
     inputs = batch("bert")
     expected = logits(model, inputs)
     rest = model.merge_weights()
@@ -161,10 +162,5 @@ def test_options_of_the_stack_hold_for_every_part():
 
 def test_two_parts_of_one_kind_on_different_modules_are_one_adapter(tmp_path):
     parts = [lora("llama", QUERY), LoraConfig(r=5, target_modules=["o_proj"])]
-    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts)).eval()
-    randomise(model)
-    model.save_pretrained(tmp_path)
-
-    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path)
-    inputs = batch("llama")
-    assert_close(logits(loaded, inputs), logits(model, inputs))
+    model = moved(TINY["llama"](), LoradaConfig(parts=parts))
+    assert_loads(model, TINY["llama"](), tmp_path, batch("llama"))

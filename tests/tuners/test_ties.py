@@ -6,9 +6,9 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, inputs
 from conftest import TINY, assert_close
-from peft import IA3Config, LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, TrainableTokensConfig
 from safetensors import safe_open
-from stacks import lmam, logits, randomise
+from stacks import lmam, logits, moved
 
 from lorada import LmamConfig, LoradaConfig, QuantaConfig, SoraConfig
 
@@ -54,9 +54,7 @@ OTHER_CASES = [(name, targets) for name, cases in OTHERS.items() for targets in 
 
 def adapted(base, parts):
     config = LoradaConfig(parts=parts) if isinstance(parts, list) else parts
-    model = get_peft_model(base, config).eval()
-    randomise(model)
-    return model
+    return moved(base, config)
 
 
 def tied_llama():
@@ -120,8 +118,7 @@ def test_every_way_to_tie_is_untied(name, targets, tmp_path):
 @pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "alone"])
 def test_unloading_leaves_a_config_that_says_what_the_weights_are(stacked):
     part = lmam(modules_to_save=["embed_tokens"])
-    model = get_peft_model(tied_llama(), LoradaConfig(parts=[part]) if stacked else part)
-    randomise(model)
+    model = moved(tied_llama(), LoradaConfig(parts=[part]) if stacked else part)
     plain = model.unload()
     assert not torch.equal(plain.lm_head.weight, plain.model.embed_tokens.weight)
     assert not plain.config.tie_word_embeddings

@@ -2,18 +2,18 @@
 
 import pytest
 import torch
+from callback_runs import losses
 from conftest import assert_close
 from datasets import Dataset
 from folders import ROWS, llama_folder
 from peft import (
     AutoPeftModelForCausalLM,
     PeftModel,
-    get_peft_model,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
 from safetensors.torch import load_file
-from stacks import logits, randomise, training_stack
+from stacks import logits, moved, training_stack
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = pytest.mark.fp64
@@ -69,10 +69,6 @@ def dpo(folder, output, model=None, **changes):
 
 
 TRAINERS = [pytest.param(sft, id="sft"), pytest.param(dpo, id="dpo")]
-
-
-def losses(trainer):
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def saved(folder):
@@ -147,8 +143,7 @@ def test_the_reference_of_dpo_is_the_base_and_stays_it(calm, tmp_path):
 
 
 def test_dpo_on_a_trained_stack_refers_to_the_copy_that_its_user_makes(calm, tmp_path):
-    stack = get_peft_model(base(calm), training_stack())
-    randomise(stack)  # it was trained before
+    stack = moved(base(calm), training_stack())  # it was trained before
     trainer = dpo(calm, tmp_path, model=stack, save_strategy="no")
     stack = trainer.model
     set_peft_model_state_dict(stack, get_peft_model_state_dict(stack), adapter_name="ref")

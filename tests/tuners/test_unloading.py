@@ -13,9 +13,9 @@ from architectures import inputs
 from conftest import assert_close
 from method_cases import BUILDERS
 from paths import TESTS
-from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig
 from safetensors.torch import load_file, save_file
-from stacks import lmam, logits, randomise
+from stacks import lmam, logits, moved
 from transformers import AutoModelForSequenceClassification
 
 from lorada import LoradaConfig
@@ -93,9 +93,7 @@ def adapted(name, adapter):
     targets, whole = CLASSIFIERS[name]
     stack = LoradaConfig(parts=ADAPTERS[adapter][0](targets), task_type="SEQ_CLS")
     stack.modules_to_save = whole
-    model = get_peft_model(classifier(name), stack).eval()
-    randomise(model)
-    return model
+    return moved(classifier(name), stack)
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +146,7 @@ def test_the_file_holds_what_a_plain_model_of_this_kind_has(unloaded, name):
 
 def test_a_single_part_gives_a_head_of_several_modules_back_too():
     part = lmam(task_type="SEQ_CLS")
-    model = get_peft_model(classifier("roberta"), part)
-    randomise(model)
+    model = moved(classifier("roberta"), part)
     head = model.base_model.model.classifier.modules_to_save["default"]
     plain = model.unload()
     assert plain.classifier is head
