@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from conftest import assert_close
 from folders import ROWS, bart_folder, byte_tokenizer, llama_folder, refused, rows_file
 from paths import TESTS
 from peft import PeftModel
+from programs import printed
 from safetensors import safe_open
 from safetensors.torch import load_file
 from trained import QUICK, before_its_end, run_recipe
@@ -108,12 +108,8 @@ def elsewhere(runs, place):
         assert done["adapter"][-1] == "POOLING"
         folders = [path for path in (place / done["folder"], run / "model") if path.is_dir()]
         wanted |= dict.fromkeys(map(str, folders), logits(load_run(run).model))
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(TESTS), *wanted],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return wanted, json.loads(done.stdout.splitlines()[-1])
+    said = printed(sys.executable, "-c", ELSEWHERE, TESTS, *wanted)
+    return wanted, json.loads(said.splitlines()[-1])
 
 
 def logits(model):

@@ -53,10 +53,9 @@ def words(place, model, rows, method, run, *more):
     ]  # fmt: skip
 
 
-def alone(place, call, *how):
+def alone(place, works, *how):
     """The same run in this process, in which a batch is as large as those of two together."""
-    code, _, said = call(*words(place, *how, "per_device_train_batch_size=4"))
-    assert code == 0, said
+    works(*words(place, *how, "per_device_train_batch_size=4"))
     return how[3]
 
 
@@ -115,7 +114,7 @@ def assert_scores(run, other):
         assert scores[name] == pytest.approx(there[name], rel=1e-5), name
 
 
-def test_two_processes_save_one_adapter_which_is_that_of_one_process(place, tmp_path, call):
+def test_two_processes_save_one_adapter_which_is_that_of_one_process(place, tmp_path, works):
     how = ("llama", "texts", "lorada_la")
     command = words(place, *how, tmp_path / "two", "training.per_device_train_batch_size=2")
     done = launched([*TORCHRUN, "-m", "lorada.cli", *command, "max_length=99"])
@@ -124,7 +123,7 @@ def test_two_processes_save_one_adapter_which_is_that_of_one_process(place, tmp_
     assert done.stdout.count("loss curve: ") == 1
     assert done.stderr.count("is cut to the") == 1
     assert read_result(tmp_path / "two")["metrics"] == {}  # only a process alone scores its run
-    assert_whole(tmp_path / "two", alone(place, call, *how, tmp_path / "one", "max_length=99"))
+    assert_whole(tmp_path / "two", alone(place, works, *how, tmp_path / "one", "max_length=99"))
     assert_scores(tmp_path / "two", tmp_path / "one")
 
 
@@ -147,7 +146,7 @@ LAYERS = {"llama": "LlamaDecoderLayer", "bert": "BertLayer"}
 @pytest.mark.slow
 @pytest.mark.fp64
 @pytest.mark.parametrize("shared", [(), FSDP], ids=["ddp", "fsdp2"])
-def test_all_kinds_of_rows_and_methods_are_saved_whole(shared, place, tmp_path, call):
+def test_all_kinds_of_rows_and_methods_are_saved_whole(shared, place, tmp_path, works):
     runs = RUNS[::2] if shared else RUNS[1::2]
     commands = []
     for number, (model, rows, method, *settings) in enumerate(runs):
@@ -156,7 +155,7 @@ def test_all_kinds_of_rows_and_methods_are_saved_whole(shared, place, tmp_path, 
     codes, done = launch_all(tmp_path, commands, *(["fsdp"] if shared else []))
     assert codes == [[0] * len(runs)] * 2, done.stderr
     for number, (model, rows, method, *settings) in enumerate(runs):
-        one = alone(place, call, model, rows, method, tmp_path / f"alone-{number}", *settings)
+        one = alone(place, works, model, rows, method, tmp_path / f"alone-{number}", *settings)
         assert_same_run(tmp_path / f"two-{number}", one)
 
 
@@ -169,7 +168,7 @@ SHARED = {
 @pytest.mark.slow
 @pytest.mark.fp64
 @pytest.mark.parametrize("how", SHARED)
-def test_ctrl_c_in_one_process_stops_all_after_a_step_and_they_resume(how, place, tmp_path, call):
+def test_ctrl_c_in_one_process_stops_all_after_a_step_and_they_resume(how, place, tmp_path, works):
     two = tmp_path / "two"
     command = words(place, "llama", "texts", "lorada_la", two, *BATCH, *SHARED[how])
     commands = [
@@ -180,12 +179,12 @@ def test_ctrl_c_in_one_process_stops_all_after_a_step_and_they_resume(how, place
     assert codes == [[130, 0]] * 2, done.stderr
     assert done.stderr.count("stopped and saved at step 2") == 1
     assert read_result(two)["resumed_from"] == "checkpoint-2"
-    other = alone(place, call, "llama", "texts", "lorada_la", tmp_path / "one")
+    other = alone(place, works, "llama", "texts", "lorada_la", tmp_path / "one")
     assert_same_run(two, other)
 
 
 @pytest.mark.slow
-def test_an_error_ends_all_processes(place, tmp_path, call):
+def test_an_error_ends_all_processes(place, tmp_path, mistake):
     run = {name: tmp_path / name for name in ("whole", "nan", "broken", "odd")}
     command = {name: words(place, "llama", "texts", "lora", at, *BATCH) for name, at in run.items()}
     codes, done = launch_all(
@@ -213,16 +212,15 @@ def test_an_error_ends_all_processes(place, tmp_path, call):
     assert "shards a model over accelerators, and there are none here" in done.stderr
     # A run of two processes does not go on in one.
     (run["whole"] / "result.json").unlink()
-    code, _, said = call("train", "--resume", "--output", run["whole"])
-    assert code == 2
-    assert "checkpoint-4 was saved by 2, not 1 process(es)" in said
+    line = mistake("train", "--resume", "--output", run["whole"])
+    assert "checkpoint-4 was saved by 2, not 1 process(es)" in line
 
 
 @pytest.mark.slow
-def test_accelerate_launches_two_processes_too(place, tmp_path, call):
+def test_accelerate_launches_two_processes_too(place, tmp_path, works):
     accelerate = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2"]
     accelerate += ["--main_process_port", "0", "-m", "lorada.cli"]
-    other = alone(place, call, "llama", "texts", "lorada_la", tmp_path / "one")
+    other = alone(place, works, "llama", "texts", "lorada_la", tmp_path / "one")
     command = words(place, "llama", "texts", "lorada_la", tmp_path / "two", *BATCH)
     done = launched([LORADA, "run", *accelerate, *command])
     assert done.returncode == 0, done.stderr[-4000:]
