@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from unittest.mock import Mock
 
 import pytest
 from callback_runs import trainer
@@ -41,11 +42,7 @@ def test_a_map_that_does_nothing_is_said_to_and_one_that_works_is_not(tmp_path, 
 
 def test_a_training_that_was_given_up_is_not_observed_on(tmp_path, monkeypatch):
     monkeypatch.setattr(observation, "observers", [])
-
-    def fails(*args, **kwargs):
-        raise RuntimeError("given up")
-
-    monkeypatch.setattr(Trainer, "compute_loss", fails)
+    monkeypatch.setattr(Trainer, "compute_loss", Mock(side_effect=RuntimeError("given up")))
     with pytest.raises(RuntimeError, match="given up"):
         trained(tmp_path, LmamConfig(length=6))
     gc.collect()

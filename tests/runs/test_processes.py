@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import run_place
 import torch
 from conftest import assert_close
-from folders import ROWS, bert_folder, llama_folder, rows_file
+from folders import ROWS
 from paths import TESTS
 from safetensors.torch import load_file
 
@@ -21,27 +22,15 @@ WORKER = str(TESTS / "commands_worker.py")
 LORADA = str(Path(sys.executable).with_name("lorada"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 STEPS = ["max_steps=4", "save_steps=2", "logging_steps=1", "training.report_to=[]", "max_length=32"]
-LABELS = [
-    {"text": f"{a} and {b}", "label": "much" if a + b > 5 else "little"}
-    for a in range(6)
-    for b in range(6)
-]
+LABELS = [{"text": row["prompt"], "label": "yn"[i % 2]} for i, row in enumerate(ROWS)]
 CHOICES = [
-    {"prompt": f"{a} + {b} =", "candidates": [f" {a + b}", f" {a + b + 1}"], "answer": 0}
-    for a in range(6)
-    for b in range(6)
+    {"prompt": row["prompt"], "candidates": [row["response"], " none"], "answer": 0} for row in ROWS
 ]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Tiny models without dropout, which every process would draw by itself, and rows."""
-    place = tmp_path_factory.mktemp("place")
-    llama_folder(place / "llama", attention_dropout=0.0, initializer_range=0.2)
-    bert_folder(place / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    for name, rows in {"texts": ROWS, "labels": LABELS, "choices": CHOICES}.items():
-        rows_file(place / f"{name}.jsonl", rows)
-    return place
+place = run_place.place
+ROW_FILES = {"texts": None, "labels": LABELS, "choices": CHOICES}
+# No dropout, which every process would draw by itself.
+LLAMA = {"attention_dropout": 0.0, "initializer_range": 0.2}
+BERT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def words(place, model, rows, method, run, *more):

@@ -18,6 +18,7 @@ from folders import llama_folder, rows_file
 from hypothesis import given
 from hypothesis import strategies as st
 from programs import printed
+from test_processes import TORCHRUN
 from test_train import PressCtrlC
 
 from lorada.runs.data.dataset import collator
@@ -76,9 +77,8 @@ def test_two_processes_share_the_rows_and_go_on_with_those_that_they_had_left(tm
 def in_two_processes(llama, run, *stop):
     """What each process of a run saw, and its history; they stop or resume if that is asked."""
     run.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--standalone", __file__, llama, run, *stop]
-    printed(*command, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path))
+    where = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    printed(*TORCHRUN, __file__, llama, run, *stop, **where)
     return [json.loads((run / f"seen{rank}.json").read_text()) for rank in (0, 1)]
 
 
