@@ -11,17 +11,14 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import (
-    BartConfig,
     BartForConditionalGeneration,
-    BertConfig,
     BertForSequenceClassification,
-    LlamaConfig,
     LlamaForCausalLM,
-    MBartConfig,
     MBartForConditionalGeneration,
     MBartTokenizer,
-    MistralConfig,
     MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     set_seed,
 )
@@ -49,9 +46,9 @@ def adapter_weights(run: Path) -> dict[str, Tensor]:
     return load_file(run / "adapter" / "adapter_model.safetensors")
 
 
-def refused(message: str, act: Callable[[], object]) -> None:
-    """Check that something ends in a ``ValueError`` of one line."""
-    with pytest.raises(ValueError, match=message) as error:
+def refused(message: str, act: Callable[[], object], kind: type[Exception] = ValueError) -> None:
+    """Check that something ends in an error of one line."""
+    with pytest.raises(kind, match=message) as error:
         act()
     assert "\n" not in str(error.value)
 
@@ -74,80 +71,60 @@ def byte_tokenizer(*, ends: bool = False) -> PreTrainedTokenizerFast:
     return fast
 
 
-def llama_folder(path: Path, **changes) -> Path:
-    """A tiny LLaMA with its tokenizer, as a local folder."""
-    tokenizer = byte_tokenizer()
-    sizes = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-        "attention_dropout": 0.1,
-    }  # fmt: skip
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+LLAMA = {**SIZES, **SPECIAL, "num_key_value_heads": 2, "attention_dropout": 0.1}
+BART = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "dropout": 0.1,
+    "max_position_embeddings": 64, "forced_eos_token_id": 2,
+}  # fmt: skip
+
+
+def saved(
+    path: Path, model: type[PreTrainedModel], tokenizer: PreTrainedTokenizerBase, settings: dict
+) -> Path:
+    """A new model and its tokenizer, as a local folder."""
     set_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        **{**sizes, **changes},
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(path)
+    config = model.config_class(vocab_size=len(tokenizer), **settings)
+    model(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 
 
-def mistral_folder(path: Path, **changes) -> Path:
+def llama_folder(path: Path, **changes) -> Path:
+    """A tiny LLaMA with its tokenizer, as a local folder."""
+    return saved(path, LlamaForCausalLM, byte_tokenizer(), {**LLAMA, **changes})
+
+
+def mistral_folder(path: Path) -> Path:
     """The same as a Mistral, which sees 4 tokens."""
-    config = LlamaConfig.from_pretrained(llama_folder(path, **changes)).to_dict()
-    set_seed(0)
-    MistralForCausalLM(MistralConfig(**{**config, "sliding_window": 4})).save_pretrained(path)
-    return path
+    return saved(path, MistralForCausalLM, byte_tokenizer(), {**LLAMA, "sliding_window": 4})
 
 
 def bert_folder(path: Path, **changes) -> Path:
     """A tiny BERT with its tokenizer, as a local folder."""
-    tokenizer = byte_tokenizer()
-    set_seed(0)
-    sizes = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "max_position_embeddings": 64,
-    }  # fmt: skip
-    config = BertConfig(vocab_size=len(tokenizer), pad_token_id=0, **{**sizes, **changes})
-    BertForSequenceClassification(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-BART_SIZES = {
-    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "dropout": 0.1,
-    "max_position_embeddings": 64,
-}  # fmt: skip
+    settings = {**SIZES, "pad_token_id": 0, **changes}
+    return saved(path, BertForSequenceClassification, byte_tokenizer(), settings)
 
 
 def bart_folder(path: Path, *, ends: bool = False, **changes) -> Path:
     """A tiny BART with its tokenizer, which may end every text as BART's head needs it."""
-    tokenizer = byte_tokenizer(ends=ends)
-    set_seed(0)
-    config = BartConfig(
-        vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        decoder_start_token_id=2, forced_eos_token_id=2, **{**BART_SIZES, **changes},
-    )  # fmt: skip
-    BartForConditionalGeneration(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    settings = {**BART, **SPECIAL, "decoder_start_token_id": 2, **changes}
+    return saved(path, BartForConditionalGeneration, byte_tokenizer(ends=ends), settings)
 
 
-def mbart_folder(path: Path, **changes) -> Path:
+def mbart_folder(path: Path) -> Path:
     """A tiny mBART, whose tokenizer knows letters and mBART's languages, as a local folder."""
     letters = "abcdefghijklmnopqrstuvwxyzăâîșț0123456789+=.,▁"
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     vocab = [*((token, 0.0) for token in special), *((letter, -2.0) for letter in letters)]
     tokenizer = MBartTokenizer(vocab=[*vocab, ("<mask>", 0.0)])
-    set_seed(0)
-    config = MBartConfig(
-        vocab_size=len(tokenizer), pad_token_id=1, bos_token_id=0, eos_token_id=2,
-        decoder_start_token_id=None, forced_eos_token_id=2, **{**BART_SIZES, **changes},
-    )  # fmt: skip
-    MBartForConditionalGeneration(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": None}
+    return saved(path, MBartForConditionalGeneration, tokenizer, {**BART, **ids})
 
 
 def rows_file(path: Path, rows: list[dict] | None = None) -> Path:

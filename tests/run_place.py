@@ -8,11 +8,11 @@ from folders import TURNS, bart_folder, bert_folder, llama_folder, rows_file
 def place(request, tmp_path_factory):
     """A folder of tiny models and rows, where ``folder`` trains the runs of the module.
 
-    The module may say the sizes of its ``LLAMA``, and have other ``ROW_FILES``.
+    The module may say the sizes of its ``LLAMA`` and ``BERT``, and have other ``ROW_FILES``.
     """
     place = tmp_path_factory.mktemp("runs")
     llama_folder(place / "llama", **getattr(request.module, "LLAMA", {}))
-    bert_folder(place / "bert")
+    bert_folder(place / "bert", **getattr(request.module, "BERT", {}))
     bart_folder(place / "bart")
     labels = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(9)]
     scores = [{"text": row["text"], "score": 1} for row in labels]

@@ -4,7 +4,6 @@ import errno
 import json
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -14,6 +13,7 @@ from conftest import assert_close
 from folders import ROWS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
 from paths import TESTS
 from peft import PeftModel, get_peft_model
+from programs import printed
 from stacks import logits, lora
 from transformers import (
     AutoModelForCausalLM,
@@ -205,10 +205,8 @@ def test_a_plain_export_says_nothing_of_an_adapter_and_loads_where_there_is_no_l
     assert f"--model_args pretrained={tmp_path / 'out'} --tasks" in out.replace("\n", "")
     assert "import lorada" not in (tmp_path / "out" / "README.md").read_text()
     expected = logits(load_run(run).model, {"input_ids": torch.arange(5, 25)[None]})
-    words = [sys.executable, "-c", ALONE, tmp_path / "out", TESTS]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert_close(torch.tensor(json.loads(done.stdout)), expected)
+    found = json.loads(printed(sys.executable, "-c", ALONE, tmp_path / "out", TESTS))
+    assert_close(torch.tensor(found), expected)
 
 
 def test_an_empty_folder_is_filled_in_the_old_spelling_too_and_the_run_stays(

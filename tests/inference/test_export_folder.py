@@ -5,7 +5,6 @@ The folders are moved before anything is loaded from them.
 
 import json
 import shutil
-import subprocess
 import sys
 import types
 
@@ -15,6 +14,7 @@ from conftest import assert_close
 from folders import bart_folder, bert_folder, llama_folder, refused, rows_file
 from paths import TESTS
 from peft import AutoPeftModelForCausalLM, PeftModel
+from programs import printed
 from safetensors.torch import load_file, save_file
 from stacks import logits
 from test_export import CLASSES, inputs, train_run
@@ -97,9 +97,7 @@ def fresh(place, *how):
     python = [sys.executable, "-c", LOADS, place, json.dumps(kinds), TESTS, *how]
     if "known" in how:
         python = [sys.executable, "-m", "lorada.cli", "run", *python]
-    done = subprocess.run(python, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(printed(*python).splitlines()[-1])
 
 
 def batch_of(place, kind):

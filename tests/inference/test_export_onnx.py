@@ -1,7 +1,6 @@
 """``lorada export --format onnx``: the graph computes what the run does, and says what it takes."""
 
 import re
-import subprocess
 import sys
 from unittest.mock import Mock
 
@@ -9,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from folders import bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
+from folders import bart_folder, bert_folder, byte_tokenizer, llama_folder, refused, rows_file
 from paths import ROOT
 from peft.tuners.tuners_utils import BaseTunerLayer
+from programs import printed
 from test_export import CLASSES
 from test_export import train_run as train_in_double
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -102,12 +102,12 @@ def folder_of(path):
 
 
 def test_a_missing_package_is_named_before_anything_is_loaded(
-    finished, tmp_path, call, monkeypatch
+    finished, tmp_path, mistake, monkeypatch
 ):
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     how = "install the extra `onnx` (pip install '.[onnx]' in a checkout of lorada)"
-    code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
-    assert (code, err) == (2, f"error: onnx is missing: {how}\n")
+    line = mistake("export", finished, tmp_path / "graph", "--format", "onnx")
+    assert line == f"error: onnx is missing: {how}"
     assert folder_of(tmp_path) == []
 
 
@@ -134,14 +134,12 @@ IMPOSSIBLE = r"error: transformers \S+ cannot export this llama model to ONNX \(
     ids=["not traced", "no kernel", "differs"],
 )  # fmt: skip
 def test_a_graph_that_is_not_the_model_leaves_nothing(
-    finished, tmp_path, call, monkeypatch, change, message
+    finished, tmp_path, mistake, monkeypatch, change, message
 ):
     for name, stand_in in change.items():
         monkeypatch.setattr(graph_export, name, stand_in)
-    code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
-    assert code == 2
-    assert re.match(message, err)
-    assert err.count("\n") == 1
+    line = mistake("export", finished, tmp_path / "graph", "--format", "onnx")
+    assert re.match(message, line)
     assert folder_of(tmp_path) == []
 
 
@@ -150,8 +148,7 @@ def test_a_check_passes_only_below_rounding(difference):
     graph_export.refuse_different(9e-5, 1.0)
     no_number = [torch.tensor([0.0, torch.nan]), torch.ones(2)]
     assert np.isnan(graph_export._difference(no_number, [torch.zeros(2)] * 2))
-    with pytest.raises(ValueError, match="something else than torch"):
-        graph_export.refuse_different(difference, 1.0)
+    refused("something else than torch", lambda: graph_export.refuse_different(difference, 1.0))
 
 
 # model, method, settings, what stays beside the merged weights: each kind of part, form and model.
@@ -234,9 +231,7 @@ def test_the_example_of_a_card_needs_neither_torch_nor_lorada(finished, tmp_path
         "        if gone(name): raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, No())\n" + example_in(target)
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("[")
+    assert printed(sys.executable, "-c", code).startswith("[")
 
 
 def test_the_guide_has_the_example_of_the_card():

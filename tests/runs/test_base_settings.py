@@ -7,10 +7,11 @@ import sys
 from functools import partial
 
 import pytest
+import run_place
 import torch
 import yaml
 from conftest import assert_close
-from folders import bert_folder, llama_folder, refused, rows_file
+from folders import refused
 from trained import QUICK, before_its_end, run_recipe
 from transformers import AutoModelForCausalLM
 
@@ -24,19 +25,12 @@ from lorada.runs.training.train import train
 SETTINGS = [*QUICK, "max_steps=2", "save_steps=1", "learning_rate=1e-2"]
 recipe = partial(run_recipe, SETTINGS, method="lora+lmam")
 LABELS = [{"text": "ab" * (i % 5 + 1), "label": "xyz"[i % 3]} for i in range(12)]
-WIDE = {"hidden_size": 64, "intermediate_size": 64}  # a block of nf4 is 64 numbers
+place = run_place.place
+ROW_FILES = {"llama": None, "bert": LABELS}
+BERT = {"hidden_size": 64, "intermediate_size": 64}  # a block of nf4 is 64 numbers
+LLAMA = {**BERT, "initializer_range": 0.2}
 BITS = ("nf4", "int8")
 PACKAGES = [("nf4", "bitsandbytes", "bnb"), ("int8", "torchao", "torchao")]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("bases")
-    llama_folder(place / "llama", initializer_range=0.2, **WIDE)
-    bert_folder(place / "bert", **WIDE)
-    rows_file(place / "llama.jsonl")
-    rows_file(place / "bert.jsonl", LABELS)
-    return place
 
 
 def logits(run):

@@ -6,8 +6,9 @@ import shutil
 from functools import partial
 
 import pytest
+import run_place
 import torch
-from folders import ROWS, bert_folder, llama_folder, mistral_folder, refused, rows_file
+from folders import ROWS, llama_folder, mistral_folder, refused
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from trained import QUICK, run_recipe
@@ -18,31 +19,21 @@ from lorada.inference.load import load_run
 from lorada.runs.training.train import train
 from lorada.support.errors import out_of_memory
 
-TRAINING = [*QUICK, "max_steps=2", "max_new_tokens=2", "save_strategy=no"]
-recipe = partial(run_recipe, TRAINING, rows="llama")
-LABELS = [{"text": f"{n}", "label": "ab"[n % 2]} for n in range(8)]
-METHODS = {"lorada_la": "llama", "full": "llama", "lora": "bert"}
+SETTINGS = [*QUICK, "max_steps=2", "max_new_tokens=2", "save_strategy=no"]
+recipe = partial(run_recipe, SETTINGS, rows="few")
+place = run_place.place
+ROW_FILES = {"few": ROWS[:8]}
+RUNS = {
+    "lorada_la": ("llama", "lorada_la", "few", []),
+    "full": ("llama", "full", "few", []),
+    "lora": ("bert", "lora", "labels", []),
+}
 WEIGHTS = "adapter_model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("damaged")
-    llama_folder(place / "llama")
+@pytest.fixture(scope="module", autouse=True)
+def mistral(place):
     mistral_folder(place / "mistral")
-    bert_folder(place / "bert")
-    rows_file(place / "llama.jsonl", ROWS[:8])
-    rows_file(place / "bert.jsonl", LABELS)
-    return place
-
-
-@pytest.fixture(scope="module")
-def runs(place):
-    found = {}
-    for method, model in METHODS.items():
-        asked = recipe(place, place / method, method=method, model=model, rows=model)
-        found[method] = train(asked, quiet=True).run
-    return found
 
 
 def saved_lora(place, target, **changes):
@@ -64,9 +55,9 @@ def start_from(adapter, place, output, *, overwrite=False, **options):
     return train(asked, overwrite=overwrite, quiet=True)
 
 
-def test_an_adapter_of_ours_does_not_need_its_base_to_say_what_it_was(place, runs, tmp_path):
+def test_an_adapter_of_ours_does_not_need_its_base_to_say_what_it_was(place, folder, tmp_path):
     """The base that it names has meanwhile gone."""
-    adapter = shutil.copytree(runs["lorada_la"] / "adapter", tmp_path / "adapter")
+    adapter = shutil.copytree(folder("lorada_la") / "adapter", tmp_path / "adapter")
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text())
     assert config["base_model_type"] == "llama"
@@ -88,12 +79,12 @@ def test_an_adapter_of_which_nobody_knows_the_base_is_taken_where_it_fits(place,
     assert any("lora_A" in key for key in load_file(run / "adapter" / WEIGHTS))
 
 
-def test_tensors_that_have_no_place_are_refused(place, runs, tmp_path):
+def test_tensors_that_have_no_place_are_refused(place, folder, tmp_path):
     extra = {"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.ones(2, 32)}
     plain = saved_lora(place, tmp_path / "plain")
-    run = shutil.copytree(runs["lorada_la"], tmp_path / "run")
-    for folder in (tmp_path / "plain", run / "adapter"):
-        save_file({**load_file(folder / WEIGHTS), **extra}, folder / WEIGHTS)
+    run = shutil.copytree(folder("lorada_la"), tmp_path / "run")
+    for path in (tmp_path / "plain" / WEIGHTS, run / "adapter" / WEIGHTS):
+        save_file({**load_file(path), **extra}, path)
     for use in (lambda: start_from(plain, place, tmp_path / "new"), lambda: load_run(run)):
         refused(r"this model has no place for .*layers\.7", use)
 
@@ -177,19 +168,19 @@ def check_harm(run, data, name, chance, most=99):
 
 @pytest.mark.parametrize("name", ["result.json", "adapter/adapter_config.json"])
 def test_whatever_happens_to_a_file_of_a_run_evaluate_ends_in_a_line_or_well(
-    place, runs, tmp_path, name
+    place, folder, tmp_path, name
 ):
-    run = shutil.copytree(runs["lora"], tmp_path / "run")
-    check_harm(run, str(place / "bert.jsonl"), name, random.Random(0))
+    run = shutil.copytree(folder("lora"), tmp_path / "run")
+    check_harm(run, str(place / "labels.jsonl"), name, random.Random(0))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RUNS)
 def test_whatever_happens_to_any_file_of_a_run_evaluate_ends_in_a_line_or_well(
-    place, runs, tmp_path, method
+    place, folder, tmp_path, method
 ):
-    run = shutil.copytree(runs[method], tmp_path / "run")
+    run = shutil.copytree(folder(method), tmp_path / "run")
     names = sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file())
     assert len(names) > 4
-    data = str(place / f"{METHODS[method]}.jsonl")
+    data = str(place / f"{RUNS[method][2]}.jsonl")
     for name in names:
         check_harm(run, data, name, random.Random(len(name)), most=1)

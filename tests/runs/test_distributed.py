@@ -5,9 +5,7 @@ than one.
 """
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import distributed_worker
@@ -16,6 +14,7 @@ import torch
 from conftest import assert_close
 from folders import llama_folder
 from peft import PeftModel
+from programs import printed
 from stacks import logits
 from transformers import AutoModelForCausalLM
 
@@ -51,10 +50,7 @@ def launch(kind, folder, output, *options):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", *port]
     words, wrapper = LAUNCH[kind]
     command += [*words, distributed_worker.__file__, folder, str(output), *options]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed(*command, OMP_NUM_THREADS="1")
     report = json.loads((output / "report.json").read_text())
     assert report["processes"] == 2
     assert wrapper in report["kinds"]

@@ -2,12 +2,12 @@
 
 import gc
 import logging
+from unittest.mock import Mock
 
 import pytest
-import torch
-from conftest import TINY, VOCAB
-from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
+from callback_runs import trainer
+from peft import LoraConfig
+from transformers import Trainer
 
 from lorada import EffectSize, LmamConfig, LoradaConfig
 from lorada.attention import observation
@@ -15,22 +15,11 @@ from lorada.attention import observation
 pytestmark = pytest.mark.fp64
 
 
-def rows(count=8):
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, VOCAB, (count, 9), generator=generator)
-    return [{"input_ids": i, "labels": i} for i in ids]
-
-
 def trained(tmp_path, config):
     effect = EffectSize()
-    args = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=4, logging_steps=2, report_to=[], save_strategy="no",
-        per_device_train_batch_size=4, disable_tqdm=True, learning_rate=1e-2,
-    )  # fmt: skip
-    model = get_peft_model(TINY["llama"](), config)
-    trainer = Trainer(model=model, args=args, train_dataset=rows(), callbacks=[effect])
-    trainer.train()
-    return effect, trainer.state.log_history
+    run = trainer(config, tmp_path, effect, max_steps=4, logging_steps=2)
+    run.train()
+    return effect, run.state.log_history
 
 
 def test_every_log_line_of_a_plain_trainer_has_the_effect_size(tmp_path):
@@ -53,11 +42,7 @@ def test_a_map_that_does_nothing_is_said_to_and_one_that_works_is_not(tmp_path, 
 
 def test_a_training_that_was_given_up_is_not_observed_on(tmp_path, monkeypatch):
     monkeypatch.setattr(observation, "observers", [])
-
-    def fails(*args, **kwargs):
-        raise RuntimeError("given up")
-
-    monkeypatch.setattr(Trainer, "compute_loss", fails)
+    monkeypatch.setattr(Trainer, "compute_loss", Mock(side_effect=RuntimeError("given up")))
     with pytest.raises(RuntimeError, match="given up"):
         trained(tmp_path, LmamConfig(length=6))
     gc.collect()

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from folders import ROWS, TURNS, bart_folder, bert_folder, llama_folder, rows_file
+import run_place
+from folders import ROWS, TURNS, rows_file
 from trained import run_recipe
 
 from lorada.cli.dry_run import show_training
@@ -22,15 +23,8 @@ READ = {
     "a sequence": ("bart", ROWS[0], [], "0 + 0 =⟦ 0<e>⟧", 3),
     "an instruction": ("llama", ALPACA, ["max_length=400"], "### Response:\n⟦ho<e>⟧", 3),
 }  # fmt: skip
-FOLDERS = {"llama": llama_folder, "bert": bert_folder, "bart": bart_folder}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("first")
-    for name, make in FOLDERS.items():
-        make(place / name, max_position_embeddings=512)
-    return place
+place = run_place.place
+LLAMA = {"max_position_embeddings": 512}
 
 
 def shown(place, tmp_path, capsys, model, rows, settings, *, as_json=False):

@@ -1,10 +1,8 @@
 """Task heads: what a checkpoint lacks trains, is saved, and is the same at every load."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 from architectures import ARCHITECTURES
 from folders import bert_folder, byte_tokenizer, llama_folder, refused, rows_file
 from paths import TESTS
+from programs import printed
 from safetensors.torch import load_file, save_file
 from trained import QUICK
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
@@ -73,12 +72,8 @@ def runs(tmp_path_factory, labels):
 
 
 def test_every_process_that_loads_a_run_scores_it_the_same(runs, labels):
-    script = TESTS / "score_runs.py"
-    command = [sys.executable, str(script), str(labels), *map(str, runs.values())]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    there = json.loads(done.stdout.splitlines()[-1])
+    command = (sys.executable, TESTS / "score_runs.py", labels, *runs.values())
+    there = json.loads(printed(*command, OMP_NUM_THREADS="1").splitlines()[-1])
     assert there == {str(run): evaluate(load_run(run), str(labels)) for run in runs.values()}
 
 

@@ -8,6 +8,7 @@ import folders
 import pytest
 import run_place
 import yaml
+from test_recipes import BASE, load
 from trained import run_recipe
 
 from lorada.runs.folder.folder import same_recipe
@@ -16,12 +17,7 @@ from lorada.runs.training.arguments import training_arguments
 from lorada.runs.training.train import train
 
 TOKEN = "hf_thisIsNobodysBusiness"
-BASE = {"model": "smollm2-135m", "output": "out"}
 place = run_place.place
-
-
-def load(*overrides, source=None, **options):
-    return load_recipe(source, list(overrides), {**BASE, **options})
 
 
 def written(path: Path, text: str) -> str:

@@ -66,7 +66,7 @@ def with_lora(model, **options):
     return get_peft_model(model, config).eval()
 
 
-def compared(model, inputs, head_trains=False):
+def compared(model, inputs):
     """Both losses and the gradients of all that trains; how many tokens had logits."""
     found = find_labelled_loss(model, inputs)
     assert found is not None

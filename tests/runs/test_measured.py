@@ -95,9 +95,8 @@ class Break(TrainerCallback):
 def test_what_the_last_update_breaks_is_not_saved(place, tmp_path, value, strategy):
     run = tmp_path / "run"
     wild = recipe(place, run, "max_steps=4", "save_steps=2", f"save_strategy={strategy}")
-    with pytest.raises(DivergedError, match=r"is not finite after step 4.*learning_rate") as caught:
-        train(wild, quiet=True, callbacks=[Break(4, value)])
-    assert "\n" not in str(caught.value)
+    act = partial(train, wild, quiet=True, callbacks=[Break(4, value)])
+    refused("is not finite after step 4.*learning_rate", act, DivergedError)
     assert not (run / "adapter").exists()
     assert not (run / "result.json").exists()
     assert not (run / "checkpoint-4").exists()

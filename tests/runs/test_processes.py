@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import run_place
 import torch
 from conftest import assert_close
-from folders import ROWS, bert_folder, llama_folder, rows_file
+from folders import ROWS
 from paths import TESTS
+from programs import printed
 from safetensors.torch import load_file
 
 from lorada.runs.folder.lock import LOCK_FILE
@@ -21,27 +23,15 @@ WORKER = str(TESTS / "commands_worker.py")
 LORADA = str(Path(sys.executable).with_name("lorada"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 STEPS = ["max_steps=4", "save_steps=2", "logging_steps=1", "training.report_to=[]", "max_length=32"]
-LABELS = [
-    {"text": f"{a} and {b}", "label": "much" if a + b > 5 else "little"}
-    for a in range(6)
-    for b in range(6)
-]
+LABELS = [{"text": row["prompt"], "label": "yn"[i % 2]} for i, row in enumerate(ROWS)]
 CHOICES = [
-    {"prompt": f"{a} + {b} =", "candidates": [f" {a + b}", f" {a + b + 1}"], "answer": 0}
-    for a in range(6)
-    for b in range(6)
+    {"prompt": row["prompt"], "candidates": [row["response"], " none"], "answer": 0} for row in ROWS
 ]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Tiny models without dropout, which every process would draw by itself, and rows."""
-    place = tmp_path_factory.mktemp("place")
-    llama_folder(place / "llama", attention_dropout=0.0, initializer_range=0.2)
-    bert_folder(place / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    for name, rows in {"texts": ROWS, "labels": LABELS, "choices": CHOICES}.items():
-        rows_file(place / f"{name}.jsonl", rows)
-    return place
+place = run_place.place
+ROW_FILES = {"texts": None, "labels": LABELS, "choices": CHOICES}
+# No dropout, which every process would draw by itself.
+LLAMA = {"attention_dropout": 0.0, "initializer_range": 0.2}
+BERT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def words(place, model, rows, method, run, *more):
@@ -53,10 +43,9 @@ def words(place, model, rows, method, run, *more):
     ]  # fmt: skip
 
 
-def alone(place, call, *how):
+def alone(place, works, *how):
     """The same run in this process, in which a batch is as large as those of two together."""
-    code, _, said = call(*words(place, *how, "per_device_train_batch_size=4"))
-    assert code == 0, said
+    works(*words(place, *how, "per_device_train_batch_size=4"))
     return how[3]
 
 
@@ -105,17 +94,7 @@ def assert_same_run(run, other):
         assert_close(weights[name].double(), others[name].double())
 
 
-def assert_scores(run, other):
-    """A fresh process scores the run as another does that of one process."""
-    scored = [launched([LORADA, "evaluate", str(folder), "--json"]) for folder in (run, other)]
-    assert [done.returncode for done in scored] == [0, 0], scored[0].stderr
-    scores, there = (json.loads(done.stdout) for done in scored)
-    assert scores.keys() == there.keys()
-    for name in scores.keys() - {"sha256"}:
-        assert scores[name] == pytest.approx(there[name], rel=1e-5), name
-
-
-def test_two_processes_save_one_adapter_which_is_that_of_one_process(place, tmp_path, call):
+def test_two_processes_save_one_adapter_which_is_that_of_one_process(place, tmp_path, works):
     how = ("llama", "texts", "lorada_la")
     command = words(place, *how, tmp_path / "two", "training.per_device_train_batch_size=2")
     done = launched([*TORCHRUN, "-m", "lorada.cli", *command, "max_length=99"])
@@ -124,8 +103,14 @@ def test_two_processes_save_one_adapter_which_is_that_of_one_process(place, tmp_
     assert done.stdout.count("loss curve: ") == 1
     assert done.stderr.count("is cut to the") == 1
     assert read_result(tmp_path / "two")["metrics"] == {}  # only a process alone scores its run
-    assert_whole(tmp_path / "two", alone(place, call, *how, tmp_path / "one", "max_length=99"))
-    assert_scores(tmp_path / "two", tmp_path / "one")
+    assert_whole(tmp_path / "two", alone(place, works, *how, tmp_path / "one", "max_length=99"))
+    scores, there = (
+        json.loads(printed(LORADA, "evaluate", tmp_path / run, "--json", OMP_NUM_THREADS="1"))
+        for run in ("two", "one")
+    )
+    assert scores.keys() == there.keys()
+    for name in scores.keys() - {"sha256"}:
+        assert scores[name] == pytest.approx(there[name], rel=1e-5), name
 
 
 RUNS = [
@@ -147,7 +132,7 @@ LAYERS = {"llama": "LlamaDecoderLayer", "bert": "BertLayer"}
 @pytest.mark.slow
 @pytest.mark.fp64
 @pytest.mark.parametrize("shared", [(), FSDP], ids=["ddp", "fsdp2"])
-def test_all_kinds_of_rows_and_methods_are_saved_whole(shared, place, tmp_path, call):
+def test_all_kinds_of_rows_and_methods_are_saved_whole(shared, place, tmp_path, works):
     runs = RUNS[::2] if shared else RUNS[1::2]
     commands = []
     for number, (model, rows, method, *settings) in enumerate(runs):
@@ -156,7 +141,7 @@ def test_all_kinds_of_rows_and_methods_are_saved_whole(shared, place, tmp_path, 
     codes, done = launch_all(tmp_path, commands, *(["fsdp"] if shared else []))
     assert codes == [[0] * len(runs)] * 2, done.stderr
     for number, (model, rows, method, *settings) in enumerate(runs):
-        one = alone(place, call, model, rows, method, tmp_path / f"alone-{number}", *settings)
+        one = alone(place, works, model, rows, method, tmp_path / f"alone-{number}", *settings)
         assert_same_run(tmp_path / f"two-{number}", one)
 
 
@@ -169,7 +154,7 @@ SHARED = {
 @pytest.mark.slow
 @pytest.mark.fp64
 @pytest.mark.parametrize("how", SHARED)
-def test_ctrl_c_in_one_process_stops_all_after_a_step_and_they_resume(how, place, tmp_path, call):
+def test_ctrl_c_in_one_process_stops_all_after_a_step_and_they_resume(how, place, tmp_path, works):
     two = tmp_path / "two"
     command = words(place, "llama", "texts", "lorada_la", two, *BATCH, *SHARED[how])
     commands = [
@@ -180,12 +165,12 @@ def test_ctrl_c_in_one_process_stops_all_after_a_step_and_they_resume(how, place
     assert codes == [[130, 0]] * 2, done.stderr
     assert done.stderr.count("stopped and saved at step 2") == 1
     assert read_result(two)["resumed_from"] == "checkpoint-2"
-    other = alone(place, call, "llama", "texts", "lorada_la", tmp_path / "one")
+    other = alone(place, works, "llama", "texts", "lorada_la", tmp_path / "one")
     assert_same_run(two, other)
 
 
 @pytest.mark.slow
-def test_an_error_ends_all_processes(place, tmp_path, call):
+def test_an_error_ends_all_processes(place, tmp_path, mistake):
     run = {name: tmp_path / name for name in ("whole", "nan", "broken", "odd")}
     command = {name: words(place, "llama", "texts", "lora", at, *BATCH) for name, at in run.items()}
     codes, done = launch_all(
@@ -213,16 +198,15 @@ def test_an_error_ends_all_processes(place, tmp_path, call):
     assert "shards a model over accelerators, and there are none here" in done.stderr
     # A run of two processes does not go on in one.
     (run["whole"] / "result.json").unlink()
-    code, _, said = call("train", "--resume", "--output", run["whole"])
-    assert code == 2
-    assert "checkpoint-4 was saved by 2, not 1 process(es)" in said
+    line = mistake("train", "--resume", "--output", run["whole"])
+    assert "checkpoint-4 was saved by 2, not 1 process(es)" in line
 
 
 @pytest.mark.slow
-def test_accelerate_launches_two_processes_too(place, tmp_path, call):
+def test_accelerate_launches_two_processes_too(place, tmp_path, works):
     accelerate = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2"]
     accelerate += ["--main_process_port", "0", "-m", "lorada.cli"]
-    other = alone(place, call, "llama", "texts", "lorada_la", tmp_path / "one")
+    other = alone(place, works, "llama", "texts", "lorada_la", tmp_path / "one")
     command = words(place, "llama", "texts", "lorada_la", tmp_path / "two", *BATCH)
     done = launched([LORADA, "run", *accelerate, *command])
     assert done.returncode == 0, done.stderr[-4000:]

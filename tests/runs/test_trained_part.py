@@ -3,6 +3,7 @@
 import json
 import shutil
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import run_place
@@ -26,21 +27,14 @@ place = run_place.place
 # The head of BERT has two classes, so one for three is drawn.
 LABELS = [{"text": "ab" * (i % 5 + 1), "label": "xyz"[i % 3]} for i in range(16)]
 ROW_FILES = {"bert": LABELS, "llama": None}
+RUNS = {f"{model}-run": (model, "bitfit", model, []) for model in ROW_FILES}
 LLAMA = {"attention_bias": True}
 FILE = "trained.safetensors"
 
 
 @pytest.fixture(scope="module")
-def runs(place):
-    return {
-        model: train(recipe(place, place / f"{model}-run", model=model), quiet=True).run
-        for model in ("bert", "llama")
-    }
-
-
-@pytest.fixture(scope="module")
-def run(runs):
-    return runs["bert"]
+def run(folder):
+    return folder("bert-run")
 
 
 def logits(folder):
@@ -78,21 +72,22 @@ def test_neither_run_nor_checkpoint_holds_the_rest_of_the_base(place, run):
 
 
 @pytest.mark.parametrize("model", ["bert", "llama"])
-def test_a_loaded_run_is_the_base_with_the_trained_part(place, runs, model):
-    saved, base = load_file(runs[model] / FILE), load_file(place / model / "model.safetensors")
-    found = load_run(runs[model]).model.state_dict()
+def test_a_loaded_run_is_the_base_with_the_trained_part(place, folder, model):
+    run = folder(f"{model}-run")
+    saved, base = load_file(run / FILE), load_file(place / model / "model.safetensors")
+    found = load_run(run).model.state_dict()
     for name, tensor in found.items():
         assert torch.equal(tensor, saved.get(name, base.get(name)))
     assert any(not torch.equal(saved[name], base[name]) for name in saved if name in base
                and base[name].shape == saved[name].shape)  # fmt: skip
 
 
-def test_a_run_is_evaluated_generated_from_and_exported(place, runs, tmp_path, works, mistake):
-    run = shutil.copytree(runs["llama"], tmp_path / "run")
+def test_a_run_is_evaluated_generated_from_and_exported(place, folder, tmp_path, works, mistake):
+    run = shutil.copytree(folder("llama-run"), tmp_path / "run")
     out, _ = works("evaluate", run, "--data", place / "llama.jsonl", "--json")
     assert json.loads(out)["n"] == 36
     works("generate", run, "--prompt", "1 + 1 =", "--json")
-    bert = runs["bert"]
+    bert = folder("bert-run")
     works("export", bert, tmp_path / "out")
     exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     with torch.no_grad():
@@ -206,10 +201,8 @@ def test_a_file_that_is_cut_or_a_base_that_has_changed_is_one_line(place, run, t
 
 
 def test_a_full_disk_leaves_no_half_of_the_file(place, tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(trained_part, "save_file", full)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(trained_part, "save_file", Mock(side_effect=full))
     with pytest.raises(OSError, match="No space left"):
         train(recipe(place, tmp_path / "run", "save_strategy=no"), quiet=True)
     assert not (tmp_path / "run" / FILE).exists()

@@ -7,7 +7,6 @@ trains in two processes, each of which writes down the batches that it makes.
 
 import json
 import os
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +17,8 @@ from double import in_double
 from folders import llama_folder, rows_file
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import printed
+from test_processes import TORCHRUN
 from test_train import PressCtrlC
 
 from lorada.runs.data.dataset import collator
@@ -76,13 +77,8 @@ def test_two_processes_share_the_rows_and_go_on_with_those_that_they_had_left(tm
 def in_two_processes(llama, run, *stop):
     """What each process of a run saw, and its history; they stop or resume if that is asked."""
     run.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, "--standalone", __file__, llama, str(run), *stop],
-        capture_output=True, text=True, timeout=600, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    where = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    printed(*TORCHRUN, __file__, llama, run, *stop, **where)
     return [json.loads((run / f"seen{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -1,6 +1,7 @@
 """Waiting for another process that makes the same file or folder."""
 
 import threading
+from unittest.mock import Mock
 
 from filelock import FileLock
 
@@ -28,10 +29,7 @@ def test_the_second_waits_for_the_first_and_no_lock_is_left(tmp_path):
 
 
 def test_where_no_lock_can_be_had_nobody_waits(tmp_path, monkeypatch):
-    def refuse(self):
-        raise OSError("no locks here")
-
-    monkeypatch.setattr(FileLock, "acquire", refuse)
+    monkeypatch.setattr(FileLock, "acquire", Mock(side_effect=OSError("no locks here")))
     entered = []
     with one_at_a_time(tmp_path / "made"), one_at_a_time(tmp_path / "made"):
         entered.append(True)

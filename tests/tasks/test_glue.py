@@ -1,4 +1,4 @@
-"""GLUE: a bad row, metrics by hand, and two runs."""
+"""GLUE: metrics by hand, and two runs."""
 
 import json
 from math import sqrt
@@ -16,7 +16,7 @@ from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.metrics import accuracy, accuracy_and_f1, correlations, matthews
 
-ROWS = {name: samples(name)[0]["row"] for name in ("rte", "stsb", "mnli")}
+ROWS = {name: samples(name)[0]["row"] for name in ("stsb", "mnli")}
 
 
 def recipe(tmp_path, *settings, task):
@@ -24,15 +24,6 @@ def recipe(tmp_path, *settings, task):
              "method": "full", "output": str(tmp_path / "run")}  # fmt: skip
     common = ["report_to=[]", "save_strategy=no", "max_length=48", "max_steps=2"]
     return load_recipe(None, [*common, *settings], fixed)
-
-
-def test_a_bad_row_stops_a_run_before_it_has_trained(tmp_path):
-    row = ROWS["rte"]
-    bert_folder(tmp_path / "bert")
-    split_file(tmp_path / "glue" / "rte", "train", [row, {**row, "label": "1"}])
-    with pytest.raises(ValueError, match="glue/rte/train row 2: label '1'"):
-        train(recipe(tmp_path, task="rte"), quiet=True)
-    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def rows_of(labels):

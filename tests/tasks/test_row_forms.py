@@ -110,11 +110,6 @@ WRONG = {
         {"messages": [{"role": "assistant", "content": None}]},
         ": content is not a text",
     ),
-    "no assistant": (
-        {"messages": CHAT},
-        {"messages": [{"role": "user", "content": "a"}]},
-        ": messages must be a list of two or more role/content objects, the last by the assistant",
-    ),
 }
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 from folders import bart_folder, bert_folder, llama_folder, refused, writing_folder
+from trained import run_recipe
 
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
-from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.sources import read_source
@@ -24,12 +24,9 @@ def place(tmp_path_factory):
 
 
 def recipe(place, run, model, task, *pairs):
-    fixed = ["max_steps=2", "report_to=[]", "lmam.rank=2", "lmam.length=8", *pairs]
-    return load_recipe(
-        None, fixed,
-        {"method": "lmam", "model": str(place / model), "task": task, "output": str(run),
-         "data_dir": str(place / "data")},
-    )  # fmt: skip
+    settings = ["max_steps=2", "report_to=[]", "lmam.rank=2", "lmam.length=8", *pairs]
+    rows = {"task": task, "data_dir": str(place / "data"), "data": None}
+    return run_recipe(settings, place, run, model=model, method="lmam", **rows)
 
 
 def test_a_decoders_answer_is_its_first_line_that_is_not_empty():

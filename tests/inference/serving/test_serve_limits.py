@@ -10,7 +10,8 @@ from unittest.mock import Mock
 
 import httpx2
 import pytest
-from servers import running, trained, until
+from programs import until
+from servers import running, trained
 
 from lorada.inference.serving import app
 from lorada.inference.serving.app import Server
