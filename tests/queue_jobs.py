@@ -6,6 +6,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+from programs import until
+
 from lorada.experiments.queue.job import Job
 from lorada.runs.folder.lock import locked
 
@@ -62,10 +64,7 @@ def finish_on_interrupt(folder, text, *, report):
 def wait_for(path, folder, text, *, report):
     """Work that is done when another job or the test has made a file."""
     (folder / "begun").touch()
-    deadline = time.monotonic() + 60
-    while not Path(path).exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(Path(path).exists, 60)
     write(folder, text, report=report)
 
 
@@ -76,10 +75,7 @@ def job(place, name, work=write, after=()):
 
 def started(place, *names, file="begun"):
     """Wait until the work of jobs has begun."""
-    deadline = time.monotonic() + 60
-    while not all((place / name / file).exists() for name in names):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: all((place / name / file).exists() for name in names), 60)
 
 
 def lock_as_training(folder, text, *, report):
@@ -88,13 +84,9 @@ def lock_as_training(folder, text, *, report):
         write(folder, text, report=report)
 
 
-def is_gone(number, within=10):
-    """Whether a process ends; a zombie, whom nobody has asked for its code, has ended."""
-    for _ in range(within * 20):
-        try:
-            if Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.05)
-    return False
+def is_gone(number):
+    """Whether a process has ended; a zombie, whom nobody has asked for its code, has."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx2
 import uvicorn
 from folders import TURNS, bart_folder, llama_folder, rows_file
+from programs import until
 from starlette.applications import Starlette
 from trained import train_once
 from transformers import GenerationConfig
@@ -80,14 +81,6 @@ def running(server: Server | Starlette) -> Iterator[Running]:
         runner.should_exit = True
         thread.join(timeout=60)
         assert not thread.is_alive()
-
-
-def until(true, seconds: float = 20) -> None:
-    """Wait until ``true()``, at most so long."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 class Process:
