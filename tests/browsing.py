@@ -60,37 +60,12 @@ def opened(browser, request, tmp_path):
         def opened_page(data, **options):
             path.write_text(request.module.page_of(data), encoding="utf-8")
             page = open_page(**options)
-            appears(page, getattr(request.module, "READY", "html"))
+            page.wait_for_selector(getattr(request.module, "READY", "html"), state="attached")
             return page
 
         yield opened_page
 
 
-def appears(page, selector, count=1):
-    """Wait until so many elements are there."""
-    from playwright.sync_api import expect
-
-    expect(page.locator(selector)).to_have_count(count)
-
-
 def widest(page):
     """The width in pixels that the page's content takes."""
     return page.evaluate("document.documentElement.scrollWidth")
-
-
-def assert_policy_stops_others(browser, path):
-    """A script that is not the page's own, and a connection, are refused."""
-    page = browser.new_page()
-    refused = []
-    page.on("console", lambda message: refused.append(message.text))
-    page.goto(path.as_uri())
-    page.evaluate("""() => {
-        const script = document.createElement("script");
-        script.textContent = "window.hacked = 1";
-        document.body.append(script);
-    }""")
-    page.evaluate("fetch('http://localhost:9/').catch(() => null)")
-    assert page.evaluate("window.hacked === undefined")
-    assert any("script-src" in text for text in refused)
-    assert any("connect-src" in text or "default-src" in text for text in refused)
-    page.close()

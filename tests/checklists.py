@@ -13,15 +13,14 @@ ANCHOR is the beginning of exactly one line of the file, without its indentation
 import os
 import re
 import shutil
-import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 from paths import ROOT
+from programs import printed
 
-CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 # What a checklist may read or change.
 COPIED = ("src", "tests", "docs", "scripts", "benchmarks", "README.md", "CONTRIBUTING.md",
           "CHANGELOG.md", "LICENSE", "pyproject.toml")  # fmt: skip
@@ -49,14 +48,9 @@ class Step:
     code: str
 
 
-def steps(section: str, text: str | None = None) -> list[Step]:
-    """The steps of a section of CONTRIBUTING.md, in their order.
-
-    Args:
-        section: its heading, such as ``Add a method``.
-        text: of the page, by default CONTRIBUTING.md's.
-    """
-    page = CONTRIBUTING.read_text(encoding="utf-8") if text is None else text
+def steps(section: str) -> list[Step]:
+    """The steps of a section of CONTRIBUTING.md, in their order."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     body = page.split(f"\n## {section}\n", 1)[1].split("\n## ", 1)[0]
     found = []
     for match in STEP.finditer(body):
@@ -84,15 +78,19 @@ def copy_repository(folder: Path) -> Path:
 def carry_out(checklist: list[Step], root: Path) -> str:
     """Follow every step in a copy of the repository, and return what the commands printed.
 
+    They have this Python, and the ``src`` of the copy.
+
     Raises:
         AssertionError: for a step that cannot be followed, or a command that fails.
     """
-    printed = ""
+    environment = {
+        "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    said = ""
     for step in checklist:
         if step.how == "run":
-            done = run(step.code, root)
-            assert done.returncode == 0, f"{step.code}\n{done.stdout[-6000:]}{done.stderr[-3000:]}"
-            printed += done.stdout
+            said += printed("bash", "-euc", step.code, folder=root, **environment)
             continue
         path = root / step.path
         if step.how == "new":
@@ -105,25 +103,12 @@ def carry_out(checklist: list[Step], root: Path) -> str:
         assert len(at) == 1, f"{step.anchor!r} begins {len(at)} lines of {step.path}, not one"
         lines.insert(at[0] + (step.how == "after"), step.code)
         path.write_text("".join(lines), encoding="utf-8")
-    return printed
+    return said
 
 
-def passed(printed: str) -> int:
+def passed(said: str) -> int:
     """How many tests passed, by the last line of pytest."""
-    return int(re.findall(r"(\d+) passed", printed)[-1])
-
-
-def run(command: str, root: Path) -> subprocess.CompletedProcess[str]:
-    """Run shell commands in a copy of the repository, with its own ``src`` and this Python."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(root / "src"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(
-        ["bash", "-euc", command], cwd=root, env=environment, capture_output=True, text=True
-    )
+    return int(re.findall(r"(\d+) passed", said)[-1])
 
 
 def changed_files(root: Path) -> set[str]:

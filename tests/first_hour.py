@@ -7,27 +7,21 @@ program. Installing is ``make dist``. What differs from the pages: the model is 
 that is made here, and a comparison takes two methods, one seed and a few steps.
 """
 
-import contextlib
 import json
 import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 from folders import llama_folder, rows_file
 from paths import ROOT
+from programs import commands
+from servers import Process
 
-README, EXPORT, SERVE = (
-    ROOT / name for name in ("README.md", "docs/guides/export.md", "docs/serve.md")
-)
-NAMES = {"smollm2-135m": "model", "runs/mine": "RUN"}  # of the pages → of this hour
+README, EXPORT = (ROOT / name for name in ("README.md", "docs/guides/export.md"))
 SMALLER = [
     "--methods", "lora,lmam", "--budget", "9%", "--seeds", "1", "--trials", "1", "--allow-overlap",
     "max_steps=3", "max_length=32",
@@ -49,13 +43,11 @@ def main(place: Path) -> None:
     typed(README, "lorada explore", run, ["--output", "page.html"])
     typed(README, "lorada evaluate", run)
     typed(README, "lorada predict", run)
-    with served(run) as address:
-        name = Path(run).name
-        body = json.dumps({"model": name, "prompt": "2 + 2 =", "max_tokens": 4}).encode()
-        with urllib.request.urlopen(f"{address}/v1/completions", body, timeout=60) as answer:
-            assert "text" in json.load(answer)["choices"][0]
+    serve(run)
     typed(README, "lorada export", run)
-    subprocess.run([sys.executable, "-c", python_of(EXPORT, "pipeline(")], check=True)
+    blocks = re.findall(r"^```python\n(.*?)^```$", EXPORT.read_text("utf-8"), re.M | re.S)
+    code = next(block for block in blocks if "pipeline(" in block)
+    subprocess.run([sys.executable, "-c", code], check=True)
     print("the first hour went well")
 
 
@@ -63,24 +55,9 @@ def typed(
     page: Path, start: str, run: Path | str | None = None, more: list[str] | None = None
 ) -> None:
     """Run the first command of a page that begins so, with ``more`` words behind it."""
-    names = {**NAMES, "runs/mine": str(run or "runs/mine")}
-    words = [names.get(word, word) for word in command_of(page, start)]
+    names = {"smollm2-135m": "model", "runs/mine": str(run or "runs/mine")}
+    words = [names.get(word, word) for word in next(commands(page.read_text("utf-8"), start))]
     lorada(*words[1:], *(more or []))
-
-
-def command_of(page: Path, start: str) -> list[str]:
-    """The words of the first command of a page that begins so."""
-    for block in re.findall(r"^```bash\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith(f"{start} "):
-                return shlex.split(line, comments=True)
-    raise AssertionError(f"{page} has no command {start}")
-
-
-def python_of(page: Path, what: str) -> str:
-    """The Python block of a page that has these words."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
-    return next(block for block in blocks if what in block)
 
 
 def lorada(*words: str) -> None:
@@ -89,32 +66,16 @@ def lorada(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "lorada.cli", *map(str, words)], check=True)
 
 
-@contextlib.contextmanager
-def served(run: Path | str) -> Iterator[str]:
-    """A server of a run, as the README starts it, until Ctrl-C; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [{"runs/mine": str(run)}.get(word, word) for word in command_of(README, "lorada serve")]
-    command = [sys.executable, "-m", "lorada.cli", *words[1:], "--port", str(port)]
-    with subprocess.Popen(command) as server:
-        try:
-            address, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
-            while not healthy(address):
-                assert server.poll() is None, "the server ended"
-                assert time.monotonic() < end, "the server does not answer"
-                time.sleep(0.2)
-            yield address
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(timeout=60)
-
-
-def healthy(address: str) -> bool:
-    """Whether a server answers."""
-    with contextlib.suppress(OSError):  # not yet, or too busy
-        return urllib.request.urlopen(f"{address}/health", timeout=5).status == 200
-    return False
+def serve(run: Path) -> None:
+    """Serve a run as the README does, ask it, and end the server with Ctrl-C."""
+    (command,) = commands(README.read_text("utf-8"), "lorada serve")
+    server = Process(*(str(run) if word == "runs/mine" else word for word in command[2:]))
+    try:
+        asked = {"model": run.name, "prompt": "2 + 2 =", "max_tokens": 4}
+        assert "text" in server.asked("/v1/completions", asked)["choices"][0]
+    finally:
+        server.process.send_signal(signal.SIGINT)
+        server.process.wait(timeout=60)
 
 
 if __name__ == "__main__":

@@ -18,21 +18,14 @@ def softmax_maps(random, heads, length, spread=1.5):
     return raised / raised.sum(-1, keepdims=True)
 
 
-def made_up_matrices(random, heads, length, size):
-    """The matrices of a layer by kind, as arrays."""
-    left, right = random.normal(0, 1, (2, heads, length, 2))
-    return {
-        "softmax": softmax_maps(random, heads, length),
-        "map": np.tril(size * left @ right.transpose(0, 2, 1)),
-        "without": softmax_maps(random, heads, length),
-    }
-
-
 def made_up_layer(random, heads, length, number, size=0.1, has_map=True, matrices=None):
     """A layer of the page; ``matrices``: a list that gets its arrays."""
-    made = made_up_matrices(random, heads, length, size)
-    if not has_map:
-        made["map"] = None
+    left, right = random.normal(0, 1, (2, heads, length, 2))
+    made = {
+        "softmax": softmax_maps(random, heads, length),
+        "map": np.tril(size * left @ right.transpose(0, 2, 1)) if has_map else None,
+        "without": softmax_maps(random, heads, length),
+    }
     if matrices is not None:
         matrices.append(made)
     shares = random.dirichlet([4, 1, 1, 2], heads).T.tolist()

@@ -1,9 +1,10 @@
-"""Programs that tests run in processes of their own, and waiting for others."""
+"""Programs that tests run in processes of their own, commands of pages, and waiting."""
 
 import os
+import shlex
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -17,7 +18,14 @@ def printed(*command: object, folder: Path | None = None, **environment: str) ->
     return done.stdout
 
 
-def until(true: Callable[[], bool], seconds: float = 20) -> None:
+def commands(text: str, start: str = "lorada") -> Iterator[list[str]]:
+    """The commands of a text that begin so, as words; a backslash continues a line."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.startswith(f"{start} "):
+            yield shlex.split(line, comments=True)
+
+
+def until(true: Callable[[], object], seconds: float = 20) -> None:
     """Wait until ``true()``, at most so long."""
     end = time.monotonic() + seconds
     while not true():

@@ -13,7 +13,6 @@ from paths import ROOT
 
 SOURCE = ROOT / "src" / "lorada"
 FILES = sorted(SOURCE.rglob("*.py"))
-ALL = [*FILES, ROOT / "src" / "lorada_cli.py"]
 LOADED = re.compile(r"(lorada(?:\.\w+)+):\w+")
 
 # Each folder of the package, from the lowest to the highest, and the folders it may import.
@@ -51,7 +50,7 @@ def name_of(path):
     return name.removesuffix(".__init__")
 
 
-MODULES = {name_of(path): path for path in ALL}
+MODULES = {name_of(path): path for path in [*FILES, ROOT / "src" / "lorada_cli.py"]}
 
 
 def room_of(module):

@@ -11,8 +11,8 @@ from method_cases import CASES
 def followed(section: str, folder: Path) -> tuple[Path, set[str], int]:
     """A copy in which a checklist was carried out, the files written by hand, the passed tests."""
     checklist, root = steps(section), copy_repository(folder)
-    printed = carry_out(checklist, root)
-    return root, {step.path for step in checklist if step.how != "run"}, passed(printed)
+    said = carry_out(checklist, root)
+    return root, {step.path for step in checklist if step.how != "run"}, passed(said)
 
 
 @pytest.mark.slow

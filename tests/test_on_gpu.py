@@ -9,7 +9,6 @@ import functools
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import exact_cells
@@ -17,10 +16,11 @@ import pytest
 import torch
 from exact_cells import CELLS, COVERED, adapted, alone, assert_as_plain
 from folders import llama_folder, rows_file
+from programs import printed
+from trained import run_recipe
 from transformers.utils import is_flash_attn_2_available
 
 from lorada.inference.load import load_run
-from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 
 pytestmark = pytest.mark.gpu
@@ -82,8 +82,7 @@ def place(tmp_path_factory):
 
 def recipe(place, output, *pairs, method="lora+lmam"):
     on_cpu = [f"use_cpu={str(device_name() == 'cpu').lower()}"]
-    given = {"method": method, "model": str(place / "llama"), "data": str(place / "rows.jsonl")}
-    return load_recipe(None, [*QUICK, *on_cpu, *pairs], {**given, "output": str(output)})
+    return run_recipe([*QUICK, *on_cpu], place, output, *pairs, rows="rows", method=method)
 
 
 def logits(run):
@@ -175,10 +174,7 @@ def test_two_processes_train_what_one_does(device, place, tmp_path):
     for name, command, rows in (("one", [sys.executable, "-m"], 4), ("two", launch, 2)):
         output = tmp_path / name
         batch = f"per_device_train_batch_size={rows}"
-        done = subprocess.run(
-            [*command, "lorada.cli", "train", *words, batch, "--output", str(output)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
+        printed(*command, "lorada.cli", "train", *words, batch, "--output", output,
+                OMP_NUM_THREADS="1")  # fmt: skip
         losses[name] = json.loads((output / "result.json").read_text())["train_loss"]
     assert losses["two"] == pytest.approx(losses["one"], rel=1e-3)

@@ -93,11 +93,10 @@ def test_the_adapter_of_a_run_computes_what_it_did(name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_has_the_scores_that_it_had(name, place, call):
+def test_a_run_has_the_scores_that_it_had(name, place, json_of):
     rows = place / f"{RUNS[name][2]}.jsonl"
-    code, out, err = call("evaluate", place / "runs" / name, "--data", rows, "--json")
-    assert code == 0, err
-    found, expected = json.loads(out), dict(EXPECTED["scores"][name])
+    found = json_of("evaluate", place / "runs" / name, "--data", rows)
+    expected = dict(EXPECTED["scores"][name])
     assert found.pop("sha256") == expected.pop("sha256")
     assert found == pytest.approx(expected, rel=1e-10)
 
@@ -107,11 +106,10 @@ def test_an_exported_folder_computes_what_it_did():
     assert_close(found, LOGITS["exported"])
 
 
-def test_a_run_that_was_interrupted_goes_on_from_its_checkpoint(place, call):
+def test_a_run_that_was_interrupted_goes_on_from_its_checkpoint(place, json_of):
     run, after = place / "runs" / "interrupted", place / "interrupted_after"
-    code, out, err = call("train", "--resume", "--output", run, "--json")
-    assert code == 0, err
-    result, expected = json.loads(out), json.loads((after / "result.json").read_text())
+    result = json_of("train", "--resume", "--output", run)
+    expected = json.loads((after / "result.json").read_text())
     assert result["resumed_from"] == "checkpoint-2"
     for key in ("loss", "grad_norm"):
         found, wanted = ([entry[key] for entry in r["history"]] for r in (result, expected))
@@ -138,13 +136,12 @@ def test_methods_and_tasks_that_a_recipe_may_name_are_still_there():
     assert set(EXPECTED["tasks"]) <= TASKS.keys()
 
 
-def test_stored_results_are_read_by_the_page_of_their_table(place, call):
+def test_stored_results_are_read_by_the_page_of_their_table(place, json_of):
     table_spec._counts_of.cache_clear()  # other tests count on models of their own
     words = ("--rows", "lora,adapter_ffn", "--tasks", "mrpc", "--seeds", "1,2", "--resume")
-    where = ("--results", place / "results", "--output", place / "again", "--json")
-    code, out, err = call("table", 5, "--scale", "local", *words, *where)
-    assert code == 0, err
-    ours = [line for line in json.loads(out)["lines"] if line["source"] == "ours"]
+    where = ("--results", place / "results", "--output", place / "again")
+    page = json_of("table", 5, "--scale", "local", *words, *where)
+    ours = [line for line in page["lines"] if line["source"] == "ours"]
     assert len(ours) == 2
     for line, row in zip(ours, ("lora", "adapter_ffn"), strict=True):
         paths = [place / "results/table5/local" / row / f"mrpc/seed{n}.json" for n in (1, 2)]

@@ -24,18 +24,8 @@ def study(monkeypatch):
     """Imports a script of the study; its neighbours are found, as when it is run."""
     monkeypatch.syspath_prepend(str(STUDY))
     yield importlib.import_module
-    for name in (
-        "run",
-        "rows",
-        "hypotheses",
-        "page",
-        "kept",
-        "second",
-        "atlas",
-        "reach",
-        "picture",
-    ):
-        sys.modules.pop(name, None)
+    for script in STUDY.glob("*.py"):
+        sys.modules.pop(script.stem, None)
 
 
 def test_held_out_rows_share_no_text_with_training_rows(study, tmp_path, monkeypatch):

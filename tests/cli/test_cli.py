@@ -77,13 +77,6 @@ def test_a_row_says_what_was_asked_only_with_text(works, mistake, place, run):
     assert "leave out --with-text" in line
 
 
-def test_predictions_that_are_damaged_are_one_line(mistake, place, run):
-    (run / "predictions.jsonl").write_text('{"rows": "a", "row"')
-    line = mistake("evaluate", run, "--data", place / "rows.jsonl")
-    assert "predictions.jsonl line 1 is damaged" in line
-    assert "score the run again" in line
-
-
 def test_json_output_is_nothing_but_json_also_where_colours_are_forced(
     works, json_of, place, tmp_path, monkeypatch
 ):
@@ -179,7 +172,6 @@ def test_a_misspelt_option_is_no_setting(mistake):
 BAD_TRAINING = {
     "lmam.heads=3": "heads=3 does not divide the 4 attention heads",
     "lmam.rank=99999999999": "out of memory",
-    "max_steps=0": "training.max_steps=0 must be at least 1",
     "metric_for_best_model=foo": "metric_for_best_model='foo' is not measured",
     "lmam.target_modules=[nope]": "matched no module...self_attn",
     "lmam.rank=two": "lmam.rank='two'",
@@ -277,12 +269,6 @@ def test_a_command_without_any_word_shows_its_help_and_no_error(call, words):
     assert code == 2
     assert "Usage" in out
     assert err == ""
-
-
-def test_resume_needs_only_the_folder(works, json_of, place, tmp_path):
-    works(*train_words(place, tmp_path / "run", "training.save_steps=1"))
-    (tmp_path / "run" / "result.json").unlink()
-    assert json_of("train", "--resume", "--output", tmp_path / "run")["steps"] == 2
 
 
 def test_a_training_without_an_output_is_named_and_not_written_over(

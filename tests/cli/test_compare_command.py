@@ -5,7 +5,8 @@ import re
 from unittest.mock import Mock
 
 import pytest
-from folders import ROWS, llama_folder, rows_file
+from compared import model_and_rows
+from folders import ROWS, rows_file
 
 from lorada.experiments.compare import jobs as compare_jobs
 from lorada.experiments.compare import learning_rate
@@ -15,10 +16,7 @@ SETTINGS = ["max_steps=2", "max_length=32", "max_new_tokens=2", "training.report
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("compare")
-    llama_folder(place / "llama")
-    rows_file(place / "train.jsonl", ROWS[:28])
-    rows_file(place / "test.jsonl", ROWS[28:])
+    place = model_and_rows(tmp_path_factory.mktemp("compare"))
     rows_file(place / "few.jsonl", ROWS[:8])
     spaced = [{"prompt": f"  {row['prompt']}\n", "response": row["response"]} for row in ROWS[:3]]
     rows_file(place / "leaked.jsonl", [*spaced, *ROWS[28:]])
@@ -45,9 +43,6 @@ MISTAKES = {
     "--methods ia3+": "method 'ia3+' has a + without a method beside it",
     "--methods bitfit": (
         "no method can be run: bitfit: bitfit trains biases, and LlamaForCausalLM has none"
-    ),
-    "--methods lora:r=1:lora.r=2": (
-        "lora:r=1:lora.r=2: lora.r is given twice: leave one of them out"
     ),
     "--rates low": "--rates low must be learning rates, such as 1e-3,1e-2",
     "--rates 1e-3,1": "--rates 1 must be from 1e-05 to 0.1",

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from lm_eval_task import ROWS, perplexity_by_hand, task_file
 from paths import TESTS
 from peft import PeftModel, get_peft_model
+from programs import printed
 from stacks import config_of, logits, randomise, trained
 from transformers import AutoModelForCausalLM
 
@@ -150,8 +151,7 @@ def test_import_lorada_needs_nothing_of_transformers_that_peft_does_not():
         "import sys, peft; before = set(sys.modules); import lorada\n"
         "print([m for m in set(sys.modules) - before if m.split('.')[0] == 'transformers'])"
     )
-    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert printed(PYTHON, "-c", code).strip() == "[]"
 
 
 # The mechanism, with stand-ins for peft and lorada that say what happens to them.

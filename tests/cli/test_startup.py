@@ -1,9 +1,9 @@
 """What a command, or ``import lorada``, takes to start: torch and PEFT only where they are used."""
 
-import subprocess
 import sys
 
 import pytest
+from programs import printed
 
 HEAVY = ("torch", "peft", "transformers")
 
@@ -17,11 +17,7 @@ except SystemExit as end: assert not end.code
 def printed_by(code: str) -> list[str]:
     """What a Python process prints, and which of the heavy packages it has loaded at its end."""
     ending = f"\nprint('loaded', [n for n in {HEAVY} if n in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys, lorada_cli\n" + code + ending],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return done.stdout.splitlines()
+    return printed(sys.executable, "-c", "import sys, lorada_cli\n" + code + ending).splitlines()
 
 
 @pytest.mark.parametrize("words", ["--help", "train --help", "--version", "methods",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import queue_jobs as work
 from paths import ROOT
+from programs import printed, until
 from queue_jobs import job
 
 from lorada.experiments.queue.engine import Workers
@@ -115,8 +116,7 @@ for name in ({LOCK_FILE!r}, {JOB_FILE!r}):
     except HeldError:
         print("held")
 """
-        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert said.stdout.split() == ["held", "held"], said.stderr
+        assert printed(sys.executable, "-c", code).split() == ["held", "held"]
     assert issubclass(HeldError, ValueError)
 
 
@@ -142,13 +142,22 @@ def command(place, kind="save_on_interrupt", workers=2):
     )
 
 
-def test_ctrl_c_lets_all_workers_save_and_ends_the_command(tmp_path):
-    process = command(tmp_path)
-    work.started(tmp_path, "a", "b")
+# Work, its workers, and which of three jobs leave a file, or their folder.
+INTERRUPTED = {
+    "saves": ("save_on_interrupt", 2, "saved", [True, True, False]),
+    "ends in its last moment": ("finish_on_interrupt", 1, "", [True, False, False]),
+}
+
+
+@pytest.mark.parametrize("case", INTERRUPTED)
+def test_ctrl_c_lets_all_workers_save_or_end_and_ends_the_command(case, tmp_path):
+    kind, workers, file, left = INTERRUPTED[case]
+    process = command(tmp_path, kind, workers)
+    work.started(tmp_path, *"ab"[:workers])
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert [(tmp_path / name / "saved").exists() for name in "abc"] == [True, True, False]
+    assert [(tmp_path / name / file).exists() for name in "abc"] == left
     assert not list(tmp_path.rglob(JOB_FILE))
 
 
@@ -165,15 +174,6 @@ def test_a_second_ctrl_c_ends_what_still_saves(workers, tmp_path):
     assert not list(tmp_path.rglob(JOB_FILE))
 
 
-def test_ctrl_c_in_the_last_moment_of_a_job_ends_the_command_too(tmp_path):
-    process = command(tmp_path, "finish_on_interrupt", workers=1)
-    work.started(tmp_path, "a")
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert [(tmp_path / name).exists() for name in "ab"] == [True, False]
-
-
 @pytest.mark.parametrize("ends_by", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_of_a_command_that_is_killed_end_with_it(ends_by, tmp_path):
     process = command(tmp_path)
@@ -181,6 +181,6 @@ def test_workers_of_a_command_that_is_killed_end_with_it(ends_by, tmp_path):
     numbers = [int((tmp_path / name / JOB_FILE).read_text()) for name in "ab"]
     process.send_signal(ends_by)
     process.communicate(timeout=60)
-    assert all(work.is_gone(number) for number in numbers)
+    until(lambda: all(map(work.is_gone, numbers)), 10)
     with locked(Path(tmp_path / "a"), JOB_FILE):
         pass

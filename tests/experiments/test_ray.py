@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("ray", reason="needs the extra `cluster`")
 
 import ray_jobs
+from programs import until
 
 from lorada.experiments.queue import ray_cluster, ray_connection, ray_node
 from lorada.experiments.queue.job import Job
@@ -77,10 +78,7 @@ def test_what_is_interrupted_saves_before_the_engine_is_closed(engine_of, tmp_pa
     started = tmp_path / "one/started"
 
     def interrupt(*tasks, **options):  # while the command waits, as Ctrl-C does
-        deadline = time.monotonic() + 60
-        while not started.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(started.exists, 60)
         monkeypatch.undo()
         raise KeyboardInterrupt
 

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from functools import partial
 
 import pytest
@@ -12,31 +11,21 @@ pytest.importorskip("ray", reason="needs the extra `cluster`")
 
 import ray_jobs
 from folders import llama_folder, rows_file
+from programs import until
+from trained import run_recipe
 
 from lorada.experiments.queue.job import JOB_FILE, Job
 from lorada.experiments.queue.queue import run_queue
 from lorada.experiments.queue.ray_cluster import RayEngine
 from lorada.runs.folder.result import read_result
-from lorada.runs.recipe import Recipe
 
 pytestmark = pytest.mark.slow
-STEPS = {"max_steps": 100, "save_steps": 5, "logging_steps": 1, "report_to": []}
-
-
-def wait_until(found, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    return value
+STEPS = ["max_steps=100", "save_steps=5", "logging_steps=1", "report_to=[]", "max_length=32"]
 
 
 def training_job(place, name):
-    recipe = Recipe(
-        method="lorada_la", model=str(place / "llama"), data=str(place / "rows.jsonl"),
-        max_length=32, training=STEPS, output=str(place / name),
-    )  # fmt: skip
     run = place / name
+    recipe = run_recipe(STEPS, place, run, rows="rows", method="lorada_la")
     return Job(name, partial(ray_jobs.train_run, recipe), run, (run / "result.json").is_file,
                reads=(place / "llama", place / "rows.jsonl"))  # fmt: skip
 
@@ -48,7 +37,7 @@ def test_a_training_that_is_killed_on_a_cluster_ends_as_if_it_was_not(tmp_path):
 
     def kill():
         # The second checkpoint is begun, so the first is whole.
-        wait_until(lambda: list(killed.glob("checkpoint-10")))
+        until(lambda: list(killed.glob("checkpoint-??")), 90)
         os.kill(int((killed / JOB_FILE).read_text()), signal.SIGKILL)
 
     lines = []

@@ -3,7 +3,6 @@
 A package that only happens to be installed is missing as soon as another project drops it.
 """
 
-import ast
 import re
 import sys
 import tomllib
@@ -11,6 +10,7 @@ from importlib import metadata
 
 import pytest
 from paths import ROOT
+from test_architecture import imported_modules
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FOLDERS = ("src/lorada", "tests", "benchmarks", "scripts")
@@ -40,22 +40,14 @@ def named(requirements):
     return {normal(re.match(r"[\w.-]+", line)[0]) for line in requirements}
 
 
-def imported(path):
-    """The packages whose modules a file imports."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module.split(".")[0]
-
-
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_what_is_imported_is_declared(folder):
     extras = PROJECT["optional-dependencies"].values()
     known = named(PROJECT["dependencies"]).union(*map(named, extras), COME_ALONG)
     distributions = metadata.packages_distributions()
     for path in (ROOT / folder).rglob("*.py"):
-        for module in set(imported(path)) - set(sys.stdlib_module_names) - OWN - ELSEWHERE:
+        imported = {module.partition(".")[0] for module in imported_modules(path)}
+        for module in imported - set(sys.stdlib_module_names) - OWN - ELSEWHERE:
             found = {normal(name) for name in distributions.get(module, [module])}
             assert found & known, f"{path.relative_to(ROOT)} imports {module}"
 

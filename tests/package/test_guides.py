@@ -3,13 +3,12 @@
 import importlib.util
 import io
 import re
-import shlex
 import sys
 
 import pytest
 from folders import bert_folder, llama_folder
 from paths import ROOT, TESTS
-from programs import printed
+from programs import commands, printed
 
 from lorada import cli
 
@@ -34,16 +33,13 @@ WRITES = {
 }
 
 
-def commands(block):
-    """The ``lorada`` commands of a block, as words; a backslash continues a line."""
-    for line in block.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        servers = ("run", "serve")
-        if words[:1] != ["lorada"] or words[1] in servers or "--serve" in words:
-            continue
-        # A table that is trained takes minutes: here it is only planned.
-        trained = words[1] == "table" and words[2] not in ("2", "3")
-        yield [*words, "--dry-run"] if trained and "--dry-run" not in words else words
+def typed(block):
+    """The commands of a block that end by themselves, as words."""
+    for words in commands(block):
+        if words[1] not in ("run", "serve") and "--serve" not in words:
+            # A table that is trained takes minutes: here it is only planned.
+            trained = words[1] == "table" and words[2] not in ("2", "3")
+            yield [*words, "--dry-run"] if trained and "--dry-run" not in words else words
 
 
 @pytest.mark.more
@@ -91,7 +87,7 @@ def test_the_code_of_a_guide_runs(name, tmp_path, monkeypatch):
         if language == "python":
             exec(block, names)
         else:
-            for words in commands(block):
+            for words in typed(block):
                 monkeypatch.setattr(sys, "argv", words)
                 monkeypatch.setattr(sys, "stdin", io.StringIO(CHAT))
                 cli.main()

@@ -3,14 +3,13 @@
 import importlib.util
 import io
 import re
-import shlex
 import sys
 
 import pytest
 import write_readme
 from folders import bert_folder, llama_folder, rows_file
 from paths import ROOT
-from programs import printed
+from programs import commands, printed
 
 from lorada import cli
 from lorada.inference.serving import server
@@ -40,14 +39,6 @@ def test_the_python_of_the_readme_runs_as_it_stands(tmp_path):
         assert (tmp_path / "my-adapter" / name).is_file()
 
 
-def commands():
-    """The ``lorada`` commands of the README's blocks, as words; a backslash continues a line."""
-    for block in blocks("bash"):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("lorada "):
-                yield shlex.split(line, comments=True)
-
-
 def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     # Tiny models under the names of the packaged ones.
     folders = {
@@ -60,13 +51,14 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     llama_folder(tmp_path / "meta-llama/Llama-3.1-8B", hidden_size=128, intermediate_size=384)
     rows_file(tmp_path / "rows.jsonl")
     rows_file(tmp_path / "held_out.jsonl")
-    named = [words[1] for words in commands()]
+    typed = list(commands("".join(blocks("bash"))))
+    named = [words[1] for words in typed]
     assert named == [
         "compare", "train", "evaluate", "explore", "predict", "chat", "serve", "export", "train",
     ]  # fmt: skip
     served = []
     monkeypatch.setattr(server, "serve_until_stopped", lambda app, *_: served.append(app))
-    for words in commands():
+    for words in typed:
         if words[1] == "serve":
             words += ["--port", "0"]
         if words[1] == "compare":  # trainings of every method take minutes: here they are planned

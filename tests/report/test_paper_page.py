@@ -19,6 +19,14 @@ def result(seed: int, *, task: str = "rte", recipe: dict | None = None, **metric
     }  # fmt: skip
 
 
+LABELS = {row["key"]: row["label"] for row in SMALL["rows"]}
+
+
+def row_of(key: str, *results: dict) -> RowResults:
+    """The results of a published row, or one made-up result."""
+    return RowResults(key, LABELS[key], list(results) or [result(1, accuracy=1.0)])
+
+
 def page_of(*rows: RowResults, columns=("rte",), **options) -> Page:
     where = {name: (name.partition("_")[0], None) for name in columns}
     settings = {"mean": None, "digits": 1, **options}
@@ -29,9 +37,14 @@ def said(*rows: RowResults, **options) -> str:
     return " ".join(page_of(*rows, **options).notes)
 
 
-def test_a_page_has_means_spreads_and_every_seed(monkeypatch):
-    monkeypatch.setattr(render, "published", lambda number: {"columns": [], "rows": []})
-    monkeypatch.setattr(pages, "published", lambda number: {"columns": [], "rows": []})
+@pytest.fixture
+def printed(monkeypatch):
+    """The published rows of these tests."""
+    monkeypatch.setattr(render, "published", lambda number: SMALL)
+    monkeypatch.setattr(pages, "published", lambda number: SMALL)
+
+
+def test_a_page_has_means_spreads_and_every_seed(printed):
     both = [
         result(seed, task=task, accuracy=value)
         for task, values in {"rte": (70.0, 80.0), "sst2": (60.0, 90.0)}.items()
@@ -48,22 +61,13 @@ def test_a_page_has_means_spreads_and_every_seed(monkeypatch):
     assert r"LoRA\_1 & ours & 0.500\% & 75.0 $\pm$ 7.1" in render.latex(page)
 
 
-@pytest.fixture
-def printed(monkeypatch):
-    """The published rows of these tests."""
-    monkeypatch.setattr(render, "published", lambda number: SMALL)
-    monkeypatch.setattr(pages, "published", lambda number: SMALL)
-
-
 def test_a_mean_is_left_out_where_a_column_is_missing(printed):
-    page = page_of(
-        RowResults("lora", "LoRA (0.5%)", [result(1, accuracy=1.0)]), columns=("rte", "sst2")
-    )
+    page = page_of(row_of("lora"), columns=("rte", "sst2"))
     assert "| LoRA (0.5%) | ours | 0.500% | 1.0 | – | – | 1.0 |" in render.markdown(page)
 
 
 def test_a_page_says_what_its_mean_is_of(printed):
-    row = RowResults("lora", "LoRA (0.5%)", [result(1, accuracy=1.0)])
+    row = row_of("lora")
     assert "mean: of rte, of seeds that have them all; of a row for which" in said(row)
     assert "mean: of sst2, of" in said(row, columns=("rte", "sst2"), mean=["sst2", "mrpc"])
     assert "mean" not in said(row, mean=[])
@@ -72,20 +76,16 @@ def test_a_page_says_what_its_mean_is_of(printed):
 
 
 def test_a_page_names_rows_with_fewer_seeds(printed):
-    rows = [RowResults("lora", "LoRA (0.5%)", [result(1, accuracy=1.0), result(2, accuracy=1.0)]),
-            RowResults("full", "Full", [result(1, accuracy=1.0)])]  # fmt: skip
+    rows = row_of("lora", result(1, accuracy=1.0), result(2, accuracy=1.0)), row_of("full")
     assert "fewer seeds than 2 so far, at least in one column: Full." in said(*rows)
     assert "fewer seeds" not in said(rows[0])
 
 
 def test_protocols_have_columns_of_their_own(printed):
-    rows = [
-        RowResults(
-            "lora", "LoRA (0.5%)", [result(1, accuracy=1.0, recipe={"protocol": "generate"})]
-        ),
-        RowResults("full", "Full", [result(1, accuracy=2.0, recipe={"protocol": "likelihood"})]),
-    ]
-    page = page_of(*rows)
+    page = page_of(
+        row_of("lora", result(1, accuracy=1.0, recipe={"protocol": "generate"})),
+        row_of("full", result(1, accuracy=2.0, recipe={"protocol": "likelihood"})),
+    )
     assert page.columns == [
         "rte (generate)", "mean (generate)", "rte (likelihood)", "mean (likelihood)"
     ]  # fmt: skip
@@ -99,14 +99,14 @@ def test_rows_scored_on_different_data_do_not_share_a_page(printed):
     other = result(2, accuracy=1.0)
     other["metrics"]["rte"]["sha256"] = "b"
     with pytest.raises(ValueError, match="rte was scored on other rows in lora, seed 2 than in"):
-        page_of(RowResults("lora", "LoRA (0.5%)", [result(1, accuracy=1.0), other]))
+        page_of(row_of("lora", result(1, accuracy=1.0), other))
 
 
 def test_a_page_names_every_machine_and_what_could_not_be_read(printed):
     first, second = result(1, accuracy=1.0), result(2, accuracy=1.0)
     second["hardware"] = {"accelerator": "H100"}
     second["unparsable"] = {"rte": 12.5}
-    notes = " ".join(page_of(RowResults("lora", "LoRA (0.5%)", [first, second])).notes)
+    notes = said(row_of("lora", first, second))
     assert "C, 4 cores, threads: 2; torch 2" in notes
     assert "H100; torch 2" in notes
     assert "lora 12.5 %" in notes
@@ -122,7 +122,7 @@ def test_only_rows_of_several_models_are_named_by_them():
 
 
 def test_rows_that_only_the_paper_has_come_first(printed):
-    page = page_of(RowResults("lora", "LoRA (0.5%)", [result(1, accuracy=1.0)]), unrun=["full"])
+    page = page_of(row_of("lora"), unrun=["full"])
     assert [(line.label, line.source) for line in page.lines] == [
         ("Full", "paper"), ("LoRA (0.5%)", "paper"), ("LoRA (0.5%)", "ours")
     ]  # fmt: skip

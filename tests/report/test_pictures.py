@@ -4,7 +4,9 @@ import json
 from xml.etree import ElementTree
 
 import pytest
-from folders import bert_folder, llama_folder, rows_file
+import run_place
+from folders import rows_file
+from trained import run_recipe
 
 from lorada.experiments import table_page
 from lorada.experiments.queue.job import Outcome
@@ -12,28 +14,21 @@ from lorada.inference.load import load_run
 from lorada.inference.map_statistics import ratios_by_layer, sentence_maps
 from lorada.report import figures as plots
 from lorada.report.figures import sweep_figure
-from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 
 TEXT = "the cat sat"
+place = run_place.place
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(place):
     """A run with maps on a tiny encoder, one on a tiny decoder, and one without a map."""
-    root = tmp_path_factory.mktemp("runs")
-    labels = [{"text": "ab" * (i % 4 + 1), "label": "yn"[i % 2]} for i in range(12)]
-    models = {"bert": bert_folder(root / "bert"), "llama": llama_folder(root / "llama")}
-    rows = {
-        "bert": rows_file(root / "labels.jsonl", labels),
-        "llama": rows_file(root / "rows.jsonl"),
-    }
     for name, method in (("bert", "lmam"), ("llama", "lmam"), ("plain", "lora")):
-        kind = "llama" if name == "plain" else name
-        options = {"method": method, "model": str(models[kind]), "data": str(rows[kind]),
-                   "eval_data": str(rows[kind]), "output": str(root / name)}  # fmt: skip
-        train(load_recipe(None, ["max_steps=3", "report_to=[]"], options), quiet=True)
-    return root
+        model, rows = ("bert", "labels") if name == "bert" else ("llama", "rows")
+        settings = ["max_steps=3", "report_to=[]", f"eval_data={place / rows}.jsonl"]
+        asked = run_recipe(settings, place, place / name, model=model, rows=rows, method=method)
+        train(asked, quiet=True)
+    return place
 
 
 @pytest.fixture

@@ -58,9 +58,10 @@ def test_the_fixture_is_what_the_script_reads_in_the_paper():
 
 
 @pytest.mark.parametrize("number", TABLES)
-def test_every_published_number_is_the_papers_and_none_is_missing(number):
-    rows = PRINTED[str(number)]["rows"]
-    assert len(rows) == len(PUBLISHED[number]["rows"])
+def test_every_published_row_is_the_papers_in_numbers_columns_model_and_label(number):
+    titles, rows = PRINTED[str(number)].values()
+    columns = [column for title in titles for column in columns_of(title.lower(), number)]
+    assert columns == PUBLISHED[number]["columns"]
     for printed, row in zip(rows, PUBLISHED[number]["rows"], strict=True):
         name = printed["name"]
         ours = decimals(std for std in row.get("std", []) if std is not None)
@@ -70,19 +71,10 @@ def test_every_published_number_is_the_papers_and_none_is_missing(number):
         assert decimals(row["scores"]) == decimals(printed["scores"]), name
         assert ours == decimals(printed["spreads"]), name
         assert decimals(row[key] for key in ("gain",) if key in row) == decimals(printed["gains"])
-
-
-@pytest.mark.parametrize("number", TABLES)
-def test_columns_models_and_labels_are_those_of_the_printed_rows(number):
-    titles, rows = PRINTED[str(number)].values()
-    columns = [column for title in titles for column in columns_of(title.lower(), number)]
-    assert columns == PUBLISHED[number]["columns"]
-    for printed, row in zip(rows, PUBLISHED[number]["rows"], strict=True):
-        assert len(row["scores"]) == len(PUBLISHED[number]["columns"])
+        assert len(row["scores"]) == len(columns)
         assert len(row.get("std", row["scores"])) == len(row["scores"])
         if model := printed["model"]:
             assert row["model"] == MISREAD.get(model, model)
-        name = printed["name"]
         rest = iter(letters(name).replace("quantta", "quanta"))
         if name not in ("", "-"):
             assert all(letter in rest for letter in letters(row["label"])), name

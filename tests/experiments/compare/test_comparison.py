@@ -4,13 +4,14 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from urllib.parse import unquote
 
 import pytest
+from compared import model_and_rows
 from crashes import number
-from folders import ROWS, bert_folder, llama_folder, rows_file, split_file
+from folders import ROWS, bert_folder, rows_file, split_file
+from programs import printed
 
 from lorada.experiments.compare.learning_rate import rates_to_try
 from lorada.report.comparison.commands import BESIDE
@@ -27,11 +28,8 @@ PROMPTS = ["lora", "lmam"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("compare")
-    llama_folder(place / "llama")
+    place = model_and_rows(tmp_path_factory.mktemp("compare"))
     bert_folder(place / "bert")
-    rows_file(place / "train.jsonl", ROWS[:28])
-    rows_file(place / "test.jsonl", ROWS[28:])
     rows_file(place / "train_labels.jsonl", LABELS[:24])
     rows_file(place / "test_labels.jsonl", LABELS[24:])
     return place
@@ -131,7 +129,7 @@ def test_the_model_as_it_is_and_the_commonest_answer_are_scored(whole):
     found = read(whole[0] / "baselines.json")
     assert len(found["as_it_is"]["row_scores"]) == 8
     assert found["as_it_is"]["metrics"]["n"] == 8
-    answers = [row["response"] for row in ROWS[:28]]
+    answers = [row["response"] for row in ROWS[:27]]
     assert found["commonest"]["answer"] == max(answers, key=answers.count)
     right = [row["response"] == found["commonest"]["answer"] for row in ROWS[28:]]
     assert found["commonest"]["row_scores"] == [100.0 * one for one in right]
@@ -226,8 +224,7 @@ def test_the_report_explores_two_runs_and_then_links_to_their_page(whole, tmp_pa
     command = read(folder / "report.json")["commands"][BESIDE]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    words = [sys.executable, "-m", "lorada.cli", *shlex.split(command)[1:]]
-    subprocess.run(words, cwd=elsewhere, check=True, capture_output=True)
+    printed(sys.executable, "-m", "lorada.cli", *shlex.split(command)[1:], folder=elsewhere)
     assert not list(elsewhere.iterdir())
     write_report(folder)
     (link,) = re.findall('<a href="(explore-[^"]+)"', (folder / "report.html").read_text())
@@ -243,10 +240,7 @@ def test_the_report_explores_two_runs_and_then_links_to_their_page(whole, tmp_pa
 def test_two_workers_in_a_fresh_process_find_the_same(place, whole, tmp_path):
     folder = tmp_path / "comparison"
     asked = words(place, folder, "--workers", "2", seeds="1")
-    done = subprocess.run(
-        [sys.executable, "-m", "lorada.cli", *asked], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    printed(sys.executable, "-m", "lorada.cli", *asked)
     assert searches(folder) == searches(whole[0])
     expected = final_losses(whole[0])
     assert final_losses(folder) == {name: expected[name] for name in final_losses(folder)}

@@ -189,15 +189,7 @@ def test_the_index_found_is_the_first_with_the_most_parameters(shape, start, ris
     ("method", "budget", "parts", "trainable", "above"),
     [
         ("lora", "0.1%", {"lora": {"r": 1, "lora_alpha": 2}}, 207_360, True),
-        ("lora", "0.2%", {"lora": {"r": 1, "lora_alpha": 2}}, 207_360, False),
         ("lora", "1%", {"lora": {"r": 6, "lora_alpha": 12}}, 1_244_160, False),
-        ("dora", "0.2%", {"lora": {"r": 1, "lora_alpha": 2}}, 299_520, True),
-        ("dora", "300_000", {"lora": {"r": 1, "lora_alpha": 2}}, 299_520, False),
-        ("lmam", "0.1%", {"lmam": {"rank": 1}}, 69_120, False),
-        (
-            "lora+lmam", "1%",
-            {"lmam": {"rank": 1}, "lora": {"r": 6, "lora_alpha": 12}}, 1_313_280, False,
-        ),
         (
             "lorada_la", "0.2%",
             {"lmam": {"rank": 1}, "lora": {"r": 1, "lora_alpha": 2}, "bottleneck": {"rank": 2}},

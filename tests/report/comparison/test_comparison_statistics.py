@@ -123,18 +123,12 @@ def test_scores_without_training_are_tested_against_the_runs():
 
 
 @pytest.mark.parametrize("ratio", [1.0, 5.0])
-@pytest.mark.parametrize(("seeds", "rows", "run"), [(2, 1000, 0.3), (3, 200, 0.1), (5, 50, 0.0)])
+@pytest.mark.parametrize(
+    ("seeds", "rows", "run"), [(2, 1000, 0.3), (3, 200, 0.1), (3, 2000, 0.07), (5, 50, 0.0)]
+)
 def test_two_copies_of_one_method_are_rarely_called_different(seeds, rows, run, ratio):
     random = np.random.default_rng([seeds, rows])
     pairs = [made_up_scores(random, seeds, rows, run=run, ratio=ratio) for _ in range(COPIES)]
-    assert np.mean([paired_p(*pair) < ALPHA for pair in pairs]) <= MOST_WRONG
-
-
-def test_a_spread_of_one_and_a_half_against_seven_points_is_no_difference():
-    random = np.random.default_rng(10)
-    pairs = [made_up_scores(random, 3, 2000, run=0.07, ratio=5.0) for _ in range(COPIES)]
-    spreads = np.mean([[each.mean(axis=1).std(ddof=1) for each in pair] for pair in pairs], axis=0)
-    assert spreads == pytest.approx([6.0, 1.5], abs=0.7)
     assert np.mean([paired_p(*pair) < ALPHA for pair in pairs]) <= MOST_WRONG
 
 
