@@ -56,7 +56,9 @@ def cluster(cpus=2, gpus=0):
         paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
         variables = {**os.environ, "PYTHONPATH": paths, "LORADA_TEST_CLUSTER": place}
         with open(Path(place) / "output", "w") as output:
-            subprocess.Popen(command, env=variables, stdout=output, stderr=output)
+            # Interrupts are ignored, as in what a script starts in the background.
+            words = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
+            subprocess.Popen(words, env=variables, stdout=output, stderr=output)
         try:
             end = time.monotonic() + STARTED_WITHIN
             while "Ray runtime started" not in (Path(place) / "output").read_text():

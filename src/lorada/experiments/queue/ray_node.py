@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import platform
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -111,6 +112,8 @@ def carry_out(here: dict[str, str], probe: str, directory: str, pickled: bytes, 
     if wrong := refusal(here, probe):
         raise ValueError(wrong)
     os.environ[WITHOUT_TORCH] = "1"
+    # A cluster that a script started in the background ignores interrupts, and so would the job.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import ray
 
     from lorada.experiments.own_process import LogSender
