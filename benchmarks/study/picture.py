@@ -8,7 +8,7 @@ import numpy as np
 from kept import Measured
 from scipy.optimize import brentq
 
-from lorada.report.comparison.statistics import ALPHA, Scores, paired_p
+from lorada.report.comparison.statistics import ALPHA, Scores, holm, paired_p
 
 
 class Difference(NamedTuple):
@@ -53,10 +53,13 @@ def draw(sections: Sequence[tuple[str, list[Difference]]], path: Path) -> None:
     names: list[str] = []  # of the lines, from the top
     for heading, differences in sections:
         names.append(heading)
-        for each in differences:
-            _draw_line(axes[0], len(names), each.method.scores, each.other.scores, better=1)
-            _draw_line(axes[1], len(names), each.method.losses, each.other.losses, better=-1)
-            names.append(each.name)
+        scores = [(each.method.scores, each.other.scores) for each in differences]
+        losses = [(each.method.losses, each.other.losses) for each in differences]
+        for axis, pairs, better in ((axes[0], scores, 1), (axes[1], losses, -1)):
+            corrected = holm([paired_p(*pair) for pair in pairs])
+            for place, (pair, p) in enumerate(zip(pairs, corrected, strict=True), len(names)):
+                _draw_line(axis, place, *pair, better if p < ALPHA else 0)
+        names += [each.name for each in differences]
     axes[0].set_yticks(range(len(names)), names, fontsize=8)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     axes[0].set_xlabel("difference in accuracy, points; right is better", fontsize=8)
@@ -69,11 +72,9 @@ def draw(sections: Sequence[tuple[str, list[Difference]]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _draw_line(axis: Any, place: int, a: Scores, b: Scores, *, better: int) -> None:
-    """One difference with its interval; one that chance does not explain stands out."""
-    mean, reach = float(a.mean() - b.mean()), half_width(a, b)
-    color = "#0072b2" if better * mean > 0 else "#d55e00"
-    axis.errorbar(
-        mean, place, xerr=reach, marker="o", markersize=4,
-        color=color if abs(mean) > reach else "#777777",
-    )  # fmt: skip
+def _draw_line(axis: Any, place: int, a: Scores, b: Scores, better: int) -> None:
+    """One difference with its interval; ``better``: which sign is, 0 if it may be chance."""
+    mean = float(a.mean() - b.mean())
+    colors = ("#777777", "#0072b2", "#d55e00")
+    color = colors[int(np.sign(better * mean))]
+    axis.errorbar(mean, place, xerr=half_width(a, b), marker="o", markersize=4, color=color)

@@ -80,7 +80,7 @@ QUESTIONS = {
         Asked(rows, method, HEAD, better=False)
         for rows in ("syllogism", "sst2_even") for method in (LEFT, PRINTED)
     ),
-    "No hypothesis: a model that writes, against LoRA of the same size": tuple(
+    "No hypothesis: a model that writes, against LoRA": tuple(
         Asked(WRITERS, method, "lora") for method in WRITER_METHODS if method != "lora"
     ),
 }  # fmt: skip
@@ -128,7 +128,7 @@ def page(found: Found) -> Iterator[str]:
     """The picture, each hypothesis with its tests, then every method."""
     yield "![Each test: the difference with its 95 % interval](study2.png)"
     yield ""
-    yield "Intervals are of one difference alone; p-values are corrected for their number."
+    yield "Intervals are of one difference alone; p and colours are corrected for their number."
     yield ""
     for heading, asked in QUESTIONS.items():
         there = with_runs(asked, found)
@@ -223,15 +223,16 @@ def table(rows: str, methods: dict[str, Measured]) -> Iterator[str]:
     """Every method on some rows, the best first."""
     yield f"### All methods on `{rows}`"
     yield ""
-    yield "| method | rates of the seeds | score (95 %) | by seed | loss |"
-    yield "|---|---|--:|---|--:|"
+    yield "| method | parameters | rates of the seeds | score (95 %) | by seed | loss |"
+    yield "|---|--:|---|--:|---|--:|"
     for method, one in sorted(methods.items(), key=lambda pair: -pair[1].scores.mean()):
         low, high = interval(one.scores)
         rates = ", ".join(f"{rate:.2g}" for rate in one.rates)
         seeds = ", ".join(f"{score:.1f}" for score in one.scores.mean(axis=1))
+        count = 0 if method == HEAD else one.parameters  # its LoRA is multiplied by 0
         yield (
-            f"| {title(method)} | {rates} | {one.scores.mean():.1f} ({low:.1f} to "
-            f"{high:.1f}) | {seeds} | {one.losses.mean():.3f} |"
+            f"| {title(method)} | {count:,} | {rates} | {one.scores.mean():.1f} "
+            f"({low:.1f} to {high:.1f}) | {seeds} | {one.losses.mean():.3f} |"
         )
     yield ""
 
