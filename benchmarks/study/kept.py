@@ -5,13 +5,14 @@ With it every test of the pages can be repeated, without the runs themselves.
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lorada.report.comparison.read import ScoredCandidate, read_comparison
+from lorada.report.comparison.statistics import holm, paired_p
 from lorada.support.files import atomic_path
 
 
@@ -33,6 +34,13 @@ class Measured(NamedTuple):
     parameters: int = 0
     seconds: float | None = None
     memory: int | None = None
+
+
+def corrected(pairs: Sequence[tuple[Measured, Measured]]) -> tuple[list[float], list[float]]:
+    """P of some tests with Holm's correction for their number: of scores, and of losses."""
+    by_score = holm([paired_p(one.scores, other.scores) for one, other in pairs])
+    by_loss = holm([paired_p(one.losses, other.losses) for one, other in pairs])
+    return by_score, by_loss
 
 
 Found = dict[str, dict[str, Measured]]  # a name of rows → method as run.py names it

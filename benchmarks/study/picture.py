@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from kept import Measured
+from kept import Measured, corrected
 from scipy.optimize import brentq
 
-from lorada.report.comparison.statistics import ALPHA, Scores, holm, paired_p
+from lorada.report.comparison.statistics import ALPHA, Scores, paired_p
 
 
 class Difference(NamedTuple):
@@ -53,13 +53,12 @@ def draw(sections: Sequence[tuple[str, list[Difference]]], path: Path) -> None:
     names: list[str] = []  # of the lines, from the top
     for heading, differences in sections:
         names.append(heading)
-        scores = [(each.method.scores, each.other.scores) for each in differences]
-        losses = [(each.method.losses, each.other.losses) for each in differences]
-        for axis, pairs, better in ((axes[0], scores, 1), (axes[1], losses, -1)):
-            corrected = holm([paired_p(*pair) for pair in pairs])
-            for place, (pair, p) in enumerate(zip(pairs, corrected, strict=True), len(names)):
-                _draw_line(axis, place, *pair, better if p < ALPHA else 0)
-        names += [each.name for each in differences]
+        ps = zip(*corrected([(each.method, each.other) for each in differences]), strict=True)
+        for each, (p, p_loss) in zip(differences, ps, strict=True):
+            one, other, place = each.method, each.other, len(names)
+            _draw_line(axes[0], place, one.scores, other.scores, 1 if p < ALPHA else 0)
+            _draw_line(axes[1], place, one.losses, other.losses, -1 if p_loss < ALPHA else 0)
+            names.append(each.name)
     axes[0].set_yticks(range(len(names)), names, fontsize=8)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     axes[0].set_xlabel("difference in accuracy, points; right is better", fontsize=8)
@@ -75,6 +74,5 @@ def draw(sections: Sequence[tuple[str, list[Difference]]], path: Path) -> None:
 def _draw_line(axis: Any, place: int, a: Scores, b: Scores, better: int) -> None:
     """One difference with its interval; ``better``: which sign is, 0 if it may be chance."""
     mean = float(a.mean() - b.mean())
-    colors = ("#777777", "#0072b2", "#d55e00")
-    color = colors[int(np.sign(better * mean))]
+    color = {0: "#777777", 1: "#0072b2", -1: "#d55e00"}[int(np.sign(better * mean))]
     axis.errorbar(mean, place, xerr=half_width(a, b), marker="o", markersize=4, color=color)

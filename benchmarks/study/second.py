@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from kept import Found, Measured, keep, kept, read
+from kept import Found, Measured, corrected, keep, kept, read
 from page import DOCS, write_marked
 from picture import Difference, draw
 from run import (
@@ -176,8 +176,7 @@ def ablations(methods: dict[str, Measured]) -> Iterator[str]:
     printed = methods["lmam"]
     there = {name: methods[f"lmam:ablation={name}"] for name in READINGS
              if f"lmam:ablation={name}" in methods}  # fmt: skip
-    by_score = holm([paired_p(one.scores, printed.scores) for one in there.values()])
-    by_loss = holm([paired_p(one.losses, printed.losses) for one in there.values()])
+    by_score, by_loss = corrected([(one, printed) for one in there.values()])
     yield "### The printed map on SmolLM2-135M without its parts"
     yield ""
     yield "| without | seeds | points | p | loss | p | Table 9, in points |"
@@ -195,8 +194,7 @@ def ablations(methods: dict[str, Measured]) -> Iterator[str]:
 def tests(asked: list[Asked], found: Found) -> Iterator[str]:
     """Tests of one hypothesis, of accuracies and of losses, each with Holm's correction."""
     both = [(found[a.rows][a.method], found[a.rows][a.other]) for a in asked]
-    by_score = holm([paired_p(one.scores, other.scores) for one, other in both])
-    by_loss = holm([paired_p(one.losses, other.losses) for one, other in both])
+    by_score, by_loss = corrected(both)
     yield "| rows | method | against | seeds | points | could show | p | loss | p | |"
     yield "|---|---|---|--:|--:|--:|--:|--:|--:|---|"
     for one, (method, other), p, p_loss in zip(asked, both, by_score, by_loss, strict=True):

@@ -109,11 +109,11 @@ def carry_out(here: dict[str, str], probe: str, directory: str, pickled: bytes, 
         ValueError: if this node, which may have joined late, cannot run jobs or lacks a path.
         MemoryError: if the process of the job was ended too often.
     """
+    # A cluster that a script started in the background ignores interrupts, and so would the job.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if wrong := refusal(here, probe):
         raise ValueError(wrong)
     os.environ[WITHOUT_TORCH] = "1"
-    # A cluster that a script started in the background ignores interrupts, and so would the job.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     import ray
 
     from lorada.experiments.own_process import LogSender
