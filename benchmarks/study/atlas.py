@@ -58,12 +58,18 @@ def main() -> None:
     given = parser.parse_args()
     if given.study:
         wanted = {f"atlas_{task}{end}": task for task in ATLAS_TASKS for end in ("", "_full")}
-        keep(read(given.study, wanted), KEPT)
+        measured = read(given.study, wanted).items()
+        keep({task: {plain(name): one[name] for name in one} for task, one in measured}, KEPT)
     found = kept(KEPT)
     tested = {task: pairs(methods) for task, methods in found.items()}
     write_marked(DOCS / "atlas.md", SCRIPT, "\n".join(["", *text(found, tested), ""]))
     if found:
         draw(found, tested)
+
+
+def plain(method: str) -> str:
+    """The name of a method without the settings that run.py gives it."""
+    return method.partition(":")[0]
 
 
 def ranked(methods: dict[str, Measured]) -> dict[str, Measured]:
@@ -127,7 +133,8 @@ def mean_ranks(found: Found) -> MeanRanks | None:
     """The mean ranks; None with fewer than two tasks or three methods."""
     from scipy.stats import friedmanchisquare, rankdata, studentized_range
 
-    methods = [name for name in ATLAS if found and all(name in task for task in found.values())]
+    names = map(plain, ATLAS)
+    methods = [name for name in names if found and all(name in task for task in found.values())]
     if len(found) < 2 or len(methods) < 3:
         return None
     means = np.array([[task[name].scores.mean() for name in methods] for task in found.values()])

@@ -53,8 +53,10 @@ READINGS = (
     "no_negative", "softmax", "softmax_with_future", "softmax_then_cut", "no_position", "full_rank",
 )  # fmt: skip
 WRITTEN_ABLATIONS = ("lmam", *(f"lmam:ablation={name}" for name in READINGS))
+# On LoRA's matrices: on all linear layers, no rank that can be pruned fits the budget.
+ADALORA = r"adalora:target_modules=.*\.(query|value)"
 ATLAS = (
-    "lora", "dora", "adalora", "ia3", "adapter_ffn", "pfeiffer", "bitfit", "lmam", "lora+lmam",
+    "lora", "dora", ADALORA, "ia3", "adapter_ffn", "pfeiffer", "bitfit", "lmam", "lora+lmam",
     "lorada_a",
 )  # fmt: skip
 

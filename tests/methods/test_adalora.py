@@ -159,3 +159,5 @@ def test_models_and_schedules_that_cannot_work_are_refused(tmp_path):
         trainer(tmp_path, lora("llama", task_type="CAUSAL_LM")).train()
     with pytest.raises(ValueError, match=r"tinit=2 and tfinal=10 leave no step of 12 to prune in"):
         trainer(tmp_path, adalora(tfinal=10)).train()
+    with pytest.raises(ValueError, match="target_r=4 is not below init_r=4, so there is nothing"):
+        trainer(tmp_path, adalora(target_r=4)).train()

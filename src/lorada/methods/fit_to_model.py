@@ -155,7 +155,7 @@ def fit_defaults(
         The settings, and a sentence for each that was replaced.
 
     Raises:
-        ValueError: for matrices that a part cannot be placed on.
+        ValueError: for matrices that a part cannot be placed on, or ranks that cannot be pruned.
     """
     model = ModelShape(model_config)
     found, sentences = {}, []
@@ -163,6 +163,8 @@ def fit_defaults(
         found[part] = dict(values)
         if part in _LINEAR_ONLY:
             _refuse_conv1d(part, values, model)
+        if part == "adalora":
+            refuse_no_pruning(values["init_r"], values["target_r"])
         for key, bound in FITTED.get(part, {}).items():
             value = values.get(key, getattr(part_class(part), key, None))
             if value is None or key in stated.get(part, ()):
@@ -209,3 +211,16 @@ def _refuse_conv1d(part: str, values: Settings, model: ModelShape) -> None:
                 f"{type(model.module).__name__} is a {type(module).__name__}: use another method, "
                 "such as lora"
             )
+
+
+def refuse_no_pruning(init_r: int, target_r: int) -> None:
+    """Refuse ranks of AdaLoRA that leave nothing to prune, on which PEFT fails in training.
+
+    Raises:
+        ValueError: for a target that is not below the first rank.
+    """
+    if target_r >= init_r:
+        raise ValueError(
+            f"AdaLoRA: target_r={target_r} is not below init_r={init_r}, so there is nothing to "
+            "prune: raise init_r, lower target_r, or use lora"
+        )

@@ -230,6 +230,17 @@ def test_settings_that_grow_with_the_size_keep_their_ratio(tiny):
     assert found == {"init_r": 25, "target_r": 17, "lora_alpha": 33}  # 12, 8 and 16 by default
 
 
+def test_adalora_has_a_rank_to_prune_at_every_size(tiny):
+    """Of rank 1 nothing can be pruned, and PEFT's allocator failed in training."""
+    smallest = size_for(recipe_of("adalora", tiny["bert"]), "1")
+    assert smallest.above
+    assert smallest.parts["adalora"] == {"init_r": 2, "target_r": 1, "lora_alpha": 3}
+    fixed = size_for(recipe_of("adalora", tiny["bert"], adalora={"target_r": 3}), "1")
+    assert fixed.parts["adalora"]["init_r"] == 4
+    with pytest.raises(ValueError, match="target_r=8 is not below init_r=2, so there is nothing"):
+        size_for(recipe_of("adalora", tiny["bert"], adalora={"init_r": 2}), "1")
+
+
 def test_a_method_that_can_be_built_at_no_size_says_why(tiny):
     with pytest.raises(ValueError, match="trains biases, and LlamaForCausalLM has none"):
         size_for(recipe_of("bitfit", tiny["llama"]), "1%")

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from lorada.methods.fit_to_model import refuse_no_pruning
 from lorada.tuners.stack.stack import LoradaModel
 
 SCORES = "adalora.safetensors"  # beside the adapter of a checkpoint
@@ -43,10 +44,11 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
         """Compute AdaLoRA's schedule for the length of the training.
 
         Raises:
-            ValueError: for a model without AdaLoRA, or a schedule that leaves no step to prune in.
+            ValueError: for a model without AdaLoRA, or if no rank or no step is left to prune.
         """
         self._tuner = _tuner_of(kwargs["model"])
         config = self._config
+        refuse_no_pruning(config.init_r, config.target_r)
         phases = (config.tinit, config.tfinal, config.deltaT)
         asked = self._asked.get(phases, phases)
         steps = schedule(asked, state.max_steps)
