@@ -93,12 +93,15 @@ def test_nested_parts_merge_in_place_from_the_inside_out_and_back_and_into_the_b
     assert_close(logits(merged, inputs), again)
 
 
-def test_adalora_in_a_stack_gets_its_orthogonality_loss():
+def test_adalora_in_a_stack_gets_its_orthogonality_loss_in_training_only():
+    """In a held-out loss, a search for a learning rate would weigh it too."""
     inputs, model = batch("llama"), trained("adalora", "llama", task_type="CAUSAL_LM")
     inputs["labels"] = inputs["input_ids"]
 
     with torch.no_grad():
-        added = model(**inputs).loss - model.get_base_model()(**inputs).loss
+        plain = model.get_base_model()(**inputs).loss
+        assert_close(model(**inputs).loss, plain)
+        added = model.train()(**inputs).loss - plain
     factors = [p.detach() for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n]
     grams = [p @ p.T if p.shape[0] < p.shape[1] else p.T @ p for p in factors]
     distance = sum(torch.norm(gram - torch.eye(len(gram))) for gram in grams) / len(grams)

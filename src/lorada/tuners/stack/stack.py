@@ -181,7 +181,9 @@ class LoradaModel(LoradaTuner):
         for name in self.active_adapters:
             # An adapter for inference needs no such loss, and AdaLoRA's forward would fail.
             for tuner in [] if self.peft_config[name].inference_mode else self.tuners_of(name):
-                if type(tuner).forward is not BaseTuner.forward:
+                # AdaLoRA's regulariser is part of training, not of a loss on held-out rows.
+                left_out = isinstance(tuner, AdaLoraModel) and not self.training
+                if type(tuner).forward is not BaseTuner.forward and not left_out:
                     return tuner(*args, **kwargs)
         return self.model(*args, **kwargs)
 
