@@ -332,7 +332,7 @@ def test_each_candidate_is_compared_with_the_reference_of_its_budget(
 def test_sentences_say_what_limits_the_verdict(made_up_summary):
     said = " ".join(made_up_summary.sentences)
     assert "28 of 30 runs are scored" in said
-    assert "With 60 rows and 2 to 3 seeds a difference under " in said
+    assert "With 60 rows and 2 to 3 seeds a true difference of " in said
     assert "The letters compare all 45 pairs of candidates at once" in said
     assert "Above a budget, because no smaller size of the method exists: vblora." in said
     assert "40 trials, 10 of them stopped early." in said
