@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    T5ForConditionalGeneration,
     set_seed,
 )
 
@@ -115,6 +116,13 @@ def bart_folder(path: Path, *, ends: bool = False, **changes) -> Path:
     """A tiny BART with its tokenizer, which may end every text as BART's head needs it."""
     settings = {**BART, **SPECIAL, "decoder_start_token_id": 2, **changes}
     return saved(path, BartForConditionalGeneration, byte_tokenizer(ends=ends), settings)
+
+
+def t5_folder(path: Path) -> Path:
+    """A tiny T5 with a tokenizer that ends every text, as a local folder."""
+    settings = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, **SPECIAL}
+    settings["decoder_start_token_id"] = 0
+    return saved(path, T5ForConditionalGeneration, byte_tokenizer(ends=True), settings)
 
 
 def mbart_folder(path: Path) -> Path:

@@ -72,6 +72,11 @@ def test_answers_alone_go_to_the_output(chat, written, place):
     assert following.startswith("next: lorada evaluate ")
 
 
+def test_lines_of_a_file_from_windows_are_read_without_their_ends(chat, written):
+    asked = f"{QUESTION[:2]}\\\r\n{QUESTION[2:]}\r\n/quit\r\n"
+    assert chat(asked, "map")[1] == f"{written('map', QUESTION[:2] + chr(10) + QUESTION[2:])}\n"
+
+
 def test_an_answer_has_as_many_tokens_as_is_said(chat, written):
     options = ("--max-new-tokens", 3)
     assert chat([QUESTION], "map", options=options)[1] == f"{written('map', QUESTION, *options)}\n"

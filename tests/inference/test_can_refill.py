@@ -7,15 +7,16 @@ from unittest.mock import Mock
 import pytest
 import run_place
 import torch
-from folders import rows_file
+from folders import byte_tokenizer, rows_file
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from lorada.inference import generate as generating
 from lorada.inference.can_refill import reason_against
 from lorada.inference.evaluate import evaluate
-from lorada.inference.generate import continue_prompts, generate
+from lorada.inference.generate import continue_prompts, generate, tokens_of
 from lorada.inference.load import load_run
+from lorada.tasks.tokenize import EncodeOptions, encode
 
 PLAIN = {"max_new_tokens": 12}
 place = run_place.place
@@ -114,6 +115,33 @@ def test_a_run_answers_the_same_either_way(run, stops, monkeypatch):
     assert not stops or (found != answers and any(a.endswith(stop) for a in found))
     with run.model.disable_adapter():
         assert ask(refill=True) != found
+
+
+def test_texts_that_end_the_answers_of_the_base_end_them_either_way(run, monkeypatch):
+    answers = continue_prompts(run, PROMPTS, 12)
+    stop = next(c for answer in answers for c in answer[1:-1] if c.isascii() and c.isprintable())
+    monkeypatch.setattr(run.model.generation_config, "stop_strings", stop)
+    found = []
+    for why in (None, "for a test"):
+        monkeypatch.setattr(generating, "reason_against", lambda *_, why=why: why)
+        found.append(continue_prompts(run, PROMPTS, 12))
+    assert found[0] == found[1] != answers
+    assert any(answer.endswith(stop) for answer in found[0])
+
+
+@pytest.mark.parametrize("room", [None, 6])
+def test_a_prompt_has_no_end_where_the_tokenizer_ends_every_text(run, room):
+    """In training a response follows each prompt, so a prompt has no end there either."""
+    ending = replace(run, tokenizer=byte_tokenizer(ends=True))
+    prompts = ["1 + 2 =", "4"]
+    plain = tokens_of(replace(run, tokenizer=byte_tokenizer()), prompts, room, templated=False)
+    assert tokens_of(ending, prompts, room, templated=False) == plain
+    assert room is None or len(plain[0]) == room
+    if room is None:
+        rows = [{"prompt": prompt, "response": "3"} for prompt in prompts]
+        encoded = encode(rows, "prompt", ending.tokenizer, EncodeOptions(64))
+        learned = [row.features["input_ids"] for row in encoded]
+        assert [ids[: len(p)] for ids, p in zip(learned, plain, strict=True)] == plain
 
 
 def test_prompts_that_lose_their_beginning_are_cut_as_generate_gets_them(run, monkeypatch, caplog):

@@ -1,5 +1,6 @@
 """``lorada export --format onnx``: the graph computes what the run does, and says what it takes."""
 
+import json
 import re
 import sys
 from unittest.mock import Mock
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lorada.cli import checks
 from lorada.inference import graph_export
 from lorada.inference.generate import continue_prompts
-from lorada.inference.graph_card import OPEN, WRITES
+from lorada.inference.graph_card import writing_example
 from lorada.inference.load import load_run
 
 for package in checks.ONNX_PACKAGES:
@@ -79,8 +80,14 @@ def test_the_graph_of_a_decoder_writes_what_generate_does(finished, tmp_path, js
 
 @pytest.mark.slow
 def test_the_graph_of_a_classifier_answers_as_the_run_does(place, tmp_path, works, capsys):
-    run = train_run(place, tmp_path / "run", "lora+lmam", *SHORT_MAP, model="bert",
-                    rows="classes.jsonl")  # fmt: skip
+    rows_file(place / "pairs.jsonl", [{**row, "text_pair": row["text"]} for row in CLASSES])
+    bert_folder(place / "paired", initializer_range=0.2, num_hidden_layers=1)
+    settings = place / "paired" / "tokenizer_config.json"
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]  # as BERT's own tokenizer
+    known = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**known, "model_input_names": inputs}))
+    run = train_run(place, tmp_path / "run", "lora+lmam", *SHORT_MAP, model="paired",
+                    rows="pairs.jsonl")  # fmt: skip
     target = tmp_path / "graph"
     out, _ = works("export", run, target, "--format", "onnx")
     assert re.search(r"ONNX opset \d+; merged LORA; in the graph LMAM", out)
@@ -88,13 +95,20 @@ def test_the_graph_of_a_classifier_answers_as_the_run_does(place, tmp_path, work
     assert f"next: cat {target}/README.md" in out
     names = {}
     exec(example_in(target), names)
-    texts = ["3 + 1 =", "A longer text than the map is."]
-    batch = names["tokenizer"](texts, return_tensors="np", padding=True)
-    feed = {name: batch[name] for name in names["names"]}
-    (logits,) = names["session"].run(["logits"], feed)
-    with torch.no_grad():
-        expected = load_run(run).model(**{n: torch.from_numpy(x) for n, x in feed.items()}).logits
-    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4 * np.abs(logits).max())
+    pairs = [["3 + 1 =", "5"], ["A longer text than the map is.", "And another one."]]
+    tokenizer, session = names["tokenizer"], names["session"]
+    batch = tokenizer(pairs, return_tensors="np", padding=True)
+    batch["token_type_ids"][:, 5:9] = 1  # tokenizers of bytes do not mark a second text
+    (logits,) = session.run(["logits"], {name: batch[name] for name in names["names"]})
+    model = load_run(run).model
+    for row, found in enumerate(logits):  # alone, without a pad
+        kept = batch["attention_mask"][row].astype(bool)
+        alone = {name: torch.from_numpy(x[row, kept])[None] for name, x in batch.items()}
+        with torch.no_grad():
+            expected = model(**alone).logits[0].numpy()
+            untyped = model(**{**alone, "token_type_ids": None}).logits[0].numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(logits).max())
+        assert np.abs(expected - untyped).max() > 1e-3 * np.abs(logits).max()
 
 
 def folder_of(path):
@@ -236,5 +250,5 @@ def test_the_example_of_a_card_needs_neither_torch_nor_lorada(finished, tmp_path
 
 def test_the_guide_has_the_example_of_the_card():
     page = (ROOT / "docs/guides/graphs.md").read_text()
-    code = ("import numpy as np\n" + OPEN + WRITES).replace("path/to/this/folder", "my-graph")
-    assert code.replace("ENDS", "[tokenizer.eos_token_id]") in page
+    code = writing_example("[tokenizer.eos_token_id]", ended=False)
+    assert code.replace("path/to/this/folder", "my-graph") in page

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 import run_place
-from folders import rows_file
+from folders import rows_file, t5_folder
 from trained import run_recipe
 
 from lorada.experiments import table_page
@@ -22,9 +22,11 @@ place = run_place.place
 
 @pytest.fixture(scope="module")
 def runs(place):
-    """A run with maps on a tiny encoder, one on a tiny decoder, and one without a map."""
-    for name, method in (("bert", "lmam"), ("llama", "lmam"), ("plain", "lora")):
-        model, rows = ("bert", "labels") if name == "bert" else ("llama", "rows")
+    """A run with maps on a tiny encoder, a tiny decoder and a tiny T5, and one without a map."""
+    t5_folder(place / "t5")
+    for name, method in (("bert", "lmam"), ("llama", "lmam"), ("t5", "lmam"), ("plain", "lora")):
+        model = "llama" if name == "plain" else name
+        rows = "labels" if name == "bert" else "rows"
         settings = ["max_steps=3", "report_to=[]", f"eval_data={place / rows}.jsonl"]
         asked = run_recipe(settings, place, place / name, model=model, rows=rows, method=method)
         train(asked, quiet=True)
@@ -55,6 +57,13 @@ def test_the_maps_of_a_sentence_add_up_and_have_one_row_a_token(runs, name):
     assert found["maps"]["LMAM (Attn_s)"][1] == pytest.approx(below / pairs)
     assert len(found["layers"]) == 2
     assert all(one["effect_size"] > 0 for one in found["layers"])
+
+
+def test_the_decoder_of_a_t5_reads_the_sentence_too(runs):
+    found = sentence_maps(load_run(runs / "t5"), TEXT)
+    count = len(found["tokens"])
+    assert all(len(values) == count == len(values[0]) for values, _ in found["maps"].values())
+    assert len(found["layers"]) == 4  # two of the encoder, two of the decoder
 
 
 def test_ratios_by_layer_are_means_over_rows(runs):

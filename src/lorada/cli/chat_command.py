@@ -82,7 +82,7 @@ def _read(name: str) -> str | None:
     while True:
         try:
             prompt = "… " if lines else f"{name}> "
-            line = input(prompt) if sys.stdin.isatty() else next(sys.stdin).removesuffix("\n")
+            line = input(prompt) if sys.stdin.isatty() else next(sys.stdin).rstrip("\r\n")
         except (EOFError, StopIteration):
             return "\n".join(lines) if lines else None
         except KeyboardInterrupt:

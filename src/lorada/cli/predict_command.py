@@ -79,6 +79,7 @@ def _lines() -> list[str]:
         ValueError: if a person would have to type them, or there are none.
     """
     found = "" if sys.stdin.isatty() else sys.stdin.read()
+    found = found.removeprefix("\ufeff").replace("\r\n", "\n")  # as files of Windows have them
     if not found:
         raise ValueError("there is nothing to answer: pass --text TEXT, --data FILE, or a pipe")
     return found.removesuffix("\n").split("\n")  # splitlines() also splits at U+2028

@@ -22,7 +22,7 @@ from lorada.support.errors import out_of_memory
 from lorada.support.progress import progress_bar
 from lorada.tasks.rows import Row
 from lorada.tasks.task import Protocol
-from lorada.tasks.tokenize import prompt_of
+from lorada.tasks.tokenize import ends_texts, prompt_of, without_end
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _refilled(
     """Answer prompts in a batch that is refilled, as they end: their indices and answers."""
     model = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
     tokens = torch.tensor(end_tokens(run), dtype=torch.long, device=run.device)
-    strings = settings.get("stop_strings") or run.model.generation_config.stop_strings
+    strings = settings.get("stop_strings")
     found = StopStringCriteria(run.tokenizer, strings) if strings else None
 
     def ended(ids: Tensor) -> Tensor:
@@ -146,6 +146,10 @@ def generation_settings(
     """
     refuse_no_text(run.folder, run.form, run.labels)
     settings = protocol_settings(run.recipe, protocol or run.protocol)
+    strings = run.model.generation_config.stop_strings  # the base's own: a text, or several
+    if strings:
+        strings = [strings] if isinstance(strings, str) else strings
+        settings = {"stop_strings": strings} | settings
     settings |= language_settings(run.tokenizer)
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
@@ -189,6 +193,9 @@ def tokens_of(
     refuse_unstorable("prompt", prompts)
     options = {"add_special_tokens": not templated, "verbose": False}
     found: list[list[int]] = tokenizer(prompts, **options)["input_ids"] if prompts else []
+    ended = decodes and not templated and ends_texts(tokenizer)
+    if ended:  # prompts without the end, as in training
+        found = [without_end(ids, tokenizer) for ids in found]
     for prompt, ids in zip(prompts, found, strict=True):
         if not ids:  # a tokenizer may drop unknown characters or white space
             raise ValueError(
@@ -196,10 +203,12 @@ def tokens_of(
                 "continue"
             )
     cut = 0 if room is None else sum(len(ids) > room for ids in found)
-    if cut:
+    if room is not None and cut:
         side = tokenizer.truncation_side
         tokenizer.truncation_side = "left" if decodes else side
-        found = tokenizer(prompts, truncation=True, max_length=room, **options)["input_ids"]
+        most = {"truncation": True, "max_length": room + ended}
+        found = tokenizer(prompts, **most, **options)["input_ids"]
+        found = [without_end(ids, tokenizer) for ids in found] if ended else found
         tokenizer.truncation_side = side
         end = "beginning" if decodes else "end"
         logger.warning("%d of %d prompts lost their %s to fit the model", cut, len(prompts), end)

@@ -11,7 +11,7 @@ OPEN = """\
 import onnxruntime
 from transformers import AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", padding_side="left")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"SIDE)
 onnxruntime.set_default_logger_severity(3)  # it warns of operations that it keeps as they are
 session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx")
 names = [value.name for value in session.get_inputs()]
@@ -21,7 +21,7 @@ WRITES = '''
 
 def generate(prompts, max_new_tokens):
     """Continue prompts with the likeliest tokens."""
-    batch = tokenizer(prompts, return_tensors="np", padding=True)
+    READ
     tokens, mask = batch["input_ids"], batch["attention_mask"]
     empty = {value.name: np.zeros([len(tokens), value.shape[1], 0, value.shape[3]], np.float32)
              for value in session.get_inputs() if value.name.startswith("input.cache")}
@@ -41,6 +41,12 @@ def generate(prompts, max_new_tokens):
 
 
 print(generate(["2 + 2 =", "A longer prompt, which is not padded:"], 8))'''
+
+READ = 'batch = tokenizer(prompts, return_tensors="np", padding=True)'
+# The same where the tokenizer ends every text, and a prompt must not be ended.
+READ_WITHOUT_END = """\
+whole = tokenizer(prompts)["input_ids"]
+    batch = tokenizer.pad({"input_ids": [ids[:-1] for ids in whole]}, return_tensors="np")"""
 
 READS = """\
 batch = tokenizer(["A text.", "Another, longer text."], return_tensors="np", padding=True)
@@ -70,19 +76,39 @@ call. `attention_mask` covers the tokens of the cache too."""
 LEFT = "Prompts are padded on the left.\n`position_ids` count the tokens of a text from 0."
 
 
-def card_texts(written: dict[str, Any], ends: list[int] | None) -> dict[str, str]:
-    """The texts of a card by what ``export_graph`` returns; ``ends`` are tokens that end texts."""
+def writing_example(ends: str, *, ended: bool) -> str:
+    """The Python that writes texts with a graph.
+
+    Args:
+        ends: the tokens that end a text, as Python.
+        ended: whether the tokenizer adds such a token to every text.
+    """
+    read = READ_WITHOUT_END if ended else READ
+    start = OPEN.replace("SIDE", ', padding_side="left"')
+    return "import numpy as np\n" + start + WRITES.replace("ENDS", ends).replace("READ", read)
+
+
+def card_texts(
+    written: dict[str, Any], ends: list[int] | None, *, ended: bool = False
+) -> dict[str, str]:
+    """The texts of a card by what ``export_graph`` returns.
+
+    Args:
+        written: what it returns.
+        ends: tokens that end texts; None for a graph that answers with a head.
+        ended: whether the tokenizer adds such a token to every text.
+    """
     effect, labels = written["effect"], written["labels"]
     inside = " and ".join([*written["merged"], *written["adapter"]])
     if ends is not None:
-        code = "import numpy as np\n" + OPEN + WRITES.replace("ENDS", str(ends))
+        code = writing_example(str(ends), ended=ended)
     else:
         answer = f"[{labels}[i] for i in logits.argmax(-1)]" if labels else "logits[:, 0]"
-        code = OPEN + READS.replace("ANSWER", answer)
+        code = OPEN.replace("SIDE", "") + READS.replace("ANSWER", answer)
     texts = {
         **{name: _table(written[name]) for name in ("inputs", "outputs")},
         "cache": "" if ends is None else CACHE,
-        "padding": "Texts may be padded on either side." if ends is None else LEFT,
+        "padding": "Pad texts as the tokenizer does." if ends is None else LEFT,
         "effect": "" if effect is None else f"; the adapter changes them by up to {effect:.3g}",
     }
     return {

@@ -40,6 +40,7 @@ from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path
 from lorada.tasks.rows import HEADED
+from lorada.tasks.tokenize import ends_texts
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.switching import switched_off
 
@@ -56,6 +57,7 @@ BEYOND = 8  # tokens of the longest text beyond the longest map
 AXES = {
     "input_ids": ("batch", "tokens"),  # the new tokens
     "attention_mask": ("batch", "past + tokens"),  # 0 for padding, those of the cache too
+    "token_type_ids": ("batch", "tokens"),  # 1 for the second text of a pair
     "position_ids": ("batch", "tokens"),  # for each new token, the number of tokens before it
     "input.cache": ("batch", None, "past", None),  # keys or values of a layer, by head
     "logits": ("batch", "tokens", None),  # a head's are (batch, classes)
@@ -118,7 +120,9 @@ def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False)
         task = task_type(base.config, classifies=not cached)
         metadata = front_matter(recipe, "onnx", task)
         ends = end_tokens(run) if cached else None
-        write_text(fresh, recipe, metadata, title=title, **card_texts(written, ends))
+        ended = ends_texts(run.tokenizer)
+        texts_of_card = card_texts(written, ends, ended=ended)
+        write_text(fresh, recipe, metadata, title=title, **texts_of_card)
         refuse_target(folder, target)  # again, as somebody may have put files there meanwhile
     return written
 
@@ -279,6 +283,8 @@ def _texts(run: Run, *, cached: bool) -> Iterator[Inputs]:
     known = min(len(run.tokenizer), base.config.get_text_config().vocab_size)
     tokens = torch.tensor([i for i in range(known) if i not in special])
     generator = torch.Generator().manual_seed(0)
+    paired = not cached and getattr(base.config, "type_vocab_size", 0) > 1
+    paired = paired and "token_type_ids" in run.tokenizer.model_input_names
     length = max([SHORT, *(config.length for config in map_configs(run.model))])
     for batch, count in ((3, SHORT), (1, length), (2, length + BEYOND), (1, 1)):
         count = min(count, context_of(base.config) or count)
@@ -289,7 +295,8 @@ def _texts(run: Run, *, cached: bool) -> Iterator[Inputs]:
             mask = mask.flip(1)
         positions = accepted(base, position_ids=positions_of(mask)) if cached else {}
         ids = torch.where(mask.bool(), tokens[chosen], run.tokenizer.pad_token_id or 0)
-        yield {"input_ids": ids, "attention_mask": mask, **positions}
+        types = {"token_type_ids": ids % 2} if paired else {}  # any 0 and 1 will do
+        yield {"input_ids": ids, "attention_mask": mask, **types, **positions}
 
 
 def _difference(found: list[Tensor], expected: list[Tensor]) -> float:

@@ -72,6 +72,9 @@ def _explained(run: Run, texts: Sequence[str]) -> tuple[list[Any], list[int]]:
     """The layers with a map, and the tokens that they read."""
     batch = run.tokenizer(*texts, return_tensors="pt", truncation=True,
                           max_length=run.recipe.max_length)  # fmt: skip
+    if run.kind == "encoder_decoder":  # the decoder reads the text as well
+        shifted = run.model.prepare_decoder_input_ids_from_labels(batch["input_ids"])
+        batch["decoder_input_ids"] = shifted
     found = [one for one in explain(run.model, batch.to(run.device)) if one.map is not None]
     if not found:
         raise ValueError("this model has no active map: load or enable an adapter with LmamConfig")

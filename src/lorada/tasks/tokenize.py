@@ -132,19 +132,25 @@ def _prompts_and_responses(
         cut = most is not None and len(response) > most
         if "prompt_end" in row and (room := options.prompt_room) and len(prompt) > room:
             prompt, cut = tokenizer(shorten_prompt(row, tokenizer, room))["input_ids"], True
-        prompt = _without_end(prompt, tokenizer)
+        prompt = without_end(prompt, tokenizer)
         yield _sequence(prompt + response[:most], len(prompt), options, cut)
 
 
-def _without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of a text without the end token that some tokenizers add to every text."""
     ends = ids[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]
     return ids[:-1] if ends else ids
 
 
+def ends_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer adds an end token to every text."""
+    ids: list[int] = tokenizer("a")["input_ids"]
+    return without_end(ids, tokenizer) != ids
+
+
 def _prompt_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     ids: list[list[int]] = tokenizer(texts)["input_ids"]
-    return [_without_end(one, tokenizer) for one in ids]
+    return [without_end(one, tokenizer) for one in ids]
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -299,7 +305,7 @@ def document_ids(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of a whole text, with an end token."""
     # Not verbose: a document may well be longer than the model's context.
     ids: list[int] = tokenizer(str(row["text"]), verbose=False)["input_ids"]
-    return _without_end(ids, tokenizer) + _end(tokenizer)
+    return without_end(ids, tokenizer) + _end(tokenizer)
 
 
 def _window(ids: list[int]) -> Encoded:

@@ -2,7 +2,7 @@
 
 import pytest
 from compared import comparison, model_and_rows
-from folders import rows_file
+from folders import refused, rows_file
 
 from lorada.experiments.compare.data import read_data
 from lorada.experiments.compare.jobs import (
@@ -73,6 +73,17 @@ def test_a_tenth_of_the_rows_is_set_aside_within_limits(place, rows, aside):
     asked = comparison(place, f"{rows}.jsonl", methods=["lora"])
     assert read_data(asked, "decoder").dev_rows == aside
     assert read_data(asked.model_copy(update={"trials": 0}), "decoder").dev_rows == 0
+
+
+def test_a_held_out_prompt_that_is_empty_is_refused_before_anything_trains(place):
+    rows = [{"prompt": prompt, "response": "5"} for prompt in ("new", "")]
+    rows_file(place / "gap.jsonl", rows)
+    asked = comparison(place, methods=["lora"])
+    asked = asked.model_copy(update={"held_out": str(place / "gap.jsonl")})
+    refused(
+        "row 2 of the held-out rows .* has an empty prompt", lambda: read_data(asked, "decoder")
+    )
+    read_data(asked, "encoder_decoder")  # its tokenizer ends an empty text, too
 
 
 @pytest.mark.parametrize("search", ["once", "each-seed"])

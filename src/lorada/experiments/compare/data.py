@@ -61,6 +61,8 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
                 "scores would reward memory: remove them from one file, or pass --allow-overlap"
             )
         overlap += common
+        if kind == "decoder" and rows.form == "prompt":
+            _refuse_empty_prompts(name, rows)
     dev_rows = min(MOST, max(LEAST, len(train.rows) // 10)) if comparison.trials else 0
     if dev_rows >= len(train.rows):
         raise ValueError(
@@ -68,6 +70,16 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
             f"{dev_rows} are set aside for the learning rate: give more rows, or --trials 0"
         )
     return Data(train, scored, dev_rows, overlap)
+
+
+def _refuse_empty_prompts(name: str, rows: Rows) -> None:
+    """Refuse held-out prompts that no decoder could continue, before anything is trained."""
+    for number, row in enumerate(rows.rows, start=1):
+        if not row["prompt"]:
+            raise ValueError(
+                f"row {number} of the held-out rows ({name}) has an empty prompt, and there is "
+                "nothing to continue: remove it"
+            )
 
 
 def shared_recipe(comparison: Comparison) -> Recipe:

@@ -176,16 +176,22 @@ class LoradaModel(LoradaTuner):
 
     # Running.
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward, or that of a part which extends it (AdaLoRA adds to the loss)."""
+    def extending_tuner(self) -> BaseTuner | None:
+        """The tuner of a part that extends the model's forward: AdaLoRA's adds to the loss."""
         for name in self.active_adapters:
             # An adapter for inference needs no such loss, and AdaLoRA's forward would fail.
             for tuner in [] if self.peft_config[name].inference_mode else self.tuners_of(name):
-                # AdaLoRA's regulariser is part of training, not of a loss on held-out rows.
-                left_out = isinstance(tuner, AdaLoraModel) and not self.training
-                if type(tuner).forward is not BaseTuner.forward and not left_out:
-                    return tuner(*args, **kwargs)
-        return self.model(*args, **kwargs)
+                if type(tuner).forward is not BaseTuner.forward:
+                    return tuner
+        return None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward, or that of a part which extends it."""
+        tuner = self.extending_tuner()
+        # AdaLoRA's regulariser is part of training, not of a loss on held-out rows.
+        if tuner is None or (isinstance(tuner, AdaLoraModel) and not self.training):
+            return self.model(*args, **kwargs)
+        return tuner(*args, **kwargs)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
