@@ -70,16 +70,8 @@ def load_base(
     ``outputs`` is the size of a task head: the number of classes, or 1 for a score; None for a
     model that generates text. ``device`` is where they are loaded, None for the CPU;
     ``without_adapter`` is as in ``load_model``.
-
-    Raises:
-        ValueError: if a model that cannot generate text should.
     """
     recipe, config = prepared.recipe, prepared.config
-    if outputs is None and prepared.kind == "encoder":
-        raise ValueError(
-            f"{recipe.model} is a {config.model_type} model, which cannot continue a prompt: "
-            "use rows with text and label, or a model that generates"
-        )
     model, drawn = load_model(
         recipe.model,
         outputs,
