@@ -83,8 +83,12 @@ def load_base(
         **({} if recipe.rope_factor is None else stretched(config, recipe.rope_factor)),
     )
     head = () if outputs is None else head_modules(model, drawn)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = prepared.tokenizer.pad_token_id
+    # A decoder's head reads a row's last token before the pads, which it finds by the config's id.
+    # An encoder's own id stays: some count positions from it.
+    headed = outputs is not None and prepared.kind != "encoder"
+    for one in (model.config, model.config.get_text_config()):
+        if headed or getattr(one, "pad_token_id", None) is None:
+            one.pad_token_id = prepared.tokenizer.pad_token_id
     _refuse_unknown_tokens(model, prepared.tokenizer)
     return Base(model, base_parameters(model, head), drawn, head)
 
