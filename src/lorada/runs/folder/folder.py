@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.runs.folder.checkpoints import CHECKPOINT, last_whole_checkpoint, processes_of
+from lorada.runs.folder.checkpoints import (
+    CHECKPOINT,
+    last_whole_checkpoint,
+    processes_of,
+    refuse_weights_only,
+)
 from lorada.runs.folder.predictions import PREDICTIONS_FILE
 from lorada.runs.folder.result import RESULT_FILE
 from lorada.runs.recipe import AUTO, PATHS, RECIPE_FILE, Recipe, saved_recipe
@@ -53,8 +58,8 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
 
     Raises:
         ValueError: if the folder holds a run and neither resume nor overwrite was asked for, or has
-            a run's files without a recipe; if the run to resume is complete, had another recipe, or
-            was saved by another number of processes.
+            a run's files without a recipe; if the run to resume is complete, had another recipe,
+            was saved by another number of processes, or lacks an optimizer to go on with.
     """
     run = Path(recipe.output)
     refuse_taken(run, recipe.from_adapter, resume=resume, overwrite=overwrite)
@@ -72,6 +77,8 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
             f"{checkpoint} was saved by {processes}, not {process_count()} process(es): start as "
             "many, or start again with --overwrite"
         )
+    elif recipe.training.get("save_only_model"):
+        refuse_weights_only(checkpoint)
     return Start(checkpoint=checkpoint, dtype=before.dtype)
 
 
