@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from lorada import LmamConfig, LoradaConfig
 from lorada.inference.load import load_run
 from lorada.runs.folder.checkpoints import CHECKSUM_FILE, last_whole_checkpoint
+from lorada.runs.folder.folder import check_folder
 from lorada.runs.training.train import train
 
 recipe = partial(run_recipe, [*QUICK, "max_steps=4"], rows="rows", method="lorada_la")
@@ -68,8 +69,25 @@ def test_overwrite_never_removes_what_a_run_did_not_write(place, tmp_path):
 def test_overwrite_does_not_delete_the_adapter_that_from_reads(place, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     start = recipe(place, run, method="lmam", from_adapter=str(run / "adapter"))
-    refused("which --from reads", lambda: train(start, overwrite=True, quiet=True))
+    said = "would delete .*/run/adapter, which is this run's from_adapter: choose another --output"
+    refused(said, lambda: train(start, overwrite=True, quiet=True))
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_overwrite_does_not_delete_the_model_or_the_rows_that_a_run_reads(place, tmp_path):
+    run = train(recipe(place, tmp_path / "run", method="full"), quiet=True).run
+    shutil.copytree(place / "llama", run / "mine")  # which --overwrite leaves there
+    rows_file(run / "rows.jsonl")
+    rows_file(run / "predictions.jsonl")
+    before = content(run)
+    given = {"model": "run/model", "data": "run/predictions.jsonl"}
+    for name, read in given.items():
+        start = recipe(place, run, **{name: str(tmp_path / read)})
+        said = f"would delete .*/{read}, which is this run's {name}: choose another --output"
+        refused(said, lambda start=start: train(start, overwrite=True, quiet=True))
+        assert content(run) == before
+    kept = {"model": str(run / "mine"), "data": str(run / "rows.jsonl")}
+    check_folder(recipe(place, run, **kept), resume=False, overwrite=True)
 
 
 def test_resume_and_overwrite_exclude_each_other(place, finished):

@@ -62,7 +62,7 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
             was saved by another number of processes, or lacks an optimizer to go on with.
     """
     run = Path(recipe.output)
-    refuse_taken(run, recipe.from_adapter, resume=resume, overwrite=overwrite)
+    refuse_taken(recipe, resume=resume, overwrite=overwrite)
     if not holds_run(run):
         return Start()
     if overwrite:
@@ -82,13 +82,14 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
     return Start(checkpoint=checkpoint, dtype=before.dtype)
 
 
-def refuse_taken(run: Path, start_from: str | None, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that a run may not be written to; its recipe is not read.
+def refuse_taken(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output folder that a run may not be written to; the recipe there is not read.
 
     Raises:
         ValueError: as ``check_folder``, except about the recipe and the checkpoints.
     """
     refuse_both(resume=resume, overwrite=overwrite)
+    run = Path(recipe.output)
     found = run_files(run)
     if not holds_run(run):
         if found:
@@ -97,9 +98,13 @@ def refuse_taken(run: Path, start_from: str | None, *, resume: bool, overwrite: 
                 "choose another --output"
             )
     elif overwrite:
-        source = Path(start_from).resolve() if start_from else None
-        if source is not None and run.resolve() in (source, *source.parents):
-            raise ValueError(f"--overwrite would delete {start_from}, which --from reads")
+        deleted = {path.resolve() for path in found}
+        for name, path in recipe.local_paths().items():
+            if deleted & {path.resolve(), *path.resolve().parents}:
+                raise ValueError(
+                    f"--overwrite would delete {path}, which is this run's {name}: choose another "
+                    "--output"
+                )
     elif not resume:
         raise ValueError(
             f"{run} already holds a run: use --resume, --overwrite or another --output"
