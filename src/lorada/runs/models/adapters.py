@@ -75,12 +75,11 @@ def load_base(
     model, drawn = load_model(
         recipe.model,
         outputs,
-        config=config,
+        config=stretched(config, recipe.rope_factor),
         dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,
         without_adapter=without_adapter,
         loading=loading_settings(recipe, device, headed=outputs is not None),
-        **({} if recipe.rope_factor is None else stretched(config, recipe.rope_factor)),
     )
     head = () if outputs is None else head_modules(model, drawn)
     # A decoder's head reads a row's last token before the pads, which it finds by the config's id.
@@ -167,11 +166,20 @@ def task_type(model_config: Any, *, classifies: bool) -> str:
     return "SEQ_CLS" if classifies else generates
 
 
-def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
-    """Place the parts of a saved adapter, and those parts of the method whose kind it lacks."""
+def config_to_start(
+    config: LoradaConfig, recipe: Recipe, model_config: Any
+) -> tuple[LoradaConfig, set[Any]]:
+    """The parts of the adapter of ``--from``, and those of the method whose kind it lacks.
+
+    Returns:
+        The config of all these parts, and the kinds of those that the adapter brings.
+
+    Raises:
+        ValueError: for an adapter of another architecture, or settings of a part that it brings.
+    """
     folder = Path(str(recipe.from_adapter))
-    saved, weights = adapter_config(folder), adapter_weights(folder)
-    refuse_other_type(base_type_of(saved), folder, base.config)
+    saved = adapter_config(folder)
+    refuse_other_type(base_type_of(saved), folder, model_config)
     old = saved if isinstance(saved, LoradaConfig) else LoradaConfig(parts=[saved])
     kinds = {part.peft_type for part in old.parts}
     if pooling_part(old) is not None:
@@ -187,6 +195,14 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
     whole = {*(config.modules_to_save or []), *(old.modules_to_save or [])}
     old.modules_to_save = sorted(whole) or None
     old.base_model_name_or_path, old.base_model_type = None, config.base_model_type
+    return old, kinds
+
+
+def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
+    """Place what ``config_to_start`` gives, with the weights of the saved adapter."""
+    folder = Path(str(recipe.from_adapter))
+    weights = adapter_weights(folder)
+    old, kinds = config_to_start(config, recipe, base.config)
     with reading("the adapter", str(folder), UNFIT):
         model = get_peft_model(base, old)
         _refuse_missing(model, weights, folder, kinds)
