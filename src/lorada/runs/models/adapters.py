@@ -201,8 +201,8 @@ def config_to_start(
 def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
     """Place what ``config_to_start`` gives, with the weights of the saved adapter."""
     folder = Path(str(recipe.from_adapter))
-    weights = adapter_weights(folder)
     old, kinds = config_to_start(config, recipe, base.config)
+    weights = adapter_weights(folder)
     with reading("the adapter", str(folder), UNFIT):
         model = get_peft_model(base, old)
         _refuse_missing(model, weights, folder, kinds)
