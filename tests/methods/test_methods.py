@@ -5,6 +5,7 @@ import re
 
 import pytest
 from conftest import TINY
+from folders import refused
 from rich.console import Console
 from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
@@ -12,6 +13,7 @@ from lorada import METHODS, build_method
 from lorada.cli.terminal import method_page, methods_list
 from lorada.methods.lookup import describe
 from lorada.methods.method import Method, Unpublished
+from lorada.methods.overrides import checked
 from lorada.methods.task_head import select_trainable
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
@@ -24,6 +26,16 @@ def test_overrides_reach_the_one_part_that_has_them():
         "lorada_la", LLAMA, lmam={"rank": 5}, bottleneck={"rank": 7}
     ).config.parts
     assert (lmam.rank, bottleneck.rank) == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"), [("pissa_niter_4", "its random SVD gives"), ("lora_ga", "it needs gradients")]
+)
+def test_a_beginning_of_peft_that_a_run_cannot_have_is_refused_with_the_reason(value, why):
+    said = f"^lora.init_lora_weights='{value}': a run cannot begin so, as {why}.*: leave it out$"
+    refused(said, lambda: checked("lora", "init_lora_weights", value))
+    assert checked("lora", "init_lora_weights", "pissa") == "pissa"
+    refused("valid boolean", lambda: checked("lora", "init_lora_weights", "nothing"))
 
 
 def test_a_method_that_finds_nothing_to_train_is_refused():

@@ -16,7 +16,11 @@ from transformers import AutoModelForCausalLM
 from lorada import LmamConfig, LoradaConfig
 from lorada.inference.load import load_run
 from lorada.runs.folder.checkpoints import CHECKSUM_FILE, last_whole_checkpoint
+from lorada.runs.folder.folder import check_folder
+from lorada.runs.models.count import parameters_of
+from lorada.runs.prepare import prepare_training
 from lorada.runs.training.train import train
+from lorada.runs.training.training_memory import memory_of
 
 recipe = partial(run_recipe, [*QUICK, "max_steps=4"], rows="rows", method="lorada_la")
 place = run_place.place
@@ -68,8 +72,25 @@ def test_overwrite_never_removes_what_a_run_did_not_write(place, tmp_path):
 def test_overwrite_does_not_delete_the_adapter_that_from_reads(place, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     start = recipe(place, run, method="lmam", from_adapter=str(run / "adapter"))
-    refused("which --from reads", lambda: train(start, overwrite=True, quiet=True))
+    said = "would delete .*/run/adapter, which is this run's from_adapter: choose another --output"
+    refused(said, lambda: train(start, overwrite=True, quiet=True))
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_overwrite_does_not_delete_the_model_or_the_rows_that_a_run_reads(place, tmp_path):
+    run = train(recipe(place, tmp_path / "run", method="full"), quiet=True).run
+    shutil.copytree(place / "llama", run / "mine")  # which --overwrite leaves there
+    rows_file(run / "rows.jsonl")
+    rows_file(run / "predictions.jsonl")
+    before = content(run)
+    given = {"model": "run/model", "data": "run/predictions.jsonl"}
+    for name, read in given.items():
+        start = recipe(place, run, **{name: str(tmp_path / read)})
+        said = f"would delete .*/{read}, which is this run's {name}: choose another --output"
+        refused(said, lambda start=start: train(start, overwrite=True, quiet=True))
+        assert content(run) == before
+    kept = {"model": str(run / "mine"), "data": str(run / "rows.jsonl")}
+    check_folder(recipe(place, run, **kept), resume=False, overwrite=True)
 
 
 def test_resume_and_overwrite_exclude_each_other(place, finished):
@@ -195,6 +216,18 @@ def test_settings_of_a_part_that_from_brings_are_refused(place, tmp_path):
     folder = saved_adapter(place, tmp_path / "lora", LoraConfig(r=3, target_modules=["q_proj"]))
     start = recipe(place, tmp_path / "run", "lora.r=8", method="lora+lmam", from_adapter=folder)
     refused(r"brings its own lora part .* lora\.r", lambda: train(start, quiet=True))
+
+
+def test_what_is_counted_before_a_training_has_the_parts_that_from_brings(place, tmp_path):
+    first = recipe(place, tmp_path / "first", "lora.r=16", "max_steps=1", method="lora")
+    start = str(train(first, quiet=True).run / "adapter")
+    again = recipe(place, tmp_path / "again", "max_steps=1", method="lora+lmam", from_adapter=start)
+    counted, memory = parameters_of(again), memory_of(prepare_training(again), "off")
+    trained = train(again, quiet=True).result["parameters"]
+    assert counted["trainable"] == trained["trainable"]
+    assert memory.gradients == 4 * trained["trainable"]
+    ours = recipe(place, tmp_path / "new", "lora.r=4", method="lora", from_adapter=start)
+    refused("brings its own lora part", lambda: parameters_of(ours))
 
 
 def test_from_keeps_modules_that_were_saved_whole(place, tmp_path):

@@ -14,9 +14,15 @@ from paths import TESTS
 from programs import printed
 from safetensors.torch import load_file, save_file
 from trained import QUICK
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    set_seed,
+)
 
 from lorada.inference.evaluate import evaluate
+from lorada.inference.export import export
 from lorada.inference.load import load_run
 from lorada.methods.task_head import head_modules, in_head
 from lorada.runs.data.rows import class_order
@@ -209,3 +215,24 @@ def test_the_rows_say_what_a_head_is_for_and_not_what_it_was(changes, rows, tmp_
     wanted = {"score": ("regression", 1), "label": ("single_label_classification", 2)}[rows]
     assert (loaded.model.config.problem_type, loaded.model.config.num_labels) == wanted
     assert loaded.model.get_base_model().classifier.out_features == wanted[1]
+
+
+def test_an_answer_is_the_same_where_config_and_tokenizer_name_other_pads(tmp_path):
+    model = llama_folder(tmp_path / "llama")
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = None  # so it takes its end token, and the config's pad has id 0
+    tokenizer.save_pretrained(model)
+    rows = rows_file(tmp_path / "rows.jsonl", LABELS)
+    for method in ("lora", "full"):
+        run = load_run(trained(model, rows, tmp_path / method, method=method))
+        assert run.tokenizer.pad_token_id == 2
+        export(run.folder, tmp_path / f"{method}-out")
+        folder = tmp_path / f"{method}-out"
+        exported = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        written = AutoTokenizer.from_pretrained(folder)
+        texts = ["ab", "ab" * 6]
+        with torch.no_grad():
+            alone = [run.model(**run.tokenizer(text, return_tensors="pt")).logits for text in texts]
+            for loaded, tokens in ((run.model, run.tokenizer), (exported, written)):
+                batch = tokens(texts, padding=True, return_tensors="pt")
+                torch.testing.assert_close(loaded(**batch).logits, torch.cat(alone))

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import run_place
 from folders import adapter_weights, refused, rows_file
+from test_train import PressCtrlC
 from trained import QUICK, assert_same, run_recipe
 from transformers import TrainerCallback
 
@@ -52,6 +53,47 @@ def test_a_resumed_run_lacks_no_measurement(place, kept_back, tmp_path):
     assert resumed.result["resumed_from"] == "checkpoint-8"
     assert resumed.result["history"] == before["history"]
     assert_same(adapter_weights(run), adapter_weights(kept_back[0].run))
+
+
+WORST = ("metric_for_best_model=loss", "greater_is_better=true")  # the first measurement is kept
+STOPS = {
+    "beside a better one, of one that is kept": (
+        5, "save_steps=2", "eval_strategy=steps", "eval_steps=2", "save_total_limit=1",
+        "load_best_model_at_end=true", *WORST,
+    ),
+    "where only better ones are saved": (
+        5, "eval_strategy=steps", "eval_steps=1", "save_strategy=best", *WORST,
+    ),
+    "within an epoch": (5, "eval_strategy=epoch", "save_strategy=epoch", *WORST),
+    "at the end of an epoch": (8, "eval_strategy=epoch", "save_steps=100", *WORST),
+    "where weights alone are saved": (5, "save_only_model=true", "save_steps=3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STOPS)
+def test_a_checkpoint_of_a_stop_is_kept_and_goes_on_bit_for_bit(place, tmp_path, case):
+    at, *settings = STOPS[case]
+    settings = ("dev_rows=20", "logging_steps=1", *settings)
+    whole = train(recipe(place, tmp_path / "whole", *settings), quiet=True)
+    part = recipe(place, tmp_path / "part", *settings)
+    assert train(part, quiet=True, callbacks=[PressCtrlC(at - 1)]).interrupted
+    resumed = train(part, resume=True, quiet=True)
+    assert resumed.result["resumed_from"] == f"checkpoint-{at}"
+    assert resumed.result["history"] == whole.result["history"]
+    assert_same(adapter_weights(resumed.run), adapter_weights(whole.run))
+
+
+def test_a_checkpoint_without_an_optimizer_is_not_gone_on_from(place, tmp_path):
+    asked = recipe(place, tmp_path / "run", "max_steps=4", "save_steps=2", "save_only_model=true")
+    run = train(asked, quiet=True).run
+    before = adapter_weights(run)
+    (run / "result.json").unlink()
+    resumed = train(asked, resume=True, quiet=True)  # from its last step, so nothing is trained
+    assert_same(adapter_weights(resumed.run), before)
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "checkpoint-4")
+    said = "checkpoint-2 has weights without an optimizer, .*: start again with --overwrite"
+    refused(said, lambda: train(asked, resume=True, quiet=True))
 
 
 def test_rows_that_are_never_reached_by_eval_steps_are_measured_at_the_end(place, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import SAME, assert_close
 from folders import (
+    TURNS,
     adapter_weights,
     bart_folder,
     byte_tokenizer,
@@ -34,6 +35,7 @@ from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
 from lorada.runs.data.dataset import collator
 from lorada.runs.models.generation import language_settings, set_languages
+from lorada.runs.prepare import prepare_training
 from lorada.runs.training.train import train
 from lorada.tasks.tokenize import EncodeOptions, encode
 
@@ -237,6 +239,33 @@ def test_what_cannot_be_measured_is_refused_before_training(place, tmp_path, cas
     with pytest.raises(ValueError, match=re.escape(message)):
         train(recipe(place, tmp_path / "run", model, "lmam", *pairs), quiet=True)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+NOT_FOR_BART = {
+    "messages": TURNS,
+    "text": [{"text": "a text"}, {"text": "another"}],
+    "choice": [{"prompt": "p", "candidates": ["a", "b"], "answer": n % 2} for n in range(4)],
+}
+
+
+@pytest.mark.parametrize("form", NOT_FOR_BART)
+def test_rows_whose_answers_its_encoder_would_read_are_refused(place, tmp_path, form):
+    data = str(rows_file(tmp_path / "rows.jsonl", NOT_FOR_BART[form]))
+    said = f"^{data} has {form} rows, which are not for an encoder–decoder: take rows with prompt"
+    asked = recipe(place, tmp_path / "run", "bart", "lora", data=data)
+    refused(said, lambda: prepare_training(asked))
+    held_out = recipe(place, tmp_path / "run", "bart", "lora", eval_data=data)
+    refused(said, lambda: prepare_training(held_out))
+    run = load_run(train(recipe(place, tmp_path / "run", "bart", "lora"), quiet=True).run)
+    refused(said, lambda: evaluate(run, data))
+
+
+@pytest.mark.parametrize("form", ["label", "score"])
+def test_rows_for_a_head_are_for_every_kind_of_model(place, tmp_path, form):
+    rows = [{"text": f"a{n}", form: n % 2} for n in range(4)]
+    data = str(rows_file(tmp_path / "rows.jsonl", rows))
+    asked = recipe(place, tmp_path / "run", "bart", "lora", data=data)
+    assert prepare_training(asked).rows.form == form
 
 
 def test_more_tokens_than_a_decoder_has_positions_are_refused(place, tmp_path):

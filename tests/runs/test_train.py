@@ -207,7 +207,8 @@ def test_a_head_that_is_not_there_cannot_stay_as_it_was_drawn(place, tmp_path):
 
 def test_an_encoder_cannot_be_asked_for_a_response(place, tmp_path):
     asked = recipe(place, tmp_path / "run", model="bert", method="lmam")
-    refused("cannot continue a prompt", lambda: train(asked, quiet=True))
+    said = "prompt rows, which are not for an encoder: take rows with text and label, or a decoder"
+    refused(said, lambda: train(asked, quiet=True))
 
 
 def test_max_length_never_exceeds_the_models_context(place, tmp_path, caplog):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig
+from lorada.cli.dry_run import show_training
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.inference.perplexity import window_losses
@@ -165,7 +166,8 @@ def test_lengths_of_the_protocol_beyond_the_context_are_left_out_with_a_warning(
 def test_stretched_positions_are_the_models_own_at_fractions_of_them(tmp_path):
     folder = llama_folder(tmp_path / "llama")
     config = load_config(str(folder))
-    model = load_model(str(folder), dtype="float64", **stretched(config, 2.0))[0].eval()
+    model = load_model(str(folder), config=stretched(config, 2.0), dtype="float64")[0].eval()
+    assert config.max_position_embeddings == 64
     assert model.config.max_position_embeddings == 128
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = torch.randint(3, 96, (1, 10))
@@ -181,6 +183,20 @@ def test_a_run_with_stretched_positions_is_loaded_with_them(method, tmp_path):
     assert run.model.config.rope_parameters["factor"] == 2.0
     assert run.model.config.max_position_embeddings == 128
     assert evaluate_tasks(run)["proof_pile"]["windows_96"] >= 1
+
+
+def test_a_dry_run_reads_and_measures_rows_as_long_as_stretched_positions_allow(tmp_path, capsys):
+    def shown(*pairs):
+        settings = ["rope_factor=2", "eval_lengths=[96]", *pairs]
+        show_training(recipe(tmp_path, *settings, method="prefix"), as_json=True)
+        return json.loads(capsys.readouterr().out)
+
+    found = shown("max_length=100", "prefix.length=70")  # of 64 tokens without the factor
+    assert found["first_row"]["tokens"] == 100
+    assert (
+        found["step_bytes"]["off"] > shown("max_length=64", "prefix.length=70")["step_bytes"]["off"]
+    )
+    refused("context is 128 tokens", lambda: shown("max_length=64", "eval_lengths=[129]"))
 
 
 def test_only_plain_rotary_positions_can_be_stretched(tmp_path):

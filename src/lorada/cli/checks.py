@@ -48,9 +48,8 @@ def check_training(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         ValueError: for an unknown model, no rows, or an output folder that holds a run.
         FileNotFoundError: for rows that are not there.
     """
-    run = Path(recipe.output)
-    refuse_file(run)
-    refuse_taken(run, recipe.from_adapter, resume=resume, overwrite=overwrite)
+    refuse_file(Path(recipe.output))
+    refuse_taken(recipe, resume=resume, overwrite=overwrite)
     check_name(recipe.model)
     _check_rows(recipe, recipe.data)
     if recipe.eval_data is not None:

@@ -23,6 +23,7 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     from lorada.runs.data.dataset import fit_context
     from lorada.runs.data.first_row import first_row
     from lorada.runs.models.count import parameters_of
+    from lorada.runs.models.loading import stretched
     from lorada.runs.prepare import prepare_training
 
     prepared = prepare_training(recipe)
@@ -31,7 +32,7 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     loading = {name: getattr(prepared.recipe, name) for name in LOADING}
     sizes, reason = _step_bytes(prepared)
     device = device_bytes(prepared.recipe)
-    fitted = fit_context(prepared.recipe, prepared.config)
+    fitted = fit_context(prepared.recipe, stretched(prepared.config, recipe.rope_factor))
     row = first_row(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
     if as_json:
         print_json({

@@ -34,6 +34,14 @@ ALSO_CALLED = {
 }  # fmt: skip
 
 
+# What ``init_lora_weights`` may begin with in PEFT, although its type does not say so, and why a
+# run cannot have it.
+NO_INIT = {
+    "pissa_niter_": "its random SVD gives another base at each load",
+    "lora_ga": "it needs gradients of the base before LoRA is placed on it",
+}
+
+
 @cache
 def settings_of(section: str) -> dict[str, Any]:
     """The settings of a section, each with its type."""
@@ -73,6 +81,9 @@ def checked(section: str, name: str, value: Any) -> Any:
         found = adapter.validate_python(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].lower()
+        for start, why in NO_INIT.items():
+            if name == "init_lora_weights" and str(value).startswith(start):
+                reason = f"a run cannot begin so, as {why}: leave it out"
         raise ValueError(f"{section}.{name}={value!r}: {reason}") from error
     if isinstance(value, bool) and type(found) in (int, float):
         return value  # pydantic takes a bool for a number; the class of the section refuses it

@@ -16,6 +16,7 @@ import torch
 
 from lorada.methods.meta_model import meta_model
 from lorada.runs.data.dataset import context_of
+from lorada.runs.models.loading import stretched
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.support.processes import is_first
 
@@ -154,4 +155,5 @@ def why_full(recipe: Recipe, config: Any) -> str | None:
 
 def longest(recipe: Recipe, config: Any) -> int:
     """The most tokens that a row may have: ``max_length``, if the model can read so many."""
-    return min(recipe.max_length, context_of(config) or recipe.max_length)
+    context = context_of(stretched(config, recipe.rope_factor))
+    return min(recipe.max_length, context or recipe.max_length)

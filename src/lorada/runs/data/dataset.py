@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lorada.runs.data.rows import Rows
+from lorada.runs.data.rows import Rows, refuse_kind
 from lorada.runs.recipe import Recipe
 from lorada.support.progress import progress_bar
 from lorada.tasks.rows import HEADED, Form
@@ -79,8 +79,10 @@ def encode_rows(
     If every row has to be ``answered`` by the model, none may be left out.
 
     Raises:
-        ValueError: if no row is left to learn from, or one is left out that has to be answered.
+        ValueError: as ``refuse_kind``; if no row is left to learn from, or one is left out that has
+            to be answered.
     """
+    refuse_kind(rows, kind)
     options = encode_options(rows, recipe, kind)
     every, length = len(rows.rows), recipe.max_length
     left_out: list[int] = []

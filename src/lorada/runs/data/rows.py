@@ -79,8 +79,8 @@ def training_rows(
     """The rows to learn from, and those held out to be measured while training, if any.
 
     Raises:
-        ValueError: if no file was named, tasks do not go together, or a setting has no meaning for
-            these rows.
+        ValueError: if no file was named, tasks do not go together, a setting has no meaning for
+            these rows, or they are not for this kind of model.
         FileNotFoundError: if there are no such rows.
     """
     if recipe.task == JSONL:
@@ -88,10 +88,12 @@ def training_rows(
         rows = load_rows(recipe.data)
     else:
         rows = _benchmark_rows(recipe, kind)
+    refuse_kind(rows, kind)
     rows = replace(rows, labels=class_order(rows.labels, own_classes))
     held_out = None
     if recipe.eval_data:  # only of a user's own files
         held_out = load_rows(recipe.eval_data, rows.form, rows.labels)
+        refuse_kind(held_out, kind)
         held_out = sampled(held_out, recipe.eval_rows)
     if not rows.protocol.lengths:
         for name in ("eval_lengths", "eval_windows"):
@@ -107,6 +109,22 @@ def training_rows(
             )
         rows, held_out = _split(rows, recipe.dev_rows, recipe.dev_seed)
     return sampled(rows, recipe.train_rows), held_out
+
+
+def refuse_kind(rows: Rows, kind: Kind) -> None:
+    """Refuse rows for a kind of model that their protocol is not for.
+
+    An encoder–decoder would read the answers of chats, choices and plain texts in its input.
+
+    Raises:
+        ValueError: with the rows that this kind of model can have.
+    """
+    if kind not in rows.protocol.kinds:
+        fields = "text and label" if kind == "encoder" else "prompt and response"
+        raise ValueError(
+            f"{rows.path} has {rows.form} rows, which are not for an {kind.replace('_', '–')}: "
+            f"take rows with {fields}, or a decoder"
+        )
 
 
 def _refuse_benchmark_settings(recipe: Recipe) -> None:

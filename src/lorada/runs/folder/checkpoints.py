@@ -43,6 +43,21 @@ def processes_of(checkpoint: Path) -> int:
     return len(list(checkpoint.glob("rng_state_*.pth"))) or 1
 
 
+def refuse_weights_only(checkpoint: Path) -> None:
+    """Refuse a checkpoint of ``save_only_model=true`` from which training would have to go on.
+
+    Raises:
+        ValueError: for such a checkpoint, unless it is of the last step.
+    """
+    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    resumable = any(checkpoint.glob("rng_state*.pth"))  # saved with any kind of optimizer
+    if not resumable and state["global_step"] < state["max_steps"]:
+        raise ValueError(
+            f"{checkpoint} has weights without an optimizer, as training.save_only_model=true asks "
+            "for, so the run cannot go on as it was: start again with --overwrite"
+        )
+
+
 def _is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint without checksums was written up to its last file, the state."""
     try:

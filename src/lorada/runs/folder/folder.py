@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.runs.folder.checkpoints import CHECKPOINT, last_whole_checkpoint, processes_of
+from lorada.runs.folder.checkpoints import (
+    CHECKPOINT,
+    last_whole_checkpoint,
+    processes_of,
+    refuse_weights_only,
+)
 from lorada.runs.folder.predictions import PREDICTIONS_FILE
 from lorada.runs.folder.result import RESULT_FILE
 from lorada.runs.recipe import AUTO, PATHS, RECIPE_FILE, Recipe, saved_recipe
@@ -53,11 +58,11 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
 
     Raises:
         ValueError: if the folder holds a run and neither resume nor overwrite was asked for, or has
-            a run's files without a recipe; if the run to resume is complete, had another recipe, or
-            was saved by another number of processes.
+            a run's files without a recipe; if the run to resume is complete, had another recipe,
+            was saved by another number of processes, or lacks an optimizer to go on with.
     """
     run = Path(recipe.output)
-    refuse_taken(run, recipe.from_adapter, resume=resume, overwrite=overwrite)
+    refuse_taken(recipe, resume=resume, overwrite=overwrite)
     if not holds_run(run):
         return Start()
     if overwrite:
@@ -72,16 +77,19 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
             f"{checkpoint} was saved by {processes}, not {process_count()} process(es): start as "
             "many, or start again with --overwrite"
         )
+    elif recipe.training.get("save_only_model"):
+        refuse_weights_only(checkpoint)
     return Start(checkpoint=checkpoint, dtype=before.dtype)
 
 
-def refuse_taken(run: Path, start_from: str | None, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that a run may not be written to; its recipe is not read.
+def refuse_taken(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output folder that a run may not be written to; the recipe there is not read.
 
     Raises:
         ValueError: as ``check_folder``, except about the recipe and the checkpoints.
     """
     refuse_both(resume=resume, overwrite=overwrite)
+    run = Path(recipe.output)
     found = run_files(run)
     if not holds_run(run):
         if found:
@@ -90,9 +98,13 @@ def refuse_taken(run: Path, start_from: str | None, *, resume: bool, overwrite: 
                 "choose another --output"
             )
     elif overwrite:
-        source = Path(start_from).resolve() if start_from else None
-        if source is not None and run.resolve() in (source, *source.parents):
-            raise ValueError(f"--overwrite would delete {start_from}, which --from reads")
+        deleted = {path.resolve() for path in found}
+        for name, path in recipe.local_paths().items():
+            if deleted & {path.resolve(), *path.resolve().parents}:
+                raise ValueError(
+                    f"--overwrite would delete {path}, which is this run's {name}: choose another "
+                    "--output"
+                )
     elif not resume:
         raise ValueError(
             f"{run} already holds a run: use --resume, --overwrite or another --output"

@@ -70,29 +70,24 @@ def load_base(
     ``outputs`` is the size of a task head: the number of classes, or 1 for a score; None for a
     model that generates text. ``device`` is where they are loaded, None for the CPU;
     ``without_adapter`` is as in ``load_model``.
-
-    Raises:
-        ValueError: if a model that cannot generate text should.
     """
     recipe, config = prepared.recipe, prepared.config
-    if outputs is None and prepared.kind == "encoder":
-        raise ValueError(
-            f"{recipe.model} is a {config.model_type} model, which cannot continue a prompt: "
-            "use rows with text and label, or a model that generates"
-        )
     model, drawn = load_model(
         recipe.model,
         outputs,
-        config=config,
+        config=stretched(config, recipe.rope_factor),
         dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,
         without_adapter=without_adapter,
         loading=loading_settings(recipe, device, headed=outputs is not None),
-        **({} if recipe.rope_factor is None else stretched(config, recipe.rope_factor)),
     )
     head = () if outputs is None else head_modules(model, drawn)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = prepared.tokenizer.pad_token_id
+    # A decoder's head reads a row's last token before the pads, which it finds by the config's id.
+    # An encoder's own id stays: some count positions from it.
+    headed = outputs is not None and prepared.kind != "encoder"
+    for one in (model.config, model.config.get_text_config()):
+        if headed or getattr(one, "pad_token_id", None) is None:
+            one.pad_token_id = prepared.tokenizer.pad_token_id
     _refuse_unknown_tokens(model, prepared.tokenizer)
     return Base(model, base_parameters(model, head), drawn, head)
 
@@ -171,11 +166,20 @@ def task_type(model_config: Any, *, classifies: bool) -> str:
     return "SEQ_CLS" if classifies else generates
 
 
-def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
-    """Place the parts of a saved adapter, and those parts of the method whose kind it lacks."""
+def config_to_start(
+    config: LoradaConfig, recipe: Recipe, model_config: Any
+) -> tuple[LoradaConfig, set[Any]]:
+    """The parts of the adapter of ``--from``, and those of the method whose kind it lacks.
+
+    Returns:
+        The config of all these parts, and the kinds of those that the adapter brings.
+
+    Raises:
+        ValueError: for an adapter of another architecture, or settings of a part that it brings.
+    """
     folder = Path(str(recipe.from_adapter))
-    saved, weights = adapter_config(folder), adapter_weights(folder)
-    refuse_other_type(base_type_of(saved), folder, base.config)
+    saved = adapter_config(folder)
+    refuse_other_type(base_type_of(saved), folder, model_config)
     old = saved if isinstance(saved, LoradaConfig) else LoradaConfig(parts=[saved])
     kinds = {part.peft_type for part in old.parts}
     if pooling_part(old) is not None:
@@ -191,6 +195,14 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
     whole = {*(config.modules_to_save or []), *(old.modules_to_save or [])}
     old.modules_to_save = sorted(whole) or None
     old.base_model_name_or_path, old.base_model_type = None, config.base_model_type
+    return old, kinds
+
+
+def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
+    """Place what ``config_to_start`` gives, with the weights of the saved adapter."""
+    folder = Path(str(recipe.from_adapter))
+    old, kinds = config_to_start(config, recipe, base.config)
+    weights = adapter_weights(folder)
     with reading("the adapter", str(folder), UNFIT):
         model = get_peft_model(base, old)
         _refuse_missing(model, weights, folder, kinds)

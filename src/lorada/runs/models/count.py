@@ -1,6 +1,7 @@
 """Counts the parameters that a method trains on a model, without weights (``lorada params``)."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,13 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from lorada.methods.build import Plan, build_method
 from lorada.methods.task_head import select_trainable
-from lorada.runs.models.adapters import base_parameters, fold_prefixes, parameter_counts
-from lorada.runs.models.loading import kind_of, load_config
+from lorada.runs.models.adapters import (
+    base_parameters,
+    config_to_start,
+    fold_prefixes,
+    parameter_counts,
+)
+from lorada.runs.models.loading import kind_of, load_config, stretched
 from lorada.runs.recipe import Recipe, load_recipe
 from lorada.tuners import LoradaConfig
 from lorada.tuners.base.linears import linears
@@ -40,7 +46,8 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
         (where the settings of the method come from, in words).
     """
     config = load_config(recipe.model)
-    plan = build_method(recipe.method, config, **recipe.parts)
+    plan = plan_of(recipe, config)
+    config = stretched(config, recipe.rope_factor)
     base = _meta_model(config)
     total = base_parameters(base)
     try:
@@ -57,6 +64,14 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
         fold_prefixes(placed)
     counts = parameter_counts(placed, total, with_head=plan.with_head)
     return {**counts, "settings_from": plan.settings_from}
+
+
+def plan_of(recipe: Recipe, config: Any) -> Plan:
+    """The method of a recipe for the model of a config, with the parts that ``--from`` brings."""
+    plan = build_method(recipe.method, config, **recipe.parts)
+    if recipe.from_adapter is not None and isinstance(plan.config, LoradaConfig):
+        plan = replace(plan, config=config_to_start(plan.config, recipe, config)[0])
+    return plan
 
 
 def _meta_model(config: Any) -> PreTrainedModel:

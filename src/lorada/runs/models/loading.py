@@ -168,7 +168,6 @@ def load_model(
     trust_remote_code: bool = False,
     without_adapter: bool = False,
     loading: Mapping[str, Any] | None = None,
-    **settings: Any,
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """A model that generates text, or one with a task head.
 
@@ -180,7 +179,6 @@ def load_model(
         trust_remote_code: whether code from the model's repository may run.
         without_adapter: whether a folder may hold an adapter too, which is then not placed.
         loading: what else ``from_pretrained`` is told.
-        **settings: values that replace those of the config.
 
     Returns:
         The model, and the names of the parameters of its head that were drawn at random, because
@@ -203,11 +201,10 @@ def load_model(
     auto: Any = AutoModelForSeq2SeqLM if writes else AutoModelForCausalLM
     if outputs is not None:
         auto = AutoModelForSequenceClassification
-        problem = "regression" if outputs == 1 else "single_label_classification"
-        settings = {**settings, "num_labels": outputs, "problem_type": problem}
     with reading("the weights", name):
-        for key, value in settings.items():
-            setattr(config, key, value)
+        if outputs is not None:
+            config.num_labels = outputs
+            config.problem_type = "regression" if outputs == 1 else "single_label_classification"
         model, found = auto.from_pretrained(
             model_folder(name),
             config=config,
@@ -295,8 +292,10 @@ def own_classes(config: Any) -> tuple[str, ...] | None:
     return tuple(str(names[index]) for index in sorted(names))
 
 
-def stretched(config: Any, factor: float) -> dict[str, Any]:
-    """Config settings that stretch a context to ``factor`` times its length, by scaling RoPE.
+def stretched(config: Any, factor: float | None) -> Any:
+    """A copy of a config with a context of ``factor`` times its length, by scaling RoPE.
+
+    Without a factor, the config itself.
 
     Position p is read as p / factor (Chen et al., "Extending Context Window of Large Language
     Models via Positional Interpolation", 2023), as LongLoRA does for training and evaluation.
@@ -304,6 +303,8 @@ def stretched(config: Any, factor: float) -> dict[str, Any]:
     Raises:
         ValueError: for a model whose positions are not plain rotary ones.
     """
+    if factor is None:
+        return config
     rope = getattr(config, "rope_parameters", None)
     if not isinstance(rope, dict) or rope.get("rope_type") != "default":
         found = f"{rope['rope_type']!r}" if isinstance(rope, dict) and "rope_type" in rope else "no"
@@ -311,10 +312,10 @@ def stretched(config: Any, factor: float) -> dict[str, Any]:
             f"rope_factor={factor:g} stretches plain rotary positions, and this "
             f"{config.model_type} model has {found} ones"
         )
-    return {
-        "rope_parameters": {**rope, "rope_type": "linear", "factor": float(factor)},
-        "max_position_embeddings": int(config.max_position_embeddings * factor),
-    }
+    found = deepcopy(config)
+    found.rope_parameters = {**rope, "rope_type": "linear", "factor": float(factor)}
+    found.max_position_embeddings = int(config.max_position_embeddings * factor)
+    return found
 
 
 def kind_of(config: Any) -> Kind:

@@ -71,6 +71,7 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
     def __init__(self) -> None:
         self.interrupted = False
         self._pressed = False  # in this process: each process gets its own signal
+        self._stops = False  # in all processes, after the same step
         self._previous: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -87,10 +88,20 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop if Ctrl-C was pressed in any process; all do so after the same step."""
-        self.interrupted = in_any_process(self.interrupted, args.device)
-        if self.interrupted:
+        self.interrupted = self._stops = in_any_process(self.interrupted, args.device)
+        if self._stops:
             control.should_save = True
             control.should_training_stop = True
+            args.save_only_model = False  # a run cannot go on without its optimizer
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure nothing where an epoch was cut off, and save what is measured at a true end."""
+        if self._stops:
+            ends = float(state.epoch).is_integer() or state.global_step >= state.max_steps
+            control.should_evaluate &= ends
+            control.should_save = ends and (control.should_save or control.should_evaluate)
+            # With a limit of 1 the Trainer ends by deleting all checkpoints except the best.
+            args.save_total_limit = None
 
     def restore(self) -> None:
         """Give SIGINT back to its previous handler."""

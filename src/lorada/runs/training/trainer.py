@@ -222,6 +222,11 @@ class RunTrainer(Trainer):
         output.metrics[f"{metric_key_prefix}_loss"] = total / counted
         return output
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether ``save_strategy=best`` saves now: a new best, or a save that was asked for."""
+        best: bool = super()._determine_best_metric(metrics, trial)
+        return best or self.control.should_save
+
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         """The Trainer's own sampler, with an order for ``group_by_length`` that can be resumed."""
         args = self.args

@@ -20,11 +20,11 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers import AutoModelForSequenceClassification as AutoClassifier
 
-from lorada.methods.build import Plan, build_method
+from lorada.methods.build import Plan
 from lorada.runs.by_device import accelerator, device_settings, longest, with_dtype
-from lorada.runs.models.count import placed_on
+from lorada.runs.models.count import placed_on, plan_of
 from lorada.runs.models.labelled_loss import LabelledLoss
-from lorada.runs.models.loading import kind_of, load_config
+from lorada.runs.models.loading import kind_of, load_config, stretched
 from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
@@ -134,7 +134,7 @@ def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
 
 def _traced_on(device: torch.device, recipe: Recipe, config: Any, sequences: int | None) -> Memory:
     """Run two training steps on fake tensors; the second is counted, as it has optimizer states."""
-    plan = build_method(recipe.method, config, **recipe.parts)
+    plan, config = plan_of(recipe, config), stretched(config, recipe.rope_factor)
     for part in getattr(plan.config, "parts", []):
         if isinstance(part, ShiraConfig):
             raise NotImplementedError("SHiRA's sparse weights have no form on fake tensors")
