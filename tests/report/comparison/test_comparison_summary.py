@@ -13,6 +13,8 @@ from lorada.report.comparison.commands import LONGER
 from lorada.report.comparison.read import Results, ScoredCandidate, ScoredRun, read_comparison
 from lorada.report.comparison.statistics import interval
 from lorada.report.comparison.summarize import summarize
+from lorada.report.comparison.summary import Baseline, CandidateLine
+from lorada.report.comparison.verdict import choose, verdict
 
 ROWS = 200
 TINY = 1e-9  # relative; two ways to compute one number
@@ -144,6 +146,101 @@ def test_a_candidate_with_one_seed_is_never_the_winner_over_tested_ones():
     assert summary.best in ("dora", "ia3")
     assert "the highest score of those tested" in summary.verdict
     assert "Not tested, because only one seed is scored: lora." in summary.sentences
+
+
+def right_rows(count, rows=40, seeds=3):
+    """Scores of runs that get the first ``count`` rows right."""
+    return np.stack([100.0 * (np.arange(rows) < count)] * seeds)
+
+
+def commonest(scores):
+    """The baseline whose answer is the commonest one, with these scores by row."""
+    return {"commonest": {"answer": "Yes", "row_scores": scores.tolist()}}
+
+
+HALF = commonest(right_rows(20)[0])
+
+
+def test_a_candidate_with_one_seed_is_not_said_to_beat_the_commonest_answer_by_more_than_chance():
+    scores = {"lora": right_rows(22), "dora": right_rows(23), "ia3": right_rows(21, seeds=1)}
+    summary = summarize(results_of(scores, baselines=HALF))
+    assert summary.best == ""
+    assert summary.verdict.startswith(
+        "No method has learned more than chance would show: the highest score, 57.5% of dora, "
+        "cannot be told from 50.0% of the commonest answer (p = "
+    )
+
+
+def test_a_higher_score_of_one_seed_is_named_where_no_tested_method_has_learned():
+    scores = {"lora": right_rows(40, seeds=1), "dora": right_rows(23), "ia3": right_rows(22)}
+    for found in (scores, {name: scores[name] for name in ("lora", "dora")}):
+        summary = summarize(results_of(found, baselines=HALF))
+        assert summary.best == ""
+        assert summary.verdict.startswith(
+            "No tested method has learned more than chance would show: the highest score of those "
+            "tested, 57.5% of dora, cannot be told from 50.0% of the commonest answer (p = "
+        )
+        assert (
+            ". lora has a higher score, 100.0%, but only one seed, so it is not tested. Try more "
+            in summary.verdict
+        )
+    worse = summarize(results_of({**scores, "dora": right_rows(19)}, baselines={
+        "commonest": {"answer": "Yes", "row_scores": [100.0] * 30 + [0.0] * 10},
+    }))  # fmt: skip
+    assert worse.verdict.startswith(
+        "No tested method beats the commonest answer, which scores 75.0%: the highest score of "
+        "those tested is 55.0%, of ia3. lora has a higher score, 100.0%, but only one seed, so "
+    )
+
+
+def test_what_is_taken_is_what_the_verdict_names_where_one_of_two_is_tested():
+    scores = {"lora": right_rows(21, seeds=1), "dora": right_rows(34)}
+    summary = summarize(results_of(scores, baselines=HALF))
+    assert summary.best == "dora"
+    assert summary.verdict == (
+        "dora has the highest score, 85.0%, but that may be chance: a test needs two candidates "
+        "with two seeds each."
+    )
+    summary = summarize(results_of({**scores, "lora": right_rows(40, seeds=1)}, baselines=HALF))
+    assert summary.best == "dora"
+    assert summary.verdict == (
+        "Take dora: it scores 85.0%, above the commonest answer by more than chance. lora has "
+        "a higher score, 100.0%, but only one seed, so it is not tested."
+    )
+
+
+@pytest.mark.parametrize("baselines", [HALF, None])
+def test_a_winner_over_tested_ones_is_told_with_a_higher_score_of_one_seed(baselines):
+    scores = {"lora": right_rows(40, seeds=1), "dora": right_rows(34), "vera": right_rows(0)}
+    summary = summarize(results_of(scores, baselines=baselines))
+    assert summary.best == "dora"
+    assert summary.verdict.startswith("Take dora: it scores 85.0% (")
+    assert "1 other candidate scores less by more than chance" in summary.verdict
+    assert summary.verdict.endswith(
+        ". lora has a higher score, 100.0%, but only one seed, so it is not tested."
+    )
+
+
+def test_an_equal_score_of_one_seed_is_not_called_higher():
+    scores = {"lora": right_rows(34, seeds=1), "dora": right_rows(34), "vera": right_rows(0)}
+    summary = summarize(results_of(scores, baselines=HALF))
+    assert summary.best == "dora"
+    assert "lora" not in summary.verdict
+
+
+def test_a_highest_score_that_may_be_untrained_is_not_taken_over_lower_ones_that_are_not():
+    lines = [
+        CandidateLine(name, name, score=score, letter=letter, p_best=p_best, p_untrained=p)
+        for name, score, letter, p_best, p in (
+            ("lora", 70.0, "a", None, 0.2), ("dora", 55.0, "b", 0.01, 0.01),
+            ("ia3", 54.0, "b", 0.01, 0.01),
+        )
+    ]  # fmt: skip
+    choice = choose(lines, [Baseline("the commonest answer", 50.0)], {})
+    assert verdict(choice, "") == (
+        "Take dora, with 55.0%: lora has 70.0%, but is not above the scores without training by "
+        "more than chance."
+    )
 
 
 def test_nothing_beats_the_model_as_it_is():
