@@ -51,6 +51,19 @@ def alike(methods=3, seeds=3, rows=ROWS):
     )
 
 
+def right_rows(count, rows=40, seeds=3):
+    """Scores of runs that get the first ``count`` rows right."""
+    return np.stack([100.0 * (np.arange(rows) < count)] * seeds)
+
+
+def commonest(scores):
+    """The baseline whose answer is the commonest one, with these scores by row."""
+    return {"commonest": {"answer": "Yes", "row_scores": scores.tolist()}}
+
+
+HALF = commonest(right_rows(20)[0])
+
+
 def test_one_method_better_than_all_others_is_taken():
     scores = alike()
     summary = summarize(results_of({**scores, "dora": raised(scores["dora"], 0.8)}))
@@ -130,6 +143,42 @@ def test_the_cheapest_is_not_taken_where_it_does_not_beat_the_model_as_it_is():
     )
 
 
+def otherwise(base, gained, lost):
+    """Runs alike: ``base`` with the first wrong rows put right and the first right ones wrong."""
+    found = base.copy()
+    found[np.flatnonzero(base == 0)[:gained]] = 100.0
+    found[np.flatnonzero(base)[:lost]] = 0.0
+    return np.stack([found] * 3)
+
+
+def test_the_only_one_of_those_alike_that_beats_the_commonest_answer_is_taken_for_that():
+    base = right_rows(30, rows=60)[0]
+    scores = {
+        "lora": otherwise(base, 16, 6), "dora": otherwise(base, 9, 0), "ia3": otherwise(base, 2, 2)
+    }  # fmt: skip
+    summary = summarize(results_of(scores, baselines=commonest(base)))
+    assert summary.best == "dora"
+    assert summary.verdict.startswith(
+        "Take dora, with 65.0%: lora has the highest score, 66.7%, but 2 other candidates cannot "
+        "be told apart from it, and of these only dora beats the commonest answer by more than "
+        "chance. More "
+    )
+
+
+def test_the_highest_is_taken_of_those_that_beat_the_commonest_answer_and_cost_the_same():
+    base = right_rows(30, rows=60)[0]
+    scores = {name: otherwise(base, 9, 0) for name in ("lora", "dora")}
+    results = results_of({**scores, "ia3": otherwise(base, 16, 6)}, baselines=commonest(base))
+    for candidate in results.candidates:
+        candidate.plan["trainable"] = 9000
+    summary = summarize(results)
+    assert summary.best == "lora"
+    assert (
+        "and of those that also beat the commonest answer by more than chance lora has the highest "
+        "score. More "
+    ) in summary.verdict
+
+
 def test_with_one_seed_nothing_is_tested():
     summary = summarize(results_of(alike(seeds=1)))
     assert summary.best == summary.lines[0].label
@@ -146,19 +195,6 @@ def test_a_candidate_with_one_seed_is_never_the_winner_over_tested_ones():
     assert summary.best in ("dora", "ia3")
     assert "the highest score of those tested" in summary.verdict
     assert "Not tested, because only one seed is scored: lora." in summary.sentences
-
-
-def right_rows(count, rows=40, seeds=3):
-    """Scores of runs that get the first ``count`` rows right."""
-    return np.stack([100.0 * (np.arange(rows) < count)] * seeds)
-
-
-def commonest(scores):
-    """The baseline whose answer is the commonest one, with these scores by row."""
-    return {"commonest": {"answer": "Yes", "row_scores": scores.tolist()}}
-
-
-HALF = commonest(right_rows(20)[0])
 
 
 def test_a_candidate_with_one_seed_is_not_said_to_beat_the_commonest_answer_by_more_than_chance():

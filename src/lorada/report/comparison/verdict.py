@@ -200,9 +200,11 @@ def _winner(choice: Recommendation, top: CandidateLine) -> str:
         )
     tied = counted(len(choice.tied) - 1, "other candidate")
     highest = f"the highest score{' of those tested' if choice.untested else ''}"
-    these = "of these"
+    these, rest = "of these", choice.cost or "has the highest score"
     if choice.unlearned and choice.baseline is not None:
         these = f"of those that also beat {choice.baseline.name} by more than chance"
+        if len(choice.tied) == len(choice.unlearned) + 1:
+            these, rest = "of these only", f"beats {choice.baseline.name} by more than chance"
     if best is top:
         found = f"Take {top.label}: it has {highest}, {score}. {tied} cannot be told apart from it"
         return f"{found}, and {these} it {choice.cost}." if choice.cost else f"{found}."
@@ -210,7 +212,7 @@ def _winner(choice: Recommendation, top: CandidateLine) -> str:
     lower = f"{gap:.3f}" if top.metric == LOSSES else f"{gap:.1f} points"
     return (
         f"Take {best.label}, with {_shown(best.score, top)}: {top.label} has {highest}, {score}, "
-        f"but {tied} cannot be told apart from it, and {these} {best.label} {choice.cost}. "
+        f"but {tied} cannot be told apart from it, and {these} {best.label} {rest}. "
         f"More seeds may show whether the {lower} between the two are real."
     )
 
