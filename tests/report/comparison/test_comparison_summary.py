@@ -89,7 +89,7 @@ def test_of_methods_that_cannot_be_told_apart_the_cheapest_is_taken_and_the_high
         in (summary.verdict)
     )
     assert "parameters (7,000)." in summary.verdict
-    assert "More seeds may show whether the" in summary.verdict
+    assert "More held-out rows and seeds may show whether the" in summary.verdict
 
 
 def test_the_highest_score_is_taken_where_it_is_also_the_cheapest():
@@ -141,6 +141,7 @@ def test_the_cheapest_is_not_taken_where_it_does_not_beat_the_model_as_it_is():
         "of those that also beat the model as it is by more than chance dora trains the fewest"
         in summary.verdict
     )
+    assert "are real" not in summary.verdict  # there is no difference between 63.3 and 63.3
 
 
 def otherwise(base, gained, lost):
@@ -185,6 +186,39 @@ def test_with_one_seed_nothing_is_tested():
     assert "may be chance: a test needs two candidates with two seeds each." in summary.verdict
     assert all(line.letter == "" and line.p_best is None for line in summary.lines)
     assert any(each.startswith("Not tested, because only one seed") for each in summary.sentences)
+
+
+@pytest.mark.parametrize(
+    ("methods", "rows", "enough", "words"),
+    [
+        (2, 5, 6, "5 held-out rows are too few to tell any difference"),
+        (3, 6, 7, "for 3 pairs of candidates at once it takes 7 rows or more."),
+        (7, 9, 10, "for 21 pairs of candidates at once it takes 10 rows or more."),
+    ],
+)
+def test_rows_that_are_too_few_for_any_number_of_seeds_are_said(methods, rows, enough, words):
+    for count in (rows, enough):
+        scores = {f"m{i}": np.zeros((9, count)) for i in range(methods)}
+        scores["m0"] += 100.0  # all right, where the others are all wrong
+        summary = summarize(results_of(scores))
+        told = {line.letter for line in summary.lines} == {"a", "b"}
+        said = [each for each in summary.sentences if "too few" in each]
+        assert told == (count == enough)
+        assert len(said) == (count == rows)
+        assert all(words in each for each in said)
+        assert not (said and any("found four times in five" in each for each in summary.sentences))
+
+
+def test_with_one_held_out_row_rows_are_missing_and_not_seeds():
+    summary = summarize(results_of({"lora": np.full((3, 1), 100.0), "dora": np.zeros((3, 1))}))
+    assert summary.verdict == (
+        "lora has the highest score, 100.0%, but that may be chance: a test needs more held-out "
+        "rows."
+    )
+    assert (
+        "1 held-out row is too few to tell any difference between candidates from chance, however "
+        "large it is and however many seeds there are: it takes 6 rows or more."
+    ) in summary.sentences
 
 
 def test_a_candidate_with_one_seed_is_never_the_winner_over_tested_ones():

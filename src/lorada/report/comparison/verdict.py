@@ -181,9 +181,11 @@ def _winner(choice: Recommendation, top: CandidateLine) -> str:
         above = f"above {choice.baseline.name} by more than chance"
         return f"Take {top.label}: it scores {score}, {above}."
     if not tested:
+        several = sum(len(line.seeds) > 1 for line in choice.scored) > 1
+        needs = "more held-out rows" if several else "two candidates with two seeds each"
         return (
-            f"{top.label} has the highest score, {score}, but that may be chance: a test needs two "
-            "candidates with two seeds each."
+            f"{top.label} has the highest score, {score}, but that may be chance: a test needs "
+            f"{needs}."
         )
     if len(choice.tied) == 1 and best is top:
         worst = max(line.p_best or 0.0 for line in tested)
@@ -210,11 +212,14 @@ def _winner(choice: Recommendation, top: CandidateLine) -> str:
         return f"{found}, and {these} it {choice.cost}." if choice.cost else f"{found}."
     gap = (top.score or 0.0) - (best.score or 0.0)
     lower = f"{gap:.3f}" if top.metric == LOSSES else f"{gap:.1f} points"
-    return (
+    found = (
         f"Take {best.label}, with {_shown(best.score, top)}: {top.label} has {highest}, {score}, "
-        f"but {tied} cannot be told apart from it, and {these} {best.label} {rest}. "
-        f"More seeds may show whether the {lower} between the two are real."
+        f"but {tied} cannot be told apart from it, and {these} {best.label} {rest}."
     )
+    if _shown(best.score, top) == score:
+        return found
+    more = f"More held-out rows and seeds may show whether the {lower} between the two are real."
+    return f"{found} {more}"
 
 
 def _shown(score: float | None, line: CandidateLine) -> str:
