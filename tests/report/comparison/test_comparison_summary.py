@@ -496,6 +496,19 @@ def test_each_candidate_is_compared_with_the_reference_of_its_budget(
         summarize(read_comparison(made_up_folder), against="lara")
 
 
+def test_a_reference_of_another_budget_is_said(made_up_folder):
+    results = read_comparison(made_up_folder)
+    alone = "No lora is tested at the budget of these, so another is: "
+    assert not any(alone in each for each in summarize(results).sentences)
+    for candidate in results.candidates:
+        if candidate.label == "lora (0.2%)":
+            candidate.runs.clear()
+    (said,) = [each for each in summarize(results).sentences if alone in each]
+    assert "dora (0.2%) with lora (0.1%)" in said
+    assert "dora (0.1%)" not in said
+    assert "ia3" not in said.split(", ")  # its one size is of both budgets
+
+
 def test_sentences_say_what_limits_the_verdict(made_up_summary):
     said = " ".join(made_up_summary.sentences)
     assert "28 of 30 runs are scored" in said

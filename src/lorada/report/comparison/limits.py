@@ -143,6 +143,12 @@ def _compared_with(scored: Sequence[CandidateLine], against: str) -> Iterator[st
     if not tested:
         return
     references = {line.label: line.score or 0.0 for line in scored}
+    budgets = {line.label: set(line.budget.split(", ")) for line in scored}
+    apart = [
+        f"{one.label} with {one.against}"
+        for one in tested
+        if not budgets[one.label] & budgets[one.against]
+    ]
     found = [line for line in tested if (line.p_against or 0.0) < ALPHA]
     sides = {
         "better": [one.label for one in found if (one.score or 0.0) > references[one.against]],
@@ -150,6 +156,8 @@ def _compared_with(scored: Sequence[CandidateLine], against: str) -> Iterator[st
     }
     said = [f"{how} by more than chance: {_listed(names)}" for how, names in sides.items() if names]
     yield f"Against {against}, {'; '.join(said) or 'no difference is larger than chance'}."
+    if apart:
+        yield f"No {against} is tested at the budget of these, so another is: {_listed(apart)}."
 
 
 def _listed(labels: Sequence[str]) -> str:
