@@ -10,8 +10,7 @@ from folders import ROWS, rows_file
 
 from lorada.experiments.compare import jobs as compare_jobs
 from lorada.experiments.compare import learning_rate
-from lorada.experiments.queue.job import JOB_FILE
-from lorada.runs.folder.lock import locked
+from lorada.experiments.queue.job import HeldError
 
 SETTINGS = ["max_steps=2", "max_length=32", "max_new_tokens=2", "training.report_to=[]"]
 
@@ -282,11 +281,19 @@ def test_the_last_part_reports_with_what_failed_in_another_meanwhile(call, faile
     assert (output / "report.json").is_file()
 
 
-def test_a_job_that_another_command_runs_is_left_to_it_though_it_failed_before(works, failed):
+def test_a_job_that_another_command_runs_is_left_to_it_though_it_failed_before(
+    works, failed, monkeypatch
+):
     _, output = failed
-    (name,) = json.loads((output / "failures.json").read_text())
-    with locked(output / name, JOB_FILE):
-        _, err = works("compare", output, "--resume")
+    train = compare_jobs.train
+
+    def held(recipe, **kwargs):
+        if recipe.method == "ia3":
+            raise HeldError("is being trained by another process")
+        return train(recipe, **kwargs)
+
+    monkeypatch.setattr(compare_jobs, "train", held)
+    _, err = works("compare", output, "--resume")
     assert "1 jobs are left to other commands" in err
     assert "failed:" not in err
     assert not (output / "report.json").exists()
