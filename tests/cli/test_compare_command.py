@@ -10,6 +10,7 @@ from folders import ROWS, rows_file
 
 from lorada.experiments.compare import jobs as compare_jobs
 from lorada.experiments.compare import learning_rate
+from lorada.experiments.queue.job import HeldError
 
 SETTINGS = ["max_steps=2", "max_length=32", "max_new_tokens=2", "training.report_to=[]"]
 
@@ -237,6 +238,65 @@ def test_parts_of_a_comparison_join_the_first_and_the_last_one_reports(works, pl
     works(*asked, "--shard", "2/2")
     assert (output / "report.json").is_file()
     assert len(list(output.glob("runs/*/*/seed1/result.json"))) == 2
+
+
+@pytest.fixture
+def failed(call, place, tmp_path, monkeypatch):
+    """A comparison in two parts, of which the second has failed; it would not fail again."""
+    train = compare_jobs.train
+    asked = words(place, tmp_path / "out", methods="lora,ia3", seeds="1", trials=0)
+    monkeypatch.setattr(compare_jobs, "train", Mock(side_effect=ValueError("out of memory")))
+    code, _, err = call(*asked, "--shard", "2/2")
+    assert code == 2
+    assert "1 jobs are left to other commands" in err
+    monkeypatch.setattr(compare_jobs, "train", train)
+    return asked, tmp_path / "out"
+
+
+def test_a_part_leaves_what_failed_before_to_the_part_that_tries_it_again(works, failed):
+    asked, output = failed
+    _, err = works(*asked, "--shard", "1/2")
+    assert "1 jobs are left to other commands" in err
+    assert "failed:" not in err
+    assert not (output / "report.json").exists()
+    assert list(json.loads((output / "failures.json").read_text()).values()) == ["out of memory"]
+    works(*asked, "--shard", "2/2")
+    assert (output / "report.json").is_file()
+    assert json.loads((output / "failures.json").read_text()) == {}
+
+
+def test_the_last_part_reports_with_what_failed_in_another_meanwhile(call, failed, monkeypatch):
+    asked, output = failed
+    train, failures = compare_jobs.train, (output / "failures.json").read_text()
+    (output / "failures.json").write_text("{}")
+
+    def beside(recipe, **kwargs):
+        (output / "failures.json").write_text(failures)
+        return train(recipe, **kwargs)
+
+    monkeypatch.setattr(compare_jobs, "train", beside)
+    code, _, err = call(*asked, "--shard", "1/2")
+    assert code == 2
+    assert "out of memory" in err
+    assert (output / "report.json").is_file()
+
+
+def test_a_job_that_another_command_runs_is_left_to_it_though_it_failed_before(
+    works, failed, monkeypatch
+):
+    _, output = failed
+    train = compare_jobs.train
+
+    def held(recipe, **kwargs):
+        if recipe.method == "ia3":
+            raise HeldError("is being trained by another process")
+        return train(recipe, **kwargs)
+
+    monkeypatch.setattr(compare_jobs, "train", held)
+    _, err = works("compare", output, "--resume")
+    assert "1 jobs are left to other commands" in err
+    assert "failed:" not in err
+    assert not (output / "report.json").exists()
 
 
 def test_the_dry_run_measures_every_candidate_and_writes_nothing(json_of, place, tmp_path):

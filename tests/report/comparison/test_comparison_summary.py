@@ -13,6 +13,8 @@ from lorada.report.comparison.commands import LONGER
 from lorada.report.comparison.read import Results, ScoredCandidate, ScoredRun, read_comparison
 from lorada.report.comparison.statistics import interval
 from lorada.report.comparison.summarize import summarize
+from lorada.report.comparison.summary import Baseline, CandidateLine
+from lorada.report.comparison.verdict import choose, verdict
 
 ROWS = 200
 TINY = 1e-9  # relative; two ways to compute one number
@@ -49,6 +51,19 @@ def alike(methods=3, seeds=3, rows=ROWS):
     )
 
 
+def right_rows(count, rows=40, seeds=3):
+    """Scores of runs that get the first ``count`` rows right."""
+    return np.stack([100.0 * (np.arange(rows) < count)] * seeds)
+
+
+def commonest(scores):
+    """The baseline whose answer is the commonest one, with these scores by row."""
+    return {"commonest": {"answer": "Yes", "row_scores": scores.tolist()}}
+
+
+HALF = commonest(right_rows(20)[0])
+
+
 def test_one_method_better_than_all_others_is_taken():
     scores = alike()
     summary = summarize(results_of({**scores, "dora": raised(scores["dora"], 0.8)}))
@@ -74,7 +89,7 @@ def test_of_methods_that_cannot_be_told_apart_the_cheapest_is_taken_and_the_high
         in (summary.verdict)
     )
     assert "parameters (7,000)." in summary.verdict
-    assert "More seeds may show whether the" in summary.verdict
+    assert "More held-out rows and seeds may show whether the" in summary.verdict
 
 
 def test_the_highest_score_is_taken_where_it_is_also_the_cheapest():
@@ -126,6 +141,43 @@ def test_the_cheapest_is_not_taken_where_it_does_not_beat_the_model_as_it_is():
         "of those that also beat the model as it is by more than chance dora trains the fewest"
         in summary.verdict
     )
+    assert "are real" not in summary.verdict  # there is no difference between 63.3 and 63.3
+
+
+def otherwise(base, gained, lost):
+    """Runs alike: ``base`` with the first wrong rows put right and the first right ones wrong."""
+    found = base.copy()
+    found[np.flatnonzero(base == 0)[:gained]] = 100.0
+    found[np.flatnonzero(base)[:lost]] = 0.0
+    return np.stack([found] * 3)
+
+
+def test_the_only_one_of_those_alike_that_beats_the_commonest_answer_is_taken_for_that():
+    base = right_rows(30, rows=60)[0]
+    scores = {
+        "lora": otherwise(base, 16, 6), "dora": otherwise(base, 9, 0), "ia3": otherwise(base, 2, 2)
+    }  # fmt: skip
+    summary = summarize(results_of(scores, baselines=commonest(base)))
+    assert summary.best == "dora"
+    assert summary.verdict.startswith(
+        "Take dora, with 65.0%: lora has the highest score, 66.7%, but 2 other candidates cannot "
+        "be told apart from it, and of these only dora beats the commonest answer by more than "
+        "chance. More "
+    )
+
+
+def test_the_highest_is_taken_of_those_that_beat_the_commonest_answer_and_cost_the_same():
+    base = right_rows(30, rows=60)[0]
+    scores = {name: otherwise(base, 9, 0) for name in ("lora", "dora")}
+    results = results_of({**scores, "ia3": otherwise(base, 16, 6)}, baselines=commonest(base))
+    for candidate in results.candidates:
+        candidate.plan["trainable"] = 9000
+    summary = summarize(results)
+    assert summary.best == "lora"
+    assert (
+        "and of those that also beat the commonest answer by more than chance lora has the highest "
+        "score. More "
+    ) in summary.verdict
 
 
 def test_with_one_seed_nothing_is_tested():
@@ -136,6 +188,39 @@ def test_with_one_seed_nothing_is_tested():
     assert any(each.startswith("Not tested, because only one seed") for each in summary.sentences)
 
 
+@pytest.mark.parametrize(
+    ("methods", "rows", "enough", "words"),
+    [
+        (2, 5, 6, "5 held-out rows are too few to tell any difference"),
+        (3, 6, 7, "for 3 pairs of candidates at once it takes 7 rows or more."),
+        (7, 9, 10, "for 21 pairs of candidates at once it takes 10 rows or more."),
+    ],
+)
+def test_rows_that_are_too_few_for_any_number_of_seeds_are_said(methods, rows, enough, words):
+    for count in (rows, enough):
+        scores = {f"m{i}": np.zeros((9, count)) for i in range(methods)}
+        scores["m0"] += 100.0  # all right, where the others are all wrong
+        summary = summarize(results_of(scores))
+        told = {line.letter for line in summary.lines} == {"a", "b"}
+        said = [each for each in summary.sentences if "too few" in each]
+        assert told == (count == enough)
+        assert len(said) == (count == rows)
+        assert all(words in each for each in said)
+        assert not (said and any("found four times in five" in each for each in summary.sentences))
+
+
+def test_with_one_held_out_row_rows_are_missing_and_not_seeds():
+    summary = summarize(results_of({"lora": np.full((3, 1), 100.0), "dora": np.zeros((3, 1))}))
+    assert summary.verdict == (
+        "lora has the highest score, 100.0%, but that may be chance: a test needs more held-out "
+        "rows."
+    )
+    assert (
+        "1 held-out row is too few to tell any difference between candidates from chance, however "
+        "large it is and however many seeds there are: it takes 6 rows or more."
+    ) in summary.sentences
+
+
 def test_a_candidate_with_one_seed_is_never_the_winner_over_tested_ones():
     scores = alike()
     scores["lora"] = raised(scores["lora"], 1.0)[:1]
@@ -144,6 +229,88 @@ def test_a_candidate_with_one_seed_is_never_the_winner_over_tested_ones():
     assert summary.best in ("dora", "ia3")
     assert "the highest score of those tested" in summary.verdict
     assert "Not tested, because only one seed is scored: lora." in summary.sentences
+
+
+def test_a_candidate_with_one_seed_is_not_said_to_beat_the_commonest_answer_by_more_than_chance():
+    scores = {"lora": right_rows(22), "dora": right_rows(23), "ia3": right_rows(21, seeds=1)}
+    summary = summarize(results_of(scores, baselines=HALF))
+    assert summary.best == ""
+    assert summary.verdict.startswith(
+        "No method has learned more than chance would show: the highest score, 57.5% of dora, "
+        "cannot be told from 50.0% of the commonest answer (p = "
+    )
+
+
+def test_a_higher_score_of_one_seed_is_named_where_no_tested_method_has_learned():
+    scores = {"lora": right_rows(40, seeds=1), "dora": right_rows(23), "ia3": right_rows(22)}
+    for found in (scores, {name: scores[name] for name in ("lora", "dora")}):
+        summary = summarize(results_of(found, baselines=HALF))
+        assert summary.best == ""
+        assert summary.verdict.startswith(
+            "No tested method has learned more than chance would show: the highest score of those "
+            "tested, 57.5% of dora, cannot be told from 50.0% of the commonest answer (p = "
+        )
+        assert (
+            ". lora has a higher score, 100.0%, but only one seed, so it is not tested. Try more "
+            in summary.verdict
+        )
+    worse = summarize(results_of({**scores, "dora": right_rows(19)}, baselines={
+        "commonest": {"answer": "Yes", "row_scores": [100.0] * 30 + [0.0] * 10},
+    }))  # fmt: skip
+    assert worse.verdict.startswith(
+        "No tested method beats the commonest answer, which scores 75.0%: the highest score of "
+        "those tested is 55.0%, of ia3. lora has a higher score, 100.0%, but only one seed, so "
+    )
+
+
+def test_what_is_taken_is_what_the_verdict_names_where_one_of_two_is_tested():
+    scores = {"lora": right_rows(21, seeds=1), "dora": right_rows(34)}
+    summary = summarize(results_of(scores, baselines=HALF))
+    assert summary.best == "dora"
+    assert summary.verdict == (
+        "dora has the highest score, 85.0%, but that may be chance: a test needs two candidates "
+        "with two seeds each."
+    )
+    summary = summarize(results_of({**scores, "lora": right_rows(40, seeds=1)}, baselines=HALF))
+    assert summary.best == "dora"
+    assert summary.verdict == (
+        "Take dora: it scores 85.0%, above the commonest answer by more than chance. lora has "
+        "a higher score, 100.0%, but only one seed, so it is not tested."
+    )
+
+
+@pytest.mark.parametrize("baselines", [HALF, None])
+def test_a_winner_over_tested_ones_is_told_with_a_higher_score_of_one_seed(baselines):
+    scores = {"lora": right_rows(40, seeds=1), "dora": right_rows(34), "vera": right_rows(0)}
+    summary = summarize(results_of(scores, baselines=baselines))
+    assert summary.best == "dora"
+    assert summary.verdict.startswith("Take dora: it scores 85.0% (")
+    assert "1 other candidate scores less by more than chance" in summary.verdict
+    assert summary.verdict.endswith(
+        ". lora has a higher score, 100.0%, but only one seed, so it is not tested."
+    )
+
+
+def test_an_equal_score_of_one_seed_is_not_called_higher():
+    scores = {"lora": right_rows(34, seeds=1), "dora": right_rows(34), "vera": right_rows(0)}
+    summary = summarize(results_of(scores, baselines=HALF))
+    assert summary.best == "dora"
+    assert "lora" not in summary.verdict
+
+
+def test_a_highest_score_that_may_be_untrained_is_not_taken_over_lower_ones_that_are_not():
+    lines = [
+        CandidateLine(name, name, score=score, letter=letter, p_best=p_best, p_untrained=p)
+        for name, score, letter, p_best, p in (
+            ("lora", 70.0, "a", None, 0.2), ("dora", 55.0, "b", 0.01, 0.01),
+            ("ia3", 54.0, "b", 0.01, 0.01),
+        )
+    ]  # fmt: skip
+    choice = choose(lines, [Baseline("the commonest answer", 50.0)], {})
+    assert verdict(choice, "") == (
+        "Take dora, with 55.0%: lora has 70.0%, but is not above the scores without training by "
+        "more than chance."
+    )
 
 
 def test_nothing_beats_the_model_as_it_is():
@@ -327,6 +494,19 @@ def test_each_candidate_is_compared_with_the_reference_of_its_budget(
     assert {line.against for line in other.lines if line.score} == {"ia3", ""}
     with pytest.raises(ValueError, match="unknown method to compare with 'lara'; did you mean"):
         summarize(read_comparison(made_up_folder), against="lara")
+
+
+def test_a_reference_of_another_budget_is_said(made_up_folder):
+    results = read_comparison(made_up_folder)
+    alone = "No lora is tested at the budget of these, so another is: "
+    assert not any(alone in each for each in summarize(results).sentences)
+    for candidate in results.candidates:
+        if candidate.label == "lora (0.2%)":
+            candidate.runs.clear()
+    (said,) = [each for each in summarize(results).sentences if alone in each]
+    assert "dora (0.2%) with lora (0.1%)" in said
+    assert "dora (0.1%)" not in said
+    assert "ia3" not in said.split(", ")  # its one size is of both budgets
 
 
 def test_sentences_say_what_limits_the_verdict(made_up_summary):

@@ -86,9 +86,11 @@ def forecast(
 def _recipe(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) -> Recipe:
     settings = {
         "seed": comparison.seeds[0],
-        "max_steps": STEPS,
+        # Schedules in steps must fit; the clock stops the training after the measured steps.
+        "max_steps": max(STEPS, plan.steps),
         "per_device_train_batch_size": plan.batch,
         "save_strategy": "no",
+        "report_to": [],
     }
     return comparison.run_recipe(
         candidate.method, "-", parts=candidate.parts, training=settings
@@ -123,7 +125,7 @@ def keep_time(recipe: Recipe, path: Path, *, report: Report) -> None:
 
 
 def measure_steps(recipe: Recipe, *, longest: bool) -> dict[str, Any]:
-    """Train a few steps, in this process; nothing is kept.
+    """Train the first few steps of a training, in this process; nothing is kept.
 
     Args:
         recipe: of the training.
@@ -154,7 +156,7 @@ def _longest(rows: Rows, count: int) -> Rows:
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]
-    """Notes when each step ends."""
+    """Notes when each step ends, and stops the training when enough are measured."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -164,3 +166,4 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Note the time."""
         self.ends.append(time.monotonic())
+        control.should_training_stop |= len(self.ends) == STEPS

@@ -75,10 +75,11 @@ def compare(
     folder = folder.absolute()
     base, data = read(comparison)
     plan = _begin(comparison, folder, base, data, overwrite=overwrite, report=report)
+    old = _failures(folder)
     jobs = comparison_jobs(comparison, plan, folder)
     mine = jobs if part is None else shard(jobs, *part)
     outcomes = run_queue(mine, engine(), report=report)
-    failed = _keep_failures(jobs, outcomes, folder)
+    failed = _keep_failures(jobs, outcomes, folder, old)
     undone = [job for job in jobs if not job.done()]
     left = [job for job in undone if str(job.folder.relative_to(folder)) not in failed]
     if left:
@@ -160,12 +161,25 @@ def clear(folder: Path) -> None:
                 path.replace(scratch / name)
 
 
-def _keep_failures(jobs: list[Job], outcomes: dict[str, Outcome], folder: Path) -> dict[str, str]:
-    """Write ``failures.json``: those of this command, and earlier ones that are still not done."""
+def _failures(folder: Path) -> dict[str, str]:
+    """What ``failures.json`` has: folder of a job → the last line of its error."""
     path = folder / FAILURES_FILE
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def _keep_failures(
+    jobs: list[Job], outcomes: dict[str, Outcome], folder: Path, old: dict[str, str]
+) -> dict[str, str]:
+    """Write ``failures.json``: those of this command, and of other parts that are still not done.
+
+    Those of other parts that are ``old``, from before this command, are not among the returned:
+    these parts may be trying again.
+    """
+    before = _failures(folder)
     errors: dict[str, str] = {}  # by the name of the job
     found: dict[str, str] = {}
+    counted: dict[str, str] = {}
     for job in jobs:
         key = str(job.folder.relative_to(folder))
         if job.done():
@@ -176,8 +190,11 @@ def _keep_failures(jobs: list[Job], outcomes: dict[str, Outcome], folder: Path) 
         error = error or next((errors[name] for name in job.after if name in errors), "")
         if error:
             errors[job.name] = error
-        if error or key in before:
-            found.setdefault(key, error or before[key])
+            found[key] = counted[key] = error
+        elif outcome is None and key in before:  # of another part
+            found[key] = before[key]
+            if key not in old:
+                counted[key] = before[key]
     if found or before:
-        write_atomic(path, json_text(found) + "\n")
-    return found
+        write_atomic(folder / FAILURES_FILE, json_text(found) + "\n")
+    return counted

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from lorada.report.comparison.facts import tried_rates
 from lorada.report.comparison.read import Results, ScoredCandidate
-from lorada.report.comparison.statistics import ALPHA, detectable, has_no_spread
+from lorada.report.comparison.statistics import ALPHA, detectable, has_no_spread, rows_needed
 from lorada.report.comparison.summary import CandidateLine, Search
 from lorada.report.comparison.verdict import LOSSES, Recommendation, counted
 from lorada.support.duration import duration
@@ -36,7 +36,7 @@ def limits(
             f"{last:.2f}: more steps or other learning rates may change the order."
         )
     yield from _without_spread(tested)
-    yield from _detectable(choice, tested)
+    yield from _too_few_rows(results) or _detectable(choice, tested)
     yield from _compared_with(choice.scored, against)
     untested = [line.label for line in choice.scored if len(line.seeds) < 2]
     if untested:
@@ -97,6 +97,20 @@ def _incomplete(results: Results) -> Iterator[str]:
         )
 
 
+def _too_few_rows(results: Results) -> list[str]:
+    """A sentence if no difference between candidates could be shown, whatever their scores."""
+    count, rows = sum(len(c.runs) > 1 for c in results.candidates), len(results.rows)
+    pairs = count * (count - 1) // 2
+    if not pairs or rows >= rows_needed(pairs):
+        return []
+    few = f"{counted(rows, 'held-out row')} {'is' if rows == 1 else 'are'} too few"
+    at_once = f"for {pairs} pairs of candidates at once " if pairs > 1 else ""
+    return [
+        f"{few} to tell any difference between candidates from chance, however large it is and "
+        f"however many seeds there are: {at_once}it takes {rows_needed(pairs)} rows or more."
+    ]
+
+
 def _detectable(choice: Recommendation, tested: Sequence[ScoredCandidate]) -> Iterator[str]:
     """The smallest difference that so many rows and seeds could have shown."""
     if len(tested) < 2:
@@ -129,6 +143,12 @@ def _compared_with(scored: Sequence[CandidateLine], against: str) -> Iterator[st
     if not tested:
         return
     references = {line.label: line.score or 0.0 for line in scored}
+    budgets = {line.label: set(line.budget.split(", ")) for line in scored}
+    apart = [
+        f"{one.label} with {one.against}"
+        for one in tested
+        if not budgets[one.label] & budgets[one.against]
+    ]
     found = [line for line in tested if (line.p_against or 0.0) < ALPHA]
     sides = {
         "better": [one.label for one in found if (one.score or 0.0) > references[one.against]],
@@ -136,6 +156,8 @@ def _compared_with(scored: Sequence[CandidateLine], against: str) -> Iterator[st
     }
     said = [f"{how} by more than chance: {_listed(names)}" for how, names in sides.items() if names]
     yield f"Against {against}, {'; '.join(said) or 'no difference is larger than chance'}."
+    if apart:
+        yield f"No {against} is tested at the budget of these, so another is: {_listed(apart)}."
 
 
 def _listed(labels: Sequence[str]) -> str:

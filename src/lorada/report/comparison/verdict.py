@@ -23,11 +23,12 @@ class Recommendation:
 
     Attributes:
         scored: the lines with a score, the highest first.
-        top: the highest of the tested lines; if none is tested, of all; None without scores.
+        top: the highest of the lines that are tested, against others or against the scores without
+            training; if none is tested, of all; None without scores.
         tied: the tested lines that cannot be told apart from ``top``, and ``top`` itself.
         best: the line to take: of those in ``tied`` that beat every score without training by more
             than chance, the cheapest; if none of them does, the highest line that does. None if no
-            line does. Without a test, ``top`` if it is above those scores.
+            line does. Where no line is tested, ``top`` if it is above those scores.
         cost: what ``best`` has the least of, in words; empty if nothing else was to choose from.
         unlearned: those of ``tied`` that do not beat the scores without training.
         baseline: the baseline with the highest score; None without one.
@@ -43,6 +44,13 @@ class Recommendation:
     unlearned: Sequence[CandidateLine]
     baseline: Baseline | None
     losses: tuple[float, float] | None
+
+    @property
+    def untested(self) -> CandidateLine | None:
+        """The highest line, if it is above ``top``: it has one seed, so it is not tested."""
+        highest = next(iter(self.scored), None)
+        same = highest is None or self.top is None or highest.score == self.top.score
+        return None if same else highest
 
     @property
     def hardly_fell(self) -> bool:
@@ -63,12 +71,14 @@ def choose(
         histories: label → training loss over steps: (step, nats per token).
     """
     scored = [line for line in lines if line.score is not None]
-    top = next((line for line in scored if line.letter), next(iter(scored), None))
+    # Where some lines are tested, luck may be all that the others have.
+    tested = [line for line in scored if line.letter or line.p_untrained is not None] or scored
+    top = next(iter(tested), None)
     tied = [one for one in scored if one is top or (one.p_best is not None and one.p_best >= ALPHA)]
     baseline = max(
         (b for b in baselines if b.score is not None), key=lambda b: b.score or 0.0, default=None
     )
-    better = [line for line in scored if _beats(line, baseline)]
+    better = [line for line in tested if _beats(line, baseline)]
     eligible = [line for line in tied if line in better] or better[:1]
     best, cost = _cheapest(eligible)
     shown = best or top
@@ -117,22 +127,33 @@ def verdict(choice: Recommendation, again: str) -> str:
     if top is None:
         return "No run is scored yet, so there is no result."
     if choice.best is None and baseline is not None:
-        return f"{_nothing_learned(choice, top, baseline)} {_advice(choice)}: {again}"
-    return _winner(choice, top)
+        said = f"{_nothing_learned(choice, top, baseline)}{_higher_untested(choice)}"
+        return f"{said} {_advice(choice)}: {again}"
+    return f"{_winner(choice, top)}{_higher_untested(choice)}"
+
+
+def _higher_untested(choice: Recommendation) -> str:
+    if (line := choice.untested) is None:
+        return ""
+    score = _shown(line.score, line)
+    return f" {line.label} has a higher score, {score}, but only one seed, so it is not tested."
 
 
 def _nothing_learned(choice: Recommendation, top: CandidateLine, baseline: Baseline) -> str:
     """That no method beats the scores without training by more than chance."""
     score, least = _shown(top.score, top), _shown(baseline.score, top)
+    tested, of_those = ("tested ", " of those tested") if choice.untested else ("", "")
     if (top.score or 0.0) <= (baseline.score or 0.0):
         return (
-            f"Nothing beats {baseline.name}, which scores {least}: the highest score of a method "
-            f"is {score}, of {top.label}.{_loss_went(choice)}"
+            f"{'No tested method' if tested else 'Nothing'} beats {baseline.name}, which scores "
+            f"{least}: the highest score{of_those or ' of a method'} is {score}, of {top.label}."
+            f"{_loss_went(choice)}"
         )
     chance = "" if top.p_untrained is None else f" (p = {top.p_untrained:.2g})"
     return (
-        f"No method has learned more than chance would show: the highest score, {score} of "
-        f"{top.label}, cannot be told from {least} of {baseline.name}{chance}.{_loss_went(choice)}"
+        f"No {tested}method has learned more than chance would show: the highest score{of_those}, "
+        f"{score} of {top.label}, cannot be told from {least} of {baseline.name}{chance}."
+        f"{_loss_went(choice)}"
     )
 
 
@@ -156,10 +177,15 @@ def _winner(choice: Recommendation, top: CandidateLine) -> str:
     tested = [line for line in others if line.p_best is not None]
     if not others:
         return f"{top.label} scores {score}; no other candidate has a score to compare it with."
+    if not tested and choice.untested and choice.baseline is not None:
+        above = f"above {choice.baseline.name} by more than chance"
+        return f"Take {top.label}: it scores {score}, {above}."
     if not tested:
+        several = sum(len(line.seeds) > 1 for line in choice.scored) > 1
+        needs = "more held-out rows" if several else "two candidates with two seeds each"
         return (
-            f"{top.label} has the highest score, {score}, but that may be chance: a test needs two "
-            "candidates with two seeds each."
+            f"{top.label} has the highest score, {score}, but that may be chance: a test needs "
+            f"{needs}."
         )
     if len(choice.tied) == 1 and best is top:
         worst = max(line.p_best or 0.0 for line in tested)
@@ -171,24 +197,29 @@ def _winner(choice: Recommendation, top: CandidateLine) -> str:
         )
     if best not in choice.tied:
         return (
-            f"Take {best.label}, with {_shown(best.score, top)}: {top.label} has {score}, but only "
-            f"{best.label} is above the scores without training by more than chance."
+            f"Take {best.label}, with {_shown(best.score, top)}: {top.label} has {score}, but is "
+            "not above the scores without training by more than chance."
         )
     tied = counted(len(choice.tied) - 1, "other candidate")
-    highest = f"the highest score{'' if top is choice.scored[0] else ' of those tested'}"
-    these = "of these"
+    highest = f"the highest score{' of those tested' if choice.untested else ''}"
+    these, rest = "of these", choice.cost or "has the highest score"
     if choice.unlearned and choice.baseline is not None:
         these = f"of those that also beat {choice.baseline.name} by more than chance"
+        if len(choice.tied) == len(choice.unlearned) + 1:
+            these, rest = "of these only", f"beats {choice.baseline.name} by more than chance"
     if best is top:
         found = f"Take {top.label}: it has {highest}, {score}. {tied} cannot be told apart from it"
         return f"{found}, and {these} it {choice.cost}." if choice.cost else f"{found}."
     gap = (top.score or 0.0) - (best.score or 0.0)
     lower = f"{gap:.3f}" if top.metric == LOSSES else f"{gap:.1f} points"
-    return (
+    found = (
         f"Take {best.label}, with {_shown(best.score, top)}: {top.label} has {highest}, {score}, "
-        f"but {tied} cannot be told apart from it, and {these} {best.label} {choice.cost}. "
-        f"More seeds may show whether the {lower} between the two are real."
+        f"but {tied} cannot be told apart from it, and {these} {best.label} {rest}."
     )
+    if _shown(best.score, top) == score:
+        return found
+    more = f"More held-out rows and seeds may show whether the {lower} between the two are real."
+    return f"{found} {more}"
 
 
 def _shown(score: float | None, line: CandidateLine) -> str:
