@@ -207,6 +207,7 @@ def test_rows_that_are_too_few_for_any_number_of_seeds_are_said(methods, rows, e
         assert len(said) == (count == rows)
         assert all(words in each for each in said)
         assert not (said and any("found four times in five" in each for each in summary.sentences))
+        assert summary.best == "m0"  # and none of the others for what it costs
 
 
 def test_with_one_held_out_row_rows_are_missing_and_not_seeds():

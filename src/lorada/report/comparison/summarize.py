@@ -25,6 +25,7 @@ from lorada.report.comparison.statistics import (
     interval,
     letters,
     paired_p,
+    rows_needed,
 )
 from lorada.report.comparison.summary import Baseline, CandidateLine, Disagreement, Summary
 from lorada.report.comparison.verdict import choose, verdict
@@ -95,8 +96,13 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
 
 
 def _pairs(tested: list[ScoredCandidate]) -> dict[frozenset[str], float]:
-    """The corrected p-value of each pair of candidates, by their labels."""
+    """The corrected p-value of each pair of candidates, by their labels.
+
+    There is none where so few rows could tell no pair apart, as then all would count as alike.
+    """
     pairs = list(combinations(tested, 2))
+    if pairs and tested[0].scores.shape[1] < rows_needed(len(pairs)):
+        return {}
     corrected = holm([paired_p(a.scores, b.scores) for a, b in pairs])
     return {frozenset((a.label, b.label)): p for (a, b), p in zip(pairs, corrected, strict=True)}
 
@@ -111,7 +117,7 @@ def _lines(
     """A line for each candidate, those with the highest score first; ``fixed`` as below."""
     tested = [c for c in scored if min(c.scores.shape) > 1]
     different = {pair for pair, p in pairs.items() if p < ALPHA}
-    groups = letters([c.label for c in tested], different) if len(tested) > 1 else {}
+    groups = letters([c.label for c in tested], different) if pairs else {}
     compared = [(c, other) for c in tested if (other := _reference(c, tested, against))]
     references = {c.label: other.label for c, other in compared}
     corrected = holm([paired_p(c.scores, other.scores) for c, other in compared])
