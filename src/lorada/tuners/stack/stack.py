@@ -304,9 +304,11 @@ class LoradaModel(LoradaTuner):
         """No: ``peft.convert_to_lora`` reads one set of target modules, a stack has several."""
         return False
 
-    def _check_merge_allowed(self) -> None:
-        parts = [part for name in self.active_adapters for part in self.peft_config[name].parts]
-        for name in self.active_adapters:
+    def refuse_merge(self, names: list[str]) -> None:
+        """Refuse to merge adapters with a part that cannot be merged."""
+        super().refuse_merge(names)
+        parts = [part for name in names for part in self.peft_config[name].parts]
+        for name in names:
             refuse_unmergeable(self.model, name, self.tuners_of(name))
         attached = sorted({type(part).__name__ for part in parts if not wraps(part)})
         if attached:
@@ -315,7 +317,6 @@ class LoradaModel(LoradaTuner):
                 "merge_weights() merges the parts that can be and returns the merged model with "
                 "the rest as an adapter"
             )
-        super()._check_merge_allowed()
 
     def merge_weights(self) -> nn.Module:
         """Merge the parts of the active adapter that can be merged and keep the rest.
@@ -325,10 +326,17 @@ class LoradaModel(LoradaTuner):
             merged base itself if nothing remains. This model cannot be used afterwards.
 
         Raises:
-            ValueError: if a part that wraps modules cannot be merged: with the other parts merged
-                it would wrap other weights than those it was trained on.
+            ValueError: if several adapters are active, or if a part that wraps modules cannot be
+                merged: with the other parts merged it would wrap other weights than those it was
+                trained on.
         """
-        return merge_and_keep_attached(self, self.active_adapters[0])
+        active = self.active_adapters
+        if len(active) != 1:
+            raise ValueError(
+                f"merge_weights() merges one adapter, and {len(active)} are active "
+                f"({', '.join(active)}): call model.set_adapter(name) first"
+            )
+        return merge_and_keep_attached(self, active[0])
 
     def bake(self) -> None:
         """Compute every map of the stack once, for inference."""
