@@ -165,6 +165,30 @@ def test_adapters_of_different_stacks_live_on_one_model(name, tmp_path):
     assert_close(logits(model, inputs), expected["one"])
 
 
+def test_deleting_the_active_adapter_activates_another_in_all_of_its_layers():
+    stacks = {
+        "one": [lora("llama", QUERY), lmam()],
+        "two": [lmam()],
+        "three": [lora("llama", QUERY), bottleneck()],
+    }
+    model, inputs = moved(TINY["llama"](), LoradaConfig(parts=stacks["one"]), "one"), batch("llama")
+    for adapter in ("two", "three"):
+        model.add_adapter(adapter, LoradaConfig(parts=stacks[adapter]))
+        randomise(model, adapter)
+    expected = {}
+    for adapter in ("two", "three", "one"):
+        model.set_adapter(adapter)
+        expected[adapter] = logits(model, inputs)
+    for deleted, left in (("one", "three"), ("three", "two")):
+        model.delete_adapter(deleted)
+        assert model.active_adapter == left
+        assert model.active_adapters == model.get_model_status().active_adapters == [left]
+        assert_close(logits(model, inputs), expected[left])
+        trains = [n for n, p in model.named_parameters() if p.requires_grad]
+        assert trains
+        assert all(left in n.split(".") for n in trains)
+
+
 def test_new_adapter_leaves_what_trains_as_it_was():
     model = get_peft_model(TINY["llama"](), config_of("lora_ia3", "llama"))
     frozen = next(p for n, p in model.named_parameters() if "lora_w_a" in n)

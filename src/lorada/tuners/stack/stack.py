@@ -170,9 +170,15 @@ class LoradaModel(LoradaTuner):
             tuner._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter with all its parts."""
+        """Remove an adapter with all its parts; if no other is active, activate another."""
+        active = self.active_adapters
         super().delete_adapter(adapter_name)
         forget(self, self.__dict__["_tuners"].pop(adapter_name, []))
+        left = [name for name in active if name != adapter_name] or sorted(self.peft_config)[:1]
+        if adapter_name in active and left:
+            # PEFT lets each layer choose among its own adapters; in stacks these differ.
+            frozen = all(self.peft_config[name].inference_mode for name in left)
+            self.set_adapter(left, inference_mode=frozen)
 
     # Running.
 
