@@ -261,6 +261,30 @@ def test_classification_head_is_trained_and_saved_once(stack, tmp_path):
     assert len([key for key in saved if "classifier" in key]) == 2
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_train_and_are_saved_wherever_lora_stands_in_a_stack(bias, first, tmp_path):
+    part = lora("bert", QUERY, bias=bias)
+    alone = get_peft_model(TINY["bert"](), copy.deepcopy(part))
+    parts = [part, ia3("bert", VALUE)] if first else [ia3("bert", VALUE), part]
+    model = get_peft_model(TINY["bert"](), LoradaConfig(parts=[*parts, bottleneck()]))
+
+    def biases(model):
+        named = model.named_parameters()
+        return {n.replace(".base_layer", "") for n, p in named
+                if p.requires_grad and n.endswith(".bias")}  # fmt: skip
+
+    assert biases(model) == biases(alone)
+    assert len(biases(model)) == (2 if bias == "lora_only" else 20)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and name.endswith(".bias"):
+                parameter.add_(1)
+    assert_loads(model.eval(), TINY["bert"](), tmp_path, batch("bert"))
+    model.add_adapter("second", lmam())
+    assert biases(model) == biases(alone)
+
+
 def test_the_status_of_a_model_names_types_as_peft_does():
     model = get_peft_model(TINY["llama"](), lmam())
     assert model.get_model_status().peft_types == {"default": "LMAM"}

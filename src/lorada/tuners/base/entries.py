@@ -50,16 +50,21 @@ class FrozenEntries(BufferDict):  # type: ignore[misc]
         return tensor
 
 
-def used_on(host: nn.Module) -> Iterator[torch.device]:
-    """The devices on which a module's own weights are used, without those of its adapters."""
-    added = {
+def adapter_parameters(model: nn.Module) -> set[int]:
+    """The parameters of all adapters in a model, by ``id``."""
+    return {
         id(parameter)
-        for layer in host.modules()
+        for layer in model.modules()
         if isinstance(layer, BaseTunerLayer)
         for name in (*layer.adapter_layer_names, *layer.other_param_names)
         if isinstance(container := getattr(layer, name, None), nn.Module)
         for parameter in container.parameters()
     }
+
+
+def used_on(host: nn.Module) -> Iterator[torch.device]:
+    """The devices on which a module's own weights are used, without those of its adapters."""
+    added = adapter_parameters(host)
     for module in host.modules():
         target = execution_device(module)
         for parameter in module.parameters(recurse=False):

@@ -39,6 +39,7 @@ from lorada.tuners.stack.nesting import (
     part_named_in_errors,
     refuse_blind,
     rename,
+    train_biases,
     tuner_of,
     wraps,
 )
@@ -123,6 +124,8 @@ class LoradaModel(LoradaTuner):
             if saved is not None:
                 model.peft_config = saved  # type: ignore[assignment]
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        for tuner in self.tuners_of(adapter_name):
+            train_biases(model, tuner, adapter_name)
         set_additional_trainable_modules(
             model=model,
             peft_config=config,
