@@ -138,3 +138,15 @@ def test_min_rows_without_counted_rows_says_who_counts_them():
     model = get_peft_model(TINY["llama"](), LmamConfig(length=6, min_rows=2))
     with pytest.raises(ValueError, match=r"^min_rows=2 needs the rows that `lorada train` counts"):
         model(**batch("llama"))
+
+
+# Dtype and device of the factors.
+
+
+def test_a_map_that_was_loaded_with_little_memory_can_be_moved(tmp_path):
+    model, given = moved(TINY["llama"](), LmamConfig(length=6)), batch("llama")
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path, low_cpu_mem_usage=True).eval()
+    for layer in [m for m in loaded.modules() if isinstance(m, LmamLayer)]:
+        assert torch.equal(layer._pe["default"], position_embedding(6, torch.zeros(())))
+    assert_close(logits(loaded.to("cpu"), given), logits(model, given))
