@@ -1,5 +1,7 @@
 """The parameters of each form of a map, its start, and positions that few rows had."""
 
+import warnings
+
 import pytest
 import torch
 from conftest import TINY, assert_close
@@ -9,7 +11,7 @@ from stacks import batch, logits, moved
 
 from lorada import LmamConfig
 from lorada.functional.maps import position_embedding
-from lorada.tuners.lmam import LmamLayer
+from lorada.tuners.lmam import LmamLayer, _warn_of_rounding
 
 pytestmark = pytest.mark.fp64
 
@@ -141,6 +143,24 @@ def test_min_rows_without_counted_rows_says_who_counts_them():
 
 
 # Dtype and device of the factors.
+
+
+def test_training_in_half_precision_is_warned_of_once():
+    model = get_peft_model(TINY["llama"](), LmamConfig(length=6))
+    factors = [p for n, p in model.named_parameters() if "lora_w_" in n]
+    _warn_of_rounding.cache_clear()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model.train()
+        for factor in factors:
+            factor.data = factor.data.bfloat16()
+        model.eval()
+        assert not said
+        for _ in range(2):
+            model.train()
+        assert ["bfloat16" in str(each.message) for each in said] == [True]
+        model.eval().requires_grad_(False).train()
+        assert len(said) == 1, [str(each.message) for each in said]
 
 
 def test_a_map_that_was_loaded_with_little_memory_can_be_moved(tmp_path):

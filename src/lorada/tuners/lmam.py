@@ -7,7 +7,9 @@ it in each self-attention module, as the child ``lmam``. ``lorada.attention`` co
 """
 
 import math
+import warnings
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -305,8 +307,21 @@ class LmamLayer(AttachedLayer):
         """Switch the mode; training mode deletes the maps that ``bake`` computed."""
         if mode:
             self._baked = {}
+            for factor in (*self.lora_w_a.values(), *self.lora_w_b.values()):
+                if factor.requires_grad and factor.dtype.itemsize < 4:
+                    _warn_of_rounding(factor.dtype)
         super().train(mode)
         return self
+
+
+@cache  # each layer asks in each step of training
+def _warn_of_rounding(dtype: torch.dtype) -> None:
+    warnings.warn(
+        f"the factors of a map are {dtype}, which rounds most of their steps to nothing, as they "
+        "start near -1: before training, cast each parameter with 'lora_w_' in its name to float32 "
+        "(docs/guides/trl.md)",
+        stacklevel=3,
+    )
 
 
 class LmamModel(SelfAttentionModel, AttachedModel):
