@@ -11,7 +11,8 @@ from stacks import batch, logits, moved
 
 from lorada import LmamConfig
 from lorada.functional.maps import position_embedding
-from lorada.tuners.lmam import LmamLayer, _warn_of_rounding
+from lorada.tuners.base.entries import warn_of_dtype
+from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
 
@@ -148,7 +149,7 @@ def test_min_rows_without_counted_rows_says_who_counts_them():
 def test_training_in_half_precision_is_warned_of_once():
     model = get_peft_model(TINY["llama"](), LmamConfig(length=6))
     factors = [p for n, p in model.named_parameters() if "lora_w_" in n]
-    _warn_of_rounding.cache_clear()
+    warn_of_dtype.cache_clear()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         model.train()

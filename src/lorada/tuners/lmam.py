@@ -7,9 +7,7 @@ it in each self-attention module, as the child ``lmam``. ``lorada.attention`` co
 """
 
 import math
-import warnings
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -39,7 +37,7 @@ from lorada.tuners.base.config import (
     require_count,
     require_positive,
 )
-from lorada.tuners.base.entries import Entries, FrozenEntries
+from lorada.tuners.base.entries import Entries, FrozenEntries, warn_of_rounding
 from lorada.tuners.base.tuner import AttachedModel, SelfAttentionModel
 from lorada.tuners.position_rows import check_rows, well_trained
 
@@ -307,21 +305,9 @@ class LmamLayer(AttachedLayer):
         """Switch the mode; training mode deletes the maps that ``bake`` computed."""
         if mode:
             self._baked = {}
-            for factor in (*self.lora_w_a.values(), *self.lora_w_b.values()):
-                if factor.requires_grad and factor.dtype.itemsize < 4:
-                    _warn_of_rounding(factor.dtype)
+            warn_of_rounding(*self.lora_w_a.values(), *self.lora_w_b.values())
         super().train(mode)
         return self
-
-
-@cache  # each layer asks in each step of training
-def _warn_of_rounding(dtype: torch.dtype) -> None:
-    warnings.warn(
-        f"the factors of a map are {dtype}, which rounds most of their steps to nothing, as they "
-        "start near -1: before training, cast each parameter with 'lora_w_' in its name to float32 "
-        "(docs/guides/trl.md)",
-        stacklevel=3,
-    )
 
 
 class LmamModel(SelfAttentionModel, AttachedModel):
