@@ -263,6 +263,19 @@ def test_the_model_is_as_before():
         assert not torch.allclose(read(model).logits, before)
 
 
+@pytest.mark.parametrize("plain", [True, False], ids=["of transformers", "of peft"])
+def test_what_trains_is_as_before(plain):
+    model = stack()
+    part = next(p for p in model.parameters() if p.requires_grad)
+    part.requires_grad = False
+    before = [p.requires_grad for p in model.parameters()]
+    explain(model.base_model.model if plain else model, {"input_ids": IDS})
+    assert [p.requires_grad for p in model.parameters()] == before
+    model.requires_grad_(False)
+    explain(model, {"input_ids": IDS})
+    assert not any(p.requires_grad for p in model.parameters())
+
+
 def test_every_tensor_has_its_axes_named():
     found = explain(stack(), {"input_ids": IDS})
     sizes = {"sample": 1, "head": 4, "query": 10, "key": 10, "kept": 4, "layer": 2, "word": 96}

@@ -162,6 +162,17 @@ def test_a_compiler_makes_one_graph_with_the_same_outputs():
 # Copies, files, merging.
 
 
+def test_gains_of_queries_are_not_merged_by_name_either():
+    model, inputs_ = trained(TINY["llama"]()), batch("llama")
+    model.add_adapter("queries", GainConfig(form="query"))
+    expected = output(model, inputs_)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        refused("form='query' they differ", lambda m=merge: m(adapter_names=["queries"]))
+    assert_close(output(model, inputs_), expected)
+    model.set_adapter("queries")
+    assert_close(output(model.merge_and_unload(adapter_names=["default"]), inputs_), expected)
+
+
 def test_gains_merged_one_after_the_other_are_those_merged_at_once():
     model, given = trained(TINY["llama"]()), batch("llama")
     model.add_adapter("other", GainConfig())

@@ -1,5 +1,7 @@
 """The parameters of each form of a map, its start, and positions that few rows had."""
 
+import warnings
+
 import pytest
 import torch
 from conftest import TINY, assert_close
@@ -9,6 +11,7 @@ from stacks import batch, logits, moved
 
 from lorada import LmamConfig
 from lorada.functional.maps import position_embedding
+from lorada.tuners.base.entries import warn_of_dtype
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
@@ -138,3 +141,33 @@ def test_min_rows_without_counted_rows_says_who_counts_them():
     model = get_peft_model(TINY["llama"](), LmamConfig(length=6, min_rows=2))
     with pytest.raises(ValueError, match=r"^min_rows=2 needs the rows that `lorada train` counts"):
         model(**batch("llama"))
+
+
+# Dtype and device of the factors.
+
+
+def test_training_in_half_precision_is_warned_of_once():
+    model = get_peft_model(TINY["llama"](), LmamConfig(length=6))
+    factors = [p for n, p in model.named_parameters() if "lora_w_" in n]
+    warn_of_dtype.cache_clear()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model.train()
+        for factor in factors:
+            factor.data = factor.data.bfloat16()
+        model.eval()
+        assert not said
+        for _ in range(2):
+            model.train()
+        assert ["bfloat16" in str(each.message) for each in said] == [True]
+        model.eval().requires_grad_(False).train()
+        assert len(said) == 1, [str(each.message) for each in said]
+
+
+def test_a_map_that_was_loaded_with_little_memory_can_be_moved(tmp_path):
+    model, given = moved(TINY["llama"](), LmamConfig(length=6)), batch("llama")
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path, low_cpu_mem_usage=True).eval()
+    for layer in [m for m in loaded.modules() if isinstance(m, LmamLayer)]:
+        assert torch.equal(layer._pe["default"], position_embedding(6, torch.zeros(())))
+    assert_close(logits(loaded.to("cpu"), given), logits(model, given))

@@ -1,5 +1,6 @@
 """QuantaConfig: (T - S) x against dense matrices, counts, the start, files, quantised bases."""
 
+import copy
 import json
 
 import pytest
@@ -109,6 +110,28 @@ def test_start_is_the_base_in_training_with_dropout_and_in_half_precision(dims):
 
     assert torch.equal(logits(model, **batch_), expected)
     assert dtypes == {torch.float32}
+
+
+@pytest.mark.fp64(False)
+@pytest.mark.parametrize("seed", [None, 7])
+def test_gates_that_a_trainer_casts_start_as_the_base_and_are_saved_as_they_train(seed, tmp_path):
+    """TRL casts parameters on a quantised base, and no buffers, so not the gates of S."""
+    base, batch_ = TINY["llama"](), batch("llama")
+    expected = logits(base, **batch_)
+    model = get_peft_model(base, QuantaConfig(seed=seed))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.bfloat16()
+    assert torch.equal(logits(model, **batch_), expected)
+    model(**batch_).logits.sum().backward()
+    assert all(p.grad.dtype == torch.bfloat16 and p.grad.any() for p in trained)
+
+    randomise(model)
+    difference = [dense_change(layer.float()) for layer in layers(copy.deepcopy(model))]
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path)
+    for layer, change in zip(layers(loaded), difference, strict=True):
+        assert torch.equal(dense_change(layer), change)
 
 
 @pytest.mark.fp64(False)

@@ -165,6 +165,30 @@ def test_adapters_of_different_stacks_live_on_one_model(name, tmp_path):
     assert_close(logits(model, inputs), expected["one"])
 
 
+def test_deleting_the_active_adapter_activates_another_in_all_of_its_layers():
+    stacks = {
+        "one": [lora("llama", QUERY), lmam()],
+        "two": [lmam()],
+        "three": [lora("llama", QUERY), bottleneck()],
+    }
+    model, inputs = moved(TINY["llama"](), LoradaConfig(parts=stacks["one"]), "one"), batch("llama")
+    for adapter in ("two", "three"):
+        model.add_adapter(adapter, LoradaConfig(parts=stacks[adapter]))
+        randomise(model, adapter)
+    expected = {}
+    for adapter in ("two", "three", "one"):
+        model.set_adapter(adapter)
+        expected[adapter] = logits(model, inputs)
+    for deleted, left in (("one", "three"), ("three", "two")):
+        model.delete_adapter(deleted)
+        assert model.active_adapter == left
+        assert model.active_adapters == model.get_model_status().active_adapters == [left]
+        assert_close(logits(model, inputs), expected[left])
+        trains = [n for n, p in model.named_parameters() if p.requires_grad]
+        assert trains
+        assert all(left in n.split(".") for n in trains)
+
+
 def test_new_adapter_leaves_what_trains_as_it_was():
     model = get_peft_model(TINY["llama"](), config_of("lora_ia3", "llama"))
     frozen = next(p for n, p in model.named_parameters() if "lora_w_a" in n)
@@ -235,6 +259,30 @@ def test_classification_head_is_trained_and_saved_once(stack, tmp_path):
     assert_loads(model, classifier(), tmp_path, batch("bert"))
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert len([key for key in saved if "classifier" in key]) == 2
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_train_and_are_saved_wherever_lora_stands_in_a_stack(bias, first, tmp_path):
+    part = lora("bert", QUERY, bias=bias)
+    alone = get_peft_model(TINY["bert"](), copy.deepcopy(part))
+    parts = [part, ia3("bert", VALUE)] if first else [ia3("bert", VALUE), part]
+    model = get_peft_model(TINY["bert"](), LoradaConfig(parts=[*parts, bottleneck()]))
+
+    def biases(model):
+        named = model.named_parameters()
+        return {n.replace(".base_layer", "") for n, p in named
+                if p.requires_grad and n.endswith(".bias")}  # fmt: skip
+
+    assert biases(model) == biases(alone)
+    assert len(biases(model)) == (2 if bias == "lora_only" else 20)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and name.endswith(".bias"):
+                parameter.add_(1)
+    assert_loads(model.eval(), TINY["bert"](), tmp_path, batch("bert"))
+    model.add_adapter("second", lmam())
+    assert biases(model) == biases(alone)
 
 
 def test_the_status_of_a_model_names_types_as_peft_does():

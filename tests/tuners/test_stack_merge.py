@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import SIZES, TINY, _build, assert_close
+from folders import refused
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import (
@@ -13,6 +14,7 @@ from stacks import (
     assert_loads,
     batch,
     config_of,
+    lmam,
     logits,
     lora,
     moved,
@@ -21,7 +23,7 @@ from stacks import (
 )
 from transformers import BertConfig, BertForSequenceClassification
 
-from lorada import LoradaConfig
+from lorada import LoradaConfig, SoraConfig
 
 pytestmark = pytest.mark.fp64
 
@@ -35,6 +37,66 @@ def test_merging_a_map_or_bottleneck_is_refused_and_names_the_way(stack):
         with pytest.raises(ValueError, match=r"cannot be merged.*merge_weights\(\)"):
             merge()
     assert_close(logits(model, inputs), expected)
+
+
+def plain_and_mapped(active):
+    """A model with two adapters, LoRA alone and LoRA with a map, of which one is active."""
+    model = moved(TINY["llama"](), LoradaConfig(parts=[lora("llama")]), "plain")
+    model.add_adapter("mapped", LoradaConfig(parts=[lora("llama"), lmam()]))
+    randomise(model, "mapped")
+    model.base_model.set_adapter(active)
+    return model.eval()
+
+
+def test_the_adapter_to_be_merged_is_checked_and_not_the_active_one():
+    inputs, model = batch("llama"), plain_and_mapped(["plain"])
+    expected = logits(model, inputs)
+    for merge in (model.merge_and_unload, model.merge_adapter):
+        refused("parts of LmamConfig cannot be merged", lambda m=merge: m(adapter_names=["mapped"]))
+        refused("unknown adapter 'map'", lambda m=merge: m(adapter_names=["map"]))
+    assert_close(logits(model, inputs), expected)
+
+    model.base_model.set_adapter(["mapped"])
+    assert_close(logits(model.merge_and_unload(adapter_names=["plain"]), inputs), expected)
+
+
+def test_merge_weights_refuses_two_active_adapters_and_leaves_them(tmp_path):
+    inputs, model = batch("llama"), plain_and_mapped(["mapped", "plain"])
+    expected = logits(model, inputs)
+    refused(r"merges one adapter, and 2 are active \(mapped, plain\)", model.merge_weights)
+    assert_close(logits(model, inputs), expected)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "mapped" / "adapter_model.safetensors")
+    assert any("lora_w_a" in key for key in saved)
+
+
+class Packed(torch.nn.Parameter):
+    """A weight that no delta can be added to, as quantised ones are."""
+
+
+def test_a_refused_merge_weights_leaves_the_stack_as_it_was(tmp_path):
+    base = TINY["llama"]()
+    layer = base.model.layers[1].self_attn
+    layer.v_proj.weight = Packed(layer.v_proj.weight)
+    model = moved(base, LoradaConfig(parts=[SoraConfig(rank=2), lmam()]))
+    inputs = batch("llama")
+    expected = logits(model, inputs)
+    refused("Linear is quantised, which merging does not support", model.merge_weights)
+    assert_close(logits(model, inputs), expected)
+    assert_loads(model, TINY["llama"](), tmp_path, inputs)
+
+
+def test_a_merge_weights_that_fails_half_way_leaves_the_config_its_parts(monkeypatch):
+    model = trained("lora", "llama")
+    wrapped = model.base_model.model.model.layers[0].self_attn.q_proj
+
+    def fail(**options):
+        raise NotImplementedError("no")
+
+    monkeypatch.setattr(wrapped, "merge", fail)
+    refused("this adapter cannot be merged into the weights: no", model.merge_weights)
+    kinds = [part.peft_type.value for part in model.peft_config["default"].parts]
+    assert kinds == ["LMAM", "LORA", "BOTTLENECK"]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -162,15 +162,16 @@ class GainModel(SelfAttentionModel):
         layer.update_layer(adapter_name, config, self.model, name)
         layer.train(target.training)
 
-    def _check_merge_allowed(self) -> None:
-        for name in self.active_adapters:
-            config = self.peft_config.get(name)
-            if config is not None and not config.mergeable:
+    def refuse_merge(self, names: list[str]) -> None:
+        """Refuse to merge gains that read queries."""
+        super().refuse_merge(names)
+        for name in names:
+            config = self.peft_config[name]
+            if not config.mergeable:
                 raise ValueError(
                     "Gain parts cannot be merged into the weights, as with "
                     f"form={config.form!r} they differ from token to token: keep it as an adapter"
                 )
-        super()._check_merge_allowed()
 
 
 def output_projection(model: nn.Module, attention: str) -> str:

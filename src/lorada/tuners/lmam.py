@@ -37,7 +37,7 @@ from lorada.tuners.base.config import (
     require_count,
     require_positive,
 )
-from lorada.tuners.base.entries import Entries, FrozenEntries
+from lorada.tuners.base.entries import Entries, FrozenEntries, warn_of_rounding
 from lorada.tuners.base.tuner import AttachedModel, SelfAttentionModel
 from lorada.tuners.position_rows import check_rows, well_trained
 
@@ -223,6 +223,12 @@ class LmamLayer(AttachedLayer):
                 factor = (self.lora_w if name in self.lora_w else self.lora_w_a)[name]
                 self._pe[name] = position_embedding(config.length, wide(factor.detach()))
 
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
+        self._place_pe()  # on meta until now if PEFT placed the adapter with low_cpu_mem_usage
+
     def _initialise(self, adapter_name: str, config: LmamConfig) -> None:
         with torch.no_grad():
             for own in (self.lora_w, self.lora_taps):  # zero at the start
@@ -299,6 +305,7 @@ class LmamLayer(AttachedLayer):
         """Switch the mode; training mode deletes the maps that ``bake`` computed."""
         if mode:
             self._baked = {}
+            warn_of_rounding(*self.lora_w_a.values(), *self.lora_w_b.values())
         super().train(mode)
         return self
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -41,15 +42,27 @@ def part_name(layer: BaseTunerLayer) -> str:
 
 
 @contextmanager
-def switched_off(layers: Sequence[BaseTunerLayer]) -> Iterator[None]:
-    """Switch layers off in a ``with`` block; trained copies of modules, such as a head, stay."""
-    for layer in layers:
-        layer.enable_adapters(False)
+def trains_as_before(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Restore at the end what trains: PEFT makes every adapter trainable that it switches on."""
+    before = [(p, p.requires_grad) for module in modules for p in module.parameters()]
     try:
         yield
     finally:
+        for parameter, requires_grad in before:
+            parameter.requires_grad = requires_grad
+
+
+@contextmanager
+def switched_off(layers: Sequence[Any]) -> Iterator[None]:
+    """Switch layers off in a ``with`` block; trained copies of modules, such as a head, stay."""
+    with trains_as_before(layers):
         for layer in layers:
-            layer.enable_adapters(True)
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
 
 
 @contextmanager
@@ -63,6 +76,7 @@ def without_parts(parts: Parts, names: Iterable[str]) -> Iterator[None]:
 def without_adapter(model: nn.Module, parts: Parts) -> Iterator[None]:
     """Switch everything off in a ``with`` block that the active adapters change."""
     with ExitStack() as stack:
+        stack.enter_context(trains_as_before([model]))
         if isinstance(model, PeftModel):  # it has trained copies of modules too, such as a head
             stack.enter_context(model.disable_adapter())
         else:

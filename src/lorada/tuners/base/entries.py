@@ -1,6 +1,8 @@
 """Containers for the weights of adapters by name, and helpers for their dtype and device."""
 
+import warnings
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,16 +52,21 @@ class FrozenEntries(BufferDict):  # type: ignore[misc]
         return tensor
 
 
-def used_on(host: nn.Module) -> Iterator[torch.device]:
-    """The devices on which a module's own weights are used, without those of its adapters."""
-    added = {
+def adapter_parameters(model: nn.Module) -> set[int]:
+    """The parameters of all adapters in a model, by ``id``."""
+    return {
         id(parameter)
-        for layer in host.modules()
+        for layer in model.modules()
         if isinstance(layer, BaseTunerLayer)
         for name in (*layer.adapter_layer_names, *layer.other_param_names)
         if isinstance(container := getattr(layer, name, None), nn.Module)
         for parameter in container.parameters()
     }
+
+
+def used_on(host: nn.Module) -> Iterator[torch.device]:
+    """The devices on which a module's own weights are used, without those of its adapters."""
+    added = adapter_parameters(host)
     for module in host.modules():
         target = execution_device(module)
         for parameter in module.parameters(recurse=False):
@@ -91,3 +98,21 @@ def refuse_offloaded(model: nn.Module, kind: str) -> None:
                 f"{name} is offloaded, where PEFT leaves {kind} weights without values: "
                 "add or load the adapter first, then offload"
             )
+
+
+def warn_of_rounding(*factors: Tensor) -> None:
+    """Warn once if the factors of a map train in half precision, as TRL casts them."""
+    for factor in factors:
+        if factor.requires_grad and factor.dtype.itemsize < 4:
+            warn_of_dtype(factor.dtype)
+
+
+@cache  # every layer asks in every step of training
+def warn_of_dtype(dtype: torch.dtype) -> None:
+    """Warn of factors of this dtype; see ``warn_of_rounding``."""
+    warnings.warn(
+        f"the factors of a map are {dtype}, which rounds most of their steps to nothing, as they "
+        "start near -1: before training, cast each parameter with 'lora_w_' in its name to float32 "
+        "(docs/guides/trl.md)",
+        stacklevel=2,
+    )

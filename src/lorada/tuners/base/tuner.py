@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lorada.attention.hooks import HOOKS
 from lorada.attention.modules import attention_classes, can_hold_map, self_attentions
-from lorada.support.errors import MOST
+from lorada.support.errors import MOST, unknown_name
 from lorada.tuners.base.attached_layer import AttachedLayer, detach_all
 from lorada.tuners.base.config import PREFIX, STACK, LoradaPeftConfig
 from lorada.tuners.base.injection import all_or_nothing, check_fits, refuse_absent
@@ -100,30 +100,40 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
             if not autocast_adapter_dtype and isinstance(layer, LoradaTunerLayer):
                 layer.cast_to_base(adapter_name)
 
-    def _check_merge_allowed(self) -> None:
+    def refuse_merge(self, names: list[str]) -> None:
+        """Refuse to merge adapters, active or not; PEFT's own check knows only the active ones.
+
+        Raises:
+            ValueError: if one of them does not exist or cannot be merged into the weights.
+        """
+        for name in names:
+            if name not in self.peft_config:
+                raise unknown_name("adapter", name, self.peft_config)
         if self.not_mergeable:
             kind = type(self).__name__.removesuffix("Model")
             raise ValueError(
                 f"{kind} parts cannot be merged into the weights: {self.not_mergeable}"
             )
-        super()._check_merge_allowed()
 
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
         """Merge in place; ``unmerge_adapter`` undoes it."""
+        names = adapter_names or self.active_adapters
+        self.refuse_merge(names)
         self._check_merge_allowed()
-        give_own_weights(self.model, adapter_names or self.active_adapters)
+        give_own_weights(self.model, names)
         with one_line_errors():
             merge_all(self.model, adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        names = kwargs.get("adapter_names")
         if merge:
-            self._check_merge_allowed()
+            self.refuse_merge(names or self.active_adapters)
         with ties_settled(self.model), one_line_errors():
             if merge:
-                safe, names = kwargs.get("safe_merge", False), kwargs.get("adapter_names")
                 give_own_weights(self.model, names or self.active_adapters)
+                safe = kwargs.get("safe_merge", False)
                 merge_inner(self.model, safe_merge=safe, adapter_names=names)
             detach_all(self.model)
             model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)

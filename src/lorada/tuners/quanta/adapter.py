@@ -99,8 +99,22 @@ class Gates(nn.Module):
         return [getattr(self, name) for name in self.names]
 
     def start(self) -> list[Tensor]:
-        """The gates of S, likewise."""
+        """The gates of S, likewise, in the dtype of T's."""
+        for name, gate in zip(self.names, self.trained(), strict=True):
+            start = getattr(self, f"start_{name}")
+            if start.dtype != gate.dtype:  # a trainer has cast T alone; S stays rounded as T was
+                setattr(self, f"start_{name}", start.to(gate.dtype))
         return [getattr(self, f"start_{name}") for name in self.names]
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        for name in self.names:
+            if (saved := state_dict.get(prefix + name)) is not None:
+                start = getattr(self, f"start_{name}")
+                # Gates that were trained in half precision began at an S that was rounded to it.
+                start.data = start.to(saved.dtype).to(start.dtype)
 
     def forward(self, x: Tensor, width: int) -> Tensor:
         """(T - S) x (…, width), in the dtype of the gates."""

@@ -15,7 +15,9 @@ from torch import nn
 
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import STACK
-from lorada.tuners.base.linears import wrappers
+from lorada.tuners.base.delta_layer import DeltaLayer
+from lorada.tuners.base.linears import has_adapter, wrappers
+from lorada.tuners.base.tuner import LoradaTuner
 from lorada.tuners.stack.config import UNMERGEABLE
 from lorada.tuners.stack.nesting import wraps
 
@@ -55,7 +57,12 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about tied weights, which we untie
             tuner._check_merge_allowed()
+        if isinstance(tuner, LoradaTuner):
+            tuner.refuse_merge([name])
     for place, chain in wrappers(model).items():
+        for layer in chain:
+            if isinstance(layer, DeltaLayer) and has_adapter(layer, name):
+                layer.get_base_weight()  # refuses a quantised one, before any weight is changed
         if getattr(chain[-1].get_base_layer(), "bias", None) is not None:
             continue
         for layer in chain:
@@ -82,18 +89,22 @@ def merge_and_keep_attached(stack: Any, name: str) -> nn.Module:
     """
     refuse_unmergeable(stack.model, name, stack.tuners_of(name))
     config = stack.peft_config[name]
-    merged = [part for part in config.parts if wraps(part)]
-    rest = [part for part in config.parts if not wraps(part)]
-    config.parts = rest  # so that the state dict has only their weights
-    state = get_peft_model_state_dict(stack, adapter_name=name)
-    attached = {n for n, module in stack.named_modules() if isinstance(module, AttachedLayer)}
-    weights = {
-        f"base_model.{key}": value.clone()
-        for key, value in state.items()
-        if any(key.startswith(f"{layer}.") for layer in attached)
-    }
-    config.parts = merged
-    base: nn.Module = stack._unload_and_optionally_merge(merge=True, adapter_names=[name])
+    parts = config.parts
+    rest = [part for part in parts if not wraps(part)]
+    try:
+        config.parts = rest  # so that the state dict has only their weights
+        state = get_peft_model_state_dict(stack, adapter_name=name)
+        attached = {n for n, module in stack.named_modules() if isinstance(module, AttachedLayer)}
+        weights = {
+            f"base_model.{key}": value.clone()
+            for key, value in state.items()
+            if any(key.startswith(f"{layer}.") for layer in attached)
+        }
+        config.parts = [part for part in parts if wraps(part)]
+        base: nn.Module = stack._unload_and_optionally_merge(merge=True, adapter_names=[name])
+    except Exception:
+        config.parts = parts
+        raise
     if not rest:
         return base
     fields = {"task_type": config.task_type, "base_model_type": config.base_model_type}

@@ -14,9 +14,11 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from lorada.tuners.base.config import PREFIX, refuse_no_layers
+from lorada.tuners.base.entries import adapter_parameters
 from lorada.tuners.base.linears import BASE_LAYER, has_adapter, linear_names, wrappers
 from lorada.tuners.base.tuner import AttachedModel, chosen, listed
 
@@ -98,6 +100,27 @@ def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) ->
                 f"adapter {adapter_name!r} applies its parts to {name} in another order than an "
                 "adapter that is loaded already: load it into a model of its own"
             )
+
+
+def train_biases(model: nn.Module, tuner: BaseTuner, adapter_name: str) -> None:
+    """Let the biases train that the ``bias`` of a placed part asks for.
+
+    PEFT does so when it places the first part, but for each further one it restores what trained.
+    """
+    part = tuner.peft_config[adapter_name]
+    wanted = "none" if part.inference_mode else getattr(part, "bias", "none")
+    if wanted == "all":
+        copied = (m for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper))
+        own = adapter_parameters(model) | {id(p) for module in copied for p in module.parameters()}
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias") and id(parameter) not in own:
+                parameter.requires_grad = True
+    elif wanted != "none":  # such as lora_only
+        layers = (m for m in model.modules() if isinstance(m, tuner.tuner_layer_cls))
+        for layer in layers:
+            bias = getattr(layer, "bias", None)
+            if bias is not None and has_adapter(layer, adapter_name):
+                bias.requires_grad = True
 
 
 # PEFT's layers that compute with the base layer's weight instead of calling what they wrap.

@@ -39,6 +39,7 @@ from lorada.tuners.stack.nesting import (
     part_named_in_errors,
     refuse_blind,
     rename,
+    train_biases,
     tuner_of,
     wraps,
 )
@@ -123,6 +124,8 @@ class LoradaModel(LoradaTuner):
             if saved is not None:
                 model.peft_config = saved  # type: ignore[assignment]
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        for tuner in self.tuners_of(adapter_name):
+            train_biases(model, tuner, adapter_name)
         set_additional_trainable_modules(
             model=model,
             peft_config=config,
@@ -170,9 +173,15 @@ class LoradaModel(LoradaTuner):
             tuner._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter with all its parts."""
+        """Remove an adapter with all its parts; if no other is active, activate another."""
+        active = self.active_adapters
         super().delete_adapter(adapter_name)
         forget(self, self.__dict__["_tuners"].pop(adapter_name, []))
+        left = [name for name in active if name != adapter_name] or sorted(self.peft_config)[:1]
+        if adapter_name in active and left:
+            # PEFT lets each layer choose among its own adapters; in stacks these differ.
+            frozen = all(self.peft_config[name].inference_mode for name in left)
+            self.set_adapter(left, inference_mode=frozen)
 
     # Running.
 
@@ -304,9 +313,11 @@ class LoradaModel(LoradaTuner):
         """No: ``peft.convert_to_lora`` reads one set of target modules, a stack has several."""
         return False
 
-    def _check_merge_allowed(self) -> None:
-        parts = [part for name in self.active_adapters for part in self.peft_config[name].parts]
-        for name in self.active_adapters:
+    def refuse_merge(self, names: list[str]) -> None:
+        """Refuse to merge adapters with a part that cannot be merged."""
+        super().refuse_merge(names)
+        parts = [part for name in names for part in self.peft_config[name].parts]
+        for name in names:
             refuse_unmergeable(self.model, name, self.tuners_of(name))
         attached = sorted({type(part).__name__ for part in parts if not wraps(part)})
         if attached:
@@ -315,7 +326,6 @@ class LoradaModel(LoradaTuner):
                 "merge_weights() merges the parts that can be and returns the merged model with "
                 "the rest as an adapter"
             )
-        super()._check_merge_allowed()
 
     def merge_weights(self) -> nn.Module:
         """Merge the parts of the active adapter that can be merged and keep the rest.
@@ -325,10 +335,17 @@ class LoradaModel(LoradaTuner):
             merged base itself if nothing remains. This model cannot be used afterwards.
 
         Raises:
-            ValueError: if a part that wraps modules cannot be merged: with the other parts merged
-                it would wrap other weights than those it was trained on.
+            ValueError: if several adapters are active, or if a part that wraps modules cannot be
+                merged: with the other parts merged it would wrap other weights than those it was
+                trained on.
         """
-        return merge_and_keep_attached(self, self.active_adapters[0])
+        active = self.active_adapters
+        if len(active) != 1:
+            raise ValueError(
+                f"merge_weights() merges one adapter, and {len(active)} are active "
+                f"({', '.join(active)}): call model.set_adapter(name) first"
+            )
+        return merge_and_keep_attached(self, active[0])
 
     def bake(self) -> None:
         """Compute every map of the stack once, for inference."""
