@@ -5,12 +5,13 @@ import torch
 from callback_runs import trainer as run_of
 from conftest import TINY, assert_close
 from peft import AdaLoraConfig, PeftModel
+from peft.tuners.adalora import AdaLoraModel
 from safetensors.torch import load_file
-from stacks import batch, bottleneck, lmam, logits, lora
+from stacks import VALUE, batch, bottleneck, lmam, logits, lora
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from lorada import LoradaConfig
+from lorada import LamdaConfig, LoradaConfig, SoraConfig
 from lorada.methods.callbacks.adalora import AdaLoraCallback, schedule
 
 pytestmark = pytest.mark.fp64
@@ -55,6 +56,33 @@ def test_training_prunes_to_the_target_and_what_is_saved_loads(tmp_path, config,
     loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "adapter")
     assert_close(logits(loaded, inputs), expected)
     assert_close(logits(model, inputs), expected)
+
+
+BESIDE = {
+    "sora around it": lambda: [adalora(), SoraConfig(rank=2, target_modules=["q_proj", "v_proj"])],
+    "sora in it": lambda: [SoraConfig(rank=2, target_modules=["q_proj", "v_proj"]), adalora()],
+    "lamda": lambda: [LamdaConfig(rank=3, target_modules=["q_proj"]), adalora()],
+    "lora first": lambda: [lora("llama", VALUE), adalora()],
+    "lora last": lambda: [adalora(), lora("llama", VALUE)],
+}
+
+
+@pytest.mark.parametrize("parts", BESIDE.values(), ids=BESIDE)
+def test_only_its_own_ranks_are_counted_and_pruned_beside_a_part_with_the_same_names(
+    tmp_path, parts
+):
+    run = trainer(tmp_path, LoradaConfig(parts=parts(), task_type="CAUSAL_LM"))
+    run.train()
+    (tuner,) = [each for each in run.model.base_model.tuners() if isinstance(each, AdaLoraModel)]
+    assert tuner.rankallocator.init_bgt == 4 * MODULES
+    assert tuner.rankallocator.target_bgt == 2 * MODULES
+    values = [p for n, p in run.model.named_parameters() if "lora_E" in n]
+    assert sum(int((p != 0).sum()) for p in values) == 2 * MODULES
+
+    model, inputs = run.model.eval(), batch("llama")
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "adapter")
+    assert_close(logits(loaded, inputs), logits(model, inputs))
 
 
 SHARES = {"tinit": 0.125, "tfinal": 0.5, "deltaT": 0.0015}

@@ -28,6 +28,7 @@ from lorada.tuners.base.injection import (
 from lorada.tuners.base.tuner import AttachedModel, LoradaTuner, refuse_mixed_batch
 from lorada.tuners.lmam import bake
 from lorada.tuners.stack import beside
+from lorada.tuners.stack.adalora import OwnRanks
 from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
 from lorada.tuners.stack.nesting import (
@@ -153,6 +154,8 @@ class LoradaModel(LoradaTuner):
         with part_named_in_errors(model, part, config.parts):
             refuse_second(model, tuner_cls, placed)
             tuner = place(model, part, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+        if hasattr(tuner, "rankallocator"):
+            tuner.rankallocator = OwnRanks(model, part, adapter_name)
         if hasattr(part, "modules_to_save"):
             part.modules_to_save = own_modules
         for other in placed:
