@@ -6,8 +6,9 @@ from callback_runs import trainer as run_of
 from conftest import TINY, assert_close
 from peft import AdaLoraConfig, PeftModel
 from peft.tuners.adalora import AdaLoraModel
+from peft.tuners.adalora.layer import AdaLoraLayer
 from safetensors.torch import load_file
-from stacks import VALUE, batch, bottleneck, lmam, logits, lora
+from stacks import VALUE, batch, bottleneck, lmam, logits, lora, moved
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
@@ -83,6 +84,38 @@ def test_only_its_own_ranks_are_counted_and_pruned_beside_a_part_with_the_same_n
     model.save_pretrained(tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "adapter")
     assert_close(logits(loaded, inputs), logits(model, inputs))
+
+
+@pytest.mark.parametrize("parts", BESIDE.values(), ids=BESIDE)
+def test_the_regulariser_of_a_stack_is_that_of_peft_alone_in_value_and_gradients(parts):
+    alone, stacked = (
+        moved(TINY["llama"](), config).double()
+        for config in (adalora(), LoradaConfig(parts=parts(), task_type="CAUSAL_LM"))
+    )
+
+    def own(model) -> dict[str, nn.Parameter]:
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, AdaLoraLayer)}
+        return {
+            f"{name.removesuffix('.base_layer')}.{kind}": getattr(layer, kind)["default"]
+            for name, layer in layers.items()
+            for kind in ("lora_A", "lora_B")
+        }
+
+    factors = own(alone)
+    with torch.no_grad():
+        for name, parameter in own(stacked).items():
+            parameter.copy_(factors[name])
+    inputs, found = batch("llama"), []
+    inputs["labels"] = inputs["input_ids"]
+    for model in (alone, stacked):
+        without = model.get_base_model()(**inputs).loss
+        added = model.train()(**inputs).loss - without
+        found.append((added, torch.autograd.grad(added, [*own(model).values()])))
+    (expected, gradients), (added, ours) = found
+    assert_close(added, expected)
+    assert len(ours) == 2 * MODULES
+    for mine, gradient in zip(ours, gradients, strict=True):
+        assert_close(mine, gradient)
 
 
 SHARES = {"tinit": 0.125, "tfinal": 0.5, "deltaT": 0.0015}

@@ -149,6 +149,35 @@ def test_from_starts_a_stack_from_a_saved_lora(place, tmp_path):
         torch.testing.assert_close(after[key], tensor, atol=1e-8, rtol=0)
 
 
+class Regulariser(TrainerCallback):
+    """What AdaLoRA's matrices are off from orthonormal at the start of a training."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        found = [p.detach() for n, p in kwargs["model"].named_parameters() if p.requires_grad
+                 and ("lora_A" in n or "lora_B" in n)]  # fmt: skip
+        grams = [p @ p.T if p.shape[0] < p.shape[1] else p.T @ p for p in found]
+        self.mean = sum(torch.norm(gram - torch.eye(len(gram))) for gram in grams) / len(grams)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings"),
+    [
+        ("rows", ()),
+        ("choices", ()),
+        ("rows", ("label_smoothing_factor=0.1",)),
+        ("turns", ("packing=true",)),
+    ],
+    ids=["prompts", "choices", "smoothed labels", "packed conversations"],
+)
+def test_every_loss_of_a_training_has_adalora_s_regulariser_once(place, tmp_path, rows, settings):
+    losses, seen = [], Regulariser()
+    for weight in (0, 2):
+        sizes = ("max_steps=2", "logging_steps=1", f"orth_reg_weight={weight}", *settings)
+        asked = recipe(place, tmp_path / str(weight), *sizes, rows=rows, method="adalora")
+        losses.append(train(asked, quiet=True, callbacks=[seen]).result["history"][0]["loss"])
+    assert losses[1] - losses[0] == pytest.approx(2 * float(seen.mean), rel=1e-4)
+
+
 def test_maps_have_their_own_learning_rate(place, tmp_path):
     settings, found = ("max_steps=3", "learning_rate=0", "lmam.init=normal"), []
     for rate in ("1e-2", "1e-9"):

@@ -28,7 +28,7 @@ from lorada.tuners.base.injection import (
 from lorada.tuners.base.tuner import AttachedModel, LoradaTuner, refuse_mixed_batch
 from lorada.tuners.lmam import bake
 from lorada.tuners.stack import beside
-from lorada.tuners.stack.adalora import OwnRanks
+from lorada.tuners.stack.adalora import OwnRanks, regulariser
 from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
 from lorada.tuners.stack.nesting import (
@@ -179,22 +179,20 @@ class LoradaModel(LoradaTuner):
 
     # Running.
 
-    def extending_tuner(self) -> BaseTuner | None:
-        """The tuner of a part that extends the model's forward: AdaLoRA's adds to the loss."""
+    def regularised(self, loss: Tensor) -> Tensor:
+        """A loss of a training, with what AdaLoRA adds for each adapter that trains."""
         for name in self.active_adapters:
-            # An adapter for inference needs no such loss, and AdaLoRA's forward would fail.
             for tuner in [] if self.peft_config[name].inference_mode else self.tuners_of(name):
-                if type(tuner).forward is not BaseTuner.forward:
-                    return tuner
-        return None
+                if isinstance(tuner, AdaLoraModel):
+                    loss = loss + regulariser(tuner).to(loss.device)
+        return loss
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward, or that of a part which extends it."""
-        tuner = self.extending_tuner()
-        # AdaLoRA's regulariser is part of training, not of a loss on held-out rows.
-        if tuner is None or (isinstance(tuner, AdaLoraModel) and not self.training):
-            return self.model(*args, **kwargs)
-        return tuner(*args, **kwargs)
+        """The model's forward; its loss in a training is regularised."""
+        outputs = self.model(*args, **kwargs)
+        if self.training and isinstance(loss := getattr(outputs, "loss", None), Tensor):
+            outputs.loss = self.regularised(loss)
+        return outputs
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
