@@ -28,7 +28,7 @@ from lorada.tuners.base.injection import (
 from lorada.tuners.base.tuner import AttachedModel, LoradaTuner, refuse_mixed_batch
 from lorada.tuners.lmam import bake
 from lorada.tuners.stack import beside
-from lorada.tuners.stack.adalora import OwnRanks, regulariser
+from lorada.tuners.stack.adalora import OwnRanks, factors, regulariser
 from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
 from lorada.tuners.stack.nesting import (
@@ -220,10 +220,17 @@ class LoradaModel(LoradaTuner):
     # if it is not active.
 
     def resize_modules_by_rank_pattern(self, rank_pattern: Any, adapter_name: str) -> None:
-        """Give AdaLoRA's layers the ranks of a saved adapter."""
+        """Give AdaLoRA's layers the ranks of a saved adapter, where they do not have them yet."""
         for tuner in self.tuners_of(adapter_name):
-            if hasattr(type(tuner), "resize_modules_by_rank_pattern"):
-                tuner.resize_modules_by_rank_pattern(rank_pattern, adapter_name)
+            if isinstance(tuner, AdaLoraModel):
+                found = factors(tuner.model, adapter_name, "lora_E")
+                ranks = {name.removesuffix(f".{adapter_name}"): len(e) for name, e in found}
+                other = {
+                    name: kept
+                    for name, kept in rank_pattern.items()
+                    if ranks.get(name.removesuffix(f".{adapter_name}")) != sum(kept)
+                }
+                tuner.resize_modules_by_rank_pattern(other, adapter_name)
 
     def resize_state_dict_by_rank_pattern(self, *args: Any) -> Any:
         """Drop the ranks that AdaLoRA has pruned from a state dict."""
