@@ -5,8 +5,10 @@ import torch
 from callback_runs import trainer as run_of
 from conftest import TINY, assert_close
 from peft import AdaLoraConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.adalora.layer import AdaLoraLayer
+from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file
 from stacks import VALUE, batch, bottleneck, lmam, logits, lora, moved
 from torch import nn
@@ -14,6 +16,8 @@ from transformers import Trainer, TrainerCallback
 
 from lorada import LamdaConfig, LoradaConfig, SoraConfig
 from lorada.methods.callbacks.adalora import AdaLoraCallback, schedule
+from lorada.tuners.base.config import STACK
+from lorada.tuners.stack.config import UNSTACKABLE
 
 pytestmark = pytest.mark.fp64
 
@@ -116,6 +120,16 @@ def test_the_regulariser_of_a_stack_is_that_of_peft_alone_in_value_and_gradients
     assert len(ours) == 2 * MODULES
     for mine, gradient in zip(ours, gradients, strict=True):
         assert_close(mine, gradient)
+
+
+def test_no_other_part_of_a_stack_has_a_tuner_that_changes_the_models_forward():
+    """A stack adds AdaLoRA's regulariser itself, and calls no tuner's forward."""
+    changing = {
+        kind.value
+        for kind, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()
+        if issubclass(tuner, BaseTuner) and tuner.forward is not BaseTuner.forward
+    }
+    assert changing - {*UNSTACKABLE, STACK} == {"ADALORA"}
 
 
 SHARES = {"tinit": 0.125, "tfinal": 0.5, "deltaT": 0.0015}
