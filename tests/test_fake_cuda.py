@@ -29,6 +29,7 @@ from lorada.methods.callbacks import ist, owlore
 from lorada.methods.lookup import method_named
 from lorada.runs.models.labelled_loss import LabelledLoss
 from lorada.runs.training.callbacks import refuse_broken_loss
+from lorada.tuners.stack.stack import LoradaModel
 
 LABELS = "lorada/runs/models/labelled_loss.py:__call__"
 LOSS = "lorada/runs/training/callbacks.py:refuse_broken_loss"
@@ -103,17 +104,16 @@ def answer(model: Any, given: dict[str, Tensor]) -> None:
         found = model(**given, cache=found.past_key_values, use_cache=True)
 
 
-def loss_of(model: nn.Module, kind: str, given: dict[str, Tensor], own: bool) -> Tensor:
-    """As a run computes it: a decoder's without all logits, unless the model adds to its loss."""
+def loss_of(model: nn.Module, kind: str, given: dict[str, Tensor]) -> Tensor:
+    """As a run computes it: a decoder's without all logits."""
     labelled = with_labels(kind, given)
-    if kind == "llama" and not own:
-        return LabelledLoss(model, plain=True)(model, labelled)[0].mean()
+    if kind == "llama":
+        loss, stack = LabelledLoss(model, plain=True)(model, labelled)[0].mean(), model.base_model
+        return stack.regularised(loss) if isinstance(stack, LoradaModel) else loss
     return model(**labelled).loss
 
 
-def train(
-    model: nn.Module, kind: str, given: dict[str, Tensor], plan: Any = NO_PLAN, own: bool = False
-) -> None:
+def train(model: nn.Module, kind: str, given: dict[str, Tensor], plan: Any = NO_PLAN) -> None:
     """One step of a run: loss, gradients, update, and what the method's callbacks do in it."""
     args: Any = SimpleNamespace(
         device=GPU, seed=0, world_size=1, output_dir="-", fp16=False, deepspeed=None,
@@ -135,7 +135,7 @@ def train(
 
     model.train()
     tell("on_train_begin", "on_step_begin")
-    loss = loss_of(model, kind, given, own)
+    loss = loss_of(model, kind, given)
     loss.backward()
     refuse_broken_loss(loss, args, state)
     tell("on_pre_optimizer_step")
@@ -153,8 +153,7 @@ def reads_of_map(name: str, model: str, padded: bool) -> Counter[str]:
 
 
 def reads_of_step(name: str, model: str, padded: bool) -> Counter[str]:
-    own_loss = model != "llama" or name == "adalora"
-    once = Counter({LOSS: 1, LABELS: int(not own_loss)})
+    once = Counter({LOSS: 1, LABELS: int(model == "llama")})
     return once + reads_of_map(name, model, padded)
 
 
@@ -210,7 +209,7 @@ def test_a_method_trains(name, model, padded):
     adapted, plan = placed(name, model, inputs(model))
     with fake_gpu(ALLOWED) as gpu:
         move(adapted)
-        train(adapted, model, batch(model, padded), plan, own=name == "adalora")
+        train(adapted, model, batch(model, padded), plan)
     assert of_lorada(gpu.reads) == reads_of_step(name, model, padded)
     others = gpu.reads.keys() - of_lorada(gpu.reads).keys()
     assert others == ({BUDGET} if name == "adalora" else set())
@@ -223,7 +222,7 @@ def test_a_stack_answers_and_trains(stack):
         move(model)
         answer(model, batch("llama", padded=True))
         assert not gpu.reads
-        train(model, "llama", batch("llama", padded=True), own=stack == "adalora")
+        train(model, "llama", batch("llama", padded=True))
     assert gpu.reads == reads_of_step(stack, "llama", True)
 
 

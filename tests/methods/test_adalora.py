@@ -5,13 +5,19 @@ import torch
 from callback_runs import trainer as run_of
 from conftest import TINY, assert_close
 from peft import AdaLoraConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.adalora import AdaLoraModel
+from peft.tuners.adalora.layer import AdaLoraLayer
+from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file
-from stacks import batch, bottleneck, lmam, logits, lora
+from stacks import VALUE, batch, bottleneck, lmam, logits, lora, moved
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from lorada import LoradaConfig
+from lorada import LamdaConfig, LoradaConfig, SoraConfig
 from lorada.methods.callbacks.adalora import AdaLoraCallback, schedule
+from lorada.tuners.base.config import STACK
+from lorada.tuners.stack.config import UNSTACKABLE
 
 pytestmark = pytest.mark.fp64
 
@@ -55,6 +61,75 @@ def test_training_prunes_to_the_target_and_what_is_saved_loads(tmp_path, config,
     loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "adapter")
     assert_close(logits(loaded, inputs), expected)
     assert_close(logits(model, inputs), expected)
+
+
+BESIDE = {
+    "sora around it": lambda: [adalora(), SoraConfig(rank=2, target_modules=["q_proj", "v_proj"])],
+    "sora in it": lambda: [SoraConfig(rank=2, target_modules=["q_proj", "v_proj"]), adalora()],
+    "lamda": lambda: [LamdaConfig(rank=3, target_modules=["q_proj"]), adalora()],
+    "lora first": lambda: [lora("llama", VALUE), adalora()],
+    "lora last": lambda: [adalora(), lora("llama", VALUE)],
+}
+
+
+@pytest.mark.parametrize("parts", BESIDE.values(), ids=BESIDE)
+def test_only_its_own_ranks_are_counted_and_pruned_beside_a_part_with_the_same_names(
+    tmp_path, parts
+):
+    run = trainer(tmp_path, LoradaConfig(parts=parts(), task_type="CAUSAL_LM"))
+    run.train()
+    (tuner,) = [each for each in run.model.base_model.tuners() if isinstance(each, AdaLoraModel)]
+    assert tuner.rankallocator.init_bgt == 4 * MODULES
+    assert tuner.rankallocator.target_bgt == 2 * MODULES
+    values = [p for n, p in run.model.named_parameters() if "lora_E" in n]
+    assert sum(int((p != 0).sum()) for p in values) == 2 * MODULES
+
+    model, inputs = run.model.eval(), batch("llama")
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "adapter")
+    assert_close(logits(loaded, inputs), logits(model, inputs))
+
+
+@pytest.mark.parametrize("parts", BESIDE.values(), ids=BESIDE)
+def test_the_regulariser_of_a_stack_is_that_of_peft_alone_in_value_and_gradients(parts):
+    alone, stacked = (
+        moved(TINY["llama"](), config).double()
+        for config in (adalora(), LoradaConfig(parts=parts(), task_type="CAUSAL_LM"))
+    )
+
+    def own(model) -> dict[str, nn.Parameter]:
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, AdaLoraLayer)}
+        return {
+            f"{name.removesuffix('.base_layer')}.{kind}": getattr(layer, kind)["default"]
+            for name, layer in layers.items()
+            for kind in ("lora_A", "lora_B")
+        }
+
+    factors = own(alone)
+    with torch.no_grad():
+        for name, parameter in own(stacked).items():
+            parameter.copy_(factors[name])
+    inputs, found = batch("llama"), []
+    inputs["labels"] = inputs["input_ids"]
+    for model in (alone, stacked):
+        without = model.get_base_model()(**inputs).loss
+        added = model.train()(**inputs).loss - without
+        found.append((added, torch.autograd.grad(added, [*own(model).values()])))
+    (expected, gradients), (added, ours) = found
+    assert_close(added, expected)
+    assert len(ours) == 2 * MODULES
+    for mine, gradient in zip(ours, gradients, strict=True):
+        assert_close(mine, gradient)
+
+
+def test_no_other_part_of_a_stack_has_a_tuner_that_changes_the_models_forward():
+    """A stack adds AdaLoRA's regulariser itself, and calls no tuner's forward."""
+    changing = {
+        kind.value
+        for kind, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()
+        if issubclass(tuner, BaseTuner) and tuner.forward is not BaseTuner.forward
+    }
+    assert changing - {*UNSTACKABLE, STACK} == {"ADALORA"}
 
 
 SHARES = {"tinit": 0.125, "tfinal": 0.5, "deltaT": 0.0015}

@@ -12,7 +12,6 @@ from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, PromptTuningConf
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lorada import LoradaConfig
 from lorada.runs.models import labelled_loss
 from lorada.runs.models.labelled_loss import find_labelled_loss
 from lorada.tasks.tokenize import IGNORED
@@ -163,9 +162,8 @@ ADALORA = AdaLoraConfig(target_modules=["q_proj"], total_step=10, tinit=1, tfina
 
 @pytest.mark.parametrize("config", [
     ADALORA,
-    LoradaConfig(parts=[ADALORA], task_type="CAUSAL_LM"),
     PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
-], ids=["AdaLoRA adds to it", "AdaLoRA in a stack", "virtual tokens before a text"])  # fmt: skip
+], ids=["AdaLoRA adds to it", "virtual tokens before a text"])  # fmt: skip
 def test_an_adapter_that_changes_loss_or_text_leaves_the_loss_to_the_model(config):
     assert find_labelled_loss(get_peft_model(DECODERS["llama"](), config), batch()) is None
 

@@ -12,7 +12,7 @@ import torch
 from folders import ROWS, adapter_weights, refused, rows_file
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from trained import QUICK, assert_same, run_recipe
+from trained import QUICK, assert_same, before_its_end, run_recipe
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from lorada.inference.evaluate import evaluate
@@ -147,6 +147,68 @@ def test_from_starts_a_stack_from_a_saved_lora(place, tmp_path):
     assert any(".lmam." in key for key in after)
     for key, tensor in saved.items():
         torch.testing.assert_close(after[key], tensor, atol=1e-8, rtol=0)
+
+
+def ranks(run) -> dict[str, int]:
+    weights = adapter_weights(run)
+    return {key: len(tensor) for key, tensor in weights.items() if key.endswith("lora_E")}
+
+
+@pytest.mark.parametrize("method", ["adalora", "lmam"])
+def test_a_run_from_a_pruned_adalora_trains_the_ranks_that_are_left(place, tmp_path, method):
+    sizes = ("max_steps=4", "learning_rate=1e-2")
+    few = ("init_r=3", "target_r=1")
+    first = train(recipe(place, tmp_path / "first", *sizes, *few, method="adalora"), quiet=True).run
+    left = ranks(first)
+    assert 0 in left.values(), "a matrix without ranks has its own errors"
+    assert len({*left.values()}) > 1
+
+    source = str(first / "adapter")
+    asked = partial(recipe, place, method=method, from_adapter=source)
+    still = train(asked(tmp_path / "still", "max_steps=1", "learning_rate=0"), quiet=True)
+    ids = torch.arange(3, 23).reshape(2, 10)
+    with torch.no_grad():
+        expected = load_run(first).model(input_ids=ids).logits
+        assert torch.equal(load_run(still.run).model(input_ids=ids).logits, expected)
+
+    run = train(asked(tmp_path / "run", *sizes, "save_steps=2"), quiet=True).run
+    assert ranks(run) == left
+    before, after = adapter_weights(first), adapter_weights(run)
+    assert any(not torch.equal(after[key], before[key]) for key in before if "lora_E" in key)
+    assert load_run(run).model(input_ids=ids).logits.isfinite().all()
+    cut = before_its_end(run, tmp_path / "cut")
+    resumed = train(asked(cut, *sizes, "save_steps=2"), resume=True, quiet=True)
+    assert resumed.result["resumed_from"] == "checkpoint-2"
+    assert_same(adapter_weights(cut), after)
+
+
+class Regulariser(TrainerCallback):
+    """What AdaLoRA's matrices are off from orthonormal at the start of a training."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        found = [p.detach() for n, p in kwargs["model"].named_parameters() if p.requires_grad
+                 and ("lora_A" in n or "lora_B" in n)]  # fmt: skip
+        grams = [p @ p.T if p.shape[0] < p.shape[1] else p.T @ p for p in found]
+        self.mean = sum(torch.norm(gram - torch.eye(len(gram))) for gram in grams) / len(grams)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings"),
+    [
+        ("rows", ()),
+        ("choices", ()),
+        ("rows", ("label_smoothing_factor=0.1",)),
+        ("turns", ("packing=true",)),
+    ],
+    ids=["prompts", "choices", "smoothed labels", "packed conversations"],
+)
+def test_every_loss_of_a_training_has_adalora_s_regulariser_once(place, tmp_path, rows, settings):
+    losses, seen = [], Regulariser()
+    for weight in (0, 2):
+        sizes = ("max_steps=2", "logging_steps=1", f"orth_reg_weight={weight}", *settings)
+        asked = recipe(place, tmp_path / str(weight), *sizes, rows=rows, method="adalora")
+        losses.append(train(asked, quiet=True, callbacks=[seen]).result["history"][0]["loss"])
+    assert losses[1] - losses[0] == pytest.approx(2 * float(seen.mean), rel=1e-4)
 
 
 def test_maps_have_their_own_learning_rate(place, tmp_path):

@@ -35,6 +35,16 @@ _ROOM: dict[str, Callable[[int, int], int]] = {
 }
 # Tuners of PEFT that say nothing, or too late, about other kinds of linear layers.
 _LINEAR_ONLY = {"osf": "OSF", "shira": "SHiRA"}
+# Settings of PEFT's tuners that do nothing, or not what they promise, unless a program also calls a
+# function of PEFT: setting, value (None for any that is given), function.
+_CALLED = (
+    ("use_asa", True, "AdamssAsaCallback in each step"),
+    ("init_lora_weights", "eva", "initialize_lora_eva_weights"),
+    ("init_lora_weights", "corda", "preprocess_corda"),
+    ("monteclora_config", None, "_get_monteclora_loss in each step"),
+    ("kasa_config", None, "_get_kasa_loss in each step"),
+    ("arrow_config", None, "create_arrow_model"),
+)
 
 
 def refuse_undefined(method: Method, model_config: Any) -> None:
@@ -155,7 +165,8 @@ def fit_defaults(
         The settings, and a sentence for each that was replaced.
 
     Raises:
-        ValueError: for matrices that a part cannot be placed on, or ranks that cannot be pruned.
+        ValueError: for matrices that a part cannot be placed on, ranks that cannot be pruned, or a
+            setting that needs a call which no training here makes.
     """
     model = ModelShape(model_config)
     found, sentences = {}, []
@@ -165,6 +176,7 @@ def fit_defaults(
             _refuse_conv1d(part, values, model)
         if part == "adalora":
             refuse_no_pruning(values["init_r"], values["target_r"])
+        _refuse_called(part, values)
         for key, bound in FITTED.get(part, {}).items():
             value = values.get(key, getattr(part_class(part), key, None))
             if value is None or key in stated.get(part, ()):
@@ -210,6 +222,16 @@ def _refuse_conv1d(part: str, values: Settings, model: ModelShape) -> None:
                 f"PEFT's {_LINEAR_ONLY[part]} takes nn.Linear only, and {name} of "
                 f"{type(model.module).__name__} is a {type(module).__name__}: use another method, "
                 "such as lora"
+            )
+
+
+def _refuse_called(part: str, values: Settings) -> None:
+    for key, value, function in _CALLED:
+        given = values.get(key)
+        if given is not None and value in (None, given):
+            raise ValueError(
+                f"{part}.{key}={given} needs PEFT's {function}, which lorada does not call: leave "
+                "it out, or train with PEFT alone"
             )
 
 

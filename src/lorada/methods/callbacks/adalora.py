@@ -8,6 +8,7 @@ the calls nothing is pruned, and there is no warning. The schedule, in steps:
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorada.methods.fit_to_model import refuse_no_pruning
+from lorada.tuners.stack.adalora import factors
 from lorada.tuners.stack.stack import LoradaModel
+
+logger = logging.getLogger(__name__)
 
 SCORES = "adalora.safetensors"  # beside the adapter of a checkpoint
 AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
@@ -32,7 +36,8 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
     ``warmup_steps``. It is shortened where it would leave no step to prune in.
 
     Checkpoints hold every rank, as pruned ones may grow back, and the scores so far, so that a
-    resumed run gives the same result. The adapter that is saved after training is pruned.
+    resumed run gives the same result. The adapter that is saved after training is pruned. A
+    training that starts from it trains the ranks that are left, and prunes none.
     """
 
     def __init__(self) -> None:
@@ -48,6 +53,12 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
         """
         self._tuner = _tuner_of(kwargs["model"])
         config = self._config
+        self._pattern = None
+        found = factors(self._tuner.model, self._tuner.trainable_adapter_name, "lora_E")
+        self._pruned = any(len(e) != config.init_r for _, e in found)
+        if self._pruned:
+            logger.warning("AdaLoRA: this adapter is pruned, so the ranks that are left are kept")
+            return
         refuse_no_pruning(config.init_r, config.target_r)
         phases = (config.tinit, config.tfinal, config.deltaT)
         asked = self._asked.get(phases, phases)
@@ -55,7 +66,7 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
         self._asked = {steps: asked}
         config.tinit, config.tfinal, config.deltaT = steps
         config.total_step = state.max_steps
-        self._pattern, config.rank_pattern = None, None
+        config.rank_pattern = None
         self._allocator.reset_ipt()
         scores = _scores_file(args, state)
         if state.global_step and scores.is_file():
@@ -71,6 +82,8 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Score the ranks with this step's gradients, and mask those that exceed the budget."""
+        if self._pruned:
+            return
         unused = [p for p in self._tuner.model.parameters() if p.requires_grad and p.grad is None]
         for parameter in unused:  # such as a map that no token of this batch reached
             parameter.grad = torch.zeros_like(parameter)
@@ -89,7 +102,7 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the scores so far in the folder of the checkpoint."""
         scores = _scores_file(args, state)
-        if not state.is_world_process_zero or not scores.parent.is_dir():
+        if self._pruned or not state.is_world_process_zero or not scores.parent.is_dir():
             return
         tensors = {
             f"{average}:{name}": value.contiguous()

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lorada.tasks.tokenize import IGNORED
-from lorada.tuners.stack.stack import LoradaModel
 
 CHUNK_BYTES = 2**25  # of the fp32 logits of a chunk
 SAMPLE = 32  # tokens that are compared with the model's own loss
@@ -113,9 +112,6 @@ def find_labelled_loss(model: nn.Module, inputs: dict[str, Any]) -> LabelledLoss
 
     ``inputs`` are a batch with at least one label that counts; all its tensors are (B, T).
     """
-    stack = getattr(model, "base_model", None)
-    if isinstance(stack, LoradaModel) and stack.extending_tuner() is not None:
-        return None  # AdaLoRA adds to the loss, in training only
     counted = inputs["labels"][:, 1:] != IGNORED
     row = int(counted.sum(-1).argmax())
     stop = int(counted[row].nonzero().max()) + 2

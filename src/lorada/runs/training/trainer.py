@@ -26,6 +26,7 @@ from lorada.runs.models.pooling import save_beside
 from lorada.runs.training.callbacks import refuse_broken_loss
 from lorada.support.processes import gather_values
 from lorada.tasks.tokenize import IGNORED
+from lorada.tuners.stack.stack import LoradaModel
 
 
 class _GroupedByLength(LengthGroupedSampler):  # type: ignore[misc]
@@ -145,6 +146,9 @@ class RunTrainer(Trainer):
         """A batch's share of the loss of its step; the mean of the batch if n is not given."""
         counted = self.counted(inputs)
         loss, outputs = self.batch_loss(model, inputs)
+        if model.training and "loss" not in outputs:  # which the model has not computed
+            stack = getattr(self.accelerator.unwrap_model(model), "base_model", None)
+            loss = stack.regularised(loss) if isinstance(stack, LoradaModel) else loss
         if num_items_in_batch is not None:
             loss = loss * (counted.sum().to(loss.device) / num_items_in_batch)
             if self.args.average_tokens_across_devices:  # gradients are averaged over processes

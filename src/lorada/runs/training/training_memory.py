@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, ShiraConfig
+from peft import ShiraConfig
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers import AutoModelForSequenceClassification as AutoClassifier
 
-from lorada.methods.build import Plan
 from lorada.runs.by_device import accelerator, device_settings, longest, with_dtype
 from lorada.runs.models.count import placed_on, plan_of
 from lorada.runs.models.labelled_loss import LabelledLoss
@@ -162,7 +161,7 @@ def _traced_on(device: torch.device, recipe: Recipe, config: Any, sequences: int
             for _ in range(2):
                 counter.peak = 0
                 with narrow:
-                    loss = _loss(model, inputs, config, plan)
+                    loss = _loss(model, inputs, config)
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -220,10 +219,9 @@ def _inputs(config: Any, batch: int, recipe: Recipe) -> dict[str, Tensor]:
     return {**inputs, "labels": ids}
 
 
-def _loss(model: nn.Module, inputs: dict[str, Tensor], config: Any, plan: Plan) -> Tensor:
-    """The loss as a run computes it: a decoder's without all logits, unless more is added to it."""
-    adds = any(isinstance(part, AdaLoraConfig) for part in getattr(plan.config, "parts", []))
-    if kind_of(config) != "decoder" or adds or getattr(config, "output_router_logits", False):
+def _loss(model: nn.Module, inputs: dict[str, Tensor], config: Any) -> Tensor:
+    """The loss as a run computes it: a decoder's without all logits, unless it adds a loss."""
+    if kind_of(config) != "decoder" or getattr(config, "output_router_logits", False):
         loss: Tensor = model(**inputs).loss
         return loss
     labelled = LabelledLoss(model, plain=getattr(config, "final_logit_softcapping", None) is None)

@@ -12,6 +12,8 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.adalora import AdaLoraModel
+from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -190,11 +192,13 @@ def keys_of_others(model: nn.Module, tuner_cls: type[BaseTuner], keys: Iterable[
     """The keys of tuner layers of another kind than those of ``tuner_cls``."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
     owners = {key: owner_of(key, layers) for key in keys}
-    return {
-        key
-        for key, owner in owners.items()
-        if owner and layer_kind(layers[owner]) is not tuner_cls.tuner_layer_cls
-    }
+    ada = tuner_cls is AdaLoraModel  # its layers are of LoRA's kind, but are saved by itself
+
+    def owns(layer: nn.Module) -> bool:
+        own = layer_kind(layer) is tuner_cls.tuner_layer_cls
+        return own and isinstance(layer, AdaLoraLayer) is ada
+
+    return {key for key, owner in owners.items() if owner and not owns(layers[owner])}
 
 
 def owner_of(key: str, names: dict[str, Any]) -> str:

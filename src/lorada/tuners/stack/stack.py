@@ -28,6 +28,7 @@ from lorada.tuners.base.injection import (
 from lorada.tuners.base.tuner import AttachedModel, LoradaTuner, refuse_mixed_batch
 from lorada.tuners.lmam import bake
 from lorada.tuners.stack import beside
+from lorada.tuners.stack.adalora import OwnRanks, factors, regulariser
 from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
 from lorada.tuners.stack.nesting import (
@@ -156,6 +157,8 @@ class LoradaModel(LoradaTuner):
         with part_named_in_errors(model, part, config.parts):
             refuse_second(model, tuner_cls, placed)
             tuner = place(model, part, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+        if hasattr(tuner, "rankallocator"):
+            tuner.rankallocator = OwnRanks(model, part, adapter_name)
         if hasattr(part, "modules_to_save"):
             part.modules_to_save = own_modules
         for other in placed:
@@ -185,22 +188,20 @@ class LoradaModel(LoradaTuner):
 
     # Running.
 
-    def extending_tuner(self) -> BaseTuner | None:
-        """The tuner of a part that extends the model's forward: AdaLoRA's adds to the loss."""
+    def regularised(self, loss: Tensor) -> Tensor:
+        """A loss of a training, with what AdaLoRA adds for each adapter that trains."""
         for name in self.active_adapters:
-            # An adapter for inference needs no such loss, and AdaLoRA's forward would fail.
             for tuner in [] if self.peft_config[name].inference_mode else self.tuners_of(name):
-                if type(tuner).forward is not BaseTuner.forward:
-                    return tuner
-        return None
+                if isinstance(tuner, AdaLoraModel):
+                    loss = loss + regulariser(tuner).to(loss.device)
+        return loss
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward, or that of a part which extends it."""
-        tuner = self.extending_tuner()
-        # AdaLoRA's regulariser is part of training, not of a loss on held-out rows.
-        if tuner is None or (isinstance(tuner, AdaLoraModel) and not self.training):
-            return self.model(*args, **kwargs)
-        return tuner(*args, **kwargs)
+        """The model's forward; its loss in a training is regularised."""
+        outputs = self.model(*args, **kwargs)
+        if self.training and isinstance(loss := getattr(outputs, "loss", None), Tensor):
+            outputs.loss = self.regularised(loss)
+        return outputs
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -228,10 +229,17 @@ class LoradaModel(LoradaTuner):
     # if it is not active.
 
     def resize_modules_by_rank_pattern(self, rank_pattern: Any, adapter_name: str) -> None:
-        """Give AdaLoRA's layers the ranks of a saved adapter."""
+        """Give AdaLoRA's layers the ranks of a saved adapter, where they do not have them yet."""
         for tuner in self.tuners_of(adapter_name):
-            if hasattr(type(tuner), "resize_modules_by_rank_pattern"):
-                tuner.resize_modules_by_rank_pattern(rank_pattern, adapter_name)
+            if isinstance(tuner, AdaLoraModel):
+                found = factors(tuner.model, adapter_name, "lora_E")
+                ranks = {name.removesuffix(f".{adapter_name}"): len(e) for name, e in found}
+                other = {
+                    name: kept
+                    for name, kept in rank_pattern.items()
+                    if ranks.get(name.removesuffix(f".{adapter_name}")) != sum(kept)
+                }
+                tuner.resize_modules_by_rank_pattern(other, adapter_name)
 
     def resize_state_dict_by_rank_pattern(self, *args: Any) -> Any:
         """Drop the ranks that AdaLoRA has pruned from a state dict."""
