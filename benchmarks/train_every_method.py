@@ -139,7 +139,8 @@ These runs show that a method learns and what it costs, not how good it is.
 
 **Losses** are those of the same {held_out} held-out rows before the first step and after the last,
 as the mean over batches: per token of the response, or per row of a classifier. A classifier has a
-new head, which trains too and is not counted in p. AdaLoRA's losses include its regulariser.
+new head, which trains too and is not counted in p. AdaLoRA's held-out losses
+include its regulariser, as they did when these runs were made.
 
 **The learning rate** is the method's own where it has one, else {rate:g} (5e-5 for full
 fine-tuning). Maps have 5e-3.
