@@ -151,7 +151,19 @@ def text(found: Found, tested: dict[str, Tested]) -> Iterator[str]:
     if not found:
         yield "No comparison of the atlas has all of its runs yet."
         return
+    yield "![Score and interval of each method on each task](atlas.png)"
+    yield ""
     yield from over_tasks(mean_ranks(found))
+    yield "## Pairs"
+    yield ""
+    yield "![Each pair of methods on each task](atlas-pairs.png)"
+    yield ""
+    yield (
+        "The method of the row is better by so many points than that of the column. Blue: settled. "
+        "Grey: not, with the number of held-out rows that would settle it, or `seeds` where only "
+        "more seeds can."
+    )
+    yield ""
     for task, methods in found.items():
         yield from of_task(task, methods, tested[task])
 
@@ -164,8 +176,6 @@ def over_tasks(means: MeanRanks | None) -> Iterator[str]:
         yield "Mean ranks need two tasks on which all methods have run."
         yield ""
         return
-    yield "![Score and interval of each method on each task, and mean ranks](atlas.png)"
-    yield ""
     yield "| method | mean rank |"
     yield "|---|--:|"
     for name, rank in sorted(means.ranks.items(), key=lambda pair: pair[1]):
@@ -202,6 +212,10 @@ def of_task(task: str, methods: dict[str, Measured], tested: Tested) -> Iterator
             f"| {shared.get(name, '')} | {one.losses.mean():.3f} | {rates} | {seconds} | {memory} |"
         )
     yield ""
+    left = [f"`{plain(name)}`" for name in ATLAS if plain(name) not in methods]
+    if left:
+        yield f"Without all of their runs yet, and left out: {', '.join(left)}."
+        yield ""
     if tested:
         yield (
             f"Methods without a letter in common differ (Holm's correction): {len(settled)} of "
@@ -262,7 +276,8 @@ def _draw_scores(axis: Any, methods: dict[str, Measured]) -> None:
     if CEILING in methods:
         axis.axvline(methods[CEILING].scores.mean(), color="grey", linestyle=":")
     _name_rows(axis, [f"{place}  {name}" for place, name in enumerate(names, start=1)])
-    axis.set_xlabel("score, 95 % interval; dotted: full fine-tuning", fontsize=8)
+    dotted = "; dotted: full fine-tuning" if CEILING in methods else ""
+    axis.set_xlabel(f"score, 95 % interval{dotted}", fontsize=8)
 
 
 def _draw_ranks(axis: Any, means: MeanRanks) -> None:
