@@ -35,6 +35,7 @@ from transformers import PreTrainedModel
 
 from lorada import PrefixConfig
 from lorada.methods.build import Plan
+from lorada.methods.callbacks.adalora import AdaLoraCallback
 from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.methods.callbacks.owlore import OwLoreCallback
 from lorada.methods.galore import galore
@@ -74,8 +75,11 @@ def describe_reference(plan: Plan) -> str | None:
 
 
 def needs_training_mode(plan: Plan) -> bool:
-    """Whether the method is another one in evaluation mode, as shifted attention is."""
-    return _has(plan, ShiftedAttention)
+    """Whether the method is another one in evaluation mode.
+
+    Shifted attention is, and so is AdaLoRA, whose regulariser lorada adds in training only.
+    """
+    return _has(plan, ShiftedAttention) or _has(plan, AdaLoraCallback)
 
 
 def reference_setup(ours: TrainingSetup, base: PreTrainedModel, batch: Batch) -> TrainingSetup:
