@@ -1,8 +1,9 @@
 """Runs that tests share, each trained at its first use, and what tests of runs begin with."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,17 @@ def train_once(place: Path, name: str, runs: Runs, settings: Sequence[str]) -> P
         asked = run_recipe(settings, place, output, *own, model=model, rows=rows, method=method)
         train(asked, quiet=True)
     return output
+
+
+def failing_for(method: str, error: Exception, train: Callable[..., Any]) -> Callable[..., Any]:
+    """``train``, which ends in an error for one method."""
+
+    def carry_out(recipe: Recipe, **options: Any) -> Any:
+        if recipe.method == method:
+            raise error
+        return train(recipe, **options)
+
+    return carry_out
 
 
 def before_its_end(run: Path, target: Path) -> Path:

@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import pytest
 from compared import model_and_rows
 from folders import ROWS, rows_file
+from trained import failing_for
 
 from lorada.experiments.compare import jobs as compare_jobs
 from lorada.experiments.compare import learning_rate
@@ -181,12 +182,7 @@ def test_a_job_that_fails_or_cannot_be_run_is_told_and_the_rest_goes_on(
     call, works, place, tmp_path, monkeypatch
 ):
     train = compare_jobs.train
-
-    def broken(recipe, **kwargs):
-        if recipe.method == "lmam":
-            raise ValueError("a line before\nno such layer")
-        return train(recipe, **kwargs)
-
+    broken = failing_for("lmam", ValueError("a line before\nno such layer"), train)
     monkeypatch.setattr(compare_jobs, "train", broken)
     output = tmp_path / "out"
     code, _, err = call(*words(place, output, methods="lmam,lora,bitfit", seeds="1", trials=0))
@@ -285,14 +281,8 @@ def test_a_job_that_another_command_runs_is_left_to_it_though_it_failed_before(
     works, failed, monkeypatch
 ):
     _, output = failed
-    train = compare_jobs.train
-
-    def held(recipe, **kwargs):
-        if recipe.method == "ia3":
-            raise HeldError("is being trained by another process")
-        return train(recipe, **kwargs)
-
-    monkeypatch.setattr(compare_jobs, "train", held)
+    error = HeldError("is being trained by another process")
+    monkeypatch.setattr(compare_jobs, "train", failing_for("ia3", error, compare_jobs.train))
     _, err = works("compare", output, "--resume")
     assert "1 jobs are left to other commands" in err
     assert "failed:" not in err

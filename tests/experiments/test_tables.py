@@ -11,6 +11,7 @@ import pytest
 import yaml
 from folders import bert_folder, split_file
 from table_rows import SMALL
+from trained import failing_for
 
 from lorada.experiments import table_runs, table_spec
 from lorada.experiments.queue.job import JOB_FILE
@@ -288,13 +289,8 @@ def test_a_failed_run_does_not_end_the_table_and_is_named_at_its_end(
     place, call, works, monkeypatch
 ):
     train = table_runs.train
-
-    def without_lora(recipe, **options):
-        if recipe.method == "lora":
-            raise MemoryError("a first line\nthe device is full")
-        return train(recipe, **options)
-
-    monkeypatch.setattr(table_runs, "train", without_lora)
+    full = failing_for("lora", MemoryError("a first line\nthe device is full"), train)
+    monkeypatch.setattr(table_runs, "train", full)
     code, out, err = call(*ASKED)
     assert code == 2
     assert err.splitlines()[-2:] == [
