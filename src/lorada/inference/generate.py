@@ -191,11 +191,15 @@ def tokens_of(
     if not all(prompts) and (decodes or not tokenizer("")["input_ids"]):
         raise ValueError("a prompt is empty: there is nothing to continue")
     refuse_unstorable("prompt", prompts)
-    options = {"add_special_tokens": not templated, "verbose": False}
-    found: list[list[int]] = tokenizer(prompts, **options)["input_ids"] if prompts else []
     ended = decodes and not templated and ends_texts(tokenizer)
-    if ended:  # prompts without the end, as in training
-        found = [without_end(ids, tokenizer) for ids in found]
+
+    def read(**limits: Any) -> list[list[int]]:
+        """The prompts without the end that a tokenizer may add, as in training."""
+        options = {"add_special_tokens": not templated, "verbose": False, **limits}
+        ids: list[list[int]] = tokenizer(prompts, **options)["input_ids"]
+        return [without_end(one, tokenizer) for one in ids] if ended else ids
+
+    found = read() if prompts else []
     for prompt, ids in zip(prompts, found, strict=True):
         if not ids:  # a tokenizer may drop unknown characters or white space
             raise ValueError(
@@ -206,9 +210,7 @@ def tokens_of(
     if room is not None and cut:
         side = tokenizer.truncation_side
         tokenizer.truncation_side = "left" if decodes else side
-        most = {"truncation": True, "max_length": room + ended}
-        found = tokenizer(prompts, **most, **options)["input_ids"]
-        found = [without_end(ids, tokenizer) for ids in found] if ended else found
+        found = read(truncation=True, max_length=room + ended)
         tokenizer.truncation_side = side
         end = "beginning" if decodes else "end"
         logger.warning("%d of %d prompts lost their %s to fit the model", cut, len(prompts), end)

@@ -76,8 +76,8 @@ def without_parts(parts: Parts, names: Iterable[str]) -> Iterator[None]:
 def without_adapter(model: nn.Module, parts: Parts) -> Iterator[None]:
     """Switch everything off in a ``with`` block that the active adapters change."""
     with ExitStack() as stack:
-        stack.enter_context(trains_as_before([model]))
         if isinstance(model, PeftModel):  # it has trained copies of modules too, such as a head
+            stack.enter_context(trains_as_before([model]))
             stack.enter_context(model.disable_adapter())
         else:
             stack.enter_context(without_parts(parts, parts))
