@@ -4,8 +4,9 @@
     python benchmarks/study/atlas.py          # the page and its pictures again, from what is kept
 
 ``study`` is the folder of ``run.py``. Kept are the score and the loss of every held-out row with
-every seed, in docs/results/atlas.json.gz. A method without all of its runs is left out on that
-task; methods that are missing on some task have no mean rank.
+every seed, in docs/results/atlas.json.gz; ``study`` may hold a part of the comparisons. A method
+without all of its runs is left out on that task; methods that are missing on some task have no mean
+rank.
 """
 
 import argparse
@@ -32,7 +33,10 @@ KEPT = DOCS / "results" / "atlas.json.gz"
 SCRIPT = "study/atlas.py"
 CEILING = "full"  # full fine-tuning: shown beside the methods, but not one of them
 MOST_ROWS = 1_000_000  # where so many rows would not settle a pair, only more seeds can
-TITLES = {"sst2_even": "SST-2", "qnli": "QNLI", "stsb": "STS-B", "mrpc": "MRPC"}
+TITLES = {
+    "sst2_even": "SST-2", "syllogism": "Syllogisms", "syllogism8": "Syllogisms that move",
+    "qnli": "QNLI",
+}  # fmt: skip
 
 
 class Pair(NamedTuple):

@@ -90,7 +90,10 @@ def _measured(each: ScoredCandidate) -> Measured:
 
 
 def keep(found: Found, path: Path) -> None:
-    """Write it; losses to three digits."""
+    """Write it, losses to three digits; what is kept there and was not found again stays."""
+    whole = kept(path)
+    for rows, methods in found.items():
+        whole.setdefault(rows, {}).update(methods)
     plain = {
         rows: {
             method: {
@@ -100,7 +103,7 @@ def keep(found: Found, path: Path) -> None:
             }
             for method, each in methods.items()
         }
-        for rows, methods in found.items()
+        for rows, methods in whole.items()
     }
     with atomic_path(path) as fresh:
         fresh.write_bytes(gzip.compress(json.dumps(plain).encode(), mtime=0))

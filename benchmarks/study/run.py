@@ -66,7 +66,8 @@ TABLE_4 = (
 )  # fmt: skip
 
 RATES, FULL_RATES, LLM_RATES = "7e-4,3e-3,1.2e-2", "5e-5,2e-4,8e-4", "3e-4,1.5e-3,7e-3"
-ATLAS_TASKS = ("sst2_even", "qnli", "stsb", "mrpc")
+ATLAS_TASKS = ("sst2_even", "syllogism", "syllogism8", "qnli")
+PILOT_TASKS = ("qnli", "stsb", "mrpc")  # of GLUE: is there something to learn in 150 steps?
 
 
 class Asked(NamedTuple):
@@ -122,6 +123,7 @@ COMPARISONS |= {
         "sst2_even_dora": Asked("sst2_even", ON_DORA),
         "qnli_starts": Asked("qnli", STARTS),
         **{f"atlas_{task}": Asked(task, ATLAS, budget="0.2%") for task in ATLAS_TASKS},
+        **{f"pilot_{t}": Asked(t, ("lora",), budget="0.2%", seeds="1") for t in PILOT_TASKS},
         **{f"atlas_{task}_full": Asked(task, ("full",), FULL_RATES) for task in ATLAS_TASKS},
     }.items()
 }

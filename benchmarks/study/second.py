@@ -4,7 +4,8 @@
     python benchmarks/study/second.py          # the page again, from what is kept
 
 ``study`` is the folder of ``run.py``. Kept are the score and the loss of every held-out row with
-every seed, in docs/results/study2.json.gz; candidates without all of their runs are left out.
+every seed, in docs/results/study2.json.gz; ``study`` may hold a part of the comparisons, and
+candidates without all of their runs are left out.
 """
 
 import argparse
@@ -47,7 +48,7 @@ WRITERS, WRITTEN = "writers", "written_ablations"
 WANTED = {
     name: asked.rows
     for name, asked in COMPARISONS.items()
-    if asked.search == "each-seed" and not name.startswith("atlas_")
+    if asked.search == "each-seed" and not name.startswith(("atlas_", "pilot_"))
 } | {name: name for name in (WRITERS, WRITTEN)}
 # What Table 9 (means of Table 14) says of LoRaDA-LA without this, in points. It has one row
 # without softmax's signs, and does not say in which of three readings (docs/paper.md, reading 17).

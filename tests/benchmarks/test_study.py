@@ -130,6 +130,19 @@ def test_the_tests_can_be_repeated_from_what_is_kept(study, tmp_path):
     assert ablation.endswith("| -42.9 |")
 
 
+def test_what_is_kept_stays_where_it_is_not_found_again(study, tmp_path):
+    kept, path = study("kept"), tmp_path / "kept.json.gz"
+    old, new = measured(kept, 0.8, 1), measured(kept, 0.6, 2)
+    kept.keep({"qnli": {"lora": old, "dora": old}}, path)
+    kept.keep({"qnli": {"dora": new}, "syllogism": {"lora": new}}, path)
+    found = kept.kept(path)
+    assert {rows: [*methods] for rows, methods in found.items()} == {
+        "qnli": ["lora", "dora"], "syllogism": ["lora"],
+    }  # fmt: skip
+    assert (found["qnli"]["lora"].scores == old.scores).all()
+    assert (found["qnli"]["dora"].scores == new.scores).all()
+
+
 def test_an_interval_of_the_picture_holds_the_truth_in_19_cases_of_20(study):
     picture, held = study("picture"), []
     for seed in range(200):
@@ -188,7 +201,7 @@ def test_mean_ranks_leave_out_what_some_task_lacks_and_full_fine_tuning(study):
     levels = {"lora": 0.9, "dora": 0.8, "lmam": 0.6, "full": 0.95}
     methods = {name: measured(atlas, level, i) for i, (name, level) in enumerate(levels.items())}
     more = methods | {"bitfit": methods["dora"]}
-    means = atlas.mean_ranks({"sst2_even": methods, "qnli": more, "mrpc": methods})
+    means = atlas.mean_ranks({"sst2_even": methods, "qnli": more, "syllogism": methods})
     assert means.ranks == {"lora": 1, "dora": 2, "lmam": 3}
     # Demšar (2006), Table 5: 2.343 for three methods.
     assert means.critical == pytest.approx(2.343 * (3 * 4 / (6 * 3)) ** 0.5, abs=1e-3)
@@ -199,7 +212,7 @@ def test_the_atlas_is_written_from_what_is_kept(study, tmp_path, monkeypatch):
     atlas = study("atlas")
     levels = {"lora": 0.9, "dora": 0.89, "lmam": 0.6, "full": 0.95}
     methods = {name: measured(atlas, level, i) for i, (name, level) in enumerate(levels.items())}
-    atlas.keep({"sst2_even": methods, "mrpc": methods}, tmp_path / "atlas.json.gz")
+    atlas.keep({"sst2_even": methods, "syllogism": methods}, tmp_path / "atlas.json.gz")
     monkeypatch.setattr(atlas, "KEPT", tmp_path / "atlas.json.gz")
     monkeypatch.setattr(atlas, "DOCS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["atlas.py"])
