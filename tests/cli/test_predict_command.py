@@ -73,7 +73,7 @@ def test_a_file_is_written_and_named(works, json_of, mistake, folder, place, tmp
 MISTAKES = {
     "label --data rows.jsonl": "row 1 has fields prompt, response;",
     "choice --text a": "has fields prompt; each needs prompt/candidates",
-    "prompt --text ''": "a prompt is empty",
+    "prompt --text ''": "an empty prompt",
     "label": "there is nothing to answer: pass --text TEXT, --data FILE, or a",
 }
 

@@ -1,5 +1,7 @@
 """``lorada explore``: the page has the numbers of ``explain``, for runs and their checkpoints."""
 
+import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -8,7 +10,7 @@ import httpx2
 import pytest
 import run_place
 import torch
-from folders import refused
+from folders import byte_tokenizer, refused
 from servers import running
 
 from lorada import explain
@@ -26,6 +28,7 @@ RUNS = {
     "short": ("llama", "lora", "rows", ["max_length=24"]),
     "classes": ("bert", "lmam+lora", "labels", ["lmam.init_weights=false"]),
     "seq2seq": ("bart", "lmam+lora", "rows", ["lmam.init_weights=false"]),
+    "numbers": ("bert", "lora", "scores", []),
     "whole": ("llama", "full", "rows", []),
 }
 TEXT = "1 + 1 ="
@@ -78,11 +81,29 @@ def test_the_checkpoints_of_a_training_are_shown(folder):
 
 
 def test_what_cannot_be_explored_is_refused_in_one_line(folder):
-    whole, lora, short = (load_run(folder(name)) for name in ("whole", "lora", "short"))
+    whole, lora = (load_run(folder(name)) for name in ("whole", "lora"))
     refused("trained the base model itself", lambda: explored([whole], [TEXT]))
     refused("the text is empty", lambda: explored([lora], [" "]))
-    too_long = "read other tokens: explore each alone"
-    refused(too_long, lambda: explored([lora, short], ["ab" * 14]))
+    refused("has 80 tokens and at most 64 can be shown", lambda: explored([lora], ["ab" * 40]))
+    tokenizer = copy.deepcopy(lora.tokenizer)
+    tokenizer.add_tokens(["1 +"])
+    other = dataclasses.replace(lora, tokenizer=tokenizer)
+    refused("read other tokens: explore each alone", lambda: explored([lora, other], [TEXT]))
+
+
+def test_a_sentence_is_read_whole_and_without_an_end(folder):
+    run, text = load_run(folder("short")), "ab" * 14
+    tokenizer = byte_tokenizer(ends=True)
+    assert tokenizer(text)["input_ids"][-1] == tokenizer.eos_token_id
+    for one in (run, dataclasses.replace(run, tokenizer=tokenizer)):
+        (sentence,) = explored([one], [text], steps=False)["sentences"]
+        assert "".join(sentence["tokens"][-28:]) == text
+
+
+def test_a_number_is_no_class(folder):
+    run = load_run(folder("numbers"))
+    (shown,) = explored([run], [TEXT], steps=False)["runs"][0]["shown"][0]
+    assert shown["next"] == {}
 
 
 def test_the_command_writes_a_page(folder, mistake, works, tmp_path):

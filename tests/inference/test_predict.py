@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import math
+import os
 import random
+import shutil
 import subprocess
 import sys
 
@@ -157,7 +159,7 @@ def test_what_was_begun_with_other_rows_or_another_run_is_not_continued(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "predict", lambda *given: stopped(real(*given)))
             with pytest.raises(KeyboardInterrupt):
-                predict_to(run, asked(run, rows), output)
+                predict_to(run, asked(run, rows), output, overwrite=True)
 
     def stopped(parts):
         yield next(parts)
@@ -166,11 +168,46 @@ def test_what_was_begun_with_other_rows_or_another_run_is_not_continued(
     begin(run, LABELS)
     assert predict_to(run, asked(run, LABELS[1:]), output) == 0
     begin(run, LABELS)
-    assert predict_to(run, asked(run, LABELS), output) == 4
+    assert predict_to(run, asked(run, LABELS), output, overwrite=True) == 4
+    begin(run, LABELS)
+    moved = shutil.copytree(run.folder, tmp_path / "moved")
+    assert predict_to(load_run(moved), asked(run, LABELS), output, overwrite=True) == 4
     begin(run, LABELS)
     weights = next((run.folder / "adapter").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes())  # of another training, as far as anybody knows
-    assert predict_to(run, asked(run, LABELS), output) == 0
+    assert predict_to(run, asked(run, LABELS), output, overwrite=True) == 0
+
+
+def test_only_one_process_writes_a_file(folder, tmp_path, monkeypatch):
+    run, output = load_run(folder("label")), tmp_path / "answers.jsonl"
+    rows = asked(run, LABELS)
+    real, refused = module.predict, []
+
+    def asked_twice(*given):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                with pytest.raises(ValueError, match=f"another process writes {output}: wait"):
+                    predict_to(run, rows, output)
+                code = 0
+            finally:
+                os._exit(code)
+        refused.append(os.waitpid(child, 0)[1])
+        yield from real(*given)
+
+    monkeypatch.setattr(module, "predict", asked_twice)
+    predict_to(run, rows, output)
+    assert refused == [0]
+    assert list(tmp_path.iterdir()) == [output]
+    with pytest.raises(ValueError, match="is there already"):
+        predict_to(run, rows, output)
+
+
+def test_an_empty_prompt_is_named(folder):
+    run = load_run(folder("prompt"))
+    with pytest.raises(ValueError, match="rows row 2 has an empty prompt"):
+        answers(run, [{"prompt": "1"}, {"prompt": ""}])
 
 
 def test_a_table_has_a_column_for_each_class(folder, place, tmp_path):
@@ -187,7 +224,7 @@ def test_a_table_has_a_column_for_each_class(folder, place, tmp_path):
 
 
 def test_lines_of_an_answer_stay_one_cell(folder, tmp_path, monkeypatch):
-    said = 'a "b",\r\nc\u2028d'
+    said = 'a "b",\r\nc\u2028d\re'
     run = load_run(folder("prompt"))
     monkeypatch.setattr(module, "answer_rows", lambda *_: iter([(0, Answered(said))]))
     predict_to(run, asked(run, [{"prompt": "1"}]), tmp_path / "answers.csv")

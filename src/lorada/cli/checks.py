@@ -31,6 +31,7 @@ from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
 from lorada.runs.models.names import check_name
 from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
 from lorada.support.errors import missing_package, refuse_empty, unknown_name
+from lorada.support.files import refuse_there
 from lorada.tasks.row_files import there
 from lorada.tasks.rows import HEADED
 from lorada.tasks.sources import data_folder
@@ -159,7 +160,7 @@ def check_predicted(
     if output is not None:
         if output.suffix.lower() not in (".jsonl", ".csv"):
             raise ValueError(f"--output {output} is neither a .jsonl nor a .csv file: rename it")
-        _refuse_there(output, overwrite=overwrite)
+        refuse_there(output, overwrite=overwrite)
     if data is not None:
         there(data)
         return recipe, None
@@ -256,10 +257,5 @@ def check_explored(
         refuse_no_adapter(folder, "explore another run")
     for text in texts:
         refuse_empty(text)
-    _refuse_there(output, overwrite=overwrite)
+    refuse_there(output, overwrite=overwrite)
     return recipes[0]
-
-
-def _refuse_there(output: Path, *, overwrite: bool) -> None:
-    if output.is_dir() or (output.exists() and not overwrite):
-        raise ValueError(f"{output} is there already: choose another --output, or pass --overwrite")

@@ -56,7 +56,7 @@ def predict(
         suggest("predict", run, "--data", data or "FILE", "--output", "answers.csv")
         return
     try:
-        before = predict_to(loaded, rows, output)
+        before = predict_to(loaded, rows, output, overwrite=overwrite)
     except KeyboardInterrupt:
         errors.print("stopped: the same command goes on where it was", highlight=False)
         raise

@@ -12,6 +12,7 @@ from transformers.generation import GenerationMixin
 from lorada.inference.load import Run
 from lorada.runs.models.candidate_scores import accepted
 from lorada.runs.models.refilled_cache import can_be_refilled
+from lorada.tasks.tokenize import learned_ends
 from lorada.tuners.lmam import map_configs
 
 # Settings that a refilled batch follows, and those that change no greedy answer. Others, such as
@@ -67,6 +68,7 @@ def reason_against(run: Run, settings: dict[str, Any]) -> str | None:
 
 
 def end_tokens(run: Run) -> list[int]:
-    """The tokens that end an answer."""
+    """The tokens that end an answer: the base's own, and those that the run has learned."""
     ends = run.model.generation_config.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    own = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    return list(dict.fromkeys([*own, *learned_ends(run.form, run.tokenizer)]))

@@ -295,6 +295,9 @@ def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, str]]:
     """The indices of rows of some parts, and the text that the model writes for each."""
     room = encode_options(rows, run.recipe, run.kind).prompt_room
     prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
+    if run.kind == "decoder" and not all(prompts):
+        number = rows.number(prompts.index(""))
+        raise ValueError(f"{rows.path} row {number} has an empty prompt: nothing to continue")
     # Rows of a user's own file have no generation settings; generate takes those of the run's task.
     protocol = rows.protocol if rows.protocol.generation else None
     settings = generation_settings(run, protocol=protocol)

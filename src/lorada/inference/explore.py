@@ -5,20 +5,25 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from peft import PeftModel
 
 from lorada.inference.load import Run
 from lorada.report.explorer.page import explorer_page
+from lorada.runs.data.dataset import context_of
 from lorada.runs.folder.checkpoints import checkpoints, damaged_file
 from lorada.runs.folder.same_base import adapter_names
 from lorada.runs.models.adapters import load_beside
 from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
+from lorada.tasks.rows import HEADED
+from lorada.tasks.tokenize import without_end
 from lorada.tuners.explained import Explanation, shown
 from lorada.tuners.explanation import explain
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.position_rows import reach
 
+MOST_TOKENS = 512  # of a sentence, unless the run has learned from longer rows
 LONGEST = 10_000  # characters that are read of a sentence that is sent to the page's server
 # Steps of a training that are shown besides its end, evenly among those that have a checkpoint.
 MOST_STEPS = 8
@@ -33,11 +38,10 @@ def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -
         steps: whether checkpoints of the trainings are shown too.
 
     Raises:
-        ValueError: for an empty text, a run without an adapter, or tokens that differ.
+        ValueError: for a text that is empty or too long, a run without an adapter, or tokens that
+            differ.
     """
-    for text in texts or [""]:
-        refuse_empty(text)
-    read = [[_tokens(run, text) for text in texts] for run in runs]
+    read = [[_words(run, text) for text in texts or [""]] for run in runs]
     if any(other != read[0] for other in read[1:]):
         raise ValueError(
             f"{runs[0].folder} and {runs[1].folder} read other tokens: explore each alone"
@@ -53,15 +57,35 @@ def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -
     }
 
 
+def tokens_to_show(run: Run, text: str) -> list[int]:
+    """The token ids of a sentence; one that is continued has no end token.
+
+    Raises:
+        ValueError: for a sentence that is empty, has no known token, or is too long.
+    """
+    refuse_empty(text)
+    ids: list[int] = run.tokenizer(text, verbose=False)["input_ids"]
+    if run.kind == "decoder" and run.form not in HEADED:
+        ids = without_end(ids, run.tokenizer)
+    if not ids:
+        raise ValueError(f"{text!r} has no token that this model knows")
+    most = max(MOST_TOKENS, run.recipe.max_length)
+    most = min(most, context_of(run.model.config) or most)
+    if len(ids) > most:
+        raise ValueError(
+            f"the sentence has {len(ids):,} tokens and at most {most:,} can be shown: shorten it"
+        )
+    return ids
+
+
 def explain_text(run: Run, text: str) -> Explanation:
     """What the active adapter of a run's model does to a text.
 
     Raises:
-        ValueError: as ``explain`` does.
+        ValueError: as ``explain`` and ``tokens_to_show`` do.
     """
-    most = {"truncation": True, "max_length": run.recipe.max_length}
-    batch = run.tokenizer(text, return_tensors="pt", **most).to(run.device)
-    batch.pop("token_type_ids", None)
+    batch = {"input_ids": torch.tensor([tokens_to_show(run, text)], device=run.device)}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     if run.kind == "encoder_decoder":  # only the encoder reads the text
         start = run.model.config.decoder_start_token_id
         batch["decoder_input_ids"] = batch["input_ids"].new_full((1, 1), start)
@@ -111,9 +135,8 @@ def _checkpoints(run: Run) -> dict[int | None, str]:
     return states
 
 
-def _tokens(run: Run, text: str) -> list[str]:
-    ids = run.tokenizer(text, truncation=True, max_length=run.recipe.max_length)["input_ids"]
-    return [run.tokenizer.decode([token]) for token in ids]
+def _words(run: Run, text: str) -> list[str]:
+    return [run.tokenizer.decode([token]) for token in tokens_to_show(run, text)]
 
 
 def _word(run: Run, number: int) -> str:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from lorada.inference.can_refill import end_tokens
 from lorada.inference.load import Run, load_run, refuse_changed
 from lorada.runs.folder.folder import refuse_no_adapter, refuse_target
 from lorada.runs.folder.model_card import licence_of, write_card, write_model_card
@@ -227,12 +228,19 @@ def _write(
             save_file(named, renamed, {"format": "pt"})
             renamed.replace(fresh / ADAPTER_WEIGHTS)
         base = model.unload()
+    name_ends(base, run)
     if dtype is not None:
         _cast(base, getattr(torch, dtype))
     base.save_pretrained(fresh, **({"max_shard_size": size} if size else {}))
     save_beside(base, fresh)
     run.tokenizer.save_pretrained(fresh)
     return base
+
+
+def name_ends(model: PreTrainedModel, run: Run) -> None:
+    """Write what ends an answer of the run into its model's settings for generation."""
+    if model.can_generate() and (ends := end_tokens(run)):
+        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 def name_labels(model: PreTrainedModel, labels: Sequence[str]) -> None:

@@ -151,6 +151,8 @@ def generation_settings(
         strings = [strings] if isinstance(strings, str) else strings
         settings = {"stop_strings": strings} | settings
     settings |= language_settings(run.tokenizer)
+    if ends := end_tokens(run):
+        settings["eos_token_id"] = ends
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
     return settings

@@ -28,7 +28,15 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lorada.inference.can_refill import end_tokens
-from lorada.inference.export import AGAIN, copy_licence, kinds, merge, name_labels, refuse_quantised
+from lorada.inference.export import (
+    AGAIN,
+    copy_licence,
+    kinds,
+    merge,
+    name_ends,
+    name_labels,
+    refuse_quantised,
+)
 from lorada.inference.graph_card import card_texts
 from lorada.inference.load import Run, load_run
 from lorada.runs.data.dataset import context_of
@@ -100,6 +108,7 @@ def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False)
         model, merged, left = run.model, [], kinds(run.model)
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     name_labels(base, run.labels)
+    name_ends(base, run)
     with full_disk_in_one_line(target, AGAIN), atomic_path(target) as fresh:
         with refused_if_impossible(base):
             example = example_inputs(base, texts[0], cached=cached)

@@ -1,14 +1,13 @@
 """Statistics of a finished run's maps for the paper's figures: for a sentence, and by layer."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from lorada.inference.explore import tokens_to_show
 from lorada.inference.load import Run
 from lorada.methods.task_head import PEFT_NAMES
 from lorada.runs.data.rows import JSONL, Rows, load_rows, scored_rows
-from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
 from lorada.tasks.rows import Form, Row
 from lorada.tasks.tokenize import prompt_of
@@ -31,10 +30,11 @@ def sentence_maps(
         ``layers`` (``effect_size``, ``negative_ratio`` and ``map_negative_ratio`` of each).
 
     Raises:
-        ValueError: for an empty text, a run without a map, or an index out of range.
+        ValueError: for a text that is empty or too long, a run without a map, or an index out of
+            range.
     """
-    refuse_empty(text)
-    found, ids = _explained(run, [text])
+    ids = tokens_to_show(run, text)
+    found = _explained(run, {"input_ids": torch.tensor([ids], device=run.device)})
     shown = found[_index(layer, len(found), "layer")]
     strongest = int(shown.map[0].norm(dim=(-1, -2)).argmax())
     head = _index(strongest if head is None else head, shown.map.shape[1], "head")
@@ -68,17 +68,15 @@ def _index(wanted: int | None, count: int, what: str) -> int:
     return index % count
 
 
-def _explained(run: Run, texts: Sequence[str]) -> tuple[list[Any], list[int]]:
-    """The layers with a map, and the tokens that they read."""
-    batch = run.tokenizer(*texts, return_tensors="pt", truncation=True,
-                          max_length=run.recipe.max_length)  # fmt: skip
+def _explained(run: Run, batch: dict[str, Any]) -> list[Any]:
+    """The layers with a map, as they read a batch of one row."""
     if run.kind == "encoder_decoder":  # the decoder reads the text as well
         shifted = run.model.prepare_decoder_input_ids_from_labels(batch["input_ids"])
         batch["decoder_input_ids"] = shifted
-    found = [one for one in explain(run.model, batch.to(run.device)) if one.map is not None]
+    found = [one for one in explain(run.model, batch) if one.map is not None]
     if not found:
         raise ValueError("this model has no active map: load or enable an adapter with LmamConfig")
-    return found, batch["input_ids"][0].tolist()
+    return found
 
 
 def ratios_by_layer(
@@ -101,8 +99,10 @@ def ratios_by_layer(
     rows = scored.rows[:count]
     layers: list[dict[str, Any]] = []
     each = []  # by row, then by layer
+    most = {"truncation": True, "max_length": run.recipe.max_length}
     for row in progress_bar(rows, "Explaining"):
-        found, _ = _explained(run, _texts(run, row, scored.form))
+        batch = run.tokenizer(*_texts(run, row, scored.form), return_tensors="pt", **most)
+        found = _explained(run, dict(batch.to(run.device)))
         each.append([_numbers(one) for one in found])
         layers = layers or [
             {"map": one.map[0, 0].tolist(), "shown_ratio": float(one.map_negative[0])}

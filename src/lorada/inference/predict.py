@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,12 @@ from lorada.inference.evaluate import Answered, answer_rows
 from lorada.inference.load import Run
 from lorada.runs.data.rows import Rows
 from lorada.runs.folder.folder import TRAINED_FILE
+from lorada.runs.folder.lock import HeldError, locked
 from lorada.runs.recipe import RECIPE_FILE
 from lorada.support.errors import full_disk_in_one_line
-from lorada.support.files import json_lines, json_text, write_atomic
+from lorada.support.files import json_lines, json_text, refuse_there, write_atomic
+
+logger = logging.getLogger(__name__)
 
 PART = 32  # batches; within them, rows of similar length are answered together
 WEIGHTS = "adapter/*", "model/*", TRAINED_FILE  # of a run's folder
@@ -63,16 +67,29 @@ def _answer(rows: Rows, found: Answered) -> Answer:
     return {"score" if rows.form == "score" else "answer": found.value}
 
 
-def predict_to(run: Run, rows: Rows, output: Path) -> int:
+def predict_to(run: Run, rows: Rows, output: Path, *, overwrite: bool = False) -> int:
     """Answer rows into a file, JSON Lines or CSV by its ending.
 
     Returns:
         How many rows an earlier call had answered, which are not answered again.
 
     Raises:
-        ValueError: as ``predict``.
+        ValueError: as ``predict``, if another process writes the file, or if it is there already
+            and not to be replaced.
         OSError: if the disk is full.
     """
+    try:
+        with locked(output.parent, f".{output.name}.lock"):
+            refuse_there(output, overwrite=overwrite)
+            return _predict_to(run, rows, output)
+    except HeldError:
+        raise ValueError(
+            f"another process writes {output}: wait for it, or choose another --output"
+        ) from None
+
+
+def _predict_to(run: Run, rows: Rows, output: Path) -> int:
+    """``predict_to`` without its checks."""
     part, key = output.with_name(f"{output.name}.part"), _key(run, rows)
     answers = _answered_before(part, key, PART * run.recipe.eval_batch_size)
     before = len(answers)
@@ -93,7 +110,10 @@ def predict_to(run: Run, rows: Rows, output: Path) -> int:
 def _key(run: Run, rows: Rows) -> str:
     """What the answers depend on, in short: the rows, the run's recipe and its weights."""
     weights = [p for name in WEIGHTS for p in sorted(run.folder.glob(name))]
-    files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in weights]
+    files = [
+        (p.relative_to(run.folder).as_posix(), p.stat().st_size, p.stat().st_mtime_ns)
+        for p in weights
+    ]
     recipe = (run.folder / RECIPE_FILE).read_text(encoding="utf-8")
     text = json_text([rows.fingerprint, rows.form, rows.labels, PART, recipe, files])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -103,6 +123,8 @@ def _answered_before(part: Path, key: str, size: int) -> list[Answer]:
     """The answers of whole parts in an unfinished file; none if it is of other rows or a run."""
     lines = part.read_bytes().splitlines(keepends=True) if part.is_file() else []
     if lines[:1] != [json_lines([{"of": key}]).encode()]:
+        if lines:
+            logger.warning("%s is of other rows, settings or weights, and is begun anew", part)
         return []
     answers = [json.loads(line) for line in lines[1:] if line.endswith(b"\n")]
     return answers[: len(answers) - len(answers) % size]
@@ -116,7 +138,7 @@ def _csv(answers: list[Answer]) -> str:
         for answer in answers
     ]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(flat[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(flat[0]))
     writer.writeheader()
     writer.writerows(flat)
     return text.getvalue()

@@ -40,6 +40,16 @@ def write_atomic(path: Path, text: str) -> None:
         fresh.write_text(text, encoding="utf-8")
 
 
+def refuse_there(path: Path, *, overwrite: bool) -> None:
+    """Refuse a file to write that is there already and not to be replaced.
+
+    Raises:
+        ValueError: for such a file, and for a folder.
+    """
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise ValueError(f"{path} is there already: choose another --output, or pass --overwrite")
+
+
 def file_name(text: str) -> str:
     """A text as the name of a file; slashes, for one, are written as %2F."""
     return quote(text, safe=" +,:=[]")

@@ -25,7 +25,7 @@ def there(path: str | Path | None) -> str | Path:
         FileNotFoundError: if there is no such file.
     """
     if path is None:
-        raise ValueError("no data: pass --data FILE, or a benchmark with --task")
+        raise ValueError("no data: pass --data FILE; lorada train and compare also take --task")
     if hub_source(path) is None and not resolve(path).is_file():
         raise FileNotFoundError(
             f"no data file at {resolve(path)}: pass --data FILE ({', '.join(ENDINGS)}) or a data "

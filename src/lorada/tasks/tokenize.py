@@ -323,6 +323,24 @@ def prompt_of(
     return str(row.get("eval_prompt", row["prompt"]))
 
 
+def learned_ends(form: Form, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that rows of this form teach to end an answer with.
+
+    A chat template may end a turn with another token than the tokenizer ends a text with.
+    """
+    ends = _end(tokenizer)
+    if form == "messages" and tokenizer.chat_template:
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "reply"}]
+        try:
+            after = _rendered(turns, tokenizer).rpartition("reply")[2]
+        except TurnsRefused:  # a template for other turns than these
+            return ends
+        ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+        special = set(tokenizer.all_special_ids)
+        ends += [one for one in ids if one in special][:1]
+    return ends
+
+
 def _rendered(turns: list[Row], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
     """A conversation as the tokenizer's chat template writes it; the template may refuse it."""
     if not tokenizer.chat_template:

@@ -267,6 +267,8 @@ def _probabilities(reads: Mapping[str, _Reading], real: Tensor) -> dict[str, Ten
             places = torch.arange(real.shape[1], device=real.device)
             last = (places * real).argmax(-1) if logits.shape[1] == real.shape[1] else -1
             logits = logits[torch.arange(len(logits), device=logits.device), last]
+        if logits.shape[-1] == 1:  # a number, which is no class
+            return {}
         found[name] = logits.float().softmax(-1).cpu()
     return found
 
