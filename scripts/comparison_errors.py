@@ -11,6 +11,7 @@ number of seeds and rows the first table has:
 - failing seeds: the same if one run in five answers the same class for all rows;
 - one class: the same if every run does;
 - other rows: the same for two methods with one expected score, each good at rows of its own;
+- six: how often any pair of six copies is called different, with Holm's correction;
 - detectable: the median of the smallest detectable difference, as six methods show it, in points;
 - found: how often a true difference of that size is found; 80 is right;
 - in interval: how often the true score is in the 95 % interval; 95 is right.
@@ -25,6 +26,7 @@ apart, by a loss that is measured with an error:
 
 import sys
 from collections.abc import Iterable
+from itertools import combinations
 
 import numpy as np
 from scipy.stats import permutation_test
@@ -32,6 +34,7 @@ from scipy.stats import permutation_test
 from lorada.report.comparison.statistics import (
     ALPHA,
     detectable,
+    holm,
     interval,
     paired_p,
 )
@@ -138,8 +141,10 @@ def measure(seeds: int, rows: int, run: float, repeats: int) -> list[float]:
         for failing in (0.2, 1.0)
     )
     few = repeats // 5  # for what takes longer
-    six = {"methods": 6, "run": run, "taste": 0.5}
-    step = np.median([detectable(made_up_scores(random, seeds, rows, **six)) for _ in range(few)])
+    six = {"methods": 6, "run": run}
+    alike = [made_up_scores(random, seeds, rows, **six) for _ in range(few)]
+    unequal = [made_up_scores(random, seeds, rows, **six, taste=0.5) for _ in range(few)]
+    step = np.median([detectable(each) for each in unequal])
     true = np.mean([made_up_scores(random, 1, 20_000, run=run) for _ in range(100)])
     intervals = [interval(a) for a, _ in copies[:few]]
     return [
@@ -147,8 +152,9 @@ def measure(seeds: int, rows: int, run: float, repeats: int) -> list[float]:
         percent(swapped_rows_p(a, b) < ALPHA for a, b in copies[: repeats // 20]),
         *(percent(paired_p(a, b) < ALPHA for a, b in pairs)
           for pairs in (copies, unlike, some, every, other)),
+        percent(any_pair_p(each) < ALPHA for each in alike),
         float(step),
-        percent(paired_p(a, b + step) < ALPHA for a, b in other),
+        percent(paired_p(each[0], each[1] + step, each) < ALPHA for each in unequal),
         percent(low <= true <= high for low, high in intervals),
     ]  # fmt: skip
 
@@ -167,6 +173,11 @@ def measure_choice(seeds: int, rows: int, error: float, repeats: int) -> list[fl
     return [missed, *wrong]
 
 
+def any_pair_p(methods: list[np.ndarray]) -> float:
+    """The smallest p-value of all pairs of methods, corrected for their number."""
+    return min(holm([paired_p(a, b, methods) for a, b in combinations(methods, 2)]))
+
+
 def percent(found: Iterable[bool]) -> float:
     """How many are true, in percent."""
     return 100 * float(np.mean(list(found)))
@@ -180,7 +191,7 @@ def table(names: list[str]) -> None:
 def main(repeats: int = 2000) -> None:
     """Print the tables."""
     table(["seeds", "rows", "spread", "rows swapped", "`paired_p`", "unlike spread",
-           "failing seeds", "one class", "other rows", "detectable", "found",
+           "failing seeds", "one class", "other rows", "six", "detectable", "found",
            "in interval"])  # fmt: skip
     for run in (0.0, 0.3):
         for seeds in (2, 3, 5):

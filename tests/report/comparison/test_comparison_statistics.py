@@ -2,7 +2,12 @@
 
 import numpy as np
 import pytest
-from comparison_errors import chosen_rate_scores, made_up_scores, one_class_scores
+from comparison_errors import (
+    any_pair_p,
+    chosen_rate_scores,
+    made_up_scores,
+    one_class_scores,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -130,6 +135,24 @@ def test_two_copies_of_one_method_are_rarely_called_different(seeds, rows, run, 
     random = np.random.default_rng([seeds, rows])
     pairs = [made_up_scores(random, seeds, rows, run=run, ratio=ratio) for _ in range(COPIES)]
     assert np.mean([paired_p(*pair) < ALPHA for pair in pairs]) <= MOST_WRONG
+
+
+@pytest.mark.parametrize(("methods", "rows"), [(3, 200), (10, 1000)])
+def test_of_many_copies_with_two_runs_rarely_any_is_called_different(methods, rows):
+    random = np.random.default_rng([methods, rows])
+    found = [made_up_scores(random, 2, rows, methods=methods) for _ in range(COPIES // 2)]
+    assert np.mean([any_pair_p(each) < ALPHA for each in found]) <= MOST_WRONG
+
+
+def test_two_runs_are_held_against_those_of_all_methods():
+    random = np.random.default_rng(3)
+    level = np.array([0.0, 4.0, -4.0])  # of three methods, with runs that vary by two points
+    many = [np.repeat(random.normal(each, 2, (2, 1)), 50, axis=1) for each in np.repeat(level, 3)]
+    alike = np.full((2, 50), 1.0)
+    alike[1] += 1e-3
+    assert paired_p(alike, alike + 1) < ALPHA < paired_p(alike, alike + 1, [alike, *many])
+    three = np.full((3, 50), 1.0) + 1e-3 * np.arange(3)[:, None]
+    assert paired_p(three, three + 1, [three, *many]) == paired_p(three, three + 1)
 
 
 @pytest.mark.parametrize("failing", [0.2, 1.0])

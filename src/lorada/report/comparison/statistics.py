@@ -15,6 +15,8 @@ could have turned it round. Both are covered:
   than those of the other. This is how readers and cases are treated where several doctors judge the
   same images (Hillis, 2007, "A comparison of denominator degrees of freedom methods for multiple
   observer ROC analysis"; here runs are the readers), with a variance of its own for each method.
+  Two runs may be alike by luck, and of many methods some are: such a method is taken to vary as all
+  methods do together.
 
 Where no run differs from another of its method in any row, runs tell nothing, and the test is the
 exact sign test over rows.
@@ -85,7 +87,7 @@ def _row_counts(random: np.random.Generator, rows: int, draws: int) -> NDArray[n
     return counts.reshape(draws, rows).astype(float)
 
 
-def paired_p(a: Scores, b: Scores) -> float:
+def paired_p(a: Scores, b: Scores, beside: Sequence[Scores] = ()) -> float:
     """The probability of a difference in means at least as large if the methods did not differ.
 
     It is two-sided. It is never below 2 / 2^k, where k is the number of rows with a difference,
@@ -94,6 +96,7 @@ def paired_p(a: Scores, b: Scores) -> float:
     Args:
         a: seeds × rows of one method.
         b: the same of the other, with the same rows; it may have another number of seeds.
+        beside: all methods that are compared, these two among them; two runs are held against them.
 
     Raises:
         ValueError: if one has fewer than two seeds or rows, because the variance between them is
@@ -103,22 +106,23 @@ def paired_p(a: Scores, b: Scores) -> float:
         raise ValueError("a test needs two rows, and two seeds of each method")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a.shape[1]} and {b.shape[1]} rows cannot be compared")
-    return _p_value(a.mean(axis=0) - b.mean(axis=0), [_Runs.of(a), _Runs.of(b)])
+    return _p_value(a.mean(axis=0) - b.mean(axis=0), [_runs(a, beside), _runs(b, beside)])
 
 
-def fixed_p(scores: Scores, fixed: Scores) -> float:
+def fixed_p(scores: Scores, fixed: Scores, beside: Sequence[Scores] = ()) -> float:
     """The same as ``paired_p`` against scores without training, which no seed changes.
 
     Args:
         scores: seeds × rows of a method.
         fixed: a score for each row.
+        beside: as for ``paired_p``.
 
     Raises:
         ValueError: if the method has fewer than two seeds or rows, or another number of rows.
     """
     if min(scores.shape) < 2 or fixed.shape != scores.shape[1:]:
         raise ValueError("a test needs two seeds of the method, and two rows, the same for both")
-    return _p_value(scores.mean(axis=0) - fixed, [_Runs.of(scores)])
+    return _p_value(scores.mean(axis=0) - fixed, [_runs(scores, beside)])
 
 
 def rows_needed(tests: int = 1) -> int:
@@ -142,11 +146,13 @@ class _Runs:
         count: how many there are.
         between: variance of the mean score of one run.
         noise: variance of single scores that neither their row nor their run explains.
+        freedom: degrees of freedom of ``between``.
     """
 
     count: int
     between: float
     noise: float
+    freedom: int
 
     @classmethod
     def of(cls, scores: Scores) -> "_Runs":
@@ -154,7 +160,20 @@ class _Runs:
         means = scores.mean(axis=1, keepdims=True)
         rest = scores - means - scores.mean(axis=0) + scores.mean()
         noise = float((rest**2).sum() / ((count - 1) * (rows - 1)))
-        return cls(count, float(means.var(ddof=1)), noise)
+        return cls(count, float(means.var(ddof=1)), noise, count - 1)
+
+
+def _runs(scores: Scores, beside: Sequence[Scores]) -> _Runs:
+    """The runs of a method; two that are more alike than those of all methods vary as these do."""
+    own = _Runs.of(scores)
+    if own.count > 2 or max(own.between, own.noise) < TINY:
+        return own
+    others = [_Runs.of(each) for each in beside if min(each.shape) > 1]
+    freedom = sum(each.freedom for each in others)
+    if freedom < 3:  # two methods with two runs each: then the test of these runs alone is right
+        return own
+    together = sum(each.freedom * each.between for each in others) / freedom
+    return own if own.between >= together else replace(own, between=together, freedom=freedom)
 
 
 def _p_value(differences: Scores, runs: Sequence[_Runs]) -> float:
@@ -196,8 +215,8 @@ def _standard_error(runs: Sequence[_Runs], over_rows: float, rows: int) -> tuple
     # hold none of it, and the error is not below what each of the three alone would cause.
     whole = between + (over_rows - noise) / rows
     variance = max(whole, between, over_rows / rows, noise / rows)
-    least = min(each.count for each in runs) - 1
-    squares = sum((each.between / each.count) ** 2 / (each.count - 1) for each in runs)
+    least = min(each.freedom for each in runs)
+    squares = sum((each.between / each.count) ** 2 / each.freedom for each in runs)
     noises = sum((each.noise / each.count) ** 2 / (each.count - 1) for each in runs)
     squares += (over_rows**2 + noises) / rows**2 / (rows - 1)
     # Where rows add nothing this is a t-test of the runs, so there are never fewer degrees.
@@ -230,7 +249,7 @@ def detectable(
         raise ValueError("fewer than two methods have two seeds and two rows")
     count = round(np.median([len(s) for s in several])) if seeds is None else seeds
     scored = several[0].shape[1] if rows is None else rows
-    pairs = [_foretold(a, b, count, scored) for a, b in combinations(several, 2)]
+    pairs = [_foretold(a, b, several, count, scored) for a, b in combinations(several, 2)]
     error = float(np.sqrt(np.mean([error**2 for error, _ in pairs])))
     freedom = float(np.median([freedom for _, freedom in pairs]))
     limit = float(t.isf(ALPHA / tests / 2, freedom))
@@ -238,9 +257,11 @@ def detectable(
     return float(errors) * error
 
 
-def _foretold(a: Scores, b: Scores, seeds: int, rows: int) -> tuple[float, float]:
+def _foretold(
+    a: Scores, b: Scores, beside: Sequence[Scores], seeds: int, rows: int
+) -> tuple[float, float]:
     """The standard error and degrees of freedom of two methods with so many seeds and rows."""
-    measured = [_Runs.of(a), _Runs.of(b)]
+    measured = [_runs(a, beside), _runs(b, beside)]
     over_rows = float((a.mean(axis=0) - b.mean(axis=0)).var(ddof=1))
     noise = sum(each.noise / each.count for each in measured)
     # More seeds average the noise of single runs; the rows themselves differ as before. The means
@@ -250,7 +271,7 @@ def _foretold(a: Scores, b: Scores, seeds: int, rows: int) -> tuple[float, float
     runs = [
         replace(each, count=seeds, between=max(
             each.between - each.noise / a.shape[1] * (1 - fewer), each.between * min(1.0, fewer)
-        ))
+        ), freedom=each.freedom if each.count == seeds else seeds - 1)
         for each in measured
     ]  # fmt: skip
     over_rows = rows_alone + sum(each.noise / seeds for each in runs)

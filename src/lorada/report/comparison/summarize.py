@@ -103,7 +103,8 @@ def _pairs(tested: list[ScoredCandidate]) -> dict[frozenset[str], float]:
     pairs = list(combinations(tested, 2))
     if pairs and tested[0].scores.shape[1] < rows_needed(len(pairs)):
         return {}
-    corrected = holm([paired_p(a.scores, b.scores) for a, b in pairs])
+    beside = [each.scores for each in tested]
+    corrected = holm([paired_p(a.scores, b.scores, beside) for a, b in pairs])
     return {frozenset((a.label, b.label)): p for (a, b), p in zip(pairs, corrected, strict=True)}
 
 
@@ -120,7 +121,8 @@ def _lines(
     groups = letters([c.label for c in tested], different) if pairs else {}
     compared = [(c, other) for c in tested if (other := _reference(c, tested, against))]
     references = {c.label: other.label for c, other in compared}
-    corrected = holm([paired_p(c.scores, other.scores) for c, other in compared])
+    beside = [each.scores for each in tested]
+    corrected = holm([paired_p(c.scores, other.scores, beside) for c, other in compared])
     p_against = dict(zip(references, corrected, strict=True))
     p_untrained = _against_untrained(tested, fixed)
     rest = [c for c in results.candidates if c not in scored]
@@ -145,8 +147,12 @@ def _against_untrained(tested: list[ScoredCandidate], fixed: list[Scores]) -> di
     """
     if not fixed:
         return {}
+    beside = [one.scores for one in tested]
     largest = [
-        max(fixed_p(one.scores, each) if one.scores.mean() > each.mean() else 1.0 for each in fixed)
+        max(
+            fixed_p(one.scores, each, beside) if one.scores.mean() > each.mean() else 1.0
+            for each in fixed
+        )
         for one in tested
     ]
     return dict(zip((one.label for one in tested), holm(largest), strict=True))
