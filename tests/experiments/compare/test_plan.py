@@ -86,6 +86,22 @@ def test_a_held_out_prompt_that_is_empty_is_refused_before_anything_trains(place
     read_data(asked, "encoder_decoder")  # its tokenizer ends an empty text, too
 
 
+def test_rows_of_a_table_and_of_json_are_known_to_be_the_same(place):
+    rows_file(place / "numbers.jsonl", [{"text": f"a {i}", "label": i % 2} for i in range(20)])
+    (place / "table.csv").write_text('text,label\n"a  3",1\nnew,0\n')
+    asked = comparison(place, "numbers.jsonl", methods=["lora"])
+    asked = asked.model_copy(update={"held_out": str(place / "table.csv")})
+    refused("1 of 2 held-out rows", lambda: read_data(asked, "encoder"))
+
+
+def test_copies_among_the_held_out_rows_are_said(place, caplog):
+    rows_file(place / "copies.jsonl", [{"prompt": "new", "response": "5"}] * 3)
+    asked = comparison(place, methods=["lora"])
+    asked = asked.model_copy(update={"held_out": str(place / "copies.jsonl")})
+    read_data(asked, "decoder")
+    assert "2 of 3 held-out rows" in caplog.text
+
+
 @pytest.mark.parametrize("search", ["once", "each-seed"])
 def test_a_rate_is_chosen_once_or_with_every_seed_on_rows_of_its_own(place, search):
     asked = comparison(place, methods=["lora"], seeds=[4, 7], trials=2, search=search)

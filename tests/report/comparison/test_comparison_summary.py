@@ -111,7 +111,8 @@ def test_the_highest_score_is_taken_where_it_is_also_the_cheapest():
         ((8000, 8000, 8000), "takes the least time for a step (2 s)"),
         (
             (9000, 8000, 8000),
-            "trains the fewest parameters (8,000) and takes the least time for a step (2 s)",
+            "trains the fewest parameters (8,000), and of those equal in this takes the least time "
+            "for a step (2 s)",
         ),
     ],
 )
@@ -452,6 +453,33 @@ def test_scores_that_are_losses_are_not_called_percent():
     assert "%" not in summary.verdict
     assert any("nats per token between two candidates" in each for each in summary.sentences)
     assert summary.disagreements == ()
+
+
+def test_scores_that_are_errors_are_not_called_percent():
+    random = np.random.default_rng(13)
+    scores = {name: -random.normal(25.0, 3, (3, 30)) for name in ("lora", "dora")}
+    mean = commonest(np.full(30, -20.0))
+    summary = summarize(results_of(scores, metric="pearson", baselines=mean))
+    assert summary.verdict.startswith("Nothing beats the mean of the right numbers, which scores -")
+    assert "-20.0 (minus the error)" in summary.verdict
+    assert "%" not in summary.verdict.replace("95 %", "")
+
+
+def test_windows_that_share_tokens_are_not_tested():
+    random = np.random.default_rng(13)
+    scores = {"lora": -random.normal(3.0, 0.01, (3, 300))}
+    scores["dora"] = scores["lora"] - 1
+    summary = summarize(results_of(scores, metric="perplexity_2048"))
+    assert all(line.letter == "" and line.p_best is None for line in summary.lines)
+    assert "may be chance: a test needs windows that share no tokens" in summary.verdict
+    assert any(each.startswith("Nothing is tested: the windows") for each in summary.sentences)
+
+
+def test_no_difference_is_foretold_that_so_few_rows_cannot_show():
+    scores = {"lora": right_rows(4, rows=8), "dora": right_rows(5, rows=8)}
+    scores["dora"][0, 6] = 100.0
+    summary = summarize(results_of(scores))
+    assert any("difference of 75.0 points" in each for each in summary.sentences)
 
 
 def test_a_metric_that_is_no_mean_over_rows_is_named():

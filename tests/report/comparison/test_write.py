@@ -113,7 +113,7 @@ def test_scores_that_are_losses_have_three_digits():
     text = markdown(Summary("v", metric="perplexity", lines=(line,), baselines=(base,)))
     assert "| -3.214 (-3.300 to -3.100) |" in text
     assert "| the model as it is | -3.500 (-3.600 to -3.400) |" in text
-    assert "Score: minus the loss in nats, with" in text
+    assert "Score: minus the loss in nats per token, with" in text
 
 
 def test_a_small_p_a_metric_of_its_own_and_the_size_compared_with_are_shown():

@@ -1,6 +1,7 @@
 """The rows of a comparison: those to learn from, those set aside, and the held-out rows."""
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from lorada.tasks.task import Kind
 # How many training rows are set aside to measure learning rates: a tenth, within these limits.
 # With fewer rows, the rate that looks best is more often another one (docs/compare.md).
 LEAST, MOST = 8, 300
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,12 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
                 "scores would reward memory: remove them from one file, or pass --allow-overlap"
             )
         overlap += common
+        copies = len(rows.rows) - len({_content(row) for row in rows.rows})
+        if copies:
+            logger.warning(
+                "%d of %d held-out rows (%s) are copies of others, and each counts as a row of its "
+                "own: differences look more certain than they are", copies, len(rows.rows), name,
+            )  # fmt: skip
         if kind == "decoder" and rows.form == "prompt":
             _refuse_empty_prompts(name, rows)
     dev_rows = min(MOST, max(LEAST, len(train.rows) // 10)) if comparison.trials else 0
@@ -99,8 +108,12 @@ def _common(train: list[Row], held_out: list[Row]) -> int:
 
 
 def _content(row: Row) -> str:
-    """A row as one text, in which every stretch of white space is one blank."""
-    return json.dumps(_plain(row), sort_keys=True)
+    """A row as one text, the same from CSV and JSON; every stretch of white space is one blank."""
+    of_kind = {"label": str, "score": float, "answer": str}
+    plain = {
+        key: of_kind.get(key, _plain)(value) for key, value in row.items() if value is not None
+    }
+    return json.dumps(plain, sort_keys=True)
 
 
 def _plain(value: Any) -> Any:

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from lorada.report.comparison.facts import tried_rates
 from lorada.report.comparison.read import Results, ScoredCandidate
 from lorada.report.comparison.statistics import ALPHA, detectable, has_no_spread, rows_needed
 from lorada.report.comparison.summary import CandidateLine, Search
-from lorada.report.comparison.verdict import LOSSES, Recommendation, counted
+from lorada.report.comparison.units import shown_gap, windows_overlap
+from lorada.report.comparison.verdict import Recommendation, counted
 from lorada.support.duration import duration
 
 NAMED = 6  # labels that a sentence names at most
@@ -38,6 +41,11 @@ def limits(
     yield from _without_spread(tested)
     yield from _too_few_rows(results) or _detectable(choice, tested)
     yield from _compared_with(choice.scored, against)
+    if windows_overlap(next((line.metric for line in choice.scored), "")):
+        yield (
+            "Nothing is tested: the windows that are scored share tokens, so they are not "
+            "independent rows."
+        )
     untested = [line.label for line in choice.scored if len(line.seeds) < 2]
     if untested:
         yield f"Not tested, because only one seed is scored: {_listed(untested)}."
@@ -122,18 +130,20 @@ def _detectable(choice: Recommendation, tested: Sequence[ScoredCandidate]) -> It
     one, every = detectable(scores), detectable(scores, pairs)
     if every == 0:
         return
-    losses = choice.scored[0].metric == LOSSES
-    unit = "nats per token" if losses else "points"
-    digits = 3 if losses else 1
+    metric, rows = choice.scored[0].metric, scores[0].shape[1]
+    right_or_wrong = all(np.isin(each, (0.0, 100.0)).all() for each in scores)
+    if right_or_wrong:  # so many rows must differ that the test can find anything
+        one = max(one, 100 * rows_needed() / rows)
+        every = max(every, 100 * rows_needed(pairs) / rows)
     yield (
-        f"With {counted(scores[0].shape[1], 'row')} and {runs} seeds a true difference of "
-        f"{one:.{digits}f} {unit} between two candidates is found four times in five, and a "
+        f"With {counted(rows, 'row')} and {runs} seeds a true difference of "
+        f"{shown_gap(one, metric)} between two candidates is found four times in five, and a "
         "smaller one is often missed."
     )
-    if pairs > 1 and (losses or every < 100):
+    if pairs > 1 and (not right_or_wrong or every < 100):
         yield (
             f"The letters compare all {pairs} pairs of candidates at once, and as one of so many "
-            f"is lucky, it takes {every:.{digits}f} {unit} to be found as often."
+            f"is lucky, it takes {shown_gap(every, metric)} to be found as often."
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from lorada.report.comparison.summary import Baseline, CandidateLine, Summary
-from lorada.report.comparison.verdict import LOSSES
+from lorada.report.comparison.units import unit_of
 from lorada.report.figures import literal
 from lorada.support.errors import needs_extra
 
@@ -78,7 +78,7 @@ def score_over_costs(summary: Summary) -> Figure | None:
         return None
     figure = _figure(3.6, every)
     axes = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
-    axes[0].set_ylabel(f"score ({score_unit(summary)})")
+    axes[0].set_ylabel(f"score ({unit_of(summary.metric)})")
     for axis, field in zip(axes, fields, strict=True):
         lines = [line for line in every if getattr(line, field) is not None]
         costs = [float(getattr(line, field)) for line in lines]
@@ -137,7 +137,7 @@ def intervals(summary: Summary) -> Figure | None:
         axis.annotate(getattr(one, "letter", ""), (end, place), **where)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
-    axis.set_xlabel(f"score ({score_unit(summary)}) and its 95 % interval")
+    axis.set_xlabel(f"score ({unit_of(summary.metric)}) and its 95 % interval")
     return figure
 
 
@@ -190,11 +190,6 @@ def training_losses(summary: Summary) -> Figure | None:
     axis.set(xlabel="optimizer steps", ylabel="training loss (nats per token)")
     _legend(figure, summary, lines)
     return figure
-
-
-def score_unit(summary: Summary) -> str:
-    """What a score counts."""
-    return "minus nats per token" if summary.metric == LOSSES else "percent"
 
 
 def scored(summary: Summary) -> list[CandidateLine]:

@@ -28,6 +28,7 @@ from lorada.report.comparison.statistics import (
     rows_needed,
 )
 from lorada.report.comparison.summary import Baseline, CandidateLine, Disagreement, Summary
+from lorada.report.comparison.units import ERROR, windows_overlap
 from lorada.report.comparison.verdict import choose, verdict
 from lorada.support.errors import unknown_name
 
@@ -57,11 +58,12 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         key=lambda c: float(c.scores.mean()),
         reverse=True,
     )
-    tested = [candidate for candidate in scored if min(candidate.scores.shape) > 1]
+    metric = next((str(facts_of(each)["metric"]) for each in scored), "")
+    tested = [each for each in scored if min(each.scores.shape) > 1 and not windows_overlap(metric)]
     pairs = _pairs(tested)
-    baselines = _baselines(results)
+    baselines = _baselines(results, metric)
     fixed = [scores for _, scores in baselines if scores is not None]
-    lines = _lines(results, scored, pairs, str(chosen), fixed)
+    lines = _lines(results, scored, tested, pairs, str(chosen), fixed)
     search = search_of(results.candidates, results.asked.get("search") == "each-seed")
     histories = {c.label: history_of(c) for c in scored}
     again = longer(results)
@@ -79,7 +81,7 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         task=", ".join(dict.fromkeys(Path(name).name for name, _ in results.rows)),
         rows=len(results.rows),
         seeds=tuple(asked) if isinstance(asked, list) else seeds_of(runs),
-        metric=next((line.metric for line in lines if line.metric), ""),
+        metric=metric,
         best=best.label if best else "",
         lines=tuple(lines),
         baselines=tuple(one for one, _ in baselines),
@@ -111,12 +113,12 @@ def _pairs(tested: list[ScoredCandidate]) -> dict[frozenset[str], float]:
 def _lines(
     results: Results,
     scored: list[ScoredCandidate],
+    tested: list[ScoredCandidate],
     pairs: dict[frozenset[str], float],
     against: str,
     fixed: list[Scores],
 ) -> list[CandidateLine]:
     """A line for each candidate, those with the highest score first; ``fixed`` as below."""
-    tested = [c for c in scored if min(c.scores.shape) > 1]
     different = {pair for pair, p in pairs.items() if p < ALPHA}
     groups = letters([c.label for c in tested], different) if pairs else {}
     compared = [(c, other) for c in tested if (other := _reference(c, tested, against))]
@@ -172,10 +174,11 @@ def _reference(
     return next(same, found[0])
 
 
-def _baselines(results: Results) -> list[tuple[Baseline, Scores | None]]:
+def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | None]]:
     """Each score without training, with the scores of its rows; None if it has none."""
     found: list[tuple[Baseline, Scores | None]] = []
-    for key, name in BASELINES.items():
+    names = BASELINES | ({"commonest": "the mean of the right numbers"} if metric == ERROR else {})
+    for key, name in names.items():
         entry = results.baselines.get(key)
         entry = entry if isinstance(entry, dict) else {"reason": "it is not scored yet"}
         scores = entry.get("row_scores")

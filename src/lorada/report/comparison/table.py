@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorada.report.comparison.summary import Baseline, CandidateLine, Summary
-from lorada.report.comparison.verdict import LOSSES
+from lorada.report.comparison.units import number_form
 from lorada.report.tables import NOTHING
 
 SAME = 0.05  # points by which a metric may differ from the score and be shown as one number
@@ -99,7 +99,7 @@ def _candidate(summary: Summary, line: CandidateLine) -> Row:
 
 
 def _score(summary: Summary, one: CandidateLine | Baseline) -> str:
-    form = ".3f" if summary.metric == LOSSES else ".1f"
+    form = number_form(summary.metric)
     known = one.low is not None and one.high is not None
     return _number(one.score, form, f"{one.low:{form}} to {one.high:{form}}" if known else "")
 

@@ -6,8 +6,8 @@ from statistics import fmean
 
 from lorada.report.comparison.statistics import ALPHA
 from lorada.report.comparison.summary import Baseline, CandidateLine
+from lorada.report.comparison.units import shown_gap, shown_score, windows_overlap
 
-LOSSES = "perplexity"  # the metric of rows whose score is minus their loss in nats, not percent
 HARDLY = 0.05  # a training loss that falls by a smaller share hardly fell
 # What the cheapest of candidates that cannot be told apart has least of: field of a line → words.
 COSTS = {
@@ -98,14 +98,17 @@ def _beats(line: CandidateLine, baseline: Baseline | None) -> bool:
 
 
 def _cheapest(lines: Sequence[CandidateLine]) -> tuple[CandidateLine | None, str]:
-    """The cheapest line and its costs in words: the first in which they differ, then the next."""
+    """The cheapest line and its costs in words: the first in which they differ, then the next.
+
+    The next is that of the lines which have equally little of the first.
+    """
     left, said = list(lines), []
     for field, words in COSTS.items():
         values = [getattr(line, field) for line in left]
         if None not in values and len(set(values)) > 1:
             left = [line for line, value in zip(left, values, strict=True) if value == min(values)]
             said.append(words.format(min(values)))
-    return next(iter(left), None), " and ".join(said)
+    return next(iter(left), None), ", and of those equal in this ".join(said)
 
 
 def _losses(history: Sequence[float]) -> tuple[float, float] | None:
@@ -183,6 +186,8 @@ def _winner(choice: Recommendation, top: CandidateLine) -> str:
     if not tested:
         several = sum(len(line.seeds) > 1 for line in choice.scored) > 1
         needs = "more held-out rows" if several else "two candidates with two seeds each"
+        if windows_overlap(top.metric):
+            needs = "windows that share no tokens"
         return (
             f"{top.label} has the highest score, {score}, but that may be chance: a test needs "
             f"{needs}."
@@ -211,22 +216,20 @@ def _winner(choice: Recommendation, top: CandidateLine) -> str:
         found = f"Take {top.label}: it has {highest}, {score}. {tied} cannot be told apart from it"
         return f"{found}, and {these} it {choice.cost}." if choice.cost else f"{found}."
     gap = (top.score or 0.0) - (best.score or 0.0)
-    lower = f"{gap:.3f}" if top.metric == LOSSES else f"{gap:.1f} points"
     found = (
         f"Take {best.label}, with {_shown(best.score, top)}: {top.label} has {highest}, {score}, "
         f"but {tied} cannot be told apart from it, and {these} {best.label} {rest}."
     )
     if _shown(best.score, top) == score:
         return found
+    lower = shown_gap(gap, top.metric)
     more = f"More held-out rows and seeds may show whether the {lower} between the two are real."
     return f"{found} {more}"
 
 
 def _shown(score: float | None, line: CandidateLine) -> str:
-    """A score with its unit: percent, or minus the loss in nats per token."""
-    if score is None:
-        return "none"
-    return f"{score:.3f} (minus the loss)" if line.metric == LOSSES else f"{score:.1f}%"
+    """A score with the unit of a line's."""
+    return shown_score(score, line.metric)
 
 
 def counted(count: int, what: str) -> str:

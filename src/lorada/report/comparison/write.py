@@ -5,12 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
-from lorada.report.comparison.pictures import pictures, score_unit, scored
+from lorada.report.comparison.pictures import pictures, scored
 from lorada.report.comparison.read import read_comparison
 from lorada.report.comparison.summarize import summarize
 from lorada.report.comparison.summary import CandidateLine, Summary
 from lorada.report.comparison.table import table_header, table_rows, table_texts
-from lorada.report.comparison.verdict import LOSSES
+from lorada.report.comparison.units import unit_of
 from lorada.report.html import render_page
 from lorada.report.tables import csv_table, latex_table, markdown_table
 from lorada.support.files import json_text, write_atomic
@@ -60,7 +60,7 @@ def page(summary: Summary) -> str:
         summary=summary,
         header=table_header(summary),
         rows=table_rows(summary),
-        unit=score_unit(summary),
+        unit=unit_of(summary.metric),
         scored=scored(summary),
         pictures=pictures(summary),
         texts=any(one.text for one in summary.disagreements),
@@ -72,13 +72,12 @@ def markdown(summary: Summary) -> str:
     lines = [f"# Comparison of methods: {_plain(summary.model)}, {_plain(summary.task)}", ""]
     lines += [f"**{_plain(summary.verdict)}**", "", *_bullets(summary.sentences), ""]
     lines += _table(*table_texts(summary))
-    unit = "minus the loss in nats" if summary.metric == LOSSES else "percent"
     lines += [
-        f"Score: {unit}, with its 95 % interval. Candidates that share a letter (group) cannot be "
-        "told apart. p: chance of such a difference between equal methods, corrected for the "
-        "number of tests (Holm). Forgetting: growth of the model's loss on a neutral text. Time: "
-        "measured at the end for all in turns, because the times of the runs depend on what ran "
-        "beside them.",
+        f"Score: {unit_of(summary.metric)}, with its 95 % interval. Candidates that share a letter "
+        "(group) cannot be told apart. p: chance of such a difference between equal methods, "
+        "corrected for the number of tests (Holm). Forgetting: growth of the model's loss on a "
+        "neutral text. Time: measured at the end for all in turns, because the times of the runs "
+        "depend on what ran beside them.",
         "",
     ]
     commands = [f"{command}  # {what}" for what, command in summary.commands.items()]
