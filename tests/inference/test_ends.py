@@ -1,8 +1,10 @@
 """Answers stop at the token that the run has learned to end with, which the base may not know."""
 
+import openai
 import pytest
 import run_place
 from folders import CHAT, LLAMA, TURNS, byte_tokenizer, llama_folder, saved
+from servers import running
 from transformers import LlamaForCausalLM, pipeline
 
 from lorada.inference import generate as module
@@ -10,6 +12,8 @@ from lorada.inference.can_refill import end_tokens
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.load import load_run
+from lorada.inference.serving.app import Server
+from lorada.inference.serving.served import open_served
 from lorada.inference.stream import stream
 from lorada.tasks.rows import Row
 from lorada.tasks.tokenize import prompt_of
@@ -65,3 +69,15 @@ def test_answers_stop_where_the_rows_stop(name, folder, place, tmp_path, monkeyp
     options["add_special_tokens"] = not templated
     written = writer(prompts, **options)
     assert [one["generated_text"] for (one,) in written] == right
+
+
+def test_the_server_stops_there_too(folder):
+    with running(Server(open_served([folder("turns")]))) as found:
+        client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
+        for turns in TURNS:
+            (answer,) = client.chat.completions.create(
+                model="turns", messages=turns["messages"][:-1]
+            ).choices
+            assert (answer.message.content, answer.finish_reason) == (
+                turns["messages"][-1]["content"], "stop",
+            )  # fmt: skip
