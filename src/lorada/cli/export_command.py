@@ -14,7 +14,6 @@ from lorada.cli.app import (
     importing,
     next_is,
     print_json,
-    suggest,
     waiting,
 )
 
@@ -93,11 +92,8 @@ def _tell(target: Path, written: dict[str, Any]) -> None:
     else:
         lines = [f"merged {merged}; adapter of {left}"]
     if written["license"] is None:
-        lines += ["the licence of the base was not found: add it to README.md before you share DIR"]
+        card = target / "README.md"
+        lines += [f"the licence of the base was not found: add it to {card} before you share it"]
     for line in (f"{target}: {lines[0]}", *lines[1:]):
         console.print(line, highlight=False, soft_wrap=True)
-    if written["labels"] or "base" in written or "opset" in written:
-        next_is("cat", target / "README.md")
-    else:
-        model = f"pretrained={target}"
-        suggest("run", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", "TASKS")
+    next_is("cat", target / "README.md")

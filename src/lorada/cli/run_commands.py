@@ -203,10 +203,13 @@ def evaluate(
 
 def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the metrics of each task as a table; the rows of a user have no name of a task."""
-    table = Table("task", "metric", "value")
+    own = [*found] == [""]
+    table = Table(*([] if own else ["task"]), "metric", "value")
     for task, metrics in found.items():
         for name, value in metrics.items():
-            table.add_row(task, name, f"{value:.3f}" if isinstance(value, float) else str(value))
+            shown = f"{value:.3f}" if isinstance(value, float) else str(value)
+            if name != "sha256":
+                table.add_row(*([] if own else [task]), name, shown)
     console.print(table)
 
 
@@ -261,8 +264,12 @@ def quickstart(
         from lorada.experiments.quickstart import run_quickstart
 
     report: Callable[..., Any] = errors.print if as_json else console.print
-    with prints_to_stderr(as_json):
-        comparison = run_quickstart(output, overwrite=overwrite, report=report)
+    try:
+        with prints_to_stderr(as_json):
+            comparison = run_quickstart(output, overwrite=overwrite, report=report)
+    except KeyboardInterrupt:
+        errors.print("stopped: with --overwrite the same command begins anew", highlight=False)
+        raise
     if as_json:
         print_json(comparison)
         return

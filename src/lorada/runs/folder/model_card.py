@@ -46,8 +46,8 @@ this adapter.
 BESIDE_NOTES = """
 The first line matters: `from_pretrained` places the adapter too. Without lorada it ends in an error
 about the model type `lorada`, or in `KeyError: 'LORADA'`, and so do `pipeline` and
-`transformers serve`. vLLM and SGLang refuse the folder. Only a class of one model family, such as
-`LlamaForCausalLM`, reads the base alone where peft is not installed.
+`transformers serve`. vLLM needs the package lorada-vllm; SGLang refuses the folder. Only a class of
+one model family, such as `LlamaForCausalLM`, reads the base alone where peft is not installed.
 
 {launch}
 
