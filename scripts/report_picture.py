@@ -12,7 +12,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-WIDE = 1320
+WIDE = 1480
 
 
 def main(page_file: Path, picture: Path) -> None:

@@ -202,11 +202,12 @@ def of_task(task: str, methods: dict[str, Measured], tested: Tested) -> Iterator
     yield ""
     yield "| method | parameters | score (95 %) | | loss | rates of the seeds | s a step | GiB |"
     yield "|---|--:|--:|---|--:|---|--:|--:|"
+    timed = all(one.seconds is not None for one in ranked(methods).values())
     ceiling = {CEILING: methods[CEILING]} if CEILING in methods else {}
     for name, one in (ceiling | ranked(methods)).items():
         low, high = interval(one.scores)
         rates = ", ".join(f"{rate:.2g}" for rate in one.rates)
-        seconds = "–" if one.seconds is None else f"{one.seconds:.3f}"
+        seconds = f"{one.seconds:.3f}" if timed and one.seconds is not None else "–"
         memory = "–" if one.memory is None else f"{one.memory / 2**30:.2f}"
         yield (
             f"| `{name}` | {one.parameters:,} | {one.scores.mean():.1f} ({low:.1f} to {high:.1f}) "
