@@ -23,7 +23,7 @@ def unit_of(metric: str) -> str:
     if is_loss(metric):
         return "minus the loss in nats per token"
     if metric == ERROR:
-        return "minus the mean error in percent of the range of the right numbers"
+        return "minus the mean error, in percent of the range"
     return "percent"
 
 
