@@ -98,8 +98,8 @@ def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, works, json
 
 @pytest.mark.parametrize(("what", "name"), [("1", "figure1"), ("3", "figure3"), ("loss", "loss")])
 def test_a_figure_of_a_run_is_drawn(what, name, runs, tmp_path, works):
-    words = ("plot", what, runs / "bert", "--output", tmp_path, "--rows", 2)
-    out, _ = works(*words)
+    text = ("--text", TEXT) if what == "1" else ()
+    out, _ = works("plot", what, runs / "bert", "--output", tmp_path, "--rows", 2, *text)
     assert "next: lorada" in out
     for suffix in (".png", ".svg"):
         assert (tmp_path / f"{name}{suffix}").stat().st_size > 5000
