@@ -33,6 +33,7 @@ from scipy.stats import permutation_test
 
 from lorada.report.comparison.statistics import (
     ALPHA,
+    Common,
     detectable,
     holm,
     interval,
@@ -154,7 +155,7 @@ def measure(seeds: int, rows: int, run: float, repeats: int) -> list[float]:
           for pairs in (copies, unlike, some, every, other)),
         percent(any_pair_p(each) < ALPHA for each in alike),
         float(step),
-        percent(paired_p(each[0], each[1] + step, each) < ALPHA for each in unequal),
+        percent(paired_p(each[0], each[1] + step, Common.of(each)) < ALPHA for each in unequal),
         percent(low <= true <= high for low, high in intervals),
     ]  # fmt: skip
 
@@ -175,7 +176,8 @@ def measure_choice(seeds: int, rows: int, error: float, repeats: int) -> list[fl
 
 def any_pair_p(methods: list[np.ndarray]) -> float:
     """The smallest p-value of all pairs of methods, corrected for their number."""
-    return min(holm([paired_p(a, b, methods) for a, b in combinations(methods, 2)]))
+    common = Common.of(methods)
+    return min(holm([paired_p(a, b, common) for a, b in combinations(methods, 2)]))
 
 
 def percent(found: Iterable[bool]) -> float:

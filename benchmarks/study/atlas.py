@@ -197,14 +197,15 @@ def of_task(task: str, methods: dict[str, Measured], tested: Tested) -> Iterator
     first = next(iter(methods.values()))
     seeds, rows = first.scores.shape
     settled = {frozenset(names) for names, pair in tested.items() if pair.p < ALPHA}
-    shared = letters(list(ranked(methods)), settled)
+    compared = ranked(methods)
+    shared = letters(list(compared), settled)
     yield f"## {TITLES[task]}: {rows:,} held-out rows, {seeds} seeds"
     yield ""
     yield "| method | parameters | score (95 %) | | loss | rates of the seeds | s a step | GiB |"
     yield "|---|--:|--:|---|--:|---|--:|--:|"
-    timed = all(one.seconds is not None for one in ranked(methods).values())
+    timed = all(one.seconds is not None for one in compared.values())
     ceiling = {CEILING: methods[CEILING]} if CEILING in methods else {}
-    for name, one in (ceiling | ranked(methods)).items():
+    for name, one in (ceiling | compared).items():
         low, high = interval(one.scores)
         rates = ", ".join(f"{rate:.2g}" for rate in one.rates)
         seconds = f"{one.seconds:.3f}" if timed and one.seconds is not None else "–"

@@ -104,7 +104,7 @@ def _refilled(
 ) -> Iterator[tuple[int, str]]:
     """Answer prompts in a batch that is refilled, as they end: their indices and answers."""
     model = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
-    tokens = torch.tensor(end_tokens(run), dtype=torch.long, device=run.device)
+    tokens = torch.tensor(settings.get("eos_token_id", []), dtype=torch.long, device=run.device)
     strings = settings.get("stop_strings")
     found = StopStringCriteria(run.tokenizer, strings) if strings else None
 

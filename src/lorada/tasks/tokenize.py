@@ -329,11 +329,11 @@ def learned_ends(form: Form, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     A chat template may end a turn with another token than the tokenizer ends a text with.
     """
     ends = _end(tokenizer)
-    if form == "messages" and tokenizer.chat_template:
+    if form == "messages":
         turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "reply"}]
         try:
             after = _rendered(turns, tokenizer).rpartition("reply")[2]
-        except TurnsRefused:  # a template for other turns than these
+        except TurnsRefused:  # no template, or one for other turns than these
             return ends
         ids = tokenizer(after, add_special_tokens=False)["input_ids"]
         special = set(tokenizer.all_special_ids)

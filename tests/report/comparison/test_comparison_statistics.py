@@ -14,6 +14,7 @@ from scipy import stats
 
 from lorada.report.comparison.statistics import (
     ALPHA,
+    Common,
     detectable,
     fixed_p,
     holm,
@@ -150,9 +151,11 @@ def test_two_runs_are_held_against_those_of_all_methods():
     many = [np.repeat(random.normal(each, 2, (2, 1)), 50, axis=1) for each in np.repeat(level, 3)]
     alike = np.full((2, 50), 1.0)
     alike[1] += 1e-3
-    assert paired_p(alike, alike + 1) < ALPHA < paired_p(alike, alike + 1, [alike, *many])
+    assert (
+        paired_p(alike, alike + 1) < ALPHA < paired_p(alike, alike + 1, Common.of([alike, *many]))
+    )
     three = np.full((3, 50), 1.0) + 1e-3 * np.arange(3)[:, None]
-    assert paired_p(three, three + 1, [three, *many]) == paired_p(three, three + 1)
+    assert paired_p(three, three + 1, Common.of([three, *many])) == paired_p(three, three + 1)
 
 
 @pytest.mark.parametrize("failing", [0.2, 1.0])

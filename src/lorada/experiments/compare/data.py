@@ -55,16 +55,17 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
         scored = {held_out.path: held_out}
     else:
         scored = scored_rows(recipe, train.form, train.labels, kind)
-    overlap = 0
+    overlap, known = 0, {_content(row) for row in train.rows}
     for name, rows in scored.items():
-        common = _common(train.rows, rows.rows)
+        found = [_content(row) for row in rows.rows]
+        common = sum(content in known for content in found)
         if common and not comparison.allow_overlap:
             raise ValueError(
                 f"{common} of {len(rows.rows)} held-out rows ({name}) are training rows too, so "
                 "scores would reward memory: remove them from one file, or pass --allow-overlap"
             )
         overlap += common
-        copies = len(rows.rows) - len({_content(row) for row in rows.rows})
+        copies = len(found) - len(set(found))
         if copies:
             logger.warning(
                 "%d of %d held-out rows (%s) are copies of others, and each counts as a row of its "
@@ -99,12 +100,6 @@ def shared_recipe(comparison: Comparison) -> Recipe:
 def has_own_rows(comparison: Comparison) -> bool:
     """Whether the rows are files of the user, not those of a benchmark."""
     return bool(comparison.recipe.get("task", JSONL) == JSONL)
-
-
-def _common(train: list[Row], held_out: list[Row]) -> int:
-    """How many held-out rows are training rows too, apart from white space."""
-    known = {_content(row) for row in train}
-    return sum(_content(row) in known for row in held_out)
 
 
 def _content(row: Row) -> str:

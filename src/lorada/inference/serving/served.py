@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from lorada.inference.can_refill import end_tokens, reason_against
+from lorada.inference.can_refill import reason_against
 from lorada.inference.generate import (
     chat_prompt,
     generation_settings,
@@ -92,7 +92,7 @@ class Served:
         rooms = [room for room in (context_of(run.model.config), cached) if room is not None]
         self.room = min(rooms, default=None)  # tokens of a prompt with its answer; None: any number
         # What ends an answer and stays in it: tokens, and texts of the run's protocol.
-        self.ends = frozenset(end_tokens(run))
+        self.ends = frozenset(self._settings.get("eos_token_id", ()))
         self.stops = tuple(self._settings.get("stop_strings") or ())
         self.described = {"base": base} | ({"method": run.recipe.method} if run.key else {})
         self.view, self._size = view, size

@@ -23,7 +23,7 @@ def facts_of(candidate: ScoredCandidate) -> dict[str, Any]:
     if not runs:
         return facts
     low, high = interval(candidate.scores)
-    metric, value = _metric(runs)
+    metric, value = metric_of(runs)
     adapter, peak = (_numbers(runs, key) for key in ("adapter_bytes", "peak_memory_bytes"))
     adapted, base = (_numbers(runs, "forgetting", key) for key in ("adapted", "base"))
     rates = _numbers(runs, "recipe", "training", "learning_rate")
@@ -58,7 +58,7 @@ def seeds_of(runs: list[ScoredRun]) -> tuple[int, ...]:
     return tuple(sorted({run.seed for run in runs}))
 
 
-def _metric(runs: list[ScoredRun]) -> tuple[str, float | None]:
+def metric_of(runs: list[ScoredRun]) -> tuple[str, float | None]:
     """The main metric's name, and its mean over runs and over the names of the rows."""
     names = dict.fromkeys(name for run in runs for name, _ in run.scores)
     found: dict[str, None] = {}

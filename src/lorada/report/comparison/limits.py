@@ -41,7 +41,8 @@ def limits(
     yield from _without_spread(tested)
     yield from _too_few_rows(results) or _detectable(choice, tested)
     yield from _compared_with(choice.scored, against)
-    if windows_overlap(next((line.metric for line in choice.scored), "")):
+    metric = next((line.metric for line in choice.scored), "")
+    if windows_overlap(metric):
         yield (
             "Nothing is tested: the windows that are scored share tokens, so they are not "
             "independent rows."
@@ -49,7 +50,6 @@ def limits(
     untested = [line.label for line in choice.scored if len(line.seeds) < 2]
     if untested:
         yield f"Not tested, because only one seed is scored: {_listed(untested)}."
-    metric = next((line.metric for line in choice.scored), "")
     if any(abs((line.value or 0) - (line.score or 0)) > 0.05 for line in choice.scored):
         yield f"Methods are compared by their mean score over rows, which is not {metric}."
     above = [c.label for c in results.candidates if any(c.budgets.values())]

@@ -87,7 +87,7 @@ def _row_counts(random: np.random.Generator, rows: int, draws: int) -> NDArray[n
     return counts.reshape(draws, rows).astype(float)
 
 
-def paired_p(a: Scores, b: Scores, beside: Sequence[Scores] = ()) -> float:
+def paired_p(a: Scores, b: Scores, common: "Common | None" = None) -> float:
     """The probability of a difference in means at least as large if the methods did not differ.
 
     It is two-sided. It is never below 2 / 2^k, where k is the number of rows with a difference,
@@ -96,7 +96,7 @@ def paired_p(a: Scores, b: Scores, beside: Sequence[Scores] = ()) -> float:
     Args:
         a: seeds × rows of one method.
         b: the same of the other, with the same rows; it may have another number of seeds.
-        beside: all methods that are compared, these two among them; two runs are held against them.
+        common: the spread of all methods that are compared, which two runs are held against.
 
     Raises:
         ValueError: if one has fewer than two seeds or rows, because the variance between them is
@@ -106,23 +106,23 @@ def paired_p(a: Scores, b: Scores, beside: Sequence[Scores] = ()) -> float:
         raise ValueError("a test needs two rows, and two seeds of each method")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a.shape[1]} and {b.shape[1]} rows cannot be compared")
-    return _p_value(a.mean(axis=0) - b.mean(axis=0), [_runs(a, beside), _runs(b, beside)])
+    return _p_value(a.mean(axis=0) - b.mean(axis=0), [_runs(a, common), _runs(b, common)])
 
 
-def fixed_p(scores: Scores, fixed: Scores, beside: Sequence[Scores] = ()) -> float:
+def fixed_p(scores: Scores, fixed: Scores, common: "Common | None" = None) -> float:
     """The same as ``paired_p`` against scores without training, which no seed changes.
 
     Args:
         scores: seeds × rows of a method.
         fixed: a score for each row.
-        beside: as for ``paired_p``.
+        common: as for ``paired_p``.
 
     Raises:
         ValueError: if the method has fewer than two seeds or rows, or another number of rows.
     """
     if min(scores.shape) < 2 or fixed.shape != scores.shape[1:]:
         raise ValueError("a test needs two seeds of the method, and two rows, the same for both")
-    return _p_value(scores.mean(axis=0) - fixed, [_runs(scores, beside)])
+    return _p_value(scores.mean(axis=0) - fixed, [_runs(scores, common)])
 
 
 def rows_needed(tests: int = 1) -> int:
@@ -163,17 +163,36 @@ class _Runs:
         return cls(count, float(means.var(ddof=1)), noise, count - 1)
 
 
-def _runs(scores: Scores, beside: Sequence[Scores]) -> _Runs:
+@dataclass(frozen=True)
+class Common:
+    """What the runs of all methods have in common.
+
+    Attributes:
+        between: variance of the mean score of one run, in squared points.
+        freedom: its degrees of freedom.
+    """
+
+    between: float
+    freedom: int
+
+    @classmethod
+    def of(cls, methods: Sequence[Scores]) -> "Common | None":
+        """That of methods; None of two with two runs each, where each method's own is right."""
+        runs = [_Runs.of(each) for each in methods if min(each.shape) > 1]
+        freedom = sum(each.freedom for each in runs)
+        if freedom < 3:
+            return None
+        return cls(sum(each.freedom * each.between for each in runs) / freedom, freedom)
+
+
+def _runs(scores: Scores, common: Common | None) -> _Runs:
     """The runs of a method; two that are more alike than those of all methods vary as these do."""
     own = _Runs.of(scores)
-    if own.count > 2 or max(own.between, own.noise) < TINY:
+    if common is None or own.count > 2 or max(own.between, own.noise) < TINY:
         return own
-    others = [_Runs.of(each) for each in beside if min(each.shape) > 1]
-    freedom = sum(each.freedom for each in others)
-    if freedom < 3:  # two methods with two runs each: then the test of these runs alone is right
+    if own.between >= common.between:
         return own
-    together = sum(each.freedom * each.between for each in others) / freedom
-    return own if own.between >= together else replace(own, between=together, freedom=freedom)
+    return replace(own, between=common.between, freedom=common.freedom)
 
 
 def _p_value(differences: Scores, runs: Sequence[_Runs]) -> float:
@@ -249,7 +268,8 @@ def detectable(
         raise ValueError("fewer than two methods have two seeds and two rows")
     count = round(np.median([len(s) for s in several])) if seeds is None else seeds
     scored = several[0].shape[1] if rows is None else rows
-    pairs = [_foretold(a, b, several, count, scored) for a, b in combinations(several, 2)]
+    common = Common.of(several)
+    pairs = [_foretold(a, b, common, count, scored) for a, b in combinations(several, 2)]
     error = float(np.sqrt(np.mean([error**2 for error, _ in pairs])))
     freedom = float(np.median([freedom for _, freedom in pairs]))
     limit = float(t.isf(ALPHA / tests / 2, freedom))
@@ -258,10 +278,10 @@ def detectable(
 
 
 def _foretold(
-    a: Scores, b: Scores, beside: Sequence[Scores], seeds: int, rows: int
+    a: Scores, b: Scores, common: Common | None, seeds: int, rows: int
 ) -> tuple[float, float]:
     """The standard error and degrees of freedom of two methods with so many seeds and rows."""
-    measured = [_runs(a, beside), _runs(b, beside)]
+    measured = [_runs(a, common), _runs(b, common)]
     over_rows = float((a.mean(axis=0) - b.mean(axis=0)).var(ddof=1))
     noise = sum(each.noise / each.count for each in measured)
     # More seeds average the noise of single runs; the rows themselves differ as before. The means

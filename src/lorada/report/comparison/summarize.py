@@ -10,6 +10,7 @@ from lorada.report.comparison.facts import (
     facts_of,
     history_of,
     machines_of,
+    metric_of,
     search_of,
     seeds_of,
     tried_rates,
@@ -19,6 +20,7 @@ from lorada.report.comparison.limits import limits
 from lorada.report.comparison.read import Results, ScoredCandidate
 from lorada.report.comparison.statistics import (
     ALPHA,
+    Common,
     Scores,
     fixed_p,
     holm,
@@ -58,7 +60,7 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         key=lambda c: float(c.scores.mean()),
         reverse=True,
     )
-    metric = next((str(facts_of(each)["metric"]) for each in scored), "")
+    metric = next(filter(None, (metric_of(each.runs)[0] for each in scored)), "")
     tested = [each for each in scored if min(each.scores.shape) > 1 and not windows_overlap(metric)]
     pairs = _pairs(tested)
     baselines = _baselines(results, metric)
@@ -105,8 +107,8 @@ def _pairs(tested: list[ScoredCandidate]) -> dict[frozenset[str], float]:
     pairs = list(combinations(tested, 2))
     if pairs and tested[0].scores.shape[1] < rows_needed(len(pairs)):
         return {}
-    beside = [each.scores for each in tested]
-    corrected = holm([paired_p(a.scores, b.scores, beside) for a, b in pairs])
+    common = Common.of([each.scores for each in tested])
+    corrected = holm([paired_p(a.scores, b.scores, common) for a, b in pairs])
     return {frozenset((a.label, b.label)): p for (a, b), p in zip(pairs, corrected, strict=True)}
 
 
@@ -123,8 +125,8 @@ def _lines(
     groups = letters([c.label for c in tested], different) if pairs else {}
     compared = [(c, other) for c in tested if (other := _reference(c, tested, against))]
     references = {c.label: other.label for c, other in compared}
-    beside = [each.scores for each in tested]
-    corrected = holm([paired_p(c.scores, other.scores, beside) for c, other in compared])
+    common = Common.of([each.scores for each in tested])
+    corrected = holm([paired_p(c.scores, other.scores, common) for c, other in compared])
     p_against = dict(zip(references, corrected, strict=True))
     p_untrained = _against_untrained(tested, fixed)
     rest = [c for c in results.candidates if c not in scored]
@@ -149,10 +151,10 @@ def _against_untrained(tested: list[ScoredCandidate], fixed: list[Scores]) -> di
     """
     if not fixed:
         return {}
-    beside = [one.scores for one in tested]
+    common = Common.of([one.scores for one in tested])
     largest = [
         max(
-            fixed_p(one.scores, each, beside) if one.scores.mean() > each.mean() else 1.0
+            fixed_p(one.scores, each, common) if one.scores.mean() > each.mean() else 1.0
             for each in fixed
         )
         for one in tested

@@ -138,13 +138,13 @@ def verdict(choice: Recommendation, again: str) -> str:
 def _higher_untested(choice: Recommendation) -> str:
     if (line := choice.untested) is None:
         return ""
-    score = _shown(line.score, line)
+    score = shown_score(line.score, line.metric)
     return f" {line.label} has a higher score, {score}, but only one seed, so it is not tested."
 
 
 def _nothing_learned(choice: Recommendation, top: CandidateLine, baseline: Baseline) -> str:
     """That no method beats the scores without training by more than chance."""
-    score, least = _shown(top.score, top), _shown(baseline.score, top)
+    score, least = shown_score(top.score, top.metric), shown_score(baseline.score, top.metric)
     tested, of_those = ("tested ", " of those tested") if choice.untested else ("", "")
     if (top.score or 0.0) <= (baseline.score or 0.0):
         return (
@@ -175,7 +175,7 @@ def _advice(choice: Recommendation) -> str:
 
 def _winner(choice: Recommendation, top: CandidateLine) -> str:
     """Which candidate to take, where one beats the scores without training."""
-    best, score = choice.best or top, _shown(top.score, top)
+    best, score = choice.best or top, shown_score(top.score, top.metric)
     others = [line for line in choice.scored if line is not top]
     tested = [line for line in others if line.p_best is not None]
     if not others:
@@ -195,14 +195,15 @@ def _winner(choice: Recommendation, top: CandidateLine) -> str:
     if len(choice.tied) == 1 and best is top:
         worst = max(line.p_best or 0.0 for line in tested)
         return (
-            f"Take {top.label}: it scores {score} ({_shown(top.low, top)} to "
-            f"{_shown(top.high, top)}), and {counted(len(tested), 'other candidate')} "
+            f"Take {top.label}: it scores {score} ({shown_score(top.low, top.metric)} to "
+            f"{shown_score(top.high, top.metric)}), and {counted(len(tested), 'other candidate')} "
             f"{'scores' if len(tested) == 1 else 'score'} less by more than chance "
             f"(p ≤ {worst:.2g})."
         )
+    of_best = shown_score(best.score, top.metric)
     if best not in choice.tied:
         return (
-            f"Take {best.label}, with {_shown(best.score, top)}: {top.label} has {score}, but is "
+            f"Take {best.label}, with {of_best}: {top.label} has {score}, but is "
             "not above the scores without training by more than chance."
         )
     tied = counted(len(choice.tied) - 1, "other candidate")
@@ -217,19 +218,14 @@ def _winner(choice: Recommendation, top: CandidateLine) -> str:
         return f"{found}, and {these} it {choice.cost}." if choice.cost else f"{found}."
     gap = (top.score or 0.0) - (best.score or 0.0)
     found = (
-        f"Take {best.label}, with {_shown(best.score, top)}: {top.label} has {highest}, {score}, "
+        f"Take {best.label}, with {of_best}: {top.label} has {highest}, {score}, "
         f"but {tied} cannot be told apart from it, and {these} {best.label} {rest}."
     )
-    if _shown(best.score, top) == score:
+    if of_best == score:
         return found
     lower = shown_gap(gap, top.metric)
     more = f"More held-out rows and seeds may show whether the {lower} between the two are real."
     return f"{found} {more}"
-
-
-def _shown(score: float | None, line: CandidateLine) -> str:
-    """A score with the unit of a line's."""
-    return shown_score(score, line.metric)
 
 
 def counted(count: int, what: str) -> str:
