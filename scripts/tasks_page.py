@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import lorada_cli  # noqa: F401  # first: what follows then does without torch
-from lorada.tasks import TASKS, Task
-from lorada.tasks.task import Protocol, Source
+from lorada.data.task import Protocol, Source
+from lorada.data.tasks import TASKS, Task
 
 PAGE = Path(__file__).parents[1] / "docs" / "tasks.md"
 HEADER = """\

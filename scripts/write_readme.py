@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 
 import lorada_cli  # noqa: F401  # first: what follows then does without torch
+from lorada.data.tasks import TASKS
 from lorada.methods.lookup import method_named
 from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.method import PARTS, Method
 from lorada.methods.table import METHODS
-from lorada.tasks import TASKS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 # Families of decoders, encoders and encoder-decoders.

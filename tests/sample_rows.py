@@ -1,4 +1,4 @@
-"""Invented rows of every task, in ``tests/tasks/rows/NAME.jsonl``.
+"""Invented rows of every task, in ``tests/data/rows/NAME.jsonl``.
 
 A line is an object: ``row``, as the data set has it, and in the first line at least ``learned``,
 what each protocol makes of the row. Where rows to score are made otherwise, ``scored`` says so.
@@ -8,7 +8,7 @@ import json
 
 from paths import TESTS
 
-FOLDER = TESTS / "tasks" / "rows"
+FOLDER = TESTS / "data" / "rows"
 
 
 def samples(task):

@@ -22,9 +22,9 @@ MAY_IMPORT = {
     "attention": {"functional", "support"},
     "tuners": {"attention", "functional", "support", "report"},
     "methods": {"tuners", "attention", "support"},
-    "tasks": {"support"},
-    "runs": {"methods", "tuners", "attention", "tasks", "support", "report"},
-    "inference": {"runs", "methods", "tuners", "attention", "tasks", "support", "report"},
+    "data": {"support"},
+    "runs": {"methods", "tuners", "attention", "data", "support", "report"},
+    "inference": {"runs", "methods", "tuners", "attention", "data", "support", "report"},
     "experiments": {
         "inference",
         "report",
@@ -33,13 +33,13 @@ MAY_IMPORT = {
         "tuners",
         "attention",
         "functional",
-        "tasks",
+        "data",
         "support",
     },
     "report": {"support"},
     # The names of the package itself.
-    "lorada": {"inference", "runs", "methods", "tuners", "functional", "tasks", "support"},
-    "cli": {"lorada", "experiments", "inference", "report", "runs", "methods", "tasks", "support"},
+    "lorada": {"inference", "runs", "methods", "tuners", "functional", "data", "support"},
+    "cli": {"lorada", "experiments", "inference", "report", "runs", "methods", "data", "support"},
     "lorada_cli": {"cli"},
 }
 

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
+from lorada.data.row_files import read_rows
+from lorada.data.row_forms import in_form
+from lorada.data.tokenize import EncodeOptions, encode
 from lorada.methods.build import Plan, build_method
 from lorada.methods.callbacks.ist import ISTCallback
 from lorada.methods.callbacks.owlore import OwLoreCallback
 from lorada.methods.lookup import method_named
 from lorada.methods.task_head import select_trainable
 from lorada.runs.models.loading import load_model, load_tokenizer
-from lorada.tasks.row_files import read_rows
-from lorada.tasks.row_forms import in_form
-from lorada.tasks.tokenize import EncodeOptions, encode
 
 Batch = dict[str, Tensor]
 STEPS = 100  # length of the training whose first steps are measured

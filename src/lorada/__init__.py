@@ -19,10 +19,10 @@ if TYPE_CHECKING or not without_torch():
     from lorada.tuners.explanation import explain
 
 if TYPE_CHECKING:
+    from lorada.data.tasks import TASKS
     from lorada.methods.build import build_method
     from lorada.methods.table import METHODS
     from lorada.runs.training.effect_size import EffectSize
-    from lorada.tasks import TASKS
     from lorada.tuners.lmam import bake
     from lorada.tuners.stack.beside import as_stack
     from lorada.tuners.stack.merging import merge_weights
@@ -53,7 +53,7 @@ _LAZY = {
     "bake": "lorada.tuners.lmam",
     "merge_weights": "lorada.tuners.stack.merging",
     "build_method": "lorada.methods.build",
-    "TASKS": "lorada.tasks",
+    "TASKS": "lorada.data.tasks",
 }
 
 

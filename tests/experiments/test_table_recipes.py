@@ -8,6 +8,7 @@ import pytest
 import yaml
 from table_rows import config_of
 
+from lorada.data.tasks import TASKS
 from lorada.experiments.estimate import estimate
 from lorada.experiments.table_runs import done, jobs
 from lorada.experiments.table_spec import SCALES, PaperTable, load_table, row_recipe, tables
@@ -19,7 +20,6 @@ from lorada.report.render import MEAN, measured_line, published_line
 from lorada.runs.models.count import parameters_of
 from lorada.runs.models.loading import kind_of
 from lorada.runs.training.arguments import training_arguments
-from lorada.tasks import TASKS
 
 PUBLISHED = yaml.safe_load((files("lorada") / "report" / "published.yaml").read_text("utf-8"))
 

@@ -11,12 +11,12 @@ from folders import byte_tokenizer, rows_file
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
+from lorada.data.tokenize import EncodeOptions, encode
 from lorada.inference import generate as generating
 from lorada.inference.can_refill import reason_against
 from lorada.inference.evaluate import evaluate
 from lorada.inference.generate import continue_prompts, generate, tokens_of
 from lorada.inference.load import load_run
-from lorada.tasks.tokenize import EncodeOptions, encode
 
 PLAIN = {"max_new_tokens": 12}
 place = run_place.place

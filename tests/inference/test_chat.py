@@ -11,10 +11,10 @@ from peft import PeftModel
 
 from lorada import explain
 from lorada.attention.observation import observe
+from lorada.data.tokenize import prompt_of
 from lorada.inference.chat import open_chat
 from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
-from lorada.tasks.tokenize import prompt_of
 
 place = run_place.place
 

@@ -7,6 +7,8 @@ from folders import CHAT, LLAMA, TURNS, byte_tokenizer, llama_folder, saved
 from servers import running
 from transformers import LlamaForCausalLM, pipeline
 
+from lorada.data.rows import Row
+from lorada.data.tokenize import prompt_of
 from lorada.inference import generate as module
 from lorada.inference.can_refill import end_tokens
 from lorada.inference.evaluate import evaluate
@@ -15,8 +17,6 @@ from lorada.inference.load import load_run
 from lorada.inference.serving.app import Server
 from lorada.inference.serving.served import open_served
 from lorada.inference.stream import stream
-from lorada.tasks.rows import Row
-from lorada.tasks.tokenize import prompt_of
 
 place = run_place.place
 

@@ -8,8 +8,8 @@ from peft import PeftConfig
 from programs import printed
 
 import lorada
+from lorada.data.task import Task
 from lorada.methods.method import Method
-from lorada.tasks.task import Task
 from lorada.tuners import TUNERS
 
 

@@ -11,6 +11,8 @@ from stacks import randomise
 from transformers import AutoModelForSequenceClassification
 
 from lorada import LmamConfig, LoradaConfig
+from lorada.data.tasks import TASKS
+from lorada.data.tokenize import IGNORED
 from lorada.methods.build import Plan
 from lorada.runs.data.dataset import collator
 from lorada.runs.data.packing import PackedCollator, pack
@@ -20,8 +22,6 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training.arguments import training_arguments
 from lorada.runs.training.setup import make_trainer, trainer_class
 from lorada.runs.training.trainer import RunTrainer
-from lorada.tasks import TASKS
-from lorada.tasks.tokenize import IGNORED
 
 ENCODER_DECODERS = ("bart", "mbart", "t5")
 # Form of rows, architecture, settings: every way that a loss comes about.

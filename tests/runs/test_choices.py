@@ -13,6 +13,7 @@ from trained import run_recipe
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
+from lorada.data.tokenize import IGNORED, EncodeOptions, encode
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.methods.callbacks.longlora import ShiftedAttention
@@ -27,7 +28,6 @@ from lorada.runs.models.candidate_scores import (
 )
 from lorada.runs.training.choice_trainer import choice_loss
 from lorada.runs.training.train import train
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 
 pytestmark = pytest.mark.fp64
 

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
+from lorada.data.row_files import read_rows
 from lorada.methods.build import build_method
 from lorada.methods.overrides import TRAINING, settings_of
 from lorada.runs.data.dataset import encode_rows
 from lorada.runs.data.rows import load_rows
 from lorada.runs.recipe import Recipe, load_recipe
 from lorada.runs.training.arguments import training_arguments
-from lorada.tasks.row_files import read_rows
 
 OURS = (ValueError, OSError, ImportError)
 BASE = {"model": "smollm2-135m", "output": "out"}

@@ -12,9 +12,9 @@ from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, PromptTuningConf
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lorada.data.tokenize import IGNORED
 from lorada.runs.models import labelled_loss
 from lorada.runs.models.labelled_loss import find_labelled_loss
-from lorada.tasks.tokenize import IGNORED
 
 pytestmark = pytest.mark.fp64
 

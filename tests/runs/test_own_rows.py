@@ -7,14 +7,14 @@ import pytest
 from folders import ROWS, byte_tokenizer, chats, llama_folder, refused, rows_file
 from trained import run_recipe
 
+from lorada.data.tasks import TASKS
+from lorada.data.tokenize import prompt_of
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.runs.data.dataset import encode_rows, refuse_target_length
 from lorada.runs.data.rows import Rows, load_rows
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
-from lorada.tasks import TASKS
-from lorada.tasks.tokenize import prompt_of
 
 TOKENIZER = byte_tokenizer()
 ALTERNATING = (

@@ -11,10 +11,10 @@ from peft import get_peft_model
 from trained import run_recipe
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
+from lorada.data.tokenize import IGNORED, EncodeOptions, encode
 from lorada.runs.data.dataset import collator
 from lorada.runs.data.packing import PackedCollator, best_fit, pack, refuse_mixing
 from lorada.runs.training.train import train
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 
 pytestmark = pytest.mark.fp64
 

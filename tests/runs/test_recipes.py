@@ -4,9 +4,9 @@ import pytest
 import yaml
 from folders import refused
 
+from lorada.data.row_files import read_rows
 from lorada.runs.recipe import Recipe, builtin_recipes, load_recipe, saved_recipe
 from lorada.runs.training.arguments import training_arguments
-from lorada.tasks.row_files import read_rows
 
 BASE = {"model": "smollm2-135m", "output": "out"}
 

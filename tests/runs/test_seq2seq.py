@@ -29,6 +29,7 @@ from transformers import (
     MBart50Tokenizer,
 )
 
+from lorada.data.tokenize import EncodeOptions, encode
 from lorada.inference.evaluate import evaluate, evaluate_tasks
 from lorada.inference.export import export
 from lorada.inference.generate import continue_prompts, generate
@@ -37,7 +38,6 @@ from lorada.runs.data.dataset import collator
 from lorada.runs.models.generation import language_settings, set_languages
 from lorada.runs.prepare import prepare_training
 from lorada.runs.training.train import train
-from lorada.tasks.tokenize import EncodeOptions, encode
 
 TRAINING = ["max_steps=4", "report_to=[]", "logging_steps=1", "max_length=64", "max_new_tokens=12"]
 PROBE = [{"prompt": "1 + 2 =", "response": " 3"}, {"prompt": "a longer one", "response": " yes"}]

@@ -43,7 +43,7 @@ def completes(module: str, table: str) -> Callable[[str], list[str]]:
 
 
 COMPLETE_METHOD = completes("lorada.methods.table", "METHODS")
-COMPLETE_TASK = completes("lorada.tasks", "TASKS")
+COMPLETE_TASK = completes("lorada.data.tasks", "TASKS")
 METHOD = typer.Option(help="see `lorada methods`", autocompletion=COMPLETE_METHOD)
 MODEL = typer.Option(
     help="hub id, folder, or a packaged name",

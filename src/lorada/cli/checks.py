@@ -11,6 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lorada.data.row_files import there
+from lorada.data.rows import HEADED
+from lorada.data.sources import data_folder
 from lorada.experiments.compare.data import has_own_rows
 from lorada.experiments.compare.spec import (
     FIXED,
@@ -32,9 +35,6 @@ from lorada.runs.models.names import check_name
 from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
 from lorada.support.errors import missing_package, refuse_empty, unknown_name
 from lorada.support.files import refuse_there
-from lorada.tasks.row_files import there
-from lorada.tasks.rows import HEADED
-from lorada.tasks.sources import data_folder
 
 DTYPES = ("float32", "bfloat16", "float16")  # that an export may be written in
 FORMATS = "transformers", "onnx"  # of an export

@@ -78,7 +78,7 @@ def explore(
         page = explorer_page(data)
     write_atomic(output, page)
     console.print(f"{output} ({len(page) / 2**20:.1f} MB)", highlight=False, soft_wrap=True)
-    from lorada.tasks.rows import HEADED
+    from lorada.data.rows import HEADED
 
     if loaded[0].form in HEADED:
         suggest("predict", runs[0], "--text", text[0])

@@ -46,7 +46,7 @@ def methods(
 @app.command()
 def tasks(as_json: Json = False) -> None:
     """List the tasks."""
-    from lorada.tasks import TASKS
+    from lorada.data.tasks import TASKS
 
     rows = {
         name: {

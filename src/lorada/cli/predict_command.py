@@ -44,7 +44,7 @@ def predict(
     from lorada.runs.data.rows import rows_to_answer
 
     if rows is None:
-        from lorada.tasks.row_files import read_rows
+        from lorada.data.row_files import read_rows
 
         rows = rows_to_answer(read_rows(str(data)), str(data), loaded.form, loaded.labels)
     if output is None:

@@ -215,7 +215,7 @@ def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _suggest_use(run: Path, form: str) -> None:
     """Suggest what to do with a run that has been scored."""
-    from lorada.tasks.rows import HEADED
+    from lorada.data.rows import HEADED
 
     if form in HEADED:
         suggest("predict", run, "--text", "TEXT")

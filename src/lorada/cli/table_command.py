@@ -143,9 +143,9 @@ def check_table(
         ValueError: for an unknown name, or options that exclude each other.
         FileNotFoundError: if the folder of rows is not there.
     """
+    from lorada.data.sources import data_folder
     from lorada.experiments.table_spec import SCALES, load_table
     from lorada.runs.folder.folder import refuse_both
-    from lorada.tasks.sources import data_folder
 
     chosen = load_table(name)
     if scale is not None and scale not in SCALES:

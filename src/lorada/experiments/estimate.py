@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from lorada.data.tasks import TASKS
 from lorada.experiments.table_runs import TableJob
 from lorada.experiments.table_spec import Scale, counts_of
 from lorada.runs.by_device import dtype_on
 from lorada.runs.models.loading import kind_of, load_config
-from lorada.tasks import TASKS
 
 # Rows of the real training sets, by the name of the set or the task; they give steps per epoch.
 ROWS = {

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lorada.data.sources import data_folder
+from lorada.data.tasks import TASKS
 from lorada.experiments.queue.job import JOB_FILE, Job
 from lorada.experiments.table_spec import PaperTable, Scale, TableRow, row_recipe
 from lorada.inference.evaluate import evaluate_tasks
@@ -24,8 +26,6 @@ from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
 from lorada.support.files import json_text, write_atomic
 from lorada.support.models import MODELS
-from lorada.tasks import TASKS
-from lorada.tasks.sources import data_folder
 
 SEED = re.compile(r"seed(\d+)\.json")
 

@@ -15,6 +15,11 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 
+from lorada.data.metrics import Metrics
+from lorada.data.row_files import hub_source
+from lorada.data.row_scores import row_scores
+from lorada.data.rows import BUILTIN, HEADED, Form, Row, answer_of, resolve
+from lorada.data.tokenize import IGNORED, prompt_of
 from lorada.inference.generate import generate_parts, generation_settings
 from lorada.inference.load import Run
 from lorada.inference.perplexity import slide
@@ -30,11 +35,6 @@ from lorada.runs.models.candidate_scores import (
 )
 from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.support.progress import progress_bar
-from lorada.tasks.metrics import Metrics
-from lorada.tasks.row_files import hub_source
-from lorada.tasks.row_scores import row_scores
-from lorada.tasks.rows import BUILTIN, HEADED, Form, Row, answer_of, resolve
-from lorada.tasks.tokenize import IGNORED, prompt_of
 
 BASE = " (base)"  # after the name of rows, for scores with the adapter switched off
 # The model's answer to each row, each row's loss (None for a row without one), and the loss of all

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from lorada.data.rows import HEADED
+from lorada.data.tokenize import without_end
 from lorada.inference.load import Run
 from lorada.report.explorer.page import explorer_page
 from lorada.runs.data.dataset import context_of
@@ -16,8 +18,6 @@ from lorada.runs.folder.same_base import adapter_names
 from lorada.runs.models.adapters import load_beside
 from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
-from lorada.tasks.rows import HEADED
-from lorada.tasks.tokenize import without_end
 from lorada.tuners.explained import Explanation, shown
 from lorada.tuners.explanation import explain
 from lorada.tuners.lmam import map_configs

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from lorada.data.rows import HEADED
 from lorada.inference.can_refill import end_tokens
 from lorada.inference.load import Run, load_run, refuse_changed
 from lorada.runs.folder.folder import refuse_no_adapter, refuse_target
@@ -39,7 +40,6 @@ from lorada.runs.prepare import prepare
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.support.errors import full_disk_in_one_line
 from lorada.support.files import atomic_path, json_text
-from lorada.tasks.rows import HEADED
 from lorada.tuners.exported_config import mark
 from lorada.tuners.pooling import PoolingConfig
 from lorada.tuners.stack.merging import UnmergeableError

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from lorada.data.rows import HEADED
+from lorada.data.tokenize import document_ids
 from lorada.inference.evaluate import scoring
 from lorada.inference.load import Run
 from lorada.inference.perplexity import window_losses
@@ -18,8 +20,6 @@ from lorada.runs.folder.result import keep_forgetting
 from lorada.runs.models.adapters import load_base
 from lorada.runs.prepare import prepare
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
-from lorada.tasks.rows import HEADED
-from lorada.tasks.tokenize import document_ids
 
 TEXT = Path(__file__).with_name("neutral.txt")
 LONGEST = 512  # tokens that are read at once

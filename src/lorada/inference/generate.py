@@ -10,6 +10,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.generation import StopStringCriteria
 
+from lorada.data.rows import Row
+from lorada.data.task import Protocol
+from lorada.data.tokenize import ends_texts, prompt_of, without_end
 from lorada.inference.can_refill import end_tokens, reason_against
 from lorada.inference.load import Run
 from lorada.inference.refilled_batch import Writer, write_answers
@@ -20,9 +23,6 @@ from lorada.runs.models.generation import language_settings, refuse_long
 from lorada.runs.plain_yaml import refuse_unstorable
 from lorada.support.errors import out_of_memory
 from lorada.support.progress import progress_bar
-from lorada.tasks.rows import Row
-from lorada.tasks.task import Protocol
-from lorada.tasks.tokenize import ends_texts, prompt_of, without_end
 
 logger = logging.getLogger(__name__)
 

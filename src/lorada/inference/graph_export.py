@@ -27,6 +27,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from lorada.data.rows import HEADED
+from lorada.data.tokenize import ends_texts
 from lorada.inference.can_refill import end_tokens
 from lorada.inference.export import (
     AGAIN,
@@ -47,8 +49,6 @@ from lorada.runs.models.candidate_scores import accepted, positions_of
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path
-from lorada.tasks.rows import HEADED
-from lorada.tasks.tokenize import ends_texts
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.switching import switched_off
 

@@ -10,6 +10,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from lorada.data.rows import Form
+from lorada.data.task import Protocol
+from lorada.data.tasks import TASKS
 from lorada.runs.by_device import accelerator
 from lorada.runs.data.dataset import fit_context
 from lorada.runs.data.rows import JSONL
@@ -24,9 +27,6 @@ from lorada.runs.models.pooling import pooling_part, refuse_other
 from lorada.runs.models.trained_part import load_part
 from lorada.runs.prepare import Prepared, prepare
 from lorada.runs.recipe import RECIPE_FILE, Recipe, saved_recipe
-from lorada.tasks import TASKS
-from lorada.tasks.rows import Form
-from lorada.tasks.task import Protocol
 from lorada.tuners.pooling import attach
 
 logger = logging.getLogger(__name__)

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 
+from lorada.data.rows import Form, Row
+from lorada.data.tokenize import prompt_of
 from lorada.inference.explore import tokens_to_show
 from lorada.inference.load import Run
 from lorada.methods.task_head import PEFT_NAMES
 from lorada.runs.data.rows import JSONL, Rows, load_rows, scored_rows
 from lorada.support.progress import progress_bar
-from lorada.tasks.rows import Form, Row
-from lorada.tasks.tokenize import prompt_of
 from lorada.tuners.explanation import explain
 
 

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lorada.data.benchmarks.long_sequence import Losses, window_starts
+from lorada.data.metrics import Metrics
+from lorada.data.tokenize import document_ids
 from lorada.inference.load import Run
 from lorada.runs.data.dataset import context_of
 from lorada.runs.data.rows import Rows
 from lorada.support.progress import progress_bar
-from lorada.tasks.long_sequence import Losses, window_starts
-from lorada.tasks.metrics import Metrics
-from lorada.tasks.tokenize import document_ids
 
 logger = logging.getLogger(__name__)
 

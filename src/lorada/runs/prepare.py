@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from lorada.data.task import Kind
 from lorada.methods.build import Plan, build_method
 from lorada.methods.lookup import method_named
 from lorada.runs.by_device import TRAINERS_OWN, with_dtype
@@ -19,7 +20,6 @@ from lorada.runs.models.generation import set_languages
 from lorada.runs.models.loading import kind_of, load_config, load_tokenizer, own_classes
 from lorada.runs.models.pooling import refuse_pooling
 from lorada.runs.recipe import Recipe
-from lorada.tasks.task import Kind
 
 
 @dataclass(frozen=True)

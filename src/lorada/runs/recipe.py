@@ -21,6 +21,9 @@ from pydantic import (
     model_validator,
 )
 
+from lorada.data.row_files import hub_source
+from lorada.data.rows import BUILTIN, resolve
+from lorada.data.tasks import TASKS
 from lorada.methods.lookup import method_named
 from lorada.methods.overrides import TRAINING, checked, owner_of
 from lorada.runs.models.names import check_name
@@ -28,9 +31,6 @@ from lorada.runs.plain_yaml import read_yaml, refuse_unstorable, write_yaml
 from lorada.support.errors import unknown_name
 from lorada.support.files import write_atomic
 from lorada.support.models import PACKAGED
-from lorada.tasks import TASKS
-from lorada.tasks.row_files import hub_source
-from lorada.tasks.rows import BUILTIN, resolve
 
 logger = logging.getLogger(__name__)
 

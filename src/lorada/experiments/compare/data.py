@@ -5,11 +5,11 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from lorada.data.rows import Row
+from lorada.data.task import Kind
 from lorada.experiments.compare.spec import NO_PARTS, Comparison
 from lorada.runs.data.rows import JSONL, OwnClasses, Rows, head_size, scored_rows, training_rows
 from lorada.runs.recipe import Recipe
-from lorada.tasks.rows import Row
-from lorada.tasks.task import Kind
 
 # How many training rows are set aside to measure learning rates: a tenth, within these limits.
 # With fewer rows, the rate that looks best is more often another one (docs/compare.md).

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lorada.data.row_scores import row_scores
+from lorada.data.rows import answer_of
 from lorada.experiments.compare.data import Data, shared_recipe
 from lorada.experiments.compare.learning_rate import (
     MAP,
@@ -35,8 +37,6 @@ from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
 from lorada.support.files import json_text, write_atomic
 from lorada.support.progress import only_reports
-from lorada.tasks.row_scores import row_scores
-from lorada.tasks.rows import answer_of
 
 TRIALS, RUNS = "trials", "runs"  # folders of a comparison
 BASE_FILE = "as_it_is.json"  # in the run whose model was scored without its adapter

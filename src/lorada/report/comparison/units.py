@@ -1,4 +1,4 @@
-"""The unit of a score, by the metric that its rows have (``tasks/row_scores.py``)."""
+"""The unit of a score, by the metric that its rows have (``data/row_scores.py``)."""
 
 ERROR = "pearson"  # the metric of rows whose right answer is a number
 

@@ -13,12 +13,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lorada.runs.data.rows import Rows, refuse_kind
-from lorada.runs.recipe import Recipe
-from lorada.support.progress import progress_bar
-from lorada.tasks.rows import HEADED, Form
-from lorada.tasks.task import Kind
-from lorada.tasks.tokenize import (
+from lorada.data.rows import HEADED, Form
+from lorada.data.task import Kind
+from lorada.data.tokenize import (
     CHUNK,
     EMPTY,
     IGNORED,
@@ -28,6 +25,9 @@ from lorada.tasks.tokenize import (
     encode,
     windows,
 )
+from lorada.runs.data.rows import Rows, refuse_kind
+from lorada.runs.recipe import Recipe
+from lorada.support.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

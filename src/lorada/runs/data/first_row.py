@@ -5,12 +5,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lorada.data.rows import HEADED
+from lorada.data.task import Kind
+from lorada.data.tokenize import EMPTY, IGNORED
 from lorada.runs.data.dataset import encode_each, encode_options
 from lorada.runs.data.rows import Rows
 from lorada.runs.recipe import Recipe
-from lorada.tasks.rows import HEADED
-from lorada.tasks.task import Kind
-from lorada.tasks.tokenize import EMPTY, IGNORED
 
 
 def first_row(

@@ -11,12 +11,12 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from lorada.data.rows import Form
+from lorada.data.task import Kind
+from lorada.data.tokenize import IGNORED
 from lorada.methods.lookup import method_named
 from lorada.methods.method import SHIFTED_ATTENTION
 from lorada.runs.data.dataset import dataset_of, token_counts
-from lorada.tasks.rows import Form
-from lorada.tasks.task import Kind
-from lorada.tasks.tokenize import IGNORED
 from lorada.tuners.lmam import map_configs
 
 PACKED_FORMS: tuple[Form, ...] = ("messages", "prompt")

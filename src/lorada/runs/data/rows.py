@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from lorada.data.row_files import read_rows, there
+from lorada.data.row_forms import in_form, to_answer
+from lorada.data.rows import HEADED, Form, Row, fingerprint
+from lorada.data.sources import data_folder, read_source
+from lorada.data.task import Kind, Protocol, Source
+from lorada.data.tasks import TASKS, Task
 from lorada.runs.recipe import Recipe
-from lorada.tasks import TASKS, Task
-from lorada.tasks.row_files import read_rows, there
-from lorada.tasks.row_forms import in_form, to_answer
-from lorada.tasks.rows import HEADED, Form, Row, fingerprint
-from lorada.tasks.sources import data_folder, read_source
-from lorada.tasks.task import Kind, Protocol, Source
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from lorada.data.rows import HEADED, Form
 from lorada.support.files import as_typed, json_text, write_atomic
-from lorada.tasks.rows import HEADED, Form
 
 logger = logging.getLogger(__name__)
 

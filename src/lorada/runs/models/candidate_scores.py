@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from lorada.attention.attend import SHIFTED
-from lorada.tasks.tokenize import IGNORED
+from lorada.data.tokenize import IGNORED
 from lorada.tuners.lmam import map_configs
 
 

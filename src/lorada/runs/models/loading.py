@@ -24,13 +24,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lorada.data.task import Kind
 from lorada.methods.matrix_names import family_of
 from lorada.methods.task_head import head_modules, may_be_drawn
 from lorada.runs.models.names import check_name, named_config, package_folder
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path, one_at_a_time
 from lorada.support.models import MODELS, PACKAGED
-from lorada.tasks.task import Kind
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorada.tasks.rows import HEADED, Form
+from lorada.data.rows import HEADED, Form
 from lorada.tuners import LoradaConfig
 from lorada.tuners.pooling import CHILD, PoolingConfig, PoolingLayer, backbone_of, refuse_type
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments, get_scheduler
 
+from lorada.data.rows import answer_of
 from lorada.runs.by_device import device_settings, take_one_device
 from lorada.runs.data.rows import Rows
 from lorada.runs.recipe import Recipe
 from lorada.support.errors import how_to_install
 from lorada.support.processes import only_cpu
-from lorada.tasks.rows import answer_of
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from transformers import (
     Seq2SeqTrainer,
 )
 
+from lorada.data.metrics import Metrics
+from lorada.data.rows import HEADED
+from lorada.data.task import Kind
 from lorada.runs.data.rows import Rows
 from lorada.runs.training.trainer import RunTrainer
-from lorada.tasks.metrics import Metrics
-from lorada.tasks.rows import HEADED
-from lorada.tasks.task import Kind
 
 
 def writes_texts(rows: Rows, kind: Kind) -> bool:

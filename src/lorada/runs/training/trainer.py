@@ -20,12 +20,12 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
+from lorada.data.tokenize import IGNORED
 from lorada.runs.data.dataset import token_counts
 from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.runs.models.pooling import save_beside
 from lorada.runs.training.callbacks import refuse_broken_loss
 from lorada.support.processes import gather_values
-from lorada.tasks.tokenize import IGNORED
 from lorada.tuners.stack.stack import LoradaModel
 
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from lorada.tasks.metrics import accuracy
-from lorada.tasks.rows import Row
-from lorada.tasks.task import Protocol
+from lorada.data.metrics import accuracy
+from lorada.data.rows import Row
+from lorada.data.task import Protocol
 
 
 def row_scores(protocol: Protocol, answers: list[Any], rows: list[Row]) -> list[float]:

@@ -7,15 +7,20 @@ import pytest
 from folders import byte_tokenizer, refused, split_file
 from reasoning import problem, question, recipe
 
+from lorada.data.benchmarks.arithmetic import (
+    first_letter,
+    last_number,
+    score_letters,
+    score_numbers,
+)
+from lorada.data.benchmarks.llm_adapters_prompt import answered
+from lorada.data.tasks import TASKS
+from lorada.data.tokenize import IGNORED, EncodeOptions, encode
 from lorada.inference import generate
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.runs.data.rows import training_rows
 from lorada.runs.training.train import train
-from lorada.tasks import TASKS
-from lorada.tasks.arithmetic import first_letter, last_number, score_letters, score_numbers
-from lorada.tasks.llm_adapters_prompt import answered
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 
 AWKWARD = [
     ("The answer is 4.", 4.0),

@@ -12,10 +12,10 @@ from math import inf, isfinite
 from operator import eq
 from typing import Any
 
-from lorada.tasks import llm_adapters_prompt, quanta_prompt
-from lorada.tasks.metrics import Metrics
-from lorada.tasks.rows import Row
-from lorada.tasks.task import Protocol, Source, Task, unchanged
+from lorada.data.benchmarks import llm_adapters_prompt, quanta_prompt
+from lorada.data.metrics import Metrics
+from lorada.data.rows import Row
+from lorada.data.task import Protocol, Source, Task, unchanged
 
 FOLDER = "arithmetic_llm_adapters"
 MATH10K = f"{llm_adapters_prompt.REPOSITORY}/ft-training_set/math_10k.json"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lorada.tasks.metrics import Score
-from lorada.tasks.rows import Form, Row
+from lorada.data.metrics import Score
+from lorada.data.rows import Form, Row
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
 ANY_KIND: tuple[Kind, ...] = ("decoder", "encoder", "encoder_decoder")

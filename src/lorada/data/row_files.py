@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from lorada.tasks.rows import BUILTIN, Row, resolve
+from lorada.data.rows import BUILTIN, Row, resolve
 
 csv.field_size_limit(2**31 - 1)  # characters of a field; Python's own limit is 131,072
 ENDINGS = ".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet"

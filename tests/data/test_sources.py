@@ -6,8 +6,8 @@ import datasets
 import pytest
 from folders import bert_folder, refused, split_file
 
-from lorada.tasks import TASKS
-from lorada.tasks.sources import DATA_VARIABLE, data_folder, read_source
+from lorada.data.sources import DATA_VARIABLE, data_folder, read_source
+from lorada.data.tasks import TASKS
 
 RTE = TASKS["rte"].train["own"]
 UNREACHED = {

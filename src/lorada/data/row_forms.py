@@ -18,8 +18,8 @@ from pydantic import (
     ValidationInfo,
 )
 
-from lorada.tasks.llm_adapters_prompt import clean_prompt
-from lorada.tasks.rows import Form, Row
+from lorada.data.benchmarks.llm_adapters_prompt import clean_prompt
+from lorada.data.rows import Form, Row
 
 CHATS = "messages", "conversations"  # fields that hold the turns of a chat
 LARGEST = 3.4e38  # the largest score: what fp32 holds

@@ -6,15 +6,20 @@ import pytest
 from folders import byte_tokenizer, split_file
 from reasoning import ROW, WORDS, question, recipe
 
+from lorada.data.benchmarks.commonsense import (
+    COMMONSENSE,
+    choose_options,
+    first_option,
+    match_options,
+)
+from lorada.data.benchmarks.llm_adapters_prompt import training_prompt
+from lorada.data.benchmarks.quanta_prompt import clean
+from lorada.data.tasks import TASKS
+from lorada.data.tokenize import EncodeOptions, encode
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.runs.data.rows import training_rows
 from lorada.runs.training.train import train
-from lorada.tasks import TASKS
-from lorada.tasks.commonsense import COMMONSENSE, choose_options, first_option, match_options
-from lorada.tasks.llm_adapters_prompt import training_prompt
-from lorada.tasks.quanta_prompt import clean
-from lorada.tasks.tokenize import EncodeOptions, encode
 
 TOKENIZER = byte_tokenizer()
 

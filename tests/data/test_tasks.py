@@ -3,10 +3,10 @@
 import pytest
 from folders import byte_tokenizer, refused
 
-from lorada.tasks.metrics import exact_match
-from lorada.tasks.rows import answer_of
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, prompt_of, shorten_prompt
-from lorada.tasks.tokenize import encode as every
+from lorada.data.metrics import exact_match
+from lorada.data.rows import answer_of
+from lorada.data.tokenize import IGNORED, EncodeOptions, prompt_of, shorten_prompt
+from lorada.data.tokenize import encode as every
 
 TOKENIZER = byte_tokenizer()
 

@@ -3,8 +3,8 @@
 import pytest
 from folders import refused, rows_file
 
+from lorada.data.row_forms import in_form
 from lorada.runs.data.rows import load_rows, rows_to_answer
-from lorada.tasks.row_forms import in_form
 
 ALPACA = {"instruction": "Add them.", "input": "1 and 2", "output": "3"}
 SHAREGPT = {

@@ -8,10 +8,10 @@ chooses the likeliest option (QuanTA). LLM-Adapters leaves out the passages of B
 import re
 from functools import partial
 
-from lorada.tasks import llm_adapters_prompt, quanta_prompt
-from lorada.tasks.metrics import Metrics, Score, accuracy
-from lorada.tasks.rows import Row
-from lorada.tasks.task import Protocol, Source, Task
+from lorada.data.benchmarks import llm_adapters_prompt, quanta_prompt
+from lorada.data.metrics import Metrics, Score, accuracy
+from lorada.data.rows import Row
+from lorada.data.task import Protocol, Source, Task
 
 FOLDER = "commonsense_llm_adapters"
 # The training sets of all eight tasks; a local folder has a smaller mix of them.

@@ -4,11 +4,11 @@ import pytest
 from folders import bart_folder, bert_folder, llama_folder, refused, writing_folder
 from trained import run_recipe
 
+from lorada.data.sources import read_source
+from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.runs.training.train import train
-from lorada.tasks import TASKS
-from lorada.tasks.sources import read_source
 
 NEWS = {"document": "Rain fell.\nIt was wet.", "summary": "It rained.", "id": "1"}
 

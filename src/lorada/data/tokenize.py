@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from lorada.tasks.rows import Form, Row
-from lorada.tasks.task import Kind
+from lorada.data.rows import Form, Row
+from lorada.data.task import Kind
 
 IGNORED = -100  # the label that transformers' losses leave out
 CHUNK = 1000  # rows tokenised at once

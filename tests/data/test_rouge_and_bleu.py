@@ -5,7 +5,7 @@ import sys
 import pytest
 import sacrebleu
 
-from lorada.tasks.metrics import bleu, normalised_romanian, rouge
+from lorada.data.metrics import bleu, normalised_romanian, rouge
 
 
 def rows(*texts):

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from lorada.data.rows import Row, answer_of
 from lorada.support.errors import needs_extra
 from lorada.support.progress import progress_bar
-from lorada.tasks.rows import Row, answer_of
 
 Metrics = dict[str, float]
 Score = Callable[[list[Any], list[Row]], Metrics]

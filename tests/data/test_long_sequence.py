@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig
 from lorada.cli.dry_run import show_training
+from lorada.data.benchmarks.long_sequence import window_starts
+from lorada.data.tokenize import EncodeOptions, document_ids, windows
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.inference.perplexity import window_losses
 from lorada.runs.models.loading import load_config, load_model, stretched
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
-from lorada.tasks.long_sequence import window_starts
-from lorada.tasks.tokenize import EncodeOptions, document_ids, windows
 
 TOKENIZER = byte_tokenizer()
 TEXTS = ["Let x be a number.", "Then x + 1 is another number.", "Hence there is no last one."]

@@ -9,13 +9,13 @@ The task ``jsonl`` is a file of your own. The fields of its rows decide the form
 - ``text`` alone.
 """
 
-from lorada.tasks.arithmetic import ARITHMETIC
-from lorada.tasks.commonsense import COMMONSENSE
-from lorada.tasks.glue import GLUE
-from lorada.tasks.long_sequence import LONG_SEQUENCE
-from lorada.tasks.metrics import accuracy, correlations, exact_match, perplexity
-from lorada.tasks.task import ANY_KIND, Protocol, Task, unchanged
-from lorada.tasks.writing import WRITING
+from lorada.data.benchmarks.arithmetic import ARITHMETIC
+from lorada.data.benchmarks.commonsense import COMMONSENSE
+from lorada.data.benchmarks.glue import GLUE
+from lorada.data.benchmarks.long_sequence import LONG_SEQUENCE
+from lorada.data.benchmarks.writing import WRITING
+from lorada.data.metrics import accuracy, correlations, exact_match, perplexity
+from lorada.data.task import ANY_KIND, Protocol, Task, unchanged
 
 TASKS: dict[str, Task] = {
     **GLUE,

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lorada.tasks.metrics import Metrics, bleu, rouge
-from lorada.tasks.rows import Row, text_of
-from lorada.tasks.task import Protocol, Source, Task
+from lorada.data.metrics import Metrics, bleu, rouge
+from lorada.data.rows import Row, text_of
+from lorada.data.task import Protocol, Source, Task
 
 # The token that a decoder starts with does not count as new.
 SUMMARY = {"num_beams": 6, "max_new_tokens": 60, "min_new_tokens": 10, "no_repeat_ngram_size": 3}

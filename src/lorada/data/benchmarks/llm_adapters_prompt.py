@@ -8,10 +8,10 @@ Its prompts for training and evaluation differ in white space. Source: ``finetun
 from collections.abc import Callable
 from functools import partial
 
-from lorada.tasks import quanta_prompt
-from lorada.tasks.metrics import Score
-from lorada.tasks.rows import Row, text_of
-from lorada.tasks.task import Protocol, unchanged
+from lorada.data.benchmarks import quanta_prompt
+from lorada.data.metrics import Score
+from lorada.data.rows import Row, text_of
+from lorada.data.task import Protocol, unchanged
 
 REPOSITORY = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
 MARKER = "### Response:"

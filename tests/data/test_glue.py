@@ -9,12 +9,12 @@ from conftest import SAME
 from folders import bert_folder, split_file
 from sample_rows import samples
 
+from lorada.data.metrics import accuracy, accuracy_and_f1, correlations, matthews
+from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
-from lorada.tasks import TASKS
-from lorada.tasks.metrics import accuracy, accuracy_and_f1, correlations, matthews
 
 ROWS = {name: samples(name)[0]["row"] for name in ("stsb", "mnli")}
 

@@ -14,9 +14,9 @@ does not say which, so only numbers on the same sample can be compared with each
 
 import math
 
-from lorada.tasks.metrics import Metrics
-from lorada.tasks.rows import Row, text_of
-from lorada.tasks.task import Protocol, Source, Task
+from lorada.data.metrics import Metrics
+from lorada.data.rows import Row, text_of
+from lorada.data.task import Protocol, Source, Task
 
 Losses = tuple[int, list[float]]  # context length in tokens, mean loss of each window in nats
 

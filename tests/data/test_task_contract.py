@@ -5,13 +5,13 @@ from folders import byte_tokenizer, rows_file
 from paths import DATA
 from sample_rows import FOLDER, samples
 
+from lorada.data.row_forms import in_form
+from lorada.data.rows import answer_of
+from lorada.data.sources import read_source
+from lorada.data.tasks import TASKS
+from lorada.data.tokenize import IGNORED, EncodeOptions, encode, windows
 from lorada.runs.data.rows import scored_rows, training_rows
 from lorada.runs.recipe import load_recipe
-from lorada.tasks import TASKS
-from lorada.tasks.row_forms import in_form
-from lorada.tasks.rows import answer_of
-from lorada.tasks.sources import read_source
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, windows
 
 NAMES = [name for name in TASKS if name != "jsonl"]  # whose rows are the user's
 CASES = [(name, protocol) for name in NAMES for protocol in TASKS[name].protocols]

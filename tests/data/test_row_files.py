@@ -8,8 +8,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from folders import ROWS, TURNS, llama_folder, refused, rows_file
 
+from lorada.data.row_files import hub_source, read_rows
 from lorada.runs.data.rows import load_rows
-from lorada.tasks.row_files import hub_source, read_rows
 
 SENTENCES = [{"text": "good", "label": 1}, {"text": "bad", "label": 0}, {"text": "?", "label": -1}]
 CLASSES = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_rows import samples
 
-from lorada.tasks import TASKS
-from lorada.tasks.row_scores import row_scores
-from lorada.tasks.rows import answer_of
+from lorada.data.row_scores import row_scores
+from lorada.data.rows import answer_of
+from lorada.data.tasks import TASKS
 
 # Rows for the forms of a user's own file.
 OWN = {

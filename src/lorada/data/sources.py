@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from lorada.tasks.row_files import from_hub, read_rows
-from lorada.tasks.rows import Row
-from lorada.tasks.task import Source
+from lorada.data.row_files import from_hub, read_rows
+from lorada.data.rows import Row
+from lorada.data.task import Source
 
 DATA_VARIABLE = "LORADA_DATA"
 

@@ -1,0 +1,1 @@
+"""Rows from a file or a benchmark: read, checked, turned into token ids, and scored."""
