@@ -23,8 +23,6 @@ KINDS = {"llama": "decoders", "roberta": "encoders", "bart": "encoder–decoders
 def group_of(method: Method) -> str:
     """The line of the table that a method belongs to, by its parts."""
     parts = method.part_names
-    if method.ours:
-        return "[extensions of this project](docs/forms.md), not of the paper"
     if not parts:
         return "parameters of the base itself"
     if "lmam" in parts:

@@ -36,7 +36,6 @@ from transformers import (
 # The shapes in the signatures of the maths are enforced while tests run, not only narrated.
 SHAPED = [
     "lorada.functional.causal",
-    "lorada.functional.distance",
     "lorada.functional.maps",
     "lorada.functional.product",
     "lorada.tuners.quanta.gates",

@@ -34,8 +34,6 @@ VARIANTS = {
     "half_the_heads": {"heads": 2},
     "behind_a_prefix": {"prefix": 3},
     "no_negative_behind_a_prefix": {"ablation": "no_negative", "prefix": 3},
-    "distance": {"form": "distance", "taps": 5},
-    "distance_behind_a_prefix": {"form": "distance", "prefix": 3},
 }
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": PAD}
 GREEDY |= {"eos_token_id": None, "bos_token_id": None}
@@ -48,8 +46,6 @@ def adapted(name: str, variant: str, base: dict | None = None, **options) -> Pef
     """
     defaults = {"rank": 2, "length": LENGTH, "inverse_scale": 2.0, "init_weights": False}
     options = {**defaults, **VARIANTS[variant], **options}
-    if "form" in options:  # the paper's map alone has a length and a rank
-        del options["length"], options["rank"]
     prefix = options.pop("prefix", None)
     config = LmamConfig(**options)
     if prefix is not None:

@@ -16,7 +16,7 @@ from lorada import METHODS, build_method
 from lorada.methods.build import Plan
 from lorada.methods.lookup import method_named
 from lorada.methods.matrix_names import family_of
-from lorada.methods.method import SHIFTED_ATTENTION, Method
+from lorada.methods.method import SHIFTED_ATTENTION
 from lorada.methods.model_settings import choose_settings
 from lorada.methods.task_head import select_trainable
 
@@ -45,11 +45,6 @@ SMALL = {
     "adalora": {"init_r": 4, "target_r": 2, "total_step": 20},
 }
 
-# The same of a map in a form other than the paper's, which has other settings.
-SMALL_FORMS = {
-    "distance": {"taps": 5, "heads": 2},
-}
-
 # Models without a single bias, and models that compute attention themselves, without transformers'.
 NO_BIASES = ("llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "t5", "modernbert")
 OWN_ATTENTION = ("falcon", "falcon_alibi", "bloom", "deberta")
@@ -60,17 +55,7 @@ def small(name: str, config: Any = None) -> dict:
     method = method_named(name)
     of_model = method.parts and config is not None
     parts = choose_settings(method, config).parts if of_model else method.part_names
-    found = {part: SMALL[part] for part in parts if part in SMALL}
-    if form := form_of(method):
-        found["lmam"] = SMALL_FORMS[form]
-    return found
-
-
-def form_of(method: Method) -> str | None:
-    """The form of a method's map; None for the paper's map, and without one."""
-    settings = next(iter(method.parts.values()), {})
-    form: str | None = settings.get("lmam", {}).get("form")
-    return form
+    return {part: SMALL[part] for part in parts if part in SMALL}
 
 
 def refusal(name: str, model: str) -> str | None:
@@ -82,8 +67,6 @@ def refusal(name: str, model: str) -> str | None:
         return rf"{name} needs attention that takes a mask for each head, and \w+ computes its own"
     if "prefix" in method.part_names and model in OWN_ATTENTION:
         return r"a prefix needs attention that dispatches .*; \w+ computes it itself"
-    if name == "gain_query" and model in OWN_ATTENTION:
-        return r"form='query' reads the queries, and \w+ computes attention itself"
     if "shira" in method.part_names and model == "gpt2":
         return r"PEFT's SHiRA takes nn.Linear only, and .*c_attn of \w+ is a Conv1D"
     known, kind = {*method.parts, *method.unpublished.parts}, family(model)
@@ -106,7 +89,7 @@ FURTHER_CASES = [(name, model) for model in FURTHER for name in METHODS if defin
 UNDEFINED = [(name, model) for name in METHODS for model in BUILDERS if not defined(name, model)]
 
 
-ATTENTION, BLOCK = ("lmam", "gain", "prefix"), ("bottleneck", "pa_attn", "parallel_ffn")
+ATTENTION, BLOCK = ("lmam", "prefix"), ("bottleneck", "pa_attn", "parallel_ffn")
 
 
 def pairs(name: str, model: str) -> set[tuple[str, str]]:

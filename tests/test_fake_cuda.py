@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from architectures import ENCODER_DECODERS, inputs
 from conftest import TINY
 from fake_gpu import GPU, Allowed, Fp64, HostRead, fake_gpu, move
-from method_cases import defined, form_of, placed, with_labels
+from method_cases import defined, placed, with_labels
 from peft import get_peft_model
 from peft.tuners.shira import Linear as ShiraLinear
 from stacks import BESIDE, config_of, lmam
@@ -33,7 +33,6 @@ from lorada.tuners.stack.stack import LoradaModel
 
 LABELS = "lorada/runs/models/labelled_loss.py:__call__"
 LOSS = "lorada/runs/training/callbacks.py:refuse_broken_loss"
-RULE = "lorada/attention/distance_map.py:_follows_rule"
 RESTARTS = "lorada/attention/locate.py:_restarts"
 PACKED = "lorada/attention/locate.py:_packed_by_restart"
 BUDGET = "peft/tuners/adalora/layer.py:mask_to_budget"
@@ -42,7 +41,6 @@ BUDGET = "peft/tuners/adalora/layer.py:mask_to_budget"
 ALLOWED = {
     LABELS: Allowed("how many tokens have a label is the size of what the head gets"),
     LOSS: Allowed("a loss of NaN must stop the run before the weights change", True),
-    RULE: Allowed("maps by distance cost less where the mask hides nothing else", True),
     RESTARTS: Allowed("position_ids may separate packed sequences, each of which has a map", False),
     BUDGET: Allowed("PEFT ranks all ranks of AdaLoRA and saves which are left", 0.0),
 }
@@ -57,11 +55,10 @@ NO_PLAN = SimpleNamespace(callbacks=(), optimizer=None)
 def cases() -> list[tuple[str, str]]:
     """Every method, on a decoder if it is defined there; the further routes of attention."""
     every = [(name, "llama" if defined(name, "llama") else "bert") for name in METHODS]
-    forms = [name for name in METHODS if form_of(method_named(name))]
     routes = {
         "bert": ("lorada_la", "prefix", "houlsby"),
-        "deberta_v2": ("lorada_la", "gain_query", *forms),
-        "bart": ("lorada_la", "prefix", "lmam_distance"),
+        "deberta_v2": ("lorada_la",),
+        "bart": ("lorada_la", "prefix"),
         "t5": ("lorada_la",),
     }
     return every + [(name, model) for model, names in routes.items() for name in names]
@@ -70,7 +67,7 @@ def cases() -> list[tuple[str, str]]:
 def in_attention(name: str) -> bool:
     """Whether a method changes attention itself, which depends on the mask."""
     parts = {"lmam", "prefix"} & {*method_named(name).part_names}
-    return bool(parts) or name in ("gain_query", "longlora")
+    return bool(parts) or name == "longlora"
 
 
 def batch(model: str, padded: bool, tokens: int = TOKENS) -> dict[str, Tensor]:
@@ -146,15 +143,8 @@ def train(model: nn.Module, kind: str, given: dict[str, Tensor], plan: Any = NO_
     assert all(gradient.device == GPU for gradient in found)
 
 
-def reads_of_map(name: str, model: str, padded: bool) -> Counter[str]:
-    """A map by distance reads each mask of its model once; BART has two."""
-    has_form = name in METHODS and form_of(method_named(name)) is not None
-    return +Counter({RULE: int(has_form and padded) * (2 if model == "bart" else 1)})
-
-
-def reads_of_step(name: str, model: str, padded: bool) -> Counter[str]:
-    once = Counter({LOSS: 1, LABELS: int(model == "llama")})
-    return once + reads_of_map(name, model, padded)
+def reads_of_step(model: str) -> Counter[str]:
+    return +Counter({LOSS: 1, LABELS: int(model == "llama")})
 
 
 def of_lorada(reads: Counter[str]) -> Counter[str]:
@@ -201,7 +191,7 @@ def test_a_method_answers(name, model, padded):
     with fake_gpu(ALLOWED) as gpu:
         move(adapted)
         answer(adapted, batch(model, padded))
-    assert gpu.reads == reads_of_map(name, model, padded)
+    assert not gpu.reads
 
 
 @pytest.mark.parametrize(("name", "model", "padded"), CASES, ids=ids)
@@ -210,7 +200,7 @@ def test_a_method_trains(name, model, padded):
     with fake_gpu(ALLOWED) as gpu:
         move(adapted)
         train(adapted, model, batch(model, padded), plan)
-    assert of_lorada(gpu.reads) == reads_of_step(name, model, padded)
+    assert of_lorada(gpu.reads) == reads_of_step(model)
     others = gpu.reads.keys() - of_lorada(gpu.reads).keys()
     assert others == ({BUDGET} if name == "adalora" else set())
 
@@ -223,7 +213,7 @@ def test_a_stack_answers_and_trains(stack):
         answer(model, batch("llama", padded=True))
         assert not gpu.reads
         train(model, "llama", batch("llama", padded=True))
-    assert gpu.reads == reads_of_step(stack, "llama", True)
+    assert gpu.reads == reads_of_step("llama")
 
 
 # More tokens than a map of 6, and than a block of the product with a causal map.
@@ -234,27 +224,24 @@ MAPS = {
     "at the end": {"length": 6, "align": "end"},
     "raw": {"length": 6, "positions": "raw"},
     **{name: {"length": 6, "ablation": name} for name in ("no_negative", "softmax", "full_rank")},
-    "distance": {"form": "distance"},
 }
 
 
 @pytest.mark.parametrize(
     ("form", "padded"),
-    [*((form, True) for form in MAPS), ("long", False), ("no_negative", False),
-     ("distance", False)],
+    [*((form, True) for form in MAPS), ("long", False), ("no_negative", False)],
     ids=ids,
-)  # fmt: skip
+)
 def test_a_map_works_on_long_rows(form, padded):
     model = get_peft_model(TINY["llama"](), LmamConfig(**MAPS[form])).eval()
     with fake_gpu(ALLOWED) as gpu:
         move(model)
         answer(model, batch("llama", padded, LONG))
         train(model, "llama", batch("llama", padded, LONG))
-    has_form = "form" in MAPS[form]
-    assert gpu.reads == Counter([LABELS, LOSS, *[RULE] * (2 * has_form * padded)])
+    assert gpu.reads == Counter([LABELS, LOSS])
 
 
-@pytest.mark.parametrize("name", ["lorada_la", "lmam_distance", "longlora"])
+@pytest.mark.parametrize("name", ["lorada_la", "longlora"])
 def test_packed_rows_train(name):
     adapted, plan = placed(name, "llama", inputs("llama"))
     with fake_gpu(ALLOWED_PACKED) as gpu:
@@ -284,7 +271,7 @@ def test_fp64_on_a_device_that_may_lack_it_is_found():
         torch.zeros(2, device=GPU).double()
 
 
-@pytest.mark.parametrize("form", ["long", "raw", "distance"])
+@pytest.mark.parametrize("form", ["long", "raw"])
 def test_a_graph_that_is_captured_reads_no_number(form, monkeypatch):
     """Neither a prompt with positions of its own nor a token behind a static cache."""
     model = get_peft_model(TINY["llama"](), LmamConfig(**MAPS[form])).eval()

@@ -71,7 +71,7 @@ def read(study: Path, wanted: dict[str, str]) -> Found:
 
 
 def _add_cut(methods: dict[str, Measured], reach: dict[str, Any]) -> None:
-    """Add what ``reach.py`` has scored of each method with all of its runs."""
+    """Add what was scored of each method with all of its runs."""
     for method in [method for method in reach if method in methods]:
         whole = methods[method]
         for share, by_seed in reach[method].items():

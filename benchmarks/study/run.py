@@ -25,9 +25,7 @@ PRINTED_ON_LORA = f"lora+lmam:{LORA_1}:{MAP}"
 
 FORMS = (
     HEAD, LORA, LORA_4, SMALL, PRINTED,
-    "lmam_distance", "gain", "gain_query",
     PRINTED_ON_LORA,
-    f"lora+lmam_distance:{LORA_1}", f"lora+gain:{LORA_1}", f"lora+gain_query:{LORA_1}",
 )  # fmt: skip
 ABLATIONS = tuple(
     f"{PRINTED}:ablation={name}" for name in ("full_rank", "no_negative", "softmax", "no_position")
@@ -98,7 +96,7 @@ COMPARISONS = {
     "syllogism32_moved_on_lora": Asked("syllogism32", MOVED_ON_LORA),
     "syllogism_llm": Asked(
         "syllogisms",
-        ("lora", "lmam", "lmam_distance", "lorada_la"),
+        ("lora", "lmam", "lorada_la"),
         LLM_RATES,
         "0.2%",
         "smollm2-135m",

@@ -166,7 +166,7 @@ def cuts(found: Found) -> Iterator[str]:
     yield "### Maps cut after training to positions that enough rows had"
     yield ""
     yield (
-        "No hypothesis. `min_rows` is set to a share of the training rows; the runs are the same, "
+        "No hypothesis. A cut leaves out the positions that fewer than a share of the training rows had; the runs are the same, "
         "cut and whole, so each is compared with itself."
     )
     yield ""

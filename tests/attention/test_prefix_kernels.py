@@ -1,16 +1,14 @@
-"""Flash kernels behind a prefix and with a map by distance.
+"""Flash kernels behind a prefix.
 
 What kernels that do not run here are given behind a prefix, and what is refused.
 """
 
 import copy
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY, assert_close
-from exact_cells import adapted
 from folders import refused
 from peft import PeftModel, get_peft_model
 from stacks import batch, in_chunks, logits, randomise
@@ -77,10 +75,6 @@ def prefixed(name: str) -> PeftModel:
     return model
 
 
-PARTS = {"prefix": prefixed, "map by distance": partial(adapted, variant="distance")}
-every_part = pytest.mark.parametrize("part", PARTS)
-
-
 def under_flash(model: PeftModel) -> PeftModel:
     """The same model, whose attention calls flash kernels."""
     other = copy.deepcopy(model)
@@ -90,11 +84,10 @@ def under_flash(model: PeftModel) -> PeftModel:
     return other
 
 
-@every_part
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_flash_kernels_give_what_sdpa_gives(name, padding, part, flash_kernels):
-    sdpa, inputs = PARTS[part](name), batch(name)
+def test_flash_kernels_give_what_sdpa_gives(name, padding, flash_kernels):
+    sdpa, inputs = prefixed(name), batch(name)
     if padding is None:
         del inputs["attention_mask"]
     elif padding == "left":
@@ -104,9 +97,8 @@ def test_flash_kernels_give_what_sdpa_gives(name, padding, part, flash_kernels):
     assert_close(logits(under_flash(sdpa), inputs)[real], expected[real])
 
 
-@every_part
-def test_flash_kernels_give_what_sdpa_gives_in_chunks_and_steps(part, flash_kernels):
-    sdpa, tokens = PARTS[part]("llama"), torch.randint(5, 90, (2, 9))
+def test_flash_kernels_give_what_sdpa_gives_in_chunks_and_steps(flash_kernels):
+    sdpa, tokens = prefixed("llama"), torch.randint(5, 90, (2, 9))
     expected = logits(sdpa, {"input_ids": tokens})
     assert_close(in_chunks(under_flash(sdpa), tokens, [4, 3, 1, 1]), expected)
 

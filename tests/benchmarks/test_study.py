@@ -7,14 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from folders import bert_folder, rows_file
 from library.page import END, begin_mark
-from trained import train_once
 
-from lorada.inference.evaluate import score
-from lorada.inference.load import load_run
 from lorada.report.comparison.read import ScoredCandidate
-from lorada.runs.data.rows import load_rows
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
 
@@ -149,23 +144,6 @@ def test_an_interval_of_the_picture_holds_the_truth_in_19_cases_of_20(study):
         one, other = (measured(picture, 0.7, (seed, i), rows=200).scores for i in range(2))
         held.append(abs(one.mean() - other.mean()) < picture.half_width(one, other))
     assert 0.9 <= np.mean(held) <= 0.99
-
-
-def test_cut_maps_are_scored_on_all_rows(study, tmp_path, monkeypatch):
-    reach = study("reach")
-    rows = [{"text": "wordy " * (1 + i % 5), "label": "ab"[i % 2]} for i in range(10)]
-    runs = {"run": ("bert", "lora+lmam", "rows", ["lmam.init_weights=false", "pooling=mean"])}
-    bert_folder(tmp_path / "bert")
-    rows_file(tmp_path / "rows.jsonl", rows)
-    train_once(tmp_path, "run", runs, ["max_steps=2", "use_cpu=true", "lmam.length=64"])
-    whole = score(load_run(tmp_path / "run"), load_rows(str(tmp_path / "rows.jsonl"), "label"))[1]
-    monkeypatch.setattr(reach, "SHARES", (0.01, 2.0))
-    scored = SimpleNamespace(folder="run", seed=1)
-    found = reach.cut(tmp_path, scored, tmp_path / "rows.jsonl")
-    for share, like_whole in ((0.01, True), (2.0, False)):
-        assert len(found[share]["score"]) == 10
-        same = np.allclose(found[share]["loss"], [line["loss"] for line in whole], atol=1e-6)
-        assert same == like_whole
 
 
 # The atlas.

@@ -173,8 +173,6 @@ CASES = [
     ("llama", "lmam", [*SHORT_MAP, "lmam.ablation=softmax"], ["LMAM"]),
     ("llama", "fmam", SHORT_MAP, ["LMAM"]),
     ("llama", "omoe", [], ["OMOE"]),
-    ("llama", "gain_query", [], ["GAIN"]),
-    ("bert", "lmam_distance", [], ["LMAM"]),
     ("bert", "full", [], []),
     ("gpt2", "prefix", ["prefix.length=3"], ["PREFIX"]),
     ("mistral", "lorada_la", SHORT_MAP, ["BOTTLENECK", "LMAM"]),

@@ -75,7 +75,7 @@ COMMON = [
     name for name in ("lora", "lmam", "lorada_la", "adapter_ffn", "prefix") if name in METHODS
 ]
 OFTEN = [
-    *((name, "llama") for name in (*COMMON, "gain_query", "lmam_distance")),
+    *((name, "llama") for name in COMMON),
     ("lorada_la", "gpt2"),
 ]
 RARELY = [

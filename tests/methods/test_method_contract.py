@@ -17,7 +17,6 @@ from torch import nn
 from lorada import (
     METHODS,
     BottleneckConfig,
-    GainConfig,
     LamdaConfig,
     LmamConfig,
     OmoeConfig,
@@ -67,16 +66,9 @@ def lora(part, model: str) -> int:
 
 def lmam(part, model: str) -> int:
     stacks = len(part.stacks or "ed") if model in ENCODER_DECODERS else 1
-    if part.form == "distance":
-        return stacks * LAYERS * part.heads * part.taps
     n = part.length
     one = HEADS * n * n if part.ablation == "full_rank" else 2 * part.heads * n * part.rank
     return stacks * LAYERS * one
-
-
-def gain(part, model: str) -> int:
-    attentions = LAYERS * (2 if model in ENCODER_DECODERS else 1)
-    return attentions * (HEADS + (D if part.form == "query" else 0))
 
 
 def bottleneck(part, model: str) -> int:
@@ -132,7 +124,6 @@ SIZES_OF = {
         part.init_r * (i + o + 1) for i, o in widths(part, model).values()
     ),
     ShiraConfig: lambda part, model: sum(part.r * (i + o) for i, o in widths(part, model).values()),
-    GainConfig: gain,
     LamdaConfig: lamda,
     OmoeConfig: omoe,
 }

@@ -6,11 +6,9 @@ import re
 import pytest
 from conftest import TINY
 from folders import refused
-from rich.console import Console
 from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
 from lorada import METHODS, build_method
-from lorada.cli.terminal import method_page, methods_list
 from lorada.methods.lookup import describe
 from lorada.methods.method import Method, Unpublished
 from lorada.methods.overrides import checked
@@ -52,18 +50,10 @@ def test_every_method_has_its_formula_its_paper_and_how_it_runs(name):
     assert "\n" not in row["formula"]
     link = r"https://(arxiv\.org/abs/\d{4}\.\d{5}|aclanthology\.org/\S+)"
     assert all(re.fullmatch(link, each) for each in row["paper"].split())
-    assert bool(row["paper"]) != row["ours"]
+    assert row["paper"]
     assert row["runs"]
     assert row["models"]
     assert json.loads(json.dumps(row)) == row
-
-
-def test_lists_of_methods_mark_what_is_an_extension_of_this_project(capsys):
-    console = Console(width=200)
-    for name, marked in {"gain": True, "gain+lmam": True, "lora+gain": True, "lora": False}.items():
-        console.print(methods_list({name: describe(name)}))
-        assert capsys.readouterr().out.startswith(f"{name} *  ") == marked
-        assert ("ours: true" in method_page(name, describe(name))) == marked
 
 
 def test_how_a_method_runs_is_read_off_its_entry():

@@ -27,11 +27,9 @@ def test_a_rate_that_a_method_sets_itself_is_its_default_rate():
     assert own == {name: default_rate(name) for name in own}
 
 
-def test_a_map_or_gains_on_top_leave_the_rate_of_the_method_as_it_is():
+def test_a_map_on_top_leaves_the_rate_of_the_method_as_it_is():
     assert default_rate("lmam") == 5e-3
     assert default_rate("prefix+lmam") == default_rate("prefix") == 3e-2
-    assert default_rate("prefix+lmam_distance") == 3e-2
-    assert (default_rate("gain"), default_rate("lora+gain")) == (5e-3, 3e-4)
 
 
 def test_a_method_without_an_entry_has_the_default_of_lorada_train():

@@ -15,7 +15,7 @@ from lorada.tuners import TUNERS
 
 def test_the_public_names_are_these():
     names = {
-        "BottleneckConfig", "EffectSize", "GainConfig", "LamdaConfig", "LmamConfig", "LoradaConfig",
+        "BottleneckConfig", "EffectSize", "LamdaConfig", "LmamConfig", "LoradaConfig",
         "METHODS", "OmoeConfig", "PrefixConfig", "QuantaConfig", "SoraConfig", "TASKS",
         "__version__", "as_stack", "bake", "build_method", "explain", "functional",
         "merge_weights",

@@ -6,7 +6,6 @@ from peft import LoraConfig, PeftConfig
 
 from lorada import (
     BottleneckConfig,
-    GainConfig,
     LamdaConfig,
     LmamConfig,
     LoradaConfig,
@@ -45,8 +44,6 @@ def configs(task: str) -> list[Case]:
         (SoraConfig, {"rank": 4}),
         (LamdaConfig, {"rank": 4}),
         (OmoeConfig, {"rank": 2, "target_modules": MATRICES}),
-        (GainConfig, {}),
-        (GainConfig, {"form": "query"}),
         (LoradaConfig, {"parts": [LMAM, LORA, BOTTLENECK]}),
         (LoradaConfig, {"parts": [PREFIX, LORA]}),
         (LoradaConfig, {"parts": [LORA, GRALORA]}),

@@ -81,7 +81,7 @@ def _tell_what_merges(common: Any) -> None:
         model_id: str, config_cls: type[PeftConfig], config_kwargs: dict[str, Any]
     ) -> None:
         if not getattr(config_cls(**config_kwargs), "mergeable", True):
-            pytest.skip("a map, bottleneck, prefix, mixture of experts or query gain is no matrix")
+            pytest.skip("a map, bottleneck, prefix or mixture of experts is no matrix")
         theirs(model_id, config_cls, config_kwargs)
 
     for module in [common, *(m for n, m in sys.modules.items() if n.startswith("tests.test_"))]:

@@ -10,7 +10,7 @@ import torch
 from architectures import ARCHITECTURES
 from conftest import TINY, assert_close
 from folders import refused
-from method_cases import SMALL, SMALL_FORMS
+from method_cases import SMALL
 from peft import PeftModel, get_peft_model
 from stacks import batch, lmam, logits, lora, moved, randomise
 
@@ -22,8 +22,6 @@ pytestmark = pytest.mark.fp64
 
 # A part with several forms is tried in each of them.
 FORMS = {
-    **{f"lmam_{form}": settings | {"form": form} for form, settings in SMALL_FORMS.items()},
-    "gain_query": {"form": "query"},
     "prefix_network": {"length": 3, "projection": 5},
     "quanta_seed": {"seed": 7},
 }
@@ -172,7 +170,7 @@ def test_with_lora_on_the_same_matrices_a_stack_merges_and_keeps_its_map(part, i
         parts.append(lmam(init_weights=False))
     model = moved(TINY["llama"](), LoradaConfig(parts=parts))
     expected = logits(model, inputs)
-    if part in ("omoe", "gain_query"):
+    if part == "omoe":
         for merge in (model.merge_and_unload, model.merge_adapter, model.merge_weights):
             refused("cannot be merged into the weights", merge)
         assert_close(logits(model, inputs), expected)

@@ -5,7 +5,6 @@ import warnings
 import pytest
 import torch
 from conftest import TINY, assert_close
-from folders import refused
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from stacks import batch, logits, moved
 
@@ -22,8 +21,7 @@ HEADS = 4  # of the tiny models
 @pytest.mark.parametrize(
     ("options", "shapes"),
     [
-        ({"form": "distance", "heads": 2, "taps": 5}, {"lora_taps": (2, 5)}),
-        ({"form": "distance"}, {"lora_taps": (HEADS, 17)}),
+        ({"length": 6, "ablation": "full_rank"}, {"lora_w": (HEADS, 6, 6)}),
         ({"length": 6}, {"lora_w_a": (HEADS, 6, 2), "lora_w_b": (HEADS, 2, 6)}),
     ],
     ids=str,
@@ -37,18 +35,8 @@ def test_a_form_has_these_parameters_and_no_others(options, shapes):
         assert [weight.shape for weight in own] == [shape] * 2
 
 
-@pytest.mark.parametrize("form", ["content", "bilinear"])
-def test_a_saved_map_of_a_form_of_earlier_versions_is_refused_with_what_to_do(form, tmp_path):
-    model = get_peft_model(TINY["llama"](), LmamConfig(form="distance"))
-    model.save_pretrained(tmp_path)
-    config = tmp_path / "adapter_config.json"
-    config.write_text(config.read_text().replace('"distance"', f'"{form}"'))
-    said = f"^form='{form}' is gone: .* commit 356e9c1$"
-    refused(said, lambda: PeftModel.from_pretrained(TINY["llama"](), tmp_path))
-
-
 def test_a_factor_on_the_term_scales_it():
-    config = LmamConfig(form="distance", init_weights=False)
+    config = LmamConfig(length=6, init_weights=False, ablation="no_position")
     model, given = get_peft_model(TINY["llama"](), config).eval(), batch("llama")
     layers = [m for m in model.modules() if isinstance(m, LmamLayer)]
     for layer in layers:
@@ -57,11 +45,11 @@ def test_a_factor_on_the_term_scales_it():
     with torch.no_grad():
         for layer in layers:
             layer.scaling.clear()
-            layer.lora_taps["default"].mul_(0.5)
+            layer.lora_w_a["default"].mul_(0.5)
     assert_close(logits(model, given), halved)
 
 
-# The start, and positions that few rows had.
+# The start.
 
 
 @pytest.mark.parametrize("ablation", [None, "no_position"])
@@ -106,41 +94,6 @@ def test_a_map_that_started_left_adds_nothing_beyond_the_rows_it_learned_from():
         learned = model(ids).logits
     assert torch.equal(learned[:, 10:], without[:, 10:])
     assert not torch.equal(learned[:, 8:10], without[:, 8:10])
-
-
-@pytest.mark.parametrize("align", ["start", "end"])
-def test_a_position_that_too_few_rows_had_is_as_if_the_map_ended_there(align):
-    given = batch("llama")
-    counts = [5, 5, 5, 5, 1, 0] if align == "start" else [0, 1, 5, 5, 5, 5]
-    config = LmamConfig(length=6, align=align, min_rows=2, rows_by_position=counts)
-    model = moved(TINY["llama"](), config)
-    cut = logits(model, given)
-    with torch.no_grad():
-        for layer in [m for m in model.modules() if isinstance(m, LmamLayer)]:
-            pe = position_embedding(6, torch.zeros(()))
-            gone = torch.tensor(counts) < 2
-            layer.lora_w_a["default"][:, gone] = -pe[gone, None]
-            layer.lora_w_b["default"][..., gone] = -pe[gone]
-    config.min_rows = 0
-    assert torch.equal(logits(model, given), cut)
-
-
-def test_positions_without_enough_rows_do_not_train():
-    config = LmamConfig(length=6, min_rows=2, rows_by_position=[3, 3, 3, 1, 0, 0])
-    model = moved(TINY["llama"](), config)
-    model(**batch("llama")).logits.sum().backward()
-    layer = next(m for m in model.modules() if isinstance(m, LmamLayer))
-    a, b = layer.lora_w_a["default"].grad, layer.lora_w_b["default"].grad
-    assert a[:, :3].any()
-    assert b[..., :3].any()
-    assert not a[:, 3:].any()
-    assert not b[..., 3:].any()
-
-
-def test_min_rows_without_counted_rows_says_who_counts_them():
-    model = get_peft_model(TINY["llama"](), LmamConfig(length=6, min_rows=2))
-    with pytest.raises(ValueError, match=r"^min_rows=2 needs the rows that `lorada train` counts"):
-        model(**batch("llama"))
 
 
 # Dtype and device of the factors.

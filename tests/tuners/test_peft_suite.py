@@ -68,7 +68,7 @@ LEAST = {
 }
 
 # The first four need attention or an FFN, which no custom model has.
-OURS = ("LmamConfig", "PrefixConfig", "GainConfig", "BottleneckConfig", "QuantaConfig")
+OURS = ("LmamConfig", "PrefixConfig", "BottleneckConfig", "QuantaConfig")
 OURS += ("SoraConfig", "LamdaConfig", "OmoeConfig", "LoradaConfig")
 
 # (file, test, part of the case's name) -> why it cannot hold.

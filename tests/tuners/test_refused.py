@@ -20,7 +20,6 @@ from transformers import DebertaV2Config
 
 from lorada import (
     BottleneckConfig,
-    GainConfig,
     LamdaConfig,
     LmamConfig,
     LoradaConfig,
@@ -71,15 +70,6 @@ BAD_VALUES = [
     (LmamConfig, {"ablation": "N"}, "is not one of None, 'no_negative'"),
     (LmamConfig, {"positions": "slot"}, "is not one of 'token', 'raw'"),
     (LmamConfig, {"init": "ones"}, "is not one of 'zero', 'zero_left', 'normal'"),
-    (LmamConfig, {"form": "random"}, "is not one of 'position', 'distance'"),
-    (LmamConfig, {"taps": 4, "form": "distance"}, "must be odd: use 5"),
-    (LmamConfig, {"taps": 0, "form": "distance"}, COUNT),
-    (LmamConfig, {"taps": 5}, "has no meaning for form='position': leave it out, or use form='dis"),
-    *((LmamConfig, {name: value, "form": "distance"}, "has no meaning for form='distance'")
-      for name, value in (("rank", 3), ("length", 64), ("align", "end"), ("positions", "raw"),
-                          ("init", "normal"), ("ablation", "softmax"), ("min_rows", 2))),
-    (LmamConfig, {"min_rows": -1}, COUNT),
-    (LmamConfig, {"min_rows": 2, "ablation": "softmax"}, "has no meaning for ablation='softma"),
     (BottleneckConfig, {"rank": 0}, COUNT),
     (BottleneckConfig, {"scale": -1.0}, NUMBER),
     (BottleneckConfig, {"dropout": 1.0}, r"must lie in \[0, 1\)"),
@@ -88,7 +78,6 @@ BAD_VALUES = [
     (BottleneckConfig, {"placement": "attn"}, "is not one of 'ffn', 'pa_attn'"),
     (BottleneckConfig, {"adapter_input": "normed", "placement": "pa_attn"},
      "is about placement 'ffn', not 'pa_attn': leave it out"),
-    (GainConfig, {"form": "linear"}, "is not one of 'constant', 'query'$"),
     (LamdaConfig, {"rank": 0}, COUNT),
     (LamdaConfig, {"scale": 0.0}, NUMBER),
     (LamdaConfig, {"init": "svd"}, "is not one of 'spectral', 'released'"),
@@ -136,10 +125,6 @@ def test_a_bad_value_is_one_line_that_shows_it(make, options, message):
         (lambda: OmoeConfig(experts=1, routing="top2"), "routing='top2' needs two experts or more"),
         (lambda: LamdaConfig(rank_pattern={"q_proj": 0}), "gives q_proj the rank 0: it must be"),
         (lambda: SoraConfig(rank_pattern={"q_proj": -1}), "gives q_proj the rank -1: it must be"),
-        (
-            lambda: LmamConfig(rows_by_position=[1, 2]),
-            "^rows_by_position has 2 positions and the map 128",
-        ),
     ],
 )
 def test_values_that_do_not_go_together_are_one_line(make, message):
@@ -195,8 +180,6 @@ def test_an_empty_list_of_layers_is_no_way_to_say_all(kind):
         (PrefixConfig, {"target_modules": ["mlp"]}, "mlp, which is not an attention module"),
         (PrefixConfig, {"length": CONTEXT},
          f"length={CONTEXT} of a prefix must be below the {CONTEXT} tokens"),
-        (GainConfig, {"target_modules": ["mlp"]},
-         "matches model.layers.0.mlp, which is not a self-attention module whose heads can"),
         (BottleneckConfig, {"placement": "series", "target_modules": ["mlp"]},
          "matches model.layers.0.mlp, which is not a linear layer within a transformer layer"),
         (BottleneckConfig, {"placement": "series", "target_modules": ["lm_head"]},

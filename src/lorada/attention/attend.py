@@ -9,7 +9,6 @@ parts.
                              ablation ¬N is given to the kernel, in its mask
     child ``prefix``         puts keys and values before those of the call; maps do not cover them
     attribute ``shifted``    makes attention sparse by a mask while the module trains
-    attribute ``read_query`` is a function that gets the queries, for gains that depend on them
 
 Shapes: B batch, H query heads, T queries, D head width.
 """
@@ -26,10 +25,9 @@ from lorada.attention.add_term import Term, add_term
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.dense_map import mask_with_map
-from lorada.attention.distance_map import DistanceMap
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.attention.map_term import map_term
-from lorada.attention.observation import AnyMap, Observation
+from lorada.attention.observation import Observation
 from lorada.attention.prefix import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.attention.under_map import map_positions, nothing_is_recorded, under_map
@@ -40,7 +38,6 @@ Attend = Callable[..., tuple[Tensor, Tensor | None]]
 CHILD = "lmam"
 PREFIX_CHILD = "prefix"
 SHIFTED = "shifted"  # a plain attribute, since shifted sparse attention has no parameters
-READER = "read_query"  # likewise: gains have their parameters at the output projection
 
 
 class MapSource(Protocol):
@@ -54,7 +51,7 @@ class MapSource(Protocol):
     def reach(self) -> float:
         """The length of the longest map, in tokens; infinity if a map lies on the last tokens."""
 
-    def maps(self) -> Sequence[AnyMap]:
+    def maps(self) -> Sequence[AttentionMap]:
         """The maps that are active in this call; empty when the adapter is disabled."""
 
 
@@ -71,9 +68,6 @@ def with_parts(kernel: Attend) -> Attend:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         # Read from the dictionaries: ``getattr`` of a missing name is slow on a module.
-        read_query = module.__dict__.get(READER)
-        if read_query is not None:
-            read_query(query)
         source: Any = module._modules.get(CHILD)
         beyond = source is None or _lies_beyond(source, query, key, attention_mask, kwargs)
         maps = [] if beyond else source.maps()
@@ -105,7 +99,7 @@ def _lies_beyond(
 
 
 def _attend(
-    kernel: Attend, call: AttentionCall, maps: Sequence[AnyMap], groups: ShiftedGroups | None
+    kernel: Attend, call: AttentionCall, maps: Sequence[AttentionMap], groups: ShiftedGroups | None
 ) -> tuple[Tensor, Tensor | None]:
     """Run one call with its parts."""
     # Only the kernel gets the mask of the groups; the map covers the same tokens as without them.
@@ -119,7 +113,7 @@ def _attend(
             "a paged cache was passed without its values, which LMAM needs: use "
             "attn_implementation='sdpa' for continuous batching"
         )
-    inside = [m for m in maps if isinstance(m, AttentionMap) and m.ablation == "no_negative"]
+    inside = [m for m in maps if m.ablation == "no_negative"]
     for attention_map in inside:
         mask = mask_with_map(mask, attention_map, map_positions(call, attention_map), call)
     if inside:
@@ -134,7 +128,7 @@ def _attend(
 
 
 def add_maps(
-    call: AttentionCall, maps: Sequence[AnyMap], output: Tensor, *, in_place: bool = False
+    call: AttentionCall, maps: Sequence[AttentionMap], output: Tensor, *, in_place: bool = False
 ) -> Tensor:
     """``output`` (B, T, H, D), which is Attn·V, plus tile(Attn_s)·V of each map (Eq. 13)."""
     result = output
@@ -151,10 +145,8 @@ def add_maps(
     return result
 
 
-def _term_of(own: AnyMap, call: AttentionCall) -> Term | None:
+def _term_of(own: AttentionMap, call: AttentionCall) -> Term | None:
     """tile(map)·V of a call, still to be computed; None if the map reaches no query."""
-    if isinstance(own, DistanceMap):
-        return own.term_of(call)
     under = under_map(call, own)
     if under is None:
         return None

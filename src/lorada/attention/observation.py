@@ -14,10 +14,7 @@ from torch import Tensor
 
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall
-from lorada.attention.distance_map import DistanceMap
 from lorada.attention.positions import TokenPositions
-
-AnyMap = AttentionMap | DistanceMap
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Observation:
     """
 
     call: AttentionCall
-    attention_map: AnyMap
+    attention_map: AttentionMap
     positions: TokenPositions
     output: Tensor
     term: Tensor

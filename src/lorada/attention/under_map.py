@@ -68,14 +68,12 @@ class UnderMap:
         return self.keys.real.expand(batch, -1).reshape(batch * self.maps, self.size)
 
 
-def map_positions(call: AttentionCall, attention_map: object) -> TokenPositions:
-    """Where the tokens of a call lie in a map; for a map without a length, their numbers.
+def map_positions(call: AttentionCall, attention_map: AttentionMap) -> TokenPositions:
+    """Where the tokens of a call lie in a map.
 
     Raises:
         ValueError: if sequences are packed into a row and attention lets them see each other.
     """
-    if not isinstance(attention_map, AttentionMap):
-        return _positions(call, raw=False)
     positions = _positions(call, raw=attention_map.positions == "raw")
     return positions if attention_map.align == "start" else positions.at_end(attention_map.length)
 

@@ -17,7 +17,7 @@ def methods(
     """List the methods, or show the formula, paper and settings of one."""
     from lorada.cli.terminal import method_page, methods_list
     from lorada.methods.lookup import describe
-    from lorada.methods.table import METHODS, OURS
+    from lorada.methods.table import METHODS
 
     names = [name] if name else list(METHODS)
     if peft:
@@ -36,7 +36,6 @@ def methods(
     else:
         console.print(methods_list(rows), highlight=False)
         console.print("Each is for any decoder / encoder / encoder-decoder.")
-        console.print(f"* {OURS}")
         console.print("Any method with parts but no map also as NAME+lmam.")
         console.print("Methods with different parts also as a sum, such as lora+quanta.")
         console.print("PEFT's tuners too, such as ia3, vera and oft: lorada methods --peft")

@@ -26,13 +26,9 @@ KINDS = {
 
 
 def methods_list(rows: Mapping[str, Mapping[str, Any]]) -> RenderableType:
-    """One line for each method; ``rows`` is name → description by ``methods.lookup.describe``.
-
-    A star marks an extension of this project.
-    """
-    names = {name: f"{name} *" if row["ours"] else name for name, row in rows.items()}
-    width = max(map(len, names.values()))
-    lines = (f"{shown:{width}}  {rows[name]['summary']}" for name, shown in names.items())
+    """One line for each method; ``rows`` is name → description by ``methods.lookup.describe``."""
+    width = max(map(len, rows))
+    lines = (f"{name:{width}}  {row['summary']}" for name, row in rows.items())
     return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
 

@@ -1,6 +1,5 @@
-"""The maths of the paper (Eqs. 6-17) and of our extensions, as functions of tensors."""
+"""The maths of the paper (Eqs. 6-17) as functions of tensors."""
 
-from lorada.functional.gains import gain_delta, query_gains, scale_heads
 from lorada.functional.maps import (
     add_map_reference,
     full_rank_map,
@@ -17,13 +16,10 @@ __all__ = [
     "apply_map",
     "factors_product",
     "full_rank_map",
-    "gain_delta",
     "low_rank_map",
     "map_value_product",
     "mask_map",
     "position_embedding",
     "position_factors",
-    "query_gains",
-    "scale_heads",
     "softmax_map",
 ]

@@ -20,8 +20,6 @@ from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
 from lorada.tuners.explained import Explanation, shown
 from lorada.tuners.explanation import explain
-from lorada.tuners.lmam import map_configs
-from lorada.tuners.position_rows import reach
 
 MOST_TOKENS = 512  # of a sentence, unless the run has learned from longer rows
 LONGEST = 10_000  # characters that are read of a sentence that is sent to the page's server
@@ -108,7 +106,6 @@ def _explored_run(run: Run, name: str, texts: Sequence[str], *, steps: bool) -> 
         "name": name,
         "method": run.recipe.method,
         "parts": found.parts,
-        "reach": " ".join(filter(None, map(reach, map_configs(model, "default")))),
         "head": found.head,
         "steps": list(states),
         "shown": [pictures[start : start + each] for start in range(0, len(pictures), each)],

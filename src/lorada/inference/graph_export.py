@@ -1,7 +1,7 @@
 """``lorada export RUN DIR --format onnx``: writes a run as a graph of its whole computation.
 
 The graph (``model.onnx``, ``model.onnx.data``) holds the base, what is merged into it, and what
-cannot be merged: maps, bottlenecks, prefixes, gains. It takes any number of texts and tokens, and
+cannot be merged: maps, bottlenecks, prefixes. It takes any number of texts and tokens, and
 whoever runs it needs neither torch nor lorada. It is made by ``transformers.exporters``, and DIR is
 kept only if the graph computes what torch does: padded batches are compared where there are tokens,
 and a decoder reads the beginning of each text at once and its last tokens one by one.
@@ -104,7 +104,7 @@ def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False)
         largest = max(float(x.abs().max()) for x in logits)
     try:
         model, merged, left = merge(run)
-    except ValueError:  # gains by the query, OMoE: then the others stay beside them too
+    except ValueError:  # OMoE: then the others stay beside them too
         model, merged, left = run.model, [], kinds(run.model)
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     name_labels(base, run.labels)

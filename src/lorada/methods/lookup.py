@@ -13,9 +13,8 @@ from lorada.methods.method import Method, part_path
 from lorada.methods.peft_methods import peft_method, peft_types
 from lorada.methods.table import METHODS
 from lorada.methods.unpublished_settings import UNPUBLISHED
-from lorada.support.errors import removed_form, unknown_name
+from lorada.support.errors import unknown_name
 
-REMOVED = ("lmam_content", "lmam_bilinear")  # methods of earlier versions
 SUM = "+"  # between the names of several methods whose parts make one adapter
 
 
@@ -48,8 +47,6 @@ def _single(name: str) -> Method:
         return replace(method, name=name, unpublished=UNPUBLISHED.get(name, method.unpublished))
     if name in peft_types():
         return peft_method(name)  # imports PEFT, which other names do not need
-    if name in REMOVED:
-        raise removed_form(f"the method {name}")
     near = get_close_matches(name, METHODS, cutoff=0.6)
     raise unknown_name("method", name, near or {*METHODS, *peft_types()})
 
@@ -93,7 +90,6 @@ def _sum(name: str, methods: Sequence[Method]) -> Method:
         formula="; ".join(method.formula for method in methods),
         paper=" ".join(dict.fromkeys(method.paper for method in methods if method.paper)),
         source="; ".join(f"{method.name}: {method.source}" for method in methods),
-        ours=any(method.ours for method in methods),
         summands=tuple(methods),
     )
 
@@ -102,9 +98,8 @@ def describe(name: str) -> dict[str, Any]:
     """Describe a method and how it runs, with values that JSON can hold.
 
     Returns:
-        ``summary``, ``formula``, ``paper``, ``source``, ``ours`` (whether it, or a method of a sum,
-        is an extension of this project), ``parts`` (names), ``models`` (the kinds it has settings
-        for), ``not_from_the_paper`` (kind of model → source of settings that are not
+        ``summary``, ``formula``, ``paper``, ``source``, ``parts`` (names), ``models`` (the kinds it
+        has settings for), ``not_from_the_paper`` (kind of model → source of settings that are not
         from the paper), ``runs`` (what implements it) and ``settings`` (model → part → settings).
 
     Raises:
@@ -129,7 +124,6 @@ def describe(name: str) -> dict[str, Any]:
         "formula": method.formula,
         "paper": method.paper,
         "source": method.source,
-        "ours": method.ours,
         "parts": method.part_names,
         "models": list(settings) or ["any"],
         "not_from_the_paper": ours,

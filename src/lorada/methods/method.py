@@ -93,9 +93,8 @@ class Method:
         arguments: TrainingArguments that the method changes.
         sizes: part → the setting that leaves the part out when it is 0.
         formula: what it computes or how it updates, in one line of plain text.
-        paper: link to the paper of the method; empty for an extension of this project.
+        paper: link to the paper of the method.
         source: where the settings come from.
-        ours: whether it is an extension of this project, not of the paper.
         name: the name it was looked up by; ``method_named`` fills it in.
         unpublished: settings for further kinds of model; ``method_named`` fills them in.
         summands: the methods of a sum, such as ``ia3+lora``, in the order of their parts; empty
@@ -115,7 +114,6 @@ class Method:
     formula: str = ""
     paper: str = ""
     source: str = ""
-    ours: bool = False
     name: str = ""
     unpublished: Unpublished = Unpublished()
     summands: "tuple[Method, ...]" = ()

@@ -59,8 +59,6 @@ def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
             home = WRITTEN_FOR.get(key, model_type)
             parts = method.parts[key]
             source = _source(method.source, home, model_type)
-            if method.ours:
-                source = f"{NOT_FROM_THE_PAPER}: {source}"
             return ChosenSettings(dict.fromkeys(parts, home), parts, source)
     for key in families:
         if key in method.unpublished.parts:

@@ -3,9 +3,8 @@
 from typing import Literal
 
 # Part → the setting that is its size, then settings that keep their ratio to it. A tuner of PEFT
-# has its lower-case name. A part without an entry has no size: gains are as many as the heads,
-# QuanTA's gates follow from the width of the matrices, and TinyLoRA's u from r² on adds no further
-# changes.
+# has its lower-case name. A part without an entry has no size: QuanTA's gates follow from the
+# width of the matrices, and TinyLoRA's u from r² on adds no further changes.
 SIZES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lmam", "bottleneck", "pa_attn", "parallel_ffn", "lamda"), ("rank",)),
     **dict.fromkeys(("sora", "omoe"), ("rank", "alpha")),
@@ -71,15 +70,13 @@ FITTED: dict[str, dict[str, Bound]] = {
 
 # The learning rate of a method without an entry below: what `lorada train` takes by default.
 DEFAULT_RATE = 1e-3
-# Methods of a map alone, which trains at its own ``map_learning_rate`` beside another method.
-MAPS = ("lmam", "lmam_distance")
 # Where a search for a learning rate looks, the same for all methods.
 RATE_RANGE = (1e-5, 1e-1)
 
 # Method → its usual learning rate, under where it comes from.
 RATES: dict[str, float] = {
-    # The default of map_learning_rate (docs/paper.md); that of gains is our choice.
-    "lmam": 5e-3, "fmam": 5e-3, "lmam_distance": 5e-3, "gain": 5e-3, "gain_query": 5e-3,
+    # The default of map_learning_rate (docs/paper.md)
+    "lmam": 5e-3, "fmam": 5e-3,
     # LLM-Adapters' scripts (Table 4)
     "lora": 3e-4, "series": 3e-4, "parallel": 3e-4, "prefix": 3e-2,
     # The scripts of other authors for Table 4, or the rate of its other rows
@@ -114,5 +111,5 @@ def default_rate(name: str) -> float:
     """
     if name in RATES:
         return RATES[name]
-    methods = [each for each in name.split("+") if each not in MAPS]
+    methods = [each for each in name.split("+") if each != "lmam"]
     return min((RATES.get(each, DEFAULT_RATE) for each in methods), default=DEFAULT_RATE)

@@ -1,4 +1,4 @@
-"""METHODS: the compared methods of the paper, and the extensions of this project, as data.
+"""METHODS: the compared methods of the paper, as data.
 
 A method is a list of parts with their settings, for each kind of model. A combination (LoRaDA-A,
 LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` documents the fields of an entry;
@@ -8,7 +8,6 @@ LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` documents the
 from lorada.methods.autopeft import SIZES, parts_of_size
 from lorada.methods.method import EVERY_FAMILY, EVERYTHING, SHIFTED_ATTENTION, Method, Settings
 
-OURS = "an extension of this project, not of the paper"  # marks such a method in a list
 # Papers that several methods link to.
 LORADA = "https://aclanthology.org/2025.findings-emnlp.676/"
 UNIFIED = "https://arxiv.org/abs/2110.04366"  # He et al.
@@ -358,27 +357,5 @@ METHODS: dict[str, Method] = {
         formula="W ← W − η·Adam(G)",
         paper=LORADA,
         source="Table 5",
-    ),
-    # Extensions of this project. Their ``paper`` is empty.
-    "lmam_distance": Method(
-        "a map by distance: a weight for each distance between two tokens",
-        {family: {"lmam": {"form": "distance"}} for family in EVERY_FAMILY},
-        formula="softmax(QKᵀ/√d)·V + M·V, M_ij = t[j − i] for visible j within the window",
-        source=f"{OURS} (docs/forms.md)",
-        ours=True,
-    ),
-    "gain": Method(
-        "gains: a learned factor on the output of each attention head",
-        {family: {"gain": {"form": "constant"}} for family in EVERY_FAMILY},
-        formula="(1 + g_h)·o_h, o_h the output of head h in front of W_o",
-        source=f"{OURS} (docs/forms.md)",
-        ours=True,
-    ),
-    "gain_query": Method(
-        "gains that depend on the query of each token",
-        {family: {"gain": {"form": "query"}} for family in EVERY_FAMILY},
-        formula="(1 + g_h + w_h·q_hi/√d)·o_hi, o_hi the output of head h for token i",
-        source=f"{OURS} (docs/forms.md)",
-        ours=True,
     ),
 }  # fmt: skip

@@ -28,14 +28,6 @@ def refuse_empty(text: str) -> None:
         raise ValueError("the text is empty: there is nothing to show")
 
 
-def removed_form(what: str) -> ValueError:
-    """A ``ValueError`` for a map by content or a bilinear one, as earlier versions had them."""
-    return ValueError(
-        f"{what} is gone: the method gain_query has as few numbers and scored better "
-        "(docs/study.md). To load what was trained with it, install lorada at commit 356e9c1"
-    )
-
-
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
     """Turn a failed import of an optional package into an error that names the extra to install.

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorada.tuners.bottleneck.adapter import BottleneckConfig
-    from lorada.tuners.gain import GainConfig
     from lorada.tuners.lamda import LamdaConfig
     from lorada.tuners.lmam import LmamConfig
     from lorada.tuners.omoe import OmoeConfig
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BottleneckConfig",
-    "GainConfig",
     "LamdaConfig",
     "LmamConfig",
     "LoradaConfig",
@@ -34,7 +32,6 @@ __all__ = [
 # The name of a part in a method → its config, and the file that registers it.
 TUNERS = {
     "bottleneck": ("BottleneckConfig", "bottleneck.adapter"),
-    "gain": ("GainConfig", "gain"),
     "lamda": ("LamdaConfig", "lamda"),
     "lmam": ("LmamConfig", "lmam"),
     "omoe": ("OmoeConfig", "omoe"),

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall
 from lorada.attention.dense_map import covered_pairs, expand_map
-from lorada.attention.distance_map import DistanceMap
 from lorada.attention.interface import watch
 from lorada.attention.modules import CROSS_ATTENTION
 from lorada.attention.observation import Observation, observe
@@ -199,13 +198,8 @@ def _maps_of_call(
         return {"softmax": softmax, "fused": softmax, **nothing}
     attention_map = seen.attention_map
     table = seen.positions.table(call.shape.queries, call.shape.keys, weights.device)
-    if isinstance(attention_map, DistanceMap):
-        map_ = attention_map.weights(call)
-        pairs = visible & table.real_queries()[:, None, :, None]
-    else:
-        map_ = expand_map(attention_map, seen.positions, call.shape)
-        pairs = visible & covered_pairs(table, attention_map.length)[:, None]
-    map_ = map_.expand_as(softmax)
+    pairs = visible & covered_pairs(table, attention_map.length)[:, None]
+    map_ = expand_map(attention_map, seen.positions, call.shape).expand_as(softmax)
     if attention_map.ablation == "no_negative":  # the map is in the scores of this softmax
         own = fused * (-map_).exp()
         elsewhere = 1 - fused.sum(-1, keepdim=True)  # of prefixes, and of scores for no token

@@ -7,8 +7,8 @@ it in each self-attention module, as the child ``lmam``. ``lorada.attention`` co
 """
 
 import math
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -17,7 +17,6 @@ from lorada.attention import interface
 from lorada.attention.attend import CHILD
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import head_count, is_windowed
-from lorada.attention.distance_map import DistanceMap
 from lorada.attention.forward_inputs import (
     NOTHING_KNOWN,
     ForwardInputs,
@@ -25,10 +24,8 @@ from lorada.attention.forward_inputs import (
     forward_listener,
 )
 from lorada.attention.hooks import hooks_for
-from lorada.attention.observation import AnyMap
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.functional.precision import wide
-from lorada.support.errors import removed_form
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
@@ -39,12 +36,6 @@ from lorada.tuners.base.config import (
 )
 from lorada.tuners.base.entries import Entries, FrozenEntries, warn_of_rounding
 from lorada.tuners.base.tuner import AttachedModel, SelfAttentionModel
-from lorada.tuners.position_rows import check_rows, well_trained
-
-Form = Literal["position", "distance"]
-REMOVED_FORMS = ("content", "bilinear")
-# Settings of the form ``position`` alone; ``taps`` is that of ``distance``.
-OF_POSITIONS = ("rank", "length", "align", "positions", "ablation", "init", "min_rows")
 
 
 @dataclass
@@ -69,10 +60,6 @@ class LmamConfig(LoradaPeftConfig):
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
             ``zero_left`` the other way round, so that a query that no training row had gets exactly
             nothing; ``normal`` draws both from N(0, 0.02²), which leaves PE alone in the map.
-        min_rows: the map leaves out each position that fewer training rows had; 0 for none.
-        rows_by_position: the rows that had each position, which `lorada train` counts.
-        form: ``position`` is the paper's map; ``distance`` is this project's own (docs/forms.md).
-        taps: how many distances the form ``distance`` has a weight for; an odd number.
         map_learning_rate: learning rate of the map's factors in `lorada train`; None for that of
             all other parameters.
         target_modules: names of self-attention modules; None for all of them.
@@ -91,10 +78,6 @@ class LmamConfig(LoradaPeftConfig):
     positions: str = field(default="token")
     ablation: Ablation | None = field(default=None)
     init: str = field(default="zero")
-    min_rows: int = field(default=0)
-    rows_by_position: list[int] | None = field(default=None)
-    form: Form = field(default="position")
-    taps: int = field(default=17)
     map_learning_rate: float | None = field(default=5e-3)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
@@ -113,25 +96,6 @@ class LmamConfig(LoradaPeftConfig):
         require_choice(self, "positions", ("token", "raw"))
         require_choice(self, "ablation", (None, *get_args(Ablation)))
         require_choice(self, "init", ("zero", "zero_left", "normal"))
-        self._check_form()
-        check_rows(self)
-
-    def _check_form(self) -> None:
-        """Refuse a form of earlier versions, and a setting that the form does not have."""
-        if self.form in REMOVED_FORMS:
-            raise removed_form(f"form={self.form!r}")
-        require_choice(self, "form", get_args(Form))
-        require_count(self, "taps")
-        if self.taps % 2 == 0:
-            raise ValueError(f"taps={self.taps} must be odd: use {self.taps + 1}")
-        defaults = {each.name: each.default for each in fields(self)}
-        for name in ("taps",) if self.form == "position" else OF_POSITIONS:
-            if (value := getattr(self, name)) != defaults[name]:
-                other = "distance" if name == "taps" else "position"
-                raise ValueError(
-                    f"{name}={value!r} has no meaning for form={self.form!r}: leave it out, or use "
-                    f"form={other!r}"
-                )
 
     @property
     def starts_as_base(self) -> bool:
@@ -152,14 +116,13 @@ class LmamLayer(AttachedLayer):
     """The maps of one self-attention module, by adapter name.
 
     Each has the factors ``lora_w_a`` (h_s, n, r) and ``lora_w_b`` (h_s, r, n), or for the ablation
-    ``full_rank`` one matrix ``lora_w`` (h, n, n). A map by distance has ``lora_taps`` (h_s, taps).
+    ``full_rank`` one matrix ``lora_w`` (h, n, n).
     """
 
-    adapter_layer_names = ("lora_w_a", "lora_w_b", "lora_w", "lora_taps")
+    adapter_layer_names = ("lora_w_a", "lora_w_b", "lora_w")
     lora_w_a: Entries
     lora_w_b: Entries
     lora_w: Entries
-    lora_taps: Entries
     configs: dict[str, LmamConfig]
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
@@ -205,10 +168,7 @@ class LmamLayer(AttachedLayer):
         self.configs[adapter_name] = config
         self._baked.pop(adapter_name, None)
         n, r = config.length, config.rank
-        if config.form == "distance":
-            taps = torch.zeros(heads, config.taps, device=device)
-            self.lora_taps[adapter_name] = nn.Parameter(taps)
-        elif config.ablation == "full_rank":
+        if config.ablation == "full_rank":
             self.lora_w[adapter_name] = nn.Parameter(torch.zeros(heads, n, n, device=device))
         else:
             self.lora_w_a[adapter_name] = nn.Parameter(torch.empty(heads, n, r, device=device))
@@ -219,7 +179,7 @@ class LmamLayer(AttachedLayer):
     def _place_pe(self) -> None:
         """Compute PE of each map in fp32 or wider, on the device of its factors."""
         for name, config in self.configs.items():
-            if config.form == "position" and config.ablation != "no_position":
+            if config.ablation != "no_position":
                 factor = (self.lora_w if name in self.lora_w else self.lora_w_a)[name]
                 self._pe[name] = position_embedding(config.length, wide(factor.detach()))
 
@@ -231,11 +191,10 @@ class LmamLayer(AttachedLayer):
 
     def _initialise(self, adapter_name: str, config: LmamConfig) -> None:
         with torch.no_grad():
-            for own in (self.lora_w, self.lora_taps):  # zero at the start
-                if adapter_name in own:
-                    if not config.init_weights:
-                        own[adapter_name].normal_()
-                    return
+            if adapter_name in self.lora_w:  # zero at the start
+                if not config.init_weights:
+                    self.lora_w[adapter_name].normal_()
+                return
             w_a, w_b = self.lora_w_a[adapter_name], self.lora_w_b[adapter_name]
             if not config.init_weights or config.init == "normal":
                 for drawn in (w_a, w_b):
@@ -255,40 +214,32 @@ class LmamLayer(AttachedLayer):
     @property
     def reach(self) -> float:
         """The length of the longest map, in tokens; infinity if a map reaches the last tokens."""
-        ends = [
-            math.inf if c.align == "end" or c.form != "position" else c.length
-            for c in self.configs.values()
-        ]
+        ends = [math.inf if c.align == "end" else c.length for c in self.configs.values()]
         return max(ends, default=0)
 
-    def maps(self) -> list[AnyMap]:
+    def maps(self) -> list[AttentionMap]:
         """The maps of the adapters that are active in this call."""
         return [self._map(name) for name in self.active_here()]
 
-    def _map(self, name: str) -> AnyMap:
+    def _map(self, name: str) -> AttentionMap:
         if name in self._baked and not self.training and not self.scaling:
             return self._baked[name]
         config = self.configs[name]
         inverse_scale = config.inverse_scale / self.scaling.get(name, 1.0)
-        if config.form == "distance":
-            return DistanceMap((self.lora_taps(name),), inverse_scale)
         names = ("lora_w",) if name in self.lora_w else ("lora_w_a", "lora_w_b")
         factors = tuple(getattr(self, each)(name) for each in names)
         known = name in self._pe and self._pe[name].device == factors[0].device  # else offloaded
         pe = self._pe[name] if known else None
-        if config.min_rows:
-            factors = well_trained(config, pe, *factors)
         settings = config.align, config.positions, config.ablation
         return AttentionMap(factors, inverse_scale, *settings, pe=pe)
 
     def bake(self) -> None:
-        """Compute each map once, for inference, but for one by distance; ``train()`` undoes it."""
+        """Compute each map once, for inference; ``train()`` undoes it."""
         self._baked = {}
         with torch.no_grad():
             for name in self.configs:
                 own = self._map(name)
-                if isinstance(own, AttentionMap):
-                    self._baked[name] = replace(own, baked=own.dense())
+                self._baked[name] = replace(own, baked=own.dense())
 
     def _apply(self, *args: Any, **kwargs: Any) -> "LmamLayer":
         super()._apply(*args, **kwargs)

@@ -119,14 +119,6 @@ def test_the_size_is_that_of_a_search_through_all_sizes(method, tiny):
             assert found.above == (limit < sizes[0])
 
 
-def test_the_size_of_a_map_without_a_rank_is_its_number_of_maps(tiny):
-    recipe, numbers = recipe_of("lmam_distance", tiny["llama"]), 17
-    for limit, heads in ((numbers, 1), (2 * numbers, 2), (4 * numbers - 1, 2), (9 * numbers, 4)):
-        sized = size_for(recipe, str(limit))
-        assert sized.parts["lmam"]["heads"] == heads
-        assert sized.counts["trainable"] == heads * numbers
-
-
 @pytest.mark.parametrize("method", OF_PEFT)
 def test_the_size_of_a_tuner_of_peft_is_that_of_a_search(method, tiny, c3a_and_others):
     recipe = recipe_of(method, tiny["llama"])
@@ -196,12 +188,6 @@ def test_the_index_found_is_the_first_with_the_most_parameters(shape, start, ris
             253_500, False,
         ),
         ("quanta", "0.2%", {}, 231_360, False),
-        ("gain", "0.2%", {}, 30 * 9, False),
-        ("gain_query", "0.01%", {}, 30 * 9 * (1 + 64), True),
-        pytest.param(
-            "lora+gain", "1%", {"lora": {"r": 6, "lora_alpha": 12}}, 1_244_160 + 30 * 9, False,
-            marks=pytest.mark.slow,
-        ),
         ("full", "0.2%", {}, 134_515_008, True),
     ],
 )  # fmt: skip

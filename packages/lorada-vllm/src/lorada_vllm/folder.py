@@ -118,8 +118,6 @@ def _refuse_part(part: Any, config: dict[str, Any]) -> None:
 
 
 def _refuse_map(part: LmamConfig, config: dict[str, Any]) -> None:
-    if part.form != "position":
-        refuse(f"a map with form={part.form!r} is not served, only 'position': {ELSEWHERE}")
     if part.align != "start":
         refuse(
             f"a map with align={part.align!r} is not served, only 'start', as each new token would "

@@ -75,16 +75,12 @@ def growing_parts(recipe: Recipe) -> list[GrowingPart]:
         keys, bound = SIZES.get(name, ()), BOUNDS.get(name)
         if values.get("ablation") == "full_rank":  # a map without a rank
             keys, bound = ("length",), "context"
-        if values.get("form") == "distance":  # likewise, and without a length
-            keys, bound = ("heads",), "divides_heads"
         if not keys or keys[0] in recipe.parts.get(name, {}):
             continue
         defaults = part_class(name).__dataclass_fields__
         needed = {*keys, "r", "length"} & defaults.keys()
         settings = {**{key: defaults[key].default for key in needed}, **values}
         sizes, _ = model.allowed(name, bound, settings)
-        if bound == "divides_heads" and settings["heads"] is None:  # a map for each head
-            settings["heads"] = sizes[-1]
         if name in FEWER_WHEN_LARGER and isinstance(sizes, list):
             sizes = sizes[::-1]
         if settings[keys[0]]:

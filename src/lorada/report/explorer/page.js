@@ -50,8 +50,7 @@ function drawHeads() {
       at: chosen.at, open: chosen.open, onOpen: open, onPoint,
     });
     grids.push(grid);
-    const reach = run.reach ? [element("p", { class: "muted" }, run.reach)] : [];
-    return element("figure", {}, heading(run, i), grid.element, grid.legend(), grid.readout, ...reach);
+    return element("figure", {}, heading(run, i), grid.element, grid.legend(), grid.readout);
   }));
   part("measure-text").textContent = measure.text;
 }

@@ -11,8 +11,6 @@ from lorada.runs.recipe import Recipe
 from lorada.support.files import write_atomic
 from lorada.support.version import __version__
 from lorada.tuners.base.config import LAUNCH
-from lorada.tuners.lmam import LmamConfig
-from lorada.tuners.position_rows import reach
 
 CARD = """\
 ---
@@ -36,7 +34,6 @@ ADAPTER_NOTES = """
 | part | settings |
 |---|---|
 {parts}
-{reach}
 Task `{task}`, rows `{data}`, seed {seed}. Limits: a map cannot be merged into the weights
 (`model.merge_weights()` merges the other parts); runtimes that do not import `lorada` cannot load
 this adapter.
@@ -147,9 +144,6 @@ def write_card(
         notes=ADAPTER_NOTES.format(
             launch=LAUNCH,
             parts="\n".join(map(_table_line, config.parts)),
-            reach="".join(
-                f"\n{reach(part)}\n" for part in config.parts if isinstance(part, LmamConfig)
-            ),
             task=recipe.task,
             data=Path(recipe.data or recipe.train_on or "own").name,
             seed=recipe.training.get("seed", 42),

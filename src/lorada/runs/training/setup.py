@@ -26,7 +26,6 @@ from lorada.runs.data.dataset import (
     context_of,
     encode_rows,
     fit_context,
-    token_counts,
 )
 from lorada.runs.data.packing import PackedCollator, pack, refuse_mixing
 from lorada.runs.data.rows import head_size, protocol_settings
@@ -44,7 +43,6 @@ from lorada.runs.training.trainer import RunTrainer
 from lorada.support.processes import process_count
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import attached
-from lorada.tuners.position_rows import count_rows
 
 logger = logging.getLogger(__name__)
 
@@ -91,15 +89,12 @@ def set_up(
     measured = held_out_metrics(args, held_out)
     set_seed(args.seed)
     base = load_base(prepared, head_size(prepared.rows), loading_device(args))
-    train_rows, eval_rows, pad, single_rows = _encode(prepared, base)
+    train_rows, eval_rows, pad = _encode(prepared, base)
     if plan.prepare is not None:
         batches = _batches(train_rows, pad, args)
         with attached(base.model, recipe.pooling):
             plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
     model = adapt(base, plan, recipe)
-    if maps := map_configs(model):
-        two_stacks = prepared.kind == "encoder_decoder"
-        count_rows(maps, token_counts(single_rows), two_stacks=two_stacks)
     saved = saved_names(model, base, plan)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
@@ -114,10 +109,8 @@ def set_up(
     return Setup(base, model, trainer, measured, saved)
 
 
-def _encode(
-    prepared: PreparedTraining, base: Base
-) -> tuple[Dataset, Dataset | None, Collator, Dataset]:
-    """Token ids of training and held-out rows, their collator, and the training rows unpacked."""
+def _encode(prepared: PreparedTraining, base: Base) -> tuple[Dataset, Dataset | None, Collator]:
+    """Token ids of training and held-out rows, and their collator."""
     tokenizer, kind = prepared.tokenizer, prepared.kind
     fitted = fit_context(prepared.recipe, base.model.config)
     dataset = encode_rows(prepared.rows, fitted, tokenizer, kind)
@@ -125,10 +118,9 @@ def _encode(
     if prepared.held_out is not None:
         held_out = encode_rows(prepared.held_out, fitted, tokenizer, kind)
     if not fitted.packing:
-        return dataset, held_out, collator(prepared.rows.form, tokenizer, base.model), dataset
+        return dataset, held_out, collator(prepared.rows.form, tokenizer, base.model)
     packed = None if held_out is None else pack(held_out, fitted.max_length)
-    pad = PackedCollator(tokenizer.pad_token_id)
-    return pack(dataset, fitted.max_length), packed, pad, dataset
+    return pack(dataset, fitted.max_length), packed, PackedCollator(tokenizer.pad_token_id)
 
 
 def _batches(
