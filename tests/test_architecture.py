@@ -135,7 +135,7 @@ def test_only_one_file_knows_the_attention_interface():
 def test_files_and_functions_stay_short():
     for path in FILES:
         text = path.read_text()
-        assert len(text.splitlines()) <= 400, path
+        assert len(text.splitlines()) <= 600, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno <= 60, f"{path}: {node.name}"

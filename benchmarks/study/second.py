@@ -166,8 +166,8 @@ def cuts(found: Found) -> Iterator[str]:
     yield "### Maps cut after training to positions that enough rows had"
     yield ""
     yield (
-        "No hypothesis. A cut leaves out the positions that fewer than a share of the training rows had; the runs are the same, "
-        "cut and whole, so each is compared with itself."
+        "No hypothesis. A cut leaves out the positions that fewer than a share of the training "
+        "rows had; the runs are the same, cut and whole, so each is compared with itself."
     )
     yield ""
     yield "| rows | method | share | points | p | loss | p |"

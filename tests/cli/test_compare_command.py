@@ -71,7 +71,6 @@ MISTAKES = {
     "method=lora": "method='lora' is not for a comparison: pass --methods",
     "output=there": "output='there' is not for a comparison: pass --output",
     "dev_rows=4": "dev_rows=4 is not for a comparison: the comparison sets rows aside",
-    "tokens_per_batch=64": "tokens_per_batch=64 is no setting any more: set",
     "lora.r=4": "unknown override 'lora.r'",
     "save_steps=4": "save_steps=4.0 is not for a comparison: leave it out",
 }

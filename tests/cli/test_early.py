@@ -83,7 +83,6 @@ MISTAKES = {
     "explore run half other --text a": "3 runs do not fit side by side: give one or two",
     "explore run --text a": "as its method trained the model itself: explore another run",
     "methods lorra": "unknown method 'lorra'; did you mean lora",
-    "explain --text a": "lorada explore RUN --text TEXT --maps",
     "chat run --system a": "run continues each line",
     "plot 9": "no picture '9'",
     "plot 3 run": "no data: pass --data FILE",
@@ -92,7 +91,6 @@ MISTAKES = {
     "export half new": "half has no result.json: train it first, or finish it with --resume",
     "export none new": "none is not a run",
     "export run": "no folder to write to: lorada export run DIR",
-    "export run new --merge other": "leave out --merge other",
     "export run new --dtype int8": "int8 is not one of",
     "export run new --shard-size 2": "2 is not a size such",
     "export run new --adapter-only --dtype float16": (

@@ -220,7 +220,7 @@ def test_an_empty_folder_is_filled_in_the_old_spelling_too_and_the_run_stays(
     (tmp_path / "new").mkdir()
     out, _ = works("export", finished, tmp_path / "new")
     assert out.replace("\n", "").endswith(f"next: cat {tmp_path / 'new'}/README.md")
-    works("export", finished, "--merge", tmp_path / "old")
+    works("export", finished, tmp_path / "old")
     assert content(tmp_path / "new") == content(tmp_path / "old")
     assert content(finished) == before
 

@@ -5,7 +5,7 @@ import yaml
 from folders import refused
 
 from lorada.data.row_files import read_rows
-from lorada.runs.recipe import Recipe, builtin_recipes, load_recipe, saved_recipe
+from lorada.runs.recipe import Recipe, builtin_recipes, load_recipe
 from lorada.runs.training.arguments import training_arguments
 
 BASE = {"model": "smollm2-135m", "output": "out"}
@@ -45,33 +45,6 @@ def test_overrides_win_over_options_and_options_over_the_file(tmp_path):
     path.write_text("method: lora\nmodel: a/b\noutput: one\nlora: {r: 2}\n")
     recipe = load_recipe(str(path), ["lora.r=5", "output=three"], {"output": "two"})
     assert (recipe.model, recipe.output, recipe.parts["lora"]["r"]) == ("a/b", "three", 5)
-
-
-def test_what_took_the_place_of_selective_is_said_once_and_not_of_a_run_of_before(tmp_path, caplog):
-    for path in (tmp_path / "mine.yaml", tmp_path / "recipe.yaml"):
-        settings = {**BASE, "activation_checkpointing": "selective", "tokens_per_batch": None}
-        path.write_text(yaml.safe_dump(settings))
-    assert load_recipe(str(path), [], {}).activation_checkpointing == "full"
-    assert load("activation_checkpointing=selective").activation_checkpointing == "full"
-    said = "activation_checkpointing=selective is gone: full takes its place"
-    assert caplog.messages == [said] * 2
-    assert saved_recipe(path).activation_checkpointing == "full"
-    assert Recipe(**settings) == saved_recipe(path)
-    assert len(caplog.messages) == 2
-
-
-def test_a_setting_that_is_gone_is_refused_with_what_to_set_instead(tmp_path):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**BASE, "tokens_per_batch": 8192}))
-    line = (
-        "tokens_per_batch=8192 is no setting any more: set per_device_train_batch_size, and "
-        "packing=true or train_sampling_strategy=group_by_length"
-    )
-    for arguments in ((str(path), []), (None, ["tokens_per_batch=8192"])):
-        with pytest.raises(ValueError, match="is no setting any more") as caught:
-            load_recipe(*arguments, BASE)
-        assert str(caught.value) == line
-    assert saved_recipe(path) == load()  # a run that is trained can be used
 
 
 def test_values_take_the_type_of_their_field():

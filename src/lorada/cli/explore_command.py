@@ -117,14 +117,6 @@ def _show_maps(
     suggest("plot", "3", run, *([] if can_be_scored(recipe) else ["--data", "FILE"]))
 
 
-# Any words and options, so that an earlier command line is answered with what to write now.
-@app.command(hidden=True, context_settings={"ignore_unknown_options": True})
-def explain(words: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Say where the command went."""
-    now = "lorada explore RUN --text TEXT --maps"
-    raise ValueError(f"lorada explain is an option of explore now: {now}")
-
-
 def _listen(port: int) -> Any:
     """A socket of this machine alone, before a model is loaded."""
     with needs_extra("serve"):

@@ -36,14 +36,10 @@ def export(
     form: Annotated[
         str, typer.Option("--format", help="transformers, or onnx: a graph (an extra)")
     ] = "transformers",
-    merge: Annotated[Path | None, typer.Option(hidden=True, help="DIR, as it was given")] = None,
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
     """Write a finished run as one model folder, with an adapter for what cannot be merged."""
-    if target is not None and merge is not None:
-        raise ValueError(f"two folders to write to: leave out --merge {merge}")
-    target = target or merge
     if target is None:
         raise ValueError(
             f"no folder to write to: lorada export {run} DIR writes the base with every part "

@@ -18,7 +18,6 @@ from pydantic import (
     Field,
     ValidationError,
     field_serializer,
-    model_validator,
 )
 
 from lorada.data.row_files import hub_source
@@ -44,11 +43,6 @@ RECIPE_FILE = "recipe.yaml"
 PATHS = ("model", "data", "eval_data", "data_dir", "from_adapter")
 # Names of settings that are never written to a file, such as hub_token.
 SECRET = re.compile(r"(token|password|secret|api_key)$", re.IGNORECASE)
-# Settings that earlier versions had → what to set instead.
-GONE = {
-    "tokens_per_batch": "per_device_train_batch_size, and packing=true or "
-    "train_sampling_strategy=group_by_length",
-}
 
 
 class Recipe(BaseModel):
@@ -118,15 +112,6 @@ class Recipe(BaseModel):
         {}, description="settings of the method's parts, by part"
     )
     training: dict[str, Any] = Field({}, description="settings of transformers' TrainingArguments")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_of_today(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """What earlier versions saved, in settings of today."""
-        values = {name: value for name, value in values.items() if name not in GONE}
-        if values.get("activation_checkpointing") == "selective":
-            values["activation_checkpointing"] = "full"
-        return values
 
     @property
     def tasks(self) -> list[str]:
@@ -199,7 +184,6 @@ def load_recipe(
     options: dict[str, Any],
     *,
     name_output: bool = False,
-    of_run: bool = False,
 ) -> Recipe:
     """Make a recipe from a file or built-in name, ``key=value`` strings and command-line options.
 
@@ -209,23 +193,17 @@ def load_recipe(
         overrides: ``key=value``; the value is read as YAML.
         options: recipe fields given as command-line options; None values are left out.
         name_output: if no output is given, make one of tasks or data, method and seed.
-        of_run: the recipe is of a run that began before; settings that are gone do not matter.
 
     Raises:
         ValueError: for an unknown key (with the nearest names), an ambiguous key (with the full
-            ones), a setting that is gone (with what to set instead), a value of the wrong type
-            (with the field, the value and the type), a file that is no YAML mapping, or one that
-            asks for remote code when the command does not.
+            ones), a value of the wrong type (with the field, the value and the type), a file that
+            is no YAML mapping, or one that asks for remote code when the command does not.
         FileNotFoundError: if there is no such file.
     """
     pairs = _given_settings(source, overrides, options)
     parts = _part_names(dict(pairs))  # which keys there are depends on the method
     values: dict[str, Any] = {"parts": {}, TRAINING: {}}
     for key, value in pairs:
-        if key in GONE and value is not None and not of_run:
-            raise ValueError(f"{key}={value!r} is no setting any more: set {GONE[key]}")
-        if (key, value) == ("activation_checkpointing", "selective") and not of_run:
-            logger.warning("activation_checkpointing=selective is gone: full takes its place")
         _assign(values, parts, key, value)
     for name in SEEDS:
         refuse_seed(f"training.{name}=", values[TRAINING].get(name))
@@ -301,7 +279,7 @@ def saved_recipe(path: Path, *, trust_remote_code: bool = False) -> Recipe:
     Raises:
         ValueError: as ``load_recipe``.
     """
-    return load_recipe(str(path), [], {REMOTE: trust_remote_code}, of_run=True)
+    return load_recipe(str(path), [], {REMOTE: trust_remote_code})
 
 
 def _named_output(values: dict[str, Any], seed: Any) -> dict[str, str]:
@@ -355,7 +333,7 @@ def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> N
             else:
                 _set(values, key, name, inner)
         return
-    if key in Recipe.model_fields or key in GONE:
+    if key in Recipe.model_fields:
         values[key] = value
         return
     section, dot, name = key.partition(".")
