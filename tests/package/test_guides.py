@@ -29,7 +29,6 @@ WRITES = {
     "guides/share": "my-adapter/README.md",
     "compare": "comparison/report.html",
     "explore": "explanation.html",
-    "forms": "my-map/adapter_model.safetensors",
 }
 
 
