@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from peft import (
-    PeftConfig,
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
@@ -33,6 +32,7 @@ from lorada.runs.recipe import Recipe
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.base.config import known_types, newer_version
 from lorada.tuners.pooling import PoolingConfig, attach
+from lorada.tuners.stack.beside import as_stack
 from lorada.tuners.stack.nesting import keys_of_others
 
 logger = logging.getLogger(__name__)
@@ -178,9 +178,8 @@ def config_to_start(
         ValueError: for an adapter of another architecture, or settings of a part that it brings.
     """
     folder = Path(str(recipe.from_adapter))
-    saved = adapter_config(folder)
-    refuse_other_type(base_type_of(saved), folder, model_config)
-    old = saved if isinstance(saved, LoradaConfig) else LoradaConfig(parts=[saved])
+    old = adapter_config(folder)
+    refuse_other_type(base_type_of(old), folder, model_config)
     kinds = {part.peft_type for part in old.parts}
     if pooling_part(old) is not None:
         refuse_other(pooling_part(old), recipe.pooling, folder)
@@ -232,12 +231,12 @@ def _refuse_missing(
         )
 
 
-def adapter_config(folder: Path) -> PeftConfig:
-    """The config of a saved adapter.
+def adapter_config(folder: Path) -> LoradaConfig:
+    """The config of a saved adapter; one of PEFT is read as a stack of one part.
 
     Raises:
-        ValueError: for a folder that is missing or empty, or a config that is not JSON or of an
-            unknown type.
+        ValueError: for a folder that is missing or empty, or a config that is not JSON, of an
+            unknown type, or of an adapter outside of the model's layers.
     """
     if not folder.is_dir():
         raise ValueError(f"no adapter folder at {folder}")
@@ -256,7 +255,7 @@ def adapter_config(folder: Path) -> PeftConfig:
             + (f" ({newer})" if newer else "")
         )
     with reading("the adapter", str(folder), UNFIT):
-        return PeftConfig.from_pretrained(str(folder))
+        return as_stack(folder)
 
 
 def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -285,8 +284,9 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
             parameters, so that each load would give another model.
     """
     weights = _complete_weights(folder, base, drawn)
+    config = adapter_config(folder)
     with reading("the adapter", str(folder), UNFIT):
-        model = PeftModel.from_pretrained(base, str(folder))
+        model = PeftModel.from_pretrained(base, str(folder), config=config)
         _refuse_missing(model, weights, folder)
     return model.eval()
 

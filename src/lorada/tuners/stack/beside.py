@@ -7,10 +7,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 
 from lorada.tuners.base.config import STACK, PeftTypeName
-from lorada.tuners.stack.config import LoradaConfig
-
-# Fields of any config that a stack of it takes over.
-KEPT = ("task_type", "inference_mode", "base_model_name_or_path", "revision", "modules_to_save")
+from lorada.tuners.stack.config import KEPT, LoradaConfig
 
 
 def as_stack(adapter: str | Path | PeftConfig) -> LoradaConfig:

@@ -20,6 +20,8 @@ UNSTACKABLE = {
 }
 # The types of PEFT's tuners whose layers cannot be merged.
 UNMERGEABLE = ("LILY",)
+# Fields of any config that a stack shares with its one part.
+KEPT = ("task_type", "inference_mode", "base_model_name_or_path", "revision", "modules_to_save")
 # The types of PEFT's tuners that by default start from random weights, not as the base.
 CHANGES_AT_START = ("C3A", "FOURIERFT", "UNILORA", "VBLORA")
 
@@ -61,6 +63,32 @@ class LoradaConfig(LoradaPeftConfig):
         return all(
             getattr(part, "mergeable", part.peft_type not in UNMERGEABLE) for part in self.parts
         )
+
+    @property
+    def plain(self) -> PeftConfig | None:
+        """The config of its one part, if that is PEFT's own; None for any other stack."""
+        part = copy.copy(self.parts[0])
+        if len(self.parts) > 1 or isinstance(part, LoradaPeftConfig):
+            return None
+        whole = {*(self.modules_to_save or []), *(part.modules_to_save or [])}
+        for name in KEPT:
+            setattr(part, name, getattr(self, name))
+        part.modules_to_save = sorted(whole) or None
+        for name, value in vars(part).items():
+            if isinstance(value, set):  # which has another order in each process
+                setattr(part, name, sorted(value))
+        return part
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write adapter_config.json: of a single part of PEFT, as PEFT alone would, else a stack's.
+
+        Programs without lorada then load such an adapter; ``as_stack`` reads it as a stack again.
+        """
+        plain = self.plain
+        if plain is None:
+            super().save_pretrained(save_directory, **kwargs)
+        else:
+            plain.save_pretrained(save_directory, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON-ready data, parts included, with the version of this package."""
