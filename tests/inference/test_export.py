@@ -79,6 +79,7 @@ DECODERS = {
     "lorada_la": ([], ["LORA"], ["LMAM", "BOTTLENECK"]),
     # Parts around modules that no weight can hold: then nothing is merged.
     "beft": ([], [], ["BEFT"]),
+    "lily": (["lily.target_modules=[q_proj]"], [], ["LILY"]),
     "omoe": ([], [], ["OMOE"]),
     "lora+lily+lmam": (LORA_Q, [], ["LORA", "LILY", "LMAM"]),
     "full": ([], [], []),

@@ -111,6 +111,7 @@ def test_merged_weights_and_the_rest_compute_what_the_stack_did(stack, name, tmp
     assert kinds == ["LMAM", "BOTTLENECK"]
 
     # The merged base is an ordinary model, the rest an ordinary adapter on it.
+    rest.peft_config["default"].base_model_name_or_path = str(tmp_path / "merged")
     rest.save_pretrained(tmp_path / "rest")
     assert all("lora_A" not in key for key in load_file(next(tmp_path.glob("rest/*.safetensors"))))
     merged = rest.unload()
@@ -130,12 +131,27 @@ def test_the_head_of_a_classifier_is_merged_and_stays_in_the_rest(tmp_path):
     rest = model.merge_weights()
 
     assert_close(logits(rest, inputs), expected)
+    rest.peft_config["default"].base_model_name_or_path = str(tmp_path / "merged")
     rest.save_pretrained(tmp_path / "rest")
     rest.unload().save_pretrained(tmp_path / "merged")
     again = BertForSequenceClassification.from_pretrained(tmp_path / "merged")
     assert not torch.equal(again.classifier.weight, before)
     loaded = PeftModel.from_pretrained(again, tmp_path / "rest").eval()
     assert_close(logits(loaded, inputs), expected)
+
+
+@pytest.mark.parametrize("names", [["lora"], ["lora", "lmam"], ["lmam"]], ids="+".join)
+def test_what_was_merged_is_not_lost_by_saving(names, tmp_path):
+    parts = {"lora": lora("llama"), "lmam": lmam()}
+    model = moved(TINY["llama"](), LoradaConfig(parts=[parts[name] for name in names]))
+    rest = model.merge_weights()
+    said = r"merged .* `lorada export RUN DIR`.* merge_and_unload\(\) .*model\.unload\(\)"
+    refused(said, lambda: model.save_pretrained(tmp_path / "lost"))
+    if names == ["lora", "lmam"]:
+        refused(said, lambda: rest.save_pretrained(tmp_path / "lost"))
+    else:  # the whole base, or a map over the base as it was
+        rest.save_pretrained(tmp_path / "rest")
+    assert not (tmp_path / "lost").exists()
 
 
 def test_nested_parts_merge_in_place_from_the_inside_out_and_back_and_into_the_base():

@@ -93,6 +93,7 @@ def test_beside_a_map_it_is_merged_likewise(placed, tmp_path):
 
     rest = model.merge_weights()
     assert_close(logits(rest, batch), expected)
+    rest.peft_config["default"].base_model_name_or_path = str(tmp_path / "merged")
     rest.save_pretrained(tmp_path / "rest")
     rest.unload().save_pretrained(tmp_path / "merged")
     again = type(tied_llama()).from_pretrained(tmp_path / "merged").eval()

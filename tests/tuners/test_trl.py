@@ -1,20 +1,20 @@
 """TRL's trainers on a stack, given to them as any other ``peft_config``."""
 
+import math
+
 import pytest
 import torch
 from callback_runs import losses
 from conftest import assert_close
 from datasets import Dataset
 from folders import ROWS, llama_folder
-from peft import (
-    AutoPeftModelForCausalLM,
-    PeftModel,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from stacks import logits, moved, training_stack
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lorada
+from lorada import build_method
 
 pytestmark = pytest.mark.fp64
 
@@ -142,16 +142,23 @@ def test_the_reference_of_dpo_is_the_base_and_stays_it(calm, tmp_path):
     assert torch.equal(reference_log_probs(trainer, batch), before)
 
 
-def test_dpo_on_a_trained_stack_refers_to_the_copy_that_its_user_makes(calm, tmp_path):
-    stack = moved(base(calm), training_stack())  # it was trained before
+@pytest.mark.parametrize("part", [None, "ia3", "adalora"])
+def test_the_reference_of_dpo_on_a_trained_stack_is_what_it_was(calm, tmp_path, part):
+    config = training_stack()
+    if part is not None:
+        config = build_method(part, base(calm).config).config
+    moved(base(calm), config).save_pretrained(tmp_path / "before")
+    stack = PeftModel.from_pretrained(
+        base(calm), tmp_path / "before", config=lorada.as_stack(tmp_path / "before"),
+        is_trainable=True,
+    )  # fmt: skip
     trainer = dpo(calm, tmp_path, model=stack, save_strategy="no")
-    stack = trainer.model
-    set_peft_model_state_dict(stack, get_peft_model_state_dict(stack), adapter_name="ref")
     batch = next(iter(trainer.get_train_dataloader()))
-    before = log_probs(stack, batch)
+    before = log_probs(trainer.model, batch)
     trainer.train()
+    assert losses(trainer)[0] == pytest.approx(math.log(2))
     assert_close(reference_log_probs(trainer, batch), before)
-    assert (log_probs(stack, batch) - before).abs().max() > 0.1
+    assert (log_probs(trainer.model, batch) - before).abs().max() > 0.1
 
 
 # Packed rows.

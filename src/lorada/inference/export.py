@@ -220,9 +220,9 @@ def _write(
         config.base_model_name_or_path = BESIDE
         # The exported base has the embeddings, so PEFT need not compare them with another base's.
         model.save_pretrained(fresh, save_embedding_layers=False)
-        # transformers would not find every tensor under the name that PEFT gives it.
+        # transformers would not find every tensor of a stack under the name that PEFT gives it.
         weights = load_file(fresh / ADAPTER_WEIGHTS)
-        named = named_for_transformers(config.parts, weights)
+        named = weights if config.plain else named_for_transformers(config.parts, weights)
         if named.keys() != weights.keys():
             renamed = fresh / "renamed"  # the tensors may still be read from the file
             save_file(named, renamed, {"format": "pt"})

@@ -10,6 +10,7 @@ from yaml import YAMLError
 from lorada.runs.recipe import Recipe
 from lorada.support.files import write_atomic
 from lorada.support.version import __version__
+from lorada.tuners import LoradaConfig
 from lorada.tuners.base.config import LAUNCH
 
 CARD = """\
@@ -29,15 +30,15 @@ CARD = """\
 """
 
 ADAPTER_NOTES = """
-{launch}
-
 | part | settings |
 |---|---|
 {parts}
-Task `{task}`, rows `{data}`, seed {seed}. Limits: a map cannot be merged into the weights
-(`model.merge_weights()` merges the other parts); runtimes that do not import `lorada` cannot load
-this adapter.
+Task `{task}`, rows `{data}`, seed {seed}.{limits}
 """
+
+LIMITS = """ Limits: a map cannot be merged into the weights
+(`model.merge_weights()` merges the other parts); runtimes that do not import `lorada` cannot load
+this adapter."""
 
 # For an exported model with an adapter beside its weights.
 BESIDE_NOTES = """
@@ -123,30 +124,32 @@ def licence_note(model: str) -> str:
 
 
 def write_card(
-    folder: Path, recipe: Recipe, config: Any, result: dict[str, Any] | None = None
+    folder: Path, recipe: Recipe, config: LoradaConfig, result: dict[str, Any] | None = None
 ) -> None:
-    """Write the model card of an adapter with a PEFT ``config`` into its folder.
+    """Write the model card of an adapter with a ``config`` into its folder.
 
     ``result`` is the ``result.json`` of its run; None before there is one.
     """
-    peft_type = getattr(config.peft_type, "value", config.peft_type)
+    plain = config.plain is not None
+    registers = "import lorada  # registers the adapter types; without it: KeyError: 'LORADA'\n"
+    parts = "PEFT knows its parts once `lorada` has been\nimported:"
     auto = f"AutoPeftModelFor{TASK_NAMES[config.task_type][0]}"
     write_text(
         folder,
         recipe,
         front_matter(recipe, "peft", config.task_type),
         title=f"{recipe.method} adapter for {recipe.model}",
-        made=f"Trained with lorada {__version__}. PEFT knows its parts once `lorada` has been\n"
-        "imported:",
-        code=f"import lorada  # registers the adapter types; without it: KeyError: '{peft_type}'\n"
-        f"from peft import {auto}\n\n"
+        made=f"Trained with lorada {__version__}. "
+        + ("PEFT alone loads it:" if plain else parts),
+        code=("" if plain else registers) + f"from peft import {auto}\n\n"
         f'model = {auto}.from_pretrained("path/to/this/folder"{_outputs(result)})',
-        notes=ADAPTER_NOTES.format(
-            launch=LAUNCH,
+        notes=("" if plain else f"\n{LAUNCH}\n")
+        + ADAPTER_NOTES.format(
             parts="\n".join(map(_table_line, config.parts)),
             task=recipe.task,
             data=Path(recipe.data or recipe.train_on or "own").name,
             seed=recipe.training.get("seed", 42),
+            limits="" if plain else LIMITS,
         ),
     )
 

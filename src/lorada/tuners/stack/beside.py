@@ -4,10 +4,19 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 
 from lorada.tuners.base.config import STACK, PeftTypeName
 from lorada.tuners.stack.config import KEPT, LoradaConfig
+
+# What TRL calls the copy of adapter ``default`` that DPO, KTO, GRPO and RLOO refer to. It adds it
+# by the config of ``default`` and copies only weights with ``.default.`` inside of their names.
+REFERENCE = "ref"
 
 
 def as_stack(adapter: str | Path | PeftConfig) -> LoradaConfig:
@@ -39,7 +48,10 @@ def as_stack(adapter: str | Path | PeftConfig) -> LoradaConfig:
 
 
 def register() -> None:
-    """Let ``PeftModel.add_adapter``, and so ``load_adapter``, put plain adapters beside stacks."""
+    """Let ``PeftModel.add_adapter``, and so ``load_adapter``, put plain adapters beside stacks.
+
+    TRL's reference of a trained stack becomes a copy of it, with the weights that TRL overlooks.
+    """
     of_one_type: Any = PeftModel.add_adapter
 
     @wraps(of_one_type)
@@ -56,5 +68,9 @@ def register() -> None:
                 "PeftModel.from_pretrained(base, folder, config=lorada.as_stack(folder))"
             )
         of_one_type(model, adapter_name, peft_config, *args, **options)
+        same = peft_config is model.peft_config.get("default")
+        if adapter_name == REFERENCE and same and here == STACK:
+            weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+            set_peft_model_state_dict(model, weights, adapter_name)
 
     PeftModel.add_adapter = add_adapter  # type: ignore[method-assign]

@@ -1,5 +1,6 @@
 """Merging the parts of a stack: which parts can be merged, in what order, and which are kept."""
 
+import functools
 import warnings
 from typing import Any
 
@@ -20,6 +21,15 @@ from lorada.tuners.base.linears import has_adapter, wrappers
 from lorada.tuners.base.tuner import LoradaTuner
 from lorada.tuners.stack.config import UNMERGEABLE
 from lorada.tuners.stack.nesting import wraps
+
+
+# What is said instead of saving an adapter without the weights that it belongs to.
+MERGED = (
+    "merge_weights() has merged what it can of this adapter into the base, which its file would not "
+    "hold: save it before, or write base and adapter by `lorada export RUN DIR`. In Python, save "
+    "what model.merge_and_unload() gives if every part can be merged; else give "
+    "model.peft_config[...].base_model_name_or_path the folder in which you save model.unload()"
+)
 
 
 class UnmergeableError(ValueError):
@@ -105,12 +115,15 @@ def merge_and_keep_attached(stack: Any, name: str) -> nn.Module:
     except Exception:
         config.parts = parts
         raise
+    stack.parts_are_merged = True
+    config.base_model_name_or_path = getattr(stack.model, "name_or_path", None)
     if not rest:
         return base
     fields = {"task_type": config.task_type, "base_model_type": config.base_model_type}
     model: nn.Module = get_peft_model(base, type(config)(parts=rest, **fields))
     # PEFT adds a task head to every adapter of such a task. The trained head is in the base now.
     set_peft_model_state_dict(model, {**get_peft_model_state_dict(model), **weights})
+    model.base_model.parts_are_merged = rest != parts or bool(config.modules_to_save)
     return model.train(stack.training)
 
 
@@ -127,3 +140,21 @@ def merge_weights(model: PeftModel) -> nn.Module:
         )
     merged: nn.Module = model.base_model.merge_weights()
     return merged
+
+
+def register() -> None:
+    """Let ``PeftModel.save_pretrained`` refuse an adapter whose base ``merge_weights`` changed.
+
+    It is saved if its config names another base than the one that was loaded.
+    """
+    of_peft: Any = PeftModel.save_pretrained
+
+    @functools.wraps(of_peft)
+    def save_pretrained(model: PeftModel, *args: Any, **options: Any) -> None:
+        if getattr(model.base_model, "parts_are_merged", False):
+            loaded = getattr(model.get_base_model(), "name_or_path", "")
+            if any((c.base_model_name_or_path or "") == loaded for c in model.peft_config.values()):
+                raise ValueError(MERGED)
+        of_peft(model, *args, **options)
+
+    PeftModel.save_pretrained = save_pretrained  # type: ignore[method-assign]

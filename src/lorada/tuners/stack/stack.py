@@ -27,7 +27,7 @@ from lorada.tuners.base.injection import (
 )
 from lorada.tuners.base.tuner import AttachedModel, LoradaTuner, refuse_mixed_batch
 from lorada.tuners.lmam import bake
-from lorada.tuners.stack import beside
+from lorada.tuners.stack import beside, merging
 from lorada.tuners.stack.adalora import OwnRanks, factors, regulariser
 from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
@@ -64,6 +64,7 @@ class LoradaModel(LoradaTuner):
     """Places the parts of a stack, each by its own tuner, and joins what they save and load."""
 
     tuner_layer_cls = BaseTunerLayer
+    parts_are_merged = False  # by ``merge_weights``, so that the adapter must not be saved
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kw: Any) -> None:
         refuse_known(model, adapter_name)
@@ -362,4 +363,5 @@ class LoradaModel(LoradaTuner):
 
 register(STACK, LoradaConfig, LoradaModel)
 beside.register()
+merging.register()
 exported_config.register()
