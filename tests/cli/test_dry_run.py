@@ -39,7 +39,7 @@ def words(tmp_path_factory):
     byte_tokenizer().save_pretrained(place / "llama")
     return [
         "train", "--method", "lora+lmam", "--model", place / "llama", "--data",
-        rows_file(place / "rows.jsonl"), "--output", place / "run", "max_length=512", "--dry-run",
+        rows_file(place / "rows.jsonl"), "--output", place / "run", "max_length=512", "lora.r=8", "--dry-run",
     ]  # fmt: skip
 
 
@@ -60,3 +60,4 @@ def test_the_plan_of_an_8b_model_says_whether_it_fits_on_a_card_of_24_gib(
     assert (full < 24) == fits
     assert f"full {'fits' if fits else 'does not fit'} in the 24.0 GiB of this device" in out
     assert ("dtype=bfloat16 quantization=nf4" in out) == fits
+    assert "lora has r=8, lora_alpha=16" in out

@@ -27,6 +27,28 @@ def test_overrides_reach_the_one_part_that_has_them():
 
 
 @pytest.mark.parametrize(
+    ("method", "model", "asked", "alpha"),
+    [
+        ("lora", LLAMA, {"r": 8}, 16),
+        ("lora", BERT, {"r": 3}, 6),
+        ("lora", BartConfig(), {"r": 1}, 4),
+        ("dora+lmam", LLAMA, {"lora": {"r": 1}}, 2),
+        ("lorada_la", LLAMA, {"r": 4}, 8),
+        ("adalora", DebertaV2Config(), {"init_r": 10, "target_r": 2}, 10 * 16 / 12),
+        ("sora", BERT, {"sora": {"rank": 3}}, 6),
+        ("randlora", LLAMA, {"r": 4}, 80),  # PEFT's own defaults are 640 and 32
+        ("lora", LLAMA, {"r": 8, "lora_alpha": 64}, 64),
+        ("lora", LLAMA, {"r": 8, "use_rslora": True}, 64),  # which is α/√r
+        ("hira", LLAMA, {"r": 8}, None),
+    ],
+)
+def test_a_rank_without_an_alpha_keeps_the_scale_of_the_method(method, model, asked, alpha):
+    parts = build_method(method, model, **asked).config.parts
+    found = [value for p in parts for key, value in vars(p).items() if key.endswith("alpha")]
+    assert found == ([] if alpha is None else [pytest.approx(alpha)])
+
+
+@pytest.mark.parametrize(
     ("value", "why"), [("pissa_niter_4", "its random SVD gives"), ("lora_ga", "it needs gradients")]
 )
 def test_a_beginning_of_peft_that_a_run_cannot_have_is_refused_with_the_reason(value, why):

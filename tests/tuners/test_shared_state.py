@@ -10,7 +10,7 @@ from peft import PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lorada import LoradaConfig, build_method
+from lorada import LoradaConfig, as_stack, build_method
 
 IDS = torch.arange(3, 23).reshape(2, 10)
 SHARING = ("vera", "pvera", "vblora", "unilora", "tinylora", "frod", "randlora")
@@ -46,7 +46,8 @@ def test_two_adapters_on_one_model_are_each_as_alone(one, two, tmp_path):
         model = random_adapter(name, seed)
         alone[key] = logits(model)
         model.save_pretrained(tmp_path / key)
-    model = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "one", adapter_name="one")
+    config = as_stack(tmp_path / "one")
+    model = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "one", "one", config=config)
     model.load_adapter(tmp_path / "two", adapter_name="two")
     for key in ("one", "two", "one"):
         model.set_adapter(key)
@@ -153,6 +154,6 @@ def test_an_adapter_has_one_part_of_a_kind_with_shared_weights():
 def test_transformers_itself_says_that_only_peft_can_load_such_an_adapter(tmp_path):
     TINY["llama"]().save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    get_peft_model(base, config_of("vblora")).save_pretrained(tmp_path / "adapter")
+    get_peft_model(base, config_of("vblora+lmam")).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"only PEFT can load it: PeftModel\.from_pretrained"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")

@@ -29,6 +29,7 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     prepared = prepare_training(recipe)
     counts = parameters_of(recipe)
     chosen = "full" if recomputes(recipe, prepared.config) else "off"
+    scales = _scales(prepared.plan)
     loading = {name: getattr(prepared.recipe, name) for name in LOADING}
     sizes, reason = _step_bytes(prepared)
     device = device_bytes(prepared.recipe)
@@ -38,7 +39,7 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
         print_json({
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
             "rows": len(prepared.rows.rows), **counts,
-            **loading, "activation_checkpointing": chosen, "step_bytes": sizes,
+            "scales": scales, **loading, "activation_checkpointing": chosen, "step_bytes": sizes,
             "device_bytes": device, "first_row": row,
         })  # fmt: skip
         return
@@ -60,8 +61,23 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     console.print(f"activation_checkpointing={takes}: {need}", highlight=False, soft_wrap=True)
     said = " ".join(f"{name}={value}" for name, value in loading.items() if value is not None)
     console.print(f"the base is loaded with {said}", highlight=False, soft_wrap=True)
+    for part, values in scales.items():
+        console.print(f"{part} has {values}", highlight=False, soft_wrap=True)
     if row is not None:
         console.print(_shown_row(row), highlight=False, soft_wrap=True)
+
+
+def _scales(plan: Any) -> dict[str, str]:
+    """Rank and alpha of each part of a method that is scaled by α/r, such as ``r=8, alpha=16``."""
+    from lorada.methods.model_settings import rank_and_alpha
+
+    found = {}
+    for part in getattr(plan.config, "parts", []):
+        rank, alpha = rank_and_alpha(vars(part))
+        if rank is not None and alpha is not None:
+            shown = f"{rank}={getattr(part, rank)}, {alpha}={getattr(part, alpha)}"
+            found[part.peft_type.value.lower()] = shown
+    return found
 
 
 def _shown_row(row: dict[str, Any]) -> Text:

@@ -3,14 +3,14 @@
 LLaMA's ``q_proj``, for one, becomes ``query`` on a BERT.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from lorada.methods.matrix_names import SCHEMES, Scheme, family_of, fits, renamed
 from lorada.methods.meta_model import meta_model
-from lorada.methods.method import Family, Method, Settings
+from lorada.methods.method import Family, Method, Settings, part_class
 from lorada.methods.overrides import settings_of
 from lorada.support.models import MODELS
 from lorada.tuners.base.linears import layer_linear_names
@@ -101,7 +101,7 @@ def settings_for(
     here: Scheme | None = None
     for part, values in chosen.parts.items():
         own = stated.get(part, {})
-        settings = {**deepcopy(values), **own}
+        settings = {**deepcopy(values), **_alpha_for(part, values, own), **own}
         named = [(key, chosen.homes[part]) for key in NAMING if key in values and key not in own]
         placement = PLACEMENTS.get(settings.get("placement", ""))
         if placement is not None and placement.linears and "target_modules" not in settings:
@@ -116,6 +116,32 @@ def settings_for(
             settings.setdefault("fan_in_fan_out", True)  # the layout of Conv1D's weights
         found[part] = settings
     return found
+
+
+def _alpha_for(part: str, values: Settings, own: Settings) -> Settings:
+    """The alpha that keeps the scale α/r of a part, if the user gives a rank without an alpha.
+
+    With rsLoRA the scale is α/√r, which is meant to hold for every rank with one alpha.
+    """
+    fields = part_class(part).__dataclass_fields__
+    rank, alpha = rank_and_alpha(fields)
+    if rank not in own or alpha in (None, *own) or own.get("use_rslora"):
+        return {}
+    size, before = (values.get(key, fields[key].default) for key in (rank, alpha))
+    if not size or not before:
+        return {}
+    after = before * own[rank] / size
+    return {alpha: int(after) if after.is_integer() else after}
+
+
+def rank_and_alpha(fields: Collection[str]) -> tuple[str | None, str | None]:
+    """The names, among the settings of a part, of its rank and of the alpha that is divided by it.
+
+    Both are None for a part that does not have both.
+    """
+    rank = next((name for name in ("init_r", "rank", "r") if name in fields), None)
+    alpha = next((name for name in fields if name.endswith("alpha")), None)
+    return (rank, alpha) if rank and alpha else (None, None)
 
 
 def scheme_of(model_config: Any, wanted: str) -> Scheme:

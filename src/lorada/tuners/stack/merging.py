@@ -25,9 +25,9 @@ from lorada.tuners.stack.nesting import wraps
 
 # What is said instead of saving an adapter without the weights that it belongs to.
 MERGED = (
-    "merge_weights() has merged what it can of this adapter into the base, which its file would not "
-    "hold: save it before, or write base and adapter by `lorada export RUN DIR`. In Python, save "
-    "what model.merge_and_unload() gives if every part can be merged; else give "
+    "merge_weights() has merged what it can of this adapter into the base, which its file would "
+    "not hold: save it before, or write base and adapter by `lorada export RUN DIR`. In Python, "
+    "save what model.merge_and_unload() gives if every part can be merged; else give "
     "model.peft_config[...].base_model_name_or_path the folder in which you save model.unload()"
 )
 
