@@ -1,8 +1,12 @@
 """The guides of the documentation run: their Python and their commands, on a tiny local model."""
 
+import builtins
 import importlib.util
 import io
+import json
 import re
+import subprocess
+import symtable
 import sys
 
 import pytest
@@ -19,6 +23,7 @@ WRITES = {
     "guides/train": "runs/mine/adapter/adapter_model.safetensors",
     "guides/stack": "my-adapter/adapter_model.safetensors",
     "guides/export": "my-model/config.json",
+    "guides/elsewhere": "my-merged/config.json",
     "guides/graphs": "my-graph/model.onnx",
     "guides/tables": None,
     "guides/processes": None,
@@ -70,6 +75,63 @@ def marks(name):
 PAGES = [pytest.param(name, marks=marks(name)) for name in WRITES]
 
 
+# Executes each line of its input, a block of code in JSON.
+PYTHON = """
+import json, sys
+names = {"__name__": "__main__"}
+for line in sys.stdin:
+    exec(json.loads(line), names)
+    print("\\0", flush=True)
+"""
+
+
+def borrowed(block):
+    """The names that a block of code takes from blocks before it."""
+    tables = [top := symtable.symtable(block, "block", "exec")]
+    own = {name.get_name() for name in top.get_symbols() if name.is_assigned() or name.is_imported()}
+    used = set()
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        used |= {
+            name.get_name()
+            for name in table.get_symbols()
+            if name.is_referenced() and (table is top or name.is_global())
+        }
+    return used - own - set(dir(builtins))
+
+
+class Blocks:
+    """Runs the Python of a page; a block that takes no names from those before has a new process.
+
+    So it runs for whoever types it alone.
+    """
+
+    def __init__(self, place):
+        self.place, self.process = place, None
+
+    def run(self, block):
+        if not borrowed(block):
+            self.end()
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PYTHON], cwd=self.place, text=True, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=(self.place / "stderr.txt").open("w"),
+            )  # fmt: skip
+        print(json.dumps(block), file=self.process.stdin, flush=True)
+        ended = any(line == "\0\n" for line in self.process.stdout)
+        assert ended, f"{block}\n{(self.place / 'stderr.txt').read_text()[-3000:]}"
+
+    def end(self):
+        if self.process is not None:
+            self.process.stdin.close()
+            self.process.wait()
+
+
+def test_a_block_that_needs_another_is_told_from_one_that_stands_alone():
+    assert borrowed("import a\nb = [a.c(d) for d in e]\ndef f(g):\n    return h + len(g)") == {"e", "h"}
+    assert not borrowed("for a in range(3):\n    print(a)")
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_the_code_of_a_guide_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -78,17 +140,18 @@ def test_the_code_of_a_guide_runs(name, tmp_path, monkeypatch):
         llama_folder(tmp_path / hub_id, **sizes)  # read in place of the hub's
     bert_folder(tmp_path / "sentence-transformers/all-MiniLM-L6-v2")
     page = (ROOT / f"docs/{name}.md").read_text()
-    names = {}
+    blocks = Blocks(tmp_path)
     there = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     for language, block in re.findall(r"```(python|bash|sh)\n(.*?)```", page, flags=re.S):
         if language == "sh" and not ("lorada predict" in block and "predict" in there):
             continue  # needs a network, another machine, or a command that is not there yet
         if language == "python":
-            exec(block, names)
+            blocks.run(block)
         else:
             for words in typed(block):
                 monkeypatch.setattr(sys, "argv", words)
                 monkeypatch.setattr(sys, "stdin", io.StringIO(CHAT))
                 cli.main()
+    blocks.end()
     if WRITES[name]:
         assert (tmp_path / WRITES[name]).is_file()
