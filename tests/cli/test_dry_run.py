@@ -39,7 +39,8 @@ def words(tmp_path_factory):
     byte_tokenizer().save_pretrained(place / "llama")
     return [
         "train", "--method", "lora+lmam", "--model", place / "llama", "--data",
-        rows_file(place / "rows.jsonl"), "--output", place / "run", "max_length=512", "lora.r=8", "--dry-run",
+        rows_file(place / "rows.jsonl"), "--output", place / "run", "max_length=512", "lora.r=8",
+        "--dry-run",
     ]  # fmt: skip
 
 

@@ -140,14 +140,18 @@ def test_llama_cpp_finds_what_its_converter_reads(place, works):
         assert matrix is not None, name  # anything else ends the converter
         pairs.setdefault(f"{matrix[1]}.weight", {})[matrix[2]] = tensor
     assert {name.split(".")[-2] for name in pairs} == set(config["target_modules"])
-    weights, merged = (load_file(place / name / "model.safetensors") for name in ("llama", "merged"))
+    weights, merged = (
+        load_file(place / name / "model.safetensors") for name in ("llama", "merged")
+    )
     for name, pair in pairs.items():
         assert (len(pair["A"]), pair["B"].shape[1]) == (config["r"], config["r"])
         change = config["lora_alpha"] / config["r"] * pair["B"] @ pair["A"]
         assert_close(weights[name].double() + change, merged[name].double())
 
 
-def test_what_is_done_with_a_run_is_done_with_such_a_run(place, works, json_of, monkeypatch, tmp_path):
+def test_what_is_done_with_a_run_is_done_with_such_a_run(
+    place, works, json_of, monkeypatch, tmp_path
+):
     folder = run(place, "lora")
     works("evaluate", folder, "--data", place / "rows.jsonl")
     page = tmp_path / "page.html"

@@ -88,7 +88,9 @@ for line in sys.stdin:
 def borrowed(block):
     """The names that a block of code takes from blocks before it."""
     tables = [top := symtable.symtable(block, "block", "exec")]
-    own = {name.get_name() for name in top.get_symbols() if name.is_assigned() or name.is_imported()}
+    own = {
+        name.get_name() for name in top.get_symbols() if name.is_assigned() or name.is_imported()
+    }
     used = set()
     while tables:
         table = tables.pop()
@@ -128,7 +130,10 @@ class Blocks:
 
 
 def test_a_block_that_needs_another_is_told_from_one_that_stands_alone():
-    assert borrowed("import a\nb = [a.c(d) for d in e]\ndef f(g):\n    return h + len(g)") == {"e", "h"}
+    assert borrowed("import a\nb = [a.c(d) for d in e]\ndef f(g):\n    return h + len(g)") == {
+        "e",
+        "h",
+    }
     assert not borrowed("for a in range(3):\n    print(a)")
 
 

@@ -73,9 +73,8 @@ def _scales(plan: Any) -> dict[str, str]:
 
     found = {}
     for part in getattr(plan.config, "parts", []):
-        rank, alpha = rank_and_alpha(vars(part))
-        if rank is not None and alpha is not None:
-            shown = f"{rank}={getattr(part, rank)}, {alpha}={getattr(part, alpha)}"
+        if names := rank_and_alpha(vars(part)):
+            shown = ", ".join(f"{name}={getattr(part, name)}" for name in names)
             found[part.peft_type.value.lower()] = shown
     return found
 

@@ -124,8 +124,8 @@ def _alpha_for(part: str, values: Settings, own: Settings) -> Settings:
     With rsLoRA the scale is α/√r, which is meant to hold for every rank with one alpha.
     """
     fields = part_class(part).__dataclass_fields__
-    rank, alpha = rank_and_alpha(fields)
-    if rank not in own or alpha in (None, *own) or own.get("use_rslora"):
+    rank, alpha = rank_and_alpha(fields) or ("", "")
+    if rank not in own or alpha in own or own.get("use_rslora"):
         return {}
     size, before = (values.get(key, fields[key].default) for key in (rank, alpha))
     if not size or not before:
@@ -134,14 +134,14 @@ def _alpha_for(part: str, values: Settings, own: Settings) -> Settings:
     return {alpha: int(after) if after.is_integer() else after}
 
 
-def rank_and_alpha(fields: Collection[str]) -> tuple[str | None, str | None]:
+def rank_and_alpha(fields: Collection[str]) -> tuple[str, str] | None:
     """The names, among the settings of a part, of its rank and of the alpha that is divided by it.
 
-    Both are None for a part that does not have both.
+    None for a part that does not have both.
     """
     rank = next((name for name in ("init_r", "rank", "r") if name in fields), None)
     alpha = next((name for name in fields if name.endswith("alpha")), None)
-    return (rank, alpha) if rank and alpha else (None, None)
+    return (rank, alpha) if rank and alpha else None
 
 
 def scheme_of(model_config: Any, wanted: str) -> Scheme:

@@ -130,18 +130,17 @@ def write_card(
 
     ``result`` is the ``result.json`` of its run; None before there is one.
     """
-    plain = config.plain is not None
-    registers = "import lorada  # registers the adapter types; without it: KeyError: 'LORADA'\n"
-    parts = "PEFT knows its parts once `lorada` has been\nimported:"
+    plain = config.plain is not None  # then PEFT needs no lorada
+    knows = "PEFT loads it:" if plain else "PEFT knows its parts once `lorada` has been\nimported:"
+    line = "import lorada  # registers the adapter types; without it: KeyError: 'LORADA'\n"
     auto = f"AutoPeftModelFor{TASK_NAMES[config.task_type][0]}"
     write_text(
         folder,
         recipe,
         front_matter(recipe, "peft", config.task_type),
         title=f"{recipe.method} adapter for {recipe.model}",
-        made=f"Trained with lorada {__version__}. "
-        + ("PEFT alone loads it:" if plain else parts),
-        code=("" if plain else registers) + f"from peft import {auto}\n\n"
+        made=f"Trained with lorada {__version__}. {knows}",
+        code=("" if plain else line) + f"from peft import {auto}\n\n"
         f'model = {auto}.from_pretrained("path/to/this/folder"{_outputs(result)})',
         notes=("" if plain else f"\n{LAUNCH}\n")
         + ADAPTER_NOTES.format(

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from typing import Any
+from typing import Any, cast
 
 from peft import (
     PeftConfig,
@@ -21,7 +21,6 @@ from lorada.tuners.base.linears import has_adapter, wrappers
 from lorada.tuners.base.tuner import LoradaTuner
 from lorada.tuners.stack.config import UNMERGEABLE
 from lorada.tuners.stack.nesting import wraps
-
 
 # What is said instead of saving an adapter without the weights that it belongs to.
 MERGED = (
@@ -120,11 +119,12 @@ def merge_and_keep_attached(stack: Any, name: str) -> nn.Module:
     if not rest:
         return base
     fields = {"task_type": config.task_type, "base_model_type": config.base_model_type}
-    model: nn.Module = get_peft_model(base, type(config)(parts=rest, **fields))
+    model: Any = get_peft_model(base, type(config)(parts=rest, **fields))
     # PEFT adds a task head to every adapter of such a task. The trained head is in the base now.
     set_peft_model_state_dict(model, {**get_peft_model_state_dict(model), **weights})
     model.base_model.parts_are_merged = rest != parts or bool(config.modules_to_save)
-    return model.train(stack.training)
+    model.train(stack.training)
+    return cast(nn.Module, model)
 
 
 def merge_weights(model: PeftModel) -> nn.Module:
