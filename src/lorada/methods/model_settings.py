@@ -119,12 +119,10 @@ def settings_for(
 
 
 def _alpha_for(part: str, values: Settings, own: Settings) -> Settings:
-    """The alpha that keeps the scale α/r of a part, if the user gives a rank without an alpha.
-
-    With rsLoRA the scale is α/√r, which is meant to hold for every rank with one alpha.
-    """
+    """The alpha that keeps the scale α/r of a part whose rank the user gives alone."""
     fields = part_class(part).__dataclass_fields__
     rank, alpha = rank_and_alpha(fields) or ("", "")
+    # rsLoRA's scale is α/√r, by which one alpha suits every rank.
     if rank not in own or alpha in own or own.get("use_rslora"):
         return {}
     size, before = (values.get(key, fields[key].default) for key in (rank, alpha))
@@ -135,10 +133,7 @@ def _alpha_for(part: str, values: Settings, own: Settings) -> Settings:
 
 
 def rank_and_alpha(fields: Collection[str]) -> tuple[str, str] | None:
-    """The names, among the settings of a part, of its rank and of the alpha that is divided by it.
-
-    None for a part that does not have both.
-    """
+    """The names of a part's rank and of the alpha that is divided by it; None without both."""
     rank = next((name for name in ("init_r", "rank", "r") if name in fields), None)
     alpha = next((name for name in fields if name.endswith("alpha")), None)
     return (rank, alpha) if rank and alpha else None

@@ -283,8 +283,7 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
         ValueError: for a folder that is not a complete adapter of this model, or that lacks drawn
             parameters, so that each load would give another model.
     """
-    weights = _complete_weights(folder, base, drawn)
-    config = adapter_config(folder)
+    config, weights = _complete(folder, base, drawn)
     with reading("the adapter", str(folder), UNFIT):
         model = PeftModel.from_pretrained(base, str(folder), config=config)
         _refuse_missing(model, weights, folder)
@@ -299,21 +298,21 @@ def load_beside(model: PeftModel, folder: Path, name: str, drawn: Collection[str
     Raises:
         ValueError: as ``load_adapted``, or for an adapter that PEFT cannot put beside another.
     """
-    weights = _complete_weights(folder, model.get_base_model(), drawn)
+    _, weights = _complete(folder, model.get_base_model(), drawn)
     with reading("the adapter", str(folder), UNFIT):
         model.load_adapter(str(folder), adapter_name=name)
         _refuse_missing(model, weights, folder, name=name)
     model.eval()
 
 
-def _complete_weights(
+def _complete(
     folder: Path, base: PreTrainedModel, drawn: Collection[str]
-) -> dict[str, torch.Tensor]:
-    """The tensors of a saved adapter of this base, with all that the base has drawn at random."""
+) -> tuple[LoradaConfig, dict[str, torch.Tensor]]:
+    """Config and tensors of a saved adapter of this base, with all that it has drawn at random."""
     config, weights = adapter_config(folder), adapter_weights(folder)
     refuse_other_type(base_type_of(config), folder, base.config)
     refuse_lost(drawn, {name.removeprefix(PEFT_NAMES) for name in weights}, folder)
-    return weights
+    return config, weights
 
 
 def refuse_lost(drawn: Collection[str], saved: Collection[str], place: Path) -> None:

@@ -4,12 +4,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from peft import (
-    PeftConfig,
-    PeftModel,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 from lorada.tuners.base.config import STACK, PeftTypeName
 from lorada.tuners.stack.config import KEPT, LoradaConfig

@@ -84,11 +84,7 @@ class LoradaConfig(LoradaPeftConfig):
 
         Programs without lorada then load such an adapter; ``as_stack`` reads it as a stack again.
         """
-        plain = self.plain
-        if plain is None:
-            super().save_pretrained(save_directory, **kwargs)
-        else:
-            plain.save_pretrained(save_directory, **kwargs)
+        (self.plain or super()).save_pretrained(save_directory, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON-ready data, parts included, with the version of this package."""

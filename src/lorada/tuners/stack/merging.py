@@ -114,17 +114,16 @@ def merge_and_keep_attached(stack: Any, name: str) -> nn.Module:
     except Exception:
         config.parts = parts
         raise
-    stack.parts_are_merged = True
-    config.base_model_name_or_path = getattr(stack.model, "name_or_path", None)
+    stack.merged_bases = (config.base_model_name_or_path,)
     if not rest:
         return base
     fields = {"task_type": config.task_type, "base_model_type": config.base_model_type}
     model: Any = get_peft_model(base, type(config)(parts=rest, **fields))
     # PEFT adds a task head to every adapter of such a task. The trained head is in the base now.
     set_peft_model_state_dict(model, {**get_peft_model_state_dict(model), **weights})
-    model.base_model.parts_are_merged = rest != parts or bool(config.modules_to_save)
-    model.train(stack.training)
-    return cast(nn.Module, model)
+    if rest != parts or config.modules_to_save:
+        model.base_model.merged_bases = (model.peft_config["default"].base_model_name_or_path,)
+    return cast(nn.Module, model.train(stack.training))
 
 
 def merge_weights(model: PeftModel) -> nn.Module:
@@ -143,18 +142,14 @@ def merge_weights(model: PeftModel) -> nn.Module:
 
 
 def register() -> None:
-    """Let ``PeftModel.save_pretrained`` refuse an adapter whose base ``merge_weights`` changed.
-
-    It is saved if its config names another base than the one that was loaded.
-    """
+    """Let ``PeftModel.save_pretrained`` refuse an adapter that names a base as it was unmerged."""
     of_peft: Any = PeftModel.save_pretrained
 
     @functools.wraps(of_peft)
     def save_pretrained(model: PeftModel, *args: Any, **options: Any) -> None:
-        if getattr(model.base_model, "parts_are_merged", False):
-            loaded = getattr(model.get_base_model(), "name_or_path", "")
-            if any((c.base_model_name_or_path or "") == loaded for c in model.peft_config.values()):
-                raise ValueError(MERGED)
+        merged = getattr(model.base_model, "merged_bases", ())
+        if any(config.base_model_name_or_path in merged for config in model.peft_config.values()):
+            raise ValueError(MERGED)
         of_peft(model, *args, **options)
 
     PeftModel.save_pretrained = save_pretrained  # type: ignore[method-assign]

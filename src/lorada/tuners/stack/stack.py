@@ -64,7 +64,7 @@ class LoradaModel(LoradaTuner):
     """Places the parts of a stack, each by its own tuner, and joins what they save and load."""
 
     tuner_layer_cls = BaseTunerLayer
-    parts_are_merged = False  # by ``merge_weights``, so that the adapter must not be saved
+    merged_bases: tuple[str | None, ...] = ()  # bases, by name, that ``merge_weights`` has changed
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kw: Any) -> None:
         refuse_known(model, adapter_name)
