@@ -84,7 +84,9 @@ class LoradaConfig(LoradaPeftConfig):
 
         Programs without lorada then load such an adapter; ``as_stack`` reads it as a stack again.
         """
-        (self.plain or super()).save_pretrained(save_directory, **kwargs)
+        plain = self.plain
+        save = super().save_pretrained if plain is None else plain.save_pretrained
+        save(save_directory, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON-ready data, parts included, with the version of this package."""
