@@ -101,7 +101,9 @@ def test_a_process_without_lorada_loads_the_adapters_and_exports_of_runs(place, 
         folder = run(place, name)
         adapter = folder / "adapter"
         config = json.loads((adapter / "adapter_config.json").read_text())
-        assert config["peft_type"] == PEFT_TYPES.get(method, method.upper())
+        for saved in folder.rglob("adapter_config.json"):  # of checkpoints too
+            found = json.loads(saved.read_text())["peft_type"]
+            assert found == PEFT_TYPES.get(method, method.upper())
         assert config["base_model_name_or_path"] == str(place / model)
         auto = AUTO["seq2seq" if name == "seq2seq" else rows]
         kind = {"CausalLM": "CAUSAL_LM", "SequenceClassification": "SEQ_CLS"}

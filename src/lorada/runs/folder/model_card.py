@@ -33,6 +33,7 @@ ADAPTER_NOTES = """
 | part | settings |
 |---|---|
 {parts}
+
 Task `{task}`, rows `{data}`, seed {seed}.{limits}
 """
 
