@@ -56,7 +56,7 @@ def reply(text):
 
 
 def without_score(path):
-    path.write_text(path.read_text().replace('"score": 100.0', '"score": null', 1))
+    path.write_text(path.read_text().replace('"exact_match": 100.0', '"exact_match": null', 1))
 
 
 @pytest.mark.parametrize(

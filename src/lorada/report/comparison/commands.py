@@ -10,6 +10,7 @@ from lorada.support.files import as_typed, file_name, json_text
 
 CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
 BESIDE = "explore beside the next best"
+BY_LOSS = "write the report by the loss"
 LONGER = "compare again with more steps"
 TIMES = 4  # how many times as many steps
 # Settings of a comparison that are options of the command.
@@ -91,6 +92,11 @@ def commands_of(folder: Path, best: ScoredCandidate, pair: Pair | None) -> dict[
             "explore", *pair.runs, "--text", "TEXT", "--output", pair.page, "--overwrite", *allowed
         ]  # fmt: skip
     return {name: as_typed("lorada", *words) for name, words in found.items()}
+
+
+def by_loss(folder: Path) -> str:
+    """The command that writes the report again by the loss."""
+    return as_typed("lorada", "report", folder, "--metric", "loss")
 
 
 def longer(results: Results) -> dict[str, str]:

@@ -1,11 +1,16 @@
-"""The unit of a score, by the metric that its rows have (``data/row_scores.py``)."""
+"""How scores of a metric are written: they are higher for the better one, and shown as they are."""
 
-ERROR = "pearson"  # the metric of rows whose right answer is a number
+from lorada.support.metric_names import (
+    ERROR,
+    LOSS,
+    ROW_LOSS,
+    as_score,
+    lower_is_better,
+    rows_metric,
+)
 
-
-def is_loss(metric: str) -> bool:
-    """Whether a score is minus a loss in nats per token."""
-    return metric.startswith("perplexity")
+CODE = ".py:"  # in the name of a user's function
+UNITS = {LOSS: "nats per token", ROW_LOSS: "nats per row", ERROR: "the unit of the rows"}
 
 
 def windows_overlap(metric: str) -> bool:
@@ -14,28 +19,44 @@ def windows_overlap(metric: str) -> bool:
 
 
 def number_form(metric: str) -> str:
-    """The format of a score."""
-    return ".3f" if is_loss(metric) else ".1f"
+    """The format of a number."""
+    by = rows_metric(metric)
+    return ".3f" if by in (LOSS, ROW_LOSS) else ".4g" if by == ERROR or CODE in by else ".1f"
 
 
 def unit_of(metric: str) -> str:
-    """What a score counts."""
-    if is_loss(metric):
-        return "minus the loss in nats per token"
-    if metric == ERROR:
-        return "minus the mean error, in percent of the range"
-    return "percent"
+    """What a score counts, and which end is better if it is the lower one."""
+    by = rows_metric(metric)
+    unit = UNITS.get(by, f"what {by} gives" if CODE in by else "percent")
+    return f"{unit}, less is better" if lower_is_better(metric) else unit
+
+
+def title_of(metric: str) -> str:
+    """The name of what is compared, for headings and axes."""
+    return {LOSS: "loss", ROW_LOSS: "loss", ERROR: "mean error"}.get(rows_metric(metric), "score")
+
+
+def best_of(metric: str) -> str:
+    """What the best candidate has, in words."""
+    return f"{'lowest' if lower_is_better(metric) else 'highest'} {title_of(metric)}"
 
 
 def shown_score(score: float | None, metric: str) -> str:
     """A score in a sentence."""
     if score is None:
         return "none"
-    if is_loss(metric):
-        return f"{score:.3f} (minus the loss)"
-    return f"{score:.1f} (minus the error)" if metric == ERROR else f"{score:.1f}%"
+    number = format(as_score(score, metric), number_form(metric))
+    return f"{number}{_behind(metric, '%')}"
 
 
 def shown_gap(gap: float, metric: str) -> str:
     """A difference of two scores in a sentence."""
-    return f"{gap:.3f} nats per token" if is_loss(metric) else f"{gap:.1f} points"
+    return f"{gap:{number_form(metric)}}{_behind(metric, ' points')}"
+
+
+def _behind(metric: str, percent: str) -> str:
+    """The unit behind a number; a user's own is not known."""
+    by = rows_metric(metric)
+    if by in (LOSS, ROW_LOSS):
+        return f" {UNITS[by]}"
+    return "" if by == ERROR or CODE in by else percent
