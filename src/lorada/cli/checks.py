@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lorada.data.chosen_metric import is_later, refuse_metric, refuse_unnamed
 from lorada.data.row_files import there
 from lorada.data.rows import HEADED
 from lorada.data.sources import data_folder
@@ -122,17 +123,27 @@ def check_export(
         raise ValueError(f"--shard-size {shard_size} is not a size such as 500MB or 2GB")
 
 
-def check_scored(folder: Path, data: str | None, data_dir: str | None) -> Recipe:
+def check_scored(
+    folder: Path, data: str | None, data_dir: str | None, metric: str | None = None
+) -> Recipe:
     """Check a finished run and that the rows to score it on are there; return its recipe's outline.
 
-    ``data`` is a file of rows; None for those of its recipe.
+    ``data`` is a file of rows, None for those of its recipe; ``metric`` is what is asked for.
 
     Raises:
-        ValueError: as ``check_run``, or for no rows.
+        ValueError: as ``check_run``, for no rows, a metric for a benchmark, or code that is not
+            named in the command.
         FileNotFoundError: for rows that are not there.
     """
     recipe = check_run(folder)
     _check_rows(recipe, data or recipe.eval_data, data_dir)
+    if metric is None:
+        refuse_unnamed(recipe.metric, folder)
+    elif data is None and recipe.task != JSONL:
+        raise ValueError(
+            f"--metric {metric} is for rows of your own, and task={recipe.task} has its own: leave "
+            "it out"
+        )
     return recipe
 
 
@@ -234,6 +245,23 @@ def check_comparison(
             there(path)
     else:
         data_folder(chosen.recipe.get("data_dir"))
+
+
+def check_reported(folder: Path, metric: str | None) -> bool:
+    """Check a comparison whose report is to be written, and the metric to write it by.
+
+    Returns:
+        Whether the metric has to be computed from the answers first.
+
+    Raises:
+        ValueError: if the folder holds no comparison, or its rows cannot be scored by the metric.
+        FileNotFoundError: if the metric is a function of a file that is not there.
+    """
+    saved_comparison(folder)
+    forms = (read_result(path.parent)["form"] for path in folder.glob("runs/*/*/*/result.json"))
+    if metric is not None and (form := next(forms, None)) is not None:
+        refuse_metric(metric, form)
+    return metric is not None and is_later(metric)
 
 
 def can_be_scored(recipe: Recipe) -> bool:

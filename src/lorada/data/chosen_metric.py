@@ -62,6 +62,11 @@ def fits(metric: str, form: Form) -> bool:
     return metric in NAMES[form] or (CODE in metric and form in FREE)
 
 
+def is_later(metric: str) -> bool:
+    """Whether a metric is computed from answers only when it is asked for."""
+    return CODE in metric or metric in LATER
+
+
 def refuse_metric(asked: str, form: Form) -> None:
     """Refuse a metric that rows of a form cannot be scored by; as ``choose_metric``."""
     if CODE in asked and form in FREE and not _file_of(asked)[0].is_file():
@@ -72,8 +77,10 @@ def refuse_metric(asked: str, form: Form) -> None:
         raise ValueError(f"metric={asked!r} does not score {form} rows: take {known}{more}")
 
 
-def refuse_unnamed(metric: str | None, where: object) -> None:
+def refuse_unnamed(metric: str | None, where: object, option: str = "--metric ") -> None:
     """Refuse a user's function that a saved file names and the command does not.
+
+    ``option`` is how a metric is named in the command.
 
     Raises:
         ValueError: with what to add to the command.
@@ -81,7 +88,7 @@ def refuse_unnamed(metric: str | None, where: object) -> None:
     if metric is not None and CODE in metric:
         raise ValueError(
             f"{where} is scored by {metric}, and code of a file runs only if you name it: add "
-            f"--metric {metric}, or --metric loss"
+            f"{option}{metric}"
         )
 
 

@@ -39,3 +39,8 @@ def usual_metric(rows: Sequence[Row], form: Form) -> tuple[str, str]:
     if any(len(WORD.findall(text)) > MOST_WORDS for text in responses(rows, form)):
         return "loss", "a response of the training rows is longer than five words"
     return "exact_match", "no response of the training rows is longer than five words"
+
+
+def cut_at(count: int, answers: int, limit: int) -> str:
+    """Says how many of some answers were cut because they were as long as they may be."""
+    return f"{count} of {answers} answers {'was' if count == 1 else 'were'} cut at {limit} tokens"

@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.generation import StopStringCriteria
 
+from lorada.data.responses import cut_at
 from lorada.data.rows import Row
 from lorada.data.task import Protocol
 from lorada.data.tokenize import ends_texts, prompt_of, without_end
@@ -32,11 +33,6 @@ class Text(NamedTuple):
 
     text: str
     cut: bool
-
-
-def cut_at(count: int, answers: int, limit: int) -> str:
-    """Says how many answers were cut at the limit."""
-    return f"{count} of {answers} answers {'was' if count == 1 else 'were'} cut at {limit} tokens"
 
 
 def continue_prompts(run: Run, prompts: list[str], max_new_tokens: int | None = None) -> list[str]:

@@ -83,8 +83,8 @@ def markdown(summary: Summary) -> str:
         f"{what}: {unit_of(summary.metric)}, with its 95 % interval. Candidates that share a "
         "letter (group) cannot be told apart. p: chance of such a difference between equal "
         "methods, corrected for the number of tests (Holm). Forgetting: growth of the model's loss "
-        "on a neutral text. Time: measured at the end for all in turns, because the times of the runs "
-        "depend on what ran beside them.",
+        "on a neutral text. Time: measured at the end for all in turns, because the times of the "
+        "runs depend on what ran beside them.",
         "",
     ]
     commands = [f"{command}  # {what}" for what, command in summary.commands.items()]
