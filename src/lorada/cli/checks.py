@@ -248,16 +248,15 @@ def check_comparison(
 
 
 def check_reported(folder: Path, metric: str | None) -> bool:
-    """Check a comparison whose report is to be written, and the metric to write it by.
+    """Check the metric that the report of a comparison is to be written by.
 
     Returns:
         Whether the metric has to be computed from the answers first.
 
     Raises:
-        ValueError: if the folder holds no comparison, or its rows cannot be scored by the metric.
+        ValueError: if the rows of the comparison cannot be scored by the metric.
         FileNotFoundError: if the metric is a function of a file that is not there.
     """
-    saved_comparison(folder)
     forms = (read_result(path.parent)["form"] for path in folder.glob("runs/*/*/*/result.json"))
     if metric is not None and (form := next(forms, None)) is not None:
         refuse_metric(metric, form)

@@ -84,6 +84,19 @@ def test_a_damaged_run_is_a_note_and_the_others_stay(folder, name, damage, note)
     assert "\n" not in said
 
 
+def test_methods_can_be_read_by_their_losses_and_rows_without_one_are_left_out(folder):
+    for path in folder.glob("runs/*/*/*/predictions.jsonl"):
+        first, *rest = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([json.dumps({**json.loads(first), "loss": None}) + "\n", *rest]))
+    results = read_comparison(folder, "loss")
+    lora = by_label(results)["lora (0.1%)"]
+    assert results.metric == "loss"
+    assert results.rows == [(HELD_OUT, number) for number in range(2, 31)]
+    assert (lora.scores == -lora.losses).all()
+    with pytest.raises(ValueError, match=r"--metric chrf: .* has no row with it; take loss, exact"):
+        read_comparison(folder, "chrf")
+
+
 def test_a_run_on_other_rows_is_left_out(folder):
     path = folder / LORA / "predictions.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))

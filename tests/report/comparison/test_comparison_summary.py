@@ -478,6 +478,58 @@ def test_nothing_beats_the_mean_where_the_lowest_error_is_above_its():
     )
 
 
+def test_methods_that_all_score_the_same_are_told_apart_by_their_losses():
+    zeros = {name: np.zeros((3, 30)) for name in ("lora", "dora")}
+    results = results_of(zeros, baselines=commonest(np.full(30, 100.0)))
+    said = "exact match is 0.0% for all of them"
+    assert summarize(results).verdict == f"{said}, and their losses are equal too."
+    losses = [np.full((3, 30), loss) for loss in (2.5, 0.1)]
+    candidates = [
+        dataclasses.replace(one, losses=loss)
+        for one, loss in zip(results.candidates, losses, strict=True)
+    ]
+    summary = summarize(dataclasses.replace(results, candidates=candidates))
+    assert summary.verdict == f"{said}: their losses differ, `lorada report c --metric loss`"
+    assert next(iter(summary.commands.values())) == "lorada report c --metric loss"
+    assert summary.best == ""
+
+
+def test_the_one_to_take_stays_where_all_are_right_on_every_row():
+    summary = summarize(results_of({name: np.full((3, 30), 100.0) for name in ("lora", "dora")}))
+    assert summary.best == "dora"
+    assert summary.verdict.startswith("Take dora, with 100.0%: lora has the highest score, 100.0%")
+    assert summary.verdict.endswith(" Yet exact match is 100.0% for all of them, and their losses are "
+                                    "equal too.")  # fmt: skip
+
+
+def test_answers_that_were_cut_and_classes_that_are_never_found_are_said():
+    results = results_of(alike(2))
+    results.plan["metric"] = {"name": "exact_match", "reason": "no response is long"}
+    for run in results.candidates[1].runs[:2]:
+        metrics = {"n": ROWS, "exact_match": 50.0, "cut": 6, "max_new_tokens": 53}
+        run.result["metrics"][HELD_OUT] = {**metrics, "unfound": "0 of 16 rows of 'fraud'"}
+    said = summarize(dataclasses.replace(results, metric="exact_match")).sentences
+    assert "Answers are scored by exact match, because no response is long." in said
+    assert "Answers were cut before they had ended: dora 12 of 600 at 53 tokens." in said
+    assert "0 of 16 rows of 'fraud' were found by dora (2 of 3 runs)." in said
+    other = summarize(dataclasses.replace(results, metric="chrf")).sentences
+    assert not any("because no response" in each for each in other)
+
+
+def test_macro_f1_is_compared_by_balanced_rows_and_a_loss_of_classes_is_one_of_rows():
+    results = with_result(results_of(alike()), form="label")
+    for candidate in results.candidates:
+        for run in candidate.runs:
+            run.result["metrics"][HELD_OUT] |= {"macro_f1": 12.5}
+    summary = summarize(dataclasses.replace(results, metric="macro_f1"))
+    assert (summary.metric, summary.lines[0].value) == ("macro_f1", 12.5)
+    assert any("by their mean balanced accuracy over rows, which is not macro_f1." in each
+               for each in summary.sentences)  # fmt: skip
+    by_loss = summarize(dataclasses.replace(results, metric="loss"))
+    assert by_loss.metric == "loss per row"
+    assert "nats per row" in by_loss.verdict
+
+
 def test_windows_that_share_tokens_are_not_tested():
     random = np.random.default_rng(13)
     scores = {"lora": -random.normal(3.0, 0.01, (3, 300))}

@@ -99,7 +99,7 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
     said = verdict(choice, again[LONGER])
     commands = commands_of(results.folder, best, pair) if best else again
     if alike := _all_alike(results, scored, lines):
-        said = f"{said} {alike}" if best else alike
+        said = f"{said} Yet {alike}" if best else alike
         commands = {BY_LOSS: by_loss(results.folder), **commands}
     return Summary(
         verdict=said,
