@@ -1,13 +1,18 @@
 """The metric that a user's own rows are scored by: by their length, by name, by a function."""
 
+import math
+
 import pytest
 from folders import byte_tokenizer, refused
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_chrf
 
-from lorada.data.chosen_metric import choose_metric, refuse_unnamed, row_value, shown_name
+from lorada.data.chosen_metric import choose_metric, refuse_unnamed, row_value
 from lorada.data.metrics import classes, numbers
-from lorada.data.responses import longest_response
+from lorada.data.tasks import TASKS
+from lorada.runs.data.answers import answer_limit
+from lorada.runs.data.rows import Rows
+from lorada.runs.recipe import load_recipe
 
 FIVE, SIX = "it is a red lamp", "it is a red lamp indeed"
 
@@ -24,8 +29,8 @@ def chat(*answers):
 
 LENGTHS = {
     "five words": ("prompt", [{"prompt": SIX, "response": FIVE}], "exact_match", 16),
-    "six words": ("prompt", [{"prompt": "", "response": r} for r in ("a", SIX)], "loss", 23),
-    "a first turn of six words": ("messages", [chat(SIX, "Two"), chat("a", "b")], "loss", 23),
+    "six words": ("prompt", [{"prompt": "", "response": r} for r in ("a", 5 * SIX)], "loss", 110),
+    "a first turn of six words": ("messages", [chat(2 * SIX, "Two"), chat("a", "b")], "loss", 44),
     "chats of few words": ("messages", [chat("Yes!", FIVE)], "exact_match", 16),
     "a turn that only calls a tool": ("messages", [chat(None, "Two")], "exact_match", 3),
     "letters of a script without blanks": ("prompt", [{"response": "红色的灯在桌上"}], "loss", 21),
@@ -39,7 +44,10 @@ def test_the_responses_of_the_training_rows_choose_the_metric_and_the_length(cas
     assert chosen.name == metric
     how = "no" if metric == "exact_match" else "a"
     assert chosen.reason.startswith(f"{how} response of the training rows is longer than five")
-    assert longest_response(rows, form, byte_tokenizer()) == tokens
+    recipe = load_recipe(None, [], {"model": "-", "output": "-"})
+    asked = Rows(rows, form, (), "rows", TASKS["jsonl"].protocols[form])
+    limit = answer_limit(asked, recipe, byte_tokenizer(), "decoder", None)
+    assert limit == max(32, math.ceil(1.1 * tokens))
     assert choose_metric("contains", rows, form).reason == ""
 
 
@@ -47,7 +55,7 @@ def test_the_responses_of_the_training_rows_choose_the_metric_and_the_length(cas
     ("metric", "form", "said"),
     [
         ("rouge", "prompt", "take loss, exact_match, contains, rougeL, chrf or FILE.py:function"),
-        ("exact_match", "label", "take accuracy, balanced_accuracy, macro_f1, loss"),
+        ("exact_match", "label", "take accuracy, balanced_accuracy, macro_f1"),
         ("my.py:score", "label", "does not score label rows"),
         ("loss", "score", "take mae"),
     ],
@@ -88,17 +96,16 @@ def test_a_users_function_sees_prompt_response_answer_and_row(mine):
     assert value("b a c", {"prompt": "a", "response": "b", "id": 7}) == 2.0
     asked = {"messages": [turn("user", "a"), turn("assistant", "b")], "id": 7}
     assert value("a a", asked) == 1.0
-    assert shown_name(f"{mine}:words") == "my.py:words"
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("my.py:none", r"my\.py has no function 'none'"),
-        ("my.py:number", r"my\.py has no function 'number'"),
-        ("my.py:words", r"metric=.*my\.py:words failed for 'b': KeyError: 'id'"),
+        ("my.py:none", r"my\.py:none cannot be loaded: KeyError\('none'\)"),
+        ("my.py:number", "failed for 'b': TypeError"),
+        ("my.py:words", r"metric=.*my\.py:words failed for 'b': KeyError\('id'\)"),
         ("my.py:nothing", "failed for 'b': TypeError"),
-        ("my.py:endless", "gave inf for 'b': it must be a finite number"),
+        ("my.py:endless", "gave inf for 'b': it must be finite"),
         ("broken.py:words", "cannot be loaded: SyntaxError"),
     ],
 )

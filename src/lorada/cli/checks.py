@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lorada.data.chosen_metric import is_later, refuse_metric, refuse_unnamed
+from lorada.data.chosen_metric import CODE, LATER, refuse_metric, refuse_unnamed
 from lorada.data.row_files import there
 from lorada.data.rows import HEADED
 from lorada.data.sources import data_folder
@@ -36,6 +36,7 @@ from lorada.runs.models.names import check_name
 from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
 from lorada.support.errors import missing_package, refuse_empty, unknown_name
 from lorada.support.files import refuse_there
+from lorada.support.metric_names import LOSS
 
 DTYPES = ("float32", "bfloat16", "float16")  # that an export may be written in
 FORMATS = "transformers", "onnx"  # of an export
@@ -247,20 +248,20 @@ def check_comparison(
         data_folder(chosen.recipe.get("data_dir"))
 
 
-def check_reported(folder: Path, metric: str | None) -> bool:
-    """Check the metric that the report of a comparison is to be written by.
-
-    Returns:
-        Whether the metric has to be computed from the answers first.
+def check_reported(folder: Path, metric: str) -> bool:
+    """Whether a metric has to be computed from the answers of a comparison before its report.
 
     Raises:
-        ValueError: if the rows of the comparison cannot be scored by the metric.
-        FileNotFoundError: if the metric is a function of a file that is not there.
+        ValueError: if the rows of the comparison cannot be scored by it.
+        FileNotFoundError: if it is a function of a file that is not there.
     """
-    forms = (read_result(path.parent)["form"] for path in folder.glob("runs/*/*/*/result.json"))
-    if metric is not None and (form := next(forms, None)) is not None:
-        refuse_metric(metric, form)
-    return metric is not None and is_later(metric)
+    for path in folder.glob("runs/*/*/*/result.json"):
+        result = read_result(path.parent)
+        if result.get("task") == JSONL:
+            refuse_metric(metric, result["form"])
+        elif metric != LOSS:
+            raise ValueError(f"--metric {metric} is for rows of your own: take loss")
+    return CODE in metric or metric in LATER
 
 
 def can_be_scored(recipe: Recipe) -> bool:

@@ -20,15 +20,12 @@ def report(
 ) -> None:
     """Write a comparison's report again, perhaps by another metric; nothing is trained."""
     from lorada.cli.checks import check_reported
-    from lorada.data.chosen_metric import shown_name
 
-    later = check_reported(folder, metric)
-    if metric is not None and later:
+    if metric is not None and check_reported(folder, metric):
         with importing(quiet=as_json):
             from lorada.experiments.compare.rescore import rescore
 
         rescore(folder, metric, trust_remote_code=remote)
     from lorada.report.comparison.write import write_report
 
-    found = write_report(folder, against, with_text, None if metric is None else shown_name(metric))
-    show_report(*found, as_json=as_json)
+    show_report(*write_report(folder, against, with_text, metric), as_json=as_json)

@@ -237,11 +237,10 @@ def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
             if name not in NOT_SHOWN:
                 table.add_row(*([] if own else [task]), name, shown)
     console.print(table)
-    from lorada.data.responses import cut_at
-
     for metrics in found.values():
         if metrics.get("cut"):
-            console.print(cut_at(metrics["cut"], metrics["n"], metrics["max_new_tokens"]))
+            said = f"{metrics['cut']} of {metrics['n']} answers were cut at"
+            console.print(f"{said} {metrics['max_new_tokens']} tokens", highlight=False)
         if "unfound" in metrics:
             console.print(f"{metrics['unfound']} were found", highlight=False, soft_wrap=True)
 

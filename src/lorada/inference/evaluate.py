@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from math import log2
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,18 +21,16 @@ from lorada.data.chosen_metric import (
     refuse_metric,
     refuse_unnamed,
     row_value,
-    shown_name,
 )
 from lorada.data.metrics import Metrics, exact_match
 from lorada.data.row_files import hub_source
 from lorada.data.row_scores import row_metrics
-from lorada.data.rows import BUILTIN, HEADED, resolve
+from lorada.data.rows import BUILTIN, HEADED, Form, Row, answer_of, resolve
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED, prompt_of
 from lorada.inference.generate import Text, generate_parts, generation_settings
 from lorada.inference.load import Run
 from lorada.inference.perplexity import slide
-from lorada.inference.prediction_lines import Answers, prediction_lines, text_and_answer
 from lorada.runs.data.dataset import collator, encode_options, encode_rows, kept_rows, token_counts
 from lorada.runs.data.rows import JSONL, Rows, load_rows, sampled, scored_rows
 from lorada.runs.folder.predictions import read_predictions, write_predictions
@@ -44,10 +43,13 @@ from lorada.runs.models.candidate_scores import (
 )
 from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.support.errors import missing_package
-from lorada.support.metric_names import LOSS, rows_metric
+from lorada.support.metric_names import LOSS, as_score, rows_metric
 from lorada.support.progress import progress_bar
 
 BASE = " (base)"  # after the name of rows, for scores with the adapter switched off
+# The model's answer to each row, each row's loss (None for a row without one), the loss of all if
+# it is among the metrics, and, where texts are written, whether each was cut.
+Answers = tuple[list[Any], Sequence[float | None], Metrics, list[bool] | None]
 # Ranges of rows that are answered one after the other.
 Parts = Sequence[range]
 
@@ -174,38 +176,59 @@ def score(
     Returns:
         The metrics, and the lines of ``predictions.jsonl``, by the rows' numbers.
     """
-    answers = _answers_of(run, rows)
+    answers, losses, mean, cut = _answers_of(run, rows)
     own = rows.protocol in TASKS[JSONL].protocols.values()
     chosen = metric or run.metric
-    if not own or chosen is None or not fits(chosen, rows.form):
-        chosen = None  # then the protocol says it
-    each = row_metrics(rows.protocol, answers.values, rows.rows)
-    if chosen is not None and (value := row_value(chosen)) is not None:
-        for one, answer, row in zip(each, answers.values, rows.rows, strict=True):
-            one[shown_name(chosen)] = value(answer, row)
-    metrics = {**_all_rows(rows, answers, each), **answers.mean}
-    if chosen is not None:
-        name = shown_name(chosen)
-        if name == LOSS and rows.form == "choice":
-            metrics[name] = sum(loss or 0.0 for loss in answers.losses) / len(answers.losses)
+    each = row_metrics(rows.protocol, answers, rows.rows)
+    if own and chosen is not None and fits(chosen, rows.form):
+        name, value = Path(chosen).name, row_value(chosen)
+        if value is not None:
+            for one, answer, row in zip(each, answers, rows.rows, strict=True):
+                one[name] = value(answer, row)
+    else:
+        name = None  # the protocol says it
+    if rows.protocol.score is exact_match:
+        found = {key: sum(one[key] for one in each) / len(each) for key in each[0]}
+    else:
+        found = rows.protocol.score(answers, rows.rows)
+    metrics = {**found, **mean}
+    if name is not None:
         if name not in metrics:
             raise missing_package("scikit-learn", "metrics")
         metrics = {name: metrics[name], **metrics}
-    if own and answers.cut is not None:
+    if own and cut is not None:
         limit = generation_settings(run)["max_new_tokens"]
-        metrics |= {"cut": sum(answers.cut), "max_new_tokens": limit}
-    lines = prediction_lines(rows, answers, each, rows_metric(next(iter(metrics))))
-    if with_text and rows.form != "text":
-        for line, row in zip(lines, rows.rows, strict=True):
-            line.update(text_and_answer(row, rows.form, run.tokenizer))
+        metrics |= {"cut": sum(cut), "max_new_tokens": limit}
+    by, windows = rows_metric(next(iter(metrics))), rows.form == "text"
+    lines = []
+    for index, (one, loss) in enumerate(zip(each, losses, strict=True)):
+        value_by = loss if by == LOSS else one[by]
+        lines.append({
+            # Plain text is cut into windows, which are not rows of the file.
+            "row": index + 1 if windows else rows.number(index),
+            "answer": None if windows else answers[index],
+            "score": None if value_by is None else as_score(value_by, by),
+            "loss": loss,
+            "metrics": {} if windows else one,
+            **({"cut": True} if cut and cut[index] else {}),
+            **(_text_of(rows.rows[index], rows.form, run) if with_text and not windows else {}),
+        })  # fmt: skip
     return metrics, sorted(lines, key=lambda line: int(line["row"]))
 
 
-def _all_rows(rows: Rows, answers: Answers, each: list[dict[str, float]]) -> Metrics:
-    """The metrics of all rows by their protocol; of free responses the means over rows."""
-    if rows.protocol.score is exact_match:
-        return {name: sum(one[name] for one in each) / len(each) for name in each[0]}
-    return rows.protocol.score(answers.values, rows.rows)
+def _text_of(row: Row, form: Form, run: Run) -> dict[str, Any]:
+    """What a row asks, as one text, and the right answer."""
+    if form in HEADED:
+        text = "\n".join(filter(None, (row["text"], row.get("text_pair"))))
+        return {
+            "text": text,
+            "right": str(row["label"]) if form == "label" else float(row["score"]),
+        }
+    text = prompt_of(row, form, run.tokenizer)
+    if form == "choice":
+        options = (f"{index}: {one}" for index, one in enumerate(row["candidates"]))
+        return {"text": "\n".join([text, *options]), "right": row["answer"]}
+    return {"text": text, "right": answer_of(row)}
 
 
 def _batches(
@@ -297,16 +320,16 @@ def answer_rows(run: Run, rows: Rows, parts: Parts | None = None) -> Iterator[tu
 def _answers_of(run: Run, rows: Rows) -> Answers:
     """The answers to all rows, in order; the loss of a choice is no metric."""
     if rows.protocol.lengths:
-        return Answers(*slide(run, rows))
+        return *slide(run, rows), None
     if rows.form in HEADED or rows.form == "choice":
         found = _in_order(dict(answer_rows(run, rows)))
         losses = [one.loss for one in found]
         mean = {"loss": sum(losses) / len(losses)} if rows.form in HEADED else {}
-        return Answers([one.value for one in found], losses, mean)
+        return [one.value for one in found], losses, mean, None
     sums, counts = _losses(run, rows)
     means, loss = (sums / counts).tolist(), {"loss": float(sums.sum() / counts.sum())}
     if rows.form == "text":
-        return Answers(means, means, loss)
+        return means, means, loss, None
     found = _in_order(dict(answer_rows(run, rows)))
     # A row whose right answer lies beyond max_length is answered, but has no loss.
     kept: Iterable[int] = range(len(rows.rows))
@@ -314,7 +337,7 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
         kept = kept_rows(rows, run.recipe, run.tokenizer, run.kind)
     by_row = dict(zip(kept, means, strict=True))
     losses = [by_row.get(index) for index in range(len(rows.rows))]
-    return Answers([one.value for one in found], losses, loss, [bool(one.cut) for one in found])
+    return [one.value for one in found], losses, loss, [bool(one.cut) for one in found]
 
 
 def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, Text]]:

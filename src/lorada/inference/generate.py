@@ -10,7 +10,6 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.generation import StopStringCriteria
 
-from lorada.data.responses import cut_at
 from lorada.data.rows import Row
 from lorada.data.task import Protocol
 from lorada.data.tokenize import ends_texts, prompt_of, without_end
@@ -79,7 +78,8 @@ def generate(
     outputs = dict(generate_parts(run, prompts, parts, settings, templated=templated))
     cut = sum(one.cut for one in outputs.values())
     if cut and max_new_tokens is None:
-        logger.warning(cut_at(cut, len(prompts), settings["max_new_tokens"]))
+        limit = settings["max_new_tokens"]
+        logger.warning("%d of %d answers were cut at %d tokens", cut, len(prompts), limit)
     return [outputs[i].text for i in range(len(prompts))]
 
 
@@ -111,15 +111,8 @@ def generate_parts(
 
 
 def _is_cut(run: Run, ids: list[int], text: str, settings: dict[str, Any]) -> bool:
-    """Whether a text is as long as it may be, with nothing that ends it.
-
-    Args:
-        run: the run that wrote it.
-        ids: its token ids, perhaps with pads behind; an encoder–decoder's begin with the one that
-            the decoder starts from.
-        text: the text.
-        settings: that it was generated with.
-    """
+    """Whether a text is as long as it may be, with nothing that ends it; pads may be behind it."""
+    # An encoder–decoder's ids begin with the one that its decoder starts from.
     written = ids[1:] if run.kind == "encoder_decoder" else ids
     limit, config = settings["max_new_tokens"], run.model.generation_config
     # An end that is forced upon the last token ends nothing.

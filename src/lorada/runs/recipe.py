@@ -20,7 +20,7 @@ from pydantic import (
     field_serializer,
 )
 
-from lorada.data.chosen_metric import CODE, absolute
+from lorada.data.chosen_metric import CODE
 from lorada.data.row_files import hub_source
 from lorada.data.rows import BUILTIN, resolve
 from lorada.data.tasks import TASKS
@@ -140,7 +140,7 @@ class Recipe(BaseModel):
         """The same recipe, with the paths of existing files made absolute."""
         found = {name: str(path) for name, path in self.local_paths().items()}
         if self.metric is not None and CODE in self.metric:
-            found["metric"] = absolute(self.metric)
+            found["metric"] = os.path.abspath(self.metric)
         return self.model_copy(update=found)
 
     @field_serializer("training")

@@ -1,11 +1,10 @@
 """What the name of a metric says: which end of it is better, and what single rows are compared by.
 
-Scores by which methods are compared are higher for the better one, so a loss or an error counts as
-minus itself there; what a user sees is the loss or the error.
+Methods are compared by scores, which are higher for the better one, so a loss or an error counts as
+minus itself there. Users see the loss or the error.
 """
 
 LOSS = "loss"  # mean negative log-likelihood, in nats per token
-ROW_LOSS = "loss per row"  # of rows whose answer is a class or a candidate, in nats
 ERROR = "mae"  # mean distance from the right number, in the unit of the rows
 # Metrics that are no mean over rows → the metric of single rows that tests take in their place.
 BY_ROW = {"matthews": "accuracy", "macro_f1": "balanced_accuracy", "pearson": ERROR}
@@ -18,7 +17,7 @@ def rows_metric(metric: str) -> str:
 
 def lower_is_better(metric: str) -> bool:
     """Whether the rows of a metric are better the lower they are."""
-    return rows_metric(metric) in (LOSS, ROW_LOSS, ERROR)
+    return rows_metric(metric) in (LOSS, ERROR)
 
 
 def as_score(value: float, metric: str) -> float:

@@ -481,8 +481,10 @@ def test_nothing_beats_the_mean_where_the_lowest_error_is_above_its():
 def test_methods_that_all_score_the_same_are_told_apart_by_their_losses():
     zeros = {name: np.zeros((3, 30)) for name in ("lora", "dora")}
     results = results_of(zeros, baselines=commonest(np.full(30, 100.0)))
+    assert "for all of them" not in summarize(with_result(results, form="label")).verdict
+    with_result(results, form="prompt")
     said = "exact match is 0.0% for all of them"
-    assert summarize(results).verdict == f"{said}, and their losses are equal too."
+    assert summarize(results).verdict == f"{said}: their losses are equal too."
     losses = [np.full((3, 30), loss) for loss in (2.5, 0.1)]
     candidates = [
         dataclasses.replace(one, losses=loss)
@@ -495,10 +497,11 @@ def test_methods_that_all_score_the_same_are_told_apart_by_their_losses():
 
 
 def test_the_one_to_take_stays_where_all_are_right_on_every_row():
-    summary = summarize(results_of({name: np.full((3, 30), 100.0) for name in ("lora", "dora")}))
+    results = results_of({name: np.full((3, 30), 100.0) for name in ("lora", "dora")})
+    summary = summarize(with_result(results, form="messages"))
     assert summary.best == "dora"
     assert summary.verdict.startswith("Take dora, with 100.0%: lora has the highest score, 100.0%")
-    assert summary.verdict.endswith(" Yet exact match is 100.0% for all of them, and their losses are "
+    assert summary.verdict.endswith(" Yet exact match is 100.0% for all of them: their losses are "
                                     "equal too.")  # fmt: skip
 
 
@@ -516,8 +519,8 @@ def test_answers_that_were_cut_and_classes_that_are_never_found_are_said():
     assert not any("because no response" in each for each in other)
 
 
-def test_macro_f1_is_compared_by_balanced_rows_and_a_loss_of_classes_is_one_of_rows():
-    results = with_result(results_of(alike()), form="label")
+def test_macro_f1_is_compared_by_balanced_rows():
+    results = results_of(alike())
     for candidate in results.candidates:
         for run in candidate.runs:
             run.result["metrics"][HELD_OUT] |= {"macro_f1": 12.5}
@@ -525,9 +528,6 @@ def test_macro_f1_is_compared_by_balanced_rows_and_a_loss_of_classes_is_one_of_r
     assert (summary.metric, summary.lines[0].value) == ("macro_f1", 12.5)
     assert any("by their mean balanced accuracy over rows, which is not macro_f1." in each
                for each in summary.sentences)  # fmt: skip
-    by_loss = summarize(dataclasses.replace(results, metric="loss"))
-    assert by_loss.metric == "loss per row"
-    assert "nats per row" in by_loss.verdict
 
 
 def test_windows_that_share_tokens_are_not_tested():

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorada.data.chosen_metric import row_value, shown_name
+from lorada.data.chosen_metric import row_value
 from lorada.data.row_scores import row_metrics
 from lorada.data.rows import answer_of
 from lorada.experiments.compare.data import Data, shared_recipe
@@ -255,7 +255,7 @@ def score_commonest(data: Data, metric: str | None) -> dict[str, Any]:
         inside = rows.part(sorted(range(len(rows.rows)), key=rows.number))
         each = row_metrics(rows.protocol, [answer] * len(inside.rows), inside.rows)
         if value is not None and metric is not None:
-            each = [{**one, shown_name(metric): value(answer, row)}
+            each = [{**one, Path(metric).name: value(answer, row)}
                     for one, row in zip(each, inside.rows, strict=True)]  # fmt: skip
         lines += each
     return {"answer": answer, "row_scores": columns(lines)}

@@ -7,7 +7,7 @@ computed for the stored answers first, and kept beside the others.
 import json
 from pathlib import Path
 
-from lorada.data.chosen_metric import RowValue, row_value, shown_name
+from lorada.data.chosen_metric import RowValue, row_value
 from lorada.data.rows import Row
 from lorada.experiments.compare.jobs import RUNS, score_commonest
 from lorada.experiments.compare.plan import about, saved_plan
@@ -37,7 +37,7 @@ def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> No
         held_out: {rows.number(index): row for index, row in enumerate(rows.rows)}
         for held_out, rows in data.held_out.items()
     }
-    name, base = shown_name(metric), list[float]()
+    name, base = Path(metric).name, list[float]()
     for run in sorted((folder / RUNS).glob("*/*/seed*")):
         untrained: list[float] = []
         for held_out, rows in by_number.items():

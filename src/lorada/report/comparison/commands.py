@@ -10,7 +10,6 @@ from lorada.support.files import as_typed, file_name, json_text
 
 CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
 BESIDE = "explore beside the next best"
-BY_LOSS = "write the report by the loss"
 LONGER = "compare again with more steps"
 TIMES = 4  # how many times as many steps
 # Settings of a comparison that are options of the command.

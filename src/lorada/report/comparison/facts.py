@@ -8,7 +8,7 @@ from lorada.report.comparison.read import ScoredCandidate, ScoredRun
 from lorada.report.comparison.statistics import interval
 from lorada.report.comparison.summary import Search, TriedRate
 from lorada.report.render import main_metric
-from lorada.support.metric_names import LOSS, ROW_LOSS, as_score
+from lorada.support.metric_names import LOSS, as_score
 
 
 def facts_of(candidate: ScoredCandidate, metric: str) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def facts_of(candidate: ScoredCandidate, metric: str) -> dict[str, Any]:
         return facts
     low, high = interval(candidate.scores)
     score = float(candidate.scores.mean())
-    value = as_score(score, metric) if metric in (LOSS, ROW_LOSS) else value_of(runs, metric)
+    value = as_score(score, metric) if metric == LOSS else value_of(runs, metric)
     adapter, peak = (_numbers(runs, key) for key in ("adapter_bytes", "peak_memory_bytes"))
     adapted, base = (_numbers(runs, "forgetting", key) for key in ("adapted", "base"))
     rates = _numbers(runs, "recipe", "training", "learning_rate")

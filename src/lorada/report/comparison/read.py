@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from lorada.support.files import file_name
 from lorada.support.metric_names import LOSS, as_score, rows_metric
 
 RowKey = tuple[str, int]  # the name of the rows and the row's number in their file, from 1
-OTHERS = "; it has "  # in a note, before the metrics that a row has
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
@@ -119,7 +118,7 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
         metric: what methods are compared by; None for the comparison's own.
 
     Raises:
-        ValueError: if the folder has no readable plan, or no run has rows with that metric.
+        ValueError: if the folder has no readable plan.
     """
     notes: list[str] = []
     if not (folder / "plan.json").is_file():
@@ -134,11 +133,8 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
     seeds = _seeds(folder, asked)
     names = list(plan.get("held_out") or {})
     own = plan.get("metric")
-    by = metric or (str(own.get("name")) if isinstance(own, dict) else "")
-    by = Path(by).name  # of a function in a file
+    by = Path(metric or (str(own.get("name")) if isinstance(own, dict) else "")).name
     found = [_read_runs(folder, entry, seeds, failures, names, by) for entry in entries]
-    if metric is not None and not any(runs for runs, _ in found):
-        _refuse_unscored(folder, metric, [line for _, lines in found for line in lines])
     rows = _common_rows([run for runs, _ in found for run in runs], names)
     candidates = []
     for entry, label, (runs, missing) in zip(entries, _labels(entries), found, strict=True):
@@ -153,13 +149,6 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
         ))  # fmt: skip
     notes += [f"{key}: {text}" for key, text in failures.items() if key.startswith("trials/")]
     return Results(folder, asked, plan, candidates, rows, baselines, notes, by)
-
-
-def _refuse_unscored(folder: Path, metric: str, missing: Sequence[str]) -> None:
-    """Refuse a metric that no run has, if its rows have others."""
-    known = next((line.partition(OTHERS)[2] for line in missing if OTHERS in line), "")
-    if known:
-        raise ValueError(f"--metric {metric}: {folder} has no row with it; take {known.strip(')')}")
 
 
 def _searches(
@@ -270,10 +259,10 @@ def _read_run(
         by = rows_metric(metric or main_metric(result["metrics"][row[0]]))
         values = {LOSS: one["loss"], **(one.get("metrics") or {})}
         if by not in values:
-            raise ValueError(f"row {row[1]} of {row[0]} has no {by}{OTHERS}{', '.join(values)}")
-        if by == LOSS and values[by] is None:
-            continue  # its response lies beyond max_length, in every run
+            raise ValueError(f"row {row[1]} of {row[0]} has no {by}")
         if values[by] is None:
+            if by == LOSS:
+                continue  # its response lies beyond max_length, in every run
             raise ValueError(f"row {row[1]} of {row[0]} has no score")
         run.scores[row] = as_score(float(values[by]), by)
         run.losses[row] = math.nan if one.get("loss") is None else float(one["loss"])

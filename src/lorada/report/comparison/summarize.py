@@ -7,15 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lorada.report.comparison.commands import (
-    BESIDE,
-    BY_LOSS,
-    LONGER,
-    by_loss,
-    commands_of,
-    longer,
-    pair_of,
-)
+from lorada.report.comparison.commands import BESIDE, LONGER, by_loss, commands_of, longer, pair_of
 from lorada.report.comparison.facts import (
     facts_of,
     history_of,
@@ -45,17 +37,10 @@ from lorada.report.comparison.summary import Baseline, CandidateLine, Disagreeme
 from lorada.report.comparison.units import title_of, windows_overlap
 from lorada.report.comparison.verdict import choose, same_for_all, verdict
 from lorada.support.errors import unknown_name
-from lorada.support.metric_names import (
-    ERROR,
-    LOSS,
-    ROW_LOSS,
-    as_score,
-    lower_is_better,
-    rows_metric,
-)
+from lorada.support.metric_names import ERROR, LOSS, as_score, lower_is_better, rows_metric
 
 Line = TypeVar("Line", CandidateLine, Baseline)
-CLASSES = "label", "choice"  # forms of rows that have one loss, not one for each token
+FREE = {"prompt", "messages"}  # forms of rows that are answered with a free text
 MOST_ROWS = 50  # disagreements that a report shows
 RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
 BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
@@ -82,7 +67,8 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         key=lambda c: float(c.scores.mean()),
         reverse=True,
     )
-    metric = _metric(results, scored)
+    metrics = (main_metric_of(each.runs) for each in scored)
+    metric = results.metric or next(filter(None, metrics), "")
     tested = [each for each in scored if min(each.scores.shape) > 1 and not windows_overlap(metric)]
     pairs = _pairs(tested)
     baselines = _baselines(results, metric)
@@ -100,7 +86,7 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
     commands = commands_of(results.folder, best, pair) if best else again
     if alike := _all_alike(results, scored, lines):
         said = f"{said} Yet {alike}" if best else alike
-        commands = {BY_LOSS: by_loss(results.folder), **commands}
+        commands = {"write the report by the loss": by_loss(results.folder), **commands}
     return Summary(
         verdict=said,
         sentences=tuple(limits(results, choice, tested, str(chosen), search)),
@@ -129,24 +115,16 @@ def _model(results: Results) -> str:
     return str(shared.get("model", "")) if isinstance(shared, dict) else ""
 
 
-def _metric(results: Results, scored: list[ScoredCandidate]) -> str:
-    """The name of what methods are compared by: what was asked for, or the main metric."""
-    metric = results.metric
-    if not metric:
-        metric = next(filter(None, (main_metric_of(each.runs) for each in scored)), "")
-    classified = any(run.result.get("form") in CLASSES for c in scored for run in c.runs)
-    return ROW_LOSS if metric == LOSS and classified else metric
-
-
 def _all_alike(results: Results, scored: list[ScoredCandidate], lines: list[CandidateLine]) -> str:
-    """Says that no run differs from another in any row, if so; empty if they differ."""
-    if len(scored) < 2 or lines[0].metric in (LOSS, ROW_LOSS):
+    """Says that free answers of all runs have the same score in each row; empty if they differ."""
+    forms = {run.result.get("form") for candidate in scored for run in candidate.runs}
+    if len(scored) < 2 or rows_metric(lines[0].metric) == LOSS or not forms <= FREE:
         return ""
     if not has_no_spread(np.concatenate([candidate.scores for candidate in scored])):
         return ""
     losses = np.concatenate([candidate.losses for candidate in scored])
     differ = bool((np.ptp(losses, axis=0) > TINY).any())
-    return same_for_all(lines, differ, by_loss(results.folder))
+    return same_for_all(lines[0], differ, by_loss(results.folder))
 
 
 def _as_shown(line: Line, metric: str) -> Line:
@@ -243,7 +221,7 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
     for key, name in names.items():
         entry = results.baselines.get(key)
         entry = entry if isinstance(entry, dict) else {"reason": "it is not scored yet"}
-        scores = _row_scores(entry, LOSS if by == ROW_LOSS else by)
+        scores = _row_scores(entry, by)
         whole = isinstance(scores, list) and 0 < len(scores) == len(results.rows)
         if whole and all(isinstance(score, int | float) for score in scores or []):
             by_row = np.array(scores, dtype=float)

@@ -1,16 +1,18 @@
-"""How scores of a metric are written: they are higher for the better one, and shown as they are."""
+"""How scores of a metric are written: losses and errors, minus themselves there, as they are."""
 
-from lorada.support.metric_names import (
-    ERROR,
-    LOSS,
-    ROW_LOSS,
-    as_score,
-    lower_is_better,
-    rows_metric,
-)
+from lorada.support.metric_names import ERROR, LOSS, as_score, lower_is_better, rows_metric
 
-CODE = ".py:"  # in the name of a user's function
-UNITS = {LOSS: "nats per token", ROW_LOSS: "nats per row", ERROR: "the unit of the rows"}
+CODE = ".py:"  # in the name of a user's function, whose unit is not known
+# Of rows → the name of what is compared, its unit, and how numbers of it and differences end.
+LOSSES = "loss", "nats per token", " nats per token", " nats per token"
+ERRORS = "mean error", "the unit of the rows", "", ""
+PERCENT = "score", "percent", "%", " points"
+
+
+def _words(metric: str) -> tuple[str, str, str, str]:
+    by = rows_metric(metric)
+    own = "score", f"what {by} gives", "", ""
+    return {LOSS: LOSSES, ERROR: ERRORS}.get(by, own if CODE in by else PERCENT)
 
 
 def windows_overlap(metric: str) -> bool:
@@ -20,20 +22,17 @@ def windows_overlap(metric: str) -> bool:
 
 def number_form(metric: str) -> str:
     """The format of a number."""
-    by = rows_metric(metric)
-    return ".3f" if by in (LOSS, ROW_LOSS) else ".4g" if by == ERROR or CODE in by else ".1f"
-
-
-def unit_of(metric: str) -> str:
-    """What a score counts, and which end is better if it is the lower one."""
-    by = rows_metric(metric)
-    unit = UNITS.get(by, f"what {by} gives" if CODE in by else "percent")
-    return f"{unit}, less is better" if lower_is_better(metric) else unit
+    return {PERCENT: ".1f", LOSSES: ".3f"}.get(_words(metric), ".4g")
 
 
 def title_of(metric: str) -> str:
     """The name of what is compared, for headings and axes."""
-    return {LOSS: "loss", ROW_LOSS: "loss", ERROR: "mean error"}.get(rows_metric(metric), "score")
+    return _words(metric)[0]
+
+
+def unit_of(metric: str) -> str:
+    """What a score counts, and which end is better if it is the lower one."""
+    return _words(metric)[1] + (", less is better" if lower_is_better(metric) else "")
 
 
 def best_of(metric: str) -> str:
@@ -45,18 +44,9 @@ def shown_score(score: float | None, metric: str) -> str:
     """A score in a sentence."""
     if score is None:
         return "none"
-    number = format(as_score(score, metric), number_form(metric))
-    return f"{number}{_behind(metric, '%')}"
+    return f"{as_score(score, metric):{number_form(metric)}}{_words(metric)[2]}"
 
 
 def shown_gap(gap: float, metric: str) -> str:
     """A difference of two scores in a sentence."""
-    return f"{gap:{number_form(metric)}}{_behind(metric, ' points')}"
-
-
-def _behind(metric: str, percent: str) -> str:
-    """The unit behind a number; a user's own is not known."""
-    by = rows_metric(metric)
-    if by in (LOSS, ROW_LOSS):
-        return f" {UNITS[by]}"
-    return "" if by == ERROR or CODE in by else percent
+    return f"{gap:{number_form(metric)}}{_words(metric)[3]}"

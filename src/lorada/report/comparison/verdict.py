@@ -233,19 +233,11 @@ def _winner(choice: Recommendation, top: CandidateLine) -> str:
     return f"{found} {more}"
 
 
-def same_for_all(lines: Sequence[CandidateLine], losses: bool, command: str) -> str:
-    """Says that the metric tells no difference, and what does.
-
-    Args:
-        lines: of the candidates; they all have the same score on every row.
-        losses: whether their losses differ.
-        command: the one that writes the report again by the loss.
-    """
-    metric = lines[0].metric
-    said = f"{metric.replace('_', ' ')} is {shown_score(lines[0].score, metric)} for all of them"
-    if not losses:
-        return f"{said}, and their losses are equal too."
-    return f"{said}: their losses differ, `{command}`"
+def same_for_all(line: CandidateLine, losses: bool, command: str) -> str:
+    """Says that the metric tells no difference; if the ``losses`` do, with the command for them."""
+    said = f"{line.metric.replace('_', ' ')} is {shown_score(line.score, line.metric)} for all of"
+    rest = f"their losses differ, `{command}`" if losses else "their losses are equal too."
+    return f"{said} them: {rest}"
 
 
 def counted(count: int, what: str) -> str:
