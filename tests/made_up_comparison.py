@@ -120,9 +120,10 @@ def write_made_up(folder: Path, *, rows: int = 200, seeds: tuple[int, ...] = (1,
     common = 100.0 * (random.random(rows) < 0.5)
     baselines = {
         "as_it_is": {
-            "row_scores": scores.tolist(), "metrics": {"n": rows, "exact_match": scores.mean()},
+            "row_scores": {"exact_match": scores.tolist()},
+            "metrics": {"n": rows, "exact_match": scores.mean()},
         },
-        "commonest": {"answer": "Yes", "row_scores": common.tolist()},
+        "commonest": {"answer": "Yes", "row_scores": {"exact_match": common.tolist()}},
     }  # fmt: skip
     write(folder / "baselines.json", baselines)
     write(folder / "failures.json", failures)
@@ -176,6 +177,7 @@ def write_run(
         {
             "rows": HELD_OUT, "row": number, "answer": "Yes" if score else "No", "score": score,
             "loss": float(random.exponential(0.3 if score else 1.5)),
+            "metrics": {"exact_match": score},
         }
         for number, score in enumerate(scores.tolist(), 1)
     ]  # fmt: skip

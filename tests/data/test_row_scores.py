@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_rows import samples
 
-from lorada.data.row_scores import row_scores
+from lorada.data.row_scores import row_metrics
 from lorada.data.rows import answer_of
 from lorada.data.tasks import TASKS
 
@@ -51,6 +51,11 @@ def answers_of(protocol, row):
     return st.sampled_from([right, "", right[: len(right) // 2], f"no, {right} and more", "7 B"])
 
 
+def main_of(found):
+    """The first metric of each row."""
+    return [next(iter(one.values())) for one in found]
+
+
 @pytest.mark.parametrize(("name", "key"), MEANS, ids=[f"{a}-{b}" for a, b in MEANS])
 @settings(max_examples=15, deadline=None)  # the first loads a library
 @given(data=st.data())
@@ -58,7 +63,7 @@ def test_the_mean_over_rows_is_the_main_metric_exactly(name, key, data):
     protocol = TASKS[name].protocols[key]
     rows = data.draw(st.lists(st.sampled_from(rows_of(name, key)), min_size=1, max_size=7))
     answers = [data.draw(answers_of(protocol, row)) for row in rows]
-    scores = row_scores(protocol, answers, rows)
+    scores = main_of(row_metrics(protocol, answers, rows))
     assert len(scores) == len(rows)
     assert all(0 <= score <= 100 for score in scores)
     assert sum(scores) / len(scores) == next(iter(protocol.score(answers, rows).values()))
@@ -67,7 +72,7 @@ def test_the_mean_over_rows_is_the_main_metric_exactly(name, key, data):
 def test_a_class_is_right_or_wrong_also_where_the_main_metric_is_a_correlation():
     rows = [{"text": "a", "label": label} for label in ("acceptable", "unacceptable", "acceptable")]
     cola = TASKS["cola"].protocols["classify"]
-    assert row_scores(cola, ["acceptable"] * 3, rows) == [100, 0, 100]
+    assert main_of(row_metrics(cola, ["acceptable"] * 3, rows)) == [100, 0, 100]
 
 
 def test_a_translation_has_the_sentence_level_score():
@@ -81,23 +86,44 @@ def test_a_translation_has_the_sentence_level_score():
             ("Da .", "Da ."),
         )
     ]
-    assert row_scores(protocol, outputs, rows) == pytest.approx(expected)
+    assert main_of(row_metrics(protocol, outputs, rows)) == pytest.approx(expected)
     assert expected[1] == pytest.approx(100)  # though it has no sequence of four tokens
 
 
-def test_a_number_loses_its_distance_in_percent_of_the_range_of_the_right_ones():
-    rows = [{"text": "a", "score": score} for score in (1, "3", 5.0)]
+def test_a_class_counts_as_much_as_any_other_in_balanced_accuracy():
+    rows = [{"text": "a", "label": label} for label in ("ok", "ok", "ok", "fraud")]
+    protocol = TASKS["jsonl"].protocols["label"]
+    found = row_metrics(protocol, ["ok", "ok", "fraud", "ok"], rows)
+    assert [one["accuracy"] for one in found] == [100, 100, 0, 0]
+    mean = sum(one["balanced_accuracy"] for one in found) / 4
+    whole = protocol.score(["ok", "ok", "fraud", "ok"], rows)
+    assert mean == pytest.approx(whole["balanced_accuracy"]) == pytest.approx(100 / 3)
+
+
+def test_a_number_has_its_distance_from_the_right_one_in_the_unit_of_the_rows():
+    rows = [{"text": "a", "score": score} for score in (1000, "3000", 5000.0)]
     protocol = TASKS["jsonl"].protocols["score"]
-    assert row_scores(protocol, [1.0, 5.0, 4.0], rows) == [0, -50, -25]
-    assert row_scores(protocol, [1.5], rows[:1]) == [-50]  # there is no range
+    found = row_metrics(protocol, [1000.0, 5000.0, 4000.0], rows)
+    assert found == [{"mae": 0}, {"mae": 2000}, {"mae": 1000}]
 
 
-def test_the_mean_of_windows_is_minus_the_logarithm_of_the_perplexity():
+def test_an_answer_that_holds_the_right_one_contains_it():
+    rows = [{"prompt": "a", "response": " red lamp"}] * 3
+    found = row_metrics(
+        TASKS["jsonl"].protocols["prompt"], ["red lamp", "a red lamp.", "red"], rows
+    )
+    assert [tuple(one.items()) for one in found] == [
+        (("exact_match", right), ("contains", there))
+        for right, there in ((100, 100), (0, 100), (0, 0))
+    ]
+
+
+def test_the_mean_of_windows_is_the_logarithm_of_the_perplexity():
     losses = [1.5, 2.5, 0.25]
     own, long = TASKS["jsonl"].protocols["text"], TASKS["proof_pile"].protocols["perplexity"]
     for protocol, answers in ((own, losses), (long, [(16, losses)])):
-        scores = row_scores(protocol, answers, [{"text": "a"}])
-        assert scores == [-1.5, -2.5, -0.25]
+        found = main_of(row_metrics(protocol, answers, [{"text": "a"}]))
+        assert found == losses
         perplexity = next(iter(protocol.score(answers, []).values()))
-        assert math.exp(-sum(scores) / 3) == pytest.approx(perplexity)
-    assert row_scores(long, [(16, [1.0]), (32, [0.5, 2.0])], []) == [-1.0, -0.5, -2.0]
+        assert math.exp(sum(found) / 3) == pytest.approx(perplexity)
+    assert main_of(row_metrics(long, [(16, [1.0]), (32, [0.5, 2.0])], [])) == [1.0, 0.5, 2.0]

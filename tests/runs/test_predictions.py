@@ -73,9 +73,12 @@ def test_the_mean_of_the_scores_is_the_metric_for_every_form(scored):
     if run.form == "score":
         right = [row["score"] for row in rows]
         errors = [abs(line["answer"] - b) for line, b in zip(lines, right, strict=True)]
-        assert mean == pytest.approx(-100 * fmean(errors) / (max(right) - min(right)))
+        assert mean == pytest.approx(-fmean(errors)) == pytest.approx(-metrics["mae"])
     else:
         assert mean == metrics["accuracy" if "accuracy" in metrics else "exact_match"]
+    stored = {name for line in lines for name in line["metrics"]}
+    assert all(metrics[name] == pytest.approx(fmean(line["metrics"][name] for line in lines))
+               for name in stored)  # fmt: skip
 
 
 def only(*forms):

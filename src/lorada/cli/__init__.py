@@ -22,6 +22,7 @@ from lorada.cli import (  # noqa: F401
     list_commands,
     plot_commands,
     predict_command,
+    report_command,
     run_commands,
     serve_command,
     table_command,
@@ -48,7 +49,7 @@ GROUPS = {
     "Train and use": (
         "train", "evaluate", "predict", "generate", "chat", "serve", "explore", "export", "run",
     ),
-    "Compare": ("compare", "quickstart", "methods", "params"),
+    "Compare": ("compare", "report", "quickstart", "methods", "params"),
     "The paper": ("table", "plot", "tasks", "recipes"),
 }  # fmt: skip
 

@@ -49,6 +49,10 @@ MODEL = typer.Option(
     help="hub id, folder, or a packaged name",
     autocompletion=completes("lorada.support.models", "MODELS"),
 )
+METRIC = typer.Option(
+    help="what rows of your own are scored by: loss, exact_match, contains, rougeL, chrf or "
+    "FILE.py:function; accuracy, balanced_accuracy or macro_f1"
+)
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, for programs")]
 Remote = Annotated[
     bool, typer.Option("--trust-remote-code", help="run code that a model repository ships")

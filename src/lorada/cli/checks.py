@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lorada.data.chosen_metric import CODE, LATER, refuse_metric, refuse_unnamed
 from lorada.data.row_files import there
 from lorada.data.rows import HEADED
 from lorada.data.sources import data_folder
@@ -35,6 +36,7 @@ from lorada.runs.models.names import check_name
 from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
 from lorada.support.errors import missing_package, refuse_empty, unknown_name
 from lorada.support.files import refuse_there
+from lorada.support.metric_names import LOSS
 
 DTYPES = ("float32", "bfloat16", "float16")  # that an export may be written in
 FORMATS = "transformers", "onnx"  # of an export
@@ -122,17 +124,27 @@ def check_export(
         raise ValueError(f"--shard-size {shard_size} is not a size such as 500MB or 2GB")
 
 
-def check_scored(folder: Path, data: str | None, data_dir: str | None) -> Recipe:
+def check_scored(
+    folder: Path, data: str | None, data_dir: str | None, metric: str | None = None
+) -> Recipe:
     """Check a finished run and that the rows to score it on are there; return its recipe's outline.
 
-    ``data`` is a file of rows; None for those of its recipe.
+    ``data`` is a file of rows, None for those of its recipe; ``metric`` is what is asked for.
 
     Raises:
-        ValueError: as ``check_run``, or for no rows.
+        ValueError: as ``check_run``, for no rows, a metric for a benchmark, or code that is not
+            named in the command.
         FileNotFoundError: for rows that are not there.
     """
     recipe = check_run(folder)
     _check_rows(recipe, data or recipe.eval_data, data_dir)
+    if metric is None:
+        refuse_unnamed(recipe.metric, folder)
+    elif data is None and recipe.task != JSONL:
+        raise ValueError(
+            f"--metric {metric} is for rows of your own, and task={recipe.task} has its own: leave "
+            "it out"
+        )
     return recipe
 
 
@@ -234,6 +246,22 @@ def check_comparison(
             there(path)
     else:
         data_folder(chosen.recipe.get("data_dir"))
+
+
+def check_reported(folder: Path, metric: str) -> bool:
+    """Whether a metric has to be computed from the answers of a comparison before its report.
+
+    Raises:
+        ValueError: if the rows of the comparison cannot be scored by it.
+        FileNotFoundError: if it is a function of a file that is not there.
+    """
+    for path in folder.glob("runs/*/*/*/result.json"):
+        result = read_result(path.parent)
+        if result.get("task") == JSONL:
+            refuse_metric(metric, result["form"])
+        elif metric != LOSS:
+            raise ValueError(f"--metric {metric} is for rows of your own: take loss")
+    return CODE in metric or metric in LATER
 
 
 def can_be_scored(recipe: Recipe) -> bool:

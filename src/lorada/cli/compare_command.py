@@ -11,6 +11,7 @@ from rich.table import Table
 from lorada.cli.app import (
     COMPLETE_METHOD,
     COMPLETE_TASK,
+    METRIC,
     MODEL,
     DataDir,
     Json,
@@ -28,8 +29,8 @@ from lorada.cli.queue_options import Cluster, Shard, Workers, check_queue, split
 from lorada.cli.table_command import print_progress
 from lorada.support.files import as_typed
 
-# How the headings of the report's table begin that a terminal has room for.
-IN_TERMINAL = ("candidate", "score", "group", "p (", "trained", "learning rate")
+# How the headings of the report's table begin that a terminal has room for, besides the first two.
+IN_TERMINAL = ("group", "p (", "trained", "learning rate")
 
 Folder = Annotated[str | None, typer.Argument(help="folder of a comparison, for --resume")]
 Overrides = Annotated[
@@ -66,6 +67,7 @@ Search = Annotated[
     str | None,
     typer.Option(help="once, or each-seed: choose a learning rate anew with every seed"),
 ]
+Metric = Annotated[str | None, METRIC]
 Against = Annotated[
     str | None, typer.Option(help="a method to test the others against, besides the best")
 ]
@@ -92,6 +94,7 @@ def compare(
     trials: Trials = None,
     rates: Rates = None,
     search: Search = None,
+    metric: Metric = None,
     against: Against = None,
     output: Output = None,
     resume: Resume = False,
@@ -114,7 +117,7 @@ def compare(
     place = _place(folder, output, resume=resume)
     options = {
         "model": model, "data": data, "task": task, "data_dir": data_dir,
-        "trust_remote_code": remote or None,
+        "metric": metric, "trust_remote_code": remote or None,
     }  # fmt: skip
     asked = {
         "methods": split_names("methods", methods), "budgets": split_names("budget", budget),
@@ -181,7 +184,7 @@ def _run(
         errors.print(f"{compared.left} jobs are left to other commands")
         suggest("compare", place, "--resume", on=errors)
     else:
-        _show_report(compared.summary, compared.reports, as_json=as_json)
+        show_report(compared.summary, compared.reports, as_json=as_json)
     if compared.failures:
         raise typer.Exit(2)
 
@@ -233,7 +236,7 @@ def _rates(text: str | None) -> list[float] | None:
         raise ValueError(f"--rates {text} must be learning rates, such as 1e-3,1e-2") from error
 
 
-def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
+def show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
     """Print the verdict, the table, the files of the report and the next command."""
     from lorada.report.comparison.table import table_texts
 
@@ -242,7 +245,7 @@ def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
         return
     console.print(summary.verdict, highlight=False)
     header, rows = table_texts(summary)
-    kept = [number for number, title in enumerate(header) if title.startswith(IN_TERMINAL)]
+    kept = [n for n, title in enumerate(header) if n < 2 or title.startswith(IN_TERMINAL)]
     shown = Table(*(header[number] for number in kept))
     for row in rows:
         shown.add_row(*(row[number] for number in kept))

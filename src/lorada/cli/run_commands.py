@@ -17,6 +17,7 @@ from rich.table import Table
 from lorada.cli.app import (
     COMPLETE_TASK,
     METHOD,
+    METRIC,
     MODEL,
     DataDir,
     Json,
@@ -34,6 +35,8 @@ from lorada.cli.app import (
 from lorada.cli.queue_options import split_names
 from lorada.support.processes import is_first, process_count, refuse_several
 
+# Of the metrics; some are said in words.
+NOT_SHOWN = ("sha256", "unfound", "max_new_tokens")
 SITE = Path(__file__).parent / "site"  # its sitecustomize.py is imported when Python starts
 # A prompt of the bundled task, for the command that the quickstart suggests.
 PROMPT = (
@@ -79,6 +82,7 @@ def train(
         "output": output, "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
     from lorada.cli.checks import check_training
+    from lorada.data.chosen_metric import refuse_unnamed
     from lorada.runs.recipe import RECIPE_FILE, load_recipe, outline
 
     given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
@@ -88,6 +92,8 @@ def train(
     elif resume and recipe is None and model is None:
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
     plain = outline(recipe, pairs, options, name_output=True)
+    if resume and recipe == str(saved) and not any(one.startswith("metric=") for one in pairs):
+        refuse_unnamed(plain.metric, saved.parent, "metric=")
     if is_first():  # other processes may already see what the first has begun to write
         check_training(plain, resume=resume, overwrite=overwrite)
     with importing(quiet=as_json):
@@ -117,6 +123,7 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
 
     drawn = draw_loss(trained.run, trained.result)
     if not as_json:
+        _say_why(trained.result)
         console.print(training_summary(trained.result), highlight=False, soft_wrap=True)
         console.print(drawn, highlight=False, soft_wrap=True)
     # Benchmarks are scored by a command of their own: their test rows can take hours.
@@ -129,6 +136,14 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
     _score_held_out(trained.run, recipe, as_json=as_json)
 
 
+def _say_why(result: dict[str, Any]) -> None:
+    """Print by what the answers of a run are scored, if its rows have decided it."""
+    metric = result.get("metric") or {}
+    if metric.get("reason"):
+        said = f"answers are scored by {metric['name']}, because {metric['reason']}"
+        console.print(said, highlight=False, soft_wrap=True)
+
+
 def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
     """Score a run that has just been trained on its recipe's held-out rows, and print the scores.
 
@@ -139,7 +154,7 @@ def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
     from lorada.inference.evaluate import evaluate as evaluate_file
     from lorada.runs.folder.result import read_result
 
-    metrics = evaluate_file(loaded)
+    metrics = evaluate_file(loaded, metric=recipe.metric)
     if as_json:
         print_json(read_result(run))
         return
@@ -161,6 +176,7 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
     data_dir: DataDir = None,
     base: Annotated[bool, typer.Option(help="score the base, adapter switched off")] = False,
+    metric: Annotated[str | None, METRIC] = None,
     lm_eval: Annotated[
         str | None, typer.Option(help="score on tasks of lm-eval instead; commas for more")
     ] = None,
@@ -175,14 +191,17 @@ def evaluate(
     if lm_eval is None and limit is not None:
         raise ValueError(f"--limit {limit} is for --lm-eval: eval_rows of the recipe limits others")
     own = data or data_dir or ("--with-text" if with_text else None)
+    own = f"--metric {metric}" if metric else own
     if lm_eval is not None and own is not None:
         raise ValueError(f"--lm-eval {lm_eval} has rows and answers of its own: leave out {own}")
     from lorada.cli.checks import check_scored, check_writers
 
-    recipe = check_scored(run, data, data_dir) if lm_eval is None else check_writers([run])
+    own_rows = run, data, data_dir, metric
+    recipe = check_scored(*own_rows) if lm_eval is None else check_writers([run])
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference.evaluate import evaluate as evaluate_file
     from lorada.inference.evaluate import evaluate_tasks, has_tasks
+    from lorada.runs.folder.result import read_result
 
     if lm_eval is not None:
         from lorada.inference.lm_eval import evaluate_lm_eval
@@ -193,11 +212,14 @@ def evaluate(
     elif data is None and has_tasks(loaded):
         found = evaluate_tasks(loaded, data_dir, base=base, with_text=with_text)
     else:
-        found = {"": evaluate_file(loaded, data, base=base, with_text=with_text)}
+        scored = evaluate_file(loaded, data, base=base, with_text=with_text, metric=metric)
+        found = {"": scored}
     if as_json:
         print_json(found.get("", found))
         return
     _print_scores(found)
+    if metric is None:
+        _say_why(read_result(run))
     _suggest_use(run, loaded.form)
 
 
@@ -207,10 +229,20 @@ def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
     table = Table(*([] if own else ["task"]), "metric", "value")
     for task, metrics in found.items():
         for name, value in metrics.items():
-            shown = f"{value:.3f}" if isinstance(value, float) else str(value)
-            if name != "sha256":
+            shown = (
+                f"{value:.3f}"
+                if isinstance(value, float)
+                else str("undefined" if value is None else value)
+            )
+            if name not in NOT_SHOWN:
                 table.add_row(*([] if own else [task]), name, shown)
     console.print(table)
+    for metrics in found.values():
+        if metrics.get("cut"):
+            said = f"{metrics['cut']} of {metrics['n']} answers were cut at"
+            console.print(f"{said} {metrics['max_new_tokens']} tokens", highlight=False)
+        if "unfound" in metrics:
+            console.print(f"{metrics['unfound']} were found", highlight=False, soft_wrap=True)
 
 
 def _suggest_use(run: Path, form: str) -> None:

@@ -1,17 +1,24 @@
 """Metrics of a model's answers: (answers, rows) → metrics, in percent unless noted.
 
-Correlations, F1, ROUGE and BLEU come from the libraries of the extra ``metrics``.
+A metric that is undefined for these answers is None. Recalls, correlations, F1, ROUGE, chrF and
+BLEU come from the libraries of the extra ``metrics``.
 """
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 from lorada.data.rows import Row, answer_of
-from lorada.support.errors import needs_extra
+from lorada.support.errors import how_to_install, needs_extra
 from lorada.support.progress import progress_bar
 
-Metrics = dict[str, float]
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, Any]  # numbers, None, and a few words
 Score = Callable[[list[Any], list[Row]], Metrics]
 
 # The scripts for WMT16 (Sennrich et al., 2016) replace letters with a cedilla by the Romanian ones
@@ -25,6 +32,11 @@ def exact_match(outputs: list[str], rows: list[Row]) -> Metrics:
     pairs = zip(outputs, rows, strict=True)
     right = sum(output.strip() == answer_of(row).strip() for output, row in pairs)
     return {"exact_match": 100.0 * right / len(rows)}
+
+
+def contains(output: str, row: Row) -> float:
+    """100 if the answer stands somewhere in an output, apart from white space at its ends."""
+    return 100.0 * (answer_of(row).strip() in output)
 
 
 def accuracy(predicted: list[Any], rows: list[Row]) -> Metrics:
@@ -56,14 +68,58 @@ def accuracy_and_f1(predicted: list[str], rows: list[Row], positive: str) -> Met
     return {**accuracy(predicted, rows), "f1": 100.0 * f1}
 
 
+def classes(predicted: list[str], rows: list[Row]) -> Metrics:
+    """Accuracy, the mean of the classes' recalls, macro F1, and the recall of each class.
+
+    ``unfound`` says in words which classes are never found. Without the extra ``metrics`` there is
+    the accuracy alone, and a warning.
+    """
+    found = accuracy(predicted, rows)
+    try:
+        from sklearn.metrics import f1_score, recall_score
+    except ImportError:
+        logger.warning("only the accuracy is computed: %s", how_to_install("metrics"))
+        return found
+    targets = [_target(row) for row in rows]
+    counts = dict(sorted(Counter(targets).items()))
+    recalls = recall_score(targets, predicted, labels=[*counts], average=None, zero_division=0.0)
+    macro = f1_score(targets, predicted, average="macro", zero_division=0.0)
+    by_class = {f"recall_{name}": 100.0 * float(r) for name, r in zip(counts, recalls, strict=True)}
+    missed = [name for name in counts if not by_class[f"recall_{name}"]]
+    unfound = ", ".join(f"0 of {counts[name]} rows of {name!r}" for name in missed)
+    return {
+        **found, "balanced_accuracy": 100.0 * float(np.mean(recalls)),
+        "macro_f1": 100.0 * float(macro), **by_class, **({"unfound": unfound} if unfound else {}),
+    }  # fmt: skip
+
+
+def class_weights(rows: list[Row]) -> list[float]:
+    """A weight for each row by which the mean over rows is the mean of the classes' recalls."""
+    counts = Counter(_target(row) for row in rows)
+    return [len(rows) / len(counts) / counts[_target(row)] for row in rows]
+
+
+def numbers(predicted: list[float], rows: list[Row]) -> Metrics:
+    """MAE and RMSE in the unit of the rows, R² (1 is perfect), and the correlations."""
+    targets = np.array([float(row["score"]) for row in rows])
+    errors = np.array(predicted) - targets
+    spread = float(np.square(targets - targets.mean()).sum())
+    return {
+        "mae": float(np.abs(errors).mean()),
+        "rmse": float(np.sqrt(np.square(errors).mean())),
+        "r2": 1.0 - float(np.square(errors).sum()) / spread if spread else None,
+        **correlations(predicted, rows),
+    }
+
+
 def correlations(predicted: list[float], rows: list[Row]) -> Metrics:
-    """Pearson's and Spearman's correlation in percent; 0 if either side is constant."""
+    """Pearson's and Spearman's correlation in percent; None if either side is constant."""
     with needs_extra("metrics"):
         from scipy.stats import pearsonr, spearmanr
 
     targets = [float(row["score"]) for row in rows]
     if len(set(targets)) < 2 or len(set(predicted)) < 2:
-        return {"pearson": 0.0, "spearman": 0.0}
+        return {"pearson": None, "spearman": None}
     pearson = float(pearsonr(predicted, targets).statistic)
     spearman = float(spearmanr(predicted, targets).statistic)
     return {"pearson": 100.0 * pearson, "spearman": 100.0 * spearman}
@@ -90,6 +146,24 @@ def rouge(outputs: list[str], rows: list[Row]) -> Metrics:
         pairs = progress_bar(pairs, "ROUGE")
     found = [scorer.score(answer_of(row), output) for output, row in pairs]
     return {name: sum(100.0 * one[name].fmeasure for one in found) / len(found) for name in names}
+
+
+def rouge_l() -> Callable[[str, Row], float]:
+    """A function that gives the ROUGE-L of an output: F1 in percent, with Porter's stemmer."""
+    with needs_extra("metrics"):
+        from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    return lambda output, row: 100.0 * scorer.score(answer_of(row), output)["rougeL"].fmeasure
+
+
+def chrf() -> Callable[[str, Row], float]:
+    """A function that gives sacrebleu's sentence-level chrF2 of an output (Popović, 2015)."""
+    with needs_extra("metrics"):
+        from sacrebleu.metrics.chrf import CHRF
+
+    metric = CHRF()
+    return lambda output, row: float(metric.sentence_score(output, [answer_of(row)]).score)
 
 
 def bleu(outputs: list[str], rows: list[Row]) -> Metrics:

@@ -1,23 +1,23 @@
-"""The score of each row alone, so that two models can be compared row by row."""
+"""The metrics of each row alone, so that two models can be compared row by row."""
 
 from typing import Any
 
-from lorada.data.metrics import accuracy
+from lorada.data.metrics import accuracy, class_weights, contains, exact_match
 from lorada.data.rows import Row
 from lorada.data.task import Protocol
 
 
-def row_scores(protocol: Protocol, answers: list[Any], rows: list[Row]) -> list[float]:
-    """The score of each answer; more is better, and the mean over rows is what is compared.
+def row_metrics(protocol: Protocol, answers: list[Any], rows: list[Row]) -> list[dict[str, float]]:
+    """The metrics of each answer that cost nothing, without the row's loss.
 
-    - A class or a candidate: 100 if it is right, else 0, also where the protocol's main metric is
-      not accuracy (CoLA).
+    - A class: ``accuracy``, 100 if it is right, else 0; and ``balanced_accuracy``, the same times
+      a weight by which each class counts as much as any other.
+    - A candidate: ``accuracy``.
     - A text: the protocol's main metric of this row alone, in percent. So the mean is the main
       metric of all rows if that is itself a mean over rows. BLEU is not: a row has the
-      sentence-level score.
-    - A number: minus the distance to the right one, in percent of the range of the right numbers
-      of all rows (in percent of 1 if they are all the same).
-    - Plain text, which is scored by windows: minus the mean loss of each window in nats per token,
+      sentence-level score. A text that is asked to be exact has ``contains`` too.
+    - A number: ``mae``, its distance from the right one.
+    - Plain text, which is scored by windows: the mean ``loss`` of each window in nats per token,
       the windows of one length after those of another.
 
     Args:
@@ -27,11 +27,16 @@ def row_scores(protocol: Protocol, answers: list[Any], rows: list[Row]) -> list[
     """
     if protocol.form == "text":
         windows = (loss for _, losses in answers for loss in losses)
-        return [-loss for loss in (windows if protocol.lengths else answers)]
+        return [{"loss": loss} for loss in (windows if protocol.lengths else answers)]
+    pairs = list(zip(answers, rows, strict=True))
     if protocol.form == "score":
-        right = [float(row["score"]) for row in rows]
-        scale = (max(right) - min(right)) or 1.0
-        return [-100.0 * abs(a - b) / scale for a, b in zip(answers, right, strict=True)]
+        return [{"mae": abs(answer - float(row["score"]))} for answer, row in pairs]
     score = accuracy if protocol.form in ("label", "choice") else protocol.score
-    found = (score([answer], [row]) for answer, row in zip(answers, rows, strict=True))
-    return [next(iter(metrics.values())) for metrics in found]
+    found = [dict([next(iter(score([answer], [row]).items()))]) for answer, row in pairs]
+    if protocol.form == "label":
+        for one, weight in zip(found, class_weights(rows), strict=True):
+            one["balanced_accuracy"] = weight * one["accuracy"]
+    if protocol.score is exact_match:
+        for one, pair in zip(found, pairs, strict=True):
+            one["contains"] = contains(*pair)
+    return found

@@ -14,7 +14,7 @@ from lorada.data.benchmarks.commonsense import COMMONSENSE
 from lorada.data.benchmarks.glue import GLUE
 from lorada.data.benchmarks.long_sequence import LONG_SEQUENCE
 from lorada.data.benchmarks.writing import WRITING
-from lorada.data.metrics import accuracy, correlations, exact_match, perplexity
+from lorada.data.metrics import accuracy, classes, exact_match, numbers, perplexity
 from lorada.data.task import ANY_KIND, Protocol, Task, unchanged
 
 TASKS: dict[str, Task] = {
@@ -30,8 +30,8 @@ TASKS: dict[str, Task] = {
             "messages": Protocol("messages", ("decoder",), unchanged, exact_match),
             "choice": Protocol("choice", ("decoder",), unchanged, accuracy),
             "prompt": Protocol("prompt", ("decoder", "encoder_decoder"), unchanged, exact_match),
-            "label": Protocol("label", ANY_KIND, unchanged, accuracy),
-            "score": Protocol("score", ANY_KIND, unchanged, correlations),
+            "label": Protocol("label", ANY_KIND, unchanged, classes),
+            "score": Protocol("score", ANY_KIND, unchanged, numbers),
             "text": Protocol("text", ("decoder",), unchanged, perplexity),
         },
     ),

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from math import log2
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +16,19 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 
-from lorada.data.metrics import Metrics
+from lorada.data.chosen_metric import (
+    fits,
+    refuse_metric,
+    refuse_unnamed,
+    row_value,
+)
+from lorada.data.metrics import Metrics, exact_match
 from lorada.data.row_files import hub_source
-from lorada.data.row_scores import row_scores
+from lorada.data.row_scores import row_metrics
 from lorada.data.rows import BUILTIN, HEADED, Form, Row, answer_of, resolve
+from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED, prompt_of
-from lorada.inference.generate import generate_parts, generation_settings
+from lorada.inference.generate import Text, generate_parts, generation_settings
 from lorada.inference.load import Run
 from lorada.inference.perplexity import slide
 from lorada.runs.data.dataset import collator, encode_options, encode_rows, kept_rows, token_counts
@@ -34,18 +42,25 @@ from lorada.runs.models.candidate_scores import (
     sequence_scores,
 )
 from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
+from lorada.support.errors import missing_package
+from lorada.support.metric_names import LOSS, as_score, rows_metric
 from lorada.support.progress import progress_bar
 
 BASE = " (base)"  # after the name of rows, for scores with the adapter switched off
-# The model's answer to each row, each row's loss (None for a row without one), and the loss of all
-# if it is among the metrics.
-Answers = tuple[list[Any], Sequence[float | None], Metrics]
+# The model's answer to each row, each row's loss (None for a row without one), the loss of all if
+# it is among the metrics, and, where texts are written, whether each was cut.
+Answers = tuple[list[Any], Sequence[float | None], Metrics, list[bool] | None]
 # Ranges of rows that are answered one after the other.
 Parts = Sequence[range]
 
 
 def evaluate(
-    run: Run, data: str | None = None, *, base: bool = False, with_text: bool = False
+    run: Run,
+    data: str | None = None,
+    *,
+    base: bool = False,
+    with_text: bool = False,
+    metric: str | None = None,
 ) -> dict[str, Any]:
     """Score a run on a file of held-out rows and keep the numbers and the answers in its folder.
 
@@ -56,18 +71,25 @@ def evaluate(
         data: the file; None for the recipe's ``eval_data``.
         base: score the model with the adapter switched off.
         with_text: also keep what was asked and the right answer beside each answer.
+        metric: the metric to score by; None for the run's, unless that is a function of a file.
 
     Returns:
-        The metrics, such as ``loss`` and ``exact_match`` or ``accuracy`` in percent, with ``n``.
+        The metrics, the one to score by first, such as ``exact_match`` in percent, ``loss`` in nats
+        per token, and ``n``.
 
     Raises:
         ValueError: if there are no rows or they have another form than the run's, or for ``base``
-            with a run without an adapter; if the ``predictions.jsonl`` that is there is damaged.
+            with a run without an adapter; if the ``predictions.jsonl`` that is there is damaged;
+            for a metric that is not for such rows, or code that is not named here.
     """
+    if metric is None:
+        refuse_unnamed(run.metric, run.folder)
     rows = load_rows(data or run.recipe.eval_data, run.form, run.labels)
     rows = sampled(rows, run.recipe.eval_rows)
     name = _name_of(run, rows.path)
-    return _score_all(run, {name: rows}, base=base, with_text=with_text)[name]
+    if metric is not None:
+        refuse_metric(metric, rows.form)
+    return _score_all(run, {name: rows}, base=base, with_text=with_text, metric=metric)[name]
 
 
 def _name_of(run: Run, path: str) -> str:
@@ -106,14 +128,14 @@ def has_tasks(run: Run) -> bool:
 
 
 def _score_all(
-    run: Run, sets: dict[str, Rows], *, base: bool, with_text: bool
+    run: Run, sets: dict[str, Rows], *, base: bool, with_text: bool, metric: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """Score a run on sets of rows by name, and write metrics and answers into its folder."""
     read_predictions(run.folder)  # a damaged file is refused before the work, not after it
     found = {}
     for name, rows in sets.items():
         with scoring(run, base=base):
-            scores, lines = score(run, rows, with_text=with_text)
+            scores, lines = score(run, rows, metric, with_text=with_text)
         found[name] = {"n": len(rows.rows), **scores, "sha256": rows.fingerprint}
         asked = "unparsable" in scores and not base
         unparsable = {name: scores["unparsable"]} if asked else None
@@ -144,30 +166,54 @@ def scoring(run: Run, *, base: bool) -> Iterator[None]:
         yield
 
 
-def score(run: Run, rows: Rows, *, with_text: bool = False) -> tuple[Metrics, list[dict[str, Any]]]:
-    """The metrics of a run's answers to some rows, by the rows' protocol, and its loss on them.
+def score(
+    run: Run, rows: Rows, metric: str | None = None, *, with_text: bool = False
+) -> tuple[Metrics, list[dict[str, Any]]]:
+    """The metrics of a run's answers to some rows, and its loss on them.
+
+    Rows of a user's own are scored by ``metric``, or by that of the run; others by their protocol.
 
     Returns:
         The metrics, and the lines of ``predictions.jsonl``, by the rows' numbers.
     """
-    answers, losses, mean = _answers_of(run, rows)
-    metrics = {**rows.protocol.score(answers, rows.rows), **mean}
-    scores = row_scores(rows.protocol, answers, rows.rows)
-    if rows.form == "text":  # cut into windows, which are not rows of the file
-        windows = enumerate(zip(scores, losses, strict=True), start=1)
-        return metrics, [_line(number, None, *both) for number, both in windows]
-    lines = [
-        _line(rows.number(index), *line)
-        for index, line in enumerate(zip(answers, scores, losses, strict=True))
-    ]
-    if with_text:
-        for line, row in zip(lines, rows.rows, strict=True):
-            line.update(_text_of(row, rows.form, run))
+    answers, losses, mean, cut = _answers_of(run, rows)
+    own = rows.protocol in TASKS[JSONL].protocols.values()
+    chosen = metric or run.metric
+    each = row_metrics(rows.protocol, answers, rows.rows)
+    if own and chosen is not None and fits(chosen, rows.form):
+        name, value = Path(chosen).name, row_value(chosen)
+        if value is not None:
+            for one, answer, row in zip(each, answers, rows.rows, strict=True):
+                one[name] = value(answer, row)
+    else:
+        name = None  # the protocol says it
+    if rows.protocol.score is exact_match:
+        found = {key: sum(one[key] for one in each) / len(each) for key in each[0]}
+    else:
+        found = rows.protocol.score(answers, rows.rows)
+    metrics = {**found, **mean}
+    if name is not None:
+        if name not in metrics:
+            raise missing_package("scikit-learn", "metrics")
+        metrics = {name: metrics[name], **metrics}
+    if own and cut is not None:
+        limit = generation_settings(run)["max_new_tokens"]
+        metrics |= {"cut": sum(cut), "max_new_tokens": limit}
+    by, windows = rows_metric(next(iter(metrics))), rows.form == "text"
+    lines = []
+    for index, (one, loss) in enumerate(zip(each, losses, strict=True)):
+        value_by = loss if by == LOSS else one[by]
+        lines.append({
+            # Plain text is cut into windows, which are not rows of the file.
+            "row": index + 1 if windows else rows.number(index),
+            "answer": None if windows else answers[index],
+            "score": None if value_by is None else as_score(value_by, by),
+            "loss": loss,
+            "metrics": {} if windows else one,
+            **({"cut": True} if cut and cut[index] else {}),
+            **(_text_of(rows.rows[index], rows.form, run) if with_text and not windows else {}),
+        })  # fmt: skip
     return metrics, sorted(lines, key=lambda line: int(line["row"]))
-
-
-def _line(number: int, answer: Any, score: float, loss: float | None) -> dict[str, Any]:
-    return {"row": number, "answer": answer, "score": score, "loss": loss}
 
 
 def _text_of(row: Row, form: Form, run: Run) -> dict[str, Any]:
@@ -235,11 +281,13 @@ class Answered(NamedTuple):
         loss: the training's loss of the right answer: cross-entropy, squared error, or −log
             softmax(s) of the right candidate, s being the candidates' scores; None for a text.
         probs: of the classes, in their order.
+        cut: whether a text was cut at the most tokens of an answer; None if it is no text.
     """
 
     value: Any
     loss: float | None = None
     probs: list[float] | None = None
+    cut: bool | None = None
 
 
 def answer_rows(run: Run, rows: Rows, parts: Parts | None = None) -> Iterator[tuple[int, Answered]]:
@@ -266,32 +314,33 @@ def answer_rows(run: Run, rows: Rows, parts: Parts | None = None) -> Iterator[tu
             yield from zip(chosen, found, strict=True)
     else:
         for index, text in _texts(run, rows, parts or [range(len(rows.rows))]):
-            yield index, Answered(text)
+            yield index, Answered(text.text, cut=text.cut)
 
 
 def _answers_of(run: Run, rows: Rows) -> Answers:
     """The answers to all rows, in order; the loss of a choice is no metric."""
     if rows.protocol.lengths:
-        return slide(run, rows)
+        return *slide(run, rows), None
     if rows.form in HEADED or rows.form == "choice":
         found = _in_order(dict(answer_rows(run, rows)))
         losses = [one.loss for one in found]
         mean = {"loss": sum(losses) / len(losses)} if rows.form in HEADED else {}
-        return [one.value for one in found], losses, mean
+        return [one.value for one in found], losses, mean, None
     sums, counts = _losses(run, rows)
     means, loss = (sums / counts).tolist(), {"loss": float(sums.sum() / counts.sum())}
     if rows.form == "text":
-        return means, means, loss
-    answers = [one.value for one in _in_order(dict(answer_rows(run, rows)))]
+        return means, means, loss, None
+    found = _in_order(dict(answer_rows(run, rows)))
     # A row whose right answer lies beyond max_length is answered, but has no loss.
     kept: Iterable[int] = range(len(rows.rows))
     if len(means) < len(rows.rows):
         kept = kept_rows(rows, run.recipe, run.tokenizer, run.kind)
     by_row = dict(zip(kept, means, strict=True))
-    return answers, [by_row.get(index) for index in range(len(rows.rows))], loss
+    losses = [by_row.get(index) for index in range(len(rows.rows))]
+    return [one.value for one in found], losses, loss, [bool(one.cut) for one in found]
 
 
-def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, str]]:
+def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, Text]]:
     """The indices of rows of some parts, and the text that the model writes for each."""
     room = encode_options(rows, run.recipe, run.kind).prompt_room
     prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -25,6 +25,13 @@ from lorada.support.errors import out_of_memory
 from lorada.support.progress import progress_bar
 
 logger = logging.getLogger(__name__)
+
+
+class Text(NamedTuple):
+    """A text that a model wrote, and whether it was cut at the limit: nothing had ended it."""
+
+    text: str
+    cut: bool
 
 
 def continue_prompts(run: Run, prompts: list[str], max_new_tokens: int | None = None) -> list[str]:
@@ -69,7 +76,11 @@ def generate(
     settings = generation_settings(run, max_new_tokens, protocol)
     parts = [range(len(prompts))]
     outputs = dict(generate_parts(run, prompts, parts, settings, templated=templated))
-    return [outputs[i] for i in range(len(prompts))]
+    cut = sum(one.cut for one in outputs.values())
+    if cut and max_new_tokens is None:
+        limit = settings["max_new_tokens"]
+        logger.warning("%d of %d answers were cut at %d tokens", cut, len(prompts), limit)
+    return [outputs[i].text for i in range(len(prompts))]
 
 
 def generate_parts(
@@ -79,7 +90,7 @@ def generate_parts(
     settings: dict[str, Any],
     *,
     templated: bool = False,
-) -> Iterator[tuple[int, str]]:
+) -> Iterator[tuple[int, Text]]:
     """Continue some parts of prompts, one part after the other; all are checked at once.
 
     Returns:
@@ -92,17 +103,29 @@ def generate_parts(
     tokens = tokens_of(run, prompts, room, templated=templated)
     way = _refilled if reason_against(run, settings) is None else _padded
     answers = (
-        (part[i], text)
+        (part[i], Text(text, _is_cut(run, ids, text, settings)))
         for part in parts
-        for i, text in way(run, [tokens[j] for j in part], settings)
+        for i, ids, text in way(run, [tokens[j] for j in part], settings)
     )
     return iter(progress_bar(answers, "Generating", total=sum(map(len, parts))))
 
 
+def _is_cut(run: Run, ids: list[int], text: str, settings: dict[str, Any]) -> bool:
+    """Whether a text is as long as it may be, with nothing that ends it; pads may be behind it."""
+    # An encoder–decoder's ids begin with the one that its decoder starts from.
+    written = ids[1:] if run.kind == "encoder_decoder" else ids
+    limit, config = settings["max_new_tokens"], run.model.generation_config
+    # An end that is forced upon the last token ends nothing.
+    own = written[: limit - 1] if getattr(config, "forced_eos_token_id", None) else written
+    ends = settings.get("eos_token_id", [])
+    stopped = any(string in text for string in settings.get("stop_strings") or [])
+    return len(written) >= limit and not stopped and not set(ends) & set(own)
+
+
 def _refilled(
     run: Run, prompts: list[list[int]], settings: dict[str, Any]
-) -> Iterator[tuple[int, str]]:
-    """Answer prompts in a batch that is refilled, as they end: their indices and answers."""
+) -> Iterator[tuple[int, list[int], str]]:
+    """Answer prompts in a batch that is refilled, as they end: indices, token ids and answers."""
     model = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
     tokens = torch.tensor(settings.get("eos_token_id", []), dtype=torch.long, device=run.device)
     strings = settings.get("stop_strings")
@@ -118,12 +141,12 @@ def _refilled(
     )  # fmt: skip
     with _damaged_settings_in_one_line(run):
         for index, ids in write_answers(writer, prompts):
-            yield index, run.tokenizer.decode(ids, skip_special_tokens=True)
+            yield index, ids.tolist(), run.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _padded(
     run: Run, prompts: list[list[int]], settings: dict[str, Any]
-) -> Iterator[tuple[int, str]]:
+) -> Iterator[tuple[int, list[int], str]]:
     """Answer prompts in padded batches with transformers' ``generate``; as ``_refilled`` does."""
     # Prompts of similar length share a batch. The longest come first, to run out of memory early.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -133,7 +156,7 @@ def _padded(
         batch = padded(run, [prompts[i] for i in chosen])
         new = continue_batch(run, batch, settings)
         texts = run.tokenizer.batch_decode(new, skip_special_tokens=True)
-        yield from zip(chosen, texts, strict=True)
+        yield from zip(chosen, new.tolist(), texts, strict=True)
 
 
 def generation_settings(
@@ -145,7 +168,7 @@ def generation_settings(
         ValueError: for a model that writes no text.
     """
     refuse_no_text(run.folder, run.form, run.labels)
-    settings = protocol_settings(run.recipe, protocol or run.protocol)
+    settings = protocol_settings(run.recipe, protocol or run.protocol, run.most)
     strings = run.model.generation_config.stop_strings  # the base's own: a text, or several
     if strings:
         strings = [strings] if isinstance(strings, str) else strings

@@ -43,6 +43,8 @@ class Run(Prepared):
         labels: the classes that it has learned, by index.
         drawn: names of the base's parameters that were drawn at random.
         key: the name that PEFT knows its adapter by; None for the base of a run, alone.
+        metric: the name of the metric that it is scored by; None for that of its protocol.
+        most: the most tokens of an answer, unless its recipe or its protocol says it; None for 32.
     """
 
     folder: Path
@@ -51,6 +53,8 @@ class Run(Prepared):
     labels: tuple[str, ...]
     drawn: frozenset[str]
     key: str | None = "default"
+    metric: str | None = None
+    most: int | None = None
 
     def activate(self) -> None:
         """Make its adapter the one that the model uses; a fully trained model has none."""
@@ -154,6 +158,7 @@ def _run(
     run = Run(
         fit_context(recipe, model.config), prepared.config, prepared.kind, prepared.tokenizer,
         folder, model, result["form"], tuple(result["labels"]), drawn, key,
+        (result.get("metric") or {}).get("name"), result.get("max_new_tokens"),
     )  # fmt: skip
     set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
     return run

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from lorada.data.chosen_metric import ChosenMetric
 from lorada.data.task import Kind
 from lorada.methods.build import Plan, build_method
 from lorada.methods.lookup import method_named
 from lorada.runs.by_device import TRAINERS_OWN, with_dtype
+from lorada.runs.data.answers import metric_of
 from lorada.runs.data.dataset import refuse_target_length
 from lorada.runs.data.packing import refuse_packing
 from lorada.runs.data.rows import Rows, training_rows
@@ -40,11 +42,13 @@ class PreparedTraining(Prepared):
         plan: the recipe's method, with its settings for this base model.
         rows: the rows to learn from.
         held_out: the rows that are measured while training; None for none.
+        metric: what answers are scored by; None for a benchmark, which has its own.
     """
 
     plan: Plan
     rows: Rows
     held_out: Rows | None
+    metric: ChosenMetric | None
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -76,12 +80,13 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     if recipe.pooling is not None:
         refuse_pooling(recipe.pooling, base.config, rows.form, rows.path)
     refuse_target_length(recipe, rows, base.kind)
+    metric = metric_of(rows, recipe)
     if recipe.packing:
         refuse_packing(rows.form, base.kind, recipe.method)
     plan = build_method(recipe.method, base.config, **recipe.parts)
     refuse_base_settings(recipe, method_named(recipe.method), plan)
     set_languages(base.tokenizer, recipe.languages, rows.protocol.languages)
-    return PreparedTraining(**vars(base), plan=plan, rows=rows, held_out=held_out)
+    return PreparedTraining(**vars(base), plan=plan, rows=rows, held_out=held_out, metric=metric)
 
 
 def _refuse_said_twice(recipe: Recipe) -> None:

@@ -20,6 +20,7 @@ from pydantic import (
     field_serializer,
 )
 
+from lorada.data.chosen_metric import CODE
 from lorada.data.row_files import hub_source
 from lorada.data.rows import BUILTIN, resolve
 from lorada.data.tasks import TASKS
@@ -87,9 +88,14 @@ class Recipe(BaseModel):
     loss_on: Literal["response", "all"] | None = Field(
         None, description="tokens that count in the loss; by default the protocol's choice"
     )
+    metric: str | None = Field(
+        None, description="what rows of your own are scored by: loss, exact_match, contains, "
+        "rougeL, chrf or FILE.py:function; accuracy, balanced_accuracy or macro_f1",
+    )  # fmt: skip
     max_new_tokens: int | None = Field(
-        None, gt=0, description="most tokens of an answer; by default the protocol's number, or 32"
-    )
+        None, gt=0, description="most tokens of an answer; by default the protocol's number, or a "
+        "tenth more than the longest response that was trained, at least 32",
+    )  # fmt: skip
     eval_batch_size: int = Field(32, gt=0, description="rows scored at once")
     dtype: str = Field(
         AUTO, description="base in float32, bfloat16, float16 or float64; auto: float32 on a CPU, "
@@ -133,6 +139,8 @@ class Recipe(BaseModel):
     def with_absolute_paths(self) -> "Recipe":
         """The same recipe, with the paths of existing files made absolute."""
         found = {name: str(path) for name, path in self.local_paths().items()}
+        if self.metric is not None and CODE in self.metric:
+            found["metric"] = os.path.abspath(self.metric)
         return self.model_copy(update=found)
 
     @field_serializer("training")

@@ -127,12 +127,12 @@ def test_the_final_runs_take_the_rate_that_the_search_has_found(whole):
 
 def test_the_model_as_it_is_and_the_commonest_answer_are_scored(whole):
     found = read(whole[0] / "baselines.json")
-    assert len(found["as_it_is"]["row_scores"]) == 8
+    assert len(found["as_it_is"]["row_scores"]["exact_match"]) == 8
     assert found["as_it_is"]["metrics"]["n"] == 8
     answers = [row["response"] for row in ROWS[:27]]
     assert found["commonest"]["answer"] == max(answers, key=answers.count)
     right = [row["response"] == found["commonest"]["answer"] for row in ROWS[28:]]
-    assert found["commonest"]["row_scores"] == [100.0 * one for one in right]
+    assert found["commonest"]["row_scores"]["exact_match"] == [100.0 * one for one in right]
 
 
 def test_the_verdict_the_reports_and_the_next_command_are_printed(whole):
@@ -213,6 +213,47 @@ def test_a_finished_comparison_only_writes_its_report_again(lab, place, whole, t
     assert (folder / "report.json").is_file()
 
 
+def test_each_stored_row_has_what_another_metric_needs(whole):
+    folder, _ = whole
+    assert read(folder / "plan.json")["metric"]["name"] == "exact_match"
+    for run in final_losses(folder):
+        for line in read_predictions(folder / run):
+            assert line["loss"] > 0
+            assert {"exact_match", "contains"} == line["metrics"].keys()
+    found = read(folder / "baselines.json")
+    assert {"loss", "exact_match", "contains"} == found["as_it_is"]["row_scores"].keys()
+    assert {"exact_match", "contains"} == found["commonest"]["row_scores"].keys()
+
+
+def test_a_report_is_written_again_by_any_metric_without_a_step(lab, whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "copy")
+    (tmp_path / "my.py").write_text(
+        "def longest(prompt, response, answer, row): return len(prompt + response)\n"
+    )
+    names = [name for line in read(folder / "report.json")["lines"] for name in [line["label"]]]
+    lengths = [len(row["prompt"] + row["response"]) for row in ROWS[28:]]
+    for metric in ("loss", "contains", "chrf", f"{tmp_path / 'my.py'}:longest"):
+        reply = lab.command(["report", str(folder), "--metric", metric], folder)
+        assert (reply["code"], reply["steps"]) == (0, 0), reply["said"]
+        summary = read(folder / "report.json")
+        assert summary["metric"] == metric.split("/")[-1]
+        assert sorted(line["label"] for line in summary["lines"]) == sorted(names)
+        scores = [line["score"] for line in summary["lines"]]
+        assert scores == sorted(scores, reverse=metric != "loss")
+        as_it_is, common = summary["baselines"]
+        assert as_it_is["score"] is not None
+        assert common["reason"] == ("an answer alone has no loss" if metric == "loss" else None)
+    assert scores == [as_it_is["score"]] * 2 == [pytest.approx(sum(lengths) / 8)] * 2
+    losses = lab.command(["report", str(folder), "--metric", "loss"], folder)
+    assert "nats per token" in " ".join(losses["said"].split())
+    again = lab.command(["report", str(folder)], folder)
+    assert again["code"] == 0
+    assert read(folder / "report.json")["metric"] == "exact_match"
+    wrong = lab.command(["report", str(folder), "--metric", "accuracy"], folder)
+    assert wrong["code"] == 2
+    assert "metric='accuracy' does not score prompt rows: take loss" in wrong["said"]
+
+
 @pytest.mark.slow
 def test_the_report_explores_two_runs_and_then_links_to_their_page(whole, tmp_path):
     pytest.importorskip("jinja2", reason="needs the extra explore")
@@ -255,7 +296,7 @@ def test_labels_are_compared_too(json_of, place, tmp_path):
     assert "--" not in found["as_it_is"]["reason"]  # nobody has passed an option for it
     assert found["commonest"]["answer"] == "n"
     right = [100.0 * (row["label"] == "n") for row in LABELS[24:]]
-    assert found["commonest"]["row_scores"] == right
+    assert found["commonest"]["row_scores"]["accuracy"] == right
     runs = [folder / name for name in final_losses(folder)]
     assert len(runs) == 4
     for run in runs:
@@ -278,7 +319,7 @@ def test_a_benchmark_is_compared_on_its_own_test_rows(works, mistake, place, tmp
     assert read(folder / "plan.json")["held_out"]["rte"]["rows"] == 8
     (run,) = folder.glob("runs/lora/*/seed1")
     assert read_result(run)["metrics"]["rte"]["n"] == 8
-    assert len(read(folder / "baselines.json")["commonest"]["row_scores"]) == 8
+    assert len(read(folder / "baselines.json")["commonest"]["row_scores"]["accuracy"]) == 8
     rows[20] = rows[3]
     split_file(tmp_path / "data" / "glue" / "rte", "validation", rows[16:])
     line = mistake("compare", folder, "--resume")

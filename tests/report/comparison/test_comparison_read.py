@@ -56,7 +56,7 @@ def reply(text):
 
 
 def without_score(path):
-    path.write_text(path.read_text().replace('"score": 100.0', '"score": null', 1))
+    path.write_text(path.read_text().replace('"exact_match": 100.0', '"exact_match": null', 1))
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,18 @@ def test_a_damaged_run_is_a_note_and_the_others_stay(folder, name, damage, note)
     (said,) = [line for line in results.notes if line.startswith(LORA)]
     assert note in said
     assert "\n" not in said
+
+
+def test_methods_can_be_read_by_their_losses_and_rows_without_one_are_left_out(folder):
+    for path in folder.glob("runs/*/*/*/predictions.jsonl"):
+        first, *rest = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([json.dumps({**json.loads(first), "loss": None}) + "\n", *rest]))
+    results = read_comparison(folder, "loss")
+    lora = by_label(results)["lora (0.1%)"]
+    assert results.metric == "loss"
+    assert results.rows == [(HELD_OUT, number) for number in range(2, 31)]
+    assert (lora.scores == -lora.losses).all()
+    assert "row 1 of /home/me/test.jsonl has no chrf" in read_comparison(folder, "chrf").notes[0]
 
 
 def test_a_run_on_other_rows_is_left_out(folder):

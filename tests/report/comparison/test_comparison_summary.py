@@ -56,9 +56,9 @@ def right_rows(count, rows=40, seeds=3):
     return np.stack([100.0 * (np.arange(rows) < count)] * seeds)
 
 
-def commonest(scores):
+def commonest(scores, metric="exact_match"):
     """The baseline whose answer is the commonest one, with these scores by row."""
-    return {"commonest": {"answer": "Yes", "row_scores": scores.tolist()}}
+    return {"commonest": {"answer": "Yes", "row_scores": {metric: scores.tolist()}}}
 
 
 HALF = commonest(right_rows(20)[0])
@@ -132,7 +132,8 @@ def test_the_cheapest_is_not_taken_where_it_does_not_beat_the_model_as_it_is():
     random = np.random.default_rng(10)
     lora = 100.0 * (random.random((3, ROWS)) < 0.62)
     ia3 = 100.0 * (random.random((3, ROWS)) < 0.56)
-    base = {"as_it_is": {"row_scores": (100.0 * (random.random(ROWS) < 0.5)).tolist()}}
+    untrained = 100.0 * (random.random(ROWS) < 0.5)
+    base = {"as_it_is": {"row_scores": {"exact_match": untrained.tolist()}}}
     summary = summarize(results_of({"lora": lora, "dora": lora[::-1], "ia3": ia3}, baselines=base))
     p_best, p_untrained = summary.lines[2].p_best, summary.lines[2].p_untrained
     assert p_best > 0.05 < p_untrained
@@ -257,7 +258,7 @@ def test_a_higher_score_of_one_seed_is_named_where_no_tested_method_has_learned(
             in summary.verdict
         )
     worse = summarize(results_of({**scores, "dora": right_rows(19)}, baselines={
-        "commonest": {"answer": "Yes", "row_scores": [100.0] * 30 + [0.0] * 10},
+        "commonest": {"answer": "Yes", "row_scores": {"exact_match": [100.0] * 30 + [0.0] * 10}},
     }))  # fmt: skip
     assert worse.verdict.startswith(
         "No tested method beats the commonest answer, which scores 75.0%: the highest score of "
@@ -316,7 +317,10 @@ def test_a_highest_score_that_may_be_untrained_is_not_taken_over_lower_ones_that
 
 
 def test_nothing_beats_the_model_as_it_is():
-    base = {"as_it_is": {"row_scores": [100.0] * ROWS}, "commonest": {"reason": "no answers"}}
+    base = {
+        "as_it_is": {"row_scores": {"exact_match": [100.0] * ROWS}},
+        "commonest": {"reason": "no answers"},
+    }
     summary = summarize(results_of(alike(), baselines=base))
     assert summary.verdict.startswith(
         "Nothing beats the model as it is, which scores 100.0%: the highest score of a method is "
@@ -344,7 +348,7 @@ def test_no_winner_is_crowned_where_nothing_was_learned():
     scores = {name: 100.0 * (random.random((3, 150)) < 0.51) for name in names}
     common = 100.0 * (random.random(150) < 0.5)
     results = results_of(scores, baselines={
-        "commonest": {"answer": "Yes", "row_scores": common.tolist()},
+        "commonest": {"answer": "Yes", "row_scores": {"exact_match": common.tolist()}},
     })  # fmt: skip
     results.plan["steps"] = 24
     summary = summarize(with_result(results, history=history(0.69, 0.69, 0.68, 0.68)))
@@ -366,7 +370,7 @@ def test_a_method_that_learned_is_taken_and_one_whose_loss_stood_still_has_a_war
         for name, right in (("lora", 0.8), ("dora", 0.5))
     }
     common = 100.0 * (random.random(150) < 0.5)
-    base = {"commonest": {"answer": "Yes", "row_scores": common.tolist()}}
+    base = {"commonest": {"answer": "Yes", "row_scores": {"exact_match": common.tolist()}}}
     for losses, warned in (((0.69, 0.6, 0.4, 0.3), False), ((0.69, 0.69, 0.68, 0.68), True)):
         results = with_result(results_of(scores, baselines=base), history=history(*losses))
         summary = summarize(results)
@@ -381,7 +385,7 @@ def test_of_seven_methods_that_learned_nothing_one_is_rarely_taken():
     for _ in range(100):
         common = 100.0 * (random.random(100) < 0.5)
         scores = {f"m{i}": 100.0 * (random.random((3, 100)) < 0.5) for i in range(7)}
-        base = {"commonest": {"answer": "Yes", "row_scores": common.tolist()}}
+        base = {"commonest": {"answer": "Yes", "row_scores": {"exact_match": common.tolist()}}}
         taken += bool(summarize(results_of(scores, baselines=base)).best)
     assert taken <= 11  # 5 are meant; 12 would be chance once in 250 times
 
@@ -424,7 +428,7 @@ def test_the_report_says_how_learning_rates_were_chosen_and_which_are_at_an_end(
 
 
 def test_baselines_on_other_rows_are_left_out():
-    short = {"as_it_is": {"row_scores": [100.0]}}
+    short = {"as_it_is": {"row_scores": {"exact_match": [100.0]}}}
     found = summarize(results_of(alike(), baselines=short)).baselines
     assert [one.reason for one in found] == ["it was scored on other rows", "it is not scored yet"]
 
@@ -445,24 +449,85 @@ def test_one_method_alone_is_not_called_a_winner():
     assert not any("seed" in sentence for sentence in summary.sentences)
 
 
-def test_scores_that_are_losses_are_not_called_percent():
+@pytest.mark.parametrize(
+    ("metric", "unit"),
+    [("loss", " nats per token"), ("perplexity", " nats per token"), ("mae", "")],
+)
+def test_losses_and_errors_are_shown_as_they_are_and_the_lowest_is_the_best(metric, unit):
     random = np.random.default_rng(13)
-    scores = {name: -random.normal(3.0, 0.1, (3, 30)) for name in ("lora", "dora")}
-    summary = summarize(results_of(scores, metric="perplexity"))
-    assert "(minus the loss)" in summary.verdict
+    scores = {name: -random.normal(mean, 0.1, (3, 30)) for name, mean in (("lora", 3), ("dora", 2))}
+    by = "mae" if metric == "mae" else "loss"
+    mean = commonest(np.full(30, 2.5), by)
+    summary = summarize(results_of(scores, metric=metric, baselines=mean))
+    best, worst = summary.lines
+    assert (best.label, worst.label) == ("dora", "lora")
+    assert best.low < best.score < best.high < 2.5 == summary.baselines[1].score < worst.score
+    shown = f"{best.score:{'.4g' if metric == 'mae' else '.3f'}}{unit}"
+    assert summary.verdict.startswith(f"Take dora: it scores {shown} (")
+    assert "1 other candidate scores higher by more than chance" in summary.verdict
     assert "%" not in summary.verdict
-    assert any("nats per token between two candidates" in each for each in summary.sentences)
     assert summary.disagreements == ()
 
 
-def test_scores_that_are_errors_are_not_called_percent():
+def test_nothing_beats_the_mean_where_the_lowest_error_is_above_its():
     random = np.random.default_rng(13)
-    scores = {name: -random.normal(25.0, 3, (3, 30)) for name in ("lora", "dora")}
-    mean = commonest(np.full(30, -20.0))
-    summary = summarize(results_of(scores, metric="pearson", baselines=mean))
-    assert summary.verdict.startswith("Nothing beats the mean of the right numbers, which scores -")
-    assert "-20.0 (minus the error)" in summary.verdict
-    assert "%" not in summary.verdict.replace("95 %", "")
+    scores = {name: -random.normal(2500, 300, (3, 30)) for name in ("lora", "dora")}
+    results = results_of(scores, metric="pearson", baselines=commonest(np.full(30, 2000.0), "mae"))
+    assert summarize(results).verdict.startswith(
+        "Nothing beats the mean of the right numbers, which scores 2000: the lowest mean error of a"
+    )
+
+
+def test_methods_that_all_score_the_same_are_told_apart_by_their_losses():
+    zeros = {name: np.zeros((3, 30)) for name in ("lora", "dora")}
+    results = results_of(zeros, baselines=commonest(np.full(30, 100.0)))
+    assert "for all of them" not in summarize(with_result(results, form="label")).verdict
+    with_result(results, form="prompt")
+    said = "exact match is 0.0% for all of them"
+    assert summarize(results).verdict == f"{said}: their losses are equal too."
+    losses = [np.full((3, 30), loss) for loss in (2.5, 0.1)]
+    candidates = [
+        dataclasses.replace(one, losses=loss)
+        for one, loss in zip(results.candidates, losses, strict=True)
+    ]
+    summary = summarize(dataclasses.replace(results, candidates=candidates))
+    assert summary.verdict == f"{said}: their losses differ, `lorada report c --metric loss`"
+    assert next(iter(summary.commands.values())) == "lorada report c --metric loss"
+    assert summary.best == ""
+
+
+def test_the_one_to_take_stays_where_all_are_right_on_every_row():
+    results = results_of({name: np.full((3, 30), 100.0) for name in ("lora", "dora")})
+    summary = summarize(with_result(results, form="messages"))
+    assert summary.best == "dora"
+    assert summary.verdict.startswith("Take dora, with 100.0%: lora has the highest score, 100.0%")
+    assert summary.verdict.endswith(" Yet exact match is 100.0% for all of them: their losses are "
+                                    "equal too.")  # fmt: skip
+
+
+def test_answers_that_were_cut_and_classes_that_are_never_found_are_said():
+    results = results_of(alike(2))
+    results.plan["metric"] = {"name": "exact_match", "reason": "no response is long"}
+    for run in results.candidates[1].runs[:2]:
+        metrics = {"n": ROWS, "exact_match": 50.0, "cut": 6, "max_new_tokens": 53}
+        run.result["metrics"][HELD_OUT] = {**metrics, "unfound": "0 of 16 rows of 'fraud'"}
+    said = summarize(dataclasses.replace(results, metric="exact_match")).sentences
+    assert "Answers are scored by exact match, because no response is long." in said
+    assert "Answers were cut before they had ended: dora 12 of 600 at 53 tokens." in said
+    assert "0 of 16 rows of 'fraud' were found by dora (2 of 3 runs)." in said
+    other = summarize(dataclasses.replace(results, metric="chrf")).sentences
+    assert not any("because no response" in each for each in other)
+
+
+def test_macro_f1_is_compared_by_balanced_rows():
+    results = results_of(alike())
+    for candidate in results.candidates:
+        for run in candidate.runs:
+            run.result["metrics"][HELD_OUT] |= {"macro_f1": 12.5}
+    summary = summarize(dataclasses.replace(results, metric="macro_f1"))
+    assert (summary.metric, summary.lines[0].value) == ("macro_f1", 12.5)
+    assert any("by their mean balanced accuracy over rows, which is not macro_f1." in each
+               for each in summary.sentences)  # fmt: skip
 
 
 def test_windows_that_share_tokens_are_not_tested():

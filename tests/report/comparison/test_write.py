@@ -108,12 +108,13 @@ def test_signs_that_latex_and_markdown_read_are_printed_as_they_are():
 
 
 def test_scores_that_are_losses_have_three_digits():
-    line = replace(LINE, score=-3.2144, low=-3.3, high=-3.1)
-    base = Baseline("the model as it is", -3.5, -3.6, -3.4)
+    line = replace(LINE, score=3.2144, low=3.1, high=3.3)
+    base = Baseline("the model as it is", 3.5, 3.4, 3.6)
     text = markdown(Summary("v", metric="perplexity", lines=(line,), baselines=(base,)))
-    assert "| -3.214 (-3.300 to -3.100) |" in text
-    assert "| the model as it is | -3.500 (-3.600 to -3.400) |" in text
-    assert "Score: minus the loss in nats per token, with" in text
+    assert "| candidate | loss (95 % interval) |" in text
+    assert "| 3.214 (3.100 to 3.300) |" in text
+    assert "| the model as it is | 3.500 (3.400 to 3.600) |" in text
+    assert "Loss: nats per token, less is better, with" in text
 
 
 def test_a_small_p_a_metric_of_its_own_and_the_size_compared_with_are_shown():

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorada.data.row_scores import row_scores
+from lorada.data.chosen_metric import row_value
+from lorada.data.row_scores import row_metrics
 from lorada.data.rows import answer_of
 from lorada.experiments.compare.data import Data, shared_recipe
 from lorada.experiments.compare.learning_rate import (
@@ -36,6 +37,7 @@ from lorada.runs.folder.result import RESULT_FILE, read_result
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
 from lorada.support.files import json_text, write_atomic
+from lorada.support.metric_names import LOSS
 from lorada.support.progress import only_reports
 
 TRIALS, RUNS = "trials", "runs"  # folders of a comparison
@@ -172,17 +174,20 @@ def train_and_score(
     gc.collect()  # the Trainer refers to itself, so its model would stay beside the loaded one
     with only_reports():
         loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
-        _score(loaded, with_text=with_text)
+        _score(loaded, recipe.metric, with_text=with_text)
         forgetting(loaded)
     if not is_scored(run):  # the reason was logged
         raise OSError(f"the scores of {run} were not kept: run the command again")
 
 
-def _score(run: Run, *, base: bool = False, with_text: bool = False) -> dict[str, dict[str, Any]]:
+def _score(
+    run: Run, metric: str | None, *, base: bool = False, with_text: bool = False
+) -> dict[str, dict[str, Any]]:
     """Score a run on the held-out rows; return the metrics by the name of the rows."""
     if has_tasks(run):
         return evaluate_tasks(run, base=base, with_text=with_text)
-    return {str(run.recipe.eval_data): evaluate(run, base=base, with_text=with_text)}
+    found = evaluate(run, base=base, with_text=with_text, metric=metric)
+    return {str(run.recipe.eval_data): found}
 
 
 def base_job(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Job | None:
@@ -196,7 +201,7 @@ def base_job(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Job 
             if is_scored(run) and (run / "adapter").is_dir():
                 return Job(
                     name="the model as it is",
-                    work=partial(score_base, run, comparison.trust_remote_code),
+                    work=partial(score_base, run, shared_recipe(comparison)),
                     folder=run,
                     done=(run / BASE_FILE).is_file,
                     reads=reads(comparison),
@@ -204,11 +209,14 @@ def base_job(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Job 
     return None
 
 
-def score_base(run: Path, trust_remote_code: bool, *, report: Report) -> None:
-    """Score a run's model with its adapter switched off, and write ``as_it_is.json`` beside it."""
+def score_base(run: Path, recipe: Recipe, *, report: Report) -> None:
+    """Score a run's model with its adapter switched off, and write ``as_it_is.json`` beside it.
+
+    ``recipe`` has what all runs share: the metric, and whether code of a repository may run.
+    """
     report("scoring")
     with only_reports():
-        loaded = load_run(run, trust_remote_code=trust_remote_code)
+        loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
         if loaded.drawn:
             reason = (
                 f"{loaded.recipe.model} has no {min(loaded.drawn)}, which is drawn anew at each "
@@ -216,24 +224,41 @@ def score_base(run: Path, trust_remote_code: bool, *, report: Report) -> None:
             )
             write_atomic(run / BASE_FILE, json_text({"reason": reason}) + "\n")
             return
-        metrics = _score(loaded, base=True)
+        metrics = _score(loaded, recipe.metric, base=True)
     names = [f"{name} (base)" for name in metrics]
-    scores = [line["score"] for line in read_predictions(run) if line["rows"] in names]
-    found = {"row_scores": scores, "metrics": read_result(run)["metrics"][names[0]]}
+    lines = [line for line in read_predictions(run) if line["rows"] in names]
+    each = [{**line.get("metrics", {}), LOSS: line["loss"]} for line in lines]
+    found = {"row_scores": columns(each), "metrics": read_result(run)["metrics"][names[0]]}
     write_atomic(run / BASE_FILE, json_text(found) + "\n")
 
 
-def score_commonest(data: Data) -> dict[str, Any]:
-    """The commonest answer of the training rows, and its score on each held-out row."""
+def columns(lines: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The values of each name that all lines have."""
+    names = [name for name in lines[0] if all(name in line for line in lines)]
+    return {name: [line[name] for line in lines] for name in names}
+
+
+def score_commonest(data: Data, metric: str | None) -> dict[str, Any]:
+    """The commonest answer of the training rows, and its score on each held-out row.
+
+    Args:
+        data: the rows.
+        metric: what answers are scored by besides the metrics that cost nothing; None for those.
+    """
     answer = commonest_answer(data.train)
     if answer is None:
         return {"reason": "plain text has no answers"}
-    scores: list[float] = []
+    value = None if metric is None else row_value(metric)
+    lines: list[dict[str, float]] = []
     for rows in data.held_out.values():
         # Predictions are in the order of the rows' numbers, and so must these be.
         inside = rows.part(sorted(range(len(rows.rows)), key=rows.number))
-        scores += row_scores(rows.protocol, [answer] * len(inside.rows), inside.rows)
-    return {"answer": answer, "row_scores": scores}
+        each = row_metrics(rows.protocol, [answer] * len(inside.rows), inside.rows)
+        if value is not None and metric is not None:
+            each = [{**one, Path(metric).name: value(answer, row)}
+                    for one, row in zip(each, inside.rows, strict=True)]  # fmt: skip
+        lines += each
+    return {"answer": answer, "row_scores": columns(lines)}
 
 
 def commonest_answer(rows: Rows) -> Any:

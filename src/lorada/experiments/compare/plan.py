@@ -16,6 +16,7 @@ from lorada.experiments.queue.job import Report
 from lorada.experiments.queue.queue import last_line
 from lorada.methods.build import build_method
 from lorada.methods.sizes import default_rate
+from lorada.runs.data.answers import metric_of
 from lorada.runs.data.dataset import encode_rows, fit_context
 from lorada.runs.data.packing import pack, refuse_packing
 from lorada.runs.folder.result import hardware, versions
@@ -84,6 +85,7 @@ class ComparisonPlan:
         train: the training rows: ``file``, ``rows``, ``sha256``.
         held_out: the rows to score, by the name of their metrics: ``rows``, ``sha256``.
         overlap: how many held-out rows are training rows too.
+        metric: what answers are scored by, ``name`` and ``reason``; None for a benchmark.
         versions: of the packages.
         hardware: of the machine that made the plan.
     """
@@ -95,6 +97,7 @@ class ComparisonPlan:
     train: dict[str, Any]
     held_out: dict[str, dict[str, Any]]
     overlap: int
+    metric: dict[str, str] | None
     versions: dict[str, str]
     hardware: dict[str, Any]
 
@@ -133,6 +136,7 @@ def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report
         ValueError: if no method can be run, or a budget is below the smallest size of every method.
     """
     args = training_arguments(shared_recipe(comparison), quiet=True)
+    metric = metric_of(data.train, shared_recipe(comparison))
     for budget in comparison.budgets:
         limit_of(budget, 1)  # refuses what is none
     candidates: list[Candidate] = []
@@ -147,6 +151,7 @@ def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report
         train=about(data)[0],
         held_out=about(data)[1],
         overlap=data.overlap,
+        metric=None if metric is None else asdict(metric),
         versions=versions(),
         hardware=hardware(),
     )

@@ -75,6 +75,8 @@ def compare(
     folder = folder.absolute()
     base, data = read(comparison)
     plan = _begin(comparison, folder, base, data, overwrite=overwrite, report=report)
+    if plan.metric is not None and plan.metric["reason"]:
+        report(f"scored by {plan.metric['name']}, because {plan.metric['reason']}")
     old = _failures(folder)
     jobs = comparison_jobs(comparison, plan, folder)
     mine = jobs if part is None else shard(jobs, *part)
@@ -85,7 +87,11 @@ def compare(
     if left:
         return Compared(None, [], failed, len(left))
     job = base_job(comparison, plan, folder)
-    baselines = {"as_it_is": _as_it_is(job, engine, report), "commonest": score_commonest(data)}
+    metric = None if plan.metric is None else plan.metric["name"]
+    baselines = {
+        "as_it_is": _as_it_is(job, engine, report),
+        "commonest": score_commonest(data, metric),
+    }
     write_atomic(folder / BASELINES_FILE, json_text(baselines) + "\n")
     run_queue(time_jobs(comparison, plan, folder), engine(), report=report)
     written = write_report(folder, against=comparison.against, with_text=comparison.with_text)

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lorada.data.chosen_metric import refuse_unnamed
 from lorada.methods.lookup import method_named
 from lorada.methods.method import Settings
 from lorada.methods.overrides import checked, owner_of
@@ -257,6 +258,8 @@ def resumed_comparison(
     before = Recipe(**saved.recipe, **FIXED)
     given = {key: value for key, value in options.items() if value is not None}
     now = load_recipe(None, pairs, {**saved.recipe, **FIXED, **given}).with_absolute_paths()
+    if "metric" not in given and not any(pair.startswith("metric=") for pair in pairs):
+        refuse_unnamed(before.metric, folder)
     for key, old, value in differences(before, now):
         if isinstance(old, dict):
             names = sorted(name for name in {*old, *value} if old.get(name) != value.get(name))

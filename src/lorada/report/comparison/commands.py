@@ -93,6 +93,11 @@ def commands_of(folder: Path, best: ScoredCandidate, pair: Pair | None) -> dict[
     return {name: as_typed("lorada", *words) for name, words in found.items()}
 
 
+def by_loss(folder: Path) -> str:
+    """The command that writes the report again by the loss."""
+    return as_typed("lorada", "report", folder, "--metric", "loss")
+
+
 def longer(results: Results) -> dict[str, str]:
     """The command that compares the same with more steps, into a folder beside this one's."""
     asked, shared = results.asked, results.asked.get("recipe")

@@ -8,10 +8,11 @@ from lorada.report.comparison.read import ScoredCandidate, ScoredRun
 from lorada.report.comparison.statistics import interval
 from lorada.report.comparison.summary import Search, TriedRate
 from lorada.report.render import main_metric
+from lorada.support.metric_names import LOSS, as_score
 
 
-def facts_of(candidate: ScoredCandidate) -> dict[str, Any]:
-    """The fields of a line that need no other candidate."""
+def facts_of(candidate: ScoredCandidate, metric: str) -> dict[str, Any]:
+    """The fields of a line that need no other candidate; ``metric`` is the main one."""
     runs, plan = candidate.runs, candidate.plan
     facts: dict[str, Any] = {
         "label": candidate.label, "method": candidate.method,
@@ -23,12 +24,13 @@ def facts_of(candidate: ScoredCandidate) -> dict[str, Any]:
     if not runs:
         return facts
     low, high = interval(candidate.scores)
-    metric, value = metric_of(runs)
+    score = float(candidate.scores.mean())
+    value = as_score(score, metric) if metric == LOSS else value_of(runs, metric)
     adapter, peak = (_numbers(runs, key) for key in ("adapter_bytes", "peak_memory_bytes"))
     adapted, base = (_numbers(runs, "forgetting", key) for key in ("adapted", "base"))
     rates = _numbers(runs, "recipe", "training", "learning_rate")
     return facts | {
-        "score": float(candidate.scores.mean()), "low": low, "high": high,
+        "score": score, "low": low, "high": high,
         "metric": metric, "value": value,
         "adapter_mb": _mean(adapter, 1e6), "peak_memory_gib": max(peak) / 2**30 if peak else None,
         "seconds_per_step": candidate.seconds,
@@ -58,17 +60,35 @@ def seeds_of(runs: list[ScoredRun]) -> tuple[int, ...]:
     return tuple(sorted({run.seed for run in runs}))
 
 
-def metric_of(runs: list[ScoredRun]) -> tuple[str, float | None]:
-    """The main metric's name, and its mean over runs and over the names of the rows."""
+def _metrics(runs: list[ScoredRun]) -> list[dict[str, Any]]:
+    """The metrics of runs on the held-out rows, by the names of the rows."""
     names = dict.fromkeys(name for run in runs for name, _ in run.scores)
-    found: dict[str, None] = {}
-    values: list[float] = []
-    for name in names:
-        for run in runs:
-            if metrics := run.result["metrics"].get(name):
-                found.setdefault(main_metric(metrics))
-                values += _numbers([run], "metrics", name, main_metric(metrics))
-    return "/".join(found), _mean(values)
+    found = [run.result["metrics"].get(name) for name in names for run in runs]
+    return [each for each in found if each]
+
+
+def main_metric_of(runs: list[ScoredRun]) -> str:
+    """The name of the main metric; of several names of rows with slashes between."""
+    return "/".join(dict.fromkeys(main_metric(each) for each in _metrics(runs)))
+
+
+def value_of(runs: list[ScoredRun], metric: str) -> float | None:
+    """The mean of a metric of all rows, over runs and names of rows; None if it is not stored."""
+    values = [each.get(name) for name in metric.split("/") for each in _metrics(runs)]
+    return _mean([float(value) for value in values if isinstance(value, int | float)])
+
+
+def cut_answers(runs: list[ScoredRun]) -> tuple[int, int, str]:
+    """How many of how many answers of runs were cut, and at how many tokens."""
+    found = [each for each in _metrics(runs) if each.get("cut")]
+    limits = dict.fromkeys(str(each.get("max_new_tokens")) for each in found)
+    answers = sum(int(each["n"]) for each in _metrics(runs)) if found else 0
+    return sum(int(each["cut"]) for each in found), answers, " or ".join(limits)
+
+
+def unfound_classes(runs: list[ScoredRun]) -> list[str]:
+    """What each run that never finds a class says of it."""
+    return [str(each["unfound"]) for each in _metrics(runs) if each.get("unfound")]
 
 
 def history_of(candidate: ScoredCandidate) -> list[tuple[int, float]]:

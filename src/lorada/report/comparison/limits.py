@@ -1,16 +1,18 @@
 """Says in plain English what limits a comparison's verdict, a sentence each."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lorada.report.comparison.facts import tried_rates
+from lorada.report.comparison.facts import cut_answers, tried_rates, unfound_classes
 from lorada.report.comparison.read import Results, ScoredCandidate
 from lorada.report.comparison.statistics import ALPHA, detectable, has_no_spread, rows_needed
 from lorada.report.comparison.summary import CandidateLine, Search
 from lorada.report.comparison.units import shown_gap, windows_overlap
 from lorada.report.comparison.verdict import Recommendation, counted
 from lorada.support.duration import duration
+from lorada.support.metric_names import as_score, rows_metric
 
 NAMED = 6  # labels that a sentence names at most
 
@@ -32,6 +34,8 @@ def limits(
         search: what the search for learning rates cost.
     """
     yield from _incomplete(results)
+    yield from _scored_by(results)
+    yield from _unfound(results.candidates)
     if choice.best is not None and choice.hardly_fell and choice.losses is not None:
         first, last = choice.losses
         yield (
@@ -50,12 +54,37 @@ def limits(
     untested = [line.label for line in choice.scored if len(line.seeds) < 2]
     if untested:
         yield f"Not tested, because only one seed is scored: {_listed(untested)}."
-    if any(abs((line.value or 0) - (line.score or 0)) > 0.05 for line in choice.scored):
-        yield f"Methods are compared by their mean score over rows, which is not {metric}."
+    by = rows_metric(metric)
+    if any(abs((line.value or 0) - as_score(line.score or 0, by)) > 0.05 for line in choice.scored):
+        what = "score" if by == metric else by.replace("_", " ")
+        yield f"Methods are compared by their mean {what} over rows, which is not {metric}."
     above = [c.label for c in results.candidates if any(c.budgets.values())]
     if above:
         yield f"Above a budget, because no smaller size of the method exists: {_listed(above)}."
     yield from _learning_rates(results.candidates, search)
+
+
+def _scored_by(results: Results) -> Iterator[str]:
+    """Why answers are scored by this metric, and which of them were cut."""
+    own = results.plan.get("metric")
+    if isinstance(own, dict) and own.get("reason") and own.get("name") == results.metric:
+        name = results.metric.replace("_", " ")
+        yield f"Answers are scored by {name}, because {own['reason']}."
+    found = [(c.label, *cut_answers(c.runs)) for c in results.candidates]
+    said = [f"{name} {cut} of {n} at {limit} tokens" for name, cut, n, limit in found if cut]
+    if said:
+        yield f"Answers were cut before they had ended: {_listed(said)}."
+
+
+def _unfound(candidates: Sequence[ScoredCandidate]) -> Iterator[str]:
+    """Which classes are never found, and by whom."""
+    found: dict[str, list[str]] = {}
+    for candidate in candidates:
+        for rows, runs in Counter(unfound_classes(candidate.runs)).items():
+            of = counted(len(candidate.runs), "run")
+            found.setdefault(rows, []).append(f"{candidate.label} ({runs} of {of})")
+    for rows, labels in found.items():
+        yield f"{rows} were found by {_listed(labels)}."
 
 
 def _learning_rates(candidates: Sequence[ScoredCandidate], search: Search) -> Iterator[str]:

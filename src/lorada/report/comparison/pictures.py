@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from lorada.report.comparison.summary import Baseline, CandidateLine, Summary
-from lorada.report.comparison.units import unit_of
+from lorada.report.comparison.units import title_of, unit_of
 from lorada.report.figures import literal
 from lorada.support.errors import needs_extra
+from lorada.support.metric_names import as_score
 
 with needs_extra("compare"):
     import matplotlib
@@ -70,7 +71,7 @@ def pictures(summary: Summary) -> dict[str, str]:
 def score_over_costs(summary: Summary) -> Figure | None:
     """The score over each cost that was measured; None if nothing is scored.
 
-    A marker is filled if no candidate that costs as little scores higher; a grey line joins these.
+    A marker is filled if no candidate that costs as little is better; a grey line joins these.
     """
     every = scored(summary)
     fields = [name for name in COSTS if any(getattr(line, name) is not None for line in every)]
@@ -78,12 +79,13 @@ def score_over_costs(summary: Summary) -> Figure | None:
         return None
     figure = _figure(3.6, every)
     axes = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
-    axes[0].set_ylabel(f"score ({unit_of(summary.metric)})")
+    axes[0].set_ylabel(f"{title_of(summary.metric)} ({unit_of(summary.metric)})")
     for axis, field in zip(axes, fields, strict=True):
         lines = [line for line in every if getattr(line, field) is not None]
         costs = [float(getattr(line, field)) for line in lines]
         scores = [line.score or 0.0 for line in lines]
-        front = sorted(pareto_front(costs, scores), key=costs.__getitem__)
+        ranked = [as_score(score, summary.metric) for score in scores]
+        front = sorted(pareto_front(costs, ranked), key=costs.__getitem__)
         ahead = [costs[i] for i in front], [scores[i] for i in front]
         axis.step(*ahead, where="post", color=INK, alpha=0.5, linewidth=1)
         for index, line in enumerate(lines):
@@ -118,12 +120,12 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> set[int]:
 
 
 def intervals(summary: Summary) -> Figure | None:
-    """Each score with its interval, the highest first; None if nothing is scored."""
+    """Each score with its interval, the best first; None if nothing is scored."""
     if not scored(summary):
         return None
     every: list[CandidateLine | Baseline] = [*scored(summary)]
     every += [one for one in summary.baselines if one.score is not None]
-    every.sort(key=lambda one: -(one.score or 0.0))
+    every.sort(key=lambda one: -as_score(one.score or 0.0, summary.metric))
     figure = _figure(0.7 + 0.28 * len(every))
     axis: Any = figure.subplots()
     names = []
@@ -137,7 +139,7 @@ def intervals(summary: Summary) -> Figure | None:
         axis.annotate(getattr(one, "letter", ""), (end, place), **where)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
-    axis.set_xlabel(f"score ({unit_of(summary.metric)}) and its 95 % interval")
+    axis.set_xlabel(f"{title_of(summary.metric)} ({unit_of(summary.metric)}) and its 95 % interval")
     return figure
 
 

@@ -14,6 +14,7 @@ import yaml
 from lorada.report.comparison.statistics import Scores
 from lorada.report.render import main_metric
 from lorada.support.files import file_name
+from lorada.support.metric_names import LOSS, as_score, rows_metric
 
 RowKey = tuple[str, int]  # the name of the rows and the row's number in their file, from 1
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
@@ -27,7 +28,7 @@ class ScoredRun:
         folder: relative to the comparison's.
         seed: of the run.
         result: its ``result.json``.
-        scores: in percent, by row.
+        scores: by row, higher for the better one: a loss or an error is minus itself.
         losses: in nats, by row; NaN where none was measured.
         texts: by row, what was asked and the right answer, if they are stored.
     """
@@ -48,7 +49,7 @@ class ScoredCandidate:
         label: a unique name, such as ``lora`` or ``lora (0.2%)``.
         plan: its entry in ``plan.json``.
         runs: those that are scored, by seed.
-        scores: seeds × rows, in percent.
+        scores: seeds × rows, higher for the better one.
         losses: seeds × rows, in nats; NaN where none was measured.
         searches: each ``search.json``: one, or one of each seed; empty without a search.
         seconds: of a step, the fastest of the turns measured at the end; None if there are none.
@@ -96,6 +97,7 @@ class Results:
         rows: the held-out rows, in the order of the columns of all scores.
         baselines: ``baselines.json``.
         notes: one line for each run or file that is missing, damaged or failed.
+        metric: what methods are compared by, in ``result.json``'s words; empty for the main metric.
     """
 
     folder: Path
@@ -105,10 +107,15 @@ class Results:
     rows: list[RowKey]
     baselines: dict[str, Any]
     notes: list[str]
+    metric: str = ""
 
 
-def read_comparison(folder: Path) -> Results:
+def read_comparison(folder: Path, metric: str | None = None) -> Results:
     """Read a comparison, finished or not.
+
+    Args:
+        folder: of the comparison.
+        metric: what methods are compared by; None for the comparison's own.
 
     Raises:
         ValueError: if the folder has no readable plan.
@@ -125,7 +132,9 @@ def read_comparison(folder: Path) -> Results:
     entries = [entry for entry in plan["candidates"] if isinstance(entry, dict)]
     seeds = _seeds(folder, asked)
     names = list(plan.get("held_out") or {})
-    found = [_read_runs(folder, entry, seeds, failures, names) for entry in entries]
+    own = plan.get("metric")
+    by = Path(metric or (str(own.get("name")) if isinstance(own, dict) else "")).name
+    found = [_read_runs(folder, entry, seeds, failures, names, by) for entry in entries]
     rows = _common_rows([run for runs, _ in found for run in runs], names)
     candidates = []
     for entry, label, (runs, missing) in zip(entries, _labels(entries), found, strict=True):
@@ -139,7 +148,7 @@ def read_comparison(folder: Path) -> Results:
             searches=_searches(folder, entry, seeds, notes), seconds=_seconds(folder, entry, notes),
         ))  # fmt: skip
     notes += [f"{key}: {text}" for key, text in failures.items() if key.startswith("trials/")]
-    return Results(folder, asked, plan, candidates, rows, baselines, notes)
+    return Results(folder, asked, plan, candidates, rows, baselines, notes, by)
 
 
 def _searches(
@@ -211,6 +220,7 @@ def _read_runs(
     seeds: list[int],
     failures: dict[str, Any],
     held_out: Collection[str],
+    metric: str,
 ) -> tuple[list[ScoredRun], list[str]]:
     """The scored runs of a candidate, and a line for each seed that is missing."""
     runs, missing = [], []
@@ -222,14 +232,16 @@ def _read_runs(
             missing.append(f"{name} is not finished")
         else:
             try:
-                runs.append(_read_run(folder, name, seed, held_out))
+                runs.append(_read_run(folder, name, seed, held_out, metric))
             except BROKEN as error:
                 reason = str(error) if isinstance(error, ValueError) else type(error).__name__
                 missing.append(f"{name} is damaged and was left out ({reason})")
     return runs, missing
 
 
-def _read_run(folder: Path, name: str, seed: int, held_out: Collection[str]) -> ScoredRun:
+def _read_run(
+    folder: Path, name: str, seed: int, held_out: Collection[str], metric: str
+) -> ScoredRun:
     """A run with its scores on the held-out rows; it may have been scored on others since."""
     result = json.loads((folder / name / "result.json").read_text(encoding="utf-8"))
     for metrics in result["metrics"].values():
@@ -244,9 +256,15 @@ def _read_run(folder: Path, name: str, seed: int, held_out: Collection[str]) -> 
         row = str(one["rows"]), int(one["row"])
         if row[0] not in held_out:
             continue
-        if one["score"] is None:
+        by = rows_metric(metric or main_metric(result["metrics"][row[0]]))
+        values = {LOSS: one["loss"], **(one.get("metrics") or {})}
+        if by not in values:
+            raise ValueError(f"row {row[1]} of {row[0]} has no {by}")
+        if values[by] is None:
+            if by == LOSS:
+                continue  # its response lies beyond max_length, in every run
             raise ValueError(f"row {row[1]} of {row[0]} has no score")
-        run.scores[row] = float(one["score"])
+        run.scores[row] = as_score(float(values[by]), by)
         run.losses[row] = math.nan if one.get("loss") is None else float(one["loss"])
         if "text" in one:
             run.texts[row] = str(one["text"]), str(one.get("right"))

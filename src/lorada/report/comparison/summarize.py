@@ -1,16 +1,18 @@
 """Makes the summary of a comparison from its results: scores, tests, costs and commands."""
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from lorada.report.comparison.commands import BESIDE, LONGER, commands_of, longer, pair_of
+from lorada.report.comparison.commands import BESIDE, LONGER, by_loss, commands_of, longer, pair_of
 from lorada.report.comparison.facts import (
     facts_of,
     history_of,
     machines_of,
-    metric_of,
+    main_metric_of,
     search_of,
     seeds_of,
     tried_rates,
@@ -20,9 +22,11 @@ from lorada.report.comparison.limits import limits
 from lorada.report.comparison.read import Results, ScoredCandidate
 from lorada.report.comparison.statistics import (
     ALPHA,
+    TINY,
     Common,
     Scores,
     fixed_p,
+    has_no_spread,
     holm,
     interval,
     letters,
@@ -30,10 +34,13 @@ from lorada.report.comparison.statistics import (
     rows_needed,
 )
 from lorada.report.comparison.summary import Baseline, CandidateLine, Disagreement, Summary
-from lorada.report.comparison.units import ERROR, windows_overlap
-from lorada.report.comparison.verdict import choose, verdict
+from lorada.report.comparison.units import title_of, windows_overlap
+from lorada.report.comparison.verdict import choose, same_for_all, verdict
 from lorada.support.errors import unknown_name
+from lorada.support.metric_names import ERROR, LOSS, as_score, lower_is_better, rows_metric
 
+Line = TypeVar("Line", CandidateLine, Baseline)
+FREE = {"prompt", "messages"}  # forms of rows that are answered with a free text
 MOST_ROWS = 50  # disagreements that a report shows
 RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
 BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
@@ -60,12 +67,13 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         key=lambda c: float(c.scores.mean()),
         reverse=True,
     )
-    metric = next(filter(None, (metric_of(each.runs)[0] for each in scored)), "")
+    metrics = (main_metric_of(each.runs) for each in scored)
+    metric = results.metric or next(filter(None, metrics), "")
     tested = [each for each in scored if min(each.scores.shape) > 1 and not windows_overlap(metric)]
     pairs = _pairs(tested)
     baselines = _baselines(results, metric)
     fixed = [scores for _, scores in baselines if scores is not None]
-    lines = _lines(results, scored, tested, pairs, str(chosen), fixed)
+    lines = _lines(results, scored, tested, pairs, str(chosen), fixed, metric)
     search = search_of(results.candidates, results.asked.get("search") == "each-seed")
     histories = {c.label: history_of(c) for c in scored}
     again = longer(results)
@@ -74,22 +82,25 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
     pair = pair_of(results.folder, best, scored) if best else None
     runs = [run for candidate in scored for run in candidate.runs]
     asked = results.asked.get("seeds")
-    shared = results.asked.get("recipe")
-    shared = shared if isinstance(shared, dict) else {}
+    said = verdict(choice, again[LONGER])
+    commands = commands_of(results.folder, best, pair) if best else again
+    if alike := _all_alike(results, scored, lines):
+        said = f"{said} Yet {alike}" if best else alike
+        commands = {"write the report by the loss": by_loss(results.folder), **commands}
     return Summary(
-        verdict=verdict(choice, again[LONGER]),
+        verdict=said,
         sentences=tuple(limits(results, choice, tested, str(chosen), search)),
-        model=str(shared.get("model", "")),
+        model=_model(results),
         task=", ".join(dict.fromkeys(Path(name).name for name, _ in results.rows)),
         rows=len(results.rows),
         seeds=tuple(asked) if isinstance(asked, list) else seeds_of(runs),
         metric=metric,
         best=best.label if best else "",
-        lines=tuple(lines),
-        baselines=tuple(one for one, _ in baselines),
+        lines=tuple(_as_shown(line, metric) for line in lines),
+        baselines=tuple(_as_shown(one, metric) for one, _ in baselines),
         histories=histories,
         disagreements=tuple(_disagreements(results, scored, with_text)),
-        commands=commands_of(results.folder, best, pair) if best else again,
+        commands=commands,
         pages={BESIDE: pair.page.name} if pair and pair.is_shown() else {},
         search=search,
         tried={c.label: tried_rates(c) for c in results.candidates if c.searches},
@@ -97,6 +108,31 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         versions={str(k): str(v) for k, v in (results.plan.get("versions") or {}).items()},
         notes=(*results.notes, *version_notes(runs)),
     )
+
+
+def _model(results: Results) -> str:
+    shared = results.asked.get("recipe")
+    return str(shared.get("model", "")) if isinstance(shared, dict) else ""
+
+
+def _all_alike(results: Results, scored: list[ScoredCandidate], lines: list[CandidateLine]) -> str:
+    """Says that free answers of all runs have the same score in each row; empty if they differ."""
+    forms = {run.result.get("form") for candidate in scored for run in candidate.runs}
+    if len(scored) < 2 or rows_metric(lines[0].metric) == LOSS or not forms <= FREE:
+        return ""
+    if not has_no_spread(np.concatenate([candidate.scores for candidate in scored])):
+        return ""
+    losses = np.concatenate([candidate.losses for candidate in scored])
+    differ = bool((np.ptp(losses, axis=0) > TINY).any())
+    return same_for_all(lines[0], differ, by_loss(results.folder))
+
+
+def _as_shown(line: Line, metric: str) -> Line:
+    """A line as it is shown: the lower its loss or its error, the better."""
+    if line.score is None or not lower_is_better(metric):
+        return line
+    low, high = (None if end is None else -end for end in (line.high, line.low))
+    return replace(line, score=-line.score, low=low, high=high)
 
 
 def _pairs(tested: list[ScoredCandidate]) -> dict[frozenset[str], float]:
@@ -119,6 +155,7 @@ def _lines(
     pairs: dict[frozenset[str], float],
     against: str,
     fixed: list[Scores],
+    metric: str,
 ) -> list[CandidateLine]:
     """A line for each candidate, those with the highest score first; ``fixed`` as below."""
     different = {pair for pair, p in pairs.items() if p < ALPHA}
@@ -132,7 +169,7 @@ def _lines(
     rest = [c for c in results.candidates if c not in scored]
     return [
         CandidateLine(
-            **facts_of(candidate),
+            **facts_of(candidate, metric),
             letter=groups.get(candidate.label, ""),
             against=references.get(candidate.label, ""),
             p_against=p_against.get(candidate.label),
@@ -179,11 +216,12 @@ def _reference(
 def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | None]]:
     """Each score without training, with the scores of its rows; None if it has none."""
     found: list[tuple[Baseline, Scores | None]] = []
-    names = BASELINES | ({"commonest": "the mean of the right numbers"} if metric == ERROR else {})
+    by = rows_metric(metric)
+    names = BASELINES | ({"commonest": "the mean of the right numbers"} if by == ERROR else {})
     for key, name in names.items():
         entry = results.baselines.get(key)
         entry = entry if isinstance(entry, dict) else {"reason": "it is not scored yet"}
-        scores = entry.get("row_scores")
+        scores = _row_scores(entry, by)
         whole = isinstance(scores, list) and 0 < len(scores) == len(results.rows)
         if whole and all(isinstance(score, int | float) for score in scores or []):
             by_row = np.array(scores, dtype=float)
@@ -193,8 +231,21 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
             found.append((Baseline(name, float(by_row.mean()), low, high, text), by_row))
         else:
             reason = str(entry.get("reason") or "it was scored on other rows")
+            if scores is None and "answer" in entry:
+                reason = f"an answer alone has no {title_of(metric)}"
             found.append((Baseline(name, reason=reason), None))
     return found
+
+
+def _row_scores(entry: dict[str, Any], by: str) -> list[Any] | None:
+    """The scores of the rows without training by a metric of rows; None if there are none."""
+    stored = entry.get("row_scores")
+    values = stored.get(by) if isinstance(stored, dict) else None
+    if not isinstance(values, list):
+        return None
+    # Rows whose response lies beyond max_length have no loss, in no run.
+    values = [value for value in values if value is not None] if by == LOSS else values
+    return [as_score(v, by) if isinstance(v, int | float) else v for v in values]
 
 
 def _disagreements(

@@ -16,7 +16,8 @@ class CandidateLine:
         trainable: trained parameters; None if it cannot be run.
         percent: trained parameters in percent of the base.
         seeds: of the runs that are scored.
-        score: mean over rows and seeds, in percent; None if no run is scored.
+        score: mean over rows and seeds, in percent, or of a loss or an error in its own unit;
+            None if no run is scored. Where it is compared, a loss or an error is minus itself.
         low: lower end of the score's 95 % interval.
         high: upper end.
         letter: letters of the groups that cannot be told apart; empty without a test.
@@ -69,7 +70,7 @@ class Baseline:
 
     Attributes:
         name: ``the model as it is`` or ``the commonest answer``.
-        score: in percent, with its 95 % interval ``low`` to ``high``; None if there is none.
+        score: as of a candidate, with its 95 % interval ``low`` to ``high``; None if there is none.
         answer: the commonest answer itself.
         reason: why there is no score.
     """

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorada.report.comparison.summary import Baseline, CandidateLine, Summary
-from lorada.report.comparison.units import number_form
+from lorada.report.comparison.units import number_form, title_of
 from lorada.report.tables import NOTHING
 
 SAME = 0.05  # points by which a metric may differ from the score and be shown as one number
@@ -31,8 +31,9 @@ def table_header(summary: Summary) -> list[str]:
     """The headings; the main metric has a column only if it differs from the score."""
     references = {line.method for line in summary.lines if line.label in _references(summary)}
     against = ", ".join(sorted(references)) or "the reference"
+    own = [summary.metric] if _has_metric(summary) else []
     return [
-        "candidate", "score (95 % interval)", *([summary.metric] if _has_metric(summary) else []),
+        "candidate", f"{title_of(summary.metric)} (95 % interval)", *own,
         "group", f"p (against {against})", "p (against the highest)",
         "trained parameters (of the model)", "adapter (MB)", "peak memory (GiB)",
         "time (s/step, in turns)", "merges", "forgetting (nats/token)", "learning rate",

@@ -6,7 +6,8 @@ from statistics import fmean
 
 from lorada.report.comparison.statistics import ALPHA
 from lorada.report.comparison.summary import Baseline, CandidateLine
-from lorada.report.comparison.units import shown_gap, shown_score, windows_overlap
+from lorada.report.comparison.units import best_of, shown_gap, shown_score, windows_overlap
+from lorada.support.metric_names import as_score, lower_is_better
 
 HARDLY = 0.05  # a training loss that falls by a smaller share hardly fell
 # What the cheapest of candidates that cannot be told apart has least of: field of a line → words.
@@ -139,7 +140,8 @@ def _higher_untested(choice: Recommendation) -> str:
     if (line := choice.untested) is None:
         return ""
     score = shown_score(line.score, line.metric)
-    return f" {line.label} has a higher score, {score}, but only one seed, so it is not tested."
+    better = best_of(line.metric).replace("est ", "er ")
+    return f" {line.label} has a {better}, {score}, but only one seed, so it is not tested."
 
 
 def _nothing_learned(choice: Recommendation, top: CandidateLine, baseline: Baseline) -> str:
@@ -149,14 +151,15 @@ def _nothing_learned(choice: Recommendation, top: CandidateLine, baseline: Basel
     if (top.score or 0.0) <= (baseline.score or 0.0):
         return (
             f"{'No tested method' if tested else 'Nothing'} beats {baseline.name}, which scores "
-            f"{least}: the highest score{of_those or ' of a method'} is {score}, of {top.label}."
+            f"{least}: the {best_of(top.metric)}{of_those or ' of a method'} is {score}, of "
+            f"{top.label}."
             f"{_loss_went(choice)}"
         )
     chance = "" if top.p_untrained is None else f" (p = {top.p_untrained:.2g})"
     return (
-        f"No {tested}method has learned more than chance would show: the highest score{of_those}, "
-        f"{score} of {top.label}, cannot be told from {least} of {baseline.name}{chance}."
-        f"{_loss_went(choice)}"
+        f"No {tested}method has learned more than chance would show: the {best_of(top.metric)}"
+        f"{of_those}, {score} of {top.label}, cannot be told from {least} of {baseline.name}"
+        f"{chance}.{_loss_went(choice)}"
     )
 
 
@@ -189,15 +192,17 @@ def _winner(choice: Recommendation, top: CandidateLine) -> str:
         if windows_overlap(top.metric):
             needs = "windows that share no tokens"
         return (
-            f"{top.label} has the highest score, {score}, but that may be chance: a test needs "
-            f"{needs}."
+            f"{top.label} has the {best_of(top.metric)}, {score}, but that may be chance: a test "
+            f"needs {needs}."
         )
     if len(choice.tied) == 1 and best is top:
         worst = max(line.p_best or 0.0 for line in tested)
+        less = "higher" if lower_is_better(top.metric) else "less"
+        low, high = sorted((top.low, top.high), key=lambda end: as_score(end or 0.0, top.metric))
         return (
-            f"Take {top.label}: it scores {score} ({shown_score(top.low, top.metric)} to "
-            f"{shown_score(top.high, top.metric)}), and {counted(len(tested), 'other candidate')} "
-            f"{'scores' if len(tested) == 1 else 'score'} less by more than chance "
+            f"Take {top.label}: it scores {score} ({shown_score(low, top.metric)} to "
+            f"{shown_score(high, top.metric)}), and {counted(len(tested), 'other candidate')} "
+            f"{'scores' if len(tested) == 1 else 'score'} {less} by more than chance "
             f"(p ≤ {worst:.2g})."
         )
     of_best = shown_score(best.score, top.metric)
@@ -207,8 +212,8 @@ def _winner(choice: Recommendation, top: CandidateLine) -> str:
             "not above the scores without training by more than chance."
         )
     tied = counted(len(choice.tied) - 1, "other candidate")
-    highest = f"the highest score{' of those tested' if choice.untested else ''}"
-    these, rest = "of these", choice.cost or "has the highest score"
+    highest = f"the {best_of(top.metric)}{' of those tested' if choice.untested else ''}"
+    these, rest = "of these", choice.cost or f"has the {best_of(top.metric)}"
     if choice.unlearned and choice.baseline is not None:
         these = f"of those that also beat {choice.baseline.name} by more than chance"
         if len(choice.tied) == len(choice.unlearned) + 1:
@@ -226,6 +231,13 @@ def _winner(choice: Recommendation, top: CandidateLine) -> str:
     lower = shown_gap(gap, top.metric)
     more = f"More held-out rows and seeds may show whether the {lower} between the two are real."
     return f"{found} {more}"
+
+
+def same_for_all(line: CandidateLine, losses: bool, command: str) -> str:
+    """Says that the metric tells no difference; if the ``losses`` do, with the command for them."""
+    said = f"{line.metric.replace('_', ' ')} is {shown_score(line.score, line.metric)} for all of"
+    rest = f"their losses differ, `{command}`" if losses else "their losses are equal too."
+    return f"{said} them: {rest}"
 
 
 def counted(count: int, what: str) -> str:

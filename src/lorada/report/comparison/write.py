@@ -10,14 +10,17 @@ from lorada.report.comparison.read import read_comparison
 from lorada.report.comparison.summarize import summarize
 from lorada.report.comparison.summary import CandidateLine, Summary
 from lorada.report.comparison.table import table_header, table_rows, table_texts
-from lorada.report.comparison.units import unit_of
+from lorada.report.comparison.units import title_of, unit_of
 from lorada.report.html import render_page
 from lorada.report.tables import csv_table, latex_table, markdown_table
 from lorada.support.files import json_text, write_atomic
 
 
 def write_report(
-    folder: Path, against: str | None = None, with_text: bool = False
+    folder: Path,
+    against: str | None = None,
+    with_text: bool = False,
+    metric: str | None = None,
 ) -> tuple[Summary, list[Path]]:
     """Write ``report.html``, ``.md``, ``.csv``, ``.tex`` and ``.json`` into a comparison's folder.
 
@@ -29,15 +32,17 @@ def write_report(
         against: the method that others are tested against; by default the one that the comparison
             names, or its first.
         with_text: whether rows on which candidates disagree come with their text, if it is stored.
+        metric: what methods are compared by; None for the comparison's own. Rows must have it.
 
     Returns:
         What the report shows, and the written files, the page first.
 
     Raises:
-        ValueError: if the folder has no readable plan, or ``against`` is no method of it.
+        ValueError: if the folder has no readable plan, ``against`` is no method of it, or its rows
+            have no such metric.
         ImportError: if a package of the extra ``compare`` is missing.
     """
-    summary = summarize(read_comparison(folder), against, with_text)
+    summary = summarize(read_comparison(folder, metric), against, with_text)
     texts = {
         "html": page(summary),
         "md": markdown(summary),
@@ -60,6 +65,7 @@ def page(summary: Summary) -> str:
         summary=summary,
         header=table_header(summary),
         rows=table_rows(summary),
+        what=title_of(summary.metric),
         unit=unit_of(summary.metric),
         scored=scored(summary),
         pictures=pictures(summary),
@@ -72,12 +78,13 @@ def markdown(summary: Summary) -> str:
     lines = [f"# Comparison of methods: {_plain(summary.model)}, {_plain(summary.task)}", ""]
     lines += [f"**{_plain(summary.verdict)}**", "", *_bullets(summary.sentences), ""]
     lines += _table(*table_texts(summary))
+    what = title_of(summary.metric).capitalize()
     lines += [
-        f"Score: {unit_of(summary.metric)}, with its 95 % interval. Candidates that share a letter "
-        "(group) cannot be told apart. p: chance of such a difference between equal methods, "
-        "corrected for the number of tests (Holm). Forgetting: growth of the model's loss on a "
-        "neutral text. Time: measured at the end for all in turns, because the times of the runs "
-        "depend on what ran beside them.",
+        f"{what}: {unit_of(summary.metric)}, with its 95 % interval. Candidates that share a "
+        "letter (group) cannot be told apart. p: chance of such a difference between equal "
+        "methods, corrected for the number of tests (Holm). Forgetting: growth of the model's loss "
+        "on a neutral text. Time: measured at the end for all in turns, because the times of the "
+        "runs depend on what ran beside them.",
         "",
     ]
     commands = [f"{command}  # {what}" for what, command in summary.commands.items()]

@@ -19,6 +19,7 @@ from lorada.runs.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 JSONL = "jsonl"
+LEAST_ANSWER = 32  # tokens
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 OwnClasses = tuple[str, ...] | None  # the classes of a model's head, by index
 
@@ -329,9 +330,14 @@ def _users_turns(rows: list[Row]) -> list[Row]:
     return [{"messages": each} for each in turns]
 
 
-def protocol_settings(recipe: Recipe, protocol: Protocol) -> dict[str, Any]:
-    """Settings of ``generate``: the protocol's, with the recipe's ``max_new_tokens`` over them."""
-    settings = {"max_new_tokens": 32, **protocol.generation}
+def protocol_settings(
+    recipe: Recipe, protocol: Protocol, most: int | None = None
+) -> dict[str, Any]:
+    """Settings of ``generate``: the protocol's, with the recipe's ``max_new_tokens`` over them.
+
+    ``most`` is the most tokens of an answer if neither says it; None for 32.
+    """
+    settings = {"max_new_tokens": most or LEAST_ANSWER, **protocol.generation}
     if recipe.max_new_tokens is not None:
         settings["max_new_tokens"] = recipe.max_new_tokens
     return settings

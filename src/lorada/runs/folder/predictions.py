@@ -29,8 +29,11 @@ class Line(BaseModel):
         row: the row's number in its file, from 1; of plain text the number of the window.
         answer: what the model answered: a text, a class, the index of a candidate, a number; null
             for a window.
-        score: as ``row_scores`` says; null if it is not a finite number.
+        score: the metric that the rows are scored by, higher for the better one: a loss or an error
+            is minus itself; null if it is not a finite number.
         loss: the row's loss in nats (a number's: its squared error); null if none is measured.
+        metrics: further, what ``row_metrics`` says of the row; windows have none.
+        cut: further, true for a text that was cut at the most tokens of an answer.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)

@@ -1,5 +1,6 @@
 """Saves the trained weights of a training, and collects the fields of its ``result.json``."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_WRAPPED_MODULE
 from transformers import Trainer
 
+from lorada.runs.data.answers import answer_limit
+from lorada.runs.data.dataset import context_of
 from lorada.runs.folder.folder import TRAINED_FILE
 from lorada.runs.folder.model_card import write_card, write_model_card
 from lorada.runs.folder.result import hardware, versions
@@ -88,6 +91,9 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
     counts = parameter_counts(setup.model, base.total, base.head, plan.with_head)
     effects = [entry["effect_size"] for entry in history if "effect_size" in entry]
     losses = [entry["loss"] for entry in history if "loss" in entry]
+    limit = answer_limit(
+        rows, recipe, prepared.tokenizer, prepared.kind, context_of(base.model.config)
+    )
     run = Path(recipe.output)
     saved = [run / TRAINED_FILE, *(run / "adapter").rglob("*"), *(run / "model").rglob("*")]
     return {
@@ -98,6 +104,8 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
         "task": recipe.task,
         "form": rows.form,
         "labels": list(rows.labels),
+        "metric": None if prepared.metric is None else asdict(prepared.metric),
+        "max_new_tokens": recipe.max_new_tokens or limit,
         "seed": setup.trainer.args.seed,
         "data": {"file": Path(rows.path).name, "rows": len(rows.rows), "sha256": rows.fingerprint},
         "versions": versions(),

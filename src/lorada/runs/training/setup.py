@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from lorada.runs.by_device import loading_device, recomputes
+from lorada.runs.data.answers import answer_limit
 from lorada.runs.data.dataset import (
     collator,
     context_of,
@@ -173,7 +174,8 @@ def trainer_class(
         )
     if not isinstance(args, Seq2SeqTrainingArguments):
         return ChoiceTrainer if rows.form == "choice" else RunTrainer
-    generation = protocol_settings(recipe, rows.protocol)
+    most = answer_limit(rows, recipe, tokenizer, prepared.kind, context)
+    generation = protocol_settings(recipe, rows.protocol, most)
     metrics = None
     if args.predict_with_generate and prepared.held_out is not None:
         refuse_long(generation["max_new_tokens"], context)

@@ -1,0 +1,128 @@
+"""How long an answer may be, and that answers which are cut are counted and said."""
+
+import json
+
+import pytest
+import run_place
+from folders import chats, rows_file
+
+from lorada.inference.evaluate import evaluate
+from lorada.inference.generate import continue_prompts, generation_settings
+from lorada.inference.load import load_run
+from lorada.runs.folder.predictions import read_predictions
+from lorada.runs.folder.result import read_result
+
+place = run_place.place
+
+LLAMA = {"max_position_embeddings": 256, "attention_dropout": 0.0}
+SETTINGS = ["report_to=[]", "save_strategy=no", "max_length=256", "per_device_train_batch_size=4"]
+# 48 tokens of the tiny tokenizer, which has a token for each byte.
+ALPACA = [
+    {"instruction": f"{thing}?", "output": f"The {thing} stands beside the door of the old hall."}
+    for thing in ("lamp", "sofa", "desk")
+]
+SHORT = [{"prompt": f"{n} =", "response": f" {n}"} for n in range(4)]
+MEMORISES = ["max_steps=150", "learning_rate=1e-2"]
+RUNS = {
+    "alpaca": ("llama", "full", "alpaca", MEMORISES),
+    "short": ("llama", "lora", "short", ["max_steps=1"]),
+    "asked": ("llama", "lora", "alpaca", ["max_steps=1", "max_new_tokens=20"]),
+    "half": ("llama", "lora", "long", ["max_steps=1"]),
+    "chats": ("llama", "lora", "chats", ["max_steps=1"]),
+    "written": ("bart", "full", "bees", ["max_steps=30", "learning_rate=1e-2", "max_new_tokens=5"]),
+}
+LONG_TURN = chats(("hi", "a" * 60), ("ho", "b"))
+LONG_TURN[0]["messages"] += LONG_TURN[1]["messages"]  # its last turn is a short one
+ROW_FILES = {
+    "alpaca": ALPACA, "short": SHORT, "chats": LONG_TURN,
+    "bees": [{"prompt": "a", "response": "b" * 20}] * 4,
+    "long": [{"prompt": "a", "response": "b" * 150}] * 4,
+}  # fmt: skip
+
+
+def test_answers_of_48_tokens_are_no_longer_cut_and_scored_0(folder, place):
+    run = load_run(folder("alpaca"))
+    metrics = evaluate(run, str(place / "alpaca.jsonl"))
+    assert (metrics["exact_match"], metrics["cut"]) == (100, 0)
+    assert next(name for name in metrics if name != "n") == "loss"
+    assert metrics["loss"] < 0.1
+    lines = read_predictions(run.folder)
+    assert [line["answer"] for line in lines] == [row["output"] for row in ALPACA]
+    assert [line["score"] for line in lines] == [-line["loss"] for line in lines]
+    assert [line["metrics"] for line in lines] == [{"exact_match": 100, "contains": 100}] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [
+        ("alpaca", 53),  # 48 and a tenth
+        ("short", 32),
+        ("asked", 20),
+        ("half", 128),  # of the model's 256 tokens, since a prompt needs room too
+        ("chats", 66),  # every turn of the assistant may be written
+    ],
+)
+def test_an_answer_may_be_a_tenth_longer_than_the_longest_response(folder, name, limit):
+    run = load_run(folder(name))
+    assert read_result(run.folder)["max_new_tokens"] == limit
+    assert generation_settings(run)["max_new_tokens"] == limit
+    assert generation_settings(run, 7)["max_new_tokens"] == 7
+
+
+@pytest.mark.parametrize(
+    "name", ["asked", "written"]
+)  # refilled batches, and those of ``generate``
+def test_answers_that_nothing_ended_are_counted_and_said(name, folder, place, works, caplog):
+    run = load_run(folder(name))
+    data = place / f"{RUNS[name][2]}.jsonl"
+    metrics, rows = evaluate(run, str(data)), len(data.read_text().splitlines())
+    limit = {"asked": 20, "written": 5}[name]
+    assert (metrics["cut"], metrics["max_new_tokens"]) == (rows, limit)
+    assert all(line["cut"] for line in read_predictions(run.folder))
+    out, _ = works("evaluate", run.folder, "--data", data)
+    assert f"{rows} of {rows} answers were cut at {limit} tokens" in out
+    continue_prompts(run, ["a"])
+    assert f"1 of 1 answers was cut at {limit} tokens" in caplog.text
+    caplog.clear()
+    continue_prompts(run, ["a"], 3)  # who asks for three tokens knows that they are three
+    assert "cut" not in caplog.text
+
+
+def test_by_which_metric_answers_are_scored_is_said_and_stored(folder, place, works):
+    data = place / "short.jsonl"
+    out, _ = works("evaluate", folder("short"), "--data", data)
+    reason = "no response of the training rows is longer than five words"
+    assert f"answers are scored by exact_match, because {reason}" in out
+    assert read_result(folder("short"))["metric"] == {"name": "exact_match", "reason": reason}
+    out, _ = works("evaluate", folder("short"), "--data", data, "--metric", "chrf")
+    assert "because" not in out
+    assert [*read_result(folder("short"))["metrics"][str(data)]][1] == "chrf"
+    assert all("chrf" in line["metrics"] for line in read_predictions(folder("short")))
+
+
+def test_a_function_of_a_file_runs_only_if_the_command_names_it(place, works, mistake, tmp_path):
+    ran = tmp_path / "ran"
+    file = tmp_path / "my.py"
+    file.write_text(
+        f"with open({str(ran)!r}, 'a') as file: file.write('x')\n"
+        "def length(prompt, response, answer, row): return len(answer)\n"
+    )
+    run, metric = tmp_path / "run", f"{file}:length"
+    data = rows_file(tmp_path / "rows.jsonl", SHORT)
+    train = ["train", "--model", place / "llama", "--method", "lora", "--data", data, "--output",
+             run, *SETTINGS, "max_steps=1", f"eval_data={data}"]  # fmt: skip
+    works(*train, f"metric={metric}")
+    assert ran.read_text() == "x"  # for the scores at the end
+    (metrics,) = read_result(run)["metrics"].values()
+    lines = read_predictions(run)
+    assert metrics["my.py:length"] == sum(len(line["answer"]) for line in lines) / len(lines)
+    said = f"{run} is scored by {metric}, and code of a file runs only if you name it"
+    assert f"{said}: add --metric {metric}" in mistake("evaluate", run)
+    assert f"{said}: add metric={metric}" in mistake("train", "--resume", "--output", run)
+    assert ran.read_text() == "x"
+    found = json.loads(works("evaluate", run, "--metric", metric, "--json")[0])
+    assert [*found][:2] == ["n", "my.py:length"]
+    assert ran.read_text() == "xx"
+    works("evaluate", run, "--metric", "contains")
+    works("generate", run, "--prompt", "a")
+    assert ran.read_text() == "xx"
