@@ -31,7 +31,7 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import permutation_test
 
-from lorada.report.comparison.statistics import (
+from lorada.compare.statistics import (
     ALPHA,
     Common,
     detectable,

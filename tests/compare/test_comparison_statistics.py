@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lorada.report.comparison.statistics import (
+from lorada.compare.statistics import (
     ALPHA,
     Common,
     detectable,

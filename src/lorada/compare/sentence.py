@@ -1,0 +1,147 @@
+"""Says in plain English which method to take, what that may cost, and what is not known."""
+
+from collections.abc import Sequence
+
+from lorada.compare.decision import Decision
+
+# A share of a cost → its words.
+SHARES = {
+    0.1: "a tenth", 0.2: "a fifth", 0.25: "a quarter", 1 / 3: "a third", 0.5: "half",
+    2 / 3: "two thirds", 0.75: "three quarters",
+}  # fmt: skip
+NEAR = 0.05  # relative; a share that is nearer than this needs no "about"
+COSTS = {
+    "parameters": "trains {} of the parameters",
+    "seconds": "takes {} of the time",
+    "bytes": "needs {} of the memory",
+}
+
+
+def sentence(found: Decision) -> str:
+    """The decision in a few sentences, the score first."""
+    if found.highest is None:
+        return f"No run has a score: {_diverged(found, list(found.diverged))}."
+    if found.pick is None:
+        return _nothing_learned(found, found.highest)
+    said = [_take(found, found.pick), _expected(found, found.pick)]
+    rest = [name for name in found.diverged if name != found.pick and name not in said[0]]
+    said += [f"{_diverged(found, rest)}."] if rest else []
+    few = [name for name in found.untested if found.runs[name] > 1 and name not in said[0]]
+    said += [f"Too few runs for a test: {', '.join(few)}."] if few else []
+    return " ".join(filter(None, said))
+
+
+def _take(found: Decision, pick: str) -> str:
+    """What to take, and why it is not the highest score if it is not."""
+    said = f"Take {pick} ({_score(found, found.scores[pick])})"
+    reasons = []
+    highest, leader = found.highest or pick, found.leader or pick
+    if highest in found.unlearned:  # the rows are too few to show that it is above
+        highest = leader
+    if highest != leader:
+        why = _diverged(found, [highest]) if highest in found.diverged else (
+            f"{highest} has too few runs ({found.runs[highest]}) for a test"
+        )  # fmt: skip
+        reasons.append(f"{highest} scores {_score(found, found.scores[highest])}, but {why}")
+    if pick != leader:
+        reasons.append(
+            f"it {_saving(found, pick, leader)} of {leader} "
+            f"({_score(found, found.scores[leader])}) and is not worse by more than "
+            f"{_margin(found)} (90 % confidence)"
+        )
+    if pick in found.diverged:
+        reasons.append(
+            f"although {_diverged(found, [pick])}, no method whose runs all finished is within "
+            f"{_margin(found)}"
+        )
+    if found.unlearned:
+        names = _listed(found.unlearned)
+        have = "has" if len(found.unlearned) == 1 else "have"
+        said += (
+            f" in what is a comparison of learning rates: {names} {have} not learned at the tried "
+            "rates"
+        )
+        return ". ".join([said, *(reason[0].upper() + reason[1:] for reason in reasons)]) + "."
+    return f"{said}: {'; '.join(reasons)}." if reasons else f"{said}."
+
+
+def _expected(found: Decision, pick: str) -> str:
+    """How far the pick is expected to be from the best, and the alternative that saves most."""
+    if len(found.scores) == 1:
+        return "No other method has a score."
+    if not found.expected_loss:
+        return (
+            "It has the best score of one run each, and how much runs differ is not known: train "
+            "two seeds or more."
+        )
+    loss = found.expected_loss[pick]
+    worse = "above" if found.lower_is_better else "below"
+    said = f"Expected to be {_gap(found, loss)} {worse} the true best"
+    others = [name for name in found.scores if name not in (pick, *found.unlearned)]
+    cheaper = [name for name in others if found.saves(name, pick)]
+    if found.leader and found.leader != pick:
+        return f"{said}; {found.leader} is expected to lose {_number(found, found.expected_loss[found.leader])}."
+    if not cheaper:
+        return f"{said}."
+    other = min(cheaper, key=found.expected_loss.__getitem__)
+    lost = _number(found, found.expected_loss[other])
+    return f"{said}; {other} {_saving(found, other, pick)} and is expected to lose {lost}."
+
+
+def _nothing_learned(found: Decision, highest: str) -> str:
+    best = (min if found.lower_is_better else max)(found.baselines, key=found.baselines.__getitem__)
+    which = f"{highest} has" if len(found.scores) == 1 else "No method has"
+    no = " not" if len(found.scores) == 1 else ""
+    return (
+        f"{which}{no} learned at the tried rates: the best score, "
+        f"{_score(found, found.scores[highest])} of {highest}, is not significantly better than "
+        f"{best} ({_score(found, found.baselines[best])})."
+    )
+
+
+def _saving(found: Decision, one: str, other: str) -> str:
+    """What one method has less of than another: ``trains a third of the parameters``."""
+    kind, share = found.saves(one, other) or ("parameters", 1.0)
+    near = min(SHARES, key=lambda known: abs(known / share - 1) if share else known)
+    words = SHARES[near] if abs(near - share) < NEAR * near else f"{100 * share:.2g} %"
+    return COSTS[kind].format(words)
+
+
+def _diverged(found: Decision, names: Sequence[str]) -> str:
+    """How many runs diverged: ``3 of its 5 runs diverged``, with names where there are several."""
+    one = len(names) == 1 and names[0] in found.scores
+    return ", ".join(
+        f"{found.diverged[name]} of {'its' if one else ''} {found.runs[name]} runs "
+        f"{'' if one else f'of {name} '}diverged".replace("  ", " ")
+        for name in names
+    )
+
+
+def _score(found: Decision, value: float) -> str:
+    if found.unit == "%":
+        return f"{value:.1f} %"
+    return f"{value:.4g} {found.unit}".strip()
+
+
+def _gap(found: Decision, value: float) -> str:
+    """A difference with its unit: ``0.2 points``."""
+    unit = found.unit if found.unit != "%" else "points"
+    return f"{_number(found, value)} {unit}".strip()
+
+
+def _margin(found: Decision) -> str:
+    """The margin with its unit: ``1 point``."""
+    shown = f"{found.margin:.3g}"
+    unit = found.unit if found.unit != "%" else "point" if shown == "1" else "points"
+    return f"{shown} {unit}".strip()
+
+
+def _number(found: Decision, value: float) -> str:
+    least = 0.1 if found.unit == "%" else float(f"{found.margin / 10:.0e}")
+    if value < least / 2:
+        return f"less than {least:g}"
+    return f"{value:.1f}" if found.unit == "%" else f"{value:.2g}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
