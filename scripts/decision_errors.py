@@ -52,10 +52,9 @@ def cheapest_not_different(
 
 def picks(
     tables: list[np.ndarray], sizes: np.ndarray, random: np.random.Generator,
-    baseline: np.ndarray | None = None, names: tuple[str, ...] = (), **options: object,
+    names: tuple[str, ...], baseline: np.ndarray | None = None, **options: object,
 ) -> tuple[dict[str, int], Decision, dict[tuple[int, int], float]]:  # fmt: skip
     """What each rule takes; ``tables`` are as measured, also where lower is better."""
-    names = names or tuple(f"m{k}" for k in range(len(tables)))
     costs = {name: {"parameters": float(one)} for name, one in zip(names, sizes, strict=True)}
     without = {} if baseline is None else {"the commonest answer": baseline}
     scores = dict(zip(names, tables, strict=True))
@@ -89,12 +88,15 @@ def measure_world(world: World, repeats: int) -> list[float]:
     for _ in range(repeats):
         made = made_up(world, random)
         groups = made.groups if world.group > 1 else None
-        taken, decision, ps = picks(made.scores, made.sizes, random, groups=groups, **options)
+        names = tuple(f"m{k}" for k in range(world.methods))
+        names = ("lora", "lora+lmam", *names[2:]) if world.alike else names
+        taken, decision, ps = picks(
+            made.scores, made.sizes, random, names, groups=groups, **options
+        )
         truth = sign * made.truth
         for rule, place in taken.items():
             lost[rule].append(truth.max() - truth[place])
         claimed.append(decision.expected_loss[decision.pick])
-        names = list(decision.scores)
         ends = np.array([decision.intervals[name] for name in names])
         held += list((ends[:, 0] <= made.truth) & (made.truth <= ends[:, 1]))
         leader, pick = (truth[names.index(one)] for one in (decision.leader, decision.pick))
@@ -162,7 +164,7 @@ def judged(
         true = [scores[k][run[3:]][:, order[rows:]].mean() for k, run in enumerate(runs)]
         baseline = 100.0 * (random.random(rows) < 0.5)
         numbers = {name: tuple(run[:3]) for name, run in zip(names, runs, strict=True)}
-        taken, _, _ = picks(tables, sizes, random, baseline, names, seeds=numbers)
+        taken, _, _ = picks(tables, sizes, random, names, baseline, seeds=numbers)
         for rule, place in taken.items():
             found[rule].append(true[place])
         rest.append(true)

@@ -31,6 +31,7 @@ class World:
         tail: degrees of freedom of the runs' distribution, if it is Student's.
         collapse: probability that a run answers one of two classes for all rows, for every second
             method.
+        alike: correlation of the luck of the first two methods' runs with one seed.
         group: rows that share a passage.
         kind: ``right`` or wrong, ``rouge`` or ``loss``.
         right: log-odds of a right answer on a middling row.
@@ -46,6 +47,7 @@ class World:
     unlike: float = 0.0
     tail: float = 0.0
     collapse: float = 0.0
+    alike: float = 0.0
     group: int = 1
     kind: str = "right"
     right: float = 1.2
@@ -86,6 +88,8 @@ WORLDS = {
     "ROUGE": replace(BASE, kind="rouge", right=-0.3),
     "losses": replace(BASE, kind="loss"),
     "two to five runs": replace(BASE, seeds=(2, 5, 3, 5, 2, 5)),
+    "a method and its sum": replace(BASE, run=0.25, seeds=5, alike=0.95),
+    "steady runs, many rows": replace(BASE, run=0.03, rows=5000, spread=0.07, taste=0.1),
 }  # fmt: skip
 
 
@@ -107,10 +111,14 @@ def made_up(
     first = random.random(rows) < 0.5
     failing = np.where(np.arange(count) % 2, world.collapse, 0.0)[random.permutation(count)]
     failing = np.full(count, world.collapse) if copies else failing
-    found = []
+    found: list[np.ndarray] = []
+    before = np.zeros(1)  # luck of the runs of the method before
     for method in range(count):
         shape = (seeds[method], 1)
         luck = random.standard_t(world.tail, shape) if world.tail else random.normal(0, 1, shape)
+        if method == 1 and world.alike:
+            luck = world.alike * before + np.sqrt(1 - world.alike**2) * luck
+        before = luck
         odds = ease + quality[method] + _suits(world, random, groups)
         odds = odds + runs[method] * np.clip(luck, -9, 9)
         if world.group > 1:
@@ -130,7 +138,7 @@ def _suits(world: World, random: np.random.Generator, groups: np.ndarray) -> np.
     """How well a method suits each row."""
     if world.group == 1:
         return random.normal(0, world.taste, len(groups))
-    shared = random.normal(0, 2 * world.taste, groups[-1] + 1)
+    shared = random.normal(0, 3 * world.taste, groups[-1] + 1)
     return random.normal(0, world.taste, len(groups)) + shared[groups]
 
 
@@ -147,7 +155,7 @@ def _scored(world: World, random: np.random.Generator, odds: np.ndarray) -> np.n
 def _true(world: World, quality: float, run: float) -> float:
     """The expected score of a method over all rows and runs."""
     luck = t(world.tail).ppf(PLACES) if world.tail else norm.ppf(PLACES)
-    shared = (4 * world.taste**2 + 0.4**2) if world.group > 1 else 0.0
+    shared = (9 * world.taste**2 + 0.4**2) if world.group > 1 else 0.0
     rest = np.sqrt(world.ease**2 + world.taste**2 + NOISE**2 + shared)
     odds = world.right + quality + run * np.clip(luck, -9, 9)[:, None] + rest * NODES
     if world.kind == "loss":

@@ -24,10 +24,11 @@ def sentence(found: Decision) -> str:
     if found.pick is None:
         return _nothing_learned(found, found.highest)
     said = [_take(found, found.pick), _expected(found, found.pick)]
-    rest = [name for name in found.diverged if name != found.pick and name not in said[0]]
+    named = (found.pick, found.highest)
+    rest = [name for name in found.diverged if name not in named]
     said += [f"{_diverged(found, rest)}."] if rest else []
-    few = [name for name in found.untested if found.runs[name] > 1 and name not in said[0]]
-    said += [f"Too few runs for a test: {', '.join(few)}."] if few else []
+    few = [name for name in found.untested if name not in (*named, *rest)]
+    said += [f"Too few runs for a test: {_listed(few)}."] if few and found.expected_loss else []
     return " ".join(filter(None, said))
 
 
@@ -45,13 +46,13 @@ def _take(found: Decision, pick: str) -> str:
         reasons.append(f"{highest} scores {_score(found, found.scores[highest])}, but {why}")
     if pick != leader:
         reasons.append(
-            f"it {_saving(found, pick, leader)} of {leader} "
+            f"{pick} {_saving(found, pick, leader)} of {leader} "
             f"({_score(found, found.scores[leader])}) and is not worse by more than "
             f"{_margin(found)} (90 % confidence)"
         )
     if pick in found.diverged:
         reasons.append(
-            f"although {_diverged(found, [pick])}, no method whose runs all finished is within "
+            f"{_diverged(found, [pick])}, but no method whose runs all finished is within "
             f"{_margin(found)}"
         )
     if found.unlearned:
@@ -61,8 +62,8 @@ def _take(found: Decision, pick: str) -> str:
             f" in what is a comparison of learning rates: {names} {have} not learned at the tried "
             "rates"
         )
-        return ". ".join([said, *(reason[0].upper() + reason[1:] for reason in reasons)]) + "."
-    return f"{said}: {'; '.join(reasons)}." if reasons else f"{said}."
+    between = ". " if found.unlearned else ": "
+    return between.join([said, *filter(None, ["; ".join(reasons)])]) + "."
 
 
 def _expected(found: Decision, pick: str) -> str:
