@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from made_up_worlds import WORLDS, World, made_up
 
-from lorada.compare.decision import Decision, decide
+from lorada.compare.decide import decide
+from lorada.compare.decision import Decision
 from lorada.compare.statistics import ALPHA, Common, by_group, fixed_p, holm, paired_p
 
 ATLAS = Path(__file__).parents[1] / "docs" / "results" / "atlas.json.gz"
@@ -127,7 +128,9 @@ def false_differences(world: World, repeats: int) -> tuple[float, float]:
 
 def print_worlds(repeats: int = 400) -> None:
     """Print the table of made-up worlds."""
-    print_head(["world", "pair", "any", "in interval", "power", "cheaper", "wrong", *RULES, "claimed"])
+    print_head(
+        ["world", "pair", "any", "in interval", "power", "cheaper", "wrong", *RULES, "claimed"]
+    )
     for name, world in WORLDS.items():
         values = measure_world(world, repeats)
         print(f"| {name} | " + " | ".join(

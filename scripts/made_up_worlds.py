@@ -83,7 +83,7 @@ WORLDS = {
     "spreads differ": replace(BASE, unlike=1.0),
     "heavy tails": replace(BASE, run=0.25, tail=2.5),
     "collapsed runs": replace(BASE, collapse=0.2),
-    "rows in tens": replace(BASE, group=10),
+    "rows in tens": replace(BASE, run=0.05, group=10),
     "near 100": replace(BASE, right=4.5),
     "ROUGE": replace(BASE, kind="rouge", right=-0.3),
     "losses": replace(BASE, kind="loss"),

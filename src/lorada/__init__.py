@@ -19,7 +19,7 @@ if TYPE_CHECKING or not without_torch():
     from lorada.tuners.explanation import explain
 
 if TYPE_CHECKING:
-    from lorada.compare.decision import decide
+    from lorada.compare.decide import decide
     from lorada.data.tasks import TASKS
     from lorada.methods.build import build_method
     from lorada.methods.table import METHODS
@@ -55,7 +55,7 @@ _LAZY = {
     "bake": "lorada.tuners.lmam",
     "merge_weights": "lorada.tuners.stack.merging",
     "build_method": "lorada.methods.build",
-    "decide": "lorada.compare.decision",
+    "decide": "lorada.compare.decide",
     "TASKS": "lorada.data.tasks",
 }
 

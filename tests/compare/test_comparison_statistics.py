@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from lorada.compare.letters import letters
 from lorada.compare.statistics import (
     ALPHA,
     Common,
@@ -19,7 +20,6 @@ from lorada.compare.statistics import (
     fixed_p,
     holm,
     interval,
-    letters,
     paired_p,
 )
 

@@ -5,7 +5,7 @@ import pytest
 from made_up_worlds import WORLDS, World, made_up
 from scipy import stats
 
-from lorada.compare.decision import decide
+from lorada.compare.decide import decide
 from lorada.compare.statistics import ALPHA, by_group, difference, paired_p, seeds_correlate
 
 SIZES = {"lora": {"parameters": 100}, "ia3": {"parameters": 33}}

@@ -31,7 +31,7 @@ def decide(
     as_json: Json = False,
 ) -> None:
     """Decide which method to take, from scores of any trainer."""
-    from lorada.compare.decision import decide as decided
+    from lorada.compare.decide import decide as decided
     from lorada.compare.score_file import read_costs, read_scores
     from lorada.support.errors import unknown_name
 
@@ -48,7 +48,7 @@ def decide(
         baselines=without, seeds=seeds, unit=unit,
     )  # fmt: skip
     if as_json:
-        print_json({"sentence": found.sentence, **asdict(found)})
+        print_json(asdict(found))
         return
     console.print(found.sentence, highlight=False, markup=False)
     table = Table("method", "runs", "score", "95 % confidence interval", "expected loss")

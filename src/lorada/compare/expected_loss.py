@@ -52,9 +52,11 @@ def expected_losses(methods: Sequence[Scores], by_seed: Collection[tuple[int, in
     contrasts = contrasts @ turn
     variances = np.maximum(variances, 0.0)
     if variances.max() < 1e-18:
-        return means.max() - means
+        lost: Scores = means.max() - means
+        return lost
     draws = _draws(contrasts.T @ means, variances) @ contrasts.T
-    return (draws.max(axis=1, keepdims=True) - draws).mean(axis=0)
+    lost = (draws.max(axis=1, keepdims=True) - draws).mean(axis=0)
+    return lost
 
 
 def _draws(measured: Scores, variances: Scores) -> Scores:
@@ -92,4 +94,5 @@ def _errors(methods: Sequence[Scores], by_seed: Collection[tuple[int, int]]) -> 
     for a, b in by_seed:
         both = np.corrcoef(methods[a].mean(axis=1), methods[b].mean(axis=1))[0, 1]
         runs[a, b] = runs[b, a] = both * np.sqrt(alone[a] * alone[b]) / counts[a]
-    return over_rows + runs
+    both_parts: Scores = over_rows + runs
+    return both_parts

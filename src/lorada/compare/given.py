@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lorada.compare.statistics import Scores, by_group
 from lorada.support.errors import unknown_name
@@ -65,7 +65,7 @@ def checked(
         ValueError: as ``decide``.
     """
     tables, fixed = _tables(scores, baselines)
-    whole = {name: np.isfinite(table).all(axis=1) for name, table in tables.items()}
+    whole = {name: np.isfinite(table[:, 0]) for name, table in tables.items()}
     if unit is None:
         unit, scale = (
             ("", 1.0) if lower_is_better else _percent([*tables.values(), *fixed.values()])
@@ -145,7 +145,7 @@ def _percent(tables: Sequence[Scores]) -> tuple[str, float]:
 
 
 def _seeds(
-    given: Mapping[str, Sequence[object]], whole: Mapping[str, Scores]
+    given: Mapping[str, Sequence[object]], whole: Mapping[str, NDArray[np.bool_]]
 ) -> dict[str, tuple[object, ...]]:
     """The seeds of the runs that did not diverge; their places where none are given."""
     found = {}

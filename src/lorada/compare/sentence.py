@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lorada.compare.decision import Decision
+from lorada.compare.decision import Decision, saved
 
 # A share of a cost → its words.
 SHARES = {
@@ -79,9 +79,10 @@ def _expected(found: Decision, pick: str) -> str:
     worse = "above" if found.lower_is_better else "below"
     said = f"Expected to be {_gap(found, loss)} {worse} the true best"
     others = [name for name in found.scores if name not in (pick, *found.unlearned)]
-    cheaper = [name for name in others if found.saves(name, pick)]
+    cheaper = [name for name in others if saved(found.costs, name, pick)]
     if found.leader and found.leader != pick:
-        return f"{said}; {found.leader} is expected to lose {_number(found, found.expected_loss[found.leader])}."
+        lost = _number(found, found.expected_loss[found.leader])
+        return f"{said}; {found.leader} is expected to lose {lost}."
     if not cheaper:
         return f"{said}."
     other = min(cheaper, key=found.expected_loss.__getitem__)
@@ -102,7 +103,7 @@ def _nothing_learned(found: Decision, highest: str) -> str:
 
 def _saving(found: Decision, one: str, other: str) -> str:
     """What one method has less of than another: ``trains a third of the parameters``."""
-    kind, share = found.saves(one, other) or ("parameters", 1.0)
+    kind, share = saved(found.costs, one, other) or ("parameters", 1.0)
     near = min(SHARES, key=lambda known: abs(known / share - 1) if share else known)
     words = SHARES[near] if abs(near - share) < NEAR * near else f"{100 * share:.2g} %"
     return COSTS[kind].format(words)

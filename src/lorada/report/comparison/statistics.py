@@ -1,3 +1,4 @@
-"""The statistics of ``lorada.compare.statistics``."""
+"""The statistics of ``lorada.compare``."""
 
+from lorada.compare.letters import letters  # noqa: F401
 from lorada.compare.statistics import *  # noqa: F403
