@@ -112,7 +112,12 @@ def test_a_method_whose_runs_diverged_is_not_taken_while_another_is_within_the_m
     far = decide(scores, margin=0.5)
     assert far.pick == "lora"
     assert far.sentence.startswith(f"Take lora ({far.scores['lora']:.1f} %): 3 of its 5 runs ")
-    assert decide({**scores, "vera": steady(np.nan, np.inf, rows=400)}).diverged["vera"] == 2
+    more = decide({**scores, "vera": steady(np.nan, np.inf, rows=400)}, margin=5)
+    assert more.diverged["vera"] == 2
+    assert more.sentence.endswith(" 2 of 2 runs of vera diverged.")
+    nothing = decide({"vera": steady(np.nan, np.nan)})
+    assert (nothing.pick, nothing.highest, nothing.expected_loss) == (None, None, {})
+    assert nothing.sentence == "All runs diverged, so no method has a score."
 
 
 def test_a_method_with_two_runs_is_not_tested_beside_methods_with_more():

@@ -46,7 +46,7 @@ class Decision:
     untested: tuple[str, ...]
     unlearned: tuple[str, ...]
     baselines: dict[str, float]
-    costs: dict[str, dict[str, float]]
+    costs: Costs
     margin: float
     unit: str
     lower_is_better: bool

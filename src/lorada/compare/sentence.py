@@ -20,13 +20,13 @@ COSTS = {
 def sentence(found: Decision) -> str:
     """The decision in a few sentences, the score first."""
     if found.highest is None:
-        return f"No run has a score: {_diverged(found, list(found.diverged))}."
+        return "All runs diverged, so no method has a score."
     if found.pick is None:
         return _nothing_learned(found, found.highest)
     said = [_take(found, found.pick), _expected(found, found.pick)]
     named = (found.pick, found.highest)
     rest = [name for name in found.diverged if name not in named]
-    said += [f"{_diverged(found, rest)}."] if rest else []
+    said += [f"{', '.join(_diverged(found, name, name) for name in rest)}."] if rest else []
     few = [name for name in found.untested if name not in (*named, *rest)]
     said += [f"Too few runs for a test: {_listed(few)}."] if few and found.expected_loss else []
     return " ".join(filter(None, said))
@@ -35,12 +35,12 @@ def sentence(found: Decision) -> str:
 def _take(found: Decision, pick: str) -> str:
     """What to take, and why it is not the highest score if it is not."""
     said = f"Take {pick} ({_score(found, found.scores[pick])})"
-    reasons = []
+    reasons, margin = [], _points(found, f"{found.margin:.3g}")
     highest, leader = found.highest or pick, found.leader or pick
     if highest in found.unlearned:  # the rows are too few to show that it is above
         highest = leader
     if highest != leader:
-        why = _diverged(found, [highest]) if highest in found.diverged else (
+        why = _diverged(found, highest) if highest in found.diverged else (
             f"{highest} has too few runs ({found.runs[highest]}) for a test"
         )  # fmt: skip
         reasons.append(f"{highest} scores {_score(found, found.scores[highest])}, but {why}")
@@ -48,12 +48,11 @@ def _take(found: Decision, pick: str) -> str:
         reasons.append(
             f"{pick} {_saving(found, pick, leader)} of {leader} "
             f"({_score(found, found.scores[leader])}) and is not worse by more than "
-            f"{_margin(found)} (90 % confidence)"
+            f"{margin} (90 % confidence)"
         )
     if pick in found.diverged:
         reasons.append(
-            f"{_diverged(found, [pick])}, but no method whose runs all finished is within "
-            f"{_margin(found)}"
+            f"{_diverged(found, pick)}, but no method whose runs all finished is within {margin}"
         )
     if found.unlearned:
         names = _listed(found.unlearned)
@@ -77,7 +76,7 @@ def _expected(found: Decision, pick: str) -> str:
         )
     loss = found.expected_loss[pick]
     worse = "above" if found.lower_is_better else "below"
-    said = f"Expected to be {_gap(found, loss)} {worse} the true best"
+    said = f"Expected to be {_points(found, _number(found, loss))} {worse} the true best"
     others = [name for name in found.scores if name not in (pick, *found.unlearned)]
     cheaper = [name for name in others if saved(found.costs, name, pick)]
     if found.leader and found.leader != pick:
@@ -109,14 +108,10 @@ def _saving(found: Decision, one: str, other: str) -> str:
     return COSTS[kind].format(words)
 
 
-def _diverged(found: Decision, names: Sequence[str]) -> str:
-    """How many runs diverged: ``3 of its 5 runs diverged``, with names where there are several."""
-    one = len(names) == 1 and names[0] in found.scores
-    return ", ".join(
-        f"{found.diverged[name]} of {'its' if one else ''} {found.runs[name]} runs "
-        f"{'' if one else f'of {name} '}diverged".replace("  ", " ")
-        for name in names
-    )
+def _diverged(found: Decision, name: str, whose: str = "") -> str:
+    """How many runs diverged: ``3 of its 5 runs diverged``, or of those of a name."""
+    of = f" of {whose}" if whose else ""
+    return f"{found.diverged[name]} of {'' if of else 'its '}{found.runs[name]} runs{of} diverged"
 
 
 def _score(found: Decision, value: float) -> str:
@@ -125,17 +120,10 @@ def _score(found: Decision, value: float) -> str:
     return f"{value:.4g} {found.unit}".strip()
 
 
-def _gap(found: Decision, value: float) -> str:
+def _points(found: Decision, number: str) -> str:
     """A difference with its unit: ``0.2 points``."""
-    unit = found.unit if found.unit != "%" else "points"
-    return f"{_number(found, value)} {unit}".strip()
-
-
-def _margin(found: Decision) -> str:
-    """The margin with its unit: ``1 point``."""
-    shown = f"{found.margin:.3g}"
-    unit = found.unit if found.unit != "%" else "point" if shown == "1" else "points"
-    return f"{shown} {unit}".strip()
+    unit = found.unit if found.unit != "%" else "point" if number == "1" else "points"
+    return f"{number} {unit}".strip()
 
 
 def _number(found: Decision, value: float) -> str:
