@@ -165,6 +165,15 @@ def test_two_runs_that_differ_much_have_learned_where_each_is_far_above_the_comm
     assert not decide({"lora": scores}, baselines={"the commonest answer": baseline}).unlearned
 
 
+def test_of_seven_methods_that_learned_nothing_one_is_rarely_said_to_have_learned():
+    random, learned = np.random.default_rng(16), 0
+    for _ in range(100):
+        baseline = 100.0 * (random.random(100) < 0.5)
+        scores = {f"m{k}": 100.0 * (random.random((3, 100)) < 0.5) for k in range(7)}
+        learned += decide(scores, baselines={"the commonest answer": baseline}).pick is not None
+    assert learned <= 11  # 5 are meant; 12 would be chance once in 250 times
+
+
 def test_rows_in_groups_are_decided_by_the_means_of_groups_of_one_size():
     scores = {"lora": answers(86), "ia3": answers(83, seed=1)}
     groups = np.arange(400) // 10

@@ -13,7 +13,7 @@ from lorada.compare.given import CONFIDENCE, COSTS, Costs, Given, checked
 from lorada.compare.sentence import sentence
 from lorada.compare.statistics import Common, difference, mean_score, seeds_correlate
 
-LEARNED = 0.05  # level of the one-sided test of runs against scores without training
+LEARNED = 0.05  # level of the one-sided tests of all runs against scores without training
 FEW = 3  # runs that a test takes beside methods with more
 
 
@@ -106,13 +106,14 @@ def _decided(given: Given) -> Decision:
 def _has_learned(given: Given, name: str) -> bool:
     """Whether any run of a method, or their mean, is above all scores without training.
 
-    The test is over rows: runs that differ much are no sign that nothing was learned.
+    The tests are over rows: runs that differ much are no sign that nothing was learned. They are
+    corrected for the number of methods and runs (Bonferroni).
     """
+    level = LEARNED / 2 / len(given.scores)
     for baseline in given.baselines.values():
         gains = given.scores[name] - baseline
-        each = LEARNED / len(gains)
-        trials = [(gains.mean(axis=0), LEARNED), *((gain, each) for gain in gains)]
-        if not any(mean_score(one[None]).interval(1 - 2 * level)[0] > 0 for one, level in trials):
+        trials = [(gains.mean(axis=0), level), *((gain, level / len(gains)) for gain in gains)]
+        if not any(mean_score(one[None]).interval(1 - 2 * each)[0] > 0 for one, each in trials):
             return False
     return True
 
