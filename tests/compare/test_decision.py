@@ -165,6 +165,15 @@ def test_two_runs_that_differ_much_have_learned_where_each_is_far_above_the_comm
     assert not decide({"lora": scores}, baselines={"the commonest answer": baseline}).unlearned
 
 
+def test_a_few_rows_do_not_show_that_a_method_has_not_learned():
+    baseline = 100.0 * (np.arange(400) % 2)
+    scores = {"lora": answers(75), "ia3": answers(65, seed=1), "vera": answers(51, seed=2)}
+    for rows in (60, 400):
+        few = {name: one[:, :rows] for name, one in scores.items()}
+        found = decide(few, baselines={"the commonest answer": baseline[:rows]})
+        assert found.unlearned == ("vera",)
+
+
 def test_of_seven_methods_that_learned_nothing_one_is_rarely_said_to_have_learned():
     random, learned = np.random.default_rng(16), 0
     for _ in range(100):

@@ -9,6 +9,7 @@ SHARES = {
     0.1: "a tenth", 0.2: "a fifth", 0.25: "a quarter", 1 / 3: "a third", 0.5: "half",
     2 / 3: "two thirds", 0.75: "three quarters",
 }  # fmt: skip
+NAMED = 5  # methods that a sentence names at most
 NEAR = 0.05  # relative; a share that is nearer than this needs no "about"
 COSTS = {
     "parameters": "trains {} of the parameters",
@@ -134,4 +135,6 @@ def _number(found: Decision, value: float) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    rest = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
+    *first, last = [*names[:NAMED], *rest]
+    return f"{', '.join(first)} and {last}" if first else last
