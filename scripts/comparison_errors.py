@@ -1,8 +1,8 @@
 """Measures how often the tests of `lorada compare` are wrong, on made-up scores.
 
-`python scripts/comparison_errors.py` prints two tables as Markdown: of the tests, and of the choice
-of learning rates. All numbers are points of the score or percent of the made-up pairs. For each
-number of seeds and rows the first table has:
+`python scripts/comparison_errors.py TABLE` prints a table as Markdown: `tests`, `rates` (of the
+choice of learning rates), `worlds` or `atlas` (of the decision). All numbers are points of the
+score or percent of the made-up comparisons. For each number of seeds and rows `tests` has:
 
 - spread: the standard deviation between the runs of a method, in points;
 - rows swapped: how often two copies of one method are called different by a test over rows alone;
@@ -16,12 +16,27 @@ number of seeds and rows the first table has:
 - found: how often a true difference of that size is found; 80 is right;
 - in interval: how often the true score is in the 95 % interval; 95 is right.
 
-The second has two copies of one method, whose learning rate is chosen from five, half a decade
+`rates` has two copies of one method, whose learning rate is chosen from five, half a decade
 apart, by a loss that is measured with an error:
 
 - missed: how often the chosen rate is not the best one;
 - once, each seed: how often the copies are called different if one rate is chosen for all seeds,
   and if a rate is chosen with every seed.
+
+`worlds` has made-up comparisons of each kind in `made_up_worlds.py`, whose true scores are known:
+
+- pair, any: how often a pair of methods that are equally good is called different, and how often
+  any pair of all of them is, with Holm's correction;
+- in interval: how often a method's true score is in its 95 % interval;
+- power: how often a true difference larger than the methods' standard deviation is found;
+- cheaper, wrong: how often a method is taken because it is cheaper and "not worse by more than the
+  margin", and how often that is not true;
+- the points by which the pick of each rule is truly below the best method;
+- claimed: the expected loss of the verdict's pick, which should be what the verdict loses.
+
+`atlas` has the rows that the atlas has kept: a method is chosen on three seeds and some rows of
+each, and the table has its mean score on the other rows and seeds, beside that of the best. The
+rules are in `decision_errors.py`.
 """
 
 import sys
@@ -29,9 +44,10 @@ from collections.abc import Iterable
 from itertools import combinations
 
 import numpy as np
+from decision_errors import print_atlas, print_worlds
 from scipy.stats import permutation_test
 
-from lorada.report.comparison.statistics import (
+from lorada.compare.statistics import (
     ALPHA,
     Common,
     detectable,
@@ -190,8 +206,8 @@ def table(names: list[str]) -> None:
     print(f"| {' | '.join(names)} |\n|{'--:|' * len(names)}", flush=True)
 
 
-def main(repeats: int = 2000) -> None:
-    """Print the tables."""
+def print_tests(repeats: int = 2000) -> None:
+    """Print the table of the tests."""
     table(["seeds", "rows", "spread", "rows swapped", "`paired_p`", "unlike spread",
            "failing seeds", "one class", "other rows", "six", "detectable", "found",
            "in interval"])  # fmt: skip
@@ -200,7 +216,10 @@ def main(repeats: int = 2000) -> None:
             for rows in (50, 200, 2000):
                 numbers = [f"{value:.1f}" for value in measure(seeds, rows, run, repeats)]
                 print(f"| {seeds} | {rows} | {' | '.join(numbers)} |", flush=True)
-    print()
+
+
+def print_rates(repeats: int = 2000) -> None:
+    """Print the table of the choice of a learning rate."""
     table(["error of the loss", "seeds", "rows", "missed", "once", "each seed"])
     for error in (0.25, 0.5, 1.0):
         for seeds in (2, 3, 5):
@@ -209,5 +228,11 @@ def main(repeats: int = 2000) -> None:
                 print(f"| {error} | {seeds} | {rows} | {' | '.join(numbers)} |", flush=True)
 
 
+TABLES = {
+    "tests": print_tests, "rates": print_rates, "worlds": print_worlds, "atlas": print_atlas,
+}  # fmt: skip
+
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    if sys.argv[1:2] == [] or sys.argv[1] not in TABLES:
+        sys.exit(f"name a table: {', '.join(TABLES)}; then the number of repeats, if you like")
+    TABLES[sys.argv[1]](*map(int, sys.argv[2:]))

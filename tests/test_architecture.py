@@ -36,10 +36,11 @@ MAY_IMPORT = {
         "data",
         "support",
     },
-    "report": {"support"},
+    "compare": {"support"},
+    "report": {"compare", "support"},
     # The names of the package itself.
-    "lorada": {"inference", "runs", "methods", "tuners", "functional", "data", "support"},
-    "cli": {"lorada", "experiments", "inference", "report", "runs", "methods", "data", "support"},
+    "lorada": {"compare", "inference", "runs", "methods", "tuners", "functional", "data", "support"},
+    "cli": {"lorada", "experiments", "compare", "inference", "report", "runs", "methods", "data", "support"},
     "lorada_cli": {"cli"},
 }
 

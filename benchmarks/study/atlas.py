@@ -20,12 +20,12 @@ from kept import Found, Measured, keep, kept, read
 from page import DOCS, write_marked
 from run import ATLAS, ATLAS_TASKS
 
-from lorada.report.comparison.statistics import (
+from lorada.compare.letters import letters
+from lorada.compare.statistics import (
     ALPHA,
     detectable,
     holm,
     interval,
-    letters,
     paired_p,
 )
 

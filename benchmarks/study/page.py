@@ -36,8 +36,8 @@ from run import (
     SMALL,
 )
 
+from lorada.compare.statistics import detectable, interval, paired_p
 from lorada.report.comparison.read import ScoredCandidate
-from lorada.report.comparison.statistics import detectable, interval, paired_p
 from lorada.support.files import json_text, write_atomic
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -33,7 +33,7 @@ from run import (
     WRITER_METHODS,
 )
 
-from lorada.report.comparison.statistics import ALPHA, detectable, fixed_p, holm, interval
+from lorada.compare.statistics import ALPHA, detectable, fixed_p, holm, interval
 
 KEPT = DOCS / "results" / "study2.json.gz"
 SCRIPT = "study/second.py"

@@ -19,6 +19,7 @@ if TYPE_CHECKING or not without_torch():
     from lorada.tuners.explanation import explain
 
 if TYPE_CHECKING:
+    from lorada.compare.decide import decide
     from lorada.data.tasks import TASKS
     from lorada.methods.build import build_method
     from lorada.methods.table import METHODS
@@ -35,6 +36,7 @@ __all__ = [
     "as_stack",
     "bake",
     "build_method",
+    "decide",
     "explain",
     "functional",
     "merge_weights",
@@ -53,6 +55,7 @@ _LAZY = {
     "bake": "lorada.tuners.lmam",
     "merge_weights": "lorada.tuners.stack.merging",
     "build_method": "lorada.methods.build",
+    "decide": "lorada.compare.decide",
     "TASKS": "lorada.data.tasks",
 }
 

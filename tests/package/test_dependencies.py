@@ -25,7 +25,7 @@ OWN = {"lorada", "lorada_cli"} | {
 COME_ALONG = {
     "huggingface-hub": "transformers", "tokenizers": "transformers", "numpy": "transformers",
     "markupsafe": "jinja2", "onnx-ir": "onnxscript",
-    "psutil": "accelerate", "pyarrow": "datasets",
+    "psutil": "accelerate", "pyarrow": "datasets", "pandas": "datasets",
 }  # fmt: skip
 # One script says in its first lines how to install what it needs; PEFT's own suite is a package
 # called tests; another sitecustomize may stand behind ours.

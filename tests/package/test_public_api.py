@@ -17,8 +17,8 @@ def test_the_public_names_are_these():
     names = {
         "BottleneckConfig", "EffectSize", "LamdaConfig", "LmamConfig", "LoradaConfig",
         "METHODS", "OmoeConfig", "PrefixConfig", "QuantaConfig", "SoraConfig", "TASKS",
-        "__version__", "as_stack", "bake", "build_method", "explain", "functional",
-        "merge_weights",
+        "__version__", "as_stack", "bake", "build_method", "decide", "explain",
+        "functional", "merge_weights",
     }  # fmt: skip
     assert names <= set(lorada.__all__)
     further = set(lorada.__all__) - names

@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 from lorada.cli import (  # noqa: F401
     chat_command,
     compare_command,
+    decide_command,
     explore_command,
     export_command,
     list_commands,
@@ -49,7 +50,7 @@ GROUPS = {
     "Train and use": (
         "train", "evaluate", "predict", "generate", "chat", "serve", "explore", "export", "run",
     ),
-    "Compare": ("compare", "report", "quickstart", "methods", "params"),
+    "Compare": ("compare", "report", "decide", "quickstart", "methods", "params"),
     "The paper": ("table", "plot", "tasks", "recipes"),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from made_up_comparison import HELD_OUT, write_made_up
 
 from lorada.report.comparison.commands import LONGER
 from lorada.report.comparison.read import Results, ScoredCandidate, ScoredRun, read_comparison
-from lorada.report.comparison.statistics import interval
+from lorada.compare.statistics import interval
 from lorada.report.comparison.summarize import summarize
 from lorada.report.comparison.summary import Baseline, CandidateLine
 from lorada.report.comparison.verdict import choose, verdict

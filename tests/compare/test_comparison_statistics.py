@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lorada.report.comparison.statistics import (
+from lorada.compare.letters import letters
+from lorada.compare.statistics import (
     ALPHA,
     Common,
     detectable,
     fixed_p,
     holm,
     interval,
-    letters,
     paired_p,
 )
 

@@ -1,0 +1,1 @@
+"""Which method to take: tests of scores, the decision, and how it is said; without torch."""

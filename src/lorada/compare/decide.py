@@ -1,0 +1,212 @@
+"""Decides which method to take: the highest score, unless a cheaper one is shown to cost little."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lorada.compare.decision import CHEAPER, Decision, saved
+from lorada.compare.expected_loss import expected_losses
+from lorada.compare.given import CONFIDENCE, COSTS, Costs, Given, checked
+from lorada.compare.sentence import sentence
+from lorada.compare.statistics import Common, difference, mean_score, seeds_correlate
+
+LEARNED = 0.05  # level of the one-sided tests of all runs against scores without training
+PART = 0.25  # of the best method's gain: one that gains less may have learned nothing
+FEW = 3  # runs that a test takes beside methods with more
+
+
+def decide(
+    scores: Mapping[str, ArrayLike],
+    costs: Costs | None = None,
+    margin: float | None = None,
+    *,
+    lower_is_better: bool = False,
+    groups: Sequence[object] | None = None,
+    baselines: Mapping[str, ArrayLike] | None = None,
+    seeds: Mapping[str, Sequence[object]] | None = None,
+    unit: str | None = None,
+) -> Decision:
+    """Decide which method to take: the highest score, unless a cheaper one is shown to cost little.
+
+    A cheaper method is taken if the one-sided 90 % confidence bound of what it costs is at most the
+    margin. It is cheaper if it has a fifth less of the first of the costs (parameters, seconds,
+    bytes) in which the two differ by so much.
+
+    Args:
+        scores: method → seeds × rows. All methods have the same rows; they may have different
+            numbers of seeds. A run with no finite score has diverged. Scores are in percent; where
+            all are between 0 and 1 and no unit is given they are shares, and what is returned is in
+            percent.
+        costs: method → trained ``parameters``, ``seconds`` of a step, ``bytes`` of memory: any.
+        margin: how much a cheaper method may cost, in the unit of the scores; if not given 1, and
+            for losses 2 % of the lowest.
+        lower_is_better: whether scores are losses or errors.
+        groups: of each row, what it shares with others, such as the passage that several questions
+            are about; if not given, rows are independent.
+        baselines: name → score of each row without training, such as of the commonest answer.
+        seeds: method → the seed of each run; if not given, runs in one place have one seed.
+        unit: of the scores, in the sentence.
+
+    Raises:
+        ValueError: without scores, for fewer than two rows, rows that differ between methods or
+            lack a score, unknown methods or costs, and a margin that is no number of at least 0.
+        ImportError: if scipy, of the extra ``compare``, is missing.
+    """
+    given = checked(
+        scores, costs or {}, margin, lower_is_better, groups, baselines or {}, seeds or {}, unit
+    )
+    return _decided(given)
+
+
+def enough_runs(counts: Sequence[int]) -> int:
+    """How many runs a test takes where methods have so many: two, beside methods with more three.
+
+    The error of two runs beside more would be known too badly: 11 % instead of 5 % are false.
+    """
+    return max(2, min(FEW, max(counts, default=0)))
+
+
+def _decided(given: Given) -> Decision:
+    means = {name: float(table.mean()) for name, table in given.scores.items()}
+    least = enough_runs([len(table) for table in given.scores.values()])
+    tested = [name for name, table in given.scores.items() if len(table) >= least]
+    common = Common.of([given.scores[name] for name in tested])
+    unlearned = _unlearned(given)
+    losses = _expected(given, means, unlearned)
+    learned = [name for name in means if name not in unlearned]
+    leader = _leader(given, means, learned, tested, losses)
+    not_worse = [
+        name for name in tested
+        if leader in tested and name in learned and name not in given.diverged
+        and saved(given.costs, name, leader) and _most_lost(given, leader, name, common)
+        <= given.margin
+    ]  # fmt: skip
+    limits = (0.0, 100.0) if given.unit == "%" else (-np.inf, np.inf)
+    intervals = {}
+    for name, table in given.scores.items():
+        ends = sorted(given.sign * end for end in mean_score(table, common).interval())
+        low, high = np.clip(ends, *limits)
+        intervals[name] = float(low), float(high)
+    found = Decision(
+        sentence="",
+        pick=_cheapest(given.costs, means, [leader, *not_worse]) if leader else None,
+        highest=max(means, key=means.__getitem__, default=None),
+        leader=leader,
+        scores={name: given.sign * mean for name, mean in means.items()},
+        intervals=intervals,
+        expected_loss=losses,
+        not_worse=tuple(not_worse),
+        runs=given.runs,
+        diverged=given.diverged,
+        untested=tuple(name for name in means if name not in tested),
+        unlearned=tuple(unlearned),
+        baselines={n: given.sign * float(one.mean()) for n, one in given.baselines.items()},
+        costs=given.costs,
+        margin=given.margin,
+        unit=given.unit,
+        lower_is_better=given.sign < 0,
+    )
+    return replace(found, sentence=sentence(found))
+
+
+def _unlearned(given: Given) -> list[str]:
+    """The methods that have not learned; all of them, if that some did may be luck among so many.
+
+    Few rows show hardly any method to be above the commonest answer. So one that is not shown to be
+    has not learned only if it gains a small part of what the best gains.
+    """
+    names, baselines = list(given.scores), [float(one.mean()) for one in given.baselines.values()]
+    level = LEARNED / max(1, len(names))
+    if baselines and not any(_has_learned(given, name, level) for name in names):
+        return names
+    gains = {n: float(t.mean()) - max(baselines, default=0.0) for n, t in given.scores.items()}
+    least = PART * max(gains.values(), default=0.0)
+    return [n for n in names if gains[n] < least and not _has_learned(given, n, LEARNED)]
+
+
+def _has_learned(given: Given, name: str, level: float) -> bool:
+    """Whether any run of a method, or their mean, is above all scores without training.
+
+    The tests are over rows: runs that differ much are no sign that nothing was learned. They are
+    corrected for the number of runs (Bonferroni).
+    """
+    for baseline in given.baselines.values():
+        gains = given.scores[name] - baseline
+        each = level / 2 / len(gains)
+        trials = [(gains.mean(axis=0), level / 2), *((gain, each) for gain in gains)]
+        if not any(mean_score(one[None]).interval(1 - 2 * side)[0] > 0 for one, side in trials):
+            return False
+    return True
+
+
+def _expected(
+    given: Given, means: Mapping[str, float], unlearned: Collection[str]
+) -> dict[str, float]:
+    """The expected loss of each method; what has not learned says nothing of how others differ."""
+    fitted = [name for name in means if name not in unlearned] or list(means)
+    tables = [given.scores[name] for name in fitted]
+    if all(len(table) < 2 for table in tables):
+        return {}
+    places = combinations(range(len(fitted)), 2)
+    pairs = [(a, b) for a, b in places if _by_seed(given, fitted[a], fitted[b])]
+    found = dict(zip(fitted, map(float, expected_losses(tables, pairs)), strict=True))
+    top = max(fitted, key=means.__getitem__)
+    return {n: found.get(n, found[top] + means[top] - mean) for n, mean in means.items()}
+
+
+def _leader(
+    given: Given,
+    means: Mapping[str, float],
+    learned: Sequence[str],
+    tested: Collection[str],
+    losses: Mapping[str, float],
+) -> str | None:
+    """The highest score; of one with few runs that may be luck, so the least expected loss is.
+
+    It is replaced by the highest within the margin without runs that diverged, if some of its did.
+    """
+    leader = max(learned, key=means.__getitem__, default=None)
+    if leader is None:
+        return None
+    if leader not in tested and losses:
+        leader = min(learned, key=losses.__getitem__)
+    if leader not in given.diverged:
+        return leader
+    least = means[leader] - given.margin
+    steady = [n for n in learned if n not in given.diverged and means[n] >= least]
+    return max(steady, key=means.__getitem__, default=leader)
+
+
+def _most_lost(given: Given, leader: str, name: str, common: Common | None) -> float:
+    """The upper confidence bound of how much worse a method is than the leader."""
+    a, b = given.scores[leader], given.scores[name]
+    found = difference(a, b, common, by_seed=_by_seed(given, leader, name))
+    return max(found.interval(2 * CONFIDENCE - 1)[1], given.unseen)
+
+
+def _by_seed(given: Given, one: str, other: str) -> bool:
+    """Whether two methods are compared seed by seed: one is the other and more, as ``lora+lmam``.
+
+    Their runs with one seed start alike, and are pairs if they also end alike.
+    """
+    parts = [set(name.split(" ")[0].split(":")[0].split("+")) for name in (one, other)]
+    if not (parts[0] < parts[1] or parts[1] < parts[0]):
+        return False
+    same = given.seeds[one] == given.seeds[other]
+    return same and seeds_correlate(given.scores[one], given.scores[other])
+
+
+def _cheapest(costs: Costs, means: Mapping[str, float], names: Sequence[str]) -> str:
+    """The cheapest method; of those that are as cheap, the one with the highest score."""
+    left = list(names)
+    for kind in COSTS:
+        known = [costs.get(name, {}).get(kind) for name in left]
+        least = min((one for one in known if one is not None), default=None)
+        if least is not None and None not in known:
+            left = [
+                n for n, one in zip(left, known, strict=True) if CHEAPER * (one or 0.0) <= least
+            ]
+    return max(left, key=means.__getitem__)

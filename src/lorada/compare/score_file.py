@@ -1,0 +1,94 @@
+"""Reads scores of any trainer from a table: a line for each method, seed and row."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from lorada.compare.statistics import Scores
+
+COLUMNS = ["method", "seed", "row", "score"]
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """The scores of a file.
+
+    Attributes:
+        scores: method → seeds × rows; NaN where a run diverged.
+        seeds: method → the seed of each of its runs.
+        groups: of each row; None if the file has no groups.
+    """
+
+    scores: dict[str, Scores]
+    seeds: dict[str, tuple[str, ...]]
+    groups: tuple[str, ...] | None
+
+
+def read_scores(path: Path) -> ScoreFile:
+    """Read a CSV file with the columns method, seed, row and score, and maybe group.
+
+    An empty score, ``nan`` or ``inf`` says that there is none: a run with no score has diverged.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a column or a score that is missing or wrong, with the line or the run.
+    """
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+    missing = [name for name in COLUMNS if name not in table]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {', '.join(missing)}: its first line is to name the columns "
+            f"{', '.join(COLUMNS)}, and group where rows come in groups"
+        )
+    if not len(table):
+        raise ValueError(f"{path} has no scores")
+    scores = pd.to_numeric(table["score"].replace("", "nan"), errors="coerce")
+    wrong = {
+        "needs a method, a seed and a row": (table[COLUMNS[:3]] == "").any(axis=1),
+        "has a score of a row a second time": table.duplicated(COLUMNS[:3]),
+        "has a score that is no number": scores.isna()
+        & ~table["score"].str.lower().isin(["", "nan"]),
+    }
+    if "group" in table:
+        first = table.groupby("row")["group"].transform("first")
+        wrong["has another group for its row than a line before"] = table["group"] != first
+    for what, lines in wrong.items():
+        if lines.any():
+            raise ValueError(f"{path}, line {int(np.argmax(lines)) + 2}, {what}")
+    rows = table["row"].unique()
+    runs = table.assign(score=scores).pivot(index=["method", "seed"], columns="row", values="score")
+    runs = runs[rows]
+    for run, scored in zip(runs.index, np.isfinite(runs.to_numpy()), strict=True):
+        if 0 < scored.sum() < len(rows):
+            first, rest = rows[~scored][0], len(rows) - scored.sum() - 1
+            raise ValueError(
+                f"{path}: {run[0]}, seed {run[1]}, has no score of row {first}"
+                f"{f' and of {rest} more' if rest else ''}. Give every run a score of all rows, or "
+                "leave these rows out of all"
+            )
+    methods = {name: runs.loc[name] for name in table["method"].unique()}
+    groups = tuple(table.groupby("row")["group"].first()[rows]) if "group" in table else None
+    return ScoreFile(
+        {name: one.to_numpy() for name, one in methods.items()},
+        {name: tuple(one.index) for name, one in methods.items()},
+        groups,
+    )
+
+
+def read_costs(path: Path) -> dict[str, dict[str, float]]:
+    """Read costs from a YAML or JSON file: method → parameters, seconds, bytes.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no such mapping.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} has no costs in YAML or JSON: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
+        raise ValueError(f"{path} needs the costs of each method: lora: {{parameters: 36864}}")
+    return {str(name): costs for name, costs in found.items()}

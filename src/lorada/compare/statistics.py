@@ -1,0 +1,393 @@
+r"""Statistics of scores: intervals, tests of pairs of methods, and the difference they could show.
+
+Scores are arrays of shape seeds × rows, in percent, higher is better. A run is one training with
+one seed. The score of one row in one run is modelled as
+
+    y[method, run, row] = mean[method] + row + method×row + run + noise.
+
+A difference between two methods is due to chance if other rows, or other runs of the same methods,
+could have turned it round. Both are covered:
+
+- ``interval`` draws rows and runs anew (a bootstrap of both).
+- ``paired_p`` is a t-test of the difference in means, paired by row. Its standard error adds the
+  variance between the runs of each method to the variance that the choice of rows causes; its
+  degrees of freedom are Welch's and Satterthwaite's, because the runs of one method may vary more
+  than those of the other. This is how readers and cases are treated where several doctors judge the
+  same images (Hillis, 2007, "A comparison of denominator degrees of freedom methods for multiple
+  observer ROC analysis"; here runs are the readers), with a variance of its own for each method.
+  Two runs may be alike by luck, and of many methods some are: such a method is taken to vary as all
+  methods do together.
+
+Where no run differs from another of its method in any row, runs tell nothing, and the test is the
+exact sign test over rows.
+
+Why it is no permutation test: swapping the two methods' scores of whole rows takes the runs as they
+are, and so calls the luck of a run a difference. Swapping whole runs is right, but three runs of
+each of two methods can be split in only 20 ways, so p could not fall below 0.1. The t-test assumes
+instead that the mean scores of runs are normally distributed. Runs of two methods with the same
+seed are not treated as pairs.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorada.support.errors import needs_extra
+
+Scores = NDArray[np.float64]
+LEVEL = 0.95  # of intervals
+ALPHA = 0.05  # a p-value below it is a difference
+POWER = 0.8  # of the smallest detectable difference
+DRAWS = 10_000  # of a bootstrap
+PART = 200_000  # rows drawn at once: few enough for the processor's cache
+SEED = 0  # of the random draws, so that a report is the same each time
+TINY = 1e-9  # percent; differences below it are rounding errors
+
+
+def interval(scores: Scores, level: float = LEVEL) -> tuple[float, float]:
+    """The interval of the mean score, by a bootstrap over rows and seeds; of one seed, over rows.
+
+    Args:
+        scores: seeds × rows.
+        level: of confidence.
+
+    Returns:
+        Its lower and upper end: percentiles of 10,000 draws.
+    """
+    random = np.random.default_rng(SEED)
+    rows = scores.shape[1]
+    # Rows with the same scores in all seeds are drawn together, which is fast for right and wrong.
+    patterns, counts = np.unique(scores, axis=1, return_counts=True)
+    together = 4 * len(counts) < rows
+    means = []
+    per_part = max(1, PART // rows)
+    for start in range(0, DRAWS, per_part):
+        draws = min(per_part, DRAWS - start)
+        if together:
+            drawn = random.multinomial(rows, counts / rows, size=draws) @ patterns.T
+        else:
+            drawn = _row_counts(random, rows, draws) @ scores.T
+        means.append(drawn / rows)
+    by_seed = np.concatenate(means)  # draws × seeds
+    seeds = random.integers(len(scores), size=by_seed.shape)
+    drawn = np.take_along_axis(by_seed, seeds, axis=1).mean(axis=1)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _row_counts(random: np.random.Generator, rows: int, draws: int) -> NDArray[np.float64]:
+    """How often each row is drawn: draws × rows."""
+    drawn = random.integers(rows, size=(draws, rows))
+    drawn += np.arange(draws)[:, None] * rows
+    counts = np.bincount(drawn.ravel(), minlength=draws * rows)
+    return counts.reshape(draws, rows).astype(float)
+
+
+def paired_p(a: Scores, b: Scores, common: "Common | None" = None) -> float:
+    """The probability of a difference in means at least as large if the methods did not differ.
+
+    It is two-sided. It is never below 2 / 2^k, where k is the number of rows with a difference,
+    because a coin for each of these rows would put them all on one side that often.
+
+    Args:
+        a: seeds × rows of one method.
+        b: the same of the other, with the same rows; it may have another number of seeds.
+        common: the spread of all methods that are compared, which two runs are held against.
+
+    Raises:
+        ValueError: if one has fewer than two seeds or rows, because the variance between them is
+            then unknown, or if the numbers of rows differ.
+    """
+    if min(*a.shape, *b.shape) < 2:
+        raise ValueError("a test needs two rows, and two seeds of each method")
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"{a.shape[1]} and {b.shape[1]} rows cannot be compared")
+    return _p_value(a.mean(axis=0) - b.mean(axis=0), [_runs(a, common), _runs(b, common)])
+
+
+def fixed_p(scores: Scores, fixed: Scores, common: "Common | None" = None) -> float:
+    """The same as ``paired_p`` against scores without training, which no seed changes.
+
+    Args:
+        scores: seeds × rows of a method.
+        fixed: a score for each row.
+        common: as for ``paired_p``.
+
+    Raises:
+        ValueError: if the method has fewer than two seeds or rows, or another number of rows.
+    """
+    if min(scores.shape) < 2 or fixed.shape != scores.shape[1:]:
+        raise ValueError("a test needs two seeds of the method, and two rows, the same for both")
+    return _p_value(scores.mean(axis=0) - fixed, [_runs(scores, common)])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean score, or a difference of two: its value, standard error and degrees of freedom."""
+
+    value: float
+    error: float
+    freedom: float
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """Its two-sided confidence interval, by Student's t."""
+        with needs_extra("compare"):
+            from scipy.stats import t
+
+        half = float(t.isf((1 - level) / 2, self.freedom)) * self.error if self.error else 0.0
+        return self.value - half, self.value + half
+
+
+def mean_score(scores: Scores, common: "Common | None" = None) -> Estimate:
+    """The mean score of a method; of one run, the error is that over rows alone.
+
+    Args:
+        scores: seeds × rows, with at least two rows.
+        common: the spread of all methods that are compared, which two runs are held against.
+    """
+    rows = scores.mean(axis=0)
+    runs = [_runs(scores, common)] if len(scores) > 1 else []
+    return Estimate(float(rows.mean()), *_standard_error(runs, float(rows.var(ddof=1)), len(rows)))
+
+
+def difference(
+    a: Scores, b: Scores, common: "Common | None" = None, by_seed: bool = False
+) -> Estimate:
+    """The difference in means of two methods, with the error that ``paired_p`` tests it by.
+
+    Args:
+        a: seeds × rows of one method, at least two of each.
+        b: the same of the other, with the same rows.
+        common: the spread of all methods that are compared, which two runs are held against.
+        by_seed: whether runs in one place of both have one seed, and are taken as pairs.
+    """
+    rows = a.mean(axis=0) - b.mean(axis=0)
+    runs = [_Runs.of(a - b)] if by_seed else [_runs(a, common), _runs(b, common)]
+    return Estimate(float(rows.mean()), *_standard_error(runs, float(rows.var(ddof=1)), len(rows)))
+
+
+def by_group(scores: Scores, groups: Sequence[object]) -> Scores:
+    """Scores of groups of rows that are not independent of each other: seeds × groups.
+
+    The mean over groups is the mean over rows, whatever their sizes, and the variance over groups
+    is that of a mean over rows which come in groups (a ratio, linearised).
+
+    Args:
+        scores: seeds × rows.
+        groups: of each row, what the rows of its group share, such as the name of a passage.
+    """
+    names, place = np.unique(np.array([str(one) for one in groups]), return_inverse=True)
+    means = scores.mean(axis=1, keepdims=True)
+    sums = np.zeros((len(scores), len(names)))
+    np.add.at(sums.T, place, (scores - means).T)
+    found: Scores = means + sums * (len(names) / scores.shape[1])
+    return found
+
+
+def seeds_correlate(a: Scores, b: Scores) -> bool:
+    """Whether the mean scores of runs with one seed are alike in two methods (one-sided, 5 %).
+
+    Args:
+        a: seeds × rows of one method.
+        b: the same of the other, its runs in the same order of seeds.
+    """
+    with needs_extra("compare"):
+        from scipy.stats import pearsonr
+
+    means = a.mean(axis=1), b.mean(axis=1)
+    if len(a) < 3 or min(np.ptp(each) for each in means) < TINY:
+        return False
+    return bool(pearsonr(*means, alternative="greater").pvalue < ALPHA)
+
+
+def rows_needed(tests: int = 1) -> int:
+    """How many rows it takes that the p-value of the first of Holm's tests can be below 5 %.
+
+    With fewer, no number of seeds can show a difference: see ``paired_p``.
+    """
+    return math.floor(math.log2(tests / ALPHA)) + 2
+
+
+def run_variance(scores: Scores) -> tuple[float, float]:
+    """The variance of a run's mean, and of single scores beside it; both 0 of one run."""
+    runs = _Runs.of(scores) if min(scores.shape) > 1 else _Runs(1, 0.0, 0.0, 0)
+    return runs.between, runs.noise
+
+
+def has_no_spread(scores: Scores) -> bool:
+    """Whether all runs of a method give each row the same score."""
+    return bool(np.ptp(scores, axis=0).max() < TINY)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """How the runs of one method differ, as variances in squared points.
+
+    Attributes:
+        count: how many there are.
+        between: variance of the mean score of one run.
+        noise: variance of single scores that neither their row nor their run explains.
+        freedom: degrees of freedom of ``between``.
+    """
+
+    count: int
+    between: float
+    noise: float
+    freedom: int
+
+    @classmethod
+    def of(cls, scores: Scores) -> "_Runs":
+        count, rows = scores.shape
+        means = scores.mean(axis=1, keepdims=True)
+        rest = scores - means - scores.mean(axis=0) + scores.mean()
+        noise = float((rest**2).sum() / ((count - 1) * (rows - 1)))
+        return cls(count, float(means.var(ddof=1)), noise, count - 1)
+
+
+@dataclass(frozen=True)
+class Common:
+    """What the runs of all methods have in common.
+
+    Attributes:
+        between: variance of the mean score of one run, in squared points.
+        freedom: its degrees of freedom.
+    """
+
+    between: float
+    freedom: int
+
+    @classmethod
+    def of(cls, methods: Sequence[Scores]) -> "Common | None":
+        """That of methods; None of two with two runs each, where each method's own is right."""
+        runs = [_Runs.of(each) for each in methods if min(each.shape) > 1]
+        freedom = sum(each.freedom for each in runs)
+        if freedom < 3:
+            return None
+        return cls(sum(each.freedom * each.between for each in runs) / freedom, freedom)
+
+
+def _runs(scores: Scores, common: Common | None) -> _Runs:
+    """The runs of a method; two that are more alike than those of all methods vary as these do."""
+    own = _Runs.of(scores)
+    if common is None or own.count > 2 or max(own.between, own.noise) < TINY:
+        return own
+    if own.between >= common.between:
+        return own
+    return replace(own, between=common.between, freedom=common.freedom)
+
+
+def _p_value(differences: Scores, runs: Sequence[_Runs]) -> float:
+    """The two-sided p-value of the mean of differences by row, averaged over runs."""
+    with needs_extra("compare"):
+        from scipy.stats import t
+
+    if all(max(each.between, each.noise) < TINY for each in runs):
+        return _sign_p(differences)
+    error, freedom = _standard_error(runs, float(differences.var(ddof=1)), len(differences))
+    if error < TINY:
+        return _sign_p(differences)
+    p = 2 * float(t.sf(abs(differences.mean()) / error, freedom))
+    return min(1.0, max(p, 2.0 ** (1 - np.count_nonzero(np.abs(differences) > TINY))))
+
+
+def _sign_p(differences: Scores) -> float:
+    """The exact sign test: how often coins would put as many rows on the side of the mean."""
+    with needs_extra("compare"):
+        from scipy.stats import binom
+
+    side = np.sign(differences.mean()) * differences
+    count, on_side = np.count_nonzero(np.abs(side) > TINY), np.count_nonzero(side > TINY)
+    return min(1.0, 2 * float(binom.sf(on_side - 1, count, 0.5)))
+
+
+def _standard_error(runs: Sequence[_Runs], over_rows: float, rows: int) -> tuple[float, float]:
+    """The standard error of a difference in means, and its degrees of freedom.
+
+    Args:
+        runs: of each method that has any.
+        over_rows: variance over rows of the difference, with the noise of single runs in it.
+        rows: their number.
+    """
+    between = sum(each.between / each.count for each in runs)
+    noise = sum(each.noise / each.count for each in runs)
+    # Both variances have the noise in them, which must count once. Runs that answer one class each
+    # have much noise and may still have equal means, or equal sums in each row: then the other two
+    # hold none of it, and the error is not below what each of the three alone would cause.
+    whole = between + (over_rows - noise) / rows
+    variance = max(whole, between, over_rows / rows, noise / rows)
+    least = min((each.freedom for each in runs), default=1)
+    squares = sum((each.between / each.count) ** 2 / each.freedom for each in runs)
+    noises = sum((each.noise / each.count) ** 2 / (each.count - 1) for each in runs)
+    squares += (over_rows**2 + noises) / rows**2 / (rows - 1)
+    # Where rows add nothing this is a t-test of the runs, so there are never fewer degrees.
+    freedom = variance**2 / squares if squares > 0 else 0.0
+    return float(np.sqrt(variance)), max(freedom, least)
+
+
+def detectable(
+    methods: Sequence[Scores], tests: int = 1, seeds: int | None = None, rows: int | None = None
+) -> float:
+    """The smallest difference in percent that a test of two such methods finds with 80 % power.
+
+    It uses the variances between runs and rows that were measured, as means over all pairs.
+
+    Args:
+        methods: seeds × rows of each; those with one seed are left out.
+        tests: how many tests share the level of 5 %: the first of Holm's must reach 5 % / tests.
+        seeds: how many seeds each method would have; None for as many as most have.
+        rows: how many rows would be scored; None for as many as were.
+
+    Raises:
+        ValueError: if fewer than two methods have two seeds and two rows.
+    """
+    with needs_extra("compare"):
+        from scipy.optimize import brentq
+        from scipy.stats import nct, t
+
+    several = [scores for scores in methods if min(scores.shape) > 1]
+    if len(several) < 2:
+        raise ValueError("fewer than two methods have two seeds and two rows")
+    count = round(np.median([len(s) for s in several])) if seeds is None else seeds
+    scored = several[0].shape[1] if rows is None else rows
+    common = Common.of(several)
+    pairs = [_foretold(a, b, common, count, scored) for a, b in combinations(several, 2)]
+    error = float(np.sqrt(np.mean([error**2 for error, _ in pairs])))
+    freedom = float(np.median([freedom for _, freedom in pairs]))
+    limit = float(t.isf(ALPHA / tests / 2, freedom))
+    errors = brentq(lambda x: nct.sf(limit, freedom, x) - POWER, 0.0, 4 * limit + 4)
+    return float(errors) * error
+
+
+def _foretold(
+    a: Scores, b: Scores, common: Common | None, seeds: int, rows: int
+) -> tuple[float, float]:
+    """The standard error and degrees of freedom of two methods with so many seeds and rows."""
+    measured = [_runs(a, common), _runs(b, common)]
+    over_rows = float((a.mean(axis=0) - b.mean(axis=0)).var(ddof=1))
+    noise = sum(each.noise / each.count for each in measured)
+    # More seeds average the noise of single runs; the rows themselves differ as before. The means
+    # of runs differ by the noise of their rows, too, which more rows average.
+    rows_alone = max(over_rows - noise, 0.0)
+    fewer = a.shape[1] / rows
+    runs = [
+        replace(each, count=seeds, between=max(
+            each.between - each.noise / a.shape[1] * (1 - fewer), each.between * min(1.0, fewer)
+        ), freedom=each.freedom if each.count == seeds else seeds - 1)
+        for each in measured
+    ]  # fmt: skip
+    over_rows = rows_alone + sum(each.noise / seeds for each in runs)
+    return _standard_error(runs, over_rows, rows)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number by Holm's method, in the order given."""
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    corrected, largest = [0.0] * len(ps), 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(ps) - place) * ps[index]))
+        corrected[index] = largest
+    return corrected

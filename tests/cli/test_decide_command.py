@@ -1,0 +1,72 @@
+"""``lorada decide``: scores of any trainer in, a verdict out."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from programs import printed
+
+import lorada
+
+LORADA = (sys.executable, "-m", "lorada.cli")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Scores of two methods and of a commonest answer, and the methods' costs."""
+    random = np.random.default_rng(0)
+    ease = random.normal(1, 1, 200)
+    lines = ["method,seed,row,score,group"]
+    for method, quality in (("lora", 0.6), ("ia3", 0.2), ("commonest", -9)):
+        for seed in (1, 2, 3):
+            right = random.random(200) < 1 / (1 + np.exp(-ease - quality))
+            lines += [
+                f"{method},{seed},{row},{int(one)},{row // 2}" for row, one in enumerate(right)
+            ]
+    (tmp_path / "scores.csv").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "costs.yaml").write_text("lora: {parameters: 90}\nia3: {parameters: 30}\n")
+    return tmp_path
+
+
+def test_the_command_says_what_the_library_decides_and_needs_no_torch(folder):
+    from lorada.compare.score_file import read_scores
+
+    words = ("decide", "scores.csv", "--costs", "costs.yaml", "--baseline", "commonest")
+    found = json.loads(printed(*LORADA, *words, "--json", folder=folder))
+    read = read_scores(folder / "scores.csv")
+    without = read.scores.pop("commonest").mean(axis=0)
+    costs = {"lora": {"parameters": 90}, "ia3": {"parameters": 30}}
+    expected = lorada.decide(
+        read.scores, costs, groups=read.groups, baselines={"commonest": without}
+    )
+    assert found["sentence"] == expected.sentence
+    assert found["expected_loss"] == expected.expected_loss
+    shown = printed(*LORADA, *words, folder=folder)
+    assert " ".join(shown.split()).startswith(expected.sentence)
+    code = (
+        "import sys, lorada_cli; sys.argv = ['lorada', 'decide', 'scores.csv']\n"
+        "try: lorada_cli.main()\nfinally: assert 'torch' not in sys.modules"
+    )
+    assert printed(sys.executable, "-c", code, folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("nothing.csv",), "nothing.csv"),
+        (("scores.csv", "--costs", "nothing"), "nothing"),
+        (("scores.csv", "--baseline", "commonst"), "did you mean commonest?"),
+        (("scores.csv", "--margin", "-1"), "margin=-1.0 is no number of points: give 0 or more"),
+        (("costs.yaml",), "costs.yaml has no column method, seed, row, score"),
+    ],
+)
+def test_a_mistake_is_one_line(folder, words, said):
+    done = subprocess.run(
+        [*LORADA, "decide", *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1

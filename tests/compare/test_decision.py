@@ -1,0 +1,287 @@
+"""Which method to take: the rule, what is known of each method, and how it is said."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_up_worlds import WORLDS, World, made_up
+from scipy import stats
+
+from lorada.compare.decide import decide
+from lorada.compare.statistics import ALPHA, by_group, difference, paired_p, seeds_correlate
+
+SIZES = {"lora": {"parameters": 100}, "ia3": {"parameters": 33}}
+SAME = 1e-9  # relative; two ways to compute one number
+
+
+def steady(*means, rows=50):
+    """Runs that score all rows the same, so that only runs count."""
+    return np.repeat(np.array(means, dtype=float)[:, None], rows, axis=1)
+
+
+def answers(right, runs=3, rows=400, seed=0):
+    """Right and wrong answers, about so many percent right, with rows easy and hard for all."""
+    ease = np.random.default_rng(99).normal(0, 1.5, rows)
+    odds = np.quantile(-ease, right / 100) + ease
+    noise = np.random.default_rng(seed).normal(0, 0.3, (runs, rows))
+    return 100.0 * (odds + noise > 0)
+
+
+def test_a_cheaper_method_is_taken_where_welchs_bound_of_what_it_costs_is_within_the_margin():
+    runs = np.array([80.0, 81.0, 82.5]), np.array([79.5, 81.2, 81.4])
+    found = stats.ttest_ind(*runs, equal_var=False).confidence_interval(0.8)
+    scores = {"lora": steady(*runs[0]), "ia3": steady(*runs[1])}
+    assert decide(scores, SIZES, found.high * (1 - SAME)).pick == "lora"
+    assert decide(scores, SIZES, found.high * (1 + SAME)).pick == "ia3"
+    assert decide(scores, SIZES, 0).pick == "lora"
+
+
+@pytest.mark.parametrize(
+    ("lora", "ia3", "taken"),
+    [
+        ({"parameters": 100}, {"parameters": 79}, "ia3"),
+        ({"parameters": 100}, {"parameters": 81}, "lora"),
+        ({"parameters": 100, "seconds": 1.0}, {"parameters": 81, "seconds": 0.7}, "ia3"),
+        ({"parameters": 79, "seconds": 1.0}, {"parameters": 100, "seconds": 0.1}, "lora"),
+        ({"seconds": 1.0, "bytes": 10}, {"seconds": 0.9, "bytes": 7}, "ia3"),
+        ({"seconds": 1.0}, {"bytes": 7}, "lora"),
+        ({}, {}, "lora"),
+    ],
+)
+def test_cheaper_is_a_fifth_less_of_the_first_cost_that_differs_so_much(lora, ia3, taken):
+    scores = {"lora": steady(80.0, 80.1, 80.2), "ia3": steady(79.9, 80.0, 80.1)}
+    assert decide(scores, {"lora": lora, "ia3": ia3}).pick == taken
+
+
+def test_of_two_cheap_methods_of_about_one_size_the_higher_score_is_taken():
+    scores = {"a": steady(80.0, 80.1), "b": steady(79.8, 79.9), "c": steady(79.9, 80.0)}
+    costs = {"a": {"parameters": 100}, "b": {"parameters": 40}, "c": {"parameters": 45}}
+    found = decide(scores, costs)
+    assert found.not_worse == ("b", "c")
+    assert found.pick == "c"
+
+
+def test_the_same_answers_to_a_few_rows_do_not_show_that_methods_are_equal():
+    few, many = (np.repeat(answers(80, runs=1, rows=rows), 3, axis=0) for rows in (200, 400))
+    assert decide({"lora": few, "ia3": few}, SIZES).pick == "lora"
+    assert decide({"lora": many, "ia3": many}, SIZES).pick == "ia3"
+
+
+def test_losses_are_decided_as_scores_are_with_a_margin_of_two_percent_of_the_lowest():
+    random = np.random.default_rng(1)
+    rows = 1.5 + random.random(300)
+    losses = {"lora": rows + random.normal(0, 0.01, (3, 1)), "ia3": rows + 0.1}
+    losses["ia3"] = losses["ia3"] + random.normal(0, 0.01, (3, 1))
+    found = decide(losses, SIZES, lower_is_better=True, unit="nats per token")
+    mirrored = decide({name: -one for name, one in losses.items()}, SIZES, found.margin)
+    assert found.margin == pytest.approx(0.02 * losses["lora"].mean(), rel=SAME)
+    assert found.pick == mirrored.pick == "lora"
+    assert found.expected_loss == pytest.approx(mirrored.expected_loss, rel=1e-6)
+    assert found.scores["ia3"] == pytest.approx(losses["ia3"].mean(), rel=SAME)
+    assert found.intervals["ia3"][0] == pytest.approx(-mirrored.intervals["ia3"][1], rel=SAME)
+    assert found.sentence == (
+        f"Take lora ({losses['lora'].mean():.4g} nats per token). Expected to be less than 0.004 "
+        "nats per token above the true best; ia3 trains a third of the parameters and is expected "
+        f"to lose {found.expected_loss['ia3']:.2g}."
+    )
+
+
+def test_shares_are_percent():
+    scores = {"lora": answers(86), "ia3": answers(83, seed=1)}
+    shares = {name: one / 100 for name, one in scores.items()}
+    assert decide(shares, SIZES) == decide(scores, SIZES)
+    assert decide(shares, SIZES, unit="").scores["lora"] < 1
+
+
+def test_the_sentence_leads_with_the_score_and_says_what_the_cheaper_method_would_cost():
+    scores = {"lora+lmam": answers(87), "ia3": answers(84, seed=1)}
+    found = decide(scores, {"lora+lmam": SIZES["lora"], "ia3": SIZES["ia3"]})
+    mean, loss = found.scores["lora+lmam"], found.expected_loss["ia3"]
+    assert found.sentence == (
+        f"Take lora+lmam ({mean:.1f} %). Expected to be less than 0.1 points below the true best; "
+        f"ia3 trains a third of the parameters and is expected to lose {loss:.1f}."
+    )
+
+
+def test_a_method_whose_runs_diverged_is_not_taken_while_another_is_within_the_margin():
+    scores = {"lora": answers(87, runs=5), "dora": answers(85, runs=5, seed=1)}
+    scores["lora"][2:] = np.nan
+    found = decide(scores, margin=5)
+    assert (found.pick, found.highest, found.diverged) == ("dora", "lora", {"lora": 3})
+    assert f"lora scores {found.scores['lora']:.1f} %, but 3 of its 5 runs diverged" in (
+        found.sentence
+    )
+    far = decide(scores, margin=0.5)
+    assert far.pick == "lora"
+    assert far.sentence.startswith(f"Take lora ({far.scores['lora']:.1f} %): 3 of its 5 runs ")
+    more = decide({**scores, "vera": steady(np.nan, np.inf, rows=400)}, margin=5)
+    assert more.diverged["vera"] == 2
+    assert more.sentence.endswith(" 2 of 2 runs of vera diverged.")
+    nothing = decide({"vera": steady(np.nan, np.nan)})
+    assert (nothing.pick, nothing.highest, nothing.expected_loss) == (None, None, {})
+    assert nothing.sentence == "All runs diverged, so no method has a score."
+
+
+def test_a_method_with_two_runs_is_not_tested_beside_methods_with_more():
+    scores = {"lora": steady(80.0, 80.1, 80.2), "ia3": steady(80.0, 80.1)}
+    found = decide(scores, SIZES)
+    assert (found.pick, found.untested) == ("lora", ("ia3",))
+    assert "Too few runs for a test: ia3." in found.sentence
+    assert decide({name: one[:2] for name, one in scores.items()}, SIZES).pick == "ia3"
+    lucky = decide({"lora": steady(80, 82, 84), "dora": steady(82.2), "ia3": steady(70, 72, 74)})
+    assert lucky.sentence.startswith(
+        "Take lora (82.0 %): dora scores 82.2 %, but dora has too few runs (1) for a test."
+    )
+
+
+def test_a_single_run_of_each_is_said_to_tell_nothing_of_other_seeds():
+    found = decide({"lora": answers(87, runs=1), "ia3": answers(84, runs=1)})
+    assert found.expected_loss == {}
+    assert "how much runs differ is not known" in found.sentence
+
+
+def test_a_method_at_the_commonest_answer_has_not_learned_and_the_first_sentence_is_of_rates():
+    baseline = 100.0 * (np.arange(400) % 2)
+    collapsed = np.stack([baseline, baseline, 100 - baseline])
+    scores = {"lora": answers(87), "bitfit": collapsed}
+    found = decide(scores, baselines={"the commonest answer": baseline})
+    assert found.unlearned == ("bitfit",)
+    assert found.sentence.startswith(
+        f"Take lora ({found.scores['lora']:.1f} %) in what is a comparison of learning rates: "
+        "bitfit has not learned at the tried rates. "
+    )
+    assert found.expected_loss["bitfit"] > 30
+    none = decide({"bitfit": collapsed}, baselines={"the commonest answer": baseline})
+    assert none.pick is None
+    assert none.sentence == (
+        "bitfit has not learned at the tried rates: the best score, 50.0 % of bitfit, is not "
+        "significantly better than the commonest answer (50.0 %)."
+    )
+
+
+def test_two_runs_that_differ_much_have_learned_where_each_is_far_above_the_commonest_answer():
+    baseline = 100.0 * (np.arange(400) % 2)
+    scores = np.concatenate([answers(65, runs=1), answers(95, runs=1)])
+    assert not decide({"lora": scores}, baselines={"the commonest answer": baseline}).unlearned
+
+
+def test_a_few_rows_do_not_show_that_a_method_has_not_learned():
+    baseline = 100.0 * (np.arange(400) % 2)
+    scores = {"lora": answers(75), "ia3": answers(65, seed=1), "vera": answers(51, seed=2)}
+    for rows in (60, 400):
+        few = {name: one[:, :rows] for name, one in scores.items()}
+        found = decide(few, baselines={"the commonest answer": baseline[:rows]})
+        assert found.unlearned == ("vera",)
+
+
+def test_of_seven_methods_that_learned_nothing_one_is_rarely_said_to_have_learned():
+    random, learned = np.random.default_rng(16), 0
+    for _ in range(100):
+        baseline = 100.0 * (random.random(100) < 0.5)
+        scores = {f"m{k}": 100.0 * (random.random((3, 100)) < 0.5) for k in range(7)}
+        learned += decide(scores, baselines={"the commonest answer": baseline}).pick is not None
+    assert learned <= 11  # 5 are meant; 12 would be chance once in 250 times
+
+
+def test_rows_in_groups_are_decided_by_the_means_of_groups_of_one_size():
+    scores = {"lora": answers(86), "ia3": answers(83, seed=1)}
+    groups = np.arange(400) // 10
+    grouped = decide(scores, SIZES, groups=groups)
+    means = {name: one.reshape(3, 40, 10).mean(axis=2) for name, one in scores.items()}
+    expected = decide(means, SIZES)
+    assert grouped.expected_loss == pytest.approx(expected.expected_loss, rel=1e-6)
+    for name, ends in grouped.intervals.items():
+        assert ends == pytest.approx(expected.intervals[name], rel=SAME)
+    unequal = by_group(scores["lora"], groups % 7 * groups)
+    assert unequal.mean(axis=1) == pytest.approx(scores["lora"].mean(axis=1), rel=SAME)
+
+
+def test_rows_in_groups_do_not_make_copies_of_a_method_different():
+    random, world = np.random.default_rng(5), replace(WORLDS["rows in tens"], methods=2)
+    wrong = {True: 0, False: 0}
+    for _ in range(200):
+        made = made_up(world, random, copies=True)
+        for grouped in wrong:
+            tables = [by_group(one, made.groups) if grouped else one for one in made.scores]
+            wrong[grouped] += paired_p(*tables) < ALPHA
+    assert wrong[True] <= 0.08 * 200
+    assert wrong[False] > 0.1 * 200
+
+
+def test_a_method_and_its_sum_are_compared_seed_by_seed_where_their_runs_are_alike():
+    random = np.random.default_rng(6)
+    luck, rows = random.normal(0, 3, (5, 1)), random.normal(80, 9, 300)
+    scores = {name: rows + luck + random.normal(0, 0.2, (5, 1)) for name in ("lora", "lora+lmam")}
+    sizes = {"lora": SIZES["ia3"], "lora+lmam": SIZES["lora"]}
+    higher = max(scores, key=lambda name: scores[name].mean())
+    costs = {name: sizes["lora+lmam" if name == higher else "lora"] for name in scores}
+    assert decide(scores, costs).pick != higher
+    apart = {name: tuple(range(k, k + 5)) for k, name in enumerate(scores)}
+    assert decide(scores, costs, seeds=apart).pick == higher
+    other = dict(zip(("lora", "dora"), scores.values(), strict=True))
+    assert set(decide(other, dict(zip(other, costs.values(), strict=True))).not_worse) == set()
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.9])
+def test_choosing_pairs_by_seed_makes_no_more_false_differences(alike):
+    random, wrong = np.random.default_rng(7), 0
+    for _ in range(500):
+        luck = random.normal(0, 2, (3, 5))
+        runs = (alike**0.5 * luck[0] + (1 - alike) ** 0.5 * luck[k] for k in (1, 2))
+        a, b = (random.normal(70, 20, (5, 200)) + run[:, None] for run in runs)
+        found = difference(a, b, by_seed=seeds_correlate(a, b))
+        low, high = found.interval()
+        wrong += not low <= 0 <= high
+    assert wrong <= 0.08 * 500
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_intervals_hold_the_true_score(seeds):
+    random, held = np.random.default_rng(8), []
+    world = World(seeds=seeds, rows=300, run=0.3)
+    for _ in range(60):
+        made = made_up(world, random)
+        found = decide({f"m{k}": one for k, one in enumerate(made.scores)})
+        ends = np.array(list(found.intervals.values()))
+        held += list((ends[:, 0] <= made.truth) & (made.truth <= ends[:, 1]))
+    assert 0.91 <= np.mean(held) <= 0.985
+
+
+@pytest.mark.parametrize("name", ["few rows, two runs", "erratic runs, five", "two to five runs"])
+def test_the_expected_loss_is_what_is_lost(name):
+    random, world = np.random.default_rng(9), replace(WORLDS[name], rows=100)
+    claimed, lost, every = [], [], []
+    for _ in range(200):
+        made = made_up(world, random)
+        found = decide({f"m{k}": one for k, one in enumerate(made.scores)}, unit="points")
+        loss = made.truth.max() - made.truth
+        claimed.append(found.expected_loss[found.pick])
+        lost.append(loss[int(found.pick[1:])])
+        every.append((np.mean(list(found.expected_loss.values())), loss.mean()))
+    assert np.mean(claimed) == pytest.approx(np.mean(lost), rel=0.3)
+    assert np.mean(every, axis=0)[0] == pytest.approx(np.mean(every, axis=0)[1], rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"scores": {}}, "no scores are given"),
+        ({"scores": {"a": np.ones(3)}}, r"shape \(3,\), not seeds × rows"),
+        ({"scores": {"a": np.ones((2, 3)), "b": np.ones((2, 4))}}, "b has 4 rows and a has 3"),
+        ({"scores": {"a": [[1, np.nan, 2]]}}, "a, run 1: row 2 has no score"),
+        ({"scores": {"a": [[1], [2]]}}, "1 independent row"),
+        ({"groups": [1, 1, 1]}, "1 independent row"),
+        ({"groups": [1, 2]}, "2 groups for 3 rows"),
+        ({"margin": -1}, "margin=-1 is no number"),
+        ({"margin": np.nan}, "margin=nan is no number"),
+        ({"costs": {"lorx": {}}}, "unknown method in the costs 'lorx'; did you mean lora"),
+        ({"costs": {"lora": {"second": 1}}}, "unknown cost of lora 'second'; did you mean seconds"),
+        ({"costs": {"lora": {"seconds": "1"}}}, "seconds of lora is '1'"),
+        ({"seeds": {"lora": [1, 1]}}, r"lora has 2 runs, but the seeds \[1, 1\]"),
+        ({"baselines": {"always 1": [1, 2]}}, "always 1 has 2 rows and lora has 3"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_words(given, said):
+    random = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=said):
+        decide(**({"scores": {"lora": random.random((2, 3))}} | given))

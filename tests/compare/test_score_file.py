@@ -1,0 +1,67 @@
+"""Scores of other trainers, read from a file."""
+
+import numpy as np
+import pytest
+
+from lorada.compare.score_file import read_costs, read_scores
+
+HEAD = "method,seed,row,score\n"
+
+
+def written(folder, text):
+    path = folder / "scores.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_lines_in_any_order_become_seeds_times_rows(tmp_path):
+    text = (
+        "row,score,method,seed,group\na,1,lora,10,p\nb,0,lora,2,p\nb,0.5,lora,10,p\na,0,lora,2,p\n"
+    )
+    found = read_scores(written(tmp_path, text))
+    assert found.seeds == {"lora": ("10", "2")}
+    assert np.array_equal(found.scores["lora"], [[1, 0.5], [0, 0]])
+    assert found.groups == ("p", "p")
+
+
+def test_a_run_without_scores_has_diverged(tmp_path):
+    text = f"{HEAD}lora,1,a,1\nlora,1,b,0\nlora,2,a,nan\nlora,2,b,\nia3,1,a,1\nia3,1,b,1\n"
+    found = read_scores(written(tmp_path, text))
+    assert np.isnan(found.scores["lora"][1]).all()
+    assert found.groups is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("method,seed,score\nlora,1,1\n", "has no column row: its first line is to name"),
+        (HEAD, "has no scores"),
+        (f"{HEAD}lora,1,a,1\nlora,1,a,0\n", "line 3, has a score of a row a second time"),
+        (f"{HEAD}lora,1,a,good\n", "line 2, has a score that is no number"),
+        (f"{HEAD}lora,,a,1\n", "line 2, needs a method, a seed and a row"),
+        (
+            f"{HEAD}lora,1,a,1\nlora,1,b,1\nlora,1,c,1\nia3,1,a,1\n",
+            "ia3, seed 1, has no score of row b and of 1 more. Give every run a score of all rows",
+        ),
+        (
+            "method,seed,row,score,group\nlora,1,a,1,x\nlora,2,a,1,y\n",
+            "line 3, has another group for its row than a line before",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path, text, said):
+    with pytest.raises(ValueError, match=said):
+        read_scores(written(tmp_path, text))
+
+
+def test_costs_are_yaml_or_json(tmp_path):
+    path = tmp_path / "costs"
+    for text in ("lora: {parameters: 100}", '{"lora": {"parameters": 100}}'):
+        path.write_text(text, encoding="utf-8")
+        assert read_costs(path) == {"lora": {"parameters": 100}}
+    for text in ("[1, 2]", "lora: 100", "a: b: c"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match="costs"):
+            read_costs(path)
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        read_costs(tmp_path / "nothing")
