@@ -29,8 +29,8 @@ def chat(*answers):
 
 LENGTHS = {
     "five words": ("prompt", [{"prompt": SIX, "response": FIVE}], "exact_match", 16),
-    "six words": ("prompt", [{"prompt": "", "response": r} for r in ("a", 5 * SIX)], "loss", 110),
-    "a first turn of six words": ("messages", [chat(2 * SIX, "Two"), chat("a", "b")], "loss", 44),
+    "six words": ("prompt", [{"prompt": "", "response": r} for r in ("a", 5 * SIX)], "loss", 115),
+    "a first turn of six words": ("messages", [chat(2 * SIX, "Two"), chat("a", "b")], "loss", 46),
     "chats of few words": ("messages", [chat("Yes!", FIVE)], "exact_match", 16),
     "a turn that only calls a tool": ("messages", [chat(None, "Two")], "exact_match", 3),
     "letters of a script without blanks": ("prompt", [{"response": "红色的灯在桌上"}], "loss", 21),

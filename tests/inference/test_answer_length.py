@@ -82,7 +82,7 @@ def test_answers_that_nothing_ended_are_counted_and_said(name, folder, place, wo
     out, _ = works("evaluate", run.folder, "--data", data)
     assert f"{rows} of {rows} answers were cut at {limit} tokens" in out
     continue_prompts(run, ["a"])
-    assert f"1 of 1 answers was cut at {limit} tokens" in caplog.text
+    assert f"1 of 1 answers were cut at {limit} tokens" in caplog.text
     caplog.clear()
     continue_prompts(run, ["a"], 3)  # who asks for three tokens knows that they are three
     assert "cut" not in caplog.text

@@ -59,6 +59,16 @@ def check_training(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         there(recipe.eval_data)
 
 
+def refuse_resumed(metric: str | None, run: Path | None, overrides: Sequence[str]) -> None:
+    """Refuse a function of a file that only the recipe of a ``run`` to resume names.
+
+    Raises:
+        ValueError: with what to add to the command.
+    """
+    if run is not None and not any(pair.startswith("metric=") for pair in overrides):
+        refuse_unnamed(metric, run, "metric=")
+
+
 def _check_rows(recipe: Recipe, data: str | None, data_dir: str | None = None) -> None:
     """Check that the rows of a user are there, or the folder of those of a benchmark."""
     if data is None and recipe.task != JSONL:

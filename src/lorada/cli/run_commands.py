@@ -81,8 +81,7 @@ def train(
         "method": method, "model": model, "task": task, "data_dir": data_dir, "data": data,
         "output": output, "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
-    from lorada.cli.checks import check_training
-    from lorada.data.chosen_metric import refuse_unnamed
+    from lorada.cli.checks import check_training, refuse_resumed
     from lorada.runs.recipe import RECIPE_FILE, load_recipe, outline
 
     given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
@@ -92,8 +91,7 @@ def train(
     elif resume and recipe is None and model is None:
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
     plain = outline(recipe, pairs, options, name_output=True)
-    if resume and recipe == str(saved) and not any(one.startswith("metric=") for one in pairs):
-        refuse_unnamed(plain.metric, saved.parent, "metric=")
+    refuse_resumed(plain.metric, saved.parent if resume and recipe == str(saved) else None, pairs)
     if is_first():  # other processes may already see what the first has begun to write
         check_training(plain, resume=resume, overwrite=overwrite)
     with importing(quiet=as_json):

@@ -67,8 +67,7 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         key=lambda c: float(c.scores.mean()),
         reverse=True,
     )
-    metrics = (main_metric_of(each.runs) for each in scored)
-    metric = results.metric or next(filter(None, metrics), "")
+    metric = results.metric or main_metric_of([run for one in scored for run in one.runs])
     tested = [each for each in scored if min(each.scores.shape) > 1 and not windows_overlap(metric)]
     pairs = _pairs(tested)
     baselines = _baselines(results, metric)
