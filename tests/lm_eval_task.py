@@ -24,11 +24,30 @@ TASK = {
     "metadata": {"version": 1.5},
 }
 
+# Candidates of several lengths, in letters and in bytes.
+CHOICES = [
+    {"prompt": f"{n} is", "candidates": ["x" * (n % 5 + 1), "é" * (n % 3 + 1), "yy zz"],
+     "answer": n % 3}
+    for n in range(40)
+]  # fmt: skip
+PICKS = {
+    "task": "picks",
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{prompt}}",
+    "doc_to_choice": "candidates",
+    "doc_to_target": "answer",
+    "metric_list": [{"metric": name} for name in ("acc", "acc_norm", "acc_bytes")],
+}
+
 
 def task_file(folder):
-    """Write the task and its rows into a folder."""
-    files = {"data_files": {"test": str(rows_file(folder / "makes.jsonl", ROWS))}}
-    (folder / "makes.yaml").write_text(yaml.safe_dump({**TASK, "dataset_kwargs": files}))
+    """Write the tasks and their rows into a folder."""
+    for task, rows in ((PICKS, CHOICES), (TASK, ROWS)):
+        name = task["task"]
+        files = {"data_files": {"test": str(rows_file(folder / f"{name}.jsonl", rows))}}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**task, "dataset_kwargs": files}))
     return folder / "makes.yaml"
 
 

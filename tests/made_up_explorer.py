@@ -83,7 +83,7 @@ def made_up_page(
     shares = np.linspace(0, 1, len(steps) + 1)[1:]
     return {
         "title": "Explorer",
-        "sentences": [{"tokens": list(one)} for one in tokens],
+        "sentences": [{"tokens": list(one), "text": "".join(one)} for one in tokens],
         "runs": [
             {
                 "name": name,

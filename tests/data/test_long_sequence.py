@@ -62,10 +62,25 @@ def test_documents_are_joined_with_the_end_token_and_cut_into_full_windows():
     rows = [{"text": text} for text in TEXTS]
     stream = [i for row in rows for i in document_ids(row, TOKENIZER)]
     assert TOKENIZER.decode(stream) == "".join(f"{text}<e>" for text in TEXTS)
-    packed = list(windows(rows, TOKENIZER, EncodeOptions(16)))
+    packed = list(windows(rows, TOKENIZER, EncodeOptions(16, full=True)))
     ids = [one.features["input_ids"] for one in packed]
     assert ids == [stream[start : start + 16] for start in range(0, len(stream) - 15, 16)]
     assert all(one.features["labels"] == one.features["input_ids"] for one in packed)
+
+
+def test_the_last_window_of_rows_of_ones_own_is_kept_and_documents_can_be_read_apart():
+    rows = [{"text": text} for text in TEXTS]
+
+    def read(**options):
+        found = windows(rows, TOKENIZER, EncodeOptions(16, **options))
+        return [TOKENIZER.decode(one.features["input_ids"]) for one in found]
+
+    whole = "".join(f"{text}<e>" for text in TEXTS)
+    assert "".join(read()) == whole
+    assert len(read()) == len(read(full=True)) + 1
+    apart = read(apart=True)
+    assert "".join(apart) == whole
+    assert [one for one in apart if one.endswith("<e>")] == [f"{text[16:]}<e>" for text in TEXTS]
 
 
 @pytest.mark.fp64

@@ -121,9 +121,13 @@ def test_an_answer_that_holds_the_right_one_contains_it():
 def test_the_mean_of_windows_is_the_logarithm_of_the_perplexity():
     losses = [1.5, 2.5, 0.25]
     own, long = TASKS["jsonl"].protocols["text"], TASKS["proof_pile"].protocols["perplexity"]
-    for protocol, answers in ((own, losses), (long, [(16, losses)])):
+    for protocol, answers in ((own, [(x, 7) for x in losses]), (long, [(16, losses)])):
         found = main_of(row_metrics(protocol, answers, [{"text": "a"}]))
-        assert found == losses
+        assert found == pytest.approx(losses)
         perplexity = next(iter(protocol.score(answers, []).values()))
         assert math.exp(sum(found) / 3) == pytest.approx(perplexity)
+    shorter = [(1.5, 15), (2.5, 15), (9.0, 3)]  # the last window weighs a fifth
+    mean = (1.5 * 15 + 2.5 * 15 + 9.0 * 3) / 33
+    assert next(iter(own.score(shorter, []).values())) == pytest.approx(math.exp(mean))
+    assert sum(main_of(row_metrics(own, shorter, []))) / 3 == pytest.approx(mean)
     assert main_of(row_metrics(long, [(16, [1.0]), (32, [0.5, 2.0])], [])) == [1.0, 0.5, 2.0]

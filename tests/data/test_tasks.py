@@ -1,7 +1,7 @@
 """How rows become tokens, and the score of answers that have to be exact."""
 
 import pytest
-from folders import byte_tokenizer, refused
+from folders import byte_tokenizer
 
 from lorada.data.metrics import exact_match
 from lorada.data.rows import answer_of
@@ -32,7 +32,7 @@ def test_the_response_and_its_end_count_and_all_tokens_when_asked():
     assert kept(encode(row, loss_on="all")) == "abcd<e>"
 
 
-def test_messages_go_through_the_chat_template_and_the_last_turn_is_the_response():
+def test_messages_go_through_the_chat_template_and_every_answer_counts():
     turns = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "yo"},
@@ -41,16 +41,8 @@ def test_messages_go_through_the_chat_template_and_the_last_turn_is_the_response
     ]
     encoded = encode({"messages": turns}, form="messages")
     assert read(encoded) == "<|user|>hi<e><|assistant|>yo<e><|user|>2?<e><|assistant|>3<e>"
-    assert kept(encoded) == "3<e>"
+    assert kept(encoded) == "yo<e>3<e>"
     assert answer_of({"messages": turns}) == "3"
-
-
-def test_a_template_that_changes_the_prompt_afterwards_is_refused():
-    tokenizer = byte_tokenizer()
-    numbered = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    tokenizer.chat_template = numbered
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
-    refused("chat template", lambda: encode({"messages": turns}, "messages", tokenizer))
 
 
 def test_rows_longer_than_the_context_are_cut_and_said_to_be():

@@ -29,6 +29,7 @@ RUNS = {
     "classes": ("bert", "lmam+lora", "labels", ["lmam.init_weights=false"]),
     "seq2seq": ("bart", "lmam+lora", "rows", ["lmam.init_weights=false"]),
     "numbers": ("bert", "lora", "scores", []),
+    "chats": ("llama", "lora", "turns", []),
     "whole": ("llama", "full", "rows", []),
 }
 TEXT = "1 + 1 ="
@@ -58,11 +59,6 @@ def test_the_page_has_the_numbers_of_explain(name, folder):
     assert share == pytest.approx(float(best.values))
     words = run.labels or [run.tokenizer.decode([token]) for token in range(259)]
     assert token == words[int(best.indices)]
-    reach = data["runs"][0]["reach"]
-    if name in ("lora", "seq2seq"):
-        assert reach == ""
-    else:
-        assert re.match(r"The map lies on the first \d+ tokens\. Of \d+ training rows half", reach)
     if name == "map":
         assert shown["change"]["map"] == pytest.approx(found.change["map"].tolist())
 
@@ -98,6 +94,21 @@ def test_a_sentence_is_read_whole_and_without_an_end(folder):
     for one in (run, dataclasses.replace(run, tokenizer=tokenizer)):
         (sentence,) = explored([one], [text], steps=False)["sentences"]
         assert "".join(sentence["tokens"][-28:]) == text
+
+
+def test_a_run_of_chats_reads_a_sentence_through_its_template(folder, works, tmp_path):
+    run, text = load_run(folder("chats")), "hi you"
+    data = explored([run], [text], steps=False)
+    (sentence,) = data["sentences"]
+    assert "".join(sentence["tokens"]) == f"<|user|>{text}<e><|assistant|>"
+    assert sentence["text"] == text  # as the menu shows it
+    shares = data["runs"][0]["shown"][0][0]["next"]["with"]
+    ids = torch.tensor([run.tokenizer(f"<|user|>{text}<e><|assistant|>")["input_ids"]])
+    likely = run.model(input_ids=ids).logits[0, -1].softmax(-1).max()
+    assert shares[0][1] == pytest.approx(float(likely), rel=1e-4)
+    page = tmp_path / "page.html"
+    works("explore", folder("chats"), "--text", text, "--output", page)
+    assert f'"text":"{text}"' in page.read_text()
 
 
 def test_a_number_is_no_class(folder):

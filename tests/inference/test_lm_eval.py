@@ -1,13 +1,15 @@
 """A run on tasks of lm-evaluation-harness, with a local task whose rows need no hub."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
 
 import pytest
 import run_place
-from lm_eval_task import ROWS, perplexity_by_hand, task_file
+from lm_eval_task import CHOICES, ROWS, perplexity_by_hand, task_file
 
+from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 
 pytestmark = pytest.mark.skipif(
@@ -18,8 +20,14 @@ place = run_place.place
 SETTINGS = [
     "lmam.length=6", "max_steps=8", "max_length=16", "report_to=[]", "lmam.map_learning_rate=0.5",
 ]  # fmt: skip
-RUNS = {align: ("llama", "lmam", "texts", [f"lmam.align={align}"]) for align in ("start", "end")}
-ROW_FILES = {"texts": [{"text": "1 and 2 make 3, 2 and 2 make 4"}]}
+RUNS = {
+    **{align: ("llama", "lmam", "texts", [f"lmam.align={align}"]) for align in ("start", "end")},
+    "choices": ("llama", "lmam", "choices", ["max_length=64"]),
+}
+ROW_FILES = {
+    "texts": [{"text": "1 and 2 make 3, 2 and 2 make 4"}],
+    "choices": [{**row, "candidates": [f" {one}" for one in row["candidates"]]} for row in CHOICES],
+}
 
 
 @pytest.fixture
@@ -31,7 +39,18 @@ def makes(monkeypatch, tmp_path):
     return task_file(tmp_path)
 
 
-@pytest.mark.parametrize("align", RUNS)
+def test_length_norm_chooses_as_lm_evals_acc_and_acc_norm_do(folder, makes, json_of, place):
+    run = load_run(folder("choices"))
+    theirs = json_of("evaluate", run.folder, "--lm-eval", makes.with_name("picks.yaml"))
+    scores = theirs["lm_eval/picks"]
+    assert len({scores["acc"], scores["acc_norm"], scores["acc_bytes"]}) == 3
+    for norm, name in (("none", "acc"), ("characters", "acc_norm")):
+        recipe = run.recipe.model_copy(update={"length_norm": norm})
+        ours = evaluate(dataclasses.replace(run, recipe=recipe), str(place / "choices.jsonl"))
+        assert ours["accuracy"] == pytest.approx(100 * scores[name])
+
+
+@pytest.mark.parametrize("align", ["start", "end"])
 def test_lm_eval_gives_the_likelihoods_of_one_row_at_a_time(align, folder, makes, json_of):
     run = folder(align)
     expected = perplexity_by_hand(load_run(run).model, ROWS)

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from itertools import chain
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.runs.data.dataset import ChoiceCollator
 from lorada.runs.models.candidate_scores import (
     cached_scores,
-    mean_log_likelihoods,
+    log_likelihoods,
     needs_whole,
     only_last,
     sequence_scores,
@@ -60,13 +61,31 @@ def model(request, base):
     return adapted
 
 
-def test_a_score_is_the_mean_log_probability_of_the_candidates_tokens():
+def test_the_log_probability_of_a_candidate_is_the_sum_over_its_tokens():
     logits = torch.tensor([[[0.0, 1.0], [2.0, 0.0], [5.0, 5.0]]])
     labels = torch.tensor([[IGNORED, 1, 0]])
-    by_hand = (
-        1 - torch.log1p(torch.tensor(1.0).exp()) + 2 - torch.log1p(torch.tensor(2.0).exp())
-    ) / 2
-    assert_close(mean_log_likelihoods(logits, labels), by_hand[None])
+    by_hand = 1 - torch.log1p(torch.tensor(1.0).exp()) + 2 - torch.log1p(torch.tensor(2.0).exp())
+    assert_close(log_likelihoods(logits, labels), by_hand[None])
+
+
+@pytest.mark.parametrize(("norm", "divisors"), [
+    ("tokens", [[4, 8], [2, 2, 6]]), ("none", [[1, 1], [1, 1, 1]]),
+    ("characters", [[3, 6], [1, 1, 4]]),
+])  # fmt: skip
+@torch.no_grad()
+def test_a_score_is_divided_as_length_norm_says(norm, divisors, model):
+    rows = [
+        {"prompt": "is ice cold?", "candidates": [" yes", " not hé"], "answer": 0},
+        {"prompt": "2+2", "candidates": [" 3", " 4", " five "], "answer": 1},
+    ]
+    options = EncodeOptions(64, length_norm=norm)
+    features = [e.features for e in encode(rows, "choice", TOKENIZER, options)]
+    assert [f["divisors"] for f in features] == divisors
+    batch = ChoiceCollator(TOKENIZER)(features)
+    summed = {**batch, "divisors": torch.ones_like(batch["divisors"])}
+    expected = sequence_scores(model, summed) / torch.tensor([*chain(*divisors)])
+    assert_close(sequence_scores(model, batch), expected)
+    assert_close(cached_scores(model, batch), expected)
 
 
 def test_the_loss_is_the_cross_entropy_of_the_scores_of_each_row():
@@ -141,7 +160,7 @@ def test_candidates_of_one_token_need_no_second_pass(model):
     candidates = [[[7], [9]], [[3], [4], [5]], [[6], [8]]]
     prompts = [f["prompt"] for f in FEATURES]
     features = [
-        {"prompt": p, "candidates": c, "answer": 0}
+        {"prompt": p, "candidates": c, "answer": 0, "divisors": list(map(len, c))}
         for p, c in zip(prompts, candidates, strict=True)
     ]
     batch = ChoiceCollator(TOKENIZER)(features)

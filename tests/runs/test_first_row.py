@@ -16,6 +16,14 @@ READ = {
     "all of a prompt": ("llama", ROWS[0], ["loss_on=all"], "0⟦ + 0 = 0<e>⟧", 9),
     "a prompt that is cut": ("llama", ROWS[0], ["max_length=8"], "0 + 0 =⟦ ⟧", 1),
     "a chat": ("llama", TURNS[0], [], "<|user|>hi<e><|assistant|>⟦ho<e>⟧", 3),
+    "a chat of two answers": (
+        "llama", {"messages": [*TURNS[0]["messages"], *TURNS[1]["messages"]]}, [],
+        "<|user|>hi<e><|assistant|>⟦ho<e>⟧<|user|>1<e><|assistant|>⟦2<e>⟧", 5,
+    ),
+    "a chat's last answer": (
+        "llama", {"messages": [*TURNS[0]["messages"], *TURNS[1]["messages"]]}, ["loss_on=last"],
+        "<|assistant|>ho<e><|user|>1<e><|assistant|>⟦2<e>⟧", 2,
+    ),
     "a text": ("llama", {"text": "abc"}, [], "a⟦bc<e>abc<e>⟧", 7),
     "a choice": ("llama", CHOICE, [], "1 + 1 =⟦ 2⟧", 2),
     "a class": ("bert", {"text": "abc", "label": "yes"}, [], "the head learns 'yes':\nabc", 0),
@@ -54,3 +62,27 @@ def test_a_row_that_is_left_out_is_not_shown(place, tmp_path, capsys):
     assert row["pieces"] == [["0 + 0 =", False], [" 0<e>", True]]
     out = shown(place, tmp_path, capsys, "llama", rows[:1], ["max_length=32"], as_json=True)
     assert json.loads(out)["first_row"] is None
+
+
+def counts(found):
+    return [found[name] for name in ("rows", "cut", "dropped", "empty", "copies")]
+
+
+def test_the_dry_run_counts_rows_that_are_cut_dropped_empty_or_copies(place, tmp_path, capsys):
+    long, none = {"prompt": "1 =", "response": "x" * 40}, {"prompt": "x" * 40, "response": "y"}
+    rows = [ROWS[0], long, none, ROWS[1], ROWS[0], ROWS[0]]
+    case = (place, tmp_path, capsys, "llama", rows, ["max_length=32"])
+    assert counts(json.loads(shown(*case, as_json=True))) == [6, 1, 1, 0, 2]
+    assert "rows at max_length=32: 1 cut, 1 dropped, 0 empty, 2 copies\n" in shown(*case)
+    texts = [{"text": text} for text in ("abc", " ", "abc", "x" * 70)]
+    found = json.loads(
+        shown(place, tmp_path, capsys, "llama", texts, ["max_length=32"], as_json=True)
+    )
+    assert counts(found) == [4, 0, 0, 1, 1]
+    labels = [
+        {"text": "a", "label": "y"},
+        {"text": "", "label": "n"},
+        {"text": "a" * 40, "label": "n"},
+    ]
+    out = shown(place, tmp_path, capsys, "bert", labels, ["max_length=32"], as_json=True)
+    assert counts(json.loads(out)) == [3, 1, 0, 1, 0]

@@ -120,7 +120,9 @@ def test_a_template_that_refuses_a_chat_is_named_with_file_and_row_of_the_file(t
     tokenizer.chat_template = ALTERNATING
     good = chat("user", "assistant")
     rows = loaded(tmp_path, [good, good, good, chat("user", "user", "assistant"), good])
-    message = "rows.jsonl row 4: the chat template refuses the turns user, user: .*alternate"
+    message = (
+        "rows.jsonl row 4: the chat template refuses the turns user, user, assistant: .*alternate"
+    )
     refused(message, lambda: encoded(rows, tokenizer=tokenizer))
     some = rows.part([4, 3])  # as they are where a random part is taken
     refused(message, lambda: encoded(some, tokenizer=tokenizer))

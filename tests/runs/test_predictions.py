@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 from functools import partial
+from itertools import chain
 from statistics import fmean
 from unittest.mock import Mock
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from folders import ROWS, chats, refused, rows_file, split_file
 from trained import QUICK, run_recipe
 
+from lorada.data.tokenize import document_ids
 from lorada.inference.evaluate import evaluate, evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.runs.folder.predictions import PREDICTIONS_FILE, read_predictions, write_predictions
@@ -119,6 +121,31 @@ def test_the_loss_of_a_choice_is_what_training_takes(scored):
             means.append(fmean(float(log_p[t - 1, whole[t]]) for t in positions))
         expected = F.cross_entropy(torch.tensor([means]), torch.tensor([row["answer"]]))
         assert line["loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+@only("text")
+@torch.no_grad()
+def test_all_of_a_text_is_scored_in_joined_windows_and_by_document(scored):
+    run, _, rows, metrics = scored
+    length, documents = run.recipe.max_length, [document_ids(row, run.tokenizer) for row in rows]
+
+    def perplexity(*texts):
+        total = predicted = 0.0
+        for ids in texts:
+            for start in range(0, len(ids), length):
+                window = torch.tensor([ids[start : start + length]])
+                log_p = run.model(input_ids=window).logits[:, :-1].log_softmax(-1)
+                total -= float(log_p.gather(-1, window[:, 1:, None]).sum())
+                predicted += window.shape[1] - 1
+        return math.exp(total / predicted)
+
+    joined = [*chain(*documents)]
+    assert len(joined) % length > 1
+    assert metrics["perplexity"] == pytest.approx(perplexity(joined), rel=1e-5)
+    assert metrics["document_perplexity"] == pytest.approx(perplexity(*documents), rel=1e-5)
+    assert metrics["perplexity"] != pytest.approx(metrics["document_perplexity"], rel=1e-3)
+    assert (metrics["n"], metrics["documents"]) == (-(-len(joined) // length), len(rows))
+    assert metrics["n"] == len(read_predictions(run.folder))
 
 
 def test_scoring_with_text_adds_what_was_asked_and_the_right_answer(scored, tmp_path):

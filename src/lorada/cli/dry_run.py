@@ -16,12 +16,14 @@ LOADING = ("dtype", "quantization", "attn_implementation", "device_map")  # fiel
 def show_training(recipe: Any, *, as_json: bool) -> None:
     """Print rows, parameters and memory of a training, and its first row; no weights are loaded.
 
+    All rows are encoded, to say how many of them are cut or left out.
+
     Raises:
         ValueError: as ``prepare_training``.
     """
     from lorada.runs.by_device import device_bytes, recomputes
     from lorada.runs.data.dataset import fit_context
-    from lorada.runs.data.first_row import first_row
+    from lorada.runs.data.first_row import read_rows
     from lorada.runs.models.count import parameters_of
     from lorada.runs.models.loading import stretched
     from lorada.runs.prepare import prepare_training
@@ -34,11 +36,11 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     sizes, reason = _step_bytes(prepared)
     device = device_bytes(prepared.recipe)
     fitted = fit_context(prepared.recipe, stretched(prepared.config, recipe.rope_factor))
-    row = first_row(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
+    lost, row = read_rows(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
     if as_json:
         print_json({
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
-            "rows": len(prepared.rows.rows), **counts,
+            "rows": len(prepared.rows.rows), **lost, **counts,
             "scales": scales, **loading, "activation_checkpointing": chosen, "step_bytes": sizes,
             "device_bytes": device, "first_row": row,
         })  # fmt: skip
@@ -49,6 +51,8 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
         f"{counts['percent']:.4f}%", recipe.output,
     )  # fmt: skip
     console.print(table)
+    said = ", ".join(f"{count:,} {what}" for what, count in lost.items())
+    console.print(f"rows at max_length={fitted.max_length}: {said}", highlight=False)
     need = f"the memory of a step cannot be computed ({reason})"
     if sizes is not None:
         each = (f"{size / 2**30:,.2f} GiB with {name}" for name, size in sizes.items())

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 Metrics = dict[str, Any]  # numbers, None, and a few words
 Score = Callable[[list[Any], list[Row]], Metrics]
+Window = tuple[float, int]  # mean loss in nats, and the number of tokens that it is the mean of
 
 # The scripts for WMT16 (Sennrich et al., 2016) replace letters with a cedilla by the Romanian ones
 # with a comma, then remove the marks from all letters.
@@ -125,9 +126,10 @@ def correlations(predicted: list[float], rows: list[Row]) -> Metrics:
     return {"pearson": 100.0 * pearson, "spearman": 100.0 * spearman}
 
 
-def perplexity(losses: list[float], rows: list[Row]) -> Metrics:
-    """The exponential of the mean of the windows' mean losses (nats per token)."""
-    return {"perplexity": math.exp(sum(losses) / len(losses))}
+def perplexity(windows: list[Window], rows: list[Row]) -> Metrics:
+    """The exponential of the mean loss of all tokens that are predicted in the windows."""
+    tokens = sum(count for _, count in windows)
+    return {"perplexity": math.exp(sum(loss * count for loss, count in windows) / tokens)}
 
 
 def rouge(outputs: list[str], rows: list[Row]) -> Metrics:

@@ -18,7 +18,8 @@ def row_metrics(protocol: Protocol, answers: list[Any], rows: list[Row]) -> list
       sentence-level score. A text that is asked to be exact has ``contains`` too.
     - A number: ``mae``, its distance from the right one.
     - Plain text, which is scored by windows: the mean ``loss`` of each window in nats per token,
-      the windows of one length after those of another.
+      the windows of one length after those of another. Where the last window is shorter, each loss
+      is weighted by the window's share of the tokens, so that the mean is that of all tokens.
 
     Args:
         protocol: how the rows were asked.
@@ -26,8 +27,10 @@ def row_metrics(protocol: Protocol, answers: list[Any], rows: list[Row]) -> list
         rows: the rows that were asked, in the same order.
     """
     if protocol.form == "text":
-        windows = (loss for _, losses in answers for loss in losses)
-        return [{"loss": loss} for loss in (windows if protocol.lengths else answers)]
+        if protocol.lengths:
+            return [{"loss": loss} for _, losses in answers for loss in losses]
+        mean = sum(count for _, count in answers) / len(answers)
+        return [{"loss": loss * count / mean} for loss, count in answers]
     pairs = list(zip(answers, rows, strict=True))
     if protocol.form == "score":
         return [{"mae": abs(answer - float(row["score"]))} for answer, row in pairs]

@@ -42,5 +42,5 @@ def fingerprint(rows: list[Row]) -> str:
 def answer_of(row: Row) -> str:
     """The right answer to a row, for a model that answers with a text."""
     if "messages" in row:
-        return str(row["messages"][-1]["content"])
+        return str(row["messages"][-1].get("content") or "")  # a call of tools has none
     return str(row.get("eval_response", row["response"]))

@@ -1,18 +1,18 @@
 """Turns rows of each form into token ids, and into labels that say which tokens a model learns."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import groupby, islice
+from dataclasses import dataclass, replace
+from itertools import chain, groupby, islice, repeat
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from lorada.data.chats import chat_tokens, continuations, rendered, turn_end
 from lorada.data.rows import Form, Row
 from lorada.data.task import Kind
 
 IGNORED = -100  # the label that transformers' losses leave out
 CHUNK = 1000  # rows tokenised at once
-MOST_ROLES = 6  # roles of a conversation that an error shows
 
 
 @dataclass(frozen=True)
@@ -21,21 +21,28 @@ class EncodeOptions:
 
     Attributes:
         max_length: most tokens of a row; longer ones are cut.
-        loss_on: which tokens count in the loss, ``response`` or ``all``.
+        loss_on: which tokens count in the loss: of the ``response`` (in a chat of every answer), of
+            the ``last`` answer of a chat, or ``all``.
         labels: class names by index, for rows with labels.
         joint: whether prompt and response are tokenised as one text.
         kind: kind of the model; an encoder–decoder reads the prompt and writes the response.
+        full: whether the end of joined texts is left out if it fills no window.
+        apart: whether each text is cut into windows by itself, and not joined with others.
+        length_norm: what the log-probability of a candidate is divided by.
         target_length: most tokens of a response; None if it shares ``max_length`` with the prompt.
             With it, a decoder's prompt gets the rest of ``max_length`` if its row has a
             ``prompt_end`` to cut before; an encoder–decoder's prompt always gets all of it.
     """
 
     max_length: int
-    loss_on: Literal["response", "all"] = "response"
+    loss_on: Literal["response", "last", "all"] = "response"
     labels: tuple[str, ...] = ()
     joint: bool = False
     kind: Kind = "decoder"
     target_length: int | None = None
+    full: bool = False
+    apart: bool = False
+    length_norm: Literal["tokens", "characters", "none"] = "tokens"
 
     @property
     def prompt_room(self) -> int | None:
@@ -64,10 +71,6 @@ class Encoded:
 
 # For a row in which this tokenizer finds no token to read, or none to learn.
 EMPTY = Encoded({}, False)
-
-
-class TurnsRefused(ValueError):
-    """A tokenizer without a chat template, or one that refuses a conversation."""
 
 
 def encode(
@@ -133,7 +136,8 @@ def _prompts_and_responses(
         if "prompt_end" in row and (room := options.prompt_room) and len(prompt) > room:
             prompt, cut = tokenizer(shorten_prompt(row, tokenizer, room))["input_ids"], True
         prompt = without_end(prompt, tokenizer)
-        yield _sequence(prompt + response[:most], len(prompt), options, cut)
+        learned = chain(repeat(False, len(prompt)), repeat(True))
+        yield _sequence(prompt + response[:most], learned, options, cut)
 
 
 def without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -160,20 +164,10 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _conversations(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
-    """Conversations; the last turn, with the template's end of a turn, is the response."""
+    """Conversations, in which every answer of the assistant counts, or the last alone."""
     for row in rows:
-        prompt = prompt_of(row, "messages", tokenizer)
-        whole = _rendered(row["messages"], tokenizer)
-        if not whole.startswith(prompt):
-            raise TurnsRefused(
-                "this tokenizer's chat template renders the conversation differently once the "
-                "answer is there; use prompt/response rows instead of messages"
-            )
-        before, after = (
-            tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (prompt, whole.removeprefix(prompt))
-        )
-        yield _sequence(before + after, len(before), options)
+        ids, learned = chat_tokens(row, tokenizer, last=options.loss_on == "last")
+        yield _sequence(ids, learned, options)
 
 
 def shorten_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, room: int) -> str:
@@ -188,13 +182,15 @@ def shorten_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, room: int) -> s
 
 
 def _sequence(
-    ids: list[int], prompt: int, options: EncodeOptions, cut: bool = False
+    ids: list[int], learned: Iterable[bool], options: EncodeOptions, cut: bool = False
 ) -> Encoded | None:
-    """The ids of a prompt (that many) and a response, with their labels, cut to ``max_length``."""
+    """Ids, of which some are ``learned``, with their labels, cut to ``max_length``."""
     cut = cut or len(ids) > options.max_length
     ids = ids[: options.max_length]
-    hidden = min(prompt, len(ids)) if options.loss_on == "response" else 0
-    labels = [IGNORED] * hidden + ids[hidden:]
+    every = options.loss_on == "all"
+    labels = [
+        one if every or counts else IGNORED for one, counts in zip(ids, learned, strict=False)
+    ]
     if all(label == IGNORED for label in labels[1:]):  # the first token is never predicted
         return None if cut else EMPTY
     return Encoded({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}, cut)
@@ -210,7 +206,7 @@ def _joint_texts(
     for ids, prompt in zip(tokenizer(texts)["input_ids"], prompts, strict=True):
         if len(ids) < options.max_length and ids[-1:] != end:
             ids = ids + end
-        yield _sequence(ids, len(prompt), options)
+        yield _sequence(ids, chain(repeat(False, len(prompt)), repeat(True)), options)
 
 
 def _sources_and_targets(
@@ -246,7 +242,7 @@ def _choices(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
     """A prompt and the texts that may follow it; a long prompt loses its beginning."""
-    prompts = _prompt_ids([str(row["prompt"]) for row in rows], tokenizer)
+    by, prompts = options.length_norm, _prompt_ids([str(row["prompt"]) for row in rows], tokenizer)
     for row, prompt, candidates in zip(rows, prompts, _candidates(rows, tokenizer), strict=True):
         room = options.max_length - max(len(ids) for ids in candidates)
         if room < 1 or not prompt or not all(candidates):
@@ -255,6 +251,11 @@ def _choices(
         features = {
             "prompt": prompt[-room:],
             "candidates": candidates,
+            # As in lm-eval's acc (none) and acc_norm, which counts no space before a candidate.
+            "divisors": [
+                {"tokens": len(ids), "characters": len(text.strip()) or 1, "none": 1}[by]
+                for text, ids in zip(row["candidates"], candidates, strict=True)
+            ],
             "answer": int(row["answer"]),
             # The Trainer groups rows into batches of similar length by this name.
             "length": len(prompt[-room:]) + max(len(ids) for ids in candidates),
@@ -263,23 +264,13 @@ def _choices(
 
 
 def _candidates(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
-    """Ids of the candidates of each row.
-
-    Some tokenizers, such as LLaMA's, split a text differently when it stands alone, so each is
-    tokenised with the last line of its prompt. If a token spans both, it is tokenised alone.
-    """
-    lines = [str(row["prompt"]).rsplit("\n", 1)[-1] for row in rows]
+    """Ids of the candidates of each row, each where it follows the last line of the prompt."""
+    lines = (str(row["prompt"]).rsplit("\n", 1)[-1] for row in rows)
     pairs = [
-        (line, text) for row, line in zip(rows, lines, strict=True) for text in row["candidates"]
+        (line, text) for line, row in zip(lines, rows, strict=True) for text in row["candidates"]
     ]
-    joint = iter(_prompt_ids([line + text for line, text in pairs], tokenizer))
-    alone = iter(tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"])
-    for row, start in zip(rows, _prompt_ids(lines, tokenizer), strict=True):
-        found = []
-        for ids, own in zip(islice(joint, len(row["candidates"])), alone, strict=False):
-            continues = len(ids) > len(start) and ids[: len(start)] == start
-            found.append(ids[len(start) :] if continues else own)
-        yield found
+    found = continuations(pairs, tokenizer)
+    yield from (list(islice(found, len(row["candidates"]))) for row in rows)
 
 
 def windows(
@@ -287,8 +278,13 @@ def windows(
 ) -> Iterator[Encoded]:
     """Join documents, each with an end token, and cut them into windows of ``max_length`` tokens.
 
-    The last tokens, which fill no window, are left out, unless there are no others.
+    The last window has the tokens that are left, if something is predicted in it. If only ``full``
+    windows are asked for, it is left out, unless there is no other.
     """
+    if options.apart:
+        for row in rows:
+            yield from windows([row], tokenizer, replace(options, apart=False))
+        return
     length, left, filled = options.max_length, list[int](), False
     for row in rows:
         left += document_ids(row, tokenizer)
@@ -297,7 +293,7 @@ def windows(
             filled = True
             yield _window(left[start : start + length])
         del left[:whole]
-    if not filled and 1 < len(left) < length:
+    if 1 < len(left) < length and not (filled and options.full):
         yield _window(left)
 
 
@@ -317,7 +313,7 @@ def prompt_of(
 ) -> str:
     """The text that generation starts from, cut to ``room`` tokens if it has a ``prompt_end``."""
     if form == "messages":
-        return _rendered(row["messages"][:-1], tokenizer, add_generation_prompt=True)
+        return rendered(row, len(row["messages"]) - 1, tokenizer, add_generation_prompt=True)
     if room is not None and "prompt_end" in row:
         return shorten_prompt(row, tokenizer, room)
     return str(row.get("eval_prompt", row["prompt"]))
@@ -328,29 +324,4 @@ def learned_ends(form: Form, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     A chat template may end a turn with another token than the tokenizer ends a text with.
     """
-    ends = _end(tokenizer)
-    if form == "messages":
-        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "reply"}]
-        try:
-            after = _rendered(turns, tokenizer).rpartition("reply")[2]
-        except TurnsRefused:  # no template, or one for other turns than these
-            return ends
-        ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-        special = set(tokenizer.all_special_ids)
-        ends += [one for one in ids if one in special][:1]
-    return ends
-
-
-def _rendered(turns: list[Row], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
-    """A conversation as the tokenizer's chat template writes it; the template may refuse it."""
-    if not tokenizer.chat_template:
-        raise TurnsRefused("this tokenizer has no chat template: take rows of prompt and response")
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
-    except ImportError:  # jinja2 is missing
-        raise
-    except Exception as error:  # a template is a program, which may raise anything
-        roles = ", ".join(turn["role"] for turn in turns[:MOST_ROLES])
-        roles += " …" if turns[MOST_ROLES:] else ""
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise TurnsRefused(f"the chat template refuses the turns {roles}: {said}") from error
+    return _end(tokenizer) + (turn_end(tokenizer) if form == "messages" else [])

@@ -3,10 +3,10 @@
 The metrics go into ``result.json``, and the answer to each row into ``predictions.jsonl``.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from math import log2
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,7 +136,10 @@ def _score_all(
     for name, rows in sets.items():
         with scoring(run, base=base):
             scores, lines = score(run, rows, metric, with_text=with_text)
-        found[name] = {"n": len(rows.rows), **scores, "sha256": rows.fingerprint}
+        counted = {"n": len(rows.rows)}
+        if rows.form == "text" and not rows.protocol.lengths:
+            counted = {"n": len(lines), "documents": len(rows.rows)}
+        found[name] = {**counted, **scores, "sha256": rows.fingerprint}
         asked = "unparsable" in scores and not base
         unparsable = {name: scores["unparsable"]} if asked else None
         key = f"{name}{BASE}" if base else name
@@ -202,14 +205,14 @@ def score(
     by, windows = rows_metric(next(iter(metrics))), rows.form == "text"
     lines = []
     for index, (one, loss) in enumerate(zip(each, losses, strict=True)):
-        value_by = loss if by == LOSS else one[by]
+        value_by = one.get(LOSS, loss) if by == LOSS else one[by]
         lines.append({
             # Plain text is cut into windows, which are not rows of the file.
             "row": index + 1 if windows else rows.number(index),
             "answer": None if windows else answers[index],
             "score": None if value_by is None else as_score(value_by, by),
             "loss": loss,
-            "metrics": {} if windows else one,
+            "metrics": {} if rows.protocol.lengths else one,
             **({"cut": True} if cut and cut[index] else {}),
             **(_text_of(rows.rows[index], rows.form, run) if with_text and not windows else {}),
         })  # fmt: skip
@@ -232,14 +235,14 @@ def _text_of(row: Row, form: Form, run: Run) -> dict[str, Any]:
 
 
 def _batches(
-    run: Run, rows: Rows, title: str, *, answered: bool, parts: Parts | None = None
+    run: Run, rows: Rows, title: str, *, parts: Parts | None = None, **encoding: bool
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Batches of rows of similar length, the longest first: the rows' indices, and their tensors.
 
-    If every row has to be ``answered``, none may be left out. With ``parts``, only their rows are
-    in batches, and no batch has rows of two parts.
+    With ``parts``, only their rows are in batches, and no batch has rows of two parts. ``encoding``
+    are further arguments of ``encode_rows``.
     """
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=answered)
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, **encoding)
     pad, size = collator(rows.form, run.tokenizer), run.recipe.eval_batch_size
     batches = [
         [part[i] for i in chosen]
@@ -260,7 +263,7 @@ def alike(dataset: Dataset, size: int) -> list[list[int]]:
         widest = [max(map(len, candidates)) for candidates in dataset["candidates"]]
         widths: dict[int, list[int]] = {}
         for i in order:
-            widths.setdefault(round(4 * log2(widest[i])), []).append(i)
+            widths.setdefault(round(4 * math.log2(widest[i])), []).append(i)
         # Down and up again, so that rows of two widths in one batch have prompts of alike length.
         turns = enumerate(sorted(widths))
         order = [i for turn, width in turns for i in widths[width][:: (-1) ** turn]]
@@ -328,8 +331,10 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
         return [one.value for one in found], losses, mean, None
     sums, counts = _losses(run, rows)
     means, loss = (sums / counts).tolist(), {"loss": float(sums.sum() / counts.sum())}
-    if rows.form == "text":
-        return means, means, loss, None
+    if rows.form == "text":  # each document by itself as well, from its first token on
+        alone, tokens = (found.sum() for found in _losses(run, rows, apart=True))
+        mean = {"document_perplexity": math.exp(alone / tokens), **loss}
+        return [*zip(means, counts.int().tolist(), strict=True)], means, mean, None
     found = _in_order(dict(answer_rows(run, rows)))
     # A row whose right answer lies beyond max_length is answered, but has no loss.
     kept: Iterable[int] = range(len(rows.rows))
@@ -353,12 +358,12 @@ def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, Text]]:
     return generate_parts(run, prompts, parts, settings, templated=rows.form == "messages")
 
 
-def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
+def _losses(run: Run, rows: Rows, *, apart: bool = False) -> tuple[Tensor, Tensor]:
     """For each encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
     found: dict[int, tuple[float, int]] = {}
     shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
     sparing: LabelledLoss | None = None  # makes logits only where labels count
-    for number, (chosen, batch) in enumerate(_batches(run, rows, "Scoring", answered=False)):
+    for number, (chosen, batch) in enumerate(_batches(run, rows, "Scoring", apart=apart)):
         if number == 0 and shift:
             sparing = find_labelled_loss(run.model, batch)
         labels = batch["labels"][:, shift:]

@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from lorada.data.rows import HEADED
 from lorada.data.tokenize import without_end
+from lorada.inference.generate import chat_prompt
 from lorada.inference.load import Run
 from lorada.report.explorer.page import explorer_page
 from lorada.runs.data.dataset import context_of
@@ -39,7 +40,8 @@ def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -
         ValueError: for a text that is empty or too long, a run without an adapter, or tokens that
             differ.
     """
-    read = [[_words(run, text) for text in texts or [""]] for run in runs]
+    texts = texts or [""]
+    read = [[_words(run, text) for text in texts] for run in runs]
     if any(other != read[0] for other in read[1:]):
         raise ValueError(
             f"{runs[0].folder} and {runs[1].folder} read other tokens: explore each alone"
@@ -47,7 +49,7 @@ def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -
     names = adapter_names([run.folder for run in runs])
     return {
         "title": ", ".join(names),
-        "sentences": [{"tokens": tokens} for tokens in read[0]],
+        "sentences": [{"tokens": a, "text": b} for a, b in zip(read[0], texts, strict=True)],
         "runs": [
             _explored_run(run, name, texts, steps=steps)
             for run, name in zip(runs, names, strict=True)
@@ -58,12 +60,16 @@ def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -
 def tokens_to_show(run: Run, text: str) -> list[int]:
     """The token ids of a sentence; one that is continued has no end token.
 
+    A run that learned chats reads it as a user's turn, through the chat template.
+
     Raises:
         ValueError: for a sentence that is empty, has no known token, or is too long.
     """
     refuse_empty(text)
-    ids: list[int] = run.tokenizer(text, verbose=False)["input_ids"]
-    if run.kind == "decoder" and run.form not in HEADED:
+    templated = run.form == "messages"
+    read = chat_prompt(run, [{"role": "user", "content": text}]) if templated else text
+    ids: list[int] = run.tokenizer(read, add_special_tokens=not templated, verbose=False).input_ids
+    if run.kind == "decoder" and run.form not in HEADED and not templated:
         ids = without_end(ids, run.tokenizer)
     if not ids:
         raise ValueError(f"{text!r} has no token that this model knows")

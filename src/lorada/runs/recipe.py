@@ -85,8 +85,12 @@ class Recipe(BaseModel):
         "auto", description="full: compute activations again, to need less memory; auto: on a GPU, "
         "for large models and long rows",
     )  # fmt: skip
-    loss_on: Literal["response", "all"] | None = Field(
-        None, description="tokens that count in the loss; by default the protocol's choice"
+    loss_on: Literal["response", "last", "all"] | None = Field(
+        None, description="tokens that count in the loss (last: of a chat's last answer alone); by "
+        "default the protocol's choice",
+    )  # fmt: skip
+    length_norm: Literal["tokens", "characters", "none"] | None = Field(
+        None, description="what a candidate's log-probability is divided by; by default tokens"
     )
     metric: str | None = Field(
         None, description="what rows of your own are scored by: loss, exact_match, contains, "

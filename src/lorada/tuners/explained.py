@@ -136,12 +136,14 @@ def page_of(found: Explanation) -> str:
     def word_of(token: int) -> str:
         return str(token) if found.tokenizer is None else str(found.tokenizer.decode([token]))
 
-    tokens = [word_of(token) for token in found.ids[0][found.real[0]].tolist()]
+    ids = found.ids[0][found.real[0]].tolist()
+    text = found.tokenizer.decode(ids, skip_special_tokens=True) if found.tokenizer else ""
     run = {
         "name": "adapter", "method": ", ".join(found.parts), "parts": found.parts,
         "head": found.head, "steps": [None], "shown": [[shown(found, 0, word_of)]],
     }  # fmt: skip
-    return explorer_page({"title": "adapter", "sentences": [{"tokens": tokens}], "runs": [run]})
+    sentences = [{"tokens": [*map(word_of, ids)], "text": text}]
+    return explorer_page({"title": "adapter", "sentences": sentences, "runs": [run]})
 
 
 def shown(found: Explanation, sample: int, word_of: Callable[[int], str]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The pictures of a comparison: what they show, and that they can be told apart."""
 
+import json
 import math
+import shutil
 from dataclasses import replace
 from itertools import product
 from xml.etree import ElementTree
@@ -10,6 +12,8 @@ import pytest
 pytest.importorskip("matplotlib", reason="needs the extra compare")
 
 from lorada.report.comparison import pictures
+from lorada.report.comparison.read import read_comparison
+from lorada.report.comparison.summarize import summarize
 from lorada.report.comparison.summary import TriedRate
 
 
@@ -97,3 +101,15 @@ def test_a_long_curve_keeps_its_first_and_its_last_loss(made_up_summary):
     (curve,) = pictures.training_losses(long).axes[0].lines
     steps = curve.get_xdata()
     assert (len(steps), steps[0], steps[-1]) == (pictures.POINTS, 1, 3000)
+
+
+@pytest.mark.parametrize(("form", "unit"), [
+    ("prompt", "nats per token"), ("messages", "nats per token"), ("text", "nats per token"),
+    ("label", "per row"), ("score", "per row"), ("choice", "per row"),
+])  # fmt: skip
+def test_the_axis_of_losses_says_what_they_are_means_of(made_up_folder, form, unit, tmp_path):
+    copy = shutil.copytree(made_up_folder, tmp_path / "comparison")
+    for result in copy.glob("runs/**/result.json"):
+        result.write_text(json.dumps({**json.loads(result.read_text()), "form": form}))
+    figure = pictures.training_losses(summarize(read_comparison(copy)))
+    assert figure.axes[0].get_ylabel() == f"training loss ({unit})"

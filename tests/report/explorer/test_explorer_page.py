@@ -87,7 +87,7 @@ def test_hostile_texts_stay_text():
     tags = r"<(?!/?(?:bdi|b)\b)[/!\w][-\w]*"
     assert re.findall(tags, page) == re.findall(tags, plain)
     found = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.S)[1])
-    assert found["sentences"][0] == hostile
+    assert found["sentences"][0] == {"tokens": hostile, "text": "".join(hostile)}
     assert [run["name"] for run in found["runs"]] == hostile[:2]
 
 

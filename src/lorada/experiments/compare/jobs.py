@@ -227,7 +227,7 @@ def score_base(run: Path, recipe: Recipe, *, report: Report) -> None:
         metrics = _score(loaded, recipe.metric, base=True)
     names = [f"{name} (base)" for name in metrics]
     lines = [line for line in read_predictions(run) if line["rows"] in names]
-    each = [{**line.get("metrics", {}), LOSS: line["loss"]} for line in lines]
+    each = [{LOSS: line["loss"], **line.get("metrics", {})} for line in lines]
     found = {"row_scores": columns(each), "metrics": read_result(run)["metrics"][names[0]]}
     write_atomic(run / BASE_FILE, json_text(found) + "\n")
 

@@ -37,6 +37,7 @@ WIDTH = 10.0  # inches
 POINTS = 200  # of a loss curve: a long training logs thousands, which would make the page large
 LETTERS = 125  # in a line of the legend, with the room of markers
 LONGEST = 60  # letters of a name; the rest is cut off
+PER_ROW = ("label", "score", "choice")  # forms of rows whose loss is a mean over rows
 INK = "#0a0b0c"  # stands for the colour of the page's text, which light, dark and print set
 SETTINGS = {
     **dict.fromkeys(
@@ -189,7 +190,8 @@ def training_losses(summary: Summary) -> Figure | None:
         steps, losses = zip(*(curve[i] for i in spread), strict=True)
         style = _style(summary, line.method, filled=False)
         axis.plot(steps, losses, **style, markevery=max(1, len(steps) // 8))
-    axis.set(xlabel="optimizer steps", ylabel="training loss (nats per token)")
+    unit = "per row" if summary.form in PER_ROW else "nats per token"
+    axis.set(xlabel="optimizer steps", ylabel=f"training loss ({unit})")
     _legend(figure, summary, lines)
     return figure
 

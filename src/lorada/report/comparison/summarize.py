@@ -94,6 +94,7 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         rows=len(results.rows),
         seeds=tuple(asked) if isinstance(asked, list) else seeds_of(runs),
         metric=metric,
+        form=next((str(run.result.get("form", "")) for run in runs), ""),
         best=best.label if best else "",
         lines=tuple(_as_shown(line, metric) for line in lines),
         baselines=tuple(_as_shown(one, metric) for one, _ in baselines),

@@ -156,10 +156,11 @@ class Summary:
         rows: number of scored rows.
         seeds: of the final runs.
         metric: name of the main metric.
+        form: of the rows that were learned.
         best: label of the candidate to take; empty if nothing is scored.
         lines: one for each candidate, the best score first, those without a score last.
         baselines: scores without training.
-        histories: label → training loss over steps, the mean over seeds: (step, nats per token).
+        histories: label → training loss over steps, the mean over seeds: (step, loss).
         disagreements: the most divided rows first, at most 50.
         commands: ``train``, ``export``, ``serve``, ``explore`` and ``commands.BESIDE`` → the shell
             command for the candidate to take; ``commands.LONGER`` alone if there is none.
@@ -178,6 +179,7 @@ class Summary:
     rows: int = 0
     seeds: tuple[int, ...] = ()
     metric: str = ""
+    form: str = ""
     best: str = ""
     lines: tuple[CandidateLine, ...] = ()
     baselines: tuple[Baseline, ...] = ()

@@ -5,7 +5,7 @@ tokens that look (queries), K tokens that are looked at (keys).
 
 Of the page:
     title: its heading.
-    sentences: of each its ``tokens``, as the model reads them.
+    sentences: of each its ``text``, and its ``tokens``, as the model reads them.
     runs: one, or two side by side.
 
 Of a run:

@@ -75,7 +75,7 @@ async function drawDetail() {
   if (!chosen.open) return;
   const mine = ++drawing;
   const { layer, head } = chosen.open;
-  const tokens = sentences[chosen.sentence];
+  const { tokens } = sentences[chosen.sentence];
   const same = everyShown().map((shown) => shown.layers[layer]).filter(Boolean);
   const loaded = await Promise.all(runs.map((run, i) => {
     const found = shownBy(run, i).layers[layer];
@@ -122,7 +122,7 @@ function drawChange() {
 }
 
 function drawSentence() {
-  part("tokens").replaceChildren(...sentences[chosen.sentence].map((token) => element("li", {}, quoted(token))));
+  part("tokens").replaceChildren(...sentences[chosen.sentence].tokens.map((token) => element("li", {}, quoted(token))));
 }
 
 function drawAll() {
@@ -137,8 +137,8 @@ function fillMenus() {
   const measures = Object.entries(MEASURES).filter(([, measure]) => has(measure));
   chosen.measure = measures[0][0];
   part("measure").replaceChildren(...measures.map(([key, one]) => element("option", { value: key }, one.title)));
-  part("sentence").replaceChildren(...sentences.map((tokens, i) =>
-    element("option", { value: i }, cut(visible(tokens.join("")), 60))));
+  part("sentence").replaceChildren(...sentences.map(({ text }, i) =>
+    element("option", { value: i }, cut(visible(text), 60))));
   for (const [i, run] of runs.entries()) {
     if (run.steps.length < 2) continue;
     const slider = element("input", { type: "range", min: 0, max: run.steps.length - 1, step: 1, value: chosen.steps[i] });

@@ -28,5 +28,5 @@ def explorer_page(data: Mapping[str, Any], *, asked: str | None = None) -> str:
         asks=asked is not None,
         asked=asked,
         runs=data["runs"],
-        data={"sentences": [one["tokens"] for one in data["sentences"]], "runs": data["runs"]},
+        data={"sentences": data["sentences"], "runs": data["runs"]},
     )

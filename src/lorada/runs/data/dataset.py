@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice, repeat
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lorada.data.chats import TurnsRefused
 from lorada.data.rows import HEADED, Form
 from lorada.data.task import Kind
 from lorada.data.tokenize import (
@@ -21,7 +23,6 @@ from lorada.data.tokenize import (
     IGNORED,
     Encoded,
     EncodeOptions,
-    TurnsRefused,
     encode,
     windows,
 )
@@ -45,6 +46,8 @@ def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
         joint=protocol.joint,
         kind=kind,
         target_length=recipe.max_target_length or usual,
+        full=bool(protocol.lengths),  # as was published
+        length_norm=recipe.length_norm or "tokens",
     )
 
 
@@ -73,17 +76,19 @@ def encode_rows(
     kind: Kind,
     *,
     answered: bool = False,
+    apart: bool = False,
 ) -> Dataset:
     """Tokenise rows; a warning says how many were cut or left out.
 
-    If every row has to be ``answered`` by the model, none may be left out.
+    If every row has to be ``answered`` by the model, none may be left out. Plain texts are joined,
+    unless each is to be read ``apart``.
 
     Raises:
         ValueError: as ``refuse_kind``; if no row is left to learn from, or one is left out that has
             to be answered.
     """
     refuse_kind(rows, kind)
-    options = encode_options(rows, recipe, kind)
+    options = replace(encode_options(rows, recipe, kind), apart=apart)
     every, length = len(rows.rows), recipe.max_length
     left_out: list[int] = []
     dropped = cut = 0
@@ -190,8 +195,9 @@ def collator(
 class ChoiceCollator:
     """Makes a batch of one sequence per candidate of each row: left pads, prompt, candidate.
 
-    ``labels`` has the tokens of the candidates, ``groups`` the number of candidates of each row,
-    and ``answers`` the index of the right one.
+    ``labels`` has the tokens of the candidates, ``divisors`` what the log-probability of each is
+    divided by, ``groups`` the number of candidates of each row, and ``answers`` the index of the
+    right one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -200,6 +206,7 @@ class ChoiceCollator:
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch with every candidate of every row."""
         batch = self._batch((row["prompt"], ids) for row in features for ids in row["candidates"])
+        batch["divisors"] = torch.tensor([x for row in features for x in row["divisors"]])
         batch["groups"] = torch.tensor([len(row["candidates"]) for row in features])
         batch["answers"] = torch.tensor([row["answer"] for row in features])
         return batch

@@ -1,5 +1,6 @@
-"""``first_row``: a row of the training as the model reads it, and which of its tokens count."""
+"""What a dry run says of the rows: how many are cut, and the first as the model reads it."""
 
+import json
 from itertools import groupby
 from typing import Any
 
@@ -7,16 +8,41 @@ from transformers import PreTrainedTokenizerBase
 
 from lorada.data.rows import HEADED
 from lorada.data.task import Kind
-from lorada.data.tokenize import EMPTY, IGNORED
+from lorada.data.tokenize import EMPTY, IGNORED, Encoded
 from lorada.runs.data.dataset import encode_each, encode_options
 from lorada.runs.data.rows import Rows
 from lorada.runs.recipe import Recipe
+from lorada.support.progress import progress_bar
+
+
+def read_rows(
+    rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kind: Kind
+) -> tuple[dict[str, int], dict[str, Any] | None]:
+    """What becomes of the rows when they are encoded, and the first that is learned.
+
+    Returns:
+        How many rows are ``cut`` to length, ``dropped`` because nothing to learn is left of them,
+        ``empty`` from the beginning, and ``copies`` of earlier rows; and ``first_row``.
+    """
+    each = encode_each(rows, tokenizer, encode_options(rows, recipe, kind))
+    counts, first = dict.fromkeys(("cut", "dropped", "empty"), 0), None
+    total = None if rows.form == "text" else len(rows.rows)
+    for index, one in progress_bar(each, f"Encoding {rows.path}", total=total):
+        if one is None or one is EMPTY:
+            counts["dropped" if one is None else "empty"] += 1
+        else:
+            counts["cut"] += one.truncated
+            first = first or first_row(rows, index, one, tokenizer, kind)
+    if rows.form == "text":  # which are joined
+        counts["empty"] = sum(not row["text"].strip() for row in rows.rows)
+    different = {json.dumps(row, sort_keys=True) for row in rows.rows}
+    return {**counts, "copies": len(rows.rows) - len(different)}, first
 
 
 def first_row(
-    rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kind: Kind
-) -> dict[str, Any] | None:
-    """The first row that is learned, as text; None if there is none.
+    rows: Rows, index: int, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, kind: Kind
+) -> dict[str, Any]:
+    """A row, by its index and as it is encoded, as text.
 
     Returns:
         ``row``, its number from 1, None for a window of joined texts; ``tokens``, how many are read
@@ -24,11 +50,6 @@ def first_row(
         with whether their tokens count; ``learned``, the class or the number that a head learns,
         None for other rows.
     """
-    options = encode_options(rows, recipe, kind)
-    found = encode_each(rows, tokenizer, options)
-    index, encoded = next(((i, one) for i, one in found if one and one is not EMPTY), (0, None))
-    if encoded is None:
-        return None
     features = encoded.features
     marked = _marked(rows, features, kind)
     pieces = [

@@ -32,7 +32,7 @@ class Line(BaseModel):
         score: the metric that the rows are scored by, higher for the better one: a loss or an error
             is minus itself; null if it is not a finite number.
         loss: the row's loss in nats (a number's: its squared error); null if none is measured.
-        metrics: further, what ``row_metrics`` says of the row; windows have none.
+        metrics: further, what ``row_metrics`` says of the row.
         cut: further, true for a text that was cut at the most tokens of an answer.
     """
 

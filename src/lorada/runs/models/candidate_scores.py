@@ -1,6 +1,8 @@
 """Scores candidate answers by their likelihood, to choose the likeliest.
 
-    s_c = mean over the tokens of candidate c of log p(token | prompt, the tokens before it)
+    s_c = 1/d · Σ over the tokens of candidate c of log p(token | prompt, the tokens before it)
+
+d is the number of the candidate's tokens, or what ``length_norm`` says.
 
 Source: the classification objective of QuanTA (Chen et al., 2024) for commonsense questions.
 
@@ -20,8 +22,8 @@ from lorada.data.tokenize import IGNORED
 from lorada.tuners.lmam import map_configs
 
 
-def mean_log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
-    """s_c of each sequence.
+def log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
+    """The log-probability of each candidate: s_c times d.
 
     Args:
         logits: (C, T, vocabulary), of the last T tokens.
@@ -33,7 +35,7 @@ def mean_log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
     targets = labels[:, 1:]
     counted = targets != IGNORED
     chosen = _log_likelihoods(logits[:, :-1], targets.clamp(min=0))
-    return (chosen * counted).sum(-1) / counted.sum(-1)
+    return (chosen * counted).sum(-1)
 
 
 def _log_likelihoods(logits: Tensor, ids: Tensor) -> Tensor:
@@ -44,7 +46,8 @@ def _log_likelihoods(logits: Tensor, ids: Tensor) -> Tensor:
 def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """s_c of each candidate (C,), in fp32, from sequences of a prompt with a candidate.
 
-    ``batch`` has ``input_ids``, ``attention_mask`` and ``labels``, (C, T), padded on the left.
+    ``batch`` has ``input_ids``, ``attention_mask`` and ``labels``, (C, T), padded on the left, and
+    the ``divisors`` (C,).
     """
     labels, mask = batch["labels"], batch["attention_mask"]
     # Logits take the most memory, and only those at the ends of sequences are needed.
@@ -53,7 +56,8 @@ def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         model, counted, mask.device
     )
     output = model(input_ids=batch["input_ids"], attention_mask=mask, **extra)
-    return mean_log_likelihoods(output.logits[:, -counted:], labels[:, -counted:])
+    found = log_likelihoods(output.logits[:, -counted:], labels[:, -counted:])
+    return found / batch["divisors"].to(found.device)
 
 
 def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -93,7 +97,7 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
             **accepted(model, position_ids=positions[row_of, -1:] + steps),
         )
         total = total + (_log_likelihoods(rest.logits, candidates[:, 1:]) * mask[:, 1:]).sum(-1)
-    return total / lengths
+    return total / batch["divisors"].to(total.device)
 
 
 def _cut(ids: Tensor, begins: Tensor, lengths: Tensor, pads: str) -> tuple[Tensor, Tensor]:
