@@ -1,14 +1,26 @@
 """Rows are read the same from each kind of file, and from data sets as the hub has them."""
 
+import csv
+import datetime
 import gzip
+import io
 import json
+import logging
+from decimal import Decimal
+from pathlib import Path
+from unittest.mock import MagicMock
 
 import datasets
+import numpy
+import pyarrow
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from folders import ROWS, TURNS, llama_folder, refused, rows_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
 
-from lorada.data.row_files import hub_source, read_rows
+from lorada.data.row_files import _table_rows, hub_source, read_rows, there
 from lorada.runs.data.rows import load_rows
 
 SENTENCES = [{"text": "good", "label": 1}, {"text": "bad", "label": 0}, {"text": "?", "label": -1}]
@@ -48,6 +60,117 @@ def test_csv_and_json_lines_give_the_same_rows(tmp_path):
     assert read_rows(csv) == read_rows(rows_file(tmp_path / "rows.jsonl", rows)) == rows
 
 
+# Texts of real rows are full of what may also stand between columns.
+TEXTS = st.text(st.sampled_from("ab ,;|\t\"'\n"), max_size=20)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    delimiter=st.sampled_from(",;\t|"),
+    rows=st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=5),
+    before=st.sampled_from(["", "\n", "\r\n \r\n", ";;\n"]),
+)
+def test_the_delimiter_of_a_table_is_found_whatever_its_texts_hold(delimiter, rows, before):
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter)
+    writer.writerows([("text", "text_pair", "label"), *rows])
+    expected = [dict(zip(("text", "text_pair", "label"), row, strict=True)) for row in rows]
+    assert _table_rows(Path("rows.csv"), before + text.getvalue()) == expected
+
+
+# File → what it holds; each is the same two rows.
+AS_TABLES = {
+    "excel.csv": 'text;label\n"good; and cheap";yes\nbad, dear;no\n',
+    "spaced.csv": 'text, label\n"good; and cheap", yes\n"bad, dear", no\n',
+    "tabs.tsv": "text\tlabel\ngood; and cheap\tyes\nbad, dear\tno\n",
+    "late.csv": '\n\ntext,label\n\ngood; and cheap,yes\n"bad, dear",no\n',
+    "bars.csv": "text|label\ngood; and cheap|yes\nbad, dear|no\n",
+}
+
+
+@pytest.mark.parametrize("name", AS_TABLES)
+def test_tables_with_other_delimiters_are_read(name, tmp_path):
+    expected = [{"text": "good; and cheap", "label": "yes"}, {"text": "bad, dear", "label": "no"}]
+    (tmp_path / name).write_text(AS_TABLES[name])
+    with gzip.open(tmp_path / f"{name}.GZ", "wt") as file:
+        file.write(AS_TABLES[name])
+    assert read_rows(tmp_path / name) == read_rows(tmp_path / f"{name}.GZ") == expected
+
+
+def test_quotes_stay_in_a_table_with_tabs_that_quotes_nothing(tmp_path):
+    (tmp_path / "glue.tsv").write_text('text\tlabel\n"Go," he said\t1\na " b\t0\n')
+    assert [row["text"] for row in read_rows(tmp_path / "glue.tsv")] == ['"Go," he said', 'a " b']
+
+
+def test_objects_on_several_lines_one_after_another_are_rows(tmp_path):
+    text = "\n".join(json.dumps(row, indent=2) for row in ROWS[:3])
+    (tmp_path / "rows.json").write_text(f"\n{text}\n")
+    assert read_rows(tmp_path / "rows.json") == ROWS[:3]
+    (tmp_path / "cut.json").write_text(text[:-1])
+    refused("cut.json is not JSON: .* line 12", lambda: read_rows(tmp_path / "cut.json"))
+
+
+def test_each_line_of_plain_text_is_a_row_and_that_is_said(tmp_path, caplog):
+    (tmp_path / "notes.txt").write_bytes("one\u2028line\r\n\n  two \n".encode())
+    with caplog.at_level(logging.INFO):
+        found = load_rows(str(tmp_path / "notes.txt"))
+    assert found.rows == [{"text": "one\u2028line"}, {"text": "  two "}]
+    assert "notes.txt: each line is a text, 2 of them" in caplog.text
+
+
+def test_decimals_dates_and_numbers_of_numpy_become_numbers_and_texts(tmp_path):
+    columns = {
+        "text": [datetime.date(2025, 1, 2), datetime.date(2025, 1, 3)],
+        "label": pyarrow.array([Decimal("1.00"), Decimal("2.00")]),
+        "score": pyarrow.array([Decimal("1.50"), Decimal("2.00")]),
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+    found = read_rows(tmp_path / "rows.parquet")
+    assert found[0] == {"text": "2025-01-02", "label": 1, "score": 1.5}
+    json.dumps(found)
+    for name in ("label", "score"):
+        parquet.write_table(
+            pyarrow.table({key: columns[key] for key in ("text", name)}), tmp_path / "one.parquet"
+        )
+        assert len(load_rows(str(tmp_path / "one.parquet")).fingerprint) == 64
+
+
+def test_values_of_a_data_set_that_numpy_or_arrow_made_are_values_of_json(hub):
+    row = {"text": "a", "score": numpy.float32(1.5), "at": datetime.datetime(2025, 1, 2)}
+    arrays = {"n": numpy.arange(2), "tools": [{"name": "f", "arguments": {"a": 1, "b": None}}]}
+    found = MagicMock(features={})
+    found.__iter__.return_value = [{**row, **arrays}]
+    hub["owner/name", None, None] = found
+    assert read_rows("owner/name") == [
+        {"text": "a", "score": 1.5, "at": "2025-01-02T00:00:00", "n": [0, 1],
+         "tools": [{"name": "f", "arguments": {"a": 1}}]}
+    ]  # fmt: skip
+
+
+def test_several_files_are_one_with_their_counts_and_rows_known_by_their_own(tmp_path, caplog):
+    a, b = rows_file(tmp_path / "a.jsonl", ROWS[:3]), rows_file(tmp_path / "b.jsonl", ROWS[3:5])
+    with caplog.at_level(logging.INFO):
+        found = load_rows(f"{a},{b}")
+    assert found.rows == ROWS[:5]
+    assert f"{a}: 3 rows, {b}: 2 rows" in caplog.text
+    assert found.part([4, 0]).place(0) == f"{b} row 2"
+    rows_file(tmp_path / "c.jsonl", [ROWS[0], {"prompt": "p", "response": 3}])
+    refused("c.jsonl row 2: response is not a text", lambda: load_rows(f"{a},{tmp_path}/c.jsonl"))
+    rows_file(tmp_path / "d.jsonl", [{"text": "t"}])
+    refused("d.jsonl row 1 has no field 'prompt', which .*a.jsonl row 1 has|a.jsonl row 1 has prom",
+            lambda: load_rows(f"{a},{tmp_path}/d.jsonl"))  # fmt: skip
+    refused("names .*a.jsonl twice", lambda: read_rows(f"{a},{a}"))
+    refused(f"no data file at {tmp_path}/e.jsonl", lambda: there(f"{a},{tmp_path}/e.jsonl"),
+            FileNotFoundError)  # fmt: skip
+    comma = rows_file(tmp_path / "f,g.jsonl", ROWS[:2])
+    assert read_rows(comma) == ROWS[:2]
+
+
+def test_an_address_keeps_its_slashes_in_the_refusal():
+    address = "https://example.org/rows.jsonl"
+    refused(f"^{address} is an address: download it", lambda: there(address), FileNotFoundError)
+
+
 def test_a_byte_order_mark_and_a_line_separator_inside_a_text_are_no_obstacle(tmp_path):
     path = tmp_path / "rows.jsonl"
     row = {"prompt": "a\u2028b", "response": "c"}
@@ -77,9 +200,6 @@ def test_a_broken_file_is_refused_with_what_is_wrong_with_it(name, content, mess
 
 
 def test_a_column_that_is_there_twice_is_refused(tmp_path):
-    import pyarrow
-    from pyarrow import parquet
-
     table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
     parquet.write_table(table, tmp_path / "rows.parquet")
     refused("two columns 'text'", lambda: read_rows(tmp_path / "rows.parquet"))
@@ -144,7 +264,7 @@ def test_a_local_folder_is_a_data_set(tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_not_there_says_what_could_be(tmp_path):
-    said = r"no data file at .*rows.jsonl: pass --data FILE \(.jsonl, .jsonl.gz, .json, .csv, .par"
+    said = r"no data file at .*rows.jsonl: pass --data FILE \(.jsonl, .json, .csv, .tsv, .txt, ea"
     refused(said, lambda: read_rows(tmp_path / "rows.jsonl"), FileNotFoundError)
 
 

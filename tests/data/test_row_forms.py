@@ -1,9 +1,13 @@
 """Rows as other tools write them come to the forms of ours, each once, and never by a guess."""
 
+import logging
+import shlex
+
 import pytest
 from folders import refused, rows_file
+from paths import ROOT
 
-from lorada.data.row_forms import in_form
+from lorada.data.row_forms import field_table, in_form
 from lorada.runs.data.rows import load_rows, rows_to_answer
 
 ALPACA = {"instruction": "Add them.", "input": "1 and 2", "output": "3"}
@@ -26,9 +30,86 @@ PROMPT = (
     "context. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\nAdd them.\n\n### Input:\n1 and 2\n\n### Response:\n"
 )
+CALLS = [
+    {"role": "user", "content": "Warm?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "1", "function": {"name": "weather", "arguments": {"unit": None}}}],
+    },
+    {"role": "tool", "name": "weather", "tool_call_id": "1", "content": "21"},
+    {"role": "assistant", "content": "Yes.", "reasoning_content": "21 is warm."},
+]
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+ASK, ANSWER = CHAT[:2], CHAT[2:]
+SUMMARY = {"prompt": "A: hi\n\nSummary:", "response": " greeting"}
+P, T = {"prompt": "p", "response": "r"}, {"text": "t", "text_pair": "u", "label": 0}
 CONVERTED = {
     "Alpaca": (ALPACA, "prompt", {"prompt": PROMPT, "response": "3"}),
+    "Alpaca with a system message": (
+        {**ALPACA, "system": "Be short."},
+        "prompt",
+        {"prompt": f"Be short.\n\n{PROMPT}", "response": "3"},
+    ),
+    "Dolly": (
+        {"instruction": "Add them.", "context": "1 and 2", "response": "3", "category": "sums"},
+        "prompt",
+        {"prompt": PROMPT, "response": "3"},
+    ),
     "ShareGPT": (SHAREGPT, "messages", {"messages": CHAT}),
+    "ShareGPT with a system field": (
+        {"conversations": SHAREGPT["conversations"][1:], "system": "Be short."},
+        "messages",
+        {"messages": CHAT},
+    ),
+    "calls of tools": (
+        {"messages": CALLS, "tools": TOOLS},
+        "messages",
+        {"messages": CALLS, "tools": TOOLS},
+    ),
+    "keys of turns that are null": (
+        {"messages": [{**turn, "tool_calls": None} for turn in CHAT], "tools": "[]"},
+        "messages",
+        {"messages": CHAT},
+    ),
+    "a chat that ends with the user": (
+        {"messages": CHAT * 2 + ASK},
+        "messages",
+        {"messages": CHAT * 2 + ASK},
+    ),
+    "TRL": ({"prompt": "p", "completion": "r"}, "prompt", P),
+    "TRL in turns": ({"prompt": ASK, "completion": ANSWER}, "messages", {"messages": CHAT}),
+    "a preference": ({"prompt": "p", "chosen": "r", "rejected": "no"}, "prompt", P),
+    "a preference in turns": (
+        {"prompt": ASK, "chosen": ANSWER, "rejected": ANSWER},
+        "messages",
+        {"messages": CHAT},
+    ),
+    "whole chats as a preference": (
+        {"chosen": CHAT, "rejected": CHAT},
+        "messages",
+        {"messages": CHAT},
+    ),
+    "whole texts as a preference": ({"chosen": "t", "rejected": "u"}, "text", {"text": "t"}),
+    "a dialogue": ({"dialogue": "A: hi", "summary": "greeting"}, "prompt", SUMMARY),
+    "a sentence": ({"sentence": "t", "label": 0}, "label", {"text": "t", "label": 0}),
+    "a review": ({"review": "t", "sentiment": "x"}, "label", {"text": "t", "label": "x"}),
+    "other letters and blanks": ({"Text": "t", " LABEL ": 0}, "label", {"text": "t", "label": 0}),
+    **{
+        f"{first} and {second}": ({first: "t", second: "u", "label": 0}, "label", T)
+        for first, second in (
+            ("text", "text_pair"),
+            ("sentence1", "sentence2"),
+            ("premise", "hypothesis"),
+            ("text1", "text2"),
+            ("question", "sentence"),
+        )
+    },
+    "a pair with a score": (
+        {"sentence1": "t", "sentence2": "u", "score": 2.5},
+        "score",
+        {"text": "t", "text_pair": "u", "score": 2.5},
+    ),
     "a question": (
         {"question": "1 + 2?", "answer": "3"},
         "prompt",
@@ -60,7 +141,7 @@ def test_an_instruction_without_an_input_has_the_shorter_prompt(tmp_path):
 TWO = {
     "a prompt and an instruction": (
         {"prompt": "p", "response": "r", **ALPACA},
-        "as prompt/response and as instruction/output: leave out the fields of one",
+        "as prompt/response and as instruction/output and as .*: leave out the fields of one",
     ),
     "a chat in two forms": ({"messages": CHAT, **SHAREGPT}, "as messages and as conversations"),
     "a question with candidates": (
@@ -94,7 +175,7 @@ WRONG = {
     "the last by the user": (
         SHAREGPT,
         {"conversations": SHAREGPT["conversations"][:-1]},
-        ": conversations must be .* the last from gpt",
+        ": conversations must be .* one of them by gpt",
     ),
     "a value that is no text": (
         SHAREGPT,
@@ -105,6 +186,16 @@ WRONG = {
     "a list as a label": (TEXT, {**TEXT, "label": [1]}, ": label is neither a text nor an integer"),
     "a number as prompt": (PAIR, {**PAIR, "prompt": 3}, ": prompt is not a text"),
     "half a character": (PAIR, {**PAIR, "prompt": "\ud800"}, ": prompt is not valid Unicode"),
+    "a system message twice": (
+        {**SHAREGPT, "conversations": SHAREGPT["conversations"][1:]},
+        {**SHAREGPT, "system": "Be long."},
+        ": system is beside a system turn: leave one of them out: 'Be long.'",
+    ),
+    "tools that are no list": (
+        {"messages": CHAT},
+        {"messages": CHAT, "tools": "{}"},
+        ": tools must be a list of tools, or such a list as JSON: '{}'",
+    ),
     "no content": (
         {"messages": CHAT},
         {"messages": [{"role": "assistant", "content": None}]},
@@ -120,8 +211,100 @@ def test_an_error_names_the_row_and_the_field_as_the_file_has_it(case):
 
 
 def test_rows_of_no_known_form_are_refused_with_the_forms_that_there_are(tmp_path):
-    said = "rows.jsonl row 1 has fields question; each needs messages or"
+    said = "rows.jsonl row 1 has fields question; each needs prompt/response or messages or"
     refused(said, lambda: loaded(tmp_path, {"question": "a"}))
+
+
+def test_the_guide_has_the_table_of_all_fields():
+    """A change of ``READINGS`` is written into it by ``python scripts/rows_page.py``."""
+    assert field_table() in (ROOT / "docs/guides/train.md").read_text()
+
+
+# Two kinds of rows in one file → what is said, whichever comes first.
+MIXED = {
+    "a label is missing": (
+        {"text": "a", "label": 0}, {"text": "b"},
+        "{b} has no field 'label', which {a} has", "{b} has no field 'label', which {a} has",
+    ),
+    "a label is null": (
+        {"text": "a", "label": 0}, {"text": "b", "label": None},
+        "{b} has no field 'label', which {a} has", "{b} has no field 'label', which {a} has",
+    ),
+    "half a pair": (
+        T, {"text": "a", "label": 1},
+        "{b} has no field 'text_pair', which {a} has",
+        "{b} has no field 'text_pair', which {a} has",
+    ),
+    "two forms": (
+        P, ALPACA,
+        "{a} has prompt/response and {b} has instruction/output",
+        "{b} has instruction/output and {a} has prompt/response",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_rows_of_several_forms_are_refused_with_one_of_each(case):
+    """Whatever row 1 has: labels that it lacks must not be dropped."""
+    a, b, first, second = MIXED[case]
+    refused(first.format(a="f row 1", b="f row 3"), lambda: in_form([a, a, b], "f"))
+    refused(second.format(b="f row 1", a="f row 3"), lambda: in_form([b, b, a], "f"))
+
+
+def test_blank_labels_are_refused_with_all_their_rows():
+    rows = [{"text": "a", "label": label} for label in ("x", "", "y", " ", "x")]
+    refused("f rows 2, 4: the label is blank", lambda: in_form(rows, "f"))
+    refused("a row 2, b row 2: the label is blank", lambda: in_form(rows, "a,b", counts=(2, 3)))
+
+
+def test_texts_that_are_not_read_are_named(caplog):
+    row = {"text": "a", "label": 0, "answer": "this is not read", "id": "a b", "text2": "u v w"}
+    in_form([row], "f")
+    assert "f: the texts in 'answer', 'text2' are not read" in caplog.text
+    caplog.clear()
+    in_form([{**ALPACA, "text": "all of it together"}], "f")
+    assert not caplog.text
+
+
+def test_only_the_chosen_answer_is_said_to_be_learned(caplog):
+    with caplog.at_level(logging.INFO):
+        in_form([{"prompt": "p", "chosen": "a b c", "rejected": "d e f"}], "f")
+    assert caplog.messages == ["f: of each pair of answers only `chosen` is learned"]
+
+
+REVIEWS = [{"My review": "good film", "Stars": 4}, {"My review": "bad", "Stars": 1}]
+
+
+def test_columns_name_fields_and_what_they_do_not_name_is_read_as_ever():
+    named = {"text": "My review", "score": " stars"}
+    expected = [{"text": "good film", "score": 4}, {"text": "bad", "score": 1}]
+    assert in_form(REVIEWS, "f", named) == (expected, "score")
+    questions = [{**row, "question": "q", "answer": "a"} for row in REVIEWS]
+    assert in_form(questions, "f", named) == (expected, "score")
+    assert in_form([{"text": "t", "label": 0, "class": 1}], "f", {"label": "class"}) == (
+        [{"text": "t", "label": 1}], "label",
+    )  # fmt: skip
+    turns = [{"question": ASK, "reply": ANSWER}]
+    named = {"prompt": "question", "completion": "reply"}
+    assert in_form(turns, "f", named) == ([{"messages": CHAT}], "messages")
+
+
+def test_the_refusal_of_fields_has_the_line_that_names_them():
+    with pytest.raises(ValueError, match="row 1 has fields My review, Stars; each") as error:
+        in_form(REVIEWS, "f")
+    _, _, line = str(error.value).partition("; or name them: ")
+    assert shlex.split(line) == ["--columns", "text=My review,label=Stars"]
+    refused("Stars is not a text: 4", lambda: in_form(REVIEWS, "f", {"text": "Stars"}))
+
+
+def test_columns_that_are_not_there_are_refused_unless_another_file_had_them():
+    refused("unknown field in columns 'txt'; did you mean text",
+            lambda: in_form(REVIEWS, "f", {"txt": "Stars"}))  # fmt: skip
+    named = {"text": "Film", "label": "Stars"}
+    refused("columns names 'Film', and f has only My review, Stars",
+            lambda: in_form(REVIEWS, "f", named))  # fmt: skip
+    rows = [{"text": "t", "label": 0}]
+    assert in_form(rows, "f", before=named) == (rows, "label")
 
 
 # Rows to answer: those without labels, those with, and what the model has learned.
@@ -151,6 +334,24 @@ TO_ANSWER = {
         {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": ""}]},
     ),
     "an answered chat of another tool": ("messages", SHAREGPT, TO_BE_ANSWERED),
+    "turns to be completed": ("messages", {"prompt": ASK}, TO_BE_ANSWERED),
+    "a preference": ("messages", {"prompt": ASK, "chosen": CHAT}, TO_BE_ANSWERED),
+    "a chosen chat": ("messages", {"chosen": CHAT, "rejected": CHAT}, TO_BE_ANSWERED),
+    "a call to be continued": (
+        "messages",
+        {"messages": CALLS[:-1], "tools": TOOLS},
+        {"messages": [*CALLS[:-1], {"role": "assistant", "content": ""}], "tools": TOOLS},
+    ),
+    "Dolly's context": (
+        "prompt",
+        {"instruction": "Add them.", "context": "1 and 2"},
+        {"prompt": PROMPT, "response": ""},
+    ),
+    "a question about a sentence": (
+        "label",
+        {"question": "t", "sentence": "u"},
+        {"text": "t", "text_pair": "u", "label": "no"},
+    ),
 }  # fmt: skip
 
 
@@ -163,9 +364,9 @@ def test_rows_to_answer_need_no_right_answers(case):
 
 def test_rows_without_what_a_model_reads_are_refused():
     for learned, message in (
-        ("label", "rows row 1 has fields title; each needs text$"),
+        ("label", "title; each needs text or text/text_pair; or name them: --columns text=title$"),
         ("choice", "each needs prompt/candidates$"),
-        ("prompt", "each needs messages or prompt or text or conversations or instruction or"),
+        ("prompt", "each needs prompt or messages or text or conversations or instruction or"),
     ):
         refused(
             message, lambda form=learned: rows_to_answer([{"title": "t"}], "rows", form, ("a",))

@@ -73,13 +73,13 @@ def test_a_response_that_is_cut_by_itself_is_said_to_be(tmp_path, caplog):
     assert said in caplog.text
 
 
-TWO_TURNS = "messages must be a list of two or more role/content objects, the last by the assistant"
+TWO_TURNS = "messages must be a list of two or more role/content objects, one of them by the assis"
 NAMED = {
     "half a character in a label": ({"text": "a", "label": "\ud800"}, "label is not valid Unicode"),
     "half a character in a role": (chat("\ud800", "assistant"), "messages is not valid Unicode"),
     "a role that is no text": (chat(5, "assistant"), "role is not a text: 5"),
     "only an answer": (chat("assistant"), TWO_TURNS),
-    "no answer": (chat("assistant", "user"), TWO_TURNS),
+    "no answer": (chat("user", "user"), TWO_TURNS),
     "a score beyond fp32": ({"text": "a", "score": 1e39}, "score is not a number"),
     "a score that is true": ({"text": "a", "score": True}, "score is not a number"),
     "a deep label": (
@@ -88,7 +88,7 @@ NAMED = {
     ),
     "an answer that none stands for": (
         {"prompt": "p", "candidates": ["a", "b"], "answer": 2},
-        "answer must be the index of one of the candidates, from 0: 2",
+        "answer must be the index of one of the candidates, from 0, its letter or its text: 2",
     ),
     "one candidate": (
         {"prompt": "p", "candidates": ["a"], "answer": 0},
@@ -111,6 +111,7 @@ def test_an_error_names_file_and_row(case, tmp_path):
         "answer": {"prompt": "p", "candidates": ["a", "b"], "answer": 0},
     }
     first = next(good[name] for name in good if name in row)
+    first = {**first, "text_pair": "b"} if "text_pair" in row else first
     path = rows_file(tmp_path / "rows.jsonl", [first, row])
     refused(f"rows.jsonl row 2: {message}", lambda: load_rows(str(path)))
 

@@ -94,6 +94,8 @@ def main() -> None:
     # Of several processes only the first warns.
     level = logging.WARNING if is_first() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+    if level == logging.WARNING:
+        logging.getLogger("lorada").setLevel(logging.INFO)  # what rows were read, for one
     # Users need not know what will change in a later version of another library.
     warnings.simplefilter("ignore", FutureWarning)
     try:

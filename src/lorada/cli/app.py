@@ -61,7 +61,26 @@ DataDir = Annotated[
     str | None,
     typer.Option(help="local folder of the benchmarks' rows (LORADA_DATA); else the hub"),
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(help="your names of fields, such as text=review,label=sentiment"),
+]
 RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run")]
+
+
+def columns_of(text: str | None, data: str | None = "") -> dict[str, str] | None:
+    """Read ``text=review,label=sentiment``; None if it is not given.
+
+    Raises:
+        ValueError: for anything else, or if there is no ``data`` that could have such columns.
+    """
+    if text is not None and data is None:
+        raise ValueError(f"--columns {text} is for the rows of a file: add --data FILE")
+    pairs = [pair.partition("=") for pair in text.split(",")] if text is not None else []
+    for ours, _, theirs in pairs:
+        if not (ours.strip() and theirs.strip()):
+            raise ValueError(f"--columns {text} must be such as text=review,label=sentiment")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs} or None
 
 
 def suggest(*words: object, also: str = "", on: Console = console) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.data.chosen_metric import CODE, LATER, refuse_metric, refuse_unnamed
+from lorada.data.held_out import share_of
 from lorada.data.row_files import there
 from lorada.data.rows import HEADED
 from lorada.data.sources import data_folder
@@ -55,7 +56,7 @@ def check_training(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     refuse_taken(recipe, resume=resume, overwrite=overwrite)
     check_name(recipe.model)
     _check_rows(recipe, recipe.data)
-    if recipe.eval_data is not None:
+    if recipe.eval_data is not None and share_of(recipe.eval_data) is None:
         there(recipe.eval_data)
 
 
@@ -147,7 +148,8 @@ def check_scored(
         FileNotFoundError: for rows that are not there.
     """
     recipe = check_run(folder)
-    _check_rows(recipe, data or recipe.eval_data, data_dir)
+    own = recipe.data if share_of(recipe.eval_data) is not None else recipe.eval_data
+    _check_rows(recipe, data or own, data_dir)
     if metric is None:
         refuse_unnamed(recipe.metric, folder)
     elif data is None and recipe.task != JSONL:
@@ -252,8 +254,9 @@ def check_comparison(
         chosen = comparison_of(outline(None, overrides, {**options, **FIXED}), asked)
     check_name(chosen.recipe["model"])
     if has_own_rows(chosen):
-        for path in (chosen.recipe.get("data"), chosen.held_out):
-            there(path)
+        there(chosen.recipe.get("data"))
+        if share_of(chosen.held_out) is None:
+            there(chosen.held_out)
     else:
         data_folder(chosen.recipe.get("data_dir"))
 

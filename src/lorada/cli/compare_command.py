@@ -13,10 +13,12 @@ from lorada.cli.app import (
     COMPLETE_TASK,
     METRIC,
     MODEL,
+    Columns,
     DataDir,
     Json,
     Remote,
     app,
+    columns_of,
     console,
     errors,
     importing,
@@ -45,7 +47,9 @@ Methods = Annotated[
 ]
 Model = Annotated[str | None, MODEL]
 Rows = Annotated[str | None, typer.Option(help="training rows: a file or a hub id")]
-HeldOut = Annotated[str | None, typer.Option(help="rows to score: a file or a hub id")]
+HeldOut = Annotated[
+    str | None, typer.Option(help="rows to score: a file or a hub id, or a share of --data: 20%")
+]
 Task = Annotated[
     str | None,
     typer.Option(
@@ -86,6 +90,7 @@ def compare(
     methods: Methods = None,
     model: Model = None,
     data: Rows = None,
+    columns: Columns = None,
     held_out: HeldOut = None,
     task: Task = None,
     data_dir: DataDir = None,
@@ -116,8 +121,8 @@ def compare(
     part = check_queue(workers, cluster, shard)
     place = _place(folder, output, resume=resume)
     options = {
-        "model": model, "data": data, "task": task, "data_dir": data_dir,
-        "metric": metric, "trust_remote_code": remote or None,
+        "model": model, "data": data, "columns": columns_of(columns), "task": task,
+        "data_dir": data_dir, "metric": metric, "trust_remote_code": remote or None,
     }  # fmt: skip
     asked = {
         "methods": split_names("methods", methods), "budgets": split_names("budget", budget),

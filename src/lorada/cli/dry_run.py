@@ -40,7 +40,8 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     if as_json:
         print_json({
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
-            "rows": len(prepared.rows.rows), **lost, **counts,
+            "rows": len(prepared.rows.rows), "classes": prepared.rows.classes, **lost, **counts,
+            "held_out": len(prepared.held_out.rows) if prepared.held_out else 0,
             "scales": scales, **loading, "activation_checkpointing": chosen, "step_bytes": sizes,
             "device_bytes": device, "first_row": row,
         })  # fmt: skip

@@ -8,10 +8,12 @@ import typer
 from rich.table import Table
 
 from lorada.cli.app import (
+    Columns,
     Json,
     Remote,
     RunFolder,
     app,
+    columns_of,
     console,
     errors,
     loaded_run,
@@ -27,6 +29,7 @@ def predict(
     data: Annotated[
         str | None, typer.Option(help="rows without labels: a file or a hub id")
     ] = None,
+    columns: Columns = None,
     output: Annotated[
         Path | None, typer.Option(help="file for the answers, .jsonl or .csv; else they are shown")
     ] = None,
@@ -37,6 +40,7 @@ def predict(
     """Label, score or answer texts with a finished run: --text, --data, or each line of stdin."""
     from lorada.cli.checks import check_predicted
 
+    named = columns_of(columns, data)
     texts = text or ([] if data is not None else _lines())
     recipe, rows = check_predicted(run, texts, data, output, overwrite=overwrite)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
@@ -46,7 +50,8 @@ def predict(
     if rows is None:
         from lorada.data.row_files import read_rows
 
-        rows = rows_to_answer(read_rows(str(data)), str(data), loaded.form, loaded.labels)
+        read, name, known = read_rows(str(data)), str(data), recipe.columns
+        rows = rows_to_answer(read, name, loaded.form, loaded.labels, named, known)
     if output is None:
         answers = [answer for part in predict(loaded, rows) for answer in part]
         if as_json:

@@ -19,11 +19,13 @@ from lorada.cli.app import (
     METHOD,
     METRIC,
     MODEL,
+    Columns,
     DataDir,
     Json,
     Remote,
     RunFolder,
     app,
+    columns_of,
     console,
     errors,
     importing,
@@ -37,6 +39,16 @@ from lorada.support.processes import is_first, process_count, refuse_several
 
 # Of the metrics; some are said in words.
 NOT_SHOWN = ("sha256", "unfound", "max_new_tokens")
+Tasks = Annotated[
+    str | None,
+    typer.Option(help="see `lorada tasks`; commas for more", autocompletion=COMPLETE_TASK),
+]
+TrainingData = Annotated[
+    str | None, typer.Option(help="training rows: a file or a hub id; commas for more")
+]
+Output = Annotated[
+    str | None, typer.Option(help="folder of the run; else the recipe's, or runs/TASK-METHOD-seedN")
+]
 SITE = Path(__file__).parent / "site"  # its sitecustomize.py is imported when Python starts
 # A prompt of the bundled task, for the command that the quickstart suggests.
 PROMPT = (
@@ -53,16 +65,11 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
     method: Annotated[str | None, METHOD] = None,
     model: Annotated[str | None, MODEL] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="see `lorada tasks`; commas for more", autocompletion=COMPLETE_TASK),
-    ] = None,
+    task: Tasks = None,
     data_dir: DataDir = None,
-    data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(help="folder of the run; else the recipe's, or runs/TASK-METHOD-seedN"),
-    ] = None,
+    data: TrainingData = None,
+    columns: Columns = None,
+    output: Output = None,
     from_adapter: Annotated[
         str | None, typer.Option("--from", help="a saved PEFT adapter to start from")
     ] = None,
@@ -79,7 +86,8 @@ def train(
         pairs, recipe = [recipe, *pairs], None
     options = {
         "method": method, "model": model, "task": task, "data_dir": data_dir, "data": data,
-        "output": output, "from_adapter": from_adapter, "trust_remote_code": remote or None,
+        "columns": columns_of(columns), "output": output,
+        "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
     from lorada.cli.checks import check_training, refuse_resumed
     from lorada.runs.recipe import RECIPE_FILE, load_recipe, outline
@@ -156,7 +164,9 @@ def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
     if as_json:
         print_json(read_result(run))
         return
-    console.print(f"scored on {recipe.eval_data}:", highlight=False, soft_wrap=True)
+    held_out = recipe.eval_data
+    held_out += f" of {recipe.data}" if held_out.endswith("%") else ""
+    console.print(f"scored on {held_out}:", highlight=False, soft_wrap=True)
     _print_scores({"": metrics})
     _suggest_use(run, loaded.form)
 
@@ -172,6 +182,7 @@ def suggest_scoring(run: Path, recipe: Any, on: Console = console) -> None:
 def evaluate(
     run: RunFolder,
     data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
+    columns: Columns = None,
     data_dir: DataDir = None,
     base: Annotated[bool, typer.Option(help="score the base, adapter switched off")] = False,
     metric: Annotated[str | None, METRIC] = None,
@@ -188,6 +199,7 @@ def evaluate(
     """Score a finished run on held-out rows, on the test rows of its tasks, or by lm-eval."""
     if lm_eval is None and limit is not None:
         raise ValueError(f"--limit {limit} is for --lm-eval: eval_rows of the recipe limits others")
+    named = columns_of(columns, data)
     own = data or data_dir or ("--with-text" if with_text else None)
     own = f"--metric {metric}" if metric else own
     if lm_eval is not None and own is not None:
@@ -210,7 +222,9 @@ def evaluate(
     elif data is None and has_tasks(loaded):
         found = evaluate_tasks(loaded, data_dir, base=base, with_text=with_text)
     else:
-        scored = evaluate_file(loaded, data, base=base, with_text=with_text, metric=metric)
+        scored = evaluate_file(
+            loaded, data, columns=named, base=base, with_text=with_text, metric=metric
+        )
         found = {"": scored}
     if as_json:
         print_json(found.get("", found))

@@ -1,20 +1,34 @@
-"""Reads rows as they stand: JSON Lines, JSON, CSV or Parquet, or a data set of the hub."""
+"""Reads rows as they stand: JSON, tables, plain text or Parquet, or a data set of the hub.
+
+The csv and json modules read text, not ``datasets``: an error can name the line, labels such as 01
+stay texts, and a field that only some rows have is not added to the others.
+"""
 
 import csv
 import gzip
 import io
 import json
+import logging
 import re
 import zlib
+from collections.abc import Iterator
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from lorada.data.rows import BUILTIN, Row, resolve
+from lorada.data.rows import BUILTIN, Row, files_of, resolve
+
+logger = logging.getLogger(__name__)
 
 csv.field_size_limit(2**31 - 1)  # characters of a field; Python's own limit is 131,072
-ENDINGS = ".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet"
+TEXTS = ".jsonl", ".json", ".csv", ".tsv", ".txt"  # endings; each may have .gz behind it
+PARQUET = ".parquet"
+DELIMITERS = ",;\t|"  # of a table
+LEADING = re.compile(rf"(?:[{DELIMITERS} ]*\r?\n)*")  # empty lines before a table
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB = "owner/name, owner/name:config or owner/name:config@split"
+BLANKS = re.compile(r"\s*")
 
 
 def there(path: str | Path | None) -> str | Path:
@@ -26,17 +40,27 @@ def there(path: str | Path | None) -> str | Path:
     """
     if path is None:
         raise ValueError("no data: pass --data FILE; lorada train and compare also take --task")
-    if hub_source(path) is None and not resolve(path).is_file():
-        raise FileNotFoundError(
-            f"no data file at {resolve(path)}: pass --data FILE ({', '.join(ENDINGS)}) or a data "
-            f"set of the hub ({HUB})"
-        )
+    for name in files_of(path):
+        if "://" in name:
+            raise FileNotFoundError(f"{name} is an address: download it, and pass the file")
+        if hub_source(name) is None and not resolve(name).is_file():
+            shown = resolve(name) if name.startswith(BUILTIN) else name
+            raise FileNotFoundError(
+                f"no data file at {shown}: pass --data FILE ({', '.join(TEXTS)}, each also .gz, or "
+                f"{PARQUET}; commas between several) or a data set of the hub ({HUB})"
+            )
     return path
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """All rows of a file with one of ``ENDINGS`` or of a data set of the hub (``HUB``), in order.
+    """All rows of what ``path`` names, in order; see ``read_files``."""
+    return [row for rows in read_files(path) for row in rows]
 
+
+def read_files(path: str | Path) -> list[list[Row]]:
+    """The rows of each file, or data set of the hub, that ``path`` names with commas between.
+
+    A file has one of the endings ``TEXTS`` or ``PARQUET``; one with another is read as JSON Lines.
     A local folder that ``datasets.load_dataset`` takes is read like a data set of the hub.
 
     Raises:
@@ -44,20 +68,27 @@ def read_rows(path: str | Path) -> list[Row]:
         ValueError: for an empty file, a broken line (with its number), two columns of one
             name, an encoding other than UTF-8, or a data set that cannot be loaded.
     """
-    source = hub_source(there(path))
-    rows = _file_rows(resolve(path)) if source is None else _hub_rows(*source)
-    if not rows:
-        raise ValueError(f"{path} has no rows")
-    return rows
+    there(path)
+    found = {}
+    for name in files_of(path):
+        if name in found:
+            raise ValueError(f"{path} names {name} twice: leave one out")
+        source = hub_source(name)
+        found[name] = _file_rows(resolve(name)) if source is None else _hub_rows(*source)
+        if not found[name]:
+            raise ValueError(f"{name} has no rows")
+    if len(found) > 1:
+        logger.info("%s", ", ".join(f"{name}: {len(rows):,} rows" for name, rows in found.items()))
+    return list(found.values())
 
 
 def hub_source(path: str | Path) -> tuple[str, str | None, str | None] | None:
     """The name, configuration and split of a data set of the hub; None if it is no such name.
 
-    A file that is there, or a name with one of ``ENDINGS``, is a file.
+    A file that is there, or a name with an ending of a file, is a file.
     """
     text = str(path)
-    is_file = Path(text).is_file() or text.lower().endswith(ENDINGS)
+    is_file = Path(text).is_file() or ending_of(text) in (*TEXTS, PARQUET)
     if is_file or text.startswith(BUILTIN):
         return None
     rest, _, split = text.partition("@")
@@ -65,6 +96,11 @@ def hub_source(path: str | Path) -> tuple[str, str | None, str | None] | None:
     if not (name and Path(name).is_dir()) and not HUB_NAME.fullmatch(name):
         return None
     return name, config or None, split or None
+
+
+def ending_of(path: str | Path) -> str:
+    """The ending of a file's name in small letters, without a ``.gz`` behind it."""
+    return Path(str(path).lower().removesuffix(".gz")).suffix
 
 
 def from_hub(what: str, remedy: str, *names: str | None, **options: str | None) -> Any:
@@ -94,7 +130,7 @@ def _hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
             raise ValueError(f"{name} has several splits: pass {splits}")
         (found,) = found.values()
     classes = {k: one for k, one in found.features.items() if isinstance(one, ClassLabel)}
-    rows: list[Row] = list(found)
+    rows = [_as_json(row) for row in found]
     for row in rows:
         for field, feature in classes.items():
             if row[field] is not None and row[field] >= 0:  # -1 stands for no class
@@ -102,8 +138,34 @@ def _hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
     return rows
 
 
+def _as_json(row: Row) -> Row:
+    """A row of Arrow in the types of JSON.
+
+    Arrow gives all objects of a column the same keys; what one lacks is null. Inside a field such
+    nulls are left out, as they would otherwise be arguments of a tool; a turn keeps its content.
+    """
+    return {name: _json_value(value) for name, value in row.items()}
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if v is not None or k == "content"}
+        return {k: _json_value(v) for k, v in kept.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(one) for one in value]
+    if isinstance(value, Decimal):
+        return int(value) if value.is_finite() and value % 1 == 0 else float(value)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return str(value)
+    # An array or a number of NumPy
+    return _json_value(value.tolist()) if hasattr(value, "tolist") else value
+
+
 def _file_rows(path: Path) -> list[Row]:
-    if path.suffix.lower() == ".parquet":
+    ending = ending_of(path)
+    if ending == PARQUET:
         return _parquet_rows(path)
     content = path.read_bytes()
     if path.suffix.lower() == ".gz":
@@ -117,9 +179,20 @@ def _file_rows(path: Path) -> list[Row]:
         raise ValueError(
             f"{path} is not UTF-8 (byte {error.start}): convert it, for example with iconv"
         ) from error
-    if path.suffix.lower() == ".csv":
-        return _csv_rows(path, text)
-    return _json_rows(path, text)
+    if ending == ".txt":
+        # Not splitlines(), here and below: a text may hold U+2028, which ends no line.
+        lines = [line.rstrip("\n") for line in io.StringIO(text, newline=None) if line.strip()]
+        logger.info("%s: each line is a text, %d of them", path, len(lines))
+        return [{"text": line} for line in lines]
+    if ending in (".csv", ".tsv"):
+        return _table_rows(path, text)
+    found = _json_values(path, text) if ending == ".json" else _json_lines(path, text)
+    rows = []
+    for place, row in found:
+        if not isinstance(row, dict):
+            raise ValueError(f"{path} {place} is not a JSON object with named fields")
+        rows.append(row)
+    return rows
 
 
 def _parquet_rows(path: Path) -> list[Row]:
@@ -131,55 +204,87 @@ def _parquet_rows(path: Path) -> list[Row]:
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not Parquet: {str(error).splitlines()[0]}") from error
     _refuse_twice(path, table.column_names)
-    rows: list[Row] = table.to_pylist()
-    return rows
+    return [_as_json(row) for row in table.to_pylist()]
 
 
-def _json_rows(path: Path, text: str) -> list[Row]:
-    """The rows of a file that has one in each line, or is one list, as Alpaca's is."""
-    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
+def _json_values(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Where each row stands, and the row: of one list, or of objects one after another."""
+    decoder, rows = json.JSONDecoder(), list[Any]()
+    at = len(text) - len(text.lstrip())
+    try:
+        while at < len(text):
+            value, end = decoder.raw_decode(text, at)
+            rows += value if isinstance(value, list) and not rows else [value]
+            at = BLANKS.match(text, end).end()  # type: ignore[union-attr] # it fits any text
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        if not line.strip():
+            continue
         try:
-            found = list(enumerate(json.loads(text), start=1))
+            yield f"line {number}", json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        each = "row"
-    else:
-        found, each = [], "line"
-        # Not splitlines(): a JSON string may hold U+2028, which is no line end in JSON Lines.
-        for number, line in enumerate(io.StringIO(text, newline=None), start=1):
-            if not line.strip():
-                continue
-            try:
-                found.append((number, json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                reason = getattr(error, "msg", str(error))
-                raise ValueError(f"{path} line {number} is not JSON: {reason}") from error
-    for number, row in found:
-        if not isinstance(row, dict):
-            raise ValueError(f"{path} {each} {number} is not a JSON object with named fields")
-    return [row for _, row in found]
+            reason = getattr(error, "msg", str(error))
+            raise ValueError(f"{path} line {number} is not JSON: {reason}") from error
 
 
 def _refuse_twice(path: Path, columns: list[str]) -> None:
-    twice = next((name for name in columns if columns.count(name) > 1), None)
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"{path} has two columns {twice!r}: rename one or leave it out")
 
 
-def _csv_rows(path: Path, text: str) -> list[Row]:
+def _table_rows(path: Path, text: str) -> list[Row]:
+    """The rows of a table, by the delimiter that splits its header into the most names.
+
+    Only the header decides: texts may be full of any delimiter, which ``csv.Sniffer`` counts.
+    """
+    empty = LEADING.match(text)[0]  # type: ignore[index] # it fits any text
+    text = text.removeprefix(empty)
+    before = empty.count("\n")
+
+    def names(delimiter: str) -> list[str]:
+        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+
+    delimiter = max(DELIMITERS, key=lambda one: len(names(one)))
+    others = names(delimiter)[1:]
+    spaced = bool(others) and all(name.startswith(" ") for name in others)  # as in "text, label"
+    options: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": spaced}
+    try:
+        return _delimited(path, text, before, strict=True, **options)
+    except ValueError as error:
+        if delimiter != "\t":
+            raise
+        try:  # many files with tabs quote nothing, and have quotes as they stand in the text
+            return _delimited(path, text, before, quoting=csv.QUOTE_NONE, **options)
+        except ValueError:
+            raise error from None
+
+
+def _delimited(path: Path, text: str, before: int, **options: Any) -> list[Row]:
+    """The rows of a table by the csv module, with so many lines before it."""
     # With newline="" the csv module decides where a line ends, inside quotes too.
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), **options)
+    header: list[str] = []
     rows: list[Row] = []
     try:
-        named = [name for name in reader.fieldnames or [] if name]  # several names may be empty
-        _refuse_twice(path, named)
-        for row in reader:
-            if None in row or None in row.values():
+        for fields in reader:
+            if not fields:  # an empty line
+                continue
+            if not header:
+                header = fields
+                _refuse_twice(path, header)
+            elif len(fields) != len(header):
                 raise ValueError(
-                    f"{path} line {reader.line_num} has another number of fields than the header "
-                    f"({', '.join(reader.fieldnames or [])})"
+                    f"{path} line {before + reader.line_num} has another number of fields than "
+                    f"the header ({', '.join(header)})"
                 )
-            rows.append(dict(row))
+            else:
+                rows.append(dict(zip(header, fields, strict=True)))
     except csv.Error as error:
-        raise ValueError(f"{path} line {reader.line_num} is not CSV: {error}") from error
+        raise ValueError(f"{path} line {before + reader.line_num} is not CSV: {error}") from error
     return rows

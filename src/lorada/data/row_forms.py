@@ -1,193 +1,214 @@
 """Finds the form of a user's rows, checks each row, and converts rows as other tools write them.
 
-``READINGS`` is the table of all fields that rows may have, and the form that each comes to.
+``READINGS`` is the table of all fields that rows may have, and the form that each comes to; errors
+and the guide take their fields from it.
 """
 
 import json
+import logging
 import reprlib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
-
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-)
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from lorada.data.benchmarks.llm_adapters_prompt import clean_prompt
-from lorada.data.rows import Form, Row
+from lorada.data.choice_answers import as_indices
+from lorada.data.rows import Form, Row, place_of, places_of
+from lorada.support.errors import unknown_name
+from lorada.support.files import as_typed
 
-CHATS = "messages", "conversations"  # fields that hold the turns of a chat
+logger = logging.getLogger(__name__)
+
+CHATS = "messages", "conversations"  # fields that hold all turns of a chat
+TURNS = "[]"  # behind the name of a field that holds turns, where it might hold a text
+TEXT_OR_TURNS = "prompt", "completion", "chosen"
 LARGEST = 3.4e38  # the largest score: what fp32 holds
 ROLES = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant",
     "assistant": "assistant",
 }  # fmt: skip
+# Other names of a text, and of a pair of texts, that has a label or a score.
+ONE = "text", "sentence", "review"
+PAIR = "sentence1 sentence2", "premise hypothesis", "text1 text2", "question sentence"
+NO_NOTE = "text", "rejected"  # fields beside others that are known to be left out
+NOTICED = 20  # rows that are searched for texts that are not read
+SAME = "all rows must have the fields of one form"
+Columns = Mapping[str, str]  # a name of ours → the user's name for that field
 
 
-class Reading(BaseModel):
-    """One way to read a row: its fields. An error about a field prints the field's description.
+def _chat(row: Row) -> Row:
+    """A chat with its turns as they are, after the system message of its row, and its tools.
+
+    A key of a turn that is null is left out, but for ``content``: templates ask if it is there.
+    """
+    before = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    turns = [
+        {"content": None, **{key: value for key, value in turn.items() if value is not None}}
+        for turn in row["messages"]
+    ]
+    tools = row.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return {"messages": before + turns, **({"tools": tools} if tools else {})}
+
+
+def _sharegpt(row: Row) -> Row:
+    turns = [{"role": ROLES[t["from"]], "content": t["value"]} for t in row["conversations"]]
+    return _chat({**row, "messages": turns})
+
+
+def _continued(row: Row) -> Row:
+    return _chat({**row, "messages": row["prompt[]"] + row["completion[]"]})
+
+
+def _instruction(row: Row) -> Row:
+    read = "\n\n".join(filter(None, (row.get("input"), row.get("context"))))
+    parts = row.get("system"), clean_prompt(row["instruction"], read)
+    return {"prompt": "\n\n".join(filter(None, parts)), "response": row["output"]}
+
+
+def _question(row: Row) -> Row:
+    return {"prompt": f"Question: {row['question']}\nAnswer:", "response": f" {row['answer']}"}
+
+
+def _dialogue(row: Row) -> Row:
+    return {"prompt": f"{row['dialogue']}\n\nSummary:", "response": f" {row['summary']}"}
+
+
+class Reading(NamedTuple):
+    """One way to read a row.
 
     Attributes:
         form: the form that the row comes to.
-        right: the field that holds the right answer; None for the last turn of a chat, or if the
-            whole row is to be learned.
+        fields: what it must have. If there are several, the last holds the right answer.
+        others: other names for these fields, in their order.
+        learned: what a model learns of such rows.
+        optional: what it may have.
+        convert: makes a row of the form from these fields.
     """
 
-    model_config = ConfigDict(strict=True)
-    form: ClassVar[Form]
-    right: ClassVar[str | None] = None
+    form: Form
+    fields: str
+    others: tuple[str, ...]
+    learned: str
+    optional: str = ""
+    convert: Callable[[Row], Row] = dict
 
-    @staticmethod
-    def convert(row: Row) -> Row:
-        """A row with these fields in the form."""
-        return row
+    @property
+    def ways(self) -> list[dict[str, str]]:
+        """The names that a row may have for the fields that it must have → those fields."""
+        names = (self.fields, *self.others)
+        return [dict(zip(n.split(), self.fields.split(), strict=True)) for n in names]
 
-    @classmethod
-    def required(cls) -> list[str]:
-        """The fields that a row must have."""
-        return [name for name, one in cls.model_fields.items() if one.is_required()]
-
-
-class _Turn(BaseModel):
-    role: str
-    content: str
-
-
-class _Said(BaseModel):
-    role: Literal["system", "human", "user", "gpt", "assistant"] = Field(alias="from")
-    value: str
+    @property
+    def right(self) -> str | None:
+        """The field that holds the right answer."""
+        *others, last = self.fields.split()
+        return last if others else None
 
 
-def _last_from(*roles: str) -> AfterValidator:
-    def check(turns: list[Any]) -> list[Any]:
-        if turns[-1].role not in roles:
-            raise ValueError
-        return turns
-
-    return AfterValidator(check)
-
-
-class _Messages(Reading):
-    form = "messages"
-    messages: Annotated[list[_Turn], _last_from("assistant")] = Field(
-        min_length=2,
-        description="must be a list of two or more role/content objects, the last by the assistant",
-    )
-
-
-class _ShareGpt(Reading):
-    form = "messages"
-    conversations: Annotated[list[_Said], _last_from("gpt", "assistant")] = Field(
-        min_length=2,
-        description="must be a list of two or more from/value objects, each from system, human or "
-        "gpt, the last from gpt",
-    )
-
-    @staticmethod
-    def convert(row: Row) -> Row:
-        turns = ({"role": ROLES[t["from"]], "content": t["value"]} for t in row["conversations"])
-        return {"messages": list(turns)}
-
-
-def _check_index(answer: int, info: ValidationInfo) -> int:
-    if answer not in range(len(info.data.get("candidates", []))):
-        raise ValueError
-    return answer
-
-
-class _Choice(Reading):
-    form, right = "choice", "answer"
-    prompt: str
-    candidates: list[str] = Field(min_length=2, description="must be a list of two texts or more")
-    answer: Annotated[int, AfterValidator(_check_index)] = Field(
-        description="must be the index of one of the candidates, from 0"
-    )
-
-
-class _Prompt(Reading):
-    form, right = "prompt", "response"
-    prompt: str
-    response: str
-
-
-class _Alpaca(Reading):
-    form, right = "prompt", "output"
-    instruction: str
-    output: str
-    input: str | None = None
-
-    @staticmethod
-    def convert(row: Row) -> Row:
-        prompt = clean_prompt(row["instruction"], row.get("input") or "")
-        return {"prompt": prompt, "response": row["output"]}
-
-
-class _Question(Reading):
-    form, right = "prompt", "answer"
-    question: str
-    answer: str
-
-    @staticmethod
-    def convert(row: Row) -> Row:
-        return {"prompt": f"Question: {row['question']}\nAnswer:", "response": f" {row['answer']}"}
-
-
-class _Text(Reading):
-    form = "text"
-    text: str
-
-
-class _Label(Reading):
-    form, right = "label", "label"
-    text: str
-    label: str | int | bool = Field(description="is neither a text nor an integer")
-    text_pair: str | None = None
-
-
-def _check_score(score: Any) -> Any:
-    try:
-        if not isinstance(score, bool) and abs(float(score)) < LARGEST:  # NaN is not
-            return score
-    except (TypeError, OverflowError):
-        pass
-    raise ValueError
-
-
-class _Score(Reading):
-    form, right = "score", "score"
-    text: str
-    score: Annotated[Any, AfterValidator(_check_score)] = Field(
-        description="is not a number that fp32 holds"  # in a CSV file it is a text
-    )
-    text_pair: str | None = None
-
-
-READINGS: tuple[type[Reading], ...] = (
-    _Messages, _Choice, _Prompt, _Label, _Score, _Text, _ShareGpt, _Alpaca, _Question,
+READINGS = (
+    Reading("prompt", "prompt response", ("prompt completion", "prompt chosen"),
+            "to write the response after the prompt"),
+    Reading("messages", "messages", ("chosen[]",),
+            "to write [every turn of the assistant](#the-assistants-turns), in the model's chat template",
+            "system tools", _chat),
+    Reading("label", "text label",
+            tuple(f"{text} {label}" for text in ONE for label in ("label", "sentiment"))[1:],
+            "to name the class of a text"),
+    Reading("label", "text text_pair label", tuple(f"{texts} label" for texts in PAIR),
+            "to name the class of a pair of texts"),
+    Reading("score", "text score", tuple(f"{text} score" for text in ONE[1:]),
+            "to give a text a number"),
+    Reading("score", "text text_pair score", tuple(f"{texts} score" for texts in PAIR),
+            "to give a pair of texts a number"),
+    Reading("choice", "prompt candidates answer", (),
+            "to find the right [candidate](#candidates); `answer` is its index from 0, letter or text"),
+    Reading("text", "text", ("chosen",), "to continue the [text](#plain-text)"),
+    Reading("messages", "prompt[] completion[]", ("prompt[] chosen[]",),
+            "to write the assistant's turns; both fields are lists of turns (TRL)",
+            "tools", _continued),
+    Reading("messages", "conversations", (),
+            "to write the turns from gpt; turns have `from` and `value` (ShareGPT)",
+            "system tools", _sharegpt),
+    Reading("prompt", "instruction output", ("instruction response",),
+            "to write the output after Alpaca's prompt, which holds the input or context (Dolly); "
+            "a system message stands before it", "input context system", _instruction),
+    Reading("prompt", "question answer", (),
+            "to write the answer after `Question: …`, a new line and `Answer:`", convert=_question),
+    Reading("prompt", "dialogue summary", (),
+            "to write the summary after the dialogue, an empty line and `Summary:`",
+            convert=_dialogue),
 )  # fmt: skip
+KNOWN = {
+    name.removesuffix(TURNS)
+    for one in READINGS
+    for name in (*one.optional.split(), *(name for way in one.ways for name in way))
+}
 # What stands for the right answer in rows that have none; no model's answer depends on it.
-STAND_INS: dict[Form, Any] = {"prompt": "", "choice": 0, "score": 0.0}
+STAND_INS: dict[Form, Any] = {
+    "prompt": "", "choice": 0, "score": 0.0, "messages": [{"role": "assistant", "content": ""}],
+}  # fmt: skip
 
 
-def in_form(rows: list[Row], path: str | Path) -> tuple[list[Row], Form]:
+def field_table() -> str:
+    """``READINGS`` as a table of Markdown."""
+    lines = ["| Fields | What the model learns |", "|---|---|"]
+    for one in READINGS:
+        ways = "; ".join(", ".join(f"`{n.removesuffix(TURNS)}`" for n in way) for way in one.ways)
+        more = ", ".join(f"`{name}`" for name in one.optional.split())
+        lines.append(f"| {ways}{f'; perhaps {more}' if more else ''} | {one.learned} |")
+    return "\n".join(lines) + "\n"
+
+
+def in_form(
+    rows: list[Row],
+    path: str,
+    columns: Columns | None = None,
+    before: Columns | None = None,
+    counts: Sequence[int] = (),
+) -> tuple[list[Row], Form]:
     """The rows in the form that their fields decide, without fields that it does not have.
 
     A column of notes may have the name of a field that only benchmarks give their rows.
 
+    Args:
+        rows: as they were read.
+        path: of the files that they are from.
+        columns: the user's names of fields.
+        before: those of other rows, if there are no ``columns``; these rows may lack them.
+        counts: the number of rows of each file; empty for one file.
+
     Raises:
-        ValueError: naming the first row that does not fit, the field and what is wrong with it; or
-            for rows that can be read in two ways, with both.
+        ValueError: naming the first row that does not fit, the field and what is wrong with it; for
+            rows that fit different forms, with one of each; for rows that can be read in two ways,
+            with both; for labels that are blank; for columns that are not there.
     """
-    return _read(rows, path, READINGS)
+    where = partial(place_of, path, counts)
+    _check_columns(rows, path, columns or {})
+    found, first = _read(rows, where, READINGS, columns or before or {})
+    if "chosen" in "".join(first.way):
+        logger.info("%s: of each pair of answers only `chosen` is learned", path)
+    _name_unread(rows[:NOTICED], first, path)
+    form = first.reading.form
+    if form == "choice":
+        return as_indices(found, where), form
+    if form == "label":
+        blank = [index for index, row in enumerate(found) if not str(row["label"]).strip()]
+        if blank:
+            raise ValueError(
+                f"{places_of(path, counts, blank)}: the label is blank; give each row a label, or "
+                "leave such rows out"
+            )
+    return found, form
 
 
 def to_answer(
-    rows: list[Row], path: str | Path, form: Form, labels: Sequence[str] = ()
+    rows: list[Row],
+    path: str,
+    form: Form,
+    labels: Sequence[str] = (),
+    columns: Columns | None = None,
+    before: Columns | None = None,
 ) -> tuple[list[Row], Form]:
     """Rows for a model to answer, which need no right answers, in its form or another it can read.
 
@@ -196,6 +217,8 @@ def to_answer(
         path: the file they are from.
         form: of the rows that the model has learned.
         labels: its classes, for rows with labels.
+        columns: the user's names of fields.
+        before: as for ``in_form``.
 
     Raises:
         ValueError: as ``in_form``, for the fields that the model reads.
@@ -203,9 +226,21 @@ def to_answer(
     forms = (form,) if form in ("label", "score", "choice") else ("messages", "prompt", "text")
     readings = [reading for reading in READINGS if reading.form in forms]
     stand_ins = STAND_INS | {"label": next(iter(labels), "")}
-    answers = {one.right: stand_ins[one.form] for one in readings if one.right is not None}
-    asked = [{**row, **{name: _asked(row[name]) for name in CHATS if name in row}} for row in rows]
-    return _read([{**row, **answers} for row in asked], path, readings, answers)
+    right = {one.right for one in readings}
+    _check_columns(rows, path, {k: v for k, v in (columns or {}).items() if k not in right})
+    where = partial(place_of, path, ())
+    found, first = _read(rows, where, readings, columns or before or {}, stand_ins)
+    return found, first.reading.form
+
+
+def _check_columns(rows: list[Row], path: str, columns: Columns) -> None:
+    """Refuse columns of an unknown name, or that no row has."""
+    for ours, theirs in columns.items():
+        if ours not in KNOWN:
+            raise unknown_name("field in columns", ours, KNOWN)
+        if not any(_plain(theirs) in map(_plain, row) for row in rows):
+            has = ", ".join(dict.fromkeys(key for row in rows for key in row))
+            raise ValueError(f"columns names {theirs!r}, and {path} has only {has}")
 
 
 def _asked(turns: Any) -> Any:
@@ -218,54 +253,215 @@ def _asked(turns: Any) -> Any:
     return [*turns, {names[0]: "assistant", names[1]: ""}]
 
 
+class _Fit(NamedTuple):
+    """A reading that fits a row, the names that it goes by, and the row's key for each field."""
+
+    reading: Reading
+    way: dict[str, str]
+    keys: dict[str, str]
+
+
 def _read(
     rows: list[Row],
-    path: str | Path,
-    readings: Iterable[type[Reading]],
-    given: Iterable[str] = (),
-) -> tuple[list[Row], Form]:
-    """The rows by the one of the readings that fits; ``given`` are fields that we have added."""
-    added = set(given)
-    fitting = [reading for reading in readings if rows[0].keys() >= set(reading.required())]
-    if len(fitting) > 1:  # a text alone is read only if nothing else is asked of it
-        fitting = [reading for reading in fitting if reading.form != "text"]
-    shown = ["/".join(n for n in one.required() if n not in added) for one in fitting or readings]
-    if not fitting:
-        wanted, has = " or ".join(shown), ", ".join(name for name in rows[0] if name not in added)
-        raise ValueError(f"{path} row 1 has fields {has}; each needs {wanted}")
-    if len(fitting) > 1:
-        raise ValueError(
-            f"{path} row 1 can be read as {' and as '.join(shown)}: leave out the fields of one"
-        )
-    (reading,) = fitting
-    found = []
-    for number, row in enumerate(rows, start=1):
-        kept = {name: row[name] for name in reading.model_fields if name in row}
-        _check_row(kept, reading, f"{path} row {number}")
+    where: Callable[[int], str],
+    readings: Sequence[Reading],
+    columns: Columns,
+    stand_ins: Mapping[Form, Any] | None = None,
+) -> tuple[list[Row], _Fit]:
+    """The rows by the one of the readings that fits all; right answers may have stand-ins."""
+    found, known = [], dict[Any, tuple[dict[str, str], list[_Fit]]]()
+    first: _Fit | None = None
+    for index, row in enumerate(rows):
+        kind = tuple((key, isinstance(row[key], list)) for key in row if row[key] is not None)
+        if kind not in known:
+            named = _named(dict(kind), columns, where(index))
+            known[kind] = named, _fits(named, readings, columns, answered=stand_ins is None)
+        named, fits = known[kind]
+        if first is None and not fits:
+            raise _unreadable(row, where(0), readings, answered=stand_ins is None)
+        if len(fits) > 1:
+            shown = ["/".join(name for name in fit.way if name in named) for fit in fits]
+            raise ValueError(
+                f"{where(index)} can be read as {' and as '.join(shown)}: leave out the fields of "
+                "one, or name those to read with --columns"
+            )
+        first = first or fits[0]
+        if not fits or fits[0][:2] != first[:2]:
+            raise _differs(first, fits, named, where(0), where(index))
+        fit, reading = fits[0], first.reading
+        kept = {field: row[key] for field, key in fit.keys.items()}
+        if stand_ins is not None:
+            kept |= {name: _asked(kept[name]) for name in CHATS if name in kept}
+            kept |= {reading.right: stand_ins[reading.form]} if reading.right else {}
+        _check_row(kept, reading, where(index), fit.keys)
         found.append(reading.convert(kept))
-    return found, reading.form
+    assert first is not None  # there are rows
+    return found, first
 
 
-def _check_row(row: Row, fields: type[Reading], where: str) -> None:
-    present = {name: value for name, value in row.items() if value is not None}
-    try:
-        fields.model_validate(present)
-    except ValidationError as error:
-        raise ValueError(f"{where}{_explain(error, row, fields)}") from error
-    for name, value in present.items():  # pydantic accepts lone surrogates
-        try:
+def _plain(name: str) -> str:
+    """A field's name without blanks around it, in small letters."""
+    return name.strip().casefold()
+
+
+def _named(kind: Mapping[str, bool], columns: Columns, where: str) -> dict[str, str]:
+    """The keys of a row by our names; ``kind`` says for each key whether it holds a list."""
+    found: dict[str, str] = {}
+    for ours, theirs in columns.items():
+        alike = [theirs] if theirs in kind else [k for k in kind if _plain(k) == _plain(theirs)]
+        if alike:
+            found[ours] = alike[0]
+    mapped = dict(found)
+    for key in [key for key in kind if key not in mapped.values()]:
+        name = _plain(key)
+        if name in KNOWN and name not in mapped:
+            if name in found:
+                both = " and ".join(sorted(map(repr, (key, found[name]))))
+                raise ValueError(f"{where} has both {both}: rename one, or leave it out")
+            found[name] = key
+    return {
+        f"{name}{TURNS}" if kind[key] and name in TEXT_OR_TURNS else name: key
+        for name, key in found.items()
+    }
+
+
+def _fits(
+    named: Mapping[str, str],
+    readings: Sequence[Reading],
+    columns: Columns,
+    *,
+    answered: bool,
+) -> list[_Fit]:
+    """The readings of a row with these names, each by the keys that it reads.
+
+    Of two, one that reads all that the other does and more is taken; a text alone only if nothing
+    else fits; and one that reads what the user has named before one that does not.
+    """
+    found: dict[frozenset[str], _Fit] = {}
+    for reading in readings:
+        for way in reading.ways:
+            asked = {name for name in way if answered or way[name] != reading.right}
+            if asked <= named.keys():
+                fields = {**way, **{name: name for name in reading.optional.split()}}
+                keys = {fields[name]: named[name] for name in fields if name in named}
+                found.setdefault(frozenset(keys.values()), _Fit(reading, way, keys))
+    chosen = {named[n] for name in columns for n in (name, f"{name}{TURNS}") if n in named}
+    most = {read: fit for read, fit in found.items() if not any(read < more for more in found)}
+    most = {read: fit for read, fit in most.items() if read >= chosen} or most
+    fits = list(most.values())
+    return [fit for fit in fits if len(fits) == 1 or fit.reading.form != "text"]
+
+
+def _unreadable(row: Row, where: str, readings: Sequence[Reading], *, answered: bool) -> ValueError:
+    """The refusal of a row that nothing fits, with the line that would name its fields."""
+    ways = [
+        [name.removesuffix(TURNS) for name in way if answered or way[name] != reading.right]
+        for reading in readings
+        for way in reading.ways[:1]
+    ]
+    needed = " or ".join(dict.fromkeys("/".join(way) for way in ways))
+    texts = sorted((key for key in row if isinstance(row[key], str)), key=lambda k: -len(row[k]))
+    keys = [*texts[:1], *(key for key in row if key not in texts[:1])]
+    ours = (["text", "label"] if row.keys() - texts[:1] else ["text"]) if answered else ways[0]
+    pairs = ",".join(f"{name}={key}" for name, key in zip(ours, keys, strict=False))
+    line = f"; or name them: {as_typed('--columns', pairs)}" if len(keys) >= len(ours) else ""
+    return ValueError(f"{where} has fields {', '.join(row)}; each needs {needed}{line}")
+
+
+def _differs(
+    first: _Fit, fits: list[_Fit], named: Mapping[str, str], one: str, other: str
+) -> ValueError:
+    """The refusal of a row that does not fit the form of the first, with both."""
+    # The right answer last: rows to answer need none.
+    asked = sorted(first.way, key=lambda name: first.way[name] == first.reading.right)
+    lacking = [first.keys.get(first.way[name], name) for name in asked if name not in named]
+    here = fits[0] if fits else first
+    more = [name for name in here.way if name not in first.way]
+    if not fits or (lacking and not more):
+        return ValueError(f"{other} has no field {lacking[0]!r}, which {one} has: {SAME}")
+    if not lacking and set(first.way) < set(here.way):
+        return ValueError(f"{one} has no field {named[more[0]]!r}, which {other} has: {SAME}")
+    shown = ["/".join(fit.way) for fit in (first, here)]
+    return ValueError(f"{one} has {shown[0]} and {other} has {shown[1]}: {SAME}")
+
+
+def _name_unread(rows: list[Row], first: _Fit, path: str) -> None:
+    """Warn of fields that hold sentences and are not read."""
+    unread = [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row)
+        if key not in first.keys.values() and _plain(key) not in NO_NOTE
+        and any(len(text.split()) > 2 for row in rows if isinstance(text := row.get(key), str))
+    ]  # fmt: skip
+    if unread:
+        logger.warning("%s: the texts in %s are not read", path, ", ".join(map(repr, unread)))
+
+
+def _check_row(row: Row, reading: Reading, where: str, keys: Mapping[str, str]) -> None:
+    for name, value in row.items():
+        shown = keys.get(name, name).removesuffix(TURNS)
+        check = _turns_fault if name in (*CHATS, "prompt[]", "completion[]") else _fault
+        if fault := check(name, shown, value, row, reading.form):
+            raise ValueError(f"{where}: {fault}")
+        try:  # JSON may hold half a character
             (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"{where}: {name} is not valid Unicode: {error.reason}") from error
+            raise ValueError(f"{where}: {shown} is not valid Unicode: {error.reason}") from error
 
 
-def _explain(error: ValidationError, row: Row, fields: type[Reading]) -> str:
-    """The end of an error about a row: the first thing that is wrong with it."""
-    first = error.errors(include_url=False)[0]
-    name, *inner = map(str, first["loc"])
-    description = fields.model_fields[name].description
-    if first["type"] == "missing" and not inner:
-        return f" has no field {name!r}"
-    if first["type"] == "string_type" and (description is None or name in CHATS):
-        return f": {[name, *inner][-1]} is not a text: {reprlib.repr(first['input'])}"
-    return f": {name} {description}: {reprlib.repr(row[name])}"
+def _fault(name: str, shown: str, value: Any, row: Row, form: Form) -> str | None:
+    """What is wrong with the value of a field, which an error calls ``shown``; None if nothing."""
+    right, said = isinstance(value, str), "is not a text"
+    if name == "label":
+        right, said = isinstance(value, str | int), "is neither a text nor an integer"
+    elif name == "score":  # in a CSV file it is a text
+        right, said = _is_score(value), "is not a number that fp32 holds"
+    elif name == "candidates":
+        right = isinstance(value, list) and all(isinstance(text, str) for text in value)
+        right, said = right and len(value) > 1, "must be a list of two texts or more"
+    elif name == "answer" and form == "choice":
+        return None  # other rows decide how it is read
+    elif name == "tools":
+        right, said = _is_tools(value), "must be a list of tools, or such a list as JSON"
+    elif name == "system" and value and form == "messages":
+        turn = next(row[chat][0] for chat in CHATS if chat in row)
+        if "system" in (turn.get("role"), turn.get("from")):
+            right, said = False, "is beside a system turn: leave one of them out"
+    return None if right else f"{shown} {said}: {reprlib.repr(value)}"
+
+
+def _turns_fault(name: str, shown: str, turns: Any, row: Row, form: Form) -> str | None:
+    """What is wrong with the turns in a field; None if nothing."""
+    ours = name != "conversations"
+    role, text = ("role", "content") if ours else ("from", "value")
+    turns_only = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+    roles = [turn.get(role) for turn in turns] if turns_only else []
+    for turn in turns if turns_only else ():
+        calls = ours and turn.get("tool_calls") and turn.get(text) is None
+        for key in (role, text):
+            if not isinstance(turn.get(key), str) and not (key == text and calls):
+                return f"{key} is not a text: {reprlib.repr(turn.get(key))}"
+    needs = "" if name == "prompt[]" else f"one of them by {'the assistant' if ours else 'gpt'}"
+    fits = len(roles) >= (1 if TURNS in name else 2) and (ours or ROLES.keys() >= set(roles))
+    if fits and (not needs or {"assistant", *(() if ours else ("gpt",))} & set(roles)):
+        return None
+    few = "one" if TURNS in name else "two"
+    needs = ", ".join(filter(None, ("" if ours else "each from system, human or gpt", needs)))
+    return (
+        f"{shown} must be a list of {few} or more {role}/{text} objects"
+        f"{needs and f', {needs}'}: {reprlib.repr(turns)}"
+    )
+
+
+def _is_score(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and abs(float(value)) < LARGEST  # NaN is not
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _is_tools(value: Any) -> bool:
+    try:
+        return isinstance(json.loads(value) if isinstance(value, str) else value, list)
+    except ValueError:
+        return False

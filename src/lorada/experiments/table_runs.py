@@ -48,7 +48,7 @@ class TableJob:
         """This job for the queue."""
         name = f"{self.row.key}, {self.recipe.task}, seed {self.seed}"
         work, done = partial(carry_out, self), partial(is_done, self)
-        reads = tuple(self.recipe.local_paths().values())
+        reads = tuple(path for _, path in self.recipe.local_paths())
         return Job(name, work, Path(self.recipe.output), done, reads=reads)
 
 

@@ -24,15 +24,25 @@ from lorada.data.chosen_metric import (
 )
 from lorada.data.metrics import Metrics, exact_match
 from lorada.data.row_files import hub_source
+from lorada.data.row_forms import Columns
 from lorada.data.row_scores import row_metrics
-from lorada.data.rows import BUILTIN, HEADED, Form, Row, answer_of, resolve
+from lorada.data.rows import (
+    BUILTIN,
+    HEADED,
+    Form,
+    Row,
+    absolute_files,
+    answer_of,
+    files_of,
+    resolve,
+)
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED, prompt_of
 from lorada.inference.generate import Text, generate_parts, generation_settings
 from lorada.inference.load import Run
 from lorada.inference.perplexity import slide
 from lorada.runs.data.dataset import collator, encode_options, encode_rows, kept_rows, token_counts
-from lorada.runs.data.rows import JSONL, Rows, load_rows, sampled, scored_rows
+from lorada.runs.data.rows import JSONL, Rows, refuse_empty_prompts, rows_to_score, scored_rows
 from lorada.runs.folder.predictions import read_predictions, write_predictions
 from lorada.runs.folder.result import keep_scores, read_result
 from lorada.runs.models.candidate_scores import (
@@ -58,6 +68,7 @@ def evaluate(
     run: Run,
     data: str | None = None,
     *,
+    columns: Columns | None = None,
     base: bool = False,
     with_text: bool = False,
     metric: str | None = None,
@@ -68,7 +79,8 @@ def evaluate(
 
     Args:
         run: the run.
-        data: the file; None for the recipe's ``eval_data``.
+        data: the files; None for the recipe's ``eval_data``.
+        columns: the user's names of fields; None for those of the training.
         base: score the model with the adapter switched off.
         with_text: also keep what was asked and the right answer beside each answer.
         metric: the metric to score by; None for the run's, unless that is a function of a file.
@@ -84,9 +96,8 @@ def evaluate(
     """
     if metric is None:
         refuse_unnamed(run.metric, run.folder)
-    rows = load_rows(data or run.recipe.eval_data, run.form, run.labels)
-    rows = sampled(rows, run.recipe.eval_rows)
-    name = _name_of(run, rows.path)
+    rows = rows_to_score(run.recipe, read_result(run.folder), data, columns)
+    name = _name_of(run, data) if data else str(run.recipe.eval_data)
     if metric is not None:
         refuse_metric(metric, rows.form)
     return _score_all(run, {name: rows}, base=base, with_text=with_text, metric=metric)[name]
@@ -96,11 +107,13 @@ def _name_of(run: Run, path: str) -> str:
     """The name of a file's metrics: the one that the run knows the file by, else its whole path."""
     if path.startswith(BUILTIN) or path == run.recipe.eval_data or hub_source(path) is not None:
         return path
+
+    def real(names: str) -> list[str]:
+        return [os.path.realpath(resolve(name)) for name in files_of(names)]
+
     scored = (name.removesuffix(BASE) for name in read_result(run.folder)["metrics"])
-    for name in map(str, (run.recipe.eval_data, *scored)):
-        if resolve(name).is_file() and resolve(name).samefile(path):
-            return name
-    return os.path.abspath(path)
+    known = (name for name in map(str, (run.recipe.eval_data, *scored)) if real(name) == real(path))
+    return next(known, absolute_files(path))
 
 
 def evaluate_tasks(
@@ -349,9 +362,8 @@ def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, Text]]:
     """The indices of rows of some parts, and the text that the model writes for each."""
     room = encode_options(rows, run.recipe, run.kind).prompt_room
     prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
-    if run.kind == "decoder" and not all(prompts):
-        number = rows.number(prompts.index(""))
-        raise ValueError(f"{rows.path} row {number} has an empty prompt: nothing to continue")
+    if run.kind == "decoder":
+        refuse_empty_prompts(rows, prompts)
     # Rows of a user's own file have no generation settings; generate takes those of the run's task.
     protocol = rows.protocol if rows.protocol.generation else None
     settings = generation_settings(run, protocol=protocol)

@@ -214,7 +214,8 @@ def tokens_of(
     tokenizer, decodes = run.tokenizer, run.kind == "decoder"
     # An encoder–decoder can read an empty text if its tokenizer adds special tokens; XSum has some.
     if not all(prompts) and (decodes or not tokenizer("")["input_ids"]):
-        raise ValueError("a prompt is empty: there is nothing to continue")
+        which = f"prompt {prompts.index('') + 1} of {len(prompts)}" if prompts[1:] else "the prompt"
+        raise ValueError(f"{which} is empty, and there is nothing to continue: leave it out")
     refuse_unstorable("prompt", prompts)
     ended = decodes and not templated and ends_texts(tokenizer)
 

@@ -9,7 +9,8 @@ from lorada.data.tokenize import prompt_of
 from lorada.inference.explore import tokens_to_show
 from lorada.inference.load import Run
 from lorada.methods.task_head import PEFT_NAMES
-from lorada.runs.data.rows import JSONL, Rows, load_rows, scored_rows
+from lorada.runs.data.rows import JSONL, Rows, rows_to_score, scored_rows
+from lorada.runs.folder.result import read_result
 from lorada.support.progress import progress_bar
 from lorada.tuners.explanation import explain
 
@@ -117,7 +118,7 @@ def ratios_by_layer(
 
 def _rows(run: Run, data: str | None, data_dir: str | None) -> Rows:
     if data is not None or run.recipe.task == JSONL:
-        return load_rows(data or run.recipe.eval_data, run.form, run.labels)
+        return rows_to_score(run.recipe, read_result(run.folder), data)
     recipe = run.recipe.model_copy(update={"data_dir": data_dir or run.recipe.data_dir})
     return next(iter(scored_rows(recipe, run.form, run.labels, run.kind).values()))
 

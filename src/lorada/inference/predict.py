@@ -19,7 +19,7 @@ import torch
 
 from lorada.inference.evaluate import Answered, answer_rows
 from lorada.inference.load import Run
-from lorada.runs.data.rows import Rows
+from lorada.runs.data.rows import Rows, typed_label
 from lorada.runs.folder.folder import TRAINED_FILE
 from lorada.runs.folder.lock import HeldError, locked
 from lorada.runs.recipe import RECIPE_FILE
@@ -55,15 +55,16 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
     left = iter(parts)
     part = next(left, range(0))
     for index, answer in answer_rows(run, rows, parts) if parts else ():
-        found[index] = _answer(rows, answer)
+        found[index] = _answer(rows, answer, run.label_type)
         if len(found) == len(part):
             yield [{"row": rows.number(i), **found[i]} for i in part]
             found, part = {}, next(left, range(0))
 
 
-def _answer(rows: Rows, found: Answered) -> Answer:
+def _answer(rows: Rows, found: Answered, label_type: str) -> Answer:
     if found.probs is not None:
-        return {"label": found.value, "probs": dict(zip(rows.labels, found.probs, strict=True))}
+        label = typed_label(found.value, label_type)
+        return {"label": label, "probs": dict(zip(rows.labels, found.probs, strict=True))}
     return {"score" if rows.form == "score" else "answer": found.value}
 
 

@@ -22,7 +22,7 @@ from pydantic import (
 
 from lorada.data.chosen_metric import CODE
 from lorada.data.row_files import hub_source
-from lorada.data.rows import BUILTIN, resolve
+from lorada.data.rows import BUILTIN, absolute_files, files_of, resolve
 from lorada.data.tasks import TASKS
 from lorada.methods.lookup import method_named
 from lorada.methods.overrides import TRAINING, checked, owner_of
@@ -57,8 +57,16 @@ class Recipe(BaseModel):
     protocol: str | None = Field(None, description="how the task's rows become prompts and answers")
     train_on: str | None = Field(None, description="the name of the task's training rows")
     data_dir: str | None = Field(None, description="a local folder with the benchmarks' rows")
-    data: str | None = Field(None, description="training rows: a file, or a data set of the hub")
-    eval_data: str | None = Field(None, description="held-out rows, in the same form")
+    data: str | None = Field(
+        None, description="training rows: files or data sets of the hub, with commas between"
+    )
+    columns: dict[str, str] | None = Field(
+        None, description="your names of fields, such as {text: review, label: sentiment}"
+    )
+    eval_data: str | None = Field(
+        None, description="held-out rows: files in the same form, or a share of data, such as 20%"
+    )
+    eval_seed: int = Field(0, ge=0, description="another number draws another share")
     train_rows: int | None = Field(None, gt=0, description="how many training rows, at random")
     dev_rows: int = Field(0, ge=0, description="training rows held out for the held-out loss")
     dev_seed: int = Field(0, ge=0, description="another number holds out other rows")
@@ -128,21 +136,21 @@ class Recipe(BaseModel):
         """The names in ``task``."""
         return [name.strip() for name in self.task.split(",")]
 
-    def local_paths(self) -> dict[str, Path]:
-        """The files and folders of this machine that the recipe names, by field."""
-        given = {name: getattr(self, name) for name in PATHS}
-        found = {
-            name: Path(value).absolute()
-            for name, value in given.items()
-            if value and Path(value).exists() and not value.startswith(BUILTIN)
-        }
-        if self.model in PACKAGED or not Path(self.model).is_dir():
-            found.pop("model", None)  # the file or folder of this name is not the model
-        return found
+    def local_paths(self) -> list[tuple[str, Path]]:
+        """The fields that name files and folders of this machine, and where these are."""
+        named = ((field, name) for field in PATHS for name in files_of(getattr(self, field) or ""))
+        return [
+            (field, Path(name).absolute())
+            for field, name in named
+            # A model may have the name of a file or folder that is not the model.
+            if (field != "model" or (name not in PACKAGED and Path(name).is_dir()))
+            and name and Path(name).exists() and not name.startswith(BUILTIN)
+        ]  # fmt: skip
 
     def with_absolute_paths(self) -> "Recipe":
         """The same recipe, with the paths of existing files made absolute."""
-        found = {name: str(path) for name, path in self.local_paths().items()}
+        fields = {field for field, _ in self.local_paths()}
+        found = {field: absolute_files(getattr(self, field)) for field in fields}
         if self.metric is not None and CODE in self.metric:
             found["metric"] = os.path.abspath(self.metric)
         return self.model_copy(update=found)
@@ -301,9 +309,9 @@ def _named_output(values: dict[str, Any], seed: Any) -> dict[str, str]:
     if task == Recipe.model_fields["task"].default:
         if not values.get("data"):
             return {}
-        source = hub_source(str(values["data"]))
-        file = resolve(str(values["data"])) if source is None else Path(source[0])
-        names = [file.stem.removesuffix(".jsonl")]
+        files = files_of(values["data"])
+        found = [Path(source[0]) if (source := hub_source(f)) else resolve(f) for f in files]
+        names = [Path(path.name.removesuffix(".gz")).stem for path in found]
     return {"output": f"runs/{'-'.join(names)}-{method}-seed{seed}"}
 
 

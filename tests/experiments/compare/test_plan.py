@@ -80,9 +80,7 @@ def test_a_held_out_prompt_that_is_empty_is_refused_before_anything_trains(place
     rows_file(place / "gap.jsonl", rows)
     asked = comparison(place, methods=["lora"])
     asked = asked.model_copy(update={"held_out": str(place / "gap.jsonl")})
-    refused(
-        "row 2 of the held-out rows .* has an empty prompt", lambda: read_data(asked, "decoder")
-    )
+    refused("gap.jsonl row 2 has an empty prompt", lambda: read_data(asked, "decoder"))
     read_data(asked, "encoder_decoder")  # its tokenizer ends an empty text, too
 
 

@@ -1,14 +1,20 @@
 """The rows of a comparison: those to learn from, those set aside, and the held-out rows."""
 
-import json
 import logging
 from dataclasses import dataclass
-from typing import Any
 
-from lorada.data.rows import Row
+from lorada.data.rows import content_of
 from lorada.data.task import Kind
 from lorada.experiments.compare.spec import NO_PARTS, Comparison
-from lorada.runs.data.rows import JSONL, OwnClasses, Rows, head_size, scored_rows, training_rows
+from lorada.runs.data.rows import (
+    JSONL,
+    OwnClasses,
+    Rows,
+    head_size,
+    refuse_empty_prompts,
+    scored_rows,
+    training_rows,
+)
 from lorada.runs.recipe import Recipe
 
 # How many training rows are set aside to measure learning rates: a tenth, within these limits.
@@ -52,12 +58,12 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
     train, held_out = training_rows(recipe, kind, own_classes)
     head_size(train)
     if held_out is not None:
-        scored = {held_out.path: held_out}
+        scored = {str(comparison.held_out): held_out}
     else:
         scored = scored_rows(recipe, train.form, train.labels, kind)
-    overlap, known = 0, {_content(row) for row in train.rows}
+    overlap, known = 0, {content_of(row) for row in train.rows}
     for name, rows in scored.items():
-        found = [_content(row) for row in rows.rows]
+        found = [content_of(row) for row in rows.rows]
         common = sum(content in known for content in found)
         if common and not comparison.allow_overlap:
             raise ValueError(
@@ -72,7 +78,7 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
                 "own: differences look more certain than they are", copies, len(rows.rows), name,
             )  # fmt: skip
         if kind == "decoder" and rows.form == "prompt":
-            _refuse_empty_prompts(name, rows)
+            refuse_empty_prompts(rows, [row["prompt"] for row in rows.rows])
     dev_rows = min(MOST, max(LEAST, len(train.rows) // 10)) if comparison.trials else 0
     if dev_rows >= len(train.rows):
         raise ValueError(
@@ -80,16 +86,6 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
             f"{dev_rows} are set aside for the learning rate: give more rows, or --trials 0"
         )
     return Data(train, scored, dev_rows, overlap)
-
-
-def _refuse_empty_prompts(name: str, rows: Rows) -> None:
-    """Refuse held-out prompts that no decoder could continue, before anything is trained."""
-    for number, row in enumerate(rows.rows, start=1):
-        if not row["prompt"]:
-            raise ValueError(
-                f"row {number} of the held-out rows ({name}) has an empty prompt, and there is "
-                "nothing to continue: remove it"
-            )
 
 
 def shared_recipe(comparison: Comparison) -> Recipe:
@@ -100,20 +96,3 @@ def shared_recipe(comparison: Comparison) -> Recipe:
 def has_own_rows(comparison: Comparison) -> bool:
     """Whether the rows are files of the user, not those of a benchmark."""
     return bool(comparison.recipe.get("task", JSONL) == JSONL)
-
-
-def _content(row: Row) -> str:
-    """A row as one text, the same from CSV and JSON; every stretch of white space is one blank."""
-    of_kind = {"label": str, "score": float, "answer": str}
-    plain = {
-        key: of_kind.get(key, _plain)(value) for key, value in row.items() if value is not None
-    }
-    return json.dumps(plain, sort_keys=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, str):
-        return " ".join(value.split())
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list) else value

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.data.chosen_metric import row_value
+from lorada.data.held_out import share_of
 from lorada.data.row_scores import row_metrics
 from lorada.data.rows import answer_of
 from lorada.experiments.compare.data import Data, shared_recipe
@@ -83,7 +84,9 @@ def _search_job(
         "eval_strategy": "steps", "eval_steps": -(-plan.steps // MEASURED),
     })  # fmt: skip
     alone = comparison.search == EACH_SEED
-    drawn = {"eval_data": None, "dev_rows": plan.dev_rows, "dev_seed": seed if alone else 0}
+    drawn: dict[str, Any] = {"dev_rows": plan.dev_rows, "dev_seed": seed if alone else 0}
+    if share_of(comparison.held_out) is None:  # a share must not be learned
+        drawn["eval_data"] = None
     return Job(
         name=f"{candidate.name} search{f' of seed {seed}' if alone else ''}",
         work=partial(
@@ -278,4 +281,4 @@ def commonest_answer(rows: Rows) -> Any:
 
 def reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:
     """The files and folders that a job reads, besides its own."""
-    return (*shared_recipe(comparison).local_paths().values(), *more)
+    return (*(path for _, path in shared_recipe(comparison).local_paths()), *more)

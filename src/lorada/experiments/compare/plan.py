@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lorada.data.rows import file_names
 from lorada.experiments.compare.data import Data, shared_recipe
 from lorada.experiments.compare.sizes import limit_of, size_for
 from lorada.experiments.compare.spec import Comparison
@@ -166,7 +167,7 @@ def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report
 def about(data: Data) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """What a plan keeps of the training rows and of the held-out rows."""
     rows = data.train
-    train = {"file": Path(rows.path).name, "rows": len(rows.rows), "sha256": rows.fingerprint}
+    train = {"file": file_names(rows.path), "rows": len(rows.rows), "sha256": rows.fingerprint}
     held_out = {
         name: {"rows": len(rows.rows), "sha256": rows.fingerprint}
         for name, rows in data.held_out.items()

@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorada.data.chosen_metric import refuse_unnamed
+from lorada.data.held_out import share_of
+from lorada.data.rows import absolute_files
 from lorada.methods.lookup import method_named
 from lorada.methods.method import Settings
 from lorada.methods.overrides import checked, owner_of
@@ -27,7 +29,7 @@ FIXED: dict[str, Any] = {"method": NO_PARTS, "output": "-"}
 CHOSEN = {
     "method": "pass --methods",
     "output": "pass --output",
-    "eval_data": "pass --held-out FILE",
+    "eval_data": "pass --held-out FILE or 20%",
     **dict.fromkeys(("dev_rows", "dev_seed"), "the comparison sets rows aside by itself"),
     "from_adapter": "every run starts without an adapter",
 }
@@ -94,7 +96,8 @@ class Comparison(BaseModel):
 
     Attributes:
         recipe: settings of a recipe that all runs share, such as the model and the rows.
-        held_out: the file of the rows to score; None for benchmarks, which have their own.
+        held_out: the files of the rows to score, or a share of the rows to learn from, such as
+            20%; None for benchmarks, which have their own.
         methods: names of ``method_named``, each with settings if need be: ``Variant.parse``.
         budgets: how much each method may train, as ``limit_of`` reads it; if there are none,
             each method has its default size.
@@ -165,7 +168,8 @@ class Comparison(BaseModel):
                 f"{self.held_out}, or the task"
             )
         if self.recipe.get("task", JSONL) == JSONL and self.held_out is None:
-            raise ValueError("a comparison scores on held-out rows: pass --held-out FILE")
+            raise ValueError("a comparison scores on held-out rows: pass --held-out FILE or 20%")
+        share_of(self.held_out)  # refuses a share that leaves no rows
 
     def run_recipe(self, method: str, output: Path | str, **changes: Any) -> Recipe:
         """The recipe of one run; ``changes`` are fields, and ``training`` is added to the shared.
@@ -202,8 +206,8 @@ def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
         if (own := next((name for name in names if name in owner), None)) is not None:
             raise ValueError(f"{own}={owner[own]!r} is not for a comparison: {names[own]}")
     given = {name: value for name, value in asked.items() if value is not None}
-    if (held_out := given.get("held_out")) and Path(held_out).exists():
-        given["held_out"] = str(Path(held_out).absolute())
+    if held_out := given.get("held_out"):
+        given["held_out"] = absolute_files(held_out)
     rates = given.get("rates", [])
     if rates and given.setdefault("trials", len(rates)) != len(rates):
         raise ValueError(f"--trials {given['trials']} and {len(rates)} --rates: leave out --trials")
@@ -249,8 +253,8 @@ def resumed_comparison(
         ValueError: for the first option that differs from the saved comparison.
     """
     saved = saved_comparison(folder)
-    if (held_out := asked.get("held_out")) and Path(held_out).exists():
-        asked = {**asked, "held_out": str(Path(held_out).absolute())}
+    if held_out := asked.get("held_out"):
+        asked = {**asked, "held_out": absolute_files(held_out)}
     for name, value in asked.items():
         old = getattr(saved, name)
         if value is not None and value != old:

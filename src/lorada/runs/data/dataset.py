@@ -109,7 +109,7 @@ def encode_rows(
     # An encoder–decoder may have to answer held-out rows while it trains.
     if (answered or kind == "encoder_decoder") and left_out:
         raise ValueError(
-            f"{rows.path} row {rows.number(left_out[0])} cannot be answered: a text of "
+            f"{rows.place(left_out[0])} cannot be answered: a text of "
             f"it gives this tokenizer no token, or is longer than max_length={length}: "
             "correct it, or raise max_length"
         )
@@ -155,7 +155,7 @@ def encode_each(
             yield index, one
             index += 1
     except TurnsRefused as error:
-        raise ValueError(f"{rows.path} row {rows.number(index)}: {error}") from error
+        raise ValueError(f"{rows.place(index)}: {error}") from error
 
 
 def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:

@@ -3,14 +3,16 @@
 import logging
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
-from lorada.data.row_files import read_rows, there
-from lorada.data.row_forms import in_form, to_answer
-from lorada.data.rows import HEADED, Form, Row, fingerprint
+from lorada.data.held_out import drawn, share_of
+from lorada.data.row_files import read_files, there
+from lorada.data.row_forms import Columns, in_form, to_answer
+from lorada.data.rows import HEADED, Form, Row, fingerprint, place_of, places_of
 from lorada.data.sources import data_folder, read_source
 from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS, Task
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 JSONL = "jsonl"
 LEAST_ANSWER = 32  # tokens
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
+LabelType = Literal["text", "integer", "boolean"]
+MOST_CLASSES = 10  # that a line about rows counts
 OwnClasses = tuple[str, ...] | None  # the classes of a model's head, by index
 
 
@@ -30,8 +34,9 @@ class Rows:
 
     Attributes:
         labels: class names by index, for rows with labels.
-        path: the file or split they are from.
-        indices: their indices in that file; None for all its rows, in order.
+        path: the files or split they are from.
+        indices: their indices in the file; None for all its rows, in order.
+        counts: how many rows each of several files has; their indices run on.
     """
 
     rows: list[Row]
@@ -40,10 +45,31 @@ class Rows:
     path: str
     protocol: Protocol
     indices: list[int] | None = None
+    counts: tuple[int, ...] = ()
 
     def number(self, index: int) -> int:
         """The number of a row in its file, counted from 1."""
         return 1 + (index if self.indices is None else self.indices[index])
+
+    def place(self, index: int) -> str:
+        """The file of a row and its number there."""
+        return place_of(self.path, self.counts, self.number(index) - 1)
+
+    def places(self, indices: Iterable[int]) -> str:
+        """The files and numbers of some rows, for an error."""
+        return places_of(self.path, self.counts, [self.number(index) - 1 for index in indices])
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """How many rows each class has, in the order of ``labels``; empty for other rows."""
+        found = Counter(str(row["label"]) for row in self.rows) if self.form == "label" else {}
+        return {label: found[label] for label in self.labels if self.form == "label"}
+
+    @property
+    def label_type(self) -> LabelType:
+        """What all labels of the rows are; text if they differ."""
+        types = {type(row.get("label")) for row in self.rows}
+        return "integer" if types == {int} else "boolean" if types == {bool} else "text"
 
     def part(self, indices: Iterable[int]) -> "Rows":
         """The rows with these indices, in this order."""
@@ -86,14 +112,14 @@ def training_rows(
     """
     if recipe.task == JSONL:
         _refuse_benchmark_settings(recipe)
-        rows = load_rows(recipe.data)
+        rows = load_rows(recipe.data, columns=recipe.columns)
     else:
         rows = _benchmark_rows(recipe, kind)
     refuse_kind(rows, kind)
     rows = replace(rows, labels=class_order(rows.labels, own_classes))
-    held_out = None
-    if recipe.eval_data:  # only of a user's own files
-        held_out = load_rows(recipe.eval_data, rows.form, rows.labels)
+    share, held_out = share_of(recipe.eval_data), None
+    if recipe.eval_data and share is None:  # only of a user's own files
+        held_out = load_rows(recipe.eval_data, rows.form, rows.labels, before=recipe.columns)
         refuse_kind(held_out, kind)
         held_out = sampled(held_out, recipe.eval_rows)
     if not rows.protocol.lengths:
@@ -103,13 +129,93 @@ def training_rows(
                     f"{name}={value}: only long texts are scored by windows, and {rows.path} has "
                     "none: leave it out, or take task=proof_pile"
                 )
+    if recipe.dev_rows and held_out is not None:
+        raise ValueError(
+            f"dev_rows={recipe.dev_rows} and eval_data exclude each other: leave one out"
+        )
+    learned, drawn_out, dev = _divided(rows, recipe)
+    _log_rows(learned, drawn_out, recipe)
+    return learned, dev or drawn_out or held_out
+
+
+def _divided(rows: Rows, recipe: Recipe) -> tuple[Rows, Rows | None, Rows | None]:
+    """The rows to learn from, the share that is held out to be scored, and ``dev_rows``."""
+    held_out = dev = None
+    if (share := share_of(recipe.eval_data)) is not None:
+        chosen = drawn(rows.rows, share, recipe.eval_seed)
+        rows, held_out = _parts(rows, chosen)
+        _refuse_unanswered(held_out)
+        held_out = sampled(held_out, recipe.eval_rows)
     if recipe.dev_rows:
-        if held_out is not None:
+        rows, dev = _split(rows, recipe.dev_rows, recipe.dev_seed)
+    return sampled(rows, recipe.train_rows), held_out, dev
+
+
+def rows_to_score(
+    recipe: Recipe, result: dict[str, Any], data: str | None, columns: Columns | None = None
+) -> Rows:
+    """The rows of files, or those that a run holds out; a share of its rows is drawn again.
+
+    Args:
+        recipe: of the run.
+        result: of the run, with the form, the classes and the fingerprint of what it has learned.
+        data: the files; None for the recipe's ``eval_data``.
+        columns: the user's names of fields; None for those of the training.
+
+    Raises:
+        ValueError: as ``load_rows``, or if a share cannot be drawn because the rows have changed.
+    """
+    labels = tuple(result["labels"])
+    if data is not None or share_of(recipe.eval_data) is None:
+        files = data or recipe.eval_data
+        rows = load_rows(files, result["form"], labels, columns, recipe.columns)
+        return sampled(rows, recipe.eval_rows)
+    now, held_out, _ = _divided(load_rows(recipe.data, columns=recipe.columns), recipe)
+    if now.fingerprint != result["data"]["sha256"] or held_out is None:
+        raise ValueError(
+            f"{recipe.data} has other rows than at the training, so {recipe.eval_data} of them "
+            "may have been learned: put the rows back, or pass --data FILE"
+        )
+    return replace(held_out, labels=labels)
+
+
+def _log_rows(learned: Rows, held_out: Rows | None, recipe: Recipe) -> None:
+    """Say how many rows are learned and held out, and how many each class has."""
+    counts = [f"{label}: {count:,}" for label, count in learned.classes.items()]
+    more = f" and {len(counts) - MOST_CLASSES} more classes" if counts[MOST_CLASSES:] else ""
+    said = f" ({', '.join(counts[:MOST_CLASSES])}{more})" if counts else ""
+    if held_out is not None:
+        said += (
+            f", {len(held_out.rows):,} held out (eval_data={recipe.eval_data}, "
+            f"eval_seed={recipe.eval_seed})"
+        )
+    if said:
+        logger.info("%s: %d rows to learn%s", learned.path, len(learned.rows), said)
+
+
+def _refuse_unanswered(rows: Rows) -> None:
+    """Refuse a chat to score that does not end with a text of the assistant."""
+    for index, row in enumerate(rows.rows if rows.form == "messages" else ()):
+        last = row["messages"][-1]
+        if last["role"] != "assistant" or last.get("content") is None:
             raise ValueError(
-                f"dev_rows={recipe.dev_rows} and eval_data exclude each other: leave one out"
+                f"{rows.place(index)}: a chat to score must end with a text of the assistant: "
+                "end it there, or leave it out"
             )
-        rows, held_out = _split(rows, recipe.dev_rows, recipe.dev_seed)
-    return sampled(rows, recipe.train_rows), held_out
+
+
+def refuse_empty_prompts(rows: Rows, prompts: Sequence[str]) -> None:
+    """Refuse prompts that no decoder could continue.
+
+    Raises:
+        ValueError: with the numbers of their rows.
+    """
+    empty = [index for index, prompt in enumerate(prompts) if not prompt]
+    if empty:
+        raise ValueError(
+            f"{rows.places(empty)} {'have' if empty[1:] else 'has'} an empty prompt, and there is "
+            "nothing to continue: leave such rows out of the file"
+        )
 
 
 def refuse_kind(rows: Rows, kind: Kind) -> None:
@@ -252,9 +358,14 @@ def _split(rows: Rows, held_out: int, seed: int) -> tuple[Rows, Rows]:
         raise ValueError(
             f"dev_rows={held_out} leaves none of {len(rows.rows)} rows to learn from: lower it"
         )
-    everything = range(len(rows.rows))
-    chosen = set(random.Random(seed).sample(everything, held_out))
-    return rows.part(i for i in everything if i not in chosen), rows.part(sorted(chosen))
+    return _parts(rows, random.Random(seed).sample(range(len(rows.rows)), held_out))
+
+
+def _parts(rows: Rows, held_out: Iterable[int]) -> tuple[Rows, Rows]:
+    """The rows that are left, and those with these indices, both in order."""
+    chosen = set(held_out)
+    left = (index for index in range(len(rows.rows)) if index not in chosen)
+    return rows.part(left), rows.part(sorted(chosen))
 
 
 def sampled(rows: Rows, count: int | None) -> Rows:
@@ -264,29 +375,51 @@ def sampled(rows: Rows, count: int | None) -> Rows:
     return rows.part(random.Random(0).sample(range(len(rows.rows)), count))
 
 
-def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, ...] = ()) -> Rows:
-    """Read a user's rows: a file, or a data set of the hub.
+def load_rows(
+    path: str | None,
+    trained: Form | None = None,
+    labels: tuple[str, ...] = (),
+    columns: Columns | None = None,
+    before: Columns | None = None,
+) -> Rows:
+    """Read a user's rows: files, or data sets of the hub.
 
     For rows to score, ``trained`` is the form of the training rows and ``labels`` their classes.
+    ``columns`` are the user's names of fields, and ``before`` those of other rows, which these may
+    lack.
 
     Raises:
         ValueError: if no file was named, or rows to score do not fit the training: a new label,
             labels for a model that writes texts, or texts for one that gives labels.
     """
     path = str(there(path))
-    rows, form = in_form(read_rows(path), path)
+    files = read_files(path)
+    counts = tuple(len(rows) for rows in files)
+    every = [row for rows in files for row in rows]
+    rows, form = in_form(every, path, columns, before, counts)
     if trained is not None and form != trained and (form in HEADED or trained in HEADED):
         raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
     if trained not in (None, form) and "messages" in (trained, form):
         rows, form = _as_chat(rows, form, path)
-    found = _sorted_classes({str(row["label"]) for row in rows}) if form == "label" else ()
-    if labels and not set(found) <= set(labels):
-        new = sorted(set(found) - set(labels))[0]
+    classes = _sorted_classes({str(row["label"]) for row in rows}) if form == "label" else ()
+    if labels and not set(classes) <= set(labels):
+        new = sorted(set(classes) - set(labels))[0]
         raise ValueError(f"{path} has the label {new!r}; training knew {', '.join(labels)}")
-    return Rows(rows, form, labels or found, path, TASKS[JSONL].protocols[form])
+    protocol = TASKS[JSONL].protocols[form]
+    found = Rows(rows, form, labels or classes, path, protocol, counts=counts)
+    if trained is not None:
+        _refuse_unanswered(found)
+    return found
 
 
-def rows_to_answer(rows: list[Row], path: str, learned: Form, labels: tuple[str, ...] = ()) -> Rows:
+def rows_to_answer(
+    rows: list[Row],
+    path: str,
+    learned: Form,
+    labels: tuple[str, ...] = (),
+    columns: Columns | None = None,
+    before: Columns | None = None,
+) -> Rows:
     """Rows for a run to answer, as they were read; right answers in them are left out.
 
     Args:
@@ -294,11 +427,13 @@ def rows_to_answer(rows: list[Row], path: str, learned: Form, labels: tuple[str,
         path: the file that they are from.
         learned: the form of the rows that the run has learned.
         labels: the classes that it has learned.
+        columns: the user's names of fields.
+        before: those of the training, if there are no ``columns``; these rows may lack them.
 
     Raises:
         ValueError: for rows that the run cannot read.
     """
-    rows, form = to_answer(rows, path, learned, labels)
+    rows, form = to_answer(rows, path, learned, labels, columns, before)
     if form == "text":
         rows, form = [{"prompt": row["text"], "response": ""} for row in rows], "prompt"
     if form == "prompt" and learned == "messages":
@@ -306,6 +441,13 @@ def rows_to_answer(rows: list[Row], path: str, learned: Form, labels: tuple[str,
     elif form == "messages" and learned != "messages":
         rows, form = _as_chat(rows, form, path)
     return Rows(rows, form, labels, path, TASKS[JSONL].protocols[form])
+
+
+def typed_label(label: str, label_type: str) -> str | int | bool:
+    """A class as the rows that were learned have it."""
+    if label_type == "integer":
+        return int(label)
+    return label == "True" if label_type == "boolean" else label
 
 
 def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:

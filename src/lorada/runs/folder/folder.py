@@ -99,7 +99,7 @@ def refuse_taken(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
             )
     elif overwrite:
         deleted = {path.resolve() for path in found}
-        for name, path in recipe.local_paths().items():
+        for name, path in recipe.local_paths():
             if deleted & {path.resolve(), *path.resolve().parents}:
                 raise ValueError(
                     f"--overwrite would delete {path}, which is this run's {name}: choose another "

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_WRAPPED_MODULE
 from transformers import Trainer
 
+from lorada.data.rows import file_names
 from lorada.runs.data.answers import answer_limit
 from lorada.runs.data.dataset import context_of
 from lorada.runs.folder.folder import TRAINED_FILE
@@ -106,8 +107,13 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
         "labels": list(rows.labels),
         "metric": None if prepared.metric is None else asdict(prepared.metric),
         "max_new_tokens": recipe.max_new_tokens or limit,
+        "label_type": rows.label_type,
         "seed": setup.trainer.args.seed,
-        "data": {"file": Path(rows.path).name, "rows": len(rows.rows), "sha256": rows.fingerprint},
+        "data": {
+            "file": file_names(rows.path),
+            "rows": len(rows.rows),
+            "sha256": rows.fingerprint,
+        },
         "versions": versions(),
         "hardware": hardware(),
         "processes": process_count(),
