@@ -39,6 +39,7 @@ from lorada.runs.training.arguments import argument_errors, held_out_metrics, tr
 from lorada.runs.training.callbacks import RunCallback
 from lorada.runs.training.choice_trainer import ChoiceTrainer
 from lorada.runs.training.effect_size import EffectSize
+from lorada.runs.training.score_scale import ScoreScale, begin, scale_of
 from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
 from lorada.runs.training.trainer import RunTrainer
 from lorada.support.processes import process_count
@@ -48,6 +49,8 @@ from lorada.tuners.pooling import attached
 logger = logging.getLogger(__name__)
 
 Collator = Callable[..., Any]
+
+SOME = 32  # rows that a new head for scores is shown before it trains
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Setup:
         trainer: its Trainer.
         measured: the names of the metrics on held-out rows, besides the loss.
         saved: the names of the parameters that are saved, as ``saved_names`` says.
+        scale: how scores are learned; None for other rows.
     """
 
     base: Base
@@ -67,6 +71,7 @@ class Setup:
     trainer: Trainer
     measured: list[str]
     saved: frozenset[str] | None
+    scale: ScoreScale | None
 
 
 def set_up(
@@ -90,16 +95,22 @@ def set_up(
     measured = held_out_metrics(args, held_out)
     set_seed(args.seed)
     base = load_base(prepared, head_size(prepared.rows), loading_device(args))
-    train_rows, eval_rows, pad = _encode(prepared, base)
+    scale = scale_of(prepared.rows, base.model)
+    learned = prepared if scale is None else scale.learned(prepared)
+    train_rows, eval_rows, pad = _encode(learned, base)
     if plan.prepare is not None:
         batches = _batches(train_rows, pad, args)
         with attached(base.model, recipe.pooling):
             plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
     model = adapt(base, plan, recipe)
+    if scale is not None:
+        some = pad([train_rows[index] for index in range(min(SOME, len(train_rows)))])
+        scale = begin(scale, model, base.drawn, some)
     saved = saved_names(model, base, plan)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
-    make = partial(trainer_class(prepared, args, context_of(base.model.config)), saved=saved)
+    make = trainer_class(prepared, args, context_of(base.model.config))
+    make = partial(make, saved=saved, scale=scale)
     callbacks = [*watchers, *plan.callbacks, RunCallback(measures=_measures(args, recipe))]
     with argument_errors():
         trainer = make_trainer(model, args, (train_rows, eval_rows), pad, callbacks, make)
@@ -107,7 +118,7 @@ def set_up(
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
     _refuse_unshared(trainer)
-    return Setup(base, model, trainer, measured, saved)
+    return Setup(base, model, trainer, measured, saved, scale)
 
 
 def _encode(prepared: PreparedTraining, base: Base) -> tuple[Dataset, Dataset | None, Collator]:
