@@ -3,9 +3,8 @@
     learned: (score − mean) / sd        saved: sd·W and sd·b + mean, of the head's last layer
 
 So grades from 1 to 5 and the same grades from 1000 to 5000 are one training. The losses of a
-training are those of what is learned. The head of a decoder has no bias in transformers, so nothing
-could hold the mean: there the mean stays in the scores, and the head begins with weights that
-answer the mean of all scores.
+training are those of what is learned. The head of a decoder has no bias in transformers, and so
+nothing that could hold the mean: there scores are only divided.
 """
 
 import logging
@@ -14,16 +13,16 @@ from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorada.methods.task_head import PEFT_NAMES
 from lorada.runs.data.rows import Rows
 from lorada.runs.prepare import PreparedTraining
 from lorada.support.processes import is_first
 
 logger = logging.getLogger(__name__)
 
-SMALL = 1e-3  # singular values below this share of the largest are noise
+FAR = 10  # standard deviations from 0 beyond which a head without a bias learns scores poorly
 TRAINED_COPY, ORIGINAL = "modules_to_save.default", "original_module"  # of a head, in PEFT's models
 
 
@@ -74,13 +73,6 @@ class ScoreScale:
         for name, weight in self.saved(weights).items():
             weights[name].copy_(weight)
 
-    @torch.no_grad()
-    def unfold(self, model: nn.Module) -> None:
-        """Make the outputs of a model whose head knows scores those that are learned."""
-        for name, weight in self.own(dict(model.named_parameters())).items():
-            shift = self.mean if name.endswith("bias") else 0.0
-            weight.copy_((weight.double() - shift) / self.sd)
-
 
 def scale_of(rows: Rows, model: nn.Module) -> ScoreScale | None:
     """How the scores of training rows are learned by a model; None for rows of another form.
@@ -96,8 +88,13 @@ def scale_of(rows: Rows, model: nn.Module) -> ScoreScale | None:
             f"{rows.path} has only the score {scores[0]:g}: nothing can be learned from it"
         )
     layer = _last_layer(model)
-    holds_mean = model.get_submodule(layer).bias is not None
-    scale = ScoreScale(layer, fmean(scores) if holds_mean else 0.0, pstdev(scores))
+    mean, sd = fmean(scores), pstdev(scores)
+    biased = model.get_submodule(layer).bias is not None
+    scale = ScoreScale(layer, mean if biased else 0.0, sd)
+    if not biased and abs(mean) > FAR * sd and is_first():
+        logger.warning("the scores are %.0f standard deviations from 0, and the head of this model "
+                       "has no bias to hold their mean: subtract %g from them, or take an encoder",
+                       abs(mean) / sd, mean)  # fmt: skip
     if is_first():
         logger.warning("scores are learned as (score − %g) / %g, their standard deviation: losses "
                        "while training are of these", scale.mean, scale.sd)  # fmt: skip
@@ -113,46 +110,34 @@ def _last_layer(model: nn.Module) -> str:
     ][-1]
 
 
+@torch.no_grad()
 def begin(
-    scale: ScoreScale, model: nn.Module, drawn: Iterable[str], batch: Mapping[str, Tensor]
+    scale: ScoreScale, model: nn.Module, drawn: Iterable[str], batch: dict[str, Tensor]
 ) -> ScoreScale:
-    """Put the head of a model that begins to train where scores are learned.
+    """Turn a head that knows scores in the unit of the rows into one of what is learned.
+
+    A head may also be new, or know scores in another unit: it begins as it is. Which it is, is
+    decided by which of the two answers a batch better.
 
     Args:
-        scale: how they are, for the base.
+        scale: how scores are learned, for the base.
         model: the model with its method.
         drawn: names of the base's parameters that were drawn at random.
         batch: some of the training rows, with scores as they are learned.
 
     Returns:
-        How they are for this model.
+        How scores are learned, for the model.
     """
-    scale = replace(scale, layer=_last_layer(model))
-    layer = model.get_submodule(scale.layer)
+    name, scale = scale.layer, replace(scale, layer=_last_layer(model))
     original = model.get_submodule(scale.layer.replace(TRAINED_COPY, ORIGINAL))
-    name = scale.layer.removeprefix(PEFT_NAMES).replace(f".{TRAINED_COPY}", "")
-    if f"{name}.weight" not in drawn or not torch.equal(layer.weight, original.weight):
-        scale.unfold(model)  # the head comes from the checkpoint, or from the adapter of --from
-    elif layer.bias is None:
-        _begin_at_the_mean(layer, model.eval(), dict(batch))
+    layer = model.get_submodule(scale.layer)
+    if f"{name}.weight" in drawn and torch.equal(layer.weight, original.weight):
+        return scale
+    inputs = {key: value.to(layer.weight.device) for key, value in batch.items()}
+    right = inputs.pop("labels")
+    answers = model.eval()(**inputs).logits.flatten()
+    if F.mse_loss((answers - scale.mean) / scale.sd, right) < F.mse_loss(answers, right):
+        for key, weight in scale.own(dict(model.named_parameters())).items():
+            shift = scale.mean if key.endswith("bias") else 0.0
+            weight.copy_((weight.double() - shift) / scale.sd)
     return scale
-
-
-@torch.no_grad()
-def _begin_at_the_mean(layer: nn.Module, model: nn.Module, batch: dict[str, Tensor]) -> None:
-    """Add the mean score to the outputs of a new last layer W without a bias.
-
-    W gets mean·v with the least v for which v·h = 1 in every row of the batch. h (D,) is what the
-    layer reads of a row.
-    """
-    device = layer.weight.device
-    mean = batch.pop("labels").double().mean().item()
-    # In place of its outputs the layer gives its inputs, of which the model takes the last token's.
-    hook = layer.register_forward_hook(lambda module, inputs, output: inputs[0])
-    try:
-        features = model(**{name: value.to(device) for name, value in batch.items()}).logits
-    finally:
-        hook.remove()
-    features = features.double().cpu()
-    same = torch.linalg.pinv(features, rtol=SMALL).sum(-1)
-    layer.weight += (mean * same).to(layer.weight)
