@@ -55,7 +55,7 @@ def _quantization(recipe: Recipe, kept: list[str] | None) -> Any:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, recipe.dtype),
+            bnb_4bit_compute_dtype=getattr(torch, recipe.base_dtype),
             llm_int8_skip_modules=kept,
         )
     with needs_extra("torchao"):

@@ -20,7 +20,8 @@ from transformers import (
     set_seed,
 )
 
-from lorada.runs.by_device import loading_device, recomputes
+from lorada.methods.task_head import narrow_trained, widen_trained
+from lorada.runs.by_device import loading_device
 from lorada.runs.data.answers import answer_limit
 from lorada.runs.data.dataset import (
     collator,
@@ -34,7 +35,7 @@ from lorada.runs.models.adapters import Base, adapt, load_base
 from lorada.runs.models.generation import language_settings, refuse_long
 from lorada.runs.models.trained_part import saved_names
 from lorada.runs.prepare import PreparedTraining
-from lorada.runs.recipe import Recipe
+from lorada.runs.recipe import MIXED, Recipe
 from lorada.runs.training.arguments import argument_errors, held_out_metrics, training_arguments
 from lorada.runs.training.callbacks import RunCallback
 from lorada.runs.training.choice_trainer import ChoiceTrainer
@@ -42,6 +43,7 @@ from lorada.runs.training.effect_size import EffectSize
 from lorada.runs.training.score_scale import ScoreScale, begin, scale_of
 from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
 from lorada.runs.training.trainer import RunTrainer
+from lorada.runs.training.training_memory import recomputes
 from lorada.support.processes import process_count
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import attached
@@ -90,7 +92,7 @@ def set_up(
         plan.arguments,
         quiet=quiet,
         writes=writes_texts(prepared.rows, prepared.kind),
-        again=recomputes(recipe, prepared.config),
+        again=recomputes(prepared),
     )
     measured = held_out_metrics(args, held_out)
     set_seed(args.seed)
@@ -106,6 +108,11 @@ def set_up(
     if scale is not None:
         some = pad([train_rows[index] for index in range(min(SOME, len(train_rows)))])
         scale = begin(scale, model, base.drawn, some)
+    if recipe.dtype == MIXED:
+        widen_trained(model)
+    elif narrow_trained(model):
+        logger.warning("dtype=%s: what trains in the base loses small updates, as it is in 16 bits "
+                       "too: dtype=mixed keeps it in float32", recipe.dtype)  # fmt: skip
     saved = saved_names(model, base, plan)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
