@@ -22,7 +22,9 @@ from lorada.runs.training.training_memory import training_memory
 place = run_place.place
 BF16 = torch.bfloat16
 WHOLE = ("full", "owlore", "owlore_full")  # methods that train every weight at some time
-NAMES = [name for name in (*METHODS, *peft_names()) if name not in METHODS or defined(name, "llama")]
+NAMES = [
+    name for name in (*METHODS, *peft_names()) if name not in METHODS or defined(name, "llama")
+]
 
 
 @pytest.fixture
@@ -83,4 +85,7 @@ def test_the_computed_memory_has_what_trains_in_fp32(recipe):
 
 
 def test_autocast_cannot_be_switched_off_beside_it(recipe):
-    refused("dtype=mixed trains under autocast", lambda: training_arguments(recipe("bf16=false", rows="rows")))
+    refused(
+        "dtype=mixed trains under autocast",
+        lambda: training_arguments(recipe("bf16=false", rows="rows")),
+    )

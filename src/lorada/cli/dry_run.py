@@ -18,7 +18,8 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     All rows are encoded, to say how many of them are cut or left out.
 
     Raises:
-        ValueError: as ``prepare_training``.
+        ValueError: for what the training itself refuses before it loads weights, and for parts
+            that no memory here can hold.
     """
     from lorada.runs.by_device import device_bytes
     from lorada.runs.data.dataset import fit_context
@@ -26,11 +27,14 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     from lorada.runs.models.count import parameters_of
     from lorada.runs.models.loading import stretched
     from lorada.runs.prepare import prepare_training
-    from lorada.runs.training.training_memory import recomputes, step_bytes
+    from lorada.runs.training.setup import checked_arguments
+    from lorada.runs.training.training_memory import refuse_impossible, step_bytes
 
     prepared = prepare_training(recipe)
+    args, _ = checked_arguments(prepared, quiet=True)
     counts = parameters_of(recipe)
-    chosen = "full" if recomputes(prepared) else "off"
+    refuse_impossible(prepared, counts)
+    chosen = "full" if args.gradient_checkpointing else "off"
     scales = _scales(prepared.plan)
     loading = {name: getattr(prepared.recipe, name) for name in LOADING}
     sizes, reason = step_bytes(prepared, "off", "full")

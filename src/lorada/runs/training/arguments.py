@@ -119,8 +119,8 @@ def _try_out(args: TrainingArguments) -> None:
             raise ValueError(f"{name}={value} must be a number from 0 up")
     weights = [torch.zeros(1, requires_grad=True)]
     tried: torch.optim.Optimizer = torch.optim.SGD(weights, lr=args.learning_rate)
-    if not args.optim_target_modules:  # those need the model
-        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, nn.Linear(1, 1))
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, nn.Linear(1, 1))
+    if not {"params", "model", "optimizer_dict"} & settings.keys():  # those are of the model itself
         tried = kind(weights, **settings)
     get_scheduler(args.lr_scheduler_type, tried, 0, 100, dict(args.lr_scheduler_kwargs or {}))
 
@@ -140,7 +140,7 @@ def _for_early_stopping(recipe: Recipe, settings: dict[str, Any]) -> dict[str, A
     every = str(recipe.training.get("eval_strategy", every))
     wanted = {
         "eval_strategy": every, "save_strategy": every, "load_best_model_at_end": True,
-        "save_steps": settings.get("eval_steps") or settings["save_steps"],
+        "save_steps": settings.get("eval_steps") or settings["logging_steps"],
         "restore_callback_states_from_checkpoint": True,
     }  # fmt: skip
     for name, value in wanted.items():

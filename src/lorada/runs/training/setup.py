@@ -12,6 +12,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import (
+    EarlyStoppingCallback,
     PreTrainedModel,
     Seq2SeqTrainingArguments,
     Trainer,
@@ -33,6 +34,7 @@ from lorada.runs.data.packing import PackedCollator, pack, refuse_mixing
 from lorada.runs.data.rows import head_size, protocol_settings
 from lorada.runs.models.adapters import Base, adapt, load_base
 from lorada.runs.models.generation import language_settings, refuse_long
+from lorada.runs.models.loading import stretched
 from lorada.runs.models.trained_part import saved_names
 from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import MIXED, Recipe
@@ -87,14 +89,7 @@ def set_up(
         ValueError: for anything in the recipe that does not fit model, method or rows.
     """
     recipe, plan, held_out = prepared.recipe, prepared.plan, prepared.held_out
-    args = training_arguments(
-        recipe,
-        plan.arguments,
-        quiet=quiet,
-        writes=writes_texts(prepared.rows, prepared.kind),
-        again=recomputes(prepared),
-    )
-    measured = held_out_metrics(args, held_out)
+    args, measured = checked_arguments(prepared, quiet=quiet)
     set_seed(args.seed)
     base = load_base(prepared, head_size(prepared.rows), loading_device(args))
     scale = scale_of(prepared.rows, base.model)
@@ -118,7 +113,10 @@ def set_up(
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
     make = trainer_class(prepared, args, context_of(base.model.config))
     make = partial(make, saved=saved, scale=scale)
-    callbacks = [*watchers, *plan.callbacks, RunCallback(measures=_measures(args, recipe))]
+    patience = recipe.early_stopping
+    stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
+    run = RunCallback(measures=_measures(args, recipe))
+    callbacks = [*watchers, *plan.callbacks, *stopping, run]
     with argument_errors():
         trainer = make_trainer(model, args, (train_rows, eval_rows), pad, callbacks, make)
         if plan.optimizer is not None:
@@ -126,6 +124,28 @@ def set_up(
         _give_maps_their_rate(trainer, model)
     _refuse_unshared(trainer)
     return Setup(base, model, trainer, measured, saved, scale)
+
+
+def checked_arguments(
+    prepared: PreparedTraining, *, quiet: bool = False
+) -> tuple[TrainingArguments, list[str]]:
+    """The arguments of a training and its metrics on held-out rows; no weights are needed.
+
+    Raises:
+        ValueError: for what no training can be made of.
+    """
+    args = training_arguments(
+        prepared.recipe,
+        prepared.plan.arguments,
+        quiet=quiet,
+        writes=writes_texts(prepared.rows, prepared.kind),
+        again=recomputes(prepared),
+    )
+    measured = held_out_metrics(args, prepared.held_out)
+    trainer_class(
+        prepared, args, context_of(stretched(prepared.config, prepared.recipe.rope_factor))
+    )
+    return args, measured
 
 
 def _encode(prepared: PreparedTraining, base: Base) -> tuple[Dataset, Dataset | None, Collator]:
