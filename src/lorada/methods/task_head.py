@@ -53,8 +53,8 @@ def may_be_drawn(name: str, backbone: str) -> bool:
 def widen_trained(model: nn.Module) -> None:
     """Put what trains of a model in 16 bits into fp32; bf16 loses updates below 1/256 of a weight.
 
-    Its forward pass then has to run under autocast. A norm, which autocast does not cast everywhere,
-    has all its weights in one dtype.
+    Its forward pass then has to run under autocast. The weights of a norm, which autocast does not
+    cast on every device, are all in one dtype.
     """
     narrow = {id(parameter) for parameter in narrow_trained(model)}
     for module in model.modules():
