@@ -2,9 +2,9 @@
 
 import json
 import re
-from importlib.util import find_spec
 import shlex
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import run_place

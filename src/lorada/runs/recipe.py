@@ -10,7 +10,7 @@ import os
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -35,7 +35,7 @@ from lorada.support.models import PACKAGED
 logger = logging.getLogger(__name__)
 
 REMOTE = "trust_remote_code"
-AUTO = "auto"  # the value of a field that the device decides
+AUTO: Final = "auto"  # the value of a field that the device decides
 MIXED = "mixed"  # the dtype of a base in bfloat16 whose weights that train are in float32
 SEED = 42  # transformers' default
 MOST_SEED = 2**32 - 1  # the largest that NumPy takes

@@ -104,7 +104,7 @@ def scale_of(rows: Rows, model: nn.Module) -> ScoreScale | None:
 def _last_layer(model: nn.Module) -> str:
     """The name of the layer that gives the scores: the last linear one with one output."""
     return [
-        name
+        str(name)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == 1 and ORIGINAL not in name
     ][-1]
@@ -129,11 +129,11 @@ def begin(
         How scores are learned, for the model.
     """
     name, scale = scale.layer, replace(scale, layer=_last_layer(model))
-    original = model.get_submodule(scale.layer.replace(TRAINED_COPY, ORIGINAL))
-    layer = model.get_submodule(scale.layer)
-    if f"{name}.weight" in drawn and torch.equal(layer.weight, original.weight):
+    original = model.get_parameter(f"{scale.layer.replace(TRAINED_COPY, ORIGINAL)}.weight")
+    own = model.get_parameter(f"{scale.layer}.weight")
+    if f"{name}.weight" in drawn and torch.equal(own, original):
         return scale
-    inputs = {key: value.to(layer.weight.device) for key, value in batch.items()}
+    inputs = {key: value.to(own.device) for key, value in batch.items()}
     right = inputs.pop("labels")
     answers = model.eval()(**inputs).logits.flatten()
     if F.mse_loss((answers - scale.mean) / scale.sd, right) < F.mse_loss(answers, right):
