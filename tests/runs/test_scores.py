@@ -23,14 +23,13 @@ WORDS = ("awful", "poor", "fair", "good", "great")
 UNITS = {"1 to 5": (1, 0), "20 to 100": (20, 0), "1000 to 5000": (1000, 0), "years": (9, 1980)}
 FEW = ("1 to 5", "1000 to 5000")
 # Model, method and units: a head in an adapter, one of two layers, one that trains with all weights
-# or with a part of them, one without a bias, and one that a checkpoint brings.
+# or with a part of them, and one without a bias.
 CASES = {
     "bert-lora": ("bert", "lora", UNITS),
     "roberta-lora": ("roberta", "lora", FEW),
     "bert-full": ("bert", "full", FEW),
     "bert-bitfit": ("bert", "bitfit", FEW),
     "llama-lora": ("llama", "lora", FEW),
-    "knows-lora": ("knows", "lora", FEW),
 }
 SETTINGS = [
     *QUICK, "max_steps=60", "learning_rate=1e-2", "save_steps=20", "lr_scheduler_type=constant",
@@ -50,7 +49,6 @@ def graded(times: float, plus: float) -> list[dict]:
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("scores")
     bert_folder(place / "bert")
-    bert_folder(place / "knows", num_labels=1)
     llama_folder(place / "llama")
     ARCHITECTURES["roberta"](vocab_size=259, pad_token_id=0).save_pretrained(place / "roberta")
     byte_tokenizer().save_pretrained(place / "roberta")
@@ -161,13 +159,18 @@ def test_the_best_checkpoint_is_loaded_with_its_head_as_it_is_learned(place, tmp
     assert found["loss"] == pytest.approx(best * 2e6, rel=1e-3)
 
 
-def test_a_run_that_starts_from_another_begins_where_that_ended(run, place, tmp_path):
-    before = run("bert-lora", "1000 to 5000")
-    asked = recipe(
-        place, "bert-lora", "1000 to 5000", "max_steps=1", "learning_rate=1e-9",
-        from_adapter=str(before / "adapter"),
-    ).model_copy(update={"output": str(tmp_path / "again")})  # fmt: skip
-    train(asked, quiet=True)
+@pytest.mark.parametrize("case", ["bert-lora", "llama-lora"])
+@pytest.mark.parametrize("source", ["adapter", "model"])
+def test_a_run_that_starts_from_another_begins_where_that_ended(run, place, tmp_path, case, source):
+    before = run(case, "1000 to 5000")
+    if source == "model":
+        export(before, tmp_path / "model")
+        changed = {"model": str(tmp_path / "model")}
+    else:
+        changed = {"from_adapter": str(before / "adapter")}
+    slow = ("max_steps=1", "learning_rate=1e-9")
+    asked = recipe(place, case, "1000 to 5000", *slow, **changed)
+    train(asked.model_copy(update={"output": str(tmp_path / "again")}), quiet=True)
     again, first = evaluate(load_run(tmp_path / "again")), evaluate(load_run(before))
     assert again["loss"] == pytest.approx(first["loss"], rel=1e-3)
 

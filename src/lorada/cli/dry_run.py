@@ -31,7 +31,7 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     from lorada.runs.training.training_memory import refuse_impossible, step_bytes
 
     prepared = prepare_training(recipe)
-    args, _ = checked_arguments(prepared, quiet=True)
+    args, *_ = checked_arguments(prepared, quiet=True)
     counts = parameters_of(recipe)
     refuse_impossible(prepared, counts)
     chosen = "full" if args.gradient_checkpointing else "off"

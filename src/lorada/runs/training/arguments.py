@@ -113,10 +113,6 @@ def _try_out(args: TrainingArguments) -> None:
     """
     for report in get_reporting_integration_callbacks(args.report_to):
         report()
-    for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"):
-        value = getattr(args, name)
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name}={value} must be a number from 0 up")
     weights = [torch.zeros(1, requires_grad=True)]
     tried: torch.optim.Optimizer = torch.optim.SGD(weights, lr=args.learning_rate)
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, nn.Linear(1, 1))

@@ -31,7 +31,7 @@ from lorada.runs.data.dataset import (
     fit_context,
 )
 from lorada.runs.data.packing import PackedCollator, pack, refuse_mixing
-from lorada.runs.data.rows import head_size, protocol_settings
+from lorada.runs.data.rows import Rows, head_size, protocol_settings
 from lorada.runs.models.adapters import Base, adapt, load_base
 from lorada.runs.models.generation import language_settings, refuse_long
 from lorada.runs.models.loading import stretched
@@ -42,7 +42,7 @@ from lorada.runs.training.arguments import argument_errors, held_out_metrics, tr
 from lorada.runs.training.callbacks import RunCallback
 from lorada.runs.training.choice_trainer import ChoiceTrainer
 from lorada.runs.training.effect_size import EffectSize
-from lorada.runs.training.score_scale import ScoreScale, begin, scale_of
+from lorada.runs.training.score_scale import ScoreScale, scale_of
 from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
 from lorada.runs.training.trainer import RunTrainer
 from lorada.runs.training.training_memory import recomputes
@@ -53,8 +53,6 @@ from lorada.tuners.pooling import attached
 logger = logging.getLogger(__name__)
 
 Collator = Callable[..., Any]
-
-SOME = 32  # rows that a new head for scores is shown before it trains
 
 
 @dataclass(frozen=True)
@@ -89,20 +87,18 @@ def set_up(
         ValueError: for anything in the recipe that does not fit model, method or rows.
     """
     recipe, plan, held_out = prepared.recipe, prepared.plan, prepared.held_out
-    args, measured = checked_arguments(prepared, quiet=quiet)
+    args, measured, make = checked_arguments(prepared, quiet=quiet)
     set_seed(args.seed)
     base = load_base(prepared, head_size(prepared.rows), loading_device(args))
     scale = scale_of(prepared.rows, base.model)
-    learned = prepared if scale is None else scale.learned(prepared)
-    train_rows, eval_rows, pad = _encode(learned, base)
+    train_rows, eval_rows, pad = _encode(prepared, base, scale)
     if plan.prepare is not None:
         batches = _batches(train_rows, pad, args)
         with attached(base.model, recipe.pooling):
             plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
     model = adapt(base, plan, recipe)
     if scale is not None:
-        some = pad([train_rows[index] for index in range(min(SOME, len(train_rows)))])
-        scale = begin(scale, model, base.drawn, some)
+        scale = scale.begin(model, base.drawn)
     if recipe.dtype == MIXED:
         widen_trained(model)
     elif narrow_trained(model):
@@ -111,7 +107,6 @@ def set_up(
     saved = saved_names(model, base, plan)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
-    make = trainer_class(prepared, args, context_of(base.model.config))
     make = partial(make, saved=saved, scale=scale)
     patience = recipe.early_stopping
     stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
@@ -128,8 +123,8 @@ def set_up(
 
 def checked_arguments(
     prepared: PreparedTraining, *, quiet: bool = False
-) -> tuple[TrainingArguments, list[str]]:
-    """The arguments of a training and its metrics on held-out rows; no weights are needed.
+) -> tuple[TrainingArguments, list[str], Callable[..., Trainer]]:
+    """A training's arguments, metrics on held-out rows and class of Trainer, without its weights.
 
     Raises:
         ValueError: for what no training can be made of.
@@ -142,20 +137,23 @@ def checked_arguments(
         again=recomputes(prepared),
     )
     measured = held_out_metrics(args, prepared.held_out)
-    trainer_class(
-        prepared, args, context_of(stretched(prepared.config, prepared.recipe.rope_factor))
-    )
-    return args, measured
+    context = context_of(stretched(prepared.config, prepared.recipe.rope_factor))
+    return args, measured, trainer_class(prepared, args, context)
 
 
-def _encode(prepared: PreparedTraining, base: Base) -> tuple[Dataset, Dataset | None, Collator]:
+def _encode(
+    prepared: PreparedTraining, base: Base, scale: ScoreScale | None
+) -> tuple[Dataset, Dataset | None, Collator]:
     """Token ids of training and held-out rows, and their collator."""
     tokenizer, kind = prepared.tokenizer, prepared.kind
     fitted = fit_context(prepared.recipe, base.model.config)
-    dataset = encode_rows(prepared.rows, fitted, tokenizer, kind)
-    held_out = None
-    if prepared.held_out is not None:
-        held_out = encode_rows(prepared.held_out, fitted, tokenizer, kind)
+
+    def encoded(rows: Rows) -> Dataset:
+        learned = rows if scale is None else scale.learned(rows)
+        return encode_rows(learned, fitted, tokenizer, kind)
+
+    dataset = encoded(prepared.rows)
+    held_out = None if prepared.held_out is None else encoded(prepared.held_out)
     if not fitted.packing:
         return dataset, held_out, collator(prepared.rows.form, tokenizer, base.model)
     packed = None if held_out is None else pack(held_out, fitted.max_length)
