@@ -15,7 +15,7 @@ def place(request, tmp_path_factory):
     bert_folder(place / "bert", **getattr(request.module, "BERT", {}))
     bart_folder(place / "bart")
     labels = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(9)]
-    scores = [{"text": row["text"], "score": 1} for row in labels]
+    scores = [{"text": row["text"], "score": i % 3} for i, row in enumerate(labels)]
     files = {"rows": None, "turns": TURNS, "labels": labels, "scores": scores}
     for name, rows in {**files, **getattr(request.module, "ROW_FILES", {})}.items():
         rows_file(place / f"{name}.jsonl", rows)

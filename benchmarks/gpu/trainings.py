@@ -151,11 +151,10 @@ def _lorada(
     packing: bool = False, nf4: bool = False,
 ) -> float | None:  # fmt: skip
     """Train with lorada; returns the GiB of a step as ``--dry-run`` computes them."""
-    from lorada.runs.by_device import recomputes
     from lorada.runs.prepare import prepare_training
     from lorada.runs.recipe import load_recipe
     from lorada.runs.training.train import train
-    from lorada.runs.training.training_memory import memory_of
+    from lorada.runs.training.training_memory import memory_of, recomputes
 
     _needs_bitsandbytes(nf4)
     given = {"method": method, "model": str(model), "data": str(data)}
@@ -169,7 +168,7 @@ def _lorada(
     settings += ["quantization=nf4"] if nf4 else []
     recipe = load_recipe(None, settings, {**given, "output": str(machine.folder / "run")})
     prepared = prepare_training(recipe)
-    again = "full" if recomputes(prepared.recipe, prepared.config) else "off"
+    again = "full" if recomputes(prepared) else "off"
     computed = memory_of(prepared, again).total / 2**30
     train(recipe, overwrite=True, quiet=True, callbacks=[watch])
     return computed

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import run_place
@@ -187,7 +188,7 @@ BAD_TRAINING = {
     "training.seed=true": "training.seed=True must be a whole number from 0",
     "from_adapter=missing": "no adapter folder at missing",
     "lmam=3": "lmam=3 is a section: write lmam.NAME=…",
-    "dtype=float8_e4m3fn": "dtype='float8_e4m3fn' is not one of float32",
+    "dtype=float8_e4m3fn": "dtype='float8_e4m3fn': input should be 'auto', 'mixed', 'float32'",
     "training.report_to=[comet_ml]": "comet-ml",
     "data=builtin:../../../../etc/passwd": "no data file at",
     "data=broken.jsonl": "broken.jsonl line 2 is not JSON",
@@ -203,6 +204,37 @@ def test_a_mistake_in_training_is_one_line_and_writes_nothing(
     line = mistake(*train_words(place, "run", setting))
     assert all(part in line for part in BAD_TRAINING[setting].split("..."))
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+UNMADE = {
+    "learning_rate=-1": "Invalid learning rate: -1.0",
+    "per_device_train_batch_size=0": "per_device_train_batch_size=0 must be at least 1",
+    "max_steps=0": "max_steps=0 must be at least 1",
+    "adam_beta1=2": "Invalid beta parameter",
+    "optim=adamv": "adamv is not a valid OptimizerNames",
+    "optim=lomo": "lomo",
+    "lr_scheduler_type=line": "line is not a valid SchedulerType",
+    "training.report_to=nobody": "nobody is not supported",
+    "attn_implementation=flash_attention_2": "FlashAttention2...installed",
+    "dtype=bf16": "dtype='bf16': input should be",
+    "early_stopping=3": "early_stopping=3 needs held-out rows",
+}
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed")
+@pytest.mark.parametrize("setting", UNMADE)
+def test_a_dry_run_refuses_what_the_run_refuses_in_the_same_words(
+    mistake, place, tmp_path, setting
+):
+    words = train_words(place, tmp_path / "run", setting, method="lora")
+    line = mistake(*words, "--dry-run")
+    assert all(part in line for part in UNMADE[setting].split("..."))
+    assert mistake(*words) == line
+
+
+def test_a_dry_run_refuses_parts_that_no_memory_here_can_hold(mistake, place, tmp_path):
+    words = train_words(place, tmp_path / "run", "lora.r=1000000000", method="lora")
+    assert "640,000,000,000 parameters, which take 2,384 GiB" in mistake(*words, "--dry-run")
 
 
 def emptied(adapter):

@@ -305,6 +305,20 @@ def test_the_dry_run_measures_every_candidate_and_writes_nothing(json_of, place,
     assert any(row["method"] == "bitfit" and row["reason"] for row in found["candidates"])
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("optim=adamv", "adamv is not a valid OptimizerNames"),
+        ("training.report_to=nobody", "nobody is not supported"),
+        ("dtype=half", "dtype='half': input should be"),
+        ("attn_implementation=flash_attention_2", "no method can be run: attn_implementation="),
+        ("early_stopping=3", "early_stopping=3 is not for a comparison"),
+    ],
+)
+def test_the_dry_run_refuses_what_no_run_can_be_made_of(mistake, place, tmp_path, setting, said):
+    assert said in mistake(*words(place, tmp_path / "out", "--dry-run", setting, methods="lora"))
+
+
 def test_the_dry_run_as_a_table(works, place, tmp_path):
     asked = words(place, tmp_path / "out", "--dry-run", methods="lora,bitfit", trials=0)
     out, _ = works(*asked)

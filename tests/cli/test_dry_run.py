@@ -1,30 +1,32 @@
-"""``lorada train --dry-run`` on a card that is faked: an 8B model on 24 GB, as the guide has it."""
+"""``lorada train --dry-run`` on a card that is faked: an 8B model on 24 or 80 GB."""
 
+import json
 import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 from folders import byte_tokenizer, rows_file
-from transformers import LlamaConfig
+from transformers import LlamaConfig, training_args
 
 from lorada.runs import by_device
 
-CARD = 24 * 2**30
 
-
-@pytest.fixture
-def card(monkeypatch):
-    """Makes lorada see a card of 24 GiB that computes in bf16; torch itself has none."""
+@pytest.fixture(params=[24], ids=lambda size: f"{size} GiB")
+def card(request, monkeypatch):
+    """Makes lorada see a card that computes in bf16, of so many GiB; torch itself has none."""
+    size = request.param * 2**30
     device = torch.device("cuda")
     accelerator = SimpleNamespace(is_available=lambda: True, current_accelerator=lambda: device)
     cuda = SimpleNamespace(
         is_bf16_supported=lambda including_emulation: True,
         get_device_capability=lambda: (8, 9),
-        get_device_properties=lambda device: SimpleNamespace(total_memory=CARD),
+        get_device_properties=lambda device: SimpleNamespace(total_memory=size),
     )
     seen = SimpleNamespace(accelerator=accelerator, cuda=cuda, device=torch.device)
     monkeypatch.setattr(by_device, "torch", seen)
+    for name in ("is_torch_bf16_gpu_available", "is_torch_tf32_available"):
+        monkeypatch.setattr(training_args, name, lambda: True)
 
 
 @pytest.fixture(scope="module")
@@ -60,5 +62,19 @@ def test_the_plan_of_an_8b_model_says_whether_it_fits_on_a_card_of_24_gib(
     assert off > 24
     assert (full < 24) == fits
     assert f"full {'fits' if fits else 'does not fit'} in the 24.0 GiB of this device" in out
-    assert ("dtype=bfloat16 quantization=nf4" in out) == fits
+    assert ("dtype=mixed quantization=nf4" in out) == fits
     assert "lora has r=8, lora_alpha=16" in out
+
+
+@pytest.mark.parametrize(
+    ("card", "batch", "takes"),
+    [(80, 8, "off"), (80, 10, "full"), (48, 8, "full")],
+    indirect=["card"],
+)
+def test_auto_keeps_the_activations_where_a_step_takes_85_percent_of_the_card(
+    card, words, works, batch, takes
+):
+    out, _ = works(*words, f"per_device_train_batch_size={batch}", "--json")
+    found = json.loads(out)
+    share = found["step_bytes"]["off"] / found["device_bytes"]
+    assert found["activation_checkpointing"] == takes == ("off" if share <= 0.85 else "full")

@@ -112,7 +112,6 @@ MISTAKES = {
     f"compare {COMPARED}": "nothing to compare: pass --methods",
     f"compare {COMPARED} --methods lora,lora": "names lora twice",
     f"compare {COMPARED} --methods lora --seeds 1,1": "--seeds names 1 twice",
-    "quickstart --output before": "lora already holds a run",
     "params --method lora --model llma-7b": "unknown model 'llma",
 }
 

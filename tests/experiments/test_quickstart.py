@@ -1,12 +1,18 @@
 """The quickstart, from one command to the table, with a tiny model."""
 
+import os
 import re
+import signal
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from folders import llama_folder, rows_file
+from folders import adapter_weights, llama_folder, rows_file
+from trained import assert_same
+from transformers import TrainerCallback
 
 from lorada.experiments import quickstart
+from lorada.runs.folder.result import read_result
 from lorada.runs.models.count import count_parameters
 
 
@@ -30,6 +36,61 @@ def test_the_quickstart_compares(tiny, works):
     assert "36 held-out rows" in out
     for method in ("lora", "lorada_la"):
         assert (tiny / "out" / method / "adapter" / "adapter_model.safetensors").is_file()
+
+
+class Press(TrainerCallback):
+    """Presses Ctrl-C after the first step, when the others have been told of its end."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """The methods that are trained; one at a time may be interrupted."""
+    seen, plain = SimpleNamespace(trained=[], pressed=None), quickstart.train
+
+    def train(recipe, **options):
+        seen.trained.append(recipe.method)
+        return plain(recipe, **options, callbacks=[Press()] * (recipe.method == seen.pressed))
+
+    monkeypatch.setattr(quickstart, "train", train)
+    return seen
+
+
+@pytest.mark.parametrize("pressed", ["lora", "lorada_la"])
+def test_a_quickstart_that_was_interrupted_goes_on_where_it_was(
+    tiny, watched, call, works, pressed
+):
+    words = "quickstart", "--overwrite", "--output", tiny / "out"
+    watched.pressed = pressed
+    code, _, err = call(*words)
+    assert (code, "stopped and saved: the same command goes on" in err) == (130, True)
+    watched.pressed = None
+    watched.trained.clear()
+    works(*words)
+    assert watched.trained == (["lora", "lorada_la"] if pressed == "lora" else ["lorada_la"])
+    assert read_result(tiny / "out" / pressed)["resumed_from"] == "checkpoint-2"
+    works("quickstart", "--output", tiny / "whole")
+    for method in ("lora", "lorada_la"):
+        found, whole = (adapter_weights(tiny / name / method) for name in ("out", "whole"))
+        assert_same(found, whole)
+
+
+def test_a_quickstart_that_has_finished_is_shown_again_or_begun_anew(tiny, watched, works, mistake):
+    words = "quickstart", "--output", tiny / "out"
+    works(*words)
+    assert "36 held-out rows" in works(*words)[0]
+    assert watched.trained == ["lora", "lorada_la"]
+    works(*words, "--overwrite")
+    assert watched.trained == ["lora", "lorada_la"] * 2
+    recipe = tiny / "tiny.yaml"
+    recipe.write_text(recipe.read_text().replace("max_steps: 3", "max_steps: 2"))
+    (tiny / "out" / "lorada_la" / "result.json").unlink()
+    assert "start again with --overwrite" in mistake(*words)
+    works(*words, "--overwrite")
+    assert watched.trained == ["lora", "lorada_la"] * 3
 
 
 def test_the_quickstart_as_json_has_every_number_of_the_table(tiny, json_of):

@@ -53,11 +53,11 @@ def on(monkeypatch):
     [
         (None, "bfloat16", "float32"),
         ("mps", "bfloat16", "float32"),
-        ("cuda", "bfloat16", "bfloat16"),
-        ("cuda", "float16", "bfloat16"),
+        ("cuda", "bfloat16", "mixed"),
+        ("cuda", "float16", "mixed"),
         ("cuda", "float32", "float32"),
         ("cuda", None, "float32"),
-        ("xpu", "bfloat16", "bfloat16"),
+        ("xpu", "bfloat16", "mixed"),
     ],
 )
 def test_auto_is_the_dtype_of_the_checkpoint_on_an_accelerator(on, recipe, device, saved, dtype):
@@ -82,12 +82,15 @@ def test_a_line_says_what_was_chosen_and_how_to_change_it(on, recipe, caplog):
     with_dtype(recipe(), LlamaConfig(dtype=torch.float32))
     assert not caplog.messages
     with_dtype(recipe(), LlamaConfig(dtype=torch.float16))
-    assert caplog.messages == ["dtype=auto takes bfloat16 on this device: dtype=float32 is wider"]
+    assert caplog.messages == [
+        "dtype=auto takes mixed on this device, which is bfloat16 with float32 where it trains: "
+        "dtype=float32 is wider"
+    ]
 
 
 def test_an_estimate_for_another_machine_takes_its_dtype(recipe):
     config = LlamaConfig(dtype=torch.float16)
-    assert dtype_on(recipe(), config, narrow=True) == "bfloat16"
+    assert dtype_on(recipe(), config, narrow=True) == "mixed"
     assert dtype_on(recipe(), config, narrow=False) == "float32"
     assert dtype_on(recipe("dtype=float16"), config, narrow=False) == "float16"
 
@@ -95,6 +98,7 @@ def test_an_estimate_for_another_machine_takes_its_dtype(recipe):
 def test_the_trainer_gets_autocast_tf32_and_workers_on_an_accelerator_only(on, recipe):
     narrow = recipe("dtype=bfloat16")
     assert device_settings(narrow) == {}
+    assert device_settings(recipe("dtype=mixed")) == {"bf16": True, "use_cpu": True}
     loader = {"dataloader_num_workers": 2, "dataloader_pin_memory": True}
     on("cuda")
     assert device_settings(narrow) == {**loader, "bf16": True, "tf32": True}

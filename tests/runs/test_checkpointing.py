@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import test_by_device
@@ -12,9 +13,8 @@ from trained import QUICK
 from transformers import GPT2Config, LlamaConfig, TrainerCallback
 
 from lorada.methods import meta_model
-from lorada.runs.by_device import recomputes
 from lorada.runs.recipe import load_recipe
-from lorada.runs.training import setup
+from lorada.runs.training import setup, training_memory
 from lorada.runs.training.train import train
 
 on = test_by_device.on
@@ -94,6 +94,21 @@ SMALL = LlamaConfig(
 LARGE = LlamaConfig(hidden_size=2048, intermediate_size=8192, num_hidden_layers=24)
 
 
+@pytest.fixture
+def takes_full(on, monkeypatch):
+    """Whether a training computes activations again where a step does not fit, or as is said."""
+    card = SimpleNamespace(total_memory=100 * 2**30)
+    for name in ("cuda", "xpu"):
+        monkeypatch.setattr(getattr(torch, name), "get_device_properties", lambda device: card)
+
+    def ask(recipe, config, gib=90.0):
+        found = (None, "no shape") if gib is None else ({"off": gib * 2**30}, "")
+        monkeypatch.setattr(training_memory, "step_bytes", lambda *given: found)
+        return training_memory.recomputes(SimpleNamespace(recipe=recipe, config=config))
+
+    return ask
+
+
 @pytest.mark.parametrize(
     ("device", "config", "length", "full"),
     [
@@ -106,36 +121,44 @@ LARGE = LlamaConfig(hidden_size=2048, intermediate_size=8192, num_hidden_layers=
         ("cuda", GPT2Config(n_positions=512, n_layer=1, n_embd=32, n_head=2), 1025, False),
     ],
 )
-def test_auto_takes_full_on_an_accelerator_for_large_models_and_long_rows(
-    asked, on, device, config, length, full
+def test_auto_takes_full_on_an_accelerator_where_large_models_and_long_rows_do_not_fit(
+    asked, on, takes_full, device, config, length, full
 ):
     on(device)
-    assert recomputes(asked("auto", f"max_length={length}"), config) == full
-    assert recomputes(asked("full"), config)
-    assert not recomputes(asked("off", f"max_length={length}"), config)
+    long = f"max_length={length}"
+    assert takes_full(asked("auto", long), config) == full
+    assert takes_full(asked("auto", long), config, None) == full
+    assert not takes_full(asked("auto", long), config, 85.0)
+    assert takes_full(asked("full"), config)
+    assert not takes_full(asked("off", long), config)
 
 
-def test_auto_is_the_default_and_leaves_out_what_cannot_be(asked, on, llama, monkeypatch):
+def test_auto_is_the_default_and_leaves_out_what_cannot_be(
+    asked, on, takes_full, llama, monkeypatch
+):
     assert load_recipe(None, [], {"model": llama, "output": "-"}).activation_checkpointing == "auto"
     on("cuda")
-    assert not recomputes(asked("auto", "use_cpu=true"), LARGE)
+    assert not takes_full(asked("auto", "use_cpu=true"), LARGE)
     for name in ("gradient_checkpointing", "activation_checkpointing"):
-        assert not recomputes(asked("auto", f"training.{name}=false"), LARGE)
-    assert recomputes(asked("auto"), LARGE)
+        assert not takes_full(asked("auto", f"training.{name}=false"), LARGE)
+    assert takes_full(asked("auto"), LARGE)
     kind = type(meta_model.meta_model(LARGE))
     monkeypatch.setattr(kind, "supports_gradient_checkpointing", False)
-    assert not recomputes(asked("auto"), LARGE)
+    assert not takes_full(asked("auto"), LARGE)
 
 
-def test_a_line_says_that_auto_takes_full_and_why(asked, on, caplog):
+def test_a_line_says_that_auto_takes_full_and_why(asked, on, takes_full, caplog):
     on("cuda")
-    recomputes(asked("auto"), SMALL)
+    takes_full(asked("auto"), SMALL)
+    takes_full(asked("auto"), LARGE, 80.0)
     assert not caplog.messages
-    recomputes(asked("auto", "max_length=2000"), SMALL)
-    recomputes(asked("auto"), LARGE)
+    takes_full(asked("auto", "max_length=2000"), SMALL)
+    takes_full(asked("auto"), LARGE, None)
     assert caplog.messages == [
-        "activation_checkpointing=auto takes full: rows may have 2,000 tokens",
-        "activation_checkpointing=auto takes full: the model has 1,741,785,088 parameters",
+        "activation_checkpointing=auto takes full: rows may have 2,000 tokens, and a step with off "
+        "needs 90.0 GiB of this device's 100.0 GiB",
+        "activation_checkpointing=auto takes full: the model has 1,741,785,088 parameters, and the "
+        "memory of a step cannot be computed: no shape",
     ]
 
 

@@ -8,7 +8,7 @@ from lorada.data.row_files import read_rows
 from lorada.runs.recipe import Recipe, builtin_recipes, load_recipe
 from lorada.runs.training.arguments import training_arguments
 
-BASE = {"model": "smollm2-135m", "output": "out"}
+BASE = {"model": "smollm2-135m", "output": "out", "method": "lorada_la"}
 
 
 def load(*overrides, source=None, **options):
@@ -76,10 +76,10 @@ def test_a_recipe_without_a_model_says_so():
 
 
 OUTPUTS = {
-    "a task": (["seed=3"], {"task": "piqa"}, "piqa-lorada_la-seed3"),
+    "a task": (["seed=3"], {"task": "piqa"}, "piqa-lora-seed3"),
     "several tasks": (["method=lora"], {"task": "rte, mrpc"}, "rte-mrpc-lora-seed42"),
-    "a file": (["training.seed=1"], {"data": "mine/rows.v2.jsonl"}, "rows.v2-lorada_la-seed1"),
-    "a bundled file": ([], {"data": "builtin:rows.csv"}, "rows-lorada_la-seed42"),
+    "a file": (["training.seed=1"], {"data": "mine/rows.v2.jsonl"}, "rows.v2-lora-seed1"),
+    "a bundled file": ([], {"data": "builtin:rows.csv"}, "rows-lora-seed42"),
     "an override": (["task=sst2"], {"method": "lora+lmam"}, "sst2-lora+lmam-seed42"),
 }
 

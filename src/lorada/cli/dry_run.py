@@ -1,6 +1,5 @@
 """What ``--dry-run`` of ``train``, ``table`` and ``compare`` prints: what would be run."""
 
-import logging
 from typing import Any
 
 from rich.table import Table
@@ -19,21 +18,26 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     All rows are encoded, to say how many of them are cut or left out.
 
     Raises:
-        ValueError: as ``prepare_training``.
+        ValueError: for what the training itself refuses before it loads weights, and for parts
+            that no memory here can hold.
     """
-    from lorada.runs.by_device import device_bytes, recomputes
+    from lorada.runs.by_device import device_bytes
     from lorada.runs.data.dataset import fit_context
     from lorada.runs.data.first_row import read_rows
     from lorada.runs.models.count import parameters_of
     from lorada.runs.models.loading import stretched
     from lorada.runs.prepare import prepare_training
+    from lorada.runs.training.setup import checked_arguments
+    from lorada.runs.training.training_memory import refuse_impossible, step_bytes
 
     prepared = prepare_training(recipe)
+    args, *_ = checked_arguments(prepared, quiet=True)
     counts = parameters_of(recipe)
-    chosen = "full" if recomputes(recipe, prepared.config) else "off"
+    refuse_impossible(prepared, counts)
+    chosen = "full" if args.gradient_checkpointing else "off"
     scales = _scales(prepared.plan)
     loading = {name: getattr(prepared.recipe, name) for name in LOADING}
-    sizes, reason = _step_bytes(prepared)
+    sizes, reason = step_bytes(prepared, "off", "full")
     device = device_bytes(prepared.recipe)
     fitted = fit_context(prepared.recipe, stretched(prepared.config, recipe.rope_factor))
     lost, row = read_rows(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
@@ -93,20 +97,6 @@ def _shown_row(row: dict[str, Any]) -> Text:
     head = f"{which} as the model reads it, {row['tokens']:,} tokens; {what}:\n"
     pieces = ((f"⟦{text}⟧", "bold") if counts else text for text, counts in row["pieces"])
     return Text.assemble(head, *pieces)
-
-
-def _step_bytes(prepared: Any) -> tuple[dict[str, float] | None, str]:
-    """Bytes of a step by ``activation_checkpointing``; None, and why, if they are not known."""
-    from lorada.runs.training.training_memory import memory_of
-
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # the method is placed again, and gives its warnings again
-    try:
-        return {name: memory_of(prepared, name).total for name in ("off", "full")}, ""
-    except Exception as error:  # of any class: a model may do what fake tensors cannot
-        return None, (str(error).strip() or type(error).__name__).splitlines()[0]
-    finally:
-        logging.disable(before)
 
 
 def show_table(found: list[Any], scale: Any, *, as_json: bool) -> None:

@@ -294,7 +294,7 @@ def generate(
 @app.command()
 def quickstart(
     output: Annotated[Path, typer.Option(help="folder for the runs")] = Path("runs/quickstart"),
-    overwrite: Annotated[bool, typer.Option(help="delete an earlier quickstart first")] = False,
+    overwrite: Annotated[bool, typer.Option(help="begin anew if it has finished before")] = False,
     as_json: Json = False,
 ) -> None:
     """Train LoRaDA-LA and a LoRA of no more parameters on SmolLM2-135M, and compare them."""
@@ -303,7 +303,7 @@ def quickstart(
 
     for name in ("lora", "lorada_la"):
         plain = outline("quickstart", [], {"output": str(output / name)})
-        check_training(plain, resume=False, overwrite=overwrite)
+        check_training(plain, resume=False, overwrite=True)  # it goes on with runs of its own
     with importing(quiet=as_json):
         from lorada.experiments.quickstart import run_quickstart
 
@@ -312,7 +312,7 @@ def quickstart(
         with prints_to_stderr(as_json):
             comparison = run_quickstart(output, overwrite=overwrite, report=report)
     except KeyboardInterrupt:
-        errors.print("stopped: with --overwrite the same command begins anew", highlight=False)
+        errors.print("stopped and saved: the same command goes on from here", highlight=False)
         raise
     if as_json:
         print_json(comparison)

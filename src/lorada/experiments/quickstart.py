@@ -7,8 +7,10 @@ from typing import Any
 from lorada.experiments import own_process
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
+from lorada.runs.folder.folder import differences, holds_run, same_recipe
+from lorada.runs.folder.result import RESULT_FILE, read_result
 from lorada.runs.models.count import count_parameters
-from lorada.runs.recipe import Recipe, load_recipe
+from lorada.runs.recipe import RECIPE_FILE, Recipe, load_recipe, saved_recipe
 from lorada.runs.training.train import train
 
 RECIPE = "quickstart"
@@ -29,7 +31,14 @@ def run_quickstart(
 ) -> dict[str, Any]:
     """Train and score both methods on the bundled task, with runs in the folder ``output``.
 
+    What is there of an earlier quickstart is gone on with. ``overwrite`` begins anew if it has
+    finished, or was of another recipe.
+
     ``report`` is called with a line before each step.
+
+    Raises:
+        ValueError: for a run of another recipe, without ``overwrite``.
+        KeyboardInterrupt: if the training was interrupted and saved.
 
     Returns:
         ``rows`` of the comparison, ``hardware`` and ``seed``.
@@ -41,9 +50,9 @@ def run_quickstart(
         largest_lora(ours.model, budget),
         {"output": str(output / "lora"), "method": "lora"},
     )
-    found = [
-        own_process.call(train_and_score, each, overwrite, report=report) for each in (lora, ours)
-    ]
+    both = lora, ours
+    anew = overwrite and (all(map(_finished, both)) or any(_other_recipe(each) for each in both))
+    found = [own_process.call(train_and_score, each, anew, report=report) for each in both]
     return {
         "rows": [row for rows, _ in found for row in rows],
         "hardware": found[-1][1]["hardware"],
@@ -51,10 +60,20 @@ def run_quickstart(
     }
 
 
+def _finished(recipe: Recipe) -> bool:
+    return (Path(recipe.output) / RESULT_FILE).is_file()
+
+
+def _other_recipe(recipe: Recipe) -> bool:
+    """Whether the folder of a run holds one of another recipe."""
+    saved = Path(recipe.output) / RECIPE_FILE
+    return saved.is_file() and any(differences(saved_recipe(saved), recipe))
+
+
 def train_and_score(
     recipe: Recipe, overwrite: bool, *, report: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Train and score one of the two methods, in this process.
+    """Train one of the two methods, unless it has finished, and score it, in this process.
 
     Returns:
         Its rows of the comparison (LoRA's begin with the untrained model), and its result.
@@ -62,11 +81,15 @@ def train_and_score(
     Raises:
         KeyboardInterrupt: if the training was interrupted and saved.
     """
-    report(f"Training {recipe.method} on {recipe.model}, {recipe.training['max_steps']} steps")
-    trained = train(recipe, overwrite=overwrite)
-    if trained.interrupted:
-        raise KeyboardInterrupt
-    run, result, rows = load_run(trained.run), trained.result, []
+    folder = Path(recipe.output)
+    if not overwrite and holds_run(folder):
+        same_recipe(saved_recipe(folder / RECIPE_FILE), recipe)
+    if overwrite or not _finished(recipe):
+        report(f"Training {recipe.method} on {recipe.model}, {recipe.training['max_steps']} steps")
+        resume = not overwrite and holds_run(folder)
+        if train(recipe, resume=resume, overwrite=overwrite).interrupted:
+            raise KeyboardInterrupt
+    run, result, rows = load_run(folder), read_result(folder), []
     if recipe.method == "lora":
         report("Scoring the model as it was")
         before = evaluate(run, base=True)

@@ -23,14 +23,18 @@ _AUTO: dict[str, tuple[Any, Any]] = {
 _BASE = (AutoModel, MODEL_MAPPING)
 
 
-def meta_model(model_config: Any) -> PreTrainedModel | None:
-    """A model of this config on the meta device; None where transformers has no class for it."""
+def meta_model(model_config: Any, attention: str | None = None) -> PreTrainedModel | None:
+    """A model of this config on the meta device; None where transformers has no class for it.
+
+    Raises:
+        Exception: of any class, for an implementation of attention that the model cannot have here.
+    """
     for auto, known in (_AUTO.get(family_of(model_config), _BASE), _BASE):
         if type(model_config) not in known:
             continue  # otherwise the auto class would import every model before it fails
         config = copy.deepcopy(model_config)
-        # A kernel that is not installed matters only to the code that loads the model.
-        config._attn_implementation = None
+        # A kernel that the config names matters only to the code that loads the model.
+        config._attn_implementation = attention
         with torch.device("meta"):
             model: PreTrainedModel = auto.from_config(config)
         return model

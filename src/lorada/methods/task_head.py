@@ -8,6 +8,7 @@ belong to the head too: if they were not saved, they would differ after each loa
 import re
 from collections.abc import Collection, Iterable
 
+import torch
 from torch import nn
 
 # What task heads are called in transformers' models.
@@ -47,6 +48,27 @@ def may_be_drawn(name: str, backbone: str) -> bool:
     ``backbone`` is the name of the base within the model (transformers' ``base_model_prefix``).
     """
     return POOLER in name.split(".") or not _lies_in(name, backbone)
+
+
+def widen_trained(model: nn.Module) -> None:
+    """Put what trains of a model in 16 bits into fp32; bf16 loses updates below 1/256 of a weight.
+
+    Its forward pass then has to run under autocast. The weights of a norm, which autocast does not
+    cast on every device, are all in one dtype.
+    """
+    narrow = {id(parameter) for parameter in narrow_trained(model)}
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        trained = [parameter for parameter in own if id(parameter) in narrow]
+        norm = all(parameter.dim() == 1 for parameter in own)
+        for parameter in own if trained and norm else trained:
+            parameter.data = parameter.data.float()
+
+
+def narrow_trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that train in 16 bits."""
+    narrow = (torch.bfloat16, torch.float16)
+    return [p for p in model.parameters() if p.requires_grad and p.dtype in narrow]
 
 
 def select_trainable(

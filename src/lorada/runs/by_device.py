@@ -2,10 +2,12 @@
 
 On a CPU and on MPS the base is in fp32. On an accelerator that computes in bf16 it has the dtype of
 its checkpoint, with bf16 in place of fp16, whose numbers overflow in training. What trains is in
-fp32 everywhere; where the base is in bf16, the forward pass runs under autocast.
+fp32 everywhere, in the base too (``mixed``), because bf16 loses small updates; where the base is in
+bf16, the forward pass runs under autocast.
 
 Activations are computed again in the backward pass (``activation_checkpointing``) on an accelerator
-if the base has more than 1e9 parameters or a row may have more than 1,024 tokens.
+if the base has more than 1e9 parameters or a row may have more than 1,024 tokens, unless a step
+without that fits in its memory (``training_memory.py``).
 """
 
 import logging
@@ -17,7 +19,7 @@ import torch
 from lorada.methods.meta_model import meta_model
 from lorada.runs.data.dataset import context_of
 from lorada.runs.models.loading import stretched
-from lorada.runs.recipe import AUTO, Recipe
+from lorada.runs.recipe import AUTO, MIXED, Recipe
 from lorada.support.processes import is_first
 
 logger = logging.getLogger(__name__)
@@ -36,10 +38,14 @@ def accelerator(settings: Mapping[str, Any]) -> torch.device | None:
 
     None for a CPU and for MPS.
     """
-    if settings.get("use_cpu") or not torch.accelerator.is_available():
+    if settings.get("use_cpu") or not _there():
         return None
     device = torch.accelerator.current_accelerator()
     return None if device is None or device.type == "mps" else device
+
+
+def _there() -> bool:
+    return torch.accelerator.is_available()
 
 
 def device_bytes(recipe: Recipe) -> int | None:
@@ -57,7 +63,7 @@ def dtype_on(recipe: Recipe, config: Any, *, narrow: bool) -> str:
     saved = str(getattr(config, "dtype", None)).removeprefix("torch.")
     if not narrow or saved in ("None", "float32", "float64"):
         return "float32"
-    return "bfloat16"
+    return MIXED
 
 
 def with_dtype(recipe: Recipe, config: Any) -> Recipe:
@@ -73,18 +79,19 @@ def with_dtype(recipe: Recipe, config: Any) -> Recipe:
     narrow = supported is not None and bool(supported(including_emulation=False))
     chosen = dtype_on(recipe, config, narrow=narrow)
     if chosen != "float32" and is_first():
-        logger.warning("dtype=auto takes %s on this device: dtype=float32 is wider", chosen)
+        logger.warning("dtype=auto takes %s on this device, which is bfloat16 with float32 where "
+                       "it trains: dtype=float32 is wider", chosen)  # fmt: skip
     return recipe.model_copy(update={"dtype": chosen})
 
 
 def device_settings(recipe: Recipe) -> dict[str, Any]:
-    """TrainingArguments for an accelerator; none for a CPU and for MPS."""
+    """TrainingArguments for an accelerator; for a CPU and for MPS, only the autocast of mixed."""
     device = accelerator(recipe.training)
-    if device is None:
-        return {}
-    settings: dict[str, Any] = {"dataloader_num_workers": WORKERS, "dataloader_pin_memory": True}
-    if recipe.dtype == "bfloat16" and not recipe.training.get("fp16"):
-        settings["bf16"] = True
+    narrow = recipe.dtype == MIXED or (recipe.dtype == "bfloat16" and device is not None)
+    settings: dict[str, Any] = {"bf16": True} if narrow and not recipe.training.get("fp16") else {}
+    if device is None:  # transformers asks to be told that autocast is for the CPU
+        return {**settings, "use_cpu": True} if settings and not _there() else settings
+    settings |= {"dataloader_num_workers": WORKERS, "dataloader_pin_memory": True}
     if device.type == "cuda" and torch.cuda.get_device_capability() >= AMPERE:
         settings["tf32"] = True
     return settings
@@ -115,22 +122,6 @@ def loading_device(args: Any) -> torch.device | None:
     return None if args.fsdp or args.deepspeed or device.type in ("cpu", "mps") else device
 
 
-def recomputes(recipe: Recipe, config: Any) -> bool:
-    """Whether a training here computes its activations again; a line says so if ``auto`` decides.
-
-    ``config`` is that of the base.
-    """
-    asked = recipe.activation_checkpointing
-    if asked != AUTO:
-        return asked == "full"
-    if accelerator(recipe.training) is None:
-        return False
-    reason = why_full(recipe, config)
-    if reason is not None and is_first():
-        logger.warning("activation_checkpointing=auto takes full: %s", reason)
-    return reason is not None
-
-
 def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
     """The recipe with ``off`` or ``full`` in place of ``auto``, to be repeated as it was.
 
@@ -142,7 +133,7 @@ def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
 
 
 def why_full(recipe: Recipe, config: Any) -> str | None:
-    """Why ``auto`` takes ``full`` on an accelerator; None if it takes ``off``."""
+    """Why a step may not fit in an accelerator's memory unless ``auto`` takes ``full``; or None."""
     model = meta_model(config)
     own = any(name in recipe.training for name in TRAINERS_OWN)
     if own or model is None or not model.supports_gradient_checkpointing:

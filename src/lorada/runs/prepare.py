@@ -84,7 +84,7 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     if recipe.packing:
         refuse_packing(rows.form, base.kind, recipe.method)
     plan = build_method(recipe.method, base.config, **recipe.parts)
-    refuse_base_settings(recipe, method_named(recipe.method), plan)
+    refuse_base_settings(recipe, base.config, method_named(recipe.method), plan)
     set_languages(base.tokenizer, recipe.languages, rows.protocol.languages)
     return PreparedTraining(**vars(base), plan=plan, rows=rows, held_out=held_out, metric=metric)
 

@@ -10,7 +10,7 @@ import os
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -35,7 +35,8 @@ from lorada.support.models import PACKAGED
 logger = logging.getLogger(__name__)
 
 REMOTE = "trust_remote_code"
-AUTO = "auto"  # the value of a field that the device decides
+AUTO: Final = "auto"  # the value of a field that the device decides
+MIXED = "mixed"  # the dtype of a base in bfloat16 whose weights that train are in float32
 SEED = 42  # transformers' default
 MOST_SEED = 2**32 - 1  # the largest that NumPy takes
 SEEDS = ("seed", "data_seed")  # of TrainingArguments
@@ -51,7 +52,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    method: str = Field("lorada_la", description="a name from `lorada methods`")
+    method: str = Field("lora", description="a name from `lorada methods`")
     model: str = Field(description="a hub id, a folder, smollm2-135m or minilm-l6")
     task: str = Field("jsonl", description="a name from `lorada tasks`; commas between several")
     protocol: str | None = Field(None, description="how the task's rows become prompts and answers")
@@ -91,7 +92,11 @@ class Recipe(BaseModel):
     packing: bool = Field(False, description="put several training rows in a sequence")
     activation_checkpointing: Literal["off", "full", "auto"] = Field(
         "auto", description="full: compute activations again, to need less memory; auto: on a GPU, "
-        "for large models and long rows",
+        "where a large model or long rows do not fit without",
+    )  # fmt: skip
+    early_stopping: int | None = Field(
+        None, gt=0, description="stop after so many evaluations without a better held-out loss, "
+        "and keep the best weights",
     )  # fmt: skip
     loss_on: Literal["response", "last", "all"] | None = Field(
         None, description="tokens that count in the loss (last: of a chat's last answer alone); by "
@@ -109,9 +114,9 @@ class Recipe(BaseModel):
         "tenth more than the longest response that was trained, at least 32",
     )  # fmt: skip
     eval_batch_size: int = Field(32, gt=0, description="rows scored at once")
-    dtype: str = Field(
-        AUTO, description="base in float32, bfloat16, float16 or float64; auto: float32 on a CPU, "
-        "on a GPU as its checkpoint, with bfloat16 for float16",
+    dtype: Literal["auto", "mixed", "float32", "bfloat16", "float16", "float64"] = Field(
+        AUTO, description="of the base; mixed: bfloat16, and float32 where it trains; auto: mixed "
+        "on a GPU if the checkpoint has 16 bits, else float32",
     )  # fmt: skip
     quantization: Literal["nf4", "int8"] | None = Field(
         None, description="keep the base's weights in 4 or 8 bits; an adapter trains on it"
@@ -135,6 +140,11 @@ class Recipe(BaseModel):
     def tasks(self) -> list[str]:
         """The names in ``task``."""
         return [name.strip() for name in self.task.split(",")]
+
+    @property
+    def base_dtype(self) -> str:
+        """The dtype that the base is loaded in, by torch's name."""
+        return "bfloat16" if self.dtype == MIXED else self.dtype
 
     def local_paths(self) -> list[tuple[str, Path]]:
         """The fields that name files and folders of this machine, and where these are."""

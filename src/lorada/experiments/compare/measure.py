@@ -53,6 +53,9 @@ def forecast(
         ``candidates``: those of the plan, each with ``runs``, ``seconds_per_step``,
         ``peak_memory_bytes`` and ``seconds`` of all its trainings (None where it cannot be run);
         ``jobs``, ``steps``, ``slots``, and ``seconds``, which the whole queue takes at most.
+
+    Raises:
+        ValueError: if none can be run, with the reason of the first.
     """
     runs, rows = trainings_of(comparison), []
     for candidate in plan.candidates:
@@ -72,6 +75,8 @@ def forecast(
             "runs": 0 if candidate.reason is not None else runs,
             "seconds": None if whole is None else whole * runs,
         })  # fmt: skip
+    if all(row["reason"] is not None for row in rows):
+        raise ValueError(f"no method can be run: {rows[0]['reason']}")
     seconds = [row["seconds"] or 0.0 for row in rows]
     return {
         "candidates": rows,

@@ -31,6 +31,7 @@ CHOSEN = {
     "output": "pass --output",
     "eval_data": "pass --held-out FILE or 20%",
     **dict.fromkeys(("dev_rows", "dev_seed"), "the comparison sets rows aside by itself"),
+    "early_stopping": "every run takes as many steps, and the held-out rows are for the scores",
     "from_adapter": "every run starts without an adapter",
 }
 CHOSEN_TRAINING = {

@@ -9,7 +9,7 @@ from lorada.runs.folder.result import read_result
 from lorada.runs.recipe import RECIPE_FILE, REMOTE, outline
 
 # Settings of a recipe that change the base itself.
-OF_BASE = ("dtype", "quantization", "attn_implementation", "rope_factor")
+OF_BASE = ("base_dtype", "quantization", "attn_implementation", "rope_factor")
 
 
 def refuse_different_bases(folders: Sequence[Path]) -> None:
@@ -39,6 +39,7 @@ def refuse_different_bases(folders: Sequence[Path]) -> None:
         for name in OF_BASE:
             here, there = getattr(recipe, name), getattr(other, name)
             if here != there:
+                name = name.removeprefix("base_")
                 raise ValueError(
                     f"{first} was trained with {name}={here} and {folder} with {name}={there}, and "
                     "several runs must share one base: take each alone"

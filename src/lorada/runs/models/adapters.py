@@ -76,7 +76,7 @@ def load_base(
         recipe.model,
         outputs,
         config=stretched(config, recipe.rope_factor),
-        dtype=recipe.dtype,
+        dtype=recipe.base_dtype,
         trust_remote_code=recipe.trust_remote_code,
         without_adapter=without_adapter,
         loading=loading_settings(recipe, device, headed=outputs is not None),

@@ -7,6 +7,7 @@ from peft import PeftConfig
 from transformers import AttentionMaskInterface, BitsAndBytesConfig, TorchAoConfig
 
 from lorada.methods.build import Plan
+from lorada.methods.meta_model import meta_model
 from lorada.methods.method import SHIFTED_ATTENTION, Method
 from lorada.methods.task_head import HEADS, POOLER
 from lorada.runs.recipe import Recipe
@@ -55,7 +56,7 @@ def _quantization(recipe: Recipe, kept: list[str] | None) -> Any:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, recipe.dtype),
+            bnb_4bit_compute_dtype=getattr(torch, recipe.base_dtype),
             llm_int8_skip_modules=kept,
         )
     with needs_extra("torchao"):
@@ -63,8 +64,10 @@ def _quantization(recipe: Recipe, kept: list[str] | None) -> Any:
     return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=kept)
 
 
-def refuse_base_settings(recipe: Recipe, method: Method, plan: Plan) -> None:
+def refuse_base_settings(recipe: Recipe, config: Any, method: Method, plan: Plan) -> None:
     """Refuse a quantisation or an attention that the method cannot be trained with.
+
+    ``config`` is that of the base.
 
     Raises:
         ValueError: with the implementations that work with the method's parts.
@@ -84,6 +87,10 @@ def refuse_base_settings(recipe: Recipe, method: Method, plan: Plan) -> None:
         raise ValueError(
             f"attn_implementation={asked} does not work with {reason}: use {' or '.join(MASKED)}"
         )
+    try:
+        meta_model(config, asked)
+    except (ImportError, ValueError) as error:  # a package that is not installed, most often
+        raise ValueError(f"attn_implementation={asked}: {' '.join(str(error).split())}") from error
 
 
 def _needs_masks(recipe: Recipe, method: Method, config: PeftConfig | None) -> str | None:

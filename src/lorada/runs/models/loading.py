@@ -34,8 +34,6 @@ from lorada.support.models import MODELS, PACKAGED
 
 logger = logging.getLogger(__name__)
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-
 # How transformers begins its ValueError for a tokenizer whose files are missing.
 NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
 IN_LAYER = re.compile(r"\.\d+\.")  # in the name of a weight in a layer
@@ -175,7 +173,7 @@ def load_model(
         name: a hub id, a folder, or a packaged model.
         outputs: outputs of its head: the number of classes, 1 for a score; None for no head.
         config: the model's config, if already read.
-        dtype: a name in ``DTYPES``.
+        dtype: of its weights, by torch's name.
         trust_remote_code: whether code from the model's repository may run.
         without_adapter: whether a folder may hold an adapter too, which is then not placed.
         loading: what else ``from_pretrained`` is told.
@@ -185,13 +183,11 @@ def load_model(
         the checkpoint lacks them or has them for another number of outputs.
 
     Raises:
-        ValueError: for an unknown name or dtype, a checkpoint that lacks weights or has them in
+        ValueError: for an unknown name, a checkpoint that lacks weights or has them in
             other sizes, or a folder that holds an adapter too.
         ImportError: if a packaged model's package is missing.
         OSError: for a model that cannot be fetched.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}, auto")
     if not without_adapter:
         _refuse_adapter(name)
     if config is None:

@@ -9,12 +9,14 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from transformers import Seq2SeqTrainingArguments, TrainingArguments, get_scheduler
+from torch import nn
+from transformers import Seq2SeqTrainingArguments, Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
 
 from lorada.data.rows import answer_of
 from lorada.runs.by_device import device_settings, take_one_device
 from lorada.runs.data.rows import Rows
-from lorada.runs.recipe import Recipe
+from lorada.runs.recipe import MIXED, Recipe
 from lorada.support.errors import how_to_install
 from lorada.support.processes import only_cpu
 
@@ -71,6 +73,8 @@ def training_arguments(
         logger.warning("no TensorBoard logs: %s", how_to_install("logging"))
     ours = {**DEFAULTS, **device_settings(recipe), "report_to": report}
     settings = {**ours, **(method or {}), **recipe.training}
+    if recipe.early_stopping is not None:
+        settings |= _for_early_stopping(recipe, settings)
     if again:
         settings |= CHECKPOINTING
     if recipe.pooling is not None:  # the layers that it passes over get no gradient
@@ -84,10 +88,10 @@ def training_arguments(
         args: TrainingArguments = made(
             output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings})
         )
-        if args.lr_scheduler_kwargs:  # tried, so that a wrong one fails before training
-            tried = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
-            get_scheduler(args.lr_scheduler_type, tried, 0, 100, dict(args.lr_scheduler_kwargs))
         take_one_device(args, recipe.output)
+        _try_out(args)
+    if recipe.dtype == MIXED and not (args.bf16 or args.fp16):
+        raise ValueError("dtype=mixed trains under autocast: leave out training.bf16=false")
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:  # the Trainer would divide by it
             raise ValueError(f"training.{name}={getattr(args, name)} must be at least 1")
@@ -99,6 +103,50 @@ def training_arguments(
             "give one above 0, or max_steps"
         )
     return args
+
+
+def _try_out(args: TrainingArguments) -> None:
+    """Make what the Trainer makes of some arguments, so that wrong ones fail before weights load.
+
+    Raises:
+        Exception: of any class, for a reporter, an optimizer or a schedule that cannot be made.
+    """
+    for report in get_reporting_integration_callbacks(args.report_to):
+        report()
+    weights = [torch.zeros(1, requires_grad=True)]
+    tried: torch.optim.Optimizer = torch.optim.SGD(weights, lr=args.learning_rate)
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, nn.Linear(1, 1))
+    if not {"params", "model", "optimizer_dict"} & settings.keys():  # those are of the model itself
+        tried = kind(weights, **settings)
+    get_scheduler(args.lr_scheduler_type, tried, 0, 100, dict(args.lr_scheduler_kwargs or {}))
+
+
+def _for_early_stopping(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
+    """TrainingArguments with which held-out rows are measured and the best checkpoint is kept.
+
+    They are measured and saved every ``eval_steps`` if the recipe has these, else every epoch.
+
+    Raises:
+        ValueError: if there are no such rows, or a setting says otherwise.
+    """
+    asked = f"early_stopping={recipe.early_stopping}"
+    if recipe.eval_data is None and not recipe.dev_rows:
+        raise ValueError(f"{asked} needs held-out rows: pass eval_data=FILE or dev_rows=N")
+    every = "steps" if "eval_steps" in recipe.training else "epoch"
+    every = str(recipe.training.get("eval_strategy", every))
+    wanted = {
+        "eval_strategy": every, "save_strategy": every, "load_best_model_at_end": True,
+        "save_steps": settings.get("eval_steps") or settings["logging_steps"],
+        "restore_callback_states_from_checkpoint": True,
+    }  # fmt: skip
+    for name, value in wanted.items():
+        if recipe.training.get(name, value) != value or every == "no":
+            given = recipe.training.get(name, "no")
+            raise ValueError(
+                f"{asked} measures and saves together, and keeps the best: leave out "
+                f"training.{name}={given}"
+            )
+    return wanted
 
 
 def _without_seq2seq(settings: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,8 @@ def save_model(
     model, recipe = setup.model, prepared.recipe
     if weights is not None:
         _unshard(model, weights)
+    if setup.scale is not None:
+        setup.scale.fold(model)
     if setup.saved is not None:
         with atomic_path(Path(recipe.output) / TRAINED_FILE) as fresh:
             save_part(fresh, model, setup.saved, recipe.model)
@@ -82,7 +84,7 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
     The weights must be saved before.
     """
     recipe, rows, plan = prepared.recipe, prepared.rows, prepared.plan
-    state, base = setup.trainer.state, setup.base
+    state, base, scale = setup.trainer.state, setup.base, setup.scale
     shown = ["step", "loss", "eval_loss", *setup.measured, "effect_size", "grad_norm"]
     history = [
         {key: entry[key] for key in shown if key in entry}
@@ -108,6 +110,7 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
         "metric": None if prepared.metric is None else asdict(prepared.metric),
         "max_new_tokens": recipe.max_new_tokens or limit,
         "label_type": rows.label_type,
+        "learned_scores": None if scale is None else {"mean": scale.mean, "sd": scale.sd},
         "seed": setup.trainer.args.seed,
         "data": {
             "file": file_names(rows.path),

@@ -12,6 +12,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import (
+    EarlyStoppingCallback,
     PreTrainedModel,
     Seq2SeqTrainingArguments,
     Trainer,
@@ -20,7 +21,8 @@ from transformers import (
     set_seed,
 )
 
-from lorada.runs.by_device import loading_device, recomputes
+from lorada.methods.task_head import narrow_trained, widen_trained
+from lorada.runs.by_device import loading_device
 from lorada.runs.data.answers import answer_limit
 from lorada.runs.data.dataset import (
     collator,
@@ -29,18 +31,21 @@ from lorada.runs.data.dataset import (
     fit_context,
 )
 from lorada.runs.data.packing import PackedCollator, pack, refuse_mixing
-from lorada.runs.data.rows import head_size, protocol_settings
+from lorada.runs.data.rows import Rows, head_size, protocol_settings
 from lorada.runs.models.adapters import Base, adapt, load_base
 from lorada.runs.models.generation import language_settings, refuse_long
+from lorada.runs.models.loading import stretched
 from lorada.runs.models.trained_part import saved_names
 from lorada.runs.prepare import PreparedTraining
-from lorada.runs.recipe import Recipe
+from lorada.runs.recipe import MIXED, Recipe
 from lorada.runs.training.arguments import argument_errors, held_out_metrics, training_arguments
 from lorada.runs.training.callbacks import RunCallback
 from lorada.runs.training.choice_trainer import ChoiceTrainer
 from lorada.runs.training.effect_size import EffectSize
+from lorada.runs.training.score_scale import ScoreScale, scale_of
 from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
 from lorada.runs.training.trainer import RunTrainer
+from lorada.runs.training.training_memory import recomputes
 from lorada.support.processes import process_count
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import attached
@@ -60,6 +65,7 @@ class Setup:
         trainer: its Trainer.
         measured: the names of the metrics on held-out rows, besides the loss.
         saved: the names of the parameters that are saved, as ``saved_names`` says.
+        scale: how scores are learned; None for other rows.
     """
 
     base: Base
@@ -67,6 +73,7 @@ class Setup:
     trainer: Trainer
     measured: list[str]
     saved: frozenset[str] | None
+    scale: ScoreScale | None
 
 
 def set_up(
@@ -80,44 +87,73 @@ def set_up(
         ValueError: for anything in the recipe that does not fit model, method or rows.
     """
     recipe, plan, held_out = prepared.recipe, prepared.plan, prepared.held_out
-    args = training_arguments(
-        recipe,
-        plan.arguments,
-        quiet=quiet,
-        writes=writes_texts(prepared.rows, prepared.kind),
-        again=recomputes(recipe, prepared.config),
-    )
-    measured = held_out_metrics(args, held_out)
+    args, measured, make = checked_arguments(prepared, quiet=quiet)
     set_seed(args.seed)
     base = load_base(prepared, head_size(prepared.rows), loading_device(args))
-    train_rows, eval_rows, pad = _encode(prepared, base)
+    scale = scale_of(prepared.rows, base.model)
+    train_rows, eval_rows, pad = _encode(prepared, base, scale)
     if plan.prepare is not None:
         batches = _batches(train_rows, pad, args)
         with attached(base.model, recipe.pooling):
             plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
     model = adapt(base, plan, recipe)
+    if scale is not None:
+        scale = scale.begin(model, base.drawn)
+    if recipe.dtype == MIXED:
+        widen_trained(model)
+    elif narrow_trained(model):
+        logger.warning("dtype=%s: what trains in the base loses small updates, as it is in 16 bits "
+                       "too: dtype=mixed keeps it in float32", recipe.dtype)  # fmt: skip
     saved = saved_names(model, base, plan)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
-    make = partial(trainer_class(prepared, args, context_of(base.model.config)), saved=saved)
-    callbacks = [*watchers, *plan.callbacks, RunCallback(measures=_measures(args, recipe))]
+    make = partial(make, saved=saved, scale=scale)
+    patience = recipe.early_stopping
+    stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
+    run = RunCallback(measures=_measures(args, recipe))
+    callbacks = [*watchers, *plan.callbacks, *stopping, run]
     with argument_errors():
         trainer = make_trainer(model, args, (train_rows, eval_rows), pad, callbacks, make)
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
     _refuse_unshared(trainer)
-    return Setup(base, model, trainer, measured, saved)
+    return Setup(base, model, trainer, measured, saved, scale)
 
 
-def _encode(prepared: PreparedTraining, base: Base) -> tuple[Dataset, Dataset | None, Collator]:
+def checked_arguments(
+    prepared: PreparedTraining, *, quiet: bool = False
+) -> tuple[TrainingArguments, list[str], Callable[..., Trainer]]:
+    """A training's arguments, metrics on held-out rows and class of Trainer, without its weights.
+
+    Raises:
+        ValueError: for what no training can be made of.
+    """
+    args = training_arguments(
+        prepared.recipe,
+        prepared.plan.arguments,
+        quiet=quiet,
+        writes=writes_texts(prepared.rows, prepared.kind),
+        again=recomputes(prepared),
+    )
+    measured = held_out_metrics(args, prepared.held_out)
+    context = context_of(stretched(prepared.config, prepared.recipe.rope_factor))
+    return args, measured, trainer_class(prepared, args, context)
+
+
+def _encode(
+    prepared: PreparedTraining, base: Base, scale: ScoreScale | None
+) -> tuple[Dataset, Dataset | None, Collator]:
     """Token ids of training and held-out rows, and their collator."""
     tokenizer, kind = prepared.tokenizer, prepared.kind
     fitted = fit_context(prepared.recipe, base.model.config)
-    dataset = encode_rows(prepared.rows, fitted, tokenizer, kind)
-    held_out = None
-    if prepared.held_out is not None:
-        held_out = encode_rows(prepared.held_out, fitted, tokenizer, kind)
+
+    def encoded(rows: Rows) -> Dataset:
+        learned = rows if scale is None else scale.learned(rows)
+        return encode_rows(learned, fitted, tokenizer, kind)
+
+    dataset = encoded(prepared.rows)
+    held_out = None if prepared.held_out is None else encoded(prepared.held_out)
     if not fitted.packing:
         return dataset, held_out, collator(prepared.rows.form, tokenizer, base.model)
     packed = None if held_out is None else pack(held_out, fitted.max_length)

@@ -7,6 +7,7 @@ everything trains, ``trained.safetensors`` if a part of the base does), ``loss.p
 ``result.json``. It is complete when it has a ``result.json``.
 """
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -35,9 +36,12 @@ from lorada.support.processes import (
     all_or_none,
     gather_values,
     in_any_process,
+    is_first,
     join_processes,
     made_by_first,
 )
+
+logger = logging.getLogger(__name__)
 
 AGAIN = "What was saved before is whole: free space, then lorada train --resume --output "
 
@@ -120,6 +124,10 @@ def _train(
         effect.stop()
     if in_any_process(interrupt.interrupted, trainer.args.device):
         return Trained(run, {"steps": trainer.state.global_step}, interrupted=True)
+    if trainer.args.load_best_model_at_end and is_first():
+        logger.warning("the training ended after step %d; the weights of step %d, which has the "
+                       "best held-out score, are kept", trainer.state.global_step,
+                       trainer.state.best_global_step)  # fmt: skip
     weights, peak = all_weights(trainer), max(gather_values(peak_memory()))
 
     def finish() -> dict[str, Any]:
@@ -153,7 +161,7 @@ def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
     if checkpoint is not None:
         remove_orphans(checkpoint)  # of a process that was killed while it wrote the checksums
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if checkpoint is None or state is None or state.global_step < state.max_steps:
+    if checkpoint is None or state is None or not _ended(state):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     else:
         # The run ended between its last checkpoint and its result. The Trainer would take one step
@@ -163,3 +171,13 @@ def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
         if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
             trainer._load_best_model()
     refuse_broken(trainer.model, trainer.args, trainer.state)
+
+
+def _ended(state: TrainerState) -> bool:
+    """Whether a training had ended in this state, after its last step or early."""
+    early = state.stateful_callbacks.get("EarlyStoppingCallback")
+    if early is not None:
+        counted = early["attributes"]["early_stopping_patience_counter"]
+        if counted >= early["args"]["early_stopping_patience"]:
+            return True
+    return bool(state.global_step >= state.max_steps)

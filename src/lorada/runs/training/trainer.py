@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
@@ -25,8 +26,11 @@ from lorada.runs.data.dataset import token_counts
 from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.runs.models.pooling import save_beside
 from lorada.runs.training.callbacks import refuse_broken_loss
+from lorada.runs.training.score_scale import ScoreScale
 from lorada.support.processes import gather_values
 from lorada.tuners.stack.stack import LoradaModel
+
+LEARNED_HEAD = "learned_head.safetensors"  # in a checkpoint: the last layer of a head for scores
 
 
 class _GroupedByLength(LengthGroupedSampler):  # type: ignore[misc]
@@ -57,14 +61,22 @@ class RunTrainer(Trainer):
     """A Trainer for which k batches of b rows are one batch of k·b rows.
 
     ``saved`` are the names of the parameters that a checkpoint keeps of a model that trains in
-    part, unless it goes to the hub; None for an adapter, or a model that it keeps whole.
+    part, unless it goes to the hub; None for an adapter, or a model that it keeps whole. ``scale``
+    says how scores are learned. A checkpoint's weights answer in the scores' own unit; the head as
+    it is learned lies beside them, because turned back it would be rounded.
     """
 
     loss_is_scaled_for_ga = True  # the Trainer must not scale: compute_loss does
 
-    def __init__(self, *args: Any, saved: frozenset[str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        saved: frozenset[str] | None = None,
+        scale: ScoreScale | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self._saved = saved
+        self._saved, self._scale = saved, scale
         self.model_accepts_loss_kwargs = False  # every model returns the mean of its batch
         self._step_loss: Tensor | float = 0.0  # sum over the step's batches so far
         # For each held-out batch so far: [sum of the losses, how many rows or tokens count] by row.
@@ -120,6 +132,10 @@ class RunTrainer(Trainer):
         The arguments are saved without the hub token, as ``training_args.bin`` is often shared.
         """
         model = self.accelerator.unwrap_model(self.model)
+        folder = Path(output_dir or self.args.output_dir)
+        if self._scale is not None:
+            weights = model.state_dict() if state_dict is None else state_dict
+            state_dict, head = self._scale.saved(weights), self._scale.own(weights)
         if self._saved is not None and not self.args.push_to_hub:
             weights = model.state_dict() if state_dict is None else state_dict
             state_dict = {name: weights[name] for name in sorted(self._saved)}
@@ -129,7 +145,27 @@ class RunTrainer(Trainer):
         finally:
             self.args.hub_token = token
         if self.args.should_save:
-            save_beside(model, Path(output_dir or self.args.output_dir))
+            save_beside(model, folder)
+            if self._scale is not None:
+                save_file(head, folder / LEARNED_HEAD)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load a checkpoint's weights, and the head for scores as it is learned."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_head(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Load the weights of the best checkpoint, and its head as it is learned."""
+        super()._load_best_model()
+        self._load_head(str(self.state.best_model_checkpoint))
+
+    def _load_head(self, checkpoint: str) -> None:
+        # FSDP and DeepSpeed have files of their own, with every weight as it is learned.
+        if self._scale is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return
+        own = self._scale.own(dict(self.model.named_parameters()))
+        for name, weight in load_file(Path(checkpoint, LEARNED_HEAD)).items():
+            own[name].data.copy_(weight)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Warn of what a checkpoint lacks, unless it keeps a part and only lacks the rest."""

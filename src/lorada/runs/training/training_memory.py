@@ -7,6 +7,8 @@ there, and the forward pass runs under autocast.
 """
 
 import copy
+import logging
+import os
 import weakref
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,16 +22,27 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers import AutoModelForSequenceClassification as AutoClassifier
 
-from lorada.runs.by_device import accelerator, device_settings, longest, with_dtype
+from lorada.methods.task_head import widen_trained
+from lorada.runs.by_device import (
+    accelerator,
+    device_bytes,
+    device_settings,
+    longest,
+    why_full,
+    with_dtype,
+)
 from lorada.runs.models.count import placed_on, plan_of
 from lorada.runs.models.labelled_loss import LabelledLoss
 from lorada.runs.models.loading import kind_of, load_config, stretched
 from lorada.runs.prepare import PreparedTraining
-from lorada.runs.recipe import Recipe
+from lorada.runs.recipe import AUTO, MIXED, Recipe
 from lorada.runs.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
+from lorada.support.processes import is_first
+
+logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-AUTO = {
+MODELS = {
     "decoder": AutoModelForCausalLM,
     "encoder": AutoClassifier,
     "encoder_decoder": AutoModelForSeq2SeqLM,
@@ -39,6 +52,7 @@ SHORT = (2, 4)  # layers of the models that are traced in place of a deep one
 # Bits of a quantised weight. nf4 has a scale of 8 bits for 64 weights, which has one of 32 for 256;
 # int8 has one of 32 for each row, which is not counted.
 BITS = {"nf4": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0}
+FITS = 0.85  # share of an accelerator's memory that a computed step may take
 MANY = 0.05  # share of the weights' bytes above which gradients decide where the peak is
 
 
@@ -63,6 +77,60 @@ class Memory:
     def total(self) -> float:
         """All parts together."""
         return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def recomputes(prepared: PreparedTraining) -> bool:
+    """Whether a training here computes its activations again; a line says so if ``auto`` decides.
+
+    On an accelerator ``auto`` does so for large models and long rows, unless a step without it
+    takes at most ``FITS`` of the memory.
+    """
+    asked, device = prepared.recipe.activation_checkpointing, device_bytes(prepared.recipe)
+    if asked != AUTO or device is None:
+        return asked == "full"
+    reason = why_full(prepared.recipe, prepared.config)
+    if reason is None:
+        return False
+    sizes, unknown = step_bytes(prepared, "off")
+    if sizes is not None and sizes["off"] <= FITS * device:
+        return False
+    need = f"the memory of a step cannot be computed: {unknown}"
+    if sizes is not None:
+        each = (f"{size / 2**30:.1f} GiB" for size in (sizes["off"], device))
+        need = "a step with off needs {} of this device's {}".format(*each)
+    if is_first():
+        logger.warning("activation_checkpointing=auto takes full: %s, and %s", reason, need)
+    return True
+
+
+def refuse_impossible(prepared: PreparedTraining, counts: dict[str, Any]) -> None:
+    """Refuse an adapter that is larger than its base and does not even fit in the memory here.
+
+    ``counts`` are its parameters, as ``parameters_of`` counts them.
+
+    Raises:
+        ValueError: for such an adapter.
+    """
+    size, here = 4 * counts["trainable"], device_bytes(prepared.recipe)
+    here = here or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if prepared.plan.config is not None and counts["trainable"] > counts["total"] and size > here:
+        raise ValueError(
+            f"{prepared.recipe.method} would train {counts['trainable']:,} parameters, which take "
+            f"{size / 2**30:,.0f} GiB, and there are {here / 2**30:.0f} GiB here: lower its sizes, "
+            "such as r"
+        )
+
+
+def step_bytes(prepared: PreparedTraining, *names: str) -> tuple[dict[str, float] | None, str]:
+    """Bytes of a step by ``activation_checkpointing``; None, and why, if they are not known."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the method is placed again, and gives its warnings again
+    try:
+        return {name: memory_of(prepared, name).total for name in names}, ""
+    except Exception as error:  # of any class: a model may do what fake tensors cannot
+        return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+    finally:
+        logging.disable(before)
 
 
 def memory_of(prepared: PreparedTraining, activation_checkpointing: str) -> Memory:
@@ -143,8 +211,10 @@ def _traced_on(device: torch.device, recipe: Recipe, config: Any, sequences: int
     narrow = torch.autocast(device.type, torch.bfloat16, enabled=bool(settings.get("bf16")))
     batch = sequences or int(settings["per_device_train_batch_size"])
     with torch.device("meta"):
-        base = AUTO[kind_of(config)].from_config(config, dtype=getattr(torch, recipe.dtype))
+        base = MODELS[kind_of(config)].from_config(config, dtype=getattr(torch, recipe.base_dtype))
         model = placed_on(base, plan)
+        if recipe.dtype == MIXED:
+            widen_trained(model)
     if settings.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable(settings.get("gradient_checkpointing_kwargs"))  # type: ignore[operator]
     with FakeTensorMode(allow_non_fake_inputs=True), device:
