@@ -1,5 +1,6 @@
-"""An adapter that is refused leaves the running one as it was, with its trained copies of modules."""
+"""An adapter that is refused leaves the running one as it was, with its copies of modules."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,6 @@ from peft import (
     PeftModel,
     PrefixTuningConfig,
     VeraConfig,
-    get_peft_model,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -36,8 +36,12 @@ def running() -> PeftModel:
     return model.eval()
 
 
+def adding(name, config) -> Callable[[PeftModel, Path], None]:
+    return lambda model, folder: model.add_adapter(name, copy.deepcopy(config))
+
+
 def stack(*parts, **options) -> Callable[[PeftModel, Path], None]:
-    return lambda model, folder: model.add_adapter("new", LoradaConfig(parts=list(parts), **options))
+    return adding("new", LoradaConfig(parts=list(parts), **options))
 
 
 def saved(folder: Path, base=None, **options) -> Path:
@@ -94,9 +98,9 @@ REFUSALS = {
     "a module that is no module": (stack(OTHER, modules_to_save=["haed"]), "modules_to_save"),
     "a part in a whole module": (stack(lmam(), WHOLE), "leave the module out"),
     "a list of modules": (stack(EMBEDDING, modules_to_save=["layers"]), "cannot be applied to"),
-    "no part": (lambda model, _: model.add_adapter("new", PrefixTuningConfig()), "cannot be a part"),
-    "plain": (lambda model, _: model.add_adapter("new", lmam(heads=3)), "heads=3 does not divide"),
-    "known name": (lambda model, _: model.add_adapter("there", OTHER), "already exists"),
+    "no part": (adding("new", PrefixTuningConfig()), "cannot be a part"),
+    "plain": (adding("new", lmam(heads=3)), "heads=3 does not divide"),
+    "known name": (adding("there", OTHER), "already exists"),
     "another size": (loading(base=wide), "for another model size"),
     "another size, low memory": (loading(base=wide, low=True), "for another model size"),
     "another head": (loading(base=longer), "for another model size"),

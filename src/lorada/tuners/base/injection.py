@@ -28,7 +28,9 @@ def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     layers = [module for module, _ in children if isinstance(module, BaseTunerLayer)]
     copied = [module for module, _ in children if isinstance(module, AuxiliaryTrainingWrapper)]
-    attributes = [(module, dict(vars(module))) for module in (*layers, *copied)]  # as what is active
+    attributes = [
+        (module, dict(vars(module))) for module in (*layers, *copied)
+    ]  # as what is active
     known = [(wrapper, set(wrapper._adapters)) for wrapper in copied]
     without = [m for m in layers if adapter_name not in m._get_available_adapters()]
     try:

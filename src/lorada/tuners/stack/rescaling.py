@@ -1,7 +1,7 @@
-"""``peft.helpers.rescale_adapter_scale``, which scales LoRA alone, and would leave maps as they are.
+"""``peft.helpers.rescale_adapter_scale``, which scales LoRA alone and would leave a map as it is.
 
-That function asks each module of a model, from the outside in, whether it is a ``LoraLayer``. So the
-stack, which comes before its layers, can refuse before anything is changed.
+That function asks each module of a model, from the outside in, whether it is a ``LoraLayer``. So
+the stack, which comes before its layers, can refuse before anything is changed.
 """
 
 from typing import Any

@@ -26,8 +26,9 @@ from lorada.tuners.base.injection import (
     refuse_known,
 )
 from lorada.tuners.base.tuner import AttachedModel, LoradaTuner, refuse_mixed_batch
-from lorada.tuners.ln_tuning import let_stand_beside_others
 from lorada.tuners.lmam import bake
+from lorada.tuners.lmam import bake
+from lorada.tuners.ln_tuning import let_stand_beside_others
 from lorada.tuners.stack import beside, merging, rescaling
 from lorada.tuners.stack.adalora import OwnRanks, factors, regulariser
 from lorada.tuners.stack.config import LoradaConfig
