@@ -141,8 +141,8 @@ def test_two_parts_on_one_matrix_merge_to_what_they_compute(outer):
         ("lora", "hira"), ("vera", "dora"), ("waveft", "dora"), ("sora", "dora"), ("oft", "peanut"),
         # The inner one changes a bias.
         ("beft", "dora"), ("ia3", "dora"), ("beft", "boft"), ("adamss", "deft"),
-        # PEFT cannot undo its merge.
-        ("osf",), ("lora", "osf"),
+        # PEFT cannot undo their merge.
+        ("osf",), ("ia3",), ("lora", "osf"),
         ("lora", "ia3"), ("hira", "lora"), ("lora", "lmam"), ("lily", "lora"),
         ("ia3", "sora", "vera", "dora"),
     ],

@@ -21,8 +21,8 @@ from lorada.functional.precision import wide
 from lorada.tuners.base.linears import has_adapter, linear_of, widths, wrappers
 
 ROWS = 1024  # unit vectors at a time
-# PEFT's layers that cannot undo a merge themselves.
-FINAL = ("OSFLayer",)
+# PEFT's layers that cannot undo a merge themselves, or only up to 1e-8, as IA3's.
+FINAL = ("IA3Layer", "OSFLayer")
 
 
 def merge_all(model: nn.Module, names: list[str], *, safe_merge: bool = False) -> None:
@@ -65,7 +65,7 @@ def layers_with(chain: list[BaseTunerLayer], names: list[str]) -> list[BaseTuner
 
 
 def is_final(layer: BaseTunerLayer) -> bool:
-    """Whether PEFT cannot undo a merge of this layer."""
+    """Whether PEFT cannot undo a merge of this layer exactly."""
     return any(cls.__name__ in FINAL for cls in type(layer).__mro__)
 
 
