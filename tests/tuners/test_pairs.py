@@ -192,4 +192,6 @@ def test_several_parts_on_an_embedding_are_not_merged():
              TrainableTokensConfig(token_indices=[1], target_modules=["embed_tokens"])]  # fmt: skip
     model = get_peft_model(base(), LoradaConfig(parts=parts))
     for merge in (model.merge_adapter, model.merge_weights, model.merge_and_unload):
-        refused("Lora and TrainableTokens on model.embed_tokens, which is no linear layer", merge)
+        refused(
+            "LoraLayer and TrainableTokensLayer on model.embed_tokens, which is not linear", merge
+        )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, onload_layer
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from lorada.attention.modules import attention_classes, can_hold_map, self_atten
 from lorada.support.errors import MOST, unknown_name
 from lorada.tuners.base.attached_layer import AttachedLayer, detach_all
 from lorada.tuners.base.config import PREFIX, STACK, LoradaPeftConfig
-from lorada.tuners.base.folding import merge_all, unmerge_all
+from lorada.tuners.base.folding import merge_all, unmerge_chain
 from lorada.tuners.base.injection import all_or_nothing, check_fits, refuse_absent
 from lorada.tuners.base.layer import LoradaTunerLayer
 from lorada.tuners.base.linears import (
@@ -128,7 +128,9 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
 
     def unmerge_adapter(self) -> None:
         """Undo ``merge_adapter``; parts that cannot be merged are passed over."""
-        unmerge_all(self.model)
+        for chain in wrappers(self.model).values():
+            with onload_layer(chain[0]):
+                unmerge_chain(chain)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         names = kwargs.get("adapter_names")

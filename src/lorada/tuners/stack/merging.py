@@ -72,14 +72,13 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
         for layer in chain:
             if isinstance(layer, DeltaLayer) and has_adapter(layer, name):
                 layer.get_base_weight()  # refuses a quantised one, before any weight is changed
-        own = [layer for layer in chain if has_adapter(layer, name)]
-        kinds = sorted({layer_kind(layer).__name__.removesuffix("Layer") for layer in own})
-        if len(kinds) > 1 and linear_of(chain[0]) is None:
+        own = {layer_kind(layer).__name__ for layer in chain if has_adapter(layer, name)}
+        if len(own) > 1 and linear_of(chain[0]) is None:
             raise UnmergeableError(
-                f"{' and '.join(kinds)} on {place}, which is no linear layer, cannot be merged "
+                f"{' and '.join(sorted(own))} on {place}, which is not linear, cannot be merged "
                 "together: keep it as an adapter"
             )
-        if len(own) > 1 and linear_of(chain[0]) is not None:
+        if len(own) > 1:
             plain_weight(chain[-1].get_base_layer(), "merging several parts")
         if getattr(chain[-1].get_base_layer(), "bias", None) is not None:
             continue

@@ -13,25 +13,20 @@ from peft.tuners.tuners_utils import BaseTuner
 from lorada.tuners.stack.nesting import tuner_of
 
 
-class _AllLora(type):
-    """The class of ``Scaled``, which answers for ``isinstance``."""
-
+class _LoraAlone(type):
     def __instancecheck__(cls, module: Any) -> bool:
-        if isinstance(module, BaseTuner):
-            parts = [part for name in module.active_adapters
-                     for part in getattr(module.peft_config[name], "parts", [])]  # fmt: skip
-            other = [p for p in parts if not issubclass(tuner_of(p).tuner_layer_cls, LoraLayer)]
-            if other:
-                kinds = sorted({type(part).__name__ for part in other})
-                raise ValueError(
-                    f"rescale_adapter_scale scales LoRA alone and would leave {', '.join(kinds)} "
-                    "as before: activate an adapter that is LoRA alone"
-                )
+        for name in module.active_adapters if isinstance(module, BaseTuner) else ():
+            for part in getattr(module.peft_config[name], "parts", []):
+                if not issubclass(tuner_of(part).tuner_layer_cls, LoraLayer):
+                    raise ValueError(
+                        "rescale_adapter_scale scales LoRA alone and would leave "
+                        f"{type(part).__name__} as before: activate an adapter that is LoRA alone"
+                    )
         return isinstance(module, LoraLayer)
 
 
-class Scaled(metaclass=_AllLora):
-    """Layers that ``rescale_adapter_scale`` scales."""
+class Scaled(metaclass=_LoraAlone):
+    """The layers that ``rescale_adapter_scale`` scales."""
 
 
 def register() -> None:

@@ -27,7 +27,6 @@ from lorada.tuners.base.injection import (
 )
 from lorada.tuners.base.tuner import AttachedModel, LoradaTuner, refuse_mixed_batch
 from lorada.tuners.lmam import bake
-from lorada.tuners.lmam import bake
 from lorada.tuners.ln_tuning import let_stand_beside_others
 from lorada.tuners.stack import beside, merging, rescaling
 from lorada.tuners.stack.adalora import OwnRanks, factors, regulariser
