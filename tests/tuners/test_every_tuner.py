@@ -17,6 +17,8 @@ from stacks import batch, lmam, logits, lora, moved, randomise
 import lorada
 from lorada import LoradaConfig
 from lorada.tuners import TUNERS
+from lorada.tuners.base.layer import LoradaTunerLayer
+from lorada.tuners.lmam import bake
 
 pytestmark = pytest.mark.fp64
 
@@ -123,6 +125,7 @@ def test_adapters_are_switched_and_deleted(part):
     randomise(model.eval(), "other")
     assert torch.equal(logits(model, inputs), first)
     model.set_adapter("other")
+    bake(model)
     second = logits(model, inputs)
     assert (second - first).abs().max() > 1e-3
     trained = [key for key, p in model.named_parameters() if p.requires_grad]
@@ -132,6 +135,11 @@ def test_adapters_are_switched_and_deleted(part):
     model.delete_adapter("default")
     assert torch.equal(logits(model, inputs), second)
     assert not any(".default" in key for key in model.state_dict())
+    # Nor does it keep memory in a buffer that is not saved, or beside the weights.
+    assert not any("default" in key.split(".") for key, _ in model.named_buffers())
+    layers = [layer for layer in model.modules() if isinstance(layer, LoradaTunerLayer)]
+    held = [value for layer in layers for value in vars(layer).values() if isinstance(value, dict)]
+    assert not any("default" in by_name for by_name in held)
 
 
 @pytest.mark.first

@@ -70,6 +70,8 @@ BAD_VALUES = [
     (LmamConfig, {"ablation": "N"}, "is not one of None, 'no_negative'"),
     (LmamConfig, {"positions": "slot"}, "is not one of 'token', 'raw'"),
     (LmamConfig, {"init": "ones"}, "is not one of 'zero', 'zero_left', 'normal'"),
+    *((LmamConfig, {"init": value, "ablation": "full_rank"}, "has no meaning for ablation='full_")
+      for value in ("zero_left", "normal")),
     (BottleneckConfig, {"rank": 0}, COUNT),
     (BottleneckConfig, {"scale": -1.0}, NUMBER),
     (BottleneckConfig, {"dropout": 1.0}, r"must lie in \[0, 1\)"),

@@ -96,6 +96,11 @@ class LmamConfig(LoradaPeftConfig):
         require_choice(self, "positions", ("token", "raw"))
         require_choice(self, "ablation", (None, *get_args(Ablation)))
         require_choice(self, "init", ("zero", "zero_left", "normal"))
+        if self.ablation == "full_rank" and self.init != "zero":
+            raise ValueError(
+                f"init={self.init!r} has no meaning for ablation='full_rank', whose one matrix "
+                "starts at zero: leave it out"
+            )
 
     @property
     def starts_as_base(self) -> bool:
@@ -175,6 +180,13 @@ class LmamLayer(AttachedLayer):
             self.lora_w_b[adapter_name] = nn.Parameter(torch.empty(heads, r, n, device=device))
         self._place_pe()
         self._initialise(adapter_name, config)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter, with what was computed from its factors."""
+        self._baked.pop(adapter_name, None)
+        if adapter_name in self._pe:
+            del self._pe[adapter_name]
+        super().delete_adapter(adapter_name)
 
     def _place_pe(self) -> None:
         """Compute PE of each map in fp32 or wider, on the device of its factors."""

@@ -7,6 +7,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from lorada.support.errors import unknown_name
@@ -26,7 +27,11 @@ def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
     children = [(module, dict(module._modules)) for module in model.modules()]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     layers = [module for module, _ in children if isinstance(module, BaseTunerLayer)]
-    attributes = [(layer, dict(vars(layer))) for layer in layers]  # such as the active adapters
+    copied = [module for module, _ in children if isinstance(module, AuxiliaryTrainingWrapper)]
+    attributes = [
+        (module, dict(vars(module))) for module in (*layers, *copied)
+    ]  # as what is active
+    known = [(wrapper, set(wrapper._adapters)) for wrapper in copied]
     without = [m for m in layers if adapter_name not in m._get_available_adapters()]
     try:
         yield
@@ -37,6 +42,8 @@ def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
                 module.detach_from_host()
         for layer, values in attributes:
             vars(layer).update(values)
+        for wrapper, names in known:
+            wrapper._adapters = names
         for layer in without:
             layer.delete_adapter(adapter_name)
         for module, own in children:

@@ -1,4 +1,4 @@
-"""The linear layers of a model, and the tuner layers that PEFT wraps around modules and merges.
+"""The linear layers of a model, and the tuner layers that PEFT wraps around modules.
 
 PEFT wraps a module once for each kind of part: LoRA and then IA3 on one linear layer give
 ``IA3(base_layer=LoRA(base_layer=Linear))``.
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
-from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -99,18 +99,3 @@ def one_line_errors() -> Iterator[None]:
     except NotImplementedError as error:
         text = " ".join(str(error).split())
         raise ValueError(f"this adapter cannot be merged into the weights: {text}") from error
-
-
-def merge_inner(model: nn.Module, **options: Any) -> None:
-    """Merge all but the outermost layers; PEFT's ``merge_and_unload`` merges only those."""
-    for chain in wrappers(model).values():
-        for layer in reversed(chain[1:]):
-            layer.merge(**options)
-
-
-def merge_all(model: nn.Module, **options: Any) -> None:
-    """Merge from the inside out: an outer layer, such as IA3's, scales the terms of inner ones."""
-    merge_inner(model, **options)
-    for chain in wrappers(model).values():
-        with onload_layer(chain[0]):
-            chain[0].merge(**options)

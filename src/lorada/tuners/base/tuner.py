@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, onload_layer
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
@@ -18,14 +18,14 @@ from lorada.attention.modules import attention_classes, can_hold_map, self_atten
 from lorada.support.errors import MOST, unknown_name
 from lorada.tuners.base.attached_layer import AttachedLayer, detach_all
 from lorada.tuners.base.config import PREFIX, STACK, LoradaPeftConfig
+from lorada.tuners.base.folding import merge_all, unmerge_chain
 from lorada.tuners.base.injection import all_or_nothing, check_fits, refuse_absent
 from lorada.tuners.base.layer import LoradaTunerLayer
 from lorada.tuners.base.linears import (
     linear_names,
-    merge_all,
-    merge_inner,
     one_line_errors,
     within_layer,
+    wrappers,
 )
 from lorada.tuners.base.tied_weights import give_own_weights, ties_settled
 
@@ -124,7 +124,13 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         self._check_merge_allowed()
         give_own_weights(self.model, names)
         with one_line_errors():
-            merge_all(self.model, adapter_names=adapter_names, safe_merge=safe_merge)
+            merge_all(self.model, names, safe_merge=safe_merge)
+
+    def unmerge_adapter(self) -> None:
+        """Undo ``merge_adapter``; parts that cannot be merged are passed over."""
+        for chain in wrappers(self.model).values():
+            with onload_layer(chain[0]):
+                unmerge_chain(chain)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         names = kwargs.get("adapter_names")
@@ -132,9 +138,13 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
             self.refuse_merge(names or self.active_adapters)
         with ties_settled(self.model), one_line_errors():
             if merge:
-                give_own_weights(self.model, names or self.active_adapters)
-                safe = kwargs.get("safe_merge", False)
-                merge_inner(self.model, safe_merge=safe, adapter_names=names)
+                names = names or self.active_adapters
+                give_own_weights(self.model, names)
+                merge_all(self.model, names, safe_merge=kwargs.get("safe_merge", False))
+                for place, chain in wrappers(self.model).items():
+                    above, _, child = place.rpartition(".")
+                    parent = self.model.get_submodule(above)
+                    self._replace_module(parent, child, chain[-1].get_base_layer(), chain[0])
             detach_all(self.model)
             model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
         return model

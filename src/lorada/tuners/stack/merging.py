@@ -16,11 +16,11 @@ from torch import nn
 
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import STACK
-from lorada.tuners.base.delta_layer import DeltaLayer
-from lorada.tuners.base.linears import has_adapter, wrappers
+from lorada.tuners.base.delta_layer import DeltaLayer, plain_weight
+from lorada.tuners.base.linears import has_adapter, linear_of, wrappers
 from lorada.tuners.base.tuner import LoradaTuner
 from lorada.tuners.stack.config import UNMERGEABLE
-from lorada.tuners.stack.nesting import wraps
+from lorada.tuners.stack.nesting import layer_kind, wraps
 
 # What is said instead of saving an adapter without the weights that it belongs to.
 MERGED = (
@@ -72,6 +72,14 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
         for layer in chain:
             if isinstance(layer, DeltaLayer) and has_adapter(layer, name):
                 layer.get_base_weight()  # refuses a quantised one, before any weight is changed
+        own = {layer_kind(layer).__name__ for layer in chain if has_adapter(layer, name)}
+        if len(own) > 1 and linear_of(chain[0]) is None:
+            raise UnmergeableError(
+                f"{' and '.join(sorted(own))} on {place}, which is not linear, cannot be merged "
+                "together: keep it as an adapter"
+            )
+        if len(own) > 1:
+            plain_weight(chain[-1].get_base_layer(), "merging several parts")
         if getattr(chain[-1].get_base_layer(), "bias", None) is not None:
             continue
         for layer in chain:

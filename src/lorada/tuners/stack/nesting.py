@@ -125,8 +125,9 @@ def train_biases(model: nn.Module, tuner: BaseTuner, adapter_name: str) -> None:
                 bias.requires_grad = True
 
 
-# PEFT's layers that compute with the base layer's weight instead of calling what they wrap.
-BLIND = ("FrodLayer", "GloraLayer", "HRALayer", "SupertuningLayer")
+# PEFT's layers that compute with the base layer's weight, or with a copy of what they wrap, instead
+# of calling it.
+BLIND = ("FrodLayer", "GloraLayer", "HRALayer", "LNTuningLayer", "SupertuningLayer")
 
 
 def refuse_blind(model: nn.Module) -> None:

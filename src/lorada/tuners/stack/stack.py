@@ -27,7 +27,8 @@ from lorada.tuners.base.injection import (
 )
 from lorada.tuners.base.tuner import AttachedModel, LoradaTuner, refuse_mixed_batch
 from lorada.tuners.lmam import bake
-from lorada.tuners.stack import beside, merging
+from lorada.tuners.ln_tuning import let_stand_beside_others
+from lorada.tuners.stack import beside, merging, rescaling
 from lorada.tuners.stack.adalora import OwnRanks, factors, regulariser
 from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
@@ -117,6 +118,7 @@ class LoradaModel(LoradaTuner):
                 check_order(model, adapter_name, config.parts)
                 refuse_blind(model)
                 refuse_doubled(model, adapter_name)
+                self._activate(model, adapter_name)
             adopt(self, self.tuners_of(adapter_name))
         except Exception:
             del self.__dict__["_tuners"][adapter_name]
@@ -125,6 +127,12 @@ class LoradaModel(LoradaTuner):
             model.__dict__.pop("peft_config", None)
             if saved is not None:
                 model.peft_config = saved  # type: ignore[assignment]
+        for parameter, requires_grad in before:
+            parameter.requires_grad = requires_grad
+
+    def _activate(self, model: nn.Module, adapter_name: str) -> None:
+        """Activate what was active before, or the first adapter, with its copies of modules."""
+        config = self.peft_config[adapter_name]
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         for tuner in self.tuners_of(adapter_name):
             train_biases(model, tuner, adapter_name)
@@ -135,8 +143,6 @@ class LoradaModel(LoradaTuner):
             adapter_name=adapter_name,
             activate_adapter=adapter_name in self.active_adapters,
         )
-        for parameter, requires_grad in before:
-            parameter.requires_grad = requires_grad
 
     def _inject_part(
         self, model: nn.Module, adapter_name: str, part: PeftConfig, low_cpu_mem_usage: bool
@@ -158,6 +164,7 @@ class LoradaModel(LoradaTuner):
         with part_named_in_errors(model, part, config.parts):
             refuse_second(model, tuner_cls, placed)
             tuner = place(model, part, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+        let_stand_beside_others(model)
         if hasattr(tuner, "rankallocator"):
             tuner.rankallocator = OwnRanks(model, part, adapter_name)
         if hasattr(part, "modules_to_save"):
@@ -364,4 +371,5 @@ class LoradaModel(LoradaTuner):
 register(STACK, LoradaConfig, LoradaModel)
 beside.register()
 merging.register()
+rescaling.register()
 exported_config.register()
