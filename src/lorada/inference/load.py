@@ -45,6 +45,7 @@ class Run(Prepared):
         key: the name that PEFT knows its adapter by; None for the base of a run, alone.
         metric: the name of the metric that it is scored by; None for that of its protocol.
         most: the most tokens of an answer, unless its recipe or its protocol says it; None for 32.
+        pairs: whether each of its training rows was a pair of texts.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Run(Prepared):
     key: str | None = "default"
     metric: str | None = None
     most: int | None = None
+    pairs: bool = False
 
     def activate(self) -> None:
         """Make its adapter the one that the model uses; a fully trained model has none."""
@@ -159,6 +161,7 @@ def _run(
         fit_context(recipe, model.config), prepared.config, prepared.kind, prepared.tokenizer,
         folder, model, result["form"], tuple(result["labels"]), drawn, key,
         (result.get("metric") or {}).get("name"), result.get("max_new_tokens"),
+        result.get("pairs", False),
     )  # fmt: skip
     set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
     return run

@@ -286,7 +286,14 @@ def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, 
     return Rows(rows, form, labels or found, path, TASKS[JSONL].protocols[form])
 
 
-def rows_to_answer(rows: list[Row], path: str, learned: Form, labels: tuple[str, ...] = ()) -> Rows:
+def rows_to_answer(
+    rows: list[Row],
+    path: str,
+    learned: Form,
+    labels: tuple[str, ...] = (),
+    *,
+    pairs: bool = False,
+) -> Rows:
     """Rows for a run to answer, as they were read; right answers in them are left out.
 
     Args:
@@ -294,11 +301,18 @@ def rows_to_answer(rows: list[Row], path: str, learned: Form, labels: tuple[str,
         path: the file that they are from.
         learned: the form of the rows that the run has learned.
         labels: the classes that it has learned.
+        pairs: whether it has learned pairs of texts only.
 
     Raises:
-        ValueError: for rows that the run cannot read.
+        ValueError: for rows that the run cannot read, or that are half a pair.
     """
     rows, form = to_answer(rows, path, learned, labels)
+    for number, row in enumerate(rows if pairs else (), start=1):
+        if not row.get("text_pair"):
+            raise ValueError(
+                f"{path} row {number} has no text_pair, and this run has learned pairs of texts: "
+                "pass rows that have both, with --data FILE or in a request"
+            )
     if form == "text":
         rows, form = [{"prompt": row["text"], "response": ""} for row in rows], "prompt"
     if form == "prompt" and learned == "messages":

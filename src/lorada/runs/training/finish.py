@@ -106,6 +106,7 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
         "labels": list(rows.labels),
         "metric": None if prepared.metric is None else asdict(prepared.metric),
         "max_new_tokens": recipe.max_new_tokens or limit,
+        "pairs": all(row.get("text_pair") for row in rows.rows),
         "seed": setup.trainer.args.seed,
         "data": {"file": Path(rows.path).name, "rows": len(rows.rows), "sha256": rows.fingerprint},
         "versions": versions(),
