@@ -272,19 +272,16 @@ def test_a_choice_is_given_by_its_number_and_its_text(folder):
 
 
 def test_answers_that_were_cut_are_counted(folder, tmp_path, monkeypatch, caplog):
-    class Counted(Answered):
-        """An answer whose tokens somebody counted."""
-
-    def some(*_):
-        for number in range(3):
-            Counted.cut = number > 0
-            yield number, Counted("a")
-
-    monkeypatch.setattr(module, "answer_rows", some)
-    rows = [{"prompt": str(n)} for n in range(3)]
-    answered_to(load_run(folder("prompt")), rows, tmp_path / "answers.jsonl")
-    assert [line["cut"] for line in read_back(tmp_path / "answers.jsonl")] == [False, True, True]
-    assert "2 of 3 answers were cut: raise max_new_tokens" in caplog.text
+    run, output = load_run(folder("prompt")), tmp_path / "answers.jsonl"
+    some = [
+        (0, Answered("a", cut=False)),
+        (1, Answered("b", cut=True)),
+        (2, Answered("", cut=True)),
+    ]
+    monkeypatch.setattr(module, "answer_rows", lambda *_: iter(some))
+    answered_to(run, [{"prompt": str(n)} for n in range(3)], output)
+    assert [line["cut"] for line in read_back(output)] == [False, True, True]
+    assert "2 of 3 answers were cut at 5 tokens" in caplog.text  # SETTINGS' max_new_tokens
 
 
 @pytest.mark.parametrize("kind", ["its own name", "a link", "a hard link", "one of several"])

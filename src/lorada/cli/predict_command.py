@@ -49,7 +49,7 @@ def predict(
         rows = rows_to_answer(given, str(data), loaded.form, loaded.labels, pairs=loaded.pairs)
     if output is None:
         answers = [answer for part in predict(loaded, rows) for answer in part]
-        say_cut(answers)
+        say_cut(loaded, answers)
         if as_json:
             print_json(beside(given, answers))
             return

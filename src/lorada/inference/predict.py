@@ -21,6 +21,7 @@ import torch
 
 from lorada.data.rows import Row
 from lorada.inference.evaluate import Answered, answer_rows
+from lorada.inference.generate import generation_settings
 from lorada.inference.load import Run
 from lorada.runs.data.rows import Rows
 from lorada.runs.folder.folder import TRAINED_FILE
@@ -72,8 +73,7 @@ def _answer(rows: Rows, index: int, found: Answered) -> Answer:
     if rows.form == "choice":
         candidate = rows.rows[index]["candidates"][found.value]
         return {"answer": found.value, "candidate": candidate}
-    cut = getattr(found, "cut", None)  # None if nobody counted the tokens
-    known = {} if cut is None else {"cut": cut}
+    known = {} if found.cut is None else {"cut": found.cut}
     return {"score" if rows.form == "score" else "answer": found.value, **known}
 
 
@@ -99,10 +99,11 @@ def beside(given: list[Row], answers: list[Answer]) -> list[Answer]:
     return found
 
 
-def say_cut(answers: list[Answer]) -> None:
+def say_cut(run: Run, answers: list[Answer]) -> None:
     """Say how many answers were cut at the most tokens of one, if any."""
     if cut := sum(answer.get("cut", False) for answer in answers):
-        logger.warning("%d of %d answers were cut: raise max_new_tokens", cut, len(answers))
+        limit = generation_settings(run)["max_new_tokens"]
+        logger.warning("%d of %d answers were cut at %d tokens", cut, len(answers), limit)
 
 
 def predict_to(
@@ -151,7 +152,7 @@ def _predict_to(run: Run, rows: Rows, given: list[Row], output: Path) -> int:
             write_atomic(output, _csv(beside(given, [_flat(answer) for answer in answers])))
         else:
             write_atomic(output, json_lines(beside(given, answers)))
-    say_cut(answers)
+    say_cut(run, answers)
     part.unlink()
     return before
 
