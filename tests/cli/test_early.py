@@ -62,14 +62,14 @@ MISTAKES = {
     "generate labelled --prompt a": (
         "writes no text: ask it with lorada predict labelled --text TEXT"
     ),
-    "serve labelled run": "labelled is a classifier of y and writes no text",
+    "serve run labelled": "labelled labels, scores or chooses and run writes text: serve each",
     "predict labelled --text a --data labels.jsonl": (
         "--text 'a' and --data labels.jsonl exclude each other"
     ),
     "predict labelled --text a --output x.txt": (
         "--output x.txt is neither a .jsonl nor a .csv file"
     ),
-    "serve scorer": "is a scorer and writes no text: ask it with lorada predict",
+    "chat scorer": "is a scorer and writes no text: ask it with lorada predict",
     "serve run --api-key ''": "--api-key is empty, or has a",
     "serve run --timeout inf": "--timeout inf has no end",
     "chat run run": "run is given twice",

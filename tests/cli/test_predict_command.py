@@ -15,8 +15,13 @@ RUNS = {
     "score": ("bert", "lora", "scores", []),
     "prompt": ("llama", "lora", "rows", []),
     "choice": ("llama", "lora", "choices", []),
+    "pair": ("bert", "lora", "pairs", []),
 }
-ROW_FILES = {"choices": [{"prompt": "p", "candidates": ["a", "b"], "answer": 0}] * 4}
+ROW_FILES = {
+    "choices": [{"prompt": "p", "candidates": ["a", "b"], "answer": 0}] * 4,
+    "pairs": [{"text": "a" * n, "text_pair": "b", "label": n % 2} for n in range(1, 5)],
+    "halves": [{"text": "a"}],
+}
 
 
 def pipe(monkeypatch, text):
@@ -52,16 +57,18 @@ def test_scores_and_answers_are_printed(works, folder, place):
     written = works("generate", folder("prompt"), "--prompt", asked)[0].partition("next:")[0]
     assert out.partition("next:")[0] == written != ""
     out, _ = works("predict", folder("choice"), "--data", place / "choices.jsonl")
-    assert out.split()[0] in ("0", "1")
+    assert out.split()[:2] in (["0", "a"], ["1", "b"])
 
 
 def test_a_file_is_written_and_named(works, json_of, mistake, folder, place, tmp_path):
     run, output = folder("label"), tmp_path / "new" / "answers.csv"
     words = ["predict", run, "--data", place / "labels.jsonl", "--output", output]
+    columns = "row,text,label,predicted_label,prob_n,prob_y"
     out, _ = works(*words)
     assert f"{output}: 9 rows" in out
     assert "next: lorada serve" in out
     first = output.read_text()
+    assert first.splitlines()[0] == columns
     there = f"{output} is there already: choose another --output, or pass --overwrite"
     assert there in mistake(*words)
     assert output.read_text() == first
@@ -72,6 +79,9 @@ def test_a_file_is_written_and_named(works, json_of, mistake, folder, place, tmp
 
 MISTAKES = {
     "label --data rows.jsonl": "row 1 has fields prompt, response;",
+    "pair --text a": "--text row 1 has no text_pair, and this run has learned pairs of texts: pass",
+    "pair --data halves.jsonl": "halves.jsonl row 1 has no text_pair, and this run has",
+    "label --data labels.jsonl --output labels.jsonl --overwrite": "is where the rows are",
     "choice --text a": "has fields prompt; each needs prompt/candidates",
     "prompt --text ''": "an empty prompt",
     "label": "there is nothing to answer: pass --text TEXT, --data FILE, or a",

@@ -81,6 +81,8 @@ def test_what_cannot_be_explored_is_refused_in_one_line(folder):
     refused("trained the base model itself", lambda: explored([whole], [TEXT]))
     refused("the text is empty", lambda: explored([lora], [" "]))
     refused("has 80 tokens and at most 64 can be shown", lambda: explored([lora], ["ab" * 40]))
+    pairs = dataclasses.replace(lora, pairs=True)
+    refused("learned pairs of texts, and a sentence is half", lambda: explored([pairs], [TEXT]))
     tokenizer = copy.deepcopy(lora.tokenizer)
     tokenizer.add_tokens(["1 +"])
     other = dataclasses.replace(lora, tokenizer=tokenizer)

@@ -1,7 +1,7 @@
 """``lorada predict``: the answers are those of evaluate and generate, whatever ends a process."""
 
 import csv
-import io
+import datetime
 import json
 import math
 import os
@@ -61,12 +61,17 @@ def small_parts(monkeypatch):
 
 
 def asked(run, rows):
-    return rows_to_answer(rows, "rows", run.form, run.labels)
+    return rows_to_answer(rows, "rows", run.form, run.labels, pairs=run.pairs)
 
 
 def without_answers(name, place):
     rows = read_rows(place / f"{RUNS[name][2]}.jsonl")
     return [{k: v for k, v in row.items() if k not in UNANSWERED} for row in rows]
+
+
+def answered_to(run, rows, output, **options):
+    """Write a file of answers; how many of them were there before."""
+    return predict_to(run, asked(run, rows), rows, output, **options)
 
 
 def answers(run, rows):
@@ -140,10 +145,10 @@ def test_a_killed_run_goes_on_and_writes_the_same_file(folder, place, tmp_path, 
     assert not output.exists()
     assert (tmp_path / f"{output.name}.part").read_text().endswith('{"row": 10, "la')
     run = load_run(folder("label"))
-    whole = asked(run, read_rows(rows))
-    assert predict_to(run, whole, output) == 8
+    whole = read_rows(rows)
+    assert answered_to(run, whole, output) == 8
     assert sorted(tmp_path.iterdir()) == sorted([rows, output])
-    assert predict_to(run, whole, again) == 0
+    assert answered_to(run, whole, again) == 0
     assert output.read_bytes() == again.read_bytes()
 
 
@@ -159,28 +164,27 @@ def test_what_was_begun_with_other_rows_or_another_run_is_not_continued(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "predict", lambda *given: stopped(real(*given)))
             with pytest.raises(KeyboardInterrupt):
-                predict_to(run, asked(run, rows), output, overwrite=True)
+                answered_to(run, rows, output, overwrite=True)
 
     def stopped(parts):
         yield next(parts)
         raise KeyboardInterrupt
 
     begin(run, LABELS)
-    assert predict_to(run, asked(run, LABELS[1:]), output) == 0
+    assert answered_to(run, LABELS[1:], output) == 0
     begin(run, LABELS)
-    assert predict_to(run, asked(run, LABELS), output, overwrite=True) == 4
+    assert answered_to(run, LABELS, output, overwrite=True) == 4
     begin(run, LABELS)
     moved = shutil.copytree(run.folder, tmp_path / "moved")
-    assert predict_to(load_run(moved), asked(run, LABELS), output, overwrite=True) == 4
+    assert answered_to(load_run(moved), LABELS, output, overwrite=True) == 4
     begin(run, LABELS)
     weights = next((run.folder / "adapter").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes())  # of another training, as far as anybody knows
-    assert predict_to(run, asked(run, LABELS), output, overwrite=True) == 0
+    assert answered_to(run, LABELS, output, overwrite=True) == 0
 
 
 def test_only_one_process_writes_a_file(folder, tmp_path, monkeypatch):
     run, output = load_run(folder("label")), tmp_path / "answers.jsonl"
-    rows = asked(run, LABELS)
     real, refused = module.predict, []
 
     def asked_twice(*given):
@@ -189,7 +193,7 @@ def test_only_one_process_writes_a_file(folder, tmp_path, monkeypatch):
             code = 1
             try:
                 with pytest.raises(ValueError, match=f"another process writes {output}: wait"):
-                    predict_to(run, rows, output)
+                    answered_to(run, LABELS, output)
                 code = 0
             finally:
                 os._exit(code)
@@ -197,11 +201,11 @@ def test_only_one_process_writes_a_file(folder, tmp_path, monkeypatch):
         yield from real(*given)
 
     monkeypatch.setattr(module, "predict", asked_twice)
-    predict_to(run, rows, output)
+    answered_to(run, LABELS, output)
     assert refused == [0]
     assert list(tmp_path.iterdir()) == [output]
     with pytest.raises(ValueError, match="is there already"):
-        predict_to(run, rows, output)
+        answered_to(run, LABELS, output)
 
 
 def test_an_empty_prompt_is_named(folder):
@@ -210,23 +214,139 @@ def test_an_empty_prompt_is_named(folder):
         answers(run, [{"prompt": "1"}, {"prompt": ""}])
 
 
-def test_a_table_has_a_column_for_each_class(folder, place, tmp_path):
+TOLD = [{"id": f"n{i}", **row, "tags": ["ä", i]} for i, row in enumerate(LABELS[:7])]
+
+
+def read_back(path):
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_answers_stand_beside_the_columns_of_their_rows(folder, tmp_path, caplog):
     run = load_run(folder("label"))
-    rows = asked(run, LABELS)
-    predict_to(run, rows, tmp_path / "answers.csv")
-    predict_to(run, rows, tmp_path / "answers.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    table = list(csv.DictReader(io.StringIO((tmp_path / "answers.csv").read_text())))
-    assert list(table[0]) == ["row", "label", "prob_x", "prob_y", "prob_z"]
-    for cells, line in zip(table, lines, strict=True):
-        assert (int(cells["row"]), cells["label"]) == (line["row"], line["label"])
+    lines, table = tmp_path / "answers.jsonl", tmp_path / "answers.csv"
+    for output in (lines, table):
+        answered_to(run, TOLD, output)
+    said = "the rows have label: what is predicted is in predicted_label"
+    lines_of = [one.getMessage() for one in caplog.records if one.name == module.__name__]
+    assert lines_of == [said, said]
+    own = answers(run, TOLD)
+    columns = ["row", "id", "text", "label", "tags", "predicted_label"]
+    for number, line in enumerate(read_back(lines)):
+        assert list(line) == [*columns, "probs"]
+        assert {name: line[name] for name in TOLD[0]} == TOLD[number]
+        assert line["row"] == number + 1
+        assert (line["predicted_label"], line["probs"]) == (
+            own[number]["label"], pytest.approx(own[number]["probs"], rel=1e-6)
+        )  # fmt: skip
+    for cells, line in zip(read_back(table), read_back(lines), strict=True):
+        assert list(cells) == [*columns, "prob_x", "prob_y", "prob_z"]
+        assert (cells["row"], cells["id"]) == (str(line["row"]), line["id"])
+        assert json.loads(cells["tags"]) == line["tags"]
         assert {k: float(cells[f"prob_{k}"]) for k in "xyz"} == line["probs"]
+
+
+def test_columns_of_all_names_are_kept(folder, tmp_path, caplog):
+    """Answers to answers, whose names are taken twice, in rows with different columns."""
+    run, output = load_run(folder("prompt")), tmp_path / "answers.csv"
+    rows = [
+        {"row": 7, "answer": "a", "predicted_answer": "b", "prompt": "1"},
+        {"prompt": "2", "when": datetime.date(2026, 1, 2)},
+    ]
+    answered_to(run, rows, output)
+    assert "in predicted_row, predicted_predicted_answer" in caplog.text
+    first, second = read_back(output)
+    assert (first["row"], first["answer"], first["predicted_answer"]) == ("7", "a", "b")
+    assert (second["row"], second["when"], second["predicted_row"]) == ("", "2026-01-02", "2")
+    own = answers(run, rows)
+    assert [first["predicted_predicted_answer"], second["predicted_predicted_answer"]] == [
+        one["answer"] for one in own
+    ]
+
+
+def test_a_choice_is_given_by_its_number_and_its_text(folder):
+    for one, row in zip(answers(load_run(folder("choice")), CHOICES), CHOICES, strict=True):
+        assert one["candidate"] == row["candidates"][one["answer"]]
+
+
+def test_answers_that_were_cut_are_counted(folder, tmp_path, monkeypatch, caplog):
+    run, output = load_run(folder("prompt")), tmp_path / "answers.jsonl"
+    some = [
+        (0, Answered("a", cut=False)),
+        (1, Answered("b", cut=True)),
+        (2, Answered("", cut=True)),
+    ]
+    monkeypatch.setattr(module, "answer_rows", lambda *_: iter(some))
+    answered_to(run, [{"prompt": str(n)} for n in range(3)], output)
+    assert [line["cut"] for line in read_back(output)] == [False, True, True]
+    assert "2 of 3 answers were cut at 5 tokens" in caplog.text  # SETTINGS' max_new_tokens
+
+
+@pytest.mark.parametrize("kind", ["its own name", "a link", "a hard link", "one of several"])
+def test_the_rows_themselves_are_not_written_over(kind, folder, place, tmp_path):
+    data = rows_file(tmp_path / "rows.jsonl", without_answers("label", place))
+    source, output = str(data), tmp_path / "answers.jsonl"
+    if kind == "a link":
+        output.symlink_to(data)
+    elif kind == "a hard link":
+        output.hardlink_to(data)
+    else:
+        source = f"{place / 'labels.jsonl'},{data}" if kind == "one of several" else source
+        output = data
+    before, run, rows = data.read_bytes(), load_run(folder("label")), read_rows(data)
+    made = rows_to_answer(rows, source, run.form, run.labels)
+    with pytest.raises(ValueError, match=f"is where the rows are, {data}: choose another"):
+        predict_to(run, made, rows, output, overwrite=True)
+    assert data.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", '{"text": "mine"}\n', '{"of": "me"}\n', None, "a link"])
+def test_an_unfinished_file_of_somebody_else_is_left_alone(content, folder, tmp_path):
+    part, mine = tmp_path / "answers.csv.part", tmp_path / "mine.txt"
+    mine.write_text("mine")
+    if content is None:
+        part.mkdir()
+    elif content == "a link":
+        part.symlink_to(mine)
+    else:
+        part.write_text(content)
+    with pytest.raises(ValueError, match="not from lorada predict: move it, or choose another"):
+        answered_to(load_run(folder("label")), LABELS, tmp_path / "answers.csv", overwrite=True)
+    assert sorted(tmp_path.iterdir()) == sorted([part, mine])
+    assert part.is_dir() or part.read_text() == ("mine" if content == "a link" else content)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_link_stays_one_to_the_file_of_answers(there, folder, tmp_path):
+    target, output = tmp_path / "disk" / "answers.jsonl", tmp_path / "answers.jsonl"
+    target.parent.mkdir()
+    output.symlink_to(target)
+    run = load_run(folder("label"))
+    if there:
+        target.write_text("of yesterday")
+        with pytest.raises(ValueError, match="is there already"):
+            answered_to(run, LABELS, output)
+    answered_to(run, LABELS, output, overwrite=there)
+    assert output.readlink() == target
+    assert len(read_back(target)) == len(LABELS)
+    assert sorted(target.parent.iterdir()) == [target]
+
+
+def test_half_a_pair_is_refused_by_a_run_that_learned_pairs(folder):
+    run = load_run(folder("score"))
+    assert run.pairs
+    assert not load_run(folder("label")).pairs
+    for half in ({"text": "a"}, {"text": "a", "text_pair": ""}, {"text": "a", "text_pair": None}):
+        with pytest.raises(ValueError, match="rows row 2 has no text_pair, and this run has lea"):
+            answers(run, [{"text": "a", "text_pair": "b"}, half])
 
 
 def test_lines_of_an_answer_stay_one_cell(folder, tmp_path, monkeypatch):
     said = 'a "b",\r\nc\u2028d\re'
     run = load_run(folder("prompt"))
     monkeypatch.setattr(module, "answer_rows", lambda *_: iter([(0, Answered(said))]))
-    predict_to(run, asked(run, [{"prompt": "1"}]), tmp_path / "answers.csv")
+    answered_to(run, [{"prompt": "1"}], tmp_path / "answers.csv")
     with (tmp_path / "answers.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == [["row", "answer"], ["1", said]]
+        assert list(csv.reader(file)) == [["row", "prompt", "answer"], ["1", "1", said]]

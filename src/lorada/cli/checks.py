@@ -189,7 +189,8 @@ def check_predicted(
         there(data)
         return recipe, None
     rows = [{"text" if result["form"] in HEADED else "prompt": text} for text in texts]
-    return recipe, rows_to_answer(rows, "--text", result["form"], tuple(result["labels"]))
+    learned = result["form"], tuple(result["labels"])
+    return recipe, rows_to_answer(rows, "--text", *learned, pairs=result.get("pairs", False))
 
 
 def check_writers(folders: Sequence[Path]) -> Recipe:
@@ -209,19 +210,26 @@ def check_writers(folders: Sequence[Path]) -> Recipe:
 
 
 def check_served(folders: Sequence[Path]) -> tuple[Recipe, bool]:
-    """Check finished runs to be served: classifiers, or runs on one base that write text.
+    """Check finished runs to be served: all write text, on one base, or none does.
 
     Returns:
-        The outline of the first one's recipe, and whether they are classifiers.
+        The outline of the first one's recipe, and whether they label, score or choose.
 
     Raises:
-        ValueError: as ``check_writers``, unless all are classifiers.
+        ValueError: as ``check_run``, for a run that is given twice, runs of both kinds, or writers
+            on different bases.
     """
     recipes = [check_run(folder) for folder in folders]
-    if any(read_result(folder)["form"] != "label" for folder in folders):
-        return check_writers(folders), False
     adapter_names(folders)
-    return recipes[0], True
+    asked = [read_result(folder)["form"] in (*HEADED, "choice") for folder in folders]
+    if len(set(asked)) > 1:
+        one, other = folders[asked.index(True)], folders[asked.index(False)]
+        raise ValueError(
+            f"{one} labels, scores or chooses and {other} writes text: serve each alone"
+        )
+    if not asked[0]:
+        refuse_different_bases(folders)
+    return recipes[0], asked[0]
 
 
 def check_comparison(

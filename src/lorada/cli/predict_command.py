@@ -44,24 +44,26 @@ def predict(
     texts = text or ([] if data is not None else _lines())
     recipe, rows = check_predicted(run, texts, data, output, overwrite=overwrite)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.inference.predict import predict, predict_to
+    from lorada.data.row_files import read_rows
+    from lorada.inference.predict import beside, predict, predict_to, say_cut
     from lorada.runs.data.rows import rows_to_answer
 
+    given = [{"text": one} for one in texts] if rows is not None else read_rows(str(data))
     if rows is None:
-        from lorada.data.row_files import read_rows
-
-        read, name, known = read_rows(str(data)), str(data), recipe.columns
-        rows = rows_to_answer(read, name, loaded.form, loaded.labels, named, known)
+        rows = rows_to_answer(
+            given, str(data), loaded.form, loaded.labels, named, recipe.columns, pairs=loaded.pairs
+        )
     if output is None:
         answers = [answer for part in predict(loaded, rows) for answer in part]
+        say_cut(loaded, answers)
         if as_json:
-            print_json(answers)
+            print_json(beside(given, answers))
             return
         _show(answers, texts)
         suggest("predict", run, "--data", data or "FILE", "--output", "answers.csv")
         return
     try:
-        before = predict_to(loaded, rows, output, overwrite=overwrite)
+        before = predict_to(loaded, rows, given, output, overwrite=overwrite)
     except KeyboardInterrupt:
         errors.print("stopped: the same command goes on where it was", highlight=False)
         raise
@@ -71,10 +73,7 @@ def predict(
         print_json({"output": str(output), "rows": len(rows.rows), "answered_before": before})
         return
     console.print(f"{output}: {len(rows.rows):,} rows", highlight=False, soft_wrap=True)
-    if rows.form == "score":
-        suggest("evaluate", run, "--data", "FILE")
-    else:
-        suggest("serve", run)
+    suggest("serve", run)
 
 
 def _lines() -> list[str]:
@@ -94,7 +93,8 @@ def _show(answers: list[dict[str, Any]], texts: list[str]) -> None:
     """Print answers: those that are texts as they are, others in a table."""
     if "answer" in answers[0]:
         for answer in answers:
-            console.print(str(answer["answer"]), highlight=False, soft_wrap=True)
+            shown = [str(answer[name]) for name in ("answer", "candidate") if name in answer]
+            console.print(*shown, highlight=False, soft_wrap=True)
         return
     labels = "label" in answers[0]
     table = Table("text", *(("label", "probability") if labels else ("score",)))

@@ -1,4 +1,4 @@
-"""The command ``serve``: finished runs on one base behind an OpenAI-compatible HTTP server."""
+"""The command ``serve``: finished runs behind an OpenAI-compatible HTTP server."""
 
 from math import isfinite
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 
 from lorada.cli.app import Remote, app, errors, loading_model, next_is
 from lorada.support.errors import needs_extra
+from lorada.support.progress import only_reports
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -34,7 +35,7 @@ def serve(
     ] = None,
     remote: Remote = False,
 ) -> None:
-    """Serve finished runs and their base to OpenAI's clients; classifiers at /v1/classify."""
+    """Serve runs and their base to OpenAI's clients; classes, scores, choices at /v1/classify."""
     from lorada.cli.checks import check_served
 
     with needs_extra("serve"):
@@ -44,17 +45,18 @@ def serve(
     from lorada.inference.serving.requests import Limits
     from lorada.inference.serving.server import address_of, listen, serve_until_stopped
 
-    recipe, label = check_served(runs)
+    recipe, asked = check_served(runs)
     limits = Limits(max_body, max_tokens, max_prompts, timeout, api_key)
     _refuse_limits(limits)
     socket = listen(host, port)
     with loading_model(recipe.model):
         from lorada.inference.serving.app import Server
-        from lorada.inference.serving.served import open_classifiers, open_served
+        from lorada.inference.serving.classifier import open_classifiers
+        from lorada.inference.serving.served import open_served
 
-        classifiers = open_classifiers(runs, trust_remote_code=remote) if label else {}
+        classifiers = open_classifiers(runs, trust_remote_code=remote) if asked else {}
         served = {}
-        if not label:
+        if not asked:
             served = open_served(runs, cache_tokens=cache_tokens, trust_remote_code=remote)
     if host not in LOOPBACK and not api_key:
         _note(f"anybody who reaches {host} may ask: --api-key KEY asks them for a key")
@@ -62,11 +64,11 @@ def serve(
     for name, one in served.items():
         _note(f"{name}: {one.described.get('method', 'the base alone')}")
     for name, classifier in classifiers.items():
-        method, classes = classifier.described["method"], ", ".join(classifier.labels)
-        _note(f"{name}: {method}, labels texts {classes} at /v1/classify")
+        _note(f"{name}: {classifier.described['method']}, {classifier.does} at /v1/classify")
     _note(f"listening at {address}; Ctrl-C or SIGTERM ends it when running requests have ended")
     next_is("curl", f"{address}/v1/models", on=errors)
-    serve_until_stopped(Server(served, limits, classifiers).app(), socket, limits.seconds)
+    with only_reports():  # no progress bar for each request
+        serve_until_stopped(Server(served, limits, classifiers).app(), socket, limits.seconds)
 
 
 def _refuse_limits(limits: Any) -> None:

@@ -63,9 +63,15 @@ def tokens_to_show(run: Run, text: str) -> list[int]:
     A run that learned chats reads it as a user's turn, through the chat template.
 
     Raises:
-        ValueError: for a sentence that is empty, has no known token, or is too long.
+        ValueError: for a sentence that is empty, has no known token, or is too long, and for a run
+            that learned pairs.
     """
     refuse_empty(text)
+    if run.pairs:
+        raise ValueError(
+            f"{run.folder} has learned pairs of texts, and a sentence is half of one: explore "
+            "another run, or ask this one with lorada predict --data FILE"
+        )
     templated = run.form == "messages"
     read = chat_prompt(run, [{"role": "user", "content": text}]) if templated else text
     ids: list[int] = run.tokenizer(read, add_special_tokens=not templated, verbose=False).input_ids

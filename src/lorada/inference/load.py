@@ -46,6 +46,7 @@ class Run(Prepared):
         metric: the name of the metric that it is scored by; None for that of its protocol.
         most: the most tokens of an answer, unless its recipe or its protocol says it; None for 32.
         label_type: what its classes are in the rows: text, integer or boolean.
+        pairs: whether each of its training rows was a pair of texts.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class Run(Prepared):
     metric: str | None = None
     most: int | None = None
     label_type: str = "text"
+    pairs: bool = False
 
     def activate(self) -> None:
         """Make its adapter the one that the model uses; a fully trained model has none."""
@@ -162,6 +164,7 @@ def _run(
         folder, model, result["form"], tuple(result["labels"]), drawn, key,
         (result.get("metric") or {}).get("name"), result.get("max_new_tokens"),
         result.get("label_type", "text"),
+        result.get("pairs", False),
     )  # fmt: skip
     set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
     return run

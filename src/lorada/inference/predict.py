@@ -2,7 +2,8 @@
 
 Rows are answered in parts of ``PART`` batches. A file of answers is written to ``FILE.part``, part
 by part, so that a run that was killed goes on; a part is answered in the same batches then, so the
-file is the same. Only the whole file gets its name.
+file is the same. Only the whole file gets its name, and in it each answer stands beside all columns
+of its row.
 """
 
 import csv
@@ -11,13 +12,16 @@ import io
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lorada.data.rows import Row
 from lorada.inference.evaluate import Answered, answer_rows
+from lorada.inference.generate import generation_settings
 from lorada.inference.load import Run
 from lorada.runs.data.rows import Rows, typed_label
 from lorada.runs.folder.folder import TRAINED_FILE
@@ -29,6 +33,7 @@ from lorada.support.files import json_lines, json_text, refuse_there, write_atom
 logger = logging.getLogger(__name__)
 
 PART = 32  # batches; within them, rows of similar length are answered together
+OURS = re.compile(rb'\{"of": "[0-9a-f]{64}"\}\n')  # the first line of an unfinished file
 WEIGHTS = "adapter/*", "model/*", TRAINED_FILE  # of a run's folder
 Answer = dict[str, Any]
 
@@ -44,7 +49,8 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
 
     Yields:
         The answers of a part: ``row``, its number from 1; ``label`` and ``probs`` by class,
-        ``score``, the ``answer`` that was written, or the index of the candidate as ``answer``.
+        ``score``, the ``answer`` that was written and whether it was ``cut`` at the most tokens of
+        one, or the index of the candidate as ``answer`` with its text as ``candidate``.
 
     Raises:
         ValueError: for a row that the model cannot read.
@@ -55,41 +61,82 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
     left = iter(parts)
     part = next(left, range(0))
     for index, answer in answer_rows(run, rows, parts) if parts else ():
-        found[index] = _answer(rows, answer, run.label_type)
+        found[index] = _answer(rows, index, answer, run.label_type)
         if len(found) == len(part):
             yield [{"row": rows.number(i), **found[i]} for i in part]
             found, part = {}, next(left, range(0))
 
 
-def _answer(rows: Rows, found: Answered, label_type: str) -> Answer:
+def _answer(rows: Rows, index: int, found: Answered, label_type: str) -> Answer:
     if found.probs is not None:
         label = typed_label(found.value, label_type)
         return {"label": label, "probs": dict(zip(rows.labels, found.probs, strict=True))}
-    return {"score" if rows.form == "score" else "answer": found.value}
+    if rows.form == "choice":
+        candidate = rows.rows[index]["candidates"][found.value]
+        return {"answer": found.value, "candidate": candidate}
+    known = {} if found.cut is None else {"cut": found.cut}
+    return {"score" if rows.form == "score" else "answer": found.value, **known}
 
 
-def predict_to(run: Run, rows: Rows, output: Path, *, overwrite: bool = False) -> int:
-    """Answer rows into a file, JSON Lines or CSV by its ending.
+def beside(given: list[Row], answers: list[Answer]) -> list[Answer]:
+    """Put each answer beside the columns of its row, as they were read.
+
+    A field of an answer whose name is that of a column gets ``predicted_`` before its name, and a
+    warning says so.
+    """
+    columns = {name for row in given for name in row}
+    names = {name: name for answer in answers for name in answer}
+    for name in names:
+        while names[name] in columns:
+            names[name] = f"predicted_{names[name]}"
+    if both := [name for name in names if names[name] != name]:
+        now = ", ".join(names[name] for name in both)
+        logger.warning("the rows have %s: what is predicted is in %s", ", ".join(both), now)
+    found = []
+    for row, answer in zip(given, answers, strict=True):
+        number, *own = ((names[name], value) for name, value in answer.items())
+        plain = json.loads(json.dumps(row, default=str))  # a data set of the hub may hold dates
+        found.append(dict([number, *plain.items(), *own]))
+    return found
+
+
+def say_cut(run: Run, answers: list[Answer]) -> None:
+    """Say how many answers were cut at the most tokens of one, if any."""
+    if cut := sum(answer.get("cut", False) for answer in answers):
+        limit = generation_settings(run)["max_new_tokens"]
+        logger.warning("%d of %d answers were cut at %d tokens", cut, len(answers), limit)
+
+
+def predict_to(
+    run: Run, rows: Rows, given: list[Row], output: Path, *, overwrite: bool = False
+) -> int:
+    """Answer rows into a file, JSON Lines or CSV by its ending; a link stays one to that file.
+
+    ``given`` are the rows as they were read, with all their columns.
 
     Returns:
         How many rows an earlier call had answered, which are not answered again.
 
     Raises:
-        ValueError: as ``predict``, if another process writes the file, or if it is there already
-            and not to be replaced.
+        ValueError: as ``predict``, if another process writes the file, if it is there already and
+            not to be replaced, if the rows are read from it, or if ``FILE.part`` is somebody's own.
         OSError: if the disk is full.
     """
+    for name in (rows.path, *map(str.strip, rows.path.split(","))):  # one file, or several
+        if output.exists() and os.path.exists(name) and output.samefile(name):
+            raise ValueError(f"--output {output} is where the rows are, {name}: choose another")
+    output = Path(os.path.realpath(output))
     try:
         with locked(output.parent, f".{output.name}.lock"):
             refuse_there(output, overwrite=overwrite)
-            return _predict_to(run, rows, output)
+            return _predict_to(run, rows, given, output)
     except HeldError:
         raise ValueError(
             f"another process writes {output}: wait for it, or choose another --output"
         ) from None
 
 
-def _predict_to(run: Run, rows: Rows, output: Path) -> int:
+def _predict_to(run: Run, rows: Rows, given: list[Row], output: Path) -> int:
     """``predict_to`` without its checks."""
     part, key = output.with_name(f"{output.name}.part"), _key(run, rows)
     answers = _answered_before(part, key, PART * run.recipe.eval_batch_size)
@@ -102,8 +149,11 @@ def _predict_to(run: Run, rows: Rows, output: Path) -> int:
                 file.flush()
                 os.fsync(file.fileno())
                 answers += found
-        text = _csv if output.suffix.lower() == ".csv" else json_lines
-        write_atomic(output, text(answers))
+        if output.suffix.lower() == ".csv":
+            write_atomic(output, _csv(beside(given, [_flat(answer) for answer in answers])))
+        else:
+            write_atomic(output, json_lines(beside(given, answers)))
+    say_cut(run, answers)
     part.unlink()
     return before
 
@@ -121,25 +171,39 @@ def _key(run: Run, rows: Rows) -> str:
 
 
 def _answered_before(part: Path, key: str, size: int) -> list[Answer]:
-    """The answers of whole parts in an unfinished file; none if it is of other rows or a run."""
-    lines = part.read_bytes().splitlines(keepends=True) if part.is_file() else []
-    if lines[:1] != [json_lines([{"of": key}]).encode()]:
-        if lines:
-            logger.warning("%s is of other rows, settings or weights, and is begun anew", part)
+    """The answers of whole parts in an unfinished file; none if it is of other rows or a run.
+
+    Raises:
+        ValueError: if it is none of ours.
+    """
+    if not (part.is_symlink() or part.exists()):
+        return []
+    lines = [] if part.is_symlink() or part.is_dir() else part.read_bytes().splitlines(True)
+    if not lines or not OURS.fullmatch(lines[0]):
+        raise ValueError(
+            f"{part}, where unfinished answers are kept, is there and not from lorada predict: "
+            "move it, or choose another --output"
+        )
+    if lines[0] != json_lines([{"of": key}]).encode():
+        logger.warning("%s is of other rows, settings or weights, and is begun anew", part)
         return []
     answers = [json.loads(line) for line in lines[1:] if line.endswith(b"\n")]
     return answers[: len(answers) - len(answers) % size]
 
 
-def _csv(answers: list[Answer]) -> str:
-    """Answers as CSV, with a column for the probability of each class."""
-    flat = [
-        {k: v for k, v in answer.items() if k != "probs"}
-        | {f"prob_{label}": share for label, share in answer.get("probs", {}).items()}
-        for answer in answers
-    ]
+def _csv(lines: list[Answer]) -> str:
+    """Lines as CSV; lists are JSON in a cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(flat[0]))
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)))
     writer.writeheader()
-    writer.writerows(flat)
+    for line in lines:
+        lists = {k: json.dumps(v, ensure_ascii=False) for k, v in line.items()
+                 if isinstance(v, list | dict)}  # fmt: skip
+        writer.writerow(line | lists)
     return text.getvalue()
+
+
+def _flat(answer: Answer) -> Answer:
+    """An answer with a field for the probability of each class."""
+    probs = {f"prob_{label}": share for label, share in answer.get("probs", {}).items()}
+    return {name: value for name, value in answer.items() if name != "probs"} | probs

@@ -2,16 +2,19 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx2
 import openai
 import pytest
+import torch
 from folders import refused
 from servers import running, trained
 
 from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
 from lorada.inference.serving.app import Server
+from lorada.inference.serving.draw import Draw
 from lorada.inference.serving.requests import Limits
 from lorada.inference.serving.served import open_served
 
@@ -46,11 +49,12 @@ def alone(place, name, prompt=QUESTION, **options):
 
 
 def complete(client, name, prompt=QUESTION, **options):
+    options = {"max_tokens": 9, **options}  # as long as those of ``lorada generate``: SETTINGS
     return client.completions.create(model=name, prompt=prompt, **options).choices[0].text
 
 
 def chat(client, name, text=QUESTION, **options):
-    turns = [{"role": "user", "content": text}]
+    turns, options = [{"role": "user", "content": text}], {"max_tokens": 9, **options}
     return client.chat.completions.create(model=name, messages=turns, **options).choices[0]
 
 
@@ -102,7 +106,9 @@ def test_the_pieces_of_a_stream_are_the_answer(client):
 
 def test_the_pieces_of_a_chat_are_the_answer(client):
     turns = [{"role": "user", "content": "hi"}]
-    parts = client.chat.completions.create(model="talk", messages=turns, stream=True)
+    parts = client.chat.completions.create(
+        model="talk", messages=turns, stream=True, max_completion_tokens=9
+    )
     first, *rest = (part.choices[0].delta for part in parts)
     assert first.role == "assistant"
     text = "".join(delta.content or "" for delta in rest)
@@ -124,12 +130,12 @@ def test_an_answer_ends_where_it_is_told_to(client):
 
 def test_prompts_of_one_request_are_answered_each(client, place):
     prompts = [QUESTION, "2", "33 + 4 ="]
-    found = client.completions.create(model="mine.v1", prompt=prompts)
+    found = client.completions.create(model="mine.v1", prompt=prompts, max_tokens=9)
     texts = [choice.text for choice in sorted(found.choices, key=lambda choice: choice.index)]
     assert texts == [alone(place, "mine.v1", prompt) for prompt in prompts]
     run = load_run(trained(place, "mine.v1"))
     ids = run.tokenizer(prompts)["input_ids"]
-    by_ids = client.completions.create(model="mine.v1", prompt=ids)
+    by_ids = client.completions.create(model="mine.v1", prompt=ids, max_tokens=9)
     assert [choice.text for choice in by_ids.choices] == texts
 
 
@@ -188,9 +194,63 @@ def test_models_are_listed(client, url):
     assert "/" not in json.dumps(listed)  # no folder of the server
 
 
-def test_an_answer_without_a_length_has_that_of_generate(client, place):
+def test_an_answer_without_a_length_goes_to_the_end_of_the_context(client, place):
     found = client.completions.create(model=BASE, prompt="9")
-    assert found.usage.completion_tokens == 9  # SETTINGS' max_new_tokens
+    assert found.choices[0].finish_reason == "length"
+    assert found.usage.total_tokens == 512  # of the model, where lorada generate writes 9
     with running(Server(open_served([trained(place, "lora")]), Limits(tokens=4))) as short:
         client = openai.OpenAI(base_url=f"{short.url}/v1", api_key="none", max_retries=0)
         assert client.completions.create(model=BASE, prompt="9").usage.completion_tokens == 4
+
+
+def test_the_same_seed_draws_the_same_answer_whatever_else_the_batch_answers(place):
+    """The cache holds few requests, so that some lose their place and begin anew."""
+    with running(Server(open_served([trained(place, "lora")], cache_tokens=256))) as found:
+        client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
+
+        def draw(seed, prompt=QUESTION):
+            return complete(client, BASE, prompt, seed=seed, temperature=1.5, max_tokens=60)
+
+        alone = [draw(seed) for seed in range(8)]
+        assert len(set(alone)) == 8
+        with ThreadPoolExecutor(16) as pool:
+            others = [pool.submit(draw, None, "ab " * n) for n in range(1, 9)]
+            assert list(pool.map(draw, range(8))) == alone
+            assert len({other.result() for other in others}) == 8
+        assert draw(3, [QUESTION]) == alone[3]
+        assert len({draw(None) for _ in range(3)}) == 3
+
+
+def test_what_is_drawn_has_the_probabilities_of_the_model():
+    """Of 20,000 draws from known probabilities; three standard deviations."""
+    shares = torch.tensor([0.5, 0.0, 0.2, 0.3])
+    states = [
+        SimpleNamespace(logit_processor_kwargs={"seed": seed}, position_offset=at)
+        for seed in range(200) for at in range(100)
+    ]  # fmt: skip
+    argument = Draw().prepare_tensor_args([SimpleNamespace(state=state) for state in states])
+    scores = Draw()(shares.log().expand(len(states), -1), argument)
+    drawn = scores.softmax(-1)
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    spread = (shares * (1 - shares) / len(states)).sqrt()
+    assert ((drawn.mean(0) - shares).abs() <= 3 * spread).all()
+
+
+def test_what_lm_evals_clients_send_is_answered(url, client):
+    """They send a seed, and more stop texts than OpenAI takes."""
+    from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+
+    turns = [{"role": "user", "content": QUESTION}]
+    for kind, path, asked, name in (
+        (LocalCompletionsAPI, "completions", [QUESTION], "lora"),
+        (LocalChatCompletion, "chat/completions", turns, "talk"),
+    ):
+        settings = {"until": [f"@{n}" for n in range(9)], "max_gen_toks": 9, "do_sample": False}
+        lm = SimpleNamespace(model=name, _max_gen_toks=256)
+        sent = kind._create_payload(lm, asked, True, settings)
+        assert sent["seed"] == 1234
+        (choice,) = httpx2.post(f"{url}/v1/{path}", json=sent, timeout=60).json()["choices"]
+        if name == "talk":
+            assert choice["message"]["content"] == chat(client, name).message.content
+        else:
+            assert choice["text"] == complete(client, name)

@@ -13,7 +13,12 @@ from servers import Process, running, trained
 from test_serve_mistakes import WRONG
 
 from lorada.inference.serving.app import Server
-from lorada.inference.serving.requests import ChatRequest, CompletionRequest, Limits
+from lorada.inference.serving.requests import (
+    NOT_OFFERED,
+    ChatRequest,
+    CompletionRequest,
+    Limits,
+)
 from lorada.inference.serving.served import open_served
 
 BASE = "llama"
@@ -25,8 +30,8 @@ RIGHT = {
     },
 }  # fmt: skip
 FIELDS = {
-    "/v1/completions": sorted(CompletionRequest.model_fields),
-    "/v1/chat/completions": sorted(ChatRequest.model_fields),
+    "/v1/completions": sorted([*CompletionRequest.model_fields, *NOT_OFFERED]),
+    "/v1/chat/completions": sorted([*ChatRequest.model_fields, *NOT_OFFERED]),
 }
 
 anything = st.none() | st.sampled_from([*WRONG, BASE, "lora", 1, 2**63]) | st.text(max_size=30)

@@ -6,12 +6,13 @@ import httpx2
 import pytest
 import run_place
 from servers import Process, running
+from trained import train_once
 
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict
 from lorada.inference.serving.app import Server
+from lorada.inference.serving.classifier import open_classifiers
 from lorada.inference.serving.requests import Limits
-from lorada.inference.serving.served import open_classifiers
 from lorada.runs.data.rows import rows_to_answer
 
 place = run_place.place
@@ -21,14 +22,23 @@ SETTINGS += ["eval_batch_size=2", "save_strategy=no"]
 RUNS = {
     "mood": ("bert", "lora", "labels", []),
     "topic": ("llama", "lora", "topics", []),
+    "same": ("bert", "lora", "pairs", []),
+    "grade": ("bert", "lora", "scores", []),
+    "quiz": ("llama", "lora", "choices", []),
 }
-ROW_FILES = {"topics": [{"text": "ab" * (i % 3 + 1), "label": i % 3} for i in range(9)]}
 TEXTS = ["a", "bb" * 20, "c d", "e" * 9, "f"]
+PAIRS = [{"text": text, "text_pair": text[:4]} for text in TEXTS]
+CHOICES = [{"prompt": f"{n}?", "candidates": [" a", " no", " c" * n]} for n in range(1, 6)]
+ROW_FILES = {
+    "topics": [{"text": "ab" * (i % 3 + 1), "label": i % 3} for i in range(9)],
+    "pairs": [{**pair, "label": "yn"[n % 2]} for n, pair in enumerate(PAIRS)],
+    "choices": [{**row, "answer": n % 3} for n, row in enumerate(CHOICES)],
+}
 
 
 @pytest.fixture(scope="module")
 def url(folder):
-    classifiers = open_classifiers([folder("mood"), folder("topic")])
+    classifiers = open_classifiers([folder(name) for name in RUNS])
     with running(Server({}, Limits(requests=20), classifiers)) as found:
         yield found.url
 
@@ -37,9 +47,10 @@ def ask(url, path="/v1/classify", **body):
     return httpx2.post(f"{url}{path}", json=body, timeout=60)
 
 
-def predicted(folder, name, texts):
+def predicted(folder, name, items):
     run = load_run(folder(name))
-    rows = rows_to_answer([{"text": text} for text in texts], "rows", run.form, run.labels)
+    given = [{"text": item} if isinstance(item, str) else item for item in items]
+    rows = rows_to_answer(given, "rows", run.form, run.labels)
     return run, [answer for part in predict(run, rows) for answer in part]
 
 
@@ -60,6 +71,27 @@ def test_texts_get_the_labels_of_predict(name, url, folder):
     assert found["usage"] == usage
 
 
+@pytest.mark.parametrize(("name", "items"), [("same", PAIRS), ("grade", TEXTS), ("quiz", CHOICES)])
+def test_pairs_scores_and_choices_get_the_answers_of_predict(name, items, url, folder):
+    _, expected = predicted(folder, name, items)
+    found = ask(url, model=name, input=items).json()
+    assert [one["index"] for one in found["data"]] == list(range(len(items)))
+    for one, answer in zip(found["data"], expected, strict=True):
+        if name == "same":
+            assert one["label"] == answer["label"]
+        elif name == "grade":
+            assert one == {"index": one["index"], "score": pytest.approx(answer["score"])}
+        else:
+            right = {"answer": answer["answer"], "candidate": answer["candidate"]}
+            assert one == {"index": one["index"], **right}
+    alone = ask(url, model=name, input=items[0]).json()["data"]
+    assert alone[0].keys() == found["data"][0].keys()
+    texts = [[*one.values()] if isinstance(one, dict) else [one] for one in items]
+    if name == "quiz":
+        texts = [[prompt, *candidates] for prompt, candidates in texts]
+    assert found["usage"]["prompt_tokens"] == sum(len(text) for row in texts for text in row)
+
+
 def test_one_text_is_a_list_of_one_at_vllms_own_address_too(url):
     alone = ask(url, model="mood", input=TEXTS[0]).json()["data"]
     assert alone == ask(url, "/classify", model="mood", input=[TEXTS[0]]).json()["data"]
@@ -75,19 +107,31 @@ def test_requests_at_one_time_get_their_own_answers(url, folder):
 
 def test_the_list_of_models_names_classifiers(url):
     listed = httpx2.get(f"{url}/v1/models").json()["data"]
-    assert [(one["id"], one["method"]) for one in listed] == [("mood", "lora"), ("topic", "lora")]
+    assert [(one["id"], one["method"]) for one in listed] == [(name, "lora") for name in RUNS]
     assert httpx2.get(f"{url}/v1/models/topic").json()["id"] == "topic"
     assert httpx2.get(f"{url}/health").json() == {"status": "ok"}
 
 
-MUST = "input: must be a text, or a list of 1 to 256; it is "
 REFUSED = {
-    "another name": ({"model": "no"}, 404, "no model 'no' here; there are mood, topic"),
-    "no input": ({"input": []}, 400, f"{MUST}[]"),
-    "too long": ({"input": ["a", "b" * 49]}, 400, "input 1 has 49 tokens; there is"),
-    "no token": ({"input": ["a", ""]}, 400, "input 1 has no token of this model"),
+    "another name": ({"model": "no"}, 404, "no model 'no' here; there are mood, topic, same"),
+    "no input": ({"input": []}, 400, "or a list of 1 to 256 of these; it is []"),
+    "a number": ({"input": ["a", {"text": 5}]}, 400, "input row 2: text is not a text: 5"),
+    "too long": ({"input": ["a", "b" * 49]}, 400, "input row 2 is longer than the 48 tokens that"),
+    "no token": ({"input": ["a", ""]}, 400, "input row 2 has no token of this model"),
     "too many": ({"input": ["a"] * 21}, 400, "21 prompts are more than this server"),
-}
+    "a choice": ({"input": CHOICES[0]}, 400, "row 1 has fields prompt, candidates; each needs"),
+    "half a pair": ({"model": "same", "input": "a"}, 400, "input row 1 has no text_pair, and this"),
+    "half of two": (
+        {"model": "same", "input": [PAIRS[0], {"text": "a", "text_pair": ""}]}, 400, "input row 2",
+    ),
+    "no candidates": (
+        {"model": "quiz", "input": {"prompt": "a"}}, 400, "each needs prompt/candidates",
+    ),
+    "a long candidate": (
+        {"model": "quiz", "input": {"prompt": "a" * 40, "candidates": ["a", "b" * 40]}},
+        400, "input row 1 is longer than the 48 tokens that are read here",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -104,12 +148,23 @@ def test_a_classifier_writes_no_text(url):
     assert found.json()["error"]["message"] == "mood does not answer here: ask /v1/classify"
 
 
-def test_the_command_serves_classifiers(folder):
-    server = Process(folder("mood"))
+def test_the_command_serves_classes_scores_and_choices(folder, place, mistake):
+    server = Process(folder("mood"), folder("grade"), folder("quiz"))
     try:
         found = server.asked("/v1/classify", {"model": "mood", "input": "a"})
         assert found["data"][0]["label"] in ("n", "y")
-        assert "mood: lora, labels texts n, y at /v1/classify" in "".join(server.said)
+        found = server.asked("/v1/classify", {"model": "grade", "input": "a"})
+        assert isinstance(found["data"][0]["score"], float)
+        found = server.asked("/v1/classify", {"model": "quiz", "input": CHOICES[0]})
+        (chosen,) = found["data"]
+        assert chosen["candidate"] == CHOICES[0]["candidates"][chosen["answer"]]
+        said = "".join(server.said)
+        assert "mood: lora, labels texts n, y at /v1/classify" in said
+        assert "grade: lora, scores texts at /v1/classify" in said
+        assert "quiz: lora, chooses among candidates at /v1/classify" in said
     finally:
         server.process.kill()
         server.process.wait()
+    writer = train_once(place, "writer", {"writer": ("llama", "lora", "rows", [])}, SETTINGS)
+    line = mistake("serve", folder("mood"), writer)
+    assert f"mood labels, scores or chooses and {writer} writes text: serve each alone" in line

@@ -134,6 +134,22 @@ def test_a_request_that_is_too_long_is_not_read(served):
         assert httpx2.post(found.url + COMPLETE, content=in_chunks).status_code == 200
 
 
+def test_a_request_that_says_it_is_too_long_is_refused_before_it_is_sent(served):
+    with running(Server(served, Limits(body=100))) as found, connected(found) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 101\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 413")  # no byte of the body has been sent
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_client_that_sends_megabytes_all_the_same_reads_why_not(chunked, served):
+    with running(Server(served)) as found:
+        body = b"a" * 2**24
+        content = (body[start : start + 2**16] for start in range(0, len(body), 2**16))
+        answer = httpx2.post(found.url + COMPLETE, content=content if chunked else body, timeout=60)
+        assert said(answer, 413) == "the request is longer than 1048576 bytes"
+        assert ask(found, {**LONG, "max_tokens": 1}).status_code == 200
+
+
 def test_a_longer_answer_than_the_server_writes_is_refused(served):
     with running(Server(served, Limits(tokens=20))) as found:
         assert "more than this server writes, 20" in said(ask(found, LONG), 400)

@@ -5,7 +5,14 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from lorada.inference.serving.requests import ChatRequest, CompletionRequest, Refused, request_of
+from lorada.inference.serving.requests import (
+    NOT_OFFERED,
+    READ_OVER,
+    ChatRequest,
+    CompletionRequest,
+    Refused,
+    request_of,
+)
 
 COMPLETION = {"model": "m", "prompt": "a"}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
@@ -14,12 +21,8 @@ WRONG = [
     {}, {"a": 1}, {"include_usage": "yes"}, [{"role": "user"}], [{"role": 1, "content": "a"}],
     [{"role": "user", "content": [5]}], [{"role": "user", "content": "a", "b\nc": 5}],
 ]  # fmt: skip
-FREE = {"user", "metadata", "store", "service_tier", "parallel_tool_calls"}
-SAME = {
-    "n": 1, "best_of": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "top_logprobs": 0,
-    "logit_bias": {}, "echo": False, "tools": [], "tool_choice": "none", "seed": None,
-    "suffix": None, "logprobs": False, "response_format": {"type": "text"},
-}  # fmt: skip
+# What pydantic says, where a user needs to read what to send.
+PYDANTICS = ("Input should", "permitted", "Field required", "validation", "valid ")
 BOTH = pytest.mark.parametrize(
     ("kind", "right"), [(CompletionRequest, COMPLETION), (ChatRequest, CHAT)], ids=["text", "chat"]
 )
@@ -42,57 +45,74 @@ def mistake(kind, body):
 @BOTH
 def test_every_wrong_value_of_every_field_is_said_with_its_field(kind, right):
     said = {}
-    for field in [*kind.model_fields, "un\nknown", "x" * 10_000]:
+    fields = [*kind.model_fields, *NOT_OFFERED, *READ_OVER, "un\nknown", "x" * 10_000]
+    for field in fields:
         for value in WRONG:
             found = mistake(kind, {**right, field: value})
             if found:
                 said[field] = said.get(field, 0) + 1
                 line, named = found
                 assert line.isprintable()
-                assert len(line) < 250
+                assert len(line) < 300
                 assert line.startswith(named)
-    assert set(said) == {*kind.model_fields, "un\nknown", "x" * 10_000} - FREE
+                assert not any(word in line for word in PYDANTICS)
+    assert set(said) == set(fields) - READ_OVER
     assert all(count > len(WRONG) / 3 for count in said.values())
 
 
 @BOTH
 def test_values_that_change_nothing_are_taken(kind, right):
-    for values in (SAME, dict.fromkeys(SAME), dict.fromkeys(FREE, "any")):
-        assert mistake(kind, {**right, **values}) is None
+    for name, (_, nothing) in NOT_OFFERED.items():
+        for value in (None, *nothing):
+            assert mistake(kind, {**right, name: value}) is None, name
+    assert mistake(kind, {**right, **dict.fromkeys(READ_OVER, "any")}) is None
+    assert mistake(kind, {**right, "stream_options": {"include_obfuscation": False}}) is None
+    # A number is no truth value: 0 asks for the log-probability of each token.
+    assert mistake(kind, {**right, "logprobs": 0})
 
 
 SAID = {
-    "nothing": (b"", "must be one JSON object: Invalid JSON: EOF while parsing"),
-    "a list": (b"[]", "one JSON object: Input should be an object; it is []"),
+    "nothing": (b"", "the request is not JSON: EOF while parsing"),
+    "a list": (b"[]", "the request must be one JSON object; it is []"),
     "nested": (
         CHAT | {"messages": [*CHAT["messages"], {"role": "god", "content": "a"}]},
-        "messages.1.role: Input should be 'system', 'developer', 'user', 'assistant' or 'tool'; it",
+        "messages.1.role must be system, developer, user, assistant or tool; it is 'god'",
     ),
+    "no turn": (CHAT | {"messages": [5]}, "objects, each with a role and a content; it is 5"),
     "missing": (
-        CHAT | {"messages": [{"role": "user"}]},
-        "messages.0.content: Field required; it is missing",
+        CHAT | {"messages": [{"content": "a"}]},
+        "messages.0.role must be system, developer, user, assistant or tool; it is missing",
+    ),
+    "a picture": (
+        CHAT | {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 5}]}]},
+        "as pictures and sound are not offered here",
     ),
     "a field of the other kind": (
-        CHAT | {"prompt": "a"},
-        "prompt: Extra inputs are not permitted; it is 'a'",
+        CHAT | {"prompt": "a"}, "prompt: there is no such field here; leave it out",
     ),
     "half a text": (
         COMPLETION | {"prompt": ["a", 5]},
         "a list of token ids, or a list of 1 to 256 of either; it is ['a', 5]",
     ),
+    "tools": (
+        CHAT | {"tools": [{"type": "function"}]}, "tools: tools are not offered here; leave it out",
+    ),
     "log-probabilities": (
         CHAT | {"logprobs": True, "top_logprobs": 2},
-        "logprobs: must be left out, as none are offered; it is True",
+        "logprobs: log-probabilities are not offered here; leave it out",
     ),
     "another format": (
         COMPLETION | {"response_format": {"type": "json_object"}},
-        "response_format.type: Input should be 'text'; it is 'json_object'",
+        "response_format: formats other than text are not offered here; leave it out",
+    ),
+    "several": (
+        COMPLETION | {"n": 2}, "n: several answers to one prompt are not offered here; leave",
     ),
     "long": (
         COMPLETION | {"temperature": "y" * 10**5},
-        f"temperature: Input should be a valid number; it is '{'y' * 39}…",
+        f"temperature must be a number from 0 to 2; it is '{'y' * 39}…",
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", SAID)
@@ -112,3 +132,40 @@ def test_a_list_of_wrong_values_is_left_at_the_first():
         with pytest.raises(ValidationError) as caught:
             kind_of(body).model_validate(body)
         assert caught.value.error_count() < 10
+
+
+TOOL_CALLS = [{"function": {"name": "clock", "arguments": {}}, "id": "1", "type": "function"}]
+TURNS = {
+    "a text": ({"role": "user", "content": "a"}, {"role": "user", "content": "a"}),
+    "parts": (
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "user", "content": "ab"},
+    ),
+    "an answer as a client keeps it": (
+        {"role": "assistant", "content": "a", "refusal": None, "tool_calls": None, "audio": None},
+        {"role": "assistant", "content": "a"},
+    ),
+    "calls of tools": (
+        {"role": "assistant", "content": None, "tool_calls": TOOL_CALLS},
+        {"role": "assistant", "content": None, "tool_calls": TOOL_CALLS},
+    ),
+    "what a tool says": (
+        {"role": "tool", "content": "9 pm", "tool_call_id": "1"},
+        {"role": "tool", "content": "9 pm", "tool_call_id": "1"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TURNS)
+def test_turns_go_to_the_template_as_they_stand_in_rows(case):
+    sent, turn = TURNS[case]
+    (message,) = request_of(ChatRequest, json.dumps(CHAT | {"messages": [sent]}).encode()).messages
+    assert message.turn() == turn
+
+
+@pytest.mark.parametrize("more", [{}, {"content": None}, {"content": None, "tool_calls": None}])
+def test_a_turn_without_a_content_is_refused(more):
+    turns = CHAT | {"messages": [{"role": "assistant", **more}]}
+    (message,) = request_of(ChatRequest, json.dumps(turns).encode()).messages
+    with pytest.raises(Refused, match="a turn has no content: give each a text"):
+        message.turn()

@@ -29,7 +29,8 @@ def test_the_commands_are_commands_of_lorada(made_up_summary):
 
 
 @pytest.mark.parametrize(
-    ("form", "uses"), [("label", ["predict", "serve"]), ("score", ["predict"]), ("text", ["serve"])]
+    ("form", "uses"),
+    [("label", ["predict", "serve"]), ("score", ["predict", "serve"]), ("text", ["serve"])],
 )
 def test_the_commands_are_those_that_the_form_of_the_rows_allows(form, uses):
     summary = summarize(with_result(results_of(alike()), form=form))

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from lorada.inference.serving.answers import Answers
+from lorada.inference.serving.classifier import Classifier
 from lorada.inference.serving.records import RUNNING, Record
 from lorada.inference.serving.requests import (
     ChatRequest,
@@ -27,7 +28,7 @@ from lorada.inference.serving.requests import (
     refusal_of,
     request_of,
 )
-from lorada.inference.serving.served import Classifier, Served, asks_of
+from lorada.inference.serving.served import Served, asks_of
 from lorada.support.files import json_lines
 
 KINDS: dict[str, Kind] = {
@@ -39,7 +40,7 @@ KINDS: dict[str, Kind] = {
 
 
 class Server:
-    """Answers requests to the names in ``served``, and labels texts by ``classifiers``."""
+    """Answers requests to the names in ``served``, and classifies by ``classifiers``."""
 
     def __init__(
         self,
@@ -155,9 +156,8 @@ class Answering:
         record.model = named.name
         # In threads: others are answered while long texts are made tokens, or labelled.
         if isinstance(body, ClassifyRequest) and isinstance(named, Classifier):
-            texts = [body.input] if isinstance(body.input, str) else body.input
-            self._server.take_places(record, len(texts))
-            whole = await asyncio.to_thread(named.classify, texts, record)
+            self._server.take_places(record, len(body.rows))
+            whole = await asyncio.to_thread(named.classify, body.rows, record)
         elif isinstance(named, Served) and not isinstance(body, ClassifyRequest):
             asks = await asyncio.to_thread(asks_of, named, body, self._limits.tokens)
             self._server.take_places(record, len(asks))
@@ -191,12 +191,16 @@ class Answering:
 
 
 async def _body_of(request: Request, most: int) -> bytes:
-    """The body of a request; a longer one than ``most`` bytes is refused."""
+    """The body of a request; a longer one than ``most`` bytes is refused, and read no further."""
+    too_long = Refused(413, f"the request is longer than {most} bytes")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > most:
+        raise too_long
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > most:
-            raise Refused(413, f"the request is longer than {most} bytes")
+        if len(body) > most:  # of a body in chunks nobody says the length
+            raise too_long
     return bytes(body)
 
 

@@ -13,14 +13,31 @@ from starlette.responses import JSONResponse, Response
 from lorada.inference.serving.records import CLOSED
 
 logger = logging.getLogger(__name__)
-MOST_PROMPTS, MOST_STOPS, MOST_TURNS = 256, 4, 10_000
+MOST_PROMPTS, MOST_STOPS, MOST_TURNS = 256, 16, 10_000
 LONGEST = 40  # characters of a wrong value, or of a field's name, that are repeated
 # The first fault of a long list is enough: to describe each takes many times the body's memory.
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 Texts = Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
 Prompts = Annotated[list[Ids], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
-Zero = Annotated[float, Field(ge=0, le=0)] | None
-Empty = Annotated[list[Any] | dict[str, Any], Field(max_length=0)] | None
+Item = str | dict[str, Any]
+Items = Annotated[list[Item], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
+# Fields of OpenAI's API that change nothing here, whatever they say.
+READ_OVER = {
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+    "prompt_cache_retention", "prediction", "parallel_tool_calls",
+}  # fmt: skip
+# Those that would change the answer: what they ask for, and the values that ask for nothing.
+NOT_OFFERED: dict[str, tuple[str, list[Any]]] = {
+    "tools": ("tools", [[]]), "tool_choice": ("tools", ["none", "auto"]),
+    "functions": ("tools", [[]]), "function_call": ("tools", ["none", "auto"]),
+    "logprobs": ("log-probabilities", [False]), "top_logprobs": ("log-probabilities", [0]),
+    "response_format": ("formats other than text", [{"type": "text"}]),
+    "modalities": ("pictures and sound", [["text"]]), "audio": ("pictures and sound", []),
+    "n": ("several answers to one prompt", [1]), "best_of": ("several answers to one prompt", [1]),
+    "presence_penalty": ("penalties", [0, 0.0]), "frequency_penalty": ("penalties", [0, 0.0]),
+    "logit_bias": ("biases of tokens", [{}, []]), "echo": ("prompts in the answer", [False]),
+    "suffix": ("texts behind the answer", [""]), "reasoning_effort": ("levels of effort", []),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,9 +52,12 @@ class Limits:
 
 
 class Strict(BaseModel):
-    """An object in a request: without other fields, and without values of another type."""
+    """An object in a request, without values of another type.
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    The description of each field says what it must be.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(Strict):
@@ -54,55 +74,43 @@ class TextPart(Strict):
 
 
 class Message(Strict):
-    """A turn of a conversation."""
+    """A turn of a conversation; what else it has, such as ``tool_calls``, is the template's."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
-    name: str | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
+        description="system, developer, user, assistant or tool"
+    )
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = Field(
+        None,
+        description='a text or a list of {"type": "text", "text": TEXT}, as pictures and sound are '
+        "not offered here",
+    )
 
-    def turn(self) -> dict[str, str]:
-        """The turn as a chat template takes it."""
-        parts = self.content
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return {"role": self.role, "content": text}
+    def turn(self) -> dict[str, Any]:
+        """The turn as it stands in rows to learn from; without a content it needs tool calls."""
+        more = {name: value for name, value in (self.model_extra or {}).items() if value}
+        text = self.content
+        if text is None and "tool_calls" not in more:
+            raise Refused(400, "a turn has no content: give each a text", param="messages")
+        if isinstance(text, list):
+            text = "".join(part.text for part in text)
+        return {"role": self.role, "content": text, **more}
 
 
 class Request(Strict):
-    """Fields of both kinds of request for text.
+    """Fields of both kinds of request for text."""
 
-    Of a field with several types the description says what it must be; else pydantic says it.
-    """
-
-    model: str
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    model: str = Field(description="a name from /v1/models")
+    stream: bool | None = Field(None, description="true or false")
+    stream_options: StreamOptions | None = Field(
+        None, description='{"include_usage": true} or {"include_usage": false}'
+    )
+    max_tokens: int | None = Field(None, ge=1, description="a whole number from 1")
+    temperature: float | None = Field(None, ge=0, le=2, description="a number from 0 to 2")
+    top_p: float | None = Field(None, gt=0, le=1, description="a number above 0, at most 1")
+    seed: int | None = Field(None, description="a whole number")
     stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = Field(
         None, description=f"a text, or a list of at most {MOST_STOPS}, or left out"
     )
-
-    # What would change the answer and no batch here can follow: only what changes nothing is taken.
-    n: Literal[1] | None = None
-    best_of: Literal[1] | None = None
-    presence_penalty: Zero = None
-    frequency_penalty: Zero = None
-    logit_bias: Empty = None
-    seed: None = None
-    suffix: None = None
-    echo: Literal[False] | None = None
-    tools: Empty = None
-    tool_choice: Literal["none"] | None = None
-    logprobs: Literal[False] | None = Field(None, description="left out, as none are offered")
-    top_logprobs: Literal[0] | None = None
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
-    # What does not touch the answer.
-    user: Any = None
-    metadata: Any = None
-    store: Any = None
-    service_tier: Any = None
-    parallel_tool_calls: Any = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -114,8 +122,11 @@ class Request(Strict):
 class ChatRequest(Request):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1, max_length=MOST_TURNS, fail_fast=True)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    messages: list[Message] = Field(
+        min_length=1, max_length=MOST_TURNS, fail_fast=True,
+        description=f"a list of 1 to {MOST_TURNS:,} objects, each with a role and a content",
+    )  # fmt: skip
+    max_completion_tokens: int | None = Field(None, ge=1, description="a whole number from 1")
 
 
 class CompletionRequest(Request):
@@ -127,10 +138,19 @@ class CompletionRequest(Request):
 
 
 class ClassifyRequest(Strict):
-    """The body of ``POST /v1/classify``: texts to label."""
+    """The body of ``POST /v1/classify``: texts, pairs of texts, or prompts with candidates."""
 
-    model: str
-    input: str | Texts = Field(description=f"a text, or a list of 1 to {MOST_PROMPTS}")
+    model: str = Field(description="a name from /v1/models")
+    input: Item | Items = Field(
+        description='a text, {"text": TEXT, "text_pair": TEXT}, {"prompt": TEXT, "candidates": '
+        f"TEXTS}}, or a list of 1 to {MOST_PROMPTS} of these"
+    )
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The input as rows of a file."""
+        items = self.input if isinstance(self.input, list) else [self.input]
+        return [{"text": item} if isinstance(item, str) else item for item in items]
 
 
 Kind = type[ChatRequest] | type[CompletionRequest] | type[ClassifyRequest]
@@ -140,26 +160,40 @@ def request_of(kind: Kind, body: bytes) -> ChatRequest | CompletionRequest | Cla
     """The request in a body.
 
     Raises:
-        Refused: for another, with the first field that is wrong, what it must be, and what it is.
+        Refused: for another, with the first field that is wrong, what it must be, and what it is;
+            or that is not offered.
     """
     try:
-        return kind.model_validate_json(body)
+        found = kind.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-    value = "missing" if first["type"] == "missing" else _short(repr(first["input"]))
+        raise _refusal(kind, error) from error
+    for name, value in (found.model_extra or {}).items():
+        what, nothing = NOT_OFFERED.get(name, ("", []))
+        same = any(type(value) is type(one) and value == one for one in nothing)
+        if value is not None and not same and name not in READ_OVER:
+            shown = (name if name.isidentifier() else repr(name))[:LONGEST]
+            said = f"{what} are not offered here" if what else "there is no such field here"
+            raise Refused(400, f"{shown}: {said}; leave it out", param=shown)
+    return found
+
+
+def _refusal(kind: Kind, error: ValidationError) -> "Refused":
+    """What to say of a body that is no request of a kind."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        return Refused(400, f"the request is not JSON: {first['ctx']['error']}")
     if not first["loc"]:
-        raise Refused(400, f"the request must be one JSON object: {first['msg']}; it is {value}")
-    # A field's name may be anything.
-    places = ((str(place), repr(place)) for place in first["loc"][:3])
-    names = [_short(name if name.isidentifier() else shown) for name, shown in places]
-    known = kind.model_fields.get(names[0])
-    where, said = ".".join(names), first["msg"]
-    if known is not None and known.description:
-        where, said = names[0], f"must be {known.description}"
-    raise Refused(400, f"{where}: {said}; it is {value}", param=names[0])
+        return Refused(400, f"the request must be one JSON object; it is {_short(first['input'])}")
+    name, *inner = map(str, first["loc"])
+    where, must = name, kind.model_fields[name].description
+    if name == "messages" and inner[1:]:
+        where, must = f"{name}.{inner[0]}.{inner[1]}", Message.model_fields[inner[1]].description
+    is_now = "is missing" if first["type"] == "missing" else f"is {_short(first['input'])}"
+    return Refused(400, f"{where} must be {must}; it {is_now}", param=name)
 
 
-def _short(text: str) -> str:
+def _short(value: Any) -> str:
+    text = repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 

@@ -1,16 +1,13 @@
-"""What answers to a name: a run or the base alone with its batches, or a run that labels texts."""
+"""What writes text under a name: a run, or the base alone, with its batches."""
 
 import itertools
-import threading
-import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from secrets import randbits
 from typing import Any, NamedTuple
 
-import torch
 from peft import PeftModel
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
@@ -18,11 +15,10 @@ from lorada.inference.can_refill import reason_against
 from lorada.inference.generate import (
     chat_prompt,
     generation_settings,
-    room_for_prompts,
     tokens_of,
 )
-from lorada.inference.load import Run, load_run, load_side_by_side
-from lorada.inference.serving.records import Record
+from lorada.inference.load import Run, load_side_by_side
+from lorada.inference.serving.draw import draw_by_seed
 from lorada.inference.serving.requests import (
     ChatRequest,
     CompletionRequest,
@@ -31,7 +27,6 @@ from lorada.inference.serving.requests import (
 )
 from lorada.inference.serving.shared_model import AdapterView, SharedModel
 from lorada.runs.data.dataset import context_of
-from lorada.runs.folder.same_base import adapter_names
 
 # On a processor: tokens in a page of a cache, tokens that one forward pass reads at most, and
 # tokens in the cache of a batch, unless the user says otherwise.
@@ -49,12 +44,13 @@ COLDEST = 1e-6
 class Ask(NamedTuple):
     """What one answer is to be: behind the prompt's ``ids``, at most ``most`` tokens.
 
-    They are drawn by ``rule``, a temperature and ``top_p``; if it is empty, each is the likeliest.
+    They are drawn by ``rule``, a temperature, ``top_p`` and a seed; if it is empty, each is the
+    likeliest.
     """
 
     ids: list[int]
     most: int
-    rule: dict[str, float]
+    rule: dict[str, Any]
 
 
 class Served:
@@ -85,9 +81,7 @@ class Served:
                 "it"
             )
         self.name, self.run = name, run
-        # Tokens of an answer, unless a request says otherwise: those of ``lorada generate``.
-        self.most = self._settings["max_new_tokens"]
-        room_for_prompts(run, self.most)  # refuses what no prompt could go with
+        self.most = self._settings["max_new_tokens"]  # of ``lorada generate``
         cached = (size["num_blocks"] - 1) * size["page_size"] if "num_blocks" in size else None
         rooms = [room for room in (context_of(run.model.config), cached) if room is not None]
         self.room = min(rooms, default=None)  # tokens of a prompt with its answer; None: any number
@@ -141,8 +135,11 @@ class Served:
             batching = ContinuousBatchingConfig(
                 per_request_processors=drawn, auto_switch_to_flash=False, **self._size
             )
-            self.batches[drawn] = self.view.init_continuous_batching(config, batching)
-            self.batches[drawn].start()
+            batch = self.view.init_continuous_batching(config, batching)
+            if drawn:
+                draw_by_seed(batch.logit_processor)
+            batch.start()
+            self.batches[drawn] = batch
         return self.batches[drawn]
 
 
@@ -175,63 +172,6 @@ def open_served(
     return {name: Served(name, run, base, views[name], size) for name, run in runs.items()}
 
 
-class Classifier:
-    """A run that labels texts at ``/v1/classify``, in vLLM's form, one request at a time."""
-
-    def __init__(self, name: str, run: Run) -> None:
-        self.name, self.labels, self._run = name, run.labels, run
-        self.described = {"base": run.recipe.model, "method": run.recipe.method}
-        self._turn = threading.Lock()
-
-    @torch.no_grad()
-    def classify(self, texts: list[str], record: Record) -> dict[str, Any]:
-        """The response to texts, whose probabilities are in the order of the run's classes.
-
-        Raises:
-            Refused: for a text that is too long, or has no token that the model knows.
-        """
-        room, size = self._run.recipe.max_length, self._run.recipe.eval_batch_size
-        found: list[list[float]] = []
-        with self._turn:
-            for number, ids in enumerate(self._run.tokenizer(texts, verbose=False)["input_ids"]):
-                if not ids:
-                    raise Refused(400, f"input {number} has no token of this model", param="input")
-                if len(ids) > room:
-                    said = f"input {number} has {len(ids)} tokens; there is room for {room}"
-                    raise Refused(400, said, code="context_length_exceeded", param="input")
-                record.read += len(ids)
-            for start in range(0, len(texts), size):
-                some = texts[start : start + size]
-                batch = self._run.tokenizer(some, padding=True, return_tensors="pt")
-                logits = self._run.model(**batch.to(self._run.device)).logits
-                found += logits.float().softmax(-1).tolist()
-        data = [
-            {
-                "index": i, "label": self.labels[probs.index(max(probs))], "probs": probs,
-                "num_classes": len(probs),
-            }
-            for i, probs in enumerate(found)
-        ]  # fmt: skip
-        return {
-            "id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()),
-            "model": self.name, "data": data, "usage": record.usage,
-        }  # fmt: skip
-
-
-def open_classifiers(
-    folders: Sequence[Path], *, trust_remote_code: bool = False
-) -> dict[str, Classifier]:
-    """Load finished runs, each with a base of its own, by the names of their folders.
-
-    Raises:
-        ValueError: for a run that is not finished, or is given twice.
-    """
-    return {
-        name: Classifier(name, load_run(folder, trust_remote_code=trust_remote_code))
-        for name, folder in zip(adapter_names(folders), folders, strict=True)
-    }
-
-
 def asks_of(
     served: Served, request: ChatRequest | CompletionRequest, limit: int | None
 ) -> list[Ask]:
@@ -247,9 +187,11 @@ def asks_of(
     except ValueError as error:  # an empty prompt, or turns that the chat template refuses
         said = " ".join(str(error).split())[:LONGEST]
         raise Refused(400, said, param=param) from error
-    rule = {}
+    rule: dict[str, Any] = {}
     if (heat := request.temperature or 0.0) >= COLDEST:
-        rule = {"temperature": heat, "top_p": 1.0 if request.top_p is None else request.top_p}
+        seed = randbits(63) if request.seed is None else request.seed
+        share = 1.0 if request.top_p is None else request.top_p
+        rule = {"temperature": heat, "top_p": share, "seed": seed}
     return [Ask(ids, _most(served, len(ids), most, limit), rule) for ids in prompts]
 
 
@@ -274,7 +216,8 @@ def _ids(served: Served, request: ChatRequest | CompletionRequest) -> list[list[
 def _most(served: Served, read: int, wanted: int | None, limit: int | None) -> int:
     """How many tokens an answer may have behind a prompt of ``read`` tokens.
 
-    Where the request does not say, it is what fits, at most what ``lorada generate`` writes.
+    Where the request does not say, it is what fits; if the model has room for any number, it is
+    what ``lorada generate`` writes.
     """
     left = None if served.room is None else served.room - read
     if left is not None and left < (wanted or 1):
@@ -284,7 +227,7 @@ def _most(served: Served, read: int, wanted: int | None, limit: int | None) -> i
             code="context_length_exceeded",
         )  # fmt: skip
     if wanted is None:
-        return min(most for most in (served.most, left, limit) if most is not None)
+        return min((most for most in (left, limit) if most is not None), default=served.most)
     if limit is not None and wanted > limit:
         raise Refused(400, f"{wanted} tokens are more than this server writes, {limit}")
     return wanted

@@ -82,8 +82,7 @@ def commands_of(folder: Path, best: ScoredCandidate, pair: Pair | None) -> dict[
     }
     if run.result.get("form") in CLASSIFIED:
         found["predict"] = ["predict", place, "--text", "TEXT", *allowed]
-    if run.result.get("form") != "score":  # a number is not served
-        found["serve"] = ["serve", place, *allowed]
+    found["serve"] = ["serve", place, *allowed]
     if _has_adapter(place):
         found["explore"] = ["explore", place, "--text", "TEXT", *allowed]
     if pair is not None:

@@ -419,6 +419,8 @@ def rows_to_answer(
     labels: tuple[str, ...] = (),
     columns: Columns | None = None,
     before: Columns | None = None,
+    *,
+    pairs: bool = False,
 ) -> Rows:
     """Rows for a run to answer, as they were read; right answers in them are left out.
 
@@ -429,11 +431,18 @@ def rows_to_answer(
         labels: the classes that it has learned.
         columns: the user's names of fields.
         before: those of the training, if there are no ``columns``; these rows may lack them.
+        pairs: whether it has learned pairs of texts only.
 
     Raises:
-        ValueError: for rows that the run cannot read.
+        ValueError: for rows that the run cannot read, or that are half a pair.
     """
     rows, form = to_answer(rows, path, learned, labels, columns, before)
+    for number, row in enumerate(rows if pairs else (), start=1):
+        if not row.get("text_pair"):
+            raise ValueError(
+                f"{path} row {number} has no text_pair, and this run has learned pairs of texts: "
+                "pass rows that have both, with --data FILE or in a request"
+            )
     if form == "text":
         rows, form = [{"prompt": row["text"], "response": ""} for row in rows], "prompt"
     if form == "prompt" and learned == "messages":

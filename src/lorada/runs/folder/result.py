@@ -36,6 +36,7 @@ class _Scored(_Part):
 class _Result(_Scored):
     labels: list[str]
     form: Form
+    pairs: bool = False  # of texts, in every row that it learned
     history: list[dict[str, float | None]]
 
 

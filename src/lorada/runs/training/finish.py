@@ -111,6 +111,7 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
         "max_new_tokens": recipe.max_new_tokens or limit,
         "label_type": rows.label_type,
         "learned_scores": None if scale is None else {"mean": scale.mean, "sd": scale.sd},
+        "pairs": all(row.get("text_pair") for row in rows.rows),
         "seed": setup.trainer.args.seed,
         "data": {
             "file": file_names(rows.path),
