@@ -39,10 +39,15 @@ MAY_IMPORT = {
     "compare": {"support"},
     "report": {"compare", "support"},
     # The names of the package itself.
-    "lorada": {"compare", "inference", "runs", "methods", "tuners", "functional", "data", "support"},
-    "cli": {"lorada", "experiments", "compare", "inference", "report", "runs", "methods", "data", "support"},
+    "lorada": {
+        "compare", "inference", "runs", "methods", "tuners", "functional", "data", "support",
+    },
+    "cli": {
+        "lorada", "experiments", "compare", "inference", "report", "runs", "methods", "data",
+        "support",
+    },
     "lorada_cli": {"cli"},
-}
+}  # fmt: skip
 
 
 def name_of(path):

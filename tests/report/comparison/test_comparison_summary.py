@@ -9,9 +9,9 @@ import pytest
 from comparison_errors import made_up_scores
 from made_up_comparison import HELD_OUT, write_made_up
 
+from lorada.compare.statistics import interval
 from lorada.report.comparison.commands import LONGER
 from lorada.report.comparison.read import Results, ScoredCandidate, ScoredRun, read_comparison
-from lorada.compare.statistics import interval
 from lorada.report.comparison.summarize import summarize
 from lorada.report.comparison.summary import Baseline, CandidateLine
 from lorada.report.comparison.verdict import choose, verdict
