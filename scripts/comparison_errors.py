@@ -52,7 +52,7 @@ from lorada.compare.statistics import (
     Common,
     detectable,
     holm,
-    interval,
+    mean_score,
     paired_p,
 )
 
@@ -163,7 +163,7 @@ def measure(seeds: int, rows: int, run: float, repeats: int) -> list[float]:
     unequal = [made_up_scores(random, seeds, rows, **six, taste=0.5) for _ in range(few)]
     step = np.median([detectable(each) for each in unequal])
     true = np.mean([made_up_scores(random, 1, 20_000, run=run) for _ in range(100)])
-    intervals = [interval(a) for a, _ in copies[:few]]
+    intervals = [mean_score(a, Common.of(pair)).interval() for pair in copies[:few] for a in pair]
     return [
         float(np.mean([a.mean(axis=1).std(ddof=1) for a, _ in copies])),
         percent(swapped_rows_p(a, b) < ALPHA for a, b in copies[: repeats // 20]),

@@ -40,28 +40,14 @@ MAY_IMPORT = {
     "report": {"compare", "support"},
     # The names of the package itself.
     "lorada": {
-        "compare",
-        "inference",
-        "runs",
-        "methods",
-        "tuners",
-        "functional",
-        "data",
-        "support",
+        "compare", "inference", "runs", "methods", "tuners", "functional", "data", "support",
     },
     "cli": {
-        "lorada",
-        "experiments",
-        "compare",
-        "inference",
-        "report",
-        "runs",
-        "methods",
-        "data",
+        "lorada", "experiments", "compare", "inference", "report", "runs", "methods", "data",
         "support",
     },
     "lorada_cli": {"cli"},
-}
+}  # fmt: skip
 
 
 def name_of(path):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from bootstrap import interval
 from kept import Found, Measured, keep, kept, read
 from page import DOCS, write_marked
 from run import ATLAS, ATLAS_TASKS
@@ -25,7 +26,6 @@ from lorada.compare.statistics import (
     ALPHA,
     detectable,
     holm,
-    interval,
     paired_p,
 )
 

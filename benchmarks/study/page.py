@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import hypotheses
 import lengths
 import numpy as np
+from bootstrap import interval
 from hypotheses import Found
 from kept import finished
 from library.page import write_marked
@@ -36,7 +37,7 @@ from run import (
     SMALL,
 )
 
-from lorada.compare.statistics import detectable, interval, paired_p
+from lorada.compare.statistics import detectable, paired_p
 from lorada.report.comparison.read import ScoredCandidate
 from lorada.support.files import json_text, write_atomic
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from bootstrap import interval
 from kept import Found, Measured, corrected, keep, kept, read
 from page import DOCS, write_marked
 from picture import Difference, draw
@@ -33,7 +34,7 @@ from run import (
     WRITER_METHODS,
 )
 
-from lorada.compare.statistics import ALPHA, detectable, fixed_p, holm, interval
+from lorada.compare.statistics import ALPHA, detectable, fixed_p, holm
 
 KEPT = DOCS / "results" / "study2.json.gz"
 SCRIPT = "study/second.py"

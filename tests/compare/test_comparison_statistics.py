@@ -19,38 +19,26 @@ from lorada.compare.statistics import (
     detectable,
     fixed_p,
     holm,
-    interval,
+    mean_score,
     paired_p,
 )
 
 SAME = 1e-9  # relative; two ways to compute one number
-DRAWN = 0.05  # relative; a percentile of 10,000 draws beside its formula
 COPIES = 400  # made-up pairs of copies of one method
 # 5 % of the copies may be called different. More than 8 % of 400 would be chance once in 250 times.
 MOST_WRONG = 0.08
 
 
-def test_an_interval_of_one_seed_is_that_of_the_mean_over_rows():
-    random = np.random.default_rng(1)
-    for scores in (100.0 * (random.random((1, 500)) < 0.7), random.normal(50, 9, (1, 500))):
-        low, high = interval(scores)
-        expected = 2 * 1.96 * scores.std() / np.sqrt(500)
-        assert high - low == pytest.approx(expected, rel=DRAWN)
-        assert low < scores.mean() < high
+def test_the_interval_of_one_seed_is_students_over_rows():
+    scores = np.random.default_rng(1).normal(50, 9, (1, 50))
+    expected = stats.ttest_1samp(scores[0], 0).confidence_interval()
+    assert mean_score(scores).interval() == pytest.approx(tuple(expected), rel=SAME)
 
 
-def test_an_interval_covers_seeds_that_differ_though_all_rows_agree():
-    scores = np.repeat([[40.0], [50.0], [60.0]], 100, axis=1)
-    assert interval(scores) == (40.0, 60.0)
-    assert interval(scores[:1]) == (40.0, 40.0)
-
-
-def test_an_interval_is_the_same_each_time_and_wider_for_a_higher_level():
-    scores = made_up_scores(np.random.default_rng(2), 3, 100)[0]
-    assert interval(scores) == interval(scores)
-    low, high = interval(scores, 0.99)
-    assert low < interval(scores)[0]
-    assert high > interval(scores)[1]
+def test_the_interval_of_runs_that_score_all_rows_alike_is_students_over_runs():
+    scores = np.repeat([[40.0], [50.0], [66.0]], 100, axis=1)
+    expected = stats.ttest_1samp([40.0, 50.0, 66.0], 0).confidence_interval(0.9)
+    assert mean_score(scores).interval(0.9) == pytest.approx(tuple(expected), rel=SAME)
 
 
 def test_without_differences_between_rows_the_test_is_a_t_test_of_the_runs():

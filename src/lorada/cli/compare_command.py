@@ -75,6 +75,10 @@ Metric = Annotated[str | None, METRIC]
 Against = Annotated[
     str | None, typer.Option(help="a method to test the others against, besides the best")
 ]
+Margin = Annotated[
+    float | None,
+    typer.Option(help="points that a cheaper method may cost: 1; of losses 2 % of the lowest"),
+]
 Output = Annotated[str | None, typer.Option(help="folder of the comparison")]
 Resume = Annotated[bool, typer.Option(help="go on with the comparison in the folder")]
 Overwrite = Annotated[bool, typer.Option(help="delete the comparison in --output first")]
@@ -101,6 +105,7 @@ def compare(
     search: Search = None,
     metric: Metric = None,
     against: Against = None,
+    margin: Margin = None,
     output: Output = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -127,7 +132,7 @@ def compare(
     asked = {
         "methods": split_names("methods", methods), "budgets": split_names("budget", budget),
         "seeds": split_seeds(seeds), "trials": trials, "rates": _rates(rates),
-        "search": search, "against": against, "held_out": held_out,
+        "search": search, "against": against, "margin": margin, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
     if part is not None and overwrite:

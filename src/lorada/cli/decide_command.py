@@ -8,15 +8,13 @@ import typer
 from rich.table import Table
 
 from lorada.cli.app import Json, app, console, print_json, suggest
+from lorada.cli.compare_command import Margin
 
 
 @app.command()
 def decide(
     scores: Annotated[Path, typer.Argument(help="CSV: method, seed, row, score; maybe group")],
-    margin: Annotated[
-        float | None,
-        typer.Option(help="points that a cheaper method may cost: 1; of losses 2 % of the lowest"),
-    ] = None,
+    margin: Margin = None,
     lower_is_better: Annotated[
         bool, typer.Option("--lower-is-better", help="scores are losses or errors")
     ] = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lorada.cli.app import Json, Remote, app, importing
-from lorada.cli.compare_command import Against, Metric, Text, show_report
+from lorada.cli.compare_command import Against, Margin, Metric, Text, show_report
 
 
 @app.command()
@@ -14,6 +14,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="folder of a comparison")],
     metric: Metric = None,
     against: Against = None,
+    margin: Margin = None,
     with_text: Text = False,
     remote: Remote = False,
     as_json: Json = False,
@@ -28,4 +29,5 @@ def report(
         rescore(folder, metric, trust_remote_code=remote)
     from lorada.report.comparison.write import write_report
 
-    show_report(*write_report(folder, against, with_text, metric), as_json=as_json)
+    found = write_report(folder, against, with_text, metric, margin)
+    show_report(*found, as_json=as_json)

@@ -8,7 +8,8 @@ one seed. The score of one row in one run is modelled as
 A difference between two methods is due to chance if other rows, or other runs of the same methods,
 could have turned it round. Both are covered:
 
-- ``interval`` draws rows and runs anew (a bootstrap of both).
+- ``mean_score`` and ``difference`` have the standard error and degrees of freedom of this test, and
+  Student's intervals.
 - ``paired_p`` is a t-test of the difference in means, paired by row. Its standard error adds the
   variance between the runs of each method to the variance that the choice of rows causes; its
   degrees of freedom are Welch's and Satterthwaite's, because the runs of one method may vary more
@@ -42,49 +43,7 @@ Scores = NDArray[np.float64]
 LEVEL = 0.95  # of intervals
 ALPHA = 0.05  # a p-value below it is a difference
 POWER = 0.8  # of the smallest detectable difference
-DRAWS = 10_000  # of a bootstrap
-PART = 200_000  # rows drawn at once: few enough for the processor's cache
-SEED = 0  # of the random draws, so that a report is the same each time
 TINY = 1e-9  # percent; differences below it are rounding errors
-
-
-def interval(scores: Scores, level: float = LEVEL) -> tuple[float, float]:
-    """The interval of the mean score, by a bootstrap over rows and seeds; of one seed, over rows.
-
-    Args:
-        scores: seeds × rows.
-        level: of confidence.
-
-    Returns:
-        Its lower and upper end: percentiles of 10,000 draws.
-    """
-    random = np.random.default_rng(SEED)
-    rows = scores.shape[1]
-    # Rows with the same scores in all seeds are drawn together, which is fast for right and wrong.
-    patterns, counts = np.unique(scores, axis=1, return_counts=True)
-    together = 4 * len(counts) < rows
-    means = []
-    per_part = max(1, PART // rows)
-    for start in range(0, DRAWS, per_part):
-        draws = min(per_part, DRAWS - start)
-        if together:
-            drawn = random.multinomial(rows, counts / rows, size=draws) @ patterns.T
-        else:
-            drawn = _row_counts(random, rows, draws) @ scores.T
-        means.append(drawn / rows)
-    by_seed = np.concatenate(means)  # draws × seeds
-    seeds = random.integers(len(scores), size=by_seed.shape)
-    drawn = np.take_along_axis(by_seed, seeds, axis=1).mean(axis=1)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _row_counts(random: np.random.Generator, rows: int, draws: int) -> NDArray[np.float64]:
-    """How often each row is drawn: draws × rows."""
-    drawn = random.integers(rows, size=(draws, rows))
-    drawn += np.arange(draws)[:, None] * rows
-    counts = np.bincount(drawn.ravel(), minlength=draws * rows)
-    return counts.reshape(draws, rows).astype(float)
 
 
 def paired_p(a: Scores, b: Scores, common: "Common | None" = None) -> float:

@@ -9,12 +9,11 @@ import pytest
 from comparison_errors import made_up_scores
 from made_up_comparison import HELD_OUT, write_made_up
 
-from lorada.compare.statistics import interval
+import lorada
+from lorada.compare.statistics import Common, mean_score
 from lorada.report.comparison.commands import LONGER
 from lorada.report.comparison.read import Results, ScoredCandidate, ScoredRun, read_comparison
 from lorada.report.comparison.summarize import summarize
-from lorada.report.comparison.summary import Baseline, CandidateLine
-from lorada.report.comparison.verdict import choose, verdict
 
 ROWS = 200
 TINY = 1e-9  # relative; two ways to compute one number
@@ -61,133 +60,57 @@ def commonest(scores, metric="exact_match"):
     return {"commonest": {"answer": "Yes", "row_scores": {metric: scores.tolist()}}}
 
 
-HALF = commonest(right_rows(20)[0])
+HALF_WRONG = commonest(right_rows(20, rows=ROWS)[0])
 
 
 def test_one_method_better_than_all_others_is_taken():
     scores = alike()
     summary = summarize(results_of({**scores, "dora": raised(scores["dora"], 0.8)}))
     assert summary.best == "dora"
-    assert summary.verdict.startswith("Take dora: it scores 9")
-    assert "2 other candidates score less by more than chance (p ≤ " in summary.verdict
+    assert summary.verdict.startswith("Take dora (9")
     letters = {line.label: line.letter for line in summary.lines}
     assert letters == {"dora": "a", "lora": "b", "ia3": "b"}
 
 
-def test_of_methods_that_cannot_be_told_apart_the_cheapest_is_taken_and_the_highest_is_named():
+@pytest.mark.parametrize(("margin", "taken"), [(None, "dora"), (30.0, "ia3")])
+def test_the_verdict_is_that_of_decide_with_costs_baselines_and_margin(margin, taken):
     scores = alike()
-    scores["lora"] = np.maximum(scores["lora"], scores["ia3"])  # highest, but not by much
-    scores["dora"] = raised(scores["dora"], 0.0) * 0.3
-    summary = summarize(results_of({k: scores[k] for k in ("lora", "dora")} | {
-        "ia3": np.where(np.arange(ROWS) < 3, 0.0, scores["lora"]),
-    }))  # fmt: skip
-    assert summary.best == "ia3"
-    assert summary.verdict.startswith("Take ia3, with ")
-    assert "lora has the highest score, " in summary.verdict
-    assert (
-        "1 other candidate cannot be told apart from it, and of these ia3 trains the fewest "
-        in (summary.verdict)
-    )
-    assert "parameters (7,000)." in summary.verdict
-    assert "More held-out rows and seeds may show whether the" in summary.verdict
-
-
-def test_the_highest_score_is_taken_where_it_is_also_the_cheapest():
-    scores = alike(2)
-    scores["dora"] = scores["lora"].copy()
-    scores["dora"][:, :2] = 100.0
-    scores["lora"][:, :2] = 0.0
-    verdict = summarize(results_of(scores)).verdict
-    assert verdict.startswith("Take dora: it has the highest score, ")
-    assert verdict.endswith(
-        "1 other candidate cannot be told apart from it, and of these it trains the fewest "
-        "parameters (8,000)."
-    )
-
-
-@pytest.mark.parametrize(
-    ("sizes", "words"),
-    [
-        ((8000, 8000, 8000), "takes the least time for a step (2 s)"),
-        (
-            (9000, 8000, 8000),
-            "trains the fewest parameters (8,000), and of those equal in this takes the least time "
-            "for a step (2 s)",
-        ),
-    ],
-)
-def test_of_those_that_train_the_fewest_the_fastest_is_taken(sizes, words):
-    same = alike(1)["lora"]
-    results = results_of({"lora": same, "ia3": same, "dora": same[::-1]})
-    candidates = [
-        dataclasses.replace(one, plan={**one.plan, "trainable": size}, seconds=seconds)
-        for one, size, seconds in zip(results.candidates, sizes, (2.5, 3.0, 2.0), strict=True)
-    ]
-    summary = summarize(dataclasses.replace(results, candidates=candidates))
-    assert summary.best == "dora"
-    assert f"of these dora {words}" in summary.verdict
-
-
-def test_the_cheapest_is_not_taken_where_it_does_not_beat_the_model_as_it_is():
-    random = np.random.default_rng(10)
-    lora = 100.0 * (random.random((3, ROWS)) < 0.62)
-    ia3 = 100.0 * (random.random((3, ROWS)) < 0.56)
-    untrained = 100.0 * (random.random(ROWS) < 0.5)
-    base = {"as_it_is": {"row_scores": {"exact_match": untrained.tolist()}}}
-    summary = summarize(results_of({"lora": lora, "dora": lora[::-1], "ia3": ia3}, baselines=base))
-    p_best, p_untrained = summary.lines[2].p_best, summary.lines[2].p_untrained
-    assert p_best > 0.05 < p_untrained
-    assert summary.best == "dora"  # it trains fewer than lora, and ia3 the fewest
-    assert summary.verdict.startswith("Take dora, with 63.3%: lora has the highest score, 63.3%, ")
-    assert (
-        "of those that also beat the model as it is by more than chance dora trains the fewest"
-        in summary.verdict
-    )
-    assert "are real" not in summary.verdict  # there is no difference between 63.3 and 63.3
-
-
-def otherwise(base, gained, lost):
-    """Runs alike: ``base`` with the first wrong rows put right and the first right ones wrong."""
-    found = base.copy()
-    found[np.flatnonzero(base == 0)[:gained]] = 100.0
-    found[np.flatnonzero(base)[:lost]] = 0.0
-    return np.stack([found] * 3)
-
-
-def test_the_only_one_of_those_alike_that_beats_the_commonest_answer_is_taken_for_that():
-    base = right_rows(30, rows=60)[0]
-    scores = {
-        "lora": otherwise(base, 16, 6), "dora": otherwise(base, 9, 0), "ia3": otherwise(base, 2, 2)
-    }  # fmt: skip
-    summary = summarize(results_of(scores, baselines=commonest(base)))
-    assert summary.best == "dora"
-    assert summary.verdict.startswith(
-        "Take dora, with 65.0%: lora has the highest score, 66.7%, but 2 other candidates cannot "
-        "be told apart from it, and of these only dora beats the commonest answer by more than "
-        "chance. More "
-    )
-
-
-def test_the_highest_is_taken_of_those_that_beat_the_commonest_answer_and_cost_the_same():
-    base = right_rows(30, rows=60)[0]
-    scores = {name: otherwise(base, 9, 0) for name in ("lora", "dora")}
-    results = results_of({**scores, "ia3": otherwise(base, 16, 6)}, baselines=commonest(base))
-    for candidate in results.candidates:
-        candidate.plan["trainable"] = 9000
+    scores["dora"] = raised(scores["dora"], 0.4)
+    results = results_of(scores, baselines=HALF_WRONG)
+    for candidate, size in zip(results.candidates, (9000, 8000, 2000), strict=True):
+        candidate.plan["trainable"] = size
+    results.asked["margin"] = margin
     summary = summarize(results)
-    assert summary.best == "lora"
-    assert (
-        "and of those that also beat the commonest answer by more than chance lora has the highest "
-        "score. More "
-    ) in summary.verdict
+    expected = lorada.decide(
+        scores, {line.label: {"parameters": line.trainable} for line in summary.lines}, margin,
+        baselines={"the commonest answer": HALF_WRONG["commonest"]["row_scores"]["exact_match"]},
+    )  # fmt: skip
+    assert (summary.best, summary.verdict) == (taken, expected.sentence)
+    for line in summary.lines:
+        assert line.expected_loss == expected.expected_loss[line.label]
+        assert (line.low, line.high) == expected.intervals[line.label]
+    assert summarize(results, margin=0.0).best == "dora"
+
+
+def test_runs_that_diverged_are_counted_in_the_verdict(made_up_summary):
+    assert "1 of 3 runs of ia3+lora (0.2%) diverged" in made_up_summary.verdict
+
+
+def test_a_candidate_that_has_not_learned_is_not_called_worse():
+    random = np.random.default_rng(3)
+    base = 100.0 * (random.random(ROWS) < 0.5)
+    scores = {"lora": alike()["lora"], "vera": np.stack([base] * 3)}
+    summary = summarize(results_of(scores, baselines=commonest(base)))
+    assert "vera has not learned at the tried rates" in summary.verdict
+    assert not any("worse" in each for each in summary.sentences)
 
 
 def test_with_one_seed_nothing_is_tested():
     summary = summarize(results_of(alike(seeds=1)))
     assert summary.best == summary.lines[0].label
-    assert "may be chance: a test needs two candidates with two seeds each." in summary.verdict
+    assert "how much runs differ is not known: train two seeds or more" in summary.verdict
     assert all(line.letter == "" and line.p_best is None for line in summary.lines)
-    assert any(each.startswith("Not tested, because only one seed") for each in summary.sentences)
+    assert any(each.startswith("Not tested, because too few") for each in summary.sentences)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +131,7 @@ def test_rows_that_are_too_few_for_any_number_of_seeds_are_said(methods, rows, e
         assert told == (count == enough)
         assert len(said) == (count == rows)
         assert all(words in each for each in said)
-        assert not (said and any("found four times in five" in each for each in summary.sentences))
+        assert not (said and any("has a power of" in each for each in summary.sentences))
         assert summary.best == "m0"  # and none of the others for what it costs
 
 
@@ -224,96 +147,14 @@ def test_with_one_held_out_row_rows_are_missing_and_not_seeds():
     ) in summary.sentences
 
 
-def test_a_candidate_with_one_seed_is_never_the_winner_over_tested_ones():
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_candidate_with_fewer_than_three_seeds_is_not_tested_beside_those_with_more(seeds):
     scores = alike()
-    scores["lora"] = raised(scores["lora"], 1.0)[:1]
+    scores["lora"] = raised(scores["lora"], 1.0)[:seeds]
     summary = summarize(results_of(scores))
-    assert summary.lines[0].label == "lora"
-    assert summary.best in ("dora", "ia3")
-    assert "the highest score of those tested" in summary.verdict
-    assert "Not tested, because only one seed is scored: lora." in summary.sentences
-
-
-def test_a_candidate_with_one_seed_is_not_said_to_beat_the_commonest_answer_by_more_than_chance():
-    scores = {"lora": right_rows(22), "dora": right_rows(23), "ia3": right_rows(21, seeds=1)}
-    summary = summarize(results_of(scores, baselines=HALF))
-    assert summary.best == ""
-    assert summary.verdict.startswith(
-        "No method has learned more than chance would show: the highest score, 57.5% of dora, "
-        "cannot be told from 50.0% of the commonest answer (p = "
-    )
-
-
-def test_a_higher_score_of_one_seed_is_named_where_no_tested_method_has_learned():
-    scores = {"lora": right_rows(40, seeds=1), "dora": right_rows(23), "ia3": right_rows(22)}
-    for found in (scores, {name: scores[name] for name in ("lora", "dora")}):
-        summary = summarize(results_of(found, baselines=HALF))
-        assert summary.best == ""
-        assert summary.verdict.startswith(
-            "No tested method has learned more than chance would show: the highest score of those "
-            "tested, 57.5% of dora, cannot be told from 50.0% of the commonest answer (p = "
-        )
-        assert (
-            ". lora has a higher score, 100.0%, but only one seed, so it is not tested. Try more "
-            in summary.verdict
-        )
-    worse = summarize(results_of({**scores, "dora": right_rows(19)}, baselines={
-        "commonest": {"answer": "Yes", "row_scores": {"exact_match": [100.0] * 30 + [0.0] * 10}},
-    }))  # fmt: skip
-    assert worse.verdict.startswith(
-        "No tested method beats the commonest answer, which scores 75.0%: the highest score of "
-        "those tested is 55.0%, of ia3. lora has a higher score, 100.0%, but only one seed, so "
-    )
-
-
-def test_what_is_taken_is_what_the_verdict_names_where_one_of_two_is_tested():
-    scores = {"lora": right_rows(21, seeds=1), "dora": right_rows(34)}
-    summary = summarize(results_of(scores, baselines=HALF))
-    assert summary.best == "dora"
-    assert summary.verdict == (
-        "dora has the highest score, 85.0%, but that may be chance: a test needs two candidates "
-        "with two seeds each."
-    )
-    summary = summarize(results_of({**scores, "lora": right_rows(40, seeds=1)}, baselines=HALF))
-    assert summary.best == "dora"
-    assert summary.verdict == (
-        "Take dora: it scores 85.0%, above the commonest answer by more than chance. lora has "
-        "a higher score, 100.0%, but only one seed, so it is not tested."
-    )
-
-
-@pytest.mark.parametrize("baselines", [HALF, None])
-def test_a_winner_over_tested_ones_is_told_with_a_higher_score_of_one_seed(baselines):
-    scores = {"lora": right_rows(40, seeds=1), "dora": right_rows(34), "vera": right_rows(0)}
-    summary = summarize(results_of(scores, baselines=baselines))
-    assert summary.best == "dora"
-    assert summary.verdict.startswith("Take dora: it scores 85.0% (")
-    assert "1 other candidate scores less by more than chance" in summary.verdict
-    assert summary.verdict.endswith(
-        ". lora has a higher score, 100.0%, but only one seed, so it is not tested."
-    )
-
-
-def test_an_equal_score_of_one_seed_is_not_called_higher():
-    scores = {"lora": right_rows(34, seeds=1), "dora": right_rows(34), "vera": right_rows(0)}
-    summary = summarize(results_of(scores, baselines=HALF))
-    assert summary.best == "dora"
-    assert "lora" not in summary.verdict
-
-
-def test_a_highest_score_that_may_be_untrained_is_not_taken_over_lower_ones_that_are_not():
-    lines = [
-        CandidateLine(name, name, score=score, letter=letter, p_best=p_best, p_untrained=p)
-        for name, score, letter, p_best, p in (
-            ("lora", 70.0, "a", None, 0.2), ("dora", 55.0, "b", 0.01, 0.01),
-            ("ia3", 54.0, "b", 0.01, 0.01),
-        )
-    ]  # fmt: skip
-    choice = choose(lines, [Baseline("the commonest answer", 50.0)], {})
-    assert verdict(choice, "") == (
-        "Take dora, with 55.0%: lora has 70.0%, but is not above the scores without training by "
-        "more than chance."
-    )
+    assert (summary.lines[0].label, summary.lines[0].letter) == ("lora", "")
+    assert all(line.p_best is None or line.p_best > 0 for line in summary.lines)
+    assert "Not tested, because too few seeds are scored: lora." in summary.sentences
 
 
 def test_nothing_beats_the_model_as_it_is():
@@ -322,9 +163,8 @@ def test_nothing_beats_the_model_as_it_is():
         "commonest": {"reason": "no answers"},
     }
     summary = summarize(results_of(alike(), baselines=base))
-    assert summary.verdict.startswith(
-        "Nothing beats the model as it is, which scores 100.0%: the highest score of a method is "
-    )
+    assert summary.verdict.startswith("No method has learned at the tried rates: the best score, ")
+    assert "is not significantly better than the model as it is (100.0 %)." in summary.verdict
     assert summary.best == ""
     assert list(summary.commands) == [LONGER]
     assert summary.baselines[1].reason == "no answers"
@@ -354,8 +194,8 @@ def test_no_winner_is_crowned_where_nothing_was_learned():
     summary = summarize(with_result(results, history=history(0.69, 0.69, 0.68, 0.68)))
     assert summary.lines[0].score > common.mean()
     assert summary.best == ""
-    assert summary.verdict.startswith("No method has learned more than chance would show: ")
-    assert "cannot be told from 4" in summary.verdict
+    assert summary.verdict.startswith("No method has learned at the tried rates: ")
+    assert "is not significantly better than the commonest answer (4" in summary.verdict
     assert "Its training loss hardly fell: from 0.69 to 0.68. Try more steps" in summary.verdict
     assert "training.max_steps=96" in summary.commands[LONGER]
     assert summary.commands[LONGER] in summary.verdict
@@ -377,17 +217,6 @@ def test_a_method_that_learned_is_taken_and_one_whose_loss_stood_still_has_a_war
         assert summary.best == "lora"
         hardly = "The training loss of lora hardly fell, from 0.69 to 0.68: more steps"
         assert any(each.startswith(hardly) for each in summary.sentences) == warned
-
-
-def test_of_seven_methods_that_learned_nothing_one_is_rarely_taken():
-    random = np.random.default_rng(16)
-    taken = 0
-    for _ in range(100):
-        common = 100.0 * (random.random(100) < 0.5)
-        scores = {f"m{i}": 100.0 * (random.random((3, 100)) < 0.5) for i in range(7)}
-        base = {"commonest": {"answer": "Yes", "row_scores": {"exact_match": common.tolist()}}}
-        taken += bool(summarize(results_of(scores, baselines=base)).best)
-    assert taken <= 11  # 5 are meant; 12 would be chance once in 250 times
 
 
 def test_all_right_against_all_wrong_with_two_seeds_is_a_difference():
@@ -445,7 +274,7 @@ def test_nothing_finished_is_no_result(tmp_path):
 
 def test_one_method_alone_is_not_called_a_winner():
     summary = summarize(results_of(alike(1)))
-    assert summary.verdict.endswith("no other candidate has a score to compare it with.")
+    assert summary.verdict.endswith("No other method has a score.")
     assert not any("seed" in sentence for sentence in summary.sentences)
 
 
@@ -462,9 +291,8 @@ def test_losses_and_errors_are_shown_as_they_are_and_the_lowest_is_the_best(metr
     best, worst = summary.lines
     assert (best.label, worst.label) == ("dora", "lora")
     assert best.low < best.score < best.high < 2.5 == summary.baselines[1].score < worst.score
-    shown = f"{best.score:{'.4g' if metric == 'mae' else '.3f'}}{unit}"
-    assert summary.verdict.startswith(f"Take dora: it scores {shown} (")
-    assert "1 other candidate scores higher by more than chance" in summary.verdict
+    assert summary.verdict.startswith(f"Take dora ({best.score:.4g}{unit}")
+    assert "lora has not learned at the tried rates" in summary.verdict
     assert "%" not in summary.verdict
     assert summary.disagreements == ()
 
@@ -474,7 +302,8 @@ def test_nothing_beats_the_mean_where_the_lowest_error_is_above_its():
     scores = {name: -random.normal(2500, 300, (3, 30)) for name in ("lora", "dora")}
     results = results_of(scores, metric="pearson", baselines=commonest(np.full(30, 2000.0), "mae"))
     assert summarize(results).verdict.startswith(
-        "Nothing beats the mean of the right numbers, which scores 2000: the lowest mean error of a"
+        "No method has learned at the tried rates: the best score, 2522 of lora, is not "
+        "significantly better than the mean of the right numbers (2000)."
     )
 
 
@@ -499,8 +328,8 @@ def test_methods_that_all_score_the_same_are_told_apart_by_their_losses():
 def test_the_one_to_take_stays_where_all_are_right_on_every_row():
     results = results_of({name: np.full((3, 30), 100.0) for name in ("lora", "dora")})
     summary = summarize(with_result(results, form="messages"))
-    assert summary.best == "dora"
-    assert summary.verdict.startswith("Take dora, with 100.0%: lora has the highest score, 100.0%")
+    assert summary.best == "lora"
+    assert summary.verdict.startswith("Take lora (100.0 %). Expected to be less than 0.1 points ")
     assert summary.verdict.endswith(" Yet exact match is 100.0% for all of them: their losses are "
                                     "equal too.")  # fmt: skip
 
@@ -563,7 +392,9 @@ def test_lines_are_sorted_and_have_each_number(made_up_folder, made_up_summary):
     line = next(line for line in made_up_summary.lines if line.label == "lora (0.1%)")
     result = json.loads((made_up_folder / "runs/lora/115200/seed1/result.json").read_text())
     mine = next(c for c in read_comparison(made_up_folder).candidates if c.label == line.label)
-    assert (line.low, line.high) == interval(mine.scores)
+    common = Common.of([c.scores for c in read_comparison(made_up_folder).candidates
+                        if len(c.runs) > 2])  # fmt: skip
+    assert (line.low, line.high) == pytest.approx(mean_score(mine.scores, common).interval())
     assert line.score == pytest.approx(mine.scores.mean(), rel=TINY)
     assert line.value == pytest.approx(line.score, rel=TINY)
     turns = [
@@ -594,9 +425,11 @@ def test_a_reference_of_another_budget_is_said(made_up_folder):
     results = read_comparison(made_up_folder)
     alone = "No lora is tested at the budget of these, so another is: "
     assert not any(alone in each for each in summarize(results).sentences)
-    for candidate in results.candidates:
+    for candidate in list(results.candidates):
         if candidate.label == "lora (0.2%)":
-            candidate.runs.clear()
+            place = results.candidates.index(candidate)
+            empty = dataclasses.replace(candidate, runs=[], scores=candidate.scores[:0])
+            results.candidates[place] = empty
     (said,) = [each for each in summarize(results).sentences if alone in each]
     assert "dora (0.2%) with lora (0.1%)" in said
     assert "dora (0.1%)" not in said
@@ -606,8 +439,8 @@ def test_a_reference_of_another_budget_is_said(made_up_folder):
 def test_sentences_say_what_limits_the_verdict(made_up_summary):
     said = " ".join(made_up_summary.sentences)
     assert "28 of 30 runs are scored" in said
-    assert "With 60 rows and 2 to 3 seeds a true difference of " in said
-    assert "The letters compare all 45 pairs of candidates at once" in said
+    assert "With 60 rows and 3 seeds the test of two candidates has a power of about 60" in said
+    assert "Corrected for all 28 pairs of candidates: " in said
     assert "Above a budget, because no smaller size of the method exists: vblora." in said
     assert "40 trials, 10 of them stopped early." in said
 

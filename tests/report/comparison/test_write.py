@@ -120,8 +120,11 @@ def test_scores_that_are_losses_have_three_digits():
 def test_a_small_p_a_metric_of_its_own_and_the_size_compared_with_are_shown():
     line = replace(LINE, against="dora", p_against=1e-9, p_best=0.25, value=30.0, letter="ab")
     text = markdown(Summary("v", metric="matthews", lines=(line,)))
-    assert "| matthews | group | p (against the reference) | p (against the highest) |" in text
-    assert "| 30.00 | ab | &lt; 0.001 | 0.250 |" in text
+    assert (
+        "| matthews | expected loss | group | p (against the reference) | p (against the highest) |"
+        in text
+    )
+    assert "| 30.00 | – | ab | &lt; 0.001 | 0.250 |" in text
     lines = line, replace(line, value=None, against="dora (1%)")
     text = markdown(Summary("v", metric="matthews", lines=lines))
     assert "| ab | &lt; 0.001 (dora (1%)) |" in text

@@ -108,6 +108,8 @@ class Comparison(BaseModel):
         search: ``once`` chooses a rate for each method and size with the first seed; ``each-seed``
             chooses one with every seed, so that scores also differ by the luck of that choice.
         against: the method that others are tested against, besides the best; None for none.
+        margin: how much a cheaper method may cost, in the unit of the metric; None for 1 point, or
+            2 % of the lowest loss.
         with_text: whether predictions and report have the text of the held-out rows.
         allow_overlap: whether held-out rows may be training rows too.
         trust_remote_code: whether code of the model's repository may run. It is not saved, because
@@ -125,6 +127,7 @@ class Comparison(BaseModel):
     rates: list[float] = []
     search: str = ONCE
     against: str | None = None
+    margin: float | None = Field(None, ge=0, allow_inf_nan=False)
     with_text: bool = False
     allow_overlap: bool = False
     trust_remote_code: bool = Field(False, exclude=True)

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from lorada.report.comparison.read import ScoredCandidate, ScoredRun
-from lorada.report.comparison.statistics import interval
 from lorada.report.comparison.summary import Search, TriedRate
 from lorada.report.render import main_metric
 from lorada.support.metric_names import LOSS, as_score
@@ -23,15 +22,13 @@ def facts_of(candidate: ScoredCandidate, metric: str) -> dict[str, Any]:
     }  # fmt: skip
     if not runs:
         return facts
-    low, high = interval(candidate.scores)
     score = float(candidate.scores.mean())
     value = as_score(score, metric) if metric == LOSS else value_of(runs, metric)
     adapter, peak = (_numbers(runs, key) for key in ("adapter_bytes", "peak_memory_bytes"))
     adapted, base = (_numbers(runs, "forgetting", key) for key in ("adapted", "base"))
     rates = _numbers(runs, "recipe", "training", "learning_rate")
     return facts | {
-        "score": score, "low": low, "high": high,
-        "metric": metric, "value": value,
+        "score": score, "metric": metric, "value": value,
         "adapter_mb": _mean(adapter, 1e6), "peak_memory_gib": max(peak) / 2**30 if peak else None,
         "seconds_per_step": candidate.seconds,
         "forgetting": float(np.mean(adapted) - np.mean(base)) if adapted and base else None,
@@ -140,7 +137,7 @@ def tried_rates(candidate: ScoredCandidate) -> list[TriedRate]:
             found.append(TriedRate(
                 rate=float(trial["rate"]), loss=trial.get("loss"),
                 stopped=bool(trial.get("pruned")), chosen=chosen,
-                at_edge=chosen and len(trials) > 1 and place in (0, len(trials) - 1),
+                at_edge=chosen and place in (0, len(trials) - 1),
                 search=number,
             ))  # fmt: skip
     return found

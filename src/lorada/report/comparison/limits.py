@@ -1,25 +1,29 @@
 """Says in plain English what limits a comparison's verdict, a sentence each."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
+from lorada.compare.decision import Decision
+from lorada.compare.statistics import ALPHA, detectable, has_no_spread, rows_needed
 from lorada.report.comparison.facts import cut_answers, tried_rates, unfound_classes
 from lorada.report.comparison.read import Results, ScoredCandidate
-from lorada.report.comparison.statistics import ALPHA, detectable, has_no_spread, rows_needed
 from lorada.report.comparison.summary import CandidateLine, Search
 from lorada.report.comparison.units import shown_gap, windows_overlap
-from lorada.report.comparison.verdict import Recommendation, counted
+from lorada.report.comparison.verdict import Losses, counted, hardly_fell
 from lorada.support.duration import duration
 from lorada.support.metric_names import as_score, rows_metric
 
+POWERS = "60 to 80 %"  # of a difference that ``detectable`` gives, measured: docs/compare.md
 NAMED = 6  # labels that a sentence names at most
 
 
 def limits(
     results: Results,
-    choice: Recommendation,
+    lines: Sequence[CandidateLine],
+    decision: Decision | None,
+    losses: Losses,
     tested: Sequence[ScoredCandidate],
     against: str,
     search: Search,
@@ -28,34 +32,35 @@ def limits(
 
     Args:
         results: of the comparison.
-        choice: the lines, and which of them to take.
-        tested: the candidates with at least two seeds and two rows.
+        lines: of the candidates, the highest score first.
+        decision: which of them to take; None if nothing can be tested.
+        losses: of the training of what is taken.
+        tested: the candidates with enough seeds and rows.
         against: the method that others are tested against.
         search: what the search for learning rates cost.
     """
     yield from _incomplete(results)
     yield from _scored_by(results)
     yield from _unfound(results.candidates)
-    if choice.best is not None and choice.hardly_fell and choice.losses is not None:
-        first, last = choice.losses
+    scored = [line for line in lines if line.score is not None]
+    if decision is not None and decision.pick and losses is not None and hardly_fell(losses):
         yield (
-            f"The training loss of {choice.best.label} hardly fell, from {first:.2f} to "
-            f"{last:.2f}: more steps or other learning rates may change the order."
+            f"The training loss of {decision.pick} hardly fell, from {losses[0]:.2f} to "
+            f"{losses[1]:.2f}: more steps or other learning rates may change the order."
         )
     yield from _without_spread(tested)
-    yield from _too_few_rows(results) or _detectable(choice, tested)
-    yield from _compared_with(choice.scored, against)
-    metric = next((line.metric for line in choice.scored), "")
+    metric = next((line.metric for line in scored), "")
+    yield from _too_few_rows(results) or _detectable(metric, tested)
+    yield from _compared_with(scored, against, decision.unlearned if decision else ())
     if windows_overlap(metric):
         yield (
             "Nothing is tested: the windows that are scored share tokens, so they are not "
             "independent rows."
         )
-    untested = [line.label for line in choice.scored if len(line.seeds) < 2]
-    if untested:
-        yield f"Not tested, because only one seed is scored: {_listed(untested)}."
+    if decision is not None and decision.untested:
+        yield f"Not tested, because too few seeds are scored: {_listed(decision.untested)}."
     by = rows_metric(metric)
-    if any(abs((line.value or 0) - as_score(line.score or 0, by)) > 0.05 for line in choice.scored):
+    if any(abs((line.value or 0) - as_score(line.score or 0, by)) > 0.05 for line in scored):
         what = "score" if by == metric else by.replace("_", " ")
         yield f"Methods are compared by their mean {what} over rows, which is not {metric}."
     above = [c.label for c in results.candidates if any(c.budgets.values())]
@@ -148,7 +153,7 @@ def _too_few_rows(results: Results) -> list[str]:
     ]
 
 
-def _detectable(choice: Recommendation, tested: Sequence[ScoredCandidate]) -> Iterator[str]:
+def _detectable(metric: str, tested: Sequence[ScoredCandidate]) -> Iterator[str]:
     """The smallest difference that so many rows and seeds could have shown."""
     if len(tested) < 2:
         return
@@ -159,26 +164,27 @@ def _detectable(choice: Recommendation, tested: Sequence[ScoredCandidate]) -> It
     one, every = detectable(scores), detectable(scores, pairs)
     if every == 0:
         return
-    metric, rows = choice.scored[0].metric, scores[0].shape[1]
+    rows = scores[0].shape[1]
     right_or_wrong = all(np.isin(each, (0.0, 100.0)).all() for each in scores)
     if right_or_wrong:  # so many rows must differ that the test can find anything
         one = max(one, 100 * rows_needed() / rows)
         every = max(every, 100 * rows_needed(pairs) / rows)
     yield (
-        f"With {counted(rows, 'row')} and {runs} seeds a true difference of "
-        f"{shown_gap(one, metric)} between two candidates is found four times in five, and a "
-        "smaller one is often missed."
+        f"With {counted(rows, 'row')} and {runs} seeds the test of two candidates has a power of "
+        f"about {POWERS} to detect a difference of {shown_gap(one, metric)}."
     )
     if pairs > 1 and (not right_or_wrong or every < 100):
-        yield (
-            f"The letters compare all {pairs} pairs of candidates at once, and as one of so many "
-            f"is lucky, it takes {shown_gap(every, metric)} to be found as often."
-        )
+        yield f"Corrected for all {pairs} pairs of candidates: {shown_gap(every, metric)}."
 
 
-def _compared_with(scored: Sequence[CandidateLine], against: str) -> Iterator[str]:
-    """Which candidates are better and worse than the method that they are tested against."""
-    tested = [line for line in scored if line.p_against is not None]
+def _compared_with(
+    scored: Sequence[CandidateLine], against: str, unlearned: Collection[str]
+) -> Iterator[str]:
+    """Which candidates are better and worse than the method that they are tested against.
+
+    Those that have not learned are left out: they show nothing of the method.
+    """
+    tested = [line for line in scored if line.p_against is not None and line.label not in unlearned]
     if not tested:
         return
     references = {line.label: line.score or 0.0 for line in scored}
@@ -193,8 +199,8 @@ def _compared_with(scored: Sequence[CandidateLine], against: str) -> Iterator[st
         "better": [one.label for one in found if (one.score or 0.0) > references[one.against]],
         "worse": [one.label for one in found if (one.score or 0.0) <= references[one.against]],
     }
-    said = [f"{how} by more than chance: {_listed(names)}" for how, names in sides.items() if names]
-    yield f"Against {against}, {'; '.join(said) or 'no difference is larger than chance'}."
+    said = [f"significantly {how}: {_listed(names)}" for how, names in sides.items() if names]
+    yield f"Against {against}, {'; '.join(said) or 'none is significantly different'}."
     if apart:
         yield f"No {against} is tested at the budget of these, so another is: {_listed(apart)}."
 

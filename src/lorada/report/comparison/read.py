@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from lorada.report.comparison.statistics import Scores
+from lorada.compare.statistics import Scores
 from lorada.report.render import main_metric
 from lorada.support.files import file_name
 from lorada.support.metric_names import LOSS, as_score, rows_metric
 
 RowKey = tuple[str, int]  # the name of the rows and the row's number in their file, from 1
+DIVERGED = ("the loss became ", "is not finite after step")  # in errors of a training
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
@@ -54,6 +55,7 @@ class ScoredCandidate:
         searches: each ``search.json``: one, or one of each seed; empty without a search.
         seconds: of a step, the fastest of the turns measured at the end; None if there are none.
         missing: why it has no run, or not one of every seed; empty if nothing is missing.
+        diverged: seeds of the runs whose loss or weights became NaN or infinite.
     """
 
     label: str
@@ -64,6 +66,7 @@ class ScoredCandidate:
     searches: list[dict[str, Any]]
     seconds: float | None
     missing: str
+    diverged: tuple[int, ...] = ()
 
     @property
     def method(self) -> str:
@@ -146,9 +149,16 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
             label=label, plan=entry, runs=same, missing="; ".join(missing),
             scores=_table(same, rows, "scores"), losses=_table(same, rows, "losses"),
             searches=_searches(folder, entry, seeds, notes), seconds=_seconds(folder, entry, notes),
+            diverged=_diverged(entry, seeds, failures),
         ))  # fmt: skip
     notes += [f"{key}: {text}" for key, text in failures.items() if key.startswith("trials/")]
     return Results(folder, asked, plan, candidates, rows, baselines, notes, by)
+
+
+def _diverged(entry: dict[str, Any], seeds: list[int], failures: dict[str, Any]) -> tuple[int, ...]:
+    """The seeds of the runs that failed because a number was no longer finite."""
+    said = {seed: str(failures.get(f"runs/{_place(entry)}/seed{seed}", "")) for seed in seeds}
+    return tuple(seed for seed, text in said.items() if any(sign in text for sign in DIVERGED))
 
 
 def _searches(

@@ -7,6 +7,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lorada.compare.decide import enough_runs
+from lorada.compare.decision import Decision
+from lorada.compare.letters import letters
+from lorada.compare.statistics import (
+    ALPHA,
+    TINY,
+    Common,
+    Scores,
+    has_no_spread,
+    holm,
+    mean_score,
+    paired_p,
+    rows_needed,
+)
 from lorada.report.comparison.commands import BESIDE, LONGER, by_loss, commands_of, longer, pair_of
 from lorada.report.comparison.facts import (
     facts_of,
@@ -20,22 +34,9 @@ from lorada.report.comparison.facts import (
 )
 from lorada.report.comparison.limits import limits
 from lorada.report.comparison.read import Results, ScoredCandidate
-from lorada.report.comparison.statistics import (
-    ALPHA,
-    TINY,
-    Common,
-    Scores,
-    fixed_p,
-    has_no_spread,
-    holm,
-    interval,
-    letters,
-    paired_p,
-    rows_needed,
-)
 from lorada.report.comparison.summary import Baseline, CandidateLine, Disagreement, Summary
 from lorada.report.comparison.units import title_of, windows_overlap
-from lorada.report.comparison.verdict import choose, same_for_all, verdict
+from lorada.report.comparison.verdict import decided, same_for_all, training_losses, verdict
 from lorada.support.errors import unknown_name
 from lorada.support.metric_names import ERROR, LOSS, as_score, lower_is_better, rows_metric
 
@@ -46,7 +47,12 @@ RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
 BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
 
 
-def summarize(results: Results, against: str | None = None, with_text: bool = False) -> Summary:
+def summarize(
+    results: Results,
+    against: str | None = None,
+    with_text: bool = False,
+    margin: float | None = None,
+) -> Summary:
     """Summarize a comparison, finished or not.
 
     Args:
@@ -54,9 +60,10 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         against: the method that others are tested against; by default the one that the comparison
             names, or its first.
         with_text: whether rows on which candidates disagree come with their text, if it is stored.
+        margin: that a cheaper candidate may cost; None for the comparison's own.
 
     Raises:
-        ValueError: if ``against`` is no method of the comparison.
+        ValueError: if ``against`` is no method of the comparison, or for a margin below 0.
     """
     methods = list(dict.fromkeys(candidate.method for candidate in results.candidates))
     chosen = against or results.asked.get("against") or next(iter(methods), "")
@@ -68,27 +75,35 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         reverse=True,
     )
     metric = results.metric or main_metric_of([run for one in scored for run in one.runs])
-    tested = [each for each in scored if min(each.scores.shape) > 1 and not windows_overlap(metric)]
+    least = enough_runs([len(each.runs) for each in scored])
+    tested = [
+        each for each in scored
+        if len(each.runs) >= least and each.scores.shape[1] > 1 and not windows_overlap(metric)
+    ]  # fmt: skip
     pairs = _pairs(tested)
     baselines = _baselines(results, metric)
-    fixed = [scores for _, scores in baselines if scores is not None]
-    lines = _lines(results, scored, tested, pairs, str(chosen), fixed, metric)
+    lines = _lines(results, scored, tested, pairs, str(chosen), metric)
+    fixed = {one.name: scores for one, scores in baselines if scores is not None}
+    margin = results.asked.get("margin") if margin is None else margin
+    decision = decided(results.candidates, lines, fixed, metric, margin)
     search = search_of(results.candidates, results.asked.get("search") == "each-seed")
     histories = {c.label: history_of(c) for c in scored}
     again = longer(results)
-    choice = choose(lines, [one for one, _ in baselines], histories)
-    best = next((c for c in scored if choice.best and c.label == choice.best.label), None)
+    top = scored[0].label if scored else ""
+    taken = decision.pick if decision else top
+    best = next((c for c in scored if c.label == taken), None)
+    losses = training_losses(histories.get(taken or top, []))
     pair = pair_of(results.folder, best, scored) if best else None
     runs = [run for candidate in scored for run in candidate.runs]
     asked = results.asked.get("seeds")
-    said = verdict(choice, again[LONGER])
+    said = verdict(decision, lines[0] if scored else None, losses, again[LONGER])
     commands = commands_of(results.folder, best, pair) if best else again
     if alike := _all_alike(results, scored, lines):
         said = f"{said} Yet {alike}" if best else alike
         commands = {"write the report by the loss": by_loss(results.folder), **commands}
     return Summary(
         verdict=said,
-        sentences=tuple(limits(results, choice, tested, str(chosen), search)),
+        sentences=tuple(limits(results, lines, decision, losses, tested, str(chosen), search)),
         model=_model(results),
         task=", ".join(dict.fromkeys(Path(name).name for name, _ in results.rows)),
         rows=len(results.rows),
@@ -96,7 +111,7 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         metric=metric,
         form=next((str(run.result.get("form", "")) for run in runs), ""),
         best=best.label if best else "",
-        lines=tuple(_as_shown(line, metric) for line in lines),
+        lines=tuple(_known(_as_shown(line, metric), decision) for line in lines),
         baselines=tuple(_as_shown(one, metric) for one, _ in baselines),
         histories=histories,
         disagreements=tuple(_disagreements(results, scored, with_text)),
@@ -135,6 +150,15 @@ def _as_shown(line: Line, metric: str) -> Line:
     return replace(line, score=-line.score, low=low, high=high)
 
 
+def _known(line: CandidateLine, decision: Decision | None) -> CandidateLine:
+    """A line with what the decision knows of it."""
+    if decision is None or line.label not in decision.scores:
+        return line
+    low, high = decision.intervals[line.label]
+    loss = decision.expected_loss.get(line.label)
+    return replace(line, low=low, high=high, expected_loss=loss)
+
+
 def _pairs(tested: list[ScoredCandidate]) -> dict[frozenset[str], float]:
     """The corrected p-value of each pair of candidates, by their labels.
 
@@ -154,10 +178,9 @@ def _lines(
     tested: list[ScoredCandidate],
     pairs: dict[frozenset[str], float],
     against: str,
-    fixed: list[Scores],
     metric: str,
 ) -> list[CandidateLine]:
-    """A line for each candidate, those with the highest score first; ``fixed`` as below."""
+    """A line for each candidate, those with the highest score first."""
     different = {pair for pair, p in pairs.items() if p < ALPHA}
     groups = letters([c.label for c in tested], different) if pairs else {}
     compared = [(c, other) for c in tested if (other := _reference(c, tested, against))]
@@ -165,7 +188,6 @@ def _lines(
     common = Common.of([each.scores for each in tested])
     corrected = holm([paired_p(c.scores, other.scores, common) for c, other in compared])
     p_against = dict(zip(references, corrected, strict=True))
-    p_untrained = _against_untrained(tested, fixed)
     rest = [c for c in results.candidates if c not in scored]
     return [
         CandidateLine(
@@ -173,30 +195,10 @@ def _lines(
             letter=groups.get(candidate.label, ""),
             against=references.get(candidate.label, ""),
             p_against=p_against.get(candidate.label),
-            p_untrained=p_untrained.get(candidate.label),
             p_best=pairs.get(frozenset((candidate.label, tested[0].label))) if tested else None,
         )
         for candidate in [*scored, *rest]
     ]
-
-
-def _against_untrained(tested: list[ScoredCandidate], fixed: list[Scores]) -> dict[str, float]:
-    """The corrected p-value of each candidate against the scores without training, by its label.
-
-    A candidate has to beat all such scores, so the largest of its p-values counts; one that is not
-    above a score has 1. ``fixed`` has the scores of each row without training.
-    """
-    if not fixed:
-        return {}
-    common = Common.of([one.scores for one in tested])
-    largest = [
-        max(
-            fixed_p(one.scores, each, common) if one.scores.mean() > each.mean() else 1.0
-            for each in fixed
-        )
-        for one in tested
-    ]
-    return dict(zip((one.label for one in tested), holm(largest), strict=True))
 
 
 def _reference(
@@ -225,7 +227,7 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
         whole = isinstance(scores, list) and 0 < len(scores) == len(results.rows)
         if whole and all(isinstance(score, int | float) for score in scores or []):
             by_row = np.array(scores, dtype=float)
-            low, high = interval(by_row[None])
+            low, high = mean_score(by_row[None]).interval() if len(by_row) > 1 else (None, None)
             answer = entry.get("answer")
             text = None if answer is None else str(answer)
             found.append((Baseline(name, float(by_row.mean()), low, high, text), by_row))

@@ -24,7 +24,8 @@ class CandidateLine:
         against: label of the candidate that ``p_against`` compares it with; empty if there is none.
         p_against: probability of such a difference from that candidate by chance (Holm).
         p_best: the same, from the candidate with the highest score (Holm).
-        p_untrained: the same, from the scores without training; of several the largest (Holm).
+        expected_loss: how far its true mean is expected to be from that of the best, in the unit of
+            the score; None if it is not known.
         metric: name of the main metric, such as ``exact_match``.
         value: mean over seeds of that metric.
         adapter_mb: size of the saved adapter in MB (10^6 bytes).
@@ -52,7 +53,7 @@ class CandidateLine:
     against: str = ""
     p_against: float | None = None
     p_best: float | None = None
-    p_untrained: float | None = None
+    expected_loss: float | None = None
     metric: str = ""
     value: float | None = None
     adapter_mb: float | None = None

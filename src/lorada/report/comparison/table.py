@@ -33,7 +33,7 @@ def table_header(summary: Summary) -> list[str]:
     against = ", ".join(sorted(references)) or "the reference"
     own = [summary.metric] if _has_metric(summary) else []
     return [
-        "candidate", f"{title_of(summary.metric)} (95 % interval)", *own,
+        "candidate", f"{title_of(summary.metric)} (95 % interval)", *own, "expected loss",
         "group", f"p (against {against})", "p (against the highest)",
         "trained parameters (of the model)", "adapter (MB)", "peak memory (GiB)",
         "time (s/step, in turns)", "merges", "forgetting (nats/token)", "learning rate",
@@ -84,6 +84,7 @@ def _candidate(summary: Summary, line: CandidateLine) -> Row:
     cells = [
         _score(summary, line),
         *([_number(line.value, ".2f")] if _has_metric(summary) else []),
+        _number(line.expected_loss, number_form(summary.metric)),
         line.letter or NOTHING,
         _probability(line.p_against, reference),
         _probability(line.p_best),

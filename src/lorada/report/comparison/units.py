@@ -15,6 +15,11 @@ def _words(metric: str) -> tuple[str, str, str, str]:
     return {LOSS: LOSSES, ERROR: ERRORS}.get(by, own if CODE in by else PERCENT)
 
 
+def unit_behind(metric: str) -> str:
+    """The unit that stands behind a score; empty for one of the user's own."""
+    return _words(metric)[2].strip()
+
+
 def windows_overlap(metric: str) -> bool:
     """Whether rows are windows of one text that share tokens, so that no test of rows is right."""
     return metric.startswith("perplexity_")

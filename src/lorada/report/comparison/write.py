@@ -21,6 +21,7 @@ def write_report(
     against: str | None = None,
     with_text: bool = False,
     metric: str | None = None,
+    margin: float | None = None,
 ) -> tuple[Summary, list[Path]]:
     """Write ``report.html``, ``.md``, ``.csv``, ``.tex`` and ``.json`` into a comparison's folder.
 
@@ -33,6 +34,7 @@ def write_report(
             names, or its first.
         with_text: whether rows on which candidates disagree come with their text, if it is stored.
         metric: what methods are compared by; None for the comparison's own. Rows must have it.
+        margin: that a cheaper candidate may cost, in the unit of the metric; None likewise.
 
     Returns:
         What the report shows, and the written files, the page first.
@@ -42,7 +44,7 @@ def write_report(
             have no such metric.
         ImportError: if a package of the extra ``compare`` is missing.
     """
-    summary = summarize(read_comparison(folder, metric), against, with_text)
+    summary = summarize(read_comparison(folder, metric), against, with_text, margin)
     texts = {
         "html": page(summary),
         "md": markdown(summary),
@@ -81,8 +83,8 @@ def markdown(summary: Summary) -> str:
     what = title_of(summary.metric).capitalize()
     lines += [
         f"{what}: {unit_of(summary.metric)}, with its 95 % interval. Candidates that share a "
-        "letter (group) cannot be told apart. p: chance of such a difference between equal "
-        "methods, corrected for the number of tests (Holm). Forgetting: growth of the model's loss "
+        "letter (group) are not significantly different. p: chance of such a difference between "
+        "equal methods, corrected for the number of tests (Holm). Forgetting: growth of the loss "
         "on a neutral text. Time: measured at the end for all in turns, because the times of the "
         "runs depend on what ran beside them.",
         "",
