@@ -95,7 +95,6 @@ def summarize(
     losses = training_losses(histories.get(taken or top, []))
     pair = pair_of(results.folder, best, scored) if best else None
     runs = [run for candidate in scored for run in candidate.runs]
-    asked = results.asked.get("seeds")
     said = verdict(decision, lines[0] if scored else None, losses, again[LONGER])
     commands = commands_of(results.folder, best, pair) if best else again
     if alike := _all_alike(results, scored, lines):
@@ -107,7 +106,7 @@ def summarize(
         model=_model(results),
         task=", ".join(dict.fromkeys(Path(name).name for name, _ in results.rows)),
         rows=len(results.rows),
-        seeds=tuple(asked) if isinstance(asked, list) else seeds_of(runs),
+        seeds=tuple(results.asked.get("seeds") or seeds_of(runs)),
         metric=metric,
         form=next((str(run.result.get("form", "")) for run in runs), ""),
         best=best.label if best else "",
