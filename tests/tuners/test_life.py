@@ -218,7 +218,7 @@ class Life(RuleBasedStateMachine):
         adapter, name = self.here[source], self.own_name(name)
         path, options = str(self.saved(source)), {"low_cpu_mem_usage": low, "is_trainable": trains}
         if self.added(lambda: self.model.load_adapter(path, name, **options)):
-            self.placed.append((name, Adapter(adapter.config, adapter.weights)))
+            self.placed.append((name, Adapter(adapter.config, dict(adapter.weights))))
 
     @rule(data=st.data(), implementation=IMPLEMENTATIONS, low=st.booleans(), trains=st.booleans())
     def reload(self, data, implementation, low, trains):
