@@ -218,7 +218,7 @@ class Life(RuleBasedStateMachine):
         adapter, name = self.here[source], self.own_name(name)
         path, options = str(self.saved(source)), {"low_cpu_mem_usage": low, "is_trainable": trains}
         if self.added(lambda: self.model.load_adapter(path, name, **options)):
-            self.placed.append((name, Adapter(adapter.config, adapter.weights)))
+            self.placed.append((name, Adapter(adapter.config, dict(adapter.weights))))
 
     @rule(data=st.data(), implementation=IMPLEMENTATIONS, low=st.booleans(), trains=st.booleans())
     def reload(self, data, implementation, low, trains):
@@ -326,6 +326,11 @@ class Life(RuleBasedStateMachine):
             return
         self.is_base(merged.get_base_model())
         config, keys = merged.peft_config["default"], get_peft_model_state_dict(merged)
+        if adapter.has("HEAD") or len(config.parts) < len(as_stack(adapter.config).parts):
+            with pytest.raises(ValueError, match="has merged what it can"):
+                merged.save_pretrained(self.folder)
+        # As that error says; adapters that are added from now on are for the merged base too.
+        config.base_model_name_or_path = merged.get_base_model().name_or_path = "merged"
         rest = Adapter(copy.deepcopy(config), {key: adapter.weights[key] for key in keys})
         self.model, self.placed, self.active = merged, [("default", rest)], ["default"]
 

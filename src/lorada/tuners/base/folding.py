@@ -104,6 +104,7 @@ def _linear_map(chain: Any, linear: Any, names: list[str]) -> dict[str, Tensor]:
 @contextmanager
 def _computing(chain: Any, linear: nn.Module, names: list[str]) -> Iterator[None]:
     """Let a chain compute with these adapters, without dropout, in float32 or wider."""
+    wanted: list[tuple[Any, str, Any]]
     wanted = [(module, "training", False) for module in chain[0].modules()]
     wanted += [(layer, "_active_adapter", names) for layer in chain]
     wanted += [(layer, "_disable_adapters", False) for layer in chain]
