@@ -65,24 +65,17 @@ def summarize(
     Raises:
         ValueError: if ``against`` is no method of the comparison, or for a margin below 0.
     """
-    methods = list(dict.fromkeys(candidate.method for candidate in results.candidates))
-    chosen = against or results.asked.get("against") or next(iter(methods), "")
-    if methods and chosen not in methods:
-        raise unknown_name("method to compare with", str(chosen), methods)
+    chosen = _reference(results, against)
     scored = sorted(
         (c for c in results.candidates if c.runs),
         key=lambda c: float(c.scores.mean()),
         reverse=True,
     )
     metric = results.metric or main_metric_of([run for one in scored for run in one.runs])
-    least = enough_runs([len(each.runs) for each in scored])
-    tested = [
-        each for each in scored
-        if len(each.runs) >= least and each.scores.shape[1] > 1 and not windows_overlap(metric)
-    ]  # fmt: skip
+    tested = _tested(scored, metric)
     pairs = _pairs(tested)
     baselines = _baselines(results, metric)
-    lines = _lines(results, scored, tested, pairs, str(chosen), metric)
+    lines = _lines(results, scored, tested, pairs, chosen, metric)
     fixed = {one.name: scores for one, scores in baselines if scores is not None}
     margin = results.asked.get("margin") if margin is None else margin
     decision = decided(results.candidates, lines, fixed, metric, margin)
@@ -102,7 +95,7 @@ def summarize(
         commands = {"write the report by the loss": by_loss(results.folder), **commands}
     return Summary(
         verdict=said,
-        sentences=tuple(limits(results, lines, decision, losses, tested, str(chosen), search)),
+        sentences=tuple(limits(results, lines, decision, losses, tested, chosen, search)),
         model=_model(results),
         task=", ".join(dict.fromkeys(Path(name).name for name, _ in results.rows)),
         rows=len(results.rows),
@@ -212,6 +205,22 @@ def _reference(
         return None
     same = (c for c in found if c.budgets.keys() & candidate.budgets.keys())
     return next(same, found[0])
+
+
+def _reference(results: Results, against: str | None) -> str:
+    """The method that others are tested against."""
+    methods = list(dict.fromkeys(candidate.method for candidate in results.candidates))
+    chosen = str(against or results.asked.get("against") or next(iter(methods), ""))
+    if methods and chosen not in methods:
+        raise unknown_name("method to compare with", chosen, methods)
+    return chosen
+
+
+def _tested(scored: list[ScoredCandidate], metric: str) -> list[ScoredCandidate]:
+    """The candidates that are tested: with enough runs, and rows that are not windows of others."""
+    least = enough_runs([len(each.runs) for each in scored])
+    alone = not windows_overlap(metric)
+    return [c for c in scored if alone and len(c.runs) >= least and c.scores.shape[1] > 1]
 
 
 def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | None]]:
