@@ -60,11 +60,7 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     console.print(f"rows at max_length={fitted.max_length}: {said}", highlight=False)
     need = f"the memory of a step cannot be computed ({reason})"
     if sizes is not None:
-        each = (f"{size / 2**30:,.2f} GiB with {name}" for name, size in sizes.items())
-        need = f"a step needs {', '.join(each)}"
-        if device is not None:
-            fits = "fits" if sizes[chosen] < device else "does not fit"
-            need += f"; {chosen} {fits} in the {device / 2**30:.1f} GiB of this device"
+        need = _memory(sizes, chosen, device)
     asked = recipe.activation_checkpointing
     takes = f"{asked} takes {chosen}" if asked == "auto" else asked
     console.print(f"activation_checkpointing={takes}: {need}", highlight=False, soft_wrap=True)
@@ -74,6 +70,16 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
         console.print(f"{part} has {values}", highlight=False, soft_wrap=True)
     if row is not None:
         console.print(_shown_row(row), highlight=False, soft_wrap=True)
+
+
+def _memory(sizes: dict[str, float], chosen: str, device: float | None) -> str:
+    """What a step needs, in bytes by ``activation_checkpointing``, and whether a device has it."""
+    each = (f"{size / 2**30:,.2f} GiB with {name}" for name, size in sizes.items())
+    need = f"a step needs {', '.join(each)}"
+    if device is not None:
+        fits = "fits" if sizes[chosen] < device else "does not fit"
+        need += f"; {chosen} {fits} in the {device / 2**30:.1f} GiB of this device"
+    return need
 
 
 def _scales(plan: Any) -> dict[str, str]:
