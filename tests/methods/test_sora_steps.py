@@ -183,5 +183,6 @@ def test_trained_norms_are_in_what_is_merged_and_exported(finished, tmp_path):
     assert (expected - rows_seen(run.model)).abs().max() > 0.1
     merged = model.merge_weights()
     assert_close(rows_seen(merged), expected)
+    merged.peft_config["default"].base_model_name_or_path = "the merged base"
     merged.save_pretrained(tmp_path)
     assert_close(rows_seen(PeftModel.from_pretrained(merged.unload(), tmp_path)), expected)
