@@ -122,7 +122,8 @@ READINGS = (
     Reading("score", "text text_pair score", tuple(f"{texts} score" for texts in PAIR),
             "to give a pair of texts a number"),
     Reading("choice", "prompt candidates answer", (),
-            "to find the right [candidate](#candidates); `answer` is its index, letter or text"),
+            "to find the right [candidate](#candidates); `answer` is its index (from 0), "
+            "its letter or its text"),
     Reading("text", "text", ("chosen",), "to continue the [text](#plain-text)"),
     Reading("messages", "prompt[] completion[]", ("prompt[] chosen[]",),
             "to write the assistant's turns; both fields are lists of turns (TRL)",
