@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from unittest.mock import Mock
 
 import pytest
@@ -147,6 +148,7 @@ CONTRADICTIONS = {
     "--budget 1%": "--budget=, not 1%",
     "--against lora": "--against=None, not lora",
     "--with-text": "--with-text=False, not True",
+    "--metric chrf": "metric=None, not chrf",
     "max_length=16": "max_length=32, not 16",
     "max_steps=3": "training.max_steps=2, not 3",
 }
@@ -156,6 +158,16 @@ CONTRADICTIONS = {
 def test_options_that_contradict_the_saved_ones_are_refused_by_name(mistake, comparison, typed):
     line = mistake("compare", comparison, "--resume", *typed.split())
     assert f"the comparison to resume had {CONTRADICTIONS[typed]}: leave it as it was" in line
+
+
+def test_a_comparison_from_elsewhere_runs_no_function_of_a_file(mistake, comparison, tmp_path):
+    copy, file = shutil.copytree(comparison, tmp_path / "copy"), tmp_path / "theirs.py"
+    file.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef f(*a): return 1\n")
+    spec = copy / "comparison.yaml"
+    spec.write_text(spec.read_text().replace("recipe:\n", f"recipe:\n  metric: {file}:f\n"))
+    line = mistake("compare", copy, "--resume")
+    assert f"copy is scored by {file}:f, and code of a file runs only if you name it" in line
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_same_options_again_are_no_contradiction(works, place, comparison):

@@ -84,6 +84,7 @@ MISTAKES = {
     "explore run --text a": "as its method trained the model itself: explore another run",
     "methods lorra": "unknown method 'lorra'; did you mean lora",
     "chat run --system a": "run continues each line",
+    "report run": "run holds no comparison: it has no plan.json",
     "plot 9": "no picture '9'",
     "plot 3 run": "no data: pass --data FILE",
     "export run new --format onxx": "unknown format 'onxx'; did you mean onnx?",
