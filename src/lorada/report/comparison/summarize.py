@@ -65,7 +65,7 @@ def summarize(
     Raises:
         ValueError: if ``against`` is no method of the comparison, or for a margin below 0.
     """
-    chosen = _reference(results, against)
+    chosen = _against(results, against)
     scored = sorted(
         (c for c in results.candidates if c.runs),
         key=lambda c: float(c.scores.mean()),
@@ -215,7 +215,7 @@ def _reference(
     return next(same, found[0])
 
 
-def _reference(results: Results, against: str | None) -> str:
+def _against(results: Results, against: str | None) -> str:
     """The method that others are tested against."""
     methods = list(dict.fromkeys(candidate.method for candidate in results.candidates))
     chosen = str(against or results.asked.get("against") or next(iter(methods), ""))
