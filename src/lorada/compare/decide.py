@@ -11,7 +11,7 @@ from lorada.compare.decision import CHEAPER, Decision, saved
 from lorada.compare.expected_loss import expected_losses
 from lorada.compare.given import CONFIDENCE, COSTS, Costs, Given, checked
 from lorada.compare.sentence import sentence
-from lorada.compare.statistics import Common, difference, mean_score, seeds_correlate
+from lorada.compare.statistics import Common, Scores, difference, mean_score, seeds_correlate
 
 LEARNED = 0.05  # level of the one-sided tests of all runs against scores without training
 PART = 0.25  # of the best method's gain: one that gains less may have learned nothing
@@ -151,7 +151,7 @@ def _expected(
     if all(len(table) < 2 for table in tables):
         return {}
     places = combinations(range(len(fitted)), 2)
-    pairs = [(a, b) for a, b in places if _by_seed(given, fitted[a], fitted[b])]
+    pairs = [(a, b) for a, b in places if by_seed(fitted[a], fitted[b], given.seeds, given.scores)]
     found = dict(zip(fitted, map(float, expected_losses(tables, pairs)), strict=True))
     top = max(fitted, key=means.__getitem__)
     return {n: found.get(n, found[top] + means[top] - mean) for n, mean in means.items()}
@@ -183,20 +183,30 @@ def _leader(
 def _most_lost(given: Given, leader: str, name: str, common: Common | None) -> float:
     """The upper confidence bound of how much worse a method is than the leader."""
     a, b = given.scores[leader], given.scores[name]
-    found = difference(a, b, common, by_seed=_by_seed(given, leader, name))
+    found = difference(a, b, common, by_seed=by_seed(leader, name, given.seeds, given.scores))
     return max(found.interval(2 * CONFIDENCE - 1)[1], given.unseen)
 
 
-def _by_seed(given: Given, one: str, other: str) -> bool:
+def by_seed(
+    one: str,
+    other: str,
+    seeds: Mapping[str, Sequence[object]],
+    scores: Mapping[str, Scores],
+) -> bool:
     """Whether two methods are compared seed by seed: one is the other and more, as ``lora+lmam``.
 
     Their runs with one seed start alike, and are pairs if they also end alike.
+
+    Args:
+        one: name of a method, perhaps with settings or a budget behind it.
+        other: that of the other.
+        seeds: name → the seeds of its runs.
+        scores: name → seeds × rows.
     """
     parts = [set(name.split(" ")[0].split(":")[0].split("+")) for name in (one, other)]
     if not (parts[0] < parts[1] or parts[1] < parts[0]):
         return False
-    same = given.seeds[one] == given.seeds[other]
-    return same and seeds_correlate(given.scores[one], given.scores[other])
+    return tuple(seeds[one]) == tuple(seeds[other]) and seeds_correlate(scores[one], scores[other])
 
 
 def _cheapest(costs: Costs, means: Mapping[str, float], names: Sequence[str]) -> str:

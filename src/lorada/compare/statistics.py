@@ -26,7 +26,7 @@ Why it is no permutation test: swapping the two methods' scores of whole rows ta
 are, and so calls the luck of a run a difference. Swapping whole runs is right, but three runs of
 each of two methods can be split in only 20 ways, so p could not fall below 0.1. The t-test assumes
 instead that the mean scores of runs are normally distributed. Runs of two methods with the same
-seed are not treated as pairs.
+seed are treated as pairs only where ``by_seed`` asks for it.
 """
 
 import math
@@ -46,7 +46,7 @@ POWER = 0.8  # of the smallest detectable difference
 TINY = 1e-9  # percent; differences below it are rounding errors
 
 
-def paired_p(a: Scores, b: Scores, common: "Common | None" = None) -> float:
+def paired_p(a: Scores, b: Scores, common: "Common | None" = None, by_seed: bool = False) -> float:
     """The probability of a difference in means at least as large if the methods did not differ.
 
     It is two-sided. It is never below 2 / 2^k, where k is the number of rows with a difference,
@@ -56,6 +56,7 @@ def paired_p(a: Scores, b: Scores, common: "Common | None" = None) -> float:
         a: seeds × rows of one method.
         b: the same of the other, with the same rows; it may have another number of seeds.
         common: the spread of all methods that are compared, which two runs are held against.
+        by_seed: whether runs in one place of both have one seed, and are taken as pairs.
 
     Raises:
         ValueError: if one has fewer than two seeds or rows, because the variance between them is
@@ -65,7 +66,8 @@ def paired_p(a: Scores, b: Scores, common: "Common | None" = None) -> float:
         raise ValueError("a test needs two rows, and two seeds of each method")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a.shape[1]} and {b.shape[1]} rows cannot be compared")
-    return _p_value(a.mean(axis=0) - b.mean(axis=0), [_runs(a, common), _runs(b, common)])
+    runs = [_Runs.of(a - b)] if by_seed else [_runs(a, common), _runs(b, common)]
+    return _p_value(a.mean(axis=0) - b.mean(axis=0), runs)
 
 
 def fixed_p(scores: Scores, fixed: Scores, common: "Common | None" = None) -> float:

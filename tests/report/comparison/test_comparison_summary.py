@@ -92,6 +92,15 @@ def test_the_verdict_is_that_of_decide_with_costs_baselines_and_margin(margin, t
     assert summarize(results, margin=0.0).best == "dora"
 
 
+def test_a_method_and_its_sum_are_tested_seed_by_seed_where_their_runs_are_alike():
+    random = np.random.default_rng(6)
+    luck, rows = random.normal(0, 3, (5, 1)), random.normal(60, 9, ROWS)
+    lora, more = (rows + mean + luck + random.normal(0, 0.2, (5, 1)) for mean in (0, 1))
+    for other, apart in (("lora+lmam", True), ("dora", False)):
+        lines = summarize(results_of({"lora": lora, other: more})).lines
+        assert (lines[1].p_best < 0.05) == apart
+
+
 def test_runs_that_diverged_are_counted_in_the_verdict(made_up_summary):
     assert "1 of 3 runs of ia3+lora (0.2%) diverged" in made_up_summary.verdict
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lorada.compare.decide import enough_runs
+from lorada.compare.decide import by_seed, enough_runs
 from lorada.compare.decision import Decision
 from lorada.compare.letters import letters
 from lorada.compare.statistics import (
@@ -65,7 +65,7 @@ def summarize(
     Raises:
         ValueError: if ``against`` is no method of the comparison, or for a margin below 0.
     """
-    chosen = _reference(results, against)
+    chosen = _against(results, against)
     scored = sorted(
         (c for c in results.candidates if c.runs),
         key=lambda c: float(c.scores.mean()),
@@ -160,8 +160,16 @@ def _pairs(tested: list[ScoredCandidate]) -> dict[frozenset[str], float]:
     if pairs and tested[0].scores.shape[1] < rows_needed(len(pairs)):
         return {}
     common = Common.of([each.scores for each in tested])
-    corrected = holm([paired_p(a.scores, b.scores, common) for a, b in pairs])
+    corrected = holm([_pair_p(a, b, common) for a, b in pairs])
     return {frozenset((a.label, b.label)): p for (a, b), p in zip(pairs, corrected, strict=True)}
+
+
+def _pair_p(one: ScoredCandidate, other: ScoredCandidate, common: Common | None) -> float:
+    """The p-value of two candidates, not corrected."""
+    both = one, other
+    seeds = {each.label: [run.seed for run in each.runs] for each in both}
+    pairs = by_seed(one.label, other.label, seeds, {each.label: each.scores for each in both})
+    return paired_p(one.scores, other.scores, common, pairs)
 
 
 def _lines(
@@ -178,7 +186,7 @@ def _lines(
     compared = [(c, other) for c in tested if (other := _reference(c, tested, against))]
     references = {c.label: other.label for c, other in compared}
     common = Common.of([each.scores for each in tested])
-    corrected = holm([paired_p(c.scores, other.scores, common) for c, other in compared])
+    corrected = holm([_pair_p(c, other, common) for c, other in compared])
     p_against = dict(zip(references, corrected, strict=True))
     rest = [c for c in results.candidates if c not in scored]
     return [
@@ -207,7 +215,7 @@ def _reference(
     return next(same, found[0])
 
 
-def _reference(results: Results, against: str | None) -> str:
+def _against(results: Results, against: str | None) -> str:
     """The method that others are tested against."""
     methods = list(dict.fromkeys(candidate.method for candidate in results.candidates))
     chosen = str(against or results.asked.get("against") or next(iter(methods), ""))

@@ -20,7 +20,7 @@ class CandidateLine:
             None if no run is scored. Where it is compared, a loss or an error is minus itself.
         low: lower end of the score's 95 % interval.
         high: upper end.
-        letter: letters of the groups that cannot be told apart; empty without a test.
+        letter: letters of groups that are not significantly different; empty without a test.
         against: label of the candidate that ``p_against`` compares it with; empty if there is none.
         p_against: probability of such a difference from that candidate by chance (Holm).
         p_best: the same, from the candidate with the highest score (Holm).

@@ -84,8 +84,9 @@ def markdown(summary: Summary) -> str:
     lines += [
         f"{what}: {unit_of(summary.metric)}, with its 95 % interval. Candidates that share a "
         "letter (group) are not significantly different. p: chance of such a difference between "
-        "equal methods, corrected for the number of tests (Holm). Forgetting: growth of the loss "
-        "on a neutral text. Time: measured at the end for all in turns, because the times of the "
+        "equal methods, corrected for the number of tests (Holm). Expected loss: how far the true "
+        "mean is expected to be from the best one. Forgetting: growth of the loss on a neutral "
+        "text. Time: measured at the end for all in turns, because the times of the "
         "runs depend on what ran beside them.",
         "",
     ]
