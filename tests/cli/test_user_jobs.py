@@ -15,6 +15,8 @@ import pytest
 from programs import printed
 from servers import Process
 
+from lorada.data.benchmarks.llm_adapters_prompt import clean_prompt
+
 pytestmark = pytest.mark.more
 LORADA = Path(sys.executable).with_name("lorada")
 PRICES = {"red lamp": 17, "blue chair": 49, "oak table": 230, "wool rug": 85, "brass clock": 64}
@@ -72,26 +74,31 @@ def test_an_order_desk_answers_the_first_line_of_a_chat_too(tmp_path):
 
 
 def test_answers_of_fifty_tokens_are_scored_whole(tmp_path):
-    words = "amber birch cedar delta ember fjord grove haven inlet jetty".split()
+    places = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven", "inlet")
     rows = [
         {"instruction": f"Describe route {i} in full.", "input": "",
-         "output": " then ".join(f"{words[(i + k) % 10]} mile {k}" for k in range(12)) + "."}
-        for i in range(10)
+         "output": " then ".join(f"{places[(i + k) % 9]} mile {k}" for k in range(12)) + "."}
+        for i in range(9)
     ]  # fmt: skip
     (tmp_path / "alpaca.json").write_text(json.dumps(rows))
     lorada(
         tmp_path, "train", "--model", "smollm2-135m", "--data", "alpaca.json", "--output", "alpaca",
         "max_steps=60", "learning_rate=3e-3", "max_length=192",
     )  # fmt: skip
-    found = json.loads(
-        lorada(tmp_path, "evaluate", "alpaca", "--data", "alpaca.json", "--metric", "exact_match",
-               "--json")
-    )  # fmt: skip
+    asked = ("evaluate", "alpaca", "--data", "alpaca.json", "--metric", "exact_match", "--json")
+    found = json.loads(lorada(tmp_path, *asked))
     assert found["exact_match"] >= 80
+    assert found["max_new_tokens"] > 48
+    lorada(tmp_path, "predict", "alpaca", "--data", "alpaca.json", "--output", "answers.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [line["output"] for line in lines] == [row["output"] for row in rows]
+    right = next(line for line in lines if line["answer"].strip() == line["output"])
     with serving(tmp_path, "alpaca") as server:
-        prompt = lorada(tmp_path, "predict", "alpaca", "--data", "alpaca.json", "--output", "a.jsonl")
-        lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-        assert [line["instruction"] for line in lines] == [row["instruction"] for row in rows], prompt
+        prompt = clean_prompt(right["instruction"], "")
+        body = {"model": "alpaca", "prompt": prompt, "temperature": 0}
+        assert (
+            server.asked("/v1/completions", body)["choices"][0]["text"].strip() == right["output"]
+        )
 
 
 def test_grades_from_20_to_100_are_learned_and_served_in_their_unit(tmp_path):

@@ -341,7 +341,7 @@ def test_half_a_pair_is_refused_by_a_run_that_learned_pairs(folder):
     for half in ({"text": "a"}, {"text": "a", "text_pair": ""}, {"text": "a", "text_pair": None}):
         with pytest.raises(ValueError, match="rows row 1 has no text_pair, and this run has lea"):
             answers(run, [half, half])
-        with pytest.raises(ValueError, match="rows row 2 has no (field 'text_pair', wh|text_pair)"):
+        with pytest.raises(ValueError, match=r"row 2 has no (field 'text_pair', wh|text_pair)"):
             answers(run, [{"text": "a", "text_pair": "b"}, half])
 
 
