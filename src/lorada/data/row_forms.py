@@ -191,6 +191,12 @@ def in_form(
         logger.info("%s: of each pair of answers only `chosen` is learned", path)
     _name_unread(rows[:NOTICED], first, path)
     form = first.reading.form
+    bad = next((i for i, row in enumerate(rows) if row.get("label") is False), None)
+    if form in ("prompt", "messages") and bad is not None:
+        raise ValueError(
+            f"{where(bad)} has label false: of answers that are marked good and bad (KTO) every one "
+            "would be learned; keep those with true, and leave out the field"
+        )
     if form == "choice":
         return as_indices(found, where), form
     if form == "label":
