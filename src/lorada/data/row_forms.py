@@ -194,7 +194,7 @@ def in_form(
     bad = next((i for i, row in enumerate(rows) if row.get("label") is False), None)
     if form in ("prompt", "messages") and bad is not None:
         raise ValueError(
-            f"{where(bad)} has label false: of answers that are marked good and bad (KTO) every one "
+            f"{where(bad)} has label false: of answers marked as good or bad (KTO) every one "
             "would be learned; keep those with true, and leave out the field"
         )
     if form == "choice":
