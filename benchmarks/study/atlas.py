@@ -21,6 +21,7 @@ from kept import Found, Measured, keep, kept, read
 from page import DOCS, write_marked
 from run import ATLAS, ATLAS_TASKS
 
+from lorada.compare.decide import decide
 from lorada.compare.letters import letters
 from lorada.compare.statistics import (
     ALPHA,
@@ -199,20 +200,32 @@ def of_task(task: str, methods: dict[str, Measured], tested: Tested) -> Iterator
     settled = {frozenset(names) for names, pair in tested.items() if pair.p < ALPHA}
     compared = ranked(methods)
     shared = letters(list(compared), settled)
+    decision = decide(
+        {name: one.scores for name, one in compared.items()},
+        {name: {"parameters": one.parameters} for name, one in compared.items()},
+        unit="%",
+    )
     yield f"## {TITLES[task]}: {rows:,} held-out rows, {seeds} seeds"
     yield ""
-    yield "| method | parameters | score (95 %) | | loss | rates of the seeds | s a step | GiB |"
-    yield "|---|--:|--:|---|--:|---|--:|--:|"
+    yield f"> {decision.sentence}"
+    yield ""
+    yield (
+        "| method | parameters | score (95 %) | expected loss | | loss | rates of the seeds "
+        "| s a step | GiB |"
+    )
+    yield "|---|--:|--:|--:|---|--:|---|--:|--:|"
     timed = all(one.seconds is not None for one in compared.values())
     ceiling = {CEILING: methods[CEILING]} if CEILING in methods else {}
     for name, one in (ceiling | compared).items():
-        low, high = interval(one.scores)
+        low, high = decision.intervals.get(name) or interval(one.scores)
+        lost = f"{decision.expected_loss[name]:.1f}" if name in compared else "–"
         rates = ", ".join(f"{rate:.2g}" for rate in one.rates)
         seconds = f"{one.seconds:.3f}" if timed and one.seconds is not None else "–"
         memory = "–" if one.memory is None else f"{one.memory / 2**30:.2f}"
         yield (
             f"| `{name}` | {one.parameters:,} | {one.scores.mean():.1f} ({low:.1f} to {high:.1f}) "
-            f"| {shared.get(name, '')} | {one.losses.mean():.3f} | {rates} | {seconds} | {memory} |"
+            f"| {lost} | {shared.get(name, '')} | {one.losses.mean():.3f} | {rates} | {seconds} "
+            f"| {memory} |"
         )
     yield ""
     left = [f"`{plain(name)}`" for name in ATLAS if plain(name) not in methods]
