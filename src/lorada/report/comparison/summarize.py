@@ -66,26 +66,19 @@ def summarize(
         ValueError: if ``against`` is no method of the comparison, or for a margin below 0.
     """
     chosen = _against(results, against)
-    scored = sorted(
-        (c for c in results.candidates if c.runs),
-        key=lambda c: float(c.scores.mean()),
-        reverse=True,
-    )
+    ran = [c for c in results.candidates if c.runs]
+    scored = sorted(ran, key=lambda c: float(c.scores.mean()), reverse=True)
     metric = results.metric or main_metric_of([run for one in scored for run in one.runs])
     tested = _tested(scored, metric)
     pairs = _pairs(tested)
     baselines = _baselines(results, metric)
     lines = _lines(results, scored, tested, pairs, chosen, metric)
-    fixed = {one.name: scores for one, scores in baselines if scores is not None}
-    margin = results.asked.get("margin") if margin is None else margin
-    decision = decided(results.candidates, lines, fixed, metric, margin)
+    decision = decided(results, lines, baselines, metric, margin)
     search = search_of(results.candidates, results.asked.get("search") == "each-seed")
     histories = {c.label: history_of(c) for c in scored}
-    again = longer(results)
-    top = scored[0].label if scored else ""
-    taken = decision.pick if decision else top
-    best = next((c for c in scored if c.label == taken), None)
-    losses = training_losses(histories.get(taken or top, []))
+    again, top = longer(results), scored[0] if scored else None
+    best = next((c for c in scored if decision is None or c.label == decision.pick), None)
+    losses = training_losses(histories[(best or top).label]) if top else None
     pair = pair_of(results.folder, best, scored) if best else None
     runs = [run for candidate in scored for run in candidate.runs]
     said = verdict(decision, lines[0] if scored else None, losses, again[LONGER])

@@ -1,6 +1,6 @@
 """Decides which candidate to take, by ``lorada.compare``, and says it in plain English."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
@@ -8,8 +8,8 @@ import numpy as np
 from lorada.compare.decide import decide
 from lorada.compare.decision import Decision
 from lorada.compare.statistics import Scores
-from lorada.report.comparison.read import ScoredCandidate
-from lorada.report.comparison.summary import CandidateLine
+from lorada.report.comparison.read import Results
+from lorada.report.comparison.summary import Baseline, CandidateLine
 from lorada.report.comparison.units import best_of, shown_score, unit_behind, windows_overlap
 from lorada.support.metric_names import as_score, lower_is_better
 
@@ -18,34 +18,34 @@ Losses = tuple[float, float] | None  # of a training, in its first and in its la
 
 
 def decided(
-    candidates: Sequence[ScoredCandidate],
+    results: Results,
     lines: Sequence[CandidateLine],
-    baselines: Mapping[str, Scores],
+    baselines: Sequence[tuple[Baseline, Scores | None]],
     metric: str,
     margin: float | None,
 ) -> Decision | None:
     """Which candidate to take; None without scores of two rows that are independent.
 
     Args:
-        candidates: of the comparison.
+        results: of the comparison.
         lines: of the candidates, with their costs.
-        baselines: name → score of each row without training, higher for the better one.
+        baselines: with the score of each row without training, higher for the better one.
         metric: that they are compared by.
-        margin: that a cheaper candidate may cost; None for the default one.
+        margin: that a cheaper candidate may cost; None for the comparison's own.
     """
-    rows = max((c.scores.shape[1] for c in candidates if c.runs), default=0)
+    rows = len(results.rows)
     if rows < 2 or windows_overlap(metric):
         return None
     sign = as_score(1.0, metric)
-    ran = [c for c in candidates if c.runs or c.diverged]
+    ran = [c for c in results.candidates if c.runs or c.diverged]
     costs = {line.label: _costs(line) for line in lines}
     return decide(
         {c.label: sign * np.vstack([c.scores.reshape(-1, rows),
                                     np.full((len(c.diverged), rows), np.nan)]) for c in ran},
         {c.label: costs[c.label] for c in ran},
-        margin,
+        results.asked.get("margin") if margin is None else margin,
         lower_is_better=lower_is_better(metric),
-        baselines={name: sign * scores for name, scores in baselines.items()},
+        baselines={one.name: sign * each for one, each in baselines if each is not None},
         seeds={c.label: (*(run.seed for run in c.runs), *c.diverged) for c in ran},
         unit=unit_behind(metric),
     )  # fmt: skip
