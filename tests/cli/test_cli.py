@@ -321,7 +321,7 @@ def test_a_training_without_an_output_is_named_and_not_written_over(
 
 
 BAD_COMMANDS = {
-    "generate RUN --prompt ''": "a prompt is empty",
+    "generate RUN --prompt ''": "the prompt is empty",
     "generate RUN --prompt a --max-new-tokens 0": "max-new-tokens",
     "generate RUN --prompt \udc80": "is not UTF-8 text",
     "generate RUN --prompt a --max-new-tokens 100000": (

@@ -68,7 +68,7 @@ def test_the_plan_of_an_8b_model_says_whether_it_fits_on_a_card_of_24_gib(
 
 @pytest.mark.parametrize(
     ("card", "batch", "takes"),
-    [(80, 8, "off"), (80, 10, "full"), (48, 8, "full")],
+    [(80, 8, "off"), (80, 12, "full"), (48, 8, "full")],
     indirect=["card"],
 )
 def test_auto_keeps_the_activations_where_a_step_takes_85_percent_of_the_card(

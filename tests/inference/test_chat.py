@@ -212,5 +212,5 @@ def test_what_has_no_answer_is_refused(chat_of):
     chat.ask(QUESTION, str)
     assert not isinstance(chat.run.model, PeftModel)
     refused("no adapter to switch off", lambda: chat.base_prompt(None))
-    refused("a prompt is empty", lambda: chat.ask("", str))
+    refused("the prompt is empty", lambda: chat.ask("", str))
     refused("max_new_tokens=64 leaves no room", lambda: chat_of("lora", max_new_tokens=64))

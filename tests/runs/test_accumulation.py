@@ -53,7 +53,9 @@ def features(form, name, number):
     answer = [*ids(1 + number % 3, number + 1), 2]
     if form == "choice":
         candidates = [answer, ids(2, number)]
-        return {"prompt": text, "candidates": candidates, "answer": number % 2}
+        lengths = [len(one) for one in candidates]
+        row = {"prompt": text, "candidates": candidates, "answer": number % 2}
+        return {**row, "divisors": lengths}
     if name.split()[-1] in ENCODER_DECODERS:
         return {"input_ids": text, "attention_mask": [1] * len(text), "labels": answer}
     whole = text + answer
@@ -96,7 +98,7 @@ def trained(form, name, settings, tmp_path, batch, steps):
     writes = form == "prompt" and model.config.is_encoder_decoder
     args = training_arguments(recipe, quiet=True, writes=writes)
     kind = "encoder_decoder" if model.config.is_encoder_decoder else "decoder"
-    prepared = PreparedTraining(recipe, model.config, kind, tokenizer, Plan(None), rows, None)
+    prepared = PreparedTraining(recipe, model.config, kind, tokenizer, Plan(None), rows, None, None)
     make = trainer_class(prepared, args, None)
     dataset = Dataset.from_list([features(form, name, number) for number in range(7)])
     pad = collator(form, tokenizer, model)

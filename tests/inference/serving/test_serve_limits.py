@@ -56,7 +56,7 @@ def said(response, status):
 
 REFUSED = {
     "half a character": (b'{"prompt": "\\ud800"}', "unexpected end of hex escape"),
-    "an empty prompt": ({"prompt": ""}, "a prompt is empty"),
+    "an empty prompt": ({"prompt": ""}, "the prompt is empty"),
     "no prompts": ({"prompt": []}, "a list of 1 to 256 of either; it is []"),
     "an unknown token": ({"prompt": [[5], [10**6]]}, "1000000 is no token of this model"),
     "a long token": ({"prompt": [10**4000]}, "100000"),
