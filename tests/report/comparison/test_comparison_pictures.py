@@ -29,7 +29,7 @@ def test_a_point_is_on_the_front_if_all_that_cost_no_more_score_less():
 
 def test_each_picture_is_drawn_from_its_numbers_and_the_same_each_time(made_up_summary):
     drawn = pictures.pictures(made_up_summary)
-    assert list(drawn) == ["costs", "intervals", "rates", "losses"]
+    assert list(drawn) == ["costs", "expected", "intervals", "rates", "losses"]
     assert pictures.pictures(made_up_summary) == drawn
     for svg in drawn.values():
         ElementTree.fromstring(svg)
@@ -113,3 +113,14 @@ def test_the_axis_of_losses_says_what_they_are_means_of(made_up_folder, form, un
         result.write_text(json.dumps({**json.loads(result.read_text()), "form": form}))
     figure = pictures.training_losses(summarize(read_comparison(copy)))
     assert figure.axes[0].get_ylabel() == f"training loss ({unit})"
+
+
+def test_the_expected_loss_is_drawn_over_each_cost_with_the_margin(made_up_summary):
+    summary = made_up_summary
+    figure = pictures.loss_over_costs(summary)
+    known = [line for line in summary.lines if line.expected_loss is not None]
+    axis = figure.axes[0]
+    points = [container.lines[0].get_xydata()[0].tolist() for container in axis.containers]
+    assert points == [[line.trainable, line.expected_loss] for line in known]
+    dashed = next(line for line in axis.lines if line.get_linestyle() == "--")
+    assert set(dashed.get_ydata()) == {summary.margin} == {1.0}

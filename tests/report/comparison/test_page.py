@@ -51,7 +51,7 @@ def test_the_page_names_its_language_has_headings_in_order_and_no_script(made_up
     levels = [int(level) for level in re.findall(r"<h(\d)", page)]
     assert levels[0] == levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
-    assert len(re.findall('role="img" aria-label=".{20,}"><svg', page)) == 4
+    assert len(re.findall('role="img" aria-label=".{20,}"><svg', page)) == 5
     assert "<script" not in page
     ids = re.findall(' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))

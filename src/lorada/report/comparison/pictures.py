@@ -52,8 +52,8 @@ SETTINGS = {
 def pictures(summary: Summary) -> dict[str, str]:
     """Each picture that the summary has numbers for: name → SVG. The same numbers give the same."""
     kinds: dict[str, Callable[[Summary], Figure | None]] = {
-        "costs": score_over_costs, "intervals": intervals, "rates": loss_over_rates,
-        "losses": training_losses,
+        "costs": score_over_costs, "expected": loss_over_costs, "intervals": intervals,
+        "rates": loss_over_rates, "losses": training_losses,
     }  # fmt: skip
     found = {}
     for name, draw in kinds.items():
@@ -75,28 +75,57 @@ def score_over_costs(summary: Summary) -> Figure | None:
     A marker is filled if no candidate that costs as little is better; a grey line joins these.
     """
     every = scored(summary)
+    values = [line.score or 0.0 for line in every]
+    ranked = [as_score(score, summary.metric) for score in values]
+    title = f"{title_of(summary.metric)} ({unit_of(summary.metric)})"
+    return _over_costs(summary, every, values, ranked, title)
+
+
+def loss_over_costs(summary: Summary) -> Figure | None:
+    """The expected loss over each cost that was measured, with the margin; None without one."""
+    every = [line for line in scored(summary) if line.expected_loss is not None]
+    values = [line.expected_loss or 0.0 for line in every]
+    title = f"expected loss ({unit_of(summary.metric)})"
+    figure = _over_costs(summary, every, values, [-value for value in values], title)
+    for axis in figure.axes if figure is not None and summary.margin is not None else ():
+        axis.axhline(summary.margin, color=INK, alpha=0.5, linestyle="--", linewidth=1)
+        axis.annotate(
+            "margin", (1, summary.margin), xycoords=("axes fraction", "data"), ha="right",
+            va="bottom", fontsize="small", color=INK,
+        )  # fmt: skip
+    return figure
+
+
+def _over_costs(
+    summary: Summary,
+    every: Sequence[CandidateLine],
+    values: Sequence[float],
+    ranked: Sequence[float],
+    title: str,
+) -> Figure | None:
+    """A value of each candidate over each cost; ``ranked`` are the same, higher is better."""
     fields = [name for name in COSTS if any(getattr(line, name) is not None for line in every)]
     if not fields:
         return None
     figure = _figure(3.6, every)
     axes = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
-    axes[0].set_ylabel(f"{title_of(summary.metric)} ({unit_of(summary.metric)})")
+    axes[0].set_ylabel(title)
     for axis, field in zip(axes, fields, strict=True):
-        lines = [line for line in every if getattr(line, field) is not None]
-        costs = [float(getattr(line, field)) for line in lines]
-        scores = [line.score or 0.0 for line in lines]
-        ranked = [as_score(score, summary.metric) for score in scores]
-        front = sorted(pareto_front(costs, ranked), key=costs.__getitem__)
-        ahead = [costs[i] for i in front], [scores[i] for i in front]
-        axis.step(*ahead, where="post", color=INK, alpha=0.5, linewidth=1)
-        for index, line in enumerate(lines):
-            style = _style(summary, line.method, filled=index in front)
-            axis.errorbar(costs[index], scores[index], yerr=_reach(line), **style)
-        for method in dict.fromkeys(line.method for line in lines):  # one line for all its sizes
-            mine = [i for i, line in enumerate(lines) if line.method == method]
-            sizes = [costs[i] for i in mine], [scores[i] for i in mine]
+        places = [i for i, line in enumerate(every) if getattr(line, field) is not None]
+        costs = {i: float(getattr(every[i], field)) for i in places}
+        front = pareto_front(list(costs.values()), [ranked[i] for i in places])
+        ahead = sorted((places[i] for i in front), key=costs.__getitem__)
+        steps = [costs[i] for i in ahead], [values[i] for i in ahead]
+        axis.step(*steps, where="post", color=INK, alpha=0.5, linewidth=1)
+        for i in places:
+            reach = _reach(every[i]) if values[i] == every[i].score else None
+            style = _style(summary, every[i].method, filled=i in ahead)
+            axis.errorbar(costs[i], values[i], yerr=reach, **style)
+        for method in dict.fromkeys(every[i].method for i in places):  # one line for all its sizes
+            mine = [i for i in places if every[i].method == method]
+            sizes = [costs[i] for i in mine], [values[i] for i in mine]
             axis.plot(*sizes, color=_style(summary, method)["color"], linewidth=1)
-        if min(costs) > 0 and max(costs) > LOG_FROM * min(costs):
+        if min(costs.values()) > 0 and max(costs.values()) > LOG_FROM * min(costs.values()):
             axis.set_xscale("log")
         else:
             axis.locator_params(axis="x", nbins=4)

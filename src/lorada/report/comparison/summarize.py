@@ -70,9 +70,8 @@ def summarize(
     scored = sorted(ran, key=lambda c: float(c.scores.mean()), reverse=True)
     metric = results.metric or main_metric_of([run for one in scored for run in one.runs])
     tested = _tested(scored, metric)
-    pairs = _pairs(tested)
     baselines = _baselines(results, metric)
-    lines = _lines(results, scored, tested, pairs, chosen, metric)
+    lines = _lines(results, scored, tested, _pairs(tested), chosen, metric)
     decision = decided(results, lines, baselines, metric, margin)
     search = search_of(results.candidates, results.asked.get("search") == "each-seed")
     histories = {c.label: history_of(c) for c in scored}
@@ -98,6 +97,7 @@ def summarize(
         best=best.label if best else "",
         lines=tuple(_known(_as_shown(line, metric), decision) for line in lines),
         baselines=tuple(_as_shown(one, metric) for one, _ in baselines),
+        margin=decision.margin if decision else None,
         histories=histories,
         disagreements=tuple(_disagreements(results, scored, with_text)),
         commands=commands,

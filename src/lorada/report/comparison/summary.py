@@ -161,6 +161,7 @@ class Summary:
         best: label of the candidate to take; empty if nothing is scored.
         lines: one for each candidate, the best score first, those without a score last.
         baselines: scores without training.
+        margin: that a cheaper candidate may cost, in the unit of the metric; None if none is known.
         histories: label → training loss over steps, the mean over seeds: (step, loss).
         disagreements: the most divided rows first, at most 50.
         commands: ``train``, ``export``, ``serve``, ``explore`` and ``commands.BESIDE`` → the shell
@@ -184,6 +185,7 @@ class Summary:
     best: str = ""
     lines: tuple[CandidateLine, ...] = ()
     baselines: tuple[Baseline, ...] = ()
+    margin: float | None = None
     histories: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     disagreements: tuple[Disagreement, ...] = ()
     commands: dict[str, str] = field(default_factory=dict)
