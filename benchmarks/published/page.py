@@ -22,6 +22,7 @@ from typing import Any
 from library.page import write_marked
 from matplotlib.figure import Figure
 
+from lorada.compare.statistics import holm
 from lorada.report.render import published
 
 ROOT = Path(__file__).parents[2]
@@ -142,16 +143,6 @@ def differences(table: int) -> list[Difference]:
             points = sum(one.points for one in each) / k
             found.append(Difference(table, *names, MEAN, points, apart, alike))
     return found
-
-
-def holm(ps: list[float]) -> list[float]:
-    """p-values corrected by Holm's method, in their order."""
-    order = sorted(range(len(ps)), key=lambda i: ps[i])
-    corrected, largest = [0.0] * len(ps), 0.0
-    for place, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(ps) - place) * ps[i]))
-        corrected[i] = largest
-    return corrected
 
 
 def against_the_best(peft: dict[str, Any]) -> list[float]:

@@ -85,7 +85,8 @@ def loss_over_costs(summary: Summary) -> Figure | None:
     """The expected loss over each cost that was measured, with the margin; None without one."""
     every = [line for line in scored(summary) if line.expected_loss is not None]
     values = [line.expected_loss or 0.0 for line in every]
-    title = f"expected loss ({unit_of(summary.metric)})"
+    unit = unit_of(summary.metric)
+    title = f"expected loss ({'points' if unit == 'percent' else unit})"
     figure = _over_costs(summary, every, values, [-value for value in values], title)
     for axis in figure.axes if figure is not None and summary.margin is not None else ():
         axis.axhline(summary.margin, color=INK, alpha=0.5, linestyle="--", linewidth=1)
