@@ -70,7 +70,7 @@ FITTED: dict[str, dict[str, Bound]] = {
 
 # The learning rate of a method without an entry below: what `lorada train` takes by default.
 DEFAULT_RATE = 1e-3
-# Where a search for a learning rate looks, the same for all methods.
+# The learning rates that may be given to a search.
 RATE_RANGE = (1e-5, 1e-1)
 
 # Method → its usual learning rate, under where it comes from.

@@ -4,8 +4,10 @@ Each may be called again after an interrupt or a kill: it does what is not done 
 """
 
 import gc
+import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,9 @@ from lorada.data.row_scores import row_metrics
 from lorada.data.rows import answer_of
 from lorada.experiments.compare.data import Data, shared_recipe
 from lorada.experiments.compare.learning_rate import (
-    MAP,
-    MAP_RATE,
     MEASURED,
     SEARCH_FILE,
-    at_rate,
-    chosen_rate,
-    most_trials,
+    Space,
     search_rate,
 )
 from lorada.experiments.compare.plan import Candidate, ComparisonPlan
@@ -54,10 +52,10 @@ def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) 
         place = folder / TRIALS / candidate.path
         # The folder of a search, and the seeds of the runs that take its rate.
         searches: dict[Path | None, list[int]] = {None: comparison.seeds}
-        if comparison.trials:
+        if comparison.is_searched(candidate.method):
             searches = {place: comparison.seeds}
-        if comparison.search == EACH_SEED:
-            searches = {place / f"seed{seed}": [seed] for seed in comparison.seeds}
+            if comparison.search == EACH_SEED:
+                searches = {place / f"seed{seed}": [seed] for seed in comparison.seeds}
         for search, seeds in searches.items():
             before: list[Job] = []
             if search is not None:
@@ -66,10 +64,13 @@ def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) 
     return found
 
 
-def trainings_of(comparison: Comparison) -> int:
-    """How many trainings each candidate takes, with all trials that may be needed."""
-    searches = len(comparison.seeds) if comparison.search == EACH_SEED else 1
-    return searches * most_trials(comparison.trials) + len(comparison.seeds)
+def trainings_of(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) -> int:
+    """How many trainings a candidate takes, with all trials that may be needed."""
+    runs = len(comparison.seeds)
+    if candidate.reason is not None or not comparison.is_searched(candidate.method):
+        return 0 if candidate.reason is not None else runs
+    searches = runs if comparison.search == EACH_SEED else 1
+    return searches * _space(comparison, plan, candidate, Path("-"), 0).most + runs
 
 
 def _search_job(
@@ -80,18 +81,15 @@ def _search_job(
     A search of one seed sets rows of its own aside, so that the luck of these rows is among what
     differs between the seeds.
     """
-    recipe = _recipe(comparison, plan, candidate, place, seed, {
-        "eval_strategy": "steps", "eval_steps": -(-plan.steps // MEASURED),
-    })  # fmt: skip
+    training = {"eval_strategy": "steps", "eval_steps": -(-plan.steps // MEASURED)}
     alone = comparison.search == EACH_SEED
     drawn: dict[str, Any] = {"dev_rows": plan.dev_rows, "dev_seed": seed if alone else 0}
     if share_of(comparison.held_out) is None:  # a share must not be learned
         drawn["eval_data"] = None
+    space = _space(comparison, plan, candidate, place, seed, training=training, **drawn)
     return Job(
         name=f"{candidate.name} search{f' of seed {seed}' if alone else ''}",
-        work=partial(
-            search_rate, recipe.model_copy(update=drawn), place, comparison.trials, comparison.rates
-        ),
+        work=partial(search_rate, space, place),
         folder=place,
         done=(place / SEARCH_FILE).is_file,
         reads=reads(comparison),
@@ -107,10 +105,10 @@ def _final_jobs(
     search = before[0].folder if before else None
     for seed in seeds:
         run = folder / RUNS / candidate.path / f"seed{seed}"
-        recipe = _recipe(comparison, plan, candidate, run, seed)
+        space = _space(comparison, plan, candidate, run, seed)
         found.append(Job(
             name=f"{candidate.name} seed {seed}",
-            work=partial(train_and_score, recipe, search, with_text=comparison.with_text),
+            work=partial(train_and_score, space, search, with_text=comparison.with_text),
             folder=run,
             done=partial(is_scored, run),
             after=tuple(job.name for job in before),
@@ -119,11 +117,11 @@ def _final_jobs(
     return found
 
 
-def _recipe(
-    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, run: Path, seed: int,
-    training: dict[str, Any] | None = None,
-) -> Recipe:  # fmt: skip
-    """The recipe of a run; all runs have the same number of steps and rows in a step."""
+def _space(
+    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, run: Path, seed: int, *,
+    training: dict[str, Any] | None = None, **changes: Any,
+) -> Space:  # fmt: skip
+    """What a candidate's runs choose from; all have the same number of steps and rows in a step."""
     shared = {
         "seed": seed,
         "learning_rate": candidate.default_rate,
@@ -134,12 +132,23 @@ def _recipe(
         # The report draws the losses, so there are no TensorBoard logs unless they are asked for.
         "report_to": comparison.recipe.get("training", {}).get("report_to", []),
     }
-    parts = candidate.parts
-    if candidate.map_rate is not None:  # stated, so that it can follow the learning rate
-        own = {**parts.get(MAP, {}), MAP_RATE: candidate.map_rate}
-        parts = {**parts, MAP: own}
-    return comparison.run_recipe(
-        candidate.method, run, parts=parts, training={**shared, **(training or {})}
+    recipes = [
+        comparison.run_recipe(
+            one.method, run, parts=one.parts, training={**shared, **(training or {})}, **changes
+        )
+        for one in candidate.choices or [candidate]
+    ]
+    return Space(recipes, comparison.trials, comparison.rates, candidate.map_rate, candidate.beside)
+
+
+def settled(comparison: Comparison, candidate: Candidate, folder: Path) -> Candidate:
+    """A candidate with the setting that its search, or that of the first seed, has chosen."""
+    alone = f"seed{comparison.seeds[0]}" if comparison.search == EACH_SEED else ""
+    path = folder / TRIALS / candidate.path / alone / SEARCH_FILE
+    known = bool(candidate.choices) and path.is_file()
+    choice = json.loads(path.read_text(encoding="utf-8"))["choice"] if known else None
+    return (
+        candidate if choice is None else replace(candidate, parts=candidate.choices[choice].parts)
     )
 
 
@@ -150,14 +159,12 @@ def is_scored(run: Path) -> bool:
     return scored and b'"forgetting"' in result.read_bytes()
 
 
-def train_and_score(
-    recipe: Recipe, search: Path | None, *, with_text: bool, report: Report
-) -> None:
+def train_and_score(space: Space, search: Path | None, *, with_text: bool, report: Report) -> None:
     """Train a final run and score it on the held-out rows, as far as that is not done.
 
     Args:
-        recipe: of the run, with the method's default rate.
-        search: the folder of the candidate's search, whose rate replaces it; None for no search.
+        space: what the recipe of the run is chosen from.
+        search: the folder of the candidate's search, which has chosen; None for no search.
         with_text: whether the predictions have the text of the rows.
         report: called with a line before each step.
 
@@ -165,9 +172,8 @@ def train_and_score(
         ValueError: if the search has found no rate.
         KeyboardInterrupt: if the training was interrupted and saved.
     """
+    recipe = space.unsearched() if search is None else space.chosen(search)
     run = Path(recipe.output)
-    if search is not None:
-        recipe = at_rate(recipe, chosen_rate(search))
     if not (run / RESULT_FILE).is_file():
         report(f"training at learning rate {recipe.training['learning_rate']:.2g}")
         with only_reports():

@@ -20,7 +20,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.experiments import own_process
-from lorada.experiments.compare.jobs import reads, trainings_of
+from lorada.experiments.compare.jobs import reads, settled, trainings_of
 from lorada.experiments.compare.plan import Candidate, ComparisonPlan
 from lorada.experiments.compare.spec import Comparison
 from lorada.experiments.queue.job import Job, Report
@@ -57,10 +57,11 @@ def forecast(
     Raises:
         ValueError: if none can be run, with the reason of the first.
     """
-    runs, rows = trainings_of(comparison), []
+    rows, trainings = [], 0
     for candidate in plan.candidates:
         found: dict[str, Any] = {"seconds_per_step": None, "peak_memory_bytes": None}
-        reason = candidate.reason
+        reason, runs = candidate.reason, trainings_of(comparison, plan, candidate)
+        trainings += runs
         if reason is None:
             report(f"measuring {STEPS} steps of {candidate.name}")
             work = partial(measure_steps, _recipe(comparison, plan, candidate), longest=True)
@@ -72,7 +73,7 @@ def forecast(
         whole = None if each is None else each * plan.steps
         rows.append({
             **asdict(candidate), "reason": reason, **found,
-            "runs": 0 if candidate.reason is not None else runs,
+            "runs": runs,
             "seconds": None if whole is None else whole * runs,
         })  # fmt: skip
     if all(row["reason"] is not None for row in rows):
@@ -80,7 +81,7 @@ def forecast(
     seconds = [row["seconds"] or 0.0 for row in rows]
     return {
         "candidates": rows,
-        "jobs": runs * len(plan.runnable),
+        "jobs": trainings,
         "steps": plan.steps,
         "slots": slots,
         # Graham's bound for jobs of which some wait for others, none for one of another candidate.
@@ -108,9 +109,10 @@ def time_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> lis
     for turn in range(1, TURNS + 1):
         for candidate in plan.runnable:
             path = folder / TIMES / candidate.path / f"turn{turn}.json"
+            taken = settled(comparison, candidate, folder)
             found.append(Job(
                 name=f"{candidate.name} time of a step, turn {turn}",
-                work=partial(keep_time, _recipe(comparison, plan, candidate), path),
+                work=partial(keep_time, _recipe(comparison, plan, taken), path),
                 folder=path.parent,
                 done=path.is_file,
                 after=tuple(job.name for job in found[-1:]),

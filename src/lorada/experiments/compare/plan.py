@@ -11,8 +11,9 @@ from typing import Any
 
 from lorada.data.rows import file_names
 from lorada.experiments.compare.data import Data, shared_recipe
+from lorada.experiments.compare.learning_rate import MAP, MAP_RATE
 from lorada.experiments.compare.sizes import limit_of, size_for
-from lorada.experiments.compare.spec import Comparison
+from lorada.experiments.compare.spec import Comparison, choices_of
 from lorada.experiments.queue.job import Report
 from lorada.experiments.queue.queue import last_line
 from lorada.methods.build import build_method
@@ -45,10 +46,13 @@ class Candidate:
         total: parameters of the base.
         mergeable: whether all of it can be merged into the base.
         default_rate: the method's own learning rate.
-        map_rate: the learning rate of the maps, for a method of maps alone; beside other parts,
-            maps keep their own rate in a search.
+        map_rate: the learning rate of the maps, if it is their own, unless ``method`` sets it
+            beside other parts.
+        beside: whether other parts train beside the maps.
         settings_from: where its settings come from, in words.
         reason: why it cannot be run, and then the numbers are None; None if it can.
+        choices: the method with each of its settings, if it has several, of which a search chooses
+            one; the rest is as in the one that trains the most.
     """
 
     method: str
@@ -60,8 +64,10 @@ class Candidate:
     mergeable: bool | None = None
     default_rate: float | None = None
     map_rate: float | None = None
+    beside: bool = False
     settings_from: str = ""
     reason: str | None = None
+    choices: "list[Candidate]" = field(default_factory=list)
 
     @property
     def path(self) -> str:
@@ -123,11 +129,14 @@ def saved_plan(folder: Path) -> ComparisonPlan | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return ComparisonPlan(
-            **{**data, "candidates": [Candidate(**each) for each in data["candidates"]]}
-        )
+        found = [_stored(each) for each in data["candidates"]]
+        return ComparisonPlan(**{**data, "candidates": found})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}): put it back, or --overwrite") from error
+
+
+def _stored(entry: dict[str, Any]) -> Candidate:
+    return Candidate(**{**entry, "choices": [_stored(each) for each in entry["choices"]]})
 
 
 def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report) -> ComparisonPlan:
@@ -191,7 +200,12 @@ def candidates_of(
     found: dict[int | None, Candidate] = {}
     budgets: list[str | None] = [*comparison.budgets] or [None]
     for budget in budgets:
-        one = _candidate(method, comparison.run_recipe(method, "-"), budget, data, base)
+        recipes = {each: comparison.run_recipe(each, "-") for each in choices_of(method)}
+        each = [_candidate(name, recipe, budget, data, base) for name, recipe in recipes.items()]
+        one = max(each, key=lambda found: (found.reason is not None, found.trainable or 0))
+        if len(each) > 1:
+            reason = one.reason and f"{one.method}: {one.reason}"
+            one = replace(one, method=method, reason=reason, choices=each)
         known = found.setdefault(one.trainable, one)
         found[one.trainable] = replace(known, budgets={**known.budgets, **one.budgets})
     return list(found.values())
@@ -220,17 +234,19 @@ def _candidate(
             **{name: counts[name] for name in ("trainable", "percent", "total", "settings_from")},
             mergeable=config is None or config.mergeable,
             default_rate=default_rate(recipe.method),
-            map_rate=_map_rate(config),
+            **_map_rate(config, recipe),
         )
     except Exception as error:  # of any class: each tuner of PEFT raises its own
         return Candidate(method, budgets, reason=last_line(error))
 
 
-def _map_rate(config: Any) -> float | None:
-    """The learning rate of the maps of a method that trains nothing else, if it is their own."""
+def _map_rate(config: Any, recipe: Recipe) -> dict[str, Any]:
+    """The fields ``map_rate`` and ``beside`` of a candidate."""
     parts = config.parts if isinstance(config, LoradaConfig) else []
     maps = [part for part in parts if isinstance(part, LmamConfig)]
-    return maps[0].map_learning_rate if maps and maps == parts else None
+    beside = bool(maps) and maps != parts
+    fixed = beside and MAP_RATE in recipe.parts.get(MAP, {})
+    return {"map_rate": maps[0].map_learning_rate if maps and not fixed else None, "beside": beside}
 
 
 def steps_of(comparison: Comparison, base: Prepared, data: Data) -> int:

@@ -1,6 +1,8 @@
 """``Comparison``: what a comparison is asked for. Saved as ``comparison.yaml`` in its folder."""
 
+import re
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,18 @@ CHOSEN_TRAINING = {
 
 BEFORE = ":"  # stands before each setting
 SETTING = "NAME:part.setting=value"
+SEVERAL = re.compile(r"[-+.\de]+(\|[-+.\de]+)+")  # numbers to choose from
+
+
+def choices_of(text: str) -> list[str]:
+    """Each setting of ``lora:r=4|8`` to choose from: ``lora:r=4`` and ``lora:r=8``."""
+    name, *settings = text.split(BEFORE)
+    each = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        values = value.split("|") if SEVERAL.fullmatch(value) else [value]
+        each.append([key + equals + one for one in values])
+    return [BEFORE.join((name, *one)) for one in product(*each)]
 
 
 @dataclass(frozen=True)
@@ -99,11 +113,13 @@ class Comparison(BaseModel):
         recipe: settings of a recipe that all runs share, such as the model and the rows.
         held_out: the files of the rows to score, or a share of the rows to learn from, such as
             20%; None for benchmarks, which have their own.
-        methods: names of ``method_named``, each with settings if need be: ``Variant.parse``.
+        methods: names of ``method_named``, each with settings if need be (``Variant.parse``), of
+            which a search may choose: ``choices_of``.
         budgets: how much each method may train, as ``limit_of`` reads it; if there are none,
             each method has its default size.
         seeds: of the final runs; a search for learning rates takes the first, or each.
-        trials: how many learning rates are tried for each method and size; 0 for its default rate.
+        trials: how many learning rates are tried for each method and size; 0 or 1 for its default
+            rate, unless it has several settings to choose from.
         rates: the learning rates to try, the same for all; empty for those of ``rates_to_try``.
         search: ``once`` chooses a rate for each method and size with the first seed; ``each-seed``
             chooses one with every seed, so that scores also differ by the luck of that choice.
@@ -146,7 +162,14 @@ class Comparison(BaseModel):
             if twice is not None:
                 raise ValueError(f"--{_option(option)} names {twice} twice: leave one out")
         for name in self.methods:
-            Variant.parse(name)
+            choices = choices_of(name)
+            twice = next((one for one in choices if choices.count(one) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{name} names {twice} twice: leave one out")
+            for one in choices:
+                Variant.parse(one)
+            if len(choices) > 1 and not self.trials:
+                raise ValueError(f"--trials 0 tries no setting of {name}: pass --trials 1 or more")
         if not self.seeds:
             raise ValueError("no seed to train with: pass --seeds NUMBER,NUMBER")
         for seed in self.seeds:
@@ -155,8 +178,11 @@ class Comparison(BaseModel):
             raise ValueError(f"--trials {self.trials} must be 0 or more")
         if self.search not in SEARCHES:
             raise unknown_name("--search", self.search, SEARCHES)
-        if self.search == EACH_SEED and not self.trials:
-            raise ValueError("--search each-seed and --trials 0 exclude each other: leave one out")
+        if self.search == EACH_SEED and not any(map(self.is_searched, self.methods)):
+            given = (
+                f"one of --rates, {self.rates[0]:g}," if self.rates else f"--trials {self.trials}"
+            )
+            raise ValueError(f"--search each-seed and {given} exclude each other: leave one out")
         low, high = RATE_RANGE
         for rate in self.rates:
             if not low <= rate <= high:
@@ -175,13 +201,17 @@ class Comparison(BaseModel):
             raise ValueError("a comparison scores on held-out rows: pass --held-out FILE or 20%")
         share_of(self.held_out)  # refuses a share that leaves no rows
 
+    def is_searched(self, method: str) -> bool:
+        """Whether one of ``methods`` has anything to choose from."""
+        return self.trials > 1 or len(choices_of(method)) > 1
+
     def run_recipe(self, method: str, output: Path | str, **changes: Any) -> Recipe:
         """The recipe of one run; ``changes`` are fields, and ``training`` is added to the shared.
 
         Its ``eval_data`` are the held-out rows, which are scored after the training. ``method`` may
         have settings, as in ``methods``; ``parts`` among the changes replaces them.
         """
-        variant = Variant.parse(method)
+        variant = Variant.parse(choices_of(method)[0])
         training = {**self.recipe.get("training", {}), **changes.pop("training", {})}
         return Recipe(**{
             **self.recipe, "method": variant.method, "parts": variant.parts, "output": str(output),

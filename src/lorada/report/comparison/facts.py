@@ -1,5 +1,6 @@
 """What a comparison's results say of one candidate, and of the machines that ran it."""
 
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ from lorada.report.comparison.read import ScoredCandidate, ScoredRun
 from lorada.report.comparison.summary import Search, TriedRate
 from lorada.report.render import main_metric
 from lorada.support.metric_names import LOSS, as_score
+
+POINT = ("choice", "map_factor", "rate")  # what differs between the trials of a search
 
 
 def facts_of(candidate: ScoredCandidate, metric: str) -> dict[str, Any]:
@@ -27,12 +30,13 @@ def facts_of(candidate: ScoredCandidate, metric: str) -> dict[str, Any]:
     adapter, peak = (_numbers(runs, key) for key in ("adapter_bytes", "peak_memory_bytes"))
     adapted, base = (_numbers(runs, "forgetting", key) for key in ("adapted", "base"))
     rates = _numbers(runs, "recipe", "training", "learning_rate")
+    maps = _numbers(runs, "recipe", "parts", "lmam", "map_learning_rate")
     return facts | {
         "score": score, "metric": metric, "value": value,
         "adapter_mb": _mean(adapter, 1e6), "peak_memory_gib": max(peak) / 2**30 if peak else None,
         "seconds_per_step": candidate.seconds,
         "forgetting": float(np.mean(adapted) - np.mean(base)) if adapted and base else None,
-        "rates": tuple(sorted(set(rates))),
+        "rates": tuple(sorted(set(rates))), "map_rates": tuple(sorted(set(maps) - set(rates))),
     }  # fmt: skip
 
 
@@ -129,16 +133,23 @@ def version_notes(runs: list[ScoredRun]) -> list[str]:
 
 def tried_rates(candidate: ScoredCandidate) -> list[TriedRate]:
     """The learning rates that a candidate's searches tried: of each, from the lowest on."""
-    found = []
+    found: list[TriedRate] = []
+    curves: dict[tuple[Any, ...], int] = {}
     for number, search in enumerate(candidate.searches):
-        trials = sorted(_trials(search), key=lambda trial: float(trial["rate"]))
-        for place, trial in enumerate(trials):
-            chosen = trial["rate"] == search.get("rate")
+        trials = sorted(_trials(search), key=itemgetter(*POINT))
+        mine = [trial for trial in trials if trial["choice"] == search["choice"]]
+        rates = [trial["rate"] for trial in mine if trial["map_factor"] == 1.0]
+        factors = [trial["map_factor"] for trial in mine if trial["rate"] == search["rate"]]
+        at_edge = search["rate"] in (rates[:1] + rates[-1:]) or (
+            len(factors) > 1 and search["map_factor"] in (min(factors), max(factors))
+        )
+        for trial in trials:
+            chosen = all(trial[key] == search[key] for key in POINT)
+            curve = (number, trial["choice"], trial["map_factor"])
             found.append(TriedRate(
                 rate=float(trial["rate"]), loss=trial.get("loss"),
-                stopped=bool(trial.get("pruned")), chosen=chosen,
-                at_edge=chosen and place in (0, len(trials) - 1),
-                search=number,
+                stopped=bool(trial.get("pruned")), chosen=chosen, at_edge=chosen and at_edge,
+                search=curves.setdefault(curve, len(curves)), map_rate=trial.get("map_rate"),
             ))  # fmt: skip
     return found
 
@@ -155,6 +166,7 @@ def search_of(candidates: list[ScoredCandidate], each_seed: bool) -> Search:
         trials=len(trials),
         pruned=sum(bool(trial.get("pruned")) for trial in trials),
         diverged=sum(bool(trial.get("diverged")) for trial in trials),
+        failed=sum(bool(trial.get("failed")) for trial in trials),
     )
 
 

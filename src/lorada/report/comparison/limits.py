@@ -66,7 +66,7 @@ def limits(
     above = [c.label for c in results.candidates if any(c.budgets.values())]
     if above:
         yield f"Above a budget, because no smaller size of the method exists: {_listed(above)}."
-    yield from _learning_rates(results.candidates, search)
+    yield from _learning_rates(results, search)
 
 
 def _scored_by(results: Results) -> Iterator[str]:
@@ -92,10 +92,12 @@ def _unfound(candidates: Sequence[ScoredCandidate]) -> Iterator[str]:
         yield f"{rows} were found by {_listed(labels)}."
 
 
-def _learning_rates(candidates: Sequence[ScoredCandidate], search: Search) -> Iterator[str]:
+def _learning_rates(results: Results, search: Search) -> Iterator[str]:
     """How learning rates were chosen, and which of them are at an end of the tried ones."""
     if not search.trials:
-        yield "No learning rate was searched: each method has its own default."
+        given = results.asked.get("rates")
+        said = f"all train at {given[0]:g}" if given else "each method has its own default"
+        yield f"No learning rate was searched: {said}."
         return
     if search.each_seed:
         yield "A learning rate was chosen with every seed: the spread over seeds holds the choice."
@@ -104,13 +106,18 @@ def _learning_rates(candidates: Sequence[ScoredCandidate], search: Search) -> It
             "Differences are those at the chosen learning rates. The spread over seeds does not "
             "hold the luck of that choice; with --search each-seed it does."
         )
-    edge = [c.label for c in candidates if any(one.at_edge for one in tried_rates(c))]
+    for one in results.candidates:
+        if one.plan.get("chosen"):
+            count, found = len(one.plan["choices"]), _listed(one.plan["chosen"])
+            yield f"Of {count} settings of {one.label} the rows set aside chose {found}."
+    edge = [c.label for c in results.candidates if any(one.at_edge for one in tried_rates(c))]
     if edge:
         yield (
             "The best learning rate is still the lowest or the highest of those tried, so another "
             f"may be better: {_listed(edge)}."
         )
-    ended = [(search.pruned, "stopped early"), (search.diverged, "diverged")]
+    ended = [(search.pruned, "stopped early"), (search.diverged, "diverged"),
+             (search.failed, "failed")]  # fmt: skip
     rest = "".join(f", {count} of them {how}" for count, how in ended if count)
     trials = counted(search.trials, "trial")
     yield f"The search for learning rates took {duration(search.seconds)}: {trials}{rest}."

@@ -48,7 +48,7 @@ class ScoredCandidate:
 
     Attributes:
         label: a unique name, such as ``lora`` or ``lora (0.2%)``.
-        plan: its entry in ``plan.json``.
+        plan: its entry in ``plan.json``; ``chosen`` has its settings that a search chose, if any.
         runs: those that are scored, by seed.
         scores: seeds × rows, higher for the better one.
         losses: seeds × rows, in nats; NaN where none was measured.
@@ -145,10 +145,11 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
         missing += [f"{r.folder}: it was scored on other rows" for r in runs if r not in same]
         notes += missing
         notes += [f"{label}: {entry['reason']}"] if entry.get("reason") else []
+        searches = _searches(folder, entry, seeds, notes)
         candidates.append(ScoredCandidate(
-            label=label, plan=entry, runs=same, missing="; ".join(missing),
+            label=label, plan=_settled(entry, searches), runs=same, missing="; ".join(missing),
             scores=_table(same, rows, "scores"), losses=_table(same, rows, "losses"),
-            searches=_searches(folder, entry, seeds, notes), seconds=_seconds(folder, entry, notes),
+            searches=searches, seconds=_seconds(folder, entry, notes),
             diverged=_diverged(entry, seeds, failures),
         ))  # fmt: skip
     notes += [f"{key}: {text}" for key, text in failures.items() if key.startswith("trials/")]
@@ -169,6 +170,18 @@ def _searches(
     names = [f"{place}/search.json", *(f"{place}/seed{seed}/search.json" for seed in seeds)]
     found = [_mapping(folder, name, json.loads, notes, needed=False) for name in names]
     return [search for search in found if isinstance(search.get("trials"), list)]
+
+
+def _settled(entry: dict[str, Any], searches: list[dict[str, Any]]) -> dict[str, Any]:
+    """An entry with the sizes of the setting that a search chose, of several the largest."""
+    choices = entry.get("choices") or []
+    taken = sorted({search["choice"] for search in searches if search.get("choice") is not None})
+    found = [choices[number] for number in taken if number < len(choices)]
+    if not found:
+        return entry
+    largest = max(found, key=lambda one: one["trainable"])
+    sizes = {key: largest[key] for key in ("parts", "trainable", "percent", "mergeable")}
+    return {**entry, **sizes, "chosen": [one["method"] for one in found]}
 
 
 def _seconds(folder: Path, entry: dict[str, Any], notes: list[str]) -> float | None:

@@ -35,6 +35,7 @@ class CandidateLine:
         mergeable: whether all of it can be merged into the base.
         forgetting: how much the model's loss on a neutral text has grown, in nats per token.
         rates: learning rates of its final runs, from the lowest on: one, or one of each search.
+        map_rates: those of its maps, if they have their own.
         reason: why it has no score, or why a seed is missing; None if all is there.
     """
 
@@ -62,6 +63,7 @@ class CandidateLine:
     mergeable: bool | None = None
     forgetting: float | None = None
     rates: tuple[float, ...] = ()
+    map_rates: tuple[float, ...] = ()
     reason: str | None = None
 
 
@@ -114,8 +116,11 @@ class TriedRate:
         loss: on the rows set aside, in nats per token; None if it became NaN.
         stopped: whether it was stopped in the middle, because it was behind.
         chosen: whether the final runs take it.
-        at_edge: whether it is the best, and the lowest or the highest of those tried.
-        search: number of the search that tried it, from 0; each seed may have its own.
+        at_edge: whether it is the best, and the lowest or the highest of those tried, or that of
+            the map is.
+        search: number of the search that tried it, from 0; each seed may have its own, and each
+            setting of a method and each ratio of a map's rate to it counts as one.
+        map_rate: the rate of the map, if it has its own.
     """
 
     rate: float
@@ -124,6 +129,7 @@ class TriedRate:
     chosen: bool
     at_edge: bool
     search: int
+    map_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,7 @@ class Search:
         trials: their number.
         pruned: how many were stopped early because they were behind.
         diverged: how many had a loss that became NaN.
+        failed: how many failed for another reason.
     """
 
     each_seed: bool = False
@@ -143,6 +150,7 @@ class Search:
     trials: int = 0
     pruned: int = 0
     diverged: int = 0
+    failed: int = 0
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def _candidate(summary: Summary, line: CandidateLine) -> Row:
         _number(line.seconds_per_step, ".3f"),
         {None: NOTHING, True: "yes", False: "no"}[line.mergeable],
         _number(line.forgetting, "+.3f"),
-        _rates(line.rates),
+        _noted(_rates(line.rates), f"map {_rates(line.map_rates)}" if line.map_rates else ""),
     ]
     kind = "failed" if line.score is None else "best" if take else "scored"
     return Row(line.label, kind, [note for note in notes if note], cells)
