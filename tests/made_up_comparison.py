@@ -134,13 +134,14 @@ def search(folder: Path, random: np.random.Generator) -> None:
     """Write the search for a learning rate: four trials, one of them stopped."""
     trials = [
         {
-            "number": number, "rate": float(rate), "loss": 0.6 + number / 9,
+            "number": number, "choice": 0, "rate": float(rate), "map_factor": 1.0, "loss": 0.6 + number / 9,
             "steps": 15 if number == 2 else 45, "pruned": number == 2, "diverged": False,
             "seconds": float(random.uniform(20, 40)),
         }
         for number, rate in enumerate((2e-4, 6e-4, 2e-2, 1e-4))
     ]  # fmt: skip
-    found = {"default": 2e-4, "range": [1e-5, 1e-1], "rate": 2e-4, "trials": trials}
+    chosen = {"choice": 0, "rate": 2e-4, "map_factor": 1.0, "map_rate": None}
+    found = {"default": 2e-4, **chosen, "trials": trials}
     write(folder / "search.json", found)
 
 

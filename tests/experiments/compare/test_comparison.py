@@ -13,7 +13,7 @@ from crashes import number
 from folders import ROWS, bert_folder, rows_file, split_file
 from programs import printed
 
-from lorada.experiments.compare.learning_rate import rates_to_try
+from lorada.experiments.compare.learning_rate import FACTOR
 from lorada.report.comparison.commands import BESIDE
 from lorada.report.comparison.read import read_comparison
 from lorada.report.comparison.write import write_report
@@ -101,7 +101,7 @@ def test_the_search_tries_the_default_first_and_never_reads_a_held_out_row(whole
         place = folder / "trials" / candidate["method"] / str(candidate["trainable"])
         search = read(place / "search.json")
         rates = [trial["rate"] for trial in search["trials"]]
-        assert rates[:2] == rates_to_try(candidate["default_rate"], 2)
+        assert rates[:2] == [candidate["default_rate"], candidate["default_rate"] * FACTOR]
         assert len(rates) == 5 or min(rates) < search["rate"] < max(rates)
         assert search["rate"] == min(search["trials"], key=lambda t: t["loss"])["rate"]
         for trial in (0, 1):

@@ -7,16 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from lorada.experiments.compare import learning_rate
-from lorada.experiments.compare.learning_rate import (
-    RATE_RANGE,
-    at_rate,
-    chosen_rate,
-    rates_to_try,
-    search_rate,
-)
+from lorada.experiments.compare.learning_rate import Space, search_rate
 from lorada.runs.recipe import Recipe
 
-STEPS = 8
+STEPS, ROOT = 8, 10**0.5
 WORSE = [9.9, 9.9, 9.9, 9.9]
 RECIPE = Recipe(
     model="-", output="-", dev_rows=8, method="lora",
@@ -27,25 +21,34 @@ RECIPE = Recipe(
 class Script:
     """A training that measures given losses instead of training; ``killed_at`` ends it there.
 
-    Trials beyond those whose losses are given measure worse ones.
+    ``losses`` has those of each trial, and trials beyond them measure worse ones; or it is a
+    function of a recipe. An error among the losses is raised.
     """
 
     def __init__(self, losses, killed_at=None):
-        self.losses, self.killed_at, self.rates, self.measured = losses, killed_at, [], []
+        self.losses, self.killed_at, self.recipes, self.measured = losses, killed_at, {}, []
+
+    @property
+    def rates(self):
+        return [recipe.training["learning_rate"] for recipe in self.recipes.values()]
 
     def train(self, recipe, *, resume, quiet, callbacks):
         (watch,) = callbacks
         control = SimpleNamespace(should_training_stop=False)
-        rate = recipe.training["learning_rate"]
-        self.rates.append(rate)
-        tried = len(set(self.rates)) - 1
-        losses = self.losses[tried] if tried < len(self.losses) else WORSE
+        self.recipes[recipe.output] = recipe
+        tried = list(self.recipes).index(recipe.output)
+        if callable(self.losses):
+            losses = [self.losses(recipe)]
+        else:
+            losses = self.losses[tried] if tried < len(self.losses) else WORSE
         for number, loss in enumerate(losses, start=1):
+            if isinstance(loss, Exception):
+                raise loss
             step = number * STEPS // len(losses)
-            self.measured.append((rate, step))
+            self.measured.append((tried, step))
             state = SimpleNamespace(global_step=step, max_steps=STEPS)
             watch.on_evaluate(None, state, control, metrics={"eval_loss": loss})
-            if (len(set(self.rates)) - 1, step) == self.killed_at:
+            if (tried, step) == self.killed_at:
                 self.killed_at = None
                 raise OSError("killed")
             if control.should_training_stop:
@@ -57,16 +60,20 @@ class Script:
 def search(tmp_path, monkeypatch):
     """Runs a search whose trials measure the given losses; returns its ``search.json``."""
 
-    def run(losses, killed_at=None, place=None, given=(), trials=None):
+    def run(losses, killed_at=None, place=None, given=(), trials=None, **space):
         place = place or tmp_path / "search"
-        trials = trials or len(losses)
         script = Script(losses, killed_at)
         monkeypatch.setattr(learning_rate, "train", script.train)
+        space = Space(**{
+            "recipes": [RECIPE], "trials": trials or len(given) or len(losses), "given": given,
+            **space,
+        })  # fmt: skip
         try:
-            search_rate(RECIPE, place, trials, given, report=print)
+            search_rate(space, place, report=print)
         except OSError:
-            search_rate(RECIPE, place, trials, given, report=print)
+            search_rate(space, place, report=print)
         found = json.loads((place / "search.json").read_text())
+        assert len(found["trials"]) <= space.most
         for trial in found["trials"]:
             trial.pop("seconds")
         return found, script
@@ -77,15 +84,40 @@ def search(tmp_path, monkeypatch):
 FALLING = [4.0, 3.0, 2.0, 1.0]
 
 
-def test_the_default_comes_first_and_others_are_spread_over_the_range():
-    some, eight = rates_to_try(1e-3, 5), rates_to_try(1e-3, 8)
-    assert some == eight[:5]
-    assert some[0] == 1e-3
-    assert len(set(eight)) == 8
-    low, high = map(math.log, RATE_RANGE)
-    places = [(math.log(rate) - low) / (high - low) for rate in eight]
-    assert all(0 <= place <= 1 for place in places)
-    assert sorted(int(4 * place) for place in places[1:5]) == [0, 1, 2, 3]
+def bowl(best, map_best=None):
+    """The loss of a recipe: the further from the best rates, in decades, the higher."""
+
+    def loss(recipe):
+        loss = abs(math.log10(recipe.training["learning_rate"] / best))
+        own = recipe.parts.get("lmam", {}).get("map_learning_rate")
+        return loss if map_best is None else loss + abs(math.log10(own / map_best))
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("best", "steps"),  # half decades from the default rate
+    [
+        (1.3e-3, [0, 1, -1, 0.5]),  # half a step to the better side
+        (8e-4, [0, 1, -1, -0.5]),
+        (1e-2, [0, 1, -1, 2, 3]),
+        (2e-4, [0, 1, -1, -2]),
+        (1e-7, [0, 1, -1, -2, -3, -4, -5]),  # at most so many
+    ],
+)
+def test_the_search_climbs_from_the_default_until_the_best_rate_has_a_worse_one_on_each_side(
+    search, best, steps
+):
+    found, script = search(bowl(best), trials=4)
+    assert script.rates == pytest.approx([1e-3 * ROOT**step for step in steps])
+    nearest = min(script.rates, key=lambda rate: abs(math.log10(rate / best)))
+    assert (found["default"], found["rate"]) == (1e-3, nearest)
+
+
+def test_trials_that_are_left_halve_the_wider_gap_beside_the_best(search):
+    _, script = search(bowl(1.3e-3), trials=7)
+    steps = [0, 1, -1, 0.5, -0.5, 0.25, 0.125]
+    assert script.rates == pytest.approx([1e-3 * ROOT**step for step in steps])
 
 
 def test_rates_that_the_user_gives_are_tried_as_they_are(search):
@@ -119,21 +151,13 @@ def test_a_trial_that_diverged_or_was_stopped_is_an_end_that_is_worse(search):
     assert script.rates == pytest.approx([1e-3, 1e-2, 1e-3 / 10**0.5])
 
 
-def test_the_rate_with_the_lowest_loss_is_chosen(search, tmp_path):
-    found, script = search([FALLING, [3.0, 2.0, 1.0, 0.5], [3.5, 2.5, 1.5, 0.7]])
-    assert found["default"] == script.rates[0] == 1e-3
-    assert found["rate"] == script.rates[1] == chosen_rate(tmp_path / "search")
-    assert [trial["loss"] for trial in found["trials"]] == [1.0, 0.5, 0.7, 9.9]
-    assert [trial["rate"] for trial in found["trials"]] == script.rates
-
-
 def test_a_trial_behind_the_median_is_stopped_in_the_middle_and_never_chosen(search):
     found, script = search([FALLING, FALLING, [9.0, 0.0, 0.0, 0.0], [9.0, 9.0, 0.1, 0.1]])
     stopped = found["trials"][3]
     assert (stopped["pruned"], stopped["steps"], stopped["loss"]) == (True, STEPS // 2, 9.0)
-    assert [trial["pruned"] for trial in found["trials"]] == [False, False, False, True, True]
-    assert (script.rates[3], STEPS // 2) in script.measured
-    assert (script.rates[3], STEPS) not in script.measured
+    assert [trial["pruned"] for trial in found["trials"]] == [False, False, False, True]
+    assert (3, STEPS // 2) in script.measured
+    assert (3, STEPS) not in script.measured
     assert found["rate"] == script.rates[2]
 
 
@@ -144,11 +168,21 @@ def test_a_trial_that_diverges_has_no_loss_and_the_search_goes_on(search):
     assert found["rate"] == found["trials"][1]["rate"]
 
 
-def test_if_every_trial_diverges_the_reason_names_the_rates(search, tmp_path):
-    found, _ = search([[math.nan], [math.inf]])
+def test_if_every_trial_diverges_lower_rates_follow_and_the_reason_names_all(search, tmp_path):
+    found, script = search([[math.nan]] * 5, trials=2)
     assert found["rate"] is None
+    assert script.rates == pytest.approx([1e-3 * ROOT**step for step in (0, 1, -1, -2, -3)])
     with pytest.raises(ValueError, match=r"NaN at every learning rate that was tried: 0\.001, 0\."):
-        chosen_rate(tmp_path / "search")
+        Space([RECIPE], 2).chosen(tmp_path / "search")
+
+
+def test_a_trial_that_fails_counts_as_worse_once_another_has_ended(search, tmp_path):
+    broken = RuntimeError("a line before\nsvd did not converge")
+    found, script = search([[1.0], [broken], [2.0]], trials=3)
+    failed = found["trials"][1]
+    assert (failed["loss"], failed["failed"]) == (None, "svd did not converge")
+    assert found["rate"] == 1e-3
+    assert len(script.rates) == 3
 
 
 @pytest.mark.parametrize("moment", [(0, 2), (1, 4), (3, 4), (3, 2)])
@@ -170,14 +204,64 @@ def test_a_trial_keeps_its_result_and_none_of_its_weights(tmp_path, monkeypatch)
 
     script = Script([FALLING])
     monkeypatch.setattr(learning_rate, "train", train)
-    search_rate(RECIPE, tmp_path / "search", 1, report=print)
+    search_rate(Space([RECIPE], 1), tmp_path / "search", report=print)
     kept = {path.name for path in (tmp_path / "search" / "trial-0").iterdir()}
     assert kept == {"losses.json", "result.json", "runs", "trial.json"}
 
 
-def test_the_rate_of_the_maps_keeps_its_ratio_to_the_learning_rate():
-    parts = {"lmam": {"rank": 4, "map_learning_rate": 5e-3}}
-    moved = at_rate(RECIPE.model_copy(update={"parts": parts}), 2e-3)
-    assert moved.training["learning_rate"] == 2e-3
-    assert moved.parts == {"lmam": {"rank": 4, "map_learning_rate": 1e-2}}
-    assert at_rate(RECIPE, 2e-3).parts == {}
+MAP_BESIDE = {"map_rate": 5e-3, "beside": True}
+
+
+@pytest.mark.parametrize(
+    ("map_best", "factors"),
+    [
+        (4e-3, [1, 1 / ROOT, ROOT]),
+        (3e-4, [1, 1 / ROOT, ROOT, 1 / ROOT**2, 1 / ROOT**3]),
+        (2e-2, [1, 1 / ROOT, ROOT, ROOT**2]),
+    ],
+)
+def test_a_map_beside_other_parts_is_searched_at_the_chosen_rate(search, map_best, factors):
+    def loss(recipe):  # both rates count, the learning rate more
+        return 9 * bowl(1e-3)(recipe) + bowl(1e-3, map_best)(recipe)
+
+    found, script = search(loss, trials=3, **MAP_BESIDE)
+    maps = [recipe.parts["lmam"]["map_learning_rate"] for recipe in script.recipes.values()]
+    assert maps[:3] == pytest.approx([5e-3 * ROOT**step for step in (0, 1, -1)])
+    assert script.rates[3:] == [1e-3] * (len(factors) - 1)
+    assert [5e-3, *maps[3:]] == pytest.approx([5e-3 * factor for factor in factors])
+    nearest = min(factors, key=lambda factor: abs(math.log10(5e-3 * factor / map_best)))
+    assert found["rate"] == 1e-3
+    assert found["map_rate"] == pytest.approx(5e-3 * nearest)
+
+
+def test_a_map_alone_has_one_rate_to_search(search, tmp_path):
+    parts = {"lmam": {"rank": 4}}
+    alone = {"recipes": [RECIPE.model_copy(update={"parts": parts})], "map_rate": 5e-3}
+    found, script = search(bowl(2e-3), trials=3, **alone)
+    assert [trial["map_factor"] for trial in found["trials"]] == [1.0] * len(script.rates)
+    final = Space(**alone, trials=3).chosen(tmp_path / "search")
+    assert final.parts == {"lmam": {"rank": 4, "map_learning_rate": pytest.approx(5e-3 * ROOT)}}
+
+
+@pytest.mark.parametrize(("given", "rate"), [((), 1e-3), ((2e-3,), 2e-3)])
+def test_where_nothing_is_searched_the_rate_is_the_default_or_the_given_one(given, rate):
+    alone = Space([RECIPE], 1, given, map_rate=5e-3).unsearched()
+    assert alone.training["learning_rate"] == rate
+    assert alone.parts == {"lmam": {"map_learning_rate": 5e-3 * rate / 1e-3}}
+    beside = Space([RECIPE], 1, given, map_rate=5e-3, beside=True).unsearched()
+    assert (beside.training["learning_rate"], beside.parts) == (rate, {})
+
+
+@pytest.mark.parametrize("killed_at", [None, (2, STEPS), (5, STEPS), (9, STEPS)])
+def test_of_several_settings_the_best_goes_on_after_a_search_of_each(search, tmp_path, killed_at):
+    ranks = [RECIPE.model_copy(update={"parts": {"lora": {"r": rank}}}) for rank in (4, 8, 16)]
+
+    def loss(recipe):
+        return bowl(1e-3, 1e-3)(recipe) + abs(recipe.parts["lora"]["r"] - 8)
+
+    space = {"recipes": ranks, "trials": 3, **MAP_BESIDE}
+    found, script = search(loss, killed_at=killed_at, **space)
+    tried = [recipe.parts["lora"]["r"] for recipe in script.recipes.values()]
+    assert tried == [4] * 3 + [8] * 3 + [16] * 3 + [8] * 3
+    assert found["choice"] == 1
+    assert Space(**space).chosen(tmp_path / "search").parts["lora"] == {"r": 8}

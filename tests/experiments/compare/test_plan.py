@@ -72,7 +72,9 @@ def test_a_tenth_of_the_rows_is_set_aside_within_limits(place, rows, aside):
     rows_file(place / f"{rows}.jsonl", made)
     asked = comparison(place, f"{rows}.jsonl", methods=["lora"])
     assert read_data(asked, "decoder").dev_rows == aside
-    assert read_data(asked.model_copy(update={"trials": 0}), "decoder").dev_rows == 0
+    for trials in (0, 1):
+        unsearched = asked.model_copy(update={"trials": trials})
+        assert read_data(unsearched, "decoder").dev_rows == 0
 
 
 def test_a_held_out_prompt_that_is_empty_is_refused_before_anything_trains(place):
@@ -106,8 +108,8 @@ def test_a_rate_is_chosen_once_or_with_every_seed_on_rows_of_its_own(place, sear
     plan = planned(asked)
     jobs = comparison_jobs(asked, plan, place)
     searches = [job for job in jobs if job.work.func is search_rate]
-    found = {(job.folder.name, job.work.args[0].training["seed"]): job.work.args[0].dev_seed
-             for job in searches}  # fmt: skip
+    recipes = {job.folder.name: job.work.args[0].recipes[0] for job in searches}
+    found = {(name, one.training["seed"]): one.dev_seed for name, one in recipes.items()}
     count = str(plan.candidates[0].trainable)
     once = {(count, 4): 0}
     assert found == (once if search == "once" else {("seed4", 4): 4, ("seed7", 7): 7})

@@ -3,10 +3,10 @@
 import pytest
 from compared import comparison, model_and_rows
 
-from lorada.experiments.compare.jobs import comparison_jobs
-from lorada.experiments.compare.plan import make_plan
+from lorada.experiments.compare.jobs import comparison_jobs, trainings_of
+from lorada.experiments.compare.plan import make_plan, saved_plan
 from lorada.experiments.compare.run import read
-from lorada.experiments.compare.spec import Variant, comparison_of
+from lorada.experiments.compare.spec import Variant, choices_of, comparison_of
 from lorada.runs.recipe import Recipe
 
 
@@ -58,7 +58,7 @@ def test_variants_of_one_method_are_candidates_of_their_own(place):
     assert two.trainable == 2 * one.trainable < stack.trainable
     jobs = comparison_jobs(asked, plan, place / "out")
     assert len({job.folder for job in jobs}) == 9
-    recipes = {job.work.args[0].method: job.work.args[0].parts for job in jobs}
+    recipes = {one.method: one.parts for job in jobs for one in job.work.args[0].recipes}
     assert recipes["lora+lmam"] == {"lora": {"r": 1}}
 
 
@@ -69,10 +69,61 @@ def test_a_budget_grows_only_what_a_variant_does_not_set(place):
     assert found.parts["lmam"]["rank"] > 2
 
 
-def test_maps_keep_their_own_rate_beside_other_parts(place):
-    asked = comparison(place, methods=["lmam", "lora+lmam"])
-    alone, stacked = make_plan(asked, *read(asked), print).candidates
-    assert (alone.map_rate, stacked.map_rate) == (5e-3, None)
+@pytest.mark.parametrize(
+    ("method", "found"),
+    [
+        ("lora", (None, False)),
+        ("lmam", (5e-3, False)),
+        ("lmam:map_learning_rate=1e-3", (1e-3, False)),
+        ("lora+lmam", (5e-3, True)),
+        ("lorada_la", (5e-3, True)),
+        ("lora+lmam:map_learning_rate=1e-3", (None, True)),  # it stays as it was set
+        ("lora+lmam:map_learning_rate=null", (None, True)),
+    ],
+)
+def test_the_rate_of_a_map_is_searched_unless_it_is_set_beside_other_parts(place, method, found):
+    asked = comparison(place, methods=[method])
+    (candidate,) = make_plan(asked, *read(asked), print).candidates
+    assert (candidate.map_rate, candidate.beside) == found
+
+
+def test_several_settings_are_one_candidate_of_which_a_search_chooses(place, tmp_path):
+    asked = comparison(place, methods=["lora:r=1|4|2", "lora+lmam:rank=1|2:lora.r=1|2"], trials=1)
+    asked.check()
+    plan = make_plan(asked, *read(asked), print)
+    plan.save(tmp_path)
+    assert saved_plan(tmp_path) == plan
+    one, stack = plan.candidates
+    assert [each.parts for each in one.choices] == [{"lora": {"r": rank}} for rank in (1, 4, 2)]
+    assert (one.method, one.parts) == ("lora:r=1|4|2", {"lora": {"r": 4}})
+    assert [each.method for each in stack.choices][:2] == [
+        "lora+lmam:rank=1:lora.r=1", "lora+lmam:rank=1:lora.r=2"
+    ]  # fmt: skip
+    jobs = comparison_jobs(asked, plan, tmp_path)
+    assert [job.work.func.__name__ for job in jobs] == [
+        "search_rate", *["train_and_score"] * 3
+    ] * 2  # fmt: skip
+    assert trainings_of(asked, plan, one) == 3 + 3
+    assert choices_of("lora:target_modules=.*(q|v)_proj") == ["lora:target_modules=.*(q|v)_proj"]
+
+
+def test_a_setting_that_cannot_be_is_the_reason_that_none_of_them_runs(place):
+    asked = comparison(place, methods=["lora:r=1|0", "ia3"])
+    candidate, _ = make_plan(asked, *read(asked), print).candidates
+    assert candidate.method == "lora:r=1|0"
+    assert candidate.reason.startswith("lora:r=0: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "jobs"),
+    [({"trials": 1}, 3), ({"trials": 1, "rates": [2e-3]}, 3), ({"trials": 2}, 4)],
+)
+def test_there_is_no_search_where_there_is_nothing_to_choose(place, given, jobs):
+    asked = comparison(place, methods=["lora+lmam"], **given)
+    plan = make_plan(asked, *read(asked), print)
+    found = comparison_jobs(asked, plan, place / "out")
+    assert len(found) == jobs
+    assert trainings_of(asked, plan, plan.runnable[0]) == (3 if jobs == 3 else 3 + 5 + 5)
 
 
 def test_a_setting_cannot_lead_out_of_the_folder(place):

@@ -240,12 +240,14 @@ def searched(results, *, each_seed=False, best=1e-3):
     """The comparison with a search of three rates for each candidate, or for each of its runs."""
     for candidate in results.candidates:
         trials = [
-            {"number": i, "rate": rate, "loss": 1.0 + (rate != best), "seconds": 60.0,
+            {"number": i, "choice": 0, "rate": rate, "map_factor": 1.0, "loss": 1.0 + (rate != best), "seconds": 60.0,
              "pruned": False, "diverged": False}
             for i, rate in enumerate((1e-4, 1e-3, 1e-2))
         ]  # fmt: skip
         count = len(candidate.runs) if each_seed else 1
-        candidate.searches.extend([{"rate": best, "trials": trials}] * count)
+        candidate.searches.extend(
+            [{"choice": 0, "rate": best, "map_factor": 1.0, "trials": trials}] * count
+        )
     results.asked["search"] = "each-seed" if each_seed else "once"
     return results
 
