@@ -16,12 +16,14 @@ score or percent of the made-up comparisons. For each number of seeds and rows `
 - found: how often a true difference of that size is found; 80 is right;
 - in interval: how often the true score is in the 95 % interval; 95 is right.
 
-`rates` has two copies of one method, whose learning rate is chosen from five, half a decade
-apart, by a loss that is measured with an error:
+`rates` has pairs of equally good methods after each kind of search for a learning rate, as
+`search_errors.py` describes them:
 
-- missed: how often the chosen rate is not the best one;
-- once, each seed: how often the copies are called different if one rate is chosen for all seeds,
-  and if a rate is chosen with every seed.
+- trials: their mean number;
+- points lost, above 2: the mean points that the chosen rate loses against the best one, and how
+  often that is more than 2;
+- once, each: how often the two are called different with one search for all seeds, and with a
+  search for every seed, at so many seeds and rows; 5 is right.
 
 `worlds` has made-up comparisons of each kind in `made_up_worlds.py`, whose true scores are known:
 
@@ -46,6 +48,7 @@ from itertools import combinations
 import numpy as np
 from decision_errors import print_atlas, print_worlds
 from scipy.stats import permutation_test
+from search_errors import print_rates
 
 from lorada.compare.statistics import (
     ALPHA,
@@ -58,7 +61,6 @@ from lorada.compare.statistics import (
 
 RIGHT = 0.8  # log-odds of a right answer on a row of middling difficulty: 69 %
 EASE = 1.2  # standard deviation of the rows' ease, in log-odds
-HALF_DECADE = 0.25  # log-odds that a rate half a decade beside the best costs: about 5 points
 
 
 def made_up_scores(
@@ -106,35 +108,6 @@ def one_class_scores(
     return found
 
 
-def chosen_rate_scores(
-    random: np.random.Generator, seeds: int, rows: int, error: float, *, each_seed: bool
-) -> tuple[list[np.ndarray], float]:
-    """Two copies of one method at learning rates that are chosen by an inexact loss.
-
-    Args:
-        random: source of random numbers.
-        seeds: runs of each.
-        rows: held-out rows.
-        error: standard deviation of the measured loss, in the loss that half a decade beside the
-            best rate costs.
-        each_seed: whether each run has a choice of its own.
-
-    Returns:
-        The scores of each, and how often the chosen rate is not the best, in percent.
-    """
-    ease = random.normal(RIGHT, EASE, rows)
-    best = random.uniform(-2.0, 2.0)  # of both copies, in steps from the middle of five rates
-    cost = (np.arange(-2, 3) - best) ** 2
-    found, missed = [], []
-    for _ in range(2):
-        choices = seeds if each_seed else 1
-        chosen = np.argmin(cost + random.normal(0, error, (choices, 5)), axis=1)
-        missed.append(chosen != np.argmin(cost))
-        odds = ease + random.normal(0, 0.1, (seeds, 1)) - HALF_DECADE * cost[chosen][:, None]
-        found.append(100.0 * (random.random((seeds, rows)) < 1 / (1 + np.exp(-odds))))
-    return found, 100 * float(np.mean(missed))
-
-
 def swapped_rows_p(a: np.ndarray, b: np.ndarray) -> float:
     """The p-value of a permutation test that swaps the methods' scores of whole rows.
 
@@ -176,20 +149,6 @@ def measure(seeds: int, rows: int, run: float, repeats: int) -> list[float]:
     ]  # fmt: skip
 
 
-def measure_choice(seeds: int, rows: int, error: float, repeats: int) -> list[float]:
-    """How often a rate is not the best, and how often copies are called different, in percent."""
-    random = np.random.default_rng([seeds, rows, round(100 * error)])
-    missed, wrong = 0.0, []
-    for each_seed in (False, True):
-        made = [
-            chosen_rate_scores(random, seeds, rows, error, each_seed=each_seed)
-            for _ in range(repeats)
-        ]
-        missed = float(np.mean([share for _, share in made]))
-        wrong.append(percent(paired_p(a, b) < ALPHA for (a, b), _ in made))
-    return [missed, *wrong]
-
-
 def any_pair_p(methods: list[np.ndarray]) -> float:
     """The smallest p-value of all pairs of methods, corrected for their number."""
     common = Common.of(methods)
@@ -216,16 +175,6 @@ def print_tests(repeats: int = 2000) -> None:
             for rows in (50, 200, 2000):
                 numbers = [f"{value:.1f}" for value in measure(seeds, rows, run, repeats)]
                 print(f"| {seeds} | {rows} | {' | '.join(numbers)} |", flush=True)
-
-
-def print_rates(repeats: int = 2000) -> None:
-    """Print the table of the choice of a learning rate."""
-    table(["error of the loss", "seeds", "rows", "missed", "once", "each seed"])
-    for error in (0.25, 0.5, 1.0):
-        for seeds in (2, 3, 5):
-            for rows in (200, 2000):
-                numbers = [f"{value:.1f}" for value in measure_choice(seeds, rows, error, repeats)]
-                print(f"| {error} | {seeds} | {rows} | {' | '.join(numbers)} |", flush=True)
 
 
 TABLES = {

@@ -134,7 +134,8 @@ def search(folder: Path, random: np.random.Generator) -> None:
     """Write the search for a learning rate: four trials, one of them stopped."""
     trials = [
         {
-            "number": number, "choice": 0, "rate": float(rate), "map_factor": 1.0, "loss": 0.6 + number / 9,
+            "number": number, "choice": 0, "map_factor": 1.0, "rate": float(rate),
+            "loss": 0.6 + number / 9,
             "steps": 15 if number == 2 else 45, "pruned": number == 2, "diverged": False,
             "seconds": float(random.uniform(20, 40)),
         }

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from comparison_errors import (
     any_pair_p,
-    chosen_rate_scores,
     made_up_scores,
     one_class_scores,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from search_errors import measure_search
 
 from lorada.compare.letters import letters
 from lorada.compare.statistics import (
@@ -153,16 +153,13 @@ def test_runs_that_answer_one_class_rarely_make_a_difference(failing):
     assert np.mean([paired_p(*pair) < ALPHA for pair in pairs]) <= MOST_WRONG
 
 
-def test_one_choice_of_a_rate_for_all_seeds_makes_differences_and_one_with_every_seed_does_not():
-    random = np.random.default_rng(12)
-
-    def wrong(each_seed):
-        pairs = [
-            chosen_rate_scores(random, 3, 500, 1.0, each_seed=each_seed)[0] for _ in range(COPIES)
-        ]
-        return np.mean([paired_p(*pair) < ALPHA for pair in pairs])
-
-    assert wrong(each_seed=True) <= MOST_WRONG < wrong(each_seed=False)
+def test_the_search_of_the_rate_makes_no_differences_and_a_coarse_grid_does():
+    grid, climb = (
+        measure_search(name, 3, 1000, COPIES, each_seed=False) for name in ("old grid", "4 trials")
+    )
+    assert np.mean(climb[1]) <= MOST_WRONG < np.mean(grid[1])
+    assert np.mean(climb[0]) < 0.55 < np.mean(grid[0])
+    assert np.mean(climb[2]) < 4.5
 
 
 def test_a_few_differing_rows_cannot_give_a_small_p():

@@ -14,6 +14,7 @@ LATEX = str.maketrans({
     NOTHING: "--",
     "¬": r"$\neg$",
     "<": "$<$",
+    "|": "$|$",
     "±": r"$\pm$",
 })  # fmt: skip
 

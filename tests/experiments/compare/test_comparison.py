@@ -287,6 +287,34 @@ def test_two_workers_in_a_fresh_process_find_the_same(place, whole, tmp_path):
     assert final_losses(folder) == {name: expected[name] for name in final_losses(folder)}
 
 
+def test_a_rank_and_the_rate_of_a_map_are_chosen_and_the_report_says_them(lab, place, tmp_path):
+    folder, name = tmp_path / "comparison", "lora+lmam:lora.r=1|2"
+    reply = lab.command(words(place, folder, methods=[name, "lora:r=1"], seeds="1"), folder)
+    assert reply["code"] == 0, reply["said"]
+    (search,) = folder.glob("trials/lora+lmam*/*/search.json")
+    search = read(search)
+    best = min(search["trials"], key=lambda trial: (trial["pruned"], trial["loss"]))
+    point = ("choice", "rate", "map_factor", "map_rate")
+    assert [search[key] for key in point] == [best[key] for key in point]
+    assert {trial["choice"] for trial in search["trials"]} == {0, 1}
+    assert len({trial["map_factor"] for trial in search["trials"]}) >= 3
+    (run,) = folder.glob("runs/lora+lmam*/*/seed1/result.json")
+    result, rank = read(run), 1 + search["choice"]
+    assert result["recipe"]["parts"]["lora"]["r"] == rank
+    assert result["recipe"]["parts"]["lmam"]["map_learning_rate"] == search["map_rate"]
+    assert result["recipe"]["training"]["learning_rate"] == search["rate"]
+    summary = read(folder / "report.json")
+    line = next(line for line in summary["lines"] if line["label"] == name)
+    assert (line["rates"], line["map_rates"]) == ([search["rate"]], [search["map_rate"]])
+    assert line["trainable"] == result["parameters"]["trainable"]
+    assert line["sizes"] == f"lora.r={rank}"
+    said = f"Of 2 settings of {name} the rows set aside chose lora+lmam:lora.r={rank}."
+    assert said in summary["sentences"]
+    shown = f"{search['rate']:.2g} (map {search['map_rate']:.2g})"
+    assert shown in (folder / "report.md").read_text()
+    assert lab.command(["compare", str(folder), "--resume"], folder)["steps"] == 0
+
+
 def test_labels_are_compared_too(json_of, place, tmp_path):
     folder = tmp_path / "comparison"
     asked = words(place, folder, model="bert", rows="_labels", methods=["lora", "bitfit"])

@@ -240,8 +240,8 @@ def searched(results, *, each_seed=False, best=1e-3):
     """The comparison with a search of three rates for each candidate, or for each of its runs."""
     for candidate in results.candidates:
         trials = [
-            {"number": i, "choice": 0, "rate": rate, "map_factor": 1.0, "loss": 1.0 + (rate != best), "seconds": 60.0,
-             "pruned": False, "diverged": False}
+            {"number": i, "choice": 0, "map_factor": 1.0, "rate": rate, "seconds": 60.0,
+             "loss": 1.0 + (rate != best), "pruned": False, "diverged": False}
             for i, rate in enumerate((1e-4, 1e-3, 1e-2))
         ]  # fmt: skip
         count = len(candidate.runs) if each_seed else 1
@@ -255,7 +255,7 @@ def searched(results, *, each_seed=False, best=1e-3):
 def test_the_report_says_how_learning_rates_were_chosen_and_which_are_at_an_end():
     inside = summarize(searched(results_of(alike())))
     said = " ".join(inside.sentences)
-    assert "Differences are those at the chosen learning rates." in said
+    assert "Differences are those at the chosen learning rates: the spread" in said
     assert "still the lowest or the highest" not in said
     assert [trial.chosen for trial in inside.tried["lora"]] == [False, True, False]
     edge = summarize(searched(results_of(alike()), best=1e-2))
@@ -265,6 +265,46 @@ def test_the_report_says_how_learning_rates_were_chosen_and_which_are_at_an_end(
     assert any(each.startswith("A learning rate was chosen with every seed") for each in
                anew.sentences)  # fmt: skip
     assert {trial.search for trial in anew.tried["lora"]} == {0, 1, 2}
+
+
+def tried(*points):
+    """Trials of (choice, rate, factor of the map's rate), the first of which is the best."""
+    return [
+        {"choice": choice, "rate": rate, "map_factor": factor, "map_rate": 5 * rate * factor,
+         "loss": 1.0 + number, "seconds": 1.0, "pruned": False, "failed": None}
+        for number, (choice, rate, factor) in enumerate(points)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("trials", "at_edge"),
+    [
+        (tried((0, 2, 1), (0, 1, 1), (0, 3, 1), (0, 2, 0.5), (0, 2, 2)), False),
+        (tried((0, 2, 0.5), (0, 1, 1), (0, 3, 1), (0, 2, 1), (0, 2, 2)), True),  # of the map
+        (tried((0, 2, 1), (0, 1, 1), (0, 2, 0.5), (0, 2, 2)), True),
+        (tried((1, 2, 1), (1, 1, 1), (1, 3, 1), (0, 9, 1)), False),  # others of another setting
+        (tried((1, 9, 1), (0, 1, 1)), True),
+    ],
+)
+def test_a_rate_of_the_search_or_of_the_map_at_an_end_is_said(trials, at_edge):
+    results = results_of(alike())
+    search = {key: trials[0][key] for key in ("choice", "rate", "map_factor", "map_rate")}
+    results.candidates[0].searches.append({**search, "trials": trials})
+    summary = summarize(results)
+    assert [one.at_edge for one in summary.tried["lora"] if one.chosen] == [at_edge]
+    assert any("so another may be better: lora." in one for one in summary.sentences) == at_edge
+    curves = {(one["choice"], one["map_factor"]) for one in trials}
+    assert {one.search for one in summary.tried["lora"]} == set(range(len(curves)))
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [([], "each method has its own default."), ([2e-3], "all train at 0.002.")],
+)
+def test_without_a_search_the_report_says_which_rates_were_taken(rates, said):
+    results = results_of(alike())
+    results.asked["rates"] = rates
+    assert f"No learning rate was searched: {said}" in summarize(results).sentences
 
 
 def test_baselines_on_other_rows_are_left_out():

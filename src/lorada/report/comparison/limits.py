@@ -103,8 +103,8 @@ def _learning_rates(results: Results, search: Search) -> Iterator[str]:
         yield "A learning rate was chosen with every seed: the spread over seeds holds the choice."
     else:
         yield (
-            "Differences are those at the chosen learning rates. The spread over seeds does not "
-            "hold the luck of that choice; with --search each-seed it does."
+            "Differences are those at the chosen learning rates: the spread over seeds does not "
+            "include that choice."
         )
     for one in results.candidates:
         if one.plan.get("chosen"):

@@ -1,0 +1,105 @@
+"""What the search for a learning rate costs, on made-up losses: the table `rates`.
+
+Two methods are equally good, each at its best learning rate, which is anywhere from 1e-4 to 1e-2;
+its default is off by a factor of 5 (one standard deviation). The loss on the rows set aside is
+measured with an error of 0.02 nats, and half a decade beside the best rate it rises by 0.03 nats in
+the middle, between methods by a factor of 2.2 (one standard deviation), more above than below.
+Trials are stopped in the middle as in the library. A search is one of:
+
+- default: the default rate, without a trial;
+- old grid: the default and three rates spread over 1e-5 to 1e-1, the same for all, then up to three
+  beyond an end;
+- 3, 4, 8 trials: what `--trials` does.
+"""
+
+from statistics import median
+
+import numpy as np
+
+from lorada.compare.statistics import ALPHA, paired_p
+from lorada.experiments.compare.learning_rate import FACTOR, best_trial, next_value
+
+ERROR = 0.02  # standard deviation of a measured loss, in nats
+POINTS = 18.0  # of accuracy that one unit of log-odds is worth, near 75 %
+ODDS = 2.6  # log-odds that a nat costs
+GRID = (1.5e-3, 1.5e-5, 1.5e-2)
+CLIMB = (1.0, FACTOR, 1 / FACTOR)
+# Name of a search → its number of trials, and the rates that it tries after the default.
+SEARCHES: dict[str, tuple[int, tuple[float, ...] | None]] = {
+    "default": (1, None), "old grid": (4, GRID), "3 trials": (3, None), "4 trials": (4, None),
+    "8 trials": (8, None),
+}  # fmt: skip
+
+
+def cost_of(rate: float, best: float, curvature: float) -> float:
+    """The nats that a rate loses against the best one; ``curvature`` half a decade beside it."""
+    steps = 2 * np.log10(rate / best)
+    most = 2.0 if steps > 0 else 1.0
+    return float(min(curvature * steps**2 * (1.3 if steps > 0 else 1.0), most))
+
+
+def searched(
+    random: np.random.Generator, name: str, default: float, best: float, curvature: float
+) -> tuple[float, int]:
+    """The rate that a search chooses, and how many trials it took."""
+    trials, grid = SEARCHES[name]
+    first = [default * factor for factor in CLIMB][:trials] if grid is None else [default, *grid]
+    tried: list[dict[str, float]] = []
+    halves: list[float] = []
+    while trials > 1 and (rate := next_value("rate", tried, first, trials)) is not None:
+        cost, steps = cost_of(rate, best, curvature), 2 * np.log10(rate / best)
+        # In the middle low rates are further behind than they end.
+        behind = -0.03 * steps if abs(steps) < 3 else 0.0
+        half = 0.45 + 0.9 * cost + behind + random.normal(0, ERROR)
+        loss = 0.4 + cost + random.normal(0, ERROR)
+        stopped = len(halves) > 1 and half > median(halves)
+        tried.append({"number": len(tried), "rate": rate, "pruned": stopped,
+                      "loss": half if stopped else loss})  # fmt: skip
+        halves += [] if stopped else [half]
+    found = best_trial(tried)
+    return (default if found is None else found["rate"]), len(tried)
+
+
+def measure_search(
+    name: str, seeds: int, rows: int, repeats: int, *, each_seed: bool
+) -> tuple[list[float], list[bool], list[int]]:
+    """The points lost, whether two equal methods were called different, and the trials."""
+    random = np.random.default_rng([seeds, rows, each_seed])
+    lost, wrong, counts = [], [], []
+    for _ in range(repeats):
+        ease, pair = random.normal(1.3, 1.0, rows), []
+        for _ in range(2):
+            best, curvature = 10 ** random.uniform(-4, -2), 0.03 * np.exp(random.normal(0, 0.8))
+            default = float(np.clip(best * 10 ** random.normal(0, 0.7), 1e-5, 1e-1))
+            found = [
+                searched(random, name, default, best, curvature)
+                for _ in range(seeds if each_seed else 1)
+            ]
+            costs = ODDS * np.array([cost_of(rate, best, curvature) for rate, _ in found])
+            costs = np.minimum(costs, ODDS)  # no worse than a guess
+            odds = ease + random.normal(0, 0.3, rows) + random.normal(0, 0.1, (seeds, 1))
+            odds = odds - costs[:, None]
+            pair.append(100.0 * (random.random((seeds, rows)) < 1 / (1 + np.exp(-odds))))
+            lost += list(POINTS * costs)
+            counts += [count for _, count in found]
+        wrong.append(paired_p(*pair) < ALPHA)
+    return lost, wrong, counts
+
+
+def print_rates(repeats: int = 700) -> None:
+    """Print the table of the search for a learning rate."""
+    table = ["search", "trials", "points lost", "above 2"]
+    cases = ((3, 200), (3, 1000), (5, 2000))
+    table += [f"{how}, {seeds}, {rows}" for how in ("once", "each") for seeds, rows in cases]
+    print(f"| {' | '.join(table)} |\n|---|{'--:|' * (len(table) - 1)}", flush=True)
+    for name in SEARCHES:
+        found = [
+            measure_search(name, seeds, rows, repeats, each_seed=each_seed)
+            for each_seed in (False, True)
+            for seeds, rows in cases
+        ]
+        lost = np.concatenate([one for one, _, _ in found[: len(cases)]])
+        trials = np.concatenate([one for _, _, one in found[: len(cases)]])
+        values = [f"{trials.mean():.1f}", f"{lost.mean():.2f}", f"{100 * (lost > 2).mean():.0f}"]
+        values += [f"{100 * np.mean(wrong):.1f}" for _, wrong, _ in found]
+        print(f"| {name} | {' | '.join(values)} |", flush=True)
