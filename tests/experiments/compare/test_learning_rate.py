@@ -245,10 +245,10 @@ def test_a_map_alone_has_one_rate_to_search(search, tmp_path):
 
 @pytest.mark.parametrize(("given", "rate"), [((), 1e-3), ((2e-3,), 2e-3)])
 def test_where_nothing_is_searched_the_rate_is_the_default_or_the_given_one(given, rate):
-    alone = Space([RECIPE], 1, given, map_rate=5e-3).unsearched()
+    alone = Space([RECIPE], 1, given, map_rate=5e-3).chosen(None)
     assert alone.training["learning_rate"] == rate
     assert alone.parts == {"lmam": {"map_learning_rate": 5e-3 * rate / 1e-3}}
-    beside = Space([RECIPE], 1, given, map_rate=5e-3, beside=True).unsearched()
+    beside = Space([RECIPE], 1, given, map_rate=5e-3, beside=True).chosen(None)
     assert (beside.training["learning_rate"], beside.parts) == (rate, {})
 
 

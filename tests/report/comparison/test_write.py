@@ -23,7 +23,7 @@ HOSTILE = r"[x] a&b #{c}_d 5% ~y ^z \w ¬N <i> |"
 # The same for LaTeX, as the first cell of a line.
 ESCAPED = (
     r"{}[x] a\&b \#\{c\}\_d 5\% \textasciitilde{}y \textasciicircum{}z \textbackslash{}w "
-    r"$\neg$N $<$i> |"
+    r"$\neg$N $<$i> $|$"
 )
 LINE = CandidateLine("lora", "lora", trainable=9000, percent=0.5, score=71.24, low=60.0, high=80.0)
 NAMES = ["report.html", "report.md", "report.csv", "report.tex", "report.json"]

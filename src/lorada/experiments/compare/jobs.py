@@ -172,7 +172,7 @@ def train_and_score(space: Space, search: Path | None, *, with_text: bool, repor
         ValueError: if the search has found no rate.
         KeyboardInterrupt: if the training was interrupted and saved.
     """
-    recipe = space.unsearched() if search is None else space.chosen(search)
+    recipe = space.chosen(search)
     run = Path(recipe.output)
     if not (run / RESULT_FILE).is_file():
         report(f"training at learning rate {recipe.training['learning_rate']:.2g}")

@@ -80,10 +80,6 @@ class Space:
         """Whether the rate of the maps is searched too."""
         return self.beside and self.map_rate is not None and self.trials > 1
 
-    def unsearched(self) -> Recipe:
-        """The recipe at the one rate that was given, or else at the default one."""
-        return self.recipe_of(self._point(0, self.given[0] if self.given else self.default))
-
     @property
     def most(self) -> int:
         """How many trials there may be; one rate is no range."""
@@ -130,12 +126,17 @@ class Space:
             parts = {**parts, MAP: {**parts.get(MAP, {}), MAP_RATE: point["map_rate"]}}
         return recipe.model_copy(update={"parts": parts, "training": training})
 
-    def chosen(self, folder: Path) -> Recipe:
-        """The recipe of what the search in a folder has found.
+    def chosen(self, folder: Path | None) -> Recipe:
+        """The recipe that a search has found; without one that of the given rate or the default.
+
+        Args:
+            folder: of the search, if there was one.
 
         Raises:
             ValueError: if the loss became NaN at every rate that was tried.
         """
+        if folder is None:
+            return self.recipe_of(self._point(0, self.given[0] if self.given else self.default))
         search = json.loads((folder / SEARCH_FILE).read_text(encoding="utf-8"))
         if search["rate"] is None:
             tried = ", ".join(f"{trial['rate']:.2g}" for trial in search["trials"])
@@ -209,21 +210,20 @@ def search_rate(space: Space, folder: Path, *, report: Report) -> None:
                 for path in run.glob(pattern):
                     path.unlink() if path.is_file() else shutil.rmtree(path)
             write_atomic(run / TRIAL_FILE, json_text(found) + "\n")
-            report(f"trial {number}, {_said(space, point)}: {_outcome(found)}")
+            report(f"trial {number}{_said(space, point)}: {_outcome(found)}")
             gc.collect()  # the Trainer refers to itself, so its model would stay beside the next
         tried.append(json.loads((run / TRIAL_FILE).read_text(encoding="utf-8")))
-    best = best_trial(tried) or dict.fromkeys(("choice", "rate", "map_factor", "map_rate"))
-    chosen = {name: best[name] for name in ("choice", "rate", "map_factor", "map_rate")}
+    best = best_trial(tried) or {}
+    chosen = {name: best.get(name) for name in ("choice", "rate", "map_factor", "map_rate")}
     search = {"default": space.default, **chosen, "trials": tried}
     write_atomic(folder / SEARCH_FILE, json_text(search) + "\n")
 
 
 def _said(space: Space, point: Tried) -> str:
-    """What a trial tries, in words."""
-    count = len(space.recipes)
-    setting = f"setting {point['choice'] + 1} of {count}, " if count > 1 else ""
-    maps = f", of the map {point['map_rate']:.2g}" if space.has_own_map_rate else ""
-    return f"{setting}learning rate {point['rate']:.2g}{maps}"
+    count, maps = len(space.recipes), space.has_own_map_rate
+    said = f" of setting {point['choice'] + 1} of {count}" if count > 1 else ""
+    said += f", learning rate {point['rate']:.2g}"
+    return f"{said} (map {point['map_rate']:.2g})" if maps else said
 
 
 def _outcome(found: dict[str, Any]) -> str:

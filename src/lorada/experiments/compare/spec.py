@@ -59,7 +59,7 @@ def choices_of(text: str) -> list[str]:
         key, equals, value = setting.partition("=")
         values = value.split("|") if SEVERAL.fullmatch(value) else [value]
         each.append([key + equals + one for one in values])
-    return [BEFORE.join((name, *one)) for one in product(*each)]
+    return list(dict.fromkeys(BEFORE.join((name, *one)) for one in product(*each)))
 
 
 @dataclass(frozen=True)
@@ -162,13 +162,9 @@ class Comparison(BaseModel):
             if twice is not None:
                 raise ValueError(f"--{_option(option)} names {twice} twice: leave one out")
         for name in self.methods:
-            choices = choices_of(name)
-            twice = next((one for one in choices if choices.count(one) > 1), None)
-            if twice is not None:
-                raise ValueError(f"{name} names {twice} twice: leave one out")
-            for one in choices:
+            for one in choices_of(name):
                 Variant.parse(one)
-            if len(choices) > 1 and not self.trials:
+            if self.is_searched(name) and not self.trials:
                 raise ValueError(f"--trials 0 tries no setting of {name}: pass --trials 1 or more")
         if not self.seeds:
             raise ValueError("no seed to train with: pass --seeds NUMBER,NUMBER")
@@ -179,10 +175,7 @@ class Comparison(BaseModel):
         if self.search not in SEARCHES:
             raise unknown_name("--search", self.search, SEARCHES)
         if self.search == EACH_SEED and not any(map(self.is_searched, self.methods)):
-            given = (
-                f"one of --rates, {self.rates[0]:g}," if self.rates else f"--trials {self.trials}"
-            )
-            raise ValueError(f"--search each-seed and {given} exclude each other: leave one out")
+            raise ValueError("--search each-seed needs two or more --trials or --rates")
         low, high = RATE_RANGE
         for rate in self.rates:
             if not low <= rate <= high:

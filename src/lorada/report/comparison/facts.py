@@ -165,8 +165,7 @@ def search_of(candidates: list[ScoredCandidate], each_seed: bool) -> Search:
         seconds=sum(float(trial.get("seconds") or 0.0) for trial in trials),
         trials=len(trials),
         pruned=sum(bool(trial.get("pruned")) for trial in trials),
-        diverged=sum(bool(trial.get("diverged")) for trial in trials),
-        failed=sum(bool(trial.get("failed")) for trial in trials),
+        diverged=sum(trial.get("loss") is None for trial in trials),
     )
 
 

@@ -116,8 +116,7 @@ def _learning_rates(results: Results, search: Search) -> Iterator[str]:
             "The best learning rate is still the lowest or the highest of those tried, so another "
             f"may be better: {_listed(edge)}."
         )
-    ended = [(search.pruned, "stopped early"), (search.diverged, "diverged"),
-             (search.failed, "failed")]  # fmt: skip
+    ended = [(search.pruned, "stopped early"), (search.diverged, "diverged or failed")]
     rest = "".join(f", {count} of them {how}" for count, how in ended if count)
     trials = counted(search.trials, "trial")
     yield f"The search for learning rates took {duration(search.seconds)}: {trials}{rest}."

@@ -141,8 +141,7 @@ class Search:
         seconds: of all trials together.
         trials: their number.
         pruned: how many were stopped early because they were behind.
-        diverged: how many had a loss that became NaN.
-        failed: how many failed for another reason.
+        diverged: how many had a loss that became NaN, or failed.
     """
 
     each_seed: bool = False
@@ -150,7 +149,6 @@ class Search:
     trials: int = 0
     pruned: int = 0
     diverged: int = 0
-    failed: int = 0
 
 
 @dataclass(frozen=True)
