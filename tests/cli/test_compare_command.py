@@ -135,6 +135,19 @@ def test_training_rows_can_be_held_out_if_allowed_and_without_trials_the_default
     assert not (comparison / "trials").exists()
 
 
+def test_one_given_rate_is_taken_without_a_trial(works, place, tmp_path):
+    output = tmp_path / "out"
+    asked = words(place, output, methods="lora+lmam", seeds="1", trials=None)
+    works(*asked, "--rates", "2e-3")
+    (run,) = output.glob("runs/*/*/seed1")
+    recipe = json.loads((run / "result.json").read_text())["recipe"]
+    assert (recipe["training"]["learning_rate"], recipe["dev_rows"]) == (2e-3, 0)
+    assert not (output / "trials").exists()
+    summary = json.loads((output / "report.json").read_text())
+    assert "No learning rate was searched: all train at 0.002." in summary["sentences"]
+    assert (summary["lines"][0]["rates"], summary["lines"][0]["map_rates"]) == ([2e-3], [5e-3])
+
+
 def test_a_comparison_is_not_begun_again_over_another(mistake, place, comparison):
     line = mistake(*words(place, comparison))
     assert "already holds a comparison: use --resume, --overwrite or another --output" in line

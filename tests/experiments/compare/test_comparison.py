@@ -121,6 +121,10 @@ def test_the_final_runs_take_the_rate_that_the_search_has_found(whole):
         for path in folder.glob(f"runs/{method}/*/seed*/result.json"):
             recipe = read(path)["recipe"]
             assert recipe["training"]["learning_rate"] == search["rate"]
+            (line,) = (
+                one for one in read(folder / "report.json")["lines"] if one["label"] == method
+            )
+            assert (line["rates"], line["map_rates"]) == ([search["rate"]], [])
             if method == "lmam":
                 assert recipe["parts"]["lmam"]["map_learning_rate"] == pytest.approx(search["rate"])
 

@@ -307,6 +307,13 @@ def test_without_a_search_the_report_says_which_rates_were_taken(rates, said):
     assert f"No learning rate was searched: {said}" in summarize(results).sentences
 
 
+def test_an_unsearched_map_beside_other_parts_has_the_rate_of_the_plan():
+    results = results_of(alike())
+    results.candidates[0].plan["map_rate"] = 5e-3
+    lines = {line.label: line for line in summarize(results).lines}
+    assert (lines["lora"].map_rates, lines["dora"].map_rates) == ((5e-3,), ())
+
+
 def test_baselines_on_other_rows_are_left_out():
     short = {"as_it_is": {"row_scores": {"exact_match": [100.0]}}}
     found = summarize(results_of(alike(), baselines=short)).baselines

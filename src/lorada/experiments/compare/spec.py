@@ -48,7 +48,8 @@ CHOSEN_TRAINING = {
 
 BEFORE = ":"  # stands before each setting
 SETTING = "NAME:part.setting=value"
-SEVERAL = re.compile(r"[-+.\de]+(\|[-+.\de]+)+")  # numbers to choose from
+NUMBER = r"[-+]?[\d.]+(e[-+]?\d+)?"
+SEVERAL = re.compile(rf"{NUMBER}(\|{NUMBER})+")  # to choose from
 
 
 def choices_of(text: str) -> list[str]:

@@ -1,5 +1,7 @@
 """What a comparison's results say of one candidate, and of the machines that ran it."""
 
+from functools import partial
+from math import isclose
 from operator import itemgetter
 from typing import Any
 
@@ -30,13 +32,14 @@ def facts_of(candidate: ScoredCandidate, metric: str) -> dict[str, Any]:
     adapter, peak = (_numbers(runs, key) for key in ("adapter_bytes", "peak_memory_bytes"))
     adapted, base = (_numbers(runs, "forgetting", key) for key in ("adapted", "base"))
     rates = _numbers(runs, "recipe", "training", "learning_rate")
-    maps = _numbers(runs, "recipe", "parts", "lmam", "map_learning_rate")
+    maps = _numbers(runs, "recipe", "parts", "lmam", "map_learning_rate") or [plan.get("map_rate")]
+    apart = {one for one in maps if one and not any(map(partial(isclose, one), rates))}
     return facts | {
         "score": score, "metric": metric, "value": value,
         "adapter_mb": _mean(adapter, 1e6), "peak_memory_gib": max(peak) / 2**30 if peak else None,
         "seconds_per_step": candidate.seconds,
         "forgetting": float(np.mean(adapted) - np.mean(base)) if adapted and base else None,
-        "rates": tuple(sorted(set(rates))), "map_rates": tuple(sorted(set(maps) - set(rates))),
+        "rates": tuple(sorted(set(rates))), "map_rates": tuple(sorted(apart)),
     }  # fmt: skip
 
 

@@ -175,7 +175,7 @@ def intervals(summary: Summary) -> Figure | None:
 
 
 def loss_over_rates(summary: Summary) -> Figure | None:
-    """The loss over the learning rates that were tried; None without a search.
+    """The loss over the learning rates that were tried, by ``TriedRate.search``; None without any.
 
     The chosen rate of each search is filled, and has a ring if it is the lowest or the highest of
     those tried. A trial that was stopped has a cross at its loss in the middle; one whose loss

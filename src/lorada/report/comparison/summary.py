@@ -35,7 +35,7 @@ class CandidateLine:
         mergeable: whether all of it can be merged into the base.
         forgetting: how much the model's loss on a neutral text has grown, in nats per token.
         rates: learning rates of its final runs, from the lowest on: one, or one of each search.
-        map_rates: those of its maps, if they have their own.
+        map_rates: those of its maps, where they differ from them.
         reason: why it has no score, or why a seed is missing; None if all is there.
     """
 
