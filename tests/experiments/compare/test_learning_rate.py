@@ -209,6 +209,14 @@ def test_a_trial_keeps_its_result_and_none_of_its_weights(tmp_path, monkeypatch)
     assert kept == {"losses.json", "result.json", "runs", "trial.json"}
 
 
+def test_a_rate_of_a_map_alone_that_is_a_setting_is_where_its_search_begins(search):
+    alone = [RECIPE.model_copy(update={"parts": {"lmam": {"map_learning_rate": rate}}})
+             for rate in (1e-3, 4e-3)]  # fmt: skip
+    found, _ = search(lambda recipe: 1.0, trials=2, recipes=alone, map_rate=4e-3)
+    firsts = {trial["choice"]: trial["map_rate"] for trial in reversed(found["trials"])}
+    assert firsts == {0: 1e-3, 1: 4e-3}
+
+
 MAP_BESIDE = {"map_rate": 5e-3, "beside": True}
 
 

@@ -66,9 +66,9 @@ def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) 
 
 def trainings_of(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) -> int:
     """How many trainings a candidate takes, with all trials that may be needed."""
-    runs = len(comparison.seeds)
-    if candidate.reason is not None or not comparison.is_searched(candidate.method):
-        return 0 if candidate.reason is not None else runs
+    runs = len(comparison.seeds) if candidate.reason is None else 0
+    if not runs or not comparison.is_searched(candidate.method):
+        return runs
     searches = runs if comparison.search == EACH_SEED else 1
     return searches * _space(comparison, plan, candidate, Path("-"), 0).most + runs
 

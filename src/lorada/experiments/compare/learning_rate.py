@@ -115,7 +115,8 @@ class Space:
         own = None
         # Beside other parts a map keeps its own rate unless that is searched.
         if self.map_rate is not None and (self.has_own_map_rate or not self.beside):
-            own = factor * self.map_rate * (rate / self.default)
+            own = self.recipes[choice].parts.get(MAP, {}).get(MAP_RATE, self.map_rate)
+            own *= factor * (rate / self.default)
         return {"choice": choice, "rate": rate, "map_factor": factor, "map_rate": own}
 
     def recipe_of(self, point: Tried) -> Recipe:
