@@ -32,7 +32,8 @@ def facts_of(candidate: ScoredCandidate, metric: str) -> dict[str, Any]:
     adapter, peak = (_numbers(runs, key) for key in ("adapter_bytes", "peak_memory_bytes"))
     adapted, base = (_numbers(runs, "forgetting", key) for key in ("adapted", "base"))
     rates = _numbers(runs, "recipe", "training", "learning_rate")
-    maps = _numbers(runs, "recipe", "parts", "lmam", "map_learning_rate") or [plan.get("map_rate")]
+    maps = _numbers(runs, "recipe", "parts", "lmam", "map_learning_rate")
+    maps = maps or [float(plan.get("map_rate") or 0.0)]
     apart = {one for one in maps if one and not any(map(partial(isclose, one), rates))}
     return facts | {
         "score": score, "metric": metric, "value": value,
