@@ -88,10 +88,13 @@ def loss_over_costs(summary: Summary) -> Figure | None:
     unit = unit_of(summary.metric)
     title = f"expected loss ({'points' if unit == 'percent' else unit})"
     figure = _over_costs(summary, every, values, [-value for value in values], title)
-    for axis in figure.axes if figure is not None and summary.margin is not None else ():
-        axis.axhline(summary.margin, color=INK, alpha=0.5, linestyle="--", linewidth=1)
+    margin = summary.margin
+    if figure is None or margin is None:
+        return figure
+    for axis in figure.axes:
+        axis.axhline(margin, color=INK, alpha=0.5, linestyle="--", linewidth=1)
         axis.annotate(
-            "margin", (1, summary.margin), xycoords=("axes fraction", "data"), ha="right",
+            "margin", (1, margin), xycoords=("axes fraction", "data"), ha="right",
             va="bottom", fontsize="small", color=INK,
         )  # fmt: skip
     return figure
