@@ -1,7 +1,6 @@
 """``add_term`` against a sum over pairs of tokens, and what it keeps for the backward pass."""
 
 from dataclasses import is_dataclass, replace
-from functools import partial
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from lorada.attention.add_term import Term
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import CallShape
 from lorada.attention.dense_map import expand_map
-from lorada.attention.map_term import map_term
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 from lorada.attention.under_map import find_under_map
 from lorada.experiments.map_costs import kept_bytes
@@ -81,7 +79,7 @@ def term_of(
 ) -> Term | None:
     """The term of a map whose tokens are at these positions."""
     under = find_under_map(positions, own.length, own.align, shape, value)
-    return under and Term(partial(map_term, own, under, shape), under.queries)
+    return under and Term(own, under, shape)
 
 
 def add_term(output: Tensor, *given) -> Tensor:
@@ -232,8 +230,6 @@ def tensors_in(thing) -> list[Tensor]:
     """All tensors that an object, its fields and their items lead to."""
     if isinstance(thing, Tensor):
         return [thing]
-    if isinstance(thing, partial):
-        thing = [*thing.args, thing.keywords]
     if is_dataclass(thing):
         thing = vars(thing)
     if isinstance(thing, dict):

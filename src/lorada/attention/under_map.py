@@ -61,6 +61,18 @@ class UnderMap:
         by_map: Tensor = values.unflatten(2, (self.maps, self.size))
         return by_map.transpose(1, 2).flatten(0, 1)
 
+    def value_grad(self, grad: Tensor, value: Tensor) -> Tensor:
+        """The gradient of ``value`` (B, G, K, D) from that of ``values``."""
+        result = torch.zeros_like(value)
+        if isinstance(self.keys, slice):
+            result[:, :, self.keys] = grad
+            return result
+        by_slot = grad.unflatten(0, (-1, self.maps)).transpose(1, 2).flatten(2, 3)
+        # Columns without a token add their zeros to slot 0.
+        by_slot = by_slot * self.keys.real[:, None, :, None]
+        index = self.keys.index[:, None, :, None].expand_as(by_slot)
+        return result.scatter_add_(2, index, by_slot.to(value.dtype))
+
     def real(self, batch: int) -> Tensor | None:
         """Which columns have a token, (B·C, M) booleans; None if all have one."""
         if isinstance(self.keys, slice):
