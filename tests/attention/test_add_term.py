@@ -8,12 +8,14 @@ from conftest import assert_close, assert_same_gradients, rounding
 from double import in_double
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from lorada.attention import add_term as adding
 from lorada.attention.add_term import Term
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import CallShape
 from lorada.attention.dense_map import expand_map
+from lorada.attention.map_term import map_term
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 from lorada.attention.under_map import find_under_map
 from lorada.experiments.map_costs import kept_bytes
@@ -287,6 +289,52 @@ def test_frozen_factors_and_values_get_no_gradient():
     add_term(output, held, positions, shape, value.detach()).sum().backward()
     assert value.grad is None
     assert all(x.grad.abs().sum() > 0 for x in held.factors)
+
+
+@pytest.mark.parametrize(("name", "ablation", "calls"), [
+    ("whole", None, 2), ("padded, long", None, 2), ("on the end", "no_position", 2),
+    ("packed", None, 2), ("a chunk behind a cache", None, 3), ("whole", "full_rank", 3),
+])  # fmt: skip
+def test_within_recomputed_activations_formulas_spare_a_term(name, ablation, calls, monkeypatch):
+    """The layer computes its term twice; torch's checkpoint of a term, once more."""
+    positions, shape, value, output = call(name)
+    held = attention_map(ablation, "end" if "end" in name else "start")
+    made = []
+    monkeypatch.setattr(adding, "map_term", lambda *given: made.append(0) or map_term(*given))
+
+    def layer(value, output):
+        return add_term(output, held, positions, shape, value).sin()  # which keeps its input
+
+    inputs = [output, value, *held.factors]
+    expected = torch.autograd.grad(layer(value, output).sum(), inputs)
+    made.clear()
+    found = checkpoint(layer, value, output, use_reentrant=False).sum()
+    assert all(map(torch.equal, torch.autograd.grad(found, inputs), expected))
+    assert len(made) == calls
+
+
+@pytest.mark.fp64(False)
+@pytest.mark.parametrize("name", ["whole", "padded, long"])
+def test_autocast_changes_no_bit_of_the_term_and_its_gradients(name):
+    positions, shape, value, output = call(name)
+    held = attention_map()
+
+    def gradients():
+        found = add_term(output, held, positions, shape, value)
+        return found, *torch.autograd.grad(found.sin().sum(), [output, value, *held.factors])
+
+    plain = gradients()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(map(torch.equal, gradients(), plain))
+
+
+@pytest.mark.parametrize("ablation", [None, "full_rank"])
+def test_a_gradient_of_a_gradient_is_refused(ablation):
+    positions, shape, value, output = call("whole")
+    found = add_term(output, attention_map(ablation), positions, shape, value)
+    (first,) = torch.autograd.grad(found.square().sum(), value, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
 
 
 @pytest.mark.parametrize("tokens", [96, 512])

@@ -42,7 +42,7 @@ def map_term(
 def has_gradients(
     attention_map: AttentionMap, under: UnderMap, shape: CallShape, value: Tensor
 ) -> bool:
-    """Whether ``map_term_gradients`` has the formulas for a call."""
+    """Whether ``map_term_gradients`` has the formulas for a call, and they cost no more."""
     if not attention_map.stays_low_rank or under.rows is not None:
         return False
     rank, share = attention_map.factors[0].shape[2], shape.heads // value.shape[1]

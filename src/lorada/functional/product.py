@@ -6,57 +6,18 @@ The product is computed from right to left, W_a (W_b V), wherever that is cheape
 map: it costs 2 R multiplications for each number of V instead of M. ``tile`` is the repetition of
 Eq. 17: with S map heads, query head i uses map i mod S.
 
-Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K keys, N map length,
-M = min(N, K), R rank, D head width.
+Row t of W_a makes row t of the map, and column t of W_b its column t. So what a sequence shorter
+than the map does not need is cut from the factors and never computed.
+
+Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, M tokens under the map,
+R rank, D head width.
 """
 
 from jaxtyping import Float
 from torch import Tensor
 
 from lorada.functional.causal import causal_blocks, product_form, side_by_side
-from lorada.functional.maps import Align, mask_map, position_factors
-
-
-def map_value_product(
-    w_a: Float[Tensor, "S N R"],
-    w_b: Float[Tensor, "S R N"],
-    value: Float[Tensor, "B G K D"],
-    inverse_scale: float,
-    *,
-    heads: int,
-    align: Align = "start",
-    causal: bool = False,
-    window: int | None = None,
-    position: bool = True,
-    pe: Float[Tensor, " N"] | None = None,
-) -> Float[Tensor, "B H M D"]:
-    """The second term of Eq. 13, tile(Attn_s)·V, on the M = min(N, K) tokens that the map covers.
-
-    Args:
-        w_a: left factor.
-        w_b: right factor.
-        value: values of whole, unpadded sequences.
-        inverse_scale: 1 / s.
-        heads: query heads H, a multiple of S and of G.
-        align: whether the map lies on the first (Eqs. 14-15) or the last (Eq. 16) M tokens.
-        causal: lower triangle only (Eq. 11).
-        window: width of a sliding attention window, in tokens; None without one.
-        position: False for the ¬P ablation.
-        pe: PE, if it was computed before.
-    """
-    size = min(w_a.shape[1], value.shape[2])
-    if position:
-        w_a, w_b = position_factors(w_a, w_b, pe)
-    # Row t of W_a makes row t of the map, and column t of W_b its column t. So what a shorter
-    # sequence does not need is cut from the factors and never computed.
-    if align == "start":
-        w_a, w_b, value = w_a[:, :size], w_b[:, :, :size], value[:, :, :size]
-    else:
-        w_a, w_b = w_a[:, w_a.shape[1] - size :], w_b[:, :, w_b.shape[2] - size :]
-        value = value[:, :, value.shape[2] - size :]
-    # The scale may go on any factor of the product; W_a has the fewest numbers.
-    w_a = w_a if inverse_scale == 1 else w_a / inverse_scale
-    return factors_product(w_a, w_b, value, heads, causal=causal, window=window)
+from lorada.functional.maps import mask_map
 
 
 def factors_product(
@@ -70,8 +31,13 @@ def factors_product(
 ) -> Float[Tensor, "B H M D"]:
     """tile(mask(left right)) · V, in the form that costs least on the device.
 
-    ``left`` is W_a with PE and scale and ``right`` W_b with PE, one for all samples or one for
-    each. The other arguments are those of ``map_value_product``.
+    Args:
+        left: W_a with PE and scale, one for all samples or one for each.
+        right: W_b with PE, likewise.
+        value: values of the M tokens under the map.
+        heads: query heads H, a multiple of S and of G.
+        causal: lower triangle only (Eq. 11).
+        window: width of a sliding attention window, in tokens; None without one.
     """
     size, rank, share = *left.shape[-2:], heads // value.shape[1]
     form = product_form(size, rank, share, causal=causal, window=window, device=value.device.type)
@@ -94,21 +60,13 @@ def factors_product_gradients(
     causal: bool,
     window: int | None = None,
 ) -> tuple[Float[Tensor, "S M R"], Float[Tensor, "S R M"], Float[Tensor, "B G M D"]]:
-    """The gradients of ``left``, ``right`` and ``value`` from that of ``factors_product``.
-
-    For the forms ``dense`` and ``low_rank``, whichever the product takes.
-    """
-    heads = grad.shape[1]
-    form = product_form(
-        *left.shape[1:], heads // value.shape[1],
-        causal=causal, window=window, device=value.device.type,
-    )  # fmt: skip
-    if form == "dense":
+    """The gradients of ``left``, ``right`` and ``value`` from that of ``factors_product``."""
+    if causal or window is not None:
         map_ = mask_map(left @ right, causal, window)
         map_grad, value_grad = _apply_map_gradients(map_, value, grad)
         map_grad = mask_map(map_grad, causal, window)
         return map_grad @ right.mT, left.mT @ map_grad, value_grad
-    left_grad, inner_grad = _apply_map_gradients(left, apply_map(right, value, heads), grad)
+    left_grad, inner_grad = _apply_map_gradients(left, apply_map(right, value, grad.shape[1]), grad)
     return left_grad, *_apply_map_gradients(right, value, inner_grad)
 
 
