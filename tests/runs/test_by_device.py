@@ -156,10 +156,10 @@ def test_a_run_is_resumed_with_the_dtype_that_it_began_with(recipe, tmp_path, mo
 
 
 def test_weights_are_loaded_where_they_go(recipe, monkeypatch, tmp_path):
-    args = SimpleNamespace(fsdp=[], deepspeed=None, use_cpu=False, device=torch.device("cuda", 0))
+    args = SimpleNamespace(fsdp=[], use_cpu=False, device=torch.device("cuda", 0))
     assert loading_device(args) == torch.device("cuda", 0)
-    for changed in ({"fsdp": ["full_shard"]}, {"deepspeed": {}, "fsdp": ["full_shard"]},
-                    {"device": torch.device("cpu")}, {"device": torch.device("mps")}):  # fmt: skip
+    for changed in ({"fsdp": ["full_shard"]}, {"device": torch.device("cpu")},
+                    {"device": torch.device("mps")}):  # fmt: skip
         assert loading_device(SimpleNamespace(**{**vars(args), **changed})) is None
 
     seen, plain = [], loading.AutoModelForCausalLM.from_pretrained

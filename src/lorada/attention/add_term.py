@@ -23,7 +23,7 @@ from lorada.attention.call import CallShape
 from lorada.attention.map_term import has_gradients, map_term, map_term_gradients
 from lorada.attention.positions import Targets
 from lorada.attention.under_map import UnderMap
-from lorada.functional.precision import is_transformed, recomputed
+from lorada.functional.precision import is_transformed, recomputed, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class _AddAt(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad, _at(ctx.queries, grad).to(ctx.dtype), None
+        return grad, _at(ctx.queries, grad, ctx.dtype), None
 
 
 class _AddProduct(torch.autograd.Function):
@@ -113,17 +113,18 @@ class _AddProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         value, *factors = ctx.saved_tensors
         own, under = replace(ctx.term.own, factors=tuple(factors)), ctx.term.under
-        rows = _at(under.queries, grad)
+        rows = _at(under.queries, grad, wide_dtype(value))
         return grad, *map_term_gradients(own, under, ctx.term.shape, value, rows), None
 
 
-def _at(queries: slice | Targets | None, grad: Tensor) -> Tensor:
+def _at(queries: slice | Targets | None, grad: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient of a term (B, M, H, D) from that of the sum (B, T, H, D)."""
     if queries is None:
-        return grad
+        return grad.to(dtype)
     if isinstance(queries, slice):
-        return grad[:, queries]
-    return grad.gather(1, _expanded(queries.index, grad)) * queries.real[..., None, None]
+        return grad[:, queries].to(dtype)
+    own = grad.gather(1, _expanded(queries.index, grad))
+    return own.mul_(queries.real[..., None, None]).to(dtype)
 
 
 def _expanded(index: Tensor, like: Tensor) -> Tensor:

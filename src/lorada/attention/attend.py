@@ -110,7 +110,8 @@ def _attend(
     if call.is_paged:
         raise ValueError(
             "a paged cache was passed without its values, which LMAM needs: use "
-            "attn_implementation='sdpa' for continuous batching"
+            "attn_implementation='sdpa' and, for continuous batching, "
+            "ContinuousBatchingConfig(auto_switch_to_flash=False)"
         )
     inside = [m for m in maps if m.ablation == "no_negative"]
     for attention_map in inside:

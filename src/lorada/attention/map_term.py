@@ -8,12 +8,11 @@ Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key
 under the map, D head width.
 """
 
-import torch
 from torch import Tensor
 
 from lorada.attention.attention_map import AttentionMap, take_rows
 from lorada.attention.call import CallShape
-from lorada.attention.under_map import UnderMap
+from lorada.attention.under_map import UnderMap, put
 from lorada.functional.causal import product_form
 from lorada.functional.precision import no_autocast
 from lorada.functional.product import apply_map, factors_product_gradients
@@ -62,14 +61,15 @@ def map_term_gradients(
         values = under.values(value)
         part, sizes = attention_map.part(under.size), (under.size, *grad.shape[2:])
         left, right = attention_map.for_values(values).scaled_factors(part)
-        rows = grad.to(values.dtype).reshape(len(values), *sizes).transpose(1, 2)
+        rows = grad.reshape(len(values), *sizes).transpose(1, 2)
         left, right, values = factors_product_gradients(
             left, right, values, rows, causal=shape.causal, window=shape.window
         )
-        w_a, w_b = (torch.zeros_like(factor) for factor in attention_map.factors)
-        w_a[:, part] = left / attention_map.inverse_scale
-        w_b[:, :, part] = right
-        return under.value_grad(values, value), w_a, w_b
+        w_a, w_b = attention_map.factors
+        if attention_map.inverse_scale != 1:
+            left = left / attention_map.inverse_scale
+        left, right = put(left, w_a, (slice(None), part)), put(right, w_b, (..., part))
+        return under.value_grad(values, value), left, right
 
 
 def _masked_rows(own: AttentionMap, under: UnderMap, shape: CallShape, batch: int) -> Tensor:

@@ -77,8 +77,9 @@ def _apply_map_gradients(map_: Tensor, value: Tensor, grad: Tensor) -> tuple[Ten
     # As in ``apply_map``: samples side by side, and the query heads of a group as more rows.
     stacked = side_by_side(grad).view(groups, -1, batch * width)
     values = side_by_side(value).squeeze(0)
-    tiled = map_.repeat(tiles, 1, 1).view(groups, -1, keys)
-    map_grad = (stacked @ values.mT).view(tiles, maps, queries, keys).sum(0)
+    tiled = (map_.repeat(tiles, 1, 1) if tiles > 1 else map_).reshape(groups, -1, keys)
+    map_grad = (stacked @ values.mT).view(tiles, maps, queries, keys)
+    map_grad = map_grad.sum(0) if tiles > 1 else map_grad[0]
     value_grad = (tiled.mT @ stacked).unflatten(2, (batch, width)).permute(2, 0, 1, 3)
     return map_grad, value_grad
 
