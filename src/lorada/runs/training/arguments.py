@@ -119,9 +119,9 @@ def _tell_compiler_of_tf32() -> None:
     torch's compiler asks by that one (``max-autotune`` does), and torch refuses to answer while
     only ``fp32_precision`` is set.
     """
-    by_name = {"tf32": "high", "ieee": "highest"}
-    if torch.backends.fp32_precision in by_name:
-        torch.set_float32_matmul_precision(by_name[torch.backends.fp32_precision])
+    known = {"tf32": "high", "ieee": "highest"}.get(getattr(torch.backends, "fp32_precision", ""))
+    if known is not None:
+        torch.set_float32_matmul_precision(known)
 
 
 def _try_out(args: TrainingArguments) -> None:
