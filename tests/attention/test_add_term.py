@@ -63,6 +63,7 @@ TABLES = {
 # By name: where the tokens are, how many queries, keys and samples there are.
 POSITIONS = {
     "whole": (TokenSpan(12, 0, 0), 12, 12, 2),
+    "one sample": (TokenSpan(12, 0, 0), 12, 12, 1),
     "shorter than the map": (TokenSpan(6, 0, 0), 6, 6, 2),
     "on the end": (TokenSpan(12, 12 - LENGTH, 0), 12, 12, 2),
     "shorter than the map, on the end": (TokenSpan(6, 6 - LENGTH, 0), 6, 6, 2),
@@ -133,7 +134,9 @@ def assert_sum_over_pairs(held: AttentionMap, positions, shape: CallShape, value
 @pytest.mark.parametrize("ablation", [None, "full_rank", "no_position"])
 @pytest.mark.parametrize(("name", "causal"), [
     *((name, True) for name in POSITIONS),
-    *((name, False) for name in ("whole", "padded", "padded, long", "padded, long, on the end")),
+    *((name, False) for name in (
+        "whole", "one sample", "padded", "padded, long", "padded, long, on the end",
+    )),
 ])  # fmt: skip
 @pytest.mark.parametrize("window", [None, 4])
 def test_values_and_gradients_are_those_of_a_sum_over_pairs(

@@ -66,7 +66,7 @@ class UnderMap:
         """The gradient of ``value`` (B, G, K, D) from that of ``values``."""
         if isinstance(self.keys, slice):
             return put(grad, value, (slice(None), slice(None), self.keys))
-        by_slot = grad.unflatten(0, (-1, self.maps)).transpose(1, 2).flatten(2, 3)
+        by_slot = grad.unflatten(0, (value.shape[0], self.maps)).transpose(1, 2).flatten(2, 3)
         # Columns without a token add their zeros to slot 0.
         by_slot = by_slot * self.keys.real[:, None, :, None]
         index = self.keys.index[:, None, :, None].expand_as(by_slot)

@@ -75,7 +75,7 @@ def _apply_map_gradients(map_: Tensor, value: Tensor, grad: Tensor) -> tuple[Ten
     (maps, queries, keys), (batch, groups, _, width) = map_.shape, value.shape
     tiles = grad.shape[1] // maps
     # As in ``apply_map``: samples side by side, and the query heads of a group as more rows.
-    stacked = side_by_side(grad).view(groups, -1, batch * width)
+    stacked = side_by_side(grad).reshape(groups, -1, batch * width)
     values = side_by_side(value).squeeze(0)
     tiled = (map_.repeat(tiles, 1, 1) if tiles > 1 else map_).reshape(groups, -1, keys)
     map_grad = (stacked @ values.mT).view(tiles, maps, queries, keys)
