@@ -16,6 +16,7 @@ import peft
 import pytest
 import torch
 import transformers
+import transformers.masking_utils
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,6 +39,7 @@ READING = {
     aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.nonzero, aten.masked_select,
     aten.bincount, aten._unique, aten._unique2, aten.unique_dim, aten.unique_consecutive,
 }  # fmt: skip
+MASKING = "transformers/masking_utils.py:"
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 
@@ -86,6 +88,8 @@ class FakeGpu(TorchDispatchMode):
 
     Attributes:
         reads: how often each read that may be was made, by ``package/file.py:function``.
+        masks: how often transformers read a mask or positions on the host, by function. It may, and
+            finds pads, or packed rows.
         sent: the number that the GPU sends without being waited for; -1: it has not arrived.
     """
 
@@ -95,6 +99,7 @@ class FakeGpu(TorchDispatchMode):
         super().__init__()
         self._allowed = allowed
         self.reads: Counter[str] = Counter()
+        self.masks: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation on fake tensors."""
@@ -110,6 +115,9 @@ class FakeGpu(TorchDispatchMode):
                     raise Fp64(f"{func} in {reader()} makes fp64 on a device that may lack it")
             return result
         place = reader()
+        if place.startswith(MASKING):
+            self.masks[place.removeprefix(MASKING)] += 1
+            return False
         if place not in self._allowed:
             raise HostRead(f"{func} in {place} makes the host wait for the GPU")
         self.reads[place] += 1
@@ -158,6 +166,8 @@ def fake_gpu(allowed: Mapping[str, Allowed]) -> Iterator[FakeGpu]:
         patch.setattr(FakeTensor, "is_cuda", property(on_gpu), raising=False)
         # torch without CUDA raises here. Nothing is captured.
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        # transformers takes fake tensors for a graph that is traced, and then reads no mask.
+        patch.setattr(transformers.masking_utils, "is_tracing", lambda *_: False)
         with FakeTensorMode(), FakeGpu(allowed) as gpu:
             patch.setattr(forward_inputs, "sent_later", lambda number: gpu.sent)
             yield gpu

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 from transformers import StaticCache, TrainerControl, TrainerState
 
 from lorada import METHODS, LmamConfig
-from lorada.attention import attend
+from lorada.attention import add_term
 from lorada.inference.perplexity import window_losses
 from lorada.methods.callbacks import ist, owlore
 from lorada.methods.lookup import method_named
@@ -302,11 +302,11 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_attention_is_found(fault, monkeypatch):
-    plain = attend.map_term
+    plain = add_term.map_term
     broken = lambda *given: FAULTS[fault](plain(*given))  # noqa: E731
-    monkeypatch.setattr(attend, "map_term", broken)
+    monkeypatch.setattr(add_term, "map_term", broken)
     model = get_peft_model(TINY["llama"](), lmam()).eval()
-    error, said = HostRead, "precision.py:recomputed"
+    error, said = HostRead, "add_term.py:compute"
     if fault == "a CPU tensor":
         error, said = FakeTensorDeviceMismatchError, None
     with fake_gpu(ALLOWED):

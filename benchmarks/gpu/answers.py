@@ -74,7 +74,8 @@ def continuous(model: Any, prompts: list[list[int]], settings: Settings) -> Piec
     longest = max(map(len, prompts)) + settings.limit
     small = {"max_batch_tokens": 4 * longest, "num_blocks": 2 * longest, "block_size": 32}
     # On a GPU transformers chooses these by the memory that is free.
-    paged = ContinuousBatchingConfig(**small if model.device.type == "cpu" else {})
+    small = small if model.device.type == "cpu" else {}
+    paged = ContinuousBatchingConfig(auto_switch_to_flash=False, **small)
     choice = GenerationConfig(
         max_new_tokens=settings.limit, do_sample=False, eos_token_id=-1, pad_token_id=PAD
     )

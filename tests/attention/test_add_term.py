@@ -1,7 +1,6 @@
 """``add_term`` against a sum over pairs of tokens, and what it keeps for the backward pass."""
 
 from dataclasses import is_dataclass, replace
-from functools import partial
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from conftest import assert_close, assert_same_gradients, rounding
 from double import in_double
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from lorada.attention import add_term as adding
 from lorada.attention.add_term import Term
@@ -63,6 +63,7 @@ TABLES = {
 # By name: where the tokens are, how many queries, keys and samples there are.
 POSITIONS = {
     "whole": (TokenSpan(12, 0, 0), 12, 12, 2),
+    "one sample": (TokenSpan(12, 0, 0), 12, 12, 1),
     "shorter than the map": (TokenSpan(6, 0, 0), 6, 6, 2),
     "on the end": (TokenSpan(12, 12 - LENGTH, 0), 12, 12, 2),
     "shorter than the map, on the end": (TokenSpan(6, 6 - LENGTH, 0), 6, 6, 2),
@@ -81,7 +82,7 @@ def term_of(
 ) -> Term | None:
     """The term of a map whose tokens are at these positions."""
     under = find_under_map(positions, own.length, own.align, shape, value)
-    return under and Term(partial(map_term, own, under, shape), under.queries)
+    return under and Term(own, under, shape)
 
 
 def add_term(output: Tensor, *given) -> Tensor:
@@ -133,7 +134,9 @@ def assert_sum_over_pairs(held: AttentionMap, positions, shape: CallShape, value
 @pytest.mark.parametrize("ablation", [None, "full_rank", "no_position"])
 @pytest.mark.parametrize(("name", "causal"), [
     *((name, True) for name in POSITIONS),
-    *((name, False) for name in ("whole", "padded", "padded, long", "padded, long, on the end")),
+    *((name, False) for name in (
+        "whole", "one sample", "padded", "padded, long", "padded, long, on the end",
+    )),
 ])  # fmt: skip
 @pytest.mark.parametrize("window", [None, 4])
 def test_values_and_gradients_are_those_of_a_sum_over_pairs(
@@ -232,8 +235,6 @@ def tensors_in(thing) -> list[Tensor]:
     """All tensors that an object, its fields and their items lead to."""
     if isinstance(thing, Tensor):
         return [thing]
-    if isinstance(thing, partial):
-        thing = [*thing.args, thing.keywords]
     if is_dataclass(thing):
         thing = vars(thing)
     if isinstance(thing, dict):
@@ -291,6 +292,52 @@ def test_frozen_factors_and_values_get_no_gradient():
     add_term(output, held, positions, shape, value.detach()).sum().backward()
     assert value.grad is None
     assert all(x.grad.abs().sum() > 0 for x in held.factors)
+
+
+@pytest.mark.parametrize(("name", "ablation", "calls"), [
+    ("whole", None, 2), ("padded, long", None, 2), ("on the end", "no_position", 2),
+    ("packed", None, 2), ("a chunk behind a cache", None, 3), ("whole", "full_rank", 3),
+])  # fmt: skip
+def test_within_recomputed_activations_formulas_spare_a_term(name, ablation, calls, monkeypatch):
+    """The layer computes its term twice; torch's checkpoint of a term, once more."""
+    positions, shape, value, output = call(name)
+    held = attention_map(ablation, "end" if "end" in name else "start")
+    made = []
+    monkeypatch.setattr(adding, "map_term", lambda *given: made.append(0) or map_term(*given))
+
+    def layer(value, output):
+        return add_term(output, held, positions, shape, value).sin()  # which keeps its input
+
+    inputs = [output, value, *held.factors]
+    expected = torch.autograd.grad(layer(value, output).sum(), inputs)
+    made.clear()
+    found = checkpoint(layer, value, output, use_reentrant=False).sum()
+    assert all(map(torch.equal, torch.autograd.grad(found, inputs), expected))
+    assert len(made) == calls
+
+
+@pytest.mark.fp64(False)
+@pytest.mark.parametrize("name", ["whole", "padded, long"])
+def test_autocast_changes_no_bit_of_the_term_and_its_gradients(name):
+    positions, shape, value, output = call(name)
+    held = attention_map()
+
+    def gradients():
+        found = add_term(output, held, positions, shape, value)
+        return found, *torch.autograd.grad(found.sin().sum(), [output, value, *held.factors])
+
+    plain = gradients()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(map(torch.equal, gradients(), plain))
+
+
+@pytest.mark.parametrize("ablation", [None, "full_rank"])
+def test_a_gradient_of_a_gradient_is_refused(ablation):
+    positions, shape, value, output = call("whole")
+    found = add_term(output, attention_map(ablation), positions, shape, value)
+    (first,) = torch.autograd.grad(found.square().sum(), value, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
 
 
 @pytest.mark.parametrize("tokens", [96, 512])

@@ -23,7 +23,7 @@ from lorada.functional.maps import (
     softmax_map,
     visible_pairs,
 )
-from lorada.functional.product import apply_map, factors_product, map_value_product
+from lorada.functional.product import apply_map, factors_product, factors_product_gradients
 
 pytestmark = pytest.mark.fp64
 
@@ -84,11 +84,16 @@ def slow_output(case: SimpleNamespace, attention, w_a, w_b, value) -> torch.Tens
 
 def fast_output(case: SimpleNamespace, attention, w_a, w_b, value) -> torch.Tensor:
     """Attn V, and the second term added on the first or the last M tokens."""
-    names = ("heads", "align", "causal", "window", "position")
-    term = map_value_product(w_a, w_b, value, 7.0, **{name: vars(case)[name] for name in names})
-    size, output = term.shape[2], attention @ expanded(value, case.heads)
-    before, after = (0, case.tokens - size) if case.align == "start" else (case.tokens - size, 0)
-    return output + torch.nn.functional.pad(term, (0, 0, before, after))
+    left, right = position_factors(w_a, w_b) if case.position else (w_a, w_b)
+    size = min(case.length, case.tokens)
+    part = slice(0, size) if case.align == "start" else slice(-size, None)
+    left, right, value_part = left[:, part] / 7, right[:, :, part], value[:, :, part]
+    term = factors_product(
+        left, right, value_part, case.heads, causal=case.causal, window=case.window
+    )
+    output = attention @ expanded(value, case.heads)
+    output[:, :, part] += term
+    return output
 
 
 @EXAMPLES
@@ -100,6 +105,21 @@ def test_fast_term_equals_the_papers_form_forward_and_backward(case, block):
         patch.setattr(causal, "BLOCK", block)
         fast, slow = (form(case, attention, *leaves) for form in (fast_output, slow_output))
         assert_same_gradients(fast, slow, leaves)
+
+
+@EXAMPLES
+@given(case=cases())
+def test_the_formulas_of_the_gradients_are_those_of_autograd(case):
+    case.length = case.tokens
+    inputs = [tensor.requires_grad_() for tensor in drawn(case)[1:]]
+    options = {"causal": case.causal, "window": case.window}
+    product = factors_product(*inputs, case.heads, **options)
+    grad = torch.randn_like(product)
+    expected = torch.autograd.grad(product, inputs, grad)
+    for found, wanted in zip(
+        factors_product_gradients(*inputs, grad, **options), expected, strict=True
+    ):
+        assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("ablation", [*SOFTMAXES, "full_rank"])

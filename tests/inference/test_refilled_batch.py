@@ -156,6 +156,8 @@ def test_the_device_is_waited_for_only_to_read_which_answers_have_ended():
     assert {len(ids) for ids in answers.values()} == {18}
     # The first token, 8, 8 and the last, of three rows each.
     assert gpu.reads == {place: 18 * 3, RESTARTS: 1}
+    # transformers reads the mask of the prompts, and those of none of the 17 steps behind them.
+    assert gpu.masks == {"_ignore_causal_mask_sdpa": 2}
 
 
 @pytest.mark.fp64

@@ -9,7 +9,7 @@ import torch
 import yaml
 from folders import refused
 from trained import run_recipe
-from transformers import LlamaConfig, TrainingArguments
+from transformers import LlamaConfig, TrainingArguments, training_args
 
 from lorada.inference.load import load_run
 from lorada.runs.by_device import (
@@ -155,11 +155,33 @@ def test_a_run_is_resumed_with_the_dtype_that_it_began_with(recipe, tmp_path, mo
     refused("had dtype='bfloat16', not 'float32'", lambda: train(other, quiet=True, resume=True))
 
 
+@pytest.mark.parametrize(("tf32", "known"), [("true", "high"), ("false", "highest")])
+def test_torchs_compiler_learns_whether_products_are_tf32(tf32, known, recipe, monkeypatch):
+    monkeypatch.setattr(training_args, "is_torch_tf32_available", lambda: True)
+    training_args.enable_tf32.cache_clear()
+    try:
+        asked = recipe(f"training.tf32={tf32}", "training.torch_compile_mode=max-autotune")
+        arguments.training_arguments(asked)
+        # max-autotune asks so; torch raised here, as transformers sets another name.
+        assert torch.get_float32_matmul_precision() == known
+    finally:
+        torch.backends.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("by", ["recipe", "accelerate"])
+def test_deepspeed_is_refused(by, recipe, monkeypatch):
+    if by == "accelerate":
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    asked = recipe(*(["training.deepspeed=zero2.json"] if by == "recipe" else []))
+    refused("under DeepSpeed is not tested: use", lambda: arguments.training_arguments(asked))
+
+
 def test_weights_are_loaded_where_they_go(recipe, monkeypatch, tmp_path):
-    args = SimpleNamespace(fsdp=[], deepspeed=None, use_cpu=False, device=torch.device("cuda", 0))
+    args = SimpleNamespace(fsdp=[], use_cpu=False, device=torch.device("cuda", 0))
     assert loading_device(args) == torch.device("cuda", 0)
-    for changed in ({"fsdp": ["full_shard"]}, {"deepspeed": {}, "fsdp": ["full_shard"]},
-                    {"device": torch.device("cpu")}, {"device": torch.device("mps")}):  # fmt: skip
+    for changed in ({"fsdp": ["full_shard"]}, {"device": torch.device("cpu")},
+                    {"device": torch.device("mps")}):  # fmt: skip
         assert loading_device(SimpleNamespace(**{**vars(args), **changed})) is None
 
     seen, plain = [], loading.AutoModelForCausalLM.from_pretrained

@@ -4,22 +4,26 @@
 
 Autograd would keep every tensor between the factors and the term, and their size grows with the
 batch. Here the term is computed again in the backward pass, from the values, which attention keeps
-too, and the factors.
+too, and the factors: by formulas (``_AddProduct``), or where there are none by torch's checkpoint,
+which takes the host five times as long.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, M tokens under the map,
 D head width.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorada.attention.attention_map import AttentionMap
+from lorada.attention.call import CallShape
+from lorada.attention.map_term import has_gradients, map_term, map_term_gradients
 from lorada.attention.positions import Targets
-from lorada.functional.precision import recomputed
+from lorada.attention.under_map import UnderMap
+from lorada.functional.precision import is_transformed, recomputed, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -27,21 +31,36 @@ class Term:
     """The term of a map in one attention call.
 
     Attributes:
-        compute: makes it, (B, M, H, D), of the values (B, G, K, D).
-        queries: the queries that it belongs to; None for all T of them, in order.
+        own: the map.
+        under: where its tokens are in the call.
+        shape: sizes of the call.
     """
 
-    compute: Callable[[Tensor], Tensor]
-    queries: slice | Targets | None
+    own: AttentionMap
+    under: UnderMap
+    shape: CallShape
+
+    def compute(self, value: Tensor) -> Tensor:
+        """The term (B, M, H, D) from the values (B, G, K, D)."""
+        return map_term(self.own, self.under, self.shape, value)
 
 
 def add_term(output: Tensor, term: Term, value: Tensor, *, in_place: bool = False) -> Tensor:
     """Attn·V (``output``, (B, T, H, D)) plus a term, rounded once, after the sum."""
-    computed = recomputed(term.compute, value)
+    result: Tensor
     if in_place:
-        return _write_sum(output, output, computed, term.queries)
-    result: Tensor = _AddAt.apply(output, computed, term.queries)
+        return _write_sum(output, output, term.compute(value), term.under.queries)
+    if not is_transformed() and has_gradients(term.own, term.under, term.shape, value):
+        result = _AddProduct.apply(output, value, *term.own.factors, term)
+    else:
+        result = _AddAt.apply(output, recomputed(term.compute, value), term.under.queries)
     return result
+
+
+def _sum(output: Tensor, term: Tensor, queries: slice | Targets | None) -> Tensor:
+    """The sum at the queries, beside ``output``."""
+    result = torch.empty_like(output) if queries is None else output.clone()
+    return _write_sum(result, output, term, queries)
 
 
 def _write_sum(
@@ -65,8 +84,7 @@ class _AddAt(torch.autograd.Function):
 
     @staticmethod
     def forward(output: Tensor, term: Tensor, queries: slice | Targets | None) -> Tensor:
-        result = torch.empty_like(output) if queries is None else output.clone()
-        return _write_sum(result, output, term, queries)
+        return _sum(output, term, queries)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -76,14 +94,37 @@ class _AddAt(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.queries is None:
-            own = grad
-        elif isinstance(ctx.queries, slice):
-            own = grad[:, ctx.queries]
-        else:
-            own = grad.gather(1, _expanded(ctx.queries.index, grad))
-            own = own * ctx.queries.real[..., None, None]
-        return grad, own.to(ctx.dtype), None
+        return grad, _at(ctx.queries, grad, ctx.dtype), None
+
+
+class _AddProduct(torch.autograd.Function):
+    """Adds the term of a map, with the formulas of its gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, value: Tensor, w_a: Tensor, w_b: Tensor, term: Term
+    ) -> Tensor:
+        ctx.save_for_backward(value, w_a, w_b)
+        ctx.term = term
+        return _sum(output, term.compute(value), term.under.queries)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        value, *factors = ctx.saved_tensors
+        own, under = replace(ctx.term.own, factors=tuple(factors)), ctx.term.under
+        rows = _at(under.queries, grad, wide_dtype(value))
+        return grad, *map_term_gradients(own, under, ctx.term.shape, value, rows), None
+
+
+def _at(queries: slice | Targets | None, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of a term (B, M, H, D) from that of the sum (B, T, H, D)."""
+    if queries is None:
+        return grad.to(dtype)
+    if isinstance(queries, slice):
+        return grad[:, queries].to(dtype)
+    own = grad.gather(1, _expanded(queries.index, grad))
+    return own.mul_(queries.real[..., None, None]).to(dtype)
 
 
 def _expanded(index: Tensor, like: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.dense_map import mask_with_map
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
-from lorada.attention.map_term import map_term
 from lorada.attention.observation import Observation
 from lorada.attention.prefix import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
@@ -111,7 +110,8 @@ def _attend(
     if call.is_paged:
         raise ValueError(
             "a paged cache was passed without its values, which LMAM needs: use "
-            "attn_implementation='sdpa' for continuous batching"
+            "attn_implementation='sdpa' and, for continuous batching, "
+            "ContinuousBatchingConfig(auto_switch_to_flash=False)"
         )
     inside = [m for m in maps if m.ablation == "no_negative"]
     for attention_map in inside:
@@ -150,7 +150,7 @@ def _term_of(own: AttentionMap, call: AttentionCall) -> Term | None:
     under = under_map(call, own)
     if under is None:
         return None
-    return Term(functools.partial(map_term, own, under, call.shape), under.queries)
+    return Term(own, under, call.shape)
 
 
 def _report_inside(

@@ -23,7 +23,7 @@ from lorada.functional.maps import (
     softmax_map,
 )
 from lorada.functional.precision import wide, wide_dtype
-from lorada.functional.product import map_value_product
+from lorada.functional.product import factors_product
 
 
 @dataclass(frozen=True)
@@ -104,27 +104,22 @@ class AttentionMap:
             return softmax_map(map_, shape.causal, shape.window, keys, ablation=self.ablation)
         return mask_map(map_, shape.causal, shape.window)
 
-    def scaled_factors(self) -> tuple[Tensor, Tensor]:
-        """The factors (S, N, R) and (S, R, N) with PE and scale; their product is the map."""
+    def scaled_factors(self, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """The factors (S, N, R) and (S, R, N) with PE and scale; their product is the map.
+
+        ``part`` are the rows and columns that are needed.
+        """
         w_a, w_b = (wide(factor) for factor in self.factors)
         if self.has_position:
             w_a, w_b = position_factors(w_a, w_b, self.pe)
-        return w_a / self.inverse_scale, w_b
+        w_a, w_b = w_a[:, part], w_b[:, :, part]
+        return w_a if self.inverse_scale == 1 else w_a / self.inverse_scale, w_b
 
     def product(self, value: Tensor, shape: CallShape) -> Tensor:
         """tile(Attn_s)·V (B, H, M, D) of a low-rank map, from its tokens' values (B, G, M, D)."""
-        w_a, w_b = self.factors  # ``map_value_product`` cuts them before it adds PE and the scale
-        return map_value_product(
-            w_a,
-            w_b,
-            value,
-            self.inverse_scale,
-            heads=shape.heads,
-            align=self.align,
-            causal=shape.causal,
-            window=shape.window,
-            position=self.has_position,
-            pe=self.pe,
+        left, right = self.scaled_factors(self.part(value.shape[2]))
+        return factors_product(
+            left, right, value, shape.heads, causal=shape.causal, window=shape.window
         )
 
     def part(self, size: int) -> slice:

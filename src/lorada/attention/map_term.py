@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lorada.attention.attention_map import AttentionMap, take_rows
 from lorada.attention.call import CallShape
-from lorada.attention.under_map import UnderMap
+from lorada.attention.under_map import UnderMap, put
+from lorada.functional.causal import product_form
 from lorada.functional.precision import no_autocast
-from lorada.functional.product import apply_map
+from lorada.functional.product import apply_map, factors_product_gradients
 
 
 def map_term(
@@ -35,6 +36,40 @@ def map_term(
             term = apply_map(_masked_rows(own, under, shape, batch), values, shape.heads)
         rows = under.maps * term.shape[2]
         return term.transpose(1, 2).reshape(batch, rows, shape.heads, width)
+
+
+def has_gradients(
+    attention_map: AttentionMap, under: UnderMap, shape: CallShape, value: Tensor
+) -> bool:
+    """Whether ``map_term_gradients`` has the formulas for a call, and they cost no more."""
+    if not attention_map.stays_low_rank or under.rows is not None:
+        return False
+    rank, share = attention_map.factors[0].shape[2], shape.heads // value.shape[1]
+    causal, window, device = shape.causal, shape.window, value.device.type
+    form = product_form(under.size, rank, share, causal=causal, window=window, device=device)
+    return form != "blocks"
+
+
+def map_term_gradients(
+    attention_map: AttentionMap, under: UnderMap, shape: CallShape, value: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the values and of both factors, from that of ``map_term``, by formulas.
+
+    The map is made again from the factors, so nothing else is kept for the backward pass.
+    """
+    with no_autocast(value.device):
+        values = under.values(value)
+        part, sizes = attention_map.part(under.size), (under.size, *grad.shape[2:])
+        left, right = attention_map.for_values(values).scaled_factors(part)
+        rows = grad.reshape(len(values), *sizes).transpose(1, 2)
+        left, right, values = factors_product_gradients(
+            left, right, values, rows, causal=shape.causal, window=shape.window
+        )
+        w_a, w_b = attention_map.factors
+        if attention_map.inverse_scale != 1:
+            left = left / attention_map.inverse_scale
+        left, right = put(left, w_a, (slice(None), part)), put(right, w_b, (..., part))
+        return under.value_grad(values, value), left, right
 
 
 def _masked_rows(own: AttentionMap, under: UnderMap, shape: CallShape, batch: int) -> Tensor:

@@ -27,11 +27,14 @@ def no_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False)
 
 
+def is_transformed() -> bool:
+    """Whether the compiler or a transform of functions runs, which decide what to keep."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 def recomputed(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``compute(x)``, of which only ``x`` is kept: the backward pass computes the rest again."""
-    # The compiler decides itself what to keep, and transforms of functions allow no checkpoint.
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if transformed or not torch.is_grad_enabled():
+    if is_transformed() or not torch.is_grad_enabled():
         return compute(x)
     result: Tensor = checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)
     return result

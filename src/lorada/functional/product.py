@@ -6,57 +6,18 @@ The product is computed from right to left, W_a (W_b V), wherever that is cheape
 map: it costs 2 R multiplications for each number of V instead of M. ``tile`` is the repetition of
 Eq. 17: with S map heads, query head i uses map i mod S.
 
-Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K keys, N map length,
-M = min(N, K), R rank, D head width.
+Row t of W_a makes row t of the map, and column t of W_b its column t. So what a sequence shorter
+than the map does not need is cut from the factors and never computed.
+
+Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, M tokens under the map,
+R rank, D head width.
 """
 
 from jaxtyping import Float
 from torch import Tensor
 
 from lorada.functional.causal import causal_blocks, product_form, side_by_side
-from lorada.functional.maps import Align, mask_map, position_factors
-
-
-def map_value_product(
-    w_a: Float[Tensor, "S N R"],
-    w_b: Float[Tensor, "S R N"],
-    value: Float[Tensor, "B G K D"],
-    inverse_scale: float,
-    *,
-    heads: int,
-    align: Align = "start",
-    causal: bool = False,
-    window: int | None = None,
-    position: bool = True,
-    pe: Float[Tensor, " N"] | None = None,
-) -> Float[Tensor, "B H M D"]:
-    """The second term of Eq. 13, tile(Attn_s)·V, on the M = min(N, K) tokens that the map covers.
-
-    Args:
-        w_a: left factor.
-        w_b: right factor.
-        value: values of whole, unpadded sequences.
-        inverse_scale: 1 / s.
-        heads: query heads H, a multiple of S and of G.
-        align: whether the map lies on the first (Eqs. 14-15) or the last (Eq. 16) M tokens.
-        causal: lower triangle only (Eq. 11).
-        window: width of a sliding attention window, in tokens; None without one.
-        position: False for the ¬P ablation.
-        pe: PE, if it was computed before.
-    """
-    size = min(w_a.shape[1], value.shape[2])
-    if position:
-        w_a, w_b = position_factors(w_a, w_b, pe)
-    # Row t of W_a makes row t of the map, and column t of W_b its column t. So what a shorter
-    # sequence does not need is cut from the factors and never computed.
-    if align == "start":
-        w_a, w_b, value = w_a[:, :size], w_b[:, :, :size], value[:, :, :size]
-    else:
-        w_a, w_b = w_a[:, w_a.shape[1] - size :], w_b[:, :, w_b.shape[2] - size :]
-        value = value[:, :, value.shape[2] - size :]
-    # The scale may go on any factor of the product; W_a has the fewest numbers.
-    w_a = w_a if inverse_scale == 1 else w_a / inverse_scale
-    return factors_product(w_a, w_b, value, heads, causal=causal, window=window)
+from lorada.functional.maps import mask_map
 
 
 def factors_product(
@@ -70,8 +31,13 @@ def factors_product(
 ) -> Float[Tensor, "B H M D"]:
     """tile(mask(left right)) · V, in the form that costs least on the device.
 
-    ``left`` is W_a with PE and scale and ``right`` W_b with PE, one for all samples or one for
-    each. The other arguments are those of ``map_value_product``.
+    Args:
+        left: W_a with PE and scale, one for all samples or one for each.
+        right: W_b with PE, likewise.
+        value: values of the M tokens under the map.
+        heads: query heads H, a multiple of S and of G.
+        causal: lower triangle only (Eq. 11).
+        window: width of a sliding attention window, in tokens; None without one.
     """
     size, rank, share = *left.shape[-2:], heads // value.shape[1]
     form = product_form(size, rank, share, causal=causal, window=window, device=value.device.type)
@@ -83,6 +49,39 @@ def factors_product(
         return causal_blocks(left, right, value, heads)
     # Each factor is itself a map: right (R rows, M keys) first, then left (M rows, R keys).
     return apply_map(left, apply_map(right, value, heads), heads)
+
+
+def factors_product_gradients(
+    left: Float[Tensor, "S M R"],
+    right: Float[Tensor, "S R M"],
+    value: Float[Tensor, "B G M D"],
+    grad: Float[Tensor, "B H M D"],
+    *,
+    causal: bool,
+    window: int | None = None,
+) -> tuple[Float[Tensor, "S M R"], Float[Tensor, "S R M"], Float[Tensor, "B G M D"]]:
+    """The gradients of ``left``, ``right`` and ``value`` from that of ``factors_product``."""
+    if causal or window is not None:
+        map_ = mask_map(left @ right, causal, window)
+        map_grad, value_grad = _apply_map_gradients(map_, value, grad)
+        map_grad = mask_map(map_grad, causal, window)
+        return map_grad @ right.mT, left.mT @ map_grad, value_grad
+    left_grad, inner_grad = _apply_map_gradients(left, apply_map(right, value, grad.shape[1]), grad)
+    return left_grad, *_apply_map_gradients(right, value, inner_grad)
+
+
+def _apply_map_gradients(map_: Tensor, value: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the map (S, T, M) of all samples and of ``value``, from ``apply_map``'s."""
+    (maps, queries, keys), (batch, groups, _, width) = map_.shape, value.shape
+    tiles = grad.shape[1] // maps
+    # As in ``apply_map``: samples side by side, and the query heads of a group as more rows.
+    stacked = side_by_side(grad).reshape(groups, -1, batch * width)
+    values = side_by_side(value).squeeze(0)
+    tiled = (map_.repeat(tiles, 1, 1) if tiles > 1 else map_).reshape(groups, -1, keys)
+    map_grad = (stacked @ values.mT).view(tiles, maps, queries, keys)
+    map_grad = map_grad.sum(0) if tiles > 1 else map_grad[0]
+    value_grad = (tiled.mT @ stacked).unflatten(2, (batch, width)).permute(2, 0, 1, 3)
+    return map_grad, value_grad
 
 
 def apply_map(

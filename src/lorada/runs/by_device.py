@@ -116,10 +116,10 @@ def take_one_device(args: Any, output: str) -> None:
 def loading_device(args: Any) -> torch.device | None:
     """The device on which weights are loaded for a training; None if something else places them.
 
-    FSDP and DeepSpeed share the weights out themselves.
+    FSDP shares the weights out itself.
     """
     device: torch.device = args.device
-    return None if args.fsdp or args.deepspeed or device.type in ("cpu", "mps") else device
+    return None if args.fsdp or device.type in ("cpu", "mps") else device
 
 
 def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:

@@ -21,6 +21,10 @@ ROOM = 32  # free slots behind the end
 class RefilledLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one layer, views of longer tensors; those of a window are all kept."""
 
+    # By this transformers gives every decoding step a mask; else it asks the device, and waits,
+    # whether the batch has pads. The views keep growing: nothing here is compiled.
+    is_compileable = True
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Add tokens to every row; return all keys (B, G, K, D) and values."""
         if not self.is_initialized:

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -79,6 +80,12 @@ def training_arguments(
         settings |= CHECKPOINTING
     if recipe.pooling is not None:  # the layers that it passes over get no gradient
         settings.setdefault("ddp_find_unused_parameters", True)
+    by_accelerate = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    if by_accelerate or settings.get("deepspeed"):
+        raise ValueError(
+            "training under DeepSpeed is not tested: use training.fsdp=true, or leave out "
+            "training.deepspeed and accelerate's settings of DeepSpeed"
+        )
     settings["use_cpu"] = settings.get("use_cpu") or only_cpu()
     made = Seq2SeqTrainingArguments if writes else TrainingArguments
     if not writes:
@@ -89,6 +96,7 @@ def training_arguments(
             output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings})
         )
         take_one_device(args, recipe.output)
+        _tell_compiler_of_tf32()
         _try_out(args)
     if recipe.dtype == MIXED and not (args.bf16 or args.fp16):
         raise ValueError("dtype=mixed trains under autocast: leave out training.bf16=false")
@@ -103,6 +111,17 @@ def training_arguments(
             "give one above 0, or max_steps"
         )
     return args
+
+
+def _tell_compiler_of_tf32() -> None:
+    """Set the precision that transformers has set for products by torch's other name too.
+
+    torch's compiler asks by that one (``max-autotune`` does), and torch refuses to answer while
+    only ``fp32_precision`` is set.
+    """
+    known = {"tf32": "high", "ieee": "highest"}.get(getattr(torch.backends, "fp32_precision", ""))
+    if known is not None:
+        torch.set_float32_matmul_precision(known)
 
 
 def _try_out(args: TrainingArguments) -> None:

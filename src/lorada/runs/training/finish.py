@@ -31,7 +31,7 @@ def all_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
 
     All processes must call this.
     """
-    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+    if not trainer.is_fsdp_enabled:
         return None
     weights: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return weights

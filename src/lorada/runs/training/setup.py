@@ -47,7 +47,7 @@ from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_
 from lorada.runs.training.trainer import RunTrainer
 from lorada.runs.training.training_memory import recomputes
 from lorada.support.processes import process_count
-from lorada.tuners.lmam import map_configs
+from lorada.tuners.lmam import LmamConfig, map_configs
 from lorada.tuners.pooling import attached
 
 logger = logging.getLogger(__name__)
@@ -136,6 +136,13 @@ def checked_arguments(
         writes=writes_texts(prepared.rows, prepared.kind),
         again=recomputes(prepared),
     )
+    config = prepared.plan.config
+    has_map = any(isinstance(part, LmamConfig) for part in getattr(config, "parts", [config]))
+    if prepared.recipe.packing and args.torch_compile and has_map:
+        raise ValueError(
+            "packing=true torch_compile=true: in a compiled model a map cannot see where the rows "
+            "of a sequence begin; leave one of the two out"
+        )
     measured = held_out_metrics(args, prepared.held_out)
     context = context_of(stretched(prepared.config, prepared.recipe.rope_factor))
     return args, measured, trainer_class(prepared, args, context)

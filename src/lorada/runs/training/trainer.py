@@ -160,8 +160,8 @@ class RunTrainer(Trainer):
         self._load_head(str(self.state.best_model_checkpoint))
 
     def _load_head(self, checkpoint: str) -> None:
-        # FSDP and DeepSpeed have files of their own, with every weight as it is learned.
-        if self._scale is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        # FSDP has files of its own, with every weight as it is learned.
+        if self._scale is None or self.is_fsdp_enabled:
             return
         own = self._scale.own(dict(self.model.named_parameters()))
         for name, weight in load_file(Path(checkpoint, LEARNED_HEAD)).items():
@@ -210,10 +210,10 @@ class RunTrainer(Trainer):
     def _labelled(self, model: nn.Module, inputs: dict[str, Any]) -> LabelledLoss | None:
         """What computes logits only where labels count, for models and batches that it is for.
 
-        Those of FSDP and DeepSpeed are in pieces, and a compiled one is not run by Python.
+        Those of FSDP are in pieces, and a compiled one is not run by Python.
         """
         labels = inputs["labels"]
-        pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile
+        pieces = self.is_fsdp_enabled or self.args.torch_compile
         if self._needs_logits or self._shift == 0 or labels.dim() < 2 or pieces:
             return None
         if not self._labelled_loss_known:
