@@ -23,7 +23,7 @@ from lorada.functional.maps import (
     softmax_map,
 )
 from lorada.functional.precision import wide, wide_dtype
-from lorada.functional.product import factors_product
+from lorada.functional.product import map_value_product
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,18 @@ class AttentionMap:
 
     def product(self, value: Tensor, shape: CallShape) -> Tensor:
         """tile(Attn_s)·V (B, H, M, D) of a low-rank map, from its tokens' values (B, G, M, D)."""
-        left, right = self.scaled_factors(self.part(value.shape[2]))
-        return factors_product(
-            left, right, value, shape.heads, causal=shape.causal, window=shape.window
+        w_a, w_b = self.factors  # ``map_value_product`` cuts them before it adds PE and the scale
+        return map_value_product(
+            w_a,
+            w_b,
+            value,
+            self.inverse_scale,
+            heads=shape.heads,
+            align=self.align,
+            causal=shape.causal,
+            window=shape.window,
+            position=self.has_position,
+            pe=self.pe,
         )
 
     def part(self, size: int) -> slice:
