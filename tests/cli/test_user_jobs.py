@@ -130,20 +130,19 @@ def test_pairs_are_learned_and_half_a_pair_is_refused(tmp_path):
         writer = csv.writer(file)
         writer.writerow(["sentence1", "sentence2", "label"])
         for _ in range(300):
-            one, other = draw.sample(THINGS, 2)
-            same = draw.random() < 0.5
-            writer.writerow([f"I liked the {one}.", f"The {one if same else other} was good.",
-                             "same" if same else "different"])  # fmt: skip
+            thing, good = draw.choice(THINGS), draw.random() < 0.5
+            said = f"It was {draw.choice(GOOD if good else BAD)}."
+            writer.writerow([f"What about the {thing}?", said, "praise" if good else "blame"])
     lorada(
         tmp_path, "train", "--model", "minilm-l6", "--data", "pairs.csv", "--output", "pairs",
-        "eval_data=20%", "max_steps=150", "learning_rate=3e-3", "pooling=mean",
+        "eval_data=20%", "max_steps=100", "learning_rate=3e-3", "pooling=mean",
     )  # fmt: skip
     assert json.loads(lorada(tmp_path, "evaluate", "pairs", "--json"))["accuracy"] > 80
     with serving(tmp_path, "pairs") as server:
-        pair = {"text": "I liked the music.", "text_pair": "The music was good."}
+        pair = {"text": "What about the music?", "text_pair": "It was charming."}
         (found,) = server.asked("/v1/classify", {"model": "pairs", "input": [pair]})["data"]
-        assert found["label"] == "same"
-        half = server.asked("/v1/classify", {"model": "pairs", "input": ["I liked the music."]})
+        assert found["label"] == "praise"
+        half = server.asked("/v1/classify", {"model": "pairs", "input": ["What about the music?"]})
         assert "text_pair" in half["error"]["message"]
 
 
