@@ -100,13 +100,13 @@ def test_a_share_is_held_out_said_scored_and_drawn_again_in_another_process(
 def test_a_comparison_never_learns_the_share_that_it_scores(works, place, tmp_path):
     words = ["--methods", "lora,ia3", "--model", place / "bert", "--output", tmp_path / "all"]
     rows = ["--data", f"{place}/a.jsonl,{place}/b.jsonl", "--held-out", "20%"]
-    works("compare", *words, *rows, "--seeds", "1,2", "--trials", 1, *SETTINGS)
+    works("compare", *words, *rows, "--seeds", "1,2", "--trials", 2, *SETTINGS)
     chosen, plan = saved_comparison(tmp_path / "all"), saved_plan(tmp_path / "all")
     assert plan.held_out["20%"]["rows"] == 4
     shared = training_rows(chosen.run_recipe("lora", "-"), "encoder")[1].rows
     texts = {row["text"] for row in shared}
     jobs = comparison_jobs(chosen, plan, tmp_path / "all")
-    recipes = [arg for job in jobs for arg in job.work.args if hasattr(arg, "eval_data")]
+    recipes = [one for job in jobs for arg in job.work.args for one in getattr(arg, "recipes", ())]
     assert {recipe.dev_rows for recipe in recipes} == {0, 8}
     for recipe in recipes:
         learned, measured = training_rows(recipe, "encoder")
