@@ -65,6 +65,8 @@ def write_stack(
     model = get_peft_model(random_base(kind, **sizes), LoradaConfig(parts=parts))
     move(model)
     merged: Any = model.merge_weights()
+    for config in getattr(merged, "peft_config", {}).values():
+        config.base_model_name_or_path = "."  # the folder itself, as an export has it
     merged.save_pretrained(folder, save_embedding_layers=False)
     merged.unload().save_pretrained(folder, max_shard_size=shard)
     mark(folder)
