@@ -95,7 +95,7 @@ def beside(given: list[Row], answers: list[Answer]) -> list[Answer]:
     found = []
     for row, answer in zip(given, answers, strict=True):
         number, *own = ((names[name], value) for name, value in answer.items())
-        plain = json.loads(json.dumps(row, default=str))  # a data set of the hub may hold dates
+        plain = json.loads(json.dumps(row, default=str))  # a column may hold bytes
         found.append(dict([number, *plain.items(), *own]))
     return found
 

@@ -78,7 +78,7 @@ def score_over_costs(summary: Summary) -> Figure | None:
     values = [line.score or 0.0 for line in every]
     ranked = [as_score(score, summary.metric) for score in values]
     title = f"{title_of(summary.metric)} ({unit_of(summary.metric)})"
-    return _over_costs(summary, every, values, ranked, title)
+    return _over_costs(summary, every, values, ranked, title, reach=_reach)
 
 
 def loss_over_costs(summary: Summary) -> Figure | None:
@@ -106,8 +106,12 @@ def _over_costs(
     values: Sequence[float],
     ranked: Sequence[float],
     title: str,
+    reach: Callable[[CandidateLine], Any] = lambda line: None,
 ) -> Figure | None:
-    """A value of each candidate over each cost; ``ranked`` are the same, higher is better."""
+    """A value of each candidate over each cost; ``ranked`` are the same, higher is better.
+
+    ``reach`` is how far the interval of a candidate's value reaches to both sides, if it has one.
+    """
     fields = [name for name in COSTS if any(getattr(line, name) is not None for line in every)]
     if not fields:
         return None
@@ -122,9 +126,8 @@ def _over_costs(
         steps = [costs[i] for i in ahead], [values[i] for i in ahead]
         axis.step(*steps, where="post", color=INK, alpha=0.5, linewidth=1)
         for i in places:
-            reach = _reach(every[i]) if values[i] == every[i].score else None
             style = _style(summary, every[i].method, filled=i in ahead)
-            axis.errorbar(costs[i], values[i], yerr=reach, **style)
+            axis.errorbar(costs[i], values[i], yerr=reach(every[i]), **style)
         for method in dict.fromkeys(every[i].method for i in places):  # one line for all its sizes
             mine = [i for i in places if every[i].method == method]
             sizes = [costs[i] for i in mine], [values[i] for i in mine]
