@@ -157,6 +157,7 @@ def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
     """
     gc.collect()  # the Trainer refers to itself, so its model would stay beside the loaded one
     loaded = loaded_run(run, recipe.model, remote=recipe.trust_remote_code, quiet=as_json)
+    from lorada.data.held_out import share_of
     from lorada.inference.evaluate import evaluate as evaluate_file
     from lorada.runs.folder.result import read_result
 
@@ -165,7 +166,7 @@ def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
         print_json(read_result(run))
         return
     held_out = recipe.eval_data
-    held_out += f" of {recipe.data}" if held_out.endswith("%") else ""
+    held_out += f" of {recipe.data}" if share_of(held_out) is not None else ""
     console.print(f"scored on {held_out}:", highlight=False, soft_wrap=True)
     _print_scores({"": metrics})
     _suggest_use(run, loaded.form)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lorada.data.rows import Row
+from lorada.data.rows import Row, files_of
 from lorada.inference.evaluate import Answered, answer_rows
 from lorada.inference.generate import generation_settings
 from lorada.inference.load import Run
@@ -122,7 +122,7 @@ def predict_to(
             not to be replaced, if the rows are read from it, or if ``FILE.part`` is somebody's own.
         OSError: if the disk is full.
     """
-    for name in (rows.path, *map(str.strip, rows.path.split(","))):  # one file, or several
+    for name in files_of(rows.path):
         if output.exists() and os.path.exists(name) and output.samefile(name):
             raise ValueError(f"--output {output} is where the rows are, {name}: choose another")
     output = Path(os.path.realpath(output))
