@@ -19,12 +19,13 @@ from typing import Any
 
 from library import fresh_process
 
-from lorada.runs.folder.result import hardware
-from lorada.runs.prepare import prepare_training
-from lorada.runs.recipe import Recipe, load_recipe
-from lorada.runs.training.setup import set_up
-from lorada.runs.training.training_memory import training_memory
+from lorada.runs.recipe import Recipe
+from lorada.runs.result import hardware
 from lorada.support.files import json_text, write_atomic
+from lorada.training.load_recipe import load_recipe
+from lorada.training.prepare import prepare_training
+from lorada.training.setup import set_up
+from lorada.training.training_memory import training_memory
 
 RESULTS = Path(__file__).parent / "results" / "memory_estimates.json"
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc reads it when a process starts

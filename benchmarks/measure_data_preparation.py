@@ -18,12 +18,12 @@ from typing import Any
 from library import fresh_process
 
 from lorada.data.benchmarks.commonsense import MIX
+from lorada.data.dataset import encode_rows
 from lorada.data.sources import data_folder, read_source
-from lorada.runs.data.dataset import encode_rows
-from lorada.runs.data.rows import training_rows
-from lorada.runs.folder.result import hardware
-from lorada.runs.models.loading import load_tokenizer
-from lorada.runs.recipe import load_recipe
+from lorada.data.task_rows import training_rows
+from lorada.runs.result import hardware
+from lorada.training.load_recipe import load_recipe
+from lorada.training.models.loading import load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "prepare.json"
 ROWS = 170_000

@@ -48,7 +48,7 @@ from library.whole_processes import (
     start_row,
 )
 
-from lorada.runs.models.loading import load_tokenizer, model_folder
+from lorada.training.models.loading import load_tokenizer, model_folder
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 SHORT, SHORTEST, LONGEST = 48, 16, 512  # tokens of a row

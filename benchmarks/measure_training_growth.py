@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lorada.data.tokenize import IGNORED
-from lorada.runs.models.labelled_loss import find_labelled_loss
+from lorada.training.models.labelled_loss import find_labelled_loss
 
 RESULTS = Path(__file__).parent / "results" / "training_growth.json"
 LABELLED = 4  # one token in so many has a label

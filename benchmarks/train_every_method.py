@@ -25,10 +25,10 @@ from library.training_runs import BOOLQ, SST2, write_first_rows
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lorada import METHODS
-from lorada.runs.folder.result import hardware, versions
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training.train import train
+from lorada.runs.result import hardware, versions
 from lorada.support.files import write_atomic
+from lorada.training.load_recipe import load_recipe
+from lorada.training.train import train
 
 ROOT = Path(__file__).parents[1]
 WITH_MAP = ("lora", "dora", "series", "parallel", "quanta", "longlora")  # also trained with a map

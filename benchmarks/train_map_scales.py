@@ -20,9 +20,9 @@ from library.training_runs import SST2, finished_run, write_first_rows
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.runs.folder.result import hardware, read_result
-from lorada.runs.recipe import load_recipe
+from lorada.runs.result import hardware, read_result
 from lorada.support.files import write_atomic
+from lorada.training.load_recipe import load_recipe
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 SEEDS = (1, 2, 3)

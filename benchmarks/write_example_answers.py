@@ -12,13 +12,13 @@ from pathlib import Path
 
 from library.page import write_marked
 
+from lorada.compare.jobs import own_process
 from lorada.data.benchmarks.llm_adapters_prompt import answered, evaluation_prompt
-from lorada.experiments import own_process
 from lorada.inference.generate import generate
 from lorada.inference.load import Run, load_run
-from lorada.runs.folder.result import RESULT_FILE
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training.train import train
+from lorada.runs.result import RESULT_FILE
+from lorada.training.load_recipe import load_recipe
+from lorada.training.train import train
 
 PAGE = Path(__file__).parents[1] / "docs" / "paper.md"
 OVERRIDES = [

@@ -11,7 +11,7 @@ from typing import Any
 
 from library.page import write_marked
 
-from lorada.experiments.table_spec import load_table
+from lorada.paper.table_spec import load_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 NUMBERS = [4, 6, 7, 8, *range(10, 15), 18]  # 5 and 9 are asked by docs/atlas.md and docs/study.md

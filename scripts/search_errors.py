@@ -16,8 +16,8 @@ from statistics import median
 
 import numpy as np
 
+from lorada.compare.learning_rate import FACTOR, best_trial, next_value
 from lorada.compare.statistics import ALPHA, paired_p
-from lorada.experiments.compare.learning_rate import FACTOR, best_trial, next_value
 
 ERROR = 0.02  # standard deviation of a measured loss, in nats
 POINTS = 18.0  # of accuracy that one unit of log-odds is worth, near 75 %

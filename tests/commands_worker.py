@@ -22,7 +22,7 @@ from double import in_double
 from transformers import Trainer
 
 import lorada.cli
-import lorada.runs.training.setup as training
+import lorada.training.setup as training
 
 RANK = os.environ["RANK"]
 

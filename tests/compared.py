@@ -2,7 +2,7 @@
 
 from folders import ROWS, llama_folder, rows_file
 
-from lorada.experiments.compare.spec import Comparison
+from lorada.compare.spec import Comparison
 
 
 def model_and_rows(place):

@@ -246,7 +246,7 @@ def runs_happen_here(request, monkeypatch) -> None:
     if not request.node.get_closest_marker("apart"):
         from here import Here
 
-        from lorada.experiments import own_process  # after the hook that checks shapes
+        from lorada.compare.jobs import own_process  # after the hook that checks shapes
 
         monkeypatch.setattr(own_process, "Processes", Here)
 
@@ -271,8 +271,8 @@ def made_up_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def made_up_summary(made_up_folder):
-    from lorada.report.comparison.read import read_comparison
-    from lorada.report.comparison.summarize import summarize
+    from lorada.compare.report.read import read_comparison
+    from lorada.compare.report.summarize import summarize
 
     return summarize(read_comparison(made_up_folder))
 

@@ -169,9 +169,9 @@ def warm_up():
     import torch
     from here import Here
 
-    import lorada.report.figures
-    import lorada.runs.training.train  # noqa: F401
-    from lorada.experiments import own_process
+    import lorada.paper.figures
+    import lorada.training.train  # noqa: F401
+    from lorada.compare.jobs import own_process
 
     # The runs of a table in this process, whose write points are watched.
     own_process.Processes = Here

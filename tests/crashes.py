@@ -15,8 +15,8 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from lorada.runs.folder.checkpoints import last_whole_checkpoint
-from lorada.runs.folder.lock import LOCK_FILE
+from lorada.runs.checkpoints import last_whole_checkpoint
+from lorada.runs.lock import LOCK_FILE
 from lorada.support.files import SCRATCH
 
 # Seed of what these tests draw at random.

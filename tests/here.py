@@ -1,6 +1,6 @@
 """Stands in for the processes of runs: each function is called in the process of the test."""
 
-from lorada.experiments.own_process import Ended
+from lorada.compare.jobs.own_process import Ended
 
 
 class Here:

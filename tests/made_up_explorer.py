@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lorada.report.explorer.data import pack
+from lorada.explore.packed import pack
 
 SENTENCE = ["The", " little", " cat", " saw", " a", " dog", " and", " ran", "."]
 PARTS = ["map", "LoRA"]

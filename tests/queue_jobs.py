@@ -8,8 +8,8 @@ from pathlib import Path
 
 from programs import until
 
-from lorada.experiments.queue.job import Job
-from lorada.runs.folder.lock import locked
+from lorada.compare.jobs.job import Job
+from lorada.runs.lock import locked
 
 
 def write(folder, text, *, report):

@@ -73,8 +73,8 @@ def cluster(cpus=2, gpus=0):
 
 def train_run(recipe, *, report):
     """Train a run, or go on with it."""
-    from lorada.runs.folder.folder import holds_run
-    from lorada.runs.training.train import train
+    from lorada.runs.folder import holds_run
+    from lorada.training.train import train
 
     if train(recipe, resume=holds_run(Path(recipe.output)), quiet=True).interrupted:
         raise KeyboardInterrupt

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from folders import llama_folder
 
-from lorada.runs.recipe import Recipe, load_recipe
+from lorada.runs.recipe import Recipe
+from lorada.training.load_recipe import load_recipe
 
 WORDS = {
     "boolq": ("true", "false"),

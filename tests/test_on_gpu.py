@@ -21,7 +21,7 @@ from trained import run_recipe
 from transformers.utils import is_flash_attn_2_available
 
 from lorada.inference.load import load_run
-from lorada.runs.training.train import train
+from lorada.training.train import train
 
 pytestmark = pytest.mark.gpu
 QUICK = [

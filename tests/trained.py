@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorada.runs.recipe import Recipe, load_recipe
-from lorada.runs.training.train import train
+from lorada.runs.recipe import Recipe
+from lorada.training.load_recipe import load_recipe
+from lorada.training.train import train
 
 # Run → model, method, rows, and settings of its own.
 Runs = Mapping[str, tuple[str, str, str, list[str]]]

@@ -102,7 +102,7 @@ class Watch(TrainerCallback):
 
     def peak(self) -> float:
         """GiB that torch's allocator held at most; of the process on a CPU."""
-        from lorada.runs.folder.result import peak_memory
+        from lorada.runs.result import peak_memory
 
         return peak_memory() / 2**30
 
@@ -151,10 +151,10 @@ def _lorada(
     packing: bool = False, nf4: bool = False,
 ) -> float | None:  # fmt: skip
     """Train with lorada; returns the GiB of a step as ``--dry-run`` computes them."""
-    from lorada.runs.prepare import prepare_training
-    from lorada.runs.recipe import load_recipe
-    from lorada.runs.training.train import train
-    from lorada.runs.training.training_memory import memory_of, recomputes
+    from lorada.training.load_recipe import load_recipe
+    from lorada.training.prepare import prepare_training
+    from lorada.training.train import train
+    from lorada.training.training_memory import memory_of, recomputes
 
     _needs_bitsandbytes(nf4)
     given = {"method": method, "model": str(model), "data": str(data)}

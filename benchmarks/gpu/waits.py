@@ -92,8 +92,8 @@ def _of_training(machine: Machine, settings: list[str]) -> dict[str, int]:
     find_tests()
     from folders import llama_folder, rows_file
 
-    from lorada.runs.recipe import load_recipe
-    from lorada.runs.training.train import train
+    from lorada.training.load_recipe import load_recipe
+    from lorada.training.train import train
 
     place = machine.folder / "waits"
     place.mkdir(parents=True, exist_ok=True)

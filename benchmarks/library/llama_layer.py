@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorada.experiments import map_costs
-from lorada.runs.models.names import named_config
+from lorada.paper import map_costs
+from lorada.training.models.names import named_config
 
 MEGABYTE = 2**20
 

@@ -19,7 +19,7 @@ import torch
 from library.agreement import DisagreementError
 
 import lorada
-from lorada.runs.folder.result import hardware, versions
+from lorada.runs.result import hardware, versions
 from lorada.support.files import write_atomic
 
 MEMORY_ROUNDING = 0.11  # GiB by which the memory of one machine may seem to differ

@@ -7,13 +7,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lorada.experiments import own_process
+from lorada.compare.jobs import own_process
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.runs.folder.result import RESULT_FILE, read_result
 from lorada.runs.recipe import Recipe
-from lorada.runs.training.train import train
+from lorada.runs.result import RESULT_FILE, read_result
 from lorada.support.files import write_atomic
+from lorada.training.train import train
 
 BOOLQ, SST2 = "BoolQ", "SST-2"
 # By task: the folder of its rows, the split to train on and the split to score.

@@ -25,7 +25,7 @@ from lorada.methods.callbacks.ist import ISTCallback
 from lorada.methods.callbacks.owlore import OwLoreCallback
 from lorada.methods.lookup import method_named
 from lorada.methods.task_head import select_trainable
-from lorada.runs.models.loading import load_model, load_tokenizer
+from lorada.training.models.loading import load_model, load_tokenizer
 
 Batch = dict[str, Tensor]
 STEPS = 100  # length of the training whose first steps are measured

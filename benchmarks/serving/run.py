@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from library.page import markdown_table, write_marked
 from serving.load import Load, measure
 
-from lorada.runs.folder.result import hardware
+from lorada.runs.result import hardware
 from lorada.support.files import json_text, write_atomic
 
 HERE = Path(__file__).parent

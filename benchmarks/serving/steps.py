@@ -30,7 +30,7 @@ from serving.load import Load
 from lorada.inference.load import load_run
 from lorada.inference.serving.served import PAGE, PASS
 from lorada.inference.serving.shared_model import AdapterView, SharedModel
-from lorada.runs.folder.result import hardware
+from lorada.runs.result import hardware
 from lorada.support.allocator import keep_freed_memory
 from lorada.support.files import json_text, write_atomic
 from lorada.tuners.lmam import LmamLayer

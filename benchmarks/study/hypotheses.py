@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 from run import ABLATIONS, CONTROLS, HEAD, LORA, LORA_4, PLUGINS, PRINTED, PRINTED_ON_LORA
 
+from lorada.compare.report.read import ScoredCandidate
 from lorada.compare.statistics import ALPHA, holm, paired_p
-from lorada.report.comparison.read import ScoredCandidate
 
 # Rows, or the name of a comparison at a budget → method as run.py names it → candidate.
 Found = dict[str, dict[str, ScoredCandidate]]

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lorada.compare.report.read import ScoredCandidate, read_comparison
 from lorada.compare.statistics import holm, paired_p
-from lorada.report.comparison.read import ScoredCandidate, read_comparison
 from lorada.support.files import atomic_path
 
 

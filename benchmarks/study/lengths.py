@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from run import HEAD, LORA, PRINTED, PRINTED_ON_LORA, SMALL
 
-from lorada.report.comparison.read import ScoredCandidate
+from lorada.compare.report.read import ScoredCandidate
 
 BINS = ((5, 8), (9, 12), (13, 18), (19, 99))  # words
 SHOWN = (

@@ -37,8 +37,8 @@ from run import (
     SMALL,
 )
 
+from lorada.compare.report.read import ScoredCandidate
 from lorada.compare.statistics import detectable, paired_p
-from lorada.report.comparison.read import ScoredCandidate
 from lorada.support.files import json_text, write_atomic
 
 DOCS = Path(__file__).parents[2] / "docs"

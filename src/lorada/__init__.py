@@ -15,15 +15,15 @@ if VARIABLE in os.environ:  # started by a lorada command, so as silent as that
 # without them, and each command imports what it needs.
 if TYPE_CHECKING or not without_torch():
     from lorada import functional
+    from lorada.explore.explanation import explain
     from lorada.tuners import *  # noqa: F403
-    from lorada.tuners.explanation import explain
 
 if TYPE_CHECKING:
     from lorada.compare.decide import decide
     from lorada.data.tasks import TASKS
     from lorada.methods.build import build_method
     from lorada.methods.table import METHODS
-    from lorada.runs.training.effect_size import EffectSize
+    from lorada.training.effect_size import EffectSize
     from lorada.tuners.lmam import bake
     from lorada.tuners.stack.beside import as_stack
     from lorada.tuners.stack.merging import merge_weights
@@ -48,8 +48,8 @@ __all__ += tuners.__all__
 # transformers that peft does not need.
 _LAZY = {
     **dict.fromkeys(tuners.__all__, "lorada.tuners"),
-    "explain": "lorada.tuners.explanation",
-    "EffectSize": "lorada.runs.training.effect_size",
+    "explain": "lorada.explore.explanation",
+    "EffectSize": "lorada.training.effect_size",
     "METHODS": "lorada.methods.table",
     "as_stack": "lorada.tuners.stack.beside",
     "bake": "lorada.tuners.lmam",

@@ -18,9 +18,9 @@ from lorada.attention.dense_map import expand_map
 from lorada.attention.map_term import map_term
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 from lorada.attention.under_map import find_under_map
-from lorada.experiments.map_costs import kept_bytes
 from lorada.functional import causal as causal_product
 from lorada.functional.maps import SOFTMAXES, add_map_reference
+from lorada.paper.map_costs import kept_bytes
 
 pytestmark = pytest.mark.fp64
 

@@ -14,7 +14,7 @@ from lorada import LmamConfig
 from lorada.attention import attend
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, CallShape
-from lorada.runs.training.training_memory import _Alive as Alive
+from lorada.training.training_memory import _Alive as Alive
 from lorada.tuners.lmam import bake
 
 PADDED = ["padded", "unpadded"]

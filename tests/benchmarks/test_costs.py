@@ -22,7 +22,7 @@ from transformers import LlamaConfig
 from lorada import METHODS
 from lorada.methods.method import Method
 from lorada.methods.table import MAP
-from lorada.runs.models.loading import load_model
+from lorada.training.models.loading import load_model
 
 # Garbage is collected before each timing; half a second each time with all that is imported.
 gc.freeze()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from library.page import END, begin_mark
 
-from lorada.report.comparison.read import ScoredCandidate
+from lorada.compare.report.read import ScoredCandidate
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
 

@@ -10,9 +10,9 @@ from compared import model_and_rows
 from folders import ROWS, rows_file
 from trained import failing_for
 
-from lorada.experiments.compare import jobs as compare_jobs
-from lorada.experiments.compare import learning_rate
-from lorada.experiments.queue.job import HeldError
+from lorada.compare import learning_rate
+from lorada.compare import trainings as compare_jobs
+from lorada.compare.jobs.job import HeldError
 
 SETTINGS = ["max_steps=2", "max_length=32", "max_new_tokens=2", "training.report_to=[]"]
 

@@ -9,7 +9,7 @@ import torch
 from folders import byte_tokenizer, rows_file
 from transformers import LlamaConfig, training_args
 
-from lorada.runs import by_device
+from lorada.training import by_device
 
 
 @pytest.fixture(params=[24], ids=lambda size: f"{size} GiB")

@@ -7,12 +7,12 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 from programs import printed
 
+from lorada.compare.plan import saved_plan
+from lorada.compare.spec import saved_comparison
+from lorada.compare.trainings import comparison_jobs
 from lorada.data.held_out import drawn
 from lorada.data.row_files import read_rows
-from lorada.experiments.compare.jobs import comparison_jobs
-from lorada.experiments.compare.plan import saved_plan
-from lorada.experiments.compare.spec import saved_comparison
-from lorada.runs.data.rows import training_rows
+from lorada.data.task_rows import training_rows
 
 SETTINGS = ["max_steps=2", "max_length=16", "report_to=[]"]
 COLUMNS = "text=My review,label=Stars"

@@ -8,8 +8,8 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file, split_file
 from trained import train_once
 
-from lorada.experiments import quickstart
-from lorada.runs.models import loading, names
+from lorada.compare import quickstart
+from lorada.training.models import loading, names
 
 SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_tokens=4"]
 RUNS = {
@@ -153,7 +153,7 @@ def test_lists_suggest_what_there_is(call, at_home):
 
 
 def test_a_stopped_training_says_how_it_goes_on(call, at_home, monkeypatch):
-    from lorada.runs.training import train
+    from lorada.training import train
 
     stopped = train.Trained(Path("my [x] run"), {"steps": 1}, interrupted=True)
     monkeypatch.setattr(train, "train", lambda *_, **__: stopped)

@@ -14,13 +14,13 @@ from lorada.data.benchmarks.arithmetic import (
     score_numbers,
 )
 from lorada.data.benchmarks.llm_adapters_prompt import answered
+from lorada.data.task_rows import training_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED, EncodeOptions, encode
 from lorada.inference import generate
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
-from lorada.runs.data.rows import training_rows
-from lorada.runs.training.train import train
+from lorada.training.train import train
 
 AWKWARD = [
     ("The answer is 4.", 4.0),

@@ -7,13 +7,13 @@ from folders import refused, split_file
 from reasoning import problem, question, recipe
 from sample_rows import samples
 
+from lorada.data.task_rows import scored_rows, training_rows
 from lorada.data.tasks import TASKS
 from lorada.inference import generate
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
-from lorada.runs.data.rows import scored_rows, training_rows
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training.train import train
+from lorada.training.load_recipe import load_recipe
+from lorada.training.train import train
 
 BOOLQ = "commonsense_llm_adapters/boolq"
 MATH = "arithmetic_llm_adapters"

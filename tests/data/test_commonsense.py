@@ -14,12 +14,12 @@ from lorada.data.benchmarks.commonsense import (
 )
 from lorada.data.benchmarks.llm_adapters_prompt import training_prompt
 from lorada.data.benchmarks.quanta_prompt import clean
+from lorada.data.task_rows import training_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import EncodeOptions, encode
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
-from lorada.runs.data.rows import training_rows
-from lorada.runs.training.train import train
+from lorada.training.train import train
 
 TOKENIZER = byte_tokenizer()
 

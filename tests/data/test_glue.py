@@ -13,8 +13,8 @@ from lorada.data.metrics import accuracy, accuracy_and_f1, correlations, matthew
 from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training.train import train
+from lorada.training.load_recipe import load_recipe
+from lorada.training.train import train
 
 ROWS = {name: samples(name)[0]["row"] for name in ("stsb", "mnli")}
 

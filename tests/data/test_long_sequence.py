@@ -19,9 +19,9 @@ from lorada.data.tokenize import EncodeOptions, document_ids, windows
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.inference.perplexity import window_losses
-from lorada.runs.models.loading import load_config, load_model, stretched
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training.train import train
+from lorada.training.load_recipe import load_recipe
+from lorada.training.models.loading import load_config, load_model, stretched
+from lorada.training.train import train
 
 TOKENIZER = byte_tokenizer()
 TEXTS = ["Let x be a number.", "Then x + 1 is another number.", "Hence there is no last one."]

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from lorada.inference.evaluate import evaluate
 from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
-from lorada.runs.training.train import train
+from lorada.training.train import train
 
 NOTHING = "☃☃"  # which the tokenizers here leave out
 CHOICES = [

@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lorada.data.row_files import _table_rows, hub_source, read_rows, there
-from lorada.runs.data.rows import load_rows
+from lorada.data.row_files import _table_rows, read_rows, there
+from lorada.data.task_rows import load_rows
+from lorada.support.row_sources import hub_source
 
 SENTENCES = [{"text": "good", "label": 1}, {"text": "bad", "label": 0}, {"text": "?", "label": -1}]
 CLASSES = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})

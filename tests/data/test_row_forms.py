@@ -8,7 +8,7 @@ from folders import refused, rows_file
 from paths import ROOT
 
 from lorada.data.row_forms import field_table, in_form
-from lorada.runs.data.rows import load_rows, rows_to_answer
+from lorada.data.task_rows import load_rows, rows_to_answer
 
 ALPACA = {"instruction": "Add them.", "input": "1 and 2", "output": "3"}
 SHAREGPT = {

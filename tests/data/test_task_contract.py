@@ -8,10 +8,10 @@ from sample_rows import FOLDER, samples
 from lorada.data.row_forms import in_form
 from lorada.data.rows import answer_of
 from lorada.data.sources import read_source
+from lorada.data.task_rows import scored_rows, training_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED, EncodeOptions, encode, windows
-from lorada.runs.data.rows import scored_rows, training_rows
-from lorada.runs.recipe import load_recipe
+from lorada.training.load_recipe import load_recipe
 
 NAMES = [name for name in TASKS if name != "jsonl"]  # whose rows are the user's
 CASES = [(name, protocol) for name in NAMES for protocol in TASKS[name].protocols]

@@ -8,7 +8,7 @@ from lorada.data.sources import read_source
 from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
-from lorada.runs.training.train import train
+from lorada.training.train import train
 
 NEWS = {"document": "Rain fell.\nIt was wet.", "summary": "It rained.", "id": "1"}
 

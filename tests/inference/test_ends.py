@@ -7,7 +7,6 @@ from folders import CHAT, LLAMA, TURNS, byte_tokenizer, llama_folder, saved
 from servers import running
 from transformers import LlamaForCausalLM, pipeline
 
-from lorada.data.rows import Row
 from lorada.data.tokenize import prompt_of
 from lorada.inference import generate as module
 from lorada.inference.can_refill import end_tokens
@@ -17,6 +16,7 @@ from lorada.inference.load import load_run
 from lorada.inference.serving.app import Server
 from lorada.inference.serving.served import open_served
 from lorada.inference.stream import stream
+from lorada.support.row_sources import Row
 
 place = run_place.place
 

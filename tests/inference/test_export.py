@@ -23,8 +23,8 @@ from transformers import (
 
 from lorada import LoradaConfig
 from lorada.inference.load import load_run
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training.train import train
+from lorada.training.load_recipe import load_recipe
+from lorada.training.train import train
 
 pytestmark = pytest.mark.fp64
 

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from lorada.inference.load import load_run
-from lorada.runs.folder.model_card import front_matter
-from lorada.runs.recipe import load_recipe
+from lorada.training.load_recipe import load_recipe
+from lorada.training.model_card import front_matter
 
 place = test_export.place
 pytestmark = pytest.mark.fp64

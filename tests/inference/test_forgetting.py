@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lorada.inference import forgetting as forgetting_file
 from lorada.inference.forgetting import LONGEST, TEXT, forgetting, text_loss
 from lorada.inference.load import load_run
-from lorada.runs.folder.result import read_result
+from lorada.runs.result import read_result
 
 place = run_place.place
 
@@ -80,7 +80,7 @@ def test_a_loss_that_cannot_be_kept_is_only_warned_of(folder, tmp_path, monkeypa
     run = shutil.copytree(folder("lora"), tmp_path / "run")
     before = read_result(run)
     full = Mock(side_effect=OSError(28, "No space left on device"))
-    monkeypatch.setattr("lorada.runs.folder.result.write_atomic", full)
+    monkeypatch.setattr("lorada.runs.result.write_atomic", full)
     assert math.isfinite(forgetting(load_run(run))["adapted"])
     assert "the losses on the neutral text could not be kept" in caplog.text
     assert read_result(run) == before

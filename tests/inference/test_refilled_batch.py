@@ -13,7 +13,7 @@ from torch import Tensor
 from lorada import METHODS, LmamConfig
 from lorada.inference import refilled_batch
 from lorada.inference.refilled_batch import Writer, write_answers
-from lorada.runs.models.refilled_cache import ROOM, RefilledCache, can_be_refilled
+from lorada.training.models.refilled_cache import ROOM, RefilledCache, can_be_refilled
 
 RESTARTS = "lorada/attention/locate.py:_restarts"
 PAD = 0

@@ -8,7 +8,7 @@ from tuners.test_placements import assert_twins
 
 from lorada import BottleneckConfig, LoradaConfig, build_method
 from lorada.methods.autopeft import SIZES
-from lorada.runs.models.count import count_parameters
+from lorada.training.models.count import count_parameters
 
 pytestmark = pytest.mark.fp64
 

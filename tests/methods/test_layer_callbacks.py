@@ -18,8 +18,8 @@ from lorada import BottleneckConfig, LoradaConfig
 from lorada.methods.build import Plan
 from lorada.methods.callbacks.ist import ISTCallback
 from lorada.methods.callbacks.owlore import OwLoreCallback
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training.train import train
+from lorada.training.load_recipe import load_recipe
+from lorada.training.train import train
 
 pytestmark = pytest.mark.fp64
 
@@ -36,7 +36,7 @@ def owlore_plan() -> Plan:
 
 @pytest.mark.parametrize("plan", [ist_plan, owlore_plan], ids=["ist", "owlore_full"])
 def test_lorada_train_resumes_bit_for_bit_and_counts_all_that_trains(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr("lorada.runs.prepare.build_method", lambda *_, **__: plan())
+    monkeypatch.setattr("lorada.training.prepare.build_method", lambda *_, **__: plan())
     model = str(llama_folder(tmp_path / "llama"))
     data = str(rows_file(tmp_path / "rows.jsonl"))
     settings = [

@@ -27,8 +27,8 @@ from lorada import METHODS
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.methods.lookup import method_named
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training.train import train
+from lorada.training.load_recipe import load_recipe
+from lorada.training.train import train
 
 pytestmark = pytest.mark.fp64
 

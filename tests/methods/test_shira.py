@@ -18,7 +18,7 @@ from lorada import LoradaConfig
 from lorada.methods.build import Plan
 from lorada.methods.snip import snip
 from lorada.runs.recipe import Recipe
-from lorada.runs.training import train as run_train
+from lorada.training import train as run_train
 
 pytestmark = pytest.mark.fp64
 
@@ -144,7 +144,7 @@ def test_a_run_prepares_it_on_padded_shuffled_batches_and_trains_it(tmp_path, mo
         return snip(model, data, config=LoradaConfig(parts=[shira()]))
 
     monkeypatch.setattr(
-        "lorada.runs.prepare.build_method", lambda *_, **__: Plan(None, prepare=prepare)
+        "lorada.training.prepare.build_method", lambda *_, **__: Plan(None, prepare=prepare)
     )
     recipe = Recipe(
         model=str(llama_folder(tmp_path / "model")),

@@ -5,7 +5,7 @@ import pytest
 from lorada.methods.method import part_class, peft_configs
 from lorada.methods.sizes import DEFAULT_RATE, RATE_RANGE, RATES, SIZES, default_rate
 from lorada.methods.table import METHODS
-from lorada.runs.training.arguments import DEFAULTS
+from lorada.training.arguments import DEFAULTS
 
 
 @pytest.mark.parametrize("part", SIZES)

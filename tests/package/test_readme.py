@@ -13,7 +13,7 @@ from programs import commands, printed
 
 from lorada import cli
 from lorada.inference.serving import server
-from lorada.runs.models import loading, names
+from lorada.training.models import loading, names
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

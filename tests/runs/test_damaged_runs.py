@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.runs.training.train import train
 from lorada.support.errors import out_of_memory
+from lorada.training.train import train
 
 SETTINGS = [*QUICK, "max_steps=2", "max_new_tokens=2", "save_strategy=no"]
 recipe = partial(run_recipe, SETTINGS, rows="few")

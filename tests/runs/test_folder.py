@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig
 from lorada.inference.load import load_run
-from lorada.runs.folder.checkpoints import CHECKSUM_FILE, last_whole_checkpoint
-from lorada.runs.folder.folder import check_folder
-from lorada.runs.models.count import parameters_of
-from lorada.runs.prepare import prepare_training
-from lorada.runs.training.train import train
-from lorada.runs.training.training_memory import memory_of
+from lorada.runs.checkpoints import CHECKSUM_FILE, last_whole_checkpoint
+from lorada.runs.folder import check_folder
+from lorada.training.models.count import parameters_of
+from lorada.training.prepare import prepare_training
+from lorada.training.train import train
+from lorada.training.training_memory import memory_of
 
 recipe = partial(run_recipe, [*QUICK, "max_steps=4"], rows="rows", method="lorada_la")
 place = run_place.place

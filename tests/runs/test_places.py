@@ -9,8 +9,8 @@ import pytest
 import yaml
 from folders import llama_folder, rows_file
 
-from lorada.runs.folder import result
-from lorada.runs.recipe import load_recipe
+from lorada.runs import result
+from lorada.training.load_recipe import load_recipe
 
 SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_tokens=4"]
 
@@ -18,7 +18,7 @@ SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_to
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder in which a run was trained by relative paths."""
-    from lorada.runs.training.train import train
+    from lorada.training.train import train
 
     place = tmp_path_factory.mktemp("places")
     llama_folder(place / "llama", max_position_embeddings=256)
@@ -100,6 +100,6 @@ def test_scores_that_cannot_be_kept_are_printed(works, trained, monkeypatch, cap
     monkeypatch.setattr(result, "write_result", refuse)
     assert json.loads(works("evaluate", trained / "run", "--json")[0])["n"] == 36
     path = trained / "run" / "result.json"
-    (said,) = (r.getMessage() for r in caplog.records if r.name == "lorada.runs.folder.result")
+    (said,) = (r.getMessage() for r in caplog.records if r.name == "lorada.runs.result")
     assert said == f"the scores could not be kept in {path}: it cannot be written"
     assert (trained / "run" / "result.json").read_text() == before

@@ -20,9 +20,9 @@ from trained import QUICK, run_recipe
 from lorada.data.tokenize import document_ids
 from lorada.inference.evaluate import evaluate, evaluate_tasks
 from lorada.inference.load import load_run
-from lorada.runs.folder.predictions import PREDICTIONS_FILE, read_predictions, write_predictions
-from lorada.runs.folder.result import keep_scores, read_result
-from lorada.runs.training.train import train
+from lorada.runs.predictions import PREDICTIONS_FILE, read_predictions, write_predictions
+from lorada.runs.result import keep_scores, read_result
+from lorada.training.train import train
 
 place = run_place.place
 TRAINING = [
@@ -281,7 +281,7 @@ def test_a_damaged_file_is_one_line_before_anything_is_scored(copied, place, cas
 
 def test_answers_that_cannot_be_kept_are_only_warned_of(tmp_path, caplog, monkeypatch):
     full = Mock(side_effect=OSError(28, "No space left on device"))
-    monkeypatch.setattr("lorada.runs.folder.predictions.write_atomic", full)
+    monkeypatch.setattr("lorada.runs.predictions.write_atomic", full)
     write_predictions(tmp_path, "rows", [{"row": 1, "answer": "a", "score": 100.0, "loss": None}])
     assert "the answers could not be kept in" in caplog.text
     assert "No space left on device" in caplog.text

@@ -7,7 +7,7 @@ from peft import get_peft_model
 from placements import adapted
 from stacks import BOTTLENECK_COUNT, HIDDEN, LAYERS, WIDTH, batch, bottleneck, logits
 
-from lorada.experiments.map_costs import kept_bytes
+from lorada.paper.map_costs import kept_bytes
 
 pytestmark = pytest.mark.fp64
 

@@ -12,8 +12,8 @@ from peft import PeftConfig, PeftModel
 from stacks import batch, bottleneck, lmam, logits, lora, moved
 
 from lorada import LoradaConfig
-from lorada.runs.models.adapters import load_adapted
 from lorada.support.version import __version__
+from lorada.training.models.adapters import load_adapted
 
 NEWER = "97.1.0"
 CONFIGS = {

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall
 from lorada.attention.positions import TokenPositions
+from lorada.functional.precision import wide
 
 
 @dataclass(frozen=True)
@@ -53,3 +55,17 @@ def report(seen: Observation) -> None:
     """Call all observers."""
     for observer in observers:
         observer(seen)
+
+
+def squared_norms(seen: Observation) -> tuple[Tensor, Tensor]:
+    """‖tile(Attn_s) V‖² and ‖Attn V‖² of one attention call, over its real tokens."""
+    shape = seen.call.shape
+    table = seen.positions.table(shape.queries, shape.keys, seen.output.device)
+    real = table.real_queries()[..., None, None]
+    return (seen.term * real).square().sum(), (wide(seen.output) * real).square().sum()
+
+
+def ratio_of(squares: list[tuple[Tensor, Tensor]]) -> float:
+    """The effect size from the squared norms of all calls."""
+    term, output = (torch.stack(norms).sum().sqrt() for norms in zip(*squares, strict=True))
+    return float(term / output.clamp(min=1e-12))

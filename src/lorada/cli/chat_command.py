@@ -66,7 +66,7 @@ def chat(
 
 def refuse_system(runs: Sequence[Path]) -> None:
     """Refuse a system's turn for runs that read no conversation, naming the first."""
-    from lorada.runs.folder.result import read_result
+    from lorada.runs.result import read_result
 
     for run in runs:
         if read_result(run)["form"] != "messages":

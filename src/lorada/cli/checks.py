@@ -11,33 +11,34 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lorada.data.chosen_metric import CODE, LATER, refuse_metric, refuse_unnamed
-from lorada.data.held_out import share_of
-from lorada.data.row_files import there
-from lorada.data.rows import HEADED
-from lorada.data.sources import data_folder
-from lorada.experiments.compare.data import has_own_rows
-from lorada.experiments.compare.spec import (
+from lorada.compare.rows import has_own_rows
+from lorada.compare.spec import (
     FIXED,
     comparison_of,
     refuse_taken_by_other,
     saved_comparison,
 )
-from lorada.runs.data.rows import JSONL, Rows, rows_to_answer
-from lorada.runs.folder.folder import (
+from lorada.data.chosen_metric import LATER, refuse_metric, refuse_unnamed
+from lorada.data.held_out import share_of
+from lorada.data.row_files import there
+from lorada.data.sources import data_folder
+from lorada.data.task_rows import JSONL, Rows, rows_to_answer
+from lorada.runs.folder import (
     refuse_no_adapter,
     refuse_no_run,
     refuse_taken,
     refuse_target,
 )
-from lorada.runs.folder.lock import refuse_file
-from lorada.runs.folder.result import read_result, refuse_no_text
-from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
-from lorada.runs.models.names import check_name
-from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
+from lorada.runs.lock import refuse_file
+from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe
+from lorada.runs.result import read_result, refuse_no_text
 from lorada.support.errors import missing_package, refuse_empty, unknown_name
 from lorada.support.files import refuse_there
 from lorada.support.metric_names import LOSS
+from lorada.support.row_sources import CODE, HEADED
+from lorada.training.load_recipe import outline
+from lorada.training.models.names import check_name
+from lorada.training.same_base import adapter_names, refuse_different_bases
 
 DTYPES = ("float32", "bfloat16", "float16")  # that an export may be written in
 FORMATS = "transformers", "onnx"  # of an export

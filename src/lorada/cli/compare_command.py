@@ -141,7 +141,7 @@ def compare(
     resume = resume or (part is not None and _is_there(place))
     chosen = _checked(place, pairs, options, asked, resume=resume, overwrite=overwrite)
     with importing():
-        from lorada.experiments.queue.engine import engine_named
+        from lorada.compare.jobs.engine import engine_named
 
     engine = partial(engine_named, workers, cluster)
     if dry_run:
@@ -164,8 +164,8 @@ def _checked(
 
     check_comparison(place, pairs, options, asked, resume=resume, overwrite=overwrite)
     with importing():
-        from lorada.experiments.compare.spec import FIXED, comparison_of, resumed_comparison
-        from lorada.runs.recipe import load_recipe
+        from lorada.compare.spec import FIXED, comparison_of, resumed_comparison
+        from lorada.training.load_recipe import load_recipe
 
         if resume:
             return resumed_comparison(place, pairs, options, asked)
@@ -177,7 +177,7 @@ def _run(
 ) -> None:
     """Run a comparison, and print its report or how it goes on; code 2 if a job has failed."""
     with importing():
-        from lorada.experiments.compare.run import compare as run_comparison
+        from lorada.compare.run import compare as run_comparison
 
     try:
         with prints_to_stderr(as_json):
@@ -202,8 +202,8 @@ def _run(
 def _forecast(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: bool) -> None:
     """Print what a comparison would run, and what it would take."""
     with importing():
-        from lorada.experiments.compare.measure import forecast
-        from lorada.experiments.compare.run import planned
+        from lorada.compare.measure import forecast
+        from lorada.compare.run import planned
 
     made = engine()
     slots = made.slots
@@ -228,7 +228,7 @@ def _place(folder: str | None, output: str | None, *, resume: bool) -> Path:
 
 
 def _is_there(place: Path) -> bool:
-    from lorada.experiments.compare.spec import SPEC_FILE
+    from lorada.compare.spec import SPEC_FILE
 
     return (place / SPEC_FILE).is_file()
 
@@ -248,7 +248,7 @@ def _rates(text: str | None) -> list[float] | None:
 
 def show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
     """Print the verdict, the table, the files of the report and the next command."""
-    from lorada.report.comparison.table import table_texts
+    from lorada.compare.report.table import table_texts
 
     if as_json:
         print_json(asdict(summary))

@@ -21,14 +21,14 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
         ValueError: for what the training itself refuses before it loads weights, and for parts
             that no memory here can hold.
     """
-    from lorada.runs.by_device import device_bytes
-    from lorada.runs.data.dataset import fit_context
-    from lorada.runs.data.first_row import read_rows
-    from lorada.runs.models.count import parameters_of
-    from lorada.runs.models.loading import stretched
-    from lorada.runs.prepare import prepare_training
-    from lorada.runs.training.setup import checked_arguments
-    from lorada.runs.training.training_memory import refuse_impossible, step_bytes
+    from lorada.data.dataset import fit_context
+    from lorada.data.first_row import read_rows
+    from lorada.training.by_device import device_bytes
+    from lorada.training.models.count import parameters_of
+    from lorada.training.models.loading import stretched
+    from lorada.training.prepare import prepare_training
+    from lorada.training.setup import checked_arguments
+    from lorada.training.training_memory import refuse_impossible, step_bytes
 
     prepared = prepare_training(recipe)
     args, *_ = checked_arguments(prepared, quiet=True)
@@ -107,8 +107,8 @@ def _shown_row(row: dict[str, Any]) -> Text:
 
 def show_table(found: list[Any], scale: Any, *, as_json: bool) -> None:
     """Print the runs of a table with parameters, steps, time and memory."""
-    from lorada.experiments.estimate import estimate
-    from lorada.experiments.table_runs import done
+    from lorada.paper.estimate import estimate
+    from lorada.paper.table_runs import done
 
     plan = []
     for job in progress_bar(found, "Counting parameters"):

@@ -64,7 +64,7 @@ def explore(
         import jinja2  # noqa: F401
     socket = _listen(port) if serve else None
     with loading_model(recipe.model):
-        from lorada.inference.explore import explored
+        from lorada.explore.explore import explored
         from lorada.inference.load import load_run
 
         loaded = [load_run(run, trust_remote_code=remote) for run in runs]
@@ -73,12 +73,12 @@ def explore(
         return
     data = explored(loaded, text, steps=steps)
     with waiting("writing the page"):
-        from lorada.report.explorer.page import explorer_page
+        from lorada.explore.html_page import explorer_page
 
         page = explorer_page(data)
     write_atomic(output, page)
     console.print(f"{output} ({len(page) / 2**20:.1f} MB)", highlight=False, soft_wrap=True)
-    from lorada.data.rows import HEADED
+    from lorada.support.row_sources import HEADED
 
     if loaded[0].form in HEADED:
         suggest("predict", runs[0], "--text", text[0])
@@ -100,7 +100,7 @@ def _show_maps(
     recipe = check_run(run)
     refuse_empty(text[0])
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.inference.map_statistics import sentence_maps
+    from lorada.explore.map_statistics import sentence_maps
 
     found = sentence_maps(loaded, text[0], layer, head)
     if as_json:
@@ -128,7 +128,7 @@ def _listen(port: int) -> Any:
 
 
 def _serve(runs: Any, texts: list[str], socket: Any, *, steps: bool) -> None:
-    from lorada.inference.explore import explorer_app
+    from lorada.explore.explore import explorer_app
     from lorada.inference.serving.server import address_of, serve_until_stopped
 
     errors.print(f"open {address_of(socket)} in a browser; Ctrl-C ends it", highlight=False)

@@ -89,13 +89,13 @@ def params(
     as_json: Json = False,
 ) -> None:
     """Count a method's parameters on a model, without loading weights."""
-    from lorada.runs.models.names import has_weights
-    from lorada.runs.recipe import outline
+    from lorada.training.load_recipe import outline
+    from lorada.training.models.names import has_weights
 
     pairs = list(overrides or [])
     outline(None, pairs, {"method": method, "model": model, "output": "-"})
     with importing(quiet=as_json):
-        from lorada.runs.models.count import count_parameters
+        from lorada.training.models.count import count_parameters
 
     counts = count_parameters(method, model, pairs)
     if as_json:

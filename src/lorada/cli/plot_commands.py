@@ -30,7 +30,7 @@ MOST_RUNS = {"1": 1, "3": 1, "4": 0}  # runs for a picture; loss takes any numbe
 
 def figure_1(found: dict[str, Any], *paths: Path) -> None:
     """Draw the maps of one head as Figure 1; ``found`` is what ``sentence_maps`` returns."""
-    from lorada.report.figures import attention_maps
+    from lorada.paper.figures import attention_maps
 
     title = f"{found['layer']}, head {found['head']}"
     attention_maps(found["tokens"], found["maps"], *paths, title=title)
@@ -85,9 +85,10 @@ def plot(
 
 def _plot_losses(runs: list[Path], output: Path) -> None:
     from lorada.cli.run_commands import suggest_scoring
-    from lorada.report.figures import loss_png
-    from lorada.runs.folder.result import read_result
-    from lorada.runs.recipe import RECIPE_FILE, outline
+    from lorada.paper.figures import loss_png
+    from lorada.runs.recipe import RECIPE_FILE
+    from lorada.runs.result import read_result
+    from lorada.training.load_recipe import outline
 
     histories = {str(run): read_result(run)["history"] for run in runs}
     draw("loss", output, lambda *paths: loss_png(histories, *paths))
@@ -101,7 +102,7 @@ def _plot_maps(run: Path, text: str, output: Path) -> None:
     recipe = check_run(run)
     refuse_empty(text)
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
-    from lorada.inference.map_statistics import sentence_maps
+    from lorada.explore.map_statistics import sentence_maps
 
     found = sentence_maps(loaded, text)
     draw("figure1", output, lambda *paths: figure_1(found, *paths))
@@ -112,11 +113,11 @@ def _plot_layers(
     run: Path, rows: int, output: Path, data: str | None, data_dir: str | None
 ) -> None:
     from lorada.cli.checks import check_scored
-    from lorada.report.figures import layers_figure
+    from lorada.paper.figures import layers_figure
 
     recipe = check_scored(run, data, data_dir)
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
-    from lorada.inference.map_statistics import ratios_by_layer
+    from lorada.explore.map_statistics import ratios_by_layer
 
     layers = ratios_by_layer(loaded, rows, data, data_dir)
     draw("figure3", output, lambda *paths: layers_figure(layers, *paths))
@@ -136,9 +137,9 @@ def _plot_sweep(
     figure = check_table("figure4", scale, data_dir, resume=resume, overwrite=overwrite)
     chosen = split_seeds(seeds)
     with importing():
-        from lorada.experiments.queue.engine import engine_named
-        from lorada.experiments.table_page import run_all
-        from lorada.experiments.table_runs import jobs
+        from lorada.compare.jobs.engine import engine_named
+        from lorada.paper.table_page import run_all
+        from lorada.paper.table_runs import jobs
 
         at = scale_named(scale)
     found = jobs(figure, at, seeds=chosen, results=results, output=Path("runs"), data_dir=data_dir)
@@ -158,8 +159,8 @@ def _draw_sweep(
     title: str, scale: str, found: list[Any], complete: list[Any], output: Path
 ) -> None:
     """Draw Figure 4 from the results that are there."""
-    from lorada.report.figures import sweep_figure
-    from lorada.report.render import main_metric
+    from lorada.paper.figures import sweep_figure
+    from lorada.support.metric_names import main_metric
 
     scores: dict[tuple[int, int], list[float]] = {}
     metric = model = ""

@@ -45,8 +45,8 @@ def predict(
     recipe, rows = check_predicted(run, texts, data, output, overwrite=overwrite)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.data.row_files import read_rows
+    from lorada.data.task_rows import rows_to_answer
     from lorada.inference.predict import beside, predict, predict_to, say_cut
-    from lorada.runs.data.rows import rows_to_answer
 
     given = [{"text": one} for one in texts] if rows is not None else read_rows(str(data))
     if rows is None:

@@ -24,10 +24,10 @@ def report(
 
     if metric is not None and check_reported(folder, metric):
         with importing(quiet=as_json):
-            from lorada.experiments.compare.rescore import rescore
+            from lorada.compare.rescore import rescore
 
         rescore(folder, metric, trust_remote_code=remote)
-    from lorada.report.comparison.write import write_report
+    from lorada.compare.report.write import write_report
 
     found = write_report(folder, against, with_text, metric, margin)
     show_report(*found, as_json=as_json)

@@ -90,7 +90,8 @@ def train(
         "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
     from lorada.cli.checks import check_training, refuse_resumed
-    from lorada.runs.recipe import RECIPE_FILE, load_recipe, outline
+    from lorada.runs.recipe import RECIPE_FILE
+    from lorada.training.load_recipe import load_recipe, outline
 
     given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
     saved = Path((given or [output or ""])[-1]) / RECIPE_FILE
@@ -103,7 +104,7 @@ def train(
     if is_first():  # other processes may already see what the first has begun to write
         check_training(plain, resume=resume, overwrite=overwrite)
     with importing(quiet=as_json):
-        from lorada.runs.training.train import train as run_training
+        from lorada.training.train import train as run_training
 
         loaded = load_recipe(recipe, pairs, options, name_output=True).with_absolute_paths()
     if dry_run:
@@ -159,7 +160,7 @@ def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
     loaded = loaded_run(run, recipe.model, remote=recipe.trust_remote_code, quiet=as_json)
     from lorada.data.held_out import share_of
     from lorada.inference.evaluate import evaluate as evaluate_file
-    from lorada.runs.folder.result import read_result
+    from lorada.runs.result import read_result
 
     metrics = evaluate_file(loaded, metric=recipe.metric)
     if as_json:
@@ -212,7 +213,7 @@ def evaluate(
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference.evaluate import evaluate as evaluate_file
     from lorada.inference.evaluate import evaluate_tasks, has_tasks
-    from lorada.runs.folder.result import read_result
+    from lorada.runs.result import read_result
 
     if lm_eval is not None:
         from lorada.inference.lm_eval import evaluate_lm_eval
@@ -260,7 +261,7 @@ def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _suggest_use(run: Path, form: str) -> None:
     """Suggest what to do with a run that has been scored."""
-    from lorada.data.rows import HEADED
+    from lorada.support.row_sources import HEADED
 
     if form in HEADED:
         suggest("predict", run, "--text", "TEXT")
@@ -300,13 +301,13 @@ def quickstart(
 ) -> None:
     """Train LoRaDA-LA and a LoRA of no more parameters on SmolLM2-135M, and compare them."""
     from lorada.cli.checks import check_training
-    from lorada.runs.recipe import outline
+    from lorada.training.load_recipe import outline
 
     for name in ("lora", "lorada_la"):
         plain = outline("quickstart", [], {"output": str(output / name)})
         check_training(plain, resume=False, overwrite=True)  # it goes on with runs of its own
     with importing(quiet=as_json):
-        from lorada.experiments.quickstart import run_quickstart
+        from lorada.compare.quickstart import run_quickstart
 
     report: Callable[..., Any] = errors.print if as_json else console.print
     try:

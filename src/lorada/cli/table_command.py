@@ -62,9 +62,9 @@ def table(
     chosen.rows_named(of_rows)
     chosen.tasks_at("paper", of_tasks)
     with importing(quiet=as_json):
-        from lorada.experiments.queue.engine import engine_named
-        from lorada.experiments.table_page import page_of, part_of, run_all
-        from lorada.experiments.table_runs import jobs
+        from lorada.compare.jobs.engine import engine_named
+        from lorada.paper.table_page import page_of, part_of, run_all
+        from lorada.paper.table_runs import jobs
 
         at = scale_named(scale)
     found = jobs(
@@ -112,9 +112,9 @@ def _write_so_far(
 
     Unless ``quiet``, it prints the paths and the next command; ``again`` is this one.
     """
-    from lorada.experiments.table_page import page_of
-    from lorada.experiments.table_runs import stored_rows
-    from lorada.report.render import comma_separated, latex, markdown
+    from lorada.paper.render import comma_separated, latex, markdown
+    from lorada.paper.table_page import page_of
+    from lorada.paper.table_runs import stored_rows
 
     of = tasks if chosen.train == "together" else None
     so_far = stored_rows(chosen, scale, of, results, report=print_progress)
@@ -144,8 +144,8 @@ def check_table(
         FileNotFoundError: if the folder of rows is not there.
     """
     from lorada.data.sources import data_folder
-    from lorada.experiments.table_spec import SCALES, load_table
-    from lorada.runs.folder.folder import refuse_both
+    from lorada.paper.table_spec import SCALES, load_table
+    from lorada.runs.folder import refuse_both
 
     chosen = load_table(name)
     if scale is not None and scale not in SCALES:
@@ -169,7 +169,7 @@ def print_progress(line: str) -> None:
 
 
 def _show_costs(number: int, *, as_json: bool) -> None:
-    from lorada.experiments.map_costs import cost_table
+    from lorada.paper.map_costs import cost_table
 
     found = cost_table(number)
     if as_json:

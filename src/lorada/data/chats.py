@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lorada.data.rows import Row
+from lorada.support.row_sources import Row
 
 ASSISTANT = "assistant"
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")

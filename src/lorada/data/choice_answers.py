@@ -4,7 +4,7 @@ import string
 from collections.abc import Callable
 from typing import Any
 
-from lorada.data.rows import Row
+from lorada.support.row_sources import Row
 
 
 def as_indices(rows: list[Row], where: Callable[[int], str]) -> list[Row]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorada.data.metrics import chrf, rouge_l
-from lorada.data.rows import Form, Row, answer_of
+from lorada.data.rows import answer_of
+from lorada.support.row_sources import CODE, Form, Row
 
-CODE = ".py:"  # in the name of a function in a file
 FREE: tuple[Form, ...] = ("messages", "prompt")  # forms whose right answer is a free text
 # The metrics that rows of each form can be scored by, the usual one first; responses have two.
 NAMES: dict[Form, tuple[str, ...]] = {

@@ -4,7 +4,8 @@ import random
 import re
 from collections import defaultdict
 
-from lorada.data.rows import Row, content_of
+from lorada.data.rows import content_of
+from lorada.support.row_sources import Row
 
 SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from lorada.data.rows import Row, answer_of
+from lorada.data.rows import answer_of
 from lorada.support.errors import how_to_install, needs_extra
 from lorada.support.progress import progress_bar
+from lorada.support.row_sources import Row
 
 logger = logging.getLogger(__name__)
 

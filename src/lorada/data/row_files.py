@@ -17,17 +17,23 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from lorada.data.rows import BUILTIN, Row, files_of, resolve
+from lorada.support.row_sources import (
+    BUILTIN,
+    HUB,
+    PARQUET,
+    TEXTS,
+    Row,
+    ending_of,
+    files_of,
+    hub_source,
+    resolve,
+)
 
 logger = logging.getLogger(__name__)
 
 csv.field_size_limit(2**31 - 1)  # characters of a field; Python's own limit is 131,072
-TEXTS = ".jsonl", ".json", ".csv", ".tsv", ".txt"  # endings; each may have .gz behind it
-PARQUET = ".parquet"
 DELIMITERS = ",;\t|"  # of a table
 LEADING = re.compile(rf"(?:[{DELIMITERS} ]*\r?\n)*")  # empty lines before a table
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-HUB = "owner/name, owner/name:config or owner/name:config@split"
 BLANKS = re.compile(r"\s*")
 
 
@@ -80,27 +86,6 @@ def read_files(path: str | Path) -> list[list[Row]]:
     if len(found) > 1:
         logger.info("%s", ", ".join(f"{name}: {len(rows):,} rows" for name, rows in found.items()))
     return list(found.values())
-
-
-def hub_source(path: str | Path) -> tuple[str, str | None, str | None] | None:
-    """The name, configuration and split of a data set of the hub; None if it is no such name.
-
-    A file that is there, or a name with an ending of a file, is a file.
-    """
-    text = str(path)
-    is_file = Path(text).is_file() or ending_of(text) in (*TEXTS, PARQUET)
-    if is_file or text.startswith(BUILTIN):
-        return None
-    rest, _, split = text.partition("@")
-    name, _, config = rest.partition(":")
-    if not (name and Path(name).is_dir()) and not HUB_NAME.fullmatch(name):
-        return None
-    return name, config or None, split or None
-
-
-def ending_of(path: str | Path) -> str:
-    """The ending of a file's name in small letters, without a ``.gz`` behind it."""
-    return Path(str(path).lower().removesuffix(".gz")).suffix
 
 
 def from_hub(what: str, remedy: str, *names: str | None, **options: str | None) -> Any:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from lorada.data.benchmarks.llm_adapters_prompt import clean_prompt
 from lorada.data.choice_answers import as_indices
-from lorada.data.rows import Form, Row, place_of, places_of
+from lorada.data.rows import place_of, places_of
 from lorada.support.errors import unknown_name
 from lorada.support.files import as_typed
+from lorada.support.row_sources import Form, Row
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from lorada.data.metrics import accuracy, class_weights, contains, exact_match
-from lorada.data.rows import Row
 from lorada.data.task import Protocol
+from lorada.support.row_sources import Row
 
 
 def row_metrics(protocol: Protocol, answers: list[Any], rows: list[Row]) -> list[dict[str, float]]:

@@ -1,44 +1,13 @@
-"""Rows, the six forms that they may have, and what is asked of a row of any form."""
+"""What is asked of a row of any form: its place, its text, its answer and its content."""
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Row = dict[str, Any]
-Form = Literal["messages", "choice", "prompt", "label", "score", "text"]
+from lorada.support.row_sources import Row, files_of
 
-BUILTIN = "builtin:"
 MOST_NUMBERS = 5  # of rows that an error names
-# Forms that a model answers with a head, not with text.
-HEADED: tuple[Form, ...] = ("label", "score")
-
-
-def resolve(path: str | Path) -> Path:
-    """The path of a file; ``builtin:NAME`` is a file that ships with the package."""
-    if not str(path).startswith(BUILTIN):
-        return Path(path)
-    name = Path(str(path).removeprefix(BUILTIN)).name
-    return Path(__file__).parents[1] / "recipes" / "quickstart" / name
-
-
-def files_of(path: str | Path) -> list[str]:
-    """The files or data sets of the hub in ``a.jsonl,b.jsonl``; a file may have a comma itself."""
-    text = str(path)
-    return [text] if resolve(text).exists() else [name.strip() for name in text.split(",")]
-
-
-def absolute_files(path: str) -> str:
-    """The same files by their absolute paths; what is no file or folder here stays as it is."""
-    each = files_of(path)
-    return ",".join(os.path.abspath(name) if Path(name).exists() else name for name in each)
-
-
-def file_names(path: str) -> str:
-    """The names of files without their folders."""
-    return ", ".join(Path(name).name for name in files_of(path))
 
 
 def place_of(path: str, counts: Sequence[int], index: int) -> str:

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from lorada.data.row_files import from_hub, read_rows
-from lorada.data.rows import Row
 from lorada.data.task import Source
+from lorada.support.row_sources import Row
 
 DATA_VARIABLE = "LORADA_DATA"
 

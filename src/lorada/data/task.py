@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lorada.data.metrics import Score
-from lorada.data.rows import Form, Row
+from lorada.support.row_sources import Form, Row
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
 ANY_KIND: tuple[Kind, ...] = ("decoder", "encoder", "encoder_decoder")

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from lorada.data.chats import chat_tokens, continuations, rendered, turn_end
-from lorada.data.rows import Form, Row
 from lorada.data.task import Kind
+from lorada.support.row_sources import Form, Row
 
 IGNORED = -100  # the label that transformers' losses leave out
 CHUNK = 1000  # rows tokenised at once

@@ -11,11 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lorada.attention.observation import Observation, observe
+from lorada.attention.observation import Observation, observe, ratio_of
 from lorada.inference.load import Run
 from lorada.inference.stream import Written
 from lorada.methods.task_head import PEFT_NAMES
-from lorada.tuners.explanation import ratio_of
 
 Norms = tuple[Tensor, Tensor]  # squared, of a map's term and of the output without it
 

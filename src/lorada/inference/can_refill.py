@@ -11,8 +11,8 @@ from transformers.generation import GenerationMixin
 
 from lorada.data.tokenize import learned_ends
 from lorada.inference.load import Run
-from lorada.runs.models.candidate_scores import accepted
-from lorada.runs.models.refilled_cache import can_be_refilled
+from lorada.training.models.candidate_scores import accepted
+from lorada.training.models.refilled_cache import can_be_refilled
 from lorada.tuners.lmam import map_configs
 
 # Settings that a refilled batch follows, and those that change no greedy answer. Others, such as

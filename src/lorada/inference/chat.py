@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorada.data.rows import Row
 from lorada.inference.answer_effect import LayerEffect, answer_effect
 from lorada.inference.evaluate import scoring
 from lorada.inference.generate import chat_prompt, generation_settings, room_for_prompts
 from lorada.inference.load import Run, load_side_by_side
 from lorada.inference.stream import Show, Stopped, Written, stream
 from lorada.support.errors import unknown_name
+from lorada.support.row_sources import Row
 
 
 def never() -> bool:

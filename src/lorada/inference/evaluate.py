@@ -22,39 +22,39 @@ from lorada.data.chosen_metric import (
     refuse_unnamed,
     row_value,
 )
+from lorada.data.dataset import collator, encode_options, encode_rows, kept_rows, token_counts
 from lorada.data.metrics import Metrics, exact_match
-from lorada.data.row_files import hub_source
 from lorada.data.row_forms import Columns
 from lorada.data.row_scores import row_metrics
-from lorada.data.rows import (
-    BUILTIN,
-    HEADED,
-    Form,
-    Row,
-    absolute_files,
-    answer_of,
-    files_of,
-    resolve,
-)
+from lorada.data.rows import answer_of
+from lorada.data.task_rows import JSONL, Rows, refuse_empty_prompts, rows_to_score, scored_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED, prompt_of
 from lorada.inference.generate import Text, generate_parts, generation_settings
 from lorada.inference.load import Run
 from lorada.inference.perplexity import slide
-from lorada.runs.data.dataset import collator, encode_options, encode_rows, kept_rows, token_counts
-from lorada.runs.data.rows import JSONL, Rows, refuse_empty_prompts, rows_to_score, scored_rows
-from lorada.runs.folder.predictions import read_predictions, write_predictions
-from lorada.runs.folder.result import keep_scores, read_result
-from lorada.runs.models.candidate_scores import (
+from lorada.runs.predictions import read_predictions, write_predictions
+from lorada.runs.result import keep_scores, read_result
+from lorada.support.errors import missing_package
+from lorada.support.metric_names import LOSS, as_score, rows_metric
+from lorada.support.progress import progress_bar
+from lorada.support.row_sources import (
+    BUILTIN,
+    HEADED,
+    Form,
+    Row,
+    absolute_files,
+    files_of,
+    hub_source,
+    resolve,
+)
+from lorada.training.models.candidate_scores import (
     cached_scores,
     likeliest,
     needs_whole,
     sequence_scores,
 )
-from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
-from lorada.support.errors import missing_package
-from lorada.support.metric_names import LOSS, as_score, rows_metric
-from lorada.support.progress import progress_bar
+from lorada.training.models.labelled_loss import LabelledLoss, find_labelled_loss
 
 BASE = " (base)"  # after the name of rows, for scores with the adapter switched off
 # The model's answer to each row, each row's loss (None for a row without one), the loss of all if

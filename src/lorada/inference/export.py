@@ -21,25 +21,25 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorada.data.rows import HEADED
 from lorada.inference.can_refill import end_tokens
 from lorada.inference.load import Run, load_run, refuse_changed
-from lorada.runs.folder.folder import refuse_no_adapter, refuse_target
-from lorada.runs.folder.model_card import licence_of, write_card, write_model_card
-from lorada.runs.folder.result import read_result
-from lorada.runs.models.adapters import (
+from lorada.runs.folder import refuse_no_adapter, refuse_target
+from lorada.runs.recipe import RECIPE_FILE, saved_recipe
+from lorada.runs.result import read_result
+from lorada.support.errors import full_disk_in_one_line
+from lorada.support.files import atomic_path, json_text
+from lorada.support.row_sources import HEADED
+from lorada.training.model_card import licence_of, write_card, write_model_card
+from lorada.training.models.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     adapter_config,
     adapter_weights,
     task_type,
 )
-from lorada.runs.models.loading import model_folder
-from lorada.runs.models.pooling import BESIDE, pooling_of, save_beside
-from lorada.runs.prepare import prepare
-from lorada.runs.recipe import RECIPE_FILE, saved_recipe
-from lorada.support.errors import full_disk_in_one_line
-from lorada.support.files import atomic_path, json_text
+from lorada.training.models.loading import model_folder
+from lorada.training.models.pooling import BESIDE, pooling_of, save_beside
+from lorada.training.prepare import prepare
 from lorada.tuners.exported_config import mark
 from lorada.tuners.pooling import PoolingConfig
 from lorada.tuners.stack.merging import UnmergeableError

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from lorada.data.rows import HEADED
+from lorada.data.dataset import context_of
 from lorada.data.tokenize import document_ids
 from lorada.inference.evaluate import scoring
 from lorada.inference.load import Run
 from lorada.inference.perplexity import window_losses
-from lorada.runs.data.dataset import context_of
-from lorada.runs.folder.result import keep_forgetting
-from lorada.runs.models.adapters import load_base
-from lorada.runs.prepare import prepare
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
+from lorada.runs.result import keep_forgetting
+from lorada.support.row_sources import HEADED
+from lorada.training.models.adapters import load_base
+from lorada.training.prepare import prepare
 
 TEXT = Path(__file__).with_name("neutral.txt")
 LONGEST = 512  # tokens that are read at once

@@ -10,19 +10,19 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.generation import StopStringCriteria
 
-from lorada.data.rows import Row
+from lorada.data.dataset import context_of
 from lorada.data.task import Protocol
+from lorada.data.task_rows import protocol_settings
 from lorada.data.tokenize import ends_texts, prompt_of, without_end
 from lorada.inference.can_refill import end_tokens, reason_against
 from lorada.inference.load import Run
 from lorada.inference.refilled_batch import Writer, write_answers
-from lorada.runs.data.dataset import context_of
-from lorada.runs.data.rows import protocol_settings
-from lorada.runs.folder.result import refuse_no_text
-from lorada.runs.models.generation import language_settings, refuse_long
 from lorada.runs.plain_yaml import refuse_unstorable
+from lorada.runs.result import refuse_no_text
 from lorada.support.errors import out_of_memory
 from lorada.support.progress import progress_bar
+from lorada.support.row_sources import Row
+from lorada.training.models.generation import language_settings, refuse_long
 
 logger = logging.getLogger(__name__)
 

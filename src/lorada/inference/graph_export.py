@@ -27,7 +27,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from lorada.data.rows import HEADED
+from lorada.data.dataset import context_of
 from lorada.data.tokenize import ends_texts
 from lorada.inference.can_refill import end_tokens
 from lorada.inference.export import (
@@ -41,14 +41,14 @@ from lorada.inference.export import (
 )
 from lorada.inference.graph_card import card_texts
 from lorada.inference.load import Run, load_run
-from lorada.runs.data.dataset import context_of
-from lorada.runs.folder.folder import refuse_target
-from lorada.runs.folder.model_card import front_matter, licence_of, write_text
-from lorada.runs.models.adapters import task_type
-from lorada.runs.models.candidate_scores import accepted, positions_of
+from lorada.runs.folder import refuse_target
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path
+from lorada.support.row_sources import HEADED
+from lorada.training.model_card import front_matter, licence_of, write_text
+from lorada.training.models.adapters import task_type
+from lorada.training.models.candidate_scores import accepted, positions_of
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.switching import switched_off
 

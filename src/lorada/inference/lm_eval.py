@@ -10,9 +10,9 @@ from typing import Any
 
 from lorada.inference.evaluate import BASE, scoring
 from lorada.inference.load import Run
-from lorada.runs.folder.result import keep_scores, refuse_no_text
-from lorada.runs.models.candidate_scores import needs_whole
+from lorada.runs.result import keep_scores, refuse_no_text
 from lorada.support.errors import needs_extra, unknown_name
+from lorada.training.models.candidate_scores import needs_whole
 
 PREFIX = "lm_eval/"
 

@@ -10,23 +10,23 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from lorada.data.rows import Form
+from lorada.data.dataset import fit_context
 from lorada.data.task import Protocol
+from lorada.data.task_rows import JSONL
 from lorada.data.tasks import TASKS
-from lorada.runs.by_device import accelerator
-from lorada.runs.data.dataset import fit_context
-from lorada.runs.data.rows import JSONL
-from lorada.runs.folder.folder import TRAINED_FILE, refuse_no_run
-from lorada.runs.folder.result import read_result
-from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
-from lorada.runs.models.adapters import adapter_config, load_adapted, load_base, load_beside
-from lorada.runs.models.generation import set_languages
-from lorada.runs.models.loading import load_config
-from lorada.runs.models.origin import weights_fingerprint
-from lorada.runs.models.pooling import pooling_part, refuse_other
-from lorada.runs.models.trained_part import load_part
-from lorada.runs.prepare import Prepared, prepare
+from lorada.runs.folder import TRAINED_FILE, refuse_no_run
 from lorada.runs.recipe import RECIPE_FILE, Recipe, saved_recipe
+from lorada.runs.result import read_result
+from lorada.support.row_sources import Form
+from lorada.training.by_device import accelerator
+from lorada.training.models.adapters import adapter_config, load_adapted, load_base, load_beside
+from lorada.training.models.generation import set_languages
+from lorada.training.models.loading import load_config
+from lorada.training.models.origin import weights_fingerprint
+from lorada.training.models.pooling import pooling_part, refuse_other
+from lorada.training.models.trained_part import load_part
+from lorada.training.prepare import Prepared, prepare
+from lorada.training.same_base import adapter_names, refuse_different_bases
 from lorada.tuners.pooling import attach
 
 logger = logging.getLogger(__name__)

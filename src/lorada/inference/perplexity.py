@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorada.data.benchmarks.long_sequence import Losses, window_starts
+from lorada.data.dataset import context_of
 from lorada.data.metrics import Metrics
+from lorada.data.task_rows import Rows
 from lorada.data.tokenize import document_ids
 from lorada.inference.load import Run
-from lorada.runs.data.dataset import context_of
-from lorada.runs.data.rows import Rows
 from lorada.support.progress import progress_bar
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorada.runs.models.candidate_scores import accepted, only_last, positions_of
-from lorada.runs.models.refilled_cache import RefilledCache
+from lorada.training.models.candidate_scores import accepted, only_last, positions_of
+from lorada.training.models.refilled_cache import RefilledCache
 
 # A batch is refilled when 1/8 of its rows have ended: a prompt that is read alone costs almost as
 # much time as a step of the whole batch.

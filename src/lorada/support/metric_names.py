@@ -4,6 +4,8 @@ Methods are compared by scores, which are higher for the better one, so a loss o
 minus itself there. Users see the loss or the error.
 """
 
+from typing import Any
+
 LOSS = "loss"  # mean negative log-likelihood, in nats per token
 ERROR = "mae"  # mean distance from the right number, in the unit of the rows
 # Metrics that are no mean over rows → the metric of single rows that tests take in their place.
@@ -23,3 +25,11 @@ def lower_is_better(metric: str) -> bool:
 def as_score(value: float, metric: str) -> float:
     """A row's value of a metric as a score, which is higher for the better one; and back again."""
     return -value if lower_is_better(metric) else value
+
+
+def main_metric(metrics: dict[str, Any]) -> str:
+    """The name of a task's first metric, which tables show under the task's name."""
+    found = next((key for key in metrics if key != "n"), None)
+    if found is None:
+        raise ValueError("a stored result has a task without a score: delete it and run it again")
+    return found

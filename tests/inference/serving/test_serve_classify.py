@@ -8,12 +8,12 @@ import run_place
 from servers import Process, running
 from trained import train_once
 
+from lorada.data.task_rows import rows_to_answer
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict
 from lorada.inference.serving.app import Server
 from lorada.inference.serving.classifier import open_classifiers
 from lorada.inference.serving.requests import Limits
-from lorada.runs.data.rows import rows_to_answer
 
 place = run_place.place
 

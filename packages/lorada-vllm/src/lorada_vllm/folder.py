@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from lorada.runs.models.adapters import (
+from lorada.training.models.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     adapter_config,

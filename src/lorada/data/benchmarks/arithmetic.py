@@ -14,8 +14,8 @@ from typing import Any
 
 from lorada.data.benchmarks import llm_adapters_prompt, quanta_prompt
 from lorada.data.metrics import Metrics
-from lorada.data.rows import Row
 from lorada.data.task import Protocol, Source, Task, unchanged
+from lorada.support.row_sources import Row
 
 FOLDER = "arithmetic_llm_adapters"
 MATH10K = f"{llm_adapters_prompt.REPOSITORY}/ft-training_set/math_10k.json"

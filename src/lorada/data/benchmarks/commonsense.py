@@ -10,8 +10,8 @@ from functools import partial
 
 from lorada.data.benchmarks import llm_adapters_prompt, quanta_prompt
 from lorada.data.metrics import Metrics, Score, accuracy
-from lorada.data.rows import Row
 from lorada.data.task import Protocol, Source, Task
+from lorada.support.row_sources import Row
 
 FOLDER = "commonsense_llm_adapters"
 # The training sets of all eight tasks; a local folder has a smaller mix of them.

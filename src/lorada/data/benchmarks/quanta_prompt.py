@@ -5,7 +5,7 @@ Source: ``run/utils/{tasks,templates}.py`` of quanta-fine-tuning/quanta (Chen et
 
 import re
 
-from lorada.data.rows import Row
+from lorada.support.row_sources import Row
 
 FORMAT = "answer format:"
 

@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 from lorada.data.metrics import Metrics, bleu, rouge
-from lorada.data.rows import Row, text_of
+from lorada.data.rows import text_of
 from lorada.data.task import Protocol, Source, Task
+from lorada.support.row_sources import Row
 
 # The token that a decoder starts with does not count as new.
 SUMMARY = {"num_beams": 6, "max_new_tokens": 60, "min_new_tokens": 10, "no_repeat_ngram_size": 3}

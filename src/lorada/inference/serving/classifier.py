@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorada.data.rows import Row
+from lorada.data.dataset import encode_each, encode_options
+from lorada.data.task_rows import Rows, rows_to_answer
 from lorada.data.tokenize import EMPTY
 from lorada.inference.load import Run, load_run
 from lorada.inference.predict import predict
 from lorada.inference.serving.records import Record
 from lorada.inference.serving.requests import Refused
-from lorada.runs.data.dataset import encode_each, encode_options
-from lorada.runs.data.rows import Rows, rows_to_answer
-from lorada.runs.folder.same_base import adapter_names
+from lorada.support.row_sources import Row
+from lorada.training.same_base import adapter_names
 
 LONGEST = 500  # characters of a line that may repeat a text
 

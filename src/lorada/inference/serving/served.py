@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from peft import PeftModel
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from lorada.data.dataset import context_of
 from lorada.inference.can_refill import reason_against
 from lorada.inference.generate import (
     chat_prompt,
@@ -26,7 +27,6 @@ from lorada.inference.serving.requests import (
     Refused,
 )
 from lorada.inference.serving.shared_model import AdapterView, SharedModel
-from lorada.runs.data.dataset import context_of
 
 # On a processor: tokens in a page of a cache, tokens that one forward pass reads at most, and
 # tokens in the cache of a batch, unless the user says otherwise.

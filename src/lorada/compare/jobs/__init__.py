@@ -1,0 +1,1 @@
+"""Trainings and scorings as processes: here, or on a Ray cluster."""

@@ -1,0 +1,316 @@
+"""The search for a learning rate: several rates, each tried in a training of its own.
+
+Every method and size is searched in the same way: its default rate, √10 times as much, √10 times
+as little, then further to the better side until the best rate has a worse one on each side; trials
+that are left try half a step beside the best. If the user gives rates, all try these, and more
+beyond an end only. A method with several settings to choose from, such as ranks, has a search of
+each. A map beside other parts has a rate of its own. At first the two rates keep their ratio; then
+that is searched in the same way at the chosen learning rate.
+
+A trial trains as long as a final run, on the training rows without those that are set aside. Its
+loss on the latter is measured in the middle and at the end, and it is stopped in the middle if it
+is worse than the median of the trials before. The final runs take what had the lowest loss.
+
+The trials of a search run one after another in one process. Which is next follows from the trials
+that are stored, so a search that was killed goes on with the same trial.
+"""
+
+import gc
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from torch import OutOfMemoryError
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lorada.compare.jobs.job import HeldError, Report
+from lorada.compare.jobs.queue import last_line
+from lorada.runs.folder import TRAINED_FILE, holds_run
+from lorada.runs.recipe import Recipe
+from lorada.runs.result import RESULT_FILE
+from lorada.support.files import json_text, write_atomic
+from lorada.support.progress import only_reports
+from lorada.training.callbacks import DivergedError
+from lorada.training.train import train
+
+MEASURED = 2  # how often a trial measures its loss on the rows that are set aside
+FURTHER = 3  # trials at most beyond an end of the first ones
+FACTOR = 10**0.5  # between a rate and the next one
+SEARCH_FILE, TRIAL_FILE = "search.json", "trial.json"
+LOSSES_FILE = "losses.json"  # in the run of a trial: its losses so far, and whether it has ended
+MAP, MAP_RATE = "lmam", "map_learning_rate"  # maps may have a learning rate of their own
+# What a trial's run keeps only until its loss is known.
+WEIGHTS = ("adapter", "model", TRAINED_FILE, "checkpoint-*")
+
+Tried = Mapping[str, Any]  # what ``search.json`` keeps of a trial
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search chooses from.
+
+    Attributes:
+        recipes: one for each setting of the method, at the default learning rate, with the number
+            of steps and the rows to set aside.
+        trials: how many rates are tried for each, without those beyond an end of them.
+        given: the rates to try, if the user gave them.
+        map_rate: the default rate of the maps, which follows the learning rate; None if not.
+        beside: whether other parts train beside the maps, so that their rate is searched too.
+    """
+
+    recipes: Sequence[Recipe]
+    trials: int
+    given: Sequence[float] = ()
+    map_rate: float | None = None
+    beside: bool = False
+
+    @property
+    def default(self) -> float:
+        """The method's own learning rate."""
+        return float(self.recipes[0].training["learning_rate"])
+
+    @property
+    def has_own_map_rate(self) -> bool:
+        """Whether the rate of the maps is searched too."""
+        return self.beside and self.map_rate is not None and self.trials > 1
+
+    @property
+    def most(self) -> int:
+        """How many trials there may be; one rate is no range."""
+        each = self.trials + FURTHER if self.trials > 1 else self.trials
+        return len(self.recipes) * each + (2 + FURTHER if self.has_own_map_rate else 0)
+
+    def following(self, tried: Sequence[Tried]) -> dict[str, Any] | None:
+        """What to try next; None for nothing.
+
+        Args:
+            tried: the trials so far.
+
+        Returns:
+            ``choice``, the number of the recipe; ``rate``; ``map_rate``, and ``map_factor``: how
+            many times its ratio to the learning rate is the default one.
+        """
+        first = self.given or [self.default * factor for factor in (1.0, FACTOR, 1 / FACTOR)]
+        both = [one for one in tried if one["map_factor"] == 1.0]
+        for choice in range(len(self.recipes)):
+            mine = [one for one in both if one["choice"] == choice]
+            rate = next_value("rate", mine, first[: self.trials], self.trials)
+            if rate is not None:
+                return self._point(choice, rate)
+        best = best_trial(both)
+        if best is None or not self.has_own_map_rate:
+            return None
+        choice, rate = best["choice"], best["rate"]
+        there = [one for one in tried if (one["choice"], one["rate"]) == (choice, rate)]
+        factor = next_value("map_factor", there, (1.0, 1 / FACTOR, FACTOR), 3)
+        return None if factor is None else self._point(choice, rate, factor)
+
+    def _point(self, choice: int, rate: float, factor: float = 1.0) -> dict[str, Any]:
+        own = None
+        # Beside other parts a map keeps its own rate unless that is searched.
+        if self.map_rate is not None and (self.has_own_map_rate or not self.beside):
+            own = self.recipes[choice].parts.get(MAP, {}).get(MAP_RATE, self.map_rate)
+            own *= factor * (rate / self.default)
+        return {"choice": choice, "rate": rate, "map_factor": factor, "map_rate": own}
+
+    def recipe_of(self, point: Tried) -> Recipe:
+        """The recipe of what was tried or chosen."""
+        recipe = self.recipes[point["choice"]]
+        parts, training = recipe.parts, {**recipe.training, "learning_rate": point["rate"]}
+        if point["map_rate"] is not None:
+            parts = {**parts, MAP: {**parts.get(MAP, {}), MAP_RATE: point["map_rate"]}}
+        return recipe.model_copy(update={"parts": parts, "training": training})
+
+    def chosen(self, folder: Path | None) -> Recipe:
+        """The recipe that a search has found; without one that of the given rate or the default.
+
+        Args:
+            folder: of the search, if there was one.
+
+        Raises:
+            ValueError: if the loss became NaN at every rate that was tried.
+        """
+        if folder is None:
+            return self.recipe_of(self._point(0, self.given[0] if self.given else self.default))
+        search = json.loads((folder / SEARCH_FILE).read_text(encoding="utf-8"))
+        if search["rate"] is None:
+            tried = ", ".join(f"{trial['rate']:.2g}" for trial in search["trials"])
+            raise ValueError(f"the loss became NaN at every learning rate that was tried: {tried}")
+        return self.recipe_of(search)
+
+
+def next_value(
+    name: str, tried: Sequence[Tried], first: Sequence[float], trials: int
+) -> float | None:
+    """The next learning rate, or another factor, to try; None if that is enough.
+
+    A trial that was stopped, diverged or failed is worse than any other; below only such, lower
+    ones follow.
+
+    Args:
+        name: of the value in the trials.
+        tried: the trials so far in which nothing else differs.
+        first: the values to begin with.
+        trials: how many there are, without up to ``FURTHER`` beyond an end of those before.
+    """
+    if len(tried) < len(first):
+        return first[len(tried)]
+    if trials < 2 or len(tried) >= trials + FURTHER:
+        return None
+    by_value = {one[name]: _loss(one) for one in tried}
+    values, best = sorted(by_value), best_trial(tried)
+    place = 0 if best is None else values.index(best[name])
+    if place == 0:
+        return float(values[0] / FACTOR)
+    if place == len(values) - 1:
+        return float(values[-1] * FACTOR)
+    if len(tried) >= trials:
+        return None
+    # Half a step: into the wider gap beside the best, of equal ones to the better side.
+    middle = values[place]
+    beside = (values[place - 1], values[place + 1])
+    gaps = {one: round(abs(math.log10(one / middle)), 6) for one in beside}
+    return math.sqrt(middle * min(beside, key=lambda one: (-gaps[one], by_value[one])))
+
+
+def _loss(one: Tried) -> float:
+    return math.inf if one["pruned"] or one["loss"] is None else float(one["loss"])
+
+
+def best_trial(tried: Sequence[Tried]) -> Tried | None:
+    """The trial with the lowest loss, of equal ones the first; None if none has ended."""
+    ended = [one for one in tried if _loss(one) < math.inf]
+    return min(ended, key=lambda one: (one["loss"], one["number"]), default=None)
+
+
+def search_rate(space: Space, folder: Path, *, report: Report) -> None:
+    """Do the trials of a search that are not done yet, then write ``search.json``.
+
+    Args:
+        space: what to choose from.
+        folder: of the candidate's search.
+        report: called with a line about each trial.
+
+    Raises:
+        KeyboardInterrupt: if a training was interrupted and saved.
+    """
+    tried = list[dict[str, Any]]()
+    while (point := space.following(tried)) is not None:
+        number = len(tried)
+        run = folder / f"trial-{number}"
+        if not (run / TRIAL_FILE).is_file():
+            before = [folder / f"trial-{earlier}" for earlier in range(number)]
+            found = {"number": number, **point, **_try(space.recipe_of(point), run, before)}
+            for pattern in WEIGHTS:
+                for path in run.glob(pattern):
+                    path.unlink() if path.is_file() else shutil.rmtree(path)
+            write_atomic(run / TRIAL_FILE, json_text(found) + "\n")
+            report(f"trial {number}{_said(space, point)}: {_outcome(found)}")
+            gc.collect()  # the Trainer refers to itself, so its model would stay beside the next
+        tried.append(json.loads((run / TRIAL_FILE).read_text(encoding="utf-8")))
+    best = best_trial(tried) or {}
+    chosen = {name: best.get(name) for name in ("choice", "rate", "map_factor", "map_rate")}
+    search = {"default": space.default, **chosen, "trials": tried}
+    write_atomic(folder / SEARCH_FILE, json_text(search) + "\n")
+
+
+def _said(space: Space, point: Tried) -> str:
+    count, maps = len(space.recipes), space.has_own_map_rate
+    said = f" of setting {point['choice'] + 1} of {count}" if count > 1 else ""
+    said += f", learning rate {point['rate']:.2g}"
+    return f"{said} (map {point['map_rate']:.2g})" if maps else said
+
+
+def _outcome(found: dict[str, Any]) -> str:
+    if found["loss"] is None:
+        return found["failed"] or "the loss became NaN"
+    at = f", stopped at step {found['steps']}" if found["pruned"] else ""
+    return f"loss {found['loss']:.4f}{at}"
+
+
+def _try(recipe: Recipe, run: Path, before: Sequence[Path]) -> dict[str, Any]:
+    """Train one trial, or go on with it; return what came out of it.
+
+    Raises:
+        Exception: if it failed and no trial before it has ended, or for want of memory or disk
+            space, or while another process trains it: that does not depend on what it tries.
+    """
+    began, watch, failed = time.monotonic(), MeasureTrial(run, before), None
+    # If it was killed after it was stopped or diverged, it must not train on from a checkpoint.
+    if not (watch.pruned or watch.diverged or (run / RESULT_FILE).is_file()):
+        mine = recipe.model_copy(update={"output": str(run)})
+        try:
+            with only_reports():
+                trained = train(mine, resume=holds_run(run), quiet=True, callbacks=[watch])
+            if trained.interrupted:
+                raise KeyboardInterrupt
+        except DivergedError:
+            watch.diverged = True
+            watch.save()
+        except (OSError, MemoryError, OutOfMemoryError, HeldError):
+            raise
+        except Exception as error:  # of any class, as in a run
+            if not watch.others:
+                raise
+            failed = last_line(error)
+    steps = max(watch.losses, default=0)
+    return {
+        "loss": None if watch.diverged or failed else watch.losses[steps],
+        "steps": steps, "pruned": watch.pruned, "diverged": watch.diverged, "failed": failed,
+        "seconds": round(time.monotonic() - began, 1),
+    }  # fmt: skip
+
+
+class MeasureTrial(TrainerCallback):  # type: ignore[misc]
+    """Keeps the losses on the rows set aside, and stops a trial that is behind.
+
+    It is behind if from half of the steps on its lowest loss is above the median, at the same step,
+    of the trials before that were not stopped; of two at least.
+
+    Args:
+        run: the folder of the trial, which may have begun before.
+        before: those of the trials before it.
+
+    Attributes:
+        losses: step → loss on the rows set aside, in nats per token.
+        pruned: whether it was stopped in the middle.
+        diverged: whether its loss became NaN.
+        others: the losses of each trial before it that was neither stopped nor diverged.
+    """
+
+    def __init__(self, run: Path, before: Sequence[Path] = ()) -> None:
+        self._file = run / LOSSES_FILE
+        known = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
+        self.losses = {int(step): float(loss) for step, loss in known.get("losses", {}).items()}
+        self.pruned, self.diverged = (bool(known.get(name)) for name in ("pruned", "diverged"))
+        others = [MeasureTrial(other) for other in before]
+        self.others = [one.losses for one in others if not one.pruned and not one.diverged]
+
+    def save(self) -> None:
+        """Write what is known of the trial."""
+        known = {"losses": self.losses, "pruned": self.pruned, "diverged": self.diverged}
+        write_atomic(self._file, json_text(known) + "\n")
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep a loss.
+
+        Raises:
+            DivergedError: if it is NaN or infinite.
+        """
+        loss, step = kwargs["metrics"]["eval_loss"], state.global_step
+        if not math.isfinite(loss):
+            raise DivergedError(f"the loss on the rows set aside became {loss} at step {step}")
+        self.losses[step] = loss
+        there = [losses[step] for losses in self.others if step in losses]
+        if state.max_steps // 2 <= step < state.max_steps and len(self.others) > 1 and there:
+            self.pruned = min(self.losses.values()) > median(there)
+            control.should_training_stop = self.pruned or control.should_training_stop
+        self.save()

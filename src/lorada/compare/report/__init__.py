@@ -1,0 +1,1 @@
+"""What a comparison's report says, and how."""

@@ -1,0 +1,284 @@
+"""Draws the pictures of a comparison's page, as SVG that has the colours of the page.
+
+A method has the same colour and marker in all pictures, so that none needs colours to be read.
+Matplotlib comes with the extra ``compare``.
+"""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from lorada.compare.report.summary import Baseline, CandidateLine, Summary
+from lorada.compare.report.units import title_of, unit_of
+from lorada.support.errors import needs_extra
+from lorada.support.metric_names import as_score
+
+with needs_extra("compare"):
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+# Okabe and Ito's colours without yellow, which cannot be seen on white, and grey. The numbers of
+# colours and markers have no common factor, so 56 methods differ.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
+MARKERS = ("o", "s", "^", "D", "v", "P", ">", "<")
+# What the score is drawn over: field of a line → title of the axis.
+COSTS = {
+    "trainable": "trained parameters",
+    "peak_memory_gib": "peak memory (GiB)",
+    "seconds_per_step": "seconds per step",
+}
+LOG_FROM = 8  # an axis is logarithmic if its largest value is so many times its smallest
+WIDTH = 10.0  # inches
+POINTS = 200  # of a loss curve: a long training logs thousands, which would make the page large
+LETTERS = 125  # in a line of the legend, with the room of markers
+LONGEST = 60  # letters of a name; the rest is cut off
+PER_ROW = ("label", "score", "choice")  # forms of rows whose loss is a mean over rows
+INK = "#0a0b0c"  # stands for the colour of the page's text, which light, dark and print set
+SETTINGS = {
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color",
+         "grid.color"), INK,
+    ),
+    "svg.fonttype": "none", "font.size": 9, "font.sans-serif": ["system-ui", "DejaVu Sans"],
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.15,
+}  # fmt: skip
+
+
+def pictures(summary: Summary) -> dict[str, str]:
+    """Each picture that the summary has numbers for: name → SVG. The same numbers give the same."""
+    kinds: dict[str, Callable[[Summary], Figure | None]] = {
+        "costs": score_over_costs, "expected": loss_over_costs, "intervals": intervals,
+        "rates": loss_over_rates, "losses": training_losses,
+    }  # fmt: skip
+    found = {}
+    for name, draw in kinds.items():
+        # The names of parts inside a picture begin from its salt: one page has several pictures.
+        with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}), warnings.catch_warnings():
+            # The browser has the letters that the font for measuring lacks.
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            if figure := draw(summary):
+                out = io.StringIO()
+                figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+                svg = out.getvalue().replace(INK, "currentColor")
+                found[name] = re.sub(r' id="[\w.]+_\d+"', "", svg[svg.index("<svg") :])
+    return found
+
+
+def score_over_costs(summary: Summary) -> Figure | None:
+    """The score over each cost that was measured; None if nothing is scored.
+
+    A marker is filled if no candidate that costs as little is better; a grey line joins these.
+    """
+    every = scored(summary)
+    values = [line.score or 0.0 for line in every]
+    ranked = [as_score(score, summary.metric) for score in values]
+    title = f"{title_of(summary.metric)} ({unit_of(summary.metric)})"
+    return _over_costs(summary, every, values, ranked, title, reach=_reach)
+
+
+def loss_over_costs(summary: Summary) -> Figure | None:
+    """The expected loss over each cost that was measured, with the margin; None without one."""
+    every = [line for line in scored(summary) if line.expected_loss is not None]
+    values = [line.expected_loss or 0.0 for line in every]
+    unit = unit_of(summary.metric)
+    title = f"expected loss ({'points' if unit == 'percent' else unit})"
+    figure = _over_costs(summary, every, values, [-value for value in values], title)
+    margin = summary.margin
+    if figure is None or margin is None:
+        return figure
+    for axis in figure.axes:
+        axis.axhline(margin, color=INK, alpha=0.5, linestyle="--", linewidth=1)
+        axis.annotate(
+            "margin", (1, margin), xycoords=("axes fraction", "data"), ha="right",
+            va="bottom", fontsize="small", color=INK,
+        )  # fmt: skip
+    return figure
+
+
+def _over_costs(
+    summary: Summary,
+    every: Sequence[CandidateLine],
+    values: Sequence[float],
+    ranked: Sequence[float],
+    title: str,
+    reach: Callable[[CandidateLine], Any] = lambda line: None,
+) -> Figure | None:
+    """A value of each candidate over each cost; ``ranked`` are the same, higher is better.
+
+    ``reach`` is how far the interval of a candidate's value reaches to both sides, if it has one.
+    """
+    fields = [name for name in COSTS if any(getattr(line, name) is not None for line in every)]
+    if not fields:
+        return None
+    figure = _figure(3.6, every)
+    axes = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
+    axes[0].set_ylabel(title)
+    for axis, field in zip(axes, fields, strict=True):
+        places = [i for i, line in enumerate(every) if getattr(line, field) is not None]
+        costs = {i: float(getattr(every[i], field)) for i in places}
+        front = pareto_front(list(costs.values()), [ranked[i] for i in places])
+        ahead = sorted((places[i] for i in front), key=costs.__getitem__)
+        steps = [costs[i] for i in ahead], [values[i] for i in ahead]
+        axis.step(*steps, where="post", color=INK, alpha=0.5, linewidth=1)
+        for i in places:
+            style = _style(summary, every[i].method, filled=i in ahead)
+            axis.errorbar(costs[i], values[i], yerr=reach(every[i]), **style)
+        for method in dict.fromkeys(every[i].method for i in places):  # one line for all its sizes
+            mine = [i for i in places if every[i].method == method]
+            sizes = [costs[i] for i in mine], [values[i] for i in mine]
+            axis.plot(*sizes, color=_style(summary, method)["color"], linewidth=1)
+        if min(costs.values()) > 0 and max(costs.values()) > LOG_FROM * min(costs.values()):
+            axis.set_xscale("log")
+        else:
+            axis.locator_params(axis="x", nbins=4)
+        axis.set_xlabel(COSTS[field])
+    _legend(figure, summary, every)
+    return figure
+
+
+def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> set[int]:
+    """Positions of the points that score higher than all points that cost no more.
+
+    Args:
+        costs: of each point; lower is better.
+        scores: of each point; higher is better.
+    """
+    front, best = set(), -math.inf
+    for index in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):
+        if scores[index] > best:
+            front.add(index)
+            best = scores[index]
+    return front
+
+
+def intervals(summary: Summary) -> Figure | None:
+    """Each score with its interval, the best first; None if nothing is scored."""
+    if not scored(summary):
+        return None
+    every: list[CandidateLine | Baseline] = [*scored(summary)]
+    every += [one for one in summary.baselines if one.score is not None]
+    every.sort(key=lambda one: -as_score(one.score or 0.0, summary.metric))
+    figure = _figure(0.7 + 0.28 * len(every))
+    axis: Any = figure.subplots()
+    names = []
+    for place, one in enumerate(every):
+        trained = isinstance(one, CandidateLine)
+        names.append(_name(one.label if isinstance(one, CandidateLine) else one.name))
+        style = {"color": COLOURS[0], "marker": "o"} if trained else {"color": INK, "marker": "D"}
+        axis.errorbar(one.score, place, xerr=_reach(one), **style)
+        where = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        end = one.score if one.high is None else one.high
+        axis.annotate(getattr(one, "letter", ""), (end, place), **where)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set_xlabel(f"{title_of(summary.metric)} ({unit_of(summary.metric)}) and its 95 % interval")
+    return figure
+
+
+def loss_over_rates(summary: Summary) -> Figure | None:
+    """The loss over the learning rates that were tried, by ``TriedRate.search``; None without any.
+
+    The chosen rate of each search is filled, and has a ring if it is the lowest or the highest of
+    those tried. A trial that was stopped has a cross at its loss in the middle; one whose loss
+    became NaN is left out.
+    """
+    tried = {line: summary.tried.get(line.label, []) for line in summary.lines}
+    lines = [line for line, trials in tried.items() if any(one.loss is not None for one in trials)]
+    if not lines:
+        return None
+    figure = _figure(3.2, lines)
+    axis: Any = figure.subplots()
+    for line in lines:
+        style = _style(summary, line.method, filled=False)
+        trials = [one for one in tried[line] if one.loss is not None]
+        for search in sorted({one.search for one in trials}):
+            ended = [one for one in trials if one.search == search and not one.stopped]
+            axis.plot([one.rate for one in ended], [one.loss for one in ended], **style)
+        marks = [(one.rate, one.loss, mark) for one in trials for mark in (
+            {"marker": "x"} if one.stopped else {},
+            {"markerfacecolor": style["color"]} if one.chosen else {},
+            {"marker": "o", "markersize": 13} if one.at_edge else {},
+        ) if mark]  # fmt: skip
+        for rate, loss, mark in marks:
+            axis.plot(rate, loss, **{**style, **mark})
+    axis.set_xscale("log")
+    axis.set(xlabel="learning rate (logarithmic)", ylabel="loss on the rows set aside")
+    _legend(figure, summary, lines)
+    return figure
+
+
+def training_losses(summary: Summary) -> Figure | None:
+    """The mean training loss over steps, a line for each candidate; None if none was logged."""
+    lines = [line for line in summary.lines if summary.histories.get(line.label)]
+    if not lines:
+        return None
+    figure = _figure(3.4, lines)
+    axis: Any = figure.subplots()
+    for line in lines:
+        curve = summary.histories[line.label]
+        shown = min(len(curve), POINTS)  # evenly spread, the first and the last among them
+        spread = [round(i * (len(curve) - 1) / max(1, shown - 1)) for i in range(shown)]
+        steps, losses = zip(*(curve[i] for i in spread), strict=True)
+        style = _style(summary, line.method, filled=False)
+        axis.plot(steps, losses, **style, markevery=max(1, len(steps) // 8))
+    unit = "per row" if summary.form in PER_ROW else "nats per token"
+    axis.set(xlabel="optimizer steps", ylabel=f"training loss ({unit})")
+    _legend(figure, summary, lines)
+    return figure
+
+
+def scored(summary: Summary) -> list[CandidateLine]:
+    """The candidates that have a score, the highest first."""
+    return [line for line in summary.lines if line.score is not None]
+
+
+def _figure(height: float, lines: Sequence[CandidateLine] = ()) -> Figure:
+    """A figure with room for the legend of these lines' methods."""
+    methods = {line.method for line in lines}
+    rows = math.ceil(len(methods) / _columns(methods)) if methods else 0
+    return Figure(figsize=(WIDTH, height + 0.22 * rows), layout="constrained")
+
+
+def _columns(methods: Collection[str]) -> int:
+    """How many of the methods stand in a line of a legend."""
+    longest = max(len(_name(method)) for method in methods)
+    return max(1, LETTERS // (longest + 8))
+
+
+def _name(text: str) -> str:
+    """A name as a picture has room for it, without half characters, which cannot be drawn."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return literal(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")
+
+
+def _style(summary: Summary, method: str, *, filled: bool = True) -> dict[str, Any]:
+    """Colour and marker of a method, by its place among all methods."""
+    place = list(dict.fromkeys(line.method for line in summary.lines)).index(method)
+    colour = COLOURS[place % len(COLOURS)]
+    inside = colour if filled else "none"
+    marker = MARKERS[place % len(MARKERS)]
+    return {"color": colour, "marker": marker, "markerfacecolor": inside, "linewidth": 1.5}
+
+
+def _reach(one: Any) -> list[list[float]] | None:
+    """How far the interval of a score reaches below and above it; None without one."""
+    if one.low is None or one.high is None:
+        return None
+    return [[max(0.0, one.score - one.low)], [max(0.0, one.high - one.score)]]
+
+
+def _legend(figure: Figure, summary: Summary, lines: Sequence[CandidateLine]) -> None:
+    methods = list(dict.fromkeys(line.method for line in lines))
+    handles = [Line2D([], [], **_style(summary, method)) for method in methods]
+    names = [_name(method) for method in methods]
+    where = {"loc": "outside lower center", "ncols": _columns(methods), "frameon": False}
+    figure.legend(handles, names, **where)
+
+
+def literal(text: str) -> str:
+    """Escape dollars, which would begin a formula."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,99 @@
+"""The rows of a comparison: those to learn from, those set aside, and the held-out rows."""
+
+import logging
+from dataclasses import dataclass
+
+from lorada.compare.spec import NO_PARTS, Comparison
+from lorada.data.rows import content_of
+from lorada.data.task import Kind
+from lorada.data.task_rows import (
+    JSONL,
+    OwnClasses,
+    Rows,
+    head_size,
+    refuse_empty_prompts,
+    scored_rows,
+    training_rows,
+)
+from lorada.runs.recipe import Recipe
+
+# How many training rows are set aside to measure learning rates: a tenth, within these limits.
+# With fewer rows, the rate that looks best is more often another one (docs/compare.md).
+LEAST, MOST = 8, 300
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows of a comparison.
+
+    Attributes:
+        train: the rows to learn from; the search for learning rates sets ``dev_rows`` of them
+            aside.
+        held_out: the rows to score, by the name of their metrics.
+        dev_rows: how many rows the search sets aside; 0 without a search.
+        overlap: how many held-out rows are training rows too.
+    """
+
+    train: Rows
+    held_out: dict[str, Rows]
+    dev_rows: int
+    overlap: int
+
+
+def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None) -> Data:
+    """Read the rows of a comparison and check that they can be compared on.
+
+    Args:
+        comparison: what to compare.
+        kind: of the model. It matters for benchmarks only.
+        own_classes: the classes of the model's own head, if it has one.
+
+    Raises:
+        ValueError: for broken rows, too few of them, or held-out rows that are training rows too.
+        FileNotFoundError: for rows that are not there.
+    """
+    recipe = shared_recipe(comparison)
+    train, held_out = training_rows(recipe, kind, own_classes)
+    head_size(train)
+    if held_out is not None:
+        scored = {str(comparison.held_out): held_out}
+    else:
+        scored = scored_rows(recipe, train.form, train.labels, kind)
+    overlap, known = 0, {content_of(row) for row in train.rows}
+    for name, rows in scored.items():
+        found = [content_of(row) for row in rows.rows]
+        common = sum(content in known for content in found)
+        if common and not comparison.allow_overlap:
+            raise ValueError(
+                f"{common} of {len(rows.rows)} held-out rows ({name}) are training rows too, so "
+                "scores would reward memory: remove them from one file, or pass --allow-overlap"
+            )
+        overlap += common
+        copies = len(found) - len(set(found))
+        if copies:
+            logger.warning(
+                "%d of %d held-out rows (%s) are copies of others, and each counts as a row of its "
+                "own: differences look more certain than they are", copies, len(rows.rows), name,
+            )  # fmt: skip
+        if kind == "decoder" and rows.form == "prompt":
+            refuse_empty_prompts(rows, [row["prompt"] for row in rows.rows])
+    searched = any(map(comparison.is_searched, comparison.methods))
+    dev_rows = min(MOST, max(LEAST, len(train.rows) // 10)) if searched else 0
+    if dev_rows >= len(train.rows):
+        raise ValueError(
+            f"{train.path} has {len(train.rows)} rows, and none is left to learn from after "
+            f"{dev_rows} are set aside for the learning rate: give more rows, or --trials 0"
+        )
+    return Data(train, scored, dev_rows, overlap)
+
+
+def shared_recipe(comparison: Comparison) -> Recipe:
+    """The settings that all runs share, as a recipe of a method without parts."""
+    return comparison.run_recipe(NO_PARTS, "-")
+
+
+def has_own_rows(comparison: Comparison) -> bool:
+    """Whether the rows are files of the user, not those of a benchmark."""
+    return bool(comparison.recipe.get("task", JSONL) == JSONL)

@@ -1,0 +1,206 @@
+"""Runs a comparison in its folder, from the check of the rows to the report."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorada.compare.jobs.job import Job, JobEngine, Outcome, Report
+from lorada.compare.jobs.queue import run_queue, shard
+from lorada.compare.measure import TIMES, time_jobs
+from lorada.compare.plan import PLAN_FILE, ComparisonPlan, about, make_plan, saved_plan
+from lorada.compare.report.summary import Summary
+from lorada.compare.report.write import write_report
+from lorada.compare.rows import Data, read_data, shared_recipe
+from lorada.compare.spec import SPEC_FILE, Comparison
+from lorada.compare.trainings import (
+    BASE_FILE,
+    RUNS,
+    TRIALS,
+    base_job,
+    comparison_jobs,
+    score_commonest,
+)
+from lorada.data.dataset import refuse_target_length
+from lorada.support.files import json_text, one_at_a_time, scratch_folder, write_atomic
+from lorada.training.models.loading import own_classes
+from lorada.training.prepare import Prepared, prepare
+
+BASELINES_FILE, FAILURES_FILE = "baselines.json", "failures.json"
+REPORTS = tuple(f"report.{kind}" for kind in ("html", "md", "csv", "tex", "json"))
+OWN = (SPEC_FILE, PLAN_FILE, TRIALS, RUNS, TIMES, BASELINES_FILE, FAILURES_FILE, *REPORTS)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The outcome of a command on a comparison.
+
+    Attributes:
+        summary: what the report shows; None if runs are left to other commands.
+        reports: its files, the page first.
+        failures: folder of a job → the last line of its error.
+        left: how many jobs are left to other commands, such as other shards.
+    """
+
+    summary: Summary | None
+    reports: list[Path]
+    failures: dict[str, str]
+    left: int
+
+
+def compare(
+    comparison: Comparison,
+    folder: Path,
+    engine: Callable[[], JobEngine],
+    *,
+    overwrite: bool = False,
+    part: tuple[int, int] | None = None,
+    report: Report = print,
+) -> Compared:
+    """Run what is not done yet of a comparison, then write its report.
+
+    Args:
+        comparison: what to compare. If the folder holds it already, it goes on there.
+        folder: of the comparison.
+        engine: makes the engine that runs the jobs.
+        overwrite: delete the comparison in the folder first, once everything has been checked.
+        part: run only the i-th of n parts of the jobs, as (i, n); None for all.
+        report: called with lines of progress.
+
+    Raises:
+        ValueError: for rows or methods that cannot be compared, or a plan that no longer fits.
+        KeyboardInterrupt: if it was interrupted; running trainings have saved then.
+    """
+    folder = folder.absolute()
+    base, data = read(comparison)
+    plan = _begin(comparison, folder, base, data, overwrite=overwrite, report=report)
+    if plan.metric is not None and plan.metric["reason"]:
+        report(f"scored by {plan.metric['name']}, because {plan.metric['reason']}")
+    old = _failures(folder)
+    jobs = comparison_jobs(comparison, plan, folder)
+    mine = jobs if part is None else shard(jobs, *part)
+    outcomes = run_queue(mine, engine(), report=report)
+    failed = _keep_failures(jobs, outcomes, folder, old)
+    undone = [job for job in jobs if not job.done()]
+    left = [job for job in undone if str(job.folder.relative_to(folder)) not in failed]
+    if left:
+        return Compared(None, [], failed, len(left))
+    job = base_job(comparison, plan, folder)
+    metric = None if plan.metric is None else plan.metric["name"]
+    baselines = {
+        "as_it_is": _as_it_is(job, engine, report),
+        "commonest": score_commonest(data, metric),
+    }
+    write_atomic(folder / BASELINES_FILE, json_text(baselines) + "\n")
+    run_queue(time_jobs(comparison, plan, folder), engine(), report=report)
+    written = write_report(folder, against=comparison.against, with_text=comparison.with_text)
+    return Compared(*written, failed, 0)
+
+
+def _as_it_is(job: Job | None, engine: Callable[[], JobEngine], report: Report) -> dict[str, Any]:
+    """The scores of the model without any training, or the reason why there are none."""
+    if job is None:
+        return {"reason": "no finished run has an adapter that could be switched off"}
+    if not job.done():
+        outcome = run_queue([job], engine(), report=report)[job.name]
+        if not job.done():
+            return {"reason": outcome.error}
+    found: dict[str, Any] = json.loads((job.folder / BASE_FILE).read_text(encoding="utf-8"))
+    return found
+
+
+def _begin(
+    comparison: Comparison, folder: Path, base: Prepared, data: Data, *, overwrite: bool,
+    report: Report,
+) -> ComparisonPlan:  # fmt: skip
+    """The plan of a comparison, made now or before; the folder is written only if all is well."""
+    plan = None if overwrite else saved_plan(folder)
+    if plan is None:
+        made = make_plan(comparison, base, data, report)
+        with one_at_a_time(folder):  # shards may begin at once
+            plan = None if overwrite else saved_plan(folder)
+            if plan is None:
+                if overwrite:
+                    clear(folder)
+                comparison.save(folder)
+                made.save(folder)
+                return made
+    if (plan.train, plan.held_out) != about(data):
+        raise ValueError(
+            f"the rows are not those that {folder} began with: put them back, or start again "
+            "with --overwrite"
+        )
+    return plan
+
+
+def planned(
+    comparison: Comparison, folder: Path, *, resume: bool, report: Report
+) -> ComparisonPlan:
+    """The plan of a comparison; nothing is written.
+
+    Raises:
+        ValueError: as ``compare``.
+    """
+    base, data = read(comparison)
+    plan = saved_plan(folder) if resume else None
+    return plan or make_plan(comparison, base, data, report)
+
+
+def read(comparison: Comparison) -> tuple[Prepared, Data]:
+    """The model's config and tokenizer, and the rows.
+
+    Raises:
+        ValueError: as ``prepare`` and ``read_data`` do.
+    """
+    base = prepare(shared_recipe(comparison))
+    data = read_data(comparison, base.kind, own_classes(base.config))
+    refuse_target_length(base.recipe, data.train, base.kind)
+    return base, data
+
+
+def clear(folder: Path) -> None:
+    """Remove what a comparison wrote into its folder, and nothing else."""
+    with scratch_folder(folder) as scratch:
+        for name in reversed(OWN):
+            if (path := folder / name).exists():
+                path.replace(scratch / name)
+
+
+def _failures(folder: Path) -> dict[str, str]:
+    """What ``failures.json`` has: folder of a job → the last line of its error."""
+    path = folder / FAILURES_FILE
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def _keep_failures(
+    jobs: list[Job], outcomes: dict[str, Outcome], folder: Path, old: dict[str, str]
+) -> dict[str, str]:
+    """Write ``failures.json``: those of this command, and of other parts that are still not done.
+
+    Those of other parts that are ``old``, from before this command, are not among the returned:
+    these parts may be trying again.
+    """
+    before = _failures(folder)
+    errors: dict[str, str] = {}  # by the name of the job
+    found: dict[str, str] = {}
+    counted: dict[str, str] = {}
+    for job in jobs:
+        key = str(job.folder.relative_to(folder))
+        if job.done():
+            continue
+        outcome = outcomes.get(job.name)
+        error = outcome.error if outcome is not None and outcome.status == "failed" else ""
+        # A job that waits for one that failed has the same error.
+        error = error or next((errors[name] for name in job.after if name in errors), "")
+        if error:
+            errors[job.name] = error
+            found[key] = counted[key] = error
+        elif outcome is None and key in before:  # of another part
+            found[key] = before[key]
+            if key not in old:
+                counted[key] = before[key]
+    if found or before:
+        write_atomic(folder / FAILURES_FILE, json_text(found) + "\n")
+    return counted

@@ -1,0 +1,144 @@
+"""``size_for``: the largest size of a method that trains no more parameters than a budget."""
+
+import logging
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from lorada.compare.part_sizes import growing_parts
+from lorada.methods import build
+from lorada.methods.method import Settings
+from lorada.runs.recipe import Recipe
+from lorada.training.models.count import counts_of
+
+# How many smaller sizes are tried beside one that cannot be built: ranks of GraLoRA must be even.
+NEAR = 8
+
+
+def limit_of(budget: str, total: int) -> int:
+    """The most parameters that may train, without a task head, on a base of ``total`` parameters.
+
+    Args:
+        budget: a share or a number, such as ``0.2%``, ``100000`` or ``100_000``.
+        total: parameters of the base.
+
+    Raises:
+        ValueError: for anything else, and for a budget of nothing or of more than 100 %.
+    """
+    plain = budget.strip()
+    try:
+        if plain.endswith("%"):
+            percent = Decimal(plain[:-1].strip())
+            if percent.is_finite() and 0 < percent <= 100:
+                return int(total * percent / 100)
+        elif (number := int(plain)) > 0:
+            return number
+    except (ValueError, InvalidOperation):
+        pass
+    raise ValueError(
+        f"budget {budget!r} is neither a share above 0% and up to 100%, such as 0.2%, nor a "
+        "number of parameters above 0, such as 100000"
+    )
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A method at the size that was chosen for it.
+
+    Attributes:
+        parts: settings of parts that give this size, with those that the recipe had.
+        counts: as ``parameters_of`` counts.
+        above: whether it trains more than the budget, because there is no smaller size.
+    """
+
+    parts: dict[str, Settings]
+    counts: dict[str, Any]
+    above: bool
+
+
+def size_for(recipe: Recipe, budget: str) -> Sized:
+    """The largest size of a recipe's method that trains no more parameters than a budget.
+
+    A budget is as ``limit_of`` reads it. All parts of a stack grow together, in the ratio of their
+    default sizes, each from its smallest size on. A size that the recipe sets stays as it is. A
+    size that cannot be built, or trains no more than a smaller one, is left out. If even the
+    smallest size is above the budget, it is taken. A method without a size stays as it is.
+
+    Raises:
+        ValueError: if the method cannot be built at any size.
+    """
+    parts = growing_parts(recipe)
+    if not parts:
+        counts = counts_of(recipe)
+        above = counts["trainable"] > limit_of(budget, counts["total"])
+        return Sized(dict(recipe.parts), counts, above)
+    leader = max(parts, key=lambda part: part.steps)
+
+    def overrides(index: int) -> dict[str, Settings]:
+        """The settings of all parts where the leader has the size with this index."""
+        size, found = leader.sizes[index], dict(recipe.parts)
+        for part in parts:
+            own = size if part is leader else part.scaled(leader.scale(size))
+            own = part.sizes[0] if index == 0 else own
+            found[part.name] = part.at(own, recipe.parts.get(part.name, {}))
+        return found
+
+    def counts_at(index: int) -> dict[str, Any]:
+        return counts_of(recipe.model_copy(update={"parts": overrides(index)}))
+
+    def trained(index: int) -> int:
+        """How many parameters train at an index; 0 if this size cannot be built."""
+        try:
+            return int(counts_at(index)["trainable"])
+        except ValueError:
+            return 0
+
+    with _without_warnings():
+        usual = leader.sizes.index(leader.scaled(1.0))
+        first = next(filter(trained, (*range(len(leader.sizes))[:NEAR], usual)), usual)
+        smallest = counts_at(first)  # raises what is wrong if no size can be built
+        limit = limit_of(budget, smallest["total"])
+        if smallest["trainable"] > limit:
+            return Sized(overrides(first), smallest, above=True)
+        best = _largest(trained, first, len(leader.sizes), limit)
+        return Sized(overrides(best), counts_at(best), above=False)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence what is said of a method each time that it is built; ``settings_from`` has it too."""
+    before = build.logger.level
+    build.logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        build.logger.setLevel(before)
+
+
+def _largest(trained: Callable[[int], int], first: int, end: int, limit: int) -> int:
+    """The first index with the most trained parameters that are not above a limit.
+
+    A size that cannot be built counts as the next smaller one that can be; where there is none near
+    it, it and all larger ones cannot be built.
+
+    Args:
+        trained: how many parameters train at an index, more at a later one; 0 if it cannot be
+            built.
+        first: an index that is within the limit.
+        end: all indices lie before it.
+        limit: the most parameters.
+    """
+
+    def count(index: int) -> int:
+        near = range(index, max(first, index - NEAR) - 1, -1)
+        return next(filter(None, map(trained, near)), limit + 1)
+
+    high = first + 1
+    while high < end and count(high) <= limit:
+        high = first + 2 * (high - first)
+    indices = range(first, min(high, end))
+    best = indices[bisect_right(indices, limit, key=count) - 1]
+    return first + bisect_left(indices, count(best), key=count)  # LoKr's ranks have an end

@@ -1,0 +1,337 @@
+"""``Comparison``: what a comparison is asked for. Saved as ``comparison.yaml`` in its folder."""
+
+import re
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lorada.data.chosen_metric import refuse_unnamed
+from lorada.data.held_out import share_of
+from lorada.data.task_rows import JSONL
+from lorada.methods.lookup import method_named
+from lorada.methods.method import Settings
+from lorada.methods.overrides import checked, owner_of
+from lorada.methods.sizes import RATE_RANGE
+from lorada.runs.folder import differences, refuse_both
+from lorada.runs.plain_yaml import read_yaml, write_yaml
+from lorada.runs.recipe import Recipe, refuse_seed
+from lorada.support.errors import unknown_name
+from lorada.support.files import write_atomic
+from lorada.support.row_sources import absolute_files
+from lorada.training.load_recipe import load_recipe
+
+SPEC_FILE = "comparison.yaml"
+# Settings that all runs share are read as a recipe of this method, because it has no parts.
+NO_PARTS = "full"
+ONCE, EACH_SEED = SEARCHES = "once", "each-seed"  # how often a learning rate is chosen
+FIXED: dict[str, Any] = {"method": NO_PARTS, "output": "-"}
+# Settings that a comparison chooses by itself → what to give instead of them.
+CHOSEN = {
+    "method": "pass --methods",
+    "output": "pass --output",
+    "eval_data": "pass --held-out FILE or 20%",
+    **dict.fromkeys(("dev_rows", "dev_seed"), "the comparison sets rows aside by itself"),
+    "early_stopping": "every run takes as many steps, and the held-out rows are for the scores",
+    "from_adapter": "every run starts without an adapter",
+}
+CHOSEN_TRAINING = {
+    "seed": "pass --seeds",
+    "learning_rate": "it is searched, and with --trials 0 it is the default of each method",
+    **dict.fromkeys(
+        ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit",
+         "load_best_model_at_end", "metric_for_best_model", "predict_with_generate"),
+        "leave it out",
+    ),
+}  # fmt: skip
+
+BEFORE = ":"  # stands before each setting
+SETTING = "NAME:part.setting=value"
+NUMBER = r"[-+]?[\d.]+(e[-+]?\d+)?"
+SEVERAL = re.compile(rf"{NUMBER}(\|{NUMBER})+")  # to choose from
+
+
+def choices_of(text: str) -> list[str]:
+    """Each setting of ``lora:r=4|8`` to choose from: ``lora:r=4`` and ``lora:r=8``."""
+    name, *settings = text.split(BEFORE)
+    each = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        values = value.split("|") if SEVERAL.fullmatch(value) else [value]
+        each.append([key + equals + one for one in values])
+    return list(dict.fromkeys(BEFORE.join((name, *one)) for one in product(*each)))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with settings of its parts.
+
+    Attributes:
+        method: name of ``method_named``.
+        parts: part → settings; empty for a method as it is.
+    """
+
+    method: str
+    parts: dict[str, Settings]
+
+    @classmethod
+    def parse(cls, text: str) -> "Variant":
+        """Read ``lora``, ``lora+lmam:lora.r=1`` or ``lmam:rank=2:ablation=softmax``.
+
+        Raises:
+            ValueError: for an unknown method, a setting that no part of it has or that is given
+                twice, or a value of another type.
+        """
+        name, *settings = text.split(BEFORE)
+        method = method_named(name)
+        parts: dict[str, Settings] = {}
+        for setting in settings:
+            key, found, value = setting.partition("=")
+            if not (found and key and value):
+                raise ValueError(f"{text}: {setting!r} is not a setting: write {SETTING}")
+            part, dot, inner = key.partition(".")
+            if dot and part not in method.part_names:
+                known = ", ".join(method.part_names) or "none"
+                raise ValueError(f"{text}: {name} has no part {part}, only {known}")
+            loaded = read_yaml(value, f"{text}: {setting}")
+            try:
+                if not dot:
+                    part, inner = owner_of(key, method.part_names, also=method.part_names), key
+                own = parts.setdefault(part, {})
+                if inner in own:
+                    raise ValueError(f"{part}.{inner} is given twice: leave one of them out")
+                own[inner] = checked(part, inner, loaded)
+            except ValueError as error:
+                raise ValueError(f"{text}: {error}") from error
+        return cls(name, parts)
+
+
+class Comparison(BaseModel):
+    """What to compare.
+
+    Attributes:
+        recipe: settings of a recipe that all runs share, such as the model and the rows.
+        held_out: the files of the rows to score, or a share of the rows to learn from, such as
+            20%; None for benchmarks, which have their own.
+        methods: names of ``method_named``, each with settings if need be (``Variant.parse``), of
+            which a search may choose: ``choices_of``.
+        budgets: how much each method may train, as ``limit_of`` reads it; if there are none,
+            each method has its default size.
+        seeds: of the final runs; a search for learning rates takes the first, or each.
+        trials: how many learning rates are tried for each method and size; 0 or 1 for its default
+            rate, unless it has several settings to choose from.
+        rates: the learning rates to try, the same for all; empty for those of ``rates_to_try``.
+        search: ``once`` chooses a rate for each method and size with the first seed; ``each-seed``
+            chooses one with every seed, so that scores also differ by the luck of that choice.
+        against: the method that others are tested against, besides the best; None for none.
+        margin: how much a cheaper method may cost, in the unit of the metric; None for 1 point, or
+            2 % of the lowest loss.
+        with_text: whether predictions and report have the text of the held-out rows.
+        allow_overlap: whether held-out rows may be training rows too.
+        trust_remote_code: whether code of the model's repository may run. It is not saved, because
+            each command has to allow it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: dict[str, Any]
+    held_out: str | None = None
+    methods: list[str] = []
+    budgets: list[str] = []
+    seeds: list[int] = [1, 2, 3]
+    trials: int = 4
+    rates: list[float] = []
+    search: str = ONCE
+    against: str | None = None
+    margin: float | None = Field(None, ge=0, allow_inf_nan=False)
+    with_text: bool = False
+    allow_overlap: bool = False
+    trust_remote_code: bool = Field(False, exclude=True)
+
+    def check(self) -> None:
+        """Check names and numbers, without loading torch.
+
+        Raises:
+            ValueError: for what no comparison can be made of.
+        """
+        if not self.methods:
+            raise ValueError("nothing to compare: pass --methods NAME,NAME (see `lorada methods`)")
+        for option in ("methods", "budgets", "seeds", "rates"):
+            values = getattr(self, option)
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ValueError(f"--{_option(option)} names {twice} twice: leave one out")
+        for name in self.methods:
+            for one in choices_of(name):
+                Variant.parse(one)
+            if self.is_searched(name) and not self.trials:
+                raise ValueError(f"--trials 0 tries no setting of {name}: pass --trials 1 or more")
+        if not self.seeds:
+            raise ValueError("no seed to train with: pass --seeds NUMBER,NUMBER")
+        for seed in self.seeds:
+            refuse_seed("--seeds ", seed)
+        if self.trials < 0:
+            raise ValueError(f"--trials {self.trials} must be 0 or more")
+        if self.search not in SEARCHES:
+            raise unknown_name("--search", self.search, SEARCHES)
+        if self.search == EACH_SEED and not any(map(self.is_searched, self.methods)):
+            raise ValueError("--search each-seed needs two or more --trials or --rates")
+        low, high = RATE_RANGE
+        for rate in self.rates:
+            if not low <= rate <= high:
+                raise ValueError(f"--rates {rate:g} must be from {low:g} to {high:g}")
+        if self.against is not None and self.against not in self.methods:
+            raise ValueError(
+                f"--against {self.against} is not compared: add it to --methods, or choose one of "
+                f"{', '.join(self.methods)}"
+            )
+        if self.recipe.get("task", JSONL) != JSONL and self.held_out is not None:
+            raise ValueError(
+                f"task={self.recipe['task']} has held-out rows of its own: leave out --held-out "
+                f"{self.held_out}, or the task"
+            )
+        if self.recipe.get("task", JSONL) == JSONL and self.held_out is None:
+            raise ValueError("a comparison scores on held-out rows: pass --held-out FILE or 20%")
+        share_of(self.held_out)  # refuses a share that leaves no rows
+
+    def is_searched(self, method: str) -> bool:
+        """Whether one of ``methods`` has anything to choose from."""
+        return self.trials > 1 or len(choices_of(method)) > 1
+
+    def run_recipe(self, method: str, output: Path | str, **changes: Any) -> Recipe:
+        """The recipe of one run; ``changes`` are fields, and ``training`` is added to the shared.
+
+        Its ``eval_data`` are the held-out rows, which are scored after the training. ``method`` may
+        have settings, as in ``methods``; ``parts`` among the changes replaces them.
+        """
+        variant = Variant.parse(choices_of(method)[0])
+        training = {**self.recipe.get("training", {}), **changes.pop("training", {})}
+        return Recipe(**{
+            **self.recipe, "method": variant.method, "parts": variant.parts, "output": str(output),
+            "eval_data": self.held_out, "trust_remote_code": self.trust_remote_code, **changes,
+            "training": training,
+        })  # fmt: skip
+
+    def save(self, folder: Path) -> None:
+        """Write ``comparison.yaml``."""
+        write_atomic(folder / SPEC_FILE, write_yaml(self.model_dump()))
+
+
+def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
+    """A comparison of shared settings and options; ``None`` among the options is not given.
+
+    Raises:
+        ValueError: for a setting that the comparison itself chooses, or as ``check``.
+    """
+    shared = recipe.with_absolute_paths().model_dump(exclude_unset=True)
+    trust = shared.pop("trust_remote_code", False)
+    shared.pop("parts", None)  # there are none
+    for key, fixed in FIXED.items():
+        if shared[key] == fixed:
+            del shared[key]
+    for names, owner in ((CHOSEN, shared), (CHOSEN_TRAINING, shared.get("training", {}))):
+        if (own := next((name for name in names if name in owner), None)) is not None:
+            raise ValueError(f"{own}={owner[own]!r} is not for a comparison: {names[own]}")
+    given = {name: value for name, value in asked.items() if value is not None}
+    if held_out := given.get("held_out"):
+        given["held_out"] = absolute_files(held_out)
+    rates = given.get("rates", [])
+    if rates and given.setdefault("trials", len(rates)) != len(rates):
+        raise ValueError(f"--trials {given['trials']} and {len(rates)} --rates: leave out --trials")
+    comparison = Comparison(recipe=shared, trust_remote_code=trust, **given)
+    comparison.check()
+    return comparison
+
+
+def saved_comparison(folder: Path) -> Comparison:
+    """The comparison in a folder.
+
+    Raises:
+        ValueError: if there is none, or the file is damaged.
+    """
+    path = folder / SPEC_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no comparison to resume: it has no {SPEC_FILE}")
+    data = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        found = Comparison(**{**data, "trust_remote_code": False})
+    except (ValidationError, TypeError) as error:
+        text = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            text = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+        raise ValueError(f"{path} is not a comparison: {text}") from error
+    found.check()
+    return found
+
+
+def resumed_comparison(
+    folder: Path, pairs: list[str], options: dict[str, Any], asked: dict[str, Any]
+) -> Comparison:
+    """The comparison in a folder, after a check that nothing given on the command line differs.
+
+    Args:
+        folder: of the comparison.
+        pairs: ``key=value`` of the command line.
+        options: recipe fields given as options; None for those that are not given.
+        asked: other options, by the names of ``Comparison``'s fields; likewise.
+
+    Raises:
+        ValueError: for the first option that differs from the saved comparison.
+    """
+    saved = saved_comparison(folder)
+    if held_out := asked.get("held_out"):
+        asked = {**asked, "held_out": absolute_files(held_out)}
+    for name, value in asked.items():
+        old = getattr(saved, name)
+        if value is not None and value != old:
+            raise _differs(f"--{_option(name)}", old, value)
+    before = Recipe(**saved.recipe, **FIXED)
+    given = {key: value for key, value in options.items() if value is not None}
+    now = load_recipe(None, pairs, {**saved.recipe, **FIXED, **given}).with_absolute_paths()
+    if "metric" not in given and not any(pair.startswith("metric=") for pair in pairs):
+        refuse_unnamed(before.metric, folder)
+    for key, old, value in differences(before, now):
+        if isinstance(old, dict):
+            names = sorted(name for name in {*old, *value} if old.get(name) != value.get(name))
+            key, old, value = f"{key}.{names[0]}", old.get(names[0]), value.get(names[0])
+        raise _differs(key, old, value)
+    return saved.model_copy(update={"trust_remote_code": now.trust_remote_code})
+
+
+def refuse_taken_by_other(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that a comparison may not be written to.
+
+    Raises:
+        ValueError: if it holds another comparison, or something else.
+    """
+    refuse_both(resume=resume, overwrite=overwrite)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: choose another --output")
+    if resume or not folder.is_dir():
+        return
+    if (folder / SPEC_FILE).is_file():
+        if not overwrite:
+            raise ValueError(
+                f"{folder} already holds a comparison: use --resume, --overwrite or another "
+                "--output"
+            )
+    elif other := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".lorada")):
+        raise ValueError(
+            f"{folder} is not empty ({other[0]}) and holds no comparison: choose another --output"
+        )
+
+
+def _option(name: str) -> str:
+    """The name of a command-line option, without its dashes."""
+    return "budget" if name == "budgets" else name.replace("_", "-")
+
+
+def _differs(name: str, old: Any, value: Any) -> ValueError:
+    before, now = (",".join(map(str, v)) if isinstance(v, list) else v for v in (old, value))
+    return ValueError(
+        f"the comparison to resume had {name}={before}, not {now}: leave it as it was, or start "
+        "again with --overwrite"
+    )

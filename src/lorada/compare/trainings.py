@@ -1,0 +1,290 @@
+"""The jobs of a comparison: searches for learning rates, final runs, and scores without training.
+
+Each may be called again after an interrupt or a kill: it does what is not done yet.
+"""
+
+import gc
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lorada.compare.jobs.job import Job, Report
+from lorada.compare.learning_rate import (
+    MEASURED,
+    SEARCH_FILE,
+    Space,
+    search_rate,
+)
+from lorada.compare.plan import Candidate, ComparisonPlan
+from lorada.compare.rows import Data, shared_recipe
+from lorada.compare.spec import EACH_SEED, Comparison
+from lorada.data.chosen_metric import row_value
+from lorada.data.held_out import share_of
+from lorada.data.row_scores import row_metrics
+from lorada.data.rows import answer_of
+from lorada.data.task_rows import Rows
+from lorada.inference.evaluate import evaluate, evaluate_tasks, has_tasks
+from lorada.inference.forgetting import forgetting
+from lorada.inference.load import Run, load_run
+from lorada.runs.folder import holds_run
+from lorada.runs.predictions import PREDICTIONS_FILE, read_predictions
+from lorada.runs.recipe import Recipe
+from lorada.runs.result import RESULT_FILE, read_result
+from lorada.support.files import json_text, write_atomic
+from lorada.support.metric_names import LOSS
+from lorada.support.progress import only_reports
+from lorada.training.train import train
+
+TRIALS, RUNS = "trials", "runs"  # folders of a comparison
+BASE_FILE = "as_it_is.json"  # in the run whose model was scored without its adapter
+SAVES = 10  # how often a training saves a checkpoint, unless that is after fewer steps than:
+LEAST_STEPS = 10
+
+
+def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> list[Job]:
+    """The searches and the final runs of all candidates, candidate by candidate."""
+    found: list[Job] = []
+    for candidate in plan.runnable:
+        place = folder / TRIALS / candidate.path
+        # The folder of a search, and the seeds of the runs that take its rate.
+        searches: dict[Path | None, list[int]] = {None: comparison.seeds}
+        if comparison.is_searched(candidate.method):
+            searches = {place: comparison.seeds}
+            if comparison.search == EACH_SEED:
+                searches = {place / f"seed{seed}": [seed] for seed in comparison.seeds}
+        for search, seeds in searches.items():
+            before: list[Job] = []
+            if search is not None:
+                before = [_search_job(comparison, plan, candidate, search, seeds[0])]
+            found += [*before, *_final_jobs(comparison, plan, candidate, folder, seeds, before)]
+    return found
+
+
+def trainings_of(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) -> int:
+    """How many trainings a candidate takes, with all trials that may be needed."""
+    runs = len(comparison.seeds) if candidate.reason is None else 0
+    if not runs or not comparison.is_searched(candidate.method):
+        return runs
+    searches = runs if comparison.search == EACH_SEED else 1
+    return searches * _space(comparison, plan, candidate, Path("-"), 0).most + runs
+
+
+def _search_job(
+    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, place: Path, seed: int
+) -> Job:
+    """The search for a learning rate.
+
+    A search of one seed sets rows of its own aside, so that the luck of these rows is among what
+    differs between the seeds.
+    """
+    training = {"eval_strategy": "steps", "eval_steps": -(-plan.steps // MEASURED)}
+    alone = comparison.search == EACH_SEED
+    drawn: dict[str, Any] = {"dev_rows": plan.dev_rows, "dev_seed": seed if alone else 0}
+    if share_of(comparison.held_out) is None:  # a share must not be learned
+        drawn["eval_data"] = None
+    space = _space(comparison, plan, candidate, place, seed, training=training, **drawn)
+    return Job(
+        name=f"{candidate.name} search{f' of seed {seed}' if alone else ''}",
+        work=partial(search_rate, space, place),
+        folder=place,
+        done=(place / SEARCH_FILE).is_file,
+        reads=reads(comparison),
+    )
+
+
+def _final_jobs(
+    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, folder: Path,
+    seeds: Sequence[int], before: list[Job],
+) -> list[Job]:  # fmt: skip
+    """The runs of one candidate with these seeds, after their search if there is one."""
+    found = []
+    search = before[0].folder if before else None
+    for seed in seeds:
+        run = folder / RUNS / candidate.path / f"seed{seed}"
+        space = _space(comparison, plan, candidate, run, seed)
+        found.append(Job(
+            name=f"{candidate.name} seed {seed}",
+            work=partial(train_and_score, space, search, with_text=comparison.with_text),
+            folder=run,
+            done=partial(is_scored, run),
+            after=tuple(job.name for job in before),
+            reads=reads(comparison, *([search / SEARCH_FILE] if search else [])),
+        ))  # fmt: skip
+    return found
+
+
+def _space(
+    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, run: Path, seed: int, *,
+    training: dict[str, Any] | None = None, **changes: Any,
+) -> Space:  # fmt: skip
+    """What a candidate's runs choose from; all have the same number of steps and rows in a step."""
+    shared = {
+        "seed": seed,
+        "learning_rate": candidate.default_rate,
+        "max_steps": plan.steps,
+        "per_device_train_batch_size": plan.batch,
+        "save_steps": max(LEAST_STEPS, -(-plan.steps // SAVES)),
+        "save_total_limit": 1,
+        # The report draws the losses, so there are no TensorBoard logs unless they are asked for.
+        "report_to": comparison.recipe.get("training", {}).get("report_to", []),
+    }
+    recipes = [
+        comparison.run_recipe(
+            one.method, run, parts=one.parts, training={**shared, **(training or {})}, **changes
+        )
+        for one in candidate.choices or [candidate]
+    ]
+    return Space(recipes, comparison.trials, comparison.rates, candidate.map_rate, candidate.beside)
+
+
+def settled(comparison: Comparison, candidate: Candidate, folder: Path) -> Candidate:
+    """A candidate with the setting that its search, or that of the first seed, has chosen."""
+    alone = f"seed{comparison.seeds[0]}" if comparison.search == EACH_SEED else ""
+    path = folder / TRIALS / candidate.path / alone / SEARCH_FILE
+    known = bool(candidate.choices) and path.is_file()
+    choice = json.loads(path.read_text(encoding="utf-8"))["choice"] if known else None
+    return (
+        candidate if choice is None else replace(candidate, parts=candidate.choices[choice].parts)
+    )
+
+
+def is_scored(run: Path) -> bool:
+    """Whether a final run is trained and scored; the last thing kept of it is its forgetting."""
+    result = run / RESULT_FILE
+    scored = (run / PREDICTIONS_FILE).is_file() and result.is_file()
+    return scored and b'"forgetting"' in result.read_bytes()
+
+
+def train_and_score(space: Space, search: Path | None, *, with_text: bool, report: Report) -> None:
+    """Train a final run and score it on the held-out rows, as far as that is not done.
+
+    Args:
+        space: what the recipe of the run is chosen from.
+        search: the folder of the candidate's search, which has chosen; None for no search.
+        with_text: whether the predictions have the text of the rows.
+        report: called with a line before each step.
+
+    Raises:
+        ValueError: if the search has found no rate.
+        KeyboardInterrupt: if the training was interrupted and saved.
+    """
+    recipe = space.chosen(search)
+    run = Path(recipe.output)
+    if not (run / RESULT_FILE).is_file():
+        report(f"training at learning rate {recipe.training['learning_rate']:.2g}")
+        with only_reports():
+            if train(recipe, resume=holds_run(run), quiet=True).interrupted:
+                raise KeyboardInterrupt
+    report("scoring")
+    gc.collect()  # the Trainer refers to itself, so its model would stay beside the loaded one
+    with only_reports():
+        loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
+        _score(loaded, recipe.metric, with_text=with_text)
+        forgetting(loaded)
+    if not is_scored(run):  # the reason was logged
+        raise OSError(f"the scores of {run} were not kept: run the command again")
+
+
+def _score(
+    run: Run, metric: str | None, *, base: bool = False, with_text: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Score a run on the held-out rows; return the metrics by the name of the rows."""
+    if has_tasks(run):
+        return evaluate_tasks(run, base=base, with_text=with_text)
+    found = evaluate(run, base=base, with_text=with_text, metric=metric)
+    return {str(run.recipe.eval_data): found}
+
+
+def base_job(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Job | None:
+    """The job that scores the model as it is: a finished run with its adapter switched off.
+
+    None if no such run is finished.
+    """
+    for candidate in plan.runnable:
+        for seed in comparison.seeds:
+            run = folder / RUNS / candidate.path / f"seed{seed}"
+            if is_scored(run) and (run / "adapter").is_dir():
+                return Job(
+                    name="the model as it is",
+                    work=partial(score_base, run, shared_recipe(comparison)),
+                    folder=run,
+                    done=(run / BASE_FILE).is_file,
+                    reads=reads(comparison),
+                )
+    return None
+
+
+def score_base(run: Path, recipe: Recipe, *, report: Report) -> None:
+    """Score a run's model with its adapter switched off, and write ``as_it_is.json`` beside it.
+
+    ``recipe`` has what all runs share: the metric, and whether code of a repository may run.
+    """
+    report("scoring")
+    with only_reports():
+        loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
+        if loaded.drawn:
+            reason = (
+                f"{loaded.recipe.model} has no {min(loaded.drawn)}, which is drawn anew at each "
+                "load, so scores without training would be random"
+            )
+            write_atomic(run / BASE_FILE, json_text({"reason": reason}) + "\n")
+            return
+        metrics = _score(loaded, recipe.metric, base=True)
+    names = [f"{name} (base)" for name in metrics]
+    lines = [line for line in read_predictions(run) if line["rows"] in names]
+    each = [{LOSS: line["loss"], **line.get("metrics", {})} for line in lines]
+    found = {"row_scores": columns(each), "metrics": read_result(run)["metrics"][names[0]]}
+    write_atomic(run / BASE_FILE, json_text(found) + "\n")
+
+
+def columns(lines: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The values of each name that all lines have."""
+    names = [name for name in lines[0] if all(name in line for line in lines)]
+    return {name: [line[name] for line in lines] for name in names}
+
+
+def score_commonest(data: Data, metric: str | None) -> dict[str, Any]:
+    """The commonest answer of the training rows, and its score on each held-out row.
+
+    Args:
+        data: the rows.
+        metric: what answers are scored by besides the metrics that cost nothing; None for those.
+    """
+    answer = commonest_answer(data.train)
+    if answer is None:
+        return {"reason": "plain text has no answers"}
+    value = None if metric is None else row_value(metric)
+    lines: list[dict[str, float]] = []
+    for rows in data.held_out.values():
+        # Predictions are in the order of the rows' numbers, and so must these be.
+        inside = rows.part(sorted(range(len(rows.rows)), key=rows.number))
+        each = row_metrics(rows.protocol, [answer] * len(inside.rows), inside.rows)
+        if value is not None and metric is not None:
+            each = [{**one, Path(metric).name: value(answer, row)}
+                    for one, row in zip(each, inside.rows, strict=True)]  # fmt: skip
+        lines += each
+    return {"answer": answer, "row_scores": columns(lines)}
+
+
+def commonest_answer(rows: Rows) -> Any:
+    """The answer that most rows have; of scores their mean; None if rows have no answers."""
+    if rows.form == "text":
+        return None
+    if rows.form == "score":
+        return sum(float(row["score"]) for row in rows.rows) / len(rows.rows)
+    if rows.form == "label":
+        answers: list[Any] = [str(row["label"]) for row in rows.rows]
+    elif rows.form == "choice":
+        answers = [row["answer"] for row in rows.rows]
+    else:
+        answers = [answer_of(row) for row in rows.rows]
+    return Counter(answers).most_common(1)[0][0]
+
+
+def reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:
+    """The files and folders that a job reads, besides its own."""
+    return (*(path for _, path in shared_recipe(comparison).local_paths()), *more)

@@ -1,0 +1,495 @@
+"""Finds the rows that a run learns from and is scored on: a user's file, or those of benchmarks."""
+
+import logging
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from lorada.data.held_out import drawn, share_of
+from lorada.data.row_files import read_files, there
+from lorada.data.row_forms import Columns, in_form, to_answer
+from lorada.data.rows import fingerprint, place_of, places_of
+from lorada.data.sources import data_folder, read_source
+from lorada.data.task import Kind, Protocol, Source
+from lorada.data.tasks import TASKS, Task
+from lorada.runs.recipe import Recipe
+from lorada.support.row_sources import HEADED, Form, Row
+
+logger = logging.getLogger(__name__)
+
+JSONL = "jsonl"
+LEAST_ANSWER = 32  # tokens
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
+LabelType = Literal["text", "integer", "boolean"]
+MOST_CLASSES = 10  # that a line about rows counts
+OwnClasses = tuple[str, ...] | None  # the classes of a model's head, by index
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one form, and the protocol by which a model is asked them.
+
+    Attributes:
+        labels: class names by index, for rows with labels.
+        path: the files or split they are from.
+        indices: their indices in the file; None for all its rows, in order.
+        counts: how many rows each of several files has; their indices run on.
+    """
+
+    rows: list[Row]
+    form: Form
+    labels: tuple[str, ...]
+    path: str
+    protocol: Protocol
+    indices: list[int] | None = None
+    counts: tuple[int, ...] = ()
+
+    def number(self, index: int) -> int:
+        """The number of a row in its file, counted from 1."""
+        return 1 + (index if self.indices is None else self.indices[index])
+
+    def place(self, index: int) -> str:
+        """The file of a row and its number there."""
+        return place_of(self.path, self.counts, self.number(index) - 1)
+
+    def places(self, indices: Iterable[int]) -> str:
+        """The files and numbers of some rows, for an error."""
+        return places_of(self.path, self.counts, [self.number(index) - 1 for index in indices])
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """How many rows each class has, in the order of ``labels``; empty for other rows."""
+        found = Counter(str(row["label"]) for row in self.rows) if self.form == "label" else {}
+        return {label: found[label] for label in self.labels if self.form == "label"}
+
+    @property
+    def label_type(self) -> LabelType:
+        """What all labels of the rows are; text if they differ."""
+        types = {type(row.get("label")) for row in self.rows}
+        return "integer" if types == {int} else "boolean" if types == {bool} else "text"
+
+    def part(self, indices: Iterable[int]) -> "Rows":
+        """The rows with these indices, in this order."""
+        chosen = list(indices)
+        in_file = [self.number(index) - 1 for index in chosen]
+        return replace(self, rows=[self.rows[index] for index in chosen], indices=in_file)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of the rows' content."""
+        return fingerprint(self.rows)
+
+
+def head_size(rows: Rows) -> int | None:
+    """How many outputs a task head needs for these rows; None if they need no head.
+
+    Raises:
+        ValueError: for rows of a single class, from which nothing can be learned.
+    """
+    if rows.form == "score":
+        return 1
+    if rows.form != "label":
+        return None
+    if len(rows.labels) < 2:
+        raise ValueError(
+            f"{rows.path} has only the label {rows.labels[0]!r}: a classifier needs two or more"
+        )
+    return len(rows.labels)
+
+
+def training_rows(
+    recipe: Recipe, kind: Kind, own_classes: OwnClasses = None
+) -> tuple[Rows, Rows | None]:
+    """The rows to learn from, and those held out to be measured while training, if any.
+
+    Raises:
+        ValueError: if no file was named, tasks do not go together, a setting has no meaning for
+            these rows, or they are not for this kind of model.
+        FileNotFoundError: if there are no such rows.
+    """
+    if recipe.task == JSONL:
+        _refuse_benchmark_settings(recipe)
+        rows = load_rows(recipe.data, columns=recipe.columns)
+    else:
+        rows = _benchmark_rows(recipe, kind)
+    refuse_kind(rows, kind)
+    rows = replace(rows, labels=class_order(rows.labels, own_classes))
+    share, held_out = share_of(recipe.eval_data), None
+    if recipe.eval_data and share is None:  # only of a user's own files
+        held_out = load_rows(recipe.eval_data, rows.form, rows.labels, before=recipe.columns)
+        refuse_kind(held_out, kind)
+        held_out = sampled(held_out, recipe.eval_rows)
+    if not rows.protocol.lengths:
+        for name in ("eval_lengths", "eval_windows"):
+            if (value := getattr(recipe, name)) is not None:
+                raise ValueError(
+                    f"{name}={value}: only long texts are scored by windows, and {rows.path} has "
+                    "none: leave it out, or take task=proof_pile"
+                )
+    if recipe.dev_rows and held_out is not None:
+        raise ValueError(
+            f"dev_rows={recipe.dev_rows} and eval_data exclude each other: leave one out"
+        )
+    learned, drawn_out, dev = _divided(rows, recipe)
+    _log_rows(learned, drawn_out, recipe)
+    return learned, dev or drawn_out or held_out
+
+
+def _divided(rows: Rows, recipe: Recipe) -> tuple[Rows, Rows | None, Rows | None]:
+    """The rows to learn from, the share that is held out to be scored, and ``dev_rows``."""
+    held_out = dev = None
+    if (share := share_of(recipe.eval_data)) is not None:
+        chosen = drawn(rows.rows, share, recipe.eval_seed)
+        rows, held_out = _parts(rows, chosen)
+        _refuse_unanswered(held_out)
+        held_out = sampled(held_out, recipe.eval_rows)
+    if recipe.dev_rows:
+        rows, dev = _split(rows, recipe.dev_rows, recipe.dev_seed)
+    return sampled(rows, recipe.train_rows), held_out, dev
+
+
+def rows_to_score(
+    recipe: Recipe, result: dict[str, Any], data: str | None, columns: Columns | None = None
+) -> Rows:
+    """The rows of files, or those that a run holds out; a share of its rows is drawn again.
+
+    Args:
+        recipe: of the run.
+        result: of the run, with the form, the classes and the fingerprint of what it has learned.
+        data: the files; None for the recipe's ``eval_data``.
+        columns: the user's names of fields; None for those of the training.
+
+    Raises:
+        ValueError: as ``load_rows``, or if a share cannot be drawn because the rows have changed.
+    """
+    labels = tuple(result["labels"])
+    if data is not None or share_of(recipe.eval_data) is None:
+        files = data or recipe.eval_data
+        rows = load_rows(files, result["form"], labels, columns, recipe.columns)
+        return sampled(rows, recipe.eval_rows)
+    now, held_out, _ = _divided(load_rows(recipe.data, columns=recipe.columns), recipe)
+    if now.fingerprint != result["data"]["sha256"] or held_out is None:
+        raise ValueError(
+            f"{recipe.data} has other rows than at the training, so {recipe.eval_data} of them "
+            "may have been learned: put the rows back, or pass --data FILE"
+        )
+    return replace(held_out, labels=labels)
+
+
+def _log_rows(learned: Rows, held_out: Rows | None, recipe: Recipe) -> None:
+    """Say how many rows are learned and held out, and how many each class has."""
+    counts = [f"{label}: {count:,}" for label, count in learned.classes.items()]
+    more = f" and {len(counts) - MOST_CLASSES} more classes" if counts[MOST_CLASSES:] else ""
+    said = f" ({', '.join(counts[:MOST_CLASSES])}{more})" if counts else ""
+    if held_out is not None:
+        said += (
+            f", {len(held_out.rows):,} held out (eval_data={recipe.eval_data}, "
+            f"eval_seed={recipe.eval_seed})"
+        )
+    if said:
+        logger.info("%s: %d rows to learn%s", learned.path, len(learned.rows), said)
+
+
+def _refuse_unanswered(rows: Rows) -> None:
+    """Refuse a chat to score that does not end with a text of the assistant."""
+    for index, row in enumerate(rows.rows if rows.form == "messages" else ()):
+        last = row["messages"][-1]
+        if last["role"] != "assistant" or last.get("content") is None:
+            raise ValueError(
+                f"{rows.place(index)}: a chat to score must end with a text of the assistant: "
+                "end it there, or leave it out"
+            )
+
+
+def refuse_empty_prompts(rows: Rows, prompts: Sequence[str]) -> None:
+    """Refuse prompts that no decoder could continue.
+
+    Raises:
+        ValueError: with the numbers of their rows.
+    """
+    empty = [index for index, prompt in enumerate(prompts) if not prompt]
+    if empty:
+        raise ValueError(
+            f"{rows.places(empty)} {'have' if empty[1:] else 'has'} an empty prompt, and there is "
+            "nothing to continue: leave such rows out of the file"
+        )
+
+
+def refuse_kind(rows: Rows, kind: Kind) -> None:
+    """Refuse rows for a kind of model that their protocol is not for.
+
+    An encoder–decoder would read the answers of chats, choices and plain texts in its input.
+
+    Raises:
+        ValueError: with the rows that this kind of model can have.
+    """
+    if kind not in rows.protocol.kinds:
+        fields = "text and label" if kind == "encoder" else "prompt and response"
+        raise ValueError(
+            f"{rows.path} has {rows.form} rows, which are not for an {kind.replace('_', '–')}: "
+            f"take rows with {fields}, or a decoder"
+        )
+
+
+def _refuse_benchmark_settings(recipe: Recipe) -> None:
+    """Refuse settings that only rows of a benchmark have."""
+    for name in ("protocol", "train_on", "data_dir"):
+        if (value := getattr(recipe, name)) is not None:
+            raise ValueError(
+                f"{name}={value!r} is for benchmarks, and rows of your own need none: leave it "
+                "out, or name a --task"
+            )
+
+
+def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind) -> dict[str, Rows]:
+    """The rows that a run on benchmarks is scored on, by the name of their metrics."""
+    folder = data_folder(recipe.data_dir)
+    found = {}
+    for name in recipe.tasks:
+        task = TASKS[name]
+        protocol = task.protocols[task.protocol(recipe.protocol, kind)]
+        for suffix, source in task.test.items():
+            convert = protocol.convert_test or protocol.convert
+            converted = _convert(read_source(source, folder), convert, source)
+            rows = Rows(converted, form, labels, f"{source.folder}/{source.split}", protocol)
+            found["_".join(filter(None, (name, suffix)))] = sampled(
+                rows, recipe.eval_rows or protocol.rows
+            )
+    return found
+
+
+def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
+    if recipe.data is not None or recipe.eval_data is not None:
+        given = f"data={recipe.data}" if recipe.data else f"eval_data={recipe.eval_data}"
+        raise ValueError(f"task={recipe.task} has rows of its own: leave out {given}, or the task")
+    folder = data_folder(recipe.data_dir)
+    sources: dict[Source, Protocol] = {}
+    for name in recipe.tasks:
+        if name == JSONL:
+            raise ValueError(f"task={recipe.task}: {JSONL} cannot be learned with other tasks")
+        task = TASKS[name]
+        protocol = task.protocols[task.protocol(recipe.protocol, kind)]
+        sources[_train_source(name, task, recipe.train_on)] = protocol
+    forms = {(p.form, p.labels, p.languages, p.loss_on, p.joint) for p in sources.values()}
+    if len(forms) > 1:
+        raise ValueError(
+            f"task={recipe.task}: rows or losses of these tasks differ: train one at a time"
+        )
+    rows: list[Row] = []
+    for source, protocol in sources.items():
+        try:
+            found = read_source(source, folder)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}{_other_rows(recipe, source)}") from error
+        rows += _convert(found, protocol.convert, source)
+    path = ", ".join(f"{source.folder}/{source.split}" for source in sources)
+    return Rows(rows, protocol.form, protocol.labels, path, protocol)
+
+
+def _train_source(name: str, task: Task, train_on: str | None) -> Source:
+    if not task.train:
+        raise ValueError(f"task={name} has no training rows: choose another task")
+    if train_on is None:
+        return next(iter(task.train.values()))
+    if train_on not in task.train:
+        raise ValueError(f"train_on={train_on!r}: {name} can learn from {', '.join(task.train)}")
+    return task.train[train_on]
+
+
+def _other_rows(recipe: Recipe, missing: Source) -> str:
+    """The end of an error about missing training rows: which others the tasks have."""
+    names = {
+        name
+        for task in recipe.tasks
+        for name, source in TASKS[task].train.items()
+        if missing in TASKS[task].train.values() and source != missing
+    }
+    others = " or ".join(f"train_on={name}" for name in sorted(names))
+    return f"; there may be other rows: {others}" if others else ""
+
+
+def _convert(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> list[Row]:
+    converted = []
+    for number, row in enumerate(rows, start=1):
+        where = f"{source.folder}/{source.split} row {number}"
+        try:
+            converted.append(convert(row))
+        except (KeyError, IndexError) as error:
+            raise ValueError(
+                f"{where} has no {error.args[0]!r}; its fields are {', '.join(row)}"
+            ) from error
+        except (ValueError, TypeError, AttributeError) as error:  # a field of another type
+            raise ValueError(f"{where}: {error}") from error
+    return converted
+
+
+def class_order(labels: tuple[str, ...], own: OwnClasses) -> tuple[str, ...]:
+    """The classes of rows in the order of a model's own head, if the head has them all.
+
+    Returns:
+        The classes of the head, spelled as in the rows; ``labels`` if the head lacks one of them.
+    """
+    if not labels or own is None:
+        return labels
+    spelled = {label.casefold(): label for label in labels}
+    order = tuple(spelled.get(name.casefold(), name) for name in own)
+    if set(labels) <= set(order) and len(set(order)) == len(own):
+        return order
+    indices = tuple(map(str, range(len(own))))
+    if set(labels) <= set(indices):
+        classes = ", ".join(f"{index} {name}" for index, name in enumerate(own))
+        logger.warning("the labels are taken for indices of the model's classes: %s", classes)
+        return indices
+    return labels
+
+
+def _sorted_classes(labels: set[str]) -> tuple[str, ...]:
+    """Class names sorted as numbers if all are whole numbers, else as texts."""
+    numbers = all(WHOLE_NUMBER.fullmatch(label) for label in labels)
+    return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numbers else None))
+
+
+def _split(rows: Rows, held_out: int, seed: int) -> tuple[Rows, Rows]:
+    """Hold out a random part of the rows, the same for every seed of the training."""
+    if held_out >= len(rows.rows):
+        raise ValueError(
+            f"dev_rows={held_out} leaves none of {len(rows.rows)} rows to learn from: lower it"
+        )
+    return _parts(rows, random.Random(seed).sample(range(len(rows.rows)), held_out))
+
+
+def _parts(rows: Rows, held_out: Iterable[int]) -> tuple[Rows, Rows]:
+    """The rows that are left, and those with these indices, both in order."""
+    chosen = set(held_out)
+    left = (index for index in range(len(rows.rows)) if index not in chosen)
+    return rows.part(left), rows.part(sorted(chosen))
+
+
+def sampled(rows: Rows, count: int | None) -> Rows:
+    """A random part of the rows, the same for every seed."""
+    if count is None or count >= len(rows.rows):
+        return rows
+    return rows.part(random.Random(0).sample(range(len(rows.rows)), count))
+
+
+def load_rows(
+    path: str | None,
+    trained: Form | None = None,
+    labels: tuple[str, ...] = (),
+    columns: Columns | None = None,
+    before: Columns | None = None,
+) -> Rows:
+    """Read a user's rows: files, or data sets of the hub.
+
+    For rows to score, ``trained`` is the form of the training rows and ``labels`` their classes.
+    ``columns`` are the user's names of fields, and ``before`` those of other rows, which these may
+    lack.
+
+    Raises:
+        ValueError: if no file was named, or rows to score do not fit the training: a new label,
+            labels for a model that writes texts, or texts for one that gives labels.
+    """
+    path = str(there(path))
+    files = read_files(path)
+    counts = tuple(len(rows) for rows in files)
+    every = [row for rows in files for row in rows]
+    rows, form = in_form(every, path, columns, before, counts)
+    if trained is not None and form != trained and (form in HEADED or trained in HEADED):
+        raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
+    if trained not in (None, form) and "messages" in (trained, form):
+        rows, form = _as_chat(rows, form, path)
+    classes = _sorted_classes({str(row["label"]) for row in rows}) if form == "label" else ()
+    if labels and not set(classes) <= set(labels):
+        new = sorted(set(classes) - set(labels))[0]
+        raise ValueError(f"{path} has the label {new!r}; training knew {', '.join(labels)}")
+    protocol = TASKS[JSONL].protocols[form]
+    found = Rows(rows, form, labels or classes, path, protocol, counts=counts)
+    if trained is not None:
+        _refuse_unanswered(found)
+    return found
+
+
+def rows_to_answer(
+    rows: list[Row],
+    path: str,
+    learned: Form,
+    labels: tuple[str, ...] = (),
+    columns: Columns | None = None,
+    before: Columns | None = None,
+    *,
+    pairs: bool = False,
+) -> Rows:
+    """Rows for a run to answer, as they were read; right answers in them are left out.
+
+    Args:
+        rows: the rows, in any form that the run can read.
+        path: the file that they are from.
+        learned: the form of the rows that the run has learned.
+        labels: the classes that it has learned.
+        columns: the user's names of fields.
+        before: those of the training, if there are no ``columns``; these rows may lack them.
+        pairs: whether it has learned pairs of texts only.
+
+    Raises:
+        ValueError: for rows that the run cannot read, or that are half a pair.
+    """
+    rows, form = to_answer(rows, path, learned, labels, columns, before)
+    for number, row in enumerate(rows if pairs else (), start=1):
+        if not row.get("text_pair"):
+            raise ValueError(
+                f"{path} row {number} has no text_pair, and this run has learned pairs of texts: "
+                "pass rows that have both, with --data FILE or in a request"
+            )
+    if form == "text":
+        rows, form = [{"prompt": row["text"], "response": ""} for row in rows], "prompt"
+    if form == "prompt" and learned == "messages":
+        rows, form = _users_turns(rows), "messages"
+    elif form == "messages" and learned != "messages":
+        rows, form = _as_chat(rows, form, path)
+    return Rows(rows, form, labels, path, TASKS[JSONL].protocols[form])
+
+
+def typed_label(label: str, label_type: str) -> str | int | bool:
+    """A class as the rows that were learned have it."""
+    if label_type == "integer":
+        return int(label)
+    return label == "True" if label_type == "boolean" else label
+
+
+def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
+    """Rows to score, when either they or the training rows are chats, but not both."""
+    if form == "prompt":
+        logger.warning("%s has prompts, and this run has learned chats: each is put as a user's "
+                       "turn, through the chat template", path)  # fmt: skip
+        return _users_turns(rows), "messages"
+    if form == "messages":
+        logger.warning("%s has chats: they go through the chat template, and what this run has "
+                       "learned did not", path)  # fmt: skip
+    else:
+        logger.warning("%s has %s rows: they do not go through the chat template, and what this "
+                       "run has learned did", path, form)  # fmt: skip
+    return rows, form
+
+
+def _users_turns(rows: list[Row]) -> list[Row]:
+    """Chats in which each prompt is the user's turn."""
+    names = (("user", "prompt"), ("assistant", "response"))
+    turns = [[{"role": role, "content": row[name]} for role, name in names] for row in rows]
+    return [{"messages": each} for each in turns]
+
+
+def protocol_settings(
+    recipe: Recipe, protocol: Protocol, most: int | None = None
+) -> dict[str, Any]:
+    """Settings of ``generate``: the protocol's, with the recipe's ``max_new_tokens`` over them.
+
+    ``most`` is the most tokens of an answer if neither says it; None for 32.
+    """
+    settings = {"max_new_tokens": most or LEAST_ANSWER, **protocol.generation}
+    if recipe.max_new_tokens is not None:
+        settings["max_new_tokens"] = recipe.max_new_tokens
+    return settings

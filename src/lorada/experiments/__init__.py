@@ -1,1 +1,0 @@
-"""Experiments of several runs: the paper's tables, comparisons, the quickstart."""

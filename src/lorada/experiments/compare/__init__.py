@@ -1,1 +1,0 @@
-"""``lorada compare``: trains several methods at the same budgets and tells which are better."""

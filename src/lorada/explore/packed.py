@@ -1,0 +1,76 @@
+"""What the explorer's page shows: sentences, runs, and the numbers of each layer and head.
+
+Plain Python data, which ``explained`` and ``explore`` make. Shapes: H heads, T
+tokens that look (queries), K tokens that are looked at (keys).
+
+Of the page:
+    title: its heading.
+    sentences: of each its ``text``, and its ``tokens``, as the model reads them.
+    runs: one, or two side by side.
+
+Of a run:
+    name, method: of the run, and what it trained.
+    parts: display names of the adapter's parts; none is ``with``, ``without`` or ``all``.
+    head: display name of a trained head, which each part alone has too; None without one.
+    steps: of the checkpoints, ascending; None for the finished run.
+    shown: by step, then by sentence.
+
+Of a run on one sentence:
+    layers: in the model's order.
+    next: the likeliest next tokens, or classes, ``with`` the adapter, ``without`` it and with
+        each part alone, and the head alone: up to ten of (token, probability), the likeliest first.
+    change: ‖h_with − h_without‖ / ‖h_without‖ of the hidden state h after each layer, of
+        ``all`` parts and of each alone. Shorter than ``layers`` if the last have no state.
+
+Of an attention layer on one sentence, each list by head:
+    name: of the attention module.
+    effect: ‖map·V‖ / ‖softmax·V‖; None without a map.
+    negative: share of the visible entries of the sum below 0.
+    map_negative: the same of the map.
+    moved: ‖O_with − O_without‖ / ‖O_without‖ of the head's output O, before the output projection.
+    attends: shares of the softmax that go to the ``first`` token, the one before (``previous``),
+        the token ``itself`` and ``other``; they sum to 1.
+    softmax: with the adapter on; matrices as ``pack`` makes them, as are the next three.
+    map: as it is added; None where the layer has none.
+    without: the softmax with the adapter off.
+    inside: whether the map enters the softmax, so that the sum is ``fused``.
+    fused: the softmax with the map inside.
+"""
+
+import base64
+import math
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+MOST = 32767  # the largest int16
+
+
+def pack(matrices: ArrayLike) -> dict[str, Any]:
+    """A matrix for each head, for an array (heads, T, K): value = int16 / 32767 · scale.
+
+    The error is at most scale / 65534.
+
+    Returns:
+        ``shape``: heads, T, K. ``scale``: the largest absolute value. ``data``: base64 of raw
+        deflate of little-endian int16.
+
+    Raises:
+        ValueError: if the array has another number of dimensions or a number that is not finite.
+    """
+    values = np.asarray(matrices, dtype=np.float64)
+    if values.ndim != 3:
+        raise ValueError(f"matrices of shape {values.shape} are not (heads, queries, keys)")
+    scale = float(np.abs(values).max(initial=0.0))
+    if not math.isfinite(scale):
+        raise ValueError("a matrix has a number that is not finite: the run may have diverged")
+    whole = np.rint(values / (scale or 1.0) * MOST).astype("<i2")
+    deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
+    data = deflate.compress(whole.tobytes()) + deflate.flush()
+    return {
+        "shape": list(values.shape),
+        "scale": scale,
+        "data": base64.b64encode(data).decode("ascii"),
+    }

@@ -1,0 +1,199 @@
+"""Draws loss curves, attention maps and the paper's figures."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from lorada.compare.report.pictures import literal
+from lorada.support.errors import needs_extra
+from lorada.support.files import atomic_path
+
+STYLES = ("o-", "s--", "^-.", "v:", "D-", "x--", "P-.", "*:")  # distinct without colours
+LARGEST = 12  # inches, the side of a map; a larger picture is slow to draw and shows no more
+
+
+def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
+    """Draw the loss of one or more runs over steps.
+
+    Args:
+        runs: name → history of a ``result.json`` (``step`` and ``loss``).
+        paths: files to write, PNG or SVG by their names.
+
+    Raises:
+        ImportError: if matplotlib is missing, naming the extra.
+    """
+    plt = _pyplot()
+    height = 3.6 + 0.22 * (len(runs) if len(runs) > 1 else 0)
+    figure, axes = plt.subplots(figsize=(6, height), layout="constrained")
+    names = shorten_paths(list(runs))
+    for name, history, style in zip(names, runs.values(), cycle(STYLES), strict=False):
+        lines = [e for e in history if None not in (e.get("loss"), e.get("step"))]
+        steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
+        axes.plot(steps, losses, style, markersize=4, label=literal(name))
+    axes.set(xlabel="optimizer steps", ylabel="training loss")
+    axes.grid(alpha=0.3)
+    if len(runs) > 1:
+        # Pass the names, because matplotlib leaves out labels that begin with an underscore.
+        named = map(literal, names)
+        figure.legend(axes.lines, named, loc="outside lower center", fontsize="small")
+    _save(figure, paths)
+
+
+def shorten_paths(names: list[str]) -> list[str]:
+    """Remove the folders that all paths begin or end with."""
+    parts = [name.split("/") for name in names]
+    for end in (0, -1):
+        while len(parts) > 1 and all(len(p) > 1 and p[end] == parts[0][end] for p in parts):
+            for p in parts:
+                p.pop(end)
+    return ["/".join(p) for p in parts]
+
+
+def attention_maps(
+    tokens: Sequence[str],
+    maps: dict[str, tuple[Sequence[Sequence[float]], float | None]],
+    *paths: Path,
+    title: str = "",
+) -> None:
+    """Draw heatmaps side by side, like Figure 1 of the paper.
+
+    Red is positive and blue negative; negative entries also have a minus, for readers without
+    colour. Each panel has its own scale, centred at 0, because softmax and learned maps differ in
+    size.
+
+    Args:
+        tokens: the tokens along both axes.
+        maps: panel title → (queries × keys, share of entries below 0 or None to show none).
+        paths: files to write, PNG or SVG by their names.
+        title: line above the panels.
+
+    Raises:
+        ImportError: if matplotlib is missing, naming the extra.
+    """
+    plt = _pyplot()
+    size = min(max(3.2, 0.24 * len(tokens)), LARGEST)
+    # In a long text only every second or third token is labelled, so that labels do not overlap.
+    every = math.ceil(len(tokens) / (size * 11))
+    ticks, names = range(0, len(tokens), every), [literal(t) for t in tokens[::every]]
+    letters = {"fontsize": 7 if size > 0.14 * len(names) else 5}
+    figure, axes = plt.subplots(
+        1, len(maps), figsize=(len(maps) * (size + 0.6), size + 0.9), layout="constrained"
+    )
+    for axis, (name, (values, ratio)) in zip(axes, maps.items(), strict=True):
+        image = _signed(axis, values)
+        axis.set_xticks(ticks, names, rotation=90, **letters)
+        axis.set_yticks(ticks, names, **letters)
+        axis.set_title(name if ratio is None else f"{name}\n(Neg Rat: {100 * ratio:.2f}%)")
+        figure.colorbar(image, ax=axis, shrink=0.75)
+    if title:
+        figure.suptitle(literal(title))
+    _save(figure, paths)
+
+
+def _signed(axis: Any, values: Sequence[Sequence[float]]) -> Any:
+    """Draw a signed map, centred at 0, with a minus on each visible negative entry."""
+    limit = max(abs(value) for row in values for value in row) or 1.0
+    image = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
+    below = [
+        (column, line, "white" if value < -limit * 0.6 else "black")
+        for line, row in enumerate(values)
+        for column, value in enumerate(row)
+        if value < -limit / 50
+    ]
+    if below:
+        columns, lines, colours = zip(*below, strict=True)
+        size = min(60.0, (80 / len(values)) ** 2)
+        axis.scatter(columns, lines, s=size, c=colours, marker="_", linewidths=0.8)
+    return image
+
+
+def layers_figure(found: dict[str, Any], *paths: Path) -> None:
+    """Draw the maps of up to four layers and the negative ratio of all, like the paper's Figure 3.
+
+    A panel is one head's map of one row, with its ratio in the title. The curves are means over
+    heads and rows.
+
+    Args:
+        found: ``layers`` (``map`` and its ``shown_ratio``, of the first row and head; the means
+            ``negative_ratio`` and ``map_negative_ratio``), ``rows`` and ``task``.
+        paths: files to write, PNG or SVG by their names.
+    """
+    plt = _pyplot()
+    layers = found["layers"]
+    count = min(4, len(layers))
+    chosen = sorted({round(i * (len(layers) - 1) / max(count - 1, 1)) for i in range(count)})
+    figure, axes = plt.subplot_mosaic(
+        [[f"map{i}" for i in chosen], ["ratio"] * len(chosen)],
+        figsize=(3.2 * len(chosen), 6), layout="constrained",
+    )  # fmt: skip
+    for index in chosen:
+        axis = axes[f"map{index}"]
+        figure.colorbar(_signed(axis, layers[index]["map"]), ax=axis, shrink=0.7)
+        ratio = 100 * layers[index]["shown_ratio"]
+        axis.set_title(f"layer {index}, head 0, Neg Rat: {ratio:.0f}%", fontsize=9)
+    numbers = range(len(layers))
+    ratio_axis = axes["ratio"]
+    for name, style, label in (
+        ("map_negative_ratio", "-o", "LMAM (Attn_s)"),
+        ("negative_ratio", "--s", "fused"),
+    ):
+        ratio_axis.plot(numbers, [100 * one[name] for one in layers], style, label=label)
+    ratio_axis.axhline(50, color="grey", linewidth=0.8)
+    ratio_axis.set(xlabel="layer", ylabel="negative ratio (%)", ylim=(0, 100), xticks=numbers)
+    mean = f"mean over all heads and {found['rows']} rows of {found['task']}"
+    ratio_axis.set_title(f"{mean}\n(the maps above: of the first row)", fontsize=9)
+    ratio_axis.legend()
+    _save(figure, paths)
+
+
+def sweep_figure(
+    scores: Mapping[tuple[int, int], Sequence[float]], *paths: Path, title: str, metric: str
+) -> None:
+    """Draw the mean score for each number of heads and rank, like Figure 4 of the paper.
+
+    Args:
+        scores: (heads, rank) → one score per seed.
+        paths: files to write, PNG or SVG by their names.
+        title: line above the picture.
+        metric: name of the score.
+    """
+    plt = _pyplot()
+    heads, ranks = (sorted({key[i] for key in scores}) for i in range(2))
+    grid = [[statistics.fmean(scores.get((h, r), [math.nan])) for r in ranks] for h in heads]
+    figure, axis = plt.subplots(
+        figsize=(1.5 + 1.2 * len(ranks), 1.5 + 0.7 * len(heads)), layout="constrained"
+    )
+    image = axis.imshow(grid, cmap="cividis", aspect="auto")
+    middle = (image.norm.vmin + image.norm.vmax) / 2
+    for line, row in enumerate(grid):
+        for column, value in enumerate(row):
+            each = scores.get((heads[line], ranks[column]), [])
+            spread = f"\n±{statistics.stdev(each):.1f}" if len(each) > 1 else ""
+            colour = "white" if value < middle else "black"
+            axis.text(column, line, f"{value:.1f}{spread}", ha="center", va="center", color=colour)
+    axis.set(xlabel="rank r", ylabel="heads h_s", title=title)
+    axis.set_xticks(range(len(ranks)), ranks)
+    axis.set_yticks(range(len(heads)), heads)
+    figure.colorbar(image, ax=axis, label=metric)
+    _save(figure, paths)
+
+
+def _pyplot() -> Any:
+    with needs_extra("plots"):
+        import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, paths: Sequence[Path]) -> None:
+    """Write a figure to files and close it; the layout is computed once."""
+    for path in paths:
+        with atomic_path(path) as fresh:
+            figure.savefig(fresh, dpi=150)
+        figure.set_layout_engine("none")
+    _pyplot().close(figure)

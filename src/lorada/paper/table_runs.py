@@ -1,0 +1,218 @@
+"""The jobs of a table: lists them, finds their stored results, and trains and scores them.
+
+Results are kept outside of the run folders, one file each, so that they can be committed:
+``RESULTS/table5/local/lora/rte/seed1.json``. An interrupted table continues with the runs that have
+no result.
+"""
+
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lorada.compare.jobs.job import JOB_FILE, Job
+from lorada.data.sources import data_folder
+from lorada.data.tasks import TASKS
+from lorada.inference.evaluate import evaluate_tasks
+from lorada.inference.load import load_run
+from lorada.paper.table_spec import PaperTable, Scale, TableRow, row_recipe
+from lorada.runs.folder import clear, differences, holds_run
+from lorada.runs.lock import locked
+from lorada.runs.recipe import Recipe
+from lorada.runs.result import RESULT_FILE, read_result, result_in
+from lorada.support.files import json_text, write_atomic
+from lorada.support.models import MODELS
+from lorada.training.train import train
+
+SEED = re.compile(r"seed(\d+)\.json")
+
+
+@dataclass(frozen=True)
+class TableJob:
+    """One run of a table: one row, one seed, and one task or all tasks together.
+
+    Attributes:
+        stored: the file of its result.
+    """
+
+    row: TableRow
+    tasks: list[str]
+    seed: int
+    recipe: Recipe
+    stored: Path
+
+    def in_queue(self) -> Job:
+        """This job for the queue."""
+        name = f"{self.row.key}, {self.recipe.task}, seed {self.seed}"
+        work, done = partial(carry_out, self), partial(is_done, self)
+        reads = tuple(path for _, path in self.recipe.local_paths())
+        return Job(name, work, Path(self.recipe.output), done, reads=reads)
+
+
+def jobs(
+    table: PaperTable,
+    scale: Scale,
+    *,
+    rows: list[str] | None = None,
+    tasks: list[str] | None = None,
+    seeds: list[int] | None = None,
+    results: Path,
+    output: Path,
+    data_dir: str | None = None,
+) -> list[TableJob]:
+    """All runs of the chosen rows, tasks and seeds, row by row.
+
+    Raises:
+        ValueError: for a row or task that the table does not have, or not at this scale.
+    """
+    # Each once and in the table's order, because the tasks are part of a run's path.
+    wanted = [task for task in table.tasks if task in table.tasks_at(scale, tasks)]
+    groups = [[task] for task in wanted] if table.train == "each" else [wanted]
+    found = []
+    for row in table.rows_at(scale, rows):
+        for group in groups:
+            for seed in dict.fromkeys(seeds or table.seeds):
+                path = Path(row.key) / "-".join(group) / f"seed{seed}"
+                run = output / f"{table.name}-{scale}" / path
+                recipe = row_recipe(table, row, scale, group, seed, run)
+                recipe = recipe.model_copy(update={"data_dir": data_dir})
+                stored = results / table.name / scale / f"{path}.json"
+                found.append(TableJob(row, group, seed, recipe, stored))
+    return found
+
+
+def done(job: TableJob) -> dict[str, Any] | None:
+    """The stored result of a run; None if there is none or some of its tasks have no score.
+
+    Raises:
+        ValueError: if it was made with another recipe.
+    """
+    if not job.stored.is_file():
+        return None
+    try:
+        result = result_in(job.stored, of_table=True)
+        before, scored = Recipe(**result["recipe"]), _is_scored(job, result)
+    except (KeyError, TypeError, ValueError) as error:  # pydantic's is one too
+        raise ValueError(f"{job.stored} is not the result of a run: delete it") from error
+    _check_recipe(job.stored, before, job)
+    return result if scored else None
+
+
+def usable_result(job: TableJob, report: Callable[[str], None]) -> dict[str, Any] | None:
+    """The stored result of a run; None, with a line that says why, if it cannot be used."""
+    try:
+        return done(job)
+    except ValueError as error:
+        report(f"left out: {error}")
+        return None
+
+
+def is_done(job: TableJob) -> bool:
+    """Whether a run has a stored result with all scores."""
+    return done(job) is not None
+
+
+def stored_rows(
+    table: PaperTable,
+    scale: Scale,
+    tasks: list[str] | None,
+    results: Path,
+    *,
+    report: Callable[[str], None],
+) -> list[tuple[TableRow, list[dict[str, Any]]]]:
+    """All rows that have stored results in the folder ``results``, with those results.
+
+    ``tasks`` is for tables with one run for all tasks: the tasks of that run, None for those of the
+    scale. ``report`` is called for each result that is left out because its recipe differs.
+    """
+    folder = results / table.name / scale
+    names = (SEED.fullmatch(path.name) for path in folder.rglob("seed*.json"))
+    seeds = sorted({int(name[1]) for name in names if name})
+    some = table.tasks if table.train == "each" else tasks
+    rows = [row.key for row in table.rows_at(scale, None) if (folder / row.key).is_dir()]
+    if not seeds or not rows:
+        return []
+    found: dict[str, tuple[TableRow, list[dict[str, Any]]]] = {}
+    for job in jobs(table, scale, rows=rows, tasks=some, seeds=seeds, results=results,
+                    output=Path()):  # fmt: skip
+        if (result := usable_result(job, report)) is not None:
+            found.setdefault(job.row.key, (job.row, []))[1].append(result)
+    return list(found.values())
+
+
+def _check_recipe(path: Path, before: Recipe, job: TableJob) -> None:
+    for key, old, value in differences(before, _with_weights(job.recipe)):
+        raise ValueError(
+            f"{path} was made with {key}={old!r}, not {value!r}: choose another --results and "
+            "--output, or --overwrite"
+        )
+
+
+def _is_scored(job: TableJob, result: dict[str, Any]) -> bool:
+    """Whether a run was scored on all test rows of its tasks."""
+    wanted = {"_".join(filter(None, (t, suffix))) for t in job.tasks for suffix in TASKS[t].test}
+    return wanted <= set(result["metrics"])
+
+
+def _with_weights(recipe: Recipe) -> Recipe:
+    """The recipe with the short name of its model replaced by the hub id, if it has one."""
+    named = MODELS.get(recipe.model)
+    hub = named.hub if named else ""
+    return recipe.model_copy(update={"model": hub or recipe.model})
+
+
+def delete_runs(found: list[TableJob]) -> None:
+    """Delete the results and run folders of jobs.
+
+    All are deleted before any runs again, so that an interrupted table never mixes old and new
+    numbers.
+
+    Raises:
+        ValueError: if another process trains one of them.
+        FileNotFoundError: if their training rows are missing, before anything is deleted.
+    """
+    runs = [run for job in found if holds_run(run := Path(job.recipe.output))]
+    for job in found:
+        data_folder(job.recipe.data_dir)
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(locked(run, JOB_FILE))
+            stack.enter_context(locked(run))
+        for job in found:
+            job.stored.unlink(missing_ok=True)
+        for run in runs:
+            clear(run)
+
+
+def carry_out(job: TableJob, *, report: Callable[[str], None]) -> dict[str, Any]:
+    """Train and score one job in this process, as far as it is not done, and store its result.
+
+    ``report`` is called with a line before each step.
+
+    Raises:
+        ValueError: if its folder holds a run of another recipe.
+        KeyboardInterrupt: if the training was interrupted and saved.
+    """
+    recipe = _with_weights(job.recipe)
+    run = Path(recipe.output)
+    if not (run / RESULT_FILE).is_file():
+        report("training")
+        if train(recipe, resume=holds_run(run)).interrupted:
+            raise KeyboardInterrupt
+    result = read_result(run)
+    _check_recipe(run / RESULT_FILE, Recipe(**result["recipe"]), job)
+    if not _is_scored(job, result):
+        report("scoring")
+        evaluate_tasks(load_run(run), recipe.data_dir)
+        result = read_result(run)
+        if not _is_scored(job, result):  # the reason was logged
+            raise OSError(f"the scores of {run} were not kept: run the command again")
+    # Drop local paths before storing the result; keep whether the rows came from the hub.
+    result["recipe"].update(data_dir=None, output=str(Path(job.recipe.output)))
+    source = data_folder(job.recipe.data_dir)
+    result["data"]["source"] = "a local folder" if source else "the hub"
+    write_atomic(job.stored, json_text(result) + "\n")
+    return result

@@ -1,0 +1,241 @@
+"""Decides whether a run may write to its output folder, clear it, or continue in it.
+
+A folder holds a run if it has ``recipe.yaml`` or ``result.json``; with ``result.json`` the run is
+complete. Nothing that a run did not write is ever removed.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorada.runs.checkpoints import (
+    CHECKPOINT,
+    last_whole_checkpoint,
+    processes_of,
+    refuse_weights_only,
+)
+from lorada.runs.predictions import PREDICTIONS_FILE
+from lorada.runs.recipe import AUTO, PATHS, RECIPE_FILE, Recipe, saved_recipe
+from lorada.runs.result import RESULT_FILE
+from lorada.support.files import scratch_folder, write_atomic
+from lorada.support.processes import process_count
+
+logger = logging.getLogger(__name__)
+
+TRAINED_FILE = "trained.safetensors"  # the weights of a method that trains part of the base
+ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
+RUN_FILES = (
+    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "loss.png", "adapter", "model",
+    TRAINED_FILE, "runs",
+)  # fmt: skip
+# Remote code is allowed command by command, the rows have their own fingerprint, and activations
+# that are computed again change no number.
+MAY_DIFFER = ("output", "trust_remote_code", "data_dir", "activation_checkpointing")
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run starts.
+
+    Attributes:
+        clear: whether to remove an earlier run first.
+        checkpoint: where to continue; None to start from the beginning.
+        dtype: that of the base of the run to resume; None without one.
+    """
+
+    clear: bool = False
+    checkpoint: Path | None = None
+    dtype: str | None = None
+
+
+def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
+    """Decide whether and how a run may start in its output folder; change nothing there.
+
+    Raises:
+        ValueError: if the folder holds a run and neither resume nor overwrite was asked for, or has
+            a run's files without a recipe; if the run to resume is complete, had another recipe,
+            was saved by another number of processes, or lacks an optimizer to go on with.
+    """
+    run = Path(recipe.output)
+    refuse_taken(recipe, resume=resume, overwrite=overwrite)
+    if not holds_run(run):
+        return Start()
+    if overwrite:
+        return Start(clear=True)
+    before = saved_recipe(run / RECIPE_FILE)
+    same_recipe(before, recipe)
+    checkpoint = last_whole_checkpoint(run)
+    if checkpoint is None:
+        logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
+    elif (processes := processes_of(checkpoint)) != process_count():
+        raise ValueError(
+            f"{checkpoint} was saved by {processes}, not {process_count()} process(es): start as "
+            "many, or start again with --overwrite"
+        )
+    elif recipe.training.get("save_only_model"):
+        refuse_weights_only(checkpoint)
+    return Start(checkpoint=checkpoint, dtype=before.dtype)
+
+
+def refuse_taken(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output folder that a run may not be written to; the recipe there is not read.
+
+    Raises:
+        ValueError: as ``check_folder``, except about the recipe and the checkpoints.
+    """
+    refuse_both(resume=resume, overwrite=overwrite)
+    run = Path(recipe.output)
+    found = run_files(run)
+    if not holds_run(run):
+        if found:
+            raise ValueError(
+                f"{run} has {found[0].name} but no {RECIPE_FILE}, so it is not a run: "
+                "choose another --output"
+            )
+    elif overwrite:
+        deleted = {path.resolve() for path in found}
+        for name, path in recipe.local_paths():
+            if deleted & {path.resolve(), *path.resolve().parents}:
+                raise ValueError(
+                    f"--overwrite would delete {path}, which is this run's {name}: choose another "
+                    "--output"
+                )
+    elif not resume:
+        raise ValueError(
+            f"{run} already holds a run: use --resume, --overwrite or another --output"
+        )
+    elif (run / RESULT_FILE).is_file():
+        raise ValueError(f"{run} is complete: evaluate it, or train again with --overwrite")
+
+
+def refuse_both(*, resume: bool, overwrite: bool) -> None:
+    """Refuse to go on with what is in a folder and to delete it.
+
+    Raises:
+        ValueError: if both are asked for.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+
+
+def refuse_no_run(folder: Path) -> None:
+    """Refuse a folder without the recipe of a run.
+
+    Raises:
+        ValueError: for such a folder.
+    """
+    if not (folder / RECIPE_FILE).is_file():
+        raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
+
+
+def refuse_target(folder: Path, target: Path) -> None:
+    """Refuse a ``target`` for something made from the run in ``folder``.
+
+    Raises:
+        ValueError: if the target is inside the run, a file, or a folder that is not empty.
+    """
+    if folder.resolve() in (target.resolve(), *target.resolve().parents):
+        raise ValueError(f"{target} lies in the run itself: choose a folder outside {folder}")
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file: choose a new folder")
+    if target.is_dir() and any(target.iterdir()):
+        raise ValueError(f"{target} is not empty: choose a new folder")
+
+
+def refuse_no_adapter(folder: Path, remedy: str = "leave out --adapter-only") -> None:
+    """Refuse a finished run that trained the model itself, where its adapter is asked for.
+
+    Raises:
+        ValueError: for such a run.
+    """
+    if not (folder / "adapter").is_dir():
+        raise ValueError(
+            f"{folder} has no adapter, as its method trained the model itself: {remedy}"
+        )
+
+
+def trains_base(run: Path) -> bool:
+    """Whether a finished run has trained the base itself, wholly or in part."""
+    return any((run / name).exists() for name in ("model", TRAINED_FILE))
+
+
+def holds_run(run: Path) -> bool:
+    """Whether a folder holds a run, finished or not."""
+    return any((run / name).is_file() for name in (RECIPE_FILE, RESULT_FILE))
+
+
+def run_files(run: Path) -> list[Path]:
+    """The files and subfolders of a folder that have names of a run's files."""
+    if not run.is_dir():
+        return []
+    return [p for p in sorted(run.iterdir()) if p.name in RUN_FILES or CHECKPOINT.fullmatch(p.name)]
+
+
+def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
+    """Clear the folder if ``start`` says so, then write the recipe and the rows' fingerprint.
+
+    Raises:
+        ValueError: if the run to resume began with other rows, or its fingerprint is damaged.
+    """
+    run = Path(recipe.output)
+    if start.clear:
+        clear(run)
+    rows = run / ROWS_FILE
+    before = rows.read_text(errors="replace").strip() if rows.is_file() else fingerprint
+    if not FINGERPRINT.fullmatch(before):
+        raise ValueError(
+            f"{rows} is damaged, so the rows cannot be compared with those that this run began "
+            "with: delete it if you know they are the same, or start again with --overwrite"
+        )
+    if before != fingerprint:
+        raise ValueError(
+            f"{recipe.data} is not what this run began with: put the rows back, or start again "
+            "with --overwrite"
+        )
+    recipe.save(run)
+    write_atomic(rows, fingerprint + "\n")
+
+
+def clear(run: Path) -> None:
+    """Remove the files of a run, in an order that is safe to interrupt.
+
+    The result goes first, so that the run no longer counts as complete; the recipe goes last, so
+    that no checkpoint is ever found beside the recipe of another run.
+    """
+    order = {RESULT_FILE: 0, ROWS_FILE: 2, RECIPE_FILE: 3}
+    with scratch_folder(run) as scratch:
+        for path in sorted(run_files(run), key=lambda path: order.get(path.name, 1)):
+            path.replace(scratch / path.name)
+
+
+def same_recipe(before: Recipe, now: Recipe) -> None:
+    """Refuse to resume a run with a recipe that differs from its own.
+
+    Raises:
+        ValueError: for the first setting that differs.
+    """
+    for key, old, value in differences(before, now):
+        raise ValueError(
+            f"the run to resume had {key}={old!r}, not {value!r}: leave it as it was, "
+            "or start again with --overwrite"
+        )
+
+
+def differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, Any, Any]]:
+    """The settings in which two recipes differ, with both values; ``MAY_DIFFER`` are left out."""
+    old = before.model_dump()
+    for key, value in now.model_dump().items():
+        if key not in MAY_DIFFER and not _same(key, old[key], value):
+            yield key, old[key], value
+
+
+def _same(key: str, old: Any, value: Any) -> bool:
+    """Whether two values of a setting mean the same, such as two spellings of one path."""
+    if key in PATHS and isinstance(old, str) and isinstance(value, str):
+        return os.path.realpath(old) == os.path.realpath(value)
+    return bool(old == value) or (key == "dtype" and AUTO in (old, value))

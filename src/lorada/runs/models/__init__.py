@@ -1,1 +1,0 @@
-"""Base models: finding and loading them, placing methods on them, counting parameters."""

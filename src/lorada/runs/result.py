@@ -1,0 +1,199 @@
+"""Reads and writes ``result.json``: what a run was, what it ran on, and its scores."""
+
+import json
+import logging
+import os
+import platform
+import resource
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lorada.support.files import as_typed, json_text, write_atomic
+from lorada.support.row_sources import HEADED, Form
+
+logger = logging.getLogger(__name__)
+
+RESULT_FILE = "result.json"
+PACKAGES = ("lorada", "torch", "transformers", "peft", "accelerate", "datasets")
+
+
+class _Part(BaseModel):
+    """Fields of a stored result that the package reads; other fields are for people."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Scored(_Part):
+    metrics: dict[str, dict[str, float | str | None]]
+    unparsable: dict[str, float] | None = None
+
+
+class _Result(_Scored):
+    labels: list[str]
+    form: Form
+    pairs: bool = False  # of texts, in every row that it learned
+    history: list[dict[str, float | None]]
+
+
+class _Parameters(_Part):
+    percent: float
+
+
+class _Data(_Part):
+    rows: int
+
+
+class _Hardware(_Part):
+    cpu: str
+    cores: int | None
+    threads: int
+    accelerator: str | None
+
+
+class _Versions(_Part):
+    torch: str
+    transformers: str
+    peft: str
+
+
+class _TableResult(_Scored):
+    """The fields that the page of a table reads."""
+
+    seed: int
+    model: str
+    recipe: dict[str, Any]
+    parameters: _Parameters
+    wall_time_s: float
+    data: _Data | None = None
+    hardware: _Hardware
+    versions: _Versions
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """The processor, cores, memory (GiB) and accelerator of this machine."""
+    import torch
+
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(pages / 2**30, 1),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory() -> int:
+    """Peak memory of this process so far, in bytes; of the accelerator, if there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.is_file() else []:
+        # Under Linux, getrusage may give the peak of the process that started this one.
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def read_result(run: Path) -> dict[str, Any]:
+    """The result of a run.
+
+    Raises:
+        ValueError: if there is none, or as ``result_in`` does.
+    """
+    path = run / RESULT_FILE
+    if not path.is_file():
+        raise ValueError(f"{run} has no {RESULT_FILE}: train it first, or finish it with --resume")
+    return result_in(path)
+
+
+def result_in(path: Path, *, of_table: bool = False) -> dict[str, Any]:
+    """The result in a file; ``of_table`` asks for all fields that the page of a table reads.
+
+    Raises:
+        ValueError: if it is not JSON, or lacks something or has it of another type.
+    """
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    try:
+        (_TableResult if of_table else _Result).model_validate(result)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise ValueError(
+            f"{path} is not the result of a run: {where}: {first['msg'].lower()}"
+        ) from error
+    return result
+
+
+def refuse_no_text(run: Path, form: str, labels: Sequence[str]) -> None:
+    """Refuse a run with a head, which writes no text, where text is asked for.
+
+    Raises:
+        ValueError: for such a run, with the command that asks it.
+    """
+    if form in HEADED:
+        what = f"a classifier of {', '.join(labels)}" if labels else "a scorer"
+        ask = as_typed("lorada", "predict", run, "--text", "TEXT")
+        raise ValueError(f"{run} is {what} and writes no text: ask it with {ask}")
+
+
+def write_result(run: Path, result: dict[str, Any]) -> None:
+    """Write the result of a run, completely or not at all."""
+    write_atomic(run / RESULT_FILE, json_text(result) + "\n")
+
+
+def keep_scores(
+    run: Path, found: dict[str, dict[str, Any]], unparsable: dict[str, float] | None = None
+) -> None:
+    """Add scores to the result of a run, by name; if they cannot be written, only warn.
+
+    ``unparsable`` is the percent of answers that name no option, by the same names.
+    """
+    result = read_result(run)
+    result["metrics"].update(found)
+    if unparsable:
+        result["unparsable"] = {**(result.get("unparsable") or {}), **unparsable}
+    _keep(run, result, "the scores")
+
+
+def keep_forgetting(run: Path, found: dict[str, Any]) -> None:
+    """Put the losses of ``forgetting`` into the result of a run; if that fails, only warn."""
+    _keep(run, {**read_result(run), "forgetting": found}, "the losses on the neutral text")
+
+
+def _keep(run: Path, result: dict[str, Any], what: str) -> None:
+    try:
+        write_result(run, result)
+    except OSError as error:
+        reason = error.strerror or error
+        logger.warning("%s could not be kept in %s: %s", what, run / RESULT_FILE, reason)

@@ -1,1 +1,0 @@
-"""Training: the set-up, trainers, losses and callbacks."""

@@ -1,0 +1,1 @@
+"""Base models: loaded, adapted, counted, and the losses of their outputs."""

@@ -1,0 +1,375 @@
+"""Loads base models and adapters, and places a method on a base model."""
+
+import json
+import logging
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lorada.methods.build import Plan
+from lorada.methods.method import part_class
+from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
+from lorada.runs.recipe import Recipe
+from lorada.training.models.base_settings import loading_settings
+from lorada.training.models.loading import load_model, reading, stretched
+from lorada.training.models.origin import base_type_of, refuse_other_type
+from lorada.training.models.pooling import pooling_part, refuse_other
+from lorada.training.prepare import Prepared
+from lorada.tuners import LoradaConfig, PrefixConfig
+from lorada.tuners.base.config import known_types, newer_version
+from lorada.tuners.pooling import PoolingConfig, attach
+from lorada.tuners.stack.beside import as_stack
+from lorada.tuners.stack.nesting import keys_of_others
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+UNFIT = "it is damaged, or was saved for another architecture"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model before a method is placed on it.
+
+    Attributes:
+        total: N, the number of its parameters without its task head.
+        drawn: names of the parameters that its checkpoint lacks, so they were drawn at random.
+        head: names of the modules that are its task head.
+    """
+
+    model: PreTrainedModel
+    total: int
+    drawn: frozenset[str]
+    head: tuple[str, ...]
+
+
+def load_base(
+    prepared: Prepared,
+    outputs: int | None = None,
+    device: torch.device | None = None,
+    *,
+    without_adapter: bool = False,
+) -> Base:
+    """Load the weights of a recipe's base model.
+
+    ``outputs`` is the size of a task head: the number of classes, or 1 for a score; None for a
+    model that generates text. ``device`` is where they are loaded, None for the CPU;
+    ``without_adapter`` is as in ``load_model``.
+    """
+    recipe, config = prepared.recipe, prepared.config
+    model, drawn = load_model(
+        recipe.model,
+        outputs,
+        config=stretched(config, recipe.rope_factor),
+        dtype=recipe.base_dtype,
+        trust_remote_code=recipe.trust_remote_code,
+        without_adapter=without_adapter,
+        loading=loading_settings(recipe, device, headed=outputs is not None),
+    )
+    head = () if outputs is None else head_modules(model, drawn)
+    # A decoder's head reads a row's last token before the pads, which it finds by the config's id.
+    # An encoder's own id stays: some count positions from it.
+    headed = outputs is not None and prepared.kind != "encoder"
+    for one in (model.config, model.config.get_text_config()):
+        if headed or getattr(one, "pad_token_id", None) is None:
+            one.pad_token_id = prepared.tokenizer.pad_token_id
+    _refuse_unknown_tokens(model, prepared.tokenizer)
+    return Base(model, base_parameters(model, head), drawn, head)
+
+
+def _refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a model raise an error when it meets a token that it has no embedding for.
+
+    A tokenizer with more tokens is no error by itself: many have one that is never used, such as
+    Gemma 3's token for images.
+
+    Raises:
+        ValueError: in the model's forward, naming the token.
+    """
+    embeddings = model.get_input_embeddings()
+    known = embeddings.weight.shape[0]
+    if len(tokenizer) <= known:
+        return
+
+    def check(module: nn.Module, args: tuple[Any, ...]) -> None:
+        ids = args[0]
+        largest = int(ids.max()) if isinstance(ids, torch.Tensor) and ids.numel() else 0
+        if largest >= known:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.convert_ids_to_tokens(largest)!r} as token "
+                f"{largest}, but the model has embeddings for {known} tokens only: take the "
+                "tokenizer that belongs to the model, or resize the model's embeddings"
+            )
+
+    embeddings.register_forward_pre_hook(check)
+
+
+def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
+    """Place a method on a base model, ready to train.
+
+    Raises:
+        ValueError: if the method does not fit the model, the adapter of ``--from`` does not fit
+            the method, or ``train_head`` is false and there is no head.
+    """
+    model = _place(base, plan, recipe)
+    if not recipe.train_head:
+        if not base.head:
+            raise ValueError("train_head=false: this task puts no head on a model: leave it out")
+        for name, parameter in model.named_parameters():
+            if in_head(name, base.head):
+                parameter.requires_grad_(False)
+    return model
+
+
+def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
+    if plan.config is None:
+        if recipe.from_adapter is not None:
+            raise ValueError(f"--from needs a method with an adapter, which {recipe.method} is not")
+        assert plan.trainable is not None
+        if recipe.pooling is not None:
+            attach(base.model, recipe.pooling)
+        select_trainable(base.model, plan.trainable, base.head, plan.with_head)
+        return base.model
+    config = plan.config
+    if isinstance(config, LoradaConfig):
+        config.base_model_type = base.model.config.model_type
+        if recipe.pooling is not None:
+            config.parts = [*config.parts, PoolingConfig(pooling=recipe.pooling)]
+    config.task_type = task_type(base.model.config, classifies=bool(base.head))
+    if base.head:
+        # By default PEFT trains and saves only heads with the name classifier or score.
+        config.modules_to_save = list(base.head)
+    if recipe.from_adapter is None:
+        return get_peft_model(base.model, config)
+    assert isinstance(config, LoradaConfig)
+    return _start_from(base.model, config, recipe)
+
+
+def task_type(model_config: Any, *, classifies: bool) -> str:
+    """PEFT's task type of a model; ``classifies`` if it has a head for classes or scores."""
+    generates = "SEQ_2_SEQ_LM" if model_config.is_encoder_decoder else "CAUSAL_LM"
+    return "SEQ_CLS" if classifies else generates
+
+
+def config_to_start(
+    config: LoradaConfig, recipe: Recipe, model_config: Any
+) -> tuple[LoradaConfig, set[Any]]:
+    """The parts of the adapter of ``--from``, and those of the method whose kind it lacks.
+
+    Returns:
+        The config of all these parts, and the kinds of those that the adapter brings.
+
+    Raises:
+        ValueError: for an adapter of another architecture, or settings of a part that it brings.
+    """
+    folder = Path(str(recipe.from_adapter))
+    old = adapter_config(folder)
+    refuse_other_type(base_type_of(old), folder, model_config)
+    kinds = {part.peft_type for part in old.parts}
+    if pooling_part(old) is not None:
+        refuse_other(pooling_part(old), recipe.pooling, folder)
+    for name in recipe.parts:
+        if any(isinstance(part, part_class(name)) for part in old.parts):
+            raise ValueError(
+                f"{folder} brings its own {name} part as it was trained: leave out the settings "
+                f"{', '.join(f'{name}.{key}' for key in recipe.parts[name])}"
+            )
+    old.parts = [*(part for part in config.parts if part.peft_type not in kinds), *old.parts]
+    old.task_type, old.inference_mode = config.task_type, False
+    whole = {*(config.modules_to_save or []), *(old.modules_to_save or [])}
+    old.modules_to_save = sorted(whole) or None
+    old.base_model_name_or_path, old.base_model_type = None, config.base_model_type
+    return old, kinds
+
+
+def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
+    """Place what ``config_to_start`` gives, with the weights of the saved adapter."""
+    folder = Path(str(recipe.from_adapter))
+    old, kinds = config_to_start(config, recipe, base.config)
+    weights = adapter_weights(folder)
+    with reading("the adapter", str(folder), UNFIT):
+        model = get_peft_model(base, old)
+        _refuse_missing(model, weights, folder, kinds)
+        set_peft_model_state_dict(model, weights)
+    logger.warning("%d tensors taken over from %s", len(weights), folder)
+    return model
+
+
+def _refuse_missing(
+    model: PeftModel,
+    weights: dict[str, torch.Tensor],
+    folder: Path,
+    kinds: set[Any] | None = None,
+    name: str = "default",
+) -> None:
+    """Refuse saved weights that lack tensors of these kinds of parts; None for all kinds."""
+    # With save_embedding_layers, PEFT would read the base's config to see if its vocabulary grew.
+    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    missing = expected.keys() - weights.keys()
+    if kinds is not None:
+        tuners = [PEFT_TYPE_TO_TUNER_MAPPING[kind] for kind in kinds]
+        missing -= set.intersection(*(keys_of_others(model, tuner, missing) for tuner in tuners))
+    if missing:
+        raise ValueError(
+            f"{folder} has no {min(missing)}: it is incomplete, or was saved for another "
+            "architecture"
+        )
+
+
+def adapter_config(folder: Path) -> LoradaConfig:
+    """The config of a saved adapter; one of PEFT is read as a stack of one part.
+
+    Raises:
+        ValueError: for a folder that is missing or empty, or a config that is not JSON, of an
+            unknown type, or of an adapter outside of the model's layers.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no adapter folder at {folder}")
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {ADAPTER_CONFIG}: not a PEFT adapter")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    kind = data.get("peft_type") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in known_types():
+        newer = newer_version(data.get("lorada_version")) if isinstance(data, dict) else ""
+        raise ValueError(
+            f"{path} has peft_type={kind!r}, which neither peft nor lorada knows"
+            + (f" ({newer})" if newer else "")
+        )
+    with reading("the adapter", str(folder), UNFIT):
+        return as_stack(folder)
+
+
+def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a saved adapter.
+
+    Raises:
+        ValueError: for a file that is missing, empty, truncated or not safetensors.
+    """
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        pickles = ", ".join(p.name for p in folder.glob("*.bin"))
+        found = f"; {pickles} is a pickle, which lorada does not load" if pickles else ""
+        raise ValueError(f"{folder} has no {ADAPTER_WEIGHTS}{found}")
+    with reading("the tensors", str(folder)):
+        weights: dict[str, torch.Tensor] = load_file(path)
+    if not weights:
+        raise ValueError(f"{path} holds no tensors")
+    return weights
+
+
+def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = ()) -> PeftModel:
+    """A model with the saved adapter in ``folder``, for inference; ``drawn`` is as in ``Base``.
+
+    Raises:
+        ValueError: for a folder that is not a complete adapter of this model, or that lacks drawn
+            parameters, so that each load would give another model.
+    """
+    config, weights = _complete(folder, base, drawn)
+    with reading("the adapter", str(folder), UNFIT):
+        model = PeftModel.from_pretrained(base, str(folder), config=config)
+        _refuse_missing(model, weights, folder)
+    return model.eval()
+
+
+def load_beside(model: PeftModel, folder: Path, name: str, drawn: Collection[str] = ()) -> None:
+    """Load the saved adapter in ``folder`` beside those of a model, under a name of its own.
+
+    The adapter that was active stays so.
+
+    Raises:
+        ValueError: as ``load_adapted``, or for an adapter that PEFT cannot put beside another.
+    """
+    _, weights = _complete(folder, model.get_base_model(), drawn)
+    with reading("the adapter", str(folder), UNFIT):
+        model.load_adapter(str(folder), adapter_name=name)
+        _refuse_missing(model, weights, folder, name=name)
+    model.eval()
+
+
+def _complete(
+    folder: Path, base: PreTrainedModel, drawn: Collection[str]
+) -> tuple[LoradaConfig, dict[str, torch.Tensor]]:
+    """Config and tensors of a saved adapter of this base, with all that it has drawn at random."""
+    config, weights = adapter_config(folder), adapter_weights(folder)
+    refuse_other_type(base_type_of(config), folder, base.config)
+    refuse_lost(drawn, {name.removeprefix(PEFT_NAMES) for name in weights}, folder)
+    return config, weights
+
+
+def refuse_lost(drawn: Collection[str], saved: Collection[str], place: Path) -> None:
+    """Refuse saved weights in ``place`` that lack what the base has drawn at random.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    lost = [name for name in drawn if name not in saved]
+    if lost:
+        raise ValueError(
+            f"{place} has no {min(lost)}, nor has its model's checkpoint, so each load would draw "
+            "another at random: train again"
+        )
+
+
+def fold_prefixes(model: PeftModel) -> None:
+    """Replace each network that makes a prefix while training by the prefix it makes."""
+    for part in model.peft_config["default"].parts:
+        if isinstance(part, PrefixConfig) and part.projection is not None:
+            model.fold()
+
+
+def base_parameters(base: nn.Module, head: Collection[str] = ()) -> int:
+    """N: the parameters of a model before a method is placed on it, without its task head."""
+    return sum(_numbers(p) for name, p in base.named_parameters() if not in_head(name, head))
+
+
+def _numbers(parameter: nn.Parameter) -> int:
+    """How many numbers a parameter has; one in 4 bits has two of them in a byte."""
+    count = parameter.numel()
+    return 2 * count * parameter.element_size() if hasattr(parameter, "quant_state") else count
+
+
+def parameter_counts(
+    model: nn.Module, total: int, head: Collection[str] = (), with_head: str | None = None
+) -> dict[str, Any]:
+    """How many parameters a model with a method trains, against the ``total`` (N) of its base.
+
+    The task head's modules ``head`` do not count, nor do names that match the regular expression
+    ``with_head``.
+
+    Returns:
+        ``trainable`` (p), ``total`` (N), ``percent`` (100 p/N) and ``percent_of_all``
+        (100 p/(N+p), PEFT's own convention).
+    """
+    trainable = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+        and not in_head(name, head)
+        and not (with_head and re.search(with_head, name))
+    )
+    added = trainable if isinstance(model, PeftModel) else 0
+    return {
+        "trainable": trainable,
+        "total": total,
+        "percent": 100 * trainable / total,
+        "percent_of_all": 100 * trainable / (total + added),
+    }

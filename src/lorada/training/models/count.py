@@ -1,0 +1,119 @@
+"""Counts the parameters that a method trains on a model, without weights (``lorada params``)."""
+
+import copy
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from peft import PeftModel, ShiraConfig, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from lorada.methods.build import Plan, build_method
+from lorada.methods.task_head import select_trainable
+from lorada.runs.recipe import Recipe
+from lorada.training.load_recipe import load_recipe
+from lorada.training.models.adapters import (
+    base_parameters,
+    config_to_start,
+    fold_prefixes,
+    parameter_counts,
+)
+from lorada.training.models.loading import kind_of, load_config, stretched
+from lorada.tuners import LoradaConfig
+from lorada.tuners.base.linears import linears
+
+
+def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str, Any]:
+    """Count the parameters of a method on a model, as ``parameters_of`` does for a recipe.
+
+    ``model`` may also be a key of ``MODELS``; ``overrides`` are settings, each as ``key=value``.
+
+    Raises:
+        ValueError: for an unknown name, or a setting of the training, which changes no count.
+    """
+    recipe = load_recipe(None, overrides, {"method": method, "model": model, "output": "-"})
+    if recipe.training:
+        raise ValueError(f"{', '.join(recipe.training)} changes no parameter count: leave it out")
+    return parameters_of(recipe)
+
+
+def parameters_of(recipe: Recipe) -> dict[str, Any]:
+    """Count the parameters of a recipe: its model is built on the meta device, without weights.
+
+    Returns:
+        ``trainable`` (p, what is trained and saved, without a task head), ``total`` (N, those of
+        the base), ``percent`` (100 p/N), ``percent_of_all`` (100 p/(N+p)) and ``settings_from``
+        (where the settings of the method come from, in words).
+    """
+    config = load_config(recipe.model)
+    plan = plan_of(recipe, config)
+    config = stretched(config, recipe.rope_factor)
+    base = _meta_model(config)
+    total = base_parameters(base)
+    try:
+        with torch.device("meta"):
+            placed = placed_on(base, plan)
+    except (ValueError, RuntimeError) as error:
+        if plan.config is None or "meta tensor" not in str(error).lower():
+            raise
+        # Some of PEFT's tuners compute with the weights that they are placed on, such as FRoD.
+        base = _meta_model(config)
+        _give_weights(base, plan.config)
+        placed = placed_on(base, plan)
+    if isinstance(placed, PeftModel):
+        fold_prefixes(placed)
+    counts = parameter_counts(placed, total, with_head=plan.with_head)
+    return {**counts, "settings_from": plan.settings_from}
+
+
+def plan_of(recipe: Recipe, config: Any) -> Plan:
+    """The method of a recipe for the model of a config, with the parts that ``--from`` brings."""
+    plan = build_method(recipe.method, config, **recipe.parts)
+    if recipe.from_adapter is not None and isinstance(plan.config, LoradaConfig):
+        plan = replace(plan, config=config_to_start(plan.config, recipe, config)[0])
+    return plan
+
+
+def _meta_model(config: Any) -> PreTrainedModel:
+    """The model of a config without weights."""
+    auto = AutoModelForCausalLM if kind_of(config) == "decoder" else AutoModel
+    with torch.device("meta"):
+        model: PreTrainedModel = auto.from_config(config)
+    return model
+
+
+def placed_on(base: PreTrainedModel, plan: Plan) -> PreTrainedModel | PeftModel:
+    """Place a method on a model without weights."""
+    if plan.config is None:
+        assert plan.trainable is not None
+        select_trainable(base, plan.trainable, with_head=plan.with_head)
+        return base
+    config = copy.deepcopy(plan.config)
+    config.task_type = None
+    for part in config.parts:
+        if isinstance(part, ShiraConfig):
+            part.mask_fn = None  # it would choose entries by weights, and there are none
+    return get_peft_model(base, config)
+
+
+def _give_weights(base: PreTrainedModel, config: LoradaConfig) -> None:
+    """Draw weights for the linear layers that the parts of an adapter are placed on."""
+    for part in config.parts:
+        for name, linear in linears(base).items():
+            if part.target_modules and check_target_module_exists(part, name):
+                if linear.weight.is_meta:  # with its neighbours: no module is on two devices
+                    base.get_submodule(name.rpartition(".")[0]).to_empty(device="cpu")
+                torch.nn.init.normal_(linear.weight)
+
+
+@cache
+def _counts_of(text: str) -> dict[str, Any]:
+    return parameters_of(Recipe.model_validate_json(text))
+
+
+def counts_of(recipe: Recipe) -> dict[str, Any]:
+    """The parameters of a recipe, cached over its tasks and seeds."""
+    same: dict[str, Any] = {"task": "-", "output": "-", "data_dir": None, "training": {}}
+    return _counts_of(recipe.model_copy(update=same).model_dump_json())

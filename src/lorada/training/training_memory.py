@@ -1,0 +1,346 @@
+"""Computes the memory of a training step, by part, without weights and without an accelerator.
+
+One step of the recipe's model, method and optimizer runs on fake tensors, which have a shape, a
+dtype and a lifetime, but no memory. The bytes that are alive are counted at every operation. The
+tensors are on the accelerator that the recipe trains on, if there is one: kernels keep others
+there, and the forward pass runs under autocast.
+"""
+
+import copy
+import logging
+import os
+import weakref
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peft import ShiraConfig
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForSequenceClassification as AutoClassifier
+
+from lorada.methods.task_head import widen_trained
+from lorada.runs.recipe import AUTO, MIXED, Recipe
+from lorada.support.processes import is_first
+from lorada.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
+from lorada.training.by_device import (
+    accelerator,
+    device_bytes,
+    device_settings,
+    longest,
+    why_full,
+    with_dtype,
+)
+from lorada.training.models.count import placed_on, plan_of
+from lorada.training.models.labelled_loss import LabelledLoss
+from lorada.training.models.loading import kind_of, load_config, stretched
+from lorada.training.prepare import PreparedTraining
+
+logger = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+MODELS = {
+    "decoder": AutoModelForCausalLM,
+    "encoder": AutoClassifier,
+    "encoder_decoder": AutoModelForSeq2SeqLM,
+}
+DEPTHS = ("num_hidden_layers", "encoder_layers", "decoder_layers")
+SHORT = (2, 4)  # layers of the models that are traced in place of a deep one
+# Bits of a quantised weight. nf4 has a scale of 8 bits for 64 weights, which has one of 32 for 256;
+# int8 has one of 32 for each row, which is not counted.
+BITS = {"nf4": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0}
+FITS = 0.85  # share of an accelerator's memory that a computed step may take
+MANY = 0.05  # share of the weights' bytes above which gradients decide where the peak is
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a training step needs at its peak.
+
+    Attributes:
+        weights: of the base and of the trained parts, with buffers.
+        gradients: of the trained weights.
+        optimizer: the optimizer's states, such as Adam's two moments.
+        activations: everything else at the peak: what the backward pass needs, logits, and what
+            operations need for a moment.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All parts together."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def recomputes(prepared: PreparedTraining) -> bool:
+    """Whether a training here computes its activations again; a line says so if ``auto`` decides.
+
+    On an accelerator ``auto`` does so for large models and long rows, unless a step without it
+    takes at most ``FITS`` of the memory.
+    """
+    asked, device = prepared.recipe.activation_checkpointing, device_bytes(prepared.recipe)
+    if asked != AUTO or device is None:
+        return asked == "full"
+    reason = why_full(prepared.recipe, prepared.config)
+    if reason is None:
+        return False
+    sizes, unknown = step_bytes(prepared, "off")
+    if sizes is not None and sizes["off"] <= FITS * device:
+        return False
+    need = f"the memory of a step cannot be computed: {unknown}"
+    if sizes is not None:
+        each = (f"{size / 2**30:.1f} GiB" for size in (sizes["off"], device))
+        need = "a step with off needs {} of this device's {}".format(*each)
+    if is_first():
+        logger.warning("activation_checkpointing=auto takes full: %s, and %s", reason, need)
+    return True
+
+
+def refuse_impossible(prepared: PreparedTraining, counts: dict[str, Any]) -> None:
+    """Refuse an adapter that is larger than its base and does not even fit in the memory here.
+
+    ``counts`` are its parameters, as ``parameters_of`` counts them.
+
+    Raises:
+        ValueError: for such an adapter.
+    """
+    size, here = 4 * counts["trainable"], device_bytes(prepared.recipe)
+    here = here or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if prepared.plan.config is not None and counts["trainable"] > counts["total"] and size > here:
+        raise ValueError(
+            f"{prepared.recipe.method} would train {counts['trainable']:,} parameters, which take "
+            f"{size / 2**30:,.0f} GiB, and there are {here / 2**30:.0f} GiB here: lower its sizes, "
+            "such as r"
+        )
+
+
+def step_bytes(prepared: PreparedTraining, *names: str) -> tuple[dict[str, float] | None, str]:
+    """Bytes of a step by ``activation_checkpointing``; None, and why, if they are not known."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the method is placed again, and gives its warnings again
+    try:
+        return {name: memory_of(prepared, name).total for name in names}, ""
+    except Exception as error:  # of any class: a model may do what fake tensors cannot
+        return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+    finally:
+        logging.disable(before)
+
+
+def memory_of(prepared: PreparedTraining, activation_checkpointing: str) -> Memory:
+    """The memory of a step of a training, in one process; raises as ``training_memory``."""
+    recipe, sequences = prepared.recipe, None
+    if prepared.rows.form == "choice":  # each candidate is a sequence
+        settings = {**DEFAULTS, **prepared.plan.arguments, **recipe.training}
+        most = max(len(row["candidates"]) for row in prepared.rows.rows)
+        sequences = int(settings["per_device_train_batch_size"]) * most
+    changes = {
+        "activation_checkpointing": activation_checkpointing,
+        "max_length": longest(recipe, prepared.config),
+    }
+    return training_memory(recipe.model_copy(update=changes), sequences)
+
+
+def training_memory(recipe: Recipe, sequences: int | None = None) -> Memory:
+    """The memory of one training step of a recipe, with every sequence ``max_length`` long.
+
+    A model of more than four layers is computed from two models of ``SHORT`` layers, because every
+    layer adds the same. The whole model is traced if a method cannot be placed on those, or if many
+    of the weights train: then the peak is at the loss in short models and elsewhere in deep ones.
+
+    Args:
+        recipe: what to train; ``auto`` computes no activations again.
+        sequences: how many sequences a step reads at once; None for the recipe's batch size.
+
+    Raises:
+        ValueError: as ``build_method`` does.
+        NotImplementedError: for SHiRA.
+    """
+    config = load_config(recipe.model)
+    depths = {name: getattr(config, name) for name in DEPTHS if hasattr(config, name)}
+    deepest = max(depths.values(), default=0)
+    if deepest > max(SHORT) and len(set(depths.values())) == 1:
+        few, more = (_shortened(config, depths, layers) for layers in SHORT)
+        try:
+            low, high = (asdict(_traced(recipe, each, sequences)) for each in (few, more))
+        except (ValueError, IndexError, KeyError):  # settings that name layers which are not there
+            return _traced(recipe, config, sequences)
+        if high["gradients"] > MANY * high["weights"]:
+            return _traced(recipe, config, sequences)
+        layers = (deepest - SHORT[0]) / (SHORT[1] - SHORT[0])
+        return Memory(**{part: low[part] + layers * (high[part] - low[part]) for part in low})
+    return _traced(recipe, config, sequences)
+
+
+def _shortened(config: Any, depths: dict[str, int], layers: int) -> Any:
+    short = copy.deepcopy(config)
+    for name in depths:
+        setattr(short, name, layers)
+    if getattr(short, "layer_types", None):
+        short.layer_types = short.layer_types[:layers]
+    return short
+
+
+def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
+    """Trace a model on the device of its training, or on a CPU if that cannot be traced."""
+    recipe = with_dtype(recipe, config)
+    device = accelerator(recipe.training) or CPU
+    try:
+        return _traced_on(device, recipe, config, sequences)
+    except Exception:  # of any class: torch may lack this device, or its kernels
+        if device == CPU:
+            raise
+        return _traced_on(CPU, recipe, config, sequences)
+
+
+def _traced_on(device: torch.device, recipe: Recipe, config: Any, sequences: int | None) -> Memory:
+    """Run two training steps on fake tensors; the second is counted, as it has optimizer states."""
+    plan, config = plan_of(recipe, config), stretched(config, recipe.rope_factor)
+    for part in getattr(plan.config, "parts", []):
+        if isinstance(part, ShiraConfig):
+            raise NotImplementedError("SHiRA's sparse weights have no form on fake tensors")
+    settings = {**DEFAULTS, **device_settings(recipe), **plan.arguments, **recipe.training}
+    if recipe.activation_checkpointing == "full":
+        settings |= CHECKPOINTING
+    narrow = torch.autocast(device.type, torch.bfloat16, enabled=bool(settings.get("bf16")))
+    batch = sequences or int(settings["per_device_train_batch_size"])
+    with torch.device("meta"):
+        base = MODELS[kind_of(config)].from_config(config, dtype=getattr(torch, recipe.base_dtype))
+        model = placed_on(base, plan)
+        if recipe.dtype == MIXED:
+            widen_trained(model)
+    if settings.get("gradient_checkpointing"):
+        model.gradient_checkpointing_enable(settings.get("gradient_checkpointing_kwargs"))  # type: ignore[operator]
+    with FakeTensorMode(allow_non_fake_inputs=True), device:
+        _make_fake(model)
+        model.train()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained)
+        if plan.optimizer is not None:
+            args = training_arguments(recipe, plan.arguments, quiet=True)
+            optimizer = plan.optimizer(model, args)
+        inputs = _inputs(config, batch, recipe)
+        counter = _Alive(besides=[*model.parameters(), *model.buffers()])
+        with counter:
+            for _ in range(2):
+                counter.peak = 0
+                with narrow:
+                    loss = _loss(model, inputs, config)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    weights = _bytes([*model.parameters(), *model.buffers()]) - _saved_by_quantising(recipe, model)
+    gradients = _bytes(trained)
+    states = _bytes([value for state in optimizer.state.values() for value in tree_leaves(state)])
+    rest = counter.peak - states - gradients
+    return Memory(weights, gradients, states, max(0, rest))
+
+
+def _saved_by_quantising(recipe: Recipe, model: Any) -> float:
+    """Bytes that the frozen linear layers do not need in 4 or 8 bits."""
+    if recipe.quantization is None:
+        return 0.0
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    output, bits = base.get_output_embeddings(), BITS[recipe.quantization]
+    linear = (m for m in model.modules() if isinstance(m, nn.Linear) and m is not output)
+    frozen = (m.weight for m in linear if not m.weight.requires_grad)
+    return sum(weight.numel() * (weight.element_size() - bits / 8) for weight in frozen)
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Replace the meta tensors of a model by fake ones; tied weights stay tied."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                fake = torch.empty(weight.shape, dtype=weight.dtype)
+                module._parameters[name] = made.setdefault(
+                    id(weight), nn.Parameter(fake, requires_grad=weight.requires_grad)
+                )
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
+
+
+def _inputs(config: Any, batch: int, recipe: Recipe) -> dict[str, Tensor]:
+    """A batch of sequences of the greatest length, with labels.
+
+    Several have one padded token, since models leave out a mask that hides nothing. One sequence
+    has no pads, and no mask, unless rows are packed in it: each layer may keep a mask, of T × T.
+    """
+    ids = torch.zeros(batch, recipe.max_length, dtype=torch.long)
+    inputs = {"input_ids": ids}
+    if batch > 1 or recipe.packing:
+        mask = torch.ones_like(ids)
+        mask[0, 0] = 0
+        inputs["attention_mask"] = mask
+    kind = kind_of(config)
+    if kind == "encoder":
+        return {**inputs, "labels": torch.zeros(batch, dtype=torch.long)}
+    if kind == "encoder_decoder":
+        length = recipe.max_target_length or recipe.max_length
+        return {**inputs, "labels": torch.zeros(batch, length, dtype=torch.long)}
+    return {**inputs, "labels": ids}
+
+
+def _loss(model: nn.Module, inputs: dict[str, Tensor], config: Any) -> Tensor:
+    """The loss as a run computes it: a decoder's without all logits, unless it adds a loss."""
+    if kind_of(config) != "decoder" or getattr(config, "output_router_logits", False):
+        loss: Tensor = model(**inputs).loss
+        return loss
+    labelled = LabelledLoss(model, plain=getattr(config, "final_logit_softcapping", None) is None)
+    # All tokens have labels. Which ones have is not known without values.
+    rows, places = inputs["labels"].shape[0], inputs["labels"].shape[1] - 1
+    where = torch.arange(rows).repeat_interleave(places), torch.arange(places).repeat(rows)
+    return labelled(model, inputs, where)[0].mean()
+
+
+def _bytes(tensors: list[Any]) -> int:
+    """Bytes of the storages of some tensors, each storage once."""
+    storages = [tensor.untyped_storage() for tensor in tensors if isinstance(tensor, Tensor)]
+    return sum({id(storage): storage.nbytes() for storage in storages}.values())
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the storages that operations made and that are still alive.
+
+    Storages of the tensors ``besides`` are not counted; views of them are no new storages.
+    """
+
+    def __init__(self, besides: list[Tensor]) -> None:
+        super().__init__()
+        # By id, with the storage itself, because the id of one that is gone may be given again.
+        self._besides = {id(s): s for s in (tensor.untyped_storage() for tensor in besides)}
+        self._sizes: dict[int, tuple[Any, int]] = {}
+        self.now = 0
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what it made."""
+        read = args[0] if func is torch.ops.aten._local_scalar_dense.default else None
+        if isinstance(read, FakeTensor) and read.dtype == torch.bool:
+            return False  # no position restarts: of a fake tensor it cannot be read
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
+                self._count(tensor.untyped_storage())
+        return output
+
+    def _count(self, storage: Any) -> None:
+        key = id(storage)
+        if key in self._sizes or key in self._besides:
+            return
+        size = storage.nbytes()
+
+        def ended(_: Any) -> None:
+            self.now -= self._sizes.pop(key)[1]
+
+        self._sizes[key] = (weakref.ref(storage, ended), size)
+        self.now += size
+        self.peak = max(self.peak, self.now)

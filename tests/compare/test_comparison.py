@@ -1,0 +1,358 @@
+"""``lorada compare`` from one command to the report, on tiny models; going on after a kill."""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from urllib.parse import unquote
+
+import pytest
+from compared import model_and_rows
+from crashes import number
+from folders import ROWS, bert_folder, rows_file, split_file
+from programs import printed
+
+from lorada.compare.learning_rate import FACTOR
+from lorada.compare.report.commands import BESIDE
+from lorada.compare.report.read import read_comparison
+from lorada.compare.report.write import write_report
+from lorada.runs.predictions import read_predictions
+from lorada.runs.result import read_result
+
+STEPS = 4
+SETTINGS = [f"max_steps={STEPS}", "max_length=32", "max_new_tokens=2", "training.report_to=[]"]
+LABELS = [{"text": "ab" * (i % 9 + 1) + "c" * i, "label": "nymn"[i % 4]} for i in range(32)]
+PROMPTS = ["lora", "lmam"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = model_and_rows(tmp_path_factory.mktemp("compare"))
+    bert_folder(place / "bert")
+    rows_file(place / "train_labels.jsonl", LABELS[:24])
+    rows_file(place / "test_labels.jsonl", LABELS[24:])
+    return place
+
+
+def words(place, output, *more, model="llama", rows="", methods=PROMPTS, seeds="1,2", trials=2):
+    return list(map(str, [
+        "compare", "--model", place / model, "--data", place / f"train{rows}.jsonl",
+        "--held-out", place / f"test{rows}.jsonl", "--methods", ",".join(methods),
+        "--seeds", seeds, "--trials", trials, "--output", output, *SETTINGS, *more,
+    ]))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(lab, place):
+    """A comparison of two methods that nothing has interrupted, and its write points."""
+    folder = place / "whole"
+    reply = lab.command(words(place, folder), folder)
+    assert reply["code"] == 0, reply["said"]
+    return folder, reply
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def searches(folder):
+    """What the searches have found, without the seconds they took."""
+    found = {}
+    for path in sorted(folder.glob("trials/*/*/search.json")):
+        found[path.parent.parent.name] = search = read(path)
+        for trial in search["trials"]:
+            trial.pop("seconds")
+    return found
+
+
+def final_losses(folder):
+    """The logged losses and the scores of every final run."""
+    found = {}
+    for path in folder.glob("runs/**/result.json"):
+        result = read(path)
+        metrics = {k: v for k, v in result["metrics"].items() if not k.endswith("(base)")}
+        name = str(path.parent.relative_to(folder))
+        found[name] = result["history"], metrics, result["forgetting"]
+    return found
+
+
+def test_every_method_and_seed_is_trained_and_scored_on_every_held_out_row(whole, place):
+    folder, _ = whole
+    assert len(final_losses(folder)) == 4
+    for candidate in read(folder / "plan.json")["candidates"]:
+        for seed in (1, 2):
+            run = folder / "runs" / candidate["method"] / str(candidate["trainable"])
+            result = read_result(run / f"seed{seed}")
+            assert (result["seed"], result["steps"]) == (seed, STEPS)
+            assert result["parameters"]["trainable"] == candidate["trainable"]
+            assert result["metrics"][str(place / "test.jsonl")]["n"] == 8
+            lines = read_predictions(run / f"seed{seed}")
+            mine = [line for line in lines if line["rows"] == str(place / "test.jsonl")]
+            assert [line["row"] for line in mine] == list(range(1, 9))
+            assert "text" not in mine[0]
+            assert (run / f"seed{seed}" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_search_tries_the_default_first_and_never_reads_a_held_out_row(whole):
+    folder, _ = whole
+    plan = read(folder / "plan.json")
+    for candidate in plan["candidates"]:
+        place = folder / "trials" / candidate["method"] / str(candidate["trainable"])
+        search = read(place / "search.json")
+        rates = [trial["rate"] for trial in search["trials"]]
+        assert rates[:2] == [candidate["default_rate"], candidate["default_rate"] * FACTOR]
+        assert len(rates) == 5 or min(rates) < search["rate"] < max(rates)
+        assert search["rate"] == min(search["trials"], key=lambda t: t["loss"])["rate"]
+        for trial in (0, 1):
+            result = read_result(place / f"trial-{trial}")
+            assert (result["seed"], result["steps"]) == (1, STEPS)
+            assert result["recipe"]["eval_data"] is None
+            assert result["recipe"]["dev_rows"] == plan["dev_rows"] == 8
+            measured = [entry["step"] for entry in result["history"] if "eval_loss" in entry]
+            assert measured == [2, 4]
+            assert not list(place.glob("trial-*/adapter"))
+            assert not list(place.glob("trial-*/checkpoint-*"))
+
+
+def test_the_final_runs_take_the_rate_that_the_search_has_found(whole):
+    folder, _ = whole
+    for method, search in searches(folder).items():
+        for path in folder.glob(f"runs/{method}/*/seed*/result.json"):
+            recipe = read(path)["recipe"]
+            assert recipe["training"]["learning_rate"] == search["rate"]
+            (line,) = (
+                one for one in read(folder / "report.json")["lines"] if one["label"] == method
+            )
+            assert (line["rates"], line["map_rates"]) == ([search["rate"]], [])
+            if method == "lmam":
+                assert recipe["parts"]["lmam"]["map_learning_rate"] == pytest.approx(search["rate"])
+
+
+def test_the_model_as_it_is_and_the_commonest_answer_are_scored(whole):
+    found = read(whole[0] / "baselines.json")
+    assert len(found["as_it_is"]["row_scores"]["exact_match"]) == 8
+    assert found["as_it_is"]["metrics"]["n"] == 8
+    answers = [row["response"] for row in ROWS[:27]]
+    assert found["commonest"]["answer"] == max(answers, key=answers.count)
+    right = [row["response"] == found["commonest"]["answer"] for row in ROWS[28:]]
+    assert found["commonest"]["row_scores"]["exact_match"] == [100.0 * one for one in right]
+
+
+def test_the_verdict_the_reports_and_the_next_command_are_printed(whole):
+    folder, reply = whole
+    said = " ".join(reply["said"].split())
+    summary = read(folder / "report.json")
+    assert summary["verdict"] in said
+    assert all(sentence in said for sentence in summary["sentences"])
+    assert re.search(r"\[6/6\] lmam \d+ seed 2: done", said)  # two searches, four runs
+    for kind in ("html", "md", "csv", "tex", "json"):
+        assert (folder / f"report.{kind}").is_file()
+        assert f"{folder}/report.{kind}" in said
+    see = f"python -m webbrowser {folder}/report.html"
+    following = next(iter(summary["commands"].values()), see)
+    assert f"next: {following}" in said
+
+
+def test_the_time_of_a_step_is_measured_for_all_in_turns_at_the_end(whole):
+    folder, _ = whole
+    for line in read(folder / "report.json")["lines"]:
+        place = folder / "times" / line["method"] / str(line["trainable"])
+        turns = [read(path)["seconds_per_step"] for path in sorted(place.glob("turn*.json"))]
+        assert len(turns) == 2
+        assert line["seconds_per_step"] == min(turns) > 0
+
+
+KILLED_AT = {
+    "in the first trial": r"torch.save trials/lora/.*trial-0/.*",
+    "between two trials": r"os.mkdir trials/lora/[0-9]+/trial-1",
+    "before the search has its result": r"os.rename .*search.json",
+    "before a run is scored": r"os.rename runs/lmam/.*/seed1/.*predictions.jsonl",
+    "before the baselines": r"os.rename .*baselines.json",
+}
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(moment, marks=[] if "scored" in moment else pytest.mark.slow)
+        for moment in KILLED_AT
+    ],
+)
+def test_a_comparison_that_was_killed_goes_on_and_repeats_no_finished_job(
+    lab, place, whole, moment, tmp_path
+):
+    expected, reply = whole
+    folder = tmp_path / "comparison"
+    at = number(reply["points"], KILLED_AT[moment])
+    killed = lab.command(words(place, folder), folder, at=at, how="kill")
+    assert killed["code"] == -9
+    before = {name: path.stat().st_mtime_ns for name, path in trained(folder).items()}
+    again = lab.command(["compare", str(folder), "--resume"], folder)
+
+    assert again["code"] == 0, again["said"]
+    assert searches(folder) == searches(expected)
+    assert final_losses(folder) == final_losses(expected)
+    assert read(folder / "baselines.json") == read(expected / "baselines.json")
+    after = {name: path.stat().st_mtime_ns for name, path in trained(folder).items()}
+    assert {name: after[name] for name in before} == before
+    assert killed["steps"] + again["steps"] <= reply["steps"] + STEPS  # of the one that was killed
+
+
+def trained(folder):
+    """A file that only a training writes, at its end or its last checkpoint, for each done job."""
+    found = {str(p.parent.relative_to(folder)): p for p in folder.glob("trials/*/*/*/trial.json")}
+    for path in folder.glob("runs/*/*/*/adapter/adapter_model.safetensors"):
+        if (path.parents[1] / "result.json").is_file():
+            found[str(path.parents[1].relative_to(folder))] = path
+    return found
+
+
+def test_a_finished_comparison_only_writes_its_report_again(lab, place, whole, tmp_path):
+    folder, _ = whole
+    (folder / "report.json").unlink()
+    reply = lab.command(["compare", str(folder), "--resume"], folder)
+    assert reply["code"] == 0, reply["said"]
+    assert reply["steps"] == 0
+    assert (folder / "report.json").is_file()
+
+
+def test_each_stored_row_has_what_another_metric_needs(whole):
+    folder, _ = whole
+    assert read(folder / "plan.json")["metric"]["name"] == "exact_match"
+    for run in final_losses(folder):
+        for line in read_predictions(folder / run):
+            assert line["loss"] > 0
+            assert {"exact_match", "contains"} == line["metrics"].keys()
+    found = read(folder / "baselines.json")
+    assert {"loss", "exact_match", "contains"} == found["as_it_is"]["row_scores"].keys()
+    assert {"exact_match", "contains"} == found["commonest"]["row_scores"].keys()
+
+
+def test_a_report_is_written_again_by_any_metric_without_a_step(lab, whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "copy")
+    (tmp_path / "my.py").write_text(
+        "def longest(prompt, response, answer, row): return len(prompt + response)\n"
+    )
+    names = [name for line in read(folder / "report.json")["lines"] for name in [line["label"]]]
+    lengths = [len(row["prompt"] + row["response"]) for row in ROWS[28:]]
+    for metric in ("loss", "contains", "chrf", f"{tmp_path / 'my.py'}:longest"):
+        reply = lab.command(["report", str(folder), "--metric", metric], folder)
+        assert (reply["code"], reply["steps"]) == (0, 0), reply["said"]
+        summary = read(folder / "report.json")
+        assert summary["metric"] == metric.split("/")[-1]
+        assert sorted(line["label"] for line in summary["lines"]) == sorted(names)
+        scores = [line["score"] for line in summary["lines"]]
+        assert scores == sorted(scores, reverse=metric != "loss")
+        as_it_is, common = summary["baselines"]
+        assert as_it_is["score"] is not None
+        assert common["reason"] == ("an answer alone has no loss" if metric == "loss" else None)
+    assert scores == [as_it_is["score"]] * 2 == [pytest.approx(sum(lengths) / 8)] * 2
+    losses = lab.command(["report", str(folder), "--metric", "loss"], folder)
+    assert "nats per token" in " ".join(losses["said"].split())
+    again = lab.command(["report", str(folder)], folder)
+    assert again["code"] == 0
+    assert read(folder / "report.json")["metric"] == "exact_match"
+    wrong = lab.command(["report", str(folder), "--metric", "accuracy"], folder)
+    assert wrong["code"] == 2
+    assert "metric='accuracy' does not score prompt rows: take loss" in wrong["said"]
+
+
+@pytest.mark.slow
+def test_the_report_explores_two_runs_and_then_links_to_their_page(whole, tmp_path):
+    pytest.importorskip("jinja2", reason="needs the extra explore")
+    folder = tmp_path / "it's a copy"
+    shutil.copytree(whole[0], folder)
+    (folder / "baselines.json").unlink()  # they may beat methods that have learned nothing
+    write_report(folder)
+    assert 'href="explore-' not in (folder / "report.html").read_text()
+    command = read(folder / "report.json")["commands"][BESIDE]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    printed(sys.executable, "-m", "lorada.cli", *shlex.split(command)[1:], folder=elsewhere)
+    assert not list(elsewhere.iterdir())
+    write_report(folder)
+    (link,) = re.findall('<a href="(explore-[^"]+)"', (folder / "report.html").read_text())
+    page = (folder / unquote(link)).read_text()
+    for candidate in read_comparison(folder).candidates:
+        name = "/".join(candidate.runs[0].folder.split("/")[1:])
+        assert f"<bdi>{name}</bdi>" in page
+    assert f"({link})" in (folder / "report.md").read_text()
+
+
+@pytest.mark.apart
+@pytest.mark.slow
+def test_two_workers_in_a_fresh_process_find_the_same(place, whole, tmp_path):
+    folder = tmp_path / "comparison"
+    asked = words(place, folder, "--workers", "2", seeds="1")
+    printed(sys.executable, "-m", "lorada.cli", *asked)
+    assert searches(folder) == searches(whole[0])
+    expected = final_losses(whole[0])
+    assert final_losses(folder) == {name: expected[name] for name in final_losses(folder)}
+
+
+def test_a_rank_and_the_rate_of_a_map_are_chosen_and_the_report_says_them(lab, place, tmp_path):
+    folder, name = tmp_path / "comparison", "lora+lmam:lora.r=1|2"
+    reply = lab.command(words(place, folder, methods=[name, "lora:r=1"], seeds="1"), folder)
+    assert reply["code"] == 0, reply["said"]
+    (search,) = folder.glob("trials/lora+lmam*/*/search.json")
+    search = read(search)
+    best = min(search["trials"], key=lambda trial: (trial["pruned"], trial["loss"]))
+    point = ("choice", "rate", "map_factor", "map_rate")
+    assert [search[key] for key in point] == [best[key] for key in point]
+    assert {trial["choice"] for trial in search["trials"]} == {0, 1}
+    assert len({trial["map_factor"] for trial in search["trials"]}) >= 3
+    (run,) = folder.glob("runs/lora+lmam*/*/seed1/result.json")
+    result, rank = read(run), 1 + search["choice"]
+    assert result["recipe"]["parts"]["lora"]["r"] == rank
+    assert result["recipe"]["parts"]["lmam"]["map_learning_rate"] == search["map_rate"]
+    assert result["recipe"]["training"]["learning_rate"] == search["rate"]
+    summary = read(folder / "report.json")
+    line = next(line for line in summary["lines"] if line["label"] == name)
+    assert (line["rates"], line["map_rates"]) == ([search["rate"]], [search["map_rate"]])
+    assert line["trainable"] == result["parameters"]["trainable"]
+    assert line["sizes"] == f"lora.r={rank}"
+    said = f"Of 2 settings of {name} the rows set aside chose lora+lmam:lora.r={rank}."
+    assert said in summary["sentences"]
+    shown = f"{search['rate']:.2g} (map {search['map_rate']:.2g})"
+    assert shown in (folder / "report.md").read_text()
+    assert lab.command(["compare", str(folder), "--resume"], folder)["steps"] == 0
+
+
+def test_labels_are_compared_too(json_of, place, tmp_path):
+    folder = tmp_path / "comparison"
+    asked = words(place, folder, model="bert", rows="_labels", methods=["lora", "bitfit"])
+    assert json_of(*asked, "--with-text") == read(folder / "report.json")
+    found = read(folder / "baselines.json")
+    assert "drawn anew" in found["as_it_is"]["reason"]
+    assert "--" not in found["as_it_is"]["reason"]  # nobody has passed an option for it
+    assert found["commonest"]["answer"] == "n"
+    right = [100.0 * (row["label"] == "n") for row in LABELS[24:]]
+    assert found["commonest"]["row_scores"]["accuracy"] == right
+    runs = [folder / name for name in final_losses(folder)]
+    assert len(runs) == 4
+    for run in runs:
+        lines = read_predictions(run)
+        assert [line["right"] for line in lines] == [row["label"] for row in LABELS[24:]]
+        (metrics,) = read_result(run)["metrics"].values()
+        assert metrics["accuracy"] == pytest.approx(sum(line["score"] for line in lines) / 8)
+
+
+def test_a_benchmark_is_compared_on_its_own_test_rows(works, mistake, place, tmp_path):
+    rows = [{"sentence1": "ab" * (i % 5 + 1), "sentence2": "c" * i, "label": i % 2}
+            for i in range(24)]  # fmt: skip
+    split_file(tmp_path / "data" / "glue" / "rte", "train", rows[:16])
+    split_file(tmp_path / "data" / "glue" / "rte", "validation", rows[16:])
+    folder = tmp_path / "comparison"
+    works(
+        "compare", "--model", place / "bert", "--task", "rte", "--data-dir", tmp_path / "data",
+        "--methods", "lora", "--seeds", 1, "--trials", 0, "--output", folder, *SETTINGS,
+    )  # fmt: skip
+    assert read(folder / "plan.json")["held_out"]["rte"]["rows"] == 8
+    (run,) = folder.glob("runs/lora/*/seed1")
+    assert read_result(run)["metrics"]["rte"]["n"] == 8
+    assert len(read(folder / "baselines.json")["commonest"]["row_scores"]["accuracy"]) == 8
+    rows[20] = rows[3]
+    split_file(tmp_path / "data" / "glue" / "rte", "validation", rows[16:])
+    line = mistake("compare", folder, "--resume")
+    assert "1 of 8 held-out rows (rte) are training rows too" in line

@@ -1,0 +1,126 @@
+"""The pictures of a comparison: what they show, and that they can be told apart."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from itertools import product
+from xml.etree import ElementTree
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="needs the extra compare")
+
+from lorada.compare.report import pictures
+from lorada.compare.report.read import read_comparison
+from lorada.compare.report.summarize import summarize
+from lorada.compare.report.summary import TriedRate
+
+
+def with_lines(summary, **changes):
+    """The summary with the same changes to each line."""
+    return replace(summary, lines=tuple(replace(line, **changes) for line in summary.lines))
+
+
+def test_a_point_is_on_the_front_if_all_that_cost_no_more_score_less():
+    assert pictures.pareto_front([3, 1, 2, 2], [9, 5, 4, 6]) == {0, 1, 3}
+    assert pictures.pareto_front([1, 1, 2], [4, 5, 5]) == {1}
+
+
+def test_each_picture_is_drawn_from_its_numbers_and_the_same_each_time(made_up_summary):
+    drawn = pictures.pictures(made_up_summary)
+    assert list(drawn) == ["costs", "expected", "intervals", "rates", "losses"]
+    assert pictures.pictures(made_up_summary) == drawn
+    for svg in drawn.values():
+        ElementTree.fromstring(svg)
+        assert "currentColor" in svg
+    bare = with_lines(made_up_summary, score=None)
+    assert pictures.pictures(replace(bare, histories={}, tried={})) == {}
+
+
+def test_a_cost_that_was_not_measured_has_no_axis_and_one_that_differs_much_is_logarithmic(
+    made_up_summary,
+):
+    two = with_lines(made_up_summary, peak_memory_gib=None)
+    axes = pictures.score_over_costs(two).axes
+    assert [axis.get_xlabel() for axis in axes] == ["trained parameters", "seconds per step"]
+    assert [axis.get_xscale() for axis in axes] == ["linear", "linear"]
+    small = replace(two, lines=(replace(two.lines[0], trainable=100), *two.lines[1:]))
+    assert pictures.score_over_costs(small).axes[0].get_xscale() == "log"
+
+
+def test_intervals_reach_from_low_to_high_with_letters_and_baselines(made_up_summary):
+    axis = pictures.intervals(made_up_summary).axes[0]
+    every = [*pictures.scored(made_up_summary), *made_up_summary.baselines]
+    every.sort(key=lambda one: -one.score)
+    ends = [bars.get_segments()[0][:, 0].tolist() for bars in axis.collections]
+    assert ends == [pytest.approx([one.low, one.high]) for one in every]
+    assert [text.get_text() for text in axis.texts] == [getattr(o, "letter", "") for o in every]
+
+
+def test_trials_that_were_chosen_stopped_or_at_an_end_are_marked(made_up_summary):
+    line = made_up_summary.lines[0]
+    trials = [
+        TriedRate(1e-4, 0.4, stopped=False, chosen=True, at_edge=True, search=0),
+        TriedRate(1e-3, 0.5, stopped=False, chosen=False, at_edge=False, search=0),
+        TriedRate(1e-2, 0.9, stopped=True, chosen=False, at_edge=False, search=0),
+        TriedRate(1e-1, None, stopped=False, chosen=False, at_edge=False, search=0),
+    ]
+    one = replace(made_up_summary, lines=(line,), tried={line.label: trials})
+    curve, filled, ring, cross = pictures.loss_over_rates(one).axes[0].lines
+    assert curve.get_xydata().tolist() == [[1e-4, 0.4], [1e-3, 0.5]]
+    assert filled.get_xydata().tolist() == ring.get_xydata().tolist() == [[1e-4, 0.4]]
+    assert filled.get_markerfacecolor() == filled.get_color() != ring.get_markerfacecolor()
+    assert (cross.get_marker(), cross.get_xydata().tolist()) == ("x", [[1e-2, 0.9]])
+
+
+def test_a_method_has_one_style_in_all_pictures_and_56_methods_differ(made_up_summary):
+    line = made_up_summary.lines[0]
+    lines = tuple(replace(line, label=f"m{i}", method=f"m{i}") for i in range(56))
+    history = made_up_summary.histories[line.label]
+    many = replace(made_up_summary, lines=lines, histories={one.label: history for one in lines})
+    drawn = pictures.training_losses(many)
+    styles = [(curve.get_color(), curve.get_marker()) for curve in drawn.axes[0].lines]
+    assert set(styles) == set(product(pictures.COLOURS, pictures.MARKERS))
+    keys = pictures.score_over_costs(many).legends[0].get_lines()
+    assert [(key.get_color(), key.get_marker()) for key in keys] == styles
+
+
+def test_a_loss_that_is_no_number_is_a_gap_in_its_curve(made_up_summary):
+    label = made_up_summary.lines[0].label
+    history = [(step, math.nan if step == 3 else 1 / step) for step in range(1, 6)]
+    drawn = pictures.pictures(replace(made_up_summary, histories={label: history}))["losses"]
+    assert "nan" not in drawn
+    paths = [path.get("d") for path in ElementTree.fromstring(drawn).findall(".//{*}path")]
+    assert max(path.count("M") for path in paths) == 2  # where the curve begins
+
+
+def test_a_long_curve_keeps_its_first_and_its_last_loss(made_up_summary):
+    label = made_up_summary.lines[0].label
+    long = replace(made_up_summary, histories={label: [(step, 1.0) for step in range(1, 3001)]})
+    (curve,) = pictures.training_losses(long).axes[0].lines
+    steps = curve.get_xdata()
+    assert (len(steps), steps[0], steps[-1]) == (pictures.POINTS, 1, 3000)
+
+
+@pytest.mark.parametrize(("form", "unit"), [
+    ("prompt", "nats per token"), ("messages", "nats per token"), ("text", "nats per token"),
+    ("label", "per row"), ("score", "per row"), ("choice", "per row"),
+])  # fmt: skip
+def test_the_axis_of_losses_says_what_they_are_means_of(made_up_folder, form, unit, tmp_path):
+    copy = shutil.copytree(made_up_folder, tmp_path / "comparison")
+    for result in copy.glob("runs/**/result.json"):
+        result.write_text(json.dumps({**json.loads(result.read_text()), "form": form}))
+    figure = pictures.training_losses(summarize(read_comparison(copy)))
+    assert figure.axes[0].get_ylabel() == f"training loss ({unit})"
+
+
+def test_the_expected_loss_is_drawn_over_each_cost_with_the_margin(made_up_summary):
+    summary = made_up_summary
+    figure = pictures.loss_over_costs(summary)
+    known = [line for line in summary.lines if line.expected_loss is not None]
+    axis = figure.axes[0]
+    points = [container.lines[0].get_xydata()[0].tolist() for container in axis.containers]
+    assert points == [[line.trainable, line.expected_loss] for line in known]
+    dashed = next(line for line in axis.lines if line.get_linestyle() == "--")
+    assert set(dashed.get_ydata()) == {summary.margin} == {1.0}

@@ -1,0 +1,164 @@
+"""Reading a comparison's folder: all of it, and what is missing or damaged becomes a note."""
+
+import json
+
+import numpy as np
+import pytest
+from made_up_comparison import HELD_OUT, write_made_up
+
+from lorada.compare.report.read import read_comparison
+
+LORA = "runs/lora/115200/seed1"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_made_up(tmp_path / "made up", rows=30)
+
+
+def by_label(results):
+    return {candidate.label: candidate for candidate in results.candidates}
+
+
+def test_scores_and_losses_are_seeds_by_rows_in_the_order_of_the_rows(folder):
+    results = read_comparison(folder)
+    lora = by_label(results)["lora (0.1%)"]
+    assert lora.scores.shape == lora.losses.shape == (3, 30)
+    assert results.rows == [(HELD_OUT, number) for number in range(1, 31)]
+    lines = [json.loads(line) for line in (folder / LORA / "predictions.jsonl").open()]
+    assert lora.scores[0].tolist() == [line["score"] for line in lines]
+    assert lora.losses[0].tolist() == [line["loss"] for line in lines]
+    assert lora.sizes == "lora.r=2 lora.lora_alpha=4"
+    assert [search["rate"] for search in lora.searches] == [2e-4]
+
+
+def test_two_budgets_that_give_one_size_share_a_candidate(folder):
+    found = by_label(read_comparison(folder))
+    assert found["vblora"].budgets == {"0.1%": True, "0.2%": True}
+    assert {"lora (0.1%)", "lora (0.2%)"} < found.keys()
+
+
+def test_a_failed_run_and_a_method_that_does_not_fit_are_notes(folder):
+    results = read_comparison(folder)
+    failed = by_label(results)["ia3+lora (0.2%)"]
+    assert failed.scores.shape == (2, 30)
+    assert failed.missing.startswith("runs/ia3+lora/234240/seed3 failed: the loss became NaN")
+    assert "boft: boft does not fit: 576 is no multiple of 5" in results.notes
+    assert len(results.notes) == 3
+
+
+@pytest.mark.parametrize(
+    ("choices", "chosen", "rank"),
+    [
+        ([0], ["lora:r=2"], 2),
+        ([1, 0], ["lora:r=2", "lora:r=4"], 4),
+        ([], None, 4),
+        ([None], None, 4),
+    ],
+)
+def test_sizes_are_those_of_the_setting_that_the_search_chose(folder, choices, chosen, rank):
+    plan = json.loads((folder / "plan.json").read_text())
+    small, large, *_ = plan["candidates"]
+    named = [{**one, "method": f"lora:r={one['parts']['lora']['r']}"} for one in (small, large)]
+    plan["candidates"] = [{**large, "method": "lora:r=2|4", "choices": named}]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    for seed, choice in enumerate(choices, 1):
+        place = folder / "trials" / "lora:r=2%7C4" / str(large["trainable"]) / f"seed{seed}"
+        place.mkdir(parents=True)
+        (place / "search.json").write_text(json.dumps({"choice": choice, "trials": []}))
+    (found,) = read_comparison(folder).candidates
+    assert (found.method, found.plan.get("chosen")) == ("lora:r=2|4", chosen)
+    assert found.sizes.startswith(f"lora.r={rank} ")
+    assert found.plan["trainable"] == {2: small, 4: large}[rank]["trainable"]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def reply(text):
+    return lambda path: path.write_text(text)
+
+
+def without_score(path):
+    path.write_text(path.read_text().replace('"exact_match": 100.0', '"exact_match": null', 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "note"),
+    [
+        ("predictions.jsonl", cut, "is damaged and was left out"),
+        ("predictions.jsonl", lambda path: path.write_bytes(b"\xff"), "is damaged and was left"),
+        ("predictions.jsonl", reply(""), "none of the held-out rows is scored"),
+        ("predictions.jsonl", reply("[]\n"), "is damaged and was left out"),
+        ("predictions.jsonl", without_score, "has no score"),
+        ("predictions.jsonl", lambda path: path.unlink(), "is not finished"),
+        ("result.json", cut, "is damaged and was left out"),
+        ("result.json", lambda path: path.unlink(), "is damaged and was left out"),
+        ("result.json", reply('{"metrics": [1]}'), "is damaged and was left out"),
+        ("result.json", reply('{"metrics": {}, "history": [1]}'), "is no list of losses"),
+    ],
+)
+def test_a_damaged_run_is_a_note_and_the_others_stay(folder, name, damage, note):
+    damage(folder / LORA / name)
+    results = read_comparison(folder)
+    lora = by_label(results)["lora (0.1%)"]
+    assert [run.seed for run in lora.runs] == [2, 3]
+    (said,) = [line for line in results.notes if line.startswith(LORA)]
+    assert note in said
+    assert "\n" not in said
+
+
+def test_methods_can_be_read_by_their_losses_and_rows_without_one_are_left_out(folder):
+    for path in folder.glob("runs/*/*/*/predictions.jsonl"):
+        first, *rest = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([json.dumps({**json.loads(first), "loss": None}) + "\n", *rest]))
+    results = read_comparison(folder, "loss")
+    lora = by_label(results)["lora (0.1%)"]
+    assert results.metric == "loss"
+    assert results.rows == [(HELD_OUT, number) for number in range(2, 31)]
+    assert (lora.scores == -lora.losses).all()
+    assert "row 1 of /home/me/test.jsonl has no chrf" in read_comparison(folder, "chrf").notes[0]
+
+
+def test_a_run_on_other_rows_is_left_out(folder):
+    path = folder / LORA / "predictions.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    results = read_comparison(folder)
+    assert f"{LORA}: it was scored on other rows" in results.notes
+    assert len(results.rows) == 30
+
+
+def test_rows_that_are_not_held_out_are_ignored(folder):
+    path = folder / LORA / "predictions.jsonl"
+    line = json.loads(path.read_text().splitlines()[0])
+    more = [{**line, "rows": name, "score": None} for name in (f"{HELD_OUT} (base)", "other")]
+    path.write_text(path.read_text() + "".join(json.dumps(one) + "\n" for one in more))
+    assert by_label(read_comparison(folder))["lora (0.1%)"].scores.shape == (3, 30)
+
+
+@pytest.mark.parametrize("name", ["comparison.yaml", "failures.json", "baselines.json"])
+@pytest.mark.parametrize("text", ["{", "[1]", ""])
+def test_a_damaged_file_of_the_comparison_is_a_note(folder, name, text):
+    (folder / name).write_text(text)
+    results = read_comparison(folder)
+    assert f"{name} is damaged and was left out" in results.notes
+    assert len(by_label(results)["lora (0.1%)"].runs) == 3
+
+
+def test_a_comparison_that_has_just_begun_has_no_scores(folder):
+    for name in ("runs", "baselines.json", "failures.json", "trials"):
+        (folder / name).rename(folder.parent / name)
+    results = read_comparison(folder)
+    assert results.rows == []
+    assert all(np.size(candidate.scores) == 0 for candidate in results.candidates)
+    assert "baselines.json is not there yet" in results.notes
+    assert f"{LORA} is not finished" in results.notes
+
+
+def test_without_a_readable_plan_there_is_nothing_to_read(folder):
+    (folder / "plan.json").write_text('{"candidates": 3}')
+    with pytest.raises(ValueError, match=r"plan\.json is damaged: start again with --overwrite"):
+        read_comparison(folder)
+    with pytest.raises(ValueError, match="holds no comparison"):
+        read_comparison(folder / "runs")

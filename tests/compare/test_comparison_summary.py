@@ -1,0 +1,537 @@
+"""The summary of a comparison: the verdict in every case, the lines and their costs."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comparison_errors import made_up_scores
+from made_up_comparison import HELD_OUT, write_made_up
+
+import lorada
+from lorada.compare.report.commands import LONGER
+from lorada.compare.report.read import Results, ScoredCandidate, ScoredRun, read_comparison
+from lorada.compare.report.summarize import summarize
+from lorada.compare.statistics import Common, mean_score
+
+ROWS = 200
+TINY = 1e-9  # relative; two ways to compute one number
+
+
+def results_of(scores: dict[str, np.ndarray], *, metric="exact_match", baselines=None) -> Results:
+    """A comparison of methods with these scores (seeds × rows); the first trains the most."""
+    candidates = []
+    for index, (name, found) in enumerate(scores.items()):
+        rows = [(HELD_OUT, number + 1) for number in range(found.shape[1])]
+        runs = [
+            ScoredRun(f"runs/{name}/9/seed{seed}", seed, {
+                "metrics": {HELD_OUT: {"n": len(rows), metric: float(line.mean())}},
+            }, dict(zip(rows, line.tolist(), strict=True)), {})
+            for seed, line in enumerate(found, 1)
+        ]  # fmt: skip
+        plan = {"method": name, "budgets": {}, "trainable": 9000 - 1000 * index}
+        candidates.append(ScoredCandidate(name, plan, runs, found, found * np.nan, [], None, ""))
+    asked = {"seeds": list(range(1, 1 + max(map(len, scores.values()))))}
+    return Results(Path("c"), asked, {}, candidates, rows, baselines or {}, [])
+
+
+def raised(scores: np.ndarray, share: float) -> np.ndarray:
+    """The scores with a share of the wrong rows put right, the same in all seeds."""
+    right = np.random.default_rng(1).random(scores.shape[1]) < share
+    return np.where(right, 100.0, scores)
+
+
+def alike(methods=3, seeds=3, rows=ROWS):
+    random = np.random.default_rng(11)
+    names = ("lora", "dora", "ia3")[:methods]
+    return dict(
+        zip(names, made_up_scores(random, seeds, rows, methods=methods, run=0.05), strict=True)
+    )
+
+
+def right_rows(count, rows=40, seeds=3):
+    """Scores of runs that get the first ``count`` rows right."""
+    return np.stack([100.0 * (np.arange(rows) < count)] * seeds)
+
+
+def commonest(scores, metric="exact_match"):
+    """The baseline whose answer is the commonest one, with these scores by row."""
+    return {"commonest": {"answer": "Yes", "row_scores": {metric: scores.tolist()}}}
+
+
+HALF_WRONG = commonest(right_rows(20, rows=ROWS)[0])
+
+
+def test_one_method_better_than_all_others_is_taken():
+    scores = alike()
+    summary = summarize(results_of({**scores, "dora": raised(scores["dora"], 0.8)}))
+    assert summary.best == "dora"
+    assert summary.verdict.startswith("Take dora (9")
+    letters = {line.label: line.letter for line in summary.lines}
+    assert letters == {"dora": "a", "lora": "b", "ia3": "b"}
+
+
+@pytest.mark.parametrize(("margin", "taken"), [(None, "dora"), (30.0, "ia3")])
+def test_the_verdict_is_that_of_decide_with_costs_baselines_and_margin(margin, taken):
+    scores = alike()
+    scores["dora"] = raised(scores["dora"], 0.4)
+    results = results_of(scores, baselines=HALF_WRONG)
+    for candidate, size in zip(results.candidates, (9000, 8000, 2000), strict=True):
+        candidate.plan["trainable"] = size
+    results.asked["margin"] = margin
+    summary = summarize(results)
+    expected = lorada.decide(
+        scores, {line.label: {"parameters": line.trainable} for line in summary.lines}, margin,
+        baselines={"the commonest answer": HALF_WRONG["commonest"]["row_scores"]["exact_match"]},
+    )  # fmt: skip
+    assert (summary.best, summary.verdict) == (taken, expected.sentence)
+    for line in summary.lines:
+        assert line.expected_loss == expected.expected_loss[line.label]
+        assert (line.low, line.high) == expected.intervals[line.label]
+    assert summarize(results, margin=0.0).best == "dora"
+
+
+def test_a_method_and_its_sum_are_tested_seed_by_seed_where_their_runs_are_alike():
+    random = np.random.default_rng(6)
+    luck, rows = random.normal(0, 3, (5, 1)), random.normal(60, 9, ROWS)
+    lora, more = (rows + mean + luck + random.normal(0, 0.2, (5, 1)) for mean in (0, 1))
+    for other, apart in (("lora+lmam", True), ("dora", False)):
+        lines = summarize(results_of({"lora": lora, other: more})).lines
+        assert (lines[1].p_best < 0.05) == apart
+
+
+def test_runs_that_diverged_are_counted_in_the_verdict(made_up_summary):
+    assert "1 of 3 runs of ia3+lora (0.2%) diverged" in made_up_summary.verdict
+
+
+def test_a_candidate_that_has_not_learned_is_not_called_worse():
+    random = np.random.default_rng(3)
+    base = 100.0 * (random.random(ROWS) < 0.5)
+    scores = {"lora": alike()["lora"], "vera": np.stack([base] * 3)}
+    summary = summarize(results_of(scores, baselines=commonest(base)))
+    assert "vera has not learned at the tried rates" in summary.verdict
+    assert not any("worse" in each for each in summary.sentences)
+
+
+def test_with_one_seed_nothing_is_tested():
+    summary = summarize(results_of(alike(seeds=1)))
+    assert summary.best == summary.lines[0].label
+    assert "how much runs differ is not known: train two seeds or more" in summary.verdict
+    assert all(line.letter == "" and line.p_best is None for line in summary.lines)
+    assert any(each.startswith("Not tested, because too few") for each in summary.sentences)
+
+
+@pytest.mark.parametrize(
+    ("methods", "rows", "enough", "words"),
+    [
+        (2, 5, 6, "5 held-out rows are too few to tell any difference"),
+        (3, 6, 7, "for 3 pairs of candidates at once it takes 7 rows or more."),
+        (7, 9, 10, "for 21 pairs of candidates at once it takes 10 rows or more."),
+    ],
+)
+def test_rows_that_are_too_few_for_any_number_of_seeds_are_said(methods, rows, enough, words):
+    for count in (rows, enough):
+        scores = {f"m{i}": np.zeros((9, count)) for i in range(methods)}
+        scores["m0"] += 100.0  # all right, where the others are all wrong
+        summary = summarize(results_of(scores))
+        told = {line.letter for line in summary.lines} == {"a", "b"}
+        said = [each for each in summary.sentences if "too few" in each]
+        assert told == (count == enough)
+        assert len(said) == (count == rows)
+        assert all(words in each for each in said)
+        assert not (said and any("has a power of" in each for each in summary.sentences))
+        assert summary.best == "m0"  # and none of the others for what it costs
+
+
+def test_with_one_held_out_row_rows_are_missing_and_not_seeds():
+    summary = summarize(results_of({"lora": np.full((3, 1), 100.0), "dora": np.zeros((3, 1))}))
+    assert summary.verdict == (
+        "lora has the highest score, 100.0%, but that may be chance: a test needs more held-out "
+        "rows."
+    )
+    assert (
+        "1 held-out row is too few to tell any difference between candidates from chance, however "
+        "large it is and however many seeds there are: it takes 6 rows or more."
+    ) in summary.sentences
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_candidate_with_fewer_than_three_seeds_is_not_tested_beside_those_with_more(seeds):
+    scores = alike()
+    scores["lora"] = raised(scores["lora"], 1.0)[:seeds]
+    summary = summarize(results_of(scores))
+    assert (summary.lines[0].label, summary.lines[0].letter) == ("lora", "")
+    assert all(line.p_best is None or line.p_best > 0 for line in summary.lines)
+    assert "Not tested, because too few seeds are scored: lora." in summary.sentences
+
+
+def test_nothing_beats_the_model_as_it_is():
+    base = {
+        "as_it_is": {"row_scores": {"exact_match": [100.0] * ROWS}},
+        "commonest": {"reason": "no answers"},
+    }
+    summary = summarize(results_of(alike(), baselines=base))
+    assert summary.verdict.startswith("No method has learned at the tried rates: the best score, ")
+    assert "is not significantly better than the model as it is (100.0 %)." in summary.verdict
+    assert summary.best == ""
+    assert list(summary.commands) == [LONGER]
+    assert summary.baselines[1].reason == "no answers"
+
+
+def with_result(results, **fields):
+    """The comparison with these fields in the result of every run."""
+    for candidate in results.candidates:
+        for run in candidate.runs:
+            run.result.update(fields)
+    return results
+
+
+def history(*losses):
+    return [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
+
+
+def test_no_winner_is_crowned_where_nothing_was_learned():
+    random = np.random.default_rng(15)
+    names = ("lora", "dora", "ia3", "vera", "lmam", "lorada_la", "full")
+    scores = {name: 100.0 * (random.random((3, 150)) < 0.51) for name in names}
+    common = 100.0 * (random.random(150) < 0.5)
+    results = results_of(scores, baselines={
+        "commonest": {"answer": "Yes", "row_scores": {"exact_match": common.tolist()}},
+    })  # fmt: skip
+    results.plan["steps"] = 24
+    summary = summarize(with_result(results, history=history(0.69, 0.69, 0.68, 0.68)))
+    assert summary.lines[0].score > common.mean()
+    assert summary.best == ""
+    assert summary.verdict.startswith("No method has learned at the tried rates: ")
+    assert "is not significantly better than the commonest answer (4" in summary.verdict
+    assert "Its training loss hardly fell: from 0.69 to 0.68. Try more steps" in summary.verdict
+    assert "training.max_steps=96" in summary.commands[LONGER]
+    assert summary.commands[LONGER] in summary.verdict
+    assert summary.baselines[1].answer == "Yes"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_method_that_learned_is_taken_and_one_whose_loss_stood_still_has_a_warning(seed):
+    random = np.random.default_rng(seed)
+    scores = {
+        name: 100.0 * (random.random((3, 150)) < right)
+        for name, right in (("lora", 0.8), ("dora", 0.5))
+    }
+    common = 100.0 * (random.random(150) < 0.5)
+    base = {"commonest": {"answer": "Yes", "row_scores": {"exact_match": common.tolist()}}}
+    for losses, warned in (((0.69, 0.6, 0.4, 0.3), False), ((0.69, 0.69, 0.68, 0.68), True)):
+        results = with_result(results_of(scores, baselines=base), history=history(*losses))
+        summary = summarize(results)
+        assert summary.best == "lora"
+        hardly = "The training loss of lora hardly fell, from 0.69 to 0.68: more steps"
+        assert any(each.startswith(hardly) for each in summary.sentences) == warned
+
+
+def test_all_right_against_all_wrong_with_two_seeds_is_a_difference():
+    summary = summarize(results_of({"lora": np.full((2, 12), 100.0), "ia3": np.zeros((2, 12))}))
+    assert summary.best == "lora"
+    assert [line.letter for line in summary.lines] == ["a", "b"]
+    assert any("exact sign test over rows compares them" in each for each in summary.sentences)
+    assert not any("All runs have the same scores" in each for each in summary.sentences)
+
+
+def searched(results, *, each_seed=False, best=1e-3):
+    """The comparison with a search of three rates for each candidate, or for each of its runs."""
+    for candidate in results.candidates:
+        trials = [
+            {"number": i, "choice": 0, "map_factor": 1.0, "rate": rate, "seconds": 60.0,
+             "loss": 1.0 + (rate != best), "pruned": False, "diverged": False}
+            for i, rate in enumerate((1e-4, 1e-3, 1e-2))
+        ]  # fmt: skip
+        count = len(candidate.runs) if each_seed else 1
+        candidate.searches.extend(
+            [{"choice": 0, "rate": best, "map_factor": 1.0, "trials": trials}] * count
+        )
+    results.asked["search"] = "each-seed" if each_seed else "once"
+    return results
+
+
+def test_the_report_says_how_learning_rates_were_chosen_and_which_are_at_an_end():
+    inside = summarize(searched(results_of(alike())))
+    said = " ".join(inside.sentences)
+    assert "Differences are those at the chosen learning rates: the spread" in said
+    assert "still the lowest or the highest" not in said
+    assert [trial.chosen for trial in inside.tried["lora"]] == [False, True, False]
+    edge = summarize(searched(results_of(alike()), best=1e-2))
+    assert any("still the lowest or the highest of those tried" in each for each in edge.sentences)
+    assert [trial.at_edge for trial in edge.tried["lora"]] == [False, False, True]
+    anew = summarize(searched(results_of(alike()), each_seed=True))
+    assert any(each.startswith("A learning rate was chosen with every seed") for each in
+               anew.sentences)  # fmt: skip
+    assert {trial.search for trial in anew.tried["lora"]} == {0, 1, 2}
+
+
+def tried(*points):
+    """Trials of (choice, rate, factor of the map's rate), the first of which is the best."""
+    return [
+        {"choice": choice, "rate": rate, "map_factor": factor, "map_rate": 5 * rate * factor,
+         "loss": 1.0 + number, "seconds": 1.0, "pruned": False, "failed": None}
+        for number, (choice, rate, factor) in enumerate(points)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("trials", "at_edge"),
+    [
+        (tried((0, 2, 1), (0, 1, 1), (0, 3, 1), (0, 2, 0.5), (0, 2, 2)), False),
+        (tried((0, 2, 0.5), (0, 1, 1), (0, 3, 1), (0, 2, 1), (0, 2, 2)), True),  # of the map
+        (tried((0, 2, 1), (0, 1, 1), (0, 2, 0.5), (0, 2, 2)), True),
+        (tried((1, 2, 1), (1, 1, 1), (1, 3, 1), (0, 9, 1)), False),  # others of another setting
+        (tried((1, 9, 1), (0, 1, 1)), True),
+    ],
+)
+def test_a_rate_of_the_search_or_of_the_map_at_an_end_is_said(trials, at_edge):
+    results = results_of(alike())
+    search = {key: trials[0][key] for key in ("choice", "rate", "map_factor", "map_rate")}
+    results.candidates[0].searches.append({**search, "trials": trials})
+    summary = summarize(results)
+    assert [one.at_edge for one in summary.tried["lora"] if one.chosen] == [at_edge]
+    assert any("so another may be better: lora." in one for one in summary.sentences) == at_edge
+    curves = {(one["choice"], one["map_factor"]) for one in trials}
+    assert {one.search for one in summary.tried["lora"]} == set(range(len(curves)))
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [([], "each method has its own default."), ([2e-3], "all train at 0.002.")],
+)
+def test_without_a_search_the_report_says_which_rates_were_taken(rates, said):
+    results = results_of(alike())
+    results.asked["rates"] = rates
+    assert f"No learning rate was searched: {said}" in summarize(results).sentences
+
+
+def test_an_unsearched_map_beside_other_parts_has_the_rate_of_the_plan():
+    results = results_of(alike())
+    results.candidates[0].plan["map_rate"] = 5e-3
+    lines = {line.label: line for line in summarize(results).lines}
+    assert (lines["lora"].map_rates, lines["dora"].map_rates) == ((5e-3,), ())
+
+
+def test_baselines_on_other_rows_are_left_out():
+    short = {"as_it_is": {"row_scores": {"exact_match": [100.0]}}}
+    found = summarize(results_of(alike(), baselines=short)).baselines
+    assert [one.reason for one in found] == ["it was scored on other rows", "it is not scored yet"]
+
+
+def test_nothing_finished_is_no_result(tmp_path):
+    folder = write_made_up(tmp_path / "made up", rows=20)
+    (folder / "runs").rename(tmp_path / "runs")
+    summary = summarize(read_comparison(folder))
+    assert summary.verdict == "No run is scored yet, so there is no result."
+    assert summary.sentences[0].startswith("The comparison is not complete: 0 of 30 runs")
+    assert summary.best == ""
+    assert all(line.score is None and line.reason for line in summary.lines)
+
+
+def test_one_method_alone_is_not_called_a_winner():
+    summary = summarize(results_of(alike(1)))
+    assert summary.verdict.endswith("No other method has a score.")
+    assert not any("seed" in sentence for sentence in summary.sentences)
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit"),
+    [("loss", " nats per token"), ("perplexity", " nats per token"), ("mae", "")],
+)
+def test_losses_and_errors_are_shown_as_they_are_and_the_lowest_is_the_best(metric, unit):
+    random = np.random.default_rng(13)
+    scores = {name: -random.normal(mean, 0.1, (3, 30)) for name, mean in (("lora", 3), ("dora", 2))}
+    by = "mae" if metric == "mae" else "loss"
+    mean = commonest(np.full(30, 2.5), by)
+    summary = summarize(results_of(scores, metric=metric, baselines=mean))
+    best, worst = summary.lines
+    assert (best.label, worst.label) == ("dora", "lora")
+    assert best.low < best.score < best.high < 2.5 == summary.baselines[1].score < worst.score
+    assert summary.verdict.startswith(f"Take dora ({best.score:.4g}{unit}")
+    assert "lora has not learned at the tried rates" in summary.verdict
+    assert "%" not in summary.verdict
+    assert summary.disagreements == ()
+
+
+def test_nothing_beats_the_mean_where_the_lowest_error_is_above_its():
+    random = np.random.default_rng(13)
+    scores = {name: -random.normal(2500, 300, (3, 30)) for name in ("lora", "dora")}
+    results = results_of(scores, metric="pearson", baselines=commonest(np.full(30, 2000.0), "mae"))
+    assert summarize(results).verdict.startswith(
+        "No method has learned at the tried rates: the best score, 2522 of lora, is not "
+        "significantly better than the mean of the right numbers (2000)."
+    )
+
+
+def test_methods_that_all_score_the_same_are_told_apart_by_their_losses():
+    zeros = {name: np.zeros((3, 30)) for name in ("lora", "dora")}
+    results = results_of(zeros, baselines=commonest(np.full(30, 100.0)))
+    assert "for all of them" not in summarize(with_result(results, form="label")).verdict
+    with_result(results, form="prompt")
+    said = "exact match is 0.0% for all of them"
+    assert summarize(results).verdict == f"{said}: their losses are equal too."
+    losses = [np.full((3, 30), loss) for loss in (2.5, 0.1)]
+    candidates = [
+        dataclasses.replace(one, losses=loss)
+        for one, loss in zip(results.candidates, losses, strict=True)
+    ]
+    summary = summarize(dataclasses.replace(results, candidates=candidates))
+    assert summary.verdict == f"{said}: their losses differ, `lorada report c --metric loss`"
+    assert next(iter(summary.commands.values())) == "lorada report c --metric loss"
+    assert summary.best == ""
+
+
+def test_the_one_to_take_stays_where_all_are_right_on_every_row():
+    results = results_of({name: np.full((3, 30), 100.0) for name in ("lora", "dora")})
+    summary = summarize(with_result(results, form="messages"))
+    assert summary.best == "lora"
+    assert summary.verdict.startswith("Take lora (100.0 %). Expected to be less than 0.1 points ")
+    assert summary.verdict.endswith(" Yet exact match is 100.0% for all of them: their losses are "
+                                    "equal too.")  # fmt: skip
+
+
+def test_answers_that_were_cut_and_classes_that_are_never_found_are_said():
+    results = results_of(alike(2))
+    results.plan["metric"] = {"name": "exact_match", "reason": "no response is long"}
+    for run in results.candidates[1].runs[:2]:
+        metrics = {"n": ROWS, "exact_match": 50.0, "cut": 6, "max_new_tokens": 53}
+        run.result["metrics"][HELD_OUT] = {**metrics, "unfound": "0 of 16 rows of 'fraud'"}
+    said = summarize(dataclasses.replace(results, metric="exact_match")).sentences
+    assert "Answers are scored by exact match, because no response is long." in said
+    assert "Answers were cut before they had ended: dora 12 of 600 at 53 tokens." in said
+    assert "0 of 16 rows of 'fraud' were found by dora (2 of 3 runs)." in said
+    other = summarize(dataclasses.replace(results, metric="chrf")).sentences
+    assert not any("because no response" in each for each in other)
+
+
+def test_macro_f1_is_compared_by_balanced_rows():
+    results = results_of(alike())
+    for candidate in results.candidates:
+        for run in candidate.runs:
+            run.result["metrics"][HELD_OUT] |= {"macro_f1": 12.5}
+    summary = summarize(dataclasses.replace(results, metric="macro_f1"))
+    assert (summary.metric, summary.lines[0].value) == ("macro_f1", 12.5)
+    assert any("by their mean balanced accuracy over rows, which is not macro_f1." in each
+               for each in summary.sentences)  # fmt: skip
+
+
+def test_windows_that_share_tokens_are_not_tested():
+    random = np.random.default_rng(13)
+    scores = {"lora": -random.normal(3.0, 0.01, (3, 300))}
+    scores["dora"] = scores["lora"] - 1
+    summary = summarize(results_of(scores, metric="perplexity_2048"))
+    assert all(line.letter == "" and line.p_best is None for line in summary.lines)
+    assert "may be chance: a test needs windows that share no tokens" in summary.verdict
+    assert any(each.startswith("Nothing is tested: the windows") for each in summary.sentences)
+
+
+def test_no_difference_is_foretold_that_so_few_rows_cannot_show():
+    scores = {"lora": right_rows(4, rows=8), "dora": right_rows(5, rows=8)}
+    scores["dora"][0, 6] = 100.0
+    summary = summarize(results_of(scores))
+    assert any("difference of 75.0 points" in each for each in summary.sentences)
+
+
+def test_a_metric_that_is_no_mean_over_rows_is_named():
+    metrics = {HELD_OUT: {"n": ROWS, "matthews": 12.5, "accuracy": 1.0}}
+    summary = summarize(with_result(results_of(alike()), metrics=metrics))
+    assert summary.metric == "matthews"
+    assert summary.lines[0].value == 12.5
+    assert any(each.endswith("over rows, which is not matthews.") for each in summary.sentences)
+
+
+def test_lines_are_sorted_and_have_each_number(made_up_folder, made_up_summary):
+    scored = [line.score for line in made_up_summary.lines if line.score is not None]
+    assert scored == sorted(scored, reverse=True)
+    assert made_up_summary.lines[-1].label == "boft"
+    assert made_up_summary.lines[-1].reason == "boft does not fit: 576 is no multiple of 5"
+    line = next(line for line in made_up_summary.lines if line.label == "lora (0.1%)")
+    result = json.loads((made_up_folder / "runs/lora/115200/seed1/result.json").read_text())
+    mine = next(c for c in read_comparison(made_up_folder).candidates if c.label == line.label)
+    common = Common.of([c.scores for c in read_comparison(made_up_folder).candidates
+                        if len(c.runs) > 2])  # fmt: skip
+    assert (line.low, line.high) == pytest.approx(mean_score(mine.scores, common).interval())
+    assert line.score == pytest.approx(mine.scores.mean(), rel=TINY)
+    assert line.value == pytest.approx(line.score, rel=TINY)
+    turns = [
+        json.loads(path.read_text()) for path in (made_up_folder / "times/lora/115200").iterdir()
+    ]
+    assert line.seconds_per_step == min(turn["seconds_per_step"] for turn in turns)
+    assert line.adapter_mb == pytest.approx(result["adapter_bytes"] / 1e6, rel=TINY)
+    assert line.peak_memory_gib == result["peak_memory_bytes"] / 2**30
+    assert line.forgetting == pytest.approx(115_200 / 3e6, rel=TINY)
+    assert (line.rates, line.seeds, line.budget, line.above) == ((2e-4,), (1, 2, 3), "0.1%", False)
+    assert len(made_up_summary.histories["lora (0.1%)"]) == 10
+
+
+def test_each_candidate_is_compared_with_the_reference_of_its_budget(
+    made_up_folder, made_up_summary
+):
+    found = {line.label: line.against for line in made_up_summary.lines}
+    assert found["dora (0.1%)"] == "lora (0.1%)"
+    assert found["dora (0.2%)"] == "lora (0.2%)"
+    assert found["lora (0.1%)"] == ""
+    other = summarize(read_comparison(made_up_folder), against="ia3")
+    assert {line.against for line in other.lines if line.score} == {"ia3", ""}
+    with pytest.raises(ValueError, match="unknown method to compare with 'lara'; did you mean"):
+        summarize(read_comparison(made_up_folder), against="lara")
+
+
+def test_a_reference_of_another_budget_is_said(made_up_folder):
+    results = read_comparison(made_up_folder)
+    alone = "No lora is tested at the budget of these, so another is: "
+    assert not any(alone in each for each in summarize(results).sentences)
+    for candidate in list(results.candidates):
+        if candidate.label == "lora (0.2%)":
+            place = results.candidates.index(candidate)
+            empty = dataclasses.replace(candidate, runs=[], scores=candidate.scores[:0])
+            results.candidates[place] = empty
+    (said,) = [each for each in summarize(results).sentences if alone in each]
+    assert "dora (0.2%) with lora (0.1%)" in said
+    assert "dora (0.1%)" not in said
+    assert "ia3" not in said.split(", ")  # its one size is of both budgets
+
+
+def test_sentences_say_what_limits_the_verdict(made_up_summary):
+    said = " ".join(made_up_summary.sentences)
+    assert "28 of 30 runs are scored" in said
+    assert "With 60 rows and 3 seeds the test of two candidates has a power of about 60" in said
+    assert "Corrected for all 28 pairs of candidates: " in said
+    assert "Above a budget, because no smaller size of the method exists: vblora." in said
+    assert "40 trials, 10 of them stopped early." in said
+
+
+def test_rows_that_divide_the_candidates_most_come_first(made_up_folder, made_up_summary):
+    sizes = [min(len(one.right), len(one.wrong)) for one in made_up_summary.disagreements]
+    assert sizes == sorted(sizes, reverse=True)
+    assert 0 < len(sizes) <= 50
+    first = made_up_summary.disagreements[0]
+    assert first.rows == Path(HELD_OUT).name
+    for candidate in read_comparison(made_up_folder).candidates:
+        if candidate.runs:
+            right = candidate.scores[:, first.row - 1].mean() > 50
+            assert (candidate.label in first.right) == right
+            assert (candidate.label in first.wrong) != right
+
+
+def test_texts_of_rows_are_shown_only_if_asked(made_up_folder):
+    results = read_comparison(made_up_folder)
+    run = next(c for c in results.candidates if c.runs).runs[0]
+    run.texts.update({row: (f"question {row[1]}", "Yes") for row in results.rows})
+    first = summarize(results, with_text=True).disagreements[0]
+    assert (first.text, first.answer) == (f"question {first.row}", "Yes")
+    assert summarize(results).disagreements[0].text is None
+
+
+def test_a_mixed_set_of_machines_and_versions_is_said():
+    results = results_of(alike())
+    for index, candidate in enumerate(results.candidates):
+        for run in candidate.runs:
+            run.result["versions"] = {"torch": f"2.{index}"}
+            run.result["hardware"] = {"cpu": f"C{index % 2}", "cores": 4, "memory_gib": 8}
+    summary = summarize(results)
+    assert sorted(summary.hardware) == ["C0, 4 cores, 8 GiB", "C1, 4 cores, 8 GiB"]
+    (note,) = summary.notes
+    assert note.startswith("runs used different versions of torch: 2.")

@@ -1,0 +1,275 @@
+"""The search for a learning rate: which rates are tried, what is kept, and how it goes on."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from lorada.compare import learning_rate
+from lorada.compare.learning_rate import Space, search_rate
+from lorada.runs.recipe import Recipe
+
+STEPS, ROOT = 8, 10**0.5
+WORSE = [9.9, 9.9, 9.9, 9.9]
+RECIPE = Recipe(
+    model="-", output="-", dev_rows=8, method="lora",
+    training={"learning_rate": 1e-3, "max_steps": STEPS},
+)  # fmt: skip
+
+
+class Script:
+    """A training that measures given losses instead of training; ``killed_at`` ends it there.
+
+    ``losses`` has those of each trial, and trials beyond them measure worse ones; or it is a
+    function of a recipe. An error among the losses is raised.
+    """
+
+    def __init__(self, losses, killed_at=None):
+        self.losses, self.killed_at, self.recipes, self.measured = losses, killed_at, {}, []
+
+    @property
+    def rates(self):
+        return [recipe.training["learning_rate"] for recipe in self.recipes.values()]
+
+    def train(self, recipe, *, resume, quiet, callbacks):
+        (watch,) = callbacks
+        control = SimpleNamespace(should_training_stop=False)
+        self.recipes[recipe.output] = recipe
+        tried = list(self.recipes).index(recipe.output)
+        if callable(self.losses):
+            losses = [self.losses(recipe)]
+        else:
+            losses = self.losses[tried] if tried < len(self.losses) else WORSE
+        for number, loss in enumerate(losses, start=1):
+            if isinstance(loss, Exception):
+                raise loss
+            step = number * STEPS // len(losses)
+            self.measured.append((tried, step))
+            state = SimpleNamespace(global_step=step, max_steps=STEPS)
+            watch.on_evaluate(None, state, control, metrics={"eval_loss": loss})
+            if (tried, step) == self.killed_at:
+                self.killed_at = None
+                raise OSError("killed")
+            if control.should_training_stop:
+                break
+        return SimpleNamespace(interrupted=False)
+
+
+@pytest.fixture
+def search(tmp_path, monkeypatch):
+    """Runs a search whose trials measure the given losses; returns its ``search.json``."""
+
+    def run(losses, killed_at=None, place=None, given=(), trials=None, **space):
+        place = place or tmp_path / "search"
+        script = Script(losses, killed_at)
+        monkeypatch.setattr(learning_rate, "train", script.train)
+        space = Space(**{
+            "recipes": [RECIPE], "trials": trials or len(given) or len(losses), "given": given,
+            **space,
+        })  # fmt: skip
+        try:
+            search_rate(space, place, report=print)
+        except OSError:
+            search_rate(space, place, report=print)
+        found = json.loads((place / "search.json").read_text())
+        assert len(found["trials"]) <= space.most
+        for trial in found["trials"]:
+            trial.pop("seconds")
+        return found, script
+
+    return run
+
+
+FALLING = [4.0, 3.0, 2.0, 1.0]
+
+
+def bowl(best, map_best=None):
+    """The loss of a recipe: the further from the best rates, in decades, the higher."""
+
+    def loss(recipe):
+        loss = abs(math.log10(recipe.training["learning_rate"] / best))
+        own = recipe.parts.get("lmam", {}).get("map_learning_rate")
+        return loss if map_best is None else loss + abs(math.log10(own / map_best))
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("best", "steps"),  # half decades from the default rate
+    [
+        (1.3e-3, [0, 1, -1, 0.5]),  # half a step to the better side
+        (8e-4, [0, 1, -1, -0.5]),
+        (1e-2, [0, 1, -1, 2, 3]),
+        (2e-4, [0, 1, -1, -2]),
+        (1e-7, [0, 1, -1, -2, -3, -4, -5]),  # at most so many
+    ],
+)
+def test_the_search_climbs_from_the_default_until_the_best_rate_has_a_worse_one_on_each_side(
+    search, best, steps
+):
+    found, script = search(bowl(best), trials=4)
+    assert script.rates == pytest.approx([1e-3 * ROOT**step for step in steps])
+    nearest = min(script.rates, key=lambda rate: abs(math.log10(rate / best)))
+    assert (found["default"], found["rate"]) == (1e-3, nearest)
+
+
+def test_trials_that_are_left_halve_the_wider_gap_beside_the_best(search):
+    _, script = search(bowl(1.3e-3), trials=7)
+    steps = [0, 1, -1, 0.5, -0.5, 0.25, 0.125]
+    assert script.rates == pytest.approx([1e-3 * ROOT**step for step in steps])
+
+
+def test_rates_that_the_user_gives_are_tried_as_they_are(search):
+    rates = [2e-3, 7e-4, 3e-4]
+    found, script = search([FALLING, [3.0, 2.0, 1.0, 0.5], FALLING], given=rates)
+    assert script.rates == rates
+    assert found["rate"] == 7e-4
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_beyond_the_best_rate_at_an_end_more_are_tried_until_it_is_inside(search, side):
+    losses = [[3.0], [2.0], [1.0], [0.5], [0.7]]
+    rates = [1e-3 * 3.0 ** (side * i) for i in range(3)]
+    found, script = search(losses, given=rates, trials=3)
+    assert script.rates[3:] == pytest.approx([rates[2] * 10 ** (side * i / 2) for i in (1, 2)])
+    assert found["rate"] == script.rates[3]
+    assert [trial["number"] for trial in found["trials"]] == list(range(5))
+
+
+def test_at_most_three_rates_are_tried_beyond_an_end(search):
+    losses = [[3.0], [2.0], [1.0], [0.5], [0.4], [0.3], [0.2]]
+    found, script = search(losses, given=[1e-3, 1e-2, 1e-1], trials=3)
+    assert len(script.rates) == 6
+    assert found["rate"] == script.rates[-1] == pytest.approx(1e-1 * 10**1.5)
+
+
+def test_a_trial_that_diverged_or_was_stopped_is_an_end_that_is_worse(search):
+    found, script = search([[1.0], [math.nan], [2.0]], given=[1e-3, 1e-2], trials=2)
+    assert found["rate"] == 1e-3
+    assert [trial["rate"] for trial in found["trials"]] == script.rates
+    assert script.rates == pytest.approx([1e-3, 1e-2, 1e-3 / 10**0.5])
+
+
+def test_a_trial_behind_the_median_is_stopped_in_the_middle_and_never_chosen(search):
+    found, script = search([FALLING, FALLING, [9.0, 0.0, 0.0, 0.0], [9.0, 9.0, 0.1, 0.1]])
+    stopped = found["trials"][3]
+    assert (stopped["pruned"], stopped["steps"], stopped["loss"]) == (True, STEPS // 2, 9.0)
+    assert [trial["pruned"] for trial in found["trials"]] == [False, False, False, True]
+    assert (3, STEPS // 2) in script.measured
+    assert (3, STEPS) not in script.measured
+    assert found["rate"] == script.rates[2]
+
+
+def test_a_trial_that_diverges_has_no_loss_and_the_search_goes_on(search):
+    found, _ = search([[4.0, math.nan, 0.0, 0.0], FALLING])
+    first = found["trials"][0]
+    assert (first["loss"], first["diverged"], first["pruned"]) == (None, True, False)
+    assert found["rate"] == found["trials"][1]["rate"]
+
+
+def test_if_every_trial_diverges_lower_rates_follow_and_the_reason_names_all(search, tmp_path):
+    found, script = search([[math.nan]] * 5, trials=2)
+    assert found["rate"] is None
+    assert script.rates == pytest.approx([1e-3 * ROOT**step for step in (0, 1, -1, -2, -3)])
+    with pytest.raises(ValueError, match=r"NaN at every learning rate that was tried: 0\.001, 0\."):
+        Space([RECIPE], 2).chosen(tmp_path / "search")
+
+
+def test_a_trial_that_fails_counts_as_worse_once_another_has_ended(search, tmp_path):
+    broken = RuntimeError("a line before\nsvd did not converge")
+    found, script = search([[1.0], [broken], [2.0]], trials=3)
+    failed = found["trials"][1]
+    assert (failed["loss"], failed["failed"]) == (None, "svd did not converge")
+    assert found["rate"] == 1e-3
+    assert len(script.rates) == 3
+
+
+@pytest.mark.parametrize("moment", [(0, 2), (1, 4), (3, 4), (3, 2)])
+def test_a_search_that_is_killed_goes_on_with_the_same_trial(search, tmp_path, moment):
+    losses = [FALLING, FALLING, [3.0, 2.0, 1.0, 0.5], [9.0, 9.0, 0.1, 0.1]]
+    whole, _ = search(losses, place=tmp_path / "whole")
+    again, _ = search(losses, killed_at=moment, place=tmp_path / "killed")
+    assert again == whole
+
+
+def test_a_trial_keeps_its_result_and_none_of_its_weights(tmp_path, monkeypatch):
+    def train(recipe, **kwargs):
+        run = tmp_path / "search" / "trial-0"
+        for name in ("adapter", "checkpoint-8", "runs"):
+            (run / name).mkdir(parents=True)
+            (run / name / "weights").write_text("weights")
+        (run / "result.json").write_text("{}")
+        return script.train(recipe, **kwargs)
+
+    script = Script([FALLING])
+    monkeypatch.setattr(learning_rate, "train", train)
+    search_rate(Space([RECIPE], 1), tmp_path / "search", report=print)
+    kept = {path.name for path in (tmp_path / "search" / "trial-0").iterdir()}
+    assert kept == {"losses.json", "result.json", "runs", "trial.json"}
+
+
+def test_a_rate_of_a_map_alone_that_is_a_setting_is_where_its_search_begins(search):
+    alone = [RECIPE.model_copy(update={"parts": {"lmam": {"map_learning_rate": rate}}})
+             for rate in (1e-3, 4e-3)]  # fmt: skip
+    found, _ = search(lambda recipe: 1.0, trials=2, recipes=alone, map_rate=4e-3)
+    firsts = {trial["choice"]: trial["map_rate"] for trial in reversed(found["trials"])}
+    assert firsts == {0: 1e-3, 1: 4e-3}
+
+
+MAP_BESIDE = {"map_rate": 5e-3, "beside": True}
+
+
+@pytest.mark.parametrize(
+    ("map_best", "factors"),
+    [
+        (4e-3, [1, 1 / ROOT, ROOT]),
+        (3e-4, [1, 1 / ROOT, ROOT, 1 / ROOT**2, 1 / ROOT**3]),
+        (2e-2, [1, 1 / ROOT, ROOT, ROOT**2]),
+    ],
+)
+def test_a_map_beside_other_parts_is_searched_at_the_chosen_rate(search, map_best, factors):
+    def loss(recipe):  # both rates count, the learning rate more
+        return 9 * bowl(1e-3)(recipe) + bowl(1e-3, map_best)(recipe)
+
+    found, script = search(loss, trials=3, **MAP_BESIDE)
+    maps = [recipe.parts["lmam"]["map_learning_rate"] for recipe in script.recipes.values()]
+    assert maps[:3] == pytest.approx([5e-3 * ROOT**step for step in (0, 1, -1)])
+    assert script.rates[3:] == [1e-3] * (len(factors) - 1)
+    assert [5e-3, *maps[3:]] == pytest.approx([5e-3 * factor for factor in factors])
+    nearest = min(factors, key=lambda factor: abs(math.log10(5e-3 * factor / map_best)))
+    assert found["rate"] == 1e-3
+    assert found["map_rate"] == pytest.approx(5e-3 * nearest)
+
+
+def test_a_map_alone_has_one_rate_to_search(search, tmp_path):
+    parts = {"lmam": {"rank": 4}}
+    alone = {"recipes": [RECIPE.model_copy(update={"parts": parts})], "map_rate": 5e-3}
+    found, script = search(bowl(2e-3), trials=3, **alone)
+    assert [trial["map_factor"] for trial in found["trials"]] == [1.0] * len(script.rates)
+    final = Space(**alone, trials=3).chosen(tmp_path / "search")
+    assert final.parts == {"lmam": {"rank": 4, "map_learning_rate": pytest.approx(5e-3 * ROOT)}}
+
+
+@pytest.mark.parametrize(("given", "rate"), [((), 1e-3), ((2e-3,), 2e-3)])
+def test_where_nothing_is_searched_the_rate_is_the_default_or_the_given_one(given, rate):
+    alone = Space([RECIPE], 1, given, map_rate=5e-3).chosen(None)
+    assert alone.training["learning_rate"] == rate
+    assert alone.parts == {"lmam": {"map_learning_rate": 5e-3 * rate / 1e-3}}
+    beside = Space([RECIPE], 1, given, map_rate=5e-3, beside=True).chosen(None)
+    assert (beside.training["learning_rate"], beside.parts) == (rate, {})
+
+
+@pytest.mark.parametrize("killed_at", [None, (2, STEPS), (5, STEPS), (9, STEPS)])
+def test_of_several_settings_the_best_goes_on_after_a_search_of_each(search, tmp_path, killed_at):
+    ranks = [RECIPE.model_copy(update={"parts": {"lora": {"r": rank}}}) for rank in (4, 8, 16)]
+
+    def loss(recipe):
+        return bowl(1e-3, 1e-3)(recipe) + abs(recipe.parts["lora"]["r"] - 8)
+
+    space = {"recipes": ranks, "trials": 3, **MAP_BESIDE}
+    found, script = search(loss, killed_at=killed_at, **space)
+    tried = [recipe.parts["lora"]["r"] for recipe in script.recipes.values()]
+    assert tried == [4] * 3 + [8] * 3 + [16] * 3 + [8] * 3
+    assert found["choice"] == 1
+    assert Space(**space).chosen(tmp_path / "search").parts["lora"] == {"r": 8}

@@ -1,0 +1,56 @@
+"""The three steps that are measured: those of the real training, and nothing is logged of them."""
+
+import json
+
+import pytest
+from compared import comparison, model_and_rows
+
+from lorada.compare import measure
+from lorada.compare.run import planned
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return model_and_rows(tmp_path_factory.mktemp("measure"))
+
+
+def measured(place, folder, method, monkeypatch, **training):
+    """The time of a step of a method, and the Trainer that measured it."""
+    found = []
+
+    def seen(*args, **kwargs):
+        found.append(set_up(*args, **kwargs))
+        return found[-1]
+
+    set_up = measure.set_up
+    monkeypatch.setattr(measure, "set_up", seen)
+    asked = comparison(
+        place, methods=[method], seeds=[1], trials=0,
+        recipe={"max_length": 32, "training": training},
+    )  # fmt: skip
+    plan = planned(asked, folder, resume=False, report=print)
+    job = measure.time_jobs(asked, plan, folder)[0]
+    job.work(report=print)
+    (path,) = folder.glob("times/*/*/turn1.json")
+    return json.loads(path.read_text())["seconds_per_step"], found[0].trainer
+
+
+def test_a_schedule_in_steps_is_that_of_the_whole_training(place, tmp_path, monkeypatch):
+    method = "adalora:tinit=4:tfinal=4"
+    seconds, trainer = measured(place, tmp_path, method, monkeypatch, max_steps=20)
+    assert seconds > 0
+    assert trainer.state.max_steps == 20
+    assert trainer.state.global_step == 3
+
+
+def test_three_steps_are_measured_of_a_training_with_fewer(place, tmp_path, monkeypatch):
+    seconds, trainer = measured(place, tmp_path, "lora", monkeypatch, max_steps=1)
+    assert seconds > 0
+    assert trainer.state.global_step == 3
+
+
+def test_what_is_measured_is_not_logged_as_a_run(place, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    log = {"max_steps": 2, "report_to": ["tensorboard"]}
+    _, trainer = measured(place, tmp_path, "lora", monkeypatch, **log)
+    assert trainer.args.report_to == []

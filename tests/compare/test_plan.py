@@ -1,0 +1,148 @@
+"""The plan of a comparison: sizes, steps and rows; and the commonest answer."""
+
+import pytest
+from compared import comparison, model_and_rows
+from folders import refused, rows_file
+
+from lorada.compare.learning_rate import search_rate
+from lorada.compare.plan import make_plan, saved_plan, steps_of
+from lorada.compare.rows import read_data
+from lorada.compare.run import read
+from lorada.compare.trainings import (
+    commonest_answer,
+    comparison_jobs,
+    train_and_score,
+)
+from lorada.data.task_rows import load_rows, training_rows
+from lorada.runs.recipe import Recipe
+from lorada.training.train import train
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return model_and_rows(tmp_path_factory.mktemp("plan"))
+
+
+def planned(asked):
+    return make_plan(asked, *read(asked), print)
+
+
+def test_budgets_that_lead_to_one_size_share_a_candidate(place):
+    plan = planned(comparison(place, methods=["lora", "ia3"], budgets=["700", "720", "8%"]))
+    budgets = [(each.method, each.budgets, each.trainable) for each in plan.candidates]
+    assert budgets == [
+        ("lora", {"700": False, "720": False}, 640),
+        ("lora", {"8%": False}, 2560),
+        ("ia3", {"700": False, "720": False, "8%": False}, 160),
+    ]
+    assert plan.candidates[0].parts["lora"]["r"] == 1
+
+
+def test_a_plan_that_was_saved_is_read_as_it_was(place, tmp_path):
+    plan = planned(comparison(place, methods=["lora", "bitfit", "lmam"]))
+    assert [each.reason is None for each in plan.candidates] == [True, False, True]
+    plan.save(tmp_path)
+    assert saved_plan(tmp_path) == plan
+    assert saved_plan(tmp_path / "elsewhere") is None
+    (tmp_path / "plan.json").write_text('{"candidates": [')
+    with pytest.raises(ValueError, match=r"plan\.json is damaged"):
+        saved_plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"num_train_epochs": 2},
+        {"num_train_epochs": 1.5, "gradient_accumulation_steps": 2},
+        {"per_device_train_batch_size": 4, "dataloader_drop_last": True, "num_train_epochs": 1},
+        {"max_steps": 3},
+    ],
+)
+def test_the_steps_are_those_that_the_trainer_counts(place, tmp_path, training):
+    training = {"report_to": [], **training}
+    asked = comparison(place, methods=["lora"], recipe={"training": training})
+    steps = steps_of(asked, *read(asked))
+    recipe = Recipe(**asked.recipe, method="lora", output=str(tmp_path / "run"))
+    assert train(recipe, quiet=True).result["steps"] == steps
+
+
+@pytest.mark.parametrize(("rows", "aside"), [(27, 8), (300, 30), (3000, 300), (9000, 300)])
+def test_a_tenth_of_the_rows_is_set_aside_within_limits(place, rows, aside):
+    made = [{"prompt": f"{i}?", "response": str(i)} for i in range(rows)]
+    rows_file(place / f"{rows}.jsonl", made)
+    asked = comparison(place, f"{rows}.jsonl", methods=["lora"])
+    assert read_data(asked, "decoder").dev_rows == aside
+    for trials in (0, 1):
+        unsearched = asked.model_copy(update={"trials": trials})
+        assert read_data(unsearched, "decoder").dev_rows == 0
+
+
+def test_a_held_out_prompt_that_is_empty_is_refused_before_anything_trains(place):
+    rows = [{"prompt": prompt, "response": "5"} for prompt in ("new", "")]
+    rows_file(place / "gap.jsonl", rows)
+    asked = comparison(place, methods=["lora"])
+    asked = asked.model_copy(update={"held_out": str(place / "gap.jsonl")})
+    refused("gap.jsonl row 2 has an empty prompt", lambda: read_data(asked, "decoder"))
+    read_data(asked, "encoder_decoder")  # its tokenizer ends an empty text, too
+
+
+def test_rows_of_a_table_and_of_json_are_known_to_be_the_same(place):
+    rows_file(place / "numbers.jsonl", [{"text": f"a {i}", "label": i % 2} for i in range(20)])
+    (place / "table.csv").write_text('text,label\n"a  3",1\nnew,0\n')
+    asked = comparison(place, "numbers.jsonl", methods=["lora"])
+    asked = asked.model_copy(update={"held_out": str(place / "table.csv")})
+    refused("1 of 2 held-out rows", lambda: read_data(asked, "encoder"))
+
+
+def test_copies_among_the_held_out_rows_are_said(place, caplog):
+    rows_file(place / "copies.jsonl", [{"prompt": "new", "response": "5"}] * 3)
+    asked = comparison(place, methods=["lora"])
+    asked = asked.model_copy(update={"held_out": str(place / "copies.jsonl")})
+    read_data(asked, "decoder")
+    assert "2 of 3 held-out rows" in caplog.text
+
+
+@pytest.mark.parametrize("search", ["once", "each-seed"])
+def test_a_rate_is_chosen_once_or_with_every_seed_on_rows_of_its_own(place, search):
+    asked = comparison(place, methods=["lora"], seeds=[4, 7], trials=2, search=search)
+    plan = planned(asked)
+    jobs = comparison_jobs(asked, plan, place)
+    searches = [job for job in jobs if job.work.func is search_rate]
+    recipes = {job.folder.name: job.work.args[0].recipes[0] for job in searches}
+    found = {(name, one.training["seed"]): one.dev_seed for name, one in recipes.items()}
+    count = str(plan.candidates[0].trainable)
+    once = {(count, 4): 0}
+    assert found == (once if search == "once" else {("seed4", 4): 4, ("seed7", 7): 7})
+    for job in jobs:
+        if job.work.func is train_and_score:
+            assert job.work.args[1] == place / "trials" / "lora" / count / (
+                "" if search == "once" else job.folder.name
+            )
+            assert job.after == (searches[0 if job.folder.name == "seed4" else -1].name,)
+
+
+def test_another_dev_seed_sets_other_rows_aside(place):
+    recipe = Recipe(method="lora", model=str(place / "llama"), data=str(place / "train.jsonl"),
+                    output="-", dev_rows=8)  # fmt: skip
+    asides = [
+        training_rows(recipe.model_copy(update={"dev_seed": seed}), "decoder")[1].rows
+        for seed in (0, 0, 1)
+    ]
+    assert asides[0] == asides[1] != asides[2]
+
+
+COMMONEST = {
+    "label": ([{"text": "a", "label": n} for n in ("x", "y", "y")], "y"),
+    "score": ([{"text": "a", "score": n} for n in (1, 2, 6)], 3.0),
+    "choice": ([{"prompt": "a", "candidates": ["b", "c"], "answer": n} for n in (1, 0, 1)], 1),
+    "prompt": ([{"prompt": "a", "response": n} for n in ("b", "c", "c")], "c"),
+    "text": ([{"text": "a"}], None),
+}
+
+
+@pytest.mark.parametrize("form", COMMONEST)
+def test_the_commonest_answer_is_that_of_the_rows_form(tmp_path, form):
+    given, answer = COMMONEST[form]
+    rows = load_rows(str(rows_file(tmp_path / "rows.jsonl", given)))
+    assert rows.form == form
+    assert commonest_answer(rows) == answer

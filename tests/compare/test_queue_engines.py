@@ -1,0 +1,186 @@
+"""The engines of this machine: jobs in real processes, killed, interrupted and held."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import queue_jobs as work
+from paths import ROOT
+from programs import printed, until
+from queue_jobs import job
+
+from lorada.compare.jobs.engine import Workers
+from lorada.compare.jobs.job import JOB_FILE, HeldError
+from lorada.compare.jobs.queue import run_queue
+from lorada.runs.lock import LOCK_FILE, locked
+
+pytestmark = pytest.mark.apart
+ENGINES = {"one at a time": Workers, "two workers": partial(Workers, 2)}
+
+
+@pytest.fixture(autouse=True)
+def processes_find_the_work(monkeypatch):
+    path = os.pathsep.join(
+        map(str, [ROOT / "tests", *filter(None, [os.environ.get("PYTHONPATH")])])
+    )
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def statuses(outcomes):
+    return [outcome.status for outcome in outcomes.values()]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_jobs_fail_or_are_killed_each_for_itself_and_go_on_the_next_time(engine, tmp_path):
+    jobs = [
+        job(tmp_path, "a"), job(tmp_path, "bad", work.fail), job(tmp_path, "c", after=("bad",)),
+        job(tmp_path, "killed", work.kill_at_first), job(tmp_path, "e", after=("a",)),
+    ]  # fmt: skip
+    said = []
+    outcomes = run_queue(jobs, ENGINES[engine](), report=said.append)
+    assert statuses(outcomes) == ["done", "failed", "waiting", "failed", "done"]
+    assert outcomes["bad"].error == "bad"
+    assert "was killed" in outcomes["killed"].error
+    assert "[1/5] a: writing" in said
+    before = (tmp_path / "a" / "written").read_text()
+    outcomes = run_queue(jobs, ENGINES[engine](), report=said.append)
+    assert statuses(outcomes) == ["kept", "failed", "waiting", "done", "kept"]
+    assert (tmp_path / "a" / "written").read_text() == before
+    assert not list(tmp_path.rglob(JOB_FILE))
+
+
+def test_workers_run_at_once_and_share_the_cores(tmp_path):
+    jobs = [
+        job(tmp_path, "a", partial(work.wait_for, tmp_path / "b" / "written")),
+        job(tmp_path, "b"),
+    ]
+    assert statuses(run_queue(jobs, Workers(2), report=print)) == ["done", "done"]
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert (tmp_path / "a" / "written").read_text() == f"a {threads}\n"
+
+
+def test_the_threads_that_the_user_sets_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    run_queue([job(tmp_path, "a")], Workers(2), report=print)
+    assert (tmp_path / "a" / "written").read_text() == "a 7\n"
+
+
+def test_a_job_that_another_process_holds_is_held_until_that_process_ends(tmp_path):
+    free = tmp_path / "free"
+    mine = [job(tmp_path, "a", partial(work.wait_for, free)), job(tmp_path, "b")]
+    found = {}
+
+    def other_queue():
+        found.update(run_queue(mine[:1], Workers(), report=print))
+
+    other = threading.Thread(target=other_queue)
+    other.start()
+    work.started(tmp_path, "a")
+    outcomes = run_queue(mine, Workers(), report=print)
+    assert statuses(outcomes) == ["held", "done"]
+    owner = (tmp_path / "a" / JOB_FILE).read_text()
+    assert outcomes["a"].error.startswith(f"{tmp_path / 'a'} is being trained by process {owner}:")
+    free.touch()
+    other.join()
+    assert statuses(found) == ["done"]
+    assert statuses(run_queue(mine, Workers(), report=print)) == ["kept", "kept"]
+    assert (tmp_path / "a" / "written").read_text().count("a") == 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_that_is_trained_without_a_queue_is_held_too(engine, tmp_path):
+    train = job(tmp_path, "a", work.lock_as_training)
+    with locked(tmp_path / "a"):
+        outcomes = run_queue([train], ENGINES[engine](), report=print)
+        assert (tmp_path / "a" / LOCK_FILE).is_file()
+    assert statuses(outcomes) == ["held"]
+    assert statuses(run_queue([train], ENGINES[engine](), report=print)) == ["done"]
+
+
+def test_the_two_locks_of_a_folder_are_kept_apart(tmp_path):
+    with locked(tmp_path), locked(tmp_path, JOB_FILE):
+        code = f"""
+import lorada_cli
+from pathlib import Path
+from lorada.runs.lock import HeldError, locked
+for name in ({LOCK_FILE!r}, {JOB_FILE!r}):
+    try:
+        with locked(Path({str(tmp_path)!r}), name):
+            print("free")
+    except HeldError:
+        print("held")
+"""
+        assert printed(sys.executable, "-c", code).split() == ["held", "held"]
+    assert issubclass(HeldError, ValueError)
+
+
+# A command with some workers, as the command line has them.
+COMMAND = """
+import lorada_cli, queue_jobs, sys
+from pathlib import Path
+from lorada.compare.jobs.engine import Workers
+from lorada.compare.jobs.queue import run_queue
+try:
+    work = getattr(queue_jobs, sys.argv[2])
+    jobs = [queue_jobs.job(Path(sys.argv[1]), name, work) for name in "abc"]
+    run_queue(jobs, Workers(int(sys.argv[3])), report=print)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def command(place, kind="save_on_interrupt", workers=2):
+    words = [str(place), kind, str(workers)]
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *words], stderr=subprocess.PIPE, text=True
+    )
+
+
+# Work, its workers, and which of three jobs leave a file, or their folder.
+INTERRUPTED = {
+    "saves": ("save_on_interrupt", 2, "saved", [True, True, False]),
+    "ends in its last moment": ("finish_on_interrupt", 1, "", [True, False, False]),
+}
+
+
+@pytest.mark.parametrize("case", INTERRUPTED)
+def test_ctrl_c_lets_all_workers_save_or_end_and_ends_the_command(case, tmp_path):
+    kind, workers, file, left = INTERRUPTED[case]
+    process = command(tmp_path, kind, workers)
+    work.started(tmp_path, *"ab"[:workers])
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert [(tmp_path / name / file).exists() for name in "abc"] == left
+    assert not list(tmp_path.rglob(JOB_FILE))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_ctrl_c_ends_what_still_saves(workers, tmp_path):
+    process = command(tmp_path, "save_for_long", workers)
+    names = "ab"[:workers]
+    work.started(tmp_path, *names)
+    process.send_signal(signal.SIGINT)
+    work.started(tmp_path, *names, file="saving")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert not list(tmp_path.rglob(JOB_FILE))
+
+
+@pytest.mark.parametrize("ends_by", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_of_a_command_that_is_killed_end_with_it(ends_by, tmp_path):
+    process = command(tmp_path)
+    work.started(tmp_path, "a", "b")
+    numbers = [int((tmp_path / name / JOB_FILE).read_text()) for name in "ab"]
+    process.send_signal(ends_by)
+    process.communicate(timeout=60)
+    until(lambda: all(map(work.is_gone, numbers)), 10)
+    with locked(Path(tmp_path / "a"), JOB_FILE):
+        pass

@@ -1,0 +1,220 @@
+"""Rows of a user's own: columns that change nothing, errors that say which row."""
+
+import json
+import logging
+
+import pytest
+from folders import ROWS, byte_tokenizer, chats, llama_folder, refused, rows_file
+from trained import run_recipe
+
+from lorada.data.dataset import encode_rows, refuse_target_length
+from lorada.data.task_rows import Rows, load_rows
+from lorada.data.tasks import TASKS
+from lorada.data.tokenize import prompt_of
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
+from lorada.training.load_recipe import load_recipe
+from lorada.training.train import train
+
+TOKENIZER = byte_tokenizer()
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}{% endfor %}"
+)
+
+
+def chat(*roles, content="a"):
+    return {"messages": [{"role": role, "content": content} for role in roles]}
+
+
+def loaded(tmp_path, rows, name="rows.jsonl"):
+    return load_rows(str(rows_file(tmp_path / name, rows)))
+
+
+def encoded(rows, kind="decoder", max_length=64, tokenizer=TOKENIZER, **options):
+    recipe = load_recipe(None, [f"max_length={max_length}"], {"model": "-", "output": "-"})
+    return encode_rows(rows, recipe, tokenizer, kind, **options)
+
+
+UNCUT = {
+    "a chat": ([chat("user", "assistant")], "decoder", "has messages rows"),
+    "a class": ([{"text": "t", "label": "a"}, {"text": "t", "label": "b"}], "encoder", "has label"),
+    "a choice": ([{"prompt": "p", "candidates": ["a", "b"], "answer": 1}], "decoder", "has choice"),
+    "a text": ([{"text": "t"}], "encoder_decoder", "has text rows"),
+}
+
+
+@pytest.mark.parametrize("case", UNCUT)
+def test_a_length_of_responses_is_refused_where_it_would_cut_none(case, tmp_path):
+    rows, kind, said = UNCUT[case]
+    recipe = load_recipe(None, ["max_target_length=8"], {"model": "-", "output": "-"})
+    found = loaded(tmp_path, rows)
+    refused(f"max_target_length=8 cuts .* {said}.*: give max_length, the most tokens of a whole",
+            lambda: refuse_target_length(recipe, found, kind))  # fmt: skip
+
+
+def test_a_length_of_responses_is_refused_where_they_are_one_text_with_their_prompts():
+    task = TASKS["piqa"]
+    name = next(name for name, protocol in task.protocols.items() if protocol.joint)
+    rows = Rows(
+        [{"prompt": "p", "response": "r"}], "prompt", (), "piqa/train", task.protocols[name]
+    )
+    recipe = load_recipe(None, ["max_target_length=8"], {"model": "-", "output": "-"})
+    refused("a decoder reads prompt and response of piqa/train as one text: give max_length",
+            lambda: refuse_target_length(recipe, rows, "decoder"))  # fmt: skip
+
+
+def test_a_response_that_is_cut_by_itself_is_said_to_be(tmp_path, caplog):
+    recipe = load_recipe(None, ["max_target_length=1"], {"model": "-", "output": "-"})
+    rows = loaded(tmp_path, ROWS[:3])
+    refuse_target_length(recipe, rows, "decoder")
+    encode_rows(rows, recipe, TOKENIZER, "decoder")
+    said = "3 of 3 rows were cut to max_length=512, the response to max_target_length=1"
+    assert said in caplog.text
+
+
+TWO_TURNS = "messages must be a list of two or more role/content objects, one of them by the assis"
+NAMED = {
+    "half a character in a label": ({"text": "a", "label": "\ud800"}, "label is not valid Unicode"),
+    "half a character in a role": (chat("\ud800", "assistant"), "messages is not valid Unicode"),
+    "a role that is no text": (chat(5, "assistant"), "role is not a text: 5"),
+    "only an answer": (chat("assistant"), TWO_TURNS),
+    "no answer": (chat("user", "user"), TWO_TURNS),
+    "a score beyond fp32": ({"text": "a", "score": 1e39}, "score is not a number"),
+    "a score that is true": ({"text": "a", "score": True}, "score is not a number"),
+    "a deep label": (
+        {"text": "a", "label": json.loads("[" * 900 + "]" * 900)},
+        r"label is neither a text nor an integer: \[\[",
+    ),
+    "an answer that none stands for": (
+        {"prompt": "p", "candidates": ["a", "b"], "answer": 2},
+        "answer must be the index of one of the candidates, from 0, its letter or its text: 2",
+    ),
+    "one candidate": (
+        {"prompt": "p", "candidates": ["a"], "answer": 0},
+        r"candidates must be a list of two texts or more: \['a'\]",
+    ),
+    "a second text that is none": (
+        {"text": "a", "text_pair": 3, "label": "no"},
+        "text_pair is not a text: 3",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_an_error_names_file_and_row(case, tmp_path):
+    row, message = NAMED[case]
+    good = {
+        "messages": chat("user", "assistant"),
+        "label": {"text": "a", "label": "no"},
+        "score": {"text": "a", "score": 1},
+        "answer": {"prompt": "p", "candidates": ["a", "b"], "answer": 0},
+    }
+    first = next(good[name] for name in good if name in row)
+    first = {**first, "text_pair": "b"} if "text_pair" in row else first
+    path = rows_file(tmp_path / "rows.jsonl", [first, row])
+    refused(f"rows.jsonl row 2: {message}", lambda: load_rows(str(path)))
+
+
+def test_a_template_that_refuses_a_chat_is_named_with_file_and_row_of_the_file(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = ALTERNATING
+    good = chat("user", "assistant")
+    rows = loaded(tmp_path, [good, good, good, chat("user", "user", "assistant"), good])
+    message = (
+        "rows.jsonl row 4: the chat template refuses the turns user, user, assistant: .*alternate"
+    )
+    refused(message, lambda: encoded(rows, tokenizer=tokenizer))
+    some = rows.part([4, 3])  # as they are where a random part is taken
+    refused(message, lambda: encoded(some, tokenizer=tokenizer))
+    tokenizer.chat_template = "{{ messages[0].content + 5 }}"
+    refused("row 1: the chat template refuses .* user", lambda: encoded(rows, tokenizer=tokenizer))
+    tokenizer.chat_template = None
+    refused(
+        "row 1: this tokenizer has no chat template", lambda: encoded(rows, tokenizer=tokenizer)
+    )
+
+
+NOTHING = {
+    "prompt": {"prompt": "", "response": ""},
+    "label": {"text": "", "label": "no"},
+    "score": {"text": "", "score": 1},
+    "choice": {"prompt": "", "candidates": ["a", "b"], "answer": 0},
+    "text": {"text": ""},
+}
+
+
+def silent_tokenizer():
+    """One that puts nothing around a text, and no end behind it."""
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    return tokenizer
+
+
+@pytest.mark.parametrize("form", NOTHING)
+def test_rows_without_a_token_are_not_called_too_long(form, tmp_path):
+    rows = loaded(tmp_path, [NOTHING[form]] * 2)
+    message = "has no row to learn from: they all give this tokenizer no token"
+    refused(message, lambda: encoded(rows, tokenizer=silent_tokenizer()))
+
+
+@pytest.mark.parametrize("form", ["prompt", "label", "score", "choice"])
+def test_a_row_without_a_token_is_left_out_of_training_and_named_in_scoring(form, tmp_path, caplog):
+    whole = {"prompt": "ab", "response": "cd", "text": "ef"}
+    empty = NOTHING[form]
+    good = {name: whole.get(name, value) for name, value in empty.items()}
+    rows = loaded(tmp_path, [good, empty, good])
+    assert len(encoded(rows, tokenizer=silent_tokenizer())) == 2
+    assert "1 of 3 rows were left out: they give this tokenizer no token" in caplog.text
+    refused(
+        "rows.jsonl row 2 cannot be answered",
+        lambda: encoded(rows, tokenizer=silent_tokenizer(), answered=True),
+    )
+
+
+def test_rows_that_are_too_long_are_still_called_so(tmp_path):
+    long = loaded(tmp_path, [{"prompt": "a" * 9, "response": "b"}])
+    refused("every response lies beyond max_length=5", lambda: encoded(long, max_length=5))
+    text = loaded(tmp_path, [{"text": "abc"}])
+    refused("lies beyond max_length=1; raise it", lambda: encoded(text, max_length=1))
+
+
+def test_a_part_of_the_rows_knows_where_they_stand_in_their_file(tmp_path):
+    rows = loaded(tmp_path, [{"text": str(number)} for number in range(6)])
+    part = rows.part([5, 2, 0]).part([1, 0])
+    assert [row["text"] for row in part.rows] == ["2", "5"]
+    assert [part.number(0), part.number(1), rows.number(0)] == [3, 6, 1]
+
+
+def test_prompts_are_put_to_a_run_of_chats_as_a_users_turn(tmp_path, caplog):
+    llama_folder(tmp_path / "llama")
+    rows_file(tmp_path / "chats.jsonl", chats(*((row["prompt"], row["response"]) for row in ROWS)))
+    settings = ["max_steps=2", "report_to=[]", "max_new_tokens=2"]
+    recipe = run_recipe(settings, tmp_path, tmp_path / "run", rows="chats", method="full")
+    run = load_run(train(recipe, quiet=True).run)
+    asked = evaluate(run, recipe.data)
+    prompts = str(rows_file(tmp_path / "prompts.jsonl", ROWS))
+    with caplog.at_level(logging.WARNING):
+        as_prompts = evaluate(run, prompts)
+    del asked["sha256"], as_prompts["sha256"]
+    assert as_prompts == asked
+    said = "has prompts, and this run has learned chats: each is put as a user's turn"
+    assert said in caplog.text
+    rows = load_rows(prompts, "messages")
+    assert prompt_of(rows.rows[0], rows.form, TOKENIZER) == "<|user|>0 + 0 =<e><|assistant|>"
+
+
+def test_a_difference_in_the_chat_template_that_cannot_be_mended_is_told(tmp_path, caplog):
+    choice = {"prompt": "a", "candidates": ["b", "c"], "answer": 0}
+    for row, trained, told in (
+        (chat("user", "assistant"), "prompt", "has chats: they go through the chat template"),
+        (choice, "messages", "has choice rows: they do not go through the chat template"),
+    ):
+        caplog.clear()
+        rows = load_rows(str(rows_file(tmp_path / "rows.jsonl", [row])), trained)
+        assert rows.rows == [row]
+        assert told in caplog.text
+    caplog.clear()
+    load_rows(str(rows_file(tmp_path / "rows.jsonl", [choice])), "prompt")
+    load_rows(str(rows_file(tmp_path / "rows.jsonl", [chat("user", "assistant")])), "messages")
+    assert not caplog.text

@@ -1,0 +1,296 @@
+"""``lorada.explain``: each number is what one gets by hand, for maps and for other methods."""
+
+import pytest
+import torch
+from architectures import ARCHITECTURES
+from architectures import inputs as batch_of
+from conftest import TINY, assert_close
+from peft import LoraConfig, get_peft_model
+from transformers import BertForSequenceClassification, GptOssConfig, GptOssForCausalLM
+
+from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig, explain
+from lorada.explore.explained import AXES
+
+pytestmark = pytest.mark.fp64
+
+IDS = torch.arange(3, 13)[None]
+MAP = {"length": 6, "init_weights": False}
+PROJECTIONS = {"llama": ["q_proj", "o_proj"], "bert": ["query", "dense"]}
+
+
+def lora(name="llama"):
+    return LoraConfig(r=2, target_modules=PROJECTIONS[name], init_lora_weights=False)
+
+
+def stack(name="llama", *parts):
+    parts = list(parts) or [LmamConfig(**MAP), lora(name)]
+    model = TINY[name](attn_implementation="eager")
+    return get_peft_model(model, LoradaConfig(parts=parts)).eval()
+
+
+def read(model, **options):
+    with torch.no_grad():
+        return model(IDS, output_hidden_states=True, output_attentions=True, **options)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_the_softmax_is_the_models_own_with_the_adapter_and_without(name):
+    model = stack(name)
+    found = explain(model, {"input_ids": IDS})
+    with model.disable_adapter():
+        off = read(model)
+    for layer, softmax in zip(found, off.attentions, strict=True):
+        assert_close(layer.without, softmax)
+    # With a map, eager attention returns the softmax alone.
+    for layer, softmax in zip(found, read(model).attentions, strict=True):
+        assert_close(layer.softmax, softmax)
+        assert_close(layer.fused, layer.softmax + layer.map)
+    assert not torch.allclose(found[1].softmax, found[1].without)
+
+
+def own_softmax(model, inputs):
+    """The softmax maps that are shown, and those that the model itself returns."""
+    found = explain(model, inputs)
+    model.get_base_model().set_attn_implementation("eager")
+    with torch.no_grad():
+        out = model(**inputs, output_attentions=True)
+    own = out.get("attentions") or [*out.encoder_attentions, *out.decoder_attentions]
+    return zip([layer.softmax for layer in found], own, strict=True)
+
+
+# Scores that are capped, a sliding window, a bias by distance, cross-attention beside it.
+@pytest.mark.parametrize(
+    ("name", "projections"),
+    [("gemma2", ["q_proj"]), ("gemma3", ["q_proj"]), ("t5", ["q", "v"]), ("bart", ["q_proj"])],
+)
+def test_the_softmax_of_other_families_is_their_own(name, projections):
+    part = LoraConfig(r=2, target_modules=projections, init_lora_weights=False)
+    inputs = batch_of(name)
+    for shown, softmax in own_softmax(get_peft_model(ARCHITECTURES[name](), part).eval(), inputs):
+        assert_close(shown, softmax)
+
+
+@pytest.mark.fp64(False)  # its experts know no fp64
+def test_the_softmax_beside_sinks_is_the_models_own():
+    torch.manual_seed(0)
+    config = GptOssConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_local_experts=2,
+        num_experts_per_tok=1, initializer_range=0.8, sliding_window=4,
+    )  # fmt: skip
+    part = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(GptOssForCausalLM(config), part).eval()
+    for shown, softmax in own_softmax(model, {"input_ids": IDS}):
+        assert_close(shown, softmax, terms=32, size=1.0)
+        assert softmax.sum(-1).min() < 0.99  # a part of each row belongs to no token
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_moved_is_how_far_each_heads_output_is_from_the_one_without(name):
+    model = stack(name)
+    outputs = []
+    module = dict(model.named_modules())[explain(model, {"input_ids": IDS})[0].layer]
+    after = module.o_proj if name == "llama" else model.base_model.model.bert.encoder.layer[0]
+    after = after if name == "llama" else after.attention.output.dense
+    after.register_forward_pre_hook(lambda m, args: outputs.append(args[0].view(10, 4, 8)))
+    found = explain(model, {"input_ids": IDS})[0]
+    on, off = outputs[:2]
+    expected = (on - off).norm(dim=(0, 2)) / off.norm(dim=(0, 2))
+    assert_close(found.moved, expected)
+    assert (found.moved > 0).all()
+
+
+def test_the_effect_size_is_the_ratio_of_the_two_terms():
+    model = stack("llama", LmamConfig(**MAP))
+    captured = {}
+    attention = model.base_model.model.model.layers[0].self_attn
+    attention.v_proj.register_forward_hook(lambda m, a, out: captured.update(value=out))
+    seen = explain(model, {"input_ids": IDS})[0]
+    value = captured["value"].view(1, 10, 2, 8).transpose(1, 2).repeat_interleave(2, 1)
+    on, off = ((part @ value).square().sum((0, 2, 3)).sqrt() for part in (seen.map, seen.softmax))
+    assert_close(seen.effect, on / off)
+    assert seen.effect_size == pytest.approx(float(on.norm() / off.norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_the_negative_ratio_counts_visible_pairs_within_the_map(name):
+    first = explain(stack(name, LmamConfig(**MAP)), {"input_ids": IDS})[0]
+    pairs = torch.ones(6, 6, dtype=torch.bool)
+    pairs = pairs.tril() if name == "llama" else pairs
+    for ratio, values in ((first.negative, first.fused), (first.map_negative, first.map)):
+        inside = values[0, :, :6, :6]
+        assert_close(ratio, torch.stack([(head[pairs] < 0).double().mean() for head in inside]))
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_the_no_negative_map_sits_inside_the_softmax_and_has_an_effect_size(name):
+    model = stack(name, LmamConfig(ablation="no_negative", **MAP))
+    seen = explain(model, {"input_ids": IDS})[0]
+    assert seen.inside
+    assert_close(seen.fused, read(model).attentions[0])
+    assert_close(seen.softmax, seen.without)  # the first layer reads the same
+    assert seen.effect_size > 1e-3
+    assert (seen.fused >= 0).all()
+    assert (seen.negative == 0).all()
+
+
+def plain(key):
+    """A parameter's name without what PEFT puts in it."""
+    return key.replace("base_model.model.", "").replace(".base_layer", "")
+
+
+def test_each_part_alone_is_a_model_with_that_part_alone():
+    model = stack("llama", LmamConfig(**MAP), lora(), BottleneckConfig(rank=2, init_weights=False))
+    found = explain(model, {"input_ids": IDS})
+    assert found.parts == ["LoRA", "map", "bottleneck"]
+    with model.disable_adapter():
+        off = read(model)
+    weights = {plain(key): value for key, value in model.state_dict().items()}
+    parts = {
+        "map": LmamConfig(**MAP), "LoRA": lora(),
+        "bottleneck": BottleneckConfig(rank=2, init_weights=False),
+    }  # fmt: skip
+    for name, part in parts.items():
+        alone = stack("llama", part)
+        with torch.no_grad():
+            for key, parameter in alone.named_parameters():
+                parameter.copy_(weights[plain(key)])
+        on = read(alone)
+        assert_close(found.probabilities[name], on.logits[:, -1].softmax(-1))
+        for change, here, there in zip(
+            found.change[name], on.hidden_states[1:], off.hidden_states[1:], strict=True
+        ):
+            assert_close(change, (here - there).norm() / there.norm())
+    assert_close(found.probabilities["with"], read(model).logits[:, -1].softmax(-1))
+    assert_close(found.probabilities["without"], off.logits[:, -1].softmax(-1))
+    assert set(found.change) == {"all", *parts}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_trained_head_is_counted_for_itself(several):
+    parts = [lora("bert"), LmamConfig(**MAP)] if several else [lora("bert")]
+    base = BertForSequenceClassification(TINY["bert"](attn_implementation="eager").config)
+    config = LoradaConfig(parts=parts, modules_to_save=["classifier"])
+    model = get_peft_model(base, config).eval()
+    head = base.classifier.modules_to_save["default"]
+    torch.nn.init.normal_(head.weight)  # other weights than those that it replaces
+    found = explain(model, {"input_ids": IDS})
+    assert found.head == "head"
+    assert found.parts == ["LoRA", "map"][: len(parts)]
+    with torch.no_grad(), model.disable_adapter():
+        pooled = base.bert(IDS).pooler_output
+        untrained = model(IDS).logits.softmax(-1)
+    trained = head(pooled).softmax(-1)
+    assert_close(found.probabilities["head"], trained)
+    assert_close(found.probabilities["without"], untrained)
+    assert not torch.allclose(trained, untrained, atol=1e-3)
+    assert found.change["head"].max() == 0
+    with torch.no_grad():
+        assert_close(found.probabilities["with"], model(IDS).logits.softmax(-1))
+    assert explain(stack(), {"input_ids": IDS}).head is None
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_what_is_attended_to_is_counted(name):
+    found = explain(stack(name), {"input_ids": IDS})[0]
+    shares = found.shares
+    assert_close(sum(shares.values()), torch.ones(4))
+    assert_close(shares["itself"], found.softmax[0].diagonal(dim1=1, dim2=2).mean(-1))
+    previous = found.softmax[0].diagonal(-1, dim1=1, dim2=2).sum(-1) / 10
+    assert_close(shares["previous"], previous)
+    first = found.softmax[0, :, 2:, 0].sum(-1) / 10
+    assert_close(shares["first"], first)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_padding_changes_nothing(name):
+    model = stack(name)
+    alone = explain(model, {"input_ids": IDS})
+    pads = torch.zeros(1, 5, dtype=torch.long)
+    pieces = ([pads, IDS], [pads, torch.ones_like(IDS)])
+    if name == "bert":  # its positions count pads on the left
+        pieces = ([IDS, pads], [torch.ones_like(IDS), pads])
+    ids, mask = (torch.cat(both, 1) for both in pieces)
+    padded = explain(model, {"input_ids": ids, "attention_mask": mask})
+    assert padded.real.sum() == 10
+    for one, other in zip(alone, padded, strict=True):
+        for axis in ("moved", "effect", "attends", "negative"):
+            assert_close(getattr(other, axis), getattr(one, axis))
+    for part in alone.change:
+        assert_close(padded.change[part], alone.change[part])
+    if name == "llama":
+        for part, expected in alone.probabilities.items():
+            assert_close(padded.probabilities[part], expected)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [lora(), BottleneckConfig(rank=2, init_weights=False), PrefixConfig(length=3)],
+    ids=["lora", "bottleneck", "prefix"],
+)
+def test_a_method_without_a_map_has_numbers_too(config):
+    model = get_peft_model(TINY["llama"](attn_implementation="eager"), config).eval()
+    found = explain(model, {"input_ids": IDS})
+    assert len(found.parts) == 1
+    assert len(found) == 2
+    assert found[0].map is found[0].effect is found[0].negative is None
+    assert found[1].moved.max() > 1e-4
+    assert found.change["all"].max() > 1e-4
+    assert_close(found.change[found.parts[0]], found.change["all"])
+    assert not torch.allclose(found.probabilities["with"], found.probabilities["without"])
+
+
+def test_a_model_with_another_kernel_is_read_eagerly_and_stays_as_it_was():
+    eager, other = stack(), stack()
+    other.load_state_dict(eager.state_dict())
+    other.base_model.model.set_attn_implementation("sdpa")
+    for one, two in zip(
+        *(explain(each, {"input_ids": IDS}) for each in (eager, other)), strict=True
+    ):
+        assert_close(one.softmax, two.softmax)
+    assert other.config._attn_implementation == "sdpa"
+
+
+def test_the_model_is_as_before():
+    model = stack()
+    before = read(model).logits
+    model.train()
+    explain(model, {"input_ids": IDS})
+    assert model.training
+    model.eval()
+    assert_close(read(model).logits, before)
+    with model.disable_adapter():
+        assert not torch.allclose(read(model).logits, before)
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["of transformers", "of peft"])
+def test_what_trains_is_as_before(plain):
+    model = stack()
+    part = next(p for p in model.parameters() if p.requires_grad)
+    part.requires_grad = False
+    before = [p.requires_grad for p in model.parameters()]
+    explain(model.base_model.model if plain else model, {"input_ids": IDS})
+    assert [p.requires_grad for p in model.parameters()] == before
+    model.requires_grad_(False)
+    explain(model, {"input_ids": IDS})
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_every_tensor_has_its_axes_named():
+    found = explain(stack(), {"input_ids": IDS})
+    sizes = {"sample": 1, "head": 4, "query": 10, "key": 10, "kept": 4, "layer": 2, "word": 96}
+    for layer in found:
+        for name, axes in AXES.items():
+            if hasattr(layer, name):
+                assert getattr(layer, name).shape == tuple(sizes[axis] for axis in axes)
+    for name in ("change", "probabilities"):
+        for tensor in getattr(found, name).values():
+            assert tensor.shape == tuple(sizes[axis] for axis in AXES[name])
+
+
+def test_what_cannot_be_explained_is_said():
+    with pytest.raises(ValueError, match="no active adapter: load or enable one"):
+        explain(TINY["llama"](), {"input_ids": IDS})
+    model = stack()
+    with model.disable_adapter(), pytest.raises(ValueError, match="no active adapter"):
+        explain(model, {"input_ids": IDS})

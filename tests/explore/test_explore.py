@@ -1,0 +1,179 @@
+"""``lorada explore``: the page has the numbers of ``explain``, for runs and their checkpoints."""
+
+import copy
+import dataclasses
+import json
+import re
+import shutil
+
+import httpx2
+import pytest
+import run_place
+import torch
+from folders import byte_tokenizer, refused
+from servers import running
+
+from lorada import explain
+from lorada.explore.explore import explain_text, explored, explorer_app
+from lorada.explore.html_page import explorer_page
+from lorada.inference.load import load_run
+
+place = run_place.place
+
+SETTINGS = ["max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=32"]
+STEPS = ["training.save_strategy=steps", "training.save_steps=1", "training.save_total_limit=5"]
+RUNS = {
+    "map": ("llama", "lorada_la", "rows", ["lmam.init_weights=false", *STEPS]),
+    "lora": ("llama", "lora", "rows", []),
+    "short": ("llama", "lora", "rows", ["max_length=24"]),
+    "classes": ("bert", "lmam+lora", "labels", ["lmam.init_weights=false"]),
+    "seq2seq": ("bart", "lmam+lora", "rows", ["lmam.init_weights=false"]),
+    "numbers": ("bert", "lora", "scores", []),
+    "chats": ("llama", "lora", "turns", []),
+    "whole": ("llama", "full", "rows", []),
+}
+TEXT = "1 + 1 ="
+
+
+@pytest.mark.parametrize("name", ["map", "lora", "classes", "seq2seq"])
+def test_the_page_has_the_numbers_of_explain(name, folder):
+    run = load_run(folder(name))
+    found = explain_text(run, TEXT)
+    data = explored([run], [TEXT, "2 + 33"], steps=False)
+    shown = data["runs"][0]["shown"][0][0]
+    tokens = len(data["sentences"][0]["tokens"])
+    layers = [one for one in found if one.softmax.shape[-1] == tokens]
+    assert len(shown["layers"]) == len(layers) == 2
+    for layer, one in zip(shown["layers"], layers, strict=True):
+        assert layer["moved"] == pytest.approx(one.moved.tolist())
+        assert layer["attends"]["first"] == pytest.approx(one.attends[0].tolist())
+        assert (layer["effect"] is None) == (one.effect is None)
+        if one.effect is not None:
+            assert layer["effect"] == pytest.approx(one.effect.tolist())
+            assert layer["negative"] == pytest.approx(one.negative.tolist())
+    heads = {"head"} if name == "classes" else set()
+    assert set(shown["next"]) == {"with", "without", *found.parts, *heads}
+    assert data["runs"][0]["head"] == found.head == next(iter(heads), None)
+    token, share = shown["next"]["with"][0]
+    best = found.probabilities["with"][0].max(-1)
+    assert share == pytest.approx(float(best.values))
+    words = run.labels or [run.tokenizer.decode([token]) for token in range(259)]
+    assert token == words[int(best.indices)]
+    if name == "map":
+        assert shown["change"]["map"] == pytest.approx(found.change["map"].tolist())
+
+
+def test_the_checkpoints_of_a_training_are_shown(folder):
+    run = load_run(folder("map"))
+    data = explored([run], [TEXT])
+    assert data["runs"][0]["steps"] == [1, 2, None]
+    first, second, end = (step[0]["layers"][0]["effect"] for step in data["runs"][0]["shown"])
+    assert first != second != end
+    assert end == pytest.approx(explain_text(run, TEXT)[0].effect.tolist())
+    alone = load_run(folder("map"))
+    alone.model.load_adapter(str(folder("map") / "checkpoint-1"), "early")
+    alone.model.set_adapter("early")
+    assert first == pytest.approx(explain_text(alone, TEXT)[0].effect.tolist())
+
+
+def test_what_cannot_be_explored_is_refused_in_one_line(folder):
+    whole, lora = (load_run(folder(name)) for name in ("whole", "lora"))
+    refused("trained the base model itself", lambda: explored([whole], [TEXT]))
+    refused("the text is empty", lambda: explored([lora], [" "]))
+    refused("has 80 tokens and at most 64 can be shown", lambda: explored([lora], ["ab" * 40]))
+    pairs = dataclasses.replace(lora, pairs=True)
+    refused("learned pairs of texts, and a sentence is half", lambda: explored([pairs], [TEXT]))
+    tokenizer = copy.deepcopy(lora.tokenizer)
+    tokenizer.add_tokens(["1 +"])
+    other = dataclasses.replace(lora, tokenizer=tokenizer)
+    refused("read other tokens: explore each alone", lambda: explored([lora, other], [TEXT]))
+
+
+def test_a_sentence_is_read_whole_and_without_an_end(folder):
+    run, text = load_run(folder("short")), "ab" * 14
+    tokenizer = byte_tokenizer(ends=True)
+    assert tokenizer(text)["input_ids"][-1] == tokenizer.eos_token_id
+    for one in (run, dataclasses.replace(run, tokenizer=tokenizer)):
+        (sentence,) = explored([one], [text], steps=False)["sentences"]
+        assert "".join(sentence["tokens"][-28:]) == text
+
+
+def test_a_run_of_chats_reads_a_sentence_through_its_template(folder, works, tmp_path):
+    run, text = load_run(folder("chats")), "hi you"
+    data = explored([run], [text], steps=False)
+    (sentence,) = data["sentences"]
+    assert "".join(sentence["tokens"]) == f"<|user|>{text}<e><|assistant|>"
+    assert sentence["text"] == text  # as the menu shows it
+    shares = data["runs"][0]["shown"][0][0]["next"]["with"]
+    ids = torch.tensor([run.tokenizer(f"<|user|>{text}<e><|assistant|>")["input_ids"]])
+    likely = run.model(input_ids=ids).logits[0, -1].softmax(-1).max()
+    assert shares[0][1] == pytest.approx(float(likely), rel=1e-4)
+    page = tmp_path / "page.html"
+    works("explore", folder("chats"), "--text", text, "--output", page)
+    assert f'"text":"{text}"' in page.read_text()
+
+
+def test_a_number_is_no_class(folder):
+    run = load_run(folder("numbers"))
+    (shown,) = explored([run], [TEXT], steps=False)["runs"][0]["shown"][0]
+    assert shown["next"] == {}
+
+
+def test_the_command_writes_a_page(folder, mistake, works, tmp_path):
+    page = tmp_path / "page.html"
+    words = ("explore", folder("map"), folder("lora"), "--text", TEXT, "--output", page)
+    out, _ = works(*words)
+    assert "page.html (" in out
+    assert "next: lorada chat" in out
+    text = page.read_text()
+    assert "lorada_la" in text
+    assert not re.findall(r"(?:src|href)=[\"']?https?:", text)
+    there = "is there already: choose another --output, or pass --overwrite"
+    assert there in mistake(*words)
+    works(*words, "--overwrite")
+
+
+def test_runs_in_folders_of_one_name_are_told_apart_by_what_comes_before(folder, tmp_path):
+    places = [tmp_path / "lora" / "seed1", tmp_path / "other" / "seed1"]
+    for one in places:
+        shutil.copytree(folder("lora"), one)
+    data = explored([load_run(one) for one in places], [TEXT], steps=False)
+    assert [run["name"] for run in data["runs"]] == ["lora/seed1", "other/seed1"]
+    assert data["title"] == "lora/seed1, other/seed1"
+
+
+def test_python_makes_the_same_page(folder, tmp_path):
+    run = load_run(folder("lora"))
+    batch = run.tokenizer(TEXT, return_tensors="pt")
+    found = explain(run.model, {"input_ids": batch["input_ids"]}, run.tokenizer)
+    found.to_html(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert json.dumps("=") in text
+    assert "sandbox=" in found._repr_html_()
+    two = explain(run.model, {"input_ids": torch.cat([batch["input_ids"]] * 2)})
+    assert two._repr_html_() is None
+    refused("a page shows one sample, not 2", lambda: two.to_html(tmp_path / "two.html"))
+
+
+def test_a_sentence_of_the_readers_own_is_shown(folder):
+    runs = [load_run(folder("lora"))]
+    with running(explorer_app(runs, [TEXT], steps=False)) as found:
+        first = httpx2.get(found.url + "/")
+        assert first.status_code == 200
+        assert f'name="text" value="{TEXT}"' in first.text
+        assert "form-action &#39;self&#39;" in first.text
+        own = httpx2.get(found.url + "/", params={"text": "<b>77</b>"}).text
+        assert 'value="&lt;b&gt;77&lt;/b&gt;"' in own
+        assert "<b>77" not in own
+        assert json.dumps("7") in own
+        empty = httpx2.get(found.url + "/", params={"text": " "})
+        assert (empty.status_code, empty.text) == (
+            400, "the text is empty: there is nothing to show"
+        )  # fmt: skip
+
+
+def test_a_page_without_a_server_has_no_box(folder):
+    data = explored([load_run(folder("lora"))], [TEXT], steps=False)
+    page = explorer_page(data)
+    assert "<form" not in page
+    assert "form-action &#39;none&#39;" in page

@@ -1,0 +1,373 @@
+"""The explorer's page in a headless Chromium without a network: every control and every number.
+
+How it looks is in ``test_explorer_look.py``.
+"""
+
+import browsing
+import numpy as np
+import pytest
+from made_up_explorer import SENTENCE, made_up_page, softmax_maps
+
+pytest.importorskip("jinja2", reason="needs the extra explore")
+
+from lorada.explore.html_page import explorer_page
+from lorada.explore.packed import pack
+
+pytestmark = browsing.needs_chromium
+browser, opened, page_of = browsing.browser, browsing.opened, explorer_page
+READY = "html[data-ready]"
+
+
+def cell(page, layer, head, run=0):
+    return page.locator(f"#heads figure:nth-of-type({run + 1}) [data-layer='{layer}']").nth(head)
+
+
+def open_head(page, layer, head):
+    cell(page, layer, head).click()
+    shown_head(page, layer, head)
+
+
+def shown_head(page, layer, head):
+    page.wait_for_selector(f"#detail[data-shown$=' {layer} {head}']")
+
+
+def written(number):
+    """A number as text of the page, as a number."""
+    return float(number.replace("−", "-").replace(" %", ""))
+
+
+def numbers_of(line):
+    """The numbers behind the last colon of a line of the page: name → number."""
+    parts = [part.rpartition(" ") for part in line.rpartition(": ")[2].split(" · ")]
+    return {name: written(value) for name, _, value in parts}
+
+
+def close_to(value, digits=3):
+    """Equal to a number that is shown with so many digits; a matrix has 16 bits besides."""
+    return pytest.approx(value, rel=0.51 * 10 ** (1 - digits), abs=1e-4)
+
+
+def drawn(page, number):
+    """The matrix that the picture of this number shows."""
+    return np.array(page.evaluate("""number => {
+        const { values, queries, keys } = view.pictures[number].matrix;
+        const row = i => [...values.slice(i * keys, (i + 1) * keys)];
+        return Array.from({ length: queries }, (_, i) => row(i));
+    }""", number))  # fmt: skip
+
+
+def hover_entry(page, picture, query, key, size):
+    """Point at an entry of a drawn matrix of so many tokens."""
+    edge, side = picture.evaluate("""canvas => {
+        const { edge, side } = view.pictures.find(one => one.canvas === canvas).place;
+        return [edge, side];
+    }""")
+    at = {name: edge + (i + 0.5) * side / size for name, i in (("x", key), ("y", query))}
+    picture.hover(position=at)
+
+
+def test_each_head_shows_every_measure_of_the_data(opened):
+    data = made_up_page(layers=3, heads=4, no_map=(1,))
+    page = opened(data)
+    layers = data["runs"][0]["shown"][0][0]["layers"]
+    shares = ("first", "previous", "itself", "other")
+    options = page.locator("#measure option")
+    keys = [option.get_attribute("value") for option in options.all()]
+    assert keys == ["effect", "negative", "map_negative", "moved", *shares]
+    for key in keys:
+        page.locator("#measure").select_option(key)
+        for number, layer in enumerate(layers):
+            values = layer["attends"][key] if key in shares else layer[key]
+            for head in range(4):
+                shown = cell(page, number, head)
+                label = shown.get_attribute("aria-label")
+                if values is None:
+                    assert label == f"layer {number}, head {head}: no map"
+                    continue
+                factor = 1 if key in ("effect", "moved") else 100
+                said = written(label.rpartition(" ")[2] if factor == 1 else label.split()[-2])
+                assert said == pytest.approx(factor * values[head], rel=0.006, abs=0.051)
+                assert float(shown.get_attribute("data-value")) == values[head]
+
+
+def test_the_line_below_the_heads_tells_all_numbers_of_the_head_that_is_pointed_at(opened):
+    data = made_up_page(runs=("a", "b"))
+    page = opened(data)
+    cell(page, 2, 1).hover()
+    for run, readout in enumerate(page.locator("#heads .readout").all()):
+        layer = data["runs"][run]["shown"][0][0]["layers"][2]
+        text = readout.text_content()
+        assert text.startswith("Layer 2, head 1 (layers.2.self_attn): ")
+        numbers = numbers_of(text.replace(" %", ""))
+        assert numbers["effect size of the map"] == close_to(layer["effect"][1])
+        assert numbers["share of the sum below 0"] == close_to(100 * layer["negative"][1])
+        assert numbers["attention to the first token"] == close_to(
+            100 * layer["attends"]["first"][1]
+        )
+
+
+def test_a_head_opens_with_pictures_of_its_matrices_and_the_numbers_of_any_two_tokens(opened):
+    matrices = []
+    page = opened(made_up_page([SENTENCE], matrices=matrices))
+    assert page.locator("#detail").is_hidden()
+    open_head(page, 2, 3)
+    assert page.locator("#detail-title").text_content() == "Layer 2, head 3"
+    titles = page.locator("#detail h4").all_text_contents()
+    assert titles == ["Softmax", "Map", "Sum", "Without the adapter", "Difference"]
+    softmax, added, without = (matrices[2][kind][3] for kind in ("softmax", "map", "without"))
+    for picture, (query, key) in zip((0, 1, 2), ((4, 2), (8, 0), (0, 0)), strict=True):
+        hover_entry(page, page.locator("#detail canvas").nth(picture), query, key, 9)
+        line = page.locator("#detail .readout").text_content()
+        tokens = [SENTENCE[i].replace(" ", "␣") for i in (query, key)]
+        assert line.startswith(f"“{tokens[0]}” ({query}) looks at “{tokens[1]}” ({key}): ")
+        assert numbers_of(line) == {
+            "softmax": close_to(softmax[query, key]),
+            "map": close_to(added[query, key]),
+            "sum": close_to(softmax[query, key] + added[query, key]),
+            "without the adapter": close_to(without[query, key]),
+            "difference": close_to(softmax[query, key] - without[query, key]),
+        }
+    for number, (expected, scale) in enumerate((
+        (softmax, 1), (added, np.abs(matrices[2]["map"]).max()), (softmax + added, 2),
+        (without, 1), (softmax - without, 2),
+    )):  # fmt: skip
+        found = drawn(page, number)
+        assert np.abs(found - expected).max() < scale / 32767
+        assert (found[np.triu_indices(9, 1)] == 0).all()
+
+
+def test_squares_have_the_colours_of_their_entries(opened):
+    matrices = []
+    page = opened(made_up_page([SENTENCE], matrices=matrices), color_scheme="light")
+    open_head(page, 1, 2)
+    softmax, added = matrices[1]["softmax"][2], matrices[1]["map"][2]
+    for number, expected in enumerate((softmax, added, softmax + added)):
+        pixels = page.evaluate(
+            """number => {
+                const { canvas, place } = view.pictures[number];
+                const middle = i => Math.round(place.edge + (i + 0.5) * place.side / 9);
+                const all = [...Array(9).keys()];
+                const context = canvas.getContext("2d");
+                const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
+                const from = (x, y) => 4 * (middle(y) * canvas.width + middle(x));
+                return all.map(y => all.map(x => [...data.slice(from(x, y), from(x, y) + 3)]));
+            }""",
+            number,
+        )
+        red, _, blue = np.moveaxis(np.array(pixels), -1, 0)
+        assert (np.sign(blue - red) == np.sign(expected)).all()
+        assert np.sum(pixels, -1).argmin() == np.abs(expected).argmax()
+
+
+def test_a_map_inside_the_softmax_shows_what_the_softmax_becomes(opened):
+    data = made_up_page([SENTENCE])
+    fused = softmax_maps(np.random.default_rng(5), 4, 9)
+    for layer in data["runs"][0]["shown"][0][0]["layers"]:
+        layer.update(inside=True, fused=pack(fused))
+    page = opened(data)
+    open_head(page, 0, 1)
+    assert page.locator("#detail h4").nth(2).text_content() == "Softmax with the map inside"
+    assert np.abs(drawn(page, 2) - fused[1]).max() < 1 / 32767
+
+
+def test_a_layer_without_a_map_shows_the_softmax_with_and_without_the_adapter(opened):
+    page = opened(made_up_page([SENTENCE], no_map=(0, 1, 2), parts=["LoRA"]))
+    keys = [option.get_attribute("value") for option in page.locator("#measure option").all()]
+    assert keys == ["moved", "first", "previous", "itself", "other"]
+    open_head(page, 0, 0)
+    titles = page.locator("#detail h4").all_text_contents()
+    assert titles == ["Softmax", "Without the adapter", "Difference"]
+    assert page.locator("#next [data-setting]").count() == 2  # one part alone is all of it
+
+
+def test_a_trained_head_is_shown_beside_each_part_and_alone(opened):
+    data = made_up_page([SENTENCE])
+    run = data["runs"][0]
+    run["head"] = "head"
+    for step in run["shown"]:
+        for one in step:
+            one["next"]["head"], one["change"]["head"] = one["next"]["with"], one["change"]["all"]
+    page = opened(data)
+    captions = page.locator("#next caption").all_text_contents()
+    parts = [f"{part} and head" for part in run["parts"]]
+    assert captions == ["adapter on", "adapter off", *parts, "head alone"]
+    heads = page.locator("#change th").all_text_contents()
+    assert heads == ["after layer", "all together", *captions[2:]]
+
+
+def test_everything_works_from_the_keyboard(opened):
+    page = opened(made_up_page([SENTENCE], runs=("a", "b")))
+    for grid in page.locator("#heads [role=grid]").all():
+        assert grid.locator("[tabindex='0']").count() == 1
+    page.locator("#measure").focus()
+    page.keyboard.press("Tab")
+    focused = page.locator("[role=gridcell]:focus")
+    for key, place in (
+        ("ArrowRight", (1, 0)), ("ArrowDown", (1, 1)), ("End", (2, 1)), ("ArrowRight", (2, 1)),
+        ("Home", (0, 1)), ("ArrowUp", (0, 0)), ("ArrowUp", (0, 0)), ("ArrowRight", (1, 0)),
+    ):  # fmt: skip
+        page.keyboard.press(key)
+        at = focused.get_attribute("data-layer"), focused.get_attribute("data-head")
+        assert tuple(map(int, at)) == place
+        assert page.locator("#heads figure:first-of-type [tabindex='0']").count() == 1
+        assert focused.get_attribute("tabindex") == "0"
+    assert focused.evaluate("cell => getComputedStyle(cell).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    shown_head(page, 1, 0)
+    assert page.locator("#detail-title").evaluate("one => one === document.activeElement")
+    assert cell(page, 1, 0, run=1).get_attribute("aria-selected") == "true"
+    page.keyboard.press("Tab")
+    for key in ("ArrowDown", "ArrowDown", "ArrowDown", "ArrowUp", "ArrowRight", "ArrowLeft"):
+        page.keyboard.press(key)
+    for line in page.locator("#detail .readout").all_text_contents():
+        assert line.startswith("“␣little” (1) looks at “The” (0): ")
+
+
+def test_next_tokens_are_those_of_the_data(opened):
+    data = made_up_page()
+    page = opened(data)
+    expected = data["runs"][0]["shown"][0][0]["next"]
+    names = {"with": "adapter on", "without": "adapter off", "map": "map alone"}
+    for key in ("with", "without", "map", "LoRA"):
+        shown = page.locator(f"#next [data-setting='{key}']")
+        assert shown.locator("caption").text_content() == names.get(key, "LoRA alone")
+        tokens = [token.replace(" ", "␣") for token, _ in expected[key]]
+        assert shown.locator("th").all_text_contents() == tokens
+        shares = [written(one) for one in shown.locator("td:last-child").all_text_contents()]
+        assert shares == pytest.approx([100 * share for _, share in expected[key]], abs=0.051)
+        # The line is where a bar of the probability without the adapter would end.
+        places = shown.locator(".bar").evaluate_all("""all => all.map(bar => {
+            const { left, width } = bar.getBoundingClientRect();
+            return [...bar.children].map(one => one.getBoundingClientRect()).map(
+                (box, i) => ((i ? box.left : box.right) - left) / width);
+        })""")
+        off = {} if key == "without" else dict(expected["without"])
+        for place, (token, share) in zip(places, expected[key], strict=True):
+            wanted = [share, off[token]] if token in off else [share]
+            assert place == pytest.approx(wanted, abs=0.02)
+
+
+def test_the_change_through_the_layers_is_that_of_the_data(opened):
+    data = made_up_page(layers=5)
+    page = opened(data)
+    change = data["runs"][0]["shown"][0][0]["change"]
+    chart = page.locator("#change .chart")
+    lines = chart.locator("path[data-line]").all()
+    points = [line.get_attribute("d")[1:].split("L") for line in lines]
+    places = np.array([[point.split(" ") for point in line] for line in points], dtype=float)
+    values = np.array([change[key] for key in ("all", "map", "LoRA")])
+    assert (np.diff(places[..., 0]) > 0).all()
+    slope, _ = np.polyfit(values.ravel(), places[..., 1].ravel(), 1)
+    assert slope < 0  # upwards, and in proportion
+    assert np.corrcoef(values.ravel(), places[..., 1].ravel())[0, 1] == pytest.approx(-1)
+    chart.locator("summary").click()
+    assert chart.locator("th").all_text_contents()[1:] == [
+        "all together",
+        "map alone",
+        "LoRA alone",
+    ]
+    cells = [written(text) for text in chart.locator("td").all_text_contents()]
+    numbers = np.reshape(cells, (5, 4))
+    assert numbers[:, 0].tolist() == [*range(5)]
+    np.testing.assert_allclose(numbers[:, 1:].T, values, rtol=0.0051)
+
+
+def test_the_slider_shows_each_step_of_the_training(opened):
+    matrices = []
+    data = made_up_page([SENTENCE], steps=(10, 20, None), matrices=matrices)
+    page = opened(data)
+    slider = page.locator("#steps input")
+    assert page.locator("#steps output").text_content() == "finished"
+    legend = page.locator("#heads .ends").text_content()
+    open_head(page, 1, 1)
+    page.locator("#change summary").click()
+    map_legend = page.locator("#detail .ends").nth(1).text_content()
+    for key, step, said in (("Home", 0, "step 10"), ("ArrowRight", 1, "step 20")):
+        slider.press(key)
+        page.wait_for_selector(f"#detail[data-shown='0 {step} 1 1']")
+        assert page.locator("#steps output").text_content() == said
+        assert slider.get_attribute("aria-valuetext") == said
+        shown = data["runs"][0]["shown"][step][0]
+        value = float(cell(page, 1, 1).get_attribute("data-value"))
+        assert value == shown["layers"][1]["effect"][1]
+        last = page.locator("#change tr:last-child td").nth(1).text_content()
+        assert written(last) == close_to(shown["change"]["all"][-1])
+        assert page.locator("#change table").is_visible()  # as it was before the step
+        first = page.locator("#next [data-setting=with] td:last-child").first.text_content()
+        assert written(first) == pytest.approx(100 * shown["next"]["with"][0][1], abs=0.051)
+        added = matrices[3 * step + 1]["map"]
+        assert drawn(page, 1)[2, 0] == pytest.approx(
+            added[1, 2, 0], abs=np.abs(added).max() / 32767
+        )
+        # The colours mean the same at every step.
+        assert page.locator("#heads .ends").text_content() == legend
+        assert page.locator("#detail .ends").nth(1).text_content() == map_legend
+
+
+def test_a_slider_that_moves_while_matrices_load_ends_at_its_last_step(opened):
+    matrices = []
+    page = opened(made_up_page([SENTENCE], steps=(1, 2, 3, None), matrices=matrices))
+    open_head(page, 0, 0)
+    # The matrices of the first step take the longest.
+    page.evaluate("""() => {
+        const quick = matrixOf;
+        let wait = 300;
+        window.matrixOf = async (...given) => {
+            const found = await quick(...given);
+            await new Promise(done => setTimeout(done, wait -= 60));
+            return found;
+        };
+        const slider = document.querySelector("#steps input");
+        for (const step of [0, 1, 2]) {
+            slider.value = step;
+            slider.dispatchEvent(new Event("input"));
+        }
+    }""")
+    page.wait_for_timeout(900)
+    assert page.locator("#detail").get_attribute("data-shown") == "0 2 0 0"
+    assert page.locator("#detail h3").text_content() == "lorada_a, step 3"
+    third = matrices[2 * 3]["softmax"][0]
+    assert drawn(page, 0)[8, 0] == pytest.approx(third[8, 0], abs=1 / 32767)
+
+
+def test_two_runs_stand_beside_each_other_with_the_same_colours(opened):
+    data = made_up_page([SENTENCE], runs=("a", "b"))
+    page = opened(data, viewport={"width": 1400, "height": 900})
+    boxes = [figure.bounding_box() for figure in page.locator("#heads figure").all()]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    for run in (0, 1):
+        effect = data["runs"][run]["shown"][0][0]["layers"][2]["effect"][1]
+        assert float(cell(page, 2, 1, run).get_attribute("data-value")) == effect
+    ends = page.locator("#heads .ends").all_text_contents()
+    assert ends[0] == ends[1]
+    open_head(page, 0, 0)
+    ends = page.locator("#detail .ends").all_text_contents()
+    assert ends[:5] == ends[5:]
+    assert page.locator("#next figure").count() == page.locator("#change figure").count() == 2
+
+
+def test_runs_of_two_models_show_what_each_has(opened):
+    data = made_up_page([SENTENCE], layers=4)
+    data["runs"] += made_up_page([SENTENCE], layers=2, heads=2, runs=("small",))["runs"]
+    page = opened(data)
+    open_head(page, 3, 3)
+    assert page.locator("#detail canvas").count() == 5
+    text = page.locator("#detail-runs").text_content()
+    assert "small has no layer 3 with a head 3." in text
+    cell(page, 3, 1).hover()
+    last = page.locator("#heads .readout").nth(1)
+    assert last.text_content() == "Layer 3, head 1: not in this model"
+    cell(page, 1, 1).hover()
+    assert last.text_content().startswith("Layer 1, head 1 (layers.1.self_attn): ")
+
+
+def test_another_sentence_shows_its_own_numbers(opened):
+    data = made_up_page()
+    page = opened(data)
+    open_head(page, 0, 2)
+    page.locator("#sentence").select_option("1")
+    page.wait_for_selector("#detail[data-shown^='1 ']")
+    assert page.locator("#tokens li").all_text_contents() == ["Dogs", "␣bark", "."]
+    effect = data["runs"][0]["shown"][0][1]["layers"][0]["effect"][2]
+    assert float(cell(page, 0, 2).get_attribute("data-value")) == effect
+    assert drawn(page, 0).shape == (3, 3)

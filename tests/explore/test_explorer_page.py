@@ -1,0 +1,98 @@
+"""The explorer's page as a file: what is in it, how large it is, and which data it refuses."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+import zlib
+
+import numpy as np
+import pytest
+from made_up_explorer import SENTENCE, made_up_page
+
+pytest.importorskip("jinja2", reason="needs the extra explore")
+
+from lorada.explore.html_page import explorer_page
+from lorada.explore.packed import pack
+
+
+def unpacked(packed):
+    """The array of ``pack``, as the format says it."""
+    whole = zlib.decompress(base64.b64decode(packed["data"]), wbits=-15)
+    return np.frombuffer(whole, "<i2").reshape(packed["shape"]) / 32767 * packed["scale"]
+
+
+def test_a_matrix_comes_back_within_the_rounding_of_sixteen_bits():
+    matrices = np.random.default_rng(0).normal(0, 3, (4, 5, 7))
+    packed = pack(matrices)
+    assert packed["scale"] == np.abs(matrices).max()
+    assert np.abs(unpacked(packed) - matrices).max() <= packed["scale"] / 65534 * (1 + 1e-9)
+    assert np.abs(unpacked(packed)).max() == pytest.approx(packed["scale"])
+
+
+def test_zeros_stay_zeros():
+    packed = pack(np.zeros((2, 3, 3)))
+    assert packed["scale"] == 0
+    assert not unpacked(packed).any()
+
+
+@pytest.mark.parametrize(
+    ("matrices", "words"),
+    [(np.zeros((3, 3)), r"shape \(3, 3\)"), (np.full((1, 2, 2), np.nan), "not finite")],
+)
+def test_what_is_no_matrix_is_refused(matrices, words):
+    with pytest.raises(ValueError, match=words):
+        pack(matrices)
+
+
+def test_the_same_data_give_the_same_page():
+    assert explorer_page(made_up_page()) == explorer_page(made_up_page())
+
+
+def test_a_page_for_thirty_layers_and_three_sentences_is_below_two_megabytes():
+    lengths = (12, 16, 20)
+    tokens = [[f" word{i}" for i in range(length)] for length in lengths]
+    page = explorer_page(made_up_page(tokens, layers=30, heads=9))
+    assert 500_000 < len(page.encode()) < 2_000_000
+
+
+def test_the_policy_allows_the_page_its_scripts_and_nothing_else():
+    page = explorer_page(made_up_page())
+    scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.S)
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    assert len(hashes) == 6
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+    policy = html.unescape(re.search(r'Security-Policy" content="([^"]*)"', page)[1])
+    assert policy.startswith(f"default-src 'none'; script-src {allowed}; style-src")
+    assert "http" not in policy
+
+
+def test_the_page_names_no_address_outside_itself():
+    page = explorer_page(made_up_page())
+    assert set(re.findall(r"https?://[^\s\"'`)]+", page)) == {"http://www.w3.org/2000/svg"}
+    assert re.findall(r'(?:src|href|action)="([^"]*)"', page) == ["data:,"]
+    assert not re.search(r"@import|url\(", page)
+
+
+def test_hostile_texts_stay_text():
+    hostile = [
+        "<img src=x onerror='window.hacked=1'>", "</script><script>window.hacked=1</script>",
+        "<!--<script>", "\"><svg onload=window.hacked=1>", "{{ 7 * 7 }} &lt;b&gt;", "\ud800", "",
+    ]  # fmt: skip
+    data = made_up_page([hostile], parts=hostile[:2], runs=hostile[:2])
+    data["title"] = data["runs"][0]["method"] = hostile[1]
+    page = explorer_page(data, asked=hostile[3])
+    plain = explorer_page(made_up_page([hostile], runs=("a", "b")), asked="a")
+    tags = r"<(?!/?(?:bdi|b)\b)[/!\w][-\w]*"
+    assert re.findall(tags, page) == re.findall(tags, plain)
+    found = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.S)[1])
+    assert found["sentences"][0] == {"tokens": hostile, "text": "".join(hostile)}
+    assert [run["name"] for run in found["runs"]] == hostile[:2]
+
+
+def test_a_number_that_is_not_finite_is_refused():
+    data = made_up_page([SENTENCE], layers=2)
+    data["runs"][0]["shown"][0][0]["layers"][0]["moved"][0] = float("nan")
+    with pytest.raises(ValueError, match="Out of range"):
+        explorer_page(data)

@@ -1,0 +1,232 @@
+"""The paper's figures from a real run, and what the commands that draw them refuse."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+import run_place
+from folders import rows_file, t5_folder
+from trained import run_recipe
+
+from lorada.compare.jobs.job import Outcome
+from lorada.explore.map_statistics import ratios_by_layer, sentence_maps
+from lorada.inference.load import load_run
+from lorada.paper import figures as plots
+from lorada.paper import table_page
+from lorada.paper.figures import sweep_figure
+from lorada.training.train import train
+
+TEXT = "the cat sat"
+place = run_place.place
+
+
+@pytest.fixture(scope="module")
+def runs(place):
+    """A run with maps on a tiny encoder, a tiny decoder and a tiny T5, and one without a map."""
+    t5_folder(place / "t5")
+    for name, method in (("bert", "lmam"), ("llama", "lmam"), ("t5", "lmam"), ("plain", "lora")):
+        model = "llama" if name == "plain" else name
+        rows = "labels" if name == "bert" else "rows"
+        settings = ["max_steps=3", "report_to=[]", f"eval_data={place / rows}.jsonl"]
+        asked = run_recipe(settings, place, place / name, model=model, rows=rows, method=method)
+        train(asked, quiet=True)
+    return place
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that a test draws, instead of their files."""
+    plt = pytest.importorskip("matplotlib.pyplot", reason="needs the plots extra")
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    yield figures
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_the_maps_of_a_sentence_add_up_and_have_one_row_a_token(runs, name):
+    found = sentence_maps(load_run(runs / name), TEXT, layer=0, head=1)
+    softmax, map_, fused = (found["maps"][k][0] for k in found["maps"])
+    count = len(found["tokens"])
+    assert len(fused) == count == len(fused[0])
+    for i in range(count):
+        for j in range(count):
+            assert fused[i][j] == pytest.approx(softmax[i][j] + map_[i][j], abs=1e-6)
+    below = sum(value < 0 for row in map_ for value in row)
+    pairs = count * count if name == "bert" else count * (count + 1) // 2
+    assert found["maps"]["LMAM (Attn_s)"][1] == pytest.approx(below / pairs)
+    assert len(found["layers"]) == 2
+    assert all(one["effect_size"] > 0 for one in found["layers"])
+
+
+def test_the_decoder_of_a_t5_reads_the_sentence_too(runs):
+    found = sentence_maps(load_run(runs / "t5"), TEXT)
+    count = len(found["tokens"])
+    assert all(len(values) == count == len(values[0]) for values, _ in found["maps"].values())
+    assert len(found["layers"]) == 4  # two of the encoder, two of the decoder
+
+
+def test_ratios_by_layer_are_means_over_rows(runs):
+    run = load_run(runs / "bert")
+    one, two = (ratios_by_layer(run, count)["layers"] for count in (1, 2))
+    texts = [json.loads(line)["text"] for line in (runs / "labels.jsonl").open()]
+    each = [sentence_maps(run, text)["layers"] for text in texts[:2]]
+    for index in range(2):
+        assert one[index]["negative_ratio"] == pytest.approx(each[0][index]["negative_ratio"])
+        mean = sum(e[index]["map_negative_ratio"] for e in each) / 2
+        assert two[index]["map_negative_ratio"] == pytest.approx(mean)
+
+
+def test_rows_of_another_form_than_the_run_has_learned_are_shown_in_their_own(runs, tmp_path):
+    turns = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
+    chats = rows_file(tmp_path / "chats.jsonl", [{"messages": turns}])
+    run = load_run(runs / "llama")
+    (found,) = {len(one["map"]) for one in ratios_by_layer(run, 1, str(chats))["layers"]}
+    assert found == len(run.tokenizer("<|user|>ab<e><|assistant|>")["input_ids"])
+
+
+def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, works, json_of):
+    words = ("explore", runs / "bert", "--text", TEXT, "--maps")
+    out, _ = works(*words)
+    assert "effect size" in out
+    for suffix in (".png", ".svg"):
+        assert (runs / "bert" / f"maps{suffix}").stat().st_size > 5000
+    found = json_of("explore", runs / "llama", "--text", TEXT, "--maps", "--layer", 0)
+    assert len(found["layers"]) == 2
+    assert found["layer"].endswith("layers.0.self_attn")
+
+
+@pytest.mark.parametrize(("what", "name"), [("1", "figure1"), ("3", "figure3"), ("loss", "loss")])
+def test_a_figure_of_a_run_is_drawn(what, name, runs, tmp_path, works):
+    text = ("--text", TEXT) if what == "1" else ()
+    out, _ = works("plot", what, runs / "bert", "--output", tmp_path, "--rows", 2, *text)
+    assert "next: lorada" in out
+    for suffix in (".png", ".svg"):
+        assert (tmp_path / f"{name}{suffix}").stat().st_size > 5000
+
+
+def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(runs, drawn, works):
+    works("plot", "3", runs / "bert", "--rows", 2)
+    run = load_run(runs / "bert")
+    text = json.loads((runs / "labels.jsonl").open().readline())["text"]
+    shown = {axis.get_title(): axis for axis in drawn[0].axes}
+    for index in range(2):
+        _, ratio = sentence_maps(run, text, index, head=0)["maps"]["LMAM (Attn_s)"]
+        assert f"layer {index}, head 0, Neg Rat: {100 * ratio:.0f}%" in shown
+    means = shown["mean over all heads and 2 rows of jsonl\n(the maps above: of the first row)"]
+    expected = [100 * one["map_negative_ratio"] for one in ratios_by_layer(run, 2)["layers"]]
+    assert list(means.lines[0].get_ydata()) == pytest.approx(expected)
+
+
+def test_a_signed_map_is_centred_at_0_and_what_is_negative_is_marked_without_colours(
+    drawn, tmp_path
+):
+    values = [[0.5, -0.3, 0.0], [-0.001, 2.0, 0.1], [0.2, -1.9, 0.0]]
+    plots.attention_maps(
+        ["a", "b", "c"], {"one": (values, 2 / 9), "none": ([[0.0]], 0.0)}, tmp_path
+    )
+    one, none = (axis for axis in drawn[0].axes if axis.images)
+    (image,) = one.images
+    assert image.get_clim() == (-2.0, 2.0)
+    middle = image.cmap(0.5)[:3]
+    assert min(middle) > 0.95  # what is 0 is white, wherever the values lie
+    greys = [sum(image.cmap(x)[:3]) for x in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert greys == sorted(greys[:3]) + sorted(greys[3:], reverse=True)
+    (marks,) = one.collections
+    # (column, line); -0.001 is not to be seen beside 2.
+    assert sorted(map(tuple, marks.get_offsets().tolist())) == [(1, 0), (1, 2)]
+    assert none.images[0].get_clim() == (-1.0, 1.0)
+    assert not none.collections
+
+
+def test_a_long_text_is_drawn_in_a_size_that_can_be_looked_at(drawn, tmp_path):
+    tokens = [str(i) for i in range(160)]
+    plots.attention_maps(tokens, dict.fromkeys("ab", ([[0.0] * 160] * 160, None)), tmp_path)
+    assert max(drawn[0].get_size_inches()) < 2 * 13
+    labels = [text.get_text() for text in drawn[0].axes[0].get_xticklabels()]
+    assert labels == tokens[:: int(labels[1])]
+    assert 80 <= len(labels) <= 160
+
+
+def test_every_run_has_a_curve_and_names_without_what_all_share(drawn, tmp_path):
+    history = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
+    names = [f"runs/table9/{row}/seed1" for row in "abcdefghij"]
+    plots.loss_png(dict.fromkeys(names, history), tmp_path / "loss.png")
+    assert len(drawn[0].axes[0].lines) == len(names)
+    assert [text.get_text() for text in drawn[0].legends[0].texts] == list("abcdefghij")
+
+
+def texts_of(svg):
+    """The texts that can be read in a picture."""
+    return {"".join(text.itertext()) for text in ElementTree.parse(svg).findall(".//{*}text")}
+
+
+def test_dollars_in_names_and_tokens_are_no_formulas(tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot", reason="needs the plots extra")
+    monkeypatch.setitem(plt.rcParams, "svg.fonttype", "none")  # texts as texts, not as outlines
+    history = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+    names = ["_runs $x^$", "$y_$/b"]
+    plots.loss_png(dict.fromkeys(names, history), tmp_path / "loss.svg")
+    maps = {name: ([[0.5, -1], [1, 0]], 0.1) for name in ("a", "b")}
+    plots.attention_maps(["$$", "$a^$"], maps, tmp_path / "m.svg", title="$_$")
+    assert set(names) <= texts_of(tmp_path / "loss.svg")
+    assert {"$$", "$a^$", "$_$"} <= texts_of(tmp_path / "m.svg")
+
+
+def test_the_sweep_has_a_cell_for_every_heads_and_rank(drawn, tmp_path):
+    scores = {(1, 1): [80.0, 82.0], (1, 2): [84.0], (3, 1): [85.0]}
+    sweep_figure(scores, tmp_path / "sweep.svg", title="t", metric="accuracy (%)")
+    axis = drawn[0].axes[0]
+    cells = {text.get_position(): text.get_text() for text in axis.texts}
+    assert cells == {(0, 0): "81.0\n±1.4", (1, 0): "84.0", (0, 1): "85.0", (1, 1): "nan"}
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["1", "2"]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["1", "3"]
+
+
+BAD = {
+    "plot 1": "lorada plot 1 needs a run",
+    "plot 1 bert llama": "lorada plot 1 takes 1 run, not 2",
+    "plot 3 bert llama": "lorada plot 3 takes 1 run, not 2",
+    "plot 4 bert": "lorada plot 4 takes no run, not 1",
+    "explore bert --text a --maps --layer 7": "--layer 7 is not in 0–1",
+    "explore bert --text a --maps --head 9": "--head 9 is not in 0–3",
+    "explore plain --text a --maps": "this model has no active map",
+    "explore bert llama --text a --maps": "--maps shows one run and one --text",
+    "explore bert --text a --head 1": "--head is for --maps: add it, or leave --head out",
+}
+
+
+@pytest.mark.parametrize("command", BAD)
+def test_a_mistake_is_one_line(command, runs, mistake, monkeypatch):
+    monkeypatch.chdir(runs)
+    assert BAD[command] in mistake(*command.split())
+
+
+@pytest.mark.parametrize("option", ["resume", "overwrite"])
+def test_the_sweep_does_with_earlier_results_what_it_is_told(option, call, monkeypatch):
+    def told(found, scale, *, resume, overwrite, **options):
+        raise ValueError(f"{len(found)} runs, resume {resume}, overwrite {overwrite}")
+
+    monkeypatch.setattr(table_page, "run_all", told)
+    _, _, err = call("plot", "4", "--scale", "local", f"--{option}")
+    assert f"48 runs, resume {option == 'resume'}, overwrite {option == 'overwrite'}" in err
+
+
+def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, call, tmp_path, monkeypatch):
+    def some(found, scale, **options):
+        assert options["part"] == (1, 2)
+        results = [
+            {"model": "bert", "recipe": job.recipe.model_dump(),
+             "metrics": {job.tasks[0]: {"accuracy": 80.0}}}
+            for job in found
+        ]  # fmt: skip
+        results[0] = None
+        return results, {"a": Outcome("failed", "too large"), "b": Outcome("held")}
+
+    monkeypatch.setattr(table_page, "run_all", some)
+    words = ("plot", "4", "--scale", "local", "--shard", "1/2", "--output", str(tmp_path))
+    code, _, err = call(*words)
+    assert code == 2
+    assert "a failed: too large" in err
+    assert "1 of 2 jobs are held" in err
+    assert drawn[0].axes[0].get_title().endswith("(bert, local scale, 2 to 3 seeds)")

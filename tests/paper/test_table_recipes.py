@@ -1,0 +1,211 @@
+"""The recipes of the paper's tables: every row can be run, with the numbers the paper prints."""
+
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+from table_rows import config_of
+
+from lorada.data.tasks import TASKS
+from lorada.methods.build import build_method
+from lorada.methods.lookup import method_named
+from lorada.methods.method import PARTS
+from lorada.methods.sizes import SIZES
+from lorada.paper.estimate import estimate
+from lorada.paper.render import MEAN, measured_line, published_line
+from lorada.paper.table_runs import done, jobs
+from lorada.paper.table_spec import SCALES, PaperTable, load_table, row_recipe, tables
+from lorada.training.arguments import training_arguments
+from lorada.training.models.count import parameters_of
+from lorada.training.models.loading import kind_of
+
+PUBLISHED = yaml.safe_load((files("lorada") / "report" / "published.yaml").read_text("utf-8"))
+
+
+def runs_of(number, scale):
+    """(table, row, tasks) of each run: one for each task, or one of all of them together."""
+    table = load_table(f"table{number}")
+    tasks = table.tasks_at(scale)
+    for row in table.rows_at(scale, None):
+        for group in [tasks] if table.train == "together" else [[task] for task in tasks]:
+            yield table, row, group
+
+
+def test_there_is_a_recipe_for_every_published_table():
+    assert {f"table{number}" for number in PUBLISHED} == tables().keys() - {"figure4"}
+
+
+@pytest.mark.parametrize("number", PUBLISHED)
+def test_a_table_has_the_rows_of_the_published_one_in_order(number):
+    table = load_table(f"table{number}")
+    published = [row for row in PUBLISHED[number]["rows"] if row["key"] != "chatgpt"]
+    assert [row.key for row in table.rows] == [row["key"] for row in published]
+    for row, printed in zip(table.rows, published, strict=True):
+        if number != 11 and row.share is not None:  # which prints millions
+            assert row.share == float(printed["params"])
+        model, slash, _ = row.key.partition("/")
+        assert row.model == (model if slash else None)
+
+
+@pytest.mark.parametrize("number", PUBLISHED)
+def test_settings_by_task_are_about_tasks_of_the_table_and_parts_of_its_rows(number):
+    table = load_table(f"table{number}")
+    parts = {part for row in table.rows for part in method_named(row.method).part_names}
+    for scale in ("paper", "local"):
+        column = table.shared(scale)
+        assert set(table.tasks_at(scale)) | column.by_task.keys() <= set(table.tasks)
+        for settings in (column.settings, *column.by_task.values()):
+            assert settings.keys() & PARTS.keys() <= parts
+
+
+@pytest.mark.parametrize("scale", ["paper", "local"])
+@pytest.mark.parametrize("number", PUBLISHED)
+def test_every_run_is_a_recipe_of_a_method_that_its_model_can_take(number, scale):
+    for table, row, tasks in runs_of(number, scale):
+        recipe = row_recipe(table, row, scale, tasks, 1, Path("-"))
+        config = config_of(recipe.model)
+        plan = build_method(recipe.method, config, **recipe.parts)
+        writes = kind_of(config) == "encoder_decoder"
+        training_arguments(recipe, plan.arguments, quiet=True, writes=writes)
+        for name in tasks:
+            chosen = TASKS[name].protocol(recipe.protocol, kind_of(config))
+            protocol = TASKS[name].protocols[chosen]
+            if protocol.target_length is not None and kind_of(config) == "decoder":
+                # Prompt and response share the length.
+                assert (recipe.max_target_length or protocol.target_length) < recipe.max_length
+            assert recipe.train_on is None or recipe.train_on in TASKS[name].train
+
+
+LONG = {("table4", "paper"), ("table18", "paper")}  # many recipes, or large models
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case in LONG))
+     for case in product(sorted(tables()), SCALES)],
+)  # fmt: skip
+def test_every_recipe_passes_a_dry_run(name, scale):
+    table = load_table(name)
+    keys = {row.method: row.key for row in reversed(table.rows_at(scale, None))}
+    tasks = table.tasks_at(scale)[: 1 if table.train == "each" else None]
+    config_of(table.shared(scale).model)
+    found = jobs(table, scale, rows=list(keys.values()), tasks=tasks, seeds=[1],
+                 results=Path("-"), output=Path("-"))  # fmt: skip
+    assert len(found) == len(keys)
+    for job in found:
+        guess = estimate(job, scale)
+        assert guess["steps"]
+        assert guess["seconds"]
+        assert guess["memory"] > guess["trainable"] > 0
+        assert done(job) is None
+
+
+# Models and methods of the other tables are in these too.
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [4, 5, 7, 9, 10, 11])
+def test_every_method_of_a_table_can_be_placed_on_its_models(number):
+    seen = set()
+    for table, row, tasks in runs_of(number, "paper"):
+        recipe = row_recipe(table, row, "paper", tasks, 1, Path("-"))
+        if (settings := (recipe.method, recipe.model, str(recipe.parts))) not in seen:
+            seen.add(settings)
+            counts = parameters_of(recipe)
+            assert 0 < counts["trainable"] <= counts["total"]
+
+
+# The tables whose local rows have ranks and lengths of all kinds of parts.
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [4, 5, 10, 11])
+def test_local_rows_are_as_near_to_the_published_share_as_a_whole_number_allows(number):
+    seen = set()
+    for table, row, tasks in runs_of(number, "local"):
+        sizes = [(part, SIZES[part][0]) for part in row.local if part in SIZES]
+        sized = [(part, name) for part, name in sizes if name in row.local[part]]
+        if row.share is None or len(sized) != 1 or "+" in row.method:
+            continue
+        if row.method == "lamda":  # its recipe counts what trains on average
+            continue
+        found = row_recipe(table, row, "local", tasks, 1, Path("-"))
+        config_of(found.model)
+        if (settings := str((found.method, found.parts))) in seen:
+            continue
+        seen.add(settings)
+        ((part, name),) = sized
+        value = found.parts[part][name]
+        misses = []
+        for near in {max(1, value - 1), value, value + 1}:
+            parts = {**found.parts, part: {**found.parts[part], name: near}}
+            share = parameters_of(found.model_copy(update={"parts": parts}))["percent"]
+            misses.append((abs(share - row.share), near))
+        assert min(misses)[1] == value, row.key
+
+
+def test_rows_of_one_scale_are_left_out_at_the_other_and_refused_by_name():
+    table = load_table("table10")
+    assert [row.key for row in table.rows_at("local", None)] == ["full", "lora", "lorada_a"]
+    assert table.rows_at("paper", None) == table.rows
+    with pytest.raises(ValueError, match="row mam of table10 is for --scale paper alone"):
+        table.rows_at("local", ["lora", "mam"])
+
+
+def test_what_a_table_says_of_a_part_that_a_method_lacks_falls_away():
+    table = load_table("table5")
+    parts = {
+        row.key: row_recipe(table, row, "paper", ["mrpc"], 1, Path("-")).parts
+        for row in table.rows_named(["lora", "lorada_a"])
+    }
+    assert parts["lora"].keys() == {"lora"}
+    assert parts["lorada_a"]["lmam"]["length"] == 256
+
+
+def test_a_task_may_have_a_model_of_its_own_and_a_row_another():
+    columns = {"model": "roberta-base", "by_task": {"rte": {"model": "bart-large"}}}
+    rows = [{"key": k, "label": k, "method": "full"} for k in ("a", "b")]
+    rows[1]["model"] = "deberta-v3-base"
+    table = PaperTable(
+        table=5, title="one", tasks=["rte", "mrpc"], train="each",
+        paper=columns, local={"model": "minilm-l6"}, rows=rows,
+    )  # fmt: skip
+    models = [
+        row_recipe(table, row, "paper", [task], 1, Path("-")).model
+        for row in table.rows
+        for task in table.tasks
+    ]
+    assert models == ["bart-large", "roberta-base", "deberta-v3-base", "deberta-v3-base"]
+
+
+def test_a_row_may_have_settings_of_its_own_for_a_task():
+    table = load_table("table11")
+    (row,) = table.rows_at("paper", ["adalora"])
+    found = [row_recipe(table, row, "paper", [task], 1, Path("-")) for task in ("cola", "sst2")]
+    assert [one.parts["adalora"]["tinit"] for one in found] == [800, 6000]
+    assert [one.parts["adalora"]["lora_alpha"] for one in found] == [32, 16]
+    assert [one.max_length for one in found] == [64, 128]
+
+
+def test_a_column_of_the_other_scale_stays_empty():
+    result = {
+        "metrics": {"proof_pile": {"n": 3, "perplexity_512": 9.5}},
+        "parameters": {"percent": 1.0},
+        "wall_time_s": 60,
+        "seed": 1,
+    }
+    columns = load_table("table7").columns_of(["proof_pile"])
+    assert list(columns)[:2] == ["perplexity_512", "perplexity_1024"]
+    assert measured_line("ours", [result], columns).scores == {"perplexity_512": [9.5]}
+
+
+def test_a_printed_average_without_its_tasks_is_shown_as_the_mean():
+    line = published_line(9, "lorada_la", ["boolq", "piqa"])
+    assert line.scores[MEAN] == [80.0]
+    assert MEAN not in measured_line("ours", [], {}, ["boolq"]).scores
+    assert published_line(12, "llama-7b/lorada_la", ["boolq"]).spread[MEAN] == 0.1
+
+
+def test_the_count_of_the_papers_arithmetic_stands_beside_its_numbers():
+    columns = load_table("table8").columns_of(["gsm8k"])
+    assert columns == {
+        "gsm8k": ("gsm8k", "quanta_one_sided"), "gsm8k_exact": ("gsm8k", "exact")
+    }  # fmt: skip

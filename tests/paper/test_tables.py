@@ -1,0 +1,327 @@
+"""The paper's tables: recipes of rows, runs that go on where they were, pages beside the paper."""
+
+import json
+import shlex
+import subprocess
+import sys
+from contextlib import contextmanager
+from unittest.mock import Mock
+
+import pytest
+import yaml
+from folders import bert_folder, split_file
+from table_rows import SMALL
+from trained import failing_for
+
+from lorada.compare.jobs.job import JOB_FILE
+from lorada.paper import page as pages
+from lorada.paper import render, table_runs, table_spec
+from lorada.paper.table_runs import jobs
+from lorada.paper.table_spec import load_table
+from lorada.runs.lock import LOCK_FILE
+from lorada.runs.predictions import read_predictions
+
+TASKS = ("rte", "sst2")
+ASKED = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1")
+LORA = (*ASKED, "--rows", "lora")
+PAGE = "docs/results/table5/local/table.md"
+STORED = "docs/results/table5/local/lora/rte/seed1.json"
+RUN = "runs/table5-local/lora/rte/seed1"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A table 5 on a tiny BERT, with rows of two tasks in a local folder."""
+    model = bert_folder(tmp_path / "bert")
+    for task in TASKS:
+        texts = {"rte": ("sentence1", "sentence2"), "sst2": ("sentence",)}[task]
+        for split in ("train", "validation"):
+            rows = [{**dict.fromkeys(texts, "ab" * (i % 4 + 1)), "label": i % 2} for i in range(12)]
+            split_file(tmp_path / "data" / "glue" / task, split, rows)
+    recipe = {
+        "table": 5, "title": "GLUE", "tasks": list(TASKS), "train": "each", "seeds": [1, 2],
+        "differs": ["A tiny model, rows that mean nothing."],
+        "paper": {"model": "roberta-base", "settings": {"max_length": 512}},
+        "local": {
+            "model": str(model),
+            "settings": {
+                "max_length": 32,
+                "training": {"max_steps": 2, "per_device_train_batch_size": 4, "report_to": []},
+            },
+            "by_task": {"rte": {"training": {"learning_rate": 3.0e-4}}},
+        },
+        "rows": [
+            {"key": "lora", "label": "LoRA (0.5%)", "method": "lora", "local": {"lora": {"r": 1}}},
+            {"key": "full", "label": "Full", "method": "full"},
+        ],
+    }  # fmt: skip
+    path = tmp_path / "table5.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(table_spec, "tables", lambda: {"table5": path})
+    monkeypatch.setattr(render, "published", lambda number: SMALL)
+    monkeypatch.setattr(pages, "published", lambda number: SMALL)
+    load_table.cache_clear()
+    monkeypatch.setenv("LORADA_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    load_table.cache_clear()
+
+
+@pytest.mark.first
+def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works):
+    out, _ = works("table", "5", "--scale", "local", "--rows", "lora", "--seeds", "1,2")
+    assert "75.4 ± 0.2" in out
+    folder = place / "docs/results/table5/local"
+    stored = sorted(str(path.relative_to(folder)) for path in folder.rglob("seed*.json"))
+    assert stored == [f"lora/{task}/seed{seed}.json" for task in TASKS for seed in (1, 2)]
+    for task in TASKS:  # each run folder has the answer to each of its 12 rows
+        for path in (place / "runs").rglob(f"{task}/seed*/predictions.jsonl"):
+            lines = read_predictions(path.parent)
+            assert [line["row"] for line in lines] == list(range(1, 13))
+            assert {line["rows"] for line in lines} == {task}
+    assert len(list((place / "runs").rglob("predictions.jsonl"))) == len(stored)
+    page = (folder / "table.md").read_text()
+    assert "A tiny model, rows that mean nothing." in page
+    assert "| LoRA (0.5%) | paper | 0.5% | 75.4 ± 0.2 | 94.2 ± 0.2 | 84.8 | – |" in page
+    assert page.count("| ours |") == 1
+    assert "seeds 1, 2" in page
+    assert (folder / "table.tex").read_text().count(r"\\") == 3
+    recipe = json.loads((folder / "lora/rte/seed1.json").read_text())["recipe"]
+    assert recipe["data_dir"] is None
+    assert recipe["training"]["learning_rate"] == 3.0e-4
+
+
+def test_a_program_reads_what_a_person_does_and_the_scale_is_local_without_a_gpu(
+    place, json_of, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    page = json_of("table", "5", "--rows", "lora", "--tasks", "rte", "--seeds", "1")
+    assert page["title"] == "Table 5: GLUE (local scale)"
+    assert {"A tiny model, rows that mean nothing.", "scores: accuracy of rte."} <= {*page["notes"]}
+    assert [line["source"] for line in page["lines"]] == ["paper", "ours"]
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_table_that_is_computed_is_printed_or_is_json(works, json_of, monkeypatch, number):
+    found = {"title": "[x]", "columns": ["[/y]", "n"], "rows": [["[z]", 7]], "notes": ["A [/]."]}
+    monkeypatch.setattr("lorada.paper.map_costs.cost_table", lambda number: found)
+    out, _ = works("table", number)
+    assert {"[x]", "[/y]", "[z]", "7", "• A [/].", f"next: lorada table {number} --json"} <= {
+        word.strip() for line in out.splitlines() for word in line.replace("│", "┃").split("┃")
+    }
+    assert json_of("table", number) == found
+
+
+def test_a_table_that_was_cut_off_runs_only_what_is_missing(place, works, mistake):
+    works(*LORA)
+    first = place / STORED
+    before = first.stat().st_mtime_ns
+    assert "is there already: use --resume" in mistake(*ASKED)
+    _, err = works(*ASKED, "--resume")
+    assert "full, rte, seed 1: training" in err
+    assert "lora, rte, seed 1: training" not in err
+    assert first.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("metrics", [{}, {"other (base)": {"n": 1}}], ids=["none", "others"])
+def test_a_run_that_was_not_scored_on_all_its_tasks_is_only_scored(metrics, place, works):
+    works(*LORA)
+    stored = place / STORED
+    kept = json.loads(stored.read_text())
+    for path in (stored, place / RUN / "result.json"):
+        path.write_text(json.dumps({**kept, "metrics": metrics}))
+    _, err = works(*LORA, "--resume")
+    assert "scoring" in err
+    assert "training" not in err
+    assert json.loads(stored.read_text())["metrics"]["rte"] == kept["metrics"]["rte"]
+
+
+def of_another_recipe(file):
+    result = json.loads(file.read_text())
+    result["recipe"]["max_length"] = 48
+    file.write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize(
+    ("file", "where"), [(STORED, "--resume"), (f"{RUN}/result.json", "--results=elsewhere")]
+)
+def test_a_result_of_another_recipe_is_not_taken_for_this_one(file, where, works, place, call):
+    works(*LORA)
+    of_another_recipe(place / file)
+    code, _, err = call(*LORA, where)
+    assert code == 2
+    assert f"{file} was made with max_length=48, not 32" in err
+    assert not (place / "elsewhere").exists()
+    works(*LORA, "--overwrite")
+    assert json.loads((place / STORED).read_text())["recipe"]["max_length"] == 32
+
+
+def test_an_overwritten_table_that_is_cut_off_has_no_old_numbers(place, call, works, monkeypatch):
+    works(*ASKED)
+    monkeypatch.setattr(table_runs, "train", Mock(side_effect=ValueError("cut off")))
+    assert call(*ASKED, "--overwrite")[0] == 2
+    assert not list((place / "docs/results").rglob("seed*.json"))
+    assert not list((place / "runs").rglob("result.json"))
+
+
+def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, works):
+    words = ("table", "5", "--scale", "local", "--tasks", "rte")
+    works(*words, "--rows", "lora", "--seeds", "1,1")
+    out, _ = works(*words, "--rows", "full", "--seeds", "2", "--resume")
+    assert "LoRA" not in out
+    page = (place / PAGE).read_text()
+    assert page.count("| ours |") == 2
+    assert "seeds 1, 2" in page
+
+
+def test_a_result_that_cannot_be_used_for_the_page_is_named_and_left_out(place, works):
+    works(*LORA)
+    of_another_recipe(place / STORED)
+    (place / STORED).with_name("seed1-old.json").write_text("{}")
+    out, err = works(*ASKED, "--rows", "full")
+    assert "Full" in out
+    assert "left out: " in err
+    assert "was made with max_length=48, not 32" in err
+    assert "LoRA" not in (place / PAGE).read_text()
+
+
+@contextmanager
+def held(path):
+    """Another process has locked a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+    code += "print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        yield
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+@pytest.mark.parametrize("file", [LOCK_FILE, JOB_FILE])
+def test_overwriting_leaves_alone_what_another_process_trains(file, place, works, mistake):
+    works(*LORA)
+    run = place / RUN
+    with held(run / file):
+        assert "is being trained by" in mistake(*LORA, "--overwrite")
+    assert (run / "result.json").is_file()
+    assert (place / STORED).is_file()
+
+
+def test_a_part_of_tasks_learned_together_has_a_page_of_its_own(place, works):
+    path = place / "table5.yaml"
+    table = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**table, "tasks": ["rte", "qnli"], "train": "together"}))
+    for split in ("train", "validation"):
+        rows = [{"question": "ab", "sentence": "ab", "label": i % 2} for i in range(12)]
+        split_file(place / "data" / "glue" / "qnli", split, rows)
+    words = ("table", "5", "--scale", "local", "--seeds", "1", "--rows", "lora")
+    for tasks in ((), ("--tasks", "rte")):
+        works(*words, *tasks)
+    folder = place / "docs/results/table5/local"
+    assert "| rte | qnli |" in (folder / "table.md").read_text()
+    assert "qnli" not in (folder / "table-rte.md").read_text()
+
+
+def test_tasks_have_one_order(place):
+    table = load_table("table5").model_copy(update={"train": "together"})
+    (job,) = jobs(table, "local", rows=["lora"], tasks=["sst2", "rte", "rte"], seeds=[1],
+                  results=place, output=place)  # fmt: skip
+    assert job.tasks == ["rte", "sst2"]
+
+
+def test_a_dry_run_counts_and_estimates_and_writes_nothing(place, json_of):
+    plan = json_of("table", "5", "--scale", "local", "--dry-run")
+    assert len(plan) == 2 * 2 * 2
+    assert {entry["steps"] for entry in plan} == {2}
+    assert all(entry["tokens"] == 2 * 4 * 32 for entry in plan)
+    assert not any(entry["done"] for entry in plan)
+    assert not (place / "docs").exists()
+    assert not (place / "runs").exists()
+
+
+SPOILT = {
+    "nothing of it": [[], None, 3, {}],
+    "metrics": [None, {"rte": 1}, {"rte": {"accuracy": []}}],
+    "seed": ["x", None],
+    "parameters": [None, {}, {"percent": "x"}],
+    "wall_time_s": [None, "x"],
+    "hardware": [None, {}, {"cpu": 1}],
+    "versions": [None, {}, {"torch": 2}],
+    "data": [{}, {"rows": "x"}],
+    "recipe": [None, [], {"model": 3}],
+    "unparsable": [{"rte": "x"}, 3],
+}
+
+
+@pytest.mark.first
+def test_a_damaged_result_of_a_table_is_one_line(place, works, call):
+    out, _ = works(*LORA)
+    assert "next: lorada table 5 --scale local --rows lora --tasks rte --seeds 1" in out
+    stored = place / STORED
+    whole = json.loads(stored.read_text())
+    for key, values in SPOILT.items():
+        for value in values:
+            spoilt = value if key == "nothing of it" else {**whole, key: value}
+            stored.write_text(json.dumps(spoilt))
+            code, _, err = call(*LORA, "--resume")
+            assert code == 2, (key, value)
+            assert "Traceback" not in err, (key, value)
+            assert f"error: {STORED} is not the result of a run: delete it" in err, (key, value)
+
+
+def test_a_plan_suggests_the_runs_that_it_is_of(place, works):
+    asked = ("--scale", "local", "--rows", "lora", "--seeds", "1", "--results", "my [x] results")
+    out, _ = works("table", "5", *asked, "--dry-run")
+    (line,) = (line for line in out.splitlines() if line.startswith("next: "))
+    words = shlex.split(line.removeprefix("next: lorada "))
+    assert words[:4] == ["table", "5", "--scale", "local"]
+    assert words[-1] == "--resume"
+    works(*words)
+    stored = [path.name for path in (place / "my [x] results").rglob("*.json")]
+    assert stored == ["seed1.json"] * len(TASKS)
+
+
+def test_a_failed_run_does_not_end_the_table_and_is_named_at_its_end(
+    place, call, works, monkeypatch
+):
+    train = table_runs.train
+    full = failing_for("lora", MemoryError("a first line\nthe device is full"), train)
+    monkeypatch.setattr(table_runs, "train", full)
+    code, out, err = call(*ASKED)
+    assert code == 2
+    assert err.splitlines()[-2:] == [
+        "lora, rte, seed 1 failed: the device is full",
+        "error: 1 of 2 jobs failed; --resume runs them again, and only them",
+    ]
+    assert "Full" in out
+    assert (place / PAGE).read_text().count("| ours |") == 1
+    monkeypatch.setattr(table_runs, "train", train)
+    _, err = works(*ASKED, "--resume")
+    assert "1 of 2 jobs were done before" in err
+    assert (place / PAGE).read_text().count("| ours |") == 2
+
+
+@pytest.mark.parametrize("file", [LOCK_FILE, JOB_FILE])
+def test_a_run_that_another_process_holds_is_left_to_it(file, place, call, works):
+    with held(place / RUN / file):
+        assert call(*LORA)[:2] == (0, "")  # nothing to show, so there is no page
+        assert not (place / "docs").exists()
+        out, err = works(*ASKED)
+    assert "1 of 2 jobs are held by other processes, which finish them" in err
+    assert "Full" in out
+    assert not list(place.rglob("results/**/lora/**/seed1.json"))
+
+
+def test_parts_of_a_table_make_the_whole_and_each_shows_what_is_there(place, works, json_of):
+    words = ("table", "5", "--scale", "local", "--rows", "lora", "--seeds", "1")
+    folder = place / "docs/results/table5/local/lora"
+    for part, tasks in (("1/2", ["rte"]), ("2/2", ["rte", "sst2"])):
+        (planned,) = json_of(*words, "--shard", part, "--dry-run")
+        assert planned["tasks"] == tasks[-1:]
+        out, err = works(*words, "--shard", part)
+        assert sorted(path.parent.name for path in folder.rglob("seed1.json")) == tasks
+        assert "[1/1] lora" in err
+        assert all(task in out for task in tasks)

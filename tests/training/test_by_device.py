@@ -1,0 +1,198 @@
+"""``dtype=auto``, and what the Trainer is told of the devices that it runs on."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import run_place
+import torch
+import yaml
+from folders import refused
+from trained import run_recipe
+from transformers import LlamaConfig, TrainingArguments, training_args
+
+from lorada.inference.load import load_run
+from lorada.training import arguments, setup
+from lorada.training.by_device import (
+    device_settings,
+    dtype_on,
+    loading_device,
+    take_one_device,
+    with_dtype,
+)
+from lorada.training.models import loading
+from lorada.training.train import train
+
+QUICK = ["max_steps=1", "report_to=[]", "max_length=32", "save_strategy=no"]
+place = run_place.place
+
+
+@pytest.fixture
+def recipe(place, tmp_path):
+    return partial(run_recipe, QUICK, place, tmp_path / "run", rows="rows", method="lora")
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Makes this a machine with an accelerator, of a kind and with what it can do."""
+
+    def set_device(kind, *, bf16=True, capability=(8, 0)):
+        device = torch.device(kind) if kind else None
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: device is not None)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: device)
+        for name in ("cuda", "xpu"):
+            module = getattr(torch, name)
+            monkeypatch.setattr(module, "is_bf16_supported", lambda **given: bf16)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+
+    return set_device
+
+
+@pytest.mark.parametrize(
+    ("device", "saved", "dtype"),
+    [
+        (None, "bfloat16", "float32"),
+        ("mps", "bfloat16", "float32"),
+        ("cuda", "bfloat16", "mixed"),
+        ("cuda", "float16", "mixed"),
+        ("cuda", "float32", "float32"),
+        ("cuda", None, "float32"),
+        ("xpu", "bfloat16", "mixed"),
+    ],
+)
+def test_auto_is_the_dtype_of_the_checkpoint_on_an_accelerator(on, recipe, device, saved, dtype):
+    on(device)
+    config = LlamaConfig(dtype=saved and getattr(torch, saved))
+    assert recipe().dtype == "auto"
+    assert with_dtype(recipe(), config).dtype == dtype
+    assert with_dtype(recipe("dtype=float64"), config).dtype == "float64"
+    assert with_dtype(recipe("use_cpu=true"), config).dtype == "float32"
+
+
+def test_auto_is_fp32_where_bf16_is_only_emulated(on, recipe):
+    on("cuda", bf16=False, capability=(7, 5))
+    assert with_dtype(recipe(), LlamaConfig(dtype=torch.bfloat16)).dtype == "float32"
+    assert device_settings(recipe("dtype=float32")) == {
+        "dataloader_num_workers": 2, "dataloader_pin_memory": True,
+    }  # fmt: skip
+
+
+def test_a_line_says_what_was_chosen_and_how_to_change_it(on, recipe, caplog):
+    on("cuda")
+    with_dtype(recipe(), LlamaConfig(dtype=torch.float32))
+    assert not caplog.messages
+    with_dtype(recipe(), LlamaConfig(dtype=torch.float16))
+    assert caplog.messages == [
+        "dtype=auto takes mixed on this device, which is bfloat16 with float32 where it trains: "
+        "dtype=float32 is wider"
+    ]
+
+
+def test_an_estimate_for_another_machine_takes_its_dtype(recipe):
+    config = LlamaConfig(dtype=torch.float16)
+    assert dtype_on(recipe(), config, narrow=True) == "mixed"
+    assert dtype_on(recipe(), config, narrow=False) == "float32"
+    assert dtype_on(recipe("dtype=float16"), config, narrow=False) == "float16"
+
+
+def test_the_trainer_gets_autocast_tf32_and_workers_on_an_accelerator_only(on, recipe):
+    narrow = recipe("dtype=bfloat16")
+    assert device_settings(narrow) == {}
+    assert device_settings(recipe("dtype=mixed")) == {"bf16": True, "use_cpu": True}
+    loader = {"dataloader_num_workers": 2, "dataloader_pin_memory": True}
+    on("cuda")
+    assert device_settings(narrow) == {**loader, "bf16": True, "tf32": True}
+    assert device_settings(recipe("dtype=float32")) == {**loader, "tf32": True}
+    assert device_settings(recipe("dtype=bfloat16", "fp16=true")) == {**loader, "tf32": True}
+    assert device_settings(recipe("dtype=bfloat16", "use_cpu=true")) == {}
+    on("xpu")
+    assert device_settings(narrow) == {**loader, "bf16": True}
+
+
+def test_a_setting_of_the_recipe_goes_before_that_of_the_device(recipe, monkeypatch):
+    ours = {"dataloader_num_workers": 2, "dataloader_pin_memory": True}
+    monkeypatch.setattr(arguments, "device_settings", lambda given: ours)
+    args = arguments.training_arguments(recipe("dataloader_num_workers=0"))
+    assert args.dataloader_num_workers == 0
+    assert args.dataloader_pin_memory
+    assert arguments.training_arguments(recipe()).dataloader_num_workers == 2
+
+
+def test_of_several_devices_the_first_is_taken_and_a_line_says_how_to_use_all(tmp_path, caplog):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    args._n_gpu = 2
+    assert args.train_batch_size == 16
+    take_one_device(args, "runs/a")
+    assert (args.n_gpu, args.train_batch_size) == (1, 8)
+    assert caplog.messages == [
+        "2 devices are visible and one process uses the first. To use all: torchrun "
+        "--nproc_per_node 2 -m lorada.cli train …, with --output runs/a as here"
+    ]
+    take_one_device(args, "runs/a")
+    assert len(caplog.messages) == 1
+
+
+def test_the_stored_recipe_holds_what_was_taken(recipe, monkeypatch):
+    run = train(recipe(), quiet=True).run
+    stored = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert (stored["dtype"], stored["activation_checkpointing"]) == ("float32", "off")
+    monkeypatch.setattr(setup, "recomputes", lambda *args: True)
+    train(recipe("dtype=bfloat16"), quiet=True, overwrite=True)
+    stored = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert (stored["dtype"], stored["activation_checkpointing"]) == ("bfloat16", "full")
+    assert next(load_run(run).model.parameters()).dtype == torch.bfloat16
+
+
+def test_a_run_is_resumed_with_the_dtype_that_it_began_with(recipe, tmp_path, monkeypatch):
+    asked = ("max_steps=2", "save_strategy=steps", "save_steps=1")
+    run = train(recipe(*asked, "dtype=bfloat16"), quiet=True).run
+    (run / "result.json").unlink()
+    again = train(recipe(*asked), quiet=True, resume=True)
+    assert again.result["resumed_from"] == "checkpoint-2"
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["dtype"] == "bfloat16"
+    (run / "result.json").unlink()
+    other = recipe(*asked, "dtype=float32")
+    refused("had dtype='bfloat16', not 'float32'", lambda: train(other, quiet=True, resume=True))
+
+
+@pytest.mark.parametrize(("tf32", "known"), [("true", "high"), ("false", "highest")])
+def test_torchs_compiler_learns_whether_products_are_tf32(tf32, known, recipe, monkeypatch):
+    monkeypatch.setattr(training_args, "is_torch_tf32_available", lambda: True)
+    training_args.enable_tf32.cache_clear()
+    try:
+        asked = recipe(f"training.tf32={tf32}", "training.torch_compile_mode=max-autotune")
+        arguments.training_arguments(asked)
+        # max-autotune asks so; torch raised here, as transformers sets another name.
+        assert torch.get_float32_matmul_precision() == known
+    finally:
+        torch.backends.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("by", ["recipe", "accelerate"])
+def test_deepspeed_is_refused(by, recipe, monkeypatch):
+    if by == "accelerate":
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    asked = recipe(*(["training.deepspeed=zero2.json"] if by == "recipe" else []))
+    refused("under DeepSpeed is not tested: use", lambda: arguments.training_arguments(asked))
+
+
+def test_weights_are_loaded_where_they_go(recipe, monkeypatch, tmp_path):
+    args = SimpleNamespace(fsdp=[], use_cpu=False, device=torch.device("cuda", 0))
+    assert loading_device(args) == torch.device("cuda", 0)
+    for changed in ({"fsdp": ["full_shard"]}, {"device": torch.device("cpu")},
+                    {"device": torch.device("mps")}):  # fmt: skip
+        assert loading_device(SimpleNamespace(**{**vars(args), **changed})) is None
+
+    seen, plain = [], loading.AutoModelForCausalLM.from_pretrained
+
+    def from_pretrained(*given, device_map=None, **more):
+        seen.append(device_map)
+        return plain(*given, **more)
+
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(setup, "loading_device", lambda args: torch.device("cuda", 1))
+    run = train(recipe(), quiet=True).run
+    monkeypatch.setattr("lorada.inference.load.accelerator", lambda given: torch.device("cuda"))
+    load_run(run)
+    assert seen == [{"": torch.device("cuda", 1)}, {"": torch.device("cuda")}]

@@ -1,0 +1,200 @@
+"""``activation_checkpointing``: the same losses and gradients, and when ``auto`` takes ``full``."""
+
+import json
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import test_by_device
+import torch
+from conftest import assert_close
+from folders import ROWS, llama_folder, refused, rows_file
+from trained import QUICK
+from transformers import GPT2Config, LlamaConfig, TrainerCallback
+
+from lorada.methods import meta_model
+from lorada.training import setup, training_memory
+from lorada.training.load_recipe import load_recipe
+from lorada.training.train import train
+
+on = test_by_device.on
+# Without dropout, whose random numbers are others in fp64.
+PLAIN = ["lora.lora_dropout=0", "bottleneck.dropout=0", "max_steps=3"]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    return str(llama_folder(folder, attention_dropout=0.0, num_hidden_layers=4))
+
+
+@pytest.fixture
+def asked(llama, tmp_path):
+    def make(setting, *overrides, rows=ROWS, method="lorada_la", model=llama):
+        data = rows_file(tmp_path / "rows.jsonl", rows)
+        words = [f"activation_checkpointing={setting}", *QUICK, *overrides]
+        options = {"method": method, "model": model, "data": str(data)}
+        return load_recipe(None, words, {**options, "output": str(tmp_path / f"run-{setting}")})
+
+    return make
+
+
+class KeepGradients(TrainerCallback):
+    """Keeps the gradients of each step, and whether the model computed activations again."""
+
+    def __init__(self):
+        self.steps, self.recomputes = [], set()
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        self.steps.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
+        self.recomputes.add(model.is_gradient_checkpointing)
+        assert not (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+
+
+def trained(recipe):
+    kept = KeepGradients()
+    return train(recipe, quiet=True, callbacks=[kept]).result, kept
+
+
+def check_same(asked, *settings, rows=ROWS, same=assert_close):
+    plain, expected = trained(asked("off", *PLAIN, *settings, rows=rows))
+    again, found = trained(asked("full", *PLAIN, *settings, rows=rows))
+    assert (expected.recomputes, found.recomputes) == ({False}, {True})
+    losses = [torch.tensor([e["loss"] for e in r["history"]]) for r in (plain, again)]
+    same(losses[1], losses[0])
+    for step, other in zip(found.steps, expected.steps, strict=True):
+        assert step.keys() == other.keys()
+        for name, gradient in other.items():
+            same(step[name], gradient)
+
+
+@pytest.mark.fp64
+def test_losses_and_gradients_are_those_of_off(asked):
+    check_same(asked, "dtype=float64")
+
+
+@pytest.mark.fp64
+def test_candidates_are_learned_the_same(asked):
+    rows = [
+        {"prompt": f"a b {letter}", "candidates": [" c", " d e"], "answer": 1} for letter in "abcd"
+    ]
+    check_same(asked, "dtype=float64", rows=rows)
+
+
+def test_in_bfloat16_layers_that_run_again_compute_what_they_did(asked):
+    check_same(asked, "dtype=bfloat16", same=partial(torch.testing.assert_close, rtol=0, atol=0))
+
+
+SMALL = LlamaConfig(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    max_position_embeddings=4096, vocab_size=96,
+)  # fmt: skip
+LARGE = LlamaConfig(hidden_size=2048, intermediate_size=8192, num_hidden_layers=24)
+
+
+@pytest.fixture
+def takes_full(on, monkeypatch):
+    """Whether a training computes activations again where a step does not fit, or as is said."""
+    card = SimpleNamespace(total_memory=100 * 2**30)
+    for name in ("cuda", "xpu"):
+        monkeypatch.setattr(getattr(torch, name), "get_device_properties", lambda device: card)
+
+    def ask(recipe, config, gib=90.0):
+        found = (None, "no shape") if gib is None else ({"off": gib * 2**30}, "")
+        monkeypatch.setattr(training_memory, "step_bytes", lambda *given: found)
+        return training_memory.recomputes(SimpleNamespace(recipe=recipe, config=config))
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("device", "config", "length", "full"),
+    [
+        (None, LARGE, 4096, False),
+        ("mps", LARGE, 4096, False),
+        ("cuda", LARGE, 64, True),
+        ("xpu", LARGE, 64, True),
+        ("cuda", SMALL, 1024, False),
+        ("cuda", SMALL, 1025, True),
+        ("cuda", GPT2Config(n_positions=512, n_layer=1, n_embd=32, n_head=2), 1025, False),
+    ],
+)
+def test_auto_takes_full_on_an_accelerator_where_large_models_and_long_rows_do_not_fit(
+    asked, on, takes_full, device, config, length, full
+):
+    on(device)
+    long = f"max_length={length}"
+    assert takes_full(asked("auto", long), config) == full
+    assert takes_full(asked("auto", long), config, None) == full
+    assert not takes_full(asked("auto", long), config, 85.0)
+    assert takes_full(asked("full"), config)
+    assert not takes_full(asked("off", long), config)
+
+
+def test_auto_is_the_default_and_leaves_out_what_cannot_be(
+    asked, on, takes_full, llama, monkeypatch
+):
+    assert load_recipe(None, [], {"model": llama, "output": "-"}).activation_checkpointing == "auto"
+    on("cuda")
+    assert not takes_full(asked("auto", "use_cpu=true"), LARGE)
+    for name in ("gradient_checkpointing", "activation_checkpointing"):
+        assert not takes_full(asked("auto", f"training.{name}=false"), LARGE)
+    assert takes_full(asked("auto"), LARGE)
+    kind = type(meta_model.meta_model(LARGE))
+    monkeypatch.setattr(kind, "supports_gradient_checkpointing", False)
+    assert not takes_full(asked("auto"), LARGE)
+
+
+def test_a_line_says_that_auto_takes_full_and_why(asked, on, takes_full, caplog):
+    on("cuda")
+    takes_full(asked("auto"), SMALL)
+    takes_full(asked("auto"), LARGE, 80.0)
+    assert not caplog.messages
+    takes_full(asked("auto", "max_length=2000"), SMALL)
+    takes_full(asked("auto"), LARGE, None)
+    assert caplog.messages == [
+        "activation_checkpointing=auto takes full: rows may have 2,000 tokens, and a step with off "
+        "needs 90.0 GiB of this device's 100.0 GiB",
+        "activation_checkpointing=auto takes full: the model has 1,741,785,088 parameters, and the "
+        "memory of a step cannot be computed: no shape",
+    ]
+
+
+def test_a_training_does_what_auto_takes(asked, monkeypatch):
+    for full in (False, True):
+        monkeypatch.setattr(setup, "recomputes", lambda *args, full=full: full)
+        kept = KeepGradients()
+        train(asked("auto", "max_steps=1"), quiet=True, callbacks=[kept], overwrite=full)
+        assert kept.recomputes == {full}
+
+
+def test_two_settings_for_one_thing_are_refused(asked):
+    other = "gradient_checkpointing=true"
+    both = asked("full", f"training.{other}")
+    said = r"^activation_checkpointing=full and training\..*exclude each other: leave one out"
+    refused(said, lambda: train(both, quiet=True))
+    train(asked("auto", f"training.{other}", "max_steps=1"), quiet=True)
+
+
+@pytest.mark.parametrize("method", ["lora", "shira"])
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(works, llama, tmp_path, method):
+    data, run = rows_file(tmp_path / "rows.jsonl"), tmp_path / "run"
+    words = ["train", "--method", method, "--model", llama, "--data", data, "--output", run]
+    words += ["--dry-run", *QUICK, *(["r=1"] if method == "shira" else [])]
+    out, _ = works(*words)
+    said = {
+        "lora": "auto takes off: a step needs 0.00 GiB with off, 0.00 GiB with full",
+        "shira": "auto takes off: the memory of a step cannot be computed (SHiRA's sparse weights",
+    }[method]
+    assert f"activation_checkpointing={said}" in out
+    found = json.loads(works(*words, "--json")[0])
+    assert found["activation_checkpointing"] == "off"
+    assert found["rows"] == len(ROWS)
+    assert found["device_bytes"] is None  # it is a CPU
+    if method == "lora":
+        assert found["step_bytes"]["full"] < found["step_bytes"]["off"]
+    else:
+        assert found["step_bytes"] is None
+    assert not run.exists()

@@ -1,0 +1,206 @@
+"""Choosing by likelihood: scores by hand, the shared cache beside whole sequences, training."""
+
+import json
+from functools import partial
+from itertools import chain
+
+import pytest
+import torch
+from conftest import assert_close
+from folders import byte_tokenizer, llama_folder, rows_file
+from peft import get_peft_model
+from stacks import randomise
+from trained import run_recipe
+from transformers import AutoModelForCausalLM
+
+from lorada import LmamConfig, LoradaConfig, PrefixConfig
+from lorada.data.dataset import ChoiceCollator
+from lorada.data.tokenize import IGNORED, EncodeOptions, encode
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
+from lorada.methods.callbacks.longlora import ShiftedAttention
+from lorada.training.choice_trainer import choice_loss
+from lorada.training.models.candidate_scores import (
+    cached_scores,
+    log_likelihoods,
+    needs_whole,
+    only_last,
+    sequence_scores,
+    shares_prompts,
+)
+from lorada.training.train import train
+
+pytestmark = pytest.mark.fp64
+
+ROWS = [
+    {"prompt": "is ice cold?", "candidates": [" yes", " not at all"], "answer": 0},
+    {"prompt": "2+2", "candidates": [" 3", " 4", " five"], "answer": 1},
+    {"prompt": "the sun is a much longer question", "candidates": [" a star", " x"], "answer": 0},
+]
+TOKENIZER = byte_tokenizer()
+FEATURES = [e.features for e in encode(ROWS, "choice", TOKENIZER, EncodeOptions(64))]
+STACKS = {
+    "base": None,
+    "lmam": [LmamConfig(rank=2, length=40)],
+    "lmam shorter than the prompts": [LmamConfig(rank=2, length=6)],
+    "prefix": [PrefixConfig(length=3)],
+}
+
+
+@pytest.fixture
+def base(tmp_path):
+    return AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama")).eval()
+
+
+@pytest.fixture(params=STACKS)
+def model(request, base):
+    if STACKS[request.param] is None:
+        return base
+    adapted = get_peft_model(base, LoradaConfig(parts=STACKS[request.param])).eval()
+    randomise(adapted)
+    return adapted
+
+
+def test_the_log_probability_of_a_candidate_is_the_sum_over_its_tokens():
+    logits = torch.tensor([[[0.0, 1.0], [2.0, 0.0], [5.0, 5.0]]])
+    labels = torch.tensor([[IGNORED, 1, 0]])
+    by_hand = 1 - torch.log1p(torch.tensor(1.0).exp()) + 2 - torch.log1p(torch.tensor(2.0).exp())
+    assert_close(log_likelihoods(logits, labels), by_hand[None])
+
+
+@pytest.mark.parametrize(("norm", "divisors"), [
+    ("tokens", [[4, 8], [2, 2, 6]]), ("none", [[1, 1], [1, 1, 1]]),
+    ("characters", [[3, 6], [1, 1, 4]]),
+])  # fmt: skip
+@torch.no_grad()
+def test_a_score_is_divided_as_length_norm_says(norm, divisors, model):
+    rows = [
+        {"prompt": "is ice cold?", "candidates": [" yes", " not hé"], "answer": 0},
+        {"prompt": "2+2", "candidates": [" 3", " 4", " five "], "answer": 1},
+    ]
+    options = EncodeOptions(64, length_norm=norm)
+    features = [e.features for e in encode(rows, "choice", TOKENIZER, options)]
+    assert [f["divisors"] for f in features] == divisors
+    batch = ChoiceCollator(TOKENIZER)(features)
+    summed = {**batch, "divisors": torch.ones_like(batch["divisors"])}
+    expected = sequence_scores(model, summed) / torch.tensor([*chain(*divisors)])
+    assert_close(sequence_scores(model, batch), expected)
+    assert_close(cached_scores(model, batch), expected)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_scores_of_each_row():
+    scores = torch.tensor([0.0, 1.0, 2.0, 0.0, 0.0])
+    groups, answers = torch.tensor([2, 3]), torch.tensor([1, 0])
+    first = -torch.log_softmax(torch.tensor([0.0, 1.0]), 0)[1]
+    second = -torch.log_softmax(torch.tensor([2.0, 0.0, 0.0]), 0)[0]
+    assert_close(choice_loss(scores, groups, answers), (first + second) / 2)
+
+
+def gradients(score, model, batch):
+    """Scores, and the gradients of their loss on everything that may train."""
+    model.zero_grad()
+    scores = score(model, batch)
+    choice_loss(scores, batch["groups"], batch["answers"]).backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return scores.detach(), found
+
+
+def test_a_shared_cache_gives_the_scores_and_gradients_of_whole_sequences(model):
+    batch = ChoiceCollator(TOKENIZER)(FEATURES)
+    whole, expected = gradients(sequence_scores, model, batch)
+    shared, found = gradients(cached_scores, model, batch)
+    assert_close(shared, whole)
+    assert found.keys() == expected.keys()
+    assert any(g.abs().max() > 0 for g in found.values())
+    for name, gradient in expected.items():
+        assert_close(found[name], gradient)
+
+
+def test_a_model_that_cuts_logits_by_number_alone_gets_a_number():
+    class Model:
+        def forward(self, input_ids, logits_to_keep: int = 0):
+            raise NotImplementedError
+
+    assert only_last(Model(), 2, torch.device("cpu")) == {"logits_to_keep": 2}
+
+
+@pytest.mark.parametrize("options", [{"positions": "raw"}, {"align": "end"}])
+def test_a_map_of_the_end_or_of_pads_needs_whole_sequences(options, base):
+    assert shares_prompts(base)
+    assert not shares_prompts(torch.nn.DataParallel(base))
+    parts = [LmamConfig(rank=2, length=40, **options)]
+    adapted = get_peft_model(base, LoradaConfig(parts=parts))
+    assert needs_whole(adapted)
+    assert not shares_prompts(adapted)
+
+
+def test_layers_that_run_again_are_trained_on_whole_sequences(base):
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    assert not shares_prompts(base)
+
+
+def test_longlora_trains_on_whole_sequences(base):
+    sparse = ShiftedAttention()
+    sparse.on_train_begin(None, None, None, model=base)
+    assert not shares_prompts(base)
+    sparse.on_train_end(None, None, None, model=base)
+    assert shares_prompts(base)
+
+
+@torch.no_grad()
+def test_scores_do_not_depend_on_the_rows_beside_them(model):
+    pad = ChoiceCollator(TOKENIZER)
+    together = sequence_scores(model, pad(FEATURES))
+    alone = torch.cat([sequence_scores(model, pad([features])) for features in FEATURES])
+    assert_close(together, alone)
+
+
+@torch.no_grad()
+def test_candidates_of_one_token_need_no_second_pass(model):
+    candidates = [[[7], [9]], [[3], [4], [5]], [[6], [8]]]
+    prompts = [f["prompt"] for f in FEATURES]
+    features = [
+        {"prompt": p, "candidates": c, "answer": 0, "divisors": list(map(len, c))}
+        for p, c in zip(prompts, candidates, strict=True)
+    ]
+    batch = ChoiceCollator(TOKENIZER)(features)
+    assert_close(cached_scores(model, batch), sequence_scores(model, batch))
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Makes recipes for rows with two or three candidates."""
+    llama_folder(tmp_path / "llama")
+    rows = [
+        {"prompt": "ab"[n % 2] * 4, "candidates": [" no", " yes", " so"][: 2 + n % 2],
+         "answer": n % 2}
+        for n in range(8)
+    ]  # fmt: skip
+    rows_file(tmp_path / "llama.jsonl", rows)
+    settings = ["learning_rate=1e-2", "report_to=[]", "lora.r=8", "lora.lora_dropout=0"]
+    return partial(run_recipe, settings, tmp_path, tmp_path / "run")
+
+
+@pytest.mark.fp64(False)
+def test_a_run_learns_which_candidate_is_right(recipe):
+    pairs = ("max_steps=60", "training.train_sampling_strategy=group_by_length")
+    asked = recipe(*pairs, method="lorada_la")
+    trained = train(asked, quiet=True)
+    assert trained.result["form"] == "choice"
+    assert evaluate(load_run(trained.run), asked.data)["accuracy"] == 100
+
+
+@pytest.mark.fp64(False)
+def test_the_best_model_is_the_one_that_chooses_right_most_often(recipe, tmp_path):
+    data = str(tmp_path / "llama.jsonl")
+    every = ["eval_strategy=steps", "eval_steps=1", "save_steps=1", "load_best_model_at_end=true"]
+    every += ["max_steps=8", "per_device_eval_batch_size=3", "metric_for_best_model=accuracy"]
+    asked = recipe(*every, method="lora", eval_data=data)
+    history = train(asked, quiet=True).result["history"]
+    measured = [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry]
+    assert len(measured) == 8
+    assert max(measured) > min(measured)
+    assert evaluate(load_run(tmp_path / "run"), data)["accuracy"] == pytest.approx(max(measured))
+    (last,) = (tmp_path / "run").glob("checkpoint-8")
+    state = json.loads((last / "trainer_state.json").read_text())
+    assert state["best_metric"] == pytest.approx(max(measured))  # and not a loss

@@ -1,0 +1,91 @@
+"""``dtype=mixed``, which ``auto`` takes on a card: a base in bf16, and fp32 where it trains."""
+
+from functools import partial
+
+import pytest
+import run_place
+import torch
+from folders import refused
+from method_cases import defined
+from trained import QUICK, run_recipe
+
+from lorada import METHODS
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
+from lorada.methods.peft_methods import peft_names
+from lorada.training.arguments import training_arguments
+from lorada.training.prepare import prepare_training
+from lorada.training.setup import set_up
+from lorada.training.train import train
+from lorada.training.training_memory import training_memory
+
+place = run_place.place
+BF16 = torch.bfloat16
+WHOLE = ("full", "owlore", "owlore_full")  # methods that train every weight at some time
+NAMES = [
+    name for name in (*METHODS, *peft_names()) if name not in METHODS or defined(name, "llama")
+]
+
+
+@pytest.fixture
+def recipe(place, tmp_path):
+    settings = [*QUICK, "max_steps=2", "save_strategy=no", "dtype=mixed"]
+    return partial(run_recipe, settings, place, tmp_path / "run")
+
+
+@pytest.mark.parametrize("rows", ["rows", "labels"])
+@pytest.mark.parametrize("method", NAMES)
+def test_what_trains_of_a_base_in_bf16_is_in_fp32(recipe, method, rows):
+    setup = set_up(prepare_training(recipe(method=method, rows=rows)), [], quiet=True)
+    weights = dict(setup.model.named_parameters())
+    trained = {name: each for name, each in weights.items() if each.requires_grad}
+    frozen = [each for name, each in weights.items() if name not in trained]
+    assert {each.dtype for each in trained.values()} == {torch.float32}
+    assert method in WHOLE or any(each.dtype == BF16 for each in frozen)
+    setup.trainer.train()
+    assert all(each.grad is None or each.grad.dtype == torch.float32 for each in trained.values())
+
+
+def moved(recipe, dtype: str) -> float:
+    """The share of a base's weights that six steps at a low rate change."""
+    pairs = ("max_steps=6", "learning_rate=2e-5", f"dtype={dtype}", "warmup_steps=0")
+    setup = set_up(prepare_training(recipe(*pairs, method="full", rows="rows")), [], quiet=True)
+    matrices = [each for each in setup.model.model.layers.parameters() if each.dim() > 1]
+    before = [each.detach().clone() for each in matrices]
+    setup.trainer.train()
+    changed = [(a != b).float().mean() for a, b in zip(matrices, before, strict=True)]
+    return float(torch.stack(changed).mean())
+
+
+def test_small_updates_are_not_lost_unless_bfloat16_is_asked_for_by_name(recipe, caplog):
+    assert moved(recipe, "mixed") > 0.99
+    assert "small updates" not in caplog.text
+    assert moved(recipe, "bfloat16") < 0.5
+    assert "dtype=bfloat16: what trains in the base loses small updates" in caplog.text
+    assert "dtype=mixed keeps it in float32" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "bitfit"])
+def test_a_mixed_run_is_saved_and_scored(recipe, place, method):
+    asked = recipe(method=method, rows="labels", model="bert")
+    run = load_run(train(asked, quiet=True).run)
+    assert run.recipe.dtype == "mixed"
+    assert {each.dtype for each in run.model.parameters()} <= {BF16, torch.float32}
+    assert evaluate(run, str(place / "labels.jsonl"))["n"] == 9
+
+
+def test_the_computed_memory_has_what_trains_in_fp32(recipe):
+    def weights(method: str, dtype: str) -> float:
+        return training_memory(recipe(f"dtype={dtype}", method=method, rows="rows")).weights
+
+    assert weights("full", "mixed") == weights("full", "float32")
+    assert weights("lora", "mixed") == weights("lora", "bfloat16")
+    longlora = [weights("longlora", dtype) for dtype in ("bfloat16", "mixed", "float32")]
+    assert longlora[0] < longlora[1] < longlora[2]
+
+
+def test_autocast_cannot_be_switched_off_beside_it(recipe):
+    refused(
+        "dtype=mixed trains under autocast",
+        lambda: training_arguments(recipe("bf16=false", rows="rows")),
+    )

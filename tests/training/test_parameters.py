@@ -1,0 +1,80 @@
+"""``lorada params`` on the paper's own models, which it knows without weights."""
+
+import pytest
+from count_paper_parameters import PAGE, ROWS, SCRIPT, line, page, verdict
+from library.page import read_marked
+
+from lorada.support.models import MODELS
+from lorada.training.models.count import count_parameters
+from lorada.training.models.loading import model_folder
+
+# N of the published models.
+TOTALS = {
+    "llama-7b": 6_738_415_616,
+    "llama-13b": 13_015_864_320,
+    "llama2-7b": 6_738_415_616,
+    "llama2-70b": 68_976_648_192,
+    "llama3-8b": 8_030_261_248,
+    "roberta-base": 124_645_632,
+    "deberta-v3-base": 183_831_552,
+    "bart-large": 406_291_456,
+    "mbart-large": 610_851_840,
+}
+
+
+def test_every_named_model_has_the_parameters_of_the_published_one():
+    assert TOTALS.keys() == {name for name, model in MODELS.items() if model.sizes}
+    for name, total in TOTALS.items():
+        assert count_parameters("full", name, [])["total"] == total
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "overrides", "trainable"),
+    [
+        ("lora", "llama-7b", [], 56_098_816),
+        ("lora", "llama-7b", ["r=4"], 7_012_352),
+        ("lora", "llama3-8b", [], 56_623_104),
+        ("lora", "llama-13b", [], 87_818_240),
+        ("lora", "roberta-base", [], 589_824),
+        ("dora", "llama-7b", ["r=4"], 7_888_896),
+        ("dora", "llama-7b", [], 28_925_952),
+        ("lorada_la", "llama-7b", [], 6_120_000),
+        ("lorada_a", "roberta-base", [], 414_912),
+        ("adapter_ffn", "roberta-base", [], 599_424),
+    ],
+)
+def test_methods_count_what_their_closed_form_says(method, model, overrides, trainable):
+    assert count_parameters(method, model, overrides)["trainable"] == trainable
+
+
+def test_a_name_without_weights_cannot_be_trained_on():
+    with pytest.raises(ValueError, match="llama-7b names an architecture without weights"):
+        model_folder("llama-7b")
+
+
+def test_some_rows_of_the_page_are_what_the_command_counts():
+    lines = read_marked(PAGE, SCRIPT).splitlines()
+    for row in ROWS[1::9]:
+        assert line(row) in lines
+
+
+@pytest.mark.slow
+def test_the_page_is_what_the_command_writes():
+    assert read_marked(PAGE, SCRIPT) == page([line(row) for row in ROWS])
+
+
+def test_every_figure_of_the_page_that_is_not_met_has_its_reason():
+    text = read_marked(PAGE, SCRIPT)
+    lines = [text for text in text.splitlines() if text.startswith("| ")][1:]
+    assert len(lines) == len(ROWS)
+    for text, row in zip(lines, ROWS, strict=True):
+        assert ("| ✓ |" in text) != bool(row.why), text
+
+
+@pytest.mark.parametrize(
+    ("printed", "figures", "found"),
+    [("0.10", [0.1041], "✓"), ("0.10", [0.1118], "✗"), ("0.11", [0.1171], "cut"),
+     ("1.0", [0.9886], "✓"), ("0.29M", [0.3227], "✗"), ("7.2", [7.2682, 6.7757], "cut")],
+)  # fmt: skip
+def test_a_printed_figure_is_met_by_rounding_or_by_cutting(printed, figures, found):
+    assert verdict(printed, figures) == found

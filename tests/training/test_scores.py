@@ -1,0 +1,186 @@
+"""Scores in any unit are learned alike, and every output is in the unit of the rows."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import ARCHITECTURES
+from folders import bert_folder, byte_tokenizer, llama_folder, refused, rows_file
+from programs import printed
+from safetensors.torch import load_file
+from trained import QUICK, assert_same, before_its_end
+
+from lorada.inference.evaluate import evaluate
+from lorada.inference.export import export
+from lorada.inference.load import load_run
+from lorada.runs.result import read_result
+from lorada.training.load_recipe import load_recipe
+from lorada.training.train import train
+
+WORDS = ("awful", "poor", "fair", "good", "great")
+UNITS = {"1 to 5": (1, 0), "20 to 100": (20, 0), "1000 to 5000": (1000, 0), "years": (9, 1980)}
+FEW = ("1 to 5", "1000 to 5000")
+# Model, method and units: a head in an adapter, one of two layers, one that trains with all weights
+# or with a part of them, and one without a bias.
+CASES = {
+    "bert-lora": ("bert", "lora", UNITS),
+    "roberta-lora": ("roberta", "lora", FEW),
+    "bert-full": ("bert", "full", FEW),
+    "bert-bitfit": ("bert", "bitfit", FEW),
+    "llama-lora": ("llama", "lora", FEW),
+}
+SETTINGS = [
+    *QUICK, "max_steps=60", "learning_rate=1e-2", "save_steps=20", "lr_scheduler_type=constant",
+    "eval_strategy=steps", "eval_steps=20", "per_device_train_batch_size=10",
+]  # fmt: skip
+
+
+def graded(times: float, plus: float) -> list[dict]:
+    """Texts of which one word decides the grade."""
+    return [
+        {"text": f"{WORDS[i % 5]} {'abc'[i % 3]}", "score": times * (1 + i % 5) + plus}
+        for i in range(40)
+    ]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("scores")
+    bert_folder(place / "bert")
+    llama_folder(place / "llama")
+    ARCHITECTURES["roberta"](vocab_size=259, pad_token_id=0).save_pretrained(place / "roberta")
+    byte_tokenizer().save_pretrained(place / "roberta")
+    for unit, how in UNITS.items():
+        rows_file(place / f"{unit}.jsonl", graded(*how))
+    return place
+
+
+def recipe(place: Path, case: str, unit: str, *pairs: str, output: str = "", **options: str):
+    model, method, _ = CASES[case]
+    rows = str(place / f"{unit}.jsonl")
+    given = {
+        "model": str(place / model), "method": method, "data": rows, "eval_data": rows,
+        "output": str(place / (output or f"{case} {unit}")), **options,
+    }  # fmt: skip
+    return load_recipe(None, [*SETTINGS, *pairs], given)
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """The folder of a run, which is trained at its first use."""
+
+    def trained(case: str, unit: str) -> Path:
+        asked = recipe(place, case, unit)
+        if not Path(asked.output).is_dir():
+            train(asked, quiet=True)
+        return Path(asked.output)
+
+    return trained
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_grades_are_learned_alike_in_every_unit(run, case):
+    units = CASES[case][2]
+    found = {unit: evaluate(load_run(run(case, unit))) for unit in units}
+    first = found["1 to 5"]
+    assert first["pearson"] > 90
+    for unit in units:
+        assert found[unit]["pearson"] == pytest.approx(first["pearson"], abs=0.2)
+        result, (times, plus) = read_result(run(case, unit)), UNITS[unit]
+        scale, sd = result["learned_scores"], times * 2**0.5  # 2 is the variance of 1, 2, 3, 4, 5
+        assert scale["sd"] == pytest.approx(sd)
+        assert scale["mean"] == (0 if case == "llama-lora" else 3 * times + plus)
+        losses = [entry["eval_loss"] for entry in result["history"] if "eval_loss" in entry]
+        assert found[unit]["loss"] == pytest.approx(losses[-1] * sd**2, rel=1e-3)
+
+
+OTHERS = """
+import json, sys, torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+folder, texts = sys.argv[1], sys.argv[2:]
+model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+with torch.no_grad():
+    found = [float(model(**tokenizer(text, return_tensors="pt")).logits) for text in texts]
+assert not any(name.startswith("lorada") for name in sys.modules)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("case", ["bert-lora", "roberta-lora", "bert-full", "llama-lora"])
+def test_an_exported_model_answers_in_the_unit_of_the_rows_without_lorada(run, tmp_path, case):
+    folder = run(case, "1000 to 5000")
+    export(folder, tmp_path / "model")
+    evaluate(load_run(folder))
+    lines = (folder / "predictions.jsonl").read_text().splitlines()[:5]
+    ours = [json.loads(line)["answer"] for line in lines]
+    texts = [row["text"] for row in graded(1, 0)[:5]]
+    found = json.loads(printed(sys.executable, "-c", OTHERS, tmp_path / "model", *texts))
+    assert found == pytest.approx(ours, rel=1e-4)
+    assert found[0] < 2000
+    assert found[-1] > 4000
+
+
+@pytest.mark.parametrize("case", ["bert-lora", "bert-full", "bert-bitfit", "llama-lora"])
+def test_a_run_that_was_resumed_is_the_same_and_a_checkpoint_has_the_unit_of_the_rows(
+    run, place, tmp_path, case
+):
+    whole = run(case, "1000 to 5000")
+    begun = before_its_end(whole, tmp_path / "begun")
+    (checkpoint,) = begun.glob("checkpoint-*")
+    assert checkpoint.name == "checkpoint-40"
+    asked = recipe(place, case, "1000 to 5000").model_copy(update={"output": str(begun)})
+    assert train(asked, quiet=True, resume=True).result["resumed_from"] == checkpoint.name
+    assert_same(weights_of(begun), weights_of(whole))
+    # The last checkpoint's weights are those of the run, bit for bit.
+    head = {name: weight for name, weight in weights_of(whole).items() if weight.shape[0] == 1}
+    saved = weights_of(begun / "checkpoint-60")
+    assert head
+    assert_same({name: saved[name] for name in head}, head)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a run or of a checkpoint."""
+    names = ("adapter/adapter_model", "model/model", "trained", "adapter_model", "model")
+    paths = (folder / f"{name}.safetensors" for name in names)
+    return load_file(next(path for path in paths if path.is_file()))
+
+
+def test_the_best_checkpoint_is_loaded_with_its_head_as_it_is_learned(place, tmp_path):
+    pairs = ("load_best_model_at_end=true", "eval_steps=10", "save_steps=10", "max_steps=30")
+    asked = recipe(place, "bert-lora", "1000 to 5000", *pairs).model_copy(
+        update={"output": str(tmp_path / "run")}
+    )
+    result = train(asked, quiet=True).result
+    best = min(entry["eval_loss"] for entry in result["history"] if "eval_loss" in entry)
+    found = evaluate(load_run(tmp_path / "run"))
+    assert found["loss"] == pytest.approx(best * 2e6, rel=1e-3)
+
+
+@pytest.mark.parametrize("case", ["bert-lora", "llama-lora"])
+@pytest.mark.parametrize("source", ["adapter", "model"])
+def test_a_run_that_starts_from_another_begins_where_that_ended(run, place, tmp_path, case, source):
+    before = run(case, "1000 to 5000")
+    if source == "model":
+        export(before, tmp_path / "model")
+        changed = {"model": str(tmp_path / "model")}
+    else:
+        changed = {"from_adapter": str(before / "adapter")}
+    slow = ("max_steps=1", "learning_rate=1e-9")
+    asked = recipe(place, case, "1000 to 5000", *slow, **changed)
+    train(asked.model_copy(update={"output": str(tmp_path / "again")}), quiet=True)
+    again, first = evaluate(load_run(tmp_path / "again")), evaluate(load_run(before))
+    assert again["loss"] == pytest.approx(first["loss"], rel=1e-3)
+
+
+def test_scores_that_are_all_the_same_are_refused(place, tmp_path):
+    rows = rows_file(tmp_path / "same.jsonl", [{"text": "a", "score": 3}] * 4)
+    asked = recipe(place, "bert-lora", "1 to 5", data=str(rows), output="same")
+    refused("same.jsonl has only the score 3: nothing can be learned", lambda: train(asked))
+
+
+def test_a_decoder_says_that_it_cannot_hold_a_mean_far_from_0(place, caplog):
+    train(recipe(place, "llama-lora", "years", "max_steps=1"), quiet=True)
+    assert any("158 standard deviations from 0" in said for said in caplog.messages)

@@ -1,0 +1,185 @@
+"""The computed memory of a training step: against real tensors, whole models, and bad input."""
+
+from collections import defaultdict
+from contextlib import nullcontext
+
+import pytest
+import torch
+from fake_gpu import GPU, Allowed, fake_gpu, move
+from folders import bart_folder, bert_folder, llama_folder, rows_file
+from transformers import AutoModelForCausalLM
+
+from lorada.methods.build import build_method
+from lorada.training import training_memory as computed
+from lorada.training.arguments import CHECKPOINTING
+from lorada.training.load_recipe import load_recipe
+from lorada.training.models import labelled_loss
+from lorada.training.models.count import placed_on
+from lorada.training.models.labelled_loss import LabelledLoss
+from lorada.training.models.loading import load_config
+from lorada.training.prepare import prepare_training
+from lorada.training.training_memory import _traced, _traced_on, memory_of, training_memory
+
+# A number may be read from a fake GPU: what would be read is not asked here.
+ANY = defaultdict(lambda: Allowed("", False))
+CANDIDATES = [{"prompt": "a", "candidates": [" b", " c", " d"], "answer": 0}] * 4
+
+
+def recipe_for(folder, method="lora", *pairs):
+    options = {"method": method, "model": str(folder), "output": "-"}
+    batch = "per_device_train_batch_size=3"
+    return load_recipe(None, [batch, "max_length=24", *pairs], options)
+
+
+def same(left, right):
+    return all(getattr(left, part) == pytest.approx(getattr(right, part)) for part in vars(left))
+
+
+@pytest.mark.parametrize(
+    "method", ["lora", pytest.param("lorada_la", marks=pytest.mark.slow), "full"]
+)
+def test_a_deep_model_is_computed_as_if_it_was_traced_whole(tmp_path, method):
+    folder = llama_folder(tmp_path / "llama", num_hidden_layers=6)
+    recipe = recipe_for(folder, method)
+    found = training_memory(recipe)
+    assert same(found, _traced(recipe, load_config(str(folder)), None))
+    if method == "full":
+        assert found.gradients == pytest.approx(found.weights, rel=0.01)
+        assert found.optimizer == pytest.approx(2 * found.gradients, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("make", "method", "checkpointing"),
+    [
+        (llama_folder, "lora", "off"), (bert_folder, "lora", "off"), (bart_folder, "lora", "off"),
+        (llama_folder, "lora", "full"), (llama_folder, "lorada_la", "full"),
+    ],
+)  # fmt: skip
+def test_fake_tensors_need_what_real_ones_do(tmp_path, make, method, checkpointing, monkeypatch):
+    setting = f"activation_checkpointing={checkpointing}"
+    recipe = recipe_for(make(tmp_path / "model"), method, setting)
+    config = load_config(recipe.model)
+    fake = _traced(recipe, config, None)
+    # The same steps on real tensors, whatever their values are.
+    monkeypatch.setattr(computed, "FakeTensorMode", lambda **options: nullcontext())
+    real = _traced(recipe, config, None)
+    if make is bart_folder:  # it leaves out a mask that hides nothing, and a fake one has no values
+        assert real.activations < fake.activations < 1.02 * real.activations
+    elif checkpointing == "full":
+        assert fake.activations == pytest.approx(real.activations, rel=0.01)
+    else:
+        assert same(fake, real)
+
+
+def test_recomputing_activations_and_smaller_batches_need_less(tmp_path):
+    folder = llama_folder(tmp_path / "llama", num_hidden_layers=4)
+    plain = training_memory(recipe_for(folder))
+    again = training_memory(recipe_for(folder, "lora", "gradient_checkpointing=true"))
+    assert again.activations < plain.activations / 2
+    assert same(training_memory(recipe_for(folder, "lora", "activation_checkpointing=full")), again)
+    one = training_memory(recipe_for(folder), sequences=1)
+    assert one.activations < plain.activations / 2
+    assert one.weights == plain.weights
+
+
+def test_memory_of_a_training_counts_each_candidate_and_no_more_than_a_model_can_read(tmp_path):
+    folder = llama_folder(tmp_path / "llama")
+    data = tmp_path / "rows.jsonl"
+    options = {"model": str(folder), "output": "-", "data": str(rows_file(data, CANDIDATES))}
+    recipe = load_recipe(None, ["per_device_train_batch_size=3", "max_length=999"], options)
+    found = memory_of(prepare_training(recipe), "off")
+    read = recipe.model_copy(update={"max_length": 64})
+    assert same(found, training_memory(read, sequences=9))
+    assert not same(found, training_memory(read))
+
+
+def test_logits_count_for_a_chunk_of_tokens_unless_the_head_trains(tmp_path, monkeypatch):
+    folder = llama_folder(tmp_path / "llama")
+    config = load_config(str(folder))
+    config.vocab_size = 5000  # so that the logits are the peak
+    config.save_pretrained(folder)
+    logits = 4 * 3 * 23 * config.vocab_size  # bytes, of all tokens
+    methods = "lora", "full"
+    whole = [training_memory(recipe_for(folder, method)).activations for method in methods]
+    monkeypatch.setattr(labelled_loss, "CHUNK_BYTES", 1)  # one token at a time
+    found = [training_memory(recipe_for(folder, method)).activations for method in methods]
+    assert found[0] < whole[0] - 0.9 * logits
+    assert found[1] == whole[1]
+
+
+def test_bits_of_a_quantised_base_are_counted_and_its_head_is_not_quantised(tmp_path):
+    folder = llama_folder(tmp_path / "llama")
+    recipe = recipe_for(folder, "lora", "dtype=bfloat16")
+    whole = training_memory(recipe)
+    config = load_config(str(folder))
+    width, inner, groups = config.hidden_size, config.intermediate_size, config.num_key_value_heads
+    keys = groups * width // config.num_attention_heads
+    layer = width * (2 * width + 2 * keys + 3 * inner)
+    for bits, each in (("int8", 8), ("nf4", 4 + 8 / 64 + 32 / (64 * 256))):
+        found = training_memory(recipe.model_copy(update={"quantization": bits}))
+        saved = config.num_hidden_layers * layer * (2 - each / 8)
+        assert whole.weights - found.weights == pytest.approx(saved)
+        assert found.activations == whole.activations
+
+
+def test_an_8b_model_in_bfloat16_fits_on_a_card_of_24_gib_if_activations_are_recomputed():
+    """``--dry-run`` says other rows of docs/guides/one-gpu.md in test_dry_run.py."""
+    options = {"method": "lora+lmam", "model": "llama3-8b", "output": "-"}
+    recipe = load_recipe(None, [], options)
+    assert recipe.max_length == 512
+    settings = {"dtype": "bfloat16", "activation_checkpointing": "full"}
+    assert training_memory(recipe.model_copy(update=settings)).total < 24 * 2**30
+
+
+def test_shira_is_refused_because_its_weights_are_sparse(tmp_path):
+    with pytest.raises(NotImplementedError, match="SHiRA"):
+        training_memory(recipe_for(llama_folder(tmp_path / "llama"), "shira", "r=1"))
+
+
+def bytes_on_fake_gpu(recipe, dtype):
+    """The peak of the second step of a training, beside weights and buffers, on a fake GPU."""
+    config = load_config(recipe.model)
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = placed_on(base, build_method(recipe.method, config, **recipe.parts)).train()
+    if recipe.activation_checkpointing == "full":
+        model.gradient_checkpointing_enable(CHECKPOINTING["gradient_checkpointing_kwargs"])
+    with fake_gpu(ANY):
+        move(model)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained)
+        ids = torch.zeros(3, 24, dtype=torch.long, device=GPU)
+        mask = torch.ones_like(ids)
+        mask[0, 0] = 0
+        rows, places = (torch.arange(count, device=GPU) for count in (3, 23))
+        where = rows.repeat_interleave(23, output_size=69), places.repeat(3)
+        loss_of = LabelledLoss(model, plain=True)
+        alive = computed._Alive(besides=[*model.parameters(), *model.buffers()])
+        with alive:
+            for _ in range(2):
+                alive.peak = 0
+                inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids}
+                loss_of(model, inputs, where)[0].mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    return alive.peak
+
+
+# A map whose layers are computed again is traced 4 % above this, by what is not known.
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("method", "checkpointing"), [("lora", "off"), ("lora", "full"), ("lorada_la", "off")]
+)
+def test_on_an_accelerator_a_step_needs_what_fake_cuda_tensors_do(
+    tmp_path, monkeypatch, method, dtype, checkpointing
+):
+    settings = f"dtype={dtype}", f"activation_checkpointing={checkpointing}"
+    recipe = recipe_for(llama_folder(tmp_path / "llama"), method, *settings)
+    on_cpu = training_memory(recipe)
+    expected = bytes_on_fake_gpu(recipe, getattr(torch, dtype))
+    monkeypatch.setattr(computed, "FakeTensorMode", lambda **options: fake_gpu(ANY))
+    monkeypatch.setattr(computed, "device_settings", lambda recipe: {})  # no autocast without CUDA
+    found = _traced_on(GPU, recipe, load_config(recipe.model), None)
+    beside_weights = found.activations + found.gradients + found.optimizer
+    assert beside_weights == pytest.approx(expected, rel=0.02)
+    assert found.activations != on_cpu.activations
