@@ -28,8 +28,8 @@ from lorada.data.row_scores import row_metrics
 from lorada.data.rows import answer_of
 from lorada.data.task_rows import Rows
 from lorada.inference.evaluate import evaluate, evaluate_tasks, has_tasks
-from lorada.inference.forgetting import forgetting
 from lorada.inference.load import Run, load_run
+from lorada.inference.perplexity import forgetting
 from lorada.runs.folder import holds_run
 from lorada.runs.predictions import PREDICTIONS_FILE, read_predictions
 from lorada.runs.recipe import Recipe

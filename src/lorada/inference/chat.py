@@ -1,21 +1,138 @@
 """``lorada chat``: a conversation with one or several finished runs on one base model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from lorada.inference.answer_effect import LayerEffect, answer_effect
-from lorada.inference.evaluate import scoring
-from lorada.inference.generate import chat_prompt, generation_settings, room_for_prompts
-from lorada.inference.load import Run, load_side_by_side
-from lorada.inference.stream import Show, Stopped, Written, stream
+import torch
+from torch import Tensor, nn
+
+from lorada.attention.observation import Observation, observe, ratio_of
+from lorada.inference.answer_text import AnswerText
+from lorada.inference.generate import (
+    chat_prompt,
+    generation_settings,
+    padded,
+    room_for_prompts,
+    tokens_of,
+    write,
+)
+from lorada.inference.load import Run, load_side_by_side, scoring
+from lorada.methods.task_head import PEFT_NAMES
 from lorada.support.errors import unknown_name
 from lorada.support.row_sources import Row
+
+Show = Callable[[str], object]  # is called with each piece of an answer's text
+Stopped = Callable[[], bool]
+Norms = tuple[Tensor, Tensor]  # squared, of a map's term and of the output without it
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote for one prompt.
+
+    Attributes:
+        text: the answer, without special tokens.
+        ids: its token ids, (N,); an encoder–decoder's begin with the token it starts from.
+        read: the batch of one that the model read.
+    """
+
+    text: str
+    ids: Tensor
+    read: dict[str, Tensor]
 
 
 def never() -> bool:
     """What stops no answer."""
     return False
+
+
+def stream(
+    run: Run, prompt: str, show: Show, stopped: Stopped = never, max_new_tokens: int | None = None
+) -> Written:
+    """Continue one prompt greedily, as ``generate`` does, and show the text piece by piece.
+
+    A prompt of a run that learned conversations has special tokens, from the chat template.
+    With beam search there is no text before the end, so it is shown as one piece.
+
+    Args:
+        run: the run.
+        prompt: the text to continue.
+        show: is called with each new piece of text; the pieces together are the answer.
+        stopped: is asked after each token; once it says True, the answer ends there.
+        max_new_tokens: as for ``generate``.
+
+    Raises:
+        ValueError: as ``generate`` does.
+    """
+    settings = generation_settings(run, max_new_tokens)
+    room = room_for_prompts(run, settings["max_new_tokens"])
+    tokens = tokens_of(run, [prompt], room, templated=run.form == "messages")
+    answer = AnswerText(run.tokenizer)
+    beams = settings.get("num_beams") or run.model.generation_config.num_beams or 1
+    begin = len(tokens[0]) if run.kind == "decoder" else 0  # its output repeats the prompt
+
+    def watch(ids: Tensor) -> Tensor:
+        if beams == 1 and (new := answer.take(ids[0, begin:].tolist(), done=False)):
+            show(new)
+        return torch.full(ids.shape[:1], stopped(), device=ids.device)
+
+    ((_, found),) = write(run, tokens, settings, watch)
+    # A tokenizer may take back what it had given before.
+    whole, shown = found.text, answer.shown
+    show(whole[len(shown) :] if whole.startswith(shown) else f"\n{whole}")
+    ids = torch.tensor(found.ids, device=run.device)
+    return Written(whole, ids, dict(padded(run, tokens)))
+
+
+class LayerEffect(NamedTuple):
+    """What the map of the attention module ``layer`` did.
+
+    ``text`` is its effect size over all tokens that the layer read, of question and answer;
+    ``answer`` over the tokens alone that the answer's tokens were predicted from. An encoder reads
+    no answer, and an encoder–decoder's decoder nothing else, so there both are the same.
+    """
+
+    layer: str
+    text: float
+    answer: float
+
+
+def answer_effect(run: Run, written: Written) -> list[LayerEffect]:
+    """Let a run read an answer with its question once more, and measure its maps.
+
+        effect size = ‖tile(Attn_s) V‖ / ‖Attn V‖ over the tokens (Frobenius)
+
+    It is measured without the maps themselves, which long texts would make large. A map with
+    ``align="end"`` moves while the model writes; here it stands at the end of the text.
+
+    Returns:
+        The layers with an active map, in order; none if the run has no map.
+    """
+    ids, answer = written.ids[None], slice(None)
+    if run.kind == "encoder_decoder":  # the last token was written, but never read
+        batch = {**written.read, "decoder_input_ids": ids[:, :-1]}
+    else:
+        question = written.read["input_ids"]
+        whole = torch.cat([question, ids], dim=1)
+        batch = {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
+        answer = slice(question.shape[1] - 1, whole.shape[1] - 1)
+    found: dict[nn.Module, list[list[Norms]]] = {}
+
+    def keep(seen: Observation) -> None:
+        both = seen.term, seen.output.to(seen.term.dtype)  # of one text, so every token is real
+        term, output = ([x[:, part].square().sum() for part in (slice(None), answer)] for x in both)
+        found.setdefault(seen.call.module, []).append(list(zip(term, output, strict=True)))
+
+    with torch.no_grad(), observe(keep):
+        run.model(**batch)
+    effects = []
+    for name, module in run.model.named_modules():
+        if module in found:
+            text, own = (ratio_of(list(calls)) for calls in zip(*found[module], strict=True))
+            effects.append(LayerEffect(name.removeprefix(PEFT_NAMES), text, own))
+    return effects
 
 
 @dataclass(frozen=True)

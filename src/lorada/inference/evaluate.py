@@ -6,14 +6,12 @@ The metrics go into ``result.json``, and the answer to each row into ``predictio
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
 
 from lorada.data.chosen_metric import (
@@ -31,7 +29,7 @@ from lorada.data.task_rows import JSONL, Rows, refuse_empty_prompts, rows_to_sco
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED, prompt_of
 from lorada.inference.generate import Text, generate_parts, generation_settings
-from lorada.inference.load import Run
+from lorada.inference.load import Run, scoring
 from lorada.inference.perplexity import slide
 from lorada.runs.predictions import read_predictions, write_predictions
 from lorada.runs.result import keep_scores, read_result
@@ -160,26 +158,6 @@ def _score_all(
         write_predictions(run.folder, key, lines)
         keep_scores(run.folder, {key: found[name]}, unparsable)
     return found
-
-
-@contextmanager
-def scoring(run: Run, *, base: bool) -> Iterator[None]:
-    """Switch gradients off in a ``with`` block, and the adapter too if the base is to be scored.
-
-    Raises:
-        ValueError: if there is no adapter to switch off, or the base's head was drawn at random.
-    """
-    if base and not isinstance(run.model, PeftModel):
-        raise ValueError(
-            "this run trained the base model itself: there is no adapter to switch off"
-        )
-    if base and run.drawn:
-        raise ValueError(
-            f"--base: {run.recipe.model} has no {min(run.drawn)}, which is drawn anew at each load,"
-            " so scores of the base would be random: leave out --base"
-        )
-    with run.model.disable_adapter() if base else nullcontext(), torch.no_grad():
-        yield
 
 
 def score(

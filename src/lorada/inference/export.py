@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from lorada.data.dataset import context_of
-from lorada.inference.can_refill import end_tokens
+from lorada.inference.generate import end_tokens
 from lorada.inference.load import Run, load_run, refuse_changed
 from lorada.runs.folder import refuse_no_adapter, refuse_target
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe

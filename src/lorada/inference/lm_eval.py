@@ -8,8 +8,8 @@ import logging
 from importlib.metadata import version
 from typing import Any
 
-from lorada.inference.evaluate import BASE, scoring
-from lorada.inference.load import Run
+from lorada.inference.evaluate import BASE
+from lorada.inference.load import Run, scoring
 from lorada.runs.result import keep_scores, refuse_no_text
 from lorada.support.errors import needs_extra, unknown_name
 from lorada.training.models.candidate_scores import needs_whole

@@ -1,7 +1,8 @@
 """Loads finished runs for inference: one, or several whose adapters share one base model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,23 @@ def refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None
             f"the weights of {recipe.model} are not those that {folder} was trained on: put them "
             "back, or train again"
         )
+
+
+@contextmanager
+def scoring(run: Run, *, base: bool) -> Iterator[None]:
+    """Switch gradients off in a ``with`` block, and the adapter too if the base is to be scored.
+
+    Raises:
+        ValueError: if there is no adapter to switch off, or the base's head was drawn at random.
+    """
+    if base and not isinstance(run.model, PeftModel):
+        raise ValueError(
+            "this run trained the base model itself: there is no adapter to switch off"
+        )
+    if base and run.drawn:
+        raise ValueError(
+            f"--base: {run.recipe.model} has no {min(run.drawn)}, which is drawn anew at each load,"
+            " so scores of the base would be random: leave out --base"
+        )
+    with run.model.disable_adapter() if base else nullcontext(), torch.no_grad():
+        yield

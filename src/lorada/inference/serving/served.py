@@ -12,10 +12,10 @@ from peft import PeftModel
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from lorada.data.dataset import context_of
-from lorada.inference.can_refill import reason_against
 from lorada.inference.generate import (
     chat_prompt,
     generation_settings,
+    reason_against,
     tokens_of,
 )
 from lorada.inference.load import Run, load_side_by_side
