@@ -226,14 +226,12 @@ def _text_of(row: Row, form: Form, run: Run) -> dict[str, Any]:
 
 
 def _batches(
-    run: Run, rows: Rows, title: str, *, parts: Parts | None = None, **encoding: bool
+    run: Run, rows: Rows, dataset: Dataset, title: str, parts: Parts | None = None
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Batches of rows of similar length, the longest first: the rows' indices, and their tensors.
+    """Batches of encoded rows of similar length, the longest first: their indices and tensors.
 
-    With ``parts``, only their rows are in batches, and no batch has rows of two parts. ``encoding``
-    are further arguments of ``encode_rows``.
+    With ``parts``, only their rows are in batches, and no batch has rows of two parts.
     """
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, **encoding)
     pad, size = collator(rows.form, run.tokenizer), run.recipe.eval_batch_size
     batches = [
         [part[i] for i in chosen]
@@ -284,18 +282,25 @@ class Answered(NamedTuple):
     cut: bool | None = None
 
 
-def answer_rows(run: Run, rows: Rows, parts: Parts | None = None) -> Iterator[tuple[int, Answered]]:
-    """The indices of rows of some parts, of all if None, and the answer to each."""
+def answer_rows(
+    run: Run, rows: Rows, parts: Parts | None = None, *, encoded: Dataset | None = None
+) -> Iterator[tuple[int, Answered]]:
+    """The indices of rows of some parts, of all if None, and the answer to each.
+
+    Classes, scores and choices are of the rows as they are ``encoded``, if they are already.
+    """
+    if encoded is None and (rows.form == "choice" or rows.form in HEADED):
+        encoded = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
     if rows.form == "choice":
         scores_of = sequence_scores if needs_whole(run.model) else cached_scores
-        for chosen, batch in _batches(run, rows, "Choosing", answered=True, parts=parts):
+        for chosen, batch in _batches(run, rows, encoded, "Choosing", parts):
             scores, groups = scores_of(run.model, batch), batch["groups"]
             each = zip(scores.split(groups.tolist()), batch["answers"].tolist(), strict=True)
             losses = [-float(s.log_softmax(-1)[answer]) for s, answer in each]
             found = map(Answered, likeliest(scores, groups), losses)
             yield from zip(chosen, found, strict=True)
     elif rows.form in HEADED:
-        for chosen, batch in _batches(run, rows, "Scoring", answered=True, parts=parts):
+        for chosen, batch in _batches(run, rows, encoded, "Scoring", parts):
             right = batch.pop("labels")
             logits = run.model(**batch).logits.float()
             if rows.form == "label":
@@ -353,7 +358,8 @@ def _losses(run: Run, rows: Rows, *, apart: bool = False) -> tuple[Tensor, Tenso
     found: dict[int, tuple[float, int]] = {}
     shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
     sparing: LabelledLoss | None = None  # makes logits only where labels count
-    for number, (chosen, batch) in enumerate(_batches(run, rows, "Scoring", apart=apart)):
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, apart=apart)
+    for number, (chosen, batch) in enumerate(_batches(run, rows, dataset, "Scoring")):
         if number == 0 and shift:
             sparing = find_labelled_loss(run.model, batch)
         labels = batch["labels"][:, shift:]

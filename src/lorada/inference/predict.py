@@ -61,13 +61,14 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
     left = iter(parts)
     part = next(left, range(0))
     for index, answer in answer_rows(run, rows, parts) if parts else ():
-        found[index] = _answer(rows, index, answer, run.label_type)
+        found[index] = as_answer(rows, index, answer, run.label_type)
         if len(found) == len(part):
             yield [{"row": rows.number(i), **found[i]} for i in part]
             found, part = {}, next(left, range(0))
 
 
-def _answer(rows: Rows, index: int, found: Answered, label_type: str) -> Answer:
+def as_answer(rows: Rows, index: int, found: Answered, label_type: str) -> Answer:
+    """What is said of the answer to a row; its fields are those that ``predict`` names."""
     if found.probs is not None:
         label = typed_label(found.value, label_type)
         return {"label": label, "probs": dict(zip(rows.labels, found.probs, strict=True))}

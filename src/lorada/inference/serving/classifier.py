@@ -3,17 +3,19 @@
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorada.data.dataset import encode_each, encode_options
+import torch
+
+from lorada.data.dataset import dataset_of, encode_each, encode_options
 from lorada.data.task_rows import Rows, rows_to_answer
 from lorada.data.tokenize import EMPTY
+from lorada.inference.evaluate import answer_rows
 from lorada.inference.load import Run, load_run
-from lorada.inference.predict import predict
-from lorada.inference.serving.records import Record
-from lorada.inference.serving.requests import Refused
+from lorada.inference.predict import as_answer
+from lorada.inference.serving.requests import Record, Refused
 from lorada.support.row_sources import Row
 from lorada.training.same_base import adapter_names
 
@@ -46,10 +48,10 @@ class Classifier:
         except ValueError as error:
             said = " ".join(str(error).split())[:LONGEST]
             raise Refused(400, said, param="input") from error
-        with self._turn:
-            record.read = self._read(asked)
-            found = [answer for part in predict(run, asked) for answer in part]
-        data = [{"index": answer.pop("row") - 1, **answer} for answer in found]
+        with self._turn, torch.no_grad():
+            encoded = dataset_of(self._features(asked, record))
+            found = sorted(answer_rows(run, asked, encoded=encoded))
+        data = [{"index": i, **as_answer(asked, i, one, run.label_type)} for i, one in found]
         for one in data if run.form == "label" else ():
             one["probs"] = list(one["probs"].values())
             one["num_classes"] = len(run.labels)
@@ -58,9 +60,9 @@ class Classifier:
             "model": self.name, "data": data, "usage": record.usage,
         }  # fmt: skip
 
-    def _read(self, rows: Rows) -> int:
-        """The number of tokens in rows, none of which may be cut."""
-        run, count = self._run, 0
+    def _features(self, rows: Rows, record: Record) -> Iterator[dict[str, Any]]:
+        """The features of rows, none of which may be cut; their tokens are counted."""
+        run = self._run
         options = encode_options(rows, run.recipe, run.kind)
         for index, one in encode_each(rows, run.tokenizer, options):
             where = f"input row {index + 1}"
@@ -70,8 +72,8 @@ class Classifier:
                 said = f"{where} is longer than the {options.max_length} tokens that are read here"
                 raise Refused(400, said, code="context_length_exceeded", param="input")
             parts = [one.features[name] for name in ("input_ids", "prompt") if name in one.features]
-            count += sum(map(len, [*parts, *one.features.get("candidates", ())]))
-        return count
+            record.read += sum(map(len, [*parts, *one.features.get("candidates", ())]))
+            yield one.features
 
 
 def open_classifiers(
