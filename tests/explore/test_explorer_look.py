@@ -11,7 +11,7 @@ pytest.importorskip("jinja2", reason="needs the extra explore")
 
 from test_explorer_browser import open_head
 
-from lorada.explore.html_page import explorer_page
+from lorada.explore.page import explorer_page
 
 pytestmark = needs_chromium
 browser, opened, page_of = browsing.browser, browsing.opened, explorer_page

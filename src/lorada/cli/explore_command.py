@@ -73,7 +73,7 @@ def explore(
         return
     data = explored(loaded, text, steps=steps)
     with waiting("writing the page"):
-        from lorada.explore.html_page import explorer_page
+        from lorada.explore.page import explorer_page
 
         page = explorer_page(data)
     write_atomic(output, page)
@@ -100,7 +100,7 @@ def _show_maps(
     recipe = check_run(run)
     refuse_empty(text[0])
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.explore.map_statistics import sentence_maps
+    from lorada.explore.explore import sentence_maps
 
     found = sentence_maps(loaded, text[0], layer, head)
     if as_json:

@@ -62,9 +62,6 @@ def stream(
         show: is called with each new piece of text; the pieces together are the answer.
         stopped: is asked after each token; once it says True, the answer ends there.
         max_new_tokens: as for ``generate``.
-
-    Raises:
-        ValueError: as ``generate`` does.
     """
     settings = generation_settings(run, max_new_tokens)
     room = room_for_prompts(run, settings["max_new_tokens"])
@@ -183,11 +180,7 @@ class Chat:
         return self.run.form == "messages"
 
     def ask(self, question: str, show: Show, stopped: Stopped = never) -> Answer:
-        """Let the active adapter answer a question by ``stream``, and remember both.
-
-        Raises:
-            ValueError: as ``stream`` does, or if the chat template refuses the conversation.
-        """
+        """Let the active adapter answer a question by ``stream``, and remember both."""
         prompt, turns = self._prompt(question)
         dropped = len(self.turns) + 1 - len(turns) if self.keeps_turns else 0
         written = self.write(self.active, prompt, show, stopped)
@@ -197,11 +190,7 @@ class Chat:
         return self.last
 
     def base_prompt(self, question: str | None) -> tuple[str, str]:
-        """Whose base is to answer, and what it reads: without a ``question`` the last prompt.
-
-        Raises:
-            ValueError: without an answer to repeat, or for a run without an adapter to switch off.
-        """
+        """Whose base is to answer, and what it reads: without a ``question`` the last prompt."""
         if question is None:
             name, prompt = self._last().name, self._last().prompt
         else:
@@ -212,32 +201,20 @@ class Chat:
     def write(
         self, name: str, prompt: str, show: Show, stopped: Stopped = never, *, base: bool = False
     ) -> Written:
-        """Let an adapter, or its ``base`` alone, continue a prompt; nothing is remembered of it.
-
-        Raises:
-            ValueError: as ``stream`` does.
-        """
+        """Let an adapter, or its ``base`` alone, continue a prompt; nothing is remembered of it."""
         run = self.adapters[name]
         run.activate()
         with scoring(run, base=base):
             return stream(run, prompt, show, stopped, self.max_new_tokens)
 
     def switch(self, name: str) -> None:
-        """Let another adapter answer from now on.
-
-        Raises:
-            ValueError: for an unknown name, with the nearest ones.
-        """
+        """Let another adapter answer from now on."""
         if name not in self.adapters:
             raise unknown_name("adapter", name, self.adapters)
         self.active = name
 
     def effect(self) -> list[LayerEffect]:
-        """What the maps of each layer did to the last answer; empty if its adapter has no map.
-
-        Raises:
-            ValueError: if there is no answer yet.
-        """
+        """What the maps of each layer did to the last answer; empty if its adapter has no map."""
         last = self._last()
         self.adapters[last.name].activate()
         return answer_effect(self.adapters[last.name], last.written)

@@ -123,10 +123,6 @@ def evaluate_tasks(
 
     Returns:
         The metrics by task, and by split if a task has two; a task's main metric comes first.
-
-    Raises:
-        ValueError: as ``evaluate`` does.
-        FileNotFoundError: if the rows are not there.
     """
     recipe = run.recipe.model_copy(update={"data_dir": data_dir or run.recipe.data_dir})
     sets = scored_rows(recipe, run.form, run.labels, run.kind)

@@ -140,11 +140,6 @@ def export_adapter(
     Returns:
         ``folder``, ``base``, ``adapter`` (kinds of parts), ``labels`` of a classifier, and
         ``license`` as in ``export``.
-
-    Raises:
-        ValueError: if the run is not finished or has no adapter, the target is not free, or the
-            base is no longer the one that the adapter was trained on.
-        OSError: if the disk is full; then the target is not there.
     """
     result = read_result(folder)
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
@@ -264,11 +259,7 @@ def _say_answers(base: PreTrainedModel, run: Run) -> None:
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights of a model, and say so if that rounds them.
-
-    Raises:
-        ValueError: if a weight is too large for the dtype.
-    """
+    """Cast the weights of a model, and say so if that rounds them."""
     rounded = any(torch.promote_types(p.dtype, dtype) != dtype for p in model.parameters())
     name = str(dtype).removeprefix("torch.")
     for key, weight in model.named_parameters() if rounded else ():

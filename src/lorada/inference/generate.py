@@ -131,11 +131,7 @@ def generate_parts(
 def write(
     run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None = None
 ) -> Iterator[tuple[int, Text]]:
-    """Continue prompts of token ids, and yield the index of each with its answer as it ends.
-
-    Raises:
-        ValueError: if its generation settings are damaged.
-    """
+    """Continue prompts of token ids, and yield the index of each with its answer as it ends."""
     way = _refilled if reason_against(run, settings) is None else _padded
     try:
         for index, ids in way(run, prompts, settings, watch):
@@ -255,11 +251,7 @@ def end_tokens(run: Run) -> list[int]:
 def generation_settings(
     run: Run, max_new_tokens: int | None = None, protocol: Protocol | None = None
 ) -> dict[str, Any]:
-    """Settings of transformers' ``generate``; the arguments are those of ``generate`` here.
-
-    Raises:
-        ValueError: for a model that writes no text.
-    """
+    """Settings of transformers' ``generate``; the arguments are those of ``generate`` here."""
     refuse_no_text(run.folder, run.form, run.labels)
     settings = protocol_settings(run.recipe, protocol or run.protocol, run.most)
     strings = run.model.generation_config.stop_strings  # the base's own: a text, or several
@@ -275,11 +267,7 @@ def generation_settings(
 
 
 def room_for_prompts(run: Run, limit: int) -> int | None:
-    """How many tokens a prompt may have if ``limit`` are to be written; None for any number.
-
-    Raises:
-        ValueError: if the model has no room for so many.
-    """
+    """How many tokens a prompt may have if ``limit`` are to be written; None for any number."""
     context = context_of(run.model.config)
     if run.kind == "encoder_decoder":
         refuse_long(limit, context)
@@ -300,9 +288,6 @@ def tokens_of(
     """The token ids of prompts; longer ones than ``room`` are cut, with a warning.
 
     A decoder's prompts lose their beginning, an encoder–decoder's their end.
-
-    Raises:
-        ValueError: for a prompt that is empty, has no known token, or is not valid text.
     """
     tokenizer, decodes = run.tokenizer, run.kind == "decoder"
     # An encoder–decoder can read an empty text if its tokenizer adds special tokens; XSum has some.

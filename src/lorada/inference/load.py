@@ -179,11 +179,7 @@ def _saved(folder: Path, *, trust_remote_code: bool) -> tuple[Recipe, dict[str, 
 
 
 def refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None:
-    """Refuse a base with the same name but other weights than at the training.
-
-    Raises:
-        ValueError: for such a base.
-    """
+    """Refuse a base with the same name but other weights than at the training."""
     before, now = result.get("base_sha256"), weights_fingerprint(recipe.model)
     if recipe.model == result.get("model") and None not in (before, now) and before != now:
         raise ValueError(

@@ -36,11 +36,7 @@ SLICE = 512  # positions with logits in fp32 at a time: 8192 would fill a gigaby
 
 
 def slide(run: Run, rows: Rows) -> tuple[list[Losses], list[float], Metrics]:
-    """The mean loss of each window of a run's texts: by context length, and all of them in order.
-
-    Raises:
-        ValueError: if no context length fits the model, or the texts are too short for one.
-    """
+    """Mean losses of windows of a run's texts: by context length, and all in order."""
     lengths = _lengths(run, rows)
     stream = torch.tensor([i for row in rows.rows for i in document_ids(row, run.tokenizer)])
     answers: list[Losses] = []
@@ -106,9 +102,6 @@ def forgetting(run: Run) -> dict[str, Any]:
         ``text``, the name of the text; ``base`` and ``adapted``, mean losses in nats per token,
         both None for a model that does not continue texts: an encoder, an encoder–decoder, or a
         decoder with the head of a classifier.
-
-    Raises:
-        ValueError: as ``load_base``, if the base of a fully trained model is no longer what it was.
     """
     found: dict[str, Any] = {"text": TEXT.name, "base": None, "adapted": None}
     if run.kind == "decoder" and run.form not in HEADED:

@@ -51,9 +51,6 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
         The answers of a part: ``row``, its number from 1; ``label`` and ``probs`` by class,
         ``score``, the ``answer`` that was written and whether it was ``cut`` at the most tokens of
         one, or the index of the candidate as ``answer`` with its text as ``candidate``.
-
-    Raises:
-        ValueError: for a row that the model cannot read.
     """
     size, count = PART * run.recipe.eval_batch_size, len(rows.rows)
     parts = [range(start, min(start + size, count)) for start in range(done, count, size)]
@@ -172,11 +169,7 @@ def _key(run: Run, rows: Rows) -> str:
 
 
 def _answered_before(part: Path, key: str, size: int) -> list[Answer]:
-    """The answers of whole parts in an unfinished file; none if it is of other rows or a run.
-
-    Raises:
-        ValueError: if it is none of ours.
-    """
+    """The answers of whole parts in an unfinished file; none if it is of other rows or a run."""
     if not (part.is_symlink() or part.exists()):
         return []
     lines = [] if part.is_symlink() or part.is_dir() else part.read_bytes().splitlines(True)

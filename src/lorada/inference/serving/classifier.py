@@ -79,11 +79,7 @@ class Classifier:
 def open_classifiers(
     folders: Sequence[Path], *, trust_remote_code: bool = False
 ) -> dict[str, Classifier]:
-    """Load finished runs, each with a base of its own, by the names of their folders.
-
-    Raises:
-        ValueError: for a run that is not finished, or is given twice.
-    """
+    """Load finished runs, each with a base of its own, by the names of their folders."""
     return {
         name: Classifier(name, load_run(folder, trust_remote_code=trust_remote_code))
         for name, folder in zip(adapter_names(folders), folders, strict=True)

@@ -173,12 +173,7 @@ Kind = type[ChatRequest] | type[CompletionRequest] | type[ClassifyRequest]
 
 
 def request_of(kind: Kind, body: bytes) -> ChatRequest | CompletionRequest | ClassifyRequest:
-    """The request in a body.
-
-    Raises:
-        Refused: for another, with the first field that is wrong, what it must be, and what it is;
-            or that is not offered.
-    """
+    """The request in a body."""
     try:
         found = kind.model_validate_json(body)
     except ValidationError as error:

@@ -168,12 +168,7 @@ class Served:
     def __init__(
         self, name: str, run: Run, base: str, view: AdapterView, size: dict[str, Any]
     ) -> None:
-        """Allocate nothing yet; ``size`` is of a batch's cache, for ``ContinuousBatchingConfig``.
-
-        Raises:
-            ValueError: for a run that writes no text, or for which continuous batching does not
-                give the tokens of ``generate``; it says why, and what answers it.
-        """
+        """Allocate nothing yet; ``size`` is of a batch's cache, in transformers' words."""
         self._settings = generation_settings(run)
         why = reason_against(run, self._settings)
         model = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
@@ -202,9 +197,6 @@ class Served:
 
         ``tell`` is called in the event loop, after each token or more of the answer, with
         transformers' ``GenerationOutput``.
-
-        Raises:
-            EngineFailed: if the batch has just ended.
         """
         batch, name = self._batch(drawn=bool(ask.rule)), str(next(self._numbers))
 

@@ -1,6 +1,6 @@
-"""What the explorer's page shows: sentences, runs, and the numbers of each layer and head.
+"""The explorer's page: one HTML file that works offline, and the plain data that it shows.
 
-Plain Python data, which ``explained`` and ``explore`` make. Shapes: H heads, T
+``explanation`` and ``explore`` make the data. Shapes: H heads, T
 tokens that look (queries), K tokens that are looked at (keys).
 
 Of the page:
@@ -40,11 +40,15 @@ Of an attention layer on one sentence, each list by head:
 import base64
 import math
 import zlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+HERE = Path(__file__).parent
+SCRIPTS = ("basics.js", "matrices.js", "detail.js", "heads.js", "charts.js", "page.js")
 MOST = 32767  # the largest int16
 
 
@@ -74,3 +78,24 @@ def pack(matrices: ArrayLike) -> dict[str, Any]:
         "scale": scale,
         "data": base64.b64encode(data).decode("ascii"),
     }
+
+
+def explorer_page(data: Mapping[str, Any], *, asked: str | None = None) -> str:
+    """The page as HTML; the same data always give the same page.
+
+    Args:
+        data: of the page, as this file says.
+        asked: what stands in a box for the reader's own sentence, which the page sends to the
+            server that it comes from; None for a page without a server.
+    """
+    from lorada.support.html import render_page  # needs the extra
+
+    return render_page(
+        HERE,
+        data["title"],
+        [(HERE / name).read_text(encoding="utf-8") for name in SCRIPTS],
+        asks=asked is not None,
+        asked=asked,
+        runs=data["runs"],
+        data={"sentences": data["sentences"], "runs": data["runs"]},
+    )
