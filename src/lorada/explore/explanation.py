@@ -115,11 +115,9 @@ class Explanation(Sequence[ExplainedLayer]):
     head: str | None = None
 
     def __len__(self) -> int:
-        """The number of layers."""
         return len(self.layers)
 
     def __getitem__(self, index: Any) -> Any:
-        """One layer, or some."""
         return self.layers[index]
 
     def to_html(self, path: str | Path) -> None:
@@ -291,13 +289,7 @@ def _layer(
 def _maps_of_call(
     call: AttentionCall, weights: Tensor, seen: Observation | None
 ) -> dict[str, Tensor | None]:
-    """The maps of one attention call, by the names that ``ExplainedLayer`` has for them.
-
-    Args:
-        call: the call of an eager attention.
-        weights: the softmax map (B, H, T, K) that it returned.
-        seen: what its map did; None without a map.
-    """
+    """The maps of an eager call with its softmax (B, H, T, K), by their names in a layer."""
     visible = torch.ones_like(weights, dtype=torch.bool)
     if call.mask is not None:
         visible = call.visible_keys()[:, None].expand_as(weights)
@@ -377,12 +369,7 @@ def _probabilities(reads: Mapping[str, _Reading], real: Tensor) -> dict[str, Ten
 
 
 def page_of(found: Explanation) -> str:
-    """The explorer's page of an explanation.
-
-    Raises:
-        ValueError: for a batch of several samples, whose numbers by head are of all together.
-        ImportError: without the extra ``explore``.
-    """
+    """The explorer's page of one sample: numbers by head are of a whole batch together."""
     if len(found.ids) > 1:
         raise ValueError(f"a page shows one sample, not {len(found.ids)}: explain them one by one")
 
@@ -393,33 +380,25 @@ def page_of(found: Explanation) -> str:
     text = found.tokenizer.decode(ids, skip_special_tokens=True) if found.tokenizer else ""
     run = {
         "name": "adapter", "method": ", ".join(found.parts), "parts": found.parts,
-        "head": found.head, "steps": [None], "shown": [[shown(found, 0, word_of)]],
+        "head": found.head, "steps": [None], "shown": [[shown(found, word_of)]],
     }  # fmt: skip
     sentences = [{"tokens": [*map(word_of, ids)], "text": text}]
     return explorer_page({"title": "adapter", "sentences": sentences, "runs": [run]})
 
 
-def shown(found: Explanation, sample: int, word_of: Callable[[int], str]) -> dict[str, Any]:
-    """The fields of the page's ``Shown`` for one sample.
+def shown(found: Explanation, word_of: Callable[[int], str]) -> dict[str, Any]:
+    """What the page shows of a batch of one; ``word_of`` gives the text of a token or class.
 
     Layers that do not attend from the sample's tokens to themselves, such as those of a decoder
     that reads an encoder's text, are left out.
-
-    Args:
-        found: the explanation; its numbers by head are of the whole batch, so a batch of one.
-        sample: which sample.
-        word_of: the text of a token by its id, or the name of a class by its number.
     """
     count = found.ids.shape[1]
     fitting = [
         number for number, layer in enumerate(found) if layer.softmax.shape[-2:] == (count, count)
     ]
-    real = found.real[sample]
     return {
-        "layers": [_shown_layer(found[number], sample, real) for number in fitting],
-        "next": {
-            name: _likeliest(one[sample], word_of) for name, one in found.probabilities.items()
-        },
+        "layers": [_shown_layer(found[number], found.real[0]) for number in fitting],
+        "next": {name: _likeliest(one[0], word_of) for name, one in found.probabilities.items()},
         "change": {
             name: [float(one[number]) for number in fitting if number < len(one)]
             for name, one in found.change.items()
@@ -427,11 +406,11 @@ def shown(found: Explanation, sample: int, word_of: Callable[[int], str]) -> dic
     }
 
 
-def _shown_layer(layer: ExplainedLayer, sample: int, real: Tensor) -> dict[str, Any]:
+def _shown_layer(layer: ExplainedLayer, real: Tensor) -> dict[str, Any]:
     def matrices(whole: Tensor | None) -> dict[str, Any] | None:
         if whole is None:
             return None
-        return pack(whole[sample][:, real][:, :, real].float().numpy())
+        return pack(whole[0][:, real][:, :, real].float().numpy())
 
     def by_head(numbers: Tensor | None) -> list[float] | None:
         return None if numbers is None else [float(one) for one in numbers]

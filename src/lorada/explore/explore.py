@@ -34,12 +34,7 @@ MOST_STEPS = 8
 
 
 def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -> dict[str, Any]:
-    """The data of the page.
-
-    Args:
-        runs: one or two runs, whose tokenizers cut the texts into the same tokens.
-        texts: the sentences.
-        steps: whether checkpoints of the trainings are shown too.
+    """The data of the page: one or two runs on sentences, with their ``steps`` of training.
 
     Raises:
         ValueError: for a text that is empty or too long, a run without an adapter, or tokens that
@@ -110,7 +105,7 @@ def _explored_run(run: Run, name: str, texts: Sequence[str], *, steps: bool) -> 
     ):
         model.set_adapter(key, inference_mode=True)
         found = explain_text(run, text)
-        pictures.append(shown(found, 0, partial(_word, run)))
+        pictures.append(shown(found, partial(_word, run)))
     return {
         "name": name,
         "method": run.recipe.method,
@@ -180,19 +175,12 @@ def sentence_maps(
 ) -> dict[str, Any]:
     """The attention maps of one sentence, as in Figure 1, and the statistics of every layer.
 
-    Args:
-        run: a run with a map.
-        text: the sentence.
-        layer: index among the layers with a map; None for the last.
-        head: index of the head; None for the head with the largest norm of its map.
+    ``layer`` is an index among those with a map, None for the last; ``head`` is None for that with
+    the largest norm of its map.
 
     Returns:
         ``tokens``, ``layer`` (its name), ``head``, ``maps`` (title → values, negative ratio) and
         ``layers`` (``effect_size``, ``negative_ratio`` and ``map_negative_ratio`` of each).
-
-    Raises:
-        ValueError: for a text that is empty or too long, a run without a map, or an index out of
-            range.
     """
     ids = tokens_to_show(run, text)
     found = _explained(run, {"input_ids": torch.tensor([ids], device=run.device)})
@@ -243,13 +231,9 @@ def _explained(run: Run, batch: dict[str, Any]) -> list[Any]:
 def ratios_by_layer(
     run: Run, count: int, data: str | None = None, data_dir: str | None = None
 ) -> dict[str, Any]:
-    """Negative ratio and effect size of every layer, as means over some test rows.
+    """Negative ratio and effect size of every layer, as means over the first ``count`` test rows.
 
-    Args:
-        run: a run with a map.
-        count: how many rows, from the first on.
-        data: a file of rows; None for the test rows of the run's task, or its ``eval_data``.
-        data_dir: local folder of the benchmarks' rows.
+    They are of a file of rows, ``data``, or of the run's task, or its ``eval_data``.
 
     Returns:
         ``rows`` (how many), ``task`` (the run's first), and ``layers``: the statistics of
