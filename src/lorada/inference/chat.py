@@ -30,17 +30,11 @@ Norms = tuple[Tensor, Tensor]  # squared, of a map's term and of the output with
 
 @dataclass(frozen=True)
 class Written:
-    """What a model wrote for one prompt.
+    """What a model wrote for one prompt."""
 
-    Attributes:
-        text: the answer, without special tokens.
-        ids: its token ids, (N,); an encoder–decoder's begin with the token it starts from.
-        read: the batch of one that the model read.
-    """
-
-    text: str
-    ids: Tensor
-    read: dict[str, Tensor]
+    text: str  # without special tokens
+    ids: Tensor  # (N,); an encoder–decoder's begin with the token it starts from
+    read: dict[str, Tensor]  # the batch of one that the model read
 
 
 def never() -> bool:
@@ -53,15 +47,9 @@ def stream(
 ) -> Written:
     """Continue one prompt greedily, as ``generate`` does, and show the text piece by piece.
 
-    A prompt of a run that learned conversations has special tokens, from the chat template.
-    With beam search there is no text before the end, so it is shown as one piece.
-
-    Args:
-        run: the run.
-        prompt: the text to continue.
-        show: is called with each new piece of text; the pieces together are the answer.
-        stopped: is asked after each token; once it says True, the answer ends there.
-        max_new_tokens: as for ``generate``.
+    A prompt of a run that learned conversations has special tokens, from the chat template. The
+    pieces together are the answer; with beam search there is one. The answer ends at the token
+    after which ``stopped`` says True.
     """
     settings = generation_settings(run, max_new_tokens)
     room = room_for_prompts(run, settings["max_new_tokens"])
@@ -134,40 +122,24 @@ def answer_effect(run: Run, written: Written) -> list[LayerEffect]:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of one adapter.
+    """An answer of one adapter."""
 
-    Attributes:
-        name: the adapter's name in the chat.
-        prompt: the text that the model continued.
-        written: what it wrote.
-        dropped: how many turns at the beginning of the conversation had no room in the prompt.
-    """
-
-    name: str
-    prompt: str
+    name: str  # of the adapter, in the chat
+    prompt: str  # the text that the model continued
     written: Written
-    dropped: int
+    dropped: int  # turns at the beginning of the conversation that had no room in the prompt
 
 
 @dataclass
 class Chat:
-    """A conversation, and who answers.
+    """A conversation, and who answers."""
 
-    Attributes:
-        adapters: the runs that can answer, by name; all share one model.
-        active: the name of the one that answers.
-        max_new_tokens: most tokens of an answer; None for the number of the run's recipe.
-        system: what the conversation begins with, as the system's turn; None for nothing.
-        turns: the conversation so far, for runs that learned conversations.
-        last: the last answer of an adapter.
-    """
-
-    adapters: dict[str, Run]
-    active: str
-    max_new_tokens: int | None = None
-    system: str | None = None
-    turns: list[Row] = field(default_factory=list)
-    last: Answer | None = None
+    adapters: dict[str, Run]  # the runs that can answer, by name; all share one model
+    active: str  # the name of the one that answers
+    max_new_tokens: int | None = None  # None for the number of the run's recipe
+    system: str | None = None  # what the conversation begins with, as the system's turn
+    turns: list[Row] = field(default_factory=list)  # so far, for runs that learned conversations
+    last: Answer | None = None  # of an adapter
 
     @property
     def run(self) -> Run:

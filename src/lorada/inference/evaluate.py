@@ -14,12 +14,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
-from lorada.data.chosen_metric import (
-    fits,
-    refuse_metric,
-    refuse_unnamed,
-    row_value,
-)
+from lorada.data.chosen_metric import fits, refuse_metric, refuse_unnamed, row_value
 from lorada.data.dataset import collator, encode_options, encode_rows, kept_rows, token_counts
 from lorada.data.metrics import Metrics, exact_match
 from lorada.data.row_forms import Columns
@@ -210,10 +205,8 @@ def _text_of(row: Row, form: Form, run: Run) -> dict[str, Any]:
     """What a row asks, as one text, and the right answer."""
     if form in HEADED:
         text = "\n".join(filter(None, (row["text"], row.get("text_pair"))))
-        return {
-            "text": text,
-            "right": str(row["label"]) if form == "label" else float(row["score"]),
-        }
+        right = str(row["label"]) if form == "label" else float(row["score"])
+        return {"text": text, "right": right}
     text = prompt_of(row, form, run.tokenizer)
     if form == "choice":
         options = (f"{index}: {one}" for index, one in enumerate(row["candidates"]))
@@ -256,26 +249,17 @@ def alike(dataset: Dataset, size: int) -> list[list[int]]:
     return sorted(chunks, key=lambda chosen: -max(lengths[i] for i in chosen))
 
 
-def _in_order(answers: dict[int, Any]) -> list[Any]:
-    """Answers by the index of their row, as a list."""
-    return [answers[i] for i in range(len(answers))]
-
-
 class Answered(NamedTuple):
-    """The answer to a row.
+    """The answer to a row: a class, a number, the index of a candidate, or a text.
 
-    Attributes:
-        value: the likeliest class, the number, the index of the likeliest candidate, or a text.
-        loss: the training's loss of the right answer: cross-entropy, squared error, or −log
-            softmax(s) of the right candidate, s being the candidates' scores; None for a text.
-        probs: of the classes, in their order.
-        cut: whether a text was cut at the most tokens of an answer; None if it is no text.
+    The loss is the training's of the right answer: cross-entropy, squared error, or −log softmax(s)
+    of the right candidate, s being the candidates' scores; None for a text.
     """
 
     value: Any
     loss: float | None = None
-    probs: list[float] | None = None
-    cut: bool | None = None
+    probs: list[float] | None = None  # of the classes, in their order
+    cut: bool | None = None  # whether a text was cut at the most tokens of an answer
 
 
 def answer_rows(
@@ -317,7 +301,7 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
     if rows.protocol.lengths:
         return *slide(run, rows), None
     if rows.form in HEADED or rows.form == "choice":
-        found = _in_order(dict(answer_rows(run, rows)))
+        found = [one for _, one in sorted(answer_rows(run, rows))]
         losses = [one.loss for one in found]
         mean = {"loss": sum(losses) / len(losses)} if rows.form in HEADED else {}
         return [one.value for one in found], losses, mean, None
@@ -327,7 +311,7 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
         alone, tokens = (found.sum() for found in _losses(run, rows, apart=True))
         mean = {"document_perplexity": math.exp(alone / tokens), **loss}
         return [*zip(means, counts.int().tolist(), strict=True)], means, mean, None
-    found = _in_order(dict(answer_rows(run, rows)))
+    found = [one for _, one in sorted(answer_rows(run, rows))]
     # A row whose right answer lies beyond max_length is answered, but has no loss.
     kept: Iterable[int] = range(len(rows.rows))
     if len(means) < len(rows.rows):
@@ -369,5 +353,5 @@ def _losses(run: Run, rows: Rows, *, apart: bool = False) -> tuple[Tensor, Tenso
             sums = each.sum(-1)
         pairs = zip(sums.tolist(), (labels != IGNORED).sum(-1).tolist(), strict=True)
         found.update(zip(chosen, pairs, strict=True))
-    by_row = torch.tensor(_in_order(found))
+    by_row = torch.tensor([found[index] for index in range(len(found))])
     return by_row[:, 0], by_row[:, 1]

@@ -40,12 +40,7 @@ Answer = dict[str, Any]
 
 @torch.no_grad()
 def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
-    """Answer rows, part by part.
-
-    Args:
-        run: the run.
-        rows: what it is to answer, as ``rows_to_answer`` makes them.
-        done: how many rows were answered before, in whole parts.
+    """Answer rows, as ``rows_to_answer`` makes them, but for the first ``done``, part by part.
 
     Yields:
         The answers of a part: ``row``, its number from 1; ``label`` and ``probs`` by class,
