@@ -25,7 +25,10 @@ def export(
         Path | None, typer.Argument(metavar="DIR", help="new folder for the model")
     ] = None,
     adapter_only: Annotated[
-        bool, typer.Option(help="write adapter and tokenizer only; the base stays where it is")
+        bool,
+        typer.Option(
+            "--adapter-only", help="write adapter and tokenizer only; the base stays where it is"
+        ),
     ] = False,
     dtype: Annotated[
         str | None, typer.Option(help="of the weights: float32, bfloat16 or float16")

@@ -301,7 +301,7 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
     if rows.protocol.lengths:
         return *slide(run, rows), None
     if rows.form in HEADED or rows.form == "choice":
-        found = [one for _, one in sorted(answer_rows(run, rows))]
+        found: list[Any] = [one for _, one in sorted(answer_rows(run, rows))]
         losses = [one.loss for one in found]
         mean = {"loss": sum(losses) / len(losses)} if rows.form in HEADED else {}
         return [one.value for one in found], losses, mean, None

@@ -98,11 +98,12 @@ def export(
             its weights are too large for ``dtype``.
         OSError: if the disk is full; then the target is not there.
     """
+    refuse_target(folder, target)
+    run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
+    model, merged, left = merge(run)
+    # The recipe of a fully trained model that was loaded names the run's own folder.
+    recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     with _new_folder(folder, target) as fresh:
-        run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
-        model, merged, left = merge(run)
-        # The recipe of a fully trained model that was loaded names the run's own folder.
-        recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
         base = _write(model, run, fresh, dtype, shard_size)
         if left:
             mark(fresh)
@@ -122,7 +123,6 @@ def export(
 @contextmanager
 def _new_folder(run: Path, target: Path) -> Iterator[Path]:
     """A folder to write, which becomes ``target`` at the end of the ``with`` block."""
-    refuse_target(run, target)
     again = "Free space, then run the command again"
     with full_disk_in_one_line(target, again), atomic_path(target) as fresh:
         yield fresh
@@ -141,6 +141,7 @@ def export_adapter(
         ``folder``, ``base``, ``adapter`` (kinds of parts), ``labels`` of a classifier, and
         ``license`` as in ``export``.
     """
+    refuse_target(folder, target)
     result = read_result(folder)
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     refuse_no_adapter(folder)
@@ -305,30 +306,28 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
     Returns and raises what ``export`` does, with the opset, the names of inputs and outputs, and
     the largest logit and the largest ``difference`` from torch's; it is refused if that is large.
     """
+    refuse_target(folder, target)
+    recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
+    run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
+    _refuse_quantised(run)
+    run.model.float().cpu()
+    cached = run.form not in HEADED
+    with _one_refusal(run):
+        texts = list(_texts(run, cached=cached))
+        expected = [_logits(run.model, text, None, cached=cached) for text in texts]
+    try:
+        model, merged, left = merge(run)
+    except ValueError:  # OMoE: then the others stay beside them too
+        model, merged, left = run.model, [], kinds(run.model)
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    _say_answers(base, run)
+    title, made = f"{recipe.model} after {recipe.method}, as a graph", "Written by lorada export."
+    metadata = front_matter(recipe, "onnx", task_type(base.config, classifies=not cached))
     with _new_folder(folder, target) as fresh:
-        recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
-        run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
-        _refuse_quantised(run)
-        run.model.float().cpu()
-        cached = run.form not in HEADED
-        with _one_refusal(run):
-            texts = list(_texts(run, cached=cached))
-            expected = [_logits(run.model, text, None, cached=cached) for text in texts]
-        try:
-            model, merged, left = merge(run)
-        except ValueError:  # OMoE: then the others stay beside them too
-            model, merged, left = run.model, [], kinds(run.model)
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        _say_answers(base, run)
         with _one_refusal(run):
             program = _write_graph(base, texts, expected, fresh, cached=cached)
         run.tokenizer.save_pretrained(fresh)
         copy_licence(recipe.model, fresh)
-        metadata = front_matter(recipe, "onnx", task_type(base.config, classifies=not cached))
-        title, made = (
-            f"{recipe.model} after {recipe.method}, as a graph",
-            "Written by lorada export.",
-        )
         notes = NOTES.format_map(program)
         write_text(fresh, recipe, metadata, title=title, made=made, code=CODE, notes=notes)
     return {
@@ -446,8 +445,6 @@ def _texts(run: Run, *, cached: bool) -> Iterator[Inputs]:
     for batch, count in ((3, SHORT), (2, min(length + 8, context_of(base.config) or length + 8))):
         pads = count * torch.arange(batch)[:, None] // (batch + 1)  # of each row
         mask = (torch.arange(count) >= pads).long()  # a decoder's prompts must end alike
-        if not cached and batch == 3:  # texts for a head are padded on either side
-            mask = mask.flip(1)
         generator = torch.Generator().manual_seed(batch)
         chosen = tokens[torch.randint(len(tokens), (batch, count), generator=generator)]
         ids = torch.where(mask.bool(), chosen, run.tokenizer.pad_token_id or 0)

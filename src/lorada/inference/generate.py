@@ -80,7 +80,7 @@ def generate(
     max_new_tokens: int | None = None,
     protocol: Protocol | None = None,
 ) -> list[str]:
-    """Continue prompts, with the generation settings of a protocol.
+    """Continue prompts, with the generation settings of a protocol, or of the run's first task.
 
     Args:
         run: the run.
@@ -88,10 +88,7 @@ def generate(
             end), with a warning.
         templated: whether the prompts already have special tokens, from a chat template.
         max_new_tokens: most tokens to generate; None for the recipe's number.
-        protocol: has the generation settings; None for the protocol of the run's first task.
-
-    Returns:
-        The continuations, without the prompts.
+        protocol: the protocol; None for that of the task.
 
     Raises:
         ValueError: for a model that cannot generate, a prompt that is empty or not valid text, or
@@ -112,11 +109,7 @@ def generate_parts(
 ) -> Iterator[tuple[int, Text]]:
     """Continue some parts of prompts, one part after the other; all are checked at once.
 
-    Returns:
-        Indices of prompts with their continuations; within a part in any order.
-
-    Raises:
-        ValueError: as ``generate`` does.
+    Yields indices of prompts with their continuations; within a part in any order.
     """
     room = room_for_prompts(run, settings["max_new_tokens"])
     tokens = tokens_of(run, prompts, room, templated=templated)
