@@ -18,7 +18,7 @@ from programs import printed
 from safetensors.torch import load_file, save_file
 from stacks import logits
 from test_export import CLASSES, inputs, train_run
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorada.inference.export import export
 from lorada.inference.load import load_run
@@ -126,12 +126,6 @@ def test_without_lorada_every_way_to_load_it_ends_in_an_error_that_names_it(expo
     assert found.keys() == ways - {"bart-pipeline"}
 
 
-def test_the_class_of_the_base_reads_it_too(exported):
-    place, expected = exported
-    model = LlamaForCausalLM.from_pretrained(place / "llama")
-    assert_close(logits(model, batch_of(place, "llama")), expected["llama"])
-
-
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_an_engine_that_would_read_the_base_alone_is_refused(exported, engine, monkeypatch):
     place, _ = exported
@@ -194,19 +188,3 @@ def test_such_a_folder_is_refused_as_the_base_of_a_run(exported, tmp_path, mista
         )  # fmt: skip
         assert "holds an adapter beside its base" in line
         assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_with_the_adapter_in_a_folder_of_its_own_loads_as_it_did(exported, tmp_path):
-    place, expected = exported
-    old, batch = shutil.copytree(place / "llama", tmp_path / "old"), batch_of(place, "llama")
-    (old / "adapter").mkdir()
-    for path in old.glob("adapter_*"):
-        path.rename(old / "adapter" / path.name)
-    config = old / "adapter" / "adapter_config.json"
-    said = {**json.loads(config.read_text()), "base_model_name_or_path": str(old)}
-    config.write_text(json.dumps(said))
-
-    base = AutoModelForCausalLM.from_pretrained(old)
-    assert_close(logits(PeftModel.from_pretrained(base, old / "adapter"), batch), expected["llama"])
-    for auto in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
-        assert_close(logits(auto.from_pretrained(old / "adapter"), batch), expected["llama"])

@@ -216,7 +216,7 @@ def evaluate(
     from lorada.runs.result import read_result
 
     if lm_eval is not None:
-        from lorada.inference.lm_eval import evaluate_lm_eval
+        from lorada.inference.evaluate import evaluate_lm_eval
 
         tasks = split_names("lm-eval", lm_eval) or []
         with redirect_stdout(sys.stderr):  # lm-eval and its tasks print

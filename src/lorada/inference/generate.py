@@ -159,12 +159,17 @@ def _refilled(
     tokens = torch.tensor(settings.get("eos_token_id", []), dtype=torch.long, device=run.device)
     strings = settings.get("stop_strings")
     found = StopStringCriteria(run.tokenizer, strings) if strings else None
+    over = False
 
     def ended(ids: Tensor) -> Tensor:
+        nonlocal over
         last = torch.isin(ids[:, -1], tokens)
         if found is not None:
             last = last | found(ids, None)
-        return last if watch is None else last | watch(ids)
+        if watch is not None and not over:  # tokens behind the end are to no use
+            last = last | watch(ids)
+            over = bool(last.all())
+        return last
 
     limit, size = settings["max_new_tokens"], run.recipe.eval_batch_size
     writer = Writer(model, ended, limit, run.tokenizer.pad_token_id, size)

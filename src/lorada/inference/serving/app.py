@@ -18,7 +18,6 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from lorada.inference.answer_text import AnswerText
-from lorada.inference.serving.classifier import Classifier
 from lorada.inference.serving.requests import (
     RUNNING,
     ChatRequest,
@@ -32,7 +31,7 @@ from lorada.inference.serving.requests import (
     refusal_of,
     request_of,
 )
-from lorada.inference.serving.served import Ask, Served, asks_of
+from lorada.inference.serving.served import Ask, Classifier, Served, asks_of
 from lorada.support.files import json_lines
 
 KINDS: dict[str, Kind] = {

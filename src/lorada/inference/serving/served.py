@@ -1,7 +1,7 @@
-"""What writes text under a name: a run, or the base alone, with its batches.
+"""What answers under a name: a run or the base alone that writes text, or a run that classifies.
 
-Several names share one base model, in turn, each with its own adapter switched on. A token that is
-drawn depends on its request's seed and its position, whatever else is in the batch:
+Writers share one base model, in turn, each with its own adapter switched on. A token that is drawn
+depends on its request's seed and its position, whatever else is in the batch:
 
     token = the first t with P(1) + … + P(t) > u(seed, position), u in [0, 1)
 
@@ -10,6 +10,8 @@ Shapes: B requests, V tokens of the vocabulary.
 
 import itertools
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,20 +32,27 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
 from lorada.attention.interface import install
-from lorada.data.dataset import context_of
+from lorada.data.dataset import context_of, dataset_of, encode_each, encode_options
+from lorada.data.task_rows import Rows, rows_to_answer
+from lorada.data.tokenize import EMPTY
+from lorada.inference.evaluate import answer_rows
 from lorada.inference.generate import (
     chat_prompt,
     generation_settings,
     reason_against,
     tokens_of,
 )
-from lorada.inference.load import Run, load_side_by_side
+from lorada.inference.load import Run, load_run, load_side_by_side
+from lorada.inference.predict import as_answer
 from lorada.inference.serving.requests import (
     ChatRequest,
     CompletionRequest,
     EngineFailed,
+    Record,
     Refused,
 )
+from lorada.support.row_sources import Row
+from lorada.training.same_base import adapter_names
 
 # On a processor: tokens in a page of a cache, tokens that one forward pass reads at most, and
 # tokens in the cache of a batch, unless the user says otherwise.
@@ -330,3 +339,67 @@ def _most(served: Served, read: int, wanted: int | None, limit: int | None) -> i
     if limit is not None and wanted > limit:
         raise Refused(400, f"{wanted} tokens are more than this server writes, {limit}")
     return wanted
+
+
+class Classifier:
+    """A run that answers at ``/v1/classify`` as ``lorada predict`` does, one request at a time.
+
+    It labels texts, in vLLM's form, gives them scores, or chooses among candidates.
+    """
+
+    def __init__(self, name: str, run: Run) -> None:
+        self.name, self._run = name, run
+        self.described = {"base": run.recipe.model, "method": run.recipe.method}
+        what = {"score": "scores texts", "choice": "chooses among candidates"}
+        self.does = what.get(run.form, f"labels texts {', '.join(run.labels)}")
+        self._turn = threading.Lock()
+
+    def classify(self, rows: list[Row], record: Record) -> dict[str, Any]:
+        """The response to rows; probabilities are in the order of the run's classes.
+
+        Raises:
+            Refused: for a row that the run cannot read, is too long, or has no token that the model
+                knows.
+        """
+        run = self._run
+        try:
+            asked = rows_to_answer(rows, "input", run.form, run.labels, pairs=run.pairs)
+        except ValueError as error:
+            said = " ".join(str(error).split())[:LONGEST]
+            raise Refused(400, said, param="input") from error
+        with self._turn, torch.no_grad():
+            encoded = dataset_of(self._features(asked, record))
+            found = sorted(answer_rows(run, asked, encoded=encoded))
+        data = [{"index": i, **as_answer(asked, i, one, run.label_type)} for i, one in found]
+        for one in data if run.form == "label" else ():
+            one["probs"] = list(one["probs"].values())
+            one["num_classes"] = len(run.labels)
+        return {
+            "id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()),
+            "model": self.name, "data": data, "usage": record.usage,
+        }  # fmt: skip
+
+    def _features(self, rows: Rows, record: Record) -> Iterator[dict[str, Any]]:
+        """The features of rows, none of which may be cut; their tokens are counted."""
+        run = self._run
+        options = encode_options(rows, run.recipe, run.kind)
+        for index, one in encode_each(rows, run.tokenizer, options):
+            where = f"input row {index + 1}"
+            if one is EMPTY:
+                raise Refused(400, f"{where} has no token of this model", param="input")
+            if one is None or one.truncated:
+                said = f"{where} is longer than the {options.max_length} tokens that are read here"
+                raise Refused(400, said, code="context_length_exceeded", param="input")
+            parts = [one.features[name] for name in ("input_ids", "prompt") if name in one.features]
+            record.read += sum(map(len, [*parts, *one.features.get("candidates", ())]))
+            yield one.features
+
+
+def open_classifiers(
+    folders: Sequence[Path], *, trust_remote_code: bool = False
+) -> dict[str, Classifier]:
+    """Load finished runs, each with a base of its own, by the names of their folders."""
+    return {
+        name: Classifier(name, load_run(folder, trust_remote_code=trust_remote_code))
+        for name, folder in zip(adapter_names(folders), folders, strict=True)
+    }
