@@ -206,19 +206,13 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
 
 @dataclass
 class _Reading:
-    """One forward pass.
+    """One forward pass."""
 
-    Attributes:
-        calls: attention module → its call, output (B, T, H, D) and softmax map (B, H, T, K).
-        maps: attention module → what its map did.
-        hidden: the hidden states after each layer, (B, T, ·).
-        logits: (B, T, V) or (B, V); None if the model has none.
-    """
-
+    # Attention module → its call, output (B, T, H, D) and softmax map (B, H, T, K).
     calls: dict[nn.Module, tuple[AttentionCall, Tensor, Tensor]] = field(default_factory=dict)
-    maps: dict[nn.Module, Observation] = field(default_factory=dict)
-    hidden: list[Tensor] = field(default_factory=list)
-    logits: Tensor | None = None
+    maps: dict[nn.Module, Observation] = field(default_factory=dict)  # what its map did
+    hidden: list[Tensor] = field(default_factory=list)  # states after each layer, (B, T, ·)
+    logits: Tensor | None = None  # (B, T, V) or (B, V)
 
 
 def _read(

@@ -35,18 +35,31 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run(Prepared):
-    """A finished run and its model."""
+    """A finished run and its model.
+
+    Attributes:
+        folder: the run's folder.
+        model: the base model with the adapter, or the model that was trained itself.
+        form: the form of its training rows.
+        labels: the classes that it has learned, by index.
+        drawn: names of the base's parameters that were drawn at random.
+        key: the name that PEFT knows its adapter by; None for the base of a run, alone.
+        metric: the name of the metric that it is scored by; None for that of its protocol.
+        most: the most tokens of an answer, unless its recipe or its protocol says it; None for 32.
+        label_type: what its classes are in the rows: text, integer or boolean.
+        pairs: whether each of its training rows was a pair of texts.
+    """
 
     folder: Path
-    model: PeftModel | PreTrainedModel  # the base with the adapter, or the trained model itself
-    form: Form  # of its training rows
-    labels: tuple[str, ...]  # the classes that it has learned, by index
-    drawn: frozenset[str]  # names of the base's parameters that were drawn at random
-    key: str | None = "default"  # PEFT's name of its adapter; None for the base of a run, alone
-    metric: str | None = None  # that it is scored by; None for that of its protocol
-    most: int | None = None  # tokens of an answer, unless recipe or protocol says it; None for 32
-    label_type: str = "text"  # of its classes in the rows: text, integer or boolean
-    pairs: bool = False  # whether each of its training rows was a pair of texts
+    model: PeftModel | PreTrainedModel
+    form: Form
+    labels: tuple[str, ...]
+    drawn: frozenset[str]
+    key: str | None = "default"
+    metric: str | None = None
+    most: int | None = None
+    label_type: str = "text"
+    pairs: bool = False
 
     def activate(self) -> None:
         """Make its adapter the one that the model uses; a fully trained model has none."""
