@@ -12,7 +12,7 @@ from architectures import ARCHITECTURES
 from conftest import assert_close
 from folders import ROWS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
 from paths import TESTS
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from programs import printed
 from stacks import logits, lora
 from transformers import (
@@ -138,6 +138,19 @@ def test_that_nothing_is_merged_is_said_with_the_reason(place, tmp_path, works, 
     assert_close(logits(model, batch), logits(load_run(run).model, batch))
 
 
+def test_parts_around_one_module_load_with_peft_too(place, tmp_path, works):
+    run = train_run(place, tmp_path / "run", "ia3+lily", "lily.target_modules=[v_proj]")
+    works("export", run, tmp_path / "out")
+    batch = inputs()
+    expected = logits(load_run(run).model, batch)
+    assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out"), batch), expected)
+    base = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", adapter_kwargs={"subfolder": "none"}
+    )
+    assert not torch.allclose(logits(base, batch), expected, atol=1e-2)
+    assert_close(logits(PeftModel.from_pretrained(base, tmp_path / "out"), batch), expected)
+
+
 def test_a_part_that_only_peft_can_load_is_refused_beside_a_base(place, tmp_path, mistake):
     run = train_run(place, tmp_path / "run", "vera+lily", "vera.target_modules=[q_proj]")
     line = mistake("export", run, tmp_path / "out")
@@ -195,6 +208,18 @@ def test_a_plain_export_says_nothing_of_an_adapter_and_loads_where_there_is_no_l
     expected = logits(load_run(run).model, {"input_ids": torch.arange(5, 25)[None]})
     found = json.loads(printed(sys.executable, "-c", ALONE, tmp_path / "out", TESTS))
     assert_close(torch.tensor(found), expected)
+
+
+def test_an_empty_folder_is_filled_and_the_run_stays(finished, tmp_path, works):
+    def content():
+        return {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+    before = content()
+    (tmp_path / "new").mkdir()
+    out, _ = works("export", finished, tmp_path / "new")
+    assert out.replace("\n", "").endswith(f"next: cat {tmp_path / 'new'}/README.md")
+    assert (tmp_path / "new" / "config.json").is_file()
+    assert content() == before
 
 
 def test_a_folder_that_is_taken_is_refused_and_left_alone(finished, tmp_path, mistake):

@@ -18,7 +18,7 @@ from programs import printed
 from safetensors.torch import load_file, save_file
 from stacks import logits
 from test_export import CLASSES, inputs, train_run
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from lorada.inference.export import export
 from lorada.inference.load import load_run
@@ -124,6 +124,12 @@ def test_without_lorada_every_way_to_load_it_ends_in_an_error_that_names_it(expo
         assert "model type `lorada`" in error, way
     ways = {f"{kind}-{way}" for kind in KINDS for way in ("auto", "pipeline", "base")}
     assert found.keys() == ways - {"bart-pipeline"}
+
+
+def test_the_class_of_the_base_reads_it_too(exported):
+    place, expected = exported
+    model = LlamaForCausalLM.from_pretrained(place / "llama")
+    assert_close(logits(model, batch_of(place, "llama")), expected["llama"])
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
