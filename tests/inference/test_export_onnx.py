@@ -73,6 +73,7 @@ def test_the_graph_of_a_decoder_writes_what_generate_does(finished, tmp_path, js
     assert f"ONNX opset {written['opset']}" in card
     assert "position_ids" in card
     assert str(tmp_path).encode() not in (target / "model.onnx").read_bytes()
+    assert (target / "generation_config.json").is_file()
     assert b"stack_trace" not in (target / "model.onnx").read_bytes()
 
 
@@ -157,7 +158,7 @@ def test_a_check_passes_only_below_rounding(difference):
 def test_an_encoder_decoder_is_refused_in_one_line(place, tmp_path, mistake):
     run = train_run(place, tmp_path / "run", "lora", model="bart")
     line = mistake("export", run, tmp_path / "graph", "--format", "onnx")
-    assert "cannot export this bart model to ONNX" in line
+    assert "is an encoder–decoder, which is no one graph: export the model without" in line
     assert folder_of(tmp_path) == ["run"]
 
 

@@ -286,6 +286,7 @@ def copy_licence(model: str, fresh: Path) -> None:
 # The largest difference of a graph from torch, as a share of the largest logit. In fp32 the sums
 # of both have errors of some 1e-6 of that; a part that is missing is off by its own effect.
 TOLERANCE = 1e-4
+PLAIN = "export the model without --format"
 PAST, SHORT = 2, 12  # tokens in the cache of the traced example, and in all of a short text
 CODE = """\
 import onnxruntime
@@ -310,6 +311,8 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
     _refuse_quantised(run)
+    if run.kind == "encoder_decoder":
+        raise ValueError(f"{recipe.model} is an encoder–decoder, which is no one graph: {PLAIN}")
     run.model.float().cpu()
     cached = run.form not in HEADED
     with _one_refusal(run):
@@ -326,6 +329,8 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
     with _new_folder(folder, target) as fresh:
         with _one_refusal(run):
             program = _write_graph(base, texts, expected, fresh, cached=cached)
+        if base.can_generate():  # what ends a text is in these settings
+            base.generation_config.save_pretrained(fresh)
         run.tokenizer.save_pretrained(fresh)
         copy_licence(recipe.model, fresh)
         notes = NOTES.format_map(program)
@@ -352,7 +357,7 @@ def _one_refusal(run: Run) -> Iterator[None]:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"transformers {transformers.__version__} cannot export this {run.config.model_type} "
-            f"model to ONNX ({type(error).__name__}: {reason}): export it without --format"
+            f"model to ONNX ({type(error).__name__}: {reason}): {PLAIN}"
         ) from error
     finally:
         logging.disable(quiet)
