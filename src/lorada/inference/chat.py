@@ -67,7 +67,7 @@ def stream(
     # A tokenizer may take back what it had given before.
     whole, shown = found.text, answer.shown
     show(whole[len(shown) :] if whole.startswith(shown) else f"\n{whole}")
-    ids = torch.tensor(found.ids, device=run.device)
+    ids = torch.tensor(found.ids, dtype=torch.long, device=run.device)
     return Written(whole, ids, dict(padded(run, tokens)))
 
 
