@@ -34,12 +34,7 @@ MOST_STEPS = 8
 
 
 def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -> dict[str, Any]:
-    """The data of the page: one or two runs on sentences, with their ``steps`` of training.
-
-    Raises:
-        ValueError: for a text that is empty or too long, a run without an adapter, or tokens that
-            differ.
-    """
+    """The data of the page: one or two runs on sentences, with their ``steps`` of training."""
     texts = texts or [""]
     read = [[_words(run, text) for text in texts] for run in runs]
     if any(other != read[0] for other in read[1:]):

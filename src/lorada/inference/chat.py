@@ -222,12 +222,7 @@ def open_chat(
     *,
     trust_remote_code: bool = False,
 ) -> Chat:
-    """Load finished runs on one base; the first is active.
-
-    Raises:
-        ValueError: for a run that is not finished or writes no text, runs on different bases, or a
-            run that is given twice.
-    """
+    """Load finished runs on one base; the first is active."""
     adapters = load_side_by_side(folders, trust_remote_code=trust_remote_code)
     for run in adapters.values():
         _room(run, max_new_tokens)

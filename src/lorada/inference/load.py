@@ -129,12 +129,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
 def load_side_by_side(
     folders: Sequence[Path], *, trust_remote_code: bool = False
 ) -> dict[str, Run]:
-    """Load finished runs onto one base model, by the names of their folders; the first is active.
-
-    Raises:
-        ValueError: as ``load_run``, for runs on different bases, a run that is given twice, or an
-            adapter that PEFT cannot put beside another.
-    """
+    """Load finished runs onto one base, by the names of their folders; the first is active."""
     names = adapter_names(folders)
     refuse_different_bases(folders)
     first = load_run(folders[0], trust_remote_code=trust_remote_code)
@@ -190,11 +185,7 @@ def refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None
 
 @contextmanager
 def scoring(run: Run, *, base: bool) -> Iterator[None]:
-    """Switch gradients off in a ``with`` block, and the adapter too if the base is to be scored.
-
-    Raises:
-        ValueError: if there is no adapter to switch off, or the base's head was drawn at random.
-    """
+    """Switch gradients off in a ``with`` block, and the adapter too if the base is to be scored."""
     if base and not isinstance(run.model, PeftModel):
         raise ValueError(
             "this run trained the base model itself: there is no adapter to switch off"

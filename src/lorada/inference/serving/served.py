@@ -258,9 +258,6 @@ def open_served(
 
     The cache of a batch holds the keys and values of ``cache_tokens``; of as many as we think right
     on a processor, or as memory allows on an accelerator, if that is None.
-
-    Raises:
-        ValueError: as ``load_side_by_side`` and ``Served`` do.
     """
     runs = load_side_by_side(folders, trust_remote_code=trust_remote_code)
     first = next(iter(runs.values()))
@@ -355,12 +352,7 @@ class Classifier:
         self._turn = threading.Lock()
 
     def classify(self, rows: list[Row], record: Record) -> dict[str, Any]:
-        """The response to rows; probabilities are in the order of the run's classes.
-
-        Raises:
-            Refused: for a row that the run cannot read, is too long, or has no token that the model
-                knows.
-        """
+        """The response to rows; probabilities are in the order of the run's classes."""
         run = self._run
         try:
             asked = rows_to_answer(rows, "input", run.form, run.labels, pairs=run.pairs)
