@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -50,11 +50,6 @@ Output = Annotated[
     str | None, typer.Option(help="folder of the run; else the recipe's, or runs/TASK-METHOD-seedN")
 ]
 SITE = Path(__file__).parent / "site"  # its sitecustomize.py is imported when Python starts
-# A prompt of the bundled task, for the command that the quickstart suggests.
-PROMPT = (
-    r"1. No cats are birds\n2. All birds are singers\n"
-    r"Does it logically follow that: No cats are singers?\nAnswer:"
-)
 
 
 @app.command(no_args_is_help=True)
@@ -291,38 +286,6 @@ def generate(
     for text in outputs:
         console.print(text, highlight=False, soft_wrap=True)
     suggest_scoring(run, recipe)
-
-
-@app.command()
-def quickstart(
-    output: Annotated[Path, typer.Option(help="folder for the runs")] = Path("runs/quickstart"),
-    overwrite: Annotated[bool, typer.Option(help="begin anew if it has finished before")] = False,
-    as_json: Json = False,
-) -> None:
-    """Train LoRaDA-LA and a LoRA of no more parameters on SmolLM2-135M, and compare them."""
-    from lorada.cli.checks import check_training
-    from lorada.training.load_recipe import outline
-
-    for name in ("lora", "lorada_la"):
-        plain = outline("quickstart", [], {"output": str(output / name)})
-        check_training(plain, resume=False, overwrite=True)  # it goes on with runs of its own
-    with importing(quiet=as_json):
-        from lorada.compare.quickstart import run_quickstart
-
-    report: Callable[..., Any] = errors.print if as_json else console.print
-    try:
-        with prints_to_stderr(as_json):
-            comparison = run_quickstart(output, overwrite=overwrite, report=report)
-    except KeyboardInterrupt:
-        errors.print("stopped and saved: the same command goes on from here", highlight=False)
-        raise
-    if as_json:
-        print_json(comparison)
-        return
-    from lorada.cli.terminal import comparison_table
-
-    console.print(comparison_table(comparison))
-    suggest("generate", output / "lorada_la", also=f"--prompt $'{PROMPT}'")
 
 
 # All words after the program's name, even `--help`, are passed to the program.
