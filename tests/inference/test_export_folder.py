@@ -21,8 +21,8 @@ from test_export import CLASSES, inputs, train_run
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from lorada.inference.export import export
+from lorada.inference.exported_config import READERS
 from lorada.inference.load import load_run
-from lorada.tuners.exported_config import READERS
 
 pytestmark = pytest.mark.fp64
 # Kind -> its rows, its method with settings, the class that loads it, and a pipeline.

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from lorada import METHODS
 from lorada.inference.load import load_run, load_side_by_side
 from lorada.methods.lookup import method_named
-from lorada.tuners import TUNERS
+from lorada.support.tuners import TUNERS
 
 pytestmark = pytest.mark.fp64
 

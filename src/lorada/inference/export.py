@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from lorada.data.dataset import context_of
+from lorada.inference.exported_config import mark
 from lorada.inference.generate import end_tokens
 from lorada.inference.load import Run, load_run, refuse_changed
 from lorada.runs.folder import refuse_no_adapter, refuse_target
@@ -56,7 +57,6 @@ from lorada.training.models.candidate_scores import accepted, positions_of
 from lorada.training.models.loading import model_folder
 from lorada.training.models.pooling import BESIDE, pooling_of, save_beside
 from lorada.training.prepare import prepare
-from lorada.tuners.exported_config import mark
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import PoolingConfig
 from lorada.tuners.stack.merging import UnmergeableError
