@@ -57,7 +57,7 @@ def device_bytes(recipe: Recipe) -> int | None:
 
 
 def dtype_on(recipe: Recipe, config: Any, *, narrow: bool) -> str:
-    """The dtype of a recipe's base, on a device that computes in 16 bits (``narrow``) or another."""
+    """The dtype of a recipe's base, on a device with 16 bits (``narrow``) or another."""
     if recipe.dtype != AUTO:
         return recipe.dtype
     saved = str(getattr(config, "dtype", None)).removeprefix("torch.")
