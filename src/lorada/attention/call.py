@@ -168,11 +168,7 @@ class AttentionCall:
         return inputs.once(compute, tensors, facts, *others)
 
     def visible_keys(self) -> Tensor:
-        """(B, T or 1, K) booleans: which keys the mask lets a query see. It must not be None.
-
-        Raises:
-            ValueError: for a mask of an unknown form.
-        """
+        """(B, T or 1, K) booleans: which keys the mask lets a query see. It must not be None."""
         mask, (queries, keys) = self.mask, (self.shape.queries, self.shape.keys)
         if isinstance(mask, Tensor) and mask.dim() == 2:
             return mask[:, None, -keys:].bool()
@@ -213,11 +209,7 @@ def is_windowed(module: nn.Module) -> bool:
 
 
 def head_count(module: nn.Module) -> int:
-    """Query heads of an attention module.
-
-    Raises:
-        ValueError: if neither the module nor its config has the number.
-    """
+    """Query heads of an attention module."""
     for source in (module, getattr(module, "config", None)):
         for name in ("num_heads", "num_attention_heads", "n_heads"):
             if isinstance(getattr(source, name, None), int):

@@ -78,11 +78,7 @@ def dispatches(module: nn.Module) -> bool:
 
 
 def check_installed(module: nn.Module, args: Any) -> None:
-    """A forward pre-hook of attention modules that hold a part.
-
-    Raises:
-        ValueError: if the module's attention function is not wrapped and would ignore the part.
-    """
+    """A forward pre-hook of attention modules that hold a part."""
     implementation = name = implementation_of(module)
     name = name if name == "paged|eager" else name.removeprefix("paged|")  # the one with an entry
     if not hasattr(ALL_ATTENTION_FUNCTIONS.get(name), "adds_map"):

@@ -26,10 +26,6 @@ def locate(call: AttentionCall, *, raw: bool = False) -> TokenPositions:
     Args:
         call: the call.
         raw: whether padding counts as tokens, as in the paper's code.
-
-    Raises:
-        ValueError: for a mask of an unknown form, or if a sliding cache has dropped an unknown
-            number of keys.
     """
     queries, keys, mask = call.shape.queries, call.shape.keys, call.mask
     lengths = None if raw else call.cu_seq_lens

@@ -39,9 +39,6 @@ class ShiftedGroups:
         """The mask (B, H, T, K) of a call: its own mask, cut to the groups of each head.
 
         Groups count the tokens of a sequence, so padding and packed sequences do not move them.
-
-        Raises:
-            ValueError: for a kernel that takes no mask for each head.
         """
         mask, name = call.mask, call.implementation
         flat = mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 4)

@@ -89,21 +89,13 @@ def put(part: Tensor, like: Tensor, at: tuple[Any, ...]) -> Tensor:
 
 
 def map_positions(call: AttentionCall, attention_map: AttentionMap) -> TokenPositions:
-    """Where the tokens of a call lie in a map.
-
-    Raises:
-        ValueError: if sequences are packed into a row and attention lets them see each other.
-    """
+    """Where the tokens of a call lie in a map."""
     positions = _positions(call, raw=attention_map.positions == "raw")
     return positions if attention_map.align == "start" else positions.at_end(attention_map.length)
 
 
 def under_map(call: AttentionCall, attention_map: AttentionMap) -> UnderMap | None:
-    """The tokens of a call under a map, found once for all layers; None if no query is.
-
-    Raises:
-        ValueError: if sequences are packed into a row and attention lets them see each other.
-    """
+    """The tokens of a call under a map, found once for all layers; None if no query is."""
     length, align, raw = attention_map.length, attention_map.align, attention_map.positions == "raw"
 
     def find() -> UnderMap | None:

@@ -48,11 +48,7 @@ _CALLED = (
 
 
 def refuse_undefined(method: Method, model_config: Any) -> None:
-    """Refuse a method that has nothing to train in a model.
-
-    Raises:
-        ValueError: saying what the method needs.
-    """
+    """Refuse a method that has nothing to train in a model."""
     rule = method.trainable
     picks, shifts = rule not in (None, "."), SHIFTED_ATTENTION in method.callbacks
     model = meta_model(model_config) if picks or shifts else None
@@ -163,10 +159,6 @@ def fit_defaults(
 
     Returns:
         The settings, and a sentence for each that was replaced.
-
-    Raises:
-        ValueError: for matrices that a part cannot be placed on, ranks that cannot be pruned, or a
-            setting that needs a call which no training here makes.
     """
     model = ModelShape(model_config)
     found, sentences = {}, []
@@ -236,11 +228,7 @@ def _refuse_called(part: str, values: Settings) -> None:
 
 
 def refuse_no_pruning(init_r: int, target_r: int) -> None:
-    """Refuse ranks of AdaLoRA that leave nothing to prune, on which PEFT fails in training.
-
-    Raises:
-        ValueError: for a target that is not below the first rank.
-    """
+    """Refuse ranks of AdaLoRA that leave nothing to prune, on which PEFT fails in training."""
     if target_r >= init_r:
         raise ValueError(
             f"AdaLoRA: target_r={target_r} is not below init_r={init_r}, so there is nothing to "

@@ -39,9 +39,6 @@ class GaLoreAdamW(torch.optim.Optimizer):
         rank: r; None for plain AdamW.
         refresh: steps from one projector to the next.
         scale: α.
-
-    Raises:
-        ValueError: for a rank or refresh below 1, or a rank for what is not a matrix.
     """
 
     def __init__(

@@ -52,12 +52,7 @@ def _single(name: str) -> Method:
 
 
 def _sum(name: str, methods: Sequence[Method]) -> Method:
-    """One method with the parts of several, in their order.
-
-    Raises:
-        ValueError: for a method without parts, a part that two of them have, or two that prepare
-            the adapter, bring an optimizer or set one training argument differently.
-    """
+    """One method with the parts of several, in their order."""
     for method in methods:
         if not method.part_names:
             raise ValueError(f"{name}: {method.name} has no parts, so it cannot be in a sum")
@@ -101,9 +96,6 @@ def describe(name: str) -> dict[str, Any]:
         ``summary``, ``formula``, ``paper``, ``source``, ``parts`` (names), ``models`` (the kinds it
         has settings for), ``not_from_the_paper`` (kind of model → source of settings that are not
         from the paper), ``runs`` (what implements it) and ``settings`` (model → part → settings).
-
-    Raises:
-        ValueError: for an unknown method, with the nearest names.
     """
     method = method_named(name)
     settings = {**method.parts, **method.unpublished.parts}

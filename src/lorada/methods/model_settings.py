@@ -43,9 +43,6 @@ class ChosenSettings:
 
 def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
     """Choose a method's settings for a model: the model's own, its family's, or unpublished ones.
-
-    Raises:
-        ValueError: if the method has no settings for a model of this kind.
     """
     if method.summands:
         return _joined([(m.name, choose_settings(m, model_config)) for m in method.summands])
@@ -92,11 +89,7 @@ def _source(source: str, home: str, model_type: str) -> str:
 def settings_for(
     chosen: ChosenSettings, stated: Mapping[str, Settings], model_config: Any
 ) -> dict[str, Settings]:
-    """Translate chosen settings for a model, and put the user's (``stated``) in their place.
-
-    Raises:
-        ValueError: for a model with unknown names of matrices, if the user gives none.
-    """
+    """Translate chosen settings for a model, and put the user's (``stated``) in their place."""
     found: dict[str, Settings] = {}
     here: Scheme | None = None
     for part, values in chosen.parts.items():
@@ -143,9 +136,6 @@ def scheme_of(model_config: Any, wanted: str) -> Scheme:
     """The names of a model's matrices: those of its type, or of a type with the same linear layers.
 
     ``wanted`` is the setting that needs the names; the error tells the user to give it.
-
-    Raises:
-        ValueError: if there is no such type.
     """
     model_type = model_config.model_type
     if model_type in SCHEMES:

@@ -62,12 +62,7 @@ def settings_of(section: str) -> dict[str, Any]:
 
 
 def checked(section: str, name: str, value: Any) -> Any:
-    """Check a value against the type of its setting and convert it, such as ``"1e-3"`` to 0.001.
-
-    Raises:
-        ValueError: for a setting that the section does not have (with the nearest names), or a
-            value of another type.
-    """
+    """Check a value against the type of its setting and convert it, such as ``"1e-3"`` to 0.001."""
     types = settings_of(section)
     if name not in types:
         raise _unknown(f"setting of {section}", name, types, f"{section}.")
@@ -98,9 +93,6 @@ def owner_of(key: str, sections: Iterable[str], also: Iterable[str] = ()) -> str
         key: a bare name, such as ``rank``.
         sections: where to look.
         also: further valid names, for the hint of the error.
-
-    Raises:
-        ValueError: if no section has it (with the nearest names), or several (with the full keys).
     """
     known = {section: settings_of(section) for section in sections}
     owners = [section for section, names in known.items() if key in names]
@@ -122,11 +114,7 @@ def _unknown(kind: str, name: str, known: Collection[str], section: str = "") ->
 
 
 def part_overrides(parts: Collection[str], overrides: Mapping[str, Any]) -> dict[str, Settings]:
-    """Sort overrides by part: ``{"lmam": {"rank": 4}}`` from ``lmam={"rank": 4}`` or ``rank=4``.
-
-    Raises:
-        ValueError: for a setting that no part has or that several have, or a value of another type.
-    """
+    """Sort overrides by part: ``{"lmam": {"rank": 4}}`` from ``lmam={"rank": 4}`` or ``rank=4``."""
     found: dict[str, Settings] = {part: {} for part in parts}
     for key, value in overrides.items():
         of_part = key in found and isinstance(value, dict)

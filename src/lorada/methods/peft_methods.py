@@ -67,11 +67,7 @@ def peft_names() -> list[str]:
 
 
 def peft_method(name: str) -> Method:
-    """The method of one tuner of PEFT.
-
-    Raises:
-        ValueError: for a tuner that cannot be one.
-    """
+    """The method of one tuner of PEFT."""
     if reason := refusal(name):
         raise ValueError(f"PEFT's {name} cannot be used as a method: {reason}")
     config = peft_configs()[name]

@@ -60,9 +60,6 @@ class LamdaConfig(LoradaPeftConfig):
         target_modules: names or a regex of the linear layers; None for all of every layer.
         exclude_modules: names or a regex of modules to leave out.
         rank_pattern: ranks that differ from ``rank``, by module name or pattern.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     rank: int = field(default=32)
@@ -104,11 +101,7 @@ class LamdaLayer(DeltaLayer):
     def update_layer(
         self, adapter_name: str, config: LamdaConfig, model: nn.Module, key: str
     ) -> None:
-        """Create the matrices of an adapter.
-
-        Raises:
-            ValueError: for a rank that is larger than the weight, or a quantised weight.
-        """
+        """Create the matrices of an adapter."""
         self.configs[adapter_name] = config
         width_in, width_out, rank = self.in_features, self.out_features, rank_of(config, key)
         if rank > min(width_in, width_out):
@@ -192,9 +185,6 @@ def weight_of(module: nn.Module, wish: str) -> Tensor | None:
     """The weight (out, in) of a linear layer, wrapped or not; None for other modules.
 
     ``wish`` is the use of the weight, for the error.
-
-    Raises:
-        ValueError: if it is quantised.
     """
     linear = linear_of(module)
     if linear is None:

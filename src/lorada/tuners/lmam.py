@@ -65,9 +65,6 @@ class LmamConfig(LoradaPeftConfig):
         target_modules: names of self-attention modules; None for all of them.
         exclude_modules: names or a regex of modules to leave out.
         stacks: ``encoder`` and/or ``decoder`` of an encoder-decoder model; None for both.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     rank: int = field(default=2)
@@ -145,12 +142,7 @@ class LmamLayer(AttachedLayer):
         interface.install()
 
     def update_layer(self, adapter_name: str, config: LmamConfig, model: nn.Module) -> None:
-        """Create the factors of an adapter.
-
-        Raises:
-            ValueError: if ``heads`` does not divide the attention heads, or if the module is split
-                over devices.
-        """
+        """Create the factors of an adapter."""
         total = head_count(self.host)
         heads = total if config.heads is None or config.ablation == "full_rank" else config.heads
         if total % heads:

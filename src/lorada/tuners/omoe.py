@@ -53,9 +53,6 @@ class OmoeConfig(LoradaPeftConfig):
         target_modules: names or a regex of the linear layers that get experts; None for the three
             of the FFN of LLaMA-like models.
         exclude_modules: names or a regex of modules to leave out.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     experts: int = field(default=2)
@@ -98,11 +95,7 @@ class OmoeLayer(DeltaLayer):
     def update_layer(
         self, adapter_name: str, config: OmoeConfig, model: nn.Module, key: str
     ) -> None:
-        """Create the experts and the router of an adapter.
-
-        Raises:
-            ValueError: for a quantised weight.
-        """
+        """Create the experts and the router of an adapter."""
         plain_weight(self.adapted, f"OMoE on {key}")
         down = self.new_weight(config.experts, config.rank, self.in_features)
         up = self.new_weight(config.experts, self.out_features, config.rank)

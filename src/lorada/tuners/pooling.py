@@ -47,9 +47,6 @@ class PoolingConfig(LoradaPeftConfig):
     Attributes:
         pooling: ``mean`` for the mean of the tokens' last hidden states, ``cls`` for that of the
             first token; padding is no token.
-
-    Raises:
-        ValueError: for another value.
     """
 
     pooling: str = field(default="mean")
@@ -73,9 +70,6 @@ def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
         hidden: the last hidden states.
         mask: the attention mask (B, T), not 0 where there is a token; None for tokens everywhere.
         pooling: one of ``POOLINGS``.
-
-    Raises:
-        ValueError: for a mask of another shape.
     """
     if mask is None:
         return hidden.mean(1) if pooling == "mean" else hidden[:, 0]
@@ -176,11 +170,7 @@ def backbone_of(model: nn.Module) -> nn.Module | None:
 
 
 def reader_of(model: nn.Module) -> Literal["", "classifier", "pooler"]:
-    """The entry of ``READERS`` for a model.
-
-    Raises:
-        ValueError: for a model with no head, or one of another kind.
-    """
+    """The entry of ``READERS`` for a model."""
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     refuse_type(kind)
     reader = READERS[kind]
@@ -198,11 +188,7 @@ def reader_of(model: nn.Module) -> Literal["", "classifier", "pooler"]:
 
 
 def refuse_type(model_type: str) -> None:
-    """Refuse a type of model whose head is not known.
-
-    Raises:
-        ValueError: with the types that are.
-    """
+    """Refuse a type of model whose head is not known."""
     if model_type not in READERS:
         raise ValueError(
             f"pooling is for the heads of {', '.join(READERS)}, not of {model_type}: leave it out"
@@ -210,11 +196,7 @@ def refuse_type(model_type: str) -> None:
 
 
 def attach(model: nn.Module, pooling: str) -> PoolingLayer:
-    """Put a pooling on a model that has no adapter.
-
-    Raises:
-        ValueError: for a model with no head, or one of another kind.
-    """
+    """Put a pooling on a model that has no adapter."""
     reader_of(model)
     host: Any = backbone_of(model)
     layer = PoolingLayer(host, model)

@@ -52,9 +52,6 @@ class PrefixConfig(LoradaPeftConfig):
         target_modules: names of attention modules; None for all, cross-attention included.
         exclude_modules: names or a regex of modules to leave out.
         stacks: ``encoder`` and/or ``decoder`` of an encoder-decoder model; None for both.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     length: int = field(default=30)

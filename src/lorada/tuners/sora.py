@@ -40,9 +40,6 @@ class SoraConfig(LoradaPeftConfig):
         target_modules: names or a regex of the linear layers; None for all of every layer.
         exclude_modules: names or a regex of modules to leave out.
         rank_pattern: numbers of ranks that differ from ``rank``, by module name or pattern.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     rank: int = field(default=8)

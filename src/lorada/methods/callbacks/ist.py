@@ -52,9 +52,6 @@ class ISTCallback(LayerCallback):
 
     Attributes:
         scores: I, one for each layer in the model's order.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     kept: ClassVar[str] = "scores"
@@ -77,12 +74,7 @@ class ISTCallback(LayerCallback):
             raise ValueError(f"factor={self.factor} must lie in (0, 1): it scales adapters down")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Find the adapters of each layer, and the scores of a run that is resumed.
-
-        Raises:
-            ValueError: for a model without adapters in two layers, an adapter that cannot be
-                scaled down, or the scores of another model.
-        """
+        """Find the adapters of each layer, and the scores of a run that is resumed."""
         model: nn.Module = kwargs["model"]
         switch = self.switch_on(model, args)
         self._adapters = [adapters_in(layer) for layer in switch.layers.values()]
@@ -139,11 +131,7 @@ class ISTCallback(LayerCallback):
 
 
 def adapters_in(layer: nn.Module) -> list[BaseTunerLayer]:
-    """The tuner layers with trainable parameters in a layer.
-
-    Raises:
-        ValueError: if one has no ``scaling``.
-    """
+    """The tuner layers with trainable parameters in a layer."""
     adapters = [
         module
         for module in layer.modules()

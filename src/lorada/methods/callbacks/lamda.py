@@ -27,9 +27,6 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
 
     Args:
         eta: η, the share of the steps over which B is frozen.
-
-    Raises:
-        ValueError: if it is not in (0, 1].
     """
 
     def __init__(self, eta: float = 0.3) -> None:
@@ -41,11 +38,7 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
         self._saved: list[tuple[nn.Parameter, Tensor]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Register hooks that set the gradients of frozen columns to 0.
-
-        Raises:
-            ValueError: if no B trains.
-        """
+        """Register hooks that set the gradients of frozen columns to 0."""
         matrices = matrices_of(kwargs["model"])
         if not matrices:
             raise ValueError("no LaMDA matrices train here: add a LamdaConfig to the adapter")

@@ -113,11 +113,7 @@ def draw(weights: torch.Tensor, count: int, generator: torch.Generator) -> list[
 
 
 def training_rows(loader: Any, count: int, generator: torch.Generator) -> list[Any]:
-    """Draw up to ``count`` rows of the training set of a Trainer's ``train_dataloader``.
-
-    Raises:
-        ValueError: for rows that are streamed, of which none can be drawn.
-    """
+    """Draw up to ``count`` rows of the training set of a Trainer's ``train_dataloader``."""
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset):
         raise ValueError(

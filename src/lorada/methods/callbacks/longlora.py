@@ -25,9 +25,6 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
 
     Args:
         group_size: G, in tokens; None for a quarter of the padded length of each batch.
-
-    Raises:
-        ValueError: for a group size that is not a whole number above 0.
     """
 
     def __init__(self, group_size: int | None = None) -> None:
@@ -37,11 +34,7 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
         self.groups = ShiftedGroups(group_size)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Switch shifted sparse attention on.
-
-        Raises:
-            ValueError: for a model that calls none of transformers' attention functions.
-        """
+        """Switch shifted sparse attention on."""
         model: nn.Module = kwargs["model"]
         names = self_attentions(model)
         found = [m for m in map(model.get_submodule, names) if dispatches(m)]

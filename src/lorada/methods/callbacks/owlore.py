@@ -52,9 +52,6 @@ class OwLoreCallback(LayerCallback):
             on rows of the training set before the first step.
         sequences: how many rows they are measured on.
         threshold: M; an outlier is larger than M times the mean.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     kept: ClassVar[str] = "weights"  # those of the model before training
@@ -71,11 +68,7 @@ class OwLoreCallback(LayerCallback):
             raise ValueError(f"weights={[*self.weights]} of OwLore must be finite and not negative")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Weigh the layers, and draw the first ones; in a resumed run those that were training.
-
-        Raises:
-            ValueError: for more layers than there are, or weights of another number of layers.
-        """
+        """Weigh the layers, and draw the first ones; in a resumed run those that were training."""
         model: nn.Module = kwargs["model"]
         switch = self.switch_on(model, args)
         count = len(switch.layers)

@@ -29,9 +29,6 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
         threshold: ``soft`` (publication) or ``released`` (the code, which zeroes up to 2ξ).
         times_learning_rate: whether to multiply ξ by the learning rate of the step, as in the
             publication's ηλ.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     def __init__(
@@ -47,11 +44,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
         self._before: list[torch.Tensor] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check that gates train, and that a penalty can be added.
-
-        Raises:
-            ValueError: if a check fails.
-        """
+        """Check that gates train, and that a penalty can be added."""
         if not gates_of(kwargs["model"]):
             raise ValueError("no SoRA gates train here: add a SoraConfig to the model's adapter")
         if getattr(args, "deepspeed", None) and any(_penalties(kwargs["model"]).values()):
@@ -135,11 +128,7 @@ def _groups(optimizer: Any) -> dict[nn.Parameter, dict[str, Any]]:
 
 
 def _decay(optimizer: Any, group: dict[str, Any]) -> float:
-    """The share of a parameter that AdamW's weight decay is about to subtract.
-
-    Raises:
-        ValueError: for an optimizer other than AdamW with weight decay.
-    """
+    """The share of a parameter that AdamW's weight decay is about to subtract."""
     if not group.get("weight_decay"):
         return 0.0
     name = type(getattr(optimizer, "optimizer", optimizer)).__name__  # accelerate wraps it

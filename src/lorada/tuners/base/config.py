@@ -107,9 +107,6 @@ class LoradaPeftConfig(PeftConfig):
             config. The adapter is refused on a model of another type, even if all shapes fit.
         lorada_version: the version that wrote the adapter. An adapter from a newer version loads
             with a warning if this version knows all its fields and values.
-
-    Raises:
-        ValueError: for an unknown field from a newer version, or an empty list of layers.
     """
 
     # Set by ``register``. It has no annotation, since a field would be saved.
@@ -175,11 +172,7 @@ class LoradaPeftConfig(PeftConfig):
 
 
 def newer_version(version: Any) -> str:
-    """The message about an adapter from a newer ``lorada_version``; empty for any other.
-
-    Raises:
-        ValueError: for a string that is not a version.
-    """
+    """The message about an adapter from a newer ``lorada_version``; empty for any other."""
     try:
         newer = version is not None and Version(str(version)) > Version(__version__)
     except InvalidVersion:
@@ -200,20 +193,12 @@ def saved_by(config: Any) -> str:
 
 
 def require_positive(config: object, *names: str) -> None:
-    """Refuse values that are not numbers above zero.
-
-    Raises:
-        ValueError: for the first such field.
-    """
+    """Refuse values that are not numbers above zero."""
     _require(config, names, "number", int | float)
 
 
 def require_count(config: object, *names: str) -> None:
-    """Refuse values that are not whole numbers above zero.
-
-    Raises:
-        ValueError: for the first such field.
-    """
+    """Refuse values that are not whole numbers above zero."""
     _require(config, names, "whole number", int)
 
 
@@ -226,22 +211,14 @@ def _require(config: object, names: tuple[str, ...], kind: str, types: Any) -> N
 
 
 def require_rate(config: object, name: str) -> None:
-    """Refuse a dropout rate outside of [0, 1).
-
-    Raises:
-        ValueError: for any other value.
-    """
+    """Refuse a dropout rate outside of [0, 1)."""
     value: Any = getattr(config, name)
     if not 0 <= value < 1:
         raise ValueError(f"{name}={value!r} must lie in [0, 1)")
 
 
 def require_choice(config: object, name: str, choices: tuple[Any, ...]) -> None:
-    """Refuse a value that is not one of ``choices``.
-
-    Raises:
-        ValueError: for any other value, listing the choices.
-    """
+    """Refuse a value that is not one of ``choices``."""
     value = getattr(config, name)
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
@@ -249,11 +226,7 @@ def require_choice(config: object, name: str, choices: tuple[Any, ...]) -> None:
 
 
 def refuse_no_layers(config: object) -> None:
-    """Refuse an empty list of layers, which for PEFT means all layers.
-
-    Raises:
-        ValueError: for such a list.
-    """
+    """Refuse an empty list of layers, which for PEFT means all layers."""
     if getattr(config, "layers_to_transform", None) in ([], ()):
         raise ValueError("layers_to_transform=[] names no layer: leave it out for all layers")
 

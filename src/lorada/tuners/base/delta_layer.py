@@ -102,11 +102,7 @@ class DeltaLayer(LoradaTunerLayer):
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add Δ of adapters, of the active ones by default, to the base weight.
-
-        Raises:
-            ValueError: for a quantised base; with ``safe_merge``, if the result is not finite.
-        """
+        """Add Δ of adapters, of the active ones by default, to the base weight."""
         names = check_adapters_to_merge(self, adapter_names)
         names = [name for name in names if name in self._get_available_adapters()]
         # Each Δ before the weight changes, since ``delta`` may read the weight.
@@ -129,11 +125,7 @@ class DeltaLayer(LoradaTunerLayer):
             self._add_to_weight(-delta, None)
 
     def get_base_weight(self) -> Tensor:
-        """The weight as the linear layer stores it.
-
-        Raises:
-            ValueError: if it is quantised.
-        """
+        """The weight as the linear layer stores it."""
         return plain_weight(self.adapted, "merging").data
 
     def _add_to_weight(self, delta: Tensor, checked: str | None) -> None:
@@ -148,11 +140,7 @@ class DeltaLayer(LoradaTunerLayer):
 
 
 def plain_weight(linear: nn.Module, wish: str) -> nn.Parameter:
-    """The weight of a linear layer; ``wish`` is its use, for the error.
-
-    Raises:
-        ValueError: if it is quantised.
-    """
+    """The weight of a linear layer; ``wish`` is its use, for the error."""
     weight: Any = getattr(linear, "weight", None)
     if type(weight) is not nn.Parameter or not weight.dtype.is_floating_point:
         raise ValueError(
@@ -216,11 +204,7 @@ def rank_of(config: Any, name: str) -> int:
 
 
 def check_ranks(config: Any, smallest: int) -> None:
-    """Refuse ranks in ``rank_pattern`` that are not whole numbers from ``smallest`` on.
-
-    Raises:
-        ValueError: naming the module and the rank.
-    """
+    """Refuse ranks in ``rank_pattern`` that are not whole numbers from ``smallest`` on."""
     for name, rank in (config.rank_pattern or {}).items():
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < smallest:
             raise ValueError(

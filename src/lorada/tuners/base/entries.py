@@ -85,9 +85,6 @@ def refuse_offloaded(model: nn.Module, kind: str) -> None:
     """Refuse to wrap weights that accelerate offloads: the adapter's would never get values.
 
     A model with a ``hf_device_map`` is fine: PEFT offloads it again together with the adapter.
-
-    Raises:
-        ValueError: naming the first such module.
     """
     if getattr(model, "hf_device_map", None) is not None:
         return

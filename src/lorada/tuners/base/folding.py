@@ -26,11 +26,7 @@ FINAL = {"IA3Layer", "OSFLayer"}
 
 
 def merge_all(model: nn.Module, names: list[str], *, safe_merge: bool = False) -> None:
-    """Merge adapters into the weights, in the order of their names.
-
-    Raises:
-        ValueError: with ``safe_merge``, if a merged weight is not finite.
-    """
+    """Merge adapters into the weights, in the order of their names."""
     for chain in wrappers(model).values():
         together = [name for layer in chain for name in layer.merged_adapters]
         together = list(dict.fromkeys([*together, *names]))

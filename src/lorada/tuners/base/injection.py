@@ -55,11 +55,7 @@ def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
 
 
 def refuse_known(model: nn.Module, adapter_name: str) -> None:
-    """Refuse to place an adapter on a model that has another one of the same name.
-
-    Raises:
-        ValueError: with the way to load the base alone, since transformers may have loaded both.
-    """
+    """Refuse to place an adapter on a model that has another one of the same name."""
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer) and adapter_name in layer._get_available_adapters():
             raise ValueError(
@@ -71,11 +67,7 @@ def refuse_known(model: nn.Module, adapter_name: str) -> None:
 
 
 def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
-    """Refuse a part in a module that the same adapter trains and saves as a whole copy.
-
-    Raises:
-        ValueError: naming the module and the part in it.
-    """
+    """Refuse a part in a module that the same adapter trains and saves as a whole copy."""
     for name, whole in model.named_modules():
         if not isinstance(whole, ModulesToSaveWrapper) or adapter_name not in whole.modules_to_save:
             continue
@@ -94,9 +86,6 @@ def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) ->
         model: the model.
         configs: the configs that name modules to save.
         task: PEFT's name of the task, whose heads are not refused; None for the heads of any task.
-
-    Raises:
-        ValueError: with the nearest names that the model has.
     """
     present = [name for name, _ in model.named_modules(remove_duplicate=False)]
     task = getattr(task, "value", task)
@@ -112,11 +101,7 @@ def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) ->
 def check_fits(
     model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
 ) -> None:
-    """Refuse the weights of an adapter that was saved for another architecture or size.
-
-    Raises:
-        ValueError: naming the first tensor that the model lacks or has in another shape.
-    """
+    """Refuse the weights of an adapter that was saved for another architecture or size."""
     problem = _misfit(model, state_dict)
     if problem is None:
         return

@@ -62,9 +62,6 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """The device for new weights: the one on which the adapted module runs.
 
         ``model`` is searched for the module's name, for the error.
-
-        Raises:
-            ValueError: if the adapted module is split over devices.
         """
         devices = sorted({str(device) for device in used_on(self.adapted)})
         if len(devices) > 1:

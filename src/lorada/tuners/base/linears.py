@@ -89,11 +89,7 @@ def has_adapter(layer: BaseTunerLayer, adapter_name: str) -> bool:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn PEFT's ``NotImplementedError`` for layers that cannot be merged into one line.
-
-    Raises:
-        ValueError: in its place.
-    """
+    """Turn PEFT's ``NotImplementedError`` for layers that cannot be merged into one line."""
     try:
         yield
     except NotImplementedError as error:

@@ -53,11 +53,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         return listed(self.candidates(config))
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
-        """Place an adapter on all of its targets; after an error the model is as before.
-
-        Raises:
-            ValueError: if no module matches, or the model lacks one of ``modules_to_save``.
-        """
+        """Place an adapter on all of its targets; after an error the model is as before."""
         config = self.peft_config[adapter_name]
         refuse_absent(model, [config], task=None)
         kw.pop("state_dict", None)  # PEFT would choose the targets by it; only the config may
@@ -101,11 +97,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
                 layer.cast_to_base(adapter_name)
 
     def refuse_merge(self, names: list[str]) -> None:
-        """Refuse to merge adapters, active or not; PEFT's own check knows only the active ones.
-
-        Raises:
-            ValueError: if one of them does not exist or cannot be merged into the weights.
-        """
+        """Refuse to merge adapters, active or not; PEFT's own check knows only the active ones."""
         for name in names:
             if name not in self.peft_config:
                 raise unknown_name("adapter", name, self.peft_config)
@@ -263,11 +255,7 @@ class AttachedModel(HostModel):
 
 
 def refuse_mixed_batch(arguments: dict[str, Any]) -> None:
-    """Refuse a call in which each sample names its own adapter; PEFT would ignore the names.
-
-    Raises:
-        ValueError: with the remedy.
-    """
+    """Refuse a call in which each sample names its own adapter; PEFT would ignore the names."""
     if arguments.get("adapter_names") is not None:
         raise ValueError(
             "adapter_names: one adapter serves a whole batch: call model.set_adapter(name), and "

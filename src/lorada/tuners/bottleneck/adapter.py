@@ -86,9 +86,6 @@ class BottleneckConfig(LoradaPeftConfig):
             LLaMA's ``down_proj`` (series), ``gate_proj`` and ``up_proj`` (series_input),
             ``up_proj`` and ``down_proj`` (parallel).
         exclude_modules: names or a regex of modules to leave out.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     rank: int = field(default=16)

@@ -45,9 +45,6 @@ class QuantaConfig(LoradaPeftConfig):
             T, which is half the size.
         target_modules: names or a regex of the linear layers; None for query and value.
         exclude_modules: names or a regex of modules to leave out.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     dims: list[int] | str | None = field(default=None)
@@ -145,11 +142,7 @@ class QuantaLayer(DeltaLayer):
     def update_layer(
         self, adapter_name: str, config: QuantaConfig, model: nn.Module, key: str
     ) -> None:
-        """Create the gates of an adapter.
-
-        Raises:
-            ValueError: if ``dims`` does not fit the module.
-        """
+        """Create the gates of an adapter."""
         hidden = getattr(getattr(model, "config", None), "hidden_size", None)
         dims = self._dims(config, key, hidden)
         device = self.device_for_weights()

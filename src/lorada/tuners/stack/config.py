@@ -34,9 +34,6 @@ class LoradaConfig(LoradaPeftConfig):
         parts: PEFT configs, or their dictionaries as in adapter_config.json. Options of the stack
             itself (``layers_to_transform``, ``modules_to_save``, ``init_weights``,
             ``inference_mode``) hold for every part that does not set them.
-
-    Raises:
-        ValueError: for an empty stack, or a part that PEFT does not inject into layers.
     """
 
     parts: list[Any] = field(default_factory=list)

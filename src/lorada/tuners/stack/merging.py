@@ -39,10 +39,6 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
     """Refuse to merge an adapter if one of its parts wraps modules and cannot be merged.
 
     ``tuners`` are the tuners of its parts; those of attached parts are ignored.
-
-    Raises:
-        UnmergeableError: naming the part, which can be kept as an adapter.
-        ValueError: naming the part, if it cannot be kept beside a saved base either.
     """
     for tuner in tuners:
         part: PeftConfig = tuner.peft_config[name]
@@ -100,9 +96,6 @@ def merge_and_keep_attached(stack: Any, name: str) -> nn.Module:
 
     Returns:
         A ``PeftModel`` over the merged base, or the merged base itself if no part remains.
-
-    Raises:
-        ValueError: for a part that cannot be merged; the stack is then unchanged.
     """
     refuse_unmergeable(stack.model, name, stack.tuners_of(name))
     config = stack.peft_config[name]

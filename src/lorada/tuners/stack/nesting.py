@@ -88,11 +88,7 @@ def layers_shown(
 
 
 def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) -> None:
-    """Refuse an adapter if other adapters change the order in which its parts are nested.
-
-    Raises:
-        ValueError: naming the module.
-    """
+    """Refuse an adapter if other adapters change the order in which its parts are nested."""
     wanted = [tuner_of(part).tuner_layer_cls for part in parts]
     for name, chain in wrappers(model).items():
         own = (layer for layer in reversed(chain) if has_adapter(layer, adapter_name))
@@ -131,11 +127,7 @@ BLIND = ("FrodLayer", "GloraLayer", "HRALayer", "LNTuningLayer", "SupertuningLay
 
 
 def refuse_blind(model: nn.Module) -> None:
-    """Refuse layers that another layer wraps without ever calling them.
-
-    Raises:
-        ValueError: naming the module, with the remedy.
-    """
+    """Refuse layers that another layer wraps without ever calling them."""
     for name, chain in wrappers(model).items():
         for layer in chain[:-1]:
             kind = layer_kind(layer).__name__
@@ -214,12 +206,7 @@ def owner_of(key: str, names: dict[str, Any]) -> str:
 def part_named_in_errors(
     model: nn.Module, part: PeftConfig, parts: list[PeftConfig]
 ) -> Iterator[None]:
-    """Turn an error of placing a part into one line that names the part and possible targets.
-
-    Raises:
-        ValueError: in place of the tuner's own error. PEFT's tuners raise a ``TypeError`` or a
-            ``NotImplementedError`` for a kind of layer that they do not support.
-    """
+    """Turn an error of placing a part into one line that names the part and possible targets."""
     try:
         refuse_no_layers(part)
         yield

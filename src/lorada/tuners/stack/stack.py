@@ -95,12 +95,7 @@ class LoradaModel(LoradaTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Place every part of an adapter; earlier adapters stay trainable or frozen as before.
-
-        Raises:
-            ValueError: if two parts of one kind want the same module, if a part would wrap
-                weights that accelerate has offloaded, or if the model lacks a module to save.
-        """
+        """Place every part of an adapter; earlier adapters stay trainable or frozen as before."""
         config = self.peft_config[adapter_name]
         refuse_absent(model, [config, *config.parts], config.task_type)
         for part in filter(wraps, config.parts):
@@ -313,11 +308,7 @@ class LoradaModel(LoradaTuner):
     # Merging and baking.
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse to join adapters into one, as PEFT does with plain LoRA.
-
-        Raises:
-            ValueError: always, with what to do.
-        """
+        """Refuse to join adapters into one, as PEFT does with plain LoRA."""
         raise ValueError(
             "add_weighted_adapter joins the matrices of plain LoRA adapters, which a stack cannot: "
             "to use several stacks at once, model.base_model.set_adapter(['one', 'other']); plain "
