@@ -35,7 +35,7 @@ from transformers import (
 
 # The shapes in the signatures of the maths are enforced while tests run, not only narrated.
 SHAPED = [
-    "lorada.functional.causal",
+    "lorada.functional.product",
     "lorada.functional.maps",
     "lorada.functional.product",
     "lorada.tuners.quanta.gates",

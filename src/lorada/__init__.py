@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lorada.training.effect_size import EffectSize
     from lorada.tuners import *  # noqa: F403
     from lorada.tuners.lmam import bake
-    from lorada.tuners.stack.beside import as_stack
+    from lorada.tuners.stack.as_stack import as_stack
     from lorada.tuners.stack.merging import merge_weights
 
 __all__ = [
@@ -46,7 +46,7 @@ _LAZY = {
     "EffectSize": "lorada.training.effect_size",
     "METHODS": "lorada.methods.table",
     "TASKS": "lorada.data.tasks",
-    "as_stack": "lorada.tuners.stack.beside",
+    "as_stack": "lorada.tuners.stack.as_stack",
     "bake": "lorada.tuners.lmam",
     "build_method": "lorada.methods.build",
     "decide": "lorada.compare.decide",

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.fp64
 
 LENGTH = 6  # n; longer than the window, shorter than the long samples
 ABLATIONS = (
-    None, "no_negative", "softmax", "softmax_with_future", "softmax_then_cut", "full_rank",
+    None, "no_negative", "softmax", "softmax_with_future", "full_rank",
     "no_position",
 )  # fmt: skip
 HOSTS = {

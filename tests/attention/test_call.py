@@ -20,7 +20,7 @@ def call(mask=None, implementation: str | None = "sdpa", is_causal=None, **kwarg
     if is_causal is not None:
         module.is_causal = is_causal
     query, key = torch.zeros(2, 4, QUERIES, 3), torch.zeros(2, 2, KEYS, 3)
-    return AttentionCall.read(module, query, key, key, mask, kwargs)
+    return AttentionCall.read(module, (query, key, key), mask, kwargs)
 
 
 def test_a_module_knows_better_than_its_call_whether_it_is_causal():
@@ -29,10 +29,10 @@ def test_a_module_knows_better_than_its_call_whether_it_is_causal():
     assert call().shape.causal
     module_and_call = call(is_causal=True)
     said = AttentionCall.read(
-        module_and_call.module, *[module_and_call.query] * 3, None, {"is_causal": False}
+        module_and_call.module, [module_and_call.query] * 3, None, {"is_causal": False}
     )
     assert said.shape.causal
-    silent = AttentionCall.read(nn.Module(), *[said.query] * 3, None, {"is_causal": False})
+    silent = AttentionCall.read(nn.Module(), [said.query] * 3, None, {"is_causal": False})
     assert not silent.shape.causal
 
 

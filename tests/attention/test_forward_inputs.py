@@ -90,7 +90,6 @@ def test_a_copy_listens_to_itself():
         ("llama", {}, 3),
         ("llama", {"ablation": "softmax"}, 3),
         ("llama", {"ablation": "no_negative"}, 3),
-        ("llama", {"positions": "raw"}, 3),
         ("llama", {"align": "end"}, 7),
         ("mistral", {}, 3),
     ],

@@ -126,7 +126,7 @@ def bytes_of_term(size: int, tokens: int, packed: int, monkeypatch) -> tuple[int
             nn.Module(), CallShape(tokens, tokens, 32, True), value.transpose(1, 2),
             mask if packed < tokens else None, kwargs=kwargs,
         )  # fmt: skip
-        own = AttentionMap(factors, 1.0, "start", "token", None)
+        own = AttentionMap(factors, 1.0, "start", None)
         alive = Alive(besides=[])
         with alive:
             result = attend.add_maps(call, [own], output)

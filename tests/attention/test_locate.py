@@ -10,7 +10,7 @@ import torch
 from conftest import assert_close
 from transformers import DynamicCache
 
-from lorada.attention import locate as locating
+from lorada.attention import positions as locating
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs, forward_listener
 
 pytestmark = pytest.mark.fp64

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from lorada import LoradaConfig
 from lorada.attention.attend import SHIFTED
 from lorada.attention.call import AttentionCall
+from lorada.attention.interface import CROSS_ATTENTION as CROSS
 from lorada.attention.interface import install
-from lorada.attention.modules import CROSS_ATTENTION as CROSS
 from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.methods.callbacks.longlora import ShiftedAttention
 
@@ -62,7 +62,7 @@ def call_of(kernel: str, query: Tensor, key: Tensor, mask: Tensor | None = None)
     """A decoder's call under a kernel that need not be there."""
     module = nn.Module()
     module.config = SimpleNamespace(_attn_implementation=kernel)
-    return AttentionCall.read(module, query, key, key, mask, {})
+    return AttentionCall.read(module, (query, key, key), mask, {})
 
 
 def shifted(size: int | None = None, **changes) -> nn.Module:

@@ -5,13 +5,11 @@ import re
 
 import pytest
 from conftest import TINY
-from folders import refused
 from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
 from lorada import METHODS, build_method
 from lorada.methods.lookup import describe
 from lorada.methods.method import Method, Unpublished
-from lorada.methods.overrides import checked
 from lorada.methods.task_head import select_trainable
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
@@ -46,16 +44,6 @@ def test_a_rank_without_an_alpha_keeps_the_scale_of_the_method(method, model, as
     parts = build_method(method, model, **asked).config.parts
     found = [value for p in parts for key, value in vars(p).items() if key.endswith("alpha")]
     assert found == ([] if alpha is None else [pytest.approx(alpha)])
-
-
-@pytest.mark.parametrize(
-    ("value", "why"), [("pissa_niter_4", "its random SVD gives"), ("lora_ga", "it needs gradients")]
-)
-def test_a_beginning_of_peft_that_a_run_cannot_have_is_refused_with_the_reason(value, why):
-    said = f"^lora.init_lora_weights='{value}': a run cannot begin so, as {why}.*: leave it out$"
-    refused(said, lambda: checked("lora", "init_lora_weights", value))
-    assert checked("lora", "init_lora_weights", "pissa") == "pissa"
-    refused("valid boolean", lambda: checked("lora", "init_lora_weights", "nothing"))
 
 
 def test_a_method_that_finds_nothing_to_train_is_refused():

@@ -7,13 +7,12 @@ import torch
 from architectures import ARCHITECTURES
 from conftest import TINY
 from folders import refused
-from peft import EvaConfig, LoraConfig, PeftModel, PeftType, get_peft_model
+from peft import PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from lorada import LoradaConfig, build_method
-from lorada.methods.lookup import method_named
+from lorada import build_method
+from lorada.methods.lookup import method_named, peft_names, peft_types
 from lorada.methods.method import peft_configs
-from lorada.methods.peft_methods import peft_names, peft_types
 from lorada.training.models.count import count_parameters
 
 OUTSIDE = "PEFT does not place it in the model's layers"
@@ -95,15 +94,6 @@ def test_the_listed_names_are_those_that_work_and_those_in_the_source_are_pefts(
     assert peft_types() == set(peft_configs())
 
 
-@every_tuner
-def test_a_tuner_works_on_fused_conv1d_or_is_refused_in_one_line(name):
-    if name in WITHOUT_CONV1D:
-        refused("Conv1D", lambda: placed(name, "gpt2"))
-        return
-    _, before, after = trained(name, "gpt2")
-    assert before != after
-
-
 @pytest.mark.parametrize("model", ["deberta_v2", "bart", "t5", "distilbert"])
 @every_tuner
 def test_a_tuner_finds_its_matrices_in_every_family(name, model):
@@ -166,39 +156,3 @@ def test_ln_tuning_trains_every_norm_and_nothing_else(model):
     owners = {n for n, p in adapted.named_parameters() if p.requires_grad}
     norms = [m for m in (TINY | ARCHITECTURES)[model]().modules() if "Norm" in type(m).__name__]
     assert len(owners) == sum(len(list(norm.parameters())) for norm in norms)
-
-
-@pytest.mark.parametrize(
-    ("name", "setting", "function"),
-    [
-        ("adamss", {"use_asa": True}, "AdamssAsaCallback in each step"),
-        ("lora", {"init_lora_weights": "eva"}, "initialize_lora_eva_weights"),
-        ("dora+lmam", {"init_lora_weights": "corda"}, "preprocess_corda"),
-        ("lora", {"monteclora_config": {}}, "_get_monteclora_loss in each step"),
-        ("lora", {"kasa_config": {}}, "_get_kasa_loss in each step"),
-        ("lora", {"arrow_config": {}}, "create_arrow_model"),
-    ],
-)
-def test_a_setting_that_only_works_with_calls_of_peft_is_refused(name, setting, function):
-    ((key, value),) = setting.items()
-    said = re.escape(f".{key}={value} needs PEFT's {function}, which lorada does not call")
-    refused(said, lambda: build_method(name, TINY["llama"]().config, **setting))
-
-
-def test_settings_that_need_no_call_of_peft_are_kept():
-    config = TINY["llama"]().config
-    plans = [
-        build_method("adamss", config, use_asa=False),
-        build_method("lora", config, init_lora_weights="pissa"),
-        build_method("lora", config, init_lora_weights=True),
-    ]
-    kept = [vars(plan.config.parts[0]) for plan in plans]
-    assert [kept[0]["use_asa"], *(each["init_lora_weights"] for each in kept[1:])] == [
-        False, "pissa", True,
-    ]  # fmt: skip
-
-
-def test_a_model_without_a_recipe_may_take_a_setting_that_its_program_makes_the_calls_for():
-    parts = [LoraConfig(init_lora_weights="eva", target_modules=["q_proj"], eva_config=EvaConfig())]
-    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts))
-    assert any("lora_A" in name for name, _ in model.named_parameters())

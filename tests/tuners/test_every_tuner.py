@@ -25,7 +25,6 @@ pytestmark = pytest.mark.fp64
 # A part with several forms is tried in each of them.
 FORMS = {
     "prefix_network": {"length": 3, "projection": 5},
-    "quanta_seed": {"seed": 7},
 }
 # The tuners that wrap linear layers.
 WRAPPING = ("lamda", "omoe", "quanta", "sora")
@@ -190,7 +189,7 @@ def test_with_lora_on_the_same_matrices_a_stack_merges_and_keeps_its_map(part, i
     assert kept == [own.peft_type for own in ours if not own.mergeable]
 
 
-@pytest.mark.parametrize("part", [*WRAPPING, "quanta_seed"])
+@pytest.mark.parametrize("part", WRAPPING)
 def test_the_transposed_matrices_of_gpt2_are_adapted_and_merged(part):
     options = {"omoe": {"target_modules": ["c_fc"]}, "lamda": {"ranks": "energy"}}.get(part, {})
     base, inputs = ARCHITECTURES["gpt2"](), batch("llama")

@@ -12,7 +12,7 @@ from stacks import assert_loads, bottleneck, lmam, moved, randomise
 from torch import Tensor, nn
 
 from lorada import LoradaConfig
-from lorada.tuners.bottleneck.hook_points import hook_at
+from lorada.tuners.bottleneck.adapter import hook_at
 
 pytestmark = pytest.mark.fp64
 

@@ -21,21 +21,13 @@ from lorada.functional.precision import wide
 
 @dataclass(frozen=True)
 class Observation:
-    """The result of one attention call for one of its maps.
-
-    Attributes:
-        call: the call.
-        attention_map: the map.
-        positions: where the tokens of the call lie in the map.
-        output: Attn·V without any map, (B, T, H, D).
-        term: tile(Attn_s)·V, (B, T, H, D); for ¬N the change of the output by all maps of the call.
-    """
+    """The result of one attention call for one of its maps."""
 
     call: AttentionCall
     attention_map: AttentionMap
-    positions: TokenPositions
-    output: Tensor
-    term: Tensor
+    positions: TokenPositions  # where the tokens of the call lie in the map
+    output: Tensor  # Attn·V without any map, (B, T, H, D)
+    term: Tensor  # tile(Attn_s)·V, likewise; for ¬N the change by all maps of the call
 
 
 observers: list[Callable[[Observation], None]] = []

@@ -21,7 +21,7 @@ def methods(
 
     names = [name] if name else list(METHODS)
     if peft:
-        from lorada.methods.peft_methods import peft_names
+        from lorada.methods.lookup import peft_names
 
         names = [each for each in peft_names() if each not in METHODS]
     rows = {each: describe(each) for each in names}

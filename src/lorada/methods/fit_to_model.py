@@ -16,8 +16,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from lorada.attention.call import head_count
-from lorada.attention.interface import dispatches
-from lorada.attention.modules import self_attentions
+from lorada.attention.interface import dispatches, self_attentions
 from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import SHIFTED_ATTENTION, Method, Settings, part_class
@@ -33,18 +32,6 @@ _ROOM: dict[str, Callable[[int, int], int]] = {
     "entries": mul,
     "sparse": lambda rows, columns: rows * columns // (rows + columns),
 }
-# Tuners of PEFT that say nothing, or too late, about other kinds of linear layers.
-_LINEAR_ONLY = {"osf": "OSF", "shira": "SHiRA"}
-# Settings of PEFT's tuners that do nothing, or not what they promise, unless a program also calls a
-# function of PEFT: setting, value (None for any that is given), function.
-_CALLED = (
-    ("use_asa", True, "AdamssAsaCallback in each step"),
-    ("init_lora_weights", "eva", "initialize_lora_eva_weights"),
-    ("init_lora_weights", "corda", "preprocess_corda"),
-    ("monteclora_config", None, "_get_monteclora_loss in each step"),
-    ("kasa_config", None, "_get_kasa_loss in each step"),
-    ("arrow_config", None, "create_arrow_model"),
-)
 
 
 def refuse_undefined(method: Method, model_config: Any) -> None:
@@ -65,11 +52,7 @@ def refuse_undefined(method: Method, model_config: Any) -> None:
 
 
 class ModelShape:
-    """What the settings of parts depend on in a model: its heads, tokens and matrices.
-
-    Args:
-        config: the transformers config of the model.
-    """
+    """What the settings of parts depend on in a model: its heads, tokens and matrices."""
 
     def __init__(self, config: Any) -> None:
         self._config = config
@@ -101,15 +84,9 @@ class ModelShape:
     def allowed(
         self, part: str, bound: Bound | None, settings: Settings
     ) -> tuple[Sequence[int], str]:
-        """The values that a setting of a part may have, and why it cannot have others.
+        """The values that a setting of a part may have, and the end of a sentence about others.
 
-        Args:
-            part: its name.
-            bound: what limits the setting.
-            settings: all settings of the part.
-
-        Returns:
-            The values from the smallest on, and the end of a sentence about another value.
+        ``bound`` is what limits the setting, ``settings`` are all those of the part.
         """
         if bound in ("tokens", "context", "length"):
             tokens: Any = getattr(self._config, "max_position_embeddings", None)
@@ -155,20 +132,15 @@ def fit_defaults(
 ) -> tuple[dict[str, Settings], list[str]]:
     """Replace the defaults that do not fit a model by the nearest values that do.
 
-    ``stated`` names the settings of each part that the user wrote, which are kept.
-
-    Returns:
-        The settings, and a sentence for each that was replaced.
+    ``stated`` names the settings of each part that the user wrote, which are kept. Returns the
+    settings, and a sentence for each that was replaced.
     """
     model = ModelShape(model_config)
     found, sentences = {}, []
     for part, values in parts.items():
         found[part] = dict(values)
-        if part in _LINEAR_ONLY:
-            _refuse_conv1d(part, values, model)
         if part == "adalora":
             refuse_no_pruning(values["init_r"], values["target_r"])
-        _refuse_called(part, values)
         for key, bound in FITTED.get(part, {}).items():
             value = values.get(key, getattr(part_class(part), key, None))
             if value is None or key in stated.get(part, ()):
@@ -199,32 +171,10 @@ def _nearest(
     """
     if settings.get("ablation") == "full_rank" and key == "heads":
         return value, ""  # as many maps as heads
-    if settings.get("form", "position") != "position" and key == "length":
-        return value, ""  # a map in another form has no length
     sizes, why = model.allowed(part, bound, settings)
     if isinstance(sizes, list) and bound == "divides_heads":
         return min(sizes, key=lambda size: (abs(size - value), -size)), why
     return sizes[max(0, bisect(sizes, value) - 1)], why
-
-
-def _refuse_conv1d(part: str, values: Settings, model: ModelShape) -> None:
-    for name, module in model.targets(part, values).items():
-        if not isinstance(module, nn.Linear):
-            raise ValueError(
-                f"PEFT's {_LINEAR_ONLY[part]} takes nn.Linear only, and {name} of "
-                f"{type(model.module).__name__} is a {type(module).__name__}: use another method, "
-                "such as lora"
-            )
-
-
-def _refuse_called(part: str, values: Settings) -> None:
-    for key, value, function in _CALLED:
-        given = values.get(key)
-        if given is not None and value in (None, given):
-            raise ValueError(
-                f"{part}.{key}={given} needs PEFT's {function}, which lorada does not call: leave "
-                "it out, or train with PEFT alone"
-            )
 
 
 def refuse_no_pruning(init_r: int, target_r: int) -> None:

@@ -28,22 +28,15 @@ WRITTEN_FOR: dict[str, str] = {
 
 @dataclass(frozen=True)
 class ChosenSettings:
-    """The settings of a method for one kind of model.
+    """The settings of a method for one kind of model."""
 
-    Attributes:
-        homes: part name → the model type whose names of matrices its settings use.
-        parts: part name → settings.
-        source: where they come from, in words.
-    """
-
-    homes: Mapping[str, str]
-    parts: Mapping[str, Settings]
-    source: str
+    homes: Mapping[str, str]  # part name → the model type whose names of matrices its settings use
+    parts: Mapping[str, Settings]  # part name → settings
+    source: str  # where they come from, in words
 
 
 def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
-    """Choose a method's settings for a model: the model's own, its family's, or unpublished ones.
-    """
+    """A method's settings for a model: the model's own, its family's, or unpublished ones."""
     if method.summands:
         return _joined([(m.name, choose_settings(m, model_config)) for m in method.summands])
     family, model_type = family_of(model_config), model_config.model_type

@@ -17,7 +17,6 @@ from lorada.data.tokenize import IGNORED
 from lorada.methods.lookup import method_named
 from lorada.methods.method import SHIFTED_ATTENTION
 from lorada.support.row_sources import Form
-from lorada.tuners.lmam import map_configs
 
 PACKED_FORMS: tuple[Form, ...] = ("messages", "prompt")
 
@@ -111,13 +110,8 @@ def refuse_mixing(model: nn.Module, batch_size: int) -> None:
         batch_size: sequences in a batch; flash kernels keep rows apart only in a batch of one.
 
     Raises:
-        ValueError: if a short row gets other logits after another row than alone, or a map counts
-            the positions of the whole sequence.
+        ValueError: if a short row gets other logits after another row than alone.
     """
-    if any(part.positions == "raw" for part in map_configs(model)):
-        raise ValueError(
-            "packing=true: with lmam.positions=raw one map covers all rows of a sequence"
-        )
     device, training = next(model.parameters()).device, model.training
     model.eval()
     ids = torch.tensor([[5, 6, 7, 8, 9]], device=device).expand(batch_size, -1)

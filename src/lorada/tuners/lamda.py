@@ -14,7 +14,7 @@ U_r Σ_r.
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,22 +23,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorada.functional.precision import no_autocast, wide
-from lorada.tuners.base.config import (
-    LoradaPeftConfig,
-    register,
-    require_choice,
-    require_count,
-    require_positive,
-)
+from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.delta_layer import (
     DeltaLayer,
     DeltaModel,
-    check_ranks,
-    plain_weight,
     rank_of,
 )
-from lorada.tuners.base.entries import Entries, FrozenEntries
-from lorada.tuners.base.linears import linear_of
+from lorada.tuners.base.layer import Entries, FrozenEntries
+from lorada.tuners.base.linears import linear_of, plain_weight
 
 # The randomised decomposition computes this many more directions than it returns, and refines them
 # in this many steps.
@@ -62,21 +54,13 @@ class LamdaConfig(LoradaPeftConfig):
         rank_pattern: ranks that differ from ``rank``, by module name or pattern.
     """
 
-    rank: int = field(default=32)
-    scale: float = field(default=1.0)
-    init: str = field(default="spectral")
-    ranks: str = field(default="uniform")
+    rank: Count = field(default=32)
+    scale: Number = field(default=1.0)
+    init: Literal["spectral", "released"] = field(default="spectral")
+    ranks: Literal["uniform", "energy"] = field(default="uniform")
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_count(self, "rank")
-        require_positive(self, "scale")
-        require_choice(self, "init", ("spectral", "released"))
-        require_choice(self, "ranks", ("uniform", "energy"))
-        check_ranks(self, smallest=1)
+    rank_pattern: dict[str, Count] = field(default_factory=dict)
 
 
 class LamdaLayer(DeltaLayer):
@@ -145,10 +129,6 @@ class LamdaLayer(DeltaLayer):
         with no_autocast(x.device):
             left = self.left_factor(name)
         return F.linear(hidden, left.to(down.dtype)) * self.configs[name].scale
-
-    def delta(self, name: str) -> Tensor:
-        """The matrix s · (B M − U_r Σ_r) A."""
-        return self.left_factor(name) @ wide(self.lora_A(name)) * self.configs[name].scale
 
     def left_factor(self, name: str) -> Tensor:
         """B M − U_r Σ_r (out, r), in float32 or wider; B M if the start was not spectral."""

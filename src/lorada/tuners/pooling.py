@@ -21,11 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention.hooks import FollowingHook
-from lorada.tuners.base.attached_layer import AttachedLayer
-from lorada.tuners.base.config import LoradaPeftConfig, register, require_choice
+from lorada.tuners.base.config import LoradaPeftConfig, register
+from lorada.tuners.base.layer import AttachedLayer
 from lorada.tuners.base.tuner import AttachedModel
 
-POOLINGS = ("mean", "cls")
 CHILD = "pooling"
 
 # The type of a model → the module whose output becomes p. Empty: the vector that the backbone
@@ -49,11 +48,7 @@ class PoolingConfig(LoradaPeftConfig):
             first token; padding is no token.
     """
 
-    pooling: str = field(default="mean")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice(self, "pooling", POOLINGS)
+    pooling: Literal["mean", "cls"] = field(default="mean")
 
     @property
     def starts_as_base(self) -> bool:
@@ -64,12 +59,8 @@ class PoolingConfig(LoradaPeftConfig):
 def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     """One vector p (B, d) for each text, from its last hidden states (B, T, d).
 
-    The mean is computed in fp32 or better, and hidden states of padding are never touched.
-
-    Args:
-        hidden: the last hidden states.
-        mask: the attention mask (B, T), not 0 where there is a token; None for tokens everywhere.
-        pooling: one of ``POOLINGS``.
+    The mean is computed in fp32 or better, and hidden states of padding are never touched. ``mask``
+    (B, T) is not 0 where there is a token.
     """
     if mask is None:
         return hidden.mean(1) if pooling == "mean" else hidden[:, 0]
@@ -195,7 +186,7 @@ def refuse_type(model_type: str) -> None:
         )
 
 
-def attach(model: nn.Module, pooling: str) -> PoolingLayer:
+def attach(model: nn.Module, pooling: Any) -> PoolingLayer:
     """Put a pooling on a model that has no adapter."""
     reader_of(model)
     host: Any = backbone_of(model)
@@ -207,7 +198,7 @@ def attach(model: nn.Module, pooling: str) -> PoolingLayer:
 
 
 @contextmanager
-def attached(model: nn.Module, pooling: str | None) -> Iterator[None]:
+def attached(model: nn.Module, pooling: Any) -> Iterator[None]:
     """Put a pooling on a model in a ``with`` block; None for none."""
     layer = None if pooling is None else attach(model, pooling)
     try:

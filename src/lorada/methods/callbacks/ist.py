@@ -17,10 +17,11 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from pydantic import Field
 from torch import Tensor, nn
 
 from lorada.methods.callbacks.layers import (
@@ -31,7 +32,7 @@ from lorada.methods.callbacks.layers import (
     same_everywhere,
     training_rows,
 )
-from lorada.tuners.base.config import require_count
+from lorada.tuners.base.config import Count, check_values
 
 
 @dataclass(eq=False)
@@ -49,29 +50,22 @@ class ISTCallback(LayerCallback):
         samples: number of sets in an update, each of which takes one forward pass.
         lr: μ, the learning rate of the scores.
         examples: number of training rows to compare the sets on.
-
-    Attributes:
-        scores: I, one for each layer in the model's order.
     """
 
     kept: ClassVar[str] = "scores"
-    update_frac: float = 0.25
-    suppress_frac: float = 0.5
-    factor: float = 0.25
-    every: int = 10
-    samples: int = 3
+    update_frac: Annotated[float, Field(gt=0, le=1)] = 0.25
+    suppress_frac: Annotated[float, Field(gt=0, le=1)] = 0.5
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    every: Count = 10
+    samples: Count = 3
     lr: float = 10.0
-    examples: int = 16
+    examples: Count = 16
+    # I, one for each layer in the model's order.
     scores: list[float] = field(default_factory=list, init=False)
     _adapters: list[list[BaseTunerLayer]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        require_count(self, "every", "samples", "examples")
-        for name in ("update_frac", "suppress_frac"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1]")
-        if not 0 < self.factor < 1:
-            raise ValueError(f"factor={self.factor} must lie in (0, 1): it scales adapters down")
+        check_values(self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find the adapters of each layer, and the scores of a run that is resumed."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
 from lorada.methods.callbacks.layers import trained
 from lorada.tuners.lamda import LamdaLayer, lamda_count
@@ -46,7 +46,7 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compute the share of the columns that is frozen in this step."""
-        self._share = self.share_at(state)
+        self._share = min(1.0, float(state.global_step) / (self.eta * float(state.max_steps)))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the values of the frozen columns."""
@@ -79,10 +79,6 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
                     "lamda_parameters_at_end": count.end,
                 }
             )
-
-    def share_at(self, state: TrainerState) -> float:
-        """The share of the columns that is frozen after the steps done so far."""
-        return min(1.0, float(state.global_step) / (self.eta * float(state.max_steps)))
 
     def _frozen(self, matrix: Tensor) -> int:
         # Without the 1e-9, rounding could leave a whole number such as 3/10 · 10 just below 3.

@@ -13,8 +13,7 @@ from transformers import TrainerCallback
 from lorada.attention.attend import SHIFTED
 from lorada.attention.call import is_windowed
 from lorada.attention.forward_inputs import forward_listener
-from lorada.attention.interface import dispatches, install
-from lorada.attention.modules import self_attentions
+from lorada.attention.interface import dispatches, install, self_attentions
 from lorada.attention.shifted_sparse import ShiftedGroups
 
 

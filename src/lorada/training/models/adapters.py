@@ -30,10 +30,10 @@ from lorada.training.models.origin import base_type_of, refuse_other_type
 from lorada.training.models.pooling import pooling_part, refuse_other
 from lorada.training.prepare import Prepared
 from lorada.tuners import LoradaConfig, PrefixConfig
-from lorada.tuners.base.config import known_types, newer_version
+from lorada.tuners.base.config import known_types
 from lorada.tuners.pooling import PoolingConfig, attach
-from lorada.tuners.stack.beside import as_stack
-from lorada.tuners.stack.nesting import keys_of_others
+from lorada.tuners.stack.as_stack import as_stack
+from lorada.tuners.stack.nested_layers import keys_of_others
 
 logger = logging.getLogger(__name__)
 
@@ -249,11 +249,7 @@ def adapter_config(folder: Path) -> LoradaConfig:
         raise ValueError(f"{path} is not JSON: {error}") from error
     kind = data.get("peft_type") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in known_types():
-        newer = newer_version(data.get("lorada_version")) if isinstance(data, dict) else ""
-        raise ValueError(
-            f"{path} has peft_type={kind!r}, which neither peft nor lorada knows"
-            + (f" ({newer})" if newer else "")
-        )
+        raise ValueError(f"{path} has peft_type={kind!r}, which neither peft nor lorada knows")
     with reading("the adapter", str(folder), UNFIT):
         return as_stack(folder)
 

@@ -72,7 +72,7 @@ def save_beside(model: nn.Module, folder: Path) -> None:
     if pooling is None:
         return
     config = LoradaConfig(
-        parts=[PoolingConfig(pooling=pooling)],
+        parts=[PoolingConfig(pooling=pooling)],  # type: ignore[arg-type]
         base_model_name_or_path=BESIDE,
         base_model_type=str(model.config.model_type),  # type: ignore[union-attr]
         inference_mode=True,

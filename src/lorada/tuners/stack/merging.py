@@ -14,13 +14,13 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import STACK
-from lorada.tuners.base.delta_layer import DeltaLayer, plain_weight
-from lorada.tuners.base.linears import has_adapter, linear_of, wrappers
+from lorada.tuners.base.delta_layer import DeltaLayer
+from lorada.tuners.base.layer import AttachedLayer
+from lorada.tuners.base.linears import has_adapter, linear_of, plain_weight, wrappers
 from lorada.tuners.base.tuner import LoradaTuner
 from lorada.tuners.stack.config import UNMERGEABLE
-from lorada.tuners.stack.nesting import layer_kind, wraps
+from lorada.tuners.stack.nested_layers import layer_kind, wraps
 
 # What is said instead of saving an adapter without the weights that it belongs to.
 MERGED = (
@@ -67,7 +67,7 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
     for place, chain in wrappers(model).items():
         for layer in chain:
             if isinstance(layer, DeltaLayer) and has_adapter(layer, name):
-                layer.get_base_weight()  # refuses a quantised one, before any weight is changed
+                plain_weight(layer.adapted, "merging")  # before any weight is changed
         own = {layer_kind(layer).__name__ for layer in chain if has_adapter(layer, name)}
         if len(own) > 1 and linear_of(chain[0]) is None:
             raise UnmergeableError(

@@ -11,7 +11,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
-from lorada.tuners.stack.nesting import layer_kind, layers_shown, owner_of, tuner_of
+from lorada.tuners.stack.nested_layers import layer_kind, layers_shown, owner_of, tuner_of
 
 # What PeftModel calls the tuner, in names of weights.
 TUNER = "base_model"

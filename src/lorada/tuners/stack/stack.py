@@ -16,24 +16,26 @@ from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
 from lorada.tuners.base.config import STACK, register
-from lorada.tuners.base.entries import refuse_offloaded
-from lorada.tuners.base.injection import (
+from lorada.tuners.base.layer import refuse_offloaded
+from lorada.tuners.base.tuner import (
+    AttachedModel,
+    LoradaTuner,
     all_or_nothing,
     check_fits,
     refuse_absent,
     refuse_doubled,
     refuse_known,
+    refuse_mixed_batch,
 )
-from lorada.tuners.base.tuner import AttachedModel, LoradaTuner, refuse_mixed_batch
 from lorada.tuners.lmam import bake
-from lorada.tuners.ln_tuning import let_stand_beside_others
-from lorada.tuners.stack import beside, merging, rescaling
+from lorada.tuners.stack import as_stack, merging
 from lorada.tuners.stack.adalora import OwnRanks, factors, regulariser
 from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
-from lorada.tuners.stack.nesting import (
+from lorada.tuners.stack.nested_layers import (
     check_order,
     keys_of_others,
+    let_stand_beside_others,
     named_for_transformers,
     names_alone,
     part_kind,
@@ -359,6 +361,5 @@ class LoradaModel(LoradaTuner):
 
 
 register(STACK, LoradaConfig, LoradaModel)
-beside.register()
+as_stack.register()
 merging.register()
-rescaling.register()

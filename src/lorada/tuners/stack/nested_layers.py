@@ -14,13 +14,14 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.adalora.layer import AdaLoraLayer
+from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from lorada.tuners.base.config import PREFIX, refuse_no_layers
-from lorada.tuners.base.entries import adapter_parameters
+from lorada.tuners.base.layer import adapter_parameters
 from lorada.tuners.base.linears import BASE_LAYER, has_adapter, linear_names, wrappers
 from lorada.tuners.base.tuner import AttachedModel, chosen, listed
 
@@ -59,11 +60,6 @@ def layers_shown(
     module where it has no layer yet: some tuners measure or count the linear layers that they are
     placed on, and do not see one inside another tuner's layer. What is placed in this context is
     put around the layers of others at its end.
-
-    Args:
-        model: the model.
-        own: the class of the tuner's layers; None for a tuner that has placed none.
-        innermost: see above.
     """
     hidden = []
     for name, chain in wrappers(model).items():
@@ -220,3 +216,19 @@ def part_named_in_errors(
         raise ValueError(
             f"{type(part).__name__}, part {position} of {len(parts)} of the stack: {text}"
         ) from error
+
+
+class OwnNorm(LNTuningLayer):  # type: ignore[misc]
+    """A norm and the trained copies of any number of adapters."""
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The active adapters that have a copy; PEFT's layer would look for one of each."""
+        return [name for name in super().active_adapters if name in self.ln_tuning_layers]
+
+
+def let_stand_beside_others(model: nn.Module) -> None:
+    """Let the norms that LN tuning has placed in a model stand aside for adapters without it."""
+    for module in model.modules():
+        if type(module) is LNTuningLayer:
+            module.__class__ = OwnNorm

@@ -10,14 +10,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from lorada.attention import add_term as adding
-from lorada.attention.add_term import Term
+from lorada.attention import map_term as adding
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import CallShape
+from lorada.attention.covered_tokens import find_covered_tokens
 from lorada.attention.dense_map import expand_map
-from lorada.attention.map_term import map_term
+from lorada.attention.map_term import Term
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
-from lorada.attention.under_map import find_under_map
 from lorada.functional import causal as causal_product
 from lorada.functional.maps import SOFTMAXES, add_map_reference
 from lorada.paper.map_costs import kept_bytes
@@ -33,7 +32,7 @@ def attention_map(ablation: str | None = None, align: str = "start", heads: int 
     if ablation == "full_rank":
         shapes = [(HEADS, LENGTH, LENGTH)]
     factors = tuple(torch.randn(shape, requires_grad=True) for shape in shapes)
-    return AttentionMap(factors, 2.0, align, "token", ablation, **kwargs)
+    return AttentionMap(factors, 2.0, align, ablation, **kwargs)
 
 
 def table(*samples: list[int | None], queries: int | None = None) -> TokenTable:
@@ -81,7 +80,7 @@ def term_of(
     own: AttentionMap, positions: TokenPositions, shape: CallShape, value: Tensor
 ) -> Term | None:
     """The term of a map whose tokens are at these positions."""
-    under = find_under_map(positions, own.length, own.align, shape, value)
+    under = find_covered_tokens(positions, own.length, own.align, shape, value)
     return under and Term(own, under, shape)
 
 
@@ -303,7 +302,8 @@ def test_within_recomputed_activations_formulas_spare_a_term(name, ablation, cal
     positions, shape, value, output = call(name)
     held = attention_map(ablation, "end" if "end" in name else "start")
     made = []
-    monkeypatch.setattr(adding, "map_term", lambda *given: made.append(0) or map_term(*given))
+    compute = Term.compute
+    monkeypatch.setattr(Term, "compute", lambda *given: made.append(0) or compute(*given))
 
     def layer(value, output):
         return add_term(output, held, positions, shape, value).sin()  # which keeps its input
@@ -345,7 +345,7 @@ def test_a_gradient_of_a_gradient_is_refused(ablation):
 @pytest.mark.parametrize("padded", [False, True])
 def test_nothing_that_grows_with_the_batch_or_the_sequence_is_kept(batch, tokens, padded):
     factors = tuple(torch.randn(s, requires_grad=True) for s in [(32, 128, 2), (32, 2, 128)])
-    held = AttentionMap(factors, 2.0, "start", "token", None)
+    held = AttentionMap(factors, 2.0, "start", None)
     value = torch.randn(batch, 8, tokens, 16, requires_grad=True)
     output = torch.randn(batch, tokens, 32, 16, requires_grad=True)
     positions = TokenSpan(tokens, 0, 0)
