@@ -263,27 +263,6 @@ def test_values_of_fp64_get_the_papers_form_in_fp64_with_factors_of_fp32(name, a
         assert_close(found, padded.sample(index).reference())
 
 
-@pytest.mark.fp64(False)
-@kinds("llama", "bert")
-def test_a_finished_map_of_fp32_is_not_used_for_values_of_fp64(name, ablation):
-    module = fresh_host(name, ablation=ablation)
-    module.lmam.eval().bake()
-    inputs = Inputs(module, 9, batch=2).double()
-    found = inputs.call("sdpa")
-    module.lmam.train()
-    assert_close(found, inputs.reference())
-
-
-def test_install_twice_wraps_once():
-    interface.install()
-    wrapped = {name: ALL_ATTENTION_FUNCTIONS[name] for name in ALL_ATTENTION_FUNCTIONS.valid_keys()}
-    assert {"sdpa", "eager"} <= set(wrapped)
-    assert all(hasattr(function, "adds_map") for function in wrapped.values())
-    assert not any(hasattr(function.__wrapped__, "adds_map") for function in wrapped.values())
-    interface.install()
-    assert all(ALL_ATTENTION_FUNCTIONS[name] is wrapped[name] for name in wrapped)
-
-
 @pytest.fixture
 def late_implementation():
     """Registers an attention function that no wrapper has seen; removes it afterwards."""

@@ -155,22 +155,6 @@ def test_inductor_compiles_a_training_step(padding):
         assert_same_step(compiled, model, batch(rows, tokens, padding))
 
 
-@pytest.mark.slow
-@pytest.mark.fp64(False)  # which does not reach into the checkpoints that torch.compile makes
-def test_a_training_step_with_checkpoints_is_one_graph():
-    model = stack().train()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.base_model.model.disable_input_require_grads()  # reentrant checkpoints need it
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    # The bottleneck's hooks keep the FFN's input for its output, a side effect torch asks about.
-    config = {"skip_fwd_side_effects_in_bwd_under_checkpoint": True}
-    with torch._dynamo.config.patch(**config):
-        for rows, tokens in SHAPES:
-            inputs = {**batch(rows, tokens, "left"), "use_cache": False}
-            # Over all tokens, each of which is a sum over the widths of some products in a row.
-            assert_same_step(compiled, model, inputs, terms=rows * tokens * 48)
-
-
 def export(model, **inputs):
     """A program for any batch and sequence, made from one example."""
     sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}

@@ -198,24 +198,6 @@ def test_the_softmax_of_a_map_has_the_values_and_gradients_of_the_papers_form(
     assert_same_gradients(found, expected, [output, value, *held.factors])
 
 
-@pytest.mark.parametrize("name", ["padded", "padded, long", "packed"])
-def test_an_empty_batch_passes(name):
-    positions, shape, value, output = call(name)
-    none = torch.zeros(0, positions.columns.shape[1], dtype=torch.long)
-    empty = TokenTable(none, none)
-    found = add_term(output[:0], attention_map(), empty, shape, value[:0])
-    assert found.shape == (0, *output.shape[1:])
-
-
-@pytest.mark.parametrize("name", ["whole", "shorter than the map", "padded", "padded, long"])
-@pytest.mark.parametrize("block", [1, 32])
-def test_the_sum_may_be_changed_in_place(name, block, monkeypatch):
-    monkeypatch.setattr(causal_product, "BLOCK", block)
-    positions, shape, value, output = call(name)
-    add_term(output, attention_map(), positions, shape, value).mul_(2).sum().backward()
-    assert torch.equal(output.grad, torch.full_like(output, 2))
-
-
 class Sizes(TorchDispatchMode):
     """How many numbers each floating tensor that an operation makes has room for."""
 
@@ -271,17 +253,6 @@ def test_nothing_is_allocated_beyond_the_map_but_the_sum():
     assert_close(result, output + by_hand(own, positions, shape, value))
 
 
-def test_transforms_of_functions_pass():
-    positions, shape, value, output = call("whole")
-    held = attention_map()
-
-    def loss(value):
-        return add_term(output, held, positions, shape, value).square().sum()
-
-    (expected,) = torch.autograd.grad(loss(value), value)
-    assert_close(torch.func.grad(loss)(value.detach()), expected)
-
-
 def test_frozen_factors_and_values_get_no_gradient():
     positions, shape, value, output = call("whole")
     held = attention_map()
@@ -329,15 +300,6 @@ def test_autocast_changes_no_bit_of_the_term_and_its_gradients(name):
     plain = gradients()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert all(map(torch.equal, gradients(), plain))
-
-
-@pytest.mark.parametrize("ablation", [None, "full_rank"])
-def test_a_gradient_of_a_gradient_is_refused(ablation):
-    positions, shape, value, output = call("whole")
-    found = add_term(output, attention_map(ablation), positions, shape, value)
-    (first,) = torch.autograd.grad(found.square().sum(), value, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
 
 
 @pytest.mark.parametrize("tokens", [96, 512])

@@ -79,21 +79,6 @@ def tokens(length: int = 16, samples: int = 1) -> dict[str, Tensor]:
 
 
 @KERNELS
-def test_one_group_over_everything_is_full_attention(kernel):
-    inputs, plain = tokens(), TINY["llama"](attn_implementation=kernel).train()
-    one, few = (shifted(size, attn_implementation=kernel) for size in (32, 4))
-    assert_close(logits(one, inputs), logits(plain, inputs))
-    assert (logits(few, inputs) - logits(plain, inputs)).abs().max() > 1e-2
-
-
-@KERNELS
-def test_evaluation_has_full_attention(kernel):
-    model, inputs = shifted(4, attn_implementation=kernel).eval(), tokens()
-    plain = TINY["llama"](attn_implementation=kernel)
-    assert torch.equal(logits(model, inputs), logits(plain, inputs))
-
-
-@KERNELS
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_pads_move_no_group(kernel, side):
     model = shifted(4, attn_implementation=kernel)

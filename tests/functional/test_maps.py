@@ -106,6 +106,15 @@ def fast_output(case: SimpleNamespace, attention, w_a, w_b, value) -> torch.Tens
 
 @EXAMPLES
 @given(case=cases())
+def test_the_fast_term_equals_the_papers_form_with_its_gradients(case):
+    attention, *inputs = drawn(case)
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    slow, fast = (output(case, attention, *leaves) for output in (slow_output, fast_output))
+    assert_same_gradients(fast, slow, leaves)
+
+
+@EXAMPLES
+@given(case=cases())
 def test_the_formulas_of_the_gradients_are_those_of_autograd(case):
     case.length = case.tokens
     inputs = [tensor.requires_grad_() for tensor in drawn(case)[1:]]

@@ -31,10 +31,6 @@ REFUSED = {
     "xlora": "it mixes adapters that were trained before",
 }  # fmt: skip
 # Tuners of PEFT that take no Conv1D, GPT-2's kind of linear layer.
-WITHOUT_CONV1D = (
-    "adamss", "beft", "boft", "c3a", "delora", "glora", "hra", "lily", "loha", "lokr", "miss",
-    "oft", "osf", "peanut", "psoft", "road", "shira", "supertuning",
-)  # fmt: skip
 # Read from PEFT here too: a tuner that a newer PEFT brings must work or be listed above.
 NAMES = [kind.value.lower() for kind in PeftType if kind in PEFT_TYPE_TO_CONFIG_MAPPING]
 TUNERS = [name for name in NAMES if name not in REFUSED]

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import TINY, assert_close, assert_same_gradients
 from folders import llama_folder, refused
@@ -80,12 +79,6 @@ def test_layer_adds_the_dense_difference_in_values_and_gradients(case, conv):
     assert_close((base.weight.T if conv else base.weight) - weight, change)
 
 
-def test_matrices_that_are_not_square_take_the_hidden_width_on_both_sides():
-    names = ["q_proj", "v_proj", "up_proj", "down_proj"]
-    model = get_peft_model(TINY["llama"](), QuantaConfig(target_modules=names))
-    assert {tuple(q.lora_gates["default"].dims) for q in layers(model)} == {(4, 2, 2, 2)}
-
-
 @pytest.mark.parametrize("name", MATRICES)
 def test_only_the_gates_train_and_the_start_is_the_base_exactly(name):
     base = ARCHITECTURES[name]()
@@ -99,19 +92,6 @@ def test_only_the_gates_train_and_the_start_is_the_base_exactly(name):
     assert sum(trained.values()) == MATRICES[name] * WIDTH_32
     randomise(model)
     assert (logits(model, **batch_) - expected).abs().max() > 1e-2
-
-
-@pytest.mark.fp64(False)
-@pytest.mark.parametrize("dims", [None, "8-4", [2, 4, 4]], ids=str)
-def test_start_is_the_base_in_training_with_dropout_and_in_half_precision(dims):
-    base, batch_ = TINY["llama"]().bfloat16(), batch("llama")
-    expected = logits(base, **batch_)
-    model = get_peft_model(base, QuantaConfig(dims=dims, dropout=0.5)).train()
-    dtypes = {t.dtype for layer in layers(model) for t in layer.lora_gates["default"].start()}
-    dtypes |= {p.dtype for p in model.parameters() if p.requires_grad}
-
-    assert torch.equal(logits(model, **batch_), expected)
-    assert dtypes == {torch.float32}
 
 
 @pytest.mark.fp64(False)
@@ -155,28 +135,9 @@ def both(layer: QuantaLayer) -> tuple[list[Tensor], list[Tensor]]:
     return gates.trained(), gates.start()
 
 
-def test_dropout_is_on_what_the_change_reads_and_only_in_training():
-    layer = wrapped(24, 24, dropout=0.5)
-    x = torch.randn(4, 24, dtype=torch.float64)
-    plain = layer.eval()(x)
-    assert_close(plain, layer.base_layer(x) + x @ dense_change(layer).T)
-    torch.manual_seed(1)
-    dropped = layer.train()(x)
-    torch.manual_seed(1)
-    seen = F.dropout(x, 0.5, True)
-    assert_close(dropped, layer.base_layer(x) + seen @ dense_change(layer).T)
-
-
 def test_model_without_default_targets_is_told_what_it_has():
     with pytest.raises(ValueError, match=r"for custom models: choose some of 0, 1$"):
         get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), QuantaConfig())
-
-
-@pytest.mark.parametrize("width", [1, 2, 31])
-def test_a_width_without_two_factors_asks_to_leave_the_module_out(width):
-    message = f"0 has no default dims: a width of {width} is no product of two factors"
-    with pytest.raises(ValueError, match=message):
-        get_peft_model(nn.Sequential(nn.Linear(width, width)), QuantaConfig(target_modules=["0"]))
 
 
 def gates_file(folder) -> dict:

@@ -147,11 +147,6 @@ def _sum(name: str, methods: Sequence[Method]) -> Method:
     for method in methods:
         if not method.part_names:
             raise ValueError(f"{name}: {method.name} has no parts, so it cannot be in a sum")
-    for field in ("prepare", "optimizer"):
-        having = [method.name for method in methods if getattr(method, field)]
-        if len(having) > 1:
-            both = " and ".join(having)
-            raise ValueError(f"{name}: {both} each bring their own {field}: leave one of them out")
     arguments: dict[str, Any] = {}
     for method in methods:
         for key, value in method.arguments.items():
@@ -170,7 +165,6 @@ def _sum(name: str, methods: Sequence[Method]) -> Method:
         name=name,
         callbacks=tuple(dict.fromkeys(each for method in methods for each in method.callbacks)),
         prepare=next((method.prepare for method in methods if method.prepare), None),
-        optimizer=next((method.optimizer for method in methods if method.optimizer), None),
         arguments=arguments,
         sizes={part: size for method in methods for part, size in method.sizes.items()},
         formula="; ".join(method.formula for method in methods),

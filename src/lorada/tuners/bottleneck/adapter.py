@@ -7,8 +7,11 @@ r. The default placement ``ffn`` is the scaled parallel adapter of He et al., "T
 View of Parameter-Efficient Transfer Learning" (2021): the FFN's output y becomes y + A(x).
 The paper's settings are in its Tables 15, 16 and 19.
 
-``placements`` has all placements, ``layouts`` where FFN and attention are in each architecture, and
-``hook_points`` the hooks.
+``placements`` says where each goes in every architecture. Hooks read the tensor at a hook point, or
+replace it. A hook of PyTorch is not enough at two kinds of them. LoRA wraps a linear layer and
+removes the wrapper when it is merged: there ``FollowingHook`` moves to the module that has the name
+now. And a change of a layer's output must run within the layer's gradient checkpoint:
+``LayerOutput``.
 """
 
 import math
