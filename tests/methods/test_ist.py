@@ -15,12 +15,7 @@ from transformers import TrainerState
 
 import lorada
 from lorada import LoradaConfig
-from lorada.methods.callbacks.ist import (
-    ISTCallback,
-    adapters_in,
-    scaled_down,
-    updated,
-)
+from lorada.methods.callbacks.ist import ISTCallback, adapters_in, scaled_down, updated
 from lorada.methods.callbacks.layers import generator_at, layers_of
 from lorada.support.tuners import TUNERS
 

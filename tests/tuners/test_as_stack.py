@@ -8,13 +8,7 @@ import torch
 from conftest import assert_close
 from folders import llama_folder, refused
 from paths import TESTS
-from peft import (
-    IA3Config,
-    LNTuningConfig,
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-)
+from peft import IA3Config, LNTuningConfig, LoraConfig, PeftModel, get_peft_model
 from peft.peft_model import PeftModelForSequenceClassification
 from programs import printed
 from safetensors.torch import load_file

@@ -3,12 +3,7 @@
 import pytest
 import torch
 from folders import llama_folder
-from peft import (
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from stacks import bottleneck, logits, lora, moved, training_stack
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig

@@ -6,11 +6,11 @@ import pytest
 import torch
 from callback_runs import assert_same_weights, trainer
 from conftest import TINY, assert_close, assert_same_gradients
-from peft import LoraConfig, get_peft_model
-from stacks import assert_loads, batch, lmam, logits, moved
+from peft import get_peft_model
+from stacks import batch, lmam, logits
 from torch import nn
 
-from lorada import LoradaConfig, SoraConfig
+from lorada import SoraConfig
 from lorada.methods.callbacks.sora import SoraCallback
 from lorada.tuners.sora import SoraLayer, released_threshold, soft_threshold, sora_count
 
@@ -77,15 +77,6 @@ def test_each_zero_gate_frees_the_ranks_of_its_own_matrix():
     assert after.zero_gates == 3
     assert before.remaining - after.remaining == 2 * (32 + 32 + 1) + (48 + 32 + 1)
     assert after.matrices == before.matrices
-
-
-def test_ranks_by_module_load_again_in_a_stack_also_those_of_no_rank(tmp_path):
-    sora = SoraConfig(rank=3, rank_pattern={"layers.0.self_attn.q_proj": 0, "down_proj": 1})
-    parts = [LoraConfig(r=2, target_modules=["q_proj"]), sora, lmam()]
-    model = moved(TINY["llama"](), LoradaConfig(parts=parts))
-    loaded = assert_loads(model, TINY["llama"](), tmp_path, batch("llama"))
-    ranks = [layer.lora_gate["default"].numel() for layer in layers(loaded)]
-    assert ranks == [0, 3, 3, 3, 3, 3, 1, 3, 3, 3, 3, 3, 3, 1]
 
 
 # Training.

@@ -115,9 +115,7 @@ def _apply_map_gradients(map_: Tensor, value: Tensor, grad: Tensor) -> tuple[Ten
 
 
 def apply_map(
-    map_: Float[Tensor, "*B S T M"],
-    value: Float[Tensor, "B G M D"],
-    heads: int,
+    map_: Float[Tensor, "*B S T M"], value: Float[Tensor, "B G M D"], heads: int
 ) -> Float[Tensor, "B H T D"]:
     """Tile(map) · V, for one map of all samples or one map of each sample."""
     if map_.dim() == 3:

@@ -19,16 +19,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorada.functional.precision import no_autocast, wide
 from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, register
-from lorada.tuners.base.delta_layer import (
-    DeltaLayer,
-    DeltaModel,
-    rank_of,
-)
+from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
 from lorada.tuners.base.layer import Entries, FrozenEntries
 from lorada.tuners.base.linears import linear_of, plain_weight
 
@@ -87,7 +84,8 @@ class LamdaLayer(DeltaLayer):
     ) -> None:
         """Create the matrices of an adapter."""
         self.configs[adapter_name] = config
-        width_in, width_out, rank = self.in_features, self.out_features, rank_of(config, key)
+        width_in, width_out, ranks = self.in_features, self.out_features, config.rank_pattern
+        rank = ranks.get(get_pattern_key(ranks, key), config.rank)
         if rank > min(width_in, width_out):
             raise ValueError(
                 f"rank={rank} is more than a weight of {width_out} × {width_in} has: "

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, Rate, register
-from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel, rank_of
+from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
 from lorada.tuners.base.layer import Entries
 
 
@@ -27,13 +27,12 @@ class SoraConfig(LoradaPeftConfig):
 
     Attributes:
         rank: r, the number of ranks of each linear layer at the start.
-        alpha: α. The scale is α/r, whatever ``rank_pattern`` says.
+        alpha: α. The scale is α/r.
         dropout: rate of the dropout on the input of A.
         penalty: λ of a penalty λ · mean|g| over all gates, which ``SoraCallback`` adds to the loss.
             The script of the released code has 10; the publication has no penalty, which is 0.
         target_modules: names or a regex of the linear layers; None for all of every layer.
         exclude_modules: names or a regex of modules to leave out.
-        rank_pattern: numbers of ranks that differ from ``rank``, by module name or pattern.
     """
 
     rank: Count = field(default=8)
@@ -42,7 +41,6 @@ class SoraConfig(LoradaPeftConfig):
     penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = field(default=0.0)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
-    rank_pattern: dict[str, Annotated[int, Field(ge=0)]] = field(default_factory=dict)
 
 
 class SoraLayer(DeltaLayer):
@@ -59,12 +57,10 @@ class SoraLayer(DeltaLayer):
     ) -> None:
         """Create A, g and B of an adapter."""
         self.configs[adapter_name] = config
-        rank = rank_of(config, key)
+        rank = config.rank
         self.lora_A[adapter_name] = self.new_weight(rank, self.in_features)
         self.lora_gate[adapter_name] = self.new_weight(rank)
         self.lora_B[adapter_name] = self.new_weight(self.out_features, rank)
-        if rank == 0:
-            return
         with torch.no_grad():
             nn.init.kaiming_uniform_(self.lora_A[adapter_name], a=math.sqrt(5))
             self.lora_gate[adapter_name].normal_()

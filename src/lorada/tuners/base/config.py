@@ -155,14 +155,14 @@ class LoradaPeftConfig(PeftConfig):
 Count = Annotated[int, Field(gt=0)]
 Number = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, lt=1)]  # of dropout
-# Fields for names of modules, which PEFT reads in several forms.
-OF_MODULES = ("target_modules", "exclude_modules", "stacks")
+# Fields that are read in several forms.
+ANY_FORM = ("target_modules", "exclude_modules", "stacks", "parts")
 
 
 @cache
 def _kinds(cls: Any) -> dict[str, TypeAdapter[Any]]:
     hints, strict = get_type_hints(cls, include_extras=True), ConfigDict(strict=True)
-    shared = LoradaPeftConfig.__dataclass_fields__.keys() | set(OF_MODULES)
+    shared = LoradaPeftConfig.__dataclass_fields__.keys() | set(ANY_FORM)
     own = [each.name for each in fields(cls) if each.init and each.name not in shared]
     return {name: TypeAdapter(hints[name], config=strict) for name in own}
 

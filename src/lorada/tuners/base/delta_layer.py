@@ -9,7 +9,6 @@ example.
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -127,9 +126,3 @@ class DeltaModel(LoradaTuner):
             self._replace_module(parent, key.rpartition(".")[2], layer, target)
         layer.update_layer(adapter_name, config, self.model, key)
         layer.train(target.training)
-
-
-def rank_of(config: Any, name: str) -> int:
-    """The rank of the module of this name, from ``rank_pattern`` or else ``rank``."""
-    rank: int = config.rank_pattern.get(get_pattern_key(config.rank_pattern, name), config.rank)
-    return rank

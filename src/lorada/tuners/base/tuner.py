@@ -19,12 +19,7 @@ from torch import Tensor, nn
 from lorada.support.errors import MOST, unknown_name
 from lorada.tuners.base.config import PREFIX, STACK, LoradaPeftConfig
 from lorada.tuners.base.layer import AttachedLayer, LoradaTunerLayer, detach_all
-from lorada.tuners.base.linears import (
-    linear_names,
-    one_line_errors,
-    within_layer,
-    wrappers,
-)
+from lorada.tuners.base.linears import linear_names, one_line_errors, within_layer, wrappers
 from lorada.tuners.base.merged_weights import (
     give_own_weights,
     merge_all,

@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-)
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from lorada.functional.precision import no_autocast

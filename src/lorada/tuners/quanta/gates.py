@@ -97,10 +97,7 @@ def crop_or_pad(x: Float[Tensor, "*B _"], width: int) -> Float[Tensor, "*B _"]:
 
 
 def apply_to_width(
-    x: Float[Tensor, "*B _"],
-    gates: Sequence[Float[Tensor, "_ _"]],
-    dims: Sequence[int],
-    width: int,
+    x: Float[Tensor, "*B _"], gates: Sequence[Float[Tensor, "_ _"]], dims: Sequence[int], width: int
 ) -> Float[Tensor, "*B _"]:
     """T x for an x and a result of any width: both are cropped or padded to fit D."""
     return crop_or_pad(apply_gates(crop_or_pad(x, math.prod(dims)), gates, dims), width)
