@@ -18,7 +18,7 @@ from transformers import modeling_flash_attention_utils
 
 from lorada import PrefixConfig
 from lorada.attention.call import AttentionCall, Prefix
-from lorada.attention.prefix import with_prefixes
+from lorada.attention.prefix_keys import with_prefixes
 
 pytestmark = pytest.mark.fp64
 

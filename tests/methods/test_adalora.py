@@ -13,7 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from lorada import LamdaConfig, LoradaConfig, SoraConfig
-from lorada.methods.callbacks.adalora import AdaLoraCallback, schedule
+from lorada.methods.callbacks.adalora_pruning import AdaLoraCallback, schedule
 
 pytestmark = pytest.mark.fp64
 

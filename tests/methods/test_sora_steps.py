@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from lorada import SoraConfig
-from lorada.methods.callbacks.sora import SoraCallback
+from lorada.methods.callbacks.sora_thresholds import SoraCallback
 
 pytestmark = pytest.mark.fp64
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from lorada import LamdaConfig, LoradaConfig
-from lorada.methods.callbacks.lamda import LamdaCallback
+from lorada.methods.callbacks.lamda_schedule import LamdaCallback
 from lorada.tuners.lamda import LamdaLayer, lamda_count, ranks_by_energy
 
 pytestmark = pytest.mark.fp64

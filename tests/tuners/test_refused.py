@@ -28,10 +28,10 @@ from lorada import (
     build_method,
 )
 from lorada.methods.callbacks.ist import ISTCallback
-from lorada.methods.callbacks.lamda import LamdaCallback
+from lorada.methods.callbacks.lamda_schedule import LamdaCallback
 from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.methods.callbacks.owlore import OwLoreCallback
-from lorada.methods.callbacks.sora import SoraCallback
+from lorada.methods.callbacks.sora_thresholds import SoraCallback
 from lorada.tuners.pooling import PoolingConfig
 
 CONTEXT = DECODER_SIZES["max_position_embeddings"]

@@ -11,7 +11,7 @@ from stacks import batch, lmam, logits
 from torch import nn
 
 from lorada import SoraConfig
-from lorada.methods.callbacks.sora import SoraCallback
+from lorada.methods.callbacks.sora_thresholds import SoraCallback
 from lorada.tuners.sora import SoraLayer, released_threshold, soft_threshold, sora_count
 
 pytestmark = pytest.mark.fp64

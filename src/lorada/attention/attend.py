@@ -28,7 +28,7 @@ from lorada.attention.dense_map import mask_with_map
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.attention.map_term import Term, add_term
 from lorada.attention.observation import Observation
-from lorada.attention.prefix import with_prefixes
+from lorada.attention.prefix_keys import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.functional.precision import wide_dtype
 

@@ -261,7 +261,7 @@ METHODS: dict[str, Method] = {
                 },
             },
         },
-        callbacks=("lorada.methods.callbacks.adalora:AdaLoraCallback",),
+        callbacks=("lorada.methods.callbacks.adalora_pruning:AdaLoraCallback",),
         formula="Wx + (α/r)·PΛQx; entries of Λ pruned by importance to a budget",
         paper="https://arxiv.org/abs/2303.10512",
         source="Table 11; the phases have the shares of the run that AdaLoRA's scripts give them",
@@ -269,7 +269,7 @@ METHODS: dict[str, Method] = {
     "sora": Method(
         "SoRA: LoRA with gates that training sets to zero",
         {family: {"sora": {"rank": 8, "alpha": 16}} for family in ENCODERS},
-        callbacks=("lorada.methods.callbacks.sora:SoraCallback",),
+        callbacks=("lorada.methods.callbacks.sora_thresholds:SoraCallback",),
         arguments={"weight_decay": 0.1, "warmup_steps": 0.06, "max_grad_norm": 0.1},
         formula="Wx + (α/r)·B(g ⊙ Ax); g ← soft threshold of (g, ξ)",
         paper="https://arxiv.org/abs/2311.11696",
@@ -287,7 +287,7 @@ METHODS: dict[str, Method] = {
     "lamda": Method(
         "LaMDA++: a small matrix between two projections from the SVD, one frozen step by step",
         {"llama": {"lamda": {"rank": 32, "ranks": "energy", **LLM_MATRICES}}},
-        callbacks=("lorada.methods.callbacks.lamda:LamdaCallback",),
+        callbacks=("lorada.methods.callbacks.lamda_schedule:LamdaCallback",),
         formula="(W − s·UΣVᵀ)x + s·BMAx, B, M, A = U, Σ, Vᵀ at the start; B freezes by columns",
         paper="https://arxiv.org/abs/2406.12832",
         source="Table 4",

@@ -4,7 +4,7 @@
 
 Azizi et al., "LaMDA: Large Model Fine-Tuning via Spectrally Decomposed Low-Dimensional Adaptation"
 (2024). A (r, in) is frozen and M (r, r) trains. B (out, r) trains at first;
-``methods.callbacks.lamda`` freezes its columns one after another.
+``methods.callbacks.lamda_schedule`` freezes its columns one after another.
 
 With ``init="spectral"``, B, M and A start at U_r, Σ_r and V_rᵀ, the leading singular directions of
 W = U Σ Vᵀ. The paper then subtracts s · U_r Σ_r V_rᵀ from W. Here W does not change, and U_r Σ_r is

@@ -9,8 +9,8 @@ serves all self-attentions of the encoder, one those of the decoder, and one all
     [P_k; P_v] of all these modules = W_2 tanh(W_1 E + b_1) + b_2,    E ∈ R^{l×d}
 
 ``PrefixLayer`` is the child ``prefix`` of an attention module. It holds P_k and P_v, or the rows of
-W_2 and b_2 that compute them; ``PrefixNetwork`` holds E, W_1 and b_1. ``attention.prefix`` puts P_k
-and P_v before the keys and values.
+W_2 and b_2 that compute them; ``PrefixNetwork`` holds E, W_1 and b_1.
+``attention.prefix_keys`` puts P_k and P_v before the keys and values.
 """
 
 import math
@@ -27,7 +27,7 @@ from lorada.attention import interface
 from lorada.attention.attend import PREFIX_CHILD
 from lorada.attention.call import Prefix, head_count
 from lorada.attention.interface import CROSS_ATTENTION, attention_classes
-from lorada.attention.prefix import ReplacedForward, is_disentangled
+from lorada.attention.prefix_keys import ReplacedForward, is_disentangled
 from lorada.functional.precision import no_autocast
 from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.layer import AttachedLayer, Entries, head_width, hidden_width

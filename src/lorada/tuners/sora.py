@@ -3,8 +3,8 @@
     y = W x + (α/r) · B( g ⊙ A dropout(x) )
 
 Ding et al., "Sparse Low-rank Adaptation of Pre-trained Language Models" (2023). A starts
-Kaiming-uniform, the gates g from N(0, 1) and B at 0. ``methods.callbacks.sora`` moves the gates
-towards 0 after each step.
+Kaiming-uniform, the gates g from N(0, 1) and B at 0. ``methods.callbacks.sora_thresholds``
+moves the gates towards 0 after each step.
 """
 
 import math

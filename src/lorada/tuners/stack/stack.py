@@ -29,7 +29,7 @@ from lorada.tuners.base.tuner import (
 )
 from lorada.tuners.lmam import bake
 from lorada.tuners.stack import as_stack, merging
-from lorada.tuners.stack.adalora import OwnRanks, factors, regulariser
+from lorada.tuners.stack.adalora_parts import OwnRanks, factors, regulariser
 from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
 from lorada.tuners.stack.nested_layers import (

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorada.methods.fit_to_model import refuse_no_pruning
-from lorada.tuners.stack.adalora import factors
+from lorada.tuners.stack.adalora_parts import factors
 from lorada.tuners.stack.stack import LoradaModel
 
 logger = logging.getLogger(__name__)
