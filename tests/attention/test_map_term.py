@@ -237,22 +237,6 @@ def test_past_the_map_the_output_itself_comes_back():
     assert torch.equal(added[1], output[1])
 
 
-def test_nothing_is_allocated_beyond_the_map_but_the_sum():
-    """A long padded batch: one copy of the output, and parts as long as the map."""
-    tokens = 40 * LENGTH
-    positions = table([None, *range(tokens - 1)], [*range(tokens - 3), *[None] * 3])
-    value = torch.randn(2, GROUPS, tokens, WIDTH)
-    output = torch.randn(2, tokens, HEADS, WIDTH)
-    shape = CallShape(tokens, tokens, HEADS, True, None)
-    own = attention_map()
-    with torch.no_grad(), Sizes() as sizes:
-        result = add_term(output, own, positions, shape, value)
-    whole = {output.numel(), value.numel()}
-    # The copy, and the same memory again as what the scattering into it returns.
-    assert [size for size in sizes.found if size >= min(whole)] == [output.numel()] * 2
-    assert_close(result, output + by_hand(own, positions, shape, value))
-
-
 def test_frozen_factors_and_values_get_no_gradient():
     positions, shape, value, output = call("whole")
     held = attention_map()

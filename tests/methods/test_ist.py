@@ -120,15 +120,6 @@ def test_only_the_drawn_layers_train_and_the_others_keep_their_moments(parts, tm
     assert any(callback.scores)
 
 
-def test_scales_and_mode_are_restored_after_scoring():
-    model = adapted("lora", "lmam").train()
-    before = [dict(adapter.scaling) for adapter in all_adapters(model)]
-    scoring(model).update_scores(model, BATCH, generator_at(0, 0))
-    assert model.training
-    assert [adapter.scaling for adapter in all_adapters(model)] == before
-    assert all(p.grad is None for p in model.parameters())
-
-
 def test_a_model_that_ist_cannot_train_is_one_line(tmp_path):
     base = TINY["llama"](num_hidden_layers=LAYERS)
     nowhere = trainer_for(base, tmp_path, ISTCallback())
