@@ -3,7 +3,7 @@
 The names of METHODS need neither torch nor PEFT.
 """
 
-import re
+import runpy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -48,16 +48,14 @@ _OTHER_TARGETS: dict[str, dict[str, list[str] | str]] = {
 def peft_types() -> frozenset[str]:
     """The lower-case names of the types that the installed PEFT lists.
 
-    They are read from its source, because importing PEFT takes seconds and a misspelt name is to be
+    Its one file with them is run alone: to import PEFT takes seconds, and a misspelt name is to be
     answered at once.
     """
     package = find_spec("peft")
     assert package is not None
     assert package.origin is not None
-    listed = Path(package.origin).parent / "utils" / "peft_types.py"
-    types = listed.read_text("utf-8").partition("class PeftType")[2].partition("\nclass ")[0]
-    found = re.findall(r"^ +([A-Z][A-Z0-9_]*) = ", types, re.MULTILINE)
-    return frozenset(name.lower() for name in found)
+    listed = runpy.run_path(str(Path(package.origin).parent / "utils" / "peft_types.py"))
+    return frozenset(kind.name.lower() for kind in listed["PeftType"])
 
 
 def refusal(name: str) -> str:
