@@ -6,17 +6,21 @@
 """
 
 import math
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
 from lorada.methods.callbacks.layers import trained
+from lorada.tuners.base.config import check_values
 from lorada.tuners.lamda import LamdaLayer, lamda_count
 
 
+@dataclass(eq=False)
 class LamdaCallback(TrainerCallback):  # type: ignore[misc]
     """Freezes the columns of B in order, the leading singular directions first.
 
@@ -29,13 +33,13 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
         eta: η, the share of the steps over which B is frozen.
     """
 
-    def __init__(self, eta: float = 0.3) -> None:
-        if not 0 < eta <= 1:
-            raise ValueError(f"eta={eta!r} must lie in (0, 1]")
-        self.eta = eta
-        self._share = 0.0
-        self._handles: list[RemovableHandle] = []
-        self._saved: list[tuple[nn.Parameter, Tensor]] = []
+    eta: Annotated[float, Field(gt=0, le=1)] = 0.3
+    _share: float = field(default=0.0, init=False)
+    _handles: list[RemovableHandle] = field(default_factory=list, init=False)
+    _saved: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Register hooks that set the gradients of frozen columns to 0."""

@@ -7,17 +7,20 @@ code also adds a penalty λ · mean|g| to the loss. Here each step starts the ga
 gradient of that penalty, so that it is accumulated, clipped and scaled with the loss's.
 """
 
-import math
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 from transformers import TrainerCallback
 
 from lorada.methods.callbacks.layers import trained
+from lorada.tuners.base.config import check_values
 from lorada.tuners.sora import THRESHOLDS, SoraLayer, sora_count
 
 
+@dataclass(eq=False)
 class SoraCallback(TrainerCallback):  # type: ignore[misc]
     """Thresholds the gates after each optimizer step, and exempts them from weight decay.
 
@@ -31,17 +34,13 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
             publication's ηλ.
     """
 
-    def __init__(
-        self, xi: float = 3e-4, threshold: str = "soft", times_learning_rate: bool = False
-    ) -> None:
-        if not 0 <= xi < math.inf:
-            raise ValueError(f"xi={xi!r} must be a number from 0 on")
-        if threshold not in THRESHOLDS:
-            listed = ", ".join(repr(name) for name in THRESHOLDS)
-            raise ValueError(f"threshold={threshold!r} is not one of {listed}")
-        self.xi, self.threshold = xi, THRESHOLDS[threshold]
-        self.times_learning_rate = times_learning_rate
-        self._before: list[torch.Tensor] = []
+    xi: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3e-4
+    threshold: Literal["soft", "released"] = "soft"
+    times_learning_rate: bool = False
+    _before: list[torch.Tensor] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that gates train, and that a penalty can be added."""
@@ -88,7 +87,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
         groups = _groups(kwargs["optimizer"])
         for gate in gates:
             rate = groups[gate]["lr"] if self.times_learning_rate else 1.0
-            gate.data.copy_(self.threshold(gate.detach(), self.xi * rate))
+            gate.data.copy_(THRESHOLDS[self.threshold](gate.detach(), self.xi * rate))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log how many gates are 0 and how many parameters are left."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import onload_layer
+from peft.tuners.tuners_utils import check_adapters_to_merge, onload_layer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -46,8 +46,10 @@ def merge_all(
         kinds = {cls.__name__ for layer in own for cls in type(layer).__mro__}
         with onload_layer(chain[0]):
             if linear_of(chain[0]) is not None and (len(own) > 1 or FOLDED & kinds):
-                unmerge_chain(chain)
-                _fold(chain, own, together, safe_merge, undo)
+                left = [check_adapters_to_merge(layer, names) for layer in own]  # warns if none is
+                if any(left):
+                    unmerge_chain(chain)
+                    _fold(chain, own, together, safe_merge, undo)
                 continue
             for layer in reversed(own):
                 here = [name for name in names if has_adapter(layer, name)]
