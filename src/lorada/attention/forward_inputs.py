@@ -134,8 +134,10 @@ class ForwardListener:
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         # Positions that the model makes itself never restart, nor do those behind a cache.
         given = kwargs.get("position_ids") is not None or len(args) > 1
-        slots = getattr(cache, "get_seq_length", lambda: None)()
-        packed = given and (cache is None or (isinstance(slots, int) and slots == 0))
+        packed = given and cache is None
+        if given and cache is not None:  # known to be empty without reading a tensor
+            slots = getattr(cache, "get_seq_length", lambda: None)()
+            packed = isinstance(slots, int) and slots == 0
         tokens = _tokens_so_far(args, kwargs, cache) if self._any_window else None
         self._shortest = self._count(model, args, kwargs, cache)
         fewest = 0 if self._shortest is None else self._shortest.tokens()

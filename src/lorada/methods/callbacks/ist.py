@@ -41,25 +41,18 @@ class ISTCallback(LayerCallback):
 
     For transformers' Trainer and TRL's trainers alike: ``Trainer(..., callbacks=[ISTCallback()])``.
     Adapter weights outside the layers (a head, the network of a prefix) train at every step.
-
-    Args:
-        update_frac: share of the layers that train in a step, n_u / L.
-        suppress_frac: share of the layers that are scaled down in a set, n_v / L.
-        factor: what their scale is multiplied by.
-        every: steps from one update of the scores to the next.
-        samples: number of sets in an update, each of which takes one forward pass.
-        lr: μ, the learning rate of the scores.
-        examples: number of training rows to compare the sets on.
     """
 
     kept: ClassVar[str] = "scores"
+    # Share of the layers that train in a step, n_u / L.
     update_frac: Annotated[float, Field(gt=0, le=1)] = 0.25
+    # Share of the layers that are scaled down in a set, n_v / L.
     suppress_frac: Annotated[float, Field(gt=0, le=1)] = 0.5
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    every: Count = 10
-    samples: Count = 3
-    lr: float = 10.0
-    examples: Count = 16
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.25  # what their scale is multiplied by
+    every: Count = 10  # steps from one update of the scores to the next
+    samples: Count = 3  # number of sets in an update, each of which takes one forward pass
+    lr: float = 10.0  # μ, the learning rate of the scores
+    examples: Count = 16  # number of training rows to compare the sets on
     # I, one for each layer in the model's order.
     scores: list[float] = field(default_factory=list, init=False)
     _adapters: list[list[BaseTunerLayer]] = field(default_factory=list, init=False)

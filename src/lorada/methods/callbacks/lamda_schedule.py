@@ -28,11 +28,9 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
     when gradients are clipped by norm. The optimizer would still change it through its moments and
     weight decay, so its value is restored after each step. The number of the step decides what is
     frozen, so runs resume exactly without anything from a checkpoint.
-
-    Args:
-        eta: η, the share of the steps over which B is frozen.
     """
 
+    # η, the share of the steps over which B is frozen.
     eta: Annotated[float, Field(gt=0, le=1)] = 0.3
     _share: float = field(default=0.0, init=False)
     _handles: list[RemovableHandle] = field(default_factory=list, init=False)

@@ -23,11 +23,9 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
     """Makes every self-attention shifted and sparse while the model trains.
 
     The publication is about decoders; in an encoder the groups have no causal mask.
-
-    Args:
-        group_size: G, in tokens; None for a quarter of the padded length of each batch.
     """
 
+    # G, in tokens; None for a quarter of the padded length of each batch.
     group_size: Count | None = None
     groups: ShiftedGroups = field(init=False)
 

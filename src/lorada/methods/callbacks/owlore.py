@@ -44,22 +44,17 @@ class OwLoreCallback(LayerCallback):
 
     For transformers' Trainer and TRL's trainers alike:
     ``Trainer(..., callbacks=[OwLoreCallback()])``.
-
-    Args:
-        layers: γ, how many layers train at a time; None for 5, or all where there are fewer.
-        every: K, steps from one draw to the next.
-        weights: sampling weight of each layer; None for the outlier ratios of the model, measured
-            on rows of the training set before the first step.
-        sequences: how many rows they are measured on.
-        threshold: M; an outlier is larger than M times the mean.
     """
 
     kept: ClassVar[str] = "weights"  # those of the model before training
+    # γ, how many layers train at a time; None for 5, or all where there are fewer.
     layers: Count | None = None
-    every: Count = 50
+    every: Count = 50  # K, steps from one draw to the next
+    # Sampling weight of each layer; None for the outlier ratios of the model, measured on rows of
+    # the training set before the first step.
     weights: Sequence[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
-    sequences: Count = 128
-    threshold: Number = 13.0
+    sequences: Count = 128  # how many rows they are measured on
+    threshold: Number = 13.0  # M; an outlier is larger than M times the mean
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -26,16 +26,12 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
 
     The penalty on the gates is an option of ``SoraConfig``. The number of the step decides what the
     callback does, so runs resume exactly without anything from a checkpoint.
-
-    Args:
-        xi: the threshold ξ.
-        threshold: ``soft`` (publication) or ``released`` (the code, which zeroes up to 2ξ).
-        times_learning_rate: whether to multiply ξ by the learning rate of the step, as in the
-            publication's ηλ.
     """
 
-    xi: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3e-4
+    xi: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3e-4  # the threshold ξ
+    # ``soft`` (publication) or ``released`` (the code, which zeroes up to 2ξ).
     threshold: Literal["soft", "released"] = "soft"
+    # Whether to multiply ξ by the learning rate of the step, as in the publication's ηλ.
     times_learning_rate: bool = False
     _before: list[torch.Tensor] = field(default_factory=list, init=False)
 
