@@ -138,11 +138,12 @@ class ReplacedForward:
     def __init__(self, module: nn.Module, source: PrefixSource) -> None:
         self._module = module
         # A partial function and not a closure: a copy of the model then reads its own prefixes.
-        module.__dict__["forward"] = partial(forward_with_prefixes, module, source)
+        self._forward = module.__dict__["forward"] = partial(forward_with_prefixes, module, source)
 
     def remove(self) -> None:
         """Restore the module's own forward."""
-        self._module.__dict__.pop("forward", None)
+        if self._module.__dict__.get("forward") is self._forward:
+            del self._module.__dict__["forward"]
 
 
 def forward_with_prefixes(
