@@ -90,7 +90,6 @@ class LoradaPeftConfig(PeftConfig):
 
     Attributes:
         layers_to_transform: indices of the layers that get the part; None for all.
-        layers_pattern: name of the list of layers that the indices count, if PEFT cannot find it.
         modules_to_save: modules trained and saved whole, such as a classification head.
         init_weights: False starts from random weights, so that a fresh adapter changes the model
             (PEFT's tests use it).
@@ -105,7 +104,6 @@ class LoradaPeftConfig(PeftConfig):
     registered_as = PeftTypeName()
 
     layers_to_transform: list[int] | int | None = field(default=None)
-    layers_pattern: list[str] | str | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
     init_weights: bool = field(default=True)
     library: str = field(default=LIBRARY)

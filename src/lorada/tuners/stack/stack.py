@@ -56,8 +56,6 @@ from lorada.tuners.stack.shared_state import (
     shares_state,
 )
 
-# Options of a stack that it passes on to each part that does not set them.
-FORWARDED = ("layers_to_transform", "layers_pattern")
 # The names, in different configs, of the option that is False for a start from random weights.
 INIT_OPTIONS = ("init_weights", "init_lora_weights", "init_ia3_weights")
 
@@ -146,9 +144,8 @@ class LoradaModel(LoradaTuner):
         config: LoradaConfig = self.peft_config[adapter_name]
         own_modules = getattr(part, "modules_to_save", None)
         part.inference_mode = config.inference_mode
-        for name in FORWARDED:
-            if hasattr(part, name) and getattr(part, name) is None:
-                setattr(part, name, getattr(config, name))
+        if getattr(part, "layers_to_transform", ...) is None:
+            part.layers_to_transform = config.layers_to_transform
         for name in INIT_OPTIONS:
             if hasattr(part, name) and not config.init_weights:
                 setattr(part, name, False)
