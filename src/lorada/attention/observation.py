@@ -1,6 +1,6 @@
 """``observe``: be called with the term of each map while a model runs.
 
-``explain`` and the effect size in the logs of a training use it. Without an observer nothing is
+``explain`` and the relative norm in the logs of a training use it. Without an observer nothing is
 computed for it.
 
 Shapes: B batch, H query heads, T queries, D head width.
@@ -58,6 +58,6 @@ def squared_norms(seen: Observation) -> tuple[Tensor, Tensor]:
 
 
 def ratio_of(squares: list[tuple[Tensor, Tensor]]) -> float:
-    """The effect size from the squared norms of all calls."""
+    """The relative norm from the squared norms of all calls."""
     term, output = (torch.stack(norms).sum().sqrt() for norms in zip(*squares, strict=True))
     return float(term / output.clamp(min=1e-12))

@@ -61,7 +61,7 @@ class ExplainedLayer:
         negative: share of the visible entries of ``fused`` within the map below 0, (H,).
         map_negative: the same of ``map``, (H,).
         effect: effect of the map by head, (H,); None without a map.
-        effect_size: that of all heads together.
+        relative_norm: that of all heads together.
         moved: how far the adapter moves the output of each head, (H,).
         attends: the shares of ``softmax`` on ``KEPT``, (4, H), means over queries.
     """
@@ -75,7 +75,7 @@ class ExplainedLayer:
     negative: Tensor | None
     map_negative: Tensor | None
     effect: Tensor | None
-    effect_size: float | None
+    relative_norm: float | None
     moved: Tensor
     attends: Tensor
 
@@ -274,7 +274,7 @@ def _layer(
     return ExplainedLayer(
         layer=name,
         inside=seen is not None and seen.attention_map.ablation == "no_negative",
-        effect_size=None if seen is None else ratio_of([squared_norms(seen)]),
+        relative_norm=None if seen is None else ratio_of([squared_norms(seen)]),
         **tensors,
     )
 

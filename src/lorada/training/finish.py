@@ -85,14 +85,14 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
     """
     recipe, rows, plan = prepared.recipe, prepared.rows, prepared.plan
     state, base, scale = setup.trainer.state, setup.base, setup.scale
-    shown = ["step", "loss", "eval_loss", *setup.measured, "effect_size", "grad_norm"]
+    shown = ["step", "loss", "eval_loss", *setup.measured, "relative_norm", "grad_norm"]
     history = [
         {key: entry[key] for key in shown if key in entry}
         for entry in state.log_history
         if "loss" in entry or "eval_loss" in entry
     ]
     counts = parameter_counts(setup.model, base.total, base.head, plan.with_head)
-    effects = [entry["effect_size"] for entry in history if "effect_size" in entry]
+    effects = [entry["relative_norm"] for entry in history if "relative_norm" in entry]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     limit = answer_limit(
         rows, recipe, prepared.tokenizer, prepared.kind, context_of(base.model.config)
@@ -127,7 +127,7 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
         "steps": state.global_step,
         "peak_memory_bytes": peak,
         "train_loss": losses[-1] if losses else None,
-        "effect_size": effects[-1] if effects else None,
+        "relative_norm": effects[-1] if effects else None,
         "metrics": {},
         "unparsable": None,
         "history": history,

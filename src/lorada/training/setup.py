@@ -36,13 +36,13 @@ from lorada.training.arguments import argument_errors, held_out_metrics, trainin
 from lorada.training.by_device import loading_device
 from lorada.training.callbacks import RunCallback
 from lorada.training.choice_trainer import ChoiceTrainer
-from lorada.training.effect_size import EffectSize
 from lorada.training.models.adapters import Base, adapt, load_base
 from lorada.training.models.generation import language_settings, refuse_long
 from lorada.training.models.loading import stretched
 from lorada.training.models.trained_part import saved_names
 from lorada.training.packing import PackedCollator, pack, refuse_mixing
 from lorada.training.prepare import PreparedTraining
+from lorada.training.relative_norm import RelativeNorm
 from lorada.training.score_scale import ScoreScale, scale_of
 from lorada.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
 from lorada.training.trainer import RunTrainer
@@ -254,9 +254,9 @@ def make_trainer(
         data_collator=pad,
         callbacks=callbacks,
     )
-    # EffectSize adds to a log line, so it must see the line before any logger does.
+    # RelativeNorm adds to a log line, so it must see the line before any logger does.
     listeners = trainer.callback_handler.callbacks
-    listeners.sort(key=lambda callback: not isinstance(callback, EffectSize))
+    listeners.sort(key=lambda callback: not isinstance(callback, RelativeNorm))
     return trainer
 
 

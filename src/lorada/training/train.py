@@ -36,9 +36,9 @@ from lorada.support.processes import (
 from lorada.training.arguments import argument_errors
 from lorada.training.by_device import as_it_trains
 from lorada.training.callbacks import SaveOnInterrupt, refuse_broken
-from lorada.training.effect_size import EffectSize
 from lorada.training.finish import all_weights, save_model, training_result
 from lorada.training.prepare import prepare_training
+from lorada.training.relative_norm import RelativeNorm
 from lorada.training.setup import set_up
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def _train(
 ) -> Trained:
     run = Path(recipe.output)
     again = AGAIN + quote(str(run))
-    effect, interrupt = EffectSize(), SaveOnInterrupt()
+    effect, interrupt = RelativeNorm(), SaveOnInterrupt()
     with all_or_none():
         prepared = prepare_training(recipe)
     with all_or_none():
