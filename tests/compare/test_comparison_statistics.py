@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from search_errors import measure_search
 
-from lorada.compare.letters import letters
 from lorada.compare.statistics import (
     ALPHA,
     Common,
     detectable,
     fixed_p,
     holm,
+    letters,
     mean_score,
     paired_p,
 )

@@ -1,10 +1,11 @@
 """What is decided about methods: which to take, and what is known of each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lorada.compare.given import COSTS, Costs
-
+COSTS = ("parameters", "seconds", "bytes")  # what counts first, then what decides between equals
 CHEAPER = 0.8  # of another's cost: what is nearer is the granularity of sizes
+Costs = Mapping[str, Mapping[str, float]]  # method → kind of cost → how much
 
 
 @dataclass(frozen=True)
