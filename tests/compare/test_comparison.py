@@ -15,8 +15,8 @@ from programs import printed
 
 from lorada.compare.learning_rate import FACTOR
 from lorada.compare.report.commands import BESIDE
+from lorada.compare.report.page import write_report
 from lorada.compare.report.read import read_comparison
-from lorada.compare.report.write import write_report
 from lorada.runs.predictions import read_predictions
 from lorada.runs.result import read_result
 

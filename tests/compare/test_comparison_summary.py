@@ -10,16 +10,19 @@ from comparison_errors import made_up_scores
 from made_up_comparison import HELD_OUT, write_made_up
 
 import lorada
+from lorada.compare.candidate import Candidate
 from lorada.compare.report.commands import LONGER
-from lorada.compare.report.read import Results, ScoredCandidate, ScoredRun, read_comparison
-from lorada.compare.report.summarize import summarize
+from lorada.compare.report.read import CandidateResult, Results, ScoredRun, read_comparison
+from lorada.compare.report.summary import summarize
 from lorada.compare.statistics import Common, mean_score
 
 ROWS = 200
 TINY = 1e-9  # relative; two ways to compute one number
 
 
-def results_of(scores: dict[str, np.ndarray], *, metric="exact_match", baselines=None) -> Results:
+def results_of(
+    scores: dict[str, np.ndarray], *, metric="exact_match", baselines=None, groups=None
+) -> Results:
     """A comparison of methods with these scores (seeds × rows); the first trains the most."""
     candidates = []
     for index, (name, found) in enumerate(scores.items()):
@@ -27,13 +30,25 @@ def results_of(scores: dict[str, np.ndarray], *, metric="exact_match", baselines
         runs = [
             ScoredRun(f"runs/{name}/9/seed{seed}", seed, {
                 "metrics": {HELD_OUT: {"n": len(rows), metric: float(line.mean())}},
-            }, dict(zip(rows, line.tolist(), strict=True)), {})
+            }, {row: {} for row in rows}, dict(zip(rows, line.tolist(), strict=True)))
             for seed, line in enumerate(found, 1)
         ]  # fmt: skip
-        plan = {"method": name, "budgets": {}, "trainable": 9000 - 1000 * index}
-        candidates.append(ScoredCandidate(name, plan, runs, found, found * np.nan, [], None, ""))
+        one = Candidate(name, {}, trainable=9000 - 1000 * index)
+        candidates.append(
+            CandidateResult(name, one, runs=runs, scores=found, losses=found * np.nan, searches=[])
+        )
     asked = {"seeds": list(range(1, 1 + max(map(len, scores.values()))))}
-    return Results(Path("c"), asked, {}, candidates, rows, baselines or {}, [])
+    return Results(Path("c"), asked, {}, candidates, rows, groups, baselines or {})
+
+
+def changed(results, label, **changes):
+    """Change the record of one candidate; of a field of its plan, the plan."""
+    (place,) = (i for i, one in enumerate(results.candidates) if one.label == label)
+    one = results.candidates[place]
+    plan = {name: changes.pop(name) for name in list(changes) if hasattr(one.candidate, name)}
+    candidate = dataclasses.replace(one.candidate, **plan)
+    results.candidates[place] = dataclasses.replace(one, candidate=candidate, **changes)
+    return results
 
 
 def raised(scores: np.ndarray, share: float) -> np.ndarray:
@@ -77,8 +92,7 @@ def test_the_verdict_is_that_of_decide_with_costs_baselines_and_margin(margin, t
     scores = alike()
     scores["dora"] = raised(scores["dora"], 0.4)
     results = results_of(scores, baselines=HALF_WRONG)
-    for candidate, size in zip(results.candidates, (9000, 8000, 2000), strict=True):
-        candidate.plan["trainable"] = size
+    changed(results, "ia3", trainable=2000)
     results.asked["margin"] = margin
     summary = summarize(results)
     expected = lorada.decide(
@@ -308,8 +322,7 @@ def test_without_a_search_the_report_says_which_rates_were_taken(rates, said):
 
 
 def test_an_unsearched_map_beside_other_parts_has_the_rate_of_the_plan():
-    results = results_of(alike())
-    results.candidates[0].plan["map_rate"] = 5e-3
+    results = changed(results_of(alike()), "lora", map_rate=5e-3)
     lines = {line.label: line for line in summarize(results).lines}
     assert (lines["lora"].map_rates, lines["dora"].map_rates) == ((5e-3,), ())
 
@@ -373,11 +386,9 @@ def test_methods_that_all_score_the_same_are_told_apart_by_their_losses():
     said = "exact match is 0.0% for all of them"
     assert summarize(results).verdict == f"{said}: their losses are equal too."
     losses = [np.full((3, 30), loss) for loss in (2.5, 0.1)]
-    candidates = [
-        dataclasses.replace(one, losses=loss)
-        for one, loss in zip(results.candidates, losses, strict=True)
-    ]
-    summary = summarize(dataclasses.replace(results, candidates=candidates))
+    for name, loss in zip(zeros, losses, strict=True):
+        changed(results, name, losses=loss)
+    summary = summarize(results)
     assert summary.verdict == f"{said}: their losses differ, `lorada report c --metric loss`"
     assert next(iter(summary.commands.values())) == "lorada report c --metric loss"
     assert summary.best == ""
@@ -462,7 +473,9 @@ def test_lines_are_sorted_and_have_each_number(made_up_folder, made_up_summary):
     assert line.adapter_mb == pytest.approx(result["adapter_bytes"] / 1e6, rel=TINY)
     assert line.peak_memory_gib == result["peak_memory_bytes"] / 2**30
     assert line.forgetting == pytest.approx(115_200 / 3e6, rel=TINY)
-    assert (line.rates, line.seeds, line.budget, line.above) == ((2e-4,), (1, 2, 3), "0.1%", False)
+    plain = line.plain()
+    assert (plain["seeds"], plain["budget"], plain["above"]) == ([1, 2, 3], "0.1%", False)
+    assert line.rates == (2e-4,)
     assert len(made_up_summary.histories["lora (0.1%)"]) == 10
 
 
@@ -483,11 +496,7 @@ def test_a_reference_of_another_budget_is_said(made_up_folder):
     results = read_comparison(made_up_folder)
     alone = "No lora is tested at the budget of these, so another is: "
     assert not any(alone in each for each in summarize(results).sentences)
-    for candidate in list(results.candidates):
-        if candidate.label == "lora (0.2%)":
-            place = results.candidates.index(candidate)
-            empty = dataclasses.replace(candidate, runs=[], scores=candidate.scores[:0])
-            results.candidates[place] = empty
+    changed(results, "lora (0.2%)", runs=[], scores=np.empty((0, 60)))
     (said,) = [each for each in summarize(results).sentences if alone in each]
     assert "dora (0.2%) with lora (0.1%)" in said
     assert "dora (0.1%)" not in said
@@ -519,7 +528,8 @@ def test_rows_that_divide_the_candidates_most_come_first(made_up_folder, made_up
 def test_texts_of_rows_are_shown_only_if_asked(made_up_folder):
     results = read_comparison(made_up_folder)
     run = next(c for c in results.candidates if c.runs).runs[0]
-    run.texts.update({row: (f"question {row[1]}", "Yes") for row in results.rows})
+    for row in results.rows:
+        run.lines[row] |= {"text": f"question {row[1]}", "right": "Yes"}
     first = summarize(results, with_text=True).disagreements[0]
     assert (first.text, first.answer) == (f"question {first.row}", "Yes")
     assert summarize(results).disagreements[0].text is None

@@ -52,6 +52,16 @@ class Decision:
     unit: str
     lower_is_better: bool
 
+    def mark(self, name: str) -> str:
+        """What is decided about a method, in a word or two; empty for one that is just worse."""
+        diverged = f"{self.diverged.get(name)} of {self.runs.get(name)} diverged"
+        marks = {
+            "take": name == self.pick, "not learned": name in self.unlearned,
+            diverged: name in self.diverged, "too few runs": name in self.untested,
+            "highest": name == self.highest, "not worse": name in self.not_worse,
+        }  # fmt: skip
+        return next((mark for mark, is_so in marks.items() if is_so), "")
+
 
 def saved(costs: Costs, one: str, other: str) -> tuple[str, float] | None:
     """The first cost in which two methods differ, and one's share of it, if one has less."""

@@ -28,8 +28,9 @@ def share_of(text: str | None) -> float | None:
 def drawn(rows: list[Row], share: float, seed: int) -> list[int]:
     """The indices of the rows that are held out, in order.
 
-    Rows of one group stay together, and without groups those with equal content. Each class loses the same share, rounded so that the
-    shares of all classes add up; a row that is the only one of its class is learned.
+    Rows of one group stay together, and without groups those with equal content. Each class loses
+    the same share, rounded so that the shares of all classes add up; a row that is the only one of
+    its class is learned.
 
     Raises:
         ValueError: if no row would be held out, or all.

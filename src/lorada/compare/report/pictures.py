@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from lorada.compare.report.summary import Baseline, CandidateLine, Summary
-from lorada.compare.report.units import title_of, unit_of
+from lorada.compare.report.read import CandidateResult
+from lorada.compare.report.summary import Baseline, Summary
+from lorada.compare.report.words import title_of, unit_of
 from lorada.support.errors import needs_extra
 from lorada.support.metric_names import as_score
 
@@ -101,11 +102,11 @@ def loss_over_costs(summary: Summary) -> Figure | None:
 
 def _over_costs(
     summary: Summary,
-    every: Sequence[CandidateLine],
+    every: Sequence[CandidateResult],
     values: Sequence[float],
     ranked: Sequence[float],
     title: str,
-    reach: Callable[[CandidateLine], Any] = lambda line: None,
+    reach: Callable[[CandidateResult], Any] = lambda line: None,
 ) -> Figure | None:
     """A value of each candidate over each cost; ``ranked`` are the same, higher is better.
 
@@ -159,15 +160,15 @@ def intervals(summary: Summary) -> Figure | None:
     """Each score with its interval, the best first; None if nothing is scored."""
     if not scored(summary):
         return None
-    every: list[CandidateLine | Baseline] = [*scored(summary)]
+    every: list[CandidateResult | Baseline] = [*scored(summary)]
     every += [one for one in summary.baselines if one.score is not None]
     every.sort(key=lambda one: -as_score(one.score or 0.0, summary.metric))
     figure = _figure(0.7 + 0.28 * len(every))
     axis: Any = figure.subplots()
     names = []
     for place, one in enumerate(every):
-        trained = isinstance(one, CandidateLine)
-        names.append(_name(one.label if isinstance(one, CandidateLine) else one.name))
+        trained = isinstance(one, CandidateResult)
+        names.append(_name(one.label if isinstance(one, CandidateResult) else one.name))
         style = {"color": COLOURS[0], "marker": "o"} if trained else {"color": INK, "marker": "D"}
         axis.errorbar(one.score, place, xerr=_reach(one), **style)
         where = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
@@ -231,12 +232,12 @@ def training_losses(summary: Summary) -> Figure | None:
     return figure
 
 
-def scored(summary: Summary) -> list[CandidateLine]:
+def scored(summary: Summary) -> list[CandidateResult]:
     """The candidates that have a score, the highest first."""
     return [line for line in summary.lines if line.score is not None]
 
 
-def _figure(height: float, lines: Sequence[CandidateLine] = ()) -> Figure:
+def _figure(height: float, lines: Sequence[CandidateResult] = ()) -> Figure:
     """A figure with room for the legend of these lines' methods."""
     methods = {line.method for line in lines}
     rows = math.ceil(len(methods) / _columns(methods)) if methods else 0
@@ -271,7 +272,7 @@ def _reach(one: Any) -> list[list[float]] | None:
     return [[max(0.0, one.score - one.low)], [max(0.0, one.high - one.score)]]
 
 
-def _legend(figure: Figure, summary: Summary, lines: Sequence[CandidateLine]) -> None:
+def _legend(figure: Figure, summary: Summary, lines: Sequence[CandidateResult]) -> None:
     methods = list(dict.fromkeys(line.method for line in lines))
     handles = [Line2D([], [], **_style(summary, method)) for method in methods]
     names = [_name(method) for method in methods]

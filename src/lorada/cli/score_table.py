@@ -1,0 +1,51 @@
+"""The table of methods in a terminal: a line for each, which fits however long the names are."""
+
+from collections.abc import Sequence
+
+from lorada.support.tables import NOTHING
+
+HEAD = ("", "{}", "expected loss", "parameters", "")
+LEAST = 12  # letters of a name
+GAP = "  "
+# Name, score, ends of its interval, expected loss, trained parameters, and what is decided.
+Scored = tuple[str, float | None, float | None, float | None, float | None, float | None, str]
+
+
+def score_table(what: str, form: str, rows: Sequence[Scored], width: int) -> list[str]:
+    """The lines of the table.
+
+    Args:
+        what: the heading of the scores.
+        form: the format of scores and losses.
+        rows: the methods.
+        width: of the terminal, in letters.
+    """
+    table = [[one.format(what) for one in HEAD], *(_cells(row, form) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths[0] = max(LEAST, min(widths[0], width - sum(len(GAP) + one for one in widths[1:])))
+    return [
+        GAP.join([
+            shortened(name, widths[0]).ljust(widths[0]),
+            *(cell.rjust(space) for cell, space in zip(cells, widths[1:-1], strict=True)),
+            mark,
+        ]).rstrip()
+        for name, *cells, mark in table
+    ]  # fmt: skip
+
+
+def _cells(row: Scored, form: str) -> list[str]:
+    name, score, low, high, loss, parameters, mark = row
+    shown = NOTHING if score is None else format(score, form)
+    if score is not None and low is not None and high is not None:
+        shown += f" ± {max(high - score, score - low):{form}}"
+    counted = NOTHING if parameters is None else f"{parameters:,.0f}"
+    return [name, shown, NOTHING if loss is None else format(loss, form), counted, mark]
+
+
+def shortened(name: str, width: int) -> str:
+    """A name in so many letters: what is left out is in the middle."""
+    name = " ".join(name.split())
+    if len(name) <= width:
+        return name
+    end = (width - 1) // 2
+    return f"{name[: width - 1 - end]}…{name[len(name) - end :]}"
