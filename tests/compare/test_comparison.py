@@ -291,6 +291,23 @@ def test_two_workers_in_a_fresh_process_find_the_same(place, whole, tmp_path):
     assert final_losses(folder) == {name: expected[name] for name in final_losses(folder)}
 
 
+def test_rows_of_one_group_count_together_from_the_file_to_the_report(lab, place, tmp_path):
+    for name, rows in (("train", ROWS[:27]), ("test", ROWS[28:])):
+        grouped = [{**row, "passage": f"p{number // 4}"} for number, row in enumerate(rows)]
+        rows_file(place / f"{name}_groups.jsonl", grouped)
+    asked = words(
+        place, tmp_path / "c", "--columns", "group=passage", rows="_groups", trials=1
+    )  # fmt: skip
+    reply = lab.command(asked, tmp_path / "c")
+    assert reply["code"] == 0, reply["said"]
+    for run in final_losses(tmp_path / "c"):
+        lines = read_predictions(tmp_path / "c" / run)
+        assert [line["group"] for line in lines[:8]] == ["p0"] * 4 + ["p1"] * 4
+    assert read_comparison(tmp_path / "c").groups == ["p0"] * 4 + ["p1"] * 4
+    said = read(tmp_path / "c" / "report.json")["sentences"]
+    assert any(each.startswith("2 groups of held-out rows are too few") for each in said)
+
+
 def test_a_rank_and_the_rate_of_a_map_are_chosen_and_the_report_says_them(lab, place, tmp_path):
     folder, name = tmp_path / "comparison", "lora+lmam:lora.r=1|2"
     reply = lab.command(words(place, folder, methods=[name, "lora:r=1"], seeds="1"), folder)

@@ -115,6 +115,27 @@ def test_a_method_and_its_sum_are_tested_seed_by_seed_where_their_runs_are_alike
         assert (lines[1].p_best < 0.05) == apart
 
 
+def test_rows_in_groups_are_tested_by_the_means_of_groups_of_one_size():
+    scores = alike(rows=400)
+    scores["dora"] = raised(scores["dora"], 0.3)
+    base = right_rows(260, rows=400)[0]
+    mean = {name: each.reshape(-1, 40, 10).mean(axis=2) for name, each in scores.items()}
+    tens = results_of(scores, baselines=commonest(base), groups=list(np.arange(400) // 10))
+    grouped, expected = summarize(tens), summarize(
+        results_of(mean, baselines=commonest(base.reshape(40, 10).mean(axis=1)))
+    )  # fmt: skip
+    for one, other in zip(
+        (*grouped.lines, *grouped.baselines), (*expected.lines, *expected.baselines), strict=True
+    ):
+        for name in ("score", "low", "high", "p_best", "letter", "expected_loss"):
+            known = getattr(other, name, None)
+            assert getattr(one, name, None) == (known if not isinstance(known, float)
+                                                else pytest.approx(known, rel=1e-6))  # fmt: skip
+    power = [each for each in grouped.sentences if "has a power of" in each]
+    assert power == [each.replace("40 rows", "40 groups of 400 rows")
+                     for each in expected.sentences if "has a power of" in each]  # fmt: skip
+
+
 def test_runs_that_diverged_are_counted_in_the_verdict(made_up_summary):
     assert "1 of 3 runs of ia3+lora (0.2%) diverged" in made_up_summary.verdict
 
