@@ -160,7 +160,7 @@ def test_with_one_seed_nothing_is_tested():
 @pytest.mark.parametrize(
     ("methods", "rows", "enough", "words"),
     [
-        (2, 5, 6, "5 held-out rows are too few to tell any difference"),
+        (2, 5, 6, "5 held-out rows are too few for any difference"),
         (3, 6, 7, "for 3 pairs of candidates at once it takes 7 rows or more."),
         (7, 9, 10, "for 21 pairs of candidates at once it takes 10 rows or more."),
     ],
@@ -186,8 +186,8 @@ def test_with_one_held_out_row_rows_are_missing_and_not_seeds():
         "rows."
     )
     assert (
-        "1 held-out row is too few to tell any difference between candidates from chance, however "
-        "large it is and however many seeds there are: it takes 6 rows or more."
+        "1 held-out row is too few for any difference between candidates to be significant, "
+        "however large it is and however many seeds there are: it takes 6 rows or more."
     ) in summary.sentences
 
 
@@ -290,7 +290,7 @@ def searched(results, *, each_seed=False, best=1e-3):
 def test_the_report_says_how_learning_rates_were_chosen_and_which_are_at_an_end():
     inside = summarize(searched(results_of(alike())))
     said = " ".join(inside.sentences)
-    assert "Differences are those at the chosen learning rates: the spread" in said
+    assert "Differences are those at the chosen learning rates: the standard deviation" in said
     assert "still the lowest or the highest" not in said
     assert [trial.chosen for trial in inside.tried["lora"]] == [False, True, False]
     edge = summarize(searched(results_of(alike()), best=1e-2))

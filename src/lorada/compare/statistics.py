@@ -23,7 +23,7 @@ Where no run differs from another of its method in any row, runs tell nothing, a
 exact sign test over rows.
 
 Why it is no permutation test: swapping the two methods' scores of whole rows takes the runs as they
-are, and so calls the luck of a run a difference. Swapping whole runs is right, but three runs of
+are, and so takes a lucky run for a better method. Swapping whole runs is right, but three runs of
 each of two methods can be split in only 20 ways, so p could not fall below 0.1. The t-test assumes
 instead that the mean scores of runs are normally distributed. Runs of two methods with the same
 seed are treated as pairs only where ``by_seed`` asks for it.

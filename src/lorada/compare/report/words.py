@@ -270,7 +270,7 @@ def _too_few_rows(results: Results) -> list[str]:
     few = few if what == "row" else f"{_counted(rows, 'group')} of held-out rows are too few"
     at_once = f"for {pairs} pairs of candidates at once " if pairs > 1 else ""
     return [
-        f"{few} to tell any difference between candidates from chance, however large it is and "
+        f"{few} for any difference between candidates to be significant, however large it is and "
         f"however many seeds there are: {at_once}it takes {rows_needed(pairs)} {what}s or more."
     ]
 
@@ -338,11 +338,11 @@ def _learning_rates(
         yield f"No learning rate was searched: {said}."
         return
     if search.each_seed:
-        yield "A learning rate was chosen with every seed: the spread over seeds holds the choice."
+        yield "A learning rate was chosen with every seed: the standard deviation includes that."
     else:
         yield (
-            "Differences are those at the chosen learning rates: the spread over seeds does not "
-            "include that choice."
+            "Differences are those at the chosen learning rates: the standard deviation over seeds "
+            "does not include that choice."
         )
     for one in results.candidates:
         if one.chosen:
