@@ -102,6 +102,18 @@ def test_text_of_page_and_pictures_can_be_read_in_light_and_dark(
     assert widest(page) <= page.viewport_size["width"]
 
 
+@needs_chromium
+def test_pictures_shrink_with_the_page(opened, made_up_summary):
+    page = opened(made_up_summary, viewport={"width": 390, "height": 800})
+    assert widest(page) == 390
+    boxes = page.locator(".chart").evaluate_all("""all => all.map(one => {
+        const svg = one.querySelector("svg").getBoundingClientRect();
+        return [one.scrollWidth - one.clientWidth, svg.width];
+    })""")
+    assert len(boxes) == 5
+    assert all(hidden == 0 and width <= 390 for hidden, width in boxes)
+
+
 def test_rows_where_candidates_disagree_are_shown_by_number_and_text(made_up_summary):
     one = replace(made_up_summary.disagreements[0], text="Is it?\nAnswer yes or no.", answer="Yes")
     page = comparison_page(replace(made_up_summary, disagreements=(one,)))
