@@ -1,6 +1,5 @@
 """The commands that the report of a comparison suggests."""
 
-import os
 import shlex
 import shutil
 from pathlib import Path
@@ -68,15 +67,3 @@ def test_the_winner_is_explored_beside_the_best_of_another_method_at_one_seed(
     assert page == results.folder / "explore-lorada_la-218910-dora-103680-seed2.html"
     (Path(second) / "model").mkdir()  # a model that was trained itself has no adapter
     assert BESIDE not in summarize(results).commands
-
-
-def test_a_page_of_two_runs_is_linked_while_it_is_not_older_than_they(made_up_folder, tmp_path):
-    shutil.copytree(made_up_folder, tmp_path / "made up")
-    results = read_comparison(tmp_path / "made up")
-    _, second, page = explored_beside(summarize(results))
-    assert summarize(results).pages == {}
-    page.write_text("")
-    assert summarize(results).pages == {BESIDE: page.name}
-    later = page.stat().st_mtime + 1
-    os.utime(Path(second) / "result.json", (later, later))
-    assert summarize(results).pages == {}

@@ -96,17 +96,8 @@ def test_a_loss_that_is_no_number_is_a_gap_in_its_curve(made_up_summary):
     assert max(path.count("M") for path in paths) == 2  # where the curve begins
 
 
-def test_a_long_curve_keeps_its_first_and_its_last_loss(made_up_summary):
-    label = made_up_summary.lines[0].label
-    long = replace(made_up_summary, histories={label: [(step, 1.0) for step in range(1, 3001)]})
-    (curve,) = pictures.training_losses(long).axes[0].lines
-    steps = curve.get_xdata()
-    assert (len(steps), steps[0], steps[-1]) == (pictures.POINTS, 1, 3000)
-
-
 @pytest.mark.parametrize(("form", "unit"), [
-    ("prompt", "nats per token"), ("messages", "nats per token"), ("text", "nats per token"),
-    ("label", "per row"), ("score", "per row"), ("choice", "per row"),
+    ("prompt", "nats per token"), ("label", "per row"),
 ])  # fmt: skip
 def test_the_axis_of_losses_says_what_they_are_means_of(made_up_folder, form, unit, tmp_path):
     copy = shutil.copytree(made_up_folder, tmp_path / "comparison")

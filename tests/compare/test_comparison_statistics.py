@@ -215,20 +215,14 @@ def test_a_detectable_difference_is_found_four_times_in_five():
     assert 0.7 <= found <= 0.9
 
 
-def test_what_more_seeds_would_show_is_foretold():
+def test_what_more_seeds_or_rows_would_show_is_foretold():
     random = np.random.default_rng(9)
     pairs = [made_up_scores(random, 20, 300, run=0.5, taste=0.5) for _ in range(60)]
-    with_20 = np.median([detectable(pair) for pair in pairs])
+    whole = np.median([detectable(pair) for pair in pairs])
     from_5 = np.median([detectable([each[:5] for each in pair], seeds=20) for pair in pairs])
-    assert from_5 == pytest.approx(with_20, rel=0.1)
-
-
-def test_what_more_rows_would_show_is_foretold():
-    random = np.random.default_rng(10)
-    pairs = [made_up_scores(random, 5, 800, run=0.2, taste=0.5) for _ in range(60)]
-    with_800 = np.median([detectable(pair) for pair in pairs])
-    from_200 = np.median([detectable([each[:, :200] for each in p], rows=800) for p in pairs])
-    assert from_200 == pytest.approx(with_800, rel=0.15)
+    from_75 = np.median([detectable([each[:, :75] for each in p], rows=300) for p in pairs])
+    assert from_5 == pytest.approx(whole, rel=0.1)
+    assert from_75 == pytest.approx(whole, rel=0.15)
 
 
 def test_more_seeds_show_smaller_differences_and_more_tests_larger_ones():

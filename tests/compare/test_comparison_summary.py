@@ -11,7 +11,6 @@ from made_up_comparison import HELD_OUT, write_made_up
 
 import lorada
 from lorada.compare.candidate import Candidate
-from lorada.compare.report.commands import LONGER
 from lorada.compare.report.read import CandidateResult, Results, ScoredRun, read_comparison
 from lorada.compare.report.summary import summarize
 from lorada.compare.statistics import Common, mean_score
@@ -201,19 +200,6 @@ def test_a_candidate_with_fewer_than_three_seeds_is_not_tested_beside_those_with
     assert "Not tested, because too few seeds are scored: lora." in summary.sentences
 
 
-def test_nothing_beats_the_model_as_it_is():
-    base = {
-        "as_it_is": {"row_scores": {"exact_match": [100.0] * ROWS}},
-        "commonest": {"reason": "no answers"},
-    }
-    summary = summarize(results_of(alike(), baselines=base))
-    assert summary.verdict.startswith("No method has learned at the tried rates: the best score, ")
-    assert "is not significantly better than the model as it is (100.0 %)." in summary.verdict
-    assert summary.best == ""
-    assert list(summary.commands) == [LONGER]
-    assert summary.baselines[1].reason == "no answers"
-
-
 def with_result(results, **fields):
     """The comparison with these fields in the result of every run."""
     for candidate in results.candidates:
@@ -240,26 +226,19 @@ def test_no_winner_is_crowned_where_nothing_was_learned():
     assert summary.best == ""
     assert summary.verdict.startswith("No method has learned at the tried rates: ")
     assert "is not significantly better than the commonest answer (4" in summary.verdict
-    assert "Its training loss hardly fell: from 0.69 to 0.68. Try more steps" in summary.verdict
-    assert "training.max_steps=96" in summary.commands[LONGER]
-    assert summary.commands[LONGER] in summary.verdict
+    assert summary.verdict.endswith(
+        "Its training loss hardly fell: from 0.69 to 0.68. Compare again with more steps "
+        "(max_steps=96), other learning rates (--rates) or more rows."
+    )
     assert summary.baselines[1].answer == "Yes"
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_method_that_learned_is_taken_and_one_whose_loss_stood_still_has_a_warning(seed):
-    random = np.random.default_rng(seed)
-    scores = {
-        name: 100.0 * (random.random((3, 150)) < right)
-        for name, right in (("lora", 0.8), ("dora", 0.5))
-    }
-    common = 100.0 * (random.random(150) < 0.5)
-    base = {"commonest": {"answer": "Yes", "row_scores": {"exact_match": common.tolist()}}}
+def test_a_method_whose_training_loss_stood_still_has_a_warning():
+    scores = alike()
+    scores["dora"] = raised(scores["dora"], 0.8)
     for losses, warned in (((0.69, 0.6, 0.4, 0.3), False), ((0.69, 0.69, 0.68, 0.68), True)):
-        results = with_result(results_of(scores, baselines=base), history=history(*losses))
-        summary = summarize(results)
-        assert summary.best == "lora"
-        hardly = "The training loss of lora hardly fell, from 0.69 to 0.68: more steps"
+        summary = summarize(with_result(results_of(scores), history=history(*losses)))
+        hardly = "The training loss of dora hardly fell, from 0.69 to 0.68: more steps"
         assert any(each.startswith(hardly) for each in summary.sentences) == warned
 
 
@@ -342,12 +321,6 @@ def test_without_a_search_the_report_says_which_rates_were_taken(rates, said):
     assert f"No learning rate was searched: {said}" in summarize(results).sentences
 
 
-def test_an_unsearched_map_beside_other_parts_has_the_rate_of_the_plan():
-    results = changed(results_of(alike()), "lora", map_rate=5e-3)
-    lines = {line.label: line for line in summarize(results).lines}
-    assert (lines["lora"].map_rates, lines["dora"].map_rates) == ((5e-3,), ())
-
-
 def test_baselines_on_other_rows_are_left_out():
     short = {"as_it_is": {"row_scores": {"exact_match": [100.0]}}}
     found = summarize(results_of(alike(), baselines=short)).baselines
@@ -362,12 +335,6 @@ def test_nothing_finished_is_no_result(tmp_path):
     assert summary.sentences[0].startswith("The comparison is not complete: 0 of 30 runs")
     assert summary.best == ""
     assert all(line.score is None and line.reason for line in summary.lines)
-
-
-def test_one_method_alone_is_not_called_a_winner():
-    summary = summarize(results_of(alike(1)))
-    assert summary.verdict.endswith("No other method has a score.")
-    assert not any("seed" in sentence for sentence in summary.sentences)
 
 
 @pytest.mark.parametrize(
@@ -389,16 +356,6 @@ def test_losses_and_errors_are_shown_as_they_are_and_the_lowest_is_the_best(metr
     assert summary.disagreements == ()
 
 
-def test_nothing_beats_the_mean_where_the_lowest_error_is_above_its():
-    random = np.random.default_rng(13)
-    scores = {name: -random.normal(2500, 300, (3, 30)) for name in ("lora", "dora")}
-    results = results_of(scores, metric="pearson", baselines=commonest(np.full(30, 2000.0), "mae"))
-    assert summarize(results).verdict.startswith(
-        "No method has learned at the tried rates: the best score, 2522 of lora, is not "
-        "significantly better than the mean of the right numbers (2000)."
-    )
-
-
 def test_methods_that_all_score_the_same_are_told_apart_by_their_losses():
     zeros = {name: np.zeros((3, 30)) for name in ("lora", "dora")}
     results = results_of(zeros, baselines=commonest(np.full(30, 100.0)))
@@ -415,15 +372,6 @@ def test_methods_that_all_score_the_same_are_told_apart_by_their_losses():
     assert summary.best == ""
 
 
-def test_the_one_to_take_stays_where_all_are_right_on_every_row():
-    results = results_of({name: np.full((3, 30), 100.0) for name in ("lora", "dora")})
-    summary = summarize(with_result(results, form="messages"))
-    assert summary.best == "lora"
-    assert summary.verdict.startswith("Take lora (100.0 %). Expected to be less than 0.1 points ")
-    assert summary.verdict.endswith(" Yet exact match is 100.0% for all of them: their losses are "
-                                    "equal too.")  # fmt: skip
-
-
 def test_answers_that_were_cut_and_classes_that_are_never_found_are_said():
     results = results_of(alike(2))
     results.plan["metric"] = {"name": "exact_match", "reason": "no response is long"}
@@ -438,17 +386,6 @@ def test_answers_that_were_cut_and_classes_that_are_never_found_are_said():
     assert not any("because no response" in each for each in other)
 
 
-def test_macro_f1_is_compared_by_balanced_rows():
-    results = results_of(alike())
-    for candidate in results.candidates:
-        for run in candidate.runs:
-            run.result["metrics"][HELD_OUT] |= {"macro_f1": 12.5}
-    summary = summarize(dataclasses.replace(results, metric="macro_f1"))
-    assert (summary.metric, summary.lines[0].value) == ("macro_f1", 12.5)
-    assert any("by their mean balanced accuracy over rows, which is not macro_f1." in each
-               for each in summary.sentences)  # fmt: skip
-
-
 def test_windows_that_share_tokens_are_not_tested():
     random = np.random.default_rng(13)
     scores = {"lora": -random.normal(3.0, 0.01, (3, 300))}
@@ -459,19 +396,15 @@ def test_windows_that_share_tokens_are_not_tested():
     assert any(each.startswith("Nothing is tested: the windows") for each in summary.sentences)
 
 
-def test_no_difference_is_foretold_that_so_few_rows_cannot_show():
-    scores = {"lora": right_rows(4, rows=8), "dora": right_rows(5, rows=8)}
-    scores["dora"][0, 6] = 100.0
-    summary = summarize(results_of(scores))
-    assert any("difference of 75.0 points" in each for each in summary.sentences)
-
-
-def test_a_metric_that_is_no_mean_over_rows_is_named():
-    metrics = {HELD_OUT: {"n": ROWS, "matthews": 12.5, "accuracy": 1.0}}
+@pytest.mark.parametrize(
+    ("metric", "by"), [("matthews", "accuracy"), ("macro_f1", "balanced accuracy")]
+)
+def test_a_metric_that_is_no_mean_over_rows_is_named(metric, by):
+    metrics = {HELD_OUT: {"n": ROWS, metric: 12.5, "accuracy": 1.0}}
     summary = summarize(with_result(results_of(alike()), metrics=metrics))
-    assert summary.metric == "matthews"
-    assert summary.lines[0].value == 12.5
-    assert any(each.endswith("over rows, which is not matthews.") for each in summary.sentences)
+    assert (summary.metric, summary.lines[0].value) == (metric, 12.5)
+    said = f"Methods are compared by their mean {by} over rows, which is not {metric}."
+    assert said in summary.sentences
 
 
 def test_lines_are_sorted_and_have_each_number(made_up_folder, made_up_summary):

@@ -130,11 +130,3 @@ def test_a_small_p_a_metric_of_its_own_and_the_size_compared_with_are_shown():
     text = markdown(Summary("v", metric="matthews", lines=lines))
     assert "| ab | &lt; 0.001 (dora (1%)) |" in text
     assert "matthews" not in markdown(Summary("v", metric="matthews", lines=lines[1:]))
-
-
-def test_a_comparison_without_scores_has_every_table():
-    lines = (CandidateResult("boft", Candidate("boft", {}), reason="it does not fit"),)
-    summary = Summary("No run.", lines=lines, baselines=(Baseline("b", reason="r"),), notes=("n",))
-    assert "| b (r) | – |" in markdown(summary)
-    assert comma_separated(summary).endswith(",it does not fit\r\n")
-    assert r"boft (it does not fit) & -- &" in latex(summary)

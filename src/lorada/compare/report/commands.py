@@ -4,16 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorada.compare.report.read import CandidateResult, Results
-from lorada.support.files import as_typed, file_name, json_text
+from lorada.compare.report.read import CandidateResult
+from lorada.support.files import as_typed, file_name
 
 CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
 BESIDE = "explore beside the next best"
-LONGER = "compare again with more steps"
-TIMES = 4  # how many times as many steps
-# Settings of a comparison that are options of the command.
-OPTIONS = ("held_out", "methods", "budgets", "seeds", "trials", "rates", "search", "against")
-SHARED = ("model", "data", "task", "data_dir")  # the same, of the recipe that all runs share
 Pair = tuple[Path, Path, Path]  # the winner's run, another, and where their page is written
 
 
@@ -31,14 +26,6 @@ def pair_of(folder: Path, best: CandidateResult, scored: Sequence[CandidateResul
         return None
     names = [f"{file_name(one.method)}-{one.trainable}" for one in (best, other)]
     return mine[seed], others[seed], folder / f"explore-{'-'.join(names)}-seed{seed}.html"
-
-
-def is_shown(one: Path, other: Path, page: Path) -> bool:
-    """Whether the page is there and shows these runs, not some that were there before."""
-    if not page.is_file():
-        return False
-    written = page.stat().st_mtime_ns
-    return all((run / "result.json").stat().st_mtime_ns <= written for run in (one, other))
 
 
 def commands_of(folder: Path, best: CandidateResult, pair: Pair | None) -> dict[str, str]:
@@ -68,34 +55,6 @@ def commands_of(folder: Path, best: CandidateResult, pair: Pair | None) -> dict[
 def by_loss(folder: Path) -> str:
     """The command that writes the report again by the loss."""
     return as_typed("lorada", "report", folder, "--metric", "loss")
-
-
-def longer(results: Results) -> dict[str, str]:
-    """The command that compares the same with more steps, into a folder beside this one's."""
-    asked, shared = results.asked, results.asked.get("recipe") or {}
-    given = {**{name: shared.get(name) for name in SHARED}, **{n: asked.get(n) for n in OPTIONS}}
-    if given["rates"]:  # they are as many as the trials
-        del given["trials"]
-    words = ["lorada", "compare"]
-    for name, value in given.items():
-        if value is not None and value != []:
-            option = "budget" if name == "budgets" else name.replace("_", "-")
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words += [f"--{option}", text]
-    words += [f"--{name.replace('_', '-')}" for name in ("with_text", "allow_overlap")
-              if asked.get(name)]  # fmt: skip
-    training = dict(shared.get("training") or {})
-    steps = TIMES * int(results.plan.get("steps") or training.get("max_steps") or 0)
-    training |= {"max_steps": steps} if steps else {}
-    words += ["--output", str(results.folder.with_name(f"{results.folder.name}-longer"))]
-    rest = {key: value for key, value in shared.items() if key not in (*SHARED, "training")}
-    settings = {**rest, **{f"training.{key}": value for key, value in training.items()}}
-    words += [
-        f"{key}={value if isinstance(value, str) else ' '.join(json_text(value).split())}"
-        for key, value in settings.items()
-        if value is not None
-    ]
-    return {LONGER: as_typed(*words)}
 
 
 def _has_adapter(run: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from lorada.compare.report.pictures import pictures, scored
 from lorada.compare.report.read import CandidateResult, read_comparison
@@ -30,7 +29,7 @@ def write_report(
 
     Args:
         folder: of the comparison.
-        against: the method that others are tested against; by default the one that the comparison
+        against: the method that others are tested against; if not given the one that the comparison
             names, or its first.
         with_text: whether rows on which candidates disagree come with their text, if it is stored.
         metric: what methods are compared by; None for the comparison's own. Rows must have it.
@@ -38,10 +37,6 @@ def write_report(
 
     Returns:
         What the report shows, and the written files, the page first.
-
-    Raises:
-        ValueError: if the folder has no readable plan, ``against`` is no method of it, or its rows
-            have no such metric.
     """
     summary = summarize(read_comparison(folder, metric), against, with_text, margin)
     texts = {
@@ -92,7 +87,6 @@ def markdown(summary: Summary) -> str:
     commands = [f"{command}  # {what}" for what, command in summary.commands.items()]
     if commands:
         lines += ["## Commands", "", "```bash", *commands, "```", ""]
-    lines += [f"[{what}]({quote(page)})" for what, page in summary.pages.items()]
     if summary.disagreements:
         rows = [
             [one.rows, str(one.row), ", ".join(one.right), ", ".join(one.wrong)]

@@ -35,18 +35,13 @@ def _none() -> Scores:
 class ScoredRun:
     """A finished run that is scored on the held-out rows.
 
-    Attributes:
-        folder: relative to the comparison's.
-        seed: of the run.
-        result: its ``result.json``.
-        lines: of its predictions, by row.
-        scores: by row, higher for the better one: a loss or an error is minus itself.
+    ``scores`` are by row, higher for the better one: a loss or an error is minus itself.
     """
 
-    folder: str
+    folder: str  # relative to the comparison's
     seed: int
-    result: dict[str, Any]
-    lines: dict[RowKey, dict[str, Any]]
+    result: dict[str, Any]  # ``result.json``
+    lines: dict[RowKey, dict[str, Any]]  # of ``predictions.jsonl``
     scores: dict[RowKey, float]
 
 
@@ -124,29 +119,17 @@ class CandidateResult:
 
 @dataclass(frozen=True)
 class Results:
-    """What is there of a comparison.
-
-    Attributes:
-        folder: of the comparison.
-        asked: ``comparison.yaml``.
-        plan: ``plan.json``.
-        candidates: in the order of the plan.
-        rows: the held-out rows, in the order of the columns of all scores.
-        groups: of each row; None if rows have none.
-        baselines: ``baselines.json``.
-        notes: one line for each run or file that is missing, damaged or failed.
-        metric: what methods are compared by, in ``result.json``'s words; empty for the main metric.
-    """
+    """What is there of a comparison."""
 
     folder: Path
-    asked: dict[str, Any]
-    plan: dict[str, Any]
-    candidates: list[CandidateResult]
-    rows: list[RowKey]
-    groups: list[str | int] | None = None
-    baselines: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    metric: str = ""
+    asked: dict[str, Any]  # ``comparison.yaml``
+    plan: dict[str, Any]  # ``plan.json``
+    candidates: list[CandidateResult]  # in the order of the plan
+    rows: list[RowKey]  # the held-out rows, in the order of the columns of all scores
+    groups: list[str | int] | None = None  # of each row; None if rows have none
+    baselines: dict[str, Any] = field(default_factory=dict)  # ``baselines.json``
+    notes: list[str] = field(default_factory=list)  # of runs that are missing, damaged or failed
+    metric: str = ""  # what methods are compared by; empty for the main metric
 
 
 def read_comparison(folder: Path, metric: str | None = None) -> Results:
@@ -168,7 +151,7 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
         raise _damaged(folder / "plan.json") from error
     asked = _mapping(folder / "comparison.yaml", yaml.safe_load)
     failures, baselines = (_mapping(folder / f"{one}.json") for one in ("failures", "baselines"))
-    seeds, names = list(asked.get("seeds") or _seeds(folder)), list(plan.get("held_out") or {})
+    seeds, names = list(asked.get("seeds") or ()), list(plan.get("held_out") or {})
     by = Path(metric or str((plan.get("metric") or {}).get("name") or "")).name
     found = [_runs(folder, one, seeds, failures, names, by) for one in candidates]
     rows = _common_rows([run for runs, _ in found for run in runs], names)
@@ -212,11 +195,6 @@ def _mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, 
 
 def _damaged(path: Path) -> ValueError:
     return ValueError(f"{path} is damaged: put it back, or start again with --overwrite")
-
-
-def _seeds(folder: Path) -> list[int]:
-    names = {path.name.removeprefix("seed") for path in folder.glob("runs/*/*/seed*")}
-    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _searches(folder: Path) -> list[dict[str, Any]]:

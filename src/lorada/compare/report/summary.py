@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+from functools import partial, reduce
 from itertools import combinations
 from math import isclose
 from operator import itemgetter
@@ -14,12 +14,8 @@ import numpy as np
 from lorada.compare.decide import by_seed, decide, enough_runs
 from lorada.compare.decision import Decision
 from lorada.compare.report.commands import (
-    BESIDE,
-    LONGER,
     by_loss,
     commands_of,
-    is_shown,
-    longer,
     pair_of,
 )
 from lorada.compare.report.read import CandidateResult, Results, ScoredRun
@@ -108,7 +104,6 @@ class Summary:
     histories: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     disagreements: tuple[Disagreement, ...] = ()  # the most divided rows first
     commands: dict[str, str] = field(default_factory=dict)  # what for → shell command
-    pages: dict[str, str] = field(default_factory=dict)  # what for → page that is there
     search: Search = field(default_factory=Search)
     tried: dict[str, list[TriedRate]] = field(default_factory=dict)  # label → learning rates
     hardware: tuple[str, ...] = ()  # one text for each kind of machine that ran a part
@@ -132,13 +127,10 @@ def summarize(
 
     Args:
         results: what there is of it.
-        against: the method that others are tested against; by default the one that the comparison
+        against: the method that others are tested against; if not given the one that the comparison
             names, or its first.
         with_text: whether rows on which candidates disagree come with their text, if it is stored.
         margin: that a cheaper candidate may cost; None for the comparison's own.
-
-    Raises:
-        ValueError: if ``against`` is no method of the comparison, or for a margin below 0.
     """
     chosen = _against(results, against)
     ran = [one for one in results.candidates if one.runs]
@@ -155,9 +147,9 @@ def summarize(
     histories = {one.label: _history(one) for one in lines}
     losses = training_losses(histories[(best or lines[0]).label]) if lines else None
     pair = pair_of(results.folder, best, lines) if best else None
-    again = longer(results)
-    said = verdict(decision, lines[0] if lines else None, losses, again[LONGER])
-    commands = commands_of(results.folder, best, pair) if best else again
+    steps = results.plan.get("steps")
+    said = verdict(decision, lines[0] if lines else None, losses, steps)
+    commands = commands_of(results.folder, best, pair) if best else {}
     if alike := _all_alike(results, lines):
         said = f"{said} Yet {alike}" if best else alike
         commands = {"write the report by the loss": by_loss(results.folder), **commands}
@@ -183,7 +175,6 @@ def summarize(
         histories=histories,
         disagreements=tuple(_disagreements(results, lines, with_text)),
         commands=commands,
-        pages={BESIDE: pair[2].name} if pair and is_shown(*pair) else {},
         search=search,
         tried=tried,
         hardware=_machines(results.plan, runs),
@@ -224,14 +215,8 @@ def _with_facts(one: CandidateResult, metric: str) -> CandidateResult:
 
 def _numbers(runs: Sequence[ScoredRun], *keys: str) -> list[float]:
     """The numbers under these keys of the runs' results; runs without one are left out."""
-    found = []
-    for run in runs:
-        value: Any = run.result
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, int | float):
-            found.append(float(value))
-    return found
+    values = [reduce(lambda one, key: (one or {}).get(key), keys, run.result) for run in runs]
+    return [float(value) for value in values if isinstance(value, int | float)]
 
 
 def _mean(values: list[float], unit: float = 1.0) -> float | None:

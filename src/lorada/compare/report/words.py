@@ -23,6 +23,7 @@ ERRORS = "mean error", "the unit of the rows", "", ""
 PERCENT = "score", "percent", "%", " points"
 HARDLY = 0.05  # a training loss that falls by a smaller share hardly fell
 POWERS = "60 to 80 %"  # of a difference that ``detectable`` gives, measured: docs/compare.md
+TIMES = 4  # as many steps are to be tried where nothing was learned
 NAMED = 6  # labels that a sentence names at most
 Losses = tuple[float, float] | None  # of a training, in its first and in its last quarter
 
@@ -114,15 +115,12 @@ def _hardly_fell(losses: Losses) -> bool:
 
 
 def verdict(
-    decision: Decision | None, top: CandidateResult | None, losses: Losses, again: str
+    decision: Decision | None, top: CandidateResult | None, losses: Losses, steps: int | None
 ) -> str:
     """The result in a few sentences; where nothing was learned, with what to do.
 
-    Args:
-        decision: which candidate to take; None if nothing can be tested.
-        top: the candidate with the best score; None without scores.
-        losses: of the training of what is taken, or else of the best.
-        again: the command that compares again with more steps.
+    ``top`` has the best score; ``losses`` are of the training of what is taken, or else of the top;
+    ``steps`` is how many each training took.
     """
     if decision is None and top is None:
         return "No run is scored yet, so there is no result."
@@ -142,7 +140,8 @@ def verdict(
         said += f" Its training loss {how}: from {losses[0]:.2f} to {losses[1]:.2f}."
     other = "other learning rates (--rates) or more rows"
     what = other if _hardly_fell(losses) else "more rows, or seeds and held-out rows to show less"
-    return f"{said} Try more steps, {what}, for example: {again}"
+    more = f"more steps (max_steps={TIMES * steps})" if steps else "more steps"
+    return f"{said} Compare again with {more}, {what}."
 
 
 def same_for_all(one: CandidateResult, losses: bool, command: str) -> str:
@@ -164,15 +163,8 @@ def limits(
 ) -> Iterator[str]:
     """What limits the verdict, a sentence each.
 
-    Args:
-        results: of the comparison.
-        lines: the candidates, the best score first.
-        decision: which of them to take; None if nothing can be tested.
-        losses: of the training of what is taken.
-        tested: the candidates with enough seeds and rows, with their scores by row or group.
-        against: the method that others are tested against.
-        search: what the search for learning rates cost.
-        tried: label → the learning rates that were tried.
+    ``lines`` are the candidates, the best score first; ``tested`` those with enough seeds and rows,
+    with their scores by row or group; ``losses`` those of the training of what is taken.
     """
     scored = [line for line in lines if line.score is not None]
     metric = next((line.metric for line in scored), "")
