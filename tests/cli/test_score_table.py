@@ -24,8 +24,8 @@ def test_each_method_has_one_line_whose_columns_stand_below_each_other():
         ("the commonest answer", 50.0, None, None, None, None, ""),
     ]
     assert score_table("score", ".1f", rows, 80) == [
-        "                                score  expected loss     parameters",
-        "lora+lmam:lo…%, 1000000)  100.0 ± 7.8           12.3  1,234,567,890  not learned",
+        "                         score ± 95 %  expected loss     parameters",
+        "lora+lmam:l…%, 1000000)   100.0 ± 7.8           12.3  1,234,567,890  not learned",
         "ia3                        58.0 ± 7.0              –         61,440",
         "the commonest answer             50.0              –              –",
     ]

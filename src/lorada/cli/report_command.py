@@ -55,7 +55,10 @@ def show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
         title_of(summary.metric), number_form(summary.metric), rows, console.width
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    missing = [f"{one.label}: {one.reason}" for one in summary.lines if one.score is None]
+    missing = [
+        f"{one.label}: {str(one.reason).removeprefix(f'{one.method} ')}"
+        for one in summary.lines if one.score is None
+    ]  # fmt: skip
     for sentence in (*missing, *summary.sentences):
         console.print(f"• {sentence}", highlight=False, markup=False)
     console.print(", ".join(map(str, reports)), highlight=False, soft_wrap=True)

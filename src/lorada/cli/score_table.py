@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lorada.support.tables import NOTHING
 
-HEAD = ("", "{}", "expected loss", "parameters", "")
+HEAD = ("", "{} ± 95 %", "expected loss", "parameters", "")
 LEAST = 12  # letters of a name
 GAP = "  "
 # Name, score, ends of its interval, expected loss, trained parameters, and what is decided.

@@ -126,7 +126,7 @@ class Results:
     plan: dict[str, Any]  # ``plan.json``
     candidates: list[CandidateResult]  # in the order of the plan
     rows: list[RowKey]  # the held-out rows, in the order of the columns of all scores
-    groups: list[str | int] | None = None  # of each row; None if rows have none
+    groups: Sequence[str] | None = None  # of each row; None if rows have none
     baselines: dict[str, Any] = field(default_factory=dict)  # ``baselines.json``
     notes: list[str] = field(default_factory=list)  # of runs that are missing, damaged or failed
     metric: str = ""  # what methods are compared by; empty for the main metric
@@ -178,7 +178,7 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
     notes += [f"{key}: {text}" for key, text in failures.items() if key.startswith("trials/")]
     first = next((run for one in measured for run in one.runs), None)
     grouped = first is not None and all("group" in first.lines[row] for row in rows)
-    groups = [first.lines[row]["group"] for row in rows] if first and grouped else None
+    groups = [str(first.lines[row]["group"]) for row in rows] if first and grouped else None
     return Results(folder, asked, plan, measured, rows, groups, baselines, notes, by)
 
 

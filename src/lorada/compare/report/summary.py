@@ -224,7 +224,7 @@ def _mean(values: list[float], unit: float = 1.0) -> float | None:
 
 
 def _tested(
-    scored: list[CandidateResult], groups: Sequence[str | int] | None, metric: str
+    scored: list[CandidateResult], groups: Sequence[str] | None, metric: str
 ) -> list[CandidateResult]:
     """The candidates that are tested, with a score for each row, or group, that is independent.
 

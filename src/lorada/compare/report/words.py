@@ -213,8 +213,8 @@ def _incomplete(results: Results) -> Iterator[str]:
     scored = sum(len(one.runs) for one in runnable)
     if scored < planned and results.asked.get("until") is None:
         yield (
-            f"The comparison is not complete: {scored} of {planned} runs are scored. "
-            "The notes say what is missing."
+            f"The comparison is not complete: {scored} of {planned} runs are scored. The notes at "
+            "the end of the report say what is missing."
         )
 
 
