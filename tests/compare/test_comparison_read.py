@@ -152,3 +152,11 @@ def test_a_comparison_that_has_just_begun_has_no_scores(folder):
 
 def test_a_folder_without_a_plan_is_refused(folder):
     refused("holds no comparison", lambda: read_comparison(folder / "runs"))
+
+
+def test_seeds_that_were_not_needed_are_not_missed(folder):
+    asked = folder / "comparison.yaml"
+    asked.write_text(asked.read_text() + "until: 0.5\n")
+    (folder / LORA / "predictions.jsonl").unlink()
+    lora = by_label(read_comparison(folder))["lora (0.1%)"]
+    assert (len(lora.runs), lora.reason) == (2, None)

@@ -18,6 +18,7 @@ from lorada.runs.result import read_result
 from lorada.support.metric_names import LOSS, as_score, main_metric, rows_metric
 
 RowKey = tuple[str, int]  # the name of the rows and the row's number in their file, from 1
+UNFINISHED = " is not finished"
 DIVERGED = ("the loss became ", "is not finite after step")  # in errors of a training
 # Fields of a candidate that files of the report have, besides those of the plan.
 SHOWN = (
@@ -160,6 +161,8 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
     measured = []
     for one, (runs, missing) in zip(candidates, found, strict=True):
         same = [run for run in runs if run.scores.keys() == set(rows)]
+        if asked.get("until") is not None:  # fewer runs than seeds are meant
+            missing = [said for said in missing if not said.endswith(UNFINISHED)]
         missing += [f"{r.folder}: it was scored on other rows" for r in runs if r not in same]
         budgets = f" ({', '.join(one.budgets) or 'default size'})" if labels[one.method] > 1 else ""
         label = one.method + budgets
@@ -235,7 +238,7 @@ def _runs(
         if name in failures:
             missing.append(f"{name} failed: {failures[name]}")
         elif not (folder / name / "predictions.jsonl").is_file():
-            missing.append(f"{name} is not finished")
+            missing.append(f"{name}{UNFINISHED}")
         else:
             try:
                 runs.append(_run(folder, name, seed, held_out, metric))
