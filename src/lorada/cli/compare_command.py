@@ -24,6 +24,7 @@ from lorada.cli.app import (
 )
 from lorada.cli.dry_run import show_comparison
 from lorada.cli.queue_options import Cluster, Shard, Workers, check_queue, split_names, split_seeds
+from lorada.cli.score_table import show_report
 from lorada.cli.table_command import print_progress
 
 Folder = Annotated[str | None, typer.Argument(help="folder of a comparison, for --resume")]
@@ -169,8 +170,6 @@ def _run(
     chosen: Any, place: Path, engine: Any, part: Any, *, overwrite: bool, as_json: bool
 ) -> Any:
     """Run a comparison, and print its report or how it goes on; code 2 if a job has failed."""
-    from lorada.cli.report_command import show_report
-
     with importing():
         from lorada.compare.run import compare as run_comparison
 

@@ -1,14 +1,13 @@
 """The command ``report``: writes the report of a comparison again, without training."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lorada.cli.app import Json, Remote, app, console, importing, print_json
+from lorada.cli.app import Json, Remote, app, importing
 from lorada.cli.compare_command import Against, Margin, Metric, Text
-from lorada.cli.score_table import score_table
-from lorada.support.files import as_typed
+from lorada.cli.score_table import show_report
 
 
 @app.command()
@@ -33,35 +32,3 @@ def report(
 
     found = write_report(folder, against, with_text, metric, margin)
     show_report(*found, as_json=as_json)
-
-
-def show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
-    """Print the verdict, the table, the files of the report and the next command."""
-    from lorada.compare.report.words import number_form, title_of
-
-    if as_json:
-        print_json(summary.plain())
-        return
-    console.print(summary.verdict, highlight=False, markup=False)
-    rows = [
-        (one.label, one.score, one.low, one.high, one.expected_loss, one.trainable, one.mark)
-        for one in summary.lines if one.score is not None
-    ]  # fmt: skip
-    rows += [
-        (one.name, one.score, one.low, one.high, None, None, "")
-        for one in summary.baselines if one.score is not None
-    ]  # fmt: skip
-    for line in score_table(
-        title_of(summary.metric), number_form(summary.metric), rows, console.width
-    ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    missing = [
-        f"{one.label}: {str(one.reason).removeprefix(f'{one.method} ')}"
-        for one in summary.lines if one.score is None
-    ]  # fmt: skip
-    for sentence in (*missing, *summary.sentences):
-        console.print(f"• {sentence}", highlight=False, markup=False)
-    console.print(", ".join(map(str, reports)), highlight=False, soft_wrap=True)
-    see = as_typed("python", "-m", "webbrowser", reports[0])
-    following = next(iter(summary.commands.values()), see)
-    console.print(f"next: {following}", highlight=False, soft_wrap=True)

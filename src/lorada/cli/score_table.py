@@ -1,7 +1,11 @@
-"""The table of methods in a terminal: a line for each, which fits however long the names are."""
+"""What a terminal shows of methods: a line for each, which fits however long the names are."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from lorada.cli.app import console, print_json
+from lorada.support.files import as_typed
 from lorada.support.tables import NOTHING
 
 HEAD = ("", "{} ± 95 %", "expected loss", "parameters", "")
@@ -49,3 +53,35 @@ def shortened(name: str, width: int) -> str:
         return name
     end = (width - 1) // 2
     return f"{name[: width - 1 - end]}…{name[len(name) - end :]}"
+
+
+def show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
+    """Print the verdict, the table, the files of the report and the next command."""
+    from lorada.compare.report.words import number_form, title_of
+
+    if as_json:
+        print_json(summary.plain())
+        return
+    console.print(summary.verdict, highlight=False, markup=False)
+    rows = [
+        (one.label, one.score, one.low, one.high, one.expected_loss, one.trainable, one.mark)
+        for one in summary.lines if one.score is not None
+    ]  # fmt: skip
+    rows += [
+        (one.name, one.score, one.low, one.high, None, None, "")
+        for one in summary.baselines if one.score is not None
+    ]  # fmt: skip
+    for line in score_table(
+        title_of(summary.metric), number_form(summary.metric), rows, console.width
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    missing = [
+        f"{one.label}: {str(one.reason).removeprefix(f'{one.method} ')}"
+        for one in summary.lines if one.score is None
+    ]  # fmt: skip
+    for sentence in (*missing, *summary.sentences):
+        console.print(f"• {sentence}", highlight=False, markup=False)
+    console.print(", ".join(map(str, reports)), highlight=False, soft_wrap=True)
+    see = as_typed("python", "-m", "webbrowser", reports[0])
+    following = next(iter(summary.commands.values()), see)
+    console.print(f"next: {following}", highlight=False, soft_wrap=True)

@@ -80,7 +80,9 @@ def loss_over_costs(summary: Summary) -> Figure | None:
     unit = unit_of(summary.metric)
     title = f"expected loss ({'points' if unit == 'percent' else unit})"
     figure = _over_costs(summary, "expected_loss", title, True)
-    for axis in figure.axes if figure and summary.margin is not None else ():
+    if figure is None or summary.margin is None:
+        return figure
+    for axis in figure.axes:
         axis.axhline(summary.margin, color=INK, alpha=0.5, linestyle="--", linewidth=1)
         axis.annotate(
             "margin", (1, summary.margin), xycoords=("axes fraction", "data"), ha="right",

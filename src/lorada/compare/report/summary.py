@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial, reduce
+from functools import partial
 from itertools import combinations
 from math import isclose
 from operator import itemgetter
@@ -20,6 +20,7 @@ from lorada.compare.report.commands import (
 )
 from lorada.compare.report.read import CandidateResult, Results, ScoredRun
 from lorada.compare.report.words import (
+    Losses,
     Search,
     TriedRate,
     limits,
@@ -146,13 +147,7 @@ def summarize(
     best = next((c for c in lines if decision is None or c.label == decision.pick), None)
     histories = {one.label: _history(one) for one in lines}
     losses = training_losses(histories[(best or lines[0]).label]) if lines else None
-    pair = pair_of(results.folder, best, lines) if best else None
-    steps = results.plan.get("steps")
-    said = verdict(decision, lines[0] if lines else None, losses, steps)
-    commands = commands_of(results.folder, best, pair) if best else {}
-    if alike := _all_alike(results, lines):
-        said = f"{said} Yet {alike}" if best else alike
-        commands = {"write the report by the loss": by_loss(results.folder), **commands}
+    said, commands = _verdict(results, lines, best, decision, losses)
     lines += [_with_decision(one, decision) for one in results.candidates if not one.runs]
     search = _search(results)
     tried = {one.label: tried_rates(one) for one in results.candidates if one.searches}
@@ -181,6 +176,24 @@ def summarize(
         versions={str(k): str(v) for k, v in (results.plan.get("versions") or {}).items()},
         notes=(*results.notes, *_version_notes(runs)),
     )  # fmt: skip
+
+
+def _verdict(
+    results: Results,
+    lines: list[CandidateResult],
+    best: CandidateResult | None,
+    decision: Decision | None,
+    losses: Losses,
+) -> tuple[str, dict[str, str]]:
+    """The verdict, and the commands that follow from it."""
+    said = verdict(decision, lines[0] if lines else None, losses, results.plan.get("steps"))
+    folder, commands = results.folder, dict[str, str]()
+    if best is not None:
+        commands = commands_of(folder, best, pair_of(folder, best, lines))
+    if alike := _all_alike(results, lines):
+        said = f"{said} Yet {alike}" if best else alike
+        commands = {"write the report by the loss": by_loss(folder), **commands}
+    return said, commands
 
 
 def _against(results: Results, against: str | None) -> str:
@@ -215,7 +228,9 @@ def _with_facts(one: CandidateResult, metric: str) -> CandidateResult:
 
 def _numbers(runs: Sequence[ScoredRun], *keys: str) -> list[float]:
     """The numbers under these keys of the runs' results; runs without one are left out."""
-    values = [reduce(lambda one, key: (one or {}).get(key), keys, run.result) for run in runs]
+    values: list[Any] = [run.result for run in runs]
+    for key in keys:
+        values = [(value or {}).get(key) for value in values]
     return [float(value) for value in values if isinstance(value, int | float)]
 
 
