@@ -21,7 +21,6 @@ from lorada.compare.report.commands import (
 from lorada.compare.report.read import CandidateResult, Results, ScoredRun
 from lorada.compare.report.words import (
     Losses,
-    Search,
     TriedRate,
     limits,
     same_for_all,
@@ -105,7 +104,6 @@ class Summary:
     histories: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     disagreements: tuple[Disagreement, ...] = ()  # the most divided rows first
     commands: dict[str, str] = field(default_factory=dict)  # what for → shell command
-    search: Search = field(default_factory=Search)
     tried: dict[str, list[TriedRate]] = field(default_factory=dict)  # label → learning rates
     hardware: tuple[str, ...] = ()  # one text for each kind of machine that ran a part
     versions: dict[str, str] = field(default_factory=dict)  # package → version
@@ -149,14 +147,13 @@ def summarize(
     losses = training_losses(histories[(best or lines[0]).label]) if lines else None
     said, commands = _verdict(results, lines, best, decision, losses)
     lines += [_with_decision(one, decision) for one in results.candidates if not one.runs]
-    search = _search(results)
     tried = {one.label: tried_rates(one) for one in results.candidates if one.searches}
     shared = results.asked.get("recipe") or {}
     runs = [run for one in lines for run in one.runs]
     seeds = sorted({run.seed for run in runs})
     return Summary(
         verdict=said,
-        sentences=tuple(limits(results, lines, decision, losses, tested, chosen, search, tried)),
+        sentences=tuple(limits(results, lines, decision, losses, tested, chosen, tried)),
         model=str(shared.get("model", "")),
         task=", ".join(dict.fromkeys(Path(name).name for name, _ in results.rows)),
         rows=len(results.rows),
@@ -170,7 +167,6 @@ def summarize(
         histories=histories,
         disagreements=tuple(_disagreements(results, lines, with_text)),
         commands=commands,
-        search=search,
         tried=tried,
         hardware=_machines(results.plan, runs),
         versions={str(k): str(v) for k, v in (results.plan.get("versions") or {}).items()},
@@ -447,19 +443,6 @@ def tried_rates(one: CandidateResult) -> list[TriedRate]:
                 search=curves.setdefault(curve, len(curves)), map_rate=trial.get("map_rate"),
             ))  # fmt: skip
     return found
-
-
-def _search(results: Results) -> Search:
-    """What the search for learning rates cost."""
-    searches = [search for one in results.candidates for search in one.searches]
-    trials = [trial for search in searches for trial in search["trials"]]
-    return Search(
-        each_seed=results.asked.get("search") == "each-seed",
-        seconds=sum(float(trial.get("seconds") or 0.0) for trial in trials),
-        trials=len(trials),
-        pruned=sum(bool(trial.get("pruned")) for trial in trials),
-        diverged=sum(trial.get("loss") is None for trial in trials),
-    )
 
 
 def _disagreements(

@@ -41,17 +41,6 @@ class TriedRate:
     map_rate: float | None = None  # the rate of the map, if it has its own
 
 
-@dataclass(frozen=True)
-class Search:
-    """What the search for learning rates cost, over all candidates."""
-
-    each_seed: bool = False  # whether a rate was chosen with every seed, or one for all
-    seconds: float = 0.0
-    trials: int = 0
-    pruned: int = 0  # stopped early because they were behind
-    diverged: int = 0  # with a loss that became NaN, or failed
-
-
 def _words(metric: str) -> tuple[str, str, str, str]:
     by = rows_metric(metric)
     own = "score", f"what {by} gives", "", ""
@@ -158,7 +147,6 @@ def limits(
     losses: Losses,
     tested: Sequence[CandidateResult],
     against: str,
-    search: Search,
     tried: Mapping[str, Sequence[TriedRate]],
 ) -> Iterator[str]:
     """What limits the verdict, a sentence each.
@@ -203,7 +191,7 @@ def limits(
     above = [one.label for one in results.candidates if any(one.candidate.budgets.values())]
     if above:
         yield f"Above a budget, because no smaller size of the method exists: {_listed(above)}."
-    yield from _learning_rates(results, search, tried)
+    yield from _learning_rates(results, tried)
 
 
 def _incomplete(results: Results) -> Iterator[str]:
@@ -320,16 +308,16 @@ def _compared_with(
         yield f"No {against} is tested at the budget of these, so another is: {_listed(apart)}."
 
 
-def _learning_rates(
-    results: Results, search: Search, tried: Mapping[str, Sequence[TriedRate]]
-) -> Iterator[str]:
+def _learning_rates(results: Results, tried: Mapping[str, Sequence[TriedRate]]) -> Iterator[str]:
     """How learning rates were chosen, and which of them are at an end of the tried ones."""
-    if not search.trials:
+    searches = [search for one in results.candidates for search in one.searches]
+    trials = [trial for search in searches for trial in search["trials"]]
+    if not trials:
         given = results.asked.get("rates")
         said = f"all train at {given[0]:g}" if given else "each method has its own default"
         yield f"No learning rate was searched: {said}."
         return
-    if search.each_seed:
+    if results.asked.get("search") == "each-seed":
         yield "A learning rate was chosen with every seed: the standard deviation includes that."
     else:
         yield (
@@ -346,7 +334,10 @@ def _learning_rates(
             "The best learning rate is still the lowest or the highest of those tried, so another "
             f"may be better: {_listed(edge)}."
         )
-    ended = [(search.pruned, "stopped early"), (search.diverged, "diverged or failed")]
-    rest = "".join(f", {count} of them {how}" for count, how in ended if count)
-    trials = _counted(search.trials, "trial")
-    yield f"The search for learning rates took {duration(search.seconds)}: {trials}{rest}."
+    seconds = duration(sum(float(trial.get("seconds") or 0.0) for trial in trials))
+    ended = {
+        "stopped early": sum(bool(trial.get("pruned")) for trial in trials),
+        "diverged or failed": sum(trial.get("loss") is None for trial in trials),
+    }
+    rest = "".join(f", {count} of them {how}" for how, count in ended.items() if count)
+    yield f"The search for learning rates took {seconds}: {_counted(len(trials), 'trial')}{rest}."
