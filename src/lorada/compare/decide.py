@@ -8,9 +8,8 @@ from numbers import Real
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lorada.compare.decision import CHEAPER, COSTS, Costs, Decision, saved
+from lorada.compare.decision import CHEAPER, COSTS, Costs, Decision, saved, sentence
 from lorada.compare.expected_loss import expected_losses
-from lorada.compare.sentence import sentence
 from lorada.compare.statistics import (
     Common,
     Scores,

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lorada.runs.result import read_result
 from lorada.support.metric_names import LOSS, as_score, main_metric, rows_metric
 
 RowKey = tuple[str, int]  # the name of the rows and the row's number in their file, from 1
+NONE = partial(np.empty, (0, 0))
 UNFINISHED = " is not finished"
 DIVERGED = ("the loss became ", "is not finite after step")  # in errors of a training
 # Fields of a candidate that files of the report have, besides those of the plan.
@@ -26,10 +28,6 @@ SHOWN = (
     "metric", "value", "adapter_mb", "peak_memory_gib", "seconds_per_step", "forgetting", "rates",
     "map_rates", "reason",
 )  # fmt: skip
-
-
-def _none() -> Scores:
-    return np.empty((0, 0))
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,8 @@ class CandidateResult:
     candidate: Candidate  # of several settings, the one that the search chose
     chosen: tuple[str, ...] = ()  # of several settings, those that searches chose
     runs: Sequence[ScoredRun] = ()
-    scores: Scores = field(default_factory=_none)  # seeds × rows, higher for the better one
-    losses: Scores = field(
-        default_factory=_none
-    )  # seeds × rows, in nats; NaN where none was measured
+    scores: Scores = field(default_factory=NONE)  # seeds × rows, higher for the better one
+    losses: Scores = field(default_factory=NONE)  # the same in nats; NaN where there is none
     searches: Sequence[dict[str, Any]] = ()  # ``search.json``: one, or one of each seed
     diverged: tuple[int, ...] = ()  # seeds of runs whose loss or weights became NaN or infinite
     reason: str | None = None  # why it has no run, or not one of every seed
