@@ -101,7 +101,7 @@ def params(
     if as_json:
         print_json(counts)
         return
-    table = Table("trained and saved", "base model", "100 p/N", "100 p/(N+p)")
+    table = Table("trained and saved", "base model", "% of the base", "% with the adapter")
     table.add_row(
         f"{counts['trainable']:,}",
         f"{counts['total']:,}",

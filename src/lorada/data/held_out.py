@@ -1,4 +1,4 @@
-"""Holds out a share of the rows, such as 20%: with a seed, by classes, copies on one side."""
+"""Holds out a share of the rows, such as 20%: with a seed, by classes, groups on one side."""
 
 import random
 import re
@@ -28,17 +28,18 @@ def share_of(text: str | None) -> float | None:
 def drawn(rows: list[Row], share: float, seed: int) -> list[int]:
     """The indices of the rows that are held out, in order.
 
-    Rows with equal content stay together. Each class loses the same share, rounded so that the
-    shares of all classes add up; a row that is the only one of its class is learned.
+    Rows of one group stay together, and without groups those with equal content. Each class loses
+    the same share, rounded so that the shares of all classes add up; a row that is the only one of
+    its class is learned.
 
     Raises:
         ValueError: if no row would be held out, or all.
     """
-    copies: dict[str, list[int]] = defaultdict(list)
+    together: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
-        copies[content_of(row)].append(index)
+        together[str(row["group"]) if "group" in row else content_of(row)].append(index)
     classes: dict[str, list[list[int]]] = defaultdict(list)
-    for group in copies.values():
+    for group in together.values():
         classes[str(rows[group[0]].get("label"))].append(group)
     chance, found, rest = random.Random(seed), list[int](), 0.0
     for name in sorted(classes):

@@ -48,10 +48,12 @@ def fingerprint(rows: list[Row]) -> str:
 
 
 def content_of(row: Row) -> str:
-    """A row as one text, the same from CSV and JSON; every stretch of white space is one blank."""
+    """A row without its group as one text, the same from CSV and JSON; blanks count as one."""
     of_kind = {"label": str, "score": float, "answer": str}
     plain = {
-        key: of_kind.get(key, _plain)(value) for key, value in row.items() if value is not None
+        key: of_kind.get(key, _plain)(value)
+        for key, value in row.items()
+        if value is not None and key != "group"
     }
     return json.dumps(plain, sort_keys=True)
 

@@ -352,8 +352,8 @@ def parameter_counts(
     ``with_head``.
 
     Returns:
-        ``trainable`` (p), ``total`` (N), ``percent`` (100 p/N) and ``percent_of_all``
-        (100 p/(N+p), PEFT's own convention).
+        ``trainable``, ``total``, ``percent`` of the base's parameters and ``percent_of_all``: of
+        those of the base with the adapter, PEFT's own convention.
     """
     trainable = sum(
         p.numel()
