@@ -7,10 +7,10 @@ import torch
 from architectures import ARCHITECTURES
 from conftest import TINY
 from folders import refused
-from peft import PeftModel, PeftType, get_peft_model
+from peft import EvaConfig, LoraConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from lorada import build_method
+from lorada import LoradaConfig, build_method
 from lorada.methods.lookup import method_named, peft_names, peft_types
 from lorada.methods.method import peft_configs
 from lorada.training.models.count import count_parameters
@@ -152,3 +152,58 @@ def test_ln_tuning_trains_every_norm_and_nothing_else(model):
     owners = {n for n, p in adapted.named_parameters() if p.requires_grad}
     norms = [m for m in (TINY | ARCHITECTURES)[model]().modules() if "Norm" in type(m).__name__]
     assert len(owners) == sum(len(list(norm.parameters())) for norm in norms)
+
+
+WITHOUT_CONV1D = (
+    "adamss", "beft", "boft", "c3a", "delora", "glora", "hra", "lily", "loha", "lokr", "miss",
+    "oft", "osf", "peanut", "psoft", "road", "shira", "supertuning",
+)  # fmt: skip
+# Read from PEFT here too: a tuner that a newer PEFT brings must work or be listed above.
+NAMES = [kind.value.lower() for kind in PeftType if kind in PEFT_TYPE_TO_CONFIG_MAPPING]
+TUNERS = [name for name in NAMES if name not in REFUSED]
+every_tuner = pytest.mark.parametrize("name", TUNERS)
+
+
+@every_tuner
+def test_a_tuner_works_on_fused_conv1d_or_is_refused_in_one_line(name):
+    if name in WITHOUT_CONV1D:
+        refused("Conv1D", lambda: placed(name, "gpt2"))
+        return
+    _, before, after = trained(name, "gpt2")
+    assert before != after
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "function"),
+    [
+        ("adamss", {"use_asa": True}, "AdamssAsaCallback in each step"),
+        ("lora", {"init_lora_weights": "eva"}, "initialize_lora_eva_weights"),
+        ("dora+lmam", {"init_lora_weights": "corda"}, "preprocess_corda"),
+        ("lora", {"monteclora_config": {}}, "_get_monteclora_loss in each step"),
+        ("lora", {"kasa_config": {}}, "_get_kasa_loss in each step"),
+        ("lora", {"arrow_config": {}}, "create_arrow_model"),
+    ],
+)
+def test_a_setting_that_only_works_with_calls_of_peft_is_refused(name, setting, function):
+    ((key, value),) = setting.items()
+    said = re.escape(f".{key}={value} needs PEFT's {function}, which lorada does not call")
+    refused(said, lambda: build_method(name, TINY["llama"]().config, **setting))
+
+
+def test_settings_that_need_no_call_of_peft_are_kept():
+    config = TINY["llama"]().config
+    plans = [
+        build_method("adamss", config, use_asa=False),
+        build_method("lora", config, init_lora_weights="pissa"),
+        build_method("lora", config, init_lora_weights=True),
+    ]
+    kept = [vars(plan.config.parts[0]) for plan in plans]
+    assert [kept[0]["use_asa"], *(each["init_lora_weights"] for each in kept[1:])] == [
+        False, "pissa", True,
+    ]  # fmt: skip
+
+
+def test_a_model_without_a_recipe_may_take_a_setting_that_its_program_makes_the_calls_for():
+    parts = [LoraConfig(init_lora_weights="eva", target_modules=["q_proj"], eva_config=EvaConfig())]
+    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts))
+    assert any("lora_A" in name for name, _ in model.named_parameters())

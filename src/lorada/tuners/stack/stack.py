@@ -28,7 +28,7 @@ from lorada.tuners.base.tuner import (
     refuse_mixed_batch,
 )
 from lorada.tuners.lmam import bake
-from lorada.tuners.stack import as_stack, merging
+from lorada.tuners.stack import as_stack, merging, rescaling
 from lorada.tuners.stack.adalora_parts import OwnRanks, factors, regulariser
 from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
@@ -360,3 +360,4 @@ class LoradaModel(LoradaTuner):
 register(STACK, LoradaConfig, LoradaModel)
 as_stack.register()
 merging.register()
+rescaling.register()
