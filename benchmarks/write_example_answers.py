@@ -8,11 +8,14 @@ into docs/paper.md.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from library.page import write_marked
 
-from lorada.compare.jobs import own_process
+from lorada.compare.jobs.job import Job
+from lorada.compare.jobs.pool import Workers
+from lorada.compare.jobs.queue import run_queue
 from lorada.data.benchmarks.llm_adapters_prompt import answered, evaluation_prompt
 from lorada.inference.generate import generate
 from lorada.inference.load import Run, load_run
@@ -63,7 +66,9 @@ def trained_run(folder: Path, data_dir: str | None) -> Run:
     if not (folder / RESULT_FILE).is_file():
         fixed = {"model": "smollm2-135m", "method": "lorada_la", "task": "boolq,openbookqa"}
         options = {**fixed, "output": str(folder), "data_dir": data_dir}
-        own_process.call(train, load_recipe(None, OVERRIDES, options))
+        work = partial(train, load_recipe(None, OVERRIDES, options))
+        job = Job(folder.name, work, folder, (folder / RESULT_FILE).is_file)
+        run_queue([job], Workers(), report=print)
     return load_run(folder)
 
 

@@ -1,8 +1,9 @@
 """Measures how often the tests of `lorada compare` are wrong, on made-up scores.
 
 `python scripts/comparison_errors.py TABLE` prints a table as Markdown: `tests`, `rates` (of the
-choice of learning rates), `worlds` or `atlas` (of the decision). All numbers are points of the
-score or percent of the made-up comparisons. For each number of seeds and rows `tests` has:
+choice of learning rates), `worlds` or `atlas` (of the decision), or `until` (of the runs that are
+spared). All numbers are points of the score or percent of the made-up comparisons. For each
+number of seeds and rows `tests` has:
 
 - spread: the standard deviation between the runs of a method, in points;
 - rows swapped: how often two copies of one method are called different by a test over rows alone;
@@ -49,6 +50,7 @@ import numpy as np
 from decision_errors import print_atlas, print_worlds
 from scipy.stats import permutation_test
 from search_errors import print_rates
+from until_errors import print_until
 
 from lorada.compare.statistics import (
     ALPHA,
@@ -179,6 +181,7 @@ def print_tests(repeats: int = 2000) -> None:
 
 TABLES = {
     "tests": print_tests, "rates": print_rates, "worlds": print_worlds, "atlas": print_atlas,
+    "until": print_until,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -237,18 +237,15 @@ def _seeds() -> None:
     set_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def runs_happen_here(request, monkeypatch) -> None:
-    """Runs of tables and the like in the process of the test, which has everything imported.
+@pytest.fixture
+def jobs_here(monkeypatch) -> None:
+    """Jobs in the process of the test, where it can change what they call."""
+    import here
 
-    A test that is marked ``apart`` gets the processes that a user gets.
-    """
-    if not request.node.get_closest_marker("apart"):
-        from here import Here
+    from lorada.compare.jobs.pool import Workers  # after the hook that checks shapes
 
-        from lorada.compare.jobs import own_process  # after the hook that checks shapes
-
-        monkeypatch.setattr(own_process, "Processes", Here)
+    monkeypatch.setattr(Workers, "start", here.start)
+    monkeypatch.setattr(Workers, "wait", here.wait)
 
 
 @pytest.fixture(scope="session")

@@ -164,17 +164,17 @@ def answer(request):
 
 def warm_up():
     """Import what the command imports while it runs."""
+    import here
     import matplotlib
     import safetensors.torch  # noqa: F401
     import torch
-    from here import Here
 
     import lorada.paper.figures
     import lorada.training.train  # noqa: F401
-    from lorada.compare.jobs import own_process
+    from lorada.compare.jobs.pool import Workers
 
-    # The runs of a table in this process, whose write points are watched.
-    own_process.Processes = Here
+    # Jobs in this process, whose write points are watched.
+    Workers.start, Workers.wait = here.start, here.wait
 
     torch.set_num_threads(1)
     matplotlib.use("Agg")

@@ -1,25 +1,17 @@
-"""Stands in for the processes of runs: each function is called in the process of the test."""
+"""Jobs in the process of the test, for tests that change what a job calls or watch what it writes.
 
-from lorada.compare.jobs.own_process import Ended
+All others have the processes that a user has, which are forks of one that lasts for all tests.
+"""
+
+from lorada.compare.jobs.job import carry_out
 
 
-class Here:
-    """``own_process.Processes`` without processes; an interrupt passes through."""
+def start(pool, job):
+    """In place of ``Workers.start``."""
+    pool.ended = [*getattr(pool, "ended", []), (job.name, carry_out(job))]
 
-    def __init__(self):
-        self._ended = []
 
-    def start(self, function, *arguments, report=None, threads=None):
-        try:
-            value = function(*arguments, **({} if report is None else {"report": report}))
-            answer = Ended(value)
-        except Exception as error:
-            answer = Ended(error=error)
-        self._ended.append((object(), answer))
-        return self._ended[-1][0]
-
-    def wait(self):
-        return self._ended.pop(0)
-
-    def close(self):
-        pass
+def wait(pool, seconds):
+    """In place of ``Workers.wait``."""
+    ended, pool.ended = pool.ended, []
+    yield from ended

@@ -1,4 +1,4 @@
-"""Jobs for tests of the queue, for processes of their own, which need no torch."""
+"""Jobs for tests of the queue, for processes of their own."""
 
 import os
 import signal
@@ -8,30 +8,33 @@ from pathlib import Path
 
 from programs import until
 
-from lorada.compare.jobs.job import Job
+from lorada.compare.jobs.job import Job, report
 from lorada.runs.lock import locked
 
 
-def write(folder, text, *, report):
+def write(folder, text):
     """Report, and leave a file that says who did it and with which setting of threads."""
+    import torch
+
     report("writing")
-    (folder / "written").open("a").write(f"{text} {os.environ.get('OMP_NUM_THREADS')}\n")
+    (folder / "cards").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "not set"))
+    (folder / "written").open("a").write(f"{text} {torch.get_num_threads()}\n")
 
 
-def fail(folder, text, *, report):
+def fail(folder, text):
     raise ValueError(f"a first line\n{text}")
 
 
-def kill_at_first(folder, text, *, report):
+def kill_at_first(folder, text):
     """A process that is killed in the middle, and goes on with what it left when called again."""
     if (folder / "half").exists():
-        write(folder, text, report=report)
+        write(folder, text)
     else:
         (folder / "half").touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def save_on_interrupt(folder, text, *, report):
+def save_on_interrupt(folder, text):
     """Work that ends only by Ctrl-C, and saves then."""
     try:
         (folder / "begun").touch()  # from here on it may be interrupted
@@ -42,7 +45,7 @@ def save_on_interrupt(folder, text, *, report):
         raise
 
 
-def save_for_long(folder, text, *, report):
+def save_for_long(folder, text):
     """Work that saves for long after Ctrl-C, which only another one ends."""
     try:
         (folder / "begun").touch()
@@ -52,23 +55,23 @@ def save_for_long(folder, text, *, report):
         time.sleep(100)
 
 
-def finish_on_interrupt(folder, text, *, report):
+def finish_on_interrupt(folder, text):
     """Work that Ctrl-C reaches in its last moment, so that it ends as if nothing had been."""
     try:
         (folder / "begun").touch()
         time.sleep(100)
     except KeyboardInterrupt:
-        write(folder, text, report=report)
+        write(folder, text)
 
 
-def wait_for(path, folder, text, *, report):
+def wait_for(path, folder, text):
     """Work that is done when another job or the test has made a file."""
     (folder / "begun").touch()
     until(Path(path).exists, 60)
-    write(folder, text, report=report)
+    write(folder, text)
 
 
-def job(place, name, work=write, after=()):
+def job(place, name, work=write, after=""):
     folder = place / name
     return Job(name, partial(work, folder, name), folder, (folder / "written").exists, after)
 
@@ -78,10 +81,10 @@ def started(place, *names, file="begun"):
     until(lambda: all((place / name / file).exists() for name in names), 60)
 
 
-def lock_as_training(folder, text, *, report):
+def lock_as_training(folder, text):
     """Work that takes the lock of the run, as training does."""
     with locked(folder):
-        write(folder, text, report=report)
+        write(folder, text)
 
 
 def is_gone(number):

@@ -1,6 +1,5 @@
 """A small Ray cluster for tests, and the work of its jobs."""
 
-import logging
 import os
 import signal
 import socket
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from paths import ROOT
+
+from lorada.compare.jobs.job import report
 
 STARTED_WITHIN = 90  # seconds
 
@@ -69,43 +70,33 @@ def cluster(cpus=2, gpus=0):
                     os.kill(process, signal.SIGKILL)
 
 
-def train_run(recipe, *, report):
+def train_run(recipe):
     """Train a run, or go on with it."""
-    from lorada.runs.folder import holds_run
-    from lorada.training.train import train
+    from lorada.compare.learning_rate import train_on
 
-    if train(recipe, resume=holds_run(Path(recipe.output)), quiet=True).interrupted:
-        raise KeyboardInterrupt
+    train_on(recipe, "training")
 
 
-def write(folder: Path, *, report):
-    """Write two files and a checkpoint."""
+def write(folder: Path):
+    """Report, and write which GPUs the job may use."""
     report("writing")
-    logging.getLogger("lorada").warning("a %s", "warning")
-    (folder / "adapter").mkdir(parents=True)
-    (folder / "adapter/weights").write_bytes(bytes(range(256)))
-    (folder / "checkpoint-4").mkdir()
-    (folder / "checkpoint-4/weights").write_text("large")
+    (folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "not set"))
     (folder / "result.json").write_text("{}")
 
 
-def write_gpus(folder: Path, *, report):
-    """Write which GPUs the job may use."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "not set"))
-
-
-def fail(*, report):
+def fail(folder: Path):
     """Fail in two lines."""
     raise ValueError("first line\nlast line")
 
 
-def die(*, report):
+def die(folder: Path):
     """Die without an answer."""
+    with (folder / "deaths").open("a") as deaths:
+        deaths.write("died\n")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def wait_for_interrupt(folder: Path, *, report):
+def wait_for_interrupt(folder: Path):
     """Wait until interrupted, then write that."""
     try:
         (folder / "started").touch()

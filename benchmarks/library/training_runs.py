@@ -7,7 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lorada.compare.jobs import own_process
+from lorada.compare.jobs.job import Job
+from lorada.compare.jobs.pool import Workers
+from lorada.compare.jobs.queue import run_queue
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.runs.recipe import Recipe
@@ -64,7 +66,9 @@ def finished_run(recipe: Recipe) -> dict[str, Any]:
     """Train and score a recipe, unless its folder has a finished run; return the result."""
     folder = Path(recipe.output)
     if not (folder / RESULT_FILE).is_file():
-        own_process.call(partial(train, overwrite=True, quiet=True), recipe)
+        work = partial(train, recipe, overwrite=True, quiet=True)
+        job = Job(folder.name, work, folder, (folder / RESULT_FILE).is_file)
+        run_queue([job], Workers(), report=print)
     if not read_result(folder)["metrics"]:
         evaluate(load_run(folder))
     return read_result(folder)

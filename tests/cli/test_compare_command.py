@@ -11,8 +11,7 @@ from folders import ROWS, rows_file
 from trained import failing_for
 
 from lorada.compare import learning_rate
-from lorada.compare import trainings as compare_jobs
-from lorada.compare.jobs.job import HeldError
+from lorada.runs.lock import HeldError
 
 SETTINGS = ["max_steps=2", "max_length=32", "max_new_tokens=2", "training.report_to=[]"]
 
@@ -65,8 +64,11 @@ MISTAKES = {
     "--data none.jsonl": "none.jsonl: pass --data FILE",
     "--data few.jsonl": "has 8 rows, and none is left to learn from after 8",
     "--task rte": "leave out",
-    "--workers 0": "--workers 0 must be at least 1",
-    "--shard 1/2 --overwrite": "--shard and --overwrite exclude each other",
+    "--workers 0": "--workers 0 must be auto, or a number of at least 1",
+    "--shard 1/2 --overwrite": "--shard goes with neither --overwrite nor --until",
+    "--shard 1/2 --until 1": "--shard goes with neither --overwrite nor --until",
+    "--until 1": "--until 1 spares runs after 2 of each method: give it three or more --seeds",
+    "--until -1": "--until -1 must be a number of points from 0 on",
     "learning_rate=1e-3": "learning_rate=0.001 is not for a comparison: it is searched",
     "training.seed=3": "seed=3 is not for a comparison: pass --seeds",
     "eval_data=rows.jsonl": "eval_data='rows.jsonl' is not for a comparison: pass --held-out",
@@ -204,11 +206,11 @@ def test_other_rows_are_noticed_when_a_comparison_goes_on(mistake, works, place,
 
 
 def test_a_job_that_fails_or_cannot_be_run_is_told_and_the_rest_goes_on(
-    call, works, place, tmp_path, monkeypatch
+    call, works, place, tmp_path, monkeypatch, jobs_here
 ):
-    train = compare_jobs.train
+    train = learning_rate.train
     broken = failing_for("lmam", ValueError("a line before\nno such layer"), train)
-    monkeypatch.setattr(compare_jobs, "train", broken)
+    monkeypatch.setattr(learning_rate, "train", broken)
     output = tmp_path / "out"
     code, _, err = call(*words(place, output, methods="lmam,lora,bitfit", seeds="1", trials=0))
     assert code == 2
@@ -224,21 +226,23 @@ def test_a_job_that_fails_or_cannot_be_run_is_told_and_the_rest_goes_on(
     assert list(output.glob("runs/lora/*/seed1/result.json"))
     assert (output / "report.json").is_file()
 
-    monkeypatch.setattr(compare_jobs, "train", train)
+    monkeypatch.setattr(learning_rate, "train", train)
     works("compare", output, "--resume")
     assert json.loads((output / "failures.json").read_text()) == {}
     assert {path.name for path in (output / "runs").iterdir()} == {"lmam", "lora"}
 
 
-def test_ctrl_c_says_how_to_go_on(call, place, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_jobs, "train", Mock(side_effect=KeyboardInterrupt))
+def test_ctrl_c_says_how_to_go_on(call, place, tmp_path, monkeypatch, jobs_here):
+    monkeypatch.setattr(learning_rate, "train", Mock(side_effect=KeyboardInterrupt))
     output = tmp_path / "out"
     code, _, err = call(*words(place, output, methods="lora", seeds="1", trials=0))
     assert code == 130
     assert f"next: lorada compare {output} --resume" in err.replace("\n", "")
 
 
-def test_runs_that_wait_for_a_failed_trial_have_its_reason(call, place, tmp_path, monkeypatch):
+def test_runs_that_wait_for_a_failed_trial_have_its_reason(
+    call, place, tmp_path, monkeypatch, jobs_here
+):
     monkeypatch.setattr(learning_rate, "train", Mock(side_effect=ValueError("no such layer")))
     output = tmp_path / "out"
     asked = words(place, output, "--search", "each-seed", methods="lora", seeds="1,2", trials=2)
@@ -262,15 +266,15 @@ def test_parts_of_a_comparison_join_the_first_and_the_last_one_reports(works, pl
 
 
 @pytest.fixture
-def failed(call, place, tmp_path, monkeypatch):
+def failed(call, place, tmp_path, monkeypatch, jobs_here):
     """A comparison in two parts, of which the second has failed; it would not fail again."""
-    train = compare_jobs.train
+    train = learning_rate.train
     asked = words(place, tmp_path / "out", methods="lora,ia3", seeds="1", trials=0)
-    monkeypatch.setattr(compare_jobs, "train", Mock(side_effect=ValueError("out of memory")))
+    monkeypatch.setattr(learning_rate, "train", Mock(side_effect=ValueError("out of memory")))
     code, _, err = call(*asked, "--shard", "2/2")
     assert code == 2
     assert "1 jobs are left to other commands" in err
-    monkeypatch.setattr(compare_jobs, "train", train)
+    monkeypatch.setattr(learning_rate, "train", train)
     return asked, tmp_path / "out"
 
 
@@ -286,16 +290,18 @@ def test_a_part_leaves_what_failed_before_to_the_part_that_tries_it_again(works,
     assert json.loads((output / "failures.json").read_text()) == {}
 
 
-def test_the_last_part_reports_with_what_failed_in_another_meanwhile(call, failed, monkeypatch):
+def test_the_last_part_reports_with_what_failed_in_another_meanwhile(
+    call, failed, monkeypatch, jobs_here
+):
     asked, output = failed
-    train, failures = compare_jobs.train, (output / "failures.json").read_text()
+    train, failures = learning_rate.train, (output / "failures.json").read_text()
     (output / "failures.json").write_text("{}")
 
     def beside(recipe, **kwargs):
         (output / "failures.json").write_text(failures)
         return train(recipe, **kwargs)
 
-    monkeypatch.setattr(compare_jobs, "train", beside)
+    monkeypatch.setattr(learning_rate, "train", beside)
     code, _, err = call(*asked, "--shard", "1/2")
     assert code == 2
     assert "out of memory" in err
@@ -303,11 +309,11 @@ def test_the_last_part_reports_with_what_failed_in_another_meanwhile(call, faile
 
 
 def test_a_job_that_another_command_runs_is_left_to_it_though_it_failed_before(
-    works, failed, monkeypatch
+    works, failed, monkeypatch, jobs_here
 ):
     _, output = failed
     error = HeldError("is being trained by another process")
-    monkeypatch.setattr(compare_jobs, "train", failing_for("ia3", error, compare_jobs.train))
+    monkeypatch.setattr(learning_rate, "train", failing_for("ia3", error, learning_rate.train))
     _, err = works("compare", output, "--resume")
     assert "1 jobs are left to other commands" in err
     assert "failed:" not in err
@@ -326,8 +332,17 @@ def test_the_dry_run_measures_every_candidate_and_writes_nothing(json_of, place,
         assert row["peak_memory_bytes"] > 0
         assert row["seconds"] == pytest.approx(7 * 2 * row["seconds_per_step"])
     assert found["jobs"] == 7 * len(runnable)
-    seconds = [row["seconds"] for row in runnable]  # two at once; the longest may begin last
-    assert found["seconds"] == pytest.approx((sum(seconds) + max(seconds)) / 2)
+    stages = found["stages"]
+    assert [(stage["trainings"], stage["probably"]) for stage in stages.values()] == [
+        (5 * len(runnable), 2 * len(runnable)), (2 * len(runnable),) * 2, (0, 0),
+    ]  # fmt: skip
+    seconds = [row["seconds"] for row in runnable]
+    trained = stages["search"]["seconds"] + stages["seeds"]["seconds"]
+    assert trained == pytest.approx(sum(seconds))
+    most = sum(stage["seconds"] for stage in stages.values())
+    # Two at once; the longest may begin last.
+    assert found["seconds"] == pytest.approx((most + max(seconds)) / 2)
+    assert 0 < found["probably_seconds"] < found["seconds"]
     assert any(row["method"] == "bitfit" and row["reason"] for row in found["candidates"])
 
 
@@ -349,4 +364,7 @@ def test_the_dry_run_as_a_table(works, place, tmp_path):
     asked = words(place, tmp_path / "out", "--dry-run", methods="lora,bitfit", trials=0)
     out, _ = works(*asked)
     assert "biases" in out
-    assert "2 trainings of 2 steps, 1 at once" in " ".join(out.split())
+    assert "2 trainings of 2 steps at most, 1 at once: probably" in " ".join(out.split())
+    assert [line.split()[1] for line in out.splitlines() if "│" in line][-3:] == [
+        "search", "seeds", "scoring",
+    ]  # fmt: skip

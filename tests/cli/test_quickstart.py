@@ -13,7 +13,7 @@ from lorada.training.models import loading, names
 
 
 @pytest.fixture
-def shortened(tmp_path, monkeypatch):
+def shortened(tmp_path, monkeypatch, jobs_here):
     """A tiny model under the packaged one's name, rows that it can learn, one seed and one rate."""
     folder = bert_folder(tmp_path / "bert")
     monkeypatch.setattr(loading, "_packaged_folder", lambda _: folder)

@@ -4,14 +4,17 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 
 import pytest
 from compared import model_and_rows
 from crashes import number
 from folders import ROWS, bert_folder, rows_file, split_file
-from programs import printed
+from programs import printed, until
+from queue_jobs import is_gone
 
+from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
 from lorada.compare.learning_rate import FACTOR
 from lorada.compare.report.commands import BESIDE
 from lorada.compare.report.page import write_report
@@ -84,6 +87,7 @@ def test_every_method_and_seed_is_trained_and_scored_on_every_held_out_row(whole
             run = folder / "runs" / candidate["method"] / str(candidate["trainable"])
             result = read_result(run / f"seed{seed}")
             assert (result["seed"], result["steps"]) == (seed, STEPS)
+            assert result["recipe"]["training"]["train_sampling_strategy"] == "group_by_length"
             assert result["parameters"]["trainable"] == candidate["trainable"]
             assert result["metrics"][str(place / "test.jsonl")]["n"] == 8
             lines = read_predictions(run / f"seed{seed}")
@@ -276,15 +280,28 @@ def test_the_report_explores_two_runs(whole, tmp_path):
         assert f"<bdi>{name}</bdi>" in page
 
 
-@pytest.mark.apart
-@pytest.mark.slow
-def test_two_workers_in_a_fresh_process_find_the_same(place, whole, tmp_path):
+def test_two_workers_that_are_killed_with_their_command_go_on_and_find_the_same(
+    place, whole, tmp_path
+):
     folder = tmp_path / "comparison"
     asked = words(place, folder, "--workers", "2", seeds="1")
-    printed(sys.executable, "-m", "lorada.cli", *asked)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lorada.cli", *asked], stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: [*folder.glob("trials/*/*/trial-1/recipe.yaml")] or process.poll(), 240)
+    workers = [int(path.read_text()) for path in folder.glob(f"trials/*/*/{JOB_FILE}")]
+    process.kill()
+    process.communicate()
+    assert workers
+    until(lambda: all(map(is_gone, workers)), 20)
+    assert not list(folder.glob("runs/*/*/*/result.json"))
+    printed(sys.executable, "-m", "lorada.cli", "compare", folder, "--resume", "--workers", "2")
     assert searches(folder) == searches(whole[0])
     expected = final_losses(whole[0])
     assert final_losses(folder) == {name: expected[name] for name in final_losses(folder)}
+    log = (next(folder.glob("runs/lora/*/seed1")) / LOG_FILE).read_text()
+    assert "> training at learning rate" in log
+    assert f"step 1 of {STEPS}" in log
 
 
 def test_rows_of_one_group_count_together_from_the_file_to_the_report(lab, place, tmp_path):

@@ -33,7 +33,7 @@ class Script:
         return [recipe.training["learning_rate"] for recipe in self.recipes.values()]
 
     def train(self, recipe, *, resume, quiet, callbacks):
-        (watch,) = callbacks
+        _, watch = callbacks
         control = SimpleNamespace(should_training_stop=False)
         self.recipes[recipe.output] = recipe
         tried = list(self.recipes).index(recipe.output)
@@ -69,9 +69,9 @@ def search(tmp_path, monkeypatch):
             **space,
         })  # fmt: skip
         try:
-            search_rate(space, place, report=print)
+            search_rate(space, place)
         except OSError:
-            search_rate(space, place, report=print)
+            search_rate(space, place)
         found = json.loads((place / "search.json").read_text())
         assert len(found["trials"]) <= space.most
         for trial in found["trials"]:
@@ -204,7 +204,7 @@ def test_a_trial_keeps_its_result_and_none_of_its_weights(tmp_path, monkeypatch)
 
     script = Script([FALLING])
     monkeypatch.setattr(learning_rate, "train", train)
-    search_rate(Space([RECIPE], 1), tmp_path / "search", report=print)
+    search_rate(Space([RECIPE], 1), tmp_path / "search")
     kept = {path.name for path in (tmp_path / "search" / "trial-0").iterdir()}
     assert kept == {"losses.json", "result.json", "runs", "trial.json"}
 

@@ -30,7 +30,7 @@ def measured(place, folder, method, monkeypatch, **training):
     )  # fmt: skip
     plan = planned(asked, folder, resume=False, report=print)
     job = measure.time_jobs(asked, plan, folder)[0]
-    job.work(report=print)
+    job.work()
     (path,) = folder.glob("times/*/*/turn1.json")
     return json.loads(path.read_text())["seconds_per_step"], found[0].trainer
 

@@ -66,6 +66,14 @@ def test_the_steps_are_those_that_the_trainer_counts(place, tmp_path, training):
     assert train(recipe, quiet=True).result["steps"] == steps
 
 
+def test_rows_are_grouped_by_length_unless_the_user_says_otherwise(place):
+    given = {"train_sampling_strategy": "random"}
+    for training, strategy in (({}, "group_by_length"), (given, "random")):
+        asked = comparison(place, methods=["lora"], recipe={"training": training})
+        recipe = asked.run_recipe("lora", "-", training={"seed": 1})
+        assert recipe.training == {"train_sampling_strategy": strategy, "seed": 1}
+
+
 @pytest.mark.parametrize(("rows", "aside"), [(27, 8), (300, 30), (3000, 300), (9000, 300)])
 def test_a_tenth_of_the_rows_is_set_aside_within_limits(place, rows, aside):
     made = [{"prompt": f"{i}?", "response": str(i)} for i in range(rows)]
@@ -118,7 +126,7 @@ def test_a_rate_is_chosen_once_or_with_every_seed_on_rows_of_its_own(place, sear
             assert job.work.args[1] == place / "trials" / "lora" / count / (
                 "" if search == "once" else job.folder.name
             )
-            assert job.after == (searches[0 if job.folder.name == "seed4" else -1].name,)
+            assert job.after == searches[0 if job.folder.name == "seed4" else -1].name
 
 
 def test_another_dev_seed_sets_other_rows_aside(place):

@@ -1,15 +1,20 @@
 """The queue: order, failures, held jobs, what is printed, parts."""
 
 import time
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from lorada.cli.queue_options import check_queue
-from lorada.compare.jobs.job import HeldError, Job
+from lorada.compare.jobs import queue
+from lorada.compare.jobs.job import Job, Outcome, last_line
 from lorada.compare.jobs.queue import run_queue, shard
+from lorada.support.duration import duration
 from lorada.training.callbacks import DivergedError
 
 
@@ -20,25 +25,24 @@ class Made:
         self.slots, self.seconds, self.errors = slots, seconds or {}, errors or {}
         self.now, self.running, self.started, self.closed = 0.0, [], [], False
 
-    def start(self, job, report):
+    def start(self, job):
         assert len(self.running) < self.slots
         self.started.append(job.name)
         self.running.append((self.now + self.seconds.get(job.name, 1), job.name))
-        return job.name
 
-    def wait(self):
+    def wait(self, seconds):
         first = min(self.running)
         self.running.remove(first)
         self.now, name = first
-        error = self.errors.get(name)
-        return name, error.pop(0) if isinstance(error, list) and error else error or None
+        ends = self.errors.get(name)
+        yield name, ends.pop(0) if ends else Outcome("done")
 
     def close(self):
         self.closed = True
 
 
-def made(name, after=(), done=lambda: False):
-    return Job(name, print, Path(name), done, tuple(after))
+def made(name, after="", done=lambda: False):
+    return Job(name, print, Path(name), done, after)
 
 
 def statuses(outcomes):
@@ -57,27 +61,29 @@ def test_jobs_start_in_their_order_each_after_those_it_waits_for():
     assert engine.closed
 
 
-FAILURES = {
-    "a mistake": (ValueError("one\nno such thing"), "no such thing"),
-    "a diverged loss": (DivergedError("the loss is nan"), "the loss is nan"),
-    "too little memory": (MemoryError("was killed"), "was killed"),
-    "an error whose text says nothing": (KeyError("x"), "KeyError: 'x'"),
-    "an error without a text": (ValueError(), "ValueError: "),
-}
-
-
-@pytest.mark.parametrize("case", FAILURES)
-def test_a_failure_leaves_waiting_what_waits_for_it_and_the_rest_goes_on(case):
-    error, line = FAILURES[case]
-    engine, said = Made(errors={"b": error}), []
+def test_a_failure_leaves_waiting_what_waits_for_it_and_the_rest_goes_on():
+    engine, said = Made(errors={"b": [Outcome("failed", "no such thing")]}), []
     jobs = [made("a"), made("b"), made("c", "b"), made("d", "c"), made("e", "a")]
     outcomes = run_queue(jobs, engine, report=said.append)
     assert statuses(outcomes) == {
         "a": "done", "b": "failed", "c": "waiting", "d": "waiting", "e": "done",
     }  # fmt: skip
-    assert outcomes["b"].error == line
-    assert any(text.startswith(f"[2/5] b: failed: {line}") for text in said)
+    assert any(text.startswith("[2/5] b: failed: no such thing") for text in said)
     assert engine.started == ["a", "b", "e"]
+
+
+LAST_LINES = {
+    "a mistake": (ValueError("one\nno such thing"), "no such thing"),
+    "a diverged loss": (DivergedError("the loss is nan"), "the loss is nan"),
+    "an error whose text says nothing": (KeyError("x"), "KeyError: 'x'"),
+    "an error without a text": (ValueError(), "ValueError: "),
+}
+
+
+@pytest.mark.parametrize("case", LAST_LINES)
+def test_of_an_error_its_last_line_is_kept(case):
+    error, line = LAST_LINES[case]
+    assert last_line(error) == line
 
 
 def test_a_finished_job_is_never_started_again():
@@ -99,7 +105,7 @@ def test_a_finished_job_is_never_started_again():
 
 
 def test_a_held_job_is_tried_again_after_all_others_and_then_left():
-    held = HeldError("held by process 7")
+    held = Outcome("held", "held by process 7")
     engine = Made(errors={"a": [held], "b": [held, held]})
     jobs = [made("a"), made("b"), made("c", "a"), made("d", "b"), made("e")]
     outcomes = run_queue(jobs, engine, report=quiet)
@@ -111,7 +117,7 @@ def test_a_held_job_is_tried_again_after_all_others_and_then_left():
 
 
 def test_an_interrupt_ends_all():
-    engine = Made(slots=2, errors={"a": KeyboardInterrupt()})
+    engine = Made(slots=2, errors={"a": [Outcome("interrupted")]})
     with pytest.raises(KeyboardInterrupt):
         run_queue([made("a"), made("b"), made("c")], engine, report=quiet)
     assert engine.started == ["a", "b"]
@@ -120,39 +126,76 @@ def test_an_interrupt_ends_all():
 
 def test_an_engine_that_cannot_start_a_job_fails_the_job_alone():
     class Weak(Made):
-        def start(self, job, report):
+        def start(self, job):
             if job.name == "a":
                 raise OSError("no more processes")
-            return super().start(job, report)
+            super().start(job)
 
     outcomes = run_queue([made("a"), made("b")], Weak(), report=quiet)
     assert outcomes["a"].error == "no more processes"
     assert outcomes["b"].status == "done"
 
 
-def test_the_lines_say_how_much_is_done_and_how_long_the_rest_takes(monkeypatch):
-    engine, said = Made(slots=2, seconds={"a": 600, "b": 900, "c": 80}), []
+def test_the_lines_say_how_much_is_done_and_how_long_the_rest_takes(monkeypatch, tmp_path):
+    engine, said = Made(slots=2, seconds={"a": 600, "b": 900, "c": 1200}), []
     monkeypatch.setattr(time, "monotonic", lambda: engine.now)
-    run_queue([made(name) for name in "abc"], engine, report=said.append)
-    assert said == [
+    jobs = [
+        replace(made(name), folder=tmp_path / name, trainings=size)
+        for name, size in {"a": 1, "b": 4, "c": 1}.items()
+    ]
+    for job in jobs:
+        job.folder.mkdir()
+    (tmp_path / "b" / "job.log").write_text(
+        "> trial 1, learning rate 0.1: step 5 of 10\n{'loss': 1.0}\n> half a li"
+    )
+    run_queue(jobs, engine, report=said.append)
+    b = "[2/3] b: trial 1, learning rate 0.1: step 5 of 10"
+    left = duration((2.5 + 1) * 1200 / 2.5 / 2)  # after 600 s of each, a and 1.5 trials are done
+    assert said[:5] == [
         "[1/3] a: started",
         "[2/3] b: started",
-        "[1/3] a: done in 10 min, about 5 min left",  # all of c, none of b, on two slots
+        f"[1/3] a: done in 10 min, about {left} left",
+        f"{b}, about {left} left",  # once a minute
         "[3/3] c: started",
-        "[3/3] c: done in 80 s",  # nobody knows how much longer b takes
-        "[2/3] b: done in 15 min",
     ]
+    assert said[-1] == "[3/3] c: done in 20 min"
+
+
+def test_on_a_terminal_the_last_lines_say_how_far_the_running_jobs_are(monkeypatch, tmp_path):
+    class Slow(Made):
+        def wait(self, seconds):
+            time.sleep(0.3)  # so that the lines are drawn between two ends
+            yield from super().wait(seconds)
+
+    shown = StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=100)
+    monkeypatch.setattr(queue, "plain_console", lambda stderr: terminal)
+    jobs = [replace(made(name), folder=tmp_path / name) for name in "ab"]
+    jobs[1].folder.mkdir()
+    (tmp_path / "b" / "job.log").write_text("> training at learning rate 0.1: step 5 of 10\n")
+    run_queue(jobs, Slow(slots=2, seconds={"b": 9}), report=quiet)
+    assert "1 of 2 done" in shown.getvalue()
+    assert "[2/2] b: training at learning rate 0.1: step 5 of 10" in shown.getvalue()
+
+
+def test_a_run_that_is_not_picked_is_left_out():
+    engine, seen = Made(slots=2), []
+
+    def pick(ready, running):
+        seen.append(([job.name for job in ready], sorted(running)))
+        return ready[-1] if len(engine.started) < 2 else None
+
+    outcomes = run_queue([made(name) for name in "abc"], engine, report=quiet, pick=pick)
+    assert statuses(outcomes) == {"a": "waiting", "b": "done", "c": "done"}
+    assert seen[:3] == [(["a", "b", "c"], []), (["a", "b"], ["c"]), (["a"], ["c"])]
 
 
 @st.composite
 def graphs(draw):
-    """Jobs as name → names that it waits for, all earlier ones."""
+    """Jobs as name → the one that it waits for, an earlier one, or none."""
     count = draw(st.integers(1, 9))
     names = [f"job{i}" for i in range(count)]
-    return {
-        name: draw(st.lists(st.sampled_from(names[:i]), unique=True, max_size=2)) if i else []
-        for i, name in enumerate(names)
-    }
+    return {name: draw(st.sampled_from(["", *names[:i]])) for i, name in enumerate(names)}
 
 
 @given(graphs(), st.integers(1, 5))
@@ -162,7 +205,7 @@ def test_parts_are_a_partition_and_keep_together_what_waits(after, n):
     assert sorted(name for part in parts for name in part) == sorted(after)
     for part in parts:
         assert part == sorted(part)
-        assert all(set(after[name]) <= set(part) for name in part)
+        assert all(after[name] in {"", *part} for name in part)
 
 
 def test_jobs_that_do_not_wait_are_dealt_evenly():
@@ -171,12 +214,15 @@ def test_jobs_that_do_not_wait_are_dealt_evenly():
 
 
 REFUSED = {
-    "part after the last": ((1, None, "3/2"), "--shard 3/2 must be i/n with i from 1 to n"),
-    "part zero": ((1, None, "0/2"), "--shard 0/2 must be"),
-    "no part": ((1, None, "x"), "--shard x must be"),
-    "half a part": ((1, None, "1/"), "--shard 1/ must be"),
-    "no worker": ((0, None, None), "--workers 0 must be at least 1"),
-    "two places": ((2, "auto", None), "--workers and --cluster exclude each other"),
+    "part after the last": (("1", 1.0, None, "3/2"), "--shard 3/2 must be i/n with i from 1 to n"),
+    "part zero": (("1", 1.0, None, "0/2"), "--shard 0/2 must be"),
+    "no part": (("1", 1.0, None, "x"), "--shard x must be"),
+    "half a part": (("1", 1.0, None, "1/"), "--shard 1/ must be"),
+    "no worker": (("0", 1.0, None, None), "--workers 0 must be auto, or a number of at least 1"),
+    "two places": (("2", 1.0, "auto", None), "--workers and --cluster exclude each other"),
+    "no GPU": (("auto", 0.0, None, None), "--gpus-per-job 0 must be a whole number, or"),
+    "a GPU and a half": (("auto", 1.5, None, None), "--gpus-per-job 1.5 must be a whole number"),
+    "an uneven part": (("auto", 0.3, None, None), "--gpus-per-job 0.3 must be"),
 }
 
 

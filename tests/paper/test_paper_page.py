@@ -4,9 +4,7 @@ import pytest
 from table_rows import SMALL
 
 from lorada.paper import page as pages
-from lorada.paper import render
-from lorada.paper.page import RowResults, paper_page
-from lorada.paper.render import Page, published_line
+from lorada.paper.page import Page, RowResults, paper_page, published_line
 
 
 def result(seed: int, *, task: str = "rte", recipe: dict | None = None, **metrics) -> dict:
@@ -40,7 +38,6 @@ def said(*rows: RowResults, **options) -> str:
 @pytest.fixture
 def printed(monkeypatch):
     """The published rows of these tests."""
-    monkeypatch.setattr(render, "published", lambda number: SMALL)
     monkeypatch.setattr(pages, "published", lambda number: SMALL)
 
 
@@ -51,19 +48,19 @@ def test_a_page_has_means_spreads_and_every_seed(printed):
         for seed, value in enumerate(values)
     ]
     page = page_of(RowResults("lora", "LoRA_1", both), columns=("rte", "sst2"))
-    text = render.markdown(page)
+    text = pages.markdown(page)
     # The spread of the mean is that of the seeds' means, 65 and 85.
     assert "| LoRA_1 | ours | 0.500% | 75.0 ± 7.1 | 75.0 ± 21.2 | 75.0 ± 14.1 | 4.0 |" in text
     assert "seeds 0, 1; ± is the standard deviation over seeds" in text
-    assert "rte,75.0,7.07106781" in render.comma_separated(page)
-    assert "mean,75.0,14.1421356" in render.comma_separated(page)
-    assert "70.0000 80.0000" in render.comma_separated(page)
-    assert r"LoRA\_1 & ours & 0.500\% & 75.0 $\pm$ 7.1" in render.latex(page)
+    assert "rte,75.0,7.07106781" in pages.comma_separated(page)
+    assert "mean,75.0,14.1421356" in pages.comma_separated(page)
+    assert "70.0000 80.0000" in pages.comma_separated(page)
+    assert r"LoRA\_1 & ours & 0.500\% & 75.0 $\pm$ 7.1" in pages.latex(page)
 
 
 def test_a_mean_is_left_out_where_a_column_is_missing(printed):
     page = page_of(row_of("lora"), columns=("rte", "sst2"))
-    assert "| LoRA (0.5%) | ours | 0.500% | 1.0 | – | – | 1.0 |" in render.markdown(page)
+    assert "| LoRA (0.5%) | ours | 0.500% | 1.0 | – | – | 1.0 |" in pages.markdown(page)
 
 
 def test_a_page_says_what_its_mean_is_of(printed):
@@ -89,7 +86,7 @@ def test_protocols_have_columns_of_their_own(printed):
     assert page.columns == [
         "rte (generate)", "mean (generate)", "rte (likelihood)", "mean (likelihood)"
     ]  # fmt: skip
-    text = render.markdown(page)
+    text = pages.markdown(page)
     assert "| LoRA (0.5%) | paper | 0.5% | 75.4 ± 0.2 | 75.4 | – | – | – |" in text
     assert "| Full | ours | 0.500% | – | – | 2.0 | 2.0 |" in text
     assert "protocol: generate, likelihood" in text
@@ -126,4 +123,4 @@ def test_rows_that_only_the_paper_has_come_first(printed):
     assert [(line.label, line.source) for line in page.lines] == [
         ("Full", "paper"), ("LoRA (0.5%)", "paper"), ("LoRA (0.5%)", "ours")
     ]  # fmt: skip
-    assert "| Full | paper | 100% | 78.7 | 78.7 | – |" in render.markdown(page)
+    assert "| Full | paper | 100% | 78.7 | 78.7 | – |" in pages.markdown(page)

@@ -12,7 +12,7 @@ from lorada.compare.jobs.job import Outcome
 from lorada.explore.explore import ratios_by_layer, sentence_maps
 from lorada.inference.load import load_run
 from lorada.paper import figures as plots
-from lorada.paper import table_page
+from lorada.paper import table_runs
 from lorada.paper.figures import sweep_figure
 from lorada.training.train import train
 
@@ -204,16 +204,16 @@ def test_a_mistake_is_one_line(command, runs, mistake, monkeypatch):
 
 @pytest.mark.parametrize("option", ["resume", "overwrite"])
 def test_the_sweep_does_with_earlier_results_what_it_is_told(option, call, monkeypatch):
-    def told(found, scale, *, resume, overwrite, **options):
+    def told(found, *, resume, overwrite, **options):
         raise ValueError(f"{len(found)} runs, resume {resume}, overwrite {overwrite}")
 
-    monkeypatch.setattr(table_page, "run_all", told)
+    monkeypatch.setattr(table_runs, "run_all", told)
     _, _, err = call("plot", "4", "--scale", "local", f"--{option}")
     assert f"48 runs, resume {option == 'resume'}, overwrite {option == 'overwrite'}" in err
 
 
 def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, call, tmp_path, monkeypatch):
-    def some(found, scale, **options):
+    def some(found, **options):
         assert options["part"] == (1, 2)
         results = [
             {"model": "bert", "recipe": job.recipe.model_dump(),
@@ -223,7 +223,7 @@ def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, call, tmp_path
         results[0] = None
         return results, {"a": Outcome("failed", "too large"), "b": Outcome("held")}
 
-    monkeypatch.setattr(table_page, "run_all", some)
+    monkeypatch.setattr(table_runs, "run_all", some)
     words = ("plot", "4", "--scale", "local", "--shard", "1/2", "--output", str(tmp_path))
     code, _, err = call(*words)
     assert code == 2

@@ -15,7 +15,7 @@ from published_numbers import FIXTURE, extract, page
 
 PAPER = SHARED / "paper.md"
 PRINTED = json.loads(FIXTURE.read_text(encoding="utf-8"))["results"]
-PUBLISHED = yaml.safe_load((files("lorada") / "report" / "published.yaml").read_text("utf-8"))
+PUBLISHED = yaml.safe_load((files("lorada") / "paper" / "published.yaml").read_text("utf-8"))
 TABLES = [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 18]
 
 # What reading the page by machine has made of some words.

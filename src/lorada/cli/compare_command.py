@@ -1,6 +1,5 @@
 """The command ``compare``: which method is best for some rows, and which differences are real."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +22,16 @@ from lorada.cli.app import (
     suggest,
 )
 from lorada.cli.dry_run import show_comparison
-from lorada.cli.queue_options import Cluster, Shard, Workers, check_queue, split_names, split_seeds
+from lorada.cli.queue_options import (
+    AUTO,
+    Cluster,
+    GpusPerJob,
+    Shard,
+    Workers,
+    check_queue,
+    split_names,
+    split_seeds,
+)
 from lorada.cli.score_table import show_report
 from lorada.cli.table_command import print_progress
 
@@ -68,6 +76,10 @@ Metric = Annotated[str | None, METRIC]
 Against = Annotated[
     str | None, typer.Option(help="a method to test the others against, besides the best")
 ]
+Until = Annotated[
+    float | None,
+    typer.Option(help="run no more seeds once the leader's expected loss is so many points"),
+]
 Margin = Annotated[
     float | None,
     typer.Option(help="points that a cheaper method may cost: 1; of losses 2 % of the lowest"),
@@ -98,6 +110,7 @@ def compare(
     search: Search = None,
     metric: Metric = None,
     against: Against = None,
+    until: Until = None,
     margin: Margin = None,
     output: Output = None,
     resume: Resume = False,
@@ -105,7 +118,8 @@ def compare(
     dry_run: DryRun = False,
     allow_overlap: Overlap = False,
     with_text: Text = False,
-    workers: Workers = 1,
+    workers: Workers = AUTO,
+    gpus_per_job: GpusPerJob = 1.0,
     cluster: Cluster = None,
     shard: Shard = None,
     remote: Remote = False,
@@ -116,7 +130,7 @@ def compare(
     # In `lorada compare max_steps=100 …` the first word is an override, not a folder.
     if folder is not None and "=" in folder and not Path(folder).is_dir():
         pairs, folder = [folder, *pairs], None
-    part = check_queue(workers, cluster, shard)
+    pool, part = check_queue(workers, gpus_per_job, cluster, shard)
     place = _place(folder, output, resume=resume)
     options = {
         "model": model, "data": data, "columns": columns_of(columns), "task": task,
@@ -125,22 +139,19 @@ def compare(
     asked = {
         "methods": split_names("methods", methods), "budgets": split_names("budget", budget),
         "seeds": split_seeds(seeds), "trials": trials, "rates": _rates(rates),
-        "search": search, "against": against, "margin": margin, "held_out": held_out,
+        "search": search, "against": against, "until": until, "margin": margin,
+        "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
-    if part is not None and overwrite:
-        raise ValueError("--shard and --overwrite exclude each other: parts share one folder")
+    if part is not None and (overwrite or until is not None):
+        raise ValueError("--shard goes with neither --overwrite nor --until: parts run at once")
     # Parts of one comparison may be started together: the later ones join the first.
     resume = resume or (part is not None and _is_there(place))
     chosen = _checked(place, pairs, options, asked, resume=resume, overwrite=overwrite)
-    with importing():
-        from lorada.compare.jobs.engine import engine_named
-
-    engine = partial(engine_named, workers, cluster)
     if dry_run:
-        _forecast(chosen, place, engine, resume=resume, as_json=as_json)
+        _forecast(chosen, place, pool, resume=resume, as_json=as_json)
     else:
-        return _run(chosen, place, engine, part, overwrite=overwrite, as_json=as_json)
+        return _run(chosen, place, pool, part, overwrite=overwrite, as_json=as_json)
     return None
 
 
@@ -166,9 +177,7 @@ def _checked(
         return comparison_of(load_recipe(None, pairs, {**options, **FIXED}), asked)
 
 
-def _run(
-    chosen: Any, place: Path, engine: Any, part: Any, *, overwrite: bool, as_json: bool
-) -> Any:
+def _run(chosen: Any, place: Path, pool: Any, part: Any, *, overwrite: bool, as_json: bool) -> Any:
     """Run a comparison, and print its report or how it goes on; code 2 if a job has failed."""
     with importing():
         from lorada.compare.run import compare as run_comparison
@@ -176,7 +185,7 @@ def _run(
     try:
         with prints_to_stderr(as_json):
             compared = run_comparison(
-                chosen, place, engine, overwrite=overwrite, part=part, report=print_progress
+                chosen, place, pool, overwrite=overwrite, part=part, report=print_progress
             )
     except KeyboardInterrupt:
         errors.print("stopped and saved")
@@ -194,13 +203,13 @@ def _run(
     return compared.summary
 
 
-def _forecast(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: bool) -> None:
+def _forecast(chosen: Any, place: Path, pool: Any, *, resume: bool, as_json: bool) -> None:
     """Print what a comparison would run, and what it would take."""
     with importing():
         from lorada.compare.measure import forecast
         from lorada.compare.run import planned
 
-    made = engine()
+    made = pool()
     slots = made.slots
     made.close()
     with prints_to_stderr(as_json):

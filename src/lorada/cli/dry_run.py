@@ -105,37 +105,35 @@ def _shown_row(row: dict[str, Any]) -> Text:
     return Text.assemble(head, *pieces)
 
 
-def show_table(found: list[Any], scale: Any, *, as_json: bool) -> None:
-    """Print the runs of a table with parameters, steps, time and memory."""
-    from lorada.paper.estimate import estimate
-    from lorada.paper.table_runs import done
+def show_table(found: list[Any], *, as_json: bool) -> None:
+    """Print the runs of a table with parameters, steps and memory."""
+    from lorada.paper.table_runs import done, needs
 
     plan = []
     for job in progress_bar(found, "Counting parameters"):
         plan.append({
             "row": job.row.key, "model": job.recipe.model, "tasks": job.tasks,
-            "seed": job.seed, **estimate(job, scale), "share": job.row.share,
+            "seed": job.seed, **needs(job), "share": job.row.share,
             "done": done(job) is not None,
         })  # fmt: skip
     if as_json:
         print_json(plan)
         return
-    shown = Table("row", "tasks", "seed", "trained", "paper", "steps", "training", "memory")
+    shown = Table("row", "tasks", "seed", "trained", "paper", "steps", "memory", "")
     for entry in plan:
-        time = "by rows" if entry["seconds"] is None else duration(entry["seconds"])
+        memory = entry["memory"]
         shown.add_row(
             entry["row"], " ".join(entry["tasks"]), str(entry["seed"]),
             f"{entry['percent']:.3f}%",
             "–" if entry["share"] is None else f"{entry['share']}%",
             "by rows" if entry["steps"] is None else f"{entry['steps']:,}",
-            "done" if entry["done"] else time, f"{entry['memory'] / 2**30:.1f} GiB",
+            "–" if memory is None else f"{memory / 2**30:.1f} GiB", "done" * entry["done"],
         )  # fmt: skip
     console.print(shown)
     models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
     console.print(
-        f"On {models}. Times are upper bounds of training alone, as if every row had max_length "
-        "tokens; memory is weights, gradients and optimizer, without activations. --json has every "
-        "number.",
+        f"On {models}. Memory is that of a step, as if every row had max_length tokens. --json has "
+        "every number.",
         highlight=False,
     )
 
@@ -166,10 +164,20 @@ def show_comparison(found: dict[str, Any], *, as_json: bool) -> None:
             duration(row["seconds"]), f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
         )  # fmt: skip
     console.print(shown)
+    stages = Table("stage", "trainings", "probably", "at most", "probably")
+    for name, stage in found["stages"].items():
+        counts = (stage["trainings"], stage["probably"])
+        stages.add_row(
+            name,
+            *(f"{count:.0f}" if name != "scoring" else "" for count in counts),
+            *(duration(stage[key] / found["slots"]) for key in ("seconds", "probably_seconds")),
+        )
+    console.print(stages)
     console.print(
-        f"{found['jobs']} trainings of {found['steps']} steps, {found['slots']} at once: at most "
-        f"{duration(found['seconds'])}, and scoring. Time and memory are those of the fastest of a "
-        "few steps with the longest rows. Methods are measured one after another: what else runs "
-        "here meanwhile makes one look slower than it is.",
+        f"{found['jobs']} trainings of {found['steps']} steps at most, {found['slots']} at once: "
+        f"probably {duration(found['probably_seconds'])}, at most {duration(found['seconds'])}. "
+        "Time and memory are those of the fastest of a few steps, at most with the longest rows; "
+        "scoring is without the answers that a model writes. Methods are measured one after "
+        "another: what else runs here meanwhile makes one look slower than it is.",
         highlight=False,
     )

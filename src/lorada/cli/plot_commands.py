@@ -15,7 +15,9 @@ from lorada.cli.app import (
     waiting,
 )
 from lorada.cli.queue_options import (
+    AUTO,
     Cluster,
+    GpusPerJob,
     Shard,
     Workers,
     check_outcomes,
@@ -55,7 +57,8 @@ def plot(
     data: Annotated[
         str | None, typer.Option(help="rows that 3 looks at; else the run's own")
     ] = None,
-    workers: Workers = 1,
+    workers: Workers = AUTO,
+    gpus_per_job: GpusPerJob = 1.0,
     cluster: Cluster = None,
     shard: Shard = None,
     data_dir: DataDir = None,
@@ -74,10 +77,10 @@ def plot(
         else:
             _plot_layers(runs[0], rows, output, data, data_dir)
     elif what == "4":
-        part = check_queue(workers, cluster, shard)
+        pool, part = check_queue(workers, gpus_per_job, cluster, shard)
         _plot_sweep(
             scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite,
-            place=(workers, cluster), part=part,
+            pool=pool, part=part,
         )  # fmt: skip
     else:
         raise ValueError(f"no picture {what!r}: there are {', '.join(PICTURES)}")
@@ -129,7 +132,7 @@ def _plot_layers(
 
 def _plot_sweep(
     scale: str | None, seeds: str | None, results: Path, output: Path, data_dir: str | None,
-    *, resume: bool, overwrite: bool, place: tuple[int, str | None],
+    *, resume: bool, overwrite: bool, pool: Any,
     part: tuple[int, int] | None,
 ) -> None:  # fmt: skip
     from lorada.cli.table_command import check_table, print_progress, scale_named
@@ -137,15 +140,13 @@ def _plot_sweep(
     figure = check_table("figure4", scale, data_dir, resume=resume, overwrite=overwrite)
     chosen = split_seeds(seeds)
     with importing():
-        from lorada.compare.jobs.engine import engine_named
-        from lorada.paper.table_page import run_all
-        from lorada.paper.table_runs import jobs
+        from lorada.paper.table_runs import jobs, run_all
 
         at = scale_named(scale)
     found = jobs(figure, at, seeds=chosen, results=results, output=Path("runs"), data_dir=data_dir)
     complete, outcomes = run_all(
-        found, at, report=print_progress, resume=resume, overwrite=overwrite,
-        engine=engine_named(*place), part=part,
+        found, say=print_progress, resume=resume, overwrite=overwrite,
+        pool=pool(), part=part,
     )  # fmt: skip
     if any(complete):
         for note in figure.differs if at == "local" else []:

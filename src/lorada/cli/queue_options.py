@@ -1,33 +1,67 @@
 """Options that several commands share: where jobs run, which part of them, names with commas."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
-Workers = Annotated[int, typer.Option(help="how many runs at once, each in its own process")]
+from lorada.support.errors import needs_extra
+
+AUTO = "auto"
+
+Workers = Annotated[
+    str, typer.Option(help="how many runs at once; auto: one for each GPU, and one without a GPU")
+]
+GpusPerJob = Annotated[
+    float, typer.Option(help="GPUs that a run has: 2, or 0.25 for four runs on each GPU")
+]
 Cluster = Annotated[str | None, typer.Option(help="run on a Ray cluster: auto, or ray://HOST:PORT")]
 Shard = Annotated[
     str | None, typer.Option(help="i/n: only the i-th of n parts of the runs, for job arrays")
 ]
 
 
-def check_queue(workers: int, cluster: str | None, shard: str | None) -> tuple[int, int] | None:
-    """Check the options; return the part that ``--shard i/n`` asks for as (i, n).
+def check_queue(
+    workers: str, gpus_per_job: float, cluster: str | None, shard: str | None
+) -> tuple[Callable[[], Any], tuple[int, int] | None]:
+    """Check the options.
+
+    Returns:
+        What makes the pool for the jobs, and the part that ``--shard i/n`` asks for as (i, n).
 
     Raises:
         ValueError: for an impossible value, or options that exclude each other.
     """
-    if workers < 1:
-        raise ValueError(f"--workers {workers} must be at least 1")
-    if cluster is not None and workers > 1:
+    if workers != AUTO and not (workers.isdecimal() and int(workers)):
+        raise ValueError(f"--workers {workers} must be auto, or a number of at least 1")
+    if cluster is not None and workers != AUTO:
         raise ValueError("--workers and --cluster exclude each other")
+    parts = 1 / gpus_per_job if 0 < gpus_per_job < 1 else gpus_per_job
+    if gpus_per_job <= 0 or abs(parts - round(parts)) > 0.01:
+        raise ValueError(
+            f"--gpus-per-job {gpus_per_job:g} must be a whole number, or a whole part of 1 such as "
+            "0.25"
+        )
+    count = None if workers == AUTO else int(workers)
     if shard is None:
-        return None
+        return partial(pool_of, count, cluster, gpus_per_job), None
     i, _, n = shard.partition("/")
     if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
         raise ValueError(f"--shard {shard} must be i/n with i from 1 to n, such as 1/4")
-    return int(i), int(n)
+    return partial(pool_of, count, cluster, gpus_per_job), (int(i), int(n))
+
+
+def pool_of(count: int | None, cluster: str | None, gpus_per_job: float) -> Any:
+    """The pool that options ask for: of this machine, or of a Ray cluster."""
+    if cluster is None:
+        from lorada.compare.jobs.pool import Workers as Pool
+
+        return Pool(count, gpus_per_job)
+    with needs_extra("cluster"):
+        from lorada.compare.jobs.ray_pool import RayPool
+
+    return RayPool(cluster, gpus_per_job)
 
 
 def check_outcomes(outcomes: Mapping[str, Any], report: Callable[[str], None]) -> None:

@@ -23,7 +23,7 @@ def quickstart(
     output: Annotated[Path, typer.Option(help="folder of the comparison")] = Path(
         "runs/quickstart"
     ),
-    workers: Workers = 2,
+    workers: Workers = "2",
     overwrite: Annotated[bool, typer.Option(help="begin anew if it is there")] = False,
 ) -> None:
     """Compare LoRA, IA3 and LoRA with a map on bundled rows, and use the one to take."""

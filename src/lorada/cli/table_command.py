@@ -19,7 +19,9 @@ from lorada.cli.app import (
 )
 from lorada.cli.dry_run import show_table
 from lorada.cli.queue_options import (
+    AUTO,
     Cluster,
+    GpusPerJob,
     Shard,
     Workers,
     check_outcomes,
@@ -45,7 +47,8 @@ def table(
     overwrite: Annotated[bool, typer.Option(help="delete results first, and run again")] = False,
     results: Annotated[Path, typer.Option(help="where results are kept")] = Path("docs/results"),
     output: Annotated[Path, typer.Option(help="where the runs are")] = Path("runs"),
-    workers: Workers = 1,
+    workers: Workers = AUTO,
+    gpus_per_job: GpusPerJob = 1.0,
     cluster: Cluster = None,
     shard: Shard = None,
     data_dir: DataDir = None,
@@ -55,16 +58,15 @@ def table(
     if number in (2, 3):
         _show_costs(number, as_json=as_json)
         return
-    part = check_queue(workers, cluster, shard)
+    pool, part = check_queue(workers, gpus_per_job, cluster, shard)
     chosen = check_table(f"table{number}", scale, data_dir, resume=resume, overwrite=overwrite)
     of_rows, of_tasks = split_names("rows", rows), split_names("tasks", tasks)
     of_seeds = split_seeds(seeds)
     chosen.rows_named(of_rows)
     chosen.tasks_at("paper", of_tasks)
     with importing(quiet=as_json):
-        from lorada.compare.jobs.engine import engine_named
-        from lorada.paper.table_page import page_of, part_of, run_all
-        from lorada.paper.table_runs import jobs
+        from lorada.paper.page import page_of
+        from lorada.paper.table_runs import jobs, part_of, run_all
 
         at = scale_named(scale)
     found = jobs(
@@ -74,14 +76,14 @@ def table(
     again = _words(number, scale=at, rows=rows, tasks=tasks, seeds=seeds, results=results,
                    output=output, data_dir=data_dir)  # fmt: skip
     if dry_run:
-        show_table(part_of(found, part), at, as_json=as_json)
+        show_table(part_of(found, part), as_json=as_json)
         if not as_json:
             suggest(*again, "--resume")
         return
     with prints_to_stderr(as_json):
         complete, outcomes = run_all(
-            found, at, report=print_progress, resume=resume, overwrite=overwrite,
-            engine=engine_named(workers, cluster), part=part,
+            found, say=print_progress, resume=resume, overwrite=overwrite,
+            pool=pool(), part=part,
         )  # fmt: skip
     if any(complete):
         kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True) if result]
@@ -112,8 +114,7 @@ def _write_so_far(
 
     Unless ``quiet``, it prints the paths and the next command; ``again`` is this one.
     """
-    from lorada.paper.render import comma_separated, latex, markdown
-    from lorada.paper.table_page import page_of
+    from lorada.paper.page import comma_separated, latex, markdown, page_of
     from lorada.paper.table_runs import stored_rows
 
     of = tasks if chosen.train == "together" else None

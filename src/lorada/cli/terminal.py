@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorada.paper.figures import loss_png
-from lorada.paper.render import NOT_FROM_THE_PAPER, Page, cells, header_of
+from lorada.paper.page import NOT_FROM_THE_PAPER, Page, cells, header_of
 from lorada.support.errors import full_disk_in_one_line
 
 BAR = 10  # characters of the longest bar; a layer's name fits beside it

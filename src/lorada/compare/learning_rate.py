@@ -29,19 +29,19 @@ from typing import Any
 from torch import OutOfMemoryError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorada.compare.jobs.job import HeldError, Report
-from lorada.compare.jobs.queue import last_line
+from lorada.compare.jobs.job import last_line, report
 from lorada.runs.folder import TRAINED_FILE, holds_run
+from lorada.runs.lock import HeldError
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import RESULT_FILE
 from lorada.support.files import json_text, write_atomic
-from lorada.support.progress import only_reports
 from lorada.training.callbacks import DivergedError
 from lorada.training.train import train
 
 MEASURED = 2  # how often a trial measures its loss on the rows that are set aside
 FURTHER = 3  # trials at most beyond an end of the first ones
 FACTOR = 10**0.5  # between a rate and the next one
+SAID_EVERY = 5.0  # seconds between two lines on the steps of a training
 SEARCH_FILE, TRIAL_FILE = "search.json", "trial.json"
 LOSSES_FILE = "losses.json"  # in the run of a trial: its losses so far, and whether it has ended
 MAP, MAP_RATE = "lmam", "map_learning_rate"  # maps may have a learning rate of their own
@@ -85,6 +85,11 @@ class Space:
         """How many trials there may be; one rate is no range."""
         each = self.trials + FURTHER if self.trials > 1 else self.trials
         return len(self.recipes) * each + (2 + FURTHER if self.has_own_map_rate else 0)
+
+    @property
+    def usual(self) -> int:
+        """How many trials there usually are: a map's own rate takes two to five more."""
+        return min(self.most, len(self.recipes) * self.trials + 3 * self.has_own_map_rate)
 
     def following(self, tried: Sequence[Tried]) -> dict[str, Any] | None:
         """What to try next; None for nothing.
@@ -189,13 +194,12 @@ def best_trial(tried: Sequence[Tried]) -> Tried | None:
     return min(ended, key=lambda one: (one["loss"], one["number"]), default=None)
 
 
-def search_rate(space: Space, folder: Path, *, report: Report) -> None:
+def search_rate(space: Space, folder: Path) -> None:
     """Do the trials of a search that are not done yet, then write ``search.json``.
 
     Args:
         space: what to choose from.
         folder: of the candidate's search.
-        report: called with a line about each trial.
 
     Raises:
         KeyboardInterrupt: if a training was interrupted and saved.
@@ -206,13 +210,13 @@ def search_rate(space: Space, folder: Path, *, report: Report) -> None:
         run = folder / f"trial-{number}"
         if not (run / TRIAL_FILE).is_file():
             before = [folder / f"trial-{earlier}" for earlier in range(number)]
-            found = {"number": number, **point, **_try(space.recipe_of(point), run, before)}
+            what = f"trial {number}{_said(space, point)}"
+            found = {"number": number, **point, **_try(space.recipe_of(point), run, before, what)}
             for pattern in WEIGHTS:
                 for path in run.glob(pattern):
                     path.unlink() if path.is_file() else shutil.rmtree(path)
             write_atomic(run / TRIAL_FILE, json_text(found) + "\n")
-            report(f"trial {number}{_said(space, point)}: {_outcome(found)}")
-            gc.collect()  # the Trainer refers to itself, so its model would stay beside the next
+            report(f"{what}: {_outcome(found)}")
         tried.append(json.loads((run / TRIAL_FILE).read_text(encoding="utf-8")))
     best = best_trial(tried) or {}
     chosen = {name: best.get(name) for name in ("choice", "rate", "map_factor", "map_rate")}
@@ -234,8 +238,8 @@ def _outcome(found: dict[str, Any]) -> str:
     return f"loss {found['loss']:.4f}{at}"
 
 
-def _try(recipe: Recipe, run: Path, before: Sequence[Path]) -> dict[str, Any]:
-    """Train one trial, or go on with it; return what came out of it.
+def _try(recipe: Recipe, run: Path, before: Sequence[Path], what: str) -> dict[str, Any]:
+    """Train one trial, ``what`` in words, or go on with it; return what came out of it.
 
     Raises:
         Exception: if it failed and no trial before it has ended, or for want of memory or disk
@@ -246,10 +250,7 @@ def _try(recipe: Recipe, run: Path, before: Sequence[Path]) -> dict[str, Any]:
     if not (watch.pruned or watch.diverged or (run / RESULT_FILE).is_file()):
         mine = recipe.model_copy(update={"output": str(run)})
         try:
-            with only_reports():
-                trained = train(mine, resume=holds_run(run), quiet=True, callbacks=[watch])
-            if trained.interrupted:
-                raise KeyboardInterrupt
+            train_on(mine, what, watch)
         except DivergedError:
             watch.diverged = True
             watch.save()
@@ -265,6 +266,35 @@ def _try(recipe: Recipe, run: Path, before: Sequence[Path]) -> dict[str, Any]:
         "steps": steps, "pruned": watch.pruned, "diverged": watch.diverged, "failed": failed,
         "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
+
+
+def train_on(recipe: Recipe, what: str, *callbacks: TrainerCallback) -> None:
+    """Begin a training or go on with it, ``what`` in words, as ``lorada train --resume`` does.
+
+    Raises:
+        KeyboardInterrupt: if it was interrupted and saved.
+    """
+    resume = holds_run(Path(recipe.output))
+    if train(recipe, resume=resume, quiet=True, callbacks=[Steps(what), *callbacks]).interrupted:
+        raise KeyboardInterrupt
+    gc.collect()  # the Trainer refers to itself, so its model would stay beside the next
+
+
+class Steps(TrainerCallback):  # type: ignore[misc]
+    """Reports the step of a training every few seconds.
+
+    Args:
+        what: the beginning of the line.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what, self._said = what, 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report the step, if that is due."""
+        if time.monotonic() - self._said > SAID_EVERY:
+            self._said = time.monotonic()
+            report(f"{self._what}: step {state.global_step} of {state.max_steps}")
 
 
 class MeasureTrial(TrainerCallback):  # type: ignore[misc]

@@ -20,29 +20,34 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.compare.candidate import Candidate
-from lorada.compare.jobs import own_process
-from lorada.compare.jobs.job import Job, Report
-from lorada.compare.jobs.queue import last_line
+from lorada.compare.jobs.job import Job, last_line, report
+from lorada.compare.jobs.pool import Workers
+from lorada.compare.jobs.queue import Report, run_queue
 from lorada.compare.plan import ComparisonPlan
-from lorada.compare.spec import Comparison
-from lorada.compare.trainings import reads, settled, trainings_of
+from lorada.compare.spec import LEAST_RUNS, Comparison
+from lorada.compare.trainings import reads, searches_of, settled
 from lorada.data.task_rows import Rows
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import peak_memory
 from lorada.support.files import json_text, write_atomic
-from lorada.support.progress import only_reports
 from lorada.training.prepare import prepare_training
 from lorada.training.setup import set_up
 
 STEPS = 3  # the first does not count, as it is slower than those after it
 TURNS = 2  # at the end; the fastest counts, since other work can only slow a step down
 TIMES = "times"  # the folder of a comparison that has them
+STAGE = ("trainings", "probably", "seconds", "probably_seconds")
+UNTIL = 0.6  # of all runs, what `--until` needs in the made-up comparisons of docs/compare.md
 
 
 def forecast(
     comparison: Comparison, plan: ComparisonPlan, slots: int, report: Report
 ) -> dict[str, Any]:
-    """What a comparison would take.
+    """What a comparison would take, at most and probably.
+
+    At most, every row is as long as the longest, every search takes all trials that it may, and
+    every seed is run. Probably, rows are as the first ones, and a search takes ``Space.usual``
+    trials; with ``--until`` so few runs are a guess, ``UNTIL`` of them.
 
     Args:
         comparison: what to compare.
@@ -51,43 +56,84 @@ def forecast(
         report: called with a line before each measurement.
 
     Returns:
-        ``candidates``: those of the plan, each with ``runs``, ``seconds_per_step``,
-        ``peak_memory_bytes`` and ``seconds`` of all its trainings (None where it cannot be run);
-        ``jobs``, ``steps``, ``slots``, and ``seconds``, which the whole queue takes at most.
+        ``candidates``: those of the plan, each with ``runs`` at most, ``seconds_per_step``,
+        ``usual_seconds_per_step``, ``peak_memory_bytes`` and ``seconds`` of all its trainings at
+        most (None where it cannot be run); ``stages``: name → ``trainings`` and ``seconds``, each
+        at most and ``probably``; ``jobs``, ``steps``, ``slots``; ``seconds`` and
+        ``probably_seconds`` of the whole.
 
     Raises:
         ValueError: if none can be run, with the reason of the first.
     """
-    rows, trainings = [], 0
-    for candidate in plan.candidates:
-        found: dict[str, Any] = {"seconds_per_step": None, "peak_memory_bytes": None}
-        reason, runs = candidate.reason, trainings_of(comparison, plan, candidate)
-        trainings += runs
-        if reason is None:
-            report(f"measuring {STEPS} steps of {candidate.name}")
-            work = partial(measure_steps, _recipe(comparison, plan, candidate), longest=True)
-            try:
-                found = own_process.call(work)
-            except Exception as error:  # of any class, as in a run
-                reason = last_line(error)
-        each = found["seconds_per_step"]
-        whole = None if each is None else each * plan.steps
-        rows.append({
-            **asdict(candidate), "reason": reason, **found,
-            "runs": runs,
-            "seconds": None if whole is None else whole * runs,
-        })  # fmt: skip
+    rows = _measured(comparison, plan, report)
     if all(row["reason"] is not None for row in rows):
         raise ValueError(f"no method can be run: {rows[0]['reason']}")
-    seconds = [row["seconds"] or 0.0 for row in rows]
+    stages = {name: dict.fromkeys(STAGE, 0.0) for name in ("search", "seeds", "scoring")}
+    for candidate, row in zip(plan.candidates, rows, strict=True):
+        row["runs"], row["seconds"] = 0, None
+        if row["reason"] is None:
+            _add(comparison, plan, candidate, row, stages)
+    of_each = [row["seconds"] or 0.0 for row in rows]
+    # Graham's bound for jobs of which some wait for others, none for one of another candidate.
+    last = max(of_each, default=0.0) * (1 - 1 / slots)
     return {
         "candidates": rows,
-        "jobs": trainings,
+        "stages": stages,
+        "jobs": sum(row["runs"] for row in rows),
         "steps": plan.steps,
         "slots": slots,
-        # Graham's bound for jobs of which some wait for others, none for one of another candidate.
-        "seconds": sum(seconds) / slots + max(seconds, default=0.0) * (1 - 1 / slots),
+        "seconds": sum(stage["seconds"] for stage in stages.values()) / slots + last,
+        "probably_seconds": sum(stage["probably_seconds"] for stage in stages.values()) / slots,
     }
+
+
+def _add(
+    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, row: dict[str, Any],
+    stages: dict[str, dict[str, float]],
+) -> None:  # fmt: skip
+    """Add what a candidate takes to each stage, and its trainings to its row."""
+    each = row["seconds_per_step"] * plan.steps, row["usual_seconds_per_step"] * plan.steps
+    searched, seeds = searches_of(comparison, plan, candidate), len(comparison.seeds)
+    some = max(LEAST_RUNS, round(UNTIL * seeds)) if comparison.until is not None else seeds
+    # A forward alone is a third of a step; what answers take is not known.
+    read = sum(held["rows"] for held in plan.held_out.values()) / plan.batch / plan.steps / 3
+    taken = {"search": searched, "seeds": (seeds, some), "scoring": (seeds * read, some * read)}
+    for stage, counts in taken.items():
+        trainings = (0, 0) if stage == "scoring" else counts
+        seconds = (count * whole for count, whole in zip(counts, each, strict=True))
+        for key, number in zip(STAGE, (*trainings, *seconds), strict=True):
+            stages[stage][key] += number
+    row["runs"] = searched[0] + seeds
+    row["seconds"] = each[0] * row["runs"]
+
+
+def _measured(comparison: Comparison, plan: ComparisonPlan, report: Report) -> list[dict[str, Any]]:
+    """The candidates, each with what a few of its steps took, or with the reason why none did."""
+    rows: list[dict[str, Any]] = [asdict(candidate) for candidate in plan.candidates]
+    with tempfile.TemporaryDirectory() as scratch:
+        files = [Path(scratch) / str(number) / "steps.json" for number in range(len(rows))]
+        jobs = [
+            Job(f"{STEPS} steps of {candidate.name}",
+                partial(keep_steps, _recipe(comparison, plan, candidate), path),
+                path.parent, path.is_file)
+            for candidate, path in zip(plan.candidates, files, strict=True)
+            if candidate.reason is None
+        ]  # fmt: skip
+        outcomes = run_queue(jobs, Workers(), report=report)
+        for candidate, row, path in zip(plan.candidates, rows, files, strict=True):
+            if candidate.reason is None and not path.is_file():
+                row["reason"] = outcomes[f"{STEPS} steps of {candidate.name}"].error
+            row |= json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return rows
+
+
+def keep_steps(recipe: Recipe, path: Path) -> None:
+    """Measure a step with the longest rows and one with the first, and write it as JSON."""
+    found = measure_steps(recipe, longest=True)
+    usual = measure_steps(recipe, longest=False)["seconds_per_step"]
+    # Long rows are no faster: what else runs here made them look so.
+    found["usual_seconds_per_step"] = min(usual, found["seconds_per_step"])
+    write_atomic(path, json_text(found) + "\n")
 
 
 def _recipe(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) -> Recipe:
@@ -116,13 +162,14 @@ def time_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> lis
                 work=partial(keep_time, _recipe(comparison, plan, taken), path),
                 folder=path.parent,
                 done=path.is_file,
-                after=tuple(job.name for job in found[-1:]),
+                after=found[-1].name if found else "",
                 reads=reads(comparison),
+                trainings=STEPS / plan.steps,
             ))  # fmt: skip
     return found
 
 
-def keep_time(recipe: Recipe, path: Path, *, report: Report) -> None:
+def keep_time(recipe: Recipe, path: Path) -> None:
     """Measure the time of a step, and write it as JSON: null where it cannot be measured."""
     try:
         seconds = measure_steps(recipe, longest=False)["seconds_per_step"]
@@ -144,7 +191,7 @@ def measure_steps(recipe: Recipe, *, longest: bool) -> dict[str, Any]:
         accelerator).
     """
     clock = _Clock()
-    with only_reports(), tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare_training(recipe.model_copy(update={"output": scratch}))
         if longest and not recipe.packing:  # packed rows are all as long as they may be
             args = recipe.training

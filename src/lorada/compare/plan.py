@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lorada.compare.candidate import Candidate
-from lorada.compare.jobs.job import Report
-from lorada.compare.jobs.queue import last_line
+from lorada.compare.jobs.job import last_line
+from lorada.compare.jobs.queue import Report
 from lorada.compare.learning_rate import MAP, MAP_RATE
 from lorada.compare.rows import Data, shared_recipe
 from lorada.compare.sizes import limit_of, size_for

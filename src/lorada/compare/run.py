@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.compare.jobs.job import Job, JobEngine, Outcome, Report
-from lorada.compare.jobs.queue import run_queue, shard
+from lorada.compare.jobs.job import Job, Outcome
+from lorada.compare.jobs.queue import Report, first_of, run_queue, shard
 from lorada.compare.measure import TIMES, time_jobs
 from lorada.compare.plan import PLAN_FILE, ComparisonPlan, about, make_plan, saved_plan
 from lorada.compare.report.page import write_report
@@ -22,6 +22,7 @@ from lorada.compare.trainings import (
     comparison_jobs,
     score_commonest,
 )
+from lorada.compare.until import Until
 from lorada.data.dataset import refuse_target_length
 from lorada.support.files import json_text, one_at_a_time, scratch_folder, write_atomic
 from lorada.training.models.loading import own_classes
@@ -52,7 +53,7 @@ class Compared:
 def compare(
     comparison: Comparison,
     folder: Path,
-    engine: Callable[[], JobEngine],
+    pool: Callable[[], Any],
     *,
     overwrite: bool = False,
     part: tuple[int, int] | None = None,
@@ -63,7 +64,7 @@ def compare(
     Args:
         comparison: what to compare. If the folder holds it already, it goes on there.
         folder: of the comparison.
-        engine: makes the engine that runs the jobs.
+        pool: makes the pool that runs the jobs.
         overwrite: delete the comparison in the folder first, once everything has been checked.
         part: run only the i-th of n parts of the jobs, as (i, n); None for all.
         report: called with lines of progress.
@@ -80,30 +81,43 @@ def compare(
     old = _failures(folder)
     jobs = comparison_jobs(comparison, plan, folder)
     mine = jobs if part is None else shard(jobs, *part)
-    outcomes = run_queue(mine, engine(), report=report)
+    pick = first_of if comparison.until is None else until_of(comparison, plan, folder)
+    outcomes = run_queue(mine, pool(), report=report, pick=pick)
     failed = _keep_failures(jobs, outcomes, folder, old)
     undone = [job for job in jobs if not job.done()]
+    if comparison.until is not None:  # runs that are not needed any more
+        undone = [job for job in undone if outcomes[job.name].status != "waiting"]
     left = [job for job in undone if str(job.folder.relative_to(folder)) not in failed]
     if left:
         return Compared(None, [], failed, len(left))
     job = base_job(comparison, plan, folder)
     metric = None if plan.metric is None else plan.metric["name"]
     baselines = {
-        "as_it_is": _as_it_is(job, engine, report),
+        "as_it_is": _as_it_is(job, pool, report),
         "commonest": score_commonest(data, metric),
     }
     write_atomic(folder / BASELINES_FILE, json_text(baselines) + "\n")
-    run_queue(time_jobs(comparison, plan, folder), engine(), report=report)
+    run_queue(time_jobs(comparison, plan, folder), pool(), report=report)
     written = write_report(folder, against=comparison.against, with_text=comparison.with_text)
     return Compared(*written, failed, 0)
 
 
-def _as_it_is(job: Job | None, engine: Callable[[], JobEngine], report: Report) -> dict[str, Any]:
+def until_of(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Until:
+    """What picks the runs of a comparison that may end before all seeds of each are run."""
+    places = {one.path: place for place, one in enumerate(plan.candidates) if one in plan.runnable}
+    runs = folder / RUNS
+    return Until(folder, comparison.until or 0.0, {
+        job.name: places[str(job.folder.parent.relative_to(runs))]
+        for job in comparison_jobs(comparison, plan, folder) if runs in job.folder.parents
+    })  # fmt: skip
+
+
+def _as_it_is(job: Job | None, pool: Callable[[], Any], report: Report) -> dict[str, Any]:
     """The scores of the model without any training, or the reason why there are none."""
     if job is None:
         return {"reason": "no finished run has an adapter that could be switched off"}
     if not job.done():
-        outcome = run_queue([job], engine(), report=report)[job.name]
+        outcome = run_queue([job], pool(), report=report)[job.name]
         if not job.done():
             return {"reason": outcome.error}
     found: dict[str, Any] = json.loads((job.folder / BASE_FILE).read_text(encoding="utf-8"))
@@ -193,7 +207,7 @@ def _keep_failures(
         outcome = outcomes.get(job.name)
         error = outcome.error if outcome is not None and outcome.status == "failed" else ""
         # A job that waits for one that failed has the same error.
-        error = error or next((errors[name] for name in job.after if name in errors), "")
+        error = error or errors.get(job.after, "")
         if error:
             errors[job.name] = error
             found[key] = counted[key] = error

@@ -1,5 +1,6 @@
 """``Comparison``: what a comparison is asked for. Saved as ``comparison.yaml`` in its folder."""
 
+import math
 import re
 from dataclasses import dataclass
 from itertools import product
@@ -26,6 +27,8 @@ from lorada.training.load_recipe import load_recipe
 SPEC_FILE = "comparison.yaml"
 # Settings that all runs share are read as a recipe of this method, because it has no parts.
 NO_PARTS = "full"
+# Rows of like lengths in one batch have less padding, and the same for all methods.
+TRAINING = {"train_sampling_strategy": "group_by_length"}
 ONCE, EACH_SEED = SEARCHES = "once", "each-seed"  # how often a learning rate is chosen
 FIXED: dict[str, Any] = {"method": NO_PARTS, "output": "-"}
 # Settings that a comparison chooses by itself → what to give instead of them.
@@ -47,6 +50,7 @@ CHOSEN_TRAINING = {
     ),
 }  # fmt: skip
 
+LEAST_RUNS = 2  # of each method, before ``until`` chooses whose run is next
 BEFORE = ":"  # stands before each setting
 SETTING = "NAME:part.setting=value"
 NUMBER = r"[-+]?[\d.]+(e[-+]?\d+)?"
@@ -126,6 +130,8 @@ class Comparison(BaseModel):
         search: ``once`` chooses a rate for each method and size with the first seed; ``each-seed``
             chooses one with every seed, so that scores also differ by that choice.
         against: the method that others are tested against, besides the best; None for none.
+        until: the expected loss, in the unit of the metric, of the leading method at which no more
+            seeds are run; None to run every seed of each.
         margin: how much a cheaper method may cost, in the unit of the metric; None for 1 point, or
             2 % of the lowest loss.
         with_text: whether predictions and report have the text of the held-out rows.
@@ -145,7 +151,8 @@ class Comparison(BaseModel):
     rates: list[float] = []
     search: str = ONCE
     against: str | None = None
-    margin: float | None = Field(None, ge=0, allow_inf_nan=False)
+    until: float | None = None
+    margin: float | None = None
     with_text: bool = False
     allow_overlap: bool = False
     trust_remote_code: bool = Field(False, exclude=True)
@@ -172,6 +179,15 @@ class Comparison(BaseModel):
             raise ValueError("no seed to train with: pass --seeds NUMBER,NUMBER")
         for seed in self.seeds:
             refuse_seed("--seeds ", seed)
+        for option in ("until", "margin"):
+            points = getattr(self, option)
+            if points is not None and not 0 <= points < math.inf:
+                raise ValueError(f"--{option} {points:g} must be a number of points from 0 on")
+        if self.until is not None and len(self.seeds) <= LEAST_RUNS:
+            raise ValueError(
+                f"--until {self.until:g} spares runs after {LEAST_RUNS} of each method: give it "
+                "three or more --seeds"
+            )
         if self.trials < 0:
             raise ValueError(f"--trials {self.trials} must be 0 or more")
         if self.search not in SEARCHES:
@@ -207,7 +223,7 @@ class Comparison(BaseModel):
         have settings, as in ``methods``; ``parts`` among the changes replaces them.
         """
         variant = Variant.parse(choices_of(method)[0])
-        training = {**self.recipe.get("training", {}), **changes.pop("training", {})}
+        training = {**TRAINING, **self.recipe.get("training", {}), **changes.pop("training", {})}
         return Recipe(**{
             **self.recipe, "method": variant.method, "parts": variant.parts, "output": str(output),
             "eval_data": self.held_out, "trust_remote_code": self.trust_remote_code, **changes,

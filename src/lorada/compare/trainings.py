@@ -3,7 +3,6 @@
 Each may be called again after an interrupt or a kill: it does what is not done yet.
 """
 
-import gc
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -13,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lorada.compare.candidate import Candidate
-from lorada.compare.jobs.job import Job, Report
+from lorada.compare.jobs.job import Job, report
 from lorada.compare.learning_rate import (
     MEASURED,
     SEARCH_FILE,
     Space,
     search_rate,
+    train_on,
 )
 from lorada.compare.plan import ComparisonPlan
 from lorada.compare.rows import Data, shared_recipe
@@ -31,14 +31,11 @@ from lorada.data.task_rows import Rows
 from lorada.inference.evaluate import evaluate, evaluate_tasks, has_tasks
 from lorada.inference.load import Run, load_run
 from lorada.inference.perplexity import forgetting
-from lorada.runs.folder import holds_run
 from lorada.runs.predictions import PREDICTIONS_FILE, read_predictions
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import RESULT_FILE, read_result
 from lorada.support.files import json_text, write_atomic
 from lorada.support.metric_names import LOSS
-from lorada.support.progress import only_reports
-from lorada.training.train import train
 
 TRIALS, RUNS = "trials", "runs"  # folders of a comparison
 BASE_FILE = "as_it_is.json"  # in the run whose model was scored without its adapter
@@ -65,13 +62,15 @@ def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) 
     return found
 
 
-def trainings_of(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) -> int:
-    """How many trainings a candidate takes, with all trials that may be needed."""
-    runs = len(comparison.seeds) if candidate.reason is None else 0
-    if not runs or not comparison.is_searched(candidate.method):
-        return runs
-    searches = runs if comparison.search == EACH_SEED else 1
-    return searches * _space(comparison, plan, candidate, Path("-"), 0).most + runs
+def searches_of(
+    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate
+) -> tuple[int, int]:
+    """How many trials the searches of a candidate take, at most and usually."""
+    if candidate.reason is not None or not comparison.is_searched(candidate.method):
+        return 0, 0
+    searches = len(comparison.seeds) if comparison.search == EACH_SEED else 1
+    space = _space(comparison, plan, candidate, Path("-"), 0)
+    return searches * space.most, searches * space.usual
 
 
 def _search_job(
@@ -94,6 +93,7 @@ def _search_job(
         folder=place,
         done=(place / SEARCH_FILE).is_file,
         reads=reads(comparison),
+        trainings=space.most,
     )
 
 
@@ -112,7 +112,7 @@ def _final_jobs(
             work=partial(train_and_score, space, search, with_text=comparison.with_text),
             folder=run,
             done=partial(is_scored, run),
-            after=tuple(job.name for job in before),
+            after=before[0].name if before else "",
             reads=reads(comparison, *([search / SEARCH_FILE] if search else [])),
         ))  # fmt: skip
     return found
@@ -160,14 +160,13 @@ def is_scored(run: Path) -> bool:
     return scored and b'"forgetting"' in result.read_bytes()
 
 
-def train_and_score(space: Space, search: Path | None, *, with_text: bool, report: Report) -> None:
+def train_and_score(space: Space, search: Path | None, *, with_text: bool) -> None:
     """Train a final run and score it on the held-out rows, as far as that is not done.
 
     Args:
         space: what the recipe of the run is chosen from.
         search: the folder of the candidate's search, which has chosen; None for no search.
         with_text: whether the predictions have the text of the rows.
-        report: called with a line before each step.
 
     Raises:
         ValueError: if the search has found no rate.
@@ -176,16 +175,11 @@ def train_and_score(space: Space, search: Path | None, *, with_text: bool, repor
     recipe = space.chosen(search)
     run = Path(recipe.output)
     if not (run / RESULT_FILE).is_file():
-        report(f"training at learning rate {recipe.training['learning_rate']:.2g}")
-        with only_reports():
-            if train(recipe, resume=holds_run(run), quiet=True).interrupted:
-                raise KeyboardInterrupt
+        train_on(recipe, f"training at learning rate {recipe.training['learning_rate']:.2g}")
     report("scoring")
-    gc.collect()  # the Trainer refers to itself, so its model would stay beside the loaded one
-    with only_reports():
-        loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
-        _score(loaded, recipe.metric, with_text=with_text)
-        forgetting(loaded)
+    loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
+    _score(loaded, recipe.metric, with_text=with_text)
+    forgetting(loaded)
     if not is_scored(run):  # the reason was logged
         raise OSError(f"the scores of {run} were not kept: run the command again")
 
@@ -219,22 +213,21 @@ def base_job(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Job 
     return None
 
 
-def score_base(run: Path, recipe: Recipe, *, report: Report) -> None:
+def score_base(run: Path, recipe: Recipe) -> None:
     """Score a run's model with its adapter switched off, and write ``as_it_is.json`` beside it.
 
     ``recipe`` has what all runs share: the metric, and whether code of a repository may run.
     """
     report("scoring")
-    with only_reports():
-        loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
-        if loaded.drawn:
-            reason = (
-                f"{loaded.recipe.model} has no {min(loaded.drawn)}, which is drawn anew at each "
-                "load, so scores without training would be random"
-            )
-            write_atomic(run / BASE_FILE, json_text({"reason": reason}) + "\n")
-            return
-        metrics = _score(loaded, recipe.metric, base=True)
+    loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
+    if loaded.drawn:
+        reason = (
+            f"{loaded.recipe.model} has no {min(loaded.drawn)}, which is drawn anew at each "
+            "load, so scores without training would be random"
+        )
+        write_atomic(run / BASE_FILE, json_text({"reason": reason}) + "\n")
+        return
+    metrics = _score(loaded, recipe.metric, base=True)
     names = [f"{name} (base)" for name in metrics]
     lines = [line for line in read_predictions(run) if line["rows"] in names]
     each = [{LOSS: line["loss"], **line.get("metrics", {})} for line in lines]

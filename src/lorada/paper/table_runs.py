@@ -9,11 +9,14 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from lorada.compare.jobs.job import JOB_FILE, Job
+from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, report
+from lorada.compare.jobs.pool import Workers
+from lorada.compare.jobs.queue import run_queue, shard
+from lorada.compare.learning_rate import train_on
 from lorada.data.sources import data_folder
 from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
@@ -25,9 +28,24 @@ from lorada.runs.recipe import Recipe
 from lorada.runs.result import RESULT_FILE, read_result, result_in
 from lorada.support.files import json_text, write_atomic
 from lorada.support.models import MODELS
-from lorada.training.train import train
+from lorada.support.progress import progress_bar
+from lorada.training.models.count import counts_of
+from lorada.training.training_memory import training_memory
 
 SEED = re.compile(r"seed(\d+)\.json")
+# Rows of the real training sets, by the name of the set or the task; they give steps per epoch.
+ROWS = {
+    "commonsense_170k": 170_420,
+    "math10k_rebuilt": 9_919,  # on the hub, MATH10K itself
+    "cola": 8_551,
+    "sst2": 67_349,
+    "mrpc": 3_668,
+    "stsb": 5_749,
+    "qqp": 363_846,
+    "mnli": 392_702,
+    "qnli": 104_743,
+    "rte": 2_490,
+}
 
 
 @dataclass(frozen=True)
@@ -101,12 +119,12 @@ def done(job: TableJob) -> dict[str, Any] | None:
     return result if scored else None
 
 
-def usable_result(job: TableJob, report: Callable[[str], None]) -> dict[str, Any] | None:
+def usable_result(job: TableJob, say: Callable[[str], None]) -> dict[str, Any] | None:
     """The stored result of a run; None, with a line that says why, if it cannot be used."""
     try:
         return done(job)
     except ValueError as error:
-        report(f"left out: {error}")
+        say(f"left out: {error}")
         return None
 
 
@@ -187,10 +205,8 @@ def delete_runs(found: list[TableJob]) -> None:
             clear(run)
 
 
-def carry_out(job: TableJob, *, report: Callable[[str], None]) -> dict[str, Any]:
+def carry_out(job: TableJob) -> None:
     """Train and score one job in this process, as far as it is not done, and store its result.
-
-    ``report`` is called with a line before each step.
 
     Raises:
         ValueError: if its folder holds a run of another recipe.
@@ -199,9 +215,7 @@ def carry_out(job: TableJob, *, report: Callable[[str], None]) -> dict[str, Any]
     recipe = _with_weights(job.recipe)
     run = Path(recipe.output)
     if not (run / RESULT_FILE).is_file():
-        report("training")
-        if train(recipe, resume=holds_run(run)).interrupted:
-            raise KeyboardInterrupt
+        train_on(recipe, "training")
     result = read_result(run)
     _check_recipe(run / RESULT_FILE, Recipe(**result["recipe"]), job)
     if not _is_scored(job, result):
@@ -215,4 +229,87 @@ def carry_out(job: TableJob, *, report: Callable[[str], None]) -> dict[str, Any]
     source = data_folder(job.recipe.data_dir)
     result["data"]["source"] = "a local folder" if source else "the hub"
     write_atomic(job.stored, json_text(result) + "\n")
-    return result
+
+
+def run_all(
+    found: list[TableJob],
+    *,
+    say: Callable[[str], None],
+    resume: bool,
+    overwrite: bool,
+    pool: Any = None,
+    part: tuple[int, int] | None = None,
+) -> tuple[list[dict[str, Any] | None], dict[str, Outcome]]:
+    """Run the jobs that have no result yet.
+
+    ``resume`` keeps the results that exist, ``overwrite`` deletes them first. ``pool`` runs one
+    job after another if it is not given. ``part`` (i, n) runs the i-th of n parts of the jobs.
+
+    Returns:
+        The stored result of each job in order, None where there is none; and what became of each
+        job that was to be run, by its name.
+
+    Raises:
+        ValueError: if there are results and neither ``resume`` nor ``overwrite`` is given.
+    """
+    mine = part_of(found, part)
+    stored = [job.stored for job in mine if job.stored.is_file()]
+    if stored and not (resume or overwrite):
+        raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")
+    todo = mine if overwrite else [job for job in mine if not is_done(job)]
+    for job in progress_bar(todo, "Counting parameters"):
+        counts_of(job.recipe)  # fails for a row that cannot be built, before any row is trained
+    if overwrite:
+        delete_runs(todo)
+    queue = [job.in_queue() for job in mine]
+    outcomes = run_queue(queue, pool or Workers(), report=say)
+    return [usable_result(job, say) for job in found], outcomes
+
+
+def part_of(found: list[TableJob], part: tuple[int, int] | None) -> list[TableJob]:
+    """The i-th of n parts (i, n) of a table's jobs; all if no part is given."""
+    if part is None:
+        return found
+    chosen = {job.name for job in shard([job.in_queue() for job in found], *part)}
+    return [job for job in found if job.in_queue().name in chosen]
+
+
+def needs(job: TableJob) -> dict[str, Any]:
+    """What a run needs.
+
+    Returns:
+        What ``counts_of`` counts, ``steps`` of the optimizer (None if they depend on an unknown
+        number of rows), and ``memory``: bytes of a step with every row ``max_length`` tokens long,
+        None if they cannot be computed.
+    """
+    training = job.recipe.training
+    batch = int(training.get("per_device_train_batch_size", 8))
+    steps = _steps(training, _rows_of(job), batch * training.get("gradient_accumulation_steps", 1))
+    # Runs that differ in rows and seeds alone take the same memory.
+    alike = {"task": job.tasks[0], "output": "-", "dev_rows": 0, "train_rows": None}
+    same = {**training, "seed": 0, "max_steps": -1, "learning_rate": 0.0}
+    recipe = job.recipe.model_copy(update={**alike, "training": same})
+    return {**counts_of(job.recipe), "steps": steps, "memory": _memory(recipe.model_dump_json())}
+
+
+@cache
+def _memory(recipe: str) -> float | None:
+    try:
+        return training_memory(Recipe.model_validate_json(recipe)).total
+    except Exception:  # of any class: a model may do what fake tensors cannot
+        return None
+
+
+def _rows_of(job: TableJob) -> int | None:
+    recipe = job.recipe
+    name = recipe.train_on or next(iter(TASKS[job.tasks[0]].train))
+    known = ROWS.get(name, ROWS.get(job.tasks[0]))
+    return recipe.train_rows or (None if known is None else known - recipe.dev_rows)
+
+
+def _steps(training: dict[str, Any], rows: int | None, batch: int) -> int | None:
+    if training.get("max_steps", -1) > 0:
+        return int(training["max_steps"])
+    if rows is None:
+        return None
+    return int(float(training.get("num_train_epochs", 3)) * -(-rows // batch))

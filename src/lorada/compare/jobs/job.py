@@ -1,41 +1,54 @@
-"""A job of the queue, what became of it, and what an engine that runs jobs must offer."""
+"""A job: what is done to one folder in a process of its own, such as a training and its scoring.
 
-from collections.abc import Callable, Hashable
+A job does what ``lorada train --resume`` and ``lorada evaluate`` do, so it may be called again at
+any time. What it prints goes to ``job.log`` in its folder, where the command that waits for it
+reads how far it is: also on another machine, as these share the folder.
+"""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from lorada.compare.jobs.own_process import Report
 from lorada.runs.lock import HeldError, locked
-
-__all__ = ["JOB_FILE", "HeldError", "Job", "JobEngine", "Outcome", "Report", "run_job"]
+from lorada.support.progress import only_reports
 
 JOB_FILE = ".lorada.job"  # not the lock of a run, which training takes in the same folder
+LOG_FILE = "job.log"
+REPORT = "> "  # begins what a job reports, among all that libraries print
+TAIL = 10_000  # bytes of a log that are looked at
+STEP = re.compile(r"(?:trial (\d+).*: )?step (\d+) of (\d+)$")
 
-Status = Literal["done", "kept", "failed", "held", "waiting"]
+Status = Literal["done", "kept", "failed", "held", "waiting", "interrupted"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work in a process of its own, such as a training with its scoring.
+    """One piece of work in a process of its own.
 
     Attributes:
         name: shown in progress lines; no other job of the queue has it.
-        work: does whatever is not done yet, so it may be called again after an interrupt. It is
-            called as ``work(report=report)`` and must pickle: a function of a module, or a
+        work: does whatever is not done yet. It must pickle: a function of a module, or a
             ``partial`` of one.
         folder: where it writes; one process at a time works there.
         done: whether the work is done. It is called often and must pickle, too.
-        after: names of the jobs that must be done before this one starts.
+        after: name of the job that must be done before this one starts; empty for none.
         reads: files and folders that it reads, which every node of a cluster must have.
+        trainings: how many trainings it takes at most, for the time that is left.
     """
 
     name: str
-    work: Callable[..., Any]
+    work: Callable[[], Any]
     folder: Path
     done: Callable[[], bool]
-    after: tuple[str, ...] = ()
+    after: str = ""
     reads: tuple[Path, ...] = ()
+    trainings: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,7 @@ class Outcome:
 
     Attributes:
         status: ``done`` now; ``kept``, as it was done before; ``failed``; ``held`` by another
-            process; or ``waiting``, as a job that must be done before failed or is held.
+            process; ``interrupted`` by Ctrl-C; or ``waiting``: it was not begun.
         error: the last line of the error of a job that failed or is held; else empty.
     """
 
@@ -52,45 +65,70 @@ class Outcome:
     error: str = ""
 
 
-class JobEngine(Protocol):
-    """Runs jobs, several at once if it can.
-
-    Attributes:
-        slots: how many jobs it runs at once.
-    """
-
-    slots: int
-
-    def start(self, job: Job, report: Report) -> Hashable:
-        """Start a job by ``run_job``, with fewer than ``slots`` running; return its handle.
-
-        ``report`` is called in this process with each line that the job reports.
-
-        Raises:
-            KeyboardInterrupt: if the user interrupted the command.
-        """
-        ...
-
-    def wait(self) -> tuple[Hashable, BaseException | None]:
-        """Wait until any started job ends; return its handle, and its error if it failed.
-
-        Raises:
-            KeyboardInterrupt: if the user interrupted the command.
-        """
-        ...
-
-    def close(self) -> None:
-        """Interrupt the jobs that still run, wait until they have saved, and end the engine."""
-        ...
+def carry_out(job: Job) -> Outcome:
+    """Do the work of a job in this process, which is its own, unless it is done."""
+    try:
+        with locked(job.folder, JOB_FILE):
+            if not job.done():
+                with _logged(job.folder / LOG_FILE), only_reports():
+                    job.work()
+    except KeyboardInterrupt:
+        return Outcome("interrupted")
+    except HeldError as error:
+        return Outcome("held", last_line(error))
+    except Exception as error:
+        return Outcome("failed", last_line(error))
+    return Outcome("done")
 
 
-def run_job(job: Job, *, report: Report) -> None:
-    """Do the work of a job in this process, unless it is done.
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Send what this process prints, and the traceback of an error, to the end of a file."""
+    before = os.dup(1), os.dup(2)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        yield
+    except Exception:
+        os.write(log, traceback.format_exc().encode())
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, old in enumerate(before, 1):
+            os.dup2(old, number)
+            os.close(old)
+        os.close(log)
 
-    Raises:
-        HeldError: if another process works in its folder.
-        Exception: whatever the work raises.
-    """
-    with locked(job.folder, JOB_FILE):
-        if not job.done():
-            job.work(report=report)
+
+def report(line: str) -> None:
+    """Print a line of a job for the command that waits for it."""
+    print(f"{REPORT}{line}", file=sys.stderr, flush=True)
+
+
+def last_report(job: Job) -> tuple[str, float]:
+    """The last line that a job has reported, and the share of its work that is done by then."""
+    line = ""
+    with suppress(OSError), (job.folder / LOG_FILE).open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
+        for each in log.read().decode(errors="replace").splitlines(keepends=True):
+            if each.startswith(REPORT) and each.endswith("\n"):
+                line = each[len(REPORT) : -1]
+    found = STEP.search(line)
+    if found is None:
+        return line, 0.0
+    trials, step, steps = (int(number or 0) for number in found.groups())
+    return line, min(1.0, (trials + step / steps) / job.trainings)
+
+
+# Errors that are meant to be read; the kind of others is named, as the text alone may say nothing.
+KINDS = (ValueError, OSError, ImportError, MemoryError, RuntimeError)
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error."""
+    lines = str(error).strip().splitlines() or [""]
+    kind = type(error).__name__
+    return lines[-1] if isinstance(error, KINDS) and lines[-1] else f"{kind}: {lines[-1]}"

@@ -1,21 +1,42 @@
-"""Runs jobs on an engine: in order, going on after a failure, never a finished job again."""
+"""Runs jobs in a pool: in order, going on after a failure, never a finished job again."""
 
-import os
 import time
-import traceback
-from collections.abc import Hashable, Sequence
-from graphlib import TopologicalSorter
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+from typing import Any
 
-from lorada.compare.jobs.job import HeldError, Job, JobEngine, Outcome, Report
-from lorada.compare.jobs.own_process import KINDS
+from rich.text import Text
+
+from lorada.compare.jobs.job import Job, Outcome, last_line, last_report
 from lorada.support.duration import duration
+from lorada.support.progress import plain_console
+
+Report = Callable[[str], None]
+Pick = Callable[[Sequence[Job], Collection[str]], Job | None]
+KNOWN = 0.02  # of a training that is done, before the time left is told
+MINUTE = 60.0  # seconds between two lines on a running job, where there is no terminal
 
 
-def run_queue(jobs: Sequence[Job], engine: JobEngine, *, report: Report) -> dict[str, Outcome]:
-    """Run jobs in their order, each after the jobs that it waits for; then close the engine.
+def first_of(ready: Sequence[Job], running: Collection[str]) -> Job | None:
+    """The first job that is ready."""
+    return ready[0] if ready else None
+
+
+def run_queue(
+    jobs: Sequence[Job], pool: Any, *, report: Report, pick: Pick = first_of
+) -> dict[str, Outcome]:
+    """Run jobs, each after the job that it waits for.
 
     A job that fails does not end the others. A job that another process holds is tried again after
-    all others. ``report`` is called with a line when a job starts and ends, and with its own lines.
+    all others.
+
+    Args:
+        jobs: in their order.
+        pool: where they run: ``Workers`` or ``RayPool``; it is closed at the end.
+        report: called with a line when a job starts and ends. On a terminal a line at its end shows
+            how far the running jobs are; elsewhere each of them is reported once a minute.
+        pick: chooses the next of the jobs that are ready, beside the names of those that run; None
+            to begin no other.
 
     Returns:
         What became of each job, by its name.
@@ -23,122 +44,115 @@ def run_queue(jobs: Sequence[Job], engine: JobEngine, *, report: Report) -> dict
     Raises:
         KeyboardInterrupt: if the user interrupted; running jobs have saved then.
     """
+    console = plain_console(stderr=True)
     try:
-        return _Queue(jobs, engine, report).run()
+        with console.status("") if console.is_terminal else nullcontext() as line:
+            return _Queue(jobs, pool, report, pick, line).run()
     finally:
-        engine.close()
+        pool.close()
 
 
 def shard(jobs: Sequence[Job], i: int, n: int) -> list[Job]:
-    """The i-th of n parts of a queue's jobs, from 1 on.
-
-    Jobs that wait for each other, directly or through others, are in one part.
-    """
-    groups = {job.name: [job.name] for job in jobs}  # each job's group, one list for all of it
+    """The i-th of n parts of a queue's jobs, from 1 on; a job is in the part that it waits for."""
+    part: dict[str, int] = {}
+    groups = 0
     for job in jobs:
-        for before in job.after:
-            mine, other = groups[job.name], groups.get(before, [])
-            if other and mine is not other:
-                small, large = sorted((mine, other), key=len)
-                large += small
-                groups.update(dict.fromkeys(small, large))
-    parts = list({id(group): group for group in groups.values()}.values())
-    chosen = {name for group in parts[i - 1 :: n] for name in group}
-    return [job for job in jobs if job.name in chosen]
+        part[job.name] = part.get(job.after, groups)
+        groups += job.after not in part
+    return [job for job in jobs if part[job.name] % n == i - 1]
 
 
 class _Queue:
     """The state of a queue while it runs."""
 
-    def __init__(self, jobs: Sequence[Job], engine: JobEngine, report: Report) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], pool: Any, report: Report, pick: Pick, line: Any
+    ) -> None:
         self._jobs = {job.name: job for job in jobs}
-        self._engine, self._report = engine, report
+        self._pool, self._report, self._pick, self._line = pool, report, pick, line
         self._outcomes = {job.name: Outcome("kept") for job in jobs if job.done()}
         self._kept = len(self._outcomes)
-        self._order = TopologicalSorter(
-            {
-                name: [before for before in job.after if before not in self._outcomes]
-                for name, job in self._jobs.items()
-                if name not in self._outcomes
-            }
-        )
-        self._order.prepare()
-        self._ready: set[str] = set()  # jobs that wait for no other
         self._labels: dict[str, str] = {}  # how lines about a job begin, from its first start on
-        self._running: dict[Hashable, tuple[str, float]] = {}  # the name, and when it started
-        self._seconds: list[float] = []  # of each job that was done
+        self._running: dict[str, float] = {}  # name → when it started
+        self._took = self._did = 0.0  # seconds, and trainings, of the jobs that are done
+        self._said = time.monotonic()
 
     def run(self) -> dict[str, Outcome]:
         """Run all jobs; return what became of each."""
         if self._kept:
             self._report(f"{self._kept} of {len(self._jobs)} jobs were done before")
         self._run_ready()
-        self._ready = {name for name, end in self._outcomes.items() if end.status == "held"}
+        for name in [name for name, end in self._outcomes.items() if end.status == "held"]:
+            del self._outcomes[name]
         self._run_ready()
         return {name: self._outcomes.get(name, Outcome("waiting")) for name in self._jobs}
 
     def _run_ready(self) -> None:
-        """Run jobs until none runs and all that are left wait for others."""
-        place = {name: number for number, name in enumerate(self._jobs)}
+        """Run jobs until none runs and all that are left wait for others or are not picked."""
         while True:
-            self._ready.update(self._order.get_ready())
-            if self._ready and len(self._running) < self._engine.slots:
-                name = min(self._ready, key=place.__getitem__)
-                self._ready.remove(name)
-                self._start(name)
+            free = len(self._running) < self._pool.slots
+            job = self._pick(self._ready(), self._running) if free else None
+            if job is not None:
+                self._start(job)
             elif self._running:
-                handle, error = self._engine.wait()
-                self._end(*self._running.pop(handle), error)
+                for name, outcome in self._pool.wait(1.0):
+                    self._end(name, outcome)
+                self._show()
             else:
                 return
 
-    def _start(self, name: str) -> None:
-        number = self._kept + len(self._labels) + 1
-        label = self._labels.setdefault(name, f"[{number}/{len(self._jobs)}] {name}: ")
-        job, now = self._jobs[name], time.monotonic()
-        try:
-            if job.done():
-                self._outcomes[name] = Outcome("kept")
-                self._order.done(name)
-                self._report(f"{label}nothing left to do")
-                return
-            self._report(f"{label}started")
-            handle = self._engine.start(job, lambda line: self._report(label + line))
-        except Exception as error:
-            self._end(name, now, error)
-        else:
-            self._running[handle] = name, now
+    def _ready(self) -> list[Job]:
+        over = {name for name, end in self._outcomes.items() if end.status in ("done", "kept")}
+        return [
+            job for name, job in self._jobs.items()
+            if name not in self._outcomes and name not in self._running
+            and (job.after in over or job.after not in self._jobs)
+        ]  # fmt: skip
 
-    def _end(self, name: str, began: float, error: BaseException | None) -> None:
+    def _start(self, job: Job) -> None:
+        number = self._kept + len(self._labels) + 1
+        label = self._labels.setdefault(job.name, f"[{number}/{len(self._jobs)}] {job.name}: ")
+        if job.done():  # by another process, in the meantime
+            self._outcomes[job.name] = Outcome("kept")
+            self._report(f"{label}nothing left to do")
+            return
+        self._report(f"{label}started")
+        self._running[job.name] = time.monotonic()
+        try:
+            self._pool.start(job)
+        except OSError as error:  # no more processes
+            self._end(job.name, Outcome("failed", last_line(error)))
+
+    def _end(self, name: str, outcome: Outcome) -> None:
         """Record and report what became of a job."""
-        if error is None:
-            self._outcomes[name] = Outcome("done")
-            self._seconds.append(time.monotonic() - began)
-            self._order.done(name)
-            said = f"done in {duration(self._seconds[-1])}"
-        elif not isinstance(error, Exception):  # Ctrl-C reached its process
-            raise error
-        elif isinstance(error, HeldError):
-            self._outcomes[name] = Outcome("held", last_line(error))
-            said = f"held: {last_line(error)}"
-        else:
-            self._outcomes[name] = Outcome("failed", last_line(error))
-            said = f"failed: {last_line(error)}"
-            if os.environ.get("LORADA_DEBUG"):
-                self._report("".join(traceback.format_exception(error)))
+        if outcome.status == "interrupted":  # Ctrl-C reached its process
+            raise KeyboardInterrupt
+        seconds = time.monotonic() - self._running.pop(name)
+        self._outcomes[name], said = outcome, f"{outcome.status}: {outcome.error}"
+        if outcome.status == "done":
+            self._took, self._did = self._took + seconds, self._did + self._jobs[name].trainings
+            said = f"done in {duration(seconds)}"
         self._report(f"{self._labels[name]}{said}{self._time_left()}")
 
+    def _show(self) -> None:
+        """Show how far the running jobs are, if that is due."""
+        running = [self._labels[name] + last_report(self._jobs[name])[0] for name in self._running]
+        if self._line is not None:
+            done = f"{len(self._outcomes)} of {len(self._jobs)} done{self._time_left()}"
+            self._line.update(Text("\n".join([done, *running])))
+        elif time.monotonic() - self._said > MINUTE:
+            self._said = time.monotonic()
+            for line in running:
+                self._report(line + self._time_left())
+
     def _time_left(self) -> str:
-        """How long the jobs that are left take, from those that are done; empty if not known."""
-        started = [began for _, began in self._running.values()]
-        more = len(self._jobs) - len(self._outcomes) - len(started)
-        mean, now = sum(self._seconds) / max(1, len(self._seconds)), time.monotonic()
-        left = more * mean + sum(max(0.0, mean - (now - began)) for began in started)
-        return f", about {duration(left / self._engine.slots)} left" if left >= 1 else ""
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of an error; its kind is named where the text alone may say nothing."""
-    lines = str(error).strip().splitlines() or [""]
-    kind = type(error).__name__
-    return lines[-1] if isinstance(error, KINDS) and lines[-1] else f"{kind}: {lines[-1]}"
+        """How long the jobs that are left take at most, from what is done; empty if unknown."""
+        now, took, did, left = time.monotonic(), self._took, self._did, 0.0
+        for name, job in self._jobs.items():
+            share = last_report(job)[1] if name in self._running else 0.0
+            took += now - self._running.get(name, now)
+            did += share * job.trainings
+            left += (1 - share) * job.trainings if name not in self._outcomes else 0.0
+        # At first most of the time went into loading.
+        seconds = left * took / did / self._pool.slots if did > KNOWN else 0.0
+        return f", about {duration(seconds)} left" if seconds >= 1 else ""

@@ -1,4 +1,4 @@
-"""The engines of this machine: jobs in real processes, killed, interrupted and held."""
+"""Jobs in real processes: killed, interrupted, held; and which cards each of them sees."""
 
 import os
 import signal
@@ -14,12 +14,11 @@ from paths import ROOT
 from programs import printed, until
 from queue_jobs import job
 
-from lorada.compare.jobs.engine import Workers
-from lorada.compare.jobs.job import JOB_FILE, HeldError
+from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
+from lorada.compare.jobs.pool import Workers, cards_of_slots
 from lorada.compare.jobs.queue import run_queue
-from lorada.runs.lock import LOCK_FILE, locked
+from lorada.runs.lock import LOCK_FILE, HeldError, locked
 
-pytestmark = pytest.mark.apart
 ENGINES = {"one at a time": Workers, "two workers": partial(Workers, 2)}
 
 
@@ -39,20 +38,57 @@ def statuses(outcomes):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_jobs_fail_or_are_killed_each_for_itself_and_go_on_the_next_time(engine, tmp_path):
     jobs = [
-        job(tmp_path, "a"), job(tmp_path, "bad", work.fail), job(tmp_path, "c", after=("bad",)),
-        job(tmp_path, "killed", work.kill_at_first), job(tmp_path, "e", after=("a",)),
+        job(tmp_path, "a"), job(tmp_path, "bad", work.fail), job(tmp_path, "c", after="bad"),
+        job(tmp_path, "killed", work.kill_at_first), job(tmp_path, "e", after="a"),
     ]  # fmt: skip
     said = []
     outcomes = run_queue(jobs, ENGINES[engine](), report=said.append)
     assert statuses(outcomes) == ["done", "failed", "waiting", "failed", "done"]
     assert outcomes["bad"].error == "bad"
     assert "was killed" in outcomes["killed"].error
-    assert "[1/5] a: writing" in said
+    assert (tmp_path / "a" / LOG_FILE).read_text() == "> writing\n"
+    log = (tmp_path / "bad" / LOG_FILE).read_text()
+    assert "Traceback" in log
+    assert log.endswith("ValueError: a first line\nbad\n")
     before = (tmp_path / "a" / "written").read_text()
     outcomes = run_queue(jobs, ENGINES[engine](), report=said.append)
     assert statuses(outcomes) == ["kept", "failed", "waiting", "done", "kept"]
     assert (tmp_path / "a" / "written").read_text() == before
     assert not list(tmp_path.rglob(JOB_FILE))
+
+
+CARDS = {
+    "none": ("", 1, [""]),
+    "one a card": ("0,1", 1, ["0", "1"]),
+    "those that are given": ("5,3", 1, ["5", "3"]),
+    "four on each": ("2,4", 0.25, ["2", "4"] * 4),
+    "two each, and one is left": ("0,1,2,3,4", 2, ["0,1", "2,3"]),
+}
+
+
+@pytest.mark.parametrize("case", CARDS)
+def test_each_job_sees_its_own_cards_and_auto_runs_one_on_each(case, tmp_path, monkeypatch):
+    visible, each, expected = CARDS[case]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    pool = Workers(None, each)
+    assert pool.slots == len(expected)
+    last = tmp_path / f"job{len(expected) - 1}" / "begun"  # all run at once
+    jobs = [job(tmp_path, f"job{n}", partial(work.wait_for, last)) for n in range(len(expected))]
+    run_queue([*jobs, job(tmp_path, "last", after="job0")], pool, report=print)
+    seen = [(tmp_path / one.name / "cards").read_text() for one in jobs]
+    assert seen == expected
+    assert (tmp_path / "last" / "cards").read_text() in expected
+
+
+def test_more_workers_than_cards_share_them_and_too_few_cards_are_one_line(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert Workers(4).slots == 4
+    with pytest.raises(ValueError, match="--gpus-per-job 4 needs 4 GPUs, and there are 2"):
+        Workers(None, 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert Workers(None).slots == 8
+    assert cards_of_slots([], 2) == []
 
 
 def test_workers_run_at_once_and_share_the_cores(tmp_path):
@@ -123,14 +159,17 @@ for name in ({LOCK_FILE!r}, {JOB_FILE!r}):
 COMMAND = """
 import queue_jobs, sys
 from pathlib import Path
-from lorada.compare.jobs.engine import Workers
+from lorada.compare.jobs import pool
+from lorada.compare.jobs.pool import Workers
 from lorada.compare.jobs.queue import run_queue
-try:
-    work = getattr(queue_jobs, sys.argv[2])
-    jobs = [queue_jobs.job(Path(sys.argv[1]), name, work) for name in "abc"]
-    run_queue(jobs, Workers(int(sys.argv[3])), report=print)
-except KeyboardInterrupt:
-    sys.exit(130)
+pool.IMPORTED = []  # the work needs none of it
+if __name__ == "__main__":
+    try:
+        work = getattr(queue_jobs, sys.argv[2])
+        jobs = [queue_jobs.job(Path(sys.argv[1]), name, work) for name in "abc"]
+        run_queue(jobs, Workers(int(sys.argv[3])), report=print)
+    except KeyboardInterrupt:
+        sys.exit(130)
 """
 
 
@@ -160,7 +199,7 @@ def test_ctrl_c_lets_all_workers_save_or_end_and_ends_the_command(case, tmp_path
     assert not list(tmp_path.rglob(JOB_FILE))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_second_ctrl_c_ends_what_still_saves(workers, tmp_path):
     process = command(tmp_path, "save_for_long", workers)
     names = "ab"[:workers]
@@ -173,7 +212,9 @@ def test_a_second_ctrl_c_ends_what_still_saves(workers, tmp_path):
     assert not list(tmp_path.rglob(JOB_FILE))
 
 
-@pytest.mark.parametrize("ends_by", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "ends_by", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_workers_of_a_command_that_is_killed_end_with_it(ends_by, tmp_path):
     process = command(tmp_path)
     work.started(tmp_path, "a", "b")

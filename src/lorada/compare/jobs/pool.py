@@ -1,0 +1,153 @@
+"""Runs jobs on this machine, several at once, each in a process of its own.
+
+A process never gives back all the memory that it allocated, and its peak memory never falls, so
+each job gets its own. All are forks of one process that has imported torch, Python's fork server.
+
+Ctrl-C is passed on, once for each time that it is pressed: a training saves a checkpoint at the
+first, and ends at once at the second. The processes end with the command, however that ends.
+"""
+
+import gc
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import forkserver, get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from lorada.compare.jobs.job import Job, Outcome, carry_out
+
+VISIBLE, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
+# What the fork server imports, so that a job does not have to.
+IMPORTED = ["__main__", "lorada.compare.trainings"]
+
+
+class Workers:
+    """Runs jobs on this machine.
+
+    Args:
+        count: how many at once; None for as many as the cards take, and one without a card.
+        gpus_per_job: how many cards a job sees; of less than 1, one card is shared by several.
+
+    Attributes:
+        slots: how many jobs it runs at once.
+    """
+
+    def __init__(self, count: int | None = 1, gpus_per_job: float = 1.0) -> None:
+        self._cards = cards_of_slots(visible_cards(), gpus_per_job)
+        self.slots = count or max(1, len(self._cards))
+        cores = len(os.sched_getaffinity(0))
+        self._threads = None if self.slots == 1 else max(1, cores // self.slots)
+        self._context = get_context("forkserver")
+        self._running: dict[int, tuple[Job, Any, Connection]] = {}  # by slot
+
+    def start(self, job: Job) -> None:
+        """Start a job in a new process."""
+        slot = next(free for free in range(self.slots) if free not in self._running)
+        environment = dict(os.environ)
+        if self._cards:
+            environment[VISIBLE] = ",".join(self._cards[slot % len(self._cards)])
+        _start_fork_server()
+        here, there = self._context.Pipe(duplex=False)
+        arguments = job, there, environment, self._threads
+        process = self._context.Process(target=_work, args=arguments, name=job.name)
+        process.start()
+        there.close()
+        self._running[slot] = job, process, here
+
+    def wait(self, seconds: float) -> Iterator[tuple[str, Outcome]]:
+        """Wait until a job ends, so many seconds at most; the names of those that have ended."""
+        wait([process.sentinel for _, process, _ in self._running.values()], seconds)
+        for slot, (job, process, link) in list(self._running.items()):
+            if process.exitcode is not None:
+                del self._running[slot]
+                yield job.name, _outcome(process, link)
+
+    def close(self) -> None:
+        """Interrupt the jobs that still run, and wait until they have saved."""
+        while self._running:
+            for _, process, _ in self._running.values():
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGINT)
+            with suppress(KeyboardInterrupt):  # pressed again, so all are interrupted again
+                while self._running:
+                    list(self.wait(1.0))
+
+
+def _start_fork_server() -> None:
+    """Start the process that is forked, unless it runs; what libraries print there is left out."""
+    before = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        forkserver.set_forkserver_preload(IMPORTED)
+        forkserver.ensure_running()
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def _outcome(process: Any, link: Connection) -> Outcome:
+    """What became of the job of a process that has ended."""
+    with link, suppress(EOFError, OSError):
+        found: Outcome = link.recv()
+        return found
+    if process.exitcode == -signal.SIGKILL:
+        why = "was killed, as the system does when memory runs out"
+    else:
+        why = f"ended by itself, with code {process.exitcode}"
+    return Outcome("failed", f"the process of this run {why}")
+
+
+def _work(job: Job, link: Connection, environment: Mapping[str, str], threads: int | None) -> None:
+    """What a process does: the job, with the environment that the command has by now."""
+    os.setpgid(0, 0)  # a terminal sends Ctrl-C to the command, which passes it on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_end_with_command, daemon=True).start()
+    os.environ.clear()
+    os.environ.update(environment)
+    warnings.simplefilter("ignore", FutureWarning)  # of what will change in other libraries
+    gc.freeze()  # what was imported is not garbage
+    if threads:
+        os.environ.setdefault(THREADS, str(threads))
+    if THREADS in os.environ and "torch" in sys.modules:  # it read the variable when it was loaded
+        sys.modules["torch"].set_num_threads(int(os.environ[THREADS]))
+    link.send(carry_out(job))
+
+
+def _end_with_command() -> None:
+    """Kill this process when the command ends."""
+    command = parent_process()
+    assert command is not None
+    command.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def visible_cards() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    import torch
+
+    given = os.environ.get(VISIBLE)
+    if given is not None:
+        return [card.strip() for card in given.split(",") if card.strip() not in ("", "-1")]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def cards_of_slots(cards: Sequence[str], gpus_per_job: float) -> list[list[str]]:
+    """The cards of each job of those that run at once; none without a card.
+
+    Raises:
+        ValueError: if there are fewer cards than one job takes.
+    """
+    if not cards:
+        return []
+    if gpus_per_job < 1:
+        return [[card] for card in cards] * round(1 / gpus_per_job)
+    each = int(gpus_per_job)
+    if each > len(cards):
+        raise ValueError(f"--gpus-per-job {each} needs {each} GPUs, and there are {len(cards)}")
+    return [list(cards[first : first + each]) for first in range(0, len(cards) - each + 1, each)]
