@@ -16,10 +16,6 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     """Print rows, parameters and memory of a training, and its first row; no weights are loaded.
 
     All rows are encoded, to say how many of them are cut or left out.
-
-    Raises:
-        ValueError: for what the training itself refuses before it loads weights, and for parts
-            that no memory here can hold.
     """
     from lorada.data.dataset import fit_context
     from lorada.data.first_row import read_rows

@@ -342,10 +342,6 @@ def start_program(command: list[str]) -> NoReturn:
     Args:
         command: the program and its arguments. The program is looked for in the folder of this
             Python first, where it has the same packages, then on PATH.
-
-    Raises:
-        ValueError: if there is no such program.
-        OSError: if it cannot be executed.
     """
     own_folder = str(Path(sys.executable).parent)
     program = shutil.which(command[0], path=own_folder) or shutil.which(command[0])

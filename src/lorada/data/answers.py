@@ -30,12 +30,7 @@ def answer_limit(
 
 
 def metric_of(rows: Rows, recipe: Recipe) -> ChosenMetric | None:
-    """The metric that answers are scored by; None for a benchmark, which has its own.
-
-    Raises:
-        ValueError: if rows like these training rows cannot be scored by the recipe's metric.
-        FileNotFoundError: if that is a function of a file that is not there.
-    """
+    """The metric that answers are scored by; None for a benchmark, which has its own."""
     if recipe.task == JSONL:
         return choose_metric(recipe.metric, rows.rows, rows.form)
     if recipe.metric is not None:

@@ -28,12 +28,7 @@ class TurnsRefused(ValueError):
 def chat_tokens(
     row: Row, tokenizer: PreTrainedTokenizerBase, *, last: bool
 ) -> tuple[list[int], list[bool]]:
-    """The token ids of a chat, and whether each is learned; of the ``last`` answer alone if asked.
-
-    Raises:
-        TurnsRefused: for a template that refuses the chat, or writes a turn differently once later
-            ones are there.
-    """
+    """The token ids of a chat, and whether each is learned; if ``last``, the last answer alone."""
     known = tokenizer.is_fast and tokenizer.chat_template  # a slow one has no offsets
     if not last and known and MARK.search(tokenizer.get_chat_template(tools=row.get("tools"))):
         return _marked(row, tokenizer)

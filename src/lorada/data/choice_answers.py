@@ -16,10 +16,6 @@ def as_indices(rows: list[Row], where: Callable[[int], str]) -> list[Row]:
     Args:
         rows: of choices, with an integer or a text as the answer.
         where: index of a row → its file and number, for errors.
-
-    Raises:
-        ValueError: naming the first row whose answer is none of its candidates, or one that shows
-            that the file counts from 1.
     """
     texts = [row for row in rows if isinstance(row["answer"], str)]
     read = max(

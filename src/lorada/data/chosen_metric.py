@@ -47,12 +47,7 @@ def responses(rows: Sequence[Row], form: Form) -> Iterator[str]:
 
 
 def choose_metric(asked: str | None, rows: Sequence[Row], form: Form) -> ChosenMetric:
-    """The metric that was asked for, or the usual one for training rows like these.
-
-    Raises:
-        ValueError: if such rows cannot be scored by it.
-        FileNotFoundError: if it is a function of a file that is not there.
-    """
+    """The metric that was asked for, or the usual one for training rows like these."""
     if asked is not None:
         refuse_metric(asked, form)
         return ChosenMetric(asked)
@@ -78,11 +73,7 @@ def refuse_metric(asked: str, form: Form) -> None:
 
 
 def refuse_unnamed(metric: str | None, where: object, option: str = "--metric ") -> None:
-    """Refuse a function that a saved file names and the command does not, by ``option``.
-
-    Raises:
-        ValueError: with what to add to the command.
-    """
+    """Refuse a function that a saved file names and the command does not, by ``option``."""
     if metric is not None and CODE in metric:
         raise ValueError(
             f"{where} is scored by {metric}, and code of a file runs only if you name it: add "
@@ -94,11 +85,6 @@ def row_value(metric: str) -> RowValue | None:
     """What computes a metric of one row from its answer; None for a metric that is always there.
 
     Code of the user's file runs here.
-
-    Raises:
-        ValueError: if the file cannot be run or has no such function; later, if that fails for a
-            row or gives no finite number.
-        ImportError: if a package of the extra ``metrics`` is missing.
     """
     if CODE not in metric:
         return LATER[metric]() if metric in LATER else None

@@ -52,11 +52,7 @@ def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
 
 
 def refuse_target_length(recipe: Recipe, rows: Rows, kind: Kind) -> None:
-    """Refuse a ``max_target_length`` for rows of which it would cut nothing.
-
-    Raises:
-        ValueError: with the reason and what to give instead.
-    """
+    """Refuse a ``max_target_length`` for rows of which it would cut nothing."""
     joint = rows.protocol.joint and kind == "decoder"
     if recipe.max_target_length is None or (rows.form == "prompt" and not joint):
         return
@@ -82,10 +78,6 @@ def encode_rows(
 
     If every row has to be ``answered`` by the model, none may be left out. Plain texts are joined,
     unless each is to be read ``apart``.
-
-    Raises:
-        ValueError: as ``refuse_kind``; if no row is left to learn from, or one is left out that has
-            to be answered.
     """
     refuse_kind(rows, kind)
     options = replace(encode_options(rows, recipe, kind), apart=apart)
@@ -141,11 +133,7 @@ def kept_rows(
 def encode_each(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[tuple[int, Encoded | None]]:
-    """The index of each row and what ``encode`` gives for it; 0 and a window for plain texts.
-
-    Raises:
-        ValueError: naming the row, for a conversation that the chat template refuses.
-    """
+    """The index of each row and what ``encode`` gives for it; 0 and a window for plain texts."""
     if rows.form == "text":
         yield from zip(repeat(0), windows(rows.rows, tokenizer, options))
         return
@@ -242,11 +230,7 @@ def context_of(model_config: Any) -> int | None:
 
 
 def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
-    """The recipe with ``max_length`` and ``max_target_length`` lowered to what the model can read.
-
-    Raises:
-        ValueError: for a length in ``eval_lengths`` above that.
-    """
+    """The recipe, its ``max_length`` and ``max_target_length`` within what the model can read."""
     context = context_of(model_config)
     longest = max(recipe.eval_lengths or [0])
     if context is not None and longest > context:

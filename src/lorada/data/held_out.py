@@ -11,11 +11,7 @@ SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
 
 
 def share_of(text: str | None) -> float | None:
-    """The share that ``20%`` names, from 0 to 1; None for the name of a file.
-
-    Raises:
-        ValueError: for a share that leaves no rows on one side.
-    """
+    """The share that ``20%`` names, from 0 to 1; None for the name of a file."""
     found = SHARE.fullmatch(text or "")
     if found is None:
         return None
@@ -30,9 +26,6 @@ def drawn(rows: list[Row], share: float, seed: int) -> list[int]:
 
     Rows with equal content stay together. Each class loses the same share, rounded so that the
     shares of all classes add up; a row that is the only one of its class is learned.
-
-    Raises:
-        ValueError: if no row would be held out, or all.
     """
     copies: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):

@@ -38,12 +38,7 @@ BLANKS = re.compile(r"\s*")
 
 
 def there(path: str | Path | None) -> str | Path:
-    """The path of rows if they are there; a data set of the hub is not asked for yet.
-
-    Raises:
-        ValueError: if there is no path.
-        FileNotFoundError: if there is no such file.
-    """
+    """The path of rows if they are there; a data set of the hub is not asked for yet."""
     if path is None:
         raise ValueError("no data: pass --data FILE; lorada train and compare also take --task")
     for name in files_of(path):
@@ -68,11 +63,6 @@ def read_files(path: str | Path) -> list[list[Row]]:
 
     A file has one of the endings ``TEXTS`` or ``PARQUET``; one with another is read as JSON Lines.
     A local folder that ``datasets.load_dataset`` takes is read like a data set of the hub.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for an empty file, a broken line (with its number), two columns of one
-            name, an encoding other than UTF-8, or a data set that cannot be loaded.
     """
     there(path)
     found = {}
@@ -89,11 +79,7 @@ def read_files(path: str | Path) -> list[list[Row]]:
 
 
 def from_hub(what: str, remedy: str, *names: str | None, **options: str | None) -> Any:
-    """What ``datasets.load_dataset`` gives; ``what`` and ``remedy`` are said if it fails.
-
-    Raises:
-        ValueError: if it fails.
-    """
+    """What ``datasets.load_dataset`` gives; ``what`` and ``remedy`` are said if it fails."""
     from datasets import load_dataset
 
     try:

@@ -179,11 +179,6 @@ def in_form(
         columns: the user's names of fields.
         before: those of other rows, if there are no ``columns``; these rows may lack them.
         counts: the number of rows of each file; empty for one file.
-
-    Raises:
-        ValueError: naming the first row that does not fit, the field and what is wrong with it; for
-            rows that fit different forms, with one of each; for rows that can be read in two ways,
-            with both; for labels that are blank; for columns that are not there.
     """
     where = partial(place_of, path, counts)
     _check_columns(rows, path, columns or {})
@@ -227,9 +222,6 @@ def to_answer(
         labels: its classes, for rows with labels.
         columns: the user's names of fields.
         before: as for ``in_form``.
-
-    Raises:
-        ValueError: as ``in_form``, for the fields that the model reads.
     """
     forms = (form,) if form in ("label", "score", "choice") else ("messages", "prompt", "text")
     readings = [reading for reading in READINGS if reading.form in forms]

@@ -30,12 +30,7 @@ def places_of(path: str, counts: Sequence[int], indices: Sequence[int]) -> str:
 
 
 def text_of(row: Row, name: str) -> str:
-    """A field of a benchmark's row that must hold a text.
-
-    Raises:
-        ValueError: if it holds something else.
-        KeyError: if the row does not have it.
-    """
+    """A field of a benchmark's row that must hold a text."""
     if not isinstance(row[name], str):
         raise ValueError(f"{name} is not a text: {row[name]!r}")
     return str(row[name])

@@ -11,11 +11,7 @@ DATA_VARIABLE = "LORADA_DATA"
 
 
 def data_folder(chosen: str | None) -> Path | None:
-    """The chosen local data folder, or the one in ``LORADA_DATA``; None for the hub.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-    """
+    """The chosen local data folder, or the one in ``LORADA_DATA``; None for the hub."""
     name = chosen or os.environ.get(DATA_VARIABLE)
     if not name:
         return None
@@ -25,12 +21,7 @@ def data_folder(chosen: str | None) -> Path | None:
 
 
 def read_source(source: Source, folder: Path | None) -> list[Row]:
-    """All rows of a split, in order, from a local data folder; from the hub if that is None.
-
-    Raises:
-        FileNotFoundError: if the folder does not have it.
-        ValueError: for a broken file, or if the hub cannot be reached.
-    """
+    """All rows of a split, in order, from a local data folder; from the hub if that is None."""
     return _from_hub(source) if folder is None else _from_folder(source, folder)
 
 

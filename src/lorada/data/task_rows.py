@@ -85,11 +85,7 @@ class Rows:
 
 
 def head_size(rows: Rows) -> int | None:
-    """How many outputs a task head needs for these rows; None if they need no head.
-
-    Raises:
-        ValueError: for rows of a single class, from which nothing can be learned.
-    """
+    """How many outputs a task head needs for these rows; None if they need no head."""
     if rows.form == "score":
         return 1
     if rows.form != "label":
@@ -104,13 +100,7 @@ def head_size(rows: Rows) -> int | None:
 def training_rows(
     recipe: Recipe, kind: Kind, own_classes: OwnClasses = None
 ) -> tuple[Rows, Rows | None]:
-    """The rows to learn from, and those held out to be measured while training, if any.
-
-    Raises:
-        ValueError: if no file was named, tasks do not go together, a setting has no meaning for
-            these rows, or they are not for this kind of model.
-        FileNotFoundError: if there are no such rows.
-    """
+    """The rows to learn from, and those held out to be measured while training, if any."""
     if recipe.task == JSONL:
         _refuse_benchmark_settings(recipe)
         rows = load_rows(recipe.data, columns=recipe.columns)
@@ -162,9 +152,6 @@ def rows_to_score(
         result: of the run, with the form, the classes and the fingerprint of what it has learned.
         data: the files; None for the recipe's ``eval_data``.
         columns: the user's names of fields; None for those of the training.
-
-    Raises:
-        ValueError: as ``load_rows``, or if a share cannot be drawn because the rows have changed.
     """
     labels = tuple(result["labels"])
     if data is not None or share_of(recipe.eval_data) is None:
@@ -206,11 +193,7 @@ def _refuse_unanswered(rows: Rows) -> None:
 
 
 def refuse_empty_prompts(rows: Rows, prompts: Sequence[str]) -> None:
-    """Refuse prompts that no decoder could continue.
-
-    Raises:
-        ValueError: with the numbers of their rows.
-    """
+    """Refuse prompts that no decoder could continue."""
     empty = [index for index, prompt in enumerate(prompts) if not prompt]
     if empty:
         raise ValueError(
@@ -223,9 +206,6 @@ def refuse_kind(rows: Rows, kind: Kind) -> None:
     """Refuse rows for a kind of model that their protocol is not for.
 
     An encoder–decoder would read the answers of chats, choices and plain texts in its input.
-
-    Raises:
-        ValueError: with the rows that this kind of model can have.
     """
     if kind not in rows.protocol.kinds:
         fields = "text and label" if kind == "encoder" else "prompt and response"
@@ -388,10 +368,6 @@ def load_rows(
     For rows to score, ``trained`` is the form of the training rows and ``labels`` their classes.
     ``columns`` are the user's names of fields, and ``before`` those of other rows, which these may
     lack.
-
-    Raises:
-        ValueError: if no file was named, or rows to score do not fit the training: a new label,
-            labels for a model that writes texts, or texts for one that gives labels.
     """
     path = str(there(path))
     files = read_files(path)
@@ -433,9 +409,6 @@ def rows_to_answer(
         columns: the user's names of fields.
         before: those of the training, if there are no ``columns``; these rows may lack them.
         pairs: whether it has learned pairs of texts only.
-
-    Raises:
-        ValueError: for rows that the run cannot read, or that are half a pair.
     """
     rows, form = to_answer(rows, path, learned, labels, columns, before)
     for number, row in enumerate(rows if pairs else (), start=1):

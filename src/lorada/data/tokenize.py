@@ -46,11 +46,7 @@ class EncodeOptions:
 
     @property
     def prompt_room(self) -> int | None:
-        """Most tokens of a decoder's prompt that has a ``prompt_end``; None for no such limit.
-
-        Raises:
-            ValueError: if the response may take all of ``max_length``.
-        """
+        """Most tokens of a decoder's prompt that has a ``prompt_end``; None for no such limit."""
         if self.target_length is None or self.kind != "decoder":
             return None
         if self.target_length >= self.max_length:

@@ -54,13 +54,7 @@ class Start:
 
 
 def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
-    """Decide whether and how a run may start in its output folder; change nothing there.
-
-    Raises:
-        ValueError: if the folder holds a run and neither resume nor overwrite was asked for, or has
-            a run's files without a recipe; if the run to resume is complete, had another recipe,
-            was saved by another number of processes, or lacks an optimizer to go on with.
-    """
+    """Decide whether and how a run may start in its output folder; change nothing there."""
     run = Path(recipe.output)
     refuse_taken(recipe, resume=resume, overwrite=overwrite)
     if not holds_run(run):
@@ -83,11 +77,7 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
 
 
 def refuse_taken(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Refuse an output folder that a run may not be written to; the recipe there is not read.
-
-    Raises:
-        ValueError: as ``check_folder``, except about the recipe and the checkpoints.
-    """
+    """Refuse an output folder that a run may not be written to; the recipe there is not read."""
     refuse_both(resume=resume, overwrite=overwrite)
     run = Path(recipe.output)
     found = run_files(run)
@@ -114,31 +104,19 @@ def refuse_taken(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
 
 
 def refuse_both(*, resume: bool, overwrite: bool) -> None:
-    """Refuse to go on with what is in a folder and to delete it.
-
-    Raises:
-        ValueError: if both are asked for.
-    """
+    """Refuse to go on with what is in a folder and to delete it."""
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
 
 
 def refuse_no_run(folder: Path) -> None:
-    """Refuse a folder without the recipe of a run.
-
-    Raises:
-        ValueError: for such a folder.
-    """
+    """Refuse a folder without the recipe of a run."""
     if not (folder / RECIPE_FILE).is_file():
         raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
 
 
 def refuse_target(folder: Path, target: Path) -> None:
-    """Refuse a ``target`` for something made from the run in ``folder``.
-
-    Raises:
-        ValueError: if the target is inside the run, a file, or a folder that is not empty.
-    """
+    """Refuse a ``target`` for something made from the run in ``folder``."""
     if folder.resolve() in (target.resolve(), *target.resolve().parents):
         raise ValueError(f"{target} lies in the run itself: choose a folder outside {folder}")
     if target.exists() and not target.is_dir():
@@ -148,11 +126,7 @@ def refuse_target(folder: Path, target: Path) -> None:
 
 
 def refuse_no_adapter(folder: Path, remedy: str = "leave out --adapter-only") -> None:
-    """Refuse a finished run that trained the model itself, where its adapter is asked for.
-
-    Raises:
-        ValueError: for such a run.
-    """
+    """Refuse a finished run that trained the model itself, where its adapter is asked for."""
     if not (folder / "adapter").is_dir():
         raise ValueError(
             f"{folder} has no adapter, as its method trained the model itself: {remedy}"
@@ -177,11 +151,7 @@ def run_files(run: Path) -> list[Path]:
 
 
 def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
-    """Clear the folder if ``start`` says so, then write the recipe and the rows' fingerprint.
-
-    Raises:
-        ValueError: if the run to resume began with other rows, or its fingerprint is damaged.
-    """
+    """Clear the folder if ``start`` says so, then write the recipe and the rows' fingerprint."""
     run = Path(recipe.output)
     if start.clear:
         clear(run)
@@ -214,11 +184,7 @@ def clear(run: Path) -> None:
 
 
 def same_recipe(before: Recipe, now: Recipe) -> None:
-    """Refuse to resume a run with a recipe that differs from its own.
-
-    Raises:
-        ValueError: for the first setting that differs.
-    """
+    """Refuse to resume a run with a recipe that differs from its own."""
     for key, old, value in differences(before, now):
         raise ValueError(
             f"the run to resume had {key}={old!r}, not {value!r}: leave it as it was, "

@@ -23,11 +23,7 @@ class HeldError(ValueError):
 
 
 def refuse_file(run: Path) -> None:
-    """Refuse a run folder that is a file.
-
-    Raises:
-        ValueError: if it is a file.
-    """
+    """Refuse a run folder that is a file."""
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run} is a file: choose another --output")
 
@@ -37,10 +33,6 @@ def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
     """Keep other trainings out of a run folder in a ``with`` block; make the folder if needed.
 
     Locks of different file names do not exclude each other.
-
-    Raises:
-        HeldError: if another process trains there.
-        ValueError: if it is a file.
     """
     refuse_file(run)
     made = not run.exists()

@@ -64,11 +64,7 @@ class _Written(yaml.SafeDumper):
 
 
 def read_yaml(text: str, source: str) -> Any:
-    """Read a text as YAML; errors call it ``source``.
-
-    Raises:
-        ValueError: with the line, for anything but plain data.
-    """
+    """Read a text as YAML; errors call it ``source``."""
     try:
         return yaml.load(text, _Plain)
     except RecursionError as error:
@@ -89,9 +85,6 @@ def refuse_unstorable(name: str, value: Any) -> None:
     """Refuse a setting that no file can hold: infinity, NaN, text that is not valid Unicode.
 
     Lists and dictionaries are searched too.
-
-    Raises:
-        ValueError: naming the setting.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value} must be a finite number")

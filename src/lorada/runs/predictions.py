@@ -46,11 +46,7 @@ class Line(BaseModel):
 
 
 def read_predictions(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's predictions, in the file's order; none if the run was never scored.
-
-    Raises:
-        ValueError: for a line that is damaged, with its number.
-    """
+    """The lines of a run's predictions, in the file's order; none if the run was never scored."""
     path = run / PREDICTIONS_FILE
     if not path.is_file():
         return []
@@ -78,9 +74,6 @@ def write_predictions(run: Path, name: str, lines: Iterable[dict[str, Any]]) -> 
         run: the run's folder.
         name: the name of the rows, as among the metrics in ``result.json``.
         lines: the fields of each line, without ``rows``.
-
-    Raises:
-        ValueError: if the predictions that are there are damaged.
     """
     by_rows: dict[str, list[dict[str, Any]]] = {}
     for line in read_predictions(run):

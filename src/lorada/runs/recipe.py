@@ -171,22 +171,14 @@ def builtin_recipes() -> dict[str, Path]:
 
 
 def refuse_seed(name: str, seed: Any) -> None:
-    """Refuse a seed that the libraries' random numbers cannot start from; None is not given.
-
-    Raises:
-        ValueError: with ``name``, as it is typed before the value.
-    """
+    """Refuse a seed that the libraries' random numbers cannot start from; None is not given."""
     whole = isinstance(seed, int) and not isinstance(seed, bool)
     if seed is not None and not (whole and 0 <= seed <= MOST_SEED):
         raise ValueError(f"{name}{seed!r} must be a whole number from 0 to {MOST_SEED}")
 
 
 def recipe_of(values: dict[str, Any]) -> Recipe:
-    """A recipe of these fields.
-
-    Raises:
-        ValueError: for a field that is missing, unknown or of the wrong type.
-    """
+    """A recipe of these fields."""
     try:
         recipe = Recipe(**values)
     except ValidationError as error:
@@ -202,21 +194,12 @@ def recipe_of(values: dict[str, Any]) -> Recipe:
 
 
 def saved_recipe(path: Path, *, trust_remote_code: bool = False) -> Recipe:
-    """The recipe in a run's folder; the caller, not the file, decides about remote code.
-
-    Raises:
-        ValueError: as ``recipe_of``, or if the file is no YAML mapping.
-        FileNotFoundError: if there is no such file.
-    """
+    """The recipe in a run's folder; the caller, not the file, decides about remote code."""
     return recipe_of({**settings_in(path), REMOTE: trust_remote_code})
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
-
-    Raises:
-        ValueError: if it is no YAML mapping.
-    """
+    """The keys and values of a YAML file."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

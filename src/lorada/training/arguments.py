@@ -65,9 +65,6 @@ def training_arguments(
 
     If an encoder–decoder learns to write (``writes``), they are ``Seq2SeqTrainingArguments``. With
     ``again``, activations are computed again in the backward pass.
-
-    Raises:
-        ValueError: for a value that TrainingArguments refuses.
     """
     report = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
     if not report and "report_to" not in recipe.training:
@@ -125,11 +122,7 @@ def _tell_compiler_of_tf32() -> None:
 
 
 def _try_out(args: TrainingArguments) -> None:
-    """Make what the Trainer makes of some arguments, so that wrong ones fail before weights load.
-
-    Raises:
-        Exception: of any class, for a reporter, an optimizer or a schedule that cannot be made.
-    """
+    """Make what the Trainer makes of arguments, so that wrong ones fail before weights load."""
     for report in get_reporting_integration_callbacks(args.report_to):
         report()
     weights = [torch.zeros(1, requires_grad=True)]
@@ -144,9 +137,6 @@ def _for_early_stopping(recipe: Recipe, settings: dict[str, Any]) -> dict[str, A
     """TrainingArguments with which held-out rows are measured and the best checkpoint is kept.
 
     They are measured and saved every ``eval_steps`` if the recipe has these, else every epoch.
-
-    Raises:
-        ValueError: if there are no such rows, or a setting says otherwise.
     """
     asked = f"early_stopping={recipe.early_stopping}"
     if recipe.eval_data is None and not recipe.dev_rows:
@@ -181,12 +171,7 @@ def _without_seq2seq(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def held_out_metrics(args: TrainingArguments, held_out: Rows | None) -> list[str]:
-    """The names of the metrics measured on held-out rows while training, besides the loss.
-
-    Raises:
-        ValueError: if they are asked for without such rows, or the best model is to be chosen by
-            another metric.
-    """
+    """The names of the metrics measured on held-out rows while training, besides the loss."""
     chooses = held_out is not None and held_out.form == "choice"
     names = ["eval_accuracy"] if chooses else []
     if getattr(args, "predict_with_generate", False):

@@ -89,11 +89,6 @@ def outline(
     """A recipe without the settings of its parts and its training, made without loading PEFT.
 
     The arguments are those of ``load_recipe``.
-
-    Raises:
-        ValueError: as ``load_recipe`` does, but not for those settings; for a model that cannot
-            be there, as ``check_name``.
-        ImportError: as ``check_name``.
     """
     given = dict(_given_settings(source, overrides, options))
     if isinstance(given.get("model"), str):  # first, since some methods' names need PEFT

@@ -23,11 +23,7 @@ PACKED_FORMS: tuple[Form, ...] = ("messages", "prompt")
 
 
 def refuse_packing(form: Form, kind: Kind, method: str) -> None:
-    """Refuse rows, models and methods that packing does not work for.
-
-    Raises:
-        ValueError: naming what cannot be packed.
-    """
+    """Refuse rows, models and methods that packing does not work for."""
     if kind != "decoder":
         raise ValueError("packing=true is for decoders only: leave it out")
     if form not in PACKED_FORMS:
@@ -109,10 +105,6 @@ def refuse_mixing(model: nn.Module, batch_size: int) -> None:
     Args:
         model: the model as it will be trained.
         batch_size: sequences in a batch; flash kernels keep rows apart only in a batch of one.
-
-    Raises:
-        ValueError: if a short row gets other logits after another row than alone, or a map counts
-            the positions of the whole sequence.
     """
     if any(part.positions == "raw" for part in map_configs(model)):
         raise ValueError(

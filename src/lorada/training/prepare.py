@@ -52,13 +52,7 @@ class PreparedTraining(Prepared):
 
 
 def prepare(recipe: Recipe) -> Prepared:
-    """Read the config and the tokenizer of a recipe's base model.
-
-    Raises:
-        ValueError: for an unknown model name, or files that are damaged.
-        ImportError: if the package of a packaged model is missing.
-        OSError: for a model that cannot be fetched.
-    """
+    """Read the config and the tokenizer of a recipe's base model."""
     trust = recipe.trust_remote_code
     config = load_config(recipe.model, trust_remote_code=trust)
     tokenizer = load_tokenizer(recipe.model, config, trust_remote_code=trust)
@@ -66,14 +60,7 @@ def prepare(recipe: Recipe) -> Prepared:
 
 
 def prepare_training(recipe: Recipe) -> PreparedTraining:
-    """Read the base model's config and tokenizer and the rows, and plan the method.
-
-    Raises:
-        ValueError: as ``prepare`` does, or for rows, a method and a model that do not go together,
-            or settings that exclude each other.
-        ImportError: as ``prepare`` does.
-        OSError: as ``prepare`` does, or for rows that are not there.
-    """
+    """Read the base model's config and tokenizer and the rows, and plan the method."""
     _refuse_said_twice(recipe)
     base = prepare(recipe)
     rows, held_out = training_rows(recipe, base.kind, own_classes(base.config))

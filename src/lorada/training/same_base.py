@@ -14,11 +14,7 @@ OF_BASE = ("base_dtype", "quantization", "attn_implementation", "rope_factor")
 
 
 def refuse_different_bases(folders: Sequence[Path]) -> None:
-    """Refuse finished runs that cannot answer with one copy of a base model's weights.
-
-    Raises:
-        ValueError: for runs on different bases, or several runs of which one trained the base.
-    """
+    """Refuse finished runs that cannot answer with one copy of a base model's weights."""
     first, *others = folders
     if not others:
         return
@@ -48,11 +44,7 @@ def refuse_different_bases(folders: Sequence[Path]) -> None:
 
 
 def adapter_names(folders: Sequence[Path]) -> list[str]:
-    """Names for runs: those of their folders; where two are the same, from what all share on.
-
-    Raises:
-        ValueError: for a folder that is given twice.
-    """
+    """Names for runs: those of their folders; where two are the same, from what all share on."""
     whole = [folder.resolve() for folder in folders]
     for place, folder in enumerate(whole):
         if folder in whole[:place]:

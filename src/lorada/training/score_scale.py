@@ -72,11 +72,7 @@ class ScoreScale:
 
 
 def scale_of(rows: Rows, base: nn.Module) -> ScoreScale | None:
-    """How the scores of training rows are learned on a base; None for rows of another form.
-
-    Raises:
-        ValueError: for scores that are all the same, from which nothing can be learned.
-    """
+    """How the scores of training rows are learned on a base; None for rows of another form."""
     if rows.form != "score":
         return None
     scores = [float(row["score"]) for row in rows.rows]

@@ -82,9 +82,6 @@ def set_up(
     """Make the Trainer of a training, and check what can be checked before the first step.
 
     ``watchers`` are the caller's callbacks; they come first.
-
-    Raises:
-        ValueError: for anything in the recipe that does not fit model, method or rows.
     """
     recipe, plan, held_out = prepared.recipe, prepared.plan, prepared.held_out
     args, measured, make = checked_arguments(prepared, quiet=quiet)
@@ -124,11 +121,7 @@ def set_up(
 def checked_arguments(
     prepared: PreparedTraining, *, quiet: bool = False
 ) -> tuple[TrainingArguments, list[str], Callable[..., Trainer]]:
-    """A training's arguments, metrics on held-out rows and class of Trainer, without its weights.
-
-    Raises:
-        ValueError: for what no training can be made of.
-    """
+    """A training's arguments, metrics on held-out rows and class of Trainer, no weights loaded."""
     args = training_arguments(
         prepared.recipe,
         prepared.plan.arguments,
@@ -203,10 +196,6 @@ def trainer_class(
     """The class of Trainer for the rows, with the arguments that only this class takes.
 
     ``context`` is how many tokens the model can read; None if its config does not say.
-
-    Raises:
-        ValueError: for label smoothing with rows without classes or texts, or a
-            ``max_new_tokens`` above the model's context.
     """
     recipe, rows, tokenizer = prepared.recipe, prepared.rows, prepared.tokenizer
     smoothing = recipe.training.get("label_smoothing_factor")
@@ -235,11 +224,7 @@ def make_trainer(
     callbacks: list[Any],
     make: Callable[..., Trainer],
 ) -> Trainer:
-    """A Trainer; ``make`` is what ``trainer_class`` returned.
-
-    Raises:
-        ValueError: if only full batches may be taken and the rows do not fill one.
-    """
+    """A Trainer; ``make`` is what ``trainer_class`` returned."""
     batch, rows = args.train_batch_size * args.world_size, len(datasets[0])
     if args.dataloader_drop_last and rows < batch:
         raise ValueError(

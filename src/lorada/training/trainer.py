@@ -114,11 +114,7 @@ class RunTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """One batch of a step; after the last, the loss of the step is checked.
-
-        Raises:
-            DivergedError: if it is NaN or infinite, before the weights are updated.
-        """
+        """One batch of a step; after the last, the loss of the step is checked."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss = self._step_loss + loss
         if self.accelerator.sync_gradients:

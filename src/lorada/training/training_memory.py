@@ -107,9 +107,6 @@ def refuse_impossible(prepared: PreparedTraining, counts: dict[str, Any]) -> Non
     """Refuse an adapter that is larger than its base and does not even fit in the memory here.
 
     ``counts`` are its parameters, as ``parameters_of`` counts them.
-
-    Raises:
-        ValueError: for such an adapter.
     """
     size, here = 4 * counts["trainable"], device_bytes(prepared.recipe)
     here = here or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -157,10 +154,6 @@ def training_memory(recipe: Recipe, sequences: int | None = None) -> Memory:
     Args:
         recipe: what to train; ``auto`` computes no activations again.
         sequences: how many sequences a step reads at once; None for the recipe's batch size.
-
-    Raises:
-        ValueError: as ``build_method`` does.
-        NotImplementedError: for SHiRA.
     """
     config = load_config(recipe.model)
     depths = {name: getattr(config, name) for name in DEPTHS if hasattr(config, name)}

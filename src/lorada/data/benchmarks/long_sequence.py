@@ -35,9 +35,6 @@ def window_starts(tokens: int, length: int, stride: int, most: int | None = None
         length: tokens of a window.
         stride: tokens from one start to the next.
         most: how many windows to take, spread evenly from the first on; None for all.
-
-    Raises:
-        ValueError: for a stream that fills no window.
     """
     count = (tokens - length) // stride + 1 if tokens >= length else 0
     if count == 0:

@@ -97,9 +97,6 @@ def _refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenize
 
     A tokenizer with more tokens is no error by itself: many have one that is never used, such as
     Gemma 3's token for images.
-
-    Raises:
-        ValueError: in the model's forward, naming the token.
     """
     embeddings = model.get_input_embeddings()
     known = embeddings.weight.shape[0]
@@ -120,12 +117,7 @@ def _refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenize
 
 
 def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
-    """Place a method on a base model, ready to train.
-
-    Raises:
-        ValueError: if the method does not fit the model, the adapter of ``--from`` does not fit
-            the method, or ``train_head`` is false and there is no head.
-    """
+    """Place a method on a base model, ready to train."""
     model = _place(base, plan, recipe)
     if not recipe.train_head:
         if not base.head:
@@ -173,9 +165,6 @@ def config_to_start(
 
     Returns:
         The config of all these parts, and the kinds of those that the adapter brings.
-
-    Raises:
-        ValueError: for an adapter of another architecture, or settings of a part that it brings.
     """
     folder = Path(str(recipe.from_adapter))
     old = adapter_config(folder)
@@ -232,12 +221,7 @@ def _refuse_missing(
 
 
 def adapter_config(folder: Path) -> LoradaConfig:
-    """The config of a saved adapter; one of PEFT is read as a stack of one part.
-
-    Raises:
-        ValueError: for a folder that is missing or empty, or a config that is not JSON, of an
-            unknown type, or of an adapter outside of the model's layers.
-    """
+    """The config of a saved adapter; one of PEFT is read as a stack of one part."""
     if not folder.is_dir():
         raise ValueError(f"no adapter folder at {folder}")
     path = folder / ADAPTER_CONFIG
@@ -259,11 +243,7 @@ def adapter_config(folder: Path) -> LoradaConfig:
 
 
 def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a saved adapter.
-
-    Raises:
-        ValueError: for a file that is missing, empty, truncated or not safetensors.
-    """
+    """The tensors of a saved adapter."""
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         pickles = ", ".join(p.name for p in folder.glob("*.bin"))
@@ -277,12 +257,7 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = ()) -> PeftModel:
-    """A model with the saved adapter in ``folder``, for inference; ``drawn`` is as in ``Base``.
-
-    Raises:
-        ValueError: for a folder that is not a complete adapter of this model, or that lacks drawn
-            parameters, so that each load would give another model.
-    """
+    """A model with the saved adapter in ``folder``, for inference; ``drawn`` is as in ``Base``."""
     config, weights = _complete(folder, base, drawn)
     with reading("the adapter", str(folder), UNFIT):
         model = PeftModel.from_pretrained(base, str(folder), config=config)
@@ -294,9 +269,6 @@ def load_beside(model: PeftModel, folder: Path, name: str, drawn: Collection[str
     """Load the saved adapter in ``folder`` beside those of a model, under a name of its own.
 
     The adapter that was active stays so.
-
-    Raises:
-        ValueError: as ``load_adapted``, or for an adapter that PEFT cannot put beside another.
     """
     _, weights = _complete(folder, model.get_base_model(), drawn)
     with reading("the adapter", str(folder), UNFIT):
@@ -316,11 +288,7 @@ def _complete(
 
 
 def refuse_lost(drawn: Collection[str], saved: Collection[str], place: Path) -> None:
-    """Refuse saved weights in ``place`` that lack what the base has drawn at random.
-
-    Raises:
-        ValueError: naming the first.
-    """
+    """Refuse saved weights in ``place`` that lack what the base has drawn at random."""
     lost = [name for name in drawn if name not in saved]
     if lost:
         raise ValueError(

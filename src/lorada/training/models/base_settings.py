@@ -24,9 +24,6 @@ def loading_settings(
 
     ``device`` is where it goes, None for the CPU; ``headed`` says whether it has a task head, which
     trains and so stays as it is.
-
-    Raises:
-        ImportError: if the package of a quantisation is missing, with the line that installs it.
     """
     settings: dict[str, Any] = {}
     if recipe.device_map is not None:
@@ -68,9 +65,6 @@ def refuse_base_settings(recipe: Recipe, config: Any, method: Method, plan: Plan
     """Refuse a quantisation or an attention that the method cannot be trained with.
 
     ``config`` is that of the base.
-
-    Raises:
-        ValueError: with the implementations that work with the method's parts.
     """
     if recipe.quantization is not None and plan.config is None:
         raise ValueError(

@@ -8,11 +8,7 @@ def set_languages(
     chosen: list[str] | None,
     usual: tuple[str, str] | None,
 ) -> None:
-    """Set a multilingual tokenizer's source and target: the recipe's ``chosen``, else ``usual``.
-
-    Raises:
-        ValueError: for a language that the tokenizer does not have.
-    """
+    """Set a multilingual tokenizer's source and target: the recipe's ``chosen``, else ``usual``."""
     if not hasattr(tokenizer, "tgt_lang"):
         if chosen is not None:
             raise ValueError(f"languages={chosen}: this model's tokenizer has none; leave them out")
@@ -46,11 +42,7 @@ def language_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def refuse_long(limit: int, context: int | None) -> None:
-    """Refuse to generate more tokens than a decoder has positions for.
-
-    Raises:
-        ValueError: with the number of positions.
-    """
+    """Refuse to generate more tokens than a decoder has positions for."""
     if context is not None and limit > context:
         raise ValueError(
             f"max_new_tokens={limit} is more than this model can write: pass max_new_tokens="

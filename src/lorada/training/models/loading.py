@@ -95,11 +95,6 @@ def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
         what: which files are read, such as "the weights".
         name: the model or folder that they belong to.
         hint: what may be wrong with the files if a library fails unexpectedly.
-
-    Raises:
-        OSError: for a model of the hub that cannot be reached, with the models that need no hub.
-        ValueError: for files that cannot be read; a library's own ``OSError``, and its own
-            ``ValueError`` that names the files, pass unchanged.
     """
     try:
         yield
@@ -134,13 +129,7 @@ def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
 def load_tokenizer(
     name: str, config: PreTrainedConfig | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a pad token; ``config`` is the model's, if already read.
-
-    Raises:
-        ValueError: for an unknown name.
-        ImportError: if a packaged model's package is missing.
-        OSError: for a model that cannot be fetched.
-    """
+    """The tokenizer of a model, with a pad token; ``config`` is the model's, if already read."""
     with reading("the tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(
             model_folder(name), config=config, trust_remote_code=trust_remote_code
@@ -181,12 +170,6 @@ def load_model(
     Returns:
         The model, and the names of the parameters of its head that were drawn at random, because
         the checkpoint lacks them or has them for another number of outputs.
-
-    Raises:
-        ValueError: for an unknown name, a checkpoint that lacks weights or has them in
-            other sizes, or a folder that holds an adapter too.
-        ImportError: if a packaged model's package is missing.
-        OSError: for a model that cannot be fetched.
     """
     if not without_adapter:
         _refuse_adapter(name)
@@ -258,13 +241,7 @@ def _drawn(
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of a model; weights are not needed.
-
-    Raises:
-        ValueError: for an unknown name.
-        ImportError: if a packaged model's package is missing.
-        OSError: for a model that cannot be fetched.
-    """
+    """The config of a model; weights are not needed."""
     if name in MODELS and name not in PACKAGED and not Path(name).is_dir():
         return named_config(name)
     with reading("the config", name):
@@ -295,9 +272,6 @@ def stretched(config: Any, factor: float | None) -> Any:
 
     Position p is read as p / factor (Chen et al., "Extending Context Window of Large Language
     Models via Positional Interpolation", 2023), as LongLoRA does for training and evaluation.
-
-    Raises:
-        ValueError: for a model whose positions are not plain rotary ones.
     """
     if factor is None:
         return config

@@ -45,11 +45,7 @@ def base_type_of(config: PeftConfig) -> str | None:
 
 
 def refuse_other_type(before: str | None, place: Path, model_config: PreTrainedConfig) -> None:
-    """Refuse weights in ``place`` that were trained on a model of another type; None is unknown.
-
-    Raises:
-        ValueError: naming both types.
-    """
+    """Refuse weights in ``place`` that were trained on a model of another type; None is unknown."""
     now = model_config.model_type
     if before not in (None, now):
         raise ValueError(

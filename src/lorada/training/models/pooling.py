@@ -25,9 +25,6 @@ def refuse_pooling(pooling: str, model_config: Any, form: Form, path: str) -> No
     """Refuse a pooling where there is no head, or one that is not known.
 
     ``form`` is that of the training rows, which come from ``path``.
-
-    Raises:
-        ValueError: with the value and the remedy.
     """
     if form not in HEADED:
         raise ValueError(
@@ -44,11 +41,7 @@ def pooling_part(config: Any) -> str | None:
 
 
 def refuse_other(found: str | None, wanted: str | None, folder: Path) -> None:
-    """Refuse saved weights whose head read something else than the recipe says.
-
-    Raises:
-        ValueError: naming both.
-    """
+    """Refuse saved weights whose head read something else than the recipe says."""
     if found != wanted:
         given = "no pooling" if wanted is None else f"pooling={wanted}"
         own = "none" if found is None else f"pooling={found}"

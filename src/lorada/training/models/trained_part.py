@@ -53,11 +53,7 @@ def save_part(path: Path, model: PreTrainedModel, names: Collection[str], base: 
 
 
 def load_part(base: Base, path: Path, pooling: str | None) -> PreTrainedModel:
-    """Put a saved part and the recipe's ``pooling`` on the base that it belongs to, for inference.
-
-    Raises:
-        ValueError: for a file that is damaged or incomplete, or belongs to another base or pooling.
-    """
+    """Put a saved part and the recipe's ``pooling`` on the base that it belongs to."""
     with reading("the tensors", str(path)):
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
