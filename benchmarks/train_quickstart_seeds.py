@@ -20,7 +20,7 @@ from lorada.compare.quickstart import RECIPE, largest_lora
 from lorada.runs.result import hardware
 from lorada.support.files import write_atomic
 from lorada.training.load_recipe import load_recipe
-from lorada.training.models.count import count_parameters
+from lorada.training.parameter_counts import count_parameters
 
 SEEDS = (1, 2, 3)
 RESULTS = Path(__file__).parent / "results" / "quickstart_seeds.json"

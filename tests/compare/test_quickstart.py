@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from lorada.compare import quickstart
 from lorada.runs.result import read_result
-from lorada.training.models.count import count_parameters
+from lorada.training.parameter_counts import count_parameters
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-import test_by_device
+import test_device_settings
 import torch
 from conftest import assert_close
 from folders import ROWS, llama_folder, refused, rows_file
@@ -17,7 +17,7 @@ from lorada.training import setup, training_memory
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
-on = test_by_device.on
+on = test_device_settings.on
 # Without dropout, whose random numbers are others in fp64.
 PLAIN = ["lora.lora_dropout=0", "bottleneck.dropout=0", "max_steps=3"]
 

@@ -14,7 +14,7 @@ from lorada.training import training_memory as computed
 from lorada.training.arguments import CHECKPOINTING
 from lorada.training.load_recipe import load_recipe
 from lorada.training.models import labelled_loss
-from lorada.training.models.count import placed_on
+from lorada.training.parameter_counts import placed_on
 from lorada.training.models.labelled_loss import LabelledLoss
 from lorada.training.models.loading import load_config
 from lorada.training.prepare import prepare_training

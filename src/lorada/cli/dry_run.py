@@ -19,8 +19,8 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     """
     from lorada.data.dataset import fit_context
     from lorada.data.first_row import read_rows
-    from lorada.training.by_device import device_bytes
-    from lorada.training.models.count import parameters_of
+    from lorada.training.device_settings import device_bytes
+    from lorada.training.parameter_counts import parameters_of
     from lorada.training.models.loading import stretched
     from lorada.training.prepare import prepare_training
     from lorada.training.setup import checked_arguments

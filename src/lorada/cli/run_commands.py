@@ -89,24 +89,26 @@ def train(
         "columns": columns_of(columns), "output": output,
         "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
-    from lorada.cli.checks import check_training, refuse_resumed
+    from lorada.data.chosen_metric import refuse_unnamed
     from lorada.runs.recipe import RECIPE_FILE
-    from lorada.training.load_recipe import load_recipe, outline
+    from lorada.training.load_recipe import read_recipe
 
     given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
     saved = Path((given or [output or ""])[-1]) / RECIPE_FILE
-    if resume and recipe is None and saved.is_file():
+    resumed = resume and recipe is None and saved.is_file()
+    if resumed:
         recipe = str(saved)
     elif resume and recipe is None and model is None:
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
-    plain = outline(recipe, pairs, options, name_output=True)
-    refuse_resumed(plain.metric, saved.parent if resume and recipe == str(saved) else None, pairs)
+    asked = read_recipe(recipe, pairs, options, name_output=True)
+    if resumed and not any(pair.startswith("metric=") for pair in pairs):
+        refuse_unnamed(asked.recipe.metric, saved.parent, "metric=")
     if is_first():  # other processes may already see what the first has begun to write
-        check_training(plain, resume=resume, overwrite=overwrite)
+        _check_training(asked.recipe, resume=resume, overwrite=overwrite)
     with importing(quiet=as_json):
         from lorada.training.train import train as run_training
 
-        loaded = load_recipe(recipe, pairs, options, name_output=True).with_absolute_paths()
+        loaded = asked.complete().with_absolute_paths()
     if dry_run:
         from lorada.cli.dry_run import show_training
 
@@ -116,6 +118,21 @@ def train(
     with prints_to_stderr(as_json):
         trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
     _print_result(trained, loaded, as_json=as_json)
+
+
+def _check_training(recipe: Any, *, resume: bool, overwrite: bool) -> None:
+    """Check the output folder, the model's name and the files of rows, before torch loads."""
+    from lorada.data.held_out import share_of
+    from lorada.data.row_files import there
+    from lorada.data.task_rows import refuse_absent
+    from lorada.runs.folder import refuse_taken
+    from lorada.training.models.names import check_name
+
+    refuse_taken(recipe, resume=resume, overwrite=overwrite)
+    check_name(recipe.model)
+    refuse_absent(recipe, recipe.data)
+    if recipe.eval_data is not None and share_of(recipe.eval_data) is None:
+        there(recipe.eval_data)
 
 
 def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
@@ -175,9 +192,31 @@ def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
 
 def suggest_scoring(run: Path, recipe: Any, on: Console = console) -> None:
     """Suggest to score a run, with --data FILE if its recipe names no rows."""
-    from lorada.cli.checks import can_be_scored
+    suggest("evaluate", run, *([] if recipe.scores_rows else ["--data", "FILE"]), on=on)
 
-    suggest("evaluate", run, *([] if can_be_scored(recipe) else ["--data", "FILE"]), on=on)
+
+def scored_run(run: Path, data: str | None, data_dir: str | None, metric: str | None = None) -> Any:
+    """The recipe of a finished run, if the rows to score it on are there; before torch loads.
+
+    ``data`` are files of rows, None for those of the recipe; ``metric`` is what is asked for.
+    """
+    from lorada.data.chosen_metric import refuse_unnamed
+    from lorada.data.held_out import share_of
+    from lorada.data.task_rows import refuse_absent
+    from lorada.runs.folder import finished_run
+    from lorada.runs.recipe import JSONL
+
+    recipe = finished_run(run)
+    own = recipe.data if share_of(recipe.eval_data) is not None else recipe.eval_data
+    refuse_absent(recipe, data or own, data_dir)
+    if metric is None:
+        refuse_unnamed(recipe.metric, run)
+    elif data is None and recipe.task != JSONL:
+        raise ValueError(
+            f"--metric {metric} is for rows of your own, and task={recipe.task} has its own: leave "
+            "it out"
+        )
+    return recipe
 
 
 @app.command()
@@ -206,10 +245,9 @@ def evaluate(
     own = f"--metric {metric}" if metric else own
     if lm_eval is not None and own is not None:
         raise ValueError(f"--lm-eval {lm_eval} has rows and answers of its own: leave out {own}")
-    from lorada.cli.checks import check_scored, check_writers
+    from lorada.runs.one_base import writers
 
-    own_rows = run, data, data_dir, metric
-    recipe = check_scored(*own_rows) if lm_eval is None else check_writers([run])
+    recipe = writers([run]) if lm_eval is not None else scored_run(run, data, data_dir, metric)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference.evaluate import evaluate as evaluate_file
     from lorada.inference.evaluate import evaluate_tasks, has_tasks
@@ -278,9 +316,9 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue prompts with a finished run."""
-    from lorada.cli.checks import check_writers
+    from lorada.runs.one_base import writers
 
-    recipe = check_writers([run])
+    recipe = writers([run])
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference.generate import continue_prompts
 
@@ -300,12 +338,11 @@ def quickstart(
     as_json: Json = False,
 ) -> None:
     """Train LoRaDA-LA and a LoRA of no more parameters on SmolLM2-135M, and compare them."""
-    from lorada.cli.checks import check_training
-    from lorada.training.load_recipe import outline
+    from lorada.training.load_recipe import read_recipe
 
     for name in ("lora", "lorada_la"):
-        plain = outline("quickstart", [], {"output": str(output / name)})
-        check_training(plain, resume=False, overwrite=True)  # it goes on with runs of its own
+        plain = read_recipe("quickstart", [], {"output": str(output / name)}).recipe
+        _check_training(plain, resume=False, overwrite=True)  # it goes on with runs of its own
     with importing(quiet=as_json):
         from lorada.compare.quickstart import run_quickstart
 

@@ -24,7 +24,7 @@ from lorada.runs.result import hardware, versions
 from lorada.support.files import file_name, json_text, write_atomic
 from lorada.support.row_sources import file_names
 from lorada.training.arguments import training_arguments
-from lorada.training.models.count import parameters_of
+from lorada.training.parameter_counts import parameters_of
 from lorada.training.packing import pack, refuse_packing
 from lorada.training.prepare import Prepared
 from lorada.tuners import LmamConfig, LoradaConfig

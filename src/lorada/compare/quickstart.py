@@ -11,7 +11,7 @@ from lorada.runs.folder import differences, holds_run, same_recipe
 from lorada.runs.recipe import RECIPE_FILE, Recipe, saved_recipe
 from lorada.runs.result import RESULT_FILE, read_result
 from lorada.training.load_recipe import load_recipe
-from lorada.training.models.count import count_parameters
+from lorada.training.parameter_counts import count_parameters
 from lorada.training.train import train
 
 RECIPE = "quickstart"

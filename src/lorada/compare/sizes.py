@@ -12,7 +12,7 @@ from lorada.compare.part_sizes import growing_parts
 from lorada.methods import build
 from lorada.methods.method import Settings
 from lorada.runs.recipe import Recipe
-from lorada.training.models.count import counts_of
+from lorada.training.parameter_counts import counts_of
 
 # How many smaller sizes are tried beside one that cannot be built: ranks of GraLoRA must be even.
 NEAR = 8

@@ -16,12 +16,11 @@ from lorada.data.rows import fingerprint, place_of, places_of
 from lorada.data.sources import data_folder, read_source
 from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS, Task
-from lorada.runs.recipe import Recipe
+from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.row_sources import HEADED, Form, Row
 
 logger = logging.getLogger(__name__)
 
-JSONL = "jsonl"
 LEAST_ANSWER = 32  # tokens
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 LabelType = Literal["text", "integer", "boolean"]
@@ -354,6 +353,14 @@ def sampled(rows: Rows, count: int | None) -> Rows:
     if count is None or count >= len(rows.rows):
         return rows
     return rows.part(random.Random(0).sample(range(len(rows.rows)), count))
+
+
+def refuse_absent(recipe: Recipe, data: str | None, data_dir: str | None = None) -> None:
+    """Refuse rows of a user, or a folder of those of benchmarks, that are not there."""
+    if data is None and recipe.task != JSONL:
+        data_folder(data_dir or recipe.data_dir)
+    else:
+        there(data)
 
 
 def load_rows(

@@ -20,7 +20,7 @@ from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED
 from lorada.training.models.adapters import load_beside
-from lorada.training.same_base import adapter_names
+from lorada.runs.one_base import adapter_names
 
 MOST_TOKENS = 512  # of a sentence, unless the run has learned from longer rows
 LONGEST = 10_000  # characters that are read of a sentence that is sent to the page's server

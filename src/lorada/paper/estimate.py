@@ -5,8 +5,8 @@ from typing import Any
 from lorada.data.tasks import TASKS
 from lorada.paper.table_runs import TableJob
 from lorada.paper.table_spec import Scale
-from lorada.training.by_device import dtype_on
-from lorada.training.models.count import counts_of
+from lorada.training.device_settings import dtype_on
+from lorada.training.parameter_counts import counts_of
 from lorada.training.models.loading import kind_of, load_config
 
 # Rows of the real training sets, by the name of the set or the task; they give steps per epoch.

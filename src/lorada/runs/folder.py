@@ -18,9 +18,10 @@ from lorada.runs.checkpoints import (
     processes_of,
     refuse_weights_only,
 )
+from lorada.runs.lock import refuse_file
 from lorada.runs.predictions import PREDICTIONS_FILE
 from lorada.runs.recipe import AUTO, PATHS, RECIPE_FILE, Recipe, saved_recipe
-from lorada.runs.result import RESULT_FILE
+from lorada.runs.result import RESULT_FILE, read_result
 from lorada.support.files import scratch_folder, write_atomic
 from lorada.support.processes import process_count
 
@@ -80,6 +81,7 @@ def refuse_taken(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     """Refuse an output folder that a run may not be written to; the recipe there is not read."""
     refuse_both(resume=resume, overwrite=overwrite)
     run = Path(recipe.output)
+    refuse_file(run)
     found = run_files(run)
     if not holds_run(run):
         if found:
@@ -109,10 +111,12 @@ def refuse_both(*, resume: bool, overwrite: bool) -> None:
         raise ValueError("--resume and --overwrite exclude each other")
 
 
-def refuse_no_run(folder: Path) -> None:
-    """Refuse a folder without the recipe of a run."""
+def finished_run(folder: Path, *, trust_remote_code: bool = False) -> Recipe:
+    """The recipe of a finished run; the caller, not the recipe, decides about remote code."""
     if not (folder / RECIPE_FILE).is_file():
         raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
+    read_result(folder)
+    return saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
 
 
 def refuse_target(folder: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ from lorada.support.files import write_atomic
 from lorada.support.models import PACKAGED
 from lorada.support.row_sources import BUILTIN, CODE, absolute_files, files_of
 
+JSONL = "jsonl"  # the task of rows of one's own
 REMOTE = "trust_remote_code"
 AUTO: Final = "auto"  # the value of a field that the device decides
 MIXED = "mixed"  # the dtype of a base in bfloat16 whose weights that train are in float32
@@ -39,7 +40,7 @@ class Recipe(BaseModel):
 
     method: str = Field("lora", description="a name from `lorada methods`")
     model: str = Field(description="a hub id, a folder, smollm2-135m or minilm-l6")
-    task: str = Field("jsonl", description="a name from `lorada tasks`; commas between several")
+    task: str = Field(JSONL, description="a name from `lorada tasks`; commas between several")
     protocol: str | None = Field(None, description="how the task's rows become prompts and answers")
     train_on: str | None = Field(None, description="the name of the task's training rows")
     data_dir: str | None = Field(None, description="a local folder with the benchmarks' rows")
@@ -125,6 +126,11 @@ class Recipe(BaseModel):
     def tasks(self) -> list[str]:
         """The names in ``task``."""
         return [name.strip() for name in self.task.split(",")]
+
+    @property
+    def scores_rows(self) -> bool:
+        """Whether it names rows to score the run on."""
+        return self.task != JSONL or self.eval_data is not None
 
     @property
     def base_dtype(self) -> str:

@@ -19,7 +19,7 @@ from lorada.data.task_rows import Rows
 from lorada.runs.recipe import MIXED, Recipe
 from lorada.support.errors import how_to_install
 from lorada.support.processes import only_cpu
-from lorada.training.by_device import device_settings, take_one_device
+from lorada.training.device_settings import device_settings, take_one_device
 
 logger = logging.getLogger(__name__)
 

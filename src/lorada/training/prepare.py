@@ -16,7 +16,7 @@ from lorada.data.task_rows import Rows, training_rows
 from lorada.methods.build import Plan, build_method
 from lorada.methods.lookup import method_named
 from lorada.runs.recipe import Recipe
-from lorada.training.by_device import TRAINERS_OWN, with_dtype
+from lorada.training.device_settings import TRAINERS_OWN, with_dtype
 from lorada.training.models.base_settings import refuse_base_settings
 from lorada.training.models.generation import set_languages
 from lorada.training.models.loading import kind_of, load_config, load_tokenizer, own_classes

@@ -33,7 +33,7 @@ from lorada.methods.task_head import narrow_trained, widen_trained
 from lorada.runs.recipe import MIXED, Recipe
 from lorada.support.processes import process_count
 from lorada.training.arguments import argument_errors, held_out_metrics, training_arguments
-from lorada.training.by_device import loading_device
+from lorada.training.device_settings import loading_device
 from lorada.training.callbacks import RunCallback
 from lorada.training.choice_trainer import ChoiceTrainer
 from lorada.training.effect_size import EffectSize

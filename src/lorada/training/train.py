@@ -34,7 +34,7 @@ from lorada.support.processes import (
     made_by_first,
 )
 from lorada.training.arguments import argument_errors
-from lorada.training.by_device import as_it_trains
+from lorada.training.device_settings import as_it_trains
 from lorada.training.callbacks import SaveOnInterrupt, refuse_broken
 from lorada.training.effect_size import EffectSize
 from lorada.training.finish import all_weights, save_model, training_result

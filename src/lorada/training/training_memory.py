@@ -26,7 +26,7 @@ from lorada.methods.task_head import widen_trained
 from lorada.runs.recipe import AUTO, MIXED, Recipe
 from lorada.support.processes import is_first
 from lorada.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
-from lorada.training.by_device import (
+from lorada.training.device_settings import (
     accelerator,
     device_bytes,
     device_settings,
@@ -34,7 +34,7 @@ from lorada.training.by_device import (
     why_full,
     with_dtype,
 )
-from lorada.training.models.count import placed_on, plan_of
+from lorada.training.parameter_counts import placed_on, plan_of
 from lorada.training.models.labelled_loss import LabelledLoss
 from lorada.training.models.loading import kind_of, load_config, stretched
 from lorada.training.prepare import PreparedTraining

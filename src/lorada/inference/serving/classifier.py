@@ -15,7 +15,7 @@ from lorada.inference.predict import predict
 from lorada.inference.serving.records import Record
 from lorada.inference.serving.requests import Refused
 from lorada.support.row_sources import Row
-from lorada.training.same_base import adapter_names
+from lorada.runs.one_base import adapter_names
 
 LONGEST = 500  # characters of a line that may repeat a text
 

@@ -1,16 +1,45 @@
-"""Checks that the adapters of several runs belong on one base, as `chat` and `serve` need it."""
+"""Which finished runs can answer together: several adapters on one copy of a base's weights."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorada.runs.folder import trains_base
-from lorada.runs.recipe import RECIPE_FILE, REMOTE
-from lorada.runs.result import read_result
-from lorada.training.load_recipe import outline
+from lorada.runs.folder import finished_run, trains_base
+from lorada.runs.recipe import Recipe
+from lorada.runs.result import read_result, refuse_no_text
+from lorada.support.row_sources import HEADED
 
 # Settings of a recipe that change the base itself.
 OF_BASE = ("base_dtype", "quantization", "attn_implementation", "rope_factor")
+
+
+def writers(folders: Sequence[Path]) -> Recipe:
+    """The recipe of the first of several finished runs, which all write text on one base."""
+    recipes = [finished_run(folder) for folder in folders]
+    for folder in folders:
+        result = read_result(folder)
+        refuse_no_text(folder, result["form"], result["labels"])
+    adapter_names(folders)
+    refuse_different_bases(folders)
+    return recipes[0]
+
+
+def served(folders: Sequence[Path]) -> tuple[Recipe, bool]:
+    """The recipe of the first of several finished runs, and whether they label, score or choose.
+
+    All do, or all write text on one base.
+    """
+    recipes = [finished_run(folder) for folder in folders]
+    adapter_names(folders)
+    asked = [read_result(folder)["form"] in (*HEADED, "choice") for folder in folders]
+    if len(set(asked)) > 1:
+        one, other = folders[asked.index(True)], folders[asked.index(False)]
+        raise ValueError(
+            f"{one} labels, scores or chooses and {other} writes text: serve each alone"
+        )
+    if not asked[0]:
+        refuse_different_bases(folders)
+    return recipes[0], asked[0]
 
 
 def refuse_different_bases(folders: Sequence[Path]) -> None:
@@ -24,10 +53,9 @@ def refuse_different_bases(folders: Sequence[Path]) -> None:
                 f"{folder} trained the base model itself, so it shares no base with another run: "
                 "take it alone"
             )
-    of_all = [outline(str(folder / RECIPE_FILE), [], {REMOTE: False}) for folder in folders]
-    recipe, weights = of_all[0], read_result(first).get("base_sha256")
-    for folder, other in zip(others, of_all[1:], strict=True):
-        also = read_result(folder).get("base_sha256")
+    recipe, weights = finished_run(first), read_result(first).get("base_sha256")
+    for folder in others:
+        other, also = finished_run(folder), read_result(folder).get("base_sha256")
         if weights != also if weights and also else recipe.model != other.model:
             raise ValueError(
                 f"{first} was trained on {recipe.model} and {folder} on {other.model}, and several "

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, TrainingArguments, training_args
 
 from lorada.inference.load import load_run
 from lorada.training import arguments, setup
-from lorada.training.by_device import (
+from lorada.training.device_settings import (
     device_settings,
     dtype_on,
     loading_device,
