@@ -7,9 +7,8 @@ from folders import byte_tokenizer, refused
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_chrf
 
-from lorada.data.answers import answer_limit
-from lorada.data.chosen_metric import choose_metric, refuse_unnamed, row_value
 from lorada.data.metrics import classes, numbers
+from lorada.data.scoring import answer_limit, choose_metric, refuse_unnamed, row_value
 from lorada.data.task_rows import Rows
 from lorada.data.tasks import TASKS
 from lorada.training.load_recipe import load_recipe

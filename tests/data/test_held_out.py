@@ -7,8 +7,7 @@ from folders import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorada.data.held_out import drawn, share_of
-from lorada.data.rows import content_of
+from lorada.data.rows import content_of, drawn, share_of
 
 
 def labelled(*counts):

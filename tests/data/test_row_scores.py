@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_rows import samples
 
-from lorada.data.row_scores import row_metrics
 from lorada.data.rows import answer_of
+from lorada.data.scoring import row_metrics
 from lorada.data.tasks import TASKS
 
 # Rows for the forms of a user's own file.

@@ -17,8 +17,8 @@ from lorada import LmamConfig, LoradaConfig
 from lorada.inference.load import load_run
 from lorada.runs.checkpoints import CHECKSUM_FILE, last_whole_checkpoint
 from lorada.runs.folder import check_folder
+from lorada.training.inputs import prepare_training
 from lorada.training.parameter_counts import parameters_of
-from lorada.training.prepare import prepare_training
 from lorada.training.train import train
 from lorada.training.training_memory import memory_of
 

@@ -14,8 +14,8 @@ from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.methods.peft_methods import peft_names
 from lorada.training.arguments import training_arguments
-from lorada.training.prepare import prepare_training
-from lorada.training.setup import set_up
+from lorada.training.build_trainer import set_up
+from lorada.training.inputs import prepare_training
 from lorada.training.train import train
 from lorada.training.training_memory import training_memory
 

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM
 from lorada.methods.build import build_method
 from lorada.training import training_memory as computed
 from lorada.training.arguments import CHECKPOINTING
+from lorada.training.inputs import prepare_training
 from lorada.training.load_recipe import load_recipe
 from lorada.training.models import labelled_loss
-from lorada.training.parameter_counts import placed_on
 from lorada.training.models.labelled_loss import LabelledLoss
 from lorada.training.models.loading import load_config
-from lorada.training.prepare import prepare_training
+from lorada.training.parameter_counts import placed_on
 from lorada.training.training_memory import _traced, _traced_on, memory_of, training_memory
 
 # A number may be read from a fake GPU: what would be read is not asked here.

@@ -162,9 +162,8 @@ def _checked(
     """The comparison that was asked for; most mistakes are found before torch is loaded."""
     from lorada.compare import spec
     from lorada.compare.rows import has_own_rows
-    from lorada.data.held_out import share_of
-    from lorada.data.row_files import there
-    from lorada.data.sources import data_folder
+    from lorada.data.row_files import data_folder, there
+    from lorada.data.rows import share_of
     from lorada.training.load_recipe import read_recipe
     from lorada.training.models.names import check_name
 

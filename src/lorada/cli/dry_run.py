@@ -17,13 +17,12 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
 
     All rows are encoded, to say how many of them are cut or left out.
     """
-    from lorada.data.dataset import fit_context
-    from lorada.data.first_row import read_rows
+    from lorada.data.dataset import fit_context, lost_and_first
+    from lorada.training.build_trainer import checked_arguments
     from lorada.training.device_settings import device_bytes
-    from lorada.training.parameter_counts import parameters_of
+    from lorada.training.inputs import prepare_training
     from lorada.training.models.loading import stretched
-    from lorada.training.prepare import prepare_training
-    from lorada.training.setup import checked_arguments
+    from lorada.training.parameter_counts import parameters_of
     from lorada.training.training_memory import refuse_impossible, step_bytes
 
     prepared = prepare_training(recipe)
@@ -36,7 +35,7 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     sizes, reason = step_bytes(prepared, "off", "full")
     device = device_bytes(prepared.recipe)
     fitted = fit_context(prepared.recipe, stretched(prepared.config, recipe.rope_factor))
-    lost, row = read_rows(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
+    lost, row = lost_and_first(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
     if as_json:
         print_json({
             "method": recipe.method, "model": recipe.model, "output": recipe.output,

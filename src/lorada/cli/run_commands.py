@@ -89,7 +89,7 @@ def train(
         "columns": columns_of(columns), "output": output,
         "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
-    from lorada.data.chosen_metric import refuse_unnamed
+    from lorada.data.scoring import refuse_unnamed
     from lorada.runs.recipe import RECIPE_FILE
     from lorada.training.load_recipe import read_recipe
 
@@ -122,8 +122,8 @@ def train(
 
 def _check_training(recipe: Any, *, resume: bool, overwrite: bool) -> None:
     """Check the output folder, the model's name and the files of rows, before torch loads."""
-    from lorada.data.held_out import share_of
     from lorada.data.row_files import there
+    from lorada.data.rows import share_of
     from lorada.data.task_rows import refuse_absent
     from lorada.runs.folder import refuse_taken
     from lorada.training.models.names import check_name
@@ -175,7 +175,7 @@ def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
     """
     gc.collect()  # the Trainer refers to itself, so its model would stay beside the loaded one
     loaded = loaded_run(run, recipe.model, remote=recipe.trust_remote_code, quiet=as_json)
-    from lorada.data.held_out import share_of
+    from lorada.data.rows import share_of
     from lorada.inference.evaluate import evaluate as evaluate_file
     from lorada.runs.result import read_result
 
@@ -200,8 +200,8 @@ def scored_run(run: Path, data: str | None, data_dir: str | None, metric: str | 
 
     ``data`` are files of rows, None for those of the recipe; ``metric`` is what is asked for.
     """
-    from lorada.data.chosen_metric import refuse_unnamed
-    from lorada.data.held_out import share_of
+    from lorada.data.rows import share_of
+    from lorada.data.scoring import refuse_unnamed
     from lorada.data.task_rows import refuse_absent
     from lorada.runs.folder import finished_run
     from lorada.runs.recipe import JSONL

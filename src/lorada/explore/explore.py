@@ -16,11 +16,11 @@ from lorada.explore.html_page import explorer_page
 from lorada.inference.generate import chat_prompt
 from lorada.inference.load import Run
 from lorada.runs.checkpoints import checkpoints, damaged_file
+from lorada.runs.one_base import adapter_names
 from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED
 from lorada.training.models.adapters import load_beside
-from lorada.runs.one_base import adapter_names
 
 MOST_TOKENS = 512  # of a sentence, unless the run has learned from longer rows
 LONGEST = 10_000  # characters that are read of a sentence that is sent to the page's server

@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 
-from lorada.data.task_rows import JSONL, Rows, rows_to_score, scored_rows
+from lorada.data.task_rows import Rows, rows_to_score, scored_rows
 from lorada.data.tokenize import prompt_of
 from lorada.explore.explanation import explain
 from lorada.explore.explore import tokens_to_show
 from lorada.inference.load import Run
 from lorada.methods.task_head import PEFT_NAMES
+from lorada.runs.recipe import JSONL
 from lorada.runs.result import read_result
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import Form, Row

@@ -29,17 +29,19 @@ from lorada.runs.result import read_result
 from lorada.support.errors import full_disk_in_one_line
 from lorada.support.files import atomic_path, json_text
 from lorada.support.row_sources import HEADED
+from lorada.training.inputs import prepare
 from lorada.training.model_card import licence_of, write_card, write_model_card
 from lorada.training.models.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    BESIDE,
     adapter_config,
     adapter_weights,
+    pooling_of,
+    save_beside,
     task_type,
 )
 from lorada.training.models.loading import model_folder
-from lorada.training.models.pooling import BESIDE, pooling_of, save_beside
-from lorada.training.prepare import prepare
 from lorada.tuners.exported_config import mark
 from lorada.tuners.pooling import PoolingConfig
 from lorada.tuners.stack.merging import UnmergeableError

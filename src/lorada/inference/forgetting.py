@@ -18,8 +18,8 @@ from lorada.inference.perplexity import window_losses
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.runs.result import keep_forgetting
 from lorada.support.row_sources import HEADED
+from lorada.training.inputs import prepare
 from lorada.training.models.adapters import load_base
-from lorada.training.prepare import prepare
 
 TEXT = Path(__file__).with_name("neutral.txt")
 LONGEST = 512  # tokens that are read at once

@@ -22,7 +22,7 @@ from lorada.runs.result import refuse_no_text
 from lorada.support.errors import out_of_memory
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import Row
-from lorada.training.models.generation import language_settings, refuse_long
+from lorada.training.models.loading import language_settings, refuse_long
 
 logger = logging.getLogger(__name__)
 

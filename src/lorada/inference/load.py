@@ -12,21 +12,25 @@ from transformers import PreTrainedModel
 
 from lorada.data.dataset import fit_context
 from lorada.data.task import Protocol
-from lorada.data.task_rows import JSONL
 from lorada.data.tasks import TASKS
 from lorada.runs.folder import TRAINED_FILE, finished_run
-from lorada.runs.recipe import Recipe
+from lorada.runs.one_base import adapter_names, refuse_different_bases
+from lorada.runs.recipe import JSONL, Recipe
 from lorada.runs.result import read_result
 from lorada.support.row_sources import Form
 from lorada.training.device_settings import accelerator
-from lorada.training.models.adapters import adapter_config, load_adapted, load_base, load_beside
-from lorada.training.models.generation import set_languages
-from lorada.training.models.loading import load_config
-from lorada.training.models.origin import weights_fingerprint
-from lorada.training.models.pooling import pooling_part, refuse_other
-from lorada.training.models.trained_part import load_part
-from lorada.training.prepare import Prepared, prepare
-from lorada.runs.one_base import adapter_names, refuse_different_bases
+from lorada.training.inputs import Prepared, prepare
+from lorada.training.models.adapters import (
+    adapter_config,
+    load_adapted,
+    load_base,
+    load_beside,
+    load_part,
+    pooling_part,
+    refuse_other,
+)
+from lorada.training.models.base_match import weights_fingerprint
+from lorada.training.models.loading import load_config, set_languages
 from lorada.tuners.pooling import attach
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from lorada.data.tasks import TASKS
 from lorada.paper.table_runs import TableJob
 from lorada.paper.table_spec import Scale
 from lorada.training.device_settings import dtype_on
-from lorada.training.parameter_counts import counts_of
 from lorada.training.models.loading import kind_of, load_config
+from lorada.training.parameter_counts import counts_of
 
 # Rows of the real training sets, by the name of the set or the task; they give steps per epoch.
 ROWS = {

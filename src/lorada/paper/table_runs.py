@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.compare.jobs.job import JOB_FILE, Job
-from lorada.data.sources import data_folder
+from lorada.data.row_files import data_folder
 from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run

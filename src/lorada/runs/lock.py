@@ -1,4 +1,4 @@
-"""Lets one process at a time work in a folder; the lock ends with its process, even a killed one."""
+"""Lets one process at a time work in a folder; the lock ends with its process, even if killed."""
 
 import logging
 import os

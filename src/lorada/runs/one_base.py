@@ -24,7 +24,7 @@ def writers(folders: Sequence[Path]) -> Recipe:
     return recipes[0]
 
 
-def served(folders: Sequence[Path]) -> tuple[Recipe, bool]:
+def to_serve(folders: Sequence[Path]) -> tuple[Recipe, bool]:
     """The recipe of the first of several finished runs, and whether they label, score or choose.
 
     All do, or all write text on one base.

@@ -12,26 +12,8 @@ from datasets import Dataset
 from torch import nn
 
 from lorada.data.dataset import dataset_of, token_counts
-from lorada.data.task import Kind
 from lorada.data.tokenize import IGNORED
-from lorada.methods.lookup import method_named
-from lorada.methods.method import SHIFTED_ATTENTION
-from lorada.support.row_sources import Form
 from lorada.tuners.lmam import map_configs
-
-PACKED_FORMS: tuple[Form, ...] = ("messages", "prompt")
-
-
-def refuse_packing(form: Form, kind: Kind, method: str) -> None:
-    """Refuse rows, models and methods that packing does not work for."""
-    if kind != "decoder":
-        raise ValueError("packing=true is for decoders only: leave it out")
-    if form not in PACKED_FORMS:
-        raise ValueError(
-            f"packing=true is for prompts or messages, not for rows of the form {form!r}"
-        )
-    if SHIFTED_ATTENTION in method_named(method).callbacks:
-        raise ValueError("packing=true: LongLoRA's groups would span several rows; leave it out")
 
 
 def best_fit(lengths: list[int], room: int) -> list[list[int]]:

@@ -34,10 +34,10 @@ from lorada.training.device_settings import (
     why_full,
     with_dtype,
 )
-from lorada.training.parameter_counts import placed_on, plan_of
+from lorada.training.inputs import PreparedTraining
 from lorada.training.models.labelled_loss import LabelledLoss
 from lorada.training.models.loading import kind_of, load_config, stretched
-from lorada.training.prepare import PreparedTraining
+from lorada.training.parameter_counts import placed_on, plan_of
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from lorada.inference.load import Run, load_run
 from lorada.inference.predict import predict
 from lorada.inference.serving.records import Record
 from lorada.inference.serving.requests import Refused
-from lorada.support.row_sources import Row
 from lorada.runs.one_base import adapter_names
+from lorada.support.row_sources import Row
 
 LONGEST = 500  # characters of a line that may repeat a text
 

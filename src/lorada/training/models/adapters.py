@@ -9,29 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorada.methods.build import Plan
-from lorada.methods.method import part_class
+from lorada.methods.method import EVERYTHING, part_class
 from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
 from lorada.runs.recipe import Recipe
-from lorada.training.models.base_settings import loading_settings
+from lorada.support.version import __version__
+from lorada.training.inputs import Prepared, loading_settings
+from lorada.training.models.base_match import base_type_of, refuse_other_type
 from lorada.training.models.loading import load_model, reading, stretched
-from lorada.training.models.origin import base_type_of, refuse_other_type
-from lorada.training.models.pooling import pooling_part, refuse_other
-from lorada.training.prepare import Prepared
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.base.config import known_types, newer_version
-from lorada.tuners.pooling import PoolingConfig, attach
+from lorada.tuners.pooling import (
+    CHILD,
+    PoolingConfig,
+    PoolingLayer,
+    attach,
+    backbone_of,
+)
 from lorada.tuners.stack.beside import as_stack
 from lorada.tuners.stack.nesting import keys_of_others
 
@@ -341,3 +342,102 @@ def parameter_counts(
         "percent": 100 * trainable / total,
         "percent_of_all": 100 * trainable / (total + added),
     }
+
+
+# ``base_model_name_or_path`` of an adapter that lies beside its base. From a local folder
+# transformers loads the base beside it; from the hub, the one that is named here. No name fits: the
+# folder may be moved, and no other folder has these weights.
+BESIDE = "the base is beside this adapter: load a local copy of the folder"
+
+
+def pooling_part(config: Any) -> str | None:
+    """The pooling among the parts of an adapter; None if it has none."""
+    parts = [part for part in getattr(config, "parts", [config]) if isinstance(part, PoolingConfig)]
+    return parts[0].pooling if parts else None
+
+
+def refuse_other(found: str | None, wanted: str | None, folder: Path) -> None:
+    """Refuse saved weights whose head read something else than the recipe says."""
+    if found != wanted:
+        given = "no pooling" if wanted is None else f"pooling={wanted}"
+        own = "none" if found is None else f"pooling={found}"
+        raise ValueError(f"{folder} was trained with {own}, and the recipe has {given}")
+
+
+def pooling_of(model: nn.Module) -> str | None:
+    """The pooling that ``attach`` has put on a fully trained model; None for any other model."""
+    if not isinstance(model, PreTrainedModel):
+        return None
+    layer = getattr(backbone_of(model), CHILD, None)
+    return layer.configs["default"].pooling if isinstance(layer, PoolingLayer) else None
+
+
+def save_beside(model: nn.Module, folder: Path) -> None:
+    """Write the pooling of a fully trained model, if it has one, as an adapter in its folder.
+
+    It has no tensors, as the trained head is in the weights of the model.
+    """
+    pooling = pooling_of(model)
+    if pooling is None:
+        return
+    config = LoradaConfig(
+        parts=[PoolingConfig(pooling=pooling)],
+        base_model_name_or_path=BESIDE,
+        base_model_type=str(model.config.model_type),  # type: ignore[union-attr]
+        inference_mode=True,
+    )
+    config.save_pretrained(str(folder))
+    save_file({}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def saved_names(model: nn.Module, base: Base, plan: Plan) -> frozenset[str] | None:
+    """The names of the parameters that are saved of a model that trains itself.
+
+    They are those that train, the head, and what the base's checkpoint lacks. None for a model with
+    an adapter, or one that is saved whole because everything trains.
+    """
+    if plan.trainable in (None, EVERYTHING):
+        return None
+    return frozenset(
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or name in base.drawn or in_head(name, base.head)
+    )
+
+
+def save_part(path: Path, model: PreTrainedModel, names: Collection[str], base: str) -> None:
+    """Write some of a model's weights into a file, which also names the base and the pooling."""
+    weights = model.state_dict()
+    chosen = {name: weights[name].detach().cpu().contiguous() for name in sorted(names)}
+    about = {
+        "format": "pt",
+        "tensors": str(len(chosen)),
+        "base_model_name_or_path": base,
+        "base_model_type": str(model.config.model_type),
+        "pooling": pooling_of(model) or "",
+        "lorada_version": __version__,
+    }
+    save_file(chosen, path, metadata=about)
+
+
+def load_part(base: Base, path: Path, pooling: str | None) -> PreTrainedModel:
+    """Put a saved part and the recipe's ``pooling`` on the base that it belongs to."""
+    with reading("the tensors", str(path)):
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+        weights = load_file(path)
+    model = base.model
+    refuse_other_type(about.get("base_model_type"), path, model.config)
+    refuse_other(about.get("pooling") or None, pooling, path)
+    if about.get("tensors") != str(len(weights)):
+        raise ValueError(
+            f"{path} has {len(weights)} of {about.get('tensors')} tensors: it is incomplete"
+        )
+    refuse_lost(base.drawn, weights, path)
+    with reading("the tensors", str(path), UNFIT):
+        unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"{path} has {unknown[0]}, for which this model has no place: {UNFIT}")
+    if pooling is not None:
+        attach(model, pooling)
+    return model.eval()

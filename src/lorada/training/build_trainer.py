@@ -21,31 +21,34 @@ from transformers import (
     set_seed,
 )
 
-from lorada.data.answers import answer_limit
 from lorada.data.dataset import (
     collator,
     context_of,
     encode_rows,
     fit_context,
 )
+from lorada.data.scoring import answer_limit
 from lorada.data.task_rows import Rows, head_size, protocol_settings
 from lorada.methods.task_head import narrow_trained, widen_trained
 from lorada.runs.recipe import MIXED, Recipe
 from lorada.support.processes import process_count
 from lorada.training.arguments import argument_errors, held_out_metrics, training_arguments
-from lorada.training.device_settings import loading_device
 from lorada.training.callbacks import RunCallback
-from lorada.training.choice_trainer import ChoiceTrainer
+from lorada.training.device_settings import loading_device
 from lorada.training.effect_size import EffectSize
-from lorada.training.models.adapters import Base, adapt, load_base
-from lorada.training.models.generation import language_settings, refuse_long
-from lorada.training.models.loading import stretched
-from lorada.training.models.trained_part import saved_names
+from lorada.training.inputs import PreparedTraining
+from lorada.training.models.adapters import Base, adapt, load_base, saved_names
+from lorada.training.models.loading import language_settings, refuse_long, stretched
 from lorada.training.packing import PackedCollator, pack, refuse_mixing
-from lorada.training.prepare import PreparedTraining
-from lorada.training.score_scale import ScoreScale, scale_of
-from lorada.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
-from lorada.training.trainer import RunTrainer
+from lorada.training.trainer import (
+    ChoiceTrainer,
+    RunTrainer,
+    ScoreScale,
+    WritingTrainer,
+    scale_of,
+    scorer,
+    writes_texts,
+)
 from lorada.training.training_memory import recomputes
 from lorada.tuners.lmam import LmamConfig, map_configs
 from lorada.tuners.pooling import attached
