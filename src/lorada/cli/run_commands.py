@@ -169,10 +169,7 @@ def _say_why(result: dict[str, Any]) -> None:
 
 
 def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
-    """Score a run that has just been trained on its recipe's held-out rows, and print the scores.
-
-    With ``as_json`` the whole result is printed.
-    """
+    """Score a run that has just been trained on its held-out rows, and print what was found."""
     gc.collect()  # the Trainer refers to itself, so its model would stay beside the loaded one
     loaded = loaded_run(run, recipe.model, remote=recipe.trust_remote_code, quiet=as_json)
     from lorada.data.rows import share_of
@@ -376,9 +373,7 @@ def run(
 def start_program(command: list[str]) -> NoReturn:
     """Replace this process by a command, so that exit code and signals are the command's.
 
-    Args:
-        command: the program and its arguments. The program is looked for in the folder of this
-            Python first, where it has the same packages, then on PATH.
+    The program is looked for in the folder of this Python first, where it has the same packages.
     """
     own_folder = str(Path(sys.executable).parent)
     program = shutil.which(command[0], path=own_folder) or shutil.which(command[0])

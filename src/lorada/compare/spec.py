@@ -15,8 +15,7 @@ from lorada.methods.method import Settings
 from lorada.methods.overrides import checked, owner_of
 from lorada.methods.sizes import RATE_RANGE
 from lorada.runs.folder import differences, refuse_both
-from lorada.runs.plain_yaml import read_yaml, write_yaml
-from lorada.runs.recipe import JSONL, Recipe, refuse_seed
+from lorada.runs.recipe import JSONL, Recipe, read_yaml, refuse_seed, write_yaml
 from lorada.support.errors import unknown_name
 from lorada.support.files import write_atomic
 from lorada.support.row_sources import absolute_files

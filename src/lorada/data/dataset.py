@@ -1,4 +1,7 @@
-"""Makes a dataset of token ids from rows, pads batches, and fits lengths to the model's context."""
+"""Makes a dataset of token ids from rows, pads batches, and fits lengths to the model's context.
+
+``lost_and_first`` says of a dry run's rows how many are cut, and shows the first as it is read.
+"""
 
 import json
 import logging
@@ -248,9 +251,8 @@ def lost_and_first(
 ) -> tuple[dict[str, int], dict[str, Any] | None]:
     """What becomes of the rows when they are encoded, and the first that is learned.
 
-    Returns:
-        How many rows are ``cut`` to length, ``dropped`` because nothing to learn is left of them,
-        ``empty`` from the beginning, and ``copies`` of earlier rows; and ``first_row``.
+    The counts are of rows ``cut`` to length, ``dropped`` because nothing to learn is left of them,
+    ``empty`` from the beginning, and ``copies`` of earlier rows.
     """
     each = encode_each(rows, tokenizer, encode_options(rows, recipe, kind))
     counts, first = dict.fromkeys(("cut", "dropped", "empty"), 0), None

@@ -1,4 +1,4 @@
-"""Reads rows as they stand: JSON, tables, plain text or Parquet, or a data set of the hub.
+"""Reads rows as they stand: files, a data set of the hub, or those of a benchmark.
 
 The csv and json modules read text, not ``datasets``: an error can name the line, labels such as 01
 stay texts, and a field that only some rows have is not added to the others.

@@ -171,14 +171,8 @@ def in_form(
 ) -> tuple[list[Row], Form]:
     """The rows in the form that their fields decide, without fields that it does not have.
 
-    A column of notes may have the name of a field that only benchmarks give their rows.
-
-    Args:
-        rows: as they were read.
-        path: of the files that they are from.
-        columns: the user's names of fields.
-        before: those of other rows, if there are no ``columns``; these rows may lack them.
-        counts: the number of rows of each file; empty for one file.
+    ``before`` are names of fields of other rows, which these may lack, if there are no ``columns``;
+    ``counts`` are the numbers of rows of several files.
     """
     where = partial(place_of, path, counts)
     _check_columns(rows, path, columns or {})
@@ -215,13 +209,7 @@ def to_answer(
 ) -> tuple[list[Row], Form]:
     """Rows for a model to answer, which need no right answers, in its form or another it can read.
 
-    Args:
-        rows: as they were read; right answers in them are left out.
-        path: the file they are from.
-        form: of the rows that the model has learned.
-        labels: its classes, for rows with labels.
-        columns: the user's names of fields.
-        before: as for ``in_form``.
+    ``form`` and ``labels`` are what the model has learned; the rest is as for ``in_form``.
     """
     forms = (form,) if form in ("label", "score", "choice") else ("messages", "prompt", "text")
     readings = [reading for reading in READINGS if reading.form in forms]
@@ -472,10 +460,6 @@ def as_indices(rows: list[Row], where: Callable[[int], str]) -> list[Row]:
 
     Texts are read in one way in all rows: as candidates if they all are, else as letters or as
     numbers, whichever most of them are. So "2" among the candidates 1, 2 and 3 is the text.
-
-    Args:
-        rows: of choices, with an integer or a text as the answer.
-        where: index of a row → its file and number, for errors.
     """
     texts = [row for row in rows if isinstance(row["answer"], str)]
     read = max(

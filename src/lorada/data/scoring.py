@@ -1,4 +1,4 @@
-"""The metric that rows of a user's own are scored by: one by name, or a function of the user's."""
+"""By what answers are scored, how long they may be, and the metrics of each row alone."""
 
 import math
 import re

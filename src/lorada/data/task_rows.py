@@ -144,11 +144,8 @@ def rows_to_score(
 ) -> Rows:
     """The rows of files, or those that a run holds out; a share of its rows is drawn again.
 
-    Args:
-        recipe: of the run.
-        result: of the run, with the form, the classes and the fingerprint of what it has learned.
-        data: the files; None for the recipe's ``eval_data``.
-        columns: the user's names of fields; None for those of the training.
+    ``data`` are the files, None for the recipe's ``eval_data``; ``columns`` are the user's names of
+    fields, None for those of the training.
     """
     labels = tuple(result["labels"])
     if data is not None or share_of(recipe.eval_data) is None:
@@ -305,11 +302,7 @@ def _convert(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> 
 
 
 def class_order(labels: tuple[str, ...], own: OwnClasses) -> tuple[str, ...]:
-    """The classes of rows in the order of a model's own head, if the head has them all.
-
-    Returns:
-        The classes of the head, spelled as in the rows; ``labels`` if the head lacks one of them.
-    """
+    """The classes of rows in the order of a model's own head, if the head has them all."""
     if not labels or own is None:
         return labels
     spelled = {label.casefold(): label for label in labels}
@@ -406,14 +399,8 @@ def rows_to_answer(
 ) -> Rows:
     """Rows for a run to answer, as they were read; right answers in them are left out.
 
-    Args:
-        rows: the rows, in any form that the run can read.
-        path: the file that they are from.
-        learned: the form of the rows that the run has learned.
-        labels: the classes that it has learned.
-        columns: the user's names of fields.
-        before: those of the training, if there are no ``columns``; these rows may lack them.
-        pairs: whether it has learned pairs of texts only.
+    ``learned``, ``labels`` and ``before`` are of the training's rows; ``pairs`` says whether these
+    were pairs of texts only.
     """
     rows, form = to_answer(rows, path, learned, labels, columns, before)
     for number, row in enumerate(rows if pairs else (), start=1):

@@ -1,4 +1,11 @@
-"""Turns rows of each form into token ids, and into labels that say which tokens a model learns."""
+"""Turns rows of each form into token ids, and into labels that say which tokens a model learns.
+
+A chat is what its template writes; of it every answer of the assistant is learned, with its end:
+
+    answer k = what the text up to turn k has beyond the turns before it and an answer's header
+
+A template that marks what a model writes (``{% generation %}``) says itself which tokens these are.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -75,9 +82,7 @@ def encode(
 ) -> Iterator[Encoded | None]:
     """Tokenise rows of any form except ``text``, which ``windows`` tokenises.
 
-    Yields:
-        The features of each row: ``EMPTY`` if it has no token to learn, and None if cutting it to
-        length left none.
+    Yields ``EMPTY`` for a row without a token to learn, and None if cutting it left none.
     """
     if not rows:
         return
@@ -317,10 +322,7 @@ def prompt_of(
 
 
 def learned_ends(form: Form, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that rows of this form teach to end an answer with.
-
-    A chat template may end a turn with another token than the tokenizer ends a text with.
-    """
+    """The tokens that rows of this form teach to end an answer with; chats may have their own."""
     return _end(tokenizer) + (turn_end(tokenizer) if form == "messages" else [])
 
 

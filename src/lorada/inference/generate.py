@@ -17,7 +17,7 @@ from lorada.data.tokenize import ends_texts, prompt_of, without_end
 from lorada.inference.can_refill import end_tokens, reason_against
 from lorada.inference.load import Run
 from lorada.inference.refilled_batch import Writer, write_answers
-from lorada.runs.plain_yaml import refuse_unstorable
+from lorada.runs.recipe import refuse_unstorable
 from lorada.runs.result import refuse_no_text
 from lorada.support.errors import out_of_memory
 from lorada.support.progress import progress_bar

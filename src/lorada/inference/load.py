@@ -29,8 +29,7 @@ from lorada.training.models.adapters import (
     pooling_part,
     refuse_other,
 )
-from lorada.training.models.base_match import weights_fingerprint
-from lorada.training.models.loading import load_config, set_languages
+from lorada.training.models.loading import load_config, set_languages, weights_fingerprint
 from lorada.tuners.pooling import attach
 
 logger = logging.getLogger(__name__)

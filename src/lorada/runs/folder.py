@@ -179,7 +179,7 @@ def clear(run: Path) -> None:
     """Remove the files of a run, in an order that is safe to interrupt.
 
     The result goes first, so that the run no longer counts as complete; the recipe goes last, so
-    that no checkpoint is ever found beside the recipe of another run.
+    that no checkpoint is ever beside the recipe of another run.
     """
     order = {RESULT_FILE: 0, ROWS_FILE: 2, RECIPE_FILE: 3}
     with scratch_folder(run) as scratch:

@@ -111,11 +111,7 @@ def training_arguments(
 
 
 def _tell_compiler_of_tf32() -> None:
-    """Set the precision that transformers has set for products by torch's other name too.
-
-    torch's compiler asks by that one (``max-autotune`` does), and torch refuses to answer while
-    only ``fp32_precision`` is set.
-    """
+    """Set transformers' precision of products by torch's other name too; compilers ask for that."""
     known = {"tf32": "high", "ieee": "highest"}.get(getattr(torch.backends, "fp32_precision", ""))
     if known is not None:
         torch.set_float32_matmul_precision(known)

@@ -82,10 +82,7 @@ class Setup:
 def set_up(
     prepared: PreparedTraining, watchers: list[TrainerCallback], *, quiet: bool = False
 ) -> Setup:
-    """Make the Trainer of a training, and check what can be checked before the first step.
-
-    ``watchers`` are the caller's callbacks; they come first.
-    """
+    """Make the Trainer of a training; ``watchers`` are the caller's callbacks, which come first."""
     recipe, plan, held_out = prepared.recipe, prepared.plan, prepared.held_out
     args, measured, make = checked_arguments(prepared, quiet=quiet)
     set_seed(args.seed)

@@ -1,4 +1,4 @@
-"""Reads what a run needs before it loads weights.
+"""Reads what a run needs before it loads weights, and refuses settings that do not go together.
 
 A training, an evaluation and an export all begin with ``prepare``; a training goes on with
 ``prepare_training``.
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from transformers import (
     AttentionMaskInterface,
     BitsAndBytesConfig,
@@ -24,7 +23,7 @@ from lorada.data.task_rows import Rows, training_rows
 from lorada.methods.build import Plan, build_method
 from lorada.methods.lookup import method_named
 from lorada.methods.meta_model import meta_model
-from lorada.methods.method import SHIFTED_ATTENTION, Method
+from lorada.methods.method import SHIFTED_ATTENTION, load
 from lorada.methods.task_head import HEADS, POOLER
 from lorada.runs.recipe import Recipe
 from lorada.support.errors import needs_extra, unknown_name
@@ -88,7 +87,7 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     if recipe.packing:
         refuse_packing(rows.form, base.kind, recipe.method)
     plan = build_method(recipe.method, base.config, **recipe.parts)
-    refuse_base_settings(recipe, base.config, method_named(recipe.method), plan)
+    refuse_base_settings(recipe, base.config, plan)
     set_languages(base.tokenizer, recipe.languages, rows.protocol.languages)
     return PreparedTraining(**vars(base), plan=plan, rows=rows, held_out=held_out, metric=metric)
 
@@ -104,10 +103,7 @@ def _refuse_said_twice(recipe: Recipe) -> None:
 
 
 def refuse_pooling(pooling: str, model_config: Any, form: Form, path: str) -> None:
-    """Refuse a pooling where there is no head, or one that is not known.
-
-    ``form`` is that of the training rows, which come from ``path``.
-    """
+    """Refuse a pooling where training rows of this ``form`` need no head, or an unknown one."""
     if form not in HEADED:
         raise ValueError(
             f"pooling={pooling} is what a head for classes or scores reads, and {path} has {form} "
@@ -175,11 +171,8 @@ def _quantization(recipe: Recipe, kept: list[str] | None) -> Any:
     return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=kept)
 
 
-def refuse_base_settings(recipe: Recipe, config: Any, method: Method, plan: Plan) -> None:
-    """Refuse a quantisation or an attention that the method cannot be trained with.
-
-    ``config`` is that of the base.
-    """
+def refuse_base_settings(recipe: Recipe, config: Any, plan: Plan) -> None:
+    """Refuse a quantisation or an attention that the method cannot be trained with."""
     if recipe.quantization is not None and plan.config is None:
         raise ValueError(
             f"quantization={recipe.quantization} and method={recipe.method}, which trains the "
@@ -191,7 +184,7 @@ def refuse_base_settings(recipe: Recipe, config: Any, method: Method, plan: Plan
     known = sorted(AttentionMaskInterface().valid_keys())  # each has a mask of its own form
     if asked not in known:
         raise unknown_name("attn_implementation", asked, known)
-    if asked not in MASKED and (reason := _needs_masks(recipe, method, plan.config)):
+    if asked not in MASKED and (reason := _needs_masks(recipe, plan)):
         raise ValueError(
             f"attn_implementation={asked} does not work with {reason}: use {' or '.join(MASKED)}"
         )
@@ -201,11 +194,11 @@ def refuse_base_settings(recipe: Recipe, config: Any, method: Method, plan: Plan
         raise ValueError(f"attn_implementation={asked}: {' '.join(str(error).split())}") from error
 
 
-def _needs_masks(recipe: Recipe, method: Method, config: PeftConfig | None) -> str | None:
+def _needs_masks(recipe: Recipe, plan: Plan) -> str | None:
     """Which part of a method works only where attention takes any mask; None for none."""
-    if SHIFTED_ATTENTION in method.callbacks:
+    if any(isinstance(callback, load(SHIFTED_ATTENTION)) for callback in plan.callbacks):
         return "shifted sparse attention, which has a mask for each head"
-    for part in getattr(config, "parts", [config]):
+    for part in getattr(plan.config, "parts", [plan.config]):
         if isinstance(part, PrefixConfig) and recipe.packing:
             return "a prefix before each of several packed rows"
         if isinstance(part, LmamConfig) and part.ablation == "no_negative":

@@ -16,15 +16,16 @@ from typing import Any
 from lorada.data.tasks import TASKS
 from lorada.methods.lookup import method_named
 from lorada.methods.overrides import TRAINING, checked, owner_of
-from lorada.runs.plain_yaml import read_yaml, refuse_unstorable
 from lorada.runs.recipe import (
     REMOTE,
     SEED,
     SEEDS,
     Recipe,
     builtin_recipes,
+    read_yaml,
     recipe_of,
     refuse_seed,
+    refuse_unstorable,
     settings_in,
 )
 from lorada.support.errors import unknown_name
@@ -113,11 +114,7 @@ def load_recipe(
 def read_recipe(
     source: str | None, overrides: list[str], options: dict[str, Any], *, name_output: bool = False
 ) -> Asked:
-    """What ``load_recipe`` is given, read and checked as far as that needs neither torch nor PEFT.
-
-    Unlike the files of rows, the model is looked for already, because a hub id that is mistyped
-    would only be refused after torch is there.
-    """
+    """What ``load_recipe`` is given, checked as far as that needs neither torch nor PEFT."""
     given = _settings_of(source) if source is not None else {}
     asked = given.pop(REMOTE, False)
     given.update({key: value for key, value in options.items() if value is not None})

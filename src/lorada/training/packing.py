@@ -17,17 +17,10 @@ from lorada.tuners.lmam import map_configs
 
 
 def best_fit(lengths: list[int], room: int) -> list[list[int]]:
-    """Distribute rows over sequences by best-fit decreasing bin packing.
+    """Distribute rows of these lengths over sequences with ``room`` tokens, by best-fit decreasing.
 
     From the longest row on, each goes into the sequence that it leaves the least room in. (TRL's
     packing does the same, but then ``packing=true`` would need TRL.)
-
-    Args:
-        lengths: tokens of each row, none above ``room``.
-        room: tokens of a sequence.
-
-    Returns:
-        Indices of rows, by sequence.
     """
     by_space: list[list[int]] = [[] for _ in range(room + 1)]  # sequences, by their free room
     sequences: list[list[int]] = []
@@ -84,9 +77,7 @@ class PackedCollator:
 def refuse_mixing(model: nn.Module, batch_size: int) -> None:
     """Refuse a model in which rows in one sequence see each other.
 
-    Args:
-        model: the model as it will be trained.
-        batch_size: sequences in a batch; flash kernels keep rows apart only in a batch of one.
+    ``batch_size`` counts sequences, as flash kernels keep rows apart only in a batch of one.
     """
     if any(part.positions == "raw" for part in map_configs(model)):
         raise ValueError(

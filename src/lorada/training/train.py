@@ -49,7 +49,7 @@ from lorada.training.effect_size import EffectSize
 from lorada.training.inputs import PreparedTraining, prepare_training
 from lorada.training.model_card import write_card, write_model_card
 from lorada.training.models.adapters import fold_prefixes, parameter_counts, save_beside, save_part
-from lorada.training.models.base_match import weights_fingerprint
+from lorada.training.models.loading import weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -194,10 +194,7 @@ def _ended(state: TrainerState) -> bool:
 
 
 def all_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
-    """All weights of a model that is sharded over processes; None if every process has them all.
-
-    All processes must call this.
-    """
+    """All weights of a model that processes share; None if each has all. All must call it."""
     if not trainer.is_fsdp_enabled:
         return None
     weights: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -246,10 +243,7 @@ def _unshard(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
 
 
 def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict[str, Any]:
-    """The fields of ``result.json``, without those that ``train`` adds; ``peak`` is in bytes.
-
-    The weights must be saved before.
-    """
+    """The fields of ``result.json`` without those that ``train`` adds; ``peak`` is in bytes."""
     recipe, rows, plan = prepared.recipe, prepared.rows, prepared.plan
     state, base, scale = setup.trainer.state, setup.base, setup.scale
     shown = ["step", "loss", "eval_loss", *setup.measured, "effect_size", "grad_norm"]

@@ -1,4 +1,4 @@
-"""The Trainer of a run: transformers' Trainer, with the loss of a step as one mean.
+"""The Trainers of a run: transformers' Trainer, with the loss of a step as one mean.
 
     loss of a step = Σ_b (n_b / n) · loss_b        n = Σ_b n_b, over all batches and processes
 
@@ -6,6 +6,13 @@ loss_b is the mean over batch b. n_b is the number of its rows or, if the model 
 text, of its tokens that have a label. transformers' Trainer leaves the division by n to each model
 with further keywords in its ``forward``, and many of them do not divide (BERT, BART, T5, and every
 loss of scores).
+
+Scores are learned as standard deviations from their mean, and saved in the rows' own unit:
+
+    learned: (score − mean) / sd        saved: sd·W and sd·b + mean, of the head's last layer
+
+So grades from 1 to 5 and the same grades from 1000 to 5000 are one training. The head of a decoder
+has no bias in transformers, so nothing could hold the mean: there scores are only divided.
 """
 
 import copy

@@ -1,4 +1,9 @@
-"""Loads base models and adapters, and places a method on a base model."""
+"""Loads base models and what was trained on them, and places a method on a base model.
+
+An adapter has the recipe's ``pooling`` as a part. A fully trained model has no adapter, so one with
+nothing but the pooling lies beside its weights; transformers places it when it loads that folder.
+The weights of a method that trains part of a base, such as BitFit's biases, are one file.
+"""
 
 import json
 import logging
@@ -22,8 +27,13 @@ from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_t
 from lorada.runs.recipe import Recipe
 from lorada.support.version import __version__
 from lorada.training.inputs import Prepared, loading_settings
-from lorada.training.models.base_match import base_type_of, refuse_other_type
-from lorada.training.models.loading import load_model, reading, stretched
+from lorada.training.models.loading import (
+    base_type_of,
+    load_model,
+    reading,
+    refuse_other_type,
+    stretched,
+)
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.base.config import known_types, newer_version
 from lorada.tuners.pooling import (
@@ -68,9 +78,8 @@ def load_base(
 ) -> Base:
     """Load the weights of a recipe's base model.
 
-    ``outputs`` is the size of a task head: the number of classes, or 1 for a score; None for a
-    model that generates text. ``device`` is where they are loaded, None for the CPU;
-    ``without_adapter`` is as in ``load_model``.
+    ``outputs`` is the size of a task head, None for a model that generates text; ``device`` is
+    where weights are loaded, None for the CPU.
     """
     recipe, config = prepared.recipe, prepared.config
     model, drawn = load_model(
@@ -162,11 +171,7 @@ def task_type(model_config: Any, *, classifies: bool) -> str:
 def config_to_start(
     config: LoradaConfig, recipe: Recipe, model_config: Any
 ) -> tuple[LoradaConfig, set[Any]]:
-    """The parts of the adapter of ``--from``, and those of the method whose kind it lacks.
-
-    Returns:
-        The config of all these parts, and the kinds of those that the adapter brings.
-    """
+    """The parts of the adapter of ``--from`` with those that it lacks, and its own kinds."""
     folder = Path(str(recipe.from_adapter))
     old = adapter_config(folder)
     refuse_other_type(base_type_of(old), folder, model_config)
@@ -267,10 +272,7 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
 
 
 def load_beside(model: PeftModel, folder: Path, name: str, drawn: Collection[str] = ()) -> None:
-    """Load the saved adapter in ``folder`` beside those of a model, under a name of its own.
-
-    The adapter that was active stays so.
-    """
+    """Load the saved adapter in ``folder`` beside those of a model, which keeps its active one."""
     _, weights = _complete(folder, model.get_base_model(), drawn)
     with reading("the adapter", str(folder), UNFIT):
         model.load_adapter(str(folder), adapter_name=name)
@@ -373,10 +375,7 @@ def pooling_of(model: nn.Module) -> str | None:
 
 
 def save_beside(model: nn.Module, folder: Path) -> None:
-    """Write the pooling of a fully trained model, if it has one, as an adapter in its folder.
-
-    It has no tensors, as the trained head is in the weights of the model.
-    """
+    """Write the pooling of a fully trained model, if it has one, as an adapter without tensors."""
     pooling = pooling_of(model)
     if pooling is None:
         return

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorada.training.models.base_match import SAMPLED, weights_fingerprint
+from lorada.training.models.loading import SAMPLED, weights_fingerprint
 
 SHAPES = [(), (1,), (SAMPLED - 1,), (SAMPLED,), (SAMPLED + 1,), (3, 50), (0, 4), (7, 9, 31)]
 
