@@ -1,4 +1,4 @@
-"""What is asked of a row of any form, such as its place and answer; and a share that is held out."""
+"""What is asked of a row of any form, such as place and answer; and a share that is held out."""
 
 import hashlib
 import json
