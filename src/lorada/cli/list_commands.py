@@ -90,9 +90,10 @@ def params(
 ) -> None:
     """Count a method's parameters on a model, without loading weights."""
     from lorada.training.load_recipe import read_recipe
-    from lorada.training.models.names import has_weights
+    from lorada.training.models.names import check_name, has_weights
 
     pairs = list(overrides or [])
+    check_name(model, weights=False)  # first, since some methods' names need PEFT
     asked = read_recipe(None, pairs, {"method": method, "model": model, "output": "-"})
     with importing(quiet=as_json):
         from lorada.training.parameter_counts import parameters_of

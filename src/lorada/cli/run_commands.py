@@ -73,9 +73,13 @@ def train(
     from_adapter: Annotated[
         str | None, typer.Option("--from", help="a saved PEFT adapter to start from")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="continue the run in --output")] = False,
-    overwrite: Annotated[bool, typer.Option(help="delete the run in --output first")] = False,
-    dry_run: Annotated[bool, typer.Option(help="only say what would be trained")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --output")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="delete the run in --output first")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only say what would be trained")
+    ] = False,
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
@@ -92,6 +96,7 @@ def train(
     from lorada.data.scoring import refuse_unnamed
     from lorada.runs.recipe import RECIPE_FILE
     from lorada.training.load_recipe import read_recipe
+    from lorada.training.models.names import check_name
 
     given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
     saved = Path((given or [output or ""])[-1]) / RECIPE_FILE
@@ -100,6 +105,8 @@ def train(
         recipe = str(saved)
     elif resume and recipe is None and model is None:
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
+    if model is not None:  # first, since some methods' names need PEFT
+        check_name(model)
     asked = read_recipe(recipe, pairs, options, name_output=True)
     if resumed and not any(pair.startswith("metric=") for pair in pairs):
         refuse_unnamed(asked.recipe.metric, saved.parent, "metric=")
@@ -222,14 +229,16 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
     columns: Columns = None,
     data_dir: DataDir = None,
-    base: Annotated[bool, typer.Option(help="score the base, adapter switched off")] = False,
+    base: Annotated[
+        bool, typer.Option("--base", help="score the base, adapter switched off")
+    ] = False,
     metric: Annotated[str | None, METRIC] = None,
     lm_eval: Annotated[
         str | None, typer.Option(help="score on tasks of lm-eval instead; commas for more")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="rows of each lm-eval task")] = None,
     with_text: Annotated[
-        bool, typer.Option(help="also keep each row's text in predictions.jsonl")
+        bool, typer.Option("--with-text", help="also keep each row's text in predictions.jsonl")
     ] = False,
     remote: Remote = False,
     as_json: Json = False,
@@ -331,7 +340,9 @@ def generate(
 @app.command()
 def quickstart(
     output: Annotated[Path, typer.Option(help="folder for the runs")] = Path("runs/quickstart"),
-    overwrite: Annotated[bool, typer.Option(help="begin anew if it has finished before")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="begin anew if it has finished before")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train LoRaDA-LA and a LoRA of no more parameters on SmolLM2-135M, and compare them."""

@@ -30,7 +30,6 @@ from lorada.runs.recipe import (
 )
 from lorada.support.errors import unknown_name
 from lorada.support.row_sources import files_of, hub_source, resolve
-from lorada.training.models.names import check_name
 
 # Fields that are not themselves sections of settings.
 PLAIN = Recipe.model_fields.keys() - {"parts", TRAINING}
@@ -126,8 +125,6 @@ def read_recipe(
         )
     last = dict(pairs)
     values = {key: value for key, value in last.items() if key in PLAIN}
-    if isinstance(values.get("model"), str):  # first, since some methods' names need PEFT
-        check_name(values["model"], weights=False)
     # Which keys there are depends on the method.
     method = method_named(str(values.get("method", Recipe.model_fields["method"].default)))
     training = last.get(TRAINING)
