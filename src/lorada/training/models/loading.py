@@ -341,14 +341,6 @@ def refuse_long(limit: int, context: int | None) -> None:
         )
 
 
-# torch's names for those of safetensors.
-DTYPES = {
-    "F64": "torch.float64", "F32": "torch.float32", "F16": "torch.float16",
-    "BF16": "torch.bfloat16", "F8_E4M3": "torch.float8_e4m3fn", "F8_E5M2": "torch.float8_e5m2",
-    "I64": "torch.int64", "I32": "torch.int32", "I16": "torch.int16", "I8": "torch.int8",
-    "U64": "torch.uint64", "U32": "torch.uint32", "U16": "torch.uint16", "U8": "torch.uint8",
-    "BOOL": "torch.bool",
-}  # fmt: skip
 SAMPLED = 64  # how many numbers of each tensor, evenly spread; training changes most of them
 
 
@@ -414,5 +406,4 @@ def _sampled(path: Path) -> Iterator[str]:
             for number in range(0, count, step):
                 file.seek(8 + length + begin + number * width)
                 digest.update(file.read(width))
-            dtype = DTYPES.get(tensor["dtype"], tensor["dtype"])
-            yield f"{name} {shape} {dtype} {digest.hexdigest()}"
+            yield f"{name} {shape} {tensor['dtype']} {digest.hexdigest()}"
