@@ -34,7 +34,9 @@ def by_tensors(folder):
         for name, tensor in load_file(path).items():
             numbers = tensor.flatten()[:: max(1, tensor.numel() // SAMPLED)].contiguous()
             digest = hashlib.sha256(numbers.view(torch.uint8).numpy().tobytes()).hexdigest()
-            lines.append(f"{name} {tuple(tensor.shape)} {file.get_slice(name).get_dtype()} {digest}")
+            lines.append(
+                f"{name} {tuple(tensor.shape)} {file.get_slice(name).get_dtype()} {digest}"
+            )
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 

@@ -3,9 +3,10 @@
 import sys
 from collections import Counter
 
-import lorada.training.train as training
 from folders import llama_folder, rows_file
 from paths import ROOT
+
+import lorada.training.train as training
 
 SOURCE = str(ROOT / "src" / "lorada")
 # The YAML is that of the recipe and of one override; a method is looked up for its parts' names,
