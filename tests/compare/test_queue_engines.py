@@ -17,7 +17,7 @@ from queue_jobs import job
 from lorada.compare.jobs.engine import Workers
 from lorada.compare.jobs.job import JOB_FILE, HeldError
 from lorada.compare.jobs.queue import run_queue
-from lorada.runs.lock import LOCK_FILE, locked
+from lorada.runs.folder import LOCK_FILE, locked
 
 pytestmark = pytest.mark.apart
 ENGINES = {"one at a time": Workers, "two workers": partial(Workers, 2)}
@@ -108,7 +108,7 @@ def test_the_two_locks_of_a_folder_are_kept_apart(tmp_path):
         code = f"""
 import lorada_cli
 from pathlib import Path
-from lorada.runs.lock import HeldError, locked
+from lorada.runs.folder import HeldError, locked
 for name in ({LOCK_FILE!r}, {JOB_FILE!r}):
     try:
         with locked(Path({str(tmp_path)!r}), name):

@@ -18,7 +18,7 @@ from lorada.paper import page as pages
 from lorada.paper import render, table_runs, table_spec
 from lorada.paper.table_runs import jobs
 from lorada.paper.table_spec import load_table
-from lorada.runs.lock import LOCK_FILE
+from lorada.runs.folder import LOCK_FILE
 from lorada.runs.predictions import read_predictions
 
 TASKS = ("rte", "sst2")

@@ -14,8 +14,7 @@ from crashes import (
     random_numbers,
 )
 
-from lorada.runs.folder import run_files
-from lorada.runs.lock import LOCK_FILE, locked
+from lorada.runs.folder import LOCK_FILE, locked, run_files
 from lorada.support.files import SCRATCH, scratch_folder, write_atomic
 
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)

@@ -93,23 +93,7 @@ def train(
         "columns": columns_of(columns), "output": output,
         "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
-    from lorada.data.scoring import refuse_unnamed
-    from lorada.runs.recipe import RECIPE_FILE
-    from lorada.training.load_recipe import read_recipe
-    from lorada.training.models.names import check_name
-
-    given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
-    saved = Path((given or [output or ""])[-1]) / RECIPE_FILE
-    resumed = resume and recipe is None and saved.is_file()
-    if resumed:
-        recipe = str(saved)
-    elif resume and recipe is None and model is None:
-        raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
-    if model is not None:  # first, since some methods' names need PEFT
-        check_name(model)
-    asked = read_recipe(recipe, pairs, options, name_output=True)
-    if resumed and not any(pair.startswith("metric=") for pair in pairs):
-        refuse_unnamed(asked.recipe.metric, saved.parent, "metric=")
+    asked = _asked(recipe, pairs, options, resume=resume)
     if is_first():  # other processes may already see what the first has begun to write
         _check_training(asked.recipe, resume=resume, overwrite=overwrite)
     with importing(quiet=as_json):
@@ -125,6 +109,29 @@ def train(
     with prints_to_stderr(as_json):
         trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
     _print_result(trained, loaded, as_json=as_json)
+
+
+def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, resume: bool) -> Any:
+    """What was asked for, read; with ``resume``, the recipe in the output folder if none is named.
+
+    A function of a file that only that recipe names is refused.
+    """
+    from lorada.data.scoring import refuse_unnamed
+    from lorada.runs.recipe import RECIPE_FILE
+    from lorada.training.load_recipe import read_recipe
+    from lorada.training.models.names import check_name
+
+    given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
+    saved = Path((given or [options["output"] or ""])[-1]) / RECIPE_FILE
+    resumed = resume and recipe is None and saved.is_file()
+    if resume and recipe is None and not resumed and options["model"] is None:
+        raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
+    if options["model"] is not None:  # first, since some methods' names need PEFT
+        check_name(options["model"])
+    asked = read_recipe(str(saved) if resumed else recipe, pairs, options, name_output=True)
+    if resumed and not any(pair.startswith("metric=") for pair in pairs):
+        refuse_unnamed(asked.recipe.metric, saved.parent, "metric=")
+    return asked
 
 
 def _check_training(recipe: Any, *, resume: bool, overwrite: bool) -> None:

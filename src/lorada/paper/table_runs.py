@@ -19,8 +19,7 @@ from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.paper.table_spec import PaperTable, Scale, TableRow, row_recipe
-from lorada.runs.folder import clear, differences, holds_run
-from lorada.runs.lock import locked
+from lorada.runs.folder import clear, differences, holds_run, locked
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import RESULT_FILE, read_result, result_in
 from lorada.support.files import json_text, write_atomic

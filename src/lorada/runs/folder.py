@@ -1,16 +1,20 @@
-"""Decides whether a run may write to its output folder, clear it, or continue in it.
+"""Decides whether a run may write to its output folder, clear it, or continue in it, and locks it.
 
 A folder holds a run if it has ``recipe.yaml`` or ``result.json``; with ``result.json`` the run is
-complete. Nothing that a run did not write is ever removed.
+complete. Nothing that a run did not write is ever removed. One process at a time trains in a
+folder; its lock ends with it, even if it is killed.
 """
 
 import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from lorada.runs.checkpoints import (
     CHECKPOINT,
@@ -18,7 +22,6 @@ from lorada.runs.checkpoints import (
     processes_of,
     refuse_weights_only,
 )
-from lorada.runs.lock import refuse_file
 from lorada.runs.predictions import PREDICTIONS_FILE
 from lorada.runs.recipe import AUTO, PATHS, RECIPE_FILE, Recipe, saved_recipe
 from lorada.runs.result import RESULT_FILE, read_result
@@ -27,6 +30,7 @@ from lorada.support.processes import process_count
 
 logger = logging.getLogger(__name__)
 
+LOCK_FILE = ".lorada.lock"
 TRAINED_FILE = "trained.safetensors"  # the weights of a method that trains part of the base
 ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
 RUN_FILES = (
@@ -209,3 +213,50 @@ def _same(key: str, old: Any, value: Any) -> bool:
     if key in PATHS and isinstance(old, str) and isinstance(value, str):
         return os.path.realpath(old) == os.path.realpath(value)
     return bool(old == value) or (key == "dtype" and AUTO in (old, value))
+
+
+class HeldError(ValueError):
+    """Another process works in a folder."""
+
+
+def refuse_file(run: Path) -> None:
+    """Refuse a run folder that is a file."""
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"{run} is a file: choose another --output")
+
+
+@contextmanager
+def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
+    """Keep other trainings out of a run folder in a ``with`` block; make the folder if needed.
+
+    Locks of different file names do not exclude each other.
+
+    Raises:
+        HeldError: if another process trains there.
+    """
+    refuse_file(run)
+    made, path = not run.exists(), run / name
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+        with suppress(OSError):  # the number is only for the error below; a full disk may refuse it
+            path.write_text(str(os.getpid()))
+    except Timeout:
+        owner = path.read_text() if path.is_file() else ""
+        raise HeldError(
+            f"{run} is being trained by {f'process {owner}' if owner else 'another process'}: wait "
+            "for it, or choose another --output"
+        ) from None
+    except PermissionError:
+        raise
+    except (OSError, NotImplementedError):
+        logger.warning("%s is on a file system without locks: never train there twice", run)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # waiting processes notice it and make a new lock
+        lock.release()
+        if made:
+            with suppress(OSError):  # something was written into it, so it stays
+                run.rmdir()

@@ -25,8 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 
 from lorada.data.dataset import context_of
 from lorada.data.scoring import answer_limit
-from lorada.runs.folder import TRAINED_FILE, Start, begin, check_folder
-from lorada.runs.lock import locked
+from lorada.runs.folder import TRAINED_FILE, Start, begin, check_folder, locked
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.runs.result import RESULT_FILE, hardware, peak_memory, versions, write_result
 from lorada.support.errors import full_disk_in_one_line

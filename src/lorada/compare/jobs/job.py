@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lorada.compare.jobs.own_process import Report
-from lorada.runs.lock import HeldError, locked
+from lorada.runs.folder import HeldError, locked
 
 __all__ = ["JOB_FILE", "HeldError", "Job", "JobEngine", "Outcome", "Report", "run_job"]
 
