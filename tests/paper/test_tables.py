@@ -189,7 +189,7 @@ def test_a_result_that_cannot_be_used_for_the_page_is_named_and_left_out(place, 
 def held(path):
     """Another process has locked a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
     code += "print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
     try:
