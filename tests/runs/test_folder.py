@@ -263,7 +263,7 @@ def test_the_logs_of_tensorboard_have_the_effect_size(place, tmp_path):
     assert "train/effect_size" in log.Tags()["scalars"]
 
 
-QUICK = {
+FULL = {
     "the recipe": (r"open .*recipe\.yaml", "full", "then run the command again"),
     "weights": ("safetensors checkpoint-4", "half full", "at step 4.*--resume"),
     "optimizer": ("torch.save checkpoint-4/optimizer", "half full", "at step 4.*--resume"),
@@ -272,9 +272,9 @@ QUICK = {
 }
 
 
-@pytest.mark.parametrize("case", QUICK)
+@pytest.mark.parametrize("case", FULL)
 def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(lab, tmp_path, case):
-    (pattern, how, message), run, whole = QUICK[case], tmp_path / "run", lab.whole()
+    (pattern, how, message), run, whole = FULL[case], tmp_path / "run", lab.whole()
     reply = lab.train(run, at=number(lab.points, pattern), how=how)
     assert reply["code"] == 2, reply["said"]
     lines = reply["said"].strip().splitlines()
