@@ -40,7 +40,7 @@ def page() -> str:
 
 
 def configs() -> list[tuple[str, str]]:
-    """Module and name of every config, stacks first, from what type checkers read."""
+    """Module and name of every config, stacks first, that ``lorada.tuners`` imports."""
     tree = ast.parse((SOURCE / "lorada/tuners/__init__.py").read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     found = [

@@ -19,7 +19,7 @@ from playwright.sync_api import Page, sync_playwright
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lorada
-from lorada.explore.explained import Explanation
+from lorada.explore.explanation import Explanation
 from lorada.training.models.loading import model_folder
 
 WIDE, PHONE, HIGH, MARGIN = 1200, 390, 1050, 16  # pixels

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import lorada_cli  # noqa: F401  # first: what follows then does without torch
 from lorada.data.task import Protocol, Source
 from lorada.data.tasks import TASKS, Task
 

@@ -8,7 +8,6 @@ What is written stands between ``<!-- methods -->`` or ``<!-- count of … -->``
 import re
 from pathlib import Path
 
-import lorada_cli  # noqa: F401  # first: what follows then does without torch
 from lorada.data.tasks import TASKS
 from lorada.methods.lookup import method_named
 from lorada.methods.matrix_names import SCHEMES

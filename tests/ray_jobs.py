@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 from paths import ROOT
 
-import lorada_cli  # noqa: F401  with it loaded, importing lorada does not import torch
-
 STARTED_WITHIN = 90  # seconds
 
 

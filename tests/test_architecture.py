@@ -44,7 +44,6 @@ MAY_IMPORT = {
         "lorada", "paper", "compare", "explore", "inference", "training", "methods", "data",
         "runs", "support",
     },
-    "lorada_cli": {"cli"},
 }  # fmt: skip
 
 
@@ -54,7 +53,7 @@ def name_of(path):
     return name.removesuffix(".__init__")
 
 
-MODULES = {name_of(path): path for path in [*FILES, ROOT / "src" / "lorada_cli.py"]}
+MODULES = {name_of(path): path for path in FILES}
 
 
 def room_of(module):

@@ -56,7 +56,7 @@ def measure(machine: Machine, case: str) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     if not machine.tiny:
         in_turns({name: way(model, prompts[:8], settings) for name, way in ways.items()})
-    for _ in range(machine.pick(3, 1)):
+    for _ in range(machine.pick(2, 1)):
         spent, _, answers = in_turns(
             {name: way(model, prompts, settings) for name, way in ways.items()}
         )

@@ -12,11 +12,12 @@ from library.timing import Action
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TESTS = Path(__file__).parents[2] / "tests"
-# Llama-3.1-8B without its layers and its vocabulary, which parts choose.
+# Llama-3.1-8B and Llama-3.2-1B without their layers and vocabulary, which parts choose.
 SHAPE_8B = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
     "num_key_value_heads": 8, "max_position_embeddings": 131072,
 }  # fmt: skip
+SHAPE_1B = {**SHAPE_8B, "hidden_size": 2048, "intermediate_size": 8192}
 TINY_SHAPE = {
     "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 512,
@@ -50,6 +51,11 @@ class Machine:
         """What a base computes in: bf16, fp32 on a CPU."""
         return torch.float32 if self.device == "cpu" else torch.bfloat16
 
+    def autocast(self) -> torch.autocast:
+        """What a step runs under: bf16, as a training with ``dtype=mixed`` has it."""
+        on_cpu = self.device == "cpu"
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=not on_cpu)
+
     def wait(self) -> None:
         """Wait until the device has done everything, so that a timer counts it."""
         if self.device != "cpu":
@@ -65,11 +71,11 @@ class Machine:
         return run
 
     def llama(self, layers: int, vocabulary: int, **changes: Any) -> LlamaForCausalLM:
-        """A random model of Llama-3.1-8B's shape with so many layers, made on the device."""
-        shape = self.pick(SHAPE_8B, TINY_SHAPE)
+        """A random model of the 8B shape, but for changes, with so many layers, on the device."""
+        shape = self.pick({**SHAPE_8B, **changes}, {**changes, **TINY_SHAPE})
         config = LlamaConfig(
             num_hidden_layers=self.pick(layers, 2), vocab_size=vocabulary, pad_token_id=0,
-            bos_token_id=1, eos_token_id=2, **{**shape, **changes},
+            bos_token_id=1, eos_token_id=2, **shape,
         )  # fmt: skip
         torch.manual_seed(0)
         before = torch.get_default_dtype()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 TITLE = "Every method computes what it does on a CPU"
 ABOUT = (
     "Loss and gradients of one batch on a tiny model. Each number is a relative difference to the "
-    "same method on a CPU in fp64: of the loss, and of the worst gradient by its norm. A CPU in "
+    "same method on a CPU in fp64: of the loss, and of the worst gradient by its norm. In bf16 it "
+    "is as `dtype=mixed` trains: what trains is in fp32, and the step under autocast. A CPU in "
     "bf16 shows how much of it is rounding."
 )
 HEADER = (
@@ -36,6 +37,8 @@ def measure(machine: Machine, case: str) -> dict[str, Any]:
     from architectures import inputs
     from method_cases import defined, placed, with_labels
 
+    from lorada.methods.task_head import widen_trained
+
     kind = "llama" if defined(case, "llama") else "bert"
     torch.manual_seed(0)
     batch = inputs(kind)
@@ -46,9 +49,12 @@ def measure(machine: Machine, case: str) -> dict[str, Any]:
 
     def found(device: str, dtype: torch.dtype) -> Found:
         own = copy.deepcopy(model).to(device, dtype)
-        return _loss_and_gradients(
-            own, with_labels(kind, {name: x.to(device) for name, x in batch.items()})
-        )
+        narrow = dtype == torch.bfloat16
+        if narrow:
+            widen_trained(own)
+        given = with_labels(kind, {name: x.to(device) for name, x in batch.items()})
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=narrow):
+            return _loss_and_gradients(own, given)
 
     exact = found("cpu", torch.float64)
     sides = {

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,11 +66,24 @@ def read_arguments() -> argparse.Namespace:
         parser.error(f"--parts {unknown[0]}: no such part; there are {', '.join(PARTS)}")
     if given.device is None:
         if not torch.accelerator.is_available():
-            parser.error("torch finds no accelerator: --tiny --device cpu tries the script")
+            parser.error(
+                f"torch finds no accelerator ({cuda()}): --tiny --device cpu tries the script"
+            )
         given.device = str(torch.accelerator.current_accelerator())
     if given.device == "cpu" and not given.tiny:
         parser.error("--device cpu is for --tiny")
     return given
+
+
+def cuda() -> str:
+    """The CUDA that torch was built for, and the cards and the driver that the system knows."""
+    built = f"torch {torch.__version__} is built for CUDA {torch.version.cuda or 'not at all'}"
+    if shutil.which("nvidia-smi") is None:
+        return f"{built}; there is no nvidia-smi, so no driver"
+    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    said = subprocess.run(asked, capture_output=True, text=True)
+    cards = "; ".join((said.stdout or said.stderr).strip().splitlines())
+    return f"{built}; cards and driver by nvidia-smi: {cards}"
 
 
 def measured(machine: Machine, part: ModuleType, names: Iterable[str]) -> Rows:

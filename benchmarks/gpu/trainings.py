@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ TITLE = "Trainings with the defaults of a GPU"
 ABOUT = (
     "A random model of Llama-3.1-8B's shape, LoRA of rank 8, 8 rows a step of at most 512 "
     "tokens; all else is as each side has it. *Even* rows have 512 tokens, *mixed* ones 16 to "
-    "512. Tokens are those of the rows, without pads. Memory is the most that torch's "
+    "512; *off* and *full* say whether activations are computed again. Tokens are those of the "
+    "rows, without pads. Memory is the most that torch's "
     "allocator held; the computed one is what `--dry-run` prints."
 )
 HEADER = (
@@ -32,6 +34,8 @@ HEADER = (
 SECONDS = 400
 ALONE = True
 STEPS, WARM, BATCH, LONGEST, SHORTEST = 12, 2, 8, 512, 16
+OFF, FULL = (f"activation_checkpointing={how}" for how in ("off", "full"))
+COMPILED = [OFF, "torch_compile=true"]
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 # Side, rows and what differs. The method of the first is the same as that of the others.
@@ -46,9 +50,14 @@ CASES = {
     "TRL, LoRA, mixed, packed": ("trl", "mixed", {"packing": True}),
     "lorada, LoRA and the map, nf4, even": ("lora+lmam", "even", {"nf4": True}),
     "TRL, LoRA, nf4, even": ("trl", "even", {"nf4": True}),
+    "lorada, LoRA and the map, even, off": ("lora+lmam", "even", {"settings": [OFF]}),
+    "lorada, LoRA and the map, even, full": ("lora+lmam", "even", {"settings": [FULL]}),
+    "lorada, LoRA, even, compiled": ("lora", "even", {"settings": COMPILED}),
+    "lorada, LoRA and the map, even, compiled": ("lora+lmam", "even", {"settings": COMPILED}),
 }
 TINY = (
-    "lorada, LoRA and the map, mixed, packed", "TRL, LoRA, even",
+    "lorada, LoRA and the map, mixed, packed", "lorada, LoRA and the map, even, full",
+    "TRL, LoRA, even",
     "PEFT and the Trainer, LoRA, even",
 )  # fmt: skip
 
@@ -148,7 +157,7 @@ def _common(machine: Machine, output: Path) -> dict[str, Any]:
 
 def _lorada(
     method: str, machine: Machine, model: Path, data: Path, watch: Watch, *,
-    packing: bool = False, nf4: bool = False,
+    packing: bool = False, nf4: bool = False, settings: Sequence[str] = (),
 ) -> float | None:  # fmt: skip
     """Train with lorada; returns the GiB of a step as ``--dry-run`` computes them."""
     from lorada.training.inputs import prepare_training
@@ -158,15 +167,15 @@ def _lorada(
 
     _needs_bitsandbytes(nf4)
     given = {"method": method, "model": str(model), "data": str(data)}
-    settings = [
-        "num_train_epochs=1", f"per_device_train_batch_size={machine.pick(BATCH, 2)}",
+    pairs = [
+        *settings, "num_train_epochs=1", f"per_device_train_batch_size={machine.pick(BATCH, 2)}",
         "learning_rate=1e-4", "logging_steps=1", "report_to=[]", "save_strategy=no",
         f"max_length={machine.pick(LONGEST, 64)}", f"packing={json.dumps(packing)}",
         f"use_cpu={json.dumps(machine.device == 'cpu')}",
         *(f"lora.{name}={value}" for name, value in LORA.items()),
     ]  # fmt: skip
-    settings += ["quantization=nf4"] if nf4 else []
-    recipe = load_recipe(None, settings, {**given, "output": str(machine.folder / "run")})
+    pairs += ["quantization=nf4"] if nf4 else []
+    recipe = load_recipe(None, pairs, {**given, "output": str(machine.folder / "run")})
     prepared = prepare_training(recipe)
     again = "full" if recomputes(prepared) else "off"
     computed = memory_of(prepared, again).total / 2**30

@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 TITLE = "Where the host waits"
 ABOUT = (
-    "Counted by `torch.cuda.set_sync_debug_mode` in the third step of a training with LoRaDA-LA, "
-    "and in eight tokens after a prompt."
+    "Counted by `torch.cuda.set_sync_debug_mode` in the third step of a training with LoRaDA-LA "
+    "and `dtype=mixed`, and in eight tokens after a prompt."
 )
 HEADER = ("what", "waits", "where")
 SECONDS = 240
@@ -100,7 +100,7 @@ def _of_training(machine: Machine, settings: list[str]) -> dict[str, int]:
     model, data = llama_folder(place / "llama"), rows_file(place / "rows.jsonl")
     given = {"method": "lorada_la", "model": str(model), "data": str(data)}
     quick = [
-        "max_steps=4", "report_to=[]", "save_strategy=no", "max_length=32",
+        "max_steps=4", "dtype=mixed", "report_to=[]", "save_strategy=no", "max_length=32",
         "per_device_train_batch_size=4", f"use_cpu={str(machine.device == 'cpu').lower()}",
     ]  # fmt: skip
     counted = InThirdStep(machine.device)

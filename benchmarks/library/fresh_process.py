@@ -12,8 +12,8 @@ from typing import Any
 from library.timing import Action, time_in_turns
 
 COMMANDS = {
-    "help": "import sys, lorada_cli; sys.argv = ['lorada', '--help']; lorada_cli.main()",
-    "methods": "import sys, lorada_cli; sys.argv = ['lorada', 'methods']; lorada_cli.main()",
+    "help": "import sys, lorada.cli; sys.argv = ['lorada', '--help']; lorada.cli.main()",
+    "methods": "import sys, lorada.cli; sys.argv = ['lorada', 'methods']; lorada.cli.main()",
 }
 IMPORT = """import time, peft
 started = time.perf_counter()

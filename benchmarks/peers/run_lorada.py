@@ -12,7 +12,7 @@ from typing import Any
 
 import stamps
 
-import lorada_cli  # before lorada, which imports torch at once without it
+import lorada.cli
 from lorada.cli.app import importing
 
 began = stamps.now()
@@ -48,7 +48,7 @@ def main() -> None:
     found = watch()
     sys.argv[0] = "lorada"
     try:
-        lorada_cli.main()
+        lorada.cli.main()
     finally:
         imports = {"began": began, "torch": after_torch, "transformers": after_transformers}
         stamps.write({**found, "imports": imports}, "torch", "transformers", "peft")

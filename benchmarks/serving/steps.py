@@ -28,8 +28,7 @@ from library.page import markdown_table, write_marked
 from serving.load import Load
 
 from lorada.inference.load import load_run
-from lorada.inference.serving.served import PAGE, PASS
-from lorada.inference.serving.shared_model import AdapterView, SharedModel
+from lorada.inference.serving.served import PAGE, PASS, AdapterView, SharedModel
 from lorada.runs.result import hardware
 from lorada.support.allocator import keep_freed_memory
 from lorada.support.files import json_text, write_atomic

@@ -1,29 +1,23 @@
 """LoRaDA: a low-rank, signed attention map as a PEFT adapter, stacked with any other."""
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lorada import tuners
+from lorada.support.after_import import after_import
 from lorada.support.quiet import VARIABLE, silence
-from lorada.support.start import without_torch
+from lorada.support.tuners import TUNERS
 from lorada.support.version import __version__
 
-if VARIABLE in os.environ:  # started by a lorada command, so as silent as that
-    silence()
-
-# `import lorada` makes the adapter types known to PEFT, which takes torch. The command line starts
-# without them, and each command imports what it needs.
-if TYPE_CHECKING or not without_torch():
-    from lorada import functional
-    from lorada.explore.explanation import explain
-    from lorada.tuners import *  # noqa: F403
-
 if TYPE_CHECKING:
+    from lorada import functional, tuners
     from lorada.compare.decide import decide
     from lorada.data.tasks import TASKS
+    from lorada.explore.explanation import explain
     from lorada.methods.build import build_method
     from lorada.methods.table import METHODS
     from lorada.training.effect_size import EffectSize
+    from lorada.tuners import *  # noqa: F403
     from lorada.tuners.lmam import bake
     from lorada.tuners.stack.beside import as_stack
     from lorada.tuners.stack.merging import merge_weights
@@ -41,32 +35,42 @@ __all__ = [
     "functional",
     "merge_weights",
 ]
-__all__ += tuners.__all__
+if TYPE_CHECKING:
+    __all__ += tuners.__all__
+else:
+    __all__ += [*TUNERS.values(), "LoradaConfig"]  # noqa: F405
 
-# The rest is imported when first used. Under `lorada run`, peft's import also imports lorada, and
-# transformers imports peft in the middle of its own Trainer. So nothing above may need a module of
-# transformers that peft does not need.
+# Public name → the module that has it, which is imported when the name is first used.
 _LAZY = {
-    **dict.fromkeys(tuners.__all__, "lorada.tuners"),
-    "explain": "lorada.explore.explanation",
+    **dict.fromkeys(__all__, "lorada.tuners"),
     "EffectSize": "lorada.training.effect_size",
     "METHODS": "lorada.methods.table",
+    "TASKS": "lorada.data.tasks",
     "as_stack": "lorada.tuners.stack.beside",
     "bake": "lorada.tuners.lmam",
-    "merge_weights": "lorada.tuners.stack.merging",
     "build_method": "lorada.methods.build",
     "decide": "lorada.compare.decide",
-    "TASKS": "lorada.data.tasks",
+    "explain": "lorada.explore.explanation",
+    "merge_weights": "lorada.tuners.stack.merging",
 }
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
     if name == "functional":
         return import_module("lorada.functional")
     if name not in _LAZY:
         raise AttributeError(f"module 'lorada' has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
-    globals()[name] = value
+    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if VARIABLE in os.environ:  # started by a lorada command, so as silent as that
+    silence()
+# PEFT loads adapters of lorada, and transformers the folders that it exports, from here on. In a
+# process that imports neither, `import lorada` imports nothing more.
+after_import("peft", "lorada.tuners")
+after_import("transformers.models.auto.configuration_auto", "lorada.inference.exported_config")

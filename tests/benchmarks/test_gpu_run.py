@@ -1,6 +1,7 @@
 """``benchmarks/gpu/run.py``: every part in its tiny form on a CPU, what is kept, and the page."""
 
 import json
+import os
 import sys
 import warnings
 from argparse import Namespace
@@ -11,6 +12,7 @@ import torch
 from fake_gpu import GPU, fake_gpu, move
 from gpu import gpu_tests, map_costs, methods, page, run, trainings, waits
 from gpu.machine import Machine
+from library.paper_attention import NAME
 
 from lorada import METHODS
 
@@ -111,9 +113,23 @@ def test_a_map_that_differs_from_the_paper_s_form_is_not_timed(machine, monkeypa
     monkeypatch.setattr(
         map_costs, "use_paper_attention", lambda base: plain(base).apply(_other_weights)
     )
-    ((_, row),) = run.measured(machine, map_costs, ["step 8 × 512"])
+    ((_, row),) = run.measured(machine, map_costs, ["1B, step 8 × 512"])
     assert "DisagreementError" in row["reason"]
     assert "differ by" in row["reason"]
+
+
+def test_where_the_paper_s_form_fails_the_other_columns_are_measured(machine, monkeypatch):
+    plain = map_costs._step
+
+    def failing(machine, model, case):
+        if model.config._attn_implementation == NAME:
+            return lambda turn: torch.zeros(2) @ torch.zeros(3)
+        return plain(machine, model, case)
+
+    monkeypatch.setattr(map_costs, "_step", failing)
+    (row,) = rows_of(map_costs, machine, ["step 8 × 512"]).values()
+    assert set(row["ms"]) == {"off", "on", "off_again"}
+    assert row["paper_failed"].startswith("RuntimeError")
 
 
 def _other_weights(module):
@@ -122,8 +138,8 @@ def _other_weights(module):
 
 
 def test_what_is_timed_runs_on_a_fake_gpu_and_never_waits_for_it(machine):
-    models = map_costs._models(machine, paper=True)
     step, token = map_costs.cases(machine)
+    models = map_costs._models(machine, step)
     on_gpu = Machine(str(GPU), True, machine.folder)
     with fake_gpu({}) as gpu:
         for name, model in models.items():
@@ -266,10 +282,15 @@ def test_a_case_that_takes_too_long_is_ended_and_the_next_goes_on(processes, mon
     [
         (["--parts", "maps"], "--parts maps: no such part; there are methods, tests"),
         (["--device", "cpu"], "--device cpu is for --tiny"),
-        ([], "torch finds no accelerator: --tiny --device cpu tries the script"),
+        ([], f"torch {torch.__version__} is built for CUDA 13.0; cards and driver by nvidia-smi: "
+             "Tesla T4, 535.54): --tiny --device cpu tries the script"),
     ],
-)
-def test_a_wrong_command_line_is_one_line(words, said, monkeypatch, capsys):
+)  # fmt: skip
+def test_a_wrong_command_line_is_one_line(words, said, monkeypatch, capsys, tmp_path):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho Tesla T4, 535.54\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["run.py", *words])
     with pytest.raises(SystemExit) as stopped:

@@ -9,7 +9,7 @@ from library.page import read_marked
 from serving import run, steps
 from serving.load import Load
 
-from lorada.inference.serving.shared_model import SharedModel
+from lorada.inference.serving.served import SharedModel
 from lorada.tuners.lmam import LmamLayer
 
 

@@ -46,8 +46,8 @@ def test_the_command_says_what_the_library_decides_and_needs_no_torch(folder):
     shown = printed(*LORADA, *words, folder=folder)
     assert " ".join(shown.split()).startswith(expected.sentence)
     code = (
-        "import sys, lorada_cli; sys.argv = ['lorada', 'decide', 'scores.csv']\n"
-        "try: lorada_cli.main()\nfinally: assert 'torch' not in sys.modules"
+        "import sys, lorada.cli; sys.argv = ['lorada', 'decide', 'scores.csv']\n"
+        "try: lorada.cli.main()\nfinally: assert 'torch' not in sys.modules"
     )
     assert printed(sys.executable, "-c", code, folder=folder)
 

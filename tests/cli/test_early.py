@@ -11,7 +11,7 @@ import yaml
 from folders import rows_file
 
 MANY = """
-import contextlib, io, json, pathlib, sys, lorada_cli
+import contextlib, io, json, pathlib, sys, lorada.cli
 def files():
     return {str(path): path.is_file() and path.read_bytes() for path in pathlib.Path().rglob("*")}
 found, before = {}, files()
@@ -19,7 +19,7 @@ for case, words in json.load(sys.stdin).items():
     sys.argv, said, code = ["lorada", *words], io.StringIO(), 0
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
-            lorada_cli.main()
+            lorada.cli.main()
         except SystemExit as stop:
             code = stop.code
     heavy = [name for name in ("torch", "transformers", "peft") if name in sys.modules]

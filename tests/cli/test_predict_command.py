@@ -1,6 +1,7 @@
 """The command ``lorada predict``: where texts come from, what is printed, mistakes in one line."""
 
 import io
+import re
 import shlex
 import sys
 
@@ -94,3 +95,12 @@ def test_a_mistake_is_one_line(typed, mistake, folder, place, monkeypatch):
     pipe(monkeypatch, "")
     name, *words = shlex.split(typed)
     assert MISTAKES[typed] in mistake("predict", folder(name), *words)
+
+
+@pytest.mark.parametrize("command", ["chat", "explore", "export", "predict", "serve"])
+def test_a_flag_that_is_off_anyway_has_no_twin(command, works):
+    """Only ``--steps`` of explore is on where nothing is said."""
+    out, _ = works(command, "--help")
+    assert set(re.findall(r"--no-[a-z-]+", out)) == (
+        {"--no-steps"} if command == "explore" else set()
+    )

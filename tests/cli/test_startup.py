@@ -9,7 +9,7 @@ HEAVY = ("torch", "peft", "transformers")
 
 
 MAIN = """
-try: lorada_cli.main()
+try: lorada.cli.main()
 except SystemExit as end: assert not end.code
 """
 
@@ -17,7 +17,7 @@ except SystemExit as end: assert not end.code
 def printed_by(code: str) -> list[str]:
     """What a Python process prints, and which of the heavy packages it has loaded at its end."""
     ending = f"\nprint('loaded', [n for n in {HEAVY} if n in sys.modules])"
-    return printed(sys.executable, "-c", "import sys, lorada_cli\n" + code + ending).splitlines()
+    return printed(sys.executable, "-c", "import sys, lorada.cli\n" + code + ending).splitlines()
 
 
 @pytest.mark.parametrize("words", ["--help", "train --help", "--version", "methods",

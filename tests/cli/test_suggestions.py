@@ -8,7 +8,6 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file, split_file
 from trained import train_once
 
-from lorada.compare import quickstart
 from lorada.training.models import loading, names
 
 SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_tokens=4"]
@@ -162,14 +161,3 @@ def test_a_stopped_training_says_how_it_goes_on(call, at_home, monkeypatch):
     (line,) = (line for line in err.splitlines() if line.startswith("next: "))
     words = words_of(line.removeprefix("next: "))
     assert words == ["lorada", "train", "--resume", "--output", "my [x] run"]
-
-
-def test_the_quickstart_suggests_a_prompt(call, at_home, monkeypatch):
-    (at_home / "tiny.yaml").write_text(
-        "model: llama [red]\ndata: my rows.jsonl\neval_data: my rows.jsonl\n"
-        "output: unused\nmax_new_tokens: 4\ntraining: {max_steps: 2, report_to: []}\n"
-    )
-    monkeypatch.setattr(quickstart, "RECIPE", "tiny.yaml")
-    found = follow(call, "quickstart", "--output", "quick [start] #1: a")
-    assert found[1:3] == ["generate", "quick [start] #1: a/lorada_la"]
-    assert found[-1].splitlines()[-1] == "Answer:"

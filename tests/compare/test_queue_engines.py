@@ -106,7 +106,6 @@ def test_a_run_that_is_trained_without_a_queue_is_held_too(engine, tmp_path):
 def test_the_two_locks_of_a_folder_are_kept_apart(tmp_path):
     with locked(tmp_path), locked(tmp_path, JOB_FILE):
         code = f"""
-import lorada_cli
 from pathlib import Path
 from lorada.runs.folder import HeldError, locked
 for name in ({LOCK_FILE!r}, {JOB_FILE!r}):
@@ -122,7 +121,7 @@ for name in ({LOCK_FILE!r}, {JOB_FILE!r}):
 
 # A command with some workers, as the command line has them.
 COMMAND = """
-import lorada_cli, queue_jobs, sys
+import queue_jobs, sys
 from pathlib import Path
 from lorada.compare.jobs.engine import Workers
 from lorada.compare.jobs.queue import run_queue

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertForSequenceClassification, GptOssConfig, GptOssForCausalLM
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig, explain
-from lorada.explore.explained import AXES
+from lorada.explore.explanation import AXES
 
 pytestmark = pytest.mark.fp64
 

@@ -15,7 +15,7 @@ from servers import running
 
 from lorada import explain
 from lorada.explore.explore import explain_text, explored, explorer_app
-from lorada.explore.html_page import explorer_page
+from lorada.explore.page import explorer_page
 from lorada.inference.load import load_run
 
 place = run_place.place

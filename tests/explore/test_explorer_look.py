@@ -1,17 +1,15 @@
 """How the explorer's page looks in a headless Chromium: texts, widths, colours, and its speed."""
 
-import time
-
 import browsing
 import pytest
-from browsing import needs_chromium, watched, widest
+from browsing import needs_chromium, widest
 from made_up_explorer import SENTENCE, made_up_page
 
 pytest.importorskip("jinja2", reason="needs the extra explore")
 
 from test_explorer_browser import open_head
 
-from lorada.explore.html_page import explorer_page
+from lorada.explore.page import explorer_page
 
 pytestmark = needs_chromium
 browser, opened, page_of = browsing.browser, browsing.opened, explorer_page
@@ -133,18 +131,3 @@ def test_colours_follow_the_system(opened, scheme):
         assert abs(light["text"] - light["page"]) > 180
         assert abs(light["line"] - light["page"]) > 180
         assert abs(light["zero"] - light["page"]) < 20
-
-
-@pytest.mark.slow
-def test_thirty_layers_on_256_tokens_open_in_two_seconds(browser, tmp_path):
-    data = made_up_page([[f" w{i}" for i in range(256)]], layers=30, heads=9)
-    path = tmp_path / "explore.html"
-    path.write_text(explorer_page(data), encoding="utf-8")
-    with watched(browser, path) as open_page:
-        started = time.perf_counter()
-        page = open_page()
-        page.wait_for_selector(READY, state="attached")
-        assert time.perf_counter() - started < 2
-        started = time.perf_counter()
-        open_head(page, 20, 5)
-        assert time.perf_counter() - started < 2

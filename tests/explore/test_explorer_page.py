@@ -13,8 +13,7 @@ from made_up_explorer import SENTENCE, made_up_page
 
 pytest.importorskip("jinja2", reason="needs the extra explore")
 
-from lorada.explore.html_page import explorer_page
-from lorada.explore.packed import pack
+from lorada.explore.page import explorer_page, pack
 
 
 def unpacked(packed):

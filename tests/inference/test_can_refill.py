@@ -13,9 +13,8 @@ from transformers import LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from lorada.data.tokenize import EncodeOptions, encode
 from lorada.inference import generate as generating
-from lorada.inference.can_refill import reason_against
 from lorada.inference.evaluate import evaluate
-from lorada.inference.generate import continue_prompts, generate, tokens_of
+from lorada.inference.generate import continue_prompts, generate, reason_against, tokens_of
 from lorada.inference.load import load_run
 
 PLAIN = {"max_new_tokens": 12}

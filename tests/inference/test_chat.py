@@ -12,6 +12,8 @@ from peft import PeftModel
 from lorada import explain
 from lorada.attention.observation import observe
 from lorada.data.tokenize import prompt_of
+from lorada.inference import generate as generating
+from lorada.inference import refilled_batch
 from lorada.inference.chat import open_chat
 from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
@@ -136,14 +138,28 @@ def test_the_oldest_turns_make_room(chat_of, caplog):
     ]
 
 
-def test_a_stopped_answer_is_a_beginning_of_the_whole_one(chat_of):
-    chat = chat_of("lora")
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_a_stopped_answer_is_a_beginning_of_the_whole_one(chat_of, tokens, monkeypatch):
+    """Also where several tokens are written before it is read which answers have ended."""
+    monkeypatch.setitem(refilled_batch.TOKENS, "cpu", tokens)
+    chat, shown = chat_of("lora"), []
     whole = chat.ask(QUESTION, str).written
     calls = iter([False, False, True])
-    stopped = chat.ask(QUESTION, str, lambda: next(calls)).written
+    stopped = chat.ask(QUESTION, shown.append, lambda: next(calls)).written
     assert stopped.ids.tolist() == whole.ids[:3].tolist()
+    assert "".join(shown) == stopped.text
     assert len(whole.ids) > 3
     assert answer(chat) == whole.text
+
+
+def test_a_chat_is_written_in_the_batch_that_writes_all_answers(chat_of, monkeypatch):
+    chat, write, asked = chat_of("lora"), generating.write_answers, []
+    monkeypatch.setattr(
+        generating, "write_answers", lambda *given: asked.append(0) or write(*given)
+    )
+    answer(chat)
+    of_base(chat)
+    assert len(asked) == 2
 
 
 def test_beam_search_shows_its_answer_at_once(chat_of, folder):

@@ -9,13 +9,13 @@ from transformers import LlamaForCausalLM, pipeline
 
 from lorada.data.tokenize import prompt_of
 from lorada.inference import generate as module
-from lorada.inference.can_refill import end_tokens
+from lorada.inference.chat import stream
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
+from lorada.inference.generate import end_tokens
 from lorada.inference.load import load_run
 from lorada.inference.serving.app import Server
 from lorada.inference.serving.served import open_served
-from lorada.inference.stream import stream
 from lorada.support.row_sources import Row
 
 place = run_place.place

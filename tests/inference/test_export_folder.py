@@ -21,8 +21,8 @@ from test_export import CLASSES, inputs, train_run
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from lorada.inference.export import export
+from lorada.inference.exported_config import READERS
 from lorada.inference.load import load_run
-from lorada.tuners.exported_config import READERS
 
 pytestmark = pytest.mark.fp64
 # Kind -> its rows, its method with settings, the class that loads it, and a pipeline.
@@ -194,19 +194,3 @@ def test_such_a_folder_is_refused_as_the_base_of_a_run(exported, tmp_path, mista
         )  # fmt: skip
         assert "holds an adapter beside its base" in line
         assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_with_the_adapter_in_a_folder_of_its_own_loads_as_it_did(exported, tmp_path):
-    place, expected = exported
-    old, batch = shutil.copytree(place / "llama", tmp_path / "old"), batch_of(place, "llama")
-    (old / "adapter").mkdir()
-    for path in old.glob("adapter_*"):
-        path.rename(old / "adapter" / path.name)
-    config = old / "adapter" / "adapter_config.json"
-    said = {**json.loads(config.read_text()), "base_model_name_or_path": str(old)}
-    config.write_text(json.dumps(said))
-
-    base = AutoModelForCausalLM.from_pretrained(old)
-    assert_close(logits(PeftModel.from_pretrained(base, old / "adapter"), batch), expected["llama"])
-    for auto in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
-        assert_close(logits(auto.from_pretrained(old / "adapter"), batch), expected["llama"])

@@ -10,9 +10,9 @@ import run_place
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lorada.inference import forgetting as forgetting_file
-from lorada.inference.forgetting import LONGEST, TEXT, forgetting, text_loss
+from lorada.inference import perplexity
 from lorada.inference.load import load_run
+from lorada.inference.perplexity import PIECE, TEXT, forgetting, text_loss
 from lorada.runs.result import read_result
 
 place = run_place.place
@@ -68,10 +68,10 @@ def test_a_model_that_continues_no_text_has_none(folder, name):
 
 def test_a_text_is_read_in_pieces_and_a_last_token_alone_is_left_out(place, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained(place / "llama").eval()
-    ids = [5 + n % 90 for n in range(LONGEST)]
+    ids = [5 + n % 90 for n in range(PIECE)]
     with torch.no_grad():
         assert text_loss(model, ids) == pytest.approx(loss_of(model, ids, 64), rel=1e-5)
-        monkeypatch.setattr(forgetting_file, "LONGEST", 20)
+        monkeypatch.setattr(perplexity, "PIECE", 20)
         assert text_loss(model, ids[:41]) == pytest.approx(loss_of(model, ids[:41], 20), rel=1e-5)
         assert text_loss(model, ids[:41]) == text_loss(model, ids[:40])
 

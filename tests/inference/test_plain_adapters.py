@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import assert_close
-from folders import adapter_weights, bart_folder, bert_folder, llama_folder, rows_file
+from folders import bart_folder, bert_folder, llama_folder, rows_file
 from paths import TESTS
 from programs import printed
 from safetensors.torch import load_file, save_file
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from lorada import METHODS
 from lorada.inference.load import load_run, load_side_by_side
 from lorada.methods.lookup import method_named
-from lorada.tuners import TUNERS
+from lorada.support.tuners import TUNERS
 
 pytestmark = pytest.mark.fp64
 
@@ -149,21 +149,6 @@ def test_llama_cpp_finds_what_its_converter_reads(place, works):
         assert (len(pair["A"]), pair["B"].shape[1]) == (config["r"], config["r"])
         change = config["lora_alpha"] / config["r"] * pair["B"] @ pair["A"]
         assert_close(weights[name].double() + change, merged[name].double())
-
-
-def test_what_is_done_with_a_run_is_done_with_such_a_run(
-    place, works, json_of, monkeypatch, tmp_path
-):
-    folder = run(place, "lora")
-    works("evaluate", folder, "--data", place / "rows.jsonl")
-    page = tmp_path / "page.html"
-    works("explore", folder, "--text", "2 + 2 =", "--output", page)
-    assert page.is_file()
-    start = str(folder / "adapter")
-    more = {**RUNS, "more": ("llama", "lora+lmam", "rows", [f"from_adapter={start}"])}
-    assert adapter_weights(train_once(place, "more", more, TINY)).keys() > (
-        adapter_weights(folder).keys()
-    )
 
 
 def test_runs_of_different_methods_share_a_base(place):

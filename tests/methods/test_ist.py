@@ -23,7 +23,7 @@ from lorada.methods.callbacks.ist import (
     updated,
 )
 from lorada.methods.callbacks.layers import draw, generator_at, layers_of
-from lorada.tuners import TUNERS
+from lorada.support.tuners import TUNERS
 
 pytestmark = pytest.mark.fp64
 
@@ -31,7 +31,7 @@ LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_pr
 PARTS = {
     "lora": LoraConfig(**LORA),
     "dora": LoraConfig(use_dora=True, **LORA),
-    **{part: getattr(lorada, name)(**SMALL.get(part, {})) for part, (name, _) in TUNERS.items()},
+    **{part: getattr(lorada, name)(**SMALL.get(part, {})) for part, name in TUNERS.items()},
 }
 IDS = torch.stack([row["input_ids"] for row in ROWS[:8]])
 BATCH = {"input_ids": IDS, "labels": IDS}

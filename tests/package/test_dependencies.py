@@ -15,7 +15,7 @@ from test_architecture import imported_modules
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FOLDERS = ("src/lorada", "tests", "benchmarks", "scripts")
 # Files beside one another import each other by name; those of the package, as lorada.
-OWN = {"lorada", "lorada_cli"} | {
+OWN = {"lorada"} | {
     path.parts[at].removesuffix(".py")
     for folder in FOLDERS[1:]
     for path in (ROOT / folder).rglob("*.py")

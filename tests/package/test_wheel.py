@@ -18,7 +18,7 @@ def test_a_wheel_holds_the_package_its_recipes_and_its_data(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     source = [path for path in (ROOT / "src" / "lorada").rglob("*") if path.is_file()]
     shipped = {str(p.relative_to(ROOT / "src")) for p in source if "__pycache__" not in p.parts}
-    assert shipped | {"lorada_cli.py"} <= names
+    assert shipped <= names
     assert "lorada/py.typed" in names
     assert not any(name.startswith("tests") or "__pycache__" in name for name in names)
 

@@ -9,7 +9,7 @@ from folders import rows_file, t5_folder
 from trained import run_recipe
 
 from lorada.compare.jobs.job import Outcome
-from lorada.explore.map_statistics import ratios_by_layer, sentence_maps
+from lorada.explore.explore import ratios_by_layer, sentence_maps
 from lorada.inference.load import load_run
 from lorada.paper import figures as plots
 from lorada.paper import table_page

@@ -13,7 +13,6 @@ pytestmark = pytest.mark.skipif(
 # Pages of memory that the kernel has to clear for tensors that are made and freed again.
 CODE = """
 import resource
-import lorada_cli
 from lorada.cli.app import importing
 with importing():
     import torch

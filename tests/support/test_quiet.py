@@ -41,11 +41,11 @@ def test_what_other_libraries_say_for_themselves_is_heard_where_it_concerns_the_
 def test_only_the_command_line_keeps_other_libraries_from_being_heard(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     code = (
-        "import logging, sys, lorada_cli, lorada.cli, lorada.support.quiet\n"
+        "import logging, sys, lorada.cli, lorada.support.quiet\n"
         "loggers = [logging.getLogger(name) for name in lorada.support.quiet.SILENCED]\n"
         "assert not any(logger.filters for logger in loggers)\n"
         "sys.argv = ['lorada', 'methods', '--json']\n"
-        "lorada_cli.main()\n"
+        "lorada.cli.main()\n"
         "assert all(logger.filters for logger in loggers)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -69,12 +69,25 @@ def test_auto_is_the_dtype_of_the_checkpoint_on_an_accelerator(on, recipe, devic
     assert with_dtype(recipe("use_cpu=true"), config).dtype == "float32"
 
 
-def test_auto_is_fp32_where_bf16_is_only_emulated(on, recipe):
+def test_a_card_without_bf16_has_fp16_with_a_scaled_loss_where_the_checkpoint_has_16_bits(
+    on, recipe, caplog, monkeypatch
+):
+    refused(
+        "dtype=mixed_float16 trains on an accelerator alone",
+        lambda: arguments.training_arguments(recipe("dtype=mixed_float16")),
+    )
     on("cuda", bf16=False, capability=(7, 5))
+    loader = {"dataloader_num_workers": 2, "dataloader_pin_memory": True}
+    for saved in (torch.bfloat16, torch.float16):
+        found = with_dtype(recipe(), LlamaConfig(dtype=saved))
+        assert (found.dtype, found.base_dtype, found.mixed) == ("mixed_float16", "float16", True)
+    # The Trainer scales the loss where it is told fp16.
+    assert device_settings(found) == {**loader, "fp16": True}
+    assert "takes mixed_float16 on this device, which is float16 with float32" in caplog.text
+    assert with_dtype(recipe(), LlamaConfig(dtype=torch.float32)).dtype == "float32"
+    assert device_settings(recipe("dtype=float32")) == loader
+    on("xpu", bf16=False)
     assert with_dtype(recipe(), LlamaConfig(dtype=torch.bfloat16)).dtype == "float32"
-    assert device_settings(recipe("dtype=float32")) == {
-        "dataloader_num_workers": 2, "dataloader_pin_memory": True,
-    }  # fmt: skip
 
 
 def test_a_line_says_what_was_chosen_and_how_to_change_it(on, recipe, caplog):

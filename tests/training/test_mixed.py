@@ -13,6 +13,7 @@ from lorada import METHODS
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.methods.peft_methods import peft_names
+from lorada.training import training_memory as computed
 from lorada.training.arguments import training_arguments
 from lorada.training.build_trainer import set_up
 from lorada.training.inputs import prepare_training
@@ -74,12 +75,16 @@ def test_a_mixed_run_is_saved_and_scored(recipe, place, method):
     assert evaluate(run, str(place / "labels.jsonl"))["n"] == 9
 
 
-def test_the_computed_memory_has_what_trains_in_fp32(recipe):
+def test_the_computed_memory_has_what_trains_in_fp32(recipe, monkeypatch):
     def weights(method: str, dtype: str) -> float:
         return training_memory(recipe(f"dtype={dtype}", method=method, rows="rows")).weights
 
     assert weights("full", "mixed") == weights("full", "float32")
     assert weights("lora", "mixed") == weights("lora", "bfloat16")
+    # Of the card's kind, which this machine need not have.
+    monkeypatch.setattr(computed, "device_settings", lambda recipe: {"fp16": True})
+    for method in ("lora", "full"):
+        assert weights(method, "mixed_float16") == weights(method, "mixed")
     longlora = [weights("longlora", dtype) for dtype in ("bfloat16", "mixed", "float32")]
     assert longlora[0] < longlora[1] < longlora[2]
 
@@ -89,3 +94,28 @@ def test_autocast_cannot_be_switched_off_beside_it(recipe):
         "dtype=mixed trains under autocast",
         lambda: training_arguments(recipe("bf16=false", rows="rows")),
     )
+
+
+@pytest.mark.parametrize("method", ["lorada_la", "full", "lora+houlsby"])
+def test_fp16_with_a_scaled_loss_trains_what_is_in_fp32(recipe, method, monkeypatch):
+    # accelerate scales on a card alone, so the steps of its scaler are made here.
+    monkeypatch.setattr("lorada.training.arguments.device_settings", lambda given: {"fp16": True})
+    asked = recipe("dtype=mixed_float16", method=method, rows="labels")
+    setup = set_up(prepare_training(asked), [], quiet=True)
+    model = setup.model.train()
+    trained = [each for each in model.parameters() if each.requires_grad]
+    assert {each.dtype for each in trained} == {torch.float32}
+    assert method == "full" or torch.float16 in {each.dtype for each in model.parameters()}
+    scaler, optimizer = torch.amp.GradScaler("cpu", 2.0**10), torch.optim.AdamW(trained, 1e-3)
+    batch = next(iter(setup.trainer.get_train_dataloader()))
+    losses = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = setup.trainer.compute_loss(model, dict(batch))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(float(loss.detach()))
+    assert scaler.get_scale() == 2.0**10  # no gradient overflowed
+    assert losses[-1] < losses[0]

@@ -16,7 +16,7 @@ from stacks import batch, lmam, logits, lora, moved, randomise
 
 import lorada
 from lorada import LoradaConfig
-from lorada.tuners import TUNERS
+from lorada.support.tuners import TUNERS
 from lorada.tuners.base.layer import LoradaTunerLayer
 from lorada.tuners.lmam import bake
 
@@ -39,7 +39,7 @@ def config_of(part, stacked=False, name="llama", **options):
     if tuner == "omoe" and name == "roberta":  # for which it has no default
         options["target_modules"] = ["intermediate.dense", "query"]
     settings = {**FORMS.get(part, SMALL.get(part, {})), **options}
-    config = getattr(lorada, TUNERS[tuner][0])(**settings)
+    config = getattr(lorada, TUNERS[tuner])(**settings)
     if not stacked:
         return config
     beside = [lora(name), *([] if tuner == "lmam" else [lmam()])]

@@ -38,7 +38,7 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig
-from lorada.tuners.exported_config import mark
+from lorada.inference.exported_config import mark
 
 # The shape of SmolLM2-135M.
 SHAPE = {

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig
-from lorada.tuners.exported_config import mark
+from lorada.inference.exported_config import mark
 
 VOCABULARY = 256
 CONFIGS = {

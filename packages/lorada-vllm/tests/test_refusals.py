@@ -16,7 +16,7 @@ from stacks import lorada_la, write_stack
 from transformers import AutoConfig
 
 from lorada import BottleneckConfig, LmamConfig, PrefixConfig
-from lorada.tuners.exported_config import READERS
+from lorada.inference.exported_config import READERS
 
 
 def config_of(folder):

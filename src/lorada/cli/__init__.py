@@ -23,6 +23,7 @@ from lorada.cli import (  # noqa: F401
     list_commands,
     plot_commands,
     predict_command,
+    quickstart_command,
     report_command,
     run_commands,
     serve_command,

@@ -117,7 +117,7 @@ def compare(
     shard: Shard = None,
     remote: Remote = False,
     as_json: Json = False,
-) -> None:
+) -> Any:
     """Train methods at matched sizes on your rows, and say which differences can be trusted."""
     pairs = list(overrides or [])
     # In `lorada compare max_steps=100 …` the first word is an override, not a folder.
@@ -147,7 +147,8 @@ def compare(
     if dry_run:
         _forecast(chosen, place, engine, resume=resume, as_json=as_json)
     else:
-        _run(chosen, place, engine, part, overwrite=overwrite, as_json=as_json)
+        return _run(chosen, place, engine, part, overwrite=overwrite, as_json=as_json)
+    return None
 
 
 def _checked(
@@ -188,7 +189,7 @@ def _checked(
 
 def _run(
     chosen: Any, place: Path, engine: Any, part: Any, *, overwrite: bool, as_json: bool
-) -> None:
+) -> Any:
     """Run a comparison, and print its report or how it goes on; code 2 if a job has failed."""
     with importing():
         from lorada.compare.run import compare as run_comparison
@@ -211,6 +212,7 @@ def _run(
         show_report(compared.summary, compared.reports, as_json=as_json)
     if compared.failures:
         raise typer.Exit(2)
+    return compared.summary
 
 
 def _forecast(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: bool) -> None:

@@ -30,9 +30,9 @@ def explore(
     text: Annotated[list[str], typer.Option(help="a sentence to show; may be given again")],
     output: Annotated[Path, typer.Option(help="the page")] = Path("explore.html"),
     steps: Annotated[bool, typer.Option(help="show the checkpoints of the training too")] = True,
-    overwrite: Annotated[bool, typer.Option(help="replace the page")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the page")] = False,
     serve: Annotated[
-        bool, typer.Option(help="show it at 127.0.0.1, with a box for your own sentence")
+        bool, typer.Option("--serve", help="show it at 127.0.0.1, with a box for your own sentence")
     ] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="of --serve; 0: any")] = 8001,
     maps: Annotated[
@@ -71,7 +71,7 @@ def explore(
         return
     data = explored(loaded, text, steps=steps)
     with waiting("writing the page"):
-        from lorada.explore.html_page import explorer_page
+        from lorada.explore.page import explorer_page
 
         page = explorer_page(data)
     write_atomic(output, page)
@@ -114,7 +114,7 @@ def _show_maps(
     recipe = finished_run(run)
     refuse_empty(text[0])
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.explore.map_statistics import sentence_maps
+    from lorada.explore.explore import sentence_maps
 
     found = sentence_maps(loaded, text[0], layer, head)
     if as_json:

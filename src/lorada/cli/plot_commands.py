@@ -101,7 +101,7 @@ def _plot_maps(run: Path, text: str, output: Path) -> None:
     recipe = finished_run(run)
     refuse_empty(text)
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
-    from lorada.explore.map_statistics import sentence_maps
+    from lorada.explore.explore import sentence_maps
 
     found = sentence_maps(loaded, text)
     draw("figure1", output, lambda *paths: figure_1(found, *paths))
@@ -116,7 +116,7 @@ def _plot_layers(
 
     recipe = scored_run(run, data, data_dir)
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
-    from lorada.explore.map_statistics import ratios_by_layer
+    from lorada.explore.explore import ratios_by_layer
 
     layers = ratios_by_layer(loaded, rows, data, data_dir)
     draw("figure3", output, lambda *paths: layers_figure(layers, *paths))

@@ -33,7 +33,9 @@ def predict(
     output: Annotated[
         Path | None, typer.Option(help="file for the answers, .jsonl or .csv; else they are shown")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="replace the file in --output")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the file in --output")
+    ] = False,
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -50,11 +50,6 @@ Output = Annotated[
     str | None, typer.Option(help="folder of the run; else the recipe's, or runs/TASK-METHOD-seedN")
 ]
 SITE = Path(__file__).parent / "site"  # its sitecustomize.py is imported when Python starts
-# A prompt of the bundled task, for the command that the quickstart suggests.
-PROMPT = (
-    r"1. No cats are birds\n2. All birds are singers\n"
-    r"Does it logically follow that: No cats are singers?\nAnswer:"
-)
 
 
 @app.command(no_args_is_help=True)
@@ -267,7 +262,7 @@ def evaluate(
     from lorada.runs.result import read_result
 
     if lm_eval is not None:
-        from lorada.inference.lm_eval import evaluate_lm_eval
+        from lorada.inference.evaluate import evaluate_lm_eval
 
         tasks = split_names("lm-eval", lm_eval) or []
         with redirect_stdout(sys.stderr):  # lm-eval and its tasks print
@@ -342,39 +337,6 @@ def generate(
     for text in outputs:
         console.print(text, highlight=False, soft_wrap=True)
     suggest_scoring(run, recipe)
-
-
-@app.command()
-def quickstart(
-    output: Annotated[Path, typer.Option(help="folder for the runs")] = Path("runs/quickstart"),
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="begin anew if it has finished before")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Train LoRaDA-LA and a LoRA of no more parameters on SmolLM2-135M, and compare them."""
-    from lorada.training.load_recipe import read_recipe
-
-    for name in ("lora", "lorada_la"):
-        plain = read_recipe("quickstart", [], {"output": str(output / name)}).recipe
-        _check_training(plain, resume=False, overwrite=True)  # it goes on with runs of its own
-    with importing(quiet=as_json):
-        from lorada.compare.quickstart import run_quickstart
-
-    report: Callable[..., Any] = errors.print if as_json else console.print
-    try:
-        with prints_to_stderr(as_json):
-            comparison = run_quickstart(output, overwrite=overwrite, report=report)
-    except KeyboardInterrupt:
-        errors.print("stopped and saved: the same command goes on from here", highlight=False)
-        raise
-    if as_json:
-        print_json(comparison)
-        return
-    from lorada.cli.terminal import comparison_table
-
-    console.print(comparison_table(comparison))
-    suggest("generate", output / "lorada_la", also=f"--prompt $'{PROMPT}'")
 
 
 # All words after the program's name, even `--help`, are passed to the program.

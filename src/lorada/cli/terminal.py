@@ -77,27 +77,6 @@ def training_summary(result: dict[str, Any]) -> str:
     )
 
 
-def comparison_table(comparison: dict[str, Any]) -> Table:
-    """The quickstart's table: the untrained model, LoRA and LoRaDA-LA."""
-    first = comparison["rows"][0]
-    table = Table(
-        "method", "parameters", "exact match", "loss", "training", "effect size",
-        title=f"{first['n']} held-out rows, one seed ({comparison['seed']})",
-        caption=f"{comparison['hardware']['cpu']}, {comparison['hardware']['cores']} cores",
-    )  # fmt: skip
-    for row in comparison["rows"]:
-        effect = row.get("effect_size")
-        table.add_row(
-            row["method"],
-            f"{row['parameters']:,}",
-            f"{row['exact_match']:.1f}%",
-            f"{row['loss']:.3f}",
-            f"{row['seconds']:.0f} s" if row["seconds"] else "—",
-            "—" if effect is None else f"{effect:.3f}",
-        )
-    return table
-
-
 def effect_table(effects: Sequence[Any]) -> Table:
     """The effect size of each layer's map on an answer, from ``answer_effect``, with a bar."""
     table = Table("layer", "effect size", "on the answer", "", caption="‖Attn_s V‖ / ‖Attn V‖")

@@ -26,8 +26,8 @@ from lorada.data.rows import answer_of, share_of
 from lorada.data.scoring import row_metrics, row_value
 from lorada.data.task_rows import Rows
 from lorada.inference.evaluate import evaluate, evaluate_tasks, has_tasks
-from lorada.inference.forgetting import forgetting
 from lorada.inference.load import Run, load_run
+from lorada.inference.perplexity import forgetting
 from lorada.runs.folder import holds_run
 from lorada.runs.predictions import PREDICTIONS_FILE, read_predictions
 from lorada.runs.recipe import Recipe

@@ -11,9 +11,8 @@ BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token of one byte, in SentencePiece'
 class AnswerText:
     """Decodes the tokens of one answer, which may end at a stop text.
 
-    Attributes:
-        shown: the text so far.
-        stopped: whether a stop text has ended the answer.
+    Texts in ``stops`` end the answer and are no part of it; those in ``kept`` stay in it. The text
+    so far is ``shown``, and ``stopped`` says whether such a text has ended it.
     """
 
     def __init__(
@@ -22,13 +21,6 @@ class AnswerText:
         stops: tuple[str, ...] = (),
         kept: tuple[str, ...] = (),
     ) -> None:
-        """Begin with nothing.
-
-        Args:
-            tokenizer: that of the model.
-            stops: texts that end the answer and are not part of it.
-            kept: texts that end the answer and stay in it.
-        """
         self._tokenizer, self._stops, self._kept = tokenizer, stops, kept
         self.shown, self.stopped = "", False
         ids = tokenizer("a . b", add_special_tokens=False)["input_ids"]

@@ -1,42 +1,38 @@
 """``lorada evaluate``: scores a finished run on held-out rows, or on the test rows of its tasks.
 
-The metrics go into ``result.json``, and the answer to each row into ``predictions.jsonl``.
+The metrics go into ``result.json``, and the answer to each row into ``predictions.jsonl``. With
+``--lm-eval TASKS`` prompts, scoring and numbers are those of lm-evaluation-harness; its accuracy is
+a share, not a percentage. `lorada run lm_eval …` does the same with lm-eval's command.
 """
 
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
 
 from lorada.data.dataset import collator, encode_options, encode_rows, kept_rows, token_counts
 from lorada.data.metrics import Metrics, exact_match
 from lorada.data.row_forms import Columns
 from lorada.data.rows import answer_of
-from lorada.data.scoring import (
-    fits,
-    refuse_metric,
-    refuse_unnamed,
-    row_metrics,
-    row_value,
-)
+from lorada.data.scoring import fits, refuse_metric, refuse_unnamed, row_metrics, row_value
 from lorada.data.task_rows import Rows, refuse_empty_prompts, rows_to_score, scored_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED, prompt_of
 from lorada.inference.generate import Text, generate_parts, generation_settings
-from lorada.inference.load import Run
+from lorada.inference.load import Run, scoring
 from lorada.inference.perplexity import slide
 from lorada.runs.predictions import read_predictions, write_predictions
 from lorada.runs.recipe import JSONL
-from lorada.runs.result import keep_scores, read_result
-from lorada.support.errors import missing_package
+from lorada.runs.result import keep_scores, read_result, refuse_no_text
+from lorada.support.errors import missing_package, needs_extra, unknown_name
 from lorada.support.metric_names import LOSS, as_score, rows_metric
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import (
@@ -57,6 +53,7 @@ from lorada.training.models.candidate_scores import (
 )
 from lorada.training.models.labelled_loss import LabelledLoss, find_labelled_loss
 
+LM_EVAL = "lm_eval/"  # before the name of a task of lm-eval
 BASE = " (base)"  # after the name of rows, for scores with the adapter switched off
 # The model's answer to each row, each row's loss (None for a row without one), the loss of all if
 # it is among the metrics, and, where texts are written, whether each was cut.
@@ -126,10 +123,6 @@ def evaluate_tasks(
 
     Returns:
         The metrics by task, and by split if a task has two; a task's main metric comes first.
-
-    Raises:
-        ValueError: as ``evaluate`` does.
-        FileNotFoundError: if the rows are not there.
     """
     recipe = run.recipe.model_copy(update={"data_dir": data_dir or run.recipe.data_dir})
     sets = scored_rows(recipe, run.form, run.labels, run.kind)
@@ -161,26 +154,6 @@ def _score_all(
         write_predictions(run.folder, key, lines)
         keep_scores(run.folder, {key: found[name]}, unparsable)
     return found
-
-
-@contextmanager
-def scoring(run: Run, *, base: bool) -> Iterator[None]:
-    """Switch gradients off in a ``with`` block, and the adapter too if the base is to be scored.
-
-    Raises:
-        ValueError: if there is no adapter to switch off, or the base's head was drawn at random.
-    """
-    if base and not isinstance(run.model, PeftModel):
-        raise ValueError(
-            "this run trained the base model itself: there is no adapter to switch off"
-        )
-    if base and run.drawn:
-        raise ValueError(
-            f"--base: {run.recipe.model} has no {min(run.drawn)}, which is drawn anew at each load,"
-            " so scores of the base would be random: leave out --base"
-        )
-    with run.model.disable_adapter() if base else nullcontext(), torch.no_grad():
-        yield
 
 
 def score(
@@ -237,10 +210,8 @@ def _text_of(row: Row, form: Form, run: Run) -> dict[str, Any]:
     """What a row asks, as one text, and the right answer."""
     if form in HEADED:
         text = "\n".join(filter(None, (row["text"], row.get("text_pair"))))
-        return {
-            "text": text,
-            "right": str(row["label"]) if form == "label" else float(row["score"]),
-        }
+        right = str(row["label"]) if form == "label" else float(row["score"])
+        return {"text": text, "right": right}
     text = prompt_of(row, form, run.tokenizer)
     if form == "choice":
         options = (f"{index}: {one}" for index, one in enumerate(row["candidates"]))
@@ -249,14 +220,12 @@ def _text_of(row: Row, form: Form, run: Run) -> dict[str, Any]:
 
 
 def _batches(
-    run: Run, rows: Rows, title: str, *, parts: Parts | None = None, **encoding: bool
+    run: Run, rows: Rows, dataset: Dataset, title: str, parts: Parts | None = None
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Batches of rows of similar length, the longest first: the rows' indices, and their tensors.
+    """Batches of encoded rows of similar length, the longest first: their indices and tensors.
 
-    With ``parts``, only their rows are in batches, and no batch has rows of two parts. ``encoding``
-    are further arguments of ``encode_rows``.
+    With ``parts``, only their rows are in batches, and no batch has rows of two parts.
     """
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, **encoding)
     pad, size = collator(rows.form, run.tokenizer), run.recipe.eval_batch_size
     batches = [
         [part[i] for i in chosen]
@@ -285,40 +254,38 @@ def alike(dataset: Dataset, size: int) -> list[list[int]]:
     return sorted(chunks, key=lambda chosen: -max(lengths[i] for i in chosen))
 
 
-def _in_order(answers: dict[int, Any]) -> list[Any]:
-    """Answers by the index of their row, as a list."""
-    return [answers[i] for i in range(len(answers))]
-
-
 class Answered(NamedTuple):
-    """The answer to a row.
+    """The answer to a row: a class, a number, the index of a candidate, or a text.
 
-    Attributes:
-        value: the likeliest class, the number, the index of the likeliest candidate, or a text.
-        loss: the training's loss of the right answer: cross-entropy, squared error, or −log
-            softmax(s) of the right candidate, s being the candidates' scores; None for a text.
-        probs: of the classes, in their order.
-        cut: whether a text was cut at the most tokens of an answer; None if it is no text.
+    The loss is the training's of the right answer: cross-entropy, squared error, or −log softmax(s)
+    of the right candidate, s being the candidates' scores; None for a text.
     """
 
     value: Any
     loss: float | None = None
-    probs: list[float] | None = None
-    cut: bool | None = None
+    probs: list[float] | None = None  # of the classes, in their order
+    cut: bool | None = None  # whether a text was cut at the most tokens of an answer
 
 
-def answer_rows(run: Run, rows: Rows, parts: Parts | None = None) -> Iterator[tuple[int, Answered]]:
-    """The indices of rows of some parts, of all if None, and the answer to each."""
+def answer_rows(
+    run: Run, rows: Rows, parts: Parts | None = None, *, encoded: Dataset | None = None
+) -> Iterator[tuple[int, Answered]]:
+    """The indices of rows of some parts, of all if None, and the answer to each.
+
+    Classes, scores and choices are of the rows as they are ``encoded``, if they are already.
+    """
+    if encoded is None and (rows.form == "choice" or rows.form in HEADED):
+        encoded = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
     if rows.form == "choice":
         scores_of = sequence_scores if needs_whole(run.model) else cached_scores
-        for chosen, batch in _batches(run, rows, "Choosing", answered=True, parts=parts):
+        for chosen, batch in _batches(run, rows, encoded, "Choosing", parts):
             scores, groups = scores_of(run.model, batch), batch["groups"]
             each = zip(scores.split(groups.tolist()), batch["answers"].tolist(), strict=True)
             losses = [-float(s.log_softmax(-1)[answer]) for s, answer in each]
             found = map(Answered, likeliest(scores, groups), losses)
             yield from zip(chosen, found, strict=True)
     elif rows.form in HEADED:
-        for chosen, batch in _batches(run, rows, "Scoring", answered=True, parts=parts):
+        for chosen, batch in _batches(run, rows, encoded, "Scoring", parts):
             right = batch.pop("labels")
             logits = run.model(**batch).logits.float()
             if rows.form == "label":
@@ -339,7 +306,7 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
     if rows.protocol.lengths:
         return *slide(run, rows), None
     if rows.form in HEADED or rows.form == "choice":
-        found = _in_order(dict(answer_rows(run, rows)))
+        found: list[Any] = [one for _, one in sorted(answer_rows(run, rows))]
         losses = [one.loss for one in found]
         mean = {"loss": sum(losses) / len(losses)} if rows.form in HEADED else {}
         return [one.value for one in found], losses, mean, None
@@ -349,7 +316,7 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
         alone, tokens = (found.sum() for found in _losses(run, rows, apart=True))
         mean = {"document_perplexity": math.exp(alone / tokens), **loss}
         return [*zip(means, counts.int().tolist(), strict=True)], means, mean, None
-    found = _in_order(dict(answer_rows(run, rows)))
+    found = [one for _, one in sorted(answer_rows(run, rows))]
     # A row whose right answer lies beyond max_length is answered, but has no loss.
     kept: Iterable[int] = range(len(rows.rows))
     if len(means) < len(rows.rows):
@@ -376,7 +343,8 @@ def _losses(run: Run, rows: Rows, *, apart: bool = False) -> tuple[Tensor, Tenso
     found: dict[int, tuple[float, int]] = {}
     shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
     sparing: LabelledLoss | None = None  # makes logits only where labels count
-    for number, (chosen, batch) in enumerate(_batches(run, rows, "Scoring", apart=apart)):
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, apart=apart)
+    for number, (chosen, batch) in enumerate(_batches(run, rows, dataset, "Scoring")):
         if number == 0 and shift:
             sparing = find_labelled_loss(run.model, batch)
         labels = batch["labels"][:, shift:]
@@ -390,5 +358,79 @@ def _losses(run: Run, rows: Rows, *, apart: bool = False) -> tuple[Tensor, Tenso
             sums = each.sum(-1)
         pairs = zip(sums.tolist(), (labels != IGNORED).sum(-1).tolist(), strict=True)
         found.update(zip(chosen, pairs, strict=True))
-    by_row = torch.tensor(_in_order(found))
+    by_row = torch.tensor([found[index] for index in range(len(found))])
     return by_row[:, 0], by_row[:, 1]
+
+
+def evaluate_lm_eval(
+    run: Run, names: list[str], *, limit: int | None = None, base: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Score a run on tasks of lm-eval and keep the numbers in its ``result.json``.
+
+    ``names`` are tasks, groups or tags of lm-eval, or paths of YAML files that define a task. Of
+    each task the first ``limit`` rows are taken. ``base`` switches the adapter off.
+
+    Returns:
+        By ``lm_eval/TASK``: lm-eval's metrics with their standard errors, the number of rows
+        ``n``, and the versions of the task and of lm-eval.
+
+    Raises:
+        ImportError: naming the extra, if lm-eval is missing.
+        ValueError: for an unknown task, rows that cannot be loaded, or a run that writes no text.
+    """
+    with needs_extra("eval"):
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+    refuse_no_text(run.folder, run.form, run.labels)
+    # lm-eval warns of intended things, such as a model that is already loaded.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with scoring(run, base=base):
+        manager = _task_manager(names)
+        # lm-eval pads at the end and gives no mask, so a map with align="end" would count the pads.
+        size = 1 if needs_whole(run.model) else run.recipe.eval_batch_size
+        found = simple_evaluate(
+            HFLM(pretrained=run.model, tokenizer=run.tokenizer, batch_size=size),
+            tasks=names,
+            task_manager=manager,
+            limit=limit,
+            bootstrap_iters=1000,
+            log_samples=False,
+        )
+    metrics = {f"{LM_EVAL}{task}": _metrics(found, task) for task in found["results"]}
+    named = {f"{name}{BASE if base else ''}": scores for name, scores in metrics.items()}
+    keep_scores(run.folder, named)
+    return metrics
+
+
+def _task_manager(names: list[str]) -> Any:
+    """lm-eval's task manager; it is checked that it has these tasks and their rows."""
+    from lm_eval.tasks import TaskManager
+
+    named = [name for name in names if not name.endswith(".yaml")]
+    manager = TaskManager(include_defaults=bool(named))  # the defaults are thousands of files
+    for name in named:
+        if name not in manager.all_tasks:
+            raise unknown_name("task of lm-eval", name, manager.all_tasks)
+    for name in names:
+        try:
+            manager.load([name])
+        except Exception as error:  # from datasets, the hub's client, or the task's own code
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"lm-eval cannot load its task {name} ({type(error).__name__}: {reason}): its rows "
+                "come from the hub; a YAML file of a task with local rows can be given instead"
+            ) from error
+    return manager
+
+
+def _metrics(found: dict[str, Any], task: str) -> dict[str, Any]:
+    """The metrics of one task; a metric keeps its filter in its name, if it has one."""
+    samples = found["n-samples"].get(task, {})
+    metrics: dict[str, Any] = {"n": samples["effective"]} if samples else {}
+    for key, value in found["results"][task].items():
+        metric, comma, kind = key.partition(",")
+        if comma and isinstance(value, int | float):
+            metrics[metric if kind == "none" else key] = value
+    if (task_version := found["versions"].get(task)) is not None:
+        metrics["version"] = str(task_version)
+    return {**metrics, "lm_eval": version("lm-eval")}

@@ -6,31 +6,47 @@ transformers loads both from DIR once lorada has been imported, and ends in an e
 Without such an adapter DIR is a plain model, which does not need lorada.
 
 ``--adapter-only`` writes the adapter and the tokenizer, for a base that is kept elsewhere.
+
+``--format onnx`` writes a graph of the whole computation, with maps, bottlenecks and prefixes in
+it, made by ``transformers.exporters``. A decoder reads new tokens behind a cache of any length; a
+model with a head reads whole texts.
 """
 
+import io
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
 
-from lorada.inference.can_refill import end_tokens
+from lorada.data.dataset import context_of
+from lorada.inference.exported_config import mark
+from lorada.inference.generate import end_tokens
 from lorada.inference.load import Run, load_run, refuse_changed
 from lorada.runs.folder import refuse_no_adapter, refuse_target
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.runs.result import read_result
-from lorada.support.errors import full_disk_in_one_line
+from lorada.support.errors import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path, json_text
 from lorada.support.row_sources import HEADED
 from lorada.training.inputs import prepare
-from lorada.training.model_card import licence_of, write_card, write_model_card
+from lorada.training.model_card import (
+    front_matter,
+    licence_of,
+    write_card,
+    write_model_card,
+    write_text,
+)
 from lorada.training.models.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -41,8 +57,9 @@ from lorada.training.models.adapters import (
     save_beside,
     task_type,
 )
+from lorada.training.models.candidate_scores import accepted, positions_of
 from lorada.training.models.loading import model_folder
-from lorada.tuners.exported_config import mark
+from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import PoolingConfig
 from lorada.tuners.stack.merging import UnmergeableError
 from lorada.tuners.stack.nesting import named_for_transformers
@@ -50,7 +67,7 @@ from lorada.tuners.stack.shared_state import refuse_without_peft_model
 
 logger = logging.getLogger(__name__)
 
-AGAIN = "Free space, then run the command again"
+Inputs = dict[str, Tensor]
 # The texts that a licence may ask to pass on with the weights.
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
@@ -88,14 +105,13 @@ def export(
     model, merged, left = merge(run)
     # The recipe of a fully trained model that was loaded names the run's own folder.
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
-    with full_disk_in_one_line(target, AGAIN), atomic_path(target) as fresh:
+    with _new_folder(folder, target) as fresh:
         base = _write(model, run, fresh, dtype, shard_size)
         if left:
             mark(fresh)
         copy_licence(recipe.model, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
         write_model_card(fresh, recipe, merged, left, task)
-        refuse_target(folder, target)  # again, as somebody may have put files there meanwhile
     return {
         "folder": str(target),
         "merged": merged,
@@ -104,6 +120,15 @@ def export(
         "dtype": str(base.dtype).removeprefix("torch."),
         "license": licence_of(recipe.model).get("license"),
     }
+
+
+@contextmanager
+def _new_folder(run: Path, target: Path) -> Iterator[Path]:
+    """A folder to write, which becomes ``target`` at the end of the ``with`` block."""
+    again = "Free space, then run the command again"
+    with full_disk_in_one_line(target, again), atomic_path(target) as fresh:
+        yield fresh
+        refuse_target(run, target)  # again, as somebody may have put files there meanwhile
 
 
 def export_adapter(
@@ -117,11 +142,6 @@ def export_adapter(
     Returns:
         ``folder``, ``base``, ``adapter`` (kinds of parts), ``labels`` of a classifier, and
         ``license`` as in ``export``.
-
-    Raises:
-        ValueError: if the run is not finished or has no adapter, the target is not free, or the
-            base is no longer the one that the adapter was trained on.
-        OSError: if the disk is full; then the target is not there.
     """
     refuse_target(folder, target)
     result = read_result(folder)
@@ -140,7 +160,7 @@ def export_adapter(
     name = model_folder(recipe.model)
     base = str(Path(name).absolute()) if Path(name).is_dir() else name
     tokenizer = prepare(recipe).tokenizer
-    with full_disk_in_one_line(target, AGAIN), atomic_path(target) as fresh:
+    with _new_folder(folder, target) as fresh:
         fresh.mkdir()
         shutil.copy(source / ADAPTER_WEIGHTS, fresh)
         said = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -149,7 +169,6 @@ def export_adapter(
         tokenizer.save_pretrained(fresh)
         copy_licence(recipe.model, fresh)
         write_card(fresh, recipe, config, result)
-        refuse_target(folder, target)
     return {
         "folder": str(target),
         "base": base,
@@ -170,12 +189,7 @@ def _names(parts: list[Any]) -> list[str]:
     return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
 
 
-def refuse_quantised(run: Run) -> None:
-    """Refuse a run whose base is quantised.
-
-    Raises:
-        ValueError: for such a base.
-    """
+def _refuse_quantised(run: Run) -> None:
     if getattr(run.model.config, "quantization_config", None) is not None:
         raise ValueError(
             f"{run.recipe.model} is quantised, and merging would round its weights again: train "
@@ -189,7 +203,7 @@ def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
     If a part that wraps modules cannot be merged, none is: with the others merged, it would wrap
     other weights than those it was trained on.
     """
-    refuse_quantised(run)
+    _refuse_quantised(run)
     parts = kinds(run.model)
     try:
         model = run.model.merge_weights() if isinstance(run.model, PeftModel) else run.model
@@ -216,7 +230,7 @@ def _write(
     Returns the base as it was written.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    name_labels(base, run.labels)
+    _say_answers(base, run)
     if isinstance(model, PeftModel):
         config = model.peft_config["default"]
         config.base_model_name_or_path = BESIDE
@@ -230,7 +244,6 @@ def _write(
             save_file(named, renamed, {"format": "pt"})
             renamed.replace(fresh / ADAPTER_WEIGHTS)
         base = model.unload()
-    name_ends(base, run)
     if dtype is not None:
         _cast(base, getattr(torch, dtype))
     base.save_pretrained(fresh, **({"max_shard_size": size} if size else {}))
@@ -239,25 +252,17 @@ def _write(
     return base
 
 
-def name_ends(model: PreTrainedModel, run: Run) -> None:
-    """Write what ends an answer of the run into its model's settings for generation."""
-    if model.can_generate() and (ends := end_tokens(run)):
-        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
-
-
-def name_labels(model: PreTrainedModel, labels: Sequence[str]) -> None:
-    """Write the classes of a classifier into its config."""
-    if labels:
-        model.config.id2label = dict(enumerate(labels))
-        model.config.label2id = {label: i for i, label in enumerate(labels)}
+def _say_answers(base: PreTrainedModel, run: Run) -> None:
+    """Write a classifier's classes into its config, and what ends a text into its settings."""
+    if run.labels:
+        base.config.id2label = dict(enumerate(run.labels))
+        base.config.label2id = {label: i for i, label in enumerate(run.labels)}
+    if base.can_generate() and (ends := end_tokens(run)):
+        base.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights of a model, and say so if that rounds them.
-
-    Raises:
-        ValueError: if a weight is too large for the dtype.
-    """
+    """Cast the weights of a model, and say so if that rounds them."""
     rounded = any(torch.promote_types(p.dtype, dtype) != dtype for p in model.parameters())
     name = str(dtype).removeprefix("torch.")
     for key, weight in model.named_parameters() if rounded else ():
@@ -278,3 +283,178 @@ def copy_licence(model: str, fresh: Path) -> None:
         for path in Path(model).glob(pattern):
             if path.is_file():
                 shutil.copy(path, fresh)
+
+
+# The largest difference of a graph from torch, as a share of the largest logit. In fp32 the sums
+# of both have errors of some 1e-6 of that; a part that is missing is off by its own effect.
+TOLERANCE = 1e-4
+PLAIN = "export the model without --format"
+PAST, SHORT = 2, 12  # tokens in the cache of the traced example, and in all of a short text
+CODE = """\
+import onnxruntime
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx")"""
+NOTES = """
+ONNX opset {opset}, in float32; inputs {inputs}; outputs {outputs}. A decoder reads new tokens
+behind a cache, empty at first: each output `output.cache…` is the next input `input.cache…`.
+Logits were compared with torch's: up to {largest:.3g}, the largest difference {difference:.1e}.
+"""
+
+
+def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Write the finished run in ``folder`` as an ONNX graph in fp32, as ``export`` writes a model.
+
+    Returns and raises what ``export`` does, with the opset, the names of inputs and outputs, and
+    the largest logit and the largest ``difference`` from torch's; it is refused if that is large.
+    """
+    refuse_target(folder, target)
+    recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
+    run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
+    _refuse_quantised(run)
+    if run.kind == "encoder_decoder":
+        raise ValueError(f"{recipe.model} is an encoder–decoder, which is no one graph: {PLAIN}")
+    run.model.float().cpu()
+    cached = run.form not in HEADED
+    with _one_refusal(run):
+        texts = list(_texts(run, cached=cached))
+        expected = [_logits(run.model, text, None, cached=cached) for text in texts]
+    try:
+        model, merged, left = merge(run)
+    except ValueError:  # OMoE: then the others stay beside them too
+        model, merged, left = run.model, [], kinds(run.model)
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    _say_answers(base, run)
+    title, made = f"{recipe.model} after {recipe.method}, as a graph", "Written by lorada export."
+    metadata = front_matter(recipe, "onnx", task_type(base.config, classifies=not cached))
+    with _new_folder(folder, target) as fresh:
+        with _one_refusal(run):
+            program = _write_graph(base, texts, expected, fresh, cached=cached)
+        if base.can_generate():  # what ends a text is in these settings
+            base.generation_config.save_pretrained(fresh)
+        run.tokenizer.save_pretrained(fresh)
+        copy_licence(recipe.model, fresh)
+        notes = NOTES.format_map(program)
+        write_text(fresh, recipe, metadata, title=title, made=made, code=CODE, notes=notes)
+    return {
+        "folder": str(target), "format": "onnx", **program, "merged": merged, "adapter": left,
+        "labels": list(run.labels), "dtype": "float32",
+        "license": licence_of(recipe.model).get("license"),
+    }  # fmt: skip
+
+
+@contextmanager
+def _one_refusal(run: Run) -> Iterator[None]:
+    """Turn any error of exporter, runtime or comparison into one line, but no lack of memory."""
+    quiet = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        # Drop what the exporters print and log; they end with an error if something is wrong.
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
+            yield
+    except Exception as error:  # of any kind, as each model fails in its own way
+        if isinstance(error, OSError) or out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"transformers {transformers.__version__} cannot export this {run.config.model_type} "
+            f"model to ONNX ({type(error).__name__}: {reason}): {PLAIN}"
+        ) from error
+    finally:
+        logging.disable(quiet)
+
+
+def _write_graph(
+    model: Any, texts: list[Inputs], expected: list[Tensor], fresh: Path, *, cached: bool
+) -> dict[str, Any]:
+    """Trace a model that reads a text, and write its graph if it has the expected logits."""
+    import onnxruntime
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    free = torch.export.Dim.DYNAMIC  # not AUTO: an error if the model would serve one size only
+    sizes: dict[str, Any] = {name: {0: free, 1: free} for name in texts[0]}
+    example: dict[str, Any] = texts[0]
+    if cached:
+        with torch.no_grad():
+            layers = model(**_part(example, 0, PAST), use_cache=True).cache.layers
+        # They keep all tokens; under a sliding window the mask hides them.
+        past = DynamicCache([(layer.keys, layer.values) for layer in layers])
+        example = {**_part(example, PAST, SHORT), "cache": past}
+        sizes["cache"] = [{0: free, 2: free}] * (2 * len(layers))
+    # onnxruntime optimises a graph when it loads it; onnxscript's optimiser takes minutes.
+    config = OnnxConfig(dynamic_shapes=sizes, optimize=False)
+    graph = OnnxExporter().export(model, example, config)
+    for node in graph.program.graph.all_nodes():
+        node.metadata_props.clear()  # the lines of Python that each operation comes from
+    session = onnxruntime.SessionOptions()
+    session.log_severity_level = 3  # errors; it warns of what it keeps
+    graph.to(session_options=session)
+    found = []
+    for text in texts:
+        size = len(text["input_ids"]), -1, 0, -1
+        empty = DynamicCache([
+            tuple(x[:1, :, :0].expand(size) for x in (layer.keys, layer.values))
+            for layer in layers
+        ]) if cached else None  # fmt: skip
+        found.append(_logits(graph, text, empty, cached=cached))
+    compared = _compared(found, expected)
+    graph.save_pretrained(fresh)
+    values = {"inputs": graph.program.graph.inputs, "outputs": graph.program.graph.outputs}
+    names = {key: [value.name for value in of] for key, of in values.items()}
+    return {"opset": graph.program.opset_imports[""], **names, **compared}
+
+
+def _compared(found: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
+    """The largest expected logit and the largest ``difference``, which rounding must explain."""
+    largest = max(float(x.abs().max()) for x in expected)
+    each = [(one - other).abs().max() for one, other in zip(found, expected, strict=True)]
+    difference = float(torch.stack(each).max())  # a NaN of any batch stays
+    if not difference <= TOLERANCE * largest:
+        raise ArithmeticError(f"its logits differ from torch's by up to {difference:.2g}")
+    return {"largest": largest, "difference": difference}
+
+
+@torch.no_grad()
+def _logits(call: Callable[..., Any], text: Inputs, cache: Any, *, cached: bool) -> Tensor:
+    """The logits of whole texts, or of a decoder that reads their last token by itself."""
+    if not cached:
+        whole: Tensor = call(**text).logits
+        return whole.float()
+    mask, found = text["attention_mask"].bool(), []
+    last = mask.shape[1] - 1
+    for start, stop in ((0, last), (last, last + 1)):
+        output = call(**_part(text, start, stop), cache=cache, use_cache=True)
+        found.append(output.logits.float())
+        cache = output.cache
+    return torch.cat(found, 1)[mask]
+
+
+def _part(text: Inputs, start: int, stop: int) -> Inputs:
+    """The tokens from ``start`` to ``stop``, behind those before them."""
+    # Contiguous: a trace would take the strides of a slice for a condition on the sizes.
+    return {
+        name: x[:, (0 if name == "attention_mask" else start) : stop].contiguous()
+        for name, x in text.items()
+    }
+
+
+def _texts(run: Run, *, cached: bool) -> Iterator[Inputs]:
+    """Padded batches of random tokens: short ones, and longer ones than the longest map."""
+    base: Any = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
+    special = {*run.tokenizer.all_special_ids, base.config.pad_token_id}
+    known = min(len(run.tokenizer), base.config.get_text_config().vocab_size)
+    tokens = torch.tensor([i for i in range(known) if i not in special])
+    typed = not cached and "token_type_ids" in run.tokenizer.model_input_names
+    typed = typed and getattr(base.config, "type_vocab_size", 0) > 1
+    length = max([SHORT, *(config.length for config in map_configs(run.model))])
+    # All sizes of the first differ from each other, since a trace takes equal ones for one.
+    for batch, count in ((3, SHORT), (2, min(length + 8, context_of(base.config) or length + 8))):
+        pads = count * torch.arange(batch)[:, None] // (batch + 1)  # of each row
+        mask = (torch.arange(count) >= pads).long()  # a decoder's prompts must end alike
+        generator = torch.Generator().manual_seed(batch)
+        chosen = tokens[torch.randint(len(tokens), (batch, count), generator=generator)]
+        ids = torch.where(mask.bool(), chosen, run.tokenizer.pad_token_id or 0)
+        types = {"token_type_ids": ids % 2} if typed else {}  # any 0 and 1 will do
+        positions = accepted(base, position_ids=positions_of(mask)) if cached else {}
+        yield {"input_ids": ids, "attention_mask": mask, **types, **positions}

@@ -1,20 +1,22 @@
-"""Generates text with a finished run: it continues prompts."""
+"""Generates text with a finished run: every answer of ours is written by ``write`` here.
+
+Answers come from a batch that is refilled, where that is known to give the tokens of transformers'
+``generate``; for other models and settings ``generate`` writes them itself, in padded batches.
+"""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers.generation import StopStringCriteria
+from transformers.generation import GenerationMixin, StoppingCriteriaList, StopStringCriteria
 
 from lorada.data.dataset import context_of
 from lorada.data.task import Protocol
 from lorada.data.task_rows import protocol_settings
-from lorada.data.tokenize import ends_texts, prompt_of, without_end
-from lorada.inference.can_refill import end_tokens, reason_against
+from lorada.data.tokenize import ends_texts, learned_ends, prompt_of, without_end
 from lorada.inference.load import Run
 from lorada.inference.refilled_batch import Writer, write_answers
 from lorada.runs.recipe import refuse_unstorable
@@ -22,15 +24,37 @@ from lorada.runs.result import refuse_no_text
 from lorada.support.errors import out_of_memory
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import Row
+from lorada.training.models.candidate_scores import accepted
 from lorada.training.models.loading import language_settings, refuse_long
+from lorada.training.models.refilled_cache import can_be_refilled
+from lorada.tuners.lmam import map_configs
 
 logger = logging.getLogger(__name__)
 
+# Settings that a refilled batch follows, and those that change no greedy answer. Others, such as
+# beams, penalties and words that are forced or forbidden, are for ``generate``.
+FOLLOWED = {"max_new_tokens", "stop_strings", "eos_token_id"}
+WITHOUT_EFFECT = {
+    "bos_token_id", "pad_token_id", "max_length", "transformers_version", "_from_model_config",
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff",
+    "eta_cutoff",
+}  # fmt: skip
+NEUTRAL = {
+    "num_beams": 1, "use_cache": True, "output_attentions": False, "output_hidden_states": False,
+}  # fmt: skip
+Settings = dict[str, Any]  # of transformers' ``generate``
+# Is given the ids of a batch (B, T) after each token, and says which of its rows end there, (B,).
+Watch = Callable[[Tensor], Tensor]
+
 
 class Text(NamedTuple):
-    """A text that a model wrote, and whether it was cut at the limit: nothing had ended it."""
+    """A text that a model wrote, its tokens, and whether it was cut at the limit.
+
+    The ids of an encoder–decoder begin with the one that its decoder starts from.
+    """
 
     text: str
+    ids: list[int]
     cut: bool
 
 
@@ -56,7 +80,7 @@ def generate(
     max_new_tokens: int | None = None,
     protocol: Protocol | None = None,
 ) -> list[str]:
-    """Continue prompts, with the generation settings of a protocol.
+    """Continue prompts, with the generation settings of a protocol, or of the run's first task.
 
     Args:
         run: the run.
@@ -64,10 +88,7 @@ def generate(
             end), with a warning.
         templated: whether the prompts already have special tokens, from a chat template.
         max_new_tokens: most tokens to generate; None for the recipe's number.
-        protocol: has the generation settings; None for the protocol of the run's first task.
-
-    Returns:
-        The continuations, without the prompts.
+        protocol: the protocol; None for that of the task.
 
     Raises:
         ValueError: for a model that cannot generate, a prompt that is empty or not valid text, or
@@ -84,33 +105,41 @@ def generate(
 
 
 def generate_parts(
-    run: Run,
-    prompts: list[str],
-    parts: Sequence[range],
-    settings: dict[str, Any],
-    *,
-    templated: bool = False,
+    run: Run, prompts: list[str], parts: Sequence[range], settings: Settings, *, templated: bool
 ) -> Iterator[tuple[int, Text]]:
     """Continue some parts of prompts, one part after the other; all are checked at once.
 
-    Returns:
-        Indices of prompts with their continuations; within a part in any order.
-
-    Raises:
-        ValueError: as ``generate`` does.
+    Yields indices of prompts with their continuations; within a part in any order.
     """
     room = room_for_prompts(run, settings["max_new_tokens"])
     tokens = tokens_of(run, prompts, room, templated=templated)
-    way = _refilled if reason_against(run, settings) is None else _padded
     answers = (
-        (part[i], Text(text, _is_cut(run, ids, text, settings)))
+        (part[i], text)
         for part in parts
-        for i, ids, text in way(run, [tokens[j] for j in part], settings)
+        for i, text in write(run, [tokens[j] for j in part], settings)
     )
     return iter(progress_bar(answers, "Generating", total=sum(map(len, parts))))
 
 
-def _is_cut(run: Run, ids: list[int], text: str, settings: dict[str, Any]) -> bool:
+def write(
+    run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None = None
+) -> Iterator[tuple[int, Text]]:
+    """Continue prompts of token ids, and yield the index of each with its answer as it ends."""
+    way = _refilled if reason_against(run, settings) is None else _padded
+    try:
+        for index, ids in way(run, prompts, settings, watch):
+            text = run.tokenizer.decode(ids, skip_special_tokens=True)
+            yield index, Text(text, ids, _is_cut(run, ids, text, settings))
+    except (TypeError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{run.folder} cannot generate ({error}): a setting in its model's "
+            "generation_config.json may be damaged"
+        ) from error
+
+
+def _is_cut(run: Run, ids: list[int], text: str, settings: Settings) -> bool:
     """Whether a text is as long as it may be, with nothing that ends it; pads may be behind it."""
     # An encoder–decoder's ids begin with the one that its decoder starts from.
     written = ids[1:] if run.kind == "encoder_decoder" else ids
@@ -123,50 +152,104 @@ def _is_cut(run: Run, ids: list[int], text: str, settings: dict[str, Any]) -> bo
 
 
 def _refilled(
-    run: Run, prompts: list[list[int]], settings: dict[str, Any]
-) -> Iterator[tuple[int, list[int], str]]:
-    """Answer prompts in a batch that is refilled, as they end: indices, token ids and answers."""
+    run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None
+) -> Iterator[tuple[int, list[int]]]:
+    """Answer prompts in a batch that is refilled as they end: indices and token ids."""
     model = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
     tokens = torch.tensor(settings.get("eos_token_id", []), dtype=torch.long, device=run.device)
     strings = settings.get("stop_strings")
     found = StopStringCriteria(run.tokenizer, strings) if strings else None
+    over = False
 
     def ended(ids: Tensor) -> Tensor:
+        nonlocal over
         last = torch.isin(ids[:, -1], tokens)
-        return last if found is None else last | found(ids, None)
+        if found is not None:
+            last = last | found(ids, None)
+        if watch is not None and not over:  # tokens behind the end are to no use
+            last = last | watch(ids)
+            over = bool(last.all())
+        return last
 
-    writer = Writer(
-        model, ended, settings["max_new_tokens"], run.tokenizer.pad_token_id,
-        run.recipe.eval_batch_size,
-    )  # fmt: skip
-    with _damaged_settings_in_one_line(run):
-        for index, ids in write_answers(writer, prompts):
-            yield index, ids.tolist(), run.tokenizer.decode(ids, skip_special_tokens=True)
+    limit, size = settings["max_new_tokens"], run.recipe.eval_batch_size
+    writer = Writer(model, ended, limit, run.tokenizer.pad_token_id, size)
+    for index, ids in write_answers(writer, prompts):
+        yield index, ids.tolist()
 
 
 def _padded(
-    run: Run, prompts: list[list[int]], settings: dict[str, Any]
-) -> Iterator[tuple[int, list[int], str]]:
+    run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None
+) -> Iterator[tuple[int, list[int]]]:
     """Answer prompts in padded batches with transformers' ``generate``; as ``_refilled`` does."""
+    settings = {"do_sample": False, "pad_token_id": run.tokenizer.pad_token_id, **settings}
+    if "stop_strings" in settings:
+        settings["tokenizer"] = run.tokenizer
+    if watch is not None:
+        settings["stopping_criteria"] = StoppingCriteriaList([lambda ids, *_, **__: watch(ids)])
     # Prompts of similar length share a batch. The longest come first, to run out of memory early.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     size = run.recipe.eval_batch_size
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         batch = padded(run, [prompts[i] for i in chosen])
-        new = continue_batch(run, batch, settings)
-        texts = run.tokenizer.batch_decode(new, skip_special_tokens=True)
-        yield from zip(chosen, new.tolist(), texts, strict=True)
+        with torch.no_grad():
+            ids = run.model.generate(**batch, **settings)
+        # A decoder repeats the prompt in its output; an encoder–decoder does not.
+        begin = batch["input_ids"].shape[1] if run.kind == "decoder" else 0
+        yield from zip(chosen, ids[:, begin:].tolist(), strict=True)
+
+
+def reason_against(run: Run, settings: Settings) -> str | None:
+    """Why answers with these settings may not come from a refilled batch; None if they may.
+
+    Only what is known to give the same tokens as ``generate`` passes: decoders whose cache is keys
+    and values of all tokens, with greedy search. Maps with ``positions="raw"`` count pads, so an
+    answer depends on how the batch is padded.
+    """
+    if run.kind != "decoder":
+        return "it is an encoder–decoder"
+    model, maps = run.model, map_configs(run.model)
+    if isinstance(model, PeftModel):
+        config = model.peft_config[run.key]
+        for part in getattr(config, "parts", [config]):
+            # Learned prompts, and adapters that tokens switch on, are steps of PEFT's ``generate``.
+            if part.is_prompt_learning or getattr(part, "alora_invocation_tokens", None):
+                return f"PEFT generates with its {part.peft_type.value} in a way of its own"
+        model, maps = model.get_base_model(), map_configs(model, run.key)
+    if any(part.positions == "raw" for part in maps):
+        return "its map has positions=raw"
+    # Only what takes the likeliest token each time is followed.
+    settings = run.model.generation_config.to_diff_dict() | settings
+    for name, value in settings.items():
+        known = name in FOLLOWED | WITHOUT_EFFECT or NEUTRAL.get(name, object()) == value
+        if value is not None and not known:
+            return f"it generates with {name}={value}"
+    limit, ends = settings["max_new_tokens"], settings.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [0 if ends is None else ends]
+    # A number of another kind may be damaged, and ``generate`` says so.
+    if type(limit) is not int or limit < 1 or any(type(end) is not int for end in ends):
+        return f"it generates with max_new_tokens={limit} and eos_token_id={ends}"
+    prepare = getattr(type(model), "prepare_inputs_for_generation", None)
+    if (
+        prepare is not GenerationMixin.prepare_inputs_for_generation
+        or not accepted(model, position_ids=None)
+        or not can_be_refilled(model.config)
+    ):
+        return f"{type(model).__name__} has inputs or a cache of its own"
+    return None
+
+
+def end_tokens(run: Run) -> list[int]:
+    """The tokens that end an answer: the base's own, and those that the run has learned."""
+    ends = run.model.generation_config.eos_token_id
+    own = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    return list(dict.fromkeys([*own, *learned_ends(run.form, run.tokenizer)]))
 
 
 def generation_settings(
     run: Run, max_new_tokens: int | None = None, protocol: Protocol | None = None
 ) -> dict[str, Any]:
-    """Settings of transformers' ``generate``; the arguments are those of ``generate`` here.
-
-    Raises:
-        ValueError: for a model that writes no text.
-    """
+    """Settings of transformers' ``generate``; the arguments are those of ``generate`` here."""
     refuse_no_text(run.folder, run.form, run.labels)
     settings = protocol_settings(run.recipe, protocol or run.protocol, run.most)
     strings = run.model.generation_config.stop_strings  # the base's own: a text, or several
@@ -182,11 +265,7 @@ def generation_settings(
 
 
 def room_for_prompts(run: Run, limit: int) -> int | None:
-    """How many tokens a prompt may have if ``limit`` are to be written; None for any number.
-
-    Raises:
-        ValueError: if the model has no room for so many.
-    """
+    """How many tokens a prompt may have if ``limit`` are to be written; None for any number."""
     context = context_of(run.model.config)
     if run.kind == "encoder_decoder":
         refuse_long(limit, context)
@@ -207,9 +286,6 @@ def tokens_of(
     """The token ids of prompts; longer ones than ``room`` are cut, with a warning.
 
     A decoder's prompts lose their beginning, an encoder–decoder's their end.
-
-    Raises:
-        ValueError: for a prompt that is empty, has no known token, or is not valid text.
     """
     tokenizer, decodes = run.tokenizer, run.kind == "decoder"
     # An encoder–decoder can read an empty text if its tokenizer adds special tokens; XSum has some.
@@ -248,37 +324,3 @@ def padded(run: Run, prompts: list[list[int]]) -> Any:
     side = "left" if run.kind == "decoder" else None
     batch = run.tokenizer.pad({"input_ids": prompts}, padding_side=side, return_tensors="pt")
     return batch.to(run.device)
-
-
-def continue_batch(run: Run, batch: Any, settings: dict[str, Any]) -> Tensor:
-    """The token ids that the model writes for each prompt of a batch, (B, N); greedily by default.
-
-    Raises:
-        ValueError: if its generation settings are damaged.
-    """
-    if "stop_strings" in settings:
-        settings = {**settings, "tokenizer": run.tokenizer}
-    with _damaged_settings_in_one_line(run), torch.no_grad():
-        settings = {"do_sample": False, "pad_token_id": run.tokenizer.pad_token_id, **settings}
-        ids = run.model.generate(**batch, **settings)
-    # A decoder repeats the prompt in its output; an encoder–decoder does not.
-    new: Tensor = ids if run.kind == "encoder_decoder" else ids[:, batch["input_ids"].shape[1] :]
-    return new
-
-
-@contextmanager
-def _damaged_settings_in_one_line(run: Run) -> Iterator[None]:
-    """Turn what unchecked generation settings fail with into one line.
-
-    Raises:
-        ValueError: naming the file of the settings.
-    """
-    try:
-        yield
-    except (TypeError, AttributeError, RuntimeError) as error:
-        if out_of_memory(error):
-            raise
-        raise ValueError(
-            f"{run.folder} cannot generate ({error}): a setting in its model's "
-            "generation_config.json may be damaged"
-        ) from error

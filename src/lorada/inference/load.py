@@ -1,7 +1,8 @@
 """Loads finished runs for inference: one, or several whose adapters share one base model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,12 +132,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
 def load_side_by_side(
     folders: Sequence[Path], *, trust_remote_code: bool = False
 ) -> dict[str, Run]:
-    """Load finished runs onto one base model, by the names of their folders; the first is active.
-
-    Raises:
-        ValueError: as ``load_run``, for runs on different bases, a run that is given twice, or an
-            adapter that PEFT cannot put beside another.
-    """
+    """Load finished runs onto one base, by the names of their folders; the first is active."""
     names = adapter_names(folders)
     refuse_different_bases(folders)
     first = load_run(folders[0], trust_remote_code=trust_remote_code)
@@ -179,14 +175,26 @@ def _saved(folder: Path, *, trust_remote_code: bool) -> tuple[Recipe, dict[str, 
 
 
 def refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None:
-    """Refuse a base with the same name but other weights than at the training.
-
-    Raises:
-        ValueError: for such a base.
-    """
+    """Refuse a base with the same name but other weights than at the training."""
     before, now = result.get("base_sha256"), weights_fingerprint(recipe.model)
     if recipe.model == result.get("model") and None not in (before, now) and before != now:
         raise ValueError(
             f"the weights of {recipe.model} are not those that {folder} was trained on: put them "
             "back, or train again"
         )
+
+
+@contextmanager
+def scoring(run: Run, *, base: bool) -> Iterator[None]:
+    """Switch gradients off in a ``with`` block, and the adapter too if the base is to be scored."""
+    if base and not isinstance(run.model, PeftModel):
+        raise ValueError(
+            "this run trained the base model itself: there is no adapter to switch off"
+        )
+    if base and run.drawn:
+        raise ValueError(
+            f"--base: {run.recipe.model} has no {min(run.drawn)}, which is drawn anew at each load,"
+            " so scores of the base would be random: leave out --base"
+        )
+    with run.model.disable_adapter() if base else nullcontext(), torch.no_grad():
+        yield

@@ -1,6 +1,14 @@
-"""Losses of windows that slide over long texts, for perplexity; Chen et al., "LongLoRA" (2023)."""
+"""Losses of texts without prompts: of windows that slide over long ones, and what was forgotten.
+
+Windows are as in Chen et al., "LongLoRA" (2023). What a training made a model forget is its loss on
+a text that is like no training rows, ``neutral.txt``: plain English prose, written for this.
+
+    loss of the adapted model − loss of its base, in nats per token; above 0 is forgotten
+"""
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,21 +19,24 @@ from lorada.data.dataset import context_of
 from lorada.data.metrics import Metrics
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import document_ids
-from lorada.inference.load import Run
+from lorada.inference.load import Run, scoring
+from lorada.runs.recipe import RECIPE_FILE, saved_recipe
+from lorada.runs.result import keep_forgetting
 from lorada.support.progress import progress_bar
+from lorada.support.row_sources import HEADED
+from lorada.training.inputs import prepare
+from lorada.training.models.adapters import load_base
 
 logger = logging.getLogger(__name__)
 
 TOKENS = 2048  # tokens in a batch of windows; a longer window is a batch alone
+TEXT = Path(__file__).with_name("neutral.txt")
+PIECE = 512  # tokens of it that are read at once
 SLICE = 512  # positions with logits in fp32 at a time: 8192 would fill a gigabyte
 
 
 def slide(run: Run, rows: Rows) -> tuple[list[Losses], list[float], Metrics]:
-    """The mean loss of each window of a run's texts: by context length, and all of them in order.
-
-    Raises:
-        ValueError: if no context length fits the model, or the texts are too short for one.
-    """
+    """Mean losses of windows of a run's texts: by context length, and all in order."""
     lengths = _lengths(run, rows)
     stream = torch.tensor([i for row in rows.rows for i in document_ids(row, run.tokenizer)])
     answers: list[Losses] = []
@@ -79,3 +90,51 @@ def window_losses(logits: Tensor, ids: Tensor) -> Tensor:
         losses = F.cross_entropy(piece, targets, reduction="none")
         total += losses.cpu().sum(-1, dtype=torch.float64)
     return total / predicted
+
+
+def forgetting(run: Run) -> dict[str, Any]:
+    """Measure a run's mean loss on a neutral text, and keep it in its ``result.json``.
+
+    The base of an adapter is the model with the adapter switched off. The base of a fully trained
+    model is loaded beside it, which takes its memory once more.
+
+    Returns:
+        ``text``, the name of the text; ``base`` and ``adapted``, mean losses in nats per token,
+        both None for a model that does not continue texts: an encoder, an encoder–decoder, or a
+        decoder with the head of a classifier.
+    """
+    found: dict[str, Any] = {"text": TEXT.name, "base": None, "adapted": None}
+    if run.kind == "decoder" and run.form not in HEADED:
+        ids = document_ids({"text": TEXT.read_text(encoding="utf-8")}, run.tokenizer)
+        with scoring(run, base=False):
+            found["adapted"] = text_loss(run.model, ids)
+        found["base"] = _base_loss(run, ids)
+    keep_forgetting(run.folder, found)
+    return found
+
+
+def _base_loss(run: Run, ids: list[int]) -> float:
+    if (run.folder / "adapter").is_dir():
+        with scoring(run, base=True):
+            return text_loss(run.model, ids)
+    trust = run.recipe.trust_remote_code
+    recipe = saved_recipe(run.folder / RECIPE_FILE, trust_remote_code=trust)
+    base = load_base(prepare(recipe)).model.eval().to(run.device)
+    with torch.no_grad():
+        return text_loss(base, ids)
+
+
+def text_loss(model: Any, ids: list[int]) -> float:
+    """The mean loss of a text's tokens, of which there are several, in nats.
+
+    A decoder reads pieces of ``PIECE`` tokens, or fewer if its context is shorter; the first
+    token of each is not predicted.
+    """
+    length = min(context_of(model.config) or PIECE, PIECE)
+    text = torch.tensor([ids], device=model.device)
+    pieces = [text[:, start : start + length] for start in range(0, len(ids) - 1, length)]
+    total = 0.0
+    for piece in pieces:
+        logits = model(input_ids=piece, use_cache=False).logits
+        total += float(window_losses(logits, piece)) * (piece.shape[1] - 1)
+    return total / sum(piece.shape[1] - 1 for piece in pieces)

@@ -39,20 +39,12 @@ Answer = dict[str, Any]
 
 @torch.no_grad()
 def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
-    """Answer rows, part by part.
-
-    Args:
-        run: the run.
-        rows: what it is to answer, as ``rows_to_answer`` makes them.
-        done: how many rows were answered before, in whole parts.
+    """Answer rows, as ``rows_to_answer`` makes them, but for the first ``done``, part by part.
 
     Yields:
         The answers of a part: ``row``, its number from 1; ``label`` and ``probs`` by class,
         ``score``, the ``answer`` that was written and whether it was ``cut`` at the most tokens of
         one, or the index of the candidate as ``answer`` with its text as ``candidate``.
-
-    Raises:
-        ValueError: for a row that the model cannot read.
     """
     size, count = PART * run.recipe.eval_batch_size, len(rows.rows)
     parts = [range(start, min(start + size, count)) for start in range(done, count, size)]
@@ -60,13 +52,14 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
     left = iter(parts)
     part = next(left, range(0))
     for index, answer in answer_rows(run, rows, parts) if parts else ():
-        found[index] = _answer(rows, index, answer, run.label_type)
+        found[index] = as_answer(rows, index, answer, run.label_type)
         if len(found) == len(part):
             yield [{"row": rows.number(i), **found[i]} for i in part]
             found, part = {}, next(left, range(0))
 
 
-def _answer(rows: Rows, index: int, found: Answered, label_type: str) -> Answer:
+def as_answer(rows: Rows, index: int, found: Answered, label_type: str) -> Answer:
+    """What is said of the answer to a row; its fields are those that ``predict`` names."""
     if found.probs is not None:
         label = typed_label(found.value, label_type)
         return {"label": label, "probs": dict(zip(rows.labels, found.probs, strict=True))}
@@ -170,11 +163,7 @@ def _key(run: Run, rows: Rows) -> str:
 
 
 def _answered_before(part: Path, key: str, size: int) -> list[Answer]:
-    """The answers of whole parts in an unfinished file; none if it is of other rows or a run.
-
-    Raises:
-        ValueError: if it is none of ours.
-    """
+    """The answers of whole parts in an unfinished file; none if it is of other rows or a run."""
     if not (part.is_symlink() or part.exists()):
         return []
     lines = [] if part.is_symlink() or part.is_dir() else part.read_bytes().splitlines(True)

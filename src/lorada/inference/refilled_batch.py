@@ -31,47 +31,30 @@ Ended = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Writer:
-    """How answers are written.
+    """How answers are written."""
 
-    Attributes:
-        model: a transformers model, the base under PEFT.
-        ended: says which rows (B,) of ids (B, T) end with their last token.
-        limit: most tokens of an answer.
-        pad: the id of pads.
-        size: how many rows are written at once, and more if they are shorter than the longest: what
-            the cache holds is at most that of ``size`` rows as long as the longest.
-    """
-
-    model: Any
-    ended: Ended
-    limit: int
-    pad: int
+    model: Any  # of transformers, the base under PEFT
+    ended: Ended  # says which rows (B,) of ids (B, T) end with their last token
+    limit: int  # most tokens of an answer
+    pad: int  # the id of pads
+    # How many rows are written at once, and more if they are shorter than the longest: what the
+    # cache holds is at most that of so many rows as long as the longest.
     size: int
 
 
 @dataclass
 class _Rows:
-    """Rows that are being written.
+    """Rows that are being written."""
 
-    Attributes:
-        numbers: the number of each row's prompt.
-        written: how many of its tokens are answer.
-        done: whether its answer has ended.
-        ids: (B, T); the cache has all but the last slot.
-        mask: (B, T): 1 for tokens, 0 for pads.
-        cache: keys and values of the first T-1 slots.
-        ends: of each token since the host read them, whether it ends the answer of a row, (B,).
-        over: (B,) which rows have ended, on the device; None before the first token.
-    """
-
-    numbers: list[int]
-    written: list[int]
-    done: list[bool]
-    ids: Tensor
-    mask: Tensor
-    cache: RefilledCache
+    numbers: list[int]  # of each row's prompt
+    written: list[int]  # how many of its tokens are answer
+    done: list[bool]  # whether its answer has ended
+    ids: Tensor  # (B, T); the cache has all but the last slot
+    mask: Tensor  # (B, T): 1 for tokens, 0 for pads
+    cache: RefilledCache  # keys and values of the first T-1 slots
+    # Of each token since the host read them, whether it ends the answer of a row, (B,).
     ends: list[Tensor] = field(default_factory=list)
-    over: Tensor | None = None
+    over: Tensor | None = None  # which rows have ended (B,), on the device; None before a token
 
     def __len__(self) -> int:
         return len(self.numbers)

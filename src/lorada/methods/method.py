@@ -9,7 +9,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lorada.tuners import TUNERS
+from lorada.support.tuners import TUNERS
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -32,7 +32,7 @@ def load(name: str) -> Any:
 
 # The name of a part in METHODS → its config. Any other part is a tuner of PEFT: see ``part_class``.
 PARTS: dict[str, str] = {
-    **{part: f"lorada:{config}" for part, (config, _) in TUNERS.items()},
+    **{part: f"lorada:{config}" for part, config in TUNERS.items()},
     "pa_attn": "lorada:BottleneckConfig",  # a second one, for stacks of two
     "parallel_ffn": "lorada:BottleneckConfig",  # likewise
     "lora": "peft:LoraConfig",

@@ -26,7 +26,7 @@ ROWS = {
 
 # FLOPs per second: SmolLM2 at 250 tokens per second on two cores; an A100 at 40 % of its bf16 peak.
 SPEED: dict[Scale, float] = {"local": 4 * 135e6 * 250, "paper": 0.4 * 312e12}
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "mixed": 2, "float16": 2}
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "mixed": 2, "mixed_float16": 2}
 
 
 def estimate(job: TableJob, scale: Scale) -> dict[str, Any]:

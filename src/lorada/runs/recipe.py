@@ -109,7 +109,8 @@ def refuse_unstorable(name: str, value: Any) -> None:
 JSONL = "jsonl"  # the task of rows of one's own
 REMOTE = "trust_remote_code"
 AUTO: Final = "auto"  # the value of a field that the device decides
-MIXED = "mixed"  # the dtype of a base in bfloat16 whose weights that train are in float32
+# The dtypes of a base in bfloat16 or in float16 whose weights that train are in float32.
+MIXED, MIXED_FP16 = "mixed", "mixed_float16"
 SEED = 42  # transformers' default
 MOST_SEED = 2**32 - 1  # the largest that NumPy takes
 SEEDS = ("seed", "data_seed")  # of TrainingArguments
@@ -187,9 +188,12 @@ class Recipe(BaseModel):
         "tenth more than the longest response that was trained, at least 32",
     )  # fmt: skip
     eval_batch_size: int = Field(32, gt=0, description="rows scored at once")
-    dtype: Literal["auto", "mixed", "float32", "bfloat16", "float16", "float64"] = Field(
-        AUTO, description="of the base; mixed: bfloat16, and float32 where it trains; auto: mixed "
-        "on a GPU if the checkpoint has 16 bits, else float32",
+    dtype: Literal[
+        "auto", "mixed", "mixed_float16", "float32", "bfloat16", "float16", "float64"
+    ] = Field(
+        AUTO, description="of the base; mixed: bfloat16, and float32 where it trains; "
+        "mixed_float16: float16 there; auto: the one that a GPU computes in if the checkpoint has "
+        "16 bits, else float32",
     )  # fmt: skip
     quantization: Literal["nf4", "int8"] | None = Field(
         None, description="keep the base's weights in 4 or 8 bits; an adapter trains on it"
@@ -222,7 +226,12 @@ class Recipe(BaseModel):
     @property
     def base_dtype(self) -> str:
         """The dtype that the base is loaded in, by torch's name."""
-        return "bfloat16" if self.dtype == MIXED else self.dtype
+        return {MIXED: "bfloat16", MIXED_FP16: "float16"}.get(self.dtype, self.dtype)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether what trains is in float32 beside a base in 16 bits."""
+        return self.dtype in (MIXED, MIXED_FP16)
 
     def local_paths(self) -> list[tuple[str, Path]]:
         """The fields that name files and folders of this machine, and where these are."""

@@ -9,16 +9,14 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = 2**31 - 1
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory() -> None:
     """Let this process keep the memory of freed tensors for the next ones.
 
     By default glibc maps large tensors anew each time, and the kernel clears every page of them:
     in inference on a CPU a seventh of the time. What the process holds at most stays the same.
-
-    Returns:
-        Whether it was done: on Linux with glibc, unless the environment sets MALLOC_ options.
+    Only Linux has it, with glibc; options MALLOC_ of the environment go before.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
-        return False
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, NEVER))
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, NEVER)

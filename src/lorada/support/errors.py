@@ -19,22 +19,14 @@ def unknown_name(kind: str, value: str, known: Iterable[str]) -> ValueError:
 
 
 def refuse_empty(text: str) -> None:
-    """Refuse a text that has nothing to show.
-
-    Raises:
-        ValueError: for such a text.
-    """
+    """Refuse a text that has nothing to show."""
     if not text.strip():
         raise ValueError("the text is empty: there is nothing to show")
 
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Turn a failed import of an optional package into an error that names the extra to install.
-
-    Raises:
-        ImportError: naming the package and the extra.
-    """
+    """Turn a failed import of an optional package into an error that names the extra to install."""
     try:
         yield
     except ImportError as error:
@@ -64,11 +56,7 @@ TORCH_WRITER = ("inline_container.cc", "iostream error", "PytorchStreamWriter")
 
 @contextmanager
 def full_disk_in_one_line(what: Path | str, remedy: str) -> Iterator[None]:
-    """Turn the error of a full disk into one line: what could not be saved, and the remedy.
-
-    Raises:
-        OSError: in one line, whichever library was writing. Other errors pass unchanged.
-    """
+    """Turn the error of a full disk, of any library, into an ``OSError`` of one line."""
     try:
         yield
     except Exception as error:

@@ -41,11 +41,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def refuse_there(path: Path, *, overwrite: bool) -> None:
-    """Refuse a file to write that is there already and not to be replaced.
-
-    Raises:
-        ValueError: for such a file, and for a folder.
-    """
+    """Refuse a file to write that is there already and not to be replaced, and a folder."""
     if path.is_dir() or (path.exists() and not overwrite):
         raise ValueError(f"{path} is there already: choose another --output, or pass --overwrite")
 

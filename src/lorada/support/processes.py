@@ -32,11 +32,7 @@ def is_first() -> bool:
 
 
 def refuse_several(what: str) -> None:
-    """Refuse to run a command in several processes.
-
-    Raises:
-        ValueError: in a launch of several processes.
-    """
+    """Refuse to run a command in several processes."""
     if process_count() > 1:
         raise ValueError(
             f"{what} is for one process, and {process_count()} were started: leave out torchrun or "
@@ -136,22 +132,13 @@ def raise_once() -> Iterator[None]:
 
 
 def made_by_first(make: Callable[[], Value]) -> Value:
-    """Make a value in the first process and send it to all others.
-
-    Raises:
-        Exception: what ``make`` raises, in the first.
-        OtherProcessError: in the others.
-    """
-    made: list[Any] = [None]
+    """Make a value in the first process and send it to all others; errors are ``all_or_none``'s."""
+    value: Any = None
     with all_or_none():
         if is_first() or _alone():
-            made = [make()]
-    if not _alone():
-        import torch.distributed as dist
-
-        dist.broadcast_object_list(made, src=0)
-    value: Value = made[0]
-    return value
+            value = make()
+    made: Value = gather_values(value)[0]
+    return made
 
 
 def gather_values(value: Value) -> list[Value]:

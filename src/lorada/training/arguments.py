@@ -16,7 +16,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from lorada.data.rows import answer_of
 from lorada.data.task_rows import Rows
-from lorada.runs.recipe import MIXED, Recipe
+from lorada.runs.recipe import Recipe
 from lorada.support.errors import how_to_install
 from lorada.support.processes import only_cpu
 from lorada.training.device_settings import device_settings, take_one_device
@@ -95,8 +95,11 @@ def training_arguments(
         take_one_device(args, recipe.output)
         _tell_compiler_of_tf32()
         _try_out(args)
-    if recipe.dtype == MIXED and not (args.bf16 or args.fp16):
-        raise ValueError("dtype=mixed trains under autocast: leave out training.bf16=false")
+    if recipe.mixed and not (args.bf16 or args.fp16):
+        raise ValueError(
+            f"dtype={recipe.dtype} trains under autocast: leave out training.bf16=false and "
+            "training.fp16=false"
+        )
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:  # the Trainer would divide by it
             raise ValueError(f"training.{name}={getattr(args, name)} must be at least 1")

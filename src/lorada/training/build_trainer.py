@@ -30,7 +30,7 @@ from lorada.data.dataset import (
 from lorada.data.scoring import answer_limit
 from lorada.data.task_rows import Rows, head_size, protocol_settings
 from lorada.methods.task_head import narrow_trained, widen_trained
-from lorada.runs.recipe import MIXED, Recipe
+from lorada.runs.recipe import Recipe
 from lorada.support.processes import process_count
 from lorada.training.arguments import argument_errors, held_out_metrics, training_arguments
 from lorada.training.callbacks import RunCallback
@@ -96,7 +96,7 @@ def set_up(
     model = adapt(base, plan, recipe)
     if scale is not None:
         scale = scale.begin(model, base.drawn)
-    if recipe.dtype == MIXED:
+    if recipe.mixed:
         widen_trained(model)
     elif narrow_trained(model):
         logger.warning("dtype=%s: what trains in the base loses small updates, as it is in 16 bits "

@@ -1,9 +1,9 @@
 """What a recipe leaves to the device: ``auto`` in two fields, and the Trainer's device settings.
 
 On a CPU and on MPS the base is in fp32. On an accelerator that computes in bf16 it has the dtype of
-its checkpoint, with bf16 in place of fp16, whose numbers overflow in training. What trains is in
-fp32 everywhere, in the base too (``mixed``), because bf16 loses small updates; where the base is in
-bf16, the forward pass runs under autocast.
+its checkpoint, with bf16 in place of fp16, whose numbers overflow in training; NVIDIA's older cards
+have fp16 alone, with a scaled loss. What trains is in fp32 everywhere, in the base too (``mixed``),
+because bf16 loses small updates; where the base is in 16 bits, the forward pass is under autocast.
 
 Activations are computed again in the backward pass (``activation_checkpointing``) on an accelerator
 if the base has more than 1e9 parameters or a row may have more than 1,024 tokens, unless a step
@@ -18,7 +18,7 @@ import torch
 
 from lorada.data.dataset import context_of
 from lorada.methods.meta_model import meta_model
-from lorada.runs.recipe import AUTO, MIXED, Recipe
+from lorada.runs.recipe import AUTO, MIXED, MIXED_FP16, Recipe
 from lorada.support.processes import is_first
 from lorada.training.models.loading import stretched
 
@@ -54,7 +54,7 @@ def device_bytes(recipe: Recipe) -> int | None:
 
 
 def dtype_on(recipe: Recipe, config: Any, *, narrow: bool) -> str:
-    """The dtype of a recipe's base, on a device that computes in bf16 (``narrow``) or another."""
+    """The dtype of a recipe's base, on a device with 16 bits (``narrow``) or another."""
     if recipe.dtype != AUTO:
         return recipe.dtype
     saved = str(getattr(config, "dtype", None)).removeprefix("torch.")
@@ -73,19 +73,31 @@ def with_dtype(recipe: Recipe, config: Any) -> Recipe:
     device = accelerator(recipe.training)
     module = None if device is None else getattr(torch, device.type, None)
     supported = getattr(module, "is_bf16_supported", None)
-    narrow = supported is not None and bool(supported(including_emulation=False))
-    chosen = dtype_on(recipe, config, narrow=narrow)
-    if chosen != "float32" and is_first():
-        logger.warning("dtype=auto takes %s on this device, which is bfloat16 with float32 where "
-                       "it trains: dtype=float32 is wider", chosen)  # fmt: skip
-    return recipe.model_copy(update={"dtype": chosen})
+    bf16 = supported is not None and bool(supported(including_emulation=False))
+    fp16 = device is not None and device.type == "cuda"
+    chosen = dtype_on(recipe, config, narrow=bf16 or fp16)
+    if chosen == MIXED and not bf16:
+        chosen = MIXED_FP16
+    found = recipe.model_copy(update={"dtype": chosen})
+    if found.mixed and is_first():
+        logger.warning("dtype=auto takes %s on this device, which is %s with float32 where it "
+                       "trains: dtype=float32 is wider", chosen, found.base_dtype)  # fmt: skip
+    return found
 
 
 def device_settings(recipe: Recipe) -> dict[str, Any]:
-    """TrainingArguments for an accelerator; for a CPU and for MPS, only the autocast of mixed."""
+    """TrainingArguments for an accelerator; for a CPU and for MPS, only the autocast of mixed.
+
+    Raises:
+        ValueError: for a dtype that needs an accelerator; accelerate would leave out its autocast.
+    """
     device = accelerator(recipe.training)
+    if recipe.dtype == MIXED_FP16 and device is None:
+        raise ValueError("dtype=mixed_float16 trains on an accelerator alone: take dtype=mixed")
     narrow = recipe.dtype == MIXED or (recipe.dtype == "bfloat16" and device is not None)
     settings: dict[str, Any] = {"bf16": True} if narrow and not recipe.training.get("fp16") else {}
+    if recipe.dtype == MIXED_FP16:
+        settings["fp16"] = True
     if device is None:  # transformers asks to be told that autocast is for the CPU
         return {**settings, "use_cpu": True} if settings and not _there() else settings
     settings |= {"dataloader_num_workers": WORKERS, "dataloader_pin_memory": True}

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers import AutoModelForSequenceClassification as AutoClassifier
 
 from lorada.methods.task_head import widen_trained
-from lorada.runs.recipe import AUTO, MIXED, Recipe
+from lorada.runs.recipe import AUTO, Recipe
 from lorada.support.processes import is_first
 from lorada.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
 from lorada.training.device_settings import (
@@ -150,12 +150,14 @@ def _traced_on(device: torch.device, recipe: Recipe, config: Any, sequences: int
     settings = {**DEFAULTS, **device_settings(recipe), **plan.arguments, **recipe.training}
     if recipe.activation_checkpointing == "full":
         settings |= CHECKPOINTING
-    narrow = torch.autocast(device.type, torch.bfloat16, enabled=bool(settings.get("bf16")))
+    fp16, bf16 = bool(settings.get("fp16")), bool(settings.get("bf16"))
+    half = torch.float16 if fp16 else torch.bfloat16
+    narrow = torch.autocast(device.type, half, enabled=fp16 or bf16)
     batch = sequences or int(settings["per_device_train_batch_size"])
     with torch.device("meta"):
         base = MODELS[kind_of(config)].from_config(config, dtype=getattr(torch, recipe.base_dtype))
         model = placed_on(base, plan)
-        if recipe.dtype == MIXED:
+        if recipe.mixed:
             widen_trained(model)
     if settings.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable(settings.get("gradient_checkpointing_kwargs"))  # type: ignore[operator]

@@ -14,9 +14,8 @@ from servers import running, trained
 from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
 from lorada.inference.serving.app import Server
-from lorada.inference.serving.draw import Draw
 from lorada.inference.serving.requests import Limits
-from lorada.inference.serving.served import open_served
+from lorada.inference.serving.served import Draw, open_served
 
 TOGETHER = ("mine.v1", "talk", "lora", "bottleneck", "prefix")
 QUESTION = "1 + 1 ="

@@ -8,12 +8,13 @@ import run_place
 from servers import Process, running
 from trained import train_once
 
+from lorada.data import dataset
 from lorada.data.task_rows import rows_to_answer
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict
 from lorada.inference.serving.app import Server
-from lorada.inference.serving.classifier import open_classifiers
-from lorada.inference.serving.requests import Limits
+from lorada.inference.serving.requests import Limits, Record
+from lorada.inference.serving.served import open_classifiers
 
 place = run_place.place
 
@@ -90,6 +91,18 @@ def test_pairs_scores_and_choices_get_the_answers_of_predict(name, items, url, f
     if name == "quiz":
         texts = [[prompt, *candidates] for prompt, candidates in texts]
     assert found["usage"]["prompt_tokens"] == sum(len(text) for row in texts for text in row)
+
+
+def test_a_row_is_tokenised_once(folder, monkeypatch):
+    classifier = open_classifiers([folder("mood")])["mood"]
+    read, encode = [], dataset.encode
+    monkeypatch.setattr(
+        dataset, "encode", lambda rows, *more: read.extend(rows) or encode(rows, *more)
+    )
+    rows = [{"text": text} for text in TEXTS]
+    found = classifier.classify(rows, Record("/v1/classify"))
+    assert [one["label"] in ("n", "y") for one in found["data"]] == [True] * len(TEXTS)
+    assert len(read) == len(TEXTS)
 
 
 def test_one_text_is_a_list_of_one_at_vllms_own_address_too(url):

@@ -97,17 +97,6 @@ SAID = {
     "tools": (
         CHAT | {"tools": [{"type": "function"}]}, "tools: tools are not offered here; leave it out",
     ),
-    "log-probabilities": (
-        CHAT | {"logprobs": True, "top_logprobs": 2},
-        "logprobs: log-probabilities are not offered here; leave it out",
-    ),
-    "another format": (
-        COMPLETION | {"response_format": {"type": "json_object"}},
-        "response_format: formats other than text are not offered here; leave it out",
-    ),
-    "several": (
-        COMPLETION | {"n": 2}, "n: several answers to one prompt are not offered here; leave",
-    ),
     "long": (
         COMPLETION | {"temperature": "y" * 10**5},
         f"temperature must be a number from 0 to 2; it is '{'y' * 39}…",

@@ -2,7 +2,7 @@
 
 from typing import Any, NoReturn
 
-from lorada.tuners.exported_config import READERS
+from lorada.inference.exported_config import READERS
 from lorada_vllm.backends import BACKENDS
 from lorada_vllm.refusal import refuse
 from lorada_vllm.versions import unknown_version

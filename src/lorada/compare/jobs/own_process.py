@@ -28,8 +28,6 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lorada.support.start import WITHOUT_TORCH
-
 Value = TypeVar("Value")
 Report = Callable[[str], None]
 
@@ -183,7 +181,7 @@ class _Process:
                 stdout=None if sys.stdout is sys.__stdout__ else 2,
                 pass_fds=[there.fileno()],
                 process_group=0,  # a terminal sends Ctrl-C to this process, which passes it on
-                env={**own, **os.environ, WITHOUT_TORCH: "1"},
+                env={**own, **os.environ},
             )
         with suppress(ConnectionError):  # it has ended already, and `receive` tells how
             self.link.send_bytes(message)

@@ -15,8 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lorada.support.start import WITHOUT_TORCH
-
 PACKAGES = ("lorada", "torch", "transformers", "peft")
 RETRIES = 3  # how often a job starts again after its process died
 FOUND_WITHIN = 10.0  # seconds; a network file system may show a new file late
@@ -113,7 +111,6 @@ def carry_out(here: dict[str, str], probe: str, directory: str, pickled: bytes, 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if wrong := refusal(here, probe):
         raise ValueError(wrong)
-    os.environ[WITHOUT_TORCH] = "1"
     import ray
 
     from lorada.compare.jobs.job import run_job

@@ -1,16 +1,19 @@
-"""What a request may say, and how it is refused, as OpenAI's API spells both."""
+"""What a request may say, how it is refused, as OpenAI's API spells both, and what is counted.
+
+Neither the log nor ``/metrics`` says a text.
+"""
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from prometheus_client import Counter, Gauge, Histogram
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
-
-from lorada.inference.serving.records import CLOSED
 
 logger = logging.getLogger(__name__)
 MOST_PROMPTS, MOST_STOPS, MOST_TURNS = 256, 16, 10_000
@@ -38,6 +41,19 @@ NOT_OFFERED: dict[str, tuple[str, list[Any]]] = {
     "logit_bias": ("biases of tokens", [{}, []]), "echo": ("prompts in the answer", [False]),
     "suffix": ("texts behind the answer", [""]), "reasoning_effort": ("levels of effort", []),
 }  # fmt: skip
+
+CLOSED = 499  # nginx's number for a client that went away before its answer
+BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)  # seconds
+MODEL = ("model",)
+
+REQUESTS = Counter("lorada_requests", "Requests that have ended.", (*MODEL, "endpoint", "status"))
+READ = Counter("lorada_prompt_tokens", "Tokens read.", MODEL)
+WRITTEN = Counter("lorada_generated_tokens", "Tokens written.", MODEL)
+RUNNING = Gauge("lorada_prompts_running", "Prompts that are answered or wait.")
+FIRST_TOKEN = Histogram(
+    "lorada_first_token_seconds", "From a request to its first token.", MODEL, buckets=BUCKETS
+)
+SECONDS = Histogram("lorada_request_seconds", "From a request to its end.", MODEL, buckets=BUCKETS)
 
 
 @dataclass(frozen=True)
@@ -157,12 +173,7 @@ Kind = type[ChatRequest] | type[CompletionRequest] | type[ClassifyRequest]
 
 
 def request_of(kind: Kind, body: bytes) -> ChatRequest | CompletionRequest | ClassifyRequest:
-    """The request in a body.
-
-    Raises:
-        Refused: for another, with the first field that is wrong, what it must be, and what it is;
-            or that is not offered.
-    """
+    """The request in a body."""
     try:
         found = kind.model_validate_json(body)
     except ValidationError as error:
@@ -234,3 +245,45 @@ def refusal_of(error: Exception) -> Refused:
     if failed:
         return Refused(503, "the model failed at this answer: try again", code="engine_failed")
     return Refused(500, "the server failed at this answer")
+
+
+class Record:
+    """One request, from its arrival to its end."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint, self._start = endpoint, time.perf_counter()
+        self.model, self.status = "", CLOSED  # until the name and the HTTP status are known
+        self.prompts = 0  # that are answered or wait
+        self.read = self.written = 0  # tokens of its prompts, and of its answers so far
+        self._first: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Since it came."""
+        return time.perf_counter() - self._start
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """The numbers of tokens, as OpenAI's API spells them."""
+        both = {"prompt_tokens": self.read, "completion_tokens": self.written}
+        return {**both, "total_tokens": self.read + self.written}
+
+    def first_token(self) -> None:
+        """Note the time, if it has not been noted before."""
+        if self._first is None:
+            self._first = self.seconds
+            FIRST_TOKEN.labels(self.model).observe(self._first)
+
+    def end(self) -> None:
+        """Count the request, and write its line."""
+        total = self.seconds
+        RUNNING.dec(self.prompts)
+        REQUESTS.labels(self.model, self._endpoint, str(self.status)).inc()
+        SECONDS.labels(self.model).observe(total)
+        READ.labels(self.model).inc(self.read)
+        WRITTEN.labels(self.model).inc(self.written)
+        first = "-" if self._first is None else f"{self._first:.3f}s"
+        logger.info(
+            "%d %s model=%s read=%d written=%d first=%s total=%.3fs",
+            self.status, self._endpoint, self.model or "-", self.read, self.written, first, total,
+        )  # fmt: skip

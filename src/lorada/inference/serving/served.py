@@ -1,32 +1,58 @@
-"""What writes text under a name: a run, or the base alone, with its batches."""
+"""What answers under a name: a run or the base alone that writes text, or a run that classifies.
+
+Writers share one base model, in turn, each with its own adapter switched on. A token that is drawn
+depends on its request's seed and its position, whatever else is in the batch:
+
+    token = the first t with P(1) + … + P(t) > u(seed, position), u in [0, 1)
+
+Shapes: B requests, V tokens of the vocabulary.
+"""
 
 import itertools
-from collections.abc import Callable, Sequence
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from random import Random
 from secrets import randbits
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from peft import PeftModel
-from transformers import ContinuousBatchingConfig, GenerationConfig
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    ContinuousBatchingLogitsProcessor,
+)
+from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
-from lorada.data.dataset import context_of
-from lorada.inference.can_refill import reason_against
+from lorada.attention.interface import install
+from lorada.data.dataset import context_of, dataset_of, encode_each, encode_options
+from lorada.data.task_rows import Rows, rows_to_answer
+from lorada.data.tokenize import EMPTY
+from lorada.inference.evaluate import answer_rows
 from lorada.inference.generate import (
     chat_prompt,
     generation_settings,
+    reason_against,
     tokens_of,
 )
-from lorada.inference.load import Run, load_side_by_side
-from lorada.inference.serving.draw import draw_by_seed
+from lorada.inference.load import Run, load_run, load_side_by_side
+from lorada.inference.predict import as_answer
 from lorada.inference.serving.requests import (
     ChatRequest,
     CompletionRequest,
     EngineFailed,
+    Record,
     Refused,
 )
-from lorada.inference.serving.shared_model import AdapterView, SharedModel
+from lorada.runs.one_base import adapter_names
+from lorada.support.row_sources import Row
 
 # On a processor: tokens in a page of a cache, tokens that one forward pass reads at most, and
 # tokens in the cache of a batch, unless the user says otherwise.
@@ -39,6 +65,93 @@ LONGEST = 500  # characters of a line that may repeat a prompt
 # Colder requests take the likeliest token: scores over a smaller number may be infinite in fp32,
 # and what is not a number ends a batch for all its requests.
 COLDEST = 1e-6
+BITS = 23  # of u: so many that fp32 holds u, and u times a sum near 1 stays below the sum
+
+
+class SharedModel:
+    """A model with all its adapters; ``base`` is the transformers model in it, which is what runs.
+
+    Whoever runs it takes a turn. Turns are given in the order in which they were asked for, so that
+    an adapter with many requests does not keep the others waiting.
+    """
+
+    def __init__(self, model: PeftModel | PreTrainedModel) -> None:
+        self._whole = model
+        self.base = model.get_base_model() if isinstance(model, PeftModel) else model
+        install()  # also without maps: packed sequences are then computed in parts
+        self._changed = threading.Condition()
+        self._given = self._done = 0
+        self._active: str | None = ""  # no adapter's name: the first turn always switches
+
+    @contextmanager
+    def turn(self, key: str | None) -> Iterator[None]:
+        """Have the model alone in a ``with`` block, with the adapter ``key``, or None for none."""
+        with self._changed:
+            mine, self._given = self._given, self._given + 1
+            self._changed.wait_for(lambda: self._done == mine)
+        try:
+            self._activate(key)
+            yield
+        finally:
+            with self._changed:
+                self._done += 1
+                self._changed.notify_all()
+
+    def _activate(self, key: str | None) -> None:
+        if key == self._active or not isinstance(self._whole, PeftModel):
+            return
+        layers = self._whole.base_model  # learned prompts have none: the base runs without them
+        if key is not None:
+            self._whole.set_adapter(key, inference_mode=True)
+        if isinstance(layers, BaseTuner) and None in (key, self._active):
+            switch = layers.disable_adapter_layers if key is None else layers.enable_adapter_layers
+            switch()
+        self._active = key
+
+
+class AdapterView(ContinuousMixin):  # type: ignore[misc]
+    """The shared model as one adapter has it, for transformers' continuous batching to run."""
+
+    def __init__(self, shared: SharedModel, key: str | None) -> None:
+        self._shared, self._key = shared, key
+
+    def __call__(self, **inputs: Any) -> Any:
+        """One forward pass, with this adapter switched on."""
+        with self._shared.turn(self._key):
+            return self._shared.base(**inputs)
+
+    def eval(self) -> "AdapterView":
+        """Nothing: a loaded run is in evaluation mode."""
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shared.base, name)
+
+
+class Draw(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
+    """The last step of choosing a token: it leaves the one that is drawn, with all probability."""
+
+    supported_kwargs: ClassVar[dict[str, type]] = {"seed": int}
+    ignored_kwargs = ()
+
+    def fill_defaults(self, int32_tensor: Tensor) -> None:
+        """Any number will do for places without a request."""
+        int32_tensor.zero_()
+
+    def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> Tensor:
+        """The u of each request's next token (B,), kept as int32 as transformers keeps all."""
+        states = [request.state for request in requests_with_new_token]
+        seeds = (f"{one.logit_processor_kwargs['seed']} {one.position_offset}" for one in states)
+        drawn = [Random(seed).getrandbits(BITS) / 2**BITS for seed in seeds]
+        return torch.tensor(drawn, dtype=torch.float32).view(torch.int32)
+
+    def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
+        """Scores (B, V) of which only the drawn token's is not −∞."""
+        drawn = tensor_arg[: len(scores), None].view(torch.float32)
+        sums = scores.softmax(-1).cumsum(-1)
+        token = torch.searchsorted(sums, drawn * sums[:, -1:], right=True)
+        token = token.clamp(max=scores.shape[-1] - 1)  # of scores that are no numbers
+        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
 
 
 class Ask(NamedTuple):
@@ -64,12 +177,7 @@ class Served:
     def __init__(
         self, name: str, run: Run, base: str, view: AdapterView, size: dict[str, Any]
     ) -> None:
-        """Allocate nothing yet; ``size`` is of a batch's cache, for ``ContinuousBatchingConfig``.
-
-        Raises:
-            ValueError: for a run that writes no text, or for which continuous batching does not
-                give the tokens of ``generate``; it says why, and what answers it.
-        """
+        """Allocate nothing yet; ``size`` is of a batch's cache, in transformers' words."""
         self._settings = generation_settings(run)
         why = reason_against(run, self._settings)
         model = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
@@ -98,9 +206,6 @@ class Served:
 
         ``tell`` is called in the event loop, after each token or more of the answer, with
         transformers' ``GenerationOutput``.
-
-        Raises:
-            EngineFailed: if the batch has just ended.
         """
         batch, name = self._batch(drawn=bool(ask.rule)), str(next(self._numbers))
 
@@ -137,7 +242,10 @@ class Served:
             )
             batch = self.view.init_continuous_batching(config, batching)
             if drawn:
-                draw_by_seed(batch.logit_processor)
+                # Its list of processors has no way of its own to add one.
+                batch.logit_processor.logits_processor.append(Draw())
+                batch.logit_processor.tensors_required += 1
+                batch.logit_processor._retrieve_processors_kwargs()
             batch.start()
             self.batches[drawn] = batch
         return self.batches[drawn]
@@ -150,9 +258,6 @@ def open_served(
 
     The cache of a batch holds the keys and values of ``cache_tokens``; of as many as we think right
     on a processor, or as memory allows on an accelerator, if that is None.
-
-    Raises:
-        ValueError: as ``load_side_by_side`` and ``Served`` do.
     """
     runs = load_side_by_side(folders, trust_remote_code=trust_remote_code)
     first = next(iter(runs.values()))
@@ -231,3 +336,62 @@ def _most(served: Served, read: int, wanted: int | None, limit: int | None) -> i
     if limit is not None and wanted > limit:
         raise Refused(400, f"{wanted} tokens are more than this server writes, {limit}")
     return wanted
+
+
+class Classifier:
+    """A run that answers at ``/v1/classify`` as ``lorada predict`` does, one request at a time.
+
+    It labels texts, in vLLM's form, gives them scores, or chooses among candidates.
+    """
+
+    def __init__(self, name: str, run: Run) -> None:
+        self.name, self._run = name, run
+        self.described = {"base": run.recipe.model, "method": run.recipe.method}
+        what = {"score": "scores texts", "choice": "chooses among candidates"}
+        self.does = what.get(run.form, f"labels texts {', '.join(run.labels)}")
+        self._turn = threading.Lock()
+
+    def classify(self, rows: list[Row], record: Record) -> dict[str, Any]:
+        """The response to rows; probabilities are in the order of the run's classes."""
+        run = self._run
+        try:
+            asked = rows_to_answer(rows, "input", run.form, run.labels, pairs=run.pairs)
+        except ValueError as error:
+            said = " ".join(str(error).split())[:LONGEST]
+            raise Refused(400, said, param="input") from error
+        with self._turn, torch.no_grad():
+            encoded = dataset_of(self._features(asked, record))
+            found = sorted(answer_rows(run, asked, encoded=encoded))
+        data = [{"index": i, **as_answer(asked, i, one, run.label_type)} for i, one in found]
+        for one in data if run.form == "label" else ():
+            one["probs"] = list(one["probs"].values())
+            one["num_classes"] = len(run.labels)
+        return {
+            "id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()),
+            "model": self.name, "data": data, "usage": record.usage,
+        }  # fmt: skip
+
+    def _features(self, rows: Rows, record: Record) -> Iterator[dict[str, Any]]:
+        """The features of rows, none of which may be cut; their tokens are counted."""
+        run = self._run
+        options = encode_options(rows, run.recipe, run.kind)
+        for index, one in encode_each(rows, run.tokenizer, options):
+            where = f"input row {index + 1}"
+            if one is EMPTY:
+                raise Refused(400, f"{where} has no token of this model", param="input")
+            if one is None or one.truncated:
+                said = f"{where} is longer than the {options.max_length} tokens that are read here"
+                raise Refused(400, said, code="context_length_exceeded", param="input")
+            parts = [one.features[name] for name in ("input_ids", "prompt") if name in one.features]
+            record.read += sum(map(len, [*parts, *one.features.get("candidates", ())]))
+            yield one.features
+
+
+def open_classifiers(
+    folders: Sequence[Path], *, trust_remote_code: bool = False
+) -> dict[str, Classifier]:
+    """Load finished runs, each with a base of its own, by the names of their folders."""
+    return {
+        name: Classifier(name, load_run(folder, trust_remote_code=trust_remote_code))
+        for name, folder in zip(adapter_names(folders), folders, strict=True)
+    }

@@ -11,11 +11,7 @@ from starlette.applications import Starlette
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at an address; port 0 is any free one.
-
-    Raises:
-        ValueError: if the address is taken, or not one of this machine.
-    """
+    """A socket that listens at an address; port 0 is any free one."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)

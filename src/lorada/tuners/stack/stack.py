@@ -15,7 +15,6 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
-from lorada.tuners import exported_config
 from lorada.tuners.base.config import STACK, register
 from lorada.tuners.base.entries import refuse_offloaded
 from lorada.tuners.base.injection import (
@@ -372,4 +371,3 @@ register(STACK, LoradaConfig, LoradaModel)
 beside.register()
 merging.register()
 rescaling.register()
-exported_config.register()

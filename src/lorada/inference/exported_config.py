@@ -6,7 +6,8 @@ nothing. So an exported folder with an adapter has ``"model_type": "lorada"`` in
 Without lorada that is an unknown type, which every program refuses. With lorada, reading such a
 config gives the config of the base, as if it had never been marked.
 
-This file imports nothing of lorada: `lorada run` loads it by its path, before peft is imported.
+`import lorada` has it imported from the middle of transformers, so it imports no other module of
+lorada, and neither torch nor peft.
 """
 
 import json
@@ -46,9 +47,6 @@ class ExportedConfig(PreTrainedConfig):
             ValueError: in a process of an engine that would read the base alone, or whose plugin
                 refuses the folder.
         """
-        import lorada.tuners
-
-        lorada.tuners.LoradaConfig  # noqa: B018 - tells peft about the adapter that comes next
         config = {key: value for key, value in config_dict.items() if key != "lorada"}
         for engine in ENGINES:
             if engine in sys.modules:
@@ -65,9 +63,6 @@ def _for_engine(engine: str, config: dict[str, Any], folder: str | None) -> dict
     Raises:
         ValueError: for an engine without a plugin.
     """
-    # `lorada run` loads this file a second time, by its path. Plugins use the first.
-    from lorada.tuners.exported_config import READERS
-
     if engine in READERS:
         return READERS[engine](config, folder)
     raise ValueError(
@@ -75,11 +70,6 @@ def _for_engine(engine: str, config: dict[str, Any], folder: str | None) -> dict
         f"{PLUGINS.get(engine, '')}use `lorada run transformers serve`, or export a run of a "
         "method that can be merged"
     )
-
-
-def register() -> None:
-    """Tell transformers about the model type."""
-    CONFIG_MAPPING.register(MODEL_TYPE, ExportedConfig, exist_ok=True)
 
 
 def mark(folder: Path) -> None:
@@ -91,3 +81,6 @@ def mark(folder: Path) -> None:
     config[BASE_TYPE], config[BASE_CLASSES] = config["model_type"], config.get("architectures")
     marked = {**config, "model_type": MODEL_TYPE, "architectures": ["Lorada"], "lorada": NOTE}
     path.write_text(json.dumps(marked, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+CONFIG_MAPPING.register(MODEL_TYPE, ExportedConfig, exist_ok=True)

@@ -1,7 +1,6 @@
-"""What the explorer's page shows: sentences, runs, and the numbers of each layer and head.
+"""The explorer's page: one HTML file that works offline, and the plain data that it shows.
 
-Plain Python data, which ``explained`` and ``explore`` make. Shapes: H heads, T
-tokens that look (queries), K tokens that are looked at (keys).
+``explanation`` and ``explore`` make the data.
 
 Of the page:
     title: its heading.
@@ -16,49 +15,34 @@ Of a run:
     shown: by step, then by sentence.
 
 Of a run on one sentence:
-    layers: in the model's order.
+    layers: in the model's order, with the numbers of ``ExplainedLayer`` by head, and its matrices
+        as ``pack`` makes them; the sum only where the map is ``inside`` the softmax.
     next: the likeliest next tokens, or classes, ``with`` the adapter, ``without`` it and with
         each part alone, and the head alone: up to ten of (token, probability), the likeliest first.
     change: ‖h_with − h_without‖ / ‖h_without‖ of the hidden state h after each layer, of
         ``all`` parts and of each alone. Shorter than ``layers`` if the last have no state.
-
-Of an attention layer on one sentence, each list by head:
-    name: of the attention module.
-    effect: ‖map·V‖ / ‖softmax·V‖; None without a map.
-    negative: share of the visible entries of the sum below 0.
-    map_negative: the same of the map.
-    moved: ‖O_with − O_without‖ / ‖O_without‖ of the head's output O, before the output projection.
-    attends: shares of the softmax that go to the ``first`` token, the one before (``previous``),
-        the token ``itself`` and ``other``; they sum to 1.
-    softmax: with the adapter on; matrices as ``pack`` makes them, as are the next three.
-    map: as it is added; None where the layer has none.
-    without: the softmax with the adapter off.
-    inside: whether the map enters the softmax, so that the sum is ``fused``.
-    fused: the softmax with the map inside.
 """
 
 import base64
 import math
 import zlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+HERE = Path(__file__).parent
+SCRIPTS = ("basics.js", "matrices.js", "detail.js", "heads.js", "charts.js", "page.js")
 MOST = 32767  # the largest int16
 
 
 def pack(matrices: ArrayLike) -> dict[str, Any]:
-    """A matrix for each head, for an array (heads, T, K): value = int16 / 32767 · scale.
+    """A matrix for each head, (heads, queries, keys): value = int16 / 32767 · scale.
 
-    The error is at most scale / 65534.
-
-    Returns:
-        ``shape``: heads, T, K. ``scale``: the largest absolute value. ``data``: base64 of raw
-        deflate of little-endian int16.
-
-    Raises:
-        ValueError: if the array has another number of dimensions or a number that is not finite.
+    ``scale`` is the largest absolute value, so the error is at most scale / 65534; ``data`` is
+    base64 of raw deflate of little-endian int16.
     """
     values = np.asarray(matrices, dtype=np.float64)
     if values.ndim != 3:
@@ -74,3 +58,24 @@ def pack(matrices: ArrayLike) -> dict[str, Any]:
         "scale": scale,
         "data": base64.b64encode(data).decode("ascii"),
     }
+
+
+def explorer_page(data: Mapping[str, Any], *, asked: str | None = None) -> str:
+    """The page as HTML; the same data always give the same page.
+
+    Args:
+        data: of the page, as this file says.
+        asked: what stands in a box for the reader's own sentence, which the page sends to the
+            server that it comes from; None for a page without a server.
+    """
+    from lorada.support.html import render_page  # needs the extra
+
+    return render_page(
+        HERE,
+        data["title"],
+        [(HERE / name).read_text(encoding="utf-8") for name in SCRIPTS],
+        asks=asked is not None,
+        asked=asked,
+        runs=data["runs"],
+        data={"sentences": data["sentences"], "runs": data["runs"]},
+    )

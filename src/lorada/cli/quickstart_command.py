@@ -1,0 +1,42 @@
+"""The command ``quickstart``: which of three methods for the bundled rows, and what it answers."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorada.cli.app import app, console
+from lorada.cli.compare_command import compare
+from lorada.cli.predict_command import predict
+from lorada.cli.queue_options import Workers
+
+SETTINGS = [
+    "pooling=mean", "max_length=64", "max_steps=100", "warmup_steps=10",
+    "per_device_train_batch_size=16",
+]  # fmt: skip
+SENTENCE = "All teachers are adults. No adults are cats. Therefore, some cats are teachers."
+
+
+@app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option(help="folder of the comparison")] = Path(
+        "runs/quickstart"
+    ),
+    workers: Workers = 2,
+    overwrite: Annotated[bool, typer.Option(help="begin anew if it is there")] = False,
+) -> None:
+    """Compare LoRA, IA3 and LoRA with a map on bundled rows, and use the one to take."""
+    if (output / "comparison.yaml").is_file() and not overwrite:
+        summary = compare(str(output), resume=True, workers=workers)
+    else:
+        summary = compare(
+            overrides=SETTINGS, model="minilm-l6", data="builtin:syllogisms.csv", held_out="33%",
+            methods="lora,ia3,lora+lmam", budget="0.2%", seeds="1,2,3", output=str(output),
+            overwrite=overwrite, workers=workers,
+        )  # fmt: skip
+    if summary is None or "predict" not in summary.commands:
+        return
+    run = shlex.split(summary.commands["predict"])[2]
+    console.print(f'\nlorada predict {run} --text "{SENTENCE}"', highlight=False, soft_wrap=True)
+    predict(Path(run), text=[SENTENCE])
