@@ -188,7 +188,7 @@ BAD_TRAINING = {
     "training.seed=true": "training.seed=True must be a whole number from 0",
     "from_adapter=missing": "no adapter folder at missing",
     "lmam=3": "lmam=3 is a section: write lmam.NAME=…",
-    "dtype=float8_e4m3fn": "dtype='float8_e4m3fn': input should be 'auto', 'mixed', 'float32'",
+    "dtype=float8_e4m3fn": "dtype='float8_e4m3fn': input should be 'auto', 'mixed', 'mixed_f",
     "training.report_to=[comet_ml]": "comet-ml",
     "data=builtin:../../../../etc/passwd": "no data file at",
     "data=broken.jsonl": "broken.jsonl line 2 is not JSON",
