@@ -61,7 +61,7 @@ def measure(
     scores = result["metrics"][fixed["eval_data"]]
     accuracy = scores.get("accuracy", scores.get("exact_match"))
     row = {"seed": seed, **lmam, "loss": scores["loss"], "accuracy": accuracy}
-    row["effect_size"] = result["effect_size"]
+    row["relative_norm"] = result["relative_norm"]
     print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()))
     return row
 
@@ -112,7 +112,7 @@ def starts(out: Path) -> dict[str, Any]:
                 history = read_result(out / run_name(fixed, 1, **given))["history"]
                 logged = {line["step"]: line for line in history if "grad_norm" in line}
                 row["first_gradient"] = logged[1]["grad_norm"]
-                row["effect_size_50"] = logged[50]["effect_size"]
+                row["relative_norm_50"] = logged[50]["relative_norm"]
                 grid.append(row)
     head = [measure(out, fixed, training, seed, map_learning_rate=NO_LEARNING) for seed in SEEDS]
     return {"grid": grid, "head alone": head}

@@ -96,7 +96,7 @@ def measure_world(world: World, repeats: int) -> list[float]:
         )
         truth = sign * made.truth
         for rule, place in taken.items():
-            lost[rule].append(truth.max() - truth[place])
+            lost[rule].append((sign * made.best).max() - truth[place])
         claimed.append(decision.expected_loss[decision.pick])
         ends = np.array([decision.intervals[name] for name in names])
         held += list((ends[:, 0] <= made.truth) & (made.truth <= ends[:, 1]))

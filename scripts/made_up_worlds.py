@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import expit
 from scipy.stats import norm, t
+from search_errors import ODDS, cost_of, made_up_rates, searched
 
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(40)
 PLACES = (np.arange(400) + 0.5) / 400  # of quantiles of what runs are drawn from
@@ -33,6 +34,8 @@ class World:
             method.
         alike: correlation of the luck of the first two methods' runs with one seed.
         group: rows that share a passage.
+        search: of each method's learning rate, as ``search_errors.py`` names it; empty where all
+            train at their best rate.
         kind: ``right`` or wrong, ``rouge`` or ``loss``.
         right: log-odds of a right answer on a middling row.
         ease: standard deviation of the rows' ease.
@@ -49,6 +52,7 @@ class World:
     collapse: float = 0.0
     alike: float = 0.0
     group: int = 1
+    search: str = ""
     kind: str = "right"
     right: float = 1.2
     ease: float = 1.2
@@ -61,13 +65,15 @@ class Made:
 
     Attributes:
         scores: of each method seeds × rows.
-        truth: the true mean score of each.
+        truth: the true mean score of each, at the learning rate that its search has found.
+        best: the same at its best rate.
         groups: of each row.
         sizes: a made-up number of parameters of each; the first method is "LoRA".
     """
 
     scores: list[np.ndarray]
     truth: np.ndarray
+    best: np.ndarray
     groups: np.ndarray
     sizes: np.ndarray
 
@@ -89,6 +95,9 @@ WORLDS = {
     "losses": replace(BASE, kind="loss"),
     "two to five runs": replace(BASE, seeds=(2, 5, 3, 5, 2, 5)),
     "a method and its sum": replace(BASE, run=0.25, seeds=5, alike=0.95),
+    "best rates differ": replace(BASE, search="4 trials"),
+    "... on a coarse grid": replace(BASE, search="old grid"),
+    "... not searched": replace(BASE, search="default"),
     "steady runs, many rows": replace(BASE, run=0.03, rows=5000, spread=0.07, taste=0.1),
 }  # fmt: skip
 
@@ -96,7 +105,7 @@ WORLDS = {
 def made_up(
     world: World, random: np.random.Generator, *, copies: bool = False, rows: int = 0
 ) -> Made:
-    """Draw a comparison; with ``copies`` all methods are as good as each other.
+    """Draw a comparison; with ``copies`` all methods are as good as each other at their best rate.
 
     ``rows`` is their number, if it is another than the world's.
     """
@@ -111,6 +120,7 @@ def made_up(
     first = random.random(rows) < 0.5
     failing = np.where(np.arange(count) % 2, world.collapse, 0.0)[random.permutation(count)]
     failing = np.full(count, world.collapse) if copies else failing
+    lost = np.array([_lost(world, random) for _ in range(count)])
     found: list[np.ndarray] = []
     before = np.zeros(1)  # luck of the runs of the method before
     for method in range(count):
@@ -119,7 +129,7 @@ def made_up(
         if method == 1 and world.alike:
             luck = world.alike * before + np.sqrt(1 - world.alike**2) * luck
         before = luck
-        odds = ease + quality[method] + _suits(world, random, groups)
+        odds = ease + quality[method] - lost[method] + _suits(world, random, groups)
         odds = odds + runs[method] * np.clip(luck, -9, 9)
         if world.group > 1:
             odds = odds + random.normal(0, 0.4, (shape[0], groups[-1] + 1))[:, groups]
@@ -127,11 +137,23 @@ def made_up(
         one = np.where(random.random(shape) < 0.5, first, ~first)
         fails = random.random(shape) < failing[method]
         found.append(np.where(fails, 100.0 * one, scores))
-    truth = np.array([_true(world, q, s) for q, s in zip(quality, runs, strict=True)])
-    truth = (1 - failing) * truth + failing * 50
+    best, truth = (
+        (1 - failing) * np.array([_true(world, *one) for one in zip(each, runs, strict=True)])
+        + failing * 50
+        for each in (quality, quality - lost)
+    )
     sizes = np.round(36_864 * np.exp(random.uniform(-1.5, 0.7, count)))
     sizes[0] = 36_864
-    return Made(found, truth, groups, sizes)
+    return Made(found, truth, best, groups, sizes)
+
+
+def _lost(world: World, random: np.random.Generator) -> float:
+    """The log-odds that a method loses because its search has not found its best rate."""
+    if not world.search:
+        return 0.0
+    best, curvature, default = made_up_rates(random)
+    rate, _ = searched(random, world.search, default, best, curvature)
+    return min(ODDS * cost_of(rate, best, curvature), ODDS)  # no worse than a guess
 
 
 def _suits(world: World, random: np.random.Generator, groups: np.ndarray) -> np.ndarray:

@@ -1,38 +1,99 @@
-"""Take pictures of a comparison's report: all that comes first, the verdict, and score over cost.
+"""Take pictures of a comparison's report: the verdict, the table, scores and expected losses.
 
-    python scripts/report_picture.py comparison/report.html docs/compare.png
+    python scripts/report_picture.py docs/compare.png
 
-The verdict alone goes beside the picture as ``…-verdict.png``, score over cost as ``…-scores.png``.
-It needs playwright and Chromium.
+The report is written anew from the rows that the atlas has kept of the syllogisms; what its search
+tried is not kept. Score over cost alone goes beside the picture as ``…-scores.png``. It needs
+playwright and Chromium.
 """
 
+import gzip
+import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import yaml
 from playwright.sync_api import sync_playwright
 
-WIDE = 1480
+from lorada.compare.report.page import page as report_page
+from lorada.compare.report.read import read_comparison
+from lorada.compare.report.summary import summarize
 
-
-def main(page_file: Path, picture: Path) -> None:
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": WIDE, "height": 900})
-        page.goto(page_file.resolve().as_uri())
-        # The table, score over cost, and what follows: three headings below the verdict.
-        tops = [page.locator("h2").nth(number).evaluate(TOP) for number in range(3)]
-        parts = {"": (0, tops[2]), "-verdict": (0, tops[0]), "-scores": (tops[1], tops[2])}
-        for name, (top, bottom) in parts.items():
-            page.screenshot(
-                path=picture.with_stem(picture.stem + name), full_page=True,
-                clip={"x": 0, "y": top, "width": WIDE, "height": bottom - top},
-            )  # fmt: skip
-        browser.close()
-
-
+ATLAS = Path(__file__).parents[1] / "docs" / "results" / "atlas.json.gz"
+TASK, ROWS, WIDE = "syllogism", "syllogism_test.jsonl", 1480
+TOTAL = 22_713_216  # parameters of minilm-l6
+MERGED = ("lora", "dora", "adalora", "ia3", "bitfit")
 TOP = "one => one.getBoundingClientRect().top + scrollY"
 
+
+def write_comparison(folder: Path) -> None:
+    """The folder of the comparison, as far as the atlas has kept it."""
+    kept = json.loads(gzip.decompress(ATLAS.read_bytes()))[TASK]
+    plan, seeds = [], range(1, 6)
+    for method, one in kept.items():
+        size = one["parameters"]
+        plan.append({
+            "method": method, "budgets": {"0.2%": False}, "trainable": size,
+            "percent": 100 * size / TOTAL, "mergeable": method in MERGED,
+        })  # fmt: skip
+        _write(folder / "times" / method / str(size) / "turn1.json",
+               {"seconds_per_step": one["seconds"]})  # fmt: skip
+        for seed, scores, losses, rate in zip(
+            seeds, one["scores"], one["losses"], one["rates"], strict=True
+        ):
+            run = folder / "runs" / method / str(size) / f"seed{seed}"
+            _write(run / "result.json", {
+                "labels": ["No", "Yes"], "form": "label", "history": [],
+                "metrics": {ROWS: {"n": len(scores), "accuracy": sum(scores) / len(scores)}},
+                "peak_memory_bytes": one["memory"],
+                "recipe": {"training": {"learning_rate": rate}},
+            })  # fmt: skip
+            lines = [
+                {"rows": ROWS, "row": number, "answer": "", "score": score, "loss": loss,
+                 "metrics": {"accuracy": score}}
+                for number, (score, loss) in enumerate(zip(scores, losses, strict=True), 1)
+            ]  # fmt: skip
+            (run / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    _write(folder / "plan.json", {"candidates": plan, "held_out": {ROWS: {}}})
+    reasons = {"as_it_is": "its head is drawn at random", "commonest": "half of the rows are Yes"}
+    _write(folder / "baselines.json", {key: {"reason": text} for key, text in reasons.items()})
+    asked = {"recipe": {"model": "minilm-l6"}, "seeds": list(seeds)}
+    (folder / "comparison.yaml").write_text(yaml.safe_dump(asked))
+
+
+def _write(path: Path, data: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data))
+
+
+def main(picture: Path) -> None:
+    with TemporaryDirectory() as folder:
+        write_comparison(Path(folder))
+        summary = summarize(read_comparison(Path(folder)))
+        # That is said where no search is stored.
+        known = [one for one in summary.sentences if not one.startswith("No learning rate")]
+        written = Path(folder, "report.html")
+        written.write_text(report_page(replace(summary, sentences=tuple(known))))
+        chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+        with sync_playwright() as started:
+            browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": WIDE, "height": 900})
+            page.goto(written.as_uri())
+            tops = dict(zip(
+                page.locator("h2").all_text_contents(),
+                page.locator("h2").evaluate_all(f"all => all.map({TOP})"), strict=True,
+            ))  # fmt: skip
+            middle, end = tops["Score and cost"], tops["Where candidates disagree"]
+            for name, top, bottom in (("", 0, middle), ("-scores", middle, end)):
+                page.screenshot(
+                    path=picture.with_stem(picture.stem + name), full_page=True,
+                    clip={"x": 0, "y": top, "width": WIDE, "height": bottom - top},
+                )  # fmt: skip
+            browser.close()
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

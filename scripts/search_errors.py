@@ -38,6 +38,12 @@ def cost_of(rate: float, best: float, curvature: float) -> float:
     return float(min(curvature * steps**2 * (1.3 if steps > 0 else 1.0), most))
 
 
+def made_up_rates(random: np.random.Generator) -> tuple[float, float, float]:
+    """The best rate of a method, the nats that half a decade beside it costs, and its default."""
+    best, curvature = 10 ** random.uniform(-4, -2), 0.03 * np.exp(random.normal(0, 0.8))
+    return best, curvature, float(np.clip(best * 10 ** random.normal(0, 0.7), 1e-5, 1e-1))
+
+
 def searched(
     random: np.random.Generator, name: str, default: float, best: float, curvature: float
 ) -> tuple[float, int]:
@@ -69,8 +75,7 @@ def measure_search(
     for _ in range(repeats):
         ease, pair = random.normal(1.3, 1.0, rows), []
         for _ in range(2):
-            best, curvature = 10 ** random.uniform(-4, -2), 0.03 * np.exp(random.normal(0, 0.8))
-            default = float(np.clip(best * 10 ** random.normal(0, 0.7), 1e-5, 1e-1))
+            best, curvature, default = made_up_rates(random)
             found = [
                 searched(random, name, default, best, curvature)
                 for _ in range(seeds if each_seed else 1)

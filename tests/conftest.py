@@ -35,7 +35,7 @@ from transformers import (
 
 # The shapes in the signatures of the maths are enforced while tests run, not only narrated.
 SHAPED = [
-    "lorada.functional.causal",
+    "lorada.functional.product",
     "lorada.functional.maps",
     "lorada.functional.product",
     "lorada.tuners.quanta.gates",
@@ -272,7 +272,7 @@ def made_up_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def made_up_summary(made_up_folder):
     from lorada.compare.report.read import read_comparison
-    from lorada.compare.report.summarize import summarize
+    from lorada.compare.report.summary import summarize
 
     return summarize(read_comparison(made_up_folder))
 

@@ -139,7 +139,7 @@ def check_result(run, whole):
     """A finished run is the uninterrupted one, byte for byte, and nothing else lies about."""
     assert same_files(run / "adapter", whole / "adapter", [*ADAPTER, "README.md"])
     result, expected = (json.loads((r / "result.json").read_text()) for r in (run, whole))
-    for key in ("history", "steps", "train_loss", "effect_size", "parameters"):
+    for key in ("history", "steps", "train_loss", "relative_norm", "parameters"):
         assert result[key] == expected[key], key
 
 

@@ -28,7 +28,6 @@ VARIANTS = {
     "no_negative": {"ablation": "no_negative"},
     "softmax": {"ablation": "softmax"},
     "softmax_with_future": {"ablation": "softmax_with_future"},
-    "softmax_then_cut": {"ablation": "softmax_then_cut"},
     "full_rank": {"ablation": "full_rank"},
     "no_position": {"ablation": "no_position"},
     "half_the_heads": {"heads": 2},
@@ -259,7 +258,7 @@ ENCODER_CELLS = {
     "packed by cu_seq_lens": packed(by_lengths=True),
 }
 # Each step of these sees another end of the sequence, so they are not for what looks at that end.
-TO_THE_END = ("end", "softmax_with_future", "softmax_then_cut")
+TO_THE_END = ("end", "softmax_with_future")
 CACHE_CELLS = {
     "dynamic cache": stepped("dynamic", []),
     "dynamic cache, one by one": one_by_one(stepped("dynamic", [])),

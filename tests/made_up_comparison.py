@@ -1,7 +1,7 @@
 """A made-up comparison on disk: the folder that ``lorada compare`` leaves, without any training."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,11 @@ METHODS = {
     "boft": Method(({}, {}), (0, 0), (0, 0), reason="boft does not fit: 576 is no multiple of 5"),
     "vblora": Method(({}, {}), (345_600, 345_600), (69, 69)),
 }  # fmt: skip
+
+
+def renamed(line, name: str, **plan):
+    """A candidate of a summary by another name, and with these fields of its plan."""
+    return replace(line, label=name, candidate=replace(line.candidate, method=name, **plan))
 
 
 def candidates() -> list[dict]:

@@ -151,6 +151,16 @@ def test_files_and_functions_stay_short():
                 assert node.end_lineno - node.lineno <= 60, f"{path}: {node.name}"
 
 
+def test_functions_have_at_most_eight_parameters():
+    """But for the commands, whose parameters are the options on the command line."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and path.parent.name != "cli":
+                given = node.args
+                count = len(given.posonlyargs + given.args + given.kwonlyargs)
+                assert count <= 8, f"{path}: {node.name} has {count}"
+
+
 def test_no_two_files_of_tests_have_one_name():
     """Test folders are no packages, so pytest would import the first file for both."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 from transformers import StaticCache, TrainerControl, TrainerState
 
 from lorada import METHODS, LmamConfig
-from lorada.attention import add_term
+from lorada.attention import map_term
 from lorada.inference.perplexity import window_losses
 from lorada.methods.callbacks import ist, owlore
 from lorada.methods.lookup import method_named
@@ -33,8 +33,8 @@ from lorada.tuners.stack.stack import LoradaModel
 
 LABELS = "lorada/training/models/labelled_loss.py:__call__"
 LOSS = "lorada/training/callbacks.py:refuse_broken_loss"
-RESTARTS = "lorada/attention/locate.py:_restarts"
-PACKED = "lorada/attention/locate.py:_packed_by_restart"
+RESTARTS = "lorada/attention/positions.py:_restarts"
+PACKED = "lorada/attention/positions.py:_packed_by_restart"
 BUDGET = "peft/tuners/adalora/layer.py:mask_to_budget"
 
 # The reads that may be. Those of lorada are made once for a batch, whatever the number of layers.
@@ -222,7 +222,6 @@ MAPS = {
     "short": {"length": 6},
     "long": {"length": 64},
     "at the end": {"length": 6, "align": "end"},
-    "raw": {"length": 6, "positions": "raw"},
     **{name: {"length": 6, "ablation": name} for name in ("no_negative", "softmax", "full_rank")},
 }
 
@@ -271,10 +270,9 @@ def test_fp64_on_a_device_that_may_lack_it_is_found():
         torch.zeros(2, device=GPU).double()
 
 
-@pytest.mark.parametrize("form", ["long", "raw"])
-def test_a_graph_that_is_captured_reads_no_number(form, monkeypatch):
+def test_a_graph_that_is_captured_reads_no_number(monkeypatch):
     """Neither a prompt with positions of its own nor a token behind a static cache."""
-    model = get_peft_model(TINY["llama"](), LmamConfig(**MAPS[form])).eval()
+    model = get_peft_model(TINY["llama"](), LmamConfig(**MAPS["long"])).eval()
     with fake_gpu({}), torch.no_grad():
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         move(model)
@@ -302,11 +300,11 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_attention_is_found(fault, monkeypatch):
-    plain = add_term.map_term
+    plain = map_term.Term.compute
     broken = lambda *given: FAULTS[fault](plain(*given))  # noqa: E731
-    monkeypatch.setattr(add_term, "map_term", broken)
+    monkeypatch.setattr(map_term.Term, "compute", broken)
     model = get_peft_model(TINY["llama"](), lmam()).eval()
-    error, said = HostRead, "add_term.py:compute"
+    error, said = HostRead, "map_term.py:add_term"
     if fault == "a CPU tensor":
         error, said = FakeTensorDeviceMismatchError, None
     with fake_gpu(ALLOWED):

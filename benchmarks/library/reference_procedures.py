@@ -21,12 +21,12 @@ from library.training_setup import (
 from torch import nn
 from torch.optim import AdamW
 
-from lorada.methods.callbacks.adalora import AdaLoraCallback
+from lorada.methods.callbacks.adalora_pruning import AdaLoraCallback
 from lorada.methods.callbacks.ist import ISTCallback
-from lorada.methods.callbacks.lamda import LamdaCallback
+from lorada.methods.callbacks.lamda_schedule import LamdaCallback
 from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.methods.callbacks.owlore import OwLoreCallback
-from lorada.methods.callbacks.sora import SoraCallback
+from lorada.methods.callbacks.sora_thresholds import SoraCallback
 from lorada.methods.galore import galore
 
 GALORE_RANK = 256

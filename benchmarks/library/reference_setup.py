@@ -35,7 +35,7 @@ from transformers import PreTrainedModel
 
 from lorada import PrefixConfig
 from lorada.methods.build import Plan
-from lorada.methods.callbacks.adalora import AdaLoraCallback
+from lorada.methods.callbacks.adalora_pruning import AdaLoraCallback
 from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.methods.callbacks.owlore import OwLoreCallback
 from lorada.methods.galore import galore

@@ -22,11 +22,11 @@ from page import DOCS, write_marked
 from run import ATLAS, ATLAS_TASKS
 
 from lorada.compare.decide import decide
-from lorada.compare.letters import letters
 from lorada.compare.statistics import (
     ALPHA,
     detectable,
     holm,
+    letters,
     paired_p,
 )
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 
 from run import ABLATIONS, CONTROLS, HEAD, LORA, LORA_4, PLUGINS, PRINTED, PRINTED_ON_LORA
 
-from lorada.compare.report.read import ScoredCandidate
+from lorada.compare.report.read import CandidateResult
 from lorada.compare.statistics import ALPHA, holm, paired_p
 
 # Rows, or the name of a comparison at a budget → method as run.py names it → candidate.
-Found = dict[str, dict[str, ScoredCandidate]]
+Found = dict[str, dict[str, CandidateResult]]
 Pair = tuple[str, str, str]  # rows, the method that should be better, the other
 
 ALONE = ("lmam_distance", "gain", "gain_query")
@@ -46,7 +46,7 @@ def tables(found: Found, title: Callable[[str], str]) -> Iterator[str]:
         yield from _table(heading, [pair for pair in pairs if _there(found, pair)], found, title)
 
 
-def _on_lora(methods: dict[str, ScoredCandidate]) -> list[str]:
+def _on_lora(methods: dict[str, CandidateResult]) -> list[str]:
     return [m for m in methods if m.startswith(("lora+lmam_", "lora+gain"))]
 
 

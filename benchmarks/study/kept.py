@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lorada.compare.report.read import ScoredCandidate, read_comparison
+from lorada.compare.report.read import CandidateResult, read_comparison
 from lorada.compare.statistics import holm, paired_p
 from lorada.support.files import atomic_path
 
@@ -46,11 +46,11 @@ def corrected(pairs: Sequence[tuple[Measured, Measured]]) -> tuple[list[float], 
 Found = dict[str, dict[str, Measured]]  # a name of rows → method as run.py names it
 
 
-def finished(comparison: Path) -> Iterator[ScoredCandidate]:
+def finished(comparison: Path) -> Iterator[CandidateResult]:
     """The candidates of a comparison that have every run; none before it has a plan."""
     if (comparison / "plan.json").is_file():
         for each in read_comparison(comparison).candidates:
-            if each.runs and not each.missing:
+            if each.runs and not each.reason:
                 yield each
 
 
@@ -81,11 +81,11 @@ def _add_cut(methods: dict[str, Measured], reach: dict[str, Any]) -> None:
                 methods[f"{method}:cut={share}"] = whole._replace(scores=scores, losses=losses)
 
 
-def _measured(each: ScoredCandidate) -> Measured:
+def _measured(each: CandidateResult) -> Measured:
     peaks = [run.result.get("peak_memory_bytes") for run in each.runs]
     return Measured(
         each.scores, each.losses, [search["rate"] for search in each.searches],
-        each.plan["trainable"], each.seconds, max(filter(None, peaks), default=None),
+        each.trainable, each.seconds_per_step, max(filter(None, peaks), default=None),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from run import HEAD, LORA, PRINTED, PRINTED_ON_LORA, SMALL
 
-from lorada.compare.report.read import ScoredCandidate
+from lorada.compare.report.read import CandidateResult
 
 BINS = ((5, 8), (9, 12), (13, 18), (19, 99))  # words
 SHOWN = (
@@ -16,7 +16,7 @@ SHOWN = (
 
 
 def table(
-    methods: dict[str, ScoredCandidate], rows: Path, title: Callable[[str], str]
+    methods: dict[str, CandidateResult], rows: Path, title: Callable[[str], str]
 ) -> Iterator[str]:
     """Accuracy in each range of lengths, as Markdown.
 

@@ -37,7 +37,7 @@ from run import (
     SMALL,
 )
 
-from lorada.compare.report.read import ScoredCandidate
+from lorada.compare.report.read import CandidateResult
 from lorada.compare.statistics import detectable, paired_p
 from lorada.support.files import json_text, write_atomic
 
@@ -107,7 +107,7 @@ def summary(found: Found) -> Iterator[dict[str, Any]]:
         for method, each in methods.items():
             low, high = interval(each.scores)
             yield {
-                "rows": task, "method": method, "parameters": each.plan["trainable"],
+                "rows": task, "method": method, "parameters": each.trainable,
                 "learning_rate": each.searches[0].get("rate"), "held_out": each.scores.shape[1],
                 "score": each.scores.mean(), "low": low, "high": high, "loss": each.losses.mean(),
                 "runs": {
@@ -149,7 +149,7 @@ def tables(found: Found) -> Iterator[str]:
         yield "|---|--:|--:|--:|--:|--:|--:|"
         for method, each in sorted(methods.items(), key=lambda pair: -pair[1].scores.mean()):
             low, high = interval(each.scores)
-            trained = 0 if method == HEAD else each.plan["trainable"]
+            trained = 0 if method == HEAD else each.trainable
             versus = "– | –"
             lora = LORA if LORA in methods else "lora"
             if lora in methods and method != lora:
@@ -206,7 +206,7 @@ def draw(found: Found) -> None:
     figure.savefig(DOCS / "study.png", dpi=110)
 
 
-def _draw_panel(axis: Any, methods: dict[str, ScoredCandidate]) -> None:
+def _draw_panel(axis: Any, methods: dict[str, CandidateResult]) -> None:
     """The methods of one task; the list beside them has their names, the best first."""
     if HEAD in methods:
         head = methods[HEAD].scores.mean()
@@ -216,7 +216,7 @@ def _draw_panel(axis: Any, methods: dict[str, ScoredCandidate]) -> None:
     shown.sort(key=lambda pair: -pair[1].scores.mean())
     for number, (method, each) in enumerate(shown, start=1):
         low, high = interval(each.scores)
-        mean, size = each.scores.mean(), each.plan["trainable"]
+        mean, size = each.scores.mean(), each.trainable
         stacked, mapped = "+" in method, "lmam" in method or "gain" in method
         color = "#d55e00" if stacked and mapped else "#0072b2" if mapped else "#000000"
         axis.errorbar(

@@ -48,7 +48,7 @@ WRITER_METHODS = (
     "lora", "dora", "ia3", "lmam", "lora+lmam", "lora+lmam:init=zero_left", "lorada_la",
 )  # fmt: skip
 READINGS = (
-    "no_negative", "softmax", "softmax_with_future", "softmax_then_cut", "no_position", "full_rank",
+    "no_negative", "softmax", "softmax_with_future", "no_position", "full_rank",
 )  # fmt: skip
 WRITTEN_ABLATIONS = ("lmam", *(f"lmam:ablation={name}" for name in READINGS))
 # On LoRA's matrices: on all linear layers, no rank that can be pruned fits the budget.

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from lorada.explore.explanation import explain
     from lorada.methods.build import build_method
     from lorada.methods.table import METHODS
-    from lorada.training.effect_size import EffectSize
+    from lorada.training.relative_norm import RelativeNorm
     from lorada.tuners import *  # noqa: F403
     from lorada.tuners.lmam import bake
-    from lorada.tuners.stack.beside import as_stack
+    from lorada.tuners.stack.as_stack import as_stack
     from lorada.tuners.stack.merging import merge_weights
 
 __all__ = [
     "METHODS",
     "TASKS",
-    "EffectSize",
+    "RelativeNorm",
     "__version__",
     "as_stack",
     "bake",
@@ -43,10 +43,10 @@ else:
 # Public name → the module that has it, which is imported when the name is first used.
 _LAZY = {
     **dict.fromkeys(__all__, "lorada.tuners"),
-    "EffectSize": "lorada.training.effect_size",
+    "RelativeNorm": "lorada.training.relative_norm",
     "METHODS": "lorada.methods.table",
     "TASKS": "lorada.data.tasks",
-    "as_stack": "lorada.tuners.stack.beside",
+    "as_stack": "lorada.tuners.stack.as_stack",
     "bake": "lorada.tuners.lmam",
     "build_method": "lorada.methods.build",
     "decide": "lorada.compare.decide",

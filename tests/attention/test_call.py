@@ -4,11 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from paths import ROOT
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask
 
-from lorada.attention.call import AttentionCall, is_packed_or_paged
+from lorada.attention.call import AttentionCall
 
 QUERIES, KEYS = 2, 5
 
@@ -20,7 +19,7 @@ def call(mask=None, implementation: str | None = "sdpa", is_causal=None, **kwarg
     if is_causal is not None:
         module.is_causal = is_causal
     query, key = torch.zeros(2, 4, QUERIES, 3), torch.zeros(2, 2, KEYS, 3)
-    return AttentionCall.read(module, query, key, key, mask, kwargs)
+    return AttentionCall.read(module, (query, key, key), mask, kwargs)
 
 
 def test_a_module_knows_better_than_its_call_whether_it_is_causal():
@@ -29,10 +28,10 @@ def test_a_module_knows_better_than_its_call_whether_it_is_causal():
     assert call().shape.causal
     module_and_call = call(is_causal=True)
     said = AttentionCall.read(
-        module_and_call.module, *[module_and_call.query] * 3, None, {"is_causal": False}
+        module_and_call.module, [module_and_call.query] * 3, None, {"is_causal": False}
     )
     assert said.shape.causal
-    silent = AttentionCall.read(nn.Module(), *[said.query] * 3, None, {"is_causal": False})
+    silent = AttentionCall.read(nn.Module(), [said.query] * 3, None, {"is_causal": False})
     assert not silent.shape.causal
 
 
@@ -72,37 +71,3 @@ def test_every_form_of_a_mask_shows_the_same_keys(form):
         "block": block_mask,
     }[form]()
     assert torch.equal(call(mask).visible_keys(), SEEN)
-
-
-def test_a_mask_of_tokens_may_be_that_of_a_longer_past():
-    mask = torch.tensor([[1, 1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
-    assert torch.equal(call(mask).visible_keys(), mask[:, None, 2:].bool())
-
-
-def test_lengths_of_the_queries_alone_are_those_of_the_keys():
-    queries, keys = torch.tensor([0, 2]), torch.tensor([0, 5])
-    assert call().cu_seq_lens is None
-    assert call(cu_seq_lens_q=queries).cu_seq_lens == (queries, queries)
-    assert call(cu_seq_lens_q=queries, cu_seq_lens_k=keys).cu_seq_lens == (queries, keys)
-
-
-def test_pages_and_lengths_are_noticed_before_a_call_is_read():
-    assert not is_packed_or_paged({"cu_seq_lens_q": None, "block_table": None})
-    assert is_packed_or_paged({"cu_seq_lens_q": torch.tensor([0, 2])})
-    assert is_packed_or_paged({"block_table": torch.zeros(1)})
-    assert call(block_table=torch.zeros(1)).is_paged
-    assert not call().is_paged
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["_attn_implementation", "cu_seq_lens_q", "cu_seq_lens_k", "block_table", "sliding_window",
-     "mask_mod("],
-)  # fmt: skip
-def test_one_file_reads_what_a_call_is_given(name):
-    files = (ROOT / "src" / "lorada" / "attention").glob("*.py")
-    readers = {
-        path.name for path in files if f'"{name}"' in (text := path.read_text())
-        or f".{name}" in text
-    }  # fmt: skip
-    assert readers == {"call.py"}

@@ -90,21 +90,6 @@ def test_without_an_active_prefix_the_module_is_what_it_was():
     assert torch.equal(logits(base, **batch), plain)
 
 
-def test_weights_that_are_asked_for_are_those_of_tokens():
-    model, batch = adapted(), inputs("deberta_v2")
-    with torch.no_grad():
-        weights = model(**batch, output_attentions=True).attentions[0]
-    tokens = batch["input_ids"].shape[1]
-    assert weights.shape[-2:] == (tokens, tokens)
-    assert (weights.sum(-1) < 0.999).all()
-
-
-def test_padding_changes_no_token():
-    model, batch = adapted(), inputs("deberta_v2")
-    short = {key: value[1:2, :5] for key, value in batch.items()}
-    assert_close(logits(model, **batch)[1:2, :5], logits(model, **short))
-
-
 def test_a_map_beside_the_prefix_adds_the_same_term_as_alone():
     batch = inputs("deberta_v2")
     both, prefix = adapted(lmam()), adapted()

@@ -13,7 +13,6 @@ import torch
 from conftest import assert_close
 from covering import covering, few_slow
 from exact_cells import (
-    CACHE_CELLS,
     CELLS,
     COVERED,
     DECODERS,
@@ -43,15 +42,6 @@ def test_every_form_of_a_batch_gives_the_numbers_of_the_plain_run(name, cell, va
     samples, expected = plain_run(name, variant)
     found = CELLS[cell](adapted(name, variant), samples)
     assert_as_plain(cell, samples, found, expected)
-
-
-@pytest.mark.parametrize("cell", [cell for cell in CACHE_CELLS if cell.endswith("one by one")])
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_without_pads_raw_positions_are_those_of_tokens_behind_any_cache(name, cell):
-    samples, expected = plain_run(name, "map")
-    found = CELLS[cell](adapted(name, "map", positions="raw"), samples)
-    for logits, plain in zip(found, expected, strict=True):
-        assert_close(logits, plain)
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
@@ -104,36 +94,33 @@ def test_the_plain_run_is_not_that_of_the_base(variant):
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "bert"])
-@pytest.mark.parametrize("where", ["first n of raw positions (Eqs. 14-15)", "last n (Eq. 16)"])
+@pytest.mark.parametrize("where", ["first n (Eqs. 14-15)", "last n (Eq. 16)"])
 def test_map_lies_where_the_equations_index_the_attention_map(name, where, implementation):
-    """The paper's own indexing of the (padded) matrix, written out on the map of each layer."""
-    raw = where.startswith("first")
-    options = {"positions": "raw"} if raw else {"align": "end"}
-    model = adapted(name, "map", **options)
+    """The paper's own indexing of the matrix, written out on the map of each layer."""
+    start = where.startswith("first")
+    model = adapted(name, "map", align="start" if start else "end")
     model.base_model.model.set_attn_implementation(implementation)
-    # Eq. 16 knows no pads; raw positions take them for tokens.
-    ids, mask = pad(PROMPTS, "left") if raw else (torch.stack([PROMPTS[3], PROMPTS[3] + 1]), None)
+    ids = torch.stack([PROMPTS[3], PROMPTS[3] + 1])
     seen: list[Observation] = []
     with observe(seen.append):
-        forward(model, input_ids=ids, attention_mask=mask)
+        forward(model, input_ids=ids)
     layers = [m for m in model.modules() if isinstance(m, LmamLayer)]
     assert len(seen) == len(layers) == 2
     for one, layer in zip(seen, layers, strict=True):
         low_rank = written_out(layer)
         low_rank = low_rank.tril() if name != "bert" else low_rank
         full = torch.zeros(len(low_rank), ids.shape[1], ids.shape[1])
-        part = slice(LENGTH) if raw else slice(-LENGTH, None)
+        part = slice(LENGTH) if start else slice(-LENGTH, None)
         full[:, part, part] = low_rank
         value = one.call.value.repeat_interleave(4 // one.call.value.shape[1], 1)
         assert_close(one.term.transpose(1, 2), full @ value)
 
 
-@pytest.mark.parametrize("ablation", ["softmax_with_future", "softmax_then_cut"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_a_softmax_with_future_has_the_future_that_is_there_when_it_runs(name, cache, ablation):
+def test_a_softmax_with_future_has_the_future_that_is_there_when_it_runs(name, cache):
     """A prefill gives weight to later tokens of the prompt; a step has none, and none is made."""
-    model = adapted(name, ablation)
+    model = adapted(name, "softmax_with_future")
     prompt, later = PROMPTS[0], PROMPTS[1][:2]  # three tokens and two more, of a map of six
     store = DynamicCache(config=model.config)
     if cache == "static":
@@ -150,8 +137,7 @@ def test_a_softmax_with_future_has_the_future_that_is_there_when_it_runs(name, c
         size = store.get_seq_length()
         for one, layer in zip(seen, layers, strict=True):
             row = written_out(layer).tril()[:, size - 1]
-            cut = ablation == "softmax_then_cut"
-            weights = row.softmax(-1)[:, :size] if cut else row[:, :size].softmax(-1)
+            weights = row[:, :size].softmax(-1)
             value = one.call.value[:, :, :size].repeat_interleave(4 // one.call.value.shape[1], 1)
             expected = torch.einsum("hk,bhkd->bhd", weights, value)
             assert_close(one.term[:, 0], expected)

@@ -1,6 +1,5 @@
 """What attention reads of the inputs of a model's forward, and the calls that no map reaches."""
 
-import copy
 from collections.abc import Callable
 
 import exact_cells
@@ -74,15 +73,6 @@ def test_one_listener_serves_all_layers_and_goes_with_the_last():
     assert not base._forward_hooks
 
 
-def test_a_copy_listens_to_itself():
-    model = adapted("llama")
-    twin = copy.deepcopy(model)
-    (own,), (other,) = listeners(model.get_base_model()), listeners(twin.get_base_model())
-    assert own is not other
-    layers = [m for m in twin.modules() if isinstance(m, LmamLayer)]
-    assert all(layer._listener is other for layer in layers)
-
-
 # Before the map's end there are a prompt and two tokens, behind it four.
 @pytest.mark.parametrize(
     ("name", "options", "calls"),
@@ -90,7 +80,6 @@ def test_a_copy_listens_to_itself():
         ("llama", {}, 3),
         ("llama", {"ablation": "softmax"}, 3),
         ("llama", {"ablation": "no_negative"}, 3),
-        ("llama", {"positions": "raw"}, 3),
         ("llama", {"align": "end"}, 7),
         ("mistral", {}, 3),
     ],
@@ -108,14 +97,6 @@ def test_behind_a_window_that_drops_keys_the_map_is_not_missed():
     with torch.no_grad():
         whole = model(input_ids=ids, use_cache=False).logits[:, 1:]
     assert_close(together, whole)
-
-
-def test_the_longest_map_decides(asked):
-    model = adapted("llama")
-    model.add_adapter("longer", LmamConfig(length=LENGTH + 2, init_weights=False))
-    model.set_adapter("longer")
-    decode(model, LENGTH, 4)
-    assert len(asked) == (1 + 2) * LAYERS
 
 
 def begin(model, *lengths: int) -> dict:
@@ -145,17 +126,6 @@ def test_a_padded_batch_asks_for_nothing_once_its_shortest_row_is_past_the_map(n
 
     # The prompt, and tokens until the shortest row.
     assert_asked(asked, 1 + LENGTH - 3, written)
-
-
-def test_batches_in_turns_are_each_counted_by_themselves(asked):
-    model = adapted("llama")
-
-    def written() -> torch.Tensor:
-        long, short = begin(model, 8, 8), begin(model, 8, 2)  # masks of the same shape
-        return torch.cat([step(model, each, 20) for each in (long, short, long, short)])
-
-    # Two prompts, and the tokens of the batch with a short row.
-    assert_asked(asked, 2 + 2, written)
 
 
 def test_the_rows_are_counted_again_behind_a_cache_that_was_cropped(asked):

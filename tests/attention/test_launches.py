@@ -11,10 +11,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lorada import LmamConfig
-from lorada.attention import attend
-from lorada.attention.attention_map import AttentionMap
-from lorada.attention.call import AttentionCall, CallShape
-from lorada.training.training_memory import _Alive as Alive
 from lorada.tuners.lmam import bake
 
 PADDED = ["padded", "unpadded"]
@@ -101,45 +97,3 @@ def test_a_map_takes_no_launch_of_a_token_that_every_row_has_past_it(padded, bak
     assert added_by_a_layer(launches_of_token, 32, 200, padded, baked, 127) == [0]
     (under,) = added_by_a_layer(launches_of_token, 32, 200, True, baked, 126)
     assert under > 0  # the second token is the last under the map
-
-
-def bytes_of_term(size: int, tokens: int, packed: int, monkeypatch) -> tuple[int, int]:
-    """The most bytes that a map needs beside its call in a forward and in a backward pass."""
-    last = (tokens // packed - 1) * tokens + packed - 1  # the last sequence, and the longest
-    read = torch.ops.aten._local_scalar_dense.default
-    counted = Alive.__torch_dispatch__
-
-    def answered(alive, func, types, args=(), kwargs=None):
-        if func is not read:
-            return counted(alive, func, types, args, kwargs)
-        return packed < tokens if args[0].dtype == torch.bool else last
-
-    monkeypatch.setattr(Alive, "__torch_dispatch__", answered)
-    with fake_gpu({}):
-        on = {"device": GPU, "requires_grad": True}
-        factors = torch.zeros(32, 128, 2, **on), torch.zeros(32, 2, 128, **on)
-        value = torch.zeros(size, tokens, 8, 128, dtype=torch.bfloat16, **on)
-        output = torch.zeros(size, tokens, 32, 128, dtype=torch.bfloat16, **on)
-        kwargs = {"position_ids": torch.zeros(size, tokens, dtype=torch.long, device=GPU)}
-        mask = torch.ones(size, 1, tokens, tokens, dtype=torch.bool, device=GPU)
-        call = AttentionCall(
-            nn.Module(), CallShape(tokens, tokens, 32, True), value.transpose(1, 2),
-            mask if packed < tokens else None, kwargs=kwargs,
-        )  # fmt: skip
-        own = AttentionMap(factors, 1.0, "start", "token", None)
-        alive = Alive(besides=[])
-        with alive:
-            result = attend.add_maps(call, [own], output)
-            forward, alive.peak = alive.peak, 0
-            torch.autograd.grad(result, [*factors, value, output], torch.empty_like(result))
-        return forward, alive.peak
-
-
-@pytest.mark.parametrize("packed", [16, 32, 1000])
-def test_maps_of_packed_rows_need_hardly_more_memory_than_those_of_the_rows(packed, monkeypatch):
-    tokens = 2048 if packed < 1000 else 2000
-    rows = 8 * tokens // packed
-    apart = bytes_of_term(rows, packed, packed, monkeypatch)
-    together = bytes_of_term(8, tokens, packed, monkeypatch)
-    assert max(together) <= 1.2 * max(apart)
-    assert together[0] <= 2 * apart[0]  # rows that are scattered are copied once more

@@ -10,7 +10,7 @@ import torch
 from conftest import assert_close
 from transformers import DynamicCache
 
-from lorada.attention import locate as locating
+from lorada.attention import positions as locating
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs, forward_listener
 
 pytestmark = pytest.mark.fp64
@@ -76,23 +76,6 @@ def test_all_layers_ask_once_where_the_tokens_are(name, located):
     assert len(located) == 1
     model(**batch(9, 4))
     assert len(located) == 2  # another batch is another question
-
-
-@pytest.mark.slow  # flex attention compiles itself
-@pytest.mark.fp64(False)  # which it does not know on a CPU
-@torch.no_grad()
-def test_all_layers_ask_flex_attentions_mask_once(located):
-    model = adapted("llama").eval()
-    batches = [batch(9, 4), batch(4, 9)]
-    model.set_attn_implementation("flex_attention")
-    found = [model(**inputs).logits for inputs in batches]
-    assert len(located) == 2
-    model.set_attn_implementation("eager")
-    for inputs, logits in zip(batches, found, strict=True):
-        real = inputs["attention_mask"].bool()
-        expected = model(**inputs).logits[real]
-        # Sums over keys and widths, some in a row; the largest logit is as large as their parts.
-        assert_close(logits[real], expected, terms=9 * 48 * 2, size=expected.abs().max())
 
 
 def test_a_batch_seen_in_inference_mode_can_be_learned_from():

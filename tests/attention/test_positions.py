@@ -3,7 +3,7 @@
 Columns are the places of the padded matrix; a cache shows attention some of them as key slots.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lorada.attention import locate as locating
+from lorada.attention import positions as locating
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.forward_inputs import ForwardInputs
 from lorada.attention.positions import TokenPositions
@@ -96,7 +96,6 @@ def locate(
     *,
     length: int,
     align: str = "start",
-    positions: str = "token",
     window: int | None = None,
     cu_seq_lens: tuple[torch.Tensor, torch.Tensor] | tuple[None, None] = (None, None),
     seen: torch.Tensor | int | None = None,
@@ -114,7 +113,7 @@ def locate(
         ForwardInputs(tokens_so_far=seen),
         {"position_ids": position_ids, "cu_seq_lens_q": by_query, "cu_seq_lens_k": by_key},
     )
-    found = locating.locate(call, raw=positions == "raw")
+    found = locating.locate(call)
     return found.at_end(length) if align == "end" else found
 
 
@@ -186,12 +185,10 @@ def check(
     length: int,
     align: str,
     position_ids: torch.Tensor | None,
-    mask: torch.Tensor | None = None,
     **told,
 ) -> None:
-    mask = scene.mask(form) if mask is None else mask
     span = locate(
-        scene.queries, scene.key_len, mask, position_ids,
+        scene.queries, scene.key_len, scene.mask(form), position_ids,
         length=length, align=align, window=scene.window, **told,
     )  # fmt: skip
     batch = len(scene.rows)
@@ -257,27 +254,6 @@ def test_without_a_mask_every_column_is_a_token(scene, length, align):
     assume(full or scene.queries == scene.seen)
     for positions in (scene.position_ids(), scene.position_ids() + 5, None):
         check(scene, "none", length, align, positions, seen=scene.seen, flash=full)
-
-
-@pytest.mark.parametrize("form", ["bool", "additive", "2d", "none"])
-@EXAMPLES
-@given(scene=whole() | cached() | static_prefill(), length=LENGTHS, align=ALIGNS)
-def test_raw_positions_take_pads_for_tokens_and_find_slots_by_a_mask(form, scene, length, align):
-    # Behind a cache only these masks show which slots are those of the queries.
-    assume(form in ("bool", "additive") or scene.queries == scene.key_len)
-    # A call of nothing but pads shows nothing.
-    assume(any(row[column] is not None for row in scene.rows for column in scene.query_columns))
-    slots = [list(range(len(row))) for row in scene.rows]
-    mask = scene.mask(form)
-    for positions in (scene.position_ids(), None):
-        check(replace(scene, rows=slots), form, length, align, positions, mask, positions="raw")
-
-
-def test_raw_positions_are_found_where_the_first_tokens_see_each_other():
-    mask = torch.ones(4, 8, dtype=torch.bool).tril()[None, None]
-    mask[..., :3, :3] = True  # the tokens of a picture
-    table = locate(4, 8, mask, None, length=9, positions="raw")
-    assert table.rows.tolist() == [[0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("masked", [False, True])

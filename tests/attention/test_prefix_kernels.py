@@ -18,7 +18,7 @@ from transformers import modeling_flash_attention_utils
 
 from lorada import PrefixConfig
 from lorada.attention.call import AttentionCall, Prefix
-from lorada.attention.prefix import with_prefixes
+from lorada.attention.prefix_keys import with_prefixes
 
 pytestmark = pytest.mark.fp64
 
@@ -118,7 +118,7 @@ def call_of(kernel: str, mask: Tensor | None, **kwargs) -> dict:
     samples, queries = kwargs.pop("samples", 2), kwargs.pop("queries", 5)
     states = [torch.randn(samples, 2, size, 8) for size in (queries, 5, 5)]
     prefix = Prefix(torch.randn(LENGTH, 16), torch.randn(LENGTH, 16))
-    call = AttentionCall.read(module, *states, mask, kwargs, prefixes=[prefix])
+    call = AttentionCall.read(module, states, mask, kwargs, prefixes=[prefix])
     with_prefixes(attend, call)(module, *states, mask, **kwargs)
     assert given["key"].shape[2] == given["value"].shape[2] == LENGTH + 5
     return given

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from library.page import END, begin_mark
 
-from lorada.compare.report.read import ScoredCandidate
+from lorada.compare.candidate import Candidate
+from lorada.compare.report.read import CandidateResult
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
 
@@ -56,7 +57,7 @@ def test_a_comparison_at_one_rate_does_not_stand_for_the_one_that_chose(study, t
         (tmp_path / name / "plan.json").touch()
     found = {"sst2_forms": "chosen", "sst2_at_3e-3": "alone"}
     kept.read_comparison = lambda folder: SimpleNamespace(
-        candidates=[SimpleNamespace(method=run.HEAD, runs=[found[folder.name]], missing=[])]
+        candidates=[SimpleNamespace(method=run.HEAD, runs=[found[folder.name]], reason=None)]
     )
     methods = page.read(tmp_path)
     assert {rows: each[run.HEAD].runs for rows, each in methods.items()} == {
@@ -77,7 +78,7 @@ def test_the_tables_name_what_is_better_and_what_is_worse(study):
     methods = {}
     for i, m in enumerate(levels):
         scores = measured(study("kept"), levels[m], i).scores
-        methods[m] = ScoredCandidate(m, {"method": m}, [], scores, -scores / 100, [], None, "")
+        methods[m] = CandidateResult(m, Candidate(m, {}), scores=scores, losses=-scores / 100)
     lines = list(study("hypotheses").tables({"syllogism": methods}, page.title))
     found = {line.split(" | ")[1]: line.rsplit("|", 2)[1].strip() for line in lines if "`" in line}
     assert found == {"map by distance": "**better**", "gains by query": "**worse**", "gains": ""}

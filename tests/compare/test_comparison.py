@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import sys
-from urllib.parse import unquote
 
 import pytest
 from compared import model_and_rows
@@ -15,8 +14,8 @@ from programs import printed
 
 from lorada.compare.learning_rate import FACTOR
 from lorada.compare.report.commands import BESIDE
+from lorada.compare.report.page import write_report
 from lorada.compare.report.read import read_comparison
-from lorada.compare.report.write import write_report
 from lorada.runs.predictions import read_predictions
 from lorada.runs.result import read_result
 
@@ -259,25 +258,22 @@ def test_a_report_is_written_again_by_any_metric_without_a_step(lab, whole, tmp_
 
 
 @pytest.mark.slow
-def test_the_report_explores_two_runs_and_then_links_to_their_page(whole, tmp_path):
+def test_the_report_explores_two_runs(whole, tmp_path):
     pytest.importorskip("jinja2", reason="needs the extra explore")
     folder = tmp_path / "it's a copy"
     shutil.copytree(whole[0], folder)
     (folder / "baselines.json").unlink()  # they may beat methods that have learned nothing
     write_report(folder)
-    assert 'href="explore-' not in (folder / "report.html").read_text()
     command = read(folder / "report.json")["commands"][BESIDE]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     printed(sys.executable, "-m", "lorada.cli", *shlex.split(command)[1:], folder=elsewhere)
     assert not list(elsewhere.iterdir())
-    write_report(folder)
-    (link,) = re.findall('<a href="(explore-[^"]+)"', (folder / "report.html").read_text())
-    page = (folder / unquote(link)).read_text()
+    (written,) = folder.glob("explore-*.html")
+    page = written.read_text()
     for candidate in read_comparison(folder).candidates:
         name = "/".join(candidate.runs[0].folder.split("/")[1:])
         assert f"<bdi>{name}</bdi>" in page
-    assert f"({link})" in (folder / "report.md").read_text()
 
 
 @pytest.mark.apart
@@ -289,6 +285,23 @@ def test_two_workers_in_a_fresh_process_find_the_same(place, whole, tmp_path):
     assert searches(folder) == searches(whole[0])
     expected = final_losses(whole[0])
     assert final_losses(folder) == {name: expected[name] for name in final_losses(folder)}
+
+
+def test_rows_of_one_group_count_together_from_the_file_to_the_report(lab, place, tmp_path):
+    for name, rows in (("train", ROWS[:27]), ("test", ROWS[28:])):
+        grouped = [{**row, "passage": f"p{number // 4}"} for number, row in enumerate(rows)]
+        rows_file(place / f"{name}_groups.jsonl", grouped)
+    asked = words(
+        place, tmp_path / "c", "--columns", "group=passage", rows="_groups", trials=1
+    )  # fmt: skip
+    reply = lab.command(asked, tmp_path / "c")
+    assert reply["code"] == 0, reply["said"]
+    for run in final_losses(tmp_path / "c"):
+        lines = read_predictions(tmp_path / "c" / run)
+        assert [line["group"] for line in lines[:8]] == ["p0"] * 4 + ["p1"] * 4
+    assert read_comparison(tmp_path / "c").groups == ["p0"] * 4 + ["p1"] * 4
+    said = read(tmp_path / "c" / "report.json")["sentences"]
+    assert any(each.startswith("2 groups of held-out rows are too few") for each in said)
 
 
 def test_a_rank_and_the_rate_of_a_map_are_chosen_and_the_report_says_them(lab, place, tmp_path):

@@ -1,19 +1,17 @@
 """The commands that the report of a comparison suggests."""
 
-import os
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
-from test_comparison_summary import alike, results_of, with_result
+from test_comparison_summary import alike, changed, results_of, with_result
 
 from lorada.compare.report.commands import BESIDE
 from lorada.compare.report.read import read_comparison
-from lorada.compare.report.summarize import summarize
+from lorada.compare.report.summary import summarize
 
 
 def test_the_commands_are_commands_of_lorada(made_up_summary):
@@ -61,24 +59,11 @@ def test_the_winner_is_explored_beside_the_best_of_another_method_at_one_seed(
     order = [line.label for line in summary.lines]
     assert order[:3] == ["lorada_la (0.2%)", "lorada_la (0.1%)", "dora (0.1%)"]
     dora = by_label["dora (0.1%)"]  # the first seed that both have is 2
-    results.candidates[results.candidates.index(dora)] = replace(
-        dora, runs=dora.runs[1:], scores=np.stack([dora.scores.mean(axis=0)] * 2)
-    )
+    mean = dora.scores.mean(axis=0)
+    changed(results, dora.label, runs=dora.runs[1:], scores=np.stack([mean] * 2))
     first, second, page = explored_beside(summarize(results))
     assert first == str(results.folder / "runs/lorada_la/218910/seed2")
     assert second == str(results.folder / "runs/dora/103680/seed2")
     assert page == results.folder / "explore-lorada_la-218910-dora-103680-seed2.html"
     (Path(second) / "model").mkdir()  # a model that was trained itself has no adapter
     assert BESIDE not in summarize(results).commands
-
-
-def test_a_page_of_two_runs_is_linked_while_it_is_not_older_than_they(made_up_folder, tmp_path):
-    shutil.copytree(made_up_folder, tmp_path / "made up")
-    results = read_comparison(tmp_path / "made up")
-    _, second, page = explored_beside(summarize(results))
-    assert summarize(results).pages == {}
-    page.write_text("")
-    assert summarize(results).pages == {BESIDE: page.name}
-    later = page.stat().st_mtime + 1
-    os.utime(Path(second) / "result.json", (later, later))
-    assert summarize(results).pages == {}

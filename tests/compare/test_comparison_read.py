@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from folders import refused
 from made_up_comparison import HELD_OUT, write_made_up
 
 from lorada.compare.report.read import read_comparison
@@ -34,7 +35,7 @@ def test_scores_and_losses_are_seeds_by_rows_in_the_order_of_the_rows(folder):
 
 def test_two_budgets_that_give_one_size_share_a_candidate(folder):
     found = by_label(read_comparison(folder))
-    assert found["vblora"].budgets == {"0.1%": True, "0.2%": True}
+    assert found["vblora"].candidate.budgets == {"0.1%": True, "0.2%": True}
     assert {"lora (0.1%)", "lora (0.2%)"} < found.keys()
 
 
@@ -42,7 +43,7 @@ def test_a_failed_run_and_a_method_that_does_not_fit_are_notes(folder):
     results = read_comparison(folder)
     failed = by_label(results)["ia3+lora (0.2%)"]
     assert failed.scores.shape == (2, 30)
-    assert failed.missing.startswith("runs/ia3+lora/234240/seed3 failed: the loss became NaN")
+    assert failed.reason.startswith("runs/ia3+lora/234240/seed3 failed: the loss became NaN")
     assert "boft: boft does not fit: 576 is no multiple of 5" in results.notes
     assert len(results.notes) == 3
 
@@ -50,12 +51,10 @@ def test_a_failed_run_and_a_method_that_does_not_fit_are_notes(folder):
 @pytest.mark.parametrize(
     ("choices", "chosen", "rank"),
     [
-        ([0], ["lora:r=2"], 2),
-        ([1, 0], ["lora:r=2", "lora:r=4"], 4),
-        ([], None, 4),
-        ([None], None, 4),
+        ([0], ("lora:r=2",), 2), ([1, 0], ("lora:r=2", "lora:r=4"), 4), ([], (), 4),
+        ([None], (), 4),
     ],
-)
+)  # fmt: skip
 def test_sizes_are_those_of_the_setting_that_the_search_chose(folder, choices, chosen, rank):
     plan = json.loads((folder / "plan.json").read_text())
     small, large, *_ = plan["candidates"]
@@ -67,9 +66,9 @@ def test_sizes_are_those_of_the_setting_that_the_search_chose(folder, choices, c
         place.mkdir(parents=True)
         (place / "search.json").write_text(json.dumps({"choice": choice, "trials": []}))
     (found,) = read_comparison(folder).candidates
-    assert (found.method, found.plan.get("chosen")) == ("lora:r=2|4", chosen)
+    assert (found.method, found.chosen) == ("lora:r=2|4", chosen)
     assert found.sizes.startswith(f"lora.r={rank} ")
-    assert found.plan["trainable"] == {2: small, 4: large}[rank]["trainable"]
+    assert found.trainable == {2: small, 4: large}[rank]["trainable"]
 
 
 def cut(path):
@@ -87,16 +86,13 @@ def without_score(path):
 @pytest.mark.parametrize(
     ("name", "damage", "note"),
     [
-        ("predictions.jsonl", cut, "is damaged and was left out"),
-        ("predictions.jsonl", lambda path: path.write_bytes(b"\xff"), "is damaged and was left"),
+        ("predictions.jsonl", cut, "predictions.jsonl line 30 is damaged"),
         ("predictions.jsonl", reply(""), "none of the held-out rows is scored"),
-        ("predictions.jsonl", reply("[]\n"), "is damaged and was left out"),
-        ("predictions.jsonl", without_score, "has no score"),
+        ("predictions.jsonl", without_score, "has no exact_match"),
         ("predictions.jsonl", lambda path: path.unlink(), "is not finished"),
-        ("result.json", cut, "is damaged and was left out"),
-        ("result.json", lambda path: path.unlink(), "is damaged and was left out"),
-        ("result.json", reply('{"metrics": [1]}'), "is damaged and was left out"),
-        ("result.json", reply('{"metrics": {}, "history": [1]}'), "is no list of losses"),
+        ("result.json", cut, "result.json is not JSON"),
+        ("result.json", lambda path: path.unlink(), "has no result.json"),
+        ("result.json", reply('{"metrics": [1]}'), "is not the result of a run"),
     ],
 )
 def test_a_damaged_run_is_a_note_and_the_others_stay(folder, name, damage, note):
@@ -137,13 +133,11 @@ def test_rows_that_are_not_held_out_are_ignored(folder):
     assert by_label(read_comparison(folder))["lora (0.1%)"].scores.shape == (3, 30)
 
 
-@pytest.mark.parametrize("name", ["comparison.yaml", "failures.json", "baselines.json"])
-@pytest.mark.parametrize("text", ["{", "[1]", ""])
-def test_a_damaged_file_of_the_comparison_is_a_note(folder, name, text):
+@pytest.mark.parametrize("name", ["comparison.yaml", "failures.json", "plan.json"])
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_damaged_file_of_the_comparison_is_refused_with_its_name(folder, name, text):
     (folder / name).write_text(text)
-    results = read_comparison(folder)
-    assert f"{name} is damaged and was left out" in results.notes
-    assert len(by_label(results)["lora (0.1%)"].runs) == 3
+    refused(f"{name} is damaged: put it back, or start again", lambda: read_comparison(folder))
 
 
 def test_a_comparison_that_has_just_begun_has_no_scores(folder):
@@ -156,9 +150,13 @@ def test_a_comparison_that_has_just_begun_has_no_scores(folder):
     assert f"{LORA} is not finished" in results.notes
 
 
-def test_without_a_readable_plan_there_is_nothing_to_read(folder):
-    (folder / "plan.json").write_text('{"candidates": 3}')
-    with pytest.raises(ValueError, match=r"plan\.json is damaged: start again with --overwrite"):
-        read_comparison(folder)
-    with pytest.raises(ValueError, match="holds no comparison"):
-        read_comparison(folder / "runs")
+def test_a_folder_without_a_plan_is_refused(folder):
+    refused("holds no comparison", lambda: read_comparison(folder / "runs"))
+
+
+def test_seeds_that_were_not_needed_are_not_missed(folder):
+    asked = folder / "comparison.yaml"
+    asked.write_text(asked.read_text() + "until: 0.5\n")
+    (folder / LORA / "predictions.jsonl").unlink()
+    lora = by_label(read_comparison(folder))["lora (0.1%)"]
+    assert (len(lora.runs), lora.reason) == (2, None)

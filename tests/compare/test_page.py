@@ -8,11 +8,12 @@ from itertools import pairwise
 import browsing
 import pytest
 from browsing import needs_chromium, widest
+from made_up_comparison import renamed
 
 pytest.importorskip("matplotlib", reason="needs the extra compare")
 
+from lorada.compare.report.page import page as comparison_page
 from lorada.compare.report.summary import Disagreement
-from lorada.compare.report.write import page as comparison_page
 
 HOSTILE = (
     "<img src=x onerror='window.hacked=1'>",
@@ -29,7 +30,7 @@ browser, opened, page_of = browsing.browser, browsing.opened, comparison_page
 
 def test_forty_candidates_with_long_trainings_fit_in_two_megabytes(made_up_summary):
     line = made_up_summary.lines[0]
-    lines = [replace(line, label=f"method_{i}", method=f"method_{i}") for i in range(40)]
+    lines = [renamed(line, f"method_{i}") for i in range(40)]
     noisy = random.Random(3)  # matplotlib leaves out points of a smooth curve by itself
     histories = {one.label: [(step, noisy.random()) for step in range(1, 3000)] for one in lines}
     many = replace(made_up_summary, lines=tuple(lines), histories=histories)
@@ -38,7 +39,7 @@ def test_forty_candidates_with_long_trainings_fit_in_two_megabytes(made_up_summa
 
 def test_names_that_no_file_or_font_has_are_drawn(made_up_summary, recwarn):
     names = "half \ud800", "日本"
-    lines = [replace(line, label=name, method=name)
+    lines = [renamed(line, name)
              for line, name in zip(made_up_summary.lines, names, strict=False)]  # fmt: skip
     page = comparison_page(replace(made_up_summary, lines=tuple(lines)))
     assert page.count("日本") > page.count("<bdi>日本")
@@ -60,7 +61,7 @@ def test_the_page_names_its_language_has_headings_in_order_and_no_script(made_up
 @needs_chromium
 def test_hostile_names_and_texts_stay_text(opened, made_up_summary):
     everywhere, old = " ".join(HOSTILE), made_up_summary.lines
-    lines = [replace(line, label=name, method=name, sizes=name, reason=name, seeds=())
+    lines = [replace(renamed(line, name, parts={"p": {"k": name}}), reason=name)
              for line, name in zip(old, HOSTILE, strict=False)]  # fmt: skip
     summary = replace(
         made_up_summary, lines=tuple(lines), verdict=everywhere, sentences=HOSTILE,
@@ -99,6 +100,18 @@ def test_text_of_page_and_pictures_can_be_read_in_light_and_dark(
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert widest(page) <= page.viewport_size["width"]
+
+
+@needs_chromium
+def test_pictures_shrink_with_the_page(opened, made_up_summary):
+    page = opened(made_up_summary, viewport={"width": 390, "height": 800})
+    assert widest(page) == 390
+    boxes = page.locator(".chart").evaluate_all("""all => all.map(one => {
+        const svg = one.querySelector("svg").getBoundingClientRect();
+        return [one.scrollWidth - one.clientWidth, svg.width];
+    })""")
+    assert len(boxes) == 5
+    assert all(hidden == 0 and width <= 390 for hidden, width in boxes)
 
 
 def test_rows_where_candidates_disagree_are_shown_by_number_and_text(made_up_summary):

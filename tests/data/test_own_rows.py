@@ -3,6 +3,7 @@
 import json
 import logging
 from collections import Counter
+from itertools import combinations
 
 import pytest
 from folders import ROWS, byte_tokenizer, chats, llama_folder, refused, rows_file
@@ -272,3 +273,11 @@ def test_copies_stay_on_one_side_and_each_class_is_learned(rows, share):
 @pytest.mark.parametrize("rows", [[{"text": "a"}] * 9, [{"text": "a"}, {"text": "b"}]])
 def test_rows_of_which_none_can_be_held_out_are_refused(rows):
     refused(f"20% of {len(rows)} rows holds out none", lambda: drawn(rows, 0.2, 0))
+
+
+def test_a_group_is_held_out_as_a_whole():
+    rows = [{"text": str(i), "label": "ab"[i % 2], "group": i // 10} for i in range(100)]
+    found = drawn(rows, 0.2, 0)
+    assert Counter(rows[index]["group"] for index in found) in [
+        Counter(dict.fromkeys(two, 10)) for two in combinations(range(10), 2)
+    ]

@@ -8,6 +8,7 @@ from folders import refused, rows_file
 from paths import ROOT
 
 from lorada.data.row_forms import field_table, in_form
+from lorada.data.rows import content_of
 from lorada.data.task_rows import load_rows, rows_to_answer
 
 ALPACA = {"instruction": "Add them.", "input": "1 and 2", "output": "3"}
@@ -422,3 +423,16 @@ def test_what_is_none_of_the_candidates_is_refused_with_its_row(answer):
     refused(
         "f row 2(: answer must be the index|.* has no field 'answer')", lambda: asked(0, answer)
     )
+
+
+@pytest.mark.parametrize("row", [ALPACA, SHAREGPT, {"text": "t", "label": 0}])
+def test_a_group_of_any_form_is_kept_and_all_rows_have_one_or_none(row, caplog):
+    grouped = [{**row, "passage": "a long one"}, {**row, "passage": 2}]
+    found, _ = in_form(grouped, "rows", {"group": "passage"})
+    assert [one["group"] for one in found] == ["a long one", 2]
+    assert not caplog.records
+    (plain,), _ = in_form([row], "rows")
+    assert found[0] == {**plain, "group": "a long one"}
+    assert content_of(found[0]) == content_of(plain)
+    refused("row 2 and rows row 1: give all", lambda: in_form([{**row, "group": 1}, row], "rows"))
+    refused("neither a text nor an int", lambda: in_form([{**row, "group": [1]}], "rows"))

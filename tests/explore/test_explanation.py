@@ -100,7 +100,7 @@ def test_moved_is_how_far_each_heads_output_is_from_the_one_without(name):
     assert (found.moved > 0).all()
 
 
-def test_the_effect_size_is_the_ratio_of_the_two_terms():
+def test_the_relative_norm_is_the_ratio_of_the_two_terms():
     model = stack("llama", LmamConfig(**MAP))
     captured = {}
     attention = model.base_model.model.model.layers[0].self_attn
@@ -109,7 +109,7 @@ def test_the_effect_size_is_the_ratio_of_the_two_terms():
     value = captured["value"].view(1, 10, 2, 8).transpose(1, 2).repeat_interleave(2, 1)
     on, off = ((part @ value).square().sum((0, 2, 3)).sqrt() for part in (seen.map, seen.softmax))
     assert_close(seen.effect, on / off)
-    assert seen.effect_size == pytest.approx(float(on.norm() / off.norm()), rel=1e-4)
+    assert seen.relative_norm == pytest.approx(float(on.norm() / off.norm()), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
@@ -123,13 +123,13 @@ def test_the_negative_ratio_counts_visible_pairs_within_the_map(name):
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_the_no_negative_map_sits_inside_the_softmax_and_has_an_effect_size(name):
+def test_the_no_negative_map_sits_inside_the_softmax_and_has_an_relative_norm(name):
     model = stack(name, LmamConfig(ablation="no_negative", **MAP))
     seen = explain(model, {"input_ids": IDS})[0]
     assert seen.inside
     assert_close(seen.fused, read(model).attentions[0])
     assert_close(seen.softmax, seen.without)  # the first layer reads the same
-    assert seen.effect_size > 1e-3
+    assert seen.relative_norm > 1e-3
     assert (seen.fused >= 0).all()
     assert (seen.negative == 0).all()
 

@@ -98,7 +98,7 @@ def test_the_line_below_the_heads_tells_all_numbers_of_the_head_that_is_pointed_
         text = readout.text_content()
         assert text.startswith("Layer 2, head 1 (layers.2.self_attn): ")
         numbers = numbers_of(text.replace(" %", ""))
-        assert numbers["effect size of the map"] == close_to(layer["effect"][1])
+        assert numbers["relative norm of the map"] == close_to(layer["effect"][1])
         assert numbers["share of the sum below 0"] == close_to(100 * layer["negative"][1])
         assert numbers["attention to the first token"] == close_to(
             100 * layer["attends"]["first"][1]

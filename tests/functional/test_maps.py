@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
+from lorada.attention.attention_map import AttentionMap
+from lorada.attention.call import CallShape
 from lorada.functional.causal import BLOCK, product_form
 from lorada.functional.maps import (
     SOFTMAXES,
@@ -88,11 +90,27 @@ def slow_output(case: SimpleNamespace, attention, w_a, w_b, value) -> torch.Tens
 
 def fast_output(case: SimpleNamespace, attention, w_a, w_b, value) -> torch.Tensor:
     """Attn V, and the second term added on the first or the last M tokens."""
-    names = ("heads", "align", "causal", "window", "position")
-    term = map_value_product(w_a, w_b, value, 7.0, **{name: vars(case)[name] for name in names})
+    if case.window is None:
+        names = ("heads", "align", "causal", "position")
+        term = map_value_product(w_a, w_b, value, 7.0, **{name: vars(case)[name] for name in names})
+    else:
+        own = AttentionMap((w_a, w_b), 7.0, case.align, None if case.position else "no_position")
+        size = min(case.length, case.tokens)
+        covered = slice(size) if case.align == "start" else slice(case.tokens - size, None)
+        shape = CallShape(case.tokens, case.tokens, case.heads, case.causal, case.window)
+        term = own.product(value[:, :, covered], shape)
     size, output = term.shape[2], attention @ expanded(value, case.heads)
     before, after = (0, case.tokens - size) if case.align == "start" else (case.tokens - size, 0)
     return output + torch.nn.functional.pad(term, (0, 0, before, after))
+
+
+@EXAMPLES
+@given(case=cases())
+def test_the_fast_term_equals_the_papers_form_with_its_gradients(case):
+    attention, *inputs = drawn(case)
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    slow, fast = (output(case, attention, *leaves) for output in (slow_output, fast_output))
+    assert_same_gradients(fast, slow, leaves)
 
 
 @EXAMPLES
@@ -128,8 +146,6 @@ def test_ablations_through_apply_map_equal_the_papers_form(ablation, case):
     part = slice(0, size) if case.align == "start" else slice(-size, None)
     if ablation == "full_rank":
         piece = mask_map(map_[:, part, part], case.causal, None)
-    elif ablation == "softmax_then_cut":
-        piece = softmax_map(map_, case.causal, ablation=ablation)[:, part, part]
     else:
         piece = softmax_map(map_[:, part, part], case.causal, ablation=ablation)
     output = attention @ expanded(value, case.heads)
@@ -282,36 +298,23 @@ def test_the_first_row_of_the_printed_softmax_gives_99_percent_to_later_tokens()
 @pytest.mark.parametrize("tokens", [3, 5, 7])
 @pytest.mark.parametrize("align", ["start", "end"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-@pytest.mark.parametrize("ablation", ["softmax_with_future", "softmax_then_cut"])
-def test_the_printed_softmaxes_are_their_formula_with_their_gradients(
-    ablation, causal, align, tokens
-):
+def test_the_printed_softmax_is_its_formula_with_its_gradients(causal, align, tokens):
     length, size = 5, min(5, tokens)
     part = slice(size) if align == "start" else slice(length - size, None)
     there = slice(size) if align == "start" else slice(tokens - size, None)
     attention = torch.rand(2, 4, tokens, tokens)
     leaves = [torch.randn(shape, requires_grad=True) for shape in ((2, length, 3), (2, 3, length))]
     map_ = low_rank_map(*leaves, 2.0)
-    found = add_map_reference(attention, map_, align=align, causal=causal, ablation=ablation)
+    found = add_map_reference(
+        attention, map_, align=align, causal=causal, ablation="softmax_with_future"
+    )
 
-    # Eq. 11, Attn_s ⊙ M, then softmax(Attn_s), of all n columns or of what is left by Eqs. 14-16;
-    # then Eq. 17.
-    cut_first, map_ = ablation == "softmax_with_future", low_rank_map(*leaves, 2.0)
-    map_ = map_[:, part, part] if cut_first else map_
+    # Eq. 11, Attn_s ⊙ M, then softmax(Attn_s) of what is left by Eqs. 14-16; then Eq. 17.
+    map_ = low_rank_map(*leaves, 2.0)[:, part, part]
     weights = torch.softmax(torch.tril(map_) if causal else map_, -1)
-    weights = weights if cut_first else weights[:, part, part]
     expected = attention.clone()
     expected[:, :, there, there] += weights.repeat(2, 1, 1)
     assert_same_gradients(found, expected, leaves)
-
-
-def test_softmax_then_cut_loses_the_weight_of_columns_without_a_token():
-    map_ = torch.zeros(1, 4, 4, dtype=torch.float64)
-    keys = torch.tensor([[True, True, False, False]])
-    weights = softmax_map(map_, True, keys=keys, ablation="softmax_then_cut")[0, 0]
-    assert weights[0].tolist() == [0.25, 0.25, 0, 0]
-    near = softmax_map(map_, True, 2, ablation="softmax_then_cut")[0]
-    assert near[3].tolist() == [0, 0, 0.25, 0.25]
 
 
 def test_softmax_with_future_gives_padded_keys_nothing_and_keeps_a_window():

@@ -24,7 +24,6 @@ SETTINGS = ["max_steps=2", "training.report_to=[]", "save_strategy=no"]
 RUNS = {
     "run": ("llama", "lmam", "rows", ["lmam.length=6", "lmam.map_learning_rate=0.5",
                                       "eval_batch_size=2"]),
-    "raw": ("llama", "lmam", "rows", ["lmam.positions=raw"]),
     "seq2seq": ("bart", "lmam", "rows", []),
 }  # fmt: skip
 PROMPTS = ["a" * n + " + b =" for n in (3, 9, 1, 14, 6)]
@@ -85,8 +84,7 @@ def test_models_and_adapters_with_steps_of_their_own_are_left_to_generate(run):
     assert not can_refill(replace(run, model=phi), PLAIN)
 
 
-def test_maps_that_count_pads_and_encoder_decoders_are_left_to_generate(folder):
-    assert not can_refill(load_run(folder("raw")), PLAIN)
+def test_encoder_decoders_are_left_to_generate(folder):
     run = load_run(folder("seq2seq"))
     assert not can_refill(run, PLAIN)
     assert len(generate(run, ["ab", "abc"])) == 2

@@ -185,8 +185,8 @@ def test_the_effect_is_what_the_maps_are_explained_to_do(name, chat_of):
     assert len(found) == len(layers) == (4 if name == "seq2seq" else 2)
     for one, layer in zip(found, layers, strict=True):
         assert layer.layer.endswith(one.layer)
-        assert layer.effect_size > 0
-        assert_close(torch.tensor(one.text), torch.tensor(layer.effect_size))
+        assert layer.relative_norm > 0
+        assert_close(torch.tensor(one.text), torch.tensor(layer.relative_norm))
 
 
 @pytest.mark.fp64

@@ -165,7 +165,6 @@ def test_an_encoder_decoder_is_refused_in_one_line(place, tmp_path, mistake):
 # model, method, settings, what stays beside the merged weights: each kind of part, form and model.
 CASES = [
     ("llama", "lmam", [*SHORT_MAP, "lmam.align=end"], ["LMAM"]),
-    ("llama", "lmam", [*SHORT_MAP, "lmam.positions=raw"], ["LMAM"]),
     ("llama", "lmam", [*SHORT_MAP, "lmam.ablation=no_negative"], ["LMAM"]),
     ("llama", "lmam", [*SHORT_MAP, "lmam.ablation=softmax"], ["LMAM"]),
     ("llama", "fmam", SHORT_MAP, ["LMAM"]),

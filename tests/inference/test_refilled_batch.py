@@ -15,7 +15,7 @@ from lorada.inference import refilled_batch
 from lorada.inference.refilled_batch import Writer, write_answers
 from lorada.training.models.refilled_cache import ROOM, RefilledCache, can_be_refilled
 
-RESTARTS = "lorada/attention/locate.py:_restarts"
+RESTARTS = "lorada/attention/positions.py:_restarts"
 PAD = 0
 ENDS = list(range(5, 96, 9))  # so many that answers have all lengths up to the limit
 LENGTHS = (3, 17, 1, 9, 6, 12, 2, 5, 8, 4, 14)  # shorter and longer than the maps of 6 tokens

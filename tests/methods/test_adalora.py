@@ -5,19 +5,15 @@ import torch
 from callback_runs import trainer as run_of
 from conftest import TINY, assert_close
 from peft import AdaLoraConfig, PeftModel
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.adalora.layer import AdaLoraLayer
-from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file
 from stacks import VALUE, batch, bottleneck, lmam, logits, lora, moved
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from lorada import LamdaConfig, LoradaConfig, SoraConfig
-from lorada.methods.callbacks.adalora import AdaLoraCallback, schedule
-from lorada.tuners.base.config import STACK
-from lorada.tuners.stack.config import UNSTACKABLE
+from lorada.methods.callbacks.adalora_pruning import AdaLoraCallback, schedule
 
 pytestmark = pytest.mark.fp64
 
@@ -122,32 +118,7 @@ def test_the_regulariser_of_a_stack_is_that_of_peft_alone_in_value_and_gradients
         assert_close(mine, gradient)
 
 
-def test_no_other_part_of_a_stack_has_a_tuner_that_changes_the_models_forward():
-    """A stack adds AdaLoRA's regulariser itself, and calls no tuner's forward."""
-    changing = {
-        kind.value
-        for kind, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()
-        if issubclass(tuner, BaseTuner) and tuner.forward is not BaseTuner.forward
-    }
-    assert changing - {*UNSTACKABLE, STACK} == {"ADALORA"}
-
-
 SHARES = {"tinit": 0.125, "tfinal": 0.5, "deltaT": 0.0015}
-
-
-def test_phases_below_one_are_shares_of_the_run_and_give_way_in_short_ones():
-    shares = tuple(SHARES.values())
-    assert schedule(shares, 10_000) == (1250, 5000, 15)
-    assert schedule(shares, 12) == (1, 6, 1)
-    for steps in range(2, 9):
-        first, last, every = schedule(shares, steps)
-        assert first < steps - last
-        assert steps - last >= 2, "a step is scored before ranks are fixed"
-        assert every == 1
-    # What was written in steps stays, and the share beside it shrinks.
-    assert schedule((90, 0.5, 1), 100) == (90, 9, 1)
-    assert schedule((0.125, 98, 1), 100) == (1, 98, 1)
-    assert schedule((0, 0, 1), 100) == (0, 0, 1)
 
 
 @pytest.mark.parametrize(

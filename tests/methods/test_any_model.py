@@ -21,7 +21,7 @@ from lorada import METHODS, build_method
 from lorada.methods.matrix_names import SCHEMES, fits, renamed
 from lorada.methods.meta_model import meta_model
 from lorada.methods.model_settings import scheme_of
-from lorada.methods.unpublished_settings import UNPUBLISHED
+from lorada.methods.table import UNPUBLISHED
 from lorada.training.models.loading import kind_of
 from lorada.training.parameter_counts import count_parameters
 from lorada.tuners.base.linears import layer_linear_names, linear_of, widths

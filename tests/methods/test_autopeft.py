@@ -7,7 +7,7 @@ from stacks import assert_loads, moved
 from tuners.test_placements import assert_twins
 
 from lorada import BottleneckConfig, LoradaConfig, build_method
-from lorada.methods.autopeft import SIZES
+from lorada.methods.table import SIZES
 from lorada.training.parameter_counts import count_parameters
 
 pytestmark = pytest.mark.fp64

@@ -52,9 +52,8 @@ def test_updates_are_those_of_the_equations(shape, rank):
     settings = {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-6}
     expected = galore_reference(start, grads, rank, 3, 0.7, *settings.values(), decay=0.02)
     parameter = torch.nn.Parameter(start.clone())
-    optimizer = GaLoreAdamW(
-        [parameter], **settings, weight_decay=0.02, rank=rank, refresh=3, scale=0.7
-    )
+    group = {"params": [parameter], "rank": rank, "refresh": 3, "scale": 0.7}
+    optimizer = GaLoreAdamW([group], **settings, weight_decay=0.02)
     assert_close(train(optimizer, parameter, grads), expected)
 
 
@@ -63,7 +62,7 @@ def test_groups_without_a_rank_are_plain_adamw():
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
     settings = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
     expected = train(torch.optim.AdamW([theirs], **settings), theirs, grads)
-    assert_close(train(GaLoreAdamW([ours], **settings, rank=None), ours, grads), expected)
+    assert_close(train(GaLoreAdamW([ours], **settings), ours, grads), expected)
 
 
 @pytest.mark.fp64(False)
@@ -71,10 +70,10 @@ def test_groups_without_a_rank_are_plain_adamw():
 def test_a_saved_optimizer_goes_on_bit_for_bit(dtype):
     start, *grads = gradients((7, 5), 8, dtype)
     whole = torch.nn.Parameter(start.clone())
-    optimizer = GaLoreAdamW([whole], rank=2, refresh=3)
+    optimizer = GaLoreAdamW([{"params": [whole], "rank": 2, "refresh": 3}])
     train(optimizer, whole, grads[:4])
     part = torch.nn.Parameter(whole.detach().clone())
-    resumed = GaLoreAdamW([part], rank=2, refresh=3)
+    resumed = GaLoreAdamW([{"params": [part], "rank": 2, "refresh": 3}])
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert torch.equal(train(resumed, part, grads[4:]), train(optimizer, whole, grads[4:]))
 

@@ -6,10 +6,9 @@ The sizes are worked out here, from the widths of the plain model and the number
 import re
 
 import pytest
-import torch
 from architectures import ARCHITECTURES, ENCODER_DECODERS, inputs, logits
 from conftest import SIZES, VOCAB, assert_close
-from method_cases import CASES, labelled, placed, selected, small
+from method_cases import CASES, placed, selected, small
 from peft import AdaLoraConfig, LoraConfig, ShiraConfig
 from stacks import randomise
 from torch import nn
@@ -155,26 +154,6 @@ def test_a_method_trains_as_many_parameters_as_its_formula_says(name, model):
     adapted, plan = placed(name, model, inputs(model))
     count = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert count == expected_size(name, model, plan.config)
-
-
-@pytest.mark.parametrize(("name", "model"), selected(CASES), ids=lambda part: part)
-def test_the_loss_falls(name, model):
-    batch = labelled(model)
-    adapted, _ = placed(name, model, {key: batch[key] for key in batch if key != "labels"})
-    trained, rate = [p for p in adapted.parameters() if p.requires_grad], 2e-2
-    optimizer = torch.optim.AdamW(trained, rate)
-    losses, promised = [], 0.0
-    for _ in range(8):
-        loss = adapted(**batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        if not losses:
-            # Adam's first step moves each parameter by the rate, so it promises this fall of the
-            # loss. It is the measure for a method with few parameters.
-            promised = rate * sum(p.grad.abs().sum().item() for p in trained if p.grad is not None)
-        optimizer.step()
-        losses.append(loss.item())
-    assert min(losses[-2:]) < losses[0] - min(0.05 * losses[0], promised)
 
 
 @pytest.mark.parametrize(("name", "model"), selected(ADAPTERS), ids=lambda part: part)

@@ -5,13 +5,11 @@ import re
 
 import pytest
 from conftest import TINY
-from folders import refused
 from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
 from lorada import METHODS, build_method
 from lorada.methods.lookup import describe
-from lorada.methods.method import Method, Unpublished
-from lorada.methods.overrides import checked
+from lorada.methods.method import Method
 from lorada.methods.task_head import select_trainable
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
@@ -48,16 +46,6 @@ def test_a_rank_without_an_alpha_keeps_the_scale_of_the_method(method, model, as
     assert found == ([] if alpha is None else [pytest.approx(alpha)])
 
 
-@pytest.mark.parametrize(
-    ("value", "why"), [("pissa_niter_4", "its random SVD gives"), ("lora_ga", "it needs gradients")]
-)
-def test_a_beginning_of_peft_that_a_run_cannot_have_is_refused_with_the_reason(value, why):
-    said = f"^lora.init_lora_weights='{value}': a run cannot begin so, as {why}.*: leave it out$"
-    refused(said, lambda: checked("lora", "init_lora_weights", value))
-    assert checked("lora", "init_lora_weights", "pissa") == "pissa"
-    refused("valid boolean", lambda: checked("lora", "init_lora_weights", "nothing"))
-
-
 def test_a_method_that_finds_nothing_to_train_is_refused():
     with pytest.raises(ValueError, match="not defined for this model"):
         select_trainable(TINY["llama"](), METHODS["bitfit"].trainable)
@@ -78,20 +66,6 @@ def test_every_method_has_its_formula_its_paper_and_how_it_runs(name):
     assert json.loads(json.dumps(row)) == row
 
 
-def test_how_a_method_runs_is_read_off_its_entry():
-    assert describe("lora+lmam")["runs"] == ["lorada.LmamConfig", "peft.LoraConfig"]
-    assert describe("ist")["runs"][:2] == ["peft.LoraConfig", "callback ISTCallback"]
-    assert describe("shira")["runs"][:2] == ["peft.ShiraConfig", "prepared by snip"]
-    assert describe("owlore")["runs"][:3] == [
-        "trains all parameters", "callback OwLoreCallback", "optimizer galore",
-    ]  # fmt: skip
-    assert describe("bitfit")["runs"] == ["trains biases"]
-    settings = describe("lora+lmam")["settings"]
-    assert set(settings) == set(METHODS["lora"].parts)
-    assert list(settings["llama"]) == ["lmam", "lora"]
-    assert "lmam" not in METHODS["lora"].parts["llama"]
-
-
 def test_a_method_is_refused_on_a_kind_of_model_that_it_has_no_settings_for(monkeypatch):
     encoder_only = Method("x", {"roberta": {"lora": {"target_modules": ["query"]}}}, source="here")
     monkeypatch.setitem(METHODS, "encoder_only", encoder_only)
@@ -102,12 +76,3 @@ def test_a_method_is_refused_on_a_kind_of_model_that_it_has_no_settings_for(monk
     message = "encoder_only has no settings for llama models, only for roberta: use another method"
     with pytest.raises(ValueError, match=message):
         build_method("encoder_only", LLAMA)
-
-
-def test_a_method_may_bring_settings_that_are_not_the_papers_in_its_own_entry(monkeypatch):
-    unpublished = Unpublished("our choice", {"bart": {"lora": {"target_modules": ["fc1"]}}})
-    method = Method("x", {"llama": {"lora": {}}}, source="Table 4", unpublished=unpublished)
-    monkeypatch.setitem(METHODS, "mine", method)
-    assert build_method("mine", BartConfig()).settings_from == "not from the paper: our choice"
-    assert describe("mine")["not_from_the_paper"] == {"bart": "our choice"}
-    assert list(describe("mine+lmam")["settings"]["bart"]) == ["lmam", "lora"]

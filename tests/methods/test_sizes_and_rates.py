@@ -3,9 +3,8 @@
 import pytest
 
 from lorada.methods.method import part_class, peft_configs
-from lorada.methods.sizes import DEFAULT_RATE, RATE_RANGE, RATES, SIZES, default_rate
+from lorada.methods.sizes import RATE_RANGE, RATES, SIZES, default_rate
 from lorada.methods.table import METHODS
-from lorada.training.arguments import DEFAULTS
 
 
 @pytest.mark.parametrize("part", SIZES)
@@ -25,13 +24,3 @@ def test_a_rate_that_a_method_sets_itself_is_its_default_rate():
            if "learning_rate" in m.arguments}  # fmt: skip
     assert len(own) >= 5
     assert own == {name: default_rate(name) for name in own}
-
-
-def test_a_map_on_top_leaves_the_rate_of_the_method_as_it_is():
-    assert default_rate("lmam") == 5e-3
-    assert default_rate("prefix+lmam") == default_rate("prefix") == 3e-2
-
-
-def test_a_method_without_an_entry_has_the_default_of_lorada_train():
-    assert default_rate("unheard_of") == DEFAULT_RATE == DEFAULTS["learning_rate"]
-    assert default_rate("unheard_of+vera") == DEFAULT_RATE

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from architectures import _MODELS
 from conftest import assert_close
-from peft import PeftModel, get_peft_model
-from stacks import lmam
+from peft import get_peft_model
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import (
@@ -17,8 +16,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from lorada import LoradaConfig, SoraConfig
-from lorada.methods.callbacks.sora import SoraCallback
+from lorada import SoraConfig
+from lorada.methods.callbacks.sora_thresholds import SoraCallback
 
 pytestmark = pytest.mark.fp64
 
@@ -142,47 +141,3 @@ def test_every_step_is_that_of_the_equations(tmp_path, threshold):
     for name in norms:
         moved = plain.values[name].detach() - classifier().get_parameter(name)
         assert moved.abs().max() > 0.01
-
-
-def rows_seen(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        return model.eval()(torch.stack([row["input_ids"] for row in rows()])).logits
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Trainer, Tensor]:
-    """A run of a stack whose head stays as it was drawn, and its answers."""
-    run = run_of(tmp_path_factory.mktemp("run"), LoradaConfig(parts=[part()]))
-    run.train()
-    return run, rows_seen(run.model)
-
-
-def test_trained_norms_are_saved_with_the_adapter_and_come_back(finished, tmp_path):
-    run, expected = finished
-    assert (expected - rows_seen(classifier())).abs().max() > 0.1
-    run.model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(classifier(), tmp_path)
-    for name, value in weights(run.model).items():
-        if "LayerNorm" in name:
-            copy = loaded.get_submodule(f"base_model.model.{name.rpartition('.')[0]}")
-            kept = getattr(copy.modules_to_save["default"], name.rpartition(".")[2])
-            assert torch.equal(kept, value)
-    assert_close(rows_seen(loaded), expected)
-    with loaded.disable_adapter():
-        assert_close(rows_seen(loaded), rows_seen(classifier()))
-
-
-def test_trained_norms_are_in_what_is_merged_and_exported(finished, tmp_path):
-    run, _ = finished
-    model = get_peft_model(classifier(), LoradaConfig(parts=[part(), lmam()])).double()
-    model.load_state_dict(run.model.state_dict(), strict=False)
-    for name, parameter in model.named_parameters():
-        if ".lmam." in name:
-            nn.init.normal_(parameter)
-    expected = rows_seen(model)
-    assert (expected - rows_seen(run.model)).abs().max() > 0.1
-    merged = model.merge_weights()
-    assert_close(rows_seen(merged), expected)
-    merged.peft_config["default"].base_model_name_or_path = "the merged base"
-    merged.save_pretrained(tmp_path)
-    assert_close(rows_seen(PeftModel.from_pretrained(merged.unload(), tmp_path)), expected)

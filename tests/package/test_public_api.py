@@ -15,7 +15,7 @@ from lorada.support.tuners import TUNERS
 
 def test_the_public_names_are_these():
     names = {
-        "BottleneckConfig", "EffectSize", "LamdaConfig", "LmamConfig", "LoradaConfig",
+        "BottleneckConfig", "RelativeNorm", "LamdaConfig", "LmamConfig", "LoradaConfig",
         "METHODS", "OmoeConfig", "PrefixConfig", "QuantaConfig", "SoraConfig", "TASKS",
         "__version__", "as_stack", "bake", "build_method", "decide", "explain",
         "functional", "merge_weights",

@@ -56,7 +56,7 @@ def test_the_maps_of_a_sentence_add_up_and_have_one_row_a_token(runs, name):
     pairs = count * count if name == "bert" else count * (count + 1) // 2
     assert found["maps"]["LMAM (Attn_s)"][1] == pytest.approx(below / pairs)
     assert len(found["layers"]) == 2
-    assert all(one["effect_size"] > 0 for one in found["layers"])
+    assert all(one["relative_norm"] > 0 for one in found["layers"])
 
 
 def test_the_decoder_of_a_t5_reads_the_sentence_too(runs):
@@ -85,10 +85,10 @@ def test_rows_of_another_form_than_the_run_has_learned_are_shown_in_their_own(ru
     assert found == len(run.tokenizer("<|user|>ab<e><|assistant|>")["input_ids"])
 
 
-def test_maps_draw_figure_1_and_print_every_layers_effect_size(runs, works, json_of):
+def test_maps_draw_figure_1_and_print_every_layers_relative_norm(runs, works, json_of):
     words = ("explore", runs / "bert", "--text", TEXT, "--maps")
     out, _ = works(*words)
-    assert "effect size" in out
+    assert "relative norm" in out
     for suffix in (".png", ".svg"):
         assert (runs / "bert" / f"maps{suffix}").stat().st_size > 5000
     found = json_of("explore", runs / "llama", "--text", TEXT, "--maps", "--layer", 0)

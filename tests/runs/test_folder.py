@@ -253,14 +253,14 @@ def test_the_form_of_held_out_rows_is_checked_before_training_too(place, tmp_pat
     refused("has label rows; this run has learned prompt rows", lambda: train(watched, quiet=True))
 
 
-def test_the_logs_of_tensorboard_have_the_effect_size(place, tmp_path):
+def test_the_logs_of_tensorboard_have_the_relative_norm(place, tmp_path):
     event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     logged = recipe(place, tmp_path / "run", "training.report_to=[tensorboard]")
     run = train(logged, quiet=True).run
     (folder,) = {p.parent for p in run.rglob("events.out.tfevents*")}
     log = event.EventAccumulator(str(folder))
     log.Reload()
-    assert "train/effect_size" in log.Tags()["scalars"]
+    assert "train/relative_norm" in log.Tags()["scalars"]
 
 
 FULL = {

@@ -12,7 +12,7 @@ from trained import QUICK, run_recipe
 from lorada import METHODS
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.methods.peft_methods import peft_names
+from lorada.methods.lookup import peft_names
 from lorada.training import training_memory as computed
 from lorada.training.arguments import training_arguments
 from lorada.training.build_trainer import set_up

@@ -116,7 +116,6 @@ CHOICE = {"prompt": "a", "candidates": [" b", " c"], "answer": 0}
 @pytest.mark.parametrize(("pairs", "options", "message"), [
     ([], {"rows": [CHOICE] * 4, "method": "lora"}, "form 'choice'"),
     ([], {"method": "longlora"}, "LongLoRA"),
-    (["lmam.positions=raw"], {}, "positions=raw"),
     (["training.torch_compile=true"], {}, "torch_compile=true: in a compiled model"),
 ])  # fmt: skip
 def test_what_cannot_be_packed_is_refused(pairs, options, message, tmp_path):

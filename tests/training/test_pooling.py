@@ -237,7 +237,7 @@ def test_a_pooling_from_nowhere_is_refused(folder, place, tmp_path):
     copy = shutil.copytree(folder("bert-lora"), tmp_path / "run")
     path = copy / "adapter" / "adapter_config.json"
     path.write_text(path.read_text().replace('"pooling": "mean"', '"pooling": "max"'))
-    refused("pooling='max' is not one of 'mean', 'cls'", lambda: load_run(copy))
+    refused("pooling='max': input should be 'mean' or 'cls'", lambda: load_run(copy))
     given = "pooling='max': input should be 'mean' or 'cls'"
     refused(given, lambda: recipe(place, tmp_path / "new", "pooling=max"))
 

@@ -86,7 +86,7 @@ def assert_same_run(run, other):
     """A whole run, with the losses and weights of the other."""
     assert_whole(run, other)
     histories = [read_result(folder)["history"] for folder in (run, other)]
-    for key in ("loss", "effect_size"):
+    for key in ("loss", "relative_norm"):
         here, there = ([e[key] for e in history if key in e] for history in histories)
         assert_close(torch.tensor(here), torch.tensor(there))
     weights, others = weights_of(run), weights_of(other)

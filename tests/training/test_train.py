@@ -38,11 +38,11 @@ def test_a_run_leaves_an_adapter_that_peft_loads_a_card_and_a_result(place, tmp_
     result = json.loads((run / "result.json").read_text())
     expected = {
         "recipe", "method", "model", "task", "seed", "data", "versions", "hardware", "parameters",
-        "steps", "wall_time_s", "peak_memory_bytes", "effect_size", "metrics", "history",
+        "steps", "wall_time_s", "peak_memory_bytes", "relative_norm", "metrics", "history",
     }  # fmt: skip
     assert expected <= result.keys()
     assert result["steps"] == 6
-    assert result["effect_size"] > 0
+    assert result["relative_norm"] > 0
     assert [entry["step"] for entry in result["history"]] == [2, 4, 6]
     count = sum(tensor.numel() for tensor in adapter_weights(run).values())
     assert result["parameters"]["trainable"] == count
@@ -93,7 +93,7 @@ def test_resume_after_the_last_checkpoint_trains_no_further(place, tmp_path):
     (run / "result.json").unlink()
     resumed = train(last, resume=True, quiet=True)
     assert resumed.result["steps"] == 4
-    assert resumed.result["effect_size"] > 0
+    assert resumed.result["relative_norm"] > 0
     assert resumed.result["resumed_from"] == "checkpoint-4"
     assert_same(adapter_weights(run), expected)
 

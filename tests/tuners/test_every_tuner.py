@@ -12,7 +12,7 @@ from conftest import TINY, assert_close
 from folders import refused
 from method_cases import SMALL
 from peft import PeftModel, get_peft_model
-from stacks import batch, lmam, logits, lora, moved, randomise
+from stacks import batch, lmam, logits, lora, randomise
 
 import lorada
 from lorada import LoradaConfig
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.fp64
 # A part with several forms is tried in each of them.
 FORMS = {
     "prefix_network": {"length": 3, "projection": 5},
-    "quanta_seed": {"seed": 7},
 }
 # The tuners that wrap linear layers.
 WRAPPING = ("lamda", "omoe", "quanta", "sora")
@@ -169,28 +168,7 @@ def test_several_adapters_merge_to_their_sum_and_back_or_it_is_refused(part, nam
     refused("NaNs detected in the merged weights", lambda: model.merge_adapter(safe_merge=True))
 
 
-@every_tuner
-@pytest.mark.parametrize("inside", [False, True], ids=["around LoRA", "inside LoRA"])
-def test_with_lora_on_the_same_matrices_a_stack_merges_and_keeps_its_map(part, inside):
-    inputs, parts = batch("llama"), [config_of(part), lora("llama", 0, 1, 2, 3)]
-    parts = parts if inside else parts[::-1]
-    if not part.startswith("lmam"):
-        parts.append(lmam(init_weights=False))
-    model = moved(TINY["llama"](), LoradaConfig(parts=parts))
-    expected = logits(model, inputs)
-    if part == "omoe":
-        for merge in (model.merge_and_unload, model.merge_adapter, model.merge_weights):
-            refused("cannot be merged into the weights", merge)
-        assert_close(logits(model, inputs), expected)
-        return
-    rest = model.merge_weights()
-    assert_close(logits(rest, inputs), expected)
-    kept = [own.peft_type for own in rest.peft_config["default"].parts]
-    ours = [own for own in parts if own.peft_type != "LORA"]
-    assert kept == [own.peft_type for own in ours if not own.mergeable]
-
-
-@pytest.mark.parametrize("part", [*WRAPPING, "quanta_seed"])
+@pytest.mark.parametrize("part", WRAPPING)
 def test_the_transposed_matrices_of_gpt2_are_adapted_and_merged(part):
     options = {"omoe": {"target_modules": ["c_fc"]}, "lamda": {"ranks": "energy"}}.get(part, {})
     base, inputs = ARCHITECTURES["gpt2"](), batch("llama")

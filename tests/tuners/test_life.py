@@ -40,7 +40,7 @@ from stacks import OUTPUT, QUERY, VALUE, bottleneck, ia3, lmam, logits, lora
 from torch import Tensor, nn
 
 from lorada import LoradaConfig, PrefixConfig, QuantaConfig, SoraConfig, as_stack, bake
-from lorada.tuners.stack.nesting import wraps
+from lorada.tuners.stack.nested_layers import wraps
 
 SORA = {"rank": 2, "target_modules": ["q_proj", "down_proj"]}
 HEAD = {"modules_to_save": ["lm_head"]}

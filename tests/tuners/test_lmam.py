@@ -10,7 +10,7 @@ from stacks import batch, logits, moved
 
 from lorada import LmamConfig
 from lorada.functional.maps import position_embedding
-from lorada.tuners.base.entries import warn_of_dtype
+from lorada.tuners.base.layer import warn_of_dtype
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64

@@ -24,7 +24,7 @@ from lorada import (
     build_method,
     merge_weights,
 )
-from lorada.methods.peft_methods import peft_names
+from lorada.methods.lookup import peft_names
 
 TARGETS = {"target_modules": ["gate_proj", "o_proj"]}
 BATCH = {"input_ids": torch.arange(5, 19).view(2, 7)}

@@ -1,18 +1,16 @@
 """Adapters at every placement: saved, switched, copied, trained, and beside other parts."""
 
-import copy
-
 import pytest
 import torch
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import assert_close
 from peft import LoraConfig, get_peft_model
 from placements import CASES, adapted, fill, parts_of
-from stacks import assert_loads, bottleneck, lmam, moved, randomise
+from stacks import assert_loads, bottleneck, lmam, randomise
 from torch import Tensor, nn
 
 from lorada import LoradaConfig
-from lorada.tuners.bottleneck.hook_points import hook_at
+from lorada.tuners.bottleneck.adapter import hook_at
 
 pytestmark = pytest.mark.fp64
 
@@ -45,24 +43,6 @@ def test_fresh_adapter_is_near_the_base_and_a_disabled_one_is_not_there(name, pl
     torch.testing.assert_close(logits(unloaded, **batch), base, atol=0, rtol=0)
     assert not any("lorada" in str(m._forward_hooks) + str(m._forward_pre_hooks)
                    for m in unloaded.modules())  # fmt: skip
-
-
-@every_case
-def test_two_adapters_and_a_copy_have_weights_of_their_own(name, placement):
-    original, batch = adapted(name, placement), inputs(name)
-    original.add_adapter("other", bottleneck(placement=placement))
-    randomise(original, "other")
-    model = copy.deepcopy(original)  # calls its own adapters
-    for adapter_name in ("default", "other"):
-        randomise(original, adapter_name)
-    alone = {}
-    for adapter_name in ("default", "other"):
-        model.set_adapter(adapter_name)
-        alone[adapter_name] = logits(model, **batch)
-    assert (alone["other"] - alone["default"]).abs().max() > 0.1
-    model.delete_adapter("other")
-    model.set_adapter("default")
-    torch.testing.assert_close(logits(model, **batch), alone["default"], atol=0, rtol=0)
 
 
 def gradients(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -100,29 +80,6 @@ def test_a_layer_that_is_checkpointed_around_its_forward_is_changed_too():
     assert_close(layer(x) + 1, expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "placement"),
-    [
-        ("llama", "parallel"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES
-          if case != ("llama", "parallel")),
-    ],
-)  # fmt: skip
-def test_model_and_its_gradients_compile_into_one_graph(name, placement, shapes_unchecked):
-    beside = LoraConfig(r=2, target_modules=MET[name], init_lora_weights=False)
-    parts = [bottleneck(placement=placement), beside]
-    model = moved(ARCHITECTURES[name](use_cache=False), LoradaConfig(parts=parts))
-    torch._dynamo.reset()
-    compiled, batch = torch.compile(model, fullgraph=True, backend="aot_eager"), inputs(name)
-    expected = gradients(model, batch)
-    model.zero_grad()
-    compiled(**batch).logits.square().mean().backward()
-
-    for key, parameter in model.named_parameters():
-        if key in expected:
-            assert_close(parameter.grad, expected[key])
-
-
 # Beside other parts.
 
 # The linears at which LoRA meets a placement.
@@ -153,32 +110,6 @@ def test_lora_at_the_same_linears_before_or_after_it_and_merged_gives_the_same(n
     assert_close(second, first)
     for model in drawn:
         assert_close(logits(model.merge_weights(), **batch), first)
-
-
-@every_case
-def test_lora_that_comes_later_and_goes_again_does_not_move_the_adapters(name, placement):
-    batch = inputs(name)
-    beside = LoraConfig(r=2, target_modules=MET[name], init_lora_weights=False)
-    part = bottleneck(placement=placement)
-    whole = get_peft_model(ARCHITECTURES[name](), LoradaConfig(parts=[beside, part])).eval()
-    fill(whole)
-    model = get_peft_model(ARCHITECTURES[name](), LoradaConfig(parts=[part])).eval()
-    source = dict(whole.named_parameters())
-    for key, parameter in model.named_parameters():
-        if ".bneck" in key:
-            parameter.data = source[key.replace(".base_layer", "")].data
-    alone = logits(model, **batch)
-
-    model.add_adapter("later", LoradaConfig(parts=[beside]))
-    for key, parameter in model.named_parameters():
-        if ".later." in key:
-            parameter.data = source[key.replace(".later.", ".default.")].data
-    torch.testing.assert_close(logits(model, **batch), alone, atol=0, rtol=0)
-    model.base_model.set_adapter(["default", "later"])
-    assert_close(logits(model, **batch), logits(whole, **batch))
-    model.delete_adapter("later")
-    model.set_adapter("default")
-    torch.testing.assert_close(logits(model, **batch), alone, atol=0, rtol=0)
 
 
 TOGETHER = {

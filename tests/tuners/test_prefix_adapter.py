@@ -79,22 +79,6 @@ def test_a_prefix_starts_from_its_normal_distribution_and_is_not_the_identity(op
     assert (logits(model, inputs) - plain).abs().max() > 0.1
 
 
-def test_a_prefix_of_zeros_scales_attention_by_what_it_leaves():
-    model = get_peft_model(TINY["bert"](attn_implementation="eager"), PrefixConfig(length=LENGTH))
-    model.eval()
-    module = layers(model)[0].host
-    for layer in layers(model):
-        for parameters in (layer.lora_key, layer.lora_value):
-            nn.init.zeros_(parameters["default"])
-    hidden = torch.randn(1, 6, 32)
-    found, shares = module(hidden)
-    with model.disable_adapter():
-        plain, _ = module(hidden)
-    left = shares.sum(-1).transpose(1, 2)[..., None]  # (B, T, H, 1)
-    assert_close(found.view(1, 6, 4, 8), plain.view(1, 6, 4, 8) * left)
-    assert (left < 1).all()
-
-
 def test_a_network_is_the_one_of_the_formula_with_its_gradients():
     base = trained("network").get_base_model()
     network, blocks = base.prefix_self, layers(base)
@@ -112,29 +96,6 @@ def test_a_network_is_the_one_of_the_formula_with_its_gradients():
 
 
 # Where it goes, and what is refused.
-
-
-@pytest.mark.parametrize(
-    ("options", "blocks"),
-    [
-        ({"stacks": ["encoder"]}, {"encoder self"}),
-        ({"stacks": ["decoder"]}, {"decoder self", "cross"}),
-        ({"exclude_modules": ["encoder_attn"]}, {"encoder self", "decoder self"}),
-        ({"target_modules": ["encoder_attn"]}, {"cross"}),
-        ({}, {"encoder self", "decoder self", "cross"}),
-    ],
-)
-def test_stacks_and_names_choose_the_blocks_of_an_encoder_decoder(options, blocks):
-    model = get_peft_model(
-        ARCHITECTURES["bart"](), PrefixConfig(length=LENGTH, layers_to_transform=[1], **options)
-    )
-    found = [n for n, m in model.get_base_model().named_modules() if isinstance(m, PrefixLayer)]
-    kinds = {
-        "model.encoder.layers.1.self_attn.prefix": "encoder self",
-        "model.decoder.layers.1.self_attn.prefix": "decoder self",
-        "model.decoder.layers.1.encoder_attn.prefix": "cross",
-    }
-    assert {kinds[name] for name in found} == blocks
 
 
 # Saving, folding, merging.
@@ -199,22 +160,6 @@ def test_folding_one_adapter_leaves_the_network_of_another():
 
 
 # Several adapters.
-
-
-def test_prefixes_of_several_active_adapters_stand_one_behind_the_other():
-    model, inputs = trained("flat"), batch("llama")
-    model.add_adapter("second", PrefixConfig(length=2))
-    randomise(model, "second")
-    model.base_model.set_adapter(["default", "second"])
-    found = logits(model, inputs)
-    joined = get_peft_model(TINY["llama"](), PrefixConfig(length=LENGTH + 2)).eval()
-    with torch.no_grad():
-        for both, one in zip(layers(model), layers(joined), strict=True):
-            for part in ("lora_key", "lora_value"):
-                parts = getattr(both, part)
-                whole = torch.cat([parts["default"], parts["second"]])
-                getattr(one, part)["default"].copy_(whole)
-    assert_close(found, logits(joined, inputs))
 
 
 def parts_by_layer(**second) -> LoradaConfig:

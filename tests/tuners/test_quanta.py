@@ -1,21 +1,20 @@
 """QuantaConfig: (T - S) x against dense matrices, counts, the start, files, quantised bases."""
 
 import copy
-import json
 
 import pytest
 import torch
-import torch.nn.functional as F
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import TINY, assert_close, assert_same_gradients
 from folders import llama_folder, refused
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from stacks import batch, moved, randomise
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorada import QuantaConfig
+from lorada.tuners.base.merged_weights import merge_all
 from lorada.tuners.quanta.adapter import QuantaLayer
 from lorada.tuners.quanta.gates import as_matrix_reference
 
@@ -67,7 +66,7 @@ def test_layer_adds_the_dense_difference_in_values_and_gradients(case, conv):
     sizes, dims = SIDES[case]
     layer = wrapped(*sizes, conv=conv, dims=dims)
     base = layer.base_layer
-    weight = base.weight.T if conv else base.weight
+    weight = (base.weight.T if conv else base.weight).detach().clone()
     x = torch.randn(2, 5, sizes[0], dtype=torch.float64, requires_grad=True)
 
     change = dense_change(layer)
@@ -75,13 +74,9 @@ def test_layer_adds_the_dense_difference_in_values_and_gradients(case, conv):
     assert change.abs().max() > 0.1
     gates = layer.lora_gates["default"].trained()
     assert_same_gradients(layer(x), expected, [x, *gates])
-    assert_close(layer.delta("default").detach(), change.detach())
-
-
-def test_matrices_that_are_not_square_take_the_hidden_width_on_both_sides():
-    names = ["q_proj", "v_proj", "up_proj", "down_proj"]
-    model = get_peft_model(TINY["llama"](), QuantaConfig(target_modules=names))
-    assert {tuple(q.lora_gates["default"].dims) for q in layers(model)} == {(4, 2, 2, 2)}
+    layer.eval()
+    merge_all(nn.Sequential(layer), ["default"])
+    assert_close((base.weight.T if conv else base.weight) - weight, change)
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -100,25 +95,11 @@ def test_only_the_gates_train_and_the_start_is_the_base_exactly(name):
 
 
 @pytest.mark.fp64(False)
-@pytest.mark.parametrize("dims", [None, "8-4", [2, 4, 4]], ids=str)
-def test_start_is_the_base_in_training_with_dropout_and_in_half_precision(dims):
-    base, batch_ = TINY["llama"]().bfloat16(), batch("llama")
-    expected = logits(base, **batch_)
-    model = get_peft_model(base, QuantaConfig(dims=dims, dropout=0.5)).train()
-    dtypes = {t.dtype for layer in layers(model) for t in layer.lora_gates["default"].start()}
-    dtypes |= {p.dtype for p in model.parameters() if p.requires_grad}
-
-    assert torch.equal(logits(model, **batch_), expected)
-    assert dtypes == {torch.float32}
-
-
-@pytest.mark.fp64(False)
-@pytest.mark.parametrize("seed", [None, 7])
-def test_gates_that_a_trainer_casts_start_as_the_base_and_are_saved_as_they_train(seed, tmp_path):
+def test_gates_that_a_trainer_casts_start_as_the_base_and_are_saved_as_they_train(tmp_path):
     """TRL casts parameters on a quantised base, and no buffers, so not the gates of S."""
     base, batch_ = TINY["llama"](), batch("llama")
     expected = logits(base, **batch_)
-    model = get_peft_model(base, QuantaConfig(seed=seed))
+    model = get_peft_model(base, QuantaConfig())
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.data = parameter.data.bfloat16()
@@ -154,28 +135,9 @@ def both(layer: QuantaLayer) -> tuple[list[Tensor], list[Tensor]]:
     return gates.trained(), gates.start()
 
 
-def test_dropout_is_on_what_the_change_reads_and_only_in_training():
-    layer = wrapped(24, 24, dropout=0.5)
-    x = torch.randn(4, 24, dtype=torch.float64)
-    plain = layer.eval()(x)
-    assert_close(plain, layer.base_layer(x) + x @ dense_change(layer).T)
-    torch.manual_seed(1)
-    dropped = layer.train()(x)
-    torch.manual_seed(1)
-    seen = F.dropout(x, 0.5, True)
-    assert_close(dropped, layer.base_layer(x) + seen @ dense_change(layer).T)
-
-
 def test_model_without_default_targets_is_told_what_it_has():
     with pytest.raises(ValueError, match=r"for custom models: choose some of 0, 1$"):
         get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), QuantaConfig())
-
-
-@pytest.mark.parametrize("width", [1, 2, 31])
-def test_a_width_without_two_factors_asks_to_leave_the_module_out(width):
-    message = f"0 has no default dims: a width of {width} is no product of two factors"
-    with pytest.raises(ValueError, match=message):
-        get_peft_model(nn.Sequential(nn.Linear(width, width)), QuantaConfig(target_modules=["0"]))
 
 
 def gates_file(folder) -> dict:
@@ -183,21 +145,6 @@ def gates_file(folder) -> dict:
 
 
 # Saving and loading.
-
-
-def test_a_seed_halves_the_file_and_gives_each_module_gates_of_its_own(tmp_path):
-    sizes = {}
-    for seed in (None, 7):
-        moved(TINY["llama"](), QuantaConfig(seed=seed)).save_pretrained(tmp_path / str(seed))
-        sizes[seed] = sum(value.numel() for value in gates_file(tmp_path / str(seed)).values())
-    assert sizes[None] == 2 * sizes[7] == 2 * 4 * 240
-    assert json.loads((tmp_path / "7" / "adapter_config.json").read_text())["seed"] == 7
-
-    one, again, other = (get_peft_model(TINY["llama"](), QuantaConfig(seed=s)) for s in (7, 7, 8))
-    starts = [[both(layer)[1][0] for layer in layers(model)] for model in (one, again, other)]
-    assert all(torch.equal(a, b) for a, b in zip(*starts[:2], strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(starts[0], starts[2], strict=True))
-    assert len({start.sum().item() for start in starts[0]}) == 4
 
 
 def test_file_without_its_start_is_refused_in_one_line(tmp_path):
@@ -208,13 +155,12 @@ def test_file_without_its_start_is_refused_in_one_line(tmp_path):
     refused(said, lambda: PeftModel.from_pretrained(TINY["llama"](), tmp_path))
 
 
-@pytest.mark.parametrize("seed", [None, 7], ids=["saved start", "seed"])
-def test_names_in_the_file_are_plain_and_without_the_adapter_s(seed):
-    keys = get_peft_model_state_dict(moved(TINY["llama"](), QuantaConfig(seed=seed))).keys()
+def test_names_in_the_file_are_plain_and_without_the_adapter_s():
+    keys = get_peft_model_state_dict(moved(TINY["llama"](), QuantaConfig())).keys()
     place = "base_model.model.model.layers.0.self_attn.q_proj.lora_gates"
     own = {key.removeprefix(f"{place}.") for key in keys if key.startswith(place)}
     gates = {"4_3", "4_2", "4_1", "3_2", "3_1", "2_1"}
-    assert own == (gates if seed else gates | {f"start_{gate}" for gate in gates})
+    assert own == gates | {f"start_{gate}" for gate in gates}
 
 
 # Quantised bases.
@@ -222,7 +168,7 @@ def test_names_in_the_file_are_plain_and_without_the_adapter_s(seed):
 
 @pytest.mark.fp64(False)
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_gates_train_reload_and_merge_on_a_quantised_base(kind, tmp_path):
+def test_gates_train_and_reload_on_a_quantised_base(kind, tmp_path):
     from test_quantised import BATCH, base, losses  # skips where an extra is missing
 
     wide = {"hidden_size": 64, "intermediate_size": 128}
@@ -240,10 +186,4 @@ def test_gates_train_reload_and_merge_on_a_quantised_base(kind, tmp_path):
     loaded = PeftModel.from_pretrained(base(folder, kind), str(tmp_path / "adapter"))
     assert torch.equal(logits(loaded, **BATCH), trained)
 
-    # Two models, as an evaluation changes how bitsandbytes keeps the weights. Quantised anew, the
-    # merged weight is near and no more.
-    randomise(one := get_peft_model(base(folder, kind), QuantaConfig(seed=1)))
-    two = get_peft_model(base(folder, kind), QuantaConfig(seed=1))
-    set_peft_model_state_dict(two, get_peft_model_state_dict(one))
-    expected, merged = logits(one.eval(), **BATCH), logits(two.merge_and_unload().eval(), **BATCH)
-    assert (merged - expected).norm() < 0.5 * (expected - plain).norm()
+    refused("is quantised, which merging does not support", loaded.merge_and_unload)

@@ -3,13 +3,7 @@
 import pytest
 import torch
 from folders import llama_folder
-from peft import (
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    prepare_model_for_kbit_training,
-    set_peft_model_state_dict,
-)
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from stacks import bottleneck, logits, lora, moved, training_stack
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
@@ -83,19 +77,6 @@ def test_adapters_on_quantised_linears_train_and_reload(kind, placement, folder,
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(base(folder, kind), str(tmp_path))
     assert torch.equal(logits(loaded, BATCH), logits(model.eval(), BATCH))
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("kind", QUANTISED)
-def test_checkpointing_changes_no_loss_on_a_quantised_base(kind, reentrant, folder):
-    def train(**options):
-        torch.manual_seed(0)
-        prepared = prepare_model_for_kbit_training(base(folder, kind), **options)
-        return losses(get_peft_model(prepared, training_stack()), steps=3)
-
-    kwargs = {"use_reentrant": reentrant}
-    checkpointed = train(use_gradient_checkpointing=True, gradient_checkpointing_kwargs=kwargs)
-    assert checkpointed == train(use_gradient_checkpointing=False)
 
 
 @pytest.mark.parametrize("kind", QUANTISED)

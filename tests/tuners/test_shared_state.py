@@ -75,14 +75,6 @@ def test_a_merged_model_computes_what_the_adapter_did(name):
     torch.testing.assert_close(logits(model.merge_and_unload()), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_map_stays_on_a_merged_model():
-    model = random_adapter("vera+lmam")
-    expected = logits(model)
-    merged = model.base_model.merge_weights()
-    assert [part.peft_type for part in merged.peft_config["default"].parts] == ["LMAM"]
-    torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("name", "shared"),
     [

@@ -4,14 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from callback_runs import assert_same_weights, losses, trainer
+from callback_runs import assert_same_weights, trainer
 from conftest import TINY, assert_close, assert_same_gradients
-from peft import LoraConfig, get_peft_model
-from stacks import assert_loads, batch, lmam, logits, moved
+from peft import get_peft_model
+from stacks import batch, lmam, logits
 from torch import nn
 
-from lorada import LoradaConfig, SoraConfig
-from lorada.methods.callbacks.sora import SoraCallback
+from lorada import SoraConfig
+from lorada.methods.callbacks.sora_thresholds import SoraCallback
 from lorada.tuners.sora import SoraLayer, released_threshold, soft_threshold, sora_count
 
 pytestmark = pytest.mark.fp64
@@ -79,37 +79,7 @@ def test_each_zero_gate_frees_the_ranks_of_its_own_matrix():
     assert after.matrices == before.matrices
 
 
-def test_ranks_by_module_load_again_in_a_stack_also_those_of_no_rank(tmp_path):
-    sora = SoraConfig(rank=3, rank_pattern={"layers.0.self_attn.q_proj": 0, "down_proj": 1})
-    parts = [LoraConfig(r=2, target_modules=["q_proj"]), sora, lmam()]
-    model = moved(TINY["llama"](), LoradaConfig(parts=parts))
-    loaded = assert_loads(model, TINY["llama"](), tmp_path, batch("llama"))
-    ranks = [layer.lora_gate["default"].numel() for layer in layers(loaded)]
-    assert ranks == [0, 3, 3, 3, 3, 3, 1, 3, 3, 3, 3, 3, 3, 1]
-
-
 # Training.
-
-
-def test_gates_reach_exact_zeros_and_the_report_counts_them(tmp_path):
-    run = trainer(SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.1))
-    run.train()
-    count = sora_count(run.model)
-    assert 0 < count.zero_gates < count.gates
-    report = run.state.log_history[-1]
-    assert report["sora_zero_gates"] == count.zero_gates
-    assert report["sora_parameters"] == count.remaining
-    assert losses(run)[-1] < 0.9 * losses(run)[0]
-
-
-def test_the_first_step_thresholds_gates_without_a_gradient_and_decays_none(tmp_path):
-    settings = {"max_steps": 1, "weight_decay": 0.5, "optim": "adamw_torch"}
-    for scale, options in ((1.0, {}), (1e-2, {"times_learning_rate": True})):
-        run = trainer(SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.2, **options), **settings)
-        before = [layer.lora_gate["default"].detach().clone() for layer in layers(run.model)]
-        run.train()
-        for gate, layer in zip(before, layers(run.model), strict=True):
-            assert_close(layer.lora_gate["default"].detach(), soft_threshold(gate, 0.2 * scale))
 
 
 def test_the_penalty_on_all_gates_is_added_once_to_accumulated_batches(tmp_path):

@@ -13,7 +13,6 @@ from stacks import (
     STACKS,
     assert_loads,
     batch,
-    bottleneck,
     config_of,
     lmam,
     logits,
@@ -153,39 +152,6 @@ def test_what_was_merged_is_not_lost_by_saving(names, tmp_path):
     else:  # the whole base, or a map over the base as it was
         rest.save_pretrained(tmp_path / "rest")
     assert not (tmp_path / "lost").exists()
-
-
-def test_nested_parts_merge_in_place_from_the_inside_out_and_back_and_into_the_base():
-    stacked = LoradaConfig(parts=BESIDE["lora_ia3"][0]("llama"))
-    inputs, model = batch("llama"), get_peft_model(TINY["llama"](), stacked).eval()
-    randomise(model)
-    expected = logits(model, inputs)
-
-    model.merge_adapter()
-    assert_close(logits(model, inputs), expected)
-    model.unmerge_adapter()
-    assert_close(logits(model, inputs), expected)
-    merged = model.merge_and_unload()
-    assert isinstance(merged, type(TINY["llama"]()))
-    assert_close(logits(merged, inputs), expected)
-
-
-@pytest.mark.parametrize("kind", ["map", "bottleneck"])
-def test_unmerging_passes_over_what_cannot_be_merged(kind):
-    model = moved(TINY["llama"](), LoradaConfig(parts=BESIDE["lora_ia3"][0]("llama")))
-    model.add_adapter("other", {"map": lmam, "bottleneck": bottleneck}[kind]())
-    randomise(model.eval(), "other")
-    inputs, found = batch("llama"), {}
-    for name in ("other", "default"):
-        model.set_adapter(name)
-        found[name] = logits(model, inputs)
-    model.merge_adapter()
-    assert_close(logits(model, inputs), found["default"])
-    for _ in range(2):
-        model.unmerge_adapter()
-        assert_close(logits(model, inputs), found["default"])
-    model.set_adapter("other")
-    assert_close(logits(model, inputs), found["other"])
 
 
 def test_adalora_in_a_stack_gets_its_orthogonality_loss_in_training_only():

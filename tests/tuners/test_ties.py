@@ -6,7 +6,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, inputs
 from conftest import TINY, assert_close
-from peft import IA3Config, LoraConfig, PeftModel, TrainableTokensConfig
+from peft import IA3Config, LoraConfig, TrainableTokensConfig
 from safetensors import safe_open
 from stacks import lmam, logits, moved
 
@@ -84,20 +84,6 @@ def test_a_part_on_one_of_two_tied_weights_is_merged_into_that_one_and_taken_out
         assert tied == ("lm_head.weight" not in file.keys())  # noqa: SIM118
     if placed != "tied_adapters":  # which may come out equal or not, by the rounding
         assert tied == (placed == STILL_TIED)
-
-
-@pytest.mark.parametrize("placed", PLACED)
-def test_beside_a_map_it_is_merged_likewise(placed, tmp_path):
-    batch, model = inputs("llama"), adapted(tied_llama(), [lmam(), *PLACED[placed]()])
-    expected = logits(model, batch)
-
-    rest = model.merge_weights()
-    assert_close(logits(rest, batch), expected)
-    rest.peft_config["default"].base_model_name_or_path = str(tmp_path / "merged")
-    rest.save_pretrained(tmp_path / "rest")
-    rest.unload().save_pretrained(tmp_path / "merged")
-    again = type(tied_llama()).from_pretrained(tmp_path / "merged").eval()
-    assert_close(logits(PeftModel.from_pretrained(again, tmp_path / "rest"), batch), expected)
 
 
 @pytest.mark.parametrize(("name", "targets"), OTHER_CASES, ids=str)

@@ -106,19 +106,6 @@ def test_what_a_trainer_saved_loads_with_stock_peft(build, folder, tmp_path):
     assert_close(logits(alone, batch), expected)
 
 
-@pytest.mark.parametrize("reentrant", [False, True], ids=["non_reentrant", "reentrant"])
-@pytest.mark.parametrize("build", TRAINERS)
-def test_gradient_checkpointing_changes_no_loss(build, reentrant, folder, tmp_path):
-    plain = build(folder, tmp_path / "plain", save_strategy="no")
-    plain.train()
-    checkpointing = {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
-    checkpointing |= {"gradient_checkpointing": True, "save_strategy": "no"}
-    again = build(folder, tmp_path / "again", **checkpointing)
-    again.train()
-    assert again.model.is_gradient_checkpointing
-    assert losses(again) == losses(plain)
-
-
 def log_probs(model, batch):
     """Of each completion of a DPO batch, by plain PyTorch."""
     out = logits(model, {key: batch[key] for key in ("input_ids", "attention_mask")})

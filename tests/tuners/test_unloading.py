@@ -142,12 +142,3 @@ def test_the_file_holds_what_a_plain_model_of_this_kind_has(unloaded, name):
         assert trained
         for key in trained:
             assert not torch.equal(saved[key], base.state_dict()[key]), key
-
-
-def test_a_single_part_gives_a_head_of_several_modules_back_too():
-    part = lmam(task_type="SEQ_CLS")
-    model = moved(classifier("roberta"), part)
-    head = model.base_model.model.classifier.modules_to_save["default"]
-    plain = model.unload()
-    assert plain.classifier is head
-    assert logits(plain, batch_of("roberta")).shape == (3, CLASSES)

@@ -27,9 +27,9 @@ def attention_map(ablation, maps):
         return torch.randn(*shape, generator=generator)
 
     if ablation == "full_rank":
-        return AttentionMap((draw(HEADS, LENGTH, LENGTH),), 2.0, "start", "token", ablation)
+        return AttentionMap((draw(HEADS, LENGTH, LENGTH),), 2.0, "start", ablation)
     factors = (draw(maps, LENGTH, 3), draw(maps, 3, LENGTH))
-    return AttentionMap(factors, 2.0, "start", "token", ablation)
+    return AttentionMap(factors, 2.0, "start", ablation)
 
 
 def paged(values, blocks):
@@ -107,7 +107,7 @@ def test_layers_whose_maps_are_one_tensor_add_each_its_own():
     factors = torch.randn(3, HEADS, LENGTH, LENGTH, generator=generator)
 
     def layers():
-        maps = [AttentionMap((w,), 2.0, "start", "token", "full_rank") for w in factors]
+        maps = [AttentionMap((w,), 2.0, "start", "full_rank") for w in factors]
         return [PagedMap(map_, HEADS, GROUPS) for map_ in maps]
 
     def terms(maps):
@@ -202,7 +202,7 @@ def test_prompts_computed_together_are_those_computed_one_by_one(step, baked, dt
         monkeypatch.setattr(lorada_vllm.paged_map, "BAKED_UP_TO", 0)
     generator = torch.Generator().manual_seed(2)
     factors = [torch.randn(2, *shape, generator=generator) for shape in ((LONG, 3), (3, LONG))]
-    own = PagedMap(AttentionMap(tuple(factors), 2.0, "start", "token", None), HEADS, GROUPS)
+    own = PagedMap(AttentionMap(tuple(factors), 2.0, "start", None), HEADS, GROUPS)
     given = prompts_step(*STEPS[step], dtype=dtype)
     expected, one_by_one = added(own, given, LONG)
     assert {type(group) for group in one_by_one} == {Part}

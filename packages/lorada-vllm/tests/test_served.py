@@ -117,7 +117,7 @@ VARIANTS = {
                                    {**HEADS, "num_key_value_heads": 2}),
     "as many values as heads": ([LmamConfig(length=40, heads=2)], {"num_key_value_heads": 4}),
     "longer than what is baked": ([LmamConfig(length=300)], {}),
-    "raw positions, paper's scale": ([LmamConfig(length=40, positions="raw", inverse_scale=3.0)],
+    "a scale of the paper": ([LmamConfig(length=40, inverse_scale=3.0)],
                                      {}),
     "softmax": ([LmamConfig(length=40, ablation="softmax")], {}),
     "full rank": ([LmamConfig(length=40, ablation="full_rank")], {}),

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention import observation
-from lorada.attention.add_term import Term, add_term
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
+from lorada.attention.covered_tokens import covered_tokens, map_positions, nothing_is_recorded
 from lorada.attention.dense_map import mask_with_map
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
+from lorada.attention.map_term import Term, add_term
 from lorada.attention.observation import Observation
-from lorada.attention.prefix import with_prefixes
+from lorada.attention.prefix_keys import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
-from lorada.attention.under_map import map_positions, nothing_is_recorded, under_map
 from lorada.functional.precision import wide_dtype
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -77,7 +77,7 @@ def with_parts(kernel: Attend) -> Attend:
             return kernel(module, query, key, value, attention_mask, **kwargs)
         inputs = getattr(groups if source is None else source, "forward_inputs", NOTHING_KNOWN)
         call = AttentionCall.read(
-            module, query, key, value, attention_mask, kwargs, inputs, prefixes
+            module, (query, key, value), attention_mask, kwargs, inputs, prefixes
         )
         return _attend(kernel, call, maps, groups)
 
@@ -133,7 +133,8 @@ def add_maps(
     """``output`` (B, T, H, D), which is Attn·V, plus tile(Attn_s)·V of each map (Eq. 13)."""
     result = output
     for own in maps:
-        term = _term_of(own, call)
+        covered = covered_tokens(call, own)
+        term = None if covered is None else Term(own, covered, call.shape)
         if observation.observers:
             with torch.no_grad():  # observers need no gradients
                 alone = torch.zeros_like(output, dtype=wide_dtype(output))
@@ -143,14 +144,6 @@ def add_maps(
         if term is not None:
             result = add_term(result, term, call.value, in_place=in_place)
     return result
-
-
-def _term_of(own: AttentionMap, call: AttentionCall) -> Term | None:
-    """tile(map)·V of a call, still to be computed; None if the map reaches no query."""
-    under = under_map(call, own)
-    if under is None:
-        return None
-    return Term(own, under, call.shape)
 
 
 def _report_inside(

@@ -23,7 +23,7 @@ from lorada.functional.maps import (
     softmax_map,
 )
 from lorada.functional.precision import wide, wide_dtype
-from lorada.functional.product import map_value_product
+from lorada.functional.product import factors_product
 
 
 @dataclass(frozen=True)
@@ -31,25 +31,15 @@ class AttentionMap:
     """The factors of one map and its settings.
 
     Everything is computed in fp32 or wider, whatever the dtype of the model.
-
-    Attributes:
-        factors: (W_a, W_b) of shapes (S, N, R) and (S, R, N), or (W,) of shape (H, N, N) for the
-            full-rank ablation.
-        inverse_scale: 1/s of Eq. 10.
-        align: whether the map lies on the first (``start``) or the last tokens of a sequence.
-        positions: whether positions count real tokens (``token``) or slots of the batch (``raw``).
-        ablation: the variant of the paper's Table 9; None for the proposed map.
-        baked: the finished (S, N, N) map, if it was computed ahead of time.
-        pe: PE (N,), if it was computed ahead of time.
     """
 
+    # (W_a, W_b) of shapes (S, N, R) and (S, R, N), or (W,) of shape (H, N, N) if it is full-rank.
     factors: tuple[Tensor, ...]
-    inverse_scale: float
-    align: Align
-    positions: str
-    ablation: Ablation | None
-    baked: Tensor | None = None
-    pe: Tensor | None = None
+    inverse_scale: float  # 1/s of Eq. 10
+    align: Align  # whether it lies on the first or the last tokens of a sequence
+    ablation: Ablation | None  # the variant of the paper's Table 9; None for the proposed map
+    baked: Tensor | None = None  # the finished (S, N, N) map, if it was computed ahead of time
+    pe: Tensor | None = None  # PE (N,), likewise
 
     @property
     def length(self) -> int:
@@ -60,11 +50,6 @@ class AttentionMap:
     def has_position(self) -> bool:
         """Whether the position embedding is added to the factors."""
         return self.ablation != "no_position"
-
-    @property
-    def has_softmax(self) -> bool:
-        """Whether the entries of a row depend on each other."""
-        return self.ablation in SOFTMAXES
 
     @property
     def stays_low_rank(self) -> bool:
@@ -117,19 +102,9 @@ class AttentionMap:
 
     def product(self, value: Tensor, shape: CallShape) -> Tensor:
         """tile(Attn_s)·V (B, H, M, D) of a low-rank map, from its tokens' values (B, G, M, D)."""
-        w_a, w_b = self.factors  # ``map_value_product`` cuts them before it adds PE and the scale
-        return map_value_product(
-            w_a,
-            w_b,
-            value,
-            self.inverse_scale,
-            heads=shape.heads,
-            align=self.align,
-            causal=shape.causal,
-            window=shape.window,
-            position=self.has_position,
-            pe=self.pe,
-        )
+        left, right = self.scaled_factors(self.part(value.shape[2]))
+        causal, window = shape.causal, shape.window
+        return factors_product(left, right, value, shape.heads, causal=causal, window=window)
 
     def part(self, size: int) -> slice:
         """The rows and columns of M tokens: the first or the last ones of the map."""

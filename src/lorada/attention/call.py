@@ -21,31 +21,18 @@ HIDDEN_BELOW = -9e3
 
 @dataclass(frozen=True)
 class CallShape:
-    """The sizes of a call and which keys a query may see; it holds no tensor of the batch.
+    """The sizes of a call and which keys a query may see; it holds no tensor of the batch."""
 
-    Attributes:
-        queries: T.
-        keys: K, those of the cache included.
-        heads: H.
-        causal: whether a query sees only its own and earlier keys.
-        window: width of the layer's sliding window, in tokens; None without one.
-    """
-
-    queries: int
-    keys: int
-    heads: int
-    causal: bool
-    window: int | None = None
+    queries: int  # T
+    keys: int  # K, those of the cache included
+    heads: int  # H
+    causal: bool  # whether a query sees only its own and earlier keys
+    window: int | None = None  # width of the layer's sliding window, in tokens
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """One prefix: learned keys and values of P tokens.
-
-    Attributes:
-        key: P_k, (P, G·D).
-        value: P_v, likewise.
-    """
+    """One prefix: learned keys and values of P tokens, each (P, G·D)."""
 
     key: Tensor
     value: Tensor
@@ -53,44 +40,32 @@ class Prefix:
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """The arguments of one attention call.
-
-    Attributes:
-        module: the attention module.
-        shape: sizes, and which keys a query may see.
-        value: (B, G, K, D).
-        mask: the mask as the model made it: (B, K) of ones and zeros, (B, 1, T, K) boolean or
-            additive, flex attention's BlockMask, or None.
-        inputs: inputs of the model's forward that are not passed on to attention.
-        kwargs: the keyword arguments of the call.
-        query: (B, H, T, D); None where the model computes attention itself.
-        key: (B, G, K, D), likewise.
-        prefixes: learned keys and values to put before those of the call.
-    """
+    """The arguments of one attention call."""
 
     module: nn.Module
     shape: CallShape
-    value: Tensor
+    value: Tensor  # (B, G, K, D)
+    # As the model made it: (B, K) of ones and zeros, (B, 1, T, K) boolean or additive, flex
+    # attention's BlockMask, or None.
     mask: Any
-    inputs: ForwardInputs = NOTHING_KNOWN
+    inputs: ForwardInputs = NOTHING_KNOWN  # those that are not passed on to attention
     kwargs: dict[str, Any] = field(default_factory=dict)
-    query: Tensor | None = None
-    key: Tensor | None = None
-    prefixes: Sequence[Prefix] = ()
+    query: Tensor | None = None  # (B, H, T, D); None where the model computes attention itself
+    key: Tensor | None = None  # (B, G, K, D), likewise
+    prefixes: Sequence[Prefix] = ()  # to put before the keys and values
 
     @classmethod
     def read(
         cls,
         module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        states: tuple[Tensor, Tensor, Tensor],
         mask: Any,
         kwargs: dict[str, Any],
         inputs: ForwardInputs = NOTHING_KNOWN,
         prefixes: Sequence[Prefix] = (),
     ) -> "AttentionCall":
-        """Read what transformers passes to an attention function."""
+        """Read what transformers passes to an attention function; ``states`` are Q, K and V."""
+        query, key, value = states
         # The module's attribute goes first: a call may pass is_causal=False only because its mask
         # is causal already.
         causal = getattr(module, "is_causal", None)
@@ -100,18 +75,13 @@ class AttentionCall:
         return cls(module, shape, value, mask, inputs, kwargs, query, key, prefixes)
 
     @property
-    def implementation(self) -> str:
-        """The ``attn_implementation`` of the module."""
-        return implementation_of(self.module)
-
-    @property
     def kernel(self) -> str:
         """The kind of kernel, which decides how masks work: ``flash``, ``flex`` or ``eager``.
 
         All other names have the rules of sdpa. Without a mask, flash kernels align causal queries
         to the last key, sdpa to the first.
         """
-        name = self.implementation
+        name = implementation_of(self.module)
         for kernel in ("flash", "flex"):
             if kernel in name:
                 return kernel
@@ -145,10 +115,7 @@ class AttentionCall:
     def once(self, compute: Callable[[], Result], *others: Hashable) -> Result:
         """The result of ``compute``, which one layer computes for all layers of a forward.
 
-        Args:
-            compute: a function of the masks, positions and sizes of the call, and of nothing else
-                in it.
-            others: what else it depends on.
+        It depends on the masks, positions and sizes of the call, and on ``others``.
         """
         inputs = self.inputs
         if not inputs.keeps:
@@ -168,11 +135,7 @@ class AttentionCall:
         return inputs.once(compute, tensors, facts, *others)
 
     def visible_keys(self) -> Tensor:
-        """(B, T or 1, K) booleans: which keys the mask lets a query see. It must not be None.
-
-        Raises:
-            ValueError: for a mask of an unknown form.
-        """
+        """(B, T or 1, K) booleans: which keys the mask lets a query see. It must not be None."""
         mask, (queries, keys) = self.mask, (self.shape.queries, self.shape.keys)
         if isinstance(mask, Tensor) and mask.dim() == 2:
             return mask[:, None, -keys:].bool()
@@ -193,10 +156,7 @@ class AttentionCall:
 
 
 def is_packed_or_paged(kwargs: dict[str, Any]) -> bool:
-    """Whether keyword arguments give lengths of packed sequences, or pages of a cache.
-
-    A function, since decoding asks this before it makes an ``AttentionCall``.
-    """
+    """Whether keyword arguments give lengths of packed sequences, or pages of a cache."""
     return kwargs.get("cu_seq_lens_q") is not None or kwargs.get("block_table") is not None
 
 
@@ -213,11 +173,7 @@ def is_windowed(module: nn.Module) -> bool:
 
 
 def head_count(module: nn.Module) -> int:
-    """Query heads of an attention module.
-
-    Raises:
-        ValueError: if neither the module nor its config has the number.
-    """
+    """Query heads of an attention module."""
     for source in (module, getattr(module, "config", None)):
         for name in ("num_heads", "num_attention_heads", "n_heads"):
             if isinstance(getattr(source, name, None), int):

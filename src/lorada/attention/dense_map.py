@@ -55,9 +55,6 @@ def mask_with_map(
     """The additive mask (B, H, T, K) that adds a map to the scores before the softmax (¬N).
 
     ``mask`` is the mask without this map; it may hold another map.
-
-    Raises:
-        ValueError: for a mask that is not (B, 1, T, K).
     """
     # The kernel adds a mask to the scores, so a map inside the mask is a map before the softmax.
     dtype, keys = call.value.dtype, call.shape.keys

@@ -6,7 +6,7 @@ Where tokens lie follows from inputs that all layers get, so one layer computes 
 """
 
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,19 +19,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ForwardInputs:
-    """Facts about the inputs of a model's running forward.
+    """Facts about the inputs of a model's running forward."""
 
-    Attributes:
-        tokens_so_far: the real tokens of each sample up to this call: their 2-D mask, or their
-            number, (B,) or one for all. Recorded only if a layer has a sliding window.
-        may_be_packed: whether ``position_ids`` alone may separate sequences packed into a row.
-        fewest_tokens: each row has at least so many tokens with this call; 0 if nothing is known.
-        results: what ``once`` has computed; None if nothing is kept.
-    """
-
+    # The real tokens of each sample up to this call: their 2-D mask, or their number, (B,) or one
+    # for all. Recorded only if a layer has a sliding window.
     tokens_so_far: Tensor | int | None = None
+    # Whether ``position_ids`` alone may separate sequences packed into a row.
     may_be_packed: bool = True
+    # Each row has at least so many tokens with this call; 0 if nothing is known.
     fewest_tokens: int = 0
+    # What ``once`` has computed; None if nothing is kept.
     results: dict[Hashable, Any] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -44,10 +41,7 @@ class ForwardInputs:
     ) -> Result:
         """The result of ``compute``, which the first layer computes for all layers.
 
-        Args:
-            compute: the function.
-            tensors: the tensors that the result depends on, and None in the place of missing ones.
-            others: all else that it depends on.
+        It depends on ``tensors``, of which any may be None, and on ``others``.
         """
         if not self.keeps:
             return compute()
@@ -77,19 +71,12 @@ def is_recorded(tensor: Tensor) -> bool:
 
 
 class _ShortestRow(NamedTuple):
-    """How many tokens the shortest row of a batch has, which the host learns without waiting.
-
-    Attributes:
-        cache: the cache of the batch.
-        shape: rows and slots of the mask at this call.
-        sent: the tokens with this call, on the CPU; below 0 until the device has sent them.
-        before: the tokens that were known at the calls before.
-    """
+    """How many tokens the shortest row of a batch has, which the host learns without waiting."""
 
     cache: "weakref.ref[Any]"
-    shape: tuple[int, ...]
-    sent: Tensor
-    before: int
+    shape: tuple[int, ...]  # rows and slots of the mask at this call
+    sent: Tensor  # the tokens with this call, on the CPU; below 0 until the device has sent them
+    before: int  # the tokens that were known at the calls before
 
     def tokens(self) -> int:
         sent = int(self.sent)
@@ -106,11 +93,7 @@ def sent_later(number: Tensor) -> Tensor:
 
 
 class ForwardListener:
-    """The hooks that record the inputs of a model; all its layers share one listener.
-
-    Attributes:
-        inputs: those of the running forward.
-    """
+    """The hooks that record the ``inputs`` of a model's running forward, for all its layers."""
 
     def __init__(self, model: nn.Module) -> None:
         self.inputs = NOTHING_KNOWN
@@ -151,7 +134,10 @@ class ForwardListener:
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         # Positions that the model makes itself never restart, nor do those behind a cache.
         given = kwargs.get("position_ids") is not None or len(args) > 1
-        packed = given and (cache is None or _is_empty(cache))
+        packed = given and cache is None
+        if given and cache is not None:  # known to be empty without reading a tensor
+            slots = getattr(cache, "get_seq_length", lambda: None)()
+            packed = isinstance(slots, int) and slots == 0
         tokens = _tokens_so_far(args, kwargs, cache) if self._any_window else None
         self._shortest = self._count(model, args, kwargs, cache)
         fewest = 0 if self._shortest is None else self._shortest.tokens()
@@ -184,12 +170,9 @@ class ForwardListener:
 
 def forward_listener(model: nn.Module) -> ForwardListener:
     """The listener of a model, made by the first call."""
-    return next(_on(model), None) or ForwardListener(model)
-
-
-def _on(module: nn.Module) -> Iterator[ForwardListener]:
-    owners = (getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values())
-    return (owner for owner in owners if isinstance(owner, ForwardListener))
+    owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+    known = (owner for owner in owners if isinstance(owner, ForwardListener))
+    return next(known, None) or ForwardListener(model)
 
 
 def _tokens_so_far(args: Any, kwargs: Any, cache: Any) -> Tensor | int | None:
@@ -206,10 +189,3 @@ def _slots_so_far(args: Any, kwargs: Any, cache: Any) -> Tensor | int | None:
     new = kwargs.get("inputs_embeds") if ids is None else ids
     count = getattr(cache, "get_seq_length", None)
     return None if count is None or new is None else count() + new.shape[1]
-
-
-def _is_empty(cache: Any) -> bool:
-    """Whether a cache is known to be empty without reading a tensor on the device."""
-    count = getattr(cache, "get_seq_length", None)
-    length = None if count is None else count()
-    return isinstance(length, int) and length == 0

@@ -22,10 +22,9 @@ from lorada.attention.call import AttentionCall, CallShape, head_count
 class FollowingHook:
     """A hook on a child of a module, which moves to the module that has the child's name now.
 
-    LoRA may wrap the child, or remove the wrapper. Before each call of the parent the hook moves if
-    the child is another module than before. The first call puts it there, so it runs after the
-    hooks that other parts have put on the child. ``before`` is the module before whose calls the
-    hook moves, if that is not the parent.
+    LoRA may wrap the child, or remove the wrapper. The first call puts the hook there, so it runs
+    after those of other parts. ``before`` is the module before whose calls it moves, if that is not
+    the parent.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada.attention.attend import with_parts
 from lorada.attention.call import AttentionCall, implementation_of
+from lorada.attention.hooks import hooks_for
 
 
 def install() -> None:
@@ -56,7 +57,7 @@ def _watched(function: Any, watcher: Watcher) -> Any:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> Any:
         found = function(module, query, key, value, mask, **kwargs)
-        watcher(AttentionCall.read(module, query, key, value, mask, kwargs), *found)
+        watcher(AttentionCall.read(module, (query, key, value), mask, kwargs), *found)
         return found
 
     return watched
@@ -78,11 +79,7 @@ def dispatches(module: nn.Module) -> bool:
 
 
 def check_installed(module: nn.Module, args: Any) -> None:
-    """A forward pre-hook of attention modules that hold a part.
-
-    Raises:
-        ValueError: if the module's attention function is not wrapped and would ignore the part.
-    """
+    """A forward pre-hook of attention modules that hold a part."""
     implementation = name = implementation_of(module)
     name = name if name == "paged|eager" else name.removeprefix("paged|")  # the one with an entry
     if not hasattr(ALL_ATTENTION_FUNCTIONS.get(name), "adds_map"):
@@ -90,3 +87,28 @@ def check_installed(module: nn.Module, args: Any) -> None:
             f"attn_implementation={implementation!r} was registered after the adapter was placed "
             "and would silently ignore it: call lorada.attention.install() after registering"
         )
+
+
+# Names of cross-attention modules, which get no map: Eqs. 6-17 are about self-attention.
+CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
+
+
+def attention_classes(model: nn.Module) -> str:
+    """The class names of a model's attention modules, for an error."""
+    classes = {type(module).__name__ for module in model.modules()}
+    return ", ".join(sorted(name for name in classes if "ttention" in name))
+
+
+def can_hold_map(module: nn.Module) -> bool:
+    """Whether a map reaches the attention of this module."""
+    return dispatches(module) or hooks_for(module) is not None
+
+
+def self_attentions(model: nn.Module) -> list[str]:
+    """Names of all self-attention modules of a model that can hold a map."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if can_hold_map(module)
+        and not any(f".{cross}." in f".{name}." for cross in CROSS_ATTENTION)
+    ]

@@ -1,82 +1,98 @@
 """The term of a map in one attention call, tile(Attn_s)·V (Eq. 13).
 
+    O = Attn·V + tile(Attn_s)·V
+
 One route: gather the values in the order of the map, take one masked product, and put its rows back
-to their queries. ``under_map.py`` says where the tokens are; where they lie in order already, the
-values are a slice and nothing is moved.
+to their queries (``covered_tokens.py``). Where the tokens lie in order, the values are a slice.
+
+Autograd would keep every tensor between the factors and the term, and their size grows with the
+batch. Here the term is computed again in the backward pass, from the values, which attention keeps
+too, and the factors: by formulas (``_AddProduct``), or where there are none by torch's checkpoint,
+which takes the host five times as long.
 
 Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key slots, M tokens
 under the map, D head width.
 """
 
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lorada.attention.attention_map import AttentionMap, take_rows
 from lorada.attention.call import CallShape
-from lorada.attention.under_map import UnderMap, put
+from lorada.attention.covered_tokens import CoveredTokens, put
+from lorada.attention.positions import Targets
 from lorada.functional.causal import product_form
-from lorada.functional.precision import no_autocast
+from lorada.functional.maps import SOFTMAXES
+from lorada.functional.precision import is_transformed, no_autocast, recomputed, wide_dtype
 from lorada.functional.product import apply_map, factors_product_gradients
 
 
-def map_term(
-    attention_map: AttentionMap, under: UnderMap, shape: CallShape, value: Tensor
-) -> Tensor:
-    """tile(Attn_s)·V in fp32 or wider, from the values (B, G, K, D) of a call.
+@dataclass(frozen=True)
+class Term:
+    """The term of a map in one attention call."""
 
-    Returns:
-        (B, M, H, D) in map order, or the rows of the queries if ``under`` names them.
-    """
-    batch, _, _, width = value.shape
-    with no_autocast(value.device):
-        values = under.values(value)
-        own = attention_map.for_values(values)
-        if own.stays_low_rank and under.rows is None:
-            term = own.product(values, shape)
-        else:
-            term = apply_map(_masked_rows(own, under, shape, batch), values, shape.heads)
-        rows = under.maps * term.shape[2]
-        return term.transpose(1, 2).reshape(batch, rows, shape.heads, width)
+    own: AttentionMap
+    covered: CoveredTokens  # where its tokens are in the call
+    shape: CallShape
+
+    def compute(self, value: Tensor) -> Tensor:
+        """tile(Attn_s)·V in fp32 or wider, from the values (B, G, K, D) of the call.
+
+        Returns:
+            (B, M, H, D) in map order, or the rows of the queries if ``covered`` names them.
+        """
+        covered, heads = self.covered, self.shape.heads
+        batch, _, _, width = value.shape
+        with no_autocast(value.device):
+            values = covered.values(value)
+            own = self.own.for_values(values)
+            if own.stays_low_rank and covered.rows is None:
+                term = own.product(values, self.shape)
+            else:
+                term = apply_map(_masked_rows(own, covered, self.shape, batch), values, heads)
+            rows = covered.maps * term.shape[2]
+            return term.transpose(1, 2).reshape(batch, rows, heads, width)
+
+    def has_gradients(self, value: Tensor) -> bool:
+        """Whether ``gradients`` has the formulas for the call, and they cost no more."""
+        if not self.own.stays_low_rank or self.covered.rows is not None:
+            return False
+        shape, size, rank = self.shape, self.covered.size, self.own.factors[0].shape[2]
+        share, device = shape.heads // value.shape[1], value.device.type
+        causal, window = shape.causal, shape.window
+        form = product_form(size, rank, share, causal=causal, window=window, device=device)
+        return form != "blocks"
+
+    def gradients(self, value: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of the values and of both factors, from that of the term, by formulas.
+
+        The map is made again from the factors, so nothing else is kept for the backward pass.
+        """
+        own, covered = self.own, self.covered
+        with no_autocast(value.device):
+            values = covered.values(value)
+            part, sizes = own.part(covered.size), (covered.size, *grad.shape[2:])
+            left, right = own.for_values(values).scaled_factors(part)
+            rows = grad.reshape(len(values), *sizes).transpose(1, 2)
+            left, right, values = factors_product_gradients(
+                left, right, values, rows, causal=self.shape.causal, window=self.shape.window
+            )
+            w_a, w_b = own.factors
+            if own.inverse_scale != 1:
+                left = left / own.inverse_scale
+            left, right = put(left, w_a, (slice(None), part)), put(right, w_b, (..., part))
+            return covered.value_grad(values, value), left, right
 
 
-def has_gradients(
-    attention_map: AttentionMap, under: UnderMap, shape: CallShape, value: Tensor
-) -> bool:
-    """Whether ``map_term_gradients`` has the formulas for a call, and they cost no more."""
-    if not attention_map.stays_low_rank or under.rows is not None:
-        return False
-    rank, share = attention_map.factors[0].shape[2], shape.heads // value.shape[1]
-    causal, window, device = shape.causal, shape.window, value.device.type
-    form = product_form(under.size, rank, share, causal=causal, window=window, device=device)
-    return form != "blocks"
-
-
-def map_term_gradients(
-    attention_map: AttentionMap, under: UnderMap, shape: CallShape, value: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the values and of both factors, from that of ``map_term``, by formulas.
-
-    The map is made again from the factors, so nothing else is kept for the backward pass.
-    """
-    with no_autocast(value.device):
-        values = under.values(value)
-        part, sizes = attention_map.part(under.size), (under.size, *grad.shape[2:])
-        left, right = attention_map.for_values(values).scaled_factors(part)
-        rows = grad.reshape(len(values), *sizes).transpose(1, 2)
-        left, right, values = factors_product_gradients(
-            left, right, values, rows, causal=shape.causal, window=shape.window
-        )
-        w_a, w_b = attention_map.factors
-        if attention_map.inverse_scale != 1:
-            left = left / attention_map.inverse_scale
-        left, right = put(left, w_a, (slice(None), part)), put(right, w_b, (..., part))
-        return under.value_grad(values, value), left, right
-
-
-def _masked_rows(own: AttentionMap, under: UnderMap, shape: CallShape, batch: int) -> Tensor:
+def _masked_rows(own: AttentionMap, covered: CoveredTokens, shape: CallShape, batch: int) -> Tensor:
     """The M rows of a map, or those of the queries, (S, ·, M) or (B, S, ·, M), with their mask."""
-    part, rows, seen = own.part(under.size), under.rows, under.seen
-    if own.has_softmax or rows is None or seen is None:
-        map_ = _masked_part(own, part, shape, under.real(batch))
+    part, rows, seen = own.part(covered.size), covered.rows, covered.seen
+    if own.ablation in SOFTMAXES or rows is None or seen is None:
+        map_ = own.masked(own.dense()[:, part, part], shape, covered.real(batch))
         if rows is None or seen is None:
             return map_
         # Its rows have their mask already, but for those that the map does not reach.
@@ -93,12 +109,88 @@ def _masked_rows(own: AttentionMap, under: UnderMap, shape: CallShape, batch: in
     return map_ if rows.dim() == 1 else map_.transpose(0, 1)
 
 
-def _masked_part(own: AttentionMap, part: slice, shape: CallShape, real: Tensor | None) -> Tensor:
-    """The M rows and columns of a map with their mask, and for ¬S with its softmax.
+def add_term(output: Tensor, term: Term, value: Tensor, *, in_place: bool = False) -> Tensor:
+    """Attn·V (``output``, (B, T, H, D)) plus a term, rounded once, after the sum."""
+    result: Tensor
+    if in_place:
+        return _write_sum(output, output, term.compute(value), term.covered.queries)
+    if not is_transformed() and term.has_gradients(value):
+        result = _AddProduct.apply(output, value, *term.own.factors, term)
+    else:
+        result = _AddAt.apply(output, recomputed(term.compute, value), term.covered.queries)
+    return result
 
-    ``real`` (B, M) are booleans, the columns that hold a token; None for all.
-    """
-    if own.ablation != "softmax_then_cut":
-        return own.masked(own.dense()[:, part, part], shape, real)
-    map_ = own.masked(own.dense(), shape, None)[:, part, part]
-    return map_ if real is None else map_ * real[:, None, None, :]
+
+def _sum(output: Tensor, term: Tensor, queries: slice | Targets | None) -> Tensor:
+    """The sum at the queries, beside ``output``."""
+    result = torch.empty_like(output) if queries is None else output.clone()
+    return _write_sum(result, output, term, queries)
+
+
+def _write_sum(
+    result: Tensor, output: Tensor, term: Tensor, queries: slice | Targets | None
+) -> Tensor:
+    """Write the sum at the queries into ``result``, a copy of ``output`` or ``output`` itself."""
+    if queries is None:
+        return torch.add(output, term, out=result)
+    if isinstance(queries, slice):
+        result[:, queries].add_(term)
+        return result
+    # ``scatter_`` needs a query for every map row. Rows that are there twice write the same
+    # numbers to the same query.
+    rows, index = (_expanded(part, output) for part in (queries.filled, queries.slots))
+    total = output.gather(1, index)
+    return result.scatter_(1, index, total.add_(term.gather(1, rows)))
+
+
+class _AddAt(torch.autograd.Function):
+    """Adds a term to some queries. The gradient of ``output`` passes through without a copy."""
+
+    @staticmethod
+    def forward(output: Tensor, term: Tensor, queries: slice | Targets | None) -> Tensor:
+        return _sum(output, term, queries)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, term, ctx.queries = inputs
+        ctx.dtype = term.dtype
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, _at(ctx.queries, grad, ctx.dtype), None
+
+
+class _AddProduct(torch.autograd.Function):
+    """Adds the term of a map, with the formulas of its gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, value: Tensor, w_a: Tensor, w_b: Tensor, term: Term
+    ) -> Tensor:
+        ctx.save_for_backward(value, w_a, w_b)
+        ctx.term = term
+        return _sum(output, term.compute(value), term.covered.queries)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        value, *factors = ctx.saved_tensors
+        term = replace(ctx.term, own=replace(ctx.term.own, factors=tuple(factors)))
+        rows = _at(term.covered.queries, grad, wide_dtype(value))
+        return grad, *term.gradients(value, rows), None
+
+
+def _at(queries: slice | Targets | None, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of a term (B, M, H, D) from that of the sum (B, T, H, D)."""
+    if queries is None:
+        return grad.to(dtype)
+    if isinstance(queries, slice):
+        return grad[:, queries].to(dtype)
+    own = grad.gather(1, _expanded(queries.index, grad))
+    return own.mul_(queries.real[..., None, None]).to(dtype)
+
+
+def _expanded(index: Tensor, like: Tensor) -> Tensor:
+    """An index (B or 1, M) of rows of (B, T, H, D), for ``gather`` and ``scatter_``."""
+    return index[..., None, None].expand(like.shape[0], -1, *like.shape[2:])

@@ -1,6 +1,6 @@
 """``observe``: be called with the term of each map while a model runs.
 
-``explain`` and the effect size in the logs of a training use it. Without an observer nothing is
+``explain`` and the relative norm in the logs of a training use it. Without an observer nothing is
 computed for it.
 
 Shapes: B batch, H query heads, T queries, D head width.
@@ -21,21 +21,13 @@ from lorada.functional.precision import wide
 
 @dataclass(frozen=True)
 class Observation:
-    """The result of one attention call for one of its maps.
-
-    Attributes:
-        call: the call.
-        attention_map: the map.
-        positions: where the tokens of the call lie in the map.
-        output: Attn·V without any map, (B, T, H, D).
-        term: tile(Attn_s)·V, (B, T, H, D); for ¬N the change of the output by all maps of the call.
-    """
+    """The result of one attention call for one of its maps."""
 
     call: AttentionCall
     attention_map: AttentionMap
-    positions: TokenPositions
-    output: Tensor
-    term: Tensor
+    positions: TokenPositions  # where the tokens of the call lie in the map
+    output: Tensor  # Attn·V without any map, (B, T, H, D)
+    term: Tensor  # tile(Attn_s)·V, likewise; for ¬N the change by all maps of the call
 
 
 observers: list[Callable[[Observation], None]] = []
@@ -66,6 +58,6 @@ def squared_norms(seen: Observation) -> tuple[Tensor, Tensor]:
 
 
 def ratio_of(squares: list[tuple[Tensor, Tensor]]) -> float:
-    """The effect size from the squared norms of all calls."""
+    """The relative norm from the squared norms of all calls."""
     term, output = (torch.stack(norms).sum().sqrt() for norms in zip(*squares, strict=True))
     return float(term / output.clamp(min=1e-12))

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lorada.attention.call import AttentionCall
+from lorada.attention.forward_inputs import is_recorded
+
 # The column or row of a slot without a token: outside of every map, however it is shifted.
 NO_TOKEN = -(2**40)
 
@@ -22,16 +25,11 @@ class TokenSpan:
     """Positions that are alike for all samples: one sequence in each row, without padding.
 
     They are Python numbers, so the tokens under a map are a slice of the values.
-
-    Attributes:
-        stop: how many key slots hold a token; they are the first ones.
-        origin: the key slot of row and column 0 of the map.
-        first: the key slot of query row 0.
     """
 
-    stop: int
-    origin: int
-    first: int
+    stop: int  # how many key slots hold a token; they are the first ones
+    origin: int  # the key slot of row and column 0 of the map
+    first: int  # the key slot of query row 0
 
     def table(self, queries: int, keys: int, device: torch.device) -> "TokenTable":
         """The same positions as a table with one row for all samples."""
@@ -47,15 +45,10 @@ class TokenSpan:
 
 @dataclass(frozen=True)
 class Slots:
-    """Where the tokens of a map's rows, or of its columns, are in a batch.
+    """Where the tokens of a map's rows, or of its columns, are in a batch; all (B, P·N)."""
 
-    Attributes:
-        index: (B, P·N) the slot of each row or column of each sequence's map; 0 without a token.
-        real: (B, P·N) booleans: which of them have a token.
-    """
-
-    index: Tensor
-    real: Tensor
+    index: Tensor  # the slot of each row or column of each sequence's map; 0 without a token
+    real: Tensor  # booleans: which of them have a token
 
     def targets(self) -> "Targets":
         """The same slots to write to."""
@@ -66,15 +59,10 @@ class Slots:
 
 @dataclass(frozen=True)
 class Targets(Slots):
-    """Slots that get the rows of a product; a row without a token is replaced by one with a token.
+    """Slots that get the rows of a product; one with a token stands in for a row without."""
 
-    Attributes:
-        filled: (B, P·N) rows that all have a token.
-        slots: the slot of each.
-    """
-
-    filled: Tensor
-    slots: Tensor
+    filled: Tensor  # rows that all have a token
+    slots: Tensor  # the slot of each
 
 
 @dataclass(frozen=True)
@@ -82,24 +70,20 @@ class TokenTable:
     """Positions as a table: a map column for every key slot and a map row for every query.
 
     B is 1 if all samples are alike.
-
-    Attributes:
-        columns: (B, K) map column of each key slot; ``NO_TOKEN`` for padding and empty slots. A
-            number below 0, or N and above, is a token that the map does not cover.
-        rows: (B, T) map row of each query, likewise. It is the same tensor as ``columns`` if every
-            key slot is also a query, in the same order.
-        sequences: P, how many sequences are packed into a row of the batch; each has its own map.
-        column_owner: (B, K) number of the sequence that a key slot belongs to; None if P is 1.
-        row_owner: (B, T) the same for queries.
-        longest: no sequence has more tokens than this; None if that is not known.
     """
 
+    # (B, K) map column of each key slot; ``NO_TOKEN`` for padding and empty slots. A number below
+    # 0, or N and above, is a token that the map does not cover.
     columns: Tensor
+    # (B, T) map row of each query, likewise. It is the same tensor as ``columns`` if every key slot
+    # is also a query, in the same order.
     rows: Tensor
+    # P, how many sequences are packed into a row of the batch; each has its own map.
     sequences: int = 1
+    # (B, K) number of the sequence that a key slot belongs to; None if P is 1.
     column_owner: Tensor | None = None
-    row_owner: Tensor | None = None
-    longest: int | None = None
+    row_owner: Tensor | None = None  # (B, T) the same for queries
+    longest: int | None = None  # no sequence has more tokens than this; None if that is not known
 
     @property
     def is_whole(self) -> bool:
@@ -162,3 +146,168 @@ def _shifted(numbers: Tensor, shift: Tensor) -> Tensor:
 
 
 TokenPositions = TokenSpan | TokenTable
+
+
+def token_positions(call: AttentionCall) -> TokenPositions:
+    """``locate``, computed once for all layers that get the same tensors."""
+    return call.once(lambda: locate(call), "positions")
+
+
+def locate(call: AttentionCall) -> TokenPositions:
+    """The map column of every key slot and the map row of every query, counted from the first."""
+    queries, keys, mask = call.shape.queries, call.shape.keys, call.mask
+    lengths = call.cu_seq_lens
+    last = None if lengths is not None else _last_token(call)
+    restarting = call.position_ids if call.inputs.may_be_packed else None
+    # In a causal mask (T, K) the last key that a query sees is the query itself. A mask (B, K) does
+    # not show that, nor does one of an encoder.
+    shows_queries = call.shape.causal and not (isinstance(mask, Tensor) and mask.dim() == 2)
+    if lengths is not None:
+        return _packed_by_lengths(call, *lengths)
+    if mask is not None:
+        return _by_mask(call.visible_keys(), queries, restarting, last, shows_queries)
+    if queries == keys and _restarts(restarting, None):
+        return _packed_by_restart(restarting, None)
+    return _without_padding(call, last)
+
+
+def _without_padding(call: AttentionCall, last: Tensor | None) -> TokenPositions:
+    """Positions if every slot is a token; ``last`` (B, 1) is the index of each last token."""
+    queries, keys = call.shape.queries, call.shape.keys
+    if last is not None:
+        columns = last - torch.arange(keys - 1, -1, -1, device=last.device)
+        return TokenTable(columns, columns[:, -queries:])
+    # Several queries, more slots than queries, and no mask: under a flash kernel this is a later
+    # chunk of a prompt, and the queries are the last slots. Elsewhere it is the prefill of a static
+    # cache, and the last slots are empty.
+    first = keys - queries if queries == 1 or call.kernel == "flash" else 0
+    return TokenSpan(first + queries, 0, first)
+
+
+def _by_mask(
+    visible: Tensor,
+    queries: int,
+    position_ids: Tensor | None,
+    last: Tensor | None,
+    shows_queries: bool,
+) -> TokenTable:
+    """Positions by a mask ``visible`` (B, T or 1, K): the keys that some query sees are tokens.
+
+    ``position_ids`` are given if they may separate packed sequences, ``last`` (B, 1), the index of
+    the last token, if the cache has dropped keys. ``shows_queries`` says whether the last key that
+    a query sees is the query itself.
+    """
+    keys = visible.shape[-1]
+    # The last query alone does not see every token under a window or in a packed row.
+    real = visible.any(-2)
+    if queries == keys and _restarts(position_ids, real):
+        return _packed_by_restart(position_ids, real)
+    counted = real.cumsum(-1)
+    if last is not None:
+        counted = counted - counted[:, -1:] + last + 1
+    columns = torch.where(real, counted - 1, NO_TOKEN)
+    longest = keys if last is None else None
+    if queries == keys:
+        return TokenTable(columns, columns, longest=longest)
+    if not shows_queries:  # they are the last keys
+        return TokenTable(columns, columns[:, keys - queries :], longest=longest)
+    own = keys - 1 - visible.flip(-1).to(torch.uint8).argmax(-1)
+    # Padding before the tokens sees no key, padding behind them no more than the row before.
+    is_token = visible.any(-1)
+    is_token[:, 1:] = is_token[:, 1:] & ~(is_token[:, :-1] & (own[:, 1:] == own[:, :-1]))
+    rows = columns.expand(own.shape[0], -1).gather(1, own)
+    return TokenTable(columns, torch.where(is_token, rows, NO_TOKEN), longest=longest)
+
+
+def _last_token(call: AttentionCall) -> Tensor | None:
+    """(B, 1) or (1, 1) index of each sample's last token; None if no key was dropped."""
+    shape, tokens = call.shape, call.inputs.tokens_so_far
+    if shape.window is None or shape.queries == shape.keys:
+        return None
+    # A compiled graph must not ask whether keys were dropped; counting is right either way.
+    counted = torch.compiler.is_compiling() and isinstance(tokens, Tensor)
+    if not counted and shape.keys < shape.window:
+        return None
+    device = call.value.device
+    if isinstance(tokens, Tensor):
+        count = tokens.sum(-1) if tokens.dim() == 2 else tokens
+        return count.reshape(-1, 1).to(device) - 1
+    if tokens is not None:
+        return torch.full((1, 1), tokens - 1, device=device)
+    if call.position_ids is None:
+        raise ValueError(
+            f"a sliding window of {shape.window} has dropped the first keys from the cache and no "
+            "position_ids were passed, so token positions are unknown: pass position_ids"
+        )
+    return call.position_ids[:, -1:]
+
+
+def _starts(position_ids: Tensor, real: Tensor) -> Tensor:
+    """(B, K) booleans: tokens that start a new sequence, since positions do not increase there."""
+    slots = torch.arange(real.shape[-1], device=real.device)
+    # By index and not ``.values``: transformers' exporters return a plain tuple here.
+    before = torch.where(real, slots, -1).cummax(-1)[0].roll(1, -1)
+    before[:, 0] = -1
+    position_ids = position_ids.expand(real.shape[0], -1)
+    earlier = position_ids.gather(1, before.clamp(min=0))
+    return real & (before >= 0) & (position_ids <= earlier)
+
+
+def _restarts(position_ids: Tensor | None, real: Tensor | None) -> bool:
+    """Whether positions restart within a row; ``real`` (B, K) are the tokens, None for all."""
+    if position_ids is None or position_ids.shape[-1] == 1:
+        return False
+    if real is None:
+        starts = position_ids[:, 1:] <= position_ids[:, :-1]
+    elif real.shape[-1] != position_ids.shape[-1]:
+        return False
+    else:
+        starts = _starts(position_ids, real)
+    if is_recorded(starts):  # such a graph raises when it runs
+        torch._assert_async(
+            ~starts.any(),
+            "sequences packed by position_ids are not supported in a compiled model with a map: "
+            "pass cu_seq_lens_q and cu_seq_lens_k too",
+        )
+        return False
+    return bool(starts.any())
+
+
+def _packed_by_restart(position_ids: Tensor | None, real: Tensor | None) -> TokenTable:
+    """Positions of sequences packed into a row, each of which restarts ``position_ids``."""
+    assert position_ids is not None
+    real = torch.ones_like(position_ids, dtype=torch.bool) if real is None else real
+    starts = _starts(position_ids, real)
+    owner = starts.cumsum(-1)
+    counted = real.cumsum(-1) - 1
+    # Each sequence counts from 0: the count of the tokens before it is subtracted.
+    before = torch.where(starts, counted, 0).cummax(-1)[0]
+    columns = torch.where(real, counted - before, NO_TOKEN)
+    # Two numbers in one, since the host waits for the device each time that it reads one.
+    keys = columns.shape[-1]
+    last, longest = divmod(int(owner.max() * keys + columns.max()), keys)
+    return TokenTable(columns, columns, last + 1, owner, owner, longest + 1)
+
+
+def _packed_by_lengths(call: AttentionCall, by_query: Tensor, by_key: Tensor) -> TokenTable:
+    """Positions of sequences packed into one row, from their cumulative lengths (P+1,)."""
+    shape, position_ids = call.shape, call.position_ids
+    by_query, by_key = by_query.long(), by_key.long()
+    sequences, device = len(by_query) - 1, by_query.device
+    queries, keys = (torch.arange(size, device=device) for size in (shape.queries, shape.keys))
+    row_owner = (torch.searchsorted(by_query, queries, right=True) - 1).clamp(0, sequences - 1)
+    column_owner = (torch.searchsorted(by_key, keys, right=True) - 1).clamp(0, sequences - 1)
+    columns = keys - by_key[column_owner]
+    longest: int | None = shape.keys if call.longest is None else call.longest
+    if shape.window is not None and position_ids is not None:
+        # A sliding cache may have dropped the first keys of a sequence. Its last position is then
+        # not its number of keys, so columns are counted back from that.
+        last = position_ids[0, by_query[1:] - 1].long()
+        columns = last[column_owner] + 1 + keys - by_key[1:][column_owner]
+        longest = None
+    own = queries + by_key[1:][row_owner] - by_query[1:][row_owner]  # the queries come last
+    rows = columns[own.clamp(0, shape.keys - 1)]
+    columns = torch.where(keys < by_key[-1], columns, NO_TOKEN)
+    rows = torch.where(queries < by_query[-1], rows, NO_TOKEN)
+    owners = column_owner[None], row_owner[None]
+    return TokenTable(columns[None], rows[None], sequences, *owners, longest)

@@ -13,21 +13,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lorada.attention.call import AttentionCall
+from lorada.attention.call import AttentionCall, implementation_of
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs, ForwardListener
-from lorada.attention.locate import token_positions
+from lorada.attention.positions import token_positions
 
 
 @dataclass(frozen=True)
 class ShiftedGroups:
-    """The groups of an attention module; they are used only in training.
+    """The groups of an attention module; they are used only in training."""
 
-    Attributes:
-        size: G, in tokens; None for a quarter of the padded length of each batch, rounded up.
-        listener: knows the inputs of the model's forward; None if nothing records them.
-    """
-
-    size: int | None = None
+    size: int | None = None  # G; None for a quarter of the padded length of each batch, rounded up
     listener: ForwardListener | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -39,11 +34,8 @@ class ShiftedGroups:
         """The mask (B, H, T, K) of a call: its own mask, cut to the groups of each head.
 
         Groups count the tokens of a sequence, so padding and packed sequences do not move them.
-
-        Raises:
-            ValueError: for a kernel that takes no mask for each head.
         """
-        mask, name = call.mask, call.implementation
+        mask, name = call.mask, implementation_of(call.module)
         flat = mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 4)
         if flat or call.kernel in ("flash", "flex") or "paged" in name:
             raise ValueError(

@@ -100,8 +100,9 @@ def main() -> None:
     # Users need not know what will change in a later version of another library.
     warnings.simplefilter("ignore", FutureWarning)
     try:
-        # typer returns the code of an Exit or of Ctrl-C instead of raising it.
-        if code := _run():
+        # typer returns the code of an Exit or of Ctrl-C instead of raising it, else what a command
+        # gives to the command that calls it.
+        if isinstance(code := _run(), int) and code:
             sys.exit(code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,12 +1,10 @@
 """The command ``compare``: which method is best for some rows, and which differences are real."""
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from lorada.cli.app import (
     COMPLETE_METHOD,
@@ -19,20 +17,15 @@ from lorada.cli.app import (
     Remote,
     app,
     columns_of,
-    console,
     errors,
     importing,
-    print_json,
     prints_to_stderr,
     suggest,
 )
 from lorada.cli.dry_run import show_comparison
 from lorada.cli.queue_options import Cluster, Shard, Workers, check_queue, split_names, split_seeds
+from lorada.cli.score_table import show_report
 from lorada.cli.table_command import print_progress
-from lorada.support.files import as_typed
-
-# How the headings of the report's table begin that a terminal has room for, besides the first two.
-IN_TERMINAL = ("group", "p (", "trained", "learning rate")
 
 Folder = Annotated[str | None, typer.Argument(help="folder of a comparison, for --resume")]
 Overrides = Annotated[
@@ -260,25 +253,3 @@ def _rates(text: str | None) -> list[float] | None:
         return None if found is None else [float(name) for name in found]
     except ValueError as error:
         raise ValueError(f"--rates {text} must be learning rates, such as 1e-3,1e-2") from error
-
-
-def show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
-    """Print the verdict, the table, the files of the report and the next command."""
-    from lorada.compare.report.table import table_texts
-
-    if as_json:
-        print_json(asdict(summary))
-        return
-    console.print(summary.verdict, highlight=False)
-    header, rows = table_texts(summary)
-    kept = [n for n, title in enumerate(header) if n < 2 or title.startswith(IN_TERMINAL)]
-    shown = Table(*(header[number] for number in kept))
-    for row in rows:
-        shown.add_row(*(row[number] for number in kept))
-    console.print(shown)
-    for sentence in summary.sentences:
-        console.print(f"• {sentence}", highlight=False)
-    console.print(", ".join(map(str, reports)), highlight=False, soft_wrap=True)
-    see = as_typed("python", "-m", "webbrowser", reports[0])
-    following = next(iter(summary.commands.values()), see)
-    console.print(f"next: {following}", highlight=False, soft_wrap=True)

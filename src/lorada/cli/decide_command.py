@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from lorada.cli.app import Json, app, console, print_json, suggest
 from lorada.cli.compare_command import Margin
+from lorada.cli.score_table import Scored, score_table
 
 
 @app.command()
@@ -49,15 +49,13 @@ def decide(
         print_json(asdict(found))
         return
     console.print(found.sentence, highlight=False, markup=False)
-    table = Table("method", "runs", "score", "95 % confidence interval", "expected loss")
     form = ".1f" if found.unit == "%" else ".4g"
-    best_first = sorted(found.scores.items(), key=lambda one: one[1], reverse=not lower_is_better)
-    for name, score in best_first:
-        low, high = found.intervals[name]
-        loss = found.expected_loss.get(name)
-        table.add_row(
-            name, str(found.runs[name]), format(score, form), f"{low:{form}} to {high:{form}}",
-            "—" if loss is None else f"{loss:.2g}",
-        )  # fmt: skip
-    console.print(table)
+    best_first = sorted(found.scores, key=found.scores.__getitem__, reverse=not lower_is_better)
+    rows: list[Scored] = [
+        (name, found.scores[name], *found.intervals[name], found.expected_loss.get(name),
+         found.costs.get(name, {}).get("parameters"), found.mark(name)) for name in best_first
+    ]  # fmt: skip
+    rows += [(name, score, None, None, None, None, "") for name, score in found.baselines.items()]
+    for line in score_table("score", form, rows, console.width):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     suggest("decide", scores, "--json")

@@ -41,7 +41,7 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
             "device_bytes": device, "first_row": row,
         })  # fmt: skip
         return
-    table = Table("method", "model", "rows", "trained", "100 p/N", "output")
+    table = Table("method", "model", "rows", "trained", "% of parameters", "output")
     table.add_row(
         recipe.method, recipe.model, f"{len(prepared.rows.rows):,}", f"{counts['trainable']:,}",
         f"{counts['percent']:.4f}%", recipe.output,

@@ -104,7 +104,7 @@ def _show_maps(
     runs: list[Path], text: list[str], layer: int | None, head: int | None,
     *, remote: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Print the effect size of every layer's map on a sentence, and draw one head as Figure 1."""
+    """Print the relative norm of every layer's map on a sentence, and draw one head as Figure 1."""
     from lorada.cli.plot_commands import draw, figure_1
     from lorada.runs.folder import finished_run
 
@@ -120,10 +120,10 @@ def _show_maps(
     if as_json:
         print_json(found)
         return
-    shown = Table("layer", "effect size", "map below 0", "fused below 0")
+    shown = Table("layer", "relative norm", "map below 0", "fused below 0")
     for one in found["layers"]:
         shown.add_row(
-            one["layer"], f"{one['effect_size']:.4f}",
+            one["layer"], f"{one['relative_norm']:.4f}",
             f"{100 * one['map_negative_ratio']:.1f}%", f"{100 * one['negative_ratio']:.1f}%",
         )  # fmt: skip
     console.print(shown)

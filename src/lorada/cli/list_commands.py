@@ -21,7 +21,7 @@ def methods(
 
     names = [name] if name else list(METHODS)
     if peft:
-        from lorada.methods.peft_methods import peft_names
+        from lorada.methods.lookup import peft_names
 
         names = [each for each in peft_names() if each not in METHODS]
     rows = {each: describe(each) for each in names}
@@ -105,7 +105,7 @@ def params(
     if as_json:
         print_json(counts)
         return
-    table = Table("trained and saved", "base model", "100 p/N", "100 p/(N+p)")
+    table = Table("trained and saved", "base model", "% of the base", "% with the adapter")
     table.add_row(
         f"{counts['trainable']:,}",
         f"{counts['total']:,}",

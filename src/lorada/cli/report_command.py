@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from lorada.cli.app import Json, Remote, app, importing
-from lorada.cli.compare_command import Against, Margin, Metric, Text, show_report
+from lorada.cli.compare_command import Against, Margin, Metric, Text
+from lorada.cli.score_table import show_report
 
 
 @app.command()
@@ -25,7 +26,7 @@ def report(
             from lorada.compare.rescore import rescore
 
         rescore(folder, metric, trust_remote_code=remote)
-    from lorada.compare.report.write import write_report
+    from lorada.compare.report.page import write_report
 
     found = write_report(folder, against, with_text, metric, margin)
     show_report(*found, as_json=as_json)

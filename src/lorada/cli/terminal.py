@@ -66,8 +66,8 @@ def training_summary(result: dict[str, Any]) -> str:
         curve = f"loss {losses[0]:.3f}"
     if len(losses) > 1:
         curve += f" at first, {losses[-1]:.3f} at last"
-    count, effect = result["parameters"], result["effect_size"]
-    text = f", effect size {effect:.2g}" if effect is not None else ""
+    count, effect = result["parameters"], result["relative_norm"]
+    text = f", relative norm {effect:.2g}" if effect is not None else ""
     if result.get("settings_from", "").startswith(NOT_FROM_THE_PAPER):
         text += f"\nsettings {result['settings_from']}"
     return (
@@ -78,8 +78,8 @@ def training_summary(result: dict[str, Any]) -> str:
 
 
 def effect_table(effects: Sequence[Any]) -> Table:
-    """The effect size of each layer's map on an answer, from ``answer_effect``, with a bar."""
-    table = Table("layer", "effect size", "on the answer", "", caption="‖Attn_s V‖ / ‖Attn V‖")
+    """The relative norm of each layer's map on an answer, from ``answer_effect``, with a bar."""
+    table = Table("layer", "relative norm", "on the answer", "", caption="‖Attn_s V‖ / ‖Attn V‖")
     largest = max(effect.answer for effect in effects)
     for one in effects:
         bar = round(BAR * one.answer / largest) if largest else 0

@@ -1,18 +1,28 @@
 """Decides which method to take: the highest score, unless a cheaper one is shown to cost little."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lorada.compare.decision import CHEAPER, Decision, saved
+from lorada.compare.decision import CHEAPER, COSTS, Costs, Decision, saved, sentence
 from lorada.compare.expected_loss import expected_losses
-from lorada.compare.given import CONFIDENCE, COSTS, Costs, Given, checked
-from lorada.compare.sentence import sentence
-from lorada.compare.statistics import Common, Scores, difference, mean_score, seeds_correlate
+from lorada.compare.statistics import (
+    Common,
+    Scores,
+    by_group,
+    difference,
+    mean_score,
+    seeds_correlate,
+)
+from lorada.support.errors import unknown_name
 
+MARGIN = 1.0  # points that a cheaper method may cost
+LOSS_MARGIN = 0.02  # of the lowest loss: the same for losses
+CONFIDENCE = 0.9  # that a cheaper method costs no more than the margin, one-sided
 LEARNED = 0.05  # level of the one-sided tests of all runs against scores without training
 PART = 0.25  # of the best method's gain: one that gains less may have learned nothing
 FEW = 3  # runs that a test takes beside methods with more
@@ -55,7 +65,7 @@ def decide(
             lack a score, unknown methods or costs, and a margin that is no number of at least 0.
         ImportError: if scipy, of the extra ``compare``, is missing.
     """
-    given = checked(
+    given = _checked(
         scores, costs or {}, margin, lower_is_better, groups, baselines or {}, seeds or {}, unit
     )
     return _decided(given)
@@ -69,7 +79,135 @@ def enough_runs(counts: Sequence[int]) -> int:
     return max(2, min(FEW, max(counts, default=0)))
 
 
-def _decided(given: Given) -> Decision:
+@dataclass(frozen=True)
+class _Given:
+    """What a decision is made from, by the name of the method; higher scores are better."""
+
+    scores: dict[str, Scores]  # seeds × rows (or groups of rows) of the runs that did not diverge
+    seeds: dict[str, tuple[object, ...]]  # of these runs
+    baselines: dict[str, Scores]  # name → score of each row (or group) without training
+    runs: dict[str, int]  # those that diverged too
+    diverged: dict[str, int]  # if any did
+    costs: Costs
+    margin: float
+    unit: str
+    sign: int  # -1 if scores are losses or errors
+    # The share of rows, in percent, on which two methods may differ though none of these rows
+    # shows it; 0 where scores are not right or wrong.
+    unseen: float
+
+
+def _checked(
+    scores: Mapping[str, ArrayLike],
+    costs: Costs,
+    margin: float | None,
+    lower_is_better: bool,
+    groups: Sequence[object] | None,
+    baselines: Mapping[str, ArrayLike],
+    seeds: Mapping[str, Sequence[object]],
+    unit: str | None,
+) -> _Given:
+    """What is given, in one form; see ``decide``."""
+    tables, fixed = _tables(scores, baselines)
+    _check_costs(costs, tables)
+    whole = {name: np.isfinite(table[:, 0]) for name, table in tables.items()}
+    finished = {name: table[whole[name]] for name, table in tables.items() if whole[name].any()}
+    scale = 1.0
+    if unit is None:
+        unit, scale = ("", 1.0) if lower_is_better else _percent([*finished.values()])
+    sign = -1 if lower_is_better else 1
+    finished, fixed = (_each(one, lambda table: sign * scale * table) for one in (finished, fixed))
+    right_or_wrong = all(np.isin(table, (0.0, 100.0)).all() for table in finished.values())
+    rows = next(iter(tables.values())).shape[1]
+    if groups is not None:
+        if len(groups) != rows:
+            raise ValueError(f"{len(groups)} groups for {rows} rows: give the group of each row")
+        finished, fixed = (_each(one, lambda t: by_group(t, groups)) for one in (finished, fixed))
+        rows = len(set(groups))
+    if rows < 2:
+        raise ValueError(f"{rows} independent row of scores: a test needs two or more")
+    if margin is None:
+        best = max((float(table.mean()) for table in finished.values()), default=0.0)
+        margin = LOSS_MARGIN * abs(best) if lower_is_better else MARGIN
+    if not 0 <= margin < np.inf:
+        raise ValueError(f"margin={margin} is no number of points: give 0 or more")
+    return _Given(
+        scores=finished,
+        seeds=_seeds(seeds, whole),
+        baselines={name: one[0] for name, one in fixed.items()},
+        runs={name: len(one) for name, one in whole.items()},
+        diverged={name: int((~one).sum()) for name, one in whole.items() if not one.all()},
+        costs=costs,
+        margin=float(margin),
+        unit=unit,
+        sign=sign,
+        unseen=100 * (1 - (1 - CONFIDENCE) ** (1 / rows)) if right_or_wrong else 0.0,
+    )
+
+
+def _each(tables: Mapping[str, Scores], change: Callable[[Scores], Scores]) -> dict[str, Scores]:
+    return {name: change(table) for name, table in tables.items()}
+
+
+def _tables(
+    scores: Mapping[str, ArrayLike], baselines: Mapping[str, ArrayLike]
+) -> tuple[dict[str, Scores], dict[str, Scores]]:
+    """Methods and baselines as arrays of runs × rows, all with as many rows."""
+    if not scores:
+        raise ValueError("no scores are given: nothing can be decided")
+    tables = {name: np.asarray(one, dtype=float) for name, one in scores.items()}
+    fixed = {name: np.asarray(one, dtype=float)[None] for name, one in baselines.items()}
+    first, rows = next((name, table.shape[-1:]) for name, table in tables.items())
+    for name, table in [*tables.items(), *fixed.items()]:
+        if table.ndim != 2 or not table.size:
+            raise ValueError(f"{name}: scores have the shape {table.shape}, not seeds × rows")
+        if table.shape[1:] != rows:
+            raise ValueError(
+                f"{name} has {table.shape[1]} rows and {first} has {rows[0]}: "
+                "methods are compared on the same rows"
+            )
+        finite = np.isfinite(table)
+        for run, row in np.argwhere(~finite):
+            if finite[run].any() or name in fixed:
+                raise ValueError(
+                    f"{name}, run {run + 1}: row {row + 1} has no score. Give each run a score of "
+                    "all rows, or of none if it diverged"
+                )
+    return tables, fixed
+
+
+def _percent(tables: Sequence[Scores]) -> tuple[str, float]:
+    """The unit of scores, and what makes percent of them: shares and percent are told by range."""
+    low = min((table.min() for table in tables), default=0.0)
+    high = max((table.max() for table in tables), default=100.0)
+    return ("", 1.0) if low < 0 or high > 100 else ("%", 100.0 if high <= 1 else 1.0)
+
+
+def _seeds(
+    given: Mapping[str, Sequence[object]], whole: Mapping[str, Scores]
+) -> dict[str, tuple[object, ...]]:
+    """The seeds of the runs that did not diverge; their places where none are given."""
+    found = {}
+    for name, finished in whole.items():
+        seeds = tuple(given.get(name, range(len(finished))))
+        if len(set(seeds)) != len(finished):
+            raise ValueError(f"{name} has {len(finished)} runs, but the seeds {list(seeds)}")
+        found[name] = tuple(seed for seed, keep in zip(seeds, finished, strict=True) if keep)
+    return found
+
+
+def _check_costs(given: Costs, methods: Mapping[str, Scores]) -> None:
+    for name, costs in given.items():
+        if name not in methods:
+            raise unknown_name("method in the costs", name, methods)
+        for kind, value in costs.items():
+            if kind not in COSTS:
+                raise unknown_name(f"cost of {name}", kind, COSTS)
+            if not isinstance(value, Real) or not 0 <= float(value) < np.inf:
+                raise ValueError(f"{kind} of {name} is {value!r}: give a number of at least 0")
+
+
+def _decided(given: _Given) -> Decision:
     means = {name: float(table.mean()) for name, table in given.scores.items()}
     least = enough_runs([len(table) for table in given.scores.values()])
     tested = [name for name, table in given.scores.items() if len(table) >= least]
@@ -112,7 +250,7 @@ def _decided(given: Given) -> Decision:
     return replace(found, sentence=sentence(found))
 
 
-def _unlearned(given: Given) -> list[str]:
+def _unlearned(given: _Given) -> list[str]:
     """The methods that have not learned; all of them, if that some did may be luck among so many.
 
     Few rows show hardly any method to be above the commonest answer. So one that is not shown to be
@@ -127,7 +265,7 @@ def _unlearned(given: Given) -> list[str]:
     return [n for n in names if gains[n] < least and not _has_learned(given, n, LEARNED)]
 
 
-def _has_learned(given: Given, name: str, level: float) -> bool:
+def _has_learned(given: _Given, name: str, level: float) -> bool:
     """Whether any run of a method, or their mean, is above all scores without training.
 
     The tests are over rows: runs that differ much are no sign that nothing was learned. They are
@@ -143,7 +281,7 @@ def _has_learned(given: Given, name: str, level: float) -> bool:
 
 
 def _expected(
-    given: Given, means: Mapping[str, float], unlearned: Collection[str]
+    given: _Given, means: Mapping[str, float], unlearned: Collection[str]
 ) -> dict[str, float]:
     """The expected loss of each method; what has not learned says nothing of how others differ."""
     fitted = [name for name in means if name not in unlearned] or list(means)
@@ -158,7 +296,7 @@ def _expected(
 
 
 def _leader(
-    given: Given,
+    given: _Given,
     means: Mapping[str, float],
     learned: Sequence[str],
     tested: Collection[str],
@@ -180,7 +318,7 @@ def _leader(
     return max(steady, key=means.__getitem__, default=leader)
 
 
-def _most_lost(given: Given, leader: str, name: str, common: Common | None) -> float:
+def _most_lost(given: _Given, leader: str, name: str, common: Common | None) -> float:
     """The upper confidence bound of how much worse a method is than the leader."""
     a, b = given.scores[leader], given.scores[name]
     found = difference(a, b, common, by_seed=by_seed(leader, name, given.seeds, given.scores))
@@ -195,13 +333,8 @@ def by_seed(
 ) -> bool:
     """Whether two methods are compared seed by seed: one is the other and more, as ``lora+lmam``.
 
-    Their runs with one seed start alike, and are pairs if they also end alike.
-
-    Args:
-        one: name of a method, perhaps with settings or a budget behind it.
-        other: that of the other.
-        seeds: name → the seeds of its runs.
-        scores: name → seeds × rows.
+    Their runs with one seed start alike, and are pairs if they also end alike. Settings or a budget
+    may stand behind the names; ``seeds`` and ``scores`` are by name.
     """
     parts = [set(name.split(" ")[0].split(":")[0].split("+")) for name in (one, other)]
     if not (parts[0] < parts[1] or parts[1] < parts[0]):

@@ -1,10 +1,23 @@
-"""What is decided about methods: which to take, and what is known of each."""
+"""What is decided about methods: which to take, what is known of each, and how that is said."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lorada.compare.given import COSTS, Costs
-
+COSTS = ("parameters", "seconds", "bytes")  # what counts first, then what decides between equals
 CHEAPER = 0.8  # of another's cost: what is nearer is the granularity of sizes
+Costs = Mapping[str, Mapping[str, float]]  # method → kind of cost → how much
+# A share of a cost → its words.
+SHARES = {
+    0.1: "a tenth", 0.2: "a fifth", 0.25: "a quarter", 1 / 3: "a third", 0.5: "half",
+    2 / 3: "two thirds", 0.75: "three quarters",
+}  # fmt: skip
+NAMED = 5  # methods that a sentence names at most
+NEAR = 0.05  # relative; a share that is nearer than this needs no "about"
+SAVED = {
+    "parameters": "trains {} of the parameters",
+    "seconds": "takes {} of the time",
+    "bytes": "needs {} of the memory",
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,16 @@ class Decision:
     unit: str
     lower_is_better: bool
 
+    def mark(self, name: str) -> str:
+        """What is decided about a method, in a word or two; empty for one that is just worse."""
+        diverged = f"{self.diverged.get(name)} of {self.runs.get(name)} diverged"
+        marks = {
+            "take": name == self.pick, "not learned": name in self.unlearned,
+            diverged: name in self.diverged, "too few runs": name in self.untested,
+            "highest": name == self.highest, "not worse": name in self.not_worse,
+        }  # fmt: skip
+        return next((mark for mark, is_so in marks.items() if is_so), "")
+
 
 def saved(costs: Costs, one: str, other: str) -> tuple[str, float] | None:
     """The first cost in which two methods differ, and one's share of it, if one has less."""
@@ -59,3 +82,125 @@ def saved(costs: Costs, one: str, other: str) -> tuple[str, float] | None:
         if a is not None and b is not None and min(a, b) < CHEAPER * max(a, b):
             return (kind, a / b) if a < b else None
     return None
+
+
+def sentence(found: Decision) -> str:
+    """The decision in a few sentences, the score first."""
+    if found.highest is None:
+        return "All runs diverged, so no method has a score."
+    if found.pick is None:
+        return _nothing_learned(found, found.highest)
+    said = [_take(found, found.pick), _expected(found, found.pick)]
+    named = (found.pick, found.highest)
+    rest = [name for name in found.diverged if name not in named]
+    said += [f"{', '.join(_diverged(found, name, name) for name in rest)}."] if rest else []
+    few = [name for name in found.untested if name not in (*named, *rest)]
+    said += [f"Too few runs for a test: {_listed(few)}."] if few and found.expected_loss else []
+    return " ".join(filter(None, said))
+
+
+def _take(found: Decision, pick: str) -> str:
+    """What to take, and why it is not the highest score if it is not."""
+    said = f"Take {pick} ({_score(found, found.scores[pick])})"
+    reasons, margin = [], _points(found, f"{found.margin:.3g}")
+    highest, leader = found.highest or pick, found.leader or pick
+    if highest in found.unlearned:  # the rows are too few to show that it is above
+        highest = leader
+    if highest != leader:
+        why = _diverged(found, highest) if highest in found.diverged else (
+            f"{highest} has too few runs ({found.runs[highest]}) for a test"
+        )  # fmt: skip
+        reasons.append(f"{highest} scores {_score(found, found.scores[highest])}, but {why}")
+    if pick != leader:
+        reasons.append(
+            f"{pick} {_saving(found, pick, leader)} of {leader} "
+            f"({_score(found, found.scores[leader])}) and is not worse by more than "
+            f"{margin} (90 % confidence)"
+        )
+    if pick in found.diverged:
+        reasons.append(
+            f"{_diverged(found, pick)}, but no method whose runs all finished is within {margin}"
+        )
+    if found.unlearned:
+        names = _listed(found.unlearned)
+        have = "has" if len(found.unlearned) == 1 else "have"
+        said += (
+            f" in what is a comparison of learning rates: {names} {have} not learned at the tried "
+            "rates"
+        )
+    between = ". " if found.unlearned else ": "
+    return between.join([said, *filter(None, ["; ".join(reasons)])]) + "."
+
+
+def _expected(found: Decision, pick: str) -> str:
+    """How far the pick is expected to be from the best, and the alternative that saves most."""
+    if len(found.scores) == 1:
+        return "No other method has a score."
+    if not found.expected_loss:
+        return (
+            "It has the best score of one run each, and how much runs differ is not known: train "
+            "two seeds or more."
+        )
+    loss = found.expected_loss[pick]
+    worse = "above" if found.lower_is_better else "below"
+    said = f"Expected to be {_points(found, _number(found, loss))} {worse} the true best"
+    others = [name for name in found.scores if name not in (pick, *found.unlearned)]
+    cheaper = [name for name in others if saved(found.costs, name, pick)]
+    if found.leader and found.leader != pick:
+        lost = _number(found, found.expected_loss[found.leader])
+        return f"{said}; {found.leader} is expected to lose {lost}."
+    if not cheaper:
+        return f"{said}."
+    other = min(cheaper, key=found.expected_loss.__getitem__)
+    lost = _number(found, found.expected_loss[other])
+    return f"{said}; {other} {_saving(found, other, pick)} and is expected to lose {lost}."
+
+
+def _nothing_learned(found: Decision, highest: str) -> str:
+    best = (min if found.lower_is_better else max)(found.baselines, key=found.baselines.__getitem__)
+    which = f"{highest} has" if len(found.scores) == 1 else "No method has"
+    no = " not" if len(found.scores) == 1 else ""
+    return (
+        f"{which}{no} learned at the tried rates: the best score, "
+        f"{_score(found, found.scores[highest])} of {highest}, is not significantly better than "
+        f"{best} ({_score(found, found.baselines[best])})."
+    )
+
+
+def _saving(found: Decision, one: str, other: str) -> str:
+    """What one method has less of than another: ``trains a third of the parameters``."""
+    kind, share = saved(found.costs, one, other) or ("parameters", 1.0)
+    near = min(SHARES, key=lambda known: abs(known / share - 1) if share else known)
+    words = SHARES[near] if abs(near - share) < NEAR * near else f"{100 * share:.2g} %"
+    return SAVED[kind].format(words)
+
+
+def _diverged(found: Decision, name: str, whose: str = "") -> str:
+    """How many runs diverged: ``3 of its 5 runs diverged``, or of those of a name."""
+    of = f" of {whose}" if whose else ""
+    return f"{found.diverged[name]} of {'' if of else 'its '}{found.runs[name]} runs{of} diverged"
+
+
+def _score(found: Decision, value: float) -> str:
+    if found.unit == "%":
+        return f"{value:.1f} %"
+    return f"{value:.4g} {found.unit}".strip()
+
+
+def _points(found: Decision, number: str) -> str:
+    """A difference with its unit: ``0.2 points``."""
+    unit = found.unit if found.unit != "%" else "point" if number == "1" else "points"
+    return f"{number} {unit}".strip()
+
+
+def _number(found: Decision, value: float) -> str:
+    least = 0.1 if found.unit == "%" else float(f"{found.margin / 10:.0e}")
+    if value < least / 2:
+        return f"less than {least:g}"
+    return f"{value:.1f}" if found.unit == "%" else f"{value:.2g}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
+    *first, last = [*names[:NAMED], *rest]
+    return f"{', '.join(first)} and {last}" if first else last

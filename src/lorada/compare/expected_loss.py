@@ -23,7 +23,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lorada.compare.statistics import Scores, run_variance
+from lorada.compare.statistics import Runs, Scores
 
 DRAWS = 4_000
 SEED = 0  # so that a report is the same each time
@@ -37,9 +37,6 @@ def expected_losses(methods: Sequence[Scores], by_seed: Collection[tuple[int, in
     Args:
         methods: seeds × rows of each, of the same rows; some method has two seeds or more.
         by_seed: places of methods whose runs with one seed are alike, with these runs in order.
-
-    Raises:
-        ValueError: if no method has two runs, because then it is unknown how much runs vary.
     """
     if len(methods) == 1:
         return np.zeros(1)
@@ -77,14 +74,14 @@ def _draws(measured: Scores, variances: Scores) -> Scores:
 def _errors(methods: Sequence[Scores], by_seed: Collection[tuple[int, int]]) -> Scores:
     """The covariance of the errors of the methods' means: methods × methods."""
     rows = methods[0].shape[1]
-    found = [run_variance(scores) for scores in methods]
-    freedom = np.array([len(scores) - 1 for scores in methods], dtype=float)
+    found = [Runs.of(scores) for scores in methods]
+    freedom = np.array([each.count - 1.0 for each in found])
     if not freedom.any():
         raise ValueError("no method has two runs, so it is unknown how much runs vary")
-    own = np.array([between for between, _ in found])
+    own = np.array([each.between for each in found])
     pooled = float((freedom * own).sum() / freedom.sum())
     counts = freedom + 1
-    noise = np.array([each for _, each in found])
+    noise = np.array([each.noise for each in found])
     noise[freedom == 0] = (freedom * noise).sum() / freedom.sum()
     between = (PRIOR * pooled + freedom * own) / (PRIOR + freedom)
     # Means over rows hold the noise of single runs, and so do means of runs: it counts once.

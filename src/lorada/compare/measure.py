@@ -19,10 +19,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lorada.compare.candidate import Candidate
 from lorada.compare.jobs import own_process
 from lorada.compare.jobs.job import Job, Report
 from lorada.compare.jobs.queue import last_line
-from lorada.compare.plan import Candidate, ComparisonPlan
+from lorada.compare.plan import ComparisonPlan
 from lorada.compare.spec import Comparison
 from lorada.compare.trainings import reads, settled, trainings_of
 from lorada.data.task_rows import Rows

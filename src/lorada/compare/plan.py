@@ -5,10 +5,11 @@ It is made once and saved as ``plan.json``, so that a comparison that goes on ru
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorada.compare.candidate import Candidate
 from lorada.compare.jobs.job import Report
 from lorada.compare.jobs.queue import last_line
 from lorada.compare.learning_rate import MAP, MAP_RATE
@@ -21,7 +22,7 @@ from lorada.methods.build import build_method
 from lorada.methods.sizes import default_rate
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import hardware, versions
-from lorada.support.files import file_name, json_text, write_atomic
+from lorada.support.files import json_text, write_atomic
 from lorada.support.row_sources import file_names
 from lorada.training.arguments import training_arguments
 from lorada.training.inputs import Prepared, refuse_packing
@@ -30,54 +31,6 @@ from lorada.training.parameter_counts import parameters_of
 from lorada.tuners import LmamConfig, LoradaConfig
 
 PLAN_FILE = "plan.json"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A method at one size.
-
-    Attributes:
-        method: as in ``Comparison.methods``.
-        budgets: each budget that leads to this size, as given → whether the size is above it,
-            because the method has no smaller one. Empty for the method's default size.
-        parts: settings of parts that give this size.
-        trainable: trained parameters, without a task head.
-        percent: the same in percent of the base's.
-        total: parameters of the base.
-        mergeable: whether all of it can be merged into the base.
-        default_rate: the method's own learning rate.
-        map_rate: the learning rate of the maps, if it is their own, unless ``method`` sets it
-            beside other parts.
-        beside: whether other parts train beside the maps.
-        settings_from: where its settings come from, in words.
-        reason: why it cannot be run, and then the numbers are None; None if it can.
-        choices: the method with each of its settings, if it has several, of which a search chooses
-            one; the rest is as in the one that trains the most.
-    """
-
-    method: str
-    budgets: dict[str, bool]
-    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    trainable: int | None = None
-    percent: float | None = None
-    total: int | None = None
-    mergeable: bool | None = None
-    default_rate: float | None = None
-    map_rate: float | None = None
-    beside: bool = False
-    settings_from: str = ""
-    reason: str | None = None
-    choices: "list[Candidate]" = field(default_factory=list)
-
-    @property
-    def path(self) -> str:
-        """Its folder in ``trials`` and ``runs``."""
-        return f"{file_name(self.method)}/{self.trainable}"
-
-    @property
-    def name(self) -> str:
-        """Its name in progress lines."""
-        return f"{self.method} {self.trainable}"
 
 
 @dataclass(frozen=True)
@@ -129,14 +82,10 @@ def saved_plan(folder: Path) -> ComparisonPlan | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        found = [_stored(each) for each in data["candidates"]]
+        found = [Candidate.stored(each) for each in data["candidates"]]
         return ComparisonPlan(**{**data, "candidates": found})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}): put it back, or --overwrite") from error
-
-
-def _stored(entry: dict[str, Any]) -> Candidate:
-    return Candidate(**{**entry, "choices": [_stored(each) for each in entry["choices"]]})
 
 
 def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report) -> ComparisonPlan:

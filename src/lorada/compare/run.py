@@ -10,8 +10,8 @@ from lorada.compare.jobs.job import Job, JobEngine, Outcome, Report
 from lorada.compare.jobs.queue import run_queue, shard
 from lorada.compare.measure import TIMES, time_jobs
 from lorada.compare.plan import PLAN_FILE, ComparisonPlan, about, make_plan, saved_plan
+from lorada.compare.report.page import write_report
 from lorada.compare.report.summary import Summary
-from lorada.compare.report.write import write_report
 from lorada.compare.rows import Data, read_data, shared_recipe
 from lorada.compare.spec import SPEC_FILE, Comparison
 from lorada.compare.trainings import (

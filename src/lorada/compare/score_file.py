@@ -14,27 +14,17 @@ COLUMNS = ["method", "seed", "row", "score"]
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """The scores of a file.
+    """The scores of a file."""
 
-    Attributes:
-        scores: method → seeds × rows; NaN where a run diverged.
-        seeds: method → the seed of each of its runs.
-        groups: of each row; None if the file has no groups.
-    """
-
-    scores: dict[str, Scores]
-    seeds: dict[str, tuple[str, ...]]
-    groups: tuple[str, ...] | None
+    scores: dict[str, Scores]  # method → seeds × rows; NaN where a run diverged
+    seeds: dict[str, tuple[str, ...]]  # of each run
+    groups: tuple[str, ...] | None  # of each row
 
 
 def read_scores(path: Path) -> ScoreFile:
     """Read a CSV file with the columns method, seed, row and score, and maybe group.
 
     An empty score, ``nan`` or ``inf`` says that there is none: a run with no score has diverged.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a column or a score that is missing or wrong, with the line or the run.
     """
     table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     missing = [name for name in COLUMNS if name not in table]
@@ -79,12 +69,7 @@ def read_scores(path: Path) -> ScoreFile:
 
 
 def read_costs(path: Path) -> dict[str, dict[str, float]]:
-    """Read costs from a YAML or JSON file: method → parameters, seconds, bytes.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no such mapping.
-    """
+    """Read costs from a YAML or JSON file: method → parameters, seconds, bytes."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -122,7 +122,7 @@ class Comparison(BaseModel):
             rate, unless it has several settings to choose from.
         rates: the learning rates to try, the same for all; empty for those of ``rates_to_try``.
         search: ``once`` chooses a rate for each method and size with the first seed; ``each-seed``
-            chooses one with every seed, so that scores also differ by the luck of that choice.
+            chooses one with every seed, so that scores also differ by that choice.
         against: the method that others are tested against, besides the best; None for none.
         margin: how much a cheaper method may cost, in the unit of the metric; None for 1 point, or
             2 % of the lowest loss.

@@ -1,4 +1,4 @@
-r"""Statistics of scores: intervals, tests of pairs of methods, and the difference they could show.
+r"""Statistics of scores: intervals, tests of pairs, letters, and the difference they could show.
 
 Scores are arrays of shape seeds × rows, in percent, higher is better. A run is one training with
 one seed. The score of one row in one run is modelled as
@@ -23,7 +23,7 @@ Where no run differs from another of its method in any row, runs tell nothing, a
 exact sign test over rows.
 
 Why it is no permutation test: swapping the two methods' scores of whole rows takes the runs as they
-are, and so calls the luck of a run a difference. Swapping whole runs is right, but three runs of
+are, and so takes a lucky run for a better method. Swapping whole runs is right, but three runs of
 each of two methods can be split in only 20 ways, so p could not fall below 0.1. The t-test assumes
 instead that the mean scores of runs are normally distributed. Runs of two methods with the same
 seed are treated as pairs only where ``by_seed`` asks for it.
@@ -53,34 +53,20 @@ def paired_p(a: Scores, b: Scores, common: "Common | None" = None, by_seed: bool
     because a coin for each of these rows would put them all on one side that often.
 
     Args:
-        a: seeds × rows of one method.
+        a: seeds × rows of one method, two of each or more.
         b: the same of the other, with the same rows; it may have another number of seeds.
         common: the spread of all methods that are compared, which two runs are held against.
         by_seed: whether runs in one place of both have one seed, and are taken as pairs.
-
-    Raises:
-        ValueError: if one has fewer than two seeds or rows, because the variance between them is
-            then unknown, or if the numbers of rows differ.
     """
     if min(*a.shape, *b.shape) < 2:
         raise ValueError("a test needs two rows, and two seeds of each method")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a.shape[1]} and {b.shape[1]} rows cannot be compared")
-    runs = [_Runs.of(a - b)] if by_seed else [_runs(a, common), _runs(b, common)]
-    return _p_value(a.mean(axis=0) - b.mean(axis=0), runs)
+    return _p_value(*_paired(a, b, common, by_seed))
 
 
 def fixed_p(scores: Scores, fixed: Scores, common: "Common | None" = None) -> float:
-    """The same as ``paired_p`` against scores without training, which no seed changes.
-
-    Args:
-        scores: seeds × rows of a method.
-        fixed: a score for each row.
-        common: as for ``paired_p``.
-
-    Raises:
-        ValueError: if the method has fewer than two seeds or rows, or another number of rows.
-    """
+    """The same against scores without training, one for each row, which no seed changes."""
     if min(scores.shape) < 2 or fixed.shape != scores.shape[1:]:
         raise ValueError("a test needs two seeds of the method, and two rows, the same for both")
     return _p_value(scores.mean(axis=0) - fixed, [_runs(scores, common)])
@@ -104,30 +90,27 @@ class Estimate:
 
 
 def mean_score(scores: Scores, common: "Common | None" = None) -> Estimate:
-    """The mean score of a method; of one run, the error is that over rows alone.
-
-    Args:
-        scores: seeds × rows, with at least two rows.
-        common: the spread of all methods that are compared, which two runs are held against.
-    """
-    rows = scores.mean(axis=0)
+    """The mean of seeds × rows, two rows or more; of one run, the error is that over rows alone."""
     runs = [_runs(scores, common)] if len(scores) > 1 else []
-    return Estimate(float(rows.mean()), *_standard_error(runs, float(rows.var(ddof=1)), len(rows)))
+    return _estimate(scores.mean(axis=0), runs)
 
 
 def difference(
     a: Scores, b: Scores, common: "Common | None" = None, by_seed: bool = False
 ) -> Estimate:
-    """The difference in means of two methods, with the error that ``paired_p`` tests it by.
+    """The difference in means of two methods, with the error that ``paired_p`` tests it by."""
+    return _estimate(*_paired(a, b, common, by_seed))
 
-    Args:
-        a: seeds × rows of one method, at least two of each.
-        b: the same of the other, with the same rows.
-        common: the spread of all methods that are compared, which two runs are held against.
-        by_seed: whether runs in one place of both have one seed, and are taken as pairs.
-    """
-    rows = a.mean(axis=0) - b.mean(axis=0)
-    runs = [_Runs.of(a - b)] if by_seed else [_runs(a, common), _runs(b, common)]
+
+def _paired(
+    a: Scores, b: Scores, common: "Common | None", by_seed: bool
+) -> tuple[Scores, list["Runs"]]:
+    """The difference of each row, and the runs that it comes from: of both methods, or of pairs."""
+    runs = [Runs.of(a - b)] if by_seed else [_runs(a, common), _runs(b, common)]
+    return a.mean(axis=0) - b.mean(axis=0), runs
+
+
+def _estimate(rows: Scores, runs: Sequence["Runs"]) -> Estimate:
     return Estimate(float(rows.mean()), *_standard_error(runs, float(rows.var(ddof=1)), len(rows)))
 
 
@@ -150,12 +133,7 @@ def by_group(scores: Scores, groups: Sequence[object]) -> Scores:
 
 
 def seeds_correlate(a: Scores, b: Scores) -> bool:
-    """Whether the mean scores of runs with one seed are alike in two methods (one-sided, 5 %).
-
-    Args:
-        a: seeds × rows of one method.
-        b: the same of the other, its runs in the same order of seeds.
-    """
+    """Whether two methods' runs with one seed (in one order) have correlated means."""
     with needs_extra("compare"):
         from scipy.stats import pearsonr
 
@@ -173,36 +151,26 @@ def rows_needed(tests: int = 1) -> int:
     return math.floor(math.log2(tests / ALPHA)) + 2
 
 
-def run_variance(scores: Scores) -> tuple[float, float]:
-    """The variance of a run's mean, and of single scores beside it; both 0 of one run."""
-    runs = _Runs.of(scores) if min(scores.shape) > 1 else _Runs(1, 0.0, 0.0, 0)
-    return runs.between, runs.noise
-
-
 def has_no_spread(scores: Scores) -> bool:
     """Whether all runs of a method give each row the same score."""
     return bool(np.ptp(scores, axis=0).max() < TINY)
 
 
 @dataclass(frozen=True)
-class _Runs:
-    """How the runs of one method differ, as variances in squared points.
-
-    Attributes:
-        count: how many there are.
-        between: variance of the mean score of one run.
-        noise: variance of single scores that neither their row nor their run explains.
-        freedom: degrees of freedom of ``between``.
-    """
+class Runs:
+    """How the runs of one method differ, as variances in squared points; 0 of a single run."""
 
     count: int
-    between: float
-    noise: float
-    freedom: int
+    between: float  # variance of the mean score of one run
+    noise: float  # variance of single scores that neither their row nor their run explains
+    freedom: int  # degrees of freedom of ``between``
 
     @classmethod
-    def of(cls, scores: Scores) -> "_Runs":
+    def of(cls, scores: Scores) -> "Runs":
+        """The runs of seeds × rows."""
         count, rows = scores.shape
+        if min(count, rows) < 2:
+            return cls(count, 0.0, 0.0, 0)
         means = scores.mean(axis=1, keepdims=True)
         rest = scores - means - scores.mean(axis=0) + scores.mean()
         noise = float((rest**2).sum() / ((count - 1) * (rows - 1)))
@@ -211,12 +179,7 @@ class _Runs:
 
 @dataclass(frozen=True)
 class Common:
-    """What the runs of all methods have in common.
-
-    Attributes:
-        between: variance of the mean score of one run, in squared points.
-        freedom: its degrees of freedom.
-    """
+    """What the runs of all methods have in common, as in ``Runs``."""
 
     between: float
     freedom: int
@@ -224,16 +187,16 @@ class Common:
     @classmethod
     def of(cls, methods: Sequence[Scores]) -> "Common | None":
         """That of methods; None of two with two runs each, where each method's own is right."""
-        runs = [_Runs.of(each) for each in methods if min(each.shape) > 1]
+        runs = [Runs.of(each) for each in methods]
         freedom = sum(each.freedom for each in runs)
         if freedom < 3:
             return None
         return cls(sum(each.freedom * each.between for each in runs) / freedom, freedom)
 
 
-def _runs(scores: Scores, common: Common | None) -> _Runs:
+def _runs(scores: Scores, common: Common | None) -> Runs:
     """The runs of a method; two that are more alike than those of all methods vary as these do."""
-    own = _Runs.of(scores)
+    own = Runs.of(scores)
     if common is None or own.count > 2 or max(own.between, own.noise) < TINY:
         return own
     if own.between >= common.between:
@@ -241,7 +204,7 @@ def _runs(scores: Scores, common: Common | None) -> _Runs:
     return replace(own, between=common.between, freedom=common.freedom)
 
 
-def _p_value(differences: Scores, runs: Sequence[_Runs]) -> float:
+def _p_value(differences: Scores, runs: Sequence[Runs]) -> float:
     """The two-sided p-value of the mean of differences by row, averaged over runs."""
     with needs_extra("compare"):
         from scipy.stats import t
@@ -265,13 +228,10 @@ def _sign_p(differences: Scores) -> float:
     return min(1.0, 2 * float(binom.sf(on_side - 1, count, 0.5)))
 
 
-def _standard_error(runs: Sequence[_Runs], over_rows: float, rows: int) -> tuple[float, float]:
+def _standard_error(runs: Sequence[Runs], over_rows: float, rows: int) -> tuple[float, float]:
     """The standard error of a difference in means, and its degrees of freedom.
 
-    Args:
-        runs: of each method that has any.
-        over_rows: variance over rows of the difference, with the noise of single runs in it.
-        rows: their number.
+    ``over_rows`` is the variance of the difference over rows, with the noise of single runs in it.
     """
     between = sum(each.between / each.count for each in runs)
     noise = sum(each.noise / each.count for each in runs)
@@ -301,9 +261,6 @@ def detectable(
         tests: how many tests share the level of 5 %: the first of Holm's must reach 5 % / tests.
         seeds: how many seeds each method would have; None for as many as most have.
         rows: how many rows would be scored; None for as many as were.
-
-    Raises:
-        ValueError: if fewer than two methods have two seeds and two rows.
     """
     with needs_extra("compare"):
         from scipy.optimize import brentq
@@ -352,3 +309,39 @@ def holm(ps: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(ps) - place) * ps[index]))
         corrected[index] = largest
     return corrected
+
+
+def letters(names: Sequence[str], different: set[frozenset[str]]) -> dict[str, str]:
+    """Letters such that two names share one if, and only if, they are not different.
+
+    A letter stands for a largest group of names of which no two are different. Groups that
+    are not needed to show a pair are left out. The first of the names has an ``a``.
+    """
+    groups = [set(names)] if names else []
+    for pair in sorted(map(sorted, different)):
+        split = []
+        for group in groups:
+            split += [group - {name} for name in pair] if group.issuperset(pair) else [group]
+        groups = [g for i, g in enumerate(split) if not _covered(g, split[:i], split[i + 1 :])]
+    for group in list(groups):
+        others = [other for other in groups if other is not group]
+        pairs = [{x, y} for x in group for y in group]  # of a name with itself, too
+        if all(any(pair <= other for other in others) for pair in pairs):
+            groups = others
+    place = {name: index for index, name in enumerate(names)}
+    groups.sort(key=lambda group: sorted(place[name] for name in group))
+    return {
+        name: "".join(_letter(i) for i, group in enumerate(groups) if name in group)
+        for name in names
+    }
+
+
+def _covered(group: set[str], before: list[set[str]], after: list[set[str]]) -> bool:
+    """Whether another group holds all of this one; of two equal groups the first stays."""
+    return any(group <= other for other in before) or any(group < other for other in after)
+
+
+def _letter(index: int) -> str:
+    """A to z, then a2 to z2 and so on."""
+    turn, place = divmod(index, 26)
+    return chr(ord("a") + place) + (str(turn + 1) if turn else "")

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lorada.compare.candidate import Candidate
 from lorada.compare.jobs.job import Job, Report
 from lorada.compare.learning_rate import (
     MEASURED,
@@ -19,7 +20,7 @@ from lorada.compare.learning_rate import (
     Space,
     search_rate,
 )
-from lorada.compare.plan import Candidate, ComparisonPlan
+from lorada.compare.plan import ComparisonPlan
 from lorada.compare.rows import Data, shared_recipe
 from lorada.compare.spec import EACH_SEED, Comparison
 from lorada.data.rows import answer_of, share_of

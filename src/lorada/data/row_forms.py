@@ -32,6 +32,7 @@ ROLES = {
 ONE = "text", "sentence", "review"
 PAIR = "sentence1 sentence2", "premise hypothesis", "text1 text2", "question sentence"
 NO_NOTE = "text", "rejected"  # fields beside others that are known to be left out
+GROUP = "group"  # what a row shares with others, such as the passage of its question; in any form
 NOTICED = 20  # rows that are searched for texts that are not read
 SAME = "all rows must have the fields of one form"
 Columns = Mapping[str, str]  # a name of ours → the user's name for that field
@@ -142,9 +143,12 @@ READINGS = (
             convert=_dialogue),
 )  # fmt: skip
 KNOWN = {
-    name.removesuffix(TURNS)
-    for one in READINGS
-    for name in (*one.optional.split(), *(name for way in one.ways for name in way))
+    GROUP,
+    *(
+        name.removesuffix(TURNS)
+        for one in READINGS
+        for name in (*one.optional.split(), *(name for way in one.ways for name in way))
+    ),
 }
 # What stands for the right answer in rows that have none; no model's answer depends on it.
 STAND_INS: dict[Form, Any] = {
@@ -282,7 +286,10 @@ def _read(
             kept |= {name: _asked(kept[name]) for name in CHATS if name in kept}
             kept |= {reading.right: stand_ins[reading.form]} if reading.right else {}
         _check_row(kept, reading, where(index), fit.keys)
-        found.append(reading.convert(kept))
+        group = {GROUP: kept[GROUP]} if GROUP in kept else {}
+        found.append({**reading.convert(kept), **group})
+        if (GROUP in found[0]) != bool(group):
+            raise ValueError(f"{where(index)} and {where(0)}: give all rows a group, or none")
     assert first is not None  # there are rows
     return found, first
 
@@ -330,7 +337,7 @@ def _fits(
         for way in reading.ways:
             asked = {name for name in way if answered or way[name] != reading.right}
             if asked <= named.keys():
-                fields = {**way, **{name: name for name in reading.optional.split()}}
+                fields = {**way, **{name: name for name in (*reading.optional.split(), GROUP)}}
                 keys = {fields[name]: named[name] for name in fields if name in named}
                 found.setdefault(frozenset(keys.values()), _Fit(reading, way, keys))
     chosen = {named[n] for name in columns for n in (name, f"{name}{TURNS}") if n in named}
@@ -402,6 +409,9 @@ def _fault(name: str, shown: str, value: Any, row: Row, form: Form) -> str | Non
     right, said = isinstance(value, str), "is not a text"
     if name == "label":
         right, said = isinstance(value, str | int), "is neither a text nor an integer"
+    elif name == GROUP:
+        right = isinstance(value, str | int) and bool(str(value).strip())
+        said = "says which rows belong together, and is neither a text nor an integer"
     elif name == "score":  # in a CSV file it is a text
         right, said = _is_score(value), "is not a number that fp32 holds"
     elif name == "candidates":

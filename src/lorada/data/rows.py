@@ -46,10 +46,12 @@ def fingerprint(rows: list[Row]) -> str:
 
 
 def content_of(row: Row) -> str:
-    """A row as one text, the same from CSV and JSON; every stretch of white space is one blank."""
+    """A row without its group as one text, the same from CSV and JSON; blanks count as one."""
     of_kind = {"label": str, "score": float, "answer": str}
     plain = {
-        key: of_kind.get(key, _plain)(value) for key, value in row.items() if value is not None
+        key: of_kind.get(key, _plain)(value)
+        for key, value in row.items()
+        if value is not None and key != "group"
     }
     return json.dumps(plain, sort_keys=True)
 
@@ -86,14 +88,15 @@ def share_of(text: str | None) -> float | None:
 def drawn(rows: list[Row], share: float, seed: int) -> list[int]:
     """The indices of the rows that are held out, in order.
 
-    Rows with equal content stay together. Each class loses the same share, rounded so that the
-    shares of all classes add up; a row that is the only one of its class is learned.
+    Rows of one group stay together, and without groups those with equal content. Each class loses
+    the same share, rounded so that the shares of all classes add up; a row that is the only one of
+    its class is learned.
     """
-    copies: dict[str, list[int]] = defaultdict(list)
+    together: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
-        copies[content_of(row)].append(index)
+        together[str(row["group"]) if "group" in row else content_of(row)].append(index)
     classes: dict[str, list[list[int]]] = defaultdict(list)
-    for group in copies.values():
+    for group in together.values():
         classes[str(rows[group[0]].get("label"))].append(group)
     chance, found, rest = random.Random(seed), list[int](), 0.0
     for name in sorted(classes):

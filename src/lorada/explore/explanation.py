@@ -23,13 +23,12 @@ from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall
 from lorada.attention.dense_map import covered_pairs, expand_map
-from lorada.attention.interface import watch
-from lorada.attention.modules import CROSS_ATTENTION
+from lorada.attention.interface import CROSS_ATTENTION, watch
 from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
 from lorada.explore.page import explorer_page, pack
 from lorada.functional.precision import wide
 from lorada.support.files import write_atomic
-from lorada.tuners.switching import (
+from lorada.tuners.active_parts import (
     active_parts,
     has_trained_copies,
     without_adapter,
@@ -62,7 +61,7 @@ class ExplainedLayer:
         negative: share of the visible entries of ``fused`` within the map below 0, (H,).
         map_negative: the same of ``map``, (H,).
         effect: effect of the map by head, (H,); None without a map.
-        effect_size: that of all heads together.
+        relative_norm: that of all heads together.
         moved: how far the adapter moves the output of each head, (H,).
         attends: the shares of ``softmax`` on ``KEPT``, (4, H), means over queries.
     """
@@ -76,7 +75,7 @@ class ExplainedLayer:
     negative: Tensor | None
     map_negative: Tensor | None
     effect: Tensor | None
-    effect_size: float | None
+    relative_norm: float | None
     moved: Tensor
     attends: Tensor
 
@@ -275,7 +274,7 @@ def _layer(
     return ExplainedLayer(
         layer=name,
         inside=seen is not None and seen.attention_map.ablation == "no_negative",
-        effect_size=None if seen is None else ratio_of([squared_norms(seen)]),
+        relative_norm=None if seen is None else ratio_of([squared_norms(seen)]),
         **tensors,
     )
 

@@ -176,7 +176,7 @@ def sentence_maps(
 
     Returns:
         ``tokens``, ``layer`` (its name), ``head``, ``maps`` (title → values, negative ratio) and
-        ``layers`` (``effect_size``, ``negative_ratio`` and ``map_negative_ratio`` of each).
+        ``layers`` (``relative_norm``, ``negative_ratio`` and ``map_negative_ratio`` of each).
     """
     ids = tokens_to_show(run, text)
     found = _explained(run, {"input_ids": torch.tensor([ids], device=run.device)})
@@ -200,7 +200,7 @@ def sentence_maps(
 def _numbers(layer: Any) -> dict[str, Any]:
     return {
         "layer": layer.layer.removeprefix(PEFT_NAMES),
-        "effect_size": layer.effect_size,
+        "relative_norm": layer.relative_norm,
         "negative_ratio": float(layer.negative.mean()),
         "map_negative_ratio": float(layer.map_negative.mean()),
     }
@@ -227,7 +227,7 @@ def _explained(run: Run, batch: dict[str, Any]) -> list[Any]:
 def ratios_by_layer(
     run: Run, count: int, data: str | None = None, data_dir: str | None = None
 ) -> dict[str, Any]:
-    """Negative ratio and effect size of every layer, as means over the first ``count`` test rows.
+    """Negative ratio and relative norm of every layer, as means over the first ``count`` test rows.
 
     They are of a file of rows, ``data``, or of the run's task, or its ``eval_data``.
 
@@ -251,7 +251,7 @@ def ratios_by_layer(
         ]
     for layer, numbers in zip(layers, zip(*each, strict=True), strict=True):
         layer["layer"] = numbers[0]["layer"]
-        for name in ("effect_size", "negative_ratio", "map_negative_ratio"):
+        for name in ("relative_norm", "negative_ratio", "map_negative_ratio"):
             layer[name] = float(torch.tensor([one[name] for one in numbers]).mean())
     return {"rows": len(rows), "task": run.recipe.tasks[0], "layers": layers}
 

@@ -9,8 +9,8 @@ const attention = (to, title, where) => ({
 /** What the cells can show. The colours of one with ``least`` start at the least value shown, else at 0. */
 const MEASURES = {
   effect: {
-    title: "effect size of the map", show: number, read: (layer) => layer.effect,
-    text: "Effect size: the size of what the map adds to a head's output, ‖map·V‖, as a multiple of what the softmax gives, ‖softmax·V‖. Near 0 the map does nothing.",
+    title: "relative norm of the map", show: number, read: (layer) => layer.effect,
+    text: "Relative norm: the size of what the map adds to a head's output, ‖map·V‖, as a multiple of what the softmax gives, ‖softmax·V‖. Near 0 the map does nothing.",
   },
   negative: {
     title: "share of the sum below 0", least: true, show: percent, read: (layer) => layer.negative,

@@ -34,16 +34,9 @@ def product_form(
     """The form of the product of a map with the values that costs least.
 
     ``dense`` makes the map, ``low_rank`` is W_a (W_b V), ``blocks`` is ``causal_blocks``.
-
-    Args:
-        size: M.
-        rank: R.
-        share: query heads of a key/value head, H / G.
-        causal: whether a row sees only its own and earlier keys.
-        window: how many keys back a row sees; None for all.
-        device: the type of the device.
+    ``size`` is M, ``share`` the query heads of a key/value head, ``window`` how many keys
+    back a row sees. Costs are counted in multiplications for each number of the result.
     """
-    # Costs are counted in multiplications for each number of the result.
     if window is not None and window < size:
         return "dense"  # W_b V and the running sum include keys that the window hides
     if causal and device != "cpu" and size <= DENSE:

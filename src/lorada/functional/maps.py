@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Align = Literal["start", "end"]
-Softmax = Literal["softmax", "softmax_with_future", "softmax_then_cut"]  # readings of ¬S
+Softmax = Literal["softmax", "softmax_with_future"]  # readings of ¬S
 Ablation = Literal["no_negative", Softmax, "full_rank", "no_position"]
 SOFTMAXES: tuple[Softmax, ...] = get_args(Softmax)
 
@@ -113,16 +113,15 @@ def softmax_map(
     *,
     ablation: Softmax = "softmax",
 ) -> Tensor:
-    """The map of the ¬S ablation, in one of its three readings (docs/paper.md, reading 17).
+    """The map of the ¬S ablation, in one of its two readings (docs/paper.md, reading 17).
 
     Args:
-        map_: the map before any mask: whole for ``softmax_then_cut``, else cut to a sequence.
+        map_: the map before any mask, cut to a sequence.
         causal: see ``visible_pairs``.
         window: see ``visible_pairs``.
         keys: (B, N) booleans, the map columns that hold a token; None for all of them.
-        ablation: ``softmax`` runs over the keys that a row sees. In the others later keys of a
-            causal row stay as the zeros of Eq. 11, and so get weight. ``softmax_then_cut`` runs
-            over all columns of the map, and the weight of those without a token is lost.
+        ablation: ``softmax`` runs over the keys that a row sees. With ``softmax_with_future`` later
+            keys of a causal row stay as the zeros of Eq. 11, and so get weight.
 
     Returns:
         (S, N, N), or (B, S, N, N) where ``keys`` is given.
@@ -136,7 +135,7 @@ def softmax_map(
         keep = keys[:, None, None, :] if keep is None else keep & keys[:, None, None, :]
     # A row that sees no key is padding, and its softmax over -∞ would be NaN. With the least finite
     # number it is uniform instead, and the product makes it zero.
-    if keep is not None and ablation != "softmax_then_cut":
+    if keep is not None:
         map_ = torch.where(keep, map_, torch.finfo(map_.dtype).min)
     weights = map_.softmax(-1)
     return weights if keep is None else weights * keep
@@ -171,8 +170,6 @@ def add_map_reference(
     length = map_.shape[-1]
     # A sequence shorter than the map uses its first, or its last, rows and columns.
     size = min(length, keys)
-    if ablation == "softmax_then_cut":  # with the zeros of Eq. 11, so that no mask is left to do
-        map_, causal, ablation = softmax_map(map_, causal, ablation=ablation), False, None
     piece = map_[:, :size, :size] if align == "start" else map_[:, length - size :, length - size :]
     # The map is cut before a softmax, so each row's weights sum to 1 over tokens that are there.
     if ablation in SOFTMAXES:

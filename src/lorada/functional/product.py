@@ -26,9 +26,7 @@ def map_value_product(
     heads: int,
     align: Align = "start",
     causal: bool = False,
-    window: int | None = None,
     position: bool = True,
-    pe: Float[Tensor, " N"] | None = None,
 ) -> Float[Tensor, "B H M D"]:
     """The second term of Eq. 13, tile(Attn_s)·V, on the M = min(N, K) tokens that the map covers.
 
@@ -40,13 +38,11 @@ def map_value_product(
         heads: query heads H, a multiple of S and of G.
         align: whether the map lies on the first (Eqs. 14-15) or the last (Eq. 16) M tokens.
         causal: lower triangle only (Eq. 11).
-        window: width of a sliding attention window, in tokens; None without one.
         position: False for the ¬P ablation.
-        pe: PE, if it was computed before.
     """
     size = min(w_a.shape[1], value.shape[2])
     if position:
-        w_a, w_b = position_factors(w_a, w_b, pe)
+        w_a, w_b = position_factors(w_a, w_b)
     # Row t of W_a makes row t of the map, and column t of W_b its column t. So what a shorter
     # sequence does not need is cut from the factors and never computed.
     if align == "start":
@@ -56,7 +52,7 @@ def map_value_product(
         value = value[:, :, value.shape[2] - size :]
     # The scale may go on any factor of the product; W_a has the fewest numbers.
     w_a = w_a if inverse_scale == 1 else w_a / inverse_scale
-    return factors_product(w_a, w_b, value, heads, causal=causal, window=window)
+    return factors_product(w_a, w_b, value, heads, causal=causal)
 
 
 def factors_product(
@@ -70,13 +66,8 @@ def factors_product(
 ) -> Float[Tensor, "B H M D"]:
     """tile(mask(left right)) · V, in the form that costs least on the device.
 
-    Args:
-        left: W_a with PE and scale, one for all samples or one for each.
-        right: W_b with PE, likewise.
-        value: values of the M tokens under the map.
-        heads: query heads H, a multiple of S and of G.
-        causal: lower triangle only (Eq. 11).
-        window: width of a sliding attention window, in tokens; None without one.
+    ``left`` is W_a with PE and scale, ``right`` W_b with PE; ``causal`` and ``window`` (in tokens)
+    are the mask.
     """
     size, rank, share = *left.shape[-2:], heads // value.shape[1]
     form = product_form(size, rank, share, causal=causal, window=window, device=value.device.type)
@@ -124,9 +115,7 @@ def _apply_map_gradients(map_: Tensor, value: Tensor, grad: Tensor) -> tuple[Ten
 
 
 def apply_map(
-    map_: Float[Tensor, "*B S T M"],
-    value: Float[Tensor, "B G M D"],
-    heads: int,
+    map_: Float[Tensor, "*B S T M"], value: Float[Tensor, "B G M D"], heads: int
 ) -> Float[Tensor, "B H T D"]:
     """Tile(map) · V, for one map of all samples or one map of each sample."""
     if map_.dim() == 3:

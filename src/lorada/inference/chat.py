@@ -74,7 +74,7 @@ def stream(
 class LayerEffect(NamedTuple):
     """What the map of the attention module ``layer`` did.
 
-    ``text`` is its effect size over all tokens that the layer read, of question and answer;
+    ``text`` is its relative norm over all tokens that the layer read, of question and answer;
     ``answer`` over the tokens alone that the answer's tokens were predicted from. An encoder reads
     no answer, and an encoder–decoder's decoder nothing else, so there both are the same.
     """
@@ -87,7 +87,7 @@ class LayerEffect(NamedTuple):
 def answer_effect(run: Run, written: Written) -> list[LayerEffect]:
     """Let a run read an answer with its question once more, and measure its maps.
 
-        effect size = ‖tile(Attn_s) V‖ / ‖Attn V‖ over the tokens (Frobenius)
+        relative norm = ‖tile(Attn_s) V‖ / ‖Attn V‖ over the tokens (Frobenius)
 
     It is measured without the maps themselves, which long texts would make large. A map with
     ``align="end"`` moves while the model writes; here it stands at the end of the text.

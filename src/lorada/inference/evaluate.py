@@ -200,6 +200,8 @@ def score(
             "score": None if value_by is None else as_score(value_by, by),
             "loss": loss,
             "metrics": {} if rows.protocol.lengths else one,
+            **({"group": rows.rows[index]["group"]} if "group" in rows.rows[index] and not windows
+               else {}),
             **({"cut": True} if cut and cut[index] else {}),
             **(_text_of(rows.rows[index], rows.form, run) if with_text and not windows else {}),
         })  # fmt: skip

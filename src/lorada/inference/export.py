@@ -62,7 +62,7 @@ from lorada.training.models.loading import model_folder
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import PoolingConfig
 from lorada.tuners.stack.merging import UnmergeableError
-from lorada.tuners.stack.nesting import named_for_transformers
+from lorada.tuners.stack.nested_layers import named_for_transformers
 from lorada.tuners.stack.shared_state import refuse_without_peft_model
 
 logger = logging.getLogger(__name__)

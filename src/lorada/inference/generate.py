@@ -27,7 +27,6 @@ from lorada.support.row_sources import Row
 from lorada.training.models.candidate_scores import accepted
 from lorada.training.models.loading import language_settings, refuse_long
 from lorada.training.models.refilled_cache import can_be_refilled
-from lorada.tuners.lmam import map_configs
 
 logger = logging.getLogger(__name__)
 
@@ -203,21 +202,18 @@ def reason_against(run: Run, settings: Settings) -> str | None:
     """Why answers with these settings may not come from a refilled batch; None if they may.
 
     Only what is known to give the same tokens as ``generate`` passes: decoders whose cache is keys
-    and values of all tokens, with greedy search. Maps with ``positions="raw"`` count pads, so an
-    answer depends on how the batch is padded.
+    and values of all tokens, with greedy search.
     """
     if run.kind != "decoder":
         return "it is an encoder–decoder"
-    model, maps = run.model, map_configs(run.model)
+    model = run.model
     if isinstance(model, PeftModel):
         config = model.peft_config[run.key]
         for part in getattr(config, "parts", [config]):
             # Learned prompts, and adapters that tokens switch on, are steps of PEFT's ``generate``.
             if part.is_prompt_learning or getattr(part, "alora_invocation_tokens", None):
                 return f"PEFT generates with its {part.peft_type.value} in a way of its own"
-        model, maps = model.get_base_model(), map_configs(model, run.key)
-    if any(part.positions == "raw" for part in maps):
-        return "its map has positions=raw"
+        model = model.get_base_model()
     # Only what takes the likeliest token each time is followed.
     settings = run.model.generation_config.to_diff_dict() | settings
     for name, value in settings.items():

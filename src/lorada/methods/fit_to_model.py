@@ -16,8 +16,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from lorada.attention.call import head_count
-from lorada.attention.interface import dispatches
-from lorada.attention.modules import self_attentions
+from lorada.attention.interface import dispatches, self_attentions
 from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import SHIFTED_ATTENTION, Method, Settings, part_class
@@ -48,11 +47,7 @@ _CALLED = (
 
 
 def refuse_undefined(method: Method, model_config: Any) -> None:
-    """Refuse a method that has nothing to train in a model.
-
-    Raises:
-        ValueError: saying what the method needs.
-    """
+    """Refuse a method that has nothing to train in a model."""
     rule = method.trainable
     picks, shifts = rule not in (None, "."), SHIFTED_ATTENTION in method.callbacks
     model = meta_model(model_config) if picks or shifts else None
@@ -69,11 +64,7 @@ def refuse_undefined(method: Method, model_config: Any) -> None:
 
 
 class ModelShape:
-    """What the settings of parts depend on in a model: its heads, tokens and matrices.
-
-    Args:
-        config: the transformers config of the model.
-    """
+    """What the settings of parts depend on in a model: its heads, tokens and matrices."""
 
     def __init__(self, config: Any) -> None:
         self._config = config
@@ -105,15 +96,9 @@ class ModelShape:
     def allowed(
         self, part: str, bound: Bound | None, settings: Settings
     ) -> tuple[Sequence[int], str]:
-        """The values that a setting of a part may have, and why it cannot have others.
+        """The values that a setting of a part may have, and the end of a sentence about others.
 
-        Args:
-            part: its name.
-            bound: what limits the setting.
-            settings: all settings of the part.
-
-        Returns:
-            The values from the smallest on, and the end of a sentence about another value.
+        ``bound`` is what limits the setting, ``settings`` are all those of the part.
         """
         if bound in ("tokens", "context", "length"):
             tokens: Any = getattr(self._config, "max_position_embeddings", None)
@@ -159,14 +144,8 @@ def fit_defaults(
 ) -> tuple[dict[str, Settings], list[str]]:
     """Replace the defaults that do not fit a model by the nearest values that do.
 
-    ``stated`` names the settings of each part that the user wrote, which are kept.
-
-    Returns:
-        The settings, and a sentence for each that was replaced.
-
-    Raises:
-        ValueError: for matrices that a part cannot be placed on, ranks that cannot be pruned, or a
-            setting that needs a call which no training here makes.
+    ``stated`` names the settings of each part that the user wrote, which are kept. Returns the
+    settings, and a sentence for each that was replaced.
     """
     model = ModelShape(model_config)
     found, sentences = {}, []
@@ -207,8 +186,6 @@ def _nearest(
     """
     if settings.get("ablation") == "full_rank" and key == "heads":
         return value, ""  # as many maps as heads
-    if settings.get("form", "position") != "position" and key == "length":
-        return value, ""  # a map in another form has no length
     sizes, why = model.allowed(part, bound, settings)
     if isinstance(sizes, list) and bound == "divides_heads":
         return min(sizes, key=lambda size: (abs(size - value), -size)), why
@@ -236,11 +213,7 @@ def _refuse_called(part: str, values: Settings) -> None:
 
 
 def refuse_no_pruning(init_r: int, target_r: int) -> None:
-    """Refuse ranks of AdaLoRA that leave nothing to prune, on which PEFT fails in training.
-
-    Raises:
-        ValueError: for a target that is not below the first rank.
-    """
+    """Refuse ranks of AdaLoRA that leave nothing to prune, on which PEFT fails in training."""
     if target_r >= init_r:
         raise ValueError(
             f"AdaLoRA: target_r={target_r} is not below init_r={init_r}, so there is nothing to "

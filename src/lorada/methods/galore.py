@@ -13,7 +13,6 @@ weight, and again after every ``refresh`` steps of that weight.
 "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection" (2024).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,18 +29,8 @@ class GaLoreAdamW(torch.optim.Optimizer):
     projector, in the dtype of the parameter. A parameter whose state is deleted starts again with a
     new projector.
 
-    Args:
-        params: parameters or groups; a group may have its own ``rank``, ``refresh``, ``scale``.
-        lr: η.
-        betas: Adam's.
-        eps: Adam's.
-        weight_decay: λ.
-        rank: r; None for plain AdamW.
-        refresh: steps from one projector to the next.
-        scale: α.
-
-    Raises:
-        ValueError: for a rank or refresh below 1, or a rank for what is not a matrix.
+    A group may have a ``rank`` r (else it gets plain AdamW), the steps from one projector to the
+    next (``refresh``) and α (``scale``).
     """
 
     def __init__(
@@ -51,36 +40,20 @@ class GaLoreAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        *,
-        rank: int | None = None,
-        refresh: int = 100,
-        scale: float = 1.0,
     ) -> None:
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
-            "rank": rank, "refresh": refresh, "scale": scale,
+            "rank": None, "refresh": 100, "scale": 1.0,
         }  # fmt: skip
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            for name in ("rank", "refresh"):
-                if group[name] is not None and group[name] < 1:
-                    raise ValueError(f"{name}={group[name]} must be at least 1")
-            shapes = [tuple(one.shape) for one in group["params"] if one.dim() != 2]
-            if group["rank"] is not None and shapes:
-                raise ValueError(f"rank={group['rank']} is for matrices, not for shape {shapes[0]}")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._update(parameter, group)
-        return loss
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state, gradient = self.state[parameter], parameter.grad
@@ -127,17 +100,9 @@ def galore(
 ) -> GaLoreAdamW:
     """Make the optimizer of OwLore: GaLore for the matrices of the layers, AdamW for the rest.
 
-    For the stock Trainer: ``Trainer(model, args, optimizers=(galore(model, args), None), ...)``.
-
-    Args:
-        model: with all parameters trainable that train at any time.
-        args: gives the learning rate, Adam's constants and the weight decay.
-        rank: r.
-        refresh: steps from one projector to the next.
-        scale: α.
-
-    Raises:
-        ValueError: if no matrix of a layer is trainable.
+    For the stock Trainer: ``Trainer(model, args, optimizers=(galore(model, args), None), ...)``,
+    with all parameters trainable that train at any time. ``refresh`` counts the steps from one
+    projector to the next.
     """
     matrices = {
         id(parameter)
@@ -160,13 +125,11 @@ def galore(
             {
                 "params": parameters,
                 "weight_decay": args.weight_decay if decay else 0.0,
-                "rank": rank if projected else None,
+                **({"rank": rank, "refresh": refresh, "scale": scale} if projected else {}),
             }
             for (projected, decay), parameters in groups.items()
         ],
         lr=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
-        refresh=refresh,
-        scale=scale,
     )

@@ -3,17 +3,106 @@
 The names of METHODS need neither torch nor PEFT.
 """
 
+import runpy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from lorada.methods.method import Method, part_path
-from lorada.methods.peft_methods import peft_method, peft_types
-from lorada.methods.table import METHODS
-from lorada.methods.unpublished_settings import UNPUBLISHED
+from lorada.methods.method import (
+    EVERY_FAMILY,
+    Method,
+    Settings,
+    Unpublished,
+    part_path,
+    peft_configs,
+)
+from lorada.methods.table import METHODS, QUERY_VALUE, UNPUBLISHED
 from lorada.support.errors import unknown_name
+
+OUTSIDE_LAYERS = "PEFT does not place it in the model's layers"
+NEEDS_TOKENS = "it trains the tokens that its config names, so it has no defaults"
+
+# Any norm, whatever a model calls it.
+_NORMS = r"(?i)(.*\.)?([^.]*norm[^.]*|ln_[^.]*)"
+# The matrices of tuners that are not meant for query and value: PEFT's choice, by role.
+_OTHER_TARGETS: dict[str, dict[str, list[str] | str]] = {
+    "beft": {
+        "llama": ["v_proj"], "roberta": ["value"], "deberta": ["value_proj"], "bart": ["v_proj"],
+    },
+    "ia3": {
+        "llama": ["k_proj", "v_proj", "down_proj"],
+        "roberta": ["key", "value", "output.dense"],
+        "deberta": ["key_proj", "value_proj", "output.dense"],
+        "bart": ["k_proj", "v_proj", "fc2"],
+    },
+    "ln_tuning": dict.fromkeys(EVERY_FAMILY, _NORMS),
+}  # fmt: skip
+
+
+@cache
+def peft_types() -> frozenset[str]:
+    """The lower-case names of the types that the installed PEFT lists.
+
+    Its one file with them is run alone: to import PEFT takes seconds, and a misspelt name is to be
+    answered at once.
+    """
+    package = find_spec("peft")
+    assert package is not None
+    assert package.origin is not None
+    listed = runpy.run_path(str(Path(package.origin).parent / "utils" / "peft_types.py"))
+    return frozenset(kind.name.lower() for kind in listed["PeftType"])
+
+
+def refusal(name: str) -> str:
+    """Why a config of PEFT is no method here; empty if it is one."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTuner
+
+    from lorada.tuners.stack.config import UNSTACKABLE
+
+    kind = name.upper()
+    tuner = {str(key.value): each for key, each in PEFT_TYPE_TO_TUNER_MAPPING.items()}.get(kind)
+    if tuner is None or not issubclass(tuner, BaseTuner):
+        return OUTSIDE_LAYERS
+    return NEEDS_TOKENS if kind == "TRAINABLE_TOKENS" else UNSTACKABLE.get(kind, "")
+
+
+def peft_names() -> list[str]:
+    """The tuners of the installed PEFT that are methods."""
+    return [name for name in peft_configs() if not refusal(name)]
+
+
+def peft_method(name: str) -> Method:
+    """The method of one tuner of PEFT."""
+    if reason := refusal(name):
+        raise ValueError(f"PEFT's {name} cannot be used as a method: {reason}")
+    config = peft_configs()[name]
+    parts = {family: {name: _settings(name, family)} for family in EVERY_FAMILY}
+    where = "the layers that PEFT chooses" if name in _OTHER_TARGETS else "query and value"
+    return Method(
+        f"PEFT's {config.__name__.removesuffix('Config')}",
+        name=name,
+        formula=f"see peft.{config.__name__}",
+        paper="https://huggingface.co/docs/peft",
+        source="PEFT's defaults",
+        unpublished=Unpublished(f"PEFT's defaults, on {where}", parts),
+    )
+
+
+def _settings(name: str, family: str) -> Settings:
+    targets = _OTHER_TARGETS.get(name, QUERY_VALUE)[family]
+    settings: Settings = {"target_modules": targets}
+    if name == "ia3":
+        settings["feedforward_modules"] = targets[-1:]
+    if name == "frod":
+        settings["progressbar"] = False
+    return settings
+
 
 SUM = "+"  # between the names of several methods whose parts make one adapter
 
@@ -52,20 +141,10 @@ def _single(name: str) -> Method:
 
 
 def _sum(name: str, methods: Sequence[Method]) -> Method:
-    """One method with the parts of several, in their order.
-
-    Raises:
-        ValueError: for a method without parts, a part that two of them have, or two that prepare
-            the adapter, bring an optimizer or set one training argument differently.
-    """
+    """One method with the parts of several, in their order."""
     for method in methods:
         if not method.part_names:
             raise ValueError(f"{name}: {method.name} has no parts, so it cannot be in a sum")
-    for field in ("prepare", "optimizer"):
-        having = [method.name for method in methods if getattr(method, field)]
-        if len(having) > 1:
-            both = " and ".join(having)
-            raise ValueError(f"{name}: {both} each bring their own {field}: leave one of them out")
     arguments: dict[str, Any] = {}
     for method in methods:
         for key, value in method.arguments.items():
@@ -84,7 +163,6 @@ def _sum(name: str, methods: Sequence[Method]) -> Method:
         name=name,
         callbacks=tuple(dict.fromkeys(each for method in methods for each in method.callbacks)),
         prepare=next((method.prepare for method in methods if method.prepare), None),
-        optimizer=next((method.optimizer for method in methods if method.optimizer), None),
         arguments=arguments,
         sizes={part: size for method in methods for part, size in method.sizes.items()},
         formula="; ".join(method.formula for method in methods),
@@ -101,9 +179,6 @@ def describe(name: str) -> dict[str, Any]:
         ``summary``, ``formula``, ``paper``, ``source``, ``parts`` (names), ``models`` (the kinds it
         has settings for), ``not_from_the_paper`` (kind of model → source of settings that are not
         from the paper), ``runs`` (what implements it) and ``settings`` (model → part → settings).
-
-    Raises:
-        ValueError: for an unknown method, with the nearest names.
     """
     method = method_named(name)
     settings = {**method.parts, **method.unpublished.parts}

@@ -129,9 +129,6 @@ def renamed(names: Sequence[str], home: Scheme, here: Scheme) -> list[str] | str
     Returns:
         A value for ``target_modules``: a list, or a regex where one name ends another. BERT's
         ``output.dense`` in a list would match ``attention.output.dense`` too.
-
-    Raises:
-        ValueError: for a name that ``home`` does not have.
     """
     found: dict[str, None] = {}
     for name in names:

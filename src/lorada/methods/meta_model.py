@@ -24,11 +24,7 @@ _BASE = (AutoModel, MODEL_MAPPING)
 
 
 def meta_model(model_config: Any, attention: str | None = None) -> PreTrainedModel | None:
-    """A model of this config on the meta device; None where transformers has no class for it.
-
-    Raises:
-        Exception: of any class, for an implementation of attention that the model cannot have here.
-    """
+    """A model of this config on the meta device; None where transformers has no class for it."""
     for auto, known in (_AUTO.get(family_of(model_config), _BASE), _BASE):
         if type(model_config) not in known:
             continue  # otherwise the auto class would import every model before it fails

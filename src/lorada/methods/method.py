@@ -63,59 +63,44 @@ def part_path(part: str) -> str:
 
 @dataclass(frozen=True)
 class Unpublished:
-    """Settings of a method for kinds of model for which the paper gives none.
+    """Settings of a method for kinds of model for which the paper gives none."""
 
-    Attributes:
-        source: where they come from.
-        parts: family → part → settings; those of ``roberta`` are used for DeBERTa too.
-    """
-
-    source: str = ""
+    source: str = ""  # where they come from
+    # Family → part → settings; those of ``roberta`` are used for DeBERTa too.
     parts: PartsByModel = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method: parts with their settings, or a rule for which parameters train.
+    """A method: parts with their settings, or a rule for which parameters train."""
 
-    Attributes:
-        summary: one line for ``lorada methods``.
-        parts: kind of model (a family, or a model of ``support.models.MODELS``) → part → settings;
-            empty for a method without an adapter.
-        trainable: regex of the names of the base's parameters that train; None for an adapter.
-        trains: what messages call those parameters.
-        with_head: regex of further parameters that train but, like the task head, do not count.
-        callbacks: Trainer callbacks that the method needs, as ``module:name``.
-        prepare: ``module:name`` of a function that completes the config with the help of the model
-            and its data: called with model, batches and ``config=``, it returns the config.
-        optimizer: ``module:name`` of a function that makes the method's own optimizer from model
-            and TrainingArguments.
-        arguments: TrainingArguments that the method changes.
-        sizes: part → the setting that leaves the part out when it is 0.
-        formula: what it computes or how it updates, in one line of plain text.
-        paper: link to the paper of the method.
-        source: where the settings come from.
-        name: the name it was looked up by; ``method_named`` fills it in.
-        unpublished: settings for further kinds of model; ``method_named`` fills them in.
-        summands: the methods of a sum, such as ``ia3+lora``, in the order of their parts; empty
-            for any other method.
-    """
-
-    summary: str
+    summary: str  # one line for ``lorada methods``
+    # Kind of model (a family, or a model of ``support.models.MODELS``) → part → settings; empty for
+    # a method without an adapter.
     parts: PartsByModel = field(default_factory=dict)
+    # Regex of the names of the base's parameters that train; None for an adapter.
     trainable: str | None = None
-    trains: str = "parameters"
+    trains: str = "parameters"  # what messages call those parameters
+    # Regex of further parameters that train but, like the task head, do not count.
     with_head: str | None = None
-    callbacks: tuple[str, ...] = ()
+    callbacks: tuple[str, ...] = ()  # Trainer callbacks that the method needs, as ``module:name``
+    # ``module:name`` of a function that completes the config with the help of the model and its
+    # data: called with model, batches and ``config=``, it returns the config.
     prepare: str | None = None
+    # ``module:name`` of a function that makes the method's own optimizer from model and
+    # TrainingArguments.
     optimizer: str | None = None
-    arguments: Settings = field(default_factory=dict)
+    arguments: Settings = field(default_factory=dict)  # TrainingArguments that the method changes
+    # Part → the setting that leaves the part out when it is 0.
     sizes: dict[str, str] = field(default_factory=dict)
-    formula: str = ""
-    paper: str = ""
-    source: str = ""
-    name: str = ""
+    formula: str = ""  # what it computes or how it updates, in one line of plain text
+    paper: str = ""  # link to the paper of the method
+    source: str = ""  # where the settings come from
+    name: str = ""  # the name it was looked up by; ``method_named`` fills it in
+    # Settings for further kinds of model; ``method_named`` fills them in.
     unpublished: Unpublished = Unpublished()
+    # The methods of a sum, such as ``ia3+lora``, in the order of their parts; empty for any other
+    # method.
     summands: "tuple[Method, ...]" = ()
 
     @property

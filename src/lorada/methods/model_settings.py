@@ -28,25 +28,15 @@ WRITTEN_FOR: dict[str, str] = {
 
 @dataclass(frozen=True)
 class ChosenSettings:
-    """The settings of a method for one kind of model.
+    """The settings of a method for one kind of model."""
 
-    Attributes:
-        homes: part name → the model type whose names of matrices its settings use.
-        parts: part name → settings.
-        source: where they come from, in words.
-    """
-
-    homes: Mapping[str, str]
-    parts: Mapping[str, Settings]
-    source: str
+    homes: Mapping[str, str]  # part name → the model type whose names of matrices its settings use
+    parts: Mapping[str, Settings]  # part name → settings
+    source: str  # where they come from, in words
 
 
 def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
-    """Choose a method's settings for a model: the model's own, its family's, or unpublished ones.
-
-    Raises:
-        ValueError: if the method has no settings for a model of this kind.
-    """
+    """A method's settings for a model: the model's own, its family's, or unpublished ones."""
     if method.summands:
         return _joined([(m.name, choose_settings(m, model_config)) for m in method.summands])
     family, model_type = family_of(model_config), model_config.model_type
@@ -92,11 +82,7 @@ def _source(source: str, home: str, model_type: str) -> str:
 def settings_for(
     chosen: ChosenSettings, stated: Mapping[str, Settings], model_config: Any
 ) -> dict[str, Settings]:
-    """Translate chosen settings for a model, and put the user's (``stated``) in their place.
-
-    Raises:
-        ValueError: for a model with unknown names of matrices, if the user gives none.
-    """
+    """Translate chosen settings for a model, and put the user's (``stated``) in their place."""
     found: dict[str, Settings] = {}
     here: Scheme | None = None
     for part, values in chosen.parts.items():
@@ -143,9 +129,6 @@ def scheme_of(model_config: Any, wanted: str) -> Scheme:
     """The names of a model's matrices: those of its type, or of a type with the same linear layers.
 
     ``wanted`` is the setting that needs the names; the error tells the user to give it.
-
-    Raises:
-        ValueError: if there is no such type.
     """
     model_type = model_config.model_type
     if model_type in SCHEMES:

@@ -34,14 +34,6 @@ ALSO_CALLED = {
 }  # fmt: skip
 
 
-# What ``init_lora_weights`` may begin with in PEFT, although its type does not say so, and why a
-# run cannot have it.
-NO_INIT = {
-    "pissa_niter_": "its random SVD gives another base at each load",
-    "lora_ga": "it needs gradients of the base before LoRA is placed on it",
-}
-
-
 @cache
 def settings_of(section: str) -> dict[str, Any]:
     """The settings of a section, each with its type."""
@@ -62,12 +54,7 @@ def settings_of(section: str) -> dict[str, Any]:
 
 
 def checked(section: str, name: str, value: Any) -> Any:
-    """Check a value against the type of its setting and convert it, such as ``"1e-3"`` to 0.001.
-
-    Raises:
-        ValueError: for a setting that the section does not have (with the nearest names), or a
-            value of another type.
-    """
+    """Check a value against the type of its setting and convert it, such as ``"1e-3"`` to 0.001."""
     types = settings_of(section)
     if name not in types:
         raise _unknown(f"setting of {section}", name, types, f"{section}.")
@@ -81,9 +68,6 @@ def checked(section: str, name: str, value: Any) -> Any:
         found = adapter.validate_python(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].lower()
-        for start, why in NO_INIT.items():
-            if name == "init_lora_weights" and str(value).startswith(start):
-                reason = f"a run cannot begin so, as {why}: leave it out"
         raise ValueError(f"{section}.{name}={value!r}: {reason}") from error
     if isinstance(value, bool) and type(found) in (int, float):
         return value  # pydantic takes a bool for a number; the class of the section refuses it
@@ -92,15 +76,9 @@ def checked(section: str, name: str, value: Any) -> Any:
 
 
 def owner_of(key: str, sections: Iterable[str], also: Iterable[str] = ()) -> str:
-    """The one section that has the setting ``key``.
+    """The one section that has the setting ``key``, a bare name such as ``rank``.
 
-    Args:
-        key: a bare name, such as ``rank``.
-        sections: where to look.
-        also: further valid names, for the hint of the error.
-
-    Raises:
-        ValueError: if no section has it (with the nearest names), or several (with the full keys).
+    ``also`` are further valid names, for the hint of the error.
     """
     known = {section: settings_of(section) for section in sections}
     owners = [section for section, names in known.items() if key in names]
@@ -122,11 +100,7 @@ def _unknown(kind: str, name: str, known: Collection[str], section: str = "") ->
 
 
 def part_overrides(parts: Collection[str], overrides: Mapping[str, Any]) -> dict[str, Settings]:
-    """Sort overrides by part: ``{"lmam": {"rank": 4}}`` from ``lmam={"rank": 4}`` or ``rank=4``.
-
-    Raises:
-        ValueError: for a setting that no part has or that several have, or a value of another type.
-    """
+    """Sort overrides by part: ``{"lmam": {"rank": 4}}`` from ``lmam={"rank": 4}`` or ``rank=4``."""
     found: dict[str, Settings] = {part: {} for part in parts}
     for key, value in overrides.items():
         of_part = key in found and isinstance(value, dict)

@@ -33,6 +33,7 @@ class Line(BaseModel):
             is minus itself; null if it is not a finite number.
         loss: the row's loss in nats (a number's: its squared error); null if none is measured.
         metrics: further, what ``row_metrics`` says of the row.
+        group: further, what the row shares with others, if its file says so.
         cut: further, true for a text that was cut at the most tokens of an answer.
     """
 

@@ -35,11 +35,11 @@ from lorada.support.processes import process_count
 from lorada.training.arguments import argument_errors, held_out_metrics, training_arguments
 from lorada.training.callbacks import RunCallback
 from lorada.training.device_settings import loading_device
-from lorada.training.effect_size import EffectSize
 from lorada.training.inputs import PreparedTraining
 from lorada.training.models.adapters import Base, adapt, load_base, saved_names
 from lorada.training.models.loading import language_settings, refuse_long, stretched
 from lorada.training.packing import PackedCollator, pack, refuse_mixing
+from lorada.training.relative_norm import RelativeNorm
 from lorada.training.trainer import (
     ChoiceTrainer,
     RunTrainer,
@@ -239,9 +239,9 @@ def make_trainer(
         data_collator=pad,
         callbacks=callbacks,
     )
-    # EffectSize adds to a log line, so it must see the line before any logger does.
+    # RelativeNorm adds to a log line, so it must see the line before any logger does.
     listeners = trainer.callback_handler.callbacks
-    listeners.sort(key=lambda callback: not isinstance(callback, EffectSize))
+    listeners.sort(key=lambda callback: not isinstance(callback, RelativeNorm))
     return trainer
 
 

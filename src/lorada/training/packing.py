@@ -13,7 +13,6 @@ from torch import nn
 
 from lorada.data.dataset import dataset_of, token_counts
 from lorada.data.tokenize import IGNORED
-from lorada.tuners.lmam import map_configs
 
 
 def best_fit(lengths: list[int], room: int) -> list[list[int]]:
@@ -79,10 +78,6 @@ def refuse_mixing(model: nn.Module, batch_size: int) -> None:
 
     ``batch_size`` counts sequences, as flash kernels keep rows apart only in a batch of one.
     """
-    if any(part.positions == "raw" for part in map_configs(model)):
-        raise ValueError(
-            "packing=true: with lmam.positions=raw one map covers all rows of a sequence"
-        )
     device, training = next(model.parameters()).device, model.training
     model.eval()
     ids = torch.tensor([[5, 6, 7, 8, 9]], device=device).expand(batch_size, -1)

@@ -41,7 +41,7 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
 
     Returns:
         ``trainable`` (p, what is trained and saved, without a task head), ``total`` (N, those of
-        the base), ``percent`` (100 p/N), ``percent_of_all`` (100 p/(N+p)) and ``settings_from``
+        the base), ``percent`` of them, ``percent_of_all`` (with the adapter) and ``settings_from``
         (where the settings of the method come from, in words).
     """
     config = load_config(recipe.model)

@@ -44,11 +44,11 @@ from lorada.training.arguments import argument_errors
 from lorada.training.build_trainer import Setup, set_up
 from lorada.training.callbacks import SaveOnInterrupt, refuse_broken
 from lorada.training.device_settings import as_it_trains
-from lorada.training.effect_size import EffectSize
 from lorada.training.inputs import PreparedTraining, prepare_training
 from lorada.training.model_card import write_card, write_model_card
 from lorada.training.models.adapters import fold_prefixes, parameter_counts, save_beside, save_part
 from lorada.training.models.loading import weights_fingerprint
+from lorada.training.relative_norm import RelativeNorm
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _train(
 ) -> Trained:
     run = Path(recipe.output)
     again = AGAIN + quote(str(run))
-    effect, interrupt = EffectSize(), SaveOnInterrupt()
+    effect, interrupt = RelativeNorm(), SaveOnInterrupt()
     with all_or_none():
         prepared = prepare_training(recipe)
     with all_or_none():
@@ -245,14 +245,14 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
     """The fields of ``result.json`` without those that ``train`` adds; ``peak`` is in bytes."""
     recipe, rows, plan = prepared.recipe, prepared.rows, prepared.plan
     state, base, scale = setup.trainer.state, setup.base, setup.scale
-    shown = ["step", "loss", "eval_loss", *setup.measured, "effect_size", "grad_norm"]
+    shown = ["step", "loss", "eval_loss", *setup.measured, "relative_norm", "grad_norm"]
     history = [
         {key: entry[key] for key in shown if key in entry}
         for entry in state.log_history
         if "loss" in entry or "eval_loss" in entry
     ]
     counts = parameter_counts(setup.model, base.total, base.head, plan.with_head)
-    effects = [entry["effect_size"] for entry in history if "effect_size" in entry]
+    effects = [entry["relative_norm"] for entry in history if "relative_norm" in entry]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     limit = answer_limit(
         rows, recipe, prepared.tokenizer, prepared.kind, context_of(base.model.config)
@@ -287,7 +287,7 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
         "steps": state.global_step,
         "peak_memory_bytes": peak,
         "train_loss": losses[-1] if losses else None,
-        "effect_size": effects[-1] if effects else None,
+        "relative_norm": effects[-1] if effects else None,
         "metrics": {},
         "unparsable": None,
         "history": history,

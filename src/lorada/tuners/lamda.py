@@ -4,7 +4,7 @@
 
 Azizi et al., "LaMDA: Large Model Fine-Tuning via Spectrally Decomposed Low-Dimensional Adaptation"
 (2024). A (r, in) is frozen and M (r, r) trains. B (out, r) trains at first;
-``methods.callbacks.lamda`` freezes its columns one after another.
+``methods.callbacks.lamda_schedule`` freezes its columns one after another.
 
 With ``init="spectral"``, B, M and A start at U_r, Σ_r and V_rᵀ, the leading singular directions of
 W = U Σ Vᵀ. The paper then subtracts s · U_r Σ_r V_rᵀ from W. Here W does not change, and U_r Σ_r is
@@ -14,31 +14,20 @@ U_r Σ_r.
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorada.functional.precision import no_autocast, wide
-from lorada.tuners.base.config import (
-    LoradaPeftConfig,
-    register,
-    require_choice,
-    require_count,
-    require_positive,
-)
-from lorada.tuners.base.delta_layer import (
-    DeltaLayer,
-    DeltaModel,
-    check_ranks,
-    plain_weight,
-    rank_of,
-)
-from lorada.tuners.base.entries import Entries, FrozenEntries
-from lorada.tuners.base.linears import linear_of
+from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, register
+from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
+from lorada.tuners.base.layer import Entries, FrozenEntries
+from lorada.tuners.base.linears import linear_of, plain_weight
 
 # The randomised decomposition computes this many more directions than it returns, and refines them
 # in this many steps.
@@ -60,26 +49,15 @@ class LamdaConfig(LoradaPeftConfig):
         target_modules: names or a regex of the linear layers; None for all of every layer.
         exclude_modules: names or a regex of modules to leave out.
         rank_pattern: ranks that differ from ``rank``, by module name or pattern.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
-    rank: int = field(default=32)
-    scale: float = field(default=1.0)
-    init: str = field(default="spectral")
-    ranks: str = field(default="uniform")
+    rank: Count = field(default=32)
+    scale: Number = field(default=1.0)
+    init: Literal["spectral", "released"] = field(default="spectral")
+    ranks: Literal["uniform", "energy"] = field(default="uniform")
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_count(self, "rank")
-        require_positive(self, "scale")
-        require_choice(self, "init", ("spectral", "released"))
-        require_choice(self, "ranks", ("uniform", "energy"))
-        check_ranks(self, smallest=1)
+    rank_pattern: dict[str, Count] = field(default_factory=dict)
 
 
 class LamdaLayer(DeltaLayer):
@@ -104,13 +82,10 @@ class LamdaLayer(DeltaLayer):
     def update_layer(
         self, adapter_name: str, config: LamdaConfig, model: nn.Module, key: str
     ) -> None:
-        """Create the matrices of an adapter.
-
-        Raises:
-            ValueError: for a rank that is larger than the weight, or a quantised weight.
-        """
+        """Create the matrices of an adapter."""
         self.configs[adapter_name] = config
-        width_in, width_out, rank = self.in_features, self.out_features, rank_of(config, key)
+        width_in, width_out, ranks = self.in_features, self.out_features, config.rank_pattern
+        rank = ranks.get(get_pattern_key(ranks, key), config.rank)
         if rank > min(width_in, width_out):
             raise ValueError(
                 f"rank={rank} is more than a weight of {width_out} × {width_in} has: "
@@ -153,10 +128,6 @@ class LamdaLayer(DeltaLayer):
             left = self.left_factor(name)
         return F.linear(hidden, left.to(down.dtype)) * self.configs[name].scale
 
-    def delta(self, name: str) -> Tensor:
-        """The matrix s · (B M − U_r Σ_r) A."""
-        return self.left_factor(name) @ wide(self.lora_A(name)) * self.configs[name].scale
-
     def left_factor(self, name: str) -> Tensor:
         """B M − U_r Σ_r (out, r), in float32 or wider; B M if the start was not spectral."""
         product = wide(self.lora_B(name)) @ wide(self.lora_M(name))
@@ -192,9 +163,6 @@ def weight_of(module: nn.Module, wish: str) -> Tensor | None:
     """The weight (out, in) of a linear layer, wrapped or not; None for other modules.
 
     ``wish`` is the use of the weight, for the error.
-
-    Raises:
-        ValueError: if it is quantised.
     """
     linear = linear_of(module)
     if linear is None:

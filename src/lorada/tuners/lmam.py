@@ -8,7 +8,7 @@ it in each self-attention module, as the child ``lmam``. ``lorada.attention`` co
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -23,19 +23,14 @@ from lorada.attention.forward_inputs import (
     ForwardListener,
     forward_listener,
 )
-from lorada.attention.hooks import hooks_for
+from lorada.attention.hooks import HOOKS, hooks_for
+from lorada.attention.interface import attention_classes, can_hold_map, self_attentions
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.functional.precision import wide
-from lorada.tuners.base.attached_layer import AttachedLayer
-from lorada.tuners.base.config import (
-    LoradaPeftConfig,
-    register,
-    require_choice,
-    require_count,
-    require_positive,
-)
-from lorada.tuners.base.entries import Entries, FrozenEntries, warn_of_rounding
-from lorada.tuners.base.tuner import AttachedModel, SelfAttentionModel
+from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, register
+from lorada.tuners.base.layer import AttachedLayer, Entries, FrozenEntries, warn_of_rounding
+from lorada.tuners.base.linears import within_layer
+from lorada.tuners.base.tuner import AttachedModel
 
 
 @dataclass
@@ -51,12 +46,10 @@ class LmamConfig(LoradaPeftConfig):
             others; with the default the map learns at common learning rates (docs/paper.md).
         align: ``start`` lays the map on the first ``length`` tokens of a sample (Eqs. 14-15),
             ``end`` on the last (Eq. 16).
-        positions: ``token`` counts real tokens; ``raw`` counts positions of the padded batch, so
-            that padding counts too, as in the paper's code.
         ablation: ``no_negative``, ``softmax``, ``full_rank`` or ``no_position`` (Table 9); or
-            ``softmax_with_future`` or ``softmax_then_cut``, other readings of that softmax
-            (``softmax_map``). They give weight to later tokens, which decoding step by step does
-            not have, so it gives other outputs than a forward of the whole text.
+            ``softmax_with_future``, the literal reading of that softmax (``softmax_map``). It gives
+            weight to later tokens, which decoding step by step does not have, so that gives other
+            outputs than a forward of the whole text.
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
             ``zero_left`` the other way round, so that a query that no training row had gets exactly
             nothing; ``normal`` draws both from N(0, 0.02²), which leaves PE alone in the map.
@@ -65,37 +58,23 @@ class LmamConfig(LoradaPeftConfig):
         target_modules: names of self-attention modules; None for all of them.
         exclude_modules: names or a regex of modules to leave out.
         stacks: ``encoder`` and/or ``decoder`` of an encoder-decoder model; None for both.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
-    rank: int = field(default=2)
-    length: int = field(default=128)
-    heads: int | None = field(default=None)
-    inverse_scale: float = field(default=1.0)
+    rank: Count = field(default=2)
+    length: Count = field(default=128)
+    heads: Count | None = field(default=None)
+    inverse_scale: Number = field(default=1.0)
     align: Align = field(default="start")
-    positions: str = field(default="token")
     ablation: Ablation | None = field(default=None)
-    init: str = field(default="zero")
-    map_learning_rate: float | None = field(default=5e-3)
+    init: Literal["zero", "zero_left", "normal"] = field(default="zero")
+    map_learning_rate: Number | None = field(default=5e-3)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
     stacks: list[str] | None = field(default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_count(self, "rank", "length")
-        require_positive(self, "inverse_scale")
         self.inverse_scale = float(self.inverse_scale)  # 255 in a recipe, 255.0 in the maths
-        if self.heads is not None:
-            require_count(self, "heads")
-        if self.map_learning_rate is not None:
-            require_positive(self, "map_learning_rate")
-        require_choice(self, "align", get_args(Align))
-        require_choice(self, "positions", ("token", "raw"))
-        require_choice(self, "ablation", (None, *get_args(Ablation)))
-        require_choice(self, "init", ("zero", "zero_left", "normal"))
         if self.ablation == "full_rank" and self.init != "zero":
             raise ValueError(
                 f"init={self.init!r} has no meaning for ablation='full_rank', whose one matrix "
@@ -145,12 +124,7 @@ class LmamLayer(AttachedLayer):
         interface.install()
 
     def update_layer(self, adapter_name: str, config: LmamConfig, model: nn.Module) -> None:
-        """Create the factors of an adapter.
-
-        Raises:
-            ValueError: if ``heads`` does not divide the attention heads, or if the module is split
-                over devices.
-        """
+        """Create the factors of an adapter."""
         total = head_count(self.host)
         heads = total if config.heads is None or config.ablation == "full_rank" else config.heads
         if total % heads:
@@ -242,7 +216,7 @@ class LmamLayer(AttachedLayer):
         factors = tuple(getattr(self, each)(name) for each in names)
         known = name in self._pe and self._pe[name].device == factors[0].device  # else offloaded
         pe = self._pe[name] if known else None
-        settings = config.align, config.positions, config.ablation
+        settings = config.align, config.ablation
         return AttentionMap(factors, inverse_scale, *settings, pe=pe)
 
     def bake(self) -> None:
@@ -273,12 +247,29 @@ class LmamLayer(AttachedLayer):
         return self
 
 
-class LmamModel(SelfAttentionModel, AttachedModel):
+class LmamModel(AttachedModel):
     """Places a map on every self-attention module that an ``LmamConfig`` names."""
 
     child = CHILD
     host_kind = "a self-attention module that can hold a map"
     tuner_layer_cls = LmamLayer
+
+    def can_host(self, module: nn.Module) -> bool:
+        """Whether a map would reach the attention of this module."""
+        return can_hold_map(module)
+
+    def candidates(self, config: Any) -> list[str]:
+        """Names, within a layer, of the self-attention modules of this model."""
+        return sorted({within_layer(name) for name in self_attentions(self.model)})
+
+    def no_host(self, config: Any) -> str:
+        """Which modules would do, and which attention the model has."""
+        known = sorted(name.partition(".")[2] for name in HOOKS)
+        return (
+            f"no self-attention module of {type(self.model).__name__} dispatches through "
+            f"transformers' attention interface or is one of {', '.join(known)}; "
+            f"found {attention_classes(self.model) or 'none'}"
+        )
 
     def bake(self) -> None:
         """Compute every map once, for inference (the paper's offline Attn_s)."""

@@ -12,23 +12,17 @@ Shapes: E experts, r rank, d width of the output.
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorada.functional.precision import no_autocast, wide
-from lorada.tuners.base.config import (
-    LoradaPeftConfig,
-    register,
-    require_choice,
-    require_count,
-    require_positive,
-    require_rate,
-)
-from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel, plain_weight
-from lorada.tuners.base.entries import Entries
+from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, Rate, register
+from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
+from lorada.tuners.base.layer import Entries
+from lorada.tuners.base.linears import plain_weight
 
 FFN = ["gate_proj", "up_proj", "down_proj"]
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
@@ -53,31 +47,24 @@ class OmoeConfig(LoradaPeftConfig):
         target_modules: names or a regex of the linear layers that get experts; None for the three
             of the FFN of LLaMA-like models.
         exclude_modules: names or a regex of modules to leave out.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
-    experts: int = field(default=2)
-    rank: int = field(default=16)
-    alpha: float = field(default=32.0)
-    dropout: float = field(default=0.05)
+    experts: Count = field(default=2)
+    rank: Count = field(default=16)
+    alpha: Number = field(default=32.0)
+    dropout: Rate = field(default=0.05)
     use_dora: bool = field(default=True)
-    routing: str = field(default="soft")
+    routing: Literal["soft", "top2"] = field(default="soft")
     normalize: bool = field(default=False)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_count(self, "experts", "rank")
-        require_positive(self, "alpha")
-        require_choice(self, "routing", ("soft", "top2"))
         if self.routing == "top2" and self.experts < 2:
             raise ValueError(
                 f"routing='top2' needs two experts or more, not experts={self.experts}"
             )
-        require_rate(self, "dropout")
 
     @property
     def starts_as_base(self) -> bool:
@@ -98,11 +85,7 @@ class OmoeLayer(DeltaLayer):
     def update_layer(
         self, adapter_name: str, config: OmoeConfig, model: nn.Module, key: str
     ) -> None:
-        """Create the experts and the router of an adapter.
-
-        Raises:
-            ValueError: for a quantised weight.
-        """
+        """Create the experts and the router of an adapter."""
         plain_weight(self.adapted, f"OMoE on {key}")
         down = self.new_weight(config.experts, config.rank, self.in_features)
         up = self.new_weight(config.experts, self.out_features, config.rank)
@@ -169,16 +152,8 @@ def row_norms(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """The norm of each row of W + s B_i A_i, without a copy of W or a matrix of its size.
 
     Its square is ‖W‖² + 2s (W Aᵀ)·B + s² (B A Aᵀ)·B, row by row. DoRA treats the norm as constant,
-    so no gradient is computed.
-
-    Args:
-        weight: W (out, in).
-        down: A (E, r, in).
-        up: B (E, out, r).
-        scale: s.
-
-    Returns:
-        The norms (E, out), in float32 or wider.
+    so no gradient is computed. W is (out, in), A (E, r, in) and B (E, out, r); the norms are
+    (E, out), in float32 or wider.
     """
     with no_autocast(weight.device):
         down, up = wide(down), wide(up)

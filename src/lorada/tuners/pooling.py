@@ -21,11 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention.hooks import FollowingHook
-from lorada.tuners.base.attached_layer import AttachedLayer
-from lorada.tuners.base.config import LoradaPeftConfig, register, require_choice
+from lorada.tuners.base.config import LoradaPeftConfig, register
+from lorada.tuners.base.layer import AttachedLayer
 from lorada.tuners.base.tuner import AttachedModel
 
-POOLINGS = ("mean", "cls")
 CHILD = "pooling"
 
 # The type of a model → the module whose output becomes p. Empty: the vector that the backbone
@@ -47,16 +46,9 @@ class PoolingConfig(LoradaPeftConfig):
     Attributes:
         pooling: ``mean`` for the mean of the tokens' last hidden states, ``cls`` for that of the
             first token; padding is no token.
-
-    Raises:
-        ValueError: for another value.
     """
 
-    pooling: str = field(default="mean")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice(self, "pooling", POOLINGS)
+    pooling: Literal["mean", "cls"] = field(default="mean")
 
     @property
     def starts_as_base(self) -> bool:
@@ -67,15 +59,8 @@ class PoolingConfig(LoradaPeftConfig):
 def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     """One vector p (B, d) for each text, from its last hidden states (B, T, d).
 
-    The mean is computed in fp32 or better, and hidden states of padding are never touched.
-
-    Args:
-        hidden: the last hidden states.
-        mask: the attention mask (B, T), not 0 where there is a token; None for tokens everywhere.
-        pooling: one of ``POOLINGS``.
-
-    Raises:
-        ValueError: for a mask of another shape.
+    The mean is computed in fp32 or better, and hidden states of padding are never touched. ``mask``
+    (B, T) is not 0 where there is a token.
     """
     if mask is None:
         return hidden.mean(1) if pooling == "mean" else hidden[:, 0]
@@ -176,11 +161,7 @@ def backbone_of(model: nn.Module) -> nn.Module | None:
 
 
 def reader_of(model: nn.Module) -> Literal["", "classifier", "pooler"]:
-    """The entry of ``READERS`` for a model.
-
-    Raises:
-        ValueError: for a model with no head, or one of another kind.
-    """
+    """The entry of ``READERS`` for a model."""
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     refuse_type(kind)
     reader = READERS[kind]
@@ -198,23 +179,15 @@ def reader_of(model: nn.Module) -> Literal["", "classifier", "pooler"]:
 
 
 def refuse_type(model_type: str) -> None:
-    """Refuse a type of model whose head is not known.
-
-    Raises:
-        ValueError: with the types that are.
-    """
+    """Refuse a type of model whose head is not known."""
     if model_type not in READERS:
         raise ValueError(
             f"pooling is for the heads of {', '.join(READERS)}, not of {model_type}: leave it out"
         )
 
 
-def attach(model: nn.Module, pooling: str) -> PoolingLayer:
-    """Put a pooling on a model that has no adapter.
-
-    Raises:
-        ValueError: for a model with no head, or one of another kind.
-    """
+def attach(model: nn.Module, pooling: Any) -> PoolingLayer:
+    """Put a pooling on a model that has no adapter."""
     reader_of(model)
     host: Any = backbone_of(model)
     layer = PoolingLayer(host, model)
@@ -225,7 +198,7 @@ def attach(model: nn.Module, pooling: str) -> PoolingLayer:
 
 
 @contextmanager
-def attached(model: nn.Module, pooling: str | None) -> Iterator[None]:
+def attached(model: nn.Module, pooling: Any) -> Iterator[None]:
     """Put a pooling on a model in a ``with`` block; None for none."""
     layer = None if pooling is None else attach(model, pooling)
     try:

@@ -9,8 +9,8 @@ serves all self-attentions of the encoder, one those of the decoder, and one all
     [P_k; P_v] of all these modules = W_2 tanh(W_1 E + b_1) + b_2,    E ∈ R^{l×d}
 
 ``PrefixLayer`` is the child ``prefix`` of an attention module. It holds P_k and P_v, or the rows of
-W_2 and b_2 that compute them; ``PrefixNetwork`` holds E, W_1 and b_1. ``attention.prefix`` puts P_k
-and P_v before the keys and values.
+W_2 and b_2 that compute them; ``PrefixNetwork`` holds E, W_1 and b_1.
+``attention.prefix_keys`` puts P_k and P_v before the keys and values.
 """
 
 import math
@@ -26,12 +26,11 @@ from torch import Tensor, nn
 from lorada.attention import interface
 from lorada.attention.attend import PREFIX_CHILD
 from lorada.attention.call import Prefix, head_count
-from lorada.attention.deberta_prefix import ReplacedForward, is_disentangled
-from lorada.attention.modules import CROSS_ATTENTION, attention_classes
+from lorada.attention.interface import CROSS_ATTENTION, attention_classes
+from lorada.attention.prefix_keys import ReplacedForward, is_disentangled
 from lorada.functional.precision import no_autocast
-from lorada.tuners.base.attached_layer import AttachedLayer, head_width, hidden_width
-from lorada.tuners.base.config import LoradaPeftConfig, register, require_count, require_positive
-from lorada.tuners.base.entries import Entries
+from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, register
+from lorada.tuners.base.layer import AttachedLayer, Entries, head_width, hidden_width
 from lorada.tuners.base.tuner import AttachedModel
 
 
@@ -52,24 +51,14 @@ class PrefixConfig(LoradaPeftConfig):
         target_modules: names of attention modules; None for all, cross-attention included.
         exclude_modules: names or a regex of modules to leave out.
         stacks: ``encoder`` and/or ``decoder`` of an encoder-decoder model; None for both.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
-    length: int = field(default=30)
-    projection: int | None = field(default=None)
-    initial_std: float = field(default=0.02)
+    length: Count = field(default=30)
+    projection: Count | None = field(default=None)
+    initial_std: Number = field(default=0.02)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
     stacks: list[str] | None = field(default=None)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_count(self, "length")
-        require_positive(self, "initial_std")
-        if self.projection is not None:
-            require_count(self, "projection")
 
     @property
     def starts_as_base(self) -> bool:
@@ -147,7 +136,9 @@ class PrefixLayer(PrefixPart):
     def update_layer(self, adapter_name: str, config: PrefixConfig, model: nn.Module) -> None:
         """Create the parameters of an adapter for the key/value heads of the host."""
         self.configs[adapter_name] = config
-        width, new = key_width(self.host), partial(_new, self.device_for_weights(model))
+        groups = int(getattr(self.host, "num_key_value_groups", 1))
+        width = head_width(self.host) * head_count(self.host) // groups  # G·D
+        new = partial(_new, self.device_for_weights(model))
         if config.projection is None:
             std = config.initial_std if config.init_weights else 1.0
             for parameters in (self.lora_key, self.lora_value):
@@ -280,12 +271,6 @@ def network_set(key: str) -> str:
     if any(cross in names for cross in CROSS_ATTENTION):
         return "cross"
     return next((stack for stack in ("encoder", "decoder") if stack in names), "self")
-
-
-def key_width(module: Any) -> int:
-    """G·D, the width of all keys of a token in an attention module."""
-    width = head_width(module)
-    return width * head_count(module) // int(getattr(module, "num_key_value_groups", 1))
 
 
 def _new(device: torch.device, *shape: int, start: Callable[[Tensor], Any]) -> nn.Parameter:

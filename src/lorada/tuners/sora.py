@@ -3,28 +3,22 @@
     y = W x + (α/r) · B( g ⊙ A dropout(x) )
 
 Ding et al., "Sparse Low-rank Adaptation of Pre-trained Language Models" (2023). A starts
-Kaiming-uniform, the gates g from N(0, 1) and B at 0. ``methods.callbacks.sora`` moves the gates
-towards 0 after each step.
+Kaiming-uniform, the gates g from N(0, 1) and B at 0. ``methods.callbacks.sora_thresholds``
+moves the gates towards 0 after each step.
 """
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from lorada.functional.precision import wide
-from lorada.tuners.base.config import (
-    LoradaPeftConfig,
-    register,
-    require_count,
-    require_positive,
-    require_rate,
-)
-from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel, check_ranks, rank_of
-from lorada.tuners.base.entries import Entries
+from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, Rate, register
+from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
+from lorada.tuners.base.layer import Entries
 
 
 @dataclass
@@ -33,35 +27,20 @@ class SoraConfig(LoradaPeftConfig):
 
     Attributes:
         rank: r, the number of ranks of each linear layer at the start.
-        alpha: α. The scale is α/r, whatever ``rank_pattern`` says.
+        alpha: α. The scale is α/r.
         dropout: rate of the dropout on the input of A.
         penalty: λ of a penalty λ · mean|g| over all gates, which ``SoraCallback`` adds to the loss.
             The script of the released code has 10; the publication has no penalty, which is 0.
         target_modules: names or a regex of the linear layers; None for all of every layer.
         exclude_modules: names or a regex of modules to leave out.
-        rank_pattern: numbers of ranks that differ from ``rank``, by module name or pattern.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
-    rank: int = field(default=8)
-    alpha: float = field(default=16.0)
-    dropout: float = field(default=0.0)
-    penalty: float = field(default=0.0)
+    rank: Count = field(default=8)
+    alpha: Number = field(default=16.0)
+    dropout: Rate = field(default=0.0)
+    penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = field(default=0.0)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_count(self, "rank")
-        require_positive(self, "alpha")
-        require_rate(self, "dropout")
-        number = isinstance(self.penalty, int | float) and not isinstance(self.penalty, bool)
-        if not number or not 0 <= self.penalty < math.inf:
-            raise ValueError(f"penalty={self.penalty!r} must be a number from 0 on")
-        check_ranks(self, smallest=0)
 
 
 class SoraLayer(DeltaLayer):
@@ -78,12 +57,10 @@ class SoraLayer(DeltaLayer):
     ) -> None:
         """Create A, g and B of an adapter."""
         self.configs[adapter_name] = config
-        rank = rank_of(config, key)
+        rank = config.rank
         self.lora_A[adapter_name] = self.new_weight(rank, self.in_features)
         self.lora_gate[adapter_name] = self.new_weight(rank)
         self.lora_B[adapter_name] = self.new_weight(self.out_features, rank)
-        if rank == 0:
-            return
         with torch.no_grad():
             nn.init.kaiming_uniform_(self.lora_A[adapter_name], a=math.sqrt(5))
             self.lora_gate[adapter_name].normal_()
@@ -96,13 +73,6 @@ class SoraLayer(DeltaLayer):
         x = F.dropout(x.to(down.dtype), config.dropout, self.training)
         gated = F.linear(x, down) * self.lora_gate(name)
         return F.linear(gated, self.lora_B(name)) * (config.alpha / config.rank)
-
-    def delta(self, name: str) -> Tensor:
-        """(α/r) · B diag(g) A."""
-        config = self.configs[name]
-        gated = wide(self.lora_gate(name))[:, None] * wide(self.lora_A(name))
-        product: Tensor = wide(self.lora_B(name)) @ gated
-        return product * (config.alpha / config.rank)
 
 
 class SoraModel(DeltaModel):
@@ -126,19 +96,12 @@ THRESHOLDS = {"soft": soft_threshold, "released": released_threshold}
 
 
 class SoraCount(NamedTuple):
-    """Numbers of parameters of an adapter.
+    """Numbers of parameters of an adapter."""
 
-    Attributes:
-        matrices: in A and B, with all ranks.
-        gates: in g.
-        zero_gates: gates that are 0.
-        remaining: parameters without the ranks whose gate is 0: in + out + 1 for each other gate.
-    """
-
-    matrices: int
-    gates: int
-    zero_gates: int
-    remaining: int
+    matrices: int  # in A and B, with all ranks
+    gates: int  # in g
+    zero_gates: int  # gates that are 0
+    remaining: int  # parameters without the ranks whose gate is 0: in + out + 1 for each other gate
 
 
 def sora_count(model: nn.Module, adapter_name: str = "default") -> SoraCount:

@@ -11,10 +11,11 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from lorada.compare.report.summary import Baseline, CandidateLine, Summary
-from lorada.compare.report.units import title_of, unit_of
+from lorada.compare.report.read import CandidateResult
+from lorada.compare.report.summary import Baseline, Summary
+from lorada.compare.report.words import title_of, unit_of
 from lorada.support.errors import needs_extra
-from lorada.support.metric_names import as_score
+from lorada.support.metric_names import as_score, lower_is_better
 
 with needs_extra("compare"):
     import matplotlib
@@ -69,69 +70,57 @@ def pictures(summary: Summary) -> dict[str, str]:
 
 
 def score_over_costs(summary: Summary) -> Figure | None:
-    """The score over each cost that was measured; None if nothing is scored.
-
-    A marker is filled if no candidate that costs as little is better; a grey line joins these.
-    """
-    every = scored(summary)
-    values = [line.score or 0.0 for line in every]
-    ranked = [as_score(score, summary.metric) for score in values]
+    """The score over each cost that was measured; None if nothing is scored."""
     title = f"{title_of(summary.metric)} ({unit_of(summary.metric)})"
-    return _over_costs(summary, every, values, ranked, title, reach=_reach)
+    return _over_costs(summary, "score", title, lower_is_better(summary.metric))
 
 
 def loss_over_costs(summary: Summary) -> Figure | None:
     """The expected loss over each cost that was measured, with the margin; None without one."""
-    every = [line for line in scored(summary) if line.expected_loss is not None]
-    values = [line.expected_loss or 0.0 for line in every]
     unit = unit_of(summary.metric)
     title = f"expected loss ({'points' if unit == 'percent' else unit})"
-    figure = _over_costs(summary, every, values, [-value for value in values], title)
-    margin = summary.margin
-    if figure is None or margin is None:
+    figure = _over_costs(summary, "expected_loss", title, True)
+    if figure is None or summary.margin is None:
         return figure
     for axis in figure.axes:
-        axis.axhline(margin, color=INK, alpha=0.5, linestyle="--", linewidth=1)
+        axis.axhline(summary.margin, color=INK, alpha=0.5, linestyle="--", linewidth=1)
         axis.annotate(
-            "margin", (1, margin), xycoords=("axes fraction", "data"), ha="right",
+            "margin", (1, summary.margin), xycoords=("axes fraction", "data"), ha="right",
             va="bottom", fontsize="small", color=INK,
         )  # fmt: skip
     return figure
 
 
-def _over_costs(
-    summary: Summary,
-    every: Sequence[CandidateLine],
-    values: Sequence[float],
-    ranked: Sequence[float],
-    title: str,
-    reach: Callable[[CandidateLine], Any] = lambda line: None,
-) -> Figure | None:
-    """A value of each candidate over each cost; ``ranked`` are the same, higher is better.
+def _over_costs(summary: Summary, value: str, title: str, lower: bool) -> Figure | None:
+    """A field of each candidate over each cost; None without both.
 
-    ``reach`` is how far the interval of a candidate's value reaches to both sides, if it has one.
+    A marker is filled if no candidate that costs as little is better; a grey line joins these.
     """
-    fields = [name for name in COSTS if any(getattr(line, name) is not None for line in every)]
+    every = [one for one in scored(summary) if getattr(one, value) is not None]
+    fields = [name for name in COSTS if any(getattr(one, name) is not None for one in every)]
     if not fields:
         return None
     figure = _figure(3.6, every)
     axes = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
     axes[0].set_ylabel(title)
     for axis, field in zip(axes, fields, strict=True):
-        places = [i for i, line in enumerate(every) if getattr(line, field) is not None]
-        costs = {i: float(getattr(every[i], field)) for i in places}
-        front = pareto_front(list(costs.values()), [ranked[i] for i in places])
-        ahead = sorted((places[i] for i in front), key=costs.__getitem__)
+        shown = [one for one in every if getattr(one, field) is not None]
+        costs = [float(getattr(one, field)) for one in shown]
+        values = [float(getattr(one, value)) for one in shown]
+        front = pareto_front(costs, [-one if lower else one for one in values])
+        ahead = sorted(front, key=costs.__getitem__)
         steps = [costs[i] for i in ahead], [values[i] for i in ahead]
         axis.step(*steps, where="post", color=INK, alpha=0.5, linewidth=1)
-        for i in places:
-            style = _style(summary, every[i].method, filled=i in ahead)
-            axis.errorbar(costs[i], values[i], yerr=reach(every[i]), **style)
-        for method in dict.fromkeys(every[i].method for i in places):  # one line for all its sizes
-            mine = [i for i in places if every[i].method == method]
+        for i, one in enumerate(shown):
+            style = _style(summary, one.method, filled=i in front)
+            axis.errorbar(
+                costs[i], values[i], yerr=_reach(one) if value == "score" else None, **style
+            )
+        for method in dict.fromkeys(one.method for one in shown):  # one line for all its sizes
+            mine = [i for i, one in enumerate(shown) if one.method == method]
             sizes = [costs[i] for i in mine], [values[i] for i in mine]
             axis.plot(*sizes, color=_style(summary, method)["color"], linewidth=1)
-        if min(costs.values()) > 0 and max(costs.values()) > LOG_FROM * min(costs.values()):
+        if min(costs) > 0 and max(costs) > LOG_FROM * min(costs):
             axis.set_xscale("log")
         else:
             axis.locator_params(axis="x", nbins=4)
@@ -141,12 +130,7 @@ def _over_costs(
 
 
 def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> set[int]:
-    """Positions of the points that score higher than all points that cost no more.
-
-    Args:
-        costs: of each point; lower is better.
-        scores: of each point; higher is better.
-    """
+    """Positions of the points that score higher than all points that cost no more."""
     front, best = set(), -math.inf
     for index in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):
         if scores[index] > best:
@@ -159,15 +143,15 @@ def intervals(summary: Summary) -> Figure | None:
     """Each score with its interval, the best first; None if nothing is scored."""
     if not scored(summary):
         return None
-    every: list[CandidateLine | Baseline] = [*scored(summary)]
+    every: list[CandidateResult | Baseline] = [*scored(summary)]
     every += [one for one in summary.baselines if one.score is not None]
     every.sort(key=lambda one: -as_score(one.score or 0.0, summary.metric))
     figure = _figure(0.7 + 0.28 * len(every))
     axis: Any = figure.subplots()
     names = []
     for place, one in enumerate(every):
-        trained = isinstance(one, CandidateLine)
-        names.append(_name(one.label if isinstance(one, CandidateLine) else one.name))
+        trained = isinstance(one, CandidateResult)
+        names.append(_name(one.label if isinstance(one, CandidateResult) else one.name))
         style = {"color": COLOURS[0], "marker": "o"} if trained else {"color": INK, "marker": "D"}
         axis.errorbar(one.score, place, xerr=_reach(one), **style)
         where = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
@@ -231,12 +215,12 @@ def training_losses(summary: Summary) -> Figure | None:
     return figure
 
 
-def scored(summary: Summary) -> list[CandidateLine]:
+def scored(summary: Summary) -> list[CandidateResult]:
     """The candidates that have a score, the highest first."""
     return [line for line in summary.lines if line.score is not None]
 
 
-def _figure(height: float, lines: Sequence[CandidateLine] = ()) -> Figure:
+def _figure(height: float, lines: Sequence[CandidateResult] = ()) -> Figure:
     """A figure with room for the legend of these lines' methods."""
     methods = {line.method for line in lines}
     rows = math.ceil(len(methods) / _columns(methods)) if methods else 0
@@ -271,7 +255,7 @@ def _reach(one: Any) -> list[list[float]] | None:
     return [[max(0.0, one.score - one.low)], [max(0.0, one.high - one.score)]]
 
 
-def _legend(figure: Figure, summary: Summary, lines: Sequence[CandidateLine]) -> None:
+def _legend(figure: Figure, summary: Summary, lines: Sequence[CandidateResult]) -> None:
     methods = list(dict.fromkeys(line.method for line in lines))
     handles = [Line2D([], [], **_style(summary, method)) for method in methods]
     names = [_name(method) for method in methods]

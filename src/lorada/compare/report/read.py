@@ -1,244 +1,227 @@
-"""Reads what is there of a comparison's folder; whatever is missing or damaged becomes a note."""
+"""Reads what is there of a comparison's folder: each candidate with its runs and their scores."""
 
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from lorada.compare.candidate import Candidate
 from lorada.compare.statistics import Scores
-from lorada.support.files import file_name
+from lorada.runs.predictions import read_predictions
+from lorada.runs.result import read_result
 from lorada.support.metric_names import LOSS, as_score, main_metric, rows_metric
 
 RowKey = tuple[str, int]  # the name of the rows and the row's number in their file, from 1
+NONE = partial(np.empty, (0, 0))
+UNFINISHED = " is not finished"
 DIVERGED = ("the loss became ", "is not finite after step")  # in errors of a training
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
+# Fields of a candidate that files of the report have, besides those of the plan.
+SHOWN = (
+    "score", "low", "high", "expected_loss", "mark", "letter", "against", "p_against", "p_best",
+    "metric", "value", "adapter_mb", "peak_memory_gib", "seconds_per_step", "forgetting", "rates",
+    "map_rates", "reason",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ScoredRun:
     """A finished run that is scored on the held-out rows.
 
-    Attributes:
-        folder: relative to the comparison's.
-        seed: of the run.
-        result: its ``result.json``.
-        scores: by row, higher for the better one: a loss or an error is minus itself.
-        losses: in nats, by row; NaN where none was measured.
-        texts: by row, what was asked and the right answer, if they are stored.
+    ``scores`` are by row, higher for the better one: a loss or an error is minus itself.
     """
 
-    folder: str
+    folder: str  # relative to the comparison's
     seed: int
-    result: dict[str, Any]
+    result: dict[str, Any]  # ``result.json``
+    lines: dict[RowKey, dict[str, Any]]  # of ``predictions.jsonl``
     scores: dict[RowKey, float]
-    losses: dict[RowKey, float]
-    texts: dict[RowKey, tuple[str, str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class ScoredCandidate:
-    """A method at one size, with its runs.
+@dataclass(frozen=True, eq=False)
+class CandidateResult:
+    """A candidate and all that is known of it, from its runs to its place in the report."""
 
-    Attributes:
-        label: a unique name, such as ``lora`` or ``lora (0.2%)``.
-        plan: its entry in ``plan.json``; ``chosen`` has its settings that a search chose, if any.
-        runs: those that are scored, by seed.
-        scores: seeds × rows, higher for the better one.
-        losses: seeds × rows, in nats; NaN where none was measured.
-        searches: each ``search.json``: one, or one of each seed; empty without a search.
-        seconds: of a step, the fastest of the turns measured at the end; None if there are none.
-        missing: why it has no run, or not one of every seed; empty if nothing is missing.
-        diverged: seeds of the runs whose loss or weights became NaN or infinite.
-    """
+    label: str  # unique, such as ``lora`` or ``lora (0.2%)``
+    candidate: Candidate  # of several settings, the one that the search chose
+    chosen: tuple[str, ...] = ()  # of several settings, those that searches chose
+    runs: Sequence[ScoredRun] = ()
+    scores: Scores = field(default_factory=NONE)  # seeds × rows, higher for the better one
+    losses: Scores = field(default_factory=NONE)  # the same in nats; NaN where there is none
+    searches: Sequence[dict[str, Any]] = ()  # ``search.json``: one, or one of each seed
+    diverged: tuple[int, ...] = ()  # seeds of runs whose loss or weights became NaN or infinite
+    reason: str | None = None  # why it has no run, or not one of every seed
 
-    label: str
-    plan: dict[str, Any]
-    runs: list[ScoredRun]
-    scores: Scores
-    losses: Scores
-    searches: list[dict[str, Any]]
-    seconds: float | None
-    missing: str
-    diverged: tuple[int, ...] = ()
+    # What its runs show, as the report shows it; None where it was not measured.
+    score: float | None = None  # mean over rows and seeds: percent, or a loss or error as it is
+    metric: str = ""  # the main metric, such as ``exact_match``
+    value: float | None = None  # mean of that over seeds
+    adapter_mb: float | None = None  # MB (10^6 bytes)
+    peak_memory_gib: float | None = None  # GiB, the largest of its runs
+    seconds_per_step: float | None = None  # the fastest of the turns at the end
+    forgetting: float | None = None  # growth of the loss on a neutral text, nats per token
+    rates: tuple[float, ...] = ()  # learning rates of its runs, from the lowest on
+    map_rates: tuple[float, ...] = ()  # those of its maps, where they differ
+
+    # What is decided about it.
+    low: float | None = None  # ends of the score's 95 % confidence interval
+    high: float | None = None
+    expected_loss: float | None = None  # of taking it, in the unit of the score
+    mark: str = ""  # such as ``take``, ``not worse`` or ``not learned``
+    letter: str = ""  # of groups that are not significantly different; empty without a test
+    against: str = ""  # label of what ``p_against`` compares it with
+    p_against: float | None = None  # corrected (Holm)
+    p_best: float | None = None  # against the highest score, corrected (Holm)
 
     @property
     def method(self) -> str:
         """The name of its method."""
-        return str(self.plan["method"])
+        return self.candidate.method
 
     @property
-    def budgets(self) -> dict[str, bool]:
-        """Each budget that leads to this size → whether the size is above it."""
-        found: dict[str, bool] = self.plan.get("budgets") or {}
-        return found
+    def trainable(self) -> int | None:
+        """Trained parameters; None if it cannot be run."""
+        return self.candidate.trainable
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Those of its runs on the held-out rows, by the names of the rows."""
+        names = dict.fromkeys(name for run in self.runs for name, _ in run.scores)
+        found = [run.result["metrics"].get(name) for name in names for run in self.runs]
+        return [each for each in found if each]
 
     @property
     def sizes(self) -> str:
         """The settings that give its size, as they are typed."""
-        parts = self.plan.get("parts") or {}
-        return " ".join(
-            f"{part}.{k}={v}" for part, given in parts.items() for k, v in given.items()
-        )
+        parts = self.candidate.parts.items()
+        return " ".join(f"{part}.{k}={v}" for part, given in parts for k, v in given.items())
+
+    def plain(self) -> dict[str, Any]:
+        """What files of the report have of it."""
+        one = self.candidate
+        found = {
+            "label": self.label, "method": one.method, "budget": ", ".join(one.budgets),
+            "above": any(one.budgets.values()), "sizes": self.sizes, "trainable": one.trainable,
+            "percent": one.percent, "mergeable": one.mergeable,
+            "seeds": [run.seed for run in self.runs],
+        }  # fmt: skip
+        return found | {name: getattr(self, name) for name in SHOWN}
 
 
 @dataclass(frozen=True)
 class Results:
-    """What is there of a comparison.
-
-    Attributes:
-        folder: of the comparison.
-        asked: ``comparison.yaml``.
-        plan: ``plan.json``.
-        candidates: in the order of the plan.
-        rows: the held-out rows, in the order of the columns of all scores.
-        baselines: ``baselines.json``.
-        notes: one line for each run or file that is missing, damaged or failed.
-        metric: what methods are compared by, in ``result.json``'s words; empty for the main metric.
-    """
+    """What is there of a comparison."""
 
     folder: Path
-    asked: dict[str, Any]
-    plan: dict[str, Any]
-    candidates: list[ScoredCandidate]
-    rows: list[RowKey]
-    baselines: dict[str, Any]
-    notes: list[str]
-    metric: str = ""
+    asked: dict[str, Any]  # ``comparison.yaml``
+    plan: dict[str, Any]  # ``plan.json``
+    candidates: list[CandidateResult]  # in the order of the plan
+    rows: list[RowKey]  # the held-out rows, in the order of the columns of all scores
+    groups: Sequence[str] | None = None  # of each row; None if rows have none
+    baselines: dict[str, Any] = field(default_factory=dict)  # ``baselines.json``
+    notes: list[str] = field(default_factory=list)  # of runs that are missing, damaged or failed
+    metric: str = ""  # what methods are compared by; empty for the main metric
 
 
 def read_comparison(folder: Path, metric: str | None = None) -> Results:
-    """Read a comparison, finished or not.
+    """Read a comparison, finished or not; a run that is missing or damaged becomes a note.
 
     Args:
         folder: of the comparison.
         metric: what methods are compared by; None for the comparison's own.
 
     Raises:
-        ValueError: if the folder has no readable plan.
+        ValueError: if the folder has no plan, or a file of the comparison itself is damaged.
     """
-    notes: list[str] = []
     if not (folder / "plan.json").is_file():
         raise ValueError(f"{folder} holds no comparison: it has no plan.json")
-    plan = _mapping(folder, "plan.json", json.loads, notes)
-    if notes or not isinstance(plan.get("candidates"), list):
-        raise ValueError(f"{folder / 'plan.json'} is damaged: start again with --overwrite")
-    asked = _mapping(folder, "comparison.yaml", yaml.safe_load, notes)
-    failures = _mapping(folder, "failures.json", json.loads, notes, needed=False)
-    baselines = _mapping(folder, "baselines.json", json.loads, notes)
-    entries = [entry for entry in plan["candidates"] if isinstance(entry, dict)]
-    seeds = _seeds(folder, asked)
-    names = list(plan.get("held_out") or {})
-    own = plan.get("metric")
-    by = Path(metric or (str(own.get("name")) if isinstance(own, dict) else "")).name
-    found = [_read_runs(folder, entry, seeds, failures, names, by) for entry in entries]
+    plan = _mapping(folder / "plan.json")
+    try:
+        candidates = [Candidate.stored(entry) for entry in plan["candidates"]]
+    except (KeyError, TypeError) as error:
+        raise _damaged(folder / "plan.json") from error
+    asked = _mapping(folder / "comparison.yaml", yaml.safe_load)
+    failures, baselines = (_mapping(folder / f"{one}.json") for one in ("failures", "baselines"))
+    seeds, names = list(asked.get("seeds") or ()), list(plan.get("held_out") or {})
+    by = Path(metric or str((plan.get("metric") or {}).get("name") or "")).name
+    found = [_runs(folder, one, seeds, failures, names, by) for one in candidates]
     rows = _common_rows([run for runs, _ in found for run in runs], names)
-    candidates = []
-    for entry, label, (runs, missing) in zip(entries, _labels(entries), found, strict=True):
+    labels = Counter(one.method for one in candidates)
+    notes = [] if baselines else ["baselines.json is not there yet"]
+    measured = []
+    for one, (runs, missing) in zip(candidates, found, strict=True):
         same = [run for run in runs if run.scores.keys() == set(rows)]
+        if asked.get("until") is not None:  # fewer runs than seeds are meant
+            missing = [said for said in missing if not said.endswith(UNFINISHED)]
         missing += [f"{r.folder}: it was scored on other rows" for r in runs if r not in same]
-        notes += missing
-        notes += [f"{label}: {entry['reason']}"] if entry.get("reason") else []
-        searches = _searches(folder, entry, seeds, notes)
-        candidates.append(ScoredCandidate(
-            label=label, plan=_settled(entry, searches), runs=same, missing="; ".join(missing),
-            scores=_table(same, rows, "scores"), losses=_table(same, rows, "losses"),
-            searches=searches, seconds=_seconds(folder, entry, notes),
-            diverged=_diverged(entry, seeds, failures),
+        budgets = f" ({', '.join(one.budgets) or 'default size'})" if labels[one.method] > 1 else ""
+        label = one.method + budgets
+        notes += [*missing, *([f"{label}: {one.reason}"] if one.reason else [])]
+        searches = _searches(folder / "trials" / one.path)
+        failed = {seed: str(failures.get(f"runs/{one.path}/seed{seed}", "")) for seed in seeds}
+        settled, chosen = _settled(one, searches)
+        losses = [[_loss(run.lines[row]) for row in rows] for run in same]
+        measured.append(CandidateResult(
+            label, settled, chosen, same, searches=searches, losses=_table(losses, rows),
+            scores=_table([[run.scores[row] for row in rows] for run in same], rows),
+            diverged=tuple(s for s, said in failed.items() if any(x in said for x in DIVERGED)),
+            reason=one.reason or "; ".join(missing) or None,
+            seconds_per_step=_seconds(folder / "times" / one.path),
         ))  # fmt: skip
     notes += [f"{key}: {text}" for key, text in failures.items() if key.startswith("trials/")]
-    return Results(folder, asked, plan, candidates, rows, baselines, notes, by)
+    first = next((run for one in measured for run in one.runs), None)
+    grouped = first is not None and all("group" in first.lines[row] for row in rows)
+    groups = [str(first.lines[row]["group"]) for row in rows] if first and grouped else None
+    return Results(folder, asked, plan, measured, rows, groups, baselines, notes, by)
 
 
-def _diverged(entry: dict[str, Any], seeds: list[int], failures: dict[str, Any]) -> tuple[int, ...]:
-    """The seeds of the runs that failed because a number was no longer finite."""
-    said = {seed: str(failures.get(f"runs/{_place(entry)}/seed{seed}", "")) for seed in seeds}
-    return tuple(seed for seed, text in said.items() if any(sign in text for sign in DIVERGED))
-
-
-def _searches(
-    folder: Path, entry: dict[str, Any], seeds: list[int], notes: list[str]
-) -> list[dict[str, Any]]:
-    """What the searches of a candidate's learning rate have found: one, or one of each seed."""
-    place = f"trials/{_place(entry)}"
-    names = [f"{place}/search.json", *(f"{place}/seed{seed}/search.json" for seed in seeds)]
-    found = [_mapping(folder, name, json.loads, notes, needed=False) for name in names]
-    return [search for search in found if isinstance(search.get("trials"), list)]
-
-
-def _settled(entry: dict[str, Any], searches: list[dict[str, Any]]) -> dict[str, Any]:
-    """An entry with the sizes of the setting that a search chose, of several the largest."""
-    choices = entry.get("choices") or []
-    taken = sorted({search["choice"] for search in searches if search.get("choice") is not None})
-    found = [choices[number] for number in taken if number < len(choices)]
-    if not found:
-        return entry
-    largest = max(found, key=lambda one: one["trainable"])
-    sizes = {key: largest[key] for key in ("parts", "trainable", "percent", "mergeable")}
-    return {**entry, **sizes, "chosen": [one["method"] for one in found]}
-
-
-def _seconds(folder: Path, entry: dict[str, Any], notes: list[str]) -> float | None:
-    """The time of a step that was measured at the end: of the fastest turn, in seconds."""
-    turns = [
-        _mapping(folder, str(path.relative_to(folder)), json.loads, notes).get("seconds_per_step")
-        for path in sorted((folder / "times" / _place(entry)).glob("turn*.json"))
-    ]
-    return min((float(turn) for turn in turns if isinstance(turn, int | float)), default=None)
-
-
-def _mapping(
-    folder: Path, name: str, parse: Callable[[str], Any], notes: list[str], *, needed: bool = True
-) -> dict[str, Any]:
-    """The mapping in a file; if it is damaged, or needed and missing, an empty one and a note."""
-    path = folder / name
-    if not path.is_file():
-        notes += [f"{name} is not there yet"] if needed else []
-        return {}
+def _mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+    """The mapping in a file; an empty one if there is no file."""
     try:
-        found = parse(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
-    except (*BROKEN, yaml.YAMLError):
-        pass
-    notes.append(f"{name} is damaged and was left out")
-    return {}
+        found = parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise _damaged(path) from error
+    if not isinstance(found, dict):
+        raise _damaged(path)
+    return found
 
 
-def _place(entry: dict[str, Any]) -> str:
-    """The folder of a candidate, in ``trials`` and in ``runs``."""
-    return f"{file_name(str(entry.get('method')))}/{entry.get('trainable')}"
+def _damaged(path: Path) -> ValueError:
+    return ValueError(f"{path} is damaged: put it back, or start again with --overwrite")
 
 
-def _seeds(folder: Path, asked: dict[str, Any]) -> list[int]:
-    """The seeds that were asked for; if that cannot be read, those of the runs."""
-    given = asked.get("seeds")
-    if isinstance(given, list) and given and all(isinstance(seed, int) for seed in given):
-        return given
-    names = {path.name.removeprefix("seed") for path in folder.glob("runs/*/*/seed*")}
-    return sorted(int(name) for name in names if name.isdecimal())
+def _searches(folder: Path) -> list[dict[str, Any]]:
+    """What the searches of a candidate's learning rate have found: one, or one of each seed."""
+    found = map(_mapping, [folder / "search.json", *sorted(folder.glob("seed*/search.json"))])
+    return [search for search in found if search]
 
 
-def _labels(entries: list[dict[str, Any]]) -> list[str]:
-    """A unique name for each candidate: its method, with its budgets if it has several sizes."""
-    count = Counter(entry.get("method") for entry in entries)
-    labels = [
-        f"{entry.get('method')} ({', '.join(entry.get('budgets') or {}) or 'default size'})"
-        if count[entry.get("method")] > 1
-        else str(entry.get("method"))
-        for entry in entries
-    ]
-    return labels
+def _settled(one: Candidate, searches: list[dict[str, Any]]) -> tuple[Candidate, tuple[str, ...]]:
+    """A candidate with the sizes of the setting that a search chose, of several the largest."""
+    numbers = {search.get("choice") for search in searches}
+    found = [each for number, each in enumerate(one.choices) if number in numbers]
+    if not found:
+        return one, ()
+    largest = max(found, key=lambda each: each.trainable or 0)
+    named = replace(largest, method=one.method, budgets=one.budgets, choices=one.choices)
+    return named, tuple(each.method for each in found)
 
 
-def _read_runs(
+def _seconds(folder: Path) -> float | None:
+    """The time of a step that was measured at the end: of the fastest turn, in seconds."""
+    turns = [_mapping(path).get("seconds_per_step") for path in sorted(folder.glob("turn*.json"))]
+    return min((float(turn) for turn in turns if turn is not None), default=None)
+
+
+def _runs(
     folder: Path,
-    entry: dict[str, Any],
+    one: Candidate,
     seeds: list[int],
     failures: dict[str, Any],
     held_out: Collection[str],
@@ -246,53 +229,38 @@ def _read_runs(
 ) -> tuple[list[ScoredRun], list[str]]:
     """The scored runs of a candidate, and a line for each seed that is missing."""
     runs, missing = [], []
-    for seed in seeds if not entry.get("reason") else []:
-        name = f"runs/{_place(entry)}/seed{seed}"
+    for seed in seeds if not one.reason else []:
+        name = f"runs/{one.path}/seed{seed}"
         if name in failures:
             missing.append(f"{name} failed: {failures[name]}")
         elif not (folder / name / "predictions.jsonl").is_file():
-            missing.append(f"{name} is not finished")
+            missing.append(f"{name}{UNFINISHED}")
         else:
             try:
-                runs.append(_read_run(folder, name, seed, held_out, metric))
-            except BROKEN as error:
-                reason = str(error) if isinstance(error, ValueError) else type(error).__name__
-                missing.append(f"{name} is damaged and was left out ({reason})")
+                runs.append(_run(folder, name, seed, held_out, metric))
+            except ValueError as error:
+                missing.append(f"{name} was left out: {' '.join(str(error).split())}")
     return runs, missing
 
 
-def _read_run(
-    folder: Path, name: str, seed: int, held_out: Collection[str], metric: str
-) -> ScoredRun:
+def _run(folder: Path, name: str, seed: int, held_out: Collection[str], metric: str) -> ScoredRun:
     """A run with its scores on the held-out rows; it may have been scored on others since."""
-    result = json.loads((folder / name / "result.json").read_text(encoding="utf-8"))
-    for metrics in result["metrics"].values():
-        main_metric(metrics)
-    if not all(isinstance(entry, dict) for entry in result.get("history") or []):
-        raise ValueError("its history is no list of losses")
-    run = ScoredRun(name, seed, result, {}, {})
-    # Not splitlines(), which would also split at U+2028, and a JSON string may hold that.
-    text = (folder / name / "predictions.jsonl").read_text(encoding="utf-8")
-    for line in filter(None, text.split("\n")):
-        one = json.loads(line)
-        row = str(one["rows"]), int(one["row"])
+    result = read_result(folder / name)
+    lines, scores = {}, {}
+    for line in read_predictions(folder / name):
+        row = str(line["rows"]), int(line["row"])
         if row[0] not in held_out:
             continue
-        by = rows_metric(metric or main_metric(result["metrics"][row[0]]))
-        values = {LOSS: one["loss"], **(one.get("metrics") or {})}
-        if by not in values:
+        by = rows_metric(metric or main_metric(result["metrics"].get(row[0], {})))
+        values = {LOSS: line["loss"], **(line.get("metrics") or {})}
+        if by == LOSS and values[LOSS] is None:
+            continue  # its response lies beyond max_length, in every run
+        if values.get(by) is None:
             raise ValueError(f"row {row[1]} of {row[0]} has no {by}")
-        if values[by] is None:
-            if by == LOSS:
-                continue  # its response lies beyond max_length, in every run
-            raise ValueError(f"row {row[1]} of {row[0]} has no score")
-        run.scores[row] = as_score(float(values[by]), by)
-        run.losses[row] = math.nan if one.get("loss") is None else float(one["loss"])
-        if "text" in one:
-            run.texts[row] = str(one["text"]), str(one.get("right"))
-    if not run.scores:
+        lines[row], scores[row] = line, as_score(float(values[by]), by)
+    if not scores:
         raise ValueError("none of the held-out rows is scored")
-    return run
+    return ScoredRun(name, seed, result, lines, scores)
 
 
 def _common_rows(runs: list[ScoredRun], names: list[str]) -> list[RowKey]:
@@ -302,6 +270,9 @@ def _common_rows(runs: list[ScoredRun], names: list[str]) -> list[RowKey]:
     return sorted(rows, key=lambda row: (names.index(row[0]), row[1]))
 
 
-def _table(runs: list[ScoredRun], rows: list[RowKey], kind: str) -> Scores:
-    found = [[getattr(run, kind)[row] for row in rows] for run in runs]
-    return np.array(found, dtype=float).reshape(len(runs), len(rows))
+def _loss(line: dict[str, Any]) -> float:
+    return math.nan if line["loss"] is None else float(line["loss"])
+
+
+def _table(values: list[list[float]], rows: list[RowKey]) -> Scores:
+    return np.array(values, dtype=float).reshape(len(values), len(rows))

@@ -1,203 +1,470 @@
-"""The summary of a comparison: everything that its report shows, as plain data."""
+"""What is true of a comparison: scores, tests, the decision, costs; everything its report shows."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from itertools import combinations
+from math import isclose
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 
-@dataclass(frozen=True)
-class CandidateLine:
-    """What the report shows of one candidate, which is a method at one size.
+from lorada.compare.decide import by_seed, decide, enough_runs
+from lorada.compare.decision import Decision
+from lorada.compare.report.commands import (
+    by_loss,
+    commands_of,
+    pair_of,
+)
+from lorada.compare.report.read import CandidateResult, Results, ScoredRun
+from lorada.compare.report.words import (
+    Losses,
+    TriedRate,
+    limits,
+    same_for_all,
+    title_of,
+    training_losses,
+    unit_behind,
+    verdict,
+    windows_overlap,
+)
+from lorada.compare.statistics import (
+    ALPHA,
+    TINY,
+    Common,
+    Scores,
+    by_group,
+    has_no_spread,
+    holm,
+    letters,
+    mean_score,
+    paired_p,
+    rows_needed,
+)
+from lorada.support.errors import unknown_name
+from lorada.support.metric_names import (
+    ERROR,
+    LOSS,
+    as_score,
+    lower_is_better,
+    main_metric,
+    rows_metric,
+)
 
-    Attributes:
-        label: unique name, such as ``lora`` or ``lora (0.2%)``.
-        method: its name.
-        budget: the budgets that lead to this size, as given, joined by commas.
-        above: whether it trains more parameters than a budget allows, because no size of it fits.
-        sizes: settings that give this size, such as ``lora.r=3 lora.lora_alpha=6``.
-        trainable: trained parameters; None if it cannot be run.
-        percent: trained parameters in percent of the base.
-        seeds: of the runs that are scored.
-        score: mean over rows and seeds, in percent, or of a loss or an error in its own unit;
-            None if no run is scored. Where it is compared, a loss or an error is minus itself.
-        low: lower end of the score's 95 % interval.
-        high: upper end.
-        letter: letters of groups that are not significantly different; empty without a test.
-        against: label of the candidate that ``p_against`` compares it with; empty if there is none.
-        p_against: probability of such a difference from that candidate by chance (Holm).
-        p_best: the same, from the candidate with the highest score (Holm).
-        expected_loss: how far its true mean is expected to be from that of the best, in the unit of
-            the score; None if it is not known.
-        metric: name of the main metric, such as ``exact_match``.
-        value: mean over seeds of that metric.
-        adapter_mb: size of the saved adapter in MB (10^6 bytes).
-        peak_memory_gib: largest peak memory of its runs in GiB.
-        seconds_per_step: of training, the fastest of two turns that all candidates took at the
-            end; None if they were not measured, since the times of runs depend on what ran beside.
-        mergeable: whether all of it can be merged into the base.
-        forgetting: how much the model's loss on a neutral text has grown, in nats per token.
-        rates: learning rates of its final runs, from the lowest on: one, or one of each search.
-        map_rates: those of its maps, where they differ from them.
-        reason: why it has no score, or why a seed is missing; None if all is there.
-    """
-
-    label: str
-    method: str
-    budget: str = ""
-    above: bool = False
-    sizes: str = ""
-    trainable: int | None = None
-    percent: float | None = None
-    seeds: tuple[int, ...] = ()
-    score: float | None = None
-    low: float | None = None
-    high: float | None = None
-    letter: str = ""
-    against: str = ""
-    p_against: float | None = None
-    p_best: float | None = None
-    expected_loss: float | None = None
-    metric: str = ""
-    value: float | None = None
-    adapter_mb: float | None = None
-    peak_memory_gib: float | None = None
-    seconds_per_step: float | None = None
-    mergeable: bool | None = None
-    forgetting: float | None = None
-    rates: tuple[float, ...] = ()
-    map_rates: tuple[float, ...] = ()
-    reason: str | None = None
+FREE = {"prompt", "messages"}  # forms of rows that are answered with a free text
+MOST_ROWS = 50  # disagreements that a report shows
+RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
+BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
+POINT = ("choice", "map_factor", "rate")  # what differs between the trials of a search
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A score without training: of the model as it is, or of the commonest answer.
+    """A score without training, or the reason why there is none."""
 
-    Attributes:
-        name: ``the model as it is`` or ``the commonest answer``.
-        score: as of a candidate, with its 95 % interval ``low`` to ``high``; None if there is none.
-        answer: the commonest answer itself.
-        reason: why there is no score.
-    """
-
-    name: str
-    score: float | None = None
-    low: float | None = None
+    name: str  # ``the model as it is`` or ``the commonest answer``
+    score: float | None = None  # as of a candidate
+    low: float | None = None  # ends of its 95 % confidence interval
     high: float | None = None
-    answer: str | None = None
+    answer: str | None = None  # the commonest answer itself
     reason: str | None = None
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A held-out row that some candidates get right in most seeds and others do not.
+    """A held-out row that some candidates get right in most seeds and others do not."""
 
-    Attributes:
-        rows: name of the held-out rows, such as ``test.jsonl``.
-        row: number in that file, from 1.
-        right: labels of the candidates that get it right.
-        wrong: labels of the others.
-        text: the row itself, if it is stored and was asked for.
-        answer: its right answer, likewise.
-    """
-
-    rows: str
-    row: int
-    right: tuple[str, ...]
-    wrong: tuple[str, ...]
-    text: str | None = None
-    answer: str | None = None
-
-
-@dataclass(frozen=True)
-class TriedRate:
-    """A learning rate that was tried.
-
-    Attributes:
-        rate: the learning rate.
-        loss: on the rows set aside, in nats per token; None if it became NaN.
-        stopped: whether it was stopped in the middle, because it was behind.
-        chosen: whether the final runs take it.
-        at_edge: whether it is the best, and the lowest or the highest of those tried, or that of
-            the map is.
-        search: number of the search that tried it, from 0; each seed may have its own, and each
-            setting of a method and each ratio of a map's rate to it counts as one.
-        map_rate: the rate of the map, if it has its own.
-    """
-
-    rate: float
-    loss: float | None
-    stopped: bool
-    chosen: bool
-    at_edge: bool
-    search: int
-    map_rate: float | None = None
-
-
-@dataclass(frozen=True)
-class Search:
-    """What the search for learning rates cost, over all candidates.
-
-    Attributes:
-        each_seed: whether a rate was chosen with every seed, or one for all.
-        seconds: of all trials together.
-        trials: their number.
-        pruned: how many were stopped early because they were behind.
-        diverged: how many had a loss that became NaN, or failed.
-    """
-
-    each_seed: bool = False
-    seconds: float = 0.0
-    trials: int = 0
-    pruned: int = 0
-    diverged: int = 0
+    rows: str  # name of the held-out rows, such as ``test.jsonl``
+    row: int  # number in that file, from 1
+    right: tuple[str, ...]  # labels of the candidates that get it right
+    wrong: tuple[str, ...]  # of the others
+    text: str | None = None  # the row itself, if it is stored and was asked for
+    answer: str | None = None  # its right answer, likewise
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything that the report of a comparison shows.
+    """Everything that the report of a comparison shows."""
 
-    Attributes:
-        verdict: the result in one sentence (or two).
-        sentences: what limits it: the detectable difference, the cost of the search, one seed.
-        model: the base model.
-        task: the task or the file of the held-out rows.
-        rows: number of scored rows.
-        seeds: of the final runs.
-        metric: name of the main metric.
-        form: of the rows that were learned.
-        best: label of the candidate to take; empty if nothing is scored.
-        lines: one for each candidate, the best score first, those without a score last.
-        baselines: scores without training.
-        margin: that a cheaper candidate may cost, in the unit of the metric; None if none is known.
-        histories: label → training loss over steps, the mean over seeds: (step, loss).
-        disagreements: the most divided rows first, at most 50.
-        commands: ``train``, ``export``, ``serve``, ``explore`` and ``commands.BESIDE`` → the shell
-            command for the candidate to take; ``commands.LONGER`` alone if there is none.
-        pages: the same names → the page in the comparison's folder that the command has written.
-        search: what the search for learning rates cost.
-        tried: label → the learning rates that were tried, from the lowest on, search by search.
-        hardware: one text for each kind of machine that ran a part.
-        versions: package → version.
-        notes: one line for each run or file that is missing, damaged or failed.
-    """
-
-    verdict: str
-    sentences: tuple[str, ...] = ()
-    model: str = ""
-    task: str = ""
-    rows: int = 0
-    seeds: tuple[int, ...] = ()
-    metric: str = ""
-    form: str = ""
-    best: str = ""
-    lines: tuple[CandidateLine, ...] = ()
+    verdict: str  # the result in a few sentences
+    sentences: tuple[str, ...] = ()  # what limits it
+    model: str = ""  # the base model
+    task: str = ""  # the task or the file of the held-out rows
+    rows: int = 0  # number of scored rows
+    seeds: tuple[int, ...] = ()  # of the final runs
+    metric: str = ""  # the main metric
+    form: str = ""  # of the rows that were learned
+    best: str = ""  # label of the candidate to take; empty if nothing is scored
+    lines: tuple[CandidateResult, ...] = ()  # the best score first, those without a score last
     baselines: tuple[Baseline, ...] = ()
-    margin: float | None = None
+    margin: float | None = None  # that a cheaper candidate may cost, in the unit of the metric
+    # Label → training loss over steps, the mean over seeds: (step, loss).
     histories: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    disagreements: tuple[Disagreement, ...] = ()
-    commands: dict[str, str] = field(default_factory=dict)
-    pages: dict[str, str] = field(default_factory=dict)
-    search: Search = Search()
-    tried: dict[str, list[TriedRate]] = field(default_factory=dict)
-    hardware: tuple[str, ...] = ()
-    versions: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    disagreements: tuple[Disagreement, ...] = ()  # the most divided rows first
+    commands: dict[str, str] = field(default_factory=dict)  # what for → shell command
+    tried: dict[str, list[TriedRate]] = field(default_factory=dict)  # label → learning rates
+    hardware: tuple[str, ...] = ()  # one text for each kind of machine that ran a part
+    versions: dict[str, str] = field(default_factory=dict)  # package → version
+    notes: tuple[str, ...] = ()  # one for each run or file that is missing, damaged or failed
+
+    def plain(self) -> dict[str, Any]:
+        """All of it, for ``report.json``."""
+        rest = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "lines"}
+        plain = asdict(Summary(**rest))
+        return plain | {"lines": [line.plain() for line in self.lines]}
+
+
+def summarize(
+    results: Results,
+    against: str | None = None,
+    with_text: bool = False,
+    margin: float | None = None,
+) -> Summary:
+    """Summarize a comparison, finished or not.
+
+    Args:
+        results: what there is of it.
+        against: the method that others are tested against; if not given the one that the comparison
+            names, or its first.
+        with_text: whether rows on which candidates disagree come with their text, if it is stored.
+        margin: that a cheaper candidate may cost; None for the comparison's own.
+    """
+    chosen = _against(results, against)
+    ran = [one for one in results.candidates if one.runs]
+    # Of several names of rows with slashes between.
+    main = dict.fromkeys(main_metric(each) for one in ran for each in one.metrics)
+    metric = results.metric or "/".join(main)
+    scored = [_with_facts(one, metric) for one in ran]
+    scored.sort(key=lambda one: float(one.scores.mean()), reverse=True)
+    tested = _tested(scored, results.groups, metric)
+    baselines = _baselines(results, metric)
+    decision = _decided(results, scored, baselines, metric, margin)
+    lines = [_with_decision(one, decision) for one in _with_tests(scored, tested, chosen)]
+    best = next((c for c in lines if decision is None or c.label == decision.pick), None)
+    histories = {one.label: _history(one) for one in lines}
+    losses = training_losses(histories[(best or lines[0]).label]) if lines else None
+    said, commands = _verdict(results, lines, best, decision, losses)
+    lines += [_with_decision(one, decision) for one in results.candidates if not one.runs]
+    tried = {one.label: tried_rates(one) for one in results.candidates if one.searches}
+    shared = results.asked.get("recipe") or {}
+    runs = [run for one in lines for run in one.runs]
+    seeds = sorted({run.seed for run in runs})
+    return Summary(
+        verdict=said,
+        sentences=tuple(limits(results, lines, decision, losses, tested, chosen, tried)),
+        model=str(shared.get("model", "")),
+        task=", ".join(dict.fromkeys(Path(name).name for name, _ in results.rows)),
+        rows=len(results.rows),
+        seeds=tuple(results.asked.get("seeds") or seeds),
+        metric=metric,
+        form=next((str(run.result.get("form", "")) for run in runs), ""),
+        best=best.label if best else "",
+        lines=tuple(lines),
+        baselines=tuple(one for one, _ in baselines),
+        margin=decision.margin if decision else None,
+        histories=histories,
+        disagreements=tuple(_disagreements(results, lines, with_text)),
+        commands=commands,
+        tried=tried,
+        hardware=_machines(results.plan, runs),
+        versions={str(k): str(v) for k, v in (results.plan.get("versions") or {}).items()},
+        notes=(*results.notes, *_version_notes(runs)),
+    )  # fmt: skip
+
+
+def _verdict(
+    results: Results,
+    lines: list[CandidateResult],
+    best: CandidateResult | None,
+    decision: Decision | None,
+    losses: Losses,
+) -> tuple[str, dict[str, str]]:
+    """The verdict, and the commands that follow from it."""
+    said = verdict(decision, lines[0] if lines else None, losses, results.plan.get("steps"))
+    folder, commands = results.folder, dict[str, str]()
+    if best is not None:
+        commands = commands_of(folder, best, pair_of(folder, best, lines))
+    if alike := _all_alike(results, lines):
+        said = f"{said} Yet {alike}" if best else alike
+        commands = {"write the report by the loss": by_loss(folder), **commands}
+    return said, commands
+
+
+def _against(results: Results, against: str | None) -> str:
+    """The method that others are tested against."""
+    methods = list(dict.fromkeys(one.method for one in results.candidates))
+    chosen = str(against or results.asked.get("against") or next(iter(methods), ""))
+    if methods and chosen not in methods:
+        raise unknown_name("method to compare with", chosen, methods)
+    return chosen
+
+
+def _with_facts(one: CandidateResult, metric: str) -> CandidateResult:
+    """A candidate with what its runs show; ``metric`` is the main one."""
+    score = float(one.scores.mean())
+    values = [each.get(name) for name in metric.split("/") for each in one.metrics]
+    mean = _mean([float(value) for value in values if isinstance(value, int | float)])
+    numbers = partial(_numbers, one.runs)
+    adapted, base = numbers("forgetting", "adapted"), numbers("forgetting", "base")
+    rates = numbers("recipe", "training", "learning_rate")
+    maps = numbers("recipe", "parts", "lmam", "map_learning_rate")
+    maps = maps or [float(one.candidate.map_rate or 0.0)]
+    apart = {rate for rate in maps if rate and not any(map(partial(isclose, rate), rates))}
+    return replace(
+        one, score=as_score(score, metric), metric=metric,
+        value=as_score(score, metric) if metric == LOSS else mean,
+        adapter_mb=_mean(numbers("adapter_bytes"), 1e6),
+        peak_memory_gib=max((n / 2**30 for n in numbers("peak_memory_bytes")), default=None),
+        forgetting=float(np.mean(adapted) - np.mean(base)) if adapted and base else None,
+        rates=tuple(sorted(set(rates))), map_rates=tuple(sorted(apart)),
+    )  # fmt: skip
+
+
+def _numbers(runs: Sequence[ScoredRun], *keys: str) -> list[float]:
+    """The numbers under these keys of the runs' results; runs without one are left out."""
+    values: list[Any] = [run.result for run in runs]
+    for key in keys:
+        values = [(value or {}).get(key) for value in values]
+    return [float(value) for value in values if isinstance(value, int | float)]
+
+
+def _mean(values: list[float], unit: float = 1.0) -> float | None:
+    return float(np.mean(values)) / unit if values else None
+
+
+def _tested(
+    scored: list[CandidateResult], groups: Sequence[str] | None, metric: str
+) -> list[CandidateResult]:
+    """The candidates that are tested, with a score for each row, or group, that is independent.
+
+    They need enough runs, and rows that are not windows of one text that share tokens.
+    """
+    least = enough_runs([len(each.runs) for each in scored])
+    found = [] if windows_overlap(metric) else [one for one in scored if len(one.runs) >= least]
+    if groups is not None:
+        found = [replace(one, scores=by_group(one.scores, groups)) for one in found]
+    return [one for one in found if one.scores.shape[1] > 1]
+
+
+def _decided(
+    results: Results,
+    scored: Sequence[CandidateResult],
+    baselines: Sequence[tuple[Baseline, Scores | None]],
+    metric: str,
+    margin: float | None,
+) -> Decision | None:
+    """Which candidate to take; None without scores of two rows that are independent."""
+    rows, groups = len(results.rows), results.groups
+    if (rows if groups is None else len(set(groups))) < 2 or windows_overlap(metric):
+        return None
+    sign = as_score(1.0, metric)
+    known = {one.label: one for one in scored}
+    ran = [known.get(c.label, c) for c in results.candidates if c.runs or c.diverged]
+    return decide(
+        {c.label: sign * np.vstack([c.scores.reshape(-1, rows),
+                                    np.full((len(c.diverged), rows), np.nan)]) for c in ran},
+        {c.label: _costs(c) for c in ran},
+        results.asked.get("margin") if margin is None else margin,
+        lower_is_better=lower_is_better(metric),
+        groups=groups,
+        baselines={one.name: sign * each for one, each in baselines if each is not None},
+        seeds={c.label: (*(run.seed for run in c.runs), *c.diverged) for c in ran},
+        unit=unit_behind(metric),
+    )  # fmt: skip
+
+
+def _costs(one: CandidateResult) -> dict[str, float]:
+    memory = None if one.peak_memory_gib is None else one.peak_memory_gib * 2**30
+    given = {"parameters": one.trainable, "seconds": one.seconds_per_step, "bytes": memory}
+    return {name: cost for name, cost in given.items() if cost is not None}
+
+
+def _with_decision(one: CandidateResult, decision: Decision | None) -> CandidateResult:
+    if decision is None or one.label not in decision.runs:
+        return one
+    low, high = decision.intervals.get(one.label, (None, None))
+    loss, mark = decision.expected_loss.get(one.label), decision.mark(one.label)
+    return replace(one, low=low, high=high, expected_loss=loss, mark=mark)
+
+
+def _with_tests(
+    scored: list[CandidateResult], tested: list[CandidateResult], against: str
+) -> list[CandidateResult]:
+    """The candidates with p-values and letters."""
+    common = Common.of([each.scores for each in tested])
+    pairs = list(combinations(tested, 2))
+    # So few rows would call no pair different, and all the same by that.
+    if pairs and tested[0].scores.shape[1] < rows_needed(len(pairs)):
+        pairs = []
+    p_pairs = {
+        frozenset((a.label, b.label)): p
+        for (a, b), p in zip(pairs, _corrected(pairs, common), strict=True)
+    }
+    different = {pair for pair, p in p_pairs.items() if p < ALPHA}
+    groups = letters([one.label for one in tested], different) if p_pairs else {}
+    compared = [(one, other) for one in tested if (other := _reference(one, tested, against))]
+    to = {
+        one.label: (other.label, p)
+        for (one, other), p in zip(compared, _corrected(compared, common), strict=True)
+    }
+    top = tested[0].label if tested else ""
+    return [
+        replace(
+            one, letter=groups.get(one.label, ""), p_best=p_pairs.get(frozenset((one.label, top))),
+            against=to.get(one.label, ("", None))[0], p_against=to.get(one.label, ("", None))[1],
+        )
+        for one in scored
+    ]  # fmt: skip
+
+
+def _corrected(
+    pairs: list[tuple[CandidateResult, CandidateResult]], common: Common | None
+) -> list[float]:
+    """The p-values of pairs of candidates, corrected for their number."""
+    found = []
+    for a, b in pairs:
+        seeds = {one.label: [run.seed for run in one.runs] for one in (a, b)}
+        scores = {one.label: one.scores for one in (a, b)}
+        paired = by_seed(a.label, b.label, seeds, scores)
+        found.append(paired_p(a.scores, b.scores, common, paired))
+    return holm(found)
+
+
+def _reference(
+    one: CandidateResult, tested: list[CandidateResult], against: str
+) -> CandidateResult | None:
+    """What a candidate is tested against: the method ``against``, if possible at the same budget.
+
+    None for that method itself.
+    """
+    found = [other for other in tested if other.method == against]
+    if one.method == against or not found:
+        return None
+    mine = one.candidate.budgets.keys()
+    return next((other for other in found if other.candidate.budgets.keys() & mine), found[0])
+
+
+def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | None]]:
+    """Each score without training, with the scores of its rows; None if it has none."""
+    found: list[tuple[Baseline, Scores | None]] = []
+    by = rows_metric(metric)
+    names = BASELINES | ({"commonest": "the mean of the right numbers"} if by == ERROR else {})
+    for key, name in names.items():
+        entry: Mapping[str, Any] = results.baselines.get(key) or {"reason": "it is not scored yet"}
+        stored = (entry.get("row_scores") or {}).get(by)
+        # Rows whose response lies beyond max_length have no loss, in no run.
+        values = [as_score(value, by) for value in stored or [] if value is not None]
+        if values and len(values) == len(results.rows):
+            by_row = np.array(values, dtype=float)
+            each = (
+                by_row[None] if results.groups is None else by_group(by_row[None], results.groups)
+            )
+            ends = mean_score(each).interval() if each.size > 1 else (None, None)
+            low, high = sorted(as_score(end, by) for end in ends if end is not None) or (None, None)
+            answer = entry.get("answer")
+            score = as_score(float(by_row.mean()), by)
+            text = None if answer is None else str(answer)
+            found.append((Baseline(name, score, low, high, text), by_row))
+        else:
+            reason = str(entry.get("reason") or "it was scored on other rows")
+            if stored is None and "answer" in entry:
+                reason = f"an answer alone has no {title_of(metric)}"
+            found.append((Baseline(name, reason=reason), None))
+    return found
+
+
+def _all_alike(results: Results, lines: list[CandidateResult]) -> str:
+    """Says that free answers of all runs have the same score in each row; empty if they differ."""
+    forms = {run.result.get("form") for one in lines for run in one.runs}
+    if len(lines) < 2 or rows_metric(lines[0].metric) == LOSS or not forms <= FREE:
+        return ""
+    if not has_no_spread(np.concatenate([one.scores for one in lines])):
+        return ""
+    losses = np.concatenate([one.losses for one in lines])
+    differ = bool((np.ptp(losses, axis=0) > TINY).any())
+    return same_for_all(lines[0], differ, by_loss(results.folder))
+
+
+def _history(one: CandidateResult) -> list[tuple[int, float]]:
+    """The training loss over steps: the mean over runs, at steps that all of them logged."""
+    by_step: dict[int, list[float]] = {}
+    for run in one.runs:
+        for entry in run.result.get("history") or []:
+            if entry.get("loss") is not None:
+                by_step.setdefault(entry["step"], []).append(float(entry["loss"]))
+    most = len(one.runs)
+    return [(step, float(np.mean(v))) for step, v in sorted(by_step.items()) if len(v) == most]
+
+
+def _machines(plan: dict[str, Any], runs: Sequence[ScoredRun]) -> tuple[str, ...]:
+    """One text for each kind of machine that ran a part."""
+    texts = []
+    for machine in [run.result.get("hardware") for run in runs] or [plan.get("hardware")]:
+        if machine:
+            cpu, cores, memory = (machine.get(key, "?") for key in ("cpu", "cores", "memory_gib"))
+            first = f"{machine['accelerator']}; " if machine.get("accelerator") else ""
+            texts.append(f"{first}{cpu}, {cores} cores, {memory} GiB")
+    return tuple(dict.fromkeys(texts))
+
+
+def _version_notes(runs: Sequence[ScoredRun]) -> list[str]:
+    """A note for each package whose version differs between runs."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for package, version in (run.result.get("versions") or {}).items():
+            found.setdefault(str(package), {}).setdefault(str(version))
+    return [
+        f"runs used different versions of {package}: {', '.join(versions)}"
+        for package, versions in found.items()
+        if len(versions) > 1
+    ]
+
+
+def tried_rates(one: CandidateResult) -> list[TriedRate]:
+    """The learning rates that a candidate's searches tried: of each, from the lowest on."""
+    found: list[TriedRate] = []
+    curves: dict[tuple[Any, ...], int] = {}
+    for number, search in enumerate(one.searches):
+        trials = sorted(search["trials"], key=itemgetter(*POINT))
+        mine = [trial for trial in trials if trial["choice"] == search["choice"]]
+        rates = [trial["rate"] for trial in mine if trial["map_factor"] == 1.0]
+        factors = [trial["map_factor"] for trial in mine if trial["rate"] == search["rate"]]
+        at_edge = search.get("rate") in (rates[:1] + rates[-1:]) or (
+            len(factors) > 1 and search["map_factor"] in (min(factors), max(factors))
+        )
+        for trial in trials:
+            chosen = all(trial[key] == search[key] for key in POINT)
+            curve = (number, trial["choice"], trial["map_factor"])
+            found.append(TriedRate(
+                rate=float(trial["rate"]), loss=trial.get("loss"),
+                stopped=bool(trial.get("pruned")), chosen=chosen, at_edge=chosen and at_edge,
+                search=curves.setdefault(curve, len(curves)), map_rate=trial.get("map_rate"),
+            ))  # fmt: skip
+    return found
+
+
+def _disagreements(
+    results: Results, scored: list[CandidateResult], with_text: bool
+) -> list[Disagreement]:
+    """The rows that divide the candidates most; none where rows are not right or wrong."""
+    scored = [one for one in scored if one.runs]
+    if not scored or not all(np.isin(c.scores, (RIGHT, WRONG)).all() for c in scored):
+        return []
+    right = np.array([c.scores.mean(axis=0) > (RIGHT + WRONG) / 2 for c in scored])
+    divided = np.minimum(right.sum(axis=0), (~right).sum(axis=0))
+    found = []
+    for index in np.argsort(-divided, kind="stable")[:MOST_ROWS]:
+        if not divided[index]:
+            break
+        name, number = row = results.rows[index]
+        wins = right[:, index]
+        better = tuple(c.label for c, one in zip(scored, wins, strict=True) if one)
+        worse = tuple(c.label for c, one in zip(scored, wins, strict=True) if not one)
+        stored = [run.lines[row] for c in scored for run in c.runs if "text" in run.lines[row]]
+        text, answer = None, None
+        if stored and with_text:
+            text, answer = str(stored[-1]["text"]), str(stored[-1].get("right"))
+        found.append(Disagreement(Path(name).name, number, better, worse, text, answer))
+    return found

@@ -17,10 +17,11 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from pydantic import Field
 from torch import Tensor, nn
 
 from lorada.methods.callbacks.layers import (
@@ -31,7 +32,7 @@ from lorada.methods.callbacks.layers import (
     same_everywhere,
     training_rows,
 )
-from lorada.tuners.base.config import require_count
+from lorada.tuners.base.config import Count, check_values
 
 
 @dataclass(eq=False)
@@ -40,49 +41,27 @@ class ISTCallback(LayerCallback):
 
     For transformers' Trainer and TRL's trainers alike: ``Trainer(..., callbacks=[ISTCallback()])``.
     Adapter weights outside the layers (a head, the network of a prefix) train at every step.
-
-    Args:
-        update_frac: share of the layers that train in a step, n_u / L.
-        suppress_frac: share of the layers that are scaled down in a set, n_v / L.
-        factor: what their scale is multiplied by.
-        every: steps from one update of the scores to the next.
-        samples: number of sets in an update, each of which takes one forward pass.
-        lr: μ, the learning rate of the scores.
-        examples: number of training rows to compare the sets on.
-
-    Attributes:
-        scores: I, one for each layer in the model's order.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     kept: ClassVar[str] = "scores"
-    update_frac: float = 0.25
-    suppress_frac: float = 0.5
-    factor: float = 0.25
-    every: int = 10
-    samples: int = 3
-    lr: float = 10.0
-    examples: int = 16
+    # Share of the layers that train in a step, n_u / L.
+    update_frac: Annotated[float, Field(gt=0, le=1)] = 0.25
+    # Share of the layers that are scaled down in a set, n_v / L.
+    suppress_frac: Annotated[float, Field(gt=0, le=1)] = 0.5
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.25  # what their scale is multiplied by
+    every: Count = 10  # steps from one update of the scores to the next
+    samples: Count = 3  # number of sets in an update, each of which takes one forward pass
+    lr: float = 10.0  # μ, the learning rate of the scores
+    examples: Count = 16  # number of training rows to compare the sets on
+    # I, one for each layer in the model's order.
     scores: list[float] = field(default_factory=list, init=False)
     _adapters: list[list[BaseTunerLayer]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        require_count(self, "every", "samples", "examples")
-        for name in ("update_frac", "suppress_frac"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1]")
-        if not 0 < self.factor < 1:
-            raise ValueError(f"factor={self.factor} must lie in (0, 1): it scales adapters down")
+        check_values(self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Find the adapters of each layer, and the scores of a run that is resumed.
-
-        Raises:
-            ValueError: for a model without adapters in two layers, an adapter that cannot be
-                scaled down, or the scores of another model.
-        """
+        """Find the adapters of each layer, and the scores of a run that is resumed."""
         model: nn.Module = kwargs["model"]
         switch = self.switch_on(model, args)
         self._adapters = [adapters_in(layer) for layer in switch.layers.values()]
@@ -139,11 +118,7 @@ class ISTCallback(LayerCallback):
 
 
 def adapters_in(layer: nn.Module) -> list[BaseTunerLayer]:
-    """The tuner layers with trainable parameters in a layer.
-
-    Raises:
-        ValueError: if one has no ``scaling``.
-    """
+    """The tuner layers with trainable parameters in a layer."""
     adapters = [
         module
         for module in layer.modules()

@@ -25,10 +25,6 @@ class LayerSwitch:
 
     It controls the parameters that are trainable when it is made. Parameters outside the layers
     (embeddings, last norm, heads) are left alone.
-
-    Attributes:
-        layers: the layers with trainable parameters, by name.
-        parameters: the trainable parameters of each.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -54,13 +50,9 @@ class LayerSwitch:
 
 
 class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """Base of the callbacks that train some layers of a model at a time.
+    """Base of the callbacks that train some layers of a model at a time."""
 
-    Attributes:
-        kept: the attribute whose value a run that is resumed takes from its checkpoint.
-    """
-
-    kept: ClassVar[str]
+    kept: ClassVar[str]  # the attribute whose value a run that is resumed takes from its checkpoint
     _switch: LayerSwitch | None = None
 
     def switch_on(self, model: nn.Module, args: TrainingArguments) -> LayerSwitch:
@@ -113,11 +105,7 @@ def draw(weights: torch.Tensor, count: int, generator: torch.Generator) -> list[
 
 
 def training_rows(loader: Any, count: int, generator: torch.Generator) -> list[Any]:
-    """Draw up to ``count`` rows of the training set of a Trainer's ``train_dataloader``.
-
-    Raises:
-        ValueError: for rows that are streamed, of which none can be drawn.
-    """
+    """Draw up to ``count`` rows of the training set of a Trainer's ``train_dataloader``."""
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset):
         raise ValueError(

@@ -4,7 +4,7 @@ Chen et al., "LongLoRA: Efficient Fine-tuning of Long-Context Large Language Mod
 LoRA part is PEFT's. Evaluation uses full attention, also in the middle of a training.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -13,35 +13,28 @@ from transformers import TrainerCallback
 from lorada.attention.attend import SHIFTED
 from lorada.attention.call import is_windowed
 from lorada.attention.forward_inputs import forward_listener
-from lorada.attention.interface import dispatches, install
-from lorada.attention.modules import self_attentions
+from lorada.attention.interface import dispatches, install, self_attentions
 from lorada.attention.shifted_sparse import ShiftedGroups
+from lorada.tuners.base.config import Count, check_values
 
 
+@dataclass(eq=False)
 class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
     """Makes every self-attention shifted and sparse while the model trains.
 
     The publication is about decoders; in an encoder the groups have no causal mask.
-
-    Args:
-        group_size: G, in tokens; None for a quarter of the padded length of each batch.
-
-    Raises:
-        ValueError: for a group size that is not a whole number above 0.
     """
 
-    def __init__(self, group_size: int | None = None) -> None:
-        whole = isinstance(group_size, int) and not isinstance(group_size, bool)
-        if group_size is not None and (not whole or group_size < 1):
-            raise ValueError(f"group_size={group_size!r} must be a whole number above 0")
-        self.groups = ShiftedGroups(group_size)
+    # G, in tokens; None for a quarter of the padded length of each batch.
+    group_size: Count | None = None
+    groups: ShiftedGroups = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        self.groups = ShiftedGroups(self.group_size)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Switch shifted sparse attention on.
-
-        Raises:
-            ValueError: for a model that calls none of transformers' attention functions.
-        """
+        """Switch shifted sparse attention on."""
         model: nn.Module = kwargs["model"]
         names = self_attentions(model)
         found = [m for m in map(model.get_submodule, names) if dispatches(m)]

@@ -10,13 +10,13 @@ Fine-tuning" (2024).
 """
 
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.pytorch_utils import Conv1D
@@ -31,7 +31,7 @@ from lorada.methods.callbacks.layers import (
     training_rows,
 )
 from lorada.support.progress import progress_bar
-from lorada.tuners.base.config import require_count, require_positive
+from lorada.tuners.base.config import Count, Number, check_values
 
 logger = logging.getLogger(__name__)
 
@@ -44,38 +44,23 @@ class OwLoreCallback(LayerCallback):
 
     For transformers' Trainer and TRL's trainers alike:
     ``Trainer(..., callbacks=[OwLoreCallback()])``.
-
-    Args:
-        layers: γ, how many layers train at a time; None for 5, or all where there are fewer.
-        every: K, steps from one draw to the next.
-        weights: sampling weight of each layer; None for the outlier ratios of the model, measured
-            on rows of the training set before the first step.
-        sequences: how many rows they are measured on.
-        threshold: M; an outlier is larger than M times the mean.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     kept: ClassVar[str] = "weights"  # those of the model before training
-    layers: int | None = None
-    every: int = 50
-    weights: Sequence[float] | None = None
-    sequences: int = 128
-    threshold: float = 13.0
+    # γ, how many layers train at a time; None for 5, or all where there are fewer.
+    layers: Count | None = None
+    every: Count = 50  # K, steps from one draw to the next
+    # Sampling weight of each layer; None for the outlier ratios of the model, measured on rows of
+    # the training set before the first step.
+    weights: Sequence[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
+    sequences: Count = 128  # how many rows they are measured on
+    threshold: Number = 13.0  # M; an outlier is larger than M times the mean
 
     def __post_init__(self) -> None:
-        require_count(self, "every", "sequences", *["layers"] * (self.layers is not None))
-        require_positive(self, "threshold")
-        if self.weights is not None and not all(0 <= w < math.inf for w in self.weights):
-            raise ValueError(f"weights={[*self.weights]} of OwLore must be finite and not negative")
+        check_values(self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Weigh the layers, and draw the first ones; in a resumed run those that were training.
-
-        Raises:
-            ValueError: for more layers than there are, or weights of another number of layers.
-        """
+        """Weigh the layers, and draw the first ones; in a resumed run those that were training."""
         model: nn.Module = kwargs["model"]
         switch = self.switch_on(model, args)
         count = len(switch.layers)
@@ -148,13 +133,8 @@ def outlier_ratios(
         D_ℓ  = 100 · share of A_ij > M · mean(A) over all entries of the layer
 
     X_j is the j-th input feature over the tokens of the calibration rows.
-    "Outlier Weighed Layerwise Sparsity (OWL)" (2023).
-
-    Args:
-        model: called with each batch, in eval mode and without gradients.
-        layers: the layers by name.
-        batches: the calibration batches; pads are left out where there is an attention mask.
-        threshold: M.
+    "Outlier Weighed Layerwise Sparsity (OWL)" (2023). Pads are left out where there is an attention
+    mask.
 
     Returns:
         D in percent, in the order of ``layers``.
@@ -202,14 +182,11 @@ def outlier_ratio(layer: nn.Module, squares: Mapping[nn.Module, Tensor], thresho
     entries: int = sum(module.weight.numel() for module in measured)
 
     def sizes() -> Iterator[Tensor]:  # one after another, since those of a layer are as large as it
-        return (weighted_sizes(module, squares[module].sqrt()) for module in measured)
+        for module in measured:
+            norms = squares[module].sqrt()
+            norms = norms[:, None] if isinstance(module, Conv1D) else norms
+            yield module.weight.detach().float().abs() * norms
 
     # Rows on the device, which may lack fp64, and their sums in fp64.
     mean = sum(float(size.sum(-1).cpu().double().sum()) for size in sizes()) / entries
     return 100 * sum(int((size > threshold * mean).sum()) for size in sizes()) / entries
-
-
-def weighted_sizes(module: Any, norms: Tensor) -> Tensor:
-    """A of one linear map, in the shape of its weight."""
-    size: Tensor = module.weight.detach().float().abs()
-    return size * (norms[:, None] if isinstance(module, Conv1D) else norms)

@@ -35,7 +35,7 @@ from lorada.training.models.loading import (
     stretched,
 )
 from lorada.tuners import LoradaConfig, PrefixConfig
-from lorada.tuners.base.config import known_types, newer_version
+from lorada.tuners.base.config import known_types
 from lorada.tuners.pooling import (
     CHILD,
     PoolingConfig,
@@ -43,8 +43,8 @@ from lorada.tuners.pooling import (
     attach,
     backbone_of,
 )
-from lorada.tuners.stack.beside import as_stack
-from lorada.tuners.stack.nesting import keys_of_others
+from lorada.tuners.stack.as_stack import as_stack
+from lorada.tuners.stack.nested_layers import keys_of_others
 
 logger = logging.getLogger(__name__)
 
@@ -239,11 +239,7 @@ def adapter_config(folder: Path) -> LoradaConfig:
         raise ValueError(f"{path} is not JSON: {error}") from error
     kind = data.get("peft_type") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in known_types():
-        newer = newer_version(data.get("lorada_version")) if isinstance(data, dict) else ""
-        raise ValueError(
-            f"{path} has peft_type={kind!r}, which neither peft nor lorada knows"
-            + (f" ({newer})" if newer else "")
-        )
+        raise ValueError(f"{path} has peft_type={kind!r}, which neither peft nor lorada knows")
     with reading("the adapter", str(folder), UNFIT):
         return as_stack(folder)
 
@@ -327,8 +323,8 @@ def parameter_counts(
     ``with_head``.
 
     Returns:
-        ``trainable`` (p), ``total`` (N), ``percent`` (100 p/N) and ``percent_of_all``
-        (100 p/(N+p), PEFT's own convention).
+        ``trainable``, ``total``, ``percent`` of the base's parameters and ``percent_of_all``: of
+        those of the base with the adapter, PEFT's own convention.
     """
     trainable = sum(
         p.numel()
@@ -380,7 +376,7 @@ def save_beside(model: nn.Module, folder: Path) -> None:
     if pooling is None:
         return
     config = LoradaConfig(
-        parts=[PoolingConfig(pooling=pooling)],
+        parts=[PoolingConfig(pooling=pooling)],  # type: ignore[arg-type]
         base_model_name_or_path=BESIDE,
         base_model_type=str(model.config.model_type),  # type: ignore[union-attr]
         inference_mode=True,

@@ -149,8 +149,8 @@ def likeliest(scores: Tensor, groups: Tensor) -> list[int]:
 
 
 def needs_whole(model: nn.Module) -> bool:
-    """Whether a model must read whole sequences, because its maps count later tokens or pads."""
-    return any(part.align == "end" or part.positions == "raw" for part in map_configs(model))
+    """Whether a model must read whole sequences, because its maps count later tokens."""
+    return any(part.align == "end" for part in map_configs(model))
 
 
 def shares_prompts(model: nn.Module) -> bool:

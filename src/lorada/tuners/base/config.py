@@ -1,14 +1,12 @@
 """The base of all configs: their registration with PEFT, and the checks of their values."""
 
 import json
-import math
 import re
-import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
-from packaging.version import InvalidVersion, Version
 from peft import PeftConfig
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
@@ -17,6 +15,7 @@ from peft.mapping import (
 )
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import CONFIG_NAME
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from lorada.support.files import json_text, write_atomic
 from lorada.support.version import __version__
@@ -73,13 +72,7 @@ class PeftTypeName(str):
 
 
 def register(peft_type: str, config: type["LoradaPeftConfig"], tuner: type[BaseTuner]) -> None:
-    """Register a tuner with PEFT.
-
-    Args:
-        peft_type: its name in ``adapter_config.json``, which must never change.
-        config: its config class, which gets this ``peft_type``.
-        tuner: its class.
-    """
+    """Register a tuner with PEFT; ``peft_type`` is its name in files and must never change."""
     config.registered_as = name = PeftTypeName(peft_type)
     PEFT_TYPE_TO_CONFIG_MAPPING[name] = config  # type: ignore[index]
     PEFT_TYPE_TO_TUNER_MAPPING[name] = tuner  # type: ignore[index]
@@ -97,7 +90,6 @@ class LoradaPeftConfig(PeftConfig):
 
     Attributes:
         layers_to_transform: indices of the layers that get the part; None for all.
-        layers_pattern: name of the list of layers that the indices count, if PEFT cannot find it.
         modules_to_save: modules trained and saved whole, such as a classification head.
         init_weights: False starts from random weights, so that a fresh adapter changes the model
             (PEFT's tests use it).
@@ -105,33 +97,19 @@ class LoradaPeftConfig(PeftConfig):
         usage: what to do, for the same readers.
         base_model_type: the type of the base model that the adapter was trained on, from its
             config. The adapter is refused on a model of another type, even if all shapes fit.
-        lorada_version: the version that wrote the adapter. An adapter from a newer version loads
-            with a warning if this version knows all its fields and values.
-
-    Raises:
-        ValueError: for an unknown field from a newer version, or an empty list of layers.
+        lorada_version: the version that wrote the adapter.
     """
 
     # Set by ``register``. It has no annotation, since a field would be saved.
     registered_as = PeftTypeName()
 
     layers_to_transform: list[int] | int | None = field(default=None)
-    layers_pattern: list[str] | str | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
     init_weights: bool = field(default=True)
     library: str = field(default=LIBRARY)
     usage: str = field(default=USAGE)
     base_model_type: str | None = field(default=None)
     lorada_version: str = field(default=__version__)
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "LoradaPeftConfig":
-        """Refuse unknown fields from a newer version; PEFT drops them before ``__init__``."""
-        unknown = sorted(kwargs.keys() - cls.__dataclass_fields__.keys())
-        if unknown and (text := newer_version(kwargs.get("lorada_version"))):
-            name = unknown[0]
-            raise ValueError(f"{cls.__name__} does not know {name}={kwargs[name]!r} ({text})")
-        made: LoradaPeftConfig = super().__new__(cls)
-        return made
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,8 +119,7 @@ class LoradaPeftConfig(PeftConfig):
             self.__dict__["target_modules"] = sorted(targets)  # not a field of this class
         _refuse_bad_patterns(self)
         refuse_no_layers(self)
-        if text := newer_version(self.lorada_version):
-            warnings.warn(f"{type(self).__name__} was {text}", stacklevel=2)
+        check_values(self)
 
     @property
     def starts_as_base(self) -> bool:
@@ -171,89 +148,38 @@ class LoradaPeftConfig(PeftConfig):
             card.write_text(text.rstrip() + loading, encoding="utf-8")
 
 
-# Adapters that were saved by a newer version of this package.
+# Checks of values: the types of a config's own fields say which it takes.
+
+Count = Annotated[int, Field(gt=0)]
+Number = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, lt=1)]  # of dropout
+# Fields that are read in several forms.
+ANY_FORM = ("target_modules", "exclude_modules", "stacks", "parts")
 
 
-def newer_version(version: Any) -> str:
-    """The message about an adapter from a newer ``lorada_version``; empty for any other.
-
-    Raises:
-        ValueError: for a string that is not a version.
-    """
-    try:
-        newer = version is not None and Version(str(version)) > Version(__version__)
-    except InvalidVersion:
-        raise ValueError(
-            f"lorada_version={version!r} is not a version such as {__version__}"
-        ) from None
-    text = f"saved by lorada {version}, this is {__version__}: install a newer lorada"
-    return text if newer else ""
+@cache
+def _kinds(cls: Any) -> dict[str, TypeAdapter[Any]]:
+    hints, strict = get_type_hints(cls, include_extras=True), ConfigDict(strict=True)
+    shared = LoradaPeftConfig.__dataclass_fields__.keys() | set(ANY_FORM)
+    own = [each.name for each in fields(cls) if each.init and each.name not in shared]
+    return {name: TypeAdapter(hints[name], config=strict) for name in own}
 
 
-def saved_by(config: Any) -> str:
-    """The end of an error about a config, which names a newer version that wrote it, if any."""
-    text = newer_version(getattr(config, "lorada_version", None))
-    return f" ({text})" if text else ""
-
-
-# Checks of values. Each error names the field and the value.
-
-
-def require_positive(config: object, *names: str) -> None:
-    """Refuse values that are not numbers above zero.
-
-    Raises:
-        ValueError: for the first such field.
-    """
-    _require(config, names, "number", int | float)
-
-
-def require_count(config: object, *names: str) -> None:
-    """Refuse values that are not whole numbers above zero.
-
-    Raises:
-        ValueError: for the first such field.
-    """
-    _require(config, names, "whole number", int)
-
-
-def _require(config: object, names: tuple[str, ...], kind: str, types: Any) -> None:
-    for name in names:
-        value: Any = getattr(config, name)
-        number = isinstance(value, types) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf:
-            raise ValueError(f"{name}={value!r} must be a {kind} above 0{saved_by(config)}")
-
-
-def require_rate(config: object, name: str) -> None:
-    """Refuse a dropout rate outside of [0, 1).
-
-    Raises:
-        ValueError: for any other value.
-    """
-    value: Any = getattr(config, name)
-    if not 0 <= value < 1:
-        raise ValueError(f"{name}={value!r} must lie in [0, 1)")
-
-
-def require_choice(config: object, name: str, choices: tuple[Any, ...]) -> None:
-    """Refuse a value that is not one of ``choices``.
-
-    Raises:
-        ValueError: for any other value, listing the choices.
-    """
-    value = getattr(config, name)
-    if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name}={value!r} is not one of {listed}{saved_by(config)}")
+def check_values(config: Any) -> None:
+    """Refuse a value that the type of its field does not take, in a line with both."""
+    for name, kind in _kinds(type(config)).items():  # type: ignore[arg-type]
+        value = getattr(config, name)
+        try:
+            kind.validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = "".join(f"[{part!r}]" for part in first["loc"] if isinstance(part, str))
+            key = key if isinstance(value, dict) else ""
+            raise ValueError(f"{name}={value!r}: {key}{first['msg'].lower()}") from None
 
 
 def refuse_no_layers(config: object) -> None:
-    """Refuse an empty list of layers, which for PEFT means all layers.
-
-    Raises:
-        ValueError: for such a list.
-    """
+    """Refuse an empty list of layers, which for PEFT means all layers."""
     if getattr(config, "layers_to_transform", None) in ([], ()):
         raise ValueError("layers_to_transform=[] names no layer: leave it out for all layers")
 

@@ -1,48 +1,35 @@
 """The base of tuners that add a term to the output of linear layers: y = W x + term(x).
 
 A subclass of ``DeltaLayer`` creates the weights of an adapter (``update_layer``) and computes its
-term (``term``) from the input x or the output W x. If the term is a matrix product, term(x) = Δ x,
-the subclass also computes Δ (``delta``), and the part can be merged. A subclass of ``DeltaModel``
-names its layer. ``sora`` is a short example.
+term (``term``) from the input x or the output W x. If the term is linear in x, the part can be
+merged (``merged_weights``). A subclass of ``DeltaModel`` names its layer. ``sora`` is a short
+example.
 """
 
-import warnings
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.tuners_utils import check_adapters_to_merge
-from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorada.tuners.base.config import LoradaPeftConfig
-from lorada.tuners.base.entries import refuse_offloaded
-from lorada.tuners.base.layer import LoradaTunerLayer
+from lorada.tuners.base.layer import LoradaTunerLayer, refuse_offloaded
 from lorada.tuners.base.linears import layer_linear_names, linear_of, widths
 from lorada.tuners.base.tuner import LoradaTuner
 
 
 class DeltaLayer(LoradaTunerLayer):
-    """A linear layer and the terms of any number of adapters.
-
-    Attributes:
-        delta_reads_weight: whether ``delta`` is computed from the base weight. ``merge`` then keeps
-            each Δ for ``unmerge``, since the merged weight would give another.
-    """
-
-    delta_reads_weight: ClassVar[bool] = False
+    """A linear layer and the terms of any number of adapters."""
 
     if TYPE_CHECKING:  # methods of PEFT's base class
 
         def get_base_layer(self) -> Any: ...  # noqa: D102
-        def set_base_weight(self, weight: Tensor) -> None: ...  # noqa: D102
+        def unmerge(self) -> None: ...  # noqa: D102
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.in_features, self.out_features = widths(self.adapted)
-        self.quantization_backend: Any = None
-        self._merged_deltas: dict[str, Tensor] = {}
 
     @property
     def adapted(self) -> nn.Module:
@@ -57,15 +44,8 @@ class DeltaLayer(LoradaTunerLayer):
     def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """The term of an adapter (…, out), in the dtype of its weights.
 
-        Args:
-            name: the adapter.
-            x: the input (…, in).
-            output: the output of the linear layer (…, out), W x plus the bias.
+        ``x`` is the input (…, in), ``output`` that of the linear layer, W x plus the bias.
         """
-        raise NotImplementedError
-
-    def delta(self, name: str) -> Tensor:
-        """Δ (out, in) of an adapter, for merging, in float32 or wider."""
         raise NotImplementedError
 
     def new_weight(self, *shape: int) -> nn.Parameter:
@@ -99,67 +79,6 @@ class DeltaLayer(LoradaTunerLayer):
         if self._disable_adapters and self.merged:
             self.unmerge()
         return self.merged
-
-    @torch.no_grad()
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add Δ of adapters, of the active ones by default, to the base weight.
-
-        Raises:
-            ValueError: for a quantised base; with ``safe_merge``, if the result is not finite.
-        """
-        names = check_adapters_to_merge(self, adapter_names)
-        names = [name for name in names if name in self._get_available_adapters()]
-        # Each Δ before the weight changes, since ``delta`` may read the weight.
-        deltas = {name: self.scaled(name, self.delta(name)) for name in names}
-        for name, delta in deltas.items():
-            self._add_to_weight(delta, name if safe_merge else None)
-            self.merged_adapters.append(name)
-        if self.delta_reads_weight:
-            self._merged_deltas |= deltas
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Subtract each merged Δ from the base weight again."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-        while self.merged_adapters:
-            name = self.merged_adapters.pop()
-            delta = self._merged_deltas.pop(name, None)
-            delta = self.scaled(name, self.delta(name)) if delta is None else delta
-            self._add_to_weight(-delta, None)
-
-    def get_base_weight(self) -> Tensor:
-        """The weight as the linear layer stores it.
-
-        Raises:
-            ValueError: if it is quantised.
-        """
-        return plain_weight(self.adapted, "merging").data
-
-    def _add_to_weight(self, delta: Tensor, checked: str | None) -> None:
-        weight = self.get_base_weight()
-        delta = delta.T if isinstance(self.adapted, Conv1D) else delta
-        total = (delta + weight).to(weight.dtype)  # added in the wider dtype of the two
-        if checked is not None and not torch.isfinite(total).all():
-            raise ValueError(  # PEFT's text, which programs may search for
-                f"NaNs detected in the merged weights. The adapter {checked} seems to be broken"
-            )
-        self.set_base_weight(total.contiguous())  # a transposed tensor could not be saved
-
-
-def plain_weight(linear: nn.Module, wish: str) -> nn.Parameter:
-    """The weight of a linear layer; ``wish`` is its use, for the error.
-
-    Raises:
-        ValueError: if it is quantised.
-    """
-    weight: Any = getattr(linear, "weight", None)
-    if type(weight) is not nn.Parameter or not weight.dtype.is_floating_point:
-        raise ValueError(
-            f"{type(linear).__name__} is quantised, which {wish} does not support: "
-            "load the model in bfloat16 or float32"
-        )
-    return weight
 
 
 class DeltaModel(LoradaTuner):
@@ -207,23 +126,3 @@ class DeltaModel(LoradaTuner):
             self._replace_module(parent, key.rpartition(".")[2], layer, target)
         layer.update_layer(adapter_name, config, self.model, key)
         layer.train(target.training)
-
-
-def rank_of(config: Any, name: str) -> int:
-    """The rank of the module of this name, from ``rank_pattern`` or else ``rank``."""
-    rank: int = config.rank_pattern.get(get_pattern_key(config.rank_pattern, name), config.rank)
-    return rank
-
-
-def check_ranks(config: Any, smallest: int) -> None:
-    """Refuse ranks in ``rank_pattern`` that are not whole numbers from ``smallest`` on.
-
-    Raises:
-        ValueError: naming the module and the rank.
-    """
-    for name, rank in (config.rank_pattern or {}).items():
-        if not isinstance(rank, int) or isinstance(rank, bool) or rank < smallest:
-            raise ValueError(
-                f"rank_pattern gives {name} the rank {rank!r}: it must be a whole number "
-                f"from {smallest} on"
-            )

@@ -41,6 +41,17 @@ def widths(linear: Any) -> tuple[int, int]:
     return linear.in_features, linear.out_features
 
 
+def plain_weight(linear: nn.Module, wish: str) -> nn.Parameter:
+    """The weight of a linear layer; ``wish`` is its use, for the error."""
+    weight: Any = getattr(linear, "weight", None)
+    if type(weight) is not nn.Parameter or not weight.dtype.is_floating_point:
+        raise ValueError(
+            f"{type(linear).__name__} is quantised, which {wish} does not support: "
+            "load the model in bfloat16 or float32"
+        )
+    return weight
+
+
 def linears(model: nn.Module) -> dict[str, Any]:
     """The linear layers of a model or of one module, by the name of their outermost wrapper."""
     found: dict[str, Any] = {}
@@ -89,11 +100,7 @@ def has_adapter(layer: BaseTunerLayer, adapter_name: str) -> bool:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn PEFT's ``NotImplementedError`` for layers that cannot be merged into one line.
-
-    Raises:
-        ValueError: in its place.
-    """
+    """Turn PEFT's ``NotImplementedError`` for layers that cannot be merged into one line."""
     try:
         yield
     except NotImplementedError as error:

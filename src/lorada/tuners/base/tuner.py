@@ -5,43 +5,150 @@ here is ``place``. Our tuners also place an adapter on all of its targets or on 
 weights that do not fit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, onload_layer
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.error import NoMatchingPeftModuleError
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from lorada.attention.hooks import HOOKS
-from lorada.attention.modules import attention_classes, can_hold_map, self_attentions
 from lorada.support.errors import MOST, unknown_name
-from lorada.tuners.base.attached_layer import AttachedLayer, detach_all
 from lorada.tuners.base.config import PREFIX, STACK, LoradaPeftConfig
-from lorada.tuners.base.folding import merge_all, unmerge_chain
-from lorada.tuners.base.injection import all_or_nothing, check_fits, refuse_absent
-from lorada.tuners.base.layer import LoradaTunerLayer
-from lorada.tuners.base.linears import (
-    linear_names,
-    one_line_errors,
-    within_layer,
-    wrappers,
+from lorada.tuners.base.layer import AttachedLayer, LoradaTunerLayer, detach_all
+from lorada.tuners.base.linears import linear_names, one_line_errors, within_layer, wrappers
+from lorada.tuners.base.merged_weights import (
+    give_own_weights,
+    merge_all,
+    ties_settled,
+    unmerge_chain,
 )
-from lorada.tuners.base.tied_weights import give_own_weights, ties_settled
+
+# Heads that PEFT adds to ``modules_to_save`` by task, whether a model has them or not.
+HEADS_OF_PEFT = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
+    """Restore a model if placing an adapter on it fails half-way."""
+    children = [(module, dict(module._modules)) for module in model.modules()]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    layers = [module for module, _ in children if isinstance(module, BaseTunerLayer)]
+    copied = [module for module, _ in children if isinstance(module, AuxiliaryTrainingWrapper)]
+    attributes = [
+        (module, dict(vars(module))) for module in (*layers, *copied)
+    ]  # as what is active
+    known = [(wrapper, set(wrapper._adapters)) for wrapper in copied]
+    without = [m for m in layers if adapter_name not in m._get_available_adapters()]
+    try:
+        yield
+    except BaseException:
+        before = {id(module) for module, _ in children}
+        for module in list(model.modules()):
+            if isinstance(module, LoradaTunerLayer) and id(module) not in before:
+                module.detach_from_host()
+        for layer, values in attributes:
+            vars(layer).update(values)
+        for wrapper, names in known:
+            wrapper._adapters = names
+        for layer in without:
+            layer.delete_adapter(adapter_name)
+        for module, own in children:
+            module._modules.clear()
+            module._modules.update(own)
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad = requires_grad
+        raise
+
+
+def refuse_known(model: nn.Module, adapter_name: str) -> None:
+    """Refuse to place an adapter on a model that has another one of the same name."""
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer) and adapter_name in layer._get_available_adapters():
+            raise ValueError(
+                f"the model has an adapter {adapter_name!r} already, as one loaded from a folder "
+                "that holds base and adapter: use it as it is, choose another adapter_name, or "
+                "load the base alone, from_pretrained(…, adapter_kwargs={'subfolder': 'none'}), "
+                "which needs transformers 5.23"
+            )
+
+
+def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
+    """Refuse a part in a module that the same adapter trains and saves as a whole copy."""
+    for name, whole in model.named_modules():
+        if not isinstance(whole, ModulesToSaveWrapper) or adapter_name not in whole.modules_to_save:
+            continue
+        for inner, layer in whole.modules_to_save[adapter_name].named_modules():
+            if isinstance(layer, BaseTunerLayer):
+                raise ValueError(
+                    f"modules_to_save trains {name} whole, where a part of the stack has {inner}: "
+                    "leave the module out of one of them"
+                )
+
+
+def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) -> None:
+    """Refuse ``modules_to_save`` that the model does not have; PEFT ignores them silently.
+
+    The heads of ``task``, PEFT's name of it, or of any task if it is None, are not refused.
+    """
+    present = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    task = getattr(task, "value", task)
+    spared = {name for key, names in HEADS_OF_PEFT.items() if task in (None, key) for name in names}
+    for config in configs:
+        for name in getattr(config, "modules_to_save", None) or []:
+            if name in spared or any(full.endswith(name) for full in present):
+                continue
+            own = {last for full in present if not (last := full.rpartition(".")[2]).isdigit()}
+            raise unknown_name("module in modules_to_save", str(name), own - {""})
+
+
+def check_fits(
+    model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+) -> None:
+    """Refuse the weights of an adapter that was saved for another architecture or size."""
+    problem = _misfit(model, state_dict)
+    if problem is None:
+        return
+    if isinstance(model, PeftModel) and config.inference_mode:
+        # from_pretrained or load_adapter has just placed it. An adapter in training stays.
+        tuner = model.base_model
+        if len(tuner.peft_config) > 1:
+            tuner.delete_adapter(adapter_name)
+        else:
+            tuner.unload()
+    raise ValueError(f"the adapter was saved for another {problem}")
+
+
+def _misfit(model: nn.Module, state_dict: dict[str, Tensor]) -> str | None:
+    own = model.state_dict()
+    for key, tensor in state_dict.items():
+        if key not in own:
+            return f"architecture: this model has no place for {key}"
+        if own[key].shape != tensor.shape and own[key].dtype.is_floating_point:
+            return (
+                f"model size or head count: {key} is {tuple(tensor.shape)}, "
+                f"this model needs {tuple(own[key].shape)}"
+            )
+    return None
+
 
 # The settings that choose modules, as an error shows them.
 CHOOSING = ("target_modules", "layers_to_transform", "stacks")
 
 
 class LoradaTuner(BaseTuner):  # type: ignore[misc]
-    """Places one kind of part, or all parts of a stack.
-
-    Attributes:
-        not_mergeable: why parts of this kind cannot be merged into the weights; empty if they can.
-    """
+    """Places one kind of part, or all parts of a stack."""
 
     prefix = PREFIX
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    # Why parts of this kind cannot be merged into the weights; empty if they can.
     not_mergeable: ClassVar[str] = ""
 
     def candidates(self, config: Any) -> list[str]:
@@ -53,11 +160,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         return listed(self.candidates(config))
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
-        """Place an adapter on all of its targets; after an error the model is as before.
-
-        Raises:
-            ValueError: if no module matches, or the model lacks one of ``modules_to_save``.
-        """
+        """Place an adapter on all of its targets; after an error the model is as before."""
         config = self.peft_config[adapter_name]
         refuse_absent(model, [config], task=None)
         kw.pop("state_dict", None)  # PEFT would choose the targets by it; only the config may
@@ -101,11 +204,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
                 layer.cast_to_base(adapter_name)
 
     def refuse_merge(self, names: list[str]) -> None:
-        """Refuse to merge adapters, active or not; PEFT's own check knows only the active ones.
-
-        Raises:
-            ValueError: if one of them does not exist or cannot be merged into the weights.
-        """
+        """Refuse to merge adapters, active or not; PEFT's own check knows only the active ones."""
         for name in names:
             if name not in self.peft_config:
                 raise unknown_name("adapter", name, self.peft_config)
@@ -140,7 +239,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
             if merge:
                 names = names or self.active_adapters
                 give_own_weights(self.model, names)
-                merge_all(self.model, names, safe_merge=kwargs.get("safe_merge", False))
+                merge_all(self.model, names, safe_merge=kwargs.get("safe_merge", False), undo=False)
                 for place, chain in wrappers(self.model).items():
                     above, _, child = place.rpartition(".")
                     parent = self.model.get_submodule(above)
@@ -167,14 +266,15 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         return remapped
 
 
-class HostModel(LoradaTuner):
-    """A tuner whose targets are modules of one kind, such as attention, instead of linear layers.
+class AttachedModel(LoradaTuner):
+    """A tuner that attaches one kind of layer to modules of one kind, such as attention."""
 
-    Attributes:
-        host_kind: a description of such a module, for errors.
-    """
-
-    host_kind: str
+    host_kind: str  # a description of such a module, for errors
+    child: str  # the name of the layer in its host
+    tuner_layer_cls: type[AttachedLayer]
+    not_mergeable = (
+        "merge_weights() merges the other parts of a stack and keeps these as an adapter"
+    )
 
     def can_host(self, module: nn.Module) -> bool:
         """Whether a module can hold the part."""
@@ -211,41 +311,6 @@ class HostModel(LoradaTuner):
             )
         return not peft_config.stacks or any(s in key.split(".") for s in peft_config.stacks)
 
-
-class SelfAttentionModel(HostModel):
-    """A tuner whose targets are self-attention modules of a kind that is known."""
-
-    def can_host(self, module: nn.Module) -> bool:
-        """Whether a map would reach the attention of this module."""
-        return can_hold_map(module)
-
-    def candidates(self, config: Any) -> list[str]:
-        """Names, within a layer, of the self-attention modules of this model."""
-        return sorted({within_layer(name) for name in self_attentions(self.model)})
-
-    def no_host(self, config: Any) -> str:
-        """Which modules would do, and which attention the model has."""
-        known = sorted(name.partition(".")[2] for name in HOOKS)
-        return (
-            f"no self-attention module of {type(self.model).__name__} dispatches through "
-            f"transformers' attention interface or is one of {', '.join(known)}; "
-            f"found {attention_classes(self.model) or 'none'}"
-        )
-
-
-class AttachedModel(HostModel):
-    """A tuner that attaches one kind of layer to its targets, as their child.
-
-    Attributes:
-        child: the name of the layer in its host.
-    """
-
-    child: str
-    tuner_layer_cls: type[AttachedLayer]
-    not_mergeable = (
-        "merge_weights() merges the other parts of a stack and keeps these as an adapter"
-    )
-
     def new_layer(self, target: nn.Module, parent: nn.Module) -> AttachedLayer:
         """The layer for a host that has none yet."""
         return self.tuner_layer_cls(target, parent)
@@ -263,11 +328,7 @@ class AttachedModel(HostModel):
 
 
 def refuse_mixed_batch(arguments: dict[str, Any]) -> None:
-    """Refuse a call in which each sample names its own adapter; PEFT would ignore the names.
-
-    Raises:
-        ValueError: with the remedy.
-    """
+    """Refuse a call in which each sample names its own adapter; PEFT would ignore the names."""
     if arguments.get("adapter_names") is not None:
         raise ValueError(
             "adapter_names: one adapter serves a whole batch: call model.set_adapter(name), and "

@@ -7,35 +7,153 @@ r. The default placement ``ffn`` is the scaled parallel adapter of He et al., "T
 View of Parameter-Efficient Transfer Learning" (2021): the FFN's output y becomes y + A(x).
 The paper's settings are in its Tables 15, 16 and 19.
 
-``placements`` has all placements, ``layouts`` where FFN and attention are in each architecture, and
-``hook_points`` the hooks.
+``placements`` says where each goes in every architecture. Hooks read the tensor at a hook point, or
+replace it. A hook of PyTorch is not enough at two kinds of them. LoRA wraps a linear layer and
+removes the wrapper when it is merged: there ``FollowingHook`` moves to the module that has the name
+now. And a change of a layer's output must run within the layer's gradient checkpoint:
+``LayerOutput``.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from lorada.attention.hooks import FollowingHook
 from lorada.functional.precision import recomputed
-from lorada.tuners.base.attached_layer import AttachedLayer
-from lorada.tuners.base.config import (
-    LoradaPeftConfig,
-    register,
-    require_choice,
-    require_count,
-    require_positive,
-    require_rate,
-)
-from lorada.tuners.base.entries import Entries
+from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, Rate, register
+from lorada.tuners.base.layer import AttachedLayer, Entries, Removable
+from lorada.tuners.base.linears import linear_of
 from lorada.tuners.base.tuner import AttachedModel
-from lorada.tuners.bottleneck.hook_points import hook_at
 from lorada.tuners.bottleneck.placements import PLACEMENTS, Insertion, insertion_at, targets
+
+# Gets the tensor at a hook point; returns what replaces it, or None to leave it.
+Change = Callable[[Tensor], Tensor | None]
+
+
+def hook_at(layer: nn.Module, point: str, change: Change, *, first: bool = False) -> Removable:
+    """Call ``change`` with the tensor at a hook point, in every forward.
+
+    It is no closure, which a deep copy of the model would share. ``first`` calls it before the
+    changes that are already there, but has no effect at a linear layer.
+    """
+    name, _, side = point.rpartition(".")
+    if not name:
+        output = layer.__dict__.get(LayerOutput.key) or LayerOutput(layer)
+        return output.add(change, first)
+    module = layer.get_submodule(name)
+    if linear_of(module) is not None:
+        path, _, child = name.rpartition(".")
+        parent = layer.get_submodule(path)
+        hook = FollowingHook(parent, child, partial(_hook, side, change))
+        hook.follow(parent)  # now and not at the first call: hooks run in the order of placement
+        return hook
+    return _hook(side, change, module, first)
+
+
+def _hook(side: str, change: Change, module: nn.Module, first: bool = False) -> RemovableHandle:
+    # Partial functions and not closures: a deep copy of the model then calls its own adapters.
+    if side == "in":
+        return module.register_forward_pre_hook(
+            partial(_change_input, change), prepend=first, with_kwargs=True
+        )
+    return module.register_forward_hook(partial(_change_output, change), prepend=first)
+
+
+def _change_input(
+    change: Change, module: nn.Module, args: Any, kwargs: Any
+) -> tuple[Any, Any] | None:
+    if args:
+        changed = change(args[0])
+        return None if changed is None else ((changed, *args[1:]), kwargs)
+    name = next(iter(kwargs))
+    changed = change(kwargs[name])
+    return None if changed is None else (args, {**kwargs, name: changed})
+
+
+def _change_output(change: Change, module: nn.Module | None, args: Any, output: Any) -> Any:
+    if not isinstance(output, tuple):
+        return change(output)
+    changed = change(output[0])
+    return None if changed is None else (changed, *output[1:])
+
+
+class LayerOutput:
+    """All changes of the output of one layer, one after another.
+
+    transformers checkpoints the ``forward`` of a layer, and the layer's own hooks run outside of
+    the checkpoint. A tensor saved inside must not be used outside: it would stay in memory, or lose
+    its gradient. So in a checkpointed forward, the checkpoint function makes the changes.
+    """
+
+    key = "lorada_output"  # the attribute of the layer that holds this object
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.changes: list[Change] = []
+        self.layer = layer
+        layer.__dict__[self.key] = self
+        self._handles = [
+            layer.register_forward_pre_hook(self._before),
+            # Before the hooks with which transformers may collect hidden states.
+            layer.register_forward_hook(self._after, prepend=True),
+        ]
+
+    def add(self, change: Change, first: bool) -> Removable:
+        """Add a change, before or after the others, and return its handle."""
+        self.changes.insert(0 if first else len(self.changes), change)
+        return SimpleNamespace(remove=partial(self.drop, change))
+
+    def drop(self, change: Change) -> None:
+        """Remove a change, and with the last one the hooks."""
+        self.changes.remove(change)
+        if not self.changes:
+            for handle in self._handles:
+                handle.remove()
+            del self.layer.__dict__[self.key]
+
+    def changed(self, output: Any) -> Any:
+        """The output of the layer after all changes."""
+        for change in self.changes:
+            changed = _change_output(change, None, (), output)
+            output = output if changed is None else changed
+        return output
+
+    def _before(self, layer: Any, args: Any) -> None:
+        if getattr(layer, "gradient_checkpointing", False):
+            plain = layer._gradient_checkpointing_func
+            plain = getattr(plain, "plain", plain)  # a forward that failed left a ``_Checkpoint``
+            layer._gradient_checkpointing_func = _Checkpoint(plain, self)
+
+    def _after(self, layer: Any, args: Any, output: Any) -> Any:
+        if getattr(layer, "gradient_checkpointing", False):
+            checkpoint = layer._gradient_checkpointing_func
+            layer._gradient_checkpointing_func = checkpoint.plain
+            if checkpoint.ran:  # False in eval mode and without gradients
+                return None
+        return self.changed(output)
+
+
+class _Checkpoint:
+    """The checkpoint function of a layer for one forward, which changes the output inside."""
+
+    def __init__(self, plain: Any, output: LayerOutput) -> None:
+        self.plain, self.ran, self._output = plain, False, output
+
+    def __call__(self, run: Callable[..., Any], *args: Any) -> Any:
+        self.ran = True
+        return self.plain(partial(self._run, run), *args)
+
+    def _run(self, run: Callable[..., Any], *args: Any) -> Any:
+        return self._output.changed(run(*args))
+
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -86,41 +204,33 @@ class BottleneckConfig(LoradaPeftConfig):
             LLaMA's ``down_proj`` (series), ``gate_proj`` and ``up_proj`` (series_input),
             ``up_proj`` and ``down_proj`` (parallel).
         exclude_modules: names or a regex of modules to leave out.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
-    rank: int = field(default=16)
-    scale: float = _by_placement()
-    placement: str = field(default="ffn")
-    activation: str = _by_placement()
+    placement: Literal[
+        "ffn", "pa_attn", "houlsby", "pfeiffer", "series", "series_input", "parallel"
+    ] = field(default="ffn")
+    rank: Count = field(default=16)
+    scale: Number = _by_placement()  # noqa: RUF009
+    activation: Literal["relu", "tanh", "gelu"] = _by_placement()
     use_bias: bool = _by_placement()
     layer_norm: bool = _by_placement()
-    init: str = _by_placement()
-    dropout: float | None = _by_placement()
-    adapter_input: str = field(default="residual")
+    init: Literal["lora", "bert"] = _by_placement()
+    dropout: Rate | None = _by_placement()  # noqa: RUF009
+    adapter_input: Literal["residual", "normed"] = field(default="residual")
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice(self, "placement", tuple(PLACEMENTS))
-        for name, value in asdict(PLACEMENTS[self.placement].defaults).items():
+        defaults = PLACEMENTS.get(self.placement, PLACEMENTS["ffn"]).defaults
+        for name, value in asdict(defaults).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        require_count(self, "rank")
-        require_positive(self, "scale")
-        require_choice(self, "activation", tuple(ACTIVATIONS))
-        require_choice(self, "init", ("lora", "bert"))
-        require_choice(self, "adapter_input", ("residual", "normed"))
+        super().__post_init__()
         if self.adapter_input != "residual" and self.placement != "ffn":
             raise ValueError(
                 f"adapter_input={self.adapter_input!r} is about placement 'ffn', "
                 f"not {self.placement!r}: leave it out"
             )
-        if self.dropout is not None:
-            require_rate(self, "dropout")
 
     @property
     def starts_as_base(self) -> bool:
@@ -282,7 +392,7 @@ class BottleneckModel(AttachedModel):
             return (
                 f"placement={placement!r} needs linear layers in the layers of {model}: it has none"
             )
-        home = "in lorada/tuners/bottleneck/layouts.py"
+        home = "in lorada/tuners/bottleneck/placements.py"
         if placement in ("ffn", "pfeiffer"):
             return (
                 f"placement={placement!r} does not know the FFN of {model}: "

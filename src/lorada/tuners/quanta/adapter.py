@@ -7,25 +7,18 @@ Adaptation" (2024). T is the product of the gates (see ``gates``). S is the prod
 of the gates from before training, so that T - S is exactly zero at step 0.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    get_quantization_kwargs,
-    resolve_quantization_backend,
-)
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from lorada.functional.precision import no_autocast
-from lorada.tuners.base.config import LoradaPeftConfig, register, require_rate
+from lorada.tuners.base.config import LoradaPeftConfig, Rate, register
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
-from lorada.tuners.quanta.gates import apply_to_width, as_matrix, default_dims, draw_gates, pairs
+from lorada.tuners.quanta.gates import apply_to_width, default_dims, draw_gates, pairs
 
 
 @dataclass
@@ -40,31 +33,19 @@ class QuantaConfig(LoradaPeftConfig):
             side of that width. The factors are then the paper's for 4096 (16-8-8-4) and 5120
             (16-8-8-5), and else four factors as equal as possible (6-6-4-4 for 576).
         dropout: rate of the dropout on x in (T - S) x.
-        seed: None draws the gates with torch's global generator and saves S with T. A number seeds
-            the gates of each target. S is then drawn again on loading, and the saved file has only
-            T, which is half the size.
         target_modules: names or a regex of the linear layers; None for query and value.
         exclude_modules: names or a regex of modules to leave out.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
     dims: list[int] | str | None = field(default=None)
-    dropout: float = field(default=0.0)
-    seed: int | None = field(default=None)
+    dropout: Rate = field(default=0.0)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.dims is not None:
             self.dims = _factors(self.dims)
-        require_rate(self, "dropout")
-        if self.seed is not None and (
-            isinstance(self.seed, bool) or not isinstance(self.seed, int)
-        ):
-            raise ValueError(f"seed={self.seed!r} must be a whole number, or None to save S")
+        super().__post_init__()
 
 
 def _factors(dims: Any) -> list[int]:
@@ -86,13 +67,13 @@ class Gates(nn.Module):
     module, since accelerate loads offloaded weights when the module that owns them is called.
     """
 
-    def __init__(self, dims: list[int], gates: list[Tensor], start: list[Tensor], save: bool):
+    def __init__(self, dims: list[int], gates: list[Tensor], start: list[Tensor]):
         super().__init__()
         self.dims = dims
         self.names = [f"{a}_{b}" for a, b in pairs(len(dims))]
         for name, gate, its_start in zip(self.names, gates, start, strict=True):
             self.register_parameter(name, nn.Parameter(gate))
-            self.register_buffer(f"start_{name}", its_start, persistent=save)
+            self.register_buffer(f"start_{name}", its_start)
 
     def trained(self) -> list[Tensor]:
         """The gates of T, in the order in which they act."""
@@ -106,16 +87,6 @@ class Gates(nn.Module):
                 setattr(self, f"start_{name}", start.to(gate.dtype))
         return [getattr(self, f"start_{name}") for name in self.names]
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        for name in self.names:
-            if (saved := state_dict.get(prefix + name)) is not None:
-                start = getattr(self, f"start_{name}")
-                # Gates that were trained in half precision began at an S that was rounded to it.
-                start.data = start.to(saved.dtype).to(start.dtype)
-
     def forward(self, x: Tensor, width: int) -> Tensor:
         """(T - S) x (…, width), in the dtype of the gates."""
         gates = self.trained()
@@ -125,11 +96,6 @@ class Gates(nn.Module):
             changed = apply_to_width(x, gates, self.dims, width)
             return changed - apply_to_width(x, self.start(), self.dims, width)
 
-    def matrix(self, rows: int, columns: int) -> Tensor:
-        """T - S as a matrix (rows, columns)."""
-        changed = as_matrix(self.trained(), self.dims, rows, columns)
-        return changed - as_matrix(self.start(), self.dims, rows, columns)
-
 
 class QuantaLayer(DeltaLayer):
     """A linear layer with the gates of any number of adapters."""
@@ -137,29 +103,23 @@ class QuantaLayer(DeltaLayer):
     adapter_layer_names = ("lora_gates",)
     configs: dict[str, QuantaConfig]
 
-    def __init__(self, base_layer: nn.Module, **options: Any) -> None:
+    def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         self.lora_gates = nn.ModuleDict()
-        self.quantization_backend = resolve_quantization_backend(self.adapted, **options)
 
     def update_layer(
         self, adapter_name: str, config: QuantaConfig, model: nn.Module, key: str
     ) -> None:
-        """Create the gates of an adapter.
-
-        Raises:
-            ValueError: if ``dims`` does not fit the module.
-        """
+        """Create the gates of an adapter."""
         hidden = getattr(getattr(model, "config", None), "hidden_size", None)
         dims = self._dims(config, key, hidden)
         device = self.device_for_weights()
-        generator = None if config.seed is None else _generator(config.seed, key)
-        start = draw_gates(dims, generator)
+        start = draw_gates(dims)
         gates = [gate.clone() for gate in start]
         if not config.init_weights:  # a gate shrinks a vector by √3 on average; undo that
-            gates = [math.sqrt(3) * gate for gate in draw_gates(dims, generator)]
+            gates = [math.sqrt(3) * gate for gate in draw_gates(dims)]
         start, gates = ([gate.to(device) for gate in drawn] for drawn in (start, gates))
-        self.lora_gates[adapter_name] = Gates(dims, gates, start, save=config.seed is None)
+        self.lora_gates[adapter_name] = Gates(dims, gates, start)
         self.configs[adapter_name] = config
 
     def _dims(self, config: QuantaConfig, key: str, hidden: Any) -> list[int]:
@@ -186,23 +146,6 @@ class QuantaLayer(DeltaLayer):
         term: Tensor = self.lora_gates[name](seen, self.out_features)
         return term
 
-    def delta(self, name: str) -> Tensor:
-        """T - S of one adapter, (out, in)."""
-        gates = self.lora_gates[name]
-        assert isinstance(gates, Gates)
-        return gates.matrix(self.out_features, self.in_features)
-
-    def get_base_weight(self) -> Tensor:
-        """The weight as the linear layer stores it; a quantised one is dequantised."""
-        weight: Tensor = BaseTunerLayer.get_base_weight(self)
-        return weight
-
-
-def _generator(seed: int, key: str) -> torch.Generator:
-    """A generator that depends only on a seed and the name of a linear layer."""
-    digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
 
 class QuantaModel(DeltaModel):
     """Adds gates to the linear layers that a ``QuantaConfig`` names."""
@@ -213,10 +156,6 @@ class QuantaModel(DeltaModel):
         "mbart": ["q_proj", "v_proj"],
     }
 
-    def new_layer(self, target: nn.Module) -> QuantaLayer:
-        """Wrap a linear layer, quantised or not."""
-        return QuantaLayer(target, **get_quantization_kwargs(self))
-
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
@@ -225,12 +164,11 @@ class QuantaModel(DeltaModel):
             model, config, adapter_name, state_dict
         )
         own = {key: value for key, value in remapped.items() if ".lora_gates." in key}
-        for key in own if config.seed is None else ():
+        for key in own:
             path, _, name = key.rpartition(".")
             if not name.startswith("start_") and f"{path}.start_{name}" not in own:
                 raise ValueError(
-                    f"the adapter has {key} but not its start, which T - S needs: "
-                    "save it again, or set the seed that it was drawn with"
+                    f"the adapter has {key} but not its start, which T - S needs: save it again"
                 )
         return remapped
 

@@ -31,19 +31,11 @@ def pairs(axes: int) -> list[tuple[int, int]]:
     return [(a, b) for a in range(axes, 1, -1) for b in range(a - 1, 0, -1)]
 
 
-def gate_sizes(dims: Sequence[int]) -> list[int]:
-    """P of every pair, in the order of the gates."""
-    return [dims[a - 1] * dims[b - 1] for a, b in pairs(len(dims))]
-
-
 def default_dims(width: int) -> tuple[int, ...]:
     """The default factors of a width: the paper's, or else four factors as equal as possible.
 
     These are the four with the least sum, largest first: 576 = 6·6·4·4. A width with two or three
     prime factors gets just those.
-
-    Raises:
-        ValueError: for a prime width or 1, which has no two factors above 1.
     """
     if width in PAPER_DIMS:
         return PAPER_DIMS[width]
@@ -71,16 +63,15 @@ def factorisations(number: int, factors: int, most: int | None = None) -> list[t
     ]
 
 
-def draw_gates(
-    dims: Sequence[int], generator: torch.Generator | None = None
-) -> list[Float[Tensor, "_ _"]]:
+def draw_gates(dims: Sequence[int]) -> list[Float[Tensor, "_ _"]]:
     """Random gates, uniform in ±1/√P (Kaiming with a = √5), in float32 on the CPU."""
     gates = []
-    for size in gate_sizes(dims):
+    for a, b in pairs(len(dims)):
+        size = dims[a - 1] * dims[b - 1]  # P
         bound = 1 / math.sqrt(size)
         # On the CPU in a fixed dtype, so that a seed gives the same gates on every machine.
         gate = torch.empty(size, size, dtype=torch.float32, device="cpu")
-        gates.append(gate.uniform_(-bound, bound, generator=generator))
+        gates.append(gate.uniform_(-bound, bound))
     return gates
 
 
@@ -106,32 +97,16 @@ def crop_or_pad(x: Float[Tensor, "*B _"], width: int) -> Float[Tensor, "*B _"]:
 
 
 def apply_to_width(
-    x: Float[Tensor, "*B _"],
-    gates: Sequence[Float[Tensor, "_ _"]],
-    dims: Sequence[int],
-    width: int,
+    x: Float[Tensor, "*B _"], gates: Sequence[Float[Tensor, "_ _"]], dims: Sequence[int], width: int
 ) -> Float[Tensor, "*B _"]:
     """T x for an x and a result of any width: both are cropped or padded to fit D."""
     return crop_or_pad(apply_gates(crop_or_pad(x, math.prod(dims)), gates, dims), width)
 
 
-def as_matrix(
-    gates: Sequence[Float[Tensor, "_ _"]], dims: Sequence[int], rows: int, columns: int
-) -> Float[Tensor, "_ _"]:
-    """T cropped or padded to a matrix (rows, columns).
-
-    Column i is T e_i, with e_i the unit vector. Columns from D on are zero.
-    """
-    # The rows of the identity are the unit vectors, so their images are the columns of T.
-    used = min(columns, math.prod(dims))
-    eye = torch.eye(used, dtype=gates[0].dtype, device=gates[0].device)
-    return crop_or_pad(apply_to_width(eye, gates, dims, rows).T, columns)
-
-
 def as_matrix_reference(
     gates: Sequence[Float[Tensor, "_ _"]], dims: Sequence[int]
 ) -> Float[Tensor, "D D"]:
-    """T as a dense D × D matrix: the slow twin of ``as_matrix`` and ``apply_gates``.
+    """T as a dense D × D matrix: the slow twin of ``apply_gates``.
 
     Each gate becomes a D × D matrix, G on its two axes and the identity on all others. T is the
     product of these matrices, with that of the first gate on the right.

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTuner
 
 from lorada.support.errors import unknown_name
 from lorada.support.version import __version__
-from lorada.tuners.base.config import LoradaPeftConfig, known_types, saved_by
+from lorada.tuners.base.config import LoradaPeftConfig, known_types
 
 # The types of PEFT's tuners that place parts in layers but cannot be in a stack, and why.
 UNSTACKABLE = {
@@ -34,9 +34,6 @@ class LoradaConfig(LoradaPeftConfig):
         parts: PEFT configs, or their dictionaries as in adapter_config.json. Options of the stack
             itself (``layers_to_transform``, ``modules_to_save``, ``init_weights``,
             ``inference_mode``) hold for every part that does not set them.
-
-    Raises:
-        ValueError: for an empty stack, or a part that PEFT does not inject into layers.
     """
 
     parts: list[Any] = field(default_factory=list)
@@ -117,7 +114,7 @@ def _refuse_unknown(part: dict[str, Any], stack: LoradaConfig) -> None:
     if not isinstance(kind, str) or kind not in known_types():
         raise ValueError(
             f"peft_type={kind!r} of a part is unknown to this peft and lorada; "
-            f"upgrade them, or leave the part out{saved_by(stack)}"
+            f"upgrade them, or leave the part out"
         )
     if part.get("peft_version") is not None:
         return  # PEFT wrote it, and warns itself of the settings of a newer PEFT

@@ -14,13 +14,13 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import STACK
-from lorada.tuners.base.delta_layer import DeltaLayer, plain_weight
-from lorada.tuners.base.linears import has_adapter, linear_of, wrappers
+from lorada.tuners.base.delta_layer import DeltaLayer
+from lorada.tuners.base.layer import AttachedLayer
+from lorada.tuners.base.linears import has_adapter, linear_of, plain_weight, wrappers
 from lorada.tuners.base.tuner import LoradaTuner
 from lorada.tuners.stack.config import UNMERGEABLE
-from lorada.tuners.stack.nesting import layer_kind, wraps
+from lorada.tuners.stack.nested_layers import layer_kind, wraps
 
 # What is said instead of saving an adapter without the weights that it belongs to.
 MERGED = (
@@ -39,10 +39,6 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
     """Refuse to merge an adapter if one of its parts wraps modules and cannot be merged.
 
     ``tuners`` are the tuners of its parts; those of attached parts are ignored.
-
-    Raises:
-        UnmergeableError: naming the part, which can be kept as an adapter.
-        ValueError: naming the part, if it cannot be kept beside a saved base either.
     """
     for tuner in tuners:
         part: PeftConfig = tuner.peft_config[name]
@@ -71,7 +67,7 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
     for place, chain in wrappers(model).items():
         for layer in chain:
             if isinstance(layer, DeltaLayer) and has_adapter(layer, name):
-                layer.get_base_weight()  # refuses a quantised one, before any weight is changed
+                plain_weight(layer.adapted, "merging")  # before any weight is changed
         own = {layer_kind(layer).__name__ for layer in chain if has_adapter(layer, name)}
         if len(own) > 1 and linear_of(chain[0]) is None:
             raise UnmergeableError(
@@ -100,9 +96,6 @@ def merge_and_keep_attached(stack: Any, name: str) -> nn.Module:
 
     Returns:
         A ``PeftModel`` over the merged base, or the merged base itself if no part remains.
-
-    Raises:
-        ValueError: for a part that cannot be merged; the stack is then unchanged.
     """
     refuse_unmergeable(stack.model, name, stack.tuners_of(name))
     config = stack.peft_config[name]

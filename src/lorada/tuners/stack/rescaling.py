@@ -10,7 +10,7 @@ from peft import helpers
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner
 
-from lorada.tuners.stack.nesting import tuner_of
+from lorada.tuners.stack.nested_layers import tuner_of
 
 
 class _LoraAlone(type):

@@ -11,7 +11,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
-from lorada.tuners.stack.nesting import layer_kind, layers_shown, owner_of, tuner_of
+from lorada.tuners.stack.nested_layers import layer_kind, layers_shown, owner_of, tuner_of
 
 # What PeftModel calls the tuner, in names of weights.
 TUNER = "base_model"
@@ -42,11 +42,7 @@ def place(model: nn.Module, part: PeftConfig, adapter_name: str, **options: Any)
 
 
 def refuse_second(model: nn.Module, tuner_cls: type[BaseTuner], placed: list[BaseTuner]) -> None:
-    """Refuse a second part of a kind whose weights have one place in a model.
-
-    Raises:
-        ValueError: with the remedy.
-    """
+    """Refuse a second part of a kind whose weights have one place in a model."""
     if not shares_state(tuner_cls):
         return
     if tuner_cls in map(type, placed):
@@ -58,11 +54,7 @@ def refuse_second(model: nn.Module, tuner_cls: type[BaseTuner], placed: list[Bas
 
 
 def refuse_without_peft_model(parts: list[PeftConfig]) -> None:
-    """Refuse a part with weights outside the layers where transformers itself places an adapter.
-
-    Raises:
-        ValueError: with the way to load it.
-    """
+    """Refuse a part with weights outside the layers where transformers itself places an adapter."""
     for part in parts:
         if tuner_of(part).uses_shared_state:
             raise ValueError(

@@ -16,24 +16,26 @@ from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
 from lorada.tuners.base.config import STACK, register
-from lorada.tuners.base.entries import refuse_offloaded
-from lorada.tuners.base.injection import (
+from lorada.tuners.base.layer import refuse_offloaded
+from lorada.tuners.base.tuner import (
+    AttachedModel,
+    LoradaTuner,
     all_or_nothing,
     check_fits,
     refuse_absent,
     refuse_doubled,
     refuse_known,
+    refuse_mixed_batch,
 )
-from lorada.tuners.base.tuner import AttachedModel, LoradaTuner, refuse_mixed_batch
 from lorada.tuners.lmam import bake
-from lorada.tuners.ln_tuning import let_stand_beside_others
-from lorada.tuners.stack import beside, merging, rescaling
-from lorada.tuners.stack.adalora import OwnRanks, factors, regulariser
+from lorada.tuners.stack import as_stack, merging, rescaling
+from lorada.tuners.stack.adalora_parts import OwnRanks, factors, regulariser
 from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
-from lorada.tuners.stack.nesting import (
+from lorada.tuners.stack.nested_layers import (
     check_order,
     keys_of_others,
+    let_stand_beside_others,
     named_for_transformers,
     names_alone,
     part_kind,
@@ -54,8 +56,6 @@ from lorada.tuners.stack.shared_state import (
     shares_state,
 )
 
-# Options of a stack that it passes on to each part that does not set them.
-FORWARDED = ("layers_to_transform", "layers_pattern")
 # The names, in different configs, of the option that is False for a start from random weights.
 INIT_OPTIONS = ("init_weights", "init_lora_weights", "init_ia3_weights")
 
@@ -95,12 +95,7 @@ class LoradaModel(LoradaTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Place every part of an adapter; earlier adapters stay trainable or frozen as before.
-
-        Raises:
-            ValueError: if two parts of one kind want the same module, if a part would wrap
-                weights that accelerate has offloaded, or if the model lacks a module to save.
-        """
+        """Place every part of an adapter; earlier adapters stay trainable or frozen as before."""
         config = self.peft_config[adapter_name]
         refuse_absent(model, [config, *config.parts], config.task_type)
         for part in filter(wraps, config.parts):
@@ -149,9 +144,8 @@ class LoradaModel(LoradaTuner):
         config: LoradaConfig = self.peft_config[adapter_name]
         own_modules = getattr(part, "modules_to_save", None)
         part.inference_mode = config.inference_mode
-        for name in FORWARDED:
-            if hasattr(part, name) and getattr(part, name) is None:
-                setattr(part, name, getattr(config, name))
+        if getattr(part, "layers_to_transform", ...) is None:
+            part.layers_to_transform = config.layers_to_transform
         for name in INIT_OPTIONS:
             if hasattr(part, name) and not config.init_weights:
                 setattr(part, name, False)
@@ -313,11 +307,7 @@ class LoradaModel(LoradaTuner):
     # Merging and baking.
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse to join adapters into one, as PEFT does with plain LoRA.
-
-        Raises:
-            ValueError: always, with what to do.
-        """
+        """Refuse to join adapters into one, as PEFT does with plain LoRA."""
         raise ValueError(
             "add_weighted_adapter joins the matrices of plain LoRA adapters, which a stack cannot: "
             "to use several stacks at once, model.base_model.set_adapter(['one', 'other']); plain "
@@ -368,6 +358,6 @@ class LoradaModel(LoradaTuner):
 
 
 register(STACK, LoradaConfig, LoradaModel)
-beside.register()
+as_stack.register()
 merging.register()
 rescaling.register()

@@ -14,13 +14,14 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.adalora.layer import AdaLoraLayer
+from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from lorada.tuners.base.config import PREFIX, refuse_no_layers
-from lorada.tuners.base.entries import adapter_parameters
+from lorada.tuners.base.layer import adapter_parameters
 from lorada.tuners.base.linears import BASE_LAYER, has_adapter, linear_names, wrappers
 from lorada.tuners.base.tuner import AttachedModel, chosen, listed
 
@@ -59,11 +60,6 @@ def layers_shown(
     module where it has no layer yet: some tuners measure or count the linear layers that they are
     placed on, and do not see one inside another tuner's layer. What is placed in this context is
     put around the layers of others at its end.
-
-    Args:
-        model: the model.
-        own: the class of the tuner's layers; None for a tuner that has placed none.
-        innermost: see above.
     """
     hidden = []
     for name, chain in wrappers(model).items():
@@ -88,11 +84,7 @@ def layers_shown(
 
 
 def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) -> None:
-    """Refuse an adapter if other adapters change the order in which its parts are nested.
-
-    Raises:
-        ValueError: naming the module.
-    """
+    """Refuse an adapter if other adapters change the order in which its parts are nested."""
     wanted = [tuner_of(part).tuner_layer_cls for part in parts]
     for name, chain in wrappers(model).items():
         own = (layer for layer in reversed(chain) if has_adapter(layer, adapter_name))
@@ -131,11 +123,7 @@ BLIND = ("FrodLayer", "GloraLayer", "HRALayer", "LNTuningLayer", "SupertuningLay
 
 
 def refuse_blind(model: nn.Module) -> None:
-    """Refuse layers that another layer wraps without ever calling them.
-
-    Raises:
-        ValueError: naming the module, with the remedy.
-    """
+    """Refuse layers that another layer wraps without ever calling them."""
     for name, chain in wrappers(model).items():
         for layer in chain[:-1]:
             kind = layer_kind(layer).__name__
@@ -214,12 +202,7 @@ def owner_of(key: str, names: dict[str, Any]) -> str:
 def part_named_in_errors(
     model: nn.Module, part: PeftConfig, parts: list[PeftConfig]
 ) -> Iterator[None]:
-    """Turn an error of placing a part into one line that names the part and possible targets.
-
-    Raises:
-        ValueError: in place of the tuner's own error. PEFT's tuners raise a ``TypeError`` or a
-            ``NotImplementedError`` for a kind of layer that they do not support.
-    """
+    """Turn an error of placing a part into one line that names the part and possible targets."""
     try:
         refuse_no_layers(part)
         yield
@@ -233,3 +216,19 @@ def part_named_in_errors(
         raise ValueError(
             f"{type(part).__name__}, part {position} of {len(parts)} of the stack: {text}"
         ) from error
+
+
+class OwnNorm(LNTuningLayer):  # type: ignore[misc]
+    """A norm and the trained copies of any number of adapters."""
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The active adapters that have a copy; PEFT's layer would look for one of each."""
+        return [name for name in super().active_adapters if name in self.ln_tuning_layers]
+
+
+def let_stand_beside_others(model: nn.Module) -> None:
+    """Let the norms that LN tuning has placed in a model stand aside for adapters without it."""
+    for module in model.modules():
+        if type(module) is LNTuningLayer:
+            module.__class__ = OwnNorm

@@ -10,14 +10,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from lorada.attention import add_term as adding
-from lorada.attention.add_term import Term
+from lorada.attention import map_term as adding
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import CallShape
+from lorada.attention.covered_tokens import find_covered_tokens
 from lorada.attention.dense_map import expand_map
-from lorada.attention.map_term import map_term
+from lorada.attention.map_term import Term
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
-from lorada.attention.under_map import find_under_map
 from lorada.functional import causal as causal_product
 from lorada.functional.maps import SOFTMAXES, add_map_reference
 from lorada.paper.map_costs import kept_bytes
@@ -33,7 +32,7 @@ def attention_map(ablation: str | None = None, align: str = "start", heads: int 
     if ablation == "full_rank":
         shapes = [(HEADS, LENGTH, LENGTH)]
     factors = tuple(torch.randn(shape, requires_grad=True) for shape in shapes)
-    return AttentionMap(factors, 2.0, align, "token", ablation, **kwargs)
+    return AttentionMap(factors, 2.0, align, ablation, **kwargs)
 
 
 def table(*samples: list[int | None], queries: int | None = None) -> TokenTable:
@@ -81,7 +80,7 @@ def term_of(
     own: AttentionMap, positions: TokenPositions, shape: CallShape, value: Tensor
 ) -> Term | None:
     """The term of a map whose tokens are at these positions."""
-    under = find_under_map(positions, own.length, own.align, shape, value)
+    under = find_covered_tokens(positions, own.length, own.align, shape, value)
     return under and Term(own, under, shape)
 
 
@@ -199,24 +198,6 @@ def test_the_softmax_of_a_map_has_the_values_and_gradients_of_the_papers_form(
     assert_same_gradients(found, expected, [output, value, *held.factors])
 
 
-@pytest.mark.parametrize("name", ["padded", "padded, long", "packed"])
-def test_an_empty_batch_passes(name):
-    positions, shape, value, output = call(name)
-    none = torch.zeros(0, positions.columns.shape[1], dtype=torch.long)
-    empty = TokenTable(none, none)
-    found = add_term(output[:0], attention_map(), empty, shape, value[:0])
-    assert found.shape == (0, *output.shape[1:])
-
-
-@pytest.mark.parametrize("name", ["whole", "shorter than the map", "padded", "padded, long"])
-@pytest.mark.parametrize("block", [1, 32])
-def test_the_sum_may_be_changed_in_place(name, block, monkeypatch):
-    monkeypatch.setattr(causal_product, "BLOCK", block)
-    positions, shape, value, output = call(name)
-    add_term(output, attention_map(), positions, shape, value).mul_(2).sum().backward()
-    assert torch.equal(output.grad, torch.full_like(output, 2))
-
-
 class Sizes(TorchDispatchMode):
     """How many numbers each floating tensor that an operation makes has room for."""
 
@@ -256,33 +237,6 @@ def test_past_the_map_the_output_itself_comes_back():
     assert torch.equal(added[1], output[1])
 
 
-def test_nothing_is_allocated_beyond_the_map_but_the_sum():
-    """A long padded batch: one copy of the output, and parts as long as the map."""
-    tokens = 40 * LENGTH
-    positions = table([None, *range(tokens - 1)], [*range(tokens - 3), *[None] * 3])
-    value = torch.randn(2, GROUPS, tokens, WIDTH)
-    output = torch.randn(2, tokens, HEADS, WIDTH)
-    shape = CallShape(tokens, tokens, HEADS, True, None)
-    own = attention_map()
-    with torch.no_grad(), Sizes() as sizes:
-        result = add_term(output, own, positions, shape, value)
-    whole = {output.numel(), value.numel()}
-    # The copy, and the same memory again as what the scattering into it returns.
-    assert [size for size in sizes.found if size >= min(whole)] == [output.numel()] * 2
-    assert_close(result, output + by_hand(own, positions, shape, value))
-
-
-def test_transforms_of_functions_pass():
-    positions, shape, value, output = call("whole")
-    held = attention_map()
-
-    def loss(value):
-        return add_term(output, held, positions, shape, value).square().sum()
-
-    (expected,) = torch.autograd.grad(loss(value), value)
-    assert_close(torch.func.grad(loss)(value.detach()), expected)
-
-
 def test_frozen_factors_and_values_get_no_gradient():
     positions, shape, value, output = call("whole")
     held = attention_map()
@@ -303,7 +257,8 @@ def test_within_recomputed_activations_formulas_spare_a_term(name, ablation, cal
     positions, shape, value, output = call(name)
     held = attention_map(ablation, "end" if "end" in name else "start")
     made = []
-    monkeypatch.setattr(adding, "map_term", lambda *given: made.append(0) or map_term(*given))
+    compute = Term.compute
+    monkeypatch.setattr(Term, "compute", lambda *given: made.append(0) or compute(*given))
 
     def layer(value, output):
         return add_term(output, held, positions, shape, value).sin()  # which keeps its input
@@ -331,21 +286,12 @@ def test_autocast_changes_no_bit_of_the_term_and_its_gradients(name):
         assert all(map(torch.equal, gradients(), plain))
 
 
-@pytest.mark.parametrize("ablation", [None, "full_rank"])
-def test_a_gradient_of_a_gradient_is_refused(ablation):
-    positions, shape, value, output = call("whole")
-    found = add_term(output, attention_map(ablation), positions, shape, value)
-    (first,) = torch.autograd.grad(found.square().sum(), value, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-
-
 @pytest.mark.parametrize("tokens", [96, 512])
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("padded", [False, True])
 def test_nothing_that_grows_with_the_batch_or_the_sequence_is_kept(batch, tokens, padded):
     factors = tuple(torch.randn(s, requires_grad=True) for s in [(32, 128, 2), (32, 2, 128)])
-    held = AttentionMap(factors, 2.0, "start", "token", None)
+    held = AttentionMap(factors, 2.0, "start", None)
     value = torch.randn(batch, 8, tokens, 16, requires_grad=True)
     output = torch.randn(batch, tokens, 32, 16, requires_grad=True)
     positions = TokenSpan(tokens, 0, 0)

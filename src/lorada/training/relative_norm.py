@@ -1,4 +1,4 @@
-"""A Trainer callback that measures the effect size of a model's maps while it trains.
+"""A Trainer callback that measures the relative norm of a model's maps while it trains.
 
 It is not beside ``lorada.explain``, because it imports transformers' callbacks, and ``import
 lorada`` must not: see ``lorada/__init__.py``.
@@ -18,30 +18,30 @@ logger = logging.getLogger(__name__)
 
 Sums = dict[str, list[tuple[Tensor, Tensor]]]  # layer → squared norms of each call
 
-NEGLIGIBLE = 1e-3  # effect sizes below this are reported as doing nothing
+NEGLIGIBLE = 1e-3  # relative norms below this are reported as doing nothing
 
 
-class EffectSize(TrainerCallback):  # type: ignore[misc]
-    """Logs the mean effect size of a model's maps, ‖Attn_s·V‖ / ‖Attn·V‖, with each log line.
+class RelativeNorm(TrainerCallback):  # type: ignore[misc]
+    """Logs the mean relative norm of a model's maps, ‖Attn_s·V‖ / ‖Attn·V‖, with each log line.
 
     For transformers' Trainer and TRL's trainers alike::
 
-        Trainer(..., callbacks=[EffectSize()])
+        Trainer(..., callbacks=[RelativeNorm()])
 
-    The effect size is measured in the forward of each step that is logged. The log line gets
-    ``effect_size``, the mean over layers, and ``effect_size_max``, the largest layer's. Loggers
+    The relative norm is measured in the forward of each step that is logged. The log line gets
+    ``relative_norm``, the mean over layers, and ``relative_norm_max``, the largest layer's. Loggers
     before this callback in the Trainer's list write the line without them. If the mean is below
     1e-3 at the end of training, a warning says that the map is numerically nothing.
 
     Attributes:
-        by_layer: module name of a layer → its effect size at the last measurement.
+        by_layer: module name of a layer → its relative norm at the last measurement.
     """
 
     def __init__(self) -> None:
         self.by_layer: dict[str, float] = {}
         self._sums: Sums = {}
         self._names: dict[nn.Module, str] = {}
-        self._watching: weakref.finalize[..., EffectSize] | None = None
+        self._watching: weakref.finalize[..., RelativeNorm] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Learn the names of the model's layers."""
@@ -87,10 +87,10 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
             self.by_layer = {name: ratio_of(calls) for name, calls in sums.items()}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Add the effect size to the log line."""
+        """Add the relative norm to the log line."""
         if logs is None or "loss" not in logs or not self._sums:
             return  # this step was not measured
-        values = {"effect_size": self.mean, "effect_size_max": max(self.by_layer.values())}
+        values = {"relative_norm": self.mean, "relative_norm_max": max(self.by_layer.values())}
         logs.update(values)
         if state.log_history:
             state.log_history[-1].update(values)
@@ -100,7 +100,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         self.stop()
         if self.by_layer and self.mean < NEGLIGIBLE:
             logger.warning(
-                "the effect size of the map is %.1e, below %.0e: it is numerically nothing; "
+                "the relative norm of the map is %.1e, below %.0e: it is numerically nothing; "
                 "lower inverse_scale or raise the learning rate",
                 self.mean,
                 NEGLIGIBLE,

@@ -8,14 +8,7 @@ import torch
 from conftest import assert_close
 from folders import llama_folder, refused
 from paths import TESTS
-from peft import (
-    IA3Config,
-    LNTuningConfig,
-    LoraConfig,
-    PeftModel,
-    PromptTuningConfig,
-    get_peft_model,
-)
+from peft import IA3Config, LNTuningConfig, LoraConfig, PeftModel, get_peft_model
 from peft.peft_model import PeftModelForSequenceClassification
 from programs import printed
 from safetensors.torch import load_file
@@ -113,14 +106,6 @@ def test_a_stack_beside_a_plain_adapter_is_refused_with_what_to_do(place):
     assert list(model.peft_config) == ["default"]
     with pytest.raises(ValueError, match="Cannot combine adapters"):  # PEFT's own business
         model.add_adapter("other", IA3Config(target_modules=["v_proj"], feedforward_modules=[]))
-
-
-def test_what_cannot_be_a_part_cannot_stand_beside_a_stack(place):
-    model = PeftModel.from_pretrained(base_of(place), place / "stack")
-    with pytest.raises(ValueError, match=r"PromptTuningConfig cannot be a part"):
-        model.add_adapter("other", PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
-    with pytest.raises(ValueError, match=r"Can't find 'adapter_config\.json'"):
-        lorada.as_stack(place)
 
 
 def test_adapters_are_not_weighted_but_several_are_active_at_once(place):

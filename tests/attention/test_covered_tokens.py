@@ -7,7 +7,7 @@ import torch
 from conftest import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_add_term import (
+from test_map_term import (
     GROUPS,
     HEADS,
     LENGTH,
@@ -20,13 +20,12 @@ from test_add_term import (
 from test_positions import batched_continuously
 from torch import Tensor
 
-from lorada.attention import add_term as adding
-from lorada.attention.add_term import Term
+from lorada.attention import map_term as adding
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, CallShape
-from lorada.attention.map_term import map_term
+from lorada.attention.covered_tokens import covered_tokens, find_covered_tokens, map_positions
+from lorada.attention.map_term import Term
 from lorada.attention.positions import NO_TOKEN, TokenTable
-from lorada.attention.under_map import find_under_map, map_positions, under_map
 
 pytestmark = pytest.mark.fp64
 
@@ -152,7 +151,7 @@ def test_a_step_of_continuous_batching_is_a_sum_over_pairs(batch, unused, ablati
     call = call_of(*batch, unused, **({"max_length_k": max(batch[2])} if told else {}))
     with torch.no_grad():
         expected = by_hand(own, map_positions(call, own), call.shape, call.value)
-        under, found = under_map(call, own), torch.zeros_like(expected)
+        under, found = covered_tokens(call, own), torch.zeros_like(expected)
         if under is not None:
             found = adding.add_term(found, Term(own, under, call.shape), call.value)
     assert_close(found, expected)
@@ -162,17 +161,17 @@ def test_a_step_of_continuous_batching_is_a_sum_over_pairs(batch, unused, ablati
 def test_short_sequences_of_a_row_take_no_room_for_a_long_map(told):
     rows, tokens, length = 16, 4, 64
     factors = torch.randn(HEADS, length, 2), torch.randn(HEADS, 2, length)
-    own = AttentionMap(factors, 2.0, "start", "token", None)
+    own = AttentionMap(factors, 2.0, "start", None)
     call = call_of([tokens] * rows, [tokens] * rows, [tokens] * rows, None, 0)
     kwargs = {"position_ids": call.position_ids}
     if told == "by the caller":
         kwargs = {**call.kwargs, "max_length_k": tokens}
     call = replace(call, kwargs=kwargs)
     with torch.no_grad():
-        under = under_map(call, own)
+        under = covered_tokens(call, own)
         assert under.size == tokens
         with Sizes() as made:
-            map_term(own, under, call.shape, call.value)
+            Term(own, under, call.shape).compute(call.value)
     # The values of all tokens once for each head at the most.
     assert max(made.found) <= rows * tokens * HEADS * WIDTH
 
@@ -181,8 +180,8 @@ def test_only_rows_of_queries_are_computed_behind_a_cache():
     table = packed([5, 7, 6], [1, 1, 1], [0, 0, 0], 0)
     shape = CallShape(3, table.columns.shape[1], HEADS, True)
     value = torch.randn(1, GROUPS, shape.keys, WIDTH)
-    under = find_under_map(table, LENGTH, "start", shape, value)
+    under = find_covered_tokens(table, LENGTH, "start", shape, value)
     assert under.rows.tolist() == [[4], [6], [5]]
     padded = TokenTable(torch.arange(8)[None], torch.tensor([[6, 7]]))
-    under = find_under_map(padded, LENGTH, "start", replace(shape, queries=2, keys=8), value)
+    under = find_covered_tokens(padded, LENGTH, "start", replace(shape, queries=2, keys=8), value)
     assert under.rows.tolist() == [[6, 7]]

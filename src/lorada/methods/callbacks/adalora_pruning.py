@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorada.methods.fit_to_model import refuse_no_pruning
-from lorada.tuners.stack.adalora import factors
+from lorada.tuners.stack.adalora_parts import factors
 from lorada.tuners.stack.stack import LoradaModel
 
 logger = logging.getLogger(__name__)
@@ -46,11 +46,7 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
         self._asked: dict[tuple[int, int, int], tuple[float, float, float]] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Compute AdaLoRA's schedule for the length of the training.
-
-        Raises:
-            ValueError: for a model without AdaLoRA, or if no rank or no step is left to prune.
-        """
+        """Compute AdaLoRA's schedule for the length of the training."""
         self._tuner = _tuner_of(kwargs["model"])
         config = self._config
         self._pattern = None
@@ -133,11 +129,7 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def schedule(phases: tuple[float, float, float], total: int) -> tuple[int, int, int]:
-    """``tinit``, ``tfinal`` and ``deltaT`` in steps, for a run of ``total`` steps.
-
-    Raises:
-        ValueError: if they leave no step to prune in.
-    """
+    """``tinit``, ``tfinal`` and ``deltaT`` in steps, for a run of ``total`` steps."""
     tinit, tfinal, delta_t = phases
     first, last = _share(tinit, total), _share(tfinal, total)
     # The ranks of the last phase are chosen at its first step, by scores of the steps before.

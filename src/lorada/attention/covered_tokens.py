@@ -1,4 +1,4 @@
-"""``UnderMap``: which values a map reads, and which queries get the rows of its product.
+"""``CoveredTokens``: which values a map reads, and which queries get the rows of its product.
 
 The product of a map needs the values in the order of the map's columns, and gives its rows in their
 order. If the tokens lie in this order already, both are slices. If there is padding, or a row
@@ -16,30 +16,32 @@ from torch import Tensor
 
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, CallShape
-from lorada.attention.locate import token_positions
-from lorada.attention.positions import Slots, Targets, TokenPositions, TokenSpan, TokenTable
+from lorada.attention.positions import (
+    Slots,
+    Targets,
+    TokenPositions,
+    TokenSpan,
+    TokenTable,
+    token_positions,
+)
 from lorada.functional.maps import Align, visible_pairs
 from lorada.functional.precision import wide, wide_dtype
 
 
 @dataclass(frozen=True)
-class UnderMap:
-    """The tokens of a call that lie under the first, or the last, M rows and columns of a map.
+class CoveredTokens:
+    """The tokens of a call that lie under the first, or the last, M rows and columns of a map."""
 
-    Attributes:
-        keys: the key slots of the M columns. A table of slots (B, C·M) has those of C maps.
-        size: M.
-        rows: the map rows that are computed, (T,) or (B·C, T/C), one for each query; None if these
-            are the M rows themselves.
-        seen: which of the M columns those rows read, (T, M) or (B·C, T/C, M) booleans: none if the
-            map does not reach the query.
-        queries: the queries that get the rows; None if these are all queries, in order.
-    """
-
+    # The key slots of the M columns. A table of slots (B, C·M) has those of C maps.
     keys: slice | Slots
-    size: int
+    size: int  # M
+    # The map rows that are computed, (T,) or (B·C, T/C), one for each query; None if these are the
+    # M rows themselves.
     rows: Tensor | None = None
+    # Which of the M columns those rows read, (T, M) or (B·C, T/C, M) booleans: none if the map does
+    # not reach the query.
     seen: Tensor | None = None
+    # The queries that get the rows; None if these are all queries, in order.
     queries: slice | Targets | None = None
 
     @property
@@ -89,31 +91,23 @@ def put(part: Tensor, like: Tensor, at: tuple[Any, ...]) -> Tensor:
 
 
 def map_positions(call: AttentionCall, attention_map: AttentionMap) -> TokenPositions:
-    """Where the tokens of a call lie in a map.
-
-    Raises:
-        ValueError: if sequences are packed into a row and attention lets them see each other.
-    """
-    positions = _positions(call, raw=attention_map.positions == "raw")
+    """Where the tokens of a call lie in a map."""
+    positions = _positions(call)
     return positions if attention_map.align == "start" else positions.at_end(attention_map.length)
 
 
-def under_map(call: AttentionCall, attention_map: AttentionMap) -> UnderMap | None:
-    """The tokens of a call under a map, found once for all layers; None if no query is.
+def covered_tokens(call: AttentionCall, attention_map: AttentionMap) -> CoveredTokens | None:
+    """The tokens of a call under a map, found once for all layers; None if no query is."""
+    length, align = attention_map.length, attention_map.align
 
-    Raises:
-        ValueError: if sequences are packed into a row and attention lets them see each other.
-    """
-    length, align, raw = attention_map.length, attention_map.align, attention_map.positions == "raw"
+    def find() -> CoveredTokens | None:
+        return find_covered_tokens(_positions(call), length, align, call.shape, call.value)
 
-    def find() -> UnderMap | None:
-        return find_under_map(_positions(call, raw=raw), length, align, call.shape, call.value)
-
-    return call.once(find, "under map", length, align, raw)
+    return call.once(find, "covered", length, align)
 
 
-def _positions(call: AttentionCall, *, raw: bool) -> TokenPositions:
-    positions = token_positions(call, raw=raw)
+def _positions(call: AttentionCall) -> TokenPositions:
+    positions = token_positions(call)
     packed = isinstance(positions, TokenTable) and positions.sequences > 1
     if packed and call.mask is None and call.kernel != "flash":
         raise ValueError(
@@ -123,29 +117,22 @@ def _positions(call: AttentionCall, *, raw: bool) -> TokenPositions:
     return positions
 
 
-def find_under_map(
+def find_covered_tokens(
     positions: TokenPositions, length: int, align: Align, shape: CallShape, value: Tensor
-) -> UnderMap | None:
-    """The tokens under a map of ``length``; None if shapes, or numbers on the CPU, show no query.
-
-    Args:
-        positions: where the tokens of the call are.
-        length: N.
-        align: whether the map lies on the first or on the last tokens.
-        shape: sizes of the call.
-        value: its values, for their device.
-    """
+) -> CoveredTokens | None:
+    """The tokens under a map of N = ``length``; None if what the host knows shows no query."""
     if torch.compiler.is_compiling():
         # The length of a slice depends on the batch, and a compiled graph must serve every batch.
         table = replace(positions.table(shape.queries, shape.keys, value.device), longest=length)
     elif isinstance(positions, TokenSpan):
-        return _under_span(positions, length, align, shape, value.device)
+        return _covered_span(positions, length, align, shape, value.device)
     else:
         table = positions
     size = length if table.longest is None else min(length, table.longest)
     table = table.at_end(size) if align == "end" else table
     rows, inside = table.query_rows(size)
-    if can_be_read(inside) and not inside.any():
+    # On the CPU, where reading numbers waits for nothing.
+    if nothing_is_recorded() and type(inside) is Tensor and inside.is_cpu and not inside.any():
         return None
     keys = table.key_slots(size)
     owner = table.row_owner
@@ -153,7 +140,7 @@ def find_under_map(
     all_rows = table.is_whole if owner is None else shape.queries > table.sequences
     if all_rows:
         queries = keys if table.is_whole else table.query_slots(size)
-        return UnderMap(keys, size, queries=queries.targets())
+        return CoveredTokens(keys, size, queries=queries.targets())
     batch = value.shape[0]
     if owner is not None:  # each query gets a map of its own
         owner = owner[:, :, None].expand(-1, -1, size)
@@ -171,12 +158,12 @@ def find_under_map(
     seen = real & inside[..., None]
     visible = visible_pairs(rows, size, shape.causal, shape.window)
     seen = seen if visible is None else seen & visible
-    return UnderMap(keys, size, rows + _first(length, size, align), seen)
+    return CoveredTokens(keys, size, rows + _first(length, size, align), seen)
 
 
-def _under_span(
+def _covered_span(
     span: TokenSpan, length: int, align: Align, shape: CallShape, device: torch.device
-) -> UnderMap | None:
+) -> CoveredTokens | None:
     size = min(length, span.stop)
     begin = span.stop - size if align == "end" else 0  # the key slot of the first column
     first = max(begin, span.first)  # the key slot of the first query under the map
@@ -185,11 +172,11 @@ def _under_span(
     keys, queries = slice(begin, begin + size), slice(first - span.first, begin + size - span.first)
     at = None if queries == slice(0, shape.queries) else queries
     if first == begin:  # without a cache every token under the map is a query
-        return UnderMap(keys, size, queries=at)
+        return CoveredTokens(keys, size, queries=at)
     rows = torch.arange(first - begin, size, device=device)
     seen = visible_pairs(rows, size, shape.causal, shape.window)
     seen = rows.new_ones(rows.shape[0], size, dtype=torch.bool) if seen is None else seen
-    return UnderMap(keys, size, rows + _first(length, size, align), seen, at)
+    return CoveredTokens(keys, size, rows + _first(length, size, align), seen, at)
 
 
 def _first(length: int, size: int, align: Align) -> int:
@@ -201,8 +188,3 @@ def nothing_is_recorded() -> bool:
     """Whether no graph is recorded, of gradients or for calls with other numbers."""
     recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._is_tracing()
     return not (recorded or torch._C._are_functorch_transforms_active())
-
-
-def can_be_read(numbers: Tensor) -> bool:
-    """Whether numbers are on the CPU, where reading them waits for nothing."""
-    return nothing_is_recorded() and type(numbers) is Tensor and numbers.is_cpu

@@ -6,17 +6,21 @@
 """
 
 import math
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
 from lorada.methods.callbacks.layers import trained
+from lorada.tuners.base.config import check_values
 from lorada.tuners.lamda import LamdaLayer, lamda_count
 
 
+@dataclass(eq=False)
 class LamdaCallback(TrainerCallback):  # type: ignore[misc]
     """Freezes the columns of B in order, the leading singular directions first.
 
@@ -24,28 +28,19 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
     when gradients are clipped by norm. The optimizer would still change it through its moments and
     weight decay, so its value is restored after each step. The number of the step decides what is
     frozen, so runs resume exactly without anything from a checkpoint.
-
-    Args:
-        eta: η, the share of the steps over which B is frozen.
-
-    Raises:
-        ValueError: if it is not in (0, 1].
     """
 
-    def __init__(self, eta: float = 0.3) -> None:
-        if not 0 < eta <= 1:
-            raise ValueError(f"eta={eta!r} must lie in (0, 1]")
-        self.eta = eta
-        self._share = 0.0
-        self._handles: list[RemovableHandle] = []
-        self._saved: list[tuple[nn.Parameter, Tensor]] = []
+    # η, the share of the steps over which B is frozen.
+    eta: Annotated[float, Field(gt=0, le=1)] = 0.3
+    _share: float = field(default=0.0, init=False)
+    _handles: list[RemovableHandle] = field(default_factory=list, init=False)
+    _saved: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Register hooks that set the gradients of frozen columns to 0.
-
-        Raises:
-            ValueError: if no B trains.
-        """
+        """Register hooks that set the gradients of frozen columns to 0."""
         matrices = matrices_of(kwargs["model"])
         if not matrices:
             raise ValueError("no LaMDA matrices train here: add a LamdaConfig to the adapter")
@@ -53,7 +48,7 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compute the share of the columns that is frozen in this step."""
-        self._share = self.share_at(state)
+        self._share = min(1.0, float(state.global_step) / (self.eta * float(state.max_steps)))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the values of the frozen columns."""
@@ -86,10 +81,6 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
                     "lamda_parameters_at_end": count.end,
                 }
             )
-
-    def share_at(self, state: TrainerState) -> float:
-        """The share of the columns that is frozen after the steps done so far."""
-        return min(1.0, float(state.global_step) / (self.eta * float(state.max_steps)))
 
     def _frozen(self, matrix: Tensor) -> int:
         # Without the 1e-9, rounding could leave a whole number such as 3/10 · 10 just below 3.

@@ -7,51 +7,39 @@ code also adds a penalty λ · mean|g| to the loss. Here each step starts the ga
 gradient of that penalty, so that it is accumulated, clipped and scaled with the loss's.
 """
 
-import math
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 from transformers import TrainerCallback
 
 from lorada.methods.callbacks.layers import trained
+from lorada.tuners.base.config import check_values
 from lorada.tuners.sora import THRESHOLDS, SoraLayer, sora_count
 
 
+@dataclass(eq=False)
 class SoraCallback(TrainerCallback):  # type: ignore[misc]
     """Thresholds the gates after each optimizer step, and exempts them from weight decay.
 
     The penalty on the gates is an option of ``SoraConfig``. The number of the step decides what the
     callback does, so runs resume exactly without anything from a checkpoint.
-
-    Args:
-        xi: the threshold ξ.
-        threshold: ``soft`` (publication) or ``released`` (the code, which zeroes up to 2ξ).
-        times_learning_rate: whether to multiply ξ by the learning rate of the step, as in the
-            publication's ηλ.
-
-    Raises:
-        ValueError: for a value out of range.
     """
 
-    def __init__(
-        self, xi: float = 3e-4, threshold: str = "soft", times_learning_rate: bool = False
-    ) -> None:
-        if not 0 <= xi < math.inf:
-            raise ValueError(f"xi={xi!r} must be a number from 0 on")
-        if threshold not in THRESHOLDS:
-            listed = ", ".join(repr(name) for name in THRESHOLDS)
-            raise ValueError(f"threshold={threshold!r} is not one of {listed}")
-        self.xi, self.threshold = xi, THRESHOLDS[threshold]
-        self.times_learning_rate = times_learning_rate
-        self._before: list[torch.Tensor] = []
+    xi: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3e-4  # the threshold ξ
+    # ``soft`` (publication) or ``released`` (the code, which zeroes up to 2ξ).
+    threshold: Literal["soft", "released"] = "soft"
+    # Whether to multiply ξ by the learning rate of the step, as in the publication's ηλ.
+    times_learning_rate: bool = False
+    _before: list[torch.Tensor] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check that gates train, and that a penalty can be added.
-
-        Raises:
-            ValueError: if a check fails.
-        """
+        """Check that gates train, and that a penalty can be added."""
         if not gates_of(kwargs["model"]):
             raise ValueError("no SoRA gates train here: add a SoraConfig to the model's adapter")
         if getattr(args, "deepspeed", None) and any(_penalties(kwargs["model"]).values()):
@@ -95,7 +83,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
         groups = _groups(kwargs["optimizer"])
         for gate in gates:
             rate = groups[gate]["lr"] if self.times_learning_rate else 1.0
-            gate.data.copy_(self.threshold(gate.detach(), self.xi * rate))
+            gate.data.copy_(THRESHOLDS[self.threshold](gate.detach(), self.xi * rate))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log how many gates are 0 and how many parameters are left."""
@@ -135,11 +123,7 @@ def _groups(optimizer: Any) -> dict[nn.Parameter, dict[str, Any]]:
 
 
 def _decay(optimizer: Any, group: dict[str, Any]) -> float:
-    """The share of a parameter that AdamW's weight decay is about to subtract.
-
-    Raises:
-        ValueError: for an optimizer other than AdamW with weight decay.
-    """
+    """The share of a parameter that AdamW's weight decay is about to subtract."""
     if not group.get("weight_decay"):
         return 0.0
     name = type(getattr(optimizer, "optimizer", optimizer)).__name__  # accelerate wraps it

@@ -1,0 +1,343 @@
+"""Says in plain English what came out of a comparison and what limits it; how scores are written.
+
+Scores here are as they are shown: a loss or an error as it is, and the lower one is better.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from lorada.compare.decision import Decision
+from lorada.compare.report.read import CandidateResult, Results
+from lorada.compare.statistics import ALPHA, detectable, has_no_spread, rows_needed
+from lorada.support.duration import duration
+from lorada.support.metric_names import ERROR, LOSS, as_score, lower_is_better, rows_metric
+
+CODE = ".py:"  # in the name of a user's function, whose unit is not known
+# Of rows → the name of what is compared, its unit, and how numbers of it and differences end.
+LOSSES = "loss", "nats per token", " nats per token", " nats per token"
+ERRORS = "mean error", "the unit of the rows", "", ""
+PERCENT = "score", "percent", "%", " points"
+HARDLY = 0.05  # a training loss that falls by a smaller share hardly fell
+POWERS = "60 to 80 %"  # of a difference that ``detectable`` gives, measured: docs/compare.md
+TIMES = 4  # as many steps are to be tried where nothing was learned
+NAMED = 6  # labels that a sentence names at most
+Losses = tuple[float, float] | None  # of a training, in its first and in its last quarter
+
+
+@dataclass(frozen=True)
+class TriedRate:
+    """A learning rate that was tried."""
+
+    rate: float
+    loss: float | None  # on the rows set aside, in nats per token; None if it became NaN
+    stopped: bool  # in the middle, because it was behind
+    chosen: bool  # by the final runs
+    at_edge: bool  # the best, and the lowest or highest of those tried, or that of the map is
+    search: int  # each seed, setting of a method and ratio of a map's rate counts as one, from 0
+    map_rate: float | None = None  # the rate of the map, if it has its own
+
+
+def _words(metric: str) -> tuple[str, str, str, str]:
+    by = rows_metric(metric)
+    own = "score", f"what {by} gives", "", ""
+    return {LOSS: LOSSES, ERROR: ERRORS}.get(by, own if CODE in by else PERCENT)
+
+
+def unit_behind(metric: str) -> str:
+    """The unit that stands behind a score; empty for one of the user's own."""
+    return _words(metric)[2].strip()
+
+
+def windows_overlap(metric: str) -> bool:
+    """Whether rows are windows of one text that share tokens, so that no test of rows is right."""
+    return metric.startswith("perplexity_")
+
+
+def number_form(metric: str) -> str:
+    """The format of a number."""
+    return {PERCENT: ".1f", LOSSES: ".3f"}.get(_words(metric), ".4g")
+
+
+def title_of(metric: str) -> str:
+    """The name of what is compared, for headings and axes."""
+    return _words(metric)[0]
+
+
+def unit_of(metric: str) -> str:
+    """What a score counts, and which end is better if it is the lower one."""
+    return _words(metric)[1] + (", less is better" if lower_is_better(metric) else "")
+
+
+def _score(one: CandidateResult) -> str:
+    return f"{one.score or 0.0:{number_form(one.metric)}}{_words(one.metric)[2]}"
+
+
+def _gap(gap: float, metric: str) -> str:
+    return f"{gap:{number_form(metric)}}{_words(metric)[3]}"
+
+
+def _counted(count: int, what: str) -> str:
+    """A number of things, such as ``1 row`` or ``3 rows``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
+    return ", ".join(labels[:NAMED]) + more
+
+
+def training_losses(history: Sequence[tuple[int, float]]) -> Losses:
+    """The mean loss of the first and of the last quarter of what was logged: (step, nats)."""
+    if len(history) < 2:
+        return None
+    losses = [loss for _, loss in history]
+    part = max(1, len(losses) // 4)
+    return fmean(losses[:part]), fmean(losses[-part:])
+
+
+def _hardly_fell(losses: Losses) -> bool:
+    return losses is not None and losses[1] > (1 - HARDLY) * losses[0]
+
+
+def verdict(
+    decision: Decision | None, top: CandidateResult | None, losses: Losses, steps: int | None
+) -> str:
+    """The result in a few sentences; where nothing was learned, with what to do.
+
+    ``top`` has the best score; ``losses`` are of the training of what is taken, or else of the top;
+    ``steps`` is how many each training took.
+    """
+    if decision is None and top is None:
+        return "No run is scored yet, so there is no result."
+    if decision is None and top is not None:
+        best = f"{'lowest' if lower_is_better(top.metric) else 'highest'} {title_of(top.metric)}"
+        overlap = windows_overlap(top.metric)
+        needs = "windows that share no tokens" if overlap else "more held-out rows"
+        return (
+            f"{top.label} has the {best}, {_score(top)}, but that may be chance: a test needs "
+            f"{needs}."
+        )
+    said = decision.sentence if decision else ""
+    if decision is not None and (decision.pick or not decision.highest):
+        return said
+    if losses is not None:
+        how = "hardly fell" if _hardly_fell(losses) else "fell"
+        said += f" Its training loss {how}: from {losses[0]:.2f} to {losses[1]:.2f}."
+    other = "other learning rates (--rates) or more rows"
+    what = other if _hardly_fell(losses) else "more rows, or seeds and held-out rows to show less"
+    more = f"more steps (max_steps={TIMES * steps})" if steps else "more steps"
+    return f"{said} Compare again with {more}, {what}."
+
+
+def same_for_all(one: CandidateResult, losses: bool, command: str) -> str:
+    """Says that the metric tells no difference; if the ``losses`` do, with the command for them."""
+    said = f"{one.metric.replace('_', ' ')} is {_score(one)} for all of"
+    rest = f"their losses differ, `{command}`" if losses else "their losses are equal too."
+    return f"{said} them: {rest}"
+
+
+def limits(
+    results: Results,
+    lines: Sequence[CandidateResult],
+    decision: Decision | None,
+    losses: Losses,
+    tested: Sequence[CandidateResult],
+    against: str,
+    tried: Mapping[str, Sequence[TriedRate]],
+) -> Iterator[str]:
+    """What limits the verdict, a sentence each.
+
+    ``lines`` are the candidates, the best score first; ``tested`` those with enough seeds and rows,
+    with their scores by row or group; ``losses`` those of the training of what is taken.
+    """
+    scored = [line for line in lines if line.score is not None]
+    metric = next((line.metric for line in scored), "")
+    yield from _incomplete(results)
+    yield from _scored_by(results)
+    yield from _unfound(lines)
+    if decision is not None and decision.pick and losses is not None and _hardly_fell(losses):
+        yield (
+            f"The training loss of {decision.pick} hardly fell, from {losses[0]:.2f} to "
+            f"{losses[1]:.2f}: more steps or other learning rates may change the order."
+        )
+    alike = [one.label for one in tested if has_no_spread(one.scores)]
+    if len(alike) > 1:
+        yield (
+            "All runs of a candidate give the same answers, so that seeds tell nothing and the "
+            f"exact sign test over rows compares them with each other: {_listed(alike)}."
+        )
+    yield from _too_few_rows(results) or _power(results, metric, tested)
+    yield from _compared_with(scored, against, decision.unlearned if decision else ())
+    if windows_overlap(metric):
+        yield (
+            "Nothing is tested: the windows that are scored share tokens, so they are not "
+            "independent rows."
+        )
+    if results.asked.get("until") is not None:
+        yield (
+            "Runs went where the choice was least certain, so p-values are descriptive: go by the "
+            "expected losses."
+        )
+    if decision is not None and decision.untested:
+        yield f"Not tested, because too few seeds are scored: {_listed(decision.untested)}."
+    by = rows_metric(metric)
+    if any(abs((line.value or 0) - (line.score or 0)) > 0.05 for line in scored):
+        what = "score" if by == metric else by.replace("_", " ")
+        yield f"Methods are compared by their mean {what} over rows, which is not {metric}."
+    above = [one.label for one in results.candidates if any(one.candidate.budgets.values())]
+    if above:
+        yield f"Above a budget, because no smaller size of the method exists: {_listed(above)}."
+    yield from _learning_rates(results, tried)
+
+
+def _incomplete(results: Results) -> Iterator[str]:
+    """A sentence if runs are missing that could have been run."""
+    runnable = [one for one in results.candidates if not one.candidate.reason]
+    planned = len(results.asked.get("seeds") or ()) * len(runnable)
+    scored = sum(len(one.runs) for one in runnable)
+    if scored < planned and results.asked.get("until") is None:
+        yield (
+            f"The comparison is not complete: {scored} of {planned} runs are scored. The notes at "
+            "the end of the report say what is missing."
+        )
+
+
+def _scored_by(results: Results) -> Iterator[str]:
+    """Why answers are scored by this metric, and which of them were cut."""
+    own = results.plan.get("metric") or {}
+    if own.get("reason") and own.get("name") == results.metric:
+        yield f"Answers are scored by {own['name'].replace('_', ' ')}, because {own['reason']}."
+    said = []
+    for one in results.candidates:
+        cut = [each for each in one.metrics if each.get("cut")]
+        limits = " or ".join(dict.fromkeys(str(each.get("max_new_tokens")) for each in cut))
+        count, answers = sum(each["cut"] for each in cut), sum(each["n"] for each in one.metrics)
+        said += [f"{one.label} {count} of {answers} at {limits} tokens"] if cut else []
+    if said:
+        yield f"Answers were cut before they had ended: {_listed(said)}."
+
+
+def _unfound(candidates: Sequence[CandidateResult]) -> Iterator[str]:
+    """Which classes are never found, and by whom."""
+    found: dict[str, list[str]] = {}
+    for one in candidates:
+        each = Counter(str(each["unfound"]) for each in one.metrics if each.get("unfound"))
+        for rows, runs in each.items():
+            of = _counted(len(one.runs), "run")
+            found.setdefault(rows, []).append(f"{one.label} ({runs} of {of})")
+    for rows, labels in found.items():
+        yield f"{rows} were found by {_listed(labels)}."
+
+
+def _units(results: Results) -> tuple[int, str]:
+    """How many rows, or groups of rows, are independent of each other, and what they are."""
+    if results.groups is None:
+        return len(results.rows), "row"
+    return len(set(results.groups)), "group"
+
+
+def _too_few_rows(results: Results) -> list[str]:
+    """A sentence if no difference between candidates could be shown, whatever their scores."""
+    count, (rows, what) = sum(len(one.runs) > 1 for one in results.candidates), _units(results)
+    pairs = count * (count - 1) // 2
+    if not pairs or rows >= rows_needed(pairs):
+        return []
+    few = f"{_counted(rows, 'held-out row')} {'is' if rows == 1 else 'are'} too few"
+    few = few if what == "row" else f"{_counted(rows, 'group')} of held-out rows are too few"
+    at_once = f"for {pairs} pairs of candidates at once " if pairs > 1 else ""
+    return [
+        f"{few} for any difference between candidates to be significant, however large it is and "
+        f"however many seeds there are: {at_once}it takes {rows_needed(pairs)} {what}s or more."
+    ]
+
+
+def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> Iterator[str]:
+    """The smallest difference that so many rows and seeds could have shown."""
+    if len(tested) < 2:
+        return
+    seeds = [len(one.runs) for one in tested]
+    runs = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{seeds[0]}"
+    scores = [one.scores for one in tested]
+    pairs = len(tested) * (len(tested) - 1) // 2
+    one, every = detectable(scores), detectable(scores, pairs)
+    if every == 0:
+        return
+    count, what = _units(results)
+    right_or_wrong = all(np.isin(each, (0.0, 100.0)).all() for each in scores)
+    if right_or_wrong:  # so many rows must differ that the test can find anything
+        one = max(one, 100 * rows_needed() / count)
+        every = max(every, 100 * rows_needed(pairs) / count)
+    rows = _counted(count, what) + (f" of {len(results.rows)} rows" if what == "group" else "")
+    yield (
+        f"With {rows} and {runs} seeds the test of two candidates has a power of "
+        f"about {POWERS} to detect a difference of {_gap(one, metric)}."
+    )
+    if pairs > 1 and (not right_or_wrong or every < 100):
+        yield f"Corrected for all {pairs} pairs of candidates: {_gap(every, metric)}."
+
+
+def _compared_with(
+    scored: Sequence[CandidateResult], against: str, unlearned: Collection[str]
+) -> Iterator[str]:
+    """Which candidates are better and worse than the method that they are tested against.
+
+    Those that have not learned are left out: they show nothing of the method.
+    """
+    tested = [line for line in scored if line.p_against is not None and line.label not in unlearned]
+    if not tested:
+        return
+    by_label = {line.label: line for line in scored}
+    sides: dict[str, list[str]] = {"better": [], "worse": []}
+    for one in tested:
+        gain = as_score((one.score or 0.0) - (by_label[one.against].score or 0.0), one.metric)
+        if (one.p_against or 0.0) < ALPHA:
+            sides["better" if gain > 0 else "worse"].append(one.label)
+    said = [f"significantly {how}: {_listed(names)}" for how, names in sides.items() if names]
+    yield f"Against {against}, {'; '.join(said) or 'none is significantly different'}."
+    apart = [
+        f"{one.label} with {one.against}"
+        for one in tested
+        if not one.candidate.budgets.keys() & by_label[one.against].candidate.budgets.keys()
+        and one.candidate.budgets
+    ]
+    if apart:
+        yield f"No {against} is tested at the budget of these, so another is: {_listed(apart)}."
+
+
+def _learning_rates(results: Results, tried: Mapping[str, Sequence[TriedRate]]) -> Iterator[str]:
+    """How learning rates were chosen, and which of them are at an end of the tried ones."""
+    searches = [search for one in results.candidates for search in one.searches]
+    trials = [trial for search in searches for trial in search["trials"]]
+    if not trials:
+        given = results.asked.get("rates")
+        said = f"all train at {given[0]:g}" if given else "each method has its own default"
+        yield f"No learning rate was searched: {said}."
+        return
+    if results.asked.get("search") == "each-seed":
+        yield "A learning rate was chosen with every seed: the standard deviation includes that."
+    else:
+        yield (
+            "Differences are those at the chosen learning rates: the standard deviation over seeds "
+            "does not include that choice."
+        )
+    for one in results.candidates:
+        if one.chosen:
+            count, found = len(one.candidate.choices), _listed(one.chosen)
+            yield f"Of {count} settings of {one.label} the rows set aside chose {found}."
+    edge = [label for label, rates in tried.items() if any(one.at_edge for one in rates)]
+    if edge:
+        yield (
+            "The best learning rate is still the lowest or the highest of those tried, so another "
+            f"may be better: {_listed(edge)}."
+        )
+    seconds = duration(sum(float(trial.get("seconds") or 0.0) for trial in trials))
+    ended = {
+        "stopped early": sum(bool(trial.get("pruned")) for trial in trials),
+        "diverged or failed": sum(trial.get("loss") is None for trial in trials),
+    }
+    rest = "".join(f", {count} of them {how}" for how, count in ended.items() if count)
+    yield f"The search for learning rates took {seconds}: {_counted(len(trials), 'trial')}{rest}."

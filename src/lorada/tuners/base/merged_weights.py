@@ -1,0 +1,211 @@
+"""Merging parts into the weights of the base, and weights that two modules share.
+
+Parts of ours, and several parts on one linear layer, are merged into what they compute together:
+
+    W = f(I) - f(0),    b = f(0)
+
+Merged one after the other, a part around others would read what the inner parts have made of the
+base weight: DoRA's norm is that of the base weight plus its own term, and HiRA multiplies it. One
+part of PEFT alone merges itself.
+
+The input and the output embeddings of most models are one tensor (tied weights). A part on one of
+them changes only that one. After merging they are two tensors, and the model's config must say so,
+since loading would tie them again.
+"""
+
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import check_adapters_to_merge, onload_layer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lorada.functional.precision import wide
+from lorada.tuners.base.linears import has_adapter, linear_of, plain_weight, widths, wrappers
+
+ROWS = 1024  # unit vectors at a time
+# Our layers, and those of PEFT that cannot undo a merge themselves, or only up to 1e-8, as IA3's.
+FOLDED = {"LoradaTunerLayer", "IA3Layer", "OSFLayer"}
+
+
+def merge_all(
+    model: nn.Module, names: list[str], *, safe_merge: bool = False, undo: bool = True
+) -> None:
+    """Merge adapters into the weights; without ``undo`` no copy of the weights before is kept."""
+    for chain in wrappers(model).values():
+        together = [name for layer in chain for name in layer.merged_adapters]
+        together = list(dict.fromkeys([*together, *names]))
+        own = [layer for layer in chain if any(has_adapter(layer, name) for name in together)]
+        kinds = {cls.__name__ for layer in own for cls in type(layer).__mro__}
+        with onload_layer(chain[0]):
+            if linear_of(chain[0]) is not None and (len(own) > 1 or FOLDED & kinds):
+                left = [check_adapters_to_merge(layer, names) for layer in own]  # warns if none is
+                if any(left):
+                    unmerge_chain(chain)
+                    _fold(chain, own, together, safe_merge, undo)
+                continue
+            for layer in reversed(own):
+                here = [name for name in names if has_adapter(layer, name)]
+                layer.merge(safe_merge=safe_merge, adapter_names=here)
+
+
+def unmerge_chain(chain: Any) -> None:
+    """Unmerge the layers around one module, from the outside in; others stay as they are."""
+    for layer in chain:
+        if layer.merged:
+            layer.unmerge()
+
+
+class Unfold:
+    """In place of ``unmerge`` of folded layers: gives the linear layer its weights back."""
+
+    def __init__(self, linear: nn.Module, layers: list[Any]) -> None:
+        self.linear, self.layers = linear, layers
+        self.before = {key: p.data for key, p in linear.named_parameters(recurse=False)}
+
+    def __call__(self) -> None:
+        """Unmerge all of the layers."""
+        for key, before in self.before.items():
+            parameter = getattr(self.linear, key)
+            parameter.data = before.to(parameter)
+        for layer in self.layers:
+            layer.merged_adapters = []
+            del layer.unmerge
+
+
+@torch.no_grad()
+def _fold(chain: Any, own: list[Any], names: list[str], safe_merge: bool, undo: bool) -> None:
+    linear = chain[-1].get_base_layer()
+    plain_weight(linear, "merging")
+    found = _linear_map(chain, linear, names)
+    if safe_merge and not all(torch.isfinite(value).all() for value in found.values()):
+        said = f"The adapter {', '.join(names)} seems to be broken"  # PEFT's text
+        raise ValueError(f"NaNs detected in the merged weights. {said}")
+    unfold = Unfold(linear, own) if undo else None
+    for key, value in found.items():
+        parameter = getattr(linear, key)
+        parameter.data = value.to(parameter.dtype).contiguous()
+    for layer in own:
+        layer.merged_adapters = [name for name in names if has_adapter(layer, name)]
+        layer.unmerge = unfold
+
+
+def _linear_map(chain: Any, linear: Any, names: list[str]) -> dict[str, Tensor]:
+    """Weight and bias, as the linear layer stores them, of what a chain computes."""
+    fan_in, _ = widths(linear)
+    found = {}
+    with _computing(chain, linear, names):
+        zero = linear.weight.new_zeros(1, 1, fan_in)
+        if linear.bias is not None:
+            found["bias"] = chain[0](zero)[0, 0]
+            linear.bias.data = torch.zeros_like(linear.bias)  # a large one would round the weight
+        units = torch.arange(fan_in, device=zero.device).split(ROWS)
+        rows = torch.cat([chain[0](F.one_hot(i, fan_in).to(zero)[None])[0] for i in units])
+        rows = rows - chain[0](zero)[0]
+    return {"weight": rows if isinstance(linear, Conv1D) else rows.T, **found}
+
+
+@contextmanager
+def _computing(chain: Any, linear: nn.Module, names: list[str]) -> Iterator[None]:
+    """Let a chain compute with these adapters, without dropout, in float32 or wider."""
+    wanted: list[tuple[Any, str, Any]]
+    wanted = [(module, "training", False) for module in chain[0].modules()]
+    wanted += [(layer, "_active_adapter", names) for layer in chain]
+    wanted += [(layer, "_disable_adapters", False) for layer in chain]
+    wanted += [(p, "data", wide(p.data)) for p in linear.parameters(recurse=False)]
+    before = [(owner, key, getattr(owner, key)) for owner, key, _ in wanted]
+    try:
+        for owner, key, value in wanted:
+            setattr(owner, key, value)
+        yield
+    finally:
+        for owner, key, value in before:
+            setattr(owner, key, value)
+
+
+TIED = "tie_word_embeddings"
+
+
+def give_own_weights(model: nn.Module, names: list[str]) -> None:
+    """Copy each weight that one of these adapters changes and that another module shares."""
+    users = Counter(
+        id(p) for module in model.modules() for p in module._parameters.values() if p is not None
+    )
+    for chain in wrappers(model).values():
+        if not any(has_adapter(layer, name) for layer in chain for name in names):
+            continue
+        base = chain[-1].get_base_layer()
+        for key, parameter in base._parameters.items():
+            if parameter is not None and users[id(parameter)] > 1:
+                users[id(parameter)] -= 1
+                base._parameters[key] = copy.deepcopy(parameter)
+
+
+@contextmanager
+def ties_settled(model: nn.Module) -> Iterator[None]:
+    """Tie or untie a model's shared weights at the end of this context, in which it is unloaded.
+
+    Weights that are still equal stay one tensor. Otherwise each module gets its own, and the config
+    says so. PEFT does this only for the embeddings, not for other weights that an encoder-decoder
+    ties to them, and its change of the config changes the outputs of a T5. So within the context
+    the config says "not tied", which makes PEFT do nothing.
+    """
+    config = getattr(model, "config", None)
+    tied = getattr(config, TIED, False) is True
+    if tied:
+        config.tie_word_embeddings = False  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        if tied:
+            config.tie_word_embeddings = True  # type: ignore[union-attr]
+    if isinstance(model, PreTrainedModel):
+        _tie_or_untie(model)
+
+
+def _tie_or_untie(model: PreTrainedModel) -> None:
+    pairs = getattr(model, "all_tied_weights_keys", None) or {}
+    found = [(_owner(model, target), _owner(model, source)) for target, source in pairs.items()]
+    pairs_of = [(_weight(target), _weight(source)) for target, source in found]
+    if all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs_of):
+        for (module, key), source in found:
+            module._parameters[key] = _weight(source)
+        return
+    for module, key in (target for target, _ in found):
+        module._parameters[key] = copy.deepcopy(module._parameters[key])
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.all_tied_weights_keys = {}
+            if _only_ties(part):
+                part.config.tie_word_embeddings = False
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds the parameter of this name, and the parameter's name in it."""
+    owner, _, key = name.rpartition(".")
+    return model.get_submodule(owner), key
+
+
+def _weight(owner: tuple[nn.Module, str]) -> nn.Parameter | None:
+    return owner[0]._parameters[owner[1]]
+
+
+def _only_ties(model: PreTrainedModel) -> bool:
+    """Whether ``tie_word_embeddings`` of a model's config has no other effect than tying.
+
+    A T5 also scales its outputs by it, so its config is not changed. transformers does not tie
+    weights that differ in the file; it warns.
+    """
+    own = model.config.to_dict()
+    if TIED not in own:
+        return False
+    read = [type(model.config).from_dict({**own, TIED: tied}).to_dict() for tied in (True, False)]
+    changed = {key for key in own if read[0].get(key) != read[1].get(key)}
+    return changed == {TIED} and f"config.{TIED}" not in inspect.getsource(type(model).forward)
