@@ -12,7 +12,7 @@ from pathlib import Path
 
 from library.page import write_marked
 
-from lorada.training.models.count import count_parameters
+from lorada.training.parameter_counts import count_parameters
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 SCRIPT = Path(__file__).name

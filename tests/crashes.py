@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from lorada.runs.checkpoints import last_whole_checkpoint
-from lorada.runs.lock import LOCK_FILE
+from lorada.runs.folder import LOCK_FILE
 from lorada.support.files import SCRATCH
 
 # Seed of what these tests draw at random.

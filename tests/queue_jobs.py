@@ -9,7 +9,7 @@ from pathlib import Path
 from programs import until
 
 from lorada.compare.jobs.job import Job, report
-from lorada.runs.lock import locked
+from lorada.runs.folder import locked
 
 
 def write(folder, text):

@@ -160,8 +160,8 @@ def _lorada(
     packing: bool = False, nf4: bool = False, settings: Sequence[str] = (),
 ) -> float | None:  # fmt: skip
     """Train with lorada; returns the GiB of a step as ``--dry-run`` computes them."""
+    from lorada.training.inputs import prepare_training
     from lorada.training.load_recipe import load_recipe
-    from lorada.training.prepare import prepare_training
     from lorada.training.train import train
     from lorada.training.training_memory import memory_of, recomputes
 

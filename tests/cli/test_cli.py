@@ -188,7 +188,7 @@ BAD_TRAINING = {
     "training.seed=true": "training.seed=True must be a whole number from 0",
     "from_adapter=missing": "no adapter folder at missing",
     "lmam=3": "lmam=3 is a section: write lmam.NAME=…",
-    "dtype=float8_e4m3fn": "dtype='float8_e4m3fn': input should be 'auto', 'mixed', 'float32'",
+    "dtype=float8_e4m3fn": "dtype='float8_e4m3fn': input should be 'auto', 'mixed', 'mixed_f",
     "training.report_to=[comet_ml]": "comet-ml",
     "data=builtin:../../../../etc/passwd": "no data file at",
     "data=broken.jsonl": "broken.jsonl line 2 is not JSON",
@@ -230,11 +230,6 @@ def test_a_dry_run_refuses_what_the_run_refuses_in_the_same_words(
     line = mistake(*words, "--dry-run")
     assert all(part in line for part in UNMADE[setting].split("..."))
     assert mistake(*words) == line
-
-
-def test_a_dry_run_refuses_parts_that_no_memory_here_can_hold(mistake, place, tmp_path):
-    words = train_words(place, tmp_path / "run", "lora.r=1000000000", method="lora")
-    assert "640,000,000,000 parameters, which take 2,384 GiB" in mistake(*words, "--dry-run")
 
 
 def emptied(adapter):

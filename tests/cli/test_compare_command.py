@@ -11,7 +11,7 @@ from folders import ROWS, rows_file
 from trained import failing_for
 
 from lorada.compare import learning_rate
-from lorada.runs.lock import HeldError
+from lorada.runs.folder import HeldError
 
 SETTINGS = ["max_steps=2", "max_length=32", "max_new_tokens=2", "training.report_to=[]"]
 

@@ -9,7 +9,7 @@ import torch
 from folders import byte_tokenizer, rows_file
 from transformers import LlamaConfig, training_args
 
-from lorada.training import by_device
+from lorada.training import device_settings
 
 
 @pytest.fixture(params=[24], ids=lambda size: f"{size} GiB")
@@ -24,7 +24,7 @@ def card(request, monkeypatch):
         get_device_properties=lambda device: SimpleNamespace(total_memory=size),
     )
     seen = SimpleNamespace(accelerator=accelerator, cuda=cuda, device=torch.device)
-    monkeypatch.setattr(by_device, "torch", seen)
+    monkeypatch.setattr(device_settings, "torch", seen)
     for name in ("is_torch_bf16_gpu_available", "is_torch_tf32_available"):
         monkeypatch.setattr(training_args, name, lambda: True)
 

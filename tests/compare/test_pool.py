@@ -17,7 +17,7 @@ from queue_jobs import job
 from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
 from lorada.compare.jobs.pool import Workers, cards_of_slots
 from lorada.compare.jobs.queue import run_queue
-from lorada.runs.lock import LOCK_FILE, HeldError, locked
+from lorada.runs.folder import LOCK_FILE, HeldError, locked
 
 ENGINES = {"one at a time": Workers, "two workers": partial(Workers, 2)}
 
@@ -143,7 +143,7 @@ def test_the_two_locks_of_a_folder_are_kept_apart(tmp_path):
     with locked(tmp_path), locked(tmp_path, JOB_FILE):
         code = f"""
 from pathlib import Path
-from lorada.runs.lock import HeldError, locked
+from lorada.runs.folder import HeldError, locked
 for name in ({LOCK_FILE!r}, {JOB_FILE!r}):
     try:
         with locked(Path({str(tmp_path)!r}), name):

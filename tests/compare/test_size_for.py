@@ -15,7 +15,7 @@ from lorada.methods.method import PARTS, Method
 from lorada.methods.table import METHODS
 from lorada.runs.recipe import Recipe
 from lorada.training.load_recipe import load_recipe
-from lorada.training.models.count import counts_of
+from lorada.training.parameter_counts import counts_of
 
 SMOLLM = "smollm2-135m"
 LLAMA = {

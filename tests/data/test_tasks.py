@@ -1,12 +1,16 @@
 """How rows become tokens, and the score of answers that have to be exact."""
 
 import pytest
-from folders import byte_tokenizer
+from folders import byte_tokenizer, rows_file
 
+from lorada.data import dataset
+from lorada.data.dataset import encode_rows
 from lorada.data.metrics import exact_match
 from lorada.data.rows import answer_of
+from lorada.data.task_rows import load_rows
 from lorada.data.tokenize import IGNORED, EncodeOptions, prompt_of, shorten_prompt
 from lorada.data.tokenize import encode as every
+from lorada.training.load_recipe import load_recipe
 
 TOKENIZER = byte_tokenizer()
 
@@ -93,3 +97,27 @@ def test_an_empty_target_is_only_an_end(kind):
 def test_exact_match_forgives_white_space_at_the_ends_only():
     rows = [{"response": text} for text in ("4", "5", "12")]
     assert exact_match([" 4", "5 ", "1 2"], rows) == {"exact_match": pytest.approx(200 / 3)}
+
+
+ROWS = [{"prompt": "a" * size, "response": " yes" * size} for size in range(1, 7)]
+
+
+def encoded(tmp_path, rows, length=20):
+    data = rows_file(tmp_path / "rows.jsonl", rows)
+    recipe = load_recipe(None, [f"max_length={length}"], {"model": "-", "output": "-"})
+    return encode_rows(load_rows(str(data)), recipe, byte_tokenizer(), "decoder").to_dict()
+
+
+def test_texts_of_many_chunks_are_cut_as_one(tmp_path, monkeypatch):
+    rows = [{"text": "ab" * (number % 9)} for number in range(40)]
+    whole = encoded(tmp_path, rows)
+    assert {len(ids) for ids in whole["input_ids"]} == {20}
+    monkeypatch.setattr(dataset, "CHUNK", 7)
+    assert encoded(tmp_path, rows) == whole
+    assert encoded(tmp_path, rows, length=19) != whole
+
+
+def test_rows_that_are_cut_and_rows_that_are_left_out_are_counted(tmp_path, caplog):
+    encoded(tmp_path, [{"prompt": "a" * 30, "response": "b"}, *ROWS])
+    (line,) = (r.message for r in caplog.records if "left out" in r.message)
+    assert "3 of 7 rows were cut to max_length=20, 1 more were left out" in line

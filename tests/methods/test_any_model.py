@@ -22,8 +22,8 @@ from lorada.methods.matrix_names import SCHEMES, fits, renamed
 from lorada.methods.meta_model import meta_model
 from lorada.methods.model_settings import scheme_of
 from lorada.methods.table import UNPUBLISHED
-from lorada.training.models.count import count_parameters
 from lorada.training.models.loading import kind_of
+from lorada.training.parameter_counts import count_parameters
 from lorada.tuners.base.linears import layer_linear_names, linear_of, widths
 
 OF_PLACES = ("pos_proj", "pos_q_proj")  # DeBERTa's, which the positions go through

@@ -8,7 +8,7 @@ from tuners.test_placements import assert_twins
 
 from lorada import BottleneckConfig, LoradaConfig, build_method
 from lorada.methods.table import SIZES
-from lorada.training.models.count import count_parameters
+from lorada.training.parameter_counts import count_parameters
 
 pytestmark = pytest.mark.fp64
 

@@ -13,7 +13,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from lorada import LoradaConfig, build_method
 from lorada.methods.lookup import method_named, peft_names, peft_types
 from lorada.methods.method import peft_configs
-from lorada.training.models.count import count_parameters
+from lorada.training.parameter_counts import count_parameters
 
 OUTSIDE = "PEFT does not place it in the model's layers"
 # Every name of PEFT that is no method, with the reason.

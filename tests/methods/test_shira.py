@@ -105,7 +105,7 @@ def test_a_run_prepares_it_on_padded_shuffled_batches_and_trains_it(tmp_path, mo
         return snip(model, data, config=LoradaConfig(parts=[shira()]))
 
     monkeypatch.setattr(
-        "lorada.training.prepare.build_method", lambda *_, **__: Plan(None, prepare=prepare)
+        "lorada.training.inputs.build_method", lambda *_, **__: Plan(None, prepare=prepare)
     )
     recipe = Recipe(
         model=str(llama_folder(tmp_path / "model")),

@@ -18,8 +18,8 @@ from lorada.paper.page import MEAN, measured_line, published_line
 from lorada.paper.table_runs import done, jobs, needs
 from lorada.paper.table_spec import SCALES, PaperTable, load_table, row_recipe, tables
 from lorada.training.arguments import training_arguments
-from lorada.training.models.count import parameters_of
 from lorada.training.models.loading import kind_of
+from lorada.training.parameter_counts import parameters_of
 
 PUBLISHED = yaml.safe_load((files("lorada") / "paper" / "published.yaml").read_text("utf-8"))
 

@@ -8,7 +8,7 @@ from table_rows import config_of, made, row_of
 from lorada.methods.build import build_method
 from lorada.paper.table_spec import load_table, row_recipe
 from lorada.training.arguments import training_arguments
-from lorada.training.models.count import counts_of
+from lorada.training.parameter_counts import counts_of
 
 
 def test_the_norms_that_train_with_sora_are_counted():

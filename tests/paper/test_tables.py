@@ -19,7 +19,7 @@ from lorada.paper import page as pages
 from lorada.paper import table_spec
 from lorada.paper.table_runs import jobs
 from lorada.paper.table_spec import load_table
-from lorada.runs.lock import LOCK_FILE
+from lorada.runs.folder import LOCK_FILE
 from lorada.runs.predictions import read_predictions
 
 TASKS = ("rte", "sst2")
@@ -192,7 +192,7 @@ def test_a_result_that_cannot_be_used_for_the_page_is_named_and_left_out(place, 
 def held(path):
     """Another process has locked a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
     code += "print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
     try:

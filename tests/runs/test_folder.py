@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import run_place
+from crashes import check_the_end, check_what_is_left, number
 from folders import ROWS, adapter_weights, llama_folder, refused, rows_file
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -17,8 +18,8 @@ from lorada import LmamConfig, LoradaConfig
 from lorada.inference.load import load_run
 from lorada.runs.checkpoints import CHECKSUM_FILE, last_whole_checkpoint
 from lorada.runs.folder import check_folder
-from lorada.training.models.count import parameters_of
-from lorada.training.prepare import prepare_training
+from lorada.training.inputs import prepare_training
+from lorada.training.parameter_counts import parameters_of
 from lorada.training.train import train
 from lorada.training.training_memory import memory_of
 
@@ -260,3 +261,32 @@ def test_the_logs_of_tensorboard_have_the_relative_norm(place, tmp_path):
     log = event.EventAccumulator(str(folder))
     log.Reload()
     assert "train/relative_norm" in log.Tags()["scalars"]
+
+
+FULL = {
+    "the recipe": (r"open .*recipe\.yaml", "full", "then run the command again"),
+    "weights": ("safetensors checkpoint-4", "half full", "at step 4.*--resume"),
+    "optimizer": ("torch.save checkpoint-4/optimizer", "half full", "at step 4.*--resume"),
+    "the result": (r"open .*result\.json", "no space", r"result\.json.*--resume"),
+    "the picture": (r"open .*loss\.png", "full", r"loss\.png.*is complete"),
+}
+
+
+@pytest.mark.parametrize("case", FULL)
+def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(lab, tmp_path, case):
+    (pattern, how, message), run, whole = FULL[case], tmp_path / "run", lab.whole()
+    reply = lab.train(run, at=number(lab.points, pattern), how=how)
+    assert reply["code"] == 2, reply["said"]
+    lines = reply["said"].strip().splitlines()
+    assert "Traceback" not in reply["said"]
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], reply["said"]
+    remedies = (
+        f"What was saved before is whole: free space, then lorada train --resume --output {run}",
+        "Free space, then run the command again",
+        f"The run itself is complete: lorada evaluate {run}",
+    )
+    assert re.match(rf"error: could not save (the weights of )?{run}.*: .+\. ", lines[-1])
+    assert lines[-1].endswith(remedies)
+    assert re.search(message, lines[-1])
+    check_what_is_left(lab, run, whole, reply["steps"])
+    check_the_end(lab, run, whole)

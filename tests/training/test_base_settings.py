@@ -17,9 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.training.models.base_settings import loading_settings
-from lorada.training.prepare import prepare_training
-from lorada.training.same_base import adapter_names, refuse_different_bases
+from lorada.runs.one_base import adapter_names, refuse_different_bases
+from lorada.training.inputs import loading_settings, prepare_training
 from lorada.training.train import train
 
 SETTINGS = [*QUICK, "max_steps=2", "save_steps=1", "learning_rate=1e-2"]

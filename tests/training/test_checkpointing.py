@@ -5,7 +5,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-import test_by_device
+import test_device_settings
 import torch
 from conftest import assert_close
 from folders import ROWS, llama_folder, refused, rows_file
@@ -13,11 +13,11 @@ from trained import QUICK
 from transformers import GPT2Config, LlamaConfig, TrainerCallback
 
 from lorada.methods import meta_model
-from lorada.training import setup, training_memory
+from lorada.training import build_trainer, training_memory
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
-on = test_by_device.on
+on = test_device_settings.on
 # Without dropout, whose random numbers are others in fp64.
 PLAIN = ["lora.lora_dropout=0", "bottleneck.dropout=0", "max_steps=3"]
 
@@ -164,7 +164,7 @@ def test_a_line_says_that_auto_takes_full_and_why(asked, on, takes_full, caplog)
 
 def test_a_training_does_what_auto_takes(asked, monkeypatch):
     for full in (False, True):
-        monkeypatch.setattr(setup, "recomputes", lambda *args, full=full: full)
+        monkeypatch.setattr(build_trainer, "recomputes", lambda *args, full=full: full)
         kept = KeepGradients()
         train(asked("auto", "max_steps=1"), quiet=True, callbacks=[kept], overwrite=full)
         assert kept.recomputes == {full}

@@ -19,7 +19,6 @@ from lorada.data.tokenize import IGNORED, EncodeOptions, encode
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.methods.callbacks.longlora import ShiftedAttention
-from lorada.training.choice_trainer import choice_loss
 from lorada.training.models.candidate_scores import (
     cached_scores,
     log_likelihoods,
@@ -29,6 +28,7 @@ from lorada.training.models.candidate_scores import (
     shares_prompts,
 )
 from lorada.training.train import train
+from lorada.training.trainer import choice_loss
 
 pytestmark = pytest.mark.fp64
 

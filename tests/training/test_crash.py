@@ -1,7 +1,11 @@
 """`kill -9` at any moment: at most one save interval is lost, and nothing half-written loads."""
 
+import errno
 import shutil
 import signal
+import subprocess
+import sys
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -14,8 +18,7 @@ from crashes import (
     random_numbers,
 )
 
-from lorada.runs.folder import run_files
-from lorada.runs.lock import LOCK_FILE, locked
+from lorada.runs.folder import LOCK_FILE, locked, run_files
 from lorada.support.files import SCRATCH, scratch_folder, write_atomic
 
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
@@ -111,6 +114,34 @@ def test_a_second_training_in_the_same_folder_is_refused(lab, tmp_path):
     line = reply["said"].strip().splitlines()[-1]
     assert line.startswith(f"error: {run} is being trained by process {owner}: ")
     assert not run.exists()
+
+
+HOLDS = """
+import os, signal, sys, time
+from pathlib import Path
+from lorada.runs.folder import locked
+with locked(Path(sys.argv[1])):
+    told, tells = os.pipe()
+    if os.fork() == 0:  # as a worker of a data loader
+        os.write(tells, b".")
+        time.sleep(9)
+        os._exit(0)
+    os.read(told, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_leaves_its_lock_to_none_that_it_forked(tmp_path):
+    words = [sys.executable, "-c", HOLDS, tmp_path / "run"]
+    assert subprocess.Popen(words).wait() == -signal.SIGKILL
+    with locked(tmp_path / "run"):
+        pass
+
+
+def test_where_there_are_no_locks_a_training_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "no locks")))
+    with locked(tmp_path / "run"):
+        assert "is on a file system without locks" in caplog.text
 
 
 def test_scratch_of_the_dead_is_removed_and_of_the_living_is_not(tmp_path):

@@ -5,8 +5,8 @@ from count_paper_parameters import PAGE, ROWS, SCRIPT, line, page, verdict
 from library.page import read_marked
 
 from lorada.support.models import MODELS
-from lorada.training.models.count import count_parameters
 from lorada.training.models.loading import model_folder
+from lorada.training.parameter_counts import count_parameters
 
 # N of the published models.
 TOTALS = {

@@ -36,7 +36,7 @@ from transformers import (
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.load import load_run
-from lorada.training.prepare import prepare_training
+from lorada.training.inputs import prepare_training
 from lorada.training.train import train
 from lorada.tuners.pooling import PoolingLayer
 

@@ -15,7 +15,7 @@ from paths import TESTS
 from programs import printed
 from safetensors.torch import load_file
 
-from lorada.runs.lock import LOCK_FILE
+from lorada.runs.folder import LOCK_FILE
 from lorada.runs.result import read_result
 from lorada.support.files import SCRATCH
 

@@ -35,8 +35,8 @@ from lorada.inference.evaluate import evaluate, evaluate_tasks
 from lorada.inference.export import export
 from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
-from lorada.training.models.generation import language_settings, set_languages
-from lorada.training.prepare import prepare_training
+from lorada.training.inputs import prepare_training
+from lorada.training.models.loading import language_settings, set_languages
 from lorada.training.train import train
 
 TRAINING = ["max_steps=4", "report_to=[]", "logging_steps=1", "max_length=64", "max_new_tokens=12"]

@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification
 
 from lorada.inference.load import load_run
 from lorada.runs.result import read_result
-from lorada.training import setup
-from lorada.training.models import trained_part
+from lorada.training import build_trainer
+from lorada.training.models import adapters
 from lorada.training.train import train
 
 SETTINGS = [*QUICK, "max_steps=4", "save_steps=2", "learning_rate=1e-2"]
@@ -110,7 +110,7 @@ def test_a_run_of_before_loads_and_goes_on_though_it_holds_the_whole_model(
     place, run, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as before:
-        before.setattr(setup, "saved_names", lambda model, base, plan: None)
+        before.setattr(build_trainer, "saved_names", lambda model, base, plan: None)
         old = train(recipe(place, tmp_path / "old"), quiet=True).run
     assert (old / "model" / "model.safetensors").is_file()
     assert not (old / FILE).exists()
@@ -202,7 +202,7 @@ def test_a_file_that_is_cut_or_a_base_that_has_changed_is_one_line(place, run, t
 
 def test_a_full_disk_leaves_no_half_of_the_file(place, tmp_path, monkeypatch):
     full = OSError(28, "No space left on device")
-    monkeypatch.setattr(trained_part, "save_file", Mock(side_effect=full))
+    monkeypatch.setattr(adapters, "save_file", Mock(side_effect=full))
     with pytest.raises(OSError, match="No space left"):
         train(recipe(place, tmp_path / "run", "save_strategy=no"), quiet=True)
     assert not (tmp_path / "run" / FILE).exists()

@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM
 from lorada.methods.build import build_method
 from lorada.training import training_memory as computed
 from lorada.training.arguments import CHECKPOINTING
+from lorada.training.inputs import prepare_training
 from lorada.training.load_recipe import load_recipe
 from lorada.training.models import labelled_loss
-from lorada.training.models.count import placed_on
 from lorada.training.models.labelled_loss import LabelledLoss
 from lorada.training.models.loading import load_config
-from lorada.training.prepare import prepare_training
-from lorada.training.training_memory import _traced, _traced_on, memory_of, training_memory
+from lorada.training.parameter_counts import placed_on
+from lorada.training.training_memory import _traced_on, memory_of, training_memory
 
 # A number may be read from a fake GPU: what would be read is not asked here.
 ANY = defaultdict(lambda: Allowed("", False))
@@ -36,19 +36,6 @@ def same(left, right):
 
 
 @pytest.mark.parametrize(
-    "method", ["lora", pytest.param("lorada_la", marks=pytest.mark.slow), "full"]
-)
-def test_a_deep_model_is_computed_as_if_it_was_traced_whole(tmp_path, method):
-    folder = llama_folder(tmp_path / "llama", num_hidden_layers=6)
-    recipe = recipe_for(folder, method)
-    found = training_memory(recipe)
-    assert same(found, _traced(recipe, load_config(str(folder)), None))
-    if method == "full":
-        assert found.gradients == pytest.approx(found.weights, rel=0.01)
-        assert found.optimizer == pytest.approx(2 * found.gradients, rel=0.01)
-
-
-@pytest.mark.parametrize(
     ("make", "method", "checkpointing"),
     [
         (llama_folder, "lora", "off"), (bert_folder, "lora", "off"), (bart_folder, "lora", "off"),
@@ -58,11 +45,10 @@ def test_a_deep_model_is_computed_as_if_it_was_traced_whole(tmp_path, method):
 def test_fake_tensors_need_what_real_ones_do(tmp_path, make, method, checkpointing, monkeypatch):
     setting = f"activation_checkpointing={checkpointing}"
     recipe = recipe_for(make(tmp_path / "model"), method, setting)
-    config = load_config(recipe.model)
-    fake = _traced(recipe, config, None)
+    fake = training_memory(recipe)
     # The same steps on real tensors, whatever their values are.
     monkeypatch.setattr(computed, "FakeTensorMode", lambda **options: nullcontext())
-    real = _traced(recipe, config, None)
+    real = training_memory(recipe)
     if make is bart_folder:  # it leaves out a mask that hides nothing, and a fake one has no values
         assert real.activations < fake.activations < 1.02 * real.activations
     elif checkpointing == "full":

@@ -69,11 +69,7 @@ RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run")]
 
 
 def columns_of(text: str | None, data: str | None = "") -> dict[str, str] | None:
-    """Read ``text=review,label=sentiment``; None if it is not given.
-
-    Raises:
-        ValueError: for anything else, or if there is no ``data`` that could have such columns.
-    """
+    """Read ``text=review,label=sentiment``; None if it is not given."""
     if text is not None and data is None:
         raise ValueError(f"--columns {text} is for the rows of a file: add --data FILE")
     pairs = [pair.partition("=") for pair in text.split(",")] if text is not None else []

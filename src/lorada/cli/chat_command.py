@@ -43,9 +43,9 @@ def chat(
     remote: Remote = False,
 ) -> None:
     """Chat with finished runs in the terminal, with the base's answers beside theirs."""
-    from lorada.cli.checks import check_writers
+    from lorada.runs.one_base import writers
 
-    recipe = check_writers(runs)
+    recipe = writers(runs)
     if system is not None:
         refuse_system(runs)
     with loading_model(recipe.model):

@@ -165,16 +165,30 @@ def _checked(
     overwrite: bool,
 ) -> Any:
     """The comparison that was asked for; most mistakes are found before torch is loaded."""
-    from lorada.cli.checks import check_comparison
+    from lorada.compare import spec
+    from lorada.compare.rows import has_own_rows
+    from lorada.data.row_files import data_folder, there
+    from lorada.data.rows import share_of
+    from lorada.training.load_recipe import read_recipe
+    from lorada.training.models.names import check_name
 
-    check_comparison(place, pairs, options, asked, resume=resume, overwrite=overwrite)
+    spec.refuse_taken_by_other(place, resume=resume, overwrite=overwrite)
+    if resume:
+        chosen = spec.saved_comparison(place)
+    else:
+        shared = read_recipe(None, pairs, {**options, **spec.FIXED})
+        chosen = spec.comparison_of(shared.recipe, asked)
+    check_name(chosen.recipe["model"])
+    if has_own_rows(chosen):
+        there(chosen.recipe.get("data"))
+        if share_of(chosen.held_out) is None:
+            there(chosen.held_out)
+    else:
+        data_folder(chosen.recipe.get("data_dir"))
     with importing():
-        from lorada.compare.spec import FIXED, comparison_of, resumed_comparison
-        from lorada.training.load_recipe import load_recipe
-
         if resume:
-            return resumed_comparison(place, pairs, options, asked)
-        return comparison_of(load_recipe(None, pairs, {**options, **FIXED}), asked)
+            return spec.resumed_comparison(place, pairs, options, asked)
+        return spec.comparison_of(shared.complete(), asked)
 
 
 def _run(chosen: Any, place: Path, pool: Any, part: Any, *, overwrite: bool, as_json: bool) -> Any:

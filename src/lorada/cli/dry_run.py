@@ -13,34 +13,25 @@ LOADING = ("dtype", "quantization", "attn_implementation", "device_map")  # fiel
 
 
 def show_training(recipe: Any, *, as_json: bool) -> None:
-    """Print rows, parameters and memory of a training, and its first row; no weights are loaded.
-
-    All rows are encoded, to say how many of them are cut or left out.
-
-    Raises:
-        ValueError: for what the training itself refuses before it loads weights, and for parts
-            that no memory here can hold.
-    """
-    from lorada.data.dataset import fit_context
-    from lorada.data.first_row import read_rows
-    from lorada.training.by_device import device_bytes
-    from lorada.training.models.count import parameters_of
+    """Print rows, parameters and memory of a training, and its first row; no weights are loaded."""
+    from lorada.data.dataset import fit_context, lost_and_first
+    from lorada.training.build_trainer import checked_arguments
+    from lorada.training.device_settings import device_bytes
+    from lorada.training.inputs import prepare_training
     from lorada.training.models.loading import stretched
-    from lorada.training.prepare import prepare_training
-    from lorada.training.setup import checked_arguments
-    from lorada.training.training_memory import refuse_impossible, step_bytes
+    from lorada.training.parameter_counts import parameters_of
+    from lorada.training.training_memory import step_bytes
 
     prepared = prepare_training(recipe)
     args, *_ = checked_arguments(prepared, quiet=True)
     counts = parameters_of(recipe)
-    refuse_impossible(prepared, counts)
     chosen = "full" if args.gradient_checkpointing else "off"
     scales = _scales(prepared.plan)
     loading = {name: getattr(prepared.recipe, name) for name in LOADING}
     sizes, reason = step_bytes(prepared, "off", "full")
     device = device_bytes(prepared.recipe)
     fitted = fit_context(prepared.recipe, stretched(prepared.config, recipe.rope_factor))
-    lost, row = read_rows(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
+    lost, row = lost_and_first(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
     if as_json:
         print_json({
             "method": recipe.method, "model": recipe.model, "output": recipe.output,

@@ -51,15 +51,13 @@ def explore(
     as_json: Json = False,
 ) -> None:
     """Show what an adapter does to sentences: as a page for a browser, or with --maps here."""
-    from lorada.cli.checks import check_explored
-
     if maps:
         _show_maps(runs, text, layer, head, remote=remote, as_json=as_json)
         return
     for option, given in {"--layer": layer, "--head": head, "--json": as_json or None}.items():
         if given is not None:
             raise ValueError(f"{option} is for --maps: add it, or leave {option} out")
-    recipe = check_explored(runs, text, output, overwrite=overwrite or serve)
+    recipe = _checked(runs, text, output, overwrite=overwrite or serve)
     with needs_extra("explore"):
         import jinja2  # noqa: F401
     socket = _listen(port) if serve else None
@@ -86,18 +84,34 @@ def explore(
         suggest("chat", runs[0])
 
 
+def _checked(runs: list[Path], texts: list[str], output: Path, *, overwrite: bool) -> Any:
+    """The recipe of the first run, after a check of what is to be explored, before torch loads."""
+    from lorada.runs.folder import finished_run, refuse_no_adapter
+    from lorada.support.files import refuse_there
+
+    if len(runs) > 2:
+        raise ValueError(f"{len(runs)} runs do not fit side by side: give one or two")
+    recipes = [finished_run(run) for run in runs]
+    for run in runs:
+        refuse_no_adapter(run, "explore another run")
+    for text in texts:
+        refuse_empty(text)
+    refuse_there(output, overwrite=overwrite)
+    return recipes[0]
+
+
 def _show_maps(
     runs: list[Path], text: list[str], layer: int | None, head: int | None,
     *, remote: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the relative norm of every layer's map on a sentence, and draw one head as Figure 1."""
-    from lorada.cli.checks import can_be_scored, check_run
     from lorada.cli.plot_commands import draw, figure_1
+    from lorada.runs.folder import finished_run
 
     if len(runs) > 1 or len(text) > 1:
         raise ValueError("--maps shows one run and one --text: give one of each")
     run = runs[0]
-    recipe = check_run(run)
+    recipe = finished_run(run)
     refuse_empty(text[0])
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.explore.explore import sentence_maps
@@ -114,7 +128,7 @@ def _show_maps(
         )  # fmt: skip
     console.print(shown)
     draw("maps", run, lambda *paths: figure_1(found, *paths))
-    suggest("plot", "3", run, *([] if can_be_scored(recipe) else ["--data", "FILE"]))
+    suggest("plot", "3", run, *([] if recipe.scores_rows else ["--data", "FILE"]))
 
 
 def _listen(port: int) -> Any:

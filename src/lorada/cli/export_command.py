@@ -1,5 +1,7 @@
 """The command ``lorada export``."""
 
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,13 @@ from lorada.cli.app import (
     print_json,
     waiting,
 )
+from lorada.runs.folder import finished_run, refuse_no_adapter, refuse_target
+from lorada.support.errors import missing_package, unknown_name
+
+DTYPES = ("float32", "bfloat16", "float16")  # that an export may be written in
+FORMATS = "transformers", "onnx"  # of an export
+ONNX_PACKAGES = "onnx", "onnxscript", "onnxruntime"  # of the extra
+SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?(KB|MB|GB|TB)")
 
 
 @app.command()
@@ -48,11 +57,8 @@ def export(
             f"no folder to write to: lorada export {run} DIR writes the base with every part "
             "merged that can be, and the rest as an adapter beside it"
         )
-    from lorada.cli.checks import check_export
-
-    check_export(
-        run, target, adapter_only=adapter_only, dtype=dtype, shard_size=shard_size, form=form
-    )
+    weights = {"--dtype": dtype, "--shard-size": shard_size}
+    _check(run, target, weights, form, adapter_only=adapter_only)
     with importing(quiet=as_json):
         from transformers.utils import logging
 
@@ -92,3 +98,33 @@ def _tell(target: Path, written: dict[str, Any]) -> None:
     for line in (f"{target}: {lines[0]}", *lines[1:]):
         console.print(line, highlight=False, soft_wrap=True)
     next_is("cat", target / "README.md")
+
+
+def _check(
+    run: Path, target: Path, weights: dict[str, str | None], form: str, *, adapter_only: bool
+) -> None:
+    """Check what can be checked before torch loads; ``weights`` are the options of how they are."""
+    finished_run(run)
+    refuse_target(run, target)
+    if form not in FORMATS:
+        raise unknown_name("format", form, FORMATS)
+    taken: dict[str, str | bool | None] = {}
+    why = ""
+    if adapter_only:
+        taken, why = {**weights}, "--adapter-only, which writes no weights of the base"
+    if form == "onnx":
+        taken = {"--adapter-only": adapter_only, **weights}
+        why = f"--format {form}, which writes the whole model in float32"
+    for option, given in taken.items():
+        if given:
+            raise ValueError(f"{option} is not for {why}: leave one out")
+    if adapter_only:
+        refuse_no_adapter(run)
+    for package in ONNX_PACKAGES if form == "onnx" else ():
+        if find_spec(package) is None:
+            raise missing_package(package, "onnx")
+    dtype, size = weights.values()
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
+    if size is not None and not SHARD_SIZE.fullmatch(size):
+        raise ValueError(f"--shard-size {size} is not a size such as 500MB or 2GB")

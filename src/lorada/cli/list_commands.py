@@ -89,15 +89,19 @@ def params(
     as_json: Json = False,
 ) -> None:
     """Count a method's parameters on a model, without loading weights."""
-    from lorada.training.load_recipe import outline
-    from lorada.training.models.names import has_weights
+    from lorada.training.load_recipe import read_recipe
+    from lorada.training.models.names import check_name, has_weights
 
     pairs = list(overrides or [])
-    outline(None, pairs, {"method": method, "model": model, "output": "-"})
+    check_name(model, weights=False)  # first, since some methods' names need PEFT
+    asked = read_recipe(None, pairs, {"method": method, "model": model, "output": "-"})
     with importing(quiet=as_json):
-        from lorada.training.models.count import count_parameters
+        from lorada.training.parameter_counts import parameters_of
 
-    counts = count_parameters(method, model, pairs)
+        recipe = asked.complete()
+    if recipe.training:
+        raise ValueError(f"{', '.join(recipe.training)} changes no parameter count: leave it out")
+    counts = parameters_of(recipe)
     if as_json:
         print_json(counts)
         return

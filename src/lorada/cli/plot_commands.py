@@ -89,20 +89,19 @@ def plot(
 def _plot_losses(runs: list[Path], output: Path) -> None:
     from lorada.cli.run_commands import suggest_scoring
     from lorada.paper.figures import loss_png
-    from lorada.runs.recipe import RECIPE_FILE
+    from lorada.runs.recipe import RECIPE_FILE, saved_recipe
     from lorada.runs.result import read_result
-    from lorada.training.load_recipe import outline
 
     histories = {str(run): read_result(run)["history"] for run in runs}
     draw("loss", output, lambda *paths: loss_png(histories, *paths))
-    suggest_scoring(runs[0], outline(str(runs[0] / RECIPE_FILE), [], {}))
+    suggest_scoring(runs[0], saved_recipe(runs[0] / RECIPE_FILE))
 
 
 def _plot_maps(run: Path, text: str, output: Path) -> None:
-    from lorada.cli.checks import check_run
+    from lorada.runs.folder import finished_run
     from lorada.support.errors import refuse_empty
 
-    recipe = check_run(run)
+    recipe = finished_run(run)
     refuse_empty(text)
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
     from lorada.explore.explore import sentence_maps
@@ -115,10 +114,10 @@ def _plot_maps(run: Path, text: str, output: Path) -> None:
 def _plot_layers(
     run: Path, rows: int, output: Path, data: str | None, data_dir: str | None
 ) -> None:
-    from lorada.cli.checks import check_scored
+    from lorada.cli.run_commands import scored_run
     from lorada.paper.figures import layers_figure
 
-    recipe = check_scored(run, data, data_dir)
+    recipe = scored_run(run, data, data_dir)
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
     from lorada.explore.explore import ratios_by_layer
 

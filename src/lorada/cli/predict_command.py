@@ -40,11 +40,9 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Label, score or answer texts with a finished run: --text, --data, or each line of stdin."""
-    from lorada.cli.checks import check_predicted
-
     named = columns_of(columns, data)
     texts = text or ([] if data is not None else _lines())
-    recipe, rows = check_predicted(run, texts, data, output, overwrite=overwrite)
+    recipe, rows = _checked(run, texts, data, output, overwrite=overwrite)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.data.row_files import read_rows
     from lorada.data.task_rows import rows_to_answer
@@ -76,6 +74,32 @@ def predict(
         return
     console.print(f"{output}: {len(rows.rows):,} rows", highlight=False, soft_wrap=True)
     suggest("serve", run)
+
+
+def _checked(
+    run: Path, texts: list[str], data: str | None, output: Path | None, *, overwrite: bool
+) -> tuple[Any, Any]:
+    """The recipe of a run, and the texts as rows, None for rows of a file; before torch loads."""
+    from lorada.data.row_files import there
+    from lorada.data.task_rows import rows_to_answer
+    from lorada.runs.folder import finished_run
+    from lorada.runs.result import read_result
+    from lorada.support.files import refuse_there
+    from lorada.support.row_sources import HEADED
+
+    recipe, result = finished_run(run), read_result(run)
+    if texts and data is not None:
+        raise ValueError(f"--text {texts[0]!r} and --data {data} exclude each other: leave one out")
+    if output is not None:
+        if output.suffix.lower() not in (".jsonl", ".csv"):
+            raise ValueError(f"--output {output} is neither a .jsonl nor a .csv file: rename it")
+        refuse_there(output, overwrite=overwrite)
+    if data is not None:
+        there(data)
+        return recipe, None
+    rows: Any = [{"text" if result["form"] in HEADED else "prompt": text} for text in texts]
+    learned = result["form"], tuple(result["labels"])
+    return recipe, rows_to_answer(rows, "--text", *learned, pairs=result.get("pairs", False))
 
 
 def _lines() -> list[str]:

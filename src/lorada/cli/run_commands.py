@@ -68,9 +68,13 @@ def train(
     from_adapter: Annotated[
         str | None, typer.Option("--from", help="a saved PEFT adapter to start from")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="continue the run in --output")] = False,
-    overwrite: Annotated[bool, typer.Option(help="delete the run in --output first")] = False,
-    dry_run: Annotated[bool, typer.Option(help="only say what would be trained")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --output")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="delete the run in --output first")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only say what would be trained")
+    ] = False,
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
@@ -84,24 +88,13 @@ def train(
         "columns": columns_of(columns), "output": output,
         "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
-    from lorada.cli.checks import check_training, refuse_resumed
-    from lorada.runs.recipe import RECIPE_FILE
-    from lorada.training.load_recipe import load_recipe, outline
-
-    given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
-    saved = Path((given or [output or ""])[-1]) / RECIPE_FILE
-    if resume and recipe is None and saved.is_file():
-        recipe = str(saved)
-    elif resume and recipe is None and model is None:
-        raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
-    plain = outline(recipe, pairs, options, name_output=True)
-    refuse_resumed(plain.metric, saved.parent if resume and recipe == str(saved) else None, pairs)
+    asked = _asked(recipe, pairs, options, resume=resume)
     if is_first():  # other processes may already see what the first has begun to write
-        check_training(plain, resume=resume, overwrite=overwrite)
+        _check_training(asked.recipe, resume=resume, overwrite=overwrite)
     with importing(quiet=as_json):
         from lorada.training.train import train as run_training
 
-        loaded = load_recipe(recipe, pairs, options, name_output=True).with_absolute_paths()
+        loaded = asked.complete().with_absolute_paths()
     if dry_run:
         from lorada.cli.dry_run import show_training
 
@@ -111,6 +104,44 @@ def train(
     with prints_to_stderr(as_json):
         trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
     _print_result(trained, loaded, as_json=as_json)
+
+
+def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, resume: bool) -> Any:
+    """What was asked for, read; with ``resume``, the recipe in the output folder if none is named.
+
+    A function of a file that only that recipe names is refused.
+    """
+    from lorada.data.scoring import refuse_unnamed
+    from lorada.runs.recipe import RECIPE_FILE
+    from lorada.training.load_recipe import read_recipe
+    from lorada.training.models.names import check_name
+
+    given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
+    saved = Path((given or [options["output"] or ""])[-1]) / RECIPE_FILE
+    resumed = resume and recipe is None and saved.is_file()
+    if resume and recipe is None and not resumed and options["model"] is None:
+        raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
+    if options["model"] is not None:  # first, since some methods' names need PEFT
+        check_name(options["model"])
+    asked = read_recipe(str(saved) if resumed else recipe, pairs, options, name_output=True)
+    if resumed and not any(pair.startswith("metric=") for pair in pairs):
+        refuse_unnamed(asked.recipe.metric, saved.parent, "metric=")
+    return asked
+
+
+def _check_training(recipe: Any, *, resume: bool, overwrite: bool) -> None:
+    """Check the output folder, the model's name and the files of rows, before torch loads."""
+    from lorada.data.row_files import there
+    from lorada.data.rows import share_of
+    from lorada.data.task_rows import refuse_absent
+    from lorada.runs.folder import refuse_taken
+    from lorada.training.models.names import check_name
+
+    refuse_taken(recipe, resume=resume, overwrite=overwrite)
+    check_name(recipe.model)
+    refuse_absent(recipe, recipe.data)
+    if recipe.eval_data is not None and share_of(recipe.eval_data) is None:
+        there(recipe.eval_data)
 
 
 def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
@@ -147,13 +178,10 @@ def _say_why(result: dict[str, Any]) -> None:
 
 
 def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
-    """Score a run that has just been trained on its recipe's held-out rows, and print the scores.
-
-    With ``as_json`` the whole result is printed.
-    """
+    """Score a run that has just been trained on its held-out rows, and print what was found."""
     gc.collect()  # the Trainer refers to itself, so its model would stay beside the loaded one
     loaded = loaded_run(run, recipe.model, remote=recipe.trust_remote_code, quiet=as_json)
-    from lorada.data.held_out import share_of
+    from lorada.data.rows import share_of
     from lorada.inference.evaluate import evaluate as evaluate_file
     from lorada.runs.result import read_result
 
@@ -170,9 +198,31 @@ def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
 
 def suggest_scoring(run: Path, recipe: Any, on: Console = console) -> None:
     """Suggest to score a run, with --data FILE if its recipe names no rows."""
-    from lorada.cli.checks import can_be_scored
+    suggest("evaluate", run, *([] if recipe.scores_rows else ["--data", "FILE"]), on=on)
 
-    suggest("evaluate", run, *([] if can_be_scored(recipe) else ["--data", "FILE"]), on=on)
+
+def scored_run(run: Path, data: str | None, data_dir: str | None, metric: str | None = None) -> Any:
+    """The recipe of a finished run, if the rows to score it on are there; before torch loads.
+
+    ``data`` are files of rows, None for those of the recipe; ``metric`` is what is asked for.
+    """
+    from lorada.data.rows import share_of
+    from lorada.data.scoring import refuse_unnamed
+    from lorada.data.task_rows import refuse_absent
+    from lorada.runs.folder import finished_run
+    from lorada.runs.recipe import JSONL
+
+    recipe = finished_run(run)
+    own = recipe.data if share_of(recipe.eval_data) is not None else recipe.eval_data
+    refuse_absent(recipe, data or own, data_dir)
+    if metric is None:
+        refuse_unnamed(recipe.metric, run)
+    elif data is None and recipe.task != JSONL:
+        raise ValueError(
+            f"--metric {metric} is for rows of your own, and task={recipe.task} has its own: leave "
+            "it out"
+        )
+    return recipe
 
 
 @app.command()
@@ -181,14 +231,16 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
     columns: Columns = None,
     data_dir: DataDir = None,
-    base: Annotated[bool, typer.Option(help="score the base, adapter switched off")] = False,
+    base: Annotated[
+        bool, typer.Option("--base", help="score the base, adapter switched off")
+    ] = False,
     metric: Annotated[str | None, METRIC] = None,
     lm_eval: Annotated[
         str | None, typer.Option(help="score on tasks of lm-eval instead; commas for more")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="rows of each lm-eval task")] = None,
     with_text: Annotated[
-        bool, typer.Option(help="also keep each row's text in predictions.jsonl")
+        bool, typer.Option("--with-text", help="also keep each row's text in predictions.jsonl")
     ] = False,
     remote: Remote = False,
     as_json: Json = False,
@@ -201,10 +253,9 @@ def evaluate(
     own = f"--metric {metric}" if metric else own
     if lm_eval is not None and own is not None:
         raise ValueError(f"--lm-eval {lm_eval} has rows and answers of its own: leave out {own}")
-    from lorada.cli.checks import check_scored, check_writers
+    from lorada.runs.one_base import writers
 
-    own_rows = run, data, data_dir, metric
-    recipe = check_scored(*own_rows) if lm_eval is None else check_writers([run])
+    recipe = writers([run]) if lm_eval is not None else scored_run(run, data, data_dir, metric)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference.evaluate import evaluate as evaluate_file
     from lorada.inference.evaluate import evaluate_tasks, has_tasks
@@ -273,9 +324,9 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue prompts with a finished run."""
-    from lorada.cli.checks import check_writers
+    from lorada.runs.one_base import writers
 
-    recipe = check_writers([run])
+    recipe = writers([run])
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference.generate import continue_prompts
 
@@ -302,13 +353,7 @@ def run(
 def start_program(command: list[str]) -> NoReturn:
     """Replace this process by a command, so that exit code and signals are the command's.
 
-    Args:
-        command: the program and its arguments. The program is looked for in the folder of this
-            Python first, where it has the same packages, then on PATH.
-
-    Raises:
-        ValueError: if there is no such program.
-        OSError: if it cannot be executed.
+    The program is looked for in the folder of this Python first, where it has the same packages.
     """
     own_folder = str(Path(sys.executable).parent)
     program = shutil.which(command[0], path=own_folder) or shutil.which(command[0])

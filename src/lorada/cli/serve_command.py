@@ -36,7 +36,7 @@ def serve(
     remote: Remote = False,
 ) -> None:
     """Serve runs and their base to OpenAI's clients; classes, scores, choices at /v1/classify."""
-    from lorada.cli.checks import check_served
+    from lorada.runs.one_base import to_serve
 
     with needs_extra("serve"):
         import prometheus_client  # noqa: F401
@@ -45,7 +45,7 @@ def serve(
     from lorada.inference.serving.requests import Limits
     from lorada.inference.serving.server import address_of, listen, serve_until_stopped
 
-    recipe, asked = check_served(runs)
+    recipe, asked = to_serve(runs)
     limits = Limits(max_body, max_tokens, max_prompts, timeout, api_key)
     _refuse_limits(limits)
     socket = listen(host, port)

@@ -30,8 +30,7 @@ from torch import OutOfMemoryError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.compare.jobs.job import last_line, report
-from lorada.runs.folder import TRAINED_FILE, holds_run
-from lorada.runs.lock import HeldError
+from lorada.runs.folder import TRAINED_FILE, HeldError, holds_run
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import RESULT_FILE
 from lorada.support.files import json_text, write_atomic

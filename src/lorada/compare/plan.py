@@ -16,8 +16,8 @@ from lorada.compare.learning_rate import MAP, MAP_RATE
 from lorada.compare.rows import Data, shared_recipe
 from lorada.compare.sizes import limit_of, size_for
 from lorada.compare.spec import Comparison, choices_of
-from lorada.data.answers import metric_of
 from lorada.data.dataset import encode_rows, fit_context
+from lorada.data.scoring import metric_of
 from lorada.methods.build import build_method
 from lorada.methods.sizes import default_rate
 from lorada.runs.recipe import Recipe
@@ -25,9 +25,9 @@ from lorada.runs.result import hardware, versions
 from lorada.support.files import json_text, write_atomic
 from lorada.support.row_sources import file_names
 from lorada.training.arguments import training_arguments
-from lorada.training.models.count import parameters_of
-from lorada.training.packing import pack, refuse_packing
-from lorada.training.prepare import Prepared
+from lorada.training.inputs import Prepared, refuse_packing
+from lorada.training.packing import pack
+from lorada.training.parameter_counts import parameters_of
 from lorada.tuners import LmamConfig, LoradaConfig
 
 PLAN_FILE = "plan.json"

@@ -11,7 +11,7 @@ from lorada.compare.plan import about, saved_plan
 from lorada.compare.run import BASELINES_FILE, read
 from lorada.compare.spec import saved_comparison
 from lorada.compare.trainings import RUNS, score_commonest
-from lorada.data.chosen_metric import RowValue, row_value
+from lorada.data.scoring import RowValue, row_value
 from lorada.inference.evaluate import BASE
 from lorada.runs.predictions import read_predictions, write_predictions
 from lorada.support.files import json_text, write_atomic

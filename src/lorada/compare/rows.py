@@ -7,7 +7,6 @@ from lorada.compare.spec import NO_PARTS, Comparison
 from lorada.data.rows import content_of
 from lorada.data.task import Kind
 from lorada.data.task_rows import (
-    JSONL,
     OwnClasses,
     Rows,
     head_size,
@@ -15,7 +14,7 @@ from lorada.data.task_rows import (
     scored_rows,
     training_rows,
 )
-from lorada.runs.recipe import Recipe
+from lorada.runs.recipe import JSONL, Recipe
 
 # How many training rows are set aside to measure learning rates: a tenth, within these limits.
 # With fewer rows, the rate that looks best is more often another one (docs/compare.md).

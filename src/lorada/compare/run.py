@@ -25,8 +25,8 @@ from lorada.compare.trainings import (
 from lorada.compare.until import Until
 from lorada.data.dataset import refuse_target_length
 from lorada.support.files import json_text, one_at_a_time, scratch_folder, write_atomic
+from lorada.training.inputs import Prepared, prepare
 from lorada.training.models.loading import own_classes
-from lorada.training.prepare import Prepared, prepare
 
 BASELINES_FILE, FAILURES_FILE = "baselines.json", "failures.json"
 REPORTS = tuple(f"report.{kind}" for kind in ("html", "md", "csv", "tex", "json"))

@@ -15,8 +15,8 @@ from lorada.methods.method import Settings, part_class
 from lorada.methods.model_settings import choose_settings, settings_for
 from lorada.methods.sizes import BOUNDS, FEWER_WHEN_LARGER, SIZES
 from lorada.runs.recipe import Recipe
-from lorada.training.models.count import counts_of
 from lorada.training.models.loading import load_config
+from lorada.training.parameter_counts import counts_of
 
 # How many smaller sizes are tried beside one that cannot be built: ranks of GraLoRA must be even.
 NEAR = 8

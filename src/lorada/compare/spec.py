@@ -9,16 +9,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lorada.data.chosen_metric import refuse_unnamed
-from lorada.data.held_out import share_of
-from lorada.data.task_rows import JSONL
+from lorada.data.rows import share_of
+from lorada.data.scoring import refuse_unnamed
 from lorada.methods.lookup import method_named
 from lorada.methods.method import Settings
 from lorada.methods.overrides import checked, owner_of
 from lorada.methods.sizes import RATE_RANGE
 from lorada.runs.folder import differences, refuse_both
-from lorada.runs.plain_yaml import read_yaml, write_yaml
-from lorada.runs.recipe import Recipe, refuse_seed
+from lorada.runs.recipe import JSONL, Recipe, read_yaml, refuse_seed, write_yaml
 from lorada.support.errors import unknown_name
 from lorada.support.files import write_atomic
 from lorada.support.row_sources import absolute_files

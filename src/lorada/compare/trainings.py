@@ -23,10 +23,8 @@ from lorada.compare.learning_rate import (
 from lorada.compare.plan import ComparisonPlan
 from lorada.compare.rows import Data, shared_recipe
 from lorada.compare.spec import EACH_SEED, Comparison
-from lorada.data.chosen_metric import row_value
-from lorada.data.held_out import share_of
-from lorada.data.row_scores import row_metrics
-from lorada.data.rows import answer_of
+from lorada.data.rows import answer_of, share_of
+from lorada.data.scoring import row_metrics, row_value
 from lorada.data.task_rows import Rows
 from lorada.inference.evaluate import evaluate, evaluate_tasks, has_tasks
 from lorada.inference.load import Run, load_run

@@ -1,20 +1,19 @@
-"""Makes a dataset of token ids from rows, pads batches, and fits lengths to the model's context."""
+"""Makes a dataset of token ids from rows, pads batches, and fits lengths to the model's context.
 
+``lost_and_first`` says of a dry run's rows how many are cut, and shows the first as it is read.
+"""
+
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import islice, repeat
+from itertools import groupby, islice, repeat
 from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import (
-    DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
-    PreTrainedTokenizerBase,
-)
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from lorada.data.chats import TurnsRefused
 from lorada.data.task import Kind
 from lorada.data.task_rows import Rows, refuse_kind
 from lorada.data.tokenize import (
@@ -23,6 +22,7 @@ from lorada.data.tokenize import (
     IGNORED,
     Encoded,
     EncodeOptions,
+    TurnsRefused,
     encode,
     windows,
 )
@@ -52,11 +52,7 @@ def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
 
 
 def refuse_target_length(recipe: Recipe, rows: Rows, kind: Kind) -> None:
-    """Refuse a ``max_target_length`` for rows of which it would cut nothing.
-
-    Raises:
-        ValueError: with the reason and what to give instead.
-    """
+    """Refuse a ``max_target_length`` for rows of which it would cut nothing."""
     joint = rows.protocol.joint and kind == "decoder"
     if recipe.max_target_length is None or (rows.form == "prompt" and not joint):
         return
@@ -82,10 +78,6 @@ def encode_rows(
 
     If every row has to be ``answered`` by the model, none may be left out. Plain texts are joined,
     unless each is to be read ``apart``.
-
-    Raises:
-        ValueError: as ``refuse_kind``; if no row is left to learn from, or one is left out that has
-            to be answered.
     """
     refuse_kind(rows, kind)
     options = replace(encode_options(rows, recipe, kind), apart=apart)
@@ -141,11 +133,7 @@ def kept_rows(
 def encode_each(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[tuple[int, Encoded | None]]:
-    """The index of each row and what ``encode`` gives for it; 0 and a window for plain texts.
-
-    Raises:
-        ValueError: naming the row, for a conversation that the chat template refuses.
-    """
+    """The index of each row and what ``encode`` gives for it; 0 and a window for plain texts."""
     if rows.form == "text":
         yield from zip(repeat(0), windows(rows.rows, tokenizer, options))
         return
@@ -242,11 +230,7 @@ def context_of(model_config: Any) -> int | None:
 
 
 def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
-    """The recipe with ``max_length`` and ``max_target_length`` lowered to what the model can read.
-
-    Raises:
-        ValueError: for a length in ``eval_lengths`` above that.
-    """
+    """The recipe, its ``max_length`` and ``max_target_length`` within what the model can read."""
     context = context_of(model_config)
     longest = max(recipe.eval_lengths or [0])
     if context is not None and longest > context:
@@ -260,3 +244,67 @@ def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
             logger.warning("%s=%d is cut to the model's %d", name, length, context)
             recipe = recipe.model_copy(update={name: context})
     return recipe
+
+
+def lost_and_first(
+    rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kind: Kind
+) -> tuple[dict[str, int], dict[str, Any] | None]:
+    """What becomes of the rows when they are encoded, and the first that is learned.
+
+    The counts are of rows ``cut`` to length, ``dropped`` because nothing to learn is left of them,
+    ``empty`` from the beginning, and ``copies`` of earlier rows.
+    """
+    each = encode_each(rows, tokenizer, encode_options(rows, recipe, kind))
+    counts, first = dict.fromkeys(("cut", "dropped", "empty"), 0), None
+    total = None if rows.form == "text" else len(rows.rows)
+    for index, one in progress_bar(each, f"Encoding {rows.path}", total=total):
+        if one is None or one is EMPTY:
+            counts["dropped" if one is None else "empty"] += 1
+        else:
+            counts["cut"] += one.truncated
+            first = first or first_row(rows, index, one, tokenizer, kind)
+    if rows.form == "text":  # which are joined
+        counts["empty"] = sum(not row["text"].strip() for row in rows.rows)
+    different = {json.dumps(row, sort_keys=True) for row in rows.rows}
+    return {**counts, "copies": len(rows.rows) - len(different)}, first
+
+
+def first_row(
+    rows: Rows, index: int, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, kind: Kind
+) -> dict[str, Any]:
+    """A row, by its index and as it is encoded, as text.
+
+    Returns:
+        ``row``, its number from 1, None for a window of joined texts; ``tokens``, how many are read
+        or written; ``counted``, how many of them count in the loss; ``pieces``, stretches of text
+        with whether their tokens count; ``learned``, the class or the number that a head learns,
+        None for other rows.
+    """
+    features = encoded.features
+    marked = _marked(rows, features, kind)
+    pieces = [
+        (tokenizer.decode([token for token, _ in group]), counts)
+        for counts, group in groupby(marked, key=lambda pair: pair[1])
+    ]
+    learned = features["labels"] if rows.form == "score" else None
+    if rows.form == "label":
+        learned = rows.labels[features["labels"]]
+    return {
+        "row": None if rows.form == "text" else rows.number(index),
+        "tokens": len(marked), "counted": sum(c for _, c in marked),
+        "pieces": pieces, "learned": learned,
+    }  # fmt: skip
+
+
+def _marked(rows: Rows, features: dict[str, Any], kind: Kind) -> list[tuple[int, bool]]:
+    """Each token that is read or written, with whether it counts in the loss."""
+    if rows.form == "choice":
+        right = features["candidates"][features["answer"]]
+        return [(t, False) for t in features["prompt"]] + [(t, True) for t in right]
+    read, labels = features["input_ids"], features["labels"]
+    if rows.form in HEADED:
+        return [(token, False) for token in read]
+    if kind == "encoder_decoder":
+        return [(token, False) for token in read] + [(token, True) for token in labels]
+    # The first token is never predicted.
+    return [(t, i > 0 and labels[i] != IGNORED) for i, t in enumerate(read)]

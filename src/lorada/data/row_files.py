@@ -1,4 +1,4 @@
-"""Reads rows as they stand: JSON, tables, plain text or Parquet, or a data set of the hub.
+"""Reads rows as they stand: files, a data set of the hub, or those of a benchmark.
 
 The csv and json modules read text, not ``datasets``: an error can name the line, labels such as 01
 stay texts, and a field that only some rows have is not added to the others.
@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import logging
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from lorada.data.task import Source
 from lorada.support.row_sources import (
     BUILTIN,
     HUB,
@@ -38,12 +40,7 @@ BLANKS = re.compile(r"\s*")
 
 
 def there(path: str | Path | None) -> str | Path:
-    """The path of rows if they are there; a data set of the hub is not asked for yet.
-
-    Raises:
-        ValueError: if there is no path.
-        FileNotFoundError: if there is no such file.
-    """
+    """The path of rows if they are there; a data set of the hub is not asked for yet."""
     if path is None:
         raise ValueError("no data: pass --data FILE; lorada train and compare also take --task")
     for name in files_of(path):
@@ -68,11 +65,6 @@ def read_files(path: str | Path) -> list[list[Row]]:
 
     A file has one of the endings ``TEXTS`` or ``PARQUET``; one with another is read as JSON Lines.
     A local folder that ``datasets.load_dataset`` takes is read like a data set of the hub.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for an empty file, a broken line (with its number), two columns of one
-            name, an encoding other than UTF-8, or a data set that cannot be loaded.
     """
     there(path)
     found = {}
@@ -89,11 +81,7 @@ def read_files(path: str | Path) -> list[list[Row]]:
 
 
 def from_hub(what: str, remedy: str, *names: str | None, **options: str | None) -> Any:
-    """What ``datasets.load_dataset`` gives; ``what`` and ``remedy`` are said if it fails.
-
-    Raises:
-        ValueError: if it fails.
-    """
+    """What ``datasets.load_dataset`` gives; ``what`` and ``remedy`` are said if it fails."""
     from datasets import load_dataset
 
     try:
@@ -273,3 +261,53 @@ def _delimited(path: Path, text: str, before: int, **options: Any) -> list[Row]:
     except csv.Error as error:
         raise ValueError(f"{path} line {before + reader.line_num} is not CSV: {error}") from error
     return rows
+
+
+DATA_VARIABLE = "LORADA_DATA"
+
+
+def data_folder(chosen: str | None) -> Path | None:
+    """The chosen local data folder, or the one in ``LORADA_DATA``; None for the hub."""
+    name = chosen or os.environ.get(DATA_VARIABLE)
+    if not name:
+        return None
+    if not Path(name).is_dir():
+        raise FileNotFoundError(f"no data folder at {name}: correct --data-dir or {DATA_VARIABLE}")
+    return Path(name)
+
+
+def read_source(source: Source, folder: Path | None) -> list[Row]:
+    """All rows of a split, in order, from a local data folder; from the hub if that is None."""
+    return _from_hub(source) if folder is None else _from_folder(source, folder)
+
+
+def _from_folder(source: Source, folder: Path) -> list[Row]:
+    stem = folder / source.folder / source.split
+    found = [p for end in (".jsonl.gz", ".jsonl") if (p := Path(f"{stem}{end}")).is_file()]
+    if not found:
+        place = stem.parent
+        splits = sorted({p.name.split(".")[0] for p in place.glob("*.jsonl*")})
+        has = f"{place} has {', '.join(splits)}" if splits else f"there is no {place}"
+        raise FileNotFoundError(f"no data at {stem}.jsonl.gz: {has}")
+    return read_rows(found[0])
+
+
+def _from_hub(source: Source) -> list[Row]:
+    if not source.hub:
+        raise ValueError(
+            f"{source.folder}/{source.split} is not on the hub: pass --data-dir DIR or set "
+            f"{DATA_VARIABLE} to a folder that has it"
+        )
+    what = f"cannot load {source.hub} from the hub"
+    remedy = (
+        f"pass --data-dir DIR or set {DATA_VARIABLE} to a folder with {source.folder}/"
+        f"{source.split}.jsonl.gz, or take your own rows with --data FILE"
+    )
+    if not source.hub.startswith("https://"):
+        return list(from_hub(what, remedy, source.hub, source.config, split=source.split))
+    # One file at a time, because the files have different fields besides the text.
+    files = (
+        from_hub(what, remedy, "json", data_files=address, split="train")
+        for address in source.hub.split()
+    )
+    return [row for loaded in files for row in loaded]

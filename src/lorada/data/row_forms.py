@@ -7,12 +7,12 @@ and the guide take their fields from it.
 import json
 import logging
 import reprlib
+import string
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from lorada.data.benchmarks.llm_adapters_prompt import clean_prompt
-from lorada.data.choice_answers import as_indices
 from lorada.data.rows import place_of, places_of
 from lorada.support.errors import unknown_name
 from lorada.support.files import as_typed
@@ -175,19 +175,8 @@ def in_form(
 ) -> tuple[list[Row], Form]:
     """The rows in the form that their fields decide, without fields that it does not have.
 
-    A column of notes may have the name of a field that only benchmarks give their rows.
-
-    Args:
-        rows: as they were read.
-        path: of the files that they are from.
-        columns: the user's names of fields.
-        before: those of other rows, if there are no ``columns``; these rows may lack them.
-        counts: the number of rows of each file; empty for one file.
-
-    Raises:
-        ValueError: naming the first row that does not fit, the field and what is wrong with it; for
-            rows that fit different forms, with one of each; for rows that can be read in two ways,
-            with both; for labels that are blank; for columns that are not there.
+    ``before`` are names of fields of other rows, which these may lack, if there are no ``columns``;
+    ``counts`` are the numbers of rows of several files.
     """
     where = partial(place_of, path, counts)
     _check_columns(rows, path, columns or {})
@@ -224,16 +213,7 @@ def to_answer(
 ) -> tuple[list[Row], Form]:
     """Rows for a model to answer, which need no right answers, in its form or another it can read.
 
-    Args:
-        rows: as they were read; right answers in them are left out.
-        path: the file they are from.
-        form: of the rows that the model has learned.
-        labels: its classes, for rows with labels.
-        columns: the user's names of fields.
-        before: as for ``in_form``.
-
-    Raises:
-        ValueError: as ``in_form``, for the fields that the model reads.
+    ``form`` and ``labels`` are what the model has learned; the rest is as for ``in_form``.
     """
     forms = (form,) if form in ("label", "score", "choice") else ("messages", "prompt", "text")
     readings = [reading for reading in READINGS if reading.form in forms]
@@ -483,3 +463,50 @@ def _is_tools(value: Any) -> bool:
         return isinstance(json.loads(value) if isinstance(value, str) else value, list)
     except ValueError:
         return False
+
+
+def as_indices(rows: list[Row], where: Callable[[int], str]) -> list[Row]:
+    """Rows of choices, each ``answer`` as the index of one of its ``candidates``.
+
+    Texts are read in one way in all rows: as candidates if they all are, else as letters or as
+    numbers, whichever most of them are. So "2" among the candidates 1, 2 and 3 is the text.
+    """
+    texts = [row for row in rows if isinstance(row["answer"], str)]
+    read = max(
+        (_text, _letter, _number), key=lambda way: sum(way(row) is not None for row in texts)
+    )
+    given = [row["answer"] for row in rows]
+    found = [
+        read(row) if isinstance(answer, str) else answer if type(answer) is int else None
+        for row, answer in zip(rows, given, strict=True)
+    ]
+    for index, (answer, row) in enumerate(zip(found, rows, strict=True)):
+        count = len(row["candidates"])
+        if answer == count and 0 not in found:
+            raise ValueError(
+                f"{where(index)}: answer {row['answer']!r} is beyond the last of {count} candidates"
+                ", and no row has 0, so the file counts from 1: subtract 1 from every answer"
+            )
+        if answer not in range(count):
+            raise ValueError(
+                f"{where(index)}: answer must be the index of one of the candidates, from 0, its "
+                f"letter or its text: {row['answer']!r}"
+            )
+    return [{**row, "answer": answer} for row, answer in zip(rows, found, strict=True)]
+
+
+def _text(row: dict[str, Any]) -> int | None:
+    candidates = [text.strip() for text in row["candidates"]]
+    answer = row["answer"].strip()
+    return candidates.index(answer) if answer in candidates else None
+
+
+def _letter(row: dict[str, Any]) -> int | None:
+    letters = string.ascii_uppercase[: len(row["candidates"])]
+    answer = row["answer"].strip().upper()
+    return letters.index(answer) if len(answer) == 1 and answer in letters else None
+
+
+def _number(row: dict[str, Any]) -> int | None:
+    answer = row["answer"].strip()
+    return int(answer) if answer.isdecimal() and len(answer) < 10 else None

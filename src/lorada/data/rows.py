@@ -1,7 +1,10 @@
-"""What is asked of a row of any form: its place, its text, its answer and its content."""
+"""What is asked of a row of any form, such as place and answer; and a share that is held out."""
 
 import hashlib
 import json
+import random
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,12 +33,7 @@ def places_of(path: str, counts: Sequence[int], indices: Sequence[int]) -> str:
 
 
 def text_of(row: Row, name: str) -> str:
-    """A field of a benchmark's row that must hold a text.
-
-    Raises:
-        ValueError: if it holds something else.
-        KeyError: if the row does not have it.
-    """
+    """A field of a benchmark's row that must hold a text."""
     if not isinstance(row[name], str):
         raise ValueError(f"{name} is not a text: {row[name]!r}")
     return str(row[name])
@@ -71,3 +69,46 @@ def answer_of(row: Row) -> str:
     if "messages" in row:
         return str(row["messages"][-1].get("content") or "")  # a call of tools has none
     return str(row.get("eval_response", row["response"]))
+
+
+SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
+
+
+def share_of(text: str | None) -> float | None:
+    """The share that ``20%`` names, from 0 to 1; None for the name of a file."""
+    found = SHARE.fullmatch(text or "")
+    if found is None:
+        return None
+    share = float(found[1]) / 100
+    if not 0 < share < 1:
+        raise ValueError(f"{text} of the rows cannot be held out: give a share between 0% and 100%")
+    return share
+
+
+def drawn(rows: list[Row], share: float, seed: int) -> list[int]:
+    """The indices of the rows that are held out, in order.
+
+    Rows of one group stay together, and without groups those with equal content. Each class loses
+    the same share, rounded so that the shares of all classes add up; a row that is the only one of
+    its class is learned.
+    """
+    together: dict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        together[str(row["group"]) if "group" in row else content_of(row)].append(index)
+    classes: dict[str, list[list[int]]] = defaultdict(list)
+    for group in together.values():
+        classes[str(rows[group[0]].get("label"))].append(group)
+    chance, found, rest = random.Random(seed), list[int](), 0.0
+    for name in sorted(classes):
+        groups, before = classes[name], len(found)
+        wanted = share * sum(map(len, groups)) + rest
+        chance.shuffle(groups)
+        for group in groups[1:]:  # the first is learned
+            if len(found) - before + len(group) / 2 <= wanted:
+                found += group
+        rest = min(wanted - (len(found) - before), 1.0)
+    if not found:
+        raise ValueError(
+            f"{100 * share:g}% of {len(rows)} rows holds out none: give more rows or a larger share"
+        )
+    return sorted(found)

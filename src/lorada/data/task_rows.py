@@ -9,19 +9,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from lorada.data.held_out import drawn, share_of
-from lorada.data.row_files import read_files, there
+from lorada.data.row_files import data_folder, read_files, read_source, there
 from lorada.data.row_forms import Columns, in_form, to_answer
-from lorada.data.rows import fingerprint, place_of, places_of
-from lorada.data.sources import data_folder, read_source
+from lorada.data.rows import drawn, fingerprint, place_of, places_of, share_of
 from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS, Task
-from lorada.runs.recipe import Recipe
+from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.row_sources import HEADED, Form, Row
 
 logger = logging.getLogger(__name__)
 
-JSONL = "jsonl"
 LEAST_ANSWER = 32  # tokens
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 LabelType = Literal["text", "integer", "boolean"]
@@ -85,11 +82,7 @@ class Rows:
 
 
 def head_size(rows: Rows) -> int | None:
-    """How many outputs a task head needs for these rows; None if they need no head.
-
-    Raises:
-        ValueError: for rows of a single class, from which nothing can be learned.
-    """
+    """How many outputs a task head needs for these rows; None if they need no head."""
     if rows.form == "score":
         return 1
     if rows.form != "label":
@@ -104,13 +97,7 @@ def head_size(rows: Rows) -> int | None:
 def training_rows(
     recipe: Recipe, kind: Kind, own_classes: OwnClasses = None
 ) -> tuple[Rows, Rows | None]:
-    """The rows to learn from, and those held out to be measured while training, if any.
-
-    Raises:
-        ValueError: if no file was named, tasks do not go together, a setting has no meaning for
-            these rows, or they are not for this kind of model.
-        FileNotFoundError: if there are no such rows.
-    """
+    """The rows to learn from, and those held out to be measured while training, if any."""
     if recipe.task == JSONL:
         _refuse_benchmark_settings(recipe)
         rows = load_rows(recipe.data, columns=recipe.columns)
@@ -157,14 +144,8 @@ def rows_to_score(
 ) -> Rows:
     """The rows of files, or those that a run holds out; a share of its rows is drawn again.
 
-    Args:
-        recipe: of the run.
-        result: of the run, with the form, the classes and the fingerprint of what it has learned.
-        data: the files; None for the recipe's ``eval_data``.
-        columns: the user's names of fields; None for those of the training.
-
-    Raises:
-        ValueError: as ``load_rows``, or if a share cannot be drawn because the rows have changed.
+    ``data`` are the files, None for the recipe's ``eval_data``; ``columns`` are the user's names of
+    fields, None for those of the training.
     """
     labels = tuple(result["labels"])
     if data is not None or share_of(recipe.eval_data) is None:
@@ -206,11 +187,7 @@ def _refuse_unanswered(rows: Rows) -> None:
 
 
 def refuse_empty_prompts(rows: Rows, prompts: Sequence[str]) -> None:
-    """Refuse prompts that no decoder could continue.
-
-    Raises:
-        ValueError: with the numbers of their rows.
-    """
+    """Refuse prompts that no decoder could continue."""
     empty = [index for index, prompt in enumerate(prompts) if not prompt]
     if empty:
         raise ValueError(
@@ -223,9 +200,6 @@ def refuse_kind(rows: Rows, kind: Kind) -> None:
     """Refuse rows for a kind of model that their protocol is not for.
 
     An encoder–decoder would read the answers of chats, choices and plain texts in its input.
-
-    Raises:
-        ValueError: with the rows that this kind of model can have.
     """
     if kind not in rows.protocol.kinds:
         fields = "text and label" if kind == "encoder" else "prompt and response"
@@ -328,11 +302,7 @@ def _convert(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> 
 
 
 def class_order(labels: tuple[str, ...], own: OwnClasses) -> tuple[str, ...]:
-    """The classes of rows in the order of a model's own head, if the head has them all.
-
-    Returns:
-        The classes of the head, spelled as in the rows; ``labels`` if the head lacks one of them.
-    """
+    """The classes of rows in the order of a model's own head, if the head has them all."""
     if not labels or own is None:
         return labels
     spelled = {label.casefold(): label for label in labels}
@@ -376,6 +346,14 @@ def sampled(rows: Rows, count: int | None) -> Rows:
     return rows.part(random.Random(0).sample(range(len(rows.rows)), count))
 
 
+def refuse_absent(recipe: Recipe, data: str | None, data_dir: str | None = None) -> None:
+    """Refuse rows of a user, or a folder of those of benchmarks, that are not there."""
+    if data is None and recipe.task != JSONL:
+        data_folder(data_dir or recipe.data_dir)
+    else:
+        there(data)
+
+
 def load_rows(
     path: str | None,
     trained: Form | None = None,
@@ -388,10 +366,6 @@ def load_rows(
     For rows to score, ``trained`` is the form of the training rows and ``labels`` their classes.
     ``columns`` are the user's names of fields, and ``before`` those of other rows, which these may
     lack.
-
-    Raises:
-        ValueError: if no file was named, or rows to score do not fit the training: a new label,
-            labels for a model that writes texts, or texts for one that gives labels.
     """
     path = str(there(path))
     files = read_files(path)
@@ -425,17 +399,8 @@ def rows_to_answer(
 ) -> Rows:
     """Rows for a run to answer, as they were read; right answers in them are left out.
 
-    Args:
-        rows: the rows, in any form that the run can read.
-        path: the file that they are from.
-        learned: the form of the rows that the run has learned.
-        labels: the classes that it has learned.
-        columns: the user's names of fields.
-        before: those of the training, if there are no ``columns``; these rows may lack them.
-        pairs: whether it has learned pairs of texts only.
-
-    Raises:
-        ValueError: for rows that the run cannot read, or that are half a pair.
+    ``learned``, ``labels`` and ``before`` are of the training's rows; ``pairs`` says whether these
+    were pairs of texts only.
     """
     rows, form = to_answer(rows, path, learned, labels, columns, before)
     for number, row in enumerate(rows if pairs else (), start=1):

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from lorada.data.dataset import context_of
-from lorada.data.task_rows import JSONL, Rows, rows_to_score, scored_rows
+from lorada.data.task_rows import Rows, rows_to_score, scored_rows
 from lorada.data.tokenize import prompt_of, without_end
 from lorada.explore.explanation import Explanation, explain, shown
 from lorada.explore.page import explorer_page
@@ -20,12 +20,13 @@ from lorada.inference.generate import chat_prompt
 from lorada.inference.load import Run
 from lorada.methods.task_head import PEFT_NAMES
 from lorada.runs.checkpoints import checkpoints, damaged_file
+from lorada.runs.one_base import adapter_names
+from lorada.runs.recipe import JSONL
 from lorada.runs.result import read_result
 from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED, Form, Row
 from lorada.training.models.adapters import load_beside
-from lorada.training.same_base import adapter_names
 
 MOST_TOKENS = 512  # of a sentence, unless the run has learned from longer rows
 LONGEST = 10_000  # characters that are read of a sentence that is sent to the page's server

@@ -39,6 +39,7 @@ from lorada.runs.result import read_result
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path, json_text
 from lorada.support.row_sources import HEADED
+from lorada.training.inputs import prepare
 from lorada.training.model_card import (
     front_matter,
     licence_of,
@@ -49,14 +50,15 @@ from lorada.training.model_card import (
 from lorada.training.models.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    BESIDE,
     adapter_config,
     adapter_weights,
+    pooling_of,
+    save_beside,
     task_type,
 )
 from lorada.training.models.candidate_scores import accepted, positions_of
 from lorada.training.models.loading import model_folder
-from lorada.training.models.pooling import BESIDE, pooling_of, save_beside
-from lorada.training.prepare import prepare
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import PoolingConfig
 from lorada.tuners.stack.merging import UnmergeableError

@@ -19,13 +19,13 @@ from lorada.data.task_rows import protocol_settings
 from lorada.data.tokenize import ends_texts, learned_ends, prompt_of, without_end
 from lorada.inference.load import Run
 from lorada.inference.refilled_batch import Writer, write_answers
-from lorada.runs.plain_yaml import refuse_unstorable
+from lorada.runs.recipe import refuse_unstorable
 from lorada.runs.result import refuse_no_text
 from lorada.support.errors import out_of_memory
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import Row
 from lorada.training.models.candidate_scores import accepted
-from lorada.training.models.generation import language_settings, refuse_long
+from lorada.training.models.loading import language_settings, refuse_long
 from lorada.training.models.refilled_cache import can_be_refilled
 
 logger = logging.getLogger(__name__)

@@ -13,21 +13,24 @@ from transformers import PreTrainedModel
 
 from lorada.data.dataset import fit_context
 from lorada.data.task import Protocol
-from lorada.data.task_rows import JSONL
 from lorada.data.tasks import TASKS
-from lorada.runs.folder import TRAINED_FILE, refuse_no_run
-from lorada.runs.recipe import RECIPE_FILE, Recipe, saved_recipe
+from lorada.runs.folder import TRAINED_FILE, finished_run
+from lorada.runs.one_base import adapter_names, refuse_different_bases
+from lorada.runs.recipe import JSONL, Recipe
 from lorada.runs.result import read_result
 from lorada.support.row_sources import Form
-from lorada.training.by_device import accelerator
-from lorada.training.models.adapters import adapter_config, load_adapted, load_base, load_beside
-from lorada.training.models.generation import set_languages
-from lorada.training.models.loading import load_config
-from lorada.training.models.origin import weights_fingerprint
-from lorada.training.models.pooling import pooling_part, refuse_other
-from lorada.training.models.trained_part import load_part
-from lorada.training.prepare import Prepared, prepare
-from lorada.training.same_base import adapter_names, refuse_different_bases
+from lorada.training.device_settings import accelerator
+from lorada.training.inputs import Prepared, prepare
+from lorada.training.models.adapters import (
+    adapter_config,
+    load_adapted,
+    load_base,
+    load_beside,
+    load_part,
+    pooling_part,
+    refuse_other,
+)
+from lorada.training.models.loading import load_config, set_languages, weights_fingerprint
 from lorada.tuners.pooling import attach
 
 logger = logging.getLogger(__name__)
@@ -168,9 +171,7 @@ def _run(
 
 def _saved(folder: Path, *, trust_remote_code: bool) -> tuple[Recipe, dict[str, Any]]:
     """The recipe and the result in the folder of a finished run."""
-    refuse_no_run(folder)
-    result = read_result(folder)
-    return saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code), result
+    return finished_run(folder, trust_remote_code=trust_remote_code), read_result(folder)
 
 
 def refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None:

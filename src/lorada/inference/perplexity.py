@@ -24,8 +24,8 @@ from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.runs.result import keep_forgetting
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED
+from lorada.training.inputs import prepare
 from lorada.training.models.adapters import load_base
-from lorada.training.prepare import prepare
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,7 @@ from lorada.data.task_rows import Rows, typed_label
 from lorada.inference.evaluate import Answered, answer_rows
 from lorada.inference.generate import generation_settings
 from lorada.inference.load import Run
-from lorada.runs.folder import TRAINED_FILE
-from lorada.runs.lock import HeldError, locked
+from lorada.runs.folder import TRAINED_FILE, HeldError, locked
 from lorada.runs.recipe import RECIPE_FILE
 from lorada.support.errors import full_disk_in_one_line
 from lorada.support.files import json_lines, json_text, refuse_there, write_atomic

@@ -17,19 +17,18 @@ from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, report
 from lorada.compare.jobs.pool import Workers
 from lorada.compare.jobs.queue import run_queue, shard
 from lorada.compare.learning_rate import train_on
-from lorada.data.sources import data_folder
+from lorada.data.row_files import data_folder
 from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.paper.table_spec import PaperTable, Scale, TableRow, row_recipe
-from lorada.runs.folder import clear, differences, holds_run
-from lorada.runs.lock import locked
+from lorada.runs.folder import clear, differences, holds_run, locked
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import RESULT_FILE, read_result, result_in
 from lorada.support.files import json_text, write_atomic
 from lorada.support.models import MODELS
 from lorada.support.progress import progress_bar
-from lorada.training.models.count import counts_of
+from lorada.training.parameter_counts import counts_of
 from lorada.training.training_memory import training_memory
 
 SEED = re.compile(r"seed(\d+)\.json")

@@ -44,11 +44,7 @@ def processes_of(checkpoint: Path) -> int:
 
 
 def refuse_weights_only(checkpoint: Path) -> None:
-    """Refuse a checkpoint of ``save_only_model=true`` from which training would have to go on.
-
-    Raises:
-        ValueError: for such a checkpoint, unless it is of the last step.
-    """
+    """Refuse a checkpoint of ``save_only_model=true`` from which training would have to go on."""
     state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     resumable = any(checkpoint.glob("rng_state*.pth"))  # saved with any kind of optimizer
     if not resumable and state["global_step"] < state["max_steps"]:

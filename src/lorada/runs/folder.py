@@ -1,16 +1,20 @@
-"""Decides whether a run may write to its output folder, clear it, or continue in it.
+"""Decides whether a run may write to its output folder, clear it, or continue in it, and locks it.
 
 A folder holds a run if it has ``recipe.yaml`` or ``result.json``; with ``result.json`` the run is
-complete. Nothing that a run did not write is ever removed.
+complete. Nothing that a run did not write is ever removed. One process at a time trains in a
+folder; its lock ends with it, even if it is killed.
 """
 
 import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from lorada.runs.checkpoints import (
     CHECKPOINT,
@@ -20,12 +24,13 @@ from lorada.runs.checkpoints import (
 )
 from lorada.runs.predictions import PREDICTIONS_FILE
 from lorada.runs.recipe import AUTO, PATHS, RECIPE_FILE, Recipe, saved_recipe
-from lorada.runs.result import RESULT_FILE
+from lorada.runs.result import RESULT_FILE, read_result
 from lorada.support.files import scratch_folder, write_atomic
 from lorada.support.processes import process_count
 
 logger = logging.getLogger(__name__)
 
+LOCK_FILE = ".lorada.lock"
 TRAINED_FILE = "trained.safetensors"  # the weights of a method that trains part of the base
 ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
 RUN_FILES = (
@@ -54,13 +59,7 @@ class Start:
 
 
 def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
-    """Decide whether and how a run may start in its output folder; change nothing there.
-
-    Raises:
-        ValueError: if the folder holds a run and neither resume nor overwrite was asked for, or has
-            a run's files without a recipe; if the run to resume is complete, had another recipe,
-            was saved by another number of processes, or lacks an optimizer to go on with.
-    """
+    """Decide whether and how a run may start in its output folder; change nothing there."""
     run = Path(recipe.output)
     refuse_taken(recipe, resume=resume, overwrite=overwrite)
     if not holds_run(run):
@@ -83,13 +82,10 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
 
 
 def refuse_taken(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Refuse an output folder that a run may not be written to; the recipe there is not read.
-
-    Raises:
-        ValueError: as ``check_folder``, except about the recipe and the checkpoints.
-    """
+    """Refuse an output folder that a run may not be written to; the recipe there is not read."""
     refuse_both(resume=resume, overwrite=overwrite)
     run = Path(recipe.output)
+    refuse_file(run)
     found = run_files(run)
     if not holds_run(run):
         if found:
@@ -114,31 +110,21 @@ def refuse_taken(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
 
 
 def refuse_both(*, resume: bool, overwrite: bool) -> None:
-    """Refuse to go on with what is in a folder and to delete it.
-
-    Raises:
-        ValueError: if both are asked for.
-    """
+    """Refuse to go on with what is in a folder and to delete it."""
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
 
 
-def refuse_no_run(folder: Path) -> None:
-    """Refuse a folder without the recipe of a run.
-
-    Raises:
-        ValueError: for such a folder.
-    """
+def finished_run(folder: Path, *, trust_remote_code: bool = False) -> Recipe:
+    """The recipe of a finished run; the caller, not the recipe, decides about remote code."""
     if not (folder / RECIPE_FILE).is_file():
         raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
+    read_result(folder)
+    return saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
 
 
 def refuse_target(folder: Path, target: Path) -> None:
-    """Refuse a ``target`` for something made from the run in ``folder``.
-
-    Raises:
-        ValueError: if the target is inside the run, a file, or a folder that is not empty.
-    """
+    """Refuse a ``target`` for something made from the run in ``folder``."""
     if folder.resolve() in (target.resolve(), *target.resolve().parents):
         raise ValueError(f"{target} lies in the run itself: choose a folder outside {folder}")
     if target.exists() and not target.is_dir():
@@ -148,11 +134,7 @@ def refuse_target(folder: Path, target: Path) -> None:
 
 
 def refuse_no_adapter(folder: Path, remedy: str = "leave out --adapter-only") -> None:
-    """Refuse a finished run that trained the model itself, where its adapter is asked for.
-
-    Raises:
-        ValueError: for such a run.
-    """
+    """Refuse a finished run that trained the model itself, where its adapter is asked for."""
     if not (folder / "adapter").is_dir():
         raise ValueError(
             f"{folder} has no adapter, as its method trained the model itself: {remedy}"
@@ -177,11 +159,7 @@ def run_files(run: Path) -> list[Path]:
 
 
 def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
-    """Clear the folder if ``start`` says so, then write the recipe and the rows' fingerprint.
-
-    Raises:
-        ValueError: if the run to resume began with other rows, or its fingerprint is damaged.
-    """
+    """Clear the folder if ``start`` says so, then write the recipe and the rows' fingerprint."""
     run = Path(recipe.output)
     if start.clear:
         clear(run)
@@ -205,7 +183,7 @@ def clear(run: Path) -> None:
     """Remove the files of a run, in an order that is safe to interrupt.
 
     The result goes first, so that the run no longer counts as complete; the recipe goes last, so
-    that no checkpoint is ever found beside the recipe of another run.
+    that no checkpoint is ever beside the recipe of another run.
     """
     order = {RESULT_FILE: 0, ROWS_FILE: 2, RECIPE_FILE: 3}
     with scratch_folder(run) as scratch:
@@ -214,11 +192,7 @@ def clear(run: Path) -> None:
 
 
 def same_recipe(before: Recipe, now: Recipe) -> None:
-    """Refuse to resume a run with a recipe that differs from its own.
-
-    Raises:
-        ValueError: for the first setting that differs.
-    """
+    """Refuse to resume a run with a recipe that differs from its own."""
     for key, old, value in differences(before, now):
         raise ValueError(
             f"the run to resume had {key}={old!r}, not {value!r}: leave it as it was, "
@@ -239,3 +213,50 @@ def _same(key: str, old: Any, value: Any) -> bool:
     if key in PATHS and isinstance(old, str) and isinstance(value, str):
         return os.path.realpath(old) == os.path.realpath(value)
     return bool(old == value) or (key == "dtype" and AUTO in (old, value))
+
+
+class HeldError(ValueError):
+    """Another process works in a folder."""
+
+
+def refuse_file(run: Path) -> None:
+    """Refuse a run folder that is a file."""
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"{run} is a file: choose another --output")
+
+
+@contextmanager
+def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
+    """Keep other trainings out of a run folder in a ``with`` block; make the folder if needed.
+
+    Locks of different file names do not exclude each other.
+
+    Raises:
+        HeldError: if another process trains there.
+    """
+    refuse_file(run)
+    made, path = not run.exists(), run / name
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+        with suppress(OSError):  # the number is only for the error below; a full disk may refuse it
+            path.write_text(str(os.getpid()))
+    except Timeout:
+        owner = path.read_text() if path.is_file() else ""
+        raise HeldError(
+            f"{run} is being trained by {f'process {owner}' if owner else 'another process'}: wait "
+            "for it, or choose another --output"
+        ) from None
+    except PermissionError:
+        raise
+    except (OSError, NotImplementedError):
+        logger.warning("%s is on a file system without locks: never train there twice", run)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # waiting processes notice it and make a new lock
+        lock.release()
+        if made:
+            with suppress(OSError):  # something was written into it, so it stays
+                run.rmdir()

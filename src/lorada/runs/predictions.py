@@ -47,11 +47,7 @@ class Line(BaseModel):
 
 
 def read_predictions(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's predictions, in the file's order; none if the run was never scored.
-
-    Raises:
-        ValueError: for a line that is damaged, with its number.
-    """
+    """The lines of a run's predictions, in the file's order; none if the run was never scored."""
     path = run / PREDICTIONS_FILE
     if not path.is_file():
         return []
@@ -71,18 +67,7 @@ def read_predictions(run: Path) -> list[dict[str, Any]]:
 
 
 def write_predictions(run: Path, name: str, lines: Iterable[dict[str, Any]]) -> None:
-    """Put lines into a run's predictions, in place of those of the same rows.
-
-    The file is written completely or not at all; if it cannot be written, only warn.
-
-    Args:
-        run: the run's folder.
-        name: the name of the rows, as among the metrics in ``result.json``.
-        lines: the fields of each line, without ``rows``.
-
-    Raises:
-        ValueError: if the predictions that are there are damaged.
-    """
+    """Put ``lines`` in place of those of the rows ``name``, wholly; if that fails, only warn."""
     by_rows: dict[str, list[dict[str, Any]]] = {}
     for line in read_predictions(run):
         by_rows.setdefault(line["rows"], []).append(line)

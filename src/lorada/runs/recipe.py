@@ -1,24 +1,112 @@
-"""A recipe: all settings of a run, as ``recipe.yaml`` in its folder holds them."""
+"""A recipe: all settings of a run, as ``recipe.yaml`` in its folder holds them, and its YAML.
 
+Recipes may come from strangers, so three things are refused in YAML: aliases, because a few lines
+of them can grow into billions of values; tags, because they make Python objects; and a key that is
+given twice, because the second value would hide the first.
+"""
+
+import math
 import os
 import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_serializer,
-)
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
-from lorada.runs.plain_yaml import read_yaml, refuse_unstorable, write_yaml
 from lorada.support.files import write_atomic
 from lorada.support.models import PACKAGED
 from lorada.support.row_sources import BUILTIN, CODE, absolute_files, files_of
 
+PLAIN = tuple(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
+
+
+class _Plain(yaml.SafeLoader):
+    """A loader that reads only true and false as booleans: in `save_strategy=no`, no is a text."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse aliases and tags before a value is made of them."""
+        event: Any = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused(event, f"*{event.anchor} stands for another value: write that value out")
+        if getattr(event, "tag", None) not in (None, "!"):
+            raise _refused(event, f"the tag {event.tag} has no place in a recipe: leave it out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A dictionary; every key must be a text and be given once."""
+        found: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise _refused(key_node, f"{key!r} is a key and no text: put it in quotes")
+            if key in found:
+                raise _refused(key_node, f"{key!r} is given twice: leave one out")
+            found[key] = self.construct_object(value_node, deep=deep)
+        return found
+
+
+_Plain.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in pairs
+        if tag in PLAIN and (not tag.endswith(":bool") or first in "tTfF")
+    ]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+# PyYAML reads `1e-5` as a text, because it has no decimal point; here it is a number.
+_Plain.add_implicit_resolver(PLAIN[3], re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), "+-0123456789")
+
+
+def _refused(where: Any, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, where.start_mark)
+
+
+class _Written(yaml.SafeDumper):
+    """A dumper that never writes an alias, because `read_yaml` refuses aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """True for all data."""
+        return True
+
+
+def read_yaml(text: str, source: str) -> Any:
+    """Read a text as YAML; errors call it ``source``."""
+    try:
+        return yaml.load(text, _Plain)
+    except RecursionError as error:
+        raise ValueError(f"{source} is not YAML: it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two come from numbers
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark and "\n" in text.strip() else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(f"{source}{line} is not YAML: {problem}") from error
+
+
+def write_yaml(data: Any) -> str:
+    """YAML that ``read_yaml`` reads again."""
+    return yaml.dump(data, Dumper=_Written, sort_keys=False, allow_unicode=True)
+
+
+def refuse_unstorable(name: str, value: Any) -> None:
+    """Refuse a setting that no file can hold: infinity, NaN, text that is not valid Unicode.
+
+    Lists and dictionaries are searched too.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}={value} must be a finite number")
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"{name}={value!a} is not UTF-8 text: type it again")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            refuse_unstorable(f"{name}.{key}", inner)
+    elif isinstance(value, list | tuple | set):
+        for inner in value:
+            refuse_unstorable(name, inner)
+
+
+JSONL = "jsonl"  # the task of rows of one's own
 REMOTE = "trust_remote_code"
 AUTO: Final = "auto"  # the value of a field that the device decides
 # The dtypes of a base in bfloat16 or in float16 whose weights that train are in float32.
@@ -40,7 +128,7 @@ class Recipe(BaseModel):
 
     method: str = Field("lora", description="a name from `lorada methods`")
     model: str = Field(description="a hub id, a folder, smollm2-135m or minilm-l6")
-    task: str = Field("jsonl", description="a name from `lorada tasks`; commas between several")
+    task: str = Field(JSONL, description="a name from `lorada tasks`; commas between several")
     protocol: str | None = Field(None, description="how the task's rows become prompts and answers")
     train_on: str | None = Field(None, description="the name of the task's training rows")
     data_dir: str | None = Field(None, description="a local folder with the benchmarks' rows")
@@ -131,6 +219,11 @@ class Recipe(BaseModel):
         return [name.strip() for name in self.task.split(",")]
 
     @property
+    def scores_rows(self) -> bool:
+        """Whether it names rows to score the run on."""
+        return self.task != JSONL or self.eval_data is not None
+
+    @property
     def base_dtype(self) -> str:
         """The dtype that the base is loaded in, by torch's name."""
         return {MIXED: "bfloat16", MIXED_FP16: "float16"}.get(self.dtype, self.dtype)
@@ -180,22 +273,14 @@ def builtin_recipes() -> dict[str, Path]:
 
 
 def refuse_seed(name: str, seed: Any) -> None:
-    """Refuse a seed that the libraries' random numbers cannot start from; None is not given.
-
-    Raises:
-        ValueError: with ``name``, as it is typed before the value.
-    """
+    """Refuse a seed that the libraries' random numbers cannot start from; None is not given."""
     whole = isinstance(seed, int) and not isinstance(seed, bool)
     if seed is not None and not (whole and 0 <= seed <= MOST_SEED):
         raise ValueError(f"{name}{seed!r} must be a whole number from 0 to {MOST_SEED}")
 
 
 def recipe_of(values: dict[str, Any]) -> Recipe:
-    """A recipe of these fields.
-
-    Raises:
-        ValueError: for a field that is missing, unknown or of the wrong type.
-    """
+    """A recipe of these fields."""
     try:
         recipe = Recipe(**values)
     except ValidationError as error:
@@ -211,21 +296,12 @@ def recipe_of(values: dict[str, Any]) -> Recipe:
 
 
 def saved_recipe(path: Path, *, trust_remote_code: bool = False) -> Recipe:
-    """The recipe in a run's folder; the caller, not the file, decides about remote code.
-
-    Raises:
-        ValueError: as ``recipe_of``, or if the file is no YAML mapping.
-        FileNotFoundError: if there is no such file.
-    """
+    """The recipe in a run's folder; the caller, not the file, decides about remote code."""
     return recipe_of({**settings_in(path), REMOTE: trust_remote_code})
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
-
-    Raises:
-        ValueError: if it is no YAML mapping.
-    """
+    """The keys and values of a YAML file."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -123,11 +123,7 @@ def peak_memory() -> int:
 
 
 def read_result(run: Path) -> dict[str, Any]:
-    """The result of a run.
-
-    Raises:
-        ValueError: if there is none, or as ``result_in`` does.
-    """
+    """The result of a run."""
     path = run / RESULT_FILE
     if not path.is_file():
         raise ValueError(f"{run} has no {RESULT_FILE}: train it first, or finish it with --resume")
@@ -135,11 +131,7 @@ def read_result(run: Path) -> dict[str, Any]:
 
 
 def result_in(path: Path, *, of_table: bool = False) -> dict[str, Any]:
-    """The result in a file; ``of_table`` asks for all fields that the page of a table reads.
-
-    Raises:
-        ValueError: if it is not JSON, or lacks something or has it of another type.
-    """
+    """The result in a file; ``of_table`` asks for all fields that the page of a table reads."""
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -156,11 +148,7 @@ def result_in(path: Path, *, of_table: bool = False) -> dict[str, Any]:
 
 
 def refuse_no_text(run: Path, form: str, labels: Sequence[str]) -> None:
-    """Refuse a run with a head, which writes no text, where text is asked for.
-
-    Raises:
-        ValueError: for such a run, with the command that asks it.
-    """
+    """Refuse a run with a head, which writes no text, where text is asked for."""
     if form in HEADED:
         what = f"a classifier of {', '.join(labels)}" if labels else "a scorer"
         ask = as_typed("lorada", "predict", run, "--text", "TEXT")

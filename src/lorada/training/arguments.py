@@ -19,7 +19,7 @@ from lorada.data.task_rows import Rows
 from lorada.runs.recipe import Recipe
 from lorada.support.errors import how_to_install
 from lorada.support.processes import only_cpu
-from lorada.training.by_device import device_settings, take_one_device
+from lorada.training.device_settings import device_settings, take_one_device
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +65,6 @@ def training_arguments(
 
     If an encoder–decoder learns to write (``writes``), they are ``Seq2SeqTrainingArguments``. With
     ``again``, activations are computed again in the backward pass.
-
-    Raises:
-        ValueError: for a value that TrainingArguments refuses.
     """
     report = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
     if not report and "report_to" not in recipe.training:
@@ -117,22 +114,14 @@ def training_arguments(
 
 
 def _tell_compiler_of_tf32() -> None:
-    """Set the precision that transformers has set for products by torch's other name too.
-
-    torch's compiler asks by that one (``max-autotune`` does), and torch refuses to answer while
-    only ``fp32_precision`` is set.
-    """
+    """Set transformers' precision of products by torch's other name too; compilers ask for that."""
     known = {"tf32": "high", "ieee": "highest"}.get(getattr(torch.backends, "fp32_precision", ""))
     if known is not None:
         torch.set_float32_matmul_precision(known)
 
 
 def _try_out(args: TrainingArguments) -> None:
-    """Make what the Trainer makes of some arguments, so that wrong ones fail before weights load.
-
-    Raises:
-        Exception: of any class, for a reporter, an optimizer or a schedule that cannot be made.
-    """
+    """Make what the Trainer makes of arguments, so that wrong ones fail before weights load."""
     for report in get_reporting_integration_callbacks(args.report_to):
         report()
     weights = [torch.zeros(1, requires_grad=True)]
@@ -147,9 +136,6 @@ def _for_early_stopping(recipe: Recipe, settings: dict[str, Any]) -> dict[str, A
     """TrainingArguments with which held-out rows are measured and the best checkpoint is kept.
 
     They are measured and saved every ``eval_steps`` if the recipe has these, else every epoch.
-
-    Raises:
-        ValueError: if there are no such rows, or a setting says otherwise.
     """
     asked = f"early_stopping={recipe.early_stopping}"
     if recipe.eval_data is None and not recipe.dev_rows:
@@ -184,12 +170,7 @@ def _without_seq2seq(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def held_out_metrics(args: TrainingArguments, held_out: Rows | None) -> list[str]:
-    """The names of the metrics measured on held-out rows while training, besides the loss.
-
-    Raises:
-        ValueError: if they are asked for without such rows, or the best model is to be chosen by
-            another metric.
-    """
+    """The names of the metrics measured on held-out rows while training, besides the loss."""
     chooses = held_out is not None and held_out.form == "choice"
     names = ["eval_accuracy"] if chooses else []
     if getattr(args, "predict_with_generate", False):

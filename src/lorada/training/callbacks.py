@@ -20,11 +20,7 @@ class DivergedError(ValueError):
 
 @all_or_none()
 def refuse_broken(model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
-    """Refuse weights that are NaN or infinite in any process.
-
-    Raises:
-        DivergedError: with the first such weight, the step and the last good checkpoint.
-    """
+    """Refuse weights that are NaN or infinite in any process."""
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or not parameter.is_floating_point():
             continue
@@ -38,11 +34,7 @@ def refuse_broken(model: nn.Module, args: TrainingArguments, state: TrainerState
 
 
 def refuse_broken_loss(loss: Tensor, args: TrainingArguments, state: TrainerState) -> None:
-    """Refuse a step whose loss is NaN or infinite in any process, before its update.
-
-    Raises:
-        DivergedError: with the step and the last good checkpoint.
-    """
+    """Refuse a step whose loss is NaN or infinite in any process, before its update."""
     broken = not bool(torch.isfinite(loss))
     if not in_any_process(broken, args.device):
         return
@@ -136,11 +128,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             found = getattr(found, "sampler", None) if wrapped is None else wrapped
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Prepare a save, and ask for a measurement before it, so that a resumed run has it too.
-
-        Raises:
-            DivergedError: for a weight that is NaN or infinite, before it is saved.
-        """
+        """Prepare a save, and ask for a measurement before it, so that a resumed run has it too."""
         last = state.global_step >= state.max_steps
         self._before_save(args, state, control, kwargs["model"], last=last)
         if self.measures and args.eval_strategy == "steps":

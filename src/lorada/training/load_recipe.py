@@ -3,51 +3,86 @@
 A key names a field of the recipe, of one part of the method (``lmam.rank``), or of transformers'
 TrainingArguments (``training.learning_rate``). The prefix may be left out if only one of them has a
 field of that name.
+
+``read_recipe`` reads all this once and checks what needs neither torch nor PEFT, so that a command
+answers a mistake at once; ``Asked.complete`` checks the settings of parts and TrainingArguments.
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorada.data.tasks import TASKS
 from lorada.methods.lookup import method_named
 from lorada.methods.overrides import TRAINING, checked, owner_of
-from lorada.runs.plain_yaml import read_yaml
 from lorada.runs.recipe import (
     REMOTE,
     SEED,
     SEEDS,
     Recipe,
     builtin_recipes,
+    read_yaml,
     recipe_of,
     refuse_seed,
+    refuse_unstorable,
     settings_in,
 )
 from lorada.support.errors import unknown_name
 from lorada.support.row_sources import files_of, hub_source, resolve
-from lorada.training.models.names import check_name
 
 # Fields that are not themselves sections of settings.
 PLAIN = Recipe.model_fields.keys() - {"parts", TRAINING}
 
 
-def _given_settings(
-    source: str | None, overrides: list[str], options: dict[str, Any]
-) -> list[tuple[str, Any]]:
-    """Keys and values as given to ``load_recipe``; later ones override earlier ones.
+@dataclass(frozen=True)
+class Asked:
+    """A recipe as it was asked for.
 
-    They are not checked here, because that needs transformers and PEFT.
+    Attributes:
+        recipe: its own fields, checked, without settings of parts and TrainingArguments.
+        parts: the names of its method's parts.
+        settings: keys and values of those settings, as they were given; later ones win.
     """
-    settings = _read_yaml(source) if source is not None else {}
-    asked = settings.pop(REMOTE, False)
-    settings.update({key: value for key, value in options.items() if value is not None})
-    pairs = [*settings.items(), *map(_split, overrides)]
-    if asked is not False and REMOTE not in dict(pairs):
-        raise ValueError(
-            f"{source} says {REMOTE}={asked!r}, and code of a model's repository runs only if you "
-            f"say so: add {REMOTE}=true to the command, or {REMOTE}=false to go without"
-        )
-    return pairs
+
+    recipe: Recipe
+    parts: list[str]
+    settings: list[tuple[str, Any]]
+
+    def complete(self) -> Recipe:
+        """The whole recipe, its settings checked against PEFT's and transformers' classes."""
+        found: dict[str, dict[str, Any]] = {TRAINING: {}}
+        for section, name, value in self._by_section():
+            found.setdefault(section, {})[name] = value
+        for section, values in found.items():
+            for name, value in values.items():
+                values[name] = checked(section, name, value)
+                named = name if section == TRAINING else f"{section}.{name}"
+                refuse_unstorable(named, values[name])
+        update = {TRAINING: found.pop(TRAINING), "parts": found}
+        return self.recipe.model_copy(update=update)
+
+    def _by_section(self) -> list[tuple[str, str, Any]]:
+        """Each setting with its section, in full: of ``lmam.rank``, ``rank`` or ``lmam={…}``."""
+        sections, found = [*self.parts, TRAINING], list[tuple[str, str, Any]]()
+        waiting = list(self.settings)
+        while waiting:
+            key, value = waiting.pop(0)
+            section, dot, name = key.partition(".")
+            if key in (*sections, "parts"):
+                if not isinstance(value, dict | None):
+                    raise ValueError(f"{key}={value!r} is a section: write {key}.NAME=…")
+                if key == "parts" and (unknown := [n for n in value or {} if n not in self.parts]):
+                    raise unknown_name("part", unknown[0], self.parts)
+                before = "" if key == "parts" else f"{key}."
+                waiting[:0] = [(f"{before}{inner}", one) for inner, one in (value or {}).items()]
+            elif not dot:
+                found.append((owner_of(key, sections, also=PLAIN), key, value))
+            elif section in sections:
+                found.append((section, name, value))
+            else:
+                raise unknown_name("override", key, [f"{each}.…" for each in sections])
+        return found
 
 
 def load_recipe(
@@ -72,56 +107,39 @@ def load_recipe(
             is no YAML mapping, or one that asks for remote code when the command does not.
         FileNotFoundError: if there is no such file.
     """
-    pairs = _given_settings(source, overrides, options)
-    parts = _part_names(dict(pairs))  # which keys there are depends on the method
-    values: dict[str, Any] = {"parts": {}, TRAINING: {}}
-    for key, value in pairs:
-        _assign(values, parts, key, value)
-    for name in SEEDS:
-        refuse_seed(f"training.{name}=", values[TRAINING].get(name))
-    seed = values[TRAINING].get("seed", SEED)
-    return _validated(values, seed if name_output else None)
+    return read_recipe(source, overrides, options, name_output=name_output).complete()
 
 
-def outline(
+def read_recipe(
     source: str | None, overrides: list[str], options: dict[str, Any], *, name_output: bool = False
-) -> Recipe:
-    """A recipe without the settings of its parts and its training, made without loading PEFT.
-
-    The arguments are those of ``load_recipe``.
-
-    Raises:
-        ValueError: as ``load_recipe`` does, but not for those settings; for a model that cannot
-            be there, as ``check_name``.
-        ImportError: as ``check_name``.
-    """
-    given = dict(_given_settings(source, overrides, options))
-    if isinstance(given.get("model"), str):  # first, since some methods' names need PEFT
-        check_name(given["model"], weights=False)
-    _part_names(given)  # refuses an unknown method
-    training = given.get(TRAINING)
-    seed = training.get("seed", SEED) if isinstance(training, dict) else SEED
-    seed = given.get("training.seed", given.get("seed", seed))
-    if isinstance(seed, int):  # a seed of another type is refused with the reason later
-        refuse_seed("training.seed=", seed)
-    values = {key: value for key, value in given.items() if key in PLAIN}
-    return _validated(values, seed if name_output else None)
-
-
-def _part_names(given: dict[str, Any]) -> list[str]:
-    """The names of the parts of the given method, or of the default method."""
-    return method_named(str(given.get("method", Recipe.model_fields["method"].default))).part_names
-
-
-def _validated(values: dict[str, Any], seed: Any = None) -> Recipe:
-    """A recipe of these values; with a seed, its output is named if none is given."""
-    if seed is not None and "output" not in values:
-        values = {**values, **_named_output(values, seed)}
+) -> Asked:
+    """What ``load_recipe`` is given, checked as far as that needs neither torch nor PEFT."""
+    given = _settings_of(source) if source is not None else {}
+    asked = given.pop(REMOTE, False)
+    given.update({key: value for key, value in options.items() if value is not None})
+    pairs = [*given.items(), *map(_split, overrides)]
+    if asked is not False and REMOTE not in dict(pairs):
+        raise ValueError(
+            f"{source} says {REMOTE}={asked!r}, and code of a model's repository runs only if you "
+            f"say so: add {REMOTE}=true to the command, or {REMOTE}=false to go without"
+        )
+    last = dict(pairs)
+    values = {key: value for key, value in last.items() if key in PLAIN}
+    # Which keys there are depends on the method.
+    method = method_named(str(values.get("method", Recipe.model_fields["method"].default)))
+    training = last.get(TRAINING)
+    seeds = dict(training) if isinstance(training, dict) else {}
+    for name in SEEDS:
+        seeds[name] = last.get(f"{TRAINING}.{name}", last.get(name, seeds.get(name)))
+        refuse_seed(f"{TRAINING}.{name}=", seeds[name])
+    if name_output and "output" not in values:
+        values |= _named_output(values, SEED if seeds["seed"] is None else seeds["seed"])
     recipe = recipe_of(values)
     for name in recipe.tasks:
         if name not in TASKS:
             raise unknown_name("task", name, TASKS)
-    return recipe
+    settings = [(key, value) for key, value in pairs if key not in PLAIN]
+    return Asked(recipe, list(method.part_names), settings)
 
 
 def _named_output(values: dict[str, Any], seed: Any) -> dict[str, str]:
@@ -137,7 +155,7 @@ def _named_output(values: dict[str, Any], seed: Any) -> dict[str, str]:
     return {"output": f"runs/{'-'.join(names)}-{method}-seed{seed}"}
 
 
-def _read_yaml(source: str) -> dict[str, Any]:
+def _settings_of(source: str) -> dict[str, Any]:
     recipes = builtin_recipes()
     path = recipes.get(source, Path(source))
     if not path.is_file():
@@ -152,34 +170,3 @@ def _split(override: str) -> tuple[str, Any]:
     if not equals or not key:
         raise ValueError(f"{override!r} is not key=value")
     return key.strip(), read_yaml(text, f"the value of {override!r}")
-
-
-def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> None:
-    """Set one key: ``lmam.rank``, its short form ``rank``, or ``lmam`` with a mapping as value."""
-    sections = [*parts, TRAINING]
-    if key in (*sections, "parts"):
-        if not isinstance(value, dict | None):
-            raise ValueError(f"{key}={value!r} is a section: write {key}.NAME=…")
-        for name, inner in (value or {}).items():
-            if key == "parts":
-                if name not in parts:
-                    raise unknown_name("part", name, parts)
-                _assign(values, parts, name, inner)
-            else:
-                _set(values, key, name, inner)
-        return
-    if key in Recipe.model_fields:
-        values[key] = value
-        return
-    section, dot, name = key.partition(".")
-    if dot:
-        if section not in sections:
-            raise unknown_name("override", key, [f"{s}.…" for s in sections])
-        _set(values, section, name, value)
-        return
-    _set(values, owner_of(key, sections, also=PLAIN), key, value)
-
-
-def _set(values: dict[str, Any], section: str, name: str, value: Any) -> None:
-    owner = values[TRAINING] if section == TRAINING else values["parts"].setdefault(section, {})
-    owner[name] = checked(section, name, value)

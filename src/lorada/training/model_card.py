@@ -78,13 +78,7 @@ CARD_FILE = "README.md"
 
 
 def front_matter(recipe: Recipe, library: str, task_type: str) -> str:
-    """The YAML at the top of a model card.
-
-    Args:
-        recipe: the recipe of the run, whose ``model`` is the base.
-        library: the library that loads the folder, ``peft`` or ``transformers``.
-        task_type: PEFT's name for the model's task, such as ``CAUSAL_LM``.
-    """
+    """The YAML at the top of a model card; ``library`` loads the folder, such as ``peft``."""
     data = ModelCardData(
         library_name=library,
         base_model=recipe.model,
@@ -182,13 +176,7 @@ def write_model_card(
 ) -> None:
     """Write the model card of an exported model, or of a fully trained one with a pooling.
 
-    Args:
-        folder: the folder of the model.
-        recipe: the recipe of its run.
-        merged: kinds of parts that are merged into its weights.
-        left: kinds of parts that are in an adapter beside its weights.
-        task_type: PEFT's name for the model's task, such as ``CAUSAL_LM``.
-        command: the command that wrote it.
+    Kinds of parts are ``merged`` into its weights or ``left`` in an adapter beside them.
     """
     if merged:
         what = f"the base with {' and '.join(merged)} merged into its weights"

@@ -12,43 +12,14 @@ from datasets import Dataset
 from torch import nn
 
 from lorada.data.dataset import dataset_of, token_counts
-from lorada.data.task import Kind
 from lorada.data.tokenize import IGNORED
-from lorada.methods.lookup import method_named
-from lorada.methods.method import SHIFTED_ATTENTION
-from lorada.support.row_sources import Form
-
-PACKED_FORMS: tuple[Form, ...] = ("messages", "prompt")
-
-
-def refuse_packing(form: Form, kind: Kind, method: str) -> None:
-    """Refuse rows, models and methods that packing does not work for.
-
-    Raises:
-        ValueError: naming what cannot be packed.
-    """
-    if kind != "decoder":
-        raise ValueError("packing=true is for decoders only: leave it out")
-    if form not in PACKED_FORMS:
-        raise ValueError(
-            f"packing=true is for prompts or messages, not for rows of the form {form!r}"
-        )
-    if SHIFTED_ATTENTION in method_named(method).callbacks:
-        raise ValueError("packing=true: LongLoRA's groups would span several rows; leave it out")
 
 
 def best_fit(lengths: list[int], room: int) -> list[list[int]]:
-    """Distribute rows over sequences by best-fit decreasing bin packing.
+    """Distribute rows of these lengths over sequences with ``room`` tokens, by best-fit decreasing.
 
     From the longest row on, each goes into the sequence that it leaves the least room in. (TRL's
     packing does the same, but then ``packing=true`` would need TRL.)
-
-    Args:
-        lengths: tokens of each row, none above ``room``.
-        room: tokens of a sequence.
-
-    Returns:
-        Indices of rows, by sequence.
     """
     by_space: list[list[int]] = [[] for _ in range(room + 1)]  # sequences, by their free room
     sequences: list[list[int]] = []
@@ -105,12 +76,7 @@ class PackedCollator:
 def refuse_mixing(model: nn.Module, batch_size: int) -> None:
     """Refuse a model in which rows in one sequence see each other.
 
-    Args:
-        model: the model as it will be trained.
-        batch_size: sequences in a batch; flash kernels keep rows apart only in a batch of one.
-
-    Raises:
-        ValueError: if a short row gets other logits after another row than alone.
+    ``batch_size`` counts sequences, as flash kernels keep rows apart only in a batch of one.
     """
     device, training = next(model.parameters()).device, model.training
     model.eval()

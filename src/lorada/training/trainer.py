@@ -1,4 +1,4 @@
-"""The Trainer of a run: transformers' Trainer, with the loss of a step as one mean.
+"""The Trainers of a run: transformers' Trainer, with the loss of a step as one mean.
 
     loss of a step = Σ_b (n_b / n) · loss_b        n = Σ_b n_b, over all batches and processes
 
@@ -6,29 +6,130 @@ loss_b is the mean over batch b. n_b is the number of its rows or, if the model 
 text, of its tokens that have a label. transformers' Trainer leaves the division by n to each model
 with further keywords in its ``forward``, and many of them do not divide (BERT, BART, T5, and every
 loss of scores).
+
+Scores are learned as standard deviations from their mean, and saved in the rows' own unit:
+
+    learned: (score − mean) / sd        saved: sd·W and sd·b + mean, of the head's last layer
+
+So grades from 1 to 5 and the same grades from 1000 to 5000 are one training. The head of a decoder
+has no bias in transformers, so nothing could hold the mean: there scores are only divided.
 """
 
-from collections.abc import Iterator
+import copy
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from lorada.data.dataset import token_counts
+from lorada.data.metrics import Metrics
+from lorada.data.task import Kind
+from lorada.data.task_rows import Rows
 from lorada.data.tokenize import IGNORED
-from lorada.support.processes import gather_values
+from lorada.support.processes import gather_values, is_first
+from lorada.support.row_sources import HEADED
 from lorada.training.callbacks import refuse_broken_loss
+from lorada.training.models.adapters import save_beside
+from lorada.training.models.candidate_scores import (
+    cached_scores,
+    likeliest,
+    sequence_scores,
+    shares_prompts,
+)
 from lorada.training.models.labelled_loss import LabelledLoss, find_labelled_loss
-from lorada.training.models.pooling import save_beside
-from lorada.training.score_scale import ScoreScale
 from lorada.tuners.stack.stack import LoradaModel
+
+logger = logging.getLogger(__name__)
+
+FAR = 10  # standard deviations from 0 beyond which a head without a bias learns scores poorly
+TRAINED_COPY, ORIGINAL = "modules_to_save.default", "original_module"  # of a head, in PEFT's models
+
+
+@dataclass(frozen=True)
+class ScoreScale:
+    """How scores are learned: without their ``mean``, over ``sd``, by the head's last ``layer``."""
+
+    layer: str
+    mean: float
+    sd: float
+
+    def learned(self, rows: Rows) -> Rows:
+        """Rows with scores as they are learned."""
+        each = ((row, (float(row["score"]) - self.mean) / self.sd) for row in rows.rows)
+        return replace(rows, rows=[{**row, "score": score} for row, score in each])
+
+    def own(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of the head's last layer among those of a model, as they are learned."""
+        names = (f"{self.layer}.{name}" for name in ("weight", "bias"))
+        return {name: weights[name] for name in names if name in weights}
+
+    def saved(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a model, for outputs in the unit of the rows."""
+        found = dict(weights)
+        for name, weight in self.own(weights).items():
+            shift = self.mean if name.endswith("bias") else 0.0
+            found[name] = (weight.double() * self.sd + shift).to(weight.dtype)
+        return found
+
+    @torch.no_grad()
+    def fold(self, model: nn.Module) -> None:
+        """Make a model that has learned answer in the unit of the rows."""
+        own = self.own(dict(model.named_parameters()))
+        for name, weight in self.saved(own).items():
+            own[name].copy_(weight)
+
+    def begin(self, model: nn.Module, drawn: Collection[str]) -> "ScoreScale":
+        """How a model learns scores whose base learns them so; ``drawn`` is as in ``Base``.
+
+        A head from a checkpoint, or from the adapter of ``--from``, answers in the unit of the rows
+        and is put where scores are learned, so that the model begins as what it was.
+        """
+        placed = replace(self, layer=_last_layer(model))
+        original = model.get_parameter(f"{placed.layer.replace(TRAINED_COPY, ORIGINAL)}.weight")
+        own = model.get_parameter(f"{placed.layer}.weight")
+        if f"{self.layer}.weight" not in drawn or not torch.equal(own, original):
+            replace(placed, mean=-self.mean / self.sd, sd=1 / self.sd).fold(model)
+        return placed
+
+
+def scale_of(rows: Rows, base: nn.Module) -> ScoreScale | None:
+    """How the scores of training rows are learned on a base; None for rows of another form."""
+    if rows.form != "score":
+        return None
+    scores = [float(row["score"]) for row in rows.rows]
+    mean, sd, layer = fmean(scores), pstdev(scores), _last_layer(base)
+    if min(scores) == max(scores):
+        raise ValueError(f"{rows.path} has only the score {mean:g}: nothing can be learned from it")
+    biased = base.get_submodule(layer).bias is not None
+    if not biased and abs(mean) > FAR * sd and is_first():
+        logger.warning("the scores are %.0f standard deviations from 0, and the head of this model "
+                       "has no bias to hold their mean: subtract %g from them, or take an encoder",
+                       abs(mean) / sd, mean)  # fmt: skip
+    return ScoreScale(layer, mean if biased else 0.0, sd)
+
+
+def _last_layer(model: nn.Module) -> str:
+    """The name of the layer that gives the scores: the last linear one with one output."""
+    return [
+        str(name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == 1 and ORIGINAL not in name
+    ][-1]
+
 
 LEARNED_HEAD = "learned_head.safetensors"  # in a checkpoint: the last layer of a head for scores
 
@@ -114,11 +215,7 @@ class RunTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """One batch of a step; after the last, the loss of the step is checked.
-
-        Raises:
-            DivergedError: if it is NaN or infinite, before the weights are updated.
-        """
+        """One batch of a step; after the last, the loss of the step is checked."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss = self._step_loss + loss
         if self.accelerator.sync_gradients:
@@ -289,3 +386,88 @@ class RunTrainer(Trainer):
         """
         super()._save_rng_state(output_dir)
         gather_values(None)
+
+
+def choice_loss(scores: Tensor, groups: Tensor, answers: Tensor) -> Tensor:
+    """Mean cross-entropy over rows.
+
+    Args:
+        scores: (C,), scores of the candidates of all rows in order.
+        groups: (B,), how many candidates each row has.
+        answers: (B,), index of the right candidate.
+    """
+    rows = scores.split(groups.tolist())
+    losses = [F.cross_entropy(s[None], a[None]) for s, a in zip(rows, answers, strict=True)]
+    return torch.stack(losses).mean()
+
+
+class ChoiceTrainer(RunTrainer):
+    """A Trainer for batches of candidates; it also measures accuracy on held-out rows."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._right: list[Tensor] = []  # by held-out batch: whether each row's choice is right
+
+    def batch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        """Cross-entropy of the candidates' scores."""
+        scores = (cached_scores if shares_prompts(model) else sequence_scores)(model, inputs)
+        if not model.training:
+            chosen = torch.tensor(likeliest(scores, inputs["groups"]), device=scores.device)
+            right = chosen == inputs["answers"].to(scores.device)
+            self._right.append(self.accelerator.gather_for_metrics(right))
+        return choice_loss(scores, inputs["groups"], inputs["answers"]), {"scores": scores}
+
+    def evaluation_loop(
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """The held-out loss, and the ``accuracy`` of the likeliest candidates in percent."""
+        self._right = []
+        output: EvalLoopOutput = super().evaluation_loop(
+            *args, metric_key_prefix=metric_key_prefix, **kwargs
+        )
+        share = torch.cat(self._right).float().mean().item()
+        output.metrics[f"{metric_key_prefix}_accuracy"] = 100 * share
+        return output
+
+
+def writes_texts(rows: Rows, kind: Kind) -> bool:
+    """Whether a model of this kind is an encoder–decoder that learns to write texts."""
+    return kind == "encoder_decoder" and rows.form not in HEADED
+
+
+def scorer(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], Metrics]:
+    """A function that computes the metrics of held-out rows from the tokens generated for them."""
+
+    def score(prediction: EvalPrediction) -> Metrics:
+        ids = np.where(prediction.predictions < 0, tokenizer.pad_token_id, prediction.predictions)
+        return rows.protocol.score(tokenizer.batch_decode(ids, skip_special_tokens=True), rows.rows)
+
+    return score
+
+
+class WritingTrainer(RunTrainer, Seq2SeqTrainer):
+    """A Trainer that generates texts for held-out rows, with the settings ``generation``."""
+
+    def __init__(self, *args: Any, generation: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.generation = generation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The held-out loss and, with ``predict_with_generate``, the metrics."""
+        settings = {"do_sample": False, **self.generation}
+        if self.args.generation_num_beams is not None:
+            settings["num_beams"] = self.args.generation_num_beams
+        found: dict[str, float] = super().evaluate(*args, **{**settings, **kwargs})
+        return found
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """One batch of held-out rows; the model's own generation settings do not change.
+
+        ``Seq2SeqTrainer`` fills in missing settings, which would then be saved with the model.
+        """
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        kept = copy.deepcopy(model.generation_config)
+        try:
+            return super().prediction_step(*args, **kwargs)
+        finally:
+            model.generation_config = kept

@@ -6,11 +6,9 @@ tensors are on the accelerator that the recipe trains on, if there is one: kerne
 there, and the forward pass runs under autocast.
 """
 
-import copy
 import logging
-import os
 import weakref
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +24,7 @@ from lorada.methods.task_head import widen_trained
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.support.processes import is_first
 from lorada.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
-from lorada.training.by_device import (
+from lorada.training.device_settings import (
     accelerator,
     device_bytes,
     device_settings,
@@ -34,10 +32,10 @@ from lorada.training.by_device import (
     why_full,
     with_dtype,
 )
-from lorada.training.models.count import placed_on, plan_of
+from lorada.training.inputs import PreparedTraining
 from lorada.training.models.labelled_loss import LabelledLoss
 from lorada.training.models.loading import kind_of, load_config, stretched
-from lorada.training.prepare import PreparedTraining
+from lorada.training.parameter_counts import placed_on, plan_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +45,10 @@ MODELS = {
     "encoder": AutoClassifier,
     "encoder_decoder": AutoModelForSeq2SeqLM,
 }
-DEPTHS = ("num_hidden_layers", "encoder_layers", "decoder_layers")
-SHORT = (2, 4)  # layers of the models that are traced in place of a deep one
 # Bits of a quantised weight. nf4 has a scale of 8 bits for 64 weights, which has one of 32 for 256;
 # int8 has one of 32 for each row, which is not counted.
 BITS = {"nf4": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0}
 FITS = 0.85  # share of an accelerator's memory that a computed step may take
-MANY = 0.05  # share of the weights' bytes above which gradients decide where the peak is
 
 
 @dataclass(frozen=True)
@@ -103,24 +98,6 @@ def recomputes(prepared: PreparedTraining) -> bool:
     return True
 
 
-def refuse_impossible(prepared: PreparedTraining, counts: dict[str, Any]) -> None:
-    """Refuse an adapter that is larger than its base and does not even fit in the memory here.
-
-    ``counts`` are its parameters, as ``parameters_of`` counts them.
-
-    Raises:
-        ValueError: for such an adapter.
-    """
-    size, here = 4 * counts["trainable"], device_bytes(prepared.recipe)
-    here = here or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if prepared.plan.config is not None and counts["trainable"] > counts["total"] and size > here:
-        raise ValueError(
-            f"{prepared.recipe.method} would train {counts['trainable']:,} parameters, which take "
-            f"{size / 2**30:,.0f} GiB, and there are {here / 2**30:.0f} GiB here: lower its sizes, "
-            "such as r"
-        )
-
-
 def step_bytes(prepared: PreparedTraining, *names: str) -> tuple[dict[str, float] | None, str]:
     """Bytes of a step by ``activation_checkpointing``; None, and why, if they are not known."""
     before = logging.root.manager.disable
@@ -134,7 +111,7 @@ def step_bytes(prepared: PreparedTraining, *names: str) -> tuple[dict[str, float
 
 
 def memory_of(prepared: PreparedTraining, activation_checkpointing: str) -> Memory:
-    """The memory of a step of a training, in one process; raises as ``training_memory``."""
+    """The memory of a step of a training, in one process."""
     recipe, sequences = prepared.recipe, None
     if prepared.rows.form == "choice":  # each candidate is a sequence
         settings = {**DEFAULTS, **prepared.plan.arguments, **recipe.training}
@@ -150,45 +127,10 @@ def memory_of(prepared: PreparedTraining, activation_checkpointing: str) -> Memo
 def training_memory(recipe: Recipe, sequences: int | None = None) -> Memory:
     """The memory of one training step of a recipe, with every sequence ``max_length`` long.
 
-    A model of more than four layers is computed from two models of ``SHORT`` layers, because every
-    layer adds the same. The whole model is traced if a method cannot be placed on those, or if many
-    of the weights train: then the peak is at the loss in short models and elsewhere in deep ones.
-
-    Args:
-        recipe: what to train; ``auto`` computes no activations again.
-        sequences: how many sequences a step reads at once; None for the recipe's batch size.
-
-    Raises:
-        ValueError: as ``build_method`` does.
-        NotImplementedError: for SHiRA.
+    It is traced on the device of the training, or on a CPU if that cannot be traced. ``sequences``
+    are read at once; None for the recipe's batch size.
     """
     config = load_config(recipe.model)
-    depths = {name: getattr(config, name) for name in DEPTHS if hasattr(config, name)}
-    deepest = max(depths.values(), default=0)
-    if deepest > max(SHORT) and len(set(depths.values())) == 1:
-        few, more = (_shortened(config, depths, layers) for layers in SHORT)
-        try:
-            low, high = (asdict(_traced(recipe, each, sequences)) for each in (few, more))
-        except (ValueError, IndexError, KeyError):  # settings that name layers which are not there
-            return _traced(recipe, config, sequences)
-        if high["gradients"] > MANY * high["weights"]:
-            return _traced(recipe, config, sequences)
-        layers = (deepest - SHORT[0]) / (SHORT[1] - SHORT[0])
-        return Memory(**{part: low[part] + layers * (high[part] - low[part]) for part in low})
-    return _traced(recipe, config, sequences)
-
-
-def _shortened(config: Any, depths: dict[str, int], layers: int) -> Any:
-    short = copy.deepcopy(config)
-    for name in depths:
-        setattr(short, name, layers)
-    if getattr(short, "layer_types", None):
-        short.layer_types = short.layer_types[:layers]
-    return short
-
-
-def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
-    """Trace a model on the device of its training, or on a CPU if that cannot be traced."""
     recipe = with_dtype(recipe, config)
     device = accelerator(recipe.training) or CPU
     try:

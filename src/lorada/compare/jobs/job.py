@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lorada.runs.lock import HeldError, locked
+from lorada.runs.folder import HeldError, locked
 from lorada.support.progress import only_reports
 
 JOB_FILE = ".lorada.job"  # not the lock of a run, which training takes in the same folder

@@ -40,11 +40,7 @@ def first_letter(text: str, letters: str = LETTERS) -> str | None:
 
 
 def right_number(answer: Any) -> float:
-    """The right answer of a row as a number, read without commas.
-
-    Raises:
-        ValueError: if it is not a finite number.
-    """
+    """The right answer of a row as a number, read without commas."""
     try:
         number = float(str(answer).replace(",", ""))
     except ValueError:

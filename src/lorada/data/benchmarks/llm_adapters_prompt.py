@@ -64,11 +64,8 @@ def protocols(
 ) -> dict[str, Protocol]:
     """Two protocols that score generated text: with the published white space, and without it.
 
-    Args:
-        gold: the field of a test row that holds the right answer.
-        score: finds the answers in the generated texts and scores them.
-        max_new_tokens: most tokens to generate.
-        check: returns a row to score, or raises if its answer can never be matched.
+    ``gold`` is the field of a test row with the right answer; ``check`` returns a row to score, or
+    raises if its answer can never be matched.
     """
     to_score = partial(_to_score, check=check, gold=gold)
 

@@ -30,14 +30,7 @@ PILE = "https://huggingface.co/datasets/hoskinson-center/proof-pile/resolve/main
 def window_starts(tokens: int, length: int, stride: int, most: int | None = None) -> list[int]:
     """Where windows in a stream of tokens begin: every ``stride`` tokens, full windows only.
 
-    Args:
-        tokens: number of tokens in the stream.
-        length: tokens of a window.
-        stride: tokens from one start to the next.
-        most: how many windows to take, spread evenly from the first on; None for all.
-
-    Raises:
-        ValueError: for a stream that fills no window.
+    Of them ``most`` are taken, evenly spread from the first on; None for all.
     """
     count = (tokens - length) // stride + 1 if tokens >= length else 0
     if count == 0:

@@ -26,11 +26,7 @@ def prompt(instruction: str) -> str:
 
 
 def candidates(instruction: str) -> list[str]:
-    """The words to choose from: a, b and c if the instruction has "Answer format: a/b/c".
-
-    Raises:
-        ValueError: if it has no such list.
-    """
+    """The words to choose from: a, b and c if the instruction has "Answer format: a/b/c"."""
     _, found, rest = instruction.lower().partition(FORMAT)
     words = [word.strip() for word in rest.strip().split("\n")[0].split("/")]
     if not found or len(words) < 2:

@@ -51,8 +51,8 @@ from lorada.inference.serving.requests import (
     Record,
     Refused,
 )
+from lorada.runs.one_base import adapter_names
 from lorada.support.row_sources import Row
-from lorada.training.same_base import adapter_names
 
 # On a processor: tokens in a page of a cache, tokens that one forward pass reads at most, and
 # tokens in the cache of a batch, unless the user says otherwise.

@@ -1,4 +1,9 @@
-"""Loads base models and adapters, and places a method on a base model."""
+"""Loads base models and what was trained on them, and places a method on a base model.
+
+An adapter has the recipe's ``pooling`` as a part. A fully trained model has no adapter, so one with
+nothing but the pooling lies beside its weights; transformers places it when it loads that folder.
+The weights of a method that trains part of a base, such as BitFit's biases, are one file.
+"""
 
 import json
 import logging
@@ -9,29 +14,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorada.methods.build import Plan
-from lorada.methods.method import part_class
+from lorada.methods.method import EVERYTHING, part_class
 from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
 from lorada.runs.recipe import Recipe
-from lorada.training.models.base_settings import loading_settings
-from lorada.training.models.loading import load_model, reading, stretched
-from lorada.training.models.origin import base_type_of, refuse_other_type
-from lorada.training.models.pooling import pooling_part, refuse_other
-from lorada.training.prepare import Prepared
+from lorada.support.version import __version__
+from lorada.training.inputs import Prepared, loading_settings
+from lorada.training.models.loading import (
+    base_type_of,
+    load_model,
+    reading,
+    refuse_other_type,
+    stretched,
+)
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.base.config import known_types
-from lorada.tuners.pooling import PoolingConfig, attach
+from lorada.tuners.pooling import (
+    CHILD,
+    PoolingConfig,
+    PoolingLayer,
+    attach,
+    backbone_of,
+)
 from lorada.tuners.stack.as_stack import as_stack
 from lorada.tuners.stack.nested_layers import keys_of_others
 
@@ -67,9 +78,8 @@ def load_base(
 ) -> Base:
     """Load the weights of a recipe's base model.
 
-    ``outputs`` is the size of a task head: the number of classes, or 1 for a score; None for a
-    model that generates text. ``device`` is where they are loaded, None for the CPU;
-    ``without_adapter`` is as in ``load_model``.
+    ``outputs`` is the size of a task head, None for a model that generates text; ``device`` is
+    where weights are loaded, None for the CPU.
     """
     recipe, config = prepared.recipe, prepared.config
     model, drawn = load_model(
@@ -97,9 +107,6 @@ def _refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenize
 
     A tokenizer with more tokens is no error by itself: many have one that is never used, such as
     Gemma 3's token for images.
-
-    Raises:
-        ValueError: in the model's forward, naming the token.
     """
     embeddings = model.get_input_embeddings()
     known = embeddings.weight.shape[0]
@@ -120,12 +127,7 @@ def _refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenize
 
 
 def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
-    """Place a method on a base model, ready to train.
-
-    Raises:
-        ValueError: if the method does not fit the model, the adapter of ``--from`` does not fit
-            the method, or ``train_head`` is false and there is no head.
-    """
+    """Place a method on a base model, ready to train."""
     model = _place(base, plan, recipe)
     if not recipe.train_head:
         if not base.head:
@@ -169,14 +171,7 @@ def task_type(model_config: Any, *, classifies: bool) -> str:
 def config_to_start(
     config: LoradaConfig, recipe: Recipe, model_config: Any
 ) -> tuple[LoradaConfig, set[Any]]:
-    """The parts of the adapter of ``--from``, and those of the method whose kind it lacks.
-
-    Returns:
-        The config of all these parts, and the kinds of those that the adapter brings.
-
-    Raises:
-        ValueError: for an adapter of another architecture, or settings of a part that it brings.
-    """
+    """The parts of the adapter of ``--from`` with those that it lacks, and its own kinds."""
     folder = Path(str(recipe.from_adapter))
     old = adapter_config(folder)
     refuse_other_type(base_type_of(old), folder, model_config)
@@ -232,12 +227,7 @@ def _refuse_missing(
 
 
 def adapter_config(folder: Path) -> LoradaConfig:
-    """The config of a saved adapter; one of PEFT is read as a stack of one part.
-
-    Raises:
-        ValueError: for a folder that is missing or empty, or a config that is not JSON, of an
-            unknown type, or of an adapter outside of the model's layers.
-    """
+    """The config of a saved adapter; one of PEFT is read as a stack of one part."""
     if not folder.is_dir():
         raise ValueError(f"no adapter folder at {folder}")
     path = folder / ADAPTER_CONFIG
@@ -255,11 +245,7 @@ def adapter_config(folder: Path) -> LoradaConfig:
 
 
 def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a saved adapter.
-
-    Raises:
-        ValueError: for a file that is missing, empty, truncated or not safetensors.
-    """
+    """The tensors of a saved adapter."""
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         pickles = ", ".join(p.name for p in folder.glob("*.bin"))
@@ -273,12 +259,7 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = ()) -> PeftModel:
-    """A model with the saved adapter in ``folder``, for inference; ``drawn`` is as in ``Base``.
-
-    Raises:
-        ValueError: for a folder that is not a complete adapter of this model, or that lacks drawn
-            parameters, so that each load would give another model.
-    """
+    """A model with the saved adapter in ``folder``, for inference; ``drawn`` is as in ``Base``."""
     config, weights = _complete(folder, base, drawn)
     with reading("the adapter", str(folder), UNFIT):
         model = PeftModel.from_pretrained(base, str(folder), config=config)
@@ -287,13 +268,7 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
 
 
 def load_beside(model: PeftModel, folder: Path, name: str, drawn: Collection[str] = ()) -> None:
-    """Load the saved adapter in ``folder`` beside those of a model, under a name of its own.
-
-    The adapter that was active stays so.
-
-    Raises:
-        ValueError: as ``load_adapted``, or for an adapter that PEFT cannot put beside another.
-    """
+    """Load the saved adapter in ``folder`` beside those of a model, which keeps its active one."""
     _, weights = _complete(folder, model.get_base_model(), drawn)
     with reading("the adapter", str(folder), UNFIT):
         model.load_adapter(str(folder), adapter_name=name)
@@ -312,11 +287,7 @@ def _complete(
 
 
 def refuse_lost(drawn: Collection[str], saved: Collection[str], place: Path) -> None:
-    """Refuse saved weights in ``place`` that lack what the base has drawn at random.
-
-    Raises:
-        ValueError: naming the first.
-    """
+    """Refuse saved weights in ``place`` that lack what the base has drawn at random."""
     lost = [name for name in drawn if name not in saved]
     if lost:
         raise ValueError(
@@ -369,3 +340,99 @@ def parameter_counts(
         "percent": 100 * trainable / total,
         "percent_of_all": 100 * trainable / (total + added),
     }
+
+
+# ``base_model_name_or_path`` of an adapter that lies beside its base. From a local folder
+# transformers loads the base beside it; from the hub, the one that is named here. No name fits: the
+# folder may be moved, and no other folder has these weights.
+BESIDE = "the base is beside this adapter: load a local copy of the folder"
+
+
+def pooling_part(config: Any) -> str | None:
+    """The pooling among the parts of an adapter; None if it has none."""
+    parts = [part for part in getattr(config, "parts", [config]) if isinstance(part, PoolingConfig)]
+    return parts[0].pooling if parts else None
+
+
+def refuse_other(found: str | None, wanted: str | None, folder: Path) -> None:
+    """Refuse saved weights whose head read something else than the recipe says."""
+    if found != wanted:
+        given = "no pooling" if wanted is None else f"pooling={wanted}"
+        own = "none" if found is None else f"pooling={found}"
+        raise ValueError(f"{folder} was trained with {own}, and the recipe has {given}")
+
+
+def pooling_of(model: nn.Module) -> str | None:
+    """The pooling that ``attach`` has put on a fully trained model; None for any other model."""
+    if not isinstance(model, PreTrainedModel):
+        return None
+    layer = getattr(backbone_of(model), CHILD, None)
+    return layer.configs["default"].pooling if isinstance(layer, PoolingLayer) else None
+
+
+def save_beside(model: nn.Module, folder: Path) -> None:
+    """Write the pooling of a fully trained model, if it has one, as an adapter without tensors."""
+    pooling = pooling_of(model)
+    if pooling is None:
+        return
+    config = LoradaConfig(
+        parts=[PoolingConfig(pooling=pooling)],  # type: ignore[arg-type]
+        base_model_name_or_path=BESIDE,
+        base_model_type=str(model.config.model_type),  # type: ignore[union-attr]
+        inference_mode=True,
+    )
+    config.save_pretrained(str(folder))
+    save_file({}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def saved_names(model: nn.Module, base: Base, plan: Plan) -> frozenset[str] | None:
+    """The names of the parameters that are saved of a model that trains itself.
+
+    They are those that train, the head, and what the base's checkpoint lacks. None for a model with
+    an adapter, or one that is saved whole because everything trains.
+    """
+    if plan.trainable in (None, EVERYTHING):
+        return None
+    return frozenset(
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or name in base.drawn or in_head(name, base.head)
+    )
+
+
+def save_part(path: Path, model: PreTrainedModel, names: Collection[str], base: str) -> None:
+    """Write some of a model's weights into a file, which also names the base and the pooling."""
+    weights = model.state_dict()
+    chosen = {name: weights[name].detach().cpu().contiguous() for name in sorted(names)}
+    about = {
+        "format": "pt",
+        "tensors": str(len(chosen)),
+        "base_model_name_or_path": base,
+        "base_model_type": str(model.config.model_type),
+        "pooling": pooling_of(model) or "",
+        "lorada_version": __version__,
+    }
+    save_file(chosen, path, metadata=about)
+
+
+def load_part(base: Base, path: Path, pooling: str | None) -> PreTrainedModel:
+    """Put a saved part and the recipe's ``pooling`` on the base that it belongs to."""
+    with reading("the tensors", str(path)):
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+        weights = load_file(path)
+    model = base.model
+    refuse_other_type(about.get("base_model_type"), path, model.config)
+    refuse_other(about.get("pooling") or None, pooling, path)
+    if about.get("tensors") != str(len(weights)):
+        raise ValueError(
+            f"{path} has {len(weights)} of {about.get('tensors')} tensors: it is incomplete"
+        )
+    refuse_lost(base.drawn, weights, path)
+    with reading("the tensors", str(path), UNFIT):
+        unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"{path} has {unknown[0]}, for which this model has no place: {UNFIT}")
+    if pooling is not None:
+        attach(model, pooling)
+    return model.eval()

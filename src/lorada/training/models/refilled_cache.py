@@ -81,10 +81,8 @@ class RefilledCache(Cache):  # type: ignore[misc]
     def refill(self, kept: Sequence[int], slots: int, new: "RefilledCache | None" = None) -> None:
         """Keep some rows, and add those of another cache, so that all end at the same slot.
 
-        Args:
-            kept: which rows stay, in their new order.
-            slots: how many slots at the end they need; those before are dropped.
-            new: the cache of the rows that come after them; None for none.
+        The rows ``kept``, in their new order, need so many ``slots`` at the end; those of ``new``
+        come after them.
         """
         added = [None] * len(self.layers) if new is None else new.layers
         chosen = torch.tensor(kept, dtype=torch.long)

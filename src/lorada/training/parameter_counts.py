@@ -29,9 +29,6 @@ def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str,
     """Count the parameters of a method on a model, as ``parameters_of`` does for a recipe.
 
     ``model`` may also be a key of ``MODELS``; ``overrides`` are settings, each as ``key=value``.
-
-    Raises:
-        ValueError: for an unknown name, or a setting of the training, which changes no count.
     """
     recipe = load_recipe(None, overrides, {"method": method, "model": model, "output": "-"})
     if recipe.training:

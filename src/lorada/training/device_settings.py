@@ -34,10 +34,7 @@ TRAINERS_OWN = tuple(
 
 
 def accelerator(settings: Mapping[str, Any]) -> torch.device | None:
-    """The kind of accelerator that a training with these TrainingArguments runs on.
-
-    None for a CPU and for MPS.
-    """
+    """The accelerator of a training with these TrainingArguments; None for a CPU and for MPS."""
     if settings.get("use_cpu") or not _there():
         return None
     device = torch.accelerator.current_accelerator()
@@ -126,19 +123,13 @@ def take_one_device(args: Any, output: str) -> None:
 
 
 def loading_device(args: Any) -> torch.device | None:
-    """The device on which weights are loaded for a training; None if something else places them.
-
-    FSDP shares the weights out itself.
-    """
+    """Where weights are loaded for a training; None if FSDP or nothing places them elsewhere."""
     device: torch.device = args.device
     return None if args.fsdp or device.type in ("cpu", "mps") else device
 
 
 def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
-    """The recipe with ``off`` or ``full`` in place of ``auto``, to be repeated as it was.
-
-    ``again`` says whether activations are computed again.
-    """
+    """The recipe with ``off``, or ``full`` if computed ``again``, in place of ``auto``."""
     if recipe.activation_checkpointing != AUTO or recipe.training.keys() & set(TRAINERS_OWN):
         return recipe
     return recipe.model_copy(update={"activation_checkpointing": "full" if again else "off"})

@@ -21,31 +21,34 @@ from transformers import (
     set_seed,
 )
 
-from lorada.data.answers import answer_limit
 from lorada.data.dataset import (
     collator,
     context_of,
     encode_rows,
     fit_context,
 )
+from lorada.data.scoring import answer_limit
 from lorada.data.task_rows import Rows, head_size, protocol_settings
 from lorada.methods.task_head import narrow_trained, widen_trained
 from lorada.runs.recipe import Recipe
 from lorada.support.processes import process_count
 from lorada.training.arguments import argument_errors, held_out_metrics, training_arguments
-from lorada.training.by_device import loading_device
 from lorada.training.callbacks import RunCallback
-from lorada.training.choice_trainer import ChoiceTrainer
-from lorada.training.models.adapters import Base, adapt, load_base
-from lorada.training.models.generation import language_settings, refuse_long
-from lorada.training.models.loading import stretched
-from lorada.training.models.trained_part import saved_names
+from lorada.training.device_settings import loading_device
+from lorada.training.inputs import PreparedTraining
+from lorada.training.models.adapters import Base, adapt, load_base, saved_names
+from lorada.training.models.loading import language_settings, refuse_long, stretched
 from lorada.training.packing import PackedCollator, pack, refuse_mixing
-from lorada.training.prepare import PreparedTraining
 from lorada.training.relative_norm import RelativeNorm
-from lorada.training.score_scale import ScoreScale, scale_of
-from lorada.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
-from lorada.training.trainer import RunTrainer
+from lorada.training.trainer import (
+    ChoiceTrainer,
+    RunTrainer,
+    ScoreScale,
+    WritingTrainer,
+    scale_of,
+    scorer,
+    writes_texts,
+)
 from lorada.training.training_memory import recomputes
 from lorada.tuners.lmam import LmamConfig, map_configs
 from lorada.tuners.pooling import attached
@@ -79,13 +82,7 @@ class Setup:
 def set_up(
     prepared: PreparedTraining, watchers: list[TrainerCallback], *, quiet: bool = False
 ) -> Setup:
-    """Make the Trainer of a training, and check what can be checked before the first step.
-
-    ``watchers`` are the caller's callbacks; they come first.
-
-    Raises:
-        ValueError: for anything in the recipe that does not fit model, method or rows.
-    """
+    """Make the Trainer of a training; ``watchers`` are the caller's callbacks, which come first."""
     recipe, plan, held_out = prepared.recipe, prepared.plan, prepared.held_out
     args, measured, make = checked_arguments(prepared, quiet=quiet)
     set_seed(args.seed)
@@ -124,11 +121,7 @@ def set_up(
 def checked_arguments(
     prepared: PreparedTraining, *, quiet: bool = False
 ) -> tuple[TrainingArguments, list[str], Callable[..., Trainer]]:
-    """A training's arguments, metrics on held-out rows and class of Trainer, without its weights.
-
-    Raises:
-        ValueError: for what no training can be made of.
-    """
+    """A training's arguments, metrics on held-out rows and class of Trainer, no weights loaded."""
     args = training_arguments(
         prepared.recipe,
         prepared.plan.arguments,
@@ -203,10 +196,6 @@ def trainer_class(
     """The class of Trainer for the rows, with the arguments that only this class takes.
 
     ``context`` is how many tokens the model can read; None if its config does not say.
-
-    Raises:
-        ValueError: for label smoothing with rows without classes or texts, or a
-            ``max_new_tokens`` above the model's context.
     """
     recipe, rows, tokenizer = prepared.recipe, prepared.rows, prepared.tokenizer
     smoothing = recipe.training.get("label_smoothing_factor")
@@ -235,11 +224,7 @@ def make_trainer(
     callbacks: list[Any],
     make: Callable[..., Trainer],
 ) -> Trainer:
-    """A Trainer; ``make`` is what ``trainer_class`` returned.
-
-    Raises:
-        ValueError: if only full batches may be taken and the rows do not fill one.
-    """
+    """A Trainer; ``make`` is what ``trainer_class`` returned."""
     batch, rows = args.train_batch_size * args.world_size, len(datasets[0])
     if args.dataloader_drop_last and rows < batch:
         raise ValueError(

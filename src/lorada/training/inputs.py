@@ -1,0 +1,206 @@
+"""Reads what a run needs before it loads weights, and refuses settings that do not go together.
+
+A training, an evaluation and an export all begin with ``prepare``; a training goes on with
+``prepare_training``.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AttentionMaskInterface,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    TorchAoConfig,
+)
+
+from lorada.data.dataset import refuse_target_length
+from lorada.data.scoring import ChosenMetric, metric_of
+from lorada.data.task import Kind
+from lorada.data.task_rows import Rows, training_rows
+from lorada.methods.build import Plan, build_method
+from lorada.methods.lookup import method_named
+from lorada.methods.meta_model import meta_model
+from lorada.methods.method import SHIFTED_ATTENTION, load
+from lorada.methods.task_head import HEADS, POOLER
+from lorada.runs.recipe import Recipe
+from lorada.support.errors import needs_extra, unknown_name
+from lorada.support.row_sources import HEADED, Form
+from lorada.training.device_settings import TRAINERS_OWN, with_dtype
+from lorada.training.models.loading import (
+    kind_of,
+    load_config,
+    load_tokenizer,
+    own_classes,
+    set_languages,
+)
+from lorada.tuners import LmamConfig, PrefixConfig
+from lorada.tuners.pooling import refuse_type
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe, with the dtype that its base gets here, and its config, kind and tokenizer."""
+
+    recipe: Recipe
+    config: PreTrainedConfig
+    kind: Kind
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PreparedTraining(Prepared):
+    """What a training needs before it loads weights.
+
+    Attributes:
+        plan: the recipe's method, with its settings for this base model.
+        rows: the rows to learn from.
+        held_out: the rows that are measured while training; None for none.
+        metric: what answers are scored by; None for a benchmark, which has its own.
+    """
+
+    plan: Plan
+    rows: Rows
+    held_out: Rows | None
+    metric: ChosenMetric | None
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Read the config and the tokenizer of a recipe's base model."""
+    trust = recipe.trust_remote_code
+    config = load_config(recipe.model, trust_remote_code=trust)
+    tokenizer = load_tokenizer(recipe.model, config, trust_remote_code=trust)
+    return Prepared(with_dtype(recipe, config), config, kind_of(config), tokenizer)
+
+
+def prepare_training(recipe: Recipe) -> PreparedTraining:
+    """Read the base model's config and tokenizer and the rows, and plan the method."""
+    _refuse_said_twice(recipe)
+    base = prepare(recipe)
+    rows, held_out = training_rows(recipe, base.kind, own_classes(base.config))
+    if recipe.pooling is not None:
+        refuse_pooling(recipe.pooling, base.config, rows.form, rows.path)
+    refuse_target_length(recipe, rows, base.kind)
+    metric = metric_of(rows, recipe)
+    if recipe.packing:
+        refuse_packing(rows.form, base.kind, recipe.method)
+    plan = build_method(recipe.method, base.config, **recipe.parts)
+    refuse_base_settings(recipe, base.config, plan)
+    set_languages(base.tokenizer, recipe.languages, rows.protocol.languages)
+    return PreparedTraining(**vars(base), plan=plan, rows=rows, held_out=held_out, metric=metric)
+
+
+def _refuse_said_twice(recipe: Recipe) -> None:
+    """Refuse the Trainer's own settings beside ``activation_checkpointing``."""
+    for name in TRAINERS_OWN:
+        if recipe.activation_checkpointing == "full" and name in recipe.training:
+            raise ValueError(
+                f"activation_checkpointing=full and training.{name}={recipe.training[name]} "
+                "exclude each other: leave one out"
+            )
+
+
+def refuse_pooling(pooling: str, model_config: Any, form: Form, path: str) -> None:
+    """Refuse a pooling where training rows of this ``form`` need no head, or an unknown one."""
+    if form not in HEADED:
+        raise ValueError(
+            f"pooling={pooling} is what a head for classes or scores reads, and {path} has {form} "
+            "rows, which need none: leave it out"
+        )
+    refuse_type(model_config.model_type)
+
+
+def refuse_packing(form: Form, kind: Kind, method: str) -> None:
+    """Refuse rows, models and methods that packing does not work for."""
+    if kind != "decoder":
+        raise ValueError("packing=true is for decoders only: leave it out")
+    if form not in ("messages", "prompt"):
+        raise ValueError(
+            f"packing=true is for prompts or messages, not for rows of the form {form!r}"
+        )
+    if SHIFTED_ATTENTION in method_named(method).callbacks:
+        raise ValueError("packing=true: LongLoRA's groups would span several rows; leave it out")
+
+
+MASKED = ("sdpa", "eager")  # implementations that take any mask
+
+
+def loading_settings(
+    recipe: Recipe, device: torch.device | None, *, headed: bool
+) -> dict[str, Any]:
+    """What ``from_pretrained`` is told of a recipe's base.
+
+    ``device`` is where it goes, None for the CPU; ``headed`` says whether it has a task head, which
+    trains and so stays as it is.
+    """
+    settings: dict[str, Any] = {}
+    if recipe.device_map is not None:
+        settings["device_map"] = recipe.device_map
+    elif device is not None:
+        settings["device_map"] = {"": device}
+    elif recipe.quantization is not None:
+        settings["device_map"] = {"": "cpu"}
+    if recipe.attn_implementation is not None:
+        settings["attn_implementation"] = recipe.attn_implementation
+    if recipe.quantization is not None:
+        settings["quantization_config"] = _quantization(
+            recipe, [*HEADS, POOLER] if headed else None
+        )
+    return settings
+
+
+def _quantization(recipe: Recipe, kept: list[str] | None) -> Any:
+    """nf4 with a second quantisation of its scales, as in QLoRA; int8 of the weights alone.
+
+    ``kept`` are the modules that are not quantised; None for the library's own choice.
+    """
+    if recipe.quantization == "nf4":
+        with needs_extra("bnb"):
+            import bitsandbytes  # noqa: F401
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, recipe.base_dtype),
+            llm_int8_skip_modules=kept,
+        )
+    with needs_extra("torchao"):
+        from torchao.quantization import Int8WeightOnlyConfig
+    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=kept)
+
+
+def refuse_base_settings(recipe: Recipe, config: Any, plan: Plan) -> None:
+    """Refuse a quantisation or an attention that the method cannot be trained with."""
+    if recipe.quantization is not None and plan.config is None:
+        raise ValueError(
+            f"quantization={recipe.quantization} and method={recipe.method}, which trains the "
+            "base itself, exclude each other: choose a method with an adapter"
+        )
+    asked = recipe.attn_implementation
+    if asked is None or "/" in asked:  # a kernel of the hub, which transformers fetches
+        return
+    known = sorted(AttentionMaskInterface().valid_keys())  # each has a mask of its own form
+    if asked not in known:
+        raise unknown_name("attn_implementation", asked, known)
+    if asked not in MASKED and (reason := _needs_masks(recipe, plan)):
+        raise ValueError(
+            f"attn_implementation={asked} does not work with {reason}: use {' or '.join(MASKED)}"
+        )
+    try:
+        meta_model(config, asked)
+    except (ImportError, ValueError) as error:  # a package that is not installed, most often
+        raise ValueError(f"attn_implementation={asked}: {' '.join(str(error).split())}") from error
+
+
+def _needs_masks(recipe: Recipe, plan: Plan) -> str | None:
+    """Which part of a method works only where attention takes any mask; None for none."""
+    if any(isinstance(callback, load(SHIFTED_ATTENTION)) for callback in plan.callbacks):
+        return "shifted sparse attention, which has a mask for each head"
+    for part in getattr(plan.config, "parts", [plan.config]):
+        if isinstance(part, PrefixConfig) and recipe.packing:
+            return "a prefix before each of several packed rows"
+        if isinstance(part, LmamConfig) and part.ablation == "no_negative":
+            return "ablation=no_negative, which puts the map into the mask"
+    return None
