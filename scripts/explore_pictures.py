@@ -1,7 +1,7 @@
 """Print the numbers of "A real run" of docs/explore.md, and take its pictures.
 
-    lorada train quickstart --output runs/quickstart training.save_total_limit=4
-    python scripts/explore_pictures.py runs/quickstart/checkpoint-20 docs
+    lorada train syllogisms --output runs/syllogisms training.save_total_limit=4
+    python scripts/explore_pictures.py runs/syllogisms/checkpoint-20 docs
 
 It writes explore-heads.png, explore-head.png, explore-next.png and explore-phone.png into the last
 folder. The head that is open is the one whose map acts most. It needs playwright and Chromium.

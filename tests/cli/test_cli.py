@@ -159,7 +159,7 @@ def test_the_version_is_printed_alone(call):
     ],
 )
 def test_a_setting_given_as_an_option_is_shown_as_it_is_written(mistake, words, said):
-    for command in (["train", "quickstart"], ["compare"], ["params"]):
+    for command in (["train", "syllogisms"], ["compare"], ["params"]):
         assert said in mistake(*command, *words)
 
 

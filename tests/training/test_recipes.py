@@ -25,7 +25,7 @@ def test_every_builtin_recipe_loads_and_its_rows_are_there(name):
 
 
 def test_the_quickstart_rows_are_2000_and_200_without_overlap_and_balanced():
-    recipe = load_recipe("quickstart", [], {})
+    recipe = load_recipe("syllogisms", [], {})
     train, test = read_rows(recipe.data), read_rows(recipe.eval_data)
     assert (len(train), len(test)) == (2000, 200)
     assert not {row["prompt"] for row in train} & {row["prompt"] for row in test}

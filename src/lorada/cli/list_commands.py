@@ -78,7 +78,7 @@ def recipes(as_json: Json = False) -> None:
         return
     for name, path in rows.items():
         console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
-    suggest("train", "quickstart")
+    suggest("train", "syllogisms")
 
 
 @app.command()

@@ -23,7 +23,7 @@ def resolve(path: str | Path) -> Path:
     if not str(path).startswith(BUILTIN):
         return Path(path)
     name = Path(str(path).removeprefix(BUILTIN)).name
-    return Path(__file__).parents[1] / "recipes" / "quickstart" / name
+    return Path(__file__).parents[1] / "recipes" / "rows" / name
 
 
 def files_of(path: str | Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Make the bundled rows: syllogisms from reasoning-gym.
 
     pip install reasoning-gym
-    python benchmarks/make_quickstart_data.py
+    python benchmarks/make_bundled_rows.py
 
 Writes 2,000 rows to train on and 200 to test on as prompts with responses, and 3,000 other ones as
 sentences with labels, for the quickstart. Half of the answers are Yes and half No, so that always
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import reasoning_gym
 
-TARGET = Path(__file__).parents[1] / "src" / "lorada" / "recipes" / "quickstart"
+TARGET = Path(__file__).parents[1] / "src" / "lorada" / "recipes" / "rows"
 SIZES = {"train": 2000, "test": 200}
 LABELLED = 3000
 FRAME = ("Consider these statements:\n", "(Answer Yes or No)")
