@@ -17,12 +17,12 @@ from test_export import CLASSES
 from test_export import train_run as train_in_double
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lorada.cli import checks
+from lorada.cli import export_command
 from lorada.inference import export
 from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
 
-for package in checks.ONNX_PACKAGES:
+for package in export_command.ONNX_PACKAGES:
     pytest.importorskip(package, reason=f"{package} is missing: extra onnx")
 
 SHORT_MAP = ["lmam.length=8"]  # prompts are shorter, as long and longer
@@ -117,7 +117,7 @@ def folder_of(path):
 def test_a_missing_package_is_named_before_anything_is_loaded(
     finished, tmp_path, mistake, monkeypatch
 ):
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(export_command, "find_spec", lambda name: None)
     how = "install the extra `onnx` (pip install '.[onnx]' in a checkout of lorada)"
     line = mistake("export", finished, tmp_path / "graph", "--format", "onnx")
     assert line == f"error: onnx is missing: {how}"
