@@ -300,3 +300,32 @@ def test_eager_is_the_function_that_the_module_names_itself():
 
     interface.install()
     assert torch.equal(Simple()(torch.zeros(2)), torch.ones(2))
+
+
+@pytest.mark.fp64(False)
+@kinds("llama", "mistral", "bert")
+def test_values_of_fp64_get_the_papers_form_in_fp64_with_factors_of_fp32(name, ablation):
+    module = fresh_host(name, ablation=ablation)
+    assert {weight.dtype for weight in module.lmam.parameters()} == {torch.float32}
+    causal = name != "bert"
+    cached = [(size, queries) for size in (3, 5, 8) for queries in (1, 2) if causal]
+    for tokens, queries in [(3, None), (9, None), *cached]:
+        inputs = Inputs(module, tokens, 2, queries).double()
+        assert_close(inputs.call("sdpa"), inputs.reference())
+    padded = Inputs(module, 9, batch=3).double()
+    padded.pads[1, :4] = padded.pads[2, 7:] = True
+    output = padded.call("sdpa")
+    for index in range(3):
+        found = output[index : index + 1, :, ~padded.pads[index]]
+        assert_close(found, padded.sample(index).reference())
+
+
+@pytest.mark.fp64(False)
+@kinds("llama", "bert")
+def test_a_finished_map_of_fp32_is_not_used_for_values_of_fp64(name, ablation):
+    module = fresh_host(name, ablation=ablation)
+    module.lmam.eval().bake()
+    inputs = Inputs(module, 9, batch=2).double()
+    found = inputs.call("sdpa")
+    module.lmam.train()
+    assert_close(found, inputs.reference())

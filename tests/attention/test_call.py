@@ -71,3 +71,15 @@ def test_every_form_of_a_mask_shows_the_same_keys(form):
         "block": block_mask,
     }[form]()
     assert torch.equal(call(mask).visible_keys(), SEEN)
+
+
+def test_a_mask_of_tokens_may_be_that_of_a_longer_past():
+    mask = torch.tensor([[1, 1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
+    assert torch.equal(call(mask).visible_keys(), mask[:, None, 2:].bool())
+
+
+def test_lengths_of_the_queries_alone_are_those_of_the_keys():
+    queries, keys = torch.tensor([0, 2]), torch.tensor([0, 5])
+    assert call().cu_seq_lens is None
+    assert call(cu_seq_lens_q=queries).cu_seq_lens == (queries, queries)
+    assert call(cu_seq_lens_q=queries, cu_seq_lens_k=keys).cu_seq_lens == (queries, keys)

@@ -7,6 +7,7 @@ import torch
 from conftest import TINY, assert_close
 from stacks import moved, training_stack
 from transformers import StaticCache
+from transformers.exporters.utils import apply_patches
 
 # One bucket: batches of any number of rows, padded to multiples of 8 tokens; shorter than the map
 # (16 tokens), as long, and longer.
@@ -182,3 +183,35 @@ def test_an_exported_baked_model_gives_the_same_logits_for_other_shapes(padding)
         for rows, tokens in [*SHAPES, (7, 33)]:
             inputs = batch(rows, tokens, padding)
             assert_close(program(**inputs), model(**inputs).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.fp64(False)  # which does not reach into the checkpoints that torch.compile makes
+def test_a_training_step_with_checkpoints_is_one_graph():
+    model = stack().train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.base_model.model.disable_input_require_grads()  # reentrant checkpoints need it
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    # The bottleneck's hooks keep the FFN's input for its output, a side effect torch asks about.
+    config = {"skip_fwd_side_effects_in_bwd_under_checkpoint": True}
+    with torch._dynamo.config.patch(**config):
+        for rows, tokens in SHAPES:
+            inputs = {**batch(rows, tokens, "left"), "use_cache": False}
+            # Over all tokens, each of which is a sum over the widths of some products in a row.
+            assert_same_step(compiled, model, inputs, terms=rows * tokens * 48)
+
+
+def test_under_the_functions_of_transformers_exporters_it_traces_and_computes_the_same():
+    """They replace some of torch's, such as cummax by one that returns a plain tuple."""
+    model, padded, packed = stack().eval(), batch(3, 24, "left"), batch(1, 24, None)
+    padded["position_ids"] = (padded["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    packed["position_ids"] = torch.arange(24)[None] % 10  # three sequences in a row
+    with torch.no_grad():
+        expected = [model(**inputs, use_cache=False).logits for inputs in (padded, packed)]
+        with apply_patches("onnx"):
+            assert not hasattr(torch.arange(3).cummax(-1), "values")
+            for inputs, logits in zip((padded, packed), expected, strict=True):
+                assert_close(model(**inputs, use_cache=False).logits, logits)
+            plain = model.get_base_model()
+            program = torch.export.export(plain, (), {**padded, "use_cache": False}).module()
+        assert_close(program(**padded, use_cache=False).logits, expected[0])

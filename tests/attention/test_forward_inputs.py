@@ -180,3 +180,22 @@ def test_the_mask_of_an_encoder_says_nothing_about_its_decoder(asked):
         cache, token = found.past_key_values, torch.tensor([[8]])
         model(**read, decoder_input_ids=token, past_key_values=cache, use_cache=True)
     assert len(asked) > 0
+
+
+def test_the_longest_map_decides(asked):
+    model = adapted("llama")
+    model.add_adapter("longer", LmamConfig(length=LENGTH + 2, init_weights=False))
+    model.set_adapter("longer")
+    decode(model, LENGTH, 4)
+    assert len(asked) == (1 + 2) * LAYERS
+
+
+def test_batches_in_turns_are_each_counted_by_themselves(asked):
+    model = adapted("llama")
+
+    def written() -> torch.Tensor:
+        long, short = begin(model, 8, 8), begin(model, 8, 2)  # masks of the same shape
+        return torch.cat([step(model, each, 20) for each in (long, short, long, short)])
+
+    # Two prompts, and the tokens of the batch with a short row.
+    assert_asked(asked, 2 + 2, written)

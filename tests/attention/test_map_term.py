@@ -309,3 +309,41 @@ def test_nothing_that_grows_with_the_batch_or_the_sequence_is_kept(batch, tokens
 
     assert kept_bytes(fast, [*factors, value]) == 0
     assert kept_bytes(plain, [*factors, value]) > 4 * sum(x.nbytes for x in factors)
+
+
+@pytest.mark.parametrize("name", ["padded", "padded, long", "packed"])
+def test_an_empty_batch_passes(name):
+    positions, shape, value, output = call(name)
+    none = torch.zeros(0, positions.columns.shape[1], dtype=torch.long)
+    empty = TokenTable(none, none)
+    found = add_term(output[:0], attention_map(), empty, shape, value[:0])
+    assert found.shape == (0, *output.shape[1:])
+
+
+@pytest.mark.parametrize("name", ["whole", "shorter than the map", "padded", "padded, long"])
+@pytest.mark.parametrize("block", [1, 32])
+def test_the_sum_may_be_changed_in_place(name, block, monkeypatch):
+    monkeypatch.setattr(causal_product, "BLOCK", block)
+    positions, shape, value, output = call(name)
+    add_term(output, attention_map(), positions, shape, value).mul_(2).sum().backward()
+    assert torch.equal(output.grad, torch.full_like(output, 2))
+
+
+def test_transforms_of_functions_pass():
+    positions, shape, value, output = call("whole")
+    held = attention_map()
+
+    def loss(value):
+        return add_term(output, held, positions, shape, value).square().sum()
+
+    (expected,) = torch.autograd.grad(loss(value), value)
+    assert_close(torch.func.grad(loss)(value.detach()), expected)
+
+
+@pytest.mark.parametrize("ablation", [None, "full_rank"])
+def test_a_gradient_of_a_gradient_is_refused(ablation):
+    positions, shape, value, output = call("whole")
+    found = add_term(output, attention_map(ablation), positions, shape, value)
+    (first,) = torch.autograd.grad(found.square().sum(), value, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

@@ -6,7 +6,7 @@ import architecture_cells
 import pytest
 import torch
 from architecture_cells import batch_of
-from architectures import ARCHITECTURES, logits
+from architectures import ARCHITECTURES, ENCODER_DECODERS, logits
 from conftest import TINY, assert_close, assert_same_gradients
 from method_cases import OWN_ATTENTION
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
@@ -15,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig, explain
 from lorada.attention.interface import dispatches
+from lorada.attention.observation import observe
 from lorada.tuners.prefix import PrefixLayer
 
 pytestmark = pytest.mark.fp64
@@ -203,3 +204,65 @@ def test_a_prefix_of_another_width_is_refused():
     layer.lora_key["default"] = nn.Parameter(torch.zeros(LENGTH, 12))
     with pytest.raises(ValueError, match="12 wide does not fit attention with 2 key/value heads"):
         layer.host(torch.zeros(1, 2, 32), (torch.ones(1, 2, 8), torch.zeros(1, 2, 8)), None)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("name", [*ENCODER_DECODERS, "gpt2", "opt", "gemma3"])
+def test_generation_with_a_cache_is_that_without(name, beams):
+    model, batch = adapted(name), batch_of(name)
+    batch.pop("decoder_input_ids", None)
+    if "attention_mask" in batch and name not in ENCODER_DECODERS:
+        batch = {key: value.flip(1) for key, value in batch.items()}  # pads on the left
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": beams, "do_sample": False}
+    options |= {"output_scores": True, "return_dict_in_generate": True}
+    cached = model.generate(**batch, **options)
+    plain = model.generate(**batch, **options, use_cache=False)
+    assert torch.equal(cached.sequences, plain.sequences)
+    assert_close(torch.stack(cached.scores), torch.stack(plain.scores))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
+def test_the_map_never_sees_the_prefix(name):
+    batch = batch_of(name)
+    first = []
+    for prefix in (True, False):
+        model, seen = stacked(name, prefix), []
+        with observe(seen.append):
+            logits(model, **batch)
+        first.append(seen[0])
+    behind_it, alone = first
+    assert torch.equal(behind_it.call.value, alone.call.value)
+    assert torch.equal(behind_it.term, alone.term)
+    assert alone.term.abs().max() > 0.01
+    assert (behind_it.output - alone.output).abs().max() > 0.01
+    size = batch["input_ids"].shape[1]
+    tables = [seen.positions.table(size, size, seen.output.device) for seen in first]
+    assert torch.equal(tables[0].columns, tables[1].columns)
+    assert torch.equal(tables[0].rows, tables[1].rows)
+
+
+def split(prefix: Tensor, like: Tensor) -> Tensor:
+    """(P, G·D) as (B, G, P, D)."""
+    heads = prefix.detach().view(len(prefix), like.shape[1], like.shape[3]).transpose(0, 1)
+    return heads.expand(len(like), -1, -1, -1)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_the_map_inside_the_softmax_leaves_the_prefix_columns_alone(name):
+    """¬N behind a prefix, written out: the map joins the scores of tokens only."""
+    model, batch, seen = stacked(name, ablation="no_negative"), batch_of(name), []
+    maps = explain(model, batch)[0].map
+    with observe(seen.append):
+        logits(model, **batch)
+    call = seen[0].call
+    layer = call.module.prefix
+    query, value = call.query, call.value
+    keys = torch.cat([split(layer.lora_key["default"], call.key), call.key], 2)
+    values = torch.cat([split(layer.lora_value["default"], value), value], 2)
+    keys, values = (x.repeat_interleave(4 // x.shape[1], 1) for x in (keys, values))
+    scores = query @ keys.transpose(-1, -2) * 8**-0.5
+    for added in (maps, call.mask):
+        scores = scores + nn.functional.pad(added, (LENGTH, 0))
+    expected = (scores.softmax(-1) @ values).transpose(1, 2)
+    real = batch["attention_mask"].bool()
+    assert_close((seen[0].output + seen[0].term)[real], expected[real])
