@@ -5,7 +5,7 @@ import torch
 from conftest import TINY
 from peft import get_peft_model
 from placements import adapted
-from stacks import HIDDEN, batch, bottleneck, logits
+from stacks import BOTTLENECK_COUNT, HIDDEN, LAYERS, WIDTH, batch, bottleneck, logits
 
 from lorada.paper.map_costs import kept_bytes
 
@@ -58,3 +58,20 @@ def test_dropout_is_the_models_own_unless_given():
     torch.testing.assert_close(logits(model, inputs), logits(model, inputs), atol=0, rtol=0)
     model.train()
     assert not torch.allclose(logits(model, inputs), logits(model, inputs))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, LAYERS * BOTTLENECK_COUNT),
+        ({"use_bias": False}, LAYERS * 2 * HIDDEN * WIDTH),
+        ({"layer_norm": True}, LAYERS * (BOTTLENECK_COUNT + 2 * HIDDEN)),
+        ({"layers_to_transform": [1]}, BOTTLENECK_COUNT),
+        ({"exclude_modules": r".*layers\.0\..*"}, BOTTLENECK_COUNT),
+    ],
+)
+def test_parameter_count_follows_the_options(options, expected):
+    model = get_peft_model(TINY["llama"](), bottleneck(**options))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    assert trainable == expected

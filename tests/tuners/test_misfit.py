@@ -49,3 +49,18 @@ def test_an_adapter_of_another_base_leaves_the_base_as_it_was(case, low_memory, 
     refused(said, lambda: PeftModel.from_pretrained(base, folder, **low))
     assert [name for name, _ in base.named_modules()] == names
     assert torch.equal(logits(base, BATCH), before)
+
+
+@pytest.mark.parametrize(("name", "trains"), [("other", False), ("default", True)])
+def test_an_adapter_survives_weights_of_another_or_its_own_that_do_not_fit(name, trains, tmp_path):
+    wide = saved(tmp_path, TINY["llama"](hidden_size=64, head_dim=8), training_stack())
+    model = moved(TINY["llama"](), training_stack())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    expected = logits(model, BATCH)
+    with pytest.raises(ValueError, match="another model size or head count"):
+        model.load_adapter(wide, name, is_trainable=trains)
+    assert list(model.peft_config) == ["default"]
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert torch.equal(logits(model, BATCH), expected)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import DECODER_SIZES, TINY, assert_close, assert_same_gradients
 from peft import LoraConfig, get_peft_model
-from stacks import batch, logits, moved
+from stacks import HIDDEN, batch, logits, moved
 from torch import Tensor, nn
 
 from lorada import OmoeConfig
@@ -128,3 +128,27 @@ def test_autocast_leaves_the_norms_in_fp32_and_the_start_the_base():
     # The squares are what is summed; what they are off by is off the norm as a share of twice it.
     squares = (weight.abs() + 2.0 * up.abs() @ down.abs()).square().sum(2)
     assert_close(norms, expected, terms=6 + 2 * 3 + 4, size=squares / expected)
+
+
+def test_the_normalised_form_starts_away_from_the_base_and_its_b_is_small():
+    inputs, base = batch("llama"), TINY["llama"]()
+    expected = logits(base, inputs)
+    model = get_peft_model(base, omoe(normalize=True)).eval()
+
+    assert (logits(model, inputs) - expected).abs().max() > 1e-3
+    ups = [p for n, p in model.named_parameters() if "lora_up" in n]
+    assert 5e-4 < torch.cat([p.flatten() for p in ups]).std() < 2e-3
+
+
+def test_modules_that_cannot_hold_experts_are_refused():
+    with pytest.raises(ValueError, match="no default target_modules for bert models: choose"):
+        get_peft_model(TINY["bert"](), omoe())
+    base = TINY["llama"]()
+    base.model.layers[1].mlp.up_proj.weight = nn.Parameter(
+        torch.zeros(INNER, HIDDEN, dtype=torch.int8), requires_grad=False
+    )
+    with pytest.raises(
+        ValueError, match=r"quantised, which OMoE on model.layers.1.mlp.up_proj does"
+    ):
+        get_peft_model(base, omoe())
+    assert not any("lora" in name for name, _ in base.named_parameters())

@@ -148,3 +148,29 @@ def test_placements_stack_with_each_other_the_map_and_lora(case, tmp_path):
         assert (logits(model, **batch) - expected).abs().max() > 1e-4
         weights.data.copy_(kept)
     assert_close(logits(model.merge_weights(), **batch), expected)
+
+
+@every_case
+def test_lora_that_comes_later_and_goes_again_does_not_move_the_adapters(name, placement):
+    batch = inputs(name)
+    beside = LoraConfig(r=2, target_modules=MET[name], init_lora_weights=False)
+    part = bottleneck(placement=placement)
+    whole = get_peft_model(ARCHITECTURES[name](), LoradaConfig(parts=[beside, part])).eval()
+    fill(whole)
+    model = get_peft_model(ARCHITECTURES[name](), LoradaConfig(parts=[part])).eval()
+    source = dict(whole.named_parameters())
+    for key, parameter in model.named_parameters():
+        if ".bneck" in key:
+            parameter.data = source[key.replace(".base_layer", "")].data
+    alone = logits(model, **batch)
+
+    model.add_adapter("later", LoradaConfig(parts=[beside]))
+    for key, parameter in model.named_parameters():
+        if ".later." in key:
+            parameter.data = source[key.replace(".later.", ".default.")].data
+    torch.testing.assert_close(logits(model, **batch), alone, atol=0, rtol=0)
+    model.base_model.set_adapter(["default", "later"])
+    assert_close(logits(model, **batch), logits(whole, **batch))
+    model.delete_adapter("later")
+    model.set_adapter("default")
+    torch.testing.assert_close(logits(model, **batch), alone, atol=0, rtol=0)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import assert_close
 from folders import refused
-from peft import PeftModel, get_peft_model
+from peft import LNTuningConfig, PeftModel, get_peft_model
 from placements import (
     KINDS,
     LINEARS,
@@ -245,3 +245,51 @@ def test_a_placement_that_lacks_a_linear_says_which(name, placement, message):
     model, config = ARCHITECTURES[name](), BottleneckConfig(placement=placement)
     refused(f"'{placement}' is for {message}", lambda: get_peft_model(model, config))
     assert not any(isinstance(module, BottleneckLayer) for module in model.modules())
+
+
+def test_houlsby_is_not_placed_by_half_where_the_attention_is_unknown():
+    model = ARCHITECTURES["llama"]()
+    for layer in model.model.layers:
+        layer.self_attn.projected = layer.self_attn.o_proj
+        del layer.self_attn.o_proj
+    with pytest.raises(ValueError, match="'houlsby' does not know the attention of LlamaForCausal"):
+        get_peft_model(model, bottleneck(placement="houlsby"))
+
+
+@pytest.mark.parametrize(
+    ("placement", "expected"),
+    [
+        ("ffn", ("relu", True, False, "lora", 4.0, None)),
+        ("houlsby", ("relu", True, False, "bert", 1.0, None)),
+        ("pfeiffer", ("relu", True, False, "bert", 1.0, None)),
+        ("pa_attn", ("relu", True, True, "bert", 1.0, None)),
+        ("series", ("tanh", False, False, "bert", 1.0, 0.0)),
+        ("series_input", ("tanh", False, False, "bert", 1.0, 0.0)),
+        ("parallel", ("tanh", False, False, "bert", 1.0, 0.0)),
+    ],
+)
+def test_each_placement_brings_its_own_settings(placement, expected):
+    config = BottleneckConfig(placement=placement)
+    names = ("activation", "use_bias", "layer_norm", "init", "scale", "dropout")
+
+    assert tuple(getattr(config, name) for name in names) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [("llama", "post_attention_layernorm"), ("bart", "final_layer_norm")]
+)
+def test_norms_that_are_tuned_as_well_do_not_hide_the_ffn(name, norm):
+    batch, source = inputs(name), dict(adapted(name).named_parameters())
+    for reverse in (False, True):
+        parts = [LNTuningConfig(target_modules=[norm]), bottleneck()]
+        config = LoradaConfig(parts=parts[::-1] if reverse else parts)
+        model = get_peft_model(made(name), config).eval()
+        for key, parameter in model.named_parameters():
+            if ".bneck." in key:
+                parameter.data = source[key.replace(".base_layer", "")].data
+        alone = get_peft_model(made(name), bottleneck()).eval()
+        for key, parameter in alone.named_parameters():
+            parameter.data = source[key].data
+        expected = logits(alone, **batch)  # a fresh LN tuning is the identity
+        assert_close(logits(model, **batch), expected)
+        assert_close(logits(model.merge_weights(), **batch), expected)

@@ -1,12 +1,14 @@
 """Pooling as a part: what the last layer of a head reads, beside the twin that reads it by hand."""
 
+import copy
+
 import pytest
 import torch
 from conftest import SIZES, assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import small
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from stacks import assert_loads, logits, moved
 from transformers import (
     AutoConfig,
@@ -241,3 +243,48 @@ def test_a_known_type_without_a_head_for_texts_is_refused(name, auto):
     model = auto.from_config(AutoConfig.for_model(name, **sizes))
     with pytest.raises(ValueError, match=r"has no head for classes or scores .*: load the model"):
         attach(model, "mean")
+
+
+def test_switched_off_the_head_is_the_models_own_bit_for_bit():
+    for name in MODELS:
+        model, inputs = headed(name), batch()
+        own = logits(model, inputs)
+        adapted = stacked(model, "mean", LoraConfig(r=2, target_modules=["query", "in_proj",
+                          "query_proj"]), modules_to_save=["classifier"])  # fmt: skip
+        with adapted.disable_adapter():
+            assert torch.equal(logits(adapted, inputs), own)
+        assert not torch.allclose(logits(adapted, inputs), own, atol=1e-3)
+        assert torch.equal(logits(adapted.unload(), inputs), own)
+
+
+@every_model
+def test_it_is_a_peft_adapter_by_itself(name, tmp_path):
+    inputs = batch()
+    config = PoolingConfig(pooling="cls", modules_to_save=["classifier"])
+    model = get_peft_model(headed(name), config).eval()
+    assert_close(logits(model, inputs), expected(model, inputs, "cls"))
+    assert_loads(model, headed(name), tmp_path, inputs)
+
+
+def test_a_copy_of_a_model_has_a_pooling_of_its_own():
+    for name in MODELS:
+        model, inputs = headed(name), batch()
+        attach(model, "mean")
+        wanted = logits(model, inputs)
+        twin = copy.deepcopy(model)
+        parts_of(model)[0].pooling.enable_adapters(False)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        assert_close(logits(twin, inputs), wanted)
+
+
+def test_after_the_block_a_model_is_as_before():
+    for name in MODELS:
+        model, inputs = headed(name), batch()
+        own, modules = logits(model, inputs), [key for key, _ in model.named_modules()]
+        with attached(model, "mean"):
+            assert not torch.allclose(logits(model, inputs), own, atol=1e-3)
+        assert torch.equal(logits(model, inputs), own)
+        assert [key for key, _ in model.named_modules()] == modules
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -178,3 +178,42 @@ def test_two_parts_share_a_network_if_they_are_of_one_size():
     get_peft_model(TINY["llama"](), parts_by_layer(length=2, projection=None))
     with pytest.raises(ValueError, match=r"length=2, projection=5 of .* differ from length=3"):
         get_peft_model(TINY["llama"](), parts_by_layer(length=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "blocks"),
+    [
+        ({"stacks": ["encoder"]}, {"encoder self"}),
+        ({"stacks": ["decoder"]}, {"decoder self", "cross"}),
+        ({"exclude_modules": ["encoder_attn"]}, {"encoder self", "decoder self"}),
+        ({"target_modules": ["encoder_attn"]}, {"cross"}),
+        ({}, {"encoder self", "decoder self", "cross"}),
+    ],
+)
+def test_stacks_and_names_choose_the_blocks_of_an_encoder_decoder(options, blocks):
+    model = get_peft_model(
+        ARCHITECTURES["bart"](), PrefixConfig(length=LENGTH, layers_to_transform=[1], **options)
+    )
+    found = [n for n, m in model.get_base_model().named_modules() if isinstance(m, PrefixLayer)]
+    kinds = {
+        "model.encoder.layers.1.self_attn.prefix": "encoder self",
+        "model.decoder.layers.1.self_attn.prefix": "decoder self",
+        "model.decoder.layers.1.encoder_attn.prefix": "cross",
+    }
+    assert {kinds[name] for name in found} == blocks
+
+
+def test_prefixes_of_several_active_adapters_stand_one_behind_the_other():
+    model, inputs = trained("flat"), batch("llama")
+    model.add_adapter("second", PrefixConfig(length=2))
+    randomise(model, "second")
+    model.base_model.set_adapter(["default", "second"])
+    found = logits(model, inputs)
+    joined = get_peft_model(TINY["llama"](), PrefixConfig(length=LENGTH + 2)).eval()
+    with torch.no_grad():
+        for both, one in zip(layers(model), layers(joined), strict=True):
+            for part in ("lora_key", "lora_value"):
+                parts = getattr(both, part)
+                whole = torch.cat([parts["default"], parts["second"]])
+                getattr(one, part)["default"].copy_(whole)
+    assert_close(found, logits(joined, inputs))

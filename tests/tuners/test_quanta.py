@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import TINY, assert_close, assert_same_gradients
 from folders import llama_folder, refused
@@ -187,3 +188,28 @@ def test_gates_train_and_reload_on_a_quantised_base(kind, tmp_path):
     assert torch.equal(logits(loaded, **BATCH), trained)
 
     refused("is quantised, which merging does not support", loaded.merge_and_unload)
+
+
+def test_matrices_that_are_not_square_take_the_hidden_width_on_both_sides():
+    names = ["q_proj", "v_proj", "up_proj", "down_proj"]
+    model = get_peft_model(TINY["llama"](), QuantaConfig(target_modules=names))
+    assert {tuple(q.lora_gates["default"].dims) for q in layers(model)} == {(4, 2, 2, 2)}
+
+
+def test_dropout_is_on_what_the_change_reads_and_only_in_training():
+    layer = wrapped(24, 24, dropout=0.5)
+    x = torch.randn(4, 24, dtype=torch.float64)
+    plain = layer.eval()(x)
+    assert_close(plain, layer.base_layer(x) + x @ dense_change(layer).T)
+    torch.manual_seed(1)
+    dropped = layer.train()(x)
+    torch.manual_seed(1)
+    seen = F.dropout(x, 0.5, True)
+    assert_close(dropped, layer.base_layer(x) + seen @ dense_change(layer).T)
+
+
+@pytest.mark.parametrize("width", [1, 2, 31])
+def test_a_width_without_two_factors_asks_to_leave_the_module_out(width):
+    message = f"0 has no default dims: a width of {width} is no product of two factors"
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(nn.Sequential(nn.Linear(width, width)), QuantaConfig(target_modules=["0"]))

@@ -3,7 +3,13 @@
 import pytest
 import torch
 from folders import llama_folder
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    prepare_model_for_kbit_training,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file
 from stacks import bottleneck, logits, lora, moved, training_stack
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
@@ -109,3 +115,16 @@ def test_an_adapter_loads_onto_any_quantisation_of_its_base(here, there, folder,
     with_it = logits(loaded, BATCH)
     with loaded.disable_adapter():
         assert not torch.allclose(logits(loaded, BATCH), with_it, atol=0.1)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_checkpointing_changes_no_loss_on_a_quantised_base(kind, reentrant, folder):
+    def train(**options):
+        torch.manual_seed(0)
+        prepared = prepare_model_for_kbit_training(base(folder, kind), **options)
+        return losses(get_peft_model(prepared, training_stack()), steps=3)
+
+    kwargs = {"use_reentrant": reentrant}
+    checkpointed = train(use_gradient_checkpointing=True, gradient_checkpointing_kwargs=kwargs)
+    assert checkpointed == train(use_gradient_checkpointing=False)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from callback_runs import assert_same_weights, trainer
+from callback_runs import assert_same_weights, losses, trainer
 from conftest import TINY, assert_close, assert_same_gradients
 from peft import get_peft_model
 from stacks import batch, lmam, logits
@@ -128,3 +128,24 @@ def test_training_without_gates_or_with_another_decay_is_an_error(tmp_path):
     run.args.deepspeed = "zero2.json"
     with pytest.raises(ValueError, match="DeepSpeed gives no access to them: use penalty=0"):
         run.callback_handler.on_train_begin(run.args, run.state, run.control)
+
+
+def test_gates_reach_exact_zeros_and_the_report_counts_them(tmp_path):
+    run = trainer(SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.1))
+    run.train()
+    count = sora_count(run.model)
+    assert 0 < count.zero_gates < count.gates
+    report = run.state.log_history[-1]
+    assert report["sora_zero_gates"] == count.zero_gates
+    assert report["sora_parameters"] == count.remaining
+    assert losses(run)[-1] < 0.9 * losses(run)[0]
+
+
+def test_the_first_step_thresholds_gates_without_a_gradient_and_decays_none(tmp_path):
+    settings = {"max_steps": 1, "weight_decay": 0.5, "optim": "adamw_torch"}
+    for scale, options in ((1.0, {}), (1e-2, {"times_learning_rate": True})):
+        run = trainer(SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.2, **options), **settings)
+        before = [layer.lora_gate["default"].detach().clone() for layer in layers(run.model)]
+        run.train()
+        for gate, layer in zip(before, layers(run.model), strict=True):
+            assert_close(layer.lora_gate["default"].detach(), soft_threshold(gate, 0.2 * scale))

@@ -13,6 +13,7 @@ from stacks import (
     STACKS,
     assert_loads,
     batch,
+    bottleneck,
     config_of,
     lmam,
     logits,
@@ -228,3 +229,21 @@ def test_two_parts_of_one_kind_on_different_modules_are_one_adapter(tmp_path):
     parts = [lora("llama", QUERY), LoraConfig(r=5, target_modules=["o_proj"])]
     model = moved(TINY["llama"](), LoradaConfig(parts=parts))
     assert_loads(model, TINY["llama"](), tmp_path, batch("llama"))
+
+
+@pytest.mark.parametrize("kind", ["map", "bottleneck"])
+def test_unmerging_passes_over_what_cannot_be_merged(kind):
+    model = moved(TINY["llama"](), LoradaConfig(parts=BESIDE["lora_ia3"][0]("llama")))
+    model.add_adapter("other", {"map": lmam, "bottleneck": bottleneck}[kind]())
+    randomise(model.eval(), "other")
+    inputs, found = batch("llama"), {}
+    for name in ("other", "default"):
+        model.set_adapter(name)
+        found[name] = logits(model, inputs)
+    model.merge_adapter()
+    assert_close(logits(model, inputs), found["default"])
+    for _ in range(2):
+        model.unmerge_adapter()
+        assert_close(logits(model, inputs), found["default"])
+    model.set_adapter("other")
+    assert_close(logits(model, inputs), found["other"])

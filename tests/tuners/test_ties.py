@@ -6,7 +6,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, inputs
 from conftest import TINY, assert_close
-from peft import IA3Config, LoraConfig, TrainableTokensConfig
+from peft import IA3Config, LoraConfig, PeftModel, TrainableTokensConfig
 from safetensors import safe_open
 from stacks import lmam, logits, moved
 
@@ -124,3 +124,17 @@ def test_a_refused_merge_leaves_the_weights_tied():
     base = model.get_base_model()
     assert base.config.tie_word_embeddings
     assert base.lm_head.base_layer.weight is base.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("placed", PLACED)
+def test_beside_a_map_it_is_merged_likewise(placed, tmp_path):
+    batch, model = inputs("llama"), adapted(tied_llama(), [lmam(), *PLACED[placed]()])
+    expected = logits(model, batch)
+
+    rest = model.merge_weights()
+    assert_close(logits(rest, batch), expected)
+    rest.peft_config["default"].base_model_name_or_path = str(tmp_path / "merged")
+    rest.save_pretrained(tmp_path / "rest")
+    rest.unload().save_pretrained(tmp_path / "merged")
+    again = type(tied_llama()).from_pretrained(tmp_path / "merged").eval()
+    assert_close(logits(PeftModel.from_pretrained(again, tmp_path / "rest"), batch), expected)
