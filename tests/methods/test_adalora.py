@@ -5,8 +5,10 @@ import torch
 from callback_runs import trainer as run_of
 from conftest import TINY, assert_close
 from peft import AdaLoraConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.adalora.layer import AdaLoraLayer
+from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file
 from stacks import VALUE, batch, bottleneck, lmam, logits, lora, moved
 from torch import nn
@@ -14,6 +16,8 @@ from transformers import Trainer, TrainerCallback
 
 from lorada import LamdaConfig, LoradaConfig, SoraConfig
 from lorada.methods.callbacks.adalora_pruning import AdaLoraCallback, schedule
+from lorada.tuners.base.config import STACK
+from lorada.tuners.stack.config import UNSTACKABLE
 
 pytestmark = pytest.mark.fp64
 
@@ -207,3 +211,13 @@ def test_models_and_schedules_that_cannot_work_are_refused(tmp_path):
         trainer(tmp_path, adalora(tfinal=10)).train()
     with pytest.raises(ValueError, match="target_r=4 is not below init_r=4, so there is nothing"):
         trainer(tmp_path, adalora(target_r=4)).train()
+
+
+def test_no_other_part_of_a_stack_has_a_tuner_that_changes_the_models_forward():
+    """A stack adds AdaLoRA's regulariser itself, and calls no tuner's forward."""
+    changing = {
+        kind.value
+        for kind, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()
+        if issubclass(tuner, BaseTuner) and tuner.forward is not BaseTuner.forward
+    }
+    assert changing - {*UNSTACKABLE, STACK} == {"ADALORA"}

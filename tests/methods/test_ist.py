@@ -8,15 +8,15 @@ import torch
 from conftest import TINY, assert_close
 from datasets import Dataset
 from folders import refused
-from layer_runs import LAYERS, ROWS, layer_of, trainer_for, watched
+from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for, watched
 from method_cases import SMALL
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import TrainerState
 
 import lorada
 from lorada import LoradaConfig
 from lorada.methods.callbacks.ist import ISTCallback, adapters_in, scaled_down, updated
-from lorada.methods.callbacks.layers import generator_at, layers_of
+from lorada.methods.callbacks.layers import draw, generator_at, layers_of
 from lorada.support.tuners import TUNERS
 
 pytestmark = pytest.mark.fp64
@@ -154,3 +154,44 @@ def test_a_loss_that_is_no_number_leaves_the_scores_alone():
     callback.scores, callback._adapters = [0.5] * LAYERS, [[]] * LAYERS
     callback.update_scores(Broken(), {}, generator_at(0, 0))
     assert callback.scores == [0.5] * LAYERS
+
+
+def test_scales_and_mode_are_restored_after_scoring():
+    model = adapted("lora", "lmam").train()
+    before = [dict(adapter.scaling) for adapter in all_adapters(model)]
+    scoring(model).update_scores(model, BATCH, generator_at(0, 0))
+    assert model.training
+    assert [adapter.scaling for adapter in all_adapters(model)] == before
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["plain", "reentrant"])
+def test_checkpointed_activations_give_the_same_training(reentrant, tmp_path):
+    results = []
+    for checkpointing in (False, True):
+        model = adapted("lora", "lmam")
+        settings = {
+            "gradient_checkpointing": checkpointing,
+            "gradient_checkpointing_kwargs": {"use_reentrant": reentrant},
+        }
+        watch, _ = watched(model, tmp_path, ISTCallback(every=2), steps=5, **settings)
+        assert len(watch.gradients) == 5
+        assert all(watch.gradients)
+        results.append(get_peft_model_state_dict(model))
+    for key, expected in results[0].items():
+        assert_close(results[1][key], expected)
+
+
+def test_another_seed_draws_other_layers_and_the_global_generator_is_left_alone(tmp_path):
+    drawn = []
+    for seed, noise in ((1, 1), (1, 2), (2, 1)):
+        model, watch = adapted(), Watch()
+        trainer = trainer_for(model, tmp_path, ISTCallback(every=2), seed=seed)
+        trainer.add_callback(watch)
+        torch.manual_seed(noise)
+        trainer.train()
+        drawn.append([sorted({layer_of(name) for name in names}) for names in watch.gradients])
+    assert drawn[0] == drawn[1] != drawn[2]
+    state = torch.get_rng_state()
+    draw(torch.ones(4), 2, generator_at(0, 0))
+    assert torch.equal(torch.get_rng_state(), state)

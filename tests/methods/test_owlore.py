@@ -5,6 +5,7 @@ import torch
 from conftest import TINY
 from layer_runs import LAYERS, ROWS, layer_of, watched
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from lorada.methods.callbacks.layers import layers_of
 from lorada.methods.callbacks.owlore import OwLoreCallback, outlier_ratios
@@ -137,3 +138,24 @@ def test_a_model_of_fewer_layers_than_it_trains_by_default_trains_all(tmp_path, 
     run(tiny(), tmp_path, callback)
     assert callback.layers == 4
     assert "OwLore trains 5 layers at a time and LlamaForCausalLM has 4: taking all" in caplog.text
+
+
+def test_a_model_without_outliers_is_drawn_evenly_with_a_warning(tmp_path, caplog):
+    callback = OwLoreCallback(layers=1, every=1, threshold=1e6)
+    run(tiny(), tmp_path, callback, steps=2)
+    assert callback.weights == [0.0] * LAYERS
+    assert "no weight is 1e+06 times the mean" in caplog.text
+
+
+def test_the_outlier_ratio_reads_transposed_weights():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=96, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    model = GPT2LMHeadModel(config).eval()
+    layers = layers_of(model)
+    assert list(layers) == ["transformer.h.0", "transformer.h.1"]
+    with torch.no_grad():  # one input feature of one map of layer 1
+        model.transformer.h[1].mlp.c_fc.weight[3] *= 1e3
+    ratios = outlier_ratios(model, layers, [{"input_ids": ROWS[0]["input_ids"][None]}])
+    entries = sum(p.numel() for p in model.transformer.h[1].parameters() if p.dim() == 2)
+    assert ratios[0] < ratios[1] <= 100 * 64 / entries
+    assert ratios[1] > 50 * 64 / entries

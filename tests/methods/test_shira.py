@@ -1,6 +1,7 @@
 """SHiRA-SNIP: its entries against gradients taken by hand, alone, in a stack and in a run."""
 
 import sys
+import warnings
 
 import pytest
 import torch
@@ -163,3 +164,41 @@ def test_a_mask_is_only_for_the_model_it_was_chosen_on():
     config = snip(TINY["llama"](), batches(), config=shira())
     with pytest.raises(ValueError, match=r"no entries for r=2 of this Linear.*call snip\(\)"):
         get_peft_model(TINY["llama"](), config)
+
+
+def test_the_model_is_left_as_it_was():
+    model = TINY["llama"]().train()
+    model.model.embed_tokens.requires_grad_(False)
+    model.model.norm.eval()
+    modules = {n: (id(m), m.training) for n, m in model.named_modules()}
+    before = {n: (p.requires_grad, p.detach().clone()) for n, p in model.named_parameters()}
+    snip(model, batches(), config=shira())
+
+    assert {n: (id(m), m.training) for n, m in model.named_modules()} == modules
+    assert not hasattr(model, "peft_config")
+    for name, parameter in model.named_parameters():
+        requires_grad, value = before[name]
+        assert parameter.grad is None
+        assert parameter.requires_grad == requires_grad
+        assert torch.equal(parameter, value)
+        assert not parameter._post_accumulate_grad_hooks
+
+
+def test_it_works_as_a_part_of_a_stack(tmp_path):
+    data = batches()
+    chosen = best_by_hand(TINY["llama"](), data)
+    stack = LoradaConfig(parts=[lmam(init_weights=False), lora("llama", 1), shira()])
+    model, inputs = adapted(stack, data), batch("llama")
+    expected = logits(model, inputs)
+    for name, layer in targets(model.get_base_model()).items():
+        rows, columns = layer.shira_indices["default"].long()
+        width = layer.base_layer.in_features
+        assert set((rows * width + columns).tolist()) == chosen[name]
+        assert layer.shira_weight["default"].abs().max() > 0
+
+    model.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Argument self.mask_type")
+        loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path)
+    assert_close(logits(loaded, inputs), expected)
+    assert_close(logits(model.merge_weights(), inputs), expected)

@@ -24,3 +24,8 @@ def test_a_rate_that_a_method_sets_itself_is_its_default_rate():
            if "learning_rate" in m.arguments}  # fmt: skip
     assert len(own) >= 5
     assert own == {name: default_rate(name) for name in own}
+
+
+def test_a_map_on_top_leaves_the_rate_of_the_method_as_it_is():
+    assert default_rate("lmam") == 5e-3
+    assert default_rate("prefix+lmam") == default_rate("prefix") == 3e-2
