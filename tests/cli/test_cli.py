@@ -232,6 +232,11 @@ def test_a_dry_run_refuses_what_the_run_refuses_in_the_same_words(
     assert mistake(*words) == line
 
 
+def test_a_dry_run_refuses_parts_that_no_memory_here_can_hold(mistake, place, tmp_path):
+    words = train_words(place, tmp_path / "run", "lora.r=1000000000", method="lora")
+    assert "640,000,000,000 parameters, which take 2,384 GiB" in mistake(*words, "--dry-run")
+
+
 def emptied(adapter):
     shutil.rmtree(adapter)
     adapter.mkdir()

@@ -20,11 +20,12 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     from lorada.training.inputs import prepare_training
     from lorada.training.models.loading import stretched
     from lorada.training.parameter_counts import parameters_of
-    from lorada.training.training_memory import step_bytes
+    from lorada.training.training_memory import refuse_impossible, step_bytes
 
     prepared = prepare_training(recipe)
     args, *_ = checked_arguments(prepared, quiet=True)
     counts = parameters_of(recipe)
+    refuse_impossible(prepared, counts)
     chosen = "full" if args.gradient_checkpointing else "off"
     scales = _scales(prepared.plan)
     loading = {name: getattr(prepared.recipe, name) for name in LOADING}

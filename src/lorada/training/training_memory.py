@@ -7,6 +7,7 @@ there, and the forward pass runs under autocast.
 """
 
 import logging
+import os
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,21 @@ def recomputes(prepared: PreparedTraining) -> bool:
     if is_first():
         logger.warning("activation_checkpointing=auto takes full: %s, and %s", reason, need)
     return True
+
+
+def refuse_impossible(prepared: PreparedTraining, counts: dict[str, Any]) -> None:
+    """Refuse an adapter that is larger than its base and does not even fit in the memory here.
+
+    ``counts`` are its parameters, as ``parameters_of`` counts them.
+    """
+    size, here = 4 * counts["trainable"], device_bytes(prepared.recipe)
+    here = here or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if prepared.plan.config is not None and counts["trainable"] > counts["total"] and size > here:
+        raise ValueError(
+            f"{prepared.recipe.method} would train {counts['trainable']:,} parameters, which take "
+            f"{size / 2**30:,.0f} GiB, and there are {here / 2**30:.0f} GiB here: lower its sizes, "
+            "such as r"
+        )
 
 
 def step_bytes(prepared: PreparedTraining, *names: str) -> tuple[dict[str, float] | None, str]:
