@@ -87,6 +87,11 @@ SCORES = st.integers(0, 10_000).map(lambda seed: made_up_scores(
 ))  # fmt: skip
 
 
+@given(SCORES)
+def test_swapping_two_methods_changes_nothing(pair):
+    assert paired_p(*pair) == pytest.approx(paired_p(*pair[::-1]), rel=SAME)
+
+
 @given(SCORES, st.floats(0, 50), st.floats(0.01, 50))
 def test_p_falls_as_a_difference_grows(pair, shift, more):
     a, b = pair

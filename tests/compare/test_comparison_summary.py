@@ -204,6 +204,20 @@ def history(*losses):
     return [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
 
 
+def test_with_one_seed_nothing_is_tested():
+    summary = summarize(results_of(alike(seeds=1)))
+    assert summary.best == summary.lines[0].label
+    assert "how much runs differ is not known: train two seeds or more" in summary.verdict
+    assert all(line.letter == "" and line.p_best is None for line in summary.lines)
+    assert any(each.startswith("Not tested, because too few") for each in summary.sentences)
+
+
+def test_one_method_alone_is_not_called_a_winner():
+    summary = summarize(results_of(alike(1)))
+    assert summary.verdict.endswith("No other method has a score.")
+    assert not any("seed" in sentence for sentence in summary.sentences)
+
+
 def test_no_winner_is_crowned_where_nothing_was_learned():
     random = np.random.default_rng(15)
     names = ("lora", "dora", "ia3", "vera", "lmam", "lorada_la", "full")
