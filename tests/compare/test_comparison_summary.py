@@ -464,7 +464,7 @@ def test_sentences_say_what_limits_the_verdict(made_up_summary):
     said = " ".join(made_up_summary.sentences)
     assert "28 of 30 runs are scored" in said
     assert "With 60 rows and 3 seeds the test of two candidates has a power of about 60" in said
-    assert "Corrected for all 28 pairs of candidates: " in said
+    assert " with the correction for all 28 pairs." in said
     assert "Above a budget, because no smaller size of the method exists: vblora." in said
     assert "40 trials, 10 of them stopped early." in said
 

@@ -15,7 +15,7 @@ SETTINGS = [
     "pooling=mean", "max_length=64", "max_steps=100", "warmup_steps=10",
     "per_device_train_batch_size=16",
 ]  # fmt: skip
-SENTENCE = "All teachers are adults. No adults are cats. Therefore, some cats are teachers."
+SENTENCE = "All dogs are pets. No pets are cats. Therefore, no dogs are cats."
 
 
 @app.command()

@@ -52,6 +52,7 @@ from lorada.support.metric_names import (
     main_metric,
     rows_metric,
 )
+from lorada.support.row_sources import file_names
 
 FREE = {"prompt", "messages"}  # forms of rows that are answered with a free text
 MOST_ROWS = 50  # disagreements that a report shows
@@ -155,7 +156,7 @@ def summarize(
         verdict=said,
         sentences=tuple(limits(results, lines, decision, losses, tested, chosen, tried)),
         model=str(shared.get("model", "")),
-        task=", ".join(dict.fromkeys(Path(name).name for name, _ in results.rows)),
+        task=", ".join(dict.fromkeys(source(results, name) for name, _ in results.rows)),
         rows=len(results.rows),
         seeds=tuple(results.asked.get("seeds") or seeds),
         metric=metric,
@@ -445,6 +446,12 @@ def tried_rates(one: CandidateResult) -> list[TriedRate]:
     return found
 
 
+def source(results: Results, name: str) -> str:
+    """What a reader calls some held-out rows: their file, or the share of the file of all rows."""
+    data = (results.asked.get("recipe") or {}).get("data")
+    return f"{name} of {file_names(data)}" if data and name.endswith("%") else Path(name).name
+
+
 def _disagreements(
     results: Results, scored: list[CandidateResult], with_text: bool
 ) -> list[Disagreement]:
@@ -466,5 +473,5 @@ def _disagreements(
         text, answer = None, None
         if stored and with_text:
             text, answer = str(stored[-1]["text"]), str(stored[-1].get("right"))
-        found.append(Disagreement(Path(name).name, number, better, worse, text, answer))
+        found.append(Disagreement(source(results, name), number, better, worse, text, answer))
     return found

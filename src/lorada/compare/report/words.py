@@ -272,12 +272,13 @@ def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> 
         one = max(one, 100 * rows_needed() / count)
         every = max(every, 100 * rows_needed(pairs) / count)
     rows = _counted(count, what) + (f" of {len(results.rows)} rows" if what == "group" else "")
+    corrected = ""
+    if pairs > 1 and (not right_or_wrong or every < 100):
+        corrected = f", or of {_gap(every, metric)} with the correction for all {pairs} pairs"
     yield (
         f"With {rows} and {runs} seeds the test of two candidates has a power of "
-        f"about {POWERS} to detect a difference of {_gap(one, metric)}."
+        f"about {POWERS} to detect a difference of {_gap(one, metric)}{corrected}."
     )
-    if pairs > 1 and (not right_or_wrong or every < 100):
-        yield f"Corrected for all {pairs} pairs of candidates: {_gap(every, metric)}."
 
 
 def _compared_with(
