@@ -39,7 +39,7 @@ def test_the_python_of_the_readme_runs_as_it_stands(tmp_path):
         assert (tmp_path / "my-adapter" / name).is_file()
 
 
-def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
+def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys, jobs_here):
     # Tiny models under the names of the packaged ones.
     folders = {
         "smollm2-135m": llama_folder(tmp_path / "model", hidden_size=256, intermediate_size=768),
