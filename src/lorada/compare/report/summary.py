@@ -52,7 +52,7 @@ from lorada.support.metric_names import (
     main_metric,
     rows_metric,
 )
-from lorada.support.row_sources import file_names
+from lorada.support.row_sources import BUILTIN, file_names
 
 FREE = {"prompt", "messages"}  # forms of rows that are answered with a free text
 MOST_ROWS = 50  # disagreements that a report shows
@@ -449,7 +449,11 @@ def tried_rates(one: CandidateResult) -> list[TriedRate]:
 def source(results: Results, name: str) -> str:
     """What a reader calls some held-out rows: their file, or the share of the file of all rows."""
     data = (results.asked.get("recipe") or {}).get("data")
-    return f"{name} of {file_names(data)}" if data and name.endswith("%") else Path(name).name
+    return (
+        f"{name} of {file_names(data).removeprefix(BUILTIN)}"
+        if data and name.endswith("%")
+        else Path(name).name
+    )
 
 
 def _disagreements(
