@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from library.page import END, begin_mark
 
-from lorada.compare.candidate import Candidate
+from lorada.compare.plan import Candidate
 from lorada.compare.report.read import CandidateResult
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"

@@ -10,7 +10,7 @@ from comparison_errors import made_up_scores
 from made_up_comparison import HELD_OUT, write_made_up
 
 import lorada
-from lorada.compare.candidate import Candidate
+from lorada.compare.plan import Candidate, ComparisonPlan
 from lorada.compare.report.read import CandidateResult, Results, ScoredRun, read_comparison
 from lorada.compare.report.summary import summarize
 from lorada.compare.statistics import Common, mean_score
@@ -37,7 +37,14 @@ def results_of(
             CandidateResult(name, one, runs=runs, scores=found, losses=found * np.nan, searches=[])
         )
     asked = {"seeds": list(range(1, 1 + max(map(len, scores.values()))))}
-    return Results(Path("c"), asked, {}, candidates, rows, groups, baselines or {})
+    sizes = [one.candidate for one in candidates]
+    plan = ComparisonPlan(sizes, 0, 8, 8, {}, {}, 0, None, versions={}, hardware={})
+    return Results(Path("c"), asked, plan, candidates, rows, groups, baselines or {})
+
+
+def planned(results, **changes):
+    """The same with these fields of its plan."""
+    return dataclasses.replace(results, plan=dataclasses.replace(results.plan, **changes))
 
 
 def changed(results, label, **changes):
@@ -226,8 +233,9 @@ def test_no_winner_is_crowned_where_nothing_was_learned():
     results = results_of(scores, baselines={
         "commonest": {"answer": "Yes", "row_scores": {"exact_match": common.tolist()}},
     })  # fmt: skip
-    results.plan["steps"] = 24
-    summary = summarize(with_result(results, history=history(0.69, 0.69, 0.68, 0.68)))
+    summary = summarize(
+        with_result(planned(results, steps=24), history=history(0.69, 0.69, 0.68, 0.68))
+    )
     assert summary.lines[0].score > common.mean()
     assert summary.best == ""
     assert summary.verdict.startswith("No method has learned at the tried rates: ")
@@ -377,7 +385,8 @@ def test_methods_that_all_score_the_same_are_different_by_their_losses():
 
 def test_answers_that_were_cut_and_classes_that_are_never_found_are_said():
     results = results_of(alike(2))
-    results.plan["metric"] = {"name": "exact_match", "reason": "no response is long"}
+    metric = {"name": "exact_match", "reason": "no response is long"}
+    results = planned(results, metric=metric)
     for run in results.candidates[1].runs[:2]:
         metrics = {"n": ROWS, "exact_match": 50.0, "cut": 6, "max_new_tokens": 53}
         run.result["metrics"][HELD_OUT] = {**metrics, "unfound": "0 of 16 rows of 'fraud'"}

@@ -5,7 +5,8 @@ from compared import comparison, model_and_rows
 from folders import refused, rows_file
 
 from lorada.compare.learning_rate import search_rate
-from lorada.compare.plan import make_plan, saved_plan, steps_of
+from lorada.compare.make_plan import make_plan, steps_of
+from lorada.compare.plan import saved_plan
 from lorada.compare.rows import read_data
 from lorada.compare.run import read
 from lorada.compare.trainings import (

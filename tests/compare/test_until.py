@@ -10,7 +10,7 @@ from compared import comparison, model_and_rows
 from paths import ROOT
 
 from lorada.compare.expected_loss import expected_losses
-from lorada.compare.plan import make_plan
+from lorada.compare.make_plan import make_plan
 from lorada.compare.run import read, until_of
 from lorada.compare.trainings import comparison_jobs
 from lorada.compare.until import next_method

@@ -3,7 +3,8 @@
 import pytest
 from compared import comparison, model_and_rows
 
-from lorada.compare.plan import make_plan, saved_plan
+from lorada.compare.make_plan import make_plan
+from lorada.compare.plan import saved_plan
 from lorada.compare.run import read
 from lorada.compare.spec import Variant, choices_of, comparison_of
 from lorada.compare.trainings import comparison_jobs, searches_of

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs the extra compare")
 
-from lorada.compare.candidate import Candidate
+from lorada.compare.plan import Candidate
 from lorada.compare.report.page import (
     comma_separated,
     latex,

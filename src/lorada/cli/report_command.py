@@ -23,7 +23,7 @@ def report(
     """Write a comparison's report again, perhaps by another metric; nothing is trained."""
     if metric is not None and _asks_answers(folder, metric):
         with importing(quiet=as_json):
-            from lorada.compare.rescore import rescore
+            from lorada.compare.run import rescore
 
         rescore(folder, metric, trust_remote_code=remote)
     from lorada.compare.report.page import write_report

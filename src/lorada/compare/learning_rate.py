@@ -16,7 +16,6 @@ that are stored, so a search that was killed goes on with the same trial.
 """
 
 import gc
-import json
 import math
 import shutil
 import time
@@ -30,6 +29,7 @@ from torch import OutOfMemoryError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.compare.jobs.job import last_line, report
+from lorada.compare.plan import SEARCH_FILE, mapping_in
 from lorada.runs.folder import TRAINED_FILE, HeldError, holds_run
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import RESULT_FILE
@@ -41,7 +41,7 @@ MEASURED = 2  # how often a trial measures its loss on the rows that are set asi
 FURTHER = 3  # trials at most beyond an end of the first ones
 FACTOR = 10**0.5  # between a rate and the next one
 SAID_EVERY = 5.0  # seconds between two lines on the steps of a training
-SEARCH_FILE, TRIAL_FILE = "search.json", "trial.json"
+TRIAL_FILE = "trial.json"
 LOSSES_FILE = "losses.json"  # in the run of a trial: its losses so far, and whether it has ended
 MAP, MAP_RATE = "lmam", "map_learning_rate"  # maps may have a learning rate of their own
 # What a trial's run keeps only until its loss is known.
@@ -142,7 +142,7 @@ class Space:
         """
         if folder is None:
             return self.recipe_of(self._point(0, self.given[0] if self.given else self.default))
-        search = json.loads((folder / SEARCH_FILE).read_text(encoding="utf-8"))
+        search = mapping_in(folder / SEARCH_FILE)
         if search["rate"] is None:
             tried = ", ".join(f"{trial['rate']:.2g}" for trial in search["trials"])
             raise ValueError(f"the loss became NaN at every learning rate that was tried: {tried}")
@@ -216,7 +216,7 @@ def search_rate(space: Space, folder: Path) -> None:
                     path.unlink() if path.is_file() else shutil.rmtree(path)
             write_atomic(run / TRIAL_FILE, json_text(found) + "\n")
             report(f"{what}: {_outcome(found)}")
-        tried.append(json.loads((run / TRIAL_FILE).read_text(encoding="utf-8")))
+        tried.append(mapping_in(run / TRIAL_FILE))
     best = best_trial(tried) or {}
     chosen = {name: best.get(name) for name in ("choice", "rate", "map_factor", "map_rate")}
     search = {"default": space.default, **chosen, "trials": tried}
@@ -315,7 +315,7 @@ class MeasureTrial(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, run: Path, before: Sequence[Path] = ()) -> None:
         self._file = run / LOSSES_FILE
-        known = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
+        known = mapping_in(self._file)
         self.losses = {int(step): float(loss) for step, loss in known.get("losses", {}).items()}
         self.pruned, self.diverged = (bool(known.get(name)) for name in ("pruned", "diverged"))
         others = [MeasureTrial(other) for other in before]

@@ -19,11 +19,10 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorada.compare.candidate import Candidate
 from lorada.compare.jobs.job import Job, last_line, report
 from lorada.compare.jobs.pool import Workers
 from lorada.compare.jobs.queue import Report, run_queue
-from lorada.compare.plan import ComparisonPlan
+from lorada.compare.plan import TIMES, Candidate, ComparisonPlan, mapping_in
 from lorada.compare.spec import LEAST_RUNS, Comparison
 from lorada.compare.trainings import reads, searches_of, settled
 from lorada.data.task_rows import Rows
@@ -35,7 +34,6 @@ from lorada.training.inputs import prepare_training
 
 STEPS = 3  # the first does not count, as it is slower than those after it
 TURNS = 2  # at the end; the fastest counts, since other work can only slow a step down
-TIMES = "times"  # the folder of a comparison that has them
 STAGE = ("trainings", "probably", "seconds", "probably_seconds")
 UNTIL = 0.6  # of all runs, what `--until` needs in the made-up comparisons of docs/compare.md
 
@@ -123,7 +121,7 @@ def _measured(comparison: Comparison, plan: ComparisonPlan, report: Report) -> l
         for candidate, row, path in zip(plan.candidates, rows, files, strict=True):
             if candidate.reason is None and not path.is_file():
                 row["reason"] = outcomes[f"{STEPS} steps of {candidate.name}"].error
-            row |= json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            row |= mapping_in(path)
     return rows
 
 

@@ -1,36 +1,79 @@
-"""The plan of a comparison: which methods run at which size, and for how many steps.
+"""What a comparison runs: each method at its sizes, as ``plan.json`` keeps it; and its files.
 
-It is made once and saved as ``plan.json``, so that a comparison that goes on runs the same.
+It is made once, so that a comparison that goes on runs the same.
 """
 
 import json
-import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorada.compare.candidate import Candidate
-from lorada.compare.jobs.job import last_line
-from lorada.compare.jobs.queue import Report
-from lorada.compare.learning_rate import MAP, MAP_RATE
-from lorada.compare.rows import Data, shared_recipe
-from lorada.compare.sizes import limit_of, size_for
-from lorada.compare.spec import Comparison, choices_of
-from lorada.data.dataset import encode_rows, fit_context
-from lorada.data.scoring import metric_of
-from lorada.methods.build import build_method
-from lorada.methods.sizes import default_rate
-from lorada.runs.recipe import Recipe
-from lorada.runs.result import hardware, versions
-from lorada.support.files import json_text, write_atomic
-from lorada.support.row_sources import file_names
-from lorada.training.arguments import training_arguments
-from lorada.training.inputs import Prepared, refuse_packing
-from lorada.training.packing import pack
-from lorada.training.parameter_counts import parameters_of
-from lorada.tuners import LmamConfig, LoradaConfig
+import yaml
 
-PLAN_FILE = "plan.json"
+from lorada.support.files import file_name, json_text, write_atomic
+
+# Files and folders of a comparison.
+PLAN_FILE, BASELINES_FILE, FAILURES_FILE = "plan.json", "baselines.json", "failures.json"
+TRIALS, RUNS, TIMES = "trials", "runs", "times"
+SEARCH_FILE = "search.json"  # in the folder of a search for a learning rate
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method at one size.
+
+    Attributes:
+        method: as in ``Comparison.methods``.
+        budgets: each budget that leads to this size, as given → whether the size is above it,
+            because the method has no smaller one. Empty for the method's default size.
+        parts: settings of parts that give this size.
+        trainable: trained parameters, without a task head.
+        percent: the same in percent of the base's.
+        total: parameters of the base.
+        mergeable: whether all of it can be merged into the base.
+        default_rate: the method's own learning rate.
+        map_rate: the learning rate of the maps, if it is their own, unless ``method`` sets it
+            beside other parts.
+        beside: whether other parts train beside the maps.
+        settings_from: where its settings come from, in words.
+        reason: why it cannot be run, and then the numbers are None; None if it can.
+        choices: the method with each of its settings, if it has several, of which a search chooses
+            one; the rest is as in the one that trains the most.
+    """
+
+    method: str
+    budgets: dict[str, bool]
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trainable: int | None = None
+    percent: float | None = None
+    total: int | None = None
+    mergeable: bool | None = None
+    default_rate: float | None = None
+    map_rate: float | None = None
+    beside: bool = False
+    settings_from: str = ""
+    reason: str | None = None
+    choices: "list[Candidate]" = field(default_factory=list)
+
+    @property
+    def path(self) -> str:
+        """Its folder in ``trials`` and ``runs``."""
+        return f"{file_name(self.method)}/{self.trainable}"
+
+    def run(self, seed: int) -> str:
+        """The folder of its run with a seed, in that of the comparison."""
+        return f"{RUNS}/{self.path}/seed{seed}"
+
+    @property
+    def name(self) -> str:
+        """Its name in progress lines."""
+        return f"{self.method} {self.trainable}"
+
+    @classmethod
+    def stored(cls, entry: dict[str, Any]) -> "Candidate":
+        """One of ``plan.json``; ``TypeError`` for other fields."""
+        return cls(**{**entry, "choices": [cls.stored(each) for each in entry.get("choices", [])]})
 
 
 @dataclass(frozen=True)
@@ -80,134 +123,31 @@ def saved_plan(folder: Path) -> ComparisonPlan | None:
     path = folder / PLAN_FILE
     if not path.is_file():
         return None
+    data = mapping_in(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
         found = [Candidate.stored(each) for each in data["candidates"]]
         return ComparisonPlan(**{**data, "candidates": found})
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}): put it back, or --overwrite") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise _damaged(path, error) from error
 
 
-def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report) -> ComparisonPlan:
-    """Choose the size of each method for each budget, and count the steps of a training.
+def mapping_in(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+    """The mapping in a file of a comparison; an empty one if there is no file.
 
     Raises:
-        ValueError: if no method can be run, or a budget is below the smallest size of every method.
+        ValueError: if the file is damaged.
     """
-    args = training_arguments(shared_recipe(comparison), quiet=True)
-    metric = metric_of(data.train, shared_recipe(comparison))
-    for budget in comparison.budgets:
-        limit_of(budget, 1)  # refuses what is none
-    candidates: list[Candidate] = []
-    for method in comparison.methods:
-        report(f"choosing the size of {method}")
-        candidates += candidates_of(comparison, method, data, base)
-    plan = ComparisonPlan(
-        candidates=candidates,
-        steps=steps_of(comparison, base, data),
-        batch=args.per_device_train_batch_size,
-        dev_rows=data.dev_rows,
-        train=about(data)[0],
-        held_out=about(data)[1],
-        overlap=data.overlap,
-        metric=None if metric is None else asdict(metric),
-        versions=versions(),
-        hardware=hardware(),
-    )
-    if not plan.runnable:
-        reasons = "; ".join(f"{each.method}: {each.reason}" for each in candidates)
-        raise ValueError(f"no method can be run: {reasons}")
-    for budget in comparison.budgets:
-        _refuse_below_all(budget, [c for c in plan.runnable if budget in c.budgets])
-    return plan
-
-
-def about(data: Data) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What a plan keeps of the training rows and of the held-out rows."""
-    rows = data.train
-    train = {"file": file_names(rows.path), "rows": len(rows.rows), "sha256": rows.fingerprint}
-    held_out = {
-        name: {"rows": len(rows.rows), "sha256": rows.fingerprint}
-        for name, rows in data.held_out.items()
-    }
-    return train, held_out
-
-
-def _refuse_below_all(budget: str, candidates: list[Candidate]) -> None:
-    if candidates and all(each.budgets[budget] for each in candidates):
-        least = min(candidates, key=lambda each: each.trainable or 0)
-        raise ValueError(
-            f"--budget {budget} is below the smallest size of every method: {least.method} trains "
-            f"the fewest parameters, {least.trainable} ({least.percent:.4g}%)"
-        )
-
-
-def candidates_of(
-    comparison: Comparison, method: str, data: Data, base: Prepared
-) -> list[Candidate]:
-    """A method at the size of each budget; budgets that lead to the same size share one."""
-    found: dict[int | None, Candidate] = {}
-    budgets: list[str | None] = [*comparison.budgets] or [None]
-    for budget in budgets:
-        recipes = {each: comparison.run_recipe(each, "-") for each in choices_of(method)}
-        each = [_candidate(name, recipe, budget, data, base) for name, recipe in recipes.items()]
-        one = max(each, key=lambda found: (found.reason is not None, found.trainable or 0))
-        if len(each) > 1:
-            reason = one.reason and f"{one.method}: {one.reason}"
-            one = replace(one, method=method, reason=reason, choices=each)
-        known = found.setdefault(one.trainable, one)
-        found[one.trainable] = replace(known, budgets={**known.budgets, **one.budgets})
-    return list(found.values())
-
-
-def _candidate(
-    method: str, recipe: Recipe, budget: str | None, data: Data, base: Prepared
-) -> Candidate:
-    """A method at one budget; of any error about the method, its text is the reason."""
-    budgets = {} if budget is None else {budget: False}
     try:
-        if recipe.packing:
-            refuse_packing(data.train.form, base.kind, recipe.method)
-        if budget is None:
-            counts = parameters_of(recipe)
-            parts = recipe.parts
-        else:
-            sized = size_for(recipe, budget)
-            counts, parts = sized.counts, sized.parts
-            budgets = {budget: sized.above}
-        config = build_method(recipe.method, base.config, **parts).config
-        return Candidate(
-            method=method,
-            budgets=budgets,
-            parts=parts,
-            **{name: counts[name] for name in ("trainable", "percent", "total", "settings_from")},
-            mergeable=config is None or config.mergeable,
-            default_rate=default_rate(recipe.method),
-            **_map_rate(config, recipe),
-        )
-    except Exception as error:  # of any class: each tuner of PEFT raises its own
-        return Candidate(method, budgets, reason=last_line(error))
+        found = parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(found, dict):
+        raise _damaged(path, "it holds no names with values")
+    return found
 
 
-def _map_rate(config: Any, recipe: Recipe) -> dict[str, Any]:
-    """The fields ``map_rate`` and ``beside`` of a candidate."""
-    parts = config.parts if isinstance(config, LoradaConfig) else []
-    maps = [part for part in parts if isinstance(part, LmamConfig)]
-    beside = bool(maps) and maps != parts
-    fixed = beside and MAP_RATE in recipe.parts.get(MAP, {})
-    return {"map_rate": maps[0].map_learning_rate if maps and not fixed else None, "beside": beside}
-
-
-def steps_of(comparison: Comparison, base: Prepared, data: Data) -> int:
-    """How many steps a training on all rows takes, as the Trainer counts them."""
-    recipe = fit_context(shared_recipe(comparison), base.config)
-    args = training_arguments(recipe, quiet=True)
-    if args.max_steps > 0:
-        return int(args.max_steps)
-    dataset = encode_rows(data.train, recipe, base.tokenizer, base.kind)
-    rows = len(pack(dataset, recipe.max_length) if recipe.packing else dataset)
-    batch = args.per_device_train_batch_size
-    batches = rows // batch if args.dataloader_drop_last else -(-rows // batch)
-    steps = max(1, -(-batches // args.gradient_accumulation_steps))
-    whole: int = math.ceil(args.num_train_epochs * steps)
-    return whole
+def _damaged(path: Path, why: object) -> ValueError:
+    return ValueError(
+        f"{path} is damaged: put it back, or start again with --overwrite "
+        f"({' '.join(str(why).split())})"
+    )

@@ -1,6 +1,5 @@
-"""Runs a comparison in its folder, from the check of the rows to the report."""
+"""Runs a comparison in its folder, from the check of the rows to the report; scores it again."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,27 +7,34 @@ from typing import Any
 
 from lorada.compare.jobs.job import Job, Outcome
 from lorada.compare.jobs.queue import Report, first_of, run_queue, shard
-from lorada.compare.measure import TIMES, time_jobs
-from lorada.compare.plan import PLAN_FILE, ComparisonPlan, about, make_plan, saved_plan
+from lorada.compare.make_plan import about, make_plan
+from lorada.compare.measure import time_jobs
+from lorada.compare.plan import (
+    BASELINES_FILE,
+    FAILURES_FILE,
+    PLAN_FILE,
+    RUNS,
+    TIMES,
+    TRIALS,
+    ComparisonPlan,
+    mapping_in,
+    saved_plan,
+)
 from lorada.compare.report.page import write_report
 from lorada.compare.report.summary import Summary
 from lorada.compare.rows import Data, read_data, shared_recipe
-from lorada.compare.spec import SPEC_FILE, Comparison
-from lorada.compare.trainings import (
-    BASE_FILE,
-    RUNS,
-    TRIALS,
-    base_job,
-    comparison_jobs,
-    score_commonest,
-)
+from lorada.compare.spec import SPEC_FILE, Comparison, saved_comparison
+from lorada.compare.trainings import BASE_FILE, base_job, comparison_jobs, score_commonest
 from lorada.compare.until import Until
 from lorada.data.dataset import refuse_target_length
+from lorada.data.scoring import RowValue, row_value
+from lorada.inference.evaluate import BASE
+from lorada.runs.predictions import read_predictions, write_predictions
 from lorada.support.files import json_text, one_at_a_time, scratch_folder, write_atomic
+from lorada.support.row_sources import Row
 from lorada.training.inputs import Prepared, prepare
 from lorada.training.models.loading import own_classes
 
-BASELINES_FILE, FAILURES_FILE = "baselines.json", "failures.json"
 REPORTS = tuple(f"report.{kind}" for kind in ("html", "md", "csv", "tex", "json"))
 OWN = (SPEC_FILE, PLAN_FILE, TRIALS, RUNS, TIMES, BASELINES_FILE, FAILURES_FILE, *REPORTS)
 
@@ -78,7 +84,7 @@ def compare(
     plan = _begin(comparison, folder, base, data, overwrite=overwrite, report=report)
     if plan.metric is not None and plan.metric["reason"]:
         report(f"scored by {plan.metric['name']}, because {plan.metric['reason']}")
-    old = _failures(folder)
+    old = mapping_in(folder / FAILURES_FILE)
     jobs = comparison_jobs(comparison, plan, folder)
     mine = jobs if part is None else shard(jobs, *part)
     pick = first_of if comparison.until is None else until_of(comparison, plan, folder)
@@ -120,8 +126,7 @@ def _as_it_is(job: Job | None, pool: Callable[[], Any], report: Report) -> dict[
         outcome = run_queue([job], pool(), report=report)[job.name]
         if not job.done():
             return {"reason": outcome.error}
-    found: dict[str, Any] = json.loads((job.folder / BASE_FILE).read_text(encoding="utf-8"))
-    return found
+    return mapping_in(job.folder / BASE_FILE)
 
 
 def _begin(
@@ -181,13 +186,6 @@ def clear(folder: Path) -> None:
                 path.replace(scratch / name)
 
 
-def _failures(folder: Path) -> dict[str, str]:
-    """What ``failures.json`` has: folder of a job → the last line of its error."""
-    path = folder / FAILURES_FILE
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
-
-
 def _keep_failures(
     jobs: list[Job], outcomes: dict[str, Outcome], folder: Path, old: dict[str, str]
 ) -> dict[str, str]:
@@ -196,7 +194,7 @@ def _keep_failures(
     Those of other parts that are ``old``, from before this command, are not among the returned:
     these parts may be trying again.
     """
-    before = _failures(folder)
+    before = mapping_in(folder / FAILURES_FILE)
     errors: dict[str, str] = {}  # by the name of the job
     found: dict[str, str] = {}
     counted: dict[str, str] = {}
@@ -218,3 +216,54 @@ def _keep_failures(
     if found or before:
         write_atomic(folder / FAILURES_FILE, json_text(found) + "\n")
     return counted
+
+
+def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> None:
+    """Compute a metric for all stored answers of a comparison, and keep it with them.
+
+    ``lorada report`` asks for it, as some metrics are computed only then: ROUGE-L, chrF, a user's.
+
+    Raises:
+        ValueError: if the rows are not those of the comparison any more, or as ``row_value``.
+        FileNotFoundError: if they are not there.
+    """
+    comparison, value = saved_comparison(folder), row_value(metric)
+    if value is None:  # it is stored already
+        return
+    comparison = comparison.model_copy(update={"trust_remote_code": trust_remote_code})
+    _, data = read(comparison)
+    plan = saved_plan(folder)
+    if plan is None or (plan.train, plan.held_out) != about(data):
+        raise ValueError(f"the rows are not those that {folder} was scored on: put them back")
+    by_number: dict[str, dict[int, Row]] = {
+        held_out: {rows.number(index): row for index, row in enumerate(rows.rows)}
+        for held_out, rows in data.held_out.items()
+    }
+    name, base = Path(metric).name, list[float]()
+    for run in sorted((folder / RUNS).glob("*/*/seed*")):
+        untrained: list[float] = []
+        for held_out, rows in by_number.items():
+            _add_metric(run, held_out, rows, name, value)
+            untrained += _add_metric(run, f"{held_out}{BASE}", rows, name, value)
+        base = untrained or base  # of the one run whose model was scored as it is
+    path = folder / BASELINES_FILE
+    baselines = mapping_in(path)
+    found = {"as_it_is": base, "commonest": score_commonest(data, metric)["row_scores"][name]}
+    for key, values in found.items():
+        if values and "row_scores" in baselines.get(key, {}):
+            baselines[key]["row_scores"][name] = values
+    write_atomic(path, json_text(baselines) + "\n")
+
+
+def _add_metric(
+    run: Path, name: str, rows: dict[int, Row], metric: str, value: RowValue
+) -> list[float]:
+    """Add the metric to the lines of some rows of a run; return its values, none without lines."""
+    lines = [line for line in read_predictions(run) if line.pop("rows") == name]
+    for line in lines:
+        line["metrics"] = {
+            **line.get("metrics", {}), metric: value(str(line["answer"]), rows[line["row"]])
+        }  # fmt: skip
+    if lines:
+        write_predictions(run, name, lines)
+    return [line["metrics"][metric] for line in lines]

@@ -3,7 +3,6 @@
 Each may be called again after an interrupt or a kill: it does what is not done yet.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,16 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorada.compare.candidate import Candidate
 from lorada.compare.jobs.job import Job, report
-from lorada.compare.learning_rate import (
-    MEASURED,
-    SEARCH_FILE,
-    Space,
-    search_rate,
-    train_on,
-)
-from lorada.compare.plan import ComparisonPlan
+from lorada.compare.learning_rate import MEASURED, Space, search_rate, train_on
+from lorada.compare.plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan, mapping_in
 from lorada.compare.rows import Data, shared_recipe
 from lorada.compare.spec import EACH_SEED, Comparison
 from lorada.data.rows import answer_of, share_of
@@ -35,7 +27,6 @@ from lorada.runs.result import RESULT_FILE, read_result
 from lorada.support.files import json_text, write_atomic
 from lorada.support.metric_names import LOSS
 
-TRIALS, RUNS = "trials", "runs"  # folders of a comparison
 BASE_FILE = "as_it_is.json"  # in the run whose model was scored without its adapter
 SAVES = 10  # how often a training saves a checkpoint, unless that is after fewer steps than:
 LEAST_STEPS = 10
@@ -103,7 +94,7 @@ def _final_jobs(
     found = []
     search = before[0].folder if before else None
     for seed in seeds:
-        run = folder / RUNS / candidate.path / f"seed{seed}"
+        run = folder / candidate.run(seed)
         space = _space(comparison, plan, candidate, run, seed)
         found.append(Job(
             name=f"{candidate.name} seed {seed}",
@@ -144,10 +135,11 @@ def settled(comparison: Comparison, candidate: Candidate, folder: Path) -> Candi
     """A candidate with the setting that its search, or that of the first seed, has chosen."""
     alone = f"seed{comparison.seeds[0]}" if comparison.search == EACH_SEED else ""
     path = folder / TRIALS / candidate.path / alone / SEARCH_FILE
-    known = bool(candidate.choices) and path.is_file()
-    choice = json.loads(path.read_text(encoding="utf-8"))["choice"] if known else None
+    choice = mapping_in(path).get("choice") if candidate.choices else None
     return (
-        candidate if choice is None else replace(candidate, parts=candidate.choices[choice].parts)
+        replace(candidate, parts=candidate.choices[choice].parts)
+        if choice is not None
+        else candidate
     )
 
 
@@ -199,7 +191,7 @@ def base_job(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Job 
     """
     for candidate in plan.runnable:
         for seed in comparison.seeds:
-            run = folder / RUNS / candidate.path / f"seed{seed}"
+            run = folder / candidate.run(seed)
             if is_scored(run) and (run / "adapter").is_dir():
                 return Job(
                     name="the model as it is",

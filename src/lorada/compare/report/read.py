@@ -1,9 +1,8 @@
 """Reads what is there of a comparison's folder: each candidate with its runs and their scores."""
 
-import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,17 @@ from typing import Any
 import numpy as np
 import yaml
 
-from lorada.compare.candidate import Candidate
+from lorada.compare.plan import (
+    BASELINES_FILE,
+    FAILURES_FILE,
+    SEARCH_FILE,
+    TIMES,
+    TRIALS,
+    Candidate,
+    ComparisonPlan,
+    mapping_in,
+    saved_plan,
+)
 from lorada.compare.statistics import Scores
 from lorada.runs.predictions import read_predictions
 from lorada.runs.result import read_result
@@ -120,7 +129,7 @@ class Results:
 
     folder: Path
     asked: dict[str, Any]  # ``comparison.yaml``
-    plan: dict[str, Any]  # ``plan.json``
+    plan: ComparisonPlan
     candidates: list[CandidateResult]  # in the order of the plan
     rows: list[RowKey]  # the held-out rows, in the order of the columns of all scores
     groups: Sequence[str] | None = None  # of each row; None if rows have none
@@ -139,17 +148,14 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
     Raises:
         ValueError: if the folder has no plan, or a file of the comparison itself is damaged.
     """
-    if not (folder / "plan.json").is_file():
+    plan = saved_plan(folder)
+    if plan is None:
         raise ValueError(f"{folder} holds no comparison: it has no plan.json")
-    plan = _mapping(folder / "plan.json")
-    try:
-        candidates = [Candidate.stored(entry) for entry in plan["candidates"]]
-    except (KeyError, TypeError) as error:
-        raise _damaged(folder / "plan.json") from error
-    asked = _mapping(folder / "comparison.yaml", yaml.safe_load)
-    failures, baselines = (_mapping(folder / f"{one}.json") for one in ("failures", "baselines"))
-    seeds, names = list(asked.get("seeds") or ()), list(plan.get("held_out") or {})
-    by = Path(metric or str((plan.get("metric") or {}).get("name") or "")).name
+    candidates, names = plan.candidates, list(plan.held_out)
+    asked = mapping_in(folder / "comparison.yaml", yaml.safe_load)
+    failures, baselines = (mapping_in(folder / one) for one in (FAILURES_FILE, BASELINES_FILE))
+    seeds = list(asked.get("seeds") or ())
+    by = Path(metric or (plan.metric or {}).get("name") or "").name
     found = [_runs(folder, one, seeds, failures, names, by) for one in candidates]
     rows = _common_rows([run for runs, _ in found for run in runs], names)
     labels = Counter(one.method for one in candidates)
@@ -163,8 +169,8 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
         budgets = f" ({', '.join(one.budgets) or 'default size'})" if labels[one.method] > 1 else ""
         label = one.method + budgets
         notes += [*missing, *([f"{label}: {one.reason}"] if one.reason else [])]
-        searches = _searches(folder / "trials" / one.path)
-        failed = {seed: str(failures.get(f"runs/{one.path}/seed{seed}", "")) for seed in seeds}
+        searches = _searches(folder / TRIALS / one.path)
+        failed = {seed: str(failures.get(one.run(seed), "")) for seed in seeds}
         settled, chosen = _settled(one, searches)
         losses = [[_loss(run.lines[row]) for row in rows] for run in same]
         measured.append(CandidateResult(
@@ -172,33 +178,18 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
             scores=_table([[run.scores[row] for row in rows] for run in same], rows),
             diverged=tuple(s for s, said in failed.items() if any(x in said for x in DIVERGED)),
             reason=one.reason or "; ".join(missing) or None,
-            seconds_per_step=_seconds(folder / "times" / one.path),
+            seconds_per_step=_seconds(folder / TIMES / one.path),
         ))  # fmt: skip
-    notes += [f"{key}: {text}" for key, text in failures.items() if key.startswith("trials/")]
+    notes += [f"{key}: {text}" for key, text in failures.items() if key.startswith(f"{TRIALS}/")]
     first = next((run for one in measured for run in one.runs), None)
     grouped = first is not None and all("group" in first.lines[row] for row in rows)
     groups = [str(first.lines[row]["group"]) for row in rows] if first and grouped else None
     return Results(folder, asked, plan, measured, rows, groups, baselines, notes, by)
 
 
-def _mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
-    """The mapping in a file; an empty one if there is no file."""
-    try:
-        found = parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, yaml.YAMLError) as error:
-        raise _damaged(path) from error
-    if not isinstance(found, dict):
-        raise _damaged(path)
-    return found
-
-
-def _damaged(path: Path) -> ValueError:
-    return ValueError(f"{path} is damaged: put it back, or start again with --overwrite")
-
-
 def _searches(folder: Path) -> list[dict[str, Any]]:
     """What the searches of a candidate's learning rate have found: one, or one of each seed."""
-    found = map(_mapping, [folder / "search.json", *sorted(folder.glob("seed*/search.json"))])
+    found = map(mapping_in, [folder / SEARCH_FILE, *sorted(folder.glob(f"seed*/{SEARCH_FILE}"))])
     return [search for search in found if search]
 
 
@@ -215,7 +206,7 @@ def _settled(one: Candidate, searches: list[dict[str, Any]]) -> tuple[Candidate,
 
 def _seconds(folder: Path) -> float | None:
     """The time of a step that was measured at the end: of the fastest turn, in seconds."""
-    turns = [_mapping(path).get("seconds_per_step") for path in sorted(folder.glob("turn*.json"))]
+    turns = [mapping_in(path).get("seconds_per_step") for path in sorted(folder.glob("turn*.json"))]
     return min((float(turn) for turn in turns if turn is not None), default=None)
 
 
@@ -230,7 +221,7 @@ def _runs(
     """The scored runs of a candidate, and a line for each seed that is missing."""
     runs, missing = [], []
     for seed in seeds if not one.reason else []:
-        name = f"runs/{one.path}/seed{seed}"
+        name = one.run(seed)
         if name in failures:
             missing.append(f"{name} failed: {failures[name]}")
         elif not (folder / name / "predictions.jsonl").is_file():

@@ -169,8 +169,8 @@ def summarize(
         disagreements=tuple(_disagreements(results, lines, with_text)),
         commands=commands,
         tried=tried,
-        hardware=_machines(results.plan, runs),
-        versions={str(k): str(v) for k, v in (results.plan.get("versions") or {}).items()},
+        hardware=_machines(results.plan.hardware, runs),
+        versions=results.plan.versions,
         notes=(*results.notes, *_version_notes(runs)),
     )  # fmt: skip
 
@@ -183,7 +183,7 @@ def _verdict(
     losses: Losses,
 ) -> tuple[str, dict[str, str]]:
     """The verdict, and the commands that follow from it."""
-    said = verdict(decision, lines[0] if lines else None, losses, results.plan.get("steps"))
+    said = verdict(decision, lines[0] if lines else None, losses, results.plan.steps)
     folder, commands = results.folder, dict[str, str]()
     if best is not None:
         commands = commands_of(folder, best, pair_of(folder, best, lines))
@@ -399,10 +399,10 @@ def _history(one: CandidateResult) -> list[tuple[int, float]]:
     return [(step, float(np.mean(v))) for step, v in sorted(by_step.items()) if len(v) == most]
 
 
-def _machines(plan: dict[str, Any], runs: Sequence[ScoredRun]) -> tuple[str, ...]:
+def _machines(planned: dict[str, Any], runs: Sequence[ScoredRun]) -> tuple[str, ...]:
     """One text for each kind of machine that ran a part."""
     texts = []
-    for machine in [run.result.get("hardware") for run in runs] or [plan.get("hardware")]:
+    for machine in [run.result.get("hardware") for run in runs] or [planned]:
         if machine:
             cpu, cores, memory = (machine.get(key, "?") for key in ("cpu", "cores", "memory_gib"))
             first = f"{machine['accelerator']}; " if machine.get("accelerator") else ""

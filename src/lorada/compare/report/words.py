@@ -15,8 +15,8 @@ from lorada.compare.report.read import CandidateResult, Results
 from lorada.compare.statistics import ALPHA, detectable, has_no_spread, rows_needed
 from lorada.support.duration import duration
 from lorada.support.metric_names import ERROR, LOSS, as_score, lower_is_better, rows_metric
+from lorada.support.row_sources import CODE
 
-CODE = ".py:"  # in the name of a user's function, whose unit is not known
 # Of rows → the name of what is compared, its unit, and how numbers of it and differences end.
 LOSSES = "loss", "nats per token", " nats per token", " nats per token"
 ERRORS = "mean error", "the unit of the rows", "", ""
@@ -43,7 +43,7 @@ class TriedRate:
 
 def _words(metric: str) -> tuple[str, str, str, str]:
     by = rows_metric(metric)
-    own = "score", f"what {by} gives", "", ""
+    own = "score", f"what {by} gives", "", ""  # the unit of a user's function is not known
     return {LOSS: LOSSES, ERROR: ERRORS}.get(by, own if CODE in by else PERCENT)
 
 
@@ -208,7 +208,7 @@ def _incomplete(results: Results) -> Iterator[str]:
 
 def _scored_by(results: Results) -> Iterator[str]:
     """Why answers are scored by this metric, and which of them were cut."""
-    own = results.plan.get("metric") or {}
+    own = results.plan.metric or {}
     if own.get("reason") and own.get("name") == results.metric:
         yield f"Answers are scored by {own['name'].replace('_', ' ')}, because {own['reason']}."
     said = []

@@ -1,0 +1,150 @@
+"""Makes the plan of a comparison: which methods run at which size, and for how many steps."""
+
+import math
+from dataclasses import asdict, replace
+from typing import Any
+
+from lorada.compare.jobs.job import last_line
+from lorada.compare.jobs.queue import Report
+from lorada.compare.learning_rate import MAP, MAP_RATE
+from lorada.compare.plan import Candidate, ComparisonPlan
+from lorada.compare.rows import Data, shared_recipe
+from lorada.compare.sizes import limit_of, size_for
+from lorada.compare.spec import Comparison, choices_of
+from lorada.data.dataset import encode_rows, fit_context
+from lorada.data.scoring import metric_of
+from lorada.methods.build import build_method
+from lorada.methods.sizes import default_rate
+from lorada.runs.recipe import Recipe
+from lorada.runs.result import hardware, versions
+from lorada.support.row_sources import file_names
+from lorada.training.arguments import training_arguments
+from lorada.training.inputs import Prepared, refuse_packing
+from lorada.training.packing import pack
+from lorada.training.parameter_counts import parameters_of
+from lorada.tuners import LmamConfig, LoradaConfig
+
+
+def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report) -> ComparisonPlan:
+    """Choose the size of each method for each budget, and count the steps of a training.
+
+    Raises:
+        ValueError: if no method can be run, or a budget is below the smallest size of every method.
+    """
+    args = training_arguments(shared_recipe(comparison), quiet=True)
+    metric = metric_of(data.train, shared_recipe(comparison))
+    for budget in comparison.budgets:
+        limit_of(budget, 1)  # refuses what is none
+    candidates: list[Candidate] = []
+    for method in comparison.methods:
+        report(f"choosing the size of {method}")
+        candidates += candidates_of(comparison, method, data, base)
+    plan = ComparisonPlan(
+        candidates=candidates,
+        steps=steps_of(comparison, base, data),
+        batch=args.per_device_train_batch_size,
+        dev_rows=data.dev_rows,
+        train=about(data)[0],
+        held_out=about(data)[1],
+        overlap=data.overlap,
+        metric=None if metric is None else asdict(metric),
+        versions=versions(),
+        hardware=hardware(),
+    )
+    if not plan.runnable:
+        reasons = "; ".join(f"{each.method}: {each.reason}" for each in candidates)
+        raise ValueError(f"no method can be run: {reasons}")
+    for budget in comparison.budgets:
+        _refuse_below_all(budget, [c for c in plan.runnable if budget in c.budgets])
+    return plan
+
+
+def about(data: Data) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What a plan keeps of the training rows and of the held-out rows."""
+    rows = data.train
+    train = {"file": file_names(rows.path), "rows": len(rows.rows), "sha256": rows.fingerprint}
+    held_out = {
+        name: {"rows": len(rows.rows), "sha256": rows.fingerprint}
+        for name, rows in data.held_out.items()
+    }
+    return train, held_out
+
+
+def _refuse_below_all(budget: str, candidates: list[Candidate]) -> None:
+    if candidates and all(each.budgets[budget] for each in candidates):
+        least = min(candidates, key=lambda each: each.trainable or 0)
+        raise ValueError(
+            f"--budget {budget} is below the smallest size of every method: {least.method} trains "
+            f"the fewest parameters, {least.trainable} ({least.percent:.4g}%)"
+        )
+
+
+def candidates_of(
+    comparison: Comparison, method: str, data: Data, base: Prepared
+) -> list[Candidate]:
+    """A method at the size of each budget; budgets that lead to the same size share one."""
+    found: dict[int | None, Candidate] = {}
+    budgets: list[str | None] = [*comparison.budgets] or [None]
+    for budget in budgets:
+        recipes = {each: comparison.run_recipe(each, "-") for each in choices_of(method)}
+        each = [_candidate(name, recipe, budget, data, base) for name, recipe in recipes.items()]
+        one = max(each, key=lambda found: (found.reason is not None, found.trainable or 0))
+        if len(each) > 1:
+            reason = one.reason and f"{one.method}: {one.reason}"
+            one = replace(one, method=method, reason=reason, choices=each)
+        known = found.setdefault(one.trainable, one)
+        found[one.trainable] = replace(known, budgets={**known.budgets, **one.budgets})
+    return list(found.values())
+
+
+def _candidate(
+    method: str, recipe: Recipe, budget: str | None, data: Data, base: Prepared
+) -> Candidate:
+    """A method at one budget; of any error about the method, its text is the reason."""
+    budgets = {} if budget is None else {budget: False}
+    try:
+        if recipe.packing:
+            refuse_packing(data.train.form, base.kind, recipe.method)
+        if budget is None:
+            counts = parameters_of(recipe)
+            parts = recipe.parts
+        else:
+            sized = size_for(recipe, budget)
+            counts, parts = sized.counts, sized.parts
+            budgets = {budget: sized.above}
+        config = build_method(recipe.method, base.config, **parts).config
+        return Candidate(
+            method=method,
+            budgets=budgets,
+            parts=parts,
+            **{name: counts[name] for name in ("trainable", "percent", "total", "settings_from")},
+            mergeable=config is None or config.mergeable,
+            default_rate=default_rate(recipe.method),
+            **_map_rate(config, recipe),
+        )
+    except Exception as error:  # of any class: each tuner of PEFT raises its own
+        return Candidate(method, budgets, reason=last_line(error))
+
+
+def _map_rate(config: Any, recipe: Recipe) -> dict[str, Any]:
+    """The fields ``map_rate`` and ``beside`` of a candidate."""
+    parts = config.parts if isinstance(config, LoradaConfig) else []
+    maps = [part for part in parts if isinstance(part, LmamConfig)]
+    beside = bool(maps) and maps != parts
+    fixed = beside and MAP_RATE in recipe.parts.get(MAP, {})
+    return {"map_rate": maps[0].map_learning_rate if maps and not fixed else None, "beside": beside}
+
+
+def steps_of(comparison: Comparison, base: Prepared, data: Data) -> int:
+    """How many steps a training on all rows takes, as the Trainer counts them."""
+    recipe = fit_context(shared_recipe(comparison), base.config)
+    args = training_arguments(recipe, quiet=True)
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    dataset = encode_rows(data.train, recipe, base.tokenizer, base.kind)
+    rows = len(pack(dataset, recipe.max_length) if recipe.packing else dataset)
+    batch = args.per_device_train_batch_size
+    batches = rows // batch if args.dataloader_drop_last else -(-rows // batch)
+    steps = max(1, -(-batches // args.gradient_accumulation_steps))
+    whole: int = math.ceil(args.num_train_epochs * steps)
+    return whole
