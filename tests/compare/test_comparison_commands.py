@@ -9,9 +9,8 @@ import pytest
 import typer
 from test_comparison_summary import alike, changed, results_of, with_result
 
-from lorada.compare.report.commands import BESIDE
 from lorada.compare.report.read import read_comparison
-from lorada.compare.report.summary import summarize
+from lorada.compare.report.summary import BESIDE, summarize
 
 
 def test_the_commands_are_commands_of_lorada(made_up_summary):

@@ -166,7 +166,6 @@ def _checked(
 ) -> Any:
     """The comparison that was asked for; most mistakes are found before torch is loaded."""
     from lorada.compare import spec
-    from lorada.compare.rows import has_own_rows
     from lorada.data.row_files import data_folder, there
     from lorada.data.rows import share_of
     from lorada.training.load_recipe import read_recipe
@@ -179,7 +178,7 @@ def _checked(
         shared = read_recipe(None, pairs, {**options, **spec.FIXED})
         chosen = spec.comparison_of(shared.recipe, asked)
     check_name(chosen.recipe["model"])
-    if has_own_rows(chosen):
+    if chosen.has_own_rows:
         there(chosen.recipe.get("data"))
         if share_of(chosen.held_out) is None:
             there(chosen.held_out)

@@ -132,6 +132,8 @@ def show_table(found: list[Any], *, as_json: bool) -> None:
 
 def show_comparison(found: dict[str, Any], *, as_json: bool) -> None:
     """Print an estimate as a table or as JSON."""
+    from lorada.compare.plan import as_given
+
     if as_json:
         print_json(found)
         return
@@ -145,13 +147,8 @@ def show_comparison(found: dict[str, Any], *, as_json: bool) -> None:
         if row["reason"] is not None:
             shown.add_row(row["method"], budgets, row["reason"], "", "", "", "")
             continue
-        sizes = [
-            f"{part}.{name}={value}"
-            for part, settings in row["parts"].items()
-            for name, value in settings.items()
-        ]
         shown.add_row(
-            row["method"], budgets, " ".join(sizes),
+            row["method"], budgets, as_given(row["parts"]),
             f"{row['trainable']:,} ({row['percent']:.3f}%)", str(row["runs"]),
             duration(row["seconds"]), f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
         )  # fmt: skip

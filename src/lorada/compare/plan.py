@@ -4,7 +4,7 @@ It is made once, so that a comparison that goes on runs the same.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,11 @@ class ComparisonPlan:
     def save(self, folder: Path) -> None:
         """Write ``plan.json``."""
         write_atomic(folder / PLAN_FILE, json_text(asdict(self)) + "\n")
+
+
+def as_given(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Settings of parts as they are typed: ``lora.r=2 lora.lora_alpha=4``."""
+    return " ".join(f"{part}.{k}={v}" for part, given in parts.items() for k, v in given.items())
 
 
 def saved_plan(folder: Path) -> ComparisonPlan | None:

@@ -14,7 +14,7 @@ from lorada.data.task_rows import (
     scored_rows,
     training_rows,
 )
-from lorada.runs.recipe import JSONL, Recipe
+from lorada.runs.recipe import Recipe
 
 # How many training rows are set aside to measure learning rates: a tenth, within these limits.
 # With fewer rows, the rate that looks best is more often another one (docs/compare.md).
@@ -91,8 +91,3 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
 def shared_recipe(comparison: Comparison) -> Recipe:
     """The settings that all runs share, as a recipe of a method without parts."""
     return comparison.run_recipe(NO_PARTS, "-")
-
-
-def has_own_rows(comparison: Comparison) -> bool:
-    """Whether the rows are files of the user, not those of a benchmark."""
-    return bool(comparison.recipe.get("task", JSONL) == JSONL)

@@ -201,14 +201,19 @@ class Comparison(BaseModel):
                 f"--against {self.against} is not compared: add it to --methods, or choose one of "
                 f"{', '.join(self.methods)}"
             )
-        if self.recipe.get("task", JSONL) != JSONL and self.held_out is not None:
+        if not self.has_own_rows and self.held_out is not None:
             raise ValueError(
                 f"task={self.recipe['task']} has held-out rows of its own: leave out --held-out "
                 f"{self.held_out}, or the task"
             )
-        if self.recipe.get("task", JSONL) == JSONL and self.held_out is None:
+        if self.has_own_rows and self.held_out is None:
             raise ValueError("a comparison scores on held-out rows: pass --held-out FILE or 20%")
         share_of(self.held_out)  # refuses a share that leaves no rows
+
+    @property
+    def has_own_rows(self) -> bool:
+        """Whether the rows are files of the user, not those of a benchmark."""
+        return bool(self.recipe.get("task", JSONL) == JSONL)
 
     def is_searched(self, method: str) -> bool:
         """Whether one of ``methods`` has anything to choose from."""

@@ -1,6 +1,5 @@
 """Reads what is there of a comparison's folder: each candidate with its runs and their scores."""
 
-import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from lorada.compare.plan import (
     TRIALS,
     Candidate,
     ComparisonPlan,
+    as_given,
     mapping_in,
     saved_plan,
 )
@@ -108,8 +108,7 @@ class CandidateResult:
     @property
     def sizes(self) -> str:
         """The settings that give its size, as they are typed."""
-        parts = self.candidate.parts.items()
-        return " ".join(f"{part}.{k}={v}" for part, given in parts for k, v in given.items())
+        return as_given(self.candidate.parts)
 
     def plain(self) -> dict[str, Any]:
         """What files of the report have of it."""
@@ -172,7 +171,7 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
         searches = _searches(folder / TRIALS / one.path)
         failed = {seed: str(failures.get(one.run(seed), "")) for seed in seeds}
         settled, chosen = _settled(one, searches)
-        losses = [[_loss(run.lines[row]) for row in rows] for run in same]
+        losses = [[run.lines[row]["loss"] for row in rows] for run in same]
         measured.append(CandidateResult(
             label, settled, chosen, same, searches=searches, losses=_table(losses, rows),
             scores=_table([[run.scores[row] for row in rows] for run in same], rows),
@@ -261,9 +260,6 @@ def _common_rows(runs: list[ScoredRun], names: list[str]) -> list[RowKey]:
     return sorted(rows, key=lambda row: (names.index(row[0]), row[1]))
 
 
-def _loss(line: dict[str, Any]) -> float:
-    return math.nan if line["loss"] is None else float(line["loss"])
-
-
-def _table(values: list[list[float]], rows: list[RowKey]) -> Scores:
+def _table(values: list[list[Any]], rows: list[RowKey]) -> Scores:
+    """Runs × rows; None is NaN."""
     return np.array(values, dtype=float).reshape(len(values), len(rows))
