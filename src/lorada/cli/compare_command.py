@@ -251,11 +251,7 @@ def _is_there(place: Path) -> bool:
 
 
 def _rates(text: str | None) -> list[float] | None:
-    """Read learning rates with commas between.
-
-    Raises:
-        ValueError: for anything else.
-    """
+    """Read learning rates with commas between."""
     found = split_names("rates", text)
     try:
         return None if found is None else [float(name) for name in found]

@@ -29,9 +29,6 @@ def check_queue(
 
     Returns:
         What makes the pool for the jobs, and the part that ``--shard i/n`` asks for as (i, n).
-
-    Raises:
-        ValueError: for an impossible value, or options that exclude each other.
     """
     if workers != AUTO and not (workers.isdecimal() and int(workers)):
         raise ValueError(f"--workers {workers} must be auto, or a number of at least 1")
@@ -65,11 +62,7 @@ def pool_of(count: int | None, cluster: str | None, gpus_per_job: float) -> Any:
 
 
 def check_outcomes(outcomes: Mapping[str, Any], report: Callable[[str], None]) -> None:
-    """Say which jobs of a queue (name → ``Outcome``) are held, and which failed and why.
-
-    Raises:
-        ValueError: if any failed.
-    """
+    """Say which jobs of a queue (name → ``Outcome``) are held, and which failed and why."""
     failed = [name for name, outcome in outcomes.items() if outcome.status == "failed"]
     held = sum(outcome.status == "held" for outcome in outcomes.values())
     if held:
@@ -83,11 +76,7 @@ def check_outcomes(outcomes: Mapping[str, Any], report: Callable[[str], None]) -
 
 
 def split_names(option: str, text: str | None) -> list[str] | None:
-    """Split names at commas.
-
-    Raises:
-        ValueError: if there are none.
-    """
+    """Split names at commas."""
     if text is None:
         return None
     found = [name.strip() for name in text.split(",") if name.strip()]

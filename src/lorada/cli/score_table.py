@@ -16,14 +16,7 @@ Scored = tuple[str, float | None, float | None, float | None, float | None, floa
 
 
 def score_table(what: str, form: str, rows: Sequence[Scored], width: int) -> list[str]:
-    """The lines of the table.
-
-    Args:
-        what: the heading of the scores.
-        form: the format of scores and losses.
-        rows: the methods.
-        width: of the terminal, in letters.
-    """
+    """The lines of the table: ``what`` heads the scores, ``form`` is the format of numbers."""
     table = [[one.format(what) for one in HEAD], *(_cells(row, form) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     widths[0] = max(LEAST, min(widths[0], width - sum(len(GAP) + one for one in widths[1:])))

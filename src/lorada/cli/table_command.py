@@ -138,12 +138,7 @@ def check_table(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Any:
-    """A table or figure by its name, after the checks that need no torch.
-
-    Raises:
-        ValueError: for an unknown name, or options that exclude each other.
-        FileNotFoundError: if the folder of rows is not there.
-    """
+    """A table or figure by its name, after the checks that need no torch."""
     from lorada.data.row_files import data_folder
     from lorada.paper.table_spec import SCALES, load_table
     from lorada.runs.folder import refuse_both

@@ -52,22 +52,15 @@ Tried = Mapping[str, Any]  # what ``search.json`` keeps of a trial
 
 @dataclass(frozen=True)
 class Space:
-    """What a search chooses from.
+    """What a search chooses from."""
 
-    Attributes:
-        recipes: one for each setting of the method, at the default learning rate, with the number
-            of steps and the rows to set aside.
-        trials: how many rates are tried for each, without those beyond an end of them.
-        given: the rates to try, if the user gave them.
-        map_rate: the default rate of the maps, which follows the learning rate; None if not.
-        beside: whether other parts train beside the maps, so that their rate is searched too.
-    """
-
+    # One for each setting of the method, at the default learning rate, with the number of steps and
+    # the rows to set aside.
     recipes: Sequence[Recipe]
-    trials: int
-    given: Sequence[float] = ()
-    map_rate: float | None = None
-    beside: bool = False
+    trials: int  # how many rates are tried for each, without those beyond an end of them
+    given: Sequence[float] = ()  # the rates to try, if the user gave them
+    map_rate: float | None = None  # the maps' default, which follows the learning rate; None if not
+    beside: bool = False  # whether other parts train beside the maps, so that both are searched
 
     @property
     def default(self) -> float:
@@ -91,14 +84,10 @@ class Space:
         return min(self.most, len(self.recipes) * self.trials + 3 * self.has_own_map_rate)
 
     def following(self, tried: Sequence[Tried]) -> dict[str, Any] | None:
-        """What to try next; None for nothing.
+        """What to try after the trials so far; None for nothing.
 
-        Args:
-            tried: the trials so far.
-
-        Returns:
-            ``choice``, the number of the recipe; ``rate``; ``map_rate``, and ``map_factor``: how
-            many times its ratio to the learning rate is the default one.
+        It is ``choice``, the number of the recipe; ``rate``; ``map_rate``, and ``map_factor``: how
+        many times its ratio to the learning rate is the default one.
         """
         first = self.given or [self.default * factor for factor in (1.0, FACTOR, 1 / FACTOR)]
         both = [one for one in tried if one["map_factor"] == 1.0]
@@ -132,14 +121,7 @@ class Space:
         return recipe.model_copy(update={"parts": parts, "training": training})
 
     def chosen(self, folder: Path | None) -> Recipe:
-        """The recipe that a search has found; without one that of the given rate or the default.
-
-        Args:
-            folder: of the search, if there was one.
-
-        Raises:
-            ValueError: if the loss became NaN at every rate that was tried.
-        """
+        """The recipe that the search in a folder has found; for None that of the first rate."""
         if folder is None:
             return self.recipe_of(self._point(0, self.given[0] if self.given else self.default))
         search = mapping_in(folder / SEARCH_FILE)
@@ -194,15 +176,7 @@ def best_trial(tried: Sequence[Tried]) -> Tried | None:
 
 
 def search_rate(space: Space, folder: Path) -> None:
-    """Do the trials of a search that are not done yet, then write ``search.json``.
-
-    Args:
-        space: what to choose from.
-        folder: of the candidate's search.
-
-    Raises:
-        KeyboardInterrupt: if a training was interrupted and saved.
-    """
+    """Do the trials of a search that are not done yet, then write ``search.json``."""
     tried = list[dict[str, Any]]()
     while (point := space.following(tried)) is not None:
         number = len(tried)
@@ -280,11 +254,7 @@ def train_on(recipe: Recipe, what: str, *callbacks: TrainerCallback) -> None:
 
 
 class Steps(TrainerCallback):  # type: ignore[misc]
-    """Reports the step of a training every few seconds.
-
-    Args:
-        what: the beginning of the line.
-    """
+    """Reports the step of a training every few seconds, in a line that begins with ``what``."""
 
     def __init__(self, what: str) -> None:
         self._what, self._said = what, 0.0
@@ -329,11 +299,7 @@ class MeasureTrial(TrainerCallback):  # type: ignore[misc]
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep a loss.
-
-        Raises:
-            DivergedError: if it is NaN or infinite.
-        """
+        """Keep a loss."""
         loss, step = kwargs["metrics"]["eval_loss"], state.global_step
         if not math.isfinite(loss):
             raise DivergedError(f"the loss on the rows set aside became {loss} at step {step}")

@@ -26,11 +26,7 @@ from lorada.tuners import LmamConfig, LoradaConfig
 
 
 def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report) -> ComparisonPlan:
-    """Choose the size of each method for each budget, and count the steps of a training.
-
-    Raises:
-        ValueError: if no method can be run, or a budget is below the smallest size of every method.
-    """
+    """Choose the size of each method for each budget, and count the steps of a training."""
     args = training_arguments(shared_recipe(comparison), quiet=True)
     metric = metric_of(data.train, shared_recipe(comparison))
     for budget in comparison.budgets:

@@ -49,7 +49,7 @@ def forecast(
 
     Args:
         comparison: what to compare.
-        plan: its candidates and steps.
+        plan: of the comparison.
         slots: how many jobs run at once.
         report: called with a line before each measurement.
 
@@ -59,9 +59,6 @@ def forecast(
         most (None where it cannot be run); ``stages``: name → ``trainings`` and ``seconds``, each
         at most and ``probably``; ``jobs``, ``steps``, ``slots``; ``seconds`` and
         ``probably_seconds`` of the whole.
-
-    Raises:
-        ValueError: if none can be run, with the reason of the first.
     """
     rows = _measured(comparison, plan, report)
     if all(row["reason"] is not None for row in rows):
@@ -180,13 +177,8 @@ def keep_time(recipe: Recipe, path: Path) -> None:
 def measure_steps(recipe: Recipe, *, longest: bool) -> dict[str, Any]:
     """Train the first few steps of a training, in this process; nothing is kept.
 
-    Args:
-        recipe: of the training.
-        longest: whether on the longest rows; else on the first.
-
-    Returns:
-        ``seconds_per_step`` of the fastest, and ``peak_memory_bytes`` of the process (or of the
-        accelerator).
+    They are on the ``longest`` rows, or on the first. It returns ``seconds_per_step`` of the
+    fastest, and ``peak_memory_bytes`` of the process (or of the accelerator).
     """
     clock = _Clock()
     with tempfile.TemporaryDirectory() as scratch:

@@ -21,39 +21,25 @@ SEARCH_FILE = "search.json"  # in the folder of a search for a learning rate
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method at one size.
+    """A method at one size; what is not known of one that cannot be run is None."""
 
-    Attributes:
-        method: as in ``Comparison.methods``.
-        budgets: each budget that leads to this size, as given → whether the size is above it,
-            because the method has no smaller one. Empty for the method's default size.
-        parts: settings of parts that give this size.
-        trainable: trained parameters, without a task head.
-        percent: the same in percent of the base's.
-        total: parameters of the base.
-        mergeable: whether all of it can be merged into the base.
-        default_rate: the method's own learning rate.
-        map_rate: the learning rate of the maps, if it is their own, unless ``method`` sets it
-            beside other parts.
-        beside: whether other parts train beside the maps.
-        settings_from: where its settings come from, in words.
-        reason: why it cannot be run, and then the numbers are None; None if it can.
-        choices: the method with each of its settings, if it has several, of which a search chooses
-            one; the rest is as in the one that trains the most.
-    """
-
-    method: str
+    method: str  # as in ``Comparison.methods``
+    # Each budget that leads to this size, as given → whether the size is above it, because the
+    # method has no smaller one. Empty for the method's default size.
     budgets: dict[str, bool]
-    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    trainable: int | None = None
-    percent: float | None = None
-    total: int | None = None
-    mergeable: bool | None = None
-    default_rate: float | None = None
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings that give this size
+    trainable: int | None = None  # trained parameters, without a task head
+    percent: float | None = None  # the same in percent of the base's
+    total: int | None = None  # parameters of the base
+    mergeable: bool | None = None  # whether all of it can be merged into the base
+    default_rate: float | None = None  # the method's own learning rate
+    # That of the maps, if it is their own, unless ``method`` sets it beside other parts.
     map_rate: float | None = None
-    beside: bool = False
-    settings_from: str = ""
-    reason: str | None = None
+    beside: bool = False  # whether other parts train beside the maps
+    settings_from: str = ""  # where its settings come from, in words
+    reason: str | None = None  # why it cannot be run; None if it can
+    # The method with each of its settings, if it has several, of which a search chooses one; the
+    # rest is as in the one that trains the most.
     choices: "list[Candidate]" = field(default_factory=list)
 
     @property
@@ -78,31 +64,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """What a comparison runs.
+    """What a comparison runs."""
 
-    Attributes:
-        candidates: in the order of the methods and budgets as given.
-        steps: of every training.
-        batch: rows of a device in a step.
-        dev_rows: training rows that the search for learning rates sets aside.
-        train: the training rows: ``file``, ``rows``, ``sha256``.
-        held_out: the rows to score, by the name of their metrics: ``rows``, ``sha256``.
-        overlap: how many held-out rows are training rows too.
-        metric: what answers are scored by, ``name`` and ``reason``; None for a benchmark.
-        versions: of the packages.
-        hardware: of the machine that made the plan.
-    """
-
-    candidates: list[Candidate]
-    steps: int
-    batch: int
-    dev_rows: int
-    train: dict[str, Any]
-    held_out: dict[str, dict[str, Any]]
-    overlap: int
-    metric: dict[str, str] | None
-    versions: dict[str, str]
-    hardware: dict[str, Any]
+    candidates: list[Candidate]  # in the order of the methods and budgets as given
+    steps: int  # of every training
+    batch: int  # rows of a device in a step
+    dev_rows: int  # training rows that the search for learning rates sets aside
+    train: dict[str, Any]  # the training rows: ``file``, ``rows``, ``sha256``
+    held_out: dict[str, dict[str, Any]]  # name of the rows to score → ``rows``, ``sha256``
+    overlap: int  # how many held-out rows are training rows too
+    metric: dict[str, str] | None  # of answers, ``name`` and ``reason``; None for a benchmark
+    versions: dict[str, str]  # of the packages
+    hardware: dict[str, Any]  # of the machine that made the plan
 
     @property
     def runnable(self) -> list[Candidate]:
@@ -120,11 +93,7 @@ def as_given(parts: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def saved_plan(folder: Path) -> ComparisonPlan | None:
-    """The plan in a folder; None if there is none.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
+    """The plan in a folder; None if there is none."""
     path = folder / PLAN_FILE
     if not path.is_file():
         return None
@@ -137,11 +106,7 @@ def saved_plan(folder: Path) -> ComparisonPlan | None:
 
 
 def mapping_in(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
-    """The mapping in a file of a comparison; an empty one if there is no file.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
+    """The mapping in a file of a comparison; an empty one if there is no file."""
     try:
         found = parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (ValueError, yaml.YAMLError) as error:

@@ -25,33 +25,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Data:
-    """The rows of a comparison.
+    """The rows of a comparison."""
 
-    Attributes:
-        train: the rows to learn from; the search for learning rates sets ``dev_rows`` of them
-            aside.
-        held_out: the rows to score, by the name of their metrics.
-        dev_rows: how many rows the search sets aside; 0 without a search.
-        overlap: how many held-out rows are training rows too.
-    """
-
-    train: Rows
-    held_out: dict[str, Rows]
-    dev_rows: int
-    overlap: int
+    train: Rows  # to learn from; the search for learning rates sets ``dev_rows`` of them aside
+    held_out: dict[str, Rows]  # to score, by the name of their metrics
+    dev_rows: int  # 0 without a search
+    overlap: int  # how many held-out rows are training rows too
 
 
 def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None) -> Data:
     """Read the rows of a comparison and check that they can be compared on.
 
-    Args:
-        comparison: what to compare.
-        kind: of the model. It matters for benchmarks only.
-        own_classes: the classes of the model's own head, if it has one.
-
-    Raises:
-        ValueError: for broken rows, too few of them, or held-out rows that are training rows too.
-        FileNotFoundError: for rows that are not there.
+    ``kind`` is that of the model, which matters for benchmarks only; ``own_classes`` are those of
+    the model's own head, if it has one.
     """
     recipe = shared_recipe(comparison)
     train, held_out = training_rows(recipe, kind, own_classes)

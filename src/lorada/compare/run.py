@@ -41,19 +41,12 @@ OWN = (SPEC_FILE, PLAN_FILE, TRIALS, RUNS, TIMES, BASELINES_FILE, FAILURES_FILE,
 
 @dataclass(frozen=True)
 class Compared:
-    """The outcome of a command on a comparison.
+    """The outcome of a command on a comparison."""
 
-    Attributes:
-        summary: what the report shows; None if runs are left to other commands.
-        reports: its files, the page first.
-        failures: folder of a job → the last line of its error.
-        left: how many jobs are left to other commands, such as other shards.
-    """
-
-    summary: Summary | None
-    reports: list[Path]
-    failures: dict[str, str]
-    left: int
+    summary: Summary | None  # what the report shows; None if runs are left to other commands
+    reports: list[Path]  # its files, the page first
+    failures: dict[str, str]  # folder of a job → the last line of its error
+    left: int  # how many jobs are left to other commands, such as other shards
 
 
 def compare(
@@ -156,22 +149,14 @@ def _begin(
 def planned(
     comparison: Comparison, folder: Path, *, resume: bool, report: Report
 ) -> ComparisonPlan:
-    """The plan of a comparison; nothing is written.
-
-    Raises:
-        ValueError: as ``compare``.
-    """
+    """The plan of a comparison; nothing is written."""
     base, data = read(comparison)
     plan = saved_plan(folder) if resume else None
     return plan or make_plan(comparison, base, data, report)
 
 
 def read(comparison: Comparison) -> tuple[Prepared, Data]:
-    """The model's config and tokenizer, and the rows.
-
-    Raises:
-        ValueError: as ``prepare`` and ``read_data`` do.
-    """
+    """The model's config and tokenizer, and the rows."""
     base = prepare(shared_recipe(comparison))
     data = read_data(comparison, base.kind, own_classes(base.config))
     refuse_target_length(base.recipe, data.train, base.kind)
@@ -222,10 +207,6 @@ def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> No
     """Compute a metric for all stored answers of a comparison, and keep it with them.
 
     ``lorada report`` asks for it, as some metrics are computed only then: ROUGE-L, chrF, a user's.
-
-    Raises:
-        ValueError: if the rows are not those of the comparison any more, or as ``row_value``.
-        FileNotFoundError: if they are not there.
     """
     comparison, value = saved_comparison(folder), row_value(metric)
     if value is None:  # it is stored already

@@ -25,12 +25,7 @@ NEAR = 8
 def limit_of(budget: str, total: int) -> int:
     """The most parameters that may train, without a task head, on a base of ``total`` parameters.
 
-    Args:
-        budget: a share or a number, such as ``0.2%``, ``100000`` or ``100_000``.
-        total: parameters of the base.
-
-    Raises:
-        ValueError: for anything else, and for a budget of nothing or of more than 100 %.
+    A budget is a share or a number, such as ``0.2%``, ``100000`` or ``100_000``.
     """
     plain = budget.strip()
     try:
@@ -50,17 +45,11 @@ def limit_of(budget: str, total: int) -> int:
 
 @dataclass(frozen=True)
 class Sized:
-    """A method at the size that was chosen for it.
+    """A method at the size that was chosen for it."""
 
-    Attributes:
-        parts: settings of parts that give this size, with those that the recipe had.
-        counts: as ``parameters_of`` counts.
-        above: whether it trains more than the budget, because there is no smaller size.
-    """
-
-    parts: dict[str, Settings]
-    counts: dict[str, Any]
-    above: bool
+    parts: dict[str, Settings]  # settings that give this size, with those that the recipe had
+    counts: dict[str, Any]  # as ``parameters_of`` counts
+    above: bool  # whether it trains more than the budget, because there is no smaller size
 
 
 def size_for(recipe: Recipe, budget: str) -> Sized:
@@ -150,19 +139,12 @@ def _largest(trained: Callable[[int], int], first: int, end: int, limit: int) ->
 
 @dataclass(frozen=True)
 class GrowingPart:
-    """A part of a method, and the sizes that it may have.
-
-    Attributes:
-        name: of the part.
-        settings: its settings at its default size.
-        keys: the setting that is its size, then those that keep their ratio to it.
-        sizes: the sizes it may have, from the fewest trained parameters to the most.
-    """
+    """A part of a method, and the sizes that it may have."""
 
     name: str
-    settings: Settings
-    keys: tuple[str, ...]
-    sizes: Sequence[int]
+    settings: Settings  # at its default size
+    keys: tuple[str, ...]  # the setting that is its size, then those that keep their ratio to it
+    sizes: Sequence[int]  # from the fewest trained parameters to the most
 
     @property
     def default(self) -> int:

@@ -68,24 +68,14 @@ def choices_of(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with settings of its parts.
+    """A method with settings of its parts."""
 
-    Attributes:
-        method: name of ``method_named``.
-        parts: part → settings; empty for a method as it is.
-    """
-
-    method: str
-    parts: dict[str, Settings]
+    method: str  # a name of ``method_named``
+    parts: dict[str, Settings]  # part → settings; empty for a method as it is
 
     @classmethod
     def parse(cls, text: str) -> "Variant":
-        """Read ``lora``, ``lora+lmam:lora.r=1`` or ``lmam:rank=2:ablation=softmax``.
-
-        Raises:
-            ValueError: for an unknown method, a setting that no part of it has or that is given
-                twice, or a value of another type.
-        """
+        """Read ``lora``, ``lora+lmam:lora.r=1`` or ``lmam:rank=2:ablation=softmax``."""
         name, *settings = text.split(BEFORE)
         method = method_named(name)
         parts: dict[str, Settings] = {}
@@ -111,56 +101,38 @@ class Variant:
 
 
 class Comparison(BaseModel):
-    """What to compare.
-
-    Attributes:
-        recipe: settings of a recipe that all runs share, such as the model and the rows.
-        held_out: the files of the rows to score, or a share of the rows to learn from, such as
-            20%; None for benchmarks, which have their own.
-        methods: names of ``method_named``, each with settings if need be (``Variant.parse``), of
-            which a search may choose: ``choices_of``.
-        budgets: how much each method may train, as ``limit_of`` reads it; if there are none,
-            each method has its default size.
-        seeds: of the final runs; a search for learning rates takes the first, or each.
-        trials: how many learning rates are tried for each method and size; 0 or 1 for its default
-            rate, unless it has several settings to choose from.
-        rates: the learning rates to try, the same for all; empty for those of ``rates_to_try``.
-        search: ``once`` chooses a rate for each method and size with the first seed; ``each-seed``
-            chooses one with every seed, so that scores also differ by that choice.
-        against: the method that others are tested against, besides the best; None for none.
-        until: the expected loss, in the unit of the metric, of the leading method at which no more
-            seeds are run; None to run every seed of each.
-        margin: how much a cheaper method may cost, in the unit of the metric; None for 1 point, or
-            2 % of the lowest loss.
-        with_text: whether predictions and report have the text of the held-out rows.
-        allow_overlap: whether held-out rows may be training rows too.
-        trust_remote_code: whether code of the model's repository may run. It is not saved, because
-            each command has to allow it.
-    """
+    """What to compare."""
 
     model_config = ConfigDict(extra="forbid")
 
-    recipe: dict[str, Any]
+    recipe: dict[str, Any]  # settings that all runs share, such as the model and the rows
+    # The files of the rows to score, or a share of the rows to learn from, such as 20%; None for
+    # benchmarks, which have their own.
     held_out: str | None = None
+    # Names of ``method_named``, each with settings if need be (``Variant.parse``), of which a
+    # search may choose: ``choices_of``.
     methods: list[str] = []
-    budgets: list[str] = []
-    seeds: list[int] = [1, 2, 3]
+    budgets: list[str] = []  # of trained parameters, as ``limit_of`` reads them; [] for the default
+    seeds: list[int] = [1, 2, 3]  # of the final runs; a search takes the first, or each
+    # How many learning rates are tried for each method and size; 0 or 1 for its default rate,
+    # unless it has several settings to choose from.
     trials: int = 4
-    rates: list[float] = []
-    search: str = ONCE
-    against: str | None = None
+    rates: list[float] = []  # the learning rates to try, the same for all; [] for each one's own
+    search: str = ONCE  # with the first seed, or with each: scores then differ by that choice too
+    against: str | None = None  # the method that others are tested against, besides the best
+    # The expected loss, in the unit of the metric, of the leading method at which no more seeds are
+    # run; None to run every seed of each.
     until: float | None = None
+    # How much a cheaper method may cost, in that unit; None for 1 point, or 2 % of the lowest loss.
     margin: float | None = None
-    with_text: bool = False
-    allow_overlap: bool = False
+    with_text: bool = False  # whether predictions and report have the text of the held-out rows
+    allow_overlap: bool = False  # whether held-out rows may be training rows too
+    # Whether code of the model's repository may run. It is not saved, because each command has to
+    # allow it.
     trust_remote_code: bool = Field(False, exclude=True)
 
     def check(self) -> None:
-        """Check names and numbers, without loading torch.
-
-        Raises:
-            ValueError: for what no comparison can be made of.
-        """
+        """Check names and numbers, without loading torch."""
         if not self.methods:
             raise ValueError("nothing to compare: pass --methods NAME,NAME (see `lorada methods`)")
         for option in ("methods", "budgets", "seeds", "rates"):
@@ -239,11 +211,7 @@ class Comparison(BaseModel):
 
 
 def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
-    """A comparison of shared settings and options; ``None`` among the options is not given.
-
-    Raises:
-        ValueError: for a setting that the comparison itself chooses, or as ``check``.
-    """
+    """A comparison of shared settings and options; ``None`` among the options is not given."""
     shared = recipe.with_absolute_paths().model_dump(exclude_unset=True)
     trust = shared.pop("trust_remote_code", False)
     shared.pop("parts", None)  # there are none
@@ -265,11 +233,7 @@ def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
 
 
 def saved_comparison(folder: Path) -> Comparison:
-    """The comparison in a folder.
-
-    Raises:
-        ValueError: if there is none, or the file is damaged.
-    """
+    """The comparison in a folder."""
     path = folder / SPEC_FILE
     if not path.is_file():
         raise ValueError(f"{folder} holds no comparison to resume: it has no {SPEC_FILE}")
@@ -296,9 +260,6 @@ def resumed_comparison(
         pairs: ``key=value`` of the command line.
         options: recipe fields given as options; None for those that are not given.
         asked: other options, by the names of ``Comparison``'s fields; likewise.
-
-    Raises:
-        ValueError: for the first option that differs from the saved comparison.
     """
     saved = saved_comparison(folder)
     if held_out := asked.get("held_out"):
@@ -321,11 +282,7 @@ def resumed_comparison(
 
 
 def refuse_taken_by_other(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that a comparison may not be written to.
-
-    Raises:
-        ValueError: if it holds another comparison, or something else.
-    """
+    """Refuse a folder that a comparison may not be written to."""
     refuse_both(resume=resume, overwrite=overwrite)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another --output")

@@ -153,14 +153,7 @@ def is_scored(run: Path) -> bool:
 def train_and_score(space: Space, search: Path | None, *, with_text: bool) -> None:
     """Train a final run and score it on the held-out rows, as far as that is not done.
 
-    Args:
-        space: what the recipe of the run is chosen from.
-        search: the folder of the candidate's search, which has chosen; None for no search.
-        with_text: whether the predictions have the text of the rows.
-
-    Raises:
-        ValueError: if the search has found no rate.
-        KeyboardInterrupt: if the training was interrupted and saved.
+    ``search`` is the folder of the search that has chosen its recipe, if there was one.
     """
     recipe = space.chosen(search)
     run = Path(recipe.output)
@@ -234,9 +227,7 @@ def columns(lines: list[dict[str, Any]]) -> dict[str, list[Any]]:
 def score_commonest(data: Data, metric: str | None) -> dict[str, Any]:
     """The commonest answer of the training rows, and its score on each held-out row.
 
-    Args:
-        data: the rows.
-        metric: what answers are scored by besides the metrics that cost nothing; None for those.
+    ``metric`` is what answers are scored by besides the metrics that cost nothing, if anything is.
     """
     answer = commonest_answer(data.train)
     if answer is None:

@@ -69,17 +69,13 @@ def _falls(scores: Mapping[str, Scores], running: Sequence[str]) -> dict[str, fl
 
 @dataclass(frozen=True)
 class Until:
-    """Picks the jobs of a comparison with ``--until``, for ``run_queue``.
+    """Picks the jobs of a comparison with ``--until``, for ``run_queue``."""
 
-    Attributes:
-        folder: of the comparison.
-        until: the expected loss that is small enough.
-        runs: name of the job of each final run → place of its candidate in the plan.
-    """
-
-    folder: Path
-    until: float
-    runs: Mapping[str, int]
+    folder: Path  # of the comparison
+    until: float  # the expected loss that is small enough
+    runs: Mapping[
+        str, int
+    ]  # name of the job of each final run → place of its candidate in the plan
 
     def __call__(self, ready: Sequence[Job], running: Collection[str]) -> Job | None:
         """The next of the jobs that are ready: searches, then the first runs of each candidate."""

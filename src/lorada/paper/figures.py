@@ -154,11 +154,7 @@ def sweep_figure(
 ) -> None:
     """Draw the mean score for each number of heads and rank, like Figure 4 of the paper.
 
-    Args:
-        scores: (heads, rank) → one score per seed.
-        paths: files to write, PNG or SVG by their names.
-        title: line above the picture.
-        metric: name of the score.
+    ``scores`` are by (heads, rank), one per seed.
     """
     plt = _pyplot()
     heads, ranks = (sorted({key[i] for key in scores}) for i in range(2))

@@ -27,40 +27,25 @@ Columns = dict[str, tuple[str, str | None]]  # name → (task, metric), None for
 
 @dataclass(frozen=True)
 class TableLine:
-    """One line of a page: a row as published, or as measured.
-
-    Attributes:
-        label: the row.
-        source: ``paper`` or ``ours``.
-        percent: trained parameters in percent of the base, or as published.
-        scores: column (or ``MEAN``) → one number per seed, or the published number.
-        spread: column → published standard deviation.
-        minutes: of training, summed over runs.
-    """
+    """One line of a page: a row as published, or as measured."""
 
     label: str
-    source: str
-    percent: str
-    scores: dict[str, list[float]]
-    spread: dict[str, float] = field(default_factory=dict)
-    minutes: float | None = None
+    source: str  # ``paper`` or ``ours``
+    percent: str  # trained parameters in percent of the base, or as published
+    scores: dict[str, list[float]]  # column (or ``MEAN``) → one number per seed, or the published
+    spread: dict[str, float] = field(default_factory=dict)  # column → published standard deviation
+    minutes: float | None = None  # of training, summed over runs
 
 
 @dataclass(frozen=True)
 class Page:
-    """A table with notes on what was compared.
-
-    Attributes:
-        columns: names of scores, means included.
-        digits: decimal places.
-        notes: sentences above the table.
-    """
+    """A table with notes on what was compared."""
 
     title: str
-    columns: list[str]
+    columns: list[str]  # names of scores, means included
     lines: list[TableLine]
-    notes: list[str]
-    digits: int = 1
+    notes: list[str]  # sentences above the table
+    digits: int = 1  # decimal places
 
 
 @cache

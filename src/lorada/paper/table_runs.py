@@ -49,17 +49,13 @@ ROWS = {
 
 @dataclass(frozen=True)
 class TableJob:
-    """One run of a table: one row, one seed, and one task or all tasks together.
-
-    Attributes:
-        stored: the file of its result.
-    """
+    """One run of a table: one row, one seed, and one task or all tasks together."""
 
     row: TableRow
     tasks: list[str]
     seed: int
     recipe: Recipe
-    stored: Path
+    stored: Path  # the file of its result
 
     def in_queue(self) -> Job:
         """This job for the queue."""
@@ -80,11 +76,7 @@ def jobs(
     output: Path,
     data_dir: str | None = None,
 ) -> list[TableJob]:
-    """All runs of the chosen rows, tasks and seeds, row by row.
-
-    Raises:
-        ValueError: for a row or task that the table does not have, or not at this scale.
-    """
+    """All runs of the chosen rows, tasks and seeds, row by row."""
     # Each once and in the table's order, because the tasks are part of a run's path.
     wanted = [task for task in table.tasks if task in table.tasks_at(scale, tasks)]
     groups = [[task] for task in wanted] if table.train == "each" else [wanted]
@@ -205,12 +197,7 @@ def delete_runs(found: list[TableJob]) -> None:
 
 
 def carry_out(job: TableJob) -> None:
-    """Train and score one job in this process, as far as it is not done, and store its result.
-
-    Raises:
-        ValueError: if its folder holds a run of another recipe.
-        KeyboardInterrupt: if the training was interrupted and saved.
-    """
+    """Train and score one job in this process, as far as it is not done, and store its result."""
     recipe = _with_weights(job.recipe)
     run = Path(recipe.output)
     if not (run / RESULT_FILE).is_file():
@@ -247,9 +234,6 @@ def run_all(
     Returns:
         The stored result of each job in order, None where there is none; and what became of each
         job that was to be run, by its name.
-
-    Raises:
-        ValueError: if there are results and neither ``resume`` nor ``overwrite`` is given.
     """
     mine = part_of(found, part)
     stored = [job.stored for job in mine if job.stored.is_file()]

@@ -81,11 +81,7 @@ class PaperTable(_Strict):
         return self.paper if scale == "paper" else self.local
 
     def tasks_at(self, scale: Scale, chosen: list[str] | None = None) -> list[str]:
-        """The tasks at a scale, or those chosen among all of the table.
-
-        Raises:
-            ValueError: for a task that the table does not have.
-        """
+        """The tasks at a scale, or those chosen among all of the table."""
         for name in chosen or []:
             if name not in self.tasks:
                 raise unknown_name(f"task of {self.name}", name, self.tasks)
@@ -102,11 +98,7 @@ class PaperTable(_Strict):
         return found
 
     def rows_named(self, chosen: list[str] | None) -> list[TableRow]:
-        """The rows with these keys or methods; all rows for None.
-
-        Raises:
-            ValueError: for a name that is neither a key nor a method of the table.
-        """
+        """The rows with these keys or methods; all rows for None."""
         if chosen is None:
             return self.rows
         found = []
@@ -119,11 +111,7 @@ class PaperTable(_Strict):
         return found
 
     def rows_at(self, scale: Scale, chosen: list[str] | None) -> list[TableRow]:
-        """The rows of ``rows_named`` that can be run at a scale.
-
-        Raises:
-            ValueError: if a row that was named by its key cannot be run, or if no row can.
-        """
+        """The rows of ``rows_named`` that can be run at a scale."""
         rows = self.rows_named(chosen)
         found = [row for row in rows if row.only in (None, scale)]
         for row in rows:
@@ -140,11 +128,7 @@ def tables() -> dict[str, Path]:
 
 @cache
 def load_table(name: str) -> PaperTable:
-    """A table or figure by its name, such as ``table5``.
-
-    Raises:
-        ValueError: for a number without a table of results.
-    """
+    """A table or figure by its name, such as ``table5``."""
     known = tables()
     if name not in known:
         numbers = [int(n.removeprefix("table")) for n in known if n.startswith("table")]

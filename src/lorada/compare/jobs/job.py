@@ -29,26 +29,16 @@ Status = Literal["done", "kept", "failed", "held", "waiting", "interrupted"]
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work in a process of its own.
+    """One piece of work in a process of its own."""
 
-    Attributes:
-        name: shown in progress lines; no other job of the queue has it.
-        work: does whatever is not done yet. It must pickle: a function of a module, or a
-            ``partial`` of one.
-        folder: where it writes; one process at a time works there.
-        done: whether the work is done. It is called often and must pickle, too.
-        after: name of the job that must be done before this one starts; empty for none.
-        reads: files and folders that it reads, which every node of a cluster must have.
-        trainings: how many trainings it takes at most, for the time that is left.
-    """
-
-    name: str
+    name: str  # in progress lines; no other job of the queue has it
+    # Does whatever is not done yet; must pickle, as a function of a module or a ``partial`` of one.
     work: Callable[[], Any]
-    folder: Path
-    done: Callable[[], bool]
-    after: str = ""
-    reads: tuple[Path, ...] = ()
-    trainings: float = 1.0
+    folder: Path  # where it writes; one process at a time works there
+    done: Callable[[], bool]  # whether the work is done; called often, and must pickle too
+    after: str = ""  # name of the job that must be done before this one starts; empty for none
+    reads: tuple[Path, ...] = ()  # what else it reads, which every node of a cluster must have
+    trainings: float = 1.0  # how many trainings it takes at most, for the time that is left
 
 
 @dataclass(frozen=True)

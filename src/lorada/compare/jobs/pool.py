@@ -138,11 +138,7 @@ def visible_cards() -> list[str]:
 
 
 def cards_of_slots(cards: Sequence[str], gpus_per_job: float) -> list[list[str]]:
-    """The cards of each job of those that run at once; none without a card.
-
-    Raises:
-        ValueError: if there are fewer cards than one job takes.
-    """
+    """The cards of each job of those that run at once; none without a card."""
     if not cards:
         return []
     if gpus_per_job < 1:

@@ -111,12 +111,7 @@ class RayPool:
 
 
 def connect(address: str) -> None:
-    """Connect this process to a Ray cluster.
-
-    Raises:
-        ConnectionError: if no cluster answers there.
-        ValueError: for an address that is none.
-    """
+    """Connect this process to a Ray cluster."""
     host, _, port = address.removeprefix(CLIENT).rpartition(":")
     if address != "auto" and (host.startswith("ray:") or not port.isdigit()):
         raise ValueError(f"--cluster {address!r} is not auto, HOST:PORT or ray://HOST:PORT")
@@ -140,11 +135,7 @@ def connect(address: str) -> None:
 
 
 def _outcome(task: Any, tries: int) -> Outcome | None:
-    """What became of a task that has ended; None if its process died and it may start again.
-
-    Raises:
-        ValueError: if its node cannot run jobs.
-    """
+    """What became of a task that has ended; None if its process died and it may start again."""
     try:
         refusal, outcome = ray.get(task)
     except exceptions.TaskCancelledError:

@@ -140,12 +140,7 @@ class Results:
 def read_comparison(folder: Path, metric: str | None = None) -> Results:
     """Read a comparison, finished or not; a run that is missing or damaged becomes a note.
 
-    Args:
-        folder: of the comparison.
-        metric: what methods are compared by; None for the comparison's own.
-
-    Raises:
-        ValueError: if the folder has no plan, or a file of the comparison itself is damaged.
+    ``metric`` is what methods are compared by; None for the comparison's own.
     """
     plan = saved_plan(folder)
     if plan is None:

@@ -122,15 +122,7 @@ def summarize(
     with_text: bool = False,
     margin: float | None = None,
 ) -> Summary:
-    """Summarize a comparison, finished or not.
-
-    Args:
-        results: what there is of it.
-        against: the method that others are tested against; if not given the one that the comparison
-            names, or its first.
-        with_text: whether rows on which candidates disagree come with their text, if it is stored.
-        margin: that a cheaper candidate may cost; None for the comparison's own.
-    """
+    """Summarize a comparison, finished or not; the options are those of ``write_report``."""
     chosen = _against(results, against)
     ran = [one for one in results.candidates if one.runs]
     # Of several names of rows with slashes between.
