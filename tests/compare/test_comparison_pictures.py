@@ -52,7 +52,7 @@ def test_a_cost_that_was_not_measured_has_no_axis_and_one_that_differs_much_is_l
 
 def test_intervals_reach_from_low_to_high_with_letters_and_baselines(made_up_summary):
     axis = pictures.intervals(made_up_summary).axes[0]
-    every = [*pictures.scored(made_up_summary), *made_up_summary.baselines]
+    every = [*made_up_summary.scored, *made_up_summary.baselines]
     every.sort(key=lambda one: -one.score)
     ends = [bars.get_segments()[0][:, 0].tolist() for bars in axis.collections]
     assert ends == [pytest.approx([one.low, one.high]) for one in every]

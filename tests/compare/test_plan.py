@@ -45,8 +45,12 @@ def test_a_plan_that_was_saved_is_read_as_it_was(place, tmp_path):
     plan.save(tmp_path)
     assert saved_plan(tmp_path) == plan
     assert saved_plan(tmp_path / "elsewhere") is None
-    (tmp_path / "plan.json").write_text('{"candidates": [')
-    with pytest.raises(ValueError, match=r"plan\.json is damaged"):
+
+
+@pytest.mark.parametrize("text", ['{"candidates": [', "[]", "{}", '{"candidates": [1]}'])
+def test_a_damaged_plan_is_one_line_with_the_remedy(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ValueError, match=r"plan\.json is damaged: .*--overwrite \(.+\)$"):
         saved_plan(tmp_path)
 
 

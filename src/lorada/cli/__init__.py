@@ -24,7 +24,6 @@ from lorada.cli import (  # noqa: F401
     plot_commands,
     predict_command,
     quickstart_command,
-    report_command,
     run_commands,
     serve_command,
     table_command,

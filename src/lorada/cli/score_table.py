@@ -58,7 +58,7 @@ def show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
     console.print(summary.verdict, highlight=False, markup=False)
     rows = [
         (one.label, one.score, one.low, one.high, one.expected_loss, one.trainable, one.mark)
-        for one in summary.lines if one.score is not None
+        for one in summary.scored
     ]  # fmt: skip
     rows += [
         (one.name, one.score, one.low, one.high, None, None, "")

@@ -36,6 +36,11 @@ class TableLine:
     spread: dict[str, float] = field(default_factory=dict)  # column → published standard deviation
     minutes: float | None = None  # of training, summed over runs
 
+    def spread_of(self, column: str) -> float | None:
+        """The standard deviation over seeds, or the published one."""
+        values = self.scores[column]
+        return statistics.stdev(values) if len(values) > 1 else self.spread.get(column)
+
 
 @dataclass(frozen=True)
 class Page:
@@ -335,10 +340,7 @@ def _cell(page: Page, line: TableLine, name: str) -> str:
     values = line.scores.get(name)
     if not values:
         return NOTHING
-    text = f"{statistics.fmean(values):.{page.digits}f}"
-    spread = line.spread.get(name)
-    if len(values) > 1:
-        spread = statistics.stdev(values)
+    text, spread = f"{statistics.fmean(values):.{page.digits}f}", line.spread_of(name)
     return text if spread is None else f"{text} ± {spread:.{page.digits}f}"
 
 
@@ -369,9 +371,9 @@ def comma_separated(page: Page) -> str:
             values = line.scores.get(name)
             if not values:
                 continue
-            std = statistics.stdev(values) if len(values) > 1 else line.spread.get(name, "")
             every = " ".join(f"{v:.4f}" for v in values) if line.source == "ours" else ""
             mean = statistics.fmean(values)
+            std = line.spread_of(name)
             rows.append([line.label, line.source, line.percent, name, mean, std, every])
     return csv_table(["method", "from", "trained", "column", "mean", "std", "values"], rows)
 

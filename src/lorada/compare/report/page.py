@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lorada.compare.report.pictures import pictures, scored
+from lorada.compare.report.pictures import pictures
 from lorada.compare.report.read import CandidateResult, read_comparison
 from lorada.compare.report.summary import Baseline, Summary, summarize
 from lorada.compare.report.words import number_form, title_of, unit_of
@@ -63,7 +63,7 @@ def page(summary: Summary) -> str:
         rows=table_rows(summary),
         what=title_of(summary.metric),
         unit=unit_of(summary.metric),
-        scored=scored(summary),
+        scored=summary.scored,
         pictures=pictures(summary),
         texts=any(one.text for one in summary.disagreements),
     )

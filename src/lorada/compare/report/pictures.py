@@ -96,7 +96,7 @@ def _over_costs(summary: Summary, value: str, title: str, lower: bool) -> Figure
 
     A marker is filled if no candidate that costs as little is better; a grey line joins these.
     """
-    every = [one for one in scored(summary) if getattr(one, value) is not None]
+    every = [one for one in summary.scored if getattr(one, value) is not None]
     fields = [name for name in COSTS if any(getattr(one, name) is not None for one in every)]
     if not fields:
         return None
@@ -141,9 +141,9 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> set[int]:
 
 def intervals(summary: Summary) -> Figure | None:
     """Each score with its interval, the best first; None if nothing is scored."""
-    if not scored(summary):
+    if not summary.scored:
         return None
-    every: list[CandidateResult | Baseline] = [*scored(summary)]
+    every: list[CandidateResult | Baseline] = [*summary.scored]
     every += [one for one in summary.baselines if one.score is not None]
     every.sort(key=lambda one: -as_score(one.score or 0.0, summary.metric))
     figure = _figure(0.7 + 0.28 * len(every))
@@ -213,11 +213,6 @@ def training_losses(summary: Summary) -> Figure | None:
     axis.set(xlabel="optimizer steps", ylabel=f"training loss ({unit})")
     _legend(figure, summary, lines)
     return figure
-
-
-def scored(summary: Summary) -> list[CandidateResult]:
-    """The candidates that have a score, the highest first."""
-    return [line for line in summary.lines if line.score is not None]
 
 
 def _figure(height: float, lines: Sequence[CandidateResult] = ()) -> Figure:

@@ -109,6 +109,11 @@ class Summary:
     versions: dict[str, str] = field(default_factory=dict)  # package → version
     notes: tuple[str, ...] = ()  # one for each run or file that is missing, damaged or failed
 
+    @property
+    def scored(self) -> list[CandidateResult]:
+        """The candidates that have a score, the best first."""
+        return [line for line in self.lines if line.score is not None]
+
     def plain(self) -> dict[str, Any]:
         """All of it, for ``report.json``."""
         rest = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "lines"}
