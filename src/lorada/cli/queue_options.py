@@ -41,12 +41,13 @@ def check_queue(
             "0.25"
         )
     count = None if workers == AUTO else int(workers)
-    if shard is None:
-        return partial(pool_of, count, cluster, gpus_per_job), None
-    i, _, n = shard.partition("/")
-    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
-        raise ValueError(f"--shard {shard} must be i/n with i from 1 to n, such as 1/4")
-    return partial(pool_of, count, cluster, gpus_per_job), (int(i), int(n))
+    part = None
+    if shard is not None:
+        i, _, n = shard.partition("/")
+        if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+            raise ValueError(f"--shard {shard} must be i/n with i from 1 to n, such as 1/4")
+        part = int(i), int(n)
+    return partial(pool_of, count, cluster, gpus_per_job), part
 
 
 def pool_of(count: int | None, cluster: str | None, gpus_per_job: float) -> Any:

@@ -86,7 +86,7 @@ def table(
             pool=pool(), part=part,
         )  # fmt: skip
     if any(complete):
-        kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True) if result]
+        kept = [(job.row, result) for job, result in zip(found, complete, strict=True) if result]
         _show_page(page_of(chosen, at, kept, every=rows is None), as_json=as_json)
         _write_so_far(chosen, at, found[0].tasks, results, again, quiet=as_json)
     check_outcomes(outcomes, print_progress)

@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from lorada.support.files import file_name, json_text, write_atomic
 
 # Files and folders of a comparison.
 PLAN_FILE, BASELINES_FILE, FAILURES_FILE = "plan.json", "baselines.json", "failures.json"
 TRIALS, RUNS, TIMES = "trials", "runs", "times"
+STORED = ConfigDict(extra="forbid")  # of records that are read from a file
 SEARCH_FILE = "search.json"  # in the folder of a search for a learning rate
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A method at one size; what is not known of one that cannot be run is None."""
+
+    __pydantic_config__ = STORED
 
     method: str  # as in ``Comparison.methods``
     # Each budget that leads to this size, as given → whether the size is above it, because the
@@ -56,15 +60,12 @@ class Candidate:
         """Its name in progress lines."""
         return f"{self.method} {self.trainable}"
 
-    @classmethod
-    def stored(cls, entry: dict[str, Any]) -> "Candidate":
-        """One of ``plan.json``; ``TypeError`` for other fields."""
-        return cls(**{**entry, "choices": [cls.stored(each) for each in entry.get("choices", [])]})
-
 
 @dataclass(frozen=True)
 class ComparisonPlan:
     """What a comparison runs."""
+
+    __pydantic_config__ = STORED
 
     candidates: list[Candidate]  # in the order of the methods and budgets as given
     steps: int  # of every training
@@ -97,12 +98,12 @@ def saved_plan(folder: Path) -> ComparisonPlan | None:
     path = folder / PLAN_FILE
     if not path.is_file():
         return None
-    data = mapping_in(path)
     try:
-        found = [Candidate.stored(each) for each in data["candidates"]]
-        return ComparisonPlan(**{**data, "candidates": found})
-    except (TypeError, KeyError, AttributeError) as error:
-        raise _damaged(path, error) from error
+        return TypeAdapter(ComparisonPlan).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].lower())))
+        raise _damaged(path, why) from error
 
 
 def mapping_in(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:

@@ -308,10 +308,17 @@ def _listed(values: Iterable[Any], between: str = ", ") -> str:
 
 
 def page_of(
-    chosen: PaperTable, scale: Scale, kept: Iterable[tuple[TableRow, Results]], *, every: bool
+    chosen: PaperTable,
+    scale: Scale,
+    kept: Iterable[tuple[TableRow, dict[str, Any]]],
+    *,
+    every: bool,
 ) -> Page:
-    """The page of rows and their results; with ``every`` also the rows that only the paper has."""
-    rows = page_rows(kept)
+    """The page of results and their rows; with ``every`` also the rows that only the paper has."""
+    by_row: dict[str, tuple[TableRow, list[dict[str, Any]]]] = {}
+    for row, result in kept:
+        by_row.setdefault(row.key, (row, []))[1].append(result)
+    rows = [RowResults(row.key, row.label, results) for row, results in by_row.values()]
     scored = {t for row in rows for r in row.results for t in r["recipe"]["task"].split(",")}
     named = {row.key for row in chosen.rows}
     others = [r["key"] for r in published(chosen.table)["rows"] if r["key"] not in named]
@@ -325,15 +332,6 @@ def page_of(
         notes=[*chosen.notes, *(chosen.differs if scale == "local" else [])],
         unrun=others if every else [],
     )
-
-
-def page_rows(kept: Iterable[tuple[TableRow, Results]]) -> list[RowResults]:
-    """The rows of a page; pairs with the same row become one row with the results of all."""
-    rows: dict[str, RowResults] = {}
-    for row, results in kept:
-        before = rows[row.key].results if row.key in rows else []
-        rows[row.key] = RowResults(row.key, row.label, [*before, *results])
-    return list(rows.values())
 
 
 def _cell(page: Page, line: TableLine, name: str) -> str:

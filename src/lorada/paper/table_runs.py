@@ -131,8 +131,8 @@ def stored_rows(
     results: Path,
     *,
     report: Callable[[str], None],
-) -> list[tuple[TableRow, list[dict[str, Any]]]]:
-    """All rows that have stored results in the folder ``results``, with those results.
+) -> list[tuple[TableRow, dict[str, Any]]]:
+    """All stored results in the folder ``results``, each with its row.
 
     ``tasks`` is for tables with one run for all tasks: the tasks of that run, None for those of the
     scale. ``report`` is called for each result that is left out because its recipe differs.
@@ -144,12 +144,11 @@ def stored_rows(
     rows = [row.key for row in table.rows_at(scale, None) if (folder / row.key).is_dir()]
     if not seeds or not rows:
         return []
-    found: dict[str, tuple[TableRow, list[dict[str, Any]]]] = {}
-    for job in jobs(table, scale, rows=rows, tasks=some, seeds=seeds, results=results,
-                    output=Path()):  # fmt: skip
-        if (result := usable_result(job, report)) is not None:
-            found.setdefault(job.row.key, (job.row, []))[1].append(result)
-    return list(found.values())
+    every = jobs(
+        table, scale, rows=rows, tasks=some, seeds=seeds, results=results, output=Path()
+    )  # fmt: skip
+    found = [(job.row, usable_result(job, report)) for job in every]
+    return [(row, result) for row, result in found if result is not None]
 
 
 def _check_recipe(path: Path, before: Recipe, job: TableJob) -> None:
