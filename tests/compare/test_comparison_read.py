@@ -140,6 +140,14 @@ def test_a_damaged_file_of_the_comparison_is_refused_with_its_name(folder, name,
     refused(f"{name} is damaged: put it back, or start again", lambda: read_comparison(folder))
 
 
+@pytest.mark.parametrize("change", [{"steps": "many"}, {"pace": 3}])
+def test_a_plan_with_a_field_of_another_type_or_name_is_refused(folder, change):
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(plan | change))
+    (name,) = change
+    refused(f"plan.json is damaged: .*{name}", lambda: read_comparison(folder))
+
+
 def test_a_comparison_that_has_just_begun_has_no_scores(folder):
     for name in ("runs", "baselines.json", "failures.json", "trials"):
         (folder / name).rename(folder.parent / name)
