@@ -136,6 +136,13 @@ class Results:
     notes: list[str] = field(default_factory=list)  # of runs that are missing, damaged or failed
     metric: str = ""  # what methods are compared by; empty for the main metric
 
+    @property
+    def units(self) -> tuple[int, str]:
+        """How many rows, or groups of rows, are independent of each other, and what they are."""
+        if self.groups is None:
+            return len(self.rows), "row"
+        return len(set(self.groups)), "group"
+
 
 def read_comparison(folder: Path, metric: str | None = None) -> Results:
     """Read a comparison, finished or not; a run that is missing or damaged becomes a note.

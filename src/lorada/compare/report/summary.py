@@ -253,10 +253,9 @@ def _decided(
     margin: float | None,
 ) -> Decision | None:
     """Which candidate to take; None without scores of two rows that are independent."""
-    rows, groups = len(results.rows), results.groups
-    if (rows if groups is None else len(set(groups))) < 2 or windows_overlap(metric):
+    if results.units[0] < 2 or windows_overlap(metric):
         return None
-    sign = as_score(1.0, metric)
+    rows, sign = len(results.rows), as_score(1.0, metric)
     known = {one.label: one for one in scored}
     ran = [known.get(c.label, c) for c in results.candidates if c.runs or c.diverged]
     return decide(
@@ -265,7 +264,7 @@ def _decided(
         {c.label: _costs(c) for c in ran},
         results.asked.get("margin") if margin is None else margin,
         lower_is_better=lower_is_better(metric),
-        groups=groups,
+        groups=results.groups,
         baselines={one.name: sign * each for one, each in baselines if each is not None},
         seeds={c.label: (*(run.seed for run in c.runs), *c.diverged) for c in ran},
         unit=unit_behind(metric),

@@ -233,16 +233,9 @@ def _unfound(candidates: Sequence[CandidateResult]) -> Iterator[str]:
         yield f"{rows} were found by {_listed(labels)}."
 
 
-def _units(results: Results) -> tuple[int, str]:
-    """How many rows, or groups of rows, are independent of each other, and what they are."""
-    if results.groups is None:
-        return len(results.rows), "row"
-    return len(set(results.groups)), "group"
-
-
 def _too_few_rows(results: Results) -> list[str]:
     """A sentence if no difference between candidates could be shown, whatever their scores."""
-    count, (rows, what) = sum(len(one.runs) > 1 for one in results.candidates), _units(results)
+    count, (rows, what) = sum(len(one.runs) > 1 for one in results.candidates), results.units
     pairs = count * (count - 1) // 2
     if not pairs or rows >= rows_needed(pairs):
         return []
@@ -266,7 +259,7 @@ def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> 
     one, every = detectable(scores), detectable(scores, pairs)
     if every == 0:
         return
-    count, what = _units(results)
+    count, what = results.units
     right_or_wrong = all(np.isin(each, (0.0, 100.0)).all() for each in scores)
     if right_or_wrong:  # so many rows must differ that the test can find anything
         one = max(one, 100 * rows_needed() / count)
