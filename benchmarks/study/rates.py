@@ -1,0 +1,349 @@
+"""Which 1/s and which learning rate a map should have by default: runs, rule and page.
+
+    pip install reasoning-gym
+    python benchmarks/study/rates.py rates --data-dir DATA    # interrupted, it goes on
+    python benchmarks/study/rates.py rates --page             # what has run, into docs/study.md
+
+**Question.** Is there one pair of 1/s and learning rate that suits a map alone and on top of LoRA,
+text and rows of a fixed form, an encoder and a decoder? Is the rate an absolute one, or so many
+times that of the parameters that train beside the map? And do the best runs of all have an effect
+size of 0.2 to 0.3, whatever 1/s is?
+
+**Design, written down before any of its runs with a map.** Three rates at each of 1/s = 1, 4 and
+16 (``CELLS``), a map of rank 2 and 96 tokens for each head, alone (with the head) and on LoRA of
+rank 1. A block is a task, alone or on LoRA; its baseline is the same run without the map. The rates
+of all other parameters are fixed (``TASKS``), those of MiniLM as in the study, that of SmolLM2 from
+a pilot without maps. No task is one of the study's: QQP (pairs of questions, free text) and knights
+or knaves (two persons in one form, four classes) for MiniLM with mean pooling, and the latter with a
+written answer for SmolLM2, provided that LoRA without a map learns it (else another one is named
+here before any of its runs with a map). MiniLM's were chosen in a pilot of one seed without a map,
+as learned in part: QQP, LoRA of rank 1 75.0 %, the head alone 65.8; knights 58.1 and 38.9, where the
+commonest answer has 27.8. Left out were MRPC, MNLI and rotated cubes (hardly learned) and brothers
+and sisters (100 %). The seed is the outermost loop, and SmolLM2 follows MiniLM.
+
+**Rule.** Twelve candidates: each cell everywhere; for each 1/s, k times the rate of the other
+parameters (``K``), taken to the nearest rate of that 1/s (where nothing else trains, to that of
+MiniLM alone). In each block accuracies are divided by their standard deviation over all
+runs of the block that have a map. A candidate's score is the mean over blocks.
+
+1. A candidate is out that has a significantly higher held-out loss than today's default (1/s = 1,
+   5e-3) in any block: ``paired_p`` by seeds, Holm's correction over the blocks.
+2. Of the others the one with the highest score leads. All within one standard error of it count as
+   equal (of the difference in score, over the seeds); of equal ones the simplest is taken: today's
+   default, another rate with 1/s = 1, another 1/s with a fixed rate, k times another rate; among
+   those that are equally simple, the highest score.
+3. The default changes when five seeds of all blocks stand; or when five seeds of MiniLM's stand, if
+   the one that is taken is two standard errors above today's.
+
+The effect size is no candidate. It is asked what would be if each block took the cell whose effect
+size is nearest to 0.25.
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rows import GLUE, Row, glue, write, written
+from run import COMMON, SETTINGS
+
+from lorada.compare.statistics import ALPHA, Scores, holm, paired_p
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
+from lorada.runs.predictions import read_predictions
+from lorada.support.files import write_atomic
+from lorada.training.load_recipe import load_recipe
+from lorada.training.train import train
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from library.page import markdown_table, write_marked
+
+DOCS = Path(__file__).parents[2] / "docs"
+SEEDS = (1, 2, 3, 4, 5)
+TRAIN, HELD_OUT, WRITTEN = 3200, 1000, 500  # rows; the last: held out for a model that writes
+CELLS = [
+    *product((1,), (1e-3, 2.2e-3, 5e-3)),
+    *product((4,), (5e-3, 1e-2, 2e-2)),
+    *product((16,), (2e-2, 5e-2, 1.2e-1)),
+]
+Cell = tuple[float, float]  # 1/s and the map's learning rate
+TODAY: Cell = (1, 5e-3)
+K = {1: 0.4, 4: 1.7, 16: 8}  # so that both of MiniLM's rates lead into the grid
+NONE = 9  # the order of what is no candidate
+ALONE, ON_LORA = "alone", "on LoRA r 1"
+GLUE["qqp"] = (("question1", "question2"), ("different", "duplicate"))
+
+
+class Task(NamedTuple):
+    """A task, its model, and the learning rate of all parameters but the map's."""
+
+    model: str
+    rates: dict[str, float]
+
+
+MINILM = {ALONE: 1.2e-2, ON_LORA: 3e-3}
+TASKS = {
+    "qqp": Task("minilm-l6", MINILM),
+    "knights": Task("minilm-l6", MINILM),
+    "knights_written": Task("smollm2-135m", {ALONE: 1.2e-2, ON_LORA: 7e-3}),
+}
+BLOCKS = list(product(TASKS, (ALONE, ON_LORA)))
+Block = tuple[str, str]
+
+
+class Run(NamedTuple):
+    """A run; without a cell it is a baseline."""
+
+    task: str
+    part: str
+    seed: int
+    cell: Cell | None
+
+    def file(self, folder: Path) -> Path:
+        """Where it is kept."""
+        cell = "none" if self.cell is None else f"{self.cell[0]:g}-{self.cell[1]:g}"
+        return folder / "runs" / f"{self.task}-{self.part.split()[0]}-{cell}-s{self.seed}.json"
+
+
+def runs() -> list[Run]:
+    """All runs in their order: MiniLM before SmolLM2, then by seed."""
+    models = dict.fromkeys(task.model for task in TASKS.values())
+    return [
+        Run(task, part, seed, cell)
+        for model, seed, (task, part), cell in product(models, SEEDS, BLOCKS, [None, *CELLS])
+        if TASKS[task].model == model
+        # Alone without a map a decoder, which has no head here, learns nothing from any seed.
+        and not (model == "smollm2-135m" and part == ALONE and cell is None and seed > 1)
+    ]
+
+
+def make_rows(folder: Path, data_dir: Path) -> None:
+    """The rows of all tasks, unless they are there."""
+    if (folder / f"{list(TASKS)[-1]}_test.jsonl").is_file():
+        return
+    train, held_out = glue(data_dir, "qqp")
+    write(folder, "qqp", train, held_out[:HELD_OUT])
+    rows = knights(TRAIN + HELD_OUT)
+    train, held_out = rows[:TRAIN], rows[TRAIN:]
+    write(folder, "knights", train, held_out)
+    asked = [[written(row) for row in part] for part in (train, held_out[:WRITTEN])]
+    write(folder, "knights_written", *asked)
+
+
+def knights(count: int) -> list[Row]:
+    """Distinct pairs of statements of reasoning-gym, with who of the two tells the truth."""
+    import reasoning_gym
+
+    found: dict[str, Row] = {}
+    for item in reasoning_gym.create_dataset("knights_knaves", n_people=2, size=3 * count, seed=7):
+        text = item["question"].split("inhabitants: ")[1].split(" So who is")[0]
+        label = " ".join("true" if each else "false" for each in item["metadata"]["solution"])
+        found[text] = {"text": text, "label": label}
+    return list(found.values())[:count]
+
+
+def carry_out(run: Run, folder: Path) -> None:
+    """Train and score a run, and write what is kept of it."""
+    started, task, on_lora = time.monotonic(), TASKS[run.task], run.part == ON_LORA
+    maps, plain = run.cell is not None, run.cell is None
+    settings = [f"training.seed={run.seed}", f"learning_rate={task.rates[run.part]}"]
+    if on_lora or plain:  # LoRA whose product is multiplied by 0 leaves the head alone
+        settings += ["lora.r=1", f"lora.lora_alpha={2 if on_lora else 0}"]
+    if run.cell is not None:
+        settings += ["lmam.rank=2", "lmam.length=96", f"lmam.inverse_scale={run.cell[0]}"]
+        settings += [f"lmam.map_learning_rate={run.cell[1]}"]
+    method = "+".join(["lora"] * (on_lora or plain) + ["lmam"] * maps)
+    train_file, test_file = (str(folder / f"{run.task}_{part}.jsonl") for part in ("train", "test"))
+    recipe = load_recipe(
+        None, [*SETTINGS[task.model], *COMMON, "save_strategy=no", "report_to=[]", *settings],
+        {"model": task.model, "method": method, "data": train_file, "eval_data": test_file,
+         "output": str(folder / "current")},
+    )  # fmt: skip
+    trained = train(recipe, overwrite=True, quiet=True)
+    metrics = evaluate(load_run(trained.run))
+    lines = sorted(read_predictions(trained.run), key=lambda line: line["row"])
+    kept = {
+        **run._asdict(), "accuracy": float(np.mean([line["score"] for line in lines])), "loss": metrics["loss"],
+        "effect_size": trained.result["effect_size"], "seconds": time.monotonic() - started,
+        "scores": [line["score"] for line in lines],
+        "losses": [round(line["loss"], 4) for line in lines],
+    }  # fmt: skip
+    write_atomic(run.file(folder), json.dumps(kept))
+
+
+Found = dict[tuple[str, str, Cell | None], dict[int, dict]]  # block and cell → seed → its run
+
+
+def read(folder: Path) -> Found:
+    """What has run."""
+    found: Found = {}
+    for run in runs():
+        if run.file(folder).is_file():
+            one = json.loads(run.file(folder).read_text())
+            found.setdefault((run.task, run.part, run.cell), {})[run.seed] = one
+    return found
+
+
+def seeds_of(found: Found, block: Block) -> list[int]:
+    """The seeds with a run of each cell."""
+    return sorted(set.intersection(*(set(found.get((*block, cell), ())) for cell in CELLS)))
+
+
+def values(found: Found, block: Block, cell: Cell | None, what: str, seeds: list[int]) -> Scores:
+    """What each seed has, a number or one for each row."""
+    return np.array([found[*block, cell][seed][what] for seed in seeds], dtype=float)
+
+
+class Candidate(NamedTuple):
+    """A rule for the default: its name, how simple it is (0 is simplest), each block's cell."""
+
+    name: str
+    order: int
+    cells: dict[Block, Cell]
+
+
+def candidates(found: Found, blocks: list[Block], seeds: list[int]) -> Iterator[Candidate]:
+    """Today's default, then the others; last what is none, the cells by their effect size."""
+    for scale, rate in [TODAY, *(cell for cell in CELLS if cell != TODAY)]:
+        order = 0 if (scale, rate) == TODAY else 1 if scale == TODAY[0] else 2
+        yield Candidate(f"1/s = {scale}, {rate:g}", order, dict.fromkeys(blocks, (scale, rate)))
+
+    for scale, k in K.items():
+        at_scale = [cell for cell in CELLS if cell[0] == scale]
+        wanted = {(task, part): k * TASKS[task].rates[part] for task, part in blocks}
+        cells = {
+            block: at_scale[np.abs(np.log([rate / wanted[block] for _, rate in at_scale])).argmin()]
+            for block in blocks
+        }
+        yield Candidate(f"1/s = {scale}, {k:g} × the other rate", 3, cells)
+    effects = {
+        block: [values(found, block, cell, "effect_size", seeds).mean() for cell in CELLS]
+        for block in blocks
+    }
+    cells = {
+        block: CELLS[np.abs(np.log(np.array(effects[block]) / 0.25)).argmin()] for block in blocks
+    }
+    yield Candidate("effect size nearest to 0.25", NONE, cells)
+
+
+def decide(found: Found, blocks: list[Block]) -> tuple[list[list[str]], str]:
+    """The lines of the candidates' table, and the name of the one that the rule takes."""
+    seeds = sorted(set.intersection(*(set(seeds_of(found, block)) for block in blocks)))
+    every = list(candidates(found, blocks, seeds))
+    spread = {
+        block: np.std([values(found, block, cell, "accuracy", seeds) for cell in CELLS], ddof=1)
+        for block in blocks
+    }
+
+    def gap(one: Candidate, other: Candidate) -> tuple[float, float]:
+        """The difference in score and its standard error over the seeds."""
+        between = np.mean([
+            (values(found, block, one.cells[block], "accuracy", seeds)
+             - values(found, block, other.cells[block], "accuracy", seeds)) / spread[block]
+            for block in blocks
+        ], axis=0)  # fmt: skip
+        return float(between.mean()), float(between.std(ddof=1) / len(seeds) ** 0.5)
+
+    today = every[0]
+    by_score = sorted(every, key=lambda one: -gap(one, today)[0])
+    worse = {one.name: worse_by_loss(found, one, today, seeds) for one in every}
+    left = [one for one in by_score if one.order != NONE and not worse[one.name]]
+    equal = [one for one in left if gap(left[0], one)[0] <= gap(left[0], one)[1]]
+    taken = min(equal, key=lambda one: one.order)  # the first of those is the best of them
+    lines = [
+        [one.name, "{:+.2f} ± {:.2f}".format(*gap(one, today)), worse[one.name] or "–",
+         "taken" if one is taken else "equal to the best" if one in equal else ""]
+        for one in by_score
+    ]  # fmt: skip
+    return lines, taken.name
+
+
+def worse_by_loss(found: Found, one: Candidate, today: Candidate, seeds: list[int]) -> str:
+    """The blocks where a candidate's loss is significantly higher than today's."""
+    blocks = [block for block in one.cells if one.cells[block] != today.cells[block]]
+    both = [
+        [values(found, block, each.cells[block], "losses", seeds) for each in (one, today)]
+        for block in blocks
+    ]
+    ps = holm([paired_p(a, b, by_seed=True) for a, b in both])
+    return ", ".join(
+        " ".join(block)
+        for block, p, (a, b) in zip(blocks, ps, both, strict=True)
+        if p < ALPHA and a.mean() > b.mean()
+    )
+
+
+def page(found: Found) -> Iterator[str]:
+    """Each cell's means by block, then the candidates where there are seeds enough."""
+    yield ""
+    for block in BLOCKS:
+        seeds = seeds_of(found, block)
+        if not seeds:
+            continue
+        yield f"#### `{block[0]}`, {block[1]} ({len(seeds)} seeds)"
+        yield ""
+        lines = []
+        for cell in (None, *CELLS):
+            there = seeds if cell else sorted(found.get((*block, None), ()))
+            means = {
+                what: values(found, block, cell, what, there).mean()
+                for what in ("accuracy", "loss", "effect_size")
+                if there
+            }
+            name = "no map" if cell is None else f"{cell[0]}"
+            rate = "–" if cell is None else f"{cell[1]:g}"
+            effect = "–" if cell is None else f"{means['effect_size']:.2f}"
+            if means:
+                lines.append(
+                    [name, rate, f"{means['accuracy']:.1f}", f"{means['loss']:.3f}", effect]
+                )
+        yield markdown_table(["1/s", "rate", "accuracy", "loss", "effect size"], lines)
+        yield ""
+    for title, tasks in (("MiniLM alone", [t for t in TASKS if TASKS[t].model == "minilm-l6"]),
+                         ("All blocks", list(TASKS))):  # fmt: skip
+        blocks = [block for block in BLOCKS if block[0] in tasks]
+        if all(len(seeds_of(found, block)) > 1 for block in blocks):
+            lines, taken = decide(found, blocks)
+            yield f"#### {title}: the rule takes {taken}"
+            yield ""
+            header = ["candidate", "score above today's, ± SE", "loss significantly higher", ""]
+            yield markdown_table(header, lines)
+            yield ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--page", action="store_true", help="write the page instead")
+    given = parser.parse_args()
+    if given.page:
+        write_marked(DOCS / "study.md", "study/rates.py", "\n".join(page(read(given.folder))))
+        return
+    logging.basicConfig(level=logging.ERROR)
+    (given.folder / "runs").mkdir(parents=True, exist_ok=True)
+    make_rows(given.folder, given.data_dir)
+    missing = [run for run in runs() if not run.file(given.folder).is_file()]
+    for left, run in zip(range(len(missing), 0, -1), missing, strict=True):
+        # A process keeps its memory, so each run has its own, a copy of this one with all imports.
+        process = multiprocessing.get_context("fork").Process(
+            target=carry_out, args=(run, given.folder)
+        )
+        process.start()
+        process.join()
+        if process.exitcode:
+            sys.exit(f"{run} failed")
+        write_atomic(
+            given.folder / "progress.txt", f"{len(runs()) - left + 1} of {len(runs())}: {run}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
