@@ -14,12 +14,12 @@ size of 0.2 to 0.3, whatever 1/s is?
 rank 1. A block is a task, alone or on LoRA; its baseline is the same run without the map. The rates
 of all other parameters are fixed (``TASKS``), those of MiniLM as in the study, that of SmolLM2 from
 a pilot without maps. No task is one of the study's: QQP (pairs of questions, free text) and knights
-or knaves (two persons in one form, four classes) for MiniLM with mean pooling, and the latter with a
-written answer for SmolLM2, provided that LoRA without a map learns it (else another one is named
+or knaves (two persons in one form, four classes) for MiniLM with mean pooling, and the latter with
+a written answer for SmolLM2, provided that LoRA without a map learns it (else another one is named
 here before any of its runs with a map). MiniLM's were chosen in a pilot of one seed without a map,
-as learned in part: QQP, LoRA of rank 1 75.0 %, the head alone 65.8; knights 58.1 and 38.9, where the
-commonest answer has 27.8. Left out were MRPC, MNLI and rotated cubes (hardly learned) and brothers
-and sisters (100 %). The seed is the outermost loop, and SmolLM2 follows MiniLM.
+as learned in part: QQP, LoRA of rank 1 75.0 %, the head alone 65.8; knights 58.1 and 38.9, where
+the commonest answer has 27.8. Left out were MRPC, MNLI and rotated cubes (hardly learned) and
+brothers and sisters (100 %). The seed is the outermost loop, and SmolLM2 follows MiniLM.
 
 **Rule.** Twelve candidates: each cell everywhere; for each 1/s, k times the rate of the other
 parameters (``K``), taken to the nearest rate of that 1/s (where nothing else trains, to that of
@@ -170,7 +170,8 @@ def carry_out(run: Run, folder: Path) -> None:
     metrics = evaluate(load_run(trained.run))
     lines = sorted(read_predictions(trained.run), key=lambda line: line["row"])
     kept = {
-        **run._asdict(), "accuracy": float(np.mean([line["score"] for line in lines])), "loss": metrics["loss"],
+        **run._asdict(), "loss": metrics["loss"],
+        "accuracy": float(np.mean([line["score"] for line in lines])),
         "effect_size": trained.result["effect_size"], "seconds": time.monotonic() - started,
         "scores": [line["score"] for line in lines],
         "losses": [round(line["loss"], 4) for line in lines],
@@ -281,41 +282,28 @@ def worse_by_loss(found: Found, one: Candidate, today: Candidate, seeds: list[in
 
 
 def page(found: Found) -> Iterator[str]:
-    """Each cell's means by block, then the candidates where there are seeds enough."""
-    yield ""
-    for block in BLOCKS:
-        seeds = seeds_of(found, block)
-        if not seeds:
-            continue
-        yield f"#### `{block[0]}`, {block[1]} ({len(seeds)} seeds)"
-        yield ""
-        lines = []
-        for cell in (None, *CELLS):
-            there = seeds if cell else sorted(found.get((*block, None), ()))
-            means = {
-                what: values(found, block, cell, what, there).mean()
-                for what in ("accuracy", "loss", "effect_size")
-                if there
-            }
-            name = "no map" if cell is None else f"{cell[0]}"
-            rate = "–" if cell is None else f"{cell[1]:g}"
-            effect = "–" if cell is None else f"{means['effect_size']:.2f}"
-            if means:
-                lines.append(
-                    [name, rate, f"{means['accuracy']:.1f}", f"{means['loss']:.3f}", effect]
-                )
-        yield markdown_table(["1/s", "rate", "accuracy", "loss", "effect size"], lines)
-        yield ""
-    for title, tasks in (("MiniLM alone", [t for t in TASKS if TASKS[t].model == "minilm-l6"]),
-                         ("All blocks", list(TASKS))):  # fmt: skip
-        blocks = [block for block in BLOCKS if block[0] in tasks]
-        if all(len(seeds_of(found, block)) > 1 for block in blocks):
+    """Each cell's means by block, then the candidates of blocks with seeds enough."""
+    seeds = {block: seeds_of(found, block) for block in BLOCKS}
+    there = [block for block in BLOCKS if seeds[block]]
+    yield "\nAccuracy (%), held-out loss (nats) and the map's effect size at the last step:\n"
+    header = [f"`{task}` {part}, {len(seeds[task, part])} seeds" for task, part in there]
+    lines = []
+    for cell in (None, *CELLS):
+        name = "no map" if cell is None else "{}, {:g}".format(*cell)
+        means = [
+            [values(found, block, cell, what, sorted(found[*block, cell])).mean()
+             for what in ("accuracy", "loss", "effect_size")]
+            for block in there
+        ]  # fmt: skip
+        lines.append([name, *("{:.1f}, {:.3f}, {:.2f}".format(*each) for each in means)])
+    yield markdown_table(["1/s, rate", *header], lines).replace(", nan", "") + "\n"
+    for model in ("minilm-l6", "all models"):
+        blocks = [block for block in BLOCKS if model in (TASKS[block[0]].model, "all models")]
+        if all(len(seeds[block]) > 1 for block in blocks):
             lines, taken = decide(found, blocks)
-            yield f"#### {title}: the rule takes {taken}"
-            yield ""
+            yield f"On {model} the rule takes {taken}:\n"
             header = ["candidate", "score above today's, ± SE", "loss significantly higher", ""]
-            yield markdown_table(header, lines)
-            yield ""
+            yield markdown_table(header, lines) + "\n"
 
 
 def main() -> None:
@@ -330,19 +318,17 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR)
     (given.folder / "runs").mkdir(parents=True, exist_ok=True)
     make_rows(given.folder, given.data_dir)
-    missing = [run for run in runs() if not run.file(given.folder).is_file()]
-    for left, run in zip(range(len(missing), 0, -1), missing, strict=True):
+    fork, every = multiprocessing.get_context("fork"), runs()
+    for number, run in enumerate(every, start=1):
+        if run.file(given.folder).is_file():
+            continue
         # A process keeps its memory, so each run has its own, a copy of this one with all imports.
-        process = multiprocessing.get_context("fork").Process(
-            target=carry_out, args=(run, given.folder)
-        )
+        process = fork.Process(target=carry_out, args=(run, given.folder))
         process.start()
         process.join()
         if process.exitcode:
             sys.exit(f"{run} failed")
-        write_atomic(
-            given.folder / "progress.txt", f"{len(runs()) - left + 1} of {len(runs())}: {run}\n"
-        )
+        write_atomic(given.folder / "progress.txt", f"{number} of {len(every)}: {run}\n")
 
 
 if __name__ == "__main__":
