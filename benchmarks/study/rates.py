@@ -14,12 +14,12 @@ size of 0.2 to 0.3, whatever 1/s is?
 rank 1. A block is a task, alone or on LoRA; its baseline is the same run without the map. The rates
 of all other parameters are fixed (``TASKS``), those of MiniLM as in the study, that of SmolLM2 from
 a pilot without maps. No task is one of the study's: QQP (pairs of questions, free text) and knights
-or knaves (two persons in one form, four classes) for MiniLM with mean pooling, and the latter with
-a written answer for SmolLM2, provided that LoRA without a map learns it (else another one is named
-here before any of its runs with a map). MiniLM's were chosen in a pilot of one seed without a map,
-as learned in part: QQP, LoRA of rank 1 75.0 %, the head alone 65.8; knights 58.1 and 38.9, where
-the commonest answer has 27.8. Left out were MRPC, MNLI and rotated cubes (hardly learned) and
-brothers and sisters (100 %). The seed is the outermost loop, and SmolLM2 follows MiniLM.
+or knaves (two persons in one form, four classes) for MiniLM with mean pooling, and how many sisters
+a brother has (numbers to 20, two forms) for SmolLM2, which writes its answer. They were chosen in a
+pilot of one seed without a map, as learned in part. QQP: LoRA of rank 1 75.0 %, the head by itself
+65.8. Knights: 58.1 and 38.9, where the commonest answer has 27.8. Sisters: LoRA 95.6 after 24 steps. Left
+out were, with MiniLM, MRPC, MNLI and rotated cubes (hardly learned), and sisters (100 %); with
+SmolLM2 knights (31.8 %). The seed is the outermost loop, and SmolLM2 follows MiniLM.
 
 **Rule.** Twelve candidates: each cell everywhere; for each 1/s, k times the rate of the other
 parameters (``K``), taken to the nearest rate of that 1/s (where nothing else trains, to that of
@@ -92,7 +92,7 @@ MINILM = {ALONE: 1.2e-2, ON_LORA: 3e-3}
 TASKS = {
     "qqp": Task("minilm-l6", MINILM),
     "knights": Task("minilm-l6", MINILM),
-    "knights_written": Task("smollm2-135m", {ALONE: 1.2e-2, ON_LORA: 7e-3}),
+    "sisters": Task("smollm2-135m", {ALONE: 1.2e-2, ON_LORA: 7e-3}),
 }
 BLOCKS = list(product(TASKS, (ALONE, ON_LORA)))
 Block = tuple[str, str]
@@ -131,10 +131,9 @@ def make_rows(folder: Path, data_dir: Path) -> None:
     train, held_out = glue(data_dir, "qqp")
     write(folder, "qqp", train, held_out[:HELD_OUT])
     rows = knights(TRAIN + HELD_OUT)
-    train, held_out = rows[:TRAIN], rows[TRAIN:]
-    write(folder, "knights", train, held_out)
-    asked = [[written(row) for row in part] for part in (train, held_out[:WRITTEN])]
-    write(folder, "knights_written", *asked)
+    write(folder, "knights", rows[:TRAIN], rows[TRAIN:])
+    rows = [written(row) for row in sisters(TRAIN + WRITTEN)]
+    write(folder, "sisters", rows[:TRAIN], rows[TRAIN:])
 
 
 def knights(count: int) -> list[Row]:
@@ -147,6 +146,16 @@ def knights(count: int) -> list[Row]:
         label = " ".join("true" if each else "false" for each in item["metadata"]["solution"])
         found[text] = {"text": text, "label": label}
     return list(found.values())[:count]
+
+
+def sisters(count: int) -> list[Row]:
+    """Distinct questions of reasoning-gym about brothers and sisters."""
+    import reasoning_gym
+
+    asked = reasoning_gym.create_dataset("aiw", max_entities=20, size=8 * count, seed=7)
+    every = {item["question"]: item["answer"] for item in asked}
+    found = [{"text": text, "label": label} for text, label in every.items() if "sister" in text]
+    return found[:count]
 
 
 def carry_out(run: Run, folder: Path) -> None:
