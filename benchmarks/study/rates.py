@@ -17,9 +17,9 @@ a pilot without maps. No task is one of the study's: QQP (pairs of questions, fr
 or knaves (two persons in one form, four classes) for MiniLM with mean pooling, and how many sisters
 a brother has (numbers to 20, two forms) for SmolLM2, which writes its answer. They were chosen in a
 pilot of one seed without a map, as learned in part. QQP: LoRA of rank 1 75.0 %, the head by itself
-65.8. Knights: 58.1 and 38.9, where the commonest answer has 27.8. Sisters: LoRA 95.6 after 24 steps. Left
-out were, with MiniLM, MRPC, MNLI and rotated cubes (hardly learned), and sisters (100 %); with
-SmolLM2 knights (31.8 %). The seed is the outermost loop, and SmolLM2 follows MiniLM.
+65.8. Knights: 58.1 and 38.9, where the commonest answer has 27.8. Sisters: LoRA 95.6 after 24
+steps. Left out were, with MiniLM, MRPC, MNLI and rotated cubes (hardly learned), and sisters
+(100 %); with SmolLM2 knights (31.8 %). The seed is the outermost loop, and SmolLM2 follows MiniLM.
 
 **Rule.** Twelve candidates: each cell everywhere; for each 1/s, k times the rate of the other
 parameters (``K``), taken to the nearest rate of that 1/s (where nothing else trains, to that of
