@@ -48,7 +48,7 @@ import time
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rows import GLUE, Row, glue, write, written
@@ -68,12 +68,12 @@ from library.page import markdown_table, write_marked
 DOCS = Path(__file__).parents[2] / "docs"
 SEEDS = (1, 2, 3, 4, 5)
 TRAIN, HELD_OUT, WRITTEN = 3200, 1000, 500  # rows; the last: held out for a model that writes
-CELLS = [
+Cell = tuple[int, float]  # 1/s and the map's learning rate
+CELLS: list[Cell] = [
     *product((1,), (1e-3, 2.2e-3, 5e-3)),
     *product((4,), (5e-3, 1e-2, 2e-2)),
     *product((16,), (2e-2, 5e-2, 1.2e-1)),
 ]
-Cell = tuple[float, float]  # 1/s and the map's learning rate
 TODAY: Cell = (1, 5e-3)
 K = {1: 0.4, 4: 1.7, 16: 8}  # so that both of MiniLM's rates lead into the grid
 NONE = 9  # the order of what is no candidate
@@ -188,7 +188,9 @@ def carry_out(run: Run, folder: Path) -> None:
     write_atomic(run.file(folder), json.dumps(kept))
 
 
-Found = dict[tuple[str, str, Cell | None], dict[int, dict]]  # block and cell → seed → its run
+Found = dict[
+    tuple[str, str, Cell | None], dict[int, dict[str, Any]]
+]  # block and cell → seed → its run
 
 
 def read(folder: Path) -> Found:
