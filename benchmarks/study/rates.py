@@ -44,7 +44,6 @@ import json
 import logging
 import multiprocessing
 import sys
-import time
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -77,6 +76,7 @@ CELLS: list[Cell] = [
 TODAY: Cell = (1, 5e-3)
 K = {1: 0.4, 4: 1.7, 16: 8}  # so that both of MiniLM's rates lead into the grid
 NONE = 9  # the order of what is no candidate
+EFFECT = 0.25  # the effect size that is asked about
 ALONE, ON_LORA = "alone", "on LoRA r 1"
 GLUE["qqp"] = (("question1", "question2"), ("different", "duplicate"))
 
@@ -106,10 +106,11 @@ class Run(NamedTuple):
     seed: int
     cell: Cell | None
 
-    def file(self, folder: Path) -> Path:
-        """Where it is kept."""
-        cell = "none" if self.cell is None else f"{self.cell[0]:g}-{self.cell[1]:g}"
-        return folder / "runs" / f"{self.task}-{self.part.split()[0]}-{cell}-s{self.seed}.json"
+    @property
+    def file(self) -> str:
+        """The name of the file with what is kept of it."""
+        cell = "none" if self.cell is None else "{}-{:g}".format(*self.cell)
+        return f"runs/{self.task}-{self.part.split()[0]}-{cell}-s{self.seed}.json"
 
 
 def runs() -> list[Run]:
@@ -160,15 +161,14 @@ def sisters(count: int) -> list[Row]:
 
 def carry_out(run: Run, folder: Path) -> None:
     """Train and score a run, and write what is kept of it."""
-    started, task, on_lora = time.monotonic(), TASKS[run.task], run.part == ON_LORA
-    maps, plain = run.cell is not None, run.cell is None
+    task, on_lora, maps = TASKS[run.task], run.part == ON_LORA, run.cell is not None
     settings = [f"training.seed={run.seed}", f"learning_rate={task.rates[run.part]}"]
-    if on_lora or plain:  # LoRA whose product is multiplied by 0 leaves the head alone
+    if on_lora or not maps:  # LoRA whose product is multiplied by 0 leaves the head alone
         settings += ["lora.r=1", f"lora.lora_alpha={2 if on_lora else 0}"]
     if run.cell is not None:
         settings += ["lmam.rank=2", "lmam.length=96", f"lmam.inverse_scale={run.cell[0]}"]
         settings += [f"lmam.map_learning_rate={run.cell[1]}"]
-    method = "+".join(["lora"] * (on_lora or plain) + ["lmam"] * maps)
+    method = ("lora+lmam" if on_lora else "lmam") if maps else "lora"
     train_file, test_file = (str(folder / f"{run.task}_{part}.jsonl") for part in ("train", "test"))
     recipe = load_recipe(
         None, [*SETTINGS[task.model], *COMMON, "save_strategy=no", "report_to=[]", *settings],
@@ -181,24 +181,23 @@ def carry_out(run: Run, folder: Path) -> None:
     kept = {
         **run._asdict(), "loss": metrics["loss"],
         "accuracy": float(np.mean([line["score"] for line in lines])),
-        "effect_size": trained.result["effect_size"], "seconds": time.monotonic() - started,
+        "effect_size": trained.result["effect_size"],
         "scores": [line["score"] for line in lines],
         "losses": [round(line["loss"], 4) for line in lines],
     }  # fmt: skip
-    write_atomic(run.file(folder), json.dumps(kept))
+    write_atomic(folder / run.file, json.dumps(kept))
 
 
-Found = dict[
-    tuple[str, str, Cell | None], dict[int, dict[str, Any]]
-]  # block and cell → seed → its run
+# By task, part and cell: what is kept of each seed's run.
+Found = dict[tuple[str, str, Cell | None], dict[int, dict[str, Any]]]
 
 
 def read(folder: Path) -> Found:
     """What has run."""
     found: Found = {}
     for run in runs():
-        if run.file(folder).is_file():
-            one = json.loads(run.file(folder).read_text())
+        if (folder / run.file).is_file():
+            one = json.loads((folder / run.file).read_text())
             found.setdefault((run.task, run.part, run.cell), {})[run.seed] = one
     return found
 
@@ -218,77 +217,73 @@ class Candidate(NamedTuple):
 
     name: str
     order: int
-    cells: dict[Block, Cell]
+    cells: list[Cell]
 
 
-def candidates(found: Found, blocks: list[Block], seeds: list[int]) -> Iterator[Candidate]:
-    """Today's default, then the others; last what is none, the cells by their effect size."""
-    for scale, rate in [TODAY, *(cell for cell in CELLS if cell != TODAY)]:
-        order = 0 if (scale, rate) == TODAY else 1 if scale == TODAY[0] else 2
-        yield Candidate(f"1/s = {scale}, {rate:g}", order, dict.fromkeys(blocks, (scale, rate)))
-
+def candidates(blocks: list[Block], effects: Scores) -> Iterator[Candidate]:
+    """Today's default, then the others; last what is none: by the effect sizes, blocks × cells."""
+    for cell in [TODAY, *(cell for cell in CELLS if cell != TODAY)]:
+        order = 0 if cell == TODAY else 1 if cell[0] == TODAY[0] else 2
+        yield Candidate("1/s = {}, {:g}".format(*cell), order, [cell] * len(blocks))
+    scales, rates = np.array(CELLS).T
+    others = np.array([[TASKS[task].rates[part]] for task, part in blocks])
     for scale, k in K.items():
-        at_scale = [cell for cell in CELLS if cell[0] == scale]
-        wanted = {(task, part): k * TASKS[task].rates[part] for task, part in blocks}
-        cells = {
-            block: at_scale[np.abs(np.log([rate / wanted[block] for _, rate in at_scale])).argmin()]
-            for block in blocks
-        }
-        yield Candidate(f"1/s = {scale}, {k:g} × the other rate", 3, cells)
-    effects = {
-        block: [values(found, block, cell, "effect_size", seeds).mean() for cell in CELLS]
-        for block in blocks
-    }
-    cells = {
-        block: CELLS[np.abs(np.log(np.array(effects[block]) / 0.25)).argmin()] for block in blocks
-    }
-    yield Candidate("effect size nearest to 0.25", NONE, cells)
+        ratios = np.where(scales == scale, rates / others / k, np.inf)
+        yield Candidate(f"1/s = {scale}, {k:g} × the other rate", 3, nearest(ratios))
+    yield Candidate(f"effect size nearest to {EFFECT}", NONE, nearest(effects / EFFECT))
+
+
+def nearest(ratios: Scores) -> list[Cell]:
+    """The cell of each block whose ratio to what is wanted is nearest to 1."""
+    return [CELLS[number] for number in np.abs(np.log(ratios)).argmin(axis=1)]
 
 
 def decide(found: Found, blocks: list[Block]) -> tuple[list[list[str]], str]:
     """The lines of the candidates' table, and the name of the one that the rule takes."""
     seeds = sorted(set.intersection(*(set(seeds_of(found, block)) for block in blocks)))
-    every = list(candidates(found, blocks, seeds))
-    spread = {
-        block: np.std([values(found, block, cell, "accuracy", seeds) for cell in CELLS], ddof=1)
-        for block in blocks
+    accuracies, effects = (  # blocks × cells × seeds
+        np.array([[values(found, block, cell, what, seeds) for cell in CELLS] for block in blocks])
+        for what in ("accuracy", "effect_size")
+    )
+    scaled = accuracies / accuracies.std(axis=(1, 2), ddof=1, keepdims=True)
+    every = list(candidates(blocks, effects.mean(axis=2)))
+    scores = {
+        one.name: scaled[range(len(blocks)), [*map(CELLS.index, one.cells)]].mean(axis=0)
+        for one in every
     }
 
     def gap(one: Candidate, other: Candidate) -> tuple[float, float]:
         """The difference in score and its standard error over the seeds."""
-        between = np.mean([
-            (values(found, block, one.cells[block], "accuracy", seeds)
-             - values(found, block, other.cells[block], "accuracy", seeds)) / spread[block]
-            for block in blocks
-        ], axis=0)  # fmt: skip
+        between = scores[one.name] - scores[other.name]
         return float(between.mean()), float(between.std(ddof=1) / len(seeds) ** 0.5)
 
     today = every[0]
     by_score = sorted(every, key=lambda one: -gap(one, today)[0])
-    worse = {one.name: worse_by_loss(found, one, today, seeds) for one in every}
-    left = [one for one in by_score if one.order != NONE and not worse[one.name]]
+    dearer = {one.name: worse(found, blocks, one.cells, today.cells, seeds) for one in every}
+    left = [one for one in by_score if one.order != NONE and not dearer[one.name]]
     equal = [one for one in left if gap(left[0], one)[0] <= gap(left[0], one)[1]]
     taken = min(equal, key=lambda one: one.order)  # the first of those is the best of them
+    words = {one.name: "equal to the best" for one in equal} | {taken.name: "taken"}
     lines = [
-        [one.name, "{:+.2f} ± {:.2f}".format(*gap(one, today)), worse[one.name] or "–",
-         "taken" if one is taken else "equal to the best" if one in equal else ""]
-        for one in by_score
+        [one.name, "{:+.2f} ± {:.2f}".format(*gap(one, today)), dearer[one.name] or "–",
+         words.get(one.name, "")] for one in by_score
     ]  # fmt: skip
     return lines, taken.name
 
 
-def worse_by_loss(found: Found, one: Candidate, today: Candidate, seeds: list[int]) -> str:
-    """The blocks where a candidate's loss is significantly higher than today's."""
-    blocks = [block for block in one.cells if one.cells[block] != today.cells[block]]
-    both = [
-        [values(found, block, each.cells[block], "losses", seeds) for each in (one, today)]
-        for block in blocks
+def worse(
+    found: Found, blocks: list[Block], cells: list[Cell], today: list[Cell], seeds: list[int]
+) -> str:
+    """The blocks where the loss is significantly higher than with today's default."""
+    pairs = [
+        [values(found, block, cell, "losses", seeds) for cell in pair]
+        for block, *pair in zip(blocks, cells, today, strict=True)
     ]
-    ps = holm([paired_p(a, b, by_seed=True) for a, b in both])
+    ps = holm([paired_p(one, other, by_seed=True) for one, other in pairs])
     return ", ".join(
         " ".join(block)
-        for block, p, (a, b) in zip(blocks, ps, both, strict=True)
-        if p < ALPHA and a.mean() > b.mean()
+        for block, p, (one, other) in zip(blocks, ps, pairs, strict=True)
+        if p < ALPHA and one.mean() > other.mean()
     )
 
 
@@ -331,7 +326,7 @@ def main() -> None:
     make_rows(given.folder, given.data_dir)
     fork, every = multiprocessing.get_context("fork"), runs()
     for number, run in enumerate(every, start=1):
-        if run.file(given.folder).is_file():
+        if (given.folder / run.file).is_file():
             continue
         # A process keeps its memory, so each run has its own, a copy of this one with all imports.
         process = fork.Process(target=carry_out, args=(run, given.folder))
