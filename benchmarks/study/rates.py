@@ -292,13 +292,14 @@ def page(found: Found) -> Iterator[str]:
     seeds = {block: seeds_of(found, block) for block in BLOCKS}
     there = [block for block in BLOCKS if seeds[block]]
     yield "\nAccuracy (%), held-out loss (nats) and the map's effect size at the last step:\n"
-    header = [f"`{task}` {part}, {len(seeds[task, part])} seeds" for task, part in there]
+    header = [f"`{task}` {part}, seeds: {len(seeds[task, part])}" for task, part in there]
     lines = []
     for cell in (None, *CELLS):
         name = "no map" if cell is None else "{}, {:g}".format(*cell)
         means = [
-            [values(found, block, cell, what, sorted(found[*block, cell])).mean()
-             for what in ("accuracy", "loss", "effect_size")]
+            [values(found, block, cell, what, [
+                seed for seed in seeds[block] if seed in found[*block, cell]
+             ]).mean() for what in ("accuracy", "loss", "effect_size")]
             for block in there
         ]  # fmt: skip
         lines.append([name, *("{:.1f}, {:.3f}, {:.2f}".format(*each) for each in means)])
