@@ -99,7 +99,7 @@ def trained(form, name, settings, tmp_path, batch, steps):
     args = training_arguments(recipe, quiet=True, writes=writes)
     kind = "encoder_decoder" if model.config.is_encoder_decoder else "decoder"
     prepared = PreparedTraining(recipe, model.config, kind, tokenizer, Plan(None), rows, None, None)
-    make = trainer_class(prepared, args, None)
+    make = trainer_class(prepared, args)
     dataset = Dataset.from_list([features(form, name, number) for number in range(7)])
     pad = collator(form, tokenizer, model)
     if recipe.packing:

@@ -21,13 +21,7 @@ from transformers import (
     set_seed,
 )
 
-from lorada.data.dataset import (
-    collator,
-    context_of,
-    encode_rows,
-    fit_context,
-)
-from lorada.data.scoring import answer_limit
+from lorada.data.dataset import collator, encode_rows, fit_context
 from lorada.data.task_rows import Rows, head_size, protocol_settings
 from lorada.methods.task_head import narrow_trained, widen_trained
 from lorada.runs.recipe import Recipe
@@ -37,7 +31,7 @@ from lorada.training.callbacks import RunCallback
 from lorada.training.device_settings import loading_device
 from lorada.training.inputs import PreparedTraining
 from lorada.training.models.adapters import Base, adapt, load_base, saved_names
-from lorada.training.models.loading import language_settings, refuse_long, stretched
+from lorada.training.models.loading import language_settings, refuse_long
 from lorada.training.packing import PackedCollator, pack, refuse_mixing
 from lorada.training.relative_norm import RelativeNorm
 from lorada.training.trainer import (
@@ -137,8 +131,7 @@ def checked_arguments(
             "of a sequence begin; leave one of the two out"
         )
     measured = held_out_metrics(args, prepared.held_out)
-    context = context_of(stretched(prepared.config, prepared.recipe.rope_factor))
-    return args, measured, trainer_class(prepared, args, context)
+    return args, measured, trainer_class(prepared, args)
 
 
 def _encode(
@@ -190,13 +183,8 @@ def _measures(args: TrainingArguments, recipe: Recipe) -> bool:
     return True
 
 
-def trainer_class(
-    prepared: PreparedTraining, args: TrainingArguments, context: int | None
-) -> Callable[..., Trainer]:
-    """The class of Trainer for the rows, with the arguments that only this class takes.
-
-    ``context`` is how many tokens the model can read; None if its config does not say.
-    """
+def trainer_class(prepared: PreparedTraining, args: TrainingArguments) -> Callable[..., Trainer]:
+    """The class of Trainer for the rows, with the arguments that only this class takes."""
     recipe, rows, tokenizer = prepared.recipe, prepared.rows, prepared.tokenizer
     smoothing = recipe.training.get("label_smoothing_factor")
     if smoothing and rows.form in ("choice", "score"):
@@ -206,11 +194,10 @@ def trainer_class(
         )
     if not isinstance(args, Seq2SeqTrainingArguments):
         return ChoiceTrainer if rows.form == "choice" else RunTrainer
-    most = answer_limit(rows, recipe, tokenizer, prepared.kind, context)
-    generation = protocol_settings(recipe, rows.protocol, most)
+    generation = protocol_settings(recipe, rows.protocol, prepared.most_answer_tokens)
     metrics = None
     if args.predict_with_generate and prepared.held_out is not None:
-        refuse_long(generation["max_new_tokens"], context)
+        refuse_long(generation["max_new_tokens"], prepared.context)
         metrics = scorer(prepared.held_out, tokenizer)
     generation |= language_settings(tokenizer)
     return partial(WritingTrainer, generation=generation, compute_metrics=metrics)

@@ -23,8 +23,6 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_WRAPPED_MODULE
 from transformers import Trainer, TrainerCallback, TrainerState
 
-from lorada.data.dataset import context_of
-from lorada.data.scoring import answer_limit
 from lorada.runs.folder import TRAINED_FILE, Start, begin, check_folder, locked
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.runs.result import RESULT_FILE, hardware, peak_memory, versions, write_result
@@ -254,9 +252,6 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
     counts = parameter_counts(setup.model, base.total, base.head, plan.with_head)
     effects = [entry["relative_norm"] for entry in history if "relative_norm" in entry]
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    limit = answer_limit(
-        rows, recipe, prepared.tokenizer, prepared.kind, context_of(base.model.config)
-    )
     run = Path(recipe.output)
     saved = [run / TRAINED_FILE, *(run / "adapter").rglob("*"), *(run / "model").rglob("*")]
     return {
@@ -268,7 +263,7 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
         "form": rows.form,
         "labels": list(rows.labels),
         "metric": None if prepared.metric is None else asdict(prepared.metric),
-        "max_new_tokens": recipe.max_new_tokens or limit,
+        "max_new_tokens": recipe.max_new_tokens or prepared.most_answer_tokens,
         "label_type": rows.label_type,
         "learned_scores": None if scale is None else {"mean": scale.mean, "sd": scale.sd},
         "pairs": all(row.get("text_pair") for row in rows.rows),
