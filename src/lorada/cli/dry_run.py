@@ -25,7 +25,7 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     prepared = prepare_training(recipe)
     args, *_ = checked_arguments(prepared, quiet=True)
     counts = parameters_of(recipe)
-    refuse_impossible(prepared, counts)
+    refuse_impossible(prepared.recipe, prepared.plan, counts)
     chosen = "full" if args.gradient_checkpointing else "off"
     scales = _scales(prepared.plan)
     loading = {name: getattr(prepared.recipe, name) for name in LOADING}
