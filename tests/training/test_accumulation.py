@@ -17,10 +17,10 @@ from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED
 from lorada.methods.build import Plan
 from lorada.training.arguments import training_arguments
-from lorada.training.build_trainer import make_trainer, trainer_class
 from lorada.training.inputs import PreparedTraining
 from lorada.training.load_recipe import load_recipe
 from lorada.training.packing import PackedCollator, pack
+from lorada.training.train import make_trainer, trainer_class
 from lorada.training.trainer import RunTrainer
 
 ENCODER_DECODERS = ("bart", "mbart", "t5")

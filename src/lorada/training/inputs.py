@@ -29,7 +29,7 @@ from lorada.methods.task_head import HEADS, POOLER
 from lorada.runs.recipe import Recipe
 from lorada.support.errors import needs_extra, unknown_name
 from lorada.support.row_sources import HEADED, Form
-from lorada.training.device_settings import TRAINERS_OWN, with_dtype
+from lorada.training.arguments import TRAINERS_OWN, with_dtype
 from lorada.training.models.loading import (
     kind_of,
     load_config,

@@ -25,12 +25,14 @@ from lorada.methods.build import Plan
 from lorada.methods.task_head import widen_trained
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.support.processes import is_first
-from lorada.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
-from lorada.training.device_settings import (
+from lorada.training.arguments import (
+    CHECKPOINTING,
+    DEFAULTS,
     accelerator,
     device_bytes,
     device_settings,
     longest,
+    training_arguments,
     why_full,
     with_dtype,
 )
