@@ -56,7 +56,7 @@ from run import COMMON, SETTINGS
 from lorada.compare.statistics import ALPHA, Scores, holm, paired_p
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.runs.predictions import read_predictions
+from lorada.runs.result import read_predictions
 from lorada.support.files import write_atomic
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train

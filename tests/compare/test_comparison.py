@@ -19,8 +19,7 @@ from lorada.compare.learning_rate import FACTOR
 from lorada.compare.report.commands import BESIDE
 from lorada.compare.report.page import write_report
 from lorada.compare.report.read import read_comparison
-from lorada.runs.predictions import read_predictions
-from lorada.runs.result import read_result
+from lorada.runs.result import read_predictions, read_result
 
 STEPS = 4
 SETTINGS = [f"max_steps={STEPS}", "max_length=32", "max_new_tokens=2", "training.report_to=[]"]

@@ -144,7 +144,7 @@ def check_table(
         ValueError: for an unknown name, or options that exclude each other.
         FileNotFoundError: if the folder of rows is not there.
     """
-    from lorada.data.row_files import data_folder
+    from lorada.data.rows import data_folder
     from lorada.paper.table_spec import SCALES, load_table
     from lorada.runs.folder import refuse_both
 

@@ -13,7 +13,7 @@ from lorada.compare.spec import saved_comparison
 from lorada.compare.trainings import RUNS, score_commonest
 from lorada.data.scoring import RowValue, row_value
 from lorada.inference.evaluate import BASE
-from lorada.runs.predictions import read_predictions, write_predictions
+from lorada.runs.result import read_predictions, write_predictions
 from lorada.support.files import json_text, write_atomic
 from lorada.support.row_sources import Row
 
