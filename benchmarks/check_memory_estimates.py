@@ -22,9 +22,9 @@ from library import fresh_process
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import hardware
 from lorada.support.files import json_text, write_atomic
-from lorada.training.build_trainer import set_up
 from lorada.training.inputs import prepare_training
 from lorada.training.load_recipe import load_recipe
+from lorada.training.train import set_up
 from lorada.training.training_memory import training_memory
 
 RESULTS = Path(__file__).parent / "results" / "memory_estimates.json"

@@ -19,7 +19,7 @@ from library import fresh_process
 
 from lorada.data.benchmarks.commonsense import MIX
 from lorada.data.dataset import encode_rows
-from lorada.data.row_files import data_folder, read_source
+from lorada.data.rows import data_folder, read_source
 from lorada.data.task_rows import training_rows
 from lorada.runs.result import hardware
 from lorada.training.load_recipe import load_recipe

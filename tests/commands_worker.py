@@ -22,7 +22,7 @@ from double import in_double
 from transformers import Trainer
 
 import lorada.cli
-import lorada.training.build_trainer as training
+import lorada.training.train as training
 
 RANK = os.environ["RANK"]
 

@@ -15,8 +15,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from lorada.runs.checkpoints import last_whole_checkpoint
-from lorada.runs.folder import LOCK_FILE
+from lorada.runs.folder import LOCK_FILE, last_whole_checkpoint
 from lorada.support.files import SCRATCH
 
 # Seed of what these tests draw at random.

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lorada.paper import map_costs
-from lorada.training.models.names import named_config
+from lorada.support.models import named_config
 
 MEGABYTE = 2**20
 

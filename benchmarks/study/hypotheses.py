@@ -11,7 +11,6 @@ from lorada.compare.statistics import ALPHA, holm, paired_p
 Found = dict[str, dict[str, CandidateResult]]
 Pair = tuple[str, str, str]  # rows, the method that should be better, the other
 
-ALONE = ("lmam_distance", "gain", "gain_query")
 MOVES = ("syllogism", "syllogism8", "syllogism32")
 
 
@@ -35,19 +34,9 @@ def tables(found: Found, title: Callable[[str], str]) -> Iterator[str]:
         "H3: the map where the form moves": [
             (task, *pair) for task in MOVES for pair in ((PRINTED, HEAD), (PRINTED_ON_LORA, LORA))
         ],
-        "H4: other forms alone, against the printed map": [
-            (task, form, PRINTED) for task in found for form in ALONE
-        ],
-        "H4: other forms on LoRA of rank 1, against LoRA of rank 1": [
-            (task, added, LORA) for task in found for added in _on_lora(found[task])
-        ],
     }
     for heading, pairs in asked.items():
         yield from _table(heading, [pair for pair in pairs if _there(found, pair)], found, title)
-
-
-def _on_lora(methods: dict[str, CandidateResult]) -> list[str]:
-    return [m for m in methods if m.startswith(("lora+lmam_", "lora+gain"))]
 
 
 def _there(found: Found, pair: Pair) -> bool:

@@ -65,20 +65,7 @@ def read(study: Path, wanted: dict[str, str]) -> Found:
     for name, rows in wanted.items():
         for each in finished(study / name):
             found.setdefault(rows, {})[each.method] = _measured(each)
-        if (study / name / "reach.json").is_file():
-            _add_cut(found[rows], json.loads((study / name / "reach.json").read_text()))
     return found
-
-
-def _add_cut(methods: dict[str, Measured], reach: dict[str, Any]) -> None:
-    """Add what was scored of each method with all of its runs."""
-    for method in [method for method in reach if method in methods]:
-        whole = methods[method]
-        for share, by_seed in reach[method].items():
-            runs = [by_seed[seed] for seed in sorted(by_seed, key=int)]
-            if len(runs) == len(whole.scores):
-                scores, losses = (np.array([run[key] for run in runs]) for key in ("score", "loss"))
-                methods[f"{method}:cut={share}"] = whole._replace(scores=scores, losses=losses)
 
 
 def _measured(each: CandidateResult) -> Measured:

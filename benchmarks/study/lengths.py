@@ -10,9 +10,7 @@ from run import HEAD, LORA, PRINTED, PRINTED_ON_LORA, SMALL
 from lorada.compare.report.read import CandidateResult
 
 BINS = ((5, 8), (9, 12), (13, 18), (19, 99))  # words
-SHOWN = (
-    HEAD, PRINTED, SMALL, "lmam_distance", LORA, PRINTED_ON_LORA,
-)  # fmt: skip
+SHOWN = (HEAD, PRINTED, SMALL, LORA, PRINTED_ON_LORA)
 
 
 def table(

@@ -46,8 +46,7 @@ SCRIPT = "study/page.py"
 NAMES = {
     HEAD: "head alone", LORA: "LoRA r 1", LORA_4: "LoRA r 4",
     SMALL: "printed map, r 1, one for all heads",
-    PRINTED: "printed map, r 2", "lmam_distance": "map by distance",
-    "gain": "gains", "gain_query": "gains by query", PRINTED_ON_LORA: "LoRA r 1 + printed map",
+    PRINTED: "printed map, r 2", PRINTED_ON_LORA: "LoRA r 1 + printed map",
     "full": "full fine-tuning", "quanta": "QuanTA", DORA_4: "DoRA r 4",
     ADAPTER_7: "Adapter-FFN r 7",
     **{each: f"printed map, {each.rpartition('=')[2].replace('_', ' ')}" for each in ABLATIONS},
@@ -93,12 +92,10 @@ def title(method: str) -> str:
     if method in NAMES:
         return NAMES[method]
     name, *settings = method.split(":")
-    if not settings and "+" not in name:  # at a budget
+    plain, plus, _ = name.partition("+")
+    if not settings and not plus:  # at a budget
         return f"`{name}`"
-    plain, plus, added = name.partition("+")
-    if plain in PLUGIN_NAMES:
-        return PLUGIN_NAMES[plain] + (" + printed map" if plus else "")
-    return f"LoRA r 1 + {NAMES[added]}"
+    return PLUGIN_NAMES[plain] + (" + printed map" if plus else "")
 
 
 def summary(found: Found) -> Iterator[dict[str, Any]]:
@@ -217,7 +214,7 @@ def _draw_panel(axis: Any, methods: dict[str, CandidateResult]) -> None:
     for number, (method, each) in enumerate(shown, start=1):
         low, high = interval(each.scores)
         mean, size = each.scores.mean(), each.trainable
-        stacked, mapped = "+" in method, "lmam" in method or "gain" in method
+        stacked, mapped = "+" in method, "lmam" in method
         color = "#d55e00" if stacked and mapped else "#0072b2" if mapped else "#000000"
         axis.errorbar(
             size, mean, [[mean - low], [high - mean]], marker="s" if stacked else "o",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lorada.explore.explanation import explain
     from lorada.methods.build import build_method
     from lorada.methods.table import METHODS
-    from lorada.training.relative_norm import RelativeNorm
+    from lorada.training.callbacks import RelativeNorm
     from lorada.tuners import *  # noqa: F403
     from lorada.tuners.lmam import bake
     from lorada.tuners.stack.as_stack import as_stack
@@ -43,7 +43,7 @@ else:
 # Public name → the module that has it, which is imported when the name is first used.
 _LAZY = {
     **dict.fromkeys(__all__, "lorada.tuners"),
-    "RelativeNorm": "lorada.training.relative_norm",
+    "RelativeNorm": "lorada.training.callbacks",
     "METHODS": "lorada.methods.table",
     "TASKS": "lorada.data.tasks",
     "as_stack": "lorada.tuners.stack.as_stack",

@@ -74,14 +74,17 @@ def measured(kept, level, seed, seeds=5, rows=400):
 
 def test_the_tables_name_what_is_better_and_what_is_worse(study):
     run, page = study("run"), study("page")
-    levels = {run.PRINTED: 0.7, "lmam_distance": 0.9, "gain_query": 0.4, "gain": 0.7}
+    softmax, full_rank, no_position = run.ABLATIONS[2], run.ABLATIONS[0], run.ABLATIONS[3]
+    levels = {run.PRINTED: 0.7, softmax: 0.4, full_rank: 0.9, no_position: 0.7}
     methods = {}
     for i, m in enumerate(levels):
         scores = measured(study("kept"), levels[m], i).scores
         methods[m] = CandidateResult(m, Candidate(m, {}), scores=scores, losses=-scores / 100)
     lines = list(study("hypotheses").tables({"syllogism": methods}, page.title))
-    found = {line.split(" | ")[1]: line.rsplit("|", 2)[1].strip() for line in lines if "`" in line}
-    assert found == {"map by distance": "**better**", "gains by query": "**worse**", "gains": ""}
+    found = {line.split(" | ")[2]: line.rsplit("|", 2)[1].strip() for line in lines if "`" in line}
+    assert {page.title(softmax): "**better**", page.title(full_rank): "**worse**"} == {
+        name: word for name, word in found.items() if word
+    }
 
 
 # The second study.
@@ -145,6 +148,35 @@ def test_an_interval_of_the_picture_holds_the_truth_in_19_cases_of_20(study):
         one, other = (measured(picture, 0.7, (seed, i), rows=200).scores for i in range(2))
         held.append(abs(one.mean() - other.mean()) < picture.half_width(one, other))
     assert 0.9 <= np.mean(held) <= 0.99
+
+
+# The rate of a map.
+
+
+def taken(study, levels, dearer=()):
+    """What the rule takes if cells have these levels, and these a higher loss on one task."""
+    rates, found = study("rates"), {}
+    for number, block in enumerate(rates.BLOCKS):
+        for cell in rates.CELLS:
+            one = measured(study("kept"), levels.get(cell, 0.7), number)
+            losses = measured(study("kept"), 0.7, number).losses
+            losses = losses + 0.1 * (cell in dearer and number == 0)
+            found[*block, cell] = {
+                seed: {"accuracy": score.mean(), "losses": loss, "effect_size": cell[1]}
+                for seed, score, loss in zip(rates.SEEDS, one.scores, losses, strict=True)
+            }
+    return rates.decide(found, rates.BLOCKS)[1]
+
+
+def test_the_rule_takes_the_best_rate_that_no_task_loses_by(study):
+    best = {(16, 5e-2): 0.9, (4, 1e-2): 0.8}
+    assert taken(study, best) == "1/s = 16, 0.05"
+    assert taken(study, best, dearer={(16, 5e-2)}) == "1/s = 4, 0.01"
+
+
+def test_of_equal_rates_the_rule_takes_todays(study):
+    assert taken(study, {}) == "1/s = 1, 0.005"
+    assert taken(study, {(1, 5e-3): 0.65}) == "1/s = 1, 0.001"
 
 
 # The atlas.

@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from lorada import METHODS, __version__
 from lorada.cli import GROUPS
 from lorada.cli.app import app
-from lorada.runs.predictions import read_predictions
-from lorada.runs.result import read_result
+from lorada.runs.result import read_predictions, read_result
 
 TINY = [
     "training.per_device_train_batch_size=4", "training.report_to=[]", "max_steps=2",

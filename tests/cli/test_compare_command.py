@@ -360,6 +360,12 @@ def test_the_dry_run_refuses_what_no_run_can_be_made_of(mistake, place, tmp_path
     assert said in mistake(*words(place, tmp_path / "out", "--dry-run", setting, methods="lora"))
 
 
+def test_the_dry_run_refuses_parts_that_no_memory_here_can_hold(mistake, place, tmp_path):
+    line = mistake(*words(place, tmp_path / "out", "--dry-run", methods="lora:r=1000000000"))
+    assert "no method can be run: " in line
+    assert re.search(r"would train [\d,]+ parameters, which take [\d,]+ GiB, and there are", line)
+
+
 def test_the_dry_run_as_a_table(works, place, tmp_path):
     asked = words(place, tmp_path / "out", "--dry-run", methods="lora,bitfit", trials=0)
     out, _ = works(*asked)

@@ -55,14 +55,17 @@ def test_the_command_says_what_the_library_decides_and_needs_no_torch(folder):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("nothing.csv",), "nothing.csv"),
-        (("scores.csv", "--costs", "nothing"), "nothing"),
+        (("nothing.csv",), "'scores': file 'nothing.csv' does not exist"),
+        ((".",), "'scores': file '.' is a directory"),
+        (("empty.csv",), "empty.csv is no CSV file in UTF-8: No columns to parse"),
+        (("scores.csv", "--costs", "nothing"), "'--costs': file 'nothing' does not exist"),
         (("scores.csv", "--baseline", "commonst"), "did you mean commonest?"),
         (("scores.csv", "--margin", "-1"), "margin=-1.0 is no number of points: give 0 or more"),
         (("costs.yaml",), "costs.yaml has no column method, seed, row, score"),
     ],
 )
 def test_a_mistake_is_one_line(folder, words, said):
+    (folder / "empty.csv").touch()
     done = subprocess.run(
         [*LORADA, "decide", *words], cwd=folder, capture_output=True, text=True, check=False
     )

@@ -9,7 +9,7 @@ import torch
 from folders import byte_tokenizer, rows_file
 from transformers import LlamaConfig, training_args
 
-from lorada.training import device_settings
+from lorada.training import arguments
 
 
 @pytest.fixture(params=[24], ids=lambda size: f"{size} GiB")
@@ -23,8 +23,8 @@ def card(request, monkeypatch):
         get_device_capability=lambda: (8, 9),
         get_device_properties=lambda device: SimpleNamespace(total_memory=size),
     )
-    seen = SimpleNamespace(accelerator=accelerator, cuda=cuda, device=torch.device)
-    monkeypatch.setattr(device_settings, "torch", seen)
+    seen = SimpleNamespace(**{**vars(torch), "accelerator": accelerator, "cuda": cuda})
+    monkeypatch.setattr(arguments, "torch", seen)
     for name in ("is_torch_bf16_gpu_available", "is_torch_tf32_available"):
         monkeypatch.setattr(training_args, name, lambda: True)
 

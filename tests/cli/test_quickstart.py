@@ -8,8 +8,9 @@ from folders import bert_folder
 
 from lorada.cli import quickstart_command
 from lorada.cli.compare_command import compare
+from lorada.support import models
 from lorada.support.row_sources import resolve
-from lorada.training.models import loading, names
+from lorada.training.models import loading
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def shortened(tmp_path, monkeypatch, jobs_here):
     """A tiny model under the packaged one's name, rows that it can learn, one seed and one rate."""
     folder = bert_folder(tmp_path / "bert")
     monkeypatch.setattr(loading, "_packaged_folder", lambda _: folder)
-    monkeypatch.setattr(names, "package_folder", lambda _: folder)
+    monkeypatch.setattr(models, "package_folder", lambda _: folder)
     monkeypatch.setattr(quickstart_command, "SETTINGS", ["max_steps=30", "max_length=16"])
     with (tmp_path / "rows.csv").open("w") as file:
         file.write("text,label\n")

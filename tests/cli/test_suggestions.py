@@ -8,7 +8,8 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file, split_file
 from trained import train_once
 
-from lorada.training.models import loading, names
+from lorada.support import models
+from lorada.training.models import loading
 
 SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_tokens=4"]
 RUNS = {
@@ -38,7 +39,7 @@ def at_home(home, monkeypatch):
     """In that folder, with tiny models under the names of the packaged ones."""
     folders = {"smollm2-135m": home / "llama [red]", "minilm-l6": home / "bert"}
     monkeypatch.setattr(loading, "_packaged_folder", folders.get)
-    monkeypatch.setattr(names, "package_folder", folders.get)
+    monkeypatch.setattr(models, "package_folder", folders.get)
     monkeypatch.setenv("LORADA_DATA", str(home / "data"))
     monkeypatch.chdir(home)
     return home

@@ -78,12 +78,12 @@ def test_answers_of_fifty_tokens_are_scored_whole(tmp_path):
     rows = [
         {"instruction": f"Describe route {i} in full.", "input": "",
          "output": " then ".join(f"{places[(i + k) % 9]} mile {k}" for k in range(12)) + "."}
-        for i in range(9)
+        for i in range(5)
     ]  # fmt: skip
     (tmp_path / "alpaca.json").write_text(json.dumps(rows))
     lorada(
         tmp_path, "train", "--model", "smollm2-135m", "--data", "alpaca.json", "--output", "alpaca",
-        "max_steps=60", "learning_rate=3e-3", "max_length=192",
+        "max_steps=40", "per_device_train_batch_size=5", "learning_rate=3e-3", "max_length=192",
     )  # fmt: skip
     asked = ("evaluate", "alpaca", "--data", "alpaca.json", "--metric", "exact_match", "--json")
     found = json.loads(lorada(tmp_path, *asked))

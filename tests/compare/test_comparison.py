@@ -19,8 +19,7 @@ from lorada.compare.learning_rate import FACTOR
 from lorada.compare.report.page import write_report
 from lorada.compare.report.read import read_comparison
 from lorada.compare.report.summary import BESIDE
-from lorada.runs.predictions import read_predictions
-from lorada.runs.result import read_result
+from lorada.runs.result import read_predictions, read_result
 
 STEPS = 4
 SETTINGS = [f"max_steps={STEPS}", "max_length=32", "max_new_tokens=2", "training.report_to=[]"]
@@ -252,7 +251,7 @@ def test_a_report_is_written_again_by_any_metric_without_a_step(lab, whole, tmp_
         assert common["reason"] == ("an answer alone has no loss" if metric == "loss" else None)
     assert scores == [as_it_is["score"]] * 2 == [pytest.approx(sum(lengths) / 8)] * 2
     losses = lab.command(["report", str(folder), "--metric", "loss"], folder)
-    assert "nats per token" in " ".join(losses["said"].split())
+    assert "nats)" in " ".join(losses["said"].split())
     again = lab.command(["report", str(folder)], folder)
     assert again["code"] == 0
     assert read(folder / "report.json")["metric"] == "exact_match"
@@ -359,13 +358,17 @@ def test_labels_are_compared_too(json_of, place, tmp_path):
     assert found["commonest"]["answer"] == "n"
     right = [100.0 * (row["label"] == "n") for row in LABELS[24:]]
     assert found["commonest"]["row_scores"]["accuracy"] == right
-    runs = [folder / name for name in final_losses(folder)]
+    runs = [folder / name for name in sorted(final_losses(folder))]
     assert len(runs) == 4
     for run in runs:
         lines = read_predictions(run)
         assert [line["right"] for line in lines] == [row["label"] for row in LABELS[24:]]
         (metrics,) = read_result(run)["metrics"].values()
         assert metrics["accuracy"] == pytest.approx(sum(line["score"] for line in lines) / 8)
+    by_loss = json_of("report", str(folder), "--metric", "loss")
+    losses = [sum(line["loss"] for line in read_predictions(run)) / 8 for run in runs]
+    means = sorted([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
+    assert [line["score"] for line in by_loss["lines"]] == pytest.approx(means)
 
 
 def test_a_benchmark_is_compared_on_its_own_test_rows(works, mistake, place, tmp_path):

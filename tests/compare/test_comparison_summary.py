@@ -350,7 +350,7 @@ def test_nothing_finished_is_no_result(tmp_path):
 
 @pytest.mark.parametrize(
     ("metric", "unit"),
-    [("loss", " nats per token"), ("perplexity", " nats per token"), ("mae", "")],
+    [("loss", " nats"), ("perplexity", " nats"), ("mae", "")],
 )
 def test_losses_and_errors_are_shown_as_they_are_and_the_lowest_is_the_best(metric, unit):
     random = np.random.default_rng(13)

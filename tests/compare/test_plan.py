@@ -113,6 +113,11 @@ def test_copies_among_the_held_out_rows_are_said(place, caplog):
     asked = asked.model_copy(update={"held_out": str(place / "copies.jsonl")})
     read_data(asked, "decoder")
     assert "2 of 3 held-out rows" in caplog.text
+    caplog.clear()
+    row = {"prompt": "new", "response": "5"}
+    rows_file(place / "copies.jsonl", [{**row, "group": group} for group in "aab"])
+    read_data(asked, "decoder")  # rows of a group count as one
+    assert "1 of 3 held-out rows" in caplog.text
 
 
 @pytest.mark.parametrize("search", ["once", "each-seed"])

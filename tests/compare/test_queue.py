@@ -158,6 +158,7 @@ def test_the_lines_say_how_much_is_done_and_how_long_the_rest_takes(monkeypatch,
         f"{b}, about {left} left",  # once a minute
         "[3/3] c: started",
     ]
+    assert any(line.startswith("[3/3] c: loading") for line in said)  # it has reported nothing yet
     assert said[-1] == "[3/3] c: done in 20 min"
 
 

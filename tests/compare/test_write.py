@@ -108,7 +108,7 @@ def test_scores_that_are_losses_have_three_digits():
     assert "| candidate | loss (95 % interval) |" in text
     assert "| 3.214 (3.100 to 3.300) |" in text
     assert "| the model as it is | 3.500 (3.400 to 3.600) |" in text
-    assert "Loss: nats per token, less is better, with" in text
+    assert "Loss: nats, less is better, with" in text
 
 
 def test_a_small_p_a_metric_of_its_own_and_the_size_compared_with_are_shown():

@@ -60,7 +60,8 @@ def test_the_responses_of_the_training_rows_choose_the_metric_and_the_length(cas
     ("metric", "form", "said"),
     [
         ("rouge", "prompt", "take loss, exact_match, contains, rougeL, chrf or FILE.py:function"),
-        ("exact_match", "label", "take accuracy, balanced_accuracy, macro_f1"),
+        ("exact_match", "label", "take accuracy, balanced_accuracy, macro_f1, loss"),
+        ("mae", "choice", "take accuracy, loss"),
         ("my.py:score", "label", "does not score label rows"),
         ("loss", "score", "take mae"),
     ],

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lorada.data.row_files import _table_rows, read_rows, there
+from lorada.data.rows import _table_rows, read_rows, there
 from lorada.data.task_rows import load_rows
 from lorada.support.row_sources import hub_source
 

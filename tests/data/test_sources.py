@@ -6,7 +6,7 @@ import datasets
 import pytest
 from folders import bert_folder, refused, split_file
 
-from lorada.data.row_files import DATA_VARIABLE, data_folder, read_source
+from lorada.data.rows import DATA_VARIABLE, data_folder, read_source
 from lorada.data.tasks import TASKS
 
 RTE = TASKS["rte"].train["own"]

@@ -5,9 +5,8 @@ from folders import byte_tokenizer, rows_file
 from paths import DATA
 from sample_rows import FOLDER, samples
 
-from lorada.data.row_files import read_source
 from lorada.data.row_forms import in_form
-from lorada.data.rows import answer_of
+from lorada.data.rows import answer_of, read_source
 from lorada.data.task_rows import scored_rows, training_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED, EncodeOptions, encode, windows

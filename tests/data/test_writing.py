@@ -4,7 +4,7 @@ import pytest
 from folders import bart_folder, bert_folder, llama_folder, refused, writing_folder
 from trained import run_recipe
 
-from lorada.data.row_files import read_source
+from lorada.data.rows import read_source
 from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run

@@ -9,8 +9,7 @@ from folders import chats, rows_file
 from lorada.inference.evaluate import evaluate
 from lorada.inference.generate import continue_prompts, generation_settings
 from lorada.inference.load import load_run
-from lorada.runs.predictions import read_predictions
-from lorada.runs.result import read_result
+from lorada.runs.result import read_predictions, read_result
 
 place = run_place.place
 

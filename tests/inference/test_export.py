@@ -438,6 +438,8 @@ def test_a_licence_that_is_not_known_is_said_to_be(place, tmp_path, call):
         target = tmp_path / f"out{len(options)}"
         _, out, _ = call("export", run, target, *options)
         assert "the licence of the base was not found" in out
+        left = "adapter of LORA, for " if options else "merged LORA; no adapter is left"
+        assert left in out
         card = ModelCard.load(target / "README.md")
         assert "license" not in card.data.to_dict()
         assert "was not found on this machine" in card.text

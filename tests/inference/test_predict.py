@@ -14,14 +14,14 @@ import pytest
 import run_place
 from folders import ROWS, rows_file
 
-from lorada.data.row_files import read_rows
+from lorada.data.rows import read_rows
 from lorada.data.task_rows import rows_to_answer
 from lorada.inference import predict as module
 from lorada.inference.evaluate import Answered, evaluate
 from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict, predict_to
-from lorada.runs.predictions import read_predictions
+from lorada.runs.result import read_predictions
 
 place = run_place.place
 

@@ -179,6 +179,7 @@ def test_a_tuner_works_on_fused_conv1d_or_is_refused_in_one_line(name):
         ("adamss", {"use_asa": True}, "AdamssAsaCallback in each step"),
         ("lora", {"init_lora_weights": "eva"}, "initialize_lora_eva_weights"),
         ("dora+lmam", {"init_lora_weights": "corda"}, "preprocess_corda"),
+        ("lora", {"init_lora_weights": "lora_ga"}, "preprocess_loraga"),
         ("lora", {"monteclora_config": {}}, "_get_monteclora_loss in each step"),
         ("lora", {"kasa_config": {}}, "_get_kasa_loss in each step"),
         ("lora", {"arrow_config": {}}, "create_arrow_model"),
@@ -195,12 +196,20 @@ def test_settings_that_need_no_call_of_peft_are_kept():
     plans = [
         build_method("adamss", config, use_asa=False),
         build_method("lora", config, init_lora_weights="pissa"),
+        build_method("lora", config, init_lora_weights="pissa_niter_4"),
         build_method("lora", config, init_lora_weights=True),
     ]
     kept = [vars(plan.config.parts[0]) for plan in plans]
     assert [kept[0]["use_asa"], *(each["init_lora_weights"] for each in kept[1:])] == [
-        False, "pissa", True,
+        False, "pissa", "pissa_niter_4", True,
     ]  # fmt: skip
+
+
+def test_a_setting_of_several_types_is_refused_with_all_that_it_takes():
+    config = TINY["llama"]().config
+    for value in ("pissa_niter_", "pisa"):
+        said = f"lora.init_lora_weights='{value}': .* boolean.* or input should be 'gaussian'.*mica"
+        refused(said, lambda: build_method("lora", config, init_lora_weights=value))  # noqa: B023
 
 
 def test_a_model_without_a_recipe_may_take_a_setting_that_its_program_makes_the_calls_for():

@@ -13,7 +13,8 @@ from programs import commands, printed
 
 from lorada import cli
 from lorada.inference.serving import server
-from lorada.training.models import loading, names
+from lorada.support import models
+from lorada.training.models import loading
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -46,7 +47,7 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys, jobs_here
         "minilm-l6": bert_folder(tmp_path / "bert", hidden_size=48, num_attention_heads=12),
     }
     monkeypatch.setattr(loading, "_packaged_folder", folders.get)
-    monkeypatch.setattr(names, "package_folder", folders.get)
+    monkeypatch.setattr(models, "package_folder", folders.get)
     monkeypatch.chdir(tmp_path)
     llama_folder(tmp_path / "meta-llama/Llama-3.1-8B", hidden_size=128, intermediate_size=384)
     rows_file(tmp_path / "rows.jsonl")

@@ -18,7 +18,7 @@ from lorada.paper.map_costs import (
     measured_bytes,
     shares,
 )
-from lorada.training.models.names import named_config
+from lorada.support.models import named_config
 
 HEADS = {"llama-7b": 32, "llama2-70b": 64}
 table = cache(cost_table)

@@ -20,7 +20,7 @@ from lorada.paper import table_spec
 from lorada.paper.table_runs import jobs
 from lorada.paper.table_spec import load_table
 from lorada.runs.folder import LOCK_FILE
-from lorada.runs.predictions import read_predictions
+from lorada.runs.result import read_predictions
 
 TASKS = ("rte", "sst2")
 ASKED = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1")

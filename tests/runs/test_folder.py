@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig
 from lorada.inference.load import load_run
-from lorada.runs.checkpoints import CHECKSUM_FILE, last_whole_checkpoint
-from lorada.runs.folder import check_folder
+from lorada.runs.folder import CHECKSUM_FILE, check_folder, last_whole_checkpoint
 from lorada.training.inputs import prepare_training
 from lorada.training.parameter_counts import parameters_of
 from lorada.training.train import train

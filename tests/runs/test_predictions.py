@@ -20,8 +20,13 @@ from trained import QUICK, run_recipe
 from lorada.data.tokenize import document_ids
 from lorada.inference.evaluate import evaluate, evaluate_tasks
 from lorada.inference.load import load_run
-from lorada.runs.predictions import PREDICTIONS_FILE, read_predictions, write_predictions
-from lorada.runs.result import keep_scores, read_result
+from lorada.runs.result import (
+    PREDICTIONS_FILE,
+    keep_scores,
+    read_predictions,
+    read_result,
+    write_predictions,
+)
 from lorada.training.train import train
 
 place = run_place.place
@@ -281,7 +286,7 @@ def test_a_damaged_file_is_one_line_before_anything_is_scored(copied, place, cas
 
 def test_answers_that_cannot_be_kept_are_only_warned_of(tmp_path, caplog, monkeypatch):
     full = Mock(side_effect=OSError(28, "No space left on device"))
-    monkeypatch.setattr("lorada.runs.predictions.write_atomic", full)
+    monkeypatch.setattr("lorada.runs.result.write_atomic", full)
     write_predictions(tmp_path, "rows", [{"row": 1, "answer": "a", "score": 100.0, "loss": None}])
     assert "the answers could not be kept in" in caplog.text
     assert "No space left on device" in caplog.text

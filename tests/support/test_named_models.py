@@ -4,8 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lorada.support.models import MODELS
-from lorada.training.models.names import named_config
+from lorada.support.models import MODELS, named_config
 
 RECOGNISED = [name for name, model in MODELS.items() if model.recognised_by]
 

@@ -17,10 +17,10 @@ from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED
 from lorada.methods.build import Plan
 from lorada.training.arguments import training_arguments
-from lorada.training.build_trainer import make_trainer, trainer_class
 from lorada.training.inputs import PreparedTraining
 from lorada.training.load_recipe import load_recipe
 from lorada.training.packing import PackedCollator, pack
+from lorada.training.train import make_trainer, trainer_class
 from lorada.training.trainer import RunTrainer
 
 ENCODER_DECODERS = ("bart", "mbart", "t5")
@@ -99,7 +99,7 @@ def trained(form, name, settings, tmp_path, batch, steps):
     args = training_arguments(recipe, quiet=True, writes=writes)
     kind = "encoder_decoder" if model.config.is_encoder_decoder else "decoder"
     prepared = PreparedTraining(recipe, model.config, kind, tokenizer, Plan(None), rows, None, None)
-    make = trainer_class(prepared, args, None)
+    make = trainer_class(prepared, args)
     dataset = Dataset.from_list([features(form, name, number) for number in range(7)])
     pad = collator(form, tokenizer, model)
     if recipe.packing:

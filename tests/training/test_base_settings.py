@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.runs.one_base import adapter_names, refuse_different_bases
+from lorada.runs.folder import adapter_names, refuse_different_bases
 from lorada.training.inputs import loading_settings, prepare_training
 from lorada.training.train import train
 

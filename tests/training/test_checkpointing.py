@@ -13,7 +13,8 @@ from trained import QUICK
 from transformers import GPT2Config, LlamaConfig, TrainerCallback
 
 from lorada.methods import meta_model
-from lorada.training import build_trainer, training_memory
+from lorada.training import train as training
+from lorada.training import training_memory
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
@@ -164,7 +165,7 @@ def test_a_line_says_that_auto_takes_full_and_why(asked, on, takes_full, caplog)
 
 def test_a_training_does_what_auto_takes(asked, monkeypatch):
     for full in (False, True):
-        monkeypatch.setattr(build_trainer, "recomputes", lambda *args, full=full: full)
+        monkeypatch.setattr(training, "recomputes", lambda *args, full=full: full)
         kept = KeepGradients()
         train(asked("auto", "max_steps=1"), quiet=True, callbacks=[kept], overwrite=full)
         assert kept.recomputes == {full}

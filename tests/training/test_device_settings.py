@@ -12,8 +12,9 @@ from trained import run_recipe
 from transformers import LlamaConfig, TrainingArguments, training_args
 
 from lorada.inference.load import load_run
-from lorada.training import arguments, build_trainer
-from lorada.training.device_settings import (
+from lorada.training import arguments
+from lorada.training import train as training
+from lorada.training.arguments import (
     device_settings,
     dtype_on,
     loading_device,
@@ -149,7 +150,7 @@ def test_the_stored_recipe_holds_what_was_taken(recipe, monkeypatch):
     run = train(recipe(), quiet=True).run
     stored = yaml.safe_load((run / "recipe.yaml").read_text())
     assert (stored["dtype"], stored["activation_checkpointing"]) == ("float32", "off")
-    monkeypatch.setattr(build_trainer, "recomputes", lambda *args: True)
+    monkeypatch.setattr(training, "recomputes", lambda *args: True)
     train(recipe("dtype=bfloat16"), quiet=True, overwrite=True)
     stored = yaml.safe_load((run / "recipe.yaml").read_text())
     assert (stored["dtype"], stored["activation_checkpointing"]) == ("bfloat16", "full")
@@ -204,7 +205,7 @@ def test_weights_are_loaded_where_they_go(recipe, monkeypatch, tmp_path):
         return plain(*given, **more)
 
     monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(build_trainer, "loading_device", lambda args: torch.device("cuda", 1))
+    monkeypatch.setattr(training, "loading_device", lambda args: torch.device("cuda", 1))
     run = train(recipe(), quiet=True).run
     monkeypatch.setattr("lorada.inference.load.accelerator", lambda given: torch.device("cuda"))
     load_run(run)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from lorada.data.dataset import encode_rows
-from lorada.data.row_files import read_rows
+from lorada.data.rows import read_rows
 from lorada.data.task_rows import load_rows
 from lorada.methods.build import build_method
 from lorada.methods.overrides import TRAINING, settings_of

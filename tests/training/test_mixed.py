@@ -15,9 +15,8 @@ from lorada.inference.load import load_run
 from lorada.methods.lookup import peft_names
 from lorada.training import training_memory as computed
 from lorada.training.arguments import training_arguments
-from lorada.training.build_trainer import set_up
 from lorada.training.inputs import prepare_training
-from lorada.training.train import train
+from lorada.training.train import set_up, train
 from lorada.training.training_memory import training_memory
 
 place = run_place.place

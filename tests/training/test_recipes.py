@@ -4,7 +4,7 @@ import pytest
 import yaml
 from folders import refused
 
-from lorada.data.row_files import read_rows
+from lorada.data.rows import read_rows
 from lorada.runs.recipe import Recipe, builtin_recipes
 from lorada.training.arguments import training_arguments
 from lorada.training.load_recipe import load_recipe

@@ -33,7 +33,7 @@ def test_every_log_line_of_a_plain_trainer_has_the_relative_norm(tmp_path):
 
 
 def test_a_map_that_does_nothing_is_said_to_and_one_that_works_is_not(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="lorada.training.relative_norm"):
+    with caplog.at_level(logging.WARNING, logger="lorada.training.callbacks"):
         trained(tmp_path, LmamConfig(length=6))
         assert not caplog.text
         trained(tmp_path, LmamConfig(length=6, inverse_scale=4096 * 600))

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lorada.inference.load import load_run
 from lorada.runs.result import read_result
-from lorada.training import build_trainer
+from lorada.training import train as training
 from lorada.training.models import adapters
 from lorada.training.train import train
 
@@ -110,7 +110,7 @@ def test_a_run_of_before_loads_and_goes_on_though_it_holds_the_whole_model(
     place, run, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as before:
-        before.setattr(build_trainer, "saved_names", lambda model, base, plan: None)
+        before.setattr(training, "saved_names", lambda model, base, plan: None)
         old = train(recipe(place, tmp_path / "old"), quiet=True).run
     assert (old / "model" / "model.safetensors").is_file()
     assert not (old / FILE).exists()

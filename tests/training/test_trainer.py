@@ -22,7 +22,7 @@ from test_processes import TORCHRUN
 from test_train import PressCtrlC
 
 from lorada.data.dataset import collator
-from lorada.training import build_trainer
+from lorada.training import train as training
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 from lorada.training.trainer import _GroupedByLength
@@ -97,7 +97,7 @@ def main(llama, folder, stop=None):
 
         return note
 
-    build_trainer.collator = noting
+    training.collator = noting
     asked = load_recipe(
         None,
         ["num_train_epochs=2", "dtype=float64", "lora_dropout=0", "per_device_train_batch_size=3",

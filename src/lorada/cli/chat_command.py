@@ -43,7 +43,7 @@ def chat(
     remote: Remote = False,
 ) -> None:
     """Chat with finished runs in the terminal, with the base's answers beside theirs."""
-    from lorada.runs.one_base import writers
+    from lorada.runs.folder import writers
 
     recipe = writers(runs)
     if system is not None:

@@ -166,10 +166,9 @@ def _checked(
 ) -> Any:
     """The comparison that was asked for; most mistakes are found before torch is loaded."""
     from lorada.compare import spec
-    from lorada.data.row_files import data_folder, there
-    from lorada.data.rows import share_of
+    from lorada.data.rows import data_folder, share_of, there
+    from lorada.support.models import check_name
     from lorada.training.load_recipe import read_recipe
-    from lorada.training.models.names import check_name
 
     spec.refuse_taken_by_other(place, resume=resume, overwrite=overwrite)
     if resume:

@@ -13,13 +13,21 @@ from lorada.cli.score_table import Scored, score_table
 
 @app.command()
 def decide(
-    scores: Annotated[Path, typer.Argument(help="CSV: method, seed, row, score; maybe group")],
+    scores: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, help="CSV: method, seed, row, score; maybe group"
+        ),
+    ],
     margin: Margin = None,
     lower_is_better: Annotated[
         bool, typer.Option("--lower-is-better", help="scores are losses or errors")
     ] = False,
     costs: Annotated[
-        Path | None, typer.Option(help="YAML or JSON: method → parameters, seconds, bytes")
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="YAML or JSON: method → parameters, seconds, bytes"
+        ),
     ] = None,
     baseline: Annotated[
         list[str] | None,

@@ -15,17 +15,17 @@ LOADING = ("dtype", "quantization", "attn_implementation", "device_map")  # fiel
 def show_training(recipe: Any, *, as_json: bool) -> None:
     """Print rows, parameters and memory of a training, and its first row; no weights are loaded."""
     from lorada.data.dataset import fit_context, lost_and_first
-    from lorada.training.build_trainer import checked_arguments
-    from lorada.training.device_settings import device_bytes
+    from lorada.training.arguments import device_bytes
     from lorada.training.inputs import prepare_training
     from lorada.training.models.loading import stretched
     from lorada.training.parameter_counts import parameters_of
+    from lorada.training.train import checked_arguments
     from lorada.training.training_memory import refuse_impossible, step_bytes
 
     prepared = prepare_training(recipe)
     args, *_ = checked_arguments(prepared, quiet=True)
     counts = parameters_of(recipe)
-    refuse_impossible(prepared, counts)
+    refuse_impossible(prepared.recipe, prepared.plan, counts)
     chosen = "full" if args.gradient_checkpointing else "off"
     scales = _scales(prepared.plan)
     loading = {name: getattr(prepared.recipe, name) for name in LOADING}

@@ -91,7 +91,8 @@ def _tell(target: Path, written: dict[str, Any]) -> None:
             f"logits differ from torch's by at most {written['difference']:.1e}",
         ]
     else:
-        lines = [f"merged {merged}; adapter of {left}"]
+        rest = f"adapter of {left}" if written["adapter"] else "no adapter is left"
+        lines = [f"merged {merged}; {rest}"]
     if written["license"] is None:
         card = target / "README.md"
         lines += [f"the licence of the base was not found: add it to {card} before you share it"]

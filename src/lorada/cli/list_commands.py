@@ -89,8 +89,8 @@ def params(
     as_json: Json = False,
 ) -> None:
     """Count a method's parameters on a model, without loading weights."""
+    from lorada.support.models import check_name, has_weights
     from lorada.training.load_recipe import read_recipe
-    from lorada.training.models.names import check_name, has_weights
 
     pairs = list(overrides or [])
     check_name(model, weights=False)  # first, since some methods' names need PEFT

@@ -44,7 +44,7 @@ def predict(
     texts = text or ([] if data is not None else _lines())
     recipe, rows = _checked(run, texts, data, output, overwrite=overwrite)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.data.row_files import read_rows
+    from lorada.data.rows import read_rows
     from lorada.data.task_rows import rows_to_answer
     from lorada.inference.predict import beside, predict, predict_to, say_cut
 
@@ -80,7 +80,7 @@ def _checked(
     run: Path, texts: list[str], data: str | None, output: Path | None, *, overwrite: bool
 ) -> tuple[Any, Any]:
     """The recipe of a run, and the texts as rows, None for rows of a file; before torch loads."""
-    from lorada.data.row_files import there
+    from lorada.data.rows import there
     from lorada.data.task_rows import rows_to_answer
     from lorada.runs.folder import finished_run
     from lorada.runs.result import read_result

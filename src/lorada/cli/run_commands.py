@@ -113,8 +113,8 @@ def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, res
     """
     from lorada.data.scoring import refuse_unnamed
     from lorada.runs.recipe import RECIPE_FILE
+    from lorada.support.models import check_name
     from lorada.training.load_recipe import read_recipe
-    from lorada.training.models.names import check_name
 
     given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
     saved = Path((given or [options["output"] or ""])[-1]) / RECIPE_FILE
@@ -131,11 +131,10 @@ def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, res
 
 def _check_training(recipe: Any, *, resume: bool, overwrite: bool) -> None:
     """Check the output folder, the model's name and the files of rows, before torch loads."""
-    from lorada.data.row_files import there
-    from lorada.data.rows import share_of
+    from lorada.data.rows import share_of, there
     from lorada.data.task_rows import refuse_absent
     from lorada.runs.folder import refuse_taken
-    from lorada.training.models.names import check_name
+    from lorada.support.models import check_name
 
     refuse_taken(recipe, resume=resume, overwrite=overwrite)
     check_name(recipe.model)
@@ -253,7 +252,7 @@ def evaluate(
     own = f"--metric {metric}" if metric else own
     if lm_eval is not None and own is not None:
         raise ValueError(f"--lm-eval {lm_eval} has rows and answers of its own: leave out {own}")
-    from lorada.runs.one_base import writers
+    from lorada.runs.folder import writers
 
     recipe = writers([run]) if lm_eval is not None else scored_run(run, data, data_dir, metric)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
@@ -324,7 +323,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue prompts with a finished run."""
-    from lorada.runs.one_base import writers
+    from lorada.runs.folder import writers
 
     recipe = writers([run])
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)

@@ -36,7 +36,7 @@ def serve(
     remote: Remote = False,
 ) -> None:
     """Serve runs and their base to OpenAI's clients; classes, scores, choices at /v1/classify."""
-    from lorada.runs.one_base import to_serve
+    from lorada.runs.folder import to_serve
 
     with needs_extra("serve"):
         import prometheus_client  # noqa: F401

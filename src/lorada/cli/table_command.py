@@ -139,7 +139,7 @@ def check_table(
     overwrite: bool = False,
 ) -> Any:
     """A table or figure by its name, after the checks that need no torch."""
-    from lorada.data.row_files import data_folder
+    from lorada.data.rows import data_folder
     from lorada.paper.table_spec import SCALES, load_table
     from lorada.runs.folder import refuse_both
 

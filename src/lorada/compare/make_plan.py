@@ -22,6 +22,7 @@ from lorada.training.arguments import training_arguments
 from lorada.training.inputs import Prepared, refuse_packing
 from lorada.training.packing import pack
 from lorada.training.parameter_counts import parameters_of
+from lorada.training.training_memory import refuse_impossible
 from lorada.tuners import LmamConfig, LoradaConfig
 
 
@@ -108,7 +109,9 @@ def _candidate(
             sized = size_for(recipe, budget)
             counts, parts = sized.counts, sized.parts
             budgets = {budget: sized.above}
-        config = build_method(recipe.method, base.config, **parts).config
+        made = build_method(recipe.method, base.config, **parts)
+        refuse_impossible(recipe, made, counts)
+        config = made.config
         return Candidate(
             method=method,
             budgets=budgets,

@@ -29,8 +29,8 @@ from lorada.data.task_rows import Rows
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import peak_memory
 from lorada.support.files import json_text, write_atomic
-from lorada.training.build_trainer import set_up
 from lorada.training.inputs import prepare_training
+from lorada.training.train import set_up
 
 STEPS = 3  # the first does not count, as it is slower than those after it
 TURNS = 2  # at the end; the fastest counts, since other work can only slow a step down

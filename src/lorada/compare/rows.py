@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from lorada.compare.spec import NO_PARTS, Comparison
+from lorada.data.row_forms import GROUP
 from lorada.data.rows import content_of
 from lorada.data.task import Kind
 from lorada.data.task_rows import (
@@ -56,7 +57,9 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
                 "scores would reward memory: remove them from one file, or pass --allow-overlap"
             )
         overlap += common
-        copies = len(found) - len(set(found))
+        # Rows of one group count as one, so copies among them make nothing look more certain.
+        groups = [row.get(GROUP, number) for number, row in enumerate(rows.rows)]
+        copies = len(set(zip(found, groups, strict=True))) - len(set(found))
         if copies:
             logger.warning(
                 "%d of %d held-out rows (%s) are copies of others, and each counts as a row of its "

@@ -29,7 +29,7 @@ from lorada.compare.until import Until
 from lorada.data.dataset import refuse_target_length
 from lorada.data.scoring import RowValue, row_value
 from lorada.inference.evaluate import BASE
-from lorada.runs.predictions import read_predictions, write_predictions
+from lorada.runs.result import read_predictions, write_predictions
 from lorada.support.files import json_text, one_at_a_time, scratch_folder, write_atomic
 from lorada.support.row_sources import Row
 from lorada.training.inputs import Prepared, prepare

@@ -26,7 +26,10 @@ def read_scores(path: Path) -> ScoreFile:
 
     An empty score, ``nan`` or ``inf`` says that there is none: a run with no score has diverged.
     """
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is no CSV file in UTF-8: {error}") from error
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise ValueError(

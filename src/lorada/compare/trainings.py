@@ -21,9 +21,8 @@ from lorada.data.task_rows import Rows
 from lorada.inference.evaluate import evaluate, evaluate_tasks, has_tasks
 from lorada.inference.load import Run, load_run
 from lorada.inference.perplexity import forgetting
-from lorada.runs.predictions import PREDICTIONS_FILE, read_predictions
 from lorada.runs.recipe import Recipe
-from lorada.runs.result import RESULT_FILE, read_result
+from lorada.runs.result import PREDICTIONS_FILE, RESULT_FILE, read_predictions, read_result
 from lorada.support.files import json_text, write_atomic
 from lorada.support.metric_names import LOSS
 

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from lorada.data.rows import answer_of
+from lorada.data.task import Metrics
 from lorada.support.errors import how_to_install, needs_extra
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import Row
 
 logger = logging.getLogger(__name__)
 
-Metrics = dict[str, Any]  # numbers, None, and a few words
-Score = Callable[[list[Any], list[Row]], Metrics]
 Window = tuple[float, int]  # mean loss in nats, and the number of tokens that it is the mean of
 
 # The scripts for WMT16 (Sennrich et al., 2016) replace letters with a cedilla by the Romanian ones

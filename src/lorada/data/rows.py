@@ -1,14 +1,320 @@
-"""What is asked of a row of any form, such as place and answer; and a share that is held out."""
+"""Rows as they stand: read from files, the hub or a benchmark; their places, answers and shares.
 
+The csv and json modules read text, not ``datasets``: an error can name the line, labels such as 01
+stay texts, and a field that only some rows have is not added to the others.
+"""
+
+import csv
+import gzip
 import hashlib
+import io
 import json
+import logging
+import os
 import random
 import re
+import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
-from lorada.support.row_sources import Row, files_of
+from lorada.data.task import Source
+from lorada.support.row_sources import (
+    BUILTIN,
+    HUB,
+    PARQUET,
+    TEXTS,
+    Row,
+    ending_of,
+    files_of,
+    hub_source,
+    resolve,
+)
+
+logger = logging.getLogger(__name__)
+
+csv.field_size_limit(2**31 - 1)  # characters of a field; Python's own limit is 131,072
+DELIMITERS = ",;\t|"  # of a table
+LEADING = re.compile(rf"(?:[{DELIMITERS} ]*\r?\n)*")  # empty lines before a table
+BLANKS = re.compile(r"\s*")
+
+
+def there(path: str | Path | None) -> str | Path:
+    """The path of rows if they are there; a data set of the hub is not asked for yet."""
+    if path is None:
+        raise ValueError("no data: pass --data FILE; lorada train and compare also take --task")
+    for name in files_of(path):
+        if "://" in name:
+            raise FileNotFoundError(f"{name} is an address: download it, and pass the file")
+        if hub_source(name) is None and not resolve(name).is_file():
+            shown = resolve(name) if name.startswith(BUILTIN) else name
+            raise FileNotFoundError(
+                f"no data file at {shown}: pass --data FILE ({', '.join(TEXTS)}, each also .gz, or "
+                f"{PARQUET}; commas between several) or a data set of the hub ({HUB})"
+            )
+    return path
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of what ``path`` names, in order; see ``read_files``."""
+    return [row for rows in read_files(path) for row in rows]
+
+
+def read_files(path: str | Path) -> list[list[Row]]:
+    """The rows of each file, or data set of the hub, that ``path`` names with commas between.
+
+    A file has one of the endings ``TEXTS`` or ``PARQUET``; one with another is read as JSON Lines.
+    A local folder that ``datasets.load_dataset`` takes is read like a data set of the hub.
+    """
+    there(path)
+    found = {}
+    for name in files_of(path):
+        if name in found:
+            raise ValueError(f"{path} names {name} twice: leave one out")
+        source = hub_source(name)
+        found[name] = _file_rows(resolve(name)) if source is None else _hub_rows(*source)
+        if not found[name]:
+            raise ValueError(f"{name} has no rows")
+    if len(found) > 1:
+        logger.info("%s", ", ".join(f"{name}: {len(rows):,} rows" for name, rows in found.items()))
+    return list(found.values())
+
+
+def from_hub(what: str, remedy: str, *names: str | None, **options: str | None) -> Any:
+    """What ``datasets.load_dataset`` gives; ``what`` and ``remedy`` are said if it fails."""
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(*names, **options)
+    except Exception as error:  # the hub's client raises many kinds of errors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{what} ({reason}): {remedy}") from error
+
+
+def _hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
+    """The rows of one split, with the names of classes in place of their numbers."""
+    from datasets import ClassLabel, DatasetDict
+
+    what = f"there is no file {name}, and it cannot be loaded as a data set of the hub"
+    found = from_hub(what, f"pass a file that is there, or {HUB}", name, config, split=split)
+    if isinstance(found, DatasetDict):
+        if len(found) > 1:
+            splits = " or ".join(f"{name}{f':{config}' * bool(config)}@{one}" for one in found)
+            raise ValueError(f"{name} has several splits: pass {splits}")
+        (found,) = found.values()
+    classes = {k: one for k, one in found.features.items() if isinstance(one, ClassLabel)}
+    rows = [_as_json(row) for row in found]
+    for row in rows:
+        for field, feature in classes.items():
+            if row[field] is not None and row[field] >= 0:  # -1 stands for no class
+                row[field] = feature.int2str(row[field])
+    return rows
+
+
+def _as_json(row: Row) -> Row:
+    """A row of Arrow in the types of JSON.
+
+    Arrow gives all objects of a column the same keys; what one lacks is null. Inside a field such
+    nulls are left out, as they would otherwise be arguments of a tool; a turn keeps its content.
+    """
+    return {name: _json_value(value) for name, value in row.items()}
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if v is not None or k == "content"}
+        return {k: _json_value(v) for k, v in kept.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(one) for one in value]
+    if isinstance(value, Decimal):
+        return int(value) if value.is_finite() and value % 1 == 0 else float(value)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return str(value)
+    # An array or a number of NumPy
+    return _json_value(value.tolist()) if hasattr(value, "tolist") else value
+
+
+def _file_rows(path: Path) -> list[Row]:
+    ending = ending_of(path)
+    if ending == PARQUET:
+        return _parquet_rows(path)
+    content = path.read_bytes()
+    if path.suffix.lower() == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is not a whole gzip file: {error}") from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 (byte {error.start}): convert it, for example with iconv"
+        ) from error
+    if ending == ".txt":
+        # Not splitlines(), here and below: a text may hold U+2028, which ends no line.
+        lines = [line.rstrip("\n") for line in io.StringIO(text, newline=None) if line.strip()]
+        logger.info("%s: each line is a text, %d of them", path, len(lines))
+        return [{"text": line} for line in lines]
+    if ending in (".csv", ".tsv"):
+        return _table_rows(path, text)
+    found = _json_values(path, text) if ending == ".json" else _json_lines(path, text)
+    rows = []
+    for place, row in found:
+        if not isinstance(row, dict):
+            raise ValueError(f"{path} {place} is not a JSON object with named fields")
+        rows.append(row)
+    return rows
+
+
+def _parquet_rows(path: Path) -> list[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(path).read()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not Parquet: {str(error).splitlines()[0]}") from error
+    _refuse_twice(path, table.column_names)
+    return [_as_json(row) for row in table.to_pylist()]
+
+
+def _json_values(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Where each row stands, and the row: of one list, or of objects one after another."""
+    decoder, rows = json.JSONDecoder(), list[Any]()
+    at = len(text) - len(text.lstrip())
+    try:
+        while at < len(text):
+            value, end = decoder.raw_decode(text, at)
+            rows += value if isinstance(value, list) and not rows else [value]
+            at = BLANKS.match(text, end).end()  # type: ignore[union-attr] # it fits any text
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"line {number}", json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", str(error))
+            raise ValueError(f"{path} line {number} is not JSON: {reason}") from error
+
+
+def _refuse_twice(path: Path, columns: list[str]) -> None:
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path} has two columns {twice!r}: rename one or leave it out")
+
+
+def _table_rows(path: Path, text: str) -> list[Row]:
+    """The rows of a table, by the delimiter that splits its header into the most names.
+
+    Only the header decides: texts may be full of any delimiter, which ``csv.Sniffer`` counts.
+    """
+    empty = LEADING.match(text)[0]  # type: ignore[index] # it fits any text
+    text = text.removeprefix(empty)
+    before = empty.count("\n")
+
+    def names(delimiter: str) -> list[str]:
+        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+
+    delimiter = max(DELIMITERS, key=lambda one: len(names(one)))
+    others = names(delimiter)[1:]
+    spaced = bool(others) and all(name.startswith(" ") for name in others)  # as in "text, label"
+    options: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": spaced}
+    try:
+        return _delimited(path, text, before, strict=True, **options)
+    except ValueError as error:
+        if delimiter != "\t":
+            raise
+        try:  # many files with tabs quote nothing, and have quotes as they stand in the text
+            return _delimited(path, text, before, quoting=csv.QUOTE_NONE, **options)
+        except ValueError:
+            raise error from None
+
+
+def _delimited(path: Path, text: str, before: int, **options: Any) -> list[Row]:
+    """The rows of a table by the csv module, with so many lines before it."""
+    # With newline="" the csv module decides where a line ends, inside quotes too.
+    reader = csv.reader(io.StringIO(text, newline=""), **options)
+    header: list[str] = []
+    rows: list[Row] = []
+    try:
+        for fields in reader:
+            if not fields:  # an empty line
+                continue
+            if not header:
+                header = fields
+                _refuse_twice(path, header)
+            elif len(fields) != len(header):
+                raise ValueError(
+                    f"{path} line {before + reader.line_num} has another number of fields than "
+                    f"the header ({', '.join(header)})"
+                )
+            else:
+                rows.append(dict(zip(header, fields, strict=True)))
+    except csv.Error as error:
+        raise ValueError(f"{path} line {before + reader.line_num} is not CSV: {error}") from error
+    return rows
+
+
+DATA_VARIABLE = "LORADA_DATA"
+
+
+def data_folder(chosen: str | None) -> Path | None:
+    """The chosen local data folder, or the one in ``LORADA_DATA``; None for the hub."""
+    name = chosen or os.environ.get(DATA_VARIABLE)
+    if not name:
+        return None
+    if not Path(name).is_dir():
+        raise FileNotFoundError(f"no data folder at {name}: correct --data-dir or {DATA_VARIABLE}")
+    return Path(name)
+
+
+def read_source(source: Source, folder: Path | None) -> list[Row]:
+    """All rows of a split, in order, from a local data folder; from the hub if that is None."""
+    return _from_hub(source) if folder is None else _from_folder(source, folder)
+
+
+def _from_folder(source: Source, folder: Path) -> list[Row]:
+    stem = folder / source.folder / source.split
+    found = [p for end in (".jsonl.gz", ".jsonl") if (p := Path(f"{stem}{end}")).is_file()]
+    if not found:
+        place = stem.parent
+        splits = sorted({p.name.split(".")[0] for p in place.glob("*.jsonl*")})
+        has = f"{place} has {', '.join(splits)}" if splits else f"there is no {place}"
+        raise FileNotFoundError(f"no data at {stem}.jsonl.gz: {has}")
+    return read_rows(found[0])
+
+
+def _from_hub(source: Source) -> list[Row]:
+    if not source.hub:
+        raise ValueError(
+            f"{source.folder}/{source.split} is not on the hub: pass --data-dir DIR or set "
+            f"{DATA_VARIABLE} to a folder that has it"
+        )
+    what = f"cannot load {source.hub} from the hub"
+    remedy = (
+        f"pass --data-dir DIR or set {DATA_VARIABLE} to a folder with {source.folder}/"
+        f"{source.split}.jsonl.gz, or take your own rows with --data FILE"
+    )
+    if not source.hub.startswith("https://"):
+        return list(from_hub(what, remedy, source.hub, source.config, split=source.split))
+    # One file at a time, because the files have different fields besides the text.
+    files = (
+        from_hub(what, remedy, "json", data_files=address, split="train")
+        for address in source.hub.split()
+    )
+    return [row for loaded in files for row in loaded]
+
 
 MOST_NUMBERS = 5  # of rows that an error names
 

@@ -19,8 +19,8 @@ FREE: tuple[Form, ...] = ("messages", "prompt")  # forms whose right answer is a
 # The metrics that rows of each form can be scored by, the usual one first; responses have two.
 NAMES: dict[Form, tuple[str, ...]] = {
     **dict.fromkeys(FREE, ("loss", "exact_match", "contains", "rougeL", "chrf")),
-    "label": ("accuracy", "balanced_accuracy", "macro_f1"),
-    "choice": ("accuracy",),
+    "label": ("accuracy", "balanced_accuracy", "macro_f1", "loss"),
+    "choice": ("accuracy", "loss"),
     "score": ("mae",),
     "text": ("perplexity", "loss"),
 }

@@ -1,6 +1,6 @@
 """``Task``: where its rows come from, what a model is asked, and how its answers are scored.
 
-A protocol turns a row of the data set into a row of one of six forms (``rows.Form``), and scores
+A protocol turns a row of the data set into a row of one of six forms (``Form``), and scores
 what a model answers. A task may have several protocols.
 """
 
@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lorada.data.metrics import Score
 from lorada.support.row_sources import Form, Row
 
+Metrics = dict[str, Any]  # numbers, None, and a few words
+Score = Callable[[list[Any], list[Row]], Metrics]
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
 ANY_KIND: tuple[Kind, ...] = ("decoder", "encoder", "encoder_decoder")
 

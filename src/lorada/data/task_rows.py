@@ -9,9 +9,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from lorada.data.row_files import data_folder, read_files, read_source, there
 from lorada.data.row_forms import Columns, in_form, to_answer
-from lorada.data.rows import drawn, fingerprint, place_of, places_of, share_of
+from lorada.data.rows import (
+    data_folder,
+    drawn,
+    fingerprint,
+    place_of,
+    places_of,
+    read_files,
+    read_source,
+    share_of,
+    there,
+)
 from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS, Task
 from lorada.runs.recipe import JSONL, Recipe

@@ -19,8 +19,7 @@ from lorada.explore.page import explorer_page
 from lorada.inference.generate import chat_prompt
 from lorada.inference.load import Run
 from lorada.methods.task_head import PEFT_NAMES
-from lorada.runs.checkpoints import checkpoints, damaged_file
-from lorada.runs.one_base import adapter_names
+from lorada.runs.folder import adapter_names, checkpoints, damaged_file
 from lorada.runs.recipe import JSONL
 from lorada.runs.result import read_result
 from lorada.support.errors import refuse_empty

@@ -19,19 +19,25 @@ from datasets import Dataset
 from torch import Tensor
 
 from lorada.data.dataset import collator, encode_options, encode_rows, kept_rows, token_counts
-from lorada.data.metrics import Metrics, exact_match
+from lorada.data.metrics import exact_match
 from lorada.data.row_forms import Columns
 from lorada.data.rows import answer_of
 from lorada.data.scoring import fits, refuse_metric, refuse_unnamed, row_metrics, row_value
+from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows, refuse_empty_prompts, rows_to_score, scored_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED, prompt_of
 from lorada.inference.generate import Text, generate_parts, generation_settings
 from lorada.inference.load import Run, scoring
 from lorada.inference.perplexity import slide
-from lorada.runs.predictions import read_predictions, write_predictions
 from lorada.runs.recipe import JSONL
-from lorada.runs.result import keep_scores, read_result, refuse_no_text
+from lorada.runs.result import (
+    keep_scores,
+    read_predictions,
+    read_result,
+    refuse_no_text,
+    write_predictions,
+)
 from lorada.support.errors import missing_package, needs_extra, unknown_name
 from lorada.support.metric_names import LOSS, as_score, rows_metric
 from lorada.support.progress import progress_bar

@@ -14,12 +14,11 @@ from transformers import PreTrainedModel
 from lorada.data.dataset import fit_context
 from lorada.data.task import Protocol
 from lorada.data.tasks import TASKS
-from lorada.runs.folder import TRAINED_FILE, finished_run
-from lorada.runs.one_base import adapter_names, refuse_different_bases
+from lorada.runs.folder import TRAINED_FILE, adapter_names, finished_run, refuse_different_bases
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.runs.result import read_result
 from lorada.support.row_sources import Form
-from lorada.training.device_settings import accelerator
+from lorada.training.arguments import accelerator
 from lorada.training.inputs import Prepared, prepare
 from lorada.training.models.adapters import (
     adapter_config,

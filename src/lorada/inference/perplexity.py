@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lorada.data.benchmarks.long_sequence import Losses, window_starts
 from lorada.data.dataset import context_of
-from lorada.data.metrics import Metrics
+from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import document_ids
 from lorada.inference.load import Run, scoring

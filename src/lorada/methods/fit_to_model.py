@@ -40,6 +40,7 @@ _CALLED = (
     ("use_asa", True, "AdamssAsaCallback in each step"),
     ("init_lora_weights", "eva", "initialize_lora_eva_weights"),
     ("init_lora_weights", "corda", "preprocess_corda"),
+    ("init_lora_weights", "lora_ga", "preprocess_loraga"),
     ("monteclora_config", None, "_get_monteclora_loss in each step"),
     ("kasa_config", None, "_get_kasa_loss in each step"),
     ("arrow_config", None, "create_arrow_model"),

@@ -5,6 +5,7 @@ transformers' TrainingArguments. Only the class of the section checks whether a 
 """
 
 import dataclasses
+import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import Any, get_type_hints
@@ -24,7 +25,8 @@ FIXED_FIELDS = {
     "library", "usage", "lorada_version", "runtime_config", "trainable_token_indices",
     "base_model_type",
 }  # fmt: skip
-
+# What LoRA's init_lora_weights takes besides the values of its type: so PEFT documents them.
+UNDECLARED = re.compile(r"pissa_niter_\d+|lora_ga")
 
 # What another part calls the same setting: a name that is given → the names to suggest.
 ALSO_CALLED = {
@@ -60,6 +62,8 @@ def checked(section: str, name: str, value: Any) -> Any:
         raise _unknown(f"setting of {section}", name, types, f"{section}.")
     if (section, name) == (TRAINING, "fsdp") and isinstance(value, bool):
         return value  # transformers takes a bool, although it declares a text for its command line
+    if name == "init_lora_weights" and UNDECLARED.fullmatch(str(value)):
+        return value
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(types[name])
     except Exception:  # pydantic has no schema for the type: the class of the section checks it
@@ -67,8 +71,9 @@ def checked(section: str, name: str, value: Any) -> Any:
     try:
         found = adapter.validate_python(value)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"].lower()
-        raise ValueError(f"{section}.{name}={value!r}: {reason}") from error
+        # One for each type that the setting may have.
+        reasons = dict.fromkeys(one["msg"].lower() for one in error.errors())
+        raise ValueError(f"{section}.{name}={value!r}: {' or '.join(reasons)}") from error
     if isinstance(value, bool) and type(found) in (int, float):
         return value  # pydantic takes a bool for a number; the class of the section refuses it
     # Instead of enums and other objects, which YAML cannot hold, return the value as written.

@@ -21,8 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lorada.functional.maps import Ablation
-from lorada.support.models import MODELS
-from lorada.training.models.names import named_config
+from lorada.support.models import MODELS, named_config
 from lorada.tuners import LmamConfig, LoradaConfig
 from lorada.tuners.lmam import bake
 

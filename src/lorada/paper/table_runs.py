@@ -17,7 +17,7 @@ from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, report
 from lorada.compare.jobs.pool import Workers
 from lorada.compare.jobs.queue import run_queue, shard
 from lorada.compare.learning_rate import train_on
-from lorada.data.row_files import data_folder
+from lorada.data.rows import data_folder
 from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run

@@ -1,14 +1,20 @@
-"""Decides whether a run may write to its output folder, clear it, or continue in it, and locks it.
+"""Decides whether a run may write to its folder or continue there, and which runs answer together.
 
 A folder holds a run if it has ``recipe.yaml`` or ``result.json``; with ``result.json`` the run is
 complete. Nothing that a run did not write is ever removed. One process at a time trains in a
 folder; its lock ends with it, even if it is killed.
+
+``files.sha256`` in a checkpoint has the checksums of its files, in the format of ``sha256sum``. It
+is written last. Files are checked before they are read, because a library may read a damaged file
+without an error and get another number in a weight.
 """
 
+import hashlib
+import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +22,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lorada.runs.checkpoints import (
-    CHECKPOINT,
-    last_whole_checkpoint,
-    processes_of,
-    refuse_weights_only,
-)
-from lorada.runs.predictions import PREDICTIONS_FILE
 from lorada.runs.recipe import AUTO, PATHS, RECIPE_FILE, Recipe, saved_recipe
-from lorada.runs.result import RESULT_FILE, read_result
-from lorada.support.files import scratch_folder, write_atomic
+from lorada.runs.result import PREDICTIONS_FILE, RESULT_FILE, read_result, refuse_no_text
+from lorada.support.files import SCRATCH, scratch_folder, write_atomic
 from lorada.support.processes import process_count
+from lorada.support.row_sources import HEADED
 
 logger = logging.getLogger(__name__)
 
@@ -260,3 +260,164 @@ def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
         if made:
             with suppress(OSError):  # something was written into it, so it stays
                 run.rmdir()
+
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+CHECKSUM_FILE = "files.sha256"
+STATE_FILE = "trainer_state.json"  # the Trainer writes it last
+
+
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """The steps and paths of a run's checkpoints, newest first."""
+    found = [(CHECKPOINT.fullmatch(path.name), path) for path in run.glob("checkpoint-*")]
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+def last_whole_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint that is whole and undamaged; a warning names each newer one."""
+    for _, path in checkpoints(run):
+        if damaged := damaged_file(path):
+            logger.warning("%s is damaged: going back to an earlier checkpoint", path / damaged)
+        elif not (has_checksums(path) or _is_whole(path)):
+            logger.warning("%s was not written to its end: going back to an earlier one", path)
+        else:
+            return path
+    return None
+
+
+def processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint: if several did, each saved its own random state."""
+    return len(list(checkpoint.glob("rng_state_*.pth"))) or 1
+
+
+def refuse_weights_only(checkpoint: Path) -> None:
+    """Refuse a checkpoint of ``save_only_model=true`` from which training would have to go on."""
+    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    resumable = any(checkpoint.glob("rng_state*.pth"))  # saved with any kind of optimizer
+    if not resumable and state["global_step"] < state["max_steps"]:
+        raise ValueError(
+            f"{checkpoint} has weights without an optimizer, as training.save_only_model=true asks "
+            "for, so the run cannot go on as it was: start again with --overwrite"
+        )
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint without checksums was written up to its last file, the state."""
+    try:
+        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        return isinstance(state["global_step"], int)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def write_checksums(checkpoint: Path) -> None:
+    """Write the checksums of a checkpoint's files into it."""
+    lines = [f"{_sum(checkpoint / name)}  {name}\n" for name in _files(checkpoint)]
+    write_atomic(checkpoint / CHECKSUM_FILE, "".join(lines))
+
+
+def has_checksums(checkpoint: Path) -> bool:
+    """Whether a checkpoint has checksums; it lacks them if its process ended too early."""
+    return (checkpoint / CHECKSUM_FILE).is_file()
+
+
+def damaged_file(checkpoint: Path) -> str | None:
+    """A file of a checkpoint that has changed; None if none has, or there are no checksums."""
+    if not has_checksums(checkpoint):
+        return None
+    found = set(_files(checkpoint))
+    text = (checkpoint / CHECKSUM_FILE).read_text(encoding="utf-8", errors="replace")
+    for line in text.splitlines():
+        expected, _, name = line.partition("  ")
+        if not name or name not in found or _sum(checkpoint / name) != expected:
+            return name or CHECKSUM_FILE
+        found.remove(name)
+    return min(found) if found else None
+
+
+def _files(checkpoint: Path) -> list[str]:
+    """The files of a checkpoint, without the half-written ones of a killed process."""
+    paths = (path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
+    done = (path for path in paths if not path.parts[0].startswith(SCRATCH))
+    return sorted(path.as_posix() for path in done if path.as_posix() != CHECKSUM_FILE)
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Settings of a recipe that change the base itself.
+OF_BASE = ("base_dtype", "quantization", "attn_implementation", "rope_factor")
+
+
+def writers(folders: Sequence[Path]) -> Recipe:
+    """The recipe of the first of several finished runs, which all write text on one base."""
+    recipes = [finished_run(folder) for folder in folders]
+    for folder in folders:
+        result = read_result(folder)
+        refuse_no_text(folder, result["form"], result["labels"])
+    adapter_names(folders)
+    refuse_different_bases(folders)
+    return recipes[0]
+
+
+def to_serve(folders: Sequence[Path]) -> tuple[Recipe, bool]:
+    """The recipe of the first of several finished runs, and whether they label, score or choose.
+
+    All do, or all write text on one base.
+    """
+    recipes = [finished_run(folder) for folder in folders]
+    adapter_names(folders)
+    asked = [read_result(folder)["form"] in (*HEADED, "choice") for folder in folders]
+    if len(set(asked)) > 1:
+        one, other = folders[asked.index(True)], folders[asked.index(False)]
+        raise ValueError(
+            f"{one} labels, scores or chooses and {other} writes text: serve each alone"
+        )
+    if not asked[0]:
+        refuse_different_bases(folders)
+    return recipes[0], asked[0]
+
+
+def refuse_different_bases(folders: Sequence[Path]) -> None:
+    """Refuse finished runs that cannot answer with one copy of a base model's weights."""
+    first, *others = folders
+    if not others:
+        return
+    for folder in folders:
+        if trains_base(folder):
+            raise ValueError(
+                f"{folder} trained the base model itself, so it shares no base with another run: "
+                "take it alone"
+            )
+    recipe, weights = finished_run(first), read_result(first).get("base_sha256")
+    for folder in others:
+        other, also = finished_run(folder), read_result(folder).get("base_sha256")
+        if weights != also if weights and also else recipe.model != other.model:
+            raise ValueError(
+                f"{first} was trained on {recipe.model} and {folder} on {other.model}, and several "
+                "runs must share one base: take each alone"
+            )
+        for name in OF_BASE:
+            here, there = getattr(recipe, name), getattr(other, name)
+            if here != there:
+                name = name.removeprefix("base_")
+                raise ValueError(
+                    f"{first} was trained with {name}={here} and {folder} with {name}={there}, and "
+                    "several runs must share one base: take each alone"
+                )
+
+
+def adapter_names(folders: Sequence[Path]) -> list[str]:
+    """Names for runs: those of their folders; where two are the same, from what all share on."""
+    whole = [folder.resolve() for folder in folders]
+    for place, folder in enumerate(whole):
+        if folder in whole[:place]:
+            raise ValueError(f"{folders[place]} is given twice: name each run once")
+    names = [folder.name for folder in whole]
+    shared = os.path.commonpath([folder.parent for folder in whole])
+    return [
+        folder.relative_to(shared).as_posix() if names.count(name) > 1 else name
+        for folder, name in zip(folders, names, strict=True)
+    ]

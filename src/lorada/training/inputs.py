@@ -5,6 +5,7 @@ A training, an evaluation and an export all begin with ``prepare``; a training g
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from transformers import (
     TorchAoConfig,
 )
 
-from lorada.data.dataset import refuse_target_length
-from lorada.data.scoring import ChosenMetric, metric_of
+from lorada.data.dataset import context_of, refuse_target_length
+from lorada.data.scoring import ChosenMetric, answer_limit, metric_of
 from lorada.data.task import Kind
 from lorada.data.task_rows import Rows, training_rows
 from lorada.methods.build import Plan, build_method
@@ -28,13 +29,14 @@ from lorada.methods.task_head import HEADS, POOLER
 from lorada.runs.recipe import Recipe
 from lorada.support.errors import needs_extra, unknown_name
 from lorada.support.row_sources import HEADED, Form
-from lorada.training.device_settings import TRAINERS_OWN, with_dtype
+from lorada.training.arguments import TRAINERS_OWN, with_dtype
 from lorada.training.models.loading import (
     kind_of,
     load_config,
     load_tokenizer,
     own_classes,
     set_languages,
+    stretched,
 )
 from lorada.tuners import LmamConfig, PrefixConfig
 from lorada.tuners.pooling import refuse_type
@@ -65,6 +67,16 @@ class PreparedTraining(Prepared):
     rows: Rows
     held_out: Rows | None
     metric: ChosenMetric | None
+
+    @cached_property
+    def context(self) -> int | None:
+        """How many tokens the model can read; None if its config does not say."""
+        return context_of(stretched(self.config, self.recipe.rope_factor))
+
+    @cached_property
+    def most_answer_tokens(self) -> int | None:
+        """The most tokens of an answer, as ``answer_limit`` finds them: it reads every response."""
+        return answer_limit(self.rows, self.recipe, self.tokenizer, self.kind, self.context)
 
 
 def prepare(recipe: Recipe) -> Prepared:

@@ -36,8 +36,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from lorada.data.dataset import token_counts
-from lorada.data.metrics import Metrics
-from lorada.data.task import Kind
+from lorada.data.task import Kind, Metrics
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import IGNORED
 from lorada.support.processes import gather_values, is_first

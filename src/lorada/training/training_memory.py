@@ -21,15 +21,18 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers import AutoModelForSequenceClassification as AutoClassifier
 
+from lorada.methods.build import Plan
 from lorada.methods.task_head import widen_trained
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.support.processes import is_first
-from lorada.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
-from lorada.training.device_settings import (
+from lorada.training.arguments import (
+    CHECKPOINTING,
+    DEFAULTS,
     accelerator,
     device_bytes,
     device_settings,
     longest,
+    training_arguments,
     why_full,
     with_dtype,
 )
@@ -99,16 +102,16 @@ def recomputes(prepared: PreparedTraining) -> bool:
     return True
 
 
-def refuse_impossible(prepared: PreparedTraining, counts: dict[str, Any]) -> None:
+def refuse_impossible(recipe: Recipe, plan: Plan, counts: dict[str, Any]) -> None:
     """Refuse an adapter that is larger than its base and does not even fit in the memory here.
 
     ``counts`` are its parameters, as ``parameters_of`` counts them.
     """
-    size, here = 4 * counts["trainable"], device_bytes(prepared.recipe)
+    size, here = 4 * counts["trainable"], device_bytes(recipe)
     here = here or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if prepared.plan.config is not None and counts["trainable"] > counts["total"] and size > here:
+    if plan.config is not None and counts["trainable"] > counts["total"] and size > here:
         raise ValueError(
-            f"{prepared.recipe.method} would train {counts['trainable']:,} parameters, which take "
+            f"{recipe.method} would train {counts['trainable']:,} parameters, which take "
             f"{size / 2**30:,.0f} GiB, and there are {here / 2**30:.0f} GiB here: lower its sizes, "
             "such as r"
         )

@@ -136,7 +136,10 @@ class _Queue:
 
     def _show(self) -> None:
         """Show how far the running jobs are, if that is due."""
-        running = [self._labels[name] + last_report(self._jobs[name])[0] for name in self._running]
+        running = [
+            self._labels[name] + (last_report(self._jobs[name])[0] or "loading")
+            for name in self._running
+        ]
         if self._line is not None:
             done = f"{len(self._outcomes)} of {len(self._jobs)} done{self._time_left()}"
             self._line.update(Text("\n".join([done, *running])))

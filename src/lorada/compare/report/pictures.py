@@ -32,6 +32,7 @@ COSTS = {
     "peak_memory_gib": "peak memory (GiB)",
     "seconds_per_step": "seconds per step",
 }
+FEW_DECADES = 30  # up to such a ratio an axis has a number between two decades
 LOG_FROM = 8  # an axis is logarithmic if its largest value is so many times its smallest
 WIDTH = 10.0  # inches
 POINTS = 200  # of a loss curve: a long training logs thousands, which would make the page large
@@ -101,6 +102,8 @@ def _over_costs(summary: Summary, value: str, title: str, lower: bool) -> Figure
     if not fields:
         return None
     figure = _figure(3.6, every)
+    from matplotlib.ticker import LogLocator
+
     axes = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
     axes[0].set_ylabel(title)
     for axis, field in zip(axes, fields, strict=True):
@@ -122,6 +125,11 @@ def _over_costs(summary: Summary, value: str, title: str, lower: bool) -> Figure
             axis.plot(*sizes, color=_style(summary, method)["color"], linewidth=1)
         if min(costs) > 0 and max(costs) > LOG_FROM * min(costs):
             axis.set_xscale("log")
+            # The numbers between two decades, which matplotlib writes too, would overlap.
+            between = () if max(costs) > FEW_DECADES * min(costs) else (3,)
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, *between)))
+            axis.xaxis.set_major_formatter("{x:,.10g}")
+            axis.xaxis.set_minor_formatter("")
         else:
             axis.locator_params(axis="x", nbins=4)
         axis.set_xlabel(COSTS[field])

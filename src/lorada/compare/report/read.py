@@ -23,8 +23,7 @@ from lorada.compare.plan import (
     saved_plan,
 )
 from lorada.compare.statistics import Scores
-from lorada.runs.predictions import read_predictions
-from lorada.runs.result import read_result
+from lorada.runs.result import read_predictions, read_result
 from lorada.support.metric_names import LOSS, as_score, main_metric, rows_metric
 
 RowKey = tuple[str, int]  # the name of the rows and the row's number in their file, from 1

@@ -18,7 +18,7 @@ from lorada.support.metric_names import ERROR, LOSS, as_score, lower_is_better, 
 from lorada.support.row_sources import CODE
 
 # Of rows → the name of what is compared, its unit, and how numbers of it and differences end.
-LOSSES = "loss", "nats per token", " nats per token", " nats per token"
+LOSSES = "loss", "nats", " nats", " nats"  # per token; of classes and choices per row
 ERRORS = "mean error", "the unit of the rows", "", ""
 PERCENT = "score", "percent", "%", " points"
 HARDLY = 0.05  # a training loss that falls by a smaller share hardly fell

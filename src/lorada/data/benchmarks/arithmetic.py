@@ -13,8 +13,7 @@ from operator import eq
 from typing import Any
 
 from lorada.data.benchmarks import llm_adapters_prompt, quanta_prompt
-from lorada.data.metrics import Metrics
-from lorada.data.task import Protocol, Source, Task, unchanged
+from lorada.data.task import Metrics, Protocol, Source, Task, unchanged
 from lorada.support.row_sources import Row
 
 FOLDER = "arithmetic_llm_adapters"

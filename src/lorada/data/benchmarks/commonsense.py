@@ -9,8 +9,8 @@ import re
 from functools import partial
 
 from lorada.data.benchmarks import llm_adapters_prompt, quanta_prompt
-from lorada.data.metrics import Metrics, Score, accuracy
-from lorada.data.task import Protocol, Source, Task
+from lorada.data.metrics import accuracy
+from lorada.data.task import Metrics, Protocol, Score, Source, Task
 from lorada.support.row_sources import Row
 
 FOLDER = "commonsense_llm_adapters"

@@ -6,9 +6,9 @@ usual Matthews' and Pearson's correlations, so those come first here.
 
 from functools import partial
 
-from lorada.data.metrics import Score, accuracy, accuracy_and_f1, correlations, matthews
+from lorada.data.metrics import accuracy, accuracy_and_f1, correlations, matthews
 from lorada.data.rows import text_of
-from lorada.data.task import ANY_KIND, Protocol, Source, Task
+from lorada.data.task import ANY_KIND, Protocol, Score, Source, Task
 from lorada.support.row_sources import Row
 
 HUB = "nyu-mll/glue"

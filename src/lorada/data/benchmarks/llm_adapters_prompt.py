@@ -9,9 +9,8 @@ from collections.abc import Callable
 from functools import partial
 
 from lorada.data.benchmarks import quanta_prompt
-from lorada.data.metrics import Score
 from lorada.data.rows import text_of
-from lorada.data.task import Protocol, unchanged
+from lorada.data.task import Protocol, Score, unchanged
 from lorada.support.row_sources import Row
 
 REPOSITORY = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"

@@ -14,9 +14,8 @@ does not say which, so only numbers on the same sample can be compared with each
 
 import math
 
-from lorada.data.metrics import Metrics
 from lorada.data.rows import text_of
-from lorada.data.task import Protocol, Source, Task
+from lorada.data.task import Metrics, Protocol, Source, Task
 from lorada.support.row_sources import Row
 
 Losses = tuple[int, list[float]]  # context length in tokens, mean loss of each window in nats

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lorada.data.metrics import Metrics, bleu, rouge
+from lorada.data.metrics import bleu, rouge
 from lorada.data.rows import text_of
-from lorada.data.task import Protocol, Source, Task
+from lorada.data.task import Metrics, Protocol, Source, Task
 from lorada.support.row_sources import Row
 
 # The token that a decoder starts with does not count as new.

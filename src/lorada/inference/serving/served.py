@@ -51,7 +51,7 @@ from lorada.inference.serving.requests import (
     Record,
     Refused,
 )
-from lorada.runs.one_base import adapter_names
+from lorada.runs.folder import adapter_names
 from lorada.support.row_sources import Row
 
 # On a processor: tokens in a page of a cache, tokens that one forward pass reads at most, and

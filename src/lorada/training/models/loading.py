@@ -38,8 +38,7 @@ from lorada.methods.matrix_names import family_of
 from lorada.methods.task_head import head_modules, may_be_drawn
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path, one_at_a_time
-from lorada.support.models import MODELS, PACKAGED
-from lorada.training.models.names import check_name, named_config, package_folder
+from lorada.support.models import MODELS, PACKAGED, check_name, named_config, package_folder
 
 logger = logging.getLogger(__name__)
 
