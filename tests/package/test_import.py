@@ -1,5 +1,6 @@
 """`import lorada` costs nothing, and PEFT and transformers load what lorada saves from there on."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def test_a_fresh_process_loads_what_was_saved(way, place):
     )
     folder, expected = place
     code = "\n".join([first, double, rest, ending])
-    printed(sys.executable, "-c", code, folder=folder)
+    printed(sys.executable, "-c", code, folder=folder, PYTHONPATH=os.pathsep.join(sys.path))
     found = load_file(folder / "found.safetensors")
     assert found
     for values in found.values():
