@@ -6,8 +6,8 @@
 
 **Question.** Is there one pair of 1/s and learning rate that suits a map alone and on top of LoRA,
 text and rows of a fixed form, an encoder and a decoder? Is the rate an absolute one, or so many
-times that of the parameters that train beside the map? And do the best runs of all have an effect
-size of 0.2 to 0.3, whatever 1/s is?
+times that of the parameters that train beside the map? And do the best runs of all have a relative
+norm of 0.2 to 0.3, whatever 1/s is?
 
 **Design, written down before any of its runs with a map.** Three rates at each of 1/s = 1, 4 and
 16 (``CELLS``), a map of rank 2 and 96 tokens for each head, alone (with the head) and on LoRA of
@@ -35,8 +35,8 @@ runs of the block that have a map. A candidate's score is the mean over blocks.
 3. The default changes when five seeds of all blocks stand; or when five seeds of MiniLM's stand, if
    the one that is taken is two standard errors above today's.
 
-The effect size is no candidate. It is asked what would be if each block took the cell whose effect
-size is nearest to 0.25.
+The relative norm is no candidate. It is asked what would be if each block took the cell whose
+relative norm is nearest to 0.25.
 """
 
 import argparse
@@ -76,7 +76,7 @@ CELLS: list[Cell] = [
 TODAY: Cell = (1, 5e-3)
 K = {1: 0.4, 4: 1.7, 16: 8}  # so that both of MiniLM's rates lead into the grid
 NONE = 9  # the order of what is no candidate
-EFFECT = 0.25  # the effect size that is asked about
+NORM = 0.25  # the relative norm that is asked about
 ALONE, ON_LORA = "alone", "on LoRA r 1"
 GLUE["qqp"] = (("question1", "question2"), ("different", "duplicate"))
 
@@ -181,7 +181,7 @@ def carry_out(run: Run, folder: Path) -> None:
     kept = {
         **run._asdict(), "loss": metrics["loss"],
         "accuracy": float(np.mean([line["score"] for line in lines])),
-        "effect_size": trained.result["effect_size"],
+        "relative_norm": trained.result["relative_norm"],
         "scores": [line["score"] for line in lines],
         "losses": [round(line["loss"], 4) for line in lines],
     }  # fmt: skip
@@ -220,8 +220,8 @@ class Candidate(NamedTuple):
     cells: list[Cell]
 
 
-def candidates(blocks: list[Block], effects: Scores) -> Iterator[Candidate]:
-    """Today's default, then the others; last what is none: by the effect sizes, blocks × cells."""
+def candidates(blocks: list[Block], norms: Scores) -> Iterator[Candidate]:
+    """Today's default, then the others; last what is none: by the relative norms, blocks × cells."""
     for cell in [TODAY, *(cell for cell in CELLS if cell != TODAY)]:
         order = 0 if cell == TODAY else 1 if cell[0] == TODAY[0] else 2
         yield Candidate("1/s = {}, {:g}".format(*cell), order, [cell] * len(blocks))
@@ -230,7 +230,7 @@ def candidates(blocks: list[Block], effects: Scores) -> Iterator[Candidate]:
     for scale, k in K.items():
         ratios = np.where(scales == scale, rates / others / k, np.inf)
         yield Candidate(f"1/s = {scale}, {k:g} × the other rate", 3, nearest(ratios))
-    yield Candidate(f"effect size nearest to {EFFECT}", NONE, nearest(effects / EFFECT))
+    yield Candidate(f"relative norm nearest to {NORM}", NONE, nearest(norms / NORM))
 
 
 def nearest(ratios: Scores) -> list[Cell]:
@@ -241,12 +241,12 @@ def nearest(ratios: Scores) -> list[Cell]:
 def decide(found: Found, blocks: list[Block]) -> tuple[list[list[str]], str]:
     """The lines of the candidates' table, and the name of the one that the rule takes."""
     seeds = sorted(set.intersection(*(set(seeds_of(found, block)) for block in blocks)))
-    accuracies, effects = (  # blocks × cells × seeds
+    accuracies, norms = (  # blocks × cells × seeds
         np.array([[values(found, block, cell, what, seeds) for cell in CELLS] for block in blocks])
-        for what in ("accuracy", "effect_size")
+        for what in ("accuracy", "relative_norm")
     )
     scaled = accuracies / accuracies.std(axis=(1, 2), ddof=1, keepdims=True)
-    every = list(candidates(blocks, effects.mean(axis=2)))
+    every = list(candidates(blocks, norms.mean(axis=2)))
     scores = {
         one.name: scaled[range(len(blocks)), [*map(CELLS.index, one.cells)]].mean(axis=0)
         for one in every
@@ -291,7 +291,7 @@ def page(found: Found) -> Iterator[str]:
     """Each cell's means by block, then the candidates of blocks with seeds enough."""
     seeds = {block: seeds_of(found, block) for block in BLOCKS}
     there = [block for block in BLOCKS if seeds[block]]
-    yield "\nAccuracy (%), held-out loss (nats) and the map's effect size at the last step:\n"
+    yield "\nAccuracy (%), held-out loss (nats) and the map's relative norm at the last step:\n"
     header = [f"`{task}` {part}, seeds: {len(seeds[task, part])}" for task, part in there]
     lines = []
     for cell in (None, *CELLS):
@@ -299,7 +299,7 @@ def page(found: Found) -> Iterator[str]:
         means = [
             [values(found, block, cell, what, [
                 seed for seed in seeds[block] if seed in found[*block, cell]
-             ]).mean() for what in ("accuracy", "loss", "effect_size")]
+             ]).mean() for what in ("accuracy", "loss", "relative_norm")]
             for block in there
         ]  # fmt: skip
         lines.append([name, *("{:.1f}, {:.3f}, {:.2f}".format(*each) for each in means)])

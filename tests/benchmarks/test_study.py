@@ -162,7 +162,7 @@ def taken(study, levels, dearer=()):
             losses = measured(study("kept"), 0.7, number).losses
             losses = losses + 0.1 * (cell in dearer and number == 0)
             found[*block, cell] = {
-                seed: {"accuracy": score.mean(), "losses": loss, "effect_size": cell[1]}
+                seed: {"accuracy": score.mean(), "losses": loss, "relative_norm": cell[1]}
                 for seed, score, loss in zip(rates.SEEDS, one.scores, losses, strict=True)
             }
     return rates.decide(found, rates.BLOCKS)[1]
