@@ -221,7 +221,7 @@ class Candidate(NamedTuple):
 
 
 def candidates(blocks: list[Block], norms: Scores) -> Iterator[Candidate]:
-    """Today's default, then the others; last what is none: by the relative norms, blocks × cells."""
+    """Today's default, then the others; last what is none: by the norms, blocks × cells."""
     for cell in [TODAY, *(cell for cell in CELLS if cell != TODAY)]:
         order = 0 if cell == TODAY else 1 if cell[0] == TODAY[0] else 2
         yield Candidate("1/s = {}, {:g}".format(*cell), order, [cell] * len(blocks))
