@@ -58,9 +58,7 @@ def _place_map(attention: Any, config: LmamConfig, tensors: dict[str, Tensor]) -
         refuse_unknown_backend(attention.attn_backend.get_name())
     names = ("lora_w",) if "lora_w" in tensors else ("lora_w_a", "lora_w_b")
     factors = tuple(tensors[name] for name in names)
-    map_ = AttentionMap(
-        factors, config.inverse_scale, config.align, config.ablation
-    )
+    map_ = AttentionMap(factors, config.inverse_scale, config.align, config.ablation)
     attention.__dict__[MAP] = PagedMap(map_, attention.num_heads, attention.num_kv_heads)
 
 
