@@ -73,9 +73,8 @@ class Until:
 
     folder: Path  # of the comparison
     until: float  # the expected loss that is small enough
-    runs: Mapping[
-        str, int
-    ]  # name of the job of each final run → place of its candidate in the plan
+    # Name of the job of each final run → place of its candidate in the plan.
+    runs: Mapping[str, int]
 
     def __call__(self, ready: Sequence[Job], running: Collection[str]) -> Job | None:
         """The next of the jobs that are ready: searches, then the first runs of each candidate."""

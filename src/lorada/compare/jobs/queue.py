@@ -89,14 +89,17 @@ class _Queue:
 
     def _run_ready(self) -> None:
         """Run jobs until none runs and all that are left wait for others or are not picked."""
+        changed = True  # picking may read all that is stored, so it waits for an end
         while True:
-            free = len(self._running) < self._pool.slots
+            free = changed and len(self._running) < self._pool.slots
             job = self._pick(self._ready(), self._running) if free else None
             if job is not None:
                 self._start(job)
             elif self._running:
+                changed = False
                 for name, outcome in self._pool.wait(1.0):
                     self._end(name, outcome)
+                    changed = True
                 self._show()
             else:
                 return
