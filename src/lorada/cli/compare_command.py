@@ -146,7 +146,7 @@ def compare(
     if part is not None and (overwrite or until is not None):
         raise ValueError("--shard goes with neither --overwrite nor --until: parts run at once")
     # Parts of one comparison may be started together: the later ones join the first.
-    resume = resume or (part is not None and _is_there(place))
+    resume = resume or (part is not None and is_there(place))
     chosen = _checked(place, pairs, options, asked, resume=resume, overwrite=overwrite)
     if dry_run:
         _forecast(chosen, place, pool, resume=resume, as_json=as_json)
@@ -243,7 +243,8 @@ def _place(folder: str | None, output: str | None, *, resume: bool) -> Path:
     return Path(output)
 
 
-def _is_there(place: Path) -> bool:
+def is_there(place: Path) -> bool:
+    """Whether a folder holds a comparison."""
     from lorada.compare.spec import SPEC_FILE
 
     return (place / SPEC_FILE).is_file()

@@ -1,15 +1,15 @@
 """The command ``quickstart``: which of three methods for the bundled rows, and what it answers."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lorada.cli.app import app, console
-from lorada.cli.compare_command import compare
+from lorada.cli.compare_command import compare, is_there
 from lorada.cli.predict_command import predict
 from lorada.cli.queue_options import Workers
+from lorada.support.files import as_typed
 
 SETTINGS = [
     "pooling=mean", "max_length=64", "max_steps=100", "warmup_steps=10",
@@ -27,7 +27,7 @@ def quickstart(
     overwrite: Annotated[bool, typer.Option(help="begin anew if it is there")] = False,
 ) -> None:
     """Compare LoRA, IA3 and LoRA with a map on bundled rows, and use the one to take."""
-    if (output / "comparison.yaml").is_file() and not overwrite:
+    if is_there(output) and not overwrite:
         summary = compare(str(output), resume=True, workers=workers)
     else:
         summary = compare(
@@ -37,6 +37,8 @@ def quickstart(
         )  # fmt: skip
     if summary is None or "predict" not in summary.commands:
         return
-    run = shlex.split(summary.commands["predict"])[2]
-    console.print(f'\nlorada predict {run} --text "{SENTENCE}"', highlight=False, soft_wrap=True)
-    predict(Path(run), text=[SENTENCE])
+    best = next(one for one in summary.lines if one.label == summary.best)
+    run = output / best.first_run.folder
+    typed = as_typed("lorada", "predict", run, "--text", SENTENCE)
+    console.print(f"\n{typed}", highlight=False, soft_wrap=True)
+    predict(run, text=[SENTENCE])

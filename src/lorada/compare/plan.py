@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from lorada.support.errors import first_problem
 from lorada.support.files import file_name, json_text, write_atomic
 
 # Files and folders of a comparison.
@@ -101,9 +102,7 @@ def saved_plan(folder: Path) -> ComparisonPlan | None:
     try:
         return TypeAdapter(ComparisonPlan).validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        why = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].lower())))
-        raise _damaged(path, why) from error
+        raise _damaged(path, ": ".join(filter(None, first_problem(error)))) from error
 
 
 def mapping_in(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:

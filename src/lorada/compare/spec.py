@@ -17,7 +17,7 @@ from lorada.methods.overrides import checked, owner_of
 from lorada.methods.sizes import RATE_RANGE
 from lorada.runs.folder import differences, refuse_both
 from lorada.runs.recipe import JSONL, Recipe, read_yaml, refuse_seed, write_yaml
-from lorada.support.errors import unknown_name
+from lorada.support.errors import first_problem, unknown_name
 from lorada.support.files import write_atomic
 from lorada.support.row_sources import absolute_files
 from lorada.training.load_recipe import load_recipe
@@ -243,8 +243,7 @@ def saved_comparison(folder: Path) -> Comparison:
     except (ValidationError, TypeError) as error:
         text = str(error)
         if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            text = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+            text = ": ".join(first_problem(error))
         raise ValueError(f"{path} is not a comparison: {text}") from error
     found.check()
     return found

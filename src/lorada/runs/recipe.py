@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
+from lorada.support.errors import first_problem
 from lorada.support.files import write_atomic
 from lorada.support.models import PACKAGED
 from lorada.support.row_sources import BUILTIN, CODE, absolute_files, files_of
@@ -284,11 +285,10 @@ def recipe_of(values: dict[str, Any]) -> Recipe:
     try:
         recipe = Recipe(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        first, (name, wrong) = error.errors()[0], first_problem(error)
         if first["type"] == "missing":
             raise ValueError(f"the recipe has no {name}: pass --{name} or {name}=…") from error
-        raise ValueError(f"{name}={first['input']!r}: {first['msg'].lower()}") from error
+        raise ValueError(f"{name}={first['input']!r}: {wrong}") from error
     for name, value in recipe:
         for key, inner in value.items() if isinstance(value, dict) else [(name, value)]:
             refuse_unstorable(key, inner)

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from lorada.support.errors import first_problem
 from lorada.support.files import as_typed, json_lines, json_text, write_atomic
 from lorada.support.row_sources import HEADED, Form
 
@@ -140,11 +141,8 @@ def result_in(path: Path, *, of_table: bool = False) -> dict[str, Any]:
     try:
         (_TableResult if of_table else _Result).model_validate(result)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise ValueError(
-            f"{path} is not the result of a run: {where}: {first['msg'].lower()}"
-        ) from error
+        where, wrong = first_problem(error)
+        raise ValueError(f"{path} is not the result of a run: {where or 'it'}: {wrong}") from error
     return result
 
 
@@ -230,11 +228,10 @@ def read_predictions(run: Path) -> list[dict[str, Any]]:
         try:
             found.append(Line.model_validate_json(line).model_dump())
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"][:1])) or "it"
+            where, wrong = first_problem(error, depth=1)
             raise ValueError(
-                f"{path} line {number} is damaged ({where}: {first['msg'].lower()}): delete the "
-                "file and score the run again"
+                f"{path} line {number} is damaged ({where or 'it'}: {wrong}): delete the file and "
+                "score the run again"
             ) from error
     return found
 

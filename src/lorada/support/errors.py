@@ -5,6 +5,7 @@ import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MOST = 12  # names that an error lists at most
 
@@ -16,6 +17,12 @@ def unknown_name(kind: str, value: str, known: Iterable[str]) -> ValueError:
     shown = ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if names[MOST:] else "")
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shown}"
     return ValueError(f"unknown {kind} {value!r}; {hint}")
+
+
+def first_problem(error: Any, depth: int | None = None) -> tuple[str, str]:
+    """Where the first value that pydantic refuses stands, and what is wrong with it."""
+    first = error.errors()[0]
+    return ".".join(map(str, first["loc"][:depth])), first["msg"].lower()
 
 
 def refuse_empty(text: str) -> None:

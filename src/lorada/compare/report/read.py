@@ -105,6 +105,11 @@ class CandidateResult:
         return [each for each in found if each]
 
     @property
+    def first_run(self) -> ScoredRun:
+        """Its run of the lowest seed, which commands name."""
+        return min(self.runs, key=lambda run: run.seed)
+
+    @property
     def sizes(self) -> str:
         """The settings that give its size, as they are typed."""
         return as_given(self.candidate.parts)

@@ -494,7 +494,7 @@ def pair_of(folder: Path, best: CandidateResult, scored: Sequence[CandidateResul
 
 def commands_of(folder: Path, best: CandidateResult, pair: Pair | None) -> dict[str, str]:
     """The commands to train the winner again, and to use the run of its first seed."""
-    run = min(best.runs, key=lambda run: run.seed)
+    run = best.first_run
     place, mine = folder / run.folder, f"my-{best.method}"
     # A file cannot allow remote code, so that the command has to.
     remote = (run.result.get("recipe") or {}).get("trust_remote_code")
