@@ -84,7 +84,7 @@ def measure_world(world: World, repeats: int) -> list[float]:
     unit = None if world.kind == "right" else "points"
     options = {"lower_is_better": sign < 0, "unit": unit}
     lost: dict[str, list[float]] = {rule: [] for rule in RULES}
-    held, claimed, wrong, cheaper, found_pairs = [], [], [], [], []
+    held, claimed, same_rates, wrong, cheaper, found_pairs = [], [], [], [], [], []
     scale = float(np.std([made_up(world, random, rows=2).truth for _ in range(50)], axis=1).mean())
     for _ in range(repeats):
         made = made_up(world, random)
@@ -98,6 +98,7 @@ def measure_world(world: World, repeats: int) -> list[float]:
         for rule, place in taken.items():
             lost[rule].append((sign * made.best).max() - truth[place])
         claimed.append(decision.expected_loss[decision.pick])
+        same_rates.append(truth.max() - truth[taken["verdict"]])
         ends = np.array([decision.intervals[name] for name in names])
         held += list((ends[:, 0] <= made.truth) & (made.truth <= ends[:, 1]))
         leader, pick = (truth[names.index(one)] for one in (decision.leader, decision.pick))
@@ -108,7 +109,7 @@ def measure_world(world: World, repeats: int) -> list[float]:
     return [
         pair, six, 100 * float(np.mean(held)), 100 * float(np.mean(found_pairs)),
         100 * float(np.mean(cheaper)), 100 * float(np.mean(wrong)),
-        *(float(np.mean(one)) for one in lost.values()), float(np.mean(claimed)),
+        *(float(np.mean(one)) for one in (*lost.values(), same_rates, claimed)),
     ]  # fmt: skip
 
 
@@ -129,7 +130,18 @@ def false_differences(world: World, repeats: int) -> tuple[float, float]:
 def print_worlds(repeats: int = 400) -> None:
     """Print the table of made-up worlds."""
     print_head(
-        ["world", "pair", "any", "in interval", "power", "cheaper", "wrong", *RULES, "claimed"]
+        [
+            "world",
+            "pair",
+            "any",
+            "in interval",
+            "power",
+            "cheaper",
+            "wrong",
+            *RULES,
+            "at chosen rates",
+            "claimed",
+        ]
     )
     for name, world in WORLDS.items():
         values = measure_world(world, repeats)

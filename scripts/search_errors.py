@@ -10,13 +10,17 @@ Trials are stopped in the middle as in the library. A search is one of:
 - old grid: the default and three rates spread over 1e-5 to 1e-1, the same for all, then up to three
   beyond an end;
 - 3, 4, 8 trials: what `--trials` does.
+
+A second table is of a map beside other parts, whose two best rates are off their defaults by as
+much each, independently or together: with four trials for the learning rate and those of the map.
 """
 
 from statistics import median
+from types import SimpleNamespace
 
 import numpy as np
 
-from lorada.compare.learning_rate import FACTOR, best_trial, next_value
+from lorada.compare.learning_rate import FACTOR, Space, best_trial, next_value
 from lorada.compare.statistics import ALPHA, paired_p
 
 ERROR = 0.02  # standard deviation of a measured loss, in nats
@@ -91,8 +95,40 @@ def measure_search(
     return lost, wrong, counts
 
 
+def search_with_map(
+    random: np.random.Generator, together: float, searched: bool
+) -> tuple[float, int]:
+    """The points lost by two rates, and the trials; ``together``: correlation of what is off."""
+    (best, curve), (map_best, map_curve) = (made_up_rates(random)[:2] for _ in range(2))
+    off = random.normal(0, 0.7, 2)
+    off[1] = together * off[0] + np.sqrt(1 - together**2) * off[1]
+    default, map_default = np.array([best, map_best]) * 10**off
+    recipe = SimpleNamespace(parts={}, training={"learning_rate": default})
+    space = Space([recipe], 4, map_rate=map_default, beside=searched)
+    tried: list[dict[str, float]] = []
+    while (point := space.following(tried)) is not None:
+        cost = cost_of(point["rate"], best, curve) + cost_of(point["map_rate"], map_best, map_curve)
+        loss = 0.4 + cost + random.normal(0, ERROR)
+        tried.append({**point, "number": len(tried), "pruned": False, "loss": loss})
+    found = best_trial(tried)
+    cost = cost_of(found["rate"], best, curve) + cost_of(found["map_rate"], map_best, map_curve)
+    return POINTS * min(ODDS * cost, ODDS), len(tried)
+
+
+def print_maps(repeats: int = 3000) -> None:
+    """Print the table of the two rates of a map beside other parts."""
+    print("\n| defaults are off | the map's rate | trials | points lost | above 2 |\n|---|---|--:|--:|--:|")
+    for words, together in (("independently", 0.0), ("half together", 0.5), ("together", 0.9)):
+        for name, searched in (("its ratio kept", False), ("after the other", True)):
+            random = np.random.default_rng(0)
+            found = [search_with_map(random, together, searched) for _ in range(repeats)]
+            lost, trials = np.array(found).T
+            print(f"| {words} | {name} | {trials.mean():.1f} | {lost.mean():.2f} "
+                  f"| {100 * (lost > 2).mean():.0f} |", flush=True)  # fmt: skip
+
+
 def print_rates(repeats: int = 700) -> None:
-    """Print the table of the search for a learning rate."""
+    """Print the tables of the search for a learning rate."""
     table = ["search", "trials", "points lost", "above 2"]
     cases = ((3, 200), (3, 1000), (5, 2000))
     table += [f"{how}, {seeds}, {rows}" for how in ("once", "each") for seeds, rows in cases]
@@ -108,3 +144,4 @@ def print_rates(repeats: int = 700) -> None:
         values = [f"{trials.mean():.1f}", f"{lost.mean():.2f}", f"{100 * (lost > 2).mean():.0f}"]
         values += [f"{100 * np.mean(wrong):.1f}" for _, wrong, _ in found]
         print(f"| {name} | {' | '.join(values)} |", flush=True)
+    print_maps()

@@ -26,6 +26,7 @@ class Measured(NamedTuple):
         parameters: how many are trained; the task head is not counted.
         seconds: of a step, measured when all else was done; None where it was not.
         memory: the largest peak of a run's process, in bytes; None where it is not known.
+        map_rates: the learning rate of the map that each seed has found, where it was searched.
     """
 
     scores: np.ndarray
@@ -34,6 +35,7 @@ class Measured(NamedTuple):
     parameters: int = 0
     seconds: float | None = None
     memory: int | None = None
+    map_rates: tuple[float, ...] = ()
 
 
 def corrected(pairs: Sequence[tuple[Measured, Measured]]) -> tuple[list[float], list[float]]:
@@ -73,6 +75,7 @@ def _measured(each: CandidateResult) -> Measured:
     return Measured(
         each.scores, each.losses, [search["rate"] for search in each.searches],
         each.trainable, each.seconds_per_step, max(filter(None, peaks), default=None),
+        tuple(search["map_rate"] for search in each.searches if search.get("map_rate")),
     )  # fmt: skip
 
 

@@ -41,7 +41,8 @@ MOVED, MOVED_ON_LORA = (HEAD, PRINTED), (LORA, PRINTED_ON_LORA)
 
 # The second study: a map that starts from the left, beside today's start and beside equal sizes.
 LEFT, LEFT_ON_LORA = f"{PRINTED}:init=zero_left", f"{PRINTED_ON_LORA}:init=zero_left"
-DORA, LEFT_ON_DORA = f"dora:{LORA_1}", f"dora+lmam:{LORA_1}:{MAP}:init=zero_left"
+DORA, PRINTED_ON_DORA = f"dora:{LORA_1}", f"dora+lmam:{LORA_1}:{MAP}"
+LEFT_ON_DORA = f"{PRINTED_ON_DORA}:init=zero_left"
 STARTS = (LORA, LORA_4, PRINTED_ON_LORA, LEFT_ON_LORA)  # H5, and H6 on LoRA
 ON_DORA, ALONE = (DORA, DORA_4, LEFT_ON_DORA), (HEAD, PRINTED, LEFT)  # H6 on DoRA, H7
 WRITER_METHODS = (
@@ -73,7 +74,7 @@ class Asked(NamedTuple):
 
     rows: str
     methods: tuple[str, ...]
-    rates: str = RATES
+    rates: str = RATES  # empty: each method's own search
     budget: str | None = None
     model: str = "minilm-l6"
     seeds: str = "1,2,3,4,5"
@@ -125,6 +126,15 @@ COMPARISONS |= {
         **{f"atlas_{task}_full": Asked(task, ("full",), FULL_RATES) for task in ATLAS_TASKS},
     }.items()
 }
+# Of the third study: every rate is searched, that of a map too.
+ON_LORA, ON_DORA_TOO = (LORA, LORA_4, PRINTED_ON_LORA), (DORA, DORA_4, PRINTED_ON_DORA)
+COMPARISONS |= {
+    "sst2_even_sizes": Asked("sst2_even", ON_LORA, rates=""),
+    "syllogism_sizes": Asked("syllogism", ON_LORA, rates="", seeds=TEN),
+    "syllogism8_sizes": Asked("syllogism8", ON_LORA, rates="", seeds=TEN),
+    "sst2_even_dora_sizes": Asked("sst2_even", ON_DORA_TOO, rates=""),
+    "syllogism_dora_sizes": Asked("syllogism", ON_DORA_TOO, rates="", seeds=TEN),
+}
 # A training of this model takes minutes, so one search serves all seeds.
 WRITER = Asked("syllogism_written", WRITER_METHODS, LLM_RATES, "0.2%", "smollm2-135m", "1,2,3")
 COMPARISONS |= {
@@ -167,7 +177,8 @@ def command(name: str, rows: Path, folder: Path, workers: str) -> list[str]:
     return [
         "lorada", "compare", "--model", asked.model, "--data", train, "--held-out", held_out,
         "--methods", ",".join(asked.methods), *(["--budget", asked.budget] if asked.budget else []),
-        "--seeds", asked.seeds, "--rates", asked.rates, "--output", str(folder),
+        "--seeds", asked.seeds, *(["--rates", asked.rates] if asked.rates else []),
+        "--output", str(folder),
         "--search", asked.search, "--workers", workers, *SETTINGS[asked.model], *COMMON,
     ]  # fmt: skip
 

@@ -234,12 +234,20 @@ def test_a_map_beside_other_parts_is_searched_at_the_chosen_rate(search, map_bes
 
     found, script = search(loss, trials=3, **MAP_BESIDE)
     maps = [recipe.parts["lmam"]["map_learning_rate"] for recipe in script.recipes.values()]
-    assert maps[:3] == pytest.approx([5e-3 * ROOT**step for step in (0, 1, -1)])
+    assert maps[:3] == [5e-3] * 3
     assert script.rates[3:] == [1e-3] * (len(factors) - 1)
     assert [5e-3, *maps[3:]] == pytest.approx([5e-3 * factor for factor in factors])
     nearest = min(factors, key=lambda factor: abs(math.log10(5e-3 * factor / map_best)))
     assert found["rate"] == 1e-3
     assert found["map_rate"] == pytest.approx(5e-3 * nearest)
+
+
+def test_a_learning_rate_far_from_its_default_is_found_beside_a_map_whose_rate_is_right(search):
+    def loss(recipe):
+        return bowl(1e-2, 5e-3)(recipe)
+
+    found, _ = search(loss, trials=4, **MAP_BESIDE)
+    assert (found["rate"], found["map_rate"]) == (pytest.approx(1e-2), 5e-3)
 
 
 def test_a_map_alone_has_one_rate_to_search(search, tmp_path):

@@ -4,8 +4,8 @@ Every method and size is searched in the same way: its default rate, √10 times
 as little, then further to the better side until the best rate has a worse one on each side; trials
 that are left try half a step beside the best. If the user gives rates, all try these, and more
 beyond an end only. A method with several settings to choose from, such as ranks, has a search of
-each. A map beside other parts has a rate of its own. At first the two rates keep their ratio; then
-that is searched in the same way at the chosen learning rate.
+each. A map beside other parts has a rate of its own: it keeps its default until the learning rate
+is found, and is then searched in the same way.
 
 A trial trains as long as a final run, on the training rows without those that are set aside. Its
 loss on the latter is measured in the middle and at the end, and it is stopped in the middle if it
@@ -59,8 +59,10 @@ class Space:
     recipes: Sequence[Recipe]
     trials: int  # how many rates are tried for each, without those beyond an end of them
     given: Sequence[float] = ()  # the rates to try, if the user gave them
-    map_rate: float | None = None  # the maps' default, which follows the learning rate; None if not
-    beside: bool = False  # whether other parts train beside the maps, so that both are searched
+    map_rate: float | None = None  # the maps' default, if it is their own
+    # Whether other parts train beside the maps, so that both are searched; else the maps' rate
+    # follows the learning rate.
+    beside: bool = False
 
     @property
     def default(self) -> float:
@@ -86,8 +88,8 @@ class Space:
     def following(self, tried: Sequence[Tried]) -> dict[str, Any] | None:
         """What to try after the trials so far; None for nothing.
 
-        It is ``choice``, the number of the recipe; ``rate``; ``map_rate``, and ``map_factor``: how
-        many times its ratio to the learning rate is the default one.
+        It is ``choice``, the number of the recipe; ``rate``; ``map_rate``, and ``map_factor``: by
+        how much the latter was changed on its own.
         """
         first = self.given or [self.default * factor for factor in (1.0, FACTOR, 1 / FACTOR)]
         both = [one for one in tried if one["map_factor"] == 1.0]
@@ -109,7 +111,7 @@ class Space:
         # Beside other parts a map keeps its own rate unless that is searched.
         if self.map_rate is not None and (self.has_own_map_rate or not self.beside):
             own = self.recipes[choice].parts.get(MAP, {}).get(MAP_RATE, self.map_rate)
-            own *= factor * (rate / self.default)
+            own *= factor if self.beside else rate / self.default
         return {"choice": choice, "rate": rate, "map_factor": factor, "map_rate": own}
 
     def recipe_of(self, point: Tried) -> Recipe:

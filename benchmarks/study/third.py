@@ -1,0 +1,134 @@
+"""Write the results of the third study into docs/study.md: a map whose own rate was searched.
+
+    python benchmarks/study/third.py study    # reads the comparisons, keeps what the tests need
+    python benchmarks/study/third.py          # the page again, from what is kept
+
+``study`` is the folder of ``run.py``. Kept are the score and the loss of every held-out row with
+every seed, in docs/results/study3.json.gz.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from kept import Found, Measured, keep, kept, read
+from page import DOCS, write_marked
+from run import (
+    COMPARISONS,
+    DORA,
+    DORA_4,
+    LORA,
+    LORA_4,
+    ON_DORA_TOO,
+    ON_LORA,
+    PRINTED_ON_DORA,
+    PRINTED_ON_LORA,
+)
+
+from lorada.compare.statistics import (
+    ALPHA,
+    Scores,
+    detectable,
+    difference,
+    holm,
+    mean_score,
+    paired_p,
+    seeds_correlate,
+)
+
+KEPT = DOCS / "results" / "study3.json.gz"
+NAMES = {
+    LORA: "LoRA r 1", LORA_4: "LoRA r 4", PRINTED_ON_LORA: "LoRA r 1 + map",
+    DORA: "DoRA r 1", DORA_4: "DoRA r 4", PRINTED_ON_DORA: "DoRA r 1 + map",
+}  # fmt: skip
+WANTED = {
+    name: asked.rows for name, asked in COMPARISONS.items()
+    if asked.methods in (ON_LORA, ON_DORA_TOO)
+}  # fmt: skip
+ON_LORA_ROWS = [rows for name, rows in WANTED.items() if "dora" not in name]
+ON_DORA_ROWS = [rows for name, rows in WANTED.items() if "dora" in name]
+Pair = tuple[str, str, str]  # rows, the method with a map, the other
+QUESTIONS: dict[str, list[Pair]] = {
+    "H8: with a map against the same method without one": [
+        *((rows, PRINTED_ON_LORA, LORA) for rows in ON_LORA_ROWS),
+        *((rows, PRINTED_ON_DORA, DORA) for rows in ON_DORA_ROWS),
+    ],
+    "H6 again: with a map against as many parameters without one": [
+        *((rows, PRINTED_ON_LORA, LORA_4) for rows in ON_LORA_ROWS),
+        *((rows, PRINTED_ON_DORA, DORA_4) for rows in ON_DORA_ROWS),
+    ],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", type=Path, nargs="?")
+    given = parser.parse_args()
+    if given.study:
+        keep(read(given.study, WANTED), KEPT)
+    write_marked(DOCS / "study.md", "study/third.py", "\n".join(["", *page(kept(KEPT))]))
+
+
+def page(found: Found) -> Iterator[str]:
+    """Each hypothesis with its tests, then every method."""
+    for heading, pairs in QUESTIONS.items():
+        there = [(rows, a, b) for rows, a, b in pairs if {a, b} <= found.get(rows, {}).keys()]
+        yield f"### {heading}"
+        yield ""
+        if len(there) < len(pairs):
+            yield f"{len(there)} of {len(pairs)} tests have all of their runs."
+            yield ""
+        yield from tests(there, found)
+    yield from methods(found)
+
+
+def tests(pairs: list[Pair], found: Found) -> Iterator[str]:
+    """Tests of one hypothesis, by accuracies and by losses, each with Holm's correction."""
+    both = [(found[rows][a], found[rows][b]) for rows, a, b in pairs]
+    by_score = holm([p_value(a.scores, b.scores) for a, b in both])
+    by_loss = holm([p_value(-a.losses, -b.losses) for a, b in both])
+    yield "| rows | method | against | seeds | points (95 %) | 80 % power for | p | loss | p |"
+    yield "|---|---|---|--:|--:|--:|--:|--:|--:|"
+    for (rows, *names), (a, b), p, p_loss in zip(pairs, both, by_score, by_loss, strict=True):
+        gap = difference(a.scores, b.scores, by_seed=seeds_correlate(a.scores, b.scores))
+        low, high = gap.interval()
+        loss = float(a.losses.mean() - b.losses.mean())
+        words = [f"**{p:.2g}**" if p < ALPHA else f"{p:.2g}" for p in (p, p_loss)]
+        yield (
+            f"| `{rows}` | {NAMES[names[0]]} | {NAMES[names[1]]} | {len(a.scores)} "
+            f"| {gap.value:+.1f} ({low:+.1f} to {high:+.1f}) "
+            f"| {detectable([a.scores, b.scores]):.1f} | {words[0]} | {loss:+.3f} | {words[1]} |"
+        )
+    yield ""
+
+
+def p_value(a: Scores, b: Scores) -> float:
+    """Of a difference; runs of one seed are pairs where the means of the runs correlate."""
+    return paired_p(a, b, by_seed=seeds_correlate(a, b))
+
+
+def methods(found: Found) -> Iterator[str]:
+    """Every method on all rows, the best first."""
+    yield "### All methods of the third study"
+    yield ""
+    yield "| rows | method | parameters | rate | rate of the map | score (95 %) | by seed | loss |"
+    yield "|---|---|--:|--:|--:|--:|---|--:|"
+    for rows, each in found.items():
+        for method, one in sorted(each.items(), key=lambda pair: -pair[1].scores.mean()):
+            yield line(rows, method, one)
+    yield ""
+
+
+def line(rows: str, method: str, one: Measured) -> str:
+    """The line of a method."""
+    low, high = mean_score(one.scores).interval()
+    seeds = ", ".join(f"{score:.1f}" for score in one.scores.mean(axis=1))
+    maps = ", ".join(f"{rate:.2g}" for rate in one.map_rates) or "–"
+    return (
+        f"| `{rows}` | {NAMES[method]} | {one.parameters:,} | {one.rates[0]:.2g} | {maps} "
+        f"| {one.scores.mean():.1f} ({low:.1f} to {high:.1f}) | {seeds} | {one.losses.mean():.3f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
