@@ -34,7 +34,10 @@ KEPT = DOCS / "results" / "atlas.json.gz"
 SCRIPT = "study/atlas.py"
 CEILING = "full"  # full fine-tuning: shown beside the methods, but not one of them
 MOST_ROWS = 1_000_000  # where so many rows would not settle a pair, only more seeds can
-TITLES = {"sst2_even": "SST-2", "syllogism": "Syllogisms", "qnli": "QNLI"}
+TITLES = {
+    "sst2_even": "SST-2", "syllogism": "Syllogisms", "syllogism8": "Moved syllogisms",
+    "knights": "Knights and knaves",
+}  # fmt: skip
 
 
 class Pair(NamedTuple):

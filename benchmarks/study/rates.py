@@ -50,7 +50,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rows import GLUE, Row, glue, write, written
+from rows import GLUE, Row, glue, knights, write, written
 from run import COMMON, SETTINGS
 
 from lorada.compare.statistics import ALPHA, Scores, holm, paired_p
@@ -131,22 +131,10 @@ def make_rows(folder: Path, data_dir: Path) -> None:
         return
     train, held_out = glue(data_dir, "qqp")
     write(folder, "qqp", train, held_out[:HELD_OUT])
-    rows = knights(TRAIN + HELD_OUT)
+    rows = knights(TRAIN + HELD_OUT, seed=7)
     write(folder, "knights", rows[:TRAIN], rows[TRAIN:])
     rows = [written(row) for row in sisters(TRAIN + WRITTEN)]
     write(folder, "sisters", rows[:TRAIN], rows[TRAIN:])
-
-
-def knights(count: int) -> list[Row]:
-    """Distinct pairs of statements of reasoning-gym, with who of the two tells the truth."""
-    import reasoning_gym
-
-    found: dict[str, Row] = {}
-    for item in reasoning_gym.create_dataset("knights_knaves", n_people=2, size=3 * count, seed=7):
-        text = item["question"].split("inhabitants: ")[1].split(" So who is")[0]
-        label = " ".join("true" if each else "false" for each in item["metadata"]["solution"])
-        found[text] = {"text": text, "label": label}
-    return list(found.values())[:count]
 
 
 def sisters(count: int) -> list[Row]:

@@ -49,6 +49,8 @@ def main() -> None:
             for words in SHIFTS[1:]:
                 moved = [[shifted(row, words) for row in rows] for rows in (train, held_out)]
                 write(given.folder, f"{task}{words}", *moved)
+    rows = knights(TRAIN + HELD_OUT, seed=8)
+    write(given.folder, "knights", rows[:TRAIN], rows[TRAIN:])
 
 
 def write(folder: Path, task: str, train: list[Row], held_out: list[Row]) -> None:
@@ -139,6 +141,19 @@ def generated(task: str) -> tuple[list[Row], list[Row]]:
         sides = [[row for row in found if row["label"] == label] for label in ("Yes", "No")]
         found = [row for pair in zip(*sides, strict=False) for row in pair]
     return found[:TRAIN], found[TRAIN : TRAIN + HELD_OUT]
+
+
+def knights(count: int, seed: int) -> list[Row]:
+    """Distinct pairs of statements of reasoning-gym, with who of the two tells the truth."""
+    import reasoning_gym
+
+    found: dict[str, Row] = {}
+    items = reasoning_gym.create_dataset("knights_knaves", n_people=2, size=3 * count, seed=seed)
+    for item in items:
+        text = item["question"].split("inhabitants: ")[1].split(" So who is")[0]
+        label = " ".join("true" if each else "false" for each in item["metadata"]["solution"])
+        found[text] = {"text": text, "label": label}
+    return list(found.values())[:count]
 
 
 def plain(question: str) -> str:

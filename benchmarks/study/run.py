@@ -65,7 +65,7 @@ TABLE_4 = (
 )  # fmt: skip
 
 RATES, FULL_RATES, LLM_RATES = "7e-4,3e-3,1.2e-2", "5e-5,2e-4,8e-4", "3e-4,1.5e-3,7e-3"
-ATLAS_TASKS = ("sst2_even", "syllogism", "qnli")
+ATLAS_TASKS = ("sst2_even", "syllogism", "syllogism8", "knights")
 PILOT_TASKS = ("qnli", "stsb", "mrpc")  # of GLUE: is there something to learn in 150 steps?
 
 
@@ -121,12 +121,10 @@ COMPARISONS |= {
         "syllogism8_starts": Asked("syllogism8", STARTS, seeds=TEN),
         "sst2_even_dora": Asked("sst2_even", ON_DORA),
         "qnli_starts": Asked("qnli", STARTS),
-        **{f"atlas_{task}": Asked(task, ATLAS, budget="0.2%") for task in ATLAS_TASKS},
         **{f"pilot_{t}": Asked(t, ("lora",), budget="0.2%", seeds="1") for t in PILOT_TASKS},
-        **{f"atlas_{task}_full": Asked(task, ("full",), FULL_RATES) for task in ATLAS_TASKS},
     }.items()
 }
-# Of the third study: every rate is searched, that of a map too.
+# Of the third study and the atlas: every rate is searched, that of a map too.
 ON_LORA, ON_DORA_TOO = (LORA, LORA_4, PRINTED_ON_LORA), (DORA, DORA_4, PRINTED_ON_DORA)
 COMPARISONS |= {
     "sst2_even_sizes": Asked("sst2_even", ON_LORA, rates=""),
@@ -134,6 +132,9 @@ COMPARISONS |= {
     "syllogism8_sizes": Asked("syllogism8", ON_LORA, rates="", seeds=TEN),
     "sst2_even_dora_sizes": Asked("sst2_even", ON_DORA_TOO, rates=""),
     "syllogism_dora_sizes": Asked("syllogism", ON_DORA_TOO, rates="", seeds=TEN),
+    "syllogism_ablations": Asked("syllogism", (PRINTED, *ABLATIONS), rates="", seeds=TEN),
+    **{f"atlas_{task}": Asked(task, ATLAS, rates="", budget="0.2%") for task in ATLAS_TASKS},
+    **{f"atlas_{task}_full": Asked(task, ("full",), rates="") for task in ATLAS_TASKS},
 }
 # A training of this model takes minutes, so one search serves all seeds.
 WRITER = Asked("syllogism_written", WRITER_METHODS, LLM_RATES, "0.2%", "smollm2-135m", "1,2,3")
