@@ -38,7 +38,7 @@ def decide(
 ) -> None:
     """Decide which method to take, from scores of any trainer."""
     from lorada.compare.decide import decide as decided
-    from lorada.compare.score_file import read_costs, read_scores
+    from lorada.compare.read_scores import read_costs, read_scores
     from lorada.support.errors import unknown_name
 
     read = read_scores(scores)

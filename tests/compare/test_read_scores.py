@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lorada.compare.score_file import read_costs, read_scores
+from lorada.compare.read_scores import read_costs, read_scores
 
 HEAD = "method,seed,row,score\n"
 
