@@ -92,9 +92,9 @@ class AttentionMap:
     def scaled_factors(self, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """The factors (S, N, R) and (S, R, N) with PE and scale; their product is the map.
 
-        ``part`` are the rows and columns that are needed.
+        ``part`` are the rows and columns that are needed. The factors are those of ``for_values``.
         """
-        w_a, w_b = (wide(factor) for factor in self.factors)
+        w_a, w_b = self.factors
         if self.has_position:
             w_a, w_b = position_factors(w_a, w_b, self.pe)
         w_a, w_b = w_a[:, part], w_b[:, :, part]

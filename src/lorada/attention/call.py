@@ -120,18 +120,12 @@ class AttentionCall:
         inputs = self.inputs
         if not inputs.keeps:
             return compute()
-        # ``position_ids`` matter only for packed sequences and for keys that a window has dropped.
-        needed = inputs.may_be_packed or self.shape.window is not None
-        tensors = (
-            self.mask,
-            self.position_ids if needed else None,
-            inputs.tokens_so_far,
-            *(self.cu_seq_lens or ()),
-        )
+        # Nothing that a recomputation of the layer would not know, so that it finds the result.
+        tensors = self.mask, self.position_ids, inputs.tokens_so_far, *(self.cu_seq_lens or ())
         sizes: Hashable = self.shape, self.value.shape[0], self.longest
         if torch.compiler.is_compiling():  # sizes may be symbols, which are no keys
             sizes = repr(sizes)
-        facts = sizes, self.kernel == "flash", inputs.may_be_packed, self.value.device
+        facts = sizes, self.kernel == "flash", self.value.device
         return inputs.once(compute, tensors, facts, *others)
 
     def visible_keys(self) -> Tensor:

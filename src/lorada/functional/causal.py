@@ -72,7 +72,7 @@ def causal_blocks(
     samples = 1
     if left.dim() == 3:
         samples = batch
-        left, right, value = left[None], right[None], side_by_side(value)
+        left, right, value = left[None], right[None], side_by_side(value)[None]
     # The last block is filled up with zeros, which add nothing.
     blocks = -(-size // BLOCK)
     fill = blocks * BLOCK - size
@@ -103,5 +103,5 @@ def causal_blocks(
 
 
 def side_by_side(value: Tensor) -> Tensor:
-    """Values (B, G, M, D) as those of one sample that is B times as wide, (1, G, M, B·D)."""
-    return value.permute(1, 2, 0, 3).flatten(2)[None]
+    """Values (B, G, M, D) as those of one sample that is B times as wide, (G, M, B·D)."""
+    return value.permute(1, 2, 0, 3).flatten(2)

@@ -106,7 +106,7 @@ def _apply_map_gradients(map_: Tensor, value: Tensor, grad: Tensor) -> tuple[Ten
     tiles = grad.shape[1] // maps
     # As in ``apply_map``: samples side by side, and the query heads of a group as more rows.
     stacked = side_by_side(grad).reshape(groups, -1, batch * width)
-    values = side_by_side(value).squeeze(0)
+    values = side_by_side(value)
     tiled = (map_.repeat(tiles, 1, 1) if tiles > 1 else map_).reshape(groups, -1, keys)
     map_grad = (stacked @ values.mT).view(tiles, maps, queries, keys)
     map_grad = map_grad.sum(0) if tiles > 1 else map_grad[0]
@@ -118,16 +118,16 @@ def apply_map(
     map_: Float[Tensor, "*B S T M"], value: Float[Tensor, "B G M D"], heads: int
 ) -> Float[Tensor, "B H T D"]:
     """Tile(map) · V, for one map of all samples or one map of each sample."""
-    if map_.dim() == 3:
-        # Samples that share a map are columns of one large product, which is faster than B small.
-        product = apply_map(map_[None], side_by_side(value), heads).squeeze(0)
-        by_sample: Tensor = product.unflatten(2, (value.shape[0], value.shape[-1]))
-        return by_sample.permute(2, 0, 1, 3)
     batch, groups, keys, width = value.shape
-    maps, queries = map_.shape[1:3]
+    maps, queries = map_.shape[-3:-1]
     # ``repeat`` and not ``repeat_interleave``: neighbouring heads use different maps (Eq. 17).
-    tiled = map_.repeat(1, heads // maps, 1, 1) if maps < heads else map_.contiguous()
+    tiles = (1, heads // maps, 1, 1)[-map_.dim() :]
+    tiled = map_.repeat(tiles) if maps < heads else map_.contiguous()
     # The query heads of a group share its values: their maps are stacked as more rows, so the
     # values are never copied for each query head.
-    stacked = tiled.view(batch, groups, heads // groups * queries, keys)
-    return (stacked @ value).view(batch, heads, queries, width)
+    stacked = tiled.view(*map_.shape[:-3], groups, heads // groups * queries, keys)
+    if map_.dim() == 4:
+        return (stacked @ value).view(batch, heads, queries, width)
+    # Samples that share a map are columns of one large product, which is faster than B small.
+    product = stacked @ side_by_side(value)
+    return product.view(heads, queries, batch, width).permute(2, 0, 1, 3)
