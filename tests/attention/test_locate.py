@@ -8,6 +8,7 @@ import exact_cells
 import pytest
 import torch
 from conftest import assert_close
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import DynamicCache
 
 from lorada.attention import positions as locating
@@ -95,14 +96,21 @@ def test_a_batch_seen_in_inference_mode_can_be_learned_from():
         assert_close(model.get_parameter(key).grad, gradient)
 
 
-def test_gradient_checkpointing_asks_no_second_time_and_gives_the_same_gradients(located):
+def selective():
+    """The contexts of torch's selective checkpointing, which here saves nothing."""
+    recompute = CheckpointPolicy.PREFER_RECOMPUTE
+    return create_selective_checkpoint_contexts(lambda *args, **kwargs: recompute)
+
+
+@pytest.mark.parametrize("options", [{}, {"context_fn": selective}], ids=["plain", "selective"])
+def test_checkpointing_asks_no_second_time_and_gives_the_same_gradients(options, located):
     model = adapted("llama").train()
     inputs = batch(9, 4)
     model(**inputs).logits.sum().backward()
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     before = len(located)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.gradient_checkpointing_enable({"use_reentrant": False, **options})
     model(**inputs).logits.sum().backward()
     assert len(located) == before + 1
     for name, gradient in expected.items():
