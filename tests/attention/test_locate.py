@@ -102,9 +102,10 @@ def selective():
     return create_selective_checkpoint_contexts(lambda *args, **kwargs: recompute)
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral"])  # the second has a window
 @pytest.mark.parametrize("options", [{}, {"context_fn": selective}], ids=["plain", "selective"])
-def test_checkpointing_asks_no_second_time_and_gives_the_same_gradients(options, located):
-    model = adapted("llama").train()
+def test_checkpointing_asks_no_second_time_and_gives_the_same_gradients(name, options, located):
+    model = adapted(name).train()
     inputs = batch(9, 4)
     model(**inputs).logits.sum().backward()
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

@@ -120,8 +120,8 @@ class AttentionCall:
         inputs = self.inputs
         if not inputs.keeps:
             return compute()
-        # Nothing that a recomputation of the layer would not know, so that it finds the result.
-        tensors = self.mask, self.position_ids, inputs.tokens_so_far, *(self.cu_seq_lens or ())
+        # Facts of the whole forward are left out: layers that are computed again do not know them.
+        tensors = self.mask, self.position_ids, *(self.cu_seq_lens or ())
         sizes: Hashable = self.shape, self.value.shape[0], self.longest
         if torch.compiler.is_compiling():  # sizes may be symbols, which are no keys
             sizes = repr(sizes)
