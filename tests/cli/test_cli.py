@@ -200,9 +200,9 @@ def test_a_mistake_in_training_is_one_line_and_writes_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt"\n')
-    line = mistake(*train_words(place, "run", setting))
+    line = mistake(*train_words(place, "runs/new/one", setting))
     assert all(part in line for part in BAD_TRAINING[setting].split("..."))
-    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.jsonl"]
 
 
 UNMADE = {

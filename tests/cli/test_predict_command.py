@@ -76,6 +76,9 @@ def test_a_file_is_written_and_named(works, json_of, mistake, folder, place, tmp
     found = json_of(*words, "--overwrite")
     assert found == {"output": str(output), "rows": 9, "answered_before": 0}
     assert output.read_text() == first
+    one = rows_file(tmp_path / "one.jsonl", [{"text": "ab"}])
+    out, _ = works("predict", run, "--data", one, "--output", tmp_path / "one.csv")
+    assert out.startswith(f"{tmp_path / 'one.csv'}: 1 row\n")
 
 
 MISTAKES = {

@@ -20,6 +20,7 @@ from lorada.cli.app import (
     print_json,
     suggest,
 )
+from lorada.support.duration import counted
 
 
 @app.command()
@@ -72,7 +73,8 @@ def predict(
     if as_json:
         print_json({"output": str(output), "rows": len(rows.rows), "answered_before": before})
         return
-    console.print(f"{output}: {len(rows.rows):,} rows", highlight=False, soft_wrap=True)
+    said = f"{output}: {counted(len(rows.rows), 'row')}"
+    console.print(said, highlight=False, soft_wrap=True)
     suggest("serve", run)
 
 

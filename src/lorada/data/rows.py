@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.data.task import Source
+from lorada.support.duration import counted
 from lorada.support.row_sources import (
     BUILTIN,
     HUB,
@@ -79,7 +80,8 @@ def read_files(path: str | Path) -> list[list[Row]]:
         if not found[name]:
             raise ValueError(f"{name} has no rows")
     if len(found) > 1:
-        logger.info("%s", ", ".join(f"{name}: {len(rows):,} rows" for name, rows in found.items()))
+        each = (f"{name}: {counted(len(rows), 'row')}" for name, rows in found.items())
+        logger.info("%s", ", ".join(each))
     return list(found.values())
 
 

@@ -24,6 +24,7 @@ from lorada.data.rows import (
 from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS, Task
 from lorada.runs.recipe import JSONL, Recipe
+from lorada.support.duration import counted
 from lorada.support.row_sources import HEADED, Form, Row
 
 logger = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ def _log_rows(learned: Rows, held_out: Rows | None, recipe: Recipe) -> None:
             f"eval_seed={recipe.eval_seed})"
         )
     if said:
-        logger.info("%s: %d rows to learn%s", learned.path, len(learned.rows), said)
+        logger.info("%s: %s to learn%s", learned.path, counted(len(learned.rows), "row"), said)
 
 
 def _refuse_unanswered(rows: Rows) -> None:

@@ -229,13 +229,15 @@ def refuse_file(run: Path) -> None:
 def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
     """Keep other trainings out of a run folder in a ``with`` block; make the folder if needed.
 
+    Folders that it has made, and into which nothing was written, are removed.
+
     Locks of different file names do not exclude each other.
 
     Raises:
         HeldError: if another process trains there.
     """
     refuse_file(run)
-    made, path = not run.exists(), run / name
+    made, path = [one for one in (run, *run.parents) if not one.exists()], run / name
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
@@ -257,9 +259,9 @@ def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)  # waiting processes notice it and make a new lock
         lock.release()
-        if made:
-            with suppress(OSError):  # something was written into it, so it stays
-                run.rmdir()
+        with suppress(OSError):  # something was written into one of them, so it stays
+            for one in made:
+                one.rmdir()
 
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")

@@ -1,4 +1,4 @@
-"""Puts a time into words."""
+"""Puts times and numbers of things into words."""
 
 
 def duration(seconds: float) -> str:
@@ -7,3 +7,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things, such as ``1 row`` or ``3,000 rows``."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
