@@ -41,7 +41,6 @@ def words(place, to, *more, **changes):
 MISTAKES = {
     "--methods ,": "--methods ',' has no name in it",
     "--methods lora,lmom": "unknown method 'lmom'; did you mean lmam",
-    "--methods lora:rank=1": "lora:rank=1: unknown override 'rank'",
     "--methods ia3+": "method 'ia3+' has a + without a method beside it",
     "--methods bitfit": (
         "no method can be run: bitfit: bitfit trains biases, and LlamaForCausalLM has none"
@@ -75,7 +74,6 @@ MISTAKES = {
     "method=lora": "method='lora' is not for a comparison: pass --methods",
     "output=there": "output='there' is not for a comparison: pass --output",
     "dev_rows=4": "dev_rows=4 is not for a comparison: the comparison sets rows aside",
-    "lora.r=4": "unknown override 'lora.r'",
     "save_steps=4": "save_steps=4.0 is not for a comparison: leave it out",
 }
 

@@ -46,6 +46,12 @@ MISTAKES = {
     f"{TRAIN} seed=99999999999999999999": "training.seed=99999999999999999999",
     f"train {ROWS} --output new": "the recipe has no model",
     f"{TRAIN} max_length=long": "max_length='long'",
+    f"{TRAIN} lerning_rate=1": "unknown override 'lerning_rate'; did you mean learning_rate",
+    f"{TRAIN} --method lorada_la lenght=3": "unknown override 'lenght'; did you mean length",
+    f"{TRAIN} --method lmam lmam.rnk=3": "unknown setting of lmam 'rnk'; did you mean rank",
+    f"{TRAIN} lora.rank=3": "unknown setting of lora 'rank'; did you mean lora.r?",
+    f"{TRAIN} --method lorada_la rank=3": "write lmam.rank, bottleneck.rank",
+    f"{TRAIN} --method lmam lmam=3": "lmam=3 is a section: write lmam.NAME=…",
     f"train {MODEL} --output new": "no data: pass --data FILE",
     f"{TRAIN} --data none.jsonl": "no data file at none.jsonl",
     f"train {MODEL} --task rte --data-dir none": "no data folder at no",
@@ -113,7 +119,10 @@ MISTAKES = {
     f"compare {COMPARED}": "nothing to compare: pass --methods",
     f"compare {COMPARED} --methods lora,lora": "names lora twice",
     f"compare {COMPARED} --methods lora --seeds 1,1": "--seeds names 1 twice",
+    f"compare {COMPARED} --methods lora,lmam lora.r=4": "unknown override 'lora.r'",
+    f"compare {COMPARED} --methods lora:rank=1": "lora:rank=1: unknown override 'rank'",
     "params --method lora --model llma-7b": "unknown model 'llma",
+    "params --method lora --model llama lora.rnk=3": "unknown setting of lora 'rnk'",
 }
 
 

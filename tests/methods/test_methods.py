@@ -9,7 +9,8 @@ from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
 from lorada import METHODS, build_method
 from lorada.methods.lookup import describe
-from lorada.methods.method import Method
+from lorada.methods.method import PARTS, Method
+from lorada.methods.overrides import TRAINING, names_of, settings_of
 from lorada.methods.task_head import select_trainable
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
@@ -22,6 +23,11 @@ def test_overrides_reach_the_one_part_that_has_them():
         "lorada_la", LLAMA, lmam={"rank": 5}, bottleneck={"rank": 7}
     ).config.parts
     assert (lmam.rank, bottleneck.rank) == (5, 7)
+
+
+@pytest.mark.parametrize("section", [*PARTS, TRAINING])
+def test_the_names_in_the_file_of_a_class_are_the_fields_that_it_has(section):
+    assert names_of(section) == settings_of(section).keys()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ TrainingArguments (``training.learning_rate``). The prefix may be left out if on
 field of that name.
 
 ``read_recipe`` reads all this once and checks what needs neither torch nor PEFT, so that a command
-answers a mistake at once; ``Asked.complete`` checks the settings of parts and TrainingArguments.
+answers a mistake at once; ``Asked.complete`` checks the values for parts and TrainingArguments.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any
 
 from lorada.data.tasks import TASKS
 from lorada.methods.lookup import method_named
-from lorada.methods.overrides import TRAINING, checked, owner_of
+from lorada.methods.overrides import TRAINING, checked, owner_of, refuse_unknown
 from lorada.runs.recipe import (
     REMOTE,
     SEED,
@@ -41,18 +41,16 @@ class Asked:
 
     Attributes:
         recipe: its own fields, checked, without settings of parts and TrainingArguments.
-        parts: the names of its method's parts.
-        settings: keys and values of those settings, as they were given; later ones win.
+        settings: those settings: section, name and value as it was given; later ones win.
     """
 
     recipe: Recipe
-    parts: list[str]
-    settings: list[tuple[str, Any]]
+    settings: list[tuple[str, str, Any]]
 
     def complete(self) -> Recipe:
         """The whole recipe, its settings checked against PEFT's and transformers' classes."""
         found: dict[str, dict[str, Any]] = {TRAINING: {}}
-        for section, name, value in self._by_section():
+        for section, name, value in self.settings:
             found.setdefault(section, {})[name] = value
         for section, values in found.items():
             for name, value in values.items():
@@ -61,28 +59,6 @@ class Asked:
                 refuse_unstorable(named, values[name])
         update = {TRAINING: found.pop(TRAINING), "parts": found}
         return self.recipe.model_copy(update=update)
-
-    def _by_section(self) -> list[tuple[str, str, Any]]:
-        """Each setting with its section, in full: of ``lmam.rank``, ``rank`` or ``lmam={…}``."""
-        sections, found = [*self.parts, TRAINING], list[tuple[str, str, Any]]()
-        waiting = list(self.settings)
-        while waiting:
-            key, value = waiting.pop(0)
-            section, dot, name = key.partition(".")
-            if key in (*sections, "parts"):
-                if not isinstance(value, dict | None):
-                    raise ValueError(f"{key}={value!r} is a section: write {key}.NAME=…")
-                if key == "parts" and (unknown := [n for n in value or {} if n not in self.parts]):
-                    raise unknown_name("part", unknown[0], self.parts)
-                before = "" if key == "parts" else f"{key}."
-                waiting[:0] = [(f"{before}{inner}", one) for inner, one in (value or {}).items()]
-            elif not dot:
-                found.append((owner_of(key, sections, also=PLAIN), key, value))
-            elif section in sections:
-                found.append((section, name, value))
-            else:
-                raise unknown_name("override", key, [f"{each}.…" for each in sections])
-        return found
 
 
 def load_recipe(
@@ -139,7 +115,30 @@ def read_recipe(
         if name not in TASKS:
             raise unknown_name("task", name, TASKS)
     settings = [(key, value) for key, value in pairs if key not in PLAIN]
-    return Asked(recipe, list(method.part_names), settings)
+    return Asked(recipe, _by_section(settings, list(method.part_names)))
+
+
+def _by_section(settings: list[tuple[str, Any]], parts: list[str]) -> list[tuple[str, str, Any]]:
+    """Each setting with its section, in full: of ``lmam.rank``, ``rank`` or ``lmam={…}``."""
+    sections, found, waiting = [*parts, TRAINING], list[tuple[str, str, Any]](), list(settings)
+    while waiting:
+        key, value = waiting.pop(0)
+        section, dot, name = key.partition(".")
+        if key in (*sections, "parts"):
+            if not isinstance(value, dict | None):
+                raise ValueError(f"{key}={value!r} is a section: write {key}.NAME=…")
+            if key == "parts" and (unknown := [n for n in value or {} if n not in parts]):
+                raise unknown_name("part", unknown[0], parts)
+            before = "" if key == "parts" else f"{key}."
+            waiting[:0] = [(f"{before}{inner}", one) for inner, one in (value or {}).items()]
+        elif not dot:
+            found.append((owner_of(key, sections, also=PLAIN), key, value))
+        elif section in sections:
+            refuse_unknown(section, name)
+            found.append((section, name, value))
+        else:
+            raise unknown_name("override", key, [f"{each}.…" for each in sections])
+    return found
 
 
 def _named_output(values: dict[str, Any], seed: Any) -> dict[str, str]:
