@@ -7,7 +7,7 @@ import pytest
 from folders import bert_folder
 
 from lorada.cli import quickstart_command
-from lorada.cli.compare_command import compare
+from lorada.cli.compare_commands import compare
 from lorada.support import models
 from lorada.support.row_sources import resolve
 from lorada.training.models import loading

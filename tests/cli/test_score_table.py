@@ -3,10 +3,8 @@
 from dataclasses import replace
 
 from made_up_comparison import renamed
-from rich.console import Console
 
-from lorada.cli import score_table as in_terminal
-from lorada.cli.score_table import score_table, shortened
+from lorada.cli.compare_commands import _show_report, score_table, shortened
 
 LONG = "lora+lmam:lora.r=4|8|16:lmam.rank=1|2:map_learning_rate=1e-3 (0.2%, 1000000)"
 
@@ -31,12 +29,10 @@ def test_each_method_has_one_line_whose_columns_stand_below_each_other():
     ]
 
 
-def test_the_report_fits_80_columns(made_up_summary, monkeypatch, tmp_path):
+def test_the_report_fits_80_columns(made_up_summary, capsys, tmp_path):
     lines = [renamed(one, f"{LONG} {number}") for number, one in enumerate(made_up_summary.lines)]
-    console = Console(width=80, record=True, file=(tmp_path / "said").open("w"))
-    monkeypatch.setattr(in_terminal, "console", console)
-    in_terminal.show_report(replace(made_up_summary, lines=tuple(lines)), [tmp_path], as_json=False)
-    said = console.export_text().splitlines()
+    _show_report(replace(made_up_summary, lines=tuple(lines)), [tmp_path], as_json=False)
+    said = capsys.readouterr().out.splitlines()
     table = said[next(i for i, line in enumerate(said) if "expected loss  parameters" in line) :]
     for line, one in zip(table[1:], made_up_summary.lines, strict=False):
         if one.score is None:

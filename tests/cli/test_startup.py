@@ -1,11 +1,11 @@
-"""What a command, or ``import lorada``, takes to start: torch and PEFT only where they are used."""
+"""What a command, or ``import lorada``, takes to start: large packages only where they are used."""
 
 import sys
 
 import pytest
 from programs import printed
 
-HEAVY = ("torch", "peft", "transformers")
+HEAVY = ("torch", "peft", "transformers", "matplotlib")
 
 
 MAIN = """

@@ -7,7 +7,7 @@ import run_place
 from folders import ROWS, TURNS, rows_file
 from trained import run_recipe
 
-from lorada.cli.dry_run import show_training
+from lorada.cli.run_commands import show_training
 
 ALPACA = {"instruction": "Say ho.", "output": "ho"}
 CHOICE = {"prompt": "1 + 1 =", "candidates": [" 3", " 2"], "answer": 1}

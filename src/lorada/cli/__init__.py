@@ -16,17 +16,15 @@ from rich.logging import RichHandler
 
 from lorada.cli import (  # noqa: F401
     chat_command,
-    compare_command,
-    decide_command,
+    compare_commands,
     explore_command,
     export_command,
     list_commands,
-    plot_commands,
+    paper_commands,
     predict_command,
     quickstart_command,
     run_commands,
     serve_command,
-    table_command,
 )
 from lorada.cli.app import app, errors
 from lorada.support.errors import out_of_memory

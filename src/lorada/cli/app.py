@@ -79,18 +79,24 @@ def columns_of(text: str | None, data: str | None = "") -> dict[str, str] | None
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs} or None
 
 
-def suggest(*words: object, also: str = "", on: Console = console) -> None:
-    """Print the lorada command to try next; see ``next_is``."""
-    next_is("lorada", *words, also=also, on=on)
+def say(text: str | Text) -> None:
+    """Print a line that is not to be broken, as it may have a path or a command in it."""
+    console.print(text, soft_wrap=True)
 
 
-def next_is(*words: object, also: str = "", on: Console = console) -> None:
-    """Print the command to try next: ``words`` quoted for a shell, and ``also`` as it stands.
+def note(text: str) -> None:
+    """Print such a line on the error stream."""
+    errors.print(text, soft_wrap=True)
 
-    Words in capitals are placeholders for the user to fill in.
-    """
-    command = " ".join(filter(None, (as_typed(*words), also)))
-    on.print(Text.assemble("next: ", (command, "bold")), highlight=False, soft_wrap=True)
+
+def suggest(*words: object, on: Console = console) -> None:
+    """Print the lorada command to try next; words in capitals are for the user to fill in."""
+    next_is(as_typed("lorada", *words), on)
+
+
+def next_is(command: str, on: Console = console) -> None:
+    """Print the command to try next, as it is typed."""
+    on.print(Text.assemble("next: ", (command, "bold")), soft_wrap=True)
 
 
 def waiting(what: str, *, quiet: bool = False) -> AbstractContextManager[Any]:

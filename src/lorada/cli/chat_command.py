@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
-from lorada.cli.app import Remote, app, console, errors, loading_model
+from lorada.cli.app import Remote, app, console, errors, loading_model, note, say
 from lorada.cli.run_commands import suggest_scoring
 from lorada.support.errors import unknown_name
 
 BASE = "base"
 KEYS = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat"
 QUIT = "/quit"
+BAR = 10  # characters of the longest bar of /effect; a layer's name fits beside it
 HELP = """\
 /base          answer the last question with the base alone, below the adapter's answer
 /base TEXT     answer TEXT with the base alone; it is not part of the conversation
@@ -53,14 +55,14 @@ def chat(
 
         opened = open_chat(runs, max_new_tokens, system, trust_remote_code=remote)
     _list_adapters(opened)
-    _note(KEYS)
+    note(KEYS)
     with suppress(ImportError):
         import readline  # noqa: F401 (gives input() a history and the arrow keys)
     while (line := _read(opened.active)) is not None and line.strip() != QUIT:
         try:
             _obey(opened, line)
         except ValueError as error:
-            _note(f"error: {' '.join(str(error).split())}")
+            note(f"error: {' '.join(str(error).split())}")
     suggest_scoring(runs[0], recipe, on=errors)
 
 
@@ -88,7 +90,7 @@ def _read(name: str) -> str | None:
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
-            _note(f"\nCtrl-D or {QUIT} ends the chat")
+            note(f"\nCtrl-D or {QUIT} ends the chat")
             return ""
         if not line.endswith("\\"):
             return "\n".join([*lines, line])
@@ -111,7 +113,7 @@ def _answer(chat: Any, question: str) -> None:
         answer = chat.ask(question, _show, stopped)
     _show("\n")
     if answer.dropped:
-        _note(f"the first {answer.dropped} turns have no room any more and were left out")
+        note(f"the first {answer.dropped} turns have no room any more and were left out")
 
 
 def _base(chat: Any, text: str) -> None:
@@ -128,7 +130,7 @@ def _base(chat: Any, text: str) -> None:
 def _adapter(chat: Any, name: str) -> None:
     if name:
         chat.switch(name)
-        _note(_about(chat, name))
+        note(_about(chat, name))
     else:
         _list_adapters(chat)
 
@@ -136,16 +138,24 @@ def _adapter(chat: Any, name: str) -> None:
 def _effect(chat: Any, _: str) -> None:
     effects = chat.effect()
     if not effects:
-        _note(f"{chat.last.name} has no map")
+        note(f"{chat.last.name} has no map")
         return
-    from lorada.cli.terminal import effect_table
+    console.print(_effect_table(effects))
 
-    console.print(effect_table(effects))
+
+def _effect_table(effects: Sequence[Any]) -> Table:
+    """The relative norm of each layer's map on an answer, from ``answer_effect``, with a bar."""
+    table = Table("layer", "relative norm", "on the answer", "", caption="‖Attn_s V‖ / ‖Attn V‖")
+    largest = max(effect.answer for effect in effects)
+    for one in effects:
+        bar = round(BAR * one.answer / largest) if largest else 0
+        table.add_row(one.layer, f"{one.text:.3g}", f"{one.answer:.3g}", "█" * bar)
+    return table
 
 
 def _reset(chat: Any, _: str) -> None:
     chat.reset()
-    _note("the conversation is forgotten")
+    note("the conversation is forgotten")
 
 
 COMMANDS: dict[str, Callable[[Any, str], None]] = {
@@ -153,14 +163,14 @@ COMMANDS: dict[str, Callable[[Any, str], None]] = {
     "/adapter": _adapter,
     "/effect": _effect,
     "/reset": _reset,
-    "/help": lambda *_: _note(HELP),
+    "/help": lambda *_: note(HELP),
 }
 
 
 def _list_adapters(chat: Any) -> None:
     for name in chat.adapters:
         answers = len(chat.adapters) > 1 and name == chat.active
-        _note(_about(chat, name) + (" (it answers now)" if answers else ""))
+        note(_about(chat, name) + (" (it answers now)" if answers else ""))
 
 
 def _about(chat: Any, name: str) -> str:
@@ -173,15 +183,11 @@ def _about(chat: Any, name: str) -> str:
 
 
 def _label(name: str) -> None:
-    console.print(Text(f"{name}:", "bold"), highlight=False, soft_wrap=True)
+    say(Text(f"{name}:", "bold"))
 
 
 def _show(piece: str) -> None:
     print(piece, end="", flush=True)  # as it is: rich would make blanks of tabs
-
-
-def _note(text: str) -> None:
-    errors.print(text, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -11,13 +11,15 @@ from lorada.cli.app import (
     Remote,
     app,
     console,
-    errors,
     loaded_run,
     loading_model,
+    note,
     print_json,
+    say,
     suggest,
     waiting,
 )
+from lorada.cli.paper_commands import draw, figure_1
 from lorada.support.errors import needs_extra, refuse_empty
 from lorada.support.files import write_atomic
 
@@ -75,7 +77,7 @@ def explore(
 
         page = explorer_page(data)
     write_atomic(output, page)
-    console.print(f"{output} ({len(page) / 2**20:.1f} MB)", highlight=False, soft_wrap=True)
+    say(f"{output} ({len(page) / 2**20:.1f} MB)")
     from lorada.support.row_sources import HEADED
 
     if loaded[0].form in HEADED:
@@ -105,7 +107,6 @@ def _show_maps(
     *, remote: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the relative norm of every layer's map on a sentence, and draw one head as Figure 1."""
-    from lorada.cli.plot_commands import draw, figure_1
     from lorada.runs.folder import finished_run
 
     if len(runs) > 1 or len(text) > 1:
@@ -145,5 +146,5 @@ def _serve(runs: Any, texts: list[str], socket: Any, *, steps: bool) -> None:
     from lorada.explore.explore import explorer_app
     from lorada.inference.serving.server import address_of, serve_until_stopped
 
-    errors.print(f"open {address_of(socket)} in a browser; Ctrl-C ends it", highlight=False)
+    note(f"open {address_of(socket)} in a browser; Ctrl-C ends it")
     serve_until_stopped(explorer_app(runs, texts, steps=steps), socket, PATIENCE)

@@ -12,14 +12,14 @@ from lorada.cli.app import (
     Remote,
     RunFolder,
     app,
-    console,
     importing,
     next_is,
     print_json,
+    say,
     waiting,
 )
-from lorada.runs.folder import finished_run, refuse_no_adapter, refuse_target
 from lorada.support.errors import missing_package, unknown_name
+from lorada.support.files import as_typed
 
 DTYPES = ("float32", "bfloat16", "float16")  # that an export may be written in
 FORMATS = "transformers", "onnx"  # of an export
@@ -97,14 +97,16 @@ def _tell(target: Path, written: dict[str, Any]) -> None:
         card = target / "README.md"
         lines += [f"the licence of the base was not found: add it to {card} before you share it"]
     for line in (f"{target}: {lines[0]}", *lines[1:]):
-        console.print(line, highlight=False, soft_wrap=True)
-    next_is("cat", target / "README.md")
+        say(line)
+    next_is(as_typed("cat", target / "README.md"))
 
 
 def _check(
     run: Path, target: Path, weights: dict[str, str | None], form: str, *, adapter_only: bool
 ) -> None:
     """Check what can be checked before torch loads; ``weights`` are the options of how they are."""
+    from lorada.runs.folder import finished_run, refuse_no_adapter, refuse_target
+
     finished_run(run)
     refuse_target(run, target)
     if form not in FORMATS:

@@ -1,11 +1,22 @@
 """The commands ``methods``, ``tasks``, ``recipes`` and ``params``."""
 
-from typing import Annotated
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
+import yaml
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from lorada.cli.app import METHOD, MODEL, Json, app, console, importing, print_json, suggest
+from lorada.cli.app import METHOD, MODEL, Json, app, console, importing, print_json, say, suggest
+
+# What the kinds of model are called that a method has settings for; others go by their own name.
+KINDS = {
+    "llama": "any decoder", "roberta": "any encoder", "deberta": "DeBERTa",
+    "bart": "any encoder-decoder",
+}  # fmt: skip
 
 
 @app.command()
@@ -15,7 +26,6 @@ def methods(
     as_json: Json = False,
 ) -> None:
     """List the methods, or show the formula, paper and settings of one."""
-    from lorada.cli.terminal import method_page, methods_list
     from lorada.methods.lookup import describe
     from lorada.methods.table import METHODS
 
@@ -28,18 +38,40 @@ def methods(
     if as_json:
         print_json(rows)
     elif peft:
-        console.print(", ".join(names), highlight=False)
+        console.print(", ".join(names))
         suggest("methods", "ia3")
     elif name is not None:
-        console.print(method_page(name, rows[name]), highlight=False, soft_wrap=True)
+        say(_method_page(name, rows[name]))
         suggest("params", "--method", name, "--model", "MODEL")
     else:
-        console.print(methods_list(rows), highlight=False)
+        console.print(_methods_list(rows))
         console.print("Each is for any decoder / encoder / encoder-decoder.")
         console.print("Any method with parts but no map also as NAME+lmam.")
         console.print("Methods with different parts also as a sum, such as lora+quanta.")
         console.print("PEFT's tuners too, such as ia3, vera and oft: lorada methods --peft")
         suggest("methods", "lorada_la")
+
+
+def _methods_list(rows: Mapping[str, Mapping[str, Any]]) -> RenderableType:
+    """One line for each method; ``rows`` is name → description by ``methods.lookup.describe``."""
+    width = max(map(len, rows))
+    lines = (f"{name:{width}}  {row['summary']}" for name, row in rows.items())
+    return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
+
+
+def _method_page(name: str, row: Mapping[str, Any]) -> str:
+    """All facts of one method as YAML, with its settings for each kind of model."""
+    named = {
+        key: {KINDS.get(kind, kind): value for kind, value in row[key].items()}
+        for key in ("not_from_the_paper", "settings")
+    }
+    facts = {key: one for key, one in {**row, **named}.items() if one and key != "models"}
+    # Through JSON, since YAML would print settings that several kinds of model share only once.
+    copied = json.loads(json.dumps({"method": name, **facts}))
+    page: str = yaml.safe_dump(
+        copied, allow_unicode=True, sort_keys=False, default_flow_style=None, width=10_000
+    )
+    return page.rstrip()
 
 
 @app.command()
@@ -77,7 +109,7 @@ def recipes(as_json: Json = False) -> None:
         print_json(rows)
         return
     for name, path in rows.items():
-        console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+        say(f"{name}: {path}")
     suggest("train", "syllogisms")
 
 
@@ -113,7 +145,7 @@ def params(
         f"{counts['percent_of_all']:.4f}%",
     )
     console.print(table)
-    console.print(f"settings: {counts['settings_from']}", highlight=False, markup=False)
+    console.print(f"settings: {counts['settings_from']}")
     named = model if has_weights(model) else "MODEL"  # an architecture alone cannot be trained
     where = ("--model", named, "--data", "FILE", "--output", "runs/mine")
     suggest("train", "--method", method, *where, *pairs)

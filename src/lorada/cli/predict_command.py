@@ -15,9 +15,10 @@ from lorada.cli.app import (
     app,
     columns_of,
     console,
-    errors,
     loaded_run,
+    note,
     print_json,
+    say,
     suggest,
 )
 from lorada.support.duration import counted
@@ -66,15 +67,14 @@ def predict(
     try:
         before = predict_to(loaded, rows, given, output, overwrite=overwrite)
     except KeyboardInterrupt:
-        errors.print("stopped: the same command goes on where it was", highlight=False)
+        note("stopped: the same command goes on where it was")
         raise
     if before and not as_json:
-        errors.print(f"the first {before:,} rows were answered before", highlight=False)
+        note(f"the first {before:,} rows were answered before")
     if as_json:
         print_json({"output": str(output), "rows": len(rows.rows), "answered_before": before})
         return
-    said = f"{output}: {counted(len(rows.rows), 'row')}"
-    console.print(said, highlight=False, soft_wrap=True)
+    say(f"{output}: {counted(len(rows.rows), 'row')}")
     suggest("serve", run)
 
 
@@ -122,7 +122,7 @@ def _show(answers: list[dict[str, Any]], texts: list[str]) -> None:
     if "answer" in answers[0]:
         for answer in answers:
             shown = [str(answer[name]) for name in ("answer", "candidate") if name in answer]
-            console.print(*shown, highlight=False, soft_wrap=True)
+            say(" ".join(shown))
         return
     labels = "label" in answers[0]
     table = Table("text", *(("label", "probability") if labels else ("score",)))

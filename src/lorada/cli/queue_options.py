@@ -1,14 +1,15 @@
 """Options that several commands share: where jobs run, which part of them, names with commas."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from lorada.support.errors import needs_extra
 
 AUTO = "auto"
+Number = TypeVar("Number", int, float)
 
 Workers = Annotated[
     str, typer.Option(help="how many runs at once; auto: one for each GPU, and one without a GPU")
@@ -62,20 +63,6 @@ def pool_of(count: int | None, cluster: str | None, gpus_per_job: float) -> Any:
     return RayPool(cluster, gpus_per_job)
 
 
-def check_outcomes(outcomes: Mapping[str, Any], report: Callable[[str], None]) -> None:
-    """Say which jobs of a queue (name → ``Outcome``) are held, and which failed and why."""
-    failed = [name for name, outcome in outcomes.items() if outcome.status == "failed"]
-    held = sum(outcome.status == "held" for outcome in outcomes.values())
-    if held:
-        report(f"{held} of {len(outcomes)} jobs are held by other processes, which finish them")
-    for name in failed:
-        report(f"{name} failed: {outcomes[name].error}")
-    if failed:
-        raise ValueError(
-            f"{len(failed)} of {len(outcomes)} jobs failed; --resume runs them again, and only them"
-        )
-
-
 def split_names(option: str, text: str | None) -> list[str] | None:
     """Split names at commas."""
     if text is None:
@@ -86,14 +73,22 @@ def split_names(option: str, text: str | None) -> list[str] | None:
     return found
 
 
+def split_numbers(
+    option: str, text: str | None, kind: Callable[[str], Number], what: str
+) -> list[Number] | None:
+    """Split numbers at commas; ``what`` says what they must be."""
+    found = split_names(option, text)
+    try:
+        return None if found is None else [kind(name) for name in found]
+    except ValueError as error:
+        raise ValueError(f"--{option} {text} must be {what}") from error
+
+
 def split_seeds(text: str | None) -> list[int] | None:
     """Split seeds at commas."""
     from lorada.runs.recipe import refuse_seed
 
-    try:
-        found = None if text is None else [int(name) for name in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--seeds {text} must be whole numbers with commas") from error
+    found = split_numbers("seeds", text, int, "whole numbers with commas")
     for seed in found or []:
         refuse_seed("--seeds ", seed)
     return found

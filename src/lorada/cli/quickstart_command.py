@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lorada.cli.app import app, console
-from lorada.cli.compare_command import compare, is_there
+from lorada.cli.app import app, say
+from lorada.cli.compare_commands import compare, is_there
 from lorada.cli.predict_command import predict
 from lorada.cli.queue_options import Workers
 from lorada.support.files import as_typed
@@ -40,5 +40,5 @@ def quickstart(
     best = next(one for one in summary.lines if one.label == summary.best)
     run = output / best.first_run.folder
     typed = as_typed("lorada", "predict", run, "--text", SENTENCE)
-    console.print(f"\n{typed}", highlight=False, soft_wrap=True)
+    say(f"\n{typed}")
     predict(run, text=[SENTENCE])

@@ -1,4 +1,4 @@
-"""The commands that make or use runs: train, evaluate, generate, export, run …"""
+"""The commands ``train``, ``evaluate``, ``generate`` and ``run``."""
 
 import gc
 import os
@@ -8,11 +8,13 @@ import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from shlex import quote
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lorada.cli.app import (
     COMPLETE_TASK,
@@ -32,11 +34,14 @@ from lorada.cli.app import (
     loaded_run,
     print_json,
     prints_to_stderr,
+    say,
     suggest,
 )
 from lorada.cli.queue_options import split_names
+from lorada.support.errors import full_disk_in_one_line
 from lorada.support.processes import is_first, process_count, refuse_several
 
+LOADING = ("dtype", "quantization", "attn_implementation", "device_map")  # fields of a recipe
 # Of the metrics; some are said in words.
 NOT_SHOWN = ("sha256", "unfound", "max_new_tokens")
 Tasks = Annotated[
@@ -96,8 +101,6 @@ def train(
 
         loaded = asked.complete().with_absolute_paths()
     if dry_run:
-        from lorada.cli.dry_run import show_training
-
         refuse_several("lorada train --dry-run")
         show_training(loaded, as_json=as_json)
         return
@@ -143,6 +146,91 @@ def _check_training(recipe: Any, *, resume: bool, overwrite: bool) -> None:
         there(recipe.eval_data)
 
 
+def show_training(recipe: Any, *, as_json: bool) -> None:
+    """Print rows, parameters and memory of a training, and its first row; no weights are loaded."""
+    from lorada.data.dataset import fit_context, lost_and_first
+    from lorada.training.arguments import device_bytes
+    from lorada.training.inputs import prepare_training
+    from lorada.training.models.loading import stretched
+    from lorada.training.parameter_counts import parameters_of
+    from lorada.training.train import checked_arguments
+    from lorada.training.training_memory import refuse_impossible, step_bytes
+
+    prepared = prepare_training(recipe)
+    args, *_ = checked_arguments(prepared, quiet=True)
+    counts = parameters_of(recipe)
+    refuse_impossible(prepared.recipe, prepared.plan, counts)
+    chosen = "full" if args.gradient_checkpointing else "off"
+    scales = _scales(prepared.plan)
+    loading = {name: getattr(prepared.recipe, name) for name in LOADING}
+    sizes, reason = step_bytes(prepared, "off", "full")
+    device = device_bytes(prepared.recipe)
+    fitted = fit_context(prepared.recipe, stretched(prepared.config, recipe.rope_factor))
+    lost, row = lost_and_first(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
+    if as_json:
+        print_json({
+            "method": recipe.method, "model": recipe.model, "output": recipe.output,
+            "rows": len(prepared.rows.rows), "classes": prepared.rows.classes, **lost, **counts,
+            "held_out": len(prepared.held_out.rows) if prepared.held_out else 0,
+            "scales": scales, **loading, "activation_checkpointing": chosen, "step_bytes": sizes,
+            "device_bytes": device, "first_row": row,
+        })  # fmt: skip
+        return
+    table = Table("method", "model", "rows", "trained", "% of parameters", "output")
+    table.add_row(
+        recipe.method, recipe.model, f"{len(prepared.rows.rows):,}", f"{counts['trainable']:,}",
+        f"{counts['percent']:.4f}%", recipe.output,
+    )  # fmt: skip
+    console.print(table)
+    said = ", ".join(f"{count:,} {what}" for what, count in lost.items())
+    console.print(f"rows at max_length={fitted.max_length}: {said}")
+    need = _memory(sizes, reason, chosen, device)
+    asked = recipe.activation_checkpointing
+    takes = f"{asked} takes {chosen}" if asked == "auto" else asked
+    say(f"activation_checkpointing={takes}: {need}")
+    said = " ".join(f"{name}={value}" for name, value in loading.items() if value is not None)
+    say(f"the base is loaded with {said}")
+    for part, values in scales.items():
+        say(f"{part} has {values}")
+    if row is not None:
+        say(_shown_row(row))
+
+
+def _memory(sizes: dict[str, float] | None, reason: str, chosen: str, device: float | None) -> str:
+    """What a step needs, in words, and whether it fits."""
+    if sizes is None:
+        return f"the memory of a step cannot be computed ({reason})"
+    each = (f"{size / 2**30:,.2f} GiB with {name}" for name, size in sizes.items())
+    need = f"a step needs {', '.join(each)}"
+    if device is None:
+        return need
+    fits = "fits" if sizes[chosen] < device else "does not fit"
+    return f"{need}; {chosen} {fits} in the {device / 2**30:.1f} GiB of this device"
+
+
+def _scales(plan: Any) -> dict[str, str]:
+    """Rank and alpha of each part of a method that is scaled by α/r, such as ``r=8, alpha=16``."""
+    from lorada.methods.model_settings import rank_and_alpha
+
+    found = {}
+    for part in getattr(plan.config, "parts", []):
+        if names := rank_and_alpha(vars(part)):
+            shown = ", ".join(f"{name}={getattr(part, name)}" for name in names)
+            found[part.peft_type.value.lower()] = shown
+    return found
+
+
+def _shown_row(row: dict[str, Any]) -> Text:
+    """A row as the model reads it, with what counts in the loss between marks."""
+    what = f"the {row['counted']:,} between ⟦ and ⟧ count in the loss"
+    if row["learned"] is not None:
+        what = f"the head learns {row['learned']!r}"
+    which = "the first window" if row["row"] is None else f"row {row['row']}"
+    head = f"{which} as the model reads it, {row['tokens']:,} tokens; {what}:\n"
+    pieces = ((f"⟦{text}⟧", "bold") if counts else text for text, counts in row["pieces"])
+    return Text.assemble(head, *pieces)
+
+
 def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
     """Print the result of a training and the next command; only the first process prints."""
     if not is_first():
@@ -151,13 +239,11 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
         errors.print(f"stopped and saved at step {trained.result['steps']}")
         suggest("train", "--resume", "--output", trained.run, on=errors)
         raise typer.Exit(130)
-    from lorada.cli.terminal import draw_loss, training_summary
-
-    drawn = draw_loss(trained.run, trained.result)
+    drawn = _draw_loss(trained.run, trained.result)
     if not as_json:
         _say_why(trained.result)
-        console.print(training_summary(trained.result), highlight=False, soft_wrap=True)
-        console.print(drawn, highlight=False, soft_wrap=True)
+        say(_training_summary(trained.result))
+        say(drawn)
     # Benchmarks are scored by a command of their own: their test rows can take hours.
     if recipe.eval_data is None or process_count() > 1:
         if as_json:
@@ -168,12 +254,45 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
     _score_held_out(trained.run, recipe, as_json=as_json)
 
 
+def _draw_loss(run: Path, result: dict[str, Any]) -> str:
+    """Write ``loss.png`` into a run folder; return its path or why there is none."""
+    from lorada.paper.figures import loss_png
+
+    complete = f"The run itself is complete: lorada evaluate {quote(str(run))}"
+    try:
+        with full_disk_in_one_line(run / "loss.png", complete):
+            loss_png({result["method"]: result["history"]}, run / "loss.png")
+    except ImportError as error:
+        return str(error)
+    return f"loss curve: {run / 'loss.png'}"
+
+
+def _training_summary(result: dict[str, Any]) -> str:
+    """The first and last loss, and a line on what was trained."""
+    from lorada.paper.page import NOT_FROM_THE_PAPER
+
+    losses = [loss for entry in result["history"] if (loss := entry.get("loss")) is not None]
+    curve = "no loss was logged"
+    if losses:
+        curve = f"loss {losses[0]:.3f}"
+    if len(losses) > 1:
+        curve += f" at first, {losses[-1]:.3f} at last"
+    count, effect = result["parameters"], result["relative_norm"]
+    text = f", relative norm {effect:.2g}" if effect is not None else ""
+    if result.get("settings_from", "").startswith(NOT_FROM_THE_PAPER):
+        text += f"\nsettings {result['settings_from']}"
+    return (
+        f"{curve}\n"
+        f"{result['method']} on {result['model']}: {count['trainable']:,} parameters "
+        f"({count['percent']:.3f}%), {result['steps']} steps in {result['wall_time_s']:.0f} s{text}"
+    )
+
+
 def _say_why(result: dict[str, Any]) -> None:
     """Print by what the answers of a run are scored, if its rows have decided it."""
     metric = result.get("metric") or {}
     if metric.get("reason"):
-        said = f"answers are scored by {metric['name']}, because {metric['reason']}"
-        console.print(said, highlight=False, soft_wrap=True)
+        say(f"answers are scored by {metric['name']}, because {metric['reason']}")
 
 
 def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
@@ -190,7 +309,7 @@ def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
         return
     held_out = recipe.eval_data
     held_out += f" of {recipe.data}" if share_of(held_out) is not None else ""
-    console.print(f"scored on {held_out}:", highlight=False, soft_wrap=True)
+    say(f"scored on {held_out}:")
     _print_scores({"": metrics})
     _suggest_use(run, loaded.form)
 
@@ -288,20 +407,17 @@ def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
     table = Table(*([] if own else ["task"]), "metric", "value")
     for task, metrics in found.items():
         for name, value in metrics.items():
-            shown = (
-                f"{value:.3f}"
-                if isinstance(value, float)
-                else str("undefined" if value is None else value)
-            )
             if name not in NOT_SHOWN:
+                shown = f"{value:.3f}" if isinstance(value, float) else str(value)
+                shown = "undefined" if value is None else shown
                 table.add_row(*([] if own else [task]), name, shown)
     console.print(table)
     for metrics in found.values():
         if metrics.get("cut"):
             said = f"{metrics['cut']} of {metrics['n']} answers were cut at"
-            console.print(f"{said} {metrics['max_new_tokens']} tokens", highlight=False)
+            console.print(f"{said} {metrics['max_new_tokens']} tokens")
         if "unfound" in metrics:
-            console.print(f"{metrics['unfound']} were found", highlight=False, soft_wrap=True)
+            say(f"{metrics['unfound']} were found")
 
 
 def _suggest_use(run: Path, form: str) -> None:
@@ -334,11 +450,12 @@ def generate(
         print_json([{"prompt": p, "output": o} for p, o in zip(prompt, outputs, strict=True)])
         return
     for text in outputs:
-        console.print(text, highlight=False, soft_wrap=True)
+        say(text)
     suggest_scoring(run, recipe)
 
 
-# All words after the program's name, even `--help`, are passed to the program.
+# All words after the program's name, even `--help`, are passed to the program. It takes the place
+# of this process, so that exit code and signals are its own.
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
@@ -346,15 +463,7 @@ def run(
     command: Annotated[list[str], typer.Argument(metavar="CMD", help="program and its arguments")],
 ) -> None:
     """Run another program (lm_eval, trl, accelerate …) that loads adapters of lorada."""
-    start_program(command)
-
-
-def start_program(command: list[str]) -> NoReturn:
-    """Replace this process by a command, so that exit code and signals are the command's.
-
-    The program is looked for in the folder of this Python first, where it has the same packages.
-    """
-    own_folder = str(Path(sys.executable).parent)
+    own_folder = str(Path(sys.executable).parent)  # where a program has the same packages
     program = shutil.which(command[0], path=own_folder) or shutil.which(command[0])
     if program is None:
         script = Path(command[0]).is_file()

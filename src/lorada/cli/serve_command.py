@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lorada.cli.app import Remote, app, errors, loading_model, next_is
+from lorada.cli.app import Remote, app, errors, loading_model, next_is, note
 from lorada.support.errors import needs_extra
+from lorada.support.files import as_typed
 from lorada.support.progress import only_reports
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -58,14 +59,14 @@ def serve(
         if not asked:
             served = open_served(runs, cache_tokens=cache_tokens, trust_remote_code=remote)
     if host not in LOOPBACK and not api_key:
-        _note(f"anybody who reaches {host} may ask: --api-key KEY asks them for a key")
+        note(f"anybody who reaches {host} may ask: --api-key KEY asks them for a key")
     address = address_of(socket)
     for name, one in served.items():
-        _note(f"{name}: {one.described.get('method', 'the base alone')}")
+        note(f"{name}: {one.described.get('method', 'the base alone')}")
     for name, classifier in classifiers.items():
-        _note(f"{name}: {classifier.described['method']}, {classifier.does} at /v1/classify")
-    _note(f"listening at {address}; Ctrl-C or SIGTERM ends it when running requests have ended")
-    next_is("curl", f"{address}/v1/models", on=errors)
+        note(f"{name}: {classifier.described['method']}, {classifier.does} at /v1/classify")
+    note(f"listening at {address}; Ctrl-C or SIGTERM ends it when running requests have ended")
+    next_is(as_typed("curl", f"{address}/v1/models"), errors)
     with only_reports():  # no progress bar for each request
         serve_until_stopped(Server(served, limits, classifiers).app(), socket, limits.seconds)
 
@@ -80,7 +81,3 @@ def _refuse_limits(limits: Any) -> None:
             "--api-key is empty, or has a blank or a sign that is not ASCII: pass another, or none "
             "to ask for no key"
         )
-
-
-def _note(text: str) -> None:
-    errors.print(text, highlight=False, soft_wrap=True)

@@ -17,8 +17,8 @@ _shown: ContextVar[bool] = ContextVar("_shown", default=True)
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """A console without markup, as paths and prompts may hold brackets and colons."""
-    return Console(stderr=stderr, markup=False, emoji=False)
+    """A console that prints letters alone, as paths and prompts may hold brackets and colons."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def progress_bar(items: Iterable[Item], title: str, *, total: int | None = None) -> Iterable[Item]:

@@ -1,9 +1,12 @@
-"""The commands ``compare``, which tells the best of several methods, and ``report``."""
+"""The commands ``compare``, ``report`` and ``decide``: which of several methods is the best."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Column, Table
 
 from lorada.cli.app import (
     COMPLETE_METHOD,
@@ -16,12 +19,16 @@ from lorada.cli.app import (
     Remote,
     app,
     columns_of,
+    console,
     errors,
     importing,
+    next_is,
+    note,
+    print_json,
     prints_to_stderr,
+    say,
     suggest,
 )
-from lorada.cli.dry_run import show_comparison
 from lorada.cli.queue_options import (
     AUTO,
     Cluster,
@@ -30,10 +37,13 @@ from lorada.cli.queue_options import (
     Workers,
     check_queue,
     split_names,
+    split_numbers,
     split_seeds,
 )
-from lorada.cli.score_table import show_report
-from lorada.cli.table_command import print_progress
+from lorada.support.duration import duration
+from lorada.support.errors import unknown_name
+from lorada.support.files import as_typed
+from lorada.support.tables import NOTHING
 
 Folder = Annotated[str | None, typer.Argument(help="folder of a comparison, for --resume")]
 Overrides = Annotated[
@@ -91,6 +101,12 @@ DryRun = Annotated[bool, typer.Option(help="only say what would be run")]
 Overlap = Annotated[bool, typer.Option(help="held-out rows may be training rows too")]
 Text = Annotated[bool, typer.Option(help="keep the text of held-out rows in the report")]
 
+HEAD = ("", "{} ± 95 %", "expected loss", "parameters", "")
+LEAST = 12  # letters of a name
+GAP = "  "
+# Name, score, ends of its interval, expected loss, trained parameters, and what is decided.
+Scored = tuple[str, float | None, float | None, float | None, float | None, float | None, str]
+
 
 @app.command(no_args_is_help=True)
 def compare(
@@ -138,7 +154,8 @@ def compare(
     }  # fmt: skip
     asked = {
         "methods": split_names("methods", methods), "budgets": split_names("budget", budget),
-        "seeds": split_seeds(seeds), "trials": trials, "rates": _rates(rates),
+        "seeds": split_seeds(seeds), "trials": trials,
+        "rates": split_numbers("rates", rates, float, "learning rates, such as 1e-3,1e-2"),
         "search": search, "against": against, "until": until, "margin": margin,
         "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
@@ -197,19 +214,19 @@ def _run(chosen: Any, place: Path, pool: Any, part: Any, *, overwrite: bool, as_
     try:
         with prints_to_stderr(as_json):
             compared = run_comparison(
-                chosen, place, pool, overwrite=overwrite, part=part, report=print_progress
+                chosen, place, pool, overwrite=overwrite, part=part, report=note
             )
     except KeyboardInterrupt:
-        errors.print("stopped and saved")
+        note("stopped and saved")
         suggest("compare", place, "--resume", on=errors)
         raise
     for job, error in compared.failures.items():
-        errors.print(f"failed: {job}: {error}", highlight=False, soft_wrap=True)
+        note(f"failed: {job}: {error}")
     if compared.left:
-        errors.print(f"{compared.left} jobs are left to other commands")
+        note(f"{compared.left} jobs are left to other commands")
         suggest("compare", place, "--resume", on=errors)
     else:
-        show_report(compared.summary, compared.reports, as_json=as_json)
+        _show_report(compared.summary, compared.reports, as_json=as_json)
     if compared.failures:
         raise typer.Exit(2)
     return compared.summary
@@ -225,9 +242,48 @@ def _forecast(chosen: Any, place: Path, pool: Any, *, resume: bool, as_json: boo
     slots = made.slots
     made.close()
     with prints_to_stderr(as_json):
-        plan = planned(chosen, place, resume=resume, report=print_progress)
-        found = forecast(chosen, plan, slots, print_progress)
-    show_comparison(found, as_json=as_json)
+        plan = planned(chosen, place, resume=resume, report=note)
+        found = forecast(chosen, plan, slots, note)
+    if as_json:
+        print_json(found)
+    else:
+        _show_forecast(found)
+
+
+def _show_forecast(found: dict[str, Any]) -> None:
+    from lorada.compare.plan import as_given
+
+    names = ("method", "budget", "sizes", "parameters", "runs", "training", "memory")
+    shown = Table(*(Column(name, overflow="fold") for name in names))
+    for row in found["candidates"]:
+        budgets = ", ".join(
+            f"{budget} (above)" if above else budget for budget, above in row["budgets"].items()
+        )
+        if row["reason"] is not None:
+            shown.add_row(row["method"], budgets, row["reason"], "", "", "", "")
+            continue
+        shown.add_row(
+            row["method"], budgets, as_given(row["parts"]),
+            f"{row['trainable']:,} ({row['percent']:.3f}%)", str(row["runs"]),
+            duration(row["seconds"]), f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
+        )  # fmt: skip
+    console.print(shown)
+    stages = Table("stage", "trainings", "probably", "at most", "probably")
+    for name, stage in found["stages"].items():
+        counts = (stage["trainings"], stage["probably"])
+        stages.add_row(
+            name,
+            *(f"{count:.0f}" if name != "scoring" else "" for count in counts),
+            *(duration(stage[key] / found["slots"]) for key in ("seconds", "probably_seconds")),
+        )
+    console.print(stages)
+    console.print(
+        f"{found['jobs']} trainings of {found['steps']} steps at most, {found['slots']} at once: "
+        f"probably {duration(found['probably_seconds'])}, at most {duration(found['seconds'])}. "
+        "Time and memory are those of the fastest of a few steps, at most with the longest rows; "
+        "scoring is without the answers that a model writes. Methods are measured one after "
+        "another: what else runs here meanwhile makes one look slower than it is."
+    )
 
 
 def _place(folder: str | None, output: str | None, *, resume: bool) -> Path:
@@ -250,15 +306,6 @@ def is_there(place: Path) -> bool:
     return (place / SPEC_FILE).is_file()
 
 
-def _rates(text: str | None) -> list[float] | None:
-    """Read learning rates with commas between."""
-    found = split_names("rates", text)
-    try:
-        return None if found is None else [float(name) for name in found]
-    except ValueError as error:
-        raise ValueError(f"--rates {text} must be learning rates, such as 1e-3,1e-2") from error
-
-
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="folder of a comparison")],
@@ -278,7 +325,7 @@ def report(
     from lorada.compare.report.page import write_report
 
     found = write_report(folder, against, with_text, metric, margin)
-    show_report(*found, as_json=as_json)
+    _show_report(*found, as_json=as_json)
 
 
 def _asks_answers(folder: Path, metric: str) -> bool:
@@ -296,3 +343,124 @@ def _asks_answers(folder: Path, metric: str) -> bool:
         elif metric != LOSS:
             raise ValueError(f"--metric {metric} is for rows of your own: take loss")
     return CODE in metric or metric in LATER
+
+
+def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
+    """Print the verdict, the table, the files of the report and the next command."""
+    from lorada.compare.report.words import number_form, title_of
+
+    if as_json:
+        print_json(summary.plain())
+        return
+    console.print(summary.verdict)
+    rows = [
+        (one.label, one.score, one.low, one.high, one.expected_loss, one.trainable, one.mark)
+        for one in summary.scored
+    ]  # fmt: skip
+    rows += [
+        (one.name, one.score, one.low, one.high, None, None, "")
+        for one in summary.baselines if one.score is not None
+    ]  # fmt: skip
+    for line in score_table(
+        title_of(summary.metric), number_form(summary.metric), rows, console.width
+    ):
+        say(line)
+    missing = [
+        f"{one.label}: {str(one.reason).removeprefix(f'{one.method} ')}"
+        for one in summary.lines if one.score is None
+    ]  # fmt: skip
+    for sentence in (*missing, *summary.sentences):
+        console.print(f"• {sentence}")
+    say(", ".join(map(str, reports)))
+    see = as_typed("python", "-m", "webbrowser", reports[0])
+    next_is(next(iter(summary.commands.values()), see))
+
+
+@app.command()
+def decide(
+    scores: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, help="CSV: method, seed, row, score; maybe group"
+        ),
+    ],
+    margin: Margin = None,
+    lower_is_better: Annotated[
+        bool, typer.Option("--lower-is-better", help="scores are losses or errors")
+    ] = False,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="YAML or JSON: method → parameters, seconds, bytes"
+        ),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(help="a name in the file that is a score without training; may be repeated"),
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="of the scores; else % where they fit")] = None,
+    as_json: Json = False,
+) -> None:
+    """Decide which method to take, from scores of any trainer."""
+    from lorada.compare.decide import decide as decided
+    from lorada.compare.read_scores import read_costs, read_scores
+
+    read = read_scores(scores)
+    without = {}
+    for name in baseline or []:
+        if name not in read.scores:
+            raise unknown_name("--baseline", name, read.scores)
+        without[name] = read.scores.pop(name).mean(axis=0)
+    seeds = {name: one for name, one in read.seeds.items() if name in read.scores}
+    given = read_costs(costs) if costs else {}
+    found = decided(
+        read.scores, given, margin, lower_is_better=lower_is_better, groups=read.groups,
+        baselines=without, seeds=seeds, unit=unit,
+    )  # fmt: skip
+    if as_json:
+        print_json(asdict(found))
+        return
+    console.print(found.sentence)
+    form = ".1f" if found.unit == "%" else ".4g"
+    best_first = sorted(found.scores, key=found.scores.__getitem__, reverse=not lower_is_better)
+    rows: list[Scored] = [
+        (name, found.scores[name], *found.intervals[name], found.expected_loss.get(name),
+         found.costs.get(name, {}).get("parameters"), found.mark(name)) for name in best_first
+    ]  # fmt: skip
+    rows += [(name, score, None, None, None, None, "") for name, score in found.baselines.items()]
+    for line in score_table("score", form, rows, console.width):
+        say(line)
+    suggest("decide", scores, "--json")
+
+
+def score_table(what: str, form: str, rows: Sequence[Scored], width: int) -> list[str]:
+    """The lines of the table: ``what`` heads the scores, ``form`` is the format of numbers."""
+    table = [[one.format(what) for one in HEAD], *(_cells(row, form) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths[0] = max(LEAST, min(widths[0], width - sum(len(GAP) + one for one in widths[1:])))
+    return [
+        GAP.join([
+            shortened(name, widths[0]).ljust(widths[0]),
+            *(cell.rjust(space) for cell, space in zip(cells, widths[1:-1], strict=True)),
+            mark,
+        ]).rstrip()
+        for name, *cells, mark in table
+    ]  # fmt: skip
+
+
+def _cells(row: Scored, form: str) -> list[str]:
+    name, score, low, high, loss, parameters, mark = row
+    shown = NOTHING if score is None else format(score, form)
+    if score is not None and low is not None and high is not None:
+        shown += f" ± {max(high - score, score - low):{form}}"
+    counted = NOTHING if parameters is None else f"{parameters:,.0f}"
+    return [name, shown, NOTHING if loss is None else format(loss, form), counted, mark]
+
+
+def shortened(name: str, width: int) -> str:
+    """A name in so many letters: what is left out is in the middle."""
+    name = " ".join(name.split())
+    if len(name) <= width:
+        return name
+    end = (width - 1) // 2
+    return f"{name[: width - 1 - end]}…{name[len(name) - end :]}"

@@ -1,0 +1,382 @@
+"""The commands ``table`` and ``plot``: the paper's tables and figures, and loss curves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Column, Table
+
+from lorada.cli.app import (
+    DataDir,
+    Json,
+    app,
+    console,
+    importing,
+    loaded_run,
+    note,
+    print_json,
+    prints_to_stderr,
+    say,
+    suggest,
+    waiting,
+)
+from lorada.cli.queue_options import (
+    AUTO,
+    Cluster,
+    GpusPerJob,
+    Shard,
+    Workers,
+    check_queue,
+    split_names,
+    split_seeds,
+)
+from lorada.cli.run_commands import scored_run, suggest_scoring
+from lorada.support.files import write_atomic
+from lorada.support.progress import progress_bar
+
+PICTURES = ("1", "3", "4", "loss")
+MOST_RUNS = {"1": 1, "3": 1, "4": 0}  # runs for a picture; loss takes any number
+Results = Annotated[Path, typer.Option(help="where results are kept")]
+
+
+@app.command()
+def table(
+    number: Annotated[int, typer.Argument(help="number of the table in the paper")],
+    scale: Annotated[
+        str | None, typer.Option(help="paper or local; local where there is no GPU")
+    ] = None,
+    rows: Annotated[str | None, typer.Option(help="keys or methods, with commas")] = None,
+    tasks: Annotated[str | None, typer.Option(help="names, with commas")] = None,
+    seeds: Annotated[str | None, typer.Option(help="numbers, with commas")] = None,
+    dry_run: Annotated[bool, typer.Option(help="only say what would be run")] = False,
+    resume: Annotated[bool, typer.Option(help="run only what has no result yet")] = False,
+    overwrite: Annotated[bool, typer.Option(help="delete results first, and run again")] = False,
+    results: Results = Path("docs/results"),
+    output: Annotated[Path, typer.Option(help="where the runs are")] = Path("runs"),
+    workers: Workers = AUTO,
+    gpus_per_job: GpusPerJob = 1.0,
+    cluster: Cluster = None,
+    shard: Shard = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Run the rows of one of the paper's tables, and print them beside the published scores."""
+    if number in (2, 3):
+        _show_costs(number, as_json=as_json)
+        return
+    pool, part = check_queue(workers, gpus_per_job, cluster, shard)
+    chosen = _check_table(f"table{number}", scale, data_dir, resume=resume, overwrite=overwrite)
+    of_rows, of_tasks = split_names("rows", rows), split_names("tasks", tasks)
+    of_seeds = split_seeds(seeds)
+    chosen.rows_named(of_rows)
+    chosen.tasks_at("paper", of_tasks)
+    with importing(quiet=as_json):
+        from lorada.paper.page import page_of
+        from lorada.paper.table_runs import jobs, part_of, run_all
+    at = scale or _scale_here()
+    found = jobs(
+        chosen, at, rows=of_rows, tasks=of_tasks, seeds=of_seeds,
+        results=results, output=output, data_dir=data_dir,
+    )  # fmt: skip
+    again = _words(number, scale=at, rows=rows, tasks=tasks, seeds=seeds, results=results,
+                   output=output, data_dir=data_dir)  # fmt: skip
+    if dry_run:
+        _show_table(part_of(found, part), as_json=as_json)
+        if not as_json:
+            suggest(*again, "--resume")
+        return
+    with prints_to_stderr(as_json):
+        complete, outcomes = run_all(
+            found, say=note, resume=resume, overwrite=overwrite, pool=pool(), part=part
+        )  # fmt: skip
+    if any(complete):
+        kept = [(job.row, result) for job, result in zip(found, complete, strict=True) if result]
+        _show_page(page_of(chosen, at, kept, every=rows is None), as_json=as_json)
+        _write_so_far(chosen, at, found[0].tasks, results, again, quiet=as_json)
+    _check_outcomes(outcomes)
+
+
+def _words(number: int, **options: Any) -> list[Any]:
+    """The arguments of the command that asks for the same runs."""
+    given = {f"--{key.replace('_', '-')}": v for key, v in options.items() if v is not None}
+    return ["table", number, *(word for pair in given.items() for word in pair)]
+
+
+def _show_page(page: Any, *, as_json: bool) -> None:
+    """Print a page of one of the paper's tables; published lines are dim."""
+    from lorada.paper.page import cells, header_of
+
+    if as_json:
+        print_json({**vars(page), "lines": [vars(line) for line in page.lines]})
+        return
+    for sentence in page.notes:
+        console.print(f"• {sentence}")
+    columns = (Column(name, overflow="fold") for name in header_of(page))
+    shown = Table(*columns, title=page.title)
+    for line in page.lines:
+        shown.add_row(*cells(page, line), style="dim" if line.source == "paper" else None)
+    console.print(shown)
+
+
+def _write_so_far(
+    chosen: Any, scale: Any, tasks: list[str], results: Path, again: list[Any], *, quiet: bool
+) -> None:
+    """Write the page of every row and seed so far; if one run learns all tasks, of these tasks.
+
+    Unless ``quiet``, it prints the paths and the next command; ``again`` is this one.
+    """
+    from lorada.paper.page import comma_separated, latex, markdown, page_of
+    from lorada.paper.table_runs import stored_rows
+
+    of = tasks if chosen.train == "together" else None
+    so_far = stored_rows(chosen, scale, of, results, report=note)
+    part = "" if of in (None, chosen.tasks_at(scale)) else f"-{'-'.join(tasks)}"
+    stem = f"{results / chosen.name / scale}/table{part}"
+    page = page_of(chosen, scale, so_far, every=True)
+    for suffix, write in ((".md", markdown), (".csv", comma_separated), (".tex", latex)):
+        write_atomic(Path(f"{stem}{suffix}"), write(page))
+    if quiet:
+        return
+    say(f"{stem}.md, .csv, .tex")
+    suggest(*again, "--dry-run")
+
+
+def _check_table(
+    name: str, scale: str | None, data_dir: str | None, *, resume: bool, overwrite: bool
+) -> Any:
+    """A table or figure by its name, after the checks that need no torch."""
+    from lorada.data.rows import data_folder
+    from lorada.paper.table_spec import SCALES, load_table
+    from lorada.runs.folder import refuse_both
+
+    chosen = load_table(name)
+    if scale is not None and scale not in SCALES:
+        raise ValueError(f"--scale {scale} is not one of {', '.join(SCALES)}")
+    refuse_both(resume=resume, overwrite=overwrite)
+    if data_dir is not None:
+        data_folder(data_dir)
+    return chosen
+
+
+def _check_outcomes(outcomes: Mapping[str, Any]) -> None:
+    """Say which jobs of a queue (name → ``Outcome``) are held, and which failed and why."""
+    failed = [name for name, outcome in outcomes.items() if outcome.status == "failed"]
+    held = sum(outcome.status == "held" for outcome in outcomes.values())
+    if held:
+        note(f"{held} of {len(outcomes)} jobs are held by other processes, which finish them")
+    for name in failed:
+        note(f"{name} failed: {outcomes[name].error}")
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(outcomes)} jobs failed; --resume runs them again, and only them"
+        )
+
+
+def _scale_here() -> Any:
+    """``paper`` where there is a GPU, else ``local``."""
+    import torch
+
+    return "paper" if torch.cuda.is_available() else "local"
+
+
+def _show_costs(number: int, *, as_json: bool) -> None:
+    from lorada.paper.map_costs import cost_table
+
+    found = cost_table(number)
+    if as_json:
+        print_json(found)
+        return
+    columns = (Column(name, overflow="fold") for name in found["columns"])
+    shown = Table(*columns, title=found["title"])
+    for row in found["rows"]:
+        shown.add_row(*map(str, row))
+    console.print(shown)
+    for sentence in found["notes"]:
+        console.print(f"• {sentence}")
+    suggest("table", number, "--json")
+
+
+def _show_table(found: list[Any], *, as_json: bool) -> None:
+    """Print the runs of a table with parameters, steps and memory."""
+    from lorada.paper.table_runs import done, needs
+
+    plan = []
+    for job in progress_bar(found, "Counting parameters"):
+        plan.append({
+            "row": job.row.key, "model": job.recipe.model, "tasks": job.tasks,
+            "seed": job.seed, **needs(job), "share": job.row.share,
+            "done": done(job) is not None,
+        })  # fmt: skip
+    if as_json:
+        print_json(plan)
+        return
+    shown = Table("row", "tasks", "seed", "trained", "paper", "steps", "memory", "")
+    for entry in plan:
+        memory = entry["memory"]
+        shown.add_row(
+            entry["row"], " ".join(entry["tasks"]), str(entry["seed"]),
+            f"{entry['percent']:.3f}%",
+            "–" if entry["share"] is None else f"{entry['share']}%",
+            "by rows" if entry["steps"] is None else f"{entry['steps']:,}",
+            "–" if memory is None else f"{memory / 2**30:.1f} GiB", "done" * entry["done"],
+        )  # fmt: skip
+    console.print(shown)
+    models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
+    console.print(
+        f"On {models}. Memory is that of a step, as if every row had max_length tokens. --json has "
+        "every number.",
+    )
+
+
+@app.command()
+def plot(
+    what: Annotated[str, typer.Argument(help=f"one of {', '.join(PICTURES)}")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="finished runs (1, 3, loss)")] = None,
+    text: Annotated[
+        str, typer.Option(help="the sentence that 1 shows")
+    ] = "an exquisitely written and superbly acted film that moved me deeply",
+    rows: Annotated[int, typer.Option(min=1, help="test rows that 3 looks at")] = 64,
+    scale: Annotated[str | None, typer.Option(help="paper or local")] = None,
+    seeds: Annotated[str | None, typer.Option(help="of the sweep of 4, with commas")] = None,
+    resume: Annotated[bool, typer.Option(help="run only what has no result yet, for 4")] = False,
+    overwrite: Annotated[bool, typer.Option(help="delete results first, for 4")] = False,
+    results: Results = Path("docs/results"),
+    output: Annotated[
+        Path, typer.Option(help="folder of the picture; runs of 4 are in runs")
+    ] = Path("docs"),
+    data: Annotated[
+        str | None, typer.Option(help="rows that 3 looks at; else the run's own")
+    ] = None,
+    workers: Workers = AUTO,
+    gpus_per_job: GpusPerJob = 1.0,
+    cluster: Cluster = None,
+    shard: Shard = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Draw a figure of the paper, or loss curves."""
+    given = len(runs or [])
+    if given > MOST_RUNS.get(what, given):
+        raise ValueError(f"lorada plot {what} takes {MOST_RUNS[what] or 'no'} run, not {given}")
+    if what in ("1", "3", "loss"):
+        if not runs:
+            raise ValueError(f"lorada plot {what} needs a run: lorada plot {what} RUN")
+        if what == "loss":
+            _plot_losses(runs, output)
+        elif what == "1":
+            _plot_maps(runs[0], text, output)
+        else:
+            _plot_layers(runs[0], rows, output, data, data_dir)
+    elif what == "4":
+        pool, part = check_queue(workers, gpus_per_job, cluster, shard)
+        _plot_sweep(
+            scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite,
+            pool=pool, part=part,
+        )  # fmt: skip
+    else:
+        raise ValueError(f"no picture {what!r}: there are {', '.join(PICTURES)}")
+
+
+def _plot_losses(runs: list[Path], output: Path) -> None:
+    from lorada.paper.figures import loss_png
+    from lorada.runs.recipe import RECIPE_FILE, saved_recipe
+    from lorada.runs.result import read_result
+
+    histories = {str(run): read_result(run)["history"] for run in runs}
+    draw("loss", output, lambda *paths: loss_png(histories, *paths))
+    suggest_scoring(runs[0], saved_recipe(runs[0] / RECIPE_FILE))
+
+
+def _plot_maps(run: Path, text: str, output: Path) -> None:
+    from lorada.runs.folder import finished_run
+    from lorada.support.errors import refuse_empty
+
+    recipe = finished_run(run)
+    refuse_empty(text)
+    loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
+    from lorada.explore.explore import sentence_maps
+
+    found = sentence_maps(loaded, text)
+    draw("figure1", output, lambda *paths: figure_1(found, *paths))
+    suggest("explore", run, "--text", "TEXT", "--maps")
+
+
+def _plot_layers(
+    run: Path, rows: int, output: Path, data: str | None, data_dir: str | None
+) -> None:
+    from lorada.paper.figures import layers_figure
+
+    recipe = scored_run(run, data, data_dir)
+    loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
+    from lorada.explore.explore import ratios_by_layer
+
+    layers = ratios_by_layer(loaded, rows, data, data_dir)
+    draw("figure3", output, lambda *paths: layers_figure(layers, *paths))
+    for one in layers["layers"]:
+        line = f"{one['layer']}: map {100 * one['map_negative_ratio']:.1f}% below 0, fused "
+        console.print(f"{line}{100 * one['negative_ratio']:.1f}%")
+    suggest("explore", run, "--text", "TEXT", "--maps")
+
+
+def _plot_sweep(
+    scale: str | None, seeds: str | None, results: Path, output: Path, data_dir: str | None,
+    *, resume: bool, overwrite: bool, pool: Any, part: tuple[int, int] | None,
+) -> None:  # fmt: skip
+    figure = _check_table("figure4", scale, data_dir, resume=resume, overwrite=overwrite)
+    chosen = split_seeds(seeds)
+    with importing():
+        from lorada.paper.table_runs import jobs, run_all
+    at = scale or _scale_here()
+    found = jobs(figure, at, seeds=chosen, results=results, output=Path("runs"), data_dir=data_dir)
+    complete, outcomes = run_all(
+        found, say=note, resume=resume, overwrite=overwrite, pool=pool(), part=part
+    )  # fmt: skip
+    if any(complete):
+        for sentence in figure.differs if at == "local" else []:
+            console.print(f"• {sentence}")
+        _draw_sweep(figure.title, at, found, complete, output)
+        suggest("table", "5", "--scale", at, "--results", results, "--dry-run")
+    _check_outcomes(outcomes)
+
+
+def _draw_sweep(
+    title: str, scale: str, found: list[Any], complete: list[Any], output: Path
+) -> None:
+    """Draw Figure 4 from the results that are there."""
+    from lorada.paper.figures import sweep_figure
+    from lorada.support.metric_names import main_metric
+
+    scores: dict[tuple[int, int], list[float]] = {}
+    metric = model = ""
+    for job, result in zip(found, complete, strict=True):
+        if result:
+            lmam, model = result["recipe"]["parts"]["lmam"], result["model"]
+            metrics = result["metrics"][job.tasks[0]]
+            metric = main_metric(metrics)
+            scores.setdefault((lmam["heads"], lmam["rank"]), []).append(metrics[metric])
+    fewest, most = min(map(len, scores.values())), max(map(len, scores.values()))
+    seeds = f"{most} seed{'s' if most > 1 else ''}"
+    seeds = seeds if fewest == most else f"{fewest} to {seeds}"
+    title = f"{title} ({model}, {scale} scale, {seeds})"
+    draw("figure4", output, lambda *paths: sweep_figure(scores, *paths, title=title,
+                                                         metric=f"{metric} (%)"))  # fmt: skip
+
+
+def draw(name: str, folder: Path, write: Any) -> None:
+    """Draw a picture as PNG and SVG, and print the paths, or which package is missing."""
+    paths = [folder / f"{name}{suffix}" for suffix in (".png", ".svg")]
+    try:
+        with waiting("drawing"):
+            write(*paths)
+    except ImportError as error:
+        console.print(str(error))
+        return
+    say(", ".join(map(str, paths)))
+
+
+def figure_1(found: dict[str, Any], *paths: Path) -> None:
+    """Draw the maps of one head as Figure 1; ``found`` is what ``sentence_maps`` returns."""
+    from lorada.paper.figures import attention_maps
+
+    title = f"{found['layer']}, head {found['head']}"
+    attention_maps(found["tokens"], found["maps"], *paths, title=title)
