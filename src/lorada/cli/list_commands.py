@@ -5,10 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
-import yaml
-from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from lorada.cli.app import METHOD, MODEL, Json, app, console, importing, print_json, say, suggest
 
@@ -44,7 +41,10 @@ def methods(
         say(_method_page(name, rows[name]))
         suggest("params", "--method", name, "--model", "MODEL")
     else:
-        console.print(_methods_list(rows))
+        width = max(map(len, rows))
+        for each, row in rows.items():
+            line = f"{each:{width}}  {row['summary']}"
+            console.print(line, no_wrap=True, overflow="ellipsis")
         console.print("Each is for any decoder / encoder / encoder-decoder.")
         console.print("Any method with parts but no map also as NAME+lmam.")
         console.print("Methods with different parts also as a sum, such as lora+quanta.")
@@ -52,15 +52,10 @@ def methods(
         suggest("methods", "lorada_la")
 
 
-def _methods_list(rows: Mapping[str, Mapping[str, Any]]) -> RenderableType:
-    """One line for each method; ``rows`` is name → description by ``methods.lookup.describe``."""
-    width = max(map(len, rows))
-    lines = (f"{name:{width}}  {row['summary']}" for name, row in rows.items())
-    return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
-
-
 def _method_page(name: str, row: Mapping[str, Any]) -> str:
     """All facts of one method as YAML, with its settings for each kind of model."""
+    import yaml
+
     named = {
         key: {KINDS.get(kind, kind): value for kind, value in row[key].items()}
         for key in ("not_from_the_paper", "settings")

@@ -74,7 +74,7 @@ def table(
     with importing(quiet=as_json):
         from lorada.paper.page import page_of
         from lorada.paper.table_runs import jobs, part_of, run_all
-    at = scale or _scale_here()
+    at = _scale(scale)
     found = jobs(
         chosen, at, rows=of_rows, tasks=of_tasks, seeds=of_seeds,
         results=results, output=output, data_dir=data_dir,
@@ -173,11 +173,11 @@ def _check_outcomes(outcomes: Mapping[str, Any]) -> None:
         )
 
 
-def _scale_here() -> Any:
-    """``paper`` where there is a GPU, else ``local``."""
+def _scale(asked: str | None) -> Any:
+    """The scale that was asked for; else ``paper`` where there is a GPU, or ``local``."""
     import torch
 
-    return "paper" if torch.cuda.is_available() else "local"
+    return asked or ("paper" if torch.cuda.is_available() else "local")
 
 
 def _show_costs(number: int, *, as_json: bool) -> None:
@@ -326,7 +326,7 @@ def _plot_sweep(
     chosen = split_seeds(seeds)
     with importing():
         from lorada.paper.table_runs import jobs, run_all
-    at = scale or _scale_here()
+    at = _scale(scale)
     found = jobs(figure, at, seeds=chosen, results=results, output=Path("runs"), data_dir=data_dir)
     complete, outcomes = run_all(
         found, say=note, resume=resume, overwrite=overwrite, pool=pool(), part=part
