@@ -68,6 +68,16 @@ Columns = Annotated[
 RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run")]
 
 
+def without_override(
+    first: str | None, overrides: list[str] | None
+) -> tuple[str | None, list[str]]:
+    """The first word, None if it is an override too, as in ``lorada train rank=4``; and those."""
+    pairs = overrides or []
+    if first is not None and "=" in first and not Path(first).exists():
+        return None, [first, *pairs]
+    return first, pairs
+
+
 def columns_of(text: str | None, data: str | None = "") -> dict[str, str] | None:
     """Read ``text=review,label=sentiment``; None if it is not given."""
     if text is not None and data is None:

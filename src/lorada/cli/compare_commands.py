@@ -28,6 +28,7 @@ from lorada.cli.app import (
     prints_to_stderr,
     say,
     suggest,
+    without_override,
 )
 from lorada.cli.queue_options import (
     AUTO,
@@ -40,6 +41,7 @@ from lorada.cli.queue_options import (
     split_numbers,
     split_seeds,
 )
+from lorada.cli.run_commands import check_inputs
 from lorada.support.duration import duration
 from lorada.support.errors import unknown_name
 from lorada.support.files import as_typed
@@ -142,10 +144,7 @@ def compare(
     as_json: Json = False,
 ) -> Any:
     """Train methods at matched sizes on your rows, and say which differences can be trusted."""
-    pairs = list(overrides or [])
-    # In `lorada compare max_steps=100 …` the first word is an override, not a folder.
-    if folder is not None and "=" in folder and not Path(folder).is_dir():
-        pairs, folder = [folder, *pairs], None
+    folder, pairs = without_override(folder, overrides)
     pool, part = check_queue(workers, gpus_per_job, cluster, shard)
     place = _place(folder, output, resume=resume)
     options = {
@@ -183,8 +182,7 @@ def _checked(
 ) -> Any:
     """The comparison that was asked for; most mistakes are found before torch is loaded."""
     from lorada.compare import spec
-    from lorada.data.rows import data_folder, share_of, there
-    from lorada.support.models import check_name
+    from lorada.runs.recipe import recipe_of
     from lorada.training.load_recipe import read_recipe
 
     spec.refuse_taken_by_other(place, resume=resume, overwrite=overwrite)
@@ -193,13 +191,7 @@ def _checked(
     else:
         shared = read_recipe(None, pairs, {**options, **spec.FIXED})
         chosen = spec.comparison_of(shared.recipe, asked)
-    check_name(chosen.recipe["model"])
-    if chosen.has_own_rows:
-        there(chosen.recipe.get("data"))
-        if share_of(chosen.held_out) is None:
-            there(chosen.held_out)
-    else:
-        data_folder(chosen.recipe.get("data_dir"))
+    check_inputs(recipe_of({**chosen.recipe, **spec.FIXED}), chosen.held_out)
     with importing():
         if resume:
             return spec.resumed_comparison(place, pairs, options, asked)

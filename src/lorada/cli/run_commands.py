@@ -36,6 +36,7 @@ from lorada.cli.app import (
     prints_to_stderr,
     say,
     suggest,
+    without_override,
 )
 from lorada.cli.queue_options import split_names
 from lorada.support.errors import full_disk_in_one_line
@@ -84,10 +85,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a method on a model and your rows."""
-    pairs = list(overrides or [])
-    # In `lorada train --method lora rank=4` the first word is an override, not a recipe.
-    if recipe is not None and "=" in recipe and not Path(recipe).is_file():
-        pairs, recipe = [recipe, *pairs], None
+    recipe, pairs = without_override(recipe, overrides)
     options = {
         "method": method, "model": model, "task": task, "data_dir": data_dir, "data": data,
         "columns": columns_of(columns), "output": output,
@@ -95,7 +93,10 @@ def train(
     }  # fmt: skip
     asked = _asked(recipe, pairs, options, resume=resume)
     if is_first():  # other processes may already see what the first has begun to write
-        _check_training(asked.recipe, resume=resume, overwrite=overwrite)
+        from lorada.runs.folder import refuse_taken
+
+        refuse_taken(asked.recipe, resume=resume, overwrite=overwrite)
+        check_inputs(asked.recipe, asked.recipe.eval_data)
     with importing(quiet=as_json):
         from lorada.training.train import train as run_training
 
@@ -132,18 +133,16 @@ def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, res
     return asked
 
 
-def _check_training(recipe: Any, *, resume: bool, overwrite: bool) -> None:
-    """Check the output folder, the model's name and the files of rows, before torch loads."""
+def check_inputs(recipe: Any, held_out: str | None) -> None:
+    """Check the model's name and that the rows are there, before torch loads."""
     from lorada.data.rows import share_of, there
     from lorada.data.task_rows import refuse_absent
-    from lorada.runs.folder import refuse_taken
     from lorada.support.models import check_name
 
-    refuse_taken(recipe, resume=resume, overwrite=overwrite)
     check_name(recipe.model)
     refuse_absent(recipe, recipe.data)
-    if recipe.eval_data is not None and share_of(recipe.eval_data) is None:
-        there(recipe.eval_data)
+    if held_out is not None and share_of(held_out) is None:
+        there(held_out)
 
 
 def show_training(recipe: Any, *, as_json: bool) -> None:
