@@ -140,17 +140,12 @@ def _effect(chat: Any, _: str) -> None:
     if not effects:
         note(f"{chat.last.name} has no map")
         return
-    console.print(_effect_table(effects))
-
-
-def _effect_table(effects: Sequence[Any]) -> Table:
-    """The relative norm of each layer's map on an answer, from ``answer_effect``, with a bar."""
     table = Table("layer", "relative norm", "on the answer", "", caption="‖Attn_s V‖ / ‖Attn V‖")
     largest = max(effect.answer for effect in effects)
     for one in effects:
         bar = round(BAR * one.answer / largest) if largest else 0
         table.add_row(one.layer, f"{one.text:.3g}", f"{one.answer:.3g}", "█" * bar)
-    return table
+    console.print(table)
 
 
 def _reset(chat: Any, _: str) -> None:
