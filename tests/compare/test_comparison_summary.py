@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 from comparison_errors import made_up_scores
 from made_up_comparison import HELD_OUT, write_made_up
+from pydantic import TypeAdapter
 
 import lorada
 from lorada.compare.plan import Candidate, ComparisonPlan
-from lorada.compare.report.read import CandidateResult, Results, ScoredRun, read_comparison
+from lorada.compare.report.read import (
+    CandidateResult,
+    Results,
+    ScoredRun,
+    Untrained,
+    read_comparison,
+)
 from lorada.compare.report.summary import summarize
+from lorada.compare.spec import Comparison
 from lorada.compare.statistics import Common, mean_score
 
 ROWS = 200
@@ -36,10 +44,12 @@ def results_of(
         candidates.append(
             CandidateResult(name, one, runs=runs, scores=found, losses=found * np.nan, searches=[])
         )
-    asked = {"seeds": list(range(1, 1 + max(map(len, scores.values()))))}
+    seeds = list(range(1, 1 + max(map(len, scores.values()))))
+    asked = Comparison(recipe={}, methods=list(scores), seeds=seeds)
     sizes = [one.candidate for one in candidates]
     plan = ComparisonPlan(sizes, 0, 8, 8, {}, {}, 0, None, versions={}, hardware={})
-    return Results(Path("c"), asked, plan, candidates, rows, groups, baselines or {})
+    untrained = TypeAdapter(dict[str, Untrained]).validate_python(baselines or {})
+    return Results(Path("c"), asked, plan, candidates, rows, groups, untrained)
 
 
 def planned(results, **changes):
@@ -99,7 +109,7 @@ def test_the_verdict_is_that_of_decide_with_costs_baselines_and_margin(margin, t
     scores["dora"] = raised(scores["dora"], 0.4)
     results = results_of(scores, baselines=HALF_WRONG)
     changed(results, "ia3", trainable=2000)
-    results.asked["margin"] = margin
+    results.asked.margin = margin
     summary = summarize(results)
     expected = lorada.decide(
         scores, {line.label: {"parameters": line.trainable} for line in summary.lines}, margin,
@@ -276,7 +286,7 @@ def searched(results, *, each_seed=False):
         candidate.searches.extend(
             [{"choice": 0, "rate": 1e-3, "map_factor": 1.0, "trials": trials}] * count
         )
-    results.asked["search"] = "each-seed" if each_seed else "once"
+    results.asked.search = "each-seed" if each_seed else "once"
     return results
 
 
@@ -328,7 +338,7 @@ def test_a_rate_of_the_search_or_of_the_map_at_an_end_is_said(trials, at_edge):
 )
 def test_without_a_search_the_report_says_which_rates_were_taken(rates, said):
     results = results_of(alike())
-    results.asked["rates"] = rates
+    results.asked.rates = rates
     assert f"No learning rate was searched: {said}" in summarize(results).sentences
 
 

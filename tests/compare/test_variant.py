@@ -7,7 +7,7 @@ from lorada.compare.make_plan import make_plan
 from lorada.compare.plan import saved_plan
 from lorada.compare.run import read
 from lorada.compare.spec import Variant, choices_of, comparison_of
-from lorada.compare.trainings import comparison_jobs, searches_of
+from lorada.compare.trainings import comparison_jobs, trials_of
 from lorada.runs.recipe import Recipe
 
 
@@ -104,7 +104,7 @@ def test_several_settings_are_one_candidate_of_which_a_search_chooses(place, tmp
     assert [job.work.func.__name__ for job in jobs] == [
         "search_rate", *["train_and_score"] * 3
     ] * 2  # fmt: skip
-    assert searches_of(asked, plan, one) == (3, 3)
+    assert trials_of(asked, plan, one) == (3, 3)
     for regex in ("lora:target_modules=.*(q|v)_proj", "lora:target_modules=e|e"):
         assert choices_of(regex) == [regex]
 
@@ -125,7 +125,7 @@ def test_there_is_no_search_where_there_is_nothing_to_choose(place, given, jobs)
     plan = make_plan(asked, *read(asked), print)
     found = comparison_jobs(asked, plan, place / "out")
     assert len(found) == jobs
-    assert searches_of(asked, plan, plan.runnable[0]) == ((0, 0) if jobs == 3 else (10, 5))
+    assert trials_of(asked, plan, plan.runnable[0]) == ((0, 0) if jobs == 3 else (10, 5))
 
 
 def test_a_setting_cannot_lead_out_of_the_folder(place):

@@ -47,7 +47,8 @@ def test_the_report_is_written_in_five_forms_with_one_verdict(
 
 
 def test_a_comparison_of_which_nothing_has_run_has_a_report(tmp_path, made_up_folder):
-    (tmp_path / "plan.json").write_text((made_up_folder / "plan.json").read_text())
+    for name in ("comparison.yaml", "plan.json"):
+        (tmp_path / name).write_text((made_up_folder / name).read_text())
     _, written = write_report(tmp_path)
     assert [path.name for path in written] == NAMES
     page = written[0].read_text()

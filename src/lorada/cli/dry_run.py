@@ -166,7 +166,8 @@ def show_comparison(found: dict[str, Any], *, as_json: bool) -> None:
         f"{found['jobs']} trainings of {found['steps']} steps at most, {found['slots']} at once: "
         f"probably {duration(found['probably_seconds'])}, at most {duration(found['seconds'])}. "
         "Time and memory are those of the fastest of a few steps, at most with the longest rows; "
-        "scoring is without the answers that a model writes. Methods are measured one after "
+        "scoring is without the answers that a model writes. The start of each process, mostly the "
+        "loading of the model, comes on top. Methods are measured one after "
         "another: what else runs here meanwhile makes one look slower than it is.",
         highlight=False,
     )

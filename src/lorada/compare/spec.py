@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lorada.compare.plan import damaged
 from lorada.data.rows import share_of
 from lorada.data.scoring import refuse_unnamed
 from lorada.methods.lookup import method_named
@@ -16,7 +17,15 @@ from lorada.methods.method import Settings
 from lorada.methods.overrides import checked, owner_of
 from lorada.methods.sizes import RATE_RANGE
 from lorada.runs.folder import differences, refuse_both
-from lorada.runs.recipe import JSONL, Recipe, read_yaml, refuse_seed, write_yaml
+from lorada.runs.recipe import (
+    JSONL,
+    Recipe,
+    read_yaml,
+    recipe_of,
+    refuse_seed,
+    settings_in,
+    write_yaml,
+)
 from lorada.support.errors import first_problem, unknown_name
 from lorada.support.files import write_atomic
 from lorada.support.row_sources import absolute_files
@@ -233,20 +242,18 @@ def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
 
 
 def saved_comparison(folder: Path) -> Comparison:
-    """The comparison in a folder."""
+    """The comparison in a folder; its names and numbers are not checked again."""
     path = folder / SPEC_FILE
     if not path.is_file():
-        raise ValueError(f"{folder} holds no comparison to resume: it has no {SPEC_FILE}")
-    data = read_yaml(path.read_text(encoding="utf-8"), str(path))
+        raise ValueError(f"{folder} holds no comparison: it has no {SPEC_FILE}")
     try:
-        found = Comparison(**{**data, "trust_remote_code": False})
-    except (ValidationError, TypeError) as error:
-        text = str(error)
-        if isinstance(error, ValidationError):
-            text = ": ".join(first_problem(error))
-        raise ValueError(f"{path} is not a comparison: {text}") from error
-    found.check()
-    return found
+        found = Comparison(**{**settings_in(path), "trust_remote_code": False})
+        recipe_of({**found.recipe, **FIXED})
+        return found
+    except ValidationError as error:
+        raise damaged(path, ": ".join(first_problem(error))) from error
+    except ValueError as error:
+        raise damaged(path, error) from error
 
 
 def resumed_comparison(
@@ -261,6 +268,7 @@ def resumed_comparison(
         asked: other options, by the names of ``Comparison``'s fields; likewise.
     """
     saved = saved_comparison(folder)
+    saved.check()
     if held_out := asked.get("held_out"):
         asked = {**asked, "held_out": absolute_files(held_out)}
     for name, value in asked.items():

@@ -5,14 +5,13 @@ Each may be called again after an interrupt or a kill: it does what is not done 
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorada.compare.jobs.job import Job, report
 from lorada.compare.learning_rate import MEASURED, Space, search_rate, train_on
-from lorada.compare.plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan, mapping_in
+from lorada.compare.plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan
 from lorada.compare.rows import Data, shared_recipe
 from lorada.compare.spec import EACH_SEED, Comparison
 from lorada.data.rows import answer_of, share_of
@@ -50,7 +49,7 @@ def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) 
     return found
 
 
-def searches_of(
+def trials_of(
     comparison: Comparison, plan: ComparisonPlan, candidate: Candidate
 ) -> tuple[int, int]:
     """How many trials the searches of a candidate take, at most and usually."""
@@ -128,18 +127,6 @@ def _space(
         for one in candidate.choices or [candidate]
     ]
     return Space(recipes, comparison.trials, comparison.rates, candidate.map_rate, candidate.beside)
-
-
-def settled(comparison: Comparison, candidate: Candidate, folder: Path) -> Candidate:
-    """A candidate with the setting that its search, or that of the first seed, has chosen."""
-    alone = f"seed{comparison.seeds[0]}" if comparison.search == EACH_SEED else ""
-    path = folder / TRIALS / candidate.path / alone / SEARCH_FILE
-    choice = mapping_in(path).get("choice") if candidate.choices else None
-    return (
-        replace(candidate, parts=candidate.choices[choice].parts)
-        if choice is not None
-        else candidate
-    )
 
 
 def is_scored(run: Path) -> bool:

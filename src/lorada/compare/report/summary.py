@@ -1,6 +1,6 @@
 """What is true of a comparison: scores, tests, the decision, costs; all that its report shows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from itertools import combinations
@@ -13,7 +13,7 @@ import numpy as np
 
 from lorada.compare.decide import by_seed, decide, enough_runs
 from lorada.compare.decision import Decision
-from lorada.compare.report.read import CandidateResult, Results, ScoredRun
+from lorada.compare.report.read import CandidateResult, Results, ScoredRun, Untrained
 from lorada.compare.report.words import (
     Losses,
     TriedRate,
@@ -145,16 +145,15 @@ def summarize(
     said, commands = _verdict(results, lines, best, decision, losses)
     lines += [_with_decision(one, decision) for one in results.candidates if not one.runs]
     tried = {one.label: tried_rates(one) for one in results.candidates if one.searches}
-    shared = results.asked.get("recipe") or {}
     runs = [run for one in lines for run in one.runs]
     seeds = sorted({run.seed for run in runs})
     return Summary(
         verdict=said,
         sentences=tuple(limits(results, lines, decision, losses, tested, chosen, tried)),
-        model=str(shared.get("model", "")),
+        model=str(results.asked.recipe.get("model", "")),
         task=", ".join(dict.fromkeys(source(results, name) for name, _ in results.rows)),
         rows=len(results.rows),
-        seeds=tuple(results.asked.get("seeds") or seeds),
+        seeds=tuple(seeds if seeds and results.asked.until is not None else results.asked.seeds),
         metric=metric,
         form=next((str(run.result.get("form", "")) for run in runs), ""),
         best=best.label if best else "",
@@ -192,7 +191,7 @@ def _verdict(
 def _against(results: Results, against: str | None) -> str:
     """The method that others are tested against."""
     methods = list(dict.fromkeys(one.method for one in results.candidates))
-    chosen = str(against or results.asked.get("against") or next(iter(methods), ""))
+    chosen = against or results.asked.against or next(iter(methods), "")
     if methods and chosen not in methods:
         raise unknown_name("method to compare with", chosen, methods)
     return chosen
@@ -262,7 +261,7 @@ def _decided(
         {c.label: sign * np.vstack([c.scores.reshape(-1, rows),
                                     np.full((len(c.diverged), rows), np.nan)]) for c in ran},
         {c.label: _costs(c) for c in ran},
-        results.asked.get("margin") if margin is None else margin,
+        results.asked.margin if margin is None else margin,
         lower_is_better=lower_is_better(metric),
         groups=results.groups,
         baselines={one.name: sign * each for one, each in baselines if each is not None},
@@ -348,8 +347,8 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
     by = rows_metric(metric)
     names = BASELINES | ({"commonest": "the mean of the right numbers"} if by == ERROR else {})
     for key, name in names.items():
-        entry: Mapping[str, Any] = results.baselines.get(key) or {"reason": "it is not scored yet"}
-        stored = (entry.get("row_scores") or {}).get(by)
+        entry = results.baselines.get(key, Untrained(reason="it is not scored yet"))
+        stored = entry.row_scores.get(by)
         # Rows whose response lies beyond max_length have no loss, in no run.
         values = [as_score(value, by) for value in stored or [] if value is not None]
         if values and len(values) == len(results.rows):
@@ -359,13 +358,12 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
             )
             ends = mean_score(each).interval() if each.size > 1 else (None, None)
             low, high = sorted(as_score(end, by) for end in ends if end is not None) or (None, None)
-            answer = entry.get("answer")
             score = as_score(float(by_row.mean()), by)
-            text = None if answer is None else str(answer)
+            text = None if entry.answer is None else str(entry.answer)
             found.append((Baseline(name, score, low, high, text), by_row))
         else:
-            reason = str(entry.get("reason") or "it was scored on other rows")
-            if stored is None and "answer" in entry:
+            reason = entry.reason or "it was scored on other rows"
+            if stored is None and entry.answer is not None:
                 reason = f"an answer alone has no {title_of(metric)}"
             found.append((Baseline(name, reason=reason), None))
     return found
@@ -443,7 +441,7 @@ def tried_rates(one: CandidateResult) -> list[TriedRate]:
 
 def source(results: Results, name: str) -> str:
     """What a reader calls some held-out rows: their file, or the share of the file of all rows."""
-    data = (results.asked.get("recipe") or {}).get("data")
+    data = results.asked.recipe.get("data")
     return (
         f"{name} of {file_names(data).removeprefix(BUILTIN)}"
         if data and name.endswith("%")

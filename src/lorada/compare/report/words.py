@@ -12,6 +12,7 @@ import numpy as np
 
 from lorada.compare.decision import Decision
 from lorada.compare.report.read import CandidateResult, Results
+from lorada.compare.spec import EACH_SEED
 from lorada.compare.statistics import ALPHA, detectable, has_no_spread, rows_needed
 from lorada.support.duration import duration
 from lorada.support.metric_names import ERROR, LOSS, as_score, lower_is_better, rows_metric
@@ -177,7 +178,7 @@ def limits(
             "Nothing is tested: the windows that are scored share tokens, so they are not "
             "independent rows."
         )
-    if results.asked.get("until") is not None:
+    if results.asked.until is not None:
         yield (
             "Runs went where the choice was least certain, so p-values are descriptive: go by the "
             "expected losses."
@@ -197,9 +198,9 @@ def limits(
 def _incomplete(results: Results) -> Iterator[str]:
     """A sentence if runs are missing that could have been run."""
     runnable = [one for one in results.candidates if not one.candidate.reason]
-    planned = len(results.asked.get("seeds") or ()) * len(runnable)
+    planned = len(results.asked.seeds) * len(runnable)
     scored = sum(len(one.runs) for one in runnable)
-    if scored < planned and results.asked.get("until") is None:
+    if scored < planned and results.asked.until is None:
         yield (
             f"The comparison is not complete: {scored} of {planned} runs are scored. The notes at "
             "the end of the report say what is missing."
@@ -307,11 +308,11 @@ def _learning_rates(results: Results, tried: Mapping[str, Sequence[TriedRate]]) 
     searches = [search for one in results.candidates for search in one.searches]
     trials = [trial for search in searches for trial in search["trials"]]
     if not trials:
-        given = results.asked.get("rates")
+        given = results.asked.rates
         said = f"all train at {given[0]:g}" if given else "each method has its own default"
         yield f"No learning rate was searched: {said}."
         return
-    if results.asked.get("search") == "each-seed":
+    if results.asked.search == EACH_SEED:
         yield "A learning rate was chosen with every seed: the standard deviation includes that."
     else:
         yield (
