@@ -50,8 +50,6 @@ def shortened(name: str, width: int) -> str:
 
 def show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
     """Print the verdict, the table, the files of the report and the next command."""
-    from lorada.compare.report.words import number_form, title_of
-
     if as_json:
         print_json(summary.plain())
         return
@@ -64,9 +62,7 @@ def show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
         (one.name, one.score, one.low, one.high, None, None, "")
         for one in summary.baselines if one.score is not None
     ]  # fmt: skip
-    for line in score_table(
-        title_of(summary.metric), number_form(summary.metric), rows, console.width
-    ):
+    for line in score_table(summary.scale.title, summary.scale.form, rows, console.width):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     missing = [
         f"{one.label}: {str(one.reason).removeprefix(f'{one.method} ')}"

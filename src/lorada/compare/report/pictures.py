@@ -13,7 +13,6 @@ from typing import Any
 
 from lorada.compare.report.read import CandidateResult
 from lorada.compare.report.summary import Baseline, Summary
-from lorada.compare.report.words import title_of, unit_of
 from lorada.support.errors import needs_extra
 from lorada.support.metric_names import as_score, lower_is_better
 
@@ -72,13 +71,13 @@ def pictures(summary: Summary) -> dict[str, str]:
 
 def score_over_costs(summary: Summary) -> Figure | None:
     """The score over each cost that was measured; None if nothing is scored."""
-    title = f"{title_of(summary.metric)} ({unit_of(summary.metric)})"
+    title = f"{summary.scale.title} ({summary.scale.unit})"
     return _over_costs(summary, "score", title, lower_is_better(summary.metric))
 
 
 def loss_over_costs(summary: Summary) -> Figure | None:
     """The expected loss over each cost that was measured, with the margin; None without one."""
-    unit = unit_of(summary.metric)
+    unit = summary.scale.unit
     title = f"expected loss ({'points' if unit == 'percent' else unit})"
     figure = _over_costs(summary, "expected_loss", title, True)
     if figure is None or summary.margin is None:
@@ -167,7 +166,7 @@ def intervals(summary: Summary) -> Figure | None:
         axis.annotate(getattr(one, "letter", ""), (end, place), **where)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
-    axis.set_xlabel(f"{title_of(summary.metric)} ({unit_of(summary.metric)}) and its 95 % interval")
+    axis.set_xlabel(f"{summary.scale.title} ({summary.scale.unit}) and its 95 % interval")
     return figure
 
 

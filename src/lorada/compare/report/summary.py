@@ -1,7 +1,7 @@
 """What is true of a comparison: scores, tests, the decision, costs; all that its report shows."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from math import isclose
@@ -16,12 +16,12 @@ from lorada.compare.decision import Decision
 from lorada.compare.report.read import CandidateResult, Results, ScoredRun, Untrained
 from lorada.compare.report.words import (
     Losses,
+    Scale,
     TriedRate,
     limits,
-    same_for_all,
-    title_of,
+    scale_of,
+    score_of,
     training_losses,
-    unit_behind,
     verdict,
     windows_overlap,
 )
@@ -38,6 +38,7 @@ from lorada.compare.statistics import (
     paired_p,
     rows_needed,
 )
+from lorada.runs.folder import trains_base
 from lorada.support.errors import unknown_name
 from lorada.support.files import as_typed, file_name
 from lorada.support.metric_names import (
@@ -56,7 +57,6 @@ RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
 BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
 CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
 BESIDE = "explore beside the next best"
-Pair = tuple[Path, Path, Path]  # the winner's run, another, and where their page is written
 POINT = ("choice", "map_factor", "rate")  # what differs between the trials of a search
 
 
@@ -114,11 +114,14 @@ class Summary:
         """The candidates that have a score, the best first."""
         return [line for line in self.lines if line.score is not None]
 
+    @property
+    def scale(self) -> Scale:
+        """How its scores are written."""
+        return scale_of(self.metric)
+
     def plain(self) -> dict[str, Any]:
         """All of it, for ``report.json``."""
-        rest = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "lines"}
-        plain = asdict(Summary(**rest))
-        return plain | {"lines": [line.plain() for line in self.lines]}
+        return asdict(replace(self, lines=())) | {"lines": [one.plain() for one in self.lines]}
 
 
 def summarize(
@@ -179,12 +182,11 @@ def _verdict(
 ) -> tuple[str, dict[str, str]]:
     """The verdict, and the commands that follow from it."""
     said = verdict(decision, lines[0] if lines else None, losses, results.plan.steps)
-    folder, commands = results.folder, dict[str, str]()
-    if best is not None:
-        commands = commands_of(folder, best, pair_of(folder, best, lines))
-    if alike := _all_alike(results, lines):
+    commands = {} if best is None else commands_of(results.folder, best, lines)
+    by_loss = as_typed("lorada", "report", results.folder, "--metric", "loss")
+    if alike := _all_alike(lines, by_loss):
         said = f"{said} Yet {alike}" if best else alike
-        commands = {"write the report by the loss": by_loss(folder), **commands}
+        commands = {"write the report by the loss": by_loss, **commands}
     return said, commands
 
 
@@ -266,7 +268,7 @@ def _decided(
         groups=results.groups,
         baselines={one.name: sign * each for one, each in baselines if each is not None},
         seeds={c.label: (*(run.seed for run in c.runs), *c.diverged) for c in ran},
-        unit=unit_behind(metric),
+        unit=scale_of(metric).behind.strip(),
     )  # fmt: skip
 
 
@@ -364,13 +366,16 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
         else:
             reason = entry.reason or "it was scored on other rows"
             if stored is None and entry.answer is not None:
-                reason = f"an answer alone has no {title_of(metric)}"
+                reason = f"an answer alone has no {scale_of(metric).title}"
             found.append((Baseline(name, reason=reason), None))
     return found
 
 
-def _all_alike(results: Results, lines: list[CandidateResult]) -> str:
-    """Says that free answers of all runs have the same score in each row; empty if they differ."""
+def _all_alike(lines: list[CandidateResult], by_loss: str) -> str:
+    """Says that free answers of all runs have the same score in each row; empty if they differ.
+
+    If their losses differ, it names the command that writes the report ``by_loss``.
+    """
     forms = {run.result.get("form") for one in lines for run in one.runs}
     if len(lines) < 2 or rows_metric(lines[0].metric) == LOSS or not forms <= FREE:
         return ""
@@ -378,7 +383,8 @@ def _all_alike(results: Results, lines: list[CandidateResult]) -> str:
         return ""
     losses = np.concatenate([one.losses for one in lines])
     differ = bool((np.ptp(losses, axis=0) > TINY).any())
-    return same_for_all(lines[0], differ, by_loss(results.folder))
+    rest = f"their losses differ, `{by_loss}`" if differ else "their losses are equal too."
+    return f"{lines[0].metric.replace('_', ' ')} is {score_of(lines[0])} for all of them: {rest}"
 
 
 def _history(one: CandidateResult) -> list[tuple[int, float]]:
@@ -474,23 +480,28 @@ def _disagreements(
     return found
 
 
-def pair_of(folder: Path, best: CandidateResult, scored: Sequence[CandidateResult]) -> Pair | None:
-    """The winner and the next best of another method, at the first seed that both have.
+def _pair_of(
+    folder: Path, best: CandidateResult, scored: Sequence[CandidateResult]
+) -> tuple[Path, Path, Path] | None:
+    """The winner's run, the next best one of another method, and where their page is written.
 
-    None if there is no such candidate, or one of the two runs has no adapter.
+    They are at the first seed that both have. None if there is no such candidate, or one of the two
+    runs has no adapter.
     """
     other = next((one for one in scored if one.method != best.method), None)
     if other is None:
         return None
     mine, others = ({run.seed: folder / run.folder for run in one.runs} for one in (best, other))
     seed = min(mine.keys() & others.keys(), default=None)
-    if seed is None or not (_has_adapter(mine[seed]) and _has_adapter(others[seed])):
+    if seed is None or trains_base(mine[seed]) or trains_base(others[seed]):
         return None
     names = [f"{file_name(one.method)}-{one.trainable}" for one in (best, other)]
     return mine[seed], others[seed], folder / f"explore-{'-'.join(names)}-seed{seed}.html"
 
 
-def commands_of(folder: Path, best: CandidateResult, pair: Pair | None) -> dict[str, str]:
+def commands_of(
+    folder: Path, best: CandidateResult, scored: Sequence[CandidateResult]
+) -> dict[str, str]:
     """The commands to train the winner again, and to use the run of its first seed."""
     run = best.first_run
     place, mine = folder / run.folder, f"my-{best.method}"
@@ -504,21 +515,11 @@ def commands_of(folder: Path, best: CandidateResult, pair: Pair | None) -> dict[
     if run.result.get("form") in CLASSIFIED:
         found["predict"] = ["predict", place, "--text", "TEXT", *allowed]
     found["serve"] = ["serve", place, *allowed]
-    if _has_adapter(place):
+    if not trains_base(place):
         found["explore"] = ["explore", place, "--text", "TEXT", *allowed]
-    if pair is not None:
+    if pair := _pair_of(folder, best, scored):
         *runs, page = pair
         found[BESIDE] = [
             "explore", *runs, "--text", "TEXT", "--output", page, "--overwrite", *allowed
         ]  # fmt: skip
     return {name: as_typed("lorada", *words) for name, words in found.items()}
-
-
-def by_loss(folder: Path) -> str:
-    """The command that writes the report again by the loss."""
-    return as_typed("lorada", "report", folder, "--metric", "loss")
-
-
-def _has_adapter(run: Path) -> bool:
-    """Whether a run has an adapter; a model that was trained itself has none."""
-    return not any((run / name).exists() for name in ("model", "trained.safetensors"))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,10 +19,6 @@ from lorada.support.duration import duration
 from lorada.support.metric_names import ERROR, LOSS, as_score, lower_is_better, rows_metric
 from lorada.support.row_sources import CODE
 
-# Of rows → the name of what is compared, its unit, and how numbers of it and differences end.
-LOSSES = "loss", "nats", " nats", " nats"  # per token; of classes and choices per row
-ERRORS = "mean error", "the unit of the rows", "", ""
-PERCENT = "score", "percent", "%", " points"
 HARDLY = 0.05  # a training loss that falls by a smaller share hardly fell
 POWERS = "60 to 80 %"  # of a difference that ``detectable`` gives, measured: docs/compare.md
 TIMES = 4  # as many steps are to be tried where nothing was learned
@@ -42,15 +39,27 @@ class TriedRate:
     map_rate: float | None = None  # the rate of the map, if it has its own
 
 
-def _words(metric: str) -> tuple[str, str, str, str]:
+class Scale(NamedTuple):
+    """How scores by a metric are written."""
+
+    title: str  # what is compared, for headings and axes
+    unit: str  # what a score counts, and which end is better if it is the lower one
+    form: str  # the format of a number
+    behind: str = ""  # the unit behind a score
+    gap: str = ""  # and behind a difference
+
+
+PERCENT = Scale("score", "percent", ".1f", "%", " points")
+# Per token; of classes and choices per row.
+LOSSES = Scale("loss", "nats, less is better", ".3f", " nats", " nats")
+ERRORS = Scale("mean error", "the unit of the rows, less is better", ".4g")
+
+
+def scale_of(metric: str) -> Scale:
+    """How scores by a metric are written; the unit of a user's function is not known."""
     by = rows_metric(metric)
-    own = "score", f"what {by} gives", "", ""  # the unit of a user's function is not known
+    own = Scale("score", f"what {by} gives", ".4g")
     return {LOSS: LOSSES, ERROR: ERRORS}.get(by, own if CODE in by else PERCENT)
-
-
-def unit_behind(metric: str) -> str:
-    """The unit that stands behind a score; empty for one of the user's own."""
-    return _words(metric)[2].strip()
 
 
 def windows_overlap(metric: str) -> bool:
@@ -58,27 +67,15 @@ def windows_overlap(metric: str) -> bool:
     return metric.startswith("perplexity_")
 
 
-def number_form(metric: str) -> str:
-    """The format of a number."""
-    return {PERCENT: ".1f", LOSSES: ".3f"}.get(_words(metric), ".4g")
-
-
-def title_of(metric: str) -> str:
-    """The name of what is compared, for headings and axes."""
-    return _words(metric)[0]
-
-
-def unit_of(metric: str) -> str:
-    """What a score counts, and which end is better if it is the lower one."""
-    return _words(metric)[1] + (", less is better" if lower_is_better(metric) else "")
-
-
-def _score(one: CandidateResult) -> str:
-    return f"{one.score or 0.0:{number_form(one.metric)}}{_words(one.metric)[2]}"
+def score_of(one: CandidateResult) -> str:
+    """A candidate's score with its unit."""
+    scale = scale_of(one.metric)
+    return f"{one.score or 0.0:{scale.form}}{scale.behind}"
 
 
 def _gap(gap: float, metric: str) -> str:
-    return f"{gap:{number_form(metric)}}{_words(metric)[3]}"
+    scale = scale_of(metric)
+    return f"{gap:{scale.form}}{scale.gap}"
 
 
 def _counted(count: int, what: str) -> str:
@@ -115,12 +112,12 @@ def verdict(
     if decision is None and top is None:
         return "No run is scored yet, so there is no result."
     if decision is None and top is not None:
-        best = f"{'lowest' if lower_is_better(top.metric) else 'highest'} {title_of(top.metric)}"
+        end = "lowest" if lower_is_better(top.metric) else "highest"
         overlap = windows_overlap(top.metric)
         needs = "windows that share no tokens" if overlap else "more held-out rows"
         return (
-            f"{top.label} has the {best}, {_score(top)}, but that may be chance: a test needs "
-            f"{needs}."
+            f"{top.label} has the {end} {scale_of(top.metric).title}, {score_of(top)}, but that "
+            f"may be chance: a test needs {needs}."
         )
     said = decision.sentence if decision else ""
     if decision is not None and (decision.pick or not decision.highest):
@@ -132,13 +129,6 @@ def verdict(
     what = other if _hardly_fell(losses) else "more rows, or seeds and held-out rows to show less"
     more = f"more steps (max_steps={TIMES * steps})" if steps else "more steps"
     return f"{said} Compare again with {more}, {what}."
-
-
-def same_for_all(one: CandidateResult, losses: bool, command: str) -> str:
-    """Says that the metric tells no difference; if the ``losses`` do, with the command for them."""
-    said = f"{one.metric.replace('_', ' ')} is {_score(one)} for all of"
-    rest = f"their losses differ, `{command}`" if losses else "their losses are equal too."
-    return f"{said} them: {rest}"
 
 
 def limits(
