@@ -12,7 +12,7 @@ from typing import Any
 from lorada.compare.jobs.job import Job, report
 from lorada.compare.learning_rate import MEASURED, Space, search_rate, train_on
 from lorada.compare.plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan
-from lorada.compare.rows import Data, shared_recipe
+from lorada.compare.rows import Data
 from lorada.compare.spec import EACH_SEED, Comparison
 from lorada.data.rows import answer_of, share_of
 from lorada.data.scoring import row_metrics, row_value
@@ -174,7 +174,7 @@ def base_job(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Job 
             if is_scored(run) and (run / "adapter").is_dir():
                 return Job(
                     name="the model as it is",
-                    work=partial(score_base, run, shared_recipe(comparison)),
+                    work=partial(score_base, run, comparison.shared_recipe),
                     folder=run,
                     done=(run / BASE_FILE).is_file,
                     reads=reads(comparison),
@@ -248,4 +248,4 @@ def commonest_answer(rows: Rows) -> Any:
 
 def reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:
     """The files and folders that a job reads, besides its own."""
-    return (*(path for _, path in shared_recipe(comparison).local_paths()), *more)
+    return (*(path for _, path in comparison.shared_recipe.local_paths()), *more)
