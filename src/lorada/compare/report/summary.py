@@ -295,38 +295,37 @@ def _with_tests(
     # So few rows would call no pair different, and all the same by that.
     if pairs and tested[0].scores.shape[1] < rows_needed(len(pairs)):
         pairs = []
-    p_pairs = {
-        frozenset((a.label, b.label)): p
-        for (a, b), p in zip(pairs, _corrected(pairs, common), strict=True)
-    }
+    p_pairs = _corrected(pairs, common)
     different = {pair for pair, p in p_pairs.items() if p < ALPHA}
     groups = letters([one.label for one in tested], different) if p_pairs else {}
     compared = [(one, other) for one in tested if (other := _reference(one, tested, against))]
-    to = {
-        one.label: (other.label, p)
-        for (one, other), p in zip(compared, _corrected(compared, common), strict=True)
-    }
+    p_compared = _corrected(compared, common)
+    to = {one.label: other.label for one, other in compared}
     top = tested[0].label if tested else ""
     return [
         replace(
-            one, letter=groups.get(one.label, ""), p_best=p_pairs.get(frozenset((one.label, top))),
-            against=to.get(one.label, ("", None))[0], p_against=to.get(one.label, ("", None))[1],
+            one,
+            letter=groups.get(one.label, ""),
+            p_best=p_pairs.get(frozenset((one.label, top))),
+            against=to.get(one.label, ""),
+            p_against=p_compared.get(frozenset((one.label, to.get(one.label, "")))),
         )
         for one in scored
-    ]  # fmt: skip
+    ]
 
 
 def _corrected(
     pairs: list[tuple[CandidateResult, CandidateResult]], common: Common | None
-) -> list[float]:
-    """The p-values of pairs of candidates, corrected for their number."""
+) -> dict[frozenset[str], float]:
+    """The p-value of each pair of candidates, corrected for their number, by their labels."""
     found = []
     for a, b in pairs:
         seeds = {one.label: [run.seed for run in one.runs] for one in (a, b)}
         scores = {one.label: one.scores for one in (a, b)}
         paired = by_seed(a.label, b.label, seeds, scores)
         found.append(paired_p(a.scores, b.scores, common, paired))
-    return holm(found)
+    labels = (frozenset((a.label, b.label)) for a, b in pairs)
+    return dict(zip(labels, holm(found), strict=True))
 
 
 def _reference(
