@@ -138,6 +138,8 @@ DAMAGED = {
     **{(name, text): "" for name in FILES for text in ("{", "[1]")},
     ("comparison.yaml", "{recipe: {model: m}, seeds: 3}"): "seeds: input should be a valid list",
     ("comparison.yaml", "{recipe: {}}"): "the recipe has no model",
+    ("plan.json", "{}"): "candidates: field required",
+    ("plan.json", '{"candidates": [1]}'): "candidates.0: input should be",
     ("failures.json", '{"runs/lora": 3}'): "runs/lora: input should be a valid string",
     ("baselines.json", '{"commonest": [1]}'): "commonest: input should be an object",
     ("baselines.json", '{"as_it_is": {"row_scores": {"loss": ["a"]}}}'): "row_scores.loss.0",
