@@ -171,6 +171,12 @@ def test_a_comparison_that_has_just_begun_has_no_scores(folder):
     assert f"{LORA} is not finished" in results.notes
 
 
+def test_the_comparison_of_the_picture_in_the_docs_can_be_read(tmp_path):
+    write_comparison = pytest.importorskip("report_picture").write_comparison
+    write_comparison(tmp_path)
+    assert all(len(one.runs) == 5 for one in read_comparison(tmp_path).candidates)
+
+
 def test_a_folder_without_a_plan_is_refused(folder):
     refused("holds no comparison", lambda: read_comparison(folder / "runs"))
 
