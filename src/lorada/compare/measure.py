@@ -54,11 +54,7 @@ def forecast(
     every seed is run. Probably, rows are as the first ones, and a search takes ``Space.usual``
     trials; with ``--until`` so few runs are a guess, ``UNTIL`` of them.
 
-    Args:
-        comparison: what to compare.
-        plan: of the comparison.
-        slots: how many jobs run at once.
-        report: called with a line before each measurement.
+    ``slots`` is how many jobs run at once; ``report`` is called with a line on each measurement.
 
     Returns:
         ``candidates``: those of the plan, each with ``runs`` at most, ``seconds_per_step``,

@@ -119,7 +119,8 @@ def _as_it_is(job: Job | None, pool: Callable[[], Any], report: Report) -> dict[
         outcome = run_queue([job], pool(), report=report)[job.name]
         if not job.done():
             return {"reason": outcome.error}
-    return mapping_in(job.folder / BASE_FILE)
+    found: dict[str, Any] = mapping_in(job.folder / BASE_FILE)
+    return found
 
 
 def _begin(

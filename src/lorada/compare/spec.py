@@ -259,11 +259,8 @@ def resumed_comparison(
 ) -> Comparison:
     """The comparison in a folder, after a check that nothing given on the command line differs.
 
-    Args:
-        folder: of the comparison.
-        pairs: ``key=value`` of the command line.
-        options: recipe fields given as options; None for those that are not given.
-        asked: other options, by the names of ``Comparison``'s fields; likewise.
+    That is ``pairs`` of ``key=value``, ``options`` that are fields of a recipe, and those that are
+    ``asked`` of ``Comparison``'s fields; None among either is not given.
     """
     saved = saved_comparison(folder)
     saved.check()
