@@ -57,7 +57,11 @@ def write_comparison(folder: Path) -> None:
                 for number, (score, loss) in enumerate(zip(scores, losses, strict=True), 1)
             ]  # fmt: skip
             (run / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    _write(folder / "plan.json", {"candidates": plan, "held_out": {ROWS: {}}})
+    rest = {
+        "steps": 0, "batch": 0, "dev_rows": 0, "train": {}, "overlap": 0, "metric": None,
+        "versions": {}, "hardware": {},
+    }  # fmt: skip
+    _write(folder / "plan.json", {"candidates": plan, "held_out": {ROWS: {}}, **rest})
     reasons = {"as_it_is": "its head is drawn at random", "commonest": "half of the rows are Yes"}
     _write(folder / "baselines.json", {key: {"reason": text} for key, text in reasons.items()})
     asked = {"recipe": {"model": "minilm-l6"}, "seeds": list(seeds)}

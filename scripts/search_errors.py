@@ -117,9 +117,8 @@ def search_with_map(
 
 def print_maps(repeats: int = 3000) -> None:
     """Print the table of the two rates of a map beside other parts."""
-    print(
-        "\n| defaults are off | the map's rate | trials | points lost | above 2 |\n|---|---|--:|--:|--:|"
-    )
+    print("\n| defaults are off | the map's rate | trials | points lost | above 2 |")
+    print("|---|---|--:|--:|--:|")
     for words, together in (("independently", 0.0), ("half together", 0.5), ("together", 0.9)):
         for name, searched in (("its ratio kept", False), ("after the other", True)):
             random = np.random.default_rng(0)

@@ -105,12 +105,37 @@ def test_a_folder_with_something_else_is_refused(mistake, place, tmp_path):
 
 def test_there_must_be_a_comparison_to_resume(mistake, tmp_path):
     line = mistake("compare", tmp_path, "--resume")
-    assert "holds no comparison to resume: it has no comparison.yaml" in line
+    assert "holds no comparison: it has no comparison.yaml" in line
     assert "nothing to resume" in mistake("compare", "--resume")
     assert "a folder is for --resume" in mistake("compare", tmp_path, "--trials", "0")
     (tmp_path / "comparison.yaml").write_text("methods: 3\nrecipe: {}\n")
     line = mistake("compare", tmp_path, "--resume")
-    assert "comparison.yaml is not a comparison: methods: input should be a valid list" in line
+    assert "comparison.yaml is damaged: put it back, or start again with --overwrite" in line
+    assert "(methods: input should be a valid list)" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wrong"),
+    [
+        (
+            "comparison.yaml",
+            "{recipe: {model: m}, seeds: 3}",
+            "seeds: input should be a valid list",
+        ),
+        (
+            "baselines.json",
+            '{"commonest": {"row_scores": 3}}',
+            "commonest.row_scores: input should",
+        ),
+    ],
+)
+def test_a_report_of_a_file_that_was_edited_wrongly_is_one_line(
+    mistake, made_up_folder, tmp_path, name, text, wrong
+):
+    copy = shutil.copytree(made_up_folder, tmp_path / "copy")
+    (copy / name).write_text(text)
+    line = mistake("report", copy)
+    assert f"{name} is damaged: put it back, or start again with --overwrite ({wrong}" in line
 
 
 @pytest.fixture
@@ -368,7 +393,9 @@ def test_the_dry_run_as_a_table(works, place, tmp_path):
     asked = words(place, tmp_path / "out", "--dry-run", methods="lora,bitfit", trials=0)
     out, _ = works(*asked)
     assert "biases" in out
-    assert "2 trainings of 2 steps at most, 1 at once: probably" in " ".join(out.split())
+    said = " ".join(out.split())
+    assert "2 trainings of 2 steps at most, 1 at once: probably" in said
+    assert "The start of each process, mostly the loading of the model, comes on top." in said
     assert [line.split()[1] for line in out.splitlines() if "│" in line][-3:] == [
         "search", "seeds", "scoring",
     ]  # fmt: skip

@@ -133,11 +133,24 @@ def test_rows_that_are_not_held_out_are_ignored(folder):
     assert by_label(read_comparison(folder))["lora (0.1%)"].scores.shape == (3, 30)
 
 
-@pytest.mark.parametrize("name", ["comparison.yaml", "failures.json", "plan.json"])
-@pytest.mark.parametrize("text", ["{", "[1]"])
+FILES = "comparison.yaml", "failures.json", "plan.json", "baselines.json"
+DAMAGED = {
+    **{(name, text): "" for name in FILES for text in ("{", "[1]")},
+    ("comparison.yaml", "{recipe: {model: m}, seeds: 3}"): "seeds: input should be a valid list",
+    ("comparison.yaml", "{recipe: {}}"): "the recipe has no model",
+    ("plan.json", "{}"): "candidates: field required",
+    ("plan.json", '{"candidates": [1]}'): "candidates.0: input should be",
+    ("failures.json", '{"runs/lora": 3}'): "runs/lora: input should be a valid string",
+    ("baselines.json", '{"commonest": [1]}'): "commonest: input should be an object",
+    ("baselines.json", '{"as_it_is": {"row_scores": {"loss": ["a"]}}}'): "row_scores.loss.0",
+}
+
+
+@pytest.mark.parametrize(("name", "text"), DAMAGED)
 def test_a_damaged_file_of_the_comparison_is_refused_with_its_name(folder, name, text):
     (folder / name).write_text(text)
-    refused(f"{name} is damaged: put it back, or start again", lambda: read_comparison(folder))
+    said = f"{name} is damaged: put it back, or start again with --overwrite .*"
+    refused(said + DAMAGED[name, text], lambda: read_comparison(folder))
 
 
 @pytest.mark.parametrize("change", [{"steps": "many"}, {"pace": 3}])
@@ -156,6 +169,12 @@ def test_a_comparison_that_has_just_begun_has_no_scores(folder):
     assert all(np.size(candidate.scores) == 0 for candidate in results.candidates)
     assert "baselines.json is not there yet" in results.notes
     assert f"{LORA} is not finished" in results.notes
+
+
+def test_the_comparison_of_the_picture_in_the_docs_can_be_read(tmp_path):
+    write_comparison = pytest.importorskip("report_picture").write_comparison
+    write_comparison(tmp_path)
+    assert all(len(one.runs) == 5 for one in read_comparison(tmp_path).candidates)
 
 
 def test_a_folder_without_a_plan_is_refused(folder):

@@ -1,18 +1,29 @@
-"""The summary of a comparison: the verdict in every case, the lines and their costs."""
+"""The summary of a comparison: the verdict in every case, lines and their costs, commands."""
 
 import dataclasses
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from comparison_errors import made_up_scores
 from made_up_comparison import HELD_OUT, write_made_up
+from pydantic import TypeAdapter
 
 import lorada
 from lorada.compare.plan import Candidate, ComparisonPlan
-from lorada.compare.report.read import CandidateResult, Results, ScoredRun, read_comparison
-from lorada.compare.report.summary import summarize
+from lorada.compare.report.read import (
+    CandidateResult,
+    Results,
+    ScoredRun,
+    Untrained,
+    read_comparison,
+)
+from lorada.compare.report.summary import BESIDE, summarize
+from lorada.compare.spec import Comparison
 from lorada.compare.statistics import Common, mean_score
 
 ROWS = 200
@@ -36,10 +47,12 @@ def results_of(
         candidates.append(
             CandidateResult(name, one, runs=runs, scores=found, losses=found * np.nan, searches=[])
         )
-    asked = {"seeds": list(range(1, 1 + max(map(len, scores.values()))))}
+    seeds = list(range(1, 1 + max(map(len, scores.values()))))
+    asked = Comparison(recipe={}, methods=list(scores), seeds=seeds)
     sizes = [one.candidate for one in candidates]
     plan = ComparisonPlan(sizes, 0, 8, 8, {}, {}, 0, None, versions={}, hardware={})
-    return Results(Path("c"), asked, plan, candidates, rows, groups, baselines or {})
+    untrained = TypeAdapter(dict[str, Untrained]).validate_python(baselines or {})
+    return Results(Path("c"), asked, plan, candidates, rows, groups, untrained)
 
 
 def planned(results, **changes):
@@ -84,22 +97,13 @@ def commonest(scores, metric="exact_match"):
 HALF_WRONG = commonest(right_rows(20, rows=ROWS)[0])
 
 
-def test_one_method_better_than_all_others_is_taken():
-    scores = alike()
-    summary = summarize(results_of({**scores, "dora": raised(scores["dora"], 0.8)}))
-    assert summary.best == "dora"
-    assert summary.verdict.startswith("Take dora (9")
-    letters = {line.label: line.letter for line in summary.lines}
-    assert letters == {"dora": "a", "lora": "b", "ia3": "b"}
-
-
 @pytest.mark.parametrize(("margin", "taken"), [(None, "dora"), (30.0, "ia3")])
 def test_the_verdict_is_that_of_decide_with_costs_baselines_and_margin(margin, taken):
     scores = alike()
     scores["dora"] = raised(scores["dora"], 0.4)
     results = results_of(scores, baselines=HALF_WRONG)
     changed(results, "ia3", trainable=2000)
-    results.asked["margin"] = margin
+    results.asked.margin = margin
     summary = summarize(results)
     expected = lorada.decide(
         scores, {line.label: {"parameters": line.trainable} for line in summary.lines}, margin,
@@ -276,7 +280,7 @@ def searched(results, *, each_seed=False):
         candidate.searches.extend(
             [{"choice": 0, "rate": 1e-3, "map_factor": 1.0, "trials": trials}] * count
         )
-    results.asked["search"] = "each-seed" if each_seed else "once"
+    results.asked.search = "each-seed" if each_seed else "once"
     return results
 
 
@@ -328,7 +332,7 @@ def test_a_rate_of_the_search_or_of_the_map_at_an_end_is_said(trials, at_edge):
 )
 def test_without_a_search_the_report_says_which_rates_were_taken(rates, said):
     results = results_of(alike())
-    results.asked["rates"] = rates
+    results.asked.rates = rates
     assert f"No learning rate was searched: {said}" in summarize(results).sentences
 
 
@@ -511,3 +515,58 @@ def test_a_mixed_set_of_machines_and_versions_is_said():
     assert sorted(summary.hardware) == ["C0, 4 cores, 8 GiB", "C1, 4 cores, 8 GiB"]
     (note,) = summary.notes
     assert note.startswith("runs used different versions of torch: 2.")
+
+
+def test_the_commands_are_commands_of_lorada(made_up_summary):
+    from lorada import cli
+
+    commands = typer.main.get_command(cli.app).commands
+    assert list(made_up_summary.commands) == ["train", "export", "serve", "explore", BESIDE]
+    for command in made_up_summary.commands.values():
+        program, name, *rest = shlex.split(command)
+        assert program == "lorada"
+        commands[name].make_context(name, rest).close()  # refuses unknown options
+    recipe = Path(shlex.split(made_up_summary.commands["train"])[2])
+    assert recipe.is_file()
+    assert recipe.parts[-4] in made_up_summary.best
+
+
+@pytest.mark.parametrize(
+    ("form", "uses"),
+    [("label", ["predict", "serve"]), ("score", ["predict", "serve"]), ("text", ["serve"])],
+)
+def test_the_commands_are_those_that_the_form_of_the_rows_allows(form, uses):
+    summary = summarize(with_result(results_of(alike()), form=form))
+    assert list(summary.commands) == ["train", "export", *uses, "explore", BESIDE]
+
+
+def test_a_run_with_remote_code_is_trained_and_exported_with_it():
+    results = with_result(results_of(alike()), recipe={"trust_remote_code": True})
+    commands = summarize(results).commands
+    assert all("--trust-remote-code" in commands[name] for name in ("train", "export", BESIDE))
+
+
+def explored_beside(summary):
+    """The folders of the runs, and the page, in the command for two runs."""
+    _, _, first, second, *rest = shlex.split(summary.commands[BESIDE])
+    return first, second, Path(rest[rest.index("--output") + 1])
+
+
+def test_the_winner_is_explored_beside_the_best_of_another_method_at_one_seed(
+    made_up_folder, tmp_path
+):
+    shutil.copytree(made_up_folder, tmp_path / "made up")
+    results = read_comparison(tmp_path / "made up")
+    by_label = {candidate.label: candidate for candidate in results.candidates}
+    summary = summarize(results)
+    order = [line.label for line in summary.lines]
+    assert order[:3] == ["lorada_la (0.2%)", "lorada_la (0.1%)", "dora (0.1%)"]
+    dora = by_label["dora (0.1%)"]  # the first seed that both have is 2
+    mean = dora.scores.mean(axis=0)
+    changed(results, dora.label, runs=dora.runs[1:], scores=np.stack([mean] * 2))
+    first, second, page = explored_beside(summarize(results))
+    assert first == str(results.folder / "runs/lorada_la/218910/seed2")
+    assert second == str(results.folder / "runs/dora/103680/seed2")
+    assert page == results.folder / "explore-lorada_la-218910-dora-103680-seed2.html"
+    (Path(second) / "model").mkdir()  # a model that was trained itself has no adapter
+    assert BESIDE not in summarize(results).commands

@@ -137,13 +137,6 @@ def test_beyond_the_best_rate_at_an_end_more_are_tried_until_it_is_inside(search
     assert [trial["number"] for trial in found["trials"]] == list(range(5))
 
 
-def test_at_most_three_rates_are_tried_beyond_an_end(search):
-    losses = [[3.0], [2.0], [1.0], [0.5], [0.4], [0.3], [0.2]]
-    found, script = search(losses, given=[1e-3, 1e-2, 1e-1], trials=3)
-    assert len(script.rates) == 6
-    assert found["rate"] == script.rates[-1] == pytest.approx(1e-1 * 10**1.5)
-
-
 def test_a_trial_that_diverged_or_was_stopped_is_an_end_that_is_worse(search):
     found, script = search([[1.0], [math.nan], [2.0]], given=[1e-3, 1e-2], trials=2)
     assert found["rate"] == 1e-3

@@ -1,21 +1,26 @@
-"""``size_for``: the largest size within a budget, beside a search that tries every size."""
+"""``size_for`` beside a search that tries every size; every method at its smallest; budgets."""
 
+import math
 from functools import cache
 from itertools import count, takewhile
 
 import pytest
 from conftest import SIZES
+from folders import bert_folder, rows_file
 from hypothesis import given
 from hypothesis import strategies as st
 from table_rows import config_of
 from transformers import BertConfig, LlamaConfig
 
-from lorada.compare.sizes import _largest, size_for
+from lorada.compare.sizes import _largest, limit_of, size_for
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 from lorada.methods.method import PARTS, Method
 from lorada.methods.table import METHODS
 from lorada.runs.recipe import Recipe
 from lorada.training.load_recipe import load_recipe
 from lorada.training.parameter_counts import counts_of
+from lorada.training.train import train
 
 SMOLLM = "smollm2-135m"
 LLAMA = {
@@ -240,3 +245,55 @@ def test_warnings_of_a_method_are_not_repeated_for_every_size(tiny, caplog):
     found = size_for(recipe_of("lorada_a", tiny["bert"]), "10%")
     assert "lmam.length=512 does not fit" in found.counts["settings_from"]
     assert not caplog.records
+
+
+LABELS = [{"text": "ab" * (i % 5 + 1), "label": "ny"[i % 2]} for i in range(16)]
+STEPS = ["max_steps=3", "max_length=16", "per_device_train_batch_size=8", "training.report_to=[]"]
+
+
+@pytest.fixture(scope="module")
+def bert_and_rows(tmp_path_factory):
+    place = tmp_path_factory.mktemp("smallest")
+    bert_folder(place / "bert")
+    rows_file(place / "rows.jsonl", LABELS)
+    return place
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.parts])
+def test_the_smallest_size_of_every_method_trains_and_is_scored(bert_and_rows, tmp_path, name):
+    rows = str(bert_and_rows / "rows.jsonl")
+    given = {
+        "method": name, "model": str(bert_and_rows / "bert"), "data": rows, "eval_data": rows,
+        "output": str(tmp_path / "run"),
+    }  # fmt: skip
+    recipe = load_recipe(None, STEPS, given)
+    sized = size_for(recipe, "1")
+    trained = train(recipe.model_copy(update={"parts": sized.parts}), quiet=True)
+    assert trained.result["parameters"]["trainable"] == sized.counts["trainable"]
+    assert math.isfinite(evaluate(load_run(trained.run))["loss"])
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("0.2%", 269_030), ("0.2 %", 269_030), ("100%", 134_515_008), ("1e-3%", 1345),
+        ("100000", 100_000), ("100_000", 100_000), (" 1 ", 1),
+    ],
+)  # fmt: skip
+def test_a_budget_is_a_share_or_a_number(text, limit):
+    assert limit_of(text, 134_515_008) == limit
+
+
+def test_a_share_is_exact():
+    assert all(limit_of(f"{n / 10}%", 1000) == n for n in range(1, 1001))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0", "0%", "-1", "-0.2%", "100.1%", "nan%", "inf%", "", "%", "much", "1e5", "0.2", "1,000"],
+)
+def test_anything_else_is_refused_in_one_line(text):
+    with pytest.raises(ValueError, match=r"such as 0\.2%, nor a number") as caught:
+        limit_of(text, 1000)
+    assert repr(text) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -83,6 +83,7 @@ def test_the_order_follows_from_what_is_stored(place, works, json_of, tmp_path):
     assert seeds == {(name, f"seed{seed}") for name in ("lora", "ia3") for seed in (1, 2)}
     assert "left to other commands" not in err
     summary = json.loads((folder / "report.json").read_text())
+    assert summary["seeds"] == [1, 2]
     assert any("p-values are descriptive" in sentence for sentence in summary["sentences"])
     assert not any("is not finished" in note for note in summary["notes"])
     # Killed between two runs, it goes on with the same run.

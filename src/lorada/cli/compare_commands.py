@@ -273,7 +273,8 @@ def _show_forecast(found: dict[str, Any]) -> None:
         f"{found['jobs']} trainings of {found['steps']} steps at most, {found['slots']} at once: "
         f"probably {duration(found['probably_seconds'])}, at most {duration(found['seconds'])}. "
         "Time and memory are those of the fastest of a few steps, at most with the longest rows; "
-        "scoring is without the answers that a model writes. Methods are measured one after "
+        "scoring is without the answers that a model writes. The start of each process, mostly the "
+        "loading of the model, comes on top. Methods are measured one after "
         "another: what else runs here meanwhile makes one look slower than it is."
     )
 
@@ -339,8 +340,6 @@ def _asks_answers(folder: Path, metric: str) -> bool:
 
 def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
     """Print the verdict, the table, the files of the report and the next command."""
-    from lorada.compare.report.words import number_form, title_of
-
     if as_json:
         print_json(summary.plain())
         return
@@ -353,9 +352,7 @@ def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
         (one.name, one.score, one.low, one.high, None, None, "")
         for one in summary.baselines if one.score is not None
     ]  # fmt: skip
-    for line in score_table(
-        title_of(summary.metric), number_form(summary.metric), rows, console.width
-    ):
+    for line in score_table(summary.scale.title, summary.scale.form, rows, console.width):
         say(line)
     missing = [
         f"{one.label}: {str(one.reason).removeprefix(f'{one.method} ')}"

@@ -8,7 +8,7 @@ from lorada.compare.jobs.job import last_line
 from lorada.compare.jobs.queue import Report
 from lorada.compare.learning_rate import MAP, MAP_RATE
 from lorada.compare.plan import Candidate, ComparisonPlan
-from lorada.compare.rows import Data, shared_recipe
+from lorada.compare.rows import Data
 from lorada.compare.sizes import limit_of, size_for
 from lorada.compare.spec import Comparison, choices_of
 from lorada.data.dataset import encode_rows, fit_context
@@ -28,8 +28,8 @@ from lorada.tuners import LmamConfig, LoradaConfig
 
 def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report) -> ComparisonPlan:
     """Choose the size of each method for each budget, and count the steps of a training."""
-    args = training_arguments(shared_recipe(comparison), quiet=True)
-    metric = metric_of(data.train, shared_recipe(comparison))
+    args = training_arguments(comparison.shared_recipe, quiet=True)
+    metric = metric_of(data.train, comparison.shared_recipe)
     for budget in comparison.budgets:
         limit_of(budget, 1)  # refuses what is none
     candidates: list[Candidate] = []
@@ -136,7 +136,7 @@ def _map_rate(config: Any, recipe: Recipe) -> dict[str, Any]:
 
 def steps_of(comparison: Comparison, base: Prepared, data: Data) -> int:
     """How many steps a training on all rows takes, as the Trainer counts them."""
-    recipe = fit_context(shared_recipe(comparison), base.config)
+    recipe = fit_context(comparison.shared_recipe, base.config)
     args = training_arguments(recipe, quiet=True)
     if args.max_steps > 0:
         return int(args.max_steps)

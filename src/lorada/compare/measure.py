@@ -22,9 +22,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lorada.compare.jobs.job import Job, last_line, report
 from lorada.compare.jobs.pool import Workers
 from lorada.compare.jobs.queue import Report, run_queue
-from lorada.compare.plan import TIMES, Candidate, ComparisonPlan, mapping_in
+from lorada.compare.plan import (
+    TIMES,
+    Candidate,
+    ComparisonPlan,
+    mapping_in,
+    searches_of,
+    settled,
+)
 from lorada.compare.spec import LEAST_RUNS, Comparison
-from lorada.compare.trainings import reads, searches_of, settled
+from lorada.compare.trainings import reads, trials_of
 from lorada.data.task_rows import Rows
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import peak_memory
@@ -47,11 +54,7 @@ def forecast(
     every seed is run. Probably, rows are as the first ones, and a search takes ``Space.usual``
     trials; with ``--until`` so few runs are a guess, ``UNTIL`` of them.
 
-    Args:
-        comparison: what to compare.
-        plan: of the comparison.
-        slots: how many jobs run at once.
-        report: called with a line before each measurement.
+    ``slots`` is how many jobs run at once; ``report`` is called with a line on each measurement.
 
     Returns:
         ``candidates``: those of the plan, each with ``runs`` at most, ``seconds_per_step``,
@@ -88,7 +91,7 @@ def _add(
 ) -> None:  # fmt: skip
     """Add what a candidate takes to each stage, and its trainings to its row."""
     each = row["seconds_per_step"] * plan.steps, row["usual_seconds_per_step"] * plan.steps
-    searched, seeds = searches_of(comparison, plan, candidate), len(comparison.seeds)
+    searched, seeds = trials_of(comparison, plan, candidate), len(comparison.seeds)
     some = max(LEAST_RUNS, round(UNTIL * seeds)) if comparison.until is not None else seeds
     # A forward alone is a third of a step; what answers take is not known.
     read = sum(held["rows"] for held in plan.held_out.values()) / plan.batch / plan.steps / 3
@@ -151,7 +154,7 @@ def time_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> lis
     for turn in range(1, TURNS + 1):
         for candidate in plan.runnable:
             path = folder / TIMES / candidate.path / f"turn{turn}.json"
-            taken = settled(comparison, candidate, folder)
+            taken, _ = settled(candidate, searches_of(candidate, folder))
             found.append(Job(
                 name=f"{candidate.name} time of a step, turn {turn}",
                 work=partial(keep_time, _recipe(comparison, plan, taken), path),

@@ -3,13 +3,11 @@
 It is made once, so that a comparison that goes on runs the same.
 """
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from lorada.support.errors import first_problem
@@ -96,27 +94,41 @@ def as_given(parts: Mapping[str, Mapping[str, Any]]) -> str:
 
 def saved_plan(folder: Path) -> ComparisonPlan | None:
     """The plan in a folder; None if there is none."""
-    path = folder / PLAN_FILE
-    if not path.is_file():
-        return None
+    plan: ComparisonPlan | None = mapping_in(folder / PLAN_FILE, ComparisonPlan) or None
+    return plan
+
+
+def mapping_in(path: Path, kind: Any = dict[str, Any]) -> Any:
+    """What is in a JSON file of a comparison, as ``kind``; an empty mapping if there is no file."""
     try:
-        return TypeAdapter(ComparisonPlan).validate_json(path.read_bytes())
+        return TypeAdapter(kind).validate_json(path.read_bytes()) if path.is_file() else {}
     except ValidationError as error:
-        raise _damaged(path, ": ".join(filter(None, first_problem(error)))) from error
+        raise damaged(path, ": ".join(filter(None, first_problem(error)))) from error
 
 
-def mapping_in(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
-    """The mapping in a file of a comparison; an empty one if there is no file."""
-    try:
-        found = parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, yaml.YAMLError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(found, dict):
-        raise _damaged(path, "it holds no names with values")
-    return found
+def searches_of(one: Candidate, folder: Path) -> list[dict[str, Any]]:
+    """What the searches for a candidate's learning rate have found: one, or one of each seed."""
+    place = folder / TRIALS / one.path
+    found = map(mapping_in, [place / SEARCH_FILE, *sorted(place.glob(f"seed*/{SEARCH_FILE}"))])
+    return [search for search in found if search]
 
 
-def _damaged(path: Path, why: object) -> ValueError:
+def settled(one: Candidate, searches: list[dict[str, Any]]) -> tuple[Candidate, tuple[str, ...]]:
+    """A candidate of several settings with the sizes of the chosen one, and what was chosen.
+
+    If the searches of the seeds chose several, its sizes are those of the largest.
+    """
+    numbers = {search.get("choice") for search in searches}
+    found = [each for number, each in enumerate(one.choices) if number in numbers]
+    if not found:
+        return one, ()
+    largest = max(found, key=lambda each: each.trainable or 0)
+    named = replace(largest, method=one.method, budgets=one.budgets, choices=one.choices)
+    return named, tuple(each.method for each in found)
+
+
+def damaged(path: Path, why: object) -> ValueError:
+    """The error of a file that cannot be read."""
     return ValueError(
         f"{path} is damaged: put it back, or start again with --overwrite "
         f"({' '.join(str(why).split())})"

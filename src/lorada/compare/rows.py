@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from lorada.compare.spec import NO_PARTS, Comparison
+from lorada.compare.spec import Comparison
 from lorada.data.row_forms import GROUP
 from lorada.data.rows import content_of
 from lorada.data.task import Kind
@@ -15,7 +15,6 @@ from lorada.data.task_rows import (
     scored_rows,
     training_rows,
 )
-from lorada.runs.recipe import Recipe
 
 # How many training rows are set aside to measure learning rates: a tenth, within these limits.
 # With fewer rows, the rate that looks best is more often another one (docs/compare.md).
@@ -40,7 +39,7 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
     ``kind`` is that of the model, which matters for benchmarks only; ``own_classes`` are those of
     the model's own head, if it has one.
     """
-    recipe = shared_recipe(comparison)
+    recipe = comparison.shared_recipe
     train, held_out = training_rows(recipe, kind, own_classes)
     head_size(train)
     if held_out is not None:
@@ -75,8 +74,3 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
             f"{dev_rows} are set aside for the learning rate: give more rows, or --trials 0"
         )
     return Data(train, scored, dev_rows, overlap)
-
-
-def shared_recipe(comparison: Comparison) -> Recipe:
-    """The settings that all runs share, as a recipe of a method without parts."""
-    return comparison.run_recipe(NO_PARTS, "-")

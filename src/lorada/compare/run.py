@@ -22,7 +22,7 @@ from lorada.compare.plan import (
 )
 from lorada.compare.report.page import write_report
 from lorada.compare.report.summary import Summary
-from lorada.compare.rows import Data, read_data, shared_recipe
+from lorada.compare.rows import Data, read_data
 from lorada.compare.spec import SPEC_FILE, Comparison, saved_comparison
 from lorada.compare.trainings import BASE_FILE, base_job, comparison_jobs, score_commonest
 from lorada.compare.until import Until
@@ -119,7 +119,8 @@ def _as_it_is(job: Job | None, pool: Callable[[], Any], report: Report) -> dict[
         outcome = run_queue([job], pool(), report=report)[job.name]
         if not job.done():
             return {"reason": outcome.error}
-    return mapping_in(job.folder / BASE_FILE)
+    found: dict[str, Any] = mapping_in(job.folder / BASE_FILE)
+    return found
 
 
 def _begin(
@@ -157,7 +158,7 @@ def planned(
 
 def read(comparison: Comparison) -> tuple[Prepared, Data]:
     """The model's config and tokenizer, and the rows."""
-    base = prepare(shared_recipe(comparison))
+    base = prepare(comparison.shared_recipe)
     data = read_data(comparison, base.kind, own_classes(base.config))
     refuse_target_length(base.recipe, data.train, base.kind)
     return base, data

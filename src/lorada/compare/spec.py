@@ -2,21 +2,29 @@
 
 import math
 import re
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lorada.compare.plan import damaged
 from lorada.data.rows import share_of
 from lorada.data.scoring import refuse_unnamed
 from lorada.methods.lookup import method_named
 from lorada.methods.method import Settings
 from lorada.methods.overrides import checked, owner_of
 from lorada.methods.sizes import RATE_RANGE
-from lorada.runs.folder import differences, refuse_both
-from lorada.runs.recipe import JSONL, Recipe, read_yaml, refuse_seed, write_yaml
+from lorada.runs.folder import differences, refuse_both, refuse_file
+from lorada.runs.recipe import (
+    JSONL,
+    Recipe,
+    read_yaml,
+    recipe_of,
+    refuse_seed,
+    settings_in,
+    write_yaml,
+)
 from lorada.support.errors import first_problem, unknown_name
 from lorada.support.files import write_atomic
 from lorada.support.row_sources import absolute_files
@@ -37,8 +45,6 @@ CHOSEN = {
     **dict.fromkeys(("dev_rows", "dev_seed"), "the comparison sets rows aside by itself"),
     "early_stopping": "every run takes as many steps, and the held-out rows are for the scores",
     "from_adapter": "every run starts without an adapter",
-}
-CHOSEN_TRAINING = {
     "seed": "pass --seeds",
     "learning_rate": "it is searched, and with --trials 0 it is the default of each method",
     **dict.fromkeys(
@@ -66,38 +72,33 @@ def choices_of(text: str) -> list[str]:
     return list(dict.fromkeys(BEFORE.join((name, *one)) for one in product(*each)))
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A method with settings of its parts."""
+def parts_of(text: str) -> tuple[str, dict[str, Settings]]:
+    """The name of a method, and the settings that its parts are given.
 
-    method: str  # a name of ``method_named``
-    parts: dict[str, Settings]  # part → settings; empty for a method as it is
-
-    @classmethod
-    def parse(cls, text: str) -> "Variant":
-        """Read ``lora``, ``lora+lmam:lora.r=1`` or ``lmam:rank=2:ablation=softmax``."""
-        name, *settings = text.split(BEFORE)
-        method = method_named(name)
-        parts: dict[str, Settings] = {}
-        for setting in settings:
-            key, found, value = setting.partition("=")
-            if not (found and key and value):
-                raise ValueError(f"{text}: {setting!r} is not a setting: write {SETTING}")
-            part, dot, inner = key.partition(".")
-            if dot and part not in method.part_names:
-                known = ", ".join(method.part_names) or "none"
-                raise ValueError(f"{text}: {name} has no part {part}, only {known}")
-            loaded = read_yaml(value, f"{text}: {setting}")
-            try:
-                if not dot:
-                    part, inner = owner_of(key, method.part_names, also=method.part_names), key
-                own = parts.setdefault(part, {})
-                if inner in own:
-                    raise ValueError(f"{part}.{inner} is given twice: leave one of them out")
-                own[inner] = checked(part, inner, loaded)
-            except ValueError as error:
-                raise ValueError(f"{text}: {error}") from error
-        return cls(name, parts)
+    It reads ``lora``, ``lora+lmam:lora.r=1`` or ``lmam:rank=2:ablation=softmax``.
+    """
+    name, *settings = text.split(BEFORE)
+    method = method_named(name)
+    parts: dict[str, Settings] = {}
+    for setting in settings:
+        key, found, value = setting.partition("=")
+        if not (found and key and value):
+            raise ValueError(f"{text}: {setting!r} is not a setting: write {SETTING}")
+        part, dot, inner = key.partition(".")
+        if dot and part not in method.part_names:
+            known = ", ".join(method.part_names) or "none"
+            raise ValueError(f"{text}: {name} has no part {part}, only {known}")
+        loaded = read_yaml(value, f"{text}: {setting}")
+        try:
+            if not dot:
+                part, inner = owner_of(key, method.part_names, also=method.part_names), key
+            own = parts.setdefault(part, {})
+            if inner in own:
+                raise ValueError(f"{part}.{inner} is given twice: leave one of them out")
+            own[inner] = checked(part, inner, loaded)
+        except ValueError as error:
+            raise ValueError(f"{text}: {error}") from error
+    return name, parts
 
 
 class Comparison(BaseModel):
@@ -109,8 +110,8 @@ class Comparison(BaseModel):
     # The files of the rows to score, or a share of the rows to learn from, such as 20%; None for
     # benchmarks, which have their own.
     held_out: str | None = None
-    # Names of ``method_named``, each with settings if need be (``Variant.parse``), of which a
-    # search may choose: ``choices_of``.
+    # Names of ``method_named``, each with settings if need be (``parts_of``), of which a search may
+    # choose: ``choices_of``.
     methods: list[str] = []
     budgets: list[str] = []  # of trained parameters, as ``limit_of`` reads them; [] for the default
     seeds: list[int] = [1, 2, 3]  # of the final runs; a search takes the first, or each
@@ -142,7 +143,7 @@ class Comparison(BaseModel):
                 raise ValueError(f"--{_option(option)} names {twice} twice: leave one out")
         for name in self.methods:
             for one in choices_of(name):
-                Variant.parse(one)
+                parts_of(one)
             if self.is_searched(name) and not self.trials:
                 raise ValueError(f"--trials 0 tries no setting of {name}: pass --trials 1 or more")
         if not self.seeds:
@@ -191,16 +192,21 @@ class Comparison(BaseModel):
         """Whether one of ``methods`` has anything to choose from."""
         return self.trials > 1 or len(choices_of(method)) > 1
 
+    @property
+    def shared_recipe(self) -> Recipe:
+        """The settings that all runs share, as a recipe of a method without parts."""
+        return self.run_recipe(NO_PARTS, "-")
+
     def run_recipe(self, method: str, output: Path | str, **changes: Any) -> Recipe:
         """The recipe of one run; ``changes`` are fields, and ``training`` is added to the shared.
 
         Its ``eval_data`` are the held-out rows, which are scored after the training. ``method`` may
         have settings, as in ``methods``; ``parts`` among the changes replaces them.
         """
-        variant = Variant.parse(choices_of(method)[0])
+        name, parts = parts_of(choices_of(method)[0])
         training = {**TRAINING, **self.recipe.get("training", {}), **changes.pop("training", {})}
         return Recipe(**{
-            **self.recipe, "method": variant.method, "parts": variant.parts, "output": str(output),
+            **self.recipe, "method": name, "parts": parts, "output": str(output),
             "eval_data": self.held_out, "trust_remote_code": self.trust_remote_code, **changes,
             "training": training,
         })  # fmt: skip
@@ -218,9 +224,10 @@ def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
     for key, fixed in FIXED.items():
         if shared[key] == fixed:
             del shared[key]
-    for names, owner in ((CHOSEN, shared), (CHOSEN_TRAINING, shared.get("training", {}))):
-        if (own := next((name for name in names if name in owner), None)) is not None:
-            raise ValueError(f"{own}={owner[own]!r} is not for a comparison: {names[own]}")
+    given = {**shared, **shared.get("training", {})}
+    for name, instead in CHOSEN.items():
+        if name in given:
+            raise ValueError(f"{name}={given[name]!r} is not for a comparison: {instead}")
     given = {name: value for name, value in asked.items() if value is not None}
     if held_out := given.get("held_out"):
         given["held_out"] = absolute_files(held_out)
@@ -233,20 +240,18 @@ def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
 
 
 def saved_comparison(folder: Path) -> Comparison:
-    """The comparison in a folder."""
+    """The comparison in a folder; its names and numbers are not checked again."""
     path = folder / SPEC_FILE
     if not path.is_file():
-        raise ValueError(f"{folder} holds no comparison to resume: it has no {SPEC_FILE}")
-    data = read_yaml(path.read_text(encoding="utf-8"), str(path))
+        raise ValueError(f"{folder} holds no comparison: it has no {SPEC_FILE}")
     try:
-        found = Comparison(**{**data, "trust_remote_code": False})
-    except (ValidationError, TypeError) as error:
-        text = str(error)
-        if isinstance(error, ValidationError):
-            text = ": ".join(first_problem(error))
-        raise ValueError(f"{path} is not a comparison: {text}") from error
-    found.check()
-    return found
+        found = Comparison(**{**settings_in(path), "trust_remote_code": False})
+        recipe_of({**found.recipe, **FIXED})
+        return found
+    except ValidationError as error:
+        raise damaged(path, ": ".join(first_problem(error))) from error
+    except ValueError as error:
+        raise damaged(path, error) from error
 
 
 def resumed_comparison(
@@ -254,13 +259,11 @@ def resumed_comparison(
 ) -> Comparison:
     """The comparison in a folder, after a check that nothing given on the command line differs.
 
-    Args:
-        folder: of the comparison.
-        pairs: ``key=value`` of the command line.
-        options: recipe fields given as options; None for those that are not given.
-        asked: other options, by the names of ``Comparison``'s fields; likewise.
+    That is ``pairs`` of ``key=value``, ``options`` that are fields of a recipe, and those that are
+    ``asked`` of ``Comparison``'s fields; None among either is not given.
     """
     saved = saved_comparison(folder)
+    saved.check()
     if held_out := asked.get("held_out"):
         asked = {**asked, "held_out": absolute_files(held_out)}
     for name, value in asked.items():
@@ -283,8 +286,7 @@ def resumed_comparison(
 def refuse_taken_by_other(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that a comparison may not be written to."""
     refuse_both(resume=resume, overwrite=overwrite)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: choose another --output")
+    refuse_file(folder)
     if resume or not folder.is_dir():
         return
     if (folder / SPEC_FILE).is_file():

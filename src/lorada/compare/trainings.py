@@ -5,15 +5,14 @@ Each may be called again after an interrupt or a kill: it does what is not done 
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorada.compare.jobs.job import Job, report
 from lorada.compare.learning_rate import MEASURED, Space, search_rate, train_on
-from lorada.compare.plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan, mapping_in
-from lorada.compare.rows import Data, shared_recipe
+from lorada.compare.plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan
+from lorada.compare.rows import Data
 from lorada.compare.spec import EACH_SEED, Comparison
 from lorada.data.rows import answer_of, share_of
 from lorada.data.scoring import row_metrics, row_value
@@ -50,7 +49,7 @@ def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) 
     return found
 
 
-def searches_of(
+def trials_of(
     comparison: Comparison, plan: ComparisonPlan, candidate: Candidate
 ) -> tuple[int, int]:
     """How many trials the searches of a candidate take, at most and usually."""
@@ -130,18 +129,6 @@ def _space(
     return Space(recipes, comparison.trials, comparison.rates, candidate.map_rate, candidate.beside)
 
 
-def settled(comparison: Comparison, candidate: Candidate, folder: Path) -> Candidate:
-    """A candidate with the setting that its search, or that of the first seed, has chosen."""
-    alone = f"seed{comparison.seeds[0]}" if comparison.search == EACH_SEED else ""
-    path = folder / TRIALS / candidate.path / alone / SEARCH_FILE
-    choice = mapping_in(path).get("choice") if candidate.choices else None
-    return (
-        replace(candidate, parts=candidate.choices[choice].parts)
-        if choice is not None
-        else candidate
-    )
-
-
 def is_scored(run: Path) -> bool:
     """Whether a final run is trained and scored; the last thing kept of it is its forgetting."""
     result = run / RESULT_FILE
@@ -187,7 +174,7 @@ def base_job(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Job 
             if is_scored(run) and (run / "adapter").is_dir():
                 return Job(
                     name="the model as it is",
-                    work=partial(score_base, run, shared_recipe(comparison)),
+                    work=partial(score_base, run, comparison.shared_recipe),
                     folder=run,
                     done=(run / BASE_FILE).is_file,
                     reads=reads(comparison),
@@ -261,4 +248,4 @@ def commonest_answer(rows: Rows) -> Any:
 
 def reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:
     """The files and folders that a job reads, besides its own."""
-    return (*(path for _, path in shared_recipe(comparison).local_paths()), *more)
+    return (*(path for _, path in comparison.shared_recipe.local_paths()), *more)

@@ -1,12 +1,11 @@
 """Writes the report of a comparison: a page, and the same as Markdown, CSV, LaTeX and JSON."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from lorada.compare.report.pictures import pictures
 from lorada.compare.report.read import CandidateResult, read_comparison
 from lorada.compare.report.summary import Baseline, Summary, summarize
-from lorada.compare.report.words import number_form, title_of, unit_of
 from lorada.support.files import json_text, write_atomic
 from lorada.support.html import render_page
 from lorada.support.tables import NOTHING, csv_table, latex_table, markdown_table
@@ -54,15 +53,15 @@ def write_report(
 
 def page(summary: Summary) -> str:
     """The page as HTML: one file that works offline and asks for nothing, without a script."""
+    header, rows = table(summary)
     return render_page(
         Path(__file__).parent,
         f"Comparison: {summary.model} on {summary.task}",
         [],
         summary=summary,
-        header=table_header(summary),
-        rows=table_rows(summary),
-        what=title_of(summary.metric),
-        unit=unit_of(summary.metric),
+        header=header,
+        rows=rows,
+        note=note(summary),
         scored=summary.scored,
         pictures=pictures(summary),
         texts=any(one.text for one in summary.disagreements),
@@ -73,17 +72,7 @@ def markdown(summary: Summary) -> str:
     """The whole summary as a Markdown page."""
     lines = [f"# Comparison of methods: {_plain(summary.model)}, {_plain(summary.task)}", ""]
     lines += [f"**{_plain(summary.verdict)}**", "", *_bullets(summary.sentences), ""]
-    lines += _table(*_table_texts(summary))
-    what = title_of(summary.metric).capitalize()
-    lines += [
-        f"{what}: {unit_of(summary.metric)}, with its 95 % interval. Candidates that share a "
-        "letter (group) are not significantly different. p: chance of such a difference between "
-        "equal methods, corrected for the number of tests (Holm). Expected loss: how far the true "
-        "mean is expected to be from the best one. Forgetting: growth of the loss on a neutral "
-        "text. Time: measured at the end for all in turns, because the times of the "
-        "runs depend on what ran beside them.",
-        "",
-    ]
+    lines += [*_table(*_table_texts(summary)), note(summary), ""]
     commands = [f"{command}  # {what}" for what, command in summary.commands.items()]
     if commands:
         lines += ["## Commands", "", "```bash", *commands, "```", ""]
@@ -113,89 +102,96 @@ def comma_separated(summary: Summary) -> str:
     return csv_table(list(plain[0]) if plain else [], rows)
 
 
+def note(summary: Summary) -> str:
+    """What the columns of the table are."""
+    return (
+        f"{summary.scale.title.capitalize()}: {summary.scale.unit}, with its 95 % interval, the "
+        f"mean over {summary.rows} rows and the seeds. Candidates that share a letter (group) are "
+        "not significantly different. p: chance of such a difference between equal methods, "
+        "corrected for the number of tests (Holm). Expected loss: how far the true mean is "
+        "expected to be from the best one. Forgetting: growth of the model's loss on a neutral "
+        "text. Time: of a step, measured at the end for all candidates in turns, because the "
+        "times of the runs depend on what ran beside them."
+    )
+
+
 def latex(summary: Summary) -> str:
     """The table as a LaTeX ``tabular``, with the verdict as a comment above it."""
     return latex_table(*_table_texts(summary), 1, [summary.verdict, *summary.sentences])
 
 
-def table_header(summary: Summary) -> list[str]:
-    """The headings; the main metric has a column only if it differs from the score."""
-    references = {line.method for line in summary.lines if line.label in _references(summary)}
-    against = ", ".join(sorted(references)) or "the reference"
-    own = [summary.metric] if _has_metric(summary) else []
-    return [
-        "candidate", f"{title_of(summary.metric)} (95 % interval)", *own, "expected loss",
-        "group", f"p (against {against})", "p (against the highest)",
-        "trained parameters (of the model)", "adapter (MB)", "peak memory (GiB)",
-        "time (s/step, in turns)", "merges", "forgetting (nats/token)", "learning rate",
-    ]  # fmt: skip
-
-
-def table_rows(summary: Summary) -> list[Row]:
-    """The rows: candidates in the order of the summary, then baselines.
+def table(summary: Summary) -> tuple[list[str], list[Row]]:
+    """The headings, and the rows: candidates in the order of the summary, then baselines.
 
     A kind is ``best``, ``scored``, ``failed`` or ``baseline``. There is a cell for each column but
     the first; what is in brackets explains the number before.
     """
-    rows = [_candidate(summary, line) for line in summary.lines]
-    empty = [NOTHING] * (len(table_header(summary)) - 2)
+    columns, rows = _columns(summary), list[Row]()
+    for line in summary.lines:
+        take = bool(summary.best) and line.label == summary.best
+        kind = "failed" if line.score is None else "best" if take else "scored"
+        notes = ["the one to take" if take else "", line.sizes, line.reason or ""]
+        cells = [cell_of(line) for _, cell_of in columns]
+        rows.append((line.label, kind, [each for each in notes if each], cells))
     for one in summary.baselines:
         notes = [f"answer: {one.answer}" if one.answer is not None else "", one.reason or ""]
-        cells = [_score(summary, one), *empty]
-        rows.append((one.name, "baseline", [note for note in notes if note], cells))
-    return rows
+        cells = [_score(summary, one), *[NOTHING] * (len(columns) - 1)]
+        rows.append((one.name, "baseline", [each for each in notes if each], cells))
+    return ["candidate", *(title for title, _ in columns)], rows
+
+
+def _columns(summary: Summary) -> list[tuple[str, Callable[[CandidateResult], str]]]:
+    """The heading of each column but the first, and what it has of a candidate.
+
+    The main metric has a column only if it differs from the score.
+    """
+    form, pairs = summary.scale.form, [(line.score, line.value) for line in summary.lines]
+    own = any(s is not None and v is not None and abs(s - v) > SAME for s, v in pairs)
+    # The labels that candidates are tested against: one for each budget, if there are several.
+    references = {line.against for line in summary.lines if line.against}
+    methods = {line.method for line in summary.lines if line.label in references}
+    against = ", ".join(sorted(methods)) or "the reference"
+    return [
+        (f"{summary.scale.title} (95 % interval)", lambda one: _score(summary, one)),
+        *([(summary.metric, lambda one: _number(one.value, ".2f"))] if own else []),
+        ("expected loss", lambda one: _number(one.expected_loss, form)),
+        ("group", lambda one: one.letter or NOTHING),
+        (f"p (against {against})",
+         lambda one: _probability(one.p_against, one.against if len(references) > 1 else "")),
+        ("p (against the highest)", lambda one: _probability(one.p_best)),
+        ("trained parameters (of the model)", _trained),
+        ("adapter (MB)", lambda one: _number(one.adapter_mb, ".2f")),
+        ("peak memory (GiB)", lambda one: _number(one.peak_memory_gib, ".2f")),
+        ("time (s/step, in turns)", lambda one: _number(one.seconds_per_step, ".3f")),
+        ("merges", lambda one: {None: NOTHING, True: "yes", False: "no"}[one.candidate.mergeable]),
+        ("forgetting (nats/token)", lambda one: _number(one.forgetting, "+.3f")),
+        ("learning rate", lambda one: _noted(
+            _rates(one.rates), f"map {_rates(one.map_rates)}" if one.map_rates else "")),
+    ]  # fmt: skip
 
 
 def _table_texts(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """The headings and the rows as texts; a name has why it has no score, or what it answers."""
-    rows = [
+    header, rows = table(summary)
+    return header, [
         [_noted(name, "" if kind in ("best", "scored") else "; ".join(notes)), *cells]
-        for name, kind, notes, cells in table_rows(summary)
+        for name, kind, notes, cells in rows
     ]
-    return table_header(summary), rows
 
 
 def _noted(text: str, note: str) -> str:
     return f"{text} ({note})" if note else text
 
 
-def _references(summary: Summary) -> set[str]:
-    """The labels that candidates are tested against: one for each budget, if there are several."""
-    return {line.against for line in summary.lines if line.against}
-
-
-def _has_metric(summary: Summary) -> bool:
-    pairs = [(line.score, line.value) for line in summary.lines]
-    return any(s is not None and v is not None and abs(s - v) > SAME for s, v in pairs)
-
-
-def _candidate(summary: Summary, line: CandidateResult) -> Row:
-    take, plan = bool(summary.best) and line.label == summary.best, line.candidate
-    notes = ["the one to take" if take else "", line.sizes, line.reason or ""]
+def _trained(one: CandidateResult) -> str:
+    plan = one.candidate
     share = [] if plan.percent is None else [f"{plan.percent:.3f} %"]
     share += ["above the budget"] if any(plan.budgets.values()) else []
-    reference = line.against if len(_references(summary)) > 1 else ""
-    cells = [
-        _score(summary, line),
-        *([_number(line.value, ".2f")] if _has_metric(summary) else []),
-        _number(line.expected_loss, number_form(summary.metric)),
-        line.letter or NOTHING,
-        _probability(line.p_against, reference),
-        _probability(line.p_best),
-        _number(line.trainable, ",d", ", ".join(share)),
-        _number(line.adapter_mb, ".2f"),
-        _number(line.peak_memory_gib, ".2f"),
-        _number(line.seconds_per_step, ".3f"),
-        {None: NOTHING, True: "yes", False: "no"}[plan.mergeable],
-        _number(line.forgetting, "+.3f"),
-        _noted(_rates(line.rates), f"map {_rates(line.map_rates)}" if line.map_rates else ""),
-    ]
-    kind = "failed" if line.score is None else "best" if take else "scored"
-    return line.label, kind, [note for note in notes if note], cells
+    return _number(plan.trainable, ",d", ", ".join(share))
 
 
 def _score(summary: Summary, one: CandidateResult | Baseline) -> str:
-    form = number_form(summary.metric)
+    form = summary.scale.form
     known = one.low is not None and one.high is not None
     return _number(one.score, form, f"{one.low:{form}} to {one.high:{form}}" if known else "")
 

@@ -8,12 +8,11 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lorada.compare.report.read import CandidateResult
 from lorada.compare.report.summary import Baseline, Summary
-from lorada.compare.report.words import title_of, unit_of
 from lorada.support.errors import needs_extra
 from lorada.support.metric_names import as_score, lower_is_better
 
@@ -72,13 +71,13 @@ def pictures(summary: Summary) -> dict[str, str]:
 
 def score_over_costs(summary: Summary) -> Figure | None:
     """The score over each cost that was measured; None if nothing is scored."""
-    title = f"{title_of(summary.metric)} ({unit_of(summary.metric)})"
+    title = f"{summary.scale.title} ({summary.scale.unit})"
     return _over_costs(summary, "score", title, lower_is_better(summary.metric))
 
 
 def loss_over_costs(summary: Summary) -> Figure | None:
     """The expected loss over each cost that was measured, with the margin; None without one."""
-    unit = unit_of(summary.metric)
+    unit = summary.scale.unit
     title = f"expected loss ({'points' if unit == 'percent' else unit})"
     figure = _over_costs(summary, "expected_loss", title, True)
     if figure is None or summary.margin is None:
@@ -101,7 +100,7 @@ def _over_costs(summary: Summary, value: str, title: str, lower: bool) -> Figure
     fields = [name for name in COSTS if any(getattr(one, name) is not None for one in every)]
     if not fields:
         return None
-    figure = _figure(3.6, every)
+    figure = _figure(summary, 3.6, every)
     from matplotlib.ticker import LogLocator
 
     axes = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
@@ -133,7 +132,6 @@ def _over_costs(summary: Summary, value: str, title: str, lower: bool) -> Figure
         else:
             axis.locator_params(axis="x", nbins=4)
         axis.set_xlabel(COSTS[field])
-    _legend(figure, summary, every)
     return figure
 
 
@@ -154,7 +152,7 @@ def intervals(summary: Summary) -> Figure | None:
     every: list[CandidateResult | Baseline] = [*summary.scored]
     every += [one for one in summary.baselines if one.score is not None]
     every.sort(key=lambda one: -as_score(one.score or 0.0, summary.metric))
-    figure = _figure(0.7 + 0.28 * len(every))
+    figure = _figure(summary, 0.7 + 0.28 * len(every))
     axis: Any = figure.subplots()
     names = []
     for place, one in enumerate(every):
@@ -167,7 +165,7 @@ def intervals(summary: Summary) -> Figure | None:
         axis.annotate(getattr(one, "letter", ""), (end, place), **where)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
-    axis.set_xlabel(f"{title_of(summary.metric)} ({unit_of(summary.metric)}) and its 95 % interval")
+    axis.set_xlabel(f"{summary.scale.title} ({summary.scale.unit}) and its 95 % interval")
     return figure
 
 
@@ -182,7 +180,7 @@ def loss_over_rates(summary: Summary) -> Figure | None:
     lines = [line for line, trials in tried.items() if any(one.loss is not None for one in trials)]
     if not lines:
         return None
-    figure = _figure(3.2, lines)
+    figure = _figure(summary, 3.2, lines)
     axis: Any = figure.subplots()
     for line in lines:
         style = _style(summary, line.method, filled=False)
@@ -199,7 +197,6 @@ def loss_over_rates(summary: Summary) -> Figure | None:
             axis.plot(rate, loss, **{**style, **mark})
     axis.set_xscale("log")
     axis.set(xlabel="learning rate (logarithmic)", ylabel="loss on the rows set aside")
-    _legend(figure, summary, lines)
     return figure
 
 
@@ -208,7 +205,7 @@ def training_losses(summary: Summary) -> Figure | None:
     lines = [line for line in summary.lines if summary.histories.get(line.label)]
     if not lines:
         return None
-    figure = _figure(3.4, lines)
+    figure = _figure(summary, 3.4, lines)
     axis: Any = figure.subplots()
     for line in lines:
         curve = summary.histories[line.label]
@@ -219,21 +216,21 @@ def training_losses(summary: Summary) -> Figure | None:
         axis.plot(steps, losses, **style, markevery=max(1, len(steps) // 8))
     unit = "per row" if summary.form in PER_ROW else "nats per token"
     axis.set(xlabel="optimizer steps", ylabel=f"training loss ({unit})")
-    _legend(figure, summary, lines)
     return figure
 
 
-def _figure(height: float, lines: Sequence[CandidateResult] = ()) -> Figure:
-    """A figure with room for the legend of these lines' methods."""
-    methods = {line.method for line in lines}
-    rows = math.ceil(len(methods) / _columns(methods)) if methods else 0
-    return Figure(figsize=(WIDTH, height + 0.22 * rows), layout="constrained")
-
-
-def _columns(methods: Collection[str]) -> int:
-    """How many of the methods stand in a line of a legend."""
-    longest = max(len(_name(method)) for method in methods)
-    return max(1, LETTERS // (longest + 8))
+def _figure(summary: Summary, height: float, lines: Sequence[CandidateResult] = ()) -> Figure:
+    """A figure, with a legend of these lines' methods below it."""
+    styles = {line.method: _style(summary, line.method) for line in lines}
+    names = [_name(method) for method in styles]
+    columns = max(1, LETTERS // (max(map(len, names), default=0) + 8))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(WIDTH, height + 0.22 * rows), layout="constrained")
+    if names:
+        handles = [Line2D([], [], **style) for style in styles.values()]
+        where = {"loc": "outside lower center", "ncols": columns, "frameon": False}
+        figure.legend(handles, names, **where)
+    return figure
 
 
 def _name(text: str) -> str:
@@ -256,14 +253,6 @@ def _reach(one: Any) -> list[list[float]] | None:
     if one.low is None or one.high is None:
         return None
     return [[max(0.0, one.score - one.low)], [max(0.0, one.high - one.score)]]
-
-
-def _legend(figure: Figure, summary: Summary, lines: Sequence[CandidateResult]) -> None:
-    methods = list(dict.fromkeys(line.method for line in lines))
-    handles = [Line2D([], [], **_style(summary, method)) for method in methods]
-    names = [_name(method) for method in methods]
-    where = {"loc": "outside lower center", "ncols": _columns(methods), "frameon": False}
-    figure.legend(handles, names, **where)
 
 
 def literal(text: str) -> str:

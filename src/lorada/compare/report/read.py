@@ -2,18 +2,16 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from lorada.compare.plan import (
     BASELINES_FILE,
     FAILURES_FILE,
-    SEARCH_FILE,
     TIMES,
     TRIALS,
     Candidate,
@@ -21,7 +19,10 @@ from lorada.compare.plan import (
     as_given,
     mapping_in,
     saved_plan,
+    searches_of,
+    settled,
 )
+from lorada.compare.spec import Comparison, saved_comparison
 from lorada.compare.statistics import Scores
 from lorada.runs.result import read_predictions, read_result
 from lorada.support.metric_names import LOSS, as_score, main_metric, rows_metric
@@ -127,16 +128,25 @@ class CandidateResult:
 
 
 @dataclass(frozen=True)
+class Untrained:
+    """Scores without training, as ``baselines.json`` keeps them, or why there are none."""
+
+    row_scores: dict[str, list[float | None]] = field(default_factory=dict)  # metric → of each row
+    answer: Any = None  # the commonest answer
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Results:
     """What is there of a comparison."""
 
     folder: Path
-    asked: dict[str, Any]  # ``comparison.yaml``
+    asked: Comparison
     plan: ComparisonPlan
     candidates: list[CandidateResult]  # in the order of the plan
     rows: list[RowKey]  # the held-out rows, in the order of the columns of all scores
     groups: Sequence[str] | None = None  # of each row; None if rows have none
-    baselines: dict[str, Any] = field(default_factory=dict)  # ``baselines.json``
+    baselines: dict[str, Untrained] = field(default_factory=dict)  # ``as_it_is``, ``commonest``
     notes: list[str] = field(default_factory=list)  # of runs that are missing, damaged or failed
     metric: str = ""  # what methods are compared by; empty for the main metric
 
@@ -157,9 +167,10 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
     if plan is None:
         raise ValueError(f"{folder} holds no comparison: it has no plan.json")
     candidates, names = plan.candidates, list(plan.held_out)
-    asked = mapping_in(folder / "comparison.yaml", yaml.safe_load)
-    failures, baselines = (mapping_in(folder / one) for one in (FAILURES_FILE, BASELINES_FILE))
-    seeds = list(asked.get("seeds") or ())
+    asked = saved_comparison(folder)
+    failures = mapping_in(folder / FAILURES_FILE, dict[str, str])
+    baselines = mapping_in(folder / BASELINES_FILE, dict[str, Untrained])
+    seeds = asked.seeds
     by = Path(metric or (plan.metric or {}).get("name") or "").name
     found = [_runs(folder, one, seeds, failures, names, by) for one in candidates]
     rows = _common_rows([run for runs, _ in found for run in runs], names)
@@ -168,18 +179,18 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
     measured = []
     for one, (runs, missing) in zip(candidates, found, strict=True):
         same = [run for run in runs if run.scores.keys() == set(rows)]
-        if asked.get("until") is not None:  # fewer runs than seeds are meant
+        if asked.until is not None:  # fewer runs than seeds are meant
             missing = [said for said in missing if not said.endswith(UNFINISHED)]
         missing += [f"{r.folder}: it was scored on other rows" for r in runs if r not in same]
         budgets = f" ({', '.join(one.budgets) or 'default size'})" if labels[one.method] > 1 else ""
         label = one.method + budgets
         notes += [*missing, *([f"{label}: {one.reason}"] if one.reason else [])]
-        searches = _searches(folder / TRIALS / one.path)
-        failed = {seed: str(failures.get(one.run(seed), "")) for seed in seeds}
-        settled, chosen = _settled(one, searches)
+        searches = searches_of(one, folder)
+        failed = {seed: failures.get(one.run(seed), "") for seed in seeds}
+        candidate, chosen = settled(one, searches)
         losses = [[run.lines[row]["loss"] for row in rows] for run in same]
         measured.append(CandidateResult(
-            label, settled, chosen, same, searches=searches, losses=_table(losses, rows),
+            label, candidate, chosen, same, searches=searches, losses=_table(losses, rows),
             scores=_table([[run.scores[row] for row in rows] for run in same], rows),
             diverged=tuple(s for s, said in failed.items() if any(x in said for x in DIVERGED)),
             reason=one.reason or "; ".join(missing) or None,
@@ -192,23 +203,6 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
     return Results(folder, asked, plan, measured, rows, groups, baselines, notes, by)
 
 
-def _searches(folder: Path) -> list[dict[str, Any]]:
-    """What the searches of a candidate's learning rate have found: one, or one of each seed."""
-    found = map(mapping_in, [folder / SEARCH_FILE, *sorted(folder.glob(f"seed*/{SEARCH_FILE}"))])
-    return [search for search in found if search]
-
-
-def _settled(one: Candidate, searches: list[dict[str, Any]]) -> tuple[Candidate, tuple[str, ...]]:
-    """A candidate with the sizes of the setting that a search chose, of several the largest."""
-    numbers = {search.get("choice") for search in searches}
-    found = [each for number, each in enumerate(one.choices) if number in numbers]
-    if not found:
-        return one, ()
-    largest = max(found, key=lambda each: each.trainable or 0)
-    named = replace(largest, method=one.method, budgets=one.budgets, choices=one.choices)
-    return named, tuple(each.method for each in found)
-
-
 def _seconds(folder: Path) -> float | None:
     """The time of a step that was measured at the end: of the fastest turn, in seconds."""
     turns = [mapping_in(path).get("seconds_per_step") for path in sorted(folder.glob("turn*.json"))]
@@ -219,7 +213,7 @@ def _runs(
     folder: Path,
     one: Candidate,
     seeds: list[int],
-    failures: dict[str, Any],
+    failures: dict[str, str],
     held_out: Collection[str],
     metric: str,
 ) -> tuple[list[ScoredRun], list[str]]:

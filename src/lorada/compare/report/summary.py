@@ -1,7 +1,7 @@
 """What is true of a comparison: scores, tests, the decision, costs; all that its report shows."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from math import isclose
@@ -13,15 +13,15 @@ import numpy as np
 
 from lorada.compare.decide import by_seed, decide, enough_runs
 from lorada.compare.decision import Decision
-from lorada.compare.report.read import CandidateResult, Results, ScoredRun
+from lorada.compare.report.read import CandidateResult, Results, ScoredRun, Untrained
 from lorada.compare.report.words import (
     Losses,
+    Scale,
     TriedRate,
     limits,
-    same_for_all,
-    title_of,
+    scale_of,
+    score_of,
     training_losses,
-    unit_behind,
     verdict,
     windows_overlap,
 )
@@ -38,6 +38,7 @@ from lorada.compare.statistics import (
     paired_p,
     rows_needed,
 )
+from lorada.runs.folder import trains_base
 from lorada.support.errors import unknown_name
 from lorada.support.files import as_typed, file_name
 from lorada.support.metric_names import (
@@ -56,7 +57,6 @@ RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
 BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
 CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
 BESIDE = "explore beside the next best"
-Pair = tuple[Path, Path, Path]  # the winner's run, another, and where their page is written
 POINT = ("choice", "map_factor", "rate")  # what differs between the trials of a search
 
 
@@ -114,11 +114,14 @@ class Summary:
         """The candidates that have a score, the best first."""
         return [line for line in self.lines if line.score is not None]
 
+    @property
+    def scale(self) -> Scale:
+        """How its scores are written."""
+        return scale_of(self.metric)
+
     def plain(self) -> dict[str, Any]:
         """All of it, for ``report.json``."""
-        rest = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "lines"}
-        plain = asdict(Summary(**rest))
-        return plain | {"lines": [line.plain() for line in self.lines]}
+        return asdict(replace(self, lines=())) | {"lines": [one.plain() for one in self.lines]}
 
 
 def summarize(
@@ -145,16 +148,15 @@ def summarize(
     said, commands = _verdict(results, lines, best, decision, losses)
     lines += [_with_decision(one, decision) for one in results.candidates if not one.runs]
     tried = {one.label: tried_rates(one) for one in results.candidates if one.searches}
-    shared = results.asked.get("recipe") or {}
     runs = [run for one in lines for run in one.runs]
     seeds = sorted({run.seed for run in runs})
     return Summary(
         verdict=said,
         sentences=tuple(limits(results, lines, decision, losses, tested, chosen, tried)),
-        model=str(shared.get("model", "")),
+        model=str(results.asked.recipe.get("model", "")),
         task=", ".join(dict.fromkeys(source(results, name) for name, _ in results.rows)),
         rows=len(results.rows),
-        seeds=tuple(results.asked.get("seeds") or seeds),
+        seeds=tuple(seeds if seeds and results.asked.until is not None else results.asked.seeds),
         metric=metric,
         form=next((str(run.result.get("form", "")) for run in runs), ""),
         best=best.label if best else "",
@@ -180,19 +182,18 @@ def _verdict(
 ) -> tuple[str, dict[str, str]]:
     """The verdict, and the commands that follow from it."""
     said = verdict(decision, lines[0] if lines else None, losses, results.plan.steps)
-    folder, commands = results.folder, dict[str, str]()
-    if best is not None:
-        commands = commands_of(folder, best, pair_of(folder, best, lines))
-    if alike := _all_alike(results, lines):
+    commands = {} if best is None else commands_of(results.folder, best, lines)
+    by_loss = as_typed("lorada", "report", results.folder, "--metric", "loss")
+    if alike := _all_alike(lines, by_loss):
         said = f"{said} Yet {alike}" if best else alike
-        commands = {"write the report by the loss": by_loss(folder), **commands}
+        commands = {"write the report by the loss": by_loss, **commands}
     return said, commands
 
 
 def _against(results: Results, against: str | None) -> str:
     """The method that others are tested against."""
     methods = list(dict.fromkeys(one.method for one in results.candidates))
-    chosen = str(against or results.asked.get("against") or next(iter(methods), ""))
+    chosen = against or results.asked.against or next(iter(methods), "")
     if methods and chosen not in methods:
         raise unknown_name("method to compare with", chosen, methods)
     return chosen
@@ -262,12 +263,12 @@ def _decided(
         {c.label: sign * np.vstack([c.scores.reshape(-1, rows),
                                     np.full((len(c.diverged), rows), np.nan)]) for c in ran},
         {c.label: _costs(c) for c in ran},
-        results.asked.get("margin") if margin is None else margin,
+        results.asked.margin if margin is None else margin,
         lower_is_better=lower_is_better(metric),
         groups=results.groups,
         baselines={one.name: sign * each for one, each in baselines if each is not None},
         seeds={c.label: (*(run.seed for run in c.runs), *c.diverged) for c in ran},
-        unit=unit_behind(metric),
+        unit=scale_of(metric).behind.strip(),
     )  # fmt: skip
 
 
@@ -294,38 +295,37 @@ def _with_tests(
     # So few rows would call no pair different, and all the same by that.
     if pairs and tested[0].scores.shape[1] < rows_needed(len(pairs)):
         pairs = []
-    p_pairs = {
-        frozenset((a.label, b.label)): p
-        for (a, b), p in zip(pairs, _corrected(pairs, common), strict=True)
-    }
+    p_pairs = _corrected(pairs, common)
     different = {pair for pair, p in p_pairs.items() if p < ALPHA}
     groups = letters([one.label for one in tested], different) if p_pairs else {}
     compared = [(one, other) for one in tested if (other := _reference(one, tested, against))]
-    to = {
-        one.label: (other.label, p)
-        for (one, other), p in zip(compared, _corrected(compared, common), strict=True)
-    }
+    p_compared = _corrected(compared, common)
+    to = {one.label: other.label for one, other in compared}
     top = tested[0].label if tested else ""
     return [
         replace(
-            one, letter=groups.get(one.label, ""), p_best=p_pairs.get(frozenset((one.label, top))),
-            against=to.get(one.label, ("", None))[0], p_against=to.get(one.label, ("", None))[1],
+            one,
+            letter=groups.get(one.label, ""),
+            p_best=p_pairs.get(frozenset((one.label, top))),
+            against=to.get(one.label, ""),
+            p_against=p_compared.get(frozenset((one.label, to.get(one.label, "")))),
         )
         for one in scored
-    ]  # fmt: skip
+    ]
 
 
 def _corrected(
     pairs: list[tuple[CandidateResult, CandidateResult]], common: Common | None
-) -> list[float]:
-    """The p-values of pairs of candidates, corrected for their number."""
+) -> dict[frozenset[str], float]:
+    """The p-value of each pair of candidates, corrected for their number, by their labels."""
     found = []
     for a, b in pairs:
         seeds = {one.label: [run.seed for run in one.runs] for one in (a, b)}
         scores = {one.label: one.scores for one in (a, b)}
         paired = by_seed(a.label, b.label, seeds, scores)
         found.append(paired_p(a.scores, b.scores, common, paired))
-    return holm(found)
+    labels = (frozenset((a.label, b.label)) for a, b in pairs)
+    return dict(zip(labels, holm(found), strict=True))
 
 
 def _reference(
@@ -348,8 +348,8 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
     by = rows_metric(metric)
     names = BASELINES | ({"commonest": "the mean of the right numbers"} if by == ERROR else {})
     for key, name in names.items():
-        entry: Mapping[str, Any] = results.baselines.get(key) or {"reason": "it is not scored yet"}
-        stored = (entry.get("row_scores") or {}).get(by)
+        entry = results.baselines.get(key, Untrained(reason="it is not scored yet"))
+        stored = entry.row_scores.get(by)
         # Rows whose response lies beyond max_length have no loss, in no run.
         values = [as_score(value, by) for value in stored or [] if value is not None]
         if values and len(values) == len(results.rows):
@@ -359,20 +359,22 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
             )
             ends = mean_score(each).interval() if each.size > 1 else (None, None)
             low, high = sorted(as_score(end, by) for end in ends if end is not None) or (None, None)
-            answer = entry.get("answer")
             score = as_score(float(by_row.mean()), by)
-            text = None if answer is None else str(answer)
+            text = None if entry.answer is None else str(entry.answer)
             found.append((Baseline(name, score, low, high, text), by_row))
         else:
-            reason = str(entry.get("reason") or "it was scored on other rows")
-            if stored is None and "answer" in entry:
-                reason = f"an answer alone has no {title_of(metric)}"
+            reason = entry.reason or "it was scored on other rows"
+            if stored is None and entry.answer is not None:
+                reason = f"an answer alone has no {scale_of(metric).title}"
             found.append((Baseline(name, reason=reason), None))
     return found
 
 
-def _all_alike(results: Results, lines: list[CandidateResult]) -> str:
-    """Says that free answers of all runs have the same score in each row; empty if they differ."""
+def _all_alike(lines: list[CandidateResult], by_loss: str) -> str:
+    """Says that free answers of all runs have the same score in each row; empty if they differ.
+
+    If their losses differ, it names the command that writes the report ``by_loss``.
+    """
     forms = {run.result.get("form") for one in lines for run in one.runs}
     if len(lines) < 2 or rows_metric(lines[0].metric) == LOSS or not forms <= FREE:
         return ""
@@ -380,7 +382,8 @@ def _all_alike(results: Results, lines: list[CandidateResult]) -> str:
         return ""
     losses = np.concatenate([one.losses for one in lines])
     differ = bool((np.ptp(losses, axis=0) > TINY).any())
-    return same_for_all(lines[0], differ, by_loss(results.folder))
+    rest = f"their losses differ, `{by_loss}`" if differ else "their losses are equal too."
+    return f"{lines[0].metric.replace('_', ' ')} is {score_of(lines[0])} for all of them: {rest}"
 
 
 def _history(one: CandidateResult) -> list[tuple[int, float]]:
@@ -443,7 +446,7 @@ def tried_rates(one: CandidateResult) -> list[TriedRate]:
 
 def source(results: Results, name: str) -> str:
     """What a reader calls some held-out rows: their file, or the share of the file of all rows."""
-    data = (results.asked.get("recipe") or {}).get("data")
+    data = results.asked.recipe.get("data")
     return (
         f"{name} of {file_names(data).removeprefix(BUILTIN)}"
         if data and name.endswith("%")
@@ -476,23 +479,28 @@ def _disagreements(
     return found
 
 
-def pair_of(folder: Path, best: CandidateResult, scored: Sequence[CandidateResult]) -> Pair | None:
-    """The winner and the next best of another method, at the first seed that both have.
+def _pair_of(
+    folder: Path, best: CandidateResult, scored: Sequence[CandidateResult]
+) -> tuple[Path, Path, Path] | None:
+    """The winner's run, the next best one of another method, and where their page is written.
 
-    None if there is no such candidate, or one of the two runs has no adapter.
+    They are at the first seed that both have. None if there is no such candidate, or one of the two
+    runs has no adapter.
     """
     other = next((one for one in scored if one.method != best.method), None)
     if other is None:
         return None
     mine, others = ({run.seed: folder / run.folder for run in one.runs} for one in (best, other))
     seed = min(mine.keys() & others.keys(), default=None)
-    if seed is None or not (_has_adapter(mine[seed]) and _has_adapter(others[seed])):
+    if seed is None or trains_base(mine[seed]) or trains_base(others[seed]):
         return None
     names = [f"{file_name(one.method)}-{one.trainable}" for one in (best, other)]
     return mine[seed], others[seed], folder / f"explore-{'-'.join(names)}-seed{seed}.html"
 
 
-def commands_of(folder: Path, best: CandidateResult, pair: Pair | None) -> dict[str, str]:
+def commands_of(
+    folder: Path, best: CandidateResult, scored: Sequence[CandidateResult]
+) -> dict[str, str]:
     """The commands to train the winner again, and to use the run of its first seed."""
     run = best.first_run
     place, mine = folder / run.folder, f"my-{best.method}"
@@ -506,21 +514,11 @@ def commands_of(folder: Path, best: CandidateResult, pair: Pair | None) -> dict[
     if run.result.get("form") in CLASSIFIED:
         found["predict"] = ["predict", place, "--text", "TEXT", *allowed]
     found["serve"] = ["serve", place, *allowed]
-    if _has_adapter(place):
+    if not trains_base(place):
         found["explore"] = ["explore", place, "--text", "TEXT", *allowed]
-    if pair is not None:
+    if pair := _pair_of(folder, best, scored):
         *runs, page = pair
         found[BESIDE] = [
             "explore", *runs, "--text", "TEXT", "--output", page, "--overwrite", *allowed
         ]  # fmt: skip
     return {name: as_typed("lorada", *words) for name, words in found.items()}
-
-
-def by_loss(folder: Path) -> str:
-    """The command that writes the report again by the loss."""
-    return as_typed("lorada", "report", folder, "--metric", "loss")
-
-
-def _has_adapter(run: Path) -> bool:
-    """Whether a run has an adapter; a model that was trained itself has none."""
-    return not any((run / name).exists() for name in ("model", "trained.safetensors"))

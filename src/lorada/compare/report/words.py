@@ -7,20 +7,18 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 
 from lorada.compare.decision import Decision
 from lorada.compare.report.read import CandidateResult, Results
+from lorada.compare.spec import EACH_SEED
 from lorada.compare.statistics import ALPHA, detectable, has_no_spread, rows_needed
-from lorada.support.duration import duration
+from lorada.support.duration import counted, duration
 from lorada.support.metric_names import ERROR, LOSS, as_score, lower_is_better, rows_metric
 from lorada.support.row_sources import CODE
 
-# Of rows → the name of what is compared, its unit, and how numbers of it and differences end.
-LOSSES = "loss", "nats", " nats", " nats"  # per token; of classes and choices per row
-ERRORS = "mean error", "the unit of the rows", "", ""
-PERCENT = "score", "percent", "%", " points"
 HARDLY = 0.05  # a training loss that falls by a smaller share hardly fell
 POWERS = "60 to 80 %"  # of a difference that ``detectable`` gives, measured: docs/compare.md
 TIMES = 4  # as many steps are to be tried where nothing was learned
@@ -41,15 +39,27 @@ class TriedRate:
     map_rate: float | None = None  # the rate of the map, if it has its own
 
 
-def _words(metric: str) -> tuple[str, str, str, str]:
+class Scale(NamedTuple):
+    """How scores by a metric are written."""
+
+    title: str  # what is compared, for headings and axes
+    unit: str  # what a score counts, and which end is better if it is the lower one
+    form: str  # the format of a number
+    behind: str = ""  # the unit behind a score
+    gap: str = ""  # and behind a difference
+
+
+PERCENT = Scale("score", "percent", ".1f", "%", " points")
+# Per token; of classes and choices per row.
+LOSSES = Scale("loss", "nats, less is better", ".3f", " nats", " nats")
+ERRORS = Scale("mean error", "the unit of the rows, less is better", ".4g")
+
+
+def scale_of(metric: str) -> Scale:
+    """How scores by a metric are written; the unit of a user's function is not known."""
     by = rows_metric(metric)
-    own = "score", f"what {by} gives", "", ""  # the unit of a user's function is not known
+    own = Scale("score", f"what {by} gives", ".4g")
     return {LOSS: LOSSES, ERROR: ERRORS}.get(by, own if CODE in by else PERCENT)
-
-
-def unit_behind(metric: str) -> str:
-    """The unit that stands behind a score; empty for one of the user's own."""
-    return _words(metric)[2].strip()
 
 
 def windows_overlap(metric: str) -> bool:
@@ -57,32 +67,15 @@ def windows_overlap(metric: str) -> bool:
     return metric.startswith("perplexity_")
 
 
-def number_form(metric: str) -> str:
-    """The format of a number."""
-    return {PERCENT: ".1f", LOSSES: ".3f"}.get(_words(metric), ".4g")
-
-
-def title_of(metric: str) -> str:
-    """The name of what is compared, for headings and axes."""
-    return _words(metric)[0]
-
-
-def unit_of(metric: str) -> str:
-    """What a score counts, and which end is better if it is the lower one."""
-    return _words(metric)[1] + (", less is better" if lower_is_better(metric) else "")
-
-
-def _score(one: CandidateResult) -> str:
-    return f"{one.score or 0.0:{number_form(one.metric)}}{_words(one.metric)[2]}"
+def score_of(one: CandidateResult) -> str:
+    """A candidate's score with its unit."""
+    scale = scale_of(one.metric)
+    return f"{one.score or 0.0:{scale.form}}{scale.behind}"
 
 
 def _gap(gap: float, metric: str) -> str:
-    return f"{gap:{number_form(metric)}}{_words(metric)[3]}"
-
-
-def _counted(count: int, what: str) -> str:
-    """A number of things, such as ``1 row`` or ``3 rows``."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+    scale = scale_of(metric)
+    return f"{gap:{scale.form}}{scale.gap}"
 
 
 def _listed(labels: Sequence[str]) -> str:
@@ -114,12 +107,12 @@ def verdict(
     if decision is None and top is None:
         return "No run is scored yet, so there is no result."
     if decision is None and top is not None:
-        best = f"{'lowest' if lower_is_better(top.metric) else 'highest'} {title_of(top.metric)}"
+        end = "lowest" if lower_is_better(top.metric) else "highest"
         overlap = windows_overlap(top.metric)
         needs = "windows that share no tokens" if overlap else "more held-out rows"
         return (
-            f"{top.label} has the {best}, {_score(top)}, but that may be chance: a test needs "
-            f"{needs}."
+            f"{top.label} has the {end} {scale_of(top.metric).title}, {score_of(top)}, but that "
+            f"may be chance: a test needs {needs}."
         )
     said = decision.sentence if decision else ""
     if decision is not None and (decision.pick or not decision.highest):
@@ -131,13 +124,6 @@ def verdict(
     what = other if _hardly_fell(losses) else "more rows, or seeds and held-out rows to show less"
     more = f"more steps (max_steps={TIMES * steps})" if steps else "more steps"
     return f"{said} Compare again with {more}, {what}."
-
-
-def same_for_all(one: CandidateResult, losses: bool, command: str) -> str:
-    """Says that the metric tells no difference; if the ``losses`` do, with the command for them."""
-    said = f"{one.metric.replace('_', ' ')} is {_score(one)} for all of"
-    rest = f"their losses differ, `{command}`" if losses else "their losses are equal too."
-    return f"{said} them: {rest}"
 
 
 def limits(
@@ -177,7 +163,7 @@ def limits(
             "Nothing is tested: the windows that are scored share tokens, so they are not "
             "independent rows."
         )
-    if results.asked.get("until") is not None:
+    if results.asked.until is not None:
         yield (
             "Runs went where the choice was least certain, so p-values are descriptive: go by the "
             "expected losses."
@@ -197,9 +183,9 @@ def limits(
 def _incomplete(results: Results) -> Iterator[str]:
     """A sentence if runs are missing that could have been run."""
     runnable = [one for one in results.candidates if not one.candidate.reason]
-    planned = len(results.asked.get("seeds") or ()) * len(runnable)
+    planned = len(results.asked.seeds) * len(runnable)
     scored = sum(len(one.runs) for one in runnable)
-    if scored < planned and results.asked.get("until") is None:
+    if scored < planned and results.asked.until is None:
         yield (
             f"The comparison is not complete: {scored} of {planned} runs are scored. The notes at "
             "the end of the report say what is missing."
@@ -227,7 +213,7 @@ def _unfound(candidates: Sequence[CandidateResult]) -> Iterator[str]:
     for one in candidates:
         each = Counter(str(each["unfound"]) for each in one.metrics if each.get("unfound"))
         for rows, runs in each.items():
-            of = _counted(len(one.runs), "run")
+            of = counted(len(one.runs), "run")
             found.setdefault(rows, []).append(f"{one.label} ({runs} of {of})")
     for rows, labels in found.items():
         yield f"{rows} were found by {_listed(labels)}."
@@ -239,8 +225,8 @@ def _too_few_rows(results: Results) -> list[str]:
     pairs = count * (count - 1) // 2
     if not pairs or rows >= rows_needed(pairs):
         return []
-    few = f"{_counted(rows, 'held-out row')} {'is' if rows == 1 else 'are'} too few"
-    few = few if what == "row" else f"{_counted(rows, 'group')} of held-out rows are too few"
+    few = f"{counted(rows, 'held-out row')} {'is' if rows == 1 else 'are'} too few"
+    few = few if what == "row" else f"{counted(rows, 'group')} of held-out rows are too few"
     at_once = f"for {pairs} pairs of candidates at once " if pairs > 1 else ""
     return [
         f"{few} for any difference between candidates to be significant, however large it is and "
@@ -264,7 +250,7 @@ def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> 
     if right_or_wrong:  # so many rows must differ that the test can find anything
         one = max(one, 100 * rows_needed() / count)
         every = max(every, 100 * rows_needed(pairs) / count)
-    rows = _counted(count, what) + (f" of {len(results.rows)} rows" if what == "group" else "")
+    rows = counted(count, what) + (f" of {len(results.rows)} rows" if what == "group" else "")
     corrected = ""
     if pairs > 1 and (not right_or_wrong or every < 100):
         corrected = f", or of {_gap(every, metric)} with the correction for all {pairs} pairs"
@@ -307,11 +293,11 @@ def _learning_rates(results: Results, tried: Mapping[str, Sequence[TriedRate]]) 
     searches = [search for one in results.candidates for search in one.searches]
     trials = [trial for search in searches for trial in search["trials"]]
     if not trials:
-        given = results.asked.get("rates")
+        given = results.asked.rates
         said = f"all train at {given[0]:g}" if given else "each method has its own default"
         yield f"No learning rate was searched: {said}."
         return
-    if results.asked.get("search") == "each-seed":
+    if results.asked.search == EACH_SEED:
         yield "A learning rate was chosen with every seed: the standard deviation includes that."
     else:
         yield (
@@ -334,4 +320,4 @@ def _learning_rates(results: Results, tried: Mapping[str, Sequence[TriedRate]]) 
         "diverged or failed": sum(trial.get("loss") is None for trial in trials),
     }
     rest = "".join(f", {count} of them {how}" for how, count in ended.items() if count)
-    yield f"The search for learning rates took {seconds}: {_counted(len(trials), 'trial')}{rest}."
+    yield f"The search for learning rates took {seconds}: {counted(len(trials), 'trial')}{rest}."
