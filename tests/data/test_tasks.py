@@ -3,12 +3,11 @@
 import pytest
 from folders import byte_tokenizer, rows_file
 
-from lorada.data import dataset
-from lorada.data.dataset import encode_rows
+from lorada.data import tokenize
 from lorada.data.metrics import exact_match
 from lorada.data.rows import answer_of
 from lorada.data.task_rows import load_rows
-from lorada.data.tokenize import IGNORED, EncodeOptions, prompt_of, shorten_prompt
+from lorada.data.tokenize import IGNORED, EncodeOptions, encode_rows, prompt_of, shorten_prompt
 from lorada.data.tokenize import encode as every
 from lorada.training.load_recipe import load_recipe
 
@@ -112,7 +111,7 @@ def test_texts_of_many_chunks_are_cut_as_one(tmp_path, monkeypatch):
     rows = [{"text": "ab" * (number % 9)} for number in range(40)]
     whole = encoded(tmp_path, rows)
     assert {len(ids) for ids in whole["input_ids"]} == {20}
-    monkeypatch.setattr(dataset, "CHUNK", 7)
+    monkeypatch.setattr(tokenize, "CHUNK", 7)
     assert encoded(tmp_path, rows) == whole
     assert encoded(tmp_path, rows, length=19) != whole
 

@@ -14,7 +14,7 @@ LOADING = ("dtype", "quantization", "attn_implementation", "device_map")  # fiel
 
 def show_training(recipe: Any, *, as_json: bool) -> None:
     """Print rows, parameters and memory of a training, and its first row; no weights are loaded."""
-    from lorada.data.dataset import fit_context, lost_and_first
+    from lorada.data.tokenize import fit_context, lost_and_first
     from lorada.training.arguments import device_bytes
     from lorada.training.inputs import prepare_training
     from lorada.training.models.loading import stretched

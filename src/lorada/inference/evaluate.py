@@ -18,15 +18,28 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
-from lorada.data.dataset import collator, encode_options, encode_rows, kept_rows, token_counts
-from lorada.data.metrics import exact_match
+from lorada.data.metrics import (
+    exact_match,
+    fits,
+    refuse_metric,
+    refuse_unnamed,
+    row_metrics,
+    row_value,
+)
 from lorada.data.row_forms import Columns
 from lorada.data.rows import answer_of
-from lorada.data.scoring import fits, refuse_metric, refuse_unnamed, row_metrics, row_value
 from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows, refuse_empty_prompts, rows_to_score, scored_rows
 from lorada.data.tasks import TASKS
-from lorada.data.tokenize import IGNORED, prompt_of
+from lorada.data.tokenize import (
+    IGNORED,
+    collator,
+    encode_each,
+    encode_options,
+    encode_rows,
+    prompt_of,
+    token_counts,
+)
 from lorada.inference.generate import Text, generate_parts, generation_settings
 from lorada.inference.load import Run, scoring
 from lorada.inference.perplexity import slide
@@ -328,7 +341,8 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
     # A row whose right answer lies beyond max_length is answered, but has no loss.
     kept: Iterable[int] = range(len(rows.rows))
     if len(means) < len(rows.rows):
-        kept = kept_rows(rows, run.recipe, run.tokenizer, run.kind)
+        each = encode_each(rows, run.tokenizer, encode_options(rows, run.recipe, run.kind))
+        kept = [index for index, one in each if one is not None and one.features]
     by_row = dict(zip(kept, means, strict=True))
     losses = [by_row.get(index) for index in range(len(rows.rows))]
     return [one.value for one in found], losses, loss, [bool(one.cut) for one in found]

@@ -13,10 +13,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.generation import GenerationMixin, StoppingCriteriaList, StopStringCriteria
 
-from lorada.data.dataset import context_of
 from lorada.data.task import Protocol
 from lorada.data.task_rows import protocol_settings
-from lorada.data.tokenize import ends_texts, learned_ends, prompt_of, without_end
+from lorada.data.tokenize import context_of, ends_texts, learned_ends, prompt_of, without_end
 from lorada.inference.load import Run
 from lorada.inference.refilled_batch import Writer, write_answers
 from lorada.runs.recipe import refuse_unstorable

@@ -11,9 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from lorada.data.dataset import fit_context
 from lorada.data.task import Protocol
 from lorada.data.tasks import TASKS
+from lorada.data.tokenize import fit_context
 from lorada.runs.folder import TRAINED_FILE, adapter_names, finished_run, refuse_different_bases
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.runs.result import read_result
@@ -80,7 +80,7 @@ class Run(Prepared):
         task = TASKS[self.recipe.tasks[0]]
         if self.recipe.task == JSONL:
             return task.protocols[self.form]
-        return task.protocols[task.protocol(self.recipe.protocol, self.kind)]
+        return task.protocol(self.recipe.protocol, self.kind)
 
 
 def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool = False) -> Run:

@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorada.data.benchmarks.long_sequence import Losses, window_starts
-from lorada.data.dataset import context_of
 from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows
-from lorada.data.tokenize import document_ids
+from lorada.data.tokenize import context_of, document_ids
 from lorada.inference.load import Run, scoring
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.runs.result import keep_forgetting
