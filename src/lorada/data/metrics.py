@@ -281,19 +281,12 @@ def row_metrics(protocol: Protocol, answers: list[Any], rows: list[Row]) -> list
 
     - A class: ``accuracy``, 100 if it is right, else 0; and ``balanced_accuracy``, the same times
       a weight by which each class counts as much as any other.
-    - A candidate: ``accuracy``.
-    - A text: the protocol's main metric of this row alone, in percent. So the mean is the main
-      metric of all rows if that is itself a mean over rows. BLEU is not: a row has the
+    - A candidate: ``accuracy``. A number: ``mae``, its distance from the right one.
+    - A text: the protocol's main metric of this row alone, in percent; of BLEU it is the
       sentence-level score. A text that is asked to be exact has ``contains`` too.
-    - A number: ``mae``, its distance from the right one.
     - Plain text, which is scored by windows: the mean ``loss`` of each window in nats per token,
       the windows of one length after those of another. Where the last window is shorter, each loss
       is weighted by the window's share of the tokens, so that the mean is that of all tokens.
-
-    Args:
-        protocol: how the rows were asked.
-        answers: the model's answers, as ``protocol.score`` takes them.
-        rows: the rows that were asked, in the same order.
     """
     if protocol.form == "text":
         if protocol.lengths:

@@ -279,10 +279,8 @@ def data_folder(chosen: str | None) -> Path | None:
 
 def read_source(source: Source, folder: Path | None) -> list[Row]:
     """All rows of a split, in order, from a local data folder; from the hub if that is None."""
-    return _from_hub(source) if folder is None else _from_folder(source, folder)
-
-
-def _from_folder(source: Source, folder: Path) -> list[Row]:
+    if folder is None:
+        return _from_hub(source)
     stem = folder / source.folder / source.split
     found = [p for end in (".jsonl.gz", ".jsonl") if (p := Path(f"{stem}{end}")).is_file()]
     if not found:

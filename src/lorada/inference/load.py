@@ -88,9 +88,6 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
 
     Its recipe does not decide about remote code, because the folder may come from somebody else.
     ``unquantised`` loads the base's own weights, whatever the run was trained on, to merge into.
-
-    Raises:
-        ValueError: if the folder holds no finished run, or its adapter does not fit.
     """
     recipe, result = _saved(folder, trust_remote_code=trust_remote_code)
     if unquantised and recipe.quantization is not None:

@@ -71,14 +71,10 @@ def _lengths(run: Run, rows: Rows) -> list[int]:
 
 
 def window_losses(logits: Tensor, ids: Tensor) -> Tensor:
-    """The mean loss of each window, over all its tokens except the first.
+    """The mean loss (B,) of each window in nats a token, over all its tokens except the first.
 
-    Args:
-        logits: (B, T, vocabulary).
-        ids: (B, T).
-
-    Returns:
-        (B,) in fp64 on the CPU, since not every device has fp64; in nats a token.
+    ``logits`` are (B, T, vocabulary), ``ids`` (B, T). The losses are in fp64 on the CPU, since not
+    every device has fp64.
     """
     predicted = ids.shape[1] - 1
     total = torch.zeros(len(ids), dtype=torch.float64)
