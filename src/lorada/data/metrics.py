@@ -141,11 +141,8 @@ def rouge(outputs: list[str], rows: list[Row]) -> Metrics:
     rouge_score computes them, with Porter's stemmer. ROUGE-L reads a text as one sequence
     (``rougeL``); for texts of one line, such as XSum's, ``rougeLsum`` is the same.
     """
-    with needs_extra("metrics"):
-        from rouge_score.rouge_scorer import RougeScorer
-
     names = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(names, use_stemmer=True)
+    scorer = _rouge_scorer(names)
     pairs: Iterable[tuple[str, Row]] = list(zip(outputs, rows, strict=True))
     if len(rows) > 1:  # a bar for one row takes longer than its score
         pairs = progress_bar(pairs, "ROUGE")
@@ -153,12 +150,16 @@ def rouge(outputs: list[str], rows: list[Row]) -> Metrics:
     return {name: sum(100.0 * one[name].fmeasure for one in found) / len(found) for name in names}
 
 
-def rouge_l() -> Callable[[str, Row], float]:
-    """A function that gives the ROUGE-L of an output: F1 in percent, with Porter's stemmer."""
+def _rouge_scorer(names: list[str]) -> Any:
     with needs_extra("metrics"):
         from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(names, use_stemmer=True)
+
+
+def rouge_l() -> Callable[[str, Row], float]:
+    """A function that gives the ROUGE-L of an output: F1 in percent, with Porter's stemmer."""
+    scorer = _rouge_scorer(["rougeL"])
     return lambda output, row: 100.0 * scorer.score(answer_of(row), output)["rougeL"].fmeasure
 
 

@@ -108,21 +108,20 @@ def _classified_texts(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
     """One text or a pair of texts, with the index of a class or a number."""
-    for paired, group in groupby(rows, lambda row: row.get("text_pair") is not None):
-        alike, names = list(group), ("text", "text_pair") if paired else ("text",)
-        batch = tokenizer(*([row[name] for row in alike] for name in names))
-        for row, *features in zip(alike, *batch.values(), strict=True):
-            ids: Any = dict(zip(batch.keys(), features, strict=True))
-            cut = len(ids["input_ids"]) > options.max_length
-            if cut:  # truncation keeps the special tokens at the end
-                texts = [row[name] for name in names]
-                ids = tokenizer(*texts, truncation=True, max_length=options.max_length)
-            if not ids["input_ids"]:
-                yield EMPTY
-                continue
-            scored = "score" in row
-            label = float(row["score"]) if scored else options.labels.index(str(row["label"]))
-            yield Encoded({**ids, "labels": label}, cut)
+    names = [name for name in ("text", "text_pair") if name in rows[0]]  # all rows have the same
+    batch = tokenizer(*([row[name] for row in rows] for name in names))
+    for row, *features in zip(rows, *batch.values(), strict=True):
+        ids: Any = dict(zip(batch.keys(), features, strict=True))
+        cut = len(ids["input_ids"]) > options.max_length
+        if cut:  # truncation keeps the special tokens at the end
+            texts = [row[name] for name in names]
+            ids = tokenizer(*texts, truncation=True, max_length=options.max_length)
+        if not ids["input_ids"]:
+            yield EMPTY
+            continue
+        scored = "score" in row
+        label = float(row["score"]) if scored else options.labels.index(str(row["label"]))
+        yield Encoded({**ids, "labels": label}, cut)
 
 
 def _prompts_and_responses(
