@@ -6,6 +6,7 @@
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice, repeat
@@ -380,30 +381,17 @@ def encode_rows(
     refuse_kind(rows, kind)
     options = replace(encode_options(rows, recipe, kind), apart=apart)
     every, length = len(rows.rows), recipe.max_length
-    left_out: list[int] = []
-    dropped = cut = 0
-
-    def features() -> Iterator[dict[str, Any]]:
-        nonlocal dropped, cut
-        total = None if rows.form == "text" else every
-        each = encode_each(rows, tokenizer, options)
-        for index, one in progress_bar(each, f"Encoding {rows.path}", total=total):
-            if one is None or one is EMPTY:
-                left_out.append(index)
-                dropped += one is None
-            else:
-                cut += one.truncated
-                yield one.features
-
-    dataset = dataset_of(features())
+    lost: Lost = defaultdict(list)
+    dataset = dataset_of(one.features for _, one in _kept(rows, tokenizer, options, lost))
+    cut, dropped, empty = (len(lost[name]) for name in ("cut", "dropped", "empty"))
     # An encoder–decoder may have to answer held-out rows while it trains.
-    if (answered or kind == "encoder_decoder") and left_out:
+    if (answered or kind == "encoder_decoder") and (dropped or empty):
         raise ValueError(
-            f"{rows.place(left_out[0])} cannot be answered: a text of "
+            f"{rows.place(min(lost['dropped'] + lost['empty']))} cannot be answered: a text of "
             f"it gives this tokenizer no token, or is longer than max_length={length}: "
             "correct it, or raise max_length"
         )
-    if empty := len(left_out) - dropped:
+    if empty:
         logger.warning("%s: %d of %d rows were left out: they %s", rows.path, empty, every, NOTHING)
     if cut or dropped:
         more = f", {dropped} more were left out because nothing of the response was left"
@@ -418,6 +406,26 @@ def encode_rows(
     raise ValueError(
         f"no row of {rows.path} fits: every response lies beyond max_length={length}; raise it"
     )
+
+
+# Indices of rows that were ``cut`` to length, that were ``dropped`` because nothing to learn was left
+# of them, or that were ``empty`` from the beginning.
+Lost = defaultdict[str, list[int]]
+
+
+def _kept(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions, lost: Lost
+) -> Iterator[tuple[int, Encoded]]:
+    """The index of each row that has something to learn, and the row as it is encoded."""
+    total = None if rows.form == "text" else len(rows.rows)
+    each = encode_each(rows, tokenizer, options)
+    for index, one in progress_bar(each, f"Encoding {rows.path}", total=total):
+        if one is None or one is EMPTY:
+            lost["dropped" if one is None else "empty"].append(index)
+        else:
+            if one.truncated:
+                lost["cut"].append(index)
+            yield index, one
 
 
 def encode_each(
@@ -479,29 +487,21 @@ class ChoiceCollator:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch with every candidate of every row."""
-        batch = self._batch((row["prompt"], ids) for row in features for ids in row["candidates"])
-        batch["divisors"] = torch.tensor([x for row in features for x in row["divisors"]])
-        batch["groups"] = torch.tensor([len(row["candidates"]) for row in features])
-        batch["answers"] = torch.tensor([row["answer"] for row in features])
-        return batch
-
-    def plain(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch with only the right candidate of every row, as a language model is trained."""
-        return self._batch((row["prompt"], row["candidates"][row["answer"]]) for row in features)
-
-    def _batch(self, pairs: Iterable[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-        sequences = [(prompt + ids, len(prompt)) for prompt, ids in pairs]
-        shape = len(sequences), max(len(ids) for ids, _ in sequences)
+        pairs = [(row["prompt"], ids) for row in features for ids in row["candidates"]]
+        shape = len(pairs), max(len(prompt) + len(ids) for prompt, ids in pairs)
         batch = {
             "input_ids": torch.full(shape, self.pad),
             "attention_mask": torch.zeros(shape, dtype=torch.long),
             "labels": torch.full(shape, IGNORED),
+            "divisors": torch.tensor([x for row in features for x in row["divisors"]]),
+            "groups": torch.tensor([len(row["candidates"]) for row in features]),
+            "answers": torch.tensor([row["answer"] for row in features]),
         }
-        for number, (ids, prompt) in enumerate(sequences):
-            batch["input_ids"][number, -len(ids) :] = torch.tensor(ids)
-            batch["attention_mask"][number, -len(ids) :] = 1
-            scored = len(ids) - prompt
-            batch["labels"][number, -scored:] = torch.tensor(ids[prompt:])
+        for number, (prompt, ids) in enumerate(pairs):
+            whole = prompt + ids
+            batch["input_ids"][number, -len(whole) :] = torch.tensor(whole)
+            batch["attention_mask"][number, -len(whole) :] = 1
+            batch["labels"][number, -len(ids) :] = torch.tensor(ids)
         return batch
 
 
@@ -537,18 +537,13 @@ def lost_and_first(
 ) -> tuple[dict[str, int], dict[str, Any] | None]:
     """What becomes of the rows when they are encoded, and the first that is learned.
 
-    The counts are of rows ``cut`` to length, ``dropped`` because nothing to learn is left of them,
-    ``empty`` from the beginning, and ``copies`` of earlier rows.
+    The counts are those of ``Lost``, and ``copies`` of earlier rows.
     """
-    each = encode_each(rows, tokenizer, encode_options(rows, recipe, kind))
-    counts, first = dict.fromkeys(("cut", "dropped", "empty"), 0), None
-    total = None if rows.form == "text" else len(rows.rows)
-    for index, one in progress_bar(each, f"Encoding {rows.path}", total=total):
-        if one is None or one is EMPTY:
-            counts["dropped" if one is None else "empty"] += 1
-        else:
-            counts["cut"] += one.truncated
-            first = first or first_row(rows, index, one, tokenizer, kind)
+    lost: Lost = defaultdict(list)
+    first = None
+    for index, one in _kept(rows, tokenizer, encode_options(rows, recipe, kind), lost):
+        first = first or first_row(rows, index, one, tokenizer, kind)
+    counts = {name: len(lost[name]) for name in ("cut", "dropped", "empty")}
     if rows.form == "text":  # which are joined
         counts["empty"] = sum(not row["text"].strip() for row in rows.rows)
     different = {json.dumps(row, sort_keys=True) for row in rows.rows}
