@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 IGNORED = -100  # the label that transformers' losses leave out
 CHUNK = 1000  # rows tokenised at once
+NOTHING = "give this tokenizer no token to read, or none to learn"
+# Indices of rows that were ``cut`` to length, that were ``dropped`` because nothing to learn was
+# left of them, or that were ``empty`` from the beginning.
+Lost = defaultdict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -331,9 +335,6 @@ def learned_ends(form: Form, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return _end(tokenizer) + (turn_end(tokenizer) if form == "messages" else [])
 
 
-NOTHING = "give this tokenizer no token to read, or none to learn"
-
-
 def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
     """How rows are encoded: as the recipe says, or else as their protocol says."""
     protocol = rows.protocol
@@ -406,11 +407,6 @@ def encode_rows(
     raise ValueError(
         f"no row of {rows.path} fits: every response lies beyond max_length={length}; raise it"
     )
-
-
-# Indices of rows that were ``cut`` to length, that were ``dropped`` because nothing to learn was left
-# of them, or that were ``empty`` from the beginning.
-Lost = defaultdict[str, list[int]]
 
 
 def _kept(
