@@ -12,10 +12,19 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_chrf
 from sample_rows import samples
 
-from lorada.data.metrics import bleu, classes, normalised_romanian, numbers, rouge
+from lorada.data.metrics import (
+    bleu,
+    classes,
+    normalised_romanian,
+    numbers,
+    refuse_metric,
+    refuse_unnamed,
+    rouge,
+    row_metrics,
+    row_value,
+)
 from lorada.data.rows import answer_of
-from lorada.data.scoring import answer_limit, choose_metric, refuse_unnamed, row_metrics, row_value
-from lorada.data.task_rows import Rows
+from lorada.data.task_rows import Rows, answer_limit, metric_of
 from lorada.data.tasks import TASKS
 from lorada.training.load_recipe import load_recipe
 
@@ -45,15 +54,16 @@ LENGTHS = {
 @pytest.mark.parametrize("case", LENGTHS)
 def test_the_responses_of_the_training_rows_choose_the_metric_and_the_length(case):
     form, rows, metric, tokens = LENGTHS[case]
-    chosen = choose_metric(None, rows, form)
+    asked = Rows(rows, form, (), "rows", TASKS["jsonl"].protocols[form])
+    recipe = load_recipe(None, [], {"model": "-", "output": "-"})
+    chosen = metric_of(asked, recipe)
     assert chosen.name == metric
     how = "no" if metric == "exact_match" else "a"
     assert chosen.reason.startswith(f"{how} response of the training rows is longer than five")
-    recipe = load_recipe(None, [], {"model": "-", "output": "-"})
-    asked = Rows(rows, form, (), "rows", TASKS["jsonl"].protocols[form])
     limit = answer_limit(asked, recipe, byte_tokenizer(), "decoder", None)
     assert limit == max(32, math.ceil(1.1 * tokens))
-    assert choose_metric("contains", rows, form).reason == ""
+    named = metric_of(asked, recipe.model_copy(update={"metric": "contains"}))
+    assert (named.name, named.reason) == ("contains", "")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +79,7 @@ def test_the_responses_of_the_training_rows_choose_the_metric_and_the_length(cas
 def test_a_metric_that_rows_cannot_be_scored_by_is_refused_with_those_that_they_can(
     metric, form, said
 ):
-    refused(f"metric='{metric}' .*{said}", lambda: choose_metric(metric, [], form))
+    refused(f"metric='{metric}' .*{said}", lambda: refuse_metric(metric, form))
 
 
 def test_rouge_and_chrf_are_those_of_their_libraries_for_each_row():
@@ -123,7 +133,7 @@ def test_a_fault_of_the_users_function_is_one_line_that_names_it(mine, name, sai
 
 def test_a_function_of_no_file_is_refused_before_anything_is_trained(tmp_path):
     missing = f"{tmp_path / 'none.py'}:words"
-    refused("there is no file", lambda: choose_metric(missing, [], "prompt"), FileNotFoundError)
+    refused("there is no file", lambda: refuse_metric(missing, "prompt"), FileNotFoundError)
 
 
 def test_a_function_that_only_a_saved_file_names_is_not_run():

@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trained import run_recipe
 
-from lorada.data.dataset import encode_rows, refuse_target_length
 from lorada.data.rows import content_of, drawn, share_of
 from lorada.data.task_rows import Rows, load_rows
 from lorada.data.tasks import TASKS
-from lorada.data.tokenize import prompt_of
+from lorada.data.tokenize import encode_rows, prompt_of, refuse_target_length
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.training.load_recipe import load_recipe

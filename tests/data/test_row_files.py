@@ -54,13 +54,6 @@ def test_every_kind_of_file_gives_the_same_rows(rows, tmp_path):
         assert load_rows(str(tmp_path / name)).form in ("prompt", "messages")
 
 
-def test_csv_and_json_lines_give_the_same_rows(tmp_path):
-    rows = [{"prompt": 'say "a, b"', "response": "a\nb"}, {"prompt": "ü", "response": "ß"}]
-    csv = tmp_path / "rows.csv"
-    csv.write_text('prompt,response\n"say ""a, b""","a\nb"\nü,ß\n')
-    assert read_rows(csv) == read_rows(rows_file(tmp_path / "rows.jsonl", rows)) == rows
-
-
 # Texts of real rows are full of what may also stand between columns.
 TEXTS = st.text(st.sampled_from("ab ,;|\t\"'\n"), max_size=20)
 

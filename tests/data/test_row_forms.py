@@ -158,12 +158,6 @@ def test_rows_that_fit_two_forms_are_refused_with_both(case, tmp_path):
     refused(f"rows.jsonl row 1 can be read {message}", lambda: loaded(tmp_path, row))
 
 
-def test_a_text_beside_another_form_is_a_note(tmp_path):
-    """Alpaca's file on the hub has each row as one text too."""
-    assert loaded(tmp_path, {**ALPACA, "text": "all"}).form == "prompt"
-    assert loaded(tmp_path, {"text": "all"}).form == "text"
-
-
 PAIR, TEXT = {"prompt": "a", "response": "b"}, {"text": "a", "label": 0}
 WRONG = {
     "no output": (ALPACA, {"instruction": "a", "input": "b"}, " has no field 'output'"),

@@ -3,12 +3,10 @@
 import pytest
 from folders import byte_tokenizer, rows_file
 
-from lorada.data import dataset
-from lorada.data.dataset import encode_rows
+from lorada.data import tokenize
 from lorada.data.metrics import exact_match
-from lorada.data.rows import answer_of
 from lorada.data.task_rows import load_rows
-from lorada.data.tokenize import IGNORED, EncodeOptions, prompt_of, shorten_prompt
+from lorada.data.tokenize import IGNORED, EncodeOptions, encode_rows, prompt_of, shorten_prompt
 from lorada.data.tokenize import encode as every
 from lorada.training.load_recipe import load_recipe
 
@@ -36,32 +34,11 @@ def test_the_response_and_its_end_count_and_all_tokens_when_asked():
     assert kept(encode(row, loss_on="all")) == "abcd<e>"
 
 
-def test_messages_go_through_the_chat_template_and_every_answer_counts():
-    turns = [
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": "yo"},
-        {"role": "user", "content": "2?"},
-        {"role": "assistant", "content": "3"},
-    ]
-    encoded = encode({"messages": turns}, form="messages")
-    assert read(encoded) == "<|user|>hi<e><|assistant|>yo<e><|user|>2?<e><|assistant|>3<e>"
-    assert kept(encoded) == "yo<e>3<e>"
-    assert answer_of({"messages": turns}) == "3"
-
-
 def test_rows_longer_than_the_context_are_cut_and_said_to_be():
     encoded = encode({"prompt": "abc", "response": "defgh"}, max_length=5)
     assert encoded.truncated
     assert len(encoded.features["input_ids"]) == 5
     assert encode({"prompt": "a" * 9, "response": "b"}, max_length=5) is None
-
-
-def test_labelled_texts_become_class_indices():
-    row, labels = {"text": "abc", "label": "yes"}, ("no", "yes")
-    encoded = encode(row, "label", labels=labels)
-    assert encoded.features["labels"] == 1
-    assert not encoded.truncated
-    assert encode(row, "label", labels=labels, max_length=2).truncated
 
 
 def test_source_and_target_have_lengths_of_their_own():
@@ -112,7 +89,7 @@ def test_texts_of_many_chunks_are_cut_as_one(tmp_path, monkeypatch):
     rows = [{"text": "ab" * (number % 9)} for number in range(40)]
     whole = encoded(tmp_path, rows)
     assert {len(ids) for ids in whole["input_ids"]} == {20}
-    monkeypatch.setattr(dataset, "CHUNK", 7)
+    monkeypatch.setattr(tokenize, "CHUNK", 7)
     assert encoded(tmp_path, rows) == whole
     assert encoded(tmp_path, rows, length=19) != whole
 

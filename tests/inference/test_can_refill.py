@@ -14,7 +14,13 @@ from transformers import LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 from lorada.data.tokenize import EncodeOptions, encode
 from lorada.inference import generate as generating
 from lorada.inference.evaluate import evaluate
-from lorada.inference.generate import continue_prompts, generate, reason_against, tokens_of
+from lorada.inference.generate import (
+    continue_prompts,
+    generate,
+    generation_settings,
+    reason_against,
+    tokens_of,
+)
 from lorada.inference.load import load_run
 
 PLAIN = {"max_new_tokens": 12}
@@ -90,40 +96,29 @@ def test_encoder_decoders_are_left_to_generate(folder):
     assert len(generate(run, ["ab", "abc"])) == 2
 
 
-@pytest.mark.parametrize("stops", [False, True])
-def test_a_run_answers_the_same_either_way(run, stops, monkeypatch):
-    generation = {}
-    if stops:  # a letter from the middle of an answer
-        answers = continue_prompts(run, PROMPTS, 12)
-        stop = next(
-            c for answer in answers for c in answer[1:-1] if c.isascii() and c.isprintable()
-        )
-        generation = {"stop_strings": [stop]}
+@pytest.mark.parametrize("ended_by", ["tokens", "texts of the task", "a text of the base"])
+def test_a_run_answers_the_same_either_way(run, ended_by, monkeypatch):
+    plain = continue_prompts(run, PROMPTS, 12)
+    # A letter from the middle of an answer.
+    stop = next(c for answer in plain for c in answer[1:-1] if c.isascii() and c.isprintable())
+    settings = {"stop_strings": [stop]} if ended_by == "texts of the task" else {}
+    if ended_by == "a text of the base":
+        monkeypatch.setattr(run.model.generation_config, "stop_strings", stop)
 
     def ask(*, refill):
         why = None if refill else "for a test"
         monkeypatch.setattr(generating, "reason_against", lambda *_: why)
-        protocol = replace(run.protocol, generation=generation)
-        return generate(run, PROMPTS, protocol=protocol, max_new_tokens=12)
+        asked = generation_settings(run, 12) | settings
+        found = generating.generate_parts(run, PROMPTS, [range(5)], asked, templated=False)
+        return [text.text for _, text in sorted(found)]
 
     found = ask(refill=True)
     assert found == ask(refill=False)
     assert len(set(found)) > 1
-    assert not stops or (found != answers and any(a.endswith(stop) for a in found))
+    assert (found == plain) == (ended_by == "tokens")
+    assert found == plain or any(answer.endswith(stop) for answer in found)
     with run.model.disable_adapter():
         assert ask(refill=True) != found
-
-
-def test_texts_that_end_the_answers_of_the_base_end_them_either_way(run, monkeypatch):
-    answers = continue_prompts(run, PROMPTS, 12)
-    stop = next(c for answer in answers for c in answer[1:-1] if c.isascii() and c.isprintable())
-    monkeypatch.setattr(run.model.generation_config, "stop_strings", stop)
-    found = []
-    for why in (None, "for a test"):
-        monkeypatch.setattr(generating, "reason_against", lambda *_, why=why: why)
-        found.append(continue_prompts(run, PROMPTS, 12))
-    assert found[0] == found[1] != answers
-    assert any(answer.endswith(stop) for answer in found[0])
 
 
 @pytest.mark.parametrize("room", [None, 6])

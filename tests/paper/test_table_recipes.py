@@ -70,8 +70,7 @@ def test_every_run_is_a_recipe_of_a_method_that_its_model_can_take(number, scale
         writes = kind_of(config) == "encoder_decoder"
         training_arguments(recipe, plan.arguments, quiet=True, writes=writes)
         for name in tasks:
-            chosen = TASKS[name].protocol(recipe.protocol, kind_of(config))
-            protocol = TASKS[name].protocols[chosen]
+            protocol = TASKS[name].protocol(recipe.protocol, kind_of(config))
             if protocol.target_length is not None and kind_of(config) == "decoder":
                 # Prompt and response share the length.
                 assert (recipe.max_target_length or protocol.target_length) < recipe.max_length

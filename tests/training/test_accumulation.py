@@ -11,10 +11,9 @@ from stacks import randomise
 from transformers import AutoModelForSequenceClassification
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.data.dataset import collator
 from lorada.data.task_rows import Rows
 from lorada.data.tasks import TASKS
-from lorada.data.tokenize import IGNORED
+from lorada.data.tokenize import IGNORED, collator
 from lorada.methods.build import Plan
 from lorada.training.arguments import training_arguments
 from lorada.training.inputs import PreparedTraining

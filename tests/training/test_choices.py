@@ -14,8 +14,7 @@ from trained import run_recipe
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.data.dataset import ChoiceCollator
-from lorada.data.tokenize import IGNORED, EncodeOptions, encode
+from lorada.data.tokenize import IGNORED, ChoiceCollator, EncodeOptions, encode
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.methods.callbacks.longlora import ShiftedAttention

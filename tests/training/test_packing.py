@@ -11,8 +11,7 @@ from peft import get_peft_model
 from trained import run_recipe
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.data.dataset import collator
-from lorada.data.tokenize import IGNORED, EncodeOptions, encode
+from lorada.data.tokenize import IGNORED, EncodeOptions, collator, encode
 from lorada.training.packing import PackedCollator, best_fit, pack, refuse_mixing
 from lorada.training.train import train
 

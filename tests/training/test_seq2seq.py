@@ -30,8 +30,7 @@ from transformers import (
     MBart50Tokenizer,
 )
 
-from lorada.data.dataset import collator
-from lorada.data.tokenize import EncodeOptions, encode
+from lorada.data.tokenize import EncodeOptions, collator, encode
 from lorada.inference.evaluate import evaluate, evaluate_tasks
 from lorada.inference.export import export
 from lorada.inference.generate import continue_prompts, generate

@@ -21,7 +21,7 @@ from programs import printed
 from test_processes import TORCHRUN
 from test_train import PressCtrlC
 
-from lorada.data.dataset import collator
+from lorada.data.tokenize import collator
 from lorada.training import train as training
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train

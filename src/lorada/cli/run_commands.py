@@ -115,7 +115,7 @@ def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, res
 
     A function of a file that only that recipe names is refused.
     """
-    from lorada.data.scoring import refuse_unnamed
+    from lorada.data.metrics import refuse_unnamed
     from lorada.runs.recipe import RECIPE_FILE
     from lorada.support.models import check_name
     from lorada.training.load_recipe import read_recipe
@@ -147,7 +147,7 @@ def check_inputs(recipe: Any, held_out: str | None) -> None:
 
 def show_training(recipe: Any, *, as_json: bool) -> None:
     """Print rows, parameters and memory of a training, and its first row; no weights are loaded."""
-    from lorada.data.dataset import fit_context, lost_and_first
+    from lorada.data.tokenize import fit_context, lost_and_first
     from lorada.training.arguments import device_bytes
     from lorada.training.inputs import prepare_training
     from lorada.training.models.loading import stretched
@@ -323,8 +323,8 @@ def scored_run(run: Path, data: str | None, data_dir: str | None, metric: str | 
 
     ``data`` are files of rows, None for those of the recipe; ``metric`` is what is asked for.
     """
+    from lorada.data.metrics import refuse_unnamed
     from lorada.data.rows import share_of
-    from lorada.data.scoring import refuse_unnamed
     from lorada.data.task_rows import refuse_absent
     from lorada.runs.folder import finished_run
     from lorada.runs.recipe import JSONL

@@ -11,8 +11,8 @@ from lorada.compare.plan import Candidate, ComparisonPlan
 from lorada.compare.rows import Data
 from lorada.compare.sizes import limit_of, size_for
 from lorada.compare.spec import Comparison, choices_of
-from lorada.data.dataset import encode_rows, fit_context
-from lorada.data.scoring import metric_of
+from lorada.data.task_rows import metric_of
+from lorada.data.tokenize import encode_rows, fit_context
 from lorada.methods.build import build_method
 from lorada.methods.sizes import default_rate
 from lorada.runs.recipe import Recipe

@@ -26,8 +26,8 @@ from lorada.compare.rows import Data, read_data
 from lorada.compare.spec import SPEC_FILE, Comparison, saved_comparison
 from lorada.compare.trainings import BASE_FILE, base_job, comparison_jobs, score_commonest
 from lorada.compare.until import Until
-from lorada.data.dataset import refuse_target_length
-from lorada.data.scoring import RowValue, row_value
+from lorada.data.metrics import RowValue, row_value
+from lorada.data.tokenize import refuse_target_length
 from lorada.inference.evaluate import BASE
 from lorada.runs.result import read_predictions, write_predictions
 from lorada.support.files import json_text, one_at_a_time, scratch_folder, write_atomic

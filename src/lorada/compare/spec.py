@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorada.compare.plan import damaged
+from lorada.data.metrics import refuse_unnamed
 from lorada.data.rows import share_of
-from lorada.data.scoring import refuse_unnamed
 from lorada.methods.lookup import method_named
 from lorada.methods.method import Settings
 from lorada.methods.overrides import checked, owner_of

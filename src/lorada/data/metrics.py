@@ -1,22 +1,25 @@
 """Metrics of a model's answers: (answers, rows) → metrics, in percent unless noted.
 
-A metric that is undefined for these answers is None. Recalls, correlations, F1, ROUGE, chrF and
-BLEU come from the libraries of the extra ``metrics``.
+``NAMES`` are those that a user can choose among. A metric that is undefined for these answers is
+None. Recalls, correlations, F1, ROUGE, chrF and BLEU come from the libraries of the extra
+``metrics``.
 """
 
 import logging
 import math
+import runpy
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lorada.data.rows import answer_of
-from lorada.data.task import Metrics
+from lorada.data.task import Metrics, Protocol
 from lorada.support.errors import how_to_install, needs_extra
 from lorada.support.progress import progress_bar
-from lorada.support.row_sources import Row
+from lorada.support.row_sources import CODE, Form, Row
 
 logger = logging.getLogger(__name__)
 
@@ -138,11 +141,8 @@ def rouge(outputs: list[str], rows: list[Row]) -> Metrics:
     rouge_score computes them, with Porter's stemmer. ROUGE-L reads a text as one sequence
     (``rougeL``); for texts of one line, such as XSum's, ``rougeLsum`` is the same.
     """
-    with needs_extra("metrics"):
-        from rouge_score.rouge_scorer import RougeScorer
-
     names = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(names, use_stemmer=True)
+    scorer = _rouge_scorer(names)
     pairs: Iterable[tuple[str, Row]] = list(zip(outputs, rows, strict=True))
     if len(rows) > 1:  # a bar for one row takes longer than its score
         pairs = progress_bar(pairs, "ROUGE")
@@ -150,12 +150,16 @@ def rouge(outputs: list[str], rows: list[Row]) -> Metrics:
     return {name: sum(100.0 * one[name].fmeasure for one in found) / len(found) for name in names}
 
 
-def rouge_l() -> Callable[[str, Row], float]:
-    """A function that gives the ROUGE-L of an output: F1 in percent, with Porter's stemmer."""
+def _rouge_scorer(names: list[str]) -> Any:
     with needs_extra("metrics"):
         from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(names, use_stemmer=True)
+
+
+def rouge_l() -> Callable[[str, Row], float]:
+    """A function that gives the ROUGE-L of an output: F1 in percent, with Porter's stemmer."""
+    scorer = _rouge_scorer(["rougeL"])
     return lambda output, row: 100.0 * scorer.score(answer_of(row), output)["rougeL"].fmeasure
 
 
@@ -208,3 +212,97 @@ def normalised_romanian() -> Callable[[str], str]:
         return str(tokens.tokenize(text, return_str=True, escape=False))
 
     return normalise
+
+
+FREE: tuple[Form, ...] = ("messages", "prompt")  # forms whose right answer is a free text
+# The metrics that rows of each form can be scored by, the usual one first; responses have two.
+NAMES: dict[Form, tuple[str, ...]] = {
+    **dict.fromkeys(FREE, ("loss", "exact_match", "contains", "rougeL", "chrf")),
+    "label": ("accuracy", "balanced_accuracy", "macro_f1", "loss"),
+    "choice": ("accuracy", "loss"),
+    "score": ("mae",),
+    "text": ("perplexity", "loss"),
+}
+RowValue = Callable[[str, Row], float]  # of an answer to a row
+# Those that are computed from an answer only when they are asked for.
+LATER: dict[str, Callable[[], RowValue]] = {"rougeL": rouge_l, "chrf": chrf}
+
+
+def fits(metric: str, form: Form) -> bool:
+    """Whether rows of a form can be scored by a metric."""
+    return metric in NAMES[form] or (CODE in metric and form in FREE)
+
+
+def refuse_metric(asked: str, form: Form) -> None:
+    """Refuse a metric that rows of a form cannot be scored by."""
+    if not fits(asked, form):
+        known = ", ".join(NAMES[form]) + (" or FILE.py:function" if form in FREE else "")
+        raise ValueError(f"metric={asked!r} does not score {form} rows: take {known}")
+    if CODE in asked and not (path := Path(asked.rpartition(":")[0])).is_file():
+        raise FileNotFoundError(f"metric={asked}: there is no file {path}")
+
+
+def refuse_unnamed(metric: str | None, where: object, option: str = "--metric ") -> None:
+    """Refuse a function that a saved file names and the command does not, by ``option``."""
+    if metric is not None and CODE in metric:
+        raise ValueError(
+            f"{where} is scored by {metric}, and code of a file runs only if you name it: add "
+            f"{option}{metric}"
+        )
+
+
+def row_value(metric: str) -> RowValue | None:
+    """What computes a metric of one row from its answer; None for a metric that is always there.
+
+    Code of the user's file runs here.
+    """
+    if CODE not in metric:
+        return LATER[metric]() if metric in LATER else None
+    path, _, name = metric.rpartition(":")
+    try:
+        function = runpy.run_path(path)[name]
+    except Exception as error:  # of any class: it is the user's code
+        raise ValueError(f"metric={metric} cannot be loaded: {error!r}") from error
+
+    def of_row(answer: str, row: Row) -> float:
+        prompt = row["messages"][-2]["content"] if "messages" in row else row["prompt"]
+        try:
+            value = float(function(prompt, answer_of(row), answer, row))
+        except Exception as error:  # again of any class
+            raise ValueError(f"metric={metric} failed for {answer!r}: {error!r}") from error
+        if not math.isfinite(value):
+            raise ValueError(f"metric={metric} gave {value} for {answer!r}: it must be finite")
+        return value
+
+    return of_row
+
+
+def row_metrics(protocol: Protocol, answers: list[Any], rows: list[Row]) -> list[dict[str, float]]:
+    """The metrics of each answer that cost nothing, without the row's loss.
+
+    - A class: ``accuracy``, 100 if it is right, else 0; and ``balanced_accuracy``, the same times
+      a weight by which each class counts as much as any other.
+    - A candidate: ``accuracy``. A number: ``mae``, its distance from the right one.
+    - A text: the protocol's main metric of this row alone, in percent; of BLEU it is the
+      sentence-level score. A text that is asked to be exact has ``contains`` too.
+    - Plain text, which is scored by windows: the mean ``loss`` of each window in nats per token,
+      the windows of one length after those of another. Where the last window is shorter, each loss
+      is weighted by the window's share of the tokens, so that the mean is that of all tokens.
+    """
+    if protocol.form == "text":
+        if protocol.lengths:
+            return [{"loss": loss} for _, losses in answers for loss in losses]
+        mean = sum(count for _, count in answers) / len(answers)
+        return [{"loss": loss * count / mean} for loss, count in answers]
+    pairs = list(zip(answers, rows, strict=True))
+    if protocol.form == "score":
+        return [{"mae": abs(answer - float(row["score"]))} for answer, row in pairs]
+    score = accuracy if protocol.form in ("label", "choice") else protocol.score
+    found = [dict([next(iter(score([answer], [row]).items()))]) for answer, row in pairs]
+    if protocol.form == "label":
+        for one, weight in zip(found, class_weights(rows), strict=True):
+            one["balanced_accuracy"] = weight * one["accuracy"]
+    if protocol.score is exact_match:
+        for one, pair in zip(found, pairs, strict=True):
+            one["contains"] = contains(*pair)
+    return found

@@ -395,8 +395,11 @@ def _name_unread(rows: list[Row], first: _Fit, path: str) -> None:
 def _check_row(row: Row, reading: Reading, where: str, keys: Mapping[str, str]) -> None:
     for name, value in row.items():
         shown = keys.get(name, name).removesuffix(TURNS)
-        check = _turns_fault if name in (*CHATS, "prompt[]", "completion[]") else _fault
-        if fault := check(name, shown, value, row, reading.form):
+        if name in (*CHATS, "prompt[]", "completion[]"):
+            fault = _turns_fault(name, shown, value)
+        else:
+            fault = _fault(name, shown, value, row, reading.form)
+        if fault:
             raise ValueError(f"{where}: {fault}")
         try:  # JSON may hold half a character
             (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
@@ -428,7 +431,7 @@ def _fault(name: str, shown: str, value: Any, row: Row, form: Form) -> str | Non
     return None if right else f"{shown} {said}: {reprlib.repr(value)}"
 
 
-def _turns_fault(name: str, shown: str, turns: Any, row: Row, form: Form) -> str | None:
+def _turns_fault(name: str, shown: str, turns: Any) -> str | None:
     """What is wrong with the turns in a field; None if nothing."""
     ours = name != "conversations"
     role, text = ("role", "content") if ours else ("from", "value")

@@ -6,7 +6,6 @@ stay texts, and a field that only some rows have is not added to the others.
 
 import csv
 import gzip
-import hashlib
 import io
 import json
 import logging
@@ -64,14 +63,13 @@ def read_rows(path: str | Path) -> list[Row]:
     return [row for rows in read_files(path) for row in rows]
 
 
-def read_files(path: str | Path) -> list[list[Row]]:
+def read_files(path: str | Path | None) -> list[list[Row]]:
     """The rows of each file, or data set of the hub, that ``path`` names with commas between.
 
     A file has one of the endings ``TEXTS`` or ``PARQUET``; one with another is read as JSON Lines.
     A local folder that ``datasets.load_dataset`` takes is read like a data set of the hub.
     """
-    there(path)
-    found = {}
+    path, found = there(path), {}
     for name in files_of(path):
         if name in found:
             raise ValueError(f"{path} names {name} twice: leave one out")
@@ -283,10 +281,8 @@ def data_folder(chosen: str | None) -> Path | None:
 
 def read_source(source: Source, folder: Path | None) -> list[Row]:
     """All rows of a split, in order, from a local data folder; from the hub if that is None."""
-    return _from_hub(source) if folder is None else _from_folder(source, folder)
-
-
-def _from_folder(source: Source, folder: Path) -> list[Row]:
+    if folder is None:
+        return _from_hub(source)
     stem = folder / source.folder / source.split
     found = [p for end in (".jsonl.gz", ".jsonl") if (p := Path(f"{stem}{end}")).is_file()]
     if not found:
@@ -345,12 +341,6 @@ def text_of(row: Row, name: str) -> str:
     if not isinstance(row[name], str):
         raise ValueError(f"{name} is not a text: {row[name]!r}")
     return str(row[name])
-
-
-def fingerprint(rows: list[Row]) -> str:
-    """The sha256 of the rows' content, for ``result.json``."""
-    text = "\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def content_of(row: Row) -> str:

@@ -92,25 +92,23 @@ class Task:
     train: dict[str, Source] = field(default_factory=dict)
     test: dict[str, Source] = field(default_factory=dict)
 
-    def protocol(self, name: str | None, kind: Kind) -> str:
-        """The name of the protocol for a kind of model: ``name``, or the first that suits if None.
+    def protocol(self, name: str | None, kind: Kind) -> Protocol:
+        """The protocol for a kind of model: that called ``name``, or the first that suits if None.
 
         Raises:
             ValueError: for an unknown name, or if no protocol or not this one suits the kind.
         """
-        fitting = [key for key, protocol in self.protocols.items() if kind in protocol.kinds]
-        if name is None and fitting:
-            return fitting[0]
         if name is not None and name not in self.protocols:
             raise ValueError(f"protocol={name!r} is not one of {', '.join(self.protocols)}")
-        if name is None or name not in fitting:
-            wanted = self.protocols[name or next(iter(self.protocols))].kinds
-            asked = f" by protocol {name!r}" if name else ""
-            raise ValueError(
-                f"this task{asked} needs a model of kind {' or '.join(wanted)}, and this one is of "
-                f"kind {kind}"
-            )
-        return name
+        asked = [self.protocols[name]] if name is not None else [*self.protocols.values()]
+        for protocol in asked:
+            if kind in protocol.kinds:
+                return protocol
+        by = f" by protocol {name!r}" if name else ""
+        raise ValueError(
+            f"this task{by} needs a model of kind {' or '.join(asked[0].kinds)}, and this one is "
+            f"of kind {kind}"
+        )
 
 
 def unchanged(row: Row) -> Row:

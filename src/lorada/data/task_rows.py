@@ -1,5 +1,10 @@
-"""Finds the rows that a run learns from and is scored on: a user's file, or those of benchmarks."""
+"""Finds the rows that a run learns from and is scored on: a user's file, or those of benchmarks.
 
+Rows of a user's own decide by what answers are scored (``metric_of``) and how long they may be.
+"""
+
+import hashlib
+import json
 import logging
 import random
 import re
@@ -9,11 +14,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from lorada.data.metrics import FREE, NAMES, refuse_metric
 from lorada.data.row_forms import Columns, in_form, to_answer
 from lorada.data.rows import (
     data_folder,
     drawn,
-    fingerprint,
     place_of,
     places_of,
     read_files,
@@ -33,6 +38,10 @@ LEAST_ANSWER = 32  # tokens
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 LabelType = Literal["text", "integer", "boolean"]
 MOST_CLASSES = 10  # that a line about rows counts
+MOST_WORDS = 5  # of a response that an answer can be expected to equal
+# A word; in scripts that put no blanks between words (Thai, Chinese, Japanese), a letter.
+ALONE = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
+WORD = re.compile(rf"[{ALONE}]|[^\s{ALONE}]+")
 OwnClasses = tuple[str, ...] | None  # the classes of a model's head, by index
 
 
@@ -87,8 +96,18 @@ class Rows:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the rows' content."""
-        return fingerprint(self.rows)
+        """The sha256 of the rows' content, for ``result.json``."""
+        lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) for row in self.rows)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @property
+    def responses(self) -> list[str]:
+        """The texts that a model learns to write: responses, and the assistant's turns of chats."""
+        if self.form == "prompt":
+            return [row["response"] for row in self.rows]
+        turns = (turn for row in self.rows for turn in row.get("messages", ()))
+        said = (turn["content"] for turn in turns if turn["role"] == "assistant")
+        return [text for text in said if isinstance(text, str)]  # a call of tools has none
 
 
 def head_size(rows: Rows) -> int | None:
@@ -145,7 +164,13 @@ def _divided(rows: Rows, recipe: Recipe) -> tuple[Rows, Rows | None, Rows | None
         _refuse_unanswered(held_out)
         held_out = sampled(held_out, recipe.eval_rows)
     if recipe.dev_rows:
-        rows, dev = _split(rows, recipe.dev_rows, recipe.dev_seed)
+        if recipe.dev_rows >= len(rows.rows):
+            raise ValueError(
+                f"dev_rows={recipe.dev_rows} leaves none of {len(rows.rows)} rows to learn from: "
+                "lower it"
+            )
+        chance = random.Random(recipe.dev_seed)  # the same for every seed of the training
+        rows, dev = _parts(rows, chance.sample(range(len(rows.rows)), recipe.dev_rows))
     return sampled(rows, recipe.train_rows), held_out, dev
 
 
@@ -235,7 +260,7 @@ def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind)
     found = {}
     for name in recipe.tasks:
         task = TASKS[name]
-        protocol = task.protocols[task.protocol(recipe.protocol, kind)]
+        protocol = task.protocol(recipe.protocol, kind)
         for suffix, source in task.test.items():
             convert = protocol.convert_test or protocol.convert
             converted = _convert(read_source(source, folder), convert, source)
@@ -256,7 +281,7 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
         if name == JSONL:
             raise ValueError(f"task={recipe.task}: {JSONL} cannot be learned with other tasks")
         task = TASKS[name]
-        protocol = task.protocols[task.protocol(recipe.protocol, kind)]
+        protocol = task.protocol(recipe.protocol, kind)
         sources[_train_source(name, task, recipe.train_on)] = protocol
     forms = {(p.form, p.labels, p.languages, p.loss_on, p.joint) for p in sources.values()}
     if len(forms) > 1:
@@ -333,15 +358,6 @@ def _sorted_classes(labels: set[str]) -> tuple[str, ...]:
     return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numbers else None))
 
 
-def _split(rows: Rows, held_out: int, seed: int) -> tuple[Rows, Rows]:
-    """Hold out a random part of the rows, the same for every seed of the training."""
-    if held_out >= len(rows.rows):
-        raise ValueError(
-            f"dev_rows={held_out} leaves none of {len(rows.rows)} rows to learn from: lower it"
-        )
-    return _parts(rows, random.Random(seed).sample(range(len(rows.rows)), held_out))
-
-
 def _parts(rows: Rows, held_out: Iterable[int]) -> tuple[Rows, Rows]:
     """The rows that are left, and those with these indices, both in order."""
     chosen = set(held_out)
@@ -377,8 +393,7 @@ def load_rows(
     ``columns`` are the user's names of fields, and ``before`` those of other rows, which these may
     lack.
     """
-    path = str(there(path))
-    files = read_files(path)
+    files, path = read_files(path), str(path)
     counts = tuple(len(rows) for rows in files)
     every = [row for rows in files for row in rows]
     rows, form = in_form(every, path, columns, before, counts)
@@ -468,3 +483,53 @@ def protocol_settings(
     if recipe.max_new_tokens is not None:
         settings["max_new_tokens"] = recipe.max_new_tokens
     return settings
+
+
+@dataclass(frozen=True)
+class ChosenMetric:
+    """One of ``NAMES``, or ``FILE.py:function``; and why, if rows have decided it."""
+
+    name: str
+    reason: str = ""
+
+
+def metric_of(rows: Rows, recipe: Recipe) -> ChosenMetric | None:
+    """The metric that answers are scored by: the recipe's, or the usual one for rows like these.
+
+    None for a benchmark, which has its own.
+    """
+    asked, form = recipe.metric, rows.form
+    if recipe.task != JSONL:
+        if asked is None:
+            return None
+        raise ValueError(
+            f"metric={asked} is for rows of your own: leave it out with task={recipe.task}"
+        )
+    if asked is not None:
+        refuse_metric(asked, form)
+        return ChosenMetric(asked)
+    if form not in FREE:
+        return ChosenMetric(NAMES[form][0])
+    long = any(len(WORD.findall(text)) > MOST_WORDS for text in rows.responses)
+    reason = f"{'a' if long else 'no'} response of the training rows is longer than five words"
+    return ChosenMetric("loss" if long else "exact_match", reason)
+
+
+def answer_limit(
+    rows: Rows, recipe: Recipe, tokenizer: Any, kind: Kind, context: int | None
+) -> int | None:
+    """The most tokens of an answer: a tenth more than the longest response, and at least 32.
+
+    Of a model that reads ``context`` tokens (None for any number), a decoder keeps half for the
+    prompt. None for rows of a benchmark, whose protocol says it, and for rows without responses.
+    """
+    texts, longest = rows.responses, 0
+    if recipe.task != JSONL or not texts:
+        return None
+    for start in range(0, len(texts), 1000):
+        found = tokenizer(texts[start : start + 1000], add_special_tokens=False, verbose=False)
+        longest = max(longest, *map(len, found["input_ids"]))
+    longest = min(longest, recipe.max_target_length or recipe.max_length)
+    room = context if context is None or kind == "encoder_decoder" else context // 2
+    most = longest + -(-longest // 10)
+    return max(LEAST_ANSWER, most if room is None else min(most, room))

@@ -1,26 +1,36 @@
-"""Turns rows of each form into token ids, and into labels that say which tokens a model learns.
+"""Turns rows of each form into token ids and labels, datasets of these, and padded batches.
 
-A chat is what its template writes; of it every answer of the assistant is learned, with its end:
-
-    answer k = what the text up to turn k has beyond the turns before it and an answer's header
-
-A template that marks what a model writes (``{% generation %}``) says itself which tokens these are.
+``labels`` say which tokens a model learns. Lengths are fitted to the model's context; and
+``lost_and_first`` says of a dry run's rows how many are cut, and shows the first as it is read.
 """
 
-import re
+import json
+import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, groupby, islice, pairwise, repeat
-from textwrap import shorten
+from itertools import chain, groupby, islice, repeat
 from typing import Any, Literal
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from datasets import Dataset, concatenate_datasets
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from lorada.data.chats import TurnsRefused, chat_tokens, continuations, rendered, turn_end
 from lorada.data.task import Kind
-from lorada.support.row_sources import Form, Row
+from lorada.data.task_rows import Rows, refuse_kind
+from lorada.runs.recipe import Recipe
+from lorada.support.progress import progress_bar
+from lorada.support.row_sources import HEADED, Form, Row
+
+logger = logging.getLogger(__name__)
 
 IGNORED = -100  # the label that transformers' losses leave out
 CHUNK = 1000  # rows tokenised at once
+NOTHING = "give this tokenizer no token to read, or none to learn"
+# Indices of rows that were ``cut`` to length, that were ``dropped`` because nothing to learn was
+# left of them, or that were ``empty`` from the beginning.
+Lost = defaultdict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -103,21 +113,20 @@ def _classified_texts(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
     """One text or a pair of texts, with the index of a class or a number."""
-    for paired, group in groupby(rows, lambda row: row.get("text_pair") is not None):
-        alike, names = list(group), ("text", "text_pair") if paired else ("text",)
-        batch = tokenizer(*([row[name] for row in alike] for name in names))
-        for row, *features in zip(alike, *batch.values(), strict=True):
-            ids: Any = dict(zip(batch.keys(), features, strict=True))
-            cut = len(ids["input_ids"]) > options.max_length
-            if cut:  # truncation keeps the special tokens at the end
-                texts = [row[name] for name in names]
-                ids = tokenizer(*texts, truncation=True, max_length=options.max_length)
-            if not ids["input_ids"]:
-                yield EMPTY
-                continue
-            scored = "score" in row
-            label = float(row["score"]) if scored else options.labels.index(str(row["label"]))
-            yield Encoded({**ids, "labels": label}, cut)
+    names = [name for name in ("text", "text_pair") if name in rows[0]]  # all rows have the same
+    batch = tokenizer(*([row[name] for row in rows] for name in names))
+    for row, *features in zip(rows, *batch.values(), strict=True):
+        ids: Any = dict(zip(batch.keys(), features, strict=True))
+        cut = len(ids["input_ids"]) > options.max_length
+        if cut:  # truncation keeps the special tokens at the end
+            texts = [row[name] for name in names]
+            ids = tokenizer(*texts, truncation=True, max_length=options.max_length)
+        if not ids["input_ids"]:
+            yield EMPTY
+            continue
+        scored = "score" in row
+        label = float(row["score"]) if scored else options.labels.index(str(row["label"]))
+        yield Encoded({**ids, "labels": label}, cut)
 
 
 def _prompts_and_responses(
@@ -326,105 +335,253 @@ def learned_ends(form: Form, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return _end(tokenizer) + (turn_end(tokenizer) if form == "messages" else [])
 
 
-ASSISTANT = "assistant"
-MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-MOST = 60  # characters of a conversation's roles that an error shows
+def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
+    """How rows are encoded: as the recipe says, or else as their protocol says."""
+    protocol = rows.protocol
+    usual = protocol.target_length and min(protocol.target_length, recipe.max_length)
+    return EncodeOptions(
+        recipe.max_length,
+        recipe.loss_on or protocol.loss_on,
+        rows.labels,
+        joint=protocol.joint,
+        kind=kind,
+        target_length=recipe.max_target_length or usual,
+        full=bool(protocol.lengths),  # as was published
+        length_norm=recipe.length_norm or "tokens",
+    )
 
 
-class TurnsRefused(ValueError):
-    """A tokenizer without a chat template, or one that refuses a conversation."""
+def refuse_target_length(recipe: Recipe, rows: Rows, kind: Kind) -> None:
+    """Refuse a ``max_target_length`` for rows of which it would cut nothing."""
+    joint = rows.protocol.joint and kind == "decoder"
+    if recipe.max_target_length is None or (rows.form == "prompt" and not joint):
+        return
+    why = f"{rows.path} has {rows.form} rows"
+    if joint:
+        why = f"a {kind} reads prompt and response of {rows.path} as one text"
+    raise ValueError(
+        f"max_target_length={recipe.max_target_length} cuts responses by themselves, and {why}: "
+        "give max_length, the most tokens of a whole row, instead"
+    )
 
 
-def chat_tokens(
-    row: Row, tokenizer: PreTrainedTokenizerBase, *, last: bool
-) -> tuple[list[int], list[bool]]:
-    """The token ids of a chat, and whether each is learned; if ``last``, the last answer alone."""
-    known = tokenizer.is_fast and tokenizer.chat_template  # a slow one has no offsets
-    if not last and known and MARK.search(tokenizer.get_chat_template(tools=row.get("tools"))):
-        return _marked(row, tokenizer)
-    pieces = _pieces(row, tokenizer, last=last)
-    ids = list(continuations([("", pieces[0]), *pairwise(pieces)], tokenizer))
-    learned = (repeat(number % 2 == 1, len(piece)) for number, piece in enumerate(ids))
-    return list(chain(*ids)), list(chain(*learned))
+def encode_rows(
+    rows: Rows,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
+    *,
+    answered: bool = False,
+    apart: bool = False,
+) -> Dataset:
+    """Tokenise rows; a warning says how many were cut or left out.
 
-
-def rendered(row: Row, count: int, tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
-    """The first ``count`` turns of a chat as the template writes them."""
-    return str(_applied(row, count, tokenizer, tokenize=False, **options))
-
-
-def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special token that the template ends an answer with, if it does."""
-    turns = [{"role": "user", "content": "question"}, {"role": ASSISTANT, "content": "reply"}]
-    try:
-        after = rendered({"messages": turns}, 2, tokenizer).rpartition("reply")[2]
-    except TurnsRefused:  # no template, or one for other turns than these
-        return []
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids)
-    return [one for one in ids if one in special][:1]
-
-
-def continuations(
-    pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[list[int]]:
-    """The token ids of the second text of each pair, where it follows the first.
-
-    A tokenizer may split a text differently when it stands alone. If a token spans both, the second
-    is tokenised alone, as where it is generated.
+    If every row has to be ``answered`` by the model, none may be left out. Plain texts are joined,
+    unless each is to be read ``apart``.
     """
-    texts = [*(a for a, _ in pairs), *(b for _, b in pairs), *(a + b for a, b in pairs)]
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    count = len(pairs)
-    for before, own, both in zip(
-        ids[:count], ids[count : 2 * count], ids[2 * count :], strict=True
-    ):
-        continues = len(both) > len(before) and both[: len(before)] == before
-        yield both[len(before) :] if continues else own
+    refuse_kind(rows, kind)
+    options = replace(encode_options(rows, recipe, kind), apart=apart)
+    every, length = len(rows.rows), recipe.max_length
+    lost: Lost = defaultdict(list)
+    dataset = dataset_of(one.features for _, one in _kept(rows, tokenizer, options, lost))
+    cut, dropped, empty = (len(lost[name]) for name in ("cut", "dropped", "empty"))
+    # An encoder–decoder may have to answer held-out rows while it trains.
+    if (answered or kind == "encoder_decoder") and (dropped or empty):
+        raise ValueError(
+            f"{rows.place(min(lost['dropped'] + lost['empty']))} cannot be answered: a text of "
+            f"it gives this tokenizer no token, or is longer than max_length={length}: "
+            "correct it, or raise max_length"
+        )
+    if empty:
+        logger.warning("%s: %d of %d rows were left out: they %s", rows.path, empty, every, NOTHING)
+    if cut or dropped:
+        more = f", {dropped} more were left out because nothing of the response was left"
+        target = options.target_length
+        logger.warning("%s: %d of %d rows were cut to max_length=%d%s%s", rows.path, cut, every,
+                       length, f", the response to max_target_length={target}" if target else "",
+                       more if dropped else "")  # fmt: skip
+    if dataset is not None:
+        return dataset
+    if not dropped and length > 1:
+        raise ValueError(f"{rows.path} has no row to learn from: they all {NOTHING}")
+    raise ValueError(
+        f"no row of {rows.path} fits: every response lies beyond max_length={length}; raise it"
+    )
 
 
-def _marked(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
-    """The tokens between the template's marks, and the end token right behind them."""
-    options = {"return_dict": True, "return_assistant_tokens_mask": True}
-    found = _applied(row, len(row["messages"]), tokenizer, **options)
-    ids, learned = list(found["input_ids"]), list(map(bool, found["assistant_masks"]))
-    ends = {tokenizer.eos_token_id, *turn_end(tokenizer)}
-    for i in range(1, len(ids)):
-        learned[i] = learned[i] or (learned[i - 1] and ids[i] in ends)
-    return ids, learned
+def _kept(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions, lost: Lost
+) -> Iterator[tuple[int, Encoded]]:
+    """The index of each row that has something to learn, and the row as it is encoded."""
+    total = None if rows.form == "text" else len(rows.rows)
+    each = encode_each(rows, tokenizer, options)
+    for index, one in progress_bar(each, f"Encoding {rows.path}", total=total):
+        if one is None or one is EMPTY:
+            lost["dropped" if one is None else "empty"].append(index)
+        else:
+            if one.truncated:
+                lost["cut"].append(index)
+            yield index, one
 
 
-def _pieces(row: Row, tokenizer: PreTrainedTokenizerBase, *, last: bool) -> list[str]:
-    """The text of a chat: what is read, an answer, what is read, another answer, and so on."""
-    turns = row["messages"]
-    # An opening by the assistant answers nothing, and no template has a prompt for it: it is read.
-    answers = [k for k in range(1, len(turns)) if turns[k]["role"] == ASSISTANT]
-    whole, cuts = rendered(row, len(turns), tokenizer), [0]
-    for k in [len(turns) - 1] if last else answers:
-        before = rendered(row, k, tokenizer, add_generation_prompt=True)
-        after = whole if k == len(turns) - 1 else rendered(row, k + 1, tokenizer)
-        if not whole.startswith(after):  # some write the end token behind a whole chat
-            after = after.removesuffix(tokenizer.eos_token or "")
-        if not (whole.startswith(after) and after.startswith(before)):
-            raise TurnsRefused(
-                f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} renders turns "
-                "differently once later ones are there, as those do that drop earlier thinking: "
-                "loss_on=last learns the last turn alone; else take rows of prompt and response"
-            )
-        cuts += [len(before), len(after)]
-    return [whole[start:stop] for start, stop in pairwise(cuts)]
-
-
-def _applied(row: Row, count: int, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
-    """What the chat template makes of the first ``count`` turns; it may refuse them."""
-    if not tokenizer.chat_template:
-        raise TurnsRefused("this tokenizer has no chat template: take rows of prompt and response")
-    turns = row["messages"][:count]
+def encode_each(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
+) -> Iterator[tuple[int, Encoded | None]]:
+    """The index of each row and what ``encode`` gives for it; 0 and a window for plain texts."""
+    if rows.form == "text":
+        yield from zip(repeat(0), windows(rows.rows, tokenizer, options))
+        return
+    index = 0
     try:
-        return tokenizer.apply_chat_template(turns, tools=row.get("tools"), **options)
-    except ImportError:  # jinja2 is missing
-        raise
-    except Exception as error:  # a template is a program, which may raise anything
-        roles = shorten(", ".join(turn["role"] for turn in turns), MOST, placeholder=" …")
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise TurnsRefused(f"the chat template refuses the turns {roles}: {said}") from error
+        for one in encode(rows.rows, rows.form, tokenizer, options):
+            yield index, one
+            index += 1
+    except TurnsRefused as error:
+        raise ValueError(f"{rows.place(index)}: {error}") from error
+
+
+def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:
+    """A dataset in Arrow's memory, made chunk by chunk: Python's lists take ten times as much."""
+    parts: list[Dataset] = []
+    while chunk := list(islice(features, CHUNK)):
+        parts.append(Dataset.from_list(chunk))
+    return concatenate_datasets(parts) if parts else None
+
+
+def token_counts(dataset: Dataset) -> list[int]:
+    """Tokens of each encoded row; of the longest candidate where there are several."""
+    if "length" in dataset.column_names:
+        return list(dataset["length"])
+    return [len(ids) for ids in dataset["input_ids"]]
+
+
+def collator(form: Form, tokenizer: PreTrainedTokenizerBase, model: Any = None) -> Any:
+    """The collator for rows of a form: it pads a batch to its longest row, labels included.
+
+    An encoder–decoder is passed as ``model``: its decoder's input is made from the labels here,
+    because label smoothing takes the labels away before the forward.
+    """
+    if form in HEADED:
+        return DataCollatorWithPadding(tokenizer)
+    if form == "choice":
+        return ChoiceCollator(tokenizer)
+    # No other model goes along to the processes that make batches.
+    writer = model if model is not None and model.config.is_encoder_decoder else None
+    return DataCollatorForSeq2Seq(tokenizer, writer, label_pad_token_id=IGNORED)
+
+
+class ChoiceCollator:
+    """Makes a batch of one sequence per candidate of each row: left pads, prompt, candidate.
+
+    ``labels`` has the tokens of the candidates, ``divisors`` what the log-probability of each is
+    divided by, ``groups`` the number of candidates of each row, and ``answers`` the index of the
+    right one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.pad: int = tokenizer.pad_token_id
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch with every candidate of every row."""
+        pairs = [(row["prompt"], ids) for row in features for ids in row["candidates"]]
+        shape = len(pairs), max(len(prompt) + len(ids) for prompt, ids in pairs)
+        batch = {
+            "input_ids": torch.full(shape, self.pad),
+            "attention_mask": torch.zeros(shape, dtype=torch.long),
+            "labels": torch.full(shape, IGNORED),
+            "divisors": torch.tensor([x for row in features for x in row["divisors"]]),
+            "groups": torch.tensor([len(row["candidates"]) for row in features]),
+            "answers": torch.tensor([row["answer"] for row in features]),
+        }
+        for number, (prompt, ids) in enumerate(pairs):
+            whole = prompt + ids
+            batch["input_ids"][number, -len(whole) :] = torch.tensor(whole)
+            batch["attention_mask"][number, -len(whole) :] = 1
+            batch["labels"][number, -len(ids) :] = torch.tensor(ids)
+        return batch
+
+
+def context_of(model_config: Any) -> int | None:
+    """The most tokens that a model can read; None if its config does not say."""
+    context = getattr(model_config, "max_position_embeddings", None)
+    if not isinstance(context, int) or context < 1:  # XLNet has -1, for no limit
+        return None
+    # RoBERTa's positions begin after the id of its pad token.
+    shifted = model_config.model_type in ("roberta", "xlm-roberta")
+    return context - (model_config.pad_token_id + 1 if shifted else 0)
+
+
+def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
+    """The recipe, its ``max_length`` and ``max_target_length`` within what the model can read."""
+    context = context_of(model_config)
+    longest = max(recipe.eval_lengths or [0])
+    if context is not None and longest > context:
+        raise ValueError(
+            f"eval_lengths={recipe.eval_lengths}: the model's context is {context} tokens; ask for "
+            f"shorter ones, or stretch its positions with rope_factor={-(-longest // context)}"
+        )
+    for name in ("max_length", "max_target_length"):
+        length = getattr(recipe, name)
+        if context is not None and length is not None and length > context:
+            logger.warning("%s=%d is cut to the model's %d", name, length, context)
+            recipe = recipe.model_copy(update={name: context})
+    return recipe
+
+
+def lost_and_first(
+    rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kind: Kind
+) -> tuple[dict[str, int], dict[str, Any] | None]:
+    """What becomes of the rows when they are encoded, and the first that is learned.
+
+    The counts are those of ``Lost``, and ``copies`` of earlier rows.
+    """
+    lost: Lost = defaultdict(list)
+    first = None
+    for index, one in _kept(rows, tokenizer, encode_options(rows, recipe, kind), lost):
+        first = first or first_row(rows, index, one, tokenizer, kind)
+    counts = {name: len(lost[name]) for name in ("cut", "dropped", "empty")}
+    if rows.form == "text":  # which are joined
+        counts["empty"] = sum(not row["text"].strip() for row in rows.rows)
+    different = {json.dumps(row, sort_keys=True) for row in rows.rows}
+    return {**counts, "copies": len(rows.rows) - len(different)}, first
+
+
+def first_row(
+    rows: Rows, index: int, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, kind: Kind
+) -> dict[str, Any]:
+    """A row, by its index and as it is encoded, as text.
+
+    Returns:
+        ``row``, its number from 1, None for a window of joined texts; ``tokens``, how many are read
+        or written; ``counted``, how many of them count in the loss; ``pieces``, stretches of text
+        with whether their tokens count; ``learned``, the class or the number that a head learns,
+        None for other rows.
+    """
+    features = encoded.features
+    marked = _marked(rows, features, kind)
+    pieces = [
+        (tokenizer.decode([token for token, _ in group]), counts)
+        for counts, group in groupby(marked, key=lambda pair: pair[1])
+    ]
+    learned = features["labels"] if rows.form == "score" else None
+    if rows.form == "label":
+        learned = rows.labels[features["labels"]]
+    return {
+        "row": None if rows.form == "text" else rows.number(index),
+        "tokens": len(marked), "counted": sum(c for _, c in marked),
+        "pieces": pieces, "learned": learned,
+    }  # fmt: skip
+
+
+def _marked(rows: Rows, features: dict[str, Any], kind: Kind) -> list[tuple[int, bool]]:
+    """Each token that is read or written, with whether it counts in the loss."""
+    if rows.form == "choice":
+        right = features["candidates"][features["answer"]]
+        return [(t, False) for t in features["prompt"]] + [(t, True) for t in right]
+    read, labels = features["input_ids"], features["labels"]
+    if rows.form in HEADED:
+        return [(token, False) for token in read]
+    if kind == "encoder_decoder":
+        return [(token, False) for token in read] + [(token, True) for token in labels]
+    # The first token is never predicted.
+    return [(t, i > 0 and labels[i] != IGNORED) for i, t in enumerate(read)]

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from lorada.data.dataset import context_of
 from lorada.data.task_rows import Rows, rows_to_score, scored_rows
-from lorada.data.tokenize import prompt_of, without_end
+from lorada.data.tokenize import context_of, prompt_of, without_end
 from lorada.explore.explanation import Explanation, explain, shown
 from lorada.explore.page import explorer_page
 from lorada.inference.generate import chat_prompt

@@ -18,15 +18,28 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
-from lorada.data.dataset import collator, encode_options, encode_rows, kept_rows, token_counts
-from lorada.data.metrics import exact_match
+from lorada.data.metrics import (
+    exact_match,
+    fits,
+    refuse_metric,
+    refuse_unnamed,
+    row_metrics,
+    row_value,
+)
 from lorada.data.row_forms import Columns
 from lorada.data.rows import answer_of
-from lorada.data.scoring import fits, refuse_metric, refuse_unnamed, row_metrics, row_value
 from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows, refuse_empty_prompts, rows_to_score, scored_rows
 from lorada.data.tasks import TASKS
-from lorada.data.tokenize import IGNORED, prompt_of
+from lorada.data.tokenize import (
+    IGNORED,
+    collator,
+    encode_each,
+    encode_options,
+    encode_rows,
+    prompt_of,
+    token_counts,
+)
 from lorada.inference.generate import Text, generate_parts, generation_settings
 from lorada.inference.load import Run, scoring
 from lorada.inference.perplexity import slide
@@ -79,24 +92,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a run on a file of held-out rows and keep the numbers and the answers in its folder.
 
-    If the recipe has ``eval_rows``, so many of the rows are scored, at random.
-
-    Args:
-        run: the run.
-        data: the files; None for the recipe's ``eval_data``.
-        columns: the user's names of fields; None for those of the training.
-        base: score the model with the adapter switched off.
-        with_text: also keep what was asked and the right answer beside each answer.
-        metric: the metric to score by; None for the run's, unless that is a function of a file.
+    If the recipe has ``eval_rows``, so many of the rows are scored, at random. ``data`` are the
+    files, None for the recipe's ``eval_data``; ``columns`` the user's names of fields, None for
+    those of the training. ``base`` switches the adapter off. ``with_text`` keeps what was asked and
+    the right answer beside each answer. A function of a file runs only if ``metric`` names it.
 
     Returns:
         The metrics, the one to score by first, such as ``exact_match`` in percent, ``loss`` in nats
         per token, and ``n``.
-
-    Raises:
-        ValueError: if there are no rows or they have another form than the run's, or for ``base``
-            with a run without an adapter; if the ``predictions.jsonl`` that is there is damaged;
-            for a metric that is not for such rows, or code that is not named here.
     """
     if metric is None:
         refuse_unnamed(run.metric, run.folder)
@@ -328,7 +331,8 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
     # A row whose right answer lies beyond max_length is answered, but has no loss.
     kept: Iterable[int] = range(len(rows.rows))
     if len(means) < len(rows.rows):
-        kept = kept_rows(rows, run.recipe, run.tokenizer, run.kind)
+        each = encode_each(rows, run.tokenizer, encode_options(rows, run.recipe, run.kind))
+        kept = [index for index, one in each if one is not None and one.features]
     by_row = dict(zip(kept, means, strict=True))
     losses = [by_row.get(index) for index in range(len(rows.rows))]
     return [one.value for one in found], losses, loss, [bool(one.cut) for one in found]
@@ -381,10 +385,6 @@ def evaluate_lm_eval(
     Returns:
         By ``lm_eval/TASK``: lm-eval's metrics with their standard errors, the number of rows
         ``n``, and the versions of the task and of lm-eval.
-
-    Raises:
-        ImportError: naming the extra, if lm-eval is missing.
-        ValueError: for an unknown task, rows that cannot be loaded, or a run that writes no text.
     """
     with needs_extra("eval"):
         from lm_eval import simple_evaluate

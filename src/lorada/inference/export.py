@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from lorada.data.dataset import context_of
+from lorada.data.tokenize import context_of
 from lorada.inference.exported_config import mark
 from lorada.inference.generate import end_tokens
 from lorada.inference.load import Run, load_run, refuse_changed
@@ -82,23 +82,14 @@ def export(
 ) -> dict[str, Any]:
     """Write the finished run in ``folder`` as a model, with every part merged that can be.
 
-    Args:
-        folder: the folder of the run.
-        target: the folder to write: new or empty, and not inside the run.
-        dtype: the dtype of the written base, such as ``bfloat16``; None for that of the run. Parts
-            are merged before. An adapter beside the base keeps its own.
-        shard_size: the most bytes of a file of weights, such as ``2GB``; None for transformers' own
-            limit.
-        trust_remote_code: whether code from the base's repository may run.
+    ``target`` is a new or empty folder, not inside the run; if an error ends the export, it is not
+    there. ``dtype`` is that of the written base, such as ``bfloat16``, None for that of the run:
+    parts are merged before, and an adapter beside the base keeps its own. ``shard_size`` is the
+    most bytes of a file of weights, such as ``2GB``; None for transformers' own limit.
 
     Returns:
         ``folder``, ``merged`` and ``adapter`` (kinds of parts), ``labels`` of a classifier,
         ``dtype`` of the base, and ``license`` as the base's card names it, or None.
-
-    Raises:
-        ValueError: if the run is not finished, the target is not free, the base is quantised, or
-            its weights are too large for ``dtype``.
-        OSError: if the disk is full; then the target is not there.
     """
     refuse_target(folder, target)
     run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)

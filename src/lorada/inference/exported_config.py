@@ -51,25 +51,16 @@ class ExportedConfig(PreTrainedConfig):
         for engine in ENGINES:
             if engine in sys.modules:
                 folder = kwargs.get("name_or_path")
-                config = _for_engine(engine, config, None if folder is None else str(folder))
+                if engine not in READERS:
+                    raise ValueError(
+                        f"{engine} would serve this folder without its lorada adapter: "
+                        f"{PLUGINS.get(engine, '')}use `lorada run transformers serve`, or export "
+                        "a run of a method that can be merged"
+                    )
+                config = READERS[engine](config, None if folder is None else str(folder))
         config["model_type"] = config.pop(BASE_TYPE)
         config["architectures"] = config.pop(BASE_CLASSES, None)
         return CONFIG_MAPPING[config["model_type"]].from_dict(config, **kwargs)
-
-
-def _for_engine(engine: str, config: dict[str, Any], folder: str | None) -> dict[str, Any]:
-    """A marked config as the plugin of an engine changes it.
-
-    Raises:
-        ValueError: for an engine without a plugin.
-    """
-    if engine in READERS:
-        return READERS[engine](config, folder)
-    raise ValueError(
-        f"{engine} would serve this folder without its lorada adapter: "
-        f"{PLUGINS.get(engine, '')}use `lorada run transformers serve`, or export a run of a "
-        "method that can be merged"
-    )
 
 
 def mark(folder: Path) -> None:

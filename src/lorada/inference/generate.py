@@ -13,10 +13,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.generation import GenerationMixin, StoppingCriteriaList, StopStringCriteria
 
-from lorada.data.dataset import context_of
 from lorada.data.task import Protocol
 from lorada.data.task_rows import protocol_settings
-from lorada.data.tokenize import ends_texts, learned_ends, prompt_of, without_end
+from lorada.data.tokenize import context_of, ends_texts, learned_ends, prompt_of, without_end
 from lorada.inference.load import Run
 from lorada.inference.refilled_batch import Writer, write_answers
 from lorada.runs.recipe import refuse_unstorable
@@ -77,23 +76,14 @@ def generate(
     *,
     templated: bool = False,
     max_new_tokens: int | None = None,
-    protocol: Protocol | None = None,
 ) -> list[str]:
-    """Continue prompts, with the generation settings of a protocol, or of the run's first task.
+    """Continue prompts, with the generation settings of the run's first task.
 
-    Args:
-        run: the run.
-        prompts: texts to continue; too long ones lose their beginning (an encoder–decoder's, their
-            end), with a warning.
-        templated: whether the prompts already have special tokens, from a chat template.
-        max_new_tokens: most tokens to generate; None for the recipe's number.
-        protocol: the protocol; None for that of the task.
-
-    Raises:
-        ValueError: for a model that cannot generate, a prompt that is empty or not valid text, or
-            more tokens than the model has room for.
+    Too long prompts lose their beginning (an encoder–decoder's, their end), with a warning.
+    ``templated`` prompts have special tokens already, from a chat template. ``max_new_tokens`` are
+    the most of an answer; None for the recipe's number.
     """
-    settings = generation_settings(run, max_new_tokens, protocol)
+    settings = generation_settings(run, max_new_tokens)
     parts = [range(len(prompts))]
     outputs = dict(generate_parts(run, prompts, parts, settings, templated=templated))
     cut = sum(one.cut for one in outputs.values())

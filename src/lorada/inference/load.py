@@ -11,9 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from lorada.data.dataset import fit_context
 from lorada.data.task import Protocol
 from lorada.data.tasks import TASKS
+from lorada.data.tokenize import fit_context
 from lorada.runs.folder import TRAINED_FILE, adapter_names, finished_run, refuse_different_bases
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.runs.result import read_result
@@ -80,7 +80,7 @@ class Run(Prepared):
         task = TASKS[self.recipe.tasks[0]]
         if self.recipe.task == JSONL:
             return task.protocols[self.form]
-        return task.protocols[task.protocol(self.recipe.protocol, self.kind)]
+        return task.protocol(self.recipe.protocol, self.kind)
 
 
 def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool = False) -> Run:
@@ -88,11 +88,8 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
 
     Its recipe does not decide about remote code, because the folder may come from somebody else.
     ``unquantised`` loads the base's own weights, whatever the run was trained on, to merge into.
-
-    Raises:
-        ValueError: if the folder holds no finished run, or its adapter does not fit.
     """
-    recipe, result = _saved(folder, trust_remote_code=trust_remote_code)
+    recipe, result = finished_run(folder, trust_remote_code=trust_remote_code), read_result(folder)
     if unquantised and recipe.quantization is not None:
         logger.warning(
             "%s was trained on %s weights and is merged into unquantised ones, so answers differ "
@@ -138,7 +135,8 @@ def load_side_by_side(
     runs = {names[0]: first}
     for number, (name, folder) in enumerate(zip(names[1:], folders[1:], strict=True), start=2):
         assert isinstance(first.model, PeftModel)
-        recipe, result = _saved(folder, trust_remote_code=trust_remote_code)
+        recipe = finished_run(folder, trust_remote_code=trust_remote_code)
+        result = read_result(folder)
         key = f"run{number}"  # PEFT allows no dots in a name, which a folder may have
         load_beside(first.model, folder / "adapter", key, first.drawn)
         refuse_changed(recipe, result, folder)
@@ -166,11 +164,6 @@ def _run(
     )  # fmt: skip
     set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
     return run
-
-
-def _saved(folder: Path, *, trust_remote_code: bool) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe and the result in the folder of a finished run."""
-    return finished_run(folder, trust_remote_code=trust_remote_code), read_result(folder)
 
 
 def refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None:

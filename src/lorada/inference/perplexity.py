@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorada.data.benchmarks.long_sequence import Losses, window_starts
-from lorada.data.dataset import context_of
 from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows
-from lorada.data.tokenize import document_ids
+from lorada.data.tokenize import context_of, document_ids
 from lorada.inference.load import Run, scoring
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.runs.result import keep_forgetting
@@ -72,14 +71,10 @@ def _lengths(run: Run, rows: Rows) -> list[int]:
 
 
 def window_losses(logits: Tensor, ids: Tensor) -> Tensor:
-    """The mean loss of each window, over all its tokens except the first.
+    """The mean loss (B,) of each window in nats a token, over all its tokens except the first.
 
-    Args:
-        logits: (B, T, vocabulary).
-        ids: (B, T).
-
-    Returns:
-        (B,) in fp64 on the CPU, since not every device has fp64; in nats a token.
+    ``logits`` are (B, T, vocabulary), ``ids`` (B, T). The losses are in fp64 on the CPU, since not
+    every device has fp64.
     """
     predicted = ids.shape[1] - 1
     total = torch.zeros(len(ids), dtype=torch.float64)

@@ -104,15 +104,10 @@ def predict_to(
 ) -> int:
     """Answer rows into a file, JSON Lines or CSV by its ending; a link stays one to that file.
 
-    ``given`` are the rows as they were read, with all their columns.
-
-    Returns:
-        How many rows an earlier call had answered, which are not answered again.
-
-    Raises:
-        ValueError: as ``predict``, if another process writes the file, if it is there already and
-            not to be replaced, if the rows are read from it, or if ``FILE.part`` is somebody's own.
-        OSError: if the disk is full.
+    ``given`` are the rows as they were read, with all their columns. Returned is how many rows an
+    earlier call had answered, which are not answered again. A file that another process writes,
+    that is there already, or that has the rows is refused, and so is a ``FILE.part`` of somebody's
+    own.
     """
     for name in files_of(rows.path):
         if output.exists() and os.path.exists(name) and output.samefile(name):

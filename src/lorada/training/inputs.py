@@ -17,10 +17,9 @@ from transformers import (
     TorchAoConfig,
 )
 
-from lorada.data.dataset import context_of, refuse_target_length
-from lorada.data.scoring import ChosenMetric, answer_limit, metric_of
 from lorada.data.task import Kind
-from lorada.data.task_rows import Rows, training_rows
+from lorada.data.task_rows import ChosenMetric, Rows, answer_limit, metric_of, training_rows
+from lorada.data.tokenize import context_of, refuse_target_length
 from lorada.methods.build import Plan, build_method
 from lorada.methods.lookup import method_named
 from lorada.methods.meta_model import meta_model

@@ -11,8 +11,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from lorada.data.dataset import dataset_of, token_counts
-from lorada.data.tokenize import IGNORED
+from lorada.data.tokenize import IGNORED, dataset_of, token_counts
 
 
 def best_fit(lengths: list[int], room: int) -> list[list[int]]:

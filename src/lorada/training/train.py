@@ -36,8 +36,8 @@ from transformers import (
     set_seed,
 )
 
-from lorada.data.dataset import collator, encode_rows, fit_context
 from lorada.data.task_rows import Rows, head_size, protocol_settings
+from lorada.data.tokenize import collator, encode_rows, fit_context
 from lorada.methods.task_head import narrow_trained, widen_trained
 from lorada.runs.folder import TRAINED_FILE, Start, begin, check_folder, locked
 from lorada.runs.recipe import AUTO, Recipe

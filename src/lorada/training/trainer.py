@@ -35,10 +35,9 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
-from lorada.data.dataset import token_counts
 from lorada.data.task import Kind, Metrics
 from lorada.data.task_rows import Rows
-from lorada.data.tokenize import IGNORED
+from lorada.data.tokenize import IGNORED, token_counts
 from lorada.support.processes import gather_values, is_first
 from lorada.support.row_sources import HEADED
 from lorada.training.callbacks import refuse_broken_loss

@@ -8,7 +8,7 @@ import run_place
 from servers import Process, running
 from trained import train_once
 
-from lorada.data import dataset
+from lorada.data import tokenize
 from lorada.data.task_rows import rows_to_answer
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict
@@ -95,9 +95,9 @@ def test_pairs_scores_and_choices_get_the_answers_of_predict(name, items, url, f
 
 def test_a_row_is_tokenised_once(folder, monkeypatch):
     classifier = open_classifiers([folder("mood")])["mood"]
-    read, encode = [], dataset.encode
+    read, encode = [], tokenize.encode
     monkeypatch.setattr(
-        dataset, "encode", lambda rows, *more: read.extend(rows) or encode(rows, *more)
+        tokenize, "encode", lambda rows, *more: read.extend(rows) or encode(rows, *more)
     )
     rows = [{"text": text} for text in TEXTS]
     found = classifier.classify(rows, Record("/v1/classify"))

@@ -32,9 +32,8 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
 from lorada.attention.interface import install
-from lorada.data.dataset import context_of, dataset_of, encode_each, encode_options
 from lorada.data.task_rows import Rows, rows_to_answer
-from lorada.data.tokenize import EMPTY
+from lorada.data.tokenize import EMPTY, context_of, dataset_of, encode_each, encode_options
 from lorada.inference.evaluate import answer_rows
 from lorada.inference.generate import (
     chat_prompt,

@@ -1,0 +1,121 @@
+"""Chats as token ids: what the template writes of them, and which of these tokens a model learns.
+
+Every answer of the assistant is learned, with its end:
+
+    answer k = what the text up to turn k has beyond the turns before it and an answer's header
+
+A template that marks what a model writes (``{% generation %}``) says itself which tokens these are.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import chain, pairwise, repeat
+from textwrap import shorten
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lorada.support.row_sources import Row
+
+ASSISTANT = "assistant"
+MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+MOST = 60  # characters of a conversation's roles that an error shows
+
+
+class TurnsRefused(ValueError):
+    """A tokenizer without a chat template, or one that refuses a conversation."""
+
+
+def chat_tokens(
+    row: Row, tokenizer: PreTrainedTokenizerBase, *, last: bool
+) -> tuple[list[int], list[bool]]:
+    """The token ids of a chat, and whether each is learned; if ``last``, the last answer alone."""
+    known = tokenizer.is_fast and tokenizer.chat_template  # a slow one has no offsets
+    if not last and known and MARK.search(tokenizer.get_chat_template(tools=row.get("tools"))):
+        return _marked(row, tokenizer)
+    pieces = _pieces(row, tokenizer, last=last)
+    ids = list(continuations([("", pieces[0]), *pairwise(pieces)], tokenizer))
+    learned = (repeat(number % 2 == 1, len(piece)) for number, piece in enumerate(ids))
+    return list(chain(*ids)), list(chain(*learned))
+
+
+def rendered(row: Row, count: int, tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
+    """The first ``count`` turns of a chat as the template writes them."""
+    return str(_applied(row, count, tokenizer, tokenize=False, **options))
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special token that the template ends an answer with, if it does."""
+    turns = [{"role": "user", "content": "question"}, {"role": ASSISTANT, "content": "reply"}]
+    try:
+        after = rendered({"messages": turns}, 2, tokenizer).rpartition("reply")[2]
+    except TurnsRefused:  # no template, or one for other turns than these
+        return []
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids)
+    return [one for one in ids if one in special][:1]
+
+
+def continuations(
+    pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[list[int]]:
+    """The token ids of the second text of each pair, where it follows the first.
+
+    A tokenizer may split a text differently when it stands alone. If a token spans both, the second
+    is tokenised alone, as where it is generated.
+    """
+    texts = [*(a for a, _ in pairs), *(b for _, b in pairs), *(a + b for a, b in pairs)]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    count = len(pairs)
+    for before, own, both in zip(
+        ids[:count], ids[count : 2 * count], ids[2 * count :], strict=True
+    ):
+        continues = len(both) > len(before) and both[: len(before)] == before
+        yield both[len(before) :] if continues else own
+
+
+def _marked(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+    """The tokens between the template's marks, and the end token right behind them."""
+    options = {"return_dict": True, "return_assistant_tokens_mask": True}
+    found = _applied(row, len(row["messages"]), tokenizer, **options)
+    ids, learned = list(found["input_ids"]), list(map(bool, found["assistant_masks"]))
+    ends = {tokenizer.eos_token_id, *turn_end(tokenizer)}
+    for i in range(1, len(ids)):
+        learned[i] = learned[i] or (learned[i - 1] and ids[i] in ends)
+    return ids, learned
+
+
+def _pieces(row: Row, tokenizer: PreTrainedTokenizerBase, *, last: bool) -> list[str]:
+    """The text of a chat: what is read, an answer, what is read, another answer, and so on."""
+    turns = row["messages"]
+    # An opening by the assistant answers nothing, and no template has a prompt for it: it is read.
+    answers = [k for k in range(1, len(turns)) if turns[k]["role"] == ASSISTANT]
+    whole, cuts = rendered(row, len(turns), tokenizer), [0]
+    for k in [len(turns) - 1] if last else answers:
+        before = rendered(row, k, tokenizer, add_generation_prompt=True)
+        after = whole if k == len(turns) - 1 else rendered(row, k + 1, tokenizer)
+        if not whole.startswith(after):  # some write the end token behind a whole chat
+            after = after.removesuffix(tokenizer.eos_token or "")
+        if not (whole.startswith(after) and after.startswith(before)):
+            raise TurnsRefused(
+                f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} renders turns "
+                "differently once later ones are there, as those do that drop earlier thinking: "
+                "loss_on=last learns the last turn alone; else take rows of prompt and response"
+            )
+        cuts += [len(before), len(after)]
+    return [whole[start:stop] for start, stop in pairwise(cuts)]
+
+
+def _applied(row: Row, count: int, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
+    """What the chat template makes of the first ``count`` turns; it may refuse them."""
+    if not tokenizer.chat_template:
+        raise TurnsRefused("this tokenizer has no chat template: take rows of prompt and response")
+    turns = row["messages"][:count]
+    try:
+        return tokenizer.apply_chat_template(turns, tools=row.get("tools"), **options)
+    except ImportError:  # jinja2 is missing
+        raise
+    except Exception as error:  # a template is a program, which may raise anything
+        roles = shorten(", ".join(turn["role"] for turn in turns), MOST, placeholder=" …")
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise TurnsRefused(f"the chat template refuses the turns {roles}: {said}") from error
