@@ -4,7 +4,7 @@ Two methods are equally good, each at its best learning rate, which is anywhere 
 its default is off by a factor of 5 (one standard deviation). The loss on the rows set aside is
 measured with an error of 0.02 nats, and half a decade beside the best rate it rises by 0.03 nats in
 the middle, between methods by a factor of 2.2 (one standard deviation), more above than below.
-Trials are stopped in the middle as in the library. A search is one of:
+A search is one of:
 
 - default: the default rate, without a trial;
 - old grid: the default and three rates spread over 1e-5 to 1e-1, the same for all, then up to three
@@ -15,7 +15,6 @@ A second table is of a map beside other parts, whose two best rates are off thei
 much each, independently or together: with four trials for the learning rate and those of the map.
 """
 
-from statistics import median
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,17 +54,9 @@ def searched(
     trials, grid = SEARCHES[name]
     first = [default * factor for factor in CLIMB][:trials] if grid is None else [default, *grid]
     tried: list[dict[str, float]] = []
-    halves: list[float] = []
     while trials > 1 and (rate := next_value("rate", tried, first, trials)) is not None:
-        cost, steps = cost_of(rate, best, curvature), 2 * np.log10(rate / best)
-        # In the middle low rates are further behind than they end.
-        behind = -0.03 * steps if abs(steps) < 3 else 0.0
-        half = 0.45 + 0.9 * cost + behind + random.normal(0, ERROR)
-        loss = 0.4 + cost + random.normal(0, ERROR)
-        stopped = len(halves) > 1 and half > median(halves)
-        tried.append({"number": len(tried), "rate": rate, "pruned": stopped,
-                      "loss": half if stopped else loss})  # fmt: skip
-        halves += [] if stopped else [half]
+        loss = 0.4 + cost_of(rate, best, curvature) + random.normal(0, ERROR)
+        tried.append({"number": len(tried), "rate": rate, "loss": loss})
     found = best_trial(tried)
     return (default if found is None else found["rate"]), len(tried)
 
@@ -109,7 +100,7 @@ def search_with_map(
     while (point := space.following(tried)) is not None:
         cost = cost_of(point["rate"], best, curve) + cost_of(point["map_rate"], map_best, map_curve)
         loss = 0.4 + cost + random.normal(0, ERROR)
-        tried.append({**point, "number": len(tried), "pruned": False, "loss": loss})
+        tried.append({**point, "number": len(tried), "loss": loss})
     found = best_trial(tried)
     cost = cost_of(found["rate"], best, curve) + cost_of(found["map_rate"], map_best, map_curve)
     return POINTS * min(ODDS * cost, ODDS), len(tried)

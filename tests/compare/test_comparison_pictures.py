@@ -74,20 +74,18 @@ def test_intervals_reach_from_low_to_high_with_letters_and_baselines(made_up_sum
     assert [text.get_text() for text in axis.texts] == [getattr(o, "letter", "") for o in every]
 
 
-def test_trials_that_were_chosen_stopped_or_at_an_end_are_marked(made_up_summary):
+def test_trials_that_were_chosen_or_are_at_an_end_are_marked(made_up_summary):
     line = made_up_summary.lines[0]
     trials = [
-        TriedRate(1e-4, 0.4, stopped=False, chosen=True, at_edge=True, search=0),
-        TriedRate(1e-3, 0.5, stopped=False, chosen=False, at_edge=False, search=0),
-        TriedRate(1e-2, 0.9, stopped=True, chosen=False, at_edge=False, search=0),
-        TriedRate(1e-1, None, stopped=False, chosen=False, at_edge=False, search=0),
+        TriedRate(1e-4, 0.4, chosen=True, at_edge=True, search=0),
+        TriedRate(1e-3, 0.5, chosen=False, at_edge=False, search=0),
+        TriedRate(1e-1, None, chosen=False, at_edge=False, search=0),
     ]
     one = replace(made_up_summary, lines=(line,), tried={line.label: trials})
-    curve, filled, ring, cross = pictures.loss_over_rates(one).axes[0].lines
+    curve, filled, ring = pictures.loss_over_rates(one).axes[0].lines
     assert curve.get_xydata().tolist() == [[1e-4, 0.4], [1e-3, 0.5]]
     assert filled.get_xydata().tolist() == ring.get_xydata().tolist() == [[1e-4, 0.4]]
     assert filled.get_markerfacecolor() == filled.get_color() != ring.get_markerfacecolor()
-    assert (cross.get_marker(), cross.get_xydata().tolist()) == ("x", [[1e-2, 0.9]])
 
 
 def test_a_method_has_one_style_in_all_pictures_and_56_methods_differ(made_up_summary):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from lorada.compare import learning_rate
 from lorada.compare.learning_rate import Space, search_rate
 from lorada.runs.recipe import Recipe
+from lorada.runs.result import write_result
+from lorada.training.callbacks import DivergedError
 
 STEPS, ROOT = 8, 10**0.5
 WORSE = [9.9, 9.9, 9.9, 9.9]
@@ -19,22 +22,20 @@ RECIPE = Recipe(
 
 
 class Script:
-    """A training that measures given losses instead of training; ``killed_at`` ends it there.
+    """A training that has given losses instead of training; ``killed_at`` ends it there.
 
-    ``losses`` has those of each trial, and trials beyond them measure worse ones; or it is a
-    function of a recipe. An error among the losses is raised.
+    ``losses`` has those of each trial, the last at its end, and trials beyond them have worse ones;
+    or it is a function of a recipe. An error among the losses is raised.
     """
 
     def __init__(self, losses, killed_at=None):
-        self.losses, self.killed_at, self.recipes, self.measured = losses, killed_at, {}, []
+        self.losses, self.killed_at, self.recipes = losses, killed_at, {}
 
     @property
     def rates(self):
         return [recipe.training["learning_rate"] for recipe in self.recipes.values()]
 
     def train(self, recipe, *, resume, quiet, callbacks):
-        _, watch = callbacks
-        control = SimpleNamespace(should_training_stop=False)
         self.recipes[recipe.output] = recipe
         tried = list(self.recipes).index(recipe.output)
         if callable(self.losses):
@@ -44,15 +45,15 @@ class Script:
         for number, loss in enumerate(losses, start=1):
             if isinstance(loss, Exception):
                 raise loss
-            step = number * STEPS // len(losses)
-            self.measured.append((tried, step))
-            state = SimpleNamespace(global_step=step, max_steps=STEPS)
-            watch.on_evaluate(None, state, control, metrics={"eval_loss": loss})
-            if (tried, step) == self.killed_at:
+            if math.isnan(loss):
+                raise DivergedError("the loss became nan")
+            if (tried, number * STEPS // len(losses)) == self.killed_at:
                 self.killed_at = None
                 raise OSError("killed")
-            if control.should_training_stop:
-                break
+        history = [{"step": STEPS, "loss": 1.0}, {"step": STEPS, "eval_loss": losses[-1]}]
+        Path(recipe.output).mkdir(parents=True, exist_ok=True)
+        result = {"recipe": {}, "history": history, "metrics": {}, "labels": [], "form": "prompt"}
+        write_result(Path(recipe.output), result)
         return SimpleNamespace(interrupted=False)
 
 
@@ -137,27 +138,23 @@ def test_beyond_the_best_rate_at_an_end_more_are_tried_until_it_is_inside(search
     assert [trial["number"] for trial in found["trials"]] == list(range(5))
 
 
-def test_a_trial_that_diverged_or_was_stopped_is_an_end_that_is_worse(search):
+def test_a_trial_that_diverged_is_an_end_that_is_worse(search):
     found, script = search([[1.0], [math.nan], [2.0]], given=[1e-3, 1e-2], trials=2)
     assert found["rate"] == 1e-3
     assert [trial["rate"] for trial in found["trials"]] == script.rates
     assert script.rates == pytest.approx([1e-3, 1e-2, 1e-3 / 10**0.5])
 
 
-def test_a_trial_behind_the_median_is_stopped_in_the_middle_and_never_chosen(search):
-    found, script = search([FALLING, FALLING, [9.0, 0.0, 0.0, 0.0], [9.0, 9.0, 0.1, 0.1]])
-    stopped = found["trials"][3]
-    assert (stopped["pruned"], stopped["steps"], stopped["loss"]) == (True, STEPS // 2, 9.0)
-    assert [trial["pruned"] for trial in found["trials"]] == [False, False, False, True]
-    assert (3, STEPS // 2) in script.measured
-    assert (3, STEPS) not in script.measured
-    assert found["rate"] == script.rates[2]
+def test_a_trial_that_is_behind_in_the_middle_and_ahead_at_the_end_is_chosen(search):
+    found, script = search([FALLING, FALLING, FALLING, [9.0, 9.0, 0.1, 0.1]])
+    assert [trial["loss"] for trial in found["trials"][:4]] == [1.0, 1.0, 1.0, 0.1]
+    assert found["rate"] == script.rates[3]
 
 
 def test_a_trial_that_diverges_has_no_loss_and_the_search_goes_on(search):
     found, _ = search([[4.0, math.nan, 0.0, 0.0], FALLING])
     first = found["trials"][0]
-    assert (first["loss"], first["diverged"], first["pruned"]) == (None, True, False)
+    assert (first["loss"], first["failed"]) == (None, None)
     assert found["rate"] == found["trials"][1]["rate"]
 
 
@@ -192,14 +189,13 @@ def test_a_trial_keeps_its_result_and_none_of_its_weights(tmp_path, monkeypatch)
         for name in ("adapter", "checkpoint-8", "runs"):
             (run / name).mkdir(parents=True)
             (run / name / "weights").write_text("weights")
-        (run / "result.json").write_text("{}")
         return script.train(recipe, **kwargs)
 
     script = Script([FALLING])
     monkeypatch.setattr(learning_rate, "train", train)
     search_rate(Space([RECIPE], 1), tmp_path / "search")
     kept = {path.name for path in (tmp_path / "search" / "trial-0").iterdir()}
-    assert kept == {"losses.json", "result.json", "runs", "trial.json"}
+    assert kept == {"result.json", "runs", "trial.json"}
 
 
 def test_a_rate_of_a_map_alone_that_is_a_setting_is_where_its_search_begins(search):

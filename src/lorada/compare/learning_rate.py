@@ -8,8 +8,8 @@ each. A map beside other parts has a rate of its own: it keeps its default until
 is found, and is then searched in the same way.
 
 A trial trains as long as a final run, on the training rows without those that are set aside. Its
-loss on the latter is measured in the middle and at the end, and it is stopped in the middle if it
-is worse than the median of the trials before. The final runs take what had the lowest loss.
+loss on the latter is measured at the end, and not before: high rates are often behind in the
+middle of a training and ahead at its end. The final runs take what had the lowest loss.
 
 The trials of a search run one after another in one process. Which is next follows from the trials
 that are stored, so a search that was killed goes on with the same trial.
@@ -22,27 +22,24 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from torch import OutOfMemoryError
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from lorada.compare.jobs.job import last_line, report
 from lorada.compare.plan import SEARCH_FILE, mapping_in
 from lorada.runs.folder import TRAINED_FILE, HeldError, holds_run
 from lorada.runs.recipe import Recipe
-from lorada.runs.result import RESULT_FILE
+from lorada.runs.result import RESULT_FILE, read_result
 from lorada.support.files import json_text, write_atomic
 from lorada.training.callbacks import DivergedError
 from lorada.training.train import train
 
-MEASURED = 2  # how often a trial measures its loss on the rows that are set aside
 FURTHER = 3  # trials at most beyond an end of the first ones
 FACTOR = 10**0.5  # between a rate and the next one
 SAID_EVERY = 5.0  # seconds between two lines on the steps of a training
 TRIAL_FILE = "trial.json"
-LOSSES_FILE = "losses.json"  # in the run of a trial: its losses so far, and whether it has ended
 MAP, MAP_RATE = "lmam", "map_learning_rate"  # maps may have a learning rate of their own
 # What a trial's run keeps only until its loss is known.
 WEIGHTS = ("adapter", "model", TRAINED_FILE, "checkpoint-*")
@@ -138,8 +135,7 @@ def next_value(
 ) -> float | None:
     """The next learning rate, or another factor, to try; None if that is enough.
 
-    A trial that was stopped, diverged or failed is worse than any other; below only such, lower
-    ones follow.
+    A trial that diverged or failed is worse than any other; below only such, lower ones follow.
 
     Args:
         name: of the value in the trials.
@@ -168,7 +164,7 @@ def next_value(
 
 
 def _loss(one: Tried) -> float:
-    return math.inf if one["pruned"] or one["loss"] is None else float(one["loss"])
+    return math.inf if one["loss"] is None else float(one["loss"])
 
 
 def best_trial(tried: Sequence[Tried]) -> Tried | None:
@@ -184,9 +180,8 @@ def search_rate(space: Space, folder: Path) -> None:
         number = len(tried)
         run = folder / f"trial-{number}"
         if not (run / TRIAL_FILE).is_file():
-            before = [folder / f"trial-{earlier}" for earlier in range(number)]
             what = f"trial {number}{_said(space, point)}"
-            found = {"number": number, **point, **_try(space.recipe_of(point), run, before, what)}
+            found = {"number": number, **point, **_try(space.recipe_of(point), run, tried, what)}
             for pattern in WEIGHTS:
                 for path in run.glob(pattern):
                     path.unlink() if path.is_file() else shutil.rmtree(path)
@@ -209,38 +204,36 @@ def _said(space: Space, point: Tried) -> str:
 def _outcome(found: dict[str, Any]) -> str:
     if found["loss"] is None:
         return found["failed"] or "the loss became NaN"
-    at = f", stopped at step {found['steps']}" if found["pruned"] else ""
-    return f"loss {found['loss']:.4f}{at}"
+    return f"loss {found['loss']:.4f}"
 
 
-def _try(recipe: Recipe, run: Path, before: Sequence[Path], what: str) -> dict[str, Any]:
+def _try(recipe: Recipe, run: Path, before: Sequence[Tried], what: str) -> dict[str, Any]:
     """Train one trial, ``what`` in words, or go on with it; return what came out of it.
 
     Raises:
         Exception: if it failed and no trial before it has ended, or for want of memory or disk
             space, or while another process trains it: that does not depend on what it tries.
     """
-    began, watch, failed = time.monotonic(), MeasureTrial(run, before), None
-    # If it was killed after it was stopped or diverged, it must not train on from a checkpoint.
-    if not (watch.pruned or watch.diverged or (run / RESULT_FILE).is_file()):
-        mine = recipe.model_copy(update={"output": str(run)})
-        try:
-            train_on(mine, what, watch)
-        except DivergedError:
-            watch.diverged = True
-            watch.save()
-        except (OSError, MemoryError, OutOfMemoryError, HeldError):
+    began, loss, failed = time.monotonic(), None, None
+    try:
+        if not (run / RESULT_FILE).is_file():
+            train_on(recipe.model_copy(update={"output": str(run)}), what)
+        loss = loss_of(run)
+    except DivergedError:
+        pass
+    except (OSError, MemoryError, OutOfMemoryError, HeldError):
+        raise
+    except Exception as error:  # of any class, as in a run
+        if best_trial(before) is None:
             raise
-        except Exception as error:  # of any class, as in a run
-            if not watch.others:
-                raise
-            failed = last_line(error)
-    steps = max(watch.losses, default=0)
-    return {
-        "loss": None if watch.diverged or failed else watch.losses[steps],
-        "steps": steps, "pruned": watch.pruned, "diverged": watch.diverged, "failed": failed,
-        "seconds": round(time.monotonic() - began, 1),
-    }  # fmt: skip
+        failed = last_line(error)
+    return {"loss": loss, "failed": failed, "seconds": round(time.monotonic() - began, 1)}
+
+
+def loss_of(run: Path) -> float | None:
+    """The loss of a trial on the rows set aside; None if it is not finite."""
+    losses = [one["eval_loss"] for one in read_result(run)["history"] if "eval_loss" in one]
+    return float(losses[-1]) if losses[-1] is not None and math.isfinite(losses[-1]) else None
 
 
 def train_on(recipe: Recipe, what: str, *callbacks: TrainerCallback) -> None:
@@ -266,48 +259,3 @@ class Steps(TrainerCallback):  # type: ignore[misc]
         if time.monotonic() - self._said > SAID_EVERY:
             self._said = time.monotonic()
             report(f"{self._what}: step {state.global_step} of {state.max_steps}")
-
-
-class MeasureTrial(TrainerCallback):  # type: ignore[misc]
-    """Keeps the losses on the rows set aside, and stops a trial that is behind.
-
-    It is behind if from half of the steps on its lowest loss is above the median, at the same step,
-    of the trials before that were not stopped; of two at least.
-
-    Args:
-        run: the folder of the trial, which may have begun before.
-        before: those of the trials before it.
-
-    Attributes:
-        losses: step → loss on the rows set aside, in nats per token.
-        pruned: whether it was stopped in the middle.
-        diverged: whether its loss became NaN.
-        others: the losses of each trial before it that was neither stopped nor diverged.
-    """
-
-    def __init__(self, run: Path, before: Sequence[Path] = ()) -> None:
-        self._file = run / LOSSES_FILE
-        known = mapping_in(self._file)
-        self.losses = {int(step): float(loss) for step, loss in known.get("losses", {}).items()}
-        self.pruned, self.diverged = (bool(known.get(name)) for name in ("pruned", "diverged"))
-        others = [MeasureTrial(other) for other in before]
-        self.others = [one.losses for one in others if not one.pruned and not one.diverged]
-
-    def save(self) -> None:
-        """Write what is known of the trial."""
-        known = {"losses": self.losses, "pruned": self.pruned, "diverged": self.diverged}
-        write_atomic(self._file, json_text(known) + "\n")
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Keep a loss."""
-        loss, step = kwargs["metrics"]["eval_loss"], state.global_step
-        if not math.isfinite(loss):
-            raise DivergedError(f"the loss on the rows set aside became {loss} at step {step}")
-        self.losses[step] = loss
-        there = [losses[step] for losses in self.others if step in losses]
-        if state.max_steps // 2 <= step < state.max_steps and len(self.others) > 1 and there:
-            self.pruned = min(self.losses.values()) > median(there)
-            control.should_training_stop = self.pruned or control.should_training_stop
-        self.save()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.compare.jobs.job import Job, report
-from lorada.compare.learning_rate import MEASURED, Space, search_rate, train_on
+from lorada.compare.learning_rate import Space, search_rate, train_on
 from lorada.compare.plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan
 from lorada.compare.rows import Data
 from lorada.compare.spec import EACH_SEED, Comparison
@@ -68,7 +68,7 @@ def _search_job(
     A search of one seed sets rows of its own aside, so that the luck of these rows is among what
     differs between the seeds.
     """
-    training = {"eval_strategy": "steps", "eval_steps": -(-plan.steps // MEASURED)}
+    training = {"eval_strategy": "steps", "eval_steps": plan.steps}
     alone = comparison.search == EACH_SEED
     drawn: dict[str, Any] = {"dev_rows": plan.dev_rows, "dev_seed": seed if alone else 0}
     if share_of(comparison.held_out) is None:  # a share must not be learned

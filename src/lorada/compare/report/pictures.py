@@ -173,8 +173,7 @@ def loss_over_rates(summary: Summary) -> Figure | None:
     """The loss over the learning rates that were tried, by ``TriedRate.search``; None without any.
 
     The chosen rate of each search is filled, and has a ring if it is the lowest or the highest of
-    those tried. A trial that was stopped has a cross at its loss in the middle; one whose loss
-    became NaN is left out.
+    those tried. A trial whose loss became NaN is left out.
     """
     tried = {line: summary.tried.get(line.label, []) for line in summary.lines}
     lines = [line for line, trials in tried.items() if any(one.loss is not None for one in trials)]
@@ -186,10 +185,9 @@ def loss_over_rates(summary: Summary) -> Figure | None:
         style = _style(summary, line.method, filled=False)
         trials = [one for one in tried[line] if one.loss is not None]
         for search in sorted({one.search for one in trials}):
-            ended = [one for one in trials if one.search == search and not one.stopped]
-            axis.plot([one.rate for one in ended], [one.loss for one in ended], **style)
+            mine = [one for one in trials if one.search == search]
+            axis.plot([one.rate for one in mine], [one.loss for one in mine], **style)
         marks = [(one.rate, one.loss, mark) for one in trials for mark in (
-            {"marker": "x"} if one.stopped else {},
             {"markerfacecolor": style["color"]} if one.chosen else {},
             {"marker": "o", "markersize": 13} if one.at_edge else {},
         ) if mark]  # fmt: skip

@@ -438,7 +438,7 @@ def tried_rates(one: CandidateResult) -> list[TriedRate]:
             curve = (number, trial["choice"], trial["map_factor"])
             found.append(TriedRate(
                 rate=float(trial["rate"]), loss=trial.get("loss"),
-                stopped=bool(trial.get("pruned")), chosen=chosen, at_edge=chosen and at_edge,
+                chosen=chosen, at_edge=chosen and at_edge,
                 search=curves.setdefault(curve, len(curves)), map_rate=trial.get("map_rate"),
             ))  # fmt: skip
     return found

@@ -32,7 +32,6 @@ class TriedRate:
 
     rate: float
     loss: float | None  # on the rows set aside, in nats per token; None if it became NaN
-    stopped: bool  # in the middle, because it was behind
     chosen: bool  # by the final runs
     at_edge: bool  # the best, and the lowest or highest of those tried, or that of the map is
     search: int  # each seed, setting of a method and ratio of a map's rate counts as one, from 0
@@ -315,9 +314,6 @@ def _learning_rates(results: Results, tried: Mapping[str, Sequence[TriedRate]]) 
             f"may be better: {_listed(edge)}."
         )
     seconds = duration(sum(float(trial.get("seconds") or 0.0) for trial in trials))
-    ended = {
-        "stopped early": sum(bool(trial.get("pruned")) for trial in trials),
-        "diverged or failed": sum(trial.get("loss") is None for trial in trials),
-    }
-    rest = "".join(f", {count} of them {how}" for how, count in ended.items() if count)
+    failed = sum(trial.get("loss") is None for trial in trials)
+    rest = f", {failed} of them diverged or failed" if failed else ""
     yield f"The search for learning rates took {seconds}: {counted(len(trials), 'trial')}{rest}."
