@@ -332,8 +332,22 @@ def test_a_rate_of_the_search_or_of_the_map_at_an_end_is_said(trials, at_edge):
 )
 def test_without_a_search_the_report_says_which_rates_were_taken(rates, said):
     results = results_of(alike())
-    results.asked.rates = rates
+    results.asked.rates, results.asked.trials = rates, 1
     assert f"No learning rate was searched: {said}" in summarize(results).sentences
+
+
+def test_a_comparison_that_was_cut_off_says_how_it_goes_on_and_gives_no_winner(tmp_path):
+    folder = write_made_up(tmp_path / "made up", rows=20)
+    (folder / "failures.json").unlink()
+    for path in (folder / "runs").iterdir():
+        if path.name != "dora":
+            path.rename(tmp_path / path.name)
+    shutil.rmtree(folder / "trials")
+    summary = summarize(read_comparison(folder))
+    assert summary.best == ""
+    assert summary.verdict.startswith("So far only dora has a score, ")
+    assert summary.commands == {"go on with it": f"lorada compare '{folder}' --resume"}
+    assert "No search for a learning rate is finished yet." in summary.sentences
 
 
 def test_baselines_on_other_rows_are_left_out():

@@ -246,8 +246,10 @@ def training_arguments(
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:  # the Trainer would divide by it
             raise ValueError(f"training.{name}={getattr(args, name)} must be at least 1")
-    if args.max_steps == 0:
-        raise ValueError("training.max_steps=0 must be at least 1, or left out for whole epochs")
+    if args.max_steps == 0 or args.max_steps < -1:  # -1 stands for whole epochs
+        raise ValueError(
+            f"training.max_steps={args.max_steps} must be at least 1, or left out for whole epochs"
+        )
     if args.max_steps < 0 and not 0 < args.num_train_epochs < math.inf:
         raise ValueError(
             f"training.num_train_epochs={args.num_train_epochs:g} is no number of epochs to train: "

@@ -13,7 +13,13 @@ import numpy as np
 
 from lorada.compare.decide import by_seed, decide, enough_runs
 from lorada.compare.decision import Decision
-from lorada.compare.report.read import CandidateResult, Results, ScoredRun, Untrained
+from lorada.compare.report.read import (
+    UNFINISHED,
+    CandidateResult,
+    Results,
+    ScoredRun,
+    Untrained,
+)
 from lorada.compare.report.words import (
     Losses,
     Scale,
@@ -141,8 +147,11 @@ def summarize(
     tested = _tested(scored, results.groups, metric)
     baselines = _baselines(results, metric)
     decision = _decided(results, scored, baselines, metric, margin)
+    alone = len(ran) == 1 and bool(waiting_in(results))
+    decision = None if alone else decision  # there is nothing yet that it could be better than
     lines = [_with_decision(one, decision) for one in _with_tests(scored, tested, chosen)]
     best = next((c for c in lines if decision is None or c.label == decision.pick), None)
+    best = None if alone else best
     histories = {one.label: _history(one) for one in lines}
     losses = training_losses(histories[(best or lines[0]).label]) if lines else None
     said, commands = _verdict(results, lines, best, decision, losses)
@@ -173,6 +182,14 @@ def summarize(
     )  # fmt: skip
 
 
+def waiting_in(results: Results) -> list[CandidateResult]:
+    """The candidates that have no run yet, though nothing is wrong with them."""
+    return [
+        one for one in results.candidates
+        if not one.runs and (one.reason or UNFINISHED).endswith(UNFINISHED)
+    ]  # fmt: skip
+
+
 def _verdict(
     results: Results,
     lines: list[CandidateResult],
@@ -181,12 +198,20 @@ def _verdict(
     losses: Losses,
 ) -> tuple[str, dict[str, str]]:
     """The verdict, and the commands that follow from it."""
+    resume = as_typed("lorada", "compare", results.folder, "--resume")
+    if len(lines) == 1 and waiting_in(results):
+        said = (
+            f"So far only {lines[0].label} has a score, {score_of(lines[0])}: there is no result."
+        )
+        return said, {"go on with it": resume}
     said = verdict(decision, lines[0] if lines else None, losses, results.plan.steps)
     commands = {} if best is None else commands_of(results.folder, best, lines)
     by_loss = as_typed("lorada", "report", results.folder, "--metric", "loss")
     if alike := _all_alike(lines, by_loss):
         said = f"{said} Yet {alike}" if best else alike
         commands = {"write the report by the loss": by_loss, **commands}
+    if any((one.reason or "").endswith(UNFINISHED) for one in results.candidates):
+        commands = {"go on with it": resume, **commands}
     return said, commands
 
 

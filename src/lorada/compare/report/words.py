@@ -292,7 +292,10 @@ def _learning_rates(results: Results, tried: Mapping[str, Sequence[TriedRate]]) 
     searches = [search for one in results.candidates for search in one.searches]
     trials = [trial for search in searches for trial in search["trials"]]
     if not trials:
-        given = results.asked.rates
+        asked, given = results.asked, results.asked.rates
+        if any(map(asked.is_searched, asked.methods)):
+            yield "No search for a learning rate is finished yet."
+            return
         said = f"all train at {given[0]:g}" if given else "each method has its own default"
         yield f"No learning rate was searched: {said}."
         return
