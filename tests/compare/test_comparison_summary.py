@@ -339,13 +339,12 @@ def test_without_a_search_the_report_says_which_rates_were_taken(rates, said):
 def test_a_comparison_that_was_cut_off_says_how_it_goes_on_and_gives_no_winner(tmp_path):
     folder = write_made_up(tmp_path / "made up", rows=20)
     (folder / "failures.json").unlink()
-    for path in (folder / "runs").iterdir():
-        if path.name != "dora":
-            path.rename(tmp_path / path.name)
+    for path in sorted(folder.glob("runs/*/*"))[1:]:
+        shutil.rmtree(path)
     shutil.rmtree(folder / "trials")
     summary = summarize(read_comparison(folder))
     assert summary.best == ""
-    assert summary.verdict.startswith("So far only dora has a score, ")
+    assert "has a score, " in summary.verdict.partition("So far only ")[2]
     assert summary.commands == {"go on with it": f"lorada compare '{folder}' --resume"}
     assert "No search for a learning rate is finished yet." in summary.sentences
 
