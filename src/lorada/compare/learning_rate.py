@@ -236,14 +236,14 @@ def loss_of(run: Path) -> float | None:
     return float(losses[-1]) if losses[-1] is not None and math.isfinite(losses[-1]) else None
 
 
-def train_on(recipe: Recipe, what: str, *callbacks: TrainerCallback) -> None:
+def train_on(recipe: Recipe, what: str) -> None:
     """Begin a training or go on with it, ``what`` in words, as ``lorada train --resume`` does.
 
     Raises:
         KeyboardInterrupt: if it was interrupted and saved.
     """
     resume = holds_run(Path(recipe.output))
-    if train(recipe, resume=resume, quiet=True, callbacks=[Steps(what), *callbacks]).interrupted:
+    if train(recipe, resume=resume, quiet=True, callbacks=[Steps(what)]).interrupted:
         raise KeyboardInterrupt
     gc.collect()  # the Trainer refers to itself, so its model would stay beside the next
 

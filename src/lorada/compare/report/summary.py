@@ -146,12 +146,12 @@ def summarize(
     scored.sort(key=lambda one: float(one.scores.mean()), reverse=True)
     tested = _tested(scored, results.groups, metric)
     baselines = _baselines(results, metric)
-    decision = _decided(results, scored, baselines, metric, margin)
-    alone = len(ran) == 1 and bool(waiting_in(results))
-    decision = None if alone else decision  # there is nothing yet that it could be better than
+    # While others wait, there is nothing yet that the first one could be better than.
+    alone = len(ran) == 1 and _others_wait(results)
+    decision = None if alone else _decided(results, scored, baselines, metric, margin)
     lines = [_with_decision(one, decision) for one in _with_tests(scored, tested, chosen)]
-    best = next((c for c in lines if decision is None or c.label == decision.pick), None)
-    best = None if alone else best
+    taken = (c for c in lines if decision is None or c.label == decision.pick)
+    best = None if alone else next(taken, None)
     histories = {one.label: _history(one) for one in lines}
     losses = training_losses(histories[(best or lines[0]).label]) if lines else None
     said, commands = _verdict(results, lines, best, decision, losses)
@@ -182,12 +182,10 @@ def summarize(
     )  # fmt: skip
 
 
-def waiting_in(results: Results) -> list[CandidateResult]:
-    """The candidates that have no run yet, though nothing is wrong with them."""
-    return [
-        one for one in results.candidates
-        if not one.runs and (one.reason or UNFINISHED).endswith(UNFINISHED)
-    ]  # fmt: skip
+def _others_wait(results: Results) -> bool:
+    """Whether a candidate has no run yet, though nothing is wrong with it."""
+    without = [one.reason or UNFINISHED for one in results.candidates if not one.runs]
+    return any(reason.endswith(UNFINISHED) for reason in without)
 
 
 def _verdict(
@@ -199,7 +197,7 @@ def _verdict(
 ) -> tuple[str, dict[str, str]]:
     """The verdict, and the commands that follow from it."""
     resume = as_typed("lorada", "compare", results.folder, "--resume")
-    if len(lines) == 1 and waiting_in(results):
+    if lines and best is None and decision is None:  # one alone
         said = (
             f"So far only {lines[0].label} has a score, {score_of(lines[0])}: there is no result."
         )
