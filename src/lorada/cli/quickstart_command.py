@@ -12,7 +12,7 @@ from lorada.cli.queue_options import Workers
 from lorada.support.files import as_typed
 
 SETTINGS = [
-    "pooling=mean", "max_length=64", "max_steps=100", "warmup_steps=10",
+    "pooling=mean", "max_length=64", "max_steps=80", "warmup_steps=8",
     "per_device_train_batch_size=16",
 ]  # fmt: skip
 SENTENCE = "All dogs are pets. No pets are cats. Therefore, no dogs are cats."
@@ -32,7 +32,8 @@ def quickstart(
     else:
         summary = compare(
             overrides=SETTINGS, model="minilm-l6", data="builtin:syllogisms.csv", held_out="33%",
-            methods="lora,ia3,lora+lmam", budget="0.2%", seeds="1,2,3", output=str(output),
+            methods="lora,ia3,lora+lmam", budget="0.2%", seeds="1,2,3", rates="1e-3,3e-3,1e-2",
+            output=str(output),
             overwrite=overwrite, workers=workers,
         )  # fmt: skip
     if summary is None or "predict" not in summary.commands:
