@@ -45,6 +45,9 @@ def test_the_command_says_what_the_library_decides_and_needs_no_torch(folder):
     assert found["expected_loss"] == expected.expected_loss
     shown = printed(*LORADA, *words, folder=folder)
     assert " ".join(shown.split()).startswith(expected.sentence)
+    (line,) = (line for line in shown.splitlines() if line.startswith("lora "))
+    assert line.split()[4] == expected.letters["lora"]
+    assert "• 200 rows in 100 groups, 3 runs of each method. Methods that share a letter" in shown
     code = (
         "import sys, lorada.cli; sys.argv = ['lorada', 'decide', 'scores.csv']\n"
         "try: lorada.cli.main()\nfinally: assert 'torch' not in sys.modules"
@@ -57,11 +60,11 @@ def test_the_command_says_what_the_library_decides_and_needs_no_torch(folder):
     [
         (("nothing.csv",), "'scores': file 'nothing.csv' does not exist"),
         ((".",), "'scores': file '.' is a directory"),
-        (("empty.csv",), "empty.csv is no CSV file in UTF-8: No columns to parse"),
+        (("empty.csv",), "empty.csv has no rows"),
         (("scores.csv", "--costs", "nothing"), "'--costs': file 'nothing' does not exist"),
         (("scores.csv", "--baseline", "commonst"), "did you mean commonest?"),
         (("scores.csv", "--margin", "-1"), "margin=-1.0 is no number of points: give 0 or more"),
-        (("costs.yaml",), "costs.yaml has no column method, seed, row, score"),
+        (("costs.yaml",), "costs.yaml line 1 is not JSON"),
     ],
 )
 def test_a_mistake_is_one_line(folder, words, said):

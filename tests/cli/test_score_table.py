@@ -17,15 +17,15 @@ def test_names_are_shortened_in_the_middle():
 
 def test_each_method_has_one_line_whose_columns_stand_below_each_other():
     rows = [
-        (LONG, 100.0, 92.25, 100.0, 12.34, 1_234_567_890, "not learned"),
-        ("ia3", 58.0, 51.0, 65.0, None, 61_440, ""),
-        ("the commonest answer", 50.0, None, None, None, None, ""),
+        (LONG, 100.0, 92.25, 100.0, "ab", 12.34, 1_234_567_890, "not learned"),
+        ("ia3", 58.0, 51.0, 65.0, "b", None, 61_440, ""),
+        ("the commonest answer", 50.0, None, None, "", None, None, ""),
     ]
     assert score_table("score", ".1f", rows, 80) == [
-        "                         score ± 95 %  expected loss     parameters",
-        "lora+lmam:l…%, 1000000)   100.0 ± 7.8           12.3  1,234,567,890  not learned",
-        "ia3                        58.0 ± 7.0              –         61,440",
-        "the commonest answer             50.0              –              –",
+        "                  score ± 95 %  group  expected loss     parameters",
+        "lora+lma…000000)   100.0 ± 7.8     ab           12.3  1,234,567,890  not learned",
+        "ia3                 58.0 ± 7.0      b              –         61,440",
+        "the comm… answer          50.0      –              –              –",
     ]
 
 

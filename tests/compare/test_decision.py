@@ -8,7 +8,15 @@ from made_up_worlds import WORLDS, World, made_up
 from scipy import stats
 
 from lorada.compare.decide import decide
-from lorada.compare.statistics import ALPHA, by_group, difference, paired_p, seeds_correlate
+from lorada.compare.statistics import (
+    ALPHA,
+    Common,
+    by_group,
+    difference,
+    holm,
+    paired_p,
+    seeds_correlate,
+)
 
 SIZES = {"lora": {"parameters": 100}, "ia3": {"parameters": 33}}
 SAME = 1e-9  # relative; two ways to compute one number
@@ -51,6 +59,19 @@ def test_a_cheaper_method_is_taken_where_welchs_bound_of_what_it_costs_is_within
 def test_cheaper_is_a_fifth_less_of_the_first_cost_that_differs_so_much(lora, ia3, taken):
     scores = {"lora": steady(80.0, 80.1, 80.2), "ia3": steady(79.9, 80.0, 80.1)}
     assert decide(scores, {"lora": lora, "ia3": ia3}).pick == taken
+
+
+def test_each_pair_is_tested_by_the_test_of_the_report_and_corrected_for_all():
+    scores = {"a": answers(80), "b": answers(70, seed=1), "c": answers(69, seed=2)}
+    found = decide(scores)
+    common = Common.of([*scores.values()])
+    pairs = [("a", "b"), ("a", "c"), ("b", "c")]
+    ab, ac, bc = holm([paired_p(scores[one], scores[other], common) for one, other in pairs])
+    assert found.p_highest == {"b": ab, "c": ac}
+    assert max(ab, ac) < 0.05 < bc
+    assert found.letters == {"a": "a", "b": "b", "c": "b"}
+    few = decide({name: one[:, :4] for name, one in scores.items()})
+    assert (few.letters, few.p_highest) == ({}, {})
 
 
 def test_of_two_cheap_methods_of_about_one_size_the_higher_score_is_taken():

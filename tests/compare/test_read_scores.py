@@ -24,6 +24,24 @@ def test_lines_in_any_order_become_seeds_times_rows(tmp_path):
     assert found.groups == ("p", "p")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "method;seed;row;score\nlora;1;a;1\nlora;1;b;\n"),
+        ("a.tsv", "method\tseed\trow\tscore\nlora\t1\ta\t1\nlora\t1\tb\tinf\n"),
+        (
+            "a.jsonl",
+            '{"method": "lora", "seed": 1, "row": "a", "score": 1}\n'
+            '{"method": "lora", "seed": 1, "row": "b", "score": null}\n',
+        ),
+    ],
+)
+def test_a_table_may_be_any_that_a_training_takes(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="lora, seed 1, has no score of row b"):
+        read_scores(tmp_path / name)
+
+
 def test_a_run_without_scores_has_diverged(tmp_path):
     text = f"{HEAD}lora,1,a,1\nlora,1,b,0\nlora,2,a,nan\nlora,2,b,\nia3,1,a,1\nia3,1,b,1\n"
     found = read_scores(written(tmp_path, text))
@@ -34,18 +52,18 @@ def test_a_run_without_scores_has_diverged(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("method,seed,score\nlora,1,1\n", "has no column row: its first line is to name"),
-        (HEAD, "has no scores"),
-        (f"{HEAD}lora,1,a,1\nlora,1,a,0\n", "line 3, has a score of a row a second time"),
-        (f"{HEAD}lora,1,a,good\n", "line 2, has a score that is no number"),
-        (f"{HEAD}lora,,a,1\n", "line 2, needs a method, a seed and a row"),
+        ("method,seed,score\nlora,1,1\n", "has no column row, but method, seed, score: a table"),
+        (HEAD, "has no rows"),
+        (f"{HEAD}lora,1,a,1\nlora,1,a,0\n", "row 2, has a score that is there already"),
+        (f"{HEAD}lora,1,a,good\n", "row 1, has a score that is no number"),
+        (f"{HEAD}lora,,a,1\n", "row 1, needs a method, a seed and a row"),
         (
             f"{HEAD}lora,1,a,1\nlora,1,b,1\nlora,1,c,1\nia3,1,a,1\n",
             "ia3, seed 1, has no score of row b and of 1 more. Give every run a score of all rows",
         ),
         (
             "method,seed,row,score,group\nlora,1,a,1,x\nlora,2,a,1,y\n",
-            "line 3, has another group for its row than a line before",
+            "row 2, has another group than before",
         ),
     ],
 )

@@ -1,6 +1,6 @@
 """The commands ``compare``, ``report`` and ``decide``: which of several methods is the best."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +42,7 @@ from lorada.cli.queue_options import (
     split_seeds,
 )
 from lorada.cli.run_commands import check_inputs
-from lorada.support.duration import duration
+from lorada.support.duration import counted, duration
 from lorada.support.errors import unknown_name
 from lorada.support.files import as_typed
 from lorada.support.tables import NOTHING
@@ -103,11 +103,12 @@ DryRun = Annotated[bool, typer.Option(help="only say what would be run")]
 Overlap = Annotated[bool, typer.Option(help="held-out rows may be training rows too")]
 Text = Annotated[bool, typer.Option(help="keep the text of held-out rows in the report")]
 
-HEAD = ("", "{} ± 95 %", "expected loss", "parameters", "")
+HEAD = ("", "{} ± 95 %", "group", "expected loss", "parameters", "")
+SHARED = "Methods that share a letter of a group are not significantly different"
 LEAST = 12  # letters of a name
 GAP = "  "
-# Name, score, ends of its interval, expected loss, trained parameters, and what is decided.
-Scored = tuple[str, float | None, float | None, float | None, float | None, float | None, str]
+# Name, score, ends of its interval, letters, expected loss, trained parameters, what is decided.
+Scored = tuple[str, float | None, float | None, float | None, str, float | None, float | None, str]
 
 
 @app.command(no_args_is_help=True)
@@ -245,8 +246,8 @@ def _forecast(chosen: Any, place: Path, pool: Any, *, resume: bool, as_json: boo
 def _show_forecast(found: dict[str, Any]) -> None:
     from lorada.compare.plan import as_given
 
-    names = ("method", "budget", "sizes", "parameters", "runs", "training", "memory")
-    shown = Table(*(Column(name, overflow="fold") for name in names))
+    names = ("method", "budget", "sizes", "parameters", "runs", "time", "memory")
+    shown = Table(*(Column(name, overflow="fold") for name in names), title="Each at most")
     for row in found["candidates"]:
         budgets = ", ".join(
             f"{budget} (above)" if above else budget for budget, above in row["budgets"].items()
@@ -260,14 +261,11 @@ def _show_forecast(found: dict[str, Any]) -> None:
             duration(row["seconds"]), f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
         )  # fmt: skip
     console.print(shown)
-    stages = Table("stage", "trainings", "probably", "at most", "probably")
+    stages = Table("stage", "trainings", "time", title="Probably, and at most")
     for name, stage in found["stages"].items():
-        counts = (stage["trainings"], stage["probably"])
-        stages.add_row(
-            name,
-            *(f"{count:.0f}" if name != "scoring" else "" for count in counts),
-            *(duration(stage[key] / found["slots"]) for key in ("seconds", "probably_seconds")),
-        )
+        counts = f"{stage['probably']:.0f}, at most {stage['trainings']:.0f}"
+        times = (duration(stage[key] / found["slots"]) for key in ("probably_seconds", "seconds"))
+        stages.add_row(name, "" if name == "scoring" else counts, ", at most ".join(times))
     console.print(stages)
     console.print(
         f"{found['jobs']} trainings of {found['steps']} steps at most, {found['slots']} at once: "
@@ -345,11 +343,11 @@ def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
         return
     console.print(summary.verdict)
     rows = [
-        (one.label, one.score, one.low, one.high, one.expected_loss, one.trainable, one.mark)
-        for one in summary.scored
+        (one.label, one.score, one.low, one.high, one.letter, one.expected_loss, one.trainable,
+         one.mark) for one in summary.scored
     ]  # fmt: skip
     rows += [
-        (one.name, one.score, one.low, one.high, None, None, "")
+        (one.name, one.score, one.low, one.high, "", None, None, "")
         for one in summary.baselines if one.score is not None
     ]  # fmt: skip
     for line in score_table(summary.scale.title, summary.scale.form, rows, console.width):
@@ -358,7 +356,8 @@ def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
         f"{one.label}: {str(one.reason).removeprefix(f'{one.method} ')}"
         for one in summary.lines if one.score is None
     ]  # fmt: skip
-    for sentence in (*missing, *summary.sentences):
+    shared = [f"{SHARED}."] if any(one.letter for one in summary.scored) else []
+    for sentence in (*missing, *shared, *summary.sentences):
         console.print(f"• {sentence}")
     say(", ".join(map(str, reports)))
     see = as_typed("python", "-m", "webbrowser", reports[0])
@@ -370,7 +369,7 @@ def decide(
     scores: Annotated[
         Path,
         typer.Argument(
-            exists=True, dir_okay=False, help="CSV: method, seed, row, score; maybe group"
+            exists=True, dir_okay=False, help="table of method, seed, row, score; maybe group"
         ),
     ],
     margin: Margin = None,
@@ -413,13 +412,30 @@ def decide(
     form = ".1f" if found.unit == "%" else ".4g"
     best_first = sorted(found.scores, key=found.scores.__getitem__, reverse=not lower_is_better)
     rows: list[Scored] = [
-        (name, found.scores[name], *found.intervals[name], found.expected_loss.get(name),
-         found.costs.get(name, {}).get("parameters"), found.mark(name)) for name in best_first
+        (name, found.scores[name], *found.intervals[name], found.letters.get(name, ""),
+         found.expected_loss.get(name), found.costs.get(name, {}).get("parameters"),
+         found.mark(name)) for name in best_first
     ]  # fmt: skip
-    rows += [(name, score, None, None, None, None, "") for name, score in found.baselines.items()]
+    rows += [
+        (name, score, None, None, "", None, None, "") for name, score in found.baselines.items()
+    ]
     for line in score_table("score", form, rows, console.width):
         say(line)
+    count = len(next(iter(read.scores.values()))[0])
+    console.print(f"• {_tested(count, read.groups, found.runs, found.letters)}")
     suggest("decide", scores, "--json")
+
+
+def _tested(
+    rows: int, groups: Sequence[str] | None, runs: Mapping[str, int], letters: Mapping[str, str]
+) -> str:
+    """What was tested, and how to read the letters."""
+    in_groups = f" in {len(set(groups))} groups" if groups is not None else ""
+    each = dict.fromkeys((min(runs.values()), max(runs.values())))
+    of = f"{counted(rows, 'row')}{in_groups}, {' to '.join(map(str, each))} runs of each method"
+    if not letters:
+        return f"{of}: no difference is tested, which takes more rows, or two runs of two methods."
+    return f"{of}. {SHARED} (t-tests, corrected for all pairs by Holm's method)."
 
 
 def score_table(what: str, form: str, rows: Sequence[Scored], width: int) -> list[str]:
@@ -438,12 +454,13 @@ def score_table(what: str, form: str, rows: Sequence[Scored], width: int) -> lis
 
 
 def _cells(row: Scored, form: str) -> list[str]:
-    name, score, low, high, loss, parameters, mark = row
+    name, score, low, high, letter, loss, parameters, mark = row
     shown = NOTHING if score is None else format(score, form)
     if score is not None and low is not None and high is not None:
         shown += f" ± {max(high - score, score - low):{form}}"
-    counted = NOTHING if parameters is None else f"{parameters:,.0f}"
-    return [name, shown, NOTHING if loss is None else format(loss, form), counted, mark]
+    trained = NOTHING if parameters is None else f"{parameters:,.0f}"
+    lost = NOTHING if loss is None else format(loss, form)
+    return [name, shown, letter or NOTHING, lost, trained, mark]
 
 
 def shortened(name: str, width: int) -> str:

@@ -11,11 +11,16 @@ from numpy.typing import ArrayLike
 from lorada.compare.decision import CHEAPER, COSTS, Costs, Decision, saved, sentence
 from lorada.compare.expected_loss import expected_losses
 from lorada.compare.statistics import (
+    ALPHA,
     Common,
     Scores,
     by_group,
     difference,
+    holm,
+    letters,
     mean_score,
+    paired_p,
+    rows_needed,
     seeds_correlate,
 )
 from lorada.support.errors import unknown_name
@@ -222,6 +227,8 @@ def _decided(given: _Given) -> Decision:
         and saved(given.costs, name, leader) and _most_lost(given, leader, name, common)
         <= given.margin
     ]  # fmt: skip
+    best_first = sorted(tested, key=means.__getitem__, reverse=True)
+    ps = _pairs(given, best_first, common)
     limits = (0.0, 100.0) if given.unit == "%" else (-np.inf, np.inf)
     intervals = {}
     for name, table in given.scores.items():
@@ -237,6 +244,8 @@ def _decided(given: _Given) -> Decision:
         intervals=intervals,
         expected_loss=losses,
         not_worse=tuple(not_worse),
+        letters=letters(best_first, {pair for pair, p in ps.items() if p < ALPHA}) if ps else {},
+        p_highest={n: ps[frozenset((n, best_first[0]))] for n in best_first[1:]} if ps else {},
         runs=given.runs,
         diverged=given.diverged,
         untested=tuple(name for name in means if name not in tested),
@@ -248,6 +257,30 @@ def _decided(given: _Given) -> Decision:
         lower_is_better=given.sign < 0,
     )
     return replace(found, sentence=sentence(found))
+
+
+def _pairs(
+    given: _Given, tested: Sequence[str], common: Common | None
+) -> dict[frozenset[str], float]:
+    """The p-value of each pair of methods; none where so few rows could show no difference."""
+    pairs = list(combinations(tested, 2))
+    if not pairs or given.scores[tested[0]].shape[1] < rows_needed(len(pairs)):
+        return {}
+    return corrected_ps(pairs, given.scores, given.seeds, common)
+
+
+def corrected_ps(
+    pairs: Sequence[tuple[str, str]],
+    scores: Mapping[str, Scores],
+    seeds: Mapping[str, Sequence[object]],
+    common: Common | None,
+) -> dict[frozenset[str], float]:
+    """The p-value of each pair of methods, corrected for their number by Holm's method.
+
+    ``scores`` and ``seeds`` are by name; ``common`` is the spread of all methods.
+    """
+    ps = [paired_p(scores[a], scores[b], common, by_seed(a, b, seeds, scores)) for a, b in pairs]
+    return dict(zip(map(frozenset, pairs), holm(ps), strict=True))
 
 
 def _unlearned(given: _Given) -> list[str]:

@@ -35,6 +35,10 @@ class Decision:
         expected_loss: method → how far its true mean is expected to be from that of the best, in
             the unit of the scores; empty if no method has two runs.
         not_worse: the cheaper methods that are shown to be not worse than ``leader`` by the margin.
+        letters: method → its letters: two methods share one if, and only if, they are not
+            significantly different; empty where nothing can be tested.
+        p_highest: method → the p-value of its difference from the best of those that are tested,
+            corrected for all pairs of these by Holm's method.
         runs: method → its runs, those that diverged too.
         diverged: method → how many of its runs diverged, if any.
         untested: methods that have a score and too few runs to be tested.
@@ -54,6 +58,8 @@ class Decision:
     intervals: dict[str, tuple[float, float]]
     expected_loss: dict[str, float]
     not_worse: tuple[str, ...]
+    letters: dict[str, str]
+    p_highest: dict[str, float]
     runs: dict[str, int]
     diverged: dict[str, int]
     untested: tuple[str, ...]

@@ -8,6 +8,7 @@ import pandas as pd
 import yaml
 
 from lorada.compare.statistics import Scores
+from lorada.data.rows import read_rows
 
 COLUMNS = ["method", "seed", "row", "score"]
 
@@ -22,35 +23,33 @@ class ScoreFile:
 
 
 def read_scores(path: Path) -> ScoreFile:
-    """Read a CSV file with the columns method, seed, row and score, and maybe group.
+    """Read a table with the columns method, seed, row and score, and maybe group.
 
-    An empty score, ``nan`` or ``inf`` says that there is none: a run with no score has diverged.
+    It is a file such as a training takes: CSV with any delimiter, JSON, JSON Lines or Parquet. A
+    score that is empty, ``nan`` or ``inf`` says that there is none: a run with no score diverged.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-    except ValueError as error:
-        raise ValueError(f"{path} is no CSV file in UTF-8: {error}") from error
+    rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in read_rows(path)]
+    table = pd.DataFrame(rows).fillna("")
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise ValueError(
-            f"{path} has no column {', '.join(missing)}: its first line is to name the columns "
-            f"{', '.join(COLUMNS)}, and group where rows come in groups"
+            f"{path} has no column {', '.join(missing)}, but {', '.join(table) or 'none'}: a "
+            f"table of scores has the columns {', '.join(COLUMNS)}, and group where rows come in "
+            "groups"
         )
-    if not len(table):
-        raise ValueError(f"{path} has no scores")
     scores = pd.to_numeric(table["score"].replace("", "nan"), errors="coerce")
     wrong = {
         "needs a method, a seed and a row": (table[COLUMNS[:3]] == "").any(axis=1),
-        "has a score of a row a second time": table.duplicated(COLUMNS[:3]),
+        "has a score that is there already": table.duplicated(COLUMNS[:3]),
         "has a score that is no number": scores.isna()
         & ~table["score"].str.lower().isin(["", "nan"]),
     }
     if "group" in table:
         first = table.groupby("row")["group"].transform("first")
-        wrong["has another group for its row than a line before"] = table["group"] != first
+        wrong["has another group than before"] = table["group"] != first
     for what, lines in wrong.items():
         if lines.any():
-            raise ValueError(f"{path}, line {int(np.argmax(lines)) + 2}, {what}")
+            raise ValueError(f"{path}, row {int(np.argmax(lines)) + 1}, {what}")
     rows = table["row"].unique()
     runs = table.assign(score=scores).pivot(index=["method", "seed"], columns="row", values="score")
     runs = runs[rows]

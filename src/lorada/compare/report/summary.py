@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import combinations
 from math import isclose
 from operator import itemgetter
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lorada.compare.decide import by_seed, decide, enough_runs
+from lorada.compare.decide import corrected_ps, decide, enough_runs
 from lorada.compare.decision import Decision
 from lorada.compare.report.read import (
     UNFINISHED,
@@ -32,17 +31,12 @@ from lorada.compare.report.words import (
     windows_overlap,
 )
 from lorada.compare.statistics import (
-    ALPHA,
     TINY,
     Common,
     Scores,
     by_group,
     has_no_spread,
-    holm,
-    letters,
     mean_score,
-    paired_p,
-    rows_needed,
 )
 from lorada.runs.folder import trains_base
 from lorada.support.errors import unknown_name
@@ -149,7 +143,7 @@ def summarize(
     # While others wait, there is nothing yet that the first one could be better than.
     alone = len(ran) == 1 and _others_wait(results)
     decision = None if alone else _decided(results, scored, baselines, metric, margin)
-    lines = [_with_decision(one, decision) for one in _with_tests(scored, tested, chosen)]
+    lines = [_with_decision(one, decision) for one in _with_references(scored, tested, chosen)]
     taken = (c for c in lines if decision is None or c.label == decision.pick)
     best = None if alone else next(taken, None)
     histories = {one.label: _history(one) for one in lines}
@@ -305,50 +299,25 @@ def _with_decision(one: CandidateResult, decision: Decision | None) -> Candidate
     if decision is None or one.label not in decision.runs:
         return one
     low, high = decision.intervals.get(one.label, (None, None))
-    loss, mark = decision.expected_loss.get(one.label), decision.mark(one.label)
-    return replace(one, low=low, high=high, expected_loss=loss, mark=mark)
+    return replace(
+        one, low=low, high=high, expected_loss=decision.expected_loss.get(one.label),
+        mark=decision.mark(one.label), letter=decision.letters.get(one.label, ""),
+        p_best=decision.p_highest.get(one.label),
+    )  # fmt: skip
 
 
-def _with_tests(
+def _with_references(
     scored: list[CandidateResult], tested: list[CandidateResult], against: str
 ) -> list[CandidateResult]:
-    """The candidates with p-values and letters."""
-    common = Common.of([each.scores for each in tested])
-    pairs = list(combinations(tested, 2))
-    # So few rows would call no pair different, and all the same by that.
-    if pairs and tested[0].scores.shape[1] < rows_needed(len(pairs)):
-        pairs = []
-    p_pairs = _corrected(pairs, common)
-    different = {pair for pair, p in p_pairs.items() if p < ALPHA}
-    groups = letters([one.label for one in tested], different) if p_pairs else {}
-    compared = [(one, other) for one in tested if (other := _reference(one, tested, against))]
-    p_compared = _corrected(compared, common)
-    to = {one.label: other.label for one, other in compared}
-    top = tested[0].label if tested else ""
+    """The candidates with their p-values against the method ``against``."""
+    to = {one.label: other.label for one in tested if (other := _reference(one, tested, against))}
+    seeds = {one.label: [run.seed for run in one.runs] for one in tested}
+    scores = {one.label: one.scores for one in tested}
+    ps = corrected_ps([*to.items()], scores, seeds, Common.of([*scores.values()]))
     return [
-        replace(
-            one,
-            letter=groups.get(one.label, ""),
-            p_best=p_pairs.get(frozenset((one.label, top))),
-            against=to.get(one.label, ""),
-            p_against=p_compared.get(frozenset((one.label, to.get(one.label, "")))),
-        )
-        for one in scored
-    ]
-
-
-def _corrected(
-    pairs: list[tuple[CandidateResult, CandidateResult]], common: Common | None
-) -> dict[frozenset[str], float]:
-    """The p-value of each pair of candidates, corrected for their number, by their labels."""
-    found = []
-    for a, b in pairs:
-        seeds = {one.label: [run.seed for run in one.runs] for one in (a, b)}
-        scores = {one.label: one.scores for one in (a, b)}
-        paired = by_seed(a.label, b.label, seeds, scores)
-        found.append(paired_p(a.scores, b.scores, common, paired))
-    labels = (frozenset((a.label, b.label)) for a, b in pairs)
-    return dict(zip(labels, holm(found), strict=True))
+        replace(one, against=to[one.label], p_against=ps[frozenset((one.label, to[one.label]))])
+        if one.label in to else one for one in scored
+    ]  # fmt: skip
 
 
 def _reference(
