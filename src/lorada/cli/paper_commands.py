@@ -82,9 +82,9 @@ def table(
     again = _words(number, scale=at, rows=rows, tasks=tasks, seeds=seeds, results=results,
                    output=output, data_dir=data_dir)  # fmt: skip
     if dry_run:
-        _show_table(part_of(found, part), as_json=as_json)
+        begun = _show_table(part_of(found, part), as_json=as_json)
         if not as_json:
-            suggest(*again, "--resume")
+            suggest(*again, *(["--resume"] if begun else []))
         return
     with prints_to_stderr(as_json):
         complete, outcomes = run_all(
@@ -197,8 +197,8 @@ def _show_costs(number: int, *, as_json: bool) -> None:
     suggest("table", number, "--json")
 
 
-def _show_table(found: list[Any], *, as_json: bool) -> None:
-    """Print the runs of a table with parameters, steps and memory."""
+def _show_table(found: list[Any], *, as_json: bool) -> bool:
+    """Print the runs of a table with parameters, steps and memory; whether any is done."""
     from lorada.paper.table_runs import done, needs
 
     plan = []
@@ -208,18 +208,25 @@ def _show_table(found: list[Any], *, as_json: bool) -> None:
             "seed": job.seed, **needs(job), "share": job.row.share,
             "done": done(job) is not None,
         })  # fmt: skip
+    begun = any(entry["done"] for entry in plan)
     if as_json:
         print_json(plan)
-        return
-    shown = Table("row", "tasks", "seed", "trained", "paper", "steps", "memory", "")
+        return begun
+    names = ("row", "tasks", "seeds", "trained", "paper", "steps", "memory", "")
+    shown = Table(*(Column(name, overflow="fold") for name in names))
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in plan:
+        runs.setdefault((entry["row"], " ".join(entry["tasks"])), []).append(entry)
+    for (row, tasks), each in runs.items():
+        entry, finished = each[0], sum(one["done"] for one in each)
         memory = entry["memory"]
         shown.add_row(
-            entry["row"], " ".join(entry["tasks"]), str(entry["seed"]),
+            row, tasks, ", ".join(str(one["seed"]) for one in each),
             f"{entry['percent']:.3f}%",
             "–" if entry["share"] is None else f"{entry['share']}%",
             "by rows" if entry["steps"] is None else f"{entry['steps']:,}",
-            "–" if memory is None else f"{memory / 2**30:.1f} GiB", "done" * entry["done"],
+            "–" if memory is None else f"{memory / 2**30:.1f} GiB",
+            f"{finished} of {len(each)} done" if finished else "",
         )  # fmt: skip
     console.print(shown)
     models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
@@ -227,6 +234,7 @@ def _show_table(found: list[Any], *, as_json: bool) -> None:
         f"On {models}. Memory is that of a step, as if every row had max_length tokens. --json has "
         "every number.",
     )
+    return begun
 
 
 @app.command()
