@@ -289,6 +289,8 @@ def test_the_refusal_of_fields_has_the_line_that_names_them():
         in_form(REVIEWS, "f")
     _, _, line = str(error.value).partition("; or name them: ")
     assert shlex.split(line) == ["--columns", "text=My review,label=Stars"]
+    refused("--columns text=comment,label=stars$",
+            lambda: in_form([{"n": "1", "stars": "5", "comment": "a good film"}], "f"))  # fmt: skip
     refused("Stars is not a text: 4", lambda: in_form(REVIEWS, "f", {"text": "Stars"}))
 
 

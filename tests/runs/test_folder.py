@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig
 from lorada.inference.load import load_run
-from lorada.runs.folder import CHECKSUM_FILE, check_folder, last_whole_checkpoint
+from lorada.runs.folder import CHECKSUM_FILE, check_folder, finished_run, last_whole_checkpoint
 from lorada.training.inputs import prepare_training
 from lorada.training.parameter_counts import parameters_of
 from lorada.training.train import train
@@ -238,6 +238,14 @@ def test_from_keeps_modules_that_were_saved_whole(place, tmp_path):
     keys = adapter_weights(run).keys()
     assert any("lm_head" in key for key in keys)
     assert any("lora_A" in key for key in keys)
+
+
+@pytest.mark.parametrize("name", ["mine", "runs/lora/9216/seed1"])
+def test_a_folder_of_runs_is_refused_with_the_name_of_one(tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "recipe.yaml").touch()
+    with pytest.raises(ValueError, match=f"is not a run: .* but {tmp_path / name} is one"):
+        finished_run(tmp_path)
 
 
 def test_a_single_label_is_refused(tmp_path, place):

@@ -347,6 +347,10 @@ def _fits(
     return [fit for fit in fits if len(fits) == 1 or fit.reading.form != "text"]
 
 
+# Names of a column that only counts the rows.
+COUNTERS = ("", "n", "no", "nr", "id", "idx", "index", "row", "number", "unnamed: 0")
+
+
 def _unreadable(row: Row, where: str, readings: Sequence[Reading], *, answered: bool) -> ValueError:
     """The refusal of a row that nothing fits, with the line that would name its fields."""
     ways = [
@@ -356,7 +360,8 @@ def _unreadable(row: Row, where: str, readings: Sequence[Reading], *, answered: 
     ]
     needed = " or ".join(dict.fromkeys("/".join(way) for way in ways))
     texts = sorted((key for key in row if isinstance(row[key], str)), key=lambda k: -len(row[k]))
-    keys = [*texts[:1], *(key for key in row if key not in texts[:1])]
+    rest = (key for key in row if key not in texts[:1])
+    keys = [*texts[:1], *sorted(rest, key=lambda key: key.strip().lower() in COUNTERS)]
     ours = (["text", "label"] if row.keys() - texts[:1] else ["text"]) if answered else ways[0]
     pairs = ",".join(f"{name}={key}" for name, key in zip(ours, keys, strict=False))
     line = f"; or name them: {as_typed('--columns', pairs)}" if len(keys) >= len(ours) else ""

@@ -118,7 +118,10 @@ def refuse_both(*, resume: bool, overwrite: bool) -> None:
 def finished_run(folder: Path, *, trust_remote_code: bool = False) -> Recipe:
     """The recipe of a finished run; the caller, not the recipe, decides about remote code."""
     if not (folder / RECIPE_FILE).is_file():
-        raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
+        # Of a folder of runs, and of a comparison.
+        places = (*folder.glob(f"*/{RECIPE_FILE}"), *folder.glob(f"runs/*/*/*/{RECIPE_FILE}"))
+        inside = f", but {min(places).parent} is one" if places else ""
+        raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}{inside}")
     read_result(folder)
     return saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
 

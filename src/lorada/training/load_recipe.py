@@ -160,7 +160,8 @@ def _settings_of(source: str) -> dict[str, Any]:
     if not path.is_file():
         if path.suffix in (".yaml", ".yml") or os.sep in source:
             raise FileNotFoundError(f"no recipe at {path}")
-        raise unknown_name("recipe", source, recipes)
+        error = unknown_name("recipe", source, recipes)
+        raise ValueError(f"{error}; a file is NAME.yaml, and a setting key=value")
     return settings_in(path)
 
 

@@ -157,7 +157,7 @@ def summarize(
         verdict=said,
         sentences=tuple(limits(results, lines, decision, losses, tested, chosen, tried)),
         model=str(results.asked.recipe.get("model", "")),
-        task=", ".join(dict.fromkeys(source(results, name) for name, _ in results.rows)),
+        task=", ".join(source(results, name) for name in results.plan.held_out),
         rows=len(results.rows),
         seeds=tuple(seeds if seeds and results.asked.until is not None else results.asked.seeds),
         metric=metric,

@@ -172,7 +172,8 @@ class Answering:
                 return StreamingResponse(events, media_type="text/event-stream")
             whole = await _unless_closed(request, answer.whole())
         else:
-            at = "/v1/classify" if isinstance(named, Classifier) else "/v1/completions"
+            decoder = "/v1/chat/completions or /v1/completions"
+            at = "/v1/classify" if isinstance(named, Classifier) else decoder
             raise Refused(400, f"{named.name} does not answer here: ask {at}", param="model")
         record.status = 200
         return JSONResponse(whole)
