@@ -65,6 +65,7 @@ TABLE_4 = (
 )  # fmt: skip
 
 RATES, FULL_RATES, LLM_RATES = "7e-4,3e-3,1.2e-2", "5e-5,2e-4,8e-4", "3e-4,1.5e-3,7e-3"
+MAPS = ("lora+lmam", "lorada_a")  # of these, the map and other parts
 ATLAS_TASKS = ("sst2_even", "syllogism", "syllogism8", "knights")
 PILOT_TASKS = ("qnli", "stsb", "mrpc")  # of GLUE: is there something to learn in 150 steps?
 
@@ -135,6 +136,8 @@ COMPARISONS |= {
     "syllogism_ablations": Asked("syllogism", (PRINTED, *ABLATIONS), rates="", seeds=TEN),
     **{f"atlas_{task}": Asked(task, ATLAS, rates="", budget="0.2%") for task in ATLAS_TASKS},
     **{f"atlas_{task}_full": Asked(task, ("full",), rates="") for task in ATLAS_TASKS},
+    # Of the first atlas every seed has searched its rate, but for that of maps beside other parts.
+    **{f"atlas_{t}_maps": Asked(t, MAPS, rates="", budget="0.2%") for t in ATLAS_TASKS[:2]},
 }
 # A training of this model takes minutes, so one search serves all seeds.
 WRITER = Asked("syllogism_written", WRITER_METHODS, LLM_RATES, "0.2%", "smollm2-135m", "1,2,3")
