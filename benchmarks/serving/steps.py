@@ -30,7 +30,6 @@ from serving.load import Load
 from lorada.inference.load import load_run
 from lorada.inference.serving.served import PAGE, PASS, AdapterView, SharedModel
 from lorada.runs.result import hardware
-from lorada.support.allocator import keep_freed_memory
 from lorada.support.files import json_text, write_atomic
 from lorada.tuners.lmam import LmamLayer
 
@@ -69,7 +68,6 @@ class InTurns(AdapterView):
 
 def main() -> None:
     given = _arguments()
-    keep_freed_memory()  # as the command does
     shared = SharedModel(load_run(given.folder / "lorada_la").model)
     maps = [module for module in shared.base.modules() if isinstance(module, LmamLayer)]
     switch = _map_switch(maps)

@@ -9,6 +9,8 @@ import pytest
 import run_place
 from folders import ROWS, rows_file
 
+from lorada.cli import GROUPS
+
 SETTINGS = ["max_steps=2", "report_to=[]", "max_length=32", "max_new_tokens=4"]
 place = run_place.place
 RUNS = {
@@ -100,10 +102,7 @@ def test_a_mistake_is_one_line(typed, mistake, folder, place, monkeypatch):
     assert MISTAKES[typed] in mistake("predict", folder(name), *words)
 
 
-@pytest.mark.parametrize("command", ["chat", "explore", "export", "predict", "serve"])
+@pytest.mark.parametrize("command", [name for group in GROUPS.values() for name in group])
 def test_a_flag_that_is_off_anyway_has_no_twin(command, works):
-    """Only ``--steps`` of explore is on where nothing is said."""
     out, _ = works(command, "--help")
-    assert set(re.findall(r"--no-[a-z-]+", out)) == (
-        {"--no-steps"} if command == "explore" else set()
-    )
+    assert not re.findall(r"--no-[a-z-]+", out)

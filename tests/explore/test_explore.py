@@ -6,15 +6,13 @@ import json
 import re
 import shutil
 
-import httpx2
 import pytest
 import run_place
 import torch
 from folders import byte_tokenizer, refused
-from servers import running
 
 from lorada import explain
-from lorada.explore.explore import explain_text, explored, explorer_app
+from lorada.explore.explore import explain_text, explored
 from lorada.explore.page import explorer_page
 from lorada.inference.load import load_run
 
@@ -39,8 +37,8 @@ TEXT = "1 + 1 ="
 def test_the_page_has_the_numbers_of_explain(name, folder):
     run = load_run(folder(name))
     found = explain_text(run, TEXT)
-    data = explored([run], [TEXT, "2 + 33"], steps=False)
-    shown = data["runs"][0]["shown"][0][0]
+    data = explored([run], [TEXT, "2 + 33"])
+    shown = data["runs"][0]["shown"][-1][0]
     tokens = len(data["sentences"][0]["tokens"])
     layers = [one for one in found if one.softmax.shape[-1] == tokens]
     assert len(shown["layers"]) == len(layers) == 2
@@ -94,13 +92,13 @@ def test_a_sentence_is_read_whole_and_without_an_end(folder):
     tokenizer = byte_tokenizer(ends=True)
     assert tokenizer(text)["input_ids"][-1] == tokenizer.eos_token_id
     for one in (run, dataclasses.replace(run, tokenizer=tokenizer)):
-        (sentence,) = explored([one], [text], steps=False)["sentences"]
+        (sentence,) = explored([one], [text])["sentences"]
         assert "".join(sentence["tokens"][-28:]) == text
 
 
 def test_a_run_of_chats_reads_a_sentence_through_its_template(folder, works, tmp_path):
     run, text = load_run(folder("chats")), "hi you"
-    data = explored([run], [text], steps=False)
+    data = explored([run], [text])
     (sentence,) = data["sentences"]
     assert "".join(sentence["tokens"]) == f"<|user|>{text}<e><|assistant|>"
     assert sentence["text"] == text  # as the menu shows it
@@ -115,7 +113,7 @@ def test_a_run_of_chats_reads_a_sentence_through_its_template(folder, works, tmp
 
 def test_a_number_is_no_class(folder):
     run = load_run(folder("numbers"))
-    (shown,) = explored([run], [TEXT], steps=False)["runs"][0]["shown"][0]
+    (shown,) = explored([run], [TEXT])["runs"][0]["shown"][0]
     assert shown["next"] == {}
 
 
@@ -137,7 +135,7 @@ def test_runs_in_folders_of_one_name_are_told_apart_by_what_comes_before(folder,
     places = [tmp_path / "lora" / "seed1", tmp_path / "other" / "seed1"]
     for one in places:
         shutil.copytree(folder("lora"), one)
-    data = explored([load_run(one) for one in places], [TEXT], steps=False)
+    data = explored([load_run(one) for one in places], [TEXT])
     assert [run["name"] for run in data["runs"]] == ["lora/seed1", "other/seed1"]
     assert data["title"] == "lora/seed1, other/seed1"
 
@@ -155,25 +153,7 @@ def test_python_makes_the_same_page(folder, tmp_path):
     refused("a page shows one sample, not 2", lambda: two.to_html(tmp_path / "two.html"))
 
 
-def test_a_sentence_of_the_readers_own_is_shown(folder):
-    runs = [load_run(folder("lora"))]
-    with running(explorer_app(runs, [TEXT], steps=False)) as found:
-        first = httpx2.get(found.url + "/")
-        assert first.status_code == 200
-        assert f'name="text" value="{TEXT}"' in first.text
-        assert "form-action &#39;self&#39;" in first.text
-        own = httpx2.get(found.url + "/", params={"text": "<b>77</b>"}).text
-        assert 'value="&lt;b&gt;77&lt;/b&gt;"' in own
-        assert "<b>77" not in own
-        assert json.dumps("7") in own
-        empty = httpx2.get(found.url + "/", params={"text": " "})
-        assert (empty.status_code, empty.text) == (
-            400, "the text is empty: there is nothing to show"
-        )  # fmt: skip
-
-
-def test_a_page_without_a_server_has_no_box(folder):
-    data = explored([load_run(folder("lora"))], [TEXT], steps=False)
-    page = explorer_page(data)
+def test_a_page_sends_nothing(folder):
+    page = explorer_page(explored([load_run(folder("lora"))], [TEXT]))
     assert "<form" not in page
     assert "form-action &#39;none&#39;" in page

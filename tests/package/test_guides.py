@@ -40,7 +40,7 @@ WRITES = {
 def typed(block):
     """The commands of a block that end by themselves, as words."""
     for words in commands(block):
-        if words[1] not in ("run", "serve") and "--serve" not in words:
+        if words[1] not in ("run", "serve"):
             # A table that is trained takes minutes: here it is only planned.
             trained = words[1] == "table" and words[2] not in ("2", "3")
             yield [*words, "--dry-run"] if trained and "--dry-run" not in words else words

@@ -13,7 +13,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from lorada.support.allocator import keep_freed_memory
 from lorada.support.files import as_typed, json_text
 from lorada.support.progress import plain_console
 
@@ -119,8 +118,7 @@ def importing(*, quiet: bool = False) -> Iterator[None]:
     """Show a spinner while the ``with`` block imports torch and transformers.
 
     Python does not look for garbage meanwhile, and later not among what was there by then: both
-    would take about a second, and modules are none. Without a GPU, the process keeps freed memory
-    from then on.
+    would take about a second, and modules are none.
     """
     first = "torch" not in sys.modules and gc.isenabled()
     if first:
@@ -132,8 +130,6 @@ def importing(*, quiet: bool = False) -> Iterator[None]:
         if first:
             gc.freeze()
             gc.enable()
-            if "torch" in sys.modules and not sys.modules["torch"].cuda.is_available():
-                keep_freed_memory()
 
 
 @contextmanager

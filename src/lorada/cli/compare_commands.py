@@ -33,7 +33,10 @@ from lorada.cli.app import (
 from lorada.cli.queue_options import (
     AUTO,
     Cluster,
+    DryRun,
     GpusPerJob,
+    Overwrite,
+    Resume,
     Shard,
     Workers,
     check_queue,
@@ -97,11 +100,12 @@ Margin = Annotated[
     typer.Option(help="points that a cheaper method may cost: 1; of losses 2 % of the lowest"),
 ]
 Output = Annotated[str | None, typer.Option(help="folder of the comparison")]
-Resume = Annotated[bool, typer.Option(help="go on with the comparison in the folder")]
-Overwrite = Annotated[bool, typer.Option(help="delete the comparison in --output first")]
-DryRun = Annotated[bool, typer.Option(help="only say what would be run")]
-Overlap = Annotated[bool, typer.Option(help="held-out rows may be training rows too")]
-Text = Annotated[bool, typer.Option(help="keep the text of held-out rows in the report")]
+Overlap = Annotated[
+    bool, typer.Option("--allow-overlap", help="held-out rows may be training rows too")
+]
+Text = Annotated[
+    bool, typer.Option("--with-text", help="keep the text of held-out rows in the report")
+]
 
 HEAD = ("", "{} ± 95 %", "group", "expected loss", "parameters", "")
 SHARED = "Methods that share a letter of a group are not significantly different"

@@ -13,7 +13,6 @@ from lorada.cli.app import (
     console,
     loaded_run,
     loading_model,
-    note,
     print_json,
     say,
     suggest,
@@ -23,20 +22,13 @@ from lorada.cli.paper_commands import draw, figure_1
 from lorada.support.errors import needs_extra, refuse_empty
 from lorada.support.files import write_atomic
 
-PATIENCE = 5.0  # seconds that a page which is being made has when the server ends
-
 
 @app.command()
 def explore(
     runs: Annotated[list[Path], typer.Argument(help="a finished run, or two to compare")],
     text: Annotated[list[str], typer.Option(help="a sentence to show; may be given again")],
     output: Annotated[Path, typer.Option(help="the page")] = Path("explore.html"),
-    steps: Annotated[bool, typer.Option(help="show the checkpoints of the training too")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the page")] = False,
-    serve: Annotated[
-        bool, typer.Option("--serve", help="show it at 127.0.0.1, with a box for your own sentence")
-    ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="of --serve; 0: any")] = 8001,
     maps: Annotated[
         bool,
         typer.Option(
@@ -59,19 +51,15 @@ def explore(
     for option, given in {"--layer": layer, "--head": head, "--json": as_json or None}.items():
         if given is not None:
             raise ValueError(f"{option} is for --maps: add it, or leave {option} out")
-    recipe = _checked(runs, text, output, overwrite=overwrite or serve)
+    recipe = _checked(runs, text, output, overwrite=overwrite)
     with needs_extra("explore"):
         import jinja2  # noqa: F401
-    socket = _listen(port) if serve else None
     with loading_model(recipe.model):
         from lorada.explore.explore import explored
         from lorada.inference.load import load_run
 
         loaded = [load_run(run, trust_remote_code=remote) for run in runs]
-    if socket is not None:
-        _serve(loaded, text, socket, steps=steps)
-        return
-    data = explored(loaded, text, steps=steps)
+    data = explored(loaded, text)
     with waiting("writing the page"):
         from lorada.explore.page import explorer_page
 
@@ -130,21 +118,3 @@ def _show_maps(
     console.print(shown)
     draw("maps", run, lambda *paths: figure_1(found, *paths))
     suggest("plot", "3", run, *([] if recipe.scores_rows else ["--data", "FILE"]))
-
-
-def _listen(port: int) -> Any:
-    """A socket of this machine alone, before a model is loaded."""
-    with needs_extra("serve"):
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    from lorada.inference.serving.server import listen
-
-    return listen("127.0.0.1", port)
-
-
-def _serve(runs: Any, texts: list[str], socket: Any, *, steps: bool) -> None:
-    from lorada.explore.explore import explorer_app
-    from lorada.inference.serving.server import address_of, serve_until_stopped
-
-    note(f"open {address_of(socket)} in a browser; Ctrl-C ends it")
-    serve_until_stopped(explorer_app(runs, texts, steps=steps), socket, PATIENCE)

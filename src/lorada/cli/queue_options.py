@@ -17,6 +17,9 @@ Workers = Annotated[
 GpusPerJob = Annotated[
     float, typer.Option(help="GPUs that a run has: 2, or 0.25 for four runs on each GPU")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would be run")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with what is there already")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="delete what is there first")]
 Cluster = Annotated[str | None, typer.Option(help="run on a Ray cluster: auto, or ray://HOST:PORT")]
 Shard = Annotated[
     str | None, typer.Option(help="i/n: only the i-th of n parts of the runs, for job arrays")

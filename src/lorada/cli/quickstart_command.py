@@ -8,7 +8,7 @@ import typer
 from lorada.cli.app import app, say
 from lorada.cli.compare_commands import compare, is_there
 from lorada.cli.predict_command import predict
-from lorada.cli.queue_options import Workers
+from lorada.cli.queue_options import Overwrite, Workers
 from lorada.support.files import as_typed
 
 SETTINGS = [
@@ -24,7 +24,7 @@ def quickstart(
         "runs/quickstart"
     ),
     workers: Workers = "2",
-    overwrite: Annotated[bool, typer.Option(help="begin anew if it is there")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare LoRA, IA3 and LoRA with a map on bundled rows, and use the one to take."""
     if is_there(output) and not overwrite:

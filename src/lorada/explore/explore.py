@@ -3,7 +3,6 @@
 On a page, side by side and by step of the training; or in numbers, for the paper's figures.
 """
 
-import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +13,6 @@ from peft import PeftModel
 from lorada.data.task_rows import Rows, rows_to_score, scored_rows
 from lorada.data.tokenize import context_of, prompt_of, without_end
 from lorada.explore.explanation import Explanation, explain, shown
-from lorada.explore.page import explorer_page
 from lorada.inference.generate import chat_prompt
 from lorada.inference.load import Run
 from lorada.methods.task_head import PEFT_NAMES
@@ -27,14 +25,12 @@ from lorada.support.row_sources import HEADED, Form, Row
 from lorada.training.models.adapters import load_beside
 
 MOST_TOKENS = 512  # of a sentence, unless the run has learned from longer rows
-LONGEST = 10_000  # characters that are read of a sentence that is sent to the page's server
 # Steps of a training that are shown besides its end, evenly among those that have a checkpoint.
 MOST_STEPS = 8
 
 
-def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -> dict[str, Any]:
-    """The data of the page: one or two runs on sentences, with their ``steps`` of training."""
-    texts = texts or [""]
+def explored(runs: Sequence[Run], texts: Sequence[str]) -> dict[str, Any]:
+    """The data of the page: one or two runs on sentences, with the steps of their training."""
     read = [[_words(run, text) for text in texts] for run in runs]
     if any(other != read[0] for other in read[1:]):
         raise ValueError(
@@ -44,10 +40,7 @@ def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -
     return {
         "title": ", ".join(names),
         "sentences": [{"tokens": a, "text": b} for a, b in zip(read[0], texts, strict=True)],
-        "runs": [
-            _explored_run(run, name, texts, steps=steps)
-            for run, name in zip(runs, names, strict=True)
-        ],
+        "runs": [_explored_run(run, name, texts) for run, name in zip(runs, names, strict=True)],
     }
 
 
@@ -88,11 +81,11 @@ def explain_text(run: Run, text: str) -> Explanation:
     return explain(run.model, batch)
 
 
-def _explored_run(run: Run, name: str, texts: Sequence[str], *, steps: bool) -> dict[str, Any]:
+def _explored_run(run: Run, name: str, texts: Sequence[str]) -> dict[str, Any]:
     model = run.model
     if not isinstance(model, PeftModel):
         raise ValueError(f"{run.folder} trained the base model itself: it has no adapter to show")
-    states = {**(_checkpoints(run) if steps else {}), None: "default"}
+    states = {**_checkpoints(run), None: "default"}
     pictures, each = [], len(texts)
     for key, text in progress_bar(
         [(key, text) for key in states.values() for text in texts], f"Exploring {run.folder.name}"
@@ -137,31 +130,6 @@ def _words(run: Run, text: str) -> list[str]:
 def _word(run: Run, number: int) -> str:
     """The name of a class, or the text of a token."""
     return run.labels[number] if run.labels else str(run.tokenizer.decode([number]))
-
-
-def explorer_app(runs: Sequence[Run], texts: Sequence[str], *, steps: bool) -> Any:
-    """``lorada explore --serve``: the page with a box for a sentence, as an ASGI application.
-
-    It shows the sentence ``text`` of the address, or ``texts``.
-    """
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import HTMLResponse, PlainTextResponse, Response
-    from starlette.routing import Route
-
-    one_at_a_time = threading.Lock()  # all share the models
-
-    def show(request: Request) -> Response:
-        text = request.query_params.get("text")
-        asked = texts if text is None else [text[:LONGEST]]
-        try:
-            with one_at_a_time:
-                data = explored(runs, asked, steps=steps)
-        except ValueError as error:
-            return PlainTextResponse(" ".join(str(error).split()), 400)
-        return HTMLResponse(explorer_page(data, asked=asked[0]))
-
-    return Starlette(routes=[Route("/", show)])
 
 
 def sentence_maps(

@@ -60,22 +60,14 @@ def pack(matrices: ArrayLike) -> dict[str, Any]:
     }
 
 
-def explorer_page(data: Mapping[str, Any], *, asked: str | None = None) -> str:
-    """The page as HTML; the same data always give the same page.
-
-    Args:
-        data: of the page, as this file says.
-        asked: what stands in a box for the reader's own sentence, which the page sends to the
-            server that it comes from; None for a page without a server.
-    """
+def explorer_page(data: Mapping[str, Any]) -> str:
+    """The page as HTML; the same data, as this file says, always give the same page."""
     from lorada.support.html import render_page  # needs the extra
 
     return render_page(
         HERE,
         data["title"],
         [(HERE / name).read_text(encoding="utf-8") for name in SCRIPTS],
-        asks=asked is not None,
-        asked=asked,
         runs=data["runs"],
         data={"sentences": data["sentences"], "runs": data["runs"]},
     )

@@ -21,13 +21,10 @@ with needs_extra("explore"):
 HERE = Path(__file__).parent
 
 
-def render_page(
-    folder: Path, title: str, scripts: Sequence[str], *, asks: bool = False, **values: Any
-) -> str:
+def render_page(folder: Path, title: str, scripts: Sequence[str], **values: Any) -> str:
     """The page as HTML; the same values always give the same page.
 
-    The template puts each script, which is JavaScript, between tags. With ``asks`` the page has a
-    form for the server that it comes from.
+    The template puts each script, which is JavaScript, between tags.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, HERE]),
@@ -39,7 +36,7 @@ def render_page(
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     styles = (HERE / "report.css", folder / "page.css")
     text = environment.get_template("page.html.j2").render(
-        policy=_policy(scripts, "'self'" if asks else "'none'"),
+        policy=_policy(scripts),
         title=title,
         scripts=[Markup(script) for script in scripts],
         style=Markup("".join(path.read_text(encoding="utf-8") for path in styles)),
@@ -48,11 +45,11 @@ def render_page(
     return text.encode("utf-8", "replace").decode("utf-8")  # no file holds a half character
 
 
-def _policy(scripts: Sequence[str], forms: str) -> str:
-    """The content of the page's ``Content-Security-Policy``; ``forms`` is where forms may go."""
+def _policy(scripts: Sequence[str]) -> str:
+    """The content of the page's ``Content-Security-Policy``."""
     digests = (hashlib.sha256(script.encode()).digest() for script in scripts)
     allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
-        f"img-src data: blob:; base-uri 'none'; form-action {forms}"
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
