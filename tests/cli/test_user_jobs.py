@@ -19,7 +19,7 @@ from lorada.data.benchmarks.llm_adapters_prompt import clean_prompt
 
 pytestmark = pytest.mark.more
 LORADA = Path(sys.executable).with_name("lorada")
-PRICES = {"red lamp": 17, "blue chair": 49, "oak table": 230}
+PRICES = {"red lamp": 17, "oak table": 230}
 COUNTS = {"one": 1, "two": 2}
 GOOD = ("wonderful", "brilliant", "delightful", "charming", "superb")
 BAD = ("dreadful", "boring", "clumsy", "awful", "lifeless")
@@ -62,7 +62,7 @@ def test_an_order_desk_answers_the_first_line_of_a_chat_too(tmp_path):
     json_lines(tmp_path / "chats.jsonl", rows)
     lorada(
         tmp_path, "train", "--model", "smollm2-135m", "--data", "chats.jsonl", "--output", "desk",
-        "max_steps=25", "learning_rate=3e-3", "max_length=128", "per_device_train_batch_size=6",
+        "max_steps=20", "learning_rate=4e-3", "max_length=128", "per_device_train_batch_size=4",
     )  # fmt: skip
     with serving(tmp_path, "desk") as server:
         turns = desk("red lamp", "two")["messages"]
@@ -78,16 +78,16 @@ def test_answers_of_fifty_tokens_are_scored_whole(tmp_path):
     rows = [
         {"instruction": f"Describe route {i} in full.", "input": "",
          "output": " then ".join(f"{places[(i + k) % 9]} mile {k}" for k in range(12)) + "."}
-        for i in range(3)
+        for i in range(2)
     ]  # fmt: skip
     (tmp_path / "alpaca.json").write_text(json.dumps(rows))
     lorada(
         tmp_path, "train", "--model", "smollm2-135m", "--data", "alpaca.json", "--output", "alpaca",
-        "max_steps=35", "per_device_train_batch_size=3", "learning_rate=3e-3", "max_length=192",
+        "max_steps=30", "per_device_train_batch_size=2", "learning_rate=3e-3", "max_length=192",
     )  # fmt: skip
     asked = ("evaluate", "alpaca", "--data", "alpaca.json", "--metric", "exact_match", "--json")
     found = json.loads(lorada(tmp_path, *asked))
-    assert found["exact_match"] > 60
+    assert found["exact_match"] == 100
     assert found["max_new_tokens"] > 48
     lorada(tmp_path, "predict", "alpaca", "--data", "alpaca.json", "--output", "answers.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]

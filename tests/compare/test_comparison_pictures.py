@@ -30,7 +30,7 @@ def test_a_point_is_on_the_front_if_all_that_cost_no_more_score_less():
 
 def test_each_picture_is_drawn_from_its_numbers_and_the_same_each_time(made_up_summary):
     drawn = pictures.pictures(made_up_summary)
-    assert list(drawn) == ["costs", "expected", "intervals", "rates", "losses"]
+    assert list(drawn) == ["costs", "intervals", "rates", "losses"]
     assert pictures.pictures(made_up_summary) == drawn
     for svg in drawn.values():
         ElementTree.fromstring(svg)
@@ -43,18 +43,18 @@ def test_a_cost_that_was_not_measured_has_no_axis_and_one_that_differs_much_is_l
     made_up_summary,
 ):
     two = with_lines(made_up_summary, peak_memory_gib=None)
-    axes = pictures.score_over_costs(two).axes
+    axes = pictures.over_costs(two).axes
     assert [axis.get_xlabel() for axis in axes] == ["trained parameters", "seconds per step"]
     assert [axis.get_xscale() for axis in axes] == ["linear", "linear"]
     small = replace(two, lines=(renamed(two.lines[0], "small", trainable=100), *two.lines[1:]))
-    assert pictures.score_over_costs(small).axes[0].get_xscale() == "log"
+    assert pictures.over_costs(small).axes[0].get_xscale() == "log"
 
 
 @pytest.mark.parametrize("largest", [147_456, 400_000, 7_000_000])
 def test_numbers_of_a_logarithmic_axis_do_not_overlap(made_up_summary, largest):
     first, second = made_up_summary.lines[:2]
     sizes = renamed(first, "ia3", trainable=13_824), renamed(second, "large", trainable=largest)
-    figure = pictures.score_over_costs(replace(made_up_summary, lines=sizes))
+    figure = pictures.over_costs(replace(made_up_summary, lines=sizes))
     figure.draw_without_rendering()
     axis = figure.axes[0]
     low, high = axis.get_xlim()
@@ -96,7 +96,7 @@ def test_a_method_has_one_style_in_all_pictures_and_56_methods_differ(made_up_su
     drawn = pictures.training_losses(many)
     styles = [(curve.get_color(), curve.get_marker()) for curve in drawn.axes[0].lines]
     assert set(styles) == set(product(pictures.COLOURS, pictures.MARKERS))
-    keys = pictures.score_over_costs(many).legends[0].get_lines()
+    keys = pictures.over_costs(many).legends[0].get_lines()
     assert [(key.get_color(), key.get_marker()) for key in keys] == styles
 
 
@@ -122,10 +122,15 @@ def test_the_axis_of_losses_says_what_they_are_means_of(made_up_folder, form, un
 
 def test_the_expected_loss_is_drawn_over_each_cost_with_the_margin(made_up_summary):
     summary = made_up_summary
-    figure = pictures.loss_over_costs(summary)
+    figure = pictures.over_costs(summary)
     known = [line for line in summary.lines if line.expected_loss is not None]
     axis = figure.axes[0]
     points = [container.lines[0].get_xydata()[0].tolist() for container in axis.containers]
     assert points == [[line.trainable, line.expected_loss] for line in known]
     dashed = next(line for line in axis.lines if line.get_linestyle() == "--")
     assert set(dashed.get_ydata()) == {summary.margin} == {1.0}
+    (axis, *_) = pictures.over_costs(with_lines(summary, expected_loss=None)).axes
+    assert axis.get_ylabel() == "score (percent)"
+    points = [container.lines[0].get_xydata()[0].tolist() for container in axis.containers]
+    assert points == [[line.trainable, line.score] for line in summary.scored]
+    assert all(line.get_linestyle() != "--" for line in axis.lines)

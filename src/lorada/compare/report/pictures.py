@@ -52,8 +52,8 @@ SETTINGS = {
 def pictures(summary: Summary) -> dict[str, str]:
     """Each picture that the summary has numbers for: name → SVG. The same numbers give the same."""
     kinds: dict[str, Callable[[Summary], Figure | None]] = {
-        "costs": score_over_costs, "expected": loss_over_costs, "intervals": intervals,
-        "rates": loss_over_rates, "losses": training_losses,
+        "costs": over_costs, "intervals": intervals, "rates": loss_over_rates,
+        "losses": training_losses,
     }  # fmt: skip
     found = {}
     for name, draw in kinds.items():
@@ -69,33 +69,17 @@ def pictures(summary: Summary) -> dict[str, str]:
     return found
 
 
-def score_over_costs(summary: Summary) -> Figure | None:
-    """The score over each cost that was measured; None if nothing is scored."""
-    title = f"{summary.scale.title} ({summary.scale.unit})"
-    return _over_costs(summary, "score", title, lower_is_better(summary.metric))
+def over_costs(summary: Summary) -> Figure | None:
+    """The expected loss of each candidate over each cost, with the margin; None without a score.
 
-
-def loss_over_costs(summary: Summary) -> Figure | None:
-    """The expected loss over each cost that was measured, with the margin; None without one."""
-    unit = summary.scale.unit
-    title = f"expected loss ({'points' if unit == 'percent' else unit})"
-    figure = _over_costs(summary, "expected_loss", title, True)
-    if figure is None or summary.margin is None:
-        return figure
-    for axis in figure.axes:
-        axis.axhline(summary.margin, color=INK, alpha=0.5, linestyle="--", linewidth=1)
-        axis.annotate(
-            "margin", (1, summary.margin), xycoords=("axes fraction", "data"), ha="right",
-            va="bottom", fontsize="small", color=INK,
-        )  # fmt: skip
-    return figure
-
-
-def _over_costs(summary: Summary, value: str, title: str, lower: bool) -> Figure | None:
-    """A field of each candidate over each cost; None without both.
-
-    A marker is filled if no candidate that costs as little is better; a grey line joins these.
+    Where no expected loss is known, it is the score. A marker is filled if no candidate that costs
+    as little is better; a grey line joins these.
     """
+    unit, value, lower = summary.scale.unit, "expected_loss", True
+    title = f"expected loss ({'points' if unit == 'percent' else unit})"
+    if all(one.expected_loss is None for one in summary.scored):
+        title, value = f"{summary.scale.title} ({unit})", "score"
+        lower = lower_is_better(summary.metric)
     every = [one for one in summary.scored if getattr(one, value) is not None]
     fields = [name for name in COSTS if any(getattr(one, name) is not None for one in every)]
     if not fields:
@@ -132,7 +116,17 @@ def _over_costs(summary: Summary, value: str, title: str, lower: bool) -> Figure
         else:
             axis.locator_params(axis="x", nbins=4)
         axis.set_xlabel(COSTS[field])
+        if value == "expected_loss" and summary.margin is not None:
+            _draw_margin(axis, summary.margin)
     return figure
+
+
+def _draw_margin(axis: Any, margin: float) -> None:
+    axis.axhline(margin, color=INK, alpha=0.5, linestyle="--", linewidth=1)
+    axis.annotate(
+        "margin", (1, margin), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+        fontsize="small", color=INK,
+    )  # fmt: skip
 
 
 def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> set[int]:
