@@ -10,7 +10,7 @@ rank.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 from bootstrap import interval
 from kept import Found, Measured, keep, kept, read
 from page import DOCS, write_marked
-from run import ATLAS, ATLAS_TASKS
+from run import ATLAS, ATLAS_TASKS, MAPS
 
 from lorada.compare.decide import decide
 from lorada.compare.statistics import (
@@ -62,7 +62,8 @@ def main() -> None:
     parser.add_argument("study", type=Path, nargs="?")
     given = parser.parse_args()
     if given.study:
-        wanted = {f"atlas_{task}{end}": task for task in ATLAS_TASKS for end in ("", "_full")}
+        ends = ("", "_full", "_maps")
+        wanted = {f"atlas_{task}{end}": task for task in ATLAS_TASKS for end in ends}
         measured = read(given.study, wanted).items()
         keep({task: {plain(name): one[name] for name in one} for task, one in measured}, KEPT)
     found = kept(KEPT)
@@ -213,7 +214,7 @@ def of_task(task: str, methods: dict[str, Measured], tested: Tested) -> Iterator
     yield f"> {decision.sentence}"
     yield ""
     yield (
-        "| method | parameters | score (95 %) | expected loss | | loss | rates of the seeds "
+        "| method | parameters | score (95 %) | expected loss | | loss | learning rate "
         "| s a step | GiB |"
     )
     yield "|---|--:|--:|--:|---|--:|---|--:|--:|"
@@ -222,7 +223,9 @@ def of_task(task: str, methods: dict[str, Measured], tested: Tested) -> Iterator
     for name, one in (ceiling | compared).items():
         low, high = decision.intervals.get(name) or interval(one.scores)
         lost = f"{decision.expected_loss[name]:.1f}" if name in compared else "–"
-        rates = ", ".join(f"{rate:.2g}" for rate in one.rates)
+        rates = found_rates(one.rates)
+        if one.map_rates and name in MAPS:
+            rates += f" (map {found_rates(one.map_rates)})"
         seconds = f"{one.seconds:.3f}" if timed and one.seconds is not None else "–"
         memory = "–" if one.memory is None else f"{one.memory / 2**30:.2f}"
         yield (
@@ -241,6 +244,11 @@ def of_task(task: str, methods: dict[str, Measured], tested: Tested) -> Iterator
             f"{len(tested)} pairs are settled. {open_pairs(tested)}"
         )
         yield ""
+
+
+def found_rates(rates: Sequence[float]) -> str:
+    """The rates that searches have found, from the lowest on; one, or that of each seed."""
+    return ", ".join(dict.fromkeys(f"{rate:.2g}" for rate in sorted(rates)))
 
 
 def open_pairs(tested: Tested) -> str:
@@ -262,21 +270,26 @@ def draw(found: Found, tested: dict[str, Tested]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    def panels(count: int, wide: int, width: float, height: float) -> tuple[Any, list[Any]]:
+        """A figure of so many panels, at most ``wide`` of them beside each other."""
+        columns, rows = min(count, wide), -(-count // wide)
+        size = width * columns, height * rows
+        figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained")
+        every = [*np.ravel(axes)]
+        for axis in every[count:]:
+            axis.remove()
+        return figure, every[:count]
+
     means = mean_ranks(found)
-    columns = len(found) + (means is not None)
-    figure, axes = pyplot.subplots(
-        1, columns, figsize=(3.4 * columns, 4), layout="constrained", squeeze=False
-    )
-    for axis, (task, methods) in zip(axes[0], found.items(), strict=False):
+    figure, axes = panels(len(found) + (means is not None), 3, 3.6, 3.6)
+    for axis, (task, methods) in zip(axes, found.items(), strict=False):
         _draw_scores(axis, methods)
         axis.set_title(TITLES[task], fontsize=10)
     if means is not None:
-        _draw_ranks(axes[0][-1], means)
+        _draw_ranks(axes[-1], means)
     figure.savefig(DOCS / "atlas.png", dpi=110)
-    figure, axes = pyplot.subplots(
-        1, len(found), figsize=(5.2 * len(found), 4.8), layout="constrained", squeeze=False
-    )
-    for axis, (task, methods) in zip(axes[0], found.items(), strict=True):
+    figure, axes = panels(len(found), 2, 5.2, 4.8)
+    for axis, (task, methods) in zip(axes, found.items(), strict=True):
         _draw_pairs(axis, list(ranked(methods)), tested[task])
         axis.set_title(TITLES[task], fontsize=10)
     figure.savefig(DOCS / "atlas-pairs.png", dpi=110)

@@ -80,7 +80,7 @@ def _search_job(
         folder=place,
         done=(place / SEARCH_FILE).is_file,
         reads=reads(comparison),
-        trainings=space.most,
+        trainings=space.usual,
     )
 
 

@@ -38,7 +38,7 @@ class Job:
     done: Callable[[], bool]  # whether the work is done; called often, and must pickle too
     after: str = ""  # name of the job that must be done before this one starts; empty for none
     reads: tuple[Path, ...] = ()  # what else it reads, which every node of a cluster must have
-    trainings: float = 1.0  # how many trainings it takes at most, for the time that is left
+    trainings: float = 1.0  # how many trainings it usually takes, for the time that is left
 
 
 @dataclass(frozen=True)

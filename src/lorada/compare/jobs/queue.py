@@ -152,7 +152,7 @@ class _Queue:
                 self._report(line + self._time_left())
 
     def _time_left(self) -> str:
-        """How long the jobs that are left take at most, from what is done; empty if unknown."""
+        """How long the jobs that are left usually take, from what is done; empty if unknown."""
         now, took, did, left = time.monotonic(), self._took, self._did, 0.0
         for name, job in self._jobs.items():
             share = last_report(job)[1] if name in self._running else 0.0
