@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "configs.md"
 SOURCE = ROOT / "src"
-SHARED = ("lorada.tuners.base.config", "LoradaPeftConfig")
+SHARED = ("lorada.tuners.base.part_config", "LoradaPeftConfig")
 RECIPE = ("lorada.runs.recipe", "Recipe")
 HEADER = """\
 # Configs

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lorada.explore.page import pack
+from lorada.explore.explorer_page import pack
 
 SENTENCE = ["The", " little", " cat", " saw", " a", " dog", " and", " ran", "."]
 PARTS = ["map", "LoRA"]

@@ -10,7 +10,7 @@ from peft import PeftModel
 from stacks import bottleneck, moved
 from torch import nn
 
-from lorada.tuners.bottleneck.adapter import BottleneckLayer
+from lorada.tuners.bottleneck.bottleneck import BottleneckLayer
 
 PHI = {"relu": torch.relu, "tanh": torch.tanh, "gelu": F.gelu}
 

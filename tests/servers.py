@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from trained import train_once
 from transformers import GenerationConfig
 
-from lorada.inference.serving.app import Server
+from lorada.inference.serving.api import Server
 from lorada.inference.serving.server import listen
 
 SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=48", "max_new_tokens=9"]

@@ -23,7 +23,7 @@ from library.page import write_marked
 from matplotlib.figure import Figure
 
 from lorada.compare.statistics import holm
-from lorada.paper.page import published
+from lorada.paper.table_page import published
 
 ROOT = Path(__file__).parents[2]
 PEFT = Path(__file__).with_name("peft_method_comparison.json")

@@ -16,9 +16,9 @@ from queue_jobs import is_gone
 
 from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
 from lorada.compare.learning_rate import FACTOR
-from lorada.compare.report.page import write_report
 from lorada.compare.report.read import read_comparison
 from lorada.compare.report.summary import BESIDE
+from lorada.compare.report.write_report import write_report
 from lorada.runs.result import read_predictions, read_result
 
 STEPS = 4

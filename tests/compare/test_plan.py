@@ -4,10 +4,10 @@ import pytest
 from compared import comparison, model_and_rows
 from folders import refused, rows_file
 
+from lorada.compare.comparison_rows import read_data
 from lorada.compare.learning_rate import search_rate
 from lorada.compare.make_plan import make_plan, steps_of
 from lorada.compare.plan import saved_plan
-from lorada.compare.rows import read_data
 from lorada.compare.run import read
 from lorada.compare.spec import choices_of, comparison_of, parts_of
 from lorada.compare.trainings import (

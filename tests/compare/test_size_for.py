@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from table_rows import config_of
 from transformers import BertConfig, LlamaConfig
 
-from lorada.compare.sizes import _largest, limit_of, size_for
+from lorada.compare.size_for import _largest, limit_of, size_for
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.methods.method import PARTS, Method

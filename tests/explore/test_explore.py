@@ -13,7 +13,7 @@ from folders import byte_tokenizer, refused
 
 from lorada import explain
 from lorada.explore.explore import explain_text, explored
-from lorada.explore.page import explorer_page
+from lorada.explore.explorer_page import explorer_page
 from lorada.inference.load import load_run
 
 place = run_place.place

@@ -10,7 +10,7 @@ from made_up_explorer import SENTENCE, made_up_page, softmax_maps
 
 pytest.importorskip("jinja2", reason="needs the extra explore")
 
-from lorada.explore.page import explorer_page, pack
+from lorada.explore.explorer_page import explorer_page, pack
 
 pytestmark = browsing.needs_chromium
 browser, opened, page_of = browsing.browser, browsing.opened, explorer_page

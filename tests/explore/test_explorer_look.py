@@ -9,7 +9,7 @@ pytest.importorskip("jinja2", reason="needs the extra explore")
 
 from test_explorer_browser import open_head
 
-from lorada.explore.page import explorer_page
+from lorada.explore.explorer_page import explorer_page
 
 pytestmark = needs_chromium
 browser, opened, page_of = browsing.browser, browsing.opened, explorer_page

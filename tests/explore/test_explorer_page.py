@@ -13,7 +13,7 @@ from made_up_explorer import SENTENCE, made_up_page
 
 pytest.importorskip("jinja2", reason="needs the extra explore")
 
-from lorada.explore.page import explorer_page, pack
+from lorada.explore.explorer_page import explorer_page, pack
 
 
 def unpacked(packed):

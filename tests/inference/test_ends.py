@@ -14,7 +14,7 @@ from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.generate import end_tokens
 from lorada.inference.load import load_run
-from lorada.inference.serving.app import Server
+from lorada.inference.serving.api import Server
 from lorada.inference.serving.served import open_served
 from lorada.support.row_sources import Row
 

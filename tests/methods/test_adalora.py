@@ -16,8 +16,8 @@ from transformers import Trainer, TrainerCallback
 
 from lorada import LamdaConfig, LoradaConfig, SoraConfig
 from lorada.methods.callbacks.adalora_pruning import AdaLoraCallback, schedule
-from lorada.tuners.base.config import STACK
-from lorada.tuners.stack.config import UNSTACKABLE
+from lorada.tuners.base.part_config import STACK
+from lorada.tuners.stack.stack_config import UNSTACKABLE
 
 pytestmark = pytest.mark.fp64
 

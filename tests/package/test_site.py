@@ -15,7 +15,7 @@ from paths import ROOT
 from programs import printed
 
 import lorada
-from lorada.tuners.base.config import LoradaPeftConfig
+from lorada.tuners.base.part_config import LoradaPeftConfig
 
 CHECK = ROOT / ".ci/check_site.py"
 

@@ -3,8 +3,8 @@
 import pytest
 from table_rows import SMALL
 
-from lorada.paper import page as pages
-from lorada.paper.page import Page, RowResults, paper_page, published_line
+from lorada.paper import table_page as pages
+from lorada.paper.table_page import Page, RowResults, paper_page, published_line
 
 
 def result(seed: int, *, task: str = "rte", recipe: dict | None = None, **metrics) -> dict:

@@ -14,7 +14,7 @@ from lorada.methods.lookup import method_named
 from lorada.methods.method import PARTS
 from lorada.methods.sizes import SIZES
 from lorada.paper import table_runs
-from lorada.paper.page import MEAN, measured_line, published_line
+from lorada.paper.table_page import MEAN, measured_line, published_line
 from lorada.paper.table_runs import done, jobs, needs
 from lorada.paper.table_spec import SCALES, PaperTable, load_table, row_recipe, tables
 from lorada.training.arguments import training_arguments

@@ -15,7 +15,7 @@ from trained import failing_for
 
 from lorada.compare import learning_rate
 from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
-from lorada.paper import page as pages
+from lorada.paper import table_page as pages
 from lorada.paper import table_spec
 from lorada.paper.table_runs import jobs
 from lorada.paper.table_spec import load_table

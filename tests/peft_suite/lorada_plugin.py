@@ -18,7 +18,7 @@ import pytest
 from cases import CONFIG_CLASSES, CUSTOM, configs, lorada_config_on
 from peft import PeftConfig
 
-from lorada.tuners.base.config import LoradaPeftConfig
+from lorada.tuners.base.part_config import LoradaPeftConfig
 
 
 def models(family: str) -> list[str]:

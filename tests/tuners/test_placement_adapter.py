@@ -10,7 +10,7 @@ from stacks import assert_loads, bottleneck, lmam, randomise
 from torch import Tensor, nn
 
 from lorada import LoradaConfig
-from lorada.tuners.bottleneck.adapter import hook_at
+from lorada.tuners.bottleneck.bottleneck import hook_at
 
 pytestmark = pytest.mark.fp64
 

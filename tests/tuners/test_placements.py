@@ -30,7 +30,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 from lorada import BottleneckConfig, LoradaConfig
-from lorada.tuners.bottleneck.adapter import BottleneckLayer
+from lorada.tuners.bottleneck.bottleneck import BottleneckLayer
 
 pytestmark = pytest.mark.fp64
 

@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lorada import QuantaConfig
 from lorada.tuners.base.merged_weights import merge_all
-from lorada.tuners.quanta.adapter import QuantaLayer
 from lorada.tuners.quanta.gates import as_matrix_reference
+from lorada.tuners.quanta.quanta import QuantaLayer
 
 pytestmark = pytest.mark.fp64
 

@@ -317,7 +317,7 @@ def report(
             from lorada.compare.run import rescore
 
         rescore(folder, metric, trust_remote_code=remote)
-    from lorada.compare.report.page import write_report
+    from lorada.compare.report.write_report import write_report
 
     found = write_report(folder, against, with_text, metric, margin)
     _show_report(*found, as_json=as_json)

@@ -61,7 +61,7 @@ def explore(
         loaded = [load_run(run, trust_remote_code=remote) for run in runs]
     data = explored(loaded, text)
     with waiting("writing the page"):
-        from lorada.explore.page import explorer_page
+        from lorada.explore.explorer_page import explorer_page
 
         page = explorer_page(data)
     write_atomic(output, page)

@@ -75,7 +75,7 @@ def table(
     chosen.rows_named(of_rows)
     chosen.tasks_at("paper", of_tasks)
     with importing(quiet=as_json):
-        from lorada.paper.page import page_of
+        from lorada.paper.table_page import page_of
         from lorada.paper.table_runs import jobs, part_of, run_all
     at = _scale(scale)
     found = jobs(
@@ -108,7 +108,7 @@ def _words(number: int, **options: Any) -> list[Any]:
 
 def _show_page(page: Any, *, as_json: bool) -> None:
     """Print a page of one of the paper's tables; published lines are dim."""
-    from lorada.paper.page import cells, header_of
+    from lorada.paper.table_page import cells, header_of
 
     if as_json:
         print_json({**vars(page), "lines": [vars(line) for line in page.lines]})
@@ -129,7 +129,7 @@ def _write_so_far(
 
     Unless ``quiet``, it prints the paths and the next command; ``again`` is this one.
     """
-    from lorada.paper.page import comma_separated, latex, markdown, page_of
+    from lorada.paper.table_page import comma_separated, latex, markdown, page_of
     from lorada.paper.table_runs import stored_rows
 
     of = tasks if chosen.train == "together" else None

@@ -268,7 +268,7 @@ def _draw_loss(run: Path, result: dict[str, Any]) -> str:
 
 def _training_summary(result: dict[str, Any]) -> str:
     """The first and last loss, and a line on what was trained."""
-    from lorada.paper.page import NOT_FROM_THE_PAPER
+    from lorada.paper.table_page import NOT_FROM_THE_PAPER
 
     losses = [loss for entry in result["history"] if (loss := entry.get("loss")) is not None]
     curve = "no loss was logged"

@@ -51,7 +51,7 @@ def serve(
     _refuse_limits(limits)
     socket = listen(host, port)
     with loading_model(recipe.model):
-        from lorada.inference.serving.app import Server
+        from lorada.inference.serving.api import Server
         from lorada.inference.serving.served import open_classifiers, open_served
 
         classifiers = open_classifiers(runs, trust_remote_code=remote) if asked else {}

@@ -4,12 +4,12 @@ import math
 from dataclasses import asdict, replace
 from typing import Any
 
+from lorada.compare.comparison_rows import Data
 from lorada.compare.jobs.job import last_line
 from lorada.compare.jobs.queue import Report
 from lorada.compare.learning_rate import MAP, MAP_RATE
 from lorada.compare.plan import Candidate, ComparisonPlan
-from lorada.compare.rows import Data
-from lorada.compare.sizes import limit_of, size_for
+from lorada.compare.size_for import limit_of, size_for
 from lorada.compare.spec import Comparison, choices_of
 from lorada.data.task_rows import metric_of
 from lorada.data.tokenize import encode_rows, fit_context

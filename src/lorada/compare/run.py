@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorada.compare.comparison_rows import Data, read_data
 from lorada.compare.jobs.job import Job, Outcome
 from lorada.compare.jobs.queue import Report, first_of, run_queue, shard
 from lorada.compare.make_plan import about, make_plan
@@ -20,9 +21,8 @@ from lorada.compare.plan import (
     mapping_in,
     saved_plan,
 )
-from lorada.compare.report.page import write_report
 from lorada.compare.report.summary import Summary
-from lorada.compare.rows import Data, read_data
+from lorada.compare.report.write_report import write_report
 from lorada.compare.spec import SPEC_FILE, Comparison, saved_comparison
 from lorada.compare.trainings import BASE_FILE, base_job, comparison_jobs, score_commonest
 from lorada.compare.until import Until

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lorada.compare.comparison_rows import Data
 from lorada.compare.jobs.job import Job, report
 from lorada.compare.learning_rate import Space, search_rate, train_on
 from lorada.compare.plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan
-from lorada.compare.rows import Data
 from lorada.compare.spec import EACH_SEED, Comparison
 from lorada.data.metrics import row_metrics, row_value
 from lorada.data.rows import answer_of, share_of

@@ -25,7 +25,7 @@ from lorada.attention.call import AttentionCall
 from lorada.attention.dense_map import covered_pairs, expand_map
 from lorada.attention.interface import CROSS_ATTENTION, watch
 from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
-from lorada.explore.page import explorer_page, pack
+from lorada.explore.explorer_page import explorer_page, pack
 from lorada.functional.precision import wide
 from lorada.support.files import write_atomic
 from lorada.tuners.active_parts import (

@@ -63,7 +63,7 @@ def refusal(name: str) -> str:
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from peft.tuners.tuners_utils import BaseTuner
 
-    from lorada.tuners.stack.config import UNSTACKABLE
+    from lorada.tuners.stack.stack_config import UNSTACKABLE
 
     kind = name.upper()
     tuner = {str(key.value): each for key, each in PEFT_TYPE_TO_TUNER_MAPPING.items()}.get(kind)

@@ -11,7 +11,7 @@ from lorada.runs.recipe import Recipe
 from lorada.support.files import write_atomic
 from lorada.support.version import __version__
 from lorada.tuners import LoradaConfig
-from lorada.tuners.base.config import LAUNCH
+from lorada.tuners.base.part_config import LAUNCH
 
 CARD = """\
 ---

@@ -5,16 +5,16 @@ Importing this package registers all of them with PEFT: a saved stack may have p
 
 import peft  # noqa: F401 - first, as importing it imports this package where lorada is imported
 
-from lorada.tuners.bottleneck.adapter import BottleneckConfig
+from lorada.tuners.bottleneck.bottleneck import BottleneckConfig
 from lorada.tuners.lamda import LamdaConfig
 from lorada.tuners.lmam import LmamConfig
 from lorada.tuners.omoe import OmoeConfig
 from lorada.tuners.pooling import PoolingConfig as PoolingConfig  # no part of a method
 from lorada.tuners.prefix import PrefixConfig
-from lorada.tuners.quanta.adapter import QuantaConfig
+from lorada.tuners.quanta.quanta import QuantaConfig
 from lorada.tuners.sora import SoraConfig
-from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.stack import LoradaModel as LoradaModel
+from lorada.tuners.stack.stack_config import LoradaConfig
 
 __all__ = [
     "BottleneckConfig",

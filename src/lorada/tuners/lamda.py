@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorada.functional.precision import no_autocast, wide
-from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
 from lorada.tuners.base.layer import Entries, FrozenEntries
 from lorada.tuners.base.linears import linear_of, plain_weight
+from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 
 # The randomised decomposition computes this many more directions than it returns, and refines them
 # in this many steps.

@@ -27,9 +27,9 @@ from lorada.attention.hooks import HOOKS, hooks_for
 from lorada.attention.interface import attention_classes, can_hold_map, self_attentions
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.functional.precision import wide
-from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.layer import AttachedLayer, Entries, FrozenEntries, warn_of_rounding
 from lorada.tuners.base.linears import within_layer
+from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.tuner import AttachedModel
 
 

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorada.functional.precision import no_autocast, wide
-from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, Rate, register
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
 from lorada.tuners.base.layer import Entries
 from lorada.tuners.base.linears import plain_weight
+from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, Rate, register
 
 FFN = ["gate_proj", "up_proj", "down_proj"]
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")

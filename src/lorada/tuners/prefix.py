@@ -29,8 +29,8 @@ from lorada.attention.call import Prefix, head_count
 from lorada.attention.interface import CROSS_ATTENTION, attention_classes
 from lorada.attention.prefix_keys import ReplacedForward, is_disentangled
 from lorada.functional.precision import no_autocast
-from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.layer import AttachedLayer, Entries, head_width, hidden_width
+from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.tuner import AttachedModel
 
 

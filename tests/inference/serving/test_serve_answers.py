@@ -13,7 +13,7 @@ from servers import running, trained
 
 from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
-from lorada.inference.serving.app import Server
+from lorada.inference.serving.api import Server
 from lorada.inference.serving.requests import Limits
 from lorada.inference.serving.served import Draw, open_served
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from servers import Process, running, trained
 from test_serve_mistakes import WRONG
 
-from lorada.inference.serving.app import Server
+from lorada.inference.serving.api import Server
 from lorada.inference.serving.requests import (
     NOT_OFFERED,
     ChatRequest,

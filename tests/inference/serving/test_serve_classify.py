@@ -12,7 +12,7 @@ from lorada.data import tokenize
 from lorada.data.task_rows import rows_to_answer
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict
-from lorada.inference.serving.app import Server
+from lorada.inference.serving.api import Server
 from lorada.inference.serving.requests import Limits, Record
 from lorada.inference.serving.served import open_classifiers
 

@@ -13,8 +13,8 @@ import pytest
 from programs import until
 from servers import running, trained
 
-from lorada.inference.serving import app
-from lorada.inference.serving.app import Server
+from lorada.inference.serving import api
+from lorada.inference.serving.api import Server
 from lorada.inference.serving.requests import Limits
 from lorada.inference.serving.served import asks_of, open_served
 
@@ -84,7 +84,7 @@ def test_a_prompt_that_takes_long_to_read_keeps_no_other_request_waiting(usual, 
         go_on.wait(timeout=60)
         return asks_of(*words)
 
-    monkeypatch.setattr(app, "asks_of", slow)
+    monkeypatch.setattr(api, "asks_of", slow)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, usual, {**LONG, "max_tokens": 2})
         try:
@@ -258,7 +258,7 @@ def test_a_batch_that_died_is_made_anew_and_has_two_lines_in_the_log(served, mon
 
 
 def test_a_fault_of_the_server_is_in_its_log_only(usual, monkeypatch, caplog):
-    monkeypatch.setattr(app, "asks_of", Mock(side_effect=KeyError("s3cret path")))
+    monkeypatch.setattr(api, "asks_of", Mock(side_effect=KeyError("s3cret path")))
     assert said(ask(usual, LONG), 500) == "the server failed at this answer"
     (fault,) = [one for one in caplog.records if one.levelname == "ERROR"]
     assert fault.getMessage() == "a request failed: 's3cret path'"

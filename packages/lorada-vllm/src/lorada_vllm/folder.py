@@ -18,7 +18,7 @@ from lorada.training.models.adapters import (
     adapter_config,
     adapter_weights,
 )
-from lorada.tuners.bottleneck.adapter import BottleneckConfig
+from lorada.tuners.bottleneck.bottleneck import BottleneckConfig
 from lorada.tuners.lmam import LmamConfig
 from lorada_vllm.places import PLACEMENTS, PLACES
 from lorada_vllm.refusal import refuse

@@ -12,7 +12,7 @@ from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
 from lorada.attention.attention_map import AttentionMap
-from lorada.tuners.bottleneck.adapter import BottleneckConfig
+from lorada.tuners.bottleneck.bottleneck import BottleneckConfig
 from lorada.tuners.lmam import LmamConfig
 from lorada_vllm.attention.mixins import MAP, AddsMap
 from lorada_vllm.backends import refuse_unknown_backend

@@ -16,7 +16,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorada.tuners.bottleneck.adapter import ACTIVATIONS, BottleneckConfig
+from lorada.tuners.bottleneck.bottleneck import ACTIVATIONS, BottleneckConfig
 
 CHILD = "lorada_bottleneck"
 PLACEMENTS = ("ffn", "houlsby", "series", "pfeiffer")

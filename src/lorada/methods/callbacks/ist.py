@@ -32,7 +32,7 @@ from lorada.methods.callbacks.layers import (
     same_everywhere,
     training_rows,
 )
-from lorada.tuners.base.config import Count, check_values
+from lorada.tuners.base.part_config import Count, check_values
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
 from lorada.methods.callbacks.layers import trained
-from lorada.tuners.base.config import check_values
+from lorada.tuners.base.part_config import check_values
 from lorada.tuners.lamda import LamdaLayer, lamda_count
 
 

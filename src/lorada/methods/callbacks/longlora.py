@@ -15,7 +15,7 @@ from lorada.attention.call import is_windowed
 from lorada.attention.forward_inputs import forward_listener
 from lorada.attention.interface import dispatches, install, self_attentions
 from lorada.attention.shifted_sparse import ShiftedGroups
-from lorada.tuners.base.config import Count, check_values
+from lorada.tuners.base.part_config import Count, check_values
 
 
 @dataclass(eq=False)

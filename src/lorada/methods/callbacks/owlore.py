@@ -31,7 +31,7 @@ from lorada.methods.callbacks.layers import (
     training_rows,
 )
 from lorada.support.progress import progress_bar
-from lorada.tuners.base.config import Count, Number, check_values
+from lorada.tuners.base.part_config import Count, Number, check_values
 
 logger = logging.getLogger(__name__)
 

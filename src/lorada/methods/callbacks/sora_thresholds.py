@@ -16,7 +16,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from lorada.methods.callbacks.layers import trained
-from lorada.tuners.base.config import check_values
+from lorada.tuners.base.part_config import check_values
 from lorada.tuners.sora import THRESHOLDS, SoraLayer, sora_count
 
 

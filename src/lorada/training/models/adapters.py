@@ -35,7 +35,7 @@ from lorada.training.models.loading import (
     stretched,
 )
 from lorada.tuners import LoradaConfig, PrefixConfig
-from lorada.tuners.base.config import known_types
+from lorada.tuners.base.part_config import known_types
 from lorada.tuners.pooling import (
     CHILD,
     PoolingConfig,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lorada.tuners.base.config import LoradaPeftConfig
 from lorada.tuners.base.layer import LoradaTunerLayer, refuse_offloaded
 from lorada.tuners.base.linears import layer_linear_names, linear_of, widths
+from lorada.tuners.base.part_config import LoradaPeftConfig
 from lorada.tuners.base.tuner import LoradaTuner
 
 

@@ -17,7 +17,6 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from lorada.support.errors import MOST, unknown_name
-from lorada.tuners.base.config import PREFIX, STACK, LoradaPeftConfig
 from lorada.tuners.base.layer import AttachedLayer, LoradaTunerLayer, detach_all
 from lorada.tuners.base.linears import linear_names, one_line_errors, within_layer, wrappers
 from lorada.tuners.base.merged_weights import (
@@ -26,6 +25,7 @@ from lorada.tuners.base.merged_weights import (
     ties_settled,
     unmerge_chain,
 )
+from lorada.tuners.base.part_config import PREFIX, STACK, LoradaPeftConfig
 
 # Heads that PEFT adds to ``modules_to_save`` by task, whether a model has them or not.
 HEADS_OF_PEFT = {

@@ -6,8 +6,8 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
-from lorada.tuners.base.config import STACK, PeftTypeName
-from lorada.tuners.stack.config import KEPT, LoradaConfig
+from lorada.tuners.base.part_config import STACK, PeftTypeName
+from lorada.tuners.stack.stack_config import KEPT, LoradaConfig
 
 # What TRL calls the copy of adapter ``default`` that DPO, KTO, GRPO and RLOO refer to. It adds it
 # by the config of ``default`` and copies only weights with ``.default.`` inside of their names.

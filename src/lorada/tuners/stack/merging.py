@@ -14,13 +14,13 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from lorada.tuners.base.config import STACK
 from lorada.tuners.base.delta_layer import DeltaLayer
 from lorada.tuners.base.layer import AttachedLayer
 from lorada.tuners.base.linears import has_adapter, linear_of, plain_weight, wrappers
+from lorada.tuners.base.part_config import STACK
 from lorada.tuners.base.tuner import LoradaTuner
-from lorada.tuners.stack.config import UNMERGEABLE
 from lorada.tuners.stack.nested_layers import layer_kind, wraps
+from lorada.tuners.stack.stack_config import UNMERGEABLE
 
 # What is said instead of saving an adapter without the weights that it belongs to.
 MERGED = (

@@ -20,9 +20,9 @@ from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from lorada.tuners.base.config import PREFIX, refuse_no_layers
 from lorada.tuners.base.layer import adapter_parameters
 from lorada.tuners.base.linears import BASE_LAYER, has_adapter, linear_names, wrappers
+from lorada.tuners.base.part_config import PREFIX, refuse_no_layers
 from lorada.tuners.base.tuner import AttachedModel, chosen, listed
 
 

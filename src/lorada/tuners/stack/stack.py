@@ -15,8 +15,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
-from lorada.tuners.base.config import STACK, register
 from lorada.tuners.base.layer import refuse_offloaded
+from lorada.tuners.base.part_config import STACK, register
 from lorada.tuners.base.tuner import (
     AttachedModel,
     LoradaTuner,
@@ -30,7 +30,6 @@ from lorada.tuners.base.tuner import (
 from lorada.tuners.lmam import bake
 from lorada.tuners.stack import as_stack, merging, rescaling
 from lorada.tuners.stack.adalora_parts import OwnRanks, factors, regulariser
-from lorada.tuners.stack.config import LoradaConfig
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
 from lorada.tuners.stack.nested_layers import (
     check_order,
@@ -55,6 +54,7 @@ from lorada.tuners.stack.shared_state import (
     refuse_without_peft_model,
     shares_state,
 )
+from lorada.tuners.stack.stack_config import LoradaConfig
 
 # The names, in different configs, of the option that is False for a start from random weights.
 INIT_OPTIONS = ("init_weights", "init_lora_weights", "init_ia3_weights")

@@ -29,9 +29,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lorada.attention.hooks import FollowingHook
 from lorada.functional.precision import recomputed
-from lorada.tuners.base.config import Count, LoradaPeftConfig, Number, Rate, register
 from lorada.tuners.base.layer import AttachedLayer, Entries, Removable
 from lorada.tuners.base.linears import linear_of
+from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, Rate, register
 from lorada.tuners.base.tuner import AttachedModel
 from lorada.tuners.bottleneck.placements import PLACEMENTS, Insertion, insertion_at, targets
 

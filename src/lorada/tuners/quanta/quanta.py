@@ -16,8 +16,8 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from lorada.functional.precision import no_autocast
-from lorada.tuners.base.config import LoradaPeftConfig, Rate, register
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
+from lorada.tuners.base.part_config import LoradaPeftConfig, Rate, register
 from lorada.tuners.quanta.gates import apply_to_width, default_dims, draw_gates, pairs
 
 

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTuner
 
 from lorada.support.errors import unknown_name
 from lorada.support.version import __version__
-from lorada.tuners.base.config import LoradaPeftConfig, known_types
+from lorada.tuners.base.part_config import LoradaPeftConfig, known_types
 
 # The types of PEFT's tuners that place parts in layers but cannot be in a stack, and why.
 UNSTACKABLE = {
