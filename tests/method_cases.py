@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from transformers import ElectraConfig, ElectraForMaskedLM
 
 from lorada import METHODS, build_method
-from lorada.methods.build import Plan
+from lorada.methods.build import Plan, choose_settings
 from lorada.methods.lookup import method_named
 from lorada.methods.matrix_names import family_of
 from lorada.methods.method import SHIFTED_ATTENTION
-from lorada.methods.model_settings import choose_settings
 from lorada.methods.task_head import select_trainable
 
 BUILDERS = {

@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from lorada import METHODS, build_method
+from lorada.methods.build import scheme_of
 from lorada.methods.matrix_names import SCHEMES, fits, renamed
 from lorada.methods.meta_model import meta_model
-from lorada.methods.model_settings import scheme_of
 from lorada.methods.table import UNPUBLISHED
 from lorada.training.models.loading import kind_of
 from lorada.training.parameter_counts import count_parameters

@@ -209,7 +209,7 @@ def _memory(sizes: dict[str, float] | None, reason: str, chosen: str, device: fl
 
 def _scales(plan: Any) -> dict[str, str]:
     """Rank and alpha of each part of a method that is scaled by α/r, such as ``r=8, alpha=16``."""
-    from lorada.methods.model_settings import rank_and_alpha
+    from lorada.methods.build import rank_and_alpha
 
     found = {}
     for part in getattr(plan.config, "parts", []):

@@ -63,7 +63,7 @@ from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import PoolingConfig
 from lorada.tuners.stack.merging import UnmergeableError
 from lorada.tuners.stack.nested_layers import named_for_transformers
-from lorada.tuners.stack.shared_state import refuse_without_peft_model
+from lorada.tuners.stack.stack import refuse_without_peft_model
 
 logger = logging.getLogger(__name__)
 
