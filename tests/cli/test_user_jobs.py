@@ -19,8 +19,8 @@ from lorada.data.benchmarks.llm_adapters_prompt import clean_prompt
 
 pytestmark = pytest.mark.more
 LORADA = Path(sys.executable).with_name("lorada")
-PRICES = {"red lamp": 17, "oak table": 230}
-COUNTS = {"one": 1, "two": 2}
+PRICES = {"red lamp": 17, "blue chair": 49, "oak table": 230, "wool rug": 85, "brass clock": 64}
+COUNTS = {"one": 1, "two": 2, "three": 3}
 GOOD = ("wonderful", "brilliant", "delightful", "charming", "superb")
 BAD = ("dreadful", "boring", "clumsy", "awful", "lifeless")
 THINGS = ("plot", "music", "acting", "script", "camera", "ending")
@@ -57,12 +57,12 @@ def desk(item: str, count: str) -> dict:
 
 
 def test_an_order_desk_answers_the_first_line_of_a_chat_too(tmp_path):
-    rows = [desk(item, count) for item in PRICES for count in COUNTS] * 10
+    rows = [desk(item, count) for item in PRICES for count in COUNTS] * 8
     random.Random(0).shuffle(rows)
     json_lines(tmp_path / "chats.jsonl", rows)
     lorada(
         tmp_path, "train", "--model", "smollm2-135m", "--data", "chats.jsonl", "--output", "desk",
-        "max_steps=20", "learning_rate=4e-3", "max_length=128", "per_device_train_batch_size=4",
+        "max_steps=40", "learning_rate=2e-3", "max_length=128",
     )  # fmt: skip
     with serving(tmp_path, "desk") as server:
         turns = desk("red lamp", "two")["messages"]
@@ -78,16 +78,16 @@ def test_answers_of_fifty_tokens_are_scored_whole(tmp_path):
     rows = [
         {"instruction": f"Describe route {i} in full.", "input": "",
          "output": " then ".join(f"{places[(i + k) % 9]} mile {k}" for k in range(12)) + "."}
-        for i in range(2)
+        for i in range(5)
     ]  # fmt: skip
     (tmp_path / "alpaca.json").write_text(json.dumps(rows))
     lorada(
         tmp_path, "train", "--model", "smollm2-135m", "--data", "alpaca.json", "--output", "alpaca",
-        "max_steps=30", "per_device_train_batch_size=2", "learning_rate=3e-3", "max_length=192",
+        "max_steps=40", "per_device_train_batch_size=5", "learning_rate=3e-3", "max_length=192",
     )  # fmt: skip
     asked = ("evaluate", "alpaca", "--data", "alpaca.json", "--metric", "exact_match", "--json")
     found = json.loads(lorada(tmp_path, *asked))
-    assert found["exact_match"] == 100
+    assert found["exact_match"] >= 80
     assert found["max_new_tokens"] > 48
     lorada(tmp_path, "predict", "alpaca", "--data", "alpaca.json", "--output", "answers.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
