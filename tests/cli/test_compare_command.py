@@ -11,7 +11,8 @@ from folders import ROWS, rows_file
 from trained import failing_for
 
 from lorada.compare import learning_rate
-from lorada.runs.folder import HeldError
+from lorada.compare.jobs.job import JOB_FILE
+from lorada.runs.folder import HeldError, locked
 
 SETTINGS = ["max_steps=2", "max_length=32", "max_new_tokens=2", "training.report_to=[]"]
 
@@ -180,6 +181,14 @@ def test_a_comparison_is_not_begun_again_over_another(mistake, place, comparison
     assert "--resume and --overwrite exclude each other" in line
 
 
+def test_a_comparison_in_which_a_job_runs_is_not_overwritten(mistake, comparison, place):
+    (run,) = comparison.glob("runs/lora/*/seed1")
+    with locked(run, JOB_FILE):
+        line = mistake(*words(place, comparison, "--overwrite", methods="lora", seeds="1"))
+    assert f"{run} is" in line
+    assert (run / "result.json").is_file()
+
+
 CONTRADICTIONS = {
     "--methods lora,lmam": "--methods=lora, not lora,lmam",
     "--seeds 1,2": "--seeds=1, not 1,2",
@@ -249,7 +258,12 @@ def test_a_job_that_fails_or_cannot_be_run_is_told_and_the_rest_goes_on(
     assert list(output.glob("runs/lora/*/seed1/result.json"))
     assert (output / "report.json").is_file()
 
-    monkeypatch.setattr(learning_rate, "train", train)
+    def without_old_failures(recipe, **kwargs):
+        # Else `--until` and the report would take the run for failed once it has ended.
+        assert json.loads((output / "failures.json").read_text()) == {}
+        return train(recipe, **kwargs)
+
+    monkeypatch.setattr(learning_rate, "train", without_old_failures)
     works("compare", output, "--resume")
     assert json.loads((output / "failures.json").read_text()) == {}
     assert {path.name for path in (output / "runs").iterdir()} == {"lmam", "lora"}

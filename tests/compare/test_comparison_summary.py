@@ -116,6 +116,27 @@ def test_the_verdict_is_that_of_decide_with_costs_baselines_and_margin(margin, t
     assert summarize(results, margin=0.0).best == "dora"
 
 
+def test_the_margin_that_was_asked_for_is_of_the_metric_that_was_asked_for():
+    results = planned(results_of(alike()), metric={"name": "exact_match", "reason": ""})
+    results.asked.margin = 30.0
+    assert summarize(dataclasses.replace(results, metric="exact_match")).margin == 30.0
+    losses = {name: -each / 100 for name, each in alike().items()}
+    by_loss = planned(results_of(losses, metric="loss"), metric=results.plan.metric)
+    by_loss.asked.margin = 30.0
+    assert summarize(dataclasses.replace(by_loss, metric="loss")).margin < 0.03
+
+
+def test_what_a_reader_has_to_know_of_rows_and_runs_is_said():
+    results = planned(results_of(alike()), overlap=3)
+    assert any("3 held-out rows can be learned by heart" in s for s in summarize(results).sentences)
+    results.asked.until = 0.5
+    cut_off = summarize(results)
+    assert any("The comparison is not complete" in sentence for sentence in cut_off.sentences)
+    assert cut_off.commands["go on with it"] == "lorada compare c --resume"
+    ended = summarize(dataclasses.replace(results, baselines={"as_it_is": Untrained(reason="-")}))
+    assert not any("not complete" in sentence for sentence in ended.sentences)
+
+
 def test_a_method_and_its_sum_are_tested_seed_by_seed_where_their_runs_are_alike():
     random = np.random.default_rng(6)
     luck, rows = random.normal(0, 3, (5, 1)), random.normal(60, 9, ROWS)

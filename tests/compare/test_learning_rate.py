@@ -175,6 +175,12 @@ def test_a_trial_that_fails_counts_as_worse_once_another_has_ended(search, tmp_p
     assert len(script.rates) == 3
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, MemoryError])
+def test_a_trial_without_memory_ends_the_search_as_that_is_not_the_rates_fault(search, kind):
+    with pytest.raises(kind, match="out of memory"):
+        search([[1.0], [kind("CUDA error: out of memory")], [2.0]], trials=3)
+
+
 @pytest.mark.parametrize("moment", [(0, 2), (1, 4), (3, 4), (3, 2)])
 def test_a_search_that_is_killed_goes_on_with_the_same_trial(search, tmp_path, moment):
     losses = [FALLING, FALLING, [3.0, 2.0, 1.0, 0.5], [9.0, 9.0, 0.1, 0.1]]

@@ -101,6 +101,11 @@ def test_workers_run_at_once_and_share_the_cores(tmp_path):
     assert (tmp_path / "a" / "written").read_text() == f"a {threads}\n"
 
 
+def test_where_no_process_is_bound_to_cores_all_are_shared(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    assert Workers(2).slots == 2
+
+
 def test_the_threads_that_the_user_sets_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     run_queue([job(tmp_path, "a")], Workers(2), report=print)

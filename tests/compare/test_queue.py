@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lorada.cli.queue_options import check_queue
 from lorada.compare.jobs import queue
-from lorada.compare.jobs.job import Job, Outcome, last_line
+from lorada.compare.jobs.job import Job, Outcome, last_line, last_report
 from lorada.compare.jobs.queue import run_queue, shard
 from lorada.support.duration import duration
 from lorada.training.callbacks import DivergedError
@@ -148,6 +148,10 @@ def test_the_lines_say_how_much_is_done_and_how_long_the_rest_takes(monkeypatch,
     (tmp_path / "b" / "job.log").write_text(
         "> trial 1, learning rate 0.1: step 5 of 10\n{'loss': 1.0}\n> half a li"
     )
+    scores = tmp_path / "c" / "job.log"
+    scores.write_text("> training at learning rate 0.1: step 9 of 10\n> scoring\n")
+    assert last_report(jobs[2]) == ("scoring", 1.0)
+    scores.unlink()
     run_queue(jobs, engine, report=said.append)
     b = "[2/3] b: trial 1, learning rate 0.1: step 5 of 10"
     left = duration((2.5 + 1) * 1200 / 2.5 / 2)  # after 600 s of each, a and 1.5 trials are done

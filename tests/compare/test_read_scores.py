@@ -1,5 +1,7 @@
 """Scores of other trainers, read from a file."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,7 @@ def test_a_run_without_scores_has_diverged(tmp_path):
             f"{HEAD}lora,1,a,1\nlora,1,b,1\nlora,1,c,1\nia3,1,a,1\n",
             "ia3, seed 1, has no score of row b and of 1 more. Give every run a score of all rows",
         ),
+        ("method,seed,row,score,group\nlora,1,a,1,x\nlora,1,b,1,\n", "row 2, has no group, and"),
         (
             "method,seed,row,score,group\nlora,1,a,1,x\nlora,2,a,1,y\n",
             "row 2, has another group than before",
@@ -72,11 +75,18 @@ def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path, text, said):
         read_scores(written(tmp_path, text))
 
 
+def test_a_column_of_groups_without_any_is_none(tmp_path):
+    text = "method,seed,row,score,group\nlora,1,a,1,\nlora,1,b,0,\n"
+    assert read_scores(written(tmp_path, text)).groups is None
+
+
 def test_costs_are_yaml_or_json(tmp_path):
     path = tmp_path / "costs"
     for text in ("lora: {parameters: 100}", '{"lora": {"parameters": 100}}'):
         path.write_text(text, encoding="utf-8")
         assert read_costs(path) == {"lora": {"parameters": 100}}
+    path.write_text(json.dumps({"lora": {"seconds": 5e-05}}), encoding="utf-8")
+    assert read_costs(path) == {"lora": {"seconds": 5e-05}}
     for text in ("[1, 2]", "lora: 100", "a: b: c"):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match="costs"):

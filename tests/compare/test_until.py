@@ -3,17 +3,20 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from compared import comparison, model_and_rows
 from paths import ROOT
 
+from lorada.compare import until
 from lorada.compare.expected_loss import expected_losses
 from lorada.compare.make_plan import make_plan
 from lorada.compare.run import read, until_of
+from lorada.compare.statistics import by_group
 from lorada.compare.trainings import comparison_jobs
-from lorada.compare.until import next_method
+from lorada.compare.until import Until, next_method
 
 sys.path.append(str(ROOT / "scripts"))
 from made_up_worlds import BASE, made_up
@@ -61,6 +64,29 @@ def test_fewer_runs_lose_little_more_and_the_loss_that_is_claimed_is_kept():
         assert min(expected_losses(tables)) <= 0.5 or spent[-1] == 30
     assert np.mean(spent) < 0.65 * 30
     assert np.mean(lost) < min(0.6, np.mean(all_lost) + 0.4)
+
+
+def test_rows_of_a_group_count_as_one(monkeypatch, tmp_path):
+    random, groups = np.random.default_rng(3), [str(row // 10) for row in range(300)]
+    hard = random.normal(0, 1, 30)
+    tables = [
+        np.repeat(100.0 * (hard + random.normal(better, 1, (3, 30)) > 0), 10, axis=1)
+        for better in (0.3, 0.2)
+    ]
+    by_group_alone, by_row = (
+        min(expected_losses(each)) for each in ([by_group(t, groups) for t in tables], tables)
+    )
+    assert by_group_alone > 1.2 * by_row
+    found = SimpleNamespace(
+        candidates=[SimpleNamespace(runs=[1, 2, 3], scores=table) for table in tables],
+        groups=groups,
+    )
+    monkeypatch.setattr(until, "read_comparison", lambda folder: found)
+    job = SimpleNamespace(name="b 4")
+    enough = (by_row + by_group_alone) / 2
+    assert Until(tmp_path, enough, {"b 4": 1})([job], []) is job
+    found.groups = None
+    assert Until(tmp_path, enough, {"b 4": 1})([job], []) is None
 
 
 SETTINGS = ["max_steps=2", "max_length=32", "max_new_tokens=2", "training.report_to=[]"]

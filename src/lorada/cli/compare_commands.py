@@ -193,6 +193,8 @@ def _checked(
     spec.refuse_taken_by_other(place, resume=resume, overwrite=overwrite)
     if resume:
         chosen = spec.saved_comparison(place)
+        if options["data_dir"] is not None:
+            chosen.recipe["data_dir"] = options["data_dir"]
     else:
         shared = read_recipe(None, pairs, {**options, **spec.FIXED})
         chosen = spec.comparison_of(shared.recipe, asked)

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import OutOfMemoryError
 from transformers import TrainerCallback
 
 from lorada.compare.jobs.job import last_line, report
@@ -32,6 +31,7 @@ from lorada.compare.plan import SEARCH_FILE, mapping_in
 from lorada.runs.folder import TRAINED_FILE, HeldError, holds_run
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import RESULT_FILE, read_result
+from lorada.support.errors import out_of_memory
 from lorada.support.files import json_text, write_atomic
 from lorada.training.callbacks import DivergedError
 from lorada.training.train import train
@@ -221,10 +221,10 @@ def _try(recipe: Recipe, run: Path, before: Sequence[Tried], what: str) -> dict[
         loss = loss_of(run)
     except DivergedError:
         pass
-    except (OSError, MemoryError, OutOfMemoryError, HeldError):
+    except (OSError, HeldError):
         raise
     except Exception as error:  # of any class, as in a run
-        if best_trial(before) is None:
+        if out_of_memory(error) or best_trial(before) is None:
             raise
         failed = last_line(error)
     return {"loss": loss, "failed": failed, "seconds": round(time.monotonic() - began, 1)}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from lorada.compare.statistics import Scores
 from lorada.data.rows import read_rows
+from lorada.runs.recipe import read_yaml
 
 COLUMNS = ["method", "seed", "row", "score"]
 
@@ -44,7 +44,10 @@ def read_scores(path: Path) -> ScoreFile:
         "has a score that is no number": scores.isna()
         & ~table["score"].str.lower().isin(["", "nan"]),
     }
+    if "group" in table and not table["group"].any():
+        table = table.drop(columns="group")
     if "group" in table:
+        wrong["has no group, and others have one"] = table["group"] == ""
         first = table.groupby("row")["group"].transform("first")
         wrong["has another group than before"] = table["group"] != first
     for what, lines in wrong.items():
@@ -73,9 +76,9 @@ def read_scores(path: Path) -> ScoreFile:
 def read_costs(path: Path) -> dict[str, dict[str, float]]:
     """Read costs from a YAML or JSON file: method → parameters, seconds, bytes."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} has no costs in YAML or JSON: {error}") from error
+        found = read_yaml(path.read_text(encoding="utf-8"), f"the costs in {path}")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the costs in {path} are not UTF-8: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
         raise ValueError(f"{path} needs the costs of each method: lora: {{parameters: 36864}}")
     return {str(name): costs for name, costs in found.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.compare.comparison_rows import Data, read_data
-from lorada.compare.jobs.job import Job, Outcome
+from lorada.compare.jobs.job import JOB_FILE, Job, Outcome
 from lorada.compare.jobs.queue import Report, first_of, run_queue, shard
 from lorada.compare.make_plan import about, make_plan
 from lorada.compare.measure import time_jobs
@@ -29,6 +29,7 @@ from lorada.compare.until import Until
 from lorada.data.metrics import RowValue, row_value
 from lorada.data.tokenize import refuse_target_length
 from lorada.inference.evaluate import BASE
+from lorada.runs.folder import locked
 from lorada.runs.result import read_predictions, write_predictions
 from lorada.support.files import json_text, one_at_a_time, scratch_folder, write_atomic
 from lorada.support.row_sources import Row
@@ -80,13 +81,14 @@ def compare(
     old = mapping_in(folder / FAILURES_FILE)
     jobs = comparison_jobs(comparison, plan, folder)
     mine = jobs if part is None else shard(jobs, *part)
+    _forget_failures(mine, folder)
     pick = first_of if comparison.until is None else until_of(comparison, plan, folder)
     outcomes = run_queue(mine, pool(), report=report, pick=pick)
     failed = _keep_failures(jobs, outcomes, folder, old)
     undone = [job for job in jobs if not job.done()]
     if comparison.until is not None:  # runs that are not needed any more
         undone = [job for job in undone if outcomes[job.name].status != "waiting"]
-    left = [job for job in undone if str(job.folder.relative_to(folder)) not in failed]
+    left = [job for job in undone if _key(job, folder) not in failed]
     if left:
         return Compared(None, [], failed, len(left))
     job = base_job(comparison, plan, folder)
@@ -97,7 +99,7 @@ def compare(
     }
     write_atomic(folder / BASELINES_FILE, json_text(baselines) + "\n")
     run_queue(time_jobs(comparison, plan, folder), pool(), report=report)
-    written = write_report(folder, against=comparison.against, with_text=comparison.with_text)
+    written = write_report(folder)
     return Compared(*written, failed, 0)
 
 
@@ -165,11 +167,30 @@ def read(comparison: Comparison) -> tuple[Prepared, Data]:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a comparison wrote into its folder, and nothing else."""
+    """Remove what a comparison wrote into its folder, and nothing else.
+
+    Raises:
+        HeldError: while another process works on one of its jobs.
+    """
+    for lock in folder.rglob(JOB_FILE):
+        with locked(lock.parent, JOB_FILE):
+            pass
     with scratch_folder(folder) as scratch:
         for name in reversed(OWN):
             if (path := folder / name).exists():
                 path.replace(scratch / name)
+
+
+def _forget_failures(jobs: list[Job], folder: Path) -> None:
+    """Remove the failures of jobs that are tried again from ``failures.json``."""
+    old, again = mapping_in(folder / FAILURES_FILE), {_key(job, folder) for job in jobs}
+    left = {key: error for key, error in old.items() if key not in again}
+    if left != old:
+        write_atomic(folder / FAILURES_FILE, json_text(left) + "\n")
+
+
+def _key(job: Job, folder: Path) -> str:
+    return str(job.folder.relative_to(folder))
 
 
 def _keep_failures(
@@ -185,7 +206,7 @@ def _keep_failures(
     found: dict[str, str] = {}
     counted: dict[str, str] = {}
     for job in jobs:
-        key = str(job.folder.relative_to(folder))
+        key = _key(job, folder)
         if job.done():
             continue
         outcome = outcomes.get(job.name)

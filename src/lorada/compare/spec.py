@@ -280,7 +280,10 @@ def resumed_comparison(
             names = sorted(name for name in {*old, *value} if old.get(name) != value.get(name))
             key, old, value = f"{key}.{names[0]}", old.get(names[0]), value.get(names[0])
         raise _differs(key, old, value)
-    return saved.model_copy(update={"trust_remote_code": now.trust_remote_code})
+    update: dict[str, Any] = {"trust_remote_code": now.trust_remote_code}
+    if now.data_dir is not None:  # the same rows may lie elsewhere by now
+        update["recipe"] = {**saved.recipe, "data_dir": now.data_dir}
+    return saved.model_copy(update=update)
 
 
 def refuse_taken_by_other(folder: Path, *, resume: bool, overwrite: bool) -> None:

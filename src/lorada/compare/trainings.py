@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.compare.comparison_rows import Data
-from lorada.compare.jobs.job import Job, report
+from lorada.compare.jobs.job import SCORING, Job, report
 from lorada.compare.learning_rate import Space, search_rate, train_on
 from lorada.compare.plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan
 from lorada.compare.spec import EACH_SEED, Comparison
@@ -21,7 +21,7 @@ from lorada.inference.evaluate import evaluate, evaluate_tasks, has_tasks
 from lorada.inference.load import Run, load_run
 from lorada.inference.perplexity import forgetting
 from lorada.runs.recipe import Recipe
-from lorada.runs.result import PREDICTIONS_FILE, RESULT_FILE, read_predictions, read_result
+from lorada.runs.result import PREDICTIONS_FILE, RESULT_FILE, read_predictions
 from lorada.support.files import json_text, write_atomic
 from lorada.support.metric_names import LOSS
 
@@ -145,7 +145,7 @@ def train_and_score(space: Space, search: Path | None, *, with_text: bool) -> No
     run = Path(recipe.output)
     if not (run / RESULT_FILE).is_file():
         train_on(recipe, f"training at learning rate {recipe.training['learning_rate']:.2g}")
-    report("scoring")
+    report(SCORING)
     loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
     _score(loaded, recipe.metric, with_text=with_text)
     forgetting(loaded)
@@ -187,7 +187,7 @@ def score_base(run: Path, recipe: Recipe) -> None:
 
     ``recipe`` has what all runs share: the metric, and whether code of a repository may run.
     """
-    report("scoring")
+    report(SCORING)
     loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
     if loaded.drawn:
         reason = (
@@ -200,8 +200,7 @@ def score_base(run: Path, recipe: Recipe) -> None:
     names = [f"{name} (base)" for name in metrics]
     lines = [line for line in read_predictions(run) if line["rows"] in names]
     each = [{LOSS: line["loss"], **line.get("metrics", {})} for line in lines]
-    found = {"row_scores": columns(each), "metrics": read_result(run)["metrics"][names[0]]}
-    write_atomic(run / BASE_FILE, json_text(found) + "\n")
+    write_atomic(run / BASE_FILE, json_text({"row_scores": columns(each)}) + "\n")
 
 
 def columns(lines: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -20,7 +20,7 @@ from lorada.compare.expected_loss import PRIOR, expected_losses
 from lorada.compare.jobs.job import Job
 from lorada.compare.report.read import read_comparison
 from lorada.compare.spec import LEAST_RUNS
-from lorada.compare.statistics import Scores
+from lorada.compare.statistics import Scores, by_group
 
 
 def next_method(
@@ -78,7 +78,8 @@ class Until:
 
     def __call__(self, ready: Sequence[Job], running: Collection[str]) -> Job | None:
         """The next of the jobs that are ready: searches, then the first runs of each candidate."""
-        candidates = read_comparison(self.folder).candidates
+        found = read_comparison(self.folder)
+        candidates = found.candidates
         on_its_way = [self.runs[name] for name in running if name in self.runs]
         began = {
             place: len(one.runs) + on_its_way.count(place) for place, one in enumerate(candidates)
@@ -91,6 +92,8 @@ class Until:
         if few or len(on_its_way) < len(running):
             return None
         scores = {str(place): one.scores for place, one in enumerate(candidates) if one.runs}
+        if found.groups is not None:
+            scores = {place: by_group(each, found.groups) for place, each in scores.items()}
         by_place = {str(self.runs[job.name]): job for job in reversed(ready)}
         if not any(len(each) > 1 for each in scores.values()):
             return ready[0] if ready else None

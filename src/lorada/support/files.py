@@ -42,7 +42,9 @@ def write_atomic(path: Path, text: str) -> None:
 
 def refuse_there(path: Path, *, overwrite: bool) -> None:
     """Refuse a file to write that is there already and not to be replaced, and a folder."""
-    if path.is_dir() or (path.exists() and not overwrite):
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: choose another --output")
+    if path.exists() and not overwrite:
         raise ValueError(f"{path} is there already: choose another --output, or pass --overwrite")
 
 

@@ -20,6 +20,7 @@ from lorada.support.progress import only_reports
 
 JOB_FILE = ".lorada.job"  # not the lock of a run, which training takes in the same folder
 LOG_FILE = "job.log"
+SCORING = "scoring"  # what a job reports behind its training
 REPORT = "> "  # begins what a job reports, among all that libraries print
 TAIL = 10_000  # bytes of a log that are looked at
 STEP = re.compile(r"(?:trial (\d+).*: )?step (\d+) of (\d+)$")
@@ -100,17 +101,16 @@ def report(line: str) -> None:
 
 def last_report(job: Job) -> tuple[str, float]:
     """The last line that a job has reported, and the share of its work that is done by then."""
-    line = ""
+    line, share = "", 0.0
     with suppress(OSError), (job.folder / LOG_FILE).open("rb") as log:
         log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
         for each in log.read().decode(errors="replace").splitlines(keepends=True):
             if each.startswith(REPORT) and each.endswith("\n"):
                 line = each[len(REPORT) : -1]
-    found = STEP.search(line)
-    if found is None:
-        return line, 0.0
-    trials, step, steps = (int(number or 0) for number in found.groups())
-    return line, min(1.0, (trials + step / steps) / job.trainings)
+                if found := STEP.search(line):
+                    trials, step, steps = (int(number or 0) for number in found.groups())
+                    share = min(1.0, (trials + step / steps) / job.trainings)
+    return line, 1.0 if line == SCORING else share
 
 
 # Errors that are meant to be read; the kind of others is named, as the text alone may say nothing.

@@ -40,7 +40,8 @@ class Workers:
     def __init__(self, count: int | None = 1, gpus_per_job: float = 1.0) -> None:
         self._cards = cards_of_slots(visible_cards(), gpus_per_job)
         self.slots = count or max(1, len(self._cards))
-        cores = len(os.sched_getaffinity(0))
+        known = hasattr(os, "sched_getaffinity")  # not on macOS
+        cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
         self._threads = None if self.slots == 1 else max(1, cores // self.slots)
         self._context = get_context("forkserver")
         self._running: dict[int, tuple[Job, Any, Connection]] = {}  # by slot

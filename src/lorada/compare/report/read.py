@@ -151,6 +151,16 @@ class Results:
     metric: str = ""  # what methods are compared by; empty for the main metric
 
     @property
+    def own_metric(self) -> str:
+        """The metric that the comparison itself was made by; empty for the main metric."""
+        return Path((self.plan.metric or {}).get("name") or "").name
+
+    @property
+    def runs_left(self) -> bool:
+        """Whether a comparison with ``--until`` was cut off; at its end it has baselines."""
+        return self.asked.until is not None and not self.baselines
+
+    @property
     def units(self) -> tuple[int, str]:
         """How many rows, or groups of rows, are independent of each other, and what they are."""
         if self.groups is None:

@@ -167,7 +167,7 @@ def summarize(
         baselines=tuple(one for one, _ in baselines),
         margin=decision.margin if decision else None,
         histories=histories,
-        disagreements=tuple(_disagreements(results, lines, with_text)),
+        disagreements=tuple(_disagreements(results, lines, with_text or results.asked.with_text)),
         commands=commands,
         tried=tried,
         hardware=_machines(results.plan.hardware, runs),
@@ -202,7 +202,9 @@ def _verdict(
     if alike := _all_alike(lines, by_loss):
         said = f"{said} Yet {alike}" if best else alike
         commands = {"write the report by the loss": by_loss, **commands}
-    if any((one.reason or "").endswith(UNFINISHED) for one in results.candidates):
+    if results.runs_left or any(
+        (one.reason or "").endswith(UNFINISHED) for one in results.candidates
+    ):
         commands = {"go on with it": resume, **commands}
     return said, commands
 
@@ -274,13 +276,14 @@ def _decided(
     if results.units[0] < 2 or windows_overlap(metric):
         return None
     rows, sign = len(results.rows), as_score(1.0, metric)
+    asked = results.asked.margin if results.metric == results.own_metric else None
     known = {one.label: one for one in scored}
     ran = [known.get(c.label, c) for c in results.candidates if c.runs or c.diverged]
     return decide(
         {c.label: sign * np.vstack([c.scores.reshape(-1, rows),
                                     np.full((len(c.diverged), rows), np.nan)]) for c in ran},
         {c.label: _costs(c) for c in ran},
-        results.asked.margin if margin is None else margin,
+        asked if margin is None else margin,
         lower_is_better=lower_is_better(metric),
         groups=results.groups,
         baselines={one.name: sign * each for one, each in baselines if each is not None},

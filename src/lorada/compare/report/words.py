@@ -142,6 +142,11 @@ def limits(
     scored = [line for line in lines if line.score is not None]
     metric = next((line.metric for line in scored), "")
     yield from _incomplete(results)
+    if results.plan.overlap:
+        yield (
+            f"{counted(results.plan.overlap, 'held-out row')} can be learned by heart, as the "
+            "training rows have them too: scores are too high."
+        )
     yield from _scored_by(results)
     yield from _unfound(lines)
     if decision is not None and decision.pick and losses is not None and _hardly_fell(losses):
@@ -184,7 +189,7 @@ def _incomplete(results: Results) -> Iterator[str]:
     runnable = [one for one in results.candidates if not one.candidate.reason]
     planned = len(results.asked.seeds) * len(runnable)
     scored = sum(len(one.runs) for one in runnable)
-    if scored < planned and results.asked.until is None:
+    if results.runs_left or (scored < planned and results.asked.until is None):
         yield (
             f"The comparison is not complete: {scored} of {planned} runs are scored. The notes at "
             "the end of the report say what is missing."
