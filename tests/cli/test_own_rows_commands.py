@@ -7,6 +7,7 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 from programs import printed
 
+from lorada.cli.run_commands import _asked
 from lorada.compare.plan import saved_plan
 from lorada.compare.spec import saved_comparison
 from lorada.compare.trainings import comparison_jobs
@@ -150,3 +151,11 @@ def test_empty_prompts_among_many_are_all_named_with_what_to_do(train, mistake, 
         assert said in mistake(command, tmp_path / "run", "--data", data)
     many = ["--prompt", "a", "--prompt", ""]
     assert "prompt 2 of 2 is empty" in mistake("generate", tmp_path / "run", *many)
+
+
+def test_a_run_goes_on_from_inside_its_folder(tmp_path, monkeypatch):
+    recipe = {"model": "minilm-l6", "data": "rows.jsonl", "output": "runs/mine"}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    monkeypatch.chdir(tmp_path)
+    options = {"model": None, "output": None}
+    assert _asked(None, [], options, resume=True).recipe.output == "."

@@ -10,6 +10,7 @@ import run_place
 from folders import ROWS, rows_file
 
 from lorada.cli import GROUPS
+from lorada.cli.predict_command import _show
 
 SETTINGS = ["max_steps=2", "report_to=[]", "max_length=32", "max_new_tokens=4"]
 place = run_place.place
@@ -100,6 +101,11 @@ def test_a_mistake_is_one_line(typed, mistake, folder, place, monkeypatch):
     pipe(monkeypatch, "")
     name, *words = shlex.split(typed)
     assert MISTAKES[typed] in mistake("predict", folder(name), *words)
+
+
+def test_labels_that_are_numbers_are_shown(capsys):
+    _show([{"row": 1, "label": 1, "probs": {"0": 0.1, "1": 0.9}}], ["a"])
+    assert "│ a    │ 1     │ 0.900       │" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [name for group in GROUPS.values() for name in group])

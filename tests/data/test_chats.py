@@ -13,6 +13,7 @@ from lorada.data.rows import answer_of
 from lorada.data.tokenize import IGNORED, EncodeOptions, encode, learned_ends, prompt_of
 
 HEAD = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+HEAD_THAT_THINKS = HEAD.replace("assistant\n", "assistant\n<think>\n")
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
 TEMPLATES = {
     "default system": (
@@ -158,6 +159,18 @@ def test_an_opening_by_the_assistant_is_read_and_not_learned():
     assert [one.partition("<")[0] for one in found] == SAID
 
 
+def test_a_chat_with_an_opening_alone_or_without_a_last_answer_is_not_an_error():
+    tokenizer = with_template(byte_tokenizer(), TEMPLATES["default system"])
+    asked = {"role": "user", "content": "A lamp?"}
+    opening = {"messages": [{"role": "assistant", "content": "Hello!"}, asked]}
+    (found,) = encode([opening], "messages", tokenizer, EncodeOptions(1024))
+    assert not found.features  # nothing is learned of it
+    unanswered = {"messages": [*chat()["messages"], asked]}
+    assert [one.partition("<")[0] for one in stretches(unanswered, tokenizer)] == SAID
+    refused("the last turn, which is none of the assistant: leave it out",
+            lambda: learned(unanswered, tokenizer, loss_on="last"))  # fmt: skip
+
+
 def test_a_chat_that_is_cut_keeps_the_answers_before_the_cut():
     tokenizer = with_template(byte_tokenizer(), TEMPLATES["default system"])
     whole = len(learned(chat(), tokenizer)[0])
@@ -199,10 +212,14 @@ def test_tools_and_their_calls_go_to_the_template():
 def test_a_template_that_writes_a_turn_differently_later_is_refused_by_name():
     tokenizer = with_template(byte_tokenizer(), THINKING)
     tokenizer.name_or_path = "some/thinker"
-    refused("chat template of some/thinker renders turns differently .* loss_on=last learns the",
+    refused("chat template of some/thinker renders a turn differently .* loss_on=last learns the",
             lambda: learned(chat(), tokenizer))  # fmt: skip
     last = stretches(chat(), tokenizer, loss_on="last")
     assert last == [f"<think></think>{SAID[1]}<|im_end|>\n⟧"]
+    opening = with_template(byte_tokenizer(), THINKING.replace(HEAD, HEAD_THAT_THINKS))
+    for loss_on in ("response", "last"):  # no turn alone would do
+        refused("drop or begin thinking: take rows of prompt and response",
+                lambda how=loss_on: learned(chat(), opening, loss_on=how))  # fmt: skip
     strict = with_template(byte_tokenizer(), NO_SYSTEM + TEMPLATES["default system"])
     refused("the chat template refuses the turns system, user, .*no system",
             lambda: learned(chat(SYSTEM), strict))  # fmt: skip

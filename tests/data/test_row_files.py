@@ -271,3 +271,8 @@ def test_a_run_learns_and_is_scored_on_data_sets_of_the_hub(works, json_of, hub,
     assert json_of("evaluate", tmp_path / "run", "--data", "owner/sums@test")["n"] == 6
     saved = json.loads((tmp_path / "run" / "result.json").read_text())
     assert list(saved["metrics"]) == ["owner/sums@test"]
+
+
+def test_a_file_that_is_no_text_is_not_to_be_converted(tmp_path):
+    (tmp_path / "rows.xlsx").write_bytes(b"PK\x03\x04\xff\xfe")
+    refused("rows.xlsx is not a text file: give ", lambda: read_rows(tmp_path / "rows.xlsx"))

@@ -375,9 +375,10 @@ def test_rows_without_what_a_model_reads_are_refused():
 
 
 def test_answers_that_are_marked_as_bad_are_not_learned_as_good_ones():
-    rows = [{"prompt": "a", "completion": "b", "label": good} for good in (True, False)]
-    with pytest.raises(ValueError, match=r"row 2 has label false: .* keep those with true"):
-        in_form(rows, "rows")
+    for bad in (False, "False"):  # in JSON, and in CSV
+        rows = [{"prompt": "a", "completion": "b", "label": good} for good in (True, bad)]
+        with pytest.raises(ValueError, match=r"row 2 has label false: .* keep those with true"):
+            in_form(rows, "rows")
     assert in_form(rows[:1], "rows")[1] == "prompt"
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from lorada import LoradaConfig
+from lorada.inference.export import export_adapter
 from lorada.inference.load import load_run
 from lorada.training.load_recipe import load_recipe
 from lorada.training.model_card import front_matter
@@ -76,6 +78,19 @@ def inputs():
     tokens = torch.randint(5, 90, (3, 12))
     tokens[:, -1] = 2  # where BART's head looks
     return {"input_ids": tokens, "attention_mask": mask}
+
+
+def test_a_folder_that_is_there_stays_and_is_filled(finished, tmp_path, monkeypatch):
+    for name in ("there", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    export_adapter(finished, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    monkeypatch.chdir(tmp_path / "here")
+    export_adapter(finished, Path("."))
+    for name in ("there", "here"):
+        assert (tmp_path / name / "adapter_model.safetensors").is_file()
+        assert not list((tmp_path / name).glob(".lorada*"))
 
 
 LORA_Q = ["lora.target_modules=[q_proj,down_proj]"]

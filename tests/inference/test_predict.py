@@ -44,6 +44,7 @@ RUNS = {
     "messages": ("llama", "lora", "turns", []),
     "seq2seq": ("bart", "lora", "prompts", []),
     "text": ("llama", "lora", "texts", []),
+    "long answers": ("llama", "lora", "prompts", ["max_target_length=64"]),
 }
 LLAMA = {"max_position_embeddings": 128}
 ROW_FILES = {
@@ -269,6 +270,23 @@ def test_columns_of_all_names_are_kept(folder, tmp_path, caplog):
 def test_a_choice_is_given_by_its_number_and_its_text(folder):
     for one, row in zip(answers(load_run(folder("choice")), CHOICES), CHOICES, strict=True):
         assert one["candidate"] == row["candidates"][one["answer"]]
+
+
+def test_choices_are_scored_by_the_loss_where_it_is_asked_for(folder, place):
+    found = evaluate(load_run(folder("choice")), str(place / "choices.jsonl"), metric="loss")
+    assert 0 < found["loss"] < 100
+
+
+def test_answers_may_be_as_long_as_a_whole_row(folder, place):
+    found = evaluate(load_run(folder("long answers")), str(place / "prompts.jsonl"))
+    assert found["n"] == 9
+
+
+def test_half_a_character_of_a_column_is_written_as_a_question_mark(folder, tmp_path):
+    rows = [{**ROWS[0], "note": "a \ud83d"}]
+    output = tmp_path / "answers.jsonl"
+    answered_to(load_run(folder("prompt")), rows, output)
+    assert json.loads(output.read_text())["note"] == "a ?"
 
 
 def test_answers_that_were_cut_are_counted(folder, tmp_path, monkeypatch, caplog):

@@ -185,7 +185,7 @@ def test_resume_refuses_other_rows(place, finished, tmp_path):
     rows = rows_file(tmp_path / "rows.jsonl", ROWS[:20])
     saved = run / "recipe.yaml"
     saved.write_text(saved.read_text().replace(str(place / "rows.jsonl"), str(rows)))
-    with pytest.raises(ValueError, match="is not what this run began with"):
+    with pytest.raises(ValueError, match="has other rows than this run began with"):
         train(recipe(place, run, "save_steps=2", data=str(rows)), resume=True, quiet=True)
 
 

@@ -86,6 +86,17 @@ def test_ctrl_c_saves_and_resume_continues_bit_for_bit(place, tmp_path, order, r
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_ctrl_c_after_the_last_step_loses_no_training(place, tmp_path):
+    class AtTheEnd(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            signal.raise_signal(signal.SIGINT)
+
+    asked = recipe(place, tmp_path / "run", "max_steps=2", "save_strategy=no")
+    done = train(asked, quiet=True, callbacks=[AtTheEnd()])
+    assert not done.interrupted
+    assert (done.run / "result.json").is_file()
+
+
 def test_resume_after_the_last_checkpoint_trains_no_further(place, tmp_path):
     last = recipe(place, tmp_path / "run", "max_steps=4", "save_steps=4")
     run = train(last, quiet=True).run

@@ -128,6 +128,7 @@ def _show(answers: list[dict[str, Any]], texts: list[str]) -> None:
     table = Table("text", *(("label", "probability") if labels else ("score",)))
     named = texts or [f"row {answer['row']}" for answer in answers]
     for name, answer in zip(named, answers, strict=True):
-        number = answer["probs"][answer["label"]] if labels else answer["score"]
-        table.add_row(name, *([answer["label"]] if labels else []), f"{number:.3f}")
+        label = [str(answer["label"])] if labels else []  # which may be a number
+        number = answer["probs"][label[0]] if labels else answer["score"]
+        table.add_row(name, *label, f"{number:.3f}")
     console.print(table)

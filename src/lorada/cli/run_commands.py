@@ -127,6 +127,8 @@ def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, res
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
     if options["model"] is not None:  # first, since some methods' names need PEFT
         check_name(options["model"])
+    if resumed and not given:  # the output in its recipe is relative to another folder
+        options = {**options, "output": options["output"] or str(saved.parent)}
     asked = read_recipe(str(saved) if resumed else recipe, pairs, options, name_output=True)
     if resumed and not any(pair.startswith("metric=") for pair in pairs):
         refuse_unnamed(asked.recipe.metric, saved.parent, "metric=")

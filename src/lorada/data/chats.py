@@ -91,18 +91,27 @@ def _pieces(row: Row, tokenizer: PreTrainedTokenizerBase, *, last: bool) -> list
     # An opening by the assistant answers nothing, and no template has a prompt for it: it is read.
     answers = [k for k in range(1, len(turns)) if turns[k]["role"] == ASSISTANT]
     whole, cuts = rendered(row, len(turns), tokenizer), [0]
+    if last and turns[-1]["role"] != ASSISTANT:
+        raise TurnsRefused(
+            "loss_on=last learns the last turn, which is none of the assistant: leave it out"
+        )
     for k in [len(turns) - 1] if last else answers:
         before = rendered(row, k, tokenizer, add_generation_prompt=True)
         after = whole if k == len(turns) - 1 else rendered(row, k + 1, tokenizer)
         if not whole.startswith(after):  # some write the end token behind a whole chat
             after = after.removesuffix(tokenizer.eos_token or "")
         if not (whole.startswith(after) and after.startswith(before)):
+            opening = rendered(row, len(turns) - 1, tokenizer, add_generation_prompt=True)
+            fits = not last and whole.startswith(opening) and turns[-1]["role"] == ASSISTANT
+            remedy = "loss_on=last learns the last turn alone; else " if fits else ""
             raise TurnsRefused(
-                f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} renders turns "
-                "differently once later ones are there, as those do that drop earlier thinking: "
-                "loss_on=last learns the last turn alone; else take rows of prompt and response"
+                f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} renders a turn "
+                "differently once it is answered, as those do that drop or begin thinking: "
+                f"{remedy}take rows of prompt and response"
             )
         cuts += [len(before), len(after)]
+    if not answers and not last:  # nothing is learned of it
+        return [whole]
     return [whole[start:stop] for start, stop in pairwise(cuts)]
 
 

@@ -108,12 +108,16 @@ def numbers(predicted: list[float], rows: list[Row]) -> Metrics:
     targets = np.array([float(row["score"]) for row in rows])
     errors = np.array(predicted) - targets
     spread = float(np.square(targets - targets.mean()).sum())
-    return {
+    found = {
         "mae": float(np.abs(errors).mean()),
         "rmse": float(np.sqrt(np.square(errors).mean())),
         "r2": 1.0 - float(np.square(errors).sum()) / spread if spread else None,
-        **correlations(predicted, rows),
     }
+    try:
+        return found | correlations(predicted, rows)
+    except ImportError as error:
+        logger.warning("no correlation is computed: %s", error)
+        return found
 
 
 def correlations(predicted: list[float], rows: list[Row]) -> Metrics:

@@ -185,7 +185,8 @@ def in_form(
         logger.info("%s: of each pair of answers only `chosen` is learned", path)
     _name_unread(rows[:NOTICED], first, path)
     form = first.reading.form
-    bad = next((i for i, row in enumerate(rows) if row.get("label") is False), None)
+    is_bad = (str(row.get("label")).strip().casefold() == "false" for row in rows)
+    bad = next((number for number, one in enumerate(is_bad) if one), None)
     if form in ("prompt", "messages") and bad is not None:
         raise ValueError(
             f"{where(bad)} has label false: of answers marked as good or bad (KTO) every one "

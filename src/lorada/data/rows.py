@@ -152,6 +152,10 @@ def _file_rows(path: Path) -> list[Row]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if ending not in TEXTS:
+            raise ValueError(
+                f"{path} is not a text file: give {', '.join(TEXTS)} or {PARQUET}"
+            ) from error
         raise ValueError(
             f"{path} is not UTF-8 (byte {error.start}): convert it, for example with iconv"
         ) from error

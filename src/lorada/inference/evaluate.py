@@ -192,6 +192,9 @@ def score(
         found = rows.protocol.score(answers, rows.rows)
     metrics = {**found, **mean}
     if name is not None:
+        if name == LOSS and name not in metrics:  # of choices, only where it is asked for
+            known = [loss for loss in losses if loss is not None]
+            metrics[name] = sum(known) / len(known)
         if name not in metrics:
             raise missing_package("scikit-learn", "metrics")
         metrics = {name: metrics[name], **metrics}
@@ -340,7 +343,8 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
 
 def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, Text]]:
     """The indices of rows of some parts, and the text that the model writes for each."""
-    room = encode_options(rows, run.recipe, run.kind).prompt_room
+    ended = any("prompt_end" in row for row in rows.rows)
+    room = encode_options(rows, run.recipe, run.kind).prompt_room if ended else None
     prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
     if run.kind == "decoder":
         refuse_empty_prompts(rows, prompts)

@@ -37,7 +37,7 @@ from lorada.runs.folder import refuse_no_adapter, refuse_target
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.runs.result import read_result
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
-from lorada.support.files import atomic_path, json_text
+from lorada.support.files import atomic_path, json_text, scratch_folder
 from lorada.support.row_sources import HEADED
 from lorada.training.inputs import prepare
 from lorada.training.model_card import (
@@ -117,9 +117,19 @@ def export(
 def _new_folder(run: Path, target: Path) -> Iterator[Path]:
     """A folder to write, which becomes ``target`` at the end of the ``with`` block."""
     again = "Free space, then run the command again"
-    with full_disk_in_one_line(target, again), atomic_path(target) as fresh:
-        yield fresh
-        refuse_target(run, target)  # again, as somebody may have put files there meanwhile
+    if not target.is_dir():
+        with full_disk_in_one_line(target, again), atomic_path(target) as fresh:
+            yield fresh
+            refuse_target(run, target)  # again, as somebody may have put files there meanwhile
+        return
+    # A folder that is there stays: it may be the working one, a link, or a mounted disk.
+    with full_disk_in_one_line(target, again), scratch_folder(target) as scratch:
+        yield scratch / "model"
+        if any(path != scratch for path in target.iterdir()):
+            raise ValueError(f"{target} is not empty: choose a new folder")
+        config_last = sorted((scratch / "model").iterdir(), key=lambda one: one.suffix == ".json")
+        for path in config_last:
+            path.replace(target / path.name)
 
 
 def export_adapter(

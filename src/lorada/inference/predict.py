@@ -87,7 +87,9 @@ def beside(given: list[Row], answers: list[Answer]) -> list[Answer]:
     found = []
     for row, answer in zip(given, answers, strict=True):
         number, *own = ((names[name], value) for name, value in answer.items())
-        plain = json.loads(json.dumps(row, default=str))  # a column may hold bytes
+        # A column may hold bytes, or half a character, which no file can.
+        text = json.dumps(row, default=str, ensure_ascii=False)
+        plain = json.loads(text.encode("utf-8", "replace"))
         found.append(dict([number, *plain.items(), *own]))
     return found
 

@@ -174,9 +174,10 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
             "with: delete it if you know they are the same, or start again with --overwrite"
         )
     if before != fingerprint:
+        where = "" if recipe.data else " (--data-dir)"
         raise ValueError(
-            f"{recipe.data} is not what this run began with: put the rows back, or start again "
-            "with --overwrite"
+            f"{recipe.data or recipe.task} has other rows than this run began with: put them "
+            f"back{where}, or start again with --overwrite"
         )
     recipe.save(run)
     write_atomic(rows, fingerprint + "\n")

@@ -66,13 +66,12 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
     """Makes Ctrl-C finish the current step, save a checkpoint and stop; a second one stops at once.
 
     Attributes:
-        interrupted: whether Ctrl-C was pressed in any process.
+        interrupted: whether the training ended by that, in all processes after the same step.
     """
 
     def __init__(self) -> None:
         self.interrupted = False
         self._pressed = False  # in this process: each process gets its own signal
-        self._stops = False  # in all processes, after the same step
         self._previous: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -85,19 +84,19 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self._pressed:
             raise KeyboardInterrupt
-        self._pressed = self.interrupted = True
+        self._pressed = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop if Ctrl-C was pressed in any process; all do so after the same step."""
-        self.interrupted = self._stops = in_any_process(self.interrupted, args.device)
-        if self._stops:
+        self.interrupted = in_any_process(self._pressed, args.device)
+        if self.interrupted:
             control.should_save = True
             control.should_training_stop = True
             args.save_only_model = False  # a run cannot go on without its optimizer
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure nothing where an epoch was cut off, and save what is measured at a true end."""
-        if self._stops:
+        if self.interrupted:
             ends = float(state.epoch).is_integer() or state.global_step >= state.max_steps
             control.should_evaluate &= ends
             control.should_save = ends and (control.should_save or control.should_evaluate)

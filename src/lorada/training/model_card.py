@@ -9,6 +9,7 @@ from yaml import YAMLError
 
 from lorada.runs.recipe import Recipe
 from lorada.support.files import write_atomic
+from lorada.support.row_sources import file_names
 from lorada.support.version import __version__
 from lorada.tuners import LoradaConfig
 from lorada.tuners.base.part_config import LAUNCH
@@ -141,7 +142,7 @@ def write_card(
         + ADAPTER_NOTES.format(
             parts="\n".join(map(_table_line, config.parts)),
             task=recipe.task,
-            data=Path(recipe.data or recipe.train_on or "own").name,
+            data=file_names(recipe.data) if recipe.data else recipe.train_on or "own",
             seed=recipe.training.get("seed", 42),
             limits="" if plain else LIMITS,
         ),

@@ -47,7 +47,6 @@ from lorada.support.files import atomic_path, remove_orphans
 from lorada.support.processes import (
     all_or_none,
     gather_values,
-    in_any_process,
     is_first,
     join_processes,
     made_by_first,
@@ -192,7 +191,7 @@ def _train(
     finally:
         interrupt.restore()
         effect.stop()
-    if in_any_process(interrupt.interrupted, trainer.args.device):
+    if interrupt.interrupted:
         return Trained(run, {"steps": trainer.state.global_step}, interrupted=True)
     if trainer.args.load_best_model_at_end and is_first():
         logger.warning("the training ended after step %d; the weights of step %d, which has the "

@@ -180,7 +180,6 @@ class RunTrainer(Trainer):
         self._step_loss: Tensor | float = 0.0  # sum over the step's batches so far
         # For each held-out batch so far: [sum of the losses, how many rows or tokens count] by row.
         self._held_out_sums: list[Tensor] = []
-        self._needs_logits = False
         self._labelled_loss: LabelledLoss | None = None
         self._labelled_loss_known = False
 
@@ -309,7 +308,7 @@ class RunTrainer(Trainer):
         """
         labels = inputs["labels"]
         pieces = self.is_fsdp_enabled or self.args.torch_compile
-        if self._needs_logits or self._shift == 0 or labels.dim() < 2 or pieces:
+        if self._shift == 0 or labels.dim() < 2 or pieces:
             return None
         if not self._labelled_loss_known:
             tensors = [value for value in inputs.values() if isinstance(value, Tensor)]
@@ -332,11 +331,7 @@ class RunTrainer(Trainer):
     ) -> Any:
         """One held-out batch; its loss and n_b are kept for ``evaluation_loop``."""
         counted = self.counted(inputs)
-        self._needs_logits = not prediction_loss_only
-        try:
-            found = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
-        finally:
-            self._needs_logits = False
+        found = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
         sums = torch.stack([counted * found[0].to(counted.device), counted], -1)
         self._held_out_sums.append(self.accelerator.gather_for_metrics(sums.to(self.args.device)))
         return found
