@@ -2,6 +2,7 @@
 
 import functools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import lorada
 from lorada import LmamConfig
 from lorada.attention import interface
+from lorada.attention.dense_map import mask_with_map
 from lorada.attention.observation import observe
 from lorada.functional.maps import SOFTMAXES, add_map_reference, full_rank_map, low_rank_map
 
@@ -175,6 +177,8 @@ def test_softmax_ablation_behind_a_window_normalises_over_the_window():
 def test_no_negative_under_a_mask_of_keys_alone_is_an_error():
     with pytest.raises(ValueError, match="no_negative ablation needs"):
         Inputs(host("llama", ablation="no_negative"), 9).call("sdpa", mask=torch.ones(1, 9))
+    with pytest.raises(ValueError, match="no_negative ablation needs"):
+        mask_with_map(None, None, None, SimpleNamespace(kernel="flash"))
 
 
 @pytest.mark.parametrize(

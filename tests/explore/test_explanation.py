@@ -5,11 +5,14 @@ import torch
 from architectures import ARCHITECTURES
 from architectures import inputs as batch_of
 from conftest import TINY, assert_close
+from folders import refused
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import BertForSequenceClassification, GptOssConfig, GptOssForCausalLM
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig, explain
 from lorada.explore.explanation import AXES
+from lorada.tuners.pooling import PoolingConfig, PoolingLayer
 
 pytestmark = pytest.mark.fp64
 
@@ -294,3 +297,26 @@ def test_what_cannot_be_explained_is_said():
     model = stack()
     with model.disable_adapter(), pytest.raises(ValueError, match="no active adapter"):
         explain(model, {"input_ids": IDS})
+
+
+def test_a_pooling_is_no_part_but_stays_on_with_the_head():
+    model = BertForSequenceClassification(TINY["bert"]().config)
+    parts = [LmamConfig(**MAP), lora("bert"), PoolingConfig(pooling="mean")]
+    config = LoradaConfig(parts=parts, modules_to_save=["classifier"], task_type="SEQ_CLS")
+    model = get_peft_model(model, config).eval()
+    found = explain(model, {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)})
+    assert sorted(found.parts) == ["LoRA", "map"]
+    for layer in model.modules():  # what the head says alone, by the model itself
+        if isinstance(layer, BaseTunerLayer) and not isinstance(layer, PoolingLayer):
+            layer.enable_adapters(False)
+    with torch.no_grad():
+        alone = model(IDS, attention_mask=torch.ones_like(IDS)).logits.softmax(-1)
+    assert_close(found.probabilities["head"], alone.float())
+
+
+def test_of_two_active_maps_neither_is_shown():
+    model = stack()
+    model.add_adapter("other", LoradaConfig(parts=[LmamConfig(**MAP)]))
+    model.base_model.set_adapter(["default", "other"])
+    refused("default, other all have a map: activate one at a time",
+            lambda: explain(model, {"input_ids": IDS}))  # fmt: skip

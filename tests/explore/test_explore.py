@@ -5,14 +5,21 @@ import dataclasses
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import run_place
 import torch
-from folders import byte_tokenizer, refused
+from folders import bart_folder, byte_tokenizer, mbart_folder, refused
+from peft import get_peft_model
+from transformers import (
+    AutoTokenizer,
+    BartForSequenceClassification,
+    MBartForConditionalGeneration,
+)
 
-from lorada import explain
-from lorada.explore.explore import explain_text, explored
+from lorada import LmamConfig, explain
+from lorada.explore.explore import explain_text, explored, sentence_maps
 from lorada.explore.explorer_page import explorer_page
 from lorada.inference.load import load_run
 
@@ -157,3 +164,23 @@ def test_a_page_sends_nothing(folder):
     page = explorer_page(explored([load_run(folder("lora"))], [TEXT]))
     assert "<form" not in page
     assert "form-action &#39;none&#39;" in page
+
+
+@pytest.mark.parametrize("form", ["prompt", "label"])
+def test_what_a_decoder_reads_beside_the_text_is_the_models_own(form, tmp_path):
+    if form == "prompt":  # mBART starts from the language that it writes
+        place = mbart_folder(tmp_path / "mbart")
+        model = MBartForConditionalGeneration.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, src_lang="en_XX", tgt_lang="ro_RO")
+    else:  # a head reads the end of the whole text, which BART's decoder reads too
+        place = bart_folder(tmp_path / "bart", ends=True)
+        model = BartForSequenceClassification.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    config = LmamConfig(length=8, target_modules=["self_attn"])
+    run = SimpleNamespace(
+        model=get_peft_model(model, config), tokenizer=tokenizer, kind="encoder_decoder",
+        form=form, pairs=False, device=model.device, recipe=SimpleNamespace(max_length=32),
+        folder=place,
+    )  # fmt: skip
+    assert len(explain_text(run, "abc")) > 0
+    assert sentence_maps(run, "abc")["tokens"]

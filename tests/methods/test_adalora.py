@@ -4,6 +4,7 @@ import pytest
 import torch
 from callback_runs import trainer as run_of
 from conftest import TINY, assert_close
+from folders import refused
 from peft import AdaLoraConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adalora import AdaLoraModel
@@ -181,8 +182,12 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_does(tmp_path, config, 
     whole.train()
     first = trainer(tmp_path / "cut", config(**phases), save_strategy="steps", save_steps=at)
     first.train()
+    checkpoint = str(tmp_path / "cut" / f"checkpoint-{at}")
+    refused("AdaLoRA goes on with the scores of its ranks, and there is no .*elsewhere",
+            lambda: trainer(tmp_path / "elsewhere", config(**phases)).train(
+                resume_from_checkpoint=checkpoint))  # fmt: skip
     second = trainer(tmp_path / "cut", config(**phases))
-    second.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{at}"))
+    second.train(resume_from_checkpoint=checkpoint)
 
     saved = ranks(tmp_path / "cut" / f"checkpoint-{at}")
     assert saved == [4] * MODULES, "a checkpoint keeps the ranks that may grow back"

@@ -82,3 +82,12 @@ def test_a_method_is_refused_on_a_kind_of_model_that_it_has_no_settings_for(monk
     message = "encoder_only has no settings for llama models, only for roberta: use another method"
     with pytest.raises(ValueError, match=message):
         build_method("encoder_only", LLAMA)
+
+
+def test_bitfit_trains_every_bias_but_that_of_the_pooler():
+    rule = re.compile(METHODS["bitfit"].trainable)
+    layer = "deberta.encoder.layer.0.attention.self"  # version 1 has no bias of in_proj
+    for name in ("bias", f"{layer}.q_bias", f"{layer}.v_bias", f"{layer}.query.bias"):
+        assert rule.search(name), name
+    for name in ("deberta.pooler.dense.bias", f"{layer}.in_proj.weight", "unbias", "bias.weight"):
+        assert not rule.search(name), name

@@ -124,3 +124,15 @@ def test_a_map_that_was_loaded_with_little_memory_can_be_moved(tmp_path):
     for layer in [m for m in loaded.modules() if isinstance(m, LmamLayer)]:
         assert torch.equal(layer._pe["default"], position_embedding(6, torch.zeros(())))
     assert_close(logits(loaded.to("cpu"), given), logits(model, given))
+
+
+def test_a_map_that_still_learns_is_not_baked():
+    model = get_peft_model(TINY["llama"](), LmamConfig(length=6, init_weights=False)).train()
+    model.base_model.bake()
+    for name, parameter in model.named_parameters():
+        if "lora_w_a" in name:
+            parameter.data *= -1
+    given = batch("llama")
+    learned = logits(model.eval(), given)
+    model.base_model.bake()
+    assert_close(logits(model, given), learned)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from architectures import ARCHITECTURES
 from conftest import DECODER_SIZES, TINY
 from folders import refused as one_line
 from peft import (
@@ -282,3 +283,39 @@ def test_tokens_that_train_are_a_part_of_their_own():
     )
     tokens = TrainableTokensConfig(token_indices=[1], target_modules=["embed_tokens"])
     get_peft_model(TINY["llama"](), LoradaConfig(parts=[THEIRS["lora"](), tokens, KINDS["lmam"]()]))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (lambda: LmamConfig(target_modules=r".*self_attn", layers_to_transform=[0]),
+         "layers_to_transform is for a list of target_modules, not for the regex"),
+        (lambda: LoradaConfig(parts=[LoraConfig(target_modules=r".*q_proj")],
+                              layers_to_transform=[0]),
+         "layers_to_transform is for a list of target_modules, not for the regex"),
+        (lambda: LoradaConfig(parts=[IA3Config(**QUERY, feedforward_modules=[])],
+                              layers_to_transform=[0]),
+         "this one cannot have it: name the layers in its target_modules"),
+        (lambda: LmamConfig(target_modules="self_attn"),
+         r"matched no module|a text is a regex of the whole name: write \[name\]"),
+    ],
+)  # fmt: skip
+def test_layers_and_names_that_would_be_read_otherwise_are_refused(config, said):
+    one_line(said, lambda: get_peft_model(TINY["llama"](), config()))
+
+
+def test_cross_attention_has_no_map():
+    config = LmamConfig(target_modules=["encoder_attn"])
+    one_line("layers.0.encoder_attn, and cross-attention has no map",
+             lambda: get_peft_model(ARCHITECTURES["bart"](), config))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["omoe", "lamda", "lora"])
+def test_the_layers_of_a_method_are_those_that_are_asked_for(name):
+    model = TINY["bert"]()
+    adapted = get_peft_model(
+        model, build_method(name, model.config, layers_to_transform=[1]).config
+    )
+    layers = [key for key, one in adapted.named_modules() if isinstance(one, BaseTunerLayer)]
+    assert layers
+    assert all(".layer.1." in key for key in layers)

@@ -15,6 +15,10 @@ from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.positions import TokenPositions, TokenTable
 from lorada.functional.precision import no_autocast
 
+NEEDS_MASK = (
+    "the no_negative ablation needs a (B, 1, T, K) mask: use attn_implementation='sdpa' or 'eager'"
+)
+
 
 def expand_map(attention_map: AttentionMap, positions: TokenPositions, shape: CallShape) -> Tensor:
     """tile(Attn_s) in the shape of the attention map, (B or 1, H, T, K), with zeros beyond it."""
@@ -56,6 +60,8 @@ def mask_with_map(
 
     ``mask`` is the mask without this map; it may hold another map.
     """
+    if call.kernel in ("flash", "flex"):
+        raise ValueError(NEEDS_MASK)
     # The kernel adds a mask to the scores, so a map inside the mask is a map before the softmax.
     dtype, keys = call.value.dtype, call.shape.keys
     full = expand_map(attention_map.for_values(call.value), positions, call.shape).to(dtype)
@@ -67,9 +73,6 @@ def mask_with_map(
         rows = torch.arange(call.shape.queries, device=full.device)
         return torch.where(rows[:, None] >= torch.arange(keys, device=full.device), full, hidden)
     if not isinstance(mask, Tensor) or mask.dim() != 4:
-        raise ValueError(
-            "the no_negative ablation needs a (B, 1, T, K) mask: use "
-            "attn_implementation='sdpa' or 'eager'"
-        )
+        raise ValueError(NEEDS_MASK)
     mask = mask[..., :keys]  # the mask of a static cache may be longer
     return torch.where(mask, full, hidden) if mask.dtype == torch.bool else mask + full

@@ -3,7 +3,7 @@
 A map has a row and a column for each token of one sequence, counted from 0. Attention works on
 query rows and key slots, which may also hold padding, cached tokens, empty slots of a static cache,
 or tokens of several packed sequences. The two records here give the map column of every key slot
-and the map row of every query. ``locate.py`` makes them for a call.
+and the map row of every query. ``covered_tokens.py`` makes them for a call.
 
 Shapes: B batch, T queries, K key slots, N map length, P sequences packed into a row.
 """

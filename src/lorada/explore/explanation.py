@@ -149,12 +149,22 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
         batch: keyword arguments of its forward, ``input_ids`` among them.
         tokenizer: that of the model, for the texts on the page.
 
+    A merged adapter is unmerged.
+
     Raises:
-        ValueError: if no adapter is active, or for a model that computes attention itself.
+        ValueError: if no adapter is active, or two with a map are; or for a model that computes
+            attention itself.
     """
-    parts = active_parts(model)
+    # The pooling is what a trained head reads: it stays on with the head, and is no part.
+    parts = {name: own for name, own in active_parts(model).items() if name != "pooling"}
     if not parts:
         raise ValueError("this model has no active adapter: load or enable one")
+    maps = {
+        name for layer in parts.get("map", ())
+        for name in {*layer.active_adapters} & {*layer._get_available_adapters()}
+    }  # fmt: skip
+    if len(maps) > 1:
+        raise ValueError(f"{', '.join(sorted(maps))} all have a map: activate one at a time")
     names = {
         module: name
         for name, module in model.named_modules()

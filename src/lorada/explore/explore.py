@@ -23,6 +23,7 @@ from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED, Form, Row
 from lorada.training.models.adapters import load_beside
+from lorada.training.models.loading import language_settings
 
 MOST_TOKENS = 512  # of a sentence, unless the run has learned from longer rows
 # Steps of a training that are shown besides its end, evenly among those that have a checkpoint.
@@ -75,8 +76,10 @@ def explain_text(run: Run, text: str) -> Explanation:
     """What the active adapter of a run's model does to a text."""
     batch = {"input_ids": torch.tensor([tokens_to_show(run, text)], device=run.device)}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    if run.kind == "encoder_decoder":  # only the encoder reads the text
-        start = run.model.config.decoder_start_token_id
+    # Only the encoder reads the text; a model with a head makes the decoder's text of it by itself.
+    if run.kind == "encoder_decoder" and run.form not in HEADED:
+        usual = run.model.config.decoder_start_token_id
+        start = language_settings(run.tokenizer).get("decoder_start_token_id", usual)
         batch["decoder_input_ids"] = batch["input_ids"].new_full((1, 1), start)
     return explain(run.model, batch)
 
@@ -106,12 +109,16 @@ def _explored_run(run: Run, name: str, texts: Sequence[str]) -> dict[str, Any]:
 def _checkpoints(run: Run) -> dict[int | None, str]:
     """Some steps of a run's training, and PEFT's name for the checkpoint of each.
 
-    They are loaded beside its adapter; the last step is the run itself.
+    They are loaded beside its adapter; the last step is the run itself, unless the best was kept.
     """
     assert isinstance(run.model, PeftModel)
+    kept_best = run.recipe.early_stopping or run.recipe.training.get("load_best_model_at_end")
+    last = None if kept_best else read_result(run.folder)["steps"]
     whole = [
-        (step, path) for step, path in reversed(checkpoints(run.folder)) if not damaged_file(path)
-    ][:-1]
+        (step, path)
+        for step, path in reversed(checkpoints(run.folder))
+        if step != last and not damaged_file(path)
+    ]
     states: dict[int | None, str] = {}
     count = min(len(whole), MOST_STEPS)
     for number in range(count):
@@ -181,7 +188,8 @@ def _index(wanted: int | None, count: int, what: str) -> int:
 
 def _explained(run: Run, batch: dict[str, Any]) -> list[Any]:
     """The layers with a map, as they read a batch of one row."""
-    if run.kind == "encoder_decoder":  # the decoder reads the text as well
+    # The decoder reads the text as well.
+    if run.kind == "encoder_decoder" and run.form not in HEADED:
         shifted = run.model.prepare_decoder_input_ids_from_labels(batch["input_ids"])
         batch["decoder_input_ids"] = shifted
     found = [one for one in explain(run.model, batch) if one.map is not None]

@@ -367,7 +367,7 @@ METHODS: dict[str, Method] = {
     ),
     "bitfit": Method(
         "BitFit: only the biases of the base (and of the pooler, with the head)",
-        trainable=r"^(?!.*\bpooler\b).*\bbias$",
+        trainable=r"^(?!.*\bpooler\b).*(\b|_)bias$",  # DeBERTa v1 has q_bias and v_bias
         trains="biases",
         with_head=r"\bpooler\b.*\bbias$",
         formula="Wx + b, b trains",

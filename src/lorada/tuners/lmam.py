@@ -24,7 +24,12 @@ from lorada.attention.forward_inputs import (
     forward_listener,
 )
 from lorada.attention.hooks import HOOKS, hooks_for
-from lorada.attention.interface import attention_classes, can_hold_map, self_attentions
+from lorada.attention.interface import (
+    CROSS_ATTENTION,
+    attention_classes,
+    can_hold_map,
+    self_attentions,
+)
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.functional.precision import wide
 from lorada.tuners.base.layer import AttachedLayer, Entries, FrozenEntries, warn_of_rounding
@@ -222,6 +227,8 @@ class LmamLayer(AttachedLayer):
     def bake(self) -> None:
         """Compute each map once, for inference; ``train()`` undoes it."""
         self._baked = {}
+        if self.training:  # the factors still change
+            return
         with torch.no_grad():
             for name in self.configs:
                 own = self._map(name)
@@ -257,6 +264,15 @@ class LmamModel(AttachedModel):
     def can_host(self, module: nn.Module) -> bool:
         """Whether a map would reach the attention of this module."""
         return can_hold_map(module)
+
+    def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
+        found = super()._check_target_module_exists(peft_config, key)
+        if found is True and {*CROSS_ATTENTION} & {*key.split(".")}:
+            raise ValueError(
+                f"target_modules matches {key}, and cross-attention has no map; "
+                f"this model has {self.listed_candidates(peft_config)}"
+            )
+        return found
 
     def candidates(self, config: Any) -> list[str]:
         """Names, within a layer, of the self-attention modules of this model."""

@@ -65,7 +65,12 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
         config.rank_pattern = None
         self._allocator.reset_ipt()
         scores = _scores_file(args, state)
-        if state.global_step and scores.is_file():
+        if state.global_step:
+            if not scores.is_file():
+                raise ValueError(
+                    f"AdaLoRA goes on with the scores of its ranks, and there is no {scores}: "
+                    "resume in the folder of that training"
+                )
             self._load(scores)
 
     @property

@@ -96,7 +96,8 @@ class LoradaPeftConfig(PeftConfig):
         library: the first line of adapter_config.json, for readers who do not have this package.
         usage: what to do, for the same readers.
         base_model_type: the type of the base model that the adapter was trained on, from its
-            config. The adapter is refused on a model of another type, even if all shapes fit.
+            config. lorada's commands refuse the adapter on a model of another type, even if all
+            shapes fit.
         lorada_version: the version that wrote the adapter.
     """
 
@@ -119,6 +120,8 @@ class LoradaPeftConfig(PeftConfig):
             self.__dict__["target_modules"] = sorted(targets)  # not a field of this class
         _refuse_bad_patterns(self)
         refuse_no_layers(self)
+        if self.layers_to_transform is not None:
+            refuse_regex(self)
         check_values(self)
 
     @property
@@ -182,6 +185,16 @@ def refuse_no_layers(config: object) -> None:
     """Refuse an empty list of layers, which for PEFT means all layers."""
     if getattr(config, "layers_to_transform", None) in ([], ()):
         raise ValueError("layers_to_transform=[] names no layer: leave it out for all layers")
+
+
+def refuse_regex(config: object) -> None:
+    """Refuse a regex of targets where layers are chosen too, which PEFT would not read."""
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, str) and targets != "all-linear":
+        raise ValueError(
+            f"layers_to_transform is for a list of target_modules, not for the regex {targets!r}: "
+            "name the layers in the regex"
+        )
 
 
 def _refuse_bad_patterns(config: object) -> None:

@@ -340,7 +340,9 @@ def chosen(config: Any) -> str:
     """The settings of a config that choose modules, for an error: ``target_modules=['q_proj']``."""
     values = {name: getattr(config, name, None) for name in CHOOSING}
     shown = {name: sorted(v) if isinstance(v, set) else v for name, v in values.items()}
-    return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
+    said = ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
+    text = isinstance(shown.get("target_modules"), str)
+    return said + " (a text is a regex of the whole name: write [name])" * text
 
 
 def listed(names: list[str]) -> str:

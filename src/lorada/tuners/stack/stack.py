@@ -16,7 +16,7 @@ from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
 from lorada.tuners.base.layer import refuse_offloaded
-from lorada.tuners.base.part_config import STACK, register
+from lorada.tuners.base.part_config import STACK, refuse_regex, register
 from lorada.tuners.base.tuner import (
     AttachedModel,
     LoradaTuner,
@@ -140,8 +140,6 @@ class LoradaModel(LoradaTuner):
         config: LoradaConfig = self.peft_config[adapter_name]
         own_modules = getattr(part, "modules_to_save", None)
         part.inference_mode = config.inference_mode
-        if getattr(part, "layers_to_transform", ...) is None:
-            part.layers_to_transform = config.layers_to_transform
         for name in INIT_OPTIONS:
             if hasattr(part, name) and not config.init_weights:
                 setattr(part, name, False)
@@ -151,6 +149,7 @@ class LoradaModel(LoradaTuner):
         model.__dict__.pop("peft_config", None)  # else the tuner would add its config to that
         placed = self.tuners_of(adapter_name)
         with part_named_in_errors(model, part, config.parts):
+            _choose_layers(part, config)
             refuse_second(model, tuner_cls, placed)
             tuner = place(model, part, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
         let_stand_beside_others(model)
@@ -362,6 +361,20 @@ rescaling.register()
 # Parts whose tuner keeps weights outside the layers, such as VeRA's projections: PEFT keeps them on
 # the tuner, in one container for all layers. In a stack they are on the stack itself, under the
 # names that PEFT saves.
+
+
+def _choose_layers(part: PeftConfig, config: LoradaConfig) -> None:
+    """Give a part the layers of the stack, unless it has its own."""
+    if config.layers_to_transform is None:
+        return
+    if not hasattr(part, "layers_to_transform"):
+        raise ValueError(
+            "the stack's layers_to_transform holds for every part, and this one cannot have it: "
+            "name the layers in its target_modules"
+        )
+    if part.layers_to_transform is None:
+        part.layers_to_transform = config.layers_to_transform
+        refuse_regex(part)
 
 
 def shares_state(tuner_cls: type[BaseTuner]) -> bool:
