@@ -73,7 +73,7 @@ NOTES = {
   only numbers on one sample compare.
 - The documents are joined, each with an end token. Windows of every length are full, begin every
   256 tokens, and are scored whole: a token has as little context as one other and as much as all
-  before it in the window. `eval_windows=N` takes so many of each length, spread evenly.
+  before it in the window. `eval_windows=N` takes N of each length, spread evenly.
 - `eval_lengths=[…]` asks for other lengths. Those of the protocol that are longer than the model's
   context are left out with a warning; `rope_factor=2` stretches rotary positions to twice as many,
   in training and in scoring.

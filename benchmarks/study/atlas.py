@@ -165,9 +165,9 @@ def text(found: Found, tested: dict[str, Tested]) -> Iterator[str]:
     yield "![Each pair of methods on each task](atlas-pairs.png)"
     yield ""
     yield (
-        "The method of the row is better by so many points than that of the column. Blue: settled. "
-        "Grey: not, with the number of held-out rows that would settle it, or `seeds` where only "
-        "more seeds can."
+        "By how many points the method of the row is better than that of the column. Blue: the "
+        "difference is significant. Grey: it is not, with the number of held-out rows at which it "
+        "would be, or `seeds` where only more seeds can show it."
     )
     yield ""
     for task, methods in found.items():
@@ -240,8 +240,8 @@ def of_task(task: str, methods: dict[str, Measured], tested: Tested) -> Iterator
         yield ""
     if tested:
         yield (
-            f"Methods without a letter in common differ (Holm's correction): {len(settled)} of "
-            f"{len(tested)} pairs are settled. {open_pairs(tested)}"
+            f"{len(settled)} of {len(tested)} pairs differ significantly (Holm's correction): those "
+            f"that share no letter. {open_pairs(tested)}"
         )
         yield ""
 
@@ -257,10 +257,11 @@ def open_pairs(tested: Tested) -> str:
     by_rows = [rows for rows in needed if rows is not None]
     parts = []
     if by_rows:
-        parts.append(f"{len(by_rows)} of the others by {min(by_rows):,} to {max(by_rows):,} rows")
+        parts.append(f"{len(by_rows)} would with {min(by_rows):,} to {max(by_rows):,} rows")
     if len(by_rows) < len(needed):
-        parts.append(f"{len(needed) - len(by_rows)} by no number of rows, but by more seeds")
-    return f"If the measured differences are the true ones: {', '.join(parts)}." if parts else ""
+        parts.append(f"{len(needed) - len(by_rows)} only with more seeds")
+    said = " and ".join(parts)
+    return f"Of the others, if the measured differences are the true ones, {said}." if parts else ""
 
 
 def draw(found: Found, tested: dict[str, Tested]) -> None:

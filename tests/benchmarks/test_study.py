@@ -235,7 +235,7 @@ def test_the_atlas_is_written_from_what_is_kept(study, tmp_path, monkeypatch):
     assert text.startswith("Before.")
     assert text.endswith("After.\n")
     assert "old" not in text
-    assert "2 of 3 pairs are settled" in text
+    assert "2 of 3 pairs differ significantly" in text
     assert text.count("| `full` | 9,216 | 9") == 2
     assert (tmp_path / "atlas.png").is_file()
     assert (tmp_path / "atlas-pairs.png").is_file()

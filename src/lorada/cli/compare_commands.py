@@ -93,7 +93,7 @@ Against = Annotated[
 ]
 Until = Annotated[
     float | None,
-    typer.Option(help="run no more seeds once the leader's expected loss is so many points"),
+    typer.Option(help="stop once the best method's expected loss is at most this many points"),
 ]
 Margin = Annotated[
     float | None,

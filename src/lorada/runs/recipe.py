@@ -170,7 +170,7 @@ class Recipe(BaseModel):
         "where a large model or long rows do not fit without",
     )  # fmt: skip
     early_stopping: int | None = Field(
-        None, gt=0, description="stop after so many evaluations without a better held-out loss, "
+        None, gt=0, description="stop after this many evaluations without a better held-out loss, "
         "and keep the best weights",
     )  # fmt: skip
     loss_on: Literal["response", "last", "all"] | None = Field(
