@@ -9,7 +9,13 @@ from lorada.compare.learning_rate import search_rate
 from lorada.compare.make_plan import make_plan, steps_of
 from lorada.compare.plan import saved_plan
 from lorada.compare.run import read
-from lorada.compare.spec import choices_of, comparison_of, parts_of
+from lorada.compare.spec import (
+    Comparison,
+    choices_of,
+    comparison_of,
+    parts_of,
+    resumed_comparison,
+)
 from lorada.compare.trainings import (
     commonest_answer,
     comparison_jobs,
@@ -288,3 +294,11 @@ def test_given_rates_are_the_trials_and_must_lie_in_the_range(place):
     for rates, error in (([0.0], "--rates 0 must be"), ([1e-3, 1e-3], "--rates names 0.001 twice")):
         with pytest.raises(ValueError, match=error):
             comparison(place, methods=["lora"], rates=rates).check()
+
+
+def test_a_comparison_goes_on_with_its_rows_in_another_folder(tmp_path):
+    recipe = {"model": "minilm-l6", "task": "sst2", "data_dir": str(tmp_path / "gone")}
+    Comparison(recipe=recipe, methods=["lora"]).save(tmp_path)
+    moved = {"data_dir": str(tmp_path)}
+    assert resumed_comparison(tmp_path, [], moved, {}).recipe == {**recipe, **moved}
+    assert resumed_comparison(tmp_path, [], {}, {}).recipe == recipe
