@@ -275,19 +275,49 @@ def worse(
     )
 
 
+def so_far(found: Found) -> list[list[str]]:
+    """The candidates' lines while cells have different numbers of seeds."""
+    lines = []
+    today, *others = candidates(BLOCKS, np.ones((len(BLOCKS), len(CELLS))))
+    for one in [other for other in others if other.order != NONE]:
+        gaps, ps, above, shared = [], [], [], []
+        for block, cell, usual in zip(BLOCKS, one.cells, today.cells, strict=True):
+            seeds = sorted(found[*block, cell].keys() & found[*block, usual].keys())
+            every = [run["accuracy"] for known in CELLS for run in found[*block, known].values()]
+            mine, theirs = (values(found, block, c, "accuracy", seeds) for c in (cell, usual))
+            gaps.append(float((mine - theirs).mean() / np.std(every, ddof=1)))
+            losses = [values(found, block, c, "losses", seeds) for c in (cell, usual)]
+            tested = len(seeds) > 1 and cell != usual
+            ps.append(paired_p(*losses, by_seed=True) if tested else 1.0)
+            above.append(losses[0].mean() > losses[1].mean())
+            if block[0] == list(TASKS)[-1]:
+                shared.append(len(seeds))
+        worse = [
+            " ".join(block)
+            for block, p, is_above in zip(BLOCKS, holm(ps), above, strict=True)
+            if p < ALPHA and is_above
+        ]
+        lines.append([one.name, f"{np.mean(gaps):+.2f}", ", ".join(map(str, shared)),
+                      ", ".join(worse) or "–"])  # fmt: skip
+    return sorted(lines, key=lambda line: -float(line[1]))
+
+
 def page(found: Found) -> Iterator[str]:
     """Each cell's means by block, then the candidates of blocks with seeds enough."""
     seeds = {block: seeds_of(found, block) for block in BLOCKS}
+    counts = {block: sorted({len(found.get((*block, c), ())) for c in CELLS}) for block in BLOCKS}
     there = [block for block in BLOCKS if seeds[block]]
     yield "\nAccuracy (%), held-out loss (nats) and the map's relative norm at the last step:\n"
-    header = [f"`{task}` {part}, seeds: {len(seeds[task, part])}" for task, part in there]
+    header = [
+        f"`{task}` {part}, seeds: {' to '.join(map(str, dict.fromkeys((counts[task, part][0], counts[task, part][-1]))))}"
+        for task, part in there
+    ]
     lines = []
     for cell in (None, *CELLS):
         name = "no map" if cell is None else "{}, {:g}".format(*cell)
         means = [
-            [values(found, block, cell, what, [
-                seed for seed in seeds[block] if seed in found[*block, cell]
-             ]).mean() for what in ("accuracy", "loss", "relative_norm")]
+            [values(found, block, cell, what, sorted(found[*block, cell])).mean()
+             for what in ("accuracy", "loss", "relative_norm")]
             for block in there
         ]  # fmt: skip
         lines.append([name, *("{:.1f}, {:.3f}, {:.2f}".format(*each) for each in means)])
@@ -299,6 +329,15 @@ def page(found: Found) -> Iterator[str]:
             yield f"On {model} the rule takes {taken}:\n"
             header = ["candidate", "score above today's, ± SE", "loss significantly higher", ""]
             yield markdown_table(header, lines) + "\n"
+    if len(there) == len(BLOCKS) and min(count for each in counts.values() for count in each) == 1:
+        yield "On all models, with the seeds that a candidate's cells share with today's:\n"
+        header = [
+            "candidate",
+            "score above today's",
+            "seeds on `sisters`",
+            "loss significantly higher",
+        ]
+        yield markdown_table(header, so_far(found)) + "\n"
 
 
 def main() -> None:

@@ -27,5 +27,5 @@ def test_a_rate_that_a_method_sets_itself_is_its_default_rate():
 
 
 def test_a_map_on_top_leaves_the_rate_of_the_method_as_it_is():
-    assert default_rate("lmam") == 5e-3
+    assert default_rate("lmam") == 1.2e-2
     assert default_rate("prefix+lmam") == default_rate("prefix") == 3e-2

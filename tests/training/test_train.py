@@ -233,6 +233,17 @@ def test_maps_have_their_own_learning_rate(place, tmp_path):
         assert (distance > 1e-3) == (".lmam." in key)
 
 
+def test_the_rate_of_maps_may_be_a_multiple_of_the_others(place, tmp_path):
+    found = []
+    for rate in ("0.5x", "5e-3", "0.4x", None):  # the third is the default
+        own = [] if rate is None else [f"lmam.map_learning_rate={rate}"]
+        asked = recipe(place, tmp_path / str(rate), "max_steps=2", "learning_rate=1e-2", *own)
+        found.append(adapter_weights(train(asked, quiet=True).run))
+    assert_same(found[0], found[1])
+    assert_same(found[2], found[3])
+    assert any(not torch.equal(found[0][key], found[2][key]) for key in found[0])
+
+
 @pytest.mark.parametrize("method", ["full", "lora+lmam", "fmam"])
 def test_every_method_trains_evaluates_and_generates(place, tmp_path, method):
     changes = ["lmam.length=16"] if method == "fmam" else []

@@ -56,7 +56,7 @@ class Space:
     recipes: Sequence[Recipe]
     trials: int  # how many rates are tried for each, without those beyond an end of them
     given: Sequence[float] = ()  # the rates to try, if the user gave them
-    map_rate: float | None = None  # the maps' default, if it is their own
+    map_rate: float | None = None  # where that of the maps starts, if it is their own
     # Whether other parts train beside the maps, so that both are searched; else the maps' rate
     # follows the learning rate.
     beside: bool = False
@@ -104,11 +104,13 @@ class Space:
         return None if factor is None else self._point(choice, rate, factor)
 
     def _point(self, choice: int, rate: float, factor: float = 1.0) -> dict[str, Any]:
-        own = None
-        # Beside other parts a map keeps its own rate unless that is searched.
-        if self.map_rate is not None and (self.has_own_map_rate or not self.beside):
-            own = self.recipes[choice].parts.get(MAP, {}).get(MAP_RATE, self.map_rate)
-            own *= factor if self.beside else rate / self.default
+        own = self.recipes[choice].parts.get(MAP, {}).get(MAP_RATE, self.map_rate)
+        if self.has_own_map_rate:
+            own = (self.map_rate or 0.0) * factor
+        elif self.beside or not isinstance(own, int | float):
+            own = None  # it stays as its config says
+        else:
+            own *= rate / self.default
         return {"choice": choice, "rate": rate, "map_factor": factor, "map_rate": own}
 
     def recipe_of(self, point: Tried) -> Recipe:

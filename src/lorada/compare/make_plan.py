@@ -130,8 +130,11 @@ def _map_rate(config: Any, recipe: Recipe) -> dict[str, Any]:
     parts = config.parts if isinstance(config, LoradaConfig) else []
     maps = [part for part in parts if isinstance(part, LmamConfig)]
     beside = bool(maps) and maps != parts
-    fixed = beside and MAP_RATE in recipe.parts.get(MAP, {})
-    return {"map_rate": maps[0].map_learning_rate if maps and not fixed else None, "beside": beside}
+    asked = maps[0].map_learning_rate if maps else None
+    fixed = MAP_RATE in recipe.parts.get(MAP, {}) if beside else isinstance(asked, str)
+    if asked is None or fixed:
+        return {"map_rate": None, "beside": beside}
+    return {"map_rate": maps[0].rate_beside(default_rate(recipe.method)), "beside": beside}
 
 
 def steps_of(comparison: Comparison, base: Prepared, data: Data) -> int:

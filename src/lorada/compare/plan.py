@@ -36,7 +36,8 @@ class Candidate:
     total: int | None = None  # parameters of the base
     mergeable: bool | None = None  # whether all of it can be merged into the base
     default_rate: float | None = None  # the method's own learning rate
-    # That of the maps, if it is their own, unless ``method`` sets it beside other parts.
+    # That of the maps at ``default_rate``: beside other parts unless ``method`` sets it, alone only
+    # if it is a number of their own.
     map_rate: float | None = None
     beside: bool = False  # whether other parts train beside the maps
     settings_from: str = ""  # where its settings come from, in words

@@ -126,7 +126,10 @@ def _space(
         )
         for one in candidate.choices or [candidate]
     ]
-    return Space(recipes, comparison.trials, comparison.rates, candidate.map_rate, candidate.beside)
+    start, given = candidate.map_rate, sorted(comparison.rates)
+    if start is not None and candidate.beside and given:  # in its ratio to the middle one
+        start *= given[len(given) // 2] / (candidate.default_rate or 1.0)
+    return Space(recipes, comparison.trials, comparison.rates, start, candidate.beside)
 
 
 def is_scored(run: Path) -> bool:

@@ -512,22 +512,23 @@ def make_trainer(
 
 def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) -> None:
     """Move the maps' factors to a separate parameter group if ``map_learning_rate`` is set."""
-    rates = [part.map_learning_rate for part in map_configs(model) if part.map_learning_rate]
-    if not rates:
+    configs = [part for part in map_configs(model) if part.map_learning_rate is not None]
+    if not configs:
         return
+    rate = configs[0].rate_beside(trainer.args.learning_rate)
     maps = {id(p) for name, p in trainer.model.named_parameters() if ".lmam." in name}
     optimizer = trainer.create_optimizer()
     moved = []
     for group in optimizer.param_groups:
         moved += [p for p in group["params"] if id(p) in maps]
         group["params"] = [p for p in group["params"] if id(p) not in maps]
-    if not any(group["params"] for group in optimizer.param_groups):
+    alone = not any(group["params"] for group in optimizer.param_groups)
+    if alone and not isinstance(configs[0].map_learning_rate, str):
         logger.warning(
-            "only maps train here, at lmam.map_learning_rate=%g; learning_rate is not used",
-            rates[0],
+            "only maps train here, at lmam.map_learning_rate=%g; learning_rate is not used", rate
         )
     optimizer.add_param_group(
-        {"params": moved, "lr": rates[0], "weight_decay": trainer.args.weight_decay}
+        {"params": moved, "lr": rate, "weight_decay": trainer.args.weight_decay}
     )
 
 

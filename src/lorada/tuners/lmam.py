@@ -8,9 +8,10 @@ it in each self-attention module, as the child ``lmam``. ``lorada.attention`` co
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from lorada.attention import interface
@@ -37,6 +38,8 @@ from lorada.tuners.base.linears import within_layer
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.tuner import AttachedModel
 
+Times = Annotated[str, Field(pattern=r"^\d+(\.\d+)?x$")]
+
 
 @dataclass
 class LmamConfig(LoradaPeftConfig):
@@ -58,8 +61,8 @@ class LmamConfig(LoradaPeftConfig):
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
             ``zero_left`` the other way round, so that a query that no training row had gets exactly
             nothing; ``normal`` draws both from N(0, 0.02²), which leaves PE alone in the map.
-        map_learning_rate: learning rate of the map's factors in `lorada train`; None for that of
-            all other parameters.
+        map_learning_rate: learning rate of the map's factors in `lorada train`: a number, or so
+            many times that of all other parameters, as ``0.4x`` (docs/study.md); None for the same.
         target_modules: names of self-attention modules; None for all of them.
         exclude_modules: names or a regex of modules to leave out.
         stacks: ``encoder`` and/or ``decoder`` of an encoder-decoder model; None for both.
@@ -72,7 +75,7 @@ class LmamConfig(LoradaPeftConfig):
     align: Align = field(default="start")
     ablation: Ablation | None = field(default=None)
     init: Literal["zero", "zero_left", "normal"] = field(default="zero")
-    map_learning_rate: Number | None = field(default=5e-3)
+    map_learning_rate: Number | Times | None = field(default="0.4x")
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
     stacks: list[str] | None = field(default=None)
@@ -85,6 +88,13 @@ class LmamConfig(LoradaPeftConfig):
                 f"init={self.init!r} has no meaning for ablation='full_rank', whose one matrix "
                 "starts at zero: leave it out"
             )
+
+    def rate_beside(self, learning_rate: float) -> float:
+        """The learning rate of the map's factors, where all other parameters have this one."""
+        asked = self.map_learning_rate
+        if isinstance(asked, str):
+            return float(asked.removesuffix("x")) * learning_rate
+        return learning_rate if asked is None else asked
 
     @property
     def starts_as_base(self) -> bool:

@@ -227,7 +227,8 @@ def _with_facts(one: CandidateResult, metric: str) -> CandidateResult:
     adapted, base = numbers("forgetting", "adapted"), numbers("forgetting", "base")
     rates = numbers("recipe", "training", "learning_rate")
     maps = numbers("recipe", "parts", "lmam", "map_learning_rate")
-    maps = maps or [float(one.candidate.map_rate or 0.0)]
+    beside = (one.candidate.map_rate or 0.0) / (one.candidate.default_rate or 1.0)
+    maps = maps or [beside * rate for rate in rates]
     apart = {rate for rate in maps if rate and not any(map(partial(isclose, rate), rates))}
     return replace(
         one, score=as_score(score, metric), metric=metric,
