@@ -121,7 +121,12 @@ def type_of(annotation: ast.expr) -> str:
         annotation = annotation.left
     parts.insert(0, ast.unparse(annotation))
     plain = [re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", part) for part in parts]
-    words = {"Count": "int above 0", "Number": "float above 0", "Rate": "float in [0, 1)"}
+    words = {
+        "Count": "int above 0",
+        "Number": "float above 0",
+        "Rate": "float in [0, 1)",
+        "Times": "text such as 0.4x",
+    }
     shown = [part if part == "None" else f"`{words.get(part, part)}`" for part in plain]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
 

@@ -240,8 +240,8 @@ def of_task(task: str, methods: dict[str, Measured], tested: Tested) -> Iterator
         yield ""
     if tested:
         yield (
-            f"{len(settled)} of {len(tested)} pairs differ significantly (Holm's correction): those "
-            f"that share no letter. {open_pairs(tested)}"
+            f"{len(settled)} of {len(tested)} pairs differ significantly (Holm's correction): they "
+            f"have no letter in common. {open_pairs(tested)}"
         )
         yield ""
 

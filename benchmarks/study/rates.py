@@ -308,10 +308,10 @@ def page(found: Found) -> Iterator[str]:
     counts = {block: sorted({len(found.get((*block, c), ())) for c in CELLS}) for block in BLOCKS}
     there = [block for block in BLOCKS if seeds[block]]
     yield "\nAccuracy (%), held-out loss (nats) and the map's relative norm at the last step:\n"
-    header = [
-        f"`{task}` {part}, seeds: {' to '.join(map(str, dict.fromkeys((counts[task, part][0], counts[task, part][-1]))))}"
-        for task, part in there
-    ]
+    said = {
+        block: " to ".join(map(str, each[:1] + each[1:][-1:])) for block, each in counts.items()
+    }
+    header = [f"`{task}` {part}, seeds: {said[task, part]}" for task, part in there]
     lines = []
     for cell in (None, *CELLS):
         name = "no map" if cell is None else "{}, {:g}".format(*cell)

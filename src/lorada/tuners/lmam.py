@@ -61,8 +61,8 @@ class LmamConfig(LoradaPeftConfig):
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
             ``zero_left`` the other way round, so that a query that no training row had gets exactly
             nothing; ``normal`` draws both from N(0, 0.02²), which leaves PE alone in the map.
-        map_learning_rate: learning rate of the map's factors in `lorada train`: a number, or so
-            many times that of all other parameters, as ``0.4x`` (docs/study.md); None for the same.
+        map_learning_rate: learning rate of the map's factors in `lorada train`: a number, or a
+            multiple of that of all other parameters, as ``0.4x`` (docs/study.md); None: the same.
         target_modules: names of self-attention modules; None for all of them.
         exclude_modules: names or a regex of modules to leave out.
         stacks: ``encoder`` and/or ``decoder`` of an encoder-decoder model; None for both.
