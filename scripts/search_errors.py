@@ -95,14 +95,17 @@ def search_with_map(
     off[1] = together * off[0] + np.sqrt(1 - together**2) * off[1]
     default, map_default = np.array([best, map_best]) * 10**off
     recipe = SimpleNamespace(parts={}, training={"learning_rate": default})
-    space = Space([recipe], 4, map_rate=map_default, beside=searched)
+    space = Space([recipe], 4, map_rate=map_default if searched else None)
+
+    def cost_at(point: dict[str, float]) -> float:
+        own = point["map_rate"] if searched else map_default * point["rate"] / default
+        return cost_of(point["rate"], best, curve) + cost_of(own, map_best, map_curve)
+
     tried: list[dict[str, float]] = []
     while (point := space.following(tried)) is not None:
-        cost = cost_of(point["rate"], best, curve) + cost_of(point["map_rate"], map_best, map_curve)
-        loss = 0.4 + cost + random.normal(0, ERROR)
+        loss = 0.4 + cost_at(point) + random.normal(0, ERROR)
         tried.append({**point, "number": len(tried), "loss": loss})
-    found = best_trial(tried)
-    cost = cost_of(found["rate"], best, curve) + cost_of(found["map_rate"], map_best, map_curve)
+    cost = cost_at(best_trial(tried))
     return POINTS * min(ODDS * cost, ODDS), len(tried)
 
 

@@ -204,15 +204,7 @@ def test_a_trial_keeps_its_result_and_none_of_its_weights(tmp_path, monkeypatch)
     assert kept == {"result.json", "runs", "trial.json"}
 
 
-def test_a_rate_of_a_map_alone_that_is_a_setting_is_where_its_search_begins(search):
-    alone = [RECIPE.model_copy(update={"parts": {"lmam": {"map_learning_rate": rate}}})
-             for rate in (1e-3, 4e-3)]  # fmt: skip
-    found, _ = search(lambda recipe: 1.0, trials=2, recipes=alone, map_rate=4e-3)
-    firsts = {trial["choice"]: trial["map_rate"] for trial in reversed(found["trials"])}
-    assert firsts == {0: 1e-3, 1: 4e-3}
-
-
-MAP_BESIDE = {"map_rate": 5e-3, "beside": True}
+MAP_BESIDE = {"map_rate": 5e-3}
 
 
 @pytest.mark.parametrize(
@@ -245,22 +237,10 @@ def test_a_learning_rate_far_from_its_default_is_found_beside_a_map_whose_rate_i
     assert (found["rate"], found["map_rate"]) == (pytest.approx(1e-2), 5e-3)
 
 
-def test_a_map_alone_has_one_rate_to_search(search, tmp_path):
-    parts = {"lmam": {"rank": 4}}
-    alone = {"recipes": [RECIPE.model_copy(update={"parts": parts})], "map_rate": 5e-3}
-    found, script = search(bowl(2e-3), trials=3, **alone)
-    assert [trial["map_factor"] for trial in found["trials"]] == [1.0] * len(script.rates)
-    final = Space(**alone, trials=3).chosen(tmp_path / "search")
-    assert final.parts == {"lmam": {"rank": 4, "map_learning_rate": pytest.approx(5e-3 * ROOT)}}
-
-
 @pytest.mark.parametrize(("given", "rate"), [((), 1e-3), ((2e-3,), 2e-3)])
 def test_where_nothing_is_searched_the_rate_is_the_default_or_the_given_one(given, rate):
-    alone = Space([RECIPE], 1, given, map_rate=5e-3).chosen(None)
-    assert alone.training["learning_rate"] == rate
-    assert alone.parts == {"lmam": {"map_learning_rate": 5e-3 * rate / 1e-3}}
-    beside = Space([RECIPE], 1, given, map_rate=5e-3, beside=True).chosen(None)
-    assert (beside.training["learning_rate"], beside.parts) == (rate, {})
+    chosen = Space([RECIPE], 1, given, map_rate=5e-3).chosen(None)
+    assert (chosen.training["learning_rate"], chosen.parts) == (rate, {})
 
 
 @pytest.mark.parametrize("killed_at", [None, (2, STEPS), (5, STEPS), (9, STEPS)])

@@ -224,19 +224,25 @@ def test_a_budget_grows_only_what_a_variant_does_not_set(place):
 @pytest.mark.parametrize(
     ("method", "found"),
     [
-        ("lora", (None, False)),
-        ("lmam", (None, False)),  # so many times the learning rate, which is searched
-        ("lmam:map_learning_rate=1e-3", (1e-3, False)),
-        ("lora+lmam", (0.4 * 3e-4, True)),
-        ("lorada_la", (0.4 * 1e-4, True)),
-        ("lora+lmam:map_learning_rate=1e-3", (None, True)),  # it stays as it was set
-        ("lora+lmam:map_learning_rate=null", (None, True)),
+        ("lora", None),
+        ("lmam", None),  # a multiple of the learning rate, which is searched
+        ("lmam:map_learning_rate=1e-3", None),  # it stays as it was set, here and below
+        ("lora+lmam", 0.4 * 3e-4),
+        ("lorada_la", 0.4 * 1e-4),
+        ("lora+lmam:map_learning_rate=1e-3", None),
+        ("lora+lmam:map_learning_rate=null", None),
     ],
 )
 def test_the_rate_of_a_map_is_searched_unless_it_is_set_beside_other_parts(place, method, found):
     asked = comparison(place, methods=[method])
     (candidate,) = planned(asked).candidates
-    assert (candidate.map_rate, candidate.beside) == pytest.approx(found)
+    assert candidate.map_rate == (None if found is None else pytest.approx(found))
+
+
+def test_with_given_rates_the_search_of_a_maps_rate_starts_beside_the_middle_one(place, tmp_path):
+    asked = comparison(place, methods=["lora+lmam"], seeds=[1], rates=[1e-3, 3e-3, 1e-2])
+    search, _ = comparison_jobs(asked, planned(asked), tmp_path)
+    assert search.work.args[0].map_rate == pytest.approx(0.4 * 3e-3)
 
 
 def test_several_settings_are_one_candidate_of_which_a_search_chooses(place, tmp_path):

@@ -56,10 +56,9 @@ class Space:
     recipes: Sequence[Recipe]
     trials: int  # how many rates are tried for each, without those beyond an end of them
     given: Sequence[float] = ()  # the rates to try, if the user gave them
-    map_rate: float | None = None  # where that of the maps starts, if it is their own
-    # Whether other parts train beside the maps, so that both are searched; else the maps' rate
-    # follows the learning rate.
-    beside: bool = False
+    # Where that of maps beside other parts starts, if it is to be searched; else it is as their
+    # config says.
+    map_rate: float | None = None
 
     @property
     def default(self) -> float:
@@ -69,7 +68,7 @@ class Space:
     @property
     def has_own_map_rate(self) -> bool:
         """Whether the rate of the maps is searched too."""
-        return self.beside and self.map_rate is not None and self.trials > 1
+        return self.map_rate is not None and self.trials > 1
 
     @property
     def most(self) -> int:
@@ -104,13 +103,7 @@ class Space:
         return None if factor is None else self._point(choice, rate, factor)
 
     def _point(self, choice: int, rate: float, factor: float = 1.0) -> dict[str, Any]:
-        own = self.recipes[choice].parts.get(MAP, {}).get(MAP_RATE, self.map_rate)
-        if self.has_own_map_rate:
-            own = (self.map_rate or 0.0) * factor
-        elif self.beside or not isinstance(own, int | float):
-            own = None  # it stays as its config says
-        else:
-            own *= rate / self.default
+        own = (self.map_rate or 0.0) * factor if self.has_own_map_rate else None
         return {"choice": choice, "rate": rate, "map_factor": factor, "map_rate": own}
 
     def recipe_of(self, point: Tried) -> Recipe:

@@ -126,15 +126,13 @@ def _candidate(
 
 
 def _map_rate(config: Any, recipe: Recipe) -> dict[str, Any]:
-    """The fields ``map_rate`` and ``beside`` of a candidate."""
+    """The field ``map_rate`` of a candidate."""
     parts = config.parts if isinstance(config, LoradaConfig) else []
     maps = [part for part in parts if isinstance(part, LmamConfig)]
     beside = bool(maps) and maps != parts
-    asked = maps[0].map_learning_rate if maps else None
-    fixed = MAP_RATE in recipe.parts.get(MAP, {}) if beside else isinstance(asked, str)
-    if asked is None or fixed:
-        return {"map_rate": None, "beside": beside}
-    return {"map_rate": maps[0].rate_beside(default_rate(recipe.method)), "beside": beside}
+    if not beside or MAP_RATE in recipe.parts.get(MAP, {}):
+        return {"map_rate": None}
+    return {"map_rate": maps[0].rate_beside(default_rate(recipe.method))}
 
 
 def steps_of(comparison: Comparison, base: Prepared, data: Data) -> int:

@@ -36,10 +36,9 @@ class Candidate:
     total: int | None = None  # parameters of the base
     mergeable: bool | None = None  # whether all of it can be merged into the base
     default_rate: float | None = None  # the method's own learning rate
-    # That of the maps at ``default_rate``: beside other parts unless ``method`` sets it, alone only
-    # if it is a number of their own.
+    # That of maps beside other parts that train at ``default_rate``; None if ``method`` sets it, or
+    # without such maps.
     map_rate: float | None = None
-    beside: bool = False  # whether other parts train beside the maps
     settings_from: str = ""  # where its settings come from, in words
     reason: str | None = None  # why it cannot be run; None if it can
     # The method with each of its settings, if it has several, of which a search chooses one; the

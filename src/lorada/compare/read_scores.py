@@ -28,7 +28,7 @@ def read_scores(path: Path) -> ScoreFile:
     It is a file such as a training takes: CSV with any delimiter, JSON, JSON Lines or Parquet. A
     score that is empty, ``nan`` or ``inf`` says that there is none: a run with no score diverged.
     """
-    rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in read_rows(path)]
+    rows = [{name: _text(value) for name, value in row.items()} for row in read_rows(path)]
     table = pd.DataFrame(rows).fillna("")
     missing = [name for name in COLUMNS if name not in table]
     if missing:
@@ -71,6 +71,13 @@ def read_scores(path: Path) -> ScoreFile:
         {name: tuple(one.index) for name, one in methods.items()},
         groups,
     )
+
+
+def _text(value: object) -> str:
+    """A value as a table has it: right and wrong are 1 and 0."""
+    if isinstance(value, bool):
+        value = int(value)
+    return "" if value is None else str(value)
 
 
 def read_costs(path: Path) -> dict[str, dict[str, float]]:

@@ -127,9 +127,9 @@ def _space(
         for one in candidate.choices or [candidate]
     ]
     start, given = candidate.map_rate, sorted(comparison.rates)
-    if start is not None and candidate.beside and given:  # in its ratio to the middle one
+    if start is not None and given:  # in its ratio to the middle one
         start *= given[len(given) // 2] / (candidate.default_rate or 1.0)
-    return Space(recipes, comparison.trials, comparison.rates, start, candidate.beside)
+    return Space(recipes, comparison.trials, comparison.rates, start)
 
 
 def is_scored(run: Path) -> bool:
@@ -150,19 +150,19 @@ def train_and_score(space: Space, search: Path | None, *, with_text: bool) -> No
         train_on(recipe, f"training at learning rate {recipe.training['learning_rate']:.2g}")
     report(SCORING)
     loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
-    _score(loaded, recipe.metric, with_text=with_text)
+    _score(loaded, recipe, with_text=with_text)
     forgetting(loaded)
     if not is_scored(run):  # the reason was logged
         raise OSError(f"the scores of {run} were not kept: run the command again")
 
 
 def _score(
-    run: Run, metric: str | None, *, base: bool = False, with_text: bool = False
+    run: Run, recipe: Recipe, *, base: bool = False, with_text: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Score a run on the held-out rows; return the metrics by the name of the rows."""
+    """Score a run on the held-out rows of a recipe; the metrics by the name of the rows."""
     if has_tasks(run):
-        return evaluate_tasks(run, base=base, with_text=with_text)
-    found = evaluate(run, base=base, with_text=with_text, metric=metric)
+        return evaluate_tasks(run, recipe.data_dir, base=base, with_text=with_text)
+    found = evaluate(run, base=base, with_text=with_text, metric=recipe.metric)
     return {str(run.recipe.eval_data): found}
 
 
@@ -199,7 +199,7 @@ def score_base(run: Path, recipe: Recipe) -> None:
         )
         write_atomic(run / BASE_FILE, json_text({"reason": reason}) + "\n")
         return
-    metrics = _score(loaded, recipe.metric, base=True)
+    metrics = _score(loaded, recipe, base=True)
     names = [f"{name} (base)" for name in metrics]
     lines = [line for line in read_predictions(run) if line["rows"] in names]
     each = [{LOSS: line["loss"], **line.get("metrics", {})} for line in lines]

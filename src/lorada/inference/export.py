@@ -83,9 +83,9 @@ def export(
     """Write the finished run in ``folder`` as a model, with every part merged that can be.
 
     ``target`` is a new or empty folder, not inside the run; if an error ends the export, it is not
-    there. ``dtype`` is that of the written base, such as ``bfloat16``, None for that of the run:
-    parts are merged before, and an adapter beside the base keeps its own. ``shard_size`` is the
-    most bytes of a file of weights, such as ``2GB``; None for transformers' own limit.
+    there, or empty. ``dtype`` is that of the written base, such as ``bfloat16``, None for that of
+    the run: parts are merged before, and an adapter beside the base keeps its own. ``shard_size``
+    is the most bytes of a file of weights, such as ``2GB``; None for transformers' own limit.
 
     Returns:
         ``folder``, ``merged`` and ``adapter`` (kinds of parts), ``labels`` of a classifier,
@@ -125,7 +125,7 @@ def _new_folder(run: Path, target: Path) -> Iterator[Path]:
     # A folder that is there stays: it may be the working one, a link, or a mounted disk.
     with full_disk_in_one_line(target, again), scratch_folder(target) as scratch:
         yield scratch / "model"
-        if any(path != scratch for path in target.iterdir()):
+        if any(path.name != scratch.name for path in target.iterdir()):
             raise ValueError(f"{target} is not empty: choose a new folder")
         config_last = sorted((scratch / "model").iterdir(), key=lambda one: one.suffix == ".json")
         for path in config_last:

@@ -212,7 +212,9 @@ def settings_for(
 def _name_layers(settings: Settings) -> None:
     """Put chosen layers into the regex of targets: PEFT reads ``layers_to_transform`` for lists."""
     layers, targets = settings.get("layers_to_transform"), settings.get("target_modules")
-    if layers is not None and isinstance(targets, str) and targets.startswith(ANY_LAYER):
+    if layers == [] or not isinstance(targets, str):  # the former is refused by the config
+        return
+    if layers is not None and targets.startswith(ANY_LAYER):
         numbers = "|".join(map(str, [layers] if isinstance(layers, int) else layers))
         settings["target_modules"] = targets.replace(ANY_LAYER, rf".*\.({numbers})", 1)
         settings["layers_to_transform"] = None

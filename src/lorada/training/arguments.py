@@ -30,6 +30,7 @@ from lorada.data.rows import answer_of
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import context_of
 from lorada.methods.meta_model import meta_model
+from lorada.methods.sizes import default_rate
 from lorada.runs.recipe import AUTO, MIXED, MIXED_FP16, Recipe
 from lorada.support.errors import how_to_install
 from lorada.support.processes import is_first, only_cpu
@@ -179,6 +180,7 @@ DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,
     "dataloader_pin_memory": False,
 }
+MAPS_ALONE = ("lmam", "fmam")
 # Activations are computed again; the reentrant kind would need an input that has a gradient.
 CHECKPOINTING: dict[str, Any] = {
     "gradient_checkpointing": True,
@@ -213,6 +215,8 @@ def training_arguments(
     if not report and "report_to" not in recipe.training:
         logger.warning("no TensorBoard logs: %s", how_to_install("logging"))
     ours = {**DEFAULTS, **device_settings(recipe), "report_to": report}
+    if recipe.method in MAPS_ALONE:  # their own rate is a multiple of the head's
+        ours["learning_rate"] = default_rate(recipe.method)
     settings = {**ours, **(method or {}), **recipe.training}
     if recipe.early_stopping is not None:
         settings |= _for_early_stopping(recipe, settings)

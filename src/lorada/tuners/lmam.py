@@ -38,7 +38,7 @@ from lorada.tuners.base.linears import within_layer
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.tuner import AttachedModel
 
-Times = Annotated[str, Field(pattern=r"^\d+(\.\d+)?x$")]
+Times = Annotated[str, Field(pattern=r"^[0-9.]*[1-9][0-9.]*x$")]
 
 
 @dataclass

@@ -12,6 +12,7 @@ import numpy as np
 
 from lorada.compare.decide import corrected_ps, decide, enough_runs
 from lorada.compare.decision import Decision
+from lorada.compare.plan import Candidate
 from lorada.compare.report.read import (
     UNFINISHED,
     CandidateResult,
@@ -226,9 +227,7 @@ def _with_facts(one: CandidateResult, metric: str) -> CandidateResult:
     numbers = partial(_numbers, one.runs)
     adapted, base = numbers("forgetting", "adapted"), numbers("forgetting", "base")
     rates = numbers("recipe", "training", "learning_rate")
-    maps = numbers("recipe", "parts", "lmam", "map_learning_rate")
-    beside = (one.candidate.map_rate or 0.0) / (one.candidate.default_rate or 1.0)
-    maps = maps or [beside * rate for rate in rates]
+    maps = [rate for run in one.runs if (rate := _map_rate(one.candidate, run)) is not None]
     apart = {rate for rate in maps if rate and not any(map(partial(isclose, rate), rates))}
     return replace(
         one, score=as_score(score, metric), metric=metric,
@@ -238,6 +237,18 @@ def _with_facts(one: CandidateResult, metric: str) -> CandidateResult:
         forgetting=float(np.mean(adapted) - np.mean(base)) if adapted and base else None,
         rates=tuple(sorted(set(rates))), map_rates=tuple(sorted(apart)),
     )  # fmt: skip
+
+
+def _map_rate(candidate: Candidate, run: ScoredRun) -> float | None:
+    """The learning rate of the maps of a run; None if they have that of the other parameters."""
+    recipe = run.result.get("recipe") or {}
+    rate = (recipe.get("training") or {}).get("learning_rate")
+    own = ((recipe.get("parts") or {}).get("lmam") or {}).get("map_learning_rate")
+    if own is None and candidate.map_rate and candidate.default_rate:
+        own = f"{candidate.map_rate / candidate.default_rate}x"
+    if isinstance(own, str) and isinstance(rate, int | float):
+        return float(own.removesuffix("x")) * rate
+    return float(own) if isinstance(own, int | float) else None
 
 
 def _numbers(runs: Sequence[ScoredRun], *keys: str) -> list[float]:

@@ -341,8 +341,9 @@ def chosen(config: Any) -> str:
     values = {name: getattr(config, name, None) for name in CHOOSING}
     shown = {name: sorted(v) if isinstance(v, set) else v for name, v in values.items()}
     said = ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
-    text = isinstance(shown.get("target_modules"), str)
-    return said + " (a text is a regex of the whole name: write [name])" * text
+    name = shown.get("target_modules")
+    plain = isinstance(name, str) and name.isidentifier()
+    return said + f" (a text is a regex of the whole name: write [{name}])" * plain
 
 
 def listed(names: list[str]) -> str:

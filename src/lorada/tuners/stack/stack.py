@@ -358,11 +358,6 @@ merging.register()
 rescaling.register()
 
 
-# Parts whose tuner keeps weights outside the layers, such as VeRA's projections: PEFT keeps them on
-# the tuner, in one container for all layers. In a stack they are on the stack itself, under the
-# names that PEFT saves.
-
-
 def _choose_layers(part: PeftConfig, config: LoradaConfig) -> None:
     """Give a part the layers of the stack, unless it has its own."""
     if config.layers_to_transform is None:
@@ -375,6 +370,11 @@ def _choose_layers(part: PeftConfig, config: LoradaConfig) -> None:
     if part.layers_to_transform is None:
         part.layers_to_transform = config.layers_to_transform
         refuse_regex(part)
+
+
+# Parts whose tuner keeps weights outside the layers, such as VeRA's projections: PEFT keeps them on
+# the tuner, in one container for all layers. In a stack they are on the stack itself, under the
+# names that PEFT saves.
 
 
 def shares_state(tuner_cls: type[BaseTuner]) -> bool:
