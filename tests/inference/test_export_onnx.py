@@ -119,7 +119,7 @@ def test_a_missing_package_is_named_before_anything_is_loaded(
     finished, tmp_path, mistake, monkeypatch
 ):
     monkeypatch.setattr(export_command, "find_spec", lambda name: None)
-    how = "install the extra `onnx` (pip install '.[onnx]' in a checkout of lorada)"
+    how = "install the extra `onnx` (pip install -e '.[onnx]' in a checkout of lorada)"
     line = mistake("export", finished, tmp_path / "graph", "--format", "onnx")
     assert line == f"error: onnx is missing: {how}"
     assert folder_of(tmp_path) == []

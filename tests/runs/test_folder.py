@@ -93,6 +93,12 @@ def test_overwrite_does_not_delete_the_model_or_the_rows_that_a_run_reads(place,
     check_folder(recipe(place, run, **kept), resume=False, overwrite=True)
 
 
+def test_a_link_to_nothing_is_no_folder_for_a_run(place, tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "unmounted")
+    refused("is a link to nothing: choose another --output",
+            lambda: train(recipe(place, tmp_path / "run"), quiet=True))  # fmt: skip
+
+
 def test_resume_and_overwrite_exclude_each_other(place, finished):
     with pytest.raises(ValueError, match="exclude each other"):
         train(recipe(place, finished), resume=True, overwrite=True)

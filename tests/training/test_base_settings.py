@@ -167,3 +167,5 @@ def test_runs_of_one_name_are_named_from_the_folder_that_they_share(tmp_path):
     folders = [tmp_path / name for name in ("a/lora/seed1", "a/lmam/seed1", "a/mine")]
     assert adapter_names(folders) == ["lora/seed1", "lmam/seed1", "mine"]
     assert adapter_names([tmp_path / "a", tmp_path / "a/a"]) == ["a", "a/a"]
+    (tmp_path / "current").symlink_to(tmp_path / "a")  # which may point elsewhere tomorrow
+    assert adapter_names([tmp_path / "current"]) == ["current"]

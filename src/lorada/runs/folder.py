@@ -71,13 +71,15 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
     checkpoint = last_whole_checkpoint(run)
     if checkpoint is None:
         logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
-    elif (processes := processes_of(checkpoint)) != process_count():
-        raise ValueError(
-            f"{checkpoint} was saved by {processes}, not {process_count()} process(es): start as "
-            "many, or start again with --overwrite"
-        )
-    elif recipe.training.get("save_only_model"):
-        refuse_weights_only(checkpoint)
+    else:
+        if recipe.training.get("save_only_model"):
+            refuse_weights_only(checkpoint)
+        processes = processes_of(checkpoint)
+        if any(checkpoint.glob("rng_state*")) and processes != process_count():
+            raise ValueError(
+                f"{checkpoint} was saved by {processes}, not {process_count()} process(es): start "
+                "as many, or start again with --overwrite"
+            )
     return Start(checkpoint=checkpoint, dtype=before.dtype)
 
 
@@ -224,7 +226,9 @@ class HeldError(ValueError):
 
 
 def refuse_file(run: Path) -> None:
-    """Refuse a run folder that is a file."""
+    """Refuse a run folder that is a file, or a link to nothing."""
+    if run.is_symlink() and not run.exists():
+        raise ValueError(f"{run} is a link to nothing: choose another --output")
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run} is a file: choose another --output")
 
@@ -417,10 +421,11 @@ def refuse_different_bases(folders: Sequence[Path]) -> None:
 
 def adapter_names(folders: Sequence[Path]) -> list[str]:
     """Names for runs: those of their folders; where two are the same, from what all share on."""
-    whole = [folder.resolve() for folder in folders]
-    for place, folder in enumerate(whole):
-        if folder in whole[:place]:
+    real = [folder.resolve() for folder in folders]
+    for place, folder in enumerate(real):
+        if folder in real[:place]:
             raise ValueError(f"{folders[place]} is given twice: name each run once")
+    whole = [Path(os.path.abspath(folder)) for folder in folders]  # a link has a name of its own
     names = [folder.name for folder in whole]
     shared = os.path.commonpath([folder.parent for folder in whole])
     return [

@@ -113,8 +113,8 @@ def peak_memory() -> int:
     """Peak memory of this process so far, in bytes; of the accelerator, if there is one."""
     import torch
 
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+    if torch.cuda.is_available() and (peak := torch.cuda.max_memory_allocated()):
+        return int(peak)  # 0 of a training on the processor
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.is_file() else []:
         # Under Linux, getrusage may give the peak of the process that started this one.

@@ -47,7 +47,7 @@ def missing_package(package: str, extra: str) -> ImportError:
 
 def how_to_install(extra: str) -> str:
     """How to get the packages of an extra: lorada is on no package index."""
-    return f"install the extra `{extra}` (pip install '.[{extra}]' in a checkout of lorada)"
+    return f"install the extra `{extra}` (pip install -e '.[{extra}]' in a checkout of lorada)"
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -218,6 +218,10 @@ def test_the_same_seed_draws_the_same_answer_whatever_else_the_batch_answers(pla
             assert len({other.result() for other in others}) == 8
         assert draw(3, [QUESTION]) == alone[3]
         assert len({draw(None) for _ in range(3)}) == 3
+        several = client.completions.create(
+            model=BASE, prompt=[QUESTION] * 3, temperature=1.5, max_tokens=60
+        )
+        assert len({choice.text for choice in several.choices}) == 3
 
 
 def test_what_is_drawn_has_the_probabilities_of_the_model():

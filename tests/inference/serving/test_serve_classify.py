@@ -1,5 +1,6 @@
 """``/v1/classify`` answers as ``lorada predict`` does, in vLLM's form."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -103,6 +104,10 @@ def test_a_row_is_tokenised_once(folder, monkeypatch):
     found = classifier.classify(rows, Record("/v1/classify"))
     assert [one["label"] in ("n", "y") for one in found["data"]] == [True] * len(TEXTS)
     assert len(read) == len(TEXTS)
+
+
+def test_the_list_of_models_names_no_folder_of_the_server(url):
+    assert "/" not in json.dumps(httpx2.get(f"{url}/v1/models").json()["data"])
 
 
 def test_one_text_is_a_list_of_one_at_vllms_own_address_too(url):

@@ -14,6 +14,7 @@ from programs import until
 from servers import running, trained
 
 from lorada.inference.serving import api
+from lorada.inference.serving import served as module
 from lorada.inference.serving.api import Server
 from lorada.inference.serving.requests import Limits
 from lorada.inference.serving.served import asks_of, open_served
@@ -64,6 +65,13 @@ REFUSED = {
     "a long prompt": ({"prompt": "a" * 512}, "a prompt of 512 tokens does not fit: there is room"),
     "not a number": (b'{"model": "llama", "prompt": "a", "temperature": NaN}', "temperature"),
 }
+
+
+def test_a_text_with_a_token_that_the_model_lacks_is_refused(usual, monkeypatch):
+    """As a tokenizer of texts and pictures has; in a batch it would end all other answers."""
+    monkeypatch.setattr(module, "tokens_of", lambda *_, **options: [[5, 10**6]])
+    body = {"model": BASE, "prompt": "a <image> b"}
+    assert said(ask(usual, body), 400) == "1000000 is no token of this model, which has 259"
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -9,6 +9,7 @@ Shapes: B requests, V tokens of the vocabulary.
 """
 
 import itertools
+import os
 import threading
 import time
 import uuid
@@ -261,7 +262,7 @@ def open_served(
     runs = load_side_by_side(folders, trust_remote_code=trust_remote_code)
     first = next(iter(runs.values()))
     shared, base = SharedModel(first.model), first.recipe.model  # a hub id, or a folder's name
-    base = Path(base).resolve().name if Path(base).is_dir() else base
+    base = base_name(base)
     base = f"base:{base}" if base in runs else base
     if isinstance(first.model, PeftModel):
         runs[base] = replace(first, model=shared.base, key=None)
@@ -274,6 +275,11 @@ def open_served(
         size["num_blocks"] = ceil(cache_tokens / size["page_size"]) + 1
     views = {name: AdapterView(shared, run.key) for name, run in runs.items()}
     return {name: Served(name, run, base, views[name], size) for name, run in runs.items()}
+
+
+def base_name(model: str) -> str:
+    """What clients are told of a base: its id on the hub, or the name of its folder."""
+    return Path(os.path.abspath(model)).name if Path(model).is_dir() else model
 
 
 def asks_of(
@@ -291,15 +297,32 @@ def asks_of(
     except ValueError as error:  # an empty prompt, or turns that the chat template refuses
         said = " ".join(str(error).split())[:LONGEST]
         raise Refused(400, said, param=param) from error
-    rule: dict[str, Any] = {}
-    if (heat := request.temperature or 0.0) >= COLDEST:
-        seed = randbits(63) if request.seed is None else request.seed
-        share = 1.0 if request.top_p is None else request.top_p
-        rule = {"temperature": heat, "top_p": share, "seed": seed}
-    return [Ask(ids, _most(served, len(ids), most, limit), rule) for ids in prompts]
+    return [Ask(ids, _most(served, len(ids), most, limit), _rule(request)) for ids in prompts]
+
+
+def _rule(request: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    """How an answer is drawn, empty if it is not; without a seed each answer has one of its own."""
+    if (heat := request.temperature or 0.0) < COLDEST:
+        return {}
+    seed = randbits(63) if request.seed is None else request.seed
+    share = 1.0 if request.top_p is None else request.top_p
+    return {"temperature": heat, "top_p": share, "seed": seed}
 
 
 def _ids(served: Served, request: ChatRequest | CompletionRequest) -> list[list[int]]:
+    """The tokens of a request's prompts; one that the model does not know is refused.
+
+    Some tokenizers have more tokens than their model: those of pictures, for one.
+    """
+    found = _tokens(served, request)
+    highest = max(map(max, found))
+    known = served.run.model.config.get_text_config().vocab_size
+    if highest >= known:
+        raise ValueError(f"{highest} is no token of this model, which has {known}")
+    return found
+
+
+def _tokens(served: Served, request: ChatRequest | CompletionRequest) -> list[list[int]]:
     """The tokens of a conversation by its template, or of each prompt; ids stay as they are."""
     run = served.run
     if isinstance(request, ChatRequest):
@@ -311,9 +334,6 @@ def _ids(served: Served, request: ChatRequest | CompletionRequest) -> list[list[
     prompts = [given] if isinstance(given, str) or isinstance(given[0], int) else given
     if isinstance(prompts[0], str):
         return tokens_of(run, prompts, None, templated=False)
-    highest, known = max(map(max, prompts)), run.model.config.get_text_config().vocab_size
-    if highest >= known:
-        raise ValueError(f"{highest} is no token of this model, which has {known}")
     return list(prompts)
 
 
@@ -345,7 +365,7 @@ class Classifier:
 
     def __init__(self, name: str, run: Run) -> None:
         self.name, self._run = name, run
-        self.described = {"base": run.recipe.model, "method": run.recipe.method}
+        self.described = {"base": base_name(run.recipe.model), "method": run.recipe.method}
         what = {"score": "scores texts", "choice": "chooses among candidates"}
         self.does = what.get(run.form, f"labels texts {', '.join(run.labels)}")
         self._turn = threading.Lock()
