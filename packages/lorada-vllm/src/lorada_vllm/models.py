@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.mistral import MistralForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
@@ -76,11 +76,3 @@ class LoradaQwen2ForCausalLM(WithParts, Qwen2ForCausalLM):
 
 class LoradaQwen3ForCausalLM(WithParts, Qwen3ForCausalLM):
     """Qwen 3 with the parts of a stack."""
-
-
-MODEL_CLASSES: tuple[type[nn.Module], ...] = (
-    LoradaLlamaForCausalLM,
-    LoradaMistralForCausalLM,
-    LoradaQwen2ForCausalLM,
-    LoradaQwen3ForCausalLM,
-)
