@@ -133,7 +133,6 @@ def test_the_final_runs_take_the_rate_that_the_search_has_found(whole):
 def test_the_model_as_it_is_and_the_commonest_answer_are_scored(whole):
     found = read(whole[0] / "baselines.json")
     assert len(found["as_it_is"]["row_scores"]["exact_match"]) == 8
-    assert found["as_it_is"]["metrics"]["n"] == 8
     answers = [row["response"] for row in ROWS[:27]]
     assert found["commonest"]["answer"] == max(answers, key=answers.count)
     right = [row["response"] == found["commonest"]["answer"] for row in ROWS[28:]]

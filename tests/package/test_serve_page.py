@@ -67,7 +67,9 @@ def test_the_page_says_what_to_install():
     }
     imported |= {name for _, block in BLOCKS for name in re.findall(r"\nfrom (\w+)", block)}
     installed = shlex.split(re.search(r"`pip install (.*?)`", PAGE, flags=re.S)[1])
-    assert imported - set(sys.stdlib_module_names) == {"openai"} == set(installed) - {".[serve]"}
+    assert (
+        imported - set(sys.stdlib_module_names) == {"openai"} == set(installed) - {"-e", ".[serve]"}
+    )
 
 
 def test_every_option_and_field_of_the_page_is_one():

@@ -29,6 +29,7 @@ from lorada.explore.explorer_page import explorer_page, pack
 from lorada.functional.precision import wide
 from lorada.support.files import write_atomic
 from lorada.tuners.active_parts import (
+    Parts,
     active_parts,
     has_trained_copies,
     without_adapter,
@@ -155,16 +156,7 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
         ValueError: if no adapter is active, or two with a map are; or for a model that computes
             attention itself.
     """
-    # The pooling is what a trained head reads: it stays on with the head, and is no part.
-    parts = {name: own for name, own in active_parts(model).items() if name != "pooling"}
-    if not parts:
-        raise ValueError("this model has no active adapter: load or enable one")
-    maps = {
-        name for layer in parts.get("map", ())
-        for name in {*layer.active_adapters} & {*layer._get_available_adapters()}
-    }  # fmt: skip
-    if len(maps) > 1:
-        raise ValueError(f"{', '.join(sorted(maps))} all have a map: activate one at a time")
+    parts = _shown_parts(model)
     names = {
         module: name
         for name, module in model.named_modules()
@@ -211,6 +203,20 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
         tokenizer,
         head,
     )
+
+
+def _shown_parts(model: nn.Module) -> Parts:
+    """The active parts that are shown alone; a pooling stays on, as a trained head reads it."""
+    parts = {name: own for name, own in active_parts(model).items() if name != "pooling"}
+    if not parts:
+        raise ValueError("this model has no active adapter: load or enable one")
+    maps = {
+        name for layer in parts.get("map", ())
+        for name in {*layer.active_adapters} & {*layer._get_available_adapters()}
+    }  # fmt: skip
+    if len(maps) > 1:
+        raise ValueError(f"{', '.join(sorted(maps))} all have a map: activate one at a time")
+    return parts
 
 
 @dataclass

@@ -180,7 +180,7 @@ DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,
     "dataloader_pin_memory": False,
 }
-MAPS_ALONE = ("lmam", "fmam")
+MAPS_ALONE = ("lmam", "fmam")  # their own rate is a multiple of the head's
 # Activations are computed again; the reentrant kind would need an input that has a gradient.
 CHECKPOINTING: dict[str, Any] = {
     "gradient_checkpointing": True,
@@ -214,9 +214,8 @@ def training_arguments(
     report = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
     if not report and "report_to" not in recipe.training:
         logger.warning("no TensorBoard logs: %s", how_to_install("logging"))
-    ours = {**DEFAULTS, **device_settings(recipe), "report_to": report}
-    if recipe.method in MAPS_ALONE:  # their own rate is a multiple of the head's
-        ours["learning_rate"] = default_rate(recipe.method)
+    rate = {"learning_rate": default_rate(recipe.method)} if recipe.method in MAPS_ALONE else {}
+    ours = {**DEFAULTS, **rate, **device_settings(recipe), "report_to": report}
     settings = {**ours, **(method or {}), **recipe.training}
     if recipe.early_stopping is not None:
         settings |= _for_early_stopping(recipe, settings)

@@ -270,19 +270,11 @@ class LmamModel(AttachedModel):
     child = CHILD
     host_kind = "a self-attention module that can hold a map"
     tuner_layer_cls = LmamLayer
+    not_in = CROSS_ATTENTION
 
     def can_host(self, module: nn.Module) -> bool:
         """Whether a map would reach the attention of this module."""
         return can_hold_map(module)
-
-    def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
-        found = super()._check_target_module_exists(peft_config, key)
-        if found is True and {*CROSS_ATTENTION} & {*key.split(".")}:
-            raise ValueError(
-                f"target_modules matches {key}, and cross-attention has no map; "
-                f"this model has {self.listed_candidates(peft_config)}"
-            )
-        return found
 
     def candidates(self, config: Any) -> list[str]:
         """Names, within a layer, of the self-attention modules of this model."""

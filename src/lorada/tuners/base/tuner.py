@@ -272,6 +272,7 @@ class AttachedModel(LoradaTuner):
     host_kind: str  # a description of such a module, for errors
     child: str  # the name of the layer in its host
     tuner_layer_cls: type[AttachedLayer]
+    not_in: tuple[str, ...] = ()  # modules, by their last names, that hold no such part
     not_mergeable = (
         "merge_weights() merges the other parts of a stack and keeps these as an adapter"
     )
@@ -309,7 +310,15 @@ class AttachedModel(LoradaTuner):
                 f"target_modules matches {key}, which is not {self.host_kind}; "
                 f"this model has {self.listed_candidates(peft_config)}"
             )
-        return not peft_config.stacks or any(s in key.split(".") for s in peft_config.stacks)
+        names = key.split(".")
+        if peft_config.stacks and not any(stack in names for stack in peft_config.stacks):
+            return False
+        if any(name in names for name in self.not_in):
+            raise ValueError(
+                f"target_modules matches {key}, which is cross-attention; "
+                f"this model has {self.listed_candidates(peft_config)}"
+            )
+        return True
 
     def new_layer(self, target: nn.Module, parent: nn.Module) -> AttachedLayer:
         """The layer for a host that has none yet."""
