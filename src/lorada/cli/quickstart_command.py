@@ -12,7 +12,7 @@ from lorada.cli.queue_options import Overwrite, Workers
 from lorada.support.files import as_typed
 
 SETTINGS = [
-    "pooling=mean", "max_length=64", "max_steps=70", "warmup_steps=7",
+    "pooling=mean", "max_length=64", "max_steps=80", "warmup_steps=8",
     "per_device_train_batch_size=16",
 ]  # fmt: skip
 SENTENCE = "All dogs are pets. No pets are cats. Therefore, no dogs are cats."
@@ -31,7 +31,7 @@ def quickstart(
         summary = compare(str(output), resume=True, workers=workers)
     else:
         summary = compare(
-            overrides=SETTINGS, model="minilm-l6", data="builtin:syllogisms.csv", held_out="25%",
+            overrides=SETTINGS, model="minilm-l6", data="builtin:syllogisms.csv", held_out="33%",
             methods="lora,ia3,lora+lmam", budget="0.2%", seeds="1,2,3", rates="1e-3,3e-3,1e-2",
             output=str(output),
             overwrite=overwrite, workers=workers,
