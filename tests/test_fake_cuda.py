@@ -117,7 +117,7 @@ def train(model: nn.Module, kind: str, given: dict[str, Tensor], plan: Any = NO_
         gradient_checkpointing=False, gradient_checkpointing_kwargs=None, num_train_epochs=1,
         learning_rate=1e-3, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, weight_decay=0.1,
     )  # fmt: skip
-    state = TrainerState(max_steps=10, global_step=2, num_train_epochs=1)
+    state = TrainerState(max_steps=10, num_train_epochs=1)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     make = plan.optimizer or (lambda model, args: torch.optim.AdamW(trained))
     optimizer = make(model, args)
@@ -131,7 +131,9 @@ def train(model: nn.Module, kind: str, given: dict[str, Tensor], plan: Any = NO_
                 happened(args, state, TrainerControl(), **given_to)
 
     model.train()
-    tell("on_train_begin", "on_step_begin")
+    tell("on_train_begin")
+    state.global_step = 2  # ranks are pruned only after the first steps
+    tell("on_step_begin")
     loss = loss_of(model, kind, given)
     loss.backward()
     refuse_broken_loss(loss, args, state)
