@@ -41,8 +41,9 @@ def write_comparison(folder: Path) -> None:
         })  # fmt: skip
         _write(folder / "times" / method / str(size) / "turn1.json",
                {"seconds_per_step": one["seconds"]})  # fmt: skip
+        every = one["rates"] * (len(seeds) if len(one["rates"]) == 1 else 1)  # one search, or each
         for seed, scores, losses, rate in zip(
-            seeds, one["scores"], one["losses"], one["rates"], strict=True
+            seeds, one["scores"], one["losses"], every, strict=True
         ):
             run = folder / "runs" / method / str(size) / f"seed{seed}"
             _write(run / "result.json", {
@@ -90,7 +91,7 @@ def main(picture: Path) -> None:
                 page.locator("h2").all_text_contents(),
                 page.locator("h2").evaluate_all(f"all => all.map({TOP})"), strict=True,
             ))  # fmt: skip
-            middle, end = tops["Score and cost"], tops["Where candidates disagree"]
+            middle, end = tops["What a cheaper candidate loses"], tops["Where candidates disagree"]
             for name, top, bottom in (("", 0, middle), ("-scores", middle, end)):
                 page.screenshot(
                     path=picture.with_stem(picture.stem + name), full_page=True,
