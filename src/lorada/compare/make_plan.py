@@ -119,20 +119,20 @@ def _candidate(
             **{name: counts[name] for name in ("trainable", "percent", "total", "settings_from")},
             mergeable=config is None or config.mergeable,
             default_rate=default_rate(recipe.method),
-            **_map_rate(config, recipe),
+            map_rate=_map_rate(config, recipe),
         )
     except Exception as error:  # of any class: each tuner of PEFT raises its own
         return Candidate(method, budgets, reason=last_line(error))
 
 
-def _map_rate(config: Any, recipe: Recipe) -> dict[str, Any]:
+def _map_rate(config: Any, recipe: Recipe) -> float | None:
     """The field ``map_rate`` of a candidate."""
     parts = config.parts if isinstance(config, LoradaConfig) else []
     maps = [part for part in parts if isinstance(part, LmamConfig)]
     beside = bool(maps) and maps != parts
     if not beside or MAP_RATE in recipe.parts.get(MAP, {}):
-        return {"map_rate": None}
-    return {"map_rate": maps[0].rate_beside(default_rate(recipe.method))}
+        return None
+    return maps[0].rate_beside(default_rate(recipe.method))
 
 
 def steps_of(comparison: Comparison, base: Prepared, data: Data) -> int:

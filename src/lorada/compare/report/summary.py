@@ -244,10 +244,11 @@ def _map_rate(candidate: Candidate, run: ScoredRun) -> float | None:
     recipe = run.result.get("recipe") or {}
     rate = (recipe.get("training") or {}).get("learning_rate")
     own = ((recipe.get("parts") or {}).get("lmam") or {}).get("map_learning_rate")
-    if own is None and candidate.map_rate and candidate.default_rate:
-        own = f"{candidate.map_rate / candidate.default_rate}x"
-    if isinstance(own, str) and isinstance(rate, int | float):
-        return float(own.removesuffix("x")) * rate
+    if isinstance(rate, int | float):
+        if own is None and candidate.map_rate and candidate.default_rate:
+            return candidate.map_rate / candidate.default_rate * rate
+        if isinstance(own, str):
+            return float(own.removesuffix("x")) * rate
     return float(own) if isinstance(own, int | float) else None
 
 
