@@ -27,7 +27,6 @@ VARIANTS = {
     "end": {"align": "end"},
     "no_negative": {"ablation": "no_negative"},
     "softmax": {"ablation": "softmax"},
-    "softmax_with_future": {"ablation": "softmax_with_future"},
     "full_rank": {"ablation": "full_rank"},
     "no_position": {"ablation": "no_position"},
     "half_the_heads": {"heads": 2},
@@ -257,8 +256,7 @@ ENCODER_CELLS = {
     "packed by position_ids": packed(by_lengths=False),
     "packed by cu_seq_lens": packed(by_lengths=True),
 }
-# Each step of these sees another end of the sequence, so they are not for what looks at that end.
-TO_THE_END = ("end", "softmax_with_future")
+# Each step of these sees another end of the sequence, so they are not for a map that lies there.
 CACHE_CELLS = {
     "dynamic cache": stepped("dynamic", []),
     "dynamic cache, one by one": one_by_one(stepped("dynamic", [])),
@@ -292,7 +290,7 @@ MATRIX = [
     for name in (*DECODERS, "bert")
     for cell in CELLS
     for variant in VARIANTS
-    if cell in ENCODER_CELLS or (name in DECODERS and variant not in TO_THE_END)
+    if cell in ENCODER_CELLS or (name in DECODERS and variant != "end")
     if (name, cell) not in NOT_EXACT_IN_THE_BASE
     if not (name in DECODERS and cell in MOVED and variant in ABSOLUTE)
 ]

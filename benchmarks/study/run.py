@@ -48,9 +48,7 @@ ON_DORA, ALONE = (DORA, DORA_4, LEFT_ON_DORA), (HEAD, PRINTED, LEFT)  # H6 on Do
 WRITER_METHODS = (
     "lora", "dora", "ia3", "lmam", "lora+lmam", "lora+lmam:init=zero_left", "lorada_la",
 )  # fmt: skip
-READINGS = (
-    "no_negative", "softmax", "softmax_with_future", "no_position", "full_rank",
-)  # fmt: skip
+READINGS = ("no_negative", "softmax", "no_position", "full_rank")
 WRITTEN_ABLATIONS = ("lmam", *(f"lmam:ablation={name}" for name in READINGS))
 # On LoRA's matrices: on all linear layers, no rank that can be pruned fits the budget.
 ADALORA = r"adalora:target_modules=.*\.(query|value)"

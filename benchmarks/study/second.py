@@ -52,12 +52,8 @@ WANTED = {
     for name, asked in COMPARISONS.items()
     if asked.search == "each-seed" and not name.startswith(("atlas_", "pilot_"))
 } | {name: name for name in (WRITERS, WRITTEN)}
-# What Table 9 (means of Table 14) says of LoRaDA-LA without this, in points. It has one row
-# without softmax's signs, and does not say in which of three readings (docs/paper.md, reading 17).
-PUBLISHED = {
-    "no_negative": -4.8, "softmax": -42.9, "softmax_with_future": -42.9, "softmax_then_cut": -42.9,
-    "no_position": -2.9, "full_rank": -7.8,
-}  # fmt: skip
+# What Table 9 (means of Table 14) says of LoRaDA-LA without this, in points.
+PUBLISHED = {"no_negative": -4.8, "softmax": -42.9, "no_position": -2.9, "full_rank": -7.8}
 
 
 class Asked(NamedTuple):

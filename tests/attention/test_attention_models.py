@@ -23,7 +23,7 @@ from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
 
-ABLATIONS = (None, "no_negative", "softmax", "softmax_with_future", "full_rank")
+ABLATIONS = (None, "no_negative", "softmax", "full_rank")
 adapted = partial(exact_cells.adapted, variant="map")
 
 

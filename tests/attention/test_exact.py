@@ -29,7 +29,7 @@ from exact_cells import (
     plain_run,
     written_out,
 )
-from transformers import DynamicCache, MistralForCausalLM, StaticCache
+from transformers import DynamicCache, MistralForCausalLM
 
 from lorada.attention.observation import Observation, observe
 from lorada.tuners.lmam import LmamLayer
@@ -114,43 +114,6 @@ def test_map_lies_where_the_equations_index_the_attention_map(name, where, imple
         full[:, part, part] = low_rank
         value = one.call.value.repeat_interleave(4 // one.call.value.shape[1], 1)
         assert_close(one.term.transpose(1, 2), full @ value)
-
-
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_a_softmax_with_future_has_the_future_that_is_there_when_it_runs(name, cache):
-    """A prefill gives weight to later tokens of the prompt; a step has none, and none is made."""
-    model = adapted(name, "softmax_with_future")
-    prompt, later = PROMPTS[0], PROMPTS[1][:2]  # three tokens and two more, of a map of six
-    store = DynamicCache(config=model.config)
-    if cache == "static":
-        store = StaticCache(config=model.config, max_cache_len=9)
-    first = forward(model, input_ids=prompt[None], past_key_values=store, use_cache=True)
-    assert_close(first[0], alone(model, prompt))
-    assert (first[0, 0] - alone(model, prompt[:1])[0]).abs().max() > 0.01
-
-    layers = [m for m in model.modules() if isinstance(m, LmamLayer)]
-    for token in later:
-        seen: list[Observation] = []
-        with observe(seen.append):
-            forward(model, input_ids=token[None, None], past_key_values=store, use_cache=True)
-        size = store.get_seq_length()
-        for one, layer in zip(seen, layers, strict=True):
-            row = written_out(layer).tril()[:, size - 1]
-            weights = row[:, :size].softmax(-1)
-            value = one.call.value[:, :, :size].repeat_interleave(4 // one.call.value.shape[1], 1)
-            expected = torch.einsum("hk,bhkd->bhd", weights, value)
-            assert_close(one.term[:, 0], expected)
-
-    # And so for a batch whose prompts are padded, each as it goes alone.
-    ids, mask = pad(PROMPTS, "left")
-    options = {**GREEDY, "cache_implementation": cache, "output_logits": True,
-               "return_dict_in_generate": True}  # fmt: skip
-    together = model.generate(input_ids=ids, attention_mask=mask, **options)
-    for i, sample in enumerate(PROMPTS):
-        single = model.generate(input_ids=sample[None], **options)
-        assert together.sequences[i, -NEW:].tolist() == single.sequences[0, -NEW:].tolist()
-        assert_close(torch.stack(together.logits, 1)[i], torch.stack(single.logits, 1)[0])
 
 
 def test_page_has_the_matrix():

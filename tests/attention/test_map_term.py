@@ -18,7 +18,7 @@ from lorada.attention.dense_map import expand_map
 from lorada.attention.map_term import Term
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 from lorada.functional import causal as causal_product
-from lorada.functional.maps import SOFTMAXES, add_map_reference
+from lorada.functional.maps import add_map_reference
 from lorada.paper.map_costs import kept_bytes
 
 pytestmark = pytest.mark.fp64
@@ -167,31 +167,27 @@ def test_the_sum_is_rounded_once(name):
     assert value.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("ablation", SOFTMAXES)
 @pytest.mark.parametrize("name", ["padded", "padded, long", "padded, a token", "packed"])
-def test_the_softmax_of_a_map_is_added_where_its_tokens_are(name, ablation):
+def test_the_softmax_of_a_map_is_added_where_its_tokens_are(name):
     positions, shape, value, output = call(name)
-    held = attention_map(ablation)
+    held = attention_map("softmax")
     full = expand_map(held, positions, shape)
     wide = value.repeat_interleave(HEADS // GROUPS, 1)
     expected = output + (full @ wide).transpose(1, 2)
     assert_close(add_term(output, held, positions, shape, value), expected)
 
 
-@pytest.mark.parametrize("ablation", SOFTMAXES)
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("name", [
     "whole", "shorter than the map", "on the end", "shorter than the map, on the end",
     "a chunk behind a cache", "one token",
 ])  # fmt: skip
-def test_the_softmax_of_a_map_has_the_values_and_gradients_of_the_papers_form(
-    name, causal, ablation
-):
+def test_the_softmax_of_a_map_has_the_values_and_gradients_of_the_papers_form(name, causal):
     positions, shape, value, output = call(name, causal=causal)
     align = "end" if "end" in name else "start"
-    held = attention_map(ablation, align)
+    held = attention_map("softmax", align)
     zeros = torch.zeros(1, HEADS, shape.queries, shape.keys)
-    full = add_map_reference(zeros, held.dense(), align=align, causal=causal, ablation=ablation)
+    full = add_map_reference(zeros, held.dense(), align=align, causal=causal, ablation="softmax")
     wide = value.repeat_interleave(HEADS // GROUPS, 1)
     expected = output + (full @ wide).transpose(1, 2)
     found = add_term(output, held, positions, shape, value)

@@ -43,7 +43,6 @@ def exported(tmp_path_factory):
         (PrefixConfig(length=4), "type PREFIX"),
         (LmamConfig(length=8, align="end"), "align='end'"),
         (LmamConfig(length=8, ablation="no_negative"), "ablation='no_negative'"),
-        (LmamConfig(length=8, ablation="softmax_with_future"), "ablation='softmax_with_future'"),
         (BottleneckConfig(placement="pa_attn"), "placement='pa_attn'"),
         (BottleneckConfig(placement="parallel"), "placement='parallel'"),
         (BottleneckConfig(placement="series_input"), "placement='series_input'"),

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lorada.attention.call import CallShape
 from lorada.functional.maps import (
-    SOFTMAXES,
     Ablation,
     Align,
     full_rank_map,
@@ -85,8 +84,8 @@ class AttentionMap:
         needs them: without it a column without a token meets values of zero.
         """
         # The softmax masks before it sums, so that hidden keys do not count in the sum.
-        if self.ablation in SOFTMAXES:
-            return softmax_map(map_, shape.causal, shape.window, keys, ablation=self.ablation)
+        if self.ablation == "softmax":
+            return softmax_map(map_, shape.causal, shape.window, keys)
         return mask_map(map_, shape.causal, shape.window)
 
     def scaled_factors(self, part: slice = slice(None)) -> tuple[Tensor, Tensor]:

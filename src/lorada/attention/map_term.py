@@ -26,7 +26,6 @@ from lorada.attention.call import CallShape
 from lorada.attention.covered_tokens import CoveredTokens, put
 from lorada.attention.positions import Targets
 from lorada.functional.causal import product_form
-from lorada.functional.maps import SOFTMAXES
 from lorada.functional.precision import is_transformed, no_autocast, recomputed, wide_dtype
 from lorada.functional.product import apply_map, factors_product_gradients
 
@@ -91,7 +90,7 @@ class Term:
 def _masked_rows(own: AttentionMap, covered: CoveredTokens, shape: CallShape, batch: int) -> Tensor:
     """The M rows of a map, or those of the queries, (S, ·, M) or (B, S, ·, M), with their mask."""
     part, rows, seen = own.part(covered.size), covered.rows, covered.seen
-    if own.ablation in SOFTMAXES or rows is None or seen is None:
+    if own.ablation == "softmax" or rows is None or seen is None:
         map_ = own.masked(own.dense()[:, part, part], shape, covered.real(batch))
         if rows is None or seen is None:
             return map_

@@ -12,16 +12,14 @@ Shapes: B batch, H query heads, S map heads, T queries, K keys, N map length, R 
 what the paper leaves open: docs/paper.md.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 Align = Literal["start", "end"]
-Softmax = Literal["softmax", "softmax_with_future"]  # readings of ¬S
-Ablation = Literal["no_negative", Softmax, "full_rank", "no_position"]
-SOFTMAXES: tuple[Softmax, ...] = get_args(Softmax)
+Ablation = Literal["no_negative", "softmax", "full_rank", "no_position"]
 
 
 def position_embedding(length: int, like: Tensor) -> Float[Tensor, " N"]:
@@ -110,25 +108,18 @@ def softmax_map(
     causal: bool,
     window: int | None = None,
     keys: Tensor | None = None,
-    *,
-    ablation: Softmax = "softmax",
 ) -> Tensor:
-    """The map of the ¬S ablation, in one of its two readings (docs/paper.md, reading 17).
+    """The map of the ¬S ablation: a softmax over the keys that a row sees (reading 17).
 
     Args:
         map_: the map before any mask, cut to a sequence.
         causal: see ``visible_pairs``.
         window: see ``visible_pairs``.
         keys: (B, N) booleans, the map columns that hold a token; None for all of them.
-        ablation: ``softmax`` runs over the keys that a row sees. With ``softmax_with_future`` later
-            keys of a causal row stay as the zeros of Eq. 11, and so get weight.
 
     Returns:
         (S, N, N), or (B, S, N, N) where ``keys`` is given.
     """
-    if ablation != "softmax":
-        # Eq. 11 sets later keys to zero instead of -∞, and a softmax gives weight to a zero.
-        map_, causal = mask_map(map_, causal, None), False
     keep = _all_pairs(map_, causal, window)
     # Which columns hold a token differs by sample, so from here on each sample has its own map.
     if keys is not None:
@@ -159,8 +150,8 @@ def add_map_reference(
         map_: Attn_s without any mask.
         align: whether the map lies on the first (Eqs. 14-15) or the last (Eq. 16) tokens.
         causal: whether the model is causal (Eq. 11).
-        ablation: those of ``softmax_map`` (¬S) normalise the map before adding it; ``no_negative``
-            (¬N) adds it to the scores before the softmax. On probabilities p = softmax(x) that is
+        ablation: ``softmax`` (¬S) normalises the map before adding it; ``no_negative`` (¬N) adds it
+            to the scores before the softmax. On probabilities p = softmax(x) that is
             softmax(x + a) = p·exp(a) / Σ p·exp(a).
 
     Returns:
@@ -172,10 +163,7 @@ def add_map_reference(
     size = min(length, keys)
     piece = map_[:, :size, :size] if align == "start" else map_[:, length - size :, length - size :]
     # The map is cut before a softmax, so each row's weights sum to 1 over tokens that are there.
-    if ablation in SOFTMAXES:
-        piece = softmax_map(piece, causal, ablation=ablation)
-    else:
-        piece = mask_map(piece, causal, None)
+    piece = softmax_map(piece, causal) if ablation == "softmax" else mask_map(piece, causal, None)
     # A longer sequence gets zeros beyond the map (Eqs. 14, 16).
     covered = slice(size) if align == "start" else slice(keys - size, None)
     full = attention.new_zeros(heads, keys, keys)

@@ -54,10 +54,7 @@ class LmamConfig(LoradaPeftConfig):
             others; with the default the map learns at common learning rates (docs/paper.md).
         align: ``start`` lays the map on the first ``length`` tokens of a sample (Eqs. 14-15),
             ``end`` on the last (Eq. 16).
-        ablation: ``no_negative``, ``softmax``, ``full_rank`` or ``no_position`` (Table 9); or
-            ``softmax_with_future``, the literal reading of that softmax (``softmax_map``). It gives
-            weight to later tokens, which decoding step by step does not have, so that gives other
-            outputs than a forward of the whole text.
+        ablation: ``no_negative``, ``softmax``, ``full_rank`` or ``no_position`` (Table 9).
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
             ``zero_left`` the other way round, so that a query that no training row had gets exactly
             nothing; ``normal`` draws both from N(0, 0.02²), which leaves PE alone in the map.
