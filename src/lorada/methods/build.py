@@ -158,7 +158,8 @@ def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
         if key in method.unpublished.parts:
             parts = method.unpublished.parts[key]
             source = f"{NOT_FROM_THE_PAPER}: {method.unpublished.source}"
-            return ChosenSettings(dict.fromkeys(parts, WRITTEN_FOR[key]), parts, source)
+            home = WRITTEN_FOR[method.unpublished.named_as or key]
+            return ChosenSettings(dict.fromkeys(parts, home), parts, source)
     known = ", ".join(method.parts | method.unpublished.parts)
     raise ValueError(
         f"{method.name} has no settings for {model_type} models, only for {known}: "

@@ -68,6 +68,8 @@ class Unpublished:
     source: str = ""  # where they come from
     # Family → part → settings; those of ``roberta`` are used for DeBERTa too.
     parts: PartsByModel = field(default_factory=dict)
+    # The kind of model whose names of matrices they use; None for those of their own.
+    named_as: Family | None = None
 
 
 @dataclass(frozen=True)

@@ -389,14 +389,8 @@ def _of(method: str, model: str, part: str, **changes: object) -> Settings:
     return {**METHODS[method].parts[model][part], **changes}
 
 
-_LAYER = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
-_ENCODER_FFN = ["intermediate.dense", "output.dense"]
-_LORA = {  # the matrices of LLM_LORA
-    "roberta": ["query", "key", "value", *_ENCODER_FFN],
-    "bart": ["q_proj", "k_proj", "v_proj", "fc1", "fc2"],
-}
+_OTHERS = ("roberta", "bart")  # than LLaMA; DeBERTa takes those of RoBERTa
 _LLAMA_LAYER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-_BART_LAYER = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 _LLAMA_FFN = ["up_proj", "down_proj"]
 _BESIDE_FFN = _of("lorada_a", "llama", "bottleneck")
 _LLAMA_PREFIX = _of("prefix", "llama", "prefix")
@@ -410,7 +404,7 @@ def _every(part: str, **ranks: int) -> PartsByModel:
 UNPUBLISHED: dict[str, Unpublished] = {
     "dora": Unpublished(
         "the settings of LoRA in Tables 5 and 10",
-        {kind: {"lora": _of("lora", kind, "lora", use_dora=True)} for kind in ("roberta", "bart")},
+        {kind: {"lora": _of("lora", kind, "lora", use_dora=True)} for kind in _OTHERS},
     ),
     "series": Unpublished(
         "the ranks of Adapter-FFN in Tables 5 and 10", _every("series", roberta=32, bart=512)
@@ -450,9 +444,10 @@ UNPUBLISHED: dict[str, Unpublished] = {
             },
             "roberta": {
                 "prefix": _of("prefix_lora", "bart", "prefix"),
-                "lora": {**FFN_LORA, "target_modules": _ENCODER_FFN},
+                "lora": {**FFN_LORA, "target_modules": _LLAMA_FFN},
             },
         },
+        "llama",
     ),
     "autopeft": Unpublished(
         "our choice of sizes, as for encoders; the serial adapter as Pfeiffer's in a pre-LN layer",
@@ -460,16 +455,15 @@ UNPUBLISHED: dict[str, Unpublished] = {
     ),
     "ist": Unpublished(
         "the settings of LoRA in Tables 5 and 10",
-        {kind: METHODS["lora"].parts[kind] for kind in ("roberta", "bart")},
+        {kind: METHODS["lora"].parts[kind] for kind in _OTHERS},
     ),
     "adalora": Unpublished(
         "as in Table 11, on DeBERTa",
-        {
-            kind: {"adalora": _of("adalora", "deberta", "adalora", target_modules=names)}
-            for kind, names in (
-                ("llama", _LLAMA_LAYER), ("roberta", _LAYER), ("bart", _BART_LAYER)
-            )
-        },
+        dict.fromkeys(
+            ("llama", *_OTHERS),
+            {"adalora": _of("adalora", "deberta", "adalora", target_modules=_LLAMA_LAYER)},
+        ),
+        "llama",
     ),
     "sora": Unpublished(
         "as in Table 11, on DeBERTa",
@@ -477,55 +471,37 @@ UNPUBLISHED: dict[str, Unpublished] = {
     ),
     "shira": Unpublished(
         "our choice of rank, about 1 % of the weights as in Table 4",
-        {kind: {"shira": {"r": 8, "target_modules": names}} for kind, names in _LORA.items()},
+        dict.fromkeys(_OTHERS, {"shira": {"r": 8, **LLM_MATRICES}}),
+        "llama",
     ),
     "lamda": Unpublished(
-        "as in Table 4, on LLaMA",
-        {
-            kind: {"lamda": _of("lamda", "llama", "lamda", target_modules=names)}
-            for kind, names in _LORA.items()
-        },
+        "as in Table 4, on LLaMA", dict.fromkeys(_OTHERS, METHODS["lamda"].parts["llama"]), "llama"
     ),
     "omoe": Unpublished(
-        "as in Table 4, on LLaMA",
-        {
-            kind: {"omoe": {"target_modules": names}}
-            for kind, names in (("roberta", _ENCODER_FFN), ("bart", ["fc1", "fc2"]))
-        },
+        "as in Table 4, on LLaMA", dict.fromkeys(_OTHERS, METHODS["omoe"].parts["llama"]), "llama"
     ),
     "longlora": Unpublished(
         "as in Table 7, on LLaMA; the groups of an encoder have no causal mask",
-        {
-            kind: {
-                "lora": _of(
-                    "longlora", "llama", "lora", target_modules=names[:4], modules_to_save=whole,
-                ),
-            }
-            for kind, names, whole in (
-                ("roberta", _LAYER, ["word_embeddings", "LayerNorm"]),
-                ("bart", _BART_LAYER, ["embed_tokens", "layer_norm", "layernorm_embedding"]),
-            )
-        },
+        dict.fromkeys(_OTHERS, METHODS["longlora"].parts["llama"]),
+        "llama",
     ),
     "lorada_la": Unpublished(
         "map and adapter of Tables 15 and 16, LoRA of Table 19",
         {
             kind: {
                 "lmam": _of("lorada_a", kind, "lmam"),
-                "lora": _of("lorada_la", "llama", "lora", target_modules=names),
+                "lora": _of("lorada_la", "llama", "lora"),
                 "bottleneck": _of("lorada_a", kind, "bottleneck"),
             }
-            for kind, names in (
-                ("roberta", ["attention.output.dense", "output.dense"]),
-                ("bart", ["out_proj", "fc2"]),
-            )
+            for kind in _OTHERS
         },
+        "llama",
     ),
     "lorada_q": Unpublished(
         "the map of Tables 15 and 16, QuanTA on query and value as in Table 17",
         {
             kind: {"lmam": _of("lorada_a", kind, "lmam"), "quanta": _of("quanta", kind, "quanta")}
-            for kind in ("roberta", "bart")
+            for kind in _OTHERS
         },
     ),
 }  # fmt: skip
