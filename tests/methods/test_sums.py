@@ -10,7 +10,7 @@ from transformers import BartConfig
 
 from lorada import METHODS, build_method
 from lorada.methods.lookup import describe, method_named
-from lorada.methods.method import SHIFTED_ATTENTION, Method
+from lorada.methods.method import SHIFTED_ATTENTION
 
 LLAMA = TINY["llama"]().config
 
@@ -63,14 +63,6 @@ def test_a_sum_trains_with_the_callbacks_and_arguments_of_each():
 )  # fmt: skip
 def test_methods_that_cannot_be_one_adapter_say_why(name, said):
     refused(re.escape(said), lambda: method_named(name))
-
-
-def test_two_methods_that_prepare_the_adapter_cannot_be_a_sum(monkeypatch):
-    preparing = Method("x", {"llama": {"lora": {}}}, prepare="some.module:function")
-    monkeypatch.setitem(METHODS, "preparing", preparing)
-    refused(
-        "shira and preparing each bring their own prepare", lambda: method_named("shira+preparing")
-    )
 
 
 def test_a_sum_is_described_for_the_models_that_each_has_settings_for():

@@ -46,10 +46,6 @@ class GaLoreAdamW(torch.optim.Optimizer):
             "rank": None, "refresh": 100, "scale": 1.0,
         }  # fmt: skip
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            for name in ("rank", "refresh"):
-                if group[name] is not None and group[name] < 1:
-                    raise ValueError(f"{name}={group[name]} must be at least 1")
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -145,12 +145,6 @@ def _sum(name: str, methods: Sequence[Method]) -> Method:
     for method in methods:
         if not method.part_names:
             raise ValueError(f"{name}: {method.name} has no parts, so it cannot be in a sum")
-    for field in ("prepare", "optimizer"):
-        having = " and ".join(method.name for method in methods if getattr(method, field))
-        if " and " in having:
-            raise ValueError(
-                f"{name}: {having} each bring their own {field}: leave one of them out"
-            )
     arguments: dict[str, Any] = {}
     for method in methods:
         for key, value in method.arguments.items():

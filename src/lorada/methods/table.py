@@ -459,10 +459,10 @@ UNPUBLISHED: dict[str, Unpublished] = {
     ),
     "adalora": Unpublished(
         "as in Table 11, on DeBERTa",
-        dict.fromkeys(
-            ("llama", *_OTHERS),
-            {"adalora": _of("adalora", "deberta", "adalora", target_modules=_LLAMA_LAYER)},
-        ),
+        {
+            kind: {"adalora": _of("adalora", "deberta", "adalora", target_modules=_LLAMA_LAYER)}
+            for kind in ("llama", *_OTHERS)
+        },
         "llama",
     ),
     "sora": Unpublished(
@@ -471,7 +471,7 @@ UNPUBLISHED: dict[str, Unpublished] = {
     ),
     "shira": Unpublished(
         "our choice of rank, about 1 % of the weights as in Table 4",
-        dict.fromkeys(_OTHERS, {"shira": {"r": 8, **LLM_MATRICES}}),
+        {kind: {"shira": {"r": 8, **LLM_MATRICES}} for kind in _OTHERS},
         "llama",
     ),
     "lamda": Unpublished(

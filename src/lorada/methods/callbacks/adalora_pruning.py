@@ -42,8 +42,6 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self._pattern: dict[str, list[bool]] | None = None  # which ranks are left, by matrix
-        # Phases in steps → phases as the user gave them, from which a second run starts again.
-        self._asked: dict[tuple[int, int, int], tuple[float, float, float]] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compute AdaLoRA's schedule for the length of the training."""
@@ -57,10 +55,7 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
             return
         refuse_no_pruning(config.init_r, config.target_r)
         phases = (config.tinit, config.tfinal, config.deltaT)
-        asked = self._asked.get(phases, phases)
-        steps = schedule(asked, state.max_steps)
-        self._asked = {steps: asked}
-        config.tinit, config.tfinal, config.deltaT = steps
+        config.tinit, config.tfinal, config.deltaT = schedule(phases, state.max_steps)
         config.total_step = state.max_steps
         config.rank_pattern = None
         self._allocator.reset_ipt()

@@ -63,8 +63,8 @@ class ISTCallback(LayerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find the adapters of each layer, and the scores of a run that is resumed."""
         model: nn.Module = kwargs["model"]
-        switch = self.switch_on(model, args)
-        self._adapters = [adapters_in(layer) for layer in switch.layers.values()]
+        layers = self.trained_layers(model, args)
+        self._adapters = [adapters_in(layer) for layer in layers.values()]
         count = sum(bool(adapters) for adapters in self._adapters)
         if count < 2 or count < len(self._adapters):
             raise ValueError(
@@ -80,7 +80,6 @@ class ISTCallback(LayerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Update the scores when it is time, then draw the layers of this step."""
-        assert self._switch is not None
         generator = generator_at(args.seed, state.global_step)
         if state.global_step > 0 and state.global_step % self.every == 0:
             loader = kwargs["train_dataloader"]
@@ -88,7 +87,7 @@ class ISTCallback(LayerCallback):
             batch = collate(loader, rows, args.device)
             self.update_scores(kwargs["model"], batch, generator)
         weights = torch.sigmoid(-torch.tensor(self.scores, dtype=torch.float64))
-        self._switch.only(draw(weights, share_of(self.update_frac, len(weights)), generator))
+        self.train_only(draw(weights, share_of(self.update_frac, len(weights)), generator))
 
     def update_scores(
         self, model: nn.Module, batch: dict[str, Any], generator: torch.Generator

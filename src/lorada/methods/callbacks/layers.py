@@ -20,51 +20,42 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
-class LayerSwitch:
-    """Switches gradients on and off, layer by layer.
+class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """Base of the callbacks that train some layers of a model at a time.
 
-    It controls the parameters that are trainable when it is made. Parameters outside the layers
-    (embeddings, last norm, heads) are left alone.
+    Parameters outside the layers (embeddings, last norm, heads) are left alone.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.layers = {
-            name: layer
-            for name, layer in layers_of(model).items()
-            if any(p.requires_grad for p in layer.parameters())
-        }
-        self.parameters = [
-            [p for p in layer.parameters() if p.requires_grad] for layer in self.layers.values()
-        ]
-
-    def only(self, active: Iterable[int]) -> None:
-        """Give gradients to the layers with these indices and to no other."""
-        chosen = set(active)
-        for index, parameters in enumerate(self.parameters):
-            for parameter in parameters:
-                parameter.requires_grad_(index in chosen)
-
-    def all(self) -> None:
-        """Give gradients to every layer again."""
-        self.only(range(len(self.parameters)))
-
-
-class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """Base of the callbacks that train some layers of a model at a time."""
-
     kept: ClassVar[str]  # the attribute whose value a run that is resumed takes from its checkpoint
-    _switch: LayerSwitch | None = None
+    _parameters: Sequence[list[nn.Parameter]] = ()  # those that train, of each layer
 
-    def switch_on(self, model: nn.Module, args: TrainingArguments) -> LayerSwitch:
-        """Make the switch at the start of a training; every layer is on."""
-        if self._switch is not None:
-            self._switch.all()  # a training that ended in an error has left some off
+    def trained_layers(self, model: nn.Module, args: TrainingArguments) -> dict[str, nn.Module]:
+        """The layers with parameters that train, by name, at the start of a training."""
+        self.train_all()  # a training that ended in an error has left some off
         kwargs = args.gradient_checkpointing_kwargs or {}
         if args.gradient_checkpointing and kwargs.get("use_reentrant"):
             # Otherwise reentrant checkpoints drop the gradients of layers above frozen ones.
             model.enable_input_require_grads()  # type: ignore[operator]
-        self._switch = LayerSwitch(model)
-        return self._switch
+        layers = {
+            name: layer
+            for name, layer in layers_of(model).items()
+            if any(p.requires_grad for p in layer.parameters())
+        }
+        self._parameters = [
+            [p for p in layer.parameters() if p.requires_grad] for layer in layers.values()
+        ]
+        return layers
+
+    def train_only(self, active: Iterable[int]) -> None:
+        """Give gradients to the layers with these indices and to no other."""
+        chosen = set(active)
+        for index, parameters in enumerate(self._parameters):
+            for parameter in parameters:
+                parameter.requires_grad_(index in chosen)
+
+    def train_all(self) -> None:
+        """Give gradients to every layer again."""
+        self.train_only(range(len(self._parameters)))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -80,8 +71,7 @@ class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make every layer trainable again."""
-        if self._switch is not None:
-            self._switch.all()
+        self.train_all()
 
 
 def trained(model: nn.Module, kind: type, container: str) -> list[tuple[str, nn.Parameter]]:

@@ -23,7 +23,6 @@ from transformers.pytorch_utils import Conv1D
 
 from lorada.methods.callbacks.layers import (
     LayerCallback,
-    LayerSwitch,
     collate,
     draw,
     generator_at,
@@ -62,8 +61,8 @@ class OwLoreCallback(LayerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Weigh the layers, and draw the first ones; in a resumed run those that were training."""
         model: nn.Module = kwargs["model"]
-        switch = self.switch_on(model, args)
-        count = len(switch.layers)
+        layers = self.trained_layers(model, args)
+        count = len(layers)
         if self.layers is None:
             self.layers = min(LAYERS, count)
             if count < LAYERS:
@@ -78,7 +77,7 @@ class OwLoreCallback(LayerCallback):
             )
         self.weights = self.resumed(state) or self.weights
         if self.weights is None:
-            self.weights = self._measured(model, switch, args, kwargs["train_dataloader"])
+            self.weights = self._measured(model, layers, args, kwargs["train_dataloader"])
         if len(self.weights) != count:
             raise ValueError(f"OwLore has {len(self.weights)} weights for {count} layers")
         self._activate(args.seed, state.global_step, kwargs["optimizer"])
@@ -89,7 +88,7 @@ class OwLoreCallback(LayerCallback):
             self._activate(args.seed, state.global_step, kwargs["optimizer"])
 
     def _measured(
-        self, model: nn.Module, switch: LayerSwitch, args: TrainingArguments, loader: Any
+        self, model: nn.Module, layers: dict[str, nn.Module], args: TrainingArguments, loader: Any
     ) -> list[float]:
         """The outlier ratio of each layer, on rows of the training set."""
         # Step -1 has a generator that no draw of layers uses.
@@ -97,7 +96,7 @@ class OwLoreCallback(LayerCallback):
         size = max(1, args.per_device_train_batch_size)
         parts = (rows[start : start + size] for start in range(0, len(rows), size))
         batches = (collate(loader, part, args.device) for part in parts)
-        measured = outlier_ratios(model, switch.layers, batches, self.threshold)
+        measured = outlier_ratios(model, layers, batches, self.threshold)
         ratios: list[float] = same_everywhere(torch.tensor(measured, device=args.device)).tolist()
         if not any(ratios):
             logger.warning(
@@ -108,15 +107,14 @@ class OwLoreCallback(LayerCallback):
 
     def _activate(self, seed: int, step: int, optimizer: Any) -> None:
         """Train only the layers drawn for the period of K steps that contains ``step``."""
-        assert self._switch is not None
         assert self.weights is not None
         assert self.layers is not None
         weights = torch.tensor(self.weights, dtype=torch.float64)
         # Layers without outliers may be drawn too, but only after all layers that have some.
         weights = weights.clamp_min(max(float(weights.max()), 1.0) * 1e-9)
         active = draw(weights, self.layers, generator_at(seed, step // self.every))
-        self._switch.only(active)
-        for index, parameters in enumerate(self._switch.parameters):
+        self.train_only(active)
+        for index, parameters in enumerate(self._parameters):
             for parameter in parameters if index not in active else ():
                 optimizer.state.pop(parameter, None)
 
