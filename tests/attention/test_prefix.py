@@ -8,14 +8,17 @@ import torch
 from architecture_cells import batch_of
 from architectures import ARCHITECTURES, ENCODER_DECODERS, logits
 from conftest import TINY, assert_close, assert_same_gradients
+from folders import refused
 from method_cases import OWN_ATTENTION
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig, explain
+from lorada.attention.call import AttentionCall, Prefix
 from lorada.attention.interface import dispatches
 from lorada.attention.observation import observe
+from lorada.attention.prefix_keys import with_prefixes
 from lorada.tuners.prefix import PrefixLayer
 
 pytestmark = pytest.mark.fp64
@@ -204,6 +207,41 @@ def test_a_prefix_of_another_width_is_refused():
     layer.lora_key["default"] = nn.Parameter(torch.zeros(LENGTH, 12))
     with pytest.raises(ValueError, match="12 wide does not fit attention with 2 key/value heads"):
         layer.host(torch.zeros(1, 2, 32), (torch.ones(1, 2, 8), torch.zeros(1, 2, 8)), None)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "mask", "kwargs", "said"),
+    [
+        ("flash_attention_2", None, {}, "before the keys of flash_attention_2"),
+        ("flex_attention", None, {}, "before the keys of flex_attention"),
+        ("paged|sdpa", None, {"block_table": torch.zeros(1)}, r"before the keys of paged\|sdpa"),
+        ("sdpa", torch.ones(2, 5, 5), {}, r"this form \(shape \(2, 5, 5\)\)"),
+    ],
+)
+def test_calls_that_no_prefix_fits_are_refused_in_one_line(kernel, mask, kwargs, said):
+    module = adapted("llama").base_model.model.get_submodule(HOSTS["llama"])
+    module.config._attn_implementation_internal = kernel
+    states = [torch.randn(2, heads, 5, 8) for heads in (4, 2, 2)]
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    remedy = "use attn_implementation='sdpa' or 'eager'"
+    refused(f"{said}.*{remedy}", lambda: attend(module, *states, mask, **kwargs))
+
+
+def test_no_mask_stays_none_where_nothing_is_causal():
+    given = []
+
+    def attend(module, query, key, value, mask, **kwargs):
+        given.append(mask)
+        return query, None
+
+    module = adapted("llama").base_model.model.get_submodule(HOSTS["llama"])
+    prefix = Prefix(torch.randn(LENGTH, 16), torch.randn(LENGTH, 16))
+    for queries, said in ((1, {}), (5, {"is_causal": False}), (5, {})):  # a call knows better
+        states = [torch.randn(2, *size, 8) for size in ((4, queries), (2, 5), (2, 5))]
+        call = AttentionCall.read(module, states, None, said, prefixes=[prefix])
+        with_prefixes(attend, call)(module, *states, None, **said)
+    assert given[:2] == [None, None]
+    assert given[2].dtype == torch.bool
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -16,9 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lorada.attention.call import AttentionCall, Prefix, form_of
-
-ONLY_MASKS = "use attn_implementation='sdpa' or 'eager'"
+from lorada.attention.call import AttentionCall, Prefix, form_of, implementation_of
 
 
 class PrefixSource(Protocol):
@@ -31,19 +29,23 @@ class PrefixSource(Protocol):
 
 def with_prefixes(attend: Callable[..., Any], call: AttentionCall) -> Callable[..., Any]:
     """``attend`` with the call's prefixes before its keys; it returns the weights of tokens."""
-    prefixes, kernel = call.prefixes, call.kernel
+    prefixes = call.prefixes
+    # Kernels without masks hide a prefix behind a window, and packed rows have no place for it.
+    if call.is_paged or call.kernel in ("flash", "flex"):
+        raise ValueError(
+            f"a prefix cannot be put before the keys of {implementation_of(call.module)}: "
+            "use attn_implementation='sdpa' or 'eager'"
+        )
 
     def attend_with_prefixes(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         count = sum(len(prefix.key) for prefix in prefixes)
-        _refuse(call, count)
         # As in the kernels, the argument of the call goes before the attribute of the module.
         causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
-        # Without a mask these kernels align their causal mask to the first key, now of a prefix.
-        ordered = causal and query.shape[2] > 1 and kernel not in ("eager", "flash", "flex")
-        if mask is None and ordered:
+        # Without a mask sdpa aligns its causal mask to the first key, which is now a prefix's.
+        if mask is None and causal and query.shape[2] > 1 and call.kernel != "eager":
             mask = key.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool).tril()
         if mask is not None:
             mask = _extend_mask(mask, count, key.shape[2])
@@ -91,40 +93,14 @@ def _joined(parts: list[Tensor], states: Tensor) -> Tensor:
 
 def _extend_mask(mask: Any, count: int, keys: int) -> Tensor:
     """A mask with ``count`` new columns on its left, which every query sees."""
-    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+    if not isinstance(mask, Tensor) or mask.dim() != 4:
         raise ValueError(
-            f"a prefix cannot be put before a mask of this form ({form_of(mask)}): {ONLY_MASKS}"
+            f"a prefix cannot be put before a mask of this form ({form_of(mask)}): "
+            "use attn_implementation='sdpa' or 'eager'"
         )
-    if mask.dim() == 2:
-        return torch.cat([mask.new_ones(mask.shape[0], count), mask[:, -keys:]], 1)
     mask = mask[..., :keys]  # the mask of a static cache may be longer
     seen = 0 if mask.is_floating_point() else 1
     return torch.cat([mask.new_full((*mask.shape[:3], count), seen), mask], -1)
-
-
-def _refuse(call: AttentionCall, count: int) -> None:
-    """Raise a ValueError if this call cannot have ``count`` prefix tokens before its keys."""
-    if call.is_paged:
-        raise ValueError(
-            f"a paged cache was passed without its keys, before a prefix: {ONLY_MASKS}"
-        )
-    if call.kernel != "flash":
-        return
-    # Whether transformers' flash functions would split the row into sequences.
-    packed, positions = call.cu_seq_lens is not None, call.position_ids
-    if not packed and positions is not None and len(call.value) == 1 and call.shape.queries > 1:
-        packed = bool((positions.diff() != 1).any())
-    if call.mask is None and packed:
-        raise ValueError(
-            f"flash attention cannot put a prefix before each sequence of a packed row: "
-            f"{ONLY_MASKS}"
-        )
-    window = call.shape.window
-    if window is not None and call.shape.keys + count > window:
-        raise ValueError(
-            f"the sliding window of {window} of flash attention would hide the prefix from later "
-            f"tokens: {ONLY_MASKS}"
-        )
 
 
 def is_disentangled(module: nn.Module) -> bool:
