@@ -10,6 +10,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, inputs
 from conftest import DECODERS, ENCODERS, TINY, assert_close
+from covering import covering, few_slow
 from exact_cells import LENGTH, alone
 from exact_cells import PROMPTS as SAMPLES
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -33,9 +34,11 @@ def pad(samples: list[Tensor], side: str) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
-@pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("side", ["left", "right"])
+PADDED = list(product([*DECODERS, *ENCODERS], ABLATIONS, ["left", "right"]))
+DTYPES = list(product(["llama", "mistral", "bert"], ABLATIONS, [torch.bfloat16, torch.float16]))
+
+
+@pytest.mark.parametrize(("name", "ablation", "side"), few_slow(covering(PADDED, 2), 0))
 def test_sdpa_equals_eager(name, ablation, side):
     outputs = []
     for form in ("sdpa", "eager"):
@@ -87,10 +90,8 @@ def test_model_that_neither_dispatches_its_attention_nor_has_hooks_is_an_error()
 
 
 @pytest.mark.fp64(False)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
-@pytest.mark.parametrize("ablation", ABLATIONS)
-def test_map_stays_in_fp32_on_a_half_precision_base(name, dtype, ablation):
+@pytest.mark.parametrize(("name", "ablation", "dtype"), few_slow(covering(DTYPES, 2), 0))
+def test_map_stays_in_fp32_on_a_half_precision_base(name, ablation, dtype):
     base = TINY[name]().to(dtype)
     config = LmamConfig(inverse_scale=2.0, init_weights=False, length=LENGTH, ablation=ablation)
     model = get_peft_model(base, config)

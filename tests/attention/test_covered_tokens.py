@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_map_term import (
@@ -15,15 +14,12 @@ from test_map_term import (
     Sizes,
     assert_sum_over_pairs,
     attention_map,
-    by_hand,
 )
-from test_positions import batched_continuously
 from torch import Tensor
 
-from lorada.attention import map_term as adding
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, CallShape
-from lorada.attention.covered_tokens import covered_tokens, find_covered_tokens, map_positions
+from lorada.attention.covered_tokens import covered_tokens, find_covered_tokens
 from lorada.attention.map_term import Term
 from lorada.attention.positions import NO_TOKEN, TokenTable
 
@@ -68,25 +64,12 @@ def packed_tables(draw: st.DrawFn) -> TokenTable:
     return packed(seen, asked, lost, draw(st.integers(0, 2)))
 
 
-def compare_packed(table: TokenTable, ablation: str | None, align: str) -> None:
-    queries, keys = table.rows.shape[1], table.columns.shape[1]
-    value = torch.randn(1, GROUPS, keys, WIDTH)
-    compare(table, ablation, align, CallShape(queries, keys, HEADS, True), value)
-
-
 @settings(deadline=None, max_examples=60)
 @given(packed_tables(), LINEAR, ALIGNS)
 def test_sequences_of_a_row_have_a_map_each(table, ablation, align):
-    compare_packed(table, ablation, align)
-
-
-@settings(deadline=None, max_examples=40)
-@given(packed_tables(), st.integers(0, 99), ALIGNS)
-def test_the_tokens_of_a_sequence_may_lie_anywhere(table, seed, align):
-    """As pages of a cache may hold them."""
-    order = torch.randperm(table.columns.shape[1], generator=torch.Generator().manual_seed(seed))
-    columns, owners = table.columns[:, order], table.column_owner[:, order]
-    compare_packed(replace(table, columns=columns, column_owner=owners), None, align)
+    queries, keys = table.rows.shape[1], table.columns.shape[1]
+    value = torch.randn(1, GROUPS, keys, WIDTH)
+    compare(table, ablation, align, CallShape(queries, keys, HEADS, True), value)
 
 
 @st.composite
@@ -138,23 +121,6 @@ def call_of(
     value = torch.randn(1, GROUPS, shape.keys, WIDTH)
     mask = torch.ones(1, 1, shape.queries, shape.keys)
     return AttentionCall(torch.nn.Module(), shape, value, mask, kwargs=kwargs)
-
-
-SEQUENCES = st.lists(st.integers(1, LENGTH + 4), min_size=1, max_size=5)
-
-
-@settings(deadline=None, max_examples=100)
-@given(batched_continuously(SEQUENCES), st.integers(0, 2), LINEAR, ALIGNS, st.booleans())
-def test_a_step_of_continuous_batching_is_a_sum_over_pairs(batch, unused, ablation, align, told):
-    """Whether the caller tells how long the longest sequence is, or not."""
-    own = attention_map(ablation, align)
-    call = call_of(*batch, unused, **({"max_length_k": max(batch[2])} if told else {}))
-    with torch.no_grad():
-        expected = by_hand(own, map_positions(call, own), call.shape, call.value)
-        under, found = covered_tokens(call, own), torch.zeros_like(expected)
-        if under is not None:
-            found = adding.add_term(found, Term(own, under, call.shape), call.value)
-    assert_close(found, expected)
 
 
 @pytest.mark.parametrize("told", ["by the caller", "by position_ids"])

@@ -73,16 +73,19 @@ def added_by_a_layer(launches: Any, *given: Any, **options: Any) -> list[float]:
     return [(b - a) / 2 for a, b in zip(one, three, strict=True)]
 
 
-@pytest.mark.parametrize("options", [{}, {"heads": 8, "inverse_scale": 255.0}], ids=str)
 @pytest.mark.parametrize(
-    ("tokens", "padded", "most"), [(128, True, (15, 25)), (512, True, (15, 25)),
-                                   (128, False, (8, 17)), (512, False, (9, 18))],
-)  # fmt: skip
-def test_a_map_takes_few_launches_of_a_training_step(tokens, padded, most, options):
+    ("tokens", "padded", "options", "most"),
+    [
+        (512, True, {}, (15, 25)),
+        (512, False, {}, (9, 18)),
+        # Scale and tiles of the map, and the scale once more in backward.
+        (128, False, {"heads": 8, "inverse_scale": 255.0}, (11, 20)),
+    ],
+)
+def test_a_map_takes_few_launches_of_a_training_step(tokens, padded, options, most):
     forward, backward = added_by_a_layer(launches_of_step, 8, tokens, padded, **options)
-    more = 3 if options else 0  # scale and tiles of the map, and the scale once more in backward
-    assert forward <= most[0] + more
-    assert backward <= most[1] + more
+    assert forward <= most[0]
+    assert backward <= most[1]
 
 
 @pytest.mark.parametrize("padded", [True, False], ids=PADDED)

@@ -92,12 +92,15 @@ def folder(tmp_path_factory):
 def runnable() -> list:
     """Each method on the kind of model that the paper has it for, a decoder where it has both.
 
-    Models that the paper does not have are there with one method each.
+    Those that are parts alone train through the same code, so only a few are not slow. Models that
+    the paper does not have are there with one method each.
     """
     cases = [("dora", "electra"), ("prefix", "t5"), ("lora", "gpt2")]
     for name in [*METHODS, *(f"{name}+lmam" for name in PLUGGED)]:
-        decodes = defined(name, "llama") and "llama" in (method_named(name).parts or ["llama"])
-        slow = [pytest.mark.slow] * (name not in METHODS and name != "lora+lmam")
+        method = method_named(name)
+        decodes = defined(name, "llama") and "llama" in (method.parts or ["llama"])
+        own = method.callbacks or method.prepare or method.trainable
+        slow = [] if own or name in ("lora+lmam", "mam", "lorada_la") else [pytest.mark.slow]
         cases.append(pytest.param(name, "llama" if decodes else "bert", marks=slow))
     return cases
 

@@ -30,7 +30,6 @@ REFUSED = {
     "trainable_tokens": "it trains the tokens that its config names, so it has no defaults",
     "xlora": "it mixes adapters that were trained before",
 }  # fmt: skip
-# Tuners of PEFT that take no Conv1D, GPT-2's kind of linear layer.
 # Read from PEFT here too: a tuner that a newer PEFT brings must work or be listed above.
 NAMES = [kind.value.lower() for kind in PeftType if kind in PEFT_TYPE_TO_CONFIG_MAPPING]
 TUNERS = [name for name in NAMES if name not in REFUSED]
@@ -154,14 +153,11 @@ def test_ln_tuning_trains_every_norm_and_nothing_else(model):
     assert len(owners) == sum(len(list(norm.parameters())) for norm in norms)
 
 
+# Tuners of PEFT that take no Conv1D, GPT-2's kind of linear layer.
 WITHOUT_CONV1D = (
     "adamss", "beft", "boft", "c3a", "delora", "glora", "hra", "lily", "loha", "lokr", "miss",
     "oft", "osf", "peanut", "psoft", "road", "shira", "supertuning",
 )  # fmt: skip
-# Read from PEFT here too: a tuner that a newer PEFT brings must work or be listed above.
-NAMES = [kind.value.lower() for kind in PeftType if kind in PEFT_TYPE_TO_CONFIG_MAPPING]
-TUNERS = [name for name in NAMES if name not in REFUSED]
-every_tuner = pytest.mark.parametrize("name", TUNERS)
 
 
 @every_tuner

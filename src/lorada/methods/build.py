@@ -18,7 +18,16 @@ from transformers import TrainerCallback, TrainingArguments
 
 from lorada.methods.fit_to_model import fit_defaults, refuse_undefined
 from lorada.methods.lookup import method_named
-from lorada.methods.matrix_names import ANY_LAYER, SCHEMES, Scheme, family_of, fits, renamed
+from lorada.methods.matrix_names import (
+    ANY_LAYER,
+    NAMING,
+    SCHEMES,
+    WRITTEN_FOR,
+    Scheme,
+    family_of,
+    fits,
+    renamed,
+)
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import Family, Method, Settings, load, part_class
 from lorada.methods.overrides import part_overrides, settings_of
@@ -38,13 +47,6 @@ TASK_TYPES: dict[Family, TaskType] = {
 # Models of pictures and sounds: PEFT's classes for tasks do not pass those on to the model.
 NO_TASK_TYPE = ("vit", "whisper")
 NOT_FROM_THE_PAPER = "not from the paper"  # reports look for these words
-# Settings that name modules: those that the part adapts, and those that train as a whole.
-NAMING = ("target_modules", "feedforward_modules", "modules_to_save")
-
-# Key of a method's settings → the model type whose names of matrices they use.
-WRITTEN_FOR: dict[str, str] = {
-    "llama": "llama", "roberta": "roberta", "deberta": "deberta-v2", "bart": "bart",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

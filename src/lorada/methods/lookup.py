@@ -13,9 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lorada.methods.matrix_names import NAMING, SCHEMES, WRITTEN_FOR, renamed
 from lorada.methods.method import (
     EVERY_FAMILY,
     Method,
+    PartsByModel,
     Settings,
     Unpublished,
     part_path,
@@ -29,18 +31,9 @@ NEEDS_TOKENS = "it trains the tokens that its config names, so it has no default
 
 # Any norm, whatever a model calls it.
 _NORMS = r"(?i)(.*\.)?([^.]*norm[^.]*|ln_[^.]*)"
-# The matrices of tuners that are not meant for query and value: PEFT's choice, by role.
-_OTHER_TARGETS: dict[str, dict[str, list[str] | str]] = {
-    "beft": {
-        "llama": ["v_proj"], "roberta": ["value"], "deberta": ["value_proj"], "bart": ["v_proj"],
-    },
-    "ia3": {
-        "llama": ["k_proj", "v_proj", "down_proj"],
-        "roberta": ["key", "value", "output.dense"],
-        "deberta": ["key_proj", "value_proj", "output.dense"],
-        "bart": ["k_proj", "v_proj", "fc2"],
-    },
-    "ln_tuning": dict.fromkeys(EVERY_FAMILY, _NORMS),
+# The matrices of tuners that are not meant for query and value: PEFT's choice, as on LLaMA.
+_OTHER_TARGETS: dict[str, list[str] | str] = {
+    "beft": ["v_proj"], "ia3": ["k_proj", "v_proj", "down_proj"], "ln_tuning": _NORMS,
 }  # fmt: skip
 
 
@@ -82,7 +75,13 @@ def peft_method(name: str) -> Method:
     if reason := refusal(name):
         raise ValueError(f"PEFT's {name} cannot be used as a method: {reason}")
     config = peft_configs()[name]
-    parts = {family: {name: _settings(name, family)} for family in EVERY_FAMILY}
+    targets = _OTHER_TARGETS.get(name, QUERY_VALUE["llama"])
+    settings: Settings = {"target_modules": targets}
+    if name == "ia3":
+        settings["feedforward_modules"] = targets[-1:]
+    if name == "frod":
+        settings["progressbar"] = False
+    parts = {family: {name: settings} for family in EVERY_FAMILY}
     where = "the layers that PEFT chooses" if name in _OTHER_TARGETS else "query and value"
     return Method(
         f"PEFT's {config.__name__.removesuffix('Config')}",
@@ -90,18 +89,8 @@ def peft_method(name: str) -> Method:
         formula=f"see peft.{config.__name__}",
         paper="https://huggingface.co/docs/peft",
         source="PEFT's defaults",
-        unpublished=Unpublished(f"PEFT's defaults, on {where}", parts),
+        unpublished=Unpublished(f"PEFT's defaults, on {where}", parts, "llama"),
     )
-
-
-def _settings(name: str, family: str) -> Settings:
-    targets = _OTHER_TARGETS.get(name, QUERY_VALUE)[family]
-    settings: Settings = {"target_modules": targets}
-    if name == "ia3":
-        settings["feedforward_modules"] = targets[-1:]
-    if name == "frod":
-        settings["progressbar"] = False
-    return settings
 
 
 SUM = "+"  # between the names of several methods whose parts make one adapter
@@ -181,10 +170,10 @@ def describe(name: str) -> dict[str, Any]:
         from the paper), ``runs`` (what implements it) and ``settings`` (model → part → settings).
     """
     method = method_named(name)
-    settings = {**method.parts, **method.unpublished.parts}
+    settings = _settings(method)
     ours = dict.fromkeys(method.unpublished.parts, method.unpublished.source)
     if method.summands:  # for the kinds of model that each of them names
-        each = [{**one.parts, **one.unpublished.parts} for one in method.summands]
+        each = [_settings(one) for one in method.summands]
         settings = {
             kind: {part: values for one in each for part, values in one[kind].items()}
             for kind in each[0]
@@ -205,6 +194,22 @@ def describe(name: str) -> dict[str, Any]:
         "runs": _runs(method),
         "settings": settings,
     }
+
+
+def _settings(method: Method) -> PartsByModel:
+    """Kind of model → part → settings, with the names that matrices have in that kind."""
+    ours, home = dict(method.unpublished.parts), method.unpublished.named_as
+    for kind in ours if home else ():
+        ours[kind] = {
+            part: {
+                key: renamed(value, SCHEMES[home], SCHEMES[WRITTEN_FOR[kind]])
+                if key in NAMING and not isinstance(value, str)
+                else value
+                for key, value in settings.items()
+            }
+            for part, settings in ours[kind].items()
+        }
+    return {**method.parts, **ours}
 
 
 def _runs(method: Method) -> list[str]:

@@ -15,6 +15,12 @@ from lorada.methods.method import Family
 # listed under each role. Some methods train embeddings and norms, which may be outside the layers.
 Scheme = Mapping[str, tuple[str, ...]]
 ATTENTION = ("query", "key", "value")
+# Settings that name modules: those that the part adapts, and those that train as a whole.
+NAMING = ("target_modules", "feedforward_modules", "modules_to_save")
+# Key of a method's settings → the model type whose names of matrices they use.
+WRITTEN_FOR: dict[str, str] = {
+    "llama": "llama", "roberta": "roberta", "deberta": "deberta-v2", "bart": "bart",
+}  # fmt: skip
 
 
 def _scheme(
