@@ -198,18 +198,23 @@ def describe(name: str) -> dict[str, Any]:
 
 def _settings(method: Method) -> PartsByModel:
     """Kind of model → part → settings, with the names that matrices have in that kind."""
-    ours, home = dict(method.unpublished.parts), method.unpublished.named_as
-    for kind in ours if home else ():
-        ours[kind] = {
-            part: {
-                key: renamed(value, SCHEMES[home], SCHEMES[WRITTEN_FOR[kind]])
-                if key in NAMING and not isinstance(value, str)
-                else value
-                for key, value in settings.items()
-            }
-            for part, settings in ours[kind].items()
+    ours, home = method.unpublished.parts, method.unpublished.named_as
+    if home is not None:
+        ours = {
+            kind: {part: _translated(values, home, kind) for part, values in parts.items()}
+            for kind, parts in ours.items()
         }
     return {**method.parts, **ours}
+
+
+def _translated(settings: Settings, home: str, kind: str) -> Settings:
+    """Settings that name matrices as one kind of model does, for another kind."""
+    named = {
+        key: renamed(settings[key], SCHEMES[home], SCHEMES[WRITTEN_FOR[kind]])
+        for key in NAMING
+        if isinstance(settings.get(key), list)
+    }
+    return {**settings, **named}
 
 
 def _runs(method: Method) -> list[str]:
