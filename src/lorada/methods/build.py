@@ -84,11 +84,6 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
         model_config: the transformers config of the model.
         overrides: settings of parts, as ``lmam={"rank": 4}``, or ``rank=4`` where only one part
             has a setting of that name.
-
-    Raises:
-        ValueError: for an unknown method or setting (with the nearest names), a setting that
-            several parts have (with the full keys), a value of another type, a method that is not
-            defined on this model, or a model with unknown names of matrices.
     """
     method = method_named(name)
     config, settings_from = None, method.source
@@ -153,8 +148,9 @@ def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
     for key in (*named, *([model_type] if named else []), *families):
         if key in method.parts:
             home = WRITTEN_FOR.get(key, model_type)
-            parts = method.parts[key]
-            source = _source(method.source, home, model_type)
+            parts, source = method.parts[key], method.source
+            if home != model_type:
+                source += f"; those of {home} models, taken to a {model_type} model"
             return ChosenSettings(dict.fromkeys(parts, home), parts, source)
     for key in families:
         if key in method.unpublished.parts:
@@ -179,11 +175,6 @@ def _joined(summands: Sequence[tuple[str, ChosenSettings]]) -> ChosenSettings:
         {part: values for _, one in summands for part, values in one.parts.items()},
         ours + sources if unpublished else sources,
     )
-
-
-def _source(source: str, home: str, model_type: str) -> str:
-    taken = "" if home == model_type else f"; those of {home} models, taken to a {model_type} model"
-    return source + taken
 
 
 def settings_for(

@@ -99,14 +99,9 @@ SUM = "+"  # between the names of several methods whose parts make one adapter
 def method_named(name: str) -> Method:
     """Look up a method, and add its settings that are not from the paper.
 
-    Args:
-        name: a key of ``METHODS``; the lower-case name of a tuner of the installed PEFT, such as
-            ``ia3``; or several of these with ``+`` between, for one adapter with the parts of each
-            in this order, but for a map at the end (``lora+lmam``), which comes first.
-
-    Raises:
-        ValueError: for an unknown name (with the nearest ones), a ``+`` without a method beside it,
-            or methods that cannot be one adapter.
+    ``name`` is a key of ``METHODS``; the lower-case name of a tuner of the installed PEFT, such as
+    ``ia3``; or several of these with ``+`` between, for one adapter with the parts of each in this
+    order, but for a map at the end (``lora+lmam``), which comes first.
     """
     names = name.split(SUM)
     if not all(each.strip() for each in names):

@@ -31,16 +31,12 @@ def snip(
 
     Args:
         model: the base model, without adapters.
-        batches: arguments of the model, labels included.
+        batches: arguments of the model, labels included; ``calibration`` of them are taken.
         config: a ``ShiraConfig``, or a stack with such a part.
         calibration: how many batches to take.
 
     Returns:
         A copy of ``config`` with masks that fit only this model.
-
-    Raises:
-        ValueError: for a config without such a part, a part that matches no linear layer or has no
-            room in one, a weight that gets no gradient, or no batches.
     """
     config = copy.deepcopy(config)
     every = config.parts if isinstance(config, LoradaConfig) else [config]
