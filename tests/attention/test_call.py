@@ -62,9 +62,11 @@ def block_mask() -> object:
     return create_block_mask(pattern, 2, None, QUERIES, KEYS, device="cpu")
 
 
-def test_a_block_mask_shows_its_keys():
-    """The other forms pass through ``test_positions.py``; this one only through compiled models."""
-    assert torch.equal(call(block_mask()).visible_keys(), SEEN)
+@pytest.mark.parametrize("mask", [block_mask(), nn.functional.pad(SEEN, (0, 3))[:, None]],
+                         ids=["block", "of a static cache"])  # fmt: skip
+def test_a_mask_shows_the_keys_that_a_query_sees(mask):
+    """Other forms pass through ``test_positions.py``."""
+    assert torch.equal(call(mask).visible_keys(), SEEN)
 
 
 def test_a_mask_of_tokens_may_be_that_of_a_longer_past():

@@ -111,7 +111,7 @@ def _write_sum(
 
 
 class _AddAt(torch.autograd.Function):
-    """Adds a term to some queries. The gradient of ``output`` passes through without a copy."""
+    """Adds a term that was computed: a compiler or a transform decides itself what is kept."""
 
     @staticmethod
     def forward(output: Tensor, term: Tensor, queries: slice | Targets | None) -> Tensor:
