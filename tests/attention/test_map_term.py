@@ -244,20 +244,27 @@ def test_frozen_factors_and_values_get_no_gradient():
     assert all(x.grad.abs().sum() > 0 for x in held.factors)
 
 
-@pytest.mark.parametrize(("name", "ablation"), [
-    ("whole", None), ("packed", None), ("a chunk behind a cache", None), ("whole", "full_rank"),
+@pytest.mark.parametrize(("name", "ablation", "calls"), [
+    ("whole", None, 2), ("padded, long", None, 2), ("on the end", "no_position", 2),
+    ("packed", None, 2), ("a chunk behind a cache", None, 3), ("whole", "full_rank", 3),
 ])  # fmt: skip
-def test_within_recomputed_activations_the_gradients_are_the_same(name, ablation):
+def test_within_recomputed_activations_formulas_spare_a_term(name, ablation, calls, monkeypatch):
+    """The layer computes its term twice; torch's checkpoint of a term, once more."""
     positions, shape, value, output = call(name)
-    held = attention_map(ablation)
+    held = attention_map(ablation, "end" if "end" in name else "start")
+    made = []
+    compute = Term.compute
+    monkeypatch.setattr(Term, "compute", lambda *given: made.append(0) or compute(*given))
 
     def layer(value, output):
         return add_term(output, held, positions, shape, value).sin()  # which keeps its input
 
     inputs = [output, value, *held.factors]
     expected = torch.autograd.grad(layer(value, output).sum(), inputs)
+    made.clear()
     found = checkpoint(layer, value, output, use_reentrant=False).sum()
     assert all(map(torch.equal, torch.autograd.grad(found, inputs), expected))
+    assert len(made) == calls
 
 
 @pytest.mark.fp64(False)

@@ -23,7 +23,12 @@ from lorada.functional.maps import (
     softmax_map,
     visible_pairs,
 )
-from lorada.functional.product import apply_map, factors_product, map_value_product
+from lorada.functional.product import (
+    apply_map,
+    factors_product,
+    factors_product_gradients,
+    map_value_product,
+)
 
 pytestmark = pytest.mark.fp64
 
@@ -105,6 +110,21 @@ def test_the_fast_term_equals_the_papers_form_with_its_gradients(case):
     leaves = [tensor.requires_grad_() for tensor in inputs]
     slow, fast = (output(case, attention, *leaves) for output in (slow_output, fast_output))
     assert_same_gradients(fast, slow, leaves)
+
+
+@EXAMPLES
+@given(case=cases())
+def test_the_formulas_of_the_gradients_are_those_of_autograd(case):
+    case.length = case.tokens
+    inputs = [tensor.requires_grad_() for tensor in drawn(case)[1:]]
+    options = {"causal": case.causal, "window": case.window}
+    product = factors_product(*inputs, case.heads, **options)
+    grad = torch.randn_like(product)
+    expected = torch.autograd.grad(product, inputs, grad)
+    for found, wanted in zip(
+        factors_product_gradients(*inputs, grad, **options), expected, strict=True
+    ):
+        assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("ablation", ["softmax", "full_rank"])

@@ -9,6 +9,7 @@ length, M map columns that may have a token, C maps of a row of the batch, D hea
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,11 +64,30 @@ class CoveredTokens:
         by_map: Tensor = values.unflatten(2, (self.maps, self.size))
         return by_map.transpose(1, 2).flatten(0, 1)
 
+    def value_grad(self, grad: Tensor, value: Tensor) -> Tensor:
+        """The gradient of ``value`` (B, G, K, D) from that of ``values``."""
+        if isinstance(self.keys, slice):
+            return put(grad, value, (slice(None), slice(None), self.keys))
+        by_slot = grad.unflatten(0, (value.shape[0], self.maps)).transpose(1, 2).flatten(2, 3)
+        # Columns without a token add their zeros to slot 0.
+        by_slot = by_slot * self.keys.real[:, None, :, None]
+        index = self.keys.index[:, None, :, None].expand_as(by_slot)
+        return torch.zeros_like(value).scatter_add_(2, index, by_slot.to(value.dtype))
+
     def real(self, batch: int) -> Tensor | None:
         """Which columns have a token, (B·C, M) booleans; None if all have one."""
         if isinstance(self.keys, slice):
             return None
         return self.keys.real.expand(batch, -1).reshape(batch * self.maps, self.size)
+
+
+def put(part: Tensor, like: Tensor, at: tuple[Any, ...]) -> Tensor:
+    """Zeros like a tensor with ``part`` in some places, in its dtype."""
+    if part.shape == like.shape:
+        return part.to(like.dtype)
+    whole = torch.zeros_like(like)
+    whole[at] = part
+    return whole
 
 
 def map_positions(call: AttentionCall, attention_map: AttentionMap) -> TokenPositions:

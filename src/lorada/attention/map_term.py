@@ -6,8 +6,9 @@ One route: gather the values in the order of the map, take one masked product, a
 to their queries (``covered_tokens.py``). Where the tokens lie in order, the values are a slice.
 
 Autograd would keep every tensor between the factors and the term, and their size grows with the
-batch. Here the backward pass computes the term again, from the values, which attention keeps too,
-and the factors.
+batch. Here the term is computed again in the backward pass, from the values, which attention keeps
+too, and the factors: by formulas (``_AddProduct``), or where there are none by torch's checkpoint,
+which takes the host five times as long.
 
 Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key slots, M tokens
 under the map, D head width.
@@ -22,10 +23,11 @@ from torch.autograd.function import once_differentiable
 
 from lorada.attention.attention_map import AttentionMap, take_rows
 from lorada.attention.call import CallShape
-from lorada.attention.covered_tokens import CoveredTokens
+from lorada.attention.covered_tokens import CoveredTokens, put
 from lorada.attention.positions import Targets
-from lorada.functional.precision import is_transformed, no_autocast
-from lorada.functional.product import apply_map
+from lorada.functional.causal import product_form
+from lorada.functional.precision import is_transformed, no_autocast, recomputed, wide_dtype
+from lorada.functional.product import apply_map, factors_product_gradients
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,36 @@ class Term:
             rows = covered.maps * term.shape[2]
             return term.transpose(1, 2).reshape(batch, rows, heads, width)
 
+    def has_gradients(self, value: Tensor) -> bool:
+        """Whether ``gradients`` has the formulas for the call, and they cost no more."""
+        if not self.own.stays_low_rank or self.covered.rows is not None:
+            return False
+        shape, size, rank = self.shape, self.covered.size, self.own.factors[0].shape[2]
+        share, device = shape.heads // value.shape[1], value.device.type
+        causal, window = shape.causal, shape.window
+        form = product_form(size, rank, share, causal=causal, window=window, device=device)
+        return form != "blocks"
+
+    def gradients(self, value: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of the values and of both factors, from that of the term, by formulas.
+
+        The map is made again from the factors, so nothing else is kept for the backward pass.
+        """
+        own, covered = self.own, self.covered
+        with no_autocast(value.device):
+            values = covered.values(value)
+            part, sizes = own.part(covered.size), (covered.size, *grad.shape[2:])
+            left, right = own.for_values(values).scaled_factors(part)
+            rows = grad.reshape(len(values), *sizes).transpose(1, 2)
+            left, right, values = factors_product_gradients(
+                left, right, values, rows, causal=self.shape.causal, window=self.shape.window
+            )
+            w_a, w_b = own.factors
+            if own.inverse_scale != 1:
+                left = left / own.inverse_scale
+            left, right = put(left, w_a, (slice(None), part)), put(right, w_b, (..., part))
+            return covered.value_grad(values, value), left, right
+
 
 def _masked_rows(own: AttentionMap, covered: CoveredTokens, shape: CallShape, batch: int) -> Tensor:
     """The M rows of a map, or those of the queries, (S, ·, M) or (B, S, ·, M), with their mask."""
@@ -81,10 +113,10 @@ def add_term(output: Tensor, term: Term, value: Tensor, *, in_place: bool = Fals
     result: Tensor
     if in_place:
         return _write_sum(output, output, term.compute(value), term.covered.queries)
-    if is_transformed():
-        result = _AddAt.apply(output, term.compute(value), term.covered.queries)
+    if not is_transformed() and term.has_gradients(value):
+        result = _AddProduct.apply(output, value, *term.own.factors, term)
     else:
-        result = _AddTerm.apply(output, term, value, *term.own.factors)
+        result = _AddAt.apply(output, recomputed(term.compute, value), term.covered.queries)
     return result
 
 
@@ -128,33 +160,24 @@ class _AddAt(torch.autograd.Function):
         return grad, _at(ctx.queries, grad, ctx.dtype), None
 
 
-class _AddTerm(torch.autograd.Function):
-    """Adds a term, of which only values and factors are kept: the backward pass makes it again."""
+class _AddProduct(torch.autograd.Function):
+    """Adds the term of a map, with the formulas of its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, term: Term, value: Tensor, *factors: Tensor) -> Tensor:
-        ctx.save_for_backward(value, *factors)
+    def forward(
+        ctx: Any, output: Tensor, value: Tensor, w_a: Tensor, w_b: Tensor, term: Term
+    ) -> Tensor:
+        ctx.save_for_backward(value, w_a, w_b)
         ctx.term = term
         return _sum(output, term.compute(value), term.covered.queries)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[2:]
-        if not any(needed):
-            return grad, None, *(None for _ in needed)
-        inputs = [
-            saved.detach().requires_grad_(needs)
-            for saved, needs in zip(ctx.saved_tensors, needed, strict=True)
-        ]
-        value, *factors = inputs
+        value, *factors = ctx.saved_tensors
         term = replace(ctx.term, own=replace(ctx.term.own, factors=tuple(factors)))
-        wanted = [one for one in inputs if one.requires_grad]
-        with no_autocast(value.device), torch.enable_grad():  # autocast may be on here too
-            made = term.compute(value)
-            rows = _at(term.covered.queries, grad, made.dtype)
-            found = iter(torch.autograd.grad(made, wanted, rows, allow_unused=True))
-        return grad, None, *(next(found) if needs else None for needs in needed)
+        rows = _at(term.covered.queries, grad, wide_dtype(value))
+        return grad, *term.gradients(value, rows), None
 
 
 def _at(queries: slice | Targets | None, grad: Tensor, dtype: torch.dtype) -> Tensor:

@@ -81,6 +81,39 @@ def factors_product(
     return apply_map(left, apply_map(right, value, heads), heads)
 
 
+def factors_product_gradients(
+    left: Float[Tensor, "S M R"],
+    right: Float[Tensor, "S R M"],
+    value: Float[Tensor, "B G M D"],
+    grad: Float[Tensor, "B H M D"],
+    *,
+    causal: bool,
+    window: int | None = None,
+) -> tuple[Float[Tensor, "S M R"], Float[Tensor, "S R M"], Float[Tensor, "B G M D"]]:
+    """The gradients of ``left``, ``right`` and ``value`` from that of ``factors_product``."""
+    if causal or window is not None:
+        map_ = mask_map(left @ right, causal, window)
+        map_grad, value_grad = _apply_map_gradients(map_, value, grad)
+        map_grad = mask_map(map_grad, causal, window)
+        return map_grad @ right.mT, left.mT @ map_grad, value_grad
+    left_grad, inner_grad = _apply_map_gradients(left, apply_map(right, value, grad.shape[1]), grad)
+    return left_grad, *_apply_map_gradients(right, value, inner_grad)
+
+
+def _apply_map_gradients(map_: Tensor, value: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the map (S, T, M) of all samples and of ``value``, from ``apply_map``'s."""
+    (maps, queries, keys), (batch, groups, _, width) = map_.shape, value.shape
+    tiles = grad.shape[1] // maps
+    # As in ``apply_map``: samples side by side, and the query heads of a group as more rows.
+    stacked = side_by_side(grad).reshape(groups, -1, batch * width)
+    values = side_by_side(value)
+    tiled = (map_.repeat(tiles, 1, 1) if tiles > 1 else map_).reshape(groups, -1, keys)
+    map_grad = (stacked @ values.mT).view(tiles, maps, queries, keys)
+    map_grad = map_grad.sum(0) if tiles > 1 else map_grad[0]
+    value_grad = (tiled.mT @ stacked).unflatten(2, (batch, width)).permute(2, 0, 1, 3)
+    return map_grad, value_grad
+
+
 def apply_map(
     map_: Float[Tensor, "*B S T M"], value: Float[Tensor, "B G M D"], heads: int
 ) -> Float[Tensor, "B H T D"]:
