@@ -95,6 +95,17 @@ def count_of(stack: str, name: str) -> int:
     return LAYERS * (MAP_COUNT + BOTTLENECK_COUNT + BESIDE[stack][1](name))
 
 
+def starts_as_base(config: PeftConfig) -> bool:
+    """Whether a new adapter changes no output of the base."""
+    if isinstance(config, LoradaConfig):
+        return all(map(starts_as_base, config.parts))
+    if isinstance(config, LmamConfig):  # full_rank starts at PE, and a softmax is never zero
+        return config.init != "normal" and config.ablation in (None, "no_position")
+    if isinstance(config, BottleneckConfig):
+        return config.init == "lora"
+    return config.peft_type not in ("C3A", "FOURIERFT", "PREFIX", "UNILORA", "VBLORA")
+
+
 def randomise(model: nn.Module, adapter: str = "default") -> None:
     """Give an adapter weights as after training: none at its start, all different."""
     with torch.no_grad():

@@ -21,7 +21,7 @@ from method_cases import (
     selected,
     small,
 )
-from stacks import assert_loads, randomise
+from stacks import assert_loads, randomise, starts_as_base
 
 from lorada import METHODS
 from lorada.inference.evaluate import evaluate
@@ -50,7 +50,7 @@ def test_a_method_starts_and_trains_as_it_says_and_comes_back_from_its_file(name
     if any(getattr(part, "modules_to_save", None) for part in plan.config.parts):
         own.append("modules_to_save")
     assert all(any(f".{key}" in n for key in own) for n in trained)
-    if plan.config.starts_as_base:
+    if starts_as_base(plan.config):
         assert_close(logits(adapted, **batch), logits(plain, **batch))
     else:
         assert (logits(adapted, **batch) - logits(plain, **batch)).abs().max() > 1e-4

@@ -93,12 +93,6 @@ class LmamConfig(LoradaPeftConfig):
             return float(asked.removesuffix("x")) * learning_rate
         return learning_rate if asked is None else asked
 
-    @property
-    def starts_as_base(self) -> bool:
-        """Whether the map is zero at step 0. A softmax is not, and a full-rank map starts at PE."""
-        zero = self.init in ("zero", "zero_left") and self.ablation in (None, "no_position")
-        return self.init_weights and zero
-
 
 def map_configs(model: nn.Module, adapter: str | None = None) -> list[LmamConfig]:
     """The configs of all maps of a PEFT model, or of one of its adapters, those in stacks too."""

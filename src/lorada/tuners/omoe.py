@@ -66,11 +66,6 @@ class OmoeConfig(LoradaPeftConfig):
                 f"routing='top2' needs two experts or more, not experts={self.experts}"
             )
 
-    @property
-    def starts_as_base(self) -> bool:
-        """Whether B is zero at the start: see ``normalize``."""
-        return self.init_weights and not self.normalize
-
 
 class OmoeLayer(DeltaLayer):
     """A linear layer with the experts and routers of any number of adapters."""

@@ -50,11 +50,6 @@ class PoolingConfig(LoradaPeftConfig):
 
     pooling: Literal["mean", "cls"] = field(default="mean")
 
-    @property
-    def starts_as_base(self) -> bool:
-        """No: the head reads other numbers from the start."""
-        return False
-
 
 def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     """One vector p (B, d) for each text, from its last hidden states (B, T, d).

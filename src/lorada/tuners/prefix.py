@@ -60,11 +60,6 @@ class PrefixConfig(LoradaPeftConfig):
     exclude_modules: list[str] | str | None = field(default=None)
     stacks: list[str] | None = field(default=None)
 
-    @property
-    def starts_as_base(self) -> bool:
-        """No: the keys of a prefix take their share of the attention from the first step on."""
-        return False
-
 
 class PrefixPart(AttachedLayer):
     """Parameters of prefixes; the base of ``PrefixLayer`` and ``PrefixNetwork``."""

@@ -125,11 +125,6 @@ class LoradaPeftConfig(PeftConfig):
         check_values(self)
 
     @property
-    def starts_as_base(self) -> bool:
-        """Whether a new adapter does not change the outputs of the base model."""
-        return self.init_weights
-
-    @property
     def mergeable(self) -> bool:
         """Whether a trained adapter can be merged into the weights of the base model."""
         return not PEFT_TYPE_TO_TUNER_MAPPING[self.registered_as].not_mergeable

@@ -232,11 +232,6 @@ class BottleneckConfig(LoradaPeftConfig):
                 f"not {self.placement!r}: leave it out"
             )
 
-    @property
-    def starts_as_base(self) -> bool:
-        """Whether U is zero at the start."""
-        return self.init_weights and self.init == "lora"
-
 
 class BottleneckLayer(AttachedLayer):
     """The adapters of one ``Insertion``, by adapter name; hooks read and change the model."""

@@ -22,8 +22,6 @@ UNSTACKABLE = {
 UNMERGEABLE = ("LILY",)
 # Fields of any config that a stack shares with its one part.
 KEPT = ("task_type", "inference_mode", "base_model_name_or_path", "revision", "modules_to_save")
-# The types of PEFT's tuners that by default start from random weights, not as the base.
-CHANGES_AT_START = ("C3A", "FOURIERFT", "UNILORA", "VBLORA")
 
 
 @dataclass
@@ -45,14 +43,6 @@ class LoradaConfig(LoradaPeftConfig):
         self.parts = [_as_config(part, self) for part in self.parts]
         for part in self.parts:
             _refuse_unstackable(part)
-
-    @property
-    def starts_as_base(self) -> bool:
-        """Whether no part changes the outputs of the base model at the start."""
-        return self.init_weights and all(
-            getattr(part, "starts_as_base", part.peft_type not in CHANGES_AT_START)
-            for part in self.parts
-        )
 
     @property
     def mergeable(self) -> bool:
