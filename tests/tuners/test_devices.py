@@ -6,31 +6,13 @@ import torch
 from conftest import TINY, assert_close
 from folders import refused
 from peft import PeftModel, get_peft_model
-from stacks import bottleneck, lmam, logits, lora, moved, training_stack
+from stacks import bottleneck, lmam, logits, moved, training_stack
 
 from lorada import LoradaConfig
 
 
 def batch():
     return {"input_ids": torch.randint(5, 90, (3, 24))}
-
-
-@pytest.mark.parametrize(
-    ("config", "module", "host"),
-    [
-        pytest.param(lmam(), "self_attn.v_proj", "model.layers.1.self_attn", id="lmam"),
-        pytest.param(bottleneck(), "mlp.up_proj", "model.layers.1.mlp", id="bottleneck"),
-        pytest.param(training_stack(), "self_attn.v_proj", "model.layers.1.self_attn", id="stack"),
-        pytest.param(
-            LoradaConfig(parts=[lora("llama"), lmam()]),
-            "self_attn.q_proj", "model.layers.1.self_attn", id="under_lora",
-        ),
-    ],
-)  # fmt: skip
-def test_a_part_refuses_a_module_that_is_split_over_devices(config, module, host):
-    model = TINY["llama"]()
-    model.model.layers[1].get_submodule(module).to("meta")
-    refused(f"{host} is split over cpu, meta: choose", lambda: get_peft_model(model, config))
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["a base on meta", "one of its layers"])

@@ -143,7 +143,7 @@ class LmamLayer(AttachedLayer):
                 f"ablation='no_negative' changes the scores, and {type(self.host).__name__} "
                 "computes them itself: choose a model that calls transformers' attention interface"
             )
-        device = self.device_for_weights(model)
+        device = self.device_for_weights()
         if self._listener is None:
             self._listener = forward_listener(model)
             self._listener.add_layer(windowed=is_windowed(self.host))

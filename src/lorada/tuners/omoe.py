@@ -81,7 +81,7 @@ class OmoeLayer(DeltaLayer):
         self, adapter_name: str, config: OmoeConfig, model: nn.Module, key: str
     ) -> None:
         """Create the experts and the router of an adapter."""
-        plain_weight(self.adapted, f"OMoE on {key}")
+        plain_weight(self.get_base_layer(), f"OMoE on {key}")
         down = self.new_weight(config.experts, config.rank, self.in_features)
         up = self.new_weight(config.experts, self.out_features, config.rank)
         router = self.new_weight(config.experts, self.in_features)

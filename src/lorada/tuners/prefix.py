@@ -133,7 +133,7 @@ class PrefixLayer(PrefixPart):
         self.configs[adapter_name] = config
         groups = int(getattr(self.host, "num_key_value_groups", 1))
         width = head_width(self.host) * head_count(self.host) // groups  # G·D
-        new = partial(_new, self.device_for_weights(model))
+        new = partial(_new, self.device_for_weights())
         if config.projection is None:
             std = config.initial_std if config.init_weights else 1.0
             for parameters in (self.lora_key, self.lora_value):
@@ -232,7 +232,7 @@ class PrefixModel(AttachedModel):
             network = PrefixNetwork(self.model, self.model)
             self.model.add_module(name, network)
         if adapter_name not in network.lora_hidden:
-            device = getattr(target, self.child).device_for_weights(self.model)
+            device = getattr(target, self.child).device_for_weights()
             has_config = target if hasattr(target, "config") else self.model  # DeBERTa's has none
             network.create(adapter_name, config, hidden_width(has_config), device)
         other = network.configs[adapter_name]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lorada.tuners.base.layer import LoradaTunerLayer, refuse_offloaded
+from lorada.tuners.base.layer import LoradaTunerLayer
 from lorada.tuners.base.linears import layer_linear_names, linear_of, widths
 from lorada.tuners.base.part_config import LoradaPeftConfig
 from lorada.tuners.base.tuner import LoradaTuner
@@ -21,21 +21,14 @@ from lorada.tuners.base.tuner import LoradaTuner
 class DeltaLayer(LoradaTunerLayer):
     """A linear layer and the terms of any number of adapters."""
 
-    if TYPE_CHECKING:  # methods of PEFT's base class
+    if TYPE_CHECKING:  # a method of PEFT's base class
 
-        def get_base_layer(self) -> Any: ...  # noqa: D102
         def unmerge(self) -> None: ...  # noqa: D102
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.in_features, self.out_features = widths(self.adapted)
-
-    @property
-    def adapted(self) -> nn.Module:
-        """The linear layer itself, inside of all wrappers."""
-        linear: nn.Module = self.get_base_layer()
-        return linear
+        self.in_features, self.out_features = widths(self.get_base_layer())
 
     def update_layer(self, adapter_name: str, config: Any, model: nn.Module, key: str) -> None:
         """Create the weights of an adapter for the linear layer named ``key`` in ``model``."""
@@ -61,7 +54,7 @@ class DeltaLayer(LoradaTunerLayer):
     def matrix(self) -> Tensor:
         """W (out, in); a ``Conv1D`` stores its transpose."""
         weight: Tensor = self.get_base_layer().weight.detach()
-        return weight.T if isinstance(self.adapted, Conv1D) else weight
+        return weight.T if isinstance(self.get_base_layer(), Conv1D) else weight
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The output of the linear layer plus the term of each active adapter."""
@@ -104,13 +97,6 @@ class DeltaModel(LoradaTuner):
             config.target_modules = list(known[kind]) if known else layer_linear_names(self.model)
         return peft_config
 
-    def _prepare_model(self, peft_config: LoradaPeftConfig, model: nn.Module) -> None:
-        refuse_offloaded(model, type(self).__name__.removesuffix("Model"))
-
-    def new_layer(self, target: nn.Module) -> DeltaLayer:
-        """Wrap a linear layer, or the tuner layer around it."""
-        return self.tuner_layer_cls(target)
-
     def place(
         self, config: Any, adapter_name: str, target: Any, parent: nn.Module, key: str
     ) -> None:
@@ -122,7 +108,7 @@ class DeltaModel(LoradaTuner):
                     f"target_modules matches {key}, which is {type(target).__name__} and "
                     f"not a linear layer; this model has {self.listed_candidates(config)}"
                 )
-            layer = self.new_layer(target)
+            layer = self.tuner_layer_cls(target)
             self._replace_module(parent, key.rpartition(".")[2], layer, target)
         layer.update_layer(adapter_name, config, self.model, key)
         layer.train(target.training)

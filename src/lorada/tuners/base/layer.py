@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lorada.attention.call import head_count
 
 
-class Entries(nn.ParameterDict):
-    """Parameters of one kind by adapter name, such as all ``lora_A`` of a layer.
+class ByName:
+    """Weights of one kind by adapter name.
 
     In a forward, call it with the name (``self.lora_A(name)``): accelerate loads an offloaded
     weight when the module that owns it is called.
@@ -22,36 +22,28 @@ class Entries(nn.ParameterDict):
 
     if TYPE_CHECKING:
 
-        def __call__(self, name: str) -> nn.Parameter: ...  # noqa: D102
+        def __call__(self, name: str) -> Any: ...  # noqa: D102
     else:
         __call__ = nn.Module.__call__  # torch forbids to call a plain ParameterDict
 
-    def forward(self, name: str) -> nn.Parameter:
-        """The parameter of one adapter."""
-        parameter: nn.Parameter = self[name]
-        return parameter
+    def forward(self, name: str) -> Any:
+        """The weight of one adapter."""
+        return self[name]  # type: ignore[index]
 
 
-class FrozenEntries(BufferDict):  # type: ignore[misc]
-    """Tensors of one kind by adapter name that are saved with the adapter and never train.
+class Entries(ByName, nn.ParameterDict):
+    """Parameters, such as all ``lora_A`` of a layer."""
+
+
+class FrozenEntries(ByName, BufferDict):  # type: ignore[misc]
+    """Tensors that are saved with the adapter and never train.
 
     They are buffers, so that code which unfreezes or counts parameters ignores them. Those that
     are not ``persistent`` follow the model from device to device, but are not saved.
     """
 
-    if TYPE_CHECKING:
-
-        def __call__(self, name: str) -> Tensor: ...  # noqa: D102
-    else:
-        __call__ = nn.Module.__call__
-
     def __init__(self, persistent: bool = True) -> None:
         super().__init__(persistent=persistent)
-
-    def forward(self, name: str) -> Tensor:
-        """The tensor of one adapter."""
-        tensor: Tensor = self[name]
-        return tensor
 
 
 def adapter_parameters(model: nn.Module) -> set[int]:
@@ -66,37 +58,11 @@ def adapter_parameters(model: nn.Module) -> set[int]:
     }
 
 
-def used_on(host: nn.Module) -> Iterator[torch.device]:
-    """The devices on which a module's own weights are used, without those of its adapters."""
-    added = adapter_parameters(host)
-    for module in host.modules():
-        target = execution_device(module)
-        for parameter in module.parameters(recurse=False):
-            if id(parameter) not in added:
-                yield target or parameter.device
-
-
 def execution_device(module: nn.Module) -> torch.device | None:
     """The device to which accelerate brings a module's offloaded weights; None if not offloaded."""
     hook = getattr(module, "_hf_hook", None)
     targets = [getattr(part, "execution_device", None) for part in getattr(hook, "hooks", [hook])]
     return next((torch.device(target) for target in targets if target is not None), None)
-
-
-def refuse_offloaded(model: nn.Module, kind: str) -> None:
-    """Refuse to wrap weights that accelerate offloads: the adapter's would never get values.
-
-    A model with a ``hf_device_map`` is fine: PEFT offloads it again together with the adapter.
-    """
-    if getattr(model, "hf_device_map", None) is not None:
-        return
-    for name, module in model.named_modules():
-        away = any(parameter.is_meta for parameter in module.parameters(recurse=False))
-        if away and execution_device(module) is not None:
-            raise ValueError(
-                f"{name} is offloaded, where PEFT leaves {kind} weights without values: "
-                "add or load the adapter first, then offload"
-            )
 
 
 def warn_of_rounding(*factors: Tensor) -> None:
@@ -132,6 +98,7 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         merged: bool
 
         def _get_available_adapters(self) -> set[str]: ...
+        def get_base_layer(self) -> Any: ...  # noqa: D102
         def set_adapter(self, adapter_names: list[str]) -> None: ...  # noqa: D102
 
     def __init__(self) -> None:
@@ -144,14 +111,6 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self._disable_adapters = False
         self._active_adapter: list[str] = []
 
-    @property
-    def adapted(self) -> nn.Module:
-        """The module of the base model that this layer adapts."""
-        raise NotImplementedError
-
-    def detach_from_host(self) -> None:
-        """Remove every hook that this part has put on the model; most parts put none."""
-
     def active_here(self) -> list[str]:
         """The active adapters that have weights in this layer; none while they are disabled."""
         active = [] if self._disable_adapters else self.active_adapters
@@ -161,17 +120,15 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """The term of an adapter times its ``scaling``, if it has one."""
         return term * self.scaling[name] if name in self.scaling else term
 
-    def device_for_weights(self, model: nn.Module | None = None) -> torch.device:
-        """The device for new weights: the one on which the adapted module of a model runs."""
-        devices = sorted({str(device) for device in used_on(self.adapted)})
-        if len(devices) > 1:
-            modules = (model or self.adapted).named_modules()
-            name = next((name for name, module in modules if module is self.adapted), "")
-            raise ValueError(
-                f"{name or type(self.adapted).__name__} is split over {', '.join(devices)}: "
-                "choose a device_map that keeps each module that holds a part on one device"
-            )
-        return torch.device(devices[0] if devices else "cpu")
+    def device_for_weights(self) -> torch.device:
+        """The device for new weights: the one on which the adapted module is used."""
+        adapted = self.get_base_layer()
+        added = adapter_parameters(adapted)
+        for module in adapted.modules():
+            for parameter in module.parameters(recurse=False):
+                if id(parameter) not in added:
+                    return execution_device(module) or parameter.device
+        return torch.device("cpu")
 
     def weights_of(self, adapter_name: str) -> Iterator[Tensor]:
         """The weights of an adapter in this layer, also frozen ones."""
@@ -186,7 +143,7 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def cast_to_base(self, adapter_name: str) -> None:
         """Give the weights of an adapter the adapted module's dtype, unless that is quantised."""
-        dtypes = (parameter.dtype for parameter in self.adapted.parameters())
+        dtypes = (parameter.dtype for parameter in self.get_base_layer().parameters())
         dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), None)
         for tensor in self.weights_of(adapter_name) if dtype is not None else ():
             tensor.data = tensor.data.to(dtype)
@@ -208,13 +165,6 @@ HEAD_WIDTHS = (
 )  # fmt: skip
 
 
-class Removable(Protocol):
-    """One or more hooks on the model that can be removed."""
-
-    def remove(self) -> None:
-        """Remove the hooks."""
-
-
 class AttachedLayer(LoradaTunerLayer):
     """A child of the module that it adapts, its host; hooks on the model call it in the forward."""
 
@@ -222,27 +172,16 @@ class AttachedLayer(LoradaTunerLayer):
         super().__init__()
         # In a tuple, so that PyTorch does not register the host under its own child.
         self._host = (host,)
-        self._handles: list[Removable] = []
+        self._handles: list[Any] = []  # of hooks on the model, each with ``remove()``
 
     @property
     def host(self) -> nn.Module:
         """The module that this part adapts."""
         return self._host[0]
 
-    @property
-    def adapted(self) -> nn.Module:
+    def get_base_layer(self) -> nn.Module:
         """The host."""
         return self.host
-
-    @property
-    def weight(self) -> Tensor:
-        """Attached parts have no base weight; PEFT's property would recurse without end."""
-        raise AttributeError("an attached part has no weight of its own")
-
-    @property
-    def bias(self) -> Tensor:
-        """Attached parts have no base bias either."""
-        raise AttributeError("an attached part has no bias of its own")
 
     def update_layer(self, adapter_name: str, config: Any, model: nn.Module) -> None:
         """Create the parameters of an adapter."""
@@ -260,12 +199,11 @@ class AttachedLayer(LoradaTunerLayer):
 
 
 def detach_all(model: nn.Module) -> None:
-    """Remove every attached part from a model, and the hooks of every part."""
+    """Remove every attached part from a model, with its hooks."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, LoradaTunerLayer):
-                child.detach_from_host()
             if isinstance(child, AttachedLayer):
+                child.detach_from_host()
                 delattr(module, name)
 
 

@@ -29,7 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lorada.attention.hooks import FollowingHook
 from lorada.functional.precision import recomputed
-from lorada.tuners.base.layer import AttachedLayer, Entries, Removable
+from lorada.tuners.base.layer import AttachedLayer, Entries
 from lorada.tuners.base.linears import linear_of
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, Rate, register
 from lorada.tuners.base.tuner import AttachedModel
@@ -39,7 +39,7 @@ from lorada.tuners.bottleneck.placements import PLACEMENTS, Insertion, insertion
 Change = Callable[[Tensor], Tensor | None]
 
 
-def hook_at(layer: nn.Module, point: str, change: Change, *, first: bool = False) -> Removable:
+def hook_at(layer: nn.Module, point: str, change: Change, *, first: bool = False) -> Any:
     """Call ``change`` with the tensor at a hook point, in every forward.
 
     It is no closure, which a deep copy of the model would share. ``first`` calls it before the
@@ -106,7 +106,7 @@ class LayerOutput:
             layer.register_forward_hook(self._after, prepend=True),
         ]
 
-    def add(self, change: Change, first: bool) -> Removable:
+    def add(self, change: Change, first: bool) -> Any:
         """Add a change, before or after the others, and return its handle."""
         self.changes.insert(0 if first else len(self.changes), change)
         return SimpleNamespace(remove=partial(self.drop, change))
@@ -329,7 +329,7 @@ class BottleneckLayer(AttachedLayer):
         """Create the weights of an adapter."""
         hidden = model.config.hidden_size
         fan_in, fan_out = self._insertion.widths or (hidden, hidden)
-        device = self.device_for_weights(model)
+        device = self.device_for_weights()
         self.configs[adapter_name] = config
         dropout = model_dropout(model) if config.dropout is None else config.dropout
         self.dropouts[adapter_name] = dropout

@@ -67,7 +67,7 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
     for place, chain in wrappers(model).items():
         for layer in chain:
             if isinstance(layer, DeltaLayer) and has_adapter(layer, name):
-                plain_weight(layer.adapted, "merging")  # before any weight is changed
+                plain_weight(layer.get_base_layer(), "merging")  # before any weight is changed
         own = {layer_kind(layer).__name__ for layer in chain if has_adapter(layer, name)}
         if len(own) > 1 and linear_of(chain[0]) is None:
             raise UnmergeableError(
