@@ -54,11 +54,6 @@ class After(Twin):
         return y + self.adapter(y)
 
 
-class Before(Twin):
-    def forward(self, x):
-        return self.module(x + self.adapter(x))
-
-
 class Beside(Twin):
     def forward(self, x):
         return self.module(x) + self.adapter(x)
@@ -117,7 +112,7 @@ class AfterSum(AfterFfn):
 
 
 Twins = list[tuple[str, str, type[Twin]]]  # module of a layer, name of its adapter, the twin
-LINEARS = {"series": After, "series_input": Before, "parallel": Beside}
+LINEARS = {"series": After, "parallel": Beside}
 
 
 @dataclass(frozen=True)
@@ -227,7 +222,7 @@ def of_linears(placement: str, *paths: str) -> Twins:
 
 def twins_of(name: str, placement: str) -> Twins:
     """The twins of a layer for a placement with its default targets."""
-    targets = {"series": ["down"], "series_input": ["gate", "up"], "parallel": ["up", "down"]}
+    targets = {"series": ["down"], "parallel": ["up", "down"]}
     if placement in targets:
         return of_linears(placement, *(f"mlp.{each}_proj" for each in targets[placement]))
     return KINDS[name].twins(placement)

@@ -128,7 +128,7 @@ def test_the_adapter_beside_an_ffn_is_added_behind_the_dropout_of_the_ffn(name):
 
 
 UNDEFINED = [(name, placement) for placement, names in {
-    "series": {*GATED, "phi3"}, "series_input": GATED, "parallel": GATED,
+    "series": {*GATED, "phi3"}, "parallel": GATED,
 }.items() for name in ARCHITECTURES.keys() - names]  # fmt: skip
 
 
@@ -264,7 +264,6 @@ def test_houlsby_is_not_placed_by_half_where_the_attention_is_unknown():
         ("pfeiffer", ("relu", True, False, "bert", 1.0, None)),
         ("pa_attn", ("relu", True, True, "bert", 1.0, None)),
         ("series", ("tanh", False, False, "bert", 1.0, 0.0)),
-        ("series_input", ("tanh", False, False, "bert", 1.0, 0.0)),
         ("parallel", ("tanh", False, False, "bert", 1.0, 0.0)),
     ],
 )

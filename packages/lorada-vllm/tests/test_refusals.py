@@ -45,7 +45,6 @@ def exported(tmp_path_factory):
         (LmamConfig(length=8, ablation="no_negative"), "ablation='no_negative'"),
         (BottleneckConfig(placement="pa_attn"), "placement='pa_attn'"),
         (BottleneckConfig(placement="parallel"), "placement='parallel'"),
-        (BottleneckConfig(placement="series_input"), "placement='series_input'"),
         (
             BottleneckConfig(placement="series", target_modules=["up_proj"]),
             "bneck_series_up_proj.lora_down is not served",

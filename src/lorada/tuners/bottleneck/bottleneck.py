@@ -185,7 +185,6 @@ class BottleneckConfig(LoradaPeftConfig):
             z = LN(y + x) and y = FFN(x). A pre-LN layer gets A(y + x) + y + x, or A(y) + y + x if
             its attention runs beside the FFN. A reads y without the terms of other adapters.
             ``series``: behind linear layers, y + A(y) with y = Wx.
-            ``series_input``: in front of linear layers, W(x + A(x)).
             ``parallel``: beside linear layers, Wx + A(x).
         activation: φ: ``relu``, ``tanh`` or ``gelu``. Default tanh on linear layers, else relu.
         use_bias: whether D and U have biases. Default False on linear layers, else True.
@@ -201,14 +200,13 @@ class BottleneckConfig(LoradaPeftConfig):
             the FFN reads.
         target_modules: names or a regex of the modules that get an adapter: FFNs, attentions or
             linear layers, depending on the placement. None for all FFNs or attentions, or for
-            LLaMA's ``down_proj`` (series), ``gate_proj`` and ``up_proj`` (series_input),
-            ``up_proj`` and ``down_proj`` (parallel).
+            LLaMA's ``down_proj`` (series), ``up_proj`` and ``down_proj`` (parallel).
         exclude_modules: names or a regex of modules to leave out.
     """
 
-    placement: Literal[
-        "ffn", "pa_attn", "houlsby", "pfeiffer", "series", "series_input", "parallel"
-    ] = field(default="ffn")
+    placement: Literal["ffn", "pa_attn", "houlsby", "pfeiffer", "series", "parallel"] = field(
+        default="ffn"
+    )
     rank: Count = field(default=16)
     scale: Number = _by_placement()  # noqa: RUF009
     activation: Literal["relu", "tanh", "gelu"] = _by_placement()

@@ -11,7 +11,6 @@ FFN(x) in a post-LN layer:
                    A(y + x) + y + x in a pre-LN layer       He et al., 2021 (mBART)
                    A(y) + y + x with parallel attention     ours
     series         Wx + A(Wx)                               Hu et al., 2023 (LLM-Adapters)
-    series_input   W(x + A(x))                              Hu et al., 2023
     parallel       Wx + A(x)                                Hu et al., 2023
 
 The default settings are those of the code of He et al. and of LLM-Adapters.
@@ -216,7 +215,6 @@ PLACEMENTS = {
     "houlsby": Placement("an attention's output projection or an FFN", Defaults()),
     "pfeiffer": Placement("an FFN", Defaults()),
     "series": Placement(_LINEAR, _LLM_ADAPTERS, ("down_proj",)),
-    "series_input": Placement(_LINEAR, _LLM_ADAPTERS, ("gate_proj", "up_proj")),
     "parallel": Placement(_LINEAR, _LLM_ADAPTERS, ("up_proj", "down_proj")),
 }
 
@@ -300,8 +298,6 @@ def _on_linear(layer: nn.Module, name: str, placement: str) -> Insertion:
     fan_in, fan_out = _widths(layer, name)
     if placement == "series":
         return Insertion(*where, f"{name}.out", input="here", widths=(fan_out, fan_out))
-    if placement == "series_input":
-        return Insertion(*where, f"{name}.in", input="here", widths=(fan_in, fan_in))
     return Insertion(*where, f"{name}.out", {"x": (f"{name}.in",)}, widths=(fan_in, fan_out))
 
 
