@@ -166,7 +166,7 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
     model.eval()
     try:
         with_all = _read(model, batch, names)
-        with without_adapter(model, parts):
+        with without_adapter(model):
             without = _read(model, batch, names)
         alone = {}
         for name in parts:

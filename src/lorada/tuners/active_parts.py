@@ -1,12 +1,11 @@
 """Switches the parts of an adapter off and on, to see what each does alone."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import ModulesToSaveWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
 # The package of a tuner layer → what its part is called; others go by the package's own name.
@@ -42,43 +41,27 @@ def part_name(layer: BaseTunerLayer) -> str:
 
 
 @contextmanager
-def trains_as_before(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Restore at the end what trains: PEFT makes every adapter trainable that it switches on."""
-    before = [(p, p.requires_grad) for module in modules for p in module.parameters()]
+def switched_off(layers: Iterable[Any]) -> Iterator[None]:
+    """Switch layers off in a ``with`` block; what trains stays as it is."""
+    # Not by ``enable_adapters``: it makes every adapter trainable that it switches on.
+    layers = list(layers)
+    for layer in layers:
+        layer._disable_adapters = True
     try:
         yield
     finally:
-        for parameter, requires_grad in before:
-            parameter.requires_grad = requires_grad
-
-
-@contextmanager
-def switched_off(layers: Sequence[Any]) -> Iterator[None]:
-    """Switch layers off in a ``with`` block; trained copies of modules, such as a head, stay."""
-    with trains_as_before(layers):
         for layer in layers:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.enable_adapters(True)
+            layer._disable_adapters = False
 
 
-@contextmanager
-def without_parts(parts: Parts, names: Iterable[str]) -> Iterator[None]:
-    """Switch some parts off in a ``with`` block."""
-    with switched_off([layer for name in names for layer in parts[name]]):
-        yield
+def without_parts(parts: Parts, names: Iterable[str]) -> AbstractContextManager[None]:
+    """Switch some parts off in a ``with`` block; trained copies of modules, as a head, stay."""
+    return switched_off(layer for name in names for layer in parts[name])
 
 
-@contextmanager
-def without_adapter(model: nn.Module, parts: Parts) -> Iterator[None]:
+def without_adapter(model: nn.Module) -> AbstractContextManager[None]:
     """Switch everything off in a ``with`` block that the active adapters change."""
-    with ExitStack() as stack:
-        if isinstance(model, PeftModel):  # it has trained copies of modules too, such as a head
-            stack.enter_context(trains_as_before([model]))
-            stack.enter_context(model.disable_adapter())
-        else:
-            stack.enter_context(without_parts(parts, parts))
-        yield
+    kinds = BaseTunerLayer | AuxiliaryTrainingWrapper
+    return switched_off(
+        m for m in model.modules() if isinstance(m, kinds) and not m.disable_adapters
+    )

@@ -13,7 +13,6 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, onload_layer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.error import NoMatchingPeftModuleError
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from lorada.support.errors import MOST, unknown_name
@@ -36,33 +35,27 @@ HEADS_OF_PEFT = {
 
 
 @contextmanager
-def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
+def all_or_nothing(model: nn.Module) -> Iterator[None]:
     """Restore a model if placing an adapter on it fails half-way."""
-    children = [(module, dict(module._modules)) for module in model.modules()]
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    # Children, hooks, names of adapters: restored in place, since a hook's handle knows its dict.
+    held = [value for _, attributes in before for value in attributes.values()
+            if isinstance(value, dict | list | set)]  # fmt: skip
+    contents = [value.copy() for value in held]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    layers = [module for module, _ in children if isinstance(module, BaseTunerLayer)]
-    copied = [module for module, _ in children if isinstance(module, AuxiliaryTrainingWrapper)]
-    attributes = [
-        (module, dict(vars(module))) for module in (*layers, *copied)
-    ]  # as what is active
-    known = [(wrapper, set(wrapper._adapters)) for wrapper in copied]
-    without = [m for m in layers if adapter_name not in m._get_available_adapters()]
     try:
         yield
     except BaseException:
-        before = {id(module) for module, _ in children}
+        known = {id(module) for module, _ in before}
         for module in list(model.modules()):
-            if isinstance(module, LoradaTunerLayer) and id(module) not in before:
+            if isinstance(module, AttachedLayer) and id(module) not in known:
                 module.detach_from_host()
-        for layer, values in attributes:
-            vars(layer).update(values)
-        for wrapper, names in known:
-            wrapper._adapters = names
-        for layer in without:
-            layer.delete_adapter(adapter_name)
-        for module, own in children:
-            module._modules.clear()
-            module._modules.update(own)
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+        for value, content in zip(held, contents, strict=True):
+            value.clear()
+            (value.extend if isinstance(value, list) else value.update)(content)
         for parameter, requires_grad in trainable:
             parameter.requires_grad = requires_grad
         raise
@@ -165,7 +158,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         refuse_absent(model, [config], task=None)
         kw.pop("state_dict", None)  # PEFT would choose the targets by it; only the config may
         try:
-            with all_or_nothing(model, adapter_name):
+            with all_or_nothing(model):
                 super().inject_adapter(model, adapter_name, *args, **kw)
         except NoMatchingPeftModuleError as error:
             has = self.listed_candidates(config)
@@ -250,7 +243,11 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        refuse_mixed_batch(kwargs)
+        if kwargs.get("adapter_names") is not None:  # which PEFT would ignore
+            raise ValueError(
+                "adapter_names: one adapter serves a whole batch: call model.set_adapter(name), "
+                "and pass the samples of each adapter in a batch of their own"
+            )
         yield
 
     @classmethod
@@ -334,15 +331,6 @@ class AttachedModel(LoradaTuner):
             target.add_module(self.child, layer)
         layer.update_layer(adapter_name, config, self.model)
         layer.train(target.training)
-
-
-def refuse_mixed_batch(arguments: dict[str, Any]) -> None:
-    """Refuse a call in which each sample names its own adapter; PEFT would ignore the names."""
-    if arguments.get("adapter_names") is not None:
-        raise ValueError(
-            "adapter_names: one adapter serves a whole batch: call model.set_adapter(name), and "
-            "pass the samples of each adapter in a batch of their own"
-        )
 
 
 def chosen(config: Any) -> str:

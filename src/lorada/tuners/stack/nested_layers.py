@@ -17,10 +17,8 @@ from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from lorada.tuners.base.layer import adapter_parameters
 from lorada.tuners.base.linears import BASE_LAYER, has_adapter, linear_names, wrappers
 from lorada.tuners.base.part_config import PREFIX, refuse_no_layers
 from lorada.tuners.base.tuner import AttachedModel, chosen, listed
@@ -96,25 +94,17 @@ def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) ->
             )
 
 
-def train_biases(model: nn.Module, tuner: BaseTuner, adapter_name: str) -> None:
-    """Let the biases train that the ``bias`` of a placed part asks for.
+def train_biases(model: nn.Module, tuners: list[BaseTuner]) -> None:
+    """Let the biases train that the ``bias`` of any placed part asks for.
 
     PEFT does so when it places the first part, but for each further one it restores what trained.
     """
-    part = tuner.peft_config[adapter_name]
-    wanted = "none" if part.inference_mode else getattr(part, "bias", "none")
-    if wanted == "all":
-        copied = (m for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper))
-        own = adapter_parameters(model) | {id(p) for module in copied for p in module.parameters()}
-        for name, parameter in model.named_parameters():
-            if name.endswith(".bias") and id(parameter) not in own:
-                parameter.requires_grad = True
-    elif wanted != "none":  # such as lora_only
-        layers = (m for m in model.modules() if isinstance(m, tuner.tuner_layer_cls))
-        for layer in layers:
-            bias = getattr(layer, "bias", None)
-            if bias is not None and has_adapter(layer, adapter_name):
-                bias.requires_grad = True
+    trained = []
+    for tuner in tuners:
+        tuner._mark_only_adapters_as_trainable(model)
+        trained += [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad = True
 
 
 # PEFT's layers that compute with the base layer's weight, or with a copy of what they wrap, instead
@@ -177,17 +167,21 @@ def named_for_transformers(
     return state_dict
 
 
+def layers_of(model: nn.Module, keys: Iterable[str]) -> dict[str, BaseTunerLayer]:
+    """The tuner layer that a key of a state dict belongs to, of each key that has one."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    return {key: layers[owner] for key in keys if (owner := owner_of(key, layers))}
+
+
 def keys_of_others(model: nn.Module, tuner_cls: type[BaseTuner], keys: Iterable[str]) -> set[str]:
     """The keys of tuner layers of another kind than those of ``tuner_cls``."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-    owners = {key: owner_of(key, layers) for key in keys}
     ada = tuner_cls is AdaLoraModel  # its layers are of LoRA's kind, but are saved by itself
 
     def owns(layer: nn.Module) -> bool:
         own = layer_kind(layer) is tuner_cls.tuner_layer_cls
         return own and isinstance(layer, AdaLoraLayer) is ada
 
-    return {key for key, owner in owners.items() if owner and not owns(layers[owner])}
+    return {key for key, layer in layers_of(model, keys).items() if not owns(layer)}
 
 
 def owner_of(key: str, names: dict[str, Any]) -> str:

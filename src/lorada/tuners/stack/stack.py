@@ -25,7 +25,6 @@ from lorada.tuners.base.tuner import (
     refuse_absent,
     refuse_doubled,
     refuse_known,
-    refuse_mixed_batch,
 )
 from lorada.tuners.lmam import bake
 from lorada.tuners.stack import as_stack, merging
@@ -35,11 +34,11 @@ from lorada.tuners.stack.nested_layers import (
     check_order,
     keys_of_others,
     layer_kind,
+    layers_of,
     layers_shown,
     let_stand_beside_others,
     named_for_transformers,
     names_alone,
-    owner_of,
     part_kind,
     part_named_in_errors,
     refuse_blind,
@@ -101,7 +100,7 @@ class LoradaModel(LoradaTuner):
         self.__dict__["_tuners"][adapter_name] = []
         saved = model.__dict__.pop("peft_config", None)
         try:
-            with all_or_nothing(model, adapter_name):
+            with all_or_nothing(model):
                 # Attached parts last: they put hooks on modules, which LN tuning would replace.
                 for part in sorted(config.parts, key=lambda part: not wraps(part)):
                     self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
@@ -124,8 +123,8 @@ class LoradaModel(LoradaTuner):
         """Activate what was active before, or the first adapter, with its copies of modules."""
         config = self.peft_config[adapter_name]
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-        for tuner in self.tuners_of(adapter_name):
-            train_biases(model, tuner, adapter_name)
+        if not config.inference_mode:
+            train_biases(model, self.tuners_of(adapter_name))
         set_additional_trainable_modules(
             model=model,
             peft_config=config,
@@ -201,8 +200,7 @@ class LoradaModel(LoradaTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        refuse_mixed_batch(kwargs)
-        with ExitStack() as stack:
+        with super()._enable_peft_forward_hooks(*args, **kwargs), ExitStack() as stack:
             for tuner_cls in dict.fromkeys(map(type, self.tuners())):
                 hooks = getattr(tuner_cls, "_enable_peft_forward_hooks", None)
                 if hooks is not None and not issubclass(tuner_cls, LoradaTuner):
@@ -462,12 +460,7 @@ def forget(stack: nn.Module, tuners: list[BaseTuner]) -> None:
 
 def own_keys(model: nn.Module, tuner: BaseTuner, keys: Iterable[str]) -> set[str]:
     """The keys of a saved adapter that belong to a tuner: of its layers, and of shared weights."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    layers = layers_of(model, keys)
     shared = tuple(f"{TUNER}.{name}." for name in containers_of(tuner))
-
-    def owns(key: str) -> bool:
-        if layer := owner_of(key, layers):
-            return layer_kind(layers[layer]) is tuner.tuner_layer_cls
-        return f"{key}.".startswith(shared)
-
-    return {key for key in keys if owns(key)}
+    own = {key for key, layer in layers.items() if layer_kind(layer) is tuner.tuner_layer_cls}
+    return own | {key for key in keys if key not in layers and f"{key}.".startswith(shared)}
