@@ -1,4 +1,4 @@
-"""An adapter that is refused leaves the running one as it was, with its copies of modules."""
+"""An adapter that is refused leaves the model as it was: a base, or a model with other adapters."""
 
 import copy
 import json
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from architectures import ARCHITECTURES
+from conftest import TINY, VOCAB
+from folders import refused
 from peft import (
     HRAConfig,
     IA3Config,
@@ -16,10 +18,23 @@ from peft import (
     PeftModel,
     PrefixTuningConfig,
     VeraConfig,
+    get_peft_model,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from stacks import FFN, QUERY, batch, bottleneck, ia3, lmam, logits, lora, moved
+from stacks import (
+    FFN,
+    QUERY,
+    batch,
+    bottleneck,
+    ia3,
+    lmam,
+    logits,
+    lora,
+    moved,
+    training_stack,
+)
+from torch import nn
 
 from lorada import LoradaConfig
 
@@ -73,9 +88,9 @@ def wide():
     return TINY["llama"](hidden_size=64, head_dim=8)
 
 
-def longer():
+def resized():
     model = TINY["llama"]()
-    model.resize_token_embeddings(104)
+    model.resize_token_embeddings(VOCAB + 8)
     return model
 
 
@@ -103,7 +118,7 @@ REFUSALS = {
     "known name": (adding("there", OTHER), "already exists"),
     "another size": (loading(base=wide), "for another model size"),
     "another size, low memory": (loading(base=wide, low=True), "for another model size"),
-    "another head": (loading(base=longer), "for another model size"),
+    "another head": (loading(base=resized), "for another model size"),
     "another depth": (
         loading(base=lambda: TINY["llama"](num_hidden_layers=3)), "for another architecture",
     ),
@@ -111,12 +126,13 @@ REFUSALS = {
 }  # fmt: skip
 
 
-def state(model: PeftModel) -> dict:
+def state(model: nn.Module) -> dict:
     """Everything that placing an adapter may change, but for the values of the weights."""
     modules = list(model.named_modules(remove_duplicate=False))
     held = [m for _, m in modules if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    active = list(model.base_model.active_adapters) if isinstance(model, PeftModel) else []
     return {
-        "adapters": (list(model.peft_config), list(model.base_model.active_adapters)),
+        "adapters": (list(getattr(model, "peft_config", ())), active),
         "modules": [(name, id(module), module.training) for name, module in modules],
         "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for _, m in modules],
         "parameters": [(name, id(p), p.requires_grad) for name, p in model.named_parameters()],
@@ -137,3 +153,100 @@ def test_a_refused_adapter_leaves_the_running_one_as_it_was(case, tmp_path):
     assert state(model) == before
     assert torch.equal(logits(model, inputs), expected)
     model.add_adapter("new", LoradaConfig(parts=[lora("llama")], **HEAD))  # the name is free
+
+
+class Odd(nn.Module):
+    """A model without attention and without an FFN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(input_ids.float()))
+
+
+MISFITS = {
+    "lora after a map": (
+        TINY["llama"],
+        lambda: [lmam(), LoraConfig(r=2, target_modules=["nope"])],
+        r"LoraConfig, part 2 of 2 of the stack: target_modules=\['nope'\] matched .*"
+        "this model has self_attn.q_proj, .*mlp.down_proj, lm_head",
+    ),
+    "map after lora and ia3": (
+        TINY["bert"],
+        lambda: [lora("bert", QUERY), ia3("bert", QUERY), lmam(heads=3)],
+        "LmamConfig, part 3 of 3 .*heads=3 does not divide the 4 attention heads",
+    ),
+    "map that matches other modules too": (
+        TINY["llama"],
+        lambda: [lora("llama"), lmam(target_modules=r".*\.(self_attn|mlp)")],
+        "LmamConfig, part 2 of 2 .*mlp, which is not a self-attention .*this model has self_attn",
+    ),
+    "map without attention": (
+        Odd,
+        lambda: [LoraConfig(r=2, target_modules=["first"]), lmam()],
+        "LmamConfig, part 2 of 2 .*no self-attention module of Odd dispatches",
+    ),
+    "lora without a default": (
+        Odd,
+        lambda: [LoraConfig(r=2)],
+        "LoraConfig, part 1 of 1 .*specify `target_modules`.*this model has first, second",
+    ),
+    **{
+        f"{second.__name__} after {first.__name__} on {name}": (
+            ARCHITECTURES[name],
+            lambda one=first, two=second: [one(), two(layers_to_transform=[7])],
+            r"part 2 of 2 .*layers_to_transform",
+        )
+        for name in ("bart", "bloom", "deberta_v2", "opt", "t5")
+        for first, second in ((lmam, bottleneck), (bottleneck, lmam))
+    },
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_stack_with_a_part_that_does_not_fit_leaves_no_half_of_it(case):
+    build, parts, message = MISFITS[case]
+    base = build()
+    before = state(base)
+    refused(message, lambda: get_peft_model(base, LoradaConfig(parts=parts())))
+    assert state(base) == before
+
+
+def whole(name):
+    """A stack that trains and saves a module whole beside its parts."""
+    return training_stack(modules_to_save=[name])
+
+
+BASES = {
+    "hidden size": (training_stack, wide),
+    "heads": (lmam, lambda: TINY["llama"](num_attention_heads=8, head_dim=4)),
+    "layers": (training_stack, lambda: TINY["llama"](num_hidden_layers=1)),
+    "head of a resized vocabulary": (lambda: whole("lm_head"), resized),
+    "embedding of a resized vocabulary": (lambda: whole("embed_tokens"), resized),
+}
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize("case", BASES)
+def test_an_adapter_of_another_base_leaves_the_base_as_it_was(case, low_memory, tmp_path):
+    config, other = BASES[case]
+    moved(TINY["llama"](), config()).save_pretrained(tmp_path)
+    base, inputs = other(), batch("llama")
+    names, before = [name for name, _ in base.named_modules()], logits(base, inputs)
+    low = {"low_cpu_mem_usage": low_memory}
+    said = "the adapter was saved for another"
+    refused(said, lambda: PeftModel.from_pretrained(base, tmp_path, **low))
+    assert [name for name, _ in base.named_modules()] == names
+    assert torch.equal(logits(base, inputs), before)
+
+
+def test_an_adapter_in_training_survives_weights_that_do_not_fit(tmp_path):
+    moved(wide(), training_stack()).save_pretrained(tmp_path)
+    model, inputs = moved(TINY["llama"](), training_stack()), batch("llama")
+    expected = logits(model, inputs)
+    with pytest.raises(ValueError, match="another model size or head count"):
+        model.load_adapter(tmp_path, "default", is_trainable=True)
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(logits(model, inputs), expected)
