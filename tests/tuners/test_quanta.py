@@ -1,4 +1,4 @@
-"""QuantaConfig: (T - S) x against dense matrices, counts, the start, files, quantised bases."""
+"""QuantaConfig: (T - S) x against dense matrices, counts, the start, files."""
 
 import copy
 
@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import TINY, assert_close, assert_same_gradients
-from folders import llama_folder, refused
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from stacks import batch, moved, randomise
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -148,46 +147,12 @@ def gates_file(folder) -> dict:
 # Saving and loading.
 
 
-def test_file_without_its_start_is_refused_in_one_line(tmp_path):
-    moved(TINY["llama"](), QuantaConfig()).save_pretrained(tmp_path)
-    tensors = {k: v for k, v in gates_file(tmp_path).items() if "start_" not in k}
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
-    said = r"lora_gates.*but not its start"
-    refused(said, lambda: PeftModel.from_pretrained(TINY["llama"](), tmp_path))
-
-
 def test_names_in_the_file_are_plain_and_without_the_adapter_s():
     keys = get_peft_model_state_dict(moved(TINY["llama"](), QuantaConfig())).keys()
     place = "base_model.model.model.layers.0.self_attn.q_proj.lora_gates"
     own = {key.removeprefix(f"{place}.") for key in keys if key.startswith(place)}
     gates = {"4_3", "4_2", "4_1", "3_2", "3_1", "2_1"}
     assert own == gates | {f"start_{gate}" for gate in gates}
-
-
-# Quantised bases.
-
-
-@pytest.mark.fp64(False)
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_gates_train_and_reload_on_a_quantised_base(kind, tmp_path):
-    from test_quantised import BATCH, base, losses  # skips where an extra is missing
-
-    wide = {"hidden_size": 64, "intermediate_size": 128}
-    folder = str(llama_folder(tmp_path / "m", initializer_range=0.2, attention_dropout=0.0, **wide))
-    plain = logits(base(folder, kind).eval(), **BATCH)
-    assert torch.equal(
-        logits(get_peft_model(base(folder, kind), QuantaConfig()).eval(), **BATCH), plain
-    )
-    model = get_peft_model(base(folder, kind), QuantaConfig())
-    found = losses(model)
-    assert found[-1] < found[0] - 0.1
-    # Saved before the first evaluation, as in the tests of other stacks on quantised bases.
-    model.save_pretrained(tmp_path / "adapter")
-    trained = logits(model.eval(), **BATCH)
-    loaded = PeftModel.from_pretrained(base(folder, kind), str(tmp_path / "adapter"))
-    assert torch.equal(logits(loaded, **BATCH), trained)
-
-    refused("is quantised, which merging does not support", loaded.merge_and_unload)
 
 
 def test_matrices_that_are_not_square_take_the_hidden_width_on_both_sides():

@@ -156,21 +156,5 @@ class QuantaModel(DeltaModel):
         "mbart": ["q_proj", "v_proj"],
     }
 
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
-        )
-        own = {key: value for key, value in remapped.items() if ".lora_gates." in key}
-        for key in own:
-            path, _, name = key.rpartition(".")
-            if not name.startswith("start_") and f"{path}.start_{name}" not in own:
-                raise ValueError(
-                    f"the adapter has {key} but not its start, which T - S needs: save it again"
-                )
-        return remapped
-
 
 register("QUANTA", QuantaConfig, QuantaModel)
