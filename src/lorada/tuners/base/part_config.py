@@ -115,6 +115,7 @@ class LoradaPeftConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = self.registered_as
+        self.lorada_version = __version__  # which writes it, whichever wrote what was loaded
         targets = getattr(self, "target_modules", None)
         if isinstance(targets, set | tuple):
             self.__dict__["target_modules"] = sorted(targets)  # not a field of this class
@@ -128,10 +129,6 @@ class LoradaPeftConfig(PeftConfig):
     def mergeable(self) -> bool:
         """Whether a trained adapter can be merged into the weights of the base model."""
         return not PEFT_TYPE_TO_TUNER_MAPPING[self.registered_as].not_mergeable
-
-    def to_dict(self) -> dict[str, Any]:
-        """The config as JSON-ready data, with the version of this package."""
-        return {**super().to_dict(), "lorada_version": __version__}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, and say in the model card how to load the adapter."""

@@ -9,7 +9,6 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 
 from lorada.support.errors import unknown_name
-from lorada.support.version import __version__
 from lorada.tuners.base.part_config import LoradaPeftConfig, known_types
 
 # The types of PEFT's tuners that place parts in layers but cannot be in a stack, and why.
@@ -76,7 +75,7 @@ class LoradaConfig(LoradaPeftConfig):
         save(save_directory, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as JSON-ready data, parts included, with the version of this package."""
+        """The config as JSON-ready data, parts included."""
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "parts"}
         parts = [
             {
@@ -86,7 +85,7 @@ class LoradaConfig(LoradaPeftConfig):
             }
             for part in (part.to_dict() for part in self.parts)
         ]
-        return {**own, "parts": parts, "lorada_version": __version__}
+        return {**own, "parts": parts}
 
 
 def _as_config(part: Any, stack: LoradaConfig) -> PeftConfig:
