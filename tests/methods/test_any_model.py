@@ -152,7 +152,6 @@ def test_a_default_that_does_not_fit_falls_to_the_nearest_with_a_line(
         ("lorada_a", {"heads": 3}, "heads=3 does not divide the 4 attention heads"),
         ("shira", {"r": 38}, "rank 38 results in more shira params than"),
         ("lamda", {"rank": 64, "ranks": "uniform"}, "rank=64 is more than a weight of"),
-        ("prefix", {"length": 500}, "length=500 of a prefix must be below"),
     ],
 )
 def test_what_the_user_wrote_is_never_changed(method, overrides, message, caplog):

@@ -195,16 +195,6 @@ class PrefixModel(AttachedModel):
             f"{attention_classes(self.model) or 'none we know'}"
         )
 
-    def _prepare_adapter_config(self, peft_config: PrefixConfig, model_config: Any) -> PrefixConfig:
-        super()._prepare_adapter_config(peft_config, model_config)
-        context = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
-        if isinstance(context, int) and peft_config.length >= context:
-            raise ValueError(
-                f"length={peft_config.length} of a prefix must be below the {context} tokens of "
-                "the model's context: lower it"
-            )
-        return peft_config
-
     def can_host(self, module: nn.Module) -> bool:
         """Whether a module is attention that can have a prefix."""
         return interface.dispatches(module) or is_disentangled(module)
