@@ -16,7 +16,7 @@ now. And a change of a layer's output must run within the layer's gradient check
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -219,9 +219,8 @@ class BottleneckConfig(LoradaPeftConfig):
     exclude_modules: list[str] | str | None = field(default=None)
 
     def __post_init__(self) -> None:
-        defaults = PLACEMENTS.get(self.placement, PLACEMENTS["ffn"]).defaults
-        for name, value in asdict(defaults).items():
-            if getattr(self, name) is None:
+        for name, value in vars(PLACEMENTS.get(self.placement, PLACEMENTS["ffn"])).items():
+            if name != "linears" and getattr(self, name) is None:
                 setattr(self, name, value)
         super().__post_init__()
         if self.adapter_input != "residual" and self.placement != "ffn":
@@ -379,21 +378,11 @@ class BottleneckModel(AttachedModel):
         return peft_config
 
     def no_host(self, config: BottleneckConfig) -> str:
-        """What the placement does not know, and where to add it."""
-        placement, model = config.placement, type(self.model).__name__
-        if PLACEMENTS[placement].linears:
-            return (
-                f"placement={placement!r} needs linear layers in the layers of {model}: it has none"
-            )
-        home = "in lorada/tuners/bottleneck/placements.py"
-        if placement in ("ffn", "pfeiffer"):
-            return (
-                f"placement={placement!r} does not know the FFN of {model}: "
-                f"describe its layer in FFN_LAYOUTS {home}"
-            )
+        """Which model the placement does not know, and where to add it."""
         return (
-            f"placement={placement!r} does not know the attention of {model}: "
-            f"use placement 'ffn', or add the attention to ATTENTIONS {home}"
+            f"placement={config.placement!r} does not know the layers of "
+            f"{type(self.model).__name__}: choose another one, or describe them in "
+            "lorada/tuners/bottleneck/placements.py"
         )
 
     def _check_target_module_exists(self, peft_config: BottleneckConfig, key: str) -> Any:  # type: ignore[override]
@@ -404,9 +393,9 @@ class BottleneckModel(AttachedModel):
             # final_layer_norm.
             if any(f".{key}".endswith(f".{name}") for name in found):
                 return False
-            target = PLACEMENTS[peft_config.placement].target
             raise ValueError(
-                f"target_modules matches {key}, which is not {target} that can hold an adapter; "
+                f"target_modules matches {key}, which is no target of "
+                f"placement={peft_config.placement!r}; "
                 f"this model has {self.listed_candidates(peft_config)}"
             )
         return matched

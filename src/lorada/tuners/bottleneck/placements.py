@@ -23,6 +23,7 @@ pre-LN layer computes y = FFN(LN(x)) and returns x + y; a post-LN layer y = FFN(
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
@@ -185,8 +186,8 @@ def attentions_of(layer: nn.Module) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Defaults:
-    """Settings of a ``BottleneckConfig`` whose default depends on the placement."""
+class Placement:
+    """One value of ``BottleneckConfig.placement``: the settings whose default depends on it."""
 
     activation: str = "relu"
     use_bias: bool = True
@@ -194,28 +195,19 @@ class Defaults:
     init: str = "bert"
     scale: float = 1.0
     dropout: float | None = None
-
-
-@dataclass(frozen=True)
-class Placement:
-    """One value of ``BottleneckConfig.placement``."""
-
-    target: str  # the kind of module that ``target_modules`` names, for error messages
-    defaults: Defaults  # its default settings
     # The linear layers that are its default targets, by LLaMA's names; empty for placements on FFN
     # or attention.
     linears: tuple[str, ...] = ()
 
 
-_LINEAR = "a linear layer within a transformer layer"
-_LLM_ADAPTERS = Defaults(activation="tanh", use_bias=False, dropout=0.0)
+_LLM_ADAPTERS = partial(Placement, activation="tanh", use_bias=False, dropout=0.0)
 PLACEMENTS = {
-    "ffn": Placement("an FFN", Defaults(init="lora", scale=4.0)),
-    "pa_attn": Placement("an attention", Defaults(layer_norm=True)),
-    "houlsby": Placement("an attention's output projection or an FFN", Defaults()),
-    "pfeiffer": Placement("an FFN", Defaults()),
-    "series": Placement(_LINEAR, _LLM_ADAPTERS, ("down_proj",)),
-    "parallel": Placement(_LINEAR, _LLM_ADAPTERS, ("up_proj", "down_proj")),
+    "ffn": Placement(init="lora", scale=4.0),
+    "pa_attn": Placement(layer_norm=True),
+    "houlsby": Placement(),
+    "pfeiffer": Placement(),
+    "series": _LLM_ADAPTERS(linears=("down_proj",)),
+    "parallel": _LLM_ADAPTERS(linears=("up_proj", "down_proj")),
 }
 
 
