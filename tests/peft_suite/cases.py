@@ -65,9 +65,6 @@ def on(part: dict[str, Any], *targets: str, **options: Any) -> dict[str, Any]:
     return {**part, "target_modules": list(targets), **options}
 
 
-IA3 = {"peft_type": "IA3", "feedforward_modules": []}
-
-
 def stack(name: str, model: str, *parts: dict[str, Any], **options: Any) -> tuple:
     """A case of a stack on a custom model."""
     return name, model, LoradaConfig, {"parts": list(parts), **options}
@@ -78,9 +75,7 @@ CUSTOM = [
     stack("LoRA in a stack", "MLP", on(LORA, "lin0")),
     stack("DoRA in a stack", "MLP", on(LORA, "lin0", use_dora=True)),
     stack("LoRA in a stack, head saved", "MLP", on(LORA, "lin0"), modules_to_save=["lin1"]),
-    stack("LoRA beside IA3", "MLP", on(LORA, "lin0"), on(IA3, "lin1")),
     stack("GraLoRA around LoRA", "MLP", on(LORA, "lin0"), on(GRALORA, "lin0")),
-    stack("IA3 around LoRA", "MLP", on(LORA, "lin0"), on(IA3, "lin0")),
     stack("LoRA in a stack", "EmbConv1D", on(LORA, "emb", "conv1d")),
     stack("LoRA in a stack", "Conv2d", on(LORA, "conv2d", "lin0")),
     ("QuanTA", "MLP", QuantaConfig, {"target_modules": ["lin0", "lin1"]}),
