@@ -111,9 +111,6 @@ def test_released_start_draws_as_peft_and_a_linear_layer_do():
     assert not first.lora_U
 
 
-# Parameters.
-
-
 # LaMDA++.
 
 
@@ -218,9 +215,6 @@ def test_run_that_resumes_is_the_run_that_did_not(tmp_path, init):
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     assert_same_weights(again.model, whole.model)
     assert losses(again) == losses(whole)
-
-
-# Bad values.
 
 
 def test_training_without_lamda_matrices_is_an_error(tmp_path):

@@ -1,6 +1,7 @@
 """Pooling as a part: what the last layer of a head reads, beside the twin that reads it by hand."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -163,8 +164,9 @@ def merged_or_refused(model):
         return None, str(error)
 
 
-@pytest.mark.parametrize("model", ["bert", "roberta"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "model"), zip(METHODS, itertools.cycle(["bert", "roberta"]), strict=False)
+)
 def test_every_method_has_it_trains_saves_loads_and_merges(method, model, tmp_path):
     base, inputs = headed(model), batch()
     plan = build_method(method, base.config, **small(method, base.config))

@@ -95,9 +95,6 @@ def test_a_network_is_the_one_of_the_formula_with_its_gradients():
     assert_same_gradients(found, expected, [*ours, *outs, *out_biases])
 
 
-# Where it goes, and what is refused.
-
-
 # Saving, folding, merging.
 
 

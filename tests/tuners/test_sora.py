@@ -63,9 +63,6 @@ def test_soft_threshold_leaves_005_of_015_where_the_released_one_leaves_nothing(
     assert torch.equal(released_threshold(GATES, 0.0), GATES)
 
 
-# Parameters.
-
-
 def test_each_zero_gate_frees_the_ranks_of_its_own_matrix():
     config = SoraConfig(rank=3, target_modules=["q_proj", "down_proj"])
     model = get_peft_model(TINY["llama"](), config)
