@@ -199,14 +199,12 @@ class PrefixModel(AttachedModel):
         """Whether a module is attention that can have a prefix."""
         return interface.dispatches(module) or is_disentangled(module)
 
-    def new_layer(self, target: nn.Module, parent: nn.Module) -> PrefixLayer:
-        """A ``PrefixLayer``, since ``tuner_layer_cls`` is the base of networks too."""
-        return PrefixLayer(target, parent)
-
     def place(
         self, config: PrefixConfig, adapter_name: str, target: Any, parent: nn.Module, key: str
     ) -> None:
         """Attach a layer to the target, with the network that computes its prefix, if any."""
+        if not hasattr(target, self.child):
+            target.add_module(self.child, PrefixLayer(target, parent))
         super().place(config, adapter_name, target, parent, key)
         if config.projection is not None:
             layer = getattr(target, self.child)

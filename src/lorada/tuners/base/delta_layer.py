@@ -58,20 +58,13 @@ class DeltaLayer(LoradaTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The output of the linear layer plus the term of each active adapter."""
-        merged = self.merged_alone()
-        output: Tensor = self.base_layer(x, *args, **kwargs)
-        if merged:
-            return output
-        result = output
-        for name in self.active_here():
-            result = result + self.scaled(name, self.term(name, x, output))
-        return result.to(output.dtype)
-
-    def merged_alone(self) -> bool:
-        """Whether merged weights serve this call; unmerges first if the adapters are disabled."""
         if self._disable_adapters and self.merged:
             self.unmerge()
-        return self.merged
+        output: Tensor = self.base_layer(x, *args, **kwargs)
+        result = output
+        for name in [] if self.merged else self.active_here():
+            result = result + self.scaled(name, self.term(name, x, output))
+        return result.to(output.dtype)
 
 
 class DeltaModel(LoradaTuner):

@@ -317,17 +317,13 @@ class AttachedModel(LoradaTuner):
             )
         return True
 
-    def new_layer(self, target: nn.Module, parent: nn.Module) -> AttachedLayer:
-        """The layer for a host that has none yet."""
-        return self.tuner_layer_cls(target, parent)
-
     def place(
         self, config: Any, adapter_name: str, target: Any, parent: nn.Module, key: str
     ) -> None:
         """Attach a layer to the target, if it has none, and create the adapter's weights in it."""
         layer = getattr(target, self.child, None)
         if layer is None:
-            layer = self.new_layer(target, parent)
+            layer = self.tuner_layer_cls(target, parent)
             target.add_module(self.child, layer)
         layer.update_layer(adapter_name, config, self.model)
         layer.train(target.training)

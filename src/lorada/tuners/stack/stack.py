@@ -108,7 +108,9 @@ class LoradaModel(LoradaTuner):
                 refuse_blind(model)
                 refuse_doubled(model, adapter_name)
                 self._activate(model, adapter_name)
-            adopt(self, self.tuners_of(adapter_name))
+            for tuner in self.tuners_of(adapter_name):
+                for name, container in containers_of(tuner).items():
+                    self.add_module(name, container)
         except Exception:
             del self.__dict__["_tuners"][adapter_name]
             raise
@@ -439,13 +441,6 @@ def refuse_without_peft_model(parts: list[PeftConfig]) -> None:
 def containers_of(tuner: BaseTuner) -> dict[str, Any]:
     """The containers of a tuner's shared weights, by name; empty for most tuners."""
     return {name: child for name, child in tuner.named_children() if name != "model"}
-
-
-def adopt(stack: nn.Module, tuners: list[BaseTuner]) -> None:
-    """Put the shared weights of an adapter's tuners on the stack."""
-    for tuner in tuners:
-        for name, container in containers_of(tuner).items():
-            stack.add_module(name, container)
 
 
 def forget(stack: nn.Module, tuners: list[BaseTuner]) -> None:
