@@ -78,15 +78,6 @@ def test_other_widths_are_cropped_or_padded_with_zeros(rows, columns):
 
 def test_pairs_come_from_the_last_axes_to_the_first():
     assert pairs(4) == [(4, 3), (4, 2), (4, 1), (3, 2), (3, 1), (2, 1)]
-    dims = (3, 2, 2)
-    gates = random_gates(dims)
-    alone = []
-    for gate in gates:
-        others = [g if g is gate else torch.eye(g.shape[0]).double() for g in gates]
-        alone.append(as_matrix_reference(others, dims))
-    g_32, g_31, g_21 = alone
-    assert_close(as_matrix_reference(gates, dims), g_21 @ g_31 @ g_32)
-    assert not torch.allclose(g_21 @ g_31 @ g_32, g_32 @ g_31 @ g_21)
 
 
 def test_start_has_the_scale_of_the_paper_s_code():

@@ -1,15 +1,16 @@
-"""Adapters at every placement: saved, switched, copied, trained, and beside other parts."""
+"""Adapters at every placement: how they start, saved, trained, and beside other parts."""
 
 import pytest
 import torch
 from architectures import ARCHITECTURES, inputs, logits
-from conftest import assert_close
+from conftest import TINY, assert_close
 from peft import LoraConfig, get_peft_model
 from placements import CASES, adapted, fill, parts_of
-from stacks import assert_loads, bottleneck, lmam, randomise
+from stacks import HIDDEN, assert_loads, bottleneck, lmam, randomise
 from torch import Tensor, nn
 
 from lorada import LoradaConfig
+from lorada.paper.map_costs import kept_bytes
 from lorada.tuners.bottleneck.bottleneck import hook_at
 
 pytestmark = pytest.mark.fp64
@@ -174,3 +175,54 @@ def test_lora_that_comes_later_and_goes_again_does_not_move_the_adapters(name, p
     model.delete_adapter("later")
     model.set_adapter("default")
     torch.testing.assert_close(logits(model, **batch), alone, atol=0, rtol=0)
+
+
+# How an adapter starts, its dropout, what it keeps.
+
+
+@pytest.mark.fp64(False)
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_of_a_narrower_input_no_wide_copy_is_kept_and_nothing_else_changes(layer_norm):
+    host = adapted("llama", layer_norm=layer_norm).base_model.model.model.layers[0].mlp
+    part, x = host.bneck, torch.randn(3, 64, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
+    weights = [weight for weight in part.parameters() if weight.requires_grad]
+    wide = x.detach().float().requires_grad_()  # as it is computed, beside a copy in fp32
+    both = part.adapt("default", x), part.adapt("default", wide)
+    assert torch.equal(*both)
+    pull = torch.randn_like(both[0])
+    (dx, *found), (dwide, *expected) = (
+        torch.autograd.grad((term * pull).sum(), [given, *weights])
+        for term, given in zip(both, (x, wide), strict=True)
+    )
+    assert torch.equal(dx, dwide.to(torch.bfloat16))
+    for gradient, right in zip(found, expected, strict=True):
+        assert torch.equal(gradient, right)
+    kept = kept_bytes(lambda: part.adapt("default", x), [*weights, x])
+    assert kept < x.nbytes  # what is as wide as the bottleneck
+
+
+def test_start_draws_the_matrices_as_the_paper_of_each_start_does():
+    wide = bottleneck(rank=64, init="bert")
+    layer = get_peft_model(TINY["llama"](), wide).get_base_model().model.layers[0].mlp.bneck
+    drawn = torch.cat([layer.lora_down["default"].flatten(), layer.lora_up["default"].flatten()])
+    assert 0.019 < drawn.std() < 0.021
+    assert not layer.lora_down_bias["default"].any()
+
+    layer = get_peft_model(TINY["llama"](), bottleneck(rank=64)).get_base_model().model.layers[0]
+    bound = HIDDEN**-0.5  # Kaiming-uniform with a = √5
+    assert 0.95 * bound < layer.mlp.bneck.lora_down["default"].abs().max() <= bound
+    assert not layer.mlp.bneck.lora_up["default"].any()
+
+
+def test_dropout_is_the_models_own_unless_given():
+    bert = TINY["bert"](hidden_dropout_prob=0.25)
+    own = get_peft_model(bert, bottleneck()).get_base_model().bert.encoder.layer[0].intermediate
+    given = get_peft_model(TINY["bert"](), bottleneck(dropout=0.5)).get_base_model()
+
+    assert own.bneck.dropouts["default"] == 0.25
+    assert given.bert.encoder.layer[0].intermediate.bneck.dropouts["default"] == 0.5
+    model = adapted("llama", dropout=0.5)
+    batch = inputs("llama")
+    torch.testing.assert_close(logits(model, **batch), logits(model, **batch), atol=0, rtol=0)
+    model.train()
+    assert not torch.allclose(logits(model, **batch), logits(model, **batch))

@@ -10,7 +10,6 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import assert_loads, batch, logits, lora, moved, randomise
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.tuners.prefix import PrefixLayer, PrefixNetwork
@@ -96,18 +95,6 @@ def test_a_network_is_the_one_of_the_formula_with_its_gradients():
 
 
 # Saving, folding, merging.
-
-
-@every_part
-@pytest.mark.parametrize("prefix", PREFIXES)
-def test_transformers_loads_it_by_itself(prefix, part, tmp_path):
-    model, inputs = trained(prefix, part), batch("llama")
-    model.get_base_model().name_or_path = str(tmp_path / "base")
-    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
-    TINY["llama"]().save_pretrained(tmp_path / "base")
-    model.save_pretrained(tmp_path / "adapter")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
-    assert_close(logits(again, inputs), logits(model, inputs))
 
 
 @every_part

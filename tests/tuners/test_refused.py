@@ -237,12 +237,6 @@ def test_a_module_to_save_that_the_model_lacks_is_named(kind, where):
         refused("in modules_to_save 'lm_haed'", lambda: KINDS[kind](**modules))
 
 
-def test_heads_that_peft_itself_asks_for_need_not_be_there():
-    stack = LoradaConfig(parts=[KINDS["lmam"]()], task_type="SEQ_CLS")
-    placed = get_peft_model(TINY["llama"](), stack)
-    assert placed.peft_config["default"].modules_to_save == ["classifier", "score"]
-
-
 @pytest.mark.first
 @pytest.mark.parametrize(
     ("part", "message"),
@@ -259,11 +253,6 @@ def test_heads_that_peft_itself_asks_for_need_not_be_there():
 )
 def test_what_cannot_be_a_part_is_refused(part, message):
     one_line(message, lambda: LoradaConfig(parts=[part]))
-
-
-def test_a_dictionary_with_settings_that_there_are_is_a_part():
-    stack = LoradaConfig(parts=[{"peft_type": "LORA", "r": 3, **QUERY}])
-    assert get_peft_model(TINY["llama"](), stack).peft_config["default"].parts[0].r == 3
 
 
 def test_tokens_that_train_are_a_part_of_their_own():

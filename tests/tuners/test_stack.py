@@ -30,7 +30,7 @@ from stacks import (
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
 import lorada
-from lorada import LoradaConfig
+from lorada import LoradaConfig, PrefixConfig
 
 pytestmark = pytest.mark.fp64
 
@@ -72,11 +72,21 @@ def test_saved_names_are_those_of_plain_adapters(tmp_path):
 
 # DoRA and nested parts load through PEFT only: transformers renames neither LoRA's magnitude
 # vector, of a plain DoRA adapter either (a bug upstream), nor the layers around another.
-@pytest.mark.parametrize("stack", ["lmam", "bottleneck", "lora"])
-def test_transformers_itself_loads_an_adapter(stack, tmp_path):
+@pytest.mark.parametrize(
+    "config",
+    [
+        lmam(),
+        bottleneck(),
+        config_of("lora", "llama"),
+        PrefixConfig(length=3, projection=5),
+        LoradaConfig(parts=[PrefixConfig(length=3), lmam(), lora("llama")]),
+    ],
+    ids=["lmam", "bottleneck", "lora", "prefix", "prefix in a stack"],
+)
+def test_transformers_itself_loads_an_adapter(config, tmp_path):
     TINY["llama"]().save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    model = moved(base, config_of(stack, "llama"))
+    model = moved(base, copy.deepcopy(config))
     model.save_pretrained(tmp_path / "adapter")
     inputs = batch("llama")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import SIZES, TINY, _build, assert_close
-from folders import refused
+from folders import llama_folder, refused, rows_file
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import (
@@ -12,7 +12,6 @@ from stacks import (
     QUERY,
     assert_loads,
     batch,
-    bottleneck,
     config_of,
     lmam,
     logits,
@@ -28,28 +27,11 @@ from lorada import LoradaConfig, SoraConfig
 pytestmark = pytest.mark.fp64
 
 
-@pytest.mark.parametrize("stack", ["lmam", "bottleneck", "lora_ia3"])
-def test_merging_a_map_or_bottleneck_is_refused_and_names_the_way(stack):
-    inputs, model = batch("llama"), trained(stack, "llama")
-    expected = logits(model, inputs)
-
-    for merge in (model.merge_and_unload, model.merge_adapter):
-        with pytest.raises(ValueError, match=r"cannot be merged.*merge_weights\(\)"):
-            merge()
-    assert_close(logits(model, inputs), expected)
-
-
-def plain_and_mapped(active):
-    """A model with two adapters, LoRA alone and LoRA with a map, of which one is active."""
+def test_the_adapter_to_be_merged_is_checked_and_not_the_active_one():
+    inputs = batch("llama")
     model = moved(TINY["llama"](), LoradaConfig(parts=[lora("llama")]), "plain")
     model.add_adapter("mapped", LoradaConfig(parts=[lora("llama"), lmam()]))
-    randomise(model, "mapped")
-    model.base_model.set_adapter(active)
-    return model.eval()
-
-
-def test_the_adapter_to_be_merged_is_checked_and_not_the_active_one():
-    inputs, model = batch("llama"), plain_and_mapped(["plain"])
+    randomise(model.eval(), "mapped")
     expected = logits(model, inputs)
     for merge in (model.merge_and_unload, model.merge_adapter):
         refused("parts of LmamConfig cannot be merged", lambda m=merge: m(adapter_names=["mapped"]))
@@ -58,16 +40,6 @@ def test_the_adapter_to_be_merged_is_checked_and_not_the_active_one():
 
     model.base_model.set_adapter(["mapped"])
     assert_close(logits(model.merge_and_unload(adapter_names=["plain"]), inputs), expected)
-
-
-def test_merge_weights_refuses_two_active_adapters_and_leaves_them(tmp_path):
-    inputs, model = batch("llama"), plain_and_mapped(["mapped", "plain"])
-    expected = logits(model, inputs)
-    refused(r"merges one adapter, and 2 are active \(mapped, plain\)", model.merge_weights)
-    assert_close(logits(model, inputs), expected)
-    model.save_pretrained(tmp_path)
-    saved = load_file(tmp_path / "mapped" / "adapter_model.safetensors")
-    assert any("lora_w_a" in key for key in saved)
 
 
 class Packed(torch.nn.Parameter):
@@ -230,19 +202,55 @@ def test_two_parts_of_one_kind_on_different_modules_are_one_adapter(tmp_path):
     assert_loads(model, TINY["llama"](), tmp_path, batch("llama"))
 
 
-@pytest.mark.parametrize("kind", ["map", "bottleneck"])
-def test_unmerging_passes_over_what_cannot_be_merged(kind):
-    model = moved(TINY["llama"](), LoradaConfig(parts=BESIDE["lora_ia3"][0]("llama")))
-    model.add_adapter("other", {"map": lmam, "bottleneck": bottleneck}[kind]())
-    randomise(model.eval(), "other")
-    inputs, found = batch("llama"), {}
-    for name in ("other", "default"):
-        model.set_adapter(name)
-        found[name] = logits(model, inputs)
-    model.merge_adapter()
-    assert_close(logits(model, inputs), found["default"])
-    for _ in range(2):
-        model.unmerge_adapter()
-        assert_close(logits(model, inputs), found["default"])
-    model.set_adapter("other")
-    assert_close(logits(model, inputs), found["other"])
+# LoRA that no weight can hold.
+
+# Setting of LoRA -> what the error says of it.
+SETTINGS = {
+    "lora_bias": (True, "lora_bias=True cannot be merged into model.layers.0.self_attn.q_proj"),
+    "alora_invocation_tokens": ([7], r"alora_invocation_tokens=\[7\] changes only what follows"),
+    "layer_replication": ([[0, 2], [1, 2]], "layer_replication makes layers that share"),
+}
+
+
+def lora_with(name, value):
+    return LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **{name: value})
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_no_weight_can_say_is_refused_and_left_as_it_is(name):
+    value, message = SETTINGS[name]
+    for parts in ([lora_with(name, value)], [lmam(), lora_with(name, value)]):
+        model = moved(TINY["llama"](), LoradaConfig(parts=parts, task_type="CAUSAL_LM"))
+        inputs = batch("llama")
+        expected = logits(model, inputs)
+        for merge in (model.merge_and_unload, model.merge_weights, model.merge_adapter):
+            refused(f"{message}.*keep it as an adapter$", merge)
+        assert_close(logits(model, inputs), expected)
+        assert len(model.peft_config["default"].parts) == len(parts)
+
+
+def test_a_bias_is_merged_where_the_base_has_one():
+    lora = LoraConfig(r=2, target_modules=["query"], lora_bias=True)
+    model = moved(TINY["bert"](), LoradaConfig(parts=[lora]))
+    inputs = batch("bert")
+    expected = logits(model, inputs)
+    assert any("lora_B.default.bias" in name for name, _ in model.named_parameters())
+    merged = model.merge_and_unload()
+    assert_close(logits(merged, inputs), expected)
+    assert not torch.equal(
+        merged.bert.encoder.layer[0].attention.self.query.bias,
+        TINY["bert"]().bert.encoder.layer[0].attention.self.query.bias,
+    )
+
+
+@pytest.mark.parametrize("name", ["alora_invocation_tokens", "layer_replication"])
+def test_exporting_it_is_refused_before_anything_is_written(name, tmp_path, works, mistake):
+    value, message = SETTINGS[name]
+    llama_folder(tmp_path / "llama")
+    rows_file(tmp_path / "rows.jsonl")
+    fixed = ("train", "--method", "lora", "--model", tmp_path / "llama", "--data",
+             tmp_path / "rows.jsonl", "--output", tmp_path / "run")  # fmt: skip
+    small = ("max_steps=1", "max_length=16", "training.report_to=[]")
+    works(*fixed, *small, f"lora.{name}={value}")
+    assert message.replace("\\", "") in mistake("export", tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -176,16 +176,3 @@ def test_a_packed_row_gives_the_loss_of_its_samples_one_by_one(calm, tmp_path):
     assert_close(packed, total / count)
     trainer.train()
     assert len(losses(trainer)) == 4
-
-
-@pytest.mark.parametrize("reentrant", [False, True], ids=["non_reentrant", "reentrant"])
-@pytest.mark.parametrize("build", TRAINERS)
-def test_gradient_checkpointing_changes_no_loss(build, reentrant, folder, tmp_path):
-    plain = build(folder, tmp_path / "plain", save_strategy="no")
-    plain.train()
-    checkpointing = {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
-    checkpointing |= {"gradient_checkpointing": True, "save_strategy": "no"}
-    again = build(folder, tmp_path / "again", **checkpointing)
-    again.train()
-    assert again.model.is_gradient_checkpointing
-    assert losses(again) == losses(plain)
