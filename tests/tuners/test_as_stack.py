@@ -1,16 +1,13 @@
 """Plain adapters of PEFT beside stacks on one model."""
 
 import pickle
-import sys
 
 import pytest
 import torch
 from conftest import assert_close
 from folders import llama_folder, refused
-from paths import TESTS
 from peft import IA3Config, LNTuningConfig, LoraConfig, PeftModel, get_peft_model
 from peft.peft_model import PeftModelForSequenceClassification
-from programs import printed
 from safetensors.torch import load_file
 from stacks import batch, config_of, lmam, logits, lora, moved, randomise
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -146,30 +143,3 @@ def test_ln_tuning_stands_beside_a_stack_without_it(place, norms, tmp_path):
             assert_close(logits(copied.merge_weights(), inputs()), expected)
         elif names == "default two":
             assert_close(logits(copied.merge_and_unload(), inputs()), expected)
-
-
-FRESH = """
-import sys
-import lorada, torch
-from double import in_double
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-place = sys.argv[1]
-with torch.no_grad(), in_double():
-    base = AutoModelForCausalLM.from_pretrained(f"{place}/llama").double()
-    config = lorada.as_stack(f"{place}/lora")
-    model = PeftModel.from_pretrained(base, f"{place}/lora", config=config).eval().double()
-    model.load_adapter(f"{place}/stack", "stack")
-    given = torch.load(f"{place}/given.pt")
-    for name, expected in given["expected"].items():
-        model.set_adapter(name)
-        found = model.double()(**given["inputs"]).logits
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-"""
-
-
-def test_a_fresh_process_loads_both_and_switches_between_them(place):
-    expected = {"default": alone(place, "lora"), "stack": alone(place, "stack")}
-    torch.save({"inputs": inputs(), "expected": expected}, place / "given.pt")
-    printed(sys.executable, "-c", FRESH, place, folder=TESTS)

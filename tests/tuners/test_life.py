@@ -352,7 +352,7 @@ def live(lives: int, steps: int) -> None:
 @pytest.mark.fp64
 @pytest.mark.more
 def test_a_model_computes_what_a_fresh_one_does_whatever_was_done_to_it():
-    live(lives=60, steps=15)
+    live(lives=25, steps=15)
 
 
 @pytest.mark.fp64
