@@ -126,16 +126,6 @@ torch.save(logits, {str(tmp_path / "logits.pt")!r})
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
 
 
-@pytest.mark.parametrize("name", SHARING)
-def test_a_model_has_one_adapter_with_such_a_part_and_stays_as_it_was(name):
-    model = random_adapter(name)
-    expected, keys = logits(model), model.state_dict().keys()
-    with pytest.raises(ValueError, match=r"such a part: load this one onto a model of its own$"):
-        model.add_adapter("second", config_of(name))
-    assert model.state_dict().keys() == keys
-    assert torch.equal(logits(model), expected)
-
-
 def test_an_adapter_has_one_part_of_a_kind_with_shared_weights():
     parts = [VeraConfig(r=4, target_modules=[name]) for name in ("q_proj", "v_proj")]
     said = r"VeraConfig, part 2 of 2 of the stack: an adapter has one such part at most"
