@@ -75,9 +75,9 @@ class LamdaLayer(DeltaLayer):
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        self.lora_A = FrozenEntries()
-        self.lora_U = FrozenEntries()
-        self.lora_sigma = FrozenEntries()
+        self.lora_A = FrozenEntries(persistent=True)
+        self.lora_U = FrozenEntries(persistent=True)
+        self.lora_sigma = FrozenEntries(persistent=True)
 
     def update_layer(
         self, adapter_name: str, config: LamdaConfig, model: nn.Module, key: str

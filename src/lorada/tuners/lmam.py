@@ -118,7 +118,7 @@ class LmamLayer(AttachedLayer):
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
         self._baked: dict[str, AttentionMap] = {}
-        self._pe = FrozenEntries(persistent=False)
+        self._pe = FrozenEntries()
         self._listener: ForwardListener | None = None
         interface.install()
         if hooks := hooks_for(host):
@@ -143,7 +143,6 @@ class LmamLayer(AttachedLayer):
                 f"ablation='no_negative' changes the scores, and {type(self.host).__name__} "
                 "computes them itself: choose a model that calls transformers' attention interface"
             )
-        device = self.device_for_weights()
         if self._listener is None:
             self._listener = forward_listener(model)
             self._listener.add_layer(windowed=is_windowed(self.host))
@@ -154,10 +153,10 @@ class LmamLayer(AttachedLayer):
         self._baked.pop(adapter_name, None)
         n, r = config.length, config.rank
         if config.ablation == "full_rank":
-            self.lora_w[adapter_name] = nn.Parameter(torch.zeros(heads, n, n, device=device))
+            self.lora_w[adapter_name] = self.new_weight(heads, n, n)
         else:
-            self.lora_w_a[adapter_name] = nn.Parameter(torch.empty(heads, n, r, device=device))
-            self.lora_w_b[adapter_name] = nn.Parameter(torch.empty(heads, r, n, device=device))
+            self.lora_w_a[adapter_name] = self.new_weight(heads, n, r)
+            self.lora_w_b[adapter_name] = self.new_weight(heads, r, n)
         self._place_pe()
         self._initialise(adapter_name, config)
 

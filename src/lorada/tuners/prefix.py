@@ -14,9 +14,7 @@ W_2 and b_2 that compute them; ``PrefixNetwork`` holds E, W_1 and b_1.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -75,17 +73,17 @@ class PrefixNetwork(PrefixPart):
     lora_hidden: Entries
     lora_hidden_bias: Entries
 
-    def create(
-        self, adapter_name: str, config: PrefixConfig, width: int, device: torch.device
-    ) -> None:
+    def create(self, adapter_name: str, config: PrefixConfig, width: int) -> None:
         """Create the network of an adapter, with PyTorch's usual initialisation; d is ``width``."""
         assert config.projection is not None
         self.configs[adapter_name] = config
-        uniform, new = _uniform(width), partial(_new, device)
-        size = config.projection
-        self.lora_embedding[adapter_name] = new(config.length, width, start=nn.init.normal_)
-        self.lora_hidden[adapter_name] = new(size, width, start=uniform)
-        self.lora_hidden_bias[adapter_name] = new(size, start=uniform)
+        embedding = self.new_weight(config.length, width)
+        hidden, bias = self.new_weight(config.projection, width), self.new_weight(config.projection)
+        nn.init.normal_(embedding)
+        draw_uniform(width, hidden, bias)
+        self.lora_embedding[adapter_name] = embedding
+        self.lora_hidden[adapter_name] = hidden
+        self.lora_hidden_bias[adapter_name] = bias
 
     def forward(self, adapter_name: str) -> Tensor:
         """tanh(W_1 E + b_1), (l, projection)."""
@@ -133,17 +131,15 @@ class PrefixLayer(PrefixPart):
         self.configs[adapter_name] = config
         groups = int(getattr(self.host, "num_key_value_groups", 1))
         width = head_width(self.host) * head_count(self.host) // groups  # G·D
-        new = partial(_new, self.device_for_weights())
         if config.projection is None:
             std = config.initial_std if config.init_weights else 1.0
             for parameters in (self.lora_key, self.lora_value):
-                parameters[adapter_name] = new(
-                    config.length, width, start=lambda p: p.normal_(std=std)
-                )
+                start = self.new_weight(config.length, width)
+                parameters[adapter_name] = nn.init.normal_(start, std=std)
             return
-        uniform = _uniform(config.projection)
-        self.lora_out[adapter_name] = new(2 * width, config.projection, start=uniform)
-        self.lora_out_bias[adapter_name] = new(2 * width, start=uniform)
+        out, bias = self.new_weight(2 * width, config.projection), self.new_weight(2 * width)
+        draw_uniform(config.projection, out, bias)
+        self.lora_out[adapter_name], self.lora_out_bias[adapter_name] = out, bias
 
     def share(self, network: PrefixNetwork) -> None:
         """Set the network that computes the prefixes of adapters with a projection."""
@@ -220,9 +216,8 @@ class PrefixModel(AttachedModel):
             network = PrefixNetwork(self.model, self.model)
             self.model.add_module(name, network)
         if adapter_name not in network.lora_hidden:
-            device = getattr(target, self.child).device_for_weights()
             has_config = target if hasattr(target, "config") else self.model  # DeBERTa's has none
-            network.create(adapter_name, config, hidden_width(has_config), device)
+            network.create(adapter_name, config, hidden_width(has_config))
         other = network.configs[adapter_name]
         if (other.length, other.projection) != (config.length, config.projection):
             raise ValueError(
@@ -256,16 +251,11 @@ def network_set(key: str) -> str:
     return next((stack for stack in ("encoder", "decoder") if stack in names), "self")
 
 
-def _new(device: torch.device, *shape: int, start: Callable[[Tensor], Any]) -> nn.Parameter:
-    parameter = nn.Parameter(torch.empty(*shape, device=device))
-    with torch.no_grad():
-        start(parameter)
-    return parameter
-
-
-def _uniform(fan_in: int) -> Callable[[Tensor], Any]:
+def draw_uniform(fan_in: int, *weights: Tensor) -> None:
+    """Draw weights as those of a linear layer with this many inputs."""
     bound = 1 / math.sqrt(fan_in)
-    return lambda parameter: parameter.uniform_(-bound, bound)
+    for weight in weights:
+        nn.init.uniform_(weight, -bound, bound)
 
 
 register("PREFIX", PrefixConfig, PrefixModel)

@@ -8,7 +8,6 @@ example.
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -40,11 +39,6 @@ class DeltaLayer(LoradaTunerLayer):
         ``x`` is the input (…, in), ``output`` that of the linear layer, W x plus the bias.
         """
         raise NotImplementedError
-
-    def new_weight(self, *shape: int) -> nn.Parameter:
-        """Zeros of a shape, in float32, on the device of the linear layer."""
-        device = self.device_for_weights()
-        return nn.Parameter(torch.zeros(shape, device=device, dtype=torch.float32))
 
     def without_bias(self, output: Tensor) -> Tensor:
         """W x, given the output W x + b of the linear layer."""

@@ -35,14 +35,10 @@ class Entries(ByName, nn.ParameterDict):
 
 
 class FrozenEntries(ByName, BufferDict):  # type: ignore[misc]
-    """Tensors that are saved with the adapter and never train.
+    """Tensors that follow the model and never train; with ``persistent=True`` they are saved.
 
-    They are buffers, so that code which unfreezes or counts parameters ignores them. Those that
-    are not ``persistent`` follow the model from device to device, but are not saved.
+    They are buffers, so that code which unfreezes or counts parameters ignores them.
     """
-
-    def __init__(self, persistent: bool = True) -> None:
-        super().__init__(persistent=persistent)
 
 
 def adapter_parameters(model: nn.Module) -> set[int]:
@@ -122,6 +118,11 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
                 if id(parameter) not in added:
                     return execution_device(module) or parameter.device
         return torch.device("cpu")
+
+    def new_weight(self, *shape: int) -> nn.Parameter:
+        """Zeros of a shape, in float32, on the device of the adapted module."""
+        device = self.device_for_weights()
+        return nn.Parameter(torch.zeros(shape, device=device, dtype=torch.float32))
 
     def weights_of(self, adapter_name: str) -> Iterator[Tensor]:
         """The weights of an adapter in this layer, also frozen ones."""

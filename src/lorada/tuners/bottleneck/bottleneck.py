@@ -326,21 +326,17 @@ class BottleneckLayer(AttachedLayer):
         """Create the weights of an adapter."""
         hidden = model.config.hidden_size
         fan_in, fan_out = self._insertion.widths or (hidden, hidden)
-        device = self.device_for_weights()
         self.configs[adapter_name] = config
         dropout = model_dropout(model) if config.dropout is None else config.dropout
         self.dropouts[adapter_name] = dropout
-
-        def new(*shape: int, fill: float = 0.0) -> nn.Parameter:
-            return nn.Parameter(torch.full(shape, fill, device=device, dtype=torch.float32))
-
+        new = self.new_weight
         self.lora_down[adapter_name] = new(config.rank, fan_in)
         self.lora_up[adapter_name] = new(fan_out, config.rank)
         if config.use_bias:
             self.lora_down_bias[adapter_name] = new(config.rank)
             self.lora_up_bias[adapter_name] = new(fan_out)
         if config.layer_norm and self._insertion.may_norm:
-            self.lora_norm_weight[adapter_name] = new(fan_in, fill=1.0)
+            self.lora_norm_weight[adapter_name] = nn.init.ones_(new(fan_in))
             self.lora_norm_bias[adapter_name] = new(fan_in)
         down, up = self.lora_down[adapter_name], self.lora_up[adapter_name]
         with torch.no_grad():
