@@ -99,7 +99,7 @@ def train_biases(model: nn.Module, tuners: list[BaseTuner]) -> None:
 
     PEFT does so when it places the first part, but for each further one it restores what trained.
     """
-    trained = []
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for tuner in tuners:
         tuner._mark_only_adapters_as_trainable(model)
         trained += [parameter for parameter in model.parameters() if parameter.requires_grad]
