@@ -95,5 +95,9 @@ CUSTOM = [
 
 
 def lorada_config_on(target_modules: list[str], **options: Any) -> LoradaConfig:
-    """A stack of one LoRA, for tests that make a config of nothing but its target modules."""
-    return LoradaConfig(parts=[LoraConfig(target_modules=target_modules)], **options)
+    """A stack for tests that make a config of nothing but its target modules.
+
+    Of two parts, since one of PEFT alone is saved as a plain adapter, which no stack stands beside.
+    """
+    parts = [LoraConfig(target_modules=target_modules), SoraConfig(target_modules=target_modules)]
+    return LoradaConfig(parts=parts, **options)
