@@ -27,7 +27,7 @@ from lorada.tuners.base.tuner import (
     refuse_known,
 )
 from lorada.tuners.lmam import bake
-from lorada.tuners.stack import as_stack, merging
+from lorada.tuners.stack import as_stack, merging, rescaling
 from lorada.tuners.stack.adalora_parts import OwnRanks, factors, regulariser
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
 from lorada.tuners.stack.nested_layers import (
@@ -355,6 +355,7 @@ class LoradaModel(LoradaTuner):
 register(STACK, LoradaConfig, LoradaModel)
 as_stack.register()
 merging.register()
+rescaling.register()
 
 
 def _choose_layers(part: PeftConfig, config: LoradaConfig) -> None:
