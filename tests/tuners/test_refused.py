@@ -85,6 +85,7 @@ BAD_VALUES = [
     (OmoeConfig, {"rank": 1.5}, COUNT),
     (OmoeConfig, {"alpha": -1}, NUMBER),
     (OmoeConfig, {"dropout": 1.0}, "input should be less than 1"),
+    (OmoeConfig, {"routing": "hard"}, "input should be 'soft'"),
     (PoolingConfig, {"pooling": "max"}, "input should be 'mean'"),
     (QuantaConfig, {"dropout": 1.0}, "input should be less than 1"),
     *((QuantaConfig, {"dims": value}, "must be two or more whole numbers above 1")
@@ -115,6 +116,7 @@ def test_a_bad_value_is_one_line_that_shows_it(make, options, message):
     ("make", "message"),
     [
         (lambda: LoradaConfig(parts=[]), "at least one part"),
+        (lambda: OmoeConfig(experts=1, routing="top2"), "routing='top2' needs two experts or more"),
         (
             lambda: LamdaConfig(rank_pattern={"q_proj": 0}),
             r"\['q_proj'\]input should be greater than 0",

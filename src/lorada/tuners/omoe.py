@@ -12,7 +12,7 @@ Shapes: E experts, r rank, d width of the output.
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ EPSILON = 1e-20  # added to ⟨u, u⟩. So small since the outputs of experts st
 
 @dataclass
 class OmoeConfig(LoradaPeftConfig):
-    """Number and kind of experts.
+    """Number and kind of experts, and how the router mixes them.
 
     Attributes:
         experts: E, the number of experts on each linear layer.
@@ -40,6 +40,10 @@ class OmoeConfig(LoradaPeftConfig):
         alpha: α; the output of an expert is scaled by α/r.
         dropout: rate of the dropout on the input of the experts.
         use_dora: True for DoRA experts, each with its own magnitude; False for LoRA experts.
+        routing: ``soft`` mixes all experts; ``top2`` the two with the largest g_i, divided by their
+            sum.
+        normalize: whether each u_i is divided by its norm. B then starts from N(0, 0.001²), since
+            B = 0 has no direction, and so the model does not start as the base.
         target_modules: names or a regex of the linear layers that get experts; None for the three
             of the FFN of LLaMA-like models.
         exclude_modules: names or a regex of modules to leave out.
@@ -50,8 +54,17 @@ class OmoeConfig(LoradaPeftConfig):
     alpha: Number = field(default=32.0)
     dropout: Rate = field(default=0.05)
     use_dora: bool = field(default=True)
+    routing: Literal["soft", "top2"] = field(default="soft")
+    normalize: bool = field(default=False)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.routing == "top2" and self.experts < 2:
+            raise ValueError(
+                f"routing='top2' needs two experts or more, not experts={self.experts}"
+            )
 
 
 class OmoeLayer(DeltaLayer):
@@ -77,6 +90,8 @@ class OmoeLayer(DeltaLayer):
                 nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
             if not config.init_weights:
                 up.normal_(std=0.1)
+            elif config.normalize:
+                up.normal_(std=1e-3)
         self.configs[adapter_name] = config
         self.lora_down[adapter_name] = down
         self.lora_up[adapter_name] = up
@@ -95,9 +110,9 @@ class OmoeLayer(DeltaLayer):
         if config.use_dora:  # m (W + s B A) x / ‖W + s B A‖ − W x, with m the magnitude
             ratio = wide(self.lora_magnitude(name)) / row_norms(self.matrix(), down, up, scale)
             experts = ratio * experts + (ratio - 1) * self.without_bias(output).unsqueeze(-2)
-        shares = torch.softmax(wide(F.linear(x, self.lora_router(name))), -1)
+        shares = expert_shares(F.linear(x, self.lora_router(name)), config.routing)
         # A sum and not a matrix product, which autocast would compute in half precision.
-        return (shares.unsqueeze(-1) * orthogonalise(experts)).sum(-2)
+        return (shares.unsqueeze(-1) * orthogonalise(experts, config.normalize)).sum(-2)
 
 
 class OmoeModel(DeltaModel):
@@ -108,10 +123,11 @@ class OmoeModel(DeltaModel):
     not_mergeable = "the mixture of their experts differs by token; keep them as an adapter"
 
 
-def orthogonalise(experts: Tensor) -> Tensor:
+def orthogonalise(experts: Tensor, normalize: bool = False) -> Tensor:
     """Gram-Schmidt: u_1 = e_1 and u_i = e_i − Σ_{j<i} ⟨e_i, u_j⟩ / ⟨u_j, u_j⟩ · u_j.
 
-    ``experts`` has e_i of every token (…, E, d), the result u_i, in float32 or wider.
+    ``experts`` has e_i of every token (…, E, d), the result u_i, in float32 or wider. ``normalize``
+    divides each u_i by its norm.
     """
     found: list[Tensor] = []
     for vector in wide(experts).unbind(-2):
@@ -121,6 +137,8 @@ def orthogonalise(experts: Tensor) -> Tensor:
             product = (vector * other).sum(-1, keepdim=True)
             vector = vector - product / (other.square().sum(-1, keepdim=True) + EPSILON) * other
         found.append(vector)
+    if normalize:
+        found = [F.normalize(vector, dim=-1, eps=EPSILON) for vector in found]
     return torch.stack(found, -2)
 
 
@@ -145,6 +163,16 @@ def row_norms(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
         # Rounding may take the square of a norm near 0 below 0.
         norms: Tensor = total.clamp_min(torch.finfo(total.dtype).tiny).sqrt()
     return norms
+
+
+def expert_shares(logits: Tensor, routing: str) -> Tensor:
+    """g: the share that each expert has in a token's output (…, E), in float32 or wider."""
+    shares = torch.softmax(wide(logits), -1)
+    if routing == "top2":
+        chosen, index = shares.topk(2, -1)
+        chosen = chosen / chosen.sum(-1, keepdim=True)
+        shares = torch.zeros_like(shares).scatter(-1, index, chosen)
+    return shares
 
 
 register("OMOE", OmoeConfig, OmoeModel)
