@@ -16,7 +16,7 @@ from library.page import write_marked
 from lorada.compare.jobs.job import Job
 from lorada.compare.jobs.pool import Workers
 from lorada.compare.jobs.queue import run_queue
-from lorada.data.benchmarks.llm_adapters_prompt import answered, evaluation_prompt
+from lorada.data.benchmarks.published_prompts import answered, evaluation_prompt
 from lorada.inference.generate import generate
 from lorada.inference.load import Run, load_run
 from lorada.runs.result import RESULT_FILE

@@ -33,8 +33,7 @@ NOTES = {
 - `generate` is LLM-Adapters' protocol: its prompt, indented as there and with other white space in
   training than in evaluation, loss on prompt and answer (`loss_on=response` for the answer alone),
   four beams. The first option named, in lower case, is the answer; `unparsable` is the share of
-  outputs that name none, which count as wrong. `generate_clean` is the same without the odd white
-  space.
+  outputs that name none, which count as wrong.
 - `likelihood` is QuanTA's: the question on one line, then `Answer:`, and for every option of its
   `Answer format:` the sentence " the correct answer is …."; the mean log-probability of the
   sentence's tokens decides, in training and in evaluation. An option is always chosen, so

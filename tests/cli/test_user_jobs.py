@@ -15,7 +15,7 @@ import pytest
 from programs import printed
 from servers import Process
 
-from lorada.data.benchmarks.llm_adapters_prompt import clean_prompt
+from lorada.data.benchmarks.published_prompts import clean_prompt
 
 pytestmark = pytest.mark.more
 LORADA = Path(sys.executable).with_name("lorada")

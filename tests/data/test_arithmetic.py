@@ -13,7 +13,7 @@ from lorada.data.benchmarks.arithmetic import (
     score_letters,
     score_numbers,
 )
-from lorada.data.benchmarks.llm_adapters_prompt import answered
+from lorada.data.benchmarks.published_prompts import answered
 from lorada.data.task_rows import training_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED, EncodeOptions, encode
@@ -86,7 +86,7 @@ def test_both_metrics_of_letters_by_hand():
 
 def test_what_chatgpt_said_is_never_the_right_answer():
     row = problem("Two and two?", "4.0", "The answer is 5.")
-    for name in ("generate", "generate_clean", "quanta"):
+    for name in ("generate", "quanta"):
         protocol = TASKS["svamp"].protocols[name]
         scored = protocol.convert_test(row)
         assert "5" not in json.dumps(scored)

@@ -45,7 +45,7 @@ def test_a_bad_row_is_refused_in_one_line_that_names_it(task, row, message, tmp_
     refused(f"^{folder}/train row 2{message}", lambda: training_rows(asked, kind))
 
 
-PROTOCOLS = ("generate", "generate_clean", "likelihood")
+PROTOCOLS = ("generate", "likelihood")
 NO_OPTIONS = [(answer, protocol) for answer in ("maybe", "answer1", "") for protocol in PROTOCOLS]
 # A generated text is searched for options in lower case.
 NO_OPTIONS += [(answer, "generate") for answer in ("True", None, True)]
@@ -80,7 +80,7 @@ NO_NUMBERS = ["four", "", "3/4", "$5", "nan", "inf", None, True]
 NO_LETTERS = ["F", "c", "AB", "", "4.0", None, 1]
 
 
-@pytest.mark.parametrize("protocol", ["generate", "generate_clean", "quanta"])
+@pytest.mark.parametrize("protocol", ["generate", "quanta"])
 @pytest.mark.parametrize(
     ("task", "answer", "message"),
     [

@@ -12,8 +12,7 @@ from lorada.data.benchmarks.commonsense import (
     first_option,
     match_options,
 )
-from lorada.data.benchmarks.llm_adapters_prompt import training_prompt
-from lorada.data.benchmarks.quanta_prompt import clean
+from lorada.data.benchmarks.published_prompts import on_one_line, training_prompt
 from lorada.data.task_rows import training_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import EncodeOptions, encode
@@ -51,8 +50,8 @@ def test_the_options_of_likelihood_stand_anywhere_and_in_any_case():
 
 
 def test_cleaning_puts_a_stop_for_newlines_where_there_is_none():
-    assert clean("a\n\nb.\nc:\nd \ne\tf\n") == "a. b. c: d  e\tf."
-    assert clean("a?\n\n\nb;\nc!\nd") == "a? b; c! d"
+    assert on_one_line("a\n\nb.\nc:\nd \ne\tf\n") == "a. b. c: d  e\tf."
+    assert on_one_line("a?\n\n\nb;\nc!\nd") == "a? b; c! d"
 
 
 AWKWARD = [

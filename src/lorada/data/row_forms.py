@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from lorada.data.benchmarks.llm_adapters_prompt import clean_prompt
+from lorada.data.benchmarks.published_prompts import clean_prompt
 from lorada.data.rows import place_of, places_of
 from lorada.support.errors import unknown_name
 from lorada.support.files import as_typed

@@ -12,12 +12,18 @@ from math import inf, isfinite
 from operator import eq
 from typing import Any
 
-from lorada.data.benchmarks import llm_adapters_prompt, quanta_prompt
-from lorada.data.task import Metrics, Protocol, Source, Task, unchanged
+from lorada.data.benchmarks.published_prompts import (
+    REPOSITORY,
+    answered,
+    generating,
+    on_one_line,
+    quanta_prompt,
+)
+from lorada.data.task import Metrics, Protocol, Source, Task
 from lorada.support.row_sources import Row
 
 FOLDER = "arithmetic_llm_adapters"
-MATH10K = f"{llm_adapters_prompt.REPOSITORY}/ft-training_set/math_10k.json"
+MATH10K = f"{REPOSITORY}/ft-training_set/math_10k.json"
 # A local folder has a set as large as MATH10K and composed like it, and a small part of MATH10K.
 TRAIN = {
     "math10k_rebuilt": Source(f"{FOLDER}/math10k_rebuilt", "train", MATH10K),
@@ -49,17 +55,11 @@ def right_number(answer: Any) -> float:
     return number
 
 
-def _of_number(row: Row) -> Row:
-    """The row, unchanged; raises if its answer is no number."""
-    right_number(row["answer"])
-    return row
-
-
-def _of_letter(row: Row) -> Row:
-    """The row, unchanged; raises if its answer is not one of ``LETTERS``."""
-    if row["answer"] not in tuple(LETTERS):
-        raise ValueError(f"answer {row['answer']!r} is not one of {', '.join(LETTERS)}")
-    return row
+def right_letter(answer: Any) -> str:
+    """The right answer of a row, if it is one of ``LETTERS``."""
+    if answer not in tuple(LETTERS):
+        raise ValueError(f"answer {answer!r} is not one of {', '.join(LETTERS)}")
+    return str(answer)
 
 
 def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], str]) -> Metrics:
@@ -104,12 +104,12 @@ def first_line(output: str) -> str:
     return output.split("\n")[0]
 
 
-def _rationale(row: Row, field: str, check: Callable[[Row], Row] = unchanged) -> Row:
+def _rationale(row: Row, field: str, check: Callable[[Any], object] = str) -> Row:
     """A row with QuanTA's prompt; the response is one line and ends with a newline."""
-    row = check(row)
+    check(row["answer"])
     return {
-        "prompt": quanta_prompt.prompt(row["instruction"]),
-        "response": f" {quanta_prompt.clean(row[field])}\n",
+        "prompt": quanta_prompt(row["instruction"]),
+        "response": f" {on_one_line(row[field])}\n",
         "answer": row["answer"],
     }
 
@@ -117,13 +117,12 @@ def _rationale(row: Row, field: str, check: Callable[[Row], Row] = unchanged) ->
 def _task(summary: str, folder: str, *, letters: bool = False) -> Task:
     score = score_letters if letters else score_numbers
     # Training rows are not checked: MATH10K has letters and numbers, and its answers are not used.
-    check = _of_letter if letters else _of_number
-    generated = partial(score, answer=llm_adapters_prompt.answered)
+    check = right_letter if letters else right_number
     return Task(
         summary=f"{summary}; exact answers, and QuanTA's count",
         benchmark="arithmetic",
         protocols={
-            **llm_adapters_prompt.protocols("answer", generated, 256, check),
+            "generate": generating("answer", partial(score, answer=answered), 256, check),
             "quanta": Protocol(
                 form="prompt",
                 kinds=("decoder",),
@@ -135,13 +134,7 @@ def _task(summary: str, folder: str, *, letters: bool = False) -> Task:
             ),
         },
         train=TRAIN,
-        test={
-            "": Source(
-                f"{FOLDER}/{folder}",
-                "test",
-                f"{llm_adapters_prompt.REPOSITORY}/dataset/{folder}/test.json",
-            )
-        },
+        test={"": Source(f"{FOLDER}/{folder}", "test", f"{REPOSITORY}/dataset/{folder}/test.json")},
     )
 
 

@@ -8,7 +8,7 @@ chooses the likeliest option (QuanTA). LLM-Adapters leaves out the passages of B
 import re
 from functools import partial
 
-from lorada.data.benchmarks import llm_adapters_prompt, quanta_prompt
+from lorada.data.benchmarks.published_prompts import REPOSITORY, answered, choice, generating
 from lorada.data.metrics import accuracy
 from lorada.data.task import Metrics, Protocol, Score, Source, Task
 from lorada.support.row_sources import Row
@@ -18,13 +18,13 @@ FOLDER = "commonsense_llm_adapters"
 MIX = Source(
     f"{FOLDER}/commonsense_mix",
     "train",
-    f"{llm_adapters_prompt.REPOSITORY}/ft-training_set/commonsense_170k.json",
+    f"{REPOSITORY}/ft-training_set/commonsense_170k.json",
 )
 
 
 def first_option(output: str, options: tuple[str, ...]) -> str | None:
     """The option that a generated text names first, in lower case; None if it names none."""
-    found = re.search("|".join(options), llm_adapters_prompt.answered(output))
+    found = re.search("|".join(options), answered(output))
     return found[0] if found else None
 
 
@@ -49,7 +49,7 @@ def _numbered(word: str, count: int) -> tuple[str, ...]:
 
 def _task(summary: str, folder: str, options: tuple[str, ...]) -> Task:
     def source(split: str) -> Source:
-        address = f"{llm_adapters_prompt.REPOSITORY}/dataset/{folder}/{split}.json"
+        address = f"{REPOSITORY}/dataset/{folder}/{split}.json"
         return Source(f"{FOLDER}/{folder}", split, address)
 
     score: Score = partial(match_options, options=options)
@@ -57,8 +57,8 @@ def _task(summary: str, folder: str, options: tuple[str, ...]) -> Task:
         summary=f"{summary}; accuracy",
         benchmark="commonsense",
         protocols={
-            **llm_adapters_prompt.protocols("output", score, max_new_tokens=32),
-            "likelihood": Protocol("choice", ("decoder",), quanta_prompt.choice, choose_options),
+            "generate": generating("output", score, max_new_tokens=32),
+            "likelihood": Protocol("choice", ("decoder",), choice, choose_options),
         },
         train={"own": source("train"), "commonsense_170k": MIX},
         test={"": source("test")},
