@@ -153,12 +153,6 @@ def test_recalls_of_classes_show_what_accuracy_hides():
     assert "unfound" not in classes(["ok"] * 16 + ["fraud"] * 4, rows)
 
 
-def test_without_the_extra_there_is_the_accuracy_and_a_warning(monkeypatch, caplog):
-    monkeypatch.setitem(__import__("sys").modules, "sklearn.metrics", None)
-    assert classes(["a"], [{"text": "t", "label": "a"}]) == {"accuracy": 100}
-    assert "only the accuracy is computed: install the extra `metrics`" in caplog.text
-
-
 def test_errors_of_numbers_are_in_the_unit_of_the_rows_and_what_is_undefined_is_none():
     rows = [{"text": "t", "score": score} for score in (1000, 3000, 5000)]
     found = numbers([1000.0, 2000.0, 4000.0], rows)

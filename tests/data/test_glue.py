@@ -36,7 +36,6 @@ RIGHT = ["yes"] * 3 + ["no"] + ["yes"] * 2 + ["no"] * 4
 
 
 def test_accuracy_f1_and_matthews_by_hand():
-    pytest.importorskip("sklearn.metrics", reason="scikit-learn missing")
     assert accuracy(GIVEN, rows_of(RIGHT)) == {"accuracy": 70.0}
     for positive, hits, wrong in (("yes", 3, 3), ("no", 4, 3)):
         found = accuracy_and_f1(GIVEN, rows_of(RIGHT), positive)
@@ -46,7 +45,6 @@ def test_accuracy_f1_and_matthews_by_hand():
 
 
 def test_correlations_by_hand():
-    pytest.importorskip("scipy.stats", reason="scipy missing")
     given, right = [1.0, 2.0, 4.0, 3.0, 3.0], [0.0, 1.0, 2.0, 3.0, 4.0]
     found = correlations(given, [{"score": score} for score in right])
     # Deviations from the means 2.6 and 2: the sum of products is 5, those of squares 5.2 and 10.
@@ -57,7 +55,6 @@ def test_correlations_by_hand():
 
 @pytest.mark.parametrize("same", ["yes", "no"])
 def test_one_class_alone_has_no_matthews_correlation_and_f1_of_none_is_nothing(same):
-    pytest.importorskip("sklearn.metrics", reason="scikit-learn missing")
     given = [same] * len(RIGHT)
     assert matthews(given, rows_of(RIGHT)) == {"matthews": 0.0, "accuracy": 50.0}
     assert matthews(given, rows_of(given)) == {"matthews": 0.0, "accuracy": 100.0}
@@ -69,14 +66,12 @@ def test_one_class_alone_has_no_matthews_correlation_and_f1_of_none_is_nothing(s
     ("given", "right"), [([2.5] * 3, [1, 2, 3]), ([1, 2, 3], [4] * 3), ([2.5], [1])]
 )
 def test_what_does_not_vary_correlates_with_nothing(given, right):
-    pytest.importorskip("scipy.stats", reason="scipy missing")
     scores = [{"score": score} for score in right]
     assert correlations(given, scores) == {"pearson": None, "spearman": None}
 
 
 @pytest.mark.fp64
 def test_sts_b_is_trained_and_scored_as_a_regression(tmp_path):
-    pytest.importorskip("scipy.stats", reason="scipy missing")
     bert_folder(tmp_path / "bert")
     rows = [{**ROWS["stsb"], "sentence2": "a" * n, "label": n / 2} for n in range(1, 9)]
     for split in ("train", "validation"):

@@ -1,27 +1,23 @@
 """Metrics of a model's answers: (answers, rows) → metrics, in percent unless noted.
 
 ``NAMES`` are those that a user can choose among. A metric that is undefined for these answers is
-None. Recalls, correlations, F1, ROUGE, chrF and BLEU come from the libraries of the extra
-``metrics``.
+None. ROUGE, chrF and BLEU come from the libraries of the extra ``metrics``.
 """
 
-import logging
 import math
 import runpy
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from lorada.data.rows import answer_of
 from lorada.data.task import Metrics, Protocol
-from lorada.support.errors import how_to_install, needs_extra
-from lorada.support.progress import progress_bar
+from lorada.support.errors import needs_extra
 from lorada.support.row_sources import CODE, Form, Row
-
-logger = logging.getLogger(__name__)
 
 Window = tuple[float, int]  # mean loss in nats, and the number of tokens that it is the mean of
 
@@ -54,53 +50,44 @@ def _target(row: Row) -> Any:
 
 
 def matthews(predicted: list[str], rows: list[Row]) -> Metrics:
-    """Matthews' correlation in percent, 0 if all answers are one class; and accuracy."""
-    with needs_extra("metrics"):
-        from sklearn.metrics import matthews_corrcoef
-
-    coefficient = float(matthews_corrcoef([_target(row) for row in rows], predicted))
-    return {"matthews": 100.0 * coefficient, **accuracy(predicted, rows)}
+    """Matthews' correlation of two classes in percent, 0 if either side has only one; accuracy."""
+    targets = [_target(row) for row in rows]
+    one = max(targets)
+    found = _correlation([p == one for p in predicted], [t == one for t in targets])
+    return {"matthews": found or 0.0, **accuracy(predicted, rows)}
 
 
 def accuracy_and_f1(predicted: list[str], rows: list[Row], positive: str) -> Metrics:
     """Accuracy and the F1 score of the class ``positive``, in percent."""
-    with needs_extra("metrics"):
-        from sklearn.metrics import f1_score
+    f1 = _f1(predicted, [_target(row) for row in rows], positive)
+    return {**accuracy(predicted, rows), "f1": f1}
 
-    targets = [_target(row) for row in rows]
-    f1 = float(f1_score(targets, predicted, pos_label=positive, zero_division=0.0))
-    return {**accuracy(predicted, rows), "f1": 100.0 * f1}
+
+def _f1(predicted: list[str], targets: list[str], name: str) -> float:
+    """2·hits / (predicted + right) of a class in percent; 0 if it is on neither side."""
+    hits = sum(p == t == name for p, t in zip(predicted, targets, strict=True))
+    return 200.0 * hits / ((predicted.count(name) + targets.count(name)) or 1)
 
 
 def classes(predicted: list[str], rows: list[Row]) -> Metrics:
     """Accuracy, the mean of the classes' recalls, macro F1, and the recall of each class.
 
-    ``unfound`` says in words which classes are never found. Without the extra ``metrics`` there is
-    the accuracy alone, and a warning.
+    ``unfound`` says in words which classes are never found.
     """
-    found = accuracy(predicted, rows)
-    try:
-        from sklearn.metrics import f1_score, recall_score
-    except ImportError:
-        logger.warning("only the accuracy is computed: %s", how_to_install("metrics"))
-        return found
     targets = [_target(row) for row in rows]
     counts = dict(sorted(Counter(targets).items()))
-    recalls = recall_score(targets, predicted, labels=[*counts], average=None, zero_division=0.0)
-    macro = f1_score(targets, predicted, average="macro", zero_division=0.0)
-    by_class = {f"recall_{name}": 100.0 * float(r) for name, r in zip(counts, recalls, strict=True)}
-    missed = [name for name in counts if not by_class[f"recall_{name}"]]
-    unfound = ", ".join(f"0 of {counts[name]} rows of {name!r}" for name in missed)
+    hits = Counter(t for p, t in zip(predicted, targets, strict=True) if p == t)
+    recalls = {f"recall_{name}": 100.0 * hits[name] / count for name, count in counts.items()}
+    unfound = ", ".join(
+        f"0 of {n} rows of {name!r}" for name, n in counts.items() if not hits[name]
+    )
     return {
-        **found, "balanced_accuracy": 100.0 * float(np.mean(recalls)),
-        "macro_f1": 100.0 * float(macro), **by_class, **({"unfound": unfound} if unfound else {}),
-    }  # fmt: skip
-
-
-def class_weights(rows: list[Row]) -> list[float]:
-    """A weight for each row by which the mean over rows is the mean of the classes' recalls."""
-    counts = Counter(_target(row) for row in rows)
-    return [len(rows) / len(counts) / counts[_target(row)] for row in rows]
+        **accuracy(predicted, rows),
+        "balanced_accuracy": fmean(recalls.values()),
+        "macro_f1": fmean(_f1(predicted, targets, name) for name in {*counts, *predicted}),
+        **recalls,
+        **({"unfound": unfound} if unfound else {}),
+    }
 
 
 def numbers(predicted: list[float], rows: list[Row]) -> Metrics:
@@ -108,29 +95,28 @@ def numbers(predicted: list[float], rows: list[Row]) -> Metrics:
     targets = np.array([float(row["score"]) for row in rows])
     errors = np.array(predicted) - targets
     spread = float(np.square(targets - targets.mean()).sum())
-    found = {
+    return {
         "mae": float(np.abs(errors).mean()),
         "rmse": float(np.sqrt(np.square(errors).mean())),
         "r2": 1.0 - float(np.square(errors).sum()) / spread if spread else None,
+        **correlations(predicted, rows),
     }
-    try:
-        return found | correlations(predicted, rows)
-    except ImportError as error:
-        logger.warning("no correlation is computed: %s", error)
-        return found
 
 
 def correlations(predicted: list[float], rows: list[Row]) -> Metrics:
     """Pearson's and Spearman's correlation in percent; None if either side is constant."""
-    with needs_extra("metrics"):
-        from scipy.stats import pearsonr, spearmanr
+    import pandas as pd
 
     targets = [float(row["score"]) for row in rows]
-    if len(set(targets)) < 2 or len(set(predicted)) < 2:
-        return {"pearson": None, "spearman": None}
-    pearson = float(pearsonr(predicted, targets).statistic)
-    spearman = float(spearmanr(predicted, targets).statistic)
-    return {"pearson": 100.0 * pearson, "spearman": 100.0 * spearman}
+    ranks = (list(pd.Series(values).rank()) for values in (predicted, targets))  # ties share theirs
+    return {"pearson": _correlation(predicted, targets), "spearman": _correlation(*ranks)}
+
+
+def _correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Pearson's correlation in percent; None if either side is constant."""
+    if len(set(one)) < 2 or len(set(other)) < 2:
+        return None
+    return 100.0 * float(np.corrcoef(one, other)[0, 1])
 
 
 def perplexity(windows: list[Window], rows: list[Row]) -> Metrics:
@@ -145,35 +131,27 @@ def rouge(outputs: list[str], rows: list[Row]) -> Metrics:
     rouge_score computes them, with Porter's stemmer. ROUGE-L reads a text as one sequence
     (``rougeL``); for texts of one line, such as XSum's, ``rougeLsum`` is the same.
     """
+    with needs_extra("metrics"):
+        from rouge_score.rouge_scorer import RougeScorer
+
     names = ["rouge1", "rouge2", "rougeL"]
-    scorer = _rouge_scorer(names)
-    pairs: Iterable[tuple[str, Row]] = list(zip(outputs, rows, strict=True))
-    if len(rows) > 1:  # a bar for one row takes longer than its score
-        pairs = progress_bar(pairs, "ROUGE")
+    scorer = RougeScorer(names, use_stemmer=True)
+    pairs = zip(outputs, rows, strict=True)
     found = [scorer.score(answer_of(row), output) for output, row in pairs]
     return {name: sum(100.0 * one[name].fmeasure for one in found) / len(found) for name in names}
 
 
-def _rouge_scorer(names: list[str]) -> Any:
+def rouge_l(output: str, row: Row) -> float:
+    """The ROUGE-L of an output, as ``rouge`` computes it."""
+    return float(rouge([output], [row])["rougeL"])
+
+
+def chrf(output: str, row: Row) -> float:
+    """The sentence-level chrF2 of an output by sacrebleu (Popović, 2015)."""
     with needs_extra("metrics"):
-        from rouge_score.rouge_scorer import RougeScorer
+        from sacrebleu import sentence_chrf
 
-    return RougeScorer(names, use_stemmer=True)
-
-
-def rouge_l() -> Callable[[str, Row], float]:
-    """A function that gives the ROUGE-L of an output: F1 in percent, with Porter's stemmer."""
-    scorer = _rouge_scorer(["rougeL"])
-    return lambda output, row: 100.0 * scorer.score(answer_of(row), output)["rougeL"].fmeasure
-
-
-def chrf() -> Callable[[str, Row], float]:
-    """A function that gives sacrebleu's sentence-level chrF2 of an output (Popović, 2015)."""
-    with needs_extra("metrics"):
-        from sacrebleu.metrics.chrf import CHRF
-
-    metric = CHRF()
-    return lambda output, row: float(metric.sentence_score(output, [answer_of(row)]).score)
+    return float(sentence_chrf(output, [answer_of(row)]).score)
 
 
 def bleu(outputs: list[str], rows: list[Row]) -> Metrics:
@@ -229,7 +207,7 @@ NAMES: dict[Form, tuple[str, ...]] = {
 }
 RowValue = Callable[[str, Row], float]  # of an answer to a row
 # Those that are computed from an answer only when they are asked for.
-LATER: dict[str, Callable[[], RowValue]] = {"rougeL": rouge_l, "chrf": chrf}
+LATER: dict[str, RowValue] = {"rougeL": rouge_l, "chrf": chrf}
 
 
 def fits(metric: str, form: Form) -> bool:
@@ -261,7 +239,7 @@ def row_value(metric: str) -> RowValue | None:
     Code of the user's file runs here.
     """
     if CODE not in metric:
-        return LATER[metric]() if metric in LATER else None
+        return LATER.get(metric)
     path, _, name = metric.rpartition(":")
     try:
         function = runpy.run_path(path)[name]
@@ -304,8 +282,11 @@ def row_metrics(protocol: Protocol, answers: list[Any], rows: list[Row]) -> list
     score = accuracy if protocol.form in ("label", "choice") else protocol.score
     found = [dict([next(iter(score([answer], [row]).items()))]) for answer, row in pairs]
     if protocol.form == "label":
-        for one, weight in zip(found, class_weights(rows), strict=True):
-            one["balanced_accuracy"] = weight * one["accuracy"]
+        counts = Counter(_target(row) for row in rows)
+        for one, row in zip(found, rows, strict=True):
+            one["balanced_accuracy"] = (
+                one["accuracy"] * len(rows) / len(counts) / counts[_target(row)]
+            )
     if protocol.score is exact_match:
         for one, pair in zip(found, pairs, strict=True):
             one["contains"] = contains(*pair)
