@@ -1,7 +1,7 @@
 """Rows of a user's own: columns that change nothing, errors that say which row."""
 
-import json
 import logging
+import re
 from collections import Counter
 from itertools import combinations
 
@@ -71,53 +71,9 @@ def test_a_length_of_responses_is_refused_where_they_are_one_text_with_their_pro
 def test_a_response_that_is_cut_by_itself_is_said_to_be(tmp_path, caplog):
     recipe = load_recipe(None, ["max_target_length=1"], {"model": "-", "output": "-"})
     rows = loaded(tmp_path, ROWS[:3])
-    refuse_target_length(recipe, rows, "decoder")
     encode_rows(rows, recipe, TOKENIZER, "decoder")
     said = "3 of 3 rows were cut to max_length=512, the response to max_target_length=1"
     assert said in caplog.text
-
-
-TWO_TURNS = "messages must be a list of two or more role/content objects, one of them by the assis"
-NAMED = {
-    "half a character in a label": ({"text": "a", "label": "\ud800"}, "label is not valid Unicode"),
-    "half a character in a role": (chat("\ud800", "assistant"), "messages is not valid Unicode"),
-    "a role that is no text": (chat(5, "assistant"), "role is not a text: 5"),
-    "only an answer": (chat("assistant"), TWO_TURNS),
-    "no answer": (chat("user", "user"), TWO_TURNS),
-    "a score beyond fp32": ({"text": "a", "score": 1e39}, "score is not a number"),
-    "a score that is true": ({"text": "a", "score": True}, "score is not a number"),
-    "a deep label": (
-        {"text": "a", "label": json.loads("[" * 900 + "]" * 900)},
-        r"label is neither a text nor an integer: \[\[",
-    ),
-    "an answer that none stands for": (
-        {"prompt": "p", "candidates": ["a", "b"], "answer": 2},
-        "answer must be the index of one of the candidates, from 0, its letter or its text: 2",
-    ),
-    "one candidate": (
-        {"prompt": "p", "candidates": ["a"], "answer": 0},
-        r"candidates must be a list of two texts or more: \['a'\]",
-    ),
-    "a second text that is none": (
-        {"text": "a", "text_pair": 3, "label": "no"},
-        "text_pair is not a text: 3",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", NAMED)
-def test_an_error_names_file_and_row(case, tmp_path):
-    row, message = NAMED[case]
-    good = {
-        "messages": chat("user", "assistant"),
-        "label": {"text": "a", "label": "no"},
-        "score": {"text": "a", "score": 1},
-        "answer": {"prompt": "p", "candidates": ["a", "b"], "answer": 0},
-    }
-    first = next(good[name] for name in good if name in row)
-    first = {**first, "text_pair": "b"} if "text_pair" in row else first
-    path = rows_file(tmp_path / "rows.jsonl", [first, row])
-    refused(f"rows.jsonl row 2: {message}", lambda: load_rows(str(path)))
 
 
 def test_a_template_that_refuses_a_chat_is_named_with_file_and_row_of_the_file(tmp_path):
@@ -158,7 +114,7 @@ def silent_tokenizer():
 @pytest.mark.parametrize("form", NOTHING)
 def test_rows_without_a_token_are_not_called_too_long(form, tmp_path):
     rows = loaded(tmp_path, [NOTHING[form]] * 2)
-    message = "has no row to learn from: they all give this tokenizer no token"
+    message = "has no row to learn from: every one gives this tokenizer no token"
     refused(message, lambda: encoded(rows, tokenizer=silent_tokenizer()))
 
 
@@ -169,7 +125,8 @@ def test_a_row_without_a_token_is_left_out_of_training_and_named_in_scoring(form
     good = {name: whole.get(name, value) for name, value in empty.items()}
     rows = loaded(tmp_path, [good, empty, good])
     assert len(encoded(rows, tokenizer=silent_tokenizer())) == 2
-    assert "1 of 3 rows were left out: they give this tokenizer no token" in caplog.text
+    assert "0 of 3 rows were cut" in caplog.text
+    assert "and 1 because they give this tokenizer no token" in caplog.text
     refused(
         "rows.jsonl row 2 cannot be answered",
         lambda: encoded(rows, tokenizer=silent_tokenizer(), answered=True),
@@ -178,9 +135,9 @@ def test_a_row_without_a_token_is_left_out_of_training_and_named_in_scoring(form
 
 def test_rows_that_are_too_long_are_still_called_so(tmp_path):
     long = loaded(tmp_path, [{"prompt": "a" * 9, "response": "b"}])
-    refused("every response lies beyond max_length=5", lambda: encoded(long, max_length=5))
+    refused("none to learn within max_length=5", lambda: encoded(long, max_length=5))
     text = loaded(tmp_path, [{"text": "abc"}])
-    refused("lies beyond max_length=1; raise it", lambda: encoded(text, max_length=1))
+    refused("none to learn within max_length=1", lambda: encoded(text, max_length=1))
 
 
 def test_a_part_of_the_rows_knows_where_they_stand_in_their_file(tmp_path):
@@ -211,13 +168,13 @@ def test_prompts_are_put_to_a_run_of_chats_as_a_users_turn(tmp_path, caplog):
 def test_a_difference_in_the_chat_template_that_cannot_be_mended_is_told(tmp_path, caplog):
     choice = {"prompt": "a", "candidates": ["b", "c"], "answer": 0}
     for row, trained, told in (
-        (chat("user", "assistant"), "prompt", "has chats: they go through the chat template"),
-        (choice, "messages", "has choice rows: they do not go through the chat template"),
+        (chat("user", "assistant"), "prompt", "has messages rows: .* only one kind"),
+        (choice, "messages", "has choice rows: .* only one kind goes"),
     ):
         caplog.clear()
         rows = load_rows(str(rows_file(tmp_path / "rows.jsonl", [row])), trained)
         assert rows.rows == [row]
-        assert told in caplog.text
+        assert re.search(told, caplog.text)
     caplog.clear()
     load_rows(str(rows_file(tmp_path / "rows.jsonl", [choice])), "prompt")
     load_rows(str(rows_file(tmp_path / "rows.jsonl", [chat("user", "assistant")])), "messages")

@@ -136,7 +136,7 @@ def test_values_of_a_data_set_that_numpy_or_arrow_made_are_values_of_json(hub):
     found.__iter__.return_value = [{**row, **arrays}]
     hub["owner/name", None, None] = found
     assert read_rows("owner/name") == [
-        {"text": "a", "score": 1.5, "at": "2025-01-02T00:00:00", "n": [0, 1],
+        {"text": "a", "score": 1.5, "at": "2025-01-02 00:00:00", "n": [0, 1],
          "tools": [{"name": "f", "arguments": {"a": 1}}]}
     ]  # fmt: skip
 

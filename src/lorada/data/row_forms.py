@@ -13,14 +13,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lorada.data.benchmarks.published_prompts import clean_prompt
-from lorada.data.rows import place_of, places_of
+from lorada.data.rows import place_of
 from lorada.support.errors import unknown_name
-from lorada.support.files import as_typed
 from lorada.support.row_sources import Form, Row
 
 logger = logging.getLogger(__name__)
 
-CHATS = "messages", "conversations"  # fields that hold all turns of a chat
 TURNS = "[]"  # behind the name of a field that holds turns, where it might hold a text
 TEXT_OR_TURNS = "prompt", "completion", "chosen"
 LARGEST = 3.4e38  # the largest score: what fp32 holds
@@ -34,7 +32,6 @@ PAIR = "sentence1 sentence2", "premise hypothesis", "text1 text2", "question sen
 NO_NOTE = "text", "rejected"  # fields beside others that are known to be left out
 GROUP = "group"  # what a row shares with others, such as the passage of its question; in any form
 NOTICED = 20  # rows that are searched for texts that are not read
-SAME = "all rows must have the fields of one form"
 Columns = Mapping[str, str]  # a name of ours → the user's name for that field
 
 
@@ -181,8 +178,6 @@ def in_form(
     where = partial(place_of, path, counts)
     _check_columns(rows, path, columns or {})
     found, first = _read(rows, where, READINGS, columns or before or {})
-    if "chosen" in "".join(first.way):
-        logger.info("%s: of each pair of answers only `chosen` is learned", path)
     _name_unread(rows[:NOTICED], first, path)
     form = first.reading.form
     is_bad = (str(row.get("label")).strip().casefold() == "false" for row in rows)
@@ -192,16 +187,7 @@ def in_form(
             f"{where(bad)} has label false: of answers marked as good or bad (KTO) every one "
             "would be learned; keep those with true, and leave out the field"
         )
-    if form == "choice":
-        return as_indices(found, where), form
-    if form == "label":
-        blank = [index for index, row in enumerate(found) if not str(row["label"]).strip()]
-        if blank:
-            raise ValueError(
-                f"{places_of(path, counts, blank)}: the label is blank; give each row a label, or "
-                "leave such rows out"
-            )
-    return found, form
+    return (_as_indices(found, where) if form == "choice" else found), form
 
 
 def to_answer(
@@ -236,21 +222,11 @@ def _check_columns(rows: list[Row], path: str, columns: Columns) -> None:
             raise ValueError(f"columns names {theirs!r}, and {path} has only {has}")
 
 
-def _asked(turns: Any) -> Any:
-    """The turns of a chat with an empty last answer; what is no list of turns is left for later."""
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        return turns
-    names = ("from", "value") if turns and "from" in turns[0] else ("role", "content")
-    if turns and ROLES.get(str(turns[-1].get(names[0]))) == "assistant":
-        turns = turns[:-1]
-    return [*turns, {names[0]: "assistant", names[1]: ""}]
-
-
 class _Fit(NamedTuple):
-    """A reading that fits a row, the names that it goes by, and the row's key for each field."""
+    """A reading that fits a row, by which of its names, and the row's key for each field."""
 
     reading: Reading
-    way: dict[str, str]
+    names: tuple[str, ...]
     keys: dict[str, str]
 
 
@@ -270,29 +246,53 @@ def _read(
             named = _named(dict(kind), columns, where(index))
             known[kind] = named, _fits(named, readings, columns, answered=stand_ins is None)
         named, fits = known[kind]
+        ways = ["/".join(fit.names) for fit in fits]
         if first is None and not fits:
-            raise _unreadable(row, where(0), readings, answered=stand_ins is None)
+            raise _unreadable(where(0), row, readings, answered=stand_ins is None)
         if len(fits) > 1:
-            shown = ["/".join(name for name in fit.way if name in named) for fit in fits]
             raise ValueError(
-                f"{where(index)} can be read as {' and as '.join(shown)}: leave out the fields of "
+                f"{where(index)} can be read as {' and as '.join(ways)}: leave out the fields of "
                 "one, or name those to read with --columns"
             )
         first = first or fits[0]
         if not fits or fits[0][:2] != first[:2]:
-            raise _differs(first, fits, named, where(0), where(index))
-        fit, reading = fits[0], first.reading
-        kept = {field: row[key] for field, key in fit.keys.items()}
-        if stand_ins is not None:
-            kept |= {name: _asked(kept[name]) for name in CHATS if name in kept}
-            kept |= {reading.right: stand_ins[reading.form]} if reading.right else {}
-        _check_row(kept, reading, where(index), fit.keys)
-        group = {GROUP: kept[GROUP]} if GROUP in kept else {}
-        found.append({**reading.convert(kept), **group})
-        if (GROUP in found[0]) != bool(group):
+            has = ways[0] if fits else "/".join(named)
+            raise ValueError(
+                f"{where(0)} has {'/'.join(first.names)} and {where(index)} has {has}: all rows "
+                "must have the fields of one form"
+            )
+        found.append(_converted(row, fits[0], where(index), stand_ins))
+        if (GROUP in found[0]) != (GROUP in found[-1]):
             raise ValueError(f"{where(index)} and {where(0)}: give all rows a group, or none")
     assert first is not None  # there are rows
     return found, first
+
+
+def _converted(row: Row, fit: _Fit, where: str, stand_ins: Mapping[Form, Any] | None) -> Row:
+    """A row of the form of a reading, its values checked."""
+    reading, fields = fit.reading, {field: row[key] for field, key in fit.keys.items()}
+    if stand_ins is not None and reading.right:
+        fields[reading.right] = stand_ins[reading.form]
+    for name, value in fields.items():
+        if name == "answer" and reading.form == "choice":
+            continue  # other rows decide how it is read
+        is_right, wrong = CHECKS.get(name, (_is_text, "is not a text"))
+        if not is_right(value):
+            shown = fit.keys.get(name, name)
+            raise ValueError(f"{where}: {shown} {wrong}: {reprlib.repr(value)}")
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # JSON may hold half a character
+        raise ValueError(f"{where} is not valid Unicode: {error.reason}") from error
+    found = reading.convert(fields)
+    if reading.form == "messages":
+        turns = found["messages"]
+        if stand_ins is not None:  # an empty answer at the end, in place of one that is there
+            turns = turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns
+            turns = found["messages"] = [*turns, {"role": "assistant", "content": ""}]
+        if len(turns) < 2 or all(turn["role"] != "assistant" for turn in turns):
+            raise ValueError(f"{where}: a chat needs two or more turns, one of the assistant (gpt)")
+    return {**found, **({GROUP: fields[GROUP]} if GROUP in fields else {})}
 
 
 def _plain(name: str) -> str:
@@ -336,11 +336,11 @@ def _fits(
     found: dict[frozenset[str], _Fit] = {}
     for reading in readings:
         for way in reading.ways:
-            asked = {name for name in way if answered or way[name] != reading.right}
-            if asked <= named.keys():
+            names = tuple(name for name in way if answered or way[name] != reading.right)
+            if set(names) <= named.keys():
                 fields = {**way, **{name: name for name in (*reading.optional.split(), GROUP)}}
                 keys = {fields[name]: named[name] for name in fields if name in named}
-                found.setdefault(frozenset(keys.values()), _Fit(reading, way, keys))
+                found.setdefault(frozenset(keys.values()), _Fit(reading, names, keys))
     chosen = {named[n] for name in columns for n in (name, f"{name}{TURNS}") if n in named}
     most = {read: fit for read, fit in found.items() if not any(read < more for more in found)}
     most = {read: fit for read, fit in most.items() if read >= chosen} or most
@@ -348,42 +348,16 @@ def _fits(
     return [fit for fit in fits if len(fits) == 1 or fit.reading.form != "text"]
 
 
-# Names of a column that only counts the rows.
-COUNTERS = ("", "n", "no", "nr", "id", "idx", "index", "row", "number", "unnamed: 0")
-
-
-def _unreadable(row: Row, where: str, readings: Sequence[Reading], *, answered: bool) -> ValueError:
-    """The refusal of a row that nothing fits, with the line that would name its fields."""
-    ways = [
-        [name.removesuffix(TURNS) for name in way if answered or way[name] != reading.right]
-        for reading in readings
-        for way in reading.ways[:1]
-    ]
-    needed = " or ".join(dict.fromkeys("/".join(way) for way in ways))
-    texts = sorted((key for key in row if isinstance(row[key], str)), key=lambda k: -len(row[k]))
-    rest = (key for key in row if key not in texts[:1])
-    keys = [*texts[:1], *sorted(rest, key=lambda key: key.strip().lower() in COUNTERS)]
-    ours = (["text", "label"] if row.keys() - texts[:1] else ["text"]) if answered else ways[0]
-    pairs = ",".join(f"{name}={key}" for name, key in zip(ours, keys, strict=False))
-    line = f"; or name them: {as_typed('--columns', pairs)}" if len(keys) >= len(ours) else ""
-    return ValueError(f"{where} has fields {', '.join(row)}; each needs {needed}{line}")
-
-
-def _differs(
-    first: _Fit, fits: list[_Fit], named: Mapping[str, str], one: str, other: str
-) -> ValueError:
-    """The refusal of a row that does not fit the form of the first, with both."""
-    # The right answer last: rows to answer need none.
-    asked = sorted(first.way, key=lambda name: first.way[name] == first.reading.right)
-    lacking = [first.keys.get(first.way[name], name) for name in asked if name not in named]
-    here = fits[0] if fits else first
-    more = [name for name in here.way if name not in first.way]
-    if not fits or (lacking and not more):
-        return ValueError(f"{other} has no field {lacking[0]!r}, which {one} has: {SAME}")
-    if not lacking and set(first.way) < set(here.way):
-        return ValueError(f"{one} has no field {named[more[0]]!r}, which {other} has: {SAME}")
-    shown = ["/".join(fit.way) for fit in (first, here)]
-    return ValueError(f"{one} has {shown[0]} and {other} has {shown[1]}: {SAME}")
+def _unreadable(where: str, row: Row, readings: Sequence[Reading], *, answered: bool) -> ValueError:
+    """The refusal of a row that nothing fits."""
+    ways = (
+        [name for name in one.fields.split() if answered or name != one.right] for one in readings
+    )
+    needed = " or ".join(dict.fromkeys("/".join(way).replace(TURNS, "") for way in ways))
+    return ValueError(
+        f"{where} has fields {', '.join(row)}; each needs {needed}: --columns says which of your "
+        "fields they are"
+    )
 
 
 def _name_unread(rows: list[Row], first: _Fit, path: str) -> None:
@@ -398,124 +372,97 @@ def _name_unread(rows: list[Row], first: _Fit, path: str) -> None:
         logger.warning("%s: the texts in %s are not read", path, ", ".join(map(repr, unread)))
 
 
-def _check_row(row: Row, reading: Reading, where: str, keys: Mapping[str, str]) -> None:
-    for name, value in row.items():
-        shown = keys.get(name, name).removesuffix(TURNS)
-        if name in (*CHATS, "prompt[]", "completion[]"):
-            fault = _turns_fault(name, shown, value)
-        else:
-            fault = _fault(name, shown, value, row, reading.form)
-        if fault:
-            raise ValueError(f"{where}: {fault}")
-        try:  # JSON may hold half a character
-            (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{where}: {shown} is not valid Unicode: {error.reason}") from error
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-def _fault(name: str, shown: str, value: Any, row: Row, form: Form) -> str | None:
-    """What is wrong with the value of a field, which an error calls ``shown``; None if nothing."""
-    right, said = isinstance(value, str), "is not a text"
-    if name == "label":
-        right, said = isinstance(value, str | int), "is neither a text nor an integer"
-    elif name == GROUP:
-        right = isinstance(value, str | int) and bool(str(value).strip())
-        said = "says which rows belong together, and is neither a text nor an integer"
-    elif name == "score":  # in a CSV file it is a text
-        right, said = _is_score(value), "is not a number that fp32 holds"
-    elif name == "candidates":
-        right = isinstance(value, list) and all(isinstance(text, str) for text in value)
-        right, said = right and len(value) > 1, "must be a list of two texts or more"
-    elif name == "answer" and form == "choice":
-        return None  # other rows decide how it is read
-    elif name == "tools":
-        right, said = _is_tools(value), "must be a list of tools, or such a list as JSON"
-    elif name == "system" and value and form == "messages":
-        turn = next(row[chat][0] for chat in CHATS if chat in row)
-        if "system" in (turn.get("role"), turn.get("from")):
-            right, said = False, "is beside a system turn: leave one of them out"
-    return None if right else f"{shown} {said}: {reprlib.repr(value)}"
-
-
-def _turns_fault(name: str, shown: str, turns: Any) -> str | None:
-    """What is wrong with the turns in a field; None if nothing."""
-    ours = name != "conversations"
-    role, text = ("role", "content") if ours else ("from", "value")
-    turns_only = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
-    roles = [turn.get(role) for turn in turns] if turns_only else []
-    for turn in turns if turns_only else ():
-        calls = ours and turn.get("tool_calls") and turn.get(text) is None
-        for key in (role, text):
-            if not isinstance(turn.get(key), str) and not (key == text and calls):
-                return f"{key} is not a text: {reprlib.repr(turn.get(key))}"
-    needs = "" if name == "prompt[]" else f"one of them by {'the assistant' if ours else 'gpt'}"
-    fits = len(roles) >= (1 if TURNS in name else 2) and (ours or ROLES.keys() >= set(roles))
-    if fits and (not needs or {"assistant", *(() if ours else ("gpt",))} & set(roles)):
-        return None
-    few = "one" if TURNS in name else "two"
-    needs = ", ".join(filter(None, ("" if ours else "each from system, human or gpt", needs)))
-    return (
-        f"{shown} must be a list of {few} or more {role}/{text} objects"
-        f"{needs and f', {needs}'}: {reprlib.repr(turns)}"
-    )
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str | int) and bool(str(value).strip())
 
 
 def _is_score(value: Any) -> bool:
-    try:
+    try:  # in a CSV file it is a text
         return not isinstance(value, bool) and abs(float(value)) < LARGEST  # NaN is not
     except (TypeError, ValueError, OverflowError):
         return False
 
 
-def _is_tools(value: Any) -> bool:
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 1 and all(map(_is_text, value))
+
+
+def _are_tools(value: Any) -> bool:
     try:
         return isinstance(json.loads(value) if isinstance(value, str) else value, list)
     except ValueError:
         return False
 
 
-def as_indices(rows: list[Row], where: Callable[[int], str]) -> list[Row]:
+def _are_turns(value: Any) -> bool:
+    """Whether each turn has a role, and a text or calls of tools."""
+    return isinstance(value, list) and all(
+        isinstance(turn, dict)
+        and _is_text(turn.get("role"))
+        and (_is_text(said := turn.get("content")) or (said is None and turn.get("tool_calls")))
+        for turn in value
+    )
+
+
+def _are_sharegpt(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(turn, dict) and turn.get("from") in ROLES and _is_text(turn.get("value"))
+        for turn in value
+    )
+
+
+TURNS_ONLY = _are_turns, "must be a list of turns with the texts role and content"
+# What a value has to be, and what an error says of one that is not; others have to be texts.
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "label": (_is_name, "must be a text or an integer, and not blank"),
+    GROUP: (_is_name, "must be a text or an integer, and not blank"),
+    "score": (_is_score, "is not a number that fp32 holds"),
+    "candidates": (_are_texts, "must be a list of two texts or more"),
+    "tools": (_are_tools, "must be a list of tools, or such a list as JSON"),
+    "messages": TURNS_ONLY,
+    "prompt[]": TURNS_ONLY,
+    "completion[]": TURNS_ONLY,
+    "conversations": (
+        _are_sharegpt,
+        "must be a list of turns, each from system, human or gpt, with a text as value",
+    ),
+}
+
+
+def _answers(candidates: list[str]) -> list[dict[str, int]]:
+    """What texts may stand for the candidates → their indices: the texts, letters or numbers."""
+    count = range(len(candidates))
+    letters = (string.ascii_uppercase, string.ascii_lowercase)
+    return [
+        {candidates[index].strip(): index for index in reversed(count)},
+        {letter: index for case in letters for letter, index in zip(case, count, strict=False)},
+        {str(index): index for index in count},
+    ]
+
+
+def _as_indices(rows: list[Row], where: Callable[[int], str]) -> list[Row]:
     """Rows of choices, each ``answer`` as the index of one of its ``candidates``.
 
     Texts are read in one way in all rows: as candidates if they all are, else as letters or as
     numbers, whichever most of them are. So "2" among the candidates 1, 2 and 3 is the text.
     """
-    texts = [row for row in rows if isinstance(row["answer"], str)]
-    read = max(
-        (_text, _letter, _number), key=lambda way: sum(way(row) is not None for row in texts)
-    )
-    given = [row["answer"] for row in rows]
-    found = [
-        read(row) if isinstance(answer, str) else answer if type(answer) is int else None
-        for row, answer in zip(rows, given, strict=True)
-    ]
-    for index, (answer, row) in enumerate(zip(found, rows, strict=True)):
-        count = len(row["candidates"])
-        if answer == count and 0 not in found:
-            raise ValueError(
-                f"{where(index)}: answer {row['answer']!r} is beyond the last of {count} candidates"
-                ", and no row has 0, so the file counts from 1: subtract 1 from every answer"
-            )
-        if answer not in range(count):
+    fitting = [0, 0, 0]
+    for row in rows:
+        for way, known in enumerate(_answers(row["candidates"])):
+            fitting[way] += isinstance(row["answer"], str) and row["answer"].strip() in known
+    best, found = fitting.index(max(fitting)), []
+    for index, row in enumerate(rows):
+        answer, candidates = row["answer"], row["candidates"]
+        if isinstance(answer, str):
+            answer = _answers(candidates)[best].get(answer.strip())
+        if type(answer) is not int or answer not in range(len(candidates)):
             raise ValueError(
                 f"{where(index)}: answer must be the index of one of the candidates, from 0, its "
                 f"letter or its text: {row['answer']!r}"
             )
-    return [{**row, "answer": answer} for row, answer in zip(rows, found, strict=True)]
-
-
-def _text(row: dict[str, Any]) -> int | None:
-    candidates = [text.strip() for text in row["candidates"]]
-    answer = row["answer"].strip()
-    return candidates.index(answer) if answer in candidates else None
-
-
-def _letter(row: dict[str, Any]) -> int | None:
-    letters = string.ascii_uppercase[: len(row["candidates"])]
-    answer = row["answer"].strip().upper()
-    return letters.index(answer) if len(answer) == 1 and answer in letters else None
-
-
-def _number(row: dict[str, Any]) -> int | None:
-    answer = row["answer"].strip()
-    return int(answer) if answer.isdecimal() and len(answer) < 10 else None
+        found.append({**row, "answer": answer})
+    return found

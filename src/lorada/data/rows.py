@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 csv.field_size_limit(2**31 - 1)  # characters of a field; Python's own limit is 131,072
 DELIMITERS = ",;\t|"  # of a table
-LEADING = re.compile(rf"(?:[{DELIMITERS} ]*\r?\n)*")  # empty lines before a table
+BLANK_LINES = re.compile(rf"(?:[{DELIMITERS} ]*\r?\n)*")  # before a table
 BLANKS = re.compile(r"\s*")
 
 
@@ -125,15 +125,12 @@ def _as_json(row: Row) -> Row:
 
 def _json_value(value: Any) -> Any:
     if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if v is not None or k == "content"}
-        return {k: _json_value(v) for k, v in kept.items()}
+        return _as_json({k: v for k, v in value.items() if v is not None or k == "content"})
     if isinstance(value, list | tuple):
         return [_json_value(one) for one in value]
     if isinstance(value, Decimal):
         return int(value) if value.is_finite() and value % 1 == 0 else float(value)
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, timedelta):
+    if isinstance(value, date | time | timedelta):
         return str(value)
     # An array or a number of NumPy
     return _json_value(value.tolist()) if hasattr(value, "tolist") else value
@@ -223,24 +220,20 @@ def _table_rows(path: Path, text: str) -> list[Row]:
 
     Only the header decides: texts may be full of any delimiter, which ``csv.Sniffer`` counts.
     """
-    empty = LEADING.match(text)[0]  # type: ignore[index] # it fits any text
-    text = text.removeprefix(empty)
-    before = empty.count("\n")
-
-    def names(delimiter: str) -> list[str]:
-        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
-
-    delimiter = max(DELIMITERS, key=lambda one: len(names(one)))
-    others = names(delimiter)[1:]
-    spaced = bool(others) and all(name.startswith(" ") for name in others)  # as in "text, label"
-    options: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": spaced}
+    blank = BLANK_LINES.match(text)[0]  # type: ignore[index] # it fits any text
+    text = text.removeprefix(blank)
+    header = next(iter(io.StringIO(text)), "")
+    delimiter = max(DELIMITERS, key=lambda one: len(next(csv.reader([header], delimiter=one))))
+    spaced = f"{delimiter} " in header  # as in "text, label"
+    before = blank.count("\n")
     try:
-        return _delimited(path, text, before, strict=True, **options)
+        options = {"skipinitialspace": spaced, "strict": True}
+        return _delimited(path, text, before, delimiter=delimiter, **options)
     except ValueError as error:
         if delimiter != "\t":
             raise
         try:  # many files with tabs quote nothing, and have quotes as they stand in the text
-            return _delimited(path, text, before, quoting=csv.QUOTE_NONE, **options)
+            return _delimited(path, text, before, delimiter="\t", quoting=csv.QUOTE_NONE)
         except ValueError:
             raise error from None
 
@@ -248,23 +241,16 @@ def _table_rows(path: Path, text: str) -> list[Row]:
 def _delimited(path: Path, text: str, before: int, **options: Any) -> list[Row]:
     """The rows of a table by the csv module, with so many lines before it."""
     # With newline="" the csv module decides where a line ends, inside quotes too.
-    reader = csv.reader(io.StringIO(text, newline=""), **options)
-    header: list[str] = []
-    rows: list[Row] = []
+    reader, rows = csv.DictReader(io.StringIO(text, newline=""), **options), list[Row]()
+    _refuse_twice(path, [*(reader.fieldnames or ())])
     try:
-        for fields in reader:
-            if not fields:  # an empty line
-                continue
-            if not header:
-                header = fields
-                _refuse_twice(path, header)
-            elif len(fields) != len(header):
+        for row in reader:
+            if None in row or None in row.values():
                 raise ValueError(
                     f"{path} line {before + reader.line_num} has another number of fields than "
-                    f"the header ({', '.join(header)})"
+                    f"the header ({', '.join(reader.fieldnames or ())})"
                 )
-            else:
-                rows.append(dict(zip(header, fields, strict=True)))
+            rows.append(row)
     except csv.Error as error:
         raise ValueError(f"{path} line {before + reader.line_num} is not CSV: {error}") from error
     return rows
@@ -318,9 +304,6 @@ def _from_hub(source: Source) -> list[Row]:
     return [row for loaded in files for row in loaded]
 
 
-MOST_NUMBERS = 5  # of rows that an error names
-
-
 def place_of(path: str, counts: Sequence[int], index: int) -> str:
     """The file of a row and its number there, from 1; ``counts`` are the rows of each file."""
     for name, count in zip(files_of(path), counts, strict=False):
@@ -328,16 +311,6 @@ def place_of(path: str, counts: Sequence[int], index: int) -> str:
             return f"{name} row {index + 1}"
         index -= count
     return f"{path} row {index + 1}"
-
-
-def places_of(path: str, counts: Sequence[int], indices: Sequence[int]) -> str:
-    """The files and numbers of some rows, such as ``rows.csv rows 3, 7``, for an error."""
-    shown = indices[:MOST_NUMBERS]
-    more = f" and {len(indices) - len(shown)} more" if indices[MOST_NUMBERS:] else ""
-    if len(counts) > 1:
-        return ", ".join(place_of(path, counts, index) for index in shown) + more
-    several = "s" if indices[1:] else ""
-    return f"{path} row{several} {', '.join(str(index + 1) for index in shown)}{more}"
 
 
 def text_of(row: Row, name: str) -> str:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from textwrap import shorten
 from typing import Any, Literal
 
 from lorada.data.metrics import FREE, NAMES, refuse_metric
@@ -20,7 +21,6 @@ from lorada.data.rows import (
     data_folder,
     drawn,
     place_of,
-    places_of,
     read_files,
     read_source,
     share_of,
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 LEAST_ANSWER = 32  # tokens
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 LabelType = Literal["text", "integer", "boolean"]
-MOST_CLASSES = 10  # that a line about rows counts
+MOST_COUNTS = 200  # letters, of the classes in a line about rows
 MOST_WORDS = 5  # of a response that an answer can be expected to equal
 # A word; in scripts that put no blanks between words (Thai, Chinese, Japanese), a letter.
 ALONE = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
@@ -71,10 +71,6 @@ class Rows:
     def place(self, index: int) -> str:
         """The file of a row and its number there."""
         return place_of(self.path, self.counts, self.number(index) - 1)
-
-    def places(self, indices: Iterable[int]) -> str:
-        """The files and numbers of some rows, for an error."""
-        return places_of(self.path, self.counts, [self.number(index) - 1 for index in indices])
 
     @property
     def classes(self) -> dict[str, int]:
@@ -139,13 +135,6 @@ def training_rows(
         held_out = load_rows(recipe.eval_data, rows.form, rows.labels, before=recipe.columns)
         refuse_kind(held_out, kind)
         held_out = sampled(held_out, recipe.eval_rows)
-    if not rows.protocol.lengths:
-        for name in ("eval_lengths", "eval_windows"):
-            if (value := getattr(recipe, name)) is not None:
-                raise ValueError(
-                    f"{name}={value}: only long texts are scored by windows, and {rows.path} has "
-                    "none: leave it out, or take task=proof_pile"
-                )
     if recipe.dev_rows and held_out is not None:
         raise ValueError(
             f"dev_rows={recipe.dev_rows} and eval_data exclude each other: leave one out"
@@ -198,14 +187,11 @@ def rows_to_score(
 
 def _log_rows(learned: Rows, held_out: Rows | None, recipe: Recipe) -> None:
     """Say how many rows are learned and held out, and how many each class has."""
-    counts = [f"{label}: {count:,}" for label, count in learned.classes.items()]
-    more = f" and {len(counts) - MOST_CLASSES} more classes" if counts[MOST_CLASSES:] else ""
-    said = f" ({', '.join(counts[:MOST_CLASSES])}{more})" if counts else ""
+    counts = ", ".join(f"{label}: {count:,}" for label, count in learned.classes.items())
+    said = f" ({shorten(counts, MOST_COUNTS, placeholder=' …')})" if counts else ""
     if held_out is not None:
-        said += (
-            f", {len(held_out.rows):,} held out (eval_data={recipe.eval_data}, "
-            f"eval_seed={recipe.eval_seed})"
-        )
+        seed = f"eval_data={recipe.eval_data}, eval_seed={recipe.eval_seed}"
+        said += f", {len(held_out.rows):,} held out ({seed})"
     if said:
         logger.info("%s: %s to learn%s", learned.path, counted(len(learned.rows), "row"), said)
 
@@ -223,12 +209,12 @@ def _refuse_unanswered(rows: Rows) -> None:
 
 def refuse_empty_prompts(rows: Rows, prompts: Sequence[str]) -> None:
     """Refuse prompts that no decoder could continue."""
-    empty = [index for index, prompt in enumerate(prompts) if not prompt]
-    if empty:
-        raise ValueError(
-            f"{rows.places(empty)} {'have' if empty[1:] else 'has'} an empty prompt, and there is "
-            "nothing to continue: leave such rows out of the file"
-        )
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(
+                f"{rows.place(index)} has an empty prompt, and there is nothing to continue: leave "
+                "such rows out of the file"
+            )
 
 
 def refuse_kind(rows: Rows, kind: Kind) -> None:
@@ -278,8 +264,6 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
     folder = data_folder(recipe.data_dir)
     sources: dict[Source, Protocol] = {}
     for name in recipe.tasks:
-        if name == JSONL:
-            raise ValueError(f"task={recipe.task}: {JSONL} cannot be learned with other tasks")
         task = TASKS[name]
         protocol = task.protocol(recipe.protocol, kind)
         sources[_train_source(name, task, recipe.train_on)] = protocol
@@ -290,11 +274,7 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
         )
     rows: list[Row] = []
     for source, protocol in sources.items():
-        try:
-            found = read_source(source, folder)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}{_other_rows(recipe, source)}") from error
-        rows += _convert(found, protocol.convert, source)
+        rows += _convert(read_source(source, folder), protocol.convert, source)
     path = ", ".join(f"{source.folder}/{source.split}" for source in sources)
     return Rows(rows, protocol.form, protocol.labels, path, protocol)
 
@@ -307,18 +287,6 @@ def _train_source(name: str, task: Task, train_on: str | None) -> Source:
     if train_on not in task.train:
         raise ValueError(f"train_on={train_on!r}: {name} can learn from {', '.join(task.train)}")
     return task.train[train_on]
-
-
-def _other_rows(recipe: Recipe, missing: Source) -> str:
-    """The end of an error about missing training rows: which others the tasks have."""
-    names = {
-        name
-        for task in recipe.tasks
-        for name, source in TASKS[task].train.items()
-        if missing in TASKS[task].train.values() and source != missing
-    }
-    others = " or ".join(f"train_on={name}" for name in sorted(names))
-    return f"; there may be other rows: {others}" if others else ""
 
 
 def _convert(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> list[Row]:
@@ -456,12 +424,8 @@ def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
         logger.warning("%s has prompts, and this run has learned chats: each is put as a user's "
                        "turn, through the chat template", path)  # fmt: skip
         return _users_turns(rows), "messages"
-    if form == "messages":
-        logger.warning("%s has chats: they go through the chat template, and what this run has "
-                       "learned did not", path)  # fmt: skip
-    else:
-        logger.warning("%s has %s rows: they do not go through the chat template, and what this "
-                       "run has learned did", path, form)  # fmt: skip
+    logger.warning("%s has %s rows: of these and of those that this run has learned, only one kind "
+                   "goes through the chat template", path, form)  # fmt: skip
     return rows, form
 
 

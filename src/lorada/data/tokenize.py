@@ -9,11 +9,13 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, groupby, islice, repeat
 from typing import Any, Literal
 
 import torch
 from datasets import Dataset, concatenate_datasets
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from lorada.data.chats import TurnsRefused, chat_tokens, continuations, rendered, turn_end
@@ -27,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 IGNORED = -100  # the label that transformers' losses leave out
 CHUNK = 1000  # rows tokenised at once
-NOTHING = "give this tokenizer no token to read, or none to learn"
 # Indices of rows that were ``cut`` to length, that were ``dropped`` because nothing to learn was
 # left of them, or that were ``empty`` from the beginning.
 Lost = defaultdict[str, list[int]]
@@ -39,17 +40,16 @@ class EncodeOptions:
 
     Attributes:
         max_length: most tokens of a row; longer ones are cut.
-        loss_on: which tokens count in the loss: of the ``response`` (in a chat of every answer), of
-            the ``last`` answer of a chat, or ``all``.
+        loss_on: the tokens that count in the loss; the last are those of a chat's last answer.
         labels: class names by index, for rows with labels.
         joint: whether prompt and response are tokenised as one text.
         kind: kind of the model; an encoder–decoder reads the prompt and writes the response.
-        full: whether the end of joined texts is left out if it fills no window.
-        apart: whether each text is cut into windows by itself, and not joined with others.
-        length_norm: what the log-probability of a candidate is divided by.
         target_length: most tokens of a response; None if it shares ``max_length`` with the prompt.
             With it, a decoder's prompt gets the rest of ``max_length`` if its row has a
             ``prompt_end`` to cut before; an encoder–decoder's prompt always gets all of it.
+        full: whether the end of joined texts is left out if it fills no window.
+        apart: whether each text is cut into windows by itself, and not joined with others.
+        length_norm: what the log-probability of a candidate is divided by.
     """
 
     max_length: int
@@ -94,17 +94,14 @@ def encode(
 
     Yields ``EMPTY`` for a row without a token to learn, and None if cutting it left none.
     """
-    if not rows:
-        return
+    prompts = _joint_texts if options.joint else _prompts_and_responses
     encode_chunk = {
         "messages": _conversations,
         "choice": _choices,
-        "prompt": _joint_texts if options.joint else _prompts_and_responses,
+        "prompt": _sources_and_targets if options.kind == "encoder_decoder" else prompts,
         "label": _classified_texts,
         "score": _classified_texts,
     }[form]
-    if options.kind == "encoder_decoder" and form == "prompt":
-        encode_chunk = _sources_and_targets
     for start in range(0, len(rows), CHUNK):
         yield from encode_chunk(rows[start : start + CHUNK], tokenizer, options)
 
@@ -115,18 +112,15 @@ def _classified_texts(
     """One text or a pair of texts, with the index of a class or a number."""
     names = [name for name in ("text", "text_pair") if name in rows[0]]  # all rows have the same
     batch = tokenizer(*([row[name] for row in rows] for name in names))
-    for row, *features in zip(rows, *batch.values(), strict=True):
-        ids: Any = dict(zip(batch.keys(), features, strict=True))
+    for index, row in enumerate(rows):
+        ids: Any = {key: values[index] for key, values in batch.items()}
         cut = len(ids["input_ids"]) > options.max_length
         if cut:  # truncation keeps the special tokens at the end
             texts = [row[name] for name in names]
             ids = tokenizer(*texts, truncation=True, max_length=options.max_length)
-        if not ids["input_ids"]:
-            yield EMPTY
-            continue
         scored = "score" in row
         label = float(row["score"]) if scored else options.labels.index(str(row["label"]))
-        yield Encoded({**ids, "labels": label}, cut)
+        yield Encoded({**ids, "labels": label}, cut) if ids["input_ids"] else EMPTY
 
 
 def _prompts_and_responses(
@@ -225,24 +219,18 @@ def _sources_and_targets(
 ) -> Iterator[Encoded]:
     """What an encoder reads and what its decoder learns to write, cut separately."""
     most, most_given = options.max_length, options.target_length or options.max_length
-    prompts = [str(row["prompt"]) for row in rows]
-    responses = [str(row["response"]) for row in rows]
-    for prompt, response, read, given in zip(
-        prompts,
-        responses,
-        tokenizer(prompts)["input_ids"],
-        tokenizer(text_target=responses)["input_ids"],
-        strict=True,
-    ):
+    reads = tokenizer([str(row["prompt"]) for row in rows])["input_ids"]
+    writes = tokenizer(text_target=[str(row["response"]) for row in rows])["input_ids"]
+    for row, read, given in zip(rows, reads, writes, strict=True):
         if not read:
             yield EMPTY
             continue
         cut = len(read) > most or len(given) > most_given
         if len(read) > most:  # truncation keeps the special tokens at the end
-            read = tokenizer(prompt, truncation=True, max_length=most)["input_ids"]
+            read = tokenizer(str(row["prompt"]), truncation=True, max_length=most)["input_ids"]
         if len(given) > most_given:
             room = {"truncation": True, "max_length": most_given}
-            given = tokenizer(text_target=response, **room)["input_ids"]
+            given = tokenizer(text_target=str(row["response"]), **room)["input_ids"]
         if tokenizer.eos_token_id not in given:  # without it the decoder never learns to stop
             given = given[: most_given - 1] + _end(tokenizer)
         mask = [1] * len(read)
@@ -276,9 +264,8 @@ def _choices(
 
 def _candidates(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
     """Ids of the candidates of each row, each where it follows the last line of the prompt."""
-    lines = (str(row["prompt"]).rsplit("\n", 1)[-1] for row in rows)
     pairs = [
-        (line, text) for line, row in zip(lines, rows, strict=True) for text in row["candidates"]
+        (str(row["prompt"]).rpartition("\n")[2], text) for row in rows for text in row["candidates"]
     ]
     found = continuations(pairs, tokenizer)
     yield from (list(islice(found, len(row["candidates"]))) for row in rows)
@@ -381,7 +368,7 @@ def encode_rows(
     """
     refuse_kind(rows, kind)
     options = replace(encode_options(rows, recipe, kind), apart=apart)
-    every, length = len(rows.rows), recipe.max_length
+    length, target = options.max_length, options.target_length
     lost: Lost = defaultdict(list)
     dataset = dataset_of(one.features for _, one in _kept(rows, tokenizer, options, lost))
     cut, dropped, empty = (len(lost[name]) for name in ("cut", "dropped", "empty"))
@@ -392,21 +379,19 @@ def encode_rows(
             f"it gives this tokenizer no token, or is longer than max_length={length}: "
             "correct it, or raise max_length"
         )
-    if empty:
-        logger.warning("%s: %d of %d rows were left out: they %s", rows.path, empty, every, NOTHING)
-    if cut or dropped:
-        more = f", {dropped} more were left out because nothing of the response was left"
-        target = options.target_length
-        logger.warning("%s: %d of %d rows were cut to max_length=%d%s%s", rows.path, cut, every,
-                       length, f", the response to max_target_length={target}" if target else "",
-                       more if dropped else "")  # fmt: skip
-    if dataset is not None:
-        return dataset
-    if not dropped and length > 1:
-        raise ValueError(f"{rows.path} has no row to learn from: they all {NOTHING}")
-    raise ValueError(
-        f"no row of {rows.path} fits: every response lies beyond max_length={length}; raise it"
-    )
+    if dataset is None:
+        raise ValueError(
+            f"{rows.path} has no row to learn from: every one gives this tokenizer no token to "
+            f"read, or none to learn within max_length={length}"
+        )
+    if cut or dropped or empty:
+        logger.warning(
+            "%s: %d of %d rows were cut to max_length=%d%s, %d more were left out because nothing "
+            "of the response was left, and %d because they give this tokenizer no token to read, "
+            "or none to learn", rows.path, cut, len(rows.rows), length,
+            f", the response to max_target_length={target}" if target else "", dropped, empty,
+        )  # fmt: skip
+    return dataset
 
 
 def _kept(
@@ -484,21 +469,17 @@ class ChoiceCollator:
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch with every candidate of every row."""
         pairs = [(row["prompt"], ids) for row in features for ids in row["candidates"]]
-        shape = len(pairs), max(len(prompt) + len(ids) for prompt, ids in pairs)
-        batch = {
-            "input_ids": torch.full(shape, self.pad),
-            "attention_mask": torch.zeros(shape, dtype=torch.long),
-            "labels": torch.full(shape, IGNORED),
+        read = [torch.tensor(prompt + ids) for prompt, ids in pairs]
+        learned = [torch.tensor([IGNORED] * len(prompt) + ids) for prompt, ids in pairs]
+        padded = partial(pad_sequence, batch_first=True, padding_side="left")
+        return {
+            "input_ids": padded(read, padding_value=self.pad),
+            "attention_mask": padded([torch.ones_like(ids) for ids in read]),
+            "labels": padded(learned, padding_value=IGNORED),
             "divisors": torch.tensor([x for row in features for x in row["divisors"]]),
             "groups": torch.tensor([len(row["candidates"]) for row in features]),
             "answers": torch.tensor([row["answer"] for row in features]),
         }
-        for number, (prompt, ids) in enumerate(pairs):
-            whole = prompt + ids
-            batch["input_ids"][number, -len(whole) :] = torch.tensor(whole)
-            batch["attention_mask"][number, -len(whole) :] = 1
-            batch["labels"][number, -len(ids) :] = torch.tensor(ids)
-        return batch
 
 
 def context_of(model_config: Any) -> int | None:
