@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from trained import run_recipe
 
 from lorada.data.rows import content_of, drawn, share_of
-from lorada.data.task_rows import Rows, load_rows
-from lorada.data.tasks import TASKS
-from lorada.data.tokenize import encode_rows, prompt_of, refuse_target_length
+from lorada.data.task_rows import load_rows
+from lorada.data.tokenize import encode_rows, prompt_of
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.training.load_recipe import load_recipe
@@ -38,34 +37,6 @@ def loaded(tmp_path, rows, name="rows.jsonl"):
 def encoded(rows, kind="decoder", max_length=64, tokenizer=TOKENIZER, **options):
     recipe = load_recipe(None, [f"max_length={max_length}"], {"model": "-", "output": "-"})
     return encode_rows(rows, recipe, tokenizer, kind, **options)
-
-
-UNCUT = {
-    "a chat": ([chat("user", "assistant")], "decoder", "has messages rows"),
-    "a class": ([{"text": "t", "label": "a"}, {"text": "t", "label": "b"}], "encoder", "has label"),
-    "a choice": ([{"prompt": "p", "candidates": ["a", "b"], "answer": 1}], "decoder", "has choice"),
-    "a text": ([{"text": "t"}], "encoder_decoder", "has text rows"),
-}
-
-
-@pytest.mark.parametrize("case", UNCUT)
-def test_a_length_of_responses_is_refused_where_it_would_cut_none(case, tmp_path):
-    rows, kind, said = UNCUT[case]
-    recipe = load_recipe(None, ["max_target_length=8"], {"model": "-", "output": "-"})
-    found = loaded(tmp_path, rows)
-    refused(f"max_target_length=8 cuts .* {said}.*: give max_length, the most tokens of a whole",
-            lambda: refuse_target_length(recipe, found, kind))  # fmt: skip
-
-
-def test_a_length_of_responses_is_refused_where_they_are_one_text_with_their_prompts():
-    task = TASKS["piqa"]
-    name = next(name for name, protocol in task.protocols.items() if protocol.joint)
-    rows = Rows(
-        [{"prompt": "p", "response": "r"}], "prompt", (), "piqa/train", task.protocols[name]
-    )
-    recipe = load_recipe(None, ["max_target_length=8"], {"model": "-", "output": "-"})
-    refused("a decoder reads prompt and response of piqa/train as one text: give max_length",
-            lambda: refuse_target_length(recipe, rows, "decoder"))  # fmt: skip
 
 
 def test_a_response_that_is_cut_by_itself_is_said_to_be(tmp_path, caplog):

@@ -27,7 +27,6 @@ from lorada.compare.spec import SPEC_FILE, Comparison, saved_comparison
 from lorada.compare.trainings import BASE_FILE, base_job, comparison_jobs, score_commonest
 from lorada.compare.until import Until
 from lorada.data.metrics import RowValue, row_value
-from lorada.data.tokenize import refuse_target_length
 from lorada.inference.evaluate import BASE
 from lorada.runs.folder import locked
 from lorada.runs.result import read_predictions, write_predictions
@@ -162,7 +161,6 @@ def read(comparison: Comparison) -> tuple[Prepared, Data]:
     """The model's config and tokenizer, and the rows."""
     base = prepare(comparison.shared_recipe)
     data = read_data(comparison, base.kind, own_classes(base.config))
-    refuse_target_length(base.recipe, data.train, base.kind)
     return base, data
 
 

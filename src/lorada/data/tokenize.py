@@ -338,20 +338,6 @@ def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
     )
 
 
-def refuse_target_length(recipe: Recipe, rows: Rows, kind: Kind) -> None:
-    """Refuse a ``max_target_length`` for rows of which it would cut nothing."""
-    joint = rows.protocol.joint and kind == "decoder"
-    if recipe.max_target_length is None or (rows.form == "prompt" and not joint):
-        return
-    why = f"{rows.path} has {rows.form} rows"
-    if joint:
-        why = f"a {kind} reads prompt and response of {rows.path} as one text"
-    raise ValueError(
-        f"max_target_length={recipe.max_target_length} cuts responses by themselves, and {why}: "
-        "give max_length, the most tokens of a whole row, instead"
-    )
-
-
 def encode_rows(
     rows: Rows,
     recipe: Recipe,

@@ -19,7 +19,7 @@ from transformers import (
 
 from lorada.data.task import Kind
 from lorada.data.task_rows import ChosenMetric, Rows, answer_limit, metric_of, training_rows
-from lorada.data.tokenize import context_of, refuse_target_length
+from lorada.data.tokenize import context_of
 from lorada.methods.build import Plan, build_method
 from lorada.methods.lookup import method_named
 from lorada.methods.meta_model import meta_model
@@ -93,7 +93,6 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     rows, held_out = training_rows(recipe, base.kind, own_classes(base.config))
     if recipe.pooling is not None:
         refuse_pooling(recipe.pooling, base.config, rows.form, rows.path)
-    refuse_target_length(recipe, rows, base.kind)
     metric = metric_of(rows, recipe)
     if recipe.packing:
         refuse_packing(rows.form, base.kind, recipe.method)
