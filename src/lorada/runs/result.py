@@ -170,20 +170,21 @@ def keep_scores(
     result["metrics"].update(found)
     if unparsable:
         result["unparsable"] = {**(result.get("unparsable") or {}), **unparsable}
-    _keep(run, result, "the scores")
+    _keep(run / RESULT_FILE, json_text(result) + "\n", "the scores")
 
 
 def keep_forgetting(run: Path, found: dict[str, Any]) -> None:
     """Put the losses of ``forgetting`` into the result of a run; if that fails, only warn."""
-    _keep(run, {**read_result(run), "forgetting": found}, "the losses on the neutral text")
+    text = json_text({**read_result(run), "forgetting": found}) + "\n"
+    _keep(run / RESULT_FILE, text, "the losses on the neutral text")
 
 
-def _keep(run: Path, result: dict[str, Any], what: str) -> None:
+def _keep(path: Path, text: str, what: str) -> None:
     try:
-        write_result(run, result)
+        write_atomic(path, text)
     except OSError as error:
         reason = error.strerror or error
-        logger.warning("%s could not be kept in %s: %s", what, run / RESULT_FILE, reason)
+        logger.warning("%s could not be kept in %s: %s", what, path, reason)
 
 
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -242,8 +243,4 @@ def write_predictions(run: Path, name: str, lines: Iterable[dict[str, Any]]) -> 
     for line in read_predictions(run):
         by_rows.setdefault(line["rows"], []).append(line)
     by_rows[name] = [{"rows": name, **line} for line in lines]
-    try:
-        write_atomic(run / PREDICTIONS_FILE, json_lines(chain(*by_rows.values())))
-    except OSError as error:
-        reason = error.strerror or error
-        logger.warning("the answers could not be kept in %s: %s", run / PREDICTIONS_FILE, reason)
+    _keep(run / PREDICTIONS_FILE, json_lines(chain(*by_rows.values())), "the answers")
