@@ -212,13 +212,13 @@ def test_tools_and_their_calls_go_to_the_template():
 def test_a_template_that_writes_a_turn_differently_later_is_refused_by_name():
     tokenizer = with_template(byte_tokenizer(), THINKING)
     tokenizer.name_or_path = "some/thinker"
-    refused("chat template of some/thinker renders a turn differently .* loss_on=last learns the",
+    refused("chat template of some/thinker renders a turn differently .* loss_on=last, which learns",
             lambda: learned(chat(), tokenizer))  # fmt: skip
     last = stretches(chat(), tokenizer, loss_on="last")
     assert last == [f"<think></think>{SAID[1]}<|im_end|>\n⟧"]
     opening = with_template(byte_tokenizer(), THINKING.replace(HEAD, HEAD_THAT_THINKS))
     for loss_on in ("response", "last"):  # no turn alone would do
-        refused("drop or begin thinking: take rows of prompt and response",
+        refused("drop or begin thinking: .*take rows of prompt and response",
                 lambda how=loss_on: learned(chat(), opening, loss_on=how))  # fmt: skip
     strict = with_template(byte_tokenizer(), NO_SYSTEM + TEMPLATES["default system"])
     refused("the chat template refuses the turns system, user, .*no system",

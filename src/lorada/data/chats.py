@@ -101,9 +101,7 @@ def _pieces(row: Row, tokenizer: PreTrainedTokenizerBase, *, last: bool) -> list
         if not whole.startswith(after):  # some write the end token behind a whole chat
             after = after.removesuffix(tokenizer.eos_token or "")
         if not (whole.startswith(after) and after.startswith(before)):
-            opening = rendered(row, len(turns) - 1, tokenizer, add_generation_prompt=True)
-            fits = not last and whole.startswith(opening) and turns[-1]["role"] == ASSISTANT
-            remedy = "loss_on=last learns the last turn alone; else " if fits else ""
+            remedy = "" if last else "try loss_on=last, which learns the last turn alone, or "
             raise TurnsRefused(
                 f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} renders a turn "
                 "differently once it is answered, as those do that drop or begin thinking: "

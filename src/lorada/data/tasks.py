@@ -1,12 +1,6 @@
 """``TASKS``: every task, by name. A task makes inputs from rows, and metrics from outputs.
 
-The task ``jsonl`` is a file of your own. The fields of its rows decide the form:
-
-- ``prompt``, ``response``;
-- ``messages``: a chat, put through the tokenizer's chat template; the last turn is the response;
-- ``text``, ``label`` or ``text``, ``score``, also with a second text in ``text_pair``;
-- ``prompt``, ``candidates``, ``answer``: the likeliest candidate is chosen;
-- ``text`` alone.
+The task ``jsonl`` is a file of your own, whose fields decide the form (``row_forms.READINGS``).
 """
 
 from lorada.data.benchmarks.arithmetic import ARITHMETIC

@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lorada.support.errors import first_problem
 from lorada.support.files import as_typed, json_lines, json_text, write_atomic
 from lorada.support.row_sources import HEADED, Form
+from lorada.support.version import __version__
 
 logger = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
-PACKAGES = ("lorada", "torch", "transformers", "peft", "accelerate", "datasets")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 
 
 class _Part(BaseModel):
@@ -78,13 +79,8 @@ class _TableResult(_Scored):
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), "lorada": __version__, **found}
 
 
 def hardware() -> dict[str, Any]:
