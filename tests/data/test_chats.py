@@ -212,7 +212,7 @@ def test_tools_and_their_calls_go_to_the_template():
 def test_a_template_that_writes_a_turn_differently_later_is_refused_by_name():
     tokenizer = with_template(byte_tokenizer(), THINKING)
     tokenizer.name_or_path = "some/thinker"
-    refused("chat template of some/thinker renders a turn differently .* loss_on=last, which learns",
+    refused("chat template of some/thinker renders a turn differently .* loss_on=last, which",
             lambda: learned(chat(), tokenizer))  # fmt: skip
     last = stretches(chat(), tokenizer, loss_on="last")
     assert last == [f"<think></think>{SAID[1]}<|im_end|>\n⟧"]

@@ -222,12 +222,6 @@ def test_the_mean_over_rows_is_the_main_metric_exactly(name, key, data):
     assert sum(scores) / len(scores) == next(iter(protocol.score(answers, rows).values()))
 
 
-def test_a_class_is_right_or_wrong_also_where_the_main_metric_is_a_correlation():
-    rows = [{"text": "a", "label": label} for label in ("acceptable", "unacceptable", "acceptable")]
-    cola = TASKS["cola"].protocols["classify"]
-    assert main_of(row_metrics(cola, ["acceptable"] * 3, rows)) == [100, 0, 100]
-
-
 def test_a_translation_has_the_sentence_level_score():
     rows = [{"response": "Ploaia a căzut toată ziua."}, {"response": "Da."}]
     outputs = ["Ploaia cade toată ziua.", "Da."]
@@ -245,30 +239,44 @@ def test_a_translation_has_the_sentence_level_score():
 
 def test_a_class_counts_as_much_as_any_other_in_balanced_accuracy():
     rows = [{"text": "a", "label": label} for label in ("ok", "ok", "ok", "fraud")]
-    protocol = TASKS["jsonl"].protocols["label"]
-    found = row_metrics(protocol, ["ok", "ok", "fraud", "ok"], rows)
+    protocol, given = TASKS["jsonl"].protocols["label"], ["ok", "ok", "fraud", "ok"]
+    found = row_metrics(protocol, given, rows)
     assert [one["accuracy"] for one in found] == [100, 100, 0, 0]
     mean = sum(one["balanced_accuracy"] for one in found) / 4
-    whole = protocol.score(["ok", "ok", "fraud", "ok"], rows)
-    assert mean == pytest.approx(whole["balanced_accuracy"]) == pytest.approx(100 / 3)
+    assert mean == pytest.approx(protocol.score(given, rows)["balanced_accuracy"])
+    assert mean == pytest.approx(100 / 3)
 
 
-def test_a_number_has_its_distance_from_the_right_one_in_the_unit_of_the_rows():
-    rows = [{"text": "a", "score": score} for score in (1000, "3000", 5000.0)]
-    protocol = TASKS["jsonl"].protocols["score"]
-    found = row_metrics(protocol, [1000.0, 5000.0, 4000.0], rows)
-    assert found == [{"mae": 0}, {"mae": 2000}, {"mae": 1000}]
+# Task and protocol → rows, answers, and the metrics of each row.
+EACH = {
+    "a class, though the main metric is a correlation": (
+        ("cola", "classify"),
+        [{"text": "a", "label": label} for label in ("acceptable", "unacceptable", "acceptable")],
+        ["acceptable"] * 3,
+        [
+            {"accuracy": right, "balanced_accuracy": by}
+            for right, by in ((100, 75), (0, 0), (100, 75))
+        ],
+    ),
+    "a number, in the unit of the rows": (
+        ("jsonl", "score"),
+        [{"text": "a", "score": score} for score in (1000, "3000", 5000.0)],
+        [1000.0, 5000.0, 4000.0],
+        [{"mae": 0}, {"mae": 2000}, {"mae": 1000}],
+    ),
+    "a text, which may contain the right one": (
+        ("jsonl", "prompt"),
+        [{"prompt": "a", "response": " red lamp"}] * 3,
+        ["red lamp", "a red lamp.", "red"],
+        [{"exact_match": e, "contains": c} for e, c in ((100, 100), (0, 100), (0, 0))],
+    ),
+}
 
 
-def test_an_answer_that_holds_the_right_one_contains_it():
-    rows = [{"prompt": "a", "response": " red lamp"}] * 3
-    found = row_metrics(
-        TASKS["jsonl"].protocols["prompt"], ["red lamp", "a red lamp.", "red"], rows
-    )
-    assert [tuple(one.items()) for one in found] == [
-        (("exact_match", right), ("contains", there))
-        for right, there in ((100, 100), (0, 100), (0, 0))
-    ]
+@pytest.mark.parametrize("case", EACH)
+def test_each_row_has_its_own_metrics(case):
+    (task, name), rows, answers, expected = EACH[case]
+    assert row_metrics(TASKS[task].protocols[name], answers, rows) == expected
 
 
 def test_the_mean_of_windows_is_the_logarithm_of_the_perplexity():

@@ -13,6 +13,7 @@ from lorada.data.metrics import accuracy, accuracy_and_f1, correlations, matthew
 from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
+from lorada.runs.result import read_predictions
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
@@ -109,8 +110,11 @@ def test_mnli_is_trained_once_and_scored_on_both_of_its_splits(tmp_path):
         given = int(run.model(**batch).logits.argmax())
     mismatched = [{**row, "label": given}] * 5
     split_file(tmp_path / "glue" / "mnli", "validation_mismatched", mismatched)
-    scores = evaluate_tasks(run)
+    scores = evaluate_tasks(run, with_text=True)
     assert list(scores) == ["mnli_matched", "mnli_mismatched"]
+    lines = read_predictions(run.folder)
+    assert [line["rows"] for line in lines] == ["mnli_matched"] * 3 + ["mnli_mismatched"] * 5
+    assert {line["text"] for line in lines} == {f"{row['premise']}\n{row['hypothesis']}"}
     numbers = [(s["n"], s["accuracy"]) for s in scores.values()]
     assert numbers == [(3, pytest.approx(100 / 3)), (5, 100)]
     assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"] == scores

@@ -39,14 +39,6 @@ def encoded(rows, kind="decoder", max_length=64, tokenizer=TOKENIZER, **options)
     return encode_rows(rows, recipe, tokenizer, kind, **options)
 
 
-def test_a_response_that_is_cut_by_itself_is_said_to_be(tmp_path, caplog):
-    recipe = load_recipe(None, ["max_target_length=1"], {"model": "-", "output": "-"})
-    rows = loaded(tmp_path, ROWS[:3])
-    encode_rows(rows, recipe, TOKENIZER, "decoder")
-    said = "3 of 3 rows were cut to max_length=512, the response to max_target_length=1"
-    assert said in caplog.text
-
-
 def test_a_template_that_refuses_a_chat_is_named_with_file_and_row_of_the_file(tmp_path):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = ALTERNATING
@@ -104,11 +96,9 @@ def test_a_row_without_a_token_is_left_out_of_training_and_named_in_scoring(form
     )
 
 
-def test_rows_that_are_too_long_are_still_called_so(tmp_path):
+def test_rows_that_are_too_long_are_refused_with_the_length(tmp_path):
     long = loaded(tmp_path, [{"prompt": "a" * 9, "response": "b"}])
     refused("none to learn within max_length=5", lambda: encoded(long, max_length=5))
-    text = loaded(tmp_path, [{"text": "abc"}])
-    refused("none to learn within max_length=1", lambda: encoded(text, max_length=1))
 
 
 def test_a_part_of_the_rows_knows_where_they_stand_in_their_file(tmp_path):

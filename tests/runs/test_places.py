@@ -94,12 +94,14 @@ def test_a_run_of_relative_paths_goes_on_by_itself_from_any_folder(
     works("train", "--resume", "--output", "run", "--json")
 
 
-def test_scores_that_cannot_be_kept_are_printed(works, trained, monkeypatch, caplog):
+def test_answers_and_scores_that_cannot_be_kept_are_printed(works, trained, monkeypatch, caplog):
     refuse = Mock(side_effect=OSError(errno.EROFS, "it cannot be written"))
     before = (trained / "run" / "result.json").read_text()
     monkeypatch.setattr(result, "write_atomic", refuse)
     assert json.loads(works("evaluate", trained / "run", "--json")[0])["n"] == 36
     path = trained / "run" / "result.json"
-    _, said = (r.getMessage() for r in caplog.records if r.name == "lorada.runs.result")
-    assert said == f"the scores could not be kept in {path}: it cannot be written"
+    said = [r.getMessage() for r in caplog.records if r.name == "lorada.runs.result"]
+    kept = f"could not be kept in {path}: it cannot be written"
+    assert said == [f"the answers {kept.replace('result.json', 'predictions.jsonl')}",
+                    f"the scores {kept}"]  # fmt: skip
     assert (trained / "run" / "result.json").read_text() == before

@@ -8,21 +8,19 @@ import shutil
 from functools import partial
 from itertools import chain
 from statistics import fmean
-from unittest.mock import Mock
 
 import pytest
 import run_place
 import torch
 import torch.nn.functional as F
-from folders import ROWS, chats, refused, rows_file, split_file
+from folders import ROWS, chats, refused, rows_file
 from trained import QUICK, run_recipe
 
 from lorada.data.tokenize import document_ids
-from lorada.inference.evaluate import evaluate, evaluate_tasks
+from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.runs.result import (
     PREDICTIONS_FILE,
-    keep_scores,
     read_predictions,
     read_result,
     write_predictions,
@@ -212,16 +210,6 @@ def test_a_file_has_one_name_however_it_is_typed(copied, tmp_path, monkeypatch):
     assert {line["rows"] for line in read_predictions(run.folder)} - before == names
 
 
-def test_an_earlier_result_keeps_the_name_that_it_has(copied, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rows_file(tmp_path / "one.jsonl", ROWS[:2])
-    keep_scores(copied.folder, {"one.jsonl": {"loss": 1.0}})  # as it was named before
-    evaluate(copied, str(tmp_path / "one.jsonl"))
-    found = {n: m for n, m in read_result(copied.folder)["metrics"].items() if "one" in n}
-    assert found.keys() == {"one.jsonl"}
-    assert found["one.jsonl"]["n"] == 2
-
-
 def test_lines_have_the_rows_own_numbers_where_only_some_rows_are_scored(place, copied, tmp_path):
     saved = copied.folder / "recipe.yaml"
     saved.write_text(saved.read_text().replace("eval_rows: null", "eval_rows: 6"))
@@ -249,22 +237,6 @@ def test_a_row_whose_answer_does_not_fit_is_answered_and_has_no_loss(copied, tmp
     assert without == pytest.approx([line["loss"] for line in whole if line["row"] != 2], rel=1e-5)
 
 
-def test_a_benchmark_has_the_lines_of_each_split_that_it_is_scored_on(place, tmp_path):
-    rows = [{"premise": "a" * (n + 1), "hypothesis": "b", "label": n % 3} for n in range(6)]
-    for split in ("train", "validation_matched", "validation_mismatched"):
-        split_file(tmp_path / "data" / "glue" / "mnli", split, rows)
-    task = {"task": "mnli", "data_dir": str(tmp_path / "data"), "data": None}
-    asked = recipe(place, tmp_path / "run", model="bert", **task)
-    run = load_run(train(asked, quiet=True).run)
-    metrics = evaluate_tasks(run, with_text=True)
-    lines = read_predictions(run.folder)
-    assert {line["rows"] for line in lines} == {"mnli_matched", "mnli_mismatched"}
-    for name, found in metrics.items():
-        own = [line for line in lines if line["rows"] == name]
-        assert fmean(line["score"] for line in own) == found["accuracy"]
-        assert [line["text"] for line in own] == ["a" * (n + 1) + "\nb" for n in range(6)]
-
-
 DAMAGE = {
     "cut off": lambda text: text[: len(text) // 2],
     "another type": lambda text: text.replace('"row": 3', '"row": "3"'),
@@ -282,15 +254,6 @@ def test_a_damaged_file_is_one_line_before_anything_is_scored(copied, place, cas
     said = r"predictions\.jsonl line \d+ is damaged.*score the run again"
     refused(said, lambda: evaluate(copied, str(place / "rows.jsonl")))
     assert path.read_bytes() == damaged
-
-
-def test_answers_that_cannot_be_kept_are_only_warned_of(tmp_path, caplog, monkeypatch):
-    full = Mock(side_effect=OSError(28, "No space left on device"))
-    monkeypatch.setattr("lorada.runs.result.write_atomic", full)
-    write_predictions(tmp_path, "rows", [{"row": 1, "answer": "a", "score": 100.0, "loss": None}])
-    assert "the answers could not be kept in" in caplog.text
-    assert "No space left on device" in caplog.text
-    assert not list(tmp_path.iterdir())
 
 
 def test_odd_texts_and_numbers_come_back_as_they_were(tmp_path, caplog):
