@@ -114,3 +114,15 @@ def test_nothing_is_generated_where_a_row_cannot_be_scored(protocol, tmp_path, m
         lambda: evaluate_tasks(load_run(tmp_path / "run")),
     )
     assert not asked
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"task": "rte"}, "data=r.jsonl names rows, and task=rte has its own: leave it out"),
+        ({"data_dir": "d"}, "data_dir=d is for benchmarks: leave it out, or change --task"),
+    ],
+)
+def test_rows_are_a_users_or_a_benchmarks(options, said):
+    given = {"model": "-", "output": "-", "data": "r.jsonl", **options}
+    refused(f"^{said}", lambda: training_rows(load_recipe(None, [], given), "encoder"))

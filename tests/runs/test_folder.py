@@ -99,11 +99,6 @@ def test_a_link_to_nothing_is_no_folder_for_a_run(place, tmp_path):
             lambda: train(recipe(place, tmp_path / "run"), quiet=True))  # fmt: skip
 
 
-def test_resume_and_overwrite_exclude_each_other(place, finished):
-    with pytest.raises(ValueError, match="exclude each other"):
-        train(recipe(place, finished), resume=True, overwrite=True)
-
-
 def unfinished(finished, target):
     run = shutil.copytree(finished, target)
     (run / "result.json").unlink()

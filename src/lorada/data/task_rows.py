@@ -123,8 +123,8 @@ def training_rows(
     recipe: Recipe, kind: Kind, own_classes: OwnClasses = None
 ) -> tuple[Rows, Rows | None]:
     """The rows to learn from, and those held out to be measured while training, if any."""
+    _refuse_both_kinds(recipe)
     if recipe.task == JSONL:
-        _refuse_benchmark_settings(recipe)
         rows = load_rows(recipe.data, columns=recipe.columns)
     else:
         rows = _benchmark_rows(recipe, kind)
@@ -230,14 +230,13 @@ def refuse_kind(rows: Rows, kind: Kind) -> None:
         )
 
 
-def _refuse_benchmark_settings(recipe: Recipe) -> None:
-    """Refuse settings that only rows of a benchmark have."""
-    for name in ("protocol", "train_on", "data_dir"):
+def _refuse_both_kinds(recipe: Recipe) -> None:
+    """Refuse settings of benchmarks beside rows of one's own, and such rows beside benchmarks."""
+    own = recipe.task == JSONL
+    for name in ("protocol", "train_on", "data_dir") if own else ("data", "eval_data"):
         if (value := getattr(recipe, name)) is not None:
-            raise ValueError(
-                f"{name}={value!r} is for benchmarks, and rows of your own need none: leave it "
-                "out, or name a --task"
-            )
+            why = "is for benchmarks" if own else f"names rows, and task={recipe.task} has its own"
+            raise ValueError(f"{name}={value} {why}: leave it out, or change --task")
 
 
 def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind) -> dict[str, Rows]:
@@ -258,9 +257,6 @@ def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind)
 
 
 def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
-    if recipe.data is not None or recipe.eval_data is not None:
-        given = f"data={recipe.data}" if recipe.data else f"eval_data={recipe.eval_data}"
-        raise ValueError(f"task={recipe.task} has rows of its own: leave out {given}, or the task")
     folder = data_folder(recipe.data_dir)
     sources: dict[Source, Protocol] = {}
     for name in recipe.tasks:
