@@ -226,10 +226,7 @@ def test_a_template_that_writes_a_turn_differently_later_is_refused_by_name():
 
 
 # A template without marks, and the one with marks that TRL takes in its place; or one for both.
-BESIDE_TRL = {
-    "llama3": "llama3", "gemma": "gemma", "phi3": "phi3", "qwen2_5_training": "qwen2_5_training",
-    "qwen3_training": "qwen3_training",
-}  # fmt: skip
+BESIDE_TRL = ["llama3", "gemma", "phi3", "qwen2_5_training", "qwen3_training"]
 THEIR_ENDS = [
     "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>",
     "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|end|>",

@@ -303,6 +303,11 @@ TO_ANSWER = {
     ),
     "a plain text": ("text", {"text": "t"}, {"prompt": "t", "response": ""}),
     "a chat": ("messages", {"messages": ASKED}, TO_BE_ANSWERED),
+    "a chat without a text as its answer": (
+        "messages",
+        {"messages": [*ASKED, {"role": "assistant", "content": None}]},
+        TO_BE_ANSWERED,
+    ),
     "a prompt to a chat": (
         "messages",
         {"prompt": "p"},
@@ -348,7 +353,7 @@ def test_rows_without_what_a_model_reads_are_refused():
         )
     rows = [{"text": "t"}, {"text": None}]
     refused(
-        "rows row 1 has text and rows row 2 has : all rows",
+        "rows row 1 has text and rows row 2 has none of them: all rows",
         lambda: rows_to_answer(rows, "rows", "score"),
     )
     both = [{"prompt": "p", "question": "q"}]

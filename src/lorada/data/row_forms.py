@@ -256,7 +256,7 @@ def _read(
             )
         first = first or fits[0]
         if not fits or fits[0][:2] != first[:2]:
-            has = ways[0] if fits else "/".join(named)
+            has = ways[0] if fits else "/".join(named) or "none of them"
             raise ValueError(
                 f"{where(0)} has {'/'.join(first.names)} and {where(index)} has {has}: all rows "
                 "must have the fields of one form"
@@ -271,8 +271,10 @@ def _read(
 def _converted(row: Row, fit: _Fit, where: str, stand_ins: Mapping[Form, Any] | None) -> Row:
     """A row of the form of a reading, its values checked."""
     reading, fields = fit.reading, {field: row[key] for field, key in fit.keys.items()}
-    if stand_ins is not None and reading.right:
-        fields[reading.right] = stand_ins[reading.form]
+    if stand_ins is not None:
+        chats = fields.keys() & {"messages", "conversations"}
+        fields |= {name: _before_answer(fields[name]) for name in chats}
+        fields |= {reading.right: stand_ins[reading.form]} if reading.right else {}
     for name, value in fields.items():
         if name == "answer" and reading.form == "choice":
             continue  # other rows decide how it is read
@@ -287,12 +289,18 @@ def _converted(row: Row, fit: _Fit, where: str, stand_ins: Mapping[Form, Any] | 
     found = reading.convert(fields)
     if reading.form == "messages":
         turns = found["messages"]
-        if stand_ins is not None:  # an empty answer at the end, in place of one that is there
-            turns = turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns
-            turns = found["messages"] = [*turns, {"role": "assistant", "content": ""}]
+        if stand_ins is not None and reading.right is None:
+            turns.append({"role": "assistant", "content": ""})
         if len(turns) < 2 or all(turn["role"] != "assistant" for turn in turns):
             raise ValueError(f"{where}: a chat needs two or more turns, one of the assistant (gpt)")
     return {**found, **({GROUP: fields[GROUP]} if GROUP in fields else {})}
+
+
+def _before_answer(value: Any) -> Any:
+    """The turns of a chat before its last, if that is an answer; another value as it is."""
+    last = value[-1] if isinstance(value, list) and value else None
+    speaker = last.get("role", last.get("from")) if isinstance(last, dict) else None
+    return value[:-1] if speaker in ("assistant", "gpt") else value
 
 
 def _plain(name: str) -> str:
