@@ -47,22 +47,15 @@ OwnClasses = tuple[str, ...] | None  # the classes of a model's head, by index
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one form, and the protocol by which a model is asked them.
-
-    Attributes:
-        labels: class names by index, for rows with labels.
-        path: the files or split they are from.
-        indices: their indices in the file; None for all its rows, in order.
-        counts: how many rows each of several files has; their indices run on.
-    """
+    """Rows of one form, and the protocol by which a model is asked them."""
 
     rows: list[Row]
     form: Form
-    labels: tuple[str, ...]
-    path: str
+    labels: tuple[str, ...]  # class names by index, for rows with labels
+    path: str  # the files or split they are from
     protocol: Protocol
-    indices: list[int] | None = None
-    counts: tuple[int, ...] = ()
+    indices: list[int] | None = None  # in the file; None for all its rows, in order
+    counts: tuple[int, ...] = ()  # how many rows each of several files has; indices run on
 
     def number(self, index: int) -> int:
         """The number of a row in its file, counted from 1."""

@@ -45,17 +45,11 @@ FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Start:
-    """How a run starts.
+    """How a run starts."""
 
-    Attributes:
-        clear: whether to remove an earlier run first.
-        checkpoint: where to continue; None to start from the beginning.
-        dtype: that of the base of the run to resume; None without one.
-    """
-
-    clear: bool = False
-    checkpoint: Path | None = None
-    dtype: str | None = None
+    clear: bool = False  # whether to remove an earlier run first
+    checkpoint: Path | None = None  # where to continue; None to start from the beginning
+    dtype: str | None = None  # that of the base of the run to resume
 
 
 def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
@@ -74,7 +68,8 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
     else:
         if recipe.training.get("save_only_model"):
             refuse_weights_only(checkpoint)
-        processes = processes_of(checkpoint)
+        # If several processes wrote it, each has saved its own random state.
+        processes = len(list(checkpoint.glob("rng_state_*.pth"))) or 1
         if any(checkpoint.glob("rng_state*")) and processes != process_count():
             raise ValueError(
                 f"{checkpoint} was saved by {processes}, not {process_count()} process(es): start "
@@ -237,12 +232,8 @@ def refuse_file(run: Path) -> None:
 def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
     """Keep other trainings out of a run folder in a ``with`` block; make the folder if needed.
 
-    Folders that it has made, and into which nothing was written, are removed.
-
-    Locks of different file names do not exclude each other.
-
-    Raises:
-        HeldError: if another process trains there.
+    Folders that it has made, and into which nothing was written, are removed. Locks of different
+    file names do not exclude each other. ``HeldError``: another process trains there.
     """
     refuse_file(run)
     made, path = [one for one in (run, *run.parents) if not one.exists()], run / name
@@ -293,11 +284,6 @@ def last_whole_checkpoint(run: Path) -> Path | None:
             "%s is damaged or was not written: going back to an earlier checkpoint", path / damaged
         )
     return None
-
-
-def processes_of(checkpoint: Path) -> int:
-    """How many processes wrote a checkpoint: if several did, each saved its own random state."""
-    return len(list(checkpoint.glob("rng_state_*.pth"))) or 1
 
 
 def refuse_weights_only(checkpoint: Path) -> None:
