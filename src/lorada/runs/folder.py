@@ -5,8 +5,8 @@ complete. Nothing that a run did not write is ever removed. One process at a tim
 folder; its lock ends with it, even if it is killed.
 
 ``files.sha256`` in a checkpoint has the checksums of its files, in the format of ``sha256sum``. It
-is written last, so a checkpoint without it is not whole. Files are checked before they are read: a
-library may read a damaged file without an error and get another number in a weight.
+is written last. Files are checked before they are read, because a library may read a damaged file
+without an error and get another number in a weight.
 """
 
 import hashlib
@@ -277,12 +277,12 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 def last_whole_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint that is whole and undamaged; a warning names each newer one."""
     for _, path in checkpoints(run):
-        damaged = damaged_file(path)
-        if damaged is None:
+        if damaged := damaged_file(path):
+            logger.warning("%s is damaged: going back to an earlier checkpoint", path / damaged)
+        elif not (has_checksums(path) or _is_whole(path)):
+            logger.warning("%s was not written to its end: going back to an earlier one", path)
+        else:
             return path
-        logger.warning(
-            "%s is damaged or was not written: going back to an earlier checkpoint", path / damaged
-        )
     return None
 
 
@@ -297,23 +297,38 @@ def refuse_weights_only(checkpoint: Path) -> None:
         )
 
 
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint without checksums was written up to its last file, the state."""
+    # The Trainer removes older checkpoints before the checksums are written: it may be the only one.
+    try:
+        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        return isinstance(state["global_step"], int)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
 def write_checksums(checkpoint: Path) -> None:
     """Write the checksums of a checkpoint's files into it."""
     lines = [f"{_sum(checkpoint / name)}  {name}\n" for name in _files(checkpoint)]
     write_atomic(checkpoint / CHECKSUM_FILE, "".join(lines))
 
 
+def has_checksums(checkpoint: Path) -> bool:
+    """Whether a checkpoint has checksums; it lacks them if its process ended too early."""
+    return (checkpoint / CHECKSUM_FILE).is_file()
+
+
 def damaged_file(checkpoint: Path) -> str | None:
-    """A file of a checkpoint that its checksums do not fit, or they themselves; None if all do."""
-    sums, found = checkpoint / CHECKSUM_FILE, set(_files(checkpoint))
-    text = sums.read_text(encoding="utf-8", errors="replace") if sums.is_file() else ""
+    """A file of a checkpoint that has changed; None if none has, or there are no checksums."""
+    if not has_checksums(checkpoint):
+        return None
+    found = set(_files(checkpoint))
+    text = (checkpoint / CHECKSUM_FILE).read_text(encoding="utf-8", errors="replace")
     for line in text.splitlines():
         expected, _, name = line.partition("  ")
-        if name not in found or _sum(checkpoint / name) != expected:
+        if not name or name not in found or _sum(checkpoint / name) != expected:
             return name or CHECKSUM_FILE
         found.remove(name)
-    if not text:
-        return CHECKSUM_FILE
     return min(found) if found else None
 
 
