@@ -299,7 +299,7 @@ def refuse_weights_only(checkpoint: Path) -> None:
 
 def _is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint without checksums was written up to its last file, the state."""
-    # The Trainer removes older checkpoints before the checksums are written: it may be the only one.
+    # The Trainer removes older ones before the checksums are written, so it may be the only one.
     try:
         state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
         return isinstance(state["global_step"], int)
