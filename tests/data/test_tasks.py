@@ -97,4 +97,4 @@ def test_texts_of_many_chunks_are_cut_as_one(tmp_path, monkeypatch):
 def test_rows_that_are_cut_and_rows_that_are_left_out_are_counted(tmp_path, caplog):
     encoded(tmp_path, [{"prompt": "a" * 30, "response": "b"}, *ROWS])
     (line,) = (r.message for r in caplog.records if "left out" in r.message)
-    assert "3 of 7 rows were cut to max_length=20, 1 more were left out" in line
+    assert "of 7 rows 3 were cut to max_length=20, 1 were left out" in line

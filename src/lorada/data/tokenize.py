@@ -370,13 +370,17 @@ def encode_rows(
             f"{rows.path} has no row to learn from: every one gives this tokenizer no token to "
             f"read, or none to learn within max_length={length}"
         )
-    if cut or dropped or empty:
-        logger.warning(
-            "%s: %d of %d rows were cut to max_length=%d%s, %d more were left out because nothing "
-            "of the response was left, and %d because they give this tokenizer no token to read, "
-            "or none to learn", rows.path, cut, len(rows.rows), length,
-            f", the response to max_target_length={target}" if target else "", dropped, empty,
-        )  # fmt: skip
+    most = f"max_length={length}" + (
+        f", the response to max_target_length={target}" if target else ""
+    )
+    said = {
+        f"{cut} were cut to {most}": cut,
+        f"{dropped} were left out because nothing of the response was left": dropped,
+        f"{empty} were left out because they give this tokenizer no token": empty,
+    }
+    if any(said.values()):
+        these = ", ".join(words for words, count in said.items() if count)
+        logger.warning("%s: of %d rows %s", rows.path, len(rows.rows), these)
     return dataset
 
 

@@ -51,7 +51,7 @@ from lorada.runs.result import (
     refuse_no_text,
     write_predictions,
 )
-from lorada.support.errors import missing_package, needs_extra, unknown_name
+from lorada.support.errors import needs_extra, unknown_name
 from lorada.support.metric_names import LOSS, as_score, rows_metric
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import (
@@ -195,8 +195,6 @@ def score(
         if name == LOSS and name not in metrics:  # of choices, only where it is asked for
             known = [loss for loss in losses if loss is not None]
             metrics[name] = sum(known) / len(known)
-        if name not in metrics:
-            raise missing_package("scikit-learn", "metrics")
         metrics = {name: metrics[name], **metrics}
     if own and cut is not None:
         limit = generation_settings(run)["max_new_tokens"]
