@@ -12,7 +12,6 @@ if the base has more than 1e9 parameters or a row may have more than 1,024 token
 without that fits in its memory (``training_memory.py``).
 """
 
-import importlib.util
 import logging
 import math
 import os
@@ -32,7 +31,6 @@ from lorada.data.tokenize import context_of
 from lorada.methods.meta_model import meta_model
 from lorada.methods.sizes import default_rate
 from lorada.runs.recipe import AUTO, MIXED, MIXED_FP16, Recipe
-from lorada.support.errors import how_to_install
 from lorada.support.processes import is_first, only_cpu
 from lorada.training.models.loading import stretched
 
@@ -211,11 +209,8 @@ def training_arguments(
     If an encoder–decoder learns to write (``writes``), they are ``Seq2SeqTrainingArguments``. With
     ``again``, activations are computed again in the backward pass.
     """
-    report = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-    if not report and "report_to" not in recipe.training:
-        logger.warning("no TensorBoard logs: %s", how_to_install("logging"))
     rate = {"learning_rate": default_rate(recipe.method)} if recipe.method in MAPS_ALONE else {}
-    ours = {**DEFAULTS, **rate, **device_settings(recipe), "report_to": report}
+    ours = {**DEFAULTS, **rate, **device_settings(recipe)}
     settings = {**ours, **(method or {}), **recipe.training}
     if recipe.early_stopping is not None:
         settings |= _for_early_stopping(recipe, settings)
