@@ -202,8 +202,8 @@ def test_a_mistake_in_training_is_one_line_and_writes_nothing(
 
 UNMADE = {
     "learning_rate=-1": "Invalid learning rate: -1.0",
-    "per_device_train_batch_size=0": "per_device_train_batch_size=0 must be at least 1",
-    "max_steps=0": "max_steps=0 must be at least 1",
+    "per_device_train_batch_size=0": "per_device_train_batch_size=0 must be above 0",
+    "max_steps=0": "max_steps=0 must be above 0",
     "adam_beta1=2": "Invalid beta parameter",
     "optim=adamv": "adamv is not a valid OptimizerNames",
     "optim=lomo": "lomo",

@@ -67,8 +67,7 @@ def test_every_run_is_a_recipe_of_a_method_that_its_model_can_take(number, scale
         recipe = row_recipe(table, row, scale, tasks, 1, Path("-"))
         config = config_of(recipe.model)
         plan = build_method(recipe.method, config, **recipe.parts)
-        writes = kind_of(config) == "encoder_decoder"
-        training_arguments(recipe, plan.arguments, quiet=True, writes=writes)
+        training_arguments(recipe, plan.arguments, quiet=True)
         for name in tasks:
             protocol = TASKS[name].protocol(recipe.protocol, kind_of(config))
             if protocol.target_length is not None and kind_of(config) == "decoder":

@@ -26,7 +26,7 @@ CHOSEN = {"xsum": (1600, 3000, "rouge2", True), "wmt16_en_ro": (1600, 5000, "los
 @pytest.mark.parametrize("task", CHOSEN)
 def test_the_best_checkpoint_of_xsum_and_mt_is_chosen_as_in_the_scripts_of_he_et_al(key, task):
     recipe = row_recipe(load_table("table10"), row_of(10, key), "paper", [task], 1, Path("-"))
-    training = training_arguments(recipe, {}, quiet=True, writes=True)
+    training = training_arguments(recipe, {}, quiet=True)
     rows, steps, metric, greater = CHOSEN[task]
     assert recipe.dev_rows == rows
     assert training.eval_steps == training.save_steps == steps

@@ -94,8 +94,7 @@ def trained(form, name, settings, tmp_path, batch, steps):
     recipe = load_recipe(None, pairs, {"model": "none", "output": str(tmp_path / "run")})
     model, tokenizer = built(form, name), byte_tokenizer()
     rows = Rows([], form, ("a", "b", "c"), "rows", TASKS["jsonl"].protocols[form])
-    writes = form == "prompt" and model.config.is_encoder_decoder
-    args = training_arguments(recipe, quiet=True, writes=writes)
+    args = training_arguments(recipe, quiet=True)
     kind = "encoder_decoder" if model.config.is_encoder_decoder else "decoder"
     prepared = PreparedTraining(recipe, model.config, kind, tokenizer, Plan(None), rows, None, None)
     make = trainer_class(prepared, args)

@@ -16,7 +16,6 @@ from lorada.training import arguments
 from lorada.training import train as training
 from lorada.training.arguments import (
     device_settings,
-    dtype_on,
     loading_device,
     take_one_device,
     with_dtype,
@@ -100,13 +99,6 @@ def test_a_line_says_what_was_chosen_and_how_to_change_it(on, recipe, caplog):
         "dtype=auto takes mixed on this device, which is bfloat16 with float32 where it trains: "
         "dtype=float32 is wider"
     ]
-
-
-def test_an_estimate_for_another_machine_takes_its_dtype(recipe):
-    config = LlamaConfig(dtype=torch.float16)
-    assert dtype_on(recipe(), config, narrow=True) == "mixed"
-    assert dtype_on(recipe(), config, narrow=False) == "float32"
-    assert dtype_on(recipe("dtype=float16"), config, narrow=False) == "float16"
 
 
 def test_the_trainer_gets_autocast_tf32_and_workers_on_an_accelerator_only(on, recipe):

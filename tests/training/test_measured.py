@@ -145,10 +145,9 @@ def test_what_the_last_update_breaks_is_not_saved(place, tmp_path, value, strate
 
 
 NO_STEPS = {
-    "num_train_epochs=0": "num_train_epochs=0 is no number of epochs",
-    "num_train_epochs=-1": "num_train_epochs=-1 is no number of epochs",
-    "max_steps=0": "max_steps=0 must be at least 1",
-    "max_steps=-3": "max_steps=-3 must be at least 1",
+    "num_train_epochs=0": "num_train_epochs=0 must be above 0",
+    "max_steps=0": "max_steps=0 must be above 0",
+    "max_steps=-3": "max_steps=-3 must be above 0",
     "dataloader_drop_last=true per_device_train_batch_size=64": "leaves no batch of 36 rows",
 }
 

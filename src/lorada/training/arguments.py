@@ -47,14 +47,10 @@ TRAINERS_OWN = tuple(
 
 def accelerator(settings: Mapping[str, Any]) -> torch.device | None:
     """The accelerator of a training with these TrainingArguments; None for a CPU and for MPS."""
-    if settings.get("use_cpu") or not _there():
+    if settings.get("use_cpu") or not torch.accelerator.is_available():
         return None
     device = torch.accelerator.current_accelerator()
     return None if device is None or device.type == "mps" else device
-
-
-def _there() -> bool:
-    return torch.accelerator.is_available()
 
 
 def device_bytes(recipe: Recipe) -> int | None:
@@ -65,16 +61,6 @@ def device_bytes(recipe: Recipe) -> int | None:
     return int(getattr(torch, device.type).get_device_properties(device).total_memory)
 
 
-def dtype_on(recipe: Recipe, config: Any, *, narrow: bool) -> str:
-    """The dtype of a recipe's base, on a device with 16 bits (``narrow``) or another."""
-    if recipe.dtype != AUTO:
-        return recipe.dtype
-    saved = str(getattr(config, "dtype", None)).removeprefix("torch.")
-    if not narrow or saved in ("None", "float32", "float64"):
-        return "float32"
-    return MIXED
-
-
 def with_dtype(recipe: Recipe, config: Any) -> Recipe:
     """The recipe with the dtype that its base gets here, if it leaves that to the device.
 
@@ -83,13 +69,13 @@ def with_dtype(recipe: Recipe, config: Any) -> Recipe:
     if recipe.dtype != AUTO:
         return recipe
     device = accelerator(recipe.training)
-    module = None if device is None else getattr(torch, device.type, None)
-    supported = getattr(module, "is_bf16_supported", None)
-    bf16 = supported is not None and bool(supported(including_emulation=False))
-    fp16 = device is not None and device.type == "cuda"
-    chosen = dtype_on(recipe, config, narrow=bf16 or fp16)
-    if chosen == MIXED and not bf16:
-        chosen = MIXED_FP16
+    chosen = "float32"
+    if device is not None and getattr(config, "dtype", None) in (torch.bfloat16, torch.float16):
+        supported = getattr(getattr(torch, device.type), "is_bf16_supported", None)
+        if supported is not None and supported(including_emulation=False):
+            chosen = MIXED
+        elif device.type == "cuda":
+            chosen = MIXED_FP16
     found = recipe.model_copy(update={"dtype": chosen})
     if found.mixed and is_first():
         logger.warning("dtype=auto takes %s on this device, which is %s with float32 where it "
@@ -111,7 +97,8 @@ def device_settings(recipe: Recipe) -> dict[str, Any]:
     if recipe.dtype == MIXED_FP16:
         settings["fp16"] = True
     if device is None:  # transformers asks to be told that autocast is for the CPU
-        return {**settings, "use_cpu": True} if settings and not _there() else settings
+        on_cpu = settings and not torch.accelerator.is_available()
+        return {**settings, "use_cpu": True} if on_cpu else settings
     settings |= {"dataloader_num_workers": WORKERS, "dataloader_pin_memory": True}
     if device.type == "cuda" and torch.cuda.get_device_capability() >= AMPERE:
         settings["tf32"] = True
@@ -201,13 +188,11 @@ def training_arguments(
     method: dict[str, Any] | None = None,
     *,
     quiet: bool = False,
-    writes: bool = False,
     again: bool = False,
-) -> TrainingArguments:
+) -> Seq2SeqTrainingArguments:
     """The recipe's settings, over those of its method, over our defaults for the device.
 
-    If an encoder–decoder learns to write (``writes``), they are ``Seq2SeqTrainingArguments``. With
-    ``again``, activations are computed again in the backward pass.
+    With ``again``, activations are computed again in the backward pass.
     """
     rate = {"learning_rate": default_rate(recipe.method)} if recipe.method in MAPS_ALONE else {}
     ours = {**DEFAULTS, **rate, **device_settings(recipe)}
@@ -225,12 +210,9 @@ def training_arguments(
             "training.deepspeed and accelerate's settings of DeepSpeed"
         )
     settings["use_cpu"] = settings.get("use_cpu") or only_cpu()
-    made = Seq2SeqTrainingArguments if writes else TrainingArguments
-    if not writes:
-        settings = _without_seq2seq(settings)
     with argument_errors():
         # A copy, because transformers changes the fsdp_config that it is given.
-        args: TrainingArguments = made(
+        args = Seq2SeqTrainingArguments(
             output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings})
         )
         take_one_device(args, recipe.output)
@@ -241,18 +223,10 @@ def training_arguments(
             f"dtype={recipe.dtype} trains under autocast: leave out training.bf16=false and "
             "training.fp16=false"
         )
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        if getattr(args, name) < 1:  # the Trainer would divide by it
-            raise ValueError(f"training.{name}={getattr(args, name)} must be at least 1")
-    if args.max_steps == 0 or args.max_steps < -1:  # -1 stands for whole epochs
-        raise ValueError(
-            f"training.max_steps={args.max_steps} must be at least 1, or left out for whole epochs"
-        )
-    if args.max_steps < 0 and not 0 < args.num_train_epochs < math.inf:
-        raise ValueError(
-            f"training.num_train_epochs={args.num_train_epochs:g} is no number of epochs to train: "
-            "give one above 0, or max_steps"
-        )
+    length = "num_train_epochs" if args.max_steps == -1 else "max_steps"
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps", length):
+        if not 0 < getattr(args, name) < math.inf:
+            raise ValueError(f"training.{name}={getattr(args, name):g} must be above 0, and finite")
     return args
 
 
@@ -300,23 +274,21 @@ def _for_early_stopping(recipe: Recipe, settings: dict[str, Any]) -> dict[str, A
     return wanted
 
 
-def _without_seq2seq(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that only ``Seq2SeqTrainingArguments`` has; raises if one is set."""
-    known = TrainingArguments.__dataclass_fields__
-    for name, value in settings.items():
-        if name not in known and value:
-            raise ValueError(
-                f"training.{name}={value} is for encoder–decoder models that write "
-                "texts: leave it out"
-            )
-    return {key: value for key, value in settings.items() if key in known}
+def held_out_metrics(
+    args: Seq2SeqTrainingArguments, held_out: Rows | None, *, writes: bool
+) -> list[str]:
+    """The names of the metrics measured on held-out rows while training, besides the loss.
 
-
-def held_out_metrics(args: TrainingArguments, held_out: Rows | None) -> list[str]:
-    """The names of the metrics measured on held-out rows while training, besides the loss."""
+    An encoder–decoder that ``writes`` texts may be measured by them.
+    """
     chooses = held_out is not None and held_out.form == "choice"
     names = ["eval_accuracy"] if chooses else []
-    if getattr(args, "predict_with_generate", False):
+    if args.predict_with_generate:
+        if not writes:
+            raise ValueError(
+                "training.predict_with_generate=true is for encoder–decoder models that write "
+                "texts: leave it out"
+            )
         if held_out is None:
             raise ValueError(
                 "training.predict_with_generate=true needs held-out rows: pass eval_data=FILE or "

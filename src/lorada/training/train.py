@@ -392,13 +392,12 @@ def set_up(
 
 def checked_arguments(
     prepared: PreparedTraining, *, quiet: bool = False
-) -> tuple[TrainingArguments, list[str], Callable[..., Trainer]]:
+) -> tuple[Seq2SeqTrainingArguments, list[str], Callable[..., Trainer]]:
     """A training's arguments, metrics on held-out rows and class of Trainer, no weights loaded."""
     args = training_arguments(
         prepared.recipe,
         prepared.plan.arguments,
         quiet=quiet,
-        writes=writes_texts(prepared.rows, prepared.kind),
         again=recomputes(prepared),
     )
     config = prepared.plan.config
@@ -408,7 +407,8 @@ def checked_arguments(
             "packing=true torch_compile=true: in a compiled model a map cannot see where the rows "
             "of a sequence begin; leave one of the two out"
         )
-    measured = held_out_metrics(args, prepared.held_out)
+    writes = writes_texts(prepared.rows, prepared.kind)
+    measured = held_out_metrics(args, prepared.held_out, writes=writes)
     return args, measured, trainer_class(prepared, args)
 
 
@@ -461,7 +461,9 @@ def _measures(args: TrainingArguments, recipe: Recipe) -> bool:
     return True
 
 
-def trainer_class(prepared: PreparedTraining, args: TrainingArguments) -> Callable[..., Trainer]:
+def trainer_class(
+    prepared: PreparedTraining, args: Seq2SeqTrainingArguments
+) -> Callable[..., Trainer]:
     """The class of Trainer for the rows, with the arguments that only this class takes."""
     recipe, rows, tokenizer = prepared.recipe, prepared.rows, prepared.tokenizer
     smoothing = recipe.training.get("label_smoothing_factor")
@@ -470,7 +472,7 @@ def trainer_class(prepared: PreparedTraining, args: TrainingArguments) -> Callab
             f"training.label_smoothing_factor={smoothing} is for classes and texts, and {rows.path}"
             f" has {rows.form} rows: leave it out"
         )
-    if not isinstance(args, Seq2SeqTrainingArguments):
+    if not writes_texts(rows, prepared.kind):
         return ChoiceTrainer if rows.form == "choice" else RunTrainer
     generation = protocol_settings(recipe, rows.protocol, prepared.most_answer_tokens)
     metrics = None
