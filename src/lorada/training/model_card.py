@@ -27,15 +27,10 @@ CARD = """\
 {code}
 ```
 {notes}
-{licence}
-"""
+{licence}"""
 
 ADAPTER_NOTES = """
-| part | settings |
-|---|---|
-{parts}
-
-Task `{task}`, rows `{data}`, seed {seed}.{limits}
+Parts {parts} (settings: `adapter_config.json`); task `{task}`, rows `{data}`, seed {seed}.{limits}
 """
 
 LIMITS = """ Limits: a map cannot be merged into the weights
@@ -61,12 +56,6 @@ The base without the adapter, as a second adapter or `PeftModel.from_pretrained`
 base = {auto}.from_pretrained("path/to/this/folder", adapter_kwargs={{"subfolder": "none"}})
 ```
 """
-
-# The settings of a part that a card shows.
-SHOWN = (
-    "rank", "length", "heads", "inverse_scale", "align", "ablation", "r", "lora_alpha", "use_dora",
-    "scale", "placement", "pooling", "target_modules",
-)  # fmt: skip
 
 # PEFT's task type → the end of the names of auto classes for it, and the hub's name of the task.
 TASK_NAMES = {
@@ -106,19 +95,6 @@ def licence_of(model: str) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value and isinstance(value, str | list)}
 
 
-def licence_note(model: str) -> str:
-    """A sentence on the licence of what was made from ``model``."""
-    said = licence_of(model)
-    if not said:
-        return (
-            f"The licence of {model} was not found on this machine: add it to this card before "
-            "you share the folder."
-        )
-    name = said.get("license_name") or said.get("license")
-    shown = ", ".join(name) if isinstance(name, list) else name
-    return f"Licence of the base, carried over: {shown}."
-
-
 def write_card(
     folder: Path, recipe: Recipe, config: LoradaConfig, result: dict[str, Any] | None = None
 ) -> None:
@@ -140,7 +116,7 @@ def write_card(
         f'model = {auto}.from_pretrained("path/to/this/folder"{_outputs(result)})',
         notes=("" if plain else f"\n{LAUNCH}\n")
         + ADAPTER_NOTES.format(
-            parts="\n".join(map(_table_line, config.parts)),
+            parts=", ".join(getattr(one.peft_type, "value", one.peft_type) for one in config.parts),
             task=recipe.task,
             data=file_names(recipe.data) if recipe.data else recipe.train_on or "own",
             seed=recipe.training.get("seed", 42),
@@ -155,16 +131,6 @@ def _outputs(result: dict[str, Any] | None) -> str:
         return ""
     size = len(result["labels"]) or 1
     return f", num_labels={size}, ignore_mismatched_sizes=True"
-
-
-def _table_line(part: Any) -> str:
-    shown = {name: getattr(part, name, None) for name in SHOWN}
-    text = ", ".join(
-        f"{name}={sorted(value) if isinstance(value, set) else value}"
-        for name, value in shown.items()
-        if value is not None and value is not False
-    )
-    return f"| {getattr(part.peft_type, 'value', part.peft_type)} | {text} |"
 
 
 def write_model_card(
@@ -202,6 +168,10 @@ def write_model_card(
 
 
 def write_text(folder: Path, recipe: Recipe, metadata: str, **texts: str) -> None:
-    """Write a card from the ``texts`` of its parts and a sentence on the base's licence."""
-    licence = licence_note(recipe.model)
+    """Write a card from the ``texts`` of its parts; it says so if the base's licence is unknown."""
+    unknown = (
+        f"The licence of {recipe.model} was not found on this machine: add it to this card before "
+        "you share the folder.\n"
+    )
+    licence = "" if licence_of(recipe.model) else unknown
     write_atomic(folder / CARD_FILE, CARD.format(metadata=metadata, licence=licence, **texts))
