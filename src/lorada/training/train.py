@@ -8,7 +8,6 @@ everything trains, ``trained.safetensors`` if a part of the base does), ``loss.p
 """
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -386,7 +385,6 @@ def set_up(
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
-    _refuse_unshared(trainer)
     return Setup(base, model, trainer, measured, saved, scale)
 
 
@@ -531,14 +529,3 @@ def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) 
     optimizer.add_param_group(
         {"params": moved, "lr": rate, "weight_decay": trainer.args.weight_decay}
     )
-
-
-def _refuse_unshared(trainer: Trainer) -> None:
-    """Refuse processes that would each hold the whole model despite FSDP."""
-    args = trainer.args
-    shared = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if shared and process_count() > 1 and not trainer.is_fsdp_enabled:
-        raise ValueError(
-            f"training.fsdp={args.fsdp or 'true'} shards a model over accelerators, and there "
-            "are none here: leave it out"
-        )
