@@ -8,7 +8,7 @@ import pytest
 import test_device_settings
 import torch
 from conftest import assert_close
-from folders import ROWS, llama_folder, refused, rows_file
+from folders import ROWS, llama_folder, rows_file
 from trained import QUICK
 from transformers import GPT2Config, LlamaConfig, TrainerCallback
 
@@ -169,14 +169,6 @@ def test_a_training_does_what_auto_takes(asked, monkeypatch):
         kept = KeepGradients()
         train(asked("auto", "max_steps=1"), quiet=True, callbacks=[kept], overwrite=full)
         assert kept.recomputes == {full}
-
-
-def test_two_settings_for_one_thing_are_refused(asked):
-    other = "gradient_checkpointing=true"
-    both = asked("full", f"training.{other}")
-    said = r"^activation_checkpointing=full and training\..*exclude each other: leave one out"
-    refused(said, lambda: train(both, quiet=True))
-    train(asked("auto", f"training.{other}", "max_steps=1"), quiet=True)
 
 
 @pytest.mark.parametrize("method", ["lora", "shira"])

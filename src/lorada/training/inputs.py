@@ -28,7 +28,7 @@ from lorada.methods.task_head import HEADS, POOLER
 from lorada.runs.recipe import Recipe
 from lorada.support.errors import needs_extra, unknown_name
 from lorada.support.row_sources import HEADED, Form
-from lorada.training.arguments import TRAINERS_OWN, with_dtype
+from lorada.training.arguments import with_dtype
 from lorada.training.models.loading import (
     kind_of,
     load_config,
@@ -88,7 +88,6 @@ def prepare(recipe: Recipe) -> Prepared:
 
 def prepare_training(recipe: Recipe) -> PreparedTraining:
     """Read the base model's config and tokenizer and the rows, and plan the method."""
-    _refuse_said_twice(recipe)
     base = prepare(recipe)
     rows, held_out = training_rows(recipe, base.kind, own_classes(base.config))
     if recipe.pooling is not None:
@@ -100,16 +99,6 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     refuse_base_settings(recipe, base.config, plan)
     set_languages(base.tokenizer, recipe.languages, rows.protocol.languages)
     return PreparedTraining(**vars(base), plan=plan, rows=rows, held_out=held_out, metric=metric)
-
-
-def _refuse_said_twice(recipe: Recipe) -> None:
-    """Refuse the Trainer's own settings beside ``activation_checkpointing``."""
-    for name in TRAINERS_OWN:
-        if recipe.activation_checkpointing == "full" and name in recipe.training:
-            raise ValueError(
-                f"activation_checkpointing=full and training.{name}={recipe.training[name]} "
-                "exclude each other: leave one out"
-            )
 
 
 def refuse_pooling(pooling: str, model_config: Any, form: Form, path: str) -> None:
