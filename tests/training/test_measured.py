@@ -102,12 +102,6 @@ def test_rows_that_are_never_reached_by_eval_steps_are_measured_at_the_end(place
     assert [e["step"] for e in history if "eval_loss" in e] == [3]
 
 
-def test_rows_that_are_not_to_be_measured_are_named(place, tmp_path, caplog):
-    quiet = recipe(place, tmp_path / "run", "dev_rows=20", "eval_strategy=no", "max_steps=1")
-    train(quiet, quiet=True)
-    assert "dev_rows=20 are kept back and not measured" in caplog.text
-
-
 def test_the_held_out_loss_is_the_one_of_evaluate(place, tmp_path):
     """Rows of unlike length in batches of unlike size: each token counts the same."""
     rows = [{"prompt": "a", "response": "b" * (1 + 5 * (n % 4))} for n in range(7)]

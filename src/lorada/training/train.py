@@ -378,7 +378,9 @@ def set_up(
     make = partial(make, saved=saved, scale=scale)
     patience = recipe.early_stopping
     stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
-    run = RunCallback(measures=_measures(args, recipe))
+    # dev_rows are measured unless the recipe says no; eval_data only if it says so.
+    wanted = recipe.dev_rows and "eval_strategy" not in recipe.training
+    run = RunCallback(measures=bool(wanted or args.eval_strategy != "no"))
     callbacks = [*watchers, *plan.callbacks, *stopping, run]
     with argument_errors():
         trainer = make_trainer(model, args, (train_rows, eval_rows), pad, callbacks, make)
@@ -442,21 +444,6 @@ def _batches(
         generator=generator,
         collate_fn=plain,  # type: ignore[arg-type]
     )
-
-
-def _measures(args: TrainingArguments, recipe: Recipe) -> bool:
-    """Whether held-out rows are measured while training.
-
-    ``dev_rows`` are measured unless the recipe says no; ``eval_data`` only if the recipe says so.
-    """
-    if args.eval_strategy != "no" or not recipe.dev_rows:
-        return bool(args.eval_strategy != "no")
-    if "eval_strategy" in recipe.training:
-        logger.warning(
-            "dev_rows=%d are kept back and not measured: training.eval_strategy=no", recipe.dev_rows
-        )
-        return False
-    return True
 
 
 def trainer_class(
