@@ -13,7 +13,7 @@ from lorada import METHODS
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.methods.lookup import peft_names
-from lorada.training import training_memory as computed
+from lorada.training import arguments
 from lorada.training.arguments import training_arguments
 from lorada.training.inputs import prepare_training
 from lorada.training.train import set_up, train
@@ -81,7 +81,7 @@ def test_the_computed_memory_has_what_trains_in_fp32(recipe, monkeypatch):
     assert weights("full", "mixed") == weights("full", "float32")
     assert weights("lora", "mixed") == weights("lora", "bfloat16")
     # Of the card's kind, which this machine need not have.
-    monkeypatch.setattr(computed, "device_settings", lambda recipe: {"fp16": True})
+    monkeypatch.setattr(arguments, "device_settings", lambda recipe: {"fp16": True})
     for method in ("lora", "full"):
         assert weights(method, "mixed_float16") == weights(method, "mixed")
     longlora = [weights("longlora", dtype) for dtype in ("bfloat16", "mixed", "float32")]

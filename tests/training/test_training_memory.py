@@ -10,6 +10,7 @@ from folders import bart_folder, bert_folder, llama_folder, rows_file
 from transformers import AutoModelForCausalLM
 
 from lorada.methods.build import build_method
+from lorada.training import arguments
 from lorada.training import training_memory as computed
 from lorada.training.arguments import CHECKPOINTING
 from lorada.training.inputs import prepare_training
@@ -164,7 +165,7 @@ def test_on_an_accelerator_a_step_needs_what_fake_cuda_tensors_do(
     on_cpu = training_memory(recipe)
     expected = bytes_on_fake_gpu(recipe, getattr(torch, dtype))
     monkeypatch.setattr(computed, "FakeTensorMode", lambda **options: fake_gpu(ANY))
-    monkeypatch.setattr(computed, "device_settings", lambda recipe: {})  # no autocast without CUDA
+    monkeypatch.setattr(arguments, "device_settings", lambda recipe: {})  # no autocast without CUDA
     found = _traced_on(GPU, recipe, load_config(recipe.model), None)
     beside_weights = found.activations + found.gradients + found.optimizer
     assert beside_weights == pytest.approx(expected, rel=0.02)

@@ -18,19 +18,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-from transformers import AutoModelForSequenceClassification as AutoClassifier
 
+from lorada.data.task import Kind
 from lorada.methods.build import Plan
 from lorada.methods.task_head import widen_trained
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.support.processes import is_first
 from lorada.training.arguments import (
-    CHECKPOINTING,
-    DEFAULTS,
     accelerator,
     device_bytes,
-    device_settings,
     longest,
     training_arguments,
     why_full,
@@ -38,17 +34,12 @@ from lorada.training.arguments import (
 )
 from lorada.training.inputs import PreparedTraining
 from lorada.training.models.labelled_loss import LabelledLoss
-from lorada.training.models.loading import kind_of, load_config, stretched
+from lorada.training.models.loading import auto_class, kind_of, load_config, stretched
 from lorada.training.parameter_counts import placed_on, plan_of
 
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-MODELS = {
-    "decoder": AutoModelForCausalLM,
-    "encoder": AutoClassifier,
-    "encoder_decoder": AutoModelForSeq2SeqLM,
-}
 # Bits of a quantised weight. nf4 has a scale of 8 bits for 64 weights, which has one of 32 for 256;
 # int8 has one of 32 for each row, which is not counted.
 BITS = {"nf4": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0}
@@ -133,9 +124,9 @@ def memory_of(prepared: PreparedTraining, activation_checkpointing: str) -> Memo
     """The memory of a step of a training, in one process."""
     recipe, sequences = prepared.recipe, None
     if prepared.rows.form == "choice":  # each candidate is a sequence
-        settings = {**DEFAULTS, **prepared.plan.arguments, **recipe.training}
+        args = training_arguments(recipe, prepared.plan.arguments, quiet=True)
         most = max(len(row["candidates"]) for row in prepared.rows.rows)
-        sequences = int(settings["per_device_train_batch_size"]) * most
+        sequences = args.per_device_train_batch_size * most
     changes = {
         "activation_checkpointing": activation_checkpointing,
         "max_length": longest(recipe, prepared.config),
@@ -166,29 +157,27 @@ def _traced_on(device: torch.device, recipe: Recipe, config: Any, sequences: int
     for part in getattr(plan.config, "parts", []):
         if isinstance(part, ShiraConfig):
             raise NotImplementedError("SHiRA's sparse weights have no form on fake tensors")
-    settings = {**DEFAULTS, **device_settings(recipe), **plan.arguments, **recipe.training}
-    if recipe.activation_checkpointing == "full":
-        settings |= CHECKPOINTING
-    fp16, bf16 = bool(settings.get("fp16")), bool(settings.get("bf16"))
-    half = torch.float16 if fp16 else torch.bfloat16
-    narrow = torch.autocast(device.type, half, enabled=fp16 or bf16)
-    batch = sequences or int(settings["per_device_train_batch_size"])
+    again = recipe.activation_checkpointing == "full"
+    args = training_arguments(recipe, plan.arguments, quiet=True, again=again)
+    half = torch.float16 if args.fp16 else torch.bfloat16
+    narrow = torch.autocast(device.type, half, enabled=args.fp16 or args.bf16)
+    kind = kind_of(config)
+    auto = auto_class(kind, headed=kind == "encoder")
     with torch.device("meta"):
-        base = MODELS[kind_of(config)].from_config(config, dtype=getattr(torch, recipe.base_dtype))
+        base = auto.from_config(config, dtype=getattr(torch, recipe.base_dtype))
         model = placed_on(base, plan)
         if recipe.mixed:
             widen_trained(model)
-    if settings.get("gradient_checkpointing"):
-        model.gradient_checkpointing_enable(settings.get("gradient_checkpointing_kwargs"))  # type: ignore[operator]
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)  # type: ignore[operator]
     with FakeTensorMode(allow_non_fake_inputs=True), device:
         _make_fake(model)
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained)
         if plan.optimizer is not None:
-            args = training_arguments(recipe, plan.arguments, quiet=True)
             optimizer = plan.optimizer(model, args)
-        inputs = _inputs(config, batch, recipe)
+        inputs = _inputs(kind, sequences or args.per_device_train_batch_size, recipe)
         counter = _Alive(besides=[*model.parameters(), *model.buffers()])
         with counter:
             for _ in range(2):
@@ -231,7 +220,7 @@ def _make_fake(model: nn.Module) -> None:
                 module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
 
 
-def _inputs(config: Any, batch: int, recipe: Recipe) -> dict[str, Tensor]:
+def _inputs(kind: Kind, batch: int, recipe: Recipe) -> dict[str, Tensor]:
     """A batch of sequences of the greatest length, with labels.
 
     Several have one padded token, since models leave out a mask that hides nothing. One sequence
@@ -243,13 +232,13 @@ def _inputs(config: Any, batch: int, recipe: Recipe) -> dict[str, Tensor]:
         mask = torch.ones_like(ids)
         mask[0, 0] = 0
         inputs["attention_mask"] = mask
-    kind = kind_of(config)
-    if kind == "encoder":
-        return {**inputs, "labels": torch.zeros(batch, dtype=torch.long)}
-    if kind == "encoder_decoder":
-        length = recipe.max_target_length or recipe.max_length
-        return {**inputs, "labels": torch.zeros(batch, length, dtype=torch.long)}
-    return {**inputs, "labels": ids}
+    length = recipe.max_target_length or recipe.max_length
+    labels = {
+        "encoder": torch.zeros(batch, dtype=torch.long),
+        "encoder_decoder": torch.zeros(batch, length, dtype=torch.long),
+        "decoder": ids,
+    }
+    return {**inputs, "labels": labels[kind]}
 
 
 def _loss(model: nn.Module, inputs: dict[str, Tensor], config: Any) -> Tensor:

@@ -175,10 +175,7 @@ def load_model(
     if config is None:
         config = load_config(name, trust_remote_code=trust_remote_code)
     config = deepcopy(config)
-    writes = kind_of(config) == "encoder_decoder"
-    auto: Any = AutoModelForSeq2SeqLM if writes else AutoModelForCausalLM
-    if outputs is not None:
-        auto = AutoModelForSequenceClassification
+    auto = auto_class(kind_of(config), headed=outputs is not None)
     with reading("the weights", name):
         if outputs is not None:
             config.num_labels = outputs
@@ -276,10 +273,9 @@ def stretched(config: Any, factor: float | None) -> Any:
         return config
     rope = getattr(config, "rope_parameters", None)
     if not isinstance(rope, dict) or rope.get("rope_type") != "default":
-        found = f"{rope['rope_type']!r}" if isinstance(rope, dict) and "rope_type" in rope else "no"
         raise ValueError(
-            f"rope_factor={factor:g} stretches plain rotary positions, and this "
-            f"{config.model_type} model has {found} ones"
+            f"rope_factor={factor:g} stretches plain rotary positions, which this "
+            f"{config.model_type} model does not have: leave it out"
         )
     found = deepcopy(config)
     found.rope_parameters = {**rope, "rope_type": "linear", "factor": float(factor)}
@@ -291,6 +287,13 @@ def kind_of(config: Any) -> Kind:
     """The kind of model that a config describes; one that cannot generate text is an encoder."""
     kinds: dict[str, Kind] = {"llama": "decoder", "bart": "encoder_decoder"}
     return kinds.get(family_of(config), "encoder")
+
+
+def auto_class(kind: Kind, *, headed: bool) -> Any:
+    """transformers' auto class for a model of a kind that has a task head, or writes texts."""
+    if headed:
+        return AutoModelForSequenceClassification
+    return AutoModelForSeq2SeqLM if kind == "encoder_decoder" else AutoModelForCausalLM
 
 
 def set_languages(
