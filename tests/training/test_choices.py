@@ -123,26 +123,21 @@ def test_a_model_that_cuts_logits_by_number_alone_gets_a_number():
     assert only_last(Model(), 2, torch.device("cpu")) == {"logits_to_keep": 2}
 
 
-def test_a_map_of_the_end_needs_whole_sequences(base):
+def test_prompts_are_shared_only_where_later_tokens_and_other_processes_change_nothing(base):
     assert shares_prompts(base)
     assert not shares_prompts(torch.nn.DataParallel(base))
-    parts = [LmamConfig(rank=2, length=40, align="end")]
-    adapted = get_peft_model(base, LoradaConfig(parts=parts))
-    assert needs_whole(adapted)
-    assert not shares_prompts(adapted)
-
-
-def test_layers_that_run_again_are_trained_on_whole_sequences(base):
-    base.gradient_checkpointing_enable({"use_reentrant": False})
-    assert not shares_prompts(base)
-
-
-def test_longlora_trains_on_whole_sequences(base):
-    sparse = ShiftedAttention()
+    sparse = ShiftedAttention()  # LongLoRA groups the tokens of whole sequences
     sparse.on_train_begin(None, None, None, model=base)
     assert not shares_prompts(base)
     sparse.on_train_end(None, None, None, model=base)
     assert shares_prompts(base)
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    assert not shares_prompts(base)
+    base.gradient_checkpointing_disable()
+    parts = [LmamConfig(rank=2, length=40, align="end")]
+    adapted = get_peft_model(base, LoradaConfig(parts=parts))
+    assert needs_whole(adapted)
+    assert not shares_prompts(adapted)
 
 
 @torch.no_grad()

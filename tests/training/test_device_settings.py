@@ -90,17 +90,6 @@ def test_a_card_without_bf16_has_fp16_with_a_scaled_loss_where_the_checkpoint_ha
     assert with_dtype(recipe(), LlamaConfig(dtype=torch.bfloat16)).dtype == "float32"
 
 
-def test_a_line_says_what_was_chosen_and_how_to_change_it(on, recipe, caplog):
-    on("cuda")
-    with_dtype(recipe(), LlamaConfig(dtype=torch.float32))
-    assert not caplog.messages
-    with_dtype(recipe(), LlamaConfig(dtype=torch.float16))
-    assert caplog.messages == [
-        "dtype=auto takes mixed on this device, which is bfloat16 with float32 where it trains: "
-        "dtype=float32 is wider"
-    ]
-
-
 def test_the_trainer_gets_autocast_tf32_and_workers_on_an_accelerator_only(on, recipe):
     narrow = recipe("dtype=bfloat16")
     assert device_settings(narrow) == {}

@@ -1,6 +1,7 @@
 """``dtype=mixed``, which ``auto`` takes on a card: a base in bf16, and fp32 where it trains."""
 
 from functools import partial
+from itertools import cycle
 
 import pytest
 import run_place
@@ -33,8 +34,7 @@ def recipe(place, tmp_path):
     return partial(run_recipe, settings, place, tmp_path / "run")
 
 
-@pytest.mark.parametrize("rows", ["rows", "labels"])
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize(("method", "rows"), [*zip(NAMES, cycle(["rows", "labels"]))])
 def test_what_trains_of_a_base_in_bf16_is_in_fp32(recipe, method, rows):
     setup = set_up(prepare_training(recipe(method=method, rows=rows)), [], quiet=True)
     weights = dict(setup.model.named_parameters())

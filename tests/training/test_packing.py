@@ -45,18 +45,6 @@ def test_every_row_is_in_one_sequence_and_none_is_too_long(lengths):
     assert sum(sorted(sizes)[:2]) > 9 or len(sizes) < 2
 
 
-def test_positions_and_labels_start_anew_with_each_row():
-    two = Dataset.from_dict({"input_ids": [[7, 8, 9], [5, 6]], "labels": [[7, 8, 9], [5, 6]]})
-    (packed,) = pack(two, 6)
-    assert packed["input_ids"] == [7, 8, 9, 5, 6]
-    assert packed["position_ids"] == [0, 1, 2, 0, 1]
-    assert packed["labels"] == [IGNORED, 8, 9, IGNORED, 6]
-    batch = PackedCollator(1)([packed, {key: x[:3] for key, x in packed.items()}])
-    assert batch["input_ids"].tolist() == [[7, 8, 9, 5, 6], [7, 8, 9, 1, 1]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 0, 1]]
-    assert batch["labels"][1].tolist() == [IGNORED, 8, 9, IGNORED, IGNORED]
-
-
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 @pytest.mark.parametrize("stack", STACKS)
 def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(name, stack):
@@ -95,17 +83,13 @@ def recipe(tmp_path, *overrides, rows=ROWS, method="lorada_la"):
     return run_recipe(settings, tmp_path, tmp_path / "run", method=method)
 
 
-def test_a_recipe_has_as_many_sequences_as_its_rows_fill(tmp_path):
+def test_a_recipe_trains_on_as_many_sequences_as_its_rows_fill(tmp_path):
     sequences = len(pack(dataset(), ROOM))
     assert sequences < len(ROWS)
     once = ("max_steps=-1", "num_train_epochs=1", "per_device_train_batch_size=1")
-    assert train(recipe(tmp_path, *once), quiet=True).result["steps"] == sequences
-
-
-def test_a_recipe_trains_on_packed_rows(tmp_path):
-    asked = recipe(tmp_path, "dev_rows=2", "training.eval_strategy=steps", "training.eval_steps=1")
-    result = train(asked, quiet=True).result
-    assert result["steps"] == 2
+    held_out = (f"eval_data={tmp_path / 'llama.jsonl'}", "eval_strategy=epoch")
+    result = train(recipe(tmp_path, *once, *held_out), quiet=True).result
+    assert result["steps"] == sequences
     assert any("eval_loss" in entry for entry in result["history"])
 
 

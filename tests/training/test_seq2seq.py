@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -35,7 +34,6 @@ from lorada.inference.evaluate import evaluate, evaluate_tasks
 from lorada.inference.export import export
 from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
-from lorada.training import inputs
 from lorada.training.inputs import prepare_training
 from lorada.training.models.loading import language_settings, set_languages
 from lorada.training.train import train
@@ -216,14 +214,6 @@ def test_the_best_model_may_be_chosen_by_what_it_writes(place, tmp_path, model, 
                        .read_text())  # fmt: skip
     assert state["best_metric"] == max(entry[name] for entry in measured)
     assert "max_length" not in " ".join(caplog.messages)
-
-
-def test_the_responses_are_tokenised_once_for_the_length_of_answers(place, tmp_path, monkeypatch):
-    counted = Mock(wraps=inputs.answer_limit)
-    monkeypatch.setattr(inputs, "answer_limit", counted)
-    result = train(recipe(place, tmp_path / "run", "bart", "lmam"), quiet=True).result
-    assert counted.call_count == 1
-    assert result["max_new_tokens"] == 12
 
 
 REFUSED = {

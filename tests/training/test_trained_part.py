@@ -17,7 +17,6 @@ from transformers import AutoModelForSequenceClassification
 
 from lorada.inference.load import load_run
 from lorada.runs.result import read_result
-from lorada.training import train as training
 from lorada.training.models import adapters
 from lorada.training.train import train
 
@@ -104,24 +103,6 @@ def test_a_resumed_run_comes_to_the_same_end(place, run, tmp_path, caplog):
     assert again.result["resumed_from"] == "checkpoint-2"
     assert "missing keys" not in caplog.text
     assert_same(load_file(cut / FILE), load_file(run / FILE))
-
-
-def test_a_run_of_before_loads_and_goes_on_though_it_holds_the_whole_model(
-    place, run, tmp_path, monkeypatch
-):
-    with monkeypatch.context() as before:
-        before.setattr(training, "saved_names", lambda model, base, plan: None)
-        old = train(recipe(place, tmp_path / "old"), quiet=True).run
-    assert (old / "model" / "model.safetensors").is_file()
-    assert not (old / FILE).exists()
-    assert torch.equal(logits(old), logits(run))
-    cut = before_its_end(old, tmp_path / "cut")
-    train(recipe(place, cut), resume=True, quiet=True)
-    assert torch.equal(logits(cut), logits(run))
-    assert not (cut / "model").exists()
-    # A folder that is overwritten keeps nothing of the earlier form.
-    train(recipe(place, old), overwrite=True, quiet=True)
-    assert not (old / "model").exists()
 
 
 def test_the_best_checkpoint_is_loaded_at_the_end(place, tmp_path):

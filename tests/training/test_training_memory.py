@@ -118,11 +118,6 @@ def test_an_8b_model_in_bfloat16_fits_on_a_card_of_24_gib_if_activations_are_rec
     assert training_memory(recipe.model_copy(update=settings)).total < 24 * 2**30
 
 
-def test_shira_is_refused_because_its_weights_are_sparse(tmp_path):
-    with pytest.raises(NotImplementedError, match="SHiRA"):
-        training_memory(recipe_for(llama_folder(tmp_path / "llama"), "shira", "r=1"))
-
-
 def bytes_on_fake_gpu(recipe, dtype):
     """The peak of the second step of a training, beside weights and buffers, on a fake GPU."""
     config = load_config(recipe.model)
