@@ -164,15 +164,6 @@ def test_the_head_is_drawn_as_without_a_pooling_whatever_the_method(place, tmp_p
     assert all(torch.equal(head, heads[0]) for head in heads)
 
 
-def test_without_the_option_nothing_of_it_is_saved(place, tmp_path):
-    run = train(recipe(place, tmp_path / "run"), quiet=True).run
-    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
-    assert config["peft_type"] == "LORA"
-    assert poolings(load_run(run).model) == []
-    whole = train(recipe(place, tmp_path / "whole", method="full"), quiet=True).run
-    assert not list((whole / "model").glob("adapter_*"))
-
-
 @pytest.mark.parametrize("method", ["lora", "full", "bitfit"])
 def test_a_resumed_run_comes_to_the_same_end(method, place, tmp_path):
     pairs = ("pooling=mean", "max_steps=4", "save_strategy=steps", "save_steps=2")

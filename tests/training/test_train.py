@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import run_place
 import torch
-from folders import ROWS, adapter_weights, llama_folder, refused, rows_file
+from folders import ROWS, adapter_weights, refused, rows_file
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from trained import QUICK, assert_same, before_its_end, run_recipe
@@ -107,15 +107,6 @@ def test_resume_after_the_last_checkpoint_trains_no_further(place, tmp_path):
     assert resumed.result["relative_norm"] > 0
     assert resumed.result["resumed_from"] == "checkpoint-4"
     assert_same(adapter_weights(run), expected)
-
-
-def test_resume_of_a_complete_run_or_another_recipe_is_refused(place, tmp_path):
-    first = recipe(place, tmp_path / "run", "max_steps=2")
-    train(first, quiet=True)
-    refused("is complete", lambda: train(first, resume=True))
-    (tmp_path / "run" / "result.json").unlink()
-    other = recipe(place, tmp_path / "run", "max_steps=2", "lmam.rank=4")
-    refused("the run to resume had parts=", lambda: train(other, resume=True))
 
 
 def test_a_folder_that_holds_a_run_is_left_alone_unless_overwrite_is_said(place, tmp_path):
@@ -307,34 +298,27 @@ def test_max_length_never_exceeds_the_models_context(place, tmp_path, caplog):
 SUM = "vblora+unilora+tinylora+lora+lmam"
 
 
-@pytest.fixture
-def make(tmp_path):
-    """Makes a recipe of a method on a tiny model with a few rows."""
-    llama_folder(tmp_path / "llama")
-    rows_file(tmp_path / "llama.jsonl")
-    return partial(run_recipe, [*QUICK, "learning_rate=1e-2"], tmp_path)
-
-
 @pytest.mark.parametrize("method", ["ia3", "frod", SUM])
-def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(make, tmp_path, method):
-    settings = ("max_steps=6", "save_steps=3")
-    run = train(make(tmp_path / "run", *settings, method=method), quiet=True).run
+def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(place, tmp_path, method):
+    settings = ("max_steps=6", "save_steps=3", "learning_rate=1e-2")
+    run = train(recipe(place, tmp_path / "run", *settings, method=method), quiet=True).run
     assert read_result(run)["settings_from"].startswith("not from the paper")
     cut = before_its_end(run, tmp_path / "cut")
-    resumed = train(make(cut, *settings, method=method), resume=True, quiet=True)
+    resumed = train(recipe(place, cut, *settings, method=method), resume=True, quiet=True)
     assert resumed.result["resumed_from"] == "checkpoint-3"
     assert_same(adapter_weights(cut), adapter_weights(run))
 
 
-def test_a_run_is_loaded_and_another_starts_from_its_adapter(make, tmp_path):
-    first = train(make(tmp_path / "first", "max_steps=3", method=SUM), quiet=True)
+def test_a_run_is_loaded_and_another_starts_from_its_adapter(place, tmp_path):
+    make = partial(recipe, place, method=SUM)
+    first = train(make(tmp_path / "first", "max_steps=3", "learning_rate=1e-2"), quiet=True)
     ids = torch.arange(3, 23).reshape(2, 10)
     with torch.no_grad():
         expected = load_run(first.run).model(input_ids=ids).logits
-    options = {"method": SUM, "from_adapter": str(first.run / "adapter")}
-    still = make(tmp_path / "second", "max_steps=1", "learning_rate=0", **options)
+    start = str(first.run / "adapter")
+    still = make(tmp_path / "second", "max_steps=1", "learning_rate=0", from_adapter=start)
     second = train(still, quiet=True)
     with torch.no_grad():
         assert torch.equal(load_run(second.run).model(input_ids=ids).logits, expected)
-    third = make(tmp_path / "third", "vblora.topk=3", **options)
+    third = make(tmp_path / "third", "vblora.topk=3", from_adapter=start)
     refused("brings its own vblora part as it was trained", lambda: train(third, quiet=True))

@@ -139,7 +139,6 @@ def write_model_card(
     merged: list[str],
     left: list[str],
     task_type: str,
-    command: str = "export",
 ) -> None:
     """Write the model card of an exported model, or of a fully trained one with a pooling.
 
@@ -158,7 +157,7 @@ def write_model_card(
         recipe,
         front_matter(recipe, "transformers", task_type),
         title=f"{recipe.model} after {recipe.method}",
-        made=f"Written by `lorada {command}` {__version__}: {what}{beside}.",
+        made=f"Written by lorada {__version__}: {what}{beside}.",
         code=("import lorada  # without it, loading ends in an error\n" if left else "")
         + f"from transformers import {auto}, AutoTokenizer\n\n"
         f'model = {auto}.from_pretrained("path/to/this/folder")\n'

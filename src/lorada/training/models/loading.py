@@ -290,7 +290,7 @@ def kind_of(config: Any) -> Kind:
 
 
 def auto_class(kind: Kind, *, headed: bool) -> Any:
-    """transformers' auto class for a model of a kind that has a task head, or writes texts."""
+    """The auto class of transformers for a kind of model, with a task head or to write texts."""
     if headed:
         return AutoModelForSequenceClassification
     return AutoModelForSeq2SeqLM if kind == "encoder_decoder" else AutoModelForCausalLM
