@@ -40,7 +40,7 @@ from lorada.data.tokenize import collator, encode_rows, fit_context
 from lorada.methods.task_head import narrow_trained, widen_trained
 from lorada.runs.folder import TRAINED_FILE, Start, begin, check_folder, locked
 from lorada.runs.recipe import AUTO, Recipe
-from lorada.runs.result import RESULT_FILE, hardware, peak_memory, versions, write_result
+from lorada.runs.result import hardware, peak_memory, versions, write_result
 from lorada.support.errors import full_disk_in_one_line
 from lorada.support.files import atomic_path, remove_orphans
 from lorada.support.processes import (
@@ -98,20 +98,18 @@ class Setup:
     """A training that is ready to start; nothing is written yet.
 
     Attributes:
+        prepared: what was known before weights were loaded.
         base: the model before the method was placed on it.
         model: the model that trains.
         trainer: its Trainer.
         measured: the names of the metrics on held-out rows, besides the loss.
-        saved: the names of the parameters that are saved, as ``saved_names`` says.
-        scale: how scores are learned; None for other rows.
     """
 
+    prepared: PreparedTraining
     base: Base
     model: PeftModel | PreTrainedModel
-    trainer: Trainer
+    trainer: RunTrainer
     measured: list[str]
-    saved: frozenset[str] | None
-    scale: ScoreScale | None
 
 
 @dataclass(frozen=True)
@@ -159,34 +157,36 @@ def train(
     run = Path(recipe.output)
     with argument_errors():
         join_processes(recipe.training)
-    with full_disk_in_one_line(run, "Free space, then run the command again"), ExitStack() as stack:
+    effect, interrupt = RelativeNorm(), SaveOnInterrupt()
+    with ExitStack() as stack:
 
         def lock_and_check() -> Start:
             stack.enter_context(locked(run))
             return check_folder(recipe, resume=resume, overwrite=overwrite)
 
-        start = made_by_first(lock_and_check)
-        if recipe.dtype == AUTO and start.dtype is not None:  # as where it began
-            recipe = recipe.model_copy(update={"dtype": start.dtype})
-        return _train(recipe, start, callbacks, quiet=quiet)
+        with full_disk_in_one_line(run, "Free space, then run the command again"):
+            start = made_by_first(lock_and_check)
+            if recipe.dtype == AUTO and start.dtype is not None:  # as where it began
+                recipe = recipe.model_copy(update={"dtype": start.dtype})
+            with all_or_none():
+                prepared = prepare_training(recipe)
+            with all_or_none():
+                setup = set_up(prepared, [effect, interrupt, *callbacks], quiet=quiet)
+            again = setup.trainer.args.gradient_checkpointing
+            resolved = as_it_trains(prepared.recipe, again=again)
+            made_by_first(lambda: begin(resolved, start, prepared.rows.fingerprint))
+        with full_disk_in_one_line(run, AGAIN + quote(str(run))):
+            return _fit(setup, start, effect, interrupt)
 
 
-def _train(
-    recipe: Recipe, start: Start, callbacks: Sequence[TrainerCallback], *, quiet: bool
-) -> Trained:
-    run = Path(recipe.output)
-    again = AGAIN + quote(str(run))
-    effect, interrupt = RelativeNorm(), SaveOnInterrupt()
-    with all_or_none():
-        prepared = prepare_training(recipe)
-    with all_or_none():
-        setup = set_up(prepared, [effect, interrupt, *callbacks], quiet=quiet)
-    trainer = setup.trainer
-    resolved = as_it_trains(prepared.recipe, again=trainer.args.gradient_checkpointing)
-    made_by_first(lambda: begin(resolved, start, prepared.rows.fingerprint))
-    started = time.monotonic()
+def _fit(setup: Setup, start: Start, effect: RelativeNorm, interrupt: SaveOnInterrupt) -> Trained:
+    """Train to the end, and save what was trained and the result."""
+    trainer, run, started = setup.trainer, Path(setup.prepared.recipe.output), time.monotonic()
     try:
-        _fit(trainer, start.checkpoint, again)
+        _continue(trainer, start.checkpoint)
+    except Exception:
+        print(file=sys.stderr)  # ends the line of the progress bar
+        raise
     finally:
         interrupt.restore()
         effect.stop()
@@ -199,28 +199,14 @@ def _train(
     weights, peak = all_weights(trainer), max(gather_values(peak_memory()))
 
     def finish() -> dict[str, Any]:
-        with full_disk_in_one_line(f"the weights of {run}", again):
-            save_model(setup, weights, prepared)
-        result = training_result(prepared, setup, peak)
+        save_model(setup, weights)
+        result = training_result(setup, peak)
         result["wall_time_s"] = round(time.monotonic() - started, 1)
         result["resumed_from"] = start.checkpoint.name if start.checkpoint else None
-        with full_disk_in_one_line(run / RESULT_FILE, again):
-            write_result(run, result)
+        write_result(run, result)
         return result
 
     return Trained(run, made_by_first(finish))
-
-
-def _fit(trainer: Trainer, checkpoint: Path | None, again: str) -> None:
-    """Train to the end; if the disk is full, the error names the step, with ``again`` as remedy."""
-    try:
-        _continue(trainer, checkpoint)
-    except Exception:
-        print(file=sys.stderr)  # ends the line of the progress bar
-        with full_disk_in_one_line(
-            f"{trainer.args.output_dir} at step {trainer.state.global_step}", again
-        ):
-            raise
 
 
 def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
@@ -259,22 +245,20 @@ def all_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
     return weights
 
 
-def save_model(
-    setup: Setup, weights: dict[str, torch.Tensor] | None, prepared: PreparedTraining
-) -> None:
+def save_model(setup: Setup, weights: dict[str, torch.Tensor] | None) -> None:
     """Write the adapter, the trained part or the fully trained model into the run's folder.
 
     It is written into a scratch folder and then moved, so it is never there half written.
     ``weights`` is what ``all_weights`` returned.
     """
-    model, recipe = setup.model, prepared.recipe
+    model, recipe, trainer = setup.model, setup.prepared.recipe, setup.trainer
     if weights is not None:
         _unshard(model, weights)
-    if setup.scale is not None:
-        setup.scale.fold(model)
-    if setup.saved is not None:
+    if trainer.scale is not None:
+        trainer.scale.fold(model)
+    if trainer.saved is not None:
         with atomic_path(Path(recipe.output) / TRAINED_FILE) as fresh:
-            save_part(fresh, model, setup.saved, recipe.model)
+            save_part(fresh, model, trainer.saved, recipe.model)
         return
     adapted = isinstance(model, PeftModel)
     if adapted:
@@ -284,10 +268,10 @@ def save_model(
         if adapted:
             write_card(fresh, recipe, model.peft_config["default"])
         else:
-            prepared.tokenizer.save_pretrained(fresh)
+            setup.prepared.tokenizer.save_pretrained(fresh)
             if recipe.pooling is not None:
                 save_beside(model, fresh)
-                write_model_card(fresh, recipe, [], ["POOLING"], "SEQ_CLS", command="train")
+                write_model_card(fresh, recipe, [], ["POOLING"], "SEQ_CLS")
 
 
 def _unshard(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
@@ -300,10 +284,11 @@ def _unshard(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
             setattr(module, name, whole.setdefault(id(shard), parameter))
 
 
-def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict[str, Any]:
+def training_result(setup: Setup, peak: int) -> dict[str, Any]:
     """The fields of ``result.json`` without those that ``train`` adds; ``peak`` is in bytes."""
+    prepared, base = setup.prepared, setup.base
     recipe, rows, plan = prepared.recipe, prepared.rows, prepared.plan
-    state, base, scale = setup.trainer.state, setup.base, setup.scale
+    state, scale = setup.trainer.state, setup.trainer.scale
     shown = ["step", "loss", "eval_loss", *setup.measured, "relative_norm", "grad_norm"]
     history = [
         {key: entry[key] for key in shown if key in entry}
@@ -387,12 +372,12 @@ def set_up(
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
-    return Setup(base, model, trainer, measured, saved, scale)
+    return Setup(prepared, base, model, trainer, measured)
 
 
 def checked_arguments(
     prepared: PreparedTraining, *, quiet: bool = False
-) -> tuple[Seq2SeqTrainingArguments, list[str], Callable[..., Trainer]]:
+) -> tuple[Seq2SeqTrainingArguments, list[str], Callable[..., RunTrainer]]:
     """A training's arguments, metrics on held-out rows and class of Trainer, no weights loaded."""
     args = training_arguments(
         prepared.recipe,
@@ -448,7 +433,7 @@ def _batches(
 
 def trainer_class(
     prepared: PreparedTraining, args: Seq2SeqTrainingArguments
-) -> Callable[..., Trainer]:
+) -> Callable[..., RunTrainer]:
     """The class of Trainer for the rows, with the arguments that only this class takes."""
     recipe, rows, tokenizer = prepared.recipe, prepared.rows, prepared.tokenizer
     smoothing = recipe.training.get("label_smoothing_factor")
@@ -474,8 +459,8 @@ def make_trainer(
     datasets: tuple[Dataset, Dataset | None],
     pad: Collator,
     callbacks: list[Any],
-    make: Callable[..., Trainer],
-) -> Trainer:
+    make: Callable[..., RunTrainer],
+) -> RunTrainer:
     """A Trainer; ``make`` is what ``trainer_class`` returned."""
     batch, rows = args.train_batch_size * args.world_size, len(datasets[0])
     if args.dataloader_drop_last and rows < batch:

@@ -175,7 +175,7 @@ class RunTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._saved, self._scale = saved, scale
+        self.saved, self.scale = saved, scale
         self.model_accepts_loss_kwargs = False  # every model returns the mean of its batch
         self._step_loss: Tensor | float = 0.0  # sum over the step's batches so far
         # For each held-out batch so far: [sum of the losses, how many rows or tokens count] by row.
@@ -227,12 +227,12 @@ class RunTrainer(Trainer):
         """
         model = self.accelerator.unwrap_model(self.model)
         folder = Path(output_dir or self.args.output_dir)
-        if self._scale is not None:
+        if self.scale is not None:
             weights = model.state_dict() if state_dict is None else state_dict
-            state_dict, head = self._scale.saved(weights), self._scale.own(weights)
-        if self._saved is not None and not self.args.push_to_hub:
+            state_dict, head = self.scale.saved(weights), self.scale.own(weights)
+        if self.saved is not None and not self.args.push_to_hub:
             weights = model.state_dict() if state_dict is None else state_dict
-            state_dict = {name: weights[name] for name in sorted(self._saved)}
+            state_dict = {name: weights[name] for name in sorted(self.saved)}
         token, self.args.hub_token = self.args.hub_token, None
         try:
             super()._save(output_dir, state_dict)
@@ -240,7 +240,7 @@ class RunTrainer(Trainer):
             self.args.hub_token = token
         if self.args.should_save:
             save_beside(model, folder)
-            if self._scale is not None:
+            if self.scale is not None:
                 save_file(head, folder / LEARNED_HEAD)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -255,15 +255,15 @@ class RunTrainer(Trainer):
 
     def _load_head(self, checkpoint: str) -> None:
         # FSDP has files of its own, with every weight as it is learned.
-        if self._scale is None or self.is_fsdp_enabled:
+        if self.scale is None or self.is_fsdp_enabled:
             return
-        own = self._scale.own(dict(self.model.named_parameters()))
+        own = self.scale.own(dict(self.model.named_parameters()))
         for name, weight in load_file(Path(checkpoint, LEARNED_HEAD)).items():
             own[name].data.copy_(weight)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Warn of what a checkpoint lacks, unless it keeps a part and only lacks the rest."""
-        if self._saved is None or self._saved & set(load_result.missing_keys):
+        if self.saved is None or self.saved & set(load_result.missing_keys):
             super()._issue_warnings_after_load(load_result)
 
     def compute_loss(
