@@ -109,6 +109,15 @@ def test_bits_of_a_quantised_base_are_counted_and_its_head_is_not_quantised(tmp_
         assert found.activations == whole.activations
 
 
+def test_an_8b_model_in_bfloat16_fits_on_a_card_of_24_gib_if_activations_are_recomputed():
+    """``--dry-run`` says other rows of docs/guides/one-gpu.md in test_dry_run.py."""
+    options = {"method": "lora+lmam", "model": "llama3-8b", "output": "-"}
+    recipe = load_recipe(None, [], options)
+    assert recipe.max_length == 512
+    settings = {"dtype": "bfloat16", "activation_checkpointing": "full"}
+    assert training_memory(recipe.model_copy(update=settings)).total < 24 * 2**30
+
+
 def bytes_on_fake_gpu(recipe, dtype):
     """The peak of the second step of a training, beside weights and buffers, on a fake GPU."""
     config = load_config(recipe.model)
