@@ -71,7 +71,8 @@ def with_dtype(recipe: Recipe, config: Any) -> Recipe:
     device = accelerator(recipe.training)
     chosen = "float32"
     if device is not None and getattr(config, "dtype", None) in (torch.bfloat16, torch.float16):
-        supported = getattr(getattr(torch, device.type), "is_bf16_supported", None)
+        module = getattr(torch, device.type, None)
+        supported = getattr(module, "is_bf16_supported", None)
         if supported is not None and supported(including_emulation=False):
             chosen = MIXED
         elif device.type == "cuda":
