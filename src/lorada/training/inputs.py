@@ -133,20 +133,14 @@ def loading_settings(
     ``device`` is where it goes, None for the CPU; ``headed`` says whether it has a task head, which
     trains and so stays as it is.
     """
-    settings: dict[str, Any] = {}
-    if recipe.device_map is not None:
-        settings["device_map"] = recipe.device_map
-    elif device is not None:
-        settings["device_map"] = {"": device}
-    elif recipe.quantization is not None:
-        settings["device_map"] = {"": "cpu"}
-    if recipe.attn_implementation is not None:
-        settings["attn_implementation"] = recipe.attn_implementation
-    if recipe.quantization is not None:
-        settings["quantization_config"] = _quantization(
-            recipe, [*HEADS, POOLER] if headed else None
-        )
-    return settings
+    place = device or (None if recipe.quantization is None else "cpu")
+    kept = [*HEADS, POOLER] if headed else None
+    settings = {
+        "device_map": recipe.device_map or (None if place is None else {"": place}),
+        "attn_implementation": recipe.attn_implementation,
+        "quantization_config": _quantization(recipe, kept),
+    }
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _quantization(recipe: Recipe, kept: list[str] | None) -> Any:
@@ -154,6 +148,8 @@ def _quantization(recipe: Recipe, kept: list[str] | None) -> Any:
 
     ``kept`` are the modules that are not quantised; None for the library's own choice.
     """
+    if recipe.quantization is None:
+        return None
     if recipe.quantization == "nf4":
         with needs_extra("bnb"):
             import bitsandbytes  # noqa: F401

@@ -379,12 +379,8 @@ def checked_arguments(
     prepared: PreparedTraining, *, quiet: bool = False
 ) -> tuple[Seq2SeqTrainingArguments, list[str], Callable[..., RunTrainer]]:
     """A training's arguments, metrics on held-out rows and class of Trainer, no weights loaded."""
-    args = training_arguments(
-        prepared.recipe,
-        prepared.plan.arguments,
-        quiet=quiet,
-        again=recomputes(prepared),
-    )
+    again = recomputes(prepared)
+    args = training_arguments(prepared.recipe, prepared.plan.arguments, quiet=quiet, again=again)
     config = prepared.plan.config
     has_map = any(isinstance(part, LmamConfig) for part in getattr(config, "parts", [config]))
     if prepared.recipe.packing and args.torch_compile and has_map:
