@@ -66,15 +66,13 @@ def test_a_training_with_held_out_rows_ends_with_their_scores(works, place, tmp_
     assert json.loads(out)["metrics"] == {str(held_out): metrics}
 
 
-def test_a_row_says_what_was_asked_only_with_text(works, mistake, place, run):
+def test_a_row_says_what_was_asked_only_with_text(works, place, run):
     words = ("evaluate", run, "--data", place / "rows.jsonl")
     works(*words)
     assert "text" not in read_predictions(run)[0]
     works(*words, "--with-text")
     assert read_predictions(run)[7]["text"] == ROWS[7]["prompt"]
     assert read_predictions(run)[7]["right"] == ROWS[7]["response"]
-    line = mistake("evaluate", run, "--lm-eval", "piqa", "--with-text")
-    assert "leave out --with-text" in line
 
 
 def test_json_output_is_nothing_but_json_also_where_colours_are_forced(

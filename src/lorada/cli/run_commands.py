@@ -6,7 +6,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -38,7 +37,6 @@ from lorada.cli.app import (
     suggest,
     without_override,
 )
-from lorada.cli.queue_options import split_names
 from lorada.support.errors import full_disk_in_one_line
 from lorada.support.processes import is_first, process_count, refuse_several
 
@@ -354,39 +352,21 @@ def evaluate(
         bool, typer.Option("--base", help="score the base, adapter switched off")
     ] = False,
     metric: Annotated[str | None, METRIC] = None,
-    lm_eval: Annotated[
-        str | None, typer.Option(help="score on tasks of lm-eval instead; commas for more")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="rows of each lm-eval task")] = None,
     with_text: Annotated[
         bool, typer.Option("--with-text", help="also keep each row's text in predictions.jsonl")
     ] = False,
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
-    """Score a finished run on held-out rows, on the test rows of its tasks, or by lm-eval."""
-    if lm_eval is None and limit is not None:
-        raise ValueError(f"--limit {limit} is for --lm-eval: eval_rows of the recipe limits others")
+    """Score a finished run on held-out rows, or on the test rows of its tasks."""
     named = columns_of(columns, data)
-    own = data or data_dir or ("--with-text" if with_text else None)
-    own = f"--metric {metric}" if metric else own
-    if lm_eval is not None and own is not None:
-        raise ValueError(f"--lm-eval {lm_eval} has rows and answers of its own: leave out {own}")
-    from lorada.runs.folder import writers
-
-    recipe = writers([run]) if lm_eval is not None else scored_run(run, data, data_dir, metric)
+    recipe = scored_run(run, data, data_dir, metric)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference.evaluate import evaluate as evaluate_file
     from lorada.inference.evaluate import evaluate_tasks, has_tasks
     from lorada.runs.result import read_result
 
-    if lm_eval is not None:
-        from lorada.inference.evaluate import evaluate_lm_eval
-
-        tasks = split_names("lm-eval", lm_eval) or []
-        with redirect_stdout(sys.stderr):  # lm-eval and its tasks print
-            found = evaluate_lm_eval(loaded, tasks, limit=limit, base=base)
-    elif data is None and has_tasks(loaded):
+    if data is None and has_tasks(loaded):
         found = evaluate_tasks(loaded, data_dir, base=base, with_text=with_text)
     else:
         scored = evaluate_file(

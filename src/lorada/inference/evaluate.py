@@ -1,15 +1,11 @@
 """``lorada evaluate``: scores a finished run on held-out rows, or on the test rows of its tasks.
 
-The metrics go into ``result.json``, and the answer to each row into ``predictions.jsonl``. With
-``--lm-eval TASKS`` prompts, scoring and numbers are those of lm-evaluation-harness; its accuracy is
-a share, not a percentage. `lorada run lm_eval …` does the same with lm-eval's command.
+The metrics go into ``result.json``, and the answer to each row into ``predictions.jsonl``.
 """
 
-import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,10 +44,9 @@ from lorada.runs.result import (
     keep_scores,
     read_predictions,
     read_result,
-    refuse_no_text,
     write_predictions,
 )
-from lorada.support.errors import needs_extra, unknown_name
+from lorada.support.errors import unknown_name
 from lorada.support.metric_names import LOSS, as_score, rows_metric
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import (
@@ -72,7 +67,6 @@ from lorada.training.models.candidate_scores import (
 )
 from lorada.training.models.labelled_loss import LabelledLoss, find_labelled_loss
 
-LM_EVAL = "lm_eval/"  # before the name of a task of lm-eval
 BASE = " (base)"  # after the name of rows, for scores with the adapter switched off
 # The model's answer to each row, each row's loss (None for a row without one), the loss of all if
 # it is among the metrics, and, where texts are written, whether each was cut.
@@ -374,73 +368,3 @@ def _losses(run: Run, rows: Rows, *, apart: bool = False) -> tuple[Tensor, Tenso
         found.update(zip(chosen, pairs, strict=True))
     by_row = torch.tensor([found[index] for index in range(len(found))])
     return by_row[:, 0], by_row[:, 1]
-
-
-def evaluate_lm_eval(
-    run: Run, names: list[str], *, limit: int | None = None, base: bool = False
-) -> dict[str, dict[str, Any]]:
-    """Score a run on tasks of lm-eval and keep the numbers in its ``result.json``.
-
-    ``names`` are tasks, groups or tags of lm-eval, or paths of YAML files that define a task. Of
-    each task the first ``limit`` rows are taken. ``base`` switches the adapter off.
-
-    Returns:
-        By ``lm_eval/TASK``: lm-eval's metrics with their standard errors, the number of rows
-        ``n``, and the versions of the task and of lm-eval.
-    """
-    with needs_extra("eval"):
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-    refuse_no_text(run.folder, run.form, run.labels)
-    # lm-eval warns of intended things, such as a model that is already loaded.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    with scoring(run, base=base):
-        manager = _task_manager(names)
-        # lm-eval pads at the end and gives no mask, so a map with align="end" would count the pads.
-        size = 1 if needs_whole(run.model) else run.recipe.eval_batch_size
-        found = simple_evaluate(
-            HFLM(pretrained=run.model, tokenizer=run.tokenizer, batch_size=size),
-            tasks=names,
-            task_manager=manager,
-            limit=limit,
-            bootstrap_iters=1000,
-            log_samples=False,
-        )
-    metrics = {f"{LM_EVAL}{task}": _metrics(found, task) for task in found["results"]}
-    named = {f"{name}{BASE if base else ''}": scores for name, scores in metrics.items()}
-    keep_scores(run.folder, named)
-    return metrics
-
-
-def _task_manager(names: list[str]) -> Any:
-    """lm-eval's task manager; it is checked that it has these tasks and their rows."""
-    from lm_eval.tasks import TaskManager
-
-    named = [name for name in names if not name.endswith(".yaml")]
-    manager = TaskManager(include_defaults=bool(named))  # the defaults are thousands of files
-    for name in named:
-        if name not in manager.all_tasks:
-            raise unknown_name("task of lm-eval", name, manager.all_tasks)
-    for name in names:
-        try:
-            manager.load([name])
-        except Exception as error:  # from datasets, the hub's client, or the task's own code
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(
-                f"lm-eval cannot load its task {name} ({type(error).__name__}: {reason}): its rows "
-                "come from the hub; a YAML file of a task with local rows can be given instead"
-            ) from error
-    return manager
-
-
-def _metrics(found: dict[str, Any], task: str) -> dict[str, Any]:
-    """The metrics of one task; a metric keeps its filter in its name, if it has one."""
-    samples = found["n-samples"].get(task, {})
-    metrics: dict[str, Any] = {"n": samples["effective"]} if samples else {}
-    for key, value in found["results"][task].items():
-        metric, comma, kind = key.partition(",")
-        if comma and isinstance(value, int | float):
-            metrics[metric if kind == "none" else key] = value
-    if (task_version := found["versions"].get(task)) is not None:
-        metrics["version"] = str(task_version)
-    return {**metrics, "lm_eval": version("lm-eval")}
