@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import shutil
 import signal
 import sys
@@ -135,18 +134,6 @@ def test_adapters_take_turns(chat, written):
     listed = [line for line in err.splitlines() if line.endswith("(it answers now)")]
     assert [line.partition(":")[0] for line in listed] == ["map", "none"]
     assert "error: unknown adapter 'mpa'; did you mean map?" in err
-
-
-def test_the_effect_is_a_table_of_layers_with_a_map(chat):
-    lines = ["/effect", QUESTION, "/effect", "/adapter none", QUESTION, "/effect"]
-    _, out, err = chat(lines, "map", "none")
-    rows = re.findall(r"(\S+self_attn) +│ (\S+) +│ (\S+) +│ (█*)", out)
-    assert [name for name, *_ in rows] == [f"model.layers.{i}.self_attn" for i in range(2)]
-    assert all(float(number) > 0 for _, *numbers, _ in rows for number in numbers)
-    longest = max(rows, key=lambda row: float(row[2]))
-    assert len(longest[3]) == max(len(row[3]) for row in rows) == 10
-    assert "error: there is no answer yet: ask something first" in err
-    assert err.count("none has no map") == 1
 
 
 def test_a_conversation_is_read_until_it_is_forgotten(chat, written):

@@ -16,7 +16,7 @@ from programs import commands, printed
 
 from lorada import cli
 
-CHAT = "9 + 4 =\n/base\n/effect\n/reset\n/quit\n"  # is typed into each chat
+CHAT = "9 + 4 =\n/base\n/reset\n/quit\n"  # is typed into each chat
 # Each page with a file that its code writes; the other pages only print.
 WRITES = {
     "index": None,

@@ -67,7 +67,7 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys, jobs_here
         if "quantization=nf4" in words and not importlib.util.find_spec("bitsandbytes"):
             continue
         monkeypatch.setattr(sys, "argv", words)
-        monkeypatch.setattr(sys, "stdin", io.StringIO("2 + 2 =\n/base\n/effect\n"))
+        monkeypatch.setattr(sys, "stdin", io.StringIO("2 + 2 =\n/base\n"))
         cli.main()
     assert "next:" in capsys.readouterr().out
     assert [app.routes[0].path for app in served] == ["/v1/chat/completions"]

@@ -11,22 +11,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from lorada.cli.app import Remote, app, console, errors, loading_model, note, say
+from lorada.cli.app import Remote, app, errors, loading_model, note, say
 from lorada.cli.run_commands import suggest_scoring
 from lorada.support.errors import unknown_name
 
 BASE = "base"
 KEYS = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat"
 QUIT = "/quit"
-BAR = 10  # characters of the longest bar of /effect; a layer's name fits beside it
 HELP = """\
 /base          answer the last question with the base alone, below the adapter's answer
 /base TEXT     answer TEXT with the base alone; it is not part of the conversation
 /adapter NAME  let another adapter answer; without NAME, list them
-/effect        show what the map of each layer did to the last answer
 /reset         forget the conversation
 /help          show this list
 /quit          end the chat
@@ -120,7 +117,7 @@ def _base(chat: Any, text: str) -> None:
     name, prompt = chat.base_prompt(text or None)
     if not text:
         _label(name)
-        _show(f"{chat.last.written.text}\n")
+        _show(f"{chat.last.text}\n")
     _label(BASE)
     with _stoppable() as stopped:
         chat.write(name, prompt, _show, stopped, base=True)
@@ -135,19 +132,6 @@ def _adapter(chat: Any, name: str) -> None:
         _list_adapters(chat)
 
 
-def _effect(chat: Any, _: str) -> None:
-    effects = chat.effect()
-    if not effects:
-        note(f"{chat.last.name} has no map")
-        return
-    table = Table("layer", "relative norm", "on the answer", "", caption="‖Attn_s V‖ / ‖Attn V‖")
-    largest = max(effect.answer for effect in effects)
-    for one in effects:
-        bar = round(BAR * one.answer / largest) if largest else 0
-        table.add_row(one.layer, f"{one.text:.3g}", f"{one.answer:.3g}", "█" * bar)
-    console.print(table)
-
-
 def _reset(chat: Any, _: str) -> None:
     chat.reset()
     note("the conversation is forgotten")
@@ -156,7 +140,6 @@ def _reset(chat: Any, _: str) -> None:
 COMMANDS: dict[str, Callable[[Any, str], None]] = {
     "/base": _base,
     "/adapter": _adapter,
-    "/effect": _effect,
     "/reset": _reset,
     "/help": lambda *_: note(HELP),
 }
