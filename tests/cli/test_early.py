@@ -77,7 +77,6 @@ MISTAKES = {
     ),
     "chat scorer": "is a scorer and writes no text: ask it with lorada predict",
     "serve run --api-key ''": "--api-key is empty, or has a",
-    "serve run --timeout inf": "--timeout inf has no end",
     "chat run run": "run is given twice",
     "chat run other": "was trained on llama and other on wide",
     "evaluate run": "no data: pass --data FILE",

@@ -1,8 +1,7 @@
 """The command ``serve``: finished runs behind an OpenAI-compatible HTTP server."""
 
-from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,14 +22,9 @@ def serve(
         str | None,
         typer.Option(envvar="LORADA_API_KEY", help="what each request must bring"),
     ] = None,
-    max_body: Annotated[int, typer.Option(min=1, help="bytes of a request")] = 2**20,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="tokens of an answer; else what there is room for")
     ] = None,
-    max_prompts: Annotated[
-        int, typer.Option(min=1, help="prompts that are answered or wait at one time")
-    ] = 256,
-    timeout: Annotated[float, typer.Option(min=1, help="seconds for a request")] = 600,
     cache_tokens: Annotated[
         int | None, typer.Option(min=64, help="keys and values that the cache of a batch holds")
     ] = None,
@@ -43,12 +37,14 @@ def serve(
         import prometheus_client  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
-    from lorada.inference.serving.requests import Limits
     from lorada.inference.serving.server import address_of, listen, serve_until_stopped
 
     recipe, asked = to_serve(runs)
-    limits = Limits(max_body, max_tokens, max_prompts, timeout, api_key)
-    _refuse_limits(limits)
+    if api_key is not None and not (api_key and all("!" <= sign <= "~" for sign in api_key)):
+        raise ValueError(
+            "--api-key is empty, or has a blank or a sign that is not ASCII: pass another, or none "
+            "to ask for no key"
+        )
     socket = listen(host, port)
     with loading_model(recipe.model):
         from lorada.inference.serving.api import Server
@@ -68,16 +64,5 @@ def serve(
     note(f"listening at {address}; Ctrl-C or SIGTERM ends it when running requests have ended")
     next_is(as_typed("curl", f"{address}/v1/models"), errors)
     with only_reports():  # no progress bar for each request
-        serve_until_stopped(Server(served, limits, classifiers).app(), socket, limits.seconds)
-
-
-def _refuse_limits(limits: Any) -> None:
-    """Refuse a time without end, and a key that is empty or that no client can send."""
-    if not isfinite(limits.seconds):
-        raise ValueError(f"--timeout {limits.seconds} has no end: pass seconds, such as 600")
-    key = limits.key
-    if key is not None and not (key and all("!" <= sign <= "~" for sign in key)):
-        raise ValueError(
-            "--api-key is empty, or has a blank or a sign that is not ASCII: pass another, or none "
-            "to ask for no key"
-        )
+        server = Server(served, classifiers, tokens=max_tokens, key=api_key)
+        serve_until_stopped(server.app(), socket)

@@ -14,7 +14,6 @@ from servers import running, trained
 from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
 from lorada.inference.serving.api import Server
-from lorada.inference.serving.requests import Limits
 from lorada.inference.serving.served import Draw, open_served
 
 TOGETHER = ("mine.v1", "talk", "lora", "bottleneck", "prefix")
@@ -197,7 +196,7 @@ def test_an_answer_without_a_length_goes_to_the_end_of_the_context(client, place
     found = client.completions.create(model=BASE, prompt="9")
     assert found.choices[0].finish_reason == "length"
     assert found.usage.total_tokens == 512  # of the model, where lorada generate writes 9
-    with running(Server(open_served([trained(place, "lora")]), Limits(tokens=4))) as short:
+    with running(Server(open_served([trained(place, "lora")]), tokens=4)) as short:
         client = openai.OpenAI(base_url=f"{short.url}/v1", api_key="none", max_retries=0)
         assert client.completions.create(model=BASE, prompt="9").usage.completion_tokens == 4
 

@@ -17,12 +17,11 @@ from lorada.inference.serving.requests import (
     NOT_OFFERED,
     ChatRequest,
     CompletionRequest,
-    Limits,
 )
 from lorada.inference.serving.served import open_served
 
 BASE = "llama"
-STATUSES = {200, 400, 404, 405, 413, 429, 504}
+STATUSES = {200, 400, 404}
 RIGHT = {
     "/v1/completions": {"model": BASE, "prompt": "a", "max_tokens": 2},
     "/v1/chat/completions": {
@@ -55,7 +54,7 @@ def requests(draw):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     served = open_served([trained(tmp_path_factory.mktemp("broken"), "lora")], cache_tokens=1024)
-    with running(Server(served, Limits(tokens=8, requests=40))) as found:
+    with running(Server(served, tokens=8)) as found:
         yield found
 
 
@@ -79,7 +78,6 @@ def test_broken_requests_do_not_end_the_server(found):
         assert client.get(found.url + "/health").json() == {"status": "ok"}
         answer = client.post(found.url + "/v1/completions", json=RIGHT["/v1/completions"])
         assert answer.status_code == 200
-    assert found.number("lorada_prompts_running") == 0
 
 
 def work(url: str, count: int, numbers) -> None:

@@ -14,7 +14,7 @@ from lorada.data.task_rows import rows_to_answer
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict
 from lorada.inference.serving.api import Server
-from lorada.inference.serving.requests import Limits, Record
+from lorada.inference.serving.requests import Record
 from lorada.inference.serving.served import open_classifiers
 
 place = run_place.place
@@ -41,7 +41,7 @@ ROW_FILES = {
 @pytest.fixture(scope="module")
 def url(folder):
     classifiers = open_classifiers([folder(name) for name in RUNS])
-    with running(Server({}, Limits(requests=20), classifiers)) as found:
+    with running(Server({}, classifiers)) as found:
         yield found.url
 
 
@@ -136,7 +136,6 @@ REFUSED = {
     "a number": ({"input": ["a", {"text": 5}]}, 400, "input row 2: text is not a text: 5"),
     "too long": ({"input": ["a", "b" * 49]}, 400, "input row 2 is longer than the 48 tokens that"),
     "no token": ({"input": ["a", ""]}, 400, "input row 2 has no token of this model"),
-    "too many": ({"input": ["a"] * 21}, 400, "21 prompts are more than this server"),
     "a choice": ({"input": CHOICES[0]}, 400, "row 1 has fields prompt, candidates; each needs"),
     "half a pair": ({"model": "same", "input": "a"}, 400, "input row 1 has no text_pair, and this"),
     "half of two": (

@@ -19,13 +19,11 @@ from starlette.types import Receive, Scope, Send
 
 from lorada.inference.answer_text import AnswerText
 from lorada.inference.serving.requests import (
-    RUNNING,
     ChatRequest,
     ClassifyRequest,
     CompletionRequest,
     EngineFailed,
     Kind,
-    Limits,
     Record,
     Refused,
     refusal_of,
@@ -48,14 +46,19 @@ class Server:
     def __init__(
         self,
         served: Mapping[str, Served],
-        limits: Limits | None = None,
         classifiers: Mapping[str, Classifier] | None = None,
+        *,
+        tokens: int | None = None,
+        key: str | None = None,
     ) -> None:
-        """Load nothing: the names are there already; no limits are the usual ones."""
-        self.limits, self._created = limits or Limits(), int(time.time())
+        """Load nothing: the names are there already.
+
+        ``tokens`` are the most of an answer, None for what the model has room for. Each request
+        under ``/v1`` must bring the ``key``, if there is one.
+        """
+        self.tokens, self._key, self._created = tokens, (key or "").encode(), int(time.time())
         self.served = served
         self.names: dict[str, Served | Classifier] = {**served, **(classifiers or {})}
-        self.running = 0  # prompts that are answered or wait
 
     def app(self) -> Starlette:
         """The application, for an ASGI server to run."""
@@ -108,62 +111,41 @@ class Server:
     def check_key(self, request: Request) -> None:
         """Refuse a request without the key of the server, if it has one."""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        key = (self.limits.key or "").encode()
-        same = hmac.compare_digest(given.strip(" ").encode(), key)
-        if key and not (same and scheme.lower() == "bearer"):
-            raise Refused(
-                401, "no valid API key: send Authorization: Bearer KEY", code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )  # fmt: skip
-
-    def take_places(self, record: Record, count: int) -> None:
-        """Take places for a request's prompts until its end; refuse it if there are too few."""
-        most = self.limits.requests
-        if count > most:
-            raise Refused(400, f"{count} prompts are more than this server takes, {most}")
-        if self.running + count > most:
-            raise Refused(
-                429, f"{self.running} prompts wait or are answered, of {most}: try again later",
-                code="rate_limit_exceeded", headers={"Retry-After": "1"},
-            )  # fmt: skip
-        self.running += count
-        RUNNING.inc(count)
-        record.prompts = count
+        same = hmac.compare_digest(given.strip(" ").encode(), self._key)
+        if self._key and not (same and scheme.lower() == "bearer"):
+            said = "no valid API key: send Authorization: Bearer KEY"
+            raise Refused(401, said, code="invalid_api_key")
 
 
 class Answering:
     """Answers the requests to an address, whole or as a stream, as an ASGI application."""
 
     def __init__(self, server: Server, kind: Kind) -> None:
-        self._server, self._kind, self._limits = server, kind, server.limits
+        self._server, self._kind = server, kind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; whatever becomes of it, it is counted and its places are free."""
+        """Answer one request; whatever becomes of it, it is counted."""
         request, record = Request(scope, receive), Record(scope["path"])
         try:
             try:
-                async with asyncio.timeout(self._limits.seconds):
-                    response = await self._response(request, record)
+                response = await self._response(request, record)
             except Exception as error:
                 refusal = refusal_of(error)
                 record.status, response = refusal.status_code, refusal.response()
             await response(scope, receive, send)
         finally:
-            self._server.running -= record.prompts
             record.end()
 
     async def _response(self, request: Request, record: Record) -> Response:
         self._server.check_key(request)
-        body = request_of(self._kind, await _body_of(request, self._limits.body))
+        body = request_of(self._kind, await request.body())
         named = self._server.named(body.model)
         record.model = named.name
         # In threads: others are answered while long texts are made tokens, or labelled.
         if isinstance(body, ClassifyRequest) and isinstance(named, Classifier):
-            self._server.take_places(record, len(body.rows))
             whole = await asyncio.to_thread(named.classify, body.rows, record)
         elif isinstance(named, Served) and not isinstance(body, ClassifyRequest):
-            asks = await asyncio.to_thread(asks_of, named, body, self._limits.tokens)
-            self._server.take_places(record, len(asks))
+            asks = await asyncio.to_thread(asks_of, named, body, self._server.tokens)
             record.read = sum(len(ask.ids) for ask in asks)
             answer = Answers(named, asks, body.stops, record, chat=isinstance(body, ChatRequest))
             if body.stream:
@@ -183,7 +165,7 @@ class Answering:
     ) -> AsyncGenerator[str]:
         """The events of a streamed answer; an error is an event too."""
         try:
-            async with asyncio.timeout(self._limits.seconds - record.seconds), aclosing(chunks):
+            async with aclosing(chunks):
                 async for chunk in chunks:
                     yield f"data: {json_lines([chunk])}\n"
             record.status = 200
@@ -192,20 +174,6 @@ class Answering:
             refusal = refusal_of(error)
             record.status = refusal.status_code
             yield f"data: {json_lines([refusal.body])}\n"
-
-
-async def _body_of(request: Request, most: int) -> bytes:
-    """The body of a request; a longer one than ``most`` bytes is refused, and read no further."""
-    too_long = Refused(413, f"the request is longer than {most} bytes")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > most:
-        raise too_long
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most:  # of a body in chunks nobody says the length
-            raise too_long
-    return bytes(body)
 
 
 async def _unless_closed(request: Request, work: Coroutine[Any, Any, Any]) -> Any:

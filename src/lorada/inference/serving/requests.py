@@ -5,11 +5,9 @@ Neither the log nor ``/metrics`` says a text.
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -49,22 +47,10 @@ MODEL = ("model",)
 REQUESTS = Counter("lorada_requests", "Requests that have ended.", (*MODEL, "endpoint", "status"))
 READ = Counter("lorada_prompt_tokens", "Tokens read.", MODEL)
 WRITTEN = Counter("lorada_generated_tokens", "Tokens written.", MODEL)
-RUNNING = Gauge("lorada_prompts_running", "Prompts that are answered or wait.")
 FIRST_TOKEN = Histogram(
     "lorada_first_token_seconds", "From a request to its first token.", MODEL, buckets=BUCKETS
 )
 SECONDS = Histogram("lorada_request_seconds", "From a request to its end.", MODEL, buckets=BUCKETS)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The limits of a server."""
-
-    body: int = 2**20  # bytes of a request
-    tokens: int | None = None  # of an answer; None for what the model has room for
-    requests: int = 256  # prompts that are answered or wait at one time
-    seconds: float = 600.0  # from a request until its end
-    key: str | None = field(default=None, repr=False)  # of each request under ``/v1``, if any
 
 
 class Strict(BaseModel):
@@ -212,16 +198,15 @@ class Refused(HTTPException):
     """A request that gets no answer; ``body`` is what is sent in its place."""
 
     def __init__(
-        self, status: int, message: str, *, code: str | None = None, param: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(status, message, headers)
+        self, status: int, message: str, *, code: str | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(status, message)
         kind = "invalid_request_error" if status < 500 else "server_error"
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
     def response(self) -> Response:
         """The whole answer to the request."""
-        return JSONResponse(self.body, self.status_code, self.headers)
+        return JSONResponse(self.body, self.status_code)
 
 
 class EngineFailed(RuntimeError):
@@ -234,11 +219,9 @@ def refusal_of(error: Exception) -> Refused:
         return error
     if isinstance(error, HTTPException):  # Starlette's, for addresses and methods
         said = f"there is nothing here for this request: {error.detail}"
-        return Refused(error.status_code, said, headers=error.headers)
+        return Refused(error.status_code, said)
     if isinstance(error, ClientDisconnect):
         return Refused(CLOSED, "the client went away")
-    if isinstance(error, TimeoutError):
-        return Refused(504, "the time that this server gives a request is over", code="timeout")
     failed = isinstance(error, EngineFailed)
     said = " ".join(str(error).split())[:500]
     logger.error("a request failed: %s", said, exc_info=None if failed else error)
@@ -253,7 +236,6 @@ class Record:
     def __init__(self, endpoint: str) -> None:
         self._endpoint, self._start = endpoint, time.perf_counter()
         self.model, self.status = "", CLOSED  # until the name and the HTTP status are known
-        self.prompts = 0  # that are answered or wait
         self.read = self.written = 0  # tokens of its prompts, and of its answers so far
         self._first: float | None = None
 
@@ -277,7 +259,6 @@ class Record:
     def end(self) -> None:
         """Count the request, and write its line."""
         total = self.seconds
-        RUNNING.dec(self.prompts)
         REQUESTS.labels(self.model, self._endpoint, str(self.status)).inc()
         SECONDS.labels(self.model).observe(total)
         READ.labels(self.model).inc(self.read)

@@ -29,11 +29,10 @@ def address_of(at: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve_until_stopped(app: Starlette, at: socket.socket, patience: float) -> None:
+def serve_until_stopped(app: Starlette, at: socket.socket) -> None:
     """Answer requests until SIGTERM or SIGINT, with a line on the error stream for each.
 
-    After either, no new requests are taken, and those that are running have ``patience`` seconds to
-    end.
+    After either, no new requests are taken, and it ends when those that are running have ended.
     """
     logger = logging.getLogger("lorada.inference.serving")
     handler = logging.StreamHandler(sys.stderr)
@@ -41,10 +40,7 @@ def serve_until_stopped(app: Starlette, at: socket.socket, patience: float) -> N
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False,
-        timeout_graceful_shutdown=int(patience),
-    )  # fmt: skip
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
     # uvicorn raises the signal again once it has shut down; the command has ended well then.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
