@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
 import uvicorn
 from folders import TURNS, bart_folder, llama_folder, rows_file
 from programs import until
@@ -56,12 +55,6 @@ class Running:
     """A server that runs."""
 
     url: str
-
-    def number(self, name: str) -> float:
-        """A number of its page of metrics; 0 if it has none."""
-        lines = httpx2.get(f"{self.url}/metrics").text.splitlines()
-        found = [line.rpartition(" ")[2] for line in lines if line.startswith(name)]
-        return float(found[0]) if found else 0.0
 
 
 @contextmanager

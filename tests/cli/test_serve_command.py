@@ -57,7 +57,7 @@ def test_a_server_answers_curl_and_ends_when_running_requests_have(started, runs
     assert "mine.v1: lorada_la\n" in said
     assert "llama: the base alone\n" in said
     assert said.count("200 /v1/completions ") == 2
-    assert re.search(r"200 /v1/completions model=llama read=1 written=500 first=", said)
+    assert re.search(r"200 /v1/completions model=llama read=1 written=500 total=", said)
     assert QUESTION not in said
     assert "Traceback" not in said
 

@@ -34,7 +34,6 @@ def serve(
     from lorada.runs.folder import to_serve
 
     with needs_extra("serve"):
-        import prometheus_client  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     from lorada.inference.serving.server import address_of, listen, serve_until_stopped

@@ -137,10 +137,9 @@ def test_a_longer_answer_than_the_server_writes_is_refused(served):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_request_that_is_cut_off_frees_its_place(stream, served):
+def test_a_request_that_is_cut_off_frees_its_place(stream, served, caplog):
+    caplog.set_level("INFO")
     with running(Server(served)) as found:
-        closed = 'lorada_requests_total{endpoint="/v1/completions",model="llama",status="499"}'
-        before = found.number(closed)
         host = found.url.removeprefix("http://")
         connection = http.client.HTTPConnection(host, timeout=10)
         connection.request("POST", COMPLETE, json.dumps({**LONG, "stream": stream}))
@@ -152,7 +151,7 @@ def test_a_request_that_is_cut_off_frees_its_place(stream, served):
             connection.sock = None
         until(lambda: not at_work(served))
         until(lambda: ask(found, {**LONG, "max_tokens": 1}).status_code == 200)
-        until(lambda: found.number(closed) == before + 1)
+        until(lambda: any("499 /v1/completions model=llama" in text for text in caplog.messages))
 
 
 def test_a_client_that_leaves_before_it_has_sent_its_request_leaves_one_line(served, caplog):
@@ -178,17 +177,6 @@ def at_work(served) -> int:
     """How many requests are in the batches of the base."""
     processors = [batch.batch_processor for batch in served[BASE].batches.values()]
     return sum(len(one.scheduler.active_requests) for one in processors if one)
-
-
-def test_health_and_numbers(usual):
-    names = [
-        f'lorada_{name}{{model="{BASE}"}}'
-        for name in ("generated_tokens_total", "first_token_seconds_count")
-    ]
-    before = [usual.number(name) for name in names]
-    assert ask(usual, {**LONG, "max_tokens": 3}).status_code == 200
-    assert [usual.number(name) for name in names] == [before[0] + 3, before[1] + 1]
-    assert httpx2.get(usual.url + "/health").json() == {"status": "ok"}
 
 
 def test_a_batch_that_died_is_made_anew_and_has_two_lines_in_the_log(served, monkeypatch, caplog):

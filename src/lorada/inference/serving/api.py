@@ -9,7 +9,6 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
 
-from prometheus_client import generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -72,7 +71,6 @@ class Server:
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name:path}", self._models),
                 Route("/health", self._health),
-                Route("/metrics", self._numbers),
             ],
             exception_handlers={HTTPException: refuse, Exception: refuse},
             lifespan=self._stop_at_the_end,
@@ -98,9 +96,6 @@ class Server:
         failed = {"status": "failed", "models": down}
         return JSONResponse(failed if down else {"status": "ok"}, 503 if down else 200)
 
-    async def _numbers(self, _: Request) -> Response:
-        return Response(generate_latest(), media_type="text/plain; version=0.0.4")
-
     def named(self, name: str) -> Served | Classifier:
         """What answers to a name; one that nothing answers to is refused."""
         if name not in self.names:
@@ -124,7 +119,7 @@ class Answering:
         self._server, self._kind = server, kind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; whatever becomes of it, it is counted."""
+        """Answer one request; whatever becomes of it, the log has a line."""
         request, record = Request(scope, receive), Record(scope["path"])
         try:
             try:
@@ -256,7 +251,6 @@ class Answers:
                     index, now = newest.popitem()
                     if now.error is not None:
                         raise EngineFailed(now.error)
-                    self._record.first_token()
                     if index not in written:
                         continue  # it has ended at a stop text
                     self._record.written += len(now.generated_tokens) - counted[index]
