@@ -132,7 +132,7 @@ def test_the_list_of_models_names_classifiers(url):
 
 REFUSED = {
     "another name": ({"model": "no"}, 404, "no model 'no' here; there are mood, topic, same"),
-    "no input": ({"input": []}, 400, "or a list of 1 to 256 of these; it is []"),
+    "no input": ({"input": []}, 400, "List should have at least 1 item"),
     "a number": ({"input": ["a", {"text": 5}]}, 400, "input row 2: text is not a text: 5"),
     "too long": ({"input": ["a", "b" * 49]}, 400, "input row 2 is longer than the 48 tokens that"),
     "no token": ({"input": ["a", ""]}, 400, "input row 2 has no token of this model"),

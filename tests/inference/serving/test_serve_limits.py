@@ -57,7 +57,7 @@ def said(response, status):
 REFUSED = {
     "half a character": (b'{"prompt": "\\ud800"}', "unexpected end of hex escape"),
     "an empty prompt": ({"prompt": ""}, "the prompt is empty"),
-    "no prompts": ({"prompt": []}, "a list of 1 to 256 of either; it is []"),
+    "no prompts": ({"prompt": []}, "prompt.list[str]: List should have at least 1 item"),
     "an unknown token": ({"prompt": [[5], [10**6]]}, "1000000 is no token of this model"),
     "a long token": ({"prompt": [10**4000]}, "100000"),
     "too many tokens": ({"max_tokens": 512}, "a prompt of 1 tokens and an answer of 512 does not"),

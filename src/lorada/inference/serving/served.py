@@ -61,7 +61,6 @@ PAGE, PASS, CACHE_TOKENS = 32, 512, 8192
 MEMORY = 0.7
 # Any values but those that switch a rule off: a rule that is off cannot be set by a request.
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
-LONGEST = 500  # characters of a line that may repeat a prompt
 # Colder requests take the likeliest token: scores over a smaller number may be infinite in fp32,
 # and what is not a number ends a batch for all its requests.
 COLDEST = 1e-6
@@ -295,8 +294,7 @@ def asks_of(
     try:
         prompts = _ids(served, request)
     except ValueError as error:  # an empty prompt, or turns that the chat template refuses
-        said = " ".join(str(error).split())[:LONGEST]
-        raise Refused(400, said, param=param) from error
+        raise Refused(400, str(error), param=param) from error
     return [Ask(ids, _most(served, len(ids), most, limit), _rule(request)) for ids in prompts]
 
 
@@ -376,8 +374,7 @@ class Classifier:
         try:
             asked = rows_to_answer(rows, "input", run.form, run.labels, pairs=run.pairs)
         except ValueError as error:
-            said = " ".join(str(error).split())[:LONGEST]
-            raise Refused(400, said, param="input") from error
+            raise Refused(400, str(error), param="input") from error
         with self._turn, torch.no_grad():
             encoded = dataset_of(self._features(asked, record))
             found = sorted(answer_rows(run, asked, encoded=encoded))
