@@ -95,7 +95,6 @@ MISTAKES = {
     "export none new": "none is not a run",
     "export run": "no folder to write to: lorada export run DIR",
     "export run new --dtype int8": "int8 is not one of",
-    "export run new --shard-size 2": "2 is not a size such",
     "export run new --adapter-only --dtype float16": (
         "--dtype is not for --adapter-only, which writes no weights"
     ),

@@ -1,6 +1,5 @@
 """The command ``lorada export``."""
 
-import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +23,6 @@ from lorada.support.files import as_typed
 DTYPES = ("float32", "bfloat16", "float16")  # that an export may be written in
 FORMATS = "transformers", "onnx"  # of an export
 ONNX_PACKAGES = "onnx", "onnxscript", "onnxruntime"  # of the extra
-SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?(KB|MB|GB|TB)")
 
 
 @app.command()
@@ -42,9 +40,6 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="of the weights: float32, bfloat16 or float16")
     ] = None,
-    shard_size: Annotated[
-        str | None, typer.Option(help="most bytes of a file of weights, such as 2GB")
-    ] = None,
     form: Annotated[
         str, typer.Option("--format", help="transformers, or onnx: a graph (an extra)")
     ] = "transformers",
@@ -57,8 +52,7 @@ def export(
             f"no folder to write to: lorada export {run} DIR writes the base with every part "
             "merged that can be, and the rest as an adapter beside it"
         )
-    weights = {"--dtype": dtype, "--shard-size": shard_size}
-    _check(run, target, weights, form, adapter_only=adapter_only)
+    _check(run, target, dtype, form, adapter_only=adapter_only)
     with importing(quiet=as_json):
         from transformers.utils import logging
 
@@ -71,9 +65,7 @@ def export(
     elif adapter_only:
         written = whole.export_adapter(run, target, trust_remote_code=remote)
     else:
-        written = whole.export(
-            run, target, dtype=dtype, shard_size=shard_size, trust_remote_code=remote
-        )
+        written = whole.export(run, target, dtype=dtype, trust_remote_code=remote)
     if as_json:
         print_json(written)
     else:
@@ -101,10 +93,8 @@ def _tell(target: Path, written: dict[str, Any]) -> None:
     next_is(as_typed("cat", target / "README.md"))
 
 
-def _check(
-    run: Path, target: Path, weights: dict[str, str | None], form: str, *, adapter_only: bool
-) -> None:
-    """Check what can be checked before torch loads; ``weights`` are the options of how they are."""
+def _check(run: Path, target: Path, dtype: str | None, form: str, *, adapter_only: bool) -> None:
+    """Check what can be checked before torch loads."""
     from lorada.runs.folder import finished_run, refuse_no_adapter, refuse_target
 
     finished_run(run)
@@ -114,9 +104,9 @@ def _check(
     taken: dict[str, str | bool | None] = {}
     why = ""
     if adapter_only:
-        taken, why = {**weights}, "--adapter-only, which writes no weights of the base"
+        taken, why = {"--dtype": dtype}, "--adapter-only, which writes no weights of the base"
     if form == "onnx":
-        taken = {"--adapter-only": adapter_only, **weights}
+        taken = {"--adapter-only": adapter_only, "--dtype": dtype}
         why = f"--format {form}, which writes the whole model in float32"
     for option, given in taken.items():
         if given:
@@ -126,8 +116,5 @@ def _check(
     for package in ONNX_PACKAGES if form == "onnx" else ():
         if find_spec(package) is None:
             raise missing_package(package, "onnx")
-    dtype, size = weights.values()
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
-    if size is not None and not SHARD_SIZE.fullmatch(size):
-        raise ValueError(f"--shard-size {size} is not a size such as 500MB or 2GB")

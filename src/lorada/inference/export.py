@@ -77,15 +77,13 @@ def export(
     target: Path,
     *,
     dtype: str | None = None,
-    shard_size: str | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Write the finished run in ``folder`` as a model, with every part merged that can be.
 
     ``target`` is a new or empty folder, not inside the run; if an error ends the export, it is not
     there, or empty. ``dtype`` is that of the written base, such as ``bfloat16``, None for that of
-    the run: parts are merged before, and an adapter beside the base keeps its own. ``shard_size``
-    is the most bytes of a file of weights, such as ``2GB``; None for transformers' own limit.
+    the run: parts are merged before, and an adapter beside the base keeps its own.
 
     Returns:
         ``folder``, ``merged`` and ``adapter`` (kinds of parts), ``labels`` of a classifier,
@@ -97,7 +95,7 @@ def export(
     # The recipe of a fully trained model that was loaded names the run's own folder.
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     with _new_folder(folder, target) as fresh:
-        base = _write(model, run, fresh, dtype, shard_size)
+        base = _write(model, run, fresh, dtype)
         if left:
             mark(fresh)
         copy_licence(recipe.model, fresh)
@@ -224,7 +222,7 @@ def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
 
 
 def _write(
-    model: PeftModel | PreTrainedModel, run: Run, fresh: Path, dtype: str | None, size: str | None
+    model: PeftModel | PreTrainedModel, run: Run, fresh: Path, dtype: str | None
 ) -> PreTrainedModel:
     """Write the model, its tokenizer, and the adapter of the parts that could not be merged.
 
@@ -247,7 +245,7 @@ def _write(
         base = model.unload()
     if dtype is not None:
         _cast(base, getattr(torch, dtype))
-    base.save_pretrained(fresh, **({"max_shard_size": size} if size else {}))
+    base.save_pretrained(fresh)
     save_beside(base, fresh)
     run.tokenizer.save_pretrained(fresh)
     return base
