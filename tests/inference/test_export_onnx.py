@@ -72,7 +72,7 @@ def test_the_graph_of_a_decoder_writes_what_generate_does(finished, tmp_path, js
     assert len(set(expected)) > 1
     card = (target / "README.md").read_text()
     assert f"ONNX opset {written['opset']}" in card
-    assert "position_ids" in card
+    assert "output.cache" in card
     assert str(tmp_path).encode() not in (target / "model.onnx").read_bytes()
     assert (target / "generation_config.json").is_file()
     assert b"stack_trace" not in (target / "model.onnx").read_bytes()
@@ -151,9 +151,9 @@ def test_a_graph_that_is_not_the_model_leaves_nothing(
 @pytest.mark.parametrize("difference", [float("nan"), float("inf"), 2e-4])
 def test_a_check_passes_only_below_rounding(difference):
     right = [torch.zeros(2), torch.ones(2)]
-    export._compared([torch.full((2,), 9e-5), torch.ones(2)], right)
+    export._difference([torch.full((2,), 9e-5), torch.ones(2)], right)
     with pytest.raises(ArithmeticError, match="differ from torch's"):
-        export._compared([torch.tensor([0.0, difference]), torch.ones(2)], right)
+        export._difference([torch.tensor([0.0, difference]), torch.ones(2)], right)
 
 
 def test_an_encoder_decoder_is_refused_in_one_line(place, tmp_path, mistake):
@@ -212,15 +212,15 @@ def test_every_kind_of_part_is_in_the_graph(place, tmp_path, json_of, case):
 @pytest.mark.slow
 def test_a_graph_without_its_map_is_not_kept(place, tmp_path, mistake, monkeypatch):
     run = train_run(place, tmp_path / "run", "lmam", *SHORT_MAP)
-    write_graph = export._write_graph
+    graph_of = export._graph_of
 
     def without_map(model, *args, **options):
         for module in model.modules():
             if isinstance(module, BaseTunerLayer):
                 module.enable_adapters(False)
-        return write_graph(model, *args, **options)
+        return graph_of(model, *args, **options)
 
-    monkeypatch.setattr(export, "_write_graph", without_map)
+    monkeypatch.setattr(export, "_graph_of", without_map)
     line = mistake("export", run, tmp_path / "graph", "--format", "onnx")
     assert "its logits differ from torch's" in line
     assert folder_of(tmp_path) == ["run"]

@@ -296,17 +296,17 @@ from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx")"""
 NOTES = """
-ONNX opset {opset}, in float32; inputs {inputs}; outputs {outputs}. A decoder reads new tokens
-behind a cache, empty at first: each output `output.cache…` is the next input `input.cache…`.
-Logits were compared with torch's: up to {largest:.3g}, the largest difference {difference:.1e}.
+ONNX opset {opset}, in float32; logits differ from torch's by at most {difference:.1e}. A decoder
+reads new tokens behind a cache, empty at first: each output `output.cache…` is the next input
+`input.cache…`.
 """
 
 
 def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Write the finished run in ``folder`` as an ONNX graph in fp32, as ``export`` writes a model.
 
-    Returns and raises what ``export`` does, with the opset, the names of inputs and outputs, and
-    the largest logit and the largest ``difference`` from torch's; it is refused if that is large.
+    Returns what ``export`` does, with the opset and the largest ``difference`` of a logit from
+    torch's; the graph is refused if that is large.
     """
     refuse_target(folder, target)
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
@@ -316,28 +316,32 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
         raise ValueError(f"{recipe.model} is an encoder–decoder, which is no one graph: {PLAIN}")
     run.model.float().cpu()
     cached = run.form not in HEADED
-    with _one_refusal(run):
+    with _new_folder(folder, target) as fresh, _one_refusal(run):
         texts = list(_texts(run, cached=cached))
         expected = [_logits(run.model, text, None, cached=cached) for text in texts]
-    try:
-        model, merged, left = merge(run)
-    except ValueError:  # OMoE: then the others stay beside them too
-        model, merged, left = run.model, [], kinds(run.model)
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    _say_answers(base, run)
-    title, made = f"{recipe.model} after {recipe.method}, as a graph", "Written by lorada export."
-    metadata = front_matter(recipe, "onnx", task_type(base.config, classifies=not cached))
-    with _new_folder(folder, target) as fresh:
-        with _one_refusal(run):
-            program = _write_graph(base, texts, expected, fresh, cached=cached)
+        try:
+            model, merged, left = merge(run)
+        except ValueError:  # OMoE: then the others stay beside them too
+            model, merged, left = run.model, [], kinds(run.model)
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        graph, past = _graph_of(base, texts[0], cached=cached)
+        found = [_logits(graph, text, past, cached=cached) for text in texts]
+        about = {
+            "opset": graph.program.opset_imports[""], "difference": _difference(found, expected)
+        }  # fmt: skip
+        graph.save_pretrained(fresh)
+        _say_answers(base, run)
         if base.can_generate():  # what ends a text is in these settings
             base.generation_config.save_pretrained(fresh)
         run.tokenizer.save_pretrained(fresh)
         copy_licence(recipe.model, fresh)
-        notes = NOTES.format_map(program)
-        write_text(fresh, recipe, metadata, title=title, made=made, code=CODE, notes=notes)
+        metadata = front_matter(recipe, "onnx", task_type(base.config, classifies=not cached))
+        write_text(
+            fresh, recipe, metadata, title=f"{recipe.model} after {recipe.method}, as a graph",
+            made="Written by lorada export.", code=CODE, notes=NOTES.format_map(about),
+        )  # fmt: skip
     return {
-        "folder": str(target), "format": "onnx", **program, "merged": merged, "adapter": left,
+        "folder": str(target), "format": "onnx", **about, "merged": merged, "adapter": left,
         "labels": list(run.labels), "dtype": "float32",
         "license": licence_of(recipe.model).get("license"),
     }  # fmt: skip
@@ -364,16 +368,16 @@ def _one_refusal(run: Run) -> Iterator[None]:
         logging.disable(quiet)
 
 
-def _write_graph(
-    model: Any, texts: list[Inputs], expected: list[Tensor], fresh: Path, *, cached: bool
-) -> dict[str, Any]:
-    """Trace a model that reads a text, and write its graph if it has the expected logits."""
+def _graph_of(
+    model: Any, example: dict[str, Any], *, cached: bool
+) -> tuple[Any, DynamicCache | None]:
+    """The graph of a model as it reads a text, and the cache that a decoder has behind a part."""
     import onnxruntime
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     free = torch.export.Dim.DYNAMIC  # not AUTO: an error if the model would serve one size only
-    sizes: dict[str, Any] = {name: {0: free, 1: free} for name in texts[0]}
-    example: dict[str, Any] = texts[0]
+    sizes: dict[str, Any] = {name: {0: free, 1: free} for name in example}
+    past = None
     if cached:
         with torch.no_grad():
             layers = model(**_part(example, 0, PAST), use_cache=True).cache.layers
@@ -389,38 +393,35 @@ def _write_graph(
     session = onnxruntime.SessionOptions()
     session.log_severity_level = 3  # errors; it warns of what it keeps
     graph.to(session_options=session)
-    found = []
-    for text in texts:
-        size = len(text["input_ids"]), -1, 0, -1
-        empty = DynamicCache([
-            tuple(x[:1, :, :0].expand(size) for x in (layer.keys, layer.values))
-            for layer in layers
-        ]) if cached else None  # fmt: skip
-        found.append(_logits(graph, text, empty, cached=cached))
-    compared = _compared(found, expected)
-    graph.save_pretrained(fresh)
-    values = {"inputs": graph.program.graph.inputs, "outputs": graph.program.graph.outputs}
-    names = {key: [value.name for value in of] for key, of in values.items()}
-    return {"opset": graph.program.opset_imports[""], **names, **compared}
+    return graph, past
 
 
-def _compared(found: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
-    """The largest expected logit and the largest ``difference``, which rounding must explain."""
+def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference of a logit from the expected one, which rounding must explain."""
     largest = max(float(x.abs().max()) for x in expected)
     each = [(one - other).abs().max() for one, other in zip(found, expected, strict=True)]
     difference = float(torch.stack(each).max())  # a NaN of any batch stays
     if not difference <= TOLERANCE * largest:
         raise ArithmeticError(f"its logits differ from torch's by up to {difference:.2g}")
-    return {"largest": largest, "difference": difference}
+    return difference
 
 
 @torch.no_grad()
-def _logits(call: Callable[..., Any], text: Inputs, cache: Any, *, cached: bool) -> Tensor:
-    """The logits of whole texts, or of a decoder that reads their last token by itself."""
+def _logits(
+    call: Callable[..., Any], text: Inputs, past: DynamicCache | None, *, cached: bool
+) -> Tensor:
+    """The logits of whole texts, or of a decoder that reads their last token by itself.
+
+    A graph is given an empty cache with the layers of ``past``; a model makes its own.
+    """
     if not cached:
         whole: Tensor = call(**text).logits
         return whole.float()
-    mask, found = text["attention_mask"].bool(), []
+    mask, found, cache = text["attention_mask"].bool(), [], None
+    if past is not None:
+        size = len(mask), -1, 0, -1
+        layers = ((layer.keys, layer.values) for layer in past.layers)
+        cache = DynamicCache([tuple(x[:1, :, :0].expand(size) for x in both) for both in layers])
     last = mask.shape[1] - 1
     for start, stop in ((0, last), (last, last + 1)):
         output = call(**_part(text, start, stop), cache=cache, use_cache=True)
@@ -439,7 +440,7 @@ def _part(text: Inputs, start: int, stop: int) -> Inputs:
 
 
 def _texts(run: Run, *, cached: bool) -> Iterator[Inputs]:
-    """Padded batches of random tokens: short ones, and longer ones than the longest map."""
+    """Padded batches of any tokens: short ones, and longer ones than the longest map."""
     base: Any = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
     special = {*run.tokenizer.all_special_ids, base.config.pad_token_id}
     known = min(len(run.tokenizer), base.config.get_text_config().vocab_size)
@@ -451,8 +452,7 @@ def _texts(run: Run, *, cached: bool) -> Iterator[Inputs]:
     for batch, count in ((3, SHORT), (2, min(length + 8, context_of(base.config) or length + 8))):
         pads = count * torch.arange(batch)[:, None] // (batch + 1)  # of each row
         mask = (torch.arange(count) >= pads).long()  # a decoder's prompts must end alike
-        generator = torch.Generator().manual_seed(batch)
-        chosen = tokens[torch.randint(len(tokens), (batch, count), generator=generator)]
+        chosen = tokens[torch.arange(batch * count).reshape(batch, count) * 31 % len(tokens)]
         ids = torch.where(mask.bool(), chosen, run.tokenizer.pad_token_id or 0)
         types = {"token_type_ids": ids % 2} if typed else {}  # any 0 and 1 will do
         positions = accepted(base, position_ids=positions_of(mask)) if cached else {}
