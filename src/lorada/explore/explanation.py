@@ -11,7 +11,6 @@ difference shows what the adapter does, whatever its method.
 Shapes: L layers, B samples, H query heads, T queries, K keys, V words or classes.
 """
 
-import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -128,17 +127,6 @@ class Explanation(Sequence[ExplainedLayer]):
             ImportError: without the extra ``explore``.
         """
         write_atomic(Path(path), page_of(self))
-
-    def _repr_html_(self) -> str | None:
-        """The page in a notebook; None, for the plain form, where it cannot be made."""
-        try:
-            page = page_of(self)
-        except (ImportError, ValueError):
-            return None
-        return (
-            f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" '
-            'style="width: 100%; height: 48rem; border: 0"></iframe>'
-        )
 
 
 @torch.no_grad()
