@@ -1,9 +1,9 @@
 """``lorada predict``: a run's answers to rows without labels, in the order of the rows.
 
-Rows are answered in parts of ``PART`` batches. A file of answers is written to ``FILE.part``, part
-by part, so that a run that was killed goes on; a part is answered in the same batches then, so the
-file is the same. Only the whole file gets its name, and in it each answer stands beside all columns
-of its row.
+Rows are answered in parts of ``PART`` batches. A file of answers is written to
+``FILE.lorada-part``, part by part, so that a run that was killed goes on; a part is answered in the
+same batches then, so the file is the same. Only the whole file gets its name, and in it each answer
+stands beside all columns of its row.
 """
 
 import csv
@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from lorada.data.task_rows import Rows, typed_label
 from lorada.inference.evaluate import Answered, answer_rows
 from lorada.inference.generate import generation_settings
 from lorada.inference.load import Run
-from lorada.runs.folder import TRAINED_FILE, HeldError, locked
+from lorada.runs.folder import TRAINED_FILE
 from lorada.runs.recipe import RECIPE_FILE
 from lorada.support.errors import full_disk_in_one_line
 from lorada.support.files import json_lines, json_text, refuse_there, write_atomic
@@ -32,7 +31,6 @@ from lorada.support.row_sources import Row, files_of
 logger = logging.getLogger(__name__)
 
 PART = 32  # batches; within them, rows of similar length are answered together
-OURS = re.compile(rb'\{"of": "[0-9a-f]{64}"\}\n')  # the first line of an unfinished file
 WEIGHTS = "adapter/*", "model/*", TRAINED_FILE  # of a run's folder
 Answer = dict[str, Any]
 
@@ -107,27 +105,15 @@ def predict_to(
     """Answer rows into a file, JSON Lines or CSV by its ending; a link stays one to that file.
 
     ``given`` are the rows as they were read, with all their columns. Returned is how many rows an
-    earlier call had answered, which are not answered again. A file that another process writes,
-    that is there already, or that has the rows is refused, and so is a ``FILE.part`` of somebody's
-    own.
+    earlier call had answered, which are not answered again. A file that is there already, or that
+    has the rows, is refused.
     """
     for name in files_of(rows.path):
         if output.exists() and os.path.exists(name) and output.samefile(name):
             raise ValueError(f"--output {output} is where the rows are, {name}: choose another")
     output = Path(os.path.realpath(output))
-    try:
-        with locked(output.parent, f".{output.name}.lock"):
-            refuse_there(output, overwrite=overwrite)
-            return _predict_to(run, rows, given, output)
-    except HeldError:
-        raise ValueError(
-            f"another process writes {output}: wait for it, or choose another --output"
-        ) from None
-
-
-def _predict_to(run: Run, rows: Rows, given: list[Row], output: Path) -> int:
-    """``predict_to`` without its checks."""
-    part, key = output.with_name(f"{output.name}.part"), _key(run, rows)
+    refuse_there(output, overwrite=overwrite)
+    part, key = output.with_name(f"{output.name}.lorada-part"), _key(run, rows)
     answers = _answered_before(part, key, PART * run.recipe.eval_batch_size)
     before = len(answers)
     with full_disk_in_one_line(output, "Free space, then run the command again"):
@@ -143,7 +129,7 @@ def _predict_to(run: Run, rows: Rows, given: list[Row], output: Path) -> int:
         else:
             write_atomic(output, json_lines(beside(given, answers)))
     say_cut(run, answers)
-    part.unlink()
+    part.unlink(missing_ok=True)
     return before
 
 
@@ -161,15 +147,8 @@ def _key(run: Run, rows: Rows) -> str:
 
 def _answered_before(part: Path, key: str, size: int) -> list[Answer]:
     """The answers of whole parts in an unfinished file; none if it is of other rows or a run."""
-    if not (part.is_symlink() or part.exists()):
-        return []
-    lines = [] if part.is_symlink() or part.is_dir() else part.read_bytes().splitlines(True)
-    if not lines or not OURS.fullmatch(lines[0]):
-        raise ValueError(
-            f"{part}, where unfinished answers are kept, is there and not from lorada predict: "
-            "move it, or choose another --output"
-        )
-    if lines[0] != json_lines([{"of": key}]).encode():
+    lines = part.read_bytes().splitlines(True) if part.is_file() else []
+    if lines and lines[0] != json_lines([{"of": key}]).encode():
         logger.warning("%s is of other rows, settings or weights, and is begun anew", part)
         return []
     answers = [json.loads(line) for line in lines[1:] if line.endswith(b"\n")]
