@@ -32,7 +32,6 @@ def made_up_layer(random, heads, length, number, size=0.1, has_map=True, matrice
     numbers = {
         "effect": (size * random.gamma(2, 1, heads)).tolist(),
         "negative": random.uniform(0.1, 0.5, heads).tolist(),
-        "map_negative": random.uniform(0.4, 0.6, heads).tolist(),
     }
     return {
         "name": f"layers.{number}.self_attn",

@@ -33,16 +33,11 @@ function nextTokens(run, next) {
     })));
 }
 
-/** The change through the layers, of all parts together and of each alone: as lines and as numbers. */
+/** The change through the layers, of all parts together and of each alone. */
 function changeLines(run, change, width, most) {
   const keys = ["all", ...alone(run)].filter((key) => change[key]);
   const lines = keys.map((key) => ({ key, name: key === "all" ? "all together" : settingName(run, key), values: change[key] }));
-  const layers = Array.from(lines[0].values, (_, i) => i);
-  const row = (tag, head, words) => element("tr", {}, ...[head, ...words].map((one) => element(tag, {}, String(one))));
-  const numbers = element("table", {}, row("th", "after layer", lines.map((line) => line.name)),
-    ...layers.map((i) => row("td", i, lines.map((line) => number(line.values[i])))));
-  return element("div", { class: "chart" }, changePicture(lines, layers.length, width, most || 1),
-    element("details", {}, element("summary", {}, "Numbers"), numbers));
+  return element("div", { class: "chart" }, changePicture(lines, change.all.length, width, most || 1));
 }
 
 function changePicture(lines, layers, width, most) {

@@ -416,7 +416,6 @@ def _shown_layer(layer: ExplainedLayer, real: Tensor) -> dict[str, Any]:
         "name": layer.layer.removeprefix("base_model.model."),
         "effect": by_head(layer.effect),
         "negative": by_head(layer.negative),
-        "map_negative": by_head(layer.map_negative),
         "moved": by_head(layer.moved),
         "attends": {kind: by_head(numbers) for kind, numbers in layer.shares.items()},
         "softmax": matrices(layer.softmax),

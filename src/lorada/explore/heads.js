@@ -16,10 +16,6 @@ const MEASURES = {
     title: "share of the sum below 0", least: true, show: percent, read: (layer) => layer.negative,
     text: "Share of the visible entries of softmax plus map that are below 0: there a token is subtracted, which a softmax alone cannot do.",
   },
-  map_negative: {
-    title: "share of the map below 0", least: true, show: percent, read: (layer) => layer.map_negative,
-    text: "Share of the map's visible entries that are below 0. A map with random signs has 50 %: only the distance from that tells of training.",
-  },
   moved: {
     title: "how far the adapter moves the head's output", show: number, read: (layer) => layer.moved,
     text: "How far the adapter moves the head's output, before the output projection: ‖with − without‖ / ‖without‖. Changes of earlier layers count too.",

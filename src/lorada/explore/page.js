@@ -110,7 +110,6 @@ function drawNext() {
 }
 
 function drawChange() {
-  const opened = [...part("change").querySelectorAll("details")].map((one) => one.open);
   const width = widthOfRun(part("change"));
   const most = Math.max(0, ...everyShown().flatMap((shown) => Object.values(shown.change).flat()));
   part("change").replaceChildren(...runs.map((run, i) => {
@@ -118,7 +117,6 @@ function drawChange() {
     if (!change.all?.length) return element("p", {}, element("bdi", {}, run.name), ": no hidden states to compare.");
     return element("figure", {}, heading(run, i), changeLines(run, change, width, most));
   }));
-  part("change").querySelectorAll("details").forEach((one, i) => { one.open = opened[i] ?? false; });
 }
 
 function drawSentence() {
