@@ -232,34 +232,29 @@ class Answers:
 
     async def _pieces(self) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
         """The pieces of all answers as they come: new text, and the choice that it belongs to."""
-        newest: dict[int, Any] = {}
-        arrived = asyncio.Event()
+        came: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
         written = {}  # what ends each answer
         counted = [0] * len(self._asks)  # tokens
 
         def tell(index: int, now: Any) -> None:
-            newest[index] = now  # only the latest counts: it has all tokens
-            arrived.set()
+            came.put_nowait((index, now))
 
         try:
             for index, ask in enumerate(self._asks):
                 written[index] = self._served.begin(ask, partial(tell, index))
             while written:
-                await arrived.wait()
-                arrived.clear()
-                while newest:
-                    index, now = newest.popitem()
-                    if now.error is not None:
-                        raise EngineFailed(now.error)
-                    if index not in written:
-                        continue  # it has ended at a stop text
-                    self._record.written += len(now.generated_tokens) - counted[index]
-                    counted[index] = len(now.generated_tokens)
-                    text, choice = self._piece(index, now)
-                    if text or choice["finish_reason"]:
-                        yield text, choice
-                    if choice["finish_reason"]:
-                        written.pop(index)()
+                index, now = await came.get()
+                if now.error is not None:
+                    raise EngineFailed(now.error)
+                if index not in written:
+                    continue  # it has ended at a stop text
+                counted[index] = len(now.generated_tokens)
+                self._record.written = sum(counted)
+                text, choice = self._piece(index, now)
+                if text or choice["finish_reason"]:
+                    yield text, choice
+                if choice["finish_reason"]:
+                    written.pop(index)()
         finally:
             for end in written.values():
                 end()

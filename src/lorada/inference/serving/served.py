@@ -295,6 +295,11 @@ def asks_of(
         prompts = _ids(served, request)
     except ValueError as error:  # an empty prompt, or turns that the chat template refuses
         raise Refused(400, str(error), param=param) from error
+    # Some tokenizers have more tokens than their model: those of pictures, for one.
+    highest, known = max(map(max, prompts)), served.run.model.config.get_text_config().vocab_size
+    if highest >= known:
+        said = f"{highest} is no token of this model, which has {known}"
+        raise Refused(400, said, param=param)
     return [Ask(ids, _most(served, len(ids), most, limit), _rule(request)) for ids in prompts]
 
 
@@ -308,19 +313,6 @@ def _rule(request: ChatRequest | CompletionRequest) -> dict[str, Any]:
 
 
 def _ids(served: Served, request: ChatRequest | CompletionRequest) -> list[list[int]]:
-    """The tokens of a request's prompts; one that the model does not know is refused.
-
-    Some tokenizers have more tokens than their model: those of pictures, for one.
-    """
-    found = _tokens(served, request)
-    highest = max(map(max, found))
-    known = served.run.model.config.get_text_config().vocab_size
-    if highest >= known:
-        raise ValueError(f"{highest} is no token of this model, which has {known}")
-    return found
-
-
-def _tokens(served: Served, request: ChatRequest | CompletionRequest) -> list[list[int]]:
     """The tokens of a conversation by its template, or of each prompt; ids stay as they are."""
     run = served.run
     if isinstance(request, ChatRequest):
