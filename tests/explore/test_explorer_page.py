@@ -27,13 +27,7 @@ def test_a_matrix_comes_back_within_the_rounding_of_sixteen_bits():
     packed = pack(matrices)
     assert packed["scale"] == np.abs(matrices).max()
     assert np.abs(unpacked(packed) - matrices).max() <= packed["scale"] / 65534 * (1 + 1e-9)
-    assert np.abs(unpacked(packed)).max() == pytest.approx(packed["scale"])
-
-
-def test_zeros_stay_zeros():
-    packed = pack(np.zeros((2, 3, 3)))
-    assert packed["scale"] == 0
-    assert not unpacked(packed).any()
+    assert not unpacked(pack(np.zeros((2, 3, 3)))).any()
 
 
 @pytest.mark.parametrize(
@@ -43,10 +37,6 @@ def test_zeros_stay_zeros():
 def test_what_is_no_matrix_is_refused(matrices, words):
     with pytest.raises(ValueError, match=words):
         pack(matrices)
-
-
-def test_the_same_data_give_the_same_page():
-    assert explorer_page(made_up_page()) == explorer_page(made_up_page())
 
 
 def test_a_page_for_thirty_layers_and_three_sentences_is_below_two_megabytes():

@@ -19,8 +19,8 @@ from lorada.inference.serving.served import Draw, open_served
 TOGETHER = ("mine.v1", "talk", "lora", "bottleneck", "prefix")
 QUESTION = "1 + 1 ="
 BASE = "llama"
-# The smallest number, one that is 0 in fp32, and one whose quotients are infinite there.
-COLD = (5e-324, 1e-300, 1e-40)
+# The smallest number, which is 0 in fp32, and one whose quotients are infinite there.
+COLD = (5e-324, 1e-40)
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +118,9 @@ def test_an_answer_ends_where_it_is_told_to(client):
     assert len(complete(client, BASE, max_tokens=2)) < len(whole)
     known = next(c for c in whole[3:] if c.isascii() and c.isprintable())
     for stream in (False, True):
+        stops = [known, *(f"never {n}" for n in range(9))]  # more than OpenAI takes, as lm-eval's
         found = client.completions.create(
-            model=BASE, prompt=QUESTION, max_tokens=60, stop=[known, "never so"], stream=stream
+            model=BASE, prompt=QUESTION, max_tokens=60, stop=stops, stream=stream
         )
         parts = list(found) if stream else [found]
         assert "".join(part.choices[0].text for part in parts) == whole[: whole.index(known)]
@@ -141,7 +142,7 @@ def test_sampling_draws_and_a_tiny_share_draws_the_likeliest(client):
     drawn = {complete(client, "lora", temperature=1.5, max_tokens=20) for _ in range(4)}
     assert len(drawn) > 1
     greedy = complete(client, "lora", max_tokens=20)
-    for share in (1e-6, 1e-40, 5e-324):
+    for share in (1e-6, 5e-324):
         assert complete(client, "lora", temperature=1.5, top_p=share, max_tokens=20) == greedy
 
 
@@ -158,14 +159,14 @@ def test_a_temperature_near_zero_draws_the_likeliest_and_harms_no_other_request(
 
 
 def test_answers_asked_for_together_are_those_asked_for_alone(place):
-    """200 requests of mixed lengths and models, 16 at a time, in a cache that holds few of them."""
+    """100 requests of mixed lengths and models, 16 at a time, in a cache that holds few of them."""
     folders = [trained(place, name) for name in TOGETHER]
     with running(Server(open_served(folders, cache_tokens=512))) as found:
         client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
         names = [*TOGETHER, BASE]
         asked = [
             (names[i % len(names)], f"{i % 17} + {i} = " + "ab " * (i % 23), 3 + i * 7 % 40)
-            for i in range(200)
+            for i in range(100)
         ]
 
         def ask(request):
@@ -236,23 +237,3 @@ def test_what_is_drawn_has_the_probabilities_of_the_model():
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     spread = (shares * (1 - shares) / len(states)).sqrt()
     assert ((drawn.mean(0) - shares).abs() <= 3 * spread).all()
-
-
-def test_what_lm_evals_clients_send_is_answered(url, client):
-    """They send a seed, and more stop texts than OpenAI takes."""
-    from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
-
-    turns = [{"role": "user", "content": QUESTION}]
-    for kind, path, asked, name in (
-        (LocalCompletionsAPI, "completions", [QUESTION], "lora"),
-        (LocalChatCompletion, "chat/completions", turns, "talk"),
-    ):
-        settings = {"until": [f"@{n}" for n in range(9)], "max_gen_toks": 9, "do_sample": False}
-        lm = SimpleNamespace(model=name, _max_gen_toks=256)
-        sent = kind._create_payload(lm, asked, True, settings)
-        assert sent["seed"] == 1234
-        (choice,) = httpx2.post(f"{url}/v1/{path}", json=sent, timeout=60).json()["choices"]
-        if name == "talk":
-            assert choice["message"]["content"] == chat(client, name).message.content
-        else:
-            assert choice["text"] == complete(client, name)

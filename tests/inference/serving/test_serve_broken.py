@@ -108,5 +108,4 @@ def test_memory_does_not_grow(tmp_path):
         grown = server.resident - before
     finally:
         server.process.terminate()
-    print(f"{requests} requests: {grown / 2**20:+.2f} MiB")
     assert grown < 2**20 * 2

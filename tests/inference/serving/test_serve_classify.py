@@ -9,12 +9,10 @@ import run_place
 from servers import Process, running
 from trained import train_once
 
-from lorada.data import tokenize
 from lorada.data.task_rows import rows_to_answer
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict
 from lorada.inference.serving.api import Server
-from lorada.inference.serving.requests import Record
 from lorada.inference.serving.served import open_classifiers
 
 place = run_place.place
@@ -94,22 +92,6 @@ def test_pairs_scores_and_choices_get_the_answers_of_predict(name, items, url, f
     assert found["usage"]["prompt_tokens"] == sum(len(text) for row in texts for text in row)
 
 
-def test_a_row_is_tokenised_once(folder, monkeypatch):
-    classifier = open_classifiers([folder("mood")])["mood"]
-    read, encode = [], tokenize.encode
-    monkeypatch.setattr(
-        tokenize, "encode", lambda rows, *more: read.extend(rows) or encode(rows, *more)
-    )
-    rows = [{"text": text} for text in TEXTS]
-    found = classifier.classify(rows, Record("/v1/classify"))
-    assert [one["label"] in ("n", "y") for one in found["data"]] == [True] * len(TEXTS)
-    assert len(read) == len(TEXTS)
-
-
-def test_the_list_of_models_names_no_folder_of_the_server(url):
-    assert "/" not in json.dumps(httpx2.get(f"{url}/v1/models").json()["data"])
-
-
 def test_one_text_is_a_list_of_one_at_vllms_own_address_too(url):
     alone = ask(url, model="mood", input=TEXTS[0]).json()["data"]
     assert alone == ask(url, "/classify", model="mood", input=[TEXTS[0]]).json()["data"]
@@ -126,6 +108,7 @@ def test_requests_at_one_time_get_their_own_answers(url, folder):
 def test_the_list_of_models_names_classifiers(url):
     listed = httpx2.get(f"{url}/v1/models").json()["data"]
     assert [(one["id"], one["method"]) for one in listed] == [(name, "lora") for name in RUNS]
+    assert "/" not in json.dumps(listed)  # no folder of the server
     assert httpx2.get(f"{url}/v1/models/topic").json()["id"] == "topic"
     assert httpx2.get(f"{url}/health").json() == {"status": "ok"}
 

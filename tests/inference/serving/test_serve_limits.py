@@ -2,8 +2,6 @@
 
 import http.client
 import json
-import logging
-import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
@@ -14,7 +12,6 @@ from programs import until
 from servers import running, trained
 
 from lorada.inference.serving import api
-from lorada.inference.serving import served as module
 from lorada.inference.serving.api import Server
 from lorada.inference.serving.served import asks_of, open_served
 
@@ -38,12 +35,6 @@ def ask(found, body, path=COMPLETE, **options):
     return httpx2.post(found.url + path, json=body, timeout=60, **options)
 
 
-def connected(found):
-    """A connection to a server, for what no client sends."""
-    host, port = found.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=10)
-
-
 def said(response, status):
     """The one line of a refusal."""
     assert response.status_code == status
@@ -64,13 +55,6 @@ REFUSED = {
     "a long prompt": ({"prompt": "a" * 512}, "a prompt of 512 tokens does not fit: there is room"),
     "not a number": (b'{"model": "llama", "prompt": "a", "temperature": NaN}', "temperature"),
 }
-
-
-def test_a_text_with_a_token_that_the_model_lacks_is_refused(usual, monkeypatch):
-    """As a tokenizer of texts and pictures has; in a batch it would end all other answers."""
-    monkeypatch.setattr(module, "tokens_of", lambda *_, **options: [[5, 10**6]])
-    body = {"model": BASE, "prompt": "a <image> b"}
-    assert said(ask(usual, body), 400) == "1000000 is no token of this model, which has 259"
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -152,25 +136,6 @@ def test_a_request_that_is_cut_off_frees_its_place(stream, served, caplog):
         until(lambda: not at_work(served))
         until(lambda: ask(found, {**LONG, "max_tokens": 1}).status_code == 200)
         until(lambda: any("499 /v1/completions model=llama" in text for text in caplog.messages))
-
-
-def test_a_client_that_leaves_before_it_has_sent_its_request_leaves_one_line(served, caplog):
-    caplog.set_level("INFO")
-    with running(Server(served)) as found:
-        logging.getLogger("uvicorn.error").addHandler(caplog.handler)  # its own do not propagate
-        try:
-            with connected(found) as client:
-                client.sendall(
-                    b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"
-                )
-            until(lambda: caplog.records)
-            assert httpx2.get(found.url + "/v1/models").status_code == 200
-        finally:
-            logging.getLogger("uvicorn.error").removeHandler(caplog.handler)
-    names = ("lorada.", "uvicorn.")
-    lines = [one.getMessage() for one in caplog.records if one.name.startswith(names)]
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("499 /v1/completions model=-")
 
 
 def at_work(served) -> int:
