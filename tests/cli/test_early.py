@@ -90,14 +90,10 @@ MISTAKES = {
     "plot 9": "no picture '9'",
     "plot 3 run": "no data: pass --data FILE",
     "export run new --format onxx": "unknown format 'onxx'; did you mean onnx?",
-    "export run new --format onnx --dtype float16": "--dtype is not for --format onnx",
+    "export run new --format onnx --adapter-only": "--adapter-only is not for --format onnx",
     "export half new": "half has no result.json: train it first, or finish it with --resume",
     "export none new": "none is not a run",
     "export run": "no folder to write to: lorada export run DIR",
-    "export run new --dtype int8": "int8 is not one of",
-    "export run new --adapter-only --dtype float16": (
-        "--dtype is not for --adapter-only, which writes no weights"
-    ),
     "export run new --adapter-only": "run has no adapter",
     "export run run/x": "lies in the run itself",
     "export run half": "half is not empty",

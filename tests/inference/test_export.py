@@ -1,6 +1,6 @@
 """``lorada export``: what comes out computes what the run did, loaded as any user would.
 
-Also with --adapter-only and --dtype; and the model cards.
+Also with --adapter-only; and the model cards.
 """
 
 import errno
@@ -19,7 +19,6 @@ from huggingface_hub import ModelCard
 from paths import TESTS
 from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model
 from programs import printed
-from safetensors.torch import load_file
 from stacks import logits, lora
 from transformers import (
     AutoModelForCausalLM,
@@ -324,10 +323,6 @@ def licensed(tmp_path_factory):
     return train_run(home, home / "run", "lorada_la")
 
 
-def weights(folder):
-    return load_file(folder / "model.safetensors")
-
-
 def test_the_adapter_alone_loads_on_the_base_that_it_names(licensed, tmp_path, json_of):
     written = json_of("export", licensed, tmp_path / "out", "--adapter-only")
     base = licensed.parent / "llama"
@@ -370,43 +365,6 @@ def test_an_adapter_whose_base_has_changed_is_not_written(licensed, tmp_path, wo
     works("export", run, tmp_path / "before", "--adapter-only")
     llama_folder(base, initializer_range=0.1)
     assert "are not those that" in mistake("export", run, tmp_path / "out", "--adapter-only")
-
-
-@pytest.mark.fp64(False)
-def test_weights_are_merged_before_they_are_rounded(licensed, tmp_path, works, caplog):
-    whole, cast = tmp_path / "whole", tmp_path / "cast"
-    works("export", licensed, whole)
-    assert "rounded" not in caplog.text
-    works("export", licensed, cast, "--dtype", "bfloat16")
-    assert "weights are rounded to bfloat16" in caplog.text
-    merged, rounded = weights(whole), weights(cast)
-    assert merged.keys() == rounded.keys()
-    for key, tensor in merged.items():
-        assert torch.equal(rounded[key], tensor.bfloat16()), key
-    adapters = [load_file(folder / "adapter_model.safetensors") for folder in (whole, cast)]
-    assert all(torch.equal(tensor, adapters[1][key]) for key, tensor in adapters[0].items())
-    assert json.loads((cast / "config.json").read_text())["dtype"] == "bfloat16"
-
-
-@pytest.mark.fp64(False)
-def test_a_wider_dtype_rounds_nothing(place, tmp_path, works, caplog):
-    run = train_run(place, tmp_path / "run", "lmam", "dtype=bfloat16")
-    works("export", run, tmp_path / "out", "--dtype", "float32")
-    assert "rounded" not in caplog.text
-    base = load_run(run).model.get_base_model().state_dict()
-    for key, tensor in weights(tmp_path / "out").items():
-        assert torch.equal(tensor, base[key].float()), key
-
-
-def test_weights_that_float16_cannot_hold_are_refused(place, tmp_path, mistake):
-    model = AutoModelForCausalLM.from_pretrained(place / "llama")
-    model.lm_head.weight.data[3, 5] = 1e5
-    model.save_pretrained(tmp_path / "llama")
-    AutoTokenizer.from_pretrained(place / "llama").save_pretrained(tmp_path / "llama")
-    run = train_run(place, tmp_path / "run", "lmam", model=tmp_path / "llama")
-    line = mistake("export", run, tmp_path / "out", "--dtype", "float16")
-    assert "float16 cannot hold the weights of lm_head.weight" in line
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(place, tmp_path, json_of):

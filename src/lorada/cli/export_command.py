@@ -20,7 +20,6 @@ from lorada.cli.app import (
 from lorada.support.errors import missing_package, unknown_name
 from lorada.support.files import as_typed
 
-DTYPES = ("float32", "bfloat16", "float16")  # that an export may be written in
 FORMATS = "transformers", "onnx"  # of an export
 ONNX_PACKAGES = "onnx", "onnxscript", "onnxruntime"  # of the extra
 
@@ -37,9 +36,6 @@ def export(
             "--adapter-only", help="write adapter and tokenizer only; the base stays where it is"
         ),
     ] = False,
-    dtype: Annotated[
-        str | None, typer.Option(help="of the weights: float32, bfloat16 or float16")
-    ] = None,
     form: Annotated[
         str, typer.Option("--format", help="transformers, or onnx: a graph (an extra)")
     ] = "transformers",
@@ -52,7 +48,7 @@ def export(
             f"no folder to write to: lorada export {run} DIR writes the base with every part "
             "merged that can be, and the rest as an adapter beside it"
         )
-    _check(run, target, dtype, form, adapter_only=adapter_only)
+    _check(run, target, form, adapter_only=adapter_only)
     with importing(quiet=as_json):
         from transformers.utils import logging
 
@@ -65,7 +61,7 @@ def export(
     elif adapter_only:
         written = whole.export_adapter(run, target, trust_remote_code=remote)
     else:
-        written = whole.export(run, target, dtype=dtype, trust_remote_code=remote)
+        written = whole.export(run, target, trust_remote_code=remote)
     if as_json:
         print_json(written)
     else:
@@ -93,7 +89,7 @@ def _tell(target: Path, written: dict[str, Any]) -> None:
     next_is(as_typed("cat", target / "README.md"))
 
 
-def _check(run: Path, target: Path, dtype: str | None, form: str, *, adapter_only: bool) -> None:
+def _check(run: Path, target: Path, form: str, *, adapter_only: bool) -> None:
     """Check what can be checked before torch loads."""
     from lorada.runs.folder import finished_run, refuse_no_adapter, refuse_target
 
@@ -101,20 +97,10 @@ def _check(run: Path, target: Path, dtype: str | None, form: str, *, adapter_onl
     refuse_target(run, target)
     if form not in FORMATS:
         raise unknown_name("format", form, FORMATS)
-    taken: dict[str, str | bool | None] = {}
-    why = ""
-    if adapter_only:
-        taken, why = {"--dtype": dtype}, "--adapter-only, which writes no weights of the base"
-    if form == "onnx":
-        taken = {"--adapter-only": adapter_only, "--dtype": dtype}
-        why = f"--format {form}, which writes the whole model in float32"
-    for option, given in taken.items():
-        if given:
-            raise ValueError(f"{option} is not for {why}: leave one out")
+    if form == "onnx" and adapter_only:
+        raise ValueError("--adapter-only is not for --format onnx, a whole model: leave one out")
     if adapter_only:
         refuse_no_adapter(run)
     for package in ONNX_PACKAGES if form == "onnx" else ():
         if find_spec(package) is None:
             raise missing_package(package, "onnx")
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")

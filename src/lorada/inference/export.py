@@ -26,7 +26,7 @@ import torch
 import transformers
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lorada.data.tokenize import context_of
@@ -72,18 +72,11 @@ Inputs = dict[str, Tensor]
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
-def export(
-    folder: Path,
-    target: Path,
-    *,
-    dtype: str | None = None,
-    trust_remote_code: bool = False,
-) -> dict[str, Any]:
+def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Write the finished run in ``folder`` as a model, with every part merged that can be.
 
     ``target`` is a new or empty folder, not inside the run; if an error ends the export, it is not
-    there, or empty. ``dtype`` is that of the written base, such as ``bfloat16``, None for that of
-    the run: parts are merged before, and an adapter beside the base keeps its own.
+    there, or empty.
 
     Returns:
         ``folder``, ``merged`` and ``adapter`` (kinds of parts), ``labels`` of a classifier,
@@ -95,7 +88,7 @@ def export(
     # The recipe of a fully trained model that was loaded names the run's own folder.
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     with _new_folder(folder, target) as fresh:
-        base = _write(model, run, fresh, dtype)
+        base = _write(model, run, fresh)
         if left:
             mark(fresh)
         copy_licence(recipe.model, fresh)
@@ -221,9 +214,7 @@ def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
     return model, merged, left
 
 
-def _write(
-    model: PeftModel | PreTrainedModel, run: Run, fresh: Path, dtype: str | None
-) -> PreTrainedModel:
+def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> PreTrainedModel:
     """Write the model, its tokenizer, and the adapter of the parts that could not be merged.
 
     Returns the base as it was written.
@@ -243,8 +234,6 @@ def _write(
             save_file(named, renamed, {"format": "pt"})
             renamed.replace(fresh / ADAPTER_WEIGHTS)
         base = model.unload()
-    if dtype is not None:
-        _cast(base, getattr(torch, dtype))
     base.save_pretrained(fresh)
     save_beside(base, fresh)
     run.tokenizer.save_pretrained(fresh)
@@ -258,22 +247,6 @@ def _say_answers(base: PreTrainedModel, run: Run) -> None:
         base.config.label2id = {label: i for i, label in enumerate(run.labels)}
     if base.can_generate() and (ends := end_tokens(run)):
         base.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
-
-
-def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights of a model, and say so if that rounds them."""
-    rounded = any(torch.promote_types(p.dtype, dtype) != dtype for p in model.parameters())
-    name = str(dtype).removeprefix("torch.")
-    for key, weight in model.named_parameters() if rounded else ():
-        if weight.abs().max() > torch.finfo(dtype).max:
-            raise ValueError(f"{name} cannot hold the weights of {key}: take bfloat16 or float32")
-    model.to(dtype)
-    if rounded:
-        logger.warning(
-            "weights are rounded to %s, so the exported model is not exactly the trained one: "
-            "score both",
-            name,
-        )
 
 
 def copy_licence(model: str, fresh: Path) -> None:
