@@ -15,7 +15,11 @@ from programs import printed
 from stacks import logits
 from test_export import CLASSES
 from test_export import train_run as train_in_double
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from lorada.cli import export_command
 from lorada.inference import export
@@ -95,7 +99,7 @@ def test_the_graph_of_a_classifier_answers_as_the_run_does(place, tmp_path, work
     names = {}
     exec(program_in(target / "README.md", target), names)
     pairs = [["3 + 1 =", "5"], ["A longer text than the map is.", "And another one."]]
-    tokenizer, session = names["tokenizer"], names["session"]
+    tokenizer, session = AutoTokenizer.from_pretrained(target), names["session"]
     batch = tokenizer(pairs, return_tensors="np", padding=True)
     batch["token_type_ids"][:, 5:9] = 1  # tokenizers of bytes do not mark a second text
     (logits,) = session.run(["logits"], dict(batch))

@@ -85,6 +85,8 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     refuse_target(folder, target)
     run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
     model, merged, left = merge(run)
+    if not merged and isinstance(model, PeftModel):
+        refuse_without_peft_model(model.peft_config["default"].parts)
     # The recipe of a fully trained model that was loaded names the run's own folder.
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     with _new_folder(folder, target) as fresh:
@@ -200,7 +202,6 @@ def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
     try:
         model = run.model.merge_weights() if isinstance(run.model, PeftModel) else run.model
     except UnmergeableError as error:
-        refuse_without_peft_model(run.model.peft_config["default"].parts)
         logger.warning("nothing is merged: %s", str(error).partition(": ")[0])
         model = run.model
     left = kinds(model)
@@ -264,9 +265,7 @@ PLAIN = "export the model without --format"
 PAST, SHORT = 2, 12  # tokens in the cache of the traced example, and in all of a short text
 CODE = """\
 import onnxruntime
-from transformers import AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx")"""
 NOTES = """
 ONNX opset {opset}, in float32; logits differ from torch's by at most {difference:.1e}. A decoder
@@ -292,16 +291,11 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
     with _new_folder(folder, target) as fresh, _one_refusal(run):
         texts = list(_texts(run, cached=cached))
         expected = [_logits(run.model, text, None, cached=cached) for text in texts]
-        try:
-            model, merged, left = merge(run)
-        except ValueError:  # OMoE: then the others stay beside them too
-            model, merged, left = run.model, [], kinds(run.model)
+        model, merged, left = merge(run)
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         graph, past = _graph_of(base, texts[0], cached=cached)
         found = [_logits(graph, text, past, cached=cached) for text in texts]
-        about = {
-            "opset": graph.program.opset_imports[""], "difference": _difference(found, expected)
-        }  # fmt: skip
+        opset, difference = graph.program.opset_imports[""], _difference(found, expected)
         graph.save_pretrained(fresh)
         _say_answers(base, run)
         if base.can_generate():  # what ends a text is in these settings
@@ -309,13 +303,12 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
         run.tokenizer.save_pretrained(fresh)
         copy_licence(recipe.model, fresh)
         metadata = front_matter(recipe, "onnx", task_type(base.config, classifies=not cached))
-        write_text(
-            fresh, recipe, metadata, title=f"{recipe.model} after {recipe.method}, as a graph",
-            made="Written by lorada export.", code=CODE, notes=NOTES.format_map(about),
-        )  # fmt: skip
+        title, made = f"{recipe.model} after {recipe.method}, as a graph", "By lorada export."
+        notes = NOTES.format(opset=opset, difference=difference)
+        write_text(fresh, recipe, metadata, title=title, made=made, code=CODE, notes=notes)
     return {
-        "folder": str(target), "format": "onnx", **about, "merged": merged, "adapter": left,
-        "labels": list(run.labels), "dtype": "float32",
+        "folder": str(target), "format": "onnx", "opset": opset, "difference": difference,
+        "merged": merged, "adapter": left, "labels": list(run.labels), "dtype": "float32",
         "license": licence_of(recipe.model).get("license"),
     }  # fmt: skip
 
