@@ -58,7 +58,7 @@ def test_answers_stop_where_the_rows_stop(name, folder, place, tmp_path, monkeyp
     templated = form == "messages"
     assert module.generate(run, prompts, templated=templated) == right
     shown = []
-    assert stream(run, prompts[0], shown.append, lambda: False).text == right[0]
+    assert stream(run, prompts[0], shown.append, lambda: False) == right[0]
     assert "".join(shown) == right[0]
     monkeypatch.setattr(module, "reason_against", lambda *_: "asked to")
     assert module.generate(run, prompts, templated=templated) == right
