@@ -46,7 +46,6 @@ from lorada.runs.result import (
     read_result,
     write_predictions,
 )
-from lorada.support.errors import unknown_name
 from lorada.support.metric_names import LOSS, as_score, rows_metric
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import (
