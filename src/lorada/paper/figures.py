@@ -7,7 +7,6 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from lorada.compare.report.pictures import literal
 from lorada.support.errors import needs_extra
 from lorada.support.files import atomic_path
 
@@ -21,35 +20,20 @@ def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
     Args:
         runs: name → history of a ``result.json`` (``step`` and ``loss``).
         paths: files to write, PNG or SVG by their names.
-
-    Raises:
-        ImportError: if matplotlib is missing, naming the extra.
     """
-    plt = _pyplot()
-    height = 3.6 + 0.22 * (len(runs) if len(runs) > 1 else 0)
-    figure, axes = plt.subplots(figsize=(6, height), layout="constrained")
-    names = shorten_paths(list(runs))
-    for name, history, style in zip(names, runs.values(), cycle(STYLES), strict=False):
+    figure = _figure(6, 3.6 + 0.22 * (len(runs) if len(runs) > 1 else 0))
+    axes = figure.subplots()
+    for history, style in zip(runs.values(), cycle(STYLES), strict=False):
         lines = [e for e in history if None not in (e.get("loss"), e.get("step"))]
         steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
-        axes.plot(steps, losses, style, markersize=4, label=literal(name))
+        axes.plot(steps, losses, style, markersize=4)
     axes.set(xlabel="optimizer steps", ylabel="training loss")
     axes.grid(alpha=0.3)
     if len(runs) > 1:
         # Pass the names, because matplotlib leaves out labels that begin with an underscore.
-        named = map(literal, names)
-        figure.legend(axes.lines, named, loc="outside lower center", fontsize="small")
+        names = map(_literal, runs)
+        figure.legend(axes.lines, names, loc="outside lower center", fontsize="small")
     _save(figure, paths)
-
-
-def shorten_paths(names: list[str]) -> list[str]:
-    """Remove the folders that all paths begin or end with."""
-    parts = [name.split("/") for name in names]
-    for end in (0, -1):
-        while len(parts) > 1 and all(len(p) > 1 and p[end] == parts[0][end] for p in parts):
-            for p in parts:
-                p.pop(end)
-    return ["/".join(p) for p in parts]
 
 
 def attention_maps(
@@ -69,27 +53,22 @@ def attention_maps(
         maps: panel title → (queries × keys, share of entries below 0 or None to show none).
         paths: files to write, PNG or SVG by their names.
         title: line above the panels.
-
-    Raises:
-        ImportError: if matplotlib is missing, naming the extra.
     """
-    plt = _pyplot()
     size = min(max(3.2, 0.24 * len(tokens)), LARGEST)
     # In a long text only every second or third token is labelled, so that labels do not overlap.
     every = math.ceil(len(tokens) / (size * 11))
-    ticks, names = range(0, len(tokens), every), [literal(t) for t in tokens[::every]]
+    ticks, names = range(0, len(tokens), every), [_literal(t) for t in tokens[::every]]
     letters = {"fontsize": 7 if size > 0.14 * len(names) else 5}
-    figure, axes = plt.subplots(
-        1, len(maps), figsize=(len(maps) * (size + 0.6), size + 0.9), layout="constrained"
-    )
-    for axis, (name, (values, ratio)) in zip(axes, maps.items(), strict=True):
+    figure = _figure(len(maps) * (size + 0.6), size + 0.9)
+    axes = figure.subplots(1, len(maps), squeeze=False)
+    for axis, (name, (values, ratio)) in zip(axes[0], maps.items(), strict=True):
         image = _signed(axis, values)
         axis.set_xticks(ticks, names, rotation=90, **letters)
         axis.set_yticks(ticks, names, **letters)
         axis.set_title(name if ratio is None else f"{name}\n(Neg Rat: {100 * ratio:.2f}%)")
         figure.colorbar(image, ax=axis, shrink=0.75)
     if title:
-        figure.suptitle(literal(title))
+        figure.suptitle(_literal(title))
     _save(figure, paths)
 
 
@@ -121,14 +100,11 @@ def layers_figure(found: dict[str, Any], *paths: Path) -> None:
             ``negative_ratio`` and ``map_negative_ratio``), ``rows`` and ``task``.
         paths: files to write, PNG or SVG by their names.
     """
-    plt = _pyplot()
     layers = found["layers"]
     count = min(4, len(layers))
     chosen = sorted({round(i * (len(layers) - 1) / max(count - 1, 1)) for i in range(count)})
-    figure, axes = plt.subplot_mosaic(
-        [[f"map{i}" for i in chosen], ["ratio"] * len(chosen)],
-        figsize=(3.2 * len(chosen), 6), layout="constrained",
-    )  # fmt: skip
+    figure = _figure(3.2 * len(chosen), 6)
+    axes = figure.subplot_mosaic([[f"map{i}" for i in chosen], ["ratio"] * len(chosen)])
     for index in chosen:
         axis = axes[f"map{index}"]
         figure.colorbar(_signed(axis, layers[index]["map"]), ax=axis, shrink=0.7)
@@ -156,12 +132,10 @@ def sweep_figure(
 
     ``scores`` are by (heads, rank), one per seed.
     """
-    plt = _pyplot()
     heads, ranks = (sorted({key[i] for key in scores}) for i in range(2))
     grid = [[statistics.fmean(scores.get((h, r), [math.nan])) for r in ranks] for h in heads]
-    figure, axis = plt.subplots(
-        figsize=(1.5 + 1.2 * len(ranks), 1.5 + 0.7 * len(heads)), layout="constrained"
-    )
+    figure = _figure(1.5 + 1.2 * len(ranks), 1.5 + 0.7 * len(heads))
+    axis = figure.subplots()
     image = axis.imshow(grid, cmap="cividis", aspect="auto")
     middle = (image.norm.vmin + image.norm.vmax) / 2
     for line, row in enumerate(grid):
@@ -177,19 +151,21 @@ def sweep_figure(
     _save(figure, paths)
 
 
-def _pyplot() -> Any:
+def _figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches."""
     with needs_extra("plots"):
-        import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+        from matplotlib.figure import Figure
+    return Figure(figsize=(width, height), layout="constrained")
 
-    return pyplot
+
+def _literal(text: str) -> str:
+    """Escape dollars, which would begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def _save(figure: Any, paths: Sequence[Path]) -> None:
-    """Write a figure to files and close it; the layout is computed once."""
+    """Write a figure to files; the layout is computed once."""
     for path in paths:
         with atomic_path(path) as fresh:
             figure.savefig(fresh, dpi=150)
         figure.set_layout_engine("none")
-    _pyplot().close(figure)

@@ -4,7 +4,7 @@ Each number is a mean over seeds with its spread, from ``result.json`` files.
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -86,12 +86,8 @@ def published_line(number: int, key: str, averaged: Sequence[str] = ()) -> Table
     label = row["label"]
     if has_models(number) and row["model"] != label:
         label = f"{row['model']}, {label}"
-    return TableLine(label, "paper", _percent(row["params"]), scores, spread)
-
-
-def _percent(printed: Any) -> str:
-    text = str(printed)
-    return text if text in ("-", NOTHING) or not text[-1].isdigit() else f"{text}%"
+    share = f"{row['params']}%" if row["params"][-1].isdigit() else row["params"]
+    return TableLine(label, "paper", share, scores, spread)
 
 
 def measured_line(
@@ -111,7 +107,7 @@ def measured_line(
             metrics = result["metrics"].get(task, {})
             # Some columns exist at one scale only, such as a length in tokens.
             if metrics and (metric is None or metric in metrics):
-                found[name] = _score(metrics, metric)
+                found[name] = float(metrics[metric or main_metric(metrics)])
     every = [(name, [f[name] for f in by_seed.values() if name in f]) for name in columns]
     scores = {name: values for name, values in every if values}
     whole = [f for f in by_seed.values() if averaged and all(name in f for name in averaged)]
@@ -125,96 +121,93 @@ def measured_line(
     return TableLine(label, "ours", percent, scores, minutes=minutes)
 
 
-def _score(metrics: dict[str, Any], name: str | None) -> float:
-    return float(metrics[name or main_metric(metrics)])
-
-
-@dataclass(frozen=True)
-class RowResults:
-    """A row of a table by its key in ``published.yaml``, and the results of its runs so far."""
-
-    key: str
-    label: str
-    results: Results
-
-    @property
-    def protocol(self) -> str | None:
-        """The protocol its answers were scored by; None if its tasks have only one."""
-        return next((r["recipe"].get("protocol") for r in self.results), None)
-
-
-def paper_page(
-    number: int,
-    title: str,
-    rows: Sequence[RowResults],
-    columns: Columns,
+def page_of(
+    chosen: PaperTable,
+    scale: Scale,
+    kept: Iterable[tuple[TableRow, dict[str, Any]]],
     *,
-    mean: list[str] | None,
-    digits: int,
-    notes: Sequence[str] = (),
-    unrun: Sequence[str] = (),
+    every: bool,
 ) -> Page:
-    """Build the page of a table from its rows and the published scores.
-
-    Args:
-        number: of the table.
-        title: of the page.
-        rows: at least one of them with a result.
-        columns: of all rows; if rows differ in protocol, each protocol gets its own columns.
-        mean: the columns to average; None for all.
-        digits: decimal places.
-        notes: the table's own notes.
-        unrun: keys of published rows that cannot be run, such as ChatGPT's.
+    """The page of results and their rows; with ``every`` also the rows that only the paper has.
 
     Raises:
         ValueError: if two runs were scored on different rows of one task.
     """
-    _check_rows(rows)
-    averaged = [name for name in columns if mean is None or name in mean]
-    plain = [*columns, *([MEAN] if averaged else [])]
-    apart = len({row.protocol for row in rows}) > 1
-
-    def names(row: RowResults) -> dict[str, str]:
-        return {name: f"{name} ({row.protocol})" if apart else name for name in plain}
-
-    lines = []
-    for key in unrun:
-        printed = published_line(number, key, averaged)
-        lines += [_renamed(printed, names(rows[0]))] if printed else []
-    for row in rows:
-        printed = published_line(number, row.key, averaged)
-        lines += [_renamed(printed, names(row))] if printed else []
-        label = row.key if has_models(number) else row.label  # the key names the paper's model
-        lines.append(_renamed(measured_line(label, row.results, columns, averaged), names(row)))
-    shown = dict.fromkeys(name for row in rows for name in names(row).values())
-    results = [result for row in rows for result in row.results]
-    every_note = [
-        *_about(results),
-        *_scores(results, columns),
-        *_of_means(number, averaged),
-        *_unfinished(lines),
-        *notes,
-        *_unparsable(rows),
-        *_machines(results),
+    by_row: dict[str, list[dict[str, Any]]] = {}
+    for row, result in kept:
+        by_row.setdefault(row.key, []).append(result)
+    _check_rows(by_row)
+    results = [result for each in by_row.values() for result in each]
+    scored = {task for result in results for task in result["recipe"]["task"].split(",")}
+    columns = chosen.columns_of([task for task in chosen.tasks if task in scored])
+    averaged = [name for name in columns if chosen.mean is None or name in chosen.mean]
+    ends = _ends(by_row)
+    first = next(iter(ends.values()))
+    lines = [
+        _renamed(line, ends.get(key, first))
+        for key in [*(_unrun(chosen) if every else []), *by_row]
+        for line in _lines(chosen, key, by_row.get(key, []), columns, averaged)
     ]
-    return Page(title, list(shown), lines, every_note, digits)
+    plain = [*columns, *([MEAN] if averaged else [])]
+    notes = [
+        *_about(results, columns),
+        *([f"{MEAN}: of {', '.join(averaged)}, of seeds that have them all; where the paper "
+           "prints a mean alone, that one."] if averaged else []),
+        *_unfinished(lines),
+        *chosen.notes,
+        *(chosen.differs if scale == "local" else []),
+        *_unparsable(by_row),
+        *_machines(results),
+    ]  # fmt: skip
+    return Page(
+        f"Table {chosen.table}: {chosen.title} ({scale} scale)",
+        [name + end for end in dict.fromkeys(ends.values()) for name in plain],
+        lines,
+        notes,
+        chosen.digits,
+    )
 
 
-def _renamed(line: TableLine, names: dict[str, str]) -> TableLine:
-    scores = {names.get(name, name): values for name, values in line.scores.items()}
-    spread = {names.get(name, name): value for name, value in line.spread.items()}
-    return replace(line, scores=scores, spread=spread)
+def _unrun(chosen: PaperTable) -> list[str]:
+    """The keys of the rows that only the paper has, such as ChatGPT's."""
+    run = {row.key for row in chosen.rows}
+    return [row["key"] for row in published(chosen.table)["rows"] if row["key"] not in run]
 
 
-def _check_rows(rows: Sequence[RowResults]) -> None:
+def _lines(
+    chosen: PaperTable, key: str, results: Results, columns: Columns, averaged: Sequence[str]
+) -> Iterator[TableLine]:
+    """A row as published, if it is, and as measured, if it was run."""
+    printed = published_line(chosen.table, key, averaged)
+    if printed is not None:
+        yield printed
+    if results:
+        (row,) = (row for row in chosen.rows if row.key == key)
+        label = key if has_models(chosen.table) else row.label  # the key names the paper's model
+        yield measured_line(label, results, columns, averaged)
+
+
+def _ends(rows: Mapping[str, Results]) -> dict[str, str]:
+    """What the names of a row's columns end with: its protocol, where rows differ in that."""
+    of = {key: results[0]["recipe"].get("protocol") for key, results in rows.items()}
+    apart = len({*of.values()}) > 1
+    return {key: f" ({protocol})" if apart else "" for key, protocol in of.items()}
+
+
+def _renamed(line: TableLine, end: str) -> TableLine:
+    scores = {name + end: values for name, values in line.scores.items()}
+    return replace(line, scores=scores, spread={n + end: value for n, value in line.spread.items()})
+
+
+def _check_rows(rows: Mapping[str, Results]) -> None:
     """Refuse results that were scored on different rows of one task."""
     first: dict[tuple[str | None, str], tuple[str, str]] = {}
-    for row in rows:
-        for result in row.results:
+    for key, results in rows.items():
+        for result in results:
             for task, metrics in result["metrics"].items():
-                data = str(metrics.get("sha256"))
-                where = f"{row.key}, seed {result['seed']}"
-                known = first.setdefault((row.protocol, task), (data, where))
+                data, where = str(metrics.get("sha256")), f"{key}, seed {result['seed']}"
+                asked = (result["recipe"].get("protocol"), task)
+                known = first.setdefault(asked, (data, where))
                 if known[0] != data:
                     raise ValueError(
                         f"{task} was scored on other rows in {where} than in {known[1]}: "
@@ -222,51 +215,33 @@ def _check_rows(rows: Sequence[RowResults]) -> None:
                     )
 
 
-def _about(results: Results) -> list[str]:
-    """Notes on model, seeds, protocol and data of all runs."""
+def _about(results: Results, columns: Columns) -> list[str]:
+    """Notes on model, seeds and data of all runs, and on the metric that each column shows."""
     seeds = sorted({int(r["seed"]) for r in results})
     spread = "; ± is the standard deviation over seeds" if len(seeds) > 1 else ""
+    what = {
+        "protocol": _listed(p for r in results if (p := r["recipe"].get("protocol"))),
+        "rows to learn from": _listed(f"{r['data']['rows']:,}" for r in results if r.get("data")),
+        "train_on": _listed(on for r in results if (on := r["recipe"].get("train_on"))),
+        "rows are from": _listed(s for r in results if (s := (r.get("data") or {}).get("source"))),
+    }
+    sizes = {task: m["n"] for r in results for task, m in r["metrics"].items()}
+    metrics: dict[str, list[str]] = {}
+    for name, (task, metric) in columns.items():
+        every = [m for r in results if (m := r["metrics"].get(task))]
+        if metric is None and every:
+            metric = main_metric(every[0])
+        if any(metric in m for m in every):
+            metrics.setdefault(str(metric), []).append(name)
+    shown = [f"{metric} of {', '.join(names)}" for metric, names in metrics.items()]
     notes = [
         f"ours: {_listed(r['model'] for r in results)}; "
-        f"seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}{spread}."
+        f"seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}{spread}",
+        "; ".join(f"{name}: {text}" for name, text in what.items() if text),
+        f"scored rows: {', '.join(f'{task} {n}' for task, n in sizes.items())}",
+        f"scores: {'; '.join(shown)}" if shown else "",
     ]
-    protocols = _listed(p for r in results if (p := r["recipe"].get("protocol")))
-    trained = _listed(f"{r['data']['rows']:,}" for r in results if r.get("data"))
-    sets = _listed(on for r in results if (on := r["recipe"].get("train_on")))
-    sources = _listed(s for r in results if (s := (r.get("data") or {}).get("source")))
-    parts = [
-        f"protocol: {protocols}" if protocols else "",
-        f"rows to learn from: {trained}" if trained else "",
-        f"train_on: {sets}" if sets else "",
-        f"rows are from {sources}" if sources else "",
-    ]
-    notes.append("; ".join(filter(None, parts)) + ".")
-    sizes = {task: m["n"] for r in results for task, m in r["metrics"].items()}
-    notes.append(f"scored rows: {', '.join(f'{task} {n}' for task, n in sizes.items())}.")
-    return [note for note in notes if note != "."]
-
-
-def _scores(results: Results, columns: Columns) -> list[str]:
-    """A note on which metric each column shows; the paper calls all of GLUE's accuracy."""
-    found: dict[str, list[str]] = {}
-    for name, (task, metric) in columns.items():
-        scored: dict[str, Any] = next(
-            (m for r in results if (m := r["metrics"].get(task)) and (not metric or metric in m)),
-            {},
-        )
-        if scored:
-            found.setdefault(metric or main_metric(scored), []).append(name)
-    shown = [f"{metric} of {', '.join(names)}" for metric, names in found.items()]
-    return [f"scores: {'; '.join(shown)}."] if shown else []
-
-
-def _of_means(number: int, averaged: Sequence[str]) -> list[str]:
-    """A note on which columns the mean averages; the paper's mean may average others."""
-    if not averaged:
-        return []
-    alone = AVERAGE in published(number)["columns"]
-    printed = "; of a row for which the paper prints a mean alone, that one" if alone else ""
-    return [f"{MEAN}: of {', '.join(averaged)}, of seeds that have them all{printed}."]
+    return [f"{note}." for note in notes if note]
 
 
 def _unfinished(lines: Sequence[TableLine]) -> list[str]:
@@ -277,6 +252,16 @@ def _unfinished(lines: Sequence[TableLine]) -> list[str]:
     fewer = [label for label, found in counts.items() if found and min(found) < most]
     return [f"fewer seeds than {most} so far, at least in one column: {', '.join(fewer)}."
             ] if fewer else []  # fmt: skip
+
+
+def _unparsable(rows: Mapping[str, Results]) -> list[str]:
+    """A note on the share of answers that name no option."""
+    worst = {
+        key: max((s for r in results for s in (r.get("unparsable") or {}).values()), default=0)
+        for key, results in rows.items()
+    }
+    named = [f"{key} {share:.1f} %" for key, share in worst.items() if share > 0]
+    return [f"answers that name no option, at most: {', '.join(named)}."] if named else []
 
 
 def _machines(results: Results) -> list[str]:
@@ -291,47 +276,8 @@ def _machines(results: Results) -> list[str]:
     return [f"{_listed(found, '; or ')}. Minutes are of training, all seeds and tasks together."]
 
 
-def _unparsable(rows: Sequence[RowResults]) -> list[str]:
-    """A note on the share of answers that name no option."""
-    worst = {
-        row.key: max(
-            (s for r in row.results for s in (r.get("unparsable") or {}).values()), default=0
-        )
-        for row in rows
-    }
-    named = [f"{key} {share:.1f} %" for key, share in worst.items() if share > 0]
-    return [f"answers that name no option, at most: {', '.join(named)}."] if named else []
-
-
 def _listed(values: Iterable[Any], between: str = ", ") -> str:
     return between.join(dict.fromkeys(map(str, values)))
-
-
-def page_of(
-    chosen: PaperTable,
-    scale: Scale,
-    kept: Iterable[tuple[TableRow, dict[str, Any]]],
-    *,
-    every: bool,
-) -> Page:
-    """The page of results and their rows; with ``every`` also the rows that only the paper has."""
-    by_row: dict[str, tuple[TableRow, list[dict[str, Any]]]] = {}
-    for row, result in kept:
-        by_row.setdefault(row.key, (row, []))[1].append(result)
-    rows = [RowResults(row.key, row.label, results) for row, results in by_row.values()]
-    scored = {t for row in rows for r in row.results for t in r["recipe"]["task"].split(",")}
-    named = {row.key for row in chosen.rows}
-    others = [r["key"] for r in published(chosen.table)["rows"] if r["key"] not in named]
-    return paper_page(
-        chosen.table,
-        f"Table {chosen.table}: {chosen.title} ({scale} scale)",
-        rows,
-        chosen.columns_of([task for task in chosen.tasks if task in scored]),
-        mean=chosen.mean,
-        digits=chosen.digits,
-        notes=[*chosen.notes, *(chosen.differs if scale == "local" else [])],
-        unrun=others if every else [],
-    )
 
 
 def _cell(page: Page, line: TableLine, name: str) -> str:
