@@ -129,7 +129,7 @@ def _write_so_far(
 
     Unless ``quiet``, it prints the paths and the next command; ``again`` is this one.
     """
-    from lorada.paper.table_page import comma_separated, latex, markdown, page_of
+    from lorada.paper.table_page import latex, markdown, page_of
     from lorada.paper.table_runs import stored_rows
 
     of = tasks if chosen.train == "together" else None
@@ -137,11 +137,11 @@ def _write_so_far(
     part = "" if of in (None, chosen.tasks_at(scale)) else f"-{'-'.join(tasks)}"
     stem = f"{results / chosen.name / scale}/table{part}"
     page = page_of(chosen, scale, so_far, every=True)
-    for suffix, write in ((".md", markdown), (".csv", comma_separated), (".tex", latex)):
+    for suffix, write in ((".md", markdown), (".tex", latex)):
         write_atomic(Path(f"{stem}{suffix}"), write(page))
     if quiet:
         return
-    say(f"{stem}.md, .csv, .tex")
+    say(f"{stem}.md, .tex")
     suggest(*again, "--dry-run")
 
 

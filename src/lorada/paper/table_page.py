@@ -1,4 +1,4 @@
-"""A table of the paper as a page: our scores beside the published ones, as Markdown, CSV and LaTeX.
+"""A table of the paper as a page: our scores beside the published ones, as Markdown and LaTeX.
 
 Each number is a mean over seeds with its spread, from ``result.json`` files.
 """
@@ -14,7 +14,7 @@ import yaml
 
 from lorada.paper.table_spec import PaperTable, Scale, TableRow
 from lorada.support.metric_names import main_metric
-from lorada.support.tables import NOTHING, csv_table, latex_table, markdown_table
+from lorada.support.tables import NOTHING, latex_table, markdown_table
 
 NOT_FROM_THE_PAPER = "not from the paper"  # how a result's ``settings_from`` begins if they are not
 TEXTS = 3  # columns before the numbers
@@ -305,21 +305,6 @@ def markdown(page: Page) -> str:
     lines = [f"## {page.title}", "", *(f"- {note}" for note in page.notes), ""]
     lines += markdown_table(header_of(page), [cells(page, line) for line in page.lines], TEXTS)
     return "\n".join([*lines, ""])
-
-
-def comma_separated(page: Page) -> str:
-    """The page as CSV: one line for each number, with every seed's value."""
-    rows: list[list[object]] = []
-    for line in page.lines:
-        for name in page.columns:
-            values = line.scores.get(name)
-            if not values:
-                continue
-            every = " ".join(f"{v:.4f}" for v in values) if line.source == "ours" else ""
-            mean = statistics.fmean(values)
-            std = line.spread_of(name)
-            rows.append([line.label, line.source, line.percent, name, mean, std, every])
-    return csv_table(["method", "from", "trained", "column", "mean", "std", "values"], rows)
 
 
 def latex(page: Page) -> str:
