@@ -95,7 +95,6 @@ def test_every_recipe_passes_a_dry_run(name, scale, monkeypatch):
     assert len(found) == len(keys)
     for job in found:
         needed = needs(job)
-        assert needed["steps"]
         assert needed["trainable"] > 0
         assert done(job) is None
 

@@ -238,7 +238,6 @@ def test_tasks_have_one_order(place):
 def test_a_dry_run_counts_and_estimates_and_writes_nothing(place, json_of):
     plan = json_of("table", "5", "--scale", "local", "--dry-run")
     assert len(plan) == 2 * 2 * 2
-    assert {entry["steps"] for entry in plan} == {2}
     for entry in plan:  # weights, gradients and two moments, and activations
         assert entry["memory"] > 4 * entry["total"] + 12 * entry["trainable"]
     one = {entry["memory"] for entry in plan if entry["row"] == "lora"}

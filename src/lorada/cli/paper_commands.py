@@ -201,7 +201,7 @@ def _show_costs(number: int, *, as_json: bool) -> None:
 
 
 def _show_table(found: list[Any], *, as_json: bool) -> bool:
-    """Print the runs of a table with parameters, steps and memory; whether any is done."""
+    """Print the runs of a table with parameters and memory; whether any is done."""
     from lorada.paper.table_runs import done, needs
 
     plan = []
@@ -215,7 +215,7 @@ def _show_table(found: list[Any], *, as_json: bool) -> bool:
     if as_json:
         print_json(plan)
         return begun
-    names = ("row", "tasks", "seeds", "trained", "paper", "steps", "memory", "")
+    names = ("row", "tasks", "seeds", "trained", "paper", "memory", "")
     shown = Table(*(Column(name, overflow="fold") for name in names))
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in plan:
@@ -227,7 +227,6 @@ def _show_table(found: list[Any], *, as_json: bool) -> bool:
             row, tasks, ", ".join(str(one["seed"]) for one in each),
             f"{entry['percent']:.3f}%",
             "–" if entry["share"] is None else f"{entry['share']}%",
-            "by rows" if entry["steps"] is None else f"{entry['steps']:,}",
             "–" if memory is None else f"{memory / 2**30:.1f} GiB",
             f"{finished} of {len(each)} done" if finished else "",
         )  # fmt: skip

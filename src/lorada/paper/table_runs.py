@@ -32,19 +32,6 @@ from lorada.training.parameter_counts import counts_of
 from lorada.training.training_memory import training_memory
 
 SEED = re.compile(r"seed(\d+)\.json")
-# Rows of the real training sets, by the name of the set or the task; they give steps per epoch.
-ROWS = {
-    "commonsense_170k": 170_420,
-    "math10k_rebuilt": 9_919,  # on the hub, MATH10K itself
-    "cola": 8_551,
-    "sst2": 67_349,
-    "mrpc": 3_668,
-    "stsb": 5_749,
-    "qqp": 363_846,
-    "mnli": 392_702,
-    "qnli": 104_743,
-    "rte": 2_490,
-}
 
 
 @dataclass(frozen=True)
@@ -257,21 +244,15 @@ def part_of(found: list[TableJob], part: tuple[int, int] | None) -> list[TableJo
 
 
 def needs(job: TableJob) -> dict[str, Any]:
-    """What a run needs.
+    """What ``counts_of`` counts, and ``memory``: bytes of a step with rows of ``max_length`` tokens.
 
-    Returns:
-        What ``counts_of`` counts, ``steps`` of the optimizer (None if they depend on an unknown
-        number of rows), and ``memory``: bytes of a step with every row ``max_length`` tokens long,
-        None if they cannot be computed.
+    The memory is None if it cannot be computed.
     """
-    training = job.recipe.training
-    batch = int(training.get("per_device_train_batch_size", 8))
-    steps = _steps(training, _rows_of(job), batch * training.get("gradient_accumulation_steps", 1))
     # Runs that differ in rows and seeds alone take the same memory.
     alike = {"task": job.tasks[0], "output": "-", "dev_rows": 0, "train_rows": None}
-    same = {**training, "seed": 0, "max_steps": -1, "learning_rate": 0.0}
+    same = {**job.recipe.training, "seed": 0, "max_steps": -1, "learning_rate": 0.0}
     recipe = job.recipe.model_copy(update={**alike, "training": same})
-    return {**counts_of(job.recipe), "steps": steps, "memory": _memory(recipe.model_dump_json())}
+    return {**counts_of(job.recipe), "memory": _memory(recipe.model_dump_json())}
 
 
 @cache
@@ -280,18 +261,3 @@ def _memory(recipe: str) -> float | None:
         return training_memory(Recipe.model_validate_json(recipe)).total
     except Exception:  # of any class: a model may do what fake tensors cannot
         return None
-
-
-def _rows_of(job: TableJob) -> int | None:
-    recipe = job.recipe
-    name = recipe.train_on or next(iter(TASKS[job.tasks[0]].train))
-    known = ROWS.get(name, ROWS.get(job.tasks[0]))
-    return recipe.train_rows or (None if known is None else known - recipe.dev_rows)
-
-
-def _steps(training: dict[str, Any], rows: int | None, batch: int) -> int | None:
-    if training.get("max_steps", -1) > 0:
-        return int(training["max_steps"])
-    if rows is None:
-        return None
-    return int(float(training.get("num_train_epochs", 3)) * -(-rows // batch))
