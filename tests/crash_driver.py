@@ -165,7 +165,6 @@ def answer(request):
 def warm_up():
     """Import what the command imports while it runs."""
     import here
-    import matplotlib
     import safetensors.torch  # noqa: F401
     import torch
 
@@ -177,8 +176,7 @@ def warm_up():
     Workers.start, Workers.wait = here.start, here.wait
 
     torch.set_num_threads(1)
-    matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: F401
+    from matplotlib.backends import backend_agg  # noqa: F401
     from transformers import LlamaForCausalLM  # noqa: F401
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 

@@ -1,6 +1,8 @@
 """The paper's figures from a real run, and what the commands that draw them refuse."""
 
+import importlib
 import json
+import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -36,15 +38,14 @@ def runs(place):
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that a test draws, instead of their files."""
-    plt = pytest.importorskip("matplotlib.pyplot", reason="needs the plots extra")
+    pytest.importorskip("matplotlib", reason="needs the plots extra")
     figures = []
     monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
-    yield figures
-    plt.close("all")
+    return figures
 
 
-@pytest.mark.parametrize("name", ["bert", "llama"])
-def test_the_maps_of_a_sentence_add_up_and_have_one_row_a_token(runs, name):
+@pytest.mark.parametrize(("name", "layers"), [("bert", 2), ("llama", 2), ("t5", 4)])
+def test_the_maps_of_a_sentence_add_up_and_have_one_row_a_token(runs, name, layers):
     found = sentence_maps(load_run(runs / name), TEXT, layer=0, head=1)
     softmax, map_, fused = (found["maps"][k][0] for k in found["maps"])
     count = len(found["tokens"])
@@ -53,17 +54,10 @@ def test_the_maps_of_a_sentence_add_up_and_have_one_row_a_token(runs, name):
         for j in range(count):
             assert fused[i][j] == pytest.approx(softmax[i][j] + map_[i][j], abs=1e-6)
     below = sum(value < 0 for row in map_ for value in row)
-    pairs = count * count if name == "bert" else count * (count + 1) // 2
+    pairs = count * (count + 1) // 2 if name == "llama" else count * count
     assert found["maps"]["LMAM (Attn_s)"][1] == pytest.approx(below / pairs)
-    assert len(found["layers"]) == 2
+    assert len(found["layers"]) == layers  # of a T5 those of the encoder, then of the decoder
     assert all(one["relative_norm"] > 0 for one in found["layers"])
-
-
-def test_the_decoder_of_a_t5_reads_the_sentence_too(runs):
-    found = sentence_maps(load_run(runs / "t5"), TEXT)
-    count = len(found["tokens"])
-    assert all(len(values) == count == len(values[0]) for values, _ in found["maps"].values())
-    assert len(found["layers"]) == 4  # two of the encoder, two of the decoder
 
 
 def test_ratios_by_layer_are_means_over_rows(runs):
@@ -148,12 +142,20 @@ def test_a_long_text_is_drawn_in_a_size_that_can_be_looked_at(drawn, tmp_path):
     assert 80 <= len(labels) <= 160
 
 
-def test_every_run_has_a_curve_and_names_without_what_all_share(drawn, tmp_path):
+def test_every_run_has_a_curve_and_its_name(drawn, tmp_path):
     history = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
-    names = [f"runs/table9/{row}/seed1" for row in "abcdefghij"]
-    plots.loss_png(dict.fromkeys(names, history), tmp_path / "loss.png")
-    assert len(drawn[0].axes[0].lines) == len(names)
+    plots.loss_png(dict.fromkeys("abcdefghij", history), tmp_path / "loss.png")
+    assert len(drawn[0].axes[0].lines) == 10
     assert [text.get_text() for text in drawn[0].legends[0].texts] == list("abcdefghij")
+
+
+def test_without_matplotlib_the_extra_is_named_when_something_is_drawn(tmp_path, monkeypatch):
+    for module in ("lorada.paper.figures", "lorada.compare.report.pictures"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    for module in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match="install the extra `plots`"):
+        importlib.import_module("lorada.paper.figures").loss_png({}, tmp_path / "loss.png")
 
 
 def texts_of(svg):
@@ -162,8 +164,10 @@ def texts_of(svg):
 
 
 def test_dollars_in_names_and_tokens_are_no_formulas(tmp_path, monkeypatch):
-    plt = pytest.importorskip("matplotlib.pyplot", reason="needs the plots extra")
-    monkeypatch.setitem(plt.rcParams, "svg.fonttype", "none")  # texts as texts, not as outlines
+    matplotlib = pytest.importorskip("matplotlib", reason="needs the plots extra")
+    monkeypatch.setitem(
+        matplotlib.rcParams, "svg.fonttype", "none"
+    )  # texts as texts, not as outlines
     history = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
     names = ["_runs $x^$", "$y_$/b"]
     plots.loss_png(dict.fromkeys(names, history), tmp_path / "loss.svg")
@@ -202,14 +206,13 @@ def test_a_mistake_is_one_line(command, runs, mistake, monkeypatch):
     assert BAD[command] in mistake(*command.split())
 
 
-@pytest.mark.parametrize("option", ["resume", "overwrite"])
-def test_the_sweep_does_with_earlier_results_what_it_is_told(option, call, monkeypatch):
+def test_the_sweep_does_with_earlier_results_what_it_is_told(call, monkeypatch):
     def told(found, *, resume, overwrite, **options):
         raise ValueError(f"{len(found)} runs, resume {resume}, overwrite {overwrite}")
 
     monkeypatch.setattr(table_runs, "run_all", told)
-    _, _, err = call("plot", "4", "--scale", "local", f"--{option}")
-    assert f"48 runs, resume {option == 'resume'}, overwrite {option == 'overwrite'}" in err
+    _, _, err = call("plot", "4", "--scale", "local", "--overwrite")
+    assert "48 runs, resume False, overwrite True" in err
 
 
 def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, call, tmp_path, monkeypatch):

@@ -244,7 +244,7 @@ def part_of(found: list[TableJob], part: tuple[int, int] | None) -> list[TableJo
 
 
 def needs(job: TableJob) -> dict[str, Any]:
-    """What ``counts_of`` counts, and ``memory``: bytes of a step with rows of ``max_length`` tokens.
+    """What ``counts_of`` counts, and ``memory``: bytes of a step, its rows ``max_length`` long.
 
     The memory is None if it cannot be computed.
     """
