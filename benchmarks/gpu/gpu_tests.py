@@ -16,7 +16,7 @@ ABOUT = "`pytest -m gpu`: exactness on sdpa and flash attention, resuming, nf4, 
 HEADER = ("tests", "passed", "failed", "skipped", "not passed")
 SECONDS = 900
 ALONE = True
-FEW = "resumed"  # in the tiny form
+FEW = "flash and llama-chunks-map"  # in the tiny form
 
 
 def cases(machine: Machine) -> list[str]:

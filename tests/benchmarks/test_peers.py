@@ -65,12 +65,12 @@ def test_sides_take_turns_and_are_compared_by_their_medians():
     assert found["figures"]["work"]["trl"] == 2.0
 
 
-@pytest.mark.parametrize("what", ["labelled", "trained", "loss"])
-def test_trainings_that_did_other_work_are_not_compared(what):
+def test_trainings_that_did_other_work_are_not_compared():
     ours = {"labelled": 100, "trained": 10, "loss": 5.0}
     benchmark.check_same_work(ours, {**ours, "loss": 5.1})
-    with pytest.raises(DisagreementError, match=what):
-        benchmark.check_same_work(ours, {**ours, what: ours[what] * 2})
+    for what in ours:
+        with pytest.raises(DisagreementError, match=what):
+            benchmark.check_same_work(ours, {**ours, what: ours[what] * 2})
 
 
 def test_only_what_noise_does_not_explain_is_worse():
@@ -87,13 +87,9 @@ def test_only_what_noise_does_not_explain_is_worse():
         "train, time: 0.750 instead of 0.700, and noise explains 7.0%",
         "train, memory: 0.511 instead of 0.500, and noise explains 2.0%",
     ]
-
-
-def test_seconds_of_another_machine_are_not_compared():
     before, now = {"start": row(start=figure(5.0))}, {"start": row(start=figure(9.0))}
-    assert worsened(before, now, FIGURES, same_machine=False) == []
+    assert worsened(before, now, FIGURES, same_machine=False) == []  # seconds of another one
     assert len(worsened(before, now, FIGURES, same_machine=True)) == 1
-    assert worsened({}, now, FIGURES, same_machine=True) == []  # never measured before
 
 
 @pytest.mark.parametrize(("ratio", "code"), [(0.7, 0), (0.8, 1)])

@@ -199,14 +199,6 @@ def test_rows_foretold_to_settle_a_pair_do_so_in_four_cases_of_five(study):
     assert 0.7 <= np.mean(np.array(found) < 0.05) <= 0.9
 
 
-def test_runs_that_differ_too_much_are_settled_by_no_number_of_rows(study):
-    atlas = study("atlas")
-    wide = atlas.Measured(
-        np.repeat([[50.0], [60.0], [70.0], [80.0], [90.0]], 400, axis=1), np.ones((5, 400)), []
-    )
-    assert atlas.rows_to_settle(wide, wide._replace(scores=wide.scores - 1), 1) is None
-
-
 def test_mean_ranks_leave_out_what_some_task_lacks_and_full_fine_tuning(study):
     atlas = study("atlas")
     levels = {"lora": 0.9, "dora": 0.8, "lmam": 0.6, "full": 0.95}
