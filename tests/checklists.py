@@ -15,8 +15,8 @@ import re
 import shutil
 import sys
 import textwrap
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from paths import ROOT
 from programs import printed
@@ -31,16 +31,8 @@ STEP = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step of a checklist.
-
-    Attributes:
-        how: ``before``, ``after``, ``new`` or ``run``.
-        path: the file that it writes; empty for a command.
-        anchor: the beginning of the line that the code goes before or after.
-        code: the lines of its block.
-    """
+class Step(NamedTuple):
+    """One step: ``before`` or ``after`` a line of a file, a ``new`` file, or a ``run``."""
 
     how: str
     path: str
@@ -54,8 +46,7 @@ def steps(section: str) -> list[Step]:
     body = page.split(f"\n## {section}\n", 1)[1].split("\n## ", 1)[0]
     found = []
     for match in STEP.finditer(body):
-        lines = textwrap.dedent(match["block"]).splitlines()
-        code = "\n".join(lines[1:-1]) + "\n"
+        code = "\n".join(textwrap.dedent(match["block"]).splitlines()[1:-1]) + "\n"
         how = match["how"] or ("new" if match["new"] else "run")
         found.append(Step(how, match["path"] or match["new"] or "", match["anchor"] or "", code))
     assert len(found) == body.count("```") // 2, f"a code block of {section!r} belongs to no step"
@@ -65,7 +56,6 @@ def steps(section: str) -> list[Step]:
 def copy_repository(folder: Path) -> Path:
     """Copy what a checklist reads or changes into a new folder, and return that."""
     root = folder / "repository"
-    root.mkdir()
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
@@ -79,9 +69,6 @@ def carry_out(checklist: list[Step], root: Path) -> str:
     """Follow every step in a copy of the repository, and return what the commands printed.
 
     They have this Python, and the ``src`` of the copy.
-
-    Raises:
-        AssertionError: for a step that cannot be followed, or a command that fails.
     """
     environment = {
         "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1",
@@ -104,11 +91,6 @@ def carry_out(checklist: list[Step], root: Path) -> str:
         lines.insert(at[0] + (step.how == "after"), step.code)
         path.write_text("".join(lines), encoding="utf-8")
     return said
-
-
-def passed(said: str) -> int:
-    """How many tests passed, by the last line of pytest."""
-    return int(re.findall(r"(\d+) passed", said)[-1])
 
 
 def changed_files(root: Path) -> set[str]:

@@ -34,12 +34,7 @@ from transformers import (
 )
 
 # The shapes in the signatures of the maths are enforced while tests run, not only narrated.
-SHAPED = [
-    "lorada.functional.product",
-    "lorada.functional.maps",
-    "lorada.functional.product",
-    "lorada.tuners.quanta.gates",
-]
+SHAPED = ["lorada.functional.product", "lorada.functional.maps", "lorada.tuners.quanta.gates"]
 with install_import_hook(SHAPED, "beartype.beartype"):
     import lorada.functional  # noqa: F401
 

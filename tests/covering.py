@@ -1,40 +1,41 @@
-"""``covering``: which cases of a matrix run every time, and which only with the slow tests."""
+"""Fewer cases of a matrix of tests, in which everything still meets that meets in one of them."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 
 import pytest
 
+Features = int | Callable[..., set]
 
-def covering(cases: Sequence[tuple], together: int) -> list:
-    """The cases of a matrix, most of them marked slow.
+
+def covering(cases: Sequence[tuple], quick: Features, slow: Features | None = None) -> list:
+    """The cases of a matrix in which everything meets; a case that adds nothing is left out.
 
     Args:
         cases: a value of each axis.
-        together: every combination of so many values that a case has is in a case that is not slow.
-            With 1 every value of each axis is tried, with 2 also every two of them.
+        quick: what meets in a case, of its values: all of it is in a case that is not slow. A
+            number is for every combination of so many values.
+        slow: the same, for further cases that are marked slow.
 
     Returns:
-        All cases in their order, for ``pytest.mark.parametrize``.
+        Cases in their order, for ``pytest.mark.parametrize``.
     """
-    order = list(range(len(cases)))
-    random.Random(0).shuffle(order)  # in their own order the first value would be in most cases
-    kept, seen = set(), set()
-    for i in order:
-        # Every combination of so many values, each with the number of its axis.
-        new = set(combinations(enumerate(cases[i]), together)) - seen
-        if new:
-            kept.add(i)
-            seen |= new
-    return [
-        case if i in kept else pytest.param(*case, marks=pytest.mark.slow)
-        for i, case in enumerate(cases)
-    ]
+    # In their own order the first value would be in most cases.
+    order = random.Random(0).sample(cases, len(cases))
+    chosen: dict[tuple, list] = {}
+    for asked, marks in ((quick, []), (slow, [pytest.mark.slow])):
+        if asked is not None:
+            features = partial(_together, asked) if isinstance(asked, int) else asked
+            seen = {each for case in chosen for each in features(*case)}
+            for case in order:
+                if not features(*case) <= seen:
+                    chosen.setdefault(case, marks)
+                    seen |= features(*case)
+    return [pytest.param(*case, marks=chosen[case]) for case in cases if case in chosen]
 
 
-def few_slow(cases: list, most: int) -> list:
-    """The cases of ``covering`` with ``most`` of the slow ones, evenly spread over the list."""
-    slow = [i for i, case in enumerate(cases) if hasattr(case, "marks")]
-    kept = {slow[i * len(slow) // most] for i in range(most)}
-    return [case for i, case in enumerate(cases) if i in kept or not hasattr(case, "marks")]
+def _together(many: int, *case: object) -> set:
+    """Every combination of so many values, each with the number of its axis."""
+    return set(combinations(enumerate(case), many))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from architectures import logits as forward
 from conftest import TINY, assert_close
-from covering import covering, few_slow
+from covering import covering
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StaticCache
@@ -294,4 +294,4 @@ MATRIX = [
     if (name, cell) not in NOT_EXACT_IN_THE_BASE
     if not (name in DECODERS and cell in MOVED and variant in ABSOLUTE)
 ]
-COVERED = few_slow(covering(MATRIX, 2), 120)
+COVERED = covering(MATRIX, 2)

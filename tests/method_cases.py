@@ -1,13 +1,12 @@
 """Every method on every kind of model, made small: what the tests of all methods run through."""
 
 import functools
-import random
 from typing import Any
 
-import pytest
 import torch
 from architectures import ARCHITECTURES, ENCODER_DECODERS, inputs
 from conftest import SIZES, _build
+from covering import covering
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import ElectraConfig, ElectraForMaskedLM
@@ -102,22 +101,13 @@ def pairs(name: str, model: str) -> set[tuple[str, str]]:
 
 
 def selected(cases: list[tuple[str, str]]) -> list:
-    """The cases of a matrix of methods and models that run; a case that adds nothing is left out.
+    """The cases of a matrix of methods and models that run.
 
     With every run of the tests each method is on one model, and each model has one method. With the
     slow ones each part is on each kind of model (decoder, encoder, encoder-decoder), and each model
     has parts in its attention, beside its blocks and on its matrices.
     """
-    order = random.Random(0).sample(cases, len(cases))
-    chosen: dict[tuple[str, str], bool] = {}  # and whether it is slow
-    for slow, features in ((False, lambda *case: set(enumerate(case))), (True, pairs)):
-        seen = {each for case in chosen for each in features(*case)}
-        for case in order:
-            if not features(*case) <= seen:
-                chosen.setdefault(case, slow)
-                seen |= features(*case)
-    marks = {True: [pytest.mark.slow], False: []}
-    return [pytest.param(*case, marks=marks[chosen[case]]) for case in cases if case in chosen]
+    return covering(cases, 1, pairs)
 
 
 def placed(name: str, model: str, batch: dict[str, Tensor]) -> tuple[nn.Module | PeftModel, Plan]:

@@ -11,7 +11,7 @@ import exact_page
 import pytest
 import torch
 from conftest import assert_close
-from covering import covering, few_slow
+from covering import covering
 from exact_cells import (
     CELLS,
     COVERED,
@@ -66,7 +66,7 @@ BEAMS = list(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "variant", "cache"), few_slow(covering(BEAMS, 1), 6))
+@pytest.mark.parametrize(("name", "variant", "cache"), covering(BEAMS, 1, 2))
 def test_beams_of_a_batch_are_those_of_each_sample_alone_without_a_cache(name, variant, cache):
     model = adapted(name, variant)
     ids, mask = pad(PROMPTS, "left")
