@@ -88,9 +88,8 @@ def test_no_count_at_512_tokens_is_the_printed_share_and_one_at_128_is():
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_tables_have_a_value_in_every_column_and_are_the_same_each_time(number):
+def test_tables_have_a_value_in_every_column(number):
     found = table(number)
     assert all(len(row) == len(found["columns"]) for row in found["rows"])
     assert found["title"].startswith(f"Table {number}: ")
     assert number == 2 or len(found["rows"]) == 4 * 6
-    assert cost_table(number) == found

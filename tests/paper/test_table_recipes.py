@@ -16,7 +16,7 @@ from lorada.methods.sizes import SIZES
 from lorada.paper import table_runs
 from lorada.paper.table_page import MEAN, measured_line, published_line
 from lorada.paper.table_runs import done, jobs, needs
-from lorada.paper.table_spec import SCALES, PaperTable, load_table, row_recipe, tables
+from lorada.paper.table_spec import SCALES, load_table, row_recipe, tables
 from lorada.training.arguments import training_arguments
 from lorada.training.models.loading import kind_of
 from lorada.training.parameter_counts import parameters_of
@@ -87,7 +87,8 @@ LONG = {("table4", "paper"), ("table18", "paper")}  # many recipes, or large mod
 def test_every_recipe_passes_a_dry_run(name, scale, monkeypatch):
     monkeypatch.setattr(table_runs, "_memory", lambda recipe: None)  # which takes seconds of each
     table = load_table(name)
-    keys = {row.method: row.key for row in reversed(table.rows_at(scale, None))}
+    rows = reversed(table.rows_at(scale, None))
+    keys = {(row.method, scale == "paper" and row.model): row.key for row in rows}
     tasks = table.tasks_at(scale)[: 1 if table.train == "each" else None]
     config_of(table.shared(scale).model)
     found = jobs(table, scale, rows=list(keys.values()), tasks=tasks, seeds=[1],
@@ -97,19 +98,6 @@ def test_every_recipe_passes_a_dry_run(name, scale, monkeypatch):
         needed = needs(job)
         assert needed["trainable"] > 0
         assert done(job) is None
-
-
-# Models and methods of the other tables are in these too.
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [4, 5, 7, 9, 10, 11])
-def test_every_method_of_a_table_can_be_placed_on_its_models(number):
-    seen = set()
-    for table, row, tasks in runs_of(number, "paper"):
-        recipe = row_recipe(table, row, "paper", tasks, 1, Path("-"))
-        if (settings := (recipe.method, recipe.model, str(recipe.parts))) not in seen:
-            seen.add(settings)
-            counts = parameters_of(recipe)
-            assert 0 < counts["trainable"] <= counts["total"]
 
 
 # The tables whose local rows have ranks and lengths of all kinds of parts.
@@ -157,26 +145,15 @@ def test_what_a_table_says_of_a_part_that_a_method_lacks_falls_away():
     assert parts["lorada_a"]["lmam"]["length"] == 256
 
 
-def test_a_task_may_have_a_model_of_its_own_and_a_row_another():
-    columns = {"model": "roberta-base", "by_task": {"rte": {"model": "bart-large"}}}
-    rows = [{"key": k, "label": k, "method": "full"} for k in ("a", "b")]
-    rows[1]["model"] = "deberta-v3-base"
-    table = PaperTable(
-        table=5, title="one", tasks=["rte", "mrpc"], train="each",
-        paper=columns, local={"model": "minilm-l6"}, rows=rows,
-    )  # fmt: skip
-    models = [
-        row_recipe(table, row, "paper", [task], 1, Path("-")).model
-        for row in table.rows
-        for task in table.tasks
-    ]
-    assert models == ["bart-large", "roberta-base", "deberta-v3-base", "deberta-v3-base"]
+def test_a_task_may_have_a_model_of_its_own_and_a_row_settings_for_a_task():
+    def recipes(name, key, *tasks):
+        table = load_table(name)
+        (row,) = table.rows_at("paper", [key])
+        return [row_recipe(table, row, "paper", [task], 1, Path("-")) for task in tasks]
 
-
-def test_a_row_may_have_settings_of_its_own_for_a_task():
-    table = load_table("table11")
-    (row,) = table.rows_at("paper", ["adalora"])
-    found = [row_recipe(table, row, "paper", [task], 1, Path("-")) for task in ("cola", "sst2")]
+    models = [one.model for one in recipes("table10", "full", "xsum", "wmt16_en_ro")]
+    assert models == ["bart-large", "mbart-large"]
+    found = recipes("table11", "adalora", "cola", "sst2")
     assert [one.parts["adalora"]["tinit"] for one in found] == [800, 6000]
     assert [one.parts["adalora"]["lora_alpha"] for one in found] == [32, 16]
     assert [one.max_length for one in found] == [64, 128]
