@@ -340,7 +340,7 @@ WRONG = {
 def test_a_result_with_something_of_another_type_is_one_line(mistake, run, tmp_path, key):
     result = json.loads((run / "result.json").read_text())
     commands = (
-        ["plot", "loss", run, "--output", tmp_path], ["explore", run, "--text", "a", "--maps"],
+        ["plot", "loss", run, "--output", tmp_path], ["explore", run, "--text", "a"],
         ["evaluate", run], ["generate", run, "--prompt", "a"],
     )  # fmt: skip
     for value in WRONG[key]:

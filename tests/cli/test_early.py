@@ -81,7 +81,6 @@ MISTAKES = {
     "chat run other": "was trained on llama and other on wide",
     "evaluate run": "no data: pass --data FILE",
     "evaluate run --data none.csv": "no data file at none.csv",
-    "explore run --text ' ' --maps": "the text is empty",
     "explore run half other --text a": "3 runs do not fit side by side: give one or two",
     "explore run --text a": "as its method trained the model itself: explore another run",
     "methods lorra": "unknown method 'lorra'; did you mean lora",

@@ -98,10 +98,6 @@ def test_a_run_can_be_used_as_is_suggested(call, at_home, run):
     run = run.relative_to(at_home)
     assert follow(call, "evaluate", run, "--data", "my rows.jsonl", **fill)[1] == "generate"
     assert follow(call, "generate", run, "--prompt", "[/x] a", **fill)[1] == "evaluate"
-    assert follow(call, "explore", run, "--text", "a $b$ [/x]", "--maps", **fill)[1:3] == [
-        "plot",
-        "3",
-    ]
     for what in ("1", "loss"):
         follow(call, "plot", what, run, "--output", "pictures", **fill)
     more = ["--data", "my rows.jsonl", "--rows", 1, "--output", "pictures"]

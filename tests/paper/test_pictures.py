@@ -79,17 +79,6 @@ def test_rows_of_another_form_than_the_run_has_learned_are_shown_in_their_own(ru
     assert found == len(run.tokenizer("<|user|>ab<e><|assistant|>")["input_ids"])
 
 
-def test_maps_draw_figure_1_and_print_every_layers_relative_norm(runs, works, json_of):
-    words = ("explore", runs / "bert", "--text", TEXT, "--maps")
-    out, _ = works(*words)
-    assert "relative norm" in out
-    for suffix in (".png", ".svg"):
-        assert (runs / "bert" / f"maps{suffix}").stat().st_size > 5000
-    found = json_of("explore", runs / "llama", "--text", TEXT, "--maps", "--layer", 0)
-    assert len(found["layers"]) == 2
-    assert found["layer"].endswith("layers.0.self_attn")
-
-
 @pytest.mark.parametrize(("what", "name"), [("1", "figure1"), ("3", "figure3"), ("loss", "loss")])
 def test_a_figure_of_a_run_is_drawn(what, name, runs, tmp_path, works):
     text = ("--text", TEXT) if what == "1" else ()
@@ -192,11 +181,7 @@ BAD = {
     "plot 1 bert llama": "lorada plot 1 takes 1 run, not 2",
     "plot 3 bert llama": "lorada plot 3 takes 1 run, not 2",
     "plot 4 bert": "lorada plot 4 takes no run, not 1",
-    "explore bert --text a --maps --layer 7": "--layer 7 is not in 0–1",
-    "explore bert --text a --maps --head 9": "--head 9 is not in 0–3",
-    "explore plain --text a --maps": "this model has no active map",
-    "explore bert llama --text a --maps": "--maps shows one run and one --text",
-    "explore bert --text a --head 1": "--head is for --maps: add it, or leave --head out",
+    "plot 1 plain --text a": "this model has no active map",
 }
 
 

@@ -298,17 +298,18 @@ def _plot_losses(runs: list[Path], output: Path) -> None:
 
 
 def _plot_maps(run: Path, text: str, output: Path) -> None:
+    from lorada.paper.figures import attention_maps
     from lorada.runs.folder import finished_run
-    from lorada.support.errors import refuse_empty
 
     recipe = finished_run(run)
-    refuse_empty(text)
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
     from lorada.explore.explore import sentence_maps
 
     found = sentence_maps(loaded, text)
-    draw("figure1", output, lambda *paths: figure_1(found, *paths))
-    suggest("explore", run, "--text", "TEXT", "--maps")
+    title = f"{found['layer']}, head {found['head']}"
+    maps = found["tokens"], found["maps"]
+    draw("figure1", output, lambda *paths: attention_maps(*maps, *paths, title=title))
+    suggest("explore", run, "--text", "TEXT")
 
 
 def _plot_layers(
@@ -325,7 +326,7 @@ def _plot_layers(
     for one in layers["layers"]:
         line = f"{one['layer']}: map {100 * one['map_negative_ratio']:.1f}% below 0, fused "
         console.print(f"{line}{100 * one['negative_ratio']:.1f}%")
-    suggest("explore", run, "--text", "TEXT", "--maps")
+    suggest("plot", "1", run)
 
 
 def _plot_sweep(
@@ -382,11 +383,3 @@ def draw(name: str, folder: Path, write: Any) -> None:
         console.print(str(error))
         return
     say(", ".join(map(str, paths)))
-
-
-def figure_1(found: dict[str, Any], *paths: Path) -> None:
-    """Draw the maps of one head as Figure 1; ``found`` is what ``sentence_maps`` returns."""
-    from lorada.paper.figures import attention_maps
-
-    title = f"{found['layer']}, head {found['head']}"
-    attention_maps(found["tokens"], found["maps"], *paths, title=title)
