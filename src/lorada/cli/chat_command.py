@@ -5,7 +5,7 @@ Answers go to the output, everything else to the error stream, so that a script 
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,17 +17,16 @@ from lorada.cli.app import Remote, app, errors, loading_model, note, say
 from lorada.cli.run_commands import suggest_scoring
 from lorada.support.errors import unknown_name
 
-BASE = "base"
 KEYS = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat"
-QUIT = "/quit"
-HELP = """\
-/base          answer the last question with the base alone, below the adapter's answer
-/base TEXT     answer TEXT with the base alone; it is not part of the conversation
-/adapter NAME  let another adapter answer; without NAME, list them
-/reset         forget the conversation
-/help          show this list
-/quit          end the chat
-A line that ends with \\ goes on in the next. Put a blank before a question that begins with /."""
+# The commands; the words in capitals, which may be left out, are no part of the names.
+COMMANDS = {
+    "/base TEXT": "answer TEXT, else the last question, with the base alone; it is not remembered",
+    "/adapter NAME": "let another adapter answer; without NAME, list them",
+    "/reset": "forget the conversation",
+    "/help": "show this list",
+    "/quit": "end the chat",
+}
+HELP = "\n".join([f"{name:14} {what}" for name, what in COMMANDS.items()])
 
 
 @app.command()
@@ -43,10 +42,15 @@ def chat(
 ) -> None:
     """Chat with finished runs in the terminal, with the base's answers beside theirs."""
     from lorada.runs.folder import writers
+    from lorada.runs.result import read_result
 
     recipe = writers(runs)
-    if system is not None:
-        refuse_system(runs)
+    for run in runs if system is not None else ():
+        if read_result(run)["form"] != "messages":
+            raise ValueError(
+                f"--system is for runs that learned conversations, and {run} continues each line "
+                "by itself: write it at the beginning of the line"
+            )
     with loading_model(recipe.model):
         from lorada.inference.chat import open_chat
 
@@ -55,7 +59,7 @@ def chat(
     note(KEYS)
     with suppress(ImportError):
         import readline  # noqa: F401 (gives input() a history and the arrow keys)
-    while (line := _read(opened.active)) is not None and line.strip() != QUIT:
+    while (line := _read(opened.active)) is not None and line.strip() != "/quit":
         try:
             _obey(opened, line)
         except ValueError as error:
@@ -63,46 +67,41 @@ def chat(
     suggest_scoring(runs[0], recipe, on=errors)
 
 
-def refuse_system(runs: Sequence[Path]) -> None:
-    """Refuse a system's turn for runs that read no conversation, naming the first."""
-    from lorada.runs.result import read_result
-
-    for run in runs:
-        if read_result(run)["form"] != "messages":
-            raise ValueError(
-                f"--system is for runs that learned conversations, and {run} continues each line "
-                "by itself: write it at the beginning of the line"
-            )
-
-
 def _read(name: str) -> str | None:
     """The next question or command, as it was typed or from a file or pipe; None at the end."""
-    lines: list[str] = []
-    while True:
-        try:
-            prompt = "… " if lines else f"{name}> "
-            line = input(prompt) if sys.stdin.isatty() else next(sys.stdin).rstrip("\r\n")
-        except (EOFError, StopIteration):
-            return "\n".join(lines) if lines else None
-        except KeyboardInterrupt:
-            if not sys.stdin.isatty():
-                raise
-            note(f"\nCtrl-D or {QUIT} ends the chat")
-            return ""
-        if not line.endswith("\\"):
-            return "\n".join([*lines, line])
-        lines.append(line[:-1])
+    terminal = sys.stdin.isatty()
+    try:
+        return input(f"{name}> ") if terminal else next(sys.stdin).rstrip("\r\n")
+    except (EOFError, StopIteration):
+        return None
+    except KeyboardInterrupt:
+        if not terminal:
+            raise
+        note("\nCtrl-D or /quit ends the chat")
+        return ""
 
 
 def _obey(chat: Any, line: str) -> None:
     """Answer a question, or do what a command says."""
     word, _, rest = line.partition(" ")
-    if word in COMMANDS:
-        COMMANDS[word](chat, rest.strip())
-    elif line.startswith("/"):
-        raise unknown_name("command", word, [*COMMANDS, QUIT])
-    elif line.strip():
-        _answer(chat, line)
+    rest = rest.strip()
+    match word:
+        case "/base":
+            _base(chat, rest)
+        case "/adapter" if rest:
+            chat.switch(rest)
+            note(_about(chat, rest))
+        case "/adapter":
+            _list_adapters(chat)
+        case "/reset":
+            chat.reset()
+            note("the conversation is forgotten")
+        case "/help":
+            note(HELP)
+        case _ if word.startswith("/"):
+            raise unknown_name("command", word, [name.split()[0] for name in COMMANDS])
+        case _ if line.strip():
+            _answer(chat, line)
 
 
 def _answer(chat: Any, question: str) -> None:
@@ -115,34 +114,10 @@ def _answer(chat: Any, question: str) -> None:
 
 def _base(chat: Any, text: str) -> None:
     name, prompt = chat.base_prompt(text or None)
-    if not text:
-        _label(name)
-        _show(f"{chat.last.text}\n")
-    _label(BASE)
+    say(Text("base:", "bold"))
     with _stoppable() as stopped:
         chat.write(name, prompt, _show, stopped, base=True)
     _show("\n")
-
-
-def _adapter(chat: Any, name: str) -> None:
-    if name:
-        chat.switch(name)
-        note(_about(chat, name))
-    else:
-        _list_adapters(chat)
-
-
-def _reset(chat: Any, _: str) -> None:
-    chat.reset()
-    note("the conversation is forgotten")
-
-
-COMMANDS: dict[str, Callable[[Any, str], None]] = {
-    "/base": _base,
-    "/adapter": _adapter,
-    "/reset": _reset,
-    "/help": lambda *_: note(HELP),
-}
 
 
 def _list_adapters(chat: Any) -> None:
@@ -160,16 +135,12 @@ def _about(chat: Any, name: str) -> str:
     return f"{name}: {run.recipe.method} on {run.recipe.model}; {how}"
 
 
-def _label(name: str) -> None:
-    say(Text(f"{name}:", "bold"))
-
-
 def _show(piece: str) -> None:
     print(piece, end="", flush=True)  # as it is: rich would make blanks of tabs
 
 
 @contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
+def _stoppable() -> Iterator[Any]:
     """Give a function that says whether Ctrl-C was pressed; a second Ctrl-C ends the command."""
     pressed: list[bool] = []
 
