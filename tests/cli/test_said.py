@@ -2,14 +2,13 @@
 
 import io
 import sys
-from pathlib import Path
 
 import pytest
 from paths import ROOT
 from rich.console import Console
 from rich.table import Table
 
-from lorada.cli.app import as_typed, waiting
+from lorada.cli.app import waiting
 from lorada.support.progress import plain_console
 
 SOURCE = ROOT / "src" / "lorada"
@@ -42,7 +41,3 @@ def test_what_is_waited_for_is_said_on_a_terminal_to_a_person(monkeypatch, termi
     assert ("loading my [/x] model" in said.getvalue()) == (terminal and not quiet)
     if not terminal or quiet:
         assert said.getvalue() == ""
-
-
-def test_a_path_that_begins_with_a_dash_is_no_option():
-    assert as_typed("evaluate", Path("-run"), "--data", "a b") == "evaluate ./-run --data 'a b'"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import math
 import shutil
 from functools import partial
@@ -256,16 +255,14 @@ def test_a_damaged_file_is_one_line_before_anything_is_scored(copied, place, cas
     assert path.read_bytes() == damaged
 
 
-def test_odd_texts_and_numbers_come_back_as_they_were(tmp_path, caplog):
+def test_odd_texts_and_numbers_come_back_as_they_were(tmp_path):
     texts = ["a\u2028b", "c\nd\r", '"\\', "ăâ", "\x00\x1c", ""]
     lines = [{"row": n, "answer": t, "score": 0.1, "loss": 2 / 3} for n, t in enumerate(texts, 1)]
     lines += [{"row": 7, "answer": 3, "score": 1.0, "loss": None}]
     write_predictions(tmp_path, "ä (base)", lines)
     assert read_predictions(tmp_path) == [{"rows": "ä (base)", **line} for line in lines]
     assert isinstance(read_predictions(tmp_path)[6]["answer"], int)
-    with caplog.at_level(logging.WARNING):
-        nan = {"row": 1, "answer": float("nan"), "score": -math.inf, "loss": math.nan}
-        write_predictions(tmp_path, "ä (base)", [nan, nan])
-    assert caplog.text.count("not a finite number, written as null") == 1
+    nan = {"row": 1, "answer": float("nan"), "score": -math.inf, "loss": math.nan}
+    write_predictions(tmp_path, "ä (base)", [nan, nan])
     for line in (tmp_path / PREDICTIONS_FILE).read_text().splitlines():
         assert json.loads(line)["score"] is None

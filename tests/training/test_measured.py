@@ -164,7 +164,7 @@ def test_labels_are_not_smoothed_where_there_are_none(place, tmp_path, form):
     refused(said, lambda: train(asked, quiet=True))
 
 
-def test_numbers_that_json_lacks_are_null_and_named(kept_back, tmp_path, caplog):
+def test_numbers_that_json_lacks_are_null(kept_back, tmp_path):
     run = shutil.copytree(kept_back[0].run, tmp_path / "run")
     result = read_result(run)
     result["metrics"] = {"a": {"loss": float("nan"), "n": 3}, "b": [float("inf"), 1.5]}
@@ -172,4 +172,3 @@ def test_numbers_that_json_lacks_are_null_and_named(kept_back, tmp_path, caplog)
     text = (run / "result.json").read_text()
     saved = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert saved["metrics"] == {"a": {"loss": None, "n": 3}, "b": [None, 1.5]}
-    assert "metrics.a.loss=nan and 1 more: not a finite number" in caplog.text

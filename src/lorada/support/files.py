@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import logging
 import math
 import os
 import shlex
@@ -13,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-
-logger = logging.getLogger(__name__)
 
 SCRATCH = ".lorada-writing-"
 
@@ -54,43 +51,28 @@ def file_name(text: str) -> str:
 
 
 def as_typed(*words: object) -> str:
-    """Quote words for a shell; a path that begins with a dash gets ./, so that it is no option."""
-    safe = (f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in words)
-    return shlex.join(safe)
+    """Quote words for a shell."""
+    return shlex.join(map(str, words))
 
 
 def json_text(data: Any) -> str:
-    """Data as strict JSON: NaN and infinity, which JSON lacks, become null with a warning."""
-    lost: list[str] = []
-    text = json.dumps(_finite(data, "", lost), indent=2, ensure_ascii=False, allow_nan=False)
-    _warn_of(lost)
-    return text
+    """Data as strict JSON: NaN and infinity, which JSON lacks, become null."""
+    return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def json_lines(rows: Iterable[dict[str, Any]]) -> str:
-    """Objects as strict JSON, one a line; NaN and infinity become null with one warning."""
-    lost: list[str] = []
-    finite = [_finite(row, f"line {number}", lost) for number, row in enumerate(rows, start=1)]
-    _warn_of(lost)
-    return "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in finite)
+    """Objects as strict JSON, one a line; NaN and infinity become null."""
+    lines = (json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) for row in rows)
+    return "".join(f"{line}\n" for line in lines)
 
 
-def _warn_of(lost: list[str]) -> None:
-    if lost:
-        more = f" and {len(lost) - 1} more" if lost[1:] else ""
-        logger.warning("%s%s: not a finite number, written as null in JSON", lost[0], more)
-
-
-def _finite(data: Any, name: str, lost: list[str]) -> Any:
-    """The data with null for NaN and infinity; their names are appended to ``lost``."""
+def _finite(data: Any) -> Any:
+    """The data with None for NaN and infinity."""
     if isinstance(data, dict):
-        return {key: _finite(value, f"{name}.{key}", lost) for key, value in data.items()}
+        return {key: _finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(value, f"{name}[{i}]", lost) for i, value in enumerate(data)]
-    if isinstance(data, float) and not math.isfinite(data):
-        lost.append(f"{name.lstrip('.')}={data}")
-        return None
-    return data
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 @contextmanager
