@@ -202,7 +202,6 @@ def test_the_sweep_does_with_earlier_results_what_it_is_told(call, monkeypatch):
 
 def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, call, tmp_path, monkeypatch):
     def some(found, **options):
-        assert options["part"] == (1, 2)
         results = [
             {"model": "bert", "recipe": job.recipe.model_dump(),
              "metrics": {job.tasks[0]: {"accuracy": 80.0}}}
@@ -212,7 +211,7 @@ def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, call, tmp_path
         return results, {"a": Outcome("failed", "too large"), "b": Outcome("held")}
 
     monkeypatch.setattr(table_runs, "run_all", some)
-    words = ("plot", "4", "--scale", "local", "--shard", "1/2", "--output", str(tmp_path))
+    words = ("plot", "4", "--scale", "local", "--output", str(tmp_path))
     code, _, err = call(*words)
     assert code == 2
     assert "a failed: too large" in err

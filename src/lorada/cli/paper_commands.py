@@ -1,8 +1,9 @@
 """The commands ``table`` and ``plot``: the paper's tables and figures, and loss curves."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Column, Table
@@ -35,20 +36,23 @@ from lorada.cli.queue_options import (
     split_seeds,
 )
 from lorada.cli.run_commands import scored_run, suggest_scoring
+from lorada.support.duration import counted
 from lorada.support.files import write_atomic
 from lorada.support.progress import progress_bar
 
-PICTURES = ("1", "3", "4", "loss")
-MOST_RUNS = {"1": 1, "3": 1, "4": 0}  # runs for a picture; loss takes any number
+# Options that are not repeated in the command that goes on with the same runs.
+ONCE = ("--dry-run", "--resume", "--overwrite")
 Results = Annotated[Path, typer.Option(help="where results are kept")]
+Scale = Annotated[
+    Literal["paper", "local"] | None,
+    typer.Option(help="of models and data; local where there is no GPU"),
+]
 
 
 @app.command()
 def table(
     number: Annotated[int, typer.Argument(help="number of the table in the paper")],
-    scale: Annotated[
-        str | None, typer.Option(help="paper or local; local where there is no GPU")
-    ] = None,
+    scale: Scale = None,
     rows: Annotated[str | None, typer.Option(help="keys or methods, with commas")] = None,
     tasks: Annotated[str | None, typer.Option(help="names, with commas")] = None,
     seeds: Annotated[str | None, typer.Option(help="numbers, with commas")] = None,
@@ -69,7 +73,7 @@ def table(
         _show_costs(number, as_json=as_json)
         return
     pool, part = check_queue(workers, gpus_per_job, cluster, shard)
-    chosen = _check_table(f"table{number}", scale, data_dir, resume=resume, overwrite=overwrite)
+    chosen = _table_named(f"table{number}", data_dir, resume=resume, overwrite=overwrite)
     of_rows, of_tasks = split_names("rows", rows), split_names("tasks", tasks)
     of_seeds = split_seeds(seeds)
     chosen.rows_named(of_rows)
@@ -77,15 +81,14 @@ def table(
     with importing(quiet=as_json):
         from lorada.paper.table_page import page_of
         from lorada.paper.table_runs import jobs, part_of, run_all
-    at = _scale(scale)
+    at = scale or _usual_scale()
     found = jobs(
         chosen, at, rows=of_rows, tasks=of_tasks, seeds=of_seeds,
         results=results, output=output, data_dir=data_dir,
     )  # fmt: skip
-    again = _words(number, scale=at, rows=rows, tasks=tasks, seeds=seeds, results=results,
-                   output=output, data_dir=data_dir)  # fmt: skip
+    again = [word for word in sys.argv[1:] if word not in ONCE]
     if dry_run:
-        begun = _show_table(part_of(found, part), as_json=as_json)
+        begun = _show_plan(part_of(found, part), as_json=as_json)
         if not as_json:
             suggest(*again, *(["--resume"] if begun else []))
         return
@@ -96,14 +99,51 @@ def table(
     if any(complete):
         kept = [(job.row, result) for job, result in zip(found, complete, strict=True) if result]
         _show_page(page_of(chosen, at, kept, every=rows is None), as_json=as_json)
-        _write_so_far(chosen, at, found[0].tasks, results, again, quiet=as_json)
+        written = _write_so_far(chosen, at, found[0].tasks, results)
+        if not as_json:
+            say(written)
+            suggest(*again, "--dry-run")
     _check_outcomes(outcomes)
 
 
-def _words(number: int, **options: Any) -> list[Any]:
-    """The arguments of the command that asks for the same runs."""
-    given = {f"--{key.replace('_', '-')}": v for key, v in options.items() if v is not None}
-    return ["table", number, *(word for pair in given.items() for word in pair)]
+def _table_named(name: str, data_dir: str | None, *, resume: bool, overwrite: bool) -> Any:
+    """A table or figure by its name, after the checks that need no torch."""
+    from lorada.data.rows import data_folder
+    from lorada.paper.table_spec import load_table
+    from lorada.runs.folder import refuse_both
+
+    refuse_both(resume=resume, overwrite=overwrite)
+    if data_dir is not None:
+        data_folder(data_dir)
+    return load_table(name)
+
+
+def _usual_scale() -> Literal["paper", "local"]:
+    import torch
+
+    return "paper" if torch.cuda.is_available() else "local"
+
+
+def _print_table(title: str, columns: Iterable[str], rows: Iterable[Any], notes: list[str]) -> None:
+    """Print a table of any width, whose rows may have a style, and sentences below it."""
+    shown = Table(*(Column(name, overflow="fold") for name in columns), title=title)
+    for style, cells in rows:
+        shown.add_row(*cells, style=style)
+    console.print(shown)
+    for sentence in notes:
+        console.print(f"• {sentence}")
+
+
+def _show_costs(number: int, *, as_json: bool) -> None:
+    from lorada.paper.map_costs import cost_table
+
+    found = cost_table(number)
+    if as_json:
+        print_json(found)
+        return
+    rows = [(None, map(str, row)) for row in found["rows"]]
+    _print_table(found["title"], found["columns"], rows, found["notes"])
+    suggest("table", number, "--json")
 
 
 def _show_page(page: Any, *, as_json: bool) -> None:
@@ -113,22 +153,12 @@ def _show_page(page: Any, *, as_json: bool) -> None:
     if as_json:
         print_json({**vars(page), "lines": [vars(line) for line in page.lines]})
         return
-    for sentence in page.notes:
-        console.print(f"• {sentence}")
-    columns = (Column(name, overflow="fold") for name in header_of(page))
-    shown = Table(*columns, title=page.title)
-    for line in page.lines:
-        shown.add_row(*cells(page, line), style="dim" if line.source == "paper" else None)
-    console.print(shown)
+    rows = [("dim" if line.source == "paper" else None, cells(page, line)) for line in page.lines]
+    _print_table(page.title, header_of(page), rows, page.notes)
 
 
-def _write_so_far(
-    chosen: Any, scale: Any, tasks: list[str], results: Path, again: list[Any], *, quiet: bool
-) -> None:
-    """Write the page of every row and seed so far; if one run learns all tasks, of these tasks.
-
-    Unless ``quiet``, it prints the paths and the next command; ``again`` is this one.
-    """
+def _write_so_far(chosen: Any, scale: Any, tasks: list[str], results: Path) -> str:
+    """Write the page of every row and seed so far; if one run learns all tasks, of these tasks."""
     from lorada.paper.table_page import latex, markdown, page_of
     from lorada.paper.table_runs import stored_rows
 
@@ -139,27 +169,7 @@ def _write_so_far(
     page = page_of(chosen, scale, so_far, every=True)
     for suffix, write in ((".md", markdown), (".tex", latex)):
         write_atomic(Path(f"{stem}{suffix}"), write(page))
-    if quiet:
-        return
-    say(f"{stem}.md, .tex")
-    suggest(*again, "--dry-run")
-
-
-def _check_table(
-    name: str, scale: str | None, data_dir: str | None, *, resume: bool, overwrite: bool
-) -> Any:
-    """A table or figure by its name, after the checks that need no torch."""
-    from lorada.data.rows import data_folder
-    from lorada.paper.table_spec import SCALES, load_table
-    from lorada.runs.folder import refuse_both
-
-    chosen = load_table(name)
-    if scale is not None and scale not in SCALES:
-        raise ValueError(f"--scale {scale} is not one of {', '.join(SCALES)}")
-    refuse_both(resume=resume, overwrite=overwrite)
-    if data_dir is not None:
-        data_folder(data_dir)
-    return chosen
+    return f"{stem}.md, .tex"
 
 
 def _check_outcomes(outcomes: Mapping[str, Any]) -> None:
@@ -176,31 +186,7 @@ def _check_outcomes(outcomes: Mapping[str, Any]) -> None:
         )
 
 
-def _scale(asked: str | None) -> Any:
-    """The scale that was asked for; else ``paper`` where there is a GPU, or ``local``."""
-    import torch
-
-    return asked or ("paper" if torch.cuda.is_available() else "local")
-
-
-def _show_costs(number: int, *, as_json: bool) -> None:
-    from lorada.paper.map_costs import cost_table
-
-    found = cost_table(number)
-    if as_json:
-        print_json(found)
-        return
-    columns = (Column(name, overflow="fold") for name in found["columns"])
-    shown = Table(*columns, title=found["title"])
-    for row in found["rows"]:
-        shown.add_row(*map(str, row))
-    console.print(shown)
-    for sentence in found["notes"]:
-        console.print(f"• {sentence}")
-    suggest("table", number, "--json")
-
-
-def _show_table(found: list[Any], *, as_json: bool) -> bool:
+def _show_plan(found: list[Any], *, as_json: bool) -> bool:
     """Print the runs of a table with parameters and memory; whether any is done."""
     from lorada.paper.table_runs import done, needs
 
@@ -211,43 +197,43 @@ def _show_table(found: list[Any], *, as_json: bool) -> bool:
             "seed": job.seed, **needs(job), "share": job.row.share,
             "done": done(job) is not None,
         })  # fmt: skip
-    begun = any(entry["done"] for entry in plan)
     if as_json:
         print_json(plan)
-        return begun
-    names = ("row", "tasks", "seeds", "trained", "paper", "memory", "")
-    shown = Table(*(Column(name, overflow="fold") for name in names))
-    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for entry in plan:
-        runs.setdefault((entry["row"], " ".join(entry["tasks"])), []).append(entry)
-    for (row, tasks), each in runs.items():
-        entry, finished = each[0], sum(one["done"] for one in each)
-        memory = entry["memory"]
-        shown.add_row(
-            row, tasks, ", ".join(str(one["seed"]) for one in each),
-            f"{entry['percent']:.3f}%",
-            "–" if entry["share"] is None else f"{entry['share']}%",
-            "–" if memory is None else f"{memory / 2**30:.1f} GiB",
-            f"{finished} of {len(each)} done" if finished else "",
-        )  # fmt: skip
-    console.print(shown)
-    models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
-    console.print(
-        f"On {models}. Memory is that of a step, as if every row had max_length tokens. --json has "
-        "every number.",
-    )
-    return begun
+    else:
+        runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for entry in plan:
+            runs.setdefault((entry["row"], " ".join(entry["tasks"])), []).append(entry)
+        names = ("row", "tasks", "seeds", "trained", "paper", "memory", "done")
+        models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
+        memory = "Memory is that of a step, as if every row had max_length tokens."
+        rows = [(None, _planned(each)) for each in runs.values()]
+        _print_table(f"On {models}", names, rows, [memory])
+    return any(entry["done"] for entry in plan)
+
+
+def _planned(seeds: list[dict[str, Any]]) -> list[str]:
+    """The line of the runs that differ in their seed alone."""
+    one, finished = seeds[0], sum(entry["done"] for entry in seeds)
+    return [
+        one["row"],
+        " ".join(one["tasks"]),
+        ", ".join(str(entry["seed"]) for entry in seeds),
+        f"{one['percent']:.3f}%",
+        "–" if one["share"] is None else f"{one['share']}%",
+        "–" if one["memory"] is None else f"{one['memory'] / 2**30:.1f} GiB",
+        str(finished),
+    ]
 
 
 @app.command()
 def plot(
-    what: Annotated[str, typer.Argument(help=f"one of {', '.join(PICTURES)}")],
+    what: Annotated[Literal["1", "3", "4", "loss"], typer.Argument(help="figure, or loss curves")],
     runs: Annotated[list[Path] | None, typer.Argument(help="finished runs (1, 3, loss)")] = None,
     text: Annotated[
         str, typer.Option(help="the sentence that 1 shows")
     ] = "an exquisitely written and superbly acted film that moved me deeply",
     rows: Annotated[int, typer.Option(min=1, help="test rows that 3 looks at")] = 64,
-    scale: Annotated[str | None, typer.Option(help="paper or local")] = None,
+    scale: Scale = None,
     seeds: Annotated[str | None, typer.Option(help="of the sweep of 4, with commas")] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -258,33 +244,27 @@ def plot(
     data: Annotated[
         str | None, typer.Option(help="rows that 3 looks at; else the run's own")
     ] = None,
-    workers: Workers = AUTO,
-    gpus_per_job: GpusPerJob = 1.0,
-    cluster: Cluster = None,
-    shard: Shard = None,
     data_dir: DataDir = None,
 ) -> None:
     """Draw a figure of the paper, or loss curves."""
-    given = len(runs or [])
-    if given > MOST_RUNS.get(what, given):
-        raise ValueError(f"lorada plot {what} takes {MOST_RUNS[what] or 'no'} run, not {given}")
-    if what in ("1", "3", "loss"):
-        if not runs:
-            raise ValueError(f"lorada plot {what} needs a run: lorada plot {what} RUN")
-        if what == "loss":
-            _plot_losses(runs, output)
-        elif what == "1":
-            _plot_maps(runs[0], text, output)
-        else:
-            _plot_layers(runs[0], rows, output, data, data_dir)
-    elif what == "4":
-        pool, part = check_queue(workers, gpus_per_job, cluster, shard)
+    if what == "4":
+        if runs:
+            raise ValueError(f"lorada plot 4 takes no run, not {len(runs)}")
         _plot_sweep(
-            scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite,
-            pool=pool, part=part,
+            scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite
         )  # fmt: skip
+        return
+    if not runs:
+        raise ValueError(f"lorada plot {what} needs a run: lorada plot {what} RUN")
+    if what == "loss":
+        _plot_losses(runs, output)
+        return
+    if len(runs) > 1:
+        raise ValueError(f"lorada plot {what} takes 1 run, not {len(runs)}")
+    if what == "1":
+        _plot_maps(runs[0], text, output)
     else:
-        raise ValueError(f"no picture {what!r}: there are {', '.join(PICTURES)}")
+        _plot_layers(runs[0], rows, output, data, data_dir)
 
 
 def _plot_losses(runs: list[Path], output: Path) -> None:
@@ -293,7 +273,7 @@ def _plot_losses(runs: list[Path], output: Path) -> None:
     from lorada.runs.result import read_result
 
     histories = {str(run): read_result(run)["history"] for run in runs}
-    draw("loss", output, lambda *paths: loss_png(histories, *paths))
+    _draw("loss", output, lambda *paths: loss_png(histories, *paths))
     suggest_scoring(runs[0], saved_recipe(runs[0] / RECIPE_FILE))
 
 
@@ -308,7 +288,7 @@ def _plot_maps(run: Path, text: str, output: Path) -> None:
     found = sentence_maps(loaded, text)
     title = f"{found['layer']}, head {found['head']}"
     maps = found["tokens"], found["maps"]
-    draw("figure1", output, lambda *paths: attention_maps(*maps, *paths, title=title))
+    _draw("figure1", output, lambda *paths: attention_maps(*maps, *paths, title=title))
     suggest("explore", run, "--text", "TEXT")
 
 
@@ -322,7 +302,7 @@ def _plot_layers(
     from lorada.explore.explore import ratios_by_layer
 
     layers = ratios_by_layer(loaded, rows, data, data_dir)
-    draw("figure3", output, lambda *paths: layers_figure(layers, *paths))
+    _draw("figure3", output, lambda *paths: layers_figure(layers, *paths))
     for one in layers["layers"]:
         line = f"{one['layer']}: map {100 * one['map_negative_ratio']:.1f}% below 0, fused "
         console.print(f"{line}{100 * one['negative_ratio']:.1f}%")
@@ -330,50 +310,52 @@ def _plot_layers(
 
 
 def _plot_sweep(
-    scale: str | None, seeds: str | None, results: Path, output: Path, data_dir: str | None,
-    *, resume: bool, overwrite: bool, pool: Any, part: tuple[int, int] | None,
+    scale: Literal["paper", "local"] | None, seeds: str | None, results: Path, output: Path,
+    data_dir: str | None, *, resume: bool, overwrite: bool,
 ) -> None:  # fmt: skip
-    figure = _check_table("figure4", scale, data_dir, resume=resume, overwrite=overwrite)
+    """Train the runs of Figure 4 that are not there, and draw it from those that are."""
+    figure = _table_named("figure4", data_dir, resume=resume, overwrite=overwrite)
     chosen = split_seeds(seeds)
     with importing():
+        from lorada.compare.jobs.pool import Workers as Pool
+        from lorada.paper.figures import sweep_figure
         from lorada.paper.table_runs import jobs, run_all
-    at = _scale(scale)
+    at = scale or _usual_scale()
     found = jobs(figure, at, seeds=chosen, results=results, output=Path("runs"), data_dir=data_dir)
     complete, outcomes = run_all(
-        found, say=note, resume=resume, overwrite=overwrite, pool=pool(), part=part
+        found, say=note, resume=resume, overwrite=overwrite, pool=Pool(None, 1.0), part=None
     )  # fmt: skip
     if any(complete):
         for sentence in figure.differs if at == "local" else []:
             console.print(f"• {sentence}")
-        _draw_sweep(figure.title, at, found, complete, output)
+        scores, model, metric = _sweep(found, complete)
+        counts = sorted({len(each) for each in scores.values()})
+        fewest = f"{counts[0]} to " if counts[1:] else ""
+        seeds = counted(counts[-1], "seed")
+        title = f"{figure.title} ({model}, {at} scale, {fewest}{seeds})"
+        labels = {"title": title, "metric": f"{metric} (%)"}
+        _draw("figure4", output, lambda *paths: sweep_figure(scores, *paths, **labels))
         suggest("table", "5", "--scale", at, "--results", results, "--dry-run")
     _check_outcomes(outcomes)
 
 
-def _draw_sweep(
-    title: str, scale: str, found: list[Any], complete: list[Any], output: Path
-) -> None:
-    """Draw Figure 4 from the results that are there."""
-    from lorada.paper.figures import sweep_figure
+def _sweep(
+    found: list[Any], complete: list[Any]
+) -> tuple[dict[tuple[int, int], list[float]], str, str]:
+    """The scores of Figure 4, (heads, rank) → one for each seed; and their model and metric."""
     from lorada.support.metric_names import main_metric
 
     scores: dict[tuple[int, int], list[float]] = {}
-    metric = model = ""
     for job, result in zip(found, complete, strict=True):
         if result:
             lmam, model = result["recipe"]["parts"]["lmam"], result["model"]
             metrics = result["metrics"][job.tasks[0]]
             metric = main_metric(metrics)
             scores.setdefault((lmam["heads"], lmam["rank"]), []).append(metrics[metric])
-    fewest, most = min(map(len, scores.values())), max(map(len, scores.values()))
-    seeds = f"{most} seed{'s' if most > 1 else ''}"
-    seeds = seeds if fewest == most else f"{fewest} to {seeds}"
-    title = f"{title} ({model}, {scale} scale, {seeds})"
-    draw("figure4", output, lambda *paths: sweep_figure(scores, *paths, title=title,
-                                                         metric=f"{metric} (%)"))  # fmt: skip
+    return scores, model, metric
 
 
-def draw(name: str, folder: Path, write: Any) -> None:
+def _draw(name: str, folder: Path, write: Any) -> None:
     """Draw a picture as PNG and SVG, and print the paths, or which package is missing."""
     paths = [folder / f"{name}{suffix}" for suffix in (".png", ".svg")]
     try:
