@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,38 +17,37 @@ from lorada.cli.app import (
     say,
     waiting,
 )
-from lorada.support.errors import missing_package, unknown_name
+from lorada.support.errors import missing_package
 from lorada.support.files import as_typed
 
-FORMATS = "transformers", "onnx"  # of an export
 ONNX_PACKAGES = "onnx", "onnxscript", "onnxruntime"  # of the extra
 
 
 @app.command()
 def export(
     run: RunFolder,
-    target: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="new folder for the model")
-    ] = None,
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="new folder for the model")],
     adapter_only: Annotated[
-        bool,
-        typer.Option(
-            "--adapter-only", help="write adapter and tokenizer only; the base stays where it is"
-        ),
+        bool, typer.Option("--adapter-only", help="write only the adapter and the tokenizer")
     ] = False,
     form: Annotated[
-        str, typer.Option("--format", help="transformers, or onnx: a graph (an extra)")
+        Literal["transformers", "onnx"], typer.Option("--format", help="onnx is a graph (an extra)")
     ] = "transformers",
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
     """Write a finished run as one model folder, with an adapter for what cannot be merged."""
-    if target is None:
-        raise ValueError(
-            f"no folder to write to: lorada export {run} DIR writes the base with every part "
-            "merged that can be, and the rest as an adapter beside it"
-        )
-    _check(run, target, form, adapter_only=adapter_only)
+    from lorada.runs.folder import finished_run, refuse_no_adapter, refuse_target
+
+    finished_run(run)
+    refuse_target(run, target)
+    if adapter_only and form == "onnx":
+        raise ValueError("--adapter-only is not for --format onnx, a whole model: leave one out")
+    if adapter_only:
+        refuse_no_adapter(run)
+    for package in ONNX_PACKAGES if form == "onnx" else ():
+        if find_spec(package) is None:
+            raise missing_package(package, "onnx")
     with importing(quiet=as_json):
         from transformers.utils import logging
 
@@ -87,20 +86,3 @@ def _tell(target: Path, written: dict[str, Any]) -> None:
     for line in (f"{target}: {lines[0]}", *lines[1:]):
         say(line)
     next_is(as_typed("cat", target / "README.md"))
-
-
-def _check(run: Path, target: Path, form: str, *, adapter_only: bool) -> None:
-    """Check what can be checked before torch loads."""
-    from lorada.runs.folder import finished_run, refuse_no_adapter, refuse_target
-
-    finished_run(run)
-    refuse_target(run, target)
-    if form not in FORMATS:
-        raise unknown_name("format", form, FORMATS)
-    if form == "onnx" and adapter_only:
-        raise ValueError("--adapter-only is not for --format onnx, a whole model: leave one out")
-    if adapter_only:
-        refuse_no_adapter(run)
-    for package in ONNX_PACKAGES if form == "onnx" else ():
-        if find_spec(package) is None:
-            raise missing_package(package, "onnx")
