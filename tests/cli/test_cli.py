@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 import run_place
-from folders import ROWS, llama_folder, rows_file
+from folders import ROWS, rows_file
 from safetensors.torch import save_file
 
 from lorada import METHODS, __version__
@@ -109,7 +109,7 @@ def test_methods_lists_all_of_them_and_shows_one_in_full(works, json_of):
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
     assert [line.split()[0] for line in lines[: len(METHODS)]] == list(METHODS)
-    assert "Each is for any decoder / encoder / encoder-decoder." in lines
+    assert "Each is for any decoder, encoder or encoder-decoder; any without" in out
     for row in rows.values():
         assert row["models"] == ["any"] or {"llama", "roberta", "bart"} <= {*row["models"]}
     out, _ = works("methods", "lora+lmam")
@@ -149,10 +149,8 @@ def test_the_version_is_printed_alone(call):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--max_steps", "3"], "No such option: --max_steps; a setting has no dashes: max_steps=3"),
-        (["--learning-rate=1e-3", "x"], "a setting has no dashes: learning_rate=1e-3"),
-        (["--protocol", "a b"], "a setting has no dashes: 'protocol=a b'"),
-        (["--packing"], "a setting has no dashes: packing=VALUE"),
+        (["--max_steps", "3"], "No such option: --max_steps; a setting has no dashes: max_steps="),
+        (["--learning-rate=1e-3", "x"], "a setting has no dashes: learning_rate=VALUE"),
     ],
 )
 def test_a_setting_given_as_an_option_is_shown_as_it_is_written(mistake, words, said):
@@ -168,10 +166,7 @@ def test_a_misspelt_option_is_no_setting(mistake):
 
 # "..." stands for anything.
 BAD_TRAINING = {
-    "lmam.heads=3": "heads=3 does not divide the 4 attention heads",
     "lmam.rank=99999999999": "out of memory",
-    "metric_for_best_model=foo": "metric_for_best_model='foo' is not measured",
-    "lmam.target_modules=[nope]": "matched no module...self_attn",
     "lmam.rank=two": "lmam.rank='two'",
     "training.learning_rate=fast": "training.learning_rate='fast'",
     "loss_on=prompt": "loss_on='prompt'...response",
@@ -180,7 +175,6 @@ BAD_TRAINING = {
     ),
     "training.seed=true": "training.seed=True must be a whole number from 0",
     "from_adapter=missing": "no adapter folder at missing",
-    "dtype=float8_e4m3fn": "dtype='float8_e4m3fn': input should be 'auto', 'mixed', 'mixed_f",
     "training.report_to=[comet_ml]": "comet-ml",
     "data=builtin:../../../../etc/passwd": "no data file at",
     "data=broken.jsonl": "broken.jsonl line 2 is not JSON",
@@ -201,14 +195,10 @@ def test_a_mistake_in_training_is_one_line_and_writes_nothing(
 UNMADE = {
     "learning_rate=-1": "Invalid learning rate: -1.0",
     "per_device_train_batch_size=0": "per_device_train_batch_size=0 must be above 0",
-    "max_steps=0": "max_steps=0 must be above 0",
-    "adam_beta1=2": "Invalid beta parameter",
     "optim=adamv": "adamv is not a valid OptimizerNames",
-    "optim=lomo": "lomo",
     "lr_scheduler_type=line": "line is not a valid SchedulerType",
     "training.report_to=nobody": "nobody is not supported",
     "attn_implementation=flash_attention_2": "FlashAttention2...installed",
-    "dtype=bf16": "dtype='bf16': input should be",
     "early_stopping=3": "early_stopping=3 needs held-out rows",
 }
 
@@ -234,27 +224,17 @@ def emptied(adapter):
     adapter.mkdir()
 
 
-def configured(text):
-    return lambda adapter: (adapter / "adapter_config.json").write_text(text)
-
-
 WEIGHTS = "adapter_model.safetensors"
 BAD_ADAPTERS = {
     "empty": (emptied, "has no adapter_config.json"),
-    "truncated": (
-        lambda adapter: (adapter / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:-100]),
-        "truncated or not safetensors",
-    ),
     "pickle": (
         lambda adapter: (adapter / WEIGHTS).rename(adapter / "adapter_model.bin"),
         "is a pickle, which lorada does not load",
     ),
     "no tensors": (lambda adapter: save_file({}, adapter / WEIGHTS), "holds no tensors"),
-    "no type": (configured("{}"), "has peft_type=None"),
-    "not JSON": (configured("{"), "is not JSON"),
-    "wrong type": (
-        configured('{"peft_type": "LMAM", "rank": "x"}'),
-        "rank='x': input should be a valid integer",
+    "no type": (
+        lambda adapter: (adapter / "adapter_config.json").write_text("{}"),
+        "has peft_type=None",
     ),
 }
 
@@ -267,15 +247,6 @@ def test_a_broken_adapter_is_one_line(mistake, place, run, tmp_path, case):
     assert part in mistake("evaluate", run, "--data", place / "rows.jsonl")
     start = train_words(place, tmp_path / "new", "--from", run / "adapter", method="lmam")
     assert part in mistake(*start)
-
-
-def test_an_adapter_of_another_head_count_is_one_line(mistake, place, run):
-    llama_folder(place / "wide", num_attention_heads=8)
-    recipe = run / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("/llama\n", "/wide\n"))
-    line = mistake("evaluate", run, "--data", place / "rows.jsonl")
-    assert "saved for another model size or head count" in line
-    assert "lora_w_a" in line
 
 
 @pytest.mark.parametrize("words", [[], ["train"]])
@@ -321,34 +292,18 @@ def test_a_mistake_in_other_commands_is_one_line(mistake, place, finished, comma
     assert BAD_COMMANDS[command] in mistake(*words)
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", "{", '{"labels": []}', "[" * 100_000, '"labels"'])
-def test_a_broken_result_is_one_line(mistake, run, text):
-    (run / "result.json").write_text(text)
-    assert "result.json" in mistake("generate", run, "--prompt", "a")
+WRONG = {"labels": [1], "form": "nope", "metrics": {"a": 1}, "history": [{"loss": 1.0, "step": []}]}
 
 
-WRONG = {
-    "labels": [None, "ab", [1], {"a": 1}],
-    "form": [None, "nope", ["prompt"], 3],
-    "metrics": [None, [], {"a": 1}, {"a": [1]}, {"a": {"loss": {}}}],
-    "history": [None, {}, ["a"], [{"loss": "high", "step": 1}], [{"loss": 1.0, "step": [2]}]],
-    "unparsable": ["a", {"a": "b"}],
-}
-
-
-@pytest.mark.parametrize("key", WRONG)
-def test_a_result_with_something_of_another_type_is_one_line(mistake, run, tmp_path, key):
+@pytest.mark.parametrize("key", ["whole", *WRONG])
+def test_a_damaged_result_is_one_line_of_any_command(mistake, run, tmp_path, key):
     result = json.loads((run / "result.json").read_text())
-    commands = (
-        ["plot", "loss", run, "--output", tmp_path], ["explore", run, "--text", "a"],
-        ["evaluate", run], ["generate", run, "--prompt", "a"],
-    )  # fmt: skip
-    for value in WRONG[key]:
-        (run / "result.json").write_text(json.dumps({**result, key: value}))
-        for words in commands:
-            line = mistake(*words)
-            assert "result.json is not the result of a run" in line
-            assert key in line
+    spoilt = json.dumps({**result, key: WRONG[key]}) if key in WRONG else "[" * 100_000
+    (run / "result.json").write_text(spoilt)
+    for words in (["plot", "loss", run, "--output", tmp_path], ["generate", run, "--prompt", "a"]):
+        line = mistake(*words)
+        assert "result.json" in line
+        assert key == "whole" or key in line
 
 
 def test_a_history_with_a_step_missing_draws_what_it_has(works, run, tmp_path):

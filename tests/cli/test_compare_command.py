@@ -23,7 +23,6 @@ def place(tmp_path_factory):
     rows_file(place / "few.jsonl", ROWS[:8])
     spaced = [{"prompt": f"  {row['prompt']}\n", "response": row["response"]} for row in ROWS[:3]]
     rows_file(place / "leaked.jsonl", [*spaced, *ROWS[28:]])
-    (place / "empty.jsonl").write_text("")
     return place
 
 
@@ -48,7 +47,6 @@ MISTAKES = {
     ),
     "--rates low": "--rates low must be learning rates, such as 1e-3,1e-2",
     "--rates 1e-3,1": "--rates 1 must be from 1e-05 to 0.1",
-    "--rates 1e-3,nan": "--rates nan must be from 1e-05 to 0.1",
     "--seeds -1": "--seeds -1 must be a whole number from 0 to 4294967295",
     "--trials -1": "--trials -1 must be 0 or more",
     "--budget 1%,1%": "--budget names 1% twice",
@@ -60,22 +58,16 @@ MISTAKES = {
     "--methods lora:r=4|8 --trials 0": "--trials 0 tries no setting of lora:r=4|8: pass --trials 1",
     "--against dora": "--against dora is not compared: add it to",
     "--held-out leaked.jsonl": "are training rows too, so scores would reward",
-    "--held-out empty.jsonl": "empty.jsonl has no rows",
     "--data none.jsonl": "none.jsonl: pass --data FILE",
     "--data few.jsonl": "has 8 rows, and none is left to learn from after 8",
     "--task rte": "leave out",
     "--workers 0": "--workers 0 must be auto, or a number of at least 1",
     "--shard 1/2 --overwrite": "--shard goes with neither --overwrite nor --until",
-    "--shard 1/2 --until 1": "--shard goes with neither --overwrite nor --until",
     "--until 1": "--until 1 spares runs after 2 of each method: give it three or more --seeds",
     "--until -1": "--until -1 must be a number of points from 0 on",
     "learning_rate=1e-3": "learning_rate=0.001 is not for a comparison: it is searched",
-    "training.seed=3": "seed=3 is not for a comparison: pass --seeds",
-    "eval_data=rows.jsonl": "eval_data='rows.jsonl' is not for a comparison: pass --held-out",
     "method=lora": "method='lora' is not for a comparison: pass --methods",
-    "output=there": "output='there' is not for a comparison: pass --output",
     "dev_rows=4": "dev_rows=4 is not for a comparison: the comparison sets rows aside",
-    "save_steps=4": "save_steps=4.0 is not for a comparison: leave it out",
 }
 
 
@@ -107,36 +99,11 @@ def test_a_folder_with_something_else_is_refused(mistake, place, tmp_path):
 def test_there_must_be_a_comparison_to_resume(mistake, tmp_path):
     line = mistake("compare", tmp_path, "--resume")
     assert "holds no comparison: it has no comparison.yaml" in line
-    assert "nothing to resume" in mistake("compare", "--resume")
     assert "a folder is for --resume" in mistake("compare", tmp_path, "--trials", "0")
     (tmp_path / "comparison.yaml").write_text("methods: 3\nrecipe: {}\n")
     line = mistake("compare", tmp_path, "--resume")
     assert "comparison.yaml is damaged: put it back, or start again with --overwrite" in line
     assert "(methods: input should be a valid list)" in line
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "wrong"),
-    [
-        (
-            "comparison.yaml",
-            "{recipe: {model: m}, seeds: 3}",
-            "seeds: input should be a valid list",
-        ),
-        (
-            "baselines.json",
-            '{"commonest": {"row_scores": 3}}',
-            "commonest.row_scores: input should",
-        ),
-    ],
-)
-def test_a_report_of_a_file_that_was_edited_wrongly_is_one_line(
-    mistake, made_up_folder, tmp_path, name, text, wrong
-):
-    copy = shutil.copytree(made_up_folder, tmp_path / "copy")
-    (copy / name).write_text(text)
-    line = mistake("report", copy)
-    assert f"{name} is damaged: put it back, or start again with --overwrite ({wrong}" in line
 
 
 @pytest.fixture
@@ -192,12 +159,9 @@ def test_a_comparison_in_which_a_job_runs_is_not_overwritten(mistake, comparison
 
 CONTRADICTIONS = {
     "--methods lora,lmam": "--methods=lora, not lora,lmam",
-    "--seeds 1,2": "--seeds=1, not 1,2",
     "--trials 3": "--trials=0, not 3",
     "--budget 1%": "--budget=, not 1%",
-    "--against lora": "--against=None, not lora",
     "--with-text": "--with-text=False, not True",
-    "--metric chrf": "metric=None, not chrf",
     "max_length=16": "max_length=32, not 16",
     "max_steps=3": "training.max_steps=2, not 3",
 }
@@ -388,8 +352,6 @@ def test_the_dry_run_measures_every_candidate_and_writes_nothing(json_of, place,
     ("setting", "said"),
     [
         ("optim=adamv", "adamv is not a valid OptimizerNames"),
-        ("training.report_to=nobody", "nobody is not supported"),
-        ("dtype=half", "dtype='half': input should be"),
         ("attn_implementation=flash_attention_2", "no method can be run: attn_implementation="),
         ("early_stopping=3", "early_stopping=3 is not for a comparison"),
     ],
@@ -410,7 +372,6 @@ def test_the_dry_run_as_a_table(works, place, tmp_path):
     assert "biases" in out
     said = " ".join(out.split())
     assert "2 trainings of 2 steps at most, 1 at once: probably" in said
-    assert "The start of each process, mostly the loading of the model, comes on top." in said
     assert [line.split()[1] for line in out.splitlines() if "│" in line][-3:] == [
         "search", "seeds", "scoring",
     ]  # fmt: skip

@@ -14,7 +14,6 @@ from huggingface_hub import ModelCard
 from lm_eval_task import ROWS, perplexity_by_hand, task_file
 from paths import TESTS
 from peft import PeftModel, get_peft_model
-from programs import printed
 from stacks import config_of, logits, randomise, trained
 from transformers import AutoModelForCausalLM
 
@@ -135,25 +134,6 @@ def test_without_lorada_run_the_same_program_ends_in_a_key_error(place):
     assert "KeyError: 'LORADA'" in done.stderr
 
 
-@pytest.mark.fp64
-@pytest.mark.slow
-def test_a_child_of_the_program_loads_a_stack_too(place, run, capfd):
-    parent = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))"
-    words = ["-c", parent, place / "load.py", place / "llama", place / "stack", TESTS]
-    assert run(PYTHON, *words, HF_HUB_OFFLINE="1") == 0
-    got = torch.tensor(json.loads(capfd.readouterr().out.splitlines()[-1]))
-    assert_close(got, logits(stacked(place), {"input_ids": IDS}))
-
-
-@pytest.mark.slow
-def test_import_lorada_needs_nothing_of_transformers_that_peft_does_not():
-    code = (
-        "import sys, peft; before = set(sys.modules); import lorada\n"
-        "print([m for m in set(sys.modules) - before if m.split('.')[0] == 'transformers'])"
-    )
-    assert printed(PYTHON, "-c", code).strip() == "[]"
-
-
 # How lorada gets there, with stand-ins for peft and lorada that say what happens to them.
 
 
@@ -217,16 +197,12 @@ def test_a_sitecustomize_that_fails_is_reported_as_it_would_be(stand_ins, run, c
 # The command is the command.
 
 
-def test_exit_code_and_signal_are_those_of_the_command(run):
-    assert run("sh", "-c", "exit 7") == 7
+def test_the_command_takes_the_place_of_lorada_run_with_exit_code_and_signal(run, capfd):
+    assert run("sh", "-c", "echo $$; exit 7") == 7
+    assert int(capfd.readouterr().out) == run.child
     assert run("sh", "-c", "kill -TERM $$") == -15
     # As a shell's own child would, it dies of a closed pipe and not of an error about it.
     assert run("sh", "-c", "kill -PIPE $$") == -13
-
-
-def test_the_command_is_the_process_of_lorada_run_so_signals_reach_it(run, capfd):
-    assert run("sh", "-c", "echo $$") == 0
-    assert int(capfd.readouterr().out) == run.child
 
 
 def test_options_behind_the_command_are_the_commands(run, capfd):

@@ -3,6 +3,7 @@
 Every command ends with the next one to try. A user's mistake is one line and exit code 2.
 """
 
+import gc
 import logging
 import os
 import re
@@ -28,7 +29,6 @@ from lorada.cli import (  # noqa: F401
 )
 from lorada.cli.app import app, errors
 from lorada.support.errors import out_of_memory
-from lorada.support.files import as_typed
 from lorada.support.processes import (
     OtherProcessError,
     is_first,
@@ -55,16 +55,11 @@ GROUPS = {
 # Beginnings of messages about missing kernels, which libraries log with various loggers.
 OTHERS_MESSAGES = ("Failed to load", "Warning: Detected no triton")
 
-
-def _name(command: Any) -> str:
-    return str(command.name or command.callback.__name__)
-
-
-_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
-for _command in app.registered_commands:
-    _command.rich_help_panel = _GROUP_OF.get(_name(_command))
-# In the order of ``GROUPS``; commands without a group come last.
-app.registered_commands.sort(key=lambda one: [*_GROUP_OF, _name(one)].index(_name(one)))
+_COMMANDS = {command.callback.__name__: command for command in app.registered_commands}
+app.registered_commands = [_COMMANDS[name] for names in GROUPS.values() for name in names]
+for _group, _names in GROUPS.items():
+    for _name in _names:
+        _COMMANDS[_name].rich_help_panel = _group
 
 
 def _print_version(asked: bool) -> None:
@@ -86,6 +81,7 @@ def _options(version: Version = False) -> None:
 
 def main() -> None:
     """Entry point: run a command, and turn a user's mistake into one line and exit code 2."""
+    gc.set_threshold(100_000)  # modules are no garbage: imports take half a second less
     silence()
     handler = RichHandler(console=errors, show_time=False, show_path=False)
     handler.addFilter(lambda record: not record.getMessage().startswith(OTHERS_MESSAGES))
@@ -112,12 +108,22 @@ def main() -> None:
         sys.exit(2)
 
 
+def _run() -> int | None:
+    with raise_once():
+        if sys.argv[1:] and sys.argv[1] not in FOR_MANY:
+            refuse_several(f"lorada {sys.argv[1]}")
+        code: int | None = app(standalone_mode=False)
+    if process_count() > 1:
+        leave_processes()
+    return code
+
+
 def _said(error: Exception) -> str | None:
     """The line that answers a mistake, empty if it has been said; None if it is a fault of ours."""
     if isinstance(error, OtherProcessError):
         return ""
     if hasattr(error, "format_message"):  # click's own; empty where help has been printed
-        return _usage_error(error) if error.format_message() else ""
+        return _usage_error(error)
     line = " ".join(str(error).split())
     if isinstance(error, ValueError | OSError | ImportError | re.error):
         return line
@@ -129,29 +135,12 @@ def _said(error: Exception) -> str | None:
     return None
 
 
-def _run() -> int | None:
-    with raise_once():
-        if sys.argv[1:] and sys.argv[1] not in FOR_MANY:
-            refuse_several(f"lorada {sys.argv[1]}")
-        code: int | None = app(standalone_mode=False)
-    if process_count() > 1:
-        leave_processes()
-    return code
-
-
 def _usage_error(error: Any) -> str:
     """What a wrong command line is answered with; for ``--max_steps 3``, that it is a setting."""
     message, option = str(error.format_message()), getattr(error, "option_name", "")
     takes = {param.name for param in error.ctx.command.params} if error.ctx else set()
-    if "overrides" not in takes or not option.startswith("--"):
+    misspelt = get_close_matches(option, getattr(error, "possibilities", None) or (), cutoff=0.8)
+    if "overrides" not in takes or not option.startswith("--") or misspelt:
         return message
-    if get_close_matches(option, error.possibilities or (), cutoff=0.8):
-        return message  # an option that was misspelt
-    value = "VALUE"
-    for word, after in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
-        if word == option and after and not after.startswith("-"):
-            value = after
-        elif word.startswith(f"{option}="):
-            value = word.removeprefix(f"{option}=")
-    setting = as_typed(f"{option[2:].replace('-', '_')}={value}")
-    return f"{error.message}; a setting has no dashes: {setting}"
+    setting = option.removeprefix("--").replace("-", "_")
+    return f"{error.message}; a setting has no dashes: {setting}=VALUE"

@@ -9,13 +9,12 @@ import typer
 from rich.table import Column, Table
 
 from lorada.cli.app import (
-    COMPLETE_METHOD,
-    COMPLETE_TASK,
     METRIC,
     MODEL,
     Columns,
     DataDir,
     Json,
+    Overrides,
     Remote,
     app,
     columns_of,
@@ -50,58 +49,13 @@ from lorada.support.errors import unknown_name
 from lorada.support.files import as_typed
 from lorada.support.tables import NOTHING
 
-Folder = Annotated[str | None, typer.Argument(help="folder of a comparison, for --resume")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key=value …, settings that all runs share")
-]
-Methods = Annotated[
-    str | None,
-    typer.Option(
-        help="with commas; `lorada methods` lists them; lora:r=1 is one with a setting",
-        autocompletion=COMPLETE_METHOD,
-    ),
-]
-Model = Annotated[str | None, MODEL]
-Rows = Annotated[str | None, typer.Option(help="training rows: a file or a hub id")]
-HeldOut = Annotated[
-    str | None, typer.Option(help="rows to score: a file or a hub id, or a share of --data: 20%")
-]
-Task = Annotated[
-    str | None,
-    typer.Option(
-        help="instead of --data and --held-out; see `lorada tasks`", autocompletion=COMPLETE_TASK
-    ),
-]
-Budget = Annotated[
-    str | None, typer.Option(help="trained parameters, such as 0.2% or 100000; commas for several")
-]
-Seeds = Annotated[str | None, typer.Option(help="with commas; 1,2,3 if not given")]
-Trials = Annotated[
-    int | None, typer.Option(help="learning rates to try for each method; 4 if not given")
-]
-Rates = Annotated[
-    str | None,
-    typer.Option(help="learning rates to try, with commas, the same for all; instead of --trials"),
-]
-Search = Annotated[
-    str | None,
-    typer.Option(help="once, or each-seed: choose a learning rate anew with every seed"),
-]
 Metric = Annotated[str | None, METRIC]
 Against = Annotated[
     str | None, typer.Option(help="a method to test the others against, besides the best")
 ]
-Until = Annotated[
-    float | None,
-    typer.Option(help="stop once the best method's expected loss is at most this many points"),
-]
 Margin = Annotated[
     float | None,
     typer.Option(help="points that a cheaper method may cost: 1; of losses 2 % of the lowest"),
-]
-Output = Annotated[str | None, typer.Option(help="folder of the comparison")]
-Overlap = Annotated[
-    bool, typer.Option("--allow-overlap", help="held-out rows may be training rows too")
 ]
 Text = Annotated[
     bool, typer.Option("--with-text", help="keep the text of held-out rows in the report")
@@ -109,37 +63,47 @@ Text = Annotated[
 
 HEAD = ("", "{} ± 95 %", "group", "expected loss", "parameters", "")
 SHARED = "Methods that share a letter of a group are not significantly different"
-LEAST = 12  # letters of a name
-GAP = "  "
 # Name, score, ends of its interval, letters, expected loss, trained parameters, what is decided.
 Scored = tuple[str, float | None, float | None, float | None, str, float | None, float | None, str]
 
 
 @app.command(no_args_is_help=True)
 def compare(
-    folder: Folder = None,
+    folder: Annotated[str | None, typer.Argument(help="a comparison, for --resume")] = None,
     overrides: Overrides = None,
-    methods: Methods = None,
-    model: Model = None,
-    data: Rows = None,
+    methods: Annotated[str | None, typer.Option(help="names, such as lora,lora:r=1,ia3")] = None,
+    model: Annotated[str | None, MODEL] = None,
+    data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
     columns: Columns = None,
-    held_out: HeldOut = None,
-    task: Task = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="rows to score: a file or a hub id, or 20% of --data")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="`lorada tasks`; instead of --data")] = None,
     data_dir: DataDir = None,
-    budget: Budget = None,
-    seeds: Seeds = None,
-    trials: Trials = None,
-    rates: Rates = None,
-    search: Search = None,
+    budget: Annotated[
+        str | None, typer.Option(help="trained parameters: 0.2% or 100000; commas for several")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="with commas; 1,2,3 if not given")] = None,
+    trials: Annotated[int | None, typer.Option(help="learning rates to try for each; 4")] = None,
+    rates: Annotated[
+        str | None, typer.Option(help="learning rates to try, the same for all; not with --trials")
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option(help="once, or each-seed: a learning rate for every seed")
+    ] = None,
     metric: Metric = None,
     against: Against = None,
-    until: Until = None,
+    until: Annotated[
+        float | None, typer.Option(help="stop once at most this many points can be lost")
+    ] = None,
     margin: Margin = None,
-    output: Output = None,
+    output: Annotated[str | None, typer.Option(help="folder of the comparison")] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    allow_overlap: Overlap = False,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="held-out rows may be training rows too")
+    ] = False,
     with_text: Text = False,
     workers: Workers = AUTO,
     gpus_per_job: GpusPerJob = 1.0,
@@ -151,7 +115,11 @@ def compare(
     """Train methods at matched sizes on your rows, and say which differences can be trusted."""
     folder, pairs = without_override(folder, overrides)
     pool, part = check_queue(workers, gpus_per_job, cluster, shard)
-    place = _place(folder, output, resume=resume)
+    if folder is not None and not resume:
+        raise ValueError(f"{folder}: a folder is for --resume; pass --output FOLDER for a new one")
+    if folder is None and output is None:
+        raise ValueError("no folder for the comparison: pass --output FOLDER, or FOLDER --resume")
+    place = Path(str(folder or output))
     options = {
         "model": model, "data": data, "columns": columns_of(columns), "task": task,
         "data_dir": data_dir, "metric": metric, "trust_remote_code": remote or None,
@@ -171,9 +139,8 @@ def compare(
     chosen = _checked(place, pairs, options, asked, resume=resume, overwrite=overwrite)
     if dry_run:
         _forecast(chosen, place, pool, resume=resume, as_json=as_json)
-    else:
-        return _run(chosen, place, pool, part, overwrite=overwrite, as_json=as_json)
-    return None
+        return None
+    return _run(chosen, place, pool, part, overwrite=overwrite, as_json=as_json)
 
 
 def _checked(
@@ -259,7 +226,7 @@ def _show_forecast(found: dict[str, Any]) -> None:
             f"{budget} (above)" if above else budget for budget, above in row["budgets"].items()
         )
         if row["reason"] is not None:
-            shown.add_row(row["method"], budgets, row["reason"], "", "", "", "")
+            shown.add_row(row["method"], budgets, row["reason"])
             continue
         shown.add_row(
             row["method"], budgets, as_given(row["parts"]),
@@ -275,25 +242,10 @@ def _show_forecast(found: dict[str, Any]) -> None:
     console.print(stages)
     console.print(
         f"{found['jobs']} trainings of {found['steps']} steps at most, {found['slots']} at once: "
-        f"probably {duration(found['probably_seconds'])}, at most {duration(found['seconds'])}. "
-        "Time and memory are those of the fastest of a few steps, at most with the longest rows; "
-        "scoring is without the answers that a model writes. The start of each process, mostly the "
-        "loading of the model, comes on top. Methods are measured one after "
-        "another: what else runs here meanwhile makes one look slower than it is."
+        f"probably {duration(found['probably_seconds'])}, at most {duration(found['seconds'])}, "
+        "by a few steps of each method; without the answers that a model writes and without the "
+        "start of each process."
     )
-
-
-def _place(folder: str | None, output: str | None, *, resume: bool) -> Path:
-    """The folder of the comparison: the argument with --resume, else --output."""
-    if resume:
-        if folder is None and output is None:
-            raise ValueError("nothing to resume: lorada compare FOLDER --resume")
-        return Path(str(folder or output))
-    if folder is not None:
-        raise ValueError(f"{folder}: a folder is for --resume; pass --output FOLDER for a new one")
-    if output is None:
-        raise ValueError("no folder for the comparison: pass --output FOLDER")
-    return Path(output)
 
 
 def is_there(place: Path) -> bool:
@@ -356,8 +308,7 @@ def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
         (one.name, one.score, one.low, one.high, "", None, None, "")
         for one in summary.baselines if one.score is not None
     ]  # fmt: skip
-    for line in score_table(summary.scale.title, summary.scale.form, rows, console.width):
-        say(line)
+    _show_scores(summary.scale.title, summary.scale.form, rows)
     missing = [
         f"{one.label}: {str(one.reason).removeprefix(f'{one.method} ')}"
         for one in summary.lines if one.score is None
@@ -373,10 +324,7 @@ def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
 @app.command()
 def decide(
     scores: Annotated[
-        Path,
-        typer.Argument(
-            exists=True, dir_okay=False, help="table of method, seed, row, score; maybe group"
-        ),
+        Path, typer.Argument(exists=True, dir_okay=False, help="method, seed, row, score; group")
     ],
     margin: Margin = None,
     lower_is_better: Annotated[
@@ -384,13 +332,10 @@ def decide(
     ] = False,
     costs: Annotated[
         Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="YAML or JSON: method → parameters, seconds, bytes"
-        ),
+        typer.Option(exists=True, dir_okay=False, help="method → parameters, seconds, bytes"),
     ] = None,
     baseline: Annotated[
-        list[str] | None,
-        typer.Option(help="a name in the file that is a score without training; may be repeated"),
+        list[str] | None, typer.Option(help="a name in the file without training; may be repeated")
     ] = None,
     unit: Annotated[str | None, typer.Option(help="of the scores; else % where they fit")] = None,
     as_json: Json = False,
@@ -425,8 +370,7 @@ def decide(
     rows += [
         (name, score, None, None, "", None, None, "") for name, score in found.baselines.items()
     ]
-    for line in score_table("score", form, rows, console.width):
-        say(line)
+    _show_scores("score", form, rows)
     count = len(next(iter(read.scores.values()))[0])
     console.print(f"• {_tested(count, read.groups, found.runs, found.letters)}")
     suggest("decide", scores, "--json")
@@ -444,35 +388,20 @@ def _tested(
     return f"{of}. {SHARED} (t-tests, corrected for all pairs by Holm's method)."
 
 
-def score_table(what: str, form: str, rows: Sequence[Scored], width: int) -> list[str]:
-    """The lines of the table: ``what`` heads the scores, ``form`` is the format of numbers."""
-    table = [[one.format(what) for one in HEAD], *(_cells(row, form) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    widths[0] = max(LEAST, min(widths[0], width - sum(len(GAP) + one for one in widths[1:])))
-    return [
-        GAP.join([
-            shortened(name, widths[0]).ljust(widths[0]),
-            *(cell.rjust(space) for cell, space in zip(cells, widths[1:-1], strict=True)),
-            mark,
-        ]).rstrip()
-        for name, *cells, mark in table
-    ]  # fmt: skip
-
-
-def _cells(row: Scored, form: str) -> list[str]:
-    name, score, low, high, letter, loss, parameters, mark = row
-    shown = NOTHING if score is None else format(score, form)
-    if score is not None and low is not None and high is not None:
-        shown += f" ± {max(high - score, score - low):{form}}"
-    trained = NOTHING if parameters is None else f"{parameters:,.0f}"
-    lost = NOTHING if loss is None else format(loss, form)
-    return [name, shown, letter or NOTHING, lost, trained, mark]
-
-
-def shortened(name: str, width: int) -> str:
-    """A name in so many letters: what is left out is in the middle."""
-    name = " ".join(name.split())
-    if len(name) <= width:
-        return name
-    end = (width - 1) // 2
-    return f"{name[: width - 1 - end]}…{name[len(name) - end :]}"
+def _show_scores(what: str, form: str, rows: Sequence[Scored]) -> None:
+    """Print the table: ``what`` heads the scores, ``form`` is the format of numbers."""
+    table = Table(box=None, pad_edge=False, header_style="")
+    for number, head in enumerate(HEAD):
+        numbers = 0 < number < len(HEAD) - 1
+        table.add_column(
+            head.format(what), justify="right" if numbers else "left", no_wrap=number > 0,
+            overflow="fold",
+        )  # fmt: skip
+    for name, score, low, high, letter, loss, parameters, mark in rows:
+        shown = NOTHING if score is None else format(score, form)
+        if score is not None and low is not None and high is not None:
+            shown += f" ± {max(high - score, score - low):{form}}"
+        lost = NOTHING if loss is None else format(loss, form)
+        trained = NOTHING if parameters is None else f"{parameters:,.0f}"
+        table.add_row(name, shown, letter or NOTHING, lost, trained, mark)
+    console.print(table)

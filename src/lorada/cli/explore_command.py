@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lorada.cli.app import Remote, app, loading_model, say, suggest, waiting
+from lorada.cli.queue_options import Overwrite
 from lorada.support.errors import needs_extra
 from lorada.support.files import refuse_there, write_atomic
 from lorada.support.row_sources import HEADED
@@ -16,7 +17,7 @@ def explore(
     runs: Annotated[list[Path], typer.Argument(help="a finished run, or two to compare")],
     text: Annotated[list[str], typer.Option(help="a sentence to show; may be given again")],
     output: Annotated[Path, typer.Option(help="the page")] = Path("explore.html"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the page")] = False,
+    overwrite: Overwrite = False,
     remote: Remote = False,
 ) -> None:
     """Show what an adapter does to sentences."""

@@ -7,7 +7,18 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lorada.cli.app import METHOD, MODEL, Json, app, console, importing, print_json, say, suggest
+from lorada.cli.app import (
+    METHOD,
+    MODEL,
+    Json,
+    Overrides,
+    app,
+    console,
+    importing,
+    print_json,
+    say,
+    suggest,
+)
 
 # What the kinds of model are called that a method has settings for; others go by their own name.
 KINDS = {
@@ -45,10 +56,11 @@ def methods(
         for each, row in rows.items():
             line = f"{each:{width}}  {row['summary']}"
             console.print(line, no_wrap=True, overflow="ellipsis")
-        console.print("Each is for any decoder / encoder / encoder-decoder.")
-        console.print("Any method with parts but no map also as NAME+lmam.")
-        console.print("Methods with different parts also as a sum, such as lora+quanta.")
-        console.print("PEFT's tuners too, such as ia3, vera and oft: lorada methods --peft")
+        console.print(
+            "Each is for any decoder, encoder or encoder-decoder; any without a map also as "
+            "NAME+lmam; different parts also as a sum, such as lora+quanta; PEFT's tuners too, "
+            "such as ia3, vera and oft: lorada methods --peft"
+        )
         suggest("methods", "lorada_la")
 
 
@@ -74,22 +86,18 @@ def tasks(as_json: Json = False) -> None:
     """List the tasks."""
     from lorada.data.tasks import TASKS
 
-    rows = {
-        name: {
-            "summary": task.summary,
-            "benchmark": task.benchmark,
-            "protocols": list(task.protocols),
-            "train_on": list(task.train),
-        }
-        for name, task in TASKS.items()
-    }
     if as_json:
-        print_json(rows)
+        print_json({
+            name: {
+                "summary": task.summary, "benchmark": task.benchmark,
+                "protocols": list(task.protocols), "train_on": list(task.train),
+            }
+            for name, task in TASKS.items()
+        })  # fmt: skip
         return
     table = Table("task", "benchmark", "what", "protocols")
-    for name, row in rows.items():
-        protocols = ", ".join(row["protocols"])
-        table.add_row(name, str(row["benchmark"]), str(row["summary"]), protocols)
+    for name, task in TASKS.items():
+        table.add_row(name, task.benchmark, task.summary, ", ".join(task.protocols))
     console.print(table)
     suggest("train", "--model", "smollm2-135m", "--data", "FILE", "--output", "runs/mine")
 
@@ -112,11 +120,11 @@ def recipes(as_json: Json = False) -> None:
 def params(
     method: Annotated[str, METHOD],
     model: Annotated[str, MODEL],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+    overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Count a method's parameters on a model, without loading weights."""
-    from lorada.support.models import check_name, has_weights
+    from lorada.support.models import MODELS, PACKAGED, check_name
     from lorada.training.load_recipe import read_recipe
 
     pairs = list(overrides or [])
@@ -133,14 +141,10 @@ def params(
         print_json(counts)
         return
     table = Table("trained and saved", "base model", "% of the base", "% with the adapter")
-    table.add_row(
-        f"{counts['trainable']:,}",
-        f"{counts['total']:,}",
-        f"{counts['percent']:.4f}%",
-        f"{counts['percent_of_all']:.4f}%",
-    )
+    shares = (f"{counts[name]:.4f}%" for name in ("percent", "percent_of_all"))
+    table.add_row(f"{counts['trainable']:,}", f"{counts['total']:,}", *shares)
     console.print(table)
     console.print(f"settings: {counts['settings_from']}")
-    named = model if has_weights(model) else "MODEL"  # an architecture alone cannot be trained
+    named = "MODEL" if model in MODELS.keys() - PACKAGED else model  # some have no weights
     where = ("--model", named, "--data", "FILE", "--output", "runs/mine")
     suggest("train", "--method", method, *where, *pairs)

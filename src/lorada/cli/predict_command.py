@@ -21,23 +21,22 @@ from lorada.cli.app import (
     say,
     suggest,
 )
+from lorada.cli.queue_options import Overwrite
 from lorada.support.duration import counted
+from lorada.support.files import refuse_there
+from lorada.support.row_sources import HEADED
 
 
 @app.command()
 def predict(
     run: RunFolder,
     text: Annotated[list[str] | None, typer.Option(help="a text; repeat for more")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="rows without labels: a file or a hub id")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="rows: a file or a hub id")] = None,
     columns: Columns = None,
     output: Annotated[
         Path | None, typer.Option(help="file for the answers, .jsonl or .csv; else they are shown")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace the file in --output")
-    ] = False,
+    overwrite: Overwrite = False,
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
@@ -69,7 +68,7 @@ def predict(
     except KeyboardInterrupt:
         note("stopped: the same command goes on where it was")
         raise
-    if before and not as_json:
+    if before:
         note(f"the first {before:,} rows were answered before")
     if as_json:
         print_json({"output": str(output), "rows": len(rows.rows), "answered_before": before})
@@ -86,8 +85,6 @@ def _checked(
     from lorada.data.task_rows import rows_to_answer
     from lorada.runs.folder import finished_run
     from lorada.runs.result import read_result
-    from lorada.support.files import refuse_there
-    from lorada.support.row_sources import HEADED
 
     recipe, result = finished_run(run), read_result(run)
     if texts and data is not None:
@@ -105,11 +102,7 @@ def _checked(
 
 
 def _lines() -> list[str]:
-    """The lines of a file or pipe.
-
-    Raises:
-        ValueError: if a person would have to type them, or there are none.
-    """
+    """The lines of a file or pipe; refuses a terminal, where a person would have to type them."""
     found = "" if sys.stdin.isatty() else sys.stdin.read()
     found = found.removeprefix("\ufeff").replace("\r\n", "\n")  # as files of Windows have them
     if not found:

@@ -16,13 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lorada.cli.app import (
-    COMPLETE_TASK,
     METHOD,
     METRIC,
     MODEL,
     Columns,
     DataDir,
     Json,
+    Overrides,
     Remote,
     RunFolder,
     app,
@@ -37,22 +37,13 @@ from lorada.cli.app import (
     suggest,
     without_override,
 )
+from lorada.cli.queue_options import DryRun, Overwrite, Resume
 from lorada.support.errors import full_disk_in_one_line
 from lorada.support.processes import is_first, process_count, refuse_several
+from lorada.support.row_sources import HEADED
 
-LOADING = ("dtype", "quantization", "attn_implementation", "device_map")  # fields of a recipe
 # Of the metrics; some are said in words.
 NOT_SHOWN = ("sha256", "unfound", "max_new_tokens")
-Tasks = Annotated[
-    str | None,
-    typer.Option(help="see `lorada tasks`; commas for more", autocompletion=COMPLETE_TASK),
-]
-TrainingData = Annotated[
-    str | None, typer.Option(help="training rows: a file or a hub id; commas for more")
-]
-Output = Annotated[
-    str | None, typer.Option(help="folder of the run; else the recipe's, or runs/TASK-METHOD-seedN")
-]
 SITE = Path(__file__).parent / "site"  # its sitecustomize.py is imported when Python starts
 
 
@@ -61,24 +52,25 @@ def train(
     recipe: Annotated[
         str | None, typer.Argument(help="a YAML file or the name of a built-in recipe")
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+    overrides: Overrides = None,
     method: Annotated[str | None, METHOD] = None,
     model: Annotated[str | None, MODEL] = None,
-    task: Tasks = None,
+    task: Annotated[str | None, typer.Option(help="see `lorada tasks`; commas for more")] = None,
     data_dir: DataDir = None,
-    data: TrainingData = None,
+    data: Annotated[
+        str | None, typer.Option(help="training rows: a file or a hub id; commas for more")
+    ] = None,
     columns: Columns = None,
-    output: Output = None,
+    output: Annotated[
+        str | None,
+        typer.Option(help="folder of the run; else the recipe's, or runs/TASK-METHOD-seedN"),
+    ] = None,
     from_adapter: Annotated[
         str | None, typer.Option("--from", help="a saved PEFT adapter to start from")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --output")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="delete the run in --output first")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="only say what would be trained")
-    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
@@ -118,16 +110,15 @@ def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, res
     from lorada.support.models import check_name
     from lorada.training.load_recipe import read_recipe
 
-    given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
-    saved = Path((given or [options["output"] or ""])[-1]) / RECIPE_FILE
+    saved = Path(options["output"] or ".") / RECIPE_FILE
     resumed = resume and recipe is None and saved.is_file()
-    if resume and recipe is None and not resumed and options["model"] is None:
+    if resumed:  # the output in its recipe is relative to another folder
+        recipe, options = str(saved), {**options, "output": str(saved.parent)}
+    elif resume and recipe is None and options["model"] is None:
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
     if options["model"] is not None:  # first, since some methods' names need PEFT
         check_name(options["model"])
-    if resumed and not given:  # the output in its recipe is relative to another folder
-        options = {**options, "output": options["output"] or str(saved.parent)}
-    asked = read_recipe(str(saved) if resumed else recipe, pairs, options, name_output=True)
+    asked = read_recipe(recipe, pairs, options, name_output=True)
     if resumed and not any(pair.startswith("metric=") for pair in pairs):
         refuse_unnamed(asked.recipe.metric, saved.parent, "metric=")
     return asked
@@ -160,8 +151,6 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     counts = parameters_of(recipe)
     refuse_impossible(prepared.recipe, prepared.plan, counts)
     chosen = "full" if args.gradient_checkpointing else "off"
-    scales = _scales(prepared.plan)
-    loading = {name: getattr(prepared.recipe, name) for name in LOADING}
     sizes, reason = step_bytes(prepared, "off", "full")
     device = device_bytes(prepared.recipe)
     fitted = fit_context(prepared.recipe, stretched(prepared.config, recipe.rope_factor))
@@ -171,28 +160,23 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
             "rows": len(prepared.rows.rows), "classes": prepared.rows.classes, **lost, **counts,
             "held_out": len(prepared.held_out.rows) if prepared.held_out else 0,
-            "scales": scales, **loading, "activation_checkpointing": chosen, "step_bytes": sizes,
-            "device_bytes": device, "first_row": row,
+            "activation_checkpointing": chosen, "step_bytes": sizes, "device_bytes": device,
+            "first_row": row,
         })  # fmt: skip
         return
-    table = Table("method", "model", "rows", "trained", "% of parameters", "output")
-    table.add_row(
-        recipe.method, recipe.model, f"{len(prepared.rows.rows):,}", f"{counts['trainable']:,}",
-        f"{counts['percent']:.4f}%", recipe.output,
-    )  # fmt: skip
-    console.print(table)
+    say(f"{recipe.output}: {recipe.method} on {recipe.model}, {_parameters(counts)}")
     said = ", ".join(f"{count:,} {what}" for what, count in lost.items())
-    console.print(f"rows at max_length={fitted.max_length}: {said}")
+    say(f"{len(prepared.rows.rows):,} rows at max_length={fitted.max_length}: {said}")
     need = _memory(sizes, reason, chosen, device)
     asked = recipe.activation_checkpointing
     takes = f"{asked} takes {chosen}" if asked == "auto" else asked
     say(f"activation_checkpointing={takes}: {need}")
-    said = " ".join(f"{name}={value}" for name, value in loading.items() if value is not None)
-    say(f"the base is loaded with {said}")
-    for part, values in scales.items():
-        say(f"{part} has {values}")
     if row is not None:
         say(_shown_row(row))
+
+
+def _parameters(counts: Mapping[str, Any]) -> str:
+    return f"{counts['trainable']:,} parameters ({counts['percent']:.3f}%)"
 
 
 def _memory(sizes: dict[str, float] | None, reason: str, chosen: str, device: float | None) -> str:
@@ -205,18 +189,6 @@ def _memory(sizes: dict[str, float] | None, reason: str, chosen: str, device: fl
         return need
     fits = "fits" if sizes[chosen] < device else "does not fit"
     return f"{need}; {chosen} {fits} in the {device / 2**30:.1f} GiB of this device"
-
-
-def _scales(plan: Any) -> dict[str, str]:
-    """Rank and alpha of each part of a method that is scaled by α/r, such as ``r=8, alpha=16``."""
-    from lorada.methods.build import rank_and_alpha
-
-    found = {}
-    for part in getattr(plan.config, "parts", []):
-        if names := rank_and_alpha(vars(part)):
-            shown = ", ".join(f"{name}={getattr(part, name)}" for name in names)
-            found[part.peft_type.value.lower()] = shown
-    return found
 
 
 def _shown_row(row: dict[str, Any]) -> Text:
@@ -271,19 +243,14 @@ def _training_summary(result: dict[str, Any]) -> str:
     from lorada.paper.table_page import NOT_FROM_THE_PAPER
 
     losses = [loss for entry in result["history"] if (loss := entry.get("loss")) is not None]
-    curve = "no loss was logged"
-    if losses:
-        curve = f"loss {losses[0]:.3f}"
-    if len(losses) > 1:
-        curve += f" at first, {losses[-1]:.3f} at last"
-    count, effect = result["parameters"], result["relative_norm"]
+    curve = f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last" if losses else "no loss"
+    effect = result["relative_norm"]
     text = f", relative norm {effect:.2g}" if effect is not None else ""
     if result.get("settings_from", "").startswith(NOT_FROM_THE_PAPER):
         text += f"\nsettings {result['settings_from']}"
     return (
-        f"{curve}\n"
-        f"{result['method']} on {result['model']}: {count['trainable']:,} parameters "
-        f"({count['percent']:.3f}%), {result['steps']} steps in {result['wall_time_s']:.0f} s{text}"
+        f"{curve}\n{result['method']} on {result['model']}: {_parameters(result['parameters'])}, "
+        f"{result['steps']} steps in {result['wall_time_s']:.0f} s{text}"
     )
 
 
@@ -348,12 +315,10 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
     columns: Columns = None,
     data_dir: DataDir = None,
-    base: Annotated[
-        bool, typer.Option("--base", help="score the base, adapter switched off")
-    ] = False,
+    base: Annotated[bool, typer.Option("--base", help="score the base alone")] = False,
     metric: Annotated[str | None, METRIC] = None,
     with_text: Annotated[
-        bool, typer.Option("--with-text", help="also keep each row's text in predictions.jsonl")
+        bool, typer.Option("--with-text", help="keep the text of each row too")
     ] = False,
     remote: Remote = False,
     as_json: Json = False,
@@ -362,14 +327,13 @@ def evaluate(
     named = columns_of(columns, data)
     recipe = scored_run(run, data, data_dir, metric)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.inference.evaluate import evaluate as evaluate_file
-    from lorada.inference.evaluate import evaluate_tasks, has_tasks
+    from lorada.inference import evaluate as scoring
     from lorada.runs.result import read_result
 
-    if data is None and has_tasks(loaded):
-        found = evaluate_tasks(loaded, data_dir, base=base, with_text=with_text)
+    if data is None and scoring.has_tasks(loaded):
+        found = scoring.evaluate_tasks(loaded, data_dir, base=base, with_text=with_text)
     else:
-        scored = evaluate_file(
+        scored = scoring.evaluate(
             loaded, data, columns=named, base=base, with_text=with_text, metric=metric
         )
         found = {"": scored}
@@ -403,8 +367,6 @@ def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _suggest_use(run: Path, form: str) -> None:
     """Suggest what to do with a run that has been scored."""
-    from lorada.support.row_sources import HEADED
-
     if form in HEADED:
         suggest("predict", run, "--text", "TEXT")
     else:

@@ -138,15 +138,6 @@ def check_name(name: str, *, weights: bool = True) -> None:
         raise unknown_name("model", name, MODELS)
 
 
-def has_weights(name: str) -> bool:
-    """Whether a model seems to have weights, judged by its name and its folder."""
-    if name in PACKAGED:
-        return True
-    if Path(name).is_dir():
-        return any(Path(name).glob("*.safetensors"))
-    return name not in MODELS
-
-
 def package_folder(name: str) -> Path:
     """The folder of a packaged model in its package."""
     package = PACKAGED[name]
