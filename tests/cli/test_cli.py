@@ -15,6 +15,7 @@ from lorada import METHODS, __version__
 from lorada.cli import GROUPS
 from lorada.cli.app import app
 from lorada.runs.result import read_predictions, read_result
+from lorada.training import arguments
 
 TINY = [
     "training.per_device_train_batch_size=4", "training.report_to=[]", "max_steps=2",
@@ -212,6 +213,14 @@ def test_a_dry_run_refuses_what_the_run_refuses_in_the_same_words(
     line = mistake(*words, "--dry-run")
     assert all(part in line for part in UNMADE[setting].split("..."))
     assert mistake(*words) == line
+
+
+def test_a_dry_run_says_whether_a_step_fits_on_the_device(works, place, tmp_path, monkeypatch):
+    for size, fits in ((2**34, "fits"), (2**10, "does not fit")):
+        monkeypatch.setattr(arguments, "device_bytes", lambda recipe, size=size: size)
+        out, _ = works(*train_words(place, tmp_path / "run", "--dry-run"))
+        assert "auto takes off: a step needs 0.00 GiB with off, 0.00 GiB with full" in out
+        assert f"; off {fits} in the {size / 2**30:.1f} GiB of this device" in out
 
 
 def test_a_dry_run_refuses_parts_that_no_memory_here_can_hold(mistake, place, tmp_path):

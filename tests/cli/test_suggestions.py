@@ -130,9 +130,6 @@ def test_what_is_counted_can_be_trained(call, at_home):
     shutil.rmtree("runs/mine")
     found = next_of(call, "params", "--method", "lora", "--model", "llama-7b")
     assert "MODEL" in found
-    (at_home / "only config").mkdir()
-    shutil.copy("llama [red]/config.json", "only config")
-    assert "MODEL" in next_of(call, "params", "--method", "lora", "--model", "only config")
 
 
 def test_lists_suggest_what_there_is(call, at_home):

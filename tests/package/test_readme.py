@@ -90,15 +90,6 @@ def test_the_readme_is_what_its_script_writes():
     assert write_readme.written(README) == README, "run: python scripts/write_readme.py"
 
 
-def test_a_method_without_settings_for_a_kind_of_model_is_named(monkeypatch):
-    only_decoders = write_readme.Method("x", {"llama": {"lora": {}}})
-    monkeypatch.setitem(write_readme.METHODS, "only_decoders", only_decoders)
-    table = write_readme.method_table()
-    assert "`longlora`, `only_decoders` | LoRA and its variants |" in table
-    assert "Without settings for encoders: `only_decoders`." in table
-    assert "Without settings for decoders" not in table
-
-
 def test_pictures_and_pages_of_the_readme_exist():
     targets = re.findall(r"\]\((?!https:)([^)]+)\)", README)
     assert any(target.endswith(".md") for target in targets)

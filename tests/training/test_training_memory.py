@@ -110,7 +110,6 @@ def test_bits_of_a_quantised_base_are_counted_and_its_head_is_not_quantised(tmp_
 
 
 def test_an_8b_model_in_bfloat16_fits_on_a_card_of_24_gib_if_activations_are_recomputed():
-    """``--dry-run`` says other rows of docs/guides/one-gpu.md in test_dry_run.py."""
     options = {"method": "lora+lmam", "model": "llama3-8b", "output": "-"}
     recipe = load_recipe(None, [], options)
     assert recipe.max_length == 512
