@@ -142,17 +142,6 @@ def test_a_chat_that_ends_with_the_user_is_learned_and_not_scored(mistake, place
     assert said in mistake(*train, scored, f"eval_data={data}", "--output", tmp_path / "run")
 
 
-def test_an_empty_prompt_among_many_is_named_with_what_to_do(train, mistake, place, tmp_path):
-    rows = [{"prompt": "" if i in (3, 5) else f"{i}", "response": "a"} for i in range(8)]
-    data = rows_file(tmp_path / "rows.jsonl", rows)
-    train(data, model="llama")
-    said = f"{data} row 4 has an empty prompt, and there is nothing to continue: leave such"
-    for command in ("evaluate", "predict"):
-        assert said in mistake(command, tmp_path / "run", "--data", data)
-    many = ["--prompt", "a", "--prompt", ""]
-    assert "prompt 2 of 2 is empty" in mistake("generate", tmp_path / "run", *many)
-
-
 def test_a_run_goes_on_from_inside_its_folder(tmp_path, monkeypatch):
     recipe = {"model": "minilm-l6", "data": "rows.jsonl", "output": "runs/mine"}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))

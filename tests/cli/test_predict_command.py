@@ -24,7 +24,6 @@ RUNS = {
 ROW_FILES = {
     "choices": [{"prompt": "p", "candidates": ["a", "b"], "answer": 0}] * 4,
     "pairs": [{"text": "a" * n, "text_pair": "b", "label": n % 2} for n in range(1, 5)],
-    "halves": [{"text": "a"}],
 }
 
 
@@ -87,10 +86,7 @@ def test_a_file_is_written_and_named(works, json_of, mistake, folder, place, tmp
 MISTAKES = {
     "label --data rows.jsonl": "row 1 has fields prompt, response;",
     "pair --text a": "--text row 1 has no text_pair, and this run has learned pairs of texts: pass",
-    "pair --data halves.jsonl": "halves.jsonl row 1 has no text_pair, and this run has",
-    "label --data labels.jsonl --output labels.jsonl --overwrite": "is where the rows are",
     "choice --text a": "has fields prompt; each needs prompt/candidates",
-    "prompt --text ''": "an empty prompt",
     "label": "there is nothing to answer: pass --text TEXT, --data FILE, or a",
 }
 

@@ -248,7 +248,7 @@ SPOILT = {
 @pytest.mark.first
 def test_a_damaged_result_of_a_table_is_one_line(place, works, mistake):
     out, _ = works(*LORA)
-    assert "next: lorada table 5 --scale local --rows lora --tasks rte --seeds 1" in out
+    assert "next: lorada table 5 --scale local --tasks rte --seeds 1 --rows lora --dry-run" in out
     stored = place / STORED
     whole = json.loads(stored.read_text())
     for spoilt in ([], {}, *({**whole, key: value} for key, value in SPOILT.items())):
