@@ -55,7 +55,7 @@ GROUPS = {
 # Beginnings of messages about missing kernels, which libraries log with various loggers.
 OTHERS_MESSAGES = ("Failed to load", "Warning: Detected no triton")
 
-_COMMANDS = {command.callback.__name__: command for command in app.registered_commands}
+_COMMANDS = {getattr(one.callback, "__name__", ""): one for one in app.registered_commands}
 app.registered_commands = [_COMMANDS[name] for names in GROUPS.values() for name in names]
 for _group, _names in GROUPS.items():
     for _name in _names:
