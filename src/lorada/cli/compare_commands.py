@@ -61,7 +61,6 @@ Text = Annotated[
     bool, typer.Option("--with-text", help="keep the text of held-out rows in the report")
 ]
 
-HEAD = ("", "{} ± 95 %", "group", "expected loss", "parameters", "")
 SHARED = "Methods that share a letter of a group are not significantly different"
 # Name, score, ends of its interval, letters, expected loss, trained parameters, what is decided.
 Scored = tuple[str, float | None, float | None, float | None, str, float | None, float | None, str]
@@ -390,13 +389,10 @@ def _tested(
 
 def _show_scores(what: str, form: str, rows: Sequence[Scored]) -> None:
     """Print the table: ``what`` heads the scores, ``form`` is the format of numbers."""
-    table = Table(box=None, pad_edge=False, header_style="")
-    for number, head in enumerate(HEAD):
-        numbers = 0 < number < len(HEAD) - 1
-        table.add_column(
-            head.format(what), justify="right" if numbers else "left", no_wrap=number > 0,
-            overflow="fold",
-        )  # fmt: skip
+    heads = (f"{what} ± 95 %", "group", "expected loss", "parameters")
+    numbers = (Column(head, justify="right", no_wrap=True) for head in heads)
+    columns = (Column("", overflow="fold"), *numbers, Column("", no_wrap=True))
+    table = Table(*columns, box=None, pad_edge=False, header_style="")
     for name, score, low, high, letter, loss, parameters, mark in rows:
         shown = NOTHING if score is None else format(score, form)
         if score is not None and low is not None and high is not None:
