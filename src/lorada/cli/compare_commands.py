@@ -57,6 +57,9 @@ Margin = Annotated[
     float | None,
     typer.Option(help="points that a cheaper method may cost: 1; of losses 2 % of the lowest"),
 ]
+Overlap = Annotated[
+    bool, typer.Option("--allow-overlap", help="held-out rows may be training rows too")
+]
 Text = Annotated[
     bool, typer.Option("--with-text", help="keep the text of held-out rows in the report")
 ]
@@ -74,35 +77,23 @@ def compare(
     model: Annotated[str | None, MODEL] = None,
     data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
     columns: Columns = None,
-    held_out: Annotated[
-        str | None, typer.Option(help="rows to score: a file or a hub id, or 20% of --data")
-    ] = None,
+    held_out: Annotated[str | None, typer.Option(help="rows to score, or 20% of --data")] = None,
     task: Annotated[str | None, typer.Option(help="`lorada tasks`; instead of --data")] = None,
     data_dir: DataDir = None,
-    budget: Annotated[
-        str | None, typer.Option(help="trained parameters: 0.2% or 100000; commas for several")
-    ] = None,
+    budget: Annotated[str | None, typer.Option(help="trained parameters: 0.2% or 100000")] = None,
     seeds: Annotated[str | None, typer.Option(help="with commas; 1,2,3 if not given")] = None,
     trials: Annotated[int | None, typer.Option(help="learning rates to try for each; 4")] = None,
-    rates: Annotated[
-        str | None, typer.Option(help="learning rates to try, the same for all; not with --trials")
-    ] = None,
-    search: Annotated[
-        str | None, typer.Option(help="once, or each-seed: a learning rate for every seed")
-    ] = None,
+    rates: Annotated[str | None, typer.Option(help="learning rates that all are to try")] = None,
+    search: Annotated[str | None, typer.Option(help="for learning rates: once, each-seed")] = None,
     metric: Metric = None,
     against: Against = None,
-    until: Annotated[
-        float | None, typer.Option(help="stop once at most this many points can be lost")
-    ] = None,
+    until: Annotated[float | None, typer.Option(help="end at an expected loss of so many")] = None,
     margin: Margin = None,
     output: Annotated[str | None, typer.Option(help="folder of the comparison")] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="held-out rows may be training rows too")
-    ] = False,
+    allow_overlap: Overlap = False,
     with_text: Text = False,
     workers: Workers = AUTO,
     gpus_per_job: GpusPerJob = 1.0,
