@@ -96,7 +96,7 @@ def write_made_up(folder: Path, *, rows: int = 200, seeds: tuple[int, ...] = (1,
     asked = {
         "recipe": {"model": MODEL, "data": "train.jsonl"}, "held_out": HELD_OUT,
         "methods": list(METHODS), "budgets": list(BUDGETS), "seeds": list(seeds), "trials": 4,
-        "against": None, "with_text": False, "allow_overlap": False,
+        "with_text": False, "allow_overlap": False,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "comparison.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))

@@ -56,7 +56,6 @@ MISTAKES = {
     "--search twice": "unknown --search 'twice'; known: each-seed, once",
     "--search each-seed --trials 1": "--search each-seed needs two or more --trials or --rates",
     "--methods lora:r=4|8 --trials 0": "--trials 0 tries no setting of lora:r=4|8: pass --trials 1",
-    "--against dora": "--against dora is not compared: add it to",
     "--held-out leaked.jsonl": "are training rows too, so scores would reward",
     "--data none.jsonl": "none.jsonl: pass --data FILE",
     "--data few.jsonl": "has 8 rows, and none is left to learn from after 8",

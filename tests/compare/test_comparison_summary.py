@@ -483,30 +483,6 @@ def test_lines_are_sorted_and_have_each_number(made_up_folder, made_up_summary):
     assert len(made_up_summary.histories["lora (0.1%)"]) == 10
 
 
-def test_each_candidate_is_compared_with_the_reference_of_its_budget(
-    made_up_folder, made_up_summary
-):
-    found = {line.label: line.against for line in made_up_summary.lines}
-    assert found["dora (0.1%)"] == "lora (0.1%)"
-    assert found["dora (0.2%)"] == "lora (0.2%)"
-    assert found["lora (0.1%)"] == ""
-    other = summarize(read_comparison(made_up_folder), against="ia3")
-    assert {line.against for line in other.lines if line.score} == {"ia3", ""}
-    with pytest.raises(ValueError, match="unknown method to compare with 'lara'; did you mean"):
-        summarize(read_comparison(made_up_folder), against="lara")
-
-
-def test_a_reference_of_another_budget_is_said(made_up_folder):
-    results = read_comparison(made_up_folder)
-    alone = "No lora is tested at the budget of these, so another is: "
-    assert not any(alone in each for each in summarize(results).sentences)
-    changed(results, "lora (0.2%)", runs=[], scores=np.empty((0, 60)))
-    (said,) = [each for each in summarize(results).sentences if alone in each]
-    assert "dora (0.2%) with lora (0.1%)" in said
-    assert "dora (0.1%)" not in said
-    assert "ia3" not in said.split(", ")  # its one size is of both budgets
-
-
 def test_sentences_say_what_limits_the_verdict(made_up_summary):
     said = " ".join(made_up_summary.sentences)
     assert "28 of 30 runs are scored" in said

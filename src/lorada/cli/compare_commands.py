@@ -50,9 +50,6 @@ from lorada.support.files import as_typed
 from lorada.support.tables import NOTHING
 
 Metric = Annotated[str | None, METRIC]
-Against = Annotated[
-    str | None, typer.Option(help="a method to test the others against, besides the best")
-]
 Margin = Annotated[
     float | None,
     typer.Option(help="points that a cheaper method may cost: 1; of losses 2 % of the lowest"),
@@ -84,10 +81,13 @@ def compare(
     seeds: Annotated[str | None, typer.Option(help="with commas; 1,2,3 if not given")] = None,
     trials: Annotated[int | None, typer.Option(help="learning rates to try for each; 4")] = None,
     rates: Annotated[str | None, typer.Option(help="learning rates that all are to try")] = None,
-    search: Annotated[str | None, typer.Option(help="for learning rates: once, each-seed")] = None,
+    search: Annotated[
+        str | None, typer.Option(help="once, or each-seed: a search with every seed")
+    ] = None,
     metric: Metric = None,
-    against: Against = None,
-    until: Annotated[float | None, typer.Option(help="end at an expected loss of so many")] = None,
+    until: Annotated[
+        float | None, typer.Option(help="stop at an expected loss of this many points")
+    ] = None,
     margin: Margin = None,
     output: Annotated[str | None, typer.Option(help="folder of the comparison")] = None,
     resume: Resume = False,
@@ -118,7 +118,7 @@ def compare(
         "methods": split_names("methods", methods), "budgets": split_names("budget", budget),
         "seeds": split_seeds(seeds), "trials": trials,
         "rates": split_numbers("rates", rates, float, "learning rates, such as 1e-3,1e-2"),
-        "search": search, "against": against, "until": until, "margin": margin,
+        "search": search, "until": until, "margin": margin,
         "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
@@ -249,7 +249,6 @@ def is_there(place: Path) -> bool:
 def report(
     folder: Annotated[Path, typer.Argument(help="folder of a comparison")],
     metric: Metric = None,
-    against: Against = None,
     margin: Margin = None,
     with_text: Text = False,
     remote: Remote = False,
@@ -263,7 +262,7 @@ def report(
         rescore(folder, metric, trust_remote_code=remote)
     from lorada.compare.report.write_report import write_report
 
-    found = write_report(folder, against, with_text, metric, margin)
+    found = write_report(folder, with_text, metric, margin)
     _show_report(*found, as_json=as_json)
 
 

@@ -266,19 +266,7 @@ def _pairs(
     pairs = list(combinations(tested, 2))
     if not pairs or given.scores[tested[0]].shape[1] < rows_needed(len(pairs)):
         return {}
-    return corrected_ps(pairs, given.scores, given.seeds, common)
-
-
-def corrected_ps(
-    pairs: Sequence[tuple[str, str]],
-    scores: Mapping[str, Scores],
-    seeds: Mapping[str, Sequence[object]],
-    common: Common | None,
-) -> dict[frozenset[str], float]:
-    """The p-value of each pair of methods, corrected for their number by Holm's method.
-
-    ``scores`` and ``seeds`` are by name; ``common`` is the spread of all methods.
-    """
+    scores, seeds = given.scores, given.seeds
     ps = [paired_p(scores[a], scores[b], common, by_seed(a, b, seeds, scores)) for a, b in pairs]
     return dict(zip(map(frozenset, pairs), holm(ps), strict=True))
 

@@ -120,7 +120,6 @@ class Comparison(BaseModel):
     trials: int = 4
     rates: list[float] = []  # the learning rates to try, the same for all; [] for each one's own
     search: str = ONCE  # with the first seed, or with each: scores then differ by that choice too
-    against: str | None = None  # the method that others are tested against, besides the best
     # The expected loss, in the unit of the metric, of the leading method at which no more seeds are
     # run; None to run every seed of each.
     until: float | None = None
@@ -169,11 +168,6 @@ class Comparison(BaseModel):
         for rate in self.rates:
             if not low <= rate <= high:
                 raise ValueError(f"--rates {rate:g} must be from {low:g} to {high:g}")
-        if self.against is not None and self.against not in self.methods:
-            raise ValueError(
-                f"--against {self.against} is not compared: add it to --methods, or choose one of "
-                f"{', '.join(self.methods)}"
-            )
         if not self.has_own_rows and self.held_out is not None:
             raise ValueError(
                 f"task={self.recipe['task']} has held-out rows of its own: leave out --held-out "

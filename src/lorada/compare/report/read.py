@@ -33,9 +33,9 @@ UNFINISHED = " is not finished"
 DIVERGED = ("the loss became ", "is not finite after step")  # in errors of a training
 # Fields of a candidate that files of the report have, besides those of the plan.
 SHOWN = (
-    "score", "low", "high", "expected_loss", "mark", "letter", "against", "p_against", "p_best",
-    "metric", "value", "adapter_mb", "peak_memory_gib", "seconds_per_step", "forgetting", "rates",
-    "map_rates", "reason",
+    "score", "low", "high", "expected_loss", "mark", "letter", "p_best", "metric", "value",
+    "adapter_mb", "peak_memory_gib", "seconds_per_step", "forgetting", "rates", "map_rates",
+    "reason",
 )  # fmt: skip
 
 
@@ -84,8 +84,6 @@ class CandidateResult:
     expected_loss: float | None = None  # of taking it, in the unit of the score
     mark: str = ""  # such as ``take``, ``not worse`` or ``not learned``
     letter: str = ""  # of groups that are not significantly different; empty without a test
-    against: str = ""  # label of what ``p_against`` compares it with
-    p_against: float | None = None  # corrected (Holm)
     p_best: float | None = None  # against the highest score, corrected (Holm)
 
     @property

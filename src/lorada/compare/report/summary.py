@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lorada.compare.decide import corrected_ps, decide, enough_runs
+from lorada.compare.decide import decide, enough_runs
 from lorada.compare.decision import Decision
 from lorada.compare.plan import Candidate
 from lorada.compare.report.read import (
@@ -33,14 +33,12 @@ from lorada.compare.report.words import (
 )
 from lorada.compare.statistics import (
     TINY,
-    Common,
     Scores,
     by_group,
     has_no_spread,
     mean_score,
 )
 from lorada.runs.folder import trains_base
-from lorada.support.errors import unknown_name
 from lorada.support.files import as_typed, file_name
 from lorada.support.metric_names import (
     ERROR,
@@ -127,12 +125,10 @@ class Summary:
 
 def summarize(
     results: Results,
-    against: str | None = None,
     with_text: bool = False,
     margin: float | None = None,
 ) -> Summary:
     """Summarize a comparison, finished or not; the options are those of ``write_report``."""
-    chosen = _against(results, against)
     ran = [one for one in results.candidates if one.runs]
     # Of several names of rows with slashes between.
     main = dict.fromkeys(main_metric(each) for one in ran for each in one.metrics)
@@ -144,7 +140,7 @@ def summarize(
     # While others wait, there is nothing yet that the first one could be better than.
     alone = len(ran) == 1 and _others_wait(results)
     decision = None if alone else _decided(results, scored, baselines, metric, margin)
-    lines = [_with_decision(one, decision) for one in _with_references(scored, tested, chosen)]
+    lines = [_with_decision(one, decision) for one in scored]
     taken = (c for c in lines if decision is None or c.label == decision.pick)
     best = None if alone else next(taken, None)
     histories = {one.label: _history(one) for one in lines}
@@ -156,7 +152,7 @@ def summarize(
     seeds = sorted({run.seed for run in runs})
     return Summary(
         verdict=said,
-        sentences=tuple(limits(results, lines, decision, losses, tested, chosen, tried)),
+        sentences=tuple(limits(results, lines, decision, losses, tested, tried)),
         model=str(results.asked.recipe.get("model", "")),
         task=", ".join(source(results, name) for name in results.plan.held_out),
         rows=len(results.rows),
@@ -208,15 +204,6 @@ def _verdict(
     ):
         commands = {"go on with it": resume, **commands}
     return said, commands
-
-
-def _against(results: Results, against: str | None) -> str:
-    """The method that others are tested against."""
-    methods = list(dict.fromkeys(one.method for one in results.candidates))
-    chosen = against or results.asked.against or next(iter(methods), "")
-    if methods and chosen not in methods:
-        raise unknown_name("method to compare with", chosen, methods)
-    return chosen
 
 
 def _with_facts(one: CandidateResult, metric: str) -> CandidateResult:
@@ -320,34 +307,6 @@ def _with_decision(one: CandidateResult, decision: Decision | None) -> Candidate
         mark=decision.mark(one.label), letter=decision.letters.get(one.label, ""),
         p_best=decision.p_highest.get(one.label),
     )  # fmt: skip
-
-
-def _with_references(
-    scored: list[CandidateResult], tested: list[CandidateResult], against: str
-) -> list[CandidateResult]:
-    """The candidates with their p-values against the method ``against``."""
-    to = {one.label: other.label for one in tested if (other := _reference(one, tested, against))}
-    seeds = {one.label: [run.seed for run in one.runs] for one in tested}
-    scores = {one.label: one.scores for one in tested}
-    ps = corrected_ps([*to.items()], scores, seeds, Common.of([*scores.values()]))
-    return [
-        replace(one, against=to[one.label], p_against=ps[frozenset((one.label, to[one.label]))])
-        if one.label in to else one for one in scored
-    ]  # fmt: skip
-
-
-def _reference(
-    one: CandidateResult, tested: list[CandidateResult], against: str
-) -> CandidateResult | None:
-    """What a candidate is tested against: the method ``against``, if possible at the same budget.
-
-    None for that method itself.
-    """
-    found = [other for other in tested if other.method == against]
-    if one.method == against or not found:
-        return None
-    mine = one.candidate.budgets.keys()
-    return next((other for other in found if other.candidate.budgets.keys() & mine), found[0])
 
 
 def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | None]]:

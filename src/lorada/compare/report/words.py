@@ -4,7 +4,7 @@ Scores here are as they are shown: a loss or an error as it is, and the lower on
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
@@ -14,9 +14,9 @@ import numpy as np
 from lorada.compare.decision import Decision
 from lorada.compare.report.read import CandidateResult, Results
 from lorada.compare.spec import EACH_SEED
-from lorada.compare.statistics import ALPHA, detectable, has_no_spread, rows_needed
+from lorada.compare.statistics import detectable, has_no_spread, rows_needed
 from lorada.support.duration import counted, duration
-from lorada.support.metric_names import ERROR, LOSS, as_score, lower_is_better, rows_metric
+from lorada.support.metric_names import ERROR, LOSS, lower_is_better, rows_metric
 from lorada.support.row_sources import CODE
 
 HARDLY = 0.05  # a training loss that falls by a smaller share hardly fell
@@ -131,7 +131,6 @@ def limits(
     decision: Decision | None,
     losses: Losses,
     tested: Sequence[CandidateResult],
-    against: str,
     tried: Mapping[str, Sequence[TriedRate]],
 ) -> Iterator[str]:
     """What limits the verdict, a sentence each.
@@ -161,7 +160,6 @@ def limits(
             f"exact sign test over rows compares them with each other: {_listed(alike)}."
         )
     yield from _too_few_rows(results) or _power(results, metric, tested)
-    yield from _compared_with(scored, against, decision.unlearned if decision else ())
     if windows_overlap(metric):
         yield (
             "Nothing is tested: the windows that are scored share tokens, so they are not "
@@ -262,34 +260,6 @@ def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> 
         f"With {rows} and {runs} seeds the test of two candidates has a power of "
         f"about {POWERS} to detect a difference of {_gap(one, metric)}{corrected}."
     )
-
-
-def _compared_with(
-    scored: Sequence[CandidateResult], against: str, unlearned: Collection[str]
-) -> Iterator[str]:
-    """Which candidates are better and worse than the method that they are tested against.
-
-    Those that have not learned are left out: they show nothing of the method.
-    """
-    tested = [line for line in scored if line.p_against is not None and line.label not in unlearned]
-    if not tested:
-        return
-    by_label = {line.label: line for line in scored}
-    sides: dict[str, list[str]] = {"better": [], "worse": []}
-    for one in tested:
-        gain = as_score((one.score or 0.0) - (by_label[one.against].score or 0.0), one.metric)
-        if (one.p_against or 0.0) < ALPHA:
-            sides["better" if gain > 0 else "worse"].append(one.label)
-    said = [f"significantly {how}: {_listed(names)}" for how, names in sides.items() if names]
-    yield f"Against {against}, {'; '.join(said) or 'none is significantly different'}."
-    apart = [
-        f"{one.label} with {one.against}"
-        for one in tested
-        if not one.candidate.budgets.keys() & by_label[one.against].candidate.budgets.keys()
-        and one.candidate.budgets
-    ]
-    if apart:
-        yield f"No {against} is tested at the budget of these, so another is: {_listed(apart)}."
 
 
 def _learning_rates(results: Results, tried: Mapping[str, Sequence[TriedRate]]) -> Iterator[str]:

@@ -16,7 +16,6 @@ Row = tuple[str, str, list[str], list[str]]  # name, kind, what stands beside th
 
 def write_report(
     folder: Path,
-    against: str | None = None,
     with_text: bool = False,
     metric: str | None = None,
     margin: float | None = None,
@@ -28,8 +27,6 @@ def write_report(
 
     Args:
         folder: of the comparison.
-        against: the method that others are tested against; if not given the one that the comparison
-            names, or its first.
         with_text: whether rows on which candidates disagree come with their text, if it is stored.
         metric: what methods are compared by; None for the comparison's own. Rows must have it.
         margin: that a cheaper candidate may cost, in the unit of the metric; None likewise.
@@ -37,7 +34,7 @@ def write_report(
     Returns:
         What the report shows, and the written files, the page first.
     """
-    summary = summarize(read_comparison(folder, metric), against, with_text, margin)
+    summary = summarize(read_comparison(folder, metric), with_text, margin)
     texts = {
         "html": page(summary),
         "md": markdown(summary),
@@ -147,17 +144,11 @@ def _columns(summary: Summary) -> list[tuple[str, Callable[[CandidateResult], st
     """
     form, pairs = summary.scale.form, [(line.score, line.value) for line in summary.lines]
     own = any(s is not None and v is not None and abs(s - v) > SAME for s, v in pairs)
-    # The labels that candidates are tested against: one for each budget, if there are several.
-    references = {line.against for line in summary.lines if line.against}
-    methods = {line.method for line in summary.lines if line.label in references}
-    against = ", ".join(sorted(methods)) or "the reference"
     return [
         (f"{summary.scale.title} (95 % interval)", lambda one: _score(summary, one)),
         *([(summary.metric, lambda one: _number(one.value, ".2f"))] if own else []),
         ("expected loss", lambda one: _number(one.expected_loss, form)),
         ("group", lambda one: one.letter or NOTHING),
-        (f"p (against {against})",
-         lambda one: _probability(one.p_against, one.against if len(references) > 1 else "")),
         ("p (against the highest)", lambda one: _probability(one.p_best)),
         ("trained parameters (of the model)", _trained),
         ("adapter (MB)", lambda one: _number(one.adapter_mb, ".2f")),
@@ -200,10 +191,8 @@ def _number(value: float | None, form: str, note: str = "") -> str:
     return NOTHING if value is None else _noted(format(value, form), note)
 
 
-def _probability(value: float | None, note: str = "") -> str:
-    if value is not None and value < 0.001:
-        return _noted("< 0.001", note)
-    return _number(value, ".3f", note)
+def _probability(value: float | None) -> str:
+    return "< 0.001" if value is not None and value < 0.001 else _number(value, ".3f")
 
 
 def _rates(rates: Sequence[float]) -> str:
