@@ -146,7 +146,7 @@ def test_the_verdict_the_reports_and_the_next_command_are_printed(whole):
     assert summary["verdict"] in said
     assert all(sentence in said for sentence in summary["sentences"])
     assert re.search(r"\[6/6\] lmam \d+ seed 2: done", said)  # two searches, four runs
-    for kind in ("html", "md", "csv", "tex", "json"):
+    for kind in ("html", "md", "json"):
         assert (folder / f"report.{kind}").is_file()
         assert f"{folder}/report.{kind}" in said
     see = f"python -m webbrowser {folder}/report.html"

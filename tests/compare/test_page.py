@@ -1,7 +1,5 @@
-"""The report of a comparison in its five forms; the page in a headless Chromium too."""
+"""The report of a comparison in its three forms; the page in a headless Chromium too."""
 
-import csv
-import io
 import json
 import random
 import re
@@ -18,7 +16,7 @@ pytest.importorskip("matplotlib", reason="needs the extra compare")
 from lorada.compare.plan import Candidate
 from lorada.compare.report.read import CandidateResult
 from lorada.compare.report.summary import Baseline, Disagreement, Summary
-from lorada.compare.report.write_report import comma_separated, latex, markdown, write_report
+from lorada.compare.report.write_report import markdown, write_report
 from lorada.compare.report.write_report import page as comparison_page
 
 HOSTILE = (
@@ -131,14 +129,9 @@ def test_rows_where_candidates_disagree_are_shown_by_number_and_text(made_up_sum
 
 
 SIGNS = r"[x] a&b #{c}_d 5% ~y ^z \w ¬N <i> |"
-# The same for LaTeX, as the first cell of a line.
-ESCAPED = (
-    r"{}[x] a\&b \#\{c\}\_d 5\% \textasciitilde{}y \textasciicircum{}z \textbackslash{}w "
-    r"$\neg$N $<$i> $|$"
-)
 LORA = Candidate("lora", {}, trainable=9000, percent=0.5)
 LINE = CandidateResult("lora", LORA, score=71.24, low=60.0, high=80.0)
-NAMES = ["report.html", "report.md", "report.csv", "report.tex", "report.json"]
+NAMES = ["report.html", "report.md", "report.json"]
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +139,7 @@ def written(made_up_folder):
     return write_report(made_up_folder)[1]
 
 
-def test_the_report_is_written_in_five_forms_with_one_verdict(
+def test_the_report_is_written_in_three_forms_with_one_verdict(
     made_up_folder, written, made_up_summary
 ):
     assert sorted(written) == sorted(made_up_folder / name for name in NAMES)
@@ -185,30 +178,8 @@ def test_markdown_begins_with_the_verdict_and_shows_every_part(made_up_summary):
     assert "| the commonest answer (answer: Yes) | " in text
 
 
-def test_csv_has_each_field_of_each_line(made_up_summary):
-    rows = list(csv.DictReader(io.StringIO(comma_separated(made_up_summary))))
-    assert [row["label"] for row in rows] == [line.label for line in made_up_summary.lines]
-    first = made_up_summary.lines[0]
-    assert float(rows[0]["score"]) == first.score
-    assert rows[0]["seeds"] == "1 2 3"
-    assert rows[-1]["score"] == ""
-    assert rows[0]["trainable"] == str(first.trainable)
-
-
-def test_latex_has_a_row_for_each_candidate_and_each_score_without_training(made_up_summary):
-    text = latex(made_up_summary)
-    assert text.count(r" \\") == 1 + len(made_up_summary.lines) + len(made_up_summary.baselines)
-    assert text.startswith(f"% {made_up_summary.verdict}\n")
-    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
-        assert rule in text
-
-
-def test_signs_that_latex_and_markdown_read_are_printed_as_they_are():
-    summary = Summary("one\ntwo <b>", lines=(replace(LINE, label=SIGNS), LINE))
-    text = latex(summary)
-    assert text.startswith("% one two <b>\n")
-    assert f"{ESCAPED} & 71.2 (60.0 to 80.0) & -- &" in text
-    page = markdown(summary)
+def test_signs_that_markdown_reads_are_printed_as_they_are():
+    page = markdown(Summary("one\ntwo <b>", lines=(replace(LINE, label=SIGNS), LINE)))
     assert "**one two &lt;b>**" in page
     assert r"^z \w ¬N &lt;i> \| | 71.2 (60.0 to 80.0) | – |" in page
 

@@ -35,7 +35,7 @@ from lorada.support.row_sources import Row
 from lorada.training.inputs import Prepared, prepare
 from lorada.training.models.loading import own_classes
 
-REPORTS = tuple(f"report.{kind}" for kind in ("html", "md", "csv", "tex", "json"))
+REPORTS = tuple(f"report.{kind}" for kind in ("html", "md", "json"))
 OWN = (SPEC_FILE, PLAN_FILE, TRIALS, RUNS, TIMES, BASELINES_FILE, FAILURES_FILE, *REPORTS)
 
 

@@ -1,4 +1,4 @@
-"""Writes the report of a comparison: a page, and the same as Markdown, CSV, LaTeX and JSON."""
+"""Writes the report of a comparison: a page, and the same as Markdown and JSON."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from lorada.compare.report.read import CandidateResult, read_comparison
 from lorada.compare.report.summary import Baseline, Summary, summarize
 from lorada.support.files import json_text, write_atomic
 from lorada.support.html import render_page
-from lorada.support.tables import NOTHING, csv_table, latex_table, markdown_table
+from lorada.support.tables import NOTHING, markdown_table
 
 SAME = 0.05  # points by which a metric may differ from the score and be shown as one number
 Row = tuple[str, str, list[str], list[str]]  # name, kind, what stands beside the name, and cells
@@ -20,7 +20,7 @@ def write_report(
     metric: str | None = None,
     margin: float | None = None,
 ) -> tuple[Summary, list[Path]]:
-    """Write ``report.html``, ``.md``, ``.csv``, ``.tex`` and ``.json`` into a comparison's folder.
+    """Write ``report.html``, ``report.md`` and ``report.json`` into a comparison's folder.
 
     The comparison need not be finished: the report then says what is missing. Each file is
     replaced at once, so that a reader never sees half of one.
@@ -38,8 +38,6 @@ def write_report(
     texts = {
         "html": page(summary),
         "md": markdown(summary),
-        "csv": comma_separated(summary),
-        "tex": latex(summary),
         "json": json_text(summary.plain()) + "\n",
     }
     paths = {folder / f"report.{kind}": text for kind, text in texts.items()}
@@ -89,16 +87,6 @@ def markdown(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def comma_separated(summary: Summary) -> str:
-    """The candidates as CSV, with all fields of each; of seeds and rates, blanks between."""
-    plain = [line.plain() for line in summary.lines]
-    rows = [
-        [" ".join(map(str, v)) if isinstance(v, list | tuple) else v for v in one.values()]
-        for one in plain
-    ]
-    return csv_table(list(plain[0]) if plain else [], rows)
-
-
 def note(summary: Summary) -> str:
     """What the columns of the table are."""
     return (
@@ -110,11 +98,6 @@ def note(summary: Summary) -> str:
         "text. Time: of a step, measured at the end for all candidates in turns, because the "
         "times of the runs depend on what ran beside them."
     )
-
-
-def latex(summary: Summary) -> str:
-    """The table as a LaTeX ``tabular``, with the verdict as a comment above it."""
-    return latex_table(*_table_texts(summary), 1, [summary.verdict, *summary.sentences])
 
 
 def table(summary: Summary) -> tuple[list[str], list[Row]]:
