@@ -1,8 +1,5 @@
 """The pictures of a comparison: what they show, and that they can be told apart."""
 
-import json
-import math
-import shutil
 from dataclasses import replace
 from itertools import pairwise, product
 from xml.etree import ElementTree
@@ -13,8 +10,6 @@ from made_up_comparison import renamed
 pytest.importorskip("matplotlib", reason="needs the extra compare")
 
 from lorada.compare.report import pictures
-from lorada.compare.report.read import read_comparison
-from lorada.compare.report.summary import summarize
 from lorada.compare.report.words import TriedRate
 
 
@@ -30,13 +25,13 @@ def test_a_point_is_on_the_front_if_all_that_cost_no_more_score_less():
 
 def test_each_picture_is_drawn_from_its_numbers_and_the_same_each_time(made_up_summary):
     drawn = pictures.pictures(made_up_summary)
-    assert list(drawn) == ["costs", "intervals", "rates", "losses"]
+    assert list(drawn) == ["costs", "intervals", "rates"]
     assert pictures.pictures(made_up_summary) == drawn
     for svg in drawn.values():
         ElementTree.fromstring(svg)
         assert "currentColor" in svg
     bare = with_lines(made_up_summary, score=None)
-    assert pictures.pictures(replace(bare, histories={}, tried={})) == {}
+    assert pictures.pictures(replace(bare, tried={})) == {}
 
 
 def test_a_cost_that_was_not_measured_has_no_axis_and_one_that_differs_much_is_logarithmic(
@@ -91,33 +86,14 @@ def test_trials_that_were_chosen_or_are_at_an_end_are_marked(made_up_summary):
 def test_a_method_has_one_style_in_all_pictures_and_56_methods_differ(made_up_summary):
     line = made_up_summary.lines[0]
     lines = tuple(renamed(line, f"m{i}") for i in range(56))
-    history = made_up_summary.histories[line.label]
-    many = replace(made_up_summary, lines=lines, histories={one.label: history for one in lines})
-    drawn = pictures.training_losses(many)
-    styles = [(curve.get_color(), curve.get_marker()) for curve in drawn.axes[0].lines]
-    assert set(styles) == set(product(pictures.COLOURS, pictures.MARKERS))
-    keys = pictures.over_costs(many).legends[0].get_lines()
-    assert [(key.get_color(), key.get_marker()) for key in keys] == styles
-
-
-def test_a_loss_that_is_no_number_is_a_gap_in_its_curve(made_up_summary):
-    label = made_up_summary.lines[0].label
-    history = [(step, math.nan if step == 3 else 1 / step) for step in range(1, 6)]
-    drawn = pictures.pictures(replace(made_up_summary, histories={label: history}))["losses"]
-    assert "nan" not in drawn
-    paths = [path.get("d") for path in ElementTree.fromstring(drawn).findall(".//{*}path")]
-    assert max(path.count("M") for path in paths) == 2  # where the curve begins
-
-
-@pytest.mark.parametrize(("form", "unit"), [
-    ("prompt", "nats per token"), ("label", "per row"),
-])  # fmt: skip
-def test_the_axis_of_losses_says_what_they_are_means_of(made_up_folder, form, unit, tmp_path):
-    copy = shutil.copytree(made_up_folder, tmp_path / "comparison")
-    for result in copy.glob("runs/**/result.json"):
-        result.write_text(json.dumps({**json.loads(result.read_text()), "form": form}))
-    figure = pictures.training_losses(summarize(read_comparison(copy)))
-    assert figure.axes[0].get_ylabel() == f"training loss ({unit})"
+    tried = {one.label: made_up_summary.tried[line.label] for one in lines}
+    many = replace(made_up_summary, lines=lines, tried=tried)
+    keys = [
+        [(key.get_color(), key.get_marker()) for key in drawn(many).legends[0].get_lines()]
+        for drawn in (pictures.loss_over_rates, pictures.over_costs)
+    ]
+    assert keys[0] == keys[1]
+    assert set(keys[0]) == set(product(pictures.COLOURS, pictures.MARKERS))
 
 
 def test_the_expected_loss_is_drawn_over_each_cost_with_the_margin(made_up_summary):

@@ -480,7 +480,6 @@ def test_lines_are_sorted_and_have_each_number(made_up_folder, made_up_summary):
     plain = line.plain()
     assert (plain["seeds"], plain["budget"], plain["above"]) == ([1, 2, 3], "0.1%", False)
     assert line.rates == (2e-4,)
-    assert len(made_up_summary.histories["lora (0.1%)"]) == 10
 
 
 def test_sentences_say_what_limits_the_verdict(made_up_summary):

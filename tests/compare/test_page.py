@@ -1,7 +1,6 @@
 """The report of a comparison in its three forms; the page in a headless Chromium too."""
 
 import json
-import random
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -32,15 +31,6 @@ HOSTILE = (
 browser, opened, page_of = browsing.browser, browsing.opened, comparison_page
 
 
-def test_forty_candidates_with_long_trainings_fit_in_two_megabytes(made_up_summary):
-    line = made_up_summary.lines[0]
-    lines = [renamed(line, f"method_{i}") for i in range(40)]
-    noisy = random.Random(3)  # matplotlib leaves out points of a smooth curve by itself
-    histories = {one.label: [(step, noisy.random()) for step in range(1, 3000)] for one in lines}
-    many = replace(made_up_summary, lines=tuple(lines), histories=histories)
-    assert len(comparison_page(many).encode()) < 2_000_000
-
-
 def test_names_that_no_file_or_font_has_are_drawn(made_up_summary, recwarn):
     names = "half \ud800", "日本"
     lines = [renamed(line, name)
@@ -56,7 +46,7 @@ def test_the_page_names_its_language_has_headings_in_order_and_no_script(made_up
     levels = [int(level) for level in re.findall(r"<h(\d)", page)]
     assert levels[0] == levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
-    assert len(re.findall('role="img" aria-label=".{20,}"><svg', page)) == 4
+    assert len(re.findall('role="img" aria-label=".{20,}"><svg', page)) == 3
     assert "<script" not in page
     ids = re.findall(' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -71,7 +61,6 @@ def test_hostile_names_and_texts_stay_text(opened, made_up_summary):
         made_up_summary, lines=tuple(lines), verdict=everywhere, sentences=HOSTILE,
         model=HOSTILE[1], task=HOSTILE[0], commands={"train": everywhere}, hardware=HOSTILE,
         versions={HOSTILE[1]: HOSTILE[2]}, notes=HOSTILE,
-        histories={name: [(1, 1.0), (2, 0.5)] for name in HOSTILE},
         disagreements=(Disagreement(HOSTILE[0], 1, HOSTILE[:3], HOSTILE[3:], *HOSTILE[:2]),),
     )  # fmt: skip
     page = opened(summary, viewport={"width": 320, "height": 640})
@@ -114,7 +103,7 @@ def test_pictures_shrink_with_the_page(opened, made_up_summary):
         const svg = one.querySelector("svg").getBoundingClientRect();
         return [one.scrollWidth - one.clientWidth, svg.width];
     })""")
-    assert len(boxes) == 4
+    assert len(boxes) == 3
     assert all(hidden == 0 and width <= 390 for hidden, width in boxes)
 
 

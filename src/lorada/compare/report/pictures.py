@@ -34,10 +34,8 @@ COSTS = {
 FEW_DECADES = 30  # up to such a ratio an axis has a number between two decades
 LOG_FROM = 8  # an axis is logarithmic if its largest value is so many times its smallest
 WIDTH = 10.0  # inches
-POINTS = 200  # of a loss curve: a long training logs thousands, which would make the page large
 LETTERS = 125  # in a line of the legend, with the room of markers
 LONGEST = 60  # letters of a name; the rest is cut off
-PER_ROW = ("label", "score", "choice")  # forms of rows whose loss is a mean over rows
 INK = "#0a0b0c"  # stands for the colour of the page's text, which light, dark and print set
 SETTINGS = {
     **dict.fromkeys(
@@ -53,7 +51,6 @@ def pictures(summary: Summary) -> dict[str, str]:
     """Each picture that the summary has numbers for: name → SVG. The same numbers give the same."""
     kinds: dict[str, Callable[[Summary], Figure | None]] = {
         "costs": over_costs, "intervals": intervals, "rates": loss_over_rates,
-        "losses": training_losses,
     }  # fmt: skip
     found = {}
     for name, draw in kinds.items():
@@ -189,25 +186,6 @@ def loss_over_rates(summary: Summary) -> Figure | None:
             axis.plot(rate, loss, **{**style, **mark})
     axis.set_xscale("log")
     axis.set(xlabel="learning rate (logarithmic)", ylabel="loss on the rows set aside")
-    return figure
-
-
-def training_losses(summary: Summary) -> Figure | None:
-    """The mean training loss over steps, a line for each candidate; None if none was logged."""
-    lines = [line for line in summary.lines if summary.histories.get(line.label)]
-    if not lines:
-        return None
-    figure = _figure(summary, 3.4, lines)
-    axis: Any = figure.subplots()
-    for line in lines:
-        curve = summary.histories[line.label]
-        shown = min(len(curve), POINTS)  # evenly spread, the first and the last among them
-        spread = [round(i * (len(curve) - 1) / max(1, shown - 1)) for i in range(shown)]
-        steps, losses = zip(*(curve[i] for i in spread), strict=True)
-        style = _style(summary, line.method, filled=False)
-        axis.plot(steps, losses, **style, markevery=max(1, len(steps) // 8))
-    unit = "per row" if summary.form in PER_ROW else "nats per token"
-    axis.set(xlabel="optimizer steps", ylabel=f"training loss ({unit})")
     return figure
 
 

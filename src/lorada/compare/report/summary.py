@@ -6,6 +6,7 @@ from functools import partial
 from math import isclose
 from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,6 @@ from lorada.compare.report.words import (
     limits,
     scale_of,
     score_of,
-    training_losses,
     verdict,
     windows_overlap,
 )
@@ -94,13 +94,10 @@ class Summary:
     rows: int = 0  # number of scored rows
     seeds: tuple[int, ...] = ()  # of the final runs
     metric: str = ""  # the main metric
-    form: str = ""  # of the rows that were learned
     best: str = ""  # label of the candidate to take; empty if nothing is scored
     lines: tuple[CandidateResult, ...] = ()  # the best score first, those without a score last
     baselines: tuple[Baseline, ...] = ()
     margin: float | None = None  # that a cheaper candidate may cost, in the unit of the metric
-    # Label → training loss over steps, the mean over seeds: (step, loss).
-    histories: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     disagreements: tuple[Disagreement, ...] = ()  # the most divided rows first
     commands: dict[str, str] = field(default_factory=dict)  # what for → shell command
     tried: dict[str, list[TriedRate]] = field(default_factory=dict)  # label → learning rates
@@ -143,8 +140,7 @@ def summarize(
     lines = [_with_decision(one, decision) for one in scored]
     taken = (c for c in lines if decision is None or c.label == decision.pick)
     best = None if alone else next(taken, None)
-    histories = {one.label: _history(one) for one in lines}
-    losses = training_losses(histories[(best or lines[0]).label]) if lines else None
+    losses = _training_losses(best or lines[0]) if lines else None
     said, commands = _verdict(results, lines, best, decision, losses)
     lines += [_with_decision(one, decision) for one in results.candidates if not one.runs]
     tried = {one.label: tried_rates(one) for one in results.candidates if one.searches}
@@ -158,12 +154,10 @@ def summarize(
         rows=len(results.rows),
         seeds=tuple(seeds if seeds and results.asked.until is not None else results.asked.seeds),
         metric=metric,
-        form=next((str(run.result.get("form", "")) for run in runs), ""),
         best=best.label if best else "",
         lines=tuple(lines),
         baselines=tuple(one for one, _ in baselines),
         margin=decision.margin if decision else None,
-        histories=histories,
         disagreements=tuple(_disagreements(results, lines, with_text or results.asked.with_text)),
         commands=commands,
         tried=tried,
@@ -353,15 +347,16 @@ def _all_alike(lines: list[CandidateResult], by_loss: str) -> str:
     return f"{lines[0].metric.replace('_', ' ')} is {score_of(lines[0])} for all of them: {rest}"
 
 
-def _history(one: CandidateResult) -> list[tuple[int, float]]:
-    """The training loss over steps: the mean over runs, at steps that all of them logged."""
+def _training_losses(one: CandidateResult) -> Losses:
+    """The training loss of the first and of the last quarter of the steps, the mean over runs."""
     by_step: dict[int, list[float]] = {}
     for run in one.runs:
         for entry in run.result.get("history") or []:
             if entry.get("loss") is not None:
                 by_step.setdefault(entry["step"], []).append(float(entry["loss"]))
-    most = len(one.runs)
-    return [(step, float(np.mean(v))) for step, v in sorted(by_step.items()) if len(v) == most]
+    losses = [fmean(v) for _, v in sorted(by_step.items()) if len(v) == len(one.runs)]
+    part = max(1, len(losses) // 4)
+    return (fmean(losses[:part]), fmean(losses[-part:])) if len(losses) > 1 else None
 
 
 def _machines(planned: dict[str, Any], runs: Sequence[ScoredRun]) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ Scores here are as they are shown: a loss or an error as it is, and the lower on
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -80,15 +79,6 @@ def _gap(gap: float, metric: str) -> str:
 def _listed(labels: Sequence[str]) -> str:
     more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
     return ", ".join(labels[:NAMED]) + more
-
-
-def training_losses(history: Sequence[tuple[int, float]]) -> Losses:
-    """The mean loss of the first and of the last quarter of what was logged: (step, nats)."""
-    if len(history) < 2:
-        return None
-    losses = [loss for _, loss in history]
-    part = max(1, len(losses) // 4)
-    return fmean(losses[:part]), fmean(losses[-part:])
 
 
 def _hardly_fell(losses: Losses) -> bool:
