@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.compare.comparison_rows import Data, read_data
-from lorada.compare.jobs.job import JOB_FILE, Job, Outcome
+from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, held
 from lorada.compare.jobs.queue import Report, first_of, run_queue, shard
 from lorada.compare.make_plan import about, make_plan
 from lorada.compare.measure import time_jobs
@@ -28,7 +28,7 @@ from lorada.compare.trainings import BASE_FILE, base_job, comparison_jobs, score
 from lorada.compare.until import Until
 from lorada.data.metrics import RowValue, row_value
 from lorada.inference.evaluate import BASE
-from lorada.runs.folder import locked
+from lorada.runs.folder import LOCK_FILE
 from lorada.runs.result import read_predictions, write_predictions
 from lorada.support.files import json_text, one_at_a_time, scratch_folder, write_atomic
 from lorada.support.row_sources import Row
@@ -170,10 +170,8 @@ def clear(folder: Path) -> None:
     Raises:
         HeldError: while another process works on one of its jobs.
     """
-    for lock in folder.rglob(JOB_FILE):
-        with locked(lock.parent, JOB_FILE):
-            pass
-    with scratch_folder(folder) as scratch:
+    working = {lock.parent for name in (JOB_FILE, LOCK_FILE) for lock in folder.rglob(name)}
+    with held(working), scratch_folder(folder) as scratch:
         for name in reversed(OWN):
             if (path := folder / name).exists():
                 path.replace(scratch / name)

@@ -7,13 +7,12 @@ no result.
 
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, report
+from lorada.compare.jobs.job import Job, Outcome, held, report
 from lorada.compare.jobs.pool import Workers
 from lorada.compare.jobs.queue import run_queue, shard
 from lorada.compare.learning_rate import train_on
@@ -22,7 +21,7 @@ from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
 from lorada.paper.table_spec import PaperTable, Scale, TableRow, row_recipe
-from lorada.runs.folder import clear, differences, holds_run, locked
+from lorada.runs.folder import clear, differences, holds_run
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import RESULT_FILE, read_result, result_in
 from lorada.support.files import json_text, write_atomic
@@ -172,10 +171,7 @@ def delete_runs(found: list[TableJob]) -> None:
     runs = [run for job in found if holds_run(run := Path(job.recipe.output))]
     for job in found:
         data_folder(job.recipe.data_dir)
-    with ExitStack() as stack:
-        for run in runs:
-            stack.enter_context(locked(run, JOB_FILE))
-            stack.enter_context(locked(run))
+    with held(runs):
         for job in found:
             job.stored.unlink(missing_ok=True)
         for run in runs:

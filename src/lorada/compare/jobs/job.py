@@ -9,13 +9,13 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lorada.runs.folder import HeldError, locked
+from lorada.runs.folder import LOCK_FILE, HeldError, locked
 from lorada.support.progress import only_reports
 
 JOB_FILE = ".lorada.job"  # not the lock of a run, which training takes in the same folder
@@ -44,16 +44,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """What became of a job."""
 
-    Attributes:
-        status: ``done`` now; ``kept``, as it was done before; ``failed``; ``held`` by another
-            process; ``interrupted`` by Ctrl-C; or ``waiting``: it was not begun.
-        error: the last line of the error of a job that failed or is held; else empty.
-    """
-
-    status: Status
-    error: str = ""
+    status: Status  # now, before, failed, in another process, not begun, or by Ctrl-C
+    error: str = ""  # the last line of the error of a job that failed or is held
 
 
 def carry_out(job: Job) -> Outcome:
@@ -73,25 +67,38 @@ def carry_out(job: Job) -> Outcome:
 
 
 @contextmanager
+def held(folders: Iterable[Path]) -> Iterator[None]:
+    """Keep jobs and trainings out of folders, as before they are deleted.
+
+    Raises:
+        HeldError: if another process works in one of them.
+    """
+    with ExitStack() as stack:
+        for folder in folders:
+            for name in (JOB_FILE, LOCK_FILE):
+                stack.enter_context(locked(folder, name))
+        yield
+
+
+@contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """Send what this process prints, and the traceback of an error, to the end of a file."""
-    before = os.dup(1), os.dup(2)
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    before = {number: os.dup(number) for number in (1, 2)}
     sys.stdout.flush()
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    with path.open("a") as log:
+        for number in before:
+            os.dup2(log.fileno(), number)
     try:
         yield
     except Exception:
-        os.write(log, traceback.format_exc().encode())
+        os.write(2, traceback.format_exc().encode())
         raise
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for number, old in enumerate(before, 1):
+        for number, old in before.items():
             os.dup2(old, number)
             os.close(old)
-        os.close(log)
 
 
 def report(line: str) -> None:

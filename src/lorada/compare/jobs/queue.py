@@ -74,8 +74,7 @@ class _Queue:
         self._kept = len(self._outcomes)
         self._labels: dict[str, str] = {}  # how lines about a job begin, from its first start on
         self._running: dict[str, float] = {}  # name → when it started
-        self._took = self._did = 0.0  # seconds, and trainings, of the jobs that are done
-        self._said = time.monotonic()
+        self._began = self._said = time.monotonic()
 
     def run(self) -> dict[str, Outcome]:
         """Run all jobs; return what became of each."""
@@ -133,7 +132,6 @@ class _Queue:
         seconds = time.monotonic() - self._running.pop(name)
         self._outcomes[name], said = outcome, f"{outcome.status}: {outcome.error}"
         if outcome.status == "done":
-            self._took, self._did = self._took + seconds, self._did + self._jobs[name].trainings
             said = f"done in {duration(seconds)}"
         self._report(f"{self._labels[name]}{said}{self._time_left()}")
 
@@ -152,13 +150,13 @@ class _Queue:
                 self._report(line + self._time_left())
 
     def _time_left(self) -> str:
-        """How long the jobs that are left usually take, from what is done; empty if unknown."""
-        now, took, did, left = time.monotonic(), self._took, self._did, 0.0
+        """How long the jobs that are left take if they go on like this; empty if unknown."""
+        did = left = 0.0
         for name, job in self._jobs.items():
-            share = last_report(job)[1] if name in self._running else 0.0
-            took += now - self._running.get(name, now)
-            did += share * job.trainings
-            left += (1 - share) * job.trainings if name not in self._outcomes else 0.0
+            share = last_report(job)[1] if name in self._running else float(name in self._outcomes)
+            if self._outcomes.get(name) != Outcome("kept"):
+                did += share * job.trainings
+                left += (1 - share) * job.trainings
         # At first most of the time went into loading.
-        seconds = left * took / did / self._pool.slots if did > KNOWN else 0.0
+        seconds = left * (time.monotonic() - self._began) / did if did > KNOWN else 0.0
         return f", about {duration(seconds)} left" if seconds >= 1 else ""
