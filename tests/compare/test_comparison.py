@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,8 +16,6 @@ from queue_jobs import is_gone
 from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
 from lorada.compare.learning_rate import FACTOR
 from lorada.compare.report.read import read_comparison
-from lorada.compare.report.summary import BESIDE
-from lorada.compare.report.write_report import write_report
 from lorada.runs.result import read_predictions, read_result
 
 STEPS = 4
@@ -256,25 +253,6 @@ def test_a_report_is_written_again_by_any_metric_without_a_step(lab, whole, tmp_
     wrong = lab.command(["report", str(folder), "--metric", "accuracy"], folder)
     assert wrong["code"] == 2
     assert "metric='accuracy' does not score prompt rows: take loss" in wrong["said"]
-
-
-@pytest.mark.slow
-def test_the_report_explores_two_runs(whole, tmp_path):
-    pytest.importorskip("jinja2", reason="needs the extra explore")
-    folder = tmp_path / "it's a copy"
-    shutil.copytree(whole[0], folder)
-    (folder / "baselines.json").unlink()  # they may beat methods that have learned nothing
-    write_report(folder)
-    command = read(folder / "report.json")["commands"][BESIDE]
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    printed(sys.executable, "-m", "lorada.cli", *shlex.split(command)[1:], folder=elsewhere)
-    assert not list(elsewhere.iterdir())
-    (written,) = folder.glob("explore-*.html")
-    page = written.read_text()
-    for candidate in read_comparison(folder).candidates:
-        name = "/".join(candidate.runs[0].folder.split("/")[1:])
-        assert f"<bdi>{name}</bdi>" in page
 
 
 def test_two_workers_that_are_killed_with_their_command_go_on_and_find_the_same(

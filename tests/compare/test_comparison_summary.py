@@ -22,7 +22,7 @@ from lorada.compare.report.read import (
     Untrained,
     read_comparison,
 )
-from lorada.compare.report.summary import BESIDE, summarize
+from lorada.compare.report.summary import summarize
 from lorada.compare.spec import Comparison
 from lorada.compare.statistics import Common, mean_score
 
@@ -530,7 +530,7 @@ def test_the_commands_are_commands_of_lorada(made_up_summary):
     from lorada import cli
 
     commands = typer.main.get_command(cli.app).commands
-    assert list(made_up_summary.commands) == ["train", "export", "serve", "explore", BESIDE]
+    assert list(made_up_summary.commands) == ["train", "export", "serve", "explore"]
     for command in made_up_summary.commands.values():
         program, name, *rest = shlex.split(command)
         assert program == "lorada"
@@ -546,36 +546,10 @@ def test_the_commands_are_commands_of_lorada(made_up_summary):
 )
 def test_the_commands_are_those_that_the_form_of_the_rows_allows(form, uses):
     summary = summarize(with_result(results_of(alike()), form=form))
-    assert list(summary.commands) == ["train", "export", *uses, "explore", BESIDE]
+    assert list(summary.commands) == ["train", "export", *uses, "explore"]
 
 
 def test_a_run_with_remote_code_is_trained_and_exported_with_it():
     results = with_result(results_of(alike()), recipe={"trust_remote_code": True})
     commands = summarize(results).commands
-    assert all("--trust-remote-code" in commands[name] for name in ("train", "export", BESIDE))
-
-
-def explored_beside(summary):
-    """The folders of the runs, and the page, in the command for two runs."""
-    _, _, first, second, *rest = shlex.split(summary.commands[BESIDE])
-    return first, second, Path(rest[rest.index("--output") + 1])
-
-
-def test_the_winner_is_explored_beside_the_best_of_another_method_at_one_seed(
-    made_up_folder, tmp_path
-):
-    shutil.copytree(made_up_folder, tmp_path / "made up")
-    results = read_comparison(tmp_path / "made up")
-    by_label = {candidate.label: candidate for candidate in results.candidates}
-    summary = summarize(results)
-    order = [line.label for line in summary.lines]
-    assert order[:3] == ["lorada_la (0.2%)", "lorada_la (0.1%)", "dora (0.1%)"]
-    dora = by_label["dora (0.1%)"]  # the first seed that both have is 2
-    mean = dora.scores.mean(axis=0)
-    changed(results, dora.label, runs=dora.runs[1:], scores=np.stack([mean] * 2))
-    first, second, page = explored_beside(summarize(results))
-    assert first == str(results.folder / "runs/lorada_la/218910/seed2")
-    assert second == str(results.folder / "runs/dora/103680/seed2")
-    assert page == results.folder / "explore-lorada_la-218910-dora-103680-seed2.html"
-    (Path(second) / "model").mkdir()  # a model that was trained itself has no adapter
-    assert BESIDE not in summarize(results).commands
+    assert all("--trust-remote-code" in commands[name] for name in ("train", "export", "explore"))

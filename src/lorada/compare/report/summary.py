@@ -39,7 +39,7 @@ from lorada.compare.statistics import (
     mean_score,
 )
 from lorada.runs.folder import trains_base
-from lorada.support.files import as_typed, file_name
+from lorada.support.files import as_typed
 from lorada.support.metric_names import (
     ERROR,
     LOSS,
@@ -55,7 +55,6 @@ MOST_ROWS = 50  # disagreements that a report shows
 RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
 BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
 CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
-BESIDE = "explore beside the next best"
 POINT = ("choice", "map_factor", "rate")  # what differs between the trials of a search
 
 
@@ -188,7 +187,7 @@ def _verdict(
         )
         return said, {"go on with it": resume}
     said = verdict(decision, lines[0] if lines else None, losses, results.plan.steps)
-    commands = {} if best is None else commands_of(results.folder, best, lines)
+    commands = {} if best is None else commands_of(results.folder, best)
     by_loss = as_typed("lorada", "report", results.folder, "--metric", "loss")
     if alike := _all_alike(lines, by_loss):
         said = f"{said} Yet {alike}" if best else alike
@@ -441,28 +440,7 @@ def _disagreements(
     return found
 
 
-def _pair_of(
-    folder: Path, best: CandidateResult, scored: Sequence[CandidateResult]
-) -> tuple[Path, Path, Path] | None:
-    """The winner's run, the next best one of another method, and where their page is written.
-
-    They are at the first seed that both have. None if there is no such candidate, or one of the two
-    runs has no adapter.
-    """
-    other = next((one for one in scored if one.method != best.method), None)
-    if other is None:
-        return None
-    mine, others = ({run.seed: folder / run.folder for run in one.runs} for one in (best, other))
-    seed = min(mine.keys() & others.keys(), default=None)
-    if seed is None or trains_base(mine[seed]) or trains_base(others[seed]):
-        return None
-    names = [f"{file_name(one.method)}-{one.trainable}" for one in (best, other)]
-    return mine[seed], others[seed], folder / f"explore-{'-'.join(names)}-seed{seed}.html"
-
-
-def commands_of(
-    folder: Path, best: CandidateResult, scored: Sequence[CandidateResult]
-) -> dict[str, str]:
+def commands_of(folder: Path, best: CandidateResult) -> dict[str, str]:
     """The commands to train the winner again, and to use the run of its first seed."""
     run = best.first_run
     place, mine = folder / run.folder, f"my-{best.method}"
@@ -478,9 +456,4 @@ def commands_of(
     found["serve"] = ["serve", place, *allowed]
     if not trains_base(place):
         found["explore"] = ["explore", place, "--text", "TEXT", *allowed]
-    if pair := _pair_of(folder, best, scored):
-        *runs, page = pair
-        found[BESIDE] = [
-            "explore", *runs, "--text", "TEXT", "--output", page, "--overwrite", *allowed
-        ]  # fmt: skip
     return {name: as_typed("lorada", *words) for name, words in found.items()}
