@@ -51,8 +51,6 @@ MISTAKES = {
     "--trials -1": "--trials -1 must be 0 or more",
     "--budget 1%,1%": "--budget names 1% twice",
     "--budget much": "budget 'much' is neither a share",
-    "--budget 100%,3": "--budget 3 is below the smallest size of every",
-    "--budget 3": ": lora trains the fewest parameters, 640 (1.994%)",
     "--search twice": "unknown --search 'twice'; known: each-seed, once",
     "--search each-seed --trials 1": "--search each-seed needs two or more --trials or --rates",
     "--methods lora:r=4|8 --trials 0": "--trials 0 tries no setting of lora:r=4|8: pass --trials 1",

@@ -51,8 +51,6 @@ def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report
     if not plan.runnable:
         reasons = "; ".join(f"{each.method}: {each.reason}" for each in candidates)
         raise ValueError(f"no method can be run: {reasons}")
-    for budget in comparison.budgets:
-        _refuse_below_all(budget, [c for c in plan.runnable if budget in c.budgets])
     return plan
 
 
@@ -65,15 +63,6 @@ def about(data: Data) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         for name, rows in data.held_out.items()
     }
     return train, held_out
-
-
-def _refuse_below_all(budget: str, candidates: list[Candidate]) -> None:
-    if candidates and all(each.budgets[budget] for each in candidates):
-        least = min(candidates, key=lambda each: each.trainable or 0)
-        raise ValueError(
-            f"--budget {budget} is below the smallest size of every method: {least.method} trains "
-            f"the fewest parameters, {least.trainable} ({least.percent:.4g}%)"
-        )
 
 
 def candidates_of(

@@ -31,7 +31,6 @@ COSTS = {
     "peak_memory_gib": "peak memory (GiB)",
     "seconds_per_step": "seconds per step",
 }
-FEW_DECADES = 30  # up to such a ratio an axis has a number between two decades
 LOG_FROM = 8  # an axis is logarithmic if its largest value is so many times its smallest
 WIDTH = 10.0  # inches
 LETTERS = 125  # in a line of the legend, with the room of markers
@@ -82,8 +81,6 @@ def over_costs(summary: Summary) -> Figure | None:
     if not fields:
         return None
     figure = _figure(summary, 3.6, every)
-    from matplotlib.ticker import LogLocator
-
     axes = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
     axes[0].set_ylabel(title)
     for axis, field in zip(axes, fields, strict=True):
@@ -105,11 +102,6 @@ def over_costs(summary: Summary) -> Figure | None:
             axis.plot(*sizes, color=_style(summary, method)["color"], linewidth=1)
         if min(costs) > 0 and max(costs) > LOG_FROM * min(costs):
             axis.set_xscale("log")
-            # The numbers between two decades, which matplotlib writes too, would overlap.
-            between = () if max(costs) > FEW_DECADES * min(costs) else (3,)
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, *between)))
-            axis.xaxis.set_major_formatter("{x:,.10g}")
-            axis.xaxis.set_minor_formatter("")
         else:
             axis.locator_params(axis="x", nbins=4)
         axis.set_xlabel(COSTS[field])
