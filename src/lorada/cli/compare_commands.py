@@ -228,13 +228,13 @@ def _show_forecast(found: dict[str, Any]) -> None:
     for name, stage in found["stages"].items():
         counts = f"{stage['probably']:.0f}, at most {stage['trainings']:.0f}"
         times = (duration(stage[key] / found["slots"]) for key in ("probably_seconds", "seconds"))
-        stages.add_row(name, "" if name == "scoring" else counts, ", at most ".join(times))
+        stages.add_row(name, counts, ", at most ".join(times))
     console.print(stages)
     console.print(
         f"{found['jobs']} trainings of {found['steps']} steps at most, {found['slots']} at once: "
-        f"probably {duration(found['probably_seconds'])}, at most {duration(found['seconds'])}, "
-        "by a few steps of each method; without the answers that a model writes and without the "
-        "start of each process."
+        f"probably {duration(found['probably_seconds'])}, at most {duration(found['seconds'])}. "
+        "Times are those of a few steps with the longest rows; the start of each process, mostly "
+        "the loading of the model, and the scoring come on top."
     )
 
 

@@ -1,11 +1,9 @@
 """Measures a few training steps of each candidate, before a comparison and at its end.
 
 The steps are real: in a process of its own, with the model. ``lorada compare --dry-run`` measures
-the longest rows and says what a comparison would take. So times and memory of training are upper
-bounds, but for the scoring, which is not measured.
-
-At the end of a comparison all candidates are measured in turns, on the first rows, with nothing
-else of the comparison beside them. The trainings' own times would depend on what ran beside each.
+the longest rows and says what the trainings would take. At the end of a comparison all candidates
+are measured in turns, on the first rows, with nothing else of the comparison beside them: the
+trainings' own times depend on what ran beside each.
 """
 
 import json
@@ -48,61 +46,45 @@ UNTIL = 0.6  # of all runs, what `--until` needs in the made-up comparisons of d
 def forecast(
     comparison: Comparison, plan: ComparisonPlan, slots: int, report: Report
 ) -> dict[str, Any]:
-    """What a comparison would take, at most and probably.
+    """What the trainings of a comparison would take, at most and probably, on the longest rows.
 
-    At most, every row is as long as the longest, every search takes all trials that it may, and
-    every seed is run. Probably, rows are as the first ones, and a search takes ``Space.usual``
-    trials; with ``--until`` so few runs are a guess, ``UNTIL`` of them.
+    At most, every search takes all trials that it may, and every seed is run. Probably, a search
+    takes ``Space.usual`` trials; with ``--until`` the number of runs is a guess, ``UNTIL`` of all.
 
     ``slots`` is how many jobs run at once; ``report`` is called with a line on each measurement.
 
     Returns:
         ``candidates``: those of the plan, each with ``runs`` at most, ``seconds_per_step``,
-        ``usual_seconds_per_step``, ``peak_memory_bytes`` and ``seconds`` of all its trainings at
-        most (None where it cannot be run); ``stages``: name → ``trainings`` and ``seconds``, each
-        at most and ``probably``; ``jobs``, ``steps``, ``slots``; ``seconds`` and
-        ``probably_seconds`` of the whole.
+        ``peak_memory_bytes`` and ``seconds`` of all its trainings at most (None where it cannot be
+        run); ``stages``: name → ``trainings`` and ``seconds``, each at most and ``probably``;
+        ``jobs``, ``steps``, ``slots``; ``seconds`` and ``probably_seconds`` of the whole.
     """
     rows = _measured(comparison, plan, report)
     if all(row["reason"] is not None for row in rows):
         raise ValueError(f"no method can be run: {rows[0]['reason']}")
-    stages = {name: dict.fromkeys(STAGE, 0.0) for name in ("search", "seeds", "scoring")}
+    seeds = len(comparison.seeds)
+    some = max(LEAST_RUNS, round(UNTIL * seeds)) if comparison.until is not None else seeds
+    stages = {name: dict.fromkeys(STAGE, 0.0) for name in ("search", "seeds")}
     for candidate, row in zip(plan.candidates, rows, strict=True):
         row["runs"], row["seconds"] = 0, None
         if row["reason"] is None:
-            _add(comparison, plan, candidate, row, stages)
-    of_each = [row["seconds"] or 0.0 for row in rows]
-    # Graham's bound for jobs of which some wait for others, none for one of another candidate.
-    last = max(of_each, default=0.0) * (1 - 1 / slots)
+            whole = row["seconds_per_step"] * plan.steps
+            searched = trials_of(comparison, plan, candidate)
+            for stage, (most, usual) in (("search", searched), ("seeds", (seeds, some))):
+                taken = most, usual, most * whole, usual * whole
+                for key, number in zip(STAGE, taken, strict=True):
+                    stages[stage][key] += number
+            row["runs"] = searched[0] + seeds
+            row["seconds"] = row["runs"] * whole
     return {
         "candidates": rows,
         "stages": stages,
         "jobs": sum(row["runs"] for row in rows),
         "steps": plan.steps,
         "slots": slots,
-        "seconds": sum(stage["seconds"] for stage in stages.values()) / slots + last,
+        "seconds": sum(stage["seconds"] for stage in stages.values()) / slots,
         "probably_seconds": sum(stage["probably_seconds"] for stage in stages.values()) / slots,
     }
-
-
-def _add(
-    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, row: dict[str, Any],
-    stages: dict[str, dict[str, float]],
-) -> None:  # fmt: skip
-    """Add what a candidate takes to each stage, and its trainings to its row."""
-    each = row["seconds_per_step"] * plan.steps, row["usual_seconds_per_step"] * plan.steps
-    searched, seeds = trials_of(comparison, plan, candidate), len(comparison.seeds)
-    some = max(LEAST_RUNS, round(UNTIL * seeds)) if comparison.until is not None else seeds
-    # A forward alone is a third of a step; what answers take is not known.
-    read = sum(held["rows"] for held in plan.held_out.values()) / plan.batch / plan.steps / 3
-    taken = {"search": searched, "seeds": (seeds, some), "scoring": (seeds * read, some * read)}
-    for stage, counts in taken.items():
-        trainings = (0, 0) if stage == "scoring" else counts
-        seconds = (count * whole for count, whole in zip(counts, each, strict=True))
-        for key, number in zip(STAGE, (*trainings, *seconds), strict=True):
-            stages[stage][key] += number
-    row["runs"] = searched[0] + seeds
-    row["seconds"] = each[0] * row["runs"]
 
 
 def _measured(comparison: Comparison, plan: ComparisonPlan, report: Report) -> list[dict[str, Any]]:
@@ -126,12 +108,8 @@ def _measured(comparison: Comparison, plan: ComparisonPlan, report: Report) -> l
 
 
 def keep_steps(recipe: Recipe, path: Path) -> None:
-    """Measure a step with the longest rows and one with the first, and write it as JSON."""
-    found = measure_steps(recipe, longest=True)
-    usual = measure_steps(recipe, longest=False)["seconds_per_step"]
-    # Long rows are no faster: what else runs here made them look so.
-    found["usual_seconds_per_step"] = min(usual, found["seconds_per_step"])
-    write_atomic(path, json_text(found) + "\n")
+    """Measure steps with the longest rows, and write what they take as JSON."""
+    write_atomic(path, json_text(measure_steps(recipe, longest=True)) + "\n")
 
 
 def _recipe(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) -> Recipe:
