@@ -144,22 +144,22 @@ def _checked(
 ) -> Any:
     """The comparison that was asked for; most mistakes are found before torch is loaded."""
     from lorada.compare import spec
-    from lorada.runs.recipe import recipe_of
     from lorada.training.load_recipe import read_recipe
 
     spec.refuse_taken_by_other(place, resume=resume, overwrite=overwrite)
     if resume:
-        chosen = spec.saved_comparison(place)
-        if options["data_dir"] is not None:
-            chosen.recipe["data_dir"] = options["data_dir"]
+        saved = spec.saved_comparison(place)
+        shared = spec.asked_again(saved, pairs, options)
+        held_out = saved.held_out
     else:
         shared = read_recipe(None, pairs, {**options, **spec.FIXED})
-        chosen = spec.comparison_of(shared.recipe, asked)
-    check_inputs(recipe_of({**chosen.recipe, **spec.FIXED}), chosen.held_out)
+        held_out = spec.comparison_of(shared.recipe, asked).held_out
+    check_inputs(shared.recipe, held_out)
     with importing():
+        whole = shared.complete()
         if resume:
-            return spec.resumed_comparison(place, pairs, options, asked)
-        return spec.comparison_of(shared.complete(), asked)
+            return spec.resumed_comparison(place, saved, whole, asked)
+        return spec.comparison_of(whole, asked)
 
 
 def _run(chosen: Any, place: Path, pool: Any, part: Any, *, overwrite: bool, as_json: bool) -> Any:

@@ -1,10 +1,9 @@
 """``Comparison``: what a comparison is asked for. Saved as ``comparison.yaml`` in its folder."""
 
-import math
 import re
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,21 +20,21 @@ from lorada.runs.recipe import (
     Recipe,
     read_yaml,
     recipe_of,
-    refuse_seed,
     settings_in,
     write_yaml,
 )
-from lorada.support.errors import first_problem, unknown_name
+from lorada.support.errors import first_problem
 from lorada.support.files import write_atomic
-from lorada.support.row_sources import absolute_files
-from lorada.training.load_recipe import load_recipe
+from lorada.support.row_sources import CODE, absolute_files
+from lorada.training.load_recipe import Asked, read_recipe
 
 SPEC_FILE = "comparison.yaml"
 # Settings that all runs share are read as a recipe of this method, because it has no parts.
 NO_PARTS = "full"
 # Rows of like lengths in one batch have less padding, and the same for all methods.
 TRAINING = {"train_sampling_strategy": "group_by_length"}
-ONCE, EACH_SEED = SEARCHES = "once", "each-seed"  # how often a learning rate is chosen
+EACH_SEED = "each-seed"  # a learning rate is chosen with every seed, not once
+Rate = Annotated[float, Field(ge=RATE_RANGE[0], le=RATE_RANGE[1])]
 FIXED: dict[str, Any] = {"method": NO_PARTS, "output": "-"}
 # Settings that a comparison chooses by itself → what to give instead of them.
 CHOSEN = {
@@ -114,17 +113,19 @@ class Comparison(BaseModel):
     # choose: ``choices_of``.
     methods: list[str] = []
     budgets: list[str] = []  # of trained parameters, as ``limit_of`` reads them; [] for the default
-    seeds: list[int] = [1, 2, 3]  # of the final runs; a search takes the first, or each
+    # Of the final runs; a search takes the first, or each.
+    seeds: Annotated[list[int], Field(min_length=1)] = [1, 2, 3]
     # How many learning rates are tried for each method and size; 0 or 1 for its default rate,
     # unless it has several settings to choose from.
-    trials: int = 4
-    rates: list[float] = []  # the learning rates to try, the same for all; [] for each one's own
-    search: str = ONCE  # with the first seed, or with each: scores then differ by that choice too
+    trials: int = Field(4, ge=0)
+    rates: list[Rate] = []  # the learning rates to try, the same for all; [] for each one's own
+    # With the first seed, or with each: scores then differ by that choice too.
+    search: Literal["once", "each-seed"] = "once"
     # The expected loss, in the unit of the metric, of the leading method at which no more seeds are
     # run; None to run every seed of each.
-    until: float | None = None
+    until: float | None = Field(None, ge=0, allow_inf_nan=False)
     # How much a cheaper method may cost, in that unit; None for 1 point, or 2 % of the lowest loss.
-    margin: float | None = None
+    margin: float | None = Field(None, ge=0, allow_inf_nan=False)
     with_text: bool = False  # whether predictions and report have the text of the held-out rows
     allow_overlap: bool = False  # whether held-out rows may be training rows too
     # Whether code of the model's repository may run. It is not saved, because each command has to
@@ -145,29 +146,13 @@ class Comparison(BaseModel):
                 parts_of(one)
             if self.is_searched(name) and not self.trials:
                 raise ValueError(f"--trials 0 tries no setting of {name}: pass --trials 1 or more")
-        if not self.seeds:
-            raise ValueError("no seed to train with: pass --seeds NUMBER,NUMBER")
-        for seed in self.seeds:
-            refuse_seed("--seeds ", seed)
-        for option in ("until", "margin"):
-            points = getattr(self, option)
-            if points is not None and not 0 <= points < math.inf:
-                raise ValueError(f"--{option} {points:g} must be a number of points from 0 on")
         if self.until is not None and len(self.seeds) <= LEAST_RUNS:
             raise ValueError(
                 f"--until {self.until:g} spares runs after {LEAST_RUNS} of each method: give it "
                 "three or more --seeds"
             )
-        if self.trials < 0:
-            raise ValueError(f"--trials {self.trials} must be 0 or more")
-        if self.search not in SEARCHES:
-            raise unknown_name("--search", self.search, SEARCHES)
         if self.search == EACH_SEED and not any(map(self.is_searched, self.methods)):
             raise ValueError("--search each-seed needs two or more --trials or --rates")
-        low, high = RATE_RANGE
-        for rate in self.rates:
-            if not low <= rate <= high:
-                raise ValueError(f"--rates {rate:g} must be from {low:g} to {high:g}")
         if not self.has_own_rows and self.held_out is not None:
             raise ValueError(
                 f"task={self.recipe['task']} has held-out rows of its own: leave out --held-out "
@@ -228,7 +213,10 @@ def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
     rates = given.get("rates", [])
     if rates and given.setdefault("trials", len(rates)) != len(rates):
         raise ValueError(f"--trials {given['trials']} and {len(rates)} --rates: leave out --trials")
-    comparison = Comparison(recipe=shared, trust_remote_code=trust, **given)
+    try:
+        comparison = Comparison(recipe=shared, trust_remote_code=trust, **given)
+    except ValidationError as error:
+        raise ValueError(f"--{': '.join(first_problem(error))}") from error
     comparison.check()
     return comparison
 
@@ -248,15 +236,25 @@ def saved_comparison(folder: Path) -> Comparison:
         raise damaged(path, error) from error
 
 
+def asked_again(saved: Comparison, pairs: list[str], options: dict[str, Any]) -> Asked:
+    """The shared settings of a comparison to go on with, as ``resumed_comparison`` takes them.
+
+    ``pairs`` of ``key=value`` and ``options`` that are fields of a recipe, if given, replace the
+    saved ones. A metric that is code of a file has to be given.
+    """
+    kept = {key: v for key, v in saved.recipe.items() if key != "metric" or CODE not in str(v)}
+    given = {key: value for key, value in options.items() if value is not None}
+    return read_recipe(None, pairs, {**kept, **FIXED, **given})
+
+
 def resumed_comparison(
-    folder: Path, pairs: list[str], options: dict[str, Any], asked: dict[str, Any]
+    folder: Path, saved: Comparison, now: Recipe, asked: dict[str, Any]
 ) -> Comparison:
     """The comparison in a folder, after a check that nothing given on the command line differs.
 
-    That is ``pairs`` of ``key=value``, ``options`` that are fields of a recipe, and those that are
-    ``asked`` of ``Comparison``'s fields; None among either is not given.
+    ``now`` is the recipe of what is ``asked_again``; ``asked`` has fields of ``Comparison``, None
+    among them is not given. The same rows may lie in another folder by now.
     """
-    saved = saved_comparison(folder)
     saved.check()
     if held_out := asked.get("held_out"):
         asked = {**asked, "held_out": absolute_files(held_out)}
@@ -264,19 +262,16 @@ def resumed_comparison(
         old = getattr(saved, name)
         if value is not None and value != old:
             raise _differs(f"--{_option(name)}", old, value)
-    before = Recipe(**saved.recipe, **FIXED)
-    given = {key: value for key, value in options.items() if value is not None}
-    now = load_recipe(None, pairs, {**saved.recipe, **FIXED, **given}).with_absolute_paths()
-    if "metric" not in given and not any(pair.startswith("metric=") for pair in pairs):
+    before, now = Recipe(**saved.recipe, **FIXED), now.with_absolute_paths()
+    if now.metric is None:
         refuse_unnamed(before.metric, folder)
     for key, old, value in differences(before, now):
         if isinstance(old, dict):
             names = sorted(name for name in {*old, *value} if old.get(name) != value.get(name))
             key, old, value = f"{key}.{names[0]}", old.get(names[0]), value.get(names[0])
         raise _differs(key, old, value)
-    update: dict[str, Any] = {"trust_remote_code": now.trust_remote_code}
-    if now.data_dir is not None:  # the same rows may lie elsewhere by now
-        update["recipe"] = {**saved.recipe, "data_dir": now.data_dir}
+    recipe = {**saved.recipe, "data_dir": now.data_dir} if now.data_dir else saved.recipe
+    update = {"trust_remote_code": now.trust_remote_code, "recipe": recipe}
     return saved.model_copy(update=update)
 
 
