@@ -1,6 +1,6 @@
 """Runs a comparison in its folder, from the check of the rows to the report; scores it again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,17 +77,19 @@ def compare(
     plan = _begin(comparison, folder, base, data, overwrite=overwrite, report=report)
     if plan.metric is not None and plan.metric["reason"]:
         report(f"scored by {plan.metric['name']}, because {plan.metric['reason']}")
-    old = mapping_in(folder / FAILURES_FILE)
     jobs = comparison_jobs(comparison, plan, folder)
     mine = jobs if part is None else shard(jobs, *part)
-    _forget_failures(mine, folder)
+    own = {_key(job, folder) for job in mine}
+    before = _kept_failures(folder, own)
     pick = first_of if comparison.until is None else until_of(comparison, plan, folder)
     outcomes = run_queue(mine, pool(), report=report, pick=pick)
-    failed = _keep_failures(jobs, outcomes, folder, old)
-    undone = [job for job in jobs if not job.done()]
+    others, failed = _kept_failures(folder, own), _failures(mine, outcomes, folder)
+    write_atomic(folder / FAILURES_FILE, json_text({**others, **failed}) + "\n")
+    # Of those of other parts that failed before this command, the parts may be trying again.
+    failed |= {key: error for key, error in others.items() if key not in before}
+    left = [job for job in jobs if not job.done() and _key(job, folder) not in failed]
     if comparison.until is not None:  # runs that are not needed any more
-        undone = [job for job in undone if outcomes[job.name].status != "waiting"]
-    left = [job for job in undone if _key(job, folder) not in failed]
+        left = [job for job in left if outcomes[job.name].status != "waiting"]
     if left:
         return Compared(None, [], failed, len(left))
     job = base_job(comparison, plan, folder)
@@ -177,48 +179,28 @@ def clear(folder: Path) -> None:
                 path.replace(scratch / name)
 
 
-def _forget_failures(jobs: list[Job], folder: Path) -> None:
-    """Remove the failures of jobs that are tried again from ``failures.json``."""
-    old, again = mapping_in(folder / FAILURES_FILE), {_key(job, folder) for job in jobs}
-    left = {key: error for key, error in old.items() if key not in again}
-    if left != old:
-        write_atomic(folder / FAILURES_FILE, json_text(left) + "\n")
-
-
 def _key(job: Job, folder: Path) -> str:
     return str(job.folder.relative_to(folder))
 
 
-def _keep_failures(
-    jobs: list[Job], outcomes: dict[str, Outcome], folder: Path, old: dict[str, str]
-) -> dict[str, str]:
-    """Write ``failures.json``: those of this command, and of other parts that are still not done.
+def _kept_failures(folder: Path, own: Collection[str]) -> dict[str, str]:
+    """What is in ``failures.json`` of other parts; one's ``own`` is removed there."""
+    found = mapping_in(folder / FAILURES_FILE)
+    left = {key: error for key, error in found.items() if key not in own}
+    if left != found:
+        write_atomic(folder / FAILURES_FILE, json_text(left) + "\n")
+    return left
 
-    Those of other parts that are ``old``, from before this command, are not among the returned:
-    these parts may be trying again.
-    """
-    before = mapping_in(folder / FAILURES_FILE)
+
+def _failures(jobs: list[Job], outcomes: dict[str, Outcome], folder: Path) -> dict[str, str]:
+    """The error of each job that failed; one that waits for such a job has the same."""
     errors: dict[str, str] = {}  # by the name of the job
-    found: dict[str, str] = {}
-    counted: dict[str, str] = {}
     for job in jobs:
-        key = _key(job, folder)
-        if job.done():
-            continue
-        outcome = outcomes.get(job.name)
-        error = outcome.error if outcome is not None and outcome.status == "failed" else ""
-        # A job that waits for one that failed has the same error.
-        error = error or errors.get(job.after, "")
-        if error:
+        outcome = outcomes[job.name]
+        error = outcome.error if outcome.status == "failed" else errors.get(job.after, "")
+        if error and not job.done():
             errors[job.name] = error
-            found[key] = counted[key] = error
-        elif outcome is None and key in before:  # of another part
-            found[key] = before[key]
-            if key not in old:
-                counted[key] = before[key]
-    if found or before:
-        write_atomic(folder / FAILURES_FILE, json_text(found) + "\n")
-    return counted
+    return {_key(job, folder): errors[job.name] for job in jobs if job.name in errors}
 
 
 def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> None:

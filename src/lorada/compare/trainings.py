@@ -4,7 +4,6 @@ Each may be called again after an interrupt or a kill: it does what is not done 
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,10 +41,22 @@ def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) 
             if comparison.search == EACH_SEED:
                 searches = {place / f"seed{seed}": [seed] for seed in comparison.seeds}
         for search, seeds in searches.items():
-            before: list[Job] = []
+            before = None
             if search is not None:
-                before = [_search_job(comparison, plan, candidate, search, seeds[0])]
-            found += [*before, *_final_jobs(comparison, plan, candidate, folder, seeds, before)]
+                before = _search_job(comparison, plan, candidate, search, seeds[0])
+                found.append(before)
+            for seed in seeds:
+                run = folder / candidate.run(seed)
+                space = _space(comparison, plan, candidate, run, seed)
+                work = partial(train_and_score, space, search, with_text=comparison.with_text)
+                found.append(Job(
+                    name=f"{candidate.name} seed {seed}",
+                    work=work,
+                    folder=run,
+                    done=partial(is_scored, run),
+                    after=before.name if before else "",
+                    reads=reads(comparison, *([search / SEARCH_FILE] if search else [])),
+                ))  # fmt: skip
     return found
 
 
@@ -82,27 +93,6 @@ def _search_job(
         reads=reads(comparison),
         trainings=space.usual,
     )
-
-
-def _final_jobs(
-    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, folder: Path,
-    seeds: Sequence[int], before: list[Job],
-) -> list[Job]:  # fmt: skip
-    """The runs of one candidate with these seeds, after their search if there is one."""
-    found = []
-    search = before[0].folder if before else None
-    for seed in seeds:
-        run = folder / candidate.run(seed)
-        space = _space(comparison, plan, candidate, run, seed)
-        found.append(Job(
-            name=f"{candidate.name} seed {seed}",
-            work=partial(train_and_score, space, search, with_text=comparison.with_text),
-            folder=run,
-            done=partial(is_scored, run),
-            after=before[0].name if before else "",
-            reads=reads(comparison, *([search / SEARCH_FILE] if search else [])),
-        ))  # fmt: skip
-    return found
 
 
 def _space(
