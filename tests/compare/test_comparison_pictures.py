@@ -10,7 +10,6 @@ from made_up_comparison import renamed
 pytest.importorskip("matplotlib", reason="needs the extra compare")
 
 from lorada.compare.report import pictures
-from lorada.compare.report.words import TriedRate
 
 
 def with_lines(summary, **changes):
@@ -25,13 +24,13 @@ def test_a_point_is_on_the_front_if_all_that_cost_no_more_score_less():
 
 def test_each_picture_is_drawn_from_its_numbers_and_the_same_each_time(made_up_summary):
     drawn = pictures.pictures(made_up_summary)
-    assert list(drawn) == ["costs", "intervals", "rates"]
+    assert list(drawn) == ["costs", "intervals"]
     assert pictures.pictures(made_up_summary) == drawn
     for svg in drawn.values():
         ElementTree.fromstring(svg)
         assert "currentColor" in svg
     bare = with_lines(made_up_summary, score=None)
-    assert pictures.pictures(replace(bare, tried={})) == {}
+    assert pictures.pictures(bare) == {}
 
 
 def test_a_cost_that_was_not_measured_has_no_axis_and_one_that_differs_much_is_logarithmic(
@@ -54,31 +53,12 @@ def test_intervals_reach_from_low_to_high_with_letters_and_baselines(made_up_sum
     assert [text.get_text() for text in axis.texts] == [getattr(o, "letter", "") for o in every]
 
 
-def test_trials_that_were_chosen_or_are_at_an_end_are_marked(made_up_summary):
+def test_56_methods_have_styles_of_their_own(made_up_summary):
     line = made_up_summary.lines[0]
-    trials = [
-        TriedRate(1e-4, 0.4, chosen=True, at_edge=True, search=0),
-        TriedRate(1e-3, 0.5, chosen=False, at_edge=False, search=0),
-        TriedRate(1e-1, None, chosen=False, at_edge=False, search=0),
-    ]
-    one = replace(made_up_summary, lines=(line,), tried={line.label: trials})
-    curve, filled, ring = pictures.loss_over_rates(one).axes[0].lines
-    assert curve.get_xydata().tolist() == [[1e-4, 0.4], [1e-3, 0.5]]
-    assert filled.get_xydata().tolist() == ring.get_xydata().tolist() == [[1e-4, 0.4]]
-    assert filled.get_markerfacecolor() == filled.get_color() != ring.get_markerfacecolor()
-
-
-def test_a_method_has_one_style_in_all_pictures_and_56_methods_differ(made_up_summary):
-    line = made_up_summary.lines[0]
-    lines = tuple(renamed(line, f"m{i}") for i in range(56))
-    tried = {one.label: made_up_summary.tried[line.label] for one in lines}
-    many = replace(made_up_summary, lines=lines, tried=tried)
-    keys = [
-        [(key.get_color(), key.get_marker()) for key in drawn(many).legends[0].get_lines()]
-        for drawn in (pictures.loss_over_rates, pictures.over_costs)
-    ]
-    assert keys[0] == keys[1]
-    assert set(keys[0]) == set(product(pictures.COLOURS, pictures.MARKERS))
+    many = replace(made_up_summary, lines=tuple(renamed(line, f"m{i}") for i in range(56)))
+    keys = pictures.over_costs(many).legends[0].get_lines()
+    styles = {(key.get_color(), key.get_marker()) for key in keys}
+    assert styles == set(product(pictures.COLOURS, pictures.MARKERS))
 
 
 def test_the_expected_loss_is_drawn_over_each_cost_with_the_margin(made_up_summary):

@@ -310,11 +310,9 @@ def test_the_report_says_how_learning_rates_were_chosen_and_which_are_at_an_end(
     said = " ".join(inside.sentences)
     assert "Differences are those at the chosen learning rates: the standard deviation" in said
     assert "still the lowest or the highest" not in said
-    assert [trial.chosen for trial in inside.tried["lora"]] == [False, True, False]
     anew = summarize(searched(results_of(alike()), each_seed=True))
     assert any(each.startswith("A learning rate was chosen with every seed") for each in
                anew.sentences)  # fmt: skip
-    assert {trial.search for trial in anew.tried["lora"]} == {0, 1, 2}
 
 
 def tried(*points):
@@ -341,10 +339,7 @@ def test_a_rate_of_the_search_or_of_the_map_at_an_end_is_said(trials, at_edge):
     search = {key: trials[0][key] for key in ("choice", "rate", "map_factor", "map_rate")}
     results.candidates[0].searches.append({**search, "trials": trials})
     summary = summarize(results)
-    assert [one.at_edge for one in summary.tried["lora"] if one.chosen] == [at_edge]
     assert any("so another may be better: lora." in one for one in summary.sentences) == at_edge
-    curves = {(one["choice"], one["map_factor"]) for one in trials}
-    assert {one.search for one in summary.tried["lora"]} == set(range(len(curves)))
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,8 @@ SETTINGS = {
 
 def pictures(summary: Summary) -> dict[str, str]:
     """Each picture that the summary has numbers for: name → SVG. The same numbers give the same."""
-    kinds: dict[str, Callable[[Summary], Figure | None]] = {
-        "costs": over_costs, "intervals": intervals, "rates": loss_over_rates,
-    }  # fmt: skip
+    kinds: dict[str, Callable[[Summary], Figure | None]]
+    kinds = {"costs": over_costs, "intervals": intervals}
     found = {}
     for name, draw in kinds.items():
         # The names of parts inside a picture begin from its salt: one page has several pictures.
@@ -149,35 +148,6 @@ def intervals(summary: Summary) -> Figure | None:
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xlabel(f"{summary.scale.title} ({summary.scale.unit}) and its 95 % interval")
-    return figure
-
-
-def loss_over_rates(summary: Summary) -> Figure | None:
-    """The loss over the learning rates that were tried, by ``TriedRate.search``; None without any.
-
-    The chosen rate of each search is filled, and has a ring if it is the lowest or the highest of
-    those tried. A trial whose loss became NaN is left out.
-    """
-    tried = {line: summary.tried.get(line.label, []) for line in summary.lines}
-    lines = [line for line, trials in tried.items() if any(one.loss is not None for one in trials)]
-    if not lines:
-        return None
-    figure = _figure(summary, 3.2, lines)
-    axis: Any = figure.subplots()
-    for line in lines:
-        style = _style(summary, line.method, filled=False)
-        trials = [one for one in tried[line] if one.loss is not None]
-        for search in sorted({one.search for one in trials}):
-            mine = [one for one in trials if one.search == search]
-            axis.plot([one.rate for one in mine], [one.loss for one in mine], **style)
-        marks = [(one.rate, one.loss, mark) for one in trials for mark in (
-            {"markerfacecolor": style["color"]} if one.chosen else {},
-            {"marker": "o", "markersize": 13} if one.at_edge else {},
-        ) if mark]  # fmt: skip
-        for rate, loss, mark in marks:
-            axis.plot(rate, loss, **{**style, **mark})
-    axis.set_xscale("log")
-    axis.set(xlabel="learning rate (logarithmic)", ylabel="loss on the rows set aside")
     return figure
 
 

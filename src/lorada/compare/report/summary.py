@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import isclose
-from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,7 +23,6 @@ from lorada.compare.report.read import (
 from lorada.compare.report.words import (
     Losses,
     Scale,
-    TriedRate,
     limits,
     scale_of,
     score_of,
@@ -55,7 +53,6 @@ MOST_ROWS = 50  # disagreements that a report shows
 RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
 BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
 CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
-POINT = ("choice", "map_factor", "rate")  # what differs between the trials of a search
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,6 @@ class Summary:
     margin: float | None = None  # that a cheaper candidate may cost, in the unit of the metric
     disagreements: tuple[Disagreement, ...] = ()  # the most divided rows first
     commands: dict[str, str] = field(default_factory=dict)  # what for → shell command
-    tried: dict[str, list[TriedRate]] = field(default_factory=dict)  # label → learning rates
     hardware: tuple[str, ...] = ()  # one text for each kind of machine that ran a part
     versions: dict[str, str] = field(default_factory=dict)  # package → version
     notes: tuple[str, ...] = ()  # one for each run or file that is missing, damaged or failed
@@ -142,12 +138,11 @@ def summarize(
     losses = _training_losses(best or lines[0]) if lines else None
     said, commands = _verdict(results, lines, best, decision, losses)
     lines += [_with_decision(one, decision) for one in results.candidates if not one.runs]
-    tried = {one.label: tried_rates(one) for one in results.candidates if one.searches}
     runs = [run for one in lines for run in one.runs]
     seeds = sorted({run.seed for run in runs})
     return Summary(
         verdict=said,
-        sentences=tuple(limits(results, lines, decision, losses, tested, tried)),
+        sentences=tuple(limits(results, lines, decision, losses, tested)),
         model=str(results.asked.recipe.get("model", "")),
         task=", ".join(source(results, name) for name in results.plan.held_out),
         rows=len(results.rows),
@@ -159,7 +154,6 @@ def summarize(
         margin=decision.margin if decision else None,
         disagreements=tuple(_disagreements(results, lines, with_text or results.asked.with_text)),
         commands=commands,
-        tried=tried,
         hardware=_machines(results.plan.hardware, runs),
         versions=results.plan.versions,
         notes=(*results.notes, *_version_notes(runs)),
@@ -380,29 +374,6 @@ def _version_notes(runs: Sequence[ScoredRun]) -> list[str]:
         for package, versions in found.items()
         if len(versions) > 1
     ]
-
-
-def tried_rates(one: CandidateResult) -> list[TriedRate]:
-    """The learning rates that a candidate's searches tried: of each, from the lowest on."""
-    found: list[TriedRate] = []
-    curves: dict[tuple[Any, ...], int] = {}
-    for number, search in enumerate(one.searches):
-        trials = sorted(search["trials"], key=itemgetter(*POINT))
-        mine = [trial for trial in trials if trial["choice"] == search["choice"]]
-        rates = [trial["rate"] for trial in mine if trial["map_factor"] == 1.0]
-        factors = [trial["map_factor"] for trial in mine if trial["rate"] == search["rate"]]
-        at_edge = search.get("rate") in (rates[:1] + rates[-1:]) or (
-            len(factors) > 1 and search["map_factor"] in (min(factors), max(factors))
-        )
-        for trial in trials:
-            chosen = all(trial[key] == search[key] for key in POINT)
-            curve = (number, trial["choice"], trial["map_factor"])
-            found.append(TriedRate(
-                rate=float(trial["rate"]), loss=trial.get("loss"),
-                chosen=chosen, at_edge=chosen and at_edge,
-                search=curves.setdefault(curve, len(curves)), map_rate=trial.get("map_rate"),
-            ))  # fmt: skip
-    return found
 
 
 def source(results: Results, name: str) -> str:

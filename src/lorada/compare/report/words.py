@@ -5,8 +5,7 @@ Scores here are as they are shown: a loss or an error as it is, and the lower on
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,18 +22,6 @@ POWERS = "60 to 80 %"  # of a difference that ``detectable`` gives, measured: do
 TIMES = 4  # as many steps are to be tried where nothing was learned
 NAMED = 6  # labels that a sentence names at most
 Losses = tuple[float, float] | None  # of a training, in its first and in its last quarter
-
-
-@dataclass(frozen=True)
-class TriedRate:
-    """A learning rate that was tried."""
-
-    rate: float
-    loss: float | None  # on the rows set aside, in nats per token; None if it became NaN
-    chosen: bool  # by the final runs
-    at_edge: bool  # the best, and the lowest or highest of those tried, or that of the map is
-    search: int  # each seed, setting of a method and ratio of a map's rate counts as one, from 0
-    map_rate: float | None = None  # the rate of the map, if it has its own
 
 
 class Scale(NamedTuple):
@@ -121,7 +108,6 @@ def limits(
     decision: Decision | None,
     losses: Losses,
     tested: Sequence[CandidateResult],
-    tried: Mapping[str, Sequence[TriedRate]],
 ) -> Iterator[str]:
     """What limits the verdict, a sentence each.
 
@@ -169,7 +155,7 @@ def limits(
     above = [one.label for one in results.candidates if any(one.candidate.budgets.values())]
     if above:
         yield f"Above a budget, because no smaller size of the method exists: {_listed(above)}."
-    yield from _learning_rates(results, tried)
+    yield from _learning_rates(results)
 
 
 def _incomplete(results: Results) -> Iterator[str]:
@@ -252,7 +238,16 @@ def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> 
     )
 
 
-def _learning_rates(results: Results, tried: Mapping[str, Sequence[TriedRate]]) -> Iterator[str]:
+def _at_edge(search: Mapping[str, Any]) -> bool:
+    """Whether the chosen rate, or that of the map, is the lowest or highest of those tried."""
+    mine = [trial for trial in search["trials"] if trial["choice"] == search["choice"]]
+    rates = [trial["rate"] for trial in mine if trial["map_factor"] == 1.0]
+    factors = [trial["map_factor"] for trial in mine if trial["rate"] == search["rate"]]
+    of_rate = bool(rates) and search["rate"] in (min(rates), max(rates))
+    return of_rate or (len(factors) > 1 and search["map_factor"] in (min(factors), max(factors)))
+
+
+def _learning_rates(results: Results) -> Iterator[str]:
     """How learning rates were chosen, and which of them are at an end of the tried ones."""
     searches = [search for one in results.candidates for search in one.searches]
     trials = [trial for search in searches for trial in search["trials"]]
@@ -275,7 +270,7 @@ def _learning_rates(results: Results, tried: Mapping[str, Sequence[TriedRate]]) 
         if one.chosen:
             count, found = len(one.candidate.choices), _listed(one.chosen)
             yield f"Of {count} settings of {one.label} the rows set aside chose {found}."
-    edge = [label for label, rates in tried.items() if any(one.at_edge for one in rates)]
+    edge = [one.label for one in results.candidates if any(map(_at_edge, one.searches))]
     if edge:
         yield (
             "The best learning rate is still the lowest or the highest of those tried, so another "
