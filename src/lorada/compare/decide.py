@@ -76,14 +76,6 @@ def decide(
     return _decided(given)
 
 
-def enough_runs(counts: Sequence[int]) -> int:
-    """How many runs a test takes where methods have so many: two, beside methods with more three.
-
-    The error of two runs beside more would be known too badly: 11 % instead of 5 % are false.
-    """
-    return max(2, min(FEW, max(counts, default=0)))
-
-
 @dataclass(frozen=True)
 class _Given:
     """What a decision is made from, by the name of the method; higher scores are better."""
@@ -214,7 +206,8 @@ def _check_costs(given: Costs, methods: Mapping[str, Scores]) -> None:
 
 def _decided(given: _Given) -> Decision:
     means = {name: float(table.mean()) for name, table in given.scores.items()}
-    least = enough_runs([len(table) for table in given.scores.values()])
+    # The error of two runs beside more would be known too badly: 11 % instead of 5 % are false.
+    least = max(2, min(FEW, max(map(len, given.scores.values()), default=0)))
     tested = [name for name, table in given.scores.items() if len(table) >= least]
     common = Common.of([given.scores[name] for name in tested])
     unlearned = _unlearned(given)

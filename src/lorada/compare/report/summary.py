@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lorada.compare.decide import decide, enough_runs
+from lorada.compare.decide import decide
 from lorada.compare.decision import Decision
 from lorada.compare.plan import Candidate
 from lorada.compare.report.read import (
@@ -127,10 +127,10 @@ def summarize(
     metric = results.metric or "/".join(main)
     scored = [_with_facts(one, metric) for one in ran]
     scored.sort(key=lambda one: float(one.scores.mean()), reverse=True)
-    tested = _tested(scored, results.groups, metric)
     baselines = _baselines(results, metric)
     # While others wait, there is nothing yet that the first one could be better than.
-    alone = len(ran) == 1 and _others_wait(results)
+    reasons = [one.reason or UNFINISHED for one in results.candidates if not one.runs]
+    alone = len(ran) == 1 and any(reason.endswith(UNFINISHED) for reason in reasons)
     decision = None if alone else _decided(results, scored, baselines, metric, margin)
     lines = [_with_decision(one, decision) for one in scored]
     taken = (c for c in lines if decision is None or c.label == decision.pick)
@@ -138,6 +138,7 @@ def summarize(
     losses = _training_losses(best or lines[0]) if lines else None
     said, commands = _verdict(results, lines, best, decision, losses)
     lines += [_with_decision(one, decision) for one in results.candidates if not one.runs]
+    tested = _tested(lines, decision, results.groups)
     runs = [run for one in lines for run in one.runs]
     seeds = sorted({run.seed for run in runs})
     return Summary(
@@ -158,12 +159,6 @@ def summarize(
         versions=results.plan.versions,
         notes=(*results.notes, *_version_notes(runs)),
     )  # fmt: skip
-
-
-def _others_wait(results: Results) -> bool:
-    """Whether a candidate has no run yet, though nothing is wrong with it."""
-    without = [one.reason or UNFINISHED for one in results.candidates if not one.runs]
-    return any(reason.endswith(UNFINISHED) for reason in without)
 
 
 def _verdict(
@@ -239,17 +234,14 @@ def _mean(values: list[float], unit: float = 1.0) -> float | None:
 
 
 def _tested(
-    scored: list[CandidateResult], groups: Sequence[str] | None, metric: str
+    lines: Sequence[CandidateResult], decision: Decision | None, groups: Sequence[str] | None
 ) -> list[CandidateResult]:
-    """The candidates that are tested, with a score for each row, or group, that is independent.
-
-    They need enough runs, and rows that are not windows of one text that share tokens.
-    """
-    least = enough_runs([len(each.runs) for each in scored])
-    found = [] if windows_overlap(metric) else [one for one in scored if len(one.runs) >= least]
-    if groups is not None:
-        found = [replace(one, scores=by_group(one.scores, groups)) for one in found]
-    return [one for one in found if one.scores.shape[1] > 1]
+    """The candidates that are tested, with a score for each row, or group, that is independent."""
+    known = decision.scores.keys() - decision.untested if decision else ()
+    found = [one for one in lines if one.label in known]
+    if groups is None:
+        return found
+    return [replace(one, scores=by_group(one.scores, groups)) for one in found]
 
 
 def _decided(
@@ -305,14 +297,12 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
         entry = results.baselines.get(key, Untrained(reason="it is not scored yet"))
         stored = entry.row_scores.get(by)
         # Rows whose response lies beyond max_length have no loss, in no run.
-        values = [as_score(value, by) for value in stored or [] if value is not None]
-        if values and len(values) == len(results.rows):
-            by_row = np.array(values, dtype=float)
-            each = (
-                by_row[None] if results.groups is None else by_group(by_row[None], results.groups)
-            )
-            ends = mean_score(each).interval() if each.size > 1 else (None, None)
-            low, high = sorted(as_score(end, by) for end in ends if end is not None) or (None, None)
+        by_row = np.array([as_score(one, by) for one in stored or [] if one is not None], float)
+        if len(by_row) == len(results.rows) > 0:
+            each = by_row[None]
+            each = each if results.groups is None else by_group(each, results.groups)
+            ends = mean_score(each).interval() if each.size > 1 else ()
+            low, high = sorted(as_score(end, by) for end in ends) or (None, None)
             score = as_score(float(by_row.mean()), by)
             text = None if entry.answer is None else str(entry.answer)
             found.append((Baseline(name, score, low, high, text), by_row))
@@ -355,11 +345,10 @@ def _training_losses(one: CandidateResult) -> Losses:
 def _machines(planned: dict[str, Any], runs: Sequence[ScoredRun]) -> tuple[str, ...]:
     """One text for each kind of machine that ran a part."""
     texts = []
-    for machine in [run.result.get("hardware") for run in runs] or [planned]:
-        if machine:
-            cpu, cores, memory = (machine.get(key, "?") for key in ("cpu", "cores", "memory_gib"))
-            first = f"{machine['accelerator']}; " if machine.get("accelerator") else ""
-            texts.append(f"{first}{cpu}, {cores} cores, {memory} GiB")
+    for machine in filter(None, [run.result.get("hardware") for run in runs] or [planned]):
+        cpu, cores, memory = (machine.get(key, "?") for key in ("cpu", "cores", "memory_gib"))
+        first = f"{machine['accelerator']}; " if machine.get("accelerator") else ""
+        texts.append(f"{first}{cpu}, {cores} cores, {memory} GiB")
     return tuple(dict.fromkeys(texts))
 
 
@@ -368,22 +357,19 @@ def _version_notes(runs: Sequence[ScoredRun]) -> list[str]:
     found: dict[str, dict[str, None]] = {}
     for run in runs:
         for package, version in (run.result.get("versions") or {}).items():
-            found.setdefault(str(package), {}).setdefault(str(version))
+            found.setdefault(package, {})[version] = None
     return [
         f"runs used different versions of {package}: {', '.join(versions)}"
-        for package, versions in found.items()
-        if len(versions) > 1
-    ]
+        for package, versions in found.items() if len(versions) > 1
+    ]  # fmt: skip
 
 
 def source(results: Results, name: str) -> str:
     """What a reader calls some held-out rows: their file, or the share of the file of all rows."""
     data = results.asked.recipe.get("data")
-    return (
-        f"{name} of {file_names(data).removeprefix(BUILTIN)}"
-        if data and name.endswith("%")
-        else Path(name).name
-    )
+    if data and name.endswith("%"):
+        return f"{name} of {file_names(data).removeprefix(BUILTIN)}"
+    return Path(name).name
 
 
 def _disagreements(
@@ -404,10 +390,9 @@ def _disagreements(
         better = tuple(c.label for c, one in zip(scored, wins, strict=True) if one)
         worse = tuple(c.label for c, one in zip(scored, wins, strict=True) if not one)
         stored = [run.lines[row] for c in scored for run in c.runs if "text" in run.lines[row]]
-        text, answer = None, None
-        if stored and with_text:
-            text, answer = str(stored[-1]["text"]), str(stored[-1].get("right"))
-        found.append(Disagreement(source(results, name), number, better, worse, text, answer))
+        shown = (stored[-1]["text"], stored[-1].get("right")) if stored and with_text else ()
+        texts = map(str, shown)
+        found.append(Disagreement(source(results, name), number, better, worse, *texts))
     return found
 
 
