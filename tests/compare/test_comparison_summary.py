@@ -137,15 +137,6 @@ def test_what_a_reader_has_to_know_of_rows_and_runs_is_said():
     assert not any("not complete" in sentence for sentence in ended.sentences)
 
 
-def test_a_method_and_its_sum_are_tested_seed_by_seed_where_their_runs_are_alike():
-    random = np.random.default_rng(6)
-    luck, rows = random.normal(0, 3, (5, 1)), random.normal(60, 9, ROWS)
-    lora, more = (rows + mean + luck + random.normal(0, 0.2, (5, 1)) for mean in (0, 1))
-    for other, apart in (("lora+lmam", True), ("dora", False)):
-        lines = summarize(results_of({"lora": lora, other: more})).lines
-        assert (lines[1].p_best < 0.05) == apart
-
-
 def test_rows_in_groups_are_tested_by_the_means_of_groups_of_one_size():
     scores = alike(rows=400)
     scores["dora"] = raised(scores["dora"], 0.3)
@@ -169,15 +160,6 @@ def test_rows_in_groups_are_tested_by_the_means_of_groups_of_one_size():
 
 def test_runs_that_diverged_are_counted_in_the_verdict(made_up_summary):
     assert "1 of 3 runs of ia3+lora (0.2%) diverged" in made_up_summary.verdict
-
-
-def test_a_candidate_that_has_not_learned_is_not_called_worse():
-    random = np.random.default_rng(3)
-    base = 100.0 * (random.random(ROWS) < 0.5)
-    scores = {"lora": alike()["lora"], "vera": np.stack([base] * 3)}
-    summary = summarize(results_of(scores, baselines=commonest(base)))
-    assert "vera has not learned at the tried rates" in summary.verdict
-    assert not any("worse" in each for each in summary.sentences)
 
 
 @pytest.mark.parametrize(
@@ -214,14 +196,16 @@ def test_with_one_held_out_row_rows_are_missing_and_not_seeds():
     ) in summary.sentences
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_a_candidate_with_fewer_than_three_seeds_is_not_tested_beside_those_with_more(seeds):
+def test_candidates_with_too_few_seeds_are_named():
     scores = alike()
-    scores["lora"] = raised(scores["lora"], 1.0)[:seeds]
+    scores["lora"] = raised(scores["lora"], 1.0)[:2]
     summary = summarize(results_of(scores))
     assert (summary.lines[0].label, summary.lines[0].letter) == ("lora", "")
-    assert all(line.p_best is None or line.p_best > 0 for line in summary.lines)
     assert "Not tested, because too few seeds are scored: lora." in summary.sentences
+    one = summarize(results_of(alike(seeds=1)))
+    assert one.best == one.lines[0].label
+    assert all(line.letter == "" and line.p_best is None for line in one.lines)
+    assert any(each.startswith("Not tested, because too few") for each in one.sentences)
 
 
 def with_result(results, **fields):
@@ -234,14 +218,6 @@ def with_result(results, **fields):
 
 def history(*losses):
     return [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
-
-
-def test_with_one_seed_nothing_is_tested():
-    summary = summarize(results_of(alike(seeds=1)))
-    assert summary.best == summary.lines[0].label
-    assert "how much runs differ is not known: train two seeds or more" in summary.verdict
-    assert all(line.letter == "" and line.p_best is None for line in summary.lines)
-    assert any(each.startswith("Not tested, because too few") for each in summary.sentences)
 
 
 def test_one_method_alone_is_not_called_a_winner():

@@ -204,17 +204,10 @@ def test_of_seven_methods_that_learned_nothing_one_is_rarely_said_to_have_learne
     assert learned <= 11  # 5 are meant; 12 would be chance once in 250 times
 
 
-def test_rows_in_groups_are_decided_by_the_means_of_groups_of_one_size():
-    scores = {"lora": answers(86), "ia3": answers(83, seed=1)}
+def test_groups_of_unequal_sizes_keep_the_mean_over_rows():
     groups = np.arange(400) // 10
-    grouped = decide(scores, SIZES, groups=groups)
-    means = {name: one.reshape(3, 40, 10).mean(axis=2) for name, one in scores.items()}
-    expected = decide(means, SIZES)
-    assert grouped.expected_loss == pytest.approx(expected.expected_loss, rel=1e-6)
-    for name, ends in grouped.intervals.items():
-        assert ends == pytest.approx(expected.intervals[name], rel=SAME)
-    unequal = by_group(scores["lora"], groups % 7 * groups)
-    assert unequal.mean(axis=1) == pytest.approx(scores["lora"].mean(axis=1), rel=SAME)
+    unequal = by_group(answers(86), groups % 7 * groups)
+    assert unequal.mean(axis=1) == pytest.approx(answers(86).mean(axis=1), rel=SAME)
 
 
 def test_rows_in_groups_do_not_make_copies_of_a_method_different():
@@ -239,6 +232,11 @@ def test_a_method_and_its_sum_are_compared_seed_by_seed_where_their_runs_are_ali
     assert decide(scores, costs).pick != higher
     apart = {name: tuple(range(k, k + 5)) for k, name in enumerate(scores)}
     assert decide(scores, costs, seeds=apart).pick == higher
+    better = {"lora": scores["lora"], "lora+lmam": scores["lora+lmam"] + 1}
+    (paired,), (unpaired,) = (
+        decide(better, seeds=seeds).p_highest.values() for seeds in (None, apart)
+    )
+    assert paired < ALPHA < unpaired
     other = dict(zip(("lora", "dora"), scores.values(), strict=True))
     assert set(decide(other, dict(zip(other, costs.values(), strict=True))).not_worse) == set()
 
