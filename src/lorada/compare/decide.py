@@ -1,7 +1,8 @@
 """Decides which method to take: the highest score, unless a cheaper one is shown to cost little."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from numbers import Real
 
@@ -92,6 +93,120 @@ class _Given:
     # The share of rows, in percent, on which two methods may differ though none of these rows
     # shows it; 0 where scores are not right or wrong.
     unseen: float
+
+    @cached_property
+    def means(self) -> dict[str, float]:
+        """The mean score of each method that has one."""
+        return {name: float(table.mean()) for name, table in self.scores.items()}
+
+    @cached_property
+    def tested(self) -> list[str]:
+        """The methods with enough runs for a test: two, or beside methods with more three.
+
+        The error of two runs beside more would be known too badly: 11 % instead of 5 % are false.
+        """
+        least = max(2, min(FEW, max(map(len, self.scores.values()), default=0)))
+        return [name for name, table in self.scores.items() if len(table) >= least]
+
+    @cached_property
+    def common(self) -> Common | None:
+        """How the runs of all methods that are tested vary."""
+        return Common.of([self.scores[name] for name in self.tested])
+
+    def by_seed(self, one: str, other: str) -> bool:
+        """Whether two methods are compared seed by seed: one is the other and more: ``lora+lmam``.
+
+        Their runs with one seed start alike, and are pairs if they also end alike. Settings or a
+        budget may stand behind the names.
+        """
+        parts = [set(name.split(" ")[0].split(":")[0].split("+")) for name in (one, other)]
+        if not (parts[0] < parts[1] or parts[1] < parts[0]) or self.seeds[one] != self.seeds[other]:
+            return False
+        return seeds_correlate(self.scores[one], self.scores[other])
+
+    def p_values(self, names: Sequence[str]) -> dict[frozenset[str], float]:
+        """Of each pair, corrected by Holm's method; none where no difference could be shown."""
+        pairs = list(combinations(names, 2))
+        if not pairs or self.scores[names[0]].shape[1] < rows_needed(len(pairs)):
+            return {}
+        ps = [
+            paired_p(self.scores[a], self.scores[b], self.common, self.by_seed(a, b))
+            for a, b in pairs
+        ]
+        return dict(zip(map(frozenset, pairs), holm(ps), strict=True))
+
+    @cached_property
+    def unlearned(self) -> list[str]:
+        """The methods that have not learned; all, if that some did may be luck among so many.
+
+        Few rows show hardly any method to be above the commonest answer. So one that is not shown
+        to be has not learned only if it gains a small part of what the best gains.
+        """
+        names, fixed = list(self.scores), [float(one.mean()) for one in self.baselines.values()]
+        level = LEARNED / max(1, len(names))
+        if fixed and not any(self._has_learned(name, level) for name in names):
+            return names
+        gains = {name: mean - max(fixed, default=0.0) for name, mean in self.means.items()}
+        least = PART * max(gains.values(), default=0.0)
+        return [n for n in names if gains[n] < least and not self._has_learned(n, LEARNED)]
+
+    def _has_learned(self, name: str, level: float) -> bool:
+        """Whether any run of a method, or their mean, is above all scores without training.
+
+        The tests are over rows: runs that differ much are no sign that nothing was learned. They
+        are corrected for the number of runs (Bonferroni).
+        """
+        for baseline in self.baselines.values():
+            gains = self.scores[name] - baseline
+            each = level / 2 / len(gains)
+            trials = [(gains.mean(axis=0), level / 2), *((gain, each) for gain in gains)]
+            if not any(mean_score(one[None]).interval(1 - 2 * side)[0] > 0 for one, side in trials):
+                return False
+        return True
+
+    @cached_property
+    def losses(self) -> dict[str, float]:
+        """Expected losses; what has not learned says nothing of how others differ."""
+        means = self.means
+        fitted = [name for name in means if name not in self.unlearned] or list(means)
+        tables = [self.scores[name] for name in fitted]
+        if all(len(table) < 2 for table in tables):
+            return {}
+        places = combinations(range(len(fitted)), 2)
+        pairs = [(a, b) for a, b in places if self.by_seed(fitted[a], fitted[b])]
+        found = dict(zip(fitted, map(float, expected_losses(tables, pairs)), strict=True))
+        top = max(fitted, key=means.__getitem__)
+        return {n: found.get(n, found[top] + means[top] - mean) for n, mean in means.items()}
+
+    @cached_property
+    def leader(self) -> str | None:
+        """The highest score; with few runs that may be luck, so the least expected loss is.
+
+        It is replaced by the highest within the margin without runs that diverged, if any of its
+        runs did.
+        """
+        means = self.means
+        learned = [name for name in means if name not in self.unlearned]
+        leader = max(learned, key=means.__getitem__, default=None)
+        if leader is None:
+            return None
+        if leader not in self.tested and self.losses:
+            leader = min(learned, key=self.losses.__getitem__)
+        if leader not in self.diverged:
+            return leader
+        least = means[leader] - self.margin
+        steady = [n for n in learned if n not in self.diverged and means[n] >= least]
+        return max(steady, key=means.__getitem__, default=leader)
+
+    def costs_little(self, name: str, leader: str) -> bool:
+        """Whether a method is cheaper, and shown to be not worse than the leader by the margin."""
+        if leader not in self.tested or name in self.unlearned or name in self.diverged:
+            return False
+        if not saved(self.costs, name, leader):
+            return False
+        by_seed = self.by_seed(leader, name)
+        lost = difference(self.scores[leader], self.scores[name], self.common, by_seed=by_seed)
+        return max(lost.interval(2 * CONFIDENCE - 1)[1], self.unseen) <= self.margin
 
 
 def _checked(
@@ -205,27 +320,14 @@ def _check_costs(given: Costs, methods: Mapping[str, Scores]) -> None:
 
 
 def _decided(given: _Given) -> Decision:
-    means = {name: float(table.mean()) for name, table in given.scores.items()}
-    # The error of two runs beside more would be known too badly: 11 % instead of 5 % are false.
-    least = max(2, min(FEW, max(map(len, given.scores.values()), default=0)))
-    tested = [name for name, table in given.scores.items() if len(table) >= least]
-    common = Common.of([given.scores[name] for name in tested])
-    unlearned = _unlearned(given)
-    losses = _expected(given, means, unlearned)
-    learned = [name for name in means if name not in unlearned]
-    leader = _leader(given, means, learned, tested, losses)
-    not_worse = [
-        name for name in tested
-        if leader in tested and name in learned and name not in given.diverged
-        and saved(given.costs, name, leader) and _most_lost(given, leader, name, common)
-        <= given.margin
-    ]  # fmt: skip
-    best_first = sorted(tested, key=means.__getitem__, reverse=True)
-    ps = _pairs(given, best_first, common)
+    means, leader = given.means, given.leader
+    best_first = sorted(given.tested, key=means.__getitem__, reverse=True)
+    not_worse = [name for name in given.tested if leader and given.costs_little(name, leader)]
+    ps = given.p_values(best_first)
     limits = (0.0, 100.0) if given.unit == "%" else (-np.inf, np.inf)
     intervals = {}
     for name, table in given.scores.items():
-        ends = sorted(given.sign * end for end in mean_score(table, common).interval())
+        ends = sorted(given.sign * end for end in mean_score(table, given.common).interval())
         low, high = np.clip(ends, *limits)
         intervals[name] = float(low), float(high)
     found = Decision(
@@ -235,14 +337,14 @@ def _decided(given: _Given) -> Decision:
         leader=leader,
         scores={name: given.sign * mean for name, mean in means.items()},
         intervals=intervals,
-        expected_loss=losses,
+        expected_loss=given.losses,
         not_worse=tuple(not_worse),
         letters=letters(best_first, {pair for pair, p in ps.items() if p < ALPHA}) if ps else {},
         p_highest={n: ps[frozenset((n, best_first[0]))] for n in best_first[1:]} if ps else {},
         runs=given.runs,
         diverged=given.diverged,
-        untested=tuple(name for name in means if name not in tested),
-        unlearned=tuple(unlearned),
+        untested=tuple(name for name in means if name not in given.tested),
+        unlearned=tuple(given.unlearned),
         baselines={n: given.sign * float(one.mean()) for n, one in given.baselines.items()},
         costs=given.costs,
         margin=given.margin,
@@ -250,110 +352,6 @@ def _decided(given: _Given) -> Decision:
         lower_is_better=given.sign < 0,
     )
     return replace(found, sentence=sentence(found))
-
-
-def _pairs(
-    given: _Given, tested: Sequence[str], common: Common | None
-) -> dict[frozenset[str], float]:
-    """The p-value of each pair of methods; none where so few rows could show no difference."""
-    pairs = list(combinations(tested, 2))
-    if not pairs or given.scores[tested[0]].shape[1] < rows_needed(len(pairs)):
-        return {}
-    scores, seeds = given.scores, given.seeds
-    ps = [paired_p(scores[a], scores[b], common, by_seed(a, b, seeds, scores)) for a, b in pairs]
-    return dict(zip(map(frozenset, pairs), holm(ps), strict=True))
-
-
-def _unlearned(given: _Given) -> list[str]:
-    """The methods that have not learned; all of them, if that some did may be luck among so many.
-
-    Few rows show hardly any method to be above the commonest answer. So one that is not shown to be
-    has not learned only if it gains a small part of what the best gains.
-    """
-    names, baselines = list(given.scores), [float(one.mean()) for one in given.baselines.values()]
-    level = LEARNED / max(1, len(names))
-    if baselines and not any(_has_learned(given, name, level) for name in names):
-        return names
-    gains = {n: float(t.mean()) - max(baselines, default=0.0) for n, t in given.scores.items()}
-    least = PART * max(gains.values(), default=0.0)
-    return [n for n in names if gains[n] < least and not _has_learned(given, n, LEARNED)]
-
-
-def _has_learned(given: _Given, name: str, level: float) -> bool:
-    """Whether any run of a method, or their mean, is above all scores without training.
-
-    The tests are over rows: runs that differ much are no sign that nothing was learned. They are
-    corrected for the number of runs (Bonferroni).
-    """
-    for baseline in given.baselines.values():
-        gains = given.scores[name] - baseline
-        each = level / 2 / len(gains)
-        trials = [(gains.mean(axis=0), level / 2), *((gain, each) for gain in gains)]
-        if not any(mean_score(one[None]).interval(1 - 2 * side)[0] > 0 for one, side in trials):
-            return False
-    return True
-
-
-def _expected(
-    given: _Given, means: Mapping[str, float], unlearned: Collection[str]
-) -> dict[str, float]:
-    """The expected loss of each method; what has not learned says nothing of how others differ."""
-    fitted = [name for name in means if name not in unlearned] or list(means)
-    tables = [given.scores[name] for name in fitted]
-    if all(len(table) < 2 for table in tables):
-        return {}
-    places = combinations(range(len(fitted)), 2)
-    pairs = [(a, b) for a, b in places if by_seed(fitted[a], fitted[b], given.seeds, given.scores)]
-    found = dict(zip(fitted, map(float, expected_losses(tables, pairs)), strict=True))
-    top = max(fitted, key=means.__getitem__)
-    return {n: found.get(n, found[top] + means[top] - mean) for n, mean in means.items()}
-
-
-def _leader(
-    given: _Given,
-    means: Mapping[str, float],
-    learned: Sequence[str],
-    tested: Collection[str],
-    losses: Mapping[str, float],
-) -> str | None:
-    """The highest score; of one with few runs that may be luck, so the least expected loss is.
-
-    It is replaced by the highest within the margin without runs that diverged, if some of its did.
-    """
-    leader = max(learned, key=means.__getitem__, default=None)
-    if leader is None:
-        return None
-    if leader not in tested and losses:
-        leader = min(learned, key=losses.__getitem__)
-    if leader not in given.diverged:
-        return leader
-    least = means[leader] - given.margin
-    steady = [n for n in learned if n not in given.diverged and means[n] >= least]
-    return max(steady, key=means.__getitem__, default=leader)
-
-
-def _most_lost(given: _Given, leader: str, name: str, common: Common | None) -> float:
-    """The upper confidence bound of how much worse a method is than the leader."""
-    a, b = given.scores[leader], given.scores[name]
-    found = difference(a, b, common, by_seed=by_seed(leader, name, given.seeds, given.scores))
-    return max(found.interval(2 * CONFIDENCE - 1)[1], given.unseen)
-
-
-def by_seed(
-    one: str,
-    other: str,
-    seeds: Mapping[str, Sequence[object]],
-    scores: Mapping[str, Scores],
-) -> bool:
-    """Whether two methods are compared seed by seed: one is the other and more, as ``lora+lmam``.
-
-    Their runs with one seed start alike, and are pairs if they also end alike. Settings or a budget
-    may stand behind the names; ``seeds`` and ``scores`` are by name.
-    """
-    parts = [set(name.split(" ")[0].split(":")[0].split("+")) for name in (one, other)]
-    if not (parts[0] < parts[1] or parts[1] < parts[0]):
-        return False
-    return tuple(seeds[one]) == tuple(seeds[other]) and seeds_correlate(scores[one], scores[other])
 
 
 def _cheapest(costs: Costs, means: Mapping[str, float], names: Sequence[str]) -> str:
