@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import isclose
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from lorada.compare.report.read import (
     Untrained,
 )
 from lorada.compare.report.words import (
-    Losses,
     Scale,
     limits,
     scale_of,
@@ -135,15 +133,14 @@ def summarize(
     lines = [_with_decision(one, decision) for one in scored]
     taken = (c for c in lines if decision is None or c.label == decision.pick)
     best = None if alone else next(taken, None)
-    losses = _training_losses(best or lines[0]) if lines else None
-    said, commands = _verdict(results, lines, best, decision, losses)
+    said, commands = _verdict(results, lines, best, decision)
     lines += [_with_decision(one, decision) for one in results.candidates if not one.runs]
     tested = _tested(lines, decision, results.groups)
     runs = [run for one in lines for run in one.runs]
     seeds = sorted({run.seed for run in runs})
     return Summary(
         verdict=said,
-        sentences=tuple(limits(results, lines, decision, losses, tested)),
+        sentences=tuple(limits(results, lines, decision, tested)),
         model=str(results.asked.recipe.get("model", "")),
         task=", ".join(source(results, name) for name in results.plan.held_out),
         rows=len(results.rows),
@@ -166,7 +163,6 @@ def _verdict(
     lines: list[CandidateResult],
     best: CandidateResult | None,
     decision: Decision | None,
-    losses: Losses,
 ) -> tuple[str, dict[str, str]]:
     """The verdict, and the commands that follow from it."""
     resume = as_typed("lorada", "compare", results.folder, "--resume")
@@ -175,7 +171,7 @@ def _verdict(
             f"So far only {lines[0].label} has a score, {score_of(lines[0])}: there is no result."
         )
         return said, {"go on with it": resume}
-    said = verdict(decision, lines[0] if lines else None, losses, results.plan.steps)
+    said = verdict(decision, lines[0] if lines else None, results.plan.steps)
     commands = {} if best is None else commands_of(results.folder, best)
     by_loss = as_typed("lorada", "report", results.folder, "--metric", "loss")
     if alike := _all_alike(lines, by_loss):
@@ -328,18 +324,6 @@ def _all_alike(lines: list[CandidateResult], by_loss: str) -> str:
     differ = bool((np.ptp(losses, axis=0) > TINY).any())
     rest = f"their losses differ, `{by_loss}`" if differ else "their losses are equal too."
     return f"{lines[0].metric.replace('_', ' ')} is {score_of(lines[0])} for all of them: {rest}"
-
-
-def _training_losses(one: CandidateResult) -> Losses:
-    """The training loss of the first and of the last quarter of the steps, the mean over runs."""
-    by_step: dict[int, list[float]] = {}
-    for run in one.runs:
-        for entry in run.result.get("history") or []:
-            if entry.get("loss") is not None:
-                by_step.setdefault(entry["step"], []).append(float(entry["loss"]))
-    losses = [fmean(v) for _, v in sorted(by_step.items()) if len(v) == len(one.runs)]
-    part = max(1, len(losses) // 4)
-    return (fmean(losses[:part]), fmean(losses[-part:])) if len(losses) > 1 else None
 
 
 def _machines(planned: dict[str, Any], runs: Sequence[ScoredRun]) -> tuple[str, ...]:

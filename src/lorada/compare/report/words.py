@@ -17,11 +17,9 @@ from lorada.support.duration import counted, duration
 from lorada.support.metric_names import ERROR, LOSS, lower_is_better, rows_metric
 from lorada.support.row_sources import CODE
 
-HARDLY = 0.05  # a training loss that falls by a smaller share hardly fell
 POWERS = "60 to 80 %"  # of a difference that ``detectable`` gives, measured: docs/compare.md
 TIMES = 4  # as many steps are to be tried where nothing was learned
 NAMED = 6  # labels that a sentence names at most
-Losses = tuple[float, float] | None  # of a training, in its first and in its last quarter
 
 
 class Scale(NamedTuple):
@@ -68,17 +66,10 @@ def _listed(labels: Sequence[str]) -> str:
     return ", ".join(labels[:NAMED]) + more
 
 
-def _hardly_fell(losses: Losses) -> bool:
-    return losses is not None and losses[1] > (1 - HARDLY) * losses[0]
-
-
-def verdict(
-    decision: Decision | None, top: CandidateResult | None, losses: Losses, steps: int | None
-) -> str:
+def verdict(decision: Decision | None, top: CandidateResult | None, steps: int) -> str:
     """The result in a few sentences; where nothing was learned, with what to do.
 
-    ``top`` has the best score; ``losses`` are of the training of what is taken, or else of the top;
-    ``steps`` is how many each training took.
+    ``top`` has the best score; ``steps`` is how many each training took.
     """
     if decision is None and top is None:
         return "No run is scored yet, so there is no result."
@@ -93,26 +84,20 @@ def verdict(
     said = decision.sentence if decision else ""
     if decision is not None and (decision.pick or not decision.highest):
         return said
-    if losses is not None:
-        how = "hardly fell" if _hardly_fell(losses) else "fell"
-        said += f" Its training loss {how}: from {losses[0]:.2f} to {losses[1]:.2f}."
-    other = "other learning rates (--rates) or more rows"
-    what = other if _hardly_fell(losses) else "more rows, or seeds and held-out rows to show less"
     more = f"more steps (max_steps={TIMES * steps})" if steps else "more steps"
-    return f"{said} Compare again with {more}, {what}."
+    return f"{said} Compare again with {more}, other learning rates (--rates) or more rows."
 
 
 def limits(
     results: Results,
     lines: Sequence[CandidateResult],
     decision: Decision | None,
-    losses: Losses,
     tested: Sequence[CandidateResult],
 ) -> Iterator[str]:
     """What limits the verdict, a sentence each.
 
     ``lines`` are the candidates, the best score first; ``tested`` those with enough seeds and rows,
-    with their scores by row or group; ``losses`` those of the training of what is taken.
+    with their scores by row or group.
     """
     scored = [line for line in lines if line.score is not None]
     metric = next((line.metric for line in scored), "")
@@ -124,11 +109,6 @@ def limits(
         )
     yield from _scored_by(results)
     yield from _unfound(lines)
-    if decision is not None and decision.pick and losses is not None and _hardly_fell(losses):
-        yield (
-            f"The training loss of {decision.pick} hardly fell, from {losses[0]:.2f} to "
-            f"{losses[1]:.2f}: more steps or other learning rates may change the order."
-        )
     alike = [one.label for one in tested if has_no_spread(one.scores)]
     if len(alike) > 1:
         yield (
