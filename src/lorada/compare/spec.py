@@ -144,15 +144,6 @@ class Comparison(BaseModel):
         for name in self.methods:
             for one in choices_of(name):
                 parts_of(one)
-            if self.is_searched(name) and not self.trials:
-                raise ValueError(f"--trials 0 tries no setting of {name}: pass --trials 1 or more")
-        if self.until is not None and len(self.seeds) <= LEAST_RUNS:
-            raise ValueError(
-                f"--until {self.until:g} spares runs after {LEAST_RUNS} of each method: give it "
-                "three or more --seeds"
-            )
-        if self.search == EACH_SEED and not any(map(self.is_searched, self.methods)):
-            raise ValueError("--search each-seed needs two or more --trials or --rates")
         if not self.has_own_rows and self.held_out is not None:
             raise ValueError(
                 f"task={self.recipe['task']} has held-out rows of its own: leave out --held-out "

@@ -119,7 +119,7 @@ def _space(
     start, given = candidate.map_rate, sorted(comparison.rates)
     if start is not None and given:  # in its ratio to the middle one
         start *= given[len(given) // 2] / (candidate.default_rate or 1.0)
-    return Space(recipes, comparison.trials, comparison.rates, start)
+    return Space(recipes, max(1, comparison.trials), comparison.rates, start)
 
 
 def is_scored(run: Path) -> bool:
