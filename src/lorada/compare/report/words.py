@@ -12,7 +12,7 @@ import numpy as np
 from lorada.compare.decision import Decision
 from lorada.compare.report.read import CandidateResult, Results
 from lorada.compare.spec import EACH_SEED
-from lorada.compare.statistics import detectable, has_no_spread, rows_needed
+from lorada.compare.statistics import detectable, rows_needed
 from lorada.support.duration import counted, duration
 from lorada.support.metric_names import ERROR, LOSS, lower_is_better, rows_metric
 from lorada.support.row_sources import CODE
@@ -109,12 +109,6 @@ def limits(
         )
     yield from _scored_by(results)
     yield from _unfound(lines)
-    alike = [one.label for one in tested if has_no_spread(one.scores)]
-    if len(alike) > 1:
-        yield (
-            "All runs of a candidate give the same answers, so that seeds tell nothing and the "
-            f"exact sign test over rows compares them with each other: {_listed(alike)}."
-        )
     yield from _too_few_rows(results) or _power(results, metric, tested)
     if windows_overlap(metric):
         yield (
@@ -126,15 +120,10 @@ def limits(
             "Runs went where the choice was least certain, so p-values are descriptive: go by the "
             "expected losses."
         )
-    if decision is not None and decision.untested:
-        yield f"Not tested, because too few seeds are scored: {_listed(decision.untested)}."
     by = rows_metric(metric)
     if any(abs((line.value or 0) - (line.score or 0)) > 0.05 for line in scored):
         what = "score" if by == metric else by.replace("_", " ")
         yield f"Methods are compared by their mean {what} over rows, which is not {metric}."
-    above = [one.label for one in results.candidates if any(one.candidate.budgets.values())]
-    if above:
-        yield f"Above a budget, because no smaller size of the method exists: {_listed(above)}."
     yield from _learning_rates(results)
 
 
