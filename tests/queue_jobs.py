@@ -10,6 +10,7 @@ from programs import until
 
 from lorada.compare.jobs.job import Job, report
 from lorada.runs.folder import locked
+from lorada.runs.result import peak_memory
 
 
 def write(folder, text):
@@ -69,6 +70,13 @@ def wait_for(path, folder, text):
     (folder / "begun").touch()
     until(Path(path).exists, 60)
     write(folder, text)
+
+
+def keep_peak(megabytes, folder, text):
+    """Write what this process has needed at most, beside so much."""
+    kept = bytearray(megabytes * 2**20)
+    (folder / "peak").write_text(str(peak_memory()))
+    del kept
 
 
 def job(place, name, work=write, after=""):

@@ -125,13 +125,22 @@ def test_the_final_runs_take_the_rate_that_the_search_has_found(whole):
         assert (lines[method]["rates"], lines[method]["map_rates"]) == ([search["rate"]], [])
 
 
-def test_the_model_as_it_is_and_the_commonest_answer_are_scored(whole):
-    found = read(whole[0] / "baselines.json")
-    assert len(found["as_it_is"]["row_scores"]["exact_match"]) == 8
+def test_stored_rows_and_scores_without_training_have_what_another_metric_needs(whole):
+    folder, _ = whole
+    assert read(folder / "plan.json")["metric"]["name"] == "exact_match"
+    for run in final_losses(folder):
+        for line in read_predictions(folder / run):
+            assert line["loss"] > 0
+            assert line["metrics"].keys() == {"exact_match", "contains"}
+    found = read(folder / "baselines.json")
+    as_it_is, common = (found[name]["row_scores"] for name in ("as_it_is", "commonest"))
+    assert as_it_is.keys() == {"loss", "exact_match", "contains"}
+    assert common.keys() == {"exact_match", "contains"}
+    assert len(as_it_is["exact_match"]) == 8
     answers = [row["response"] for row in ROWS[:27]]
     assert found["commonest"]["answer"] == max(answers, key=answers.count)
     right = [row["response"] == found["commonest"]["answer"] for row in ROWS[28:]]
-    assert found["commonest"]["row_scores"]["exact_match"] == [100.0 * one for one in right]
+    assert common["exact_match"] == [100.0 * one for one in right]
 
 
 def test_the_verdict_the_reports_and_the_next_command_are_printed(whole):
@@ -201,18 +210,6 @@ def trained(folder):
         if (path.parents[1] / "result.json").is_file():
             found[str(path.parents[1].relative_to(folder))] = path
     return found
-
-
-def test_each_stored_row_has_what_another_metric_needs(whole):
-    folder, _ = whole
-    assert read(folder / "plan.json")["metric"]["name"] == "exact_match"
-    for run in final_losses(folder):
-        for line in read_predictions(folder / run):
-            assert line["loss"] > 0
-            assert {"exact_match", "contains"} == line["metrics"].keys()
-    found = read(folder / "baselines.json")
-    assert {"loss", "exact_match", "contains"} == found["as_it_is"]["row_scores"].keys()
-    assert {"exact_match", "contains"} == found["commonest"]["row_scores"].keys()
 
 
 def test_a_report_is_written_again_by_any_metric_without_a_step(lab, whole, tmp_path):

@@ -190,10 +190,7 @@ def test_with_one_held_out_row_rows_are_missing_and_not_seeds():
         "lora has the highest score, 100.0%, but that may be chance: a test needs more held-out "
         "rows."
     )
-    assert (
-        "1 held-out row is too few for any difference between candidates to be significant, "
-        "however large it is and however many seeds there are: it takes 6 rows or more."
-    ) in summary.sentences
+    assert any(each.startswith("1 held-out row is too few") for each in summary.sentences)
 
 
 def test_candidates_with_too_few_seeds_are_named_and_marked():

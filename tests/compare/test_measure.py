@@ -35,22 +35,19 @@ def measured(place, folder, method, monkeypatch, **training):
     return json.loads(path.read_text())["seconds_per_step"], found[0].trainer
 
 
-def test_a_schedule_in_steps_is_that_of_the_whole_training(place, tmp_path, monkeypatch):
+def test_a_schedule_in_steps_is_that_of_the_whole_training_and_nothing_is_logged(
+    place, tmp_path, monkeypatch
+):
+    pytest.importorskip("tensorboard")
+    training = {"max_steps": 20, "report_to": ["tensorboard"]}
     method = "adalora:tinit=4:tfinal=4"
-    seconds, trainer = measured(place, tmp_path, method, monkeypatch, max_steps=20)
+    seconds, trainer = measured(place, tmp_path, method, monkeypatch, **training)
     assert seconds > 0
-    assert trainer.state.max_steps == 20
-    assert trainer.state.global_step == 3
+    assert (trainer.state.max_steps, trainer.state.global_step) == (20, 3)
+    assert trainer.args.report_to == []
 
 
 def test_three_steps_are_measured_of_a_training_with_fewer(place, tmp_path, monkeypatch):
     seconds, trainer = measured(place, tmp_path, "lora", monkeypatch, max_steps=1)
     assert seconds > 0
     assert trainer.state.global_step == 3
-
-
-def test_what_is_measured_is_not_logged_as_a_run(place, tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard")
-    log = {"max_steps": 2, "report_to": ["tensorboard"]}
-    _, trainer = measured(place, tmp_path, "lora", monkeypatch, **log)
-    assert trainer.args.report_to == []

@@ -101,6 +101,14 @@ def test_workers_run_at_once_and_share_the_cores(tmp_path):
     assert (tmp_path / "a" / "written").read_text() == f"a {threads}\n"
 
 
+def test_the_peak_memory_of_a_job_does_not_carry_that_of_one_before_it(tmp_path):
+    jobs = [job(tmp_path, name, partial(work.keep_peak, size))
+            for name, size in (("large", 300), ("small", 0))]  # fmt: skip
+    run_queue(jobs, Workers(), report=print)
+    large, small = (int((tmp_path / one.name / "peak").read_text()) for one in jobs)
+    assert large > small + 250 * 2**20
+
+
 def test_where_no_process_is_bound_to_cores_all_are_shared(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
     assert Workers(2).slots == 2
