@@ -195,11 +195,11 @@ def test_with_one_held_out_row_rows_are_missing_and_not_seeds():
 
 def test_candidates_with_too_few_seeds_are_named_and_marked():
     scores = alike()
-    scores["lora"] = raised(scores["lora"], 1.0)[:2]
+    scores["dora"], scores["ia3"] = raised(scores["dora"], 0.4), scores["ia3"][:2]
     summary = summarize(results_of(scores))
-    lora = summary.lines[0]
-    assert (lora.label, lora.letter, lora.mark) == ("lora", "", "too few runs")
-    assert "lora has too few runs (2) for a test" in summary.verdict
+    (few,) = (line for line in summary.lines if line.label == "ia3")
+    assert (few.letter, few.p_best, few.mark) == ("", None, "too few runs")
+    assert "Too few runs for a test: ia3." in summary.verdict
     one = summarize(results_of(alike(seeds=1)))
     assert one.best == one.lines[0].label
     assert all(line.letter == "" and line.p_best is None for line in one.lines)
