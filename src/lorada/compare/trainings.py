@@ -107,7 +107,7 @@ def _space(
         "per_device_train_batch_size": plan.batch,
         "save_steps": max(LEAST_STEPS, -(-plan.steps // SAVES)),
         "save_total_limit": 1,
-        # The report draws the losses, so there are no TensorBoard logs unless they are asked for.
+        # A run draws its losses itself, so there are no TensorBoard logs unless they are asked for.
         "report_to": comparison.recipe.get("training", {}).get("report_to", []),
     }
     training = {**shared, **(training or {})}
