@@ -140,12 +140,12 @@ def search(folder: Path, random: np.random.Generator) -> None:
     """Write the search for a learning rate: four trials."""
     trials = [
         {
-            "number": number, "map_factor": 1.0, "rate": float(rate),
+            "number": number, "choice": 0, "map_factor": 1.0, "rate": float(rate),
             "loss": 0.6 + number / 9, "failed": None, "seconds": float(random.uniform(20, 40)),
         }
         for number, rate in enumerate((2e-4, 6e-4, 2e-2, 1e-4))
     ]  # fmt: skip
-    chosen = {"rate": 2e-4, "map_factor": 1.0, "map_rate": None}
+    chosen = {"choice": 0, "rate": 2e-4, "map_factor": 1.0, "map_rate": None}
     found = {"default": 2e-4, **chosen, "trials": trials}
     write(folder / "search.json", found)
 

@@ -282,26 +282,29 @@ def test_rows_of_one_group_count_together_from_the_file_to_the_report(lab, place
     assert any(each.startswith("2 groups of held-out rows are too few") for each in said)
 
 
-def test_the_rate_of_a_map_is_chosen_and_the_report_says_it(lab, place, tmp_path):
-    folder, name = tmp_path / "comparison", "lora+lmam:lora.r=2"
+def test_a_rank_and_the_rate_of_a_map_are_chosen_and_the_report_says_them(lab, place, tmp_path):
+    folder, name = tmp_path / "comparison", "lora+lmam:lora.r=1|2"
     reply = lab.command(words(place, folder, methods=[name, "lora:r=1"], seeds="1"), folder)
     assert reply["code"] == 0, reply["said"]
     (search,) = folder.glob("trials/lora+lmam*/*/search.json")
     search = read(search)
     best = min(search["trials"], key=lambda trial: trial["loss"])
-    point = ("rate", "map_factor", "map_rate")
+    point = ("choice", "rate", "map_factor", "map_rate")
     assert [search[key] for key in point] == [best[key] for key in point]
+    assert {trial["choice"] for trial in search["trials"]} == {0, 1}
     assert len({trial["map_factor"] for trial in search["trials"]}) >= 3
     (run,) = folder.glob("runs/lora+lmam*/*/seed1/result.json")
-    result = read(run)
-    assert result["recipe"]["parts"]["lora"]["r"] == 2
+    result, rank = read(run), 1 + search["choice"]
+    assert result["recipe"]["parts"]["lora"]["r"] == rank
     assert result["recipe"]["parts"]["lmam"]["map_learning_rate"] == search["map_rate"]
     assert result["recipe"]["training"]["learning_rate"] == search["rate"]
     summary = read(folder / "report.json")
     line = next(line for line in summary["lines"] if line["label"] == name)
     assert (line["rates"], line["map_rates"]) == ([search["rate"]], [search["map_rate"]])
     assert line["trainable"] == result["parameters"]["trainable"]
-    assert line["sizes"] == "lora.r=2"
+    assert line["sizes"] == f"lora.r={rank}"
+    said = f"Of 2 settings of {name} the rows set aside chose lora+lmam:lora.r={rank}."
+    assert said in summary["sentences"]
     shown = f"{search['rate']:.2g} (map {search['map_rate']:.2g})"
     assert shown in (folder / "report.md").read_text()
     (folder / "report.json").unlink()  # the only thing that is left to do

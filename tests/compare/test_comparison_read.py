@@ -48,6 +48,29 @@ def test_a_failed_run_and_a_method_that_does_not_fit_are_notes(folder):
     assert len(results.notes) == 3
 
 
+@pytest.mark.parametrize(
+    ("choices", "chosen", "rank"),
+    [
+        ([0], ("lora:r=2",), 2), ([1, 0], ("lora:r=2", "lora:r=4"), 4), ([], (), 4),
+        ([None], (), 4),
+    ],
+)  # fmt: skip
+def test_sizes_are_those_of_the_setting_that_the_search_chose(folder, choices, chosen, rank):
+    plan = json.loads((folder / "plan.json").read_text())
+    small, large, *_ = plan["candidates"]
+    named = [{**one, "method": f"lora:r={one['parts']['lora']['r']}"} for one in (small, large)]
+    plan["candidates"] = [{**large, "method": "lora:r=2|4", "choices": named}]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    for seed, choice in enumerate(choices, 1):
+        place = folder / "trials" / "lora:r=2%7C4" / str(large["trainable"]) / f"seed{seed}"
+        place.mkdir(parents=True)
+        (place / "search.json").write_text(json.dumps({"choice": choice, "trials": []}))
+    (found,) = read_comparison(folder).candidates
+    assert (found.method, found.chosen) == ("lora:r=2|4", chosen)
+    assert found.sizes.startswith(f"lora.r={rank} ")
+    assert found.trainable == {2: small, 4: large}[rank]["trainable"]
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-40])
 

@@ -248,12 +248,14 @@ def searched(results, *, each_seed=False):
     """The comparison with a search of three rates for each candidate, or for each of its runs."""
     for candidate in results.candidates:
         trials = [
-            {"number": i, "map_factor": 1.0, "rate": rate, "seconds": 60.0,
+            {"number": i, "choice": 0, "map_factor": 1.0, "rate": rate, "seconds": 60.0,
              "loss": 1.0 + (rate != 1e-3)}
             for i, rate in enumerate((1e-4, 1e-3, 1e-2))
         ]  # fmt: skip
         count = len(candidate.runs) if each_seed else 1
-        candidate.searches.extend([{"rate": 1e-3, "map_factor": 1.0, "trials": trials}] * count)
+        candidate.searches.extend(
+            [{"choice": 0, "rate": 1e-3, "map_factor": 1.0, "trials": trials}] * count
+        )
     results.asked.search = "each-seed" if each_seed else "once"
     return results
 
@@ -269,25 +271,27 @@ def test_the_report_says_how_learning_rates_were_chosen_and_which_are_at_an_end(
 
 
 def tried(*points):
-    """Trials of (rate, factor of the map's rate), the first of which is the best."""
+    """Trials of (choice, rate, factor of the map's rate), the first of which is the best."""
     return [
-        {"rate": rate, "map_factor": factor, "map_rate": 5 * rate * factor, "loss": 1.0 + number,
-         "seconds": 1.0, "failed": None}
-        for number, (rate, factor) in enumerate(points)
+        {"choice": choice, "rate": rate, "map_factor": factor, "map_rate": 5 * rate * factor,
+         "loss": 1.0 + number, "seconds": 1.0, "failed": None}
+        for number, (choice, rate, factor) in enumerate(points)
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("trials", "at_edge"),
     [
-        (tried((2, 1), (1, 1), (3, 1), (2, 0.5), (2, 2)), False),
-        (tried((2, 0.5), (1, 1), (3, 1), (2, 1), (2, 2)), True),  # of the map
-        (tried((2, 1), (1, 1), (2, 0.5), (2, 2)), True),
+        (tried((0, 2, 1), (0, 1, 1), (0, 3, 1), (0, 2, 0.5), (0, 2, 2)), False),
+        (tried((0, 2, 0.5), (0, 1, 1), (0, 3, 1), (0, 2, 1), (0, 2, 2)), True),  # of the map
+        (tried((0, 2, 1), (0, 1, 1), (0, 2, 0.5), (0, 2, 2)), True),
+        (tried((1, 2, 1), (1, 1, 1), (1, 3, 1), (0, 9, 1)), False),  # others of another setting
+        (tried((1, 9, 1), (0, 1, 1)), True),
     ],
 )
 def test_a_rate_of_the_search_or_of_the_map_at_an_end_is_said(trials, at_edge):
     results = results_of(alike())
-    search = {key: trials[0][key] for key in ("rate", "map_factor", "map_rate")}
+    search = {key: trials[0][key] for key in ("choice", "rate", "map_factor", "map_rate")}
     results.candidates[0].searches.append({**search, "trials": trials})
     summary = summarize(results)
     assert any("so another may be better: lora." in one for one in summary.sentences) == at_edge

@@ -66,7 +66,7 @@ def search(tmp_path, monkeypatch):
         script = Script(losses, killed_at)
         monkeypatch.setattr(learning_rate, "train", script.train)
         space = Space(**{
-            "recipe": RECIPE, "trials": trials or len(given) or len(losses), "given": given,
+            "recipes": [RECIPE], "trials": trials or len(given) or len(losses), "given": given,
             **space,
         })  # fmt: skip
         try:
@@ -151,7 +151,7 @@ def test_if_every_trial_diverges_lower_rates_follow_and_the_reason_names_all(sea
     assert found["rate"] is None
     assert script.rates == pytest.approx([1e-3 * ROOT**step for step in (0, 1, -1, -2, -3)])
     with pytest.raises(ValueError, match=r"NaN at every learning rate that was tried: 0\.001, 0\."):
-        Space(RECIPE, 2).chosen(tmp_path / "search")
+        Space([RECIPE], 2).chosen(tmp_path / "search")
 
 
 def test_a_trial_that_fails_counts_as_worse_once_another_has_ended(search, tmp_path):
@@ -187,7 +187,7 @@ def test_a_trial_keeps_its_result_and_none_of_its_weights(tmp_path, monkeypatch)
 
     script = Script([FALLING])
     monkeypatch.setattr(learning_rate, "train", train)
-    search_rate(Space(RECIPE, 1), tmp_path / "search")
+    search_rate(Space([RECIPE], 1), tmp_path / "search")
     kept = {path.name for path in (tmp_path / "search" / "trial-0").iterdir()}
     assert kept == {"result.json", "runs", "trial.json"}
 
@@ -227,15 +227,20 @@ def test_a_learning_rate_far_from_its_default_is_found_beside_a_map_whose_rate_i
 
 @pytest.mark.parametrize(("given", "rate"), [((), 1e-3), ((2e-3,), 2e-3)])
 def test_where_nothing_is_searched_the_rate_is_the_default_or_the_given_one(given, rate):
-    chosen = Space(RECIPE, 1, given, map_rate=5e-3).chosen(None)
+    chosen = Space([RECIPE], 1, given, map_rate=5e-3).chosen(None)
     assert (chosen.training["learning_rate"], chosen.parts) == (rate, {})
 
 
-@pytest.mark.parametrize("moment", [(2, STEPS), (4, STEPS)])
-def test_a_search_of_a_maps_rate_that_is_killed_goes_on_with_the_same_trial(
-    search, tmp_path, moment
-):
-    space = {"trials": 3, **MAP_BESIDE}
-    whole, _ = search(bowl(1e-3, 3e-4), place=tmp_path / "whole", **space)
-    again, _ = search(bowl(1e-3, 3e-4), killed_at=moment, place=tmp_path / "killed", **space)
-    assert again == whole
+@pytest.mark.parametrize("killed_at", [None, (2, STEPS), (5, STEPS), (9, STEPS)])
+def test_of_several_settings_the_best_goes_on_after_a_search_of_each(search, tmp_path, killed_at):
+    ranks = [RECIPE.model_copy(update={"parts": {"lora": {"r": rank}}}) for rank in (4, 8, 16)]
+
+    def loss(recipe):
+        return bowl(1e-3, 1e-3)(recipe) + abs(recipe.parts["lora"]["r"] - 8)
+
+    space = {"recipes": ranks, "trials": 3, **MAP_BESIDE}
+    found, script = search(loss, killed_at=killed_at, **space)
+    tried = [recipe.parts["lora"]["r"] for recipe in script.recipes.values()]
+    assert tried == [4] * 3 + [8] * 3 + [16] * 3 + [8] * 3
+    assert found["choice"] == 1
+    assert Space(**space).chosen(tmp_path / "search").parts["lora"] == {"r": 8}

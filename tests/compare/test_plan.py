@@ -12,6 +12,7 @@ from lorada.compare.run import read
 from lorada.compare.spec import (
     Comparison,
     asked_again,
+    choices_of,
     comparison_of,
     parts_of,
     resumed_comparison,
@@ -127,7 +128,7 @@ def test_a_rate_is_chosen_once_or_with_every_seed_on_rows_of_its_own(place, sear
     plan = planned(asked)
     jobs = comparison_jobs(asked, plan, place)
     searches = [job for job in jobs if job.work.func is search_rate]
-    recipes = {job.folder.name: job.work.args[0].recipe for job in searches}
+    recipes = {job.folder.name: job.work.args[0].recipes[0] for job in searches}
     found = {(name, one.training["seed"]): one.dev_seed for name, one in recipes.items()}
     count = str(plan.candidates[0].trainable)
     once = {(count, 4): 0}
@@ -175,7 +176,6 @@ def test_the_commonest_answer_is_that_of_the_rows_form(tmp_path, form):
         ("lora+lmam:lora.r=1:lmam.rank=2", "lora+lmam", {"lora": {"r": 1}, "lmam": {"rank": 2}}),
         ("lmam:rank=2:ablation=softmax", "lmam", {"lmam": {"rank": 2, "ablation": "softmax"}}),
         ("lora:target_modules=[a, b]", "lora", {"lora": {"target_modules": ["a", "b"]}}),
-        ("lora:target_modules=.*(q|v)", "lora", {"lora": {"target_modules": ".*(q|v)"}}),
     ],
 )
 def test_a_name_with_settings_is_read(text, method, parts):
@@ -211,7 +211,7 @@ def test_variants_of_one_method_are_candidates_of_their_own(place):
     assert two.trainable == 2 * one.trainable < stack.trainable
     jobs = comparison_jobs(asked, plan, place / "out")
     assert len({job.folder for job in jobs}) == 9
-    recipes = {job.work.args[0].recipe.method: job.work.args[0].recipe.parts for job in jobs}
+    recipes = {one.method: one.parts for job in jobs for one in job.work.args[0].recipes}
     assert recipes["lora+lmam"] == {"lora": {"r": 1}}
 
 
@@ -244,6 +244,34 @@ def test_with_given_rates_the_search_of_a_maps_rate_starts_beside_the_middle_one
     asked = comparison(place, methods=["lora+lmam"], seeds=[1], rates=[1e-3, 3e-3, 1e-2])
     search, _ = comparison_jobs(asked, planned(asked), tmp_path)
     assert search.work.args[0].map_rate == pytest.approx(0.4 * 3e-3)
+
+
+def test_several_settings_are_one_candidate_of_which_a_search_chooses(place, tmp_path):
+    asked = comparison(place, methods=["lora:r=1|4|2", "lora+lmam:rank=1|2:lora.r=1|2"], trials=1)
+    asked.check()
+    plan = planned(asked)
+    plan.save(tmp_path)
+    assert saved_plan(tmp_path) == plan
+    one, stack = plan.candidates
+    assert [each.parts for each in one.choices] == [{"lora": {"r": rank}} for rank in (1, 4, 2)]
+    assert (one.method, one.parts) == ("lora:r=1|4|2", {"lora": {"r": 4}})
+    assert [each.method for each in stack.choices][:2] == [
+        "lora+lmam:rank=1:lora.r=1", "lora+lmam:rank=1:lora.r=2"
+    ]  # fmt: skip
+    jobs = comparison_jobs(asked, plan, tmp_path)
+    assert [job.work.func.__name__ for job in jobs] == [
+        "search_rate", *["train_and_score"] * 3
+    ] * 2  # fmt: skip
+    assert trials_of(asked, plan, one) == (3, 3)
+    for regex in ("lora:target_modules=.*(q|v)_proj", "lora:target_modules=e|e"):
+        assert choices_of(regex) == [regex]
+
+
+def test_a_setting_that_cannot_be_is_the_reason_that_none_of_them_runs(place):
+    asked = comparison(place, methods=["lora:r=1|0", "ia3"])
+    candidate, _ = planned(asked).candidates
+    assert candidate.method == "lora:r=1|0"
+    assert candidate.reason.startswith("lora:r=0: ")
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
             )  # fmt: skip
         if kind == "decoder" and rows.form == "prompt":
             refuse_empty_prompts(rows, [row["prompt"] for row in rows.rows])
-    aside = min(MOST, max(LEAST, len(train.rows) // 10))
-    dev_rows = aside if comparison.is_searched else 0
+    searched = any(map(comparison.is_searched, comparison.methods))
+    dev_rows = min(MOST, max(LEAST, len(train.rows) // 10)) if searched else 0
     if dev_rows >= len(train.rows):
         raise ValueError(
             f"{train.path} has {len(train.rows)} rows, and none is left to learn from after "

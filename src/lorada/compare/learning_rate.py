@@ -3,8 +3,9 @@
 Every method and size is searched in the same way: its default rate, √10 times as much, √10 times
 as little, then further to the better side until the best rate has a worse one on each side; trials
 that are left try half a step beside the best. If the user gives rates, all try these, and more
-beyond an end only. A map beside other parts has a rate of its own: it keeps its default until the
-learning rate is found, and is then searched in the same way.
+beyond an end only. A method with several settings to choose from, such as ranks, has a search of
+each. A map beside other parts has a rate of its own: it keeps its default until the learning rate
+is found, and is then searched in the same way.
 
 A trial trains as long as a final run, on the training rows without those that are set aside. Its
 loss on the latter is measured at the end, and not before: high rates are often behind in the
@@ -50,9 +51,10 @@ Tried = Mapping[str, Any]  # what ``search.json`` keeps of a trial
 class Space:
     """What a search chooses from."""
 
-    # At the default learning rate, with the number of steps and the rows to set aside.
-    recipe: Recipe
-    trials: int  # how many rates are tried, without those beyond an end of them
+    # One for each setting of the method, at the default learning rate, with the number of steps and
+    # the rows to set aside.
+    recipes: Sequence[Recipe]
+    trials: int  # how many rates are tried for each, without those beyond an end of them
     given: Sequence[float] = ()  # the rates to try, if the user gave them
     # Where that of maps beside other parts starts, if it is to be searched; else it is as their
     # config says.
@@ -61,7 +63,7 @@ class Space:
     @property
     def default(self) -> float:
         """The method's own learning rate."""
-        return float(self.recipe.training["learning_rate"])
+        return float(self.recipes[0].training["learning_rate"])
 
     @property
     def has_own_map_rate(self) -> bool:
@@ -72,47 +74,50 @@ class Space:
     def most(self) -> int:
         """How many trials there may be; one rate is no range."""
         each = self.trials + FURTHER if self.trials > 1 else self.trials
-        return each + (2 + FURTHER if self.has_own_map_rate else 0)
+        return len(self.recipes) * each + (2 + FURTHER if self.has_own_map_rate else 0)
 
     @property
     def usual(self) -> int:
         """How many trials there usually are: a map's own rate takes two to five more."""
-        return min(self.most, self.trials + 3 * self.has_own_map_rate)
+        return min(self.most, len(self.recipes) * self.trials + 3 * self.has_own_map_rate)
 
     def following(self, tried: Sequence[Tried]) -> dict[str, Any] | None:
         """What to try after the trials so far; None for nothing.
 
-        It is ``rate``; ``map_rate``, and ``map_factor``: by how much the latter was changed on its
-        own.
+        It is ``choice``, the number of the recipe; ``rate``; ``map_rate``, and ``map_factor``: by
+        how much the latter was changed on its own.
         """
         first = self.given or [self.default * factor for factor in (1.0, FACTOR, 1 / FACTOR)]
         both = [one for one in tried if one["map_factor"] == 1.0]
-        rate = next_value("rate", both, first[: self.trials], self.trials)
-        if rate is not None:
-            return self._point(rate)
+        for choice in range(len(self.recipes)):
+            mine = [one for one in both if one["choice"] == choice]
+            rate = next_value("rate", mine, first[: self.trials], self.trials)
+            if rate is not None:
+                return self._point(choice, rate)
         best = best_trial(both)
         if best is None or not self.has_own_map_rate:
             return None
-        there = [one for one in tried if one["rate"] == best["rate"]]
+        choice, rate = best["choice"], best["rate"]
+        there = [one for one in tried if (one["choice"], one["rate"]) == (choice, rate)]
         factor = next_value("map_factor", there, (1.0, 1 / FACTOR, FACTOR), 3)
-        return None if factor is None else self._point(best["rate"], factor)
+        return None if factor is None else self._point(choice, rate, factor)
 
-    def _point(self, rate: float, factor: float = 1.0) -> dict[str, Any]:
+    def _point(self, choice: int, rate: float, factor: float = 1.0) -> dict[str, Any]:
         own = (self.map_rate or 0.0) * factor if self.has_own_map_rate else None
-        return {"rate": rate, "map_factor": factor, "map_rate": own}
+        return {"choice": choice, "rate": rate, "map_factor": factor, "map_rate": own}
 
     def recipe_of(self, point: Tried) -> Recipe:
         """The recipe of what was tried or chosen."""
-        parts = self.recipe.parts
-        training = {**self.recipe.training, "learning_rate": point["rate"]}
+        recipe = self.recipes[point["choice"]]
+        parts, training = recipe.parts, {**recipe.training, "learning_rate": point["rate"]}
         if point["map_rate"] is not None:
             parts = {**parts, MAP: {**parts.get(MAP, {}), MAP_RATE: point["map_rate"]}}
-        return self.recipe.model_copy(update={"parts": parts, "training": training})
+        return recipe.model_copy(update={"parts": parts, "training": training})
 
     def chosen(self, folder: Path | None) -> Recipe:
         """The recipe that the search in a folder has found; for None that of the first rate."""
         if folder is None:
-            return self.recipe_of(self._point(self.given[0] if self.given else self.default))
+            return self.recipe_of(self._point(0, self.given[0] if self.given else self.default))
         search = mapping_in(folder / SEARCH_FILE)
         if search["rate"] is None:
             tried = ", ".join(f"{trial['rate']:.2g}" for trial in search["trials"])
@@ -179,14 +184,16 @@ def search_rate(space: Space, folder: Path) -> None:
             report(f"{what}: {_outcome(found)}")
         tried.append(mapping_in(run / TRIAL_FILE))
     best = best_trial(tried) or {}
-    chosen = {name: best.get(name) for name in ("rate", "map_factor", "map_rate")}
+    chosen = {name: best.get(name) for name in ("choice", "rate", "map_factor", "map_rate")}
     search = {"default": space.default, **chosen, "trials": tried}
     write_atomic(folder / SEARCH_FILE, json_text(search) + "\n")
 
 
 def _said(space: Space, point: Tried) -> str:
-    said = f", learning rate {point['rate']:.2g}"
-    return f"{said} (map {point['map_rate']:.2g})" if space.has_own_map_rate else said
+    count, maps = len(space.recipes), space.has_own_map_rate
+    said = f" of setting {point['choice'] + 1} of {count}" if count > 1 else ""
+    said += f", learning rate {point['rate']:.2g}"
+    return f"{said} (map {point['map_rate']:.2g})" if maps else said
 
 
 def _outcome(found: dict[str, Any]) -> str:

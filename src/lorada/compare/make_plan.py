@@ -10,7 +10,7 @@ from lorada.compare.jobs.queue import Report
 from lorada.compare.learning_rate import MAP, MAP_RATE
 from lorada.compare.plan import Candidate, ComparisonPlan
 from lorada.compare.size_for import limit_of, size_for
-from lorada.compare.spec import Comparison
+from lorada.compare.spec import Comparison, choices_of
 from lorada.data.task_rows import metric_of
 from lorada.data.tokenize import encode_rows, fit_context
 from lorada.methods.build import build_method
@@ -72,7 +72,12 @@ def candidates_of(
     found: dict[int | None, Candidate] = {}
     budgets: list[str | None] = [*comparison.budgets] or [None]
     for budget in budgets:
-        one = _candidate(method, comparison.run_recipe(method, "-"), budget, data, base)
+        recipes = {each: comparison.run_recipe(each, "-") for each in choices_of(method)}
+        each = [_candidate(name, recipe, budget, data, base) for name, recipe in recipes.items()]
+        one = max(each, key=lambda found: (found.reason is not None, found.trainable or 0))
+        if len(each) > 1:
+            reason = one.reason and f"{one.method}: {one.reason}"
+            one = replace(one, method=method, reason=reason, choices=each)
         known = found.setdefault(one.trainable, one)
         found[one.trainable] = replace(known, budgets={**known.budgets, **one.budgets})
     return list(found.values())

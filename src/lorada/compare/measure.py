@@ -25,6 +25,8 @@ from lorada.compare.plan import (
     Candidate,
     ComparisonPlan,
     mapping_in,
+    searches_of,
+    settled,
 )
 from lorada.compare.spec import LEAST_RUNS, Comparison
 from lorada.compare.trainings import reads, trials_of
@@ -130,9 +132,10 @@ def time_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> lis
     for turn in range(1, TURNS + 1):
         for candidate in plan.runnable:
             path = folder / TIMES / candidate.path / f"turn{turn}.json"
+            taken, _ = settled(candidate, searches_of(candidate, folder))
             found.append(Job(
                 name=f"{candidate.name} time of a step, turn {turn}",
-                work=partial(keep_time, _recipe(comparison, plan, candidate), path),
+                work=partial(keep_time, _recipe(comparison, plan, taken), path),
                 folder=path.parent,
                 done=path.is_file,
                 after=found[-1].name if found else "",

@@ -4,7 +4,7 @@ It is made once, so that a comparison that goes on runs the same.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,9 @@ class Candidate:
     map_rate: float | None = None
     settings_from: str = ""  # where its settings come from, in words
     reason: str | None = None  # why it cannot be run; None if it can
+    # The method with each of its settings, if it has several, of which a search chooses one; the
+    # rest is as in the one that trains the most.
+    choices: "list[Candidate]" = field(default_factory=list)
 
     @property
     def path(self) -> str:
@@ -108,6 +111,20 @@ def searches_of(one: Candidate, folder: Path) -> list[dict[str, Any]]:
     place = folder / TRIALS / one.path
     found = map(mapping_in, [place / SEARCH_FILE, *sorted(place.glob(f"seed*/{SEARCH_FILE}"))])
     return [search for search in found if search]
+
+
+def settled(one: Candidate, searches: list[dict[str, Any]]) -> tuple[Candidate, tuple[str, ...]]:
+    """A candidate of several settings with the sizes of the chosen one, and what was chosen.
+
+    If the searches of the seeds chose several, its sizes are those of the largest.
+    """
+    numbers = {search.get("choice") for search in searches}
+    found = [each for number, each in enumerate(one.choices) if number in numbers]
+    if not found:
+        return one, ()
+    largest = max(found, key=lambda each: each.trainable or 0)
+    named = replace(largest, method=one.method, budgets=one.budgets, choices=one.choices)
+    return named, tuple(each.method for each in found)
 
 
 def damaged(path: Path, why: object) -> ValueError:

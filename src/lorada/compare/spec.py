@@ -1,5 +1,7 @@
 """``Comparison``: what a comparison is asked for. Saved as ``comparison.yaml`` in its folder."""
 
+import re
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,6 +56,19 @@ CHOSEN = {
 LEAST_RUNS = 2  # of each method, before ``until`` chooses whose run is next
 BEFORE = ":"  # stands before each setting
 SETTING = "NAME:part.setting=value"
+NUMBER = r"[-+]?[\d.]+(e[-+]?\d+)?"
+SEVERAL = re.compile(rf"{NUMBER}(\|{NUMBER})+")  # to choose from
+
+
+def choices_of(text: str) -> list[str]:
+    """Each setting of ``lora:r=4|8`` to choose from: ``lora:r=4`` and ``lora:r=8``."""
+    name, *settings = text.split(BEFORE)
+    each = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        values = value.split("|") if SEVERAL.fullmatch(value) else [value]
+        each.append([key + equals + one for one in values])
+    return list(dict.fromkeys(BEFORE.join((name, *one)) for one in product(*each)))
 
 
 def parts_of(text: str) -> tuple[str, dict[str, Settings]]:
@@ -94,12 +109,14 @@ class Comparison(BaseModel):
     # The files of the rows to score, or a share of the rows to learn from, such as 20%; None for
     # benchmarks, which have their own.
     held_out: str | None = None
-    # Names of ``method_named``, each with settings if need be: ``parts_of``.
+    # Names of ``method_named``, each with settings if need be (``parts_of``), of which a search may
+    # choose: ``choices_of``.
     methods: list[str] = []
     budgets: list[str] = []  # of trained parameters, as ``limit_of`` reads them; [] for the default
     # Of the final runs; a search takes the first, or each.
     seeds: Annotated[list[int], Field(min_length=1)] = [1, 2, 3]
-    # How many learning rates are tried for each method and size; 0 or 1 for its default rate.
+    # How many learning rates are tried for each method and size; 0 or 1 for its default rate,
+    # unless it has several settings to choose from.
     trials: int = Field(4, ge=0)
     rates: list[Rate] = []  # the learning rates to try, the same for all; [] for each one's own
     # With the first seed, or with each: scores then differ by that choice too.
@@ -125,7 +142,8 @@ class Comparison(BaseModel):
             if twice is not None:
                 raise ValueError(f"--{_option(option)} names {twice} twice: leave one out")
         for name in self.methods:
-            parts_of(name)
+            for one in choices_of(name):
+                parts_of(one)
         if not self.has_own_rows and self.held_out is not None:
             raise ValueError(
                 f"task={self.recipe['task']} has held-out rows of its own: leave out --held-out "
@@ -140,10 +158,9 @@ class Comparison(BaseModel):
         """Whether the rows are files of the user, not those of a benchmark."""
         return bool(self.recipe.get("task", JSONL) == JSONL)
 
-    @property
-    def is_searched(self) -> bool:
-        """Whether learning rates are searched: one alone is taken as it is."""
-        return self.trials > 1
+    def is_searched(self, method: str) -> bool:
+        """Whether one of ``methods`` has anything to choose from."""
+        return self.trials > 1 or len(choices_of(method)) > 1
 
     @property
     def shared_recipe(self) -> Recipe:
@@ -156,7 +173,7 @@ class Comparison(BaseModel):
         Its ``eval_data`` are the held-out rows, which are scored after the training. ``method`` may
         have settings, as in ``methods``; ``parts`` among the changes replaces them.
         """
-        name, parts = parts_of(method)
+        name, parts = parts_of(choices_of(method)[0])
         training = {**TRAINING, **self.recipe.get("training", {}), **changes.pop("training", {})}
         return Recipe(**{
             **self.recipe, "method": name, "parts": parts, "output": str(output),

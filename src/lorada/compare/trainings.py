@@ -36,7 +36,7 @@ def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) 
         place = folder / TRIALS / candidate.path
         # The folder of a search, and the seeds of the runs that take its rate.
         searches: dict[Path | None, list[int]] = {None: comparison.seeds}
-        if comparison.is_searched:
+        if comparison.is_searched(candidate.method):
             searches = {place: comparison.seeds}
             if comparison.search == EACH_SEED:
                 searches = {place / f"seed{seed}": [seed] for seed in comparison.seeds}
@@ -64,7 +64,7 @@ def trials_of(
     comparison: Comparison, plan: ComparisonPlan, candidate: Candidate
 ) -> tuple[int, int]:
     """How many trials the searches of a candidate take, at most and usually."""
-    if candidate.reason is not None or not comparison.is_searched:
+    if candidate.reason is not None or not comparison.is_searched(candidate.method):
         return 0, 0
     searches = len(comparison.seeds) if comparison.search == EACH_SEED else 1
     space = _space(comparison, plan, candidate, Path("-"), 0)
@@ -110,14 +110,16 @@ def _space(
         # A run draws its losses itself, so there are no TensorBoard logs unless they are asked for.
         "report_to": comparison.recipe.get("training", {}).get("report_to", []),
     }
-    training = {**shared, **(training or {})}
-    recipe = comparison.run_recipe(
-        candidate.method, run, parts=candidate.parts, training=training, **changes
-    )
+    recipes = [
+        comparison.run_recipe(
+            one.method, run, parts=one.parts, training={**shared, **(training or {})}, **changes
+        )
+        for one in candidate.choices or [candidate]
+    ]
     start, given = candidate.map_rate, sorted(comparison.rates)
     if start is not None and given:  # in its ratio to the middle one
         start *= given[len(given) // 2] / (candidate.default_rate or 1.0)
-    return Space(recipe, comparison.trials, comparison.rates, start)
+    return Space(recipes, max(1, comparison.trials), comparison.rates, start)
 
 
 def is_scored(run: Path) -> bool:

@@ -20,6 +20,7 @@ from lorada.compare.plan import (
     mapping_in,
     saved_plan,
     searches_of,
+    settled,
 )
 from lorada.compare.spec import Comparison, saved_comparison
 from lorada.compare.statistics import Scores
@@ -57,7 +58,8 @@ class CandidateResult:
     """A candidate and all that is known of it, from its runs to its place in the report."""
 
     label: str  # unique, such as ``lora`` or ``lora (0.2%)``
-    candidate: Candidate
+    candidate: Candidate  # of several settings, the one that the search chose
+    chosen: tuple[str, ...] = ()  # of several settings, those that searches chose
     runs: Sequence[ScoredRun] = ()
     scores: Scores = field(default_factory=NONE)  # seeds × rows, higher for the better one
     losses: Scores = field(default_factory=NONE)  # the same in nats; NaN where there is none
@@ -191,10 +193,12 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
         budgets = f" ({', '.join(one.budgets) or 'default size'})" if labels[one.method] > 1 else ""
         label = one.method + budgets
         notes += [*missing, *([f"{label}: {one.reason}"] if one.reason else [])]
+        searches = searches_of(one, folder)
         failed = {seed: failures.get(one.run(seed), "") for seed in seeds}
+        candidate, chosen = settled(one, searches)
         losses = [[run.lines[row]["loss"] for row in rows] for run in same]
         measured.append(CandidateResult(
-            label, one, same, searches=searches_of(one, folder), losses=_table(losses, rows),
+            label, candidate, chosen, same, searches=searches, losses=_table(losses, rows),
             scores=_table([[run.scores[row] for row in rows] for run in same], rows),
             diverged=tuple(s for s, said in failed.items() if any(x in said for x in DIVERGED)),
             reason=one.reason or "; ".join(missing) or None,

@@ -209,9 +209,9 @@ def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> 
 
 def _at_edge(search: Mapping[str, Any]) -> bool:
     """Whether the chosen rate, or that of the map, is the lowest or highest of those tried."""
-    rates = [trial["rate"] for trial in search["trials"] if trial["map_factor"] == 1.0]
-    there = [trial for trial in search["trials"] if trial["rate"] == search["rate"]]
-    factors = [trial["map_factor"] for trial in there]
+    mine = [trial for trial in search["trials"] if trial["choice"] == search["choice"]]
+    rates = [trial["rate"] for trial in mine if trial["map_factor"] == 1.0]
+    factors = [trial["map_factor"] for trial in mine if trial["rate"] == search["rate"]]
     of_rate = bool(rates) and search["rate"] in (min(rates), max(rates))
     return of_rate or (len(factors) > 1 and search["map_factor"] in (min(factors), max(factors)))
 
@@ -222,7 +222,7 @@ def _learning_rates(results: Results) -> Iterator[str]:
     trials = [trial for search in searches for trial in search["trials"]]
     if not trials:
         asked, given = results.asked, results.asked.rates
-        if asked.is_searched:
+        if any(map(asked.is_searched, asked.methods)):
             yield "No search for a learning rate is finished yet."
             return
         said = f"all train at {given[0]:g}" if given else "each method has its own default"
@@ -235,6 +235,10 @@ def _learning_rates(results: Results) -> Iterator[str]:
             "Differences are those at the chosen learning rates: the standard deviation over seeds "
             "does not include that choice."
         )
+    for one in results.candidates:
+        if one.chosen:
+            count, found = len(one.candidate.choices), _listed(one.chosen)
+            yield f"Of {count} settings of {one.label} the rows set aside chose {found}."
     edge = [one.label for one in results.candidates if any(map(_at_edge, one.searches))]
     if edge:
         yield (
