@@ -207,7 +207,8 @@ def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
     try:
         comparison = Comparison(recipe=shared, trust_remote_code=trust, **given)
     except ValidationError as error:
-        raise ValueError(f"--{': '.join(first_problem(error))}") from error
+        option, wrong = first_problem(error, depth=1)
+        raise ValueError(f"--{option} {error.errors()[0]['input']}: {wrong}") from error
     comparison.check()
     return comparison
 
