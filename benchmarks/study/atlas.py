@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from bootstrap import interval
-from kept import Found, Measured, keep, kept, read
-from page import DOCS, write_marked
+from kept import DOCS, Found, Measured, keep, kept, read, write_marked
 from run import ATLAS, ATLAS_TASKS, MAPS
 
 from lorada.compare.decide import decide

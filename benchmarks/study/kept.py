@@ -1,19 +1,26 @@
 """What is kept of a study's comparisons: the score and the loss of every held-out row.
 
-With it every test of the pages can be repeated, without the runs themselves.
+With it every test of the pages can be repeated, without the runs themselves. Comparisons are read
+by the code that made them: a commit that a page names (``git worktree``).
 """
 
 import gzip
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
+from library.page import write_marked as write_marked
 
 from lorada.compare.report.read import CandidateResult, read_comparison
 from lorada.compare.statistics import holm, paired_p
 from lorada.support.files import atomic_path
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 class Measured(NamedTuple):

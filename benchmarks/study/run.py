@@ -1,9 +1,9 @@
-"""Run the comparisons of the study (docs/study.md), one after another; what is finished is kept.
+"""Run the comparisons of docs/study.md and docs/atlas.md one after another; finished ones are kept.
 
     python benchmarks/study/rows.py --data-dir DATA rows
     python benchmarks/study/run.py rows study --workers 2
 
-Interrupted, the same command goes on. ``--only syllogism_forms`` runs one of them, and ``--show``
+Interrupted, the same command goes on. ``--only syllogism_sizes`` runs one of them, and ``--show``
 prints their commands instead.
 """
 
@@ -18,38 +18,23 @@ from typing import NamedTuple
 LORA_1 = "r=1:lora_alpha=2"
 HEAD = "lora:r=1:lora_alpha=0"
 LORA, LORA_4 = f"lora:{LORA_1}", "lora:r=4:lora_alpha=8"
-SMALL = "lmam:rank=1:length=96:heads=1"  # the printed map with 1,152 parameters
 MAP = "rank=2:length=96"  # 27,648 parameters: with LoRA of rank 1 as many as LoRA of rank 4
 PRINTED = f"lmam:{MAP}"
 PRINTED_ON_LORA = f"lora+lmam:{LORA_1}:{MAP}"
 
-FORMS = (
-    HEAD, LORA, LORA_4, SMALL, PRINTED,
-    PRINTED_ON_LORA,
-)  # fmt: skip
 ABLATIONS = tuple(
     f"{PRINTED}:ablation={name}" for name in ("full_rank", "no_negative", "softmax", "no_position")
 )
-PLUGINS = (
-    f"dora:{LORA_1}", f"dora+lmam:{LORA_1}:{MAP}",
-    "adapter_ffn:rank=1", "adapter_ffn+lmam:bottleneck.rank=1:lmam.rank=2:length=96",
-    "quanta", f"quanta+lmam:{MAP}",
-)  # fmt: skip
-# As many parameters as DoRA and Adapter-FFN of rank 1 have with the map.
-DORA_4, ADAPTER_7 = CONTROLS = ("dora:r=4:lora_alpha=8", "adapter_ffn:rank=7")
-MOVED, MOVED_ON_LORA = (HEAD, PRINTED), (LORA, PRINTED_ON_LORA)
-
 # The second study: a map that starts from the left, beside today's start and beside equal sizes.
 LEFT, LEFT_ON_LORA = f"{PRINTED}:init=zero_left", f"{PRINTED_ON_LORA}:init=zero_left"
-DORA, PRINTED_ON_DORA = f"dora:{LORA_1}", f"dora+lmam:{LORA_1}:{MAP}"
+DORA, DORA_4 = f"dora:{LORA_1}", "dora:r=4:lora_alpha=8"
+PRINTED_ON_DORA = f"dora+lmam:{LORA_1}:{MAP}"
 LEFT_ON_DORA = f"{PRINTED_ON_DORA}:init=zero_left"
 STARTS = (LORA, LORA_4, PRINTED_ON_LORA, LEFT_ON_LORA)  # H5, and H6 on LoRA
 ON_DORA, ALONE = (DORA, DORA_4, LEFT_ON_DORA), (HEAD, PRINTED, LEFT)  # H6 on DoRA, H7
 WRITER_METHODS = (
     "lora", "dora", "ia3", "lmam", "lora+lmam", "lora+lmam:init=zero_left", "lorada_la",
 )  # fmt: skip
-READINGS = ("no_negative", "softmax", "no_position", "full_rank")
-WRITTEN_ABLATIONS = ("lmam", *(f"lmam:ablation={name}" for name in READINGS))
 # On LoRA's matrices: on all linear layers, no rank that can be pruned fits the budget.
 ADALORA = r"adalora:target_modules=.*\.(query|value)"
 ATLAS = (
@@ -57,12 +42,7 @@ ATLAS = (
     "lorada_a",
 )  # fmt: skip
 
-# Those of Table 4 that have a form on this model, at one budget.
-TABLE_4 = (
-    "prefix", "series", "parallel", "lora", "dora", "quanta", "lorada_a", "lorada_la", "lorada_q",
-)  # fmt: skip
-
-RATES, FULL_RATES, LLM_RATES = "7e-4,3e-3,1.2e-2", "5e-5,2e-4,8e-4", "3e-4,1.5e-3,7e-3"
+RATES, LLM_RATES = "7e-4,3e-3,1.2e-2", "3e-4,1.5e-3,7e-3"
 MAPS = ("lora+lmam", "lorada_a")  # of these, the map and other parts
 ATLAS_TASKS = ("sst2_even", "syllogism", "syllogism8", "knights")
 PILOT_TASKS = ("qnli", "stsb", "mrpc")  # of GLUE: is there something to learn in 150 steps?
@@ -80,36 +60,9 @@ class Asked(NamedTuple):
     search: str = "once"
 
 
-# The most important ones first.
-COMPARISONS = {
-    "syllogism_forms": Asked("syllogism", FORMS),
-    "syllogism_printed": Asked("syllogism", (*PLUGINS, *ABLATIONS)),
-    "sst2_forms": Asked("sst2", FORMS),
-    "sst2_at_7e-4": Asked("sst2", MOVED, "7e-4"),
-    "sst2_at_3e-3": Asked("sst2", MOVED, "3e-3"),
-    "syllogism_controls": Asked("syllogism", CONTROLS),
-    "syllogism_full": Asked("syllogism", ("full",), FULL_RATES),
-    "sst2_full": Asked("sst2", ("full",), FULL_RATES),
-    "syllogism8_moved": Asked("syllogism8", MOVED),
-    "syllogism32_moved": Asked("syllogism32", MOVED),
-    "syllogism8_moved_on_lora": Asked("syllogism8", MOVED_ON_LORA),
-    "syllogism32_moved_on_lora": Asked("syllogism32", MOVED_ON_LORA),
-    "syllogism_llm": Asked(
-        "syllogisms",
-        ("lora", "lmam", "lorada_la"),
-        LLM_RATES,
-        "0.2%",
-        "smollm2-135m",
-        "1,2,3",
-    ),
-    "syllogism_methods": Asked("syllogism", TABLE_4, budget="0.2%"),
-    "sst2_printed": Asked("sst2", PLUGINS),
-    "stsb_forms": Asked("stsb", FORMS),
-    "family_forms": Asked("family", FORMS),
-}
 TEN = "1,2,3,4,5,6,7,8,9,10"
 # Of the second study; every seed searches its own learning rate.
-COMPARISONS |= {
+COMPARISONS = {
     name: asked._replace(search="each-seed")
     for name, asked in {
         "syllogism_starts": Asked("syllogism", STARTS, seeds=TEN),
@@ -139,10 +92,9 @@ COMPARISONS |= {
 }
 # A training of this model takes minutes, so one search serves all seeds.
 WRITER = Asked("syllogism_written", WRITER_METHODS, LLM_RATES, "0.2%", "smollm2-135m", "1,2,3")
-COMPARISONS |= {
-    "writers": WRITER,
-    "written_ablations": WRITER._replace(methods=WRITTEN_ABLATIONS, budget=None),
-}
+COMPARISONS["writers"] = Asked(
+    "syllogism_written", WRITER_METHODS, LLM_RATES, "0.2%", "smollm2-135m", "1,2,3"
+)
 COMMON = (
     "per_device_train_batch_size=16", "logging_steps=10",
     "train_sampling_strategy=group_by_length",

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from bootstrap import interval
-from kept import Found, Measured, corrected, keep, kept, read
-from page import DOCS, write_marked
+from kept import DOCS, Found, Measured, corrected, keep, kept, read, write_marked
 from picture import Difference, draw
 from run import (
     COMPARISONS,
@@ -30,7 +29,6 @@ from run import (
     LORA_4,
     PRINTED,
     PRINTED_ON_LORA,
-    READINGS,
     WRITER_METHODS,
 )
 
@@ -44,16 +42,14 @@ NAMES = {
     PRINTED_ON_LORA: "LoRA r 1 + map, today's start", LEFT_ON_LORA: "LoRA r 1 + map, left start",
     LEFT_ON_DORA: "DoRA r 1 + map, left start",
 }  # fmt: skip
-# The comparisons that this page is made of → the name of their rows. Those on a model that writes
-# keep their own names, for they share their rows.
-WRITERS, WRITTEN = "writers", "written_ablations"
+# The comparisons that this page is made of → the name of their rows; that on a model that writes
+# keeps its own name.
+WRITERS = "writers"
 WANTED = {
     name: asked.rows
     for name, asked in COMPARISONS.items()
     if asked.search == "each-seed" and not name.startswith(("atlas_", "pilot_"))
-} | {name: name for name in (WRITERS, WRITTEN)}
-# What Table 9 (means of Table 14) says of LoRaDA-LA without this, in points.
-PUBLISHED = {"no_negative": -4.8, "softmax": -42.9, "no_position": -2.9, "full_rank": -7.8}
+} | {WRITERS: WRITERS}
 
 
 class Asked(NamedTuple):
@@ -139,8 +135,6 @@ def page(found: Found) -> Iterator[str]:
         if there:
             yield from tests(there, found)
     yield from cuts(found)
-    if "lmam" in found.get(WRITTEN, {}):
-        yield from ablations(found[WRITTEN])
     for rows, methods in found.items():
         yield from table(rows, {name: one for name, one in methods.items() if ":cut=" not in name})
 
@@ -175,26 +169,6 @@ def cuts(found: Found) -> Iterator[str]:
         yield (
             f"| `{rows}` | {NAMES[method]} | {share:.0%} | {points:+.1f} | {ps[0]:.2g} "
             f"| {loss:+.3f} | {ps[1]:.2g} |"
-        )
-    yield ""
-
-
-def ablations(methods: dict[str, Measured]) -> Iterator[str]:
-    """The printed ablations on a model that writes, beside the paper's."""
-    printed = methods["lmam"]
-    there = {name: methods[f"lmam:ablation={name}"] for name in READINGS
-             if f"lmam:ablation={name}" in methods}  # fmt: skip
-    by_score, by_loss = corrected([(one, printed) for one in there.values()])
-    yield "### The printed map on SmolLM2-135M without its parts"
-    yield ""
-    yield "| without | seeds | points | p | loss | p | Table 9, in points |"
-    yield "|---|--:|--:|--:|--:|--:|--:|"
-    for (name, one), p, p_loss in zip(there.items(), by_score, by_loss, strict=True):
-        points = one.scores.mean() - printed.scores.mean()
-        loss = one.losses.mean() - printed.losses.mean()
-        yield (
-            f"| `{name}` | {len(one.scores)} | {points:+.1f} | {p:.2g} | {loss:+.3f} "
-            f"| {p_loss:.2g} | {PUBLISHED[name]:+.1f} |"
         )
     yield ""
 
