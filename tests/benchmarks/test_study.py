@@ -3,14 +3,10 @@
 import importlib
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from library.page import END, begin_mark
-
-from lorada.compare.plan import Candidate
-from lorada.compare.report.read import CandidateResult
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
 
@@ -50,41 +46,11 @@ def test_a_moved_row_ends_as_it_was(study):
     assert (min(added), max(added)) == (0, 8)
 
 
-def test_a_comparison_at_one_rate_does_not_stand_for_the_one_that_chose(study, tmp_path):
-    run, page, kept = study("run"), study("page"), study("kept")
-    for name in ("sst2_forms", "sst2_at_3e-3"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "plan.json").touch()
-    found = {"sst2_forms": "chosen", "sst2_at_3e-3": "alone"}
-    kept.read_comparison = lambda folder: SimpleNamespace(
-        candidates=[SimpleNamespace(method=run.HEAD, runs=[found[folder.name]], reason=None)]
-    )
-    methods = page.read(tmp_path)
-    assert {rows: each[run.HEAD].runs for rows, each in methods.items()} == {
-        "sst2": ["chosen"], "sst2_at_3e-3": ["alone"],
-    }  # fmt: skip
-
-
 def measured(kept, level, seed, seeds=5, rows=400):
     random = np.random.default_rng(seed)
     scores = 100.0 * (random.random((seeds, rows)) < level)
     losses = ((1 - level) + random.random((seeds, rows)) / 9).round(3)
     return kept.Measured(scores, losses, [3e-3] * seeds, 9216, 0.1, 2**30)
-
-
-def test_the_tables_name_what_is_better_and_what_is_worse(study):
-    run, page = study("run"), study("page")
-    softmax, full_rank, no_position = run.ABLATIONS[2], run.ABLATIONS[0], run.ABLATIONS[3]
-    levels = {run.PRINTED: 0.7, softmax: 0.4, full_rank: 0.9, no_position: 0.7}
-    methods = {}
-    for i, m in enumerate(levels):
-        scores = measured(study("kept"), levels[m], i).scores
-        methods[m] = CandidateResult(m, Candidate(m, {}), scores=scores, losses=-scores / 100)
-    lines = list(study("hypotheses").tables({"syllogism": methods}, page.title))
-    found = {line.split(" | ")[2]: line.rsplit("|", 2)[1].strip() for line in lines if "`" in line}
-    assert {page.title(softmax): "**better**", page.title(full_rank): "**worse**"} == {
-        name: word for name, word in found.items() if word
-    }
 
 
 # The second study.
@@ -117,16 +83,25 @@ def test_the_tests_can_be_repeated_from_what_is_kept(study, tmp_path):
         "qnli": {
             second.LEFT_ON_LORA: measured(second, 0.8, 1), second.LORA_4: measured(second, 0.7, 2)
         },
-        second.WRITTEN: {
-            "lmam": measured(second, 0.8, 3), "lmam:ablation=softmax": measured(second, 0.5, 4)
-        },
     }  # fmt: skip
     second.keep(found, tmp_path / "kept.json.gz")
     lines = list(second.page(second.kept(tmp_path / "kept.json.gz")))
     assert lines == list(second.page(found))
     assert "1 of 6 tests have all of their runs." in lines
-    (ablation,) = [line for line in lines if line.startswith("| `softmax` | 5 | -")]
-    assert ablation.endswith("| -42.9 |")
+
+
+def test_an_ablation_that_loses_is_below_the_map_in_points_and_above_it_in_loss(study):
+    third, run = study("third"), study("run")
+    softmax = next(each for each in run.ABLATIONS if each.endswith("softmax"))
+    found = {
+        "syllogism": {run.PRINTED: measured(third, 0.8, 3), softmax: measured(third, 0.5, 4)}
+    }  # fmt: skip
+    lines = list(third.page(found))
+    assert "1 of 4 tests have all of their runs." in lines
+    (line,) = [line for line in lines if line.startswith("| `syllogism` | map, softmax | map")]
+    cells = line.split(" | ")
+    assert cells[4].startswith("-")
+    assert cells[7].startswith("+0.3")
 
 
 def test_what_is_kept_stays_where_it_is_not_found_again(study, tmp_path):
