@@ -95,7 +95,7 @@ def search_with_map(
     off[1] = together * off[0] + np.sqrt(1 - together**2) * off[1]
     default, map_default = np.array([best, map_best]) * 10**off
     recipe = SimpleNamespace(parts={}, training={"learning_rate": default})
-    space = Space(recipe, 4, map_rate=map_default if searched else None)
+    space = Space([recipe], 4, map_rate=map_default if searched else None)
 
     def cost_at(point: dict[str, float]) -> float:
         own = point["map_rate"] if searched else map_default * point["rate"] / default

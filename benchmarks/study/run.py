@@ -92,9 +92,7 @@ COMPARISONS |= {
 }
 # A training of this model takes minutes, so one search serves all seeds.
 WRITER = Asked("syllogism_written", WRITER_METHODS, LLM_RATES, "0.2%", "smollm2-135m", "1,2,3")
-COMPARISONS["writers"] = Asked(
-    "syllogism_written", WRITER_METHODS, LLM_RATES, "0.2%", "smollm2-135m", "1,2,3"
-)
+COMPARISONS["writers"] = WRITER
 COMMON = (
     "per_device_train_batch_size=16", "logging_steps=10",
     "train_sampling_strategy=group_by_length",
@@ -126,8 +124,7 @@ def command(name: str, rows: Path, folder: Path, workers: str) -> list[str]:
     if (folder / "comparison.yaml").is_file():
         return ["lorada", "compare", str(folder), "--resume", "--workers", workers]
     asked = COMPARISONS[name]
-    place = "builtin:" if asked.rows == "syllogisms" else f"{rows}/"  # those of rows.py
-    train, held_out = (f"{place}{asked.rows}_{part}.jsonl" for part in ("train", "test"))
+    train, held_out = (f"{rows}/{asked.rows}_{part}.jsonl" for part in ("train", "test"))
     return [
         "lorada", "compare", "--model", asked.model, "--data", train, "--held-out", held_out,
         "--methods", ",".join(asked.methods), *(["--budget", asked.budget] if asked.budget else []),

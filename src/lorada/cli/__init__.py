@@ -3,7 +3,6 @@
 Every command ends with the next one to try. A user's mistake is one line and exit code 2.
 """
 
-import gc
 import logging
 import os
 import re
@@ -81,7 +80,6 @@ def _options(version: Version = False) -> None:
 
 def main() -> None:
     """Entry point: run a command, and turn a user's mistake into one line and exit code 2."""
-    gc.set_threshold(100_000)  # modules are no garbage: imports take half a second less
     silence()
     handler = RichHandler(console=errors, show_time=False, show_path=False)
     handler.addFilter(lambda record: not record.getMessage().startswith(OTHERS_MESSAGES))

@@ -1,5 +1,6 @@
 """The typer application, and what commands share: options, consoles, suggestions, JSON."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -88,9 +89,18 @@ def waiting(what: str, *, quiet: bool = False) -> AbstractContextManager[Any]:
     return nullcontext() if quiet or not errors.is_terminal else errors.status(Text(what))
 
 
-def importing(*, quiet: bool = False) -> AbstractContextManager[Any]:
-    """Show a spinner while the ``with`` block imports torch and transformers."""
-    return waiting("loading torch and transformers", quiet=quiet)
+@contextmanager
+def importing(*, quiet: bool = False) -> Iterator[None]:
+    """Show a spinner while the ``with`` block imports torch and transformers.
+
+    Python does not look for garbage meanwhile, which takes half a second: modules are none.
+    """
+    gc.disable()
+    try:
+        with waiting("loading torch and transformers", quiet=quiet):
+            yield
+    finally:
+        gc.enable()
 
 
 @contextmanager

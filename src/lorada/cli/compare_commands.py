@@ -61,6 +61,7 @@ Text = Annotated[
     bool, typer.Option("--with-text", help="keep the text of held-out rows in the report")
 ]
 
+NAME = 12  # letters of a name that stand in a line, however narrow the terminal
 SHARED = "Methods that share a letter of a group are not significantly different"
 # Name, score, ends of its interval, letters, expected loss, trained parameters, what is decided.
 Scored = tuple[str, float | None, float | None, float | None, str, float | None, float | None, str]
@@ -75,18 +76,18 @@ def compare(
     data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
     columns: Columns = None,
     held_out: Annotated[str | None, typer.Option(help="rows to score, or 20% of --data")] = None,
-    task: Annotated[str | None, typer.Option(help="`lorada tasks`; instead of --data")] = None,
+    task: Annotated[str | None, typer.Option(help="a benchmark of `lorada tasks`; instead of --data, --held-out")] = None,
     data_dir: DataDir = None,
     budget: Annotated[str | None, typer.Option(help="trained parameters: 0.2% or 100000")] = None,
     seeds: Annotated[str | None, typer.Option(help="with commas; 1,2,3 if not given")] = None,
-    trials: Annotated[int | None, typer.Option(help="learning rates to try for each; 4")] = None,
-    rates: Annotated[str | None, typer.Option(help="learning rates that all are to try")] = None,
+    trials: Annotated[int | None, typer.Option(help="learning rates that each method tries; 4 if not given")] = None,
+    rates: Annotated[str | None, typer.Option(help="learning rates that every method tries; instead of --trials")] = None,
     search: Annotated[
         str | None, typer.Option(help="once, or each-seed: a search with every seed")
     ] = None,
     metric: Metric = None,
     until: Annotated[
-        float | None, typer.Option(help="stop at an expected loss of this many points")
+        float | None, typer.Option(help="run no more seeds once the expected loss is so many points")
     ] = None,
     margin: Margin = None,
     output: Annotated[str | None, typer.Option(help="folder of the comparison")] = None,
@@ -379,15 +380,22 @@ def _tested(
 
 def _show_scores(what: str, form: str, rows: Sequence[Scored]) -> None:
     """Print the table: ``what`` heads the scores, ``form`` is the format of numbers."""
-    heads = (f"{what} ± 95 %", "group", "expected loss", "parameters")
-    numbers = (Column(head, justify="right", no_wrap=True) for head in heads)
-    columns = (Column("", overflow="fold"), *numbers, Column("", no_wrap=True))
-    table = Table(*columns, box=None, pad_edge=False, header_style="")
+    heads = ["", f"{what} ± 95 %", "group", "expected loss", "parameters", ""]
+    lines = []
     for name, score, low, high, letter, loss, parameters, mark in rows:
         shown = NOTHING if score is None else format(score, form)
         if score is not None and low is not None and high is not None:
             shown += f" ± {max(high - score, score - low):{form}}"
         lost = NOTHING if loss is None else format(loss, form)
         trained = NOTHING if parameters is None else f"{parameters:,.0f}"
-        table.add_row(name, shown, letter or NOTHING, lost, trained, mark)
-    console.print(table)
+        lines.append([name, shown, letter or NOTHING, lost, trained, mark])
+    wide = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    table = Table(box=None, pad_edge=False, header_style="")
+    # Long names are folded where there is no room; nothing else is.
+    table.add_column("", overflow="fold", min_width=min(NAME, wide[0]))
+    for head, width in zip(heads[1:-1], wide[1:-1], strict=True):
+        table.add_column(head, justify="right", no_wrap=True, min_width=width)
+    table.add_column("", no_wrap=True, min_width=wide[-1])
+    for line in lines:
+        table.add_row(*line)
+    console.print(table, crop=False)

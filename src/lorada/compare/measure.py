@@ -63,7 +63,9 @@ def forecast(
     if all(row["reason"] is not None for row in rows):
         raise ValueError(f"no method can be run: {rows[0]['reason']}")
     seeds = len(comparison.seeds)
-    some = max(LEAST_RUNS, round(UNTIL * seeds)) if comparison.until is not None else seeds
+    some = seeds
+    if comparison.until is not None:
+        some = min(seeds, max(LEAST_RUNS, round(UNTIL * seeds)))
     stages = {name: dict.fromkeys(STAGE, 0.0) for name in ("search", "seeds")}
     for candidate, row in zip(plan.candidates, rows, strict=True):
         row["runs"], row["seconds"] = 0, None
@@ -76,13 +78,15 @@ def forecast(
                     stages[stage][key] += number
             row["runs"] = searched[0] + seeds
             row["seconds"] = row["runs"] * whole
+    # Graham's bound for jobs of which some wait for others, none for one of another candidate.
+    last = max(row["seconds"] or 0.0 for row in rows) * (1 - 1 / slots)
     return {
         "candidates": rows,
         "stages": stages,
         "jobs": sum(row["runs"] for row in rows),
         "steps": plan.steps,
         "slots": slots,
-        "seconds": sum(stage["seconds"] for stage in stages.values()) / slots,
+        "seconds": sum(stage["seconds"] for stage in stages.values()) / slots + last,
         "probably_seconds": sum(stage["probably_seconds"] for stage in stages.values()) / slots,
     }
 

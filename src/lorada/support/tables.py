@@ -1,7 +1,5 @@
-"""Tables of texts as Markdown, CSV and LaTeX, for the paper's tables and for comparisons."""
+"""Tables of texts as Markdown and LaTeX, for the paper's tables and for comparisons."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 
 NOTHING = "–"  # text of a cell without a number
@@ -23,13 +21,6 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: 
     """The lines of a Markdown table; the first ``texts`` columns are not numbers."""
     rule = "|" + "---|" * texts + "--:|" * (len(header) - texts)
     return [_bar(header), rule, *map(_bar, rows)]
-
-
-def csv_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as CSV; None is an empty cell."""
-    out = io.StringIO()
-    csv.writer(out).writerows([header, *rows])
-    return out.getvalue()
 
 
 def latex_table(

@@ -153,8 +153,9 @@ class _Queue:
         """How long the jobs that are left take if they go on like this; empty if unknown."""
         did = left = 0.0
         for name, job in self._jobs.items():
-            share = last_report(job)[1] if name in self._running else float(name in self._outcomes)
-            if self._outcomes.get(name) != Outcome("kept"):
+            outcome = self._outcomes.get(name, Outcome("waiting"))
+            share = last_report(job)[1] if name in self._running else float(outcome.status == "done")
+            if outcome.status in ("done", "waiting"):  # others take no more time
                 did += share * job.trainings
                 left += (1 - share) * job.trainings
         # At first most of the time went into loading.

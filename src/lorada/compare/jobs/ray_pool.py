@@ -9,6 +9,8 @@ import os
 import platform
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -22,12 +24,22 @@ from lorada.compare.jobs.job import Job, Outcome, carry_out
 from lorada.runs import result
 
 CLIENT = "ray://"  # begins the address for a machine outside of the cluster
+CONNECT_WITHIN = 30.0  # seconds
 FOUND_WITHIN = 10.0  # seconds; a network file system may show a new folder late
 SAVE_WITHIN = 600.0  # seconds for interrupted jobs to save
 TRIES = 4  # how often a job is begun, if its process dies
 START = (
     "start one by `ray start --head` and give --cluster auto there, or ray://HOST:10001 elsewhere"
 )
+# Connects in a process that can be ended: where something else listens, or an old cluster is gone,
+# Ray tries for minutes, then exits without an error.
+TRY = """
+import sys, ray
+try:
+    ray.init(sys.argv[1], log_to_driver=False, logging_level="CRITICAL")
+except BaseException as error:
+    sys.exit(str(error).strip().partition("\\n")[0] or type(error).__name__)
+"""
 
 
 class RayPool:
@@ -108,9 +120,17 @@ def connect(address: str) -> None:
     try:
         if address != "auto":
             socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+        command = [sys.executable, "-c", TRY, address]
+        tried = subprocess.run(
+            command, capture_output=True, text=True, timeout=CONNECT_WITHIN, check=False
+        )
+        if tried.returncode:
+            raise OSError(tried.stderr.strip().rpartition("\n")[2])
         ray.init(address, log_to_driver=False, logging_level="CRITICAL")
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
         reason = str(error).strip().partition("\n")[0]  # Ray's texts have many lines
+        if isinstance(error, subprocess.TimeoutExpired):
+            reason = f"no answer within {CONNECT_WITHIN:.0f} s"
         raise ConnectionError(f"no Ray cluster at {address} ({reason}): {START}") from error
 
 
