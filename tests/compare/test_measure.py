@@ -47,6 +47,16 @@ def test_a_schedule_in_steps_is_that_of_the_whole_training_and_nothing_is_logged
     assert trainer.args.report_to == []
 
 
+def test_a_forecast_is_not_below_what_the_runs_of_one_method_take(place, tmp_path, monkeypatch):
+    asked = comparison(place, methods=["lora"], seeds=[1, 2], trials=0)
+    plan = planned(asked, tmp_path, resume=False, report=print)
+    monkeypatch.setattr(
+        measure, "_measured", lambda *_: [{"reason": None, "seconds_per_step": 2.0}]
+    )
+    found = measure.forecast(asked, plan, 4, print)
+    assert found["seconds"] == found["candidates"][0]["seconds"] == 4.0 * plan.steps
+
+
 def test_three_steps_are_measured_of_a_training_with_fewer(place, tmp_path, monkeypatch):
     seconds, trainer = measured(place, tmp_path, "lora", monkeypatch, max_steps=1)
     assert seconds > 0

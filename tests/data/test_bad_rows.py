@@ -119,7 +119,10 @@ def test_nothing_is_generated_where_a_row_cannot_be_scored(protocol, tmp_path, m
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"task": "rte"}, "data=r.jsonl names rows, and task=rte has its own: leave it out"),
+        (
+            {"task": "rte"},
+            "data=r.jsonl is for rows of your own, and task=rte has others: leave it out",
+        ),
         ({"data_dir": "d"}, "data_dir=d is for benchmarks: leave it out, or change --task"),
     ],
 )

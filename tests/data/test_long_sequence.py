@@ -217,4 +217,7 @@ def test_a_dry_run_reads_and_measures_rows_as_long_as_stretched_positions_allow(
 def test_only_plain_rotary_positions_can_be_stretched(tmp_path):
     config = load_config(str(llama_folder(tmp_path / "llama")))
     config.rope_parameters = {**config.rope_parameters, "rope_type": "yarn"}
-    refused("model has 'yarn' ones", lambda: stretched(config, 2.0))
+    refused(
+        "plain rotary positions, which this llama model does not have",
+        lambda: stretched(config, 2.0),
+    )

@@ -74,6 +74,7 @@ def test_the_delimiter_of_a_table_is_found_whatever_its_texts_hold(delimiter, ro
 
 # File → what it holds; each is the same two rows.
 AS_TABLES = {
+    "returns.csv": 'text,label\r"good; and cheap",yes\r"bad, dear",no\r',
     "spaced.csv": 'text, label\n"good; and cheap", yes\n"bad, dear", no\n',
     "late.tsv": "\n\ntext\tlabel\n\ngood; and cheap\tyes\nbad, dear\tno\n",
 }
@@ -172,6 +173,8 @@ BROKEN = [
     ("latin-1.jsonl", '{"prompt": "ü", "response": "b"}'.encode("latin-1"), "not UTF-8"),
     ("rows.csv", b"text,label\na,1\nb\n", "line 3 has another number of fields"),
     ("twice.csv", b"text,text\na,b\n", "two columns 'text'"),
+    ("header.csv", b'"text,label\na,b\n', "is not CSV: unexpected end of data"),
+    ("quote.csv", b'text,label\na,b\n"c"d,e\n', "line 3 is not CSV"),
     ("rows.xlsx", b"PK\x03\x04\xff\xfe", "rows.xlsx is not a text file: give "),
 ]
 

@@ -173,6 +173,16 @@ WRONG = {
         {"conversations": [{"from": "human", "value": 1}, {"from": "gpt", "value": "b"}]},
         ": conversations must be a list of turns",
     ),
+    "a list as speaker": (
+        SHAREGPT,
+        {"conversations": [{"from": ["human"], "value": "a"}, {"from": "gpt", "value": "b"}]},
+        ": conversations must be a list of turns",
+    ),
+    "a system message twice": (
+        {"messages": CHAT},
+        {"messages": [{"role": "system", "content": "Be short."}, *CHAT], "system": "Be kind."},
+        ": system is beside a system turn: leave one of them out",
+    ),
     "no answer by gpt": (
         SHAREGPT,
         {"conversations": SHAREGPT["conversations"][:-1]},

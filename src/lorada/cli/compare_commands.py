@@ -76,18 +76,26 @@ def compare(
     data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
     columns: Columns = None,
     held_out: Annotated[str | None, typer.Option(help="rows to score, or 20% of --data")] = None,
-    task: Annotated[str | None, typer.Option(help="a benchmark of `lorada tasks`; instead of --data, --held-out")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="a benchmark of `lorada tasks`; instead of --data, --held-out"),
+    ] = None,
     data_dir: DataDir = None,
     budget: Annotated[str | None, typer.Option(help="trained parameters: 0.2% or 100000")] = None,
     seeds: Annotated[str | None, typer.Option(help="with commas; 1,2,3 if not given")] = None,
-    trials: Annotated[int | None, typer.Option(help="learning rates that each method tries; 4 if not given")] = None,
-    rates: Annotated[str | None, typer.Option(help="learning rates that every method tries; instead of --trials")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="learning rates that each method tries; 4 if not given")
+    ] = None,
+    rates: Annotated[
+        str | None, typer.Option(help="learning rates that every method tries; instead of --trials")
+    ] = None,
     search: Annotated[
         str | None, typer.Option(help="once, or each-seed: a search with every seed")
     ] = None,
     metric: Metric = None,
     until: Annotated[
-        float | None, typer.Option(help="run no more seeds once the expected loss is so many points")
+        float | None,
+        typer.Option(help="run no more seeds once the expected loss is so many points"),
     ] = None,
     margin: Margin = None,
     output: Annotated[str | None, typer.Option(help="folder of the comparison")] = None,
@@ -391,11 +399,11 @@ def _show_scores(what: str, form: str, rows: Sequence[Scored]) -> None:
         lines.append([name, shown, letter or NOTHING, lost, trained, mark])
     wide = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     table = Table(box=None, pad_edge=False, header_style="")
-    # Long names are folded where there is no room; nothing else is.
-    table.add_column("", overflow="fold", min_width=min(NAME, wide[0]))
-    for head, width in zip(heads[1:-1], wide[1:-1], strict=True):
-        table.add_column(head, justify="right", no_wrap=True, min_width=width)
-    table.add_column("", no_wrap=True, min_width=wide[-1])
+    table.add_column("", overflow="fold")  # long names are folded where there is no room
+    for head in heads[1:-1]:
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for line in lines:
         table.add_row(*line)
-    console.print(table, crop=False)
+    least = min(NAME, wide[0]) + sum(wide[1:]) + 2 * len(wide[1:])
+    console.print(table, width=max(console.width, least), crop=False)

@@ -226,8 +226,9 @@ class _Fit(NamedTuple):
     """A reading that fits a row, by which of its names, and the row's key for each field."""
 
     reading: Reading
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # without that of the right answer, where rows are to be answered
     keys: dict[str, str]
+    shown: str  # the names of the reading that the row has, for an error
 
 
 def _read(
@@ -246,7 +247,7 @@ def _read(
             named = _named(dict(kind), columns, where(index))
             known[kind] = named, _fits(named, readings, columns, answered=stand_ins is None)
         named, fits = known[kind]
-        ways = ["/".join(fit.names) for fit in fits]
+        ways = [fit.shown for fit in fits]
         if first is None and not fits:
             raise _unreadable(where(0), row, readings, answered=stand_ins is None)
         if len(fits) > 1:
@@ -258,7 +259,7 @@ def _read(
         if not fits or fits[0][:2] != first[:2]:
             has = ways[0] if fits else "/".join(named) or "none of them"
             raise ValueError(
-                f"{where(0)} has {'/'.join(first.names)} and {where(index)} has {has}: all rows "
+                f"{where(0)} has {first.shown} and {where(index)} has {has}: all rows "
                 "must have the fields of one form"
             )
         found.append(_converted(row, fits[0], where(index), stand_ins))
@@ -289,6 +290,8 @@ def _converted(row: Row, fit: _Fit, where: str, stand_ins: Mapping[Form, Any] | 
     found = reading.convert(fields)
     if reading.form == "messages":
         turns = found["messages"]
+        if sum(turn["role"] == "system" for turn in turns) > 1 and fields.get("system"):
+            raise ValueError(f"{where}: system is beside a system turn: leave one of them out")
         if stand_ins is not None and reading.right is None:
             turns.append({"role": "assistant", "content": ""})
         if len(turns) < 2 or all(turn["role"] != "assistant" for turn in turns):
@@ -348,7 +351,8 @@ def _fits(
             if set(names) <= named.keys():
                 fields = {**way, **{name: name for name in (*reading.optional.split(), GROUP)}}
                 keys = {fields[name]: named[name] for name in fields if name in named}
-                found.setdefault(frozenset(keys.values()), _Fit(reading, names, keys))
+                shown = "/".join(name for name in way if name in named)
+                found.setdefault(frozenset(keys.values()), _Fit(reading, names, keys, shown))
     chosen = {named[n] for name in columns for n in (name, f"{name}{TURNS}") if n in named}
     most = {read: fit for read, fit in found.items() if not any(read < more for more in found)}
     most = {read: fit for read, fit in most.items() if read >= chosen} or most
@@ -418,7 +422,9 @@ def _are_turns(value: Any) -> bool:
 
 def _are_sharegpt(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(turn, dict) and turn.get("from") in ROLES and _is_text(turn.get("value"))
+        isinstance(turn, dict)
+        and all(_is_text(turn.get(name)) for name in ("from", "value"))
+        and turn["from"] in ROLES
         for turn in value
     )
 
@@ -466,7 +472,8 @@ def _as_indices(rows: list[Row], where: Callable[[int], str]) -> list[Row]:
     for index, row in enumerate(rows):
         answer, candidates = row["answer"], row["candidates"]
         if isinstance(answer, str):
-            answer = _answers(candidates)[best].get(answer.strip())
+            known = _answers(candidates)[best]
+            answer = known.get(answer.strip(), known.get(answer.strip().lstrip("0") or "0"))
         if type(answer) is not int or answer not in range(len(candidates)):
             raise ValueError(
                 f"{where(index)}: answer must be the index of one of the candidates, from 0, its "

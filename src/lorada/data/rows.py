@@ -222,9 +222,12 @@ def _table_rows(path: Path, text: str) -> list[Row]:
     """
     blank = BLANK_LINES.match(text)[0]  # type: ignore[index] # it fits any text
     text = text.removeprefix(blank)
-    header = next(iter(io.StringIO(text)), "")
-    delimiter = max(DELIMITERS, key=lambda one: len(next(csv.reader([header], delimiter=one))))
-    spaced = f"{delimiter} " in header  # as in "text, label"
+
+    def names(delimiter: str) -> list[str]:
+        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+
+    delimiter = max(DELIMITERS, key=lambda one: len(names(one)))
+    spaced = any(name.startswith(" ") for name in names(delimiter)[1:])  # as in "text, label"
     before = blank.count("\n")
     try:
         options = {"skipinitialspace": spaced, "strict": True}
@@ -242,8 +245,8 @@ def _delimited(path: Path, text: str, before: int, **options: Any) -> list[Row]:
     """The rows of a table by the csv module, with so many lines before it."""
     # With newline="" the csv module decides where a line ends, inside quotes too.
     reader, rows = csv.DictReader(io.StringIO(text, newline=""), **options), list[Row]()
-    _refuse_twice(path, [*(reader.fieldnames or ())])
     try:
+        _refuse_twice(path, [*(reader.fieldnames or ())])
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(
@@ -252,7 +255,8 @@ def _delimited(path: Path, text: str, before: int, **options: Any) -> list[Row]:
                 )
             rows.append(row)
     except csv.Error as error:
-        raise ValueError(f"{path} line {before + reader.line_num} is not CSV: {error}") from error
+        line = before + reader.reader.line_num  # type: ignore[attr-defined]
+        raise ValueError(f"{path} line {line} is not CSV: {error}") from error
     return rows
 
 

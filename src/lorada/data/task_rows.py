@@ -132,6 +132,12 @@ def training_rows(
         raise ValueError(
             f"dev_rows={recipe.dev_rows} and eval_data exclude each other: leave one out"
         )
+    for name in () if rows.protocol.lengths else ("eval_lengths", "eval_windows"):
+        if (value := getattr(recipe, name)) is not None:
+            raise ValueError(
+                f"{name}={value}: only long texts are scored by windows, and {rows.path} has none: "
+                "leave it out, or take task=proof_pile"
+            )
     learned, drawn_out, dev = _divided(rows, recipe)
     _log_rows(learned, drawn_out, recipe)
     return learned, dev or drawn_out or held_out
@@ -228,8 +234,8 @@ def _refuse_both_kinds(recipe: Recipe) -> None:
     own = recipe.task == JSONL
     for name in ("protocol", "train_on", "data_dir") if own else ("data", "eval_data"):
         if (value := getattr(recipe, name)) is not None:
-            why = "is for benchmarks" if own else f"names rows, and task={recipe.task} has its own"
-            raise ValueError(f"{name}={value} {why}: leave it out, or change --task")
+            why = "benchmarks" if own else f"rows of your own, and task={recipe.task} has others"
+            raise ValueError(f"{name}={value} is for {why}: leave it out, or change --task")
 
 
 def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind) -> dict[str, Rows]:
@@ -413,8 +419,9 @@ def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
         logger.warning("%s has prompts, and this run has learned chats: each is put as a user's "
                        "turn, through the chat template", path)  # fmt: skip
         return _users_turns(rows), "messages"
-    logger.warning("%s has %s rows: of these and of those that this run has learned, only one kind "
-                   "goes through the chat template", path, form)  # fmt: skip
+    goes, did = ("go", "did not") if form == "messages" else ("do not go", "did")
+    logger.warning("%s has %s rows, which %s through the chat template; what this run has learned "
+                   "%s", path, form, goes, did)  # fmt: skip
     return rows, form
 
 
@@ -482,7 +489,8 @@ def answer_limit(
     for start in range(0, len(texts), 1000):
         found = tokenizer(texts[start : start + 1000], add_special_tokens=False, verbose=False)
         longest = max(longest, *map(len, found["input_ids"]))
-    longest = min(longest, recipe.max_target_length or recipe.max_length)
+    cut = recipe.max_target_length if rows.form == "prompt" else None
+    longest = min(longest, cut or recipe.max_length)
     room = context if context is None or kind == "encoder_decoder" else context // 2
     most = longest + -(-longest // 10)
     return max(LEAST_ANSWER, most if room is None else min(most, room))

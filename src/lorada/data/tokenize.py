@@ -326,13 +326,14 @@ def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
     """How rows are encoded: as the recipe says, or else as their protocol says."""
     protocol = rows.protocol
     usual = protocol.target_length and min(protocol.target_length, recipe.max_length)
+    apart = rows.form == "prompt" and not (protocol.joint and kind == "decoder")
     return EncodeOptions(
         recipe.max_length,
         recipe.loss_on or protocol.loss_on,
         rows.labels,
         joint=protocol.joint,
         kind=kind,
-        target_length=recipe.max_target_length or usual,
+        target_length=(recipe.max_target_length or usual) if apart else None,
         full=bool(protocol.lengths),  # as was published
         length_norm=recipe.length_norm or "tokens",
     )
@@ -368,7 +369,7 @@ def encode_rows(
     if dataset is None:
         raise ValueError(
             f"{rows.path} has no row to learn from: every one gives this tokenizer no token to "
-            f"read, or none to learn within max_length={length}"
+            f"read, or none to learn within max_length={length}: raise it, or correct the rows"
         )
     most = f"max_length={length}" + (
         f", the response to max_target_length={target}" if target else ""

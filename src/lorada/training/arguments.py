@@ -227,7 +227,10 @@ def training_arguments(
     length = "num_train_epochs" if args.max_steps == -1 else "max_steps"
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps", length):
         if not 0 < getattr(args, name) < math.inf:
-            raise ValueError(f"training.{name}={getattr(args, name):g} must be above 0, and finite")
+            raise ValueError(
+                f"training.{name}={getattr(args, name):g} must be above 0, and finite: leave it "
+                "out for the usual one"
+            )
     return args
 
 

@@ -154,7 +154,9 @@ class _Queue:
         did = left = 0.0
         for name, job in self._jobs.items():
             outcome = self._outcomes.get(name, Outcome("waiting"))
-            share = last_report(job)[1] if name in self._running else float(outcome.status == "done")
+            share = (
+                last_report(job)[1] if name in self._running else float(outcome.status == "done")
+            )
             if outcome.status in ("done", "waiting"):  # others take no more time
                 did += share * job.trainings
                 left += (1 - share) * job.trainings
