@@ -161,7 +161,7 @@ def _without_numbers(monkeypatch):
     """
     monkeypatch.setattr(ist, "draw", lambda weights, count, generator: [*range(count)])
     monkeypatch.setattr(owlore.OwLoreCallback, "_measured", lambda *_: [1.0, 1.0])
-    monkeypatch.setattr(owlore.OwLoreCallback, "_activate", lambda self, *_: self._switch.only([0]))
+    monkeypatch.setattr(owlore.OwLoreCallback, "_activate", lambda self, *_: self.train_only([0]))
 
     def dense(self, adapter):
         entries = self.shira_weight[adapter]

@@ -141,9 +141,8 @@ REFUSED = {
         ("attn_implementation=flash_attention_2", "lmam.ablation=no_negative"), "lmam",
         "does not work with ablation=no_negative",
     ),
-    "packed": (
-        ("attn_implementation=flash_attention_2", "packing=true"), "prefix",
-        "does not work with a prefix before each of several packed rows",
+    "a prefix": (
+        ("attn_implementation=flash_attention_2",), "prefix", "does not work with a prefix",
     ),
 }  # fmt: skip
 

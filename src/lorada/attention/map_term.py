@@ -143,7 +143,7 @@ def _write_sum(
 
 
 class _AddAt(torch.autograd.Function):
-    """Adds a term that was computed: a compiler or a transform decides itself what is kept."""
+    """Adds a term to some queries. The gradient of ``output`` passes through without a copy."""
 
     @staticmethod
     def forward(output: Tensor, term: Tensor, queries: slice | Targets | None) -> Tensor:

@@ -406,4 +406,5 @@ def _show_scores(what: str, form: str, rows: Sequence[Scored]) -> None:
     for line in lines:
         table.add_row(*line)
     least = min(NAME, wide[0]) + sum(wide[1:]) + 2 * len(wide[1:])
-    console.print(table, width=max(console.width, least), crop=False)
+    table.width = least if least > console.width else None
+    console.print(table, crop=False)

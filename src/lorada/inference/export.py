@@ -288,15 +288,17 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
         raise ValueError(f"{recipe.model} is an encoder–decoder, which is no one graph: {PLAIN}")
     run.model.float().cpu()
     cached = run.form not in HEADED
-    with _new_folder(folder, target) as fresh, _one_refusal(run):
+    with _new_folder(folder, target) as fresh:
         texts = list(_texts(run, cached=cached))
-        expected = [_logits(run.model, text, None, cached=cached) for text in texts]
+        with torch.no_grad():
+            expected = [_logits(run.model, text, None, cached=cached) for text in texts]
         model, merged, left = merge(run)
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        graph, past = _graph_of(base, texts[0], cached=cached)
-        found = [_logits(graph, text, past, cached=cached) for text in texts]
-        opset, difference = graph.program.opset_imports[""], _difference(found, expected)
-        graph.save_pretrained(fresh)
+        with _one_refusal(run):
+            graph, past = _graph_of(base, texts[0], cached=cached)
+            found = [_logits(graph, text, past, cached=cached) for text in texts]
+            opset, difference = graph.program.opset_imports[""], _difference(found, expected)
+            graph.save_pretrained(fresh)
         _say_answers(base, run)
         if base.can_generate():  # what ends a text is in these settings
             base.generation_config.save_pretrained(fresh)

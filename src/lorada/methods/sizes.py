@@ -51,7 +51,7 @@ BOUNDS: dict[str, Bound] = {
     **dict.fromkeys(("c3a", "randlora"), "divides"),
     # At most the entries of factors of rank r, which the part chooses from its numbers.
     "unilora": "low_rank",
-    "prefix": "context",  # at most the model's tokens, less one
+    "prefix": "context",  # less than the model's tokens, so that a text has room
     "lmam": "length",  # at most the setting ``length`` of the part, and those tokens
 }  # fmt: skip
 

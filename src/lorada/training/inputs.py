@@ -190,8 +190,8 @@ def _needs_masks(recipe: Recipe, plan: Plan) -> str | None:
     if any(isinstance(callback, load(SHIFTED_ATTENTION)) for callback in plan.callbacks):
         return "shifted sparse attention, which has a mask for each head"
     for part in getattr(plan.config, "parts", [plan.config]):
-        if isinstance(part, PrefixConfig) and recipe.packing:
-            return "a prefix before each of several packed rows"
+        if isinstance(part, PrefixConfig):
+            return "a prefix, whose keys every token sees"
         if isinstance(part, LmamConfig) and part.ablation == "no_negative":
             return "ablation=no_negative, which puts the map into the mask"
     return None

@@ -232,18 +232,22 @@ class Answers:
 
     async def _pieces(self) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
         """The pieces of all answers as they come: new text, and the choice that it belongs to."""
-        came: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+        came: asyncio.Queue[int] = asyncio.Queue()
+        newest: dict[int, Any] = {}  # only the latest of each counts: it has all tokens
         written = {}  # what ends each answer
         counted = [0] * len(self._asks)  # tokens
 
         def tell(index: int, now: Any) -> None:
-            came.put_nowait((index, now))
+            if index not in newest:
+                came.put_nowait(index)
+            newest[index] = now
 
         try:
             for index, ask in enumerate(self._asks):
                 written[index] = self._served.begin(ask, partial(tell, index))
             while written:
-                index, now = await came.get()
+                index = await came.get()
+                now = newest.pop(index)
                 if now.error is not None:
                     raise EngineFailed(now.error)
                 if index not in written:

@@ -9,6 +9,8 @@ import sys
 import uvicorn
 from starlette.applications import Starlette
 
+LAST = 600  # seconds, at the end, for requests that still run
+
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens at an address; port 0 is any free one."""
@@ -32,7 +34,8 @@ def address_of(at: socket.socket) -> str:
 def serve_until_stopped(app: Starlette, at: socket.socket) -> None:
     """Answer requests until SIGTERM or SIGINT, with a line on the error stream for each.
 
-    After either, no new requests are taken, and it ends when those that are running have ended.
+    After either, no new requests are taken, and it ends when those that are running have ended, or
+    after ``LAST`` seconds.
     """
     logger = logging.getLogger("lorada.inference.serving")
     handler = logging.StreamHandler(sys.stderr)
@@ -40,7 +43,10 @@ def serve_until_stopped(app: Starlette, at: socket.socket) -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=LAST,
+    )  # fmt: skip
     # uvicorn raises the signal again once it has shut down; the command has ended well then.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)

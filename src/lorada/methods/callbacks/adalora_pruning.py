@@ -42,6 +42,8 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self._pattern: dict[str, list[bool]] | None = None  # which ranks are left, by matrix
+        # As given: a training that begins again, with smaller batches, has another length.
+        self._phases: tuple[float, ...] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compute AdaLoRA's schedule for the length of the training."""
@@ -54,8 +56,8 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
             logger.warning("AdaLoRA: this adapter is pruned, so the ranks that are left are kept")
             return
         refuse_no_pruning(config.init_r, config.target_r)
-        phases = (config.tinit, config.tfinal, config.deltaT)
-        config.tinit, config.tfinal, config.deltaT = schedule(phases, state.max_steps)
+        self._phases = self._phases or (config.tinit, config.tfinal, config.deltaT)
+        config.tinit, config.tfinal, config.deltaT = schedule(self._phases, state.max_steps)
         config.total_step = state.max_steps
         config.rank_pattern = None
         self._allocator.reset_ipt()

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,15 +62,21 @@ def execution_device(module: nn.Module) -> torch.device | None:
 
 
 def warn_of_rounding(*factors: Tensor) -> None:
-    """Warn if the factors of a map train in half precision, as TRL casts them."""
+    """Warn once if the factors of a map train in half precision, as TRL casts them."""
     for factor in factors:
         if factor.requires_grad and factor.dtype.itemsize < 4:
-            warnings.warn(
-                f"the factors of a map are {factor.dtype}, which rounds most of their steps to "
-                "nothing, as they start near -1: before training, cast each parameter with "
-                "'lora_w_' in its name to float32 (docs/guides/trl.md)",
-                stacklevel=1,  # one place, so that Python shows it once
-            )
+            warn_of_dtype(factor.dtype)
+
+
+@cache  # every layer asks in every step of training
+def warn_of_dtype(dtype: torch.dtype) -> None:
+    """Warn of factors of this dtype; see ``warn_of_rounding``."""
+    warnings.warn(
+        f"the factors of a map are {dtype}, which rounds most of their steps to nothing, as they "
+        "start near -1: before training, cast each parameter with 'lora_w_' in its name to float32 "
+        "(docs/guides/trl.md)",
+        stacklevel=2,
+    )
 
 
 class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
