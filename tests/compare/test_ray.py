@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from functools import partial
@@ -107,12 +108,23 @@ def test_a_cluster_that_cannot_be_reached_is_one_line():
             RayPool(address)
 
 
-def test_without_a_cluster_auto_is_one_line(monkeypatch):
+def test_another_service_at_the_address_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(ray_pool, "CONNECT_WITHIN", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        address = f"127.0.0.1:{service.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=r"no answer within 2 s\): start one by"):
+            RayPool(address)
+
+
+@pytest.mark.parametrize(
+    ("tried", "said"),
+    [("raise SystemExit('Could not find any Ray')", "Could not find any Ray"), ("", "it failed")],
+)
+def test_without_a_cluster_auto_is_one_line(tried, said, monkeypatch):
     fails = Mock(side_effect=ConnectionAbortedError("it failed\nTraceback\n\n"))
+    monkeypatch.setattr(ray_pool, "TRY", tried)
     monkeypatch.setattr(ray_pool.ray, "init", fails)
-    with pytest.raises(
-        ConnectionError, match=r"^no Ray cluster at auto \(it failed\): start one by"
-    ):
+    with pytest.raises(ConnectionError, match=rf"^no Ray cluster at auto \({said}\): start one by"):
         RayPool("auto")
 
 
