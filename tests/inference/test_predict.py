@@ -312,7 +312,10 @@ def test_half_a_pair_is_refused_by_a_run_that_learned_pairs(folder):
     for half in ({"text": "a"}, {"text": "a", "text_pair": ""}, {"text": "a", "text_pair": None}):
         with pytest.raises(ValueError, match="rows row 1 has no text_pair, and this run has lea"):
             answers(run, [half, half])
-        with pytest.raises(ValueError, match=r"row 2 has no (field 'text_pair', wh|text_pair)"):
+        with pytest.raises(
+            ValueError,
+            match="rows row [12] has (no text_pair|text/text_pair and rows row 2 has text)",
+        ):
             answers(run, [{"text": "a", "text_pair": "b"}, half])
 
 

@@ -76,27 +76,15 @@ def compare(
     data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
     columns: Columns = None,
     held_out: Annotated[str | None, typer.Option(help="rows to score, or 20% of --data")] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="a benchmark of `lorada tasks`; instead of --data, --held-out"),
-    ] = None,
+    task: Annotated[str | None, typer.Option(help="a benchmark, instead of your rows")] = None,
     data_dir: DataDir = None,
     budget: Annotated[str | None, typer.Option(help="trained parameters: 0.2% or 100000")] = None,
     seeds: Annotated[str | None, typer.Option(help="with commas; 1,2,3 if not given")] = None,
-    trials: Annotated[
-        int | None, typer.Option(help="learning rates that each method tries; 4 if not given")
-    ] = None,
-    rates: Annotated[
-        str | None, typer.Option(help="learning rates that every method tries; instead of --trials")
-    ] = None,
-    search: Annotated[
-        str | None, typer.Option(help="once, or each-seed: a search with every seed")
-    ] = None,
+    trials: Annotated[int | None, typer.Option(help="rates that each method tries: 4")] = None,
+    rates: Annotated[str | None, typer.Option(help="the learning rates to try for all")] = None,
+    search: Annotated[str | None, typer.Option(help="once, or each-seed: for every seed")] = None,
     metric: Metric = None,
-    until: Annotated[
-        float | None,
-        typer.Option(help="run no more seeds once the expected loss is so many points"),
-    ] = None,
+    until: Annotated[float | None, typer.Option(help="end at this expected loss (points)")] = None,
     margin: Margin = None,
     output: Annotated[str | None, typer.Option(help="folder of the comparison")] = None,
     resume: Resume = False,
