@@ -314,7 +314,7 @@ def test_half_a_pair_is_refused_by_a_run_that_learned_pairs(folder):
             answers(run, [half, half])
         with pytest.raises(
             ValueError,
-            match="rows row [12] has (no text_pair|text/text_pair and rows row 2 has text)",
+            match=r"rows row [12] has (no text_pair|text/text_pair and rows row 2 has text)",
         ):
             answers(run, [{"text": "a", "text_pair": "b"}, half])
 
