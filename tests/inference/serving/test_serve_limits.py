@@ -150,7 +150,7 @@ def test_a_client_that_leaves_before_its_request_is_sent_leaves_one_line(usual, 
             head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"
             client.sendall(head)
         until(lambda: caplog.records)
-        assert httpx2.get(usual.url + "/health").status_code == 200
+        assert httpx2.get(usual.url + "/v1/models").status_code == 200
     finally:
         uvicorn.removeHandler(caplog.handler)
     names = ("lorada.", "uvicorn.")
