@@ -10,7 +10,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, inputs
 from conftest import DECODERS, ENCODERS, TINY, assert_close
-from covering import covering, few_slow
+from covering import covering
 from exact_cells import LENGTH, alone
 from exact_cells import PROMPTS as SAMPLES
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -38,7 +38,7 @@ PADDED = list(product([*DECODERS, *ENCODERS], ABLATIONS, ["left", "right"]))
 DTYPES = list(product(["llama", "mistral", "bert"], ABLATIONS, [torch.bfloat16, torch.float16]))
 
 
-@pytest.mark.parametrize(("name", "ablation", "side"), few_slow(covering(PADDED, 2), 0))
+@pytest.mark.parametrize(("name", "ablation", "side"), covering(PADDED, 2))
 def test_sdpa_equals_eager(name, ablation, side):
     outputs = []
     for form in ("sdpa", "eager"):
@@ -90,7 +90,7 @@ def test_model_that_neither_dispatches_its_attention_nor_has_hooks_is_an_error()
 
 
 @pytest.mark.fp64(False)
-@pytest.mark.parametrize(("name", "ablation", "dtype"), few_slow(covering(DTYPES, 2), 0))
+@pytest.mark.parametrize(("name", "ablation", "dtype"), covering(DTYPES, 2))
 def test_map_stays_in_fp32_on_a_half_precision_base(name, ablation, dtype):
     base = TINY[name]().to(dtype)
     config = LmamConfig(inverse_scale=2.0, init_weights=False, length=LENGTH, ablation=ablation)

@@ -86,6 +86,17 @@ def test_a_training_step_is_one_graph_for_all_shapes_of_a_bucket(padding):
         assert_same_step(compiled, model, batch(rows, tokens, padding))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("padding", [None, "right", "left"])
+def test_an_evaluation_is_one_graph_for_all_shapes_of_a_bucket(padding):
+    model = stack().eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.no_grad(), one_graph():
+        for rows, tokens in SHAPES:
+            inputs = batch(rows, tokens, padding)
+            assert_close(compiled(**inputs).logits, model(**inputs).logits)
+
+
 def packed(sizes):
     """Sequences of these sizes in one row, with what tells them apart."""
     lengths = torch.tensor([0, *sizes]).cumsum(0).int()

@@ -107,6 +107,21 @@ def test_the_map_is_timed_beside_none_and_the_paper_s_form(machine):
     assert 0 < step["attention_ms"] < step["device_ms"]["off"]
 
 
+def _other_weights(module):
+    if isinstance(module, torch.nn.Linear):
+        module.weight.data.mul_(1.5)
+
+
+def test_a_map_that_differs_from_the_paper_s_form_is_not_timed(machine, monkeypatch):
+    plain = map_costs.use_paper_attention
+    monkeypatch.setattr(
+        map_costs, "use_paper_attention", lambda base: plain(base).apply(_other_weights)
+    )
+    ((_, row),) = run.measured(machine, map_costs, ["step 8 × 512"])
+    assert "DisagreementError" in row["reason"]
+    assert "differ by" in row["reason"]
+
+
 def test_what_is_timed_runs_on_a_fake_gpu_and_never_waits_for_it(machine):
     step, token = map_costs.cases(machine)
     models = map_costs._models(machine, step)

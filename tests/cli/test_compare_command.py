@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -13,6 +14,7 @@ from trained import failing_for
 from lorada.compare import learning_rate
 from lorada.compare.jobs.job import JOB_FILE
 from lorada.runs.folder import HeldError, locked
+from lorada.training.train import Trained
 
 SETTINGS = ["max_steps=2", "max_length=32", "max_new_tokens=2", "training.report_to=[]"]
 
@@ -228,11 +230,18 @@ def test_a_job_that_fails_or_cannot_be_run_is_told_and_the_rest_goes_on(
     assert {path.name for path in (output / "runs").iterdir()} == {"lmam", "lora"}
 
 
-def test_ctrl_c_says_how_to_go_on(call, place, tmp_path, monkeypatch, jobs_here):
-    monkeypatch.setattr(learning_rate, "train", Mock(side_effect=KeyboardInterrupt))
+STOPPED = Trained(Path("-"), {"steps": 1}, interrupted=True)
+
+
+@pytest.mark.parametrize("ends", [{"side_effect": KeyboardInterrupt}, {"return_value": STOPPED}])
+def test_ctrl_c_starts_no_further_job_and_says_how_to_go_on(
+    call, place, tmp_path, monkeypatch, jobs_here, ends
+):
+    train = Mock(**ends)
+    monkeypatch.setattr(learning_rate, "train", train)
     output = tmp_path / "out"
-    code, _, err = call(*words(place, output, methods="lora", seeds="1", trials=0))
-    assert code == 130
+    code, _, err = call(*words(place, output, methods="lora,lmam", seeds="1", trials=0))
+    assert (code, train.call_count) == (130, 1)
     assert f"next: lorada compare {output} --resume" in err.replace("\n", "")
 
 
@@ -334,7 +343,8 @@ def test_the_dry_run_measures_every_candidate_and_writes_nothing(json_of, place,
     ]  # fmt: skip
     trained = sum(stage["seconds"] for stage in stages.values())
     assert trained == pytest.approx(sum(row["seconds"] for row in runnable))
-    assert found["seconds"] == pytest.approx(trained / 2)  # two at once
+    longest = max(row["seconds"] for row in runnable)
+    assert found["seconds"] == pytest.approx((trained + longest) / 2)  # two at once, at most
     assert 0 < found["probably_seconds"] < found["seconds"]
     assert any(row["method"] == "bitfit" and row["reason"] for row in found["candidates"])
 

@@ -1,7 +1,7 @@
 """The pictures of a comparison: what they show, and that they can be told apart."""
 
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from xml.etree import ElementTree
 
 import pytest
@@ -42,6 +42,20 @@ def test_a_cost_that_was_not_measured_has_no_axis_and_one_that_differs_much_is_l
     assert [axis.get_xscale() for axis in axes] == ["linear", "linear"]
     small = replace(two, lines=(renamed(two.lines[0], "small", trainable=100), *two.lines[1:]))
     assert pictures.over_costs(small).axes[0].get_xscale() == "log"
+
+
+def test_numbers_of_a_logarithmic_axis_do_not_overlap(made_up_summary):
+    first, second = made_up_summary.lines[:2]
+    sizes = renamed(first, "ia3", trainable=13_824), renamed(second, "large", trainable=400_000)
+    figure = pictures.over_costs(replace(made_up_summary, lines=sizes))
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    low, high = axis.get_xlim()
+    ticks = axis.xaxis.get_major_ticks() + axis.xaxis.get_minor_ticks()
+    labels = [one.label1 for one in ticks if low <= one.get_loc() <= high and one.label1.get_text()]
+    places = sorted((box.x0, box.x1) for box in (one.get_window_extent() for one in labels))
+    assert len(places) >= 2
+    assert all(left[1] < right[0] for left, right in pairwise(places))
 
 
 def test_intervals_reach_from_low_to_high_with_letters_and_baselines(made_up_summary):

@@ -48,6 +48,16 @@ CHOICE = {"prompt": "p", "candidates": ["a", "b"], "answer": 0}
 P, T = {"prompt": "p", "response": "r"}, {"text": "t", "text_pair": "u", "label": 0}
 CONVERTED = {
     "Alpaca": (ALPACA, "prompt", {"prompt": PROMPT, "response": "3"}),
+    "Alpaca without an input": (
+        {**ALPACA, "input": ""},
+        "prompt",
+        {
+            "prompt": "Below is an instruction that describes a task. Write a response that "
+            "appropriately completes the request.\n\n### Instruction:\nAdd them.\n\n"
+            "### Response:\n",
+            "response": "3",
+        },
+    ),
     "Alpaca with a system message": (
         {**ALPACA, "system": "Be short."},
         "prompt",

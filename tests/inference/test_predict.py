@@ -186,6 +186,21 @@ def test_what_was_begun_with_other_rows_or_another_run_is_not_continued(
     assert answered_to(run, LABELS, output, overwrite=True) == 0
 
 
+def test_answers_that_another_command_finished_meanwhile_stay(folder, tmp_path, monkeypatch):
+    run, output, whole = load_run(folder("label")), tmp_path / "answers.jsonl", module.predict
+
+    def slower(*given):
+        yield from whole(*given)
+        output.write_text("of the other command")
+
+    monkeypatch.setattr(module, "predict", slower)
+    with pytest.raises(ValueError, match="is there already: choose another --output"):
+        answered_to(run, LABELS, output)
+    assert output.read_text() == "of the other command"
+    answered_to(run, LABELS, output, overwrite=True)
+    assert len(read_back(output)) == len(LABELS)
+
+
 def test_an_empty_prompt_is_named(folder):
     run = load_run(folder("prompt"))
     with pytest.raises(ValueError, match="rows row 2 has an empty prompt"):

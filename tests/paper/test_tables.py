@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -20,6 +21,7 @@ from lorada.paper import table_spec
 from lorada.paper.table_spec import load_table
 from lorada.runs.folder import LOCK_FILE
 from lorada.runs.result import read_predictions
+from lorada.training.train import Trained
 
 TASKS = ("rte", "sst2")
 ASKED = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1")
@@ -162,6 +164,15 @@ def test_an_overwritten_table_that_is_cut_off_has_no_old_numbers(
     assert call(*ASKED, "--overwrite")[0] == 2
     assert not list((place / "docs/results").rglob("seed*.json"))
     assert not list((place / "runs").rglob("result.json"))
+
+
+def test_ctrl_c_starts_no_further_job_and_stores_nothing(place, call, monkeypatch, jobs_here):
+    stopped = Trained(Path("-"), {"steps": 1}, interrupted=True)
+    train = Mock(return_value=stopped)
+    monkeypatch.setattr(learning_rate, "train", train)
+    assert call(*ASKED)[0] == 130  # of two jobs
+    assert train.call_count == 1
+    assert not list(place.rglob("seed*.json"))
 
 
 def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, works):

@@ -187,6 +187,18 @@ def test_a_changed_number_shape_or_dtype_changes_it(tmp_path):
     assert len(found | {fingerprint("plain", plain)}) == 4
 
 
+def test_it_is_of_numbers_spread_over_a_tensor_and_the_same_in_every_version(tmp_path):
+    def fingerprint(place):
+        numbers = torch.arange(2.0 * SAMPLED + 2)
+        if place is not None:
+            numbers[place] = -1
+        return weights_fingerprint(str(folder_with(tmp_path / f"{place}", {"weight": numbers})))
+
+    found = {place: fingerprint(place) for place in (None, 0, SAMPLED, 2 * SAMPLED)}
+    assert found[None] == "6d954fc134e9a0afefa568073ee6d301f534a5fc17700e4b193c07debfea5cdf"
+    assert len(set(found.values())) == len(found)
+
+
 def test_weights_that_are_not_here_have_none(tmp_path):
     assert weights_fingerprint("nobody/no-such-model") is None
     (tmp_path / "config.json").write_text(json.dumps({}))

@@ -45,6 +45,13 @@ def test_every_row_is_in_one_sequence_and_none_is_too_long(lengths):
     assert sum(sorted(sizes)[:2]) > 9 or len(sizes) < 2
 
 
+def test_the_first_token_of_a_packed_row_is_not_learned():
+    """As it stands behind the last one of another row, which must not foretell it."""
+    rows = [[7, 8], [5, 6]]
+    packed = pack(Dataset.from_dict({"input_ids": rows, "labels": rows}), 6)
+    assert packed[0]["labels"] == [IGNORED, 8, IGNORED, 6]
+
+
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 @pytest.mark.parametrize("stack", STACKS)
 def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(name, stack):

@@ -180,6 +180,9 @@ def test_a_resumed_run_comes_to_the_same_end(method, place, tmp_path):
     other = recipe(place, cut, *pairs, "pooling=cls", method=method)
     (cut / "result.json").unlink()
     refused("the run to resume had pooling='mean', not 'cls'", lambda: train(other, resume=True))
+    if method == "lora":
+        scaled = recipe(place, cut, *pairs, "lora.lora_alpha=3", method=method)
+        refused("the run to resume had parts=", lambda: train(scaled, resume=True))
 
 
 def test_an_adapter_to_start_from_keeps_its_pooling(folder, place, tmp_path):

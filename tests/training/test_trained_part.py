@@ -105,6 +105,19 @@ def test_a_resumed_run_comes_to_the_same_end(place, run, tmp_path, caplog):
     assert_same(load_file(cut / FILE), load_file(run / FILE))
 
 
+def test_what_an_overwritten_run_of_another_kind_trained_is_gone(place, tmp_path):
+    run = tmp_path / "run"
+    for method, kept in (
+        ("bitfit", FILE),
+        ("full", "model"),
+        ("bitfit", FILE),
+        ("lora", "adapter"),
+    ):
+        asked = recipe(place, run, "max_steps=1", "save_strategy=no", method=method)
+        train(asked, overwrite=True, quiet=True)
+        assert [name for name in (FILE, "model", "adapter") if (run / name).exists()] == [kept]
+
+
 def test_the_best_checkpoint_is_loaded_at_the_end(place, tmp_path):
     pairs = (
         "dev_rows=4", "load_best_model_at_end=true", "eval_strategy=steps", "eval_steps=2",

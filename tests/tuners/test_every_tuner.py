@@ -141,6 +141,14 @@ def test_adapters_are_switched_and_deleted(part):
     assert not any("default" in by_name for by_name in held)
 
 
+@every_tuner
+def test_an_excluded_layer_is_left_alone(part):
+    model = get_peft_model(TINY["llama"](), config_of(part, exclude_modules=r".*layers\.0\..*"))
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert trained
+    assert not any(".layers.0." in name for name in trained)
+
+
 @pytest.mark.first
 @every_tuner
 @pytest.mark.parametrize("name", ["llama", "roberta"])

@@ -259,6 +259,14 @@ def test_switched_off_the_head_is_the_models_own_bit_for_bit():
         assert torch.equal(logits(adapted.unload(), inputs), own)
 
 
+def test_it_is_a_peft_adapter_by_itself(tmp_path):
+    inputs = batch()
+    config = PoolingConfig(pooling="cls", modules_to_save=["classifier"])
+    model = get_peft_model(headed("bert"), config).eval()
+    assert_close(logits(model, inputs), expected(model, inputs, "cls"))
+    assert_loads(model, headed("bert"), tmp_path, inputs)
+
+
 def test_a_copy_of_a_model_has_a_pooling_of_its_own():
     for name in MODELS:
         model, inputs = headed(name), batch()

@@ -176,3 +176,13 @@ def test_a_packed_row_gives_the_loss_of_its_samples_one_by_one(calm, tmp_path):
     assert_close(packed, total / count)
     trainer.train()
     assert len(losses(trainer)) == 4
+
+
+def test_gradient_checkpointing_which_trl_switches_on_changes_no_loss(folder, tmp_path):
+    found = []
+    for on in (False, True):
+        trainer = sft(folder, tmp_path / f"{on}", save_strategy="no", gradient_checkpointing=on)
+        trainer.train()
+        assert trainer.model.is_gradient_checkpointing is on
+        found.append(losses(trainer))
+    assert found[0] == found[1]

@@ -105,8 +105,8 @@ def predict_to(
     """Answer rows into a file, JSON Lines or CSV by its ending; a link stays one to that file.
 
     ``given`` are the rows as they were read, with all their columns. Returned is how many rows an
-    earlier call had answered, which are not answered again. A file that is there already, or that
-    has the rows, is refused.
+    earlier call had answered, which are not answered again. A file that is there already, even if
+    another command finished it meanwhile, or that has the rows, is refused.
     """
     for name in files_of(rows.path):
         if output.exists() and os.path.exists(name) and output.samefile(name):
@@ -124,6 +124,7 @@ def predict_to(
                 file.flush()
                 os.fsync(file.fileno())
                 answers += found
+        refuse_there(output, overwrite=overwrite)
         if output.suffix.lower() == ".csv":
             write_atomic(output, _csv(beside(given, [_flat(answer) for answer in answers])))
         else:

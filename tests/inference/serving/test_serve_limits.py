@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import logging
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
@@ -136,6 +138,25 @@ def test_a_request_that_is_cut_off_frees_its_place(stream, served, caplog):
         until(lambda: not at_work(served))
         until(lambda: ask(found, {**LONG, "max_tokens": 1}).status_code == 200)
         until(lambda: any("499 /v1/completions model=llama" in text for text in caplog.messages))
+
+
+def test_a_client_that_leaves_before_its_request_is_sent_leaves_one_line(usual, caplog):
+    caplog.set_level("INFO")
+    uvicorn = logging.getLogger("uvicorn.error")  # its lines do not propagate
+    uvicorn.addHandler(caplog.handler)
+    try:
+        host, port = usual.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as client:
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"
+            client.sendall(head)
+        until(lambda: caplog.records)
+        assert httpx2.get(usual.url + "/v1/models").status_code == 200
+    finally:
+        uvicorn.removeHandler(caplog.handler)
+    names = ("lorada.", "uvicorn.")
+    (line,) = [one for one in caplog.records if one.name.startswith(names)]
+    assert line.getMessage().startswith("499 /v1/completions model=-")
+    assert not line.exc_info
 
 
 def at_work(served) -> int:

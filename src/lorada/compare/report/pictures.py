@@ -20,6 +20,7 @@ with needs_extra("compare"):
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator
 
 # Okabe and Ito's colours without yellow, which cannot be seen on white, and grey. The numbers of
 # colours and markers have no common factor, so 56 methods differ.
@@ -31,6 +32,7 @@ COSTS = {
     "peak_memory_gib": "peak memory (GiB)",
     "seconds_per_step": "seconds per step",
 }
+FEW_DECADES = 30  # up to such a ratio an axis has a number between two decades
 LOG_FROM = 8  # an axis is logarithmic if its largest value is so many times its smallest
 WIDTH = 10.0  # inches
 LETTERS = 125  # in a line of the legend, with the room of markers
@@ -101,6 +103,11 @@ def over_costs(summary: Summary) -> Figure | None:
             axis.plot(*sizes, color=_style(summary, method)["color"], linewidth=1)
         if min(costs) > 0 and max(costs) > LOG_FROM * min(costs):
             axis.set_xscale("log")
+            # The numbers between two decades, which matplotlib writes too, would overlap.
+            between = () if max(costs) > FEW_DECADES * min(costs) else (3,)
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, *between)))
+            axis.xaxis.set_major_formatter("{x:,.10g}")
+            axis.xaxis.set_minor_formatter("")
         else:
             axis.locator_params(axis="x", nbins=4)
         axis.set_xlabel(COSTS[field])
