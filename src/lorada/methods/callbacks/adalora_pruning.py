@@ -43,7 +43,7 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self) -> None:
         self._pattern: dict[str, list[bool]] | None = None  # which ranks are left, by matrix
         # As given: a training that begins again, with smaller batches, has another length.
-        self._phases: tuple[float, ...] | None = None
+        self._phases: tuple[float, float, float] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compute AdaLoRA's schedule for the length of the training."""
