@@ -135,7 +135,7 @@ IMPOSSIBLE = r"error: transformers \S+ cannot export this llama model to ONNX \(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"_part": Mock(side_effect=NO_KERNEL)},
+        ({"_graph_of": Mock(side_effect=NO_KERNEL)},
          r"RuntimeError: NOT_IMPLEMENTED: no kernel for Mul\(14\)\)"),
         ({"TOLERANCE": 0.0}, "ArithmeticError: its logits differ from torch's by up to"),
     ],
