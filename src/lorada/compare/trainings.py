@@ -107,8 +107,6 @@ def _space(
         "per_device_train_batch_size": plan.batch,
         "save_steps": max(LEAST_STEPS, -(-plan.steps // SAVES)),
         "save_total_limit": 1,
-        # A run draws its losses itself, so there are no TensorBoard logs unless they are asked for.
-        "report_to": comparison.recipe.get("training", {}).get("report_to", []),
     }
     recipes = [
         comparison.run_recipe(
