@@ -115,6 +115,18 @@ def test_the_search_climbs_from_the_default_until_the_best_rate_has_a_worse_one_
     assert (found["default"], found["rate"]) == (1e-3, nearest)
 
 
+def test_where_nothing_is_learned_yet_the_search_goes_up_though_a_lower_loss_is_below(search):
+    """The losses of a method whose default rate is too low for the steps that there are."""
+    losses = {0: 0.6982, 1: 0.6981, -1: 0.6978, 2: 0.6907, 3: 0.5021, 4: 0.4110, 5: 0.4830}
+
+    def loss(recipe):
+        return losses[round(math.log(recipe.training["learning_rate"] / 1e-3, ROOT))]
+
+    found, script = search(loss, trials=4)
+    assert script.rates == pytest.approx([1e-3 * ROOT**step for step in losses])
+    assert found["rate"] == pytest.approx(1e-3 * ROOT**4)
+
+
 def test_trials_that_are_left_halve_the_wider_gap_beside_the_best(search):
     _, script = search(bowl(1.3e-3), trials=7)
     steps = [0, 1, -1, 0.5, -0.5, 0.25, 0.125]

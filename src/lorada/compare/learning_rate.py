@@ -2,7 +2,8 @@
 
 Every method and size is searched in the same way: its default rate, √10 times as much, √10 times
 as little, then further to the better side until the best rate has a worse one on each side; trials
-that are left try half a step beside the best. If the user gives rates, all try these, and more
+that are left try half a step beside the best. Where losses are as good as equal it goes on to higher
+rates. If the user gives rates, all try these, and more
 beyond an end only. A method with several settings to choose from, such as ranks, has a search of
 each. A map beside other parts has a rate of its own: it keeps its default until the learning rate
 is found, and is then searched in the same way.
@@ -38,6 +39,9 @@ from lorada.training.train import train
 
 FURTHER = 3  # trials at most beyond an end of the first ones
 FACTOR = 10**0.5  # between a rate and the next one
+# Losses that differ by a smaller share count as equal, and of equal ones the highest rate leads on:
+# where the rates are too low to learn anything, chance alone says which loss is the lowest.
+TIE = 0.005
 SAID_EVERY = 5.0  # seconds between two lines on the steps of a training
 TRIAL_FILE = "trial.json"
 MAP, MAP_RATE = "lmam", "map_learning_rate"  # maps may have a learning rate of their own
@@ -144,7 +148,9 @@ def next_value(
         return None
     by_value = {one[name]: _loss(one) for one in tried}
     values, best = sorted(by_value), best_trial(tried)
-    place = 0 if best is None else values.index(best[name])
+    place = 0
+    if best is not None:
+        place = max(i for i, one in enumerate(values) if by_value[one] <= best["loss"] * (1 + TIE))
     if place == 0:
         return float(values[0] / FACTOR)
     if place == len(values) - 1:
