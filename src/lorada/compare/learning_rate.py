@@ -1,12 +1,12 @@
 """The search for a learning rate: several rates, each tried in a training of its own.
 
 Every method and size is searched in the same way: its default rate, √10 times as much, √10 times
-as little, then further to the better side until the best rate has a worse one on each side; trials
-that are left try half a step beside the best. Where losses are as good as equal it goes on to higher
-rates. If the user gives rates, all try these, and more
-beyond an end only. A method with several settings to choose from, such as ranks, has a search of
-each. A map beside other parts has a rate of its own: it keeps its default until the learning rate
-is found, and is then searched in the same way.
+as little, then further to the better side until the best rate has a worse one on each side, and to
+higher rates where losses are as good as equal; trials that are left try half a step beside the
+best. If the user gives rates, all try these, and more beyond an end only. A method with several
+settings to choose from, such as ranks, has a search of each. A map beside other parts has a rate of
+its own: it keeps its default until the learning rate is found, and is then searched in the same
+way.
 
 A trial trains as long as a final run, on the training rows without those that are set aside. Its
 loss on the latter is measured at the end, and not before: high rates are often behind in the
