@@ -4,8 +4,8 @@ A key names a field of the recipe, of one part of the method (``lmam.rank``), or
 TrainingArguments (``training.learning_rate``). The prefix may be left out if only one of them has a
 field of that name.
 
-``read_recipe`` reads all this once and checks what needs neither torch nor PEFT, so that a command
-answers a mistake at once; ``Asked.complete`` checks the values for parts and TrainingArguments.
+``read_recipe`` reads all this once and checks names and the recipe's own fields, before a model is
+read; ``Asked.complete`` checks the values for parts and TrainingArguments.
 """
 
 import os
@@ -89,7 +89,7 @@ def load_recipe(
 def read_recipe(
     source: str | None, overrides: list[str], options: dict[str, Any], *, name_output: bool = False
 ) -> Asked:
-    """What ``load_recipe`` is given, checked as far as that needs neither torch nor PEFT."""
+    """What ``load_recipe`` is given, with its names checked."""
     given = _settings_of(source) if source is not None else {}
     asked = given.pop(REMOTE, False)
     given.update({key: value for key, value in options.items() if value is not None})
