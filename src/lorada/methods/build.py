@@ -109,21 +109,14 @@ def _stack(
 ) -> tuple[LoradaConfig, str]:
     """The config of a method, and where its settings come from."""
     chosen = choose_settings(method, model_config)
-    # Size 0 is also accepted for a part that this model does not have.
-    without = {part: {size: 0} for part, size in method.sizes.items() if part not in chosen.parts}
-    asked = {key: value for key, value in overrides.items() if without.get(key, ...) != value}
-    stated = part_overrides(chosen.parts, asked)
-    settings = settings_for(chosen, stated, model_config)
-    absent = [part for part, size in method.sizes.items() if settings.get(part, {}).get(size) == 0]
-    left = {part: values for part, values in settings.items() if part not in absent}
-    if not left:
-        sizes = ", ".join(f"{part}.{method.sizes[part]}=0" for part in absent)
-        raise ValueError(f"{sizes} leaves {method.name} without a part: give one of them a size")
-    left, replaced = fit_defaults(left, stated, model_config)
+    stated = part_overrides(chosen.parts, overrides)
+    settings, replaced = fit_defaults(
+        settings_for(chosen, stated, model_config), stated, model_config
+    )
     for sentence in replaced:
         logger.warning(sentence)
     kind = None if model_config.model_type in NO_TASK_TYPE else TASK_TYPES[family_of(model_config)]
-    configs = [part_class(part)(**values) for part, values in left.items()]
+    configs = [part_class(part)(**values) for part, values in settings.items()]
     return LoradaConfig(parts=configs, task_type=kind), "; ".join([chosen.source, *replaced])
 
 

@@ -130,7 +130,6 @@ def _sum(name: str, methods: Sequence[Method]) -> Method:
         callbacks=tuple(dict.fromkeys(each for method in methods for each in method.callbacks)),
         prepare=next((method.prepare for method in methods if method.prepare), None),
         arguments=arguments,
-        sizes={part: size for method in methods for part, size in method.sizes.items()},
         formula="; ".join(method.formula for method in methods),
         paper=" ".join(dict.fromkeys(method.paper for method in methods if method.paper)),
         source="; ".join(f"{method.name}: {method.source}" for method in methods),

@@ -93,8 +93,6 @@ class Method:
     # TrainingArguments.
     optimizer: str | None = None
     arguments: Settings = field(default_factory=dict)  # TrainingArguments that the method changes
-    # Part → the setting that leaves the part out when it is 0.
-    sizes: dict[str, str] = field(default_factory=dict)
     formula: str = ""  # what it computes or how it updates, in one line of plain text
     paper: str = ""  # link to the paper of the method
     source: str = ""  # where the settings come from

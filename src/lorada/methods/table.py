@@ -5,8 +5,6 @@ LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` documents the
 ``build.build_method`` makes a method ready for a model.
 """
 
-from typing import Any
-
 from lorada.methods.method import (
     EVERY_FAMILY,
     EVERYTHING,
@@ -17,18 +15,14 @@ from lorada.methods.method import (
     Unpublished,
 )
 
-SIZES = {"bottleneck": "rank", "parallel_ffn": "rank", "prefix": "length"}  # part → its size
 
-
-def parts_of_size(serial: int, parallel: int, prefix: int) -> dict[str, dict[str, Any]]:
-    """The parts' settings, with the published placement and start; size 0 leaves a part out."""
-    settings: dict[str, dict[str, Any]] = {
+def _autopeft(serial: int, parallel: int, prefix: int) -> dict[str, Settings]:
+    return {
         # The equations have no dropout within an adapter.
         "bottleneck": {"placement": "pfeiffer", "rank": serial, "dropout": 0.0},
         "parallel_ffn": {"rank": parallel, "scale": 4.0, "dropout": 0.0},
         "prefix": {"length": prefix, "projection": 800},
     }
-    return {part: values for part, values in settings.items() if values[SIZES[part]]}
 
 
 # Papers that several methods link to.
@@ -199,14 +193,17 @@ METHODS: dict[str, Method] = {
     "autopeft": Method(
         "AutoPEFT: serial and parallel adapters and a prefix, without the search for their layers",
         {
-            **dict.fromkeys(ENCODERS, parts_of_size(12, 12, 6)),
-            "bart": parts_of_size(256, 256, 32),
-            "mbart": parts_of_size(0, 512, 32),  # mBART has no norm after the FFN
+            **dict.fromkeys(ENCODERS, _autopeft(12, 12, 6)),
+            "bart": _autopeft(256, 256, 32),
+            # mBART has no norm after the FFN, which the serial adapter needs.
+            "mbart": {
+                "parallel_ffn": {"rank": 512, "scale": 4.0, "dropout": 0.0},
+                "prefix": {"length": 32, "projection": 800},
+            },
         },
         arguments={
             "learning_rate": 1e-4, "num_train_epochs": 20, "per_device_train_batch_size": 32,
         },
-        sizes=SIZES,
         formula="LN(A_s(LN(y + x)) + y + A_p(x) + x), y = FFN(x); Attn(Q, [P_k; K], [P_v; V])",
         paper="https://arxiv.org/abs/2301.12132",
         source="Tables 5 and 10; the sizes are our choice, as none was published",
@@ -451,7 +448,7 @@ UNPUBLISHED: dict[str, Unpublished] = {
     ),
     "autopeft": Unpublished(
         "our choice of sizes, as for encoders; the serial adapter as Pfeiffer's in a pre-LN layer",
-        {"llama": parts_of_size(12, 12, 6)},
+        {"llama": _autopeft(12, 12, 6)},
     ),
     "ist": Unpublished(
         "the settings of LoRA in Tables 5 and 10",
