@@ -16,7 +16,6 @@ from lorada.methods.method import (
     PartsByModel,
     Settings,
     Unpublished,
-    part_path,
     peft_configs,
 )
 from lorada.methods.table import METHODS, QUERY_VALUE, UNPUBLISHED
@@ -138,27 +137,25 @@ def _sum(name: str, methods: Sequence[Method]) -> Method:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Describe a method and how it runs, with values that JSON can hold.
+    """Describe a method, with values that JSON can hold.
 
     Returns:
         ``summary``, ``formula``, ``paper``, ``source``, ``parts`` (names), ``models`` (the kinds it
         has settings for), ``not_from_the_paper`` (kind of model → source of settings that are not
-        from the paper), ``runs`` (what implements it) and ``settings`` (model → part → settings).
+        from the paper) and ``settings`` (model → part → settings).
     """
     method = method_named(name)
-    settings = _settings(method)
-    ours = dict.fromkeys(method.unpublished.parts, method.unpublished.source)
-    if method.summands:  # for the kinds of model that each of them names
-        each = [_settings(one) for one in method.summands]
-        settings = {
-            kind: {part: values for one in each for part, values in one[kind].items()}
-            for kind in each[0]
-            if all(kind in one for one in each)
-        }
-        for one in method.summands:
-            for kind in one.unpublished.parts.keys() & settings.keys():
-                before = f"{ours[kind]}; " if kind in ours else ""
-                ours[kind] = f"{before}{one.name}: {one.unpublished.source}"
+    methods = method.summands or (method,)
+    each = [_settings(one) for one in methods]
+    settings = {
+        kind: {part: values for one in each for part, values in one[kind].items()}
+        for kind in each[0]
+        if all(kind in one for one in each)
+    }
+    ours = {
+        kind: "; ".join(one.unpublished.source for one in methods if kind in one.unpublished.parts)
+        for kind in settings
+    }
     return {
         "summary": method.summary,
         "formula": method.formula,
@@ -166,8 +163,7 @@ def describe(name: str) -> dict[str, Any]:
         "source": method.source,
         "parts": method.part_names,
         "models": list(settings) or ["any"],
-        "not_from_the_paper": ours,
-        "runs": _runs(method),
+        "not_from_the_paper": {kind: source for kind, source in ours.items() if source},
         "settings": settings,
     }
 
@@ -191,17 +187,3 @@ def _translated(settings: Settings, home: str, kind: str) -> Settings:
         if isinstance(settings.get(key), list)
     }
     return {**settings, **named}
-
-
-def _runs(method: Method) -> list[str]:
-    """What implements a method: configs of parts, callbacks, an optimizer, training arguments."""
-    found = [part_path(part) for part in method.part_names]
-    if method.trainable is not None:
-        which = "all parameters" if method.trainable == "." else method.trains
-        found.append(f"trains {which}")
-    found += [f"callback {callback.partition(':')[2]}" for callback in method.callbacks]
-    if method.prepare is not None:
-        found.append(f"prepared by {method.prepare.partition(':')[2]}")
-    if method.optimizer is not None:
-        found.append(f"optimizer {method.optimizer.partition(':')[2]}")
-    return found + [f"{key}={value}" for key, value in method.arguments.items()]

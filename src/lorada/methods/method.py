@@ -56,11 +56,6 @@ def part_class(part: str) -> Any:
     return load(PARTS[part]) if part in PARTS else peft_configs()[part]
 
 
-def part_path(part: str) -> str:
-    """Where the config class of a part is imported from, such as ``peft.LoraConfig``."""
-    return PARTS[part].replace(":", ".") if part in PARTS else f"peft.{part_class(part).__name__}"
-
-
 @dataclass(frozen=True)
 class Unpublished:
     """Settings of a method for kinds of model for which the paper gives none."""
