@@ -34,17 +34,6 @@ _ROOM: dict[str, Callable[[int, int], int]] = {
 }
 # Tuners of PEFT that say nothing, or too late, about other kinds of linear layers.
 _LINEAR_ONLY = {"osf": "OSF", "shira": "SHiRA"}
-# Settings of PEFT's tuners that do nothing, or not what they promise, unless a program also calls a
-# function of PEFT: setting, value (None for any that is given), function.
-_CALLED = (
-    ("use_asa", True, "AdamssAsaCallback in each step"),
-    ("init_lora_weights", "eva", "initialize_lora_eva_weights"),
-    ("init_lora_weights", "corda", "preprocess_corda"),
-    ("init_lora_weights", "lora_ga", "preprocess_loraga"),
-    ("monteclora_config", None, "_get_monteclora_loss in each step"),
-    ("kasa_config", None, "_get_kasa_loss in each step"),
-    ("arrow_config", None, "create_arrow_model"),
-)
 
 
 def refuse_undefined(method: Method, model_config: Any) -> None:
@@ -156,7 +145,6 @@ def fit_defaults(
             _refuse_conv1d(part, values, model)
         if part == "adalora":
             refuse_no_pruning(values["init_r"], values["target_r"])
-        _refuse_called(part, values)
         for key, bound in FITTED.get(part, {}).items():
             value = values.get(key, getattr(part_class(part), key, None))
             if value is None or key in stated.get(part, ()):
@@ -200,16 +188,6 @@ def _refuse_conv1d(part: str, values: Settings, model: ModelShape) -> None:
                 f"PEFT's {_LINEAR_ONLY[part]} takes nn.Linear only, and {name} of "
                 f"{type(model.module).__name__} is a {type(module).__name__}: use another method, "
                 "such as lora"
-            )
-
-
-def _refuse_called(part: str, values: Settings) -> None:
-    for key, value, function in _CALLED:
-        given = values.get(key)
-        if given is not None and value in (None, given):
-            raise ValueError(
-                f"{part}.{key}={given} needs PEFT's {function}, which lorada does not call: leave "
-                "it out, or train with PEFT alone"
             )
 
 

@@ -20,13 +20,16 @@ TRAINING = "training"
 FIXED_ARGUMENTS = {
     "output_dir", "resume_from_checkpoint", "generation_max_length", "generation_config",
 }  # fmt: skip
-# Fields of part configs that no override may set, in addition to those of every PEFT config.
+# Fields of part configs that no override may set, in addition to those of every PEFT config. Those
+# of the last line work only in a program that also calls functions of PEFT.
 FIXED_FIELDS = {
     "library", "usage", "lorada_version", "runtime_config", "trainable_token_indices",
     "base_model_type",
+    "use_asa", "monteclora_config", "kasa_config", "arrow_config",
 }  # fmt: skip
-# What LoRA's init_lora_weights takes besides the values of its type: so PEFT documents them.
-UNDECLARED = re.compile(r"pissa_niter_\d+|lora_ga")
+# Starts of LoRA that need such calls as well, and one that PEFT documents but does not declare.
+CALLED_STARTS = ("eva", "corda", "lora_ga")
+UNDECLARED = re.compile(r"pissa_niter_\d+")
 
 # What another part calls the same setting: a name that is given → the names to suggest.
 ALSO_CALLED = {
@@ -67,6 +70,11 @@ def checked(section: str, name: str, value: Any) -> Any:
     types = settings_of(section)
     if (section, name) == (TRAINING, "fsdp") and isinstance(value, bool):
         return value  # transformers takes a bool, although it declares a text for its command line
+    if name == "init_lora_weights" and value in CALLED_STARTS:
+        raise ValueError(
+            f"{section}.{name}={value} needs calls of PEFT that lorada does not make: leave it "
+            "out, or train with PEFT alone"
+        )
     if name == "init_lora_weights" and UNDECLARED.fullmatch(str(value)):
         return value
     try:
