@@ -6,12 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY, assert_close
-from datasets import Dataset
 from folders import refused
 from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for, watched
 from method_cases import SMALL
 from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dict
-from transformers import TrainerState
 
 import lorada
 from lorada import LoradaConfig
@@ -129,20 +127,6 @@ def test_a_model_that_ist_cannot_train_is_one_line(tmp_path):
     ia3 = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
     other = get_peft_model(TINY["llama"](num_hidden_layers=LAYERS), ia3)
     refused("ia3.* does not have: use lora", trainer_for(other, tmp_path, ISTCallback()).train)
-
-
-def test_rows_that_are_streamed_are_one_line(tmp_path):
-    trainer = trainer_for(adapted(), tmp_path, ISTCallback(every=2))
-    trainer.train_dataset = Dataset.from_list(trainer.train_dataset).to_iterable_dataset()
-    refused("IterableDataset.* is a stream: load it whole", trainer.train)
-
-
-def test_a_checkpoint_of_another_model_is_one_line(tmp_path):
-    trainer = trainer_for(adapted(), tmp_path, callback := ISTCallback())
-    saved = {"args": {}, "attributes": {"scores": [0.0, 1.0]}}
-    state = TrainerState(global_step=5, stateful_callbacks={"ISTCallback": saved})
-    with pytest.raises(ValueError, match="scores of 2 layers, and adapters are in 4: resume with"):
-        callback.on_train_begin(trainer.args, state, trainer.control, model=trainer.model)
 
 
 def test_a_loss_that_is_no_number_leaves_the_scores_alone():

@@ -72,11 +72,6 @@ class ISTCallback(LayerCallback):
                 f"{count}: choose a method such as lora"
             )
         self.scores = list(self.resumed(state) or [0.0] * count)
-        if len(self.scores) != count:
-            raise ValueError(
-                f"the checkpoint has scores of {len(self.scores)} layers, and adapters are in "
-                f"{count}: resume with the method of that run"
-            )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Update the scores when it is time, then draw the layers of this step."""

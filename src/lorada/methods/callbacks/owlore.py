@@ -34,8 +34,6 @@ from lorada.tuners.base.part_config import Count, Number, check_values
 
 logger = logging.getLogger(__name__)
 
-LAYERS = 5  # how many train at a time by default
-
 
 @dataclass(eq=False)
 class OwLoreCallback(LayerCallback):
@@ -46,8 +44,7 @@ class OwLoreCallback(LayerCallback):
     """
 
     kept: ClassVar[str] = "weights"  # those of the model before training
-    # γ, how many layers train at a time; None for 5, or all where there are fewer.
-    layers: Count | None = None
+    layers: Count = 5  # γ, how many train at a time; all where there are fewer
     every: Count = 50  # K, steps from one draw to the next
     # Sampling weight of each layer; None for the outlier ratios of the model, measured on rows of
     # the training set before the first step.
@@ -63,18 +60,11 @@ class OwLoreCallback(LayerCallback):
         model: nn.Module = kwargs["model"]
         layers = self.trained_layers(model, args)
         count = len(layers)
-        if self.layers is None:
-            self.layers = min(LAYERS, count)
-            if count < LAYERS:
-                logger.warning(
-                    "OwLore trains %d layers at a time and %s has %d: taking all",
-                    LAYERS, type(model).__name__, count,
-                )  # fmt: skip
-        if self.layers > count:
-            raise ValueError(
-                f"layers={self.layers} of OwLore is more than the {count} layers of "
-                f"{type(model).__name__} that train"
-            )
+        if count < self.layers:
+            logger.warning(
+                "OwLore trains %d layers at a time and %s has %d: taking all",
+                self.layers, type(model).__name__, count,
+            )  # fmt: skip
         self.weights = self.resumed(state) or self.weights
         if self.weights is None:
             self.weights = self._measured(model, layers, args, kwargs["train_dataloader"])
@@ -98,21 +88,16 @@ class OwLoreCallback(LayerCallback):
         batches = (collate(loader, part, args.device) for part in parts)
         measured = outlier_ratios(model, layers, batches, self.threshold)
         ratios: list[float] = same_everywhere(torch.tensor(measured, device=args.device)).tolist()
-        if not any(ratios):
-            logger.warning(
-                "no weight is %g times the mean of its layer: OwLore draws all layers alike",
-                self.threshold,
-            )
         return ratios
 
     def _activate(self, seed: int, step: int, optimizer: Any) -> None:
         """Train only the layers drawn for the period of K steps that contains ``step``."""
         assert self.weights is not None
-        assert self.layers is not None
         weights = torch.tensor(self.weights, dtype=torch.float64)
         # Layers without outliers may be drawn too, but only after all layers that have some.
         weights = weights.clamp_min(max(float(weights.max()), 1.0) * 1e-9)
-        active = draw(weights, self.layers, generator_at(seed, step // self.every))
+        count = min(self.layers, len(weights))
+        active = draw(weights, count, generator_at(seed, step // self.every))
         self.train_only(active)
         for index, parameters in enumerate(self._parameters):
             for parameter in parameters if index not in active else ():
