@@ -127,31 +127,6 @@ def test_the_formulas_of_the_gradients_are_those_of_autograd(case):
         assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("ablation", ["softmax", "full_rank"])
-@EXAMPLES
-@given(case=cases())
-def test_ablations_through_apply_map_equal_the_papers_form(ablation, case):
-    attention, w_a, w_b, value = drawn(case)
-    if ablation == "full_rank":
-        w = (w_a @ w_b).repeat(case.heads // case.map_heads, 1, 1)
-        map_ = full_rank_map(w, 7.0, position=case.position)
-    else:
-        map_ = low_rank_map(w_a, w_b, 7.0, position=case.position)
-    fused = add_map_reference(
-        attention, map_, align=case.align, causal=case.causal,
-        ablation=None if ablation == "full_rank" else ablation,
-    )  # fmt: skip
-    size = min(case.length, case.tokens)
-    part = slice(0, size) if case.align == "start" else slice(-size, None)
-    if ablation == "full_rank":
-        piece = mask_map(map_[:, part, part], case.causal, None)
-    else:
-        piece = softmax_map(map_[:, part, part], case.causal)
-    output = attention @ expanded(value, case.heads)
-    output[:, :, part] += apply_map(piece, value[:, :, part], case.heads)
-    assert_close(output, fused @ expanded(value, case.heads))
-
-
 @EXAMPLES
 @given(case=cases())
 def test_no_negative_on_probabilities_equals_adding_the_map_to_the_scores(case):

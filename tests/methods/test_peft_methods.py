@@ -7,11 +7,11 @@ import torch
 from architectures import ARCHITECTURES
 from conftest import TINY
 from folders import refused
-from peft import EvaConfig, LoraConfig, PeftModel, PeftType, get_peft_model
+from peft import PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from stacks import starts_as_base
 
-from lorada import LoradaConfig, build_method
+from lorada import build_method
 from lorada.methods.lookup import method_named, peft_names
 from lorada.training.parameter_counts import count_parameters
 
@@ -191,9 +191,3 @@ def test_a_setting_of_several_types_is_refused_with_all_that_it_takes():
     for value in ("pissa_niter_", "pisa"):
         said = f"lora.init_lora_weights='{value}': .* boolean.* or input should be 'gaussian'.*mica"
         refused(said, lambda: build_method("lora", config, init_lora_weights=value))  # noqa: B023
-
-
-def test_a_model_without_a_recipe_may_take_a_setting_that_its_program_makes_the_calls_for():
-    parts = [LoraConfig(init_lora_weights="eva", target_modules=["q_proj"], eva_config=EvaConfig())]
-    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts))
-    assert any("lora_A" in name for name, _ in model.named_parameters())
