@@ -35,13 +35,6 @@ CASES = [(name, ablation) for name in HOSTS for ablation in ABLATIONS]
 CASES.remove(("mistral", "softmax"))
 
 
-def kinds(*names: str) -> pytest.MarkDecorator:
-    """The cases of these models."""
-    chosen = [case for case in CASES if case[0] in names]
-    ids = [f"{name}-{ablation or 'whole'}" for name, ablation in chosen]
-    return pytest.mark.parametrize(("name", "ablation"), chosen, ids=ids)
-
-
 ALIGNS = pytest.mark.parametrize("align", ["start", "end"])
 
 
@@ -110,12 +103,6 @@ class Inputs:
             setattr(alone, part, getattr(self, part)[index : index + 1, :, keep])
         return alone
 
-    def double(self) -> "Inputs":
-        """The same in fp64."""
-        for part in ("query", "key", "value"):
-            setattr(self, part, getattr(self, part).double())
-        return self
-
     def probabilities(self) -> Tensor:
         key = self.key.repeat_interleave(4 // self.groups, 1)
         scores = self.query @ key.mT / math.sqrt(8)
@@ -143,7 +130,9 @@ def implementations(inputs: Inputs) -> list[str]:
     return ["sdpa", "eager", "sdpa-unmasked"] if unmasked else ["sdpa", "eager"]
 
 
-@kinds("llama", "mistral", "bert")
+@pytest.mark.parametrize(
+    ("name", "ablation"), CASES, ids=[f"{name}-{ablation or 'whole'}" for name, ablation in CASES]
+)
 @ALIGNS
 @pytest.mark.parametrize(
     ("tokens", "queries"), [(3, None), (LENGTH, None), (9, None), (9, 1)], ids=str
@@ -194,26 +183,6 @@ def test_paged_cache_that_keeps_its_values_to_itself_is_an_error():
         Inputs(host("llama"), 9).call("sdpa", block_table=torch.zeros(1))
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_module_without_an_active_map_passes_through_bit_identically(implementation):
-    inputs = Inputs(fresh_host("llama"), 9)
-    function = ALL_ATTENTION_FUNCTIONS[implementation]
-    with_map = inputs.call(implementation)
-    inputs.module.lmam.enable_adapters(False)
-    disabled = inputs.call(implementation)
-    del inputs.module.lmam
-    without = inputs.call(implementation)
-    mask = inputs.visible
-    if implementation == "eager":
-        mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
-    original, _ = function.__wrapped__(
-        inputs.module, inputs.query, inputs.key, inputs.value, mask, scaling=8**-0.5, dropout=0.0
-    )
-    assert torch.equal(disabled, original.transpose(1, 2))
-    assert torch.equal(without, original.transpose(1, 2))
-    assert not torch.allclose(with_map, without, atol=0.1)
-
-
 @pytest.mark.parametrize("ablation", [None, "softmax"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_dropout_never_touches_the_term(implementation, ablation):
@@ -228,21 +197,6 @@ def test_dropout_never_touches_the_term(implementation, ablation):
     assert torch.equal(term, same_term)
     assert_close(calm.transpose(1, 2) - attended, term)
     assert_close(dropped.transpose(1, 2) - dropped_attended, term)
-
-
-@pytest.mark.fp64(False)
-@pytest.mark.parametrize("implementation", ["sdpa", "sdpa-unmasked"])
-@pytest.mark.parametrize("ablation", [None, "softmax"])
-def test_autocast_leaves_the_map_in_full_precision(implementation, ablation):
-    inputs = Inputs(fresh_host("llama", ablation=ablation), 9)
-    terms = []
-    with observe(lambda seen: terms.append(seen.term)):
-        inputs.call(implementation)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            inputs.call(implementation)
-    plain, autocast = terms
-    assert autocast.dtype == torch.float32
-    assert torch.equal(plain, autocast)
 
 
 @pytest.fixture
@@ -300,32 +254,3 @@ def test_eager_is_the_function_that_the_module_names_itself():
 
     interface.install()
     assert torch.equal(Simple()(torch.zeros(2)), torch.ones(2))
-
-
-@pytest.mark.fp64(False)
-@kinds("llama", "mistral", "bert")
-def test_values_of_fp64_get_the_papers_form_in_fp64_with_factors_of_fp32(name, ablation):
-    module = fresh_host(name, ablation=ablation)
-    assert {weight.dtype for weight in module.lmam.parameters()} == {torch.float32}
-    causal = name != "bert"
-    cached = [(size, queries) for size in (3, 5, 8) for queries in (1, 2) if causal]
-    for tokens, queries in [(3, None), (9, None), *cached]:
-        inputs = Inputs(module, tokens, 2, queries).double()
-        assert_close(inputs.call("sdpa"), inputs.reference())
-    padded = Inputs(module, 9, batch=3).double()
-    padded.pads[1, :4] = padded.pads[2, 7:] = True
-    output = padded.call("sdpa")
-    for index in range(3):
-        found = output[index : index + 1, :, ~padded.pads[index]]
-        assert_close(found, padded.sample(index).reference())
-
-
-@pytest.mark.fp64(False)
-@kinds("llama", "bert")
-def test_a_finished_map_of_fp32_is_not_used_for_values_of_fp64(name, ablation):
-    module = fresh_host(name, ablation=ablation)
-    module.lmam.eval().bake()
-    inputs = Inputs(module, 9, batch=2).double()
-    found = inputs.call("sdpa")
-    module.lmam.train()
-    assert_close(found, inputs.reference())

@@ -59,8 +59,9 @@ def test_the_optimizer_forgets_the_layers_that_are_frozen(method, tmp_path):
     assert known == watch.gradients[-1]
 
 
-@EVERY
-@pytest.mark.parametrize("saved_at", [4, 6], ids=["within_a_period", "between_two"])
+@pytest.mark.parametrize(
+    ("method", "saved_at"), [("owlore", 4), ("owlore_full", 6)], ids=["within_a_period", "between"]
+)
 def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(method, saved_at, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": saved_at, "steps": 11}
     whole, part = (OwLoreCallback(layers=2, every=3, threshold=2.0) for _ in range(2))

@@ -121,13 +121,6 @@ def test_a_config_says_whether_it_can_be_merged(name):
     torch.testing.assert_close(logits(adapted.merge_and_unload()), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_settings_are_pefts_defaults_on_query_and_value_and_say_so():
-    plan = build_method("hira", TINY["llama"]().config)
-    (part,) = plan.config.parts
-    assert (part.r, part.target_modules) == (32, {"q_proj", "v_proj"})
-    assert plan.settings_from == "not from the paper: PEFT's defaults, on query and value"
-
-
 def test_ia3_scales_keys_values_and_the_input_of_the_second_matrix_of_the_ffn():
     (part,) = build_method("ia3", TINY["llama"]().config).config.parts
     assert part.target_modules == {"k_proj", "v_proj", "down_proj"}

@@ -1,15 +1,12 @@
 """SHiRA-SNIP: its entries against gradients taken by hand, alone, in a stack and in a run."""
 
-import sys
 import warnings
 
 import pytest
 import torch
 from conftest import TINY, assert_close
 from folders import llama_folder, refused, rows_file
-from paths import TESTS
 from peft import PeftModel, ShiraConfig, get_peft_model
-from programs import printed
 from stacks import LAYERS, batch, lmam, logits, lora
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
@@ -75,27 +72,6 @@ def adapted(config=None, data=None) -> PeftModel:
     model(**data[0]).loss.backward()
     optimizer.step()
     return model.eval()
-
-
-def test_a_saved_adapter_loads_in_a_process_that_has_never_seen_the_mask(tmp_path):
-    model, inputs = adapted(), batch("llama")
-    model.save_pretrained(tmp_path / "adapter")
-    TINY["llama"]().save_pretrained(tmp_path / "base")
-    torch.save(inputs, tmp_path / "inputs.pt")
-    code = (
-        "import sys, torch; from peft import PeftModel; from transformers import LlamaForCausalLM\n"
-        "sys.path.insert(0, sys.argv[2]); from double import in_double\n"
-        "with torch.no_grad(), in_double():\n"
-        "    base = LlamaForCausalLM.from_pretrained(sys.argv[1] + '/base')\n"
-        "    model = PeftModel.from_pretrained(base, sys.argv[1] + '/adapter').eval()\n"
-        "    found = model(**torch.load(sys.argv[1] + '/inputs.pt')).logits\n"
-        "torch.save(found, sys.argv[1] + '/found.pt')\n"
-        "print('lorada' in sys.modules)"
-    )
-    assert printed(sys.executable, "-c", code, tmp_path, TESTS).split() == ["False"]
-    assert_close(torch.load(tmp_path / "found.pt"), logits(model, inputs))
-    with model.disable_adapter():
-        assert_close(logits(model, inputs), logits(TINY["llama"](), inputs))
 
 
 def test_a_run_prepares_it_on_padded_shuffled_batches_and_trains_it(tmp_path, monkeypatch):
