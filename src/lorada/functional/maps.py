@@ -111,14 +111,8 @@ def softmax_map(
 ) -> Tensor:
     """The map of the ¬S ablation: a softmax over the keys that a row sees (reading 17).
 
-    Args:
-        map_: the map before any mask, cut to a sequence.
-        causal: see ``visible_pairs``.
-        window: see ``visible_pairs``.
-        keys: (B, N) booleans, the map columns that hold a token; None for all of them.
-
-    Returns:
-        (S, N, N), or (B, S, N, N) where ``keys`` is given.
+    ``map_`` is the map before any mask, cut to a sequence; ``keys`` (B, N) are booleans, the map
+    columns that hold a token, None for all. With ``keys`` each sample has a map, (B, S, N, N).
     """
     keep = _all_pairs(map_, causal, window)
     # Which columns hold a token differs by sample, so from here on each sample has its own map.
