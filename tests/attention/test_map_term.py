@@ -13,7 +13,6 @@ from lorada.attention import map_term as adding
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import CallShape
 from lorada.attention.covered_tokens import find_covered_tokens
-from lorada.attention.dense_map import expand_map
 from lorada.attention.map_term import Term
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 from lorada.functional import causal as causal_product
@@ -164,16 +163,6 @@ def test_the_sum_is_rounded_once(name):
         assert ((found - exact).abs() <= allowed).all()
     found.sum().backward()
     assert value.grad.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("name", ["padded", "padded, long", "padded, a token", "packed"])
-def test_the_softmax_of_a_map_is_added_where_its_tokens_are(name):
-    positions, shape, value, output = call(name)
-    held = attention_map("softmax")
-    full = expand_map(held, positions, shape)
-    wide = value.repeat_interleave(HEADS // GROUPS, 1)
-    expected = output + (full @ wide).transpose(1, 2)
-    assert_close(add_term(output, held, positions, shape, value), expected)
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
