@@ -61,7 +61,7 @@ def refusal(name: str, model: str) -> str | None:
     method = method_named(name)
     if method.trains == "biases" and model in NO_BIASES:
         return rf"{name} trains biases, and \w+ has none"
-    if SHIFTED_ATTENTION in method.callbacks and model in OWN_ATTENTION:
+    if SHIFTED_ATTENTION in method.callbacks and model in ("falcon", "falcon_alibi", "bloom"):
         return rf"{name} needs attention that takes a mask for each head, and \w+ computes its own"
     if "prefix" in method.part_names and model in OWN_ATTENTION:
         return r"a prefix needs attention that dispatches .*; \w+ computes it itself"
