@@ -102,6 +102,17 @@ def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) ->
             raise unknown_name("module in modules_to_save", str(name), own - {""})
 
 
+def refuse_offloaded(model: nn.Module) -> None:
+    """Refuse a model whose weights accelerate offloads: an adapter's would never get values."""
+    for name, module in model.named_modules():
+        away = any(parameter.is_meta for parameter in module.parameters(recurse=False))
+        if away and hasattr(module, "_hf_hook"):
+            raise ValueError(
+                f"{name} is offloaded to the CPU or to disk, where adapters of lorada do not work: "
+                "load the base into memory whole, quantised if it does not fit"
+            )
+
+
 def check_fits(
     model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
 ) -> None:
@@ -156,6 +167,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         """Place an adapter on all of its targets; after an error the model is as before."""
         config = self.peft_config[adapter_name]
         refuse_absent(model, [config], task=None)
+        refuse_offloaded(model)
         kw.pop("state_dict", None)  # PEFT would choose the targets by it; only the config may
         try:
             with all_or_nothing(model):

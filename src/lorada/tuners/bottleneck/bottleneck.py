@@ -29,7 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lorada.attention.hooks import FollowingHook
 from lorada.functional.precision import recomputed
-from lorada.tuners.base.layer import AttachedLayer, Entries
+from lorada.tuners.base.layer import AttachedLayer
 from lorada.tuners.base.linears import linear_of
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, Rate, register
 from lorada.tuners.base.tuner import AttachedModel
@@ -242,12 +242,12 @@ class BottleneckLayer(AttachedLayer):
         "lora_norm_bias",
     )
     other_param_names = ("configs", "dropouts")
-    lora_down: Entries
-    lora_down_bias: Entries
-    lora_up: Entries
-    lora_up_bias: Entries
-    lora_norm_weight: Entries
-    lora_norm_bias: Entries
+    lora_down: nn.ParameterDict
+    lora_down_bias: nn.ParameterDict
+    lora_up: nn.ParameterDict
+    lora_up_bias: nn.ParameterDict
+    lora_norm_weight: nn.ParameterDict
+    lora_norm_bias: nn.ParameterDict
     configs: dict[str, BottleneckConfig]
 
     def __init__(self, insertion: Insertion) -> None:
@@ -305,11 +305,11 @@ class BottleneckLayer(AttachedLayer):
     def adapt(self, name: str, x: Tensor) -> Tensor:
         """A(x) of one adapter, (…, d) → (…, d), in the dtype of its weights."""
         config = self.configs[name]
-        down, up = self.lora_down(name), self.lora_up(name)
-        down_bias = self.lora_down_bias(name) if config.use_bias else None
-        up_bias = self.lora_up_bias(name) if config.use_bias else None
+        down, up = self.lora_down[name], self.lora_up[name]
+        down_bias = self.lora_down_bias[name] if config.use_bias else None
+        up_bias = self.lora_up_bias[name] if config.use_bias else None
         has_norm = name in self.lora_norm_weight
-        norm = (self.lora_norm_weight(name), self.lora_norm_bias(name)) if has_norm else None
+        norm = (self.lora_norm_weight[name], self.lora_norm_bias[name]) if has_norm else None
 
         def narrowed(x: Tensor) -> Tensor:
             hidden = x.to(down.dtype)

@@ -15,7 +15,6 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
-from lorada.tuners.base.layer import execution_device
 from lorada.tuners.base.part_config import STACK, refuse_regex, register
 from lorada.tuners.base.tuner import (
     AttachedModel,
@@ -25,6 +24,7 @@ from lorada.tuners.base.tuner import (
     refuse_absent,
     refuse_doubled,
     refuse_known,
+    refuse_offloaded,
 )
 from lorada.tuners.lmam import bake
 from lorada.tuners.stack import as_stack, merging, rescaling
@@ -93,8 +93,7 @@ class LoradaModel(LoradaTuner):
         """Place every part of an adapter; earlier adapters stay trainable or frozen as before."""
         config = self.peft_config[adapter_name]
         refuse_absent(model, [config, *config.parts], config.task_type)
-        for part in filter(wraps, config.parts):
-            refuse_offloaded(model, type(part).__name__.removesuffix("Config"))
+        refuse_offloaded(model)
         stacked = any(isinstance(module, BaseTunerLayer) for module in model.modules())
         before = [(p, p.requires_grad) for p in model.parameters()] if stacked else []
         self.__dict__["_tuners"][adapter_name] = []
@@ -411,22 +410,6 @@ def refuse_second(model: nn.Module, tuner_cls: type[BaseTuner], placed: list[Bas
         raise ValueError(
             "the model has had an adapter with such a part: load this one onto a model of its own"
         )
-
-
-def refuse_offloaded(model: nn.Module, kind: str) -> None:
-    """Refuse to wrap weights that accelerate offloads: the adapter's would never get values.
-
-    A model with a ``hf_device_map`` is fine: PEFT offloads it again together with the adapter.
-    """
-    if getattr(model, "hf_device_map", None) is not None:
-        return
-    for name, module in model.named_modules():
-        away = any(parameter.is_meta for parameter in module.parameters(recurse=False))
-        if away and execution_device(module) is not None:
-            raise ValueError(
-                f"{name} is offloaded, where PEFT leaves {kind} weights without values: "
-                "add or load the adapter first, then offload"
-            )
 
 
 def refuse_without_peft_model(parts: list[PeftConfig]) -> None:
