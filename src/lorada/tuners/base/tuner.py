@@ -16,12 +16,13 @@ from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
 from lorada.support.errors import MOST, unknown_name
-from lorada.tuners.base.layer import AttachedLayer, LoradaTunerLayer, detach_all
+from lorada.tuners.base.layer import AttachedLayer, detach_all
 from lorada.tuners.base.linears import linear_names, one_line_errors, within_layer, wrappers
 from lorada.tuners.base.merged_weights import (
     give_own_weights,
     merge_all,
-    ties_settled,
+    refuse_ties,
+    say_untied,
     unmerge_chain,
 )
 from lorada.tuners.base.part_config import PREFIX, STACK, LoradaPeftConfig
@@ -202,12 +203,6 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         else:  # unloading puts back a whole module, and PEFT would look for one weight in it
             setattr(parent, child_name, new_module)
 
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for layer in self.model.modules():
-            if not autocast_adapter_dtype and isinstance(layer, LoradaTunerLayer):
-                layer.cast_to_base(adapter_name)
-
     def refuse_merge(self, names: list[str]) -> None:
         """Refuse to merge adapters, active or not; PEFT's own check knows only the active ones."""
         for name in names:
@@ -240,7 +235,8 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         names = kwargs.get("adapter_names")
         if merge:
             self.refuse_merge(names or self.active_adapters)
-        with ties_settled(self.model), one_line_errors():
+        refuse_ties(self.model)
+        with one_line_errors():
             if merge:
                 names = names or self.active_adapters
                 give_own_weights(self.model, names)
@@ -251,6 +247,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
                     self._replace_module(parent, child, chain[-1].get_base_layer(), chain[0])
             detach_all(self.model)
             model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
+        say_untied(model)
         return model
 
     @contextmanager
