@@ -195,9 +195,6 @@ class BottleneckConfig(LoradaPeftConfig):
             that it does not. Default ``lora`` for ``ffn``, else ``bert``.
         dropout: rate of the dropout behind φ; None for the rate of the model's own dropout.
             Default 0 on linear layers, else None.
-        adapter_input: what A reads with placement ``ffn``. ``residual`` is the residual stream in
-            front of a pre-LN layer's norm, as in the mBART code of He et al.; ``normed`` is what
-            the FFN reads.
         target_modules: names or a regex of the modules that get an adapter: FFNs, attentions or
             linear layers, depending on the placement. None for all FFNs or attentions, or for
             LLaMA's ``down_proj`` (series), ``up_proj`` and ``down_proj`` (parallel).
@@ -214,7 +211,6 @@ class BottleneckConfig(LoradaPeftConfig):
     layer_norm: bool = _by_placement()
     init: Literal["lora", "bert"] = _by_placement()
     dropout: Rate | None = _by_placement()  # noqa: RUF009
-    adapter_input: Literal["residual", "normed"] = field(default="residual")
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
 
@@ -223,11 +219,6 @@ class BottleneckConfig(LoradaPeftConfig):
             if name != "linears" and getattr(self, name) is None:
                 setattr(self, name, value)
         super().__post_init__()
-        if self.adapter_input != "residual" and self.placement != "ffn":
-            raise ValueError(
-                f"adapter_input={self.adapter_input!r} is about placement 'ffn', "
-                f"not {self.placement!r}: leave it out"
-            )
 
 
 class BottleneckLayer(AttachedLayer):
@@ -280,17 +271,17 @@ class BottleneckLayer(AttachedLayer):
         saved, self._saved = self._saved, {}
         result = here
         for name in self.active_here():
-            term = self.scaled(name, self.adapt(name, self._input(name, saved, here)))
+            term = self.scaled(name, self.adapt(name, self._input(saved, here)))
             # OPT's FFN has the tokens of all samples in one axis.
             result = result + term.view_as(here).to(here.dtype)
         return result
 
-    def _input(self, name: str, saved: dict[str, Tensor], here: Tensor) -> Tensor:
+    def _input(self, saved: dict[str, Tensor], here: Tensor) -> Tensor:
         """The tensor that feeds A: see ``Insertion.input``."""
-        config, insertion = self.configs[name], self._insertion
+        insertion = self._insertion
         match insertion.input:
             case "saved":
-                return saved[config.adapter_input if config.placement == "ffn" else "x"]
+                return saved["x"]
             case "here":
                 return here
             case "here - x":
