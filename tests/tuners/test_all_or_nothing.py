@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
 from conftest import TINY, VOCAB
 from folders import refused
 from peft import (
@@ -45,7 +44,7 @@ VERA = {"r": 2, "target_modules": ["o_proj"]}
 
 
 def running() -> PeftModel:
-    parts = [lmam(), lora("llama", QUERY), ia3("llama", QUERY), VeraConfig(**VERA), bottleneck()]
+    parts = [VeraConfig(**VERA), lmam(), lora("llama", QUERY), ia3("llama", QUERY), bottleneck()]
     model = moved(TINY["llama"](), LoradaConfig(parts=parts, **HEAD), "there")
     model.add_adapter("second", LoradaConfig(parts=[lora("llama")], **HEAD))
     return model.eval()
@@ -108,8 +107,8 @@ REFUSALS = {
     "two of a kind": (stack(OTHER, lmam(), lmam()), "both target"),
     "another order": (stack(ia3("llama", QUERY), lora("llama", QUERY)), "in another order"),
     "blind": (stack(OTHER, HRAConfig(r=2, target_modules=["q_proj"])), "ignore the other parts"),
-    "a copied layer": (stack(LNTuningConfig(target_modules=["q_proj"])), "ignore the other parts"),
-    "shared state": (stack(OTHER, VeraConfig(**VERA)), "has had an adapter with such a part"),
+    "norms": (stack(LNTuningConfig(target_modules=["input_layernorm"])), "LN tuning cannot stand"),
+    "shared state": (stack(OTHER, VeraConfig(**VERA)), "it keeps weights outside the layers"),
     "a module that is no module": (stack(OTHER, modules_to_save=["haed"]), "modules_to_save"),
     "a part in a whole module": (stack(lmam(), WHOLE), "leave the module out"),
     "a list of modules": (stack(EMBEDDING, modules_to_save=["layers"]), "cannot be applied to"),
@@ -193,15 +192,6 @@ MISFITS = {
         lambda: [LoraConfig(r=2)],
         "LoraConfig, part 1 of 1 .*specify `target_modules`.*this model has first, second",
     ),
-    **{
-        f"{second.__name__} after {first.__name__} on {name}": (
-            ARCHITECTURES[name],
-            lambda one=first, two=second: [one(), two(layers_to_transform=[7])],
-            r"part 2 of 2 .*layers_to_transform",
-        )
-        for name in ("bart", "bloom", "deberta_v2", "opt", "t5")
-        for first, second in ((lmam, bottleneck), (bottleneck, lmam))
-    },
 }
 
 

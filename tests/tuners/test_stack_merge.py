@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import TINY, assert_close
-from folders import llama_folder, refused, rows_file
+from folders import refused
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import (
@@ -188,8 +188,6 @@ def test_two_parts_of_one_kind_on_different_modules_are_one_adapter(tmp_path):
 # Setting of LoRA -> what the error says of it.
 SETTINGS = {
     "lora_bias": (True, "lora_bias=True cannot be merged into model.layers.0.self_attn.q_proj"),
-    "alora_invocation_tokens": ([7], r"alora_invocation_tokens=\[7\] changes only what follows"),
-    "layer_replication": ([[0, 2], [1, 2]], "layer_replication makes layers that share"),
 }
 
 
@@ -222,16 +220,3 @@ def test_a_bias_is_merged_where_the_base_has_one():
         merged.bert.encoder.layer[0].attention.self.query.bias,
         TINY["bert"]().bert.encoder.layer[0].attention.self.query.bias,
     )
-
-
-@pytest.mark.parametrize("name", ["alora_invocation_tokens", "layer_replication"])
-def test_exporting_it_is_refused_before_anything_is_written(name, tmp_path, works, mistake):
-    value, message = SETTINGS[name]
-    llama_folder(tmp_path / "llama")
-    rows_file(tmp_path / "rows.jsonl")
-    fixed = ("train", "--method", "lora", "--model", tmp_path / "llama", "--data",
-             tmp_path / "rows.jsonl", "--output", tmp_path / "run")  # fmt: skip
-    small = ("max_steps=1", "max_length=16", "training.report_to=[]")
-    works(*fixed, *small, f"lora.{name}={value}")
-    assert message.replace("\\", "") in mistake("export", tmp_path / "run", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
