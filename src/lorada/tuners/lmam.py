@@ -125,11 +125,6 @@ class LmamLayer(AttachedLayer):
         if hooks := hooks_for(host):
             self._handles.append(hooks(host, self))
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # In a new process, which unpickles a model, the attention functions are not wrapped yet.
-        super().__setstate__(state)
-        interface.install()
-
     def update_layer(self, adapter_name: str, config: LmamConfig, model: nn.Module) -> None:
         """Create the factors of an adapter."""
         total = head_count(self.host)
@@ -220,7 +215,7 @@ class LmamLayer(AttachedLayer):
         inverse_scale = config.inverse_scale / self.scaling.get(name, 1.0)
         names = ("lora_w",) if name in self.lora_w else ("lora_w_a", "lora_w_b")
         factors = tuple(getattr(self, each)[name] for each in names)
-        pe = self._pe[name] if name in self._pe else None
+        pe = None if config.ablation == "no_position" else self._pe[name]
         return AttentionMap(factors, inverse_scale, config.align, config.ablation, pe=pe)
 
     def bake(self) -> None:

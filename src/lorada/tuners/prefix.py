@@ -121,11 +121,6 @@ class PrefixLayer(PrefixPart):
         interface.install()
         self._handles.append(host.register_forward_pre_hook(interface.check_installed))
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # In a new process, which unpickles a model, the attention functions are not wrapped yet.
-        super().__setstate__(state)
-        interface.install()
-
     def update_layer(self, adapter_name: str, config: PrefixConfig, model: nn.Module) -> None:
         """Create the parameters of an adapter for the key/value heads of the host."""
         self.configs[adapter_name] = config
