@@ -17,7 +17,6 @@ from peft import (
     PeftModel,
     PrefixTuningConfig,
     VeraConfig,
-    get_peft_model,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -152,56 +151,6 @@ def test_a_refused_adapter_leaves_the_running_one_as_it_was(case, tmp_path):
     assert state(model) == before
     assert torch.equal(logits(model, inputs), expected)
     model.add_adapter("new", LoradaConfig(parts=[lora("llama")], **HEAD))  # the name is free
-
-
-class Odd(nn.Module):
-    """A model without attention and without an FFN."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.second(self.first(input_ids.float()))
-
-
-MISFITS = {
-    "lora after a map": (
-        TINY["llama"],
-        lambda: [lmam(), LoraConfig(r=2, target_modules=["nope"])],
-        r"LoraConfig, part 2 of 2 of the stack: target_modules=\['nope'\] matched .*"
-        "this model has self_attn.q_proj, .*mlp.down_proj, lm_head",
-    ),
-    "map after lora and ia3": (
-        TINY["bert"],
-        lambda: [lora("bert", QUERY), ia3("bert", QUERY), lmam(heads=3)],
-        "LmamConfig, part 3 of 3 .*heads=3 does not divide the 4 attention heads",
-    ),
-    "map that matches other modules too": (
-        TINY["llama"],
-        lambda: [lora("llama"), lmam(target_modules=r".*\.(self_attn|mlp)")],
-        "LmamConfig, part 2 of 2 .*mlp, which is not a self-attention .*this model has self_attn",
-    ),
-    "map without attention": (
-        Odd,
-        lambda: [LoraConfig(r=2, target_modules=["first"]), lmam()],
-        "LmamConfig, part 2 of 2 .*no self-attention module of Odd dispatches",
-    ),
-    "lora without a default": (
-        Odd,
-        lambda: [LoraConfig(r=2)],
-        "LoraConfig, part 1 of 1 .*specify `target_modules`.*this model has first, second",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", MISFITS)
-def test_a_stack_with_a_part_that_does_not_fit_leaves_no_half_of_it(case):
-    build, parts, message = MISFITS[case]
-    base = build()
-    before = state(base)
-    refused(message, lambda: get_peft_model(base, LoradaConfig(parts=parts())))
-    assert state(base) == before
 
 
 def whole(name):

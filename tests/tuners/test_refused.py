@@ -15,6 +15,7 @@ from peft import (
     get_peft_model,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import DebertaV2Config
 
 from lorada import (
@@ -281,6 +282,24 @@ def test_tokens_that_train_are_a_part_of_their_own():
 )  # fmt: skip
 def test_layers_and_names_that_would_be_read_otherwise_are_refused(config, said):
     one_line(said, lambda: get_peft_model(TINY["llama"](), config()))
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (
+            KINDS["lmam"](),
+            "LmamConfig, part 1 of 1 .*no self-attention module of Sequential dispat",
+        ),
+        (
+            LoraConfig(r=2),
+            "LoraConfig, part 1 of 1 .*specify `target_modules`.*this model has 0, 1",
+        ),
+    ],
+)
+def test_a_model_of_an_unknown_kind_has_no_defaults(part, said):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    one_line(said, lambda: get_peft_model(model, LoradaConfig(parts=[part])))
 
 
 def test_cross_attention_has_no_map():

@@ -143,14 +143,6 @@ def test_new_adapter_leaves_what_trains_as_it_was():
     assert {n: p.requires_grad for n, p in model.named_parameters() if "default" in n} == before
 
 
-def test_adapter_that_nests_its_parts_the_other_way_round_is_refused():
-    inside_out = LoradaConfig(parts=[ia3("llama", QUERY), lora("llama", QUERY)])
-    model = get_peft_model(TINY["llama"](), config_of("lora_ia3", "llama"))
-
-    with pytest.raises(ValueError, match=r"'other' applies its parts to .*q_proj in another order"):
-        model.add_adapter("other", inside_out)
-
-
 @pytest.mark.fp64(False)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision_base_keeps_fp32_adapters_that_train(dtype):

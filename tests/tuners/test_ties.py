@@ -11,7 +11,7 @@ from peft import IA3Config, LoraConfig, PeftModel, TrainableTokensConfig
 from safetensors import safe_open
 from stacks import lmam, logits, moved
 
-from lorada import LmamConfig, LoradaConfig, QuantaConfig, SoraConfig
+from lorada import LoradaConfig, QuantaConfig, SoraConfig
 
 pytestmark = pytest.mark.fp64
 
@@ -109,15 +109,6 @@ def test_what_no_part_touched_stays_tied():
     model = adapted(tied_llama(), [on("q_proj"), lmam()]).merge_weights().unload()
     assert model.config.tie_word_embeddings
     assert model.lm_head.weight is model.model.embed_tokens.weight
-
-
-def test_a_refused_merge_leaves_the_weights_tied():
-    model = adapted(tied_llama(), [on("lm_head"), LmamConfig(length=6, rank=2)])
-    with pytest.raises(ValueError, match="LmamConfig cannot be merged"):
-        model.merge_and_unload()
-    base = model.get_base_model()
-    assert base.config.tie_word_embeddings
-    assert base.lm_head.base_layer.weight is base.model.embed_tokens.weight
 
 
 @pytest.mark.parametrize("placed", ["head", "nested", "tied_adapters", "tokens", "saved_both"])
