@@ -255,12 +255,20 @@ def test_what_cannot_be_a_part_is_refused(part, message):
     one_line(message, lambda: LoradaConfig(parts=[part]))
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("trainable_token_indices", [1], "add a TrainableTokensConfig"),
+        ("alora_invocation_tokens", [7], "use the config without lorada"),
+        ("layer_replication", [[0, 2], [1, 2]], "use the config without lorada"),
+    ],
+)
+def test_settings_that_a_stack_cannot_have_are_refused(setting, value, said):
+    part = LoraConfig(r=2, **QUERY, task_type="CAUSAL_LM", **{setting: value})
+    one_line(f"{setting} of LoraConfig: .*{said}", lambda: LoradaConfig(parts=[part]))
+
+
 def test_tokens_that_train_are_a_part_of_their_own():
-    part = THEIRS["lora"](trainable_token_indices=[1])
-    refused(
-        "trainable_token_indices of LoraConfig: add a TrainableTokensConfig",
-        lambda: LoradaConfig(parts=[part]),
-    )
     tokens = TrainableTokensConfig(token_indices=[1], target_modules=["embed_tokens"])
     get_peft_model(TINY["llama"](), LoradaConfig(parts=[THEIRS["lora"](), tokens, KINDS["lmam"]()]))
 
@@ -289,11 +297,11 @@ def test_layers_and_names_that_would_be_read_otherwise_are_refused(config, said)
     [
         (
             KINDS["lmam"](),
-            "LmamConfig, part 1 of 1 .*no self-attention module of Sequential dispat",
+            "LmamConfig, part 1 .*no self-attention module of Sequential dispatches",
         ),
         (
             LoraConfig(r=2),
-            "LoraConfig, part 1 of 1 .*specify `target_modules`.*this model has 0, 1",
+            "LoraConfig, part 1 .*specify `target_modules`.*this model has 0, 1",
         ),
     ],
 )
