@@ -211,15 +211,18 @@ def test_gradient_checkpointing_changes_no_gradient(part):
 @pytest.mark.fp64(False)
 @every_tuner
 @alone_and_stacked
-def test_weights_are_in_float32_and_start_as_the_base_in_its_dtype(part, stacked):
+@pytest.mark.parametrize("autocast", [True, False])
+def test_weights_are_in_float32_or_where_that_is_asked_in_the_dtype_of_the_base(
+    part, stacked, autocast
+):
     base = TINY["llama"]().to(torch.bfloat16)
-    model = get_peft_model(base, config_of(part, stacked))
+    model = get_peft_model(base, config_of(part, stacked), autocast_adapter_dtype=autocast)
     dtypes = {weight.dtype for name, weight in model.state_dict().items() if ".lora_" in name}
-    assert dtypes == {torch.float32}
+    assert dtypes == {torch.float32 if autocast else torch.bfloat16}
     inputs = batch("llama")
     found = logits(model.eval(), inputs)
     assert torch.isfinite(found).all()
-    if starts_as_base(model.peft_config["default"]):
+    if autocast and starts_as_base(model.peft_config["default"]):
         with model.disable_adapter():
             assert torch.equal(logits(model, inputs), found)
 

@@ -88,10 +88,17 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
                 else:
                     yield from (*weights.parameters(), *weights.buffers())
 
+    def cast_to_base(self, adapter_name: str) -> None:
+        """Give the weights of an adapter the adapted module's dtype, unless that is quantised."""
+        dtypes = (parameter.dtype for parameter in self.get_base_layer().parameters())
+        dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), None)
+        for tensor in self.weights_of(adapter_name) if dtype is not None else ():
+            tensor.data = tensor.data.to(dtype)
+
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
-        # PEFT's method would also cast to the base's dtype.
+        # PEFT's method would also cast to the base's dtype, and ignore ``autocast_adapter_dtype``.
         target = device or self.device_for_weights()
         for tensor in self.weights_of(adapter_name):
             if not tensor.is_meta:

@@ -203,6 +203,12 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         else:  # unloading puts back a whole module, and PEFT would look for one weight in it
             setattr(parent, child_name, new_module)
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer in self.model.modules():
+            if not autocast_adapter_dtype and isinstance(layer, LoradaTunerLayer):
+                layer.cast_to_base(adapter_name)
+
     def refuse_merge(self, names: list[str]) -> None:
         """Refuse to merge adapters, active or not; PEFT's own check knows only the active ones."""
         for name in names:
