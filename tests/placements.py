@@ -88,19 +88,18 @@ class BesideHeadsWithin(Twin):
 
 
 class AfterFfn(Twin):
-    """A module that gives y, beside what the FFN reads: the residual stream x, or LN(x)."""
+    """A module that gives y, beside the residual stream x."""
 
     def within(self, layer: nn.Module, kind: "Layer") -> None:
         def keep(module, args, output):
-            self.x, self.normed = args[0], args[0] if kind.norm else output
+            self.x = args[0]
 
         layer.get_submodule(kind.reader).register_forward_hook(keep)
 
 
 class BesideFfn(AfterFfn):
     def forward(self, *args):
-        x = self.x if self.adapter.config.adapter_input == "residual" else self.normed
-        return self.module(*args) + self.adapter(x)
+        return self.module(*args) + self.adapter(self.x)
 
 
 class AfterSum(AfterFfn):
