@@ -3,8 +3,7 @@
     recipe → prepare_training → set_up → Trainer → save_model, training_result → run folder
 
 A run folder holds ``recipe.yaml``, checkpoints while it trains, then ``adapter/`` (``model/`` if
-everything trains, ``trained.safetensors`` if a part of the base does), ``loss.png`` and
-``result.json``. It is complete when it has a ``result.json``.
+the base itself trains), ``loss.png`` and ``result.json``. It is complete when it has the last.
 """
 
 import logging
@@ -38,7 +37,7 @@ from transformers import (
 from lorada.data.task_rows import Rows, head_size, protocol_settings
 from lorada.data.tokenize import collator, encode_rows, fit_context
 from lorada.methods.task_head import narrow_trained, widen_trained
-from lorada.runs.folder import TRAINED_FILE, Start, begin, check_folder, locked
+from lorada.runs.folder import Start, begin, check_folder, locked
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.runs.result import hardware, peak_memory, versions, write_result
 from lorada.support.errors import full_disk_in_one_line
@@ -69,8 +68,6 @@ from lorada.training.models.adapters import (
     load_base,
     parameter_counts,
     save_beside,
-    save_part,
-    saved_names,
 )
 from lorada.training.models.loading import language_settings, refuse_long, weights_fingerprint
 from lorada.training.packing import PackedCollator, pack, refuse_mixing
@@ -103,6 +100,7 @@ class Setup:
         model: the model that trains.
         trainer: its Trainer.
         measured: the names of the metrics on held-out rows, besides the loss.
+        scale: how scores are learned; None for rows of another form.
     """
 
     prepared: PreparedTraining
@@ -110,6 +108,7 @@ class Setup:
     model: PeftModel | PreTrainedModel
     trainer: RunTrainer
     measured: list[str]
+    scale: ScoreScale | None
 
 
 @dataclass(frozen=True)
@@ -246,20 +245,16 @@ def all_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
 
 
 def save_model(setup: Setup, weights: dict[str, torch.Tensor] | None) -> None:
-    """Write the adapter, the trained part or the fully trained model into the run's folder.
+    """Write the adapter or the trained model into the run's folder.
 
     It is written into a scratch folder and then moved, so it is never there half written.
     ``weights`` is what ``all_weights`` returned.
     """
-    model, recipe, trainer = setup.model, setup.prepared.recipe, setup.trainer
+    model, recipe = setup.model, setup.prepared.recipe
     if weights is not None:
         _unshard(model, weights)
-    if trainer.scale is not None:
-        trainer.scale.fold(model)
-    if trainer.saved is not None:
-        with atomic_path(Path(recipe.output) / TRAINED_FILE) as fresh:
-            save_part(fresh, model, trainer.saved, recipe.model)
-        return
+    if setup.scale is not None:
+        setup.scale.fold(model)
     adapted = isinstance(model, PeftModel)
     if adapted:
         fold_prefixes(model)
@@ -288,7 +283,7 @@ def training_result(setup: Setup, peak: int) -> dict[str, Any]:
     """The fields of ``result.json`` without those that ``train`` adds; ``peak`` is in bytes."""
     prepared, base = setup.prepared, setup.base
     recipe, rows, plan = prepared.recipe, prepared.rows, prepared.plan
-    state, scale = setup.trainer.state, setup.trainer.scale
+    state, scale = setup.trainer.state, setup.scale
     shown = ["step", "loss", "eval_loss", *setup.measured, "relative_norm", "grad_norm"]
     history = [
         {key: entry[key] for key in shown if key in entry}
@@ -299,7 +294,7 @@ def training_result(setup: Setup, peak: int) -> dict[str, Any]:
     effects = [entry["relative_norm"] for entry in history if "relative_norm" in entry]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     run = Path(recipe.output)
-    saved = [run / TRAINED_FILE, *(run / "adapter").rglob("*"), *(run / "model").rglob("*")]
+    saved = [*(run / "adapter").rglob("*"), *(run / "model").rglob("*")]
     return {
         "recipe": recipe.model_dump(),
         "method": recipe.method,
@@ -357,10 +352,8 @@ def set_up(
     elif narrow_trained(model):
         logger.warning("dtype=%s: what trains in the base loses small updates, as it is in 16 bits "
                        "too: dtype=mixed keeps it in float32", recipe.dtype)  # fmt: skip
-    saved = saved_names(model, base, plan)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
-    make = partial(make, saved=saved, scale=scale)
     patience = recipe.early_stopping
     stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
     # dev_rows are measured unless the recipe says no; eval_data only if it says so.
@@ -372,7 +365,7 @@ def set_up(
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
-    return Setup(prepared, base, model, trainer, measured)
+    return Setup(prepared, base, model, trainer, measured, scale)
 
 
 def checked_arguments(
@@ -437,6 +430,11 @@ def trainer_class(
         raise ValueError(
             f"training.label_smoothing_factor={smoothing} is for classes and texts, and {rows.path}"
             f" has {rows.form} rows: leave it out"
+        )
+    if args.push_to_hub and rows.form == "score":
+        raise ValueError(
+            "training.push_to_hub=true uploads checkpoints, which give scores as standard "
+            "deviations from their mean: leave it out, and upload an export of the finished run"
         )
     if not writes_texts(rows, prepared.kind):
         return ChoiceTrainer if rows.form == "choice" else RunTrainer

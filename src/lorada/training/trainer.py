@@ -11,13 +11,14 @@ Scores are learned as standard deviations from their mean, and saved in the rows
 
     learned: (score − mean) / sd        saved: sd·W and sd·b + mean, of the head's last layer
 
-So grades from 1 to 5 and the same grades from 1000 to 5000 are one training. The head of a decoder
-has no bias in transformers, so nothing could hold the mean: there scores are only divided.
+So grades from 1 to 5 and the same grades from 1000 to 5000 are one training. Checkpoints keep the
+head as it learns. The head of a decoder has no bias in transformers, so nothing could hold the
+mean: there scores are only divided.
 """
 
 import copy
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -28,7 +29,6 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
@@ -70,25 +70,12 @@ class ScoreScale:
         each = ((row, (float(row["score"]) - self.mean) / self.sd) for row in rows.rows)
         return replace(rows, rows=[{**row, "score": score} for row, score in each])
 
-    def own(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of the head's last layer among those of a model, as they are learned."""
-        names = (f"{self.layer}.{name}" for name in ("weight", "bias"))
-        return {name: weights[name] for name in names if name in weights}
-
-    def saved(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of a model, for outputs in the unit of the rows."""
-        found = dict(weights)
-        for name, weight in self.own(weights).items():
-            shift = self.mean if name.endswith("bias") else 0.0
-            found[name] = (weight.double() * self.sd + shift).to(weight.dtype)
-        return found
-
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
         """Make a model that has learned answer in the unit of the rows."""
-        own = self.own(dict(model.named_parameters()))
-        for name, weight in self.saved(own).items():
-            own[name].copy_(weight)
+        for name, weight in model.get_submodule(self.layer).named_parameters():
+            shift = self.mean if name == "bias" else 0.0
+            weight.copy_(weight.double() * self.sd + shift)
 
     def begin(self, model: nn.Module, drawn: Collection[str]) -> "ScoreScale":
         """How a model learns scores whose base learns them so; ``drawn`` is as in ``Base``.
@@ -129,9 +116,6 @@ def _last_layer(model: nn.Module) -> str:
     ][-1]
 
 
-LEARNED_HEAD = "learned_head.safetensors"  # in a checkpoint: the last layer of a head for scores
-
-
 class _GroupedByLength(LengthGroupedSampler):  # type: ignore[misc]
     """transformers' sampler, with its batches in an order that seed and epoch alone decide.
 
@@ -157,25 +141,12 @@ class _GroupedByLength(LengthGroupedSampler):  # type: ignore[misc]
 
 
 class RunTrainer(Trainer):
-    """A Trainer for which k batches of b rows are one batch of k·b rows.
-
-    ``saved`` are the names of the parameters that a checkpoint keeps of a model that trains in
-    part, unless it goes to the hub; None for an adapter, or a model that it keeps whole. ``scale``
-    says how scores are learned. A checkpoint's weights answer in the scores' own unit; the head as
-    it is learned lies beside them, because turned back it would be rounded.
-    """
+    """A Trainer for which k batches of b rows are one batch of k·b rows."""
 
     loss_is_scaled_for_ga = True  # the Trainer must not scale: compute_loss does
 
-    def __init__(
-        self,
-        *args: Any,
-        saved: frozenset[str] | None = None,
-        scale: ScoreScale | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.saved, self.scale = saved, scale
         self.model_accepts_loss_kwargs = False  # every model returns the mean of its batch
         self._step_loss: Tensor | float = 0.0  # sum over the step's batches so far
         # For each held-out batch so far: [sum of the losses, how many rows or tokens count] by row.
@@ -225,46 +196,15 @@ class RunTrainer(Trainer):
 
         The arguments are saved without the hub token, as ``training_args.bin`` is often shared.
         """
-        model = self.accelerator.unwrap_model(self.model)
-        folder = Path(output_dir or self.args.output_dir)
-        if self.scale is not None:
-            weights = model.state_dict() if state_dict is None else state_dict
-            state_dict, head = self.scale.saved(weights), self.scale.own(weights)
-        if self.saved is not None and not self.args.push_to_hub:
-            weights = model.state_dict() if state_dict is None else state_dict
-            state_dict = {name: weights[name] for name in sorted(self.saved)}
         token, self.args.hub_token = self.args.hub_token, None
         try:
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
         if self.args.should_save:
-            save_beside(model, folder)
-            if self.scale is not None:
-                save_file(head, folder / LEARNED_HEAD)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load a checkpoint's weights, and the head for scores as it is learned."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_head(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        """Load the weights of the best checkpoint, and its head as it is learned."""
-        super()._load_best_model()
-        self._load_head(str(self.state.best_model_checkpoint))
-
-    def _load_head(self, checkpoint: str) -> None:
-        # FSDP has files of its own, with every weight as it is learned.
-        if self.scale is None or self.is_fsdp_enabled:
-            return
-        own = self.scale.own(dict(self.model.named_parameters()))
-        for name, weight in load_file(Path(checkpoint, LEARNED_HEAD)).items():
-            own[name].data.copy_(weight)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Warn of what a checkpoint lacks, unless it keeps a part and only lacks the rest."""
-        if self.saved is None or self.saved & set(load_result.missing_keys):
-            super()._issue_warnings_after_load(load_result)
+            save_beside(
+                self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir)
+            )
 
     def compute_loss(
         self,
