@@ -1,9 +1,8 @@
 """Computes the memory of a training step, by part, without weights and without an accelerator.
 
 One step of the recipe's model, method and optimizer runs on fake tensors, which have a shape, a
-dtype and a lifetime, but no memory. The bytes that are alive are counted at every operation. The
-tensors are on the accelerator that the recipe trains on, if there is one: kernels keep others
-there, and the forward pass runs under autocast.
+dtype and a lifetime, but no memory. The bytes that are alive are counted at every operation, as the
+kernels of a CPU make them.
 """
 
 import logging
@@ -25,7 +24,6 @@ from lorada.methods.task_head import widen_trained
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.support.processes import is_first
 from lorada.training.arguments import (
-    accelerator,
     device_bytes,
     longest,
     training_arguments,
@@ -39,7 +37,6 @@ from lorada.training.parameter_counts import placed_on, plan_of
 
 logger = logging.getLogger(__name__)
 
-CPU = torch.device("cpu")
 # Bits of a quantised weight. nf4 has a scale of 8 bits for 64 weights, which has one of 32 for 256;
 # int8 has one of 32 for each row, which is not counted.
 BITS = {"nf4": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0}
@@ -137,22 +134,11 @@ def memory_of(prepared: PreparedTraining, activation_checkpointing: str) -> Memo
 def training_memory(recipe: Recipe, sequences: int | None = None) -> Memory:
     """The memory of one training step of a recipe, with every sequence ``max_length`` long.
 
-    It is traced on the device of the training, or on a CPU if that cannot be traced. ``sequences``
-    are read at once; None for the recipe's batch size.
+    Of two steps the second is counted, as it has optimizer states. ``sequences`` are read at once;
+    None for the recipe's batch size.
     """
     config = load_config(recipe.model)
     recipe = with_dtype(recipe, config)
-    device = accelerator(recipe.training) or CPU
-    try:
-        return _traced_on(device, recipe, config, sequences)
-    except Exception:  # of any class: torch may lack this device, or its kernels
-        if device == CPU:
-            raise
-        return _traced_on(CPU, recipe, config, sequences)
-
-
-def _traced_on(device: torch.device, recipe: Recipe, config: Any, sequences: int | None) -> Memory:
-    """Run two training steps on fake tensors; the second is counted, as it has optimizer states."""
     plan, config = plan_of(recipe, config), stretched(config, recipe.rope_factor)
     for part in getattr(plan.config, "parts", []):
         if isinstance(part, ShiraConfig):
@@ -160,7 +146,7 @@ def _traced_on(device: torch.device, recipe: Recipe, config: Any, sequences: int
     again = recipe.activation_checkpointing == "full"
     args = training_arguments(recipe, plan.arguments, quiet=True, again=again)
     half = torch.float16 if args.fp16 else torch.bfloat16
-    narrow = torch.autocast(device.type, half, enabled=args.fp16 or args.bf16)
+    narrow = torch.autocast("cpu", half, enabled=args.fp16 or args.bf16)
     kind = kind_of(config)
     auto = auto_class(kind, headed=kind == "encoder")
     with torch.device("meta"):
@@ -170,7 +156,7 @@ def _traced_on(device: torch.device, recipe: Recipe, config: Any, sequences: int
             widen_trained(model)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)  # type: ignore[operator]
-    with FakeTensorMode(allow_non_fake_inputs=True), device:
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         _make_fake(model)
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
