@@ -118,7 +118,7 @@ def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, res
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
     if options["model"] is not None:  # first, since some methods' names need PEFT
         check_name(options["model"])
-    asked = read_recipe(recipe, pairs, options, name_output=True)
+    asked = read_recipe(recipe, pairs, options)
     if resumed and not any(pair.startswith("metric=") for pair in pairs):
         refuse_unnamed(asked.recipe.metric, saved.parent, "metric=")
     return asked
