@@ -62,8 +62,7 @@ def train(
     ] = None,
     columns: Columns = None,
     output: Annotated[
-        str | None,
-        typer.Option(help="folder of the run; else the recipe's, or runs/TASK-METHOD-seedN"),
+        str | None, typer.Option(help="folder of the run; else the recipe's")
     ] = None,
     from_adapter: Annotated[
         str | None, typer.Option("--from", help="a saved PEFT adapter to start from")

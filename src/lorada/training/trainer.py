@@ -41,12 +41,7 @@ from lorada.support.processes import gather_values
 from lorada.support.row_sources import HEADED
 from lorada.training.callbacks import refuse_broken_loss
 from lorada.training.models.adapters import save_beside
-from lorada.training.models.candidate_scores import (
-    cached_scores,
-    likeliest,
-    sequence_scores,
-    shares_prompts,
-)
+from lorada.training.models.candidate_scores import likeliest, sequence_scores
 from lorada.training.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.tuners.stack.stack import LoradaModel
 
@@ -335,7 +330,7 @@ class ChoiceTrainer(RunTrainer):
 
     def batch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """Cross-entropy of the candidates' scores."""
-        scores = (cached_scores if shares_prompts(model) else sequence_scores)(model, inputs)
+        scores = sequence_scores(model, inputs)
         if not model.training:
             chosen = torch.tensor(likeliest(scores, inputs["groups"]), device=scores.device)
             right = chosen == inputs["answers"].to(scores.device)

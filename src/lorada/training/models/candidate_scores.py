@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
-from lorada.attention.attend import SHIFTED
 from lorada.data.tokenize import IGNORED
 from lorada.tuners.lmam import map_configs
 
@@ -151,15 +149,3 @@ def likeliest(scores: Tensor, groups: Tensor) -> list[int]:
 def needs_whole(model: nn.Module) -> bool:
     """Whether a model must read whole sequences, because its maps count later tokens."""
     return any(part.align == "end" for part in map_configs(model))
-
-
-def shares_prompts(model: nn.Module) -> bool:
-    """Whether a model may be trained with ``cached_scores``, which reads fewer tokens.
-
-    Not with LongLoRA, which groups the tokens of whole sequences; not in several processes, where
-    each backward expects one forward; not where layers are computed again, which use no cache.
-    """
-    whole = hasattr(model, "module") or isinstance(model, FSDPModule) or needs_whole(model)
-    return not whole and not any(
-        SHIFTED in vars(m) or getattr(m, "gradient_checkpointing", False) for m in model.modules()
-    )
