@@ -217,17 +217,20 @@ def test_the_best_model_may_be_chosen_by_what_it_writes(place, tmp_path, model, 
 
 
 REFUSED = {
-    "a decoder": ("llama", ["predict_with_generate=true"], "is for encoder–decoder models"),
-    "nothing held out": ("bart", ["predict_with_generate=true"], "needs held-out rows"),
-    "not measured": (
-        "bart",
-        ["predict_with_generate=true", "dev_rows=3", "metric_for_best_model=rouge2"],
-        "'rouge2' is not measured while training (exact_match are)",
+    "by a decoder": (
+        "llama",
+        ["predict_with_generate=true", "dev_rows=3", "metric_for_best_model=exact_match"],
+        "'exact_match' is not measured while training: leave it out",
     ),
     "more than there are positions": (
         "bart",
         ["predict_with_generate=true", "dev_rows=3", "max_new_tokens=65"],
         "max_new_tokens=65 is more than this model can write: pass max_new_tokens=64 or less",
+    ),
+    "another metric": (
+        "bart",
+        ["predict_with_generate=true", "dev_rows=3", "metric_for_best_model=rouge2"],
+        "'rouge2' is not measured while training (exact_match are)",
     ),
 }
 

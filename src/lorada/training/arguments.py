@@ -85,11 +85,7 @@ def with_dtype(recipe: Recipe, config: Any) -> Recipe:
 
 
 def device_settings(recipe: Recipe) -> dict[str, Any]:
-    """TrainingArguments for an accelerator; for a CPU and for MPS, only the autocast of mixed.
-
-    Raises:
-        ValueError: for a dtype that needs an accelerator; accelerate would leave out its autocast.
-    """
+    """TrainingArguments for an accelerator; for a CPU and for MPS, only the autocast of mixed."""
     device = accelerator(recipe.training)
     if recipe.dtype == MIXED_FP16 and device is None:
         raise ValueError("dtype=mixed_float16 trains on an accelerator alone: take dtype=mixed")
@@ -107,11 +103,9 @@ def device_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def take_one_device(args: Any, output: str) -> None:
-    """Let one process use one accelerator, of several that are visible.
-
-    The Trainer would copy the model to all of them (``DataParallel``), and in a copy the hooks of
-    adapters use the weights of the first device.
-    """
+    """Let one process use one accelerator, of several that are visible."""
+    # The Trainer would copy the model to all of them (``DataParallel``), and in a copy the hooks of
+    # adapters use the weights of the first device.
     visible = args.n_gpu
     if visible > 1:
         args._n_gpu = 1
@@ -199,7 +193,7 @@ def training_arguments(
     ours = {**DEFAULTS, **rate, **device_settings(recipe)}
     settings = {**ours, **(method or {}), **recipe.training}
     if recipe.early_stopping is not None:
-        settings |= _for_early_stopping(recipe, settings)
+        settings |= {**_for_early_stopping(recipe, settings), **recipe.training}
     if again:
         settings |= CHECKPOINTING
     if recipe.pooling is not None:  # the layers that it passes over get no gradient
@@ -258,24 +252,18 @@ def _for_early_stopping(recipe: Recipe, settings: dict[str, Any]) -> dict[str, A
 
     They are measured and saved every ``eval_steps`` if the recipe has these, else every epoch.
     """
-    asked = f"early_stopping={recipe.early_stopping}"
-    if recipe.eval_data is None and not recipe.dev_rows:
-        raise ValueError(f"{asked} needs held-out rows: pass eval_data=FILE or dev_rows=N")
     every = "steps" if "eval_steps" in recipe.training else "epoch"
     every = str(recipe.training.get("eval_strategy", every))
-    wanted = {
+    if every == "no" or (recipe.eval_data is None and not recipe.dev_rows):
+        raise ValueError(
+            f"early_stopping={recipe.early_stopping} needs held-out rows that are measured: pass "
+            "eval_data=FILE or dev_rows=N, and leave out training.eval_strategy=no"
+        )
+    return {
         "eval_strategy": every, "save_strategy": every, "load_best_model_at_end": True,
         "save_steps": settings.get("eval_steps") or settings["logging_steps"],
         "restore_callback_states_from_checkpoint": True,
     }  # fmt: skip
-    for name, value in wanted.items():
-        if recipe.training.get(name, value) != value or every == "no":
-            given = recipe.training.get(name, "no")
-            raise ValueError(
-                f"{asked} measures and saves together, and keeps the best: leave out "
-                f"training.{name}={given}"
-            )
-    return wanted
 
 
 def held_out_metrics(
@@ -287,17 +275,7 @@ def held_out_metrics(
     """
     chooses = held_out is not None and held_out.form == "choice"
     names = ["eval_accuracy"] if chooses else []
-    if args.predict_with_generate:
-        if not writes:
-            raise ValueError(
-                "training.predict_with_generate=true is for encoder–decoder models that write "
-                "texts: leave it out"
-            )
-        if held_out is None:
-            raise ValueError(
-                "training.predict_with_generate=true needs held-out rows: pass eval_data=FILE or "
-                "dev_rows=N"
-            )
+    if args.predict_with_generate and writes and held_out is not None:
         row = held_out.rows[:1]
         scored = held_out.protocol.score([answer_of(row[0])], row)  # one row tells the names
         names = [f"eval_{name}" for name in scored]

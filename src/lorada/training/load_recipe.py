@@ -35,15 +35,10 @@ PLAIN = Recipe.model_fields.keys() - {"parts", TRAINING}
 
 @dataclass(frozen=True)
 class Asked:
-    """A recipe as it was asked for.
-
-    Attributes:
-        recipe: its own fields, checked, without settings of parts and TrainingArguments.
-        settings: those settings: section, name and value as it was given; later ones win.
-    """
+    """A recipe as it was asked for; ``recipe`` has its own fields, checked."""
 
     recipe: Recipe
-    settings: list[tuple[str, str, Any]]
+    settings: list[tuple[str, str, Any]]  # of parts and training: section, name, value
 
     def complete(self) -> Recipe:
         """The whole recipe, its settings checked against PEFT's and transformers' classes."""
@@ -67,12 +62,6 @@ def load_recipe(source: str | None, overrides: list[str], options: dict[str, Any
             cannot switch ``trust_remote_code`` on; only an override or an option can.
         overrides: ``key=value``; the value is read as YAML.
         options: recipe fields given as command-line options; None values are left out.
-
-    Raises:
-        ValueError: for an unknown key (with the nearest names), an ambiguous key (with the full
-            ones), a value of the wrong type (with the field, the value and the type), a file that
-            is no YAML mapping, or one that asks for remote code when the command does not.
-        FileNotFoundError: if there is no such file.
     """
     return read_recipe(source, overrides, options).complete()
 

@@ -45,7 +45,6 @@ from lorada.support.files import atomic_path, remove_orphans
 from lorada.support.processes import (
     all_or_none,
     gather_values,
-    is_first,
     join_processes,
     made_by_first,
     process_count,
@@ -92,38 +91,23 @@ Collator = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Setup:
-    """A training that is ready to start; nothing is written yet.
-
-    Attributes:
-        prepared: what was known before weights were loaded.
-        base: the model before the method was placed on it.
-        model: the model that trains.
-        trainer: its Trainer.
-        measured: the names of the metrics on held-out rows, besides the loss.
-        scale: how scores are learned; None for rows of another form.
-    """
+    """A training that is ready to start; nothing is written yet."""
 
     prepared: PreparedTraining
     base: Base
     model: PeftModel | PreTrainedModel
     trainer: RunTrainer
-    measured: list[str]
-    scale: ScoreScale | None
+    measured: list[str]  # the names of the metrics on held-out rows, besides the loss
+    scale: ScoreScale | None  # how scores are learned; None for rows of another form
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a training.
-
-    Attributes:
-        run: the run's folder.
-        result: the fields of its ``result.json``; only ``steps`` if it was interrupted.
-        interrupted: whether Ctrl-C ended it, after a checkpoint was saved.
-    """
+    """The outcome of a training."""
 
     run: Path
-    result: dict[str, Any]
-    interrupted: bool = False
+    result: dict[str, Any]  # the fields of its ``result.json``; only ``steps`` if interrupted
+    interrupted: bool = False  # by Ctrl-C, after a checkpoint was saved
 
 
 def train(
@@ -191,10 +175,6 @@ def _fit(setup: Setup, start: Start, effect: RelativeNorm, interrupt: SaveOnInte
         effect.stop()
     if interrupt.interrupted:
         return Trained(run, {"steps": trainer.state.global_step}, interrupted=True)
-    if trainer.args.load_best_model_at_end and is_first():
-        logger.warning("the training ended after step %d; the weights of step %d, which has the "
-                       "best held-out score, are kept", trainer.state.global_step,
-                       trainer.state.best_global_step)  # fmt: skip
     weights, peak = all_weights(trainer), max(gather_values(peak_memory()))
 
     def finish() -> dict[str, Any]:
@@ -245,9 +225,8 @@ def all_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
 
 
 def save_model(setup: Setup, weights: dict[str, torch.Tensor] | None) -> None:
-    """Write the adapter or the trained model into the run's folder.
+    """Write the adapter or the trained model into the run's folder, whole or not at all.
 
-    It is written into a scratch folder and then moved, so it is never there half written.
     ``weights`` is what ``all_weights`` returned.
     """
     model, recipe = setup.model, setup.prepared.recipe
@@ -389,7 +368,6 @@ def checked_arguments(
 def _encode(
     prepared: PreparedTraining, base: Base, scale: ScoreScale | None
 ) -> tuple[Dataset, Dataset | None, Collator]:
-    """Token ids of training and held-out rows, and their collator."""
     tokenizer, kind = prepared.tokenizer, prepared.kind
     fitted = fit_context(prepared.recipe, base.model.config)
 
@@ -455,21 +433,15 @@ def make_trainer(
     callbacks: list[Any],
     make: Callable[..., RunTrainer],
 ) -> RunTrainer:
-    """A Trainer; ``make`` is what ``trainer_class`` returned."""
+    """A Trainer for datasets to train on and to measure; ``make`` is of ``trainer_class``."""
     batch, rows = args.train_batch_size * args.world_size, len(datasets[0])
     if args.dataloader_drop_last and rows < batch:
         raise ValueError(
             f"training.dataloader_drop_last=true leaves no batch of {rows} rows, where one takes "
             f"{batch}: leave it out, or take a smaller per_device_train_batch_size"
         )
-    trainer = make(
-        model=model,
-        args=args,
-        train_dataset=datasets[0],
-        eval_dataset=datasets[1],
-        data_collator=pad,
-        callbacks=callbacks,
-    )
+    train_rows, eval_rows = datasets
+    trainer = make(model, args, pad, train_rows, eval_rows, callbacks=callbacks)
     # RelativeNorm adds to a log line, so it must see the line before any logger does.
     listeners = trainer.callback_handler.callbacks
     listeners.sort(key=lambda callback: not isinstance(callback, RelativeNorm))

@@ -143,7 +143,7 @@ class RunTrainer(Trainer):
 
     @property
     def _shift(self) -> int:
-        """The number of first labels that a model never predicts."""
+        """How many first labels a model never predicts."""
         return 0 if self.model.config.is_encoder_decoder else 1
 
     def counted(self, inputs: dict[str, Any]) -> Tensor:
@@ -290,10 +290,9 @@ class RunTrainer(Trainer):
         if args.train_sampling_strategy != "group_by_length":
             sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
             return sampler
-        rows = self.train_dataset if train_dataset is None else train_dataset
         size = args.train_batch_size * args.gradient_accumulation_steps
         seed = args.seed if args.data_seed is None else args.data_seed
-        return _GroupedByLength(size, token_counts(rows), seed)
+        return _GroupedByLength(size, token_counts(self.train_dataset), seed)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
         """Held-out rows in order, because answers are compared with them in order."""
@@ -311,10 +310,8 @@ class RunTrainer(Trainer):
 def choice_loss(scores: Tensor, groups: Tensor, answers: Tensor) -> Tensor:
     """Mean cross-entropy over rows.
 
-    Args:
-        scores: (C,), scores of the candidates of all rows in order.
-        groups: (B,), how many candidates each row has.
-        answers: (B,), index of the right candidate.
+    ``scores`` (C,) are of the candidates of all rows in order; ``groups`` (B,) says how many
+    candidates each row has, ``answers`` (B,) which is right.
     """
     rows = scores.split(groups.tolist())
     losses = [F.cross_entropy(s[None], a[None]) for s, a in zip(rows, answers, strict=True)]
@@ -356,7 +353,7 @@ def writes_texts(rows: Rows, kind: Kind) -> bool:
 
 
 def scorer(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], Metrics]:
-    """A function that computes the metrics of held-out rows from the tokens generated for them."""
+    """Measures held-out rows by the tokens that were generated for them."""
 
     def score(prediction: EvalPrediction) -> Metrics:
         ids = np.where(prediction.predictions < 0, tokenizer.pad_token_id, prediction.predictions)

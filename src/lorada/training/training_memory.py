@@ -45,20 +45,12 @@ FITS = 0.85  # share of an accelerator's memory that a computed step may take
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a training step needs at its peak.
+    """Bytes that a training step needs at its peak."""
 
-    Attributes:
-        weights: of the base and of the trained parts, with buffers.
-        gradients: of the trained weights.
-        optimizer: the optimizer's states, such as Adam's two moments.
-        activations: everything else at the peak: what the backward pass needs, logits, and what
-            operations need for a moment.
-    """
-
-    weights: float
+    weights: float  # of the base and of the trained parts, with buffers
     gradients: float
-    optimizer: float
-    activations: float
+    optimizer: float  # its states, such as Adam's two moments
+    activations: float  # all else, with logits and what operations need for a moment
 
     @property
     def total(self) -> float:
@@ -67,11 +59,7 @@ class Memory:
 
 
 def recomputes(prepared: PreparedTraining) -> bool:
-    """Whether a training here computes its activations again; a line says so if ``auto`` decides.
-
-    On an accelerator ``auto`` does so for large models and long rows, unless a step without it
-    takes at most ``FITS`` of the memory.
-    """
+    """Whether a training here computes its activations again; where ``auto`` does, a line says so."""
     asked, device = prepared.recipe.activation_checkpointing, device_bytes(prepared.recipe)
     if asked != AUTO or device is None:
         return asked == "full"
@@ -91,10 +79,7 @@ def recomputes(prepared: PreparedTraining) -> bool:
 
 
 def refuse_impossible(recipe: Recipe, plan: Plan, counts: dict[str, Any]) -> None:
-    """Refuse an adapter that is larger than its base and does not even fit in the memory here.
-
-    ``counts`` are its parameters, as ``parameters_of`` counts them.
-    """
+    """Refuse an adapter that is larger than its base and does not even fit in the memory here."""
     size, here = 4 * counts["trainable"], device_bytes(recipe)
     here = here or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if plan.config is not None and counts["trainable"] > counts["total"] and size > here:
@@ -246,10 +231,7 @@ def _bytes(tensors: list[Any]) -> int:
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of the storages that operations made and that are still alive.
-
-    Storages of the tensors ``besides`` are not counted; views of them are no new storages.
-    """
+    """Counts the bytes of storages that operations made and that are alive, but ``besides``."""
 
     def __init__(self, besides: list[Tensor]) -> None:
         super().__init__()

@@ -52,18 +52,12 @@ UNFIT = "it is damaged, or was saved for another architecture"
 
 @dataclass(frozen=True)
 class Base:
-    """A model before a method is placed on it.
-
-    Attributes:
-        total: N, the number of its parameters without its task head.
-        drawn: names of the parameters that its checkpoint lacks, so they were drawn at random.
-        head: names of the modules that are its task head.
-    """
+    """A model before a method is placed on it."""
 
     model: PreTrainedModel
-    total: int
-    drawn: frozenset[str]
-    head: tuple[str, ...]
+    total: int  # N, the number of its parameters without its task head
+    drawn: frozenset[str]  # names of parameters that its checkpoint lacks: drawn at random
+    head: tuple[str, ...]  # names of the modules that are its task head
 
 
 def load_base(
@@ -73,10 +67,9 @@ def load_base(
     *,
     without_adapter: bool = False,
 ) -> Base:
-    """Load the weights of a recipe's base model.
+    """Load the weights of a recipe's base model, to a ``device`` or, if it is None, to the CPU.
 
-    ``outputs`` is the size of a task head, None for a model that generates text; ``device`` is
-    where weights are loaded, None for the CPU.
+    ``outputs`` is the size of a task head, None for a model that generates text.
     """
     recipe, config = prepared.recipe, prepared.config
     model, drawn = load_model(
@@ -287,11 +280,7 @@ def parameter_counts(
     """How many parameters a model with a method trains, against the ``total`` (N) of its base.
 
     The task head's modules ``head`` do not count, nor do names that match the regular expression
-    ``with_head``.
-
-    Returns:
-        ``trainable``, ``total``, ``percent`` of the base's parameters and ``percent_of_all``: of
-        those of the base with the adapter, PEFT's own convention.
+    ``with_head``. ``percent_of_all`` is of the base with the adapter, PEFT's own convention.
     """
     trainable = sum(
         p.numel()

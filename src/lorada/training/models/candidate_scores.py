@@ -21,14 +21,10 @@ from lorada.tuners.lmam import map_configs
 
 
 def log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
-    """The log-probability of each candidate: s_c times d.
+    """The log-probability (C,) of each candidate, in fp32: s_c times d.
 
-    Args:
-        logits: (C, T, vocabulary), of the last T tokens.
-        labels: (C, T), ids of the candidates' tokens, and ``IGNORED`` for all other tokens.
-
-    Returns:
-        (C,) in fp32.
+    ``logits`` (C, T, vocabulary) are of the last T tokens; ``labels`` (C, T) are ids of the
+    candidates' tokens, and ``IGNORED`` for all other tokens.
     """
     targets = labels[:, 1:]
     counted = targets != IGNORED
