@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
@@ -111,7 +110,7 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
-    """What every run does when an epoch, a step or a save begins or ends; the last callback.
+    """What every run does when a step, an epoch or a save ends; the last callback.
 
     Attributes:
         measures: whether held-out rows are measured after the last step and, if the recipe has no
@@ -120,20 +119,6 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, *, measures: bool) -> None:
         self.measures = measures
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell the innermost sampler of the training rows which epoch begins.
-
-        The Trainer and accelerate do so too, but in a run of several processes that resumes within
-        an epoch a sampler has wrappers through which it does not hear it.
-        """
-        found: Any = kwargs["train_dataloader"]
-        while found is not None:
-            tell = getattr(found, "set_epoch", None) if isinstance(found, Sampler) else None
-            if tell is not None:
-                tell(int(state.epoch or 0))
-            wrapped = getattr(found, "batch_sampler", None)
-            found = getattr(found, "sampler", None) if wrapped is None else wrapped
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prepare a save, and ask for a measurement before it, so that a resumed run has it too."""

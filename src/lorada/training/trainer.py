@@ -110,16 +110,14 @@ class _GroupedByLength(LengthGroupedSampler):  # type: ignore[misc]
     label, one kind of rows would come after another. So the batches come in random order.
     """
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+    def __init__(
+        self, batch_size: int, lengths: list[int], seed: int, epoch: Callable[[], int]
+    ) -> None:
         super().__init__(batch_size, lengths=lengths)
-        self.seed, self.epoch = seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the number of the next epoch."""
-        self.epoch = epoch
+        self.seed, self.epoch = seed, epoch
 
     def __iter__(self) -> Iterator[int]:
-        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch())
         rows = torch.tensor([*super().__iter__()])
         whole, size = len(rows) // self.batch_size, self.batch_size  # a part of one stays the last
         order = torch.randperm(whole, generator=self.generator)
@@ -292,7 +290,8 @@ class RunTrainer(Trainer):
             return sampler
         size = args.train_batch_size * args.gradient_accumulation_steps
         seed = args.seed if args.data_seed is None else args.data_seed
-        return _GroupedByLength(size, token_counts(self.train_dataset), seed)
+        lengths = token_counts(self.train_dataset)
+        return _GroupedByLength(size, lengths, seed, lambda: int(self.state.epoch or 0))
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
         """Held-out rows in order, because answers are compared with them in order."""

@@ -59,7 +59,7 @@ class Memory:
 
 
 def recomputes(prepared: PreparedTraining) -> bool:
-    """Whether a training here computes its activations again; where ``auto`` does, a line says so."""
+    """Whether a training computes its activations again; where ``auto`` does, a line says so."""
     asked, device = prepared.recipe.activation_checkpointing, device_bytes(prepared.recipe)
     if asked != AUTO or device is None:
         return asked == "full"
