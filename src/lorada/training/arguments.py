@@ -102,7 +102,7 @@ def device_settings(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def take_one_device(args: Any, output: str) -> None:
+def take_one_device(args: Any) -> None:
     """Let one process use one accelerator, of several that are visible."""
     # The Trainer would copy the model to all of them (``DataParallel``), and in a copy the hooks of
     # adapters use the weights of the first device.
@@ -111,8 +111,7 @@ def take_one_device(args: Any, output: str) -> None:
         args._n_gpu = 1
         logger.warning(
             "%d devices are visible and one process uses the first. To use all: torchrun "
-            "--nproc_per_node %d -m lorada.cli train …, with --output %s as here",
-            visible, visible, output,
+            "--nproc_per_node %d -m lorada.cli train …", visible, visible,
         )  # fmt: skip
 
 
@@ -129,16 +128,13 @@ def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
     return recipe.model_copy(update={"activation_checkpointing": "full" if again else "off"})
 
 
-def why_full(recipe: Recipe, config: Any) -> str | None:
-    """Why a step may not fit in an accelerator's memory unless ``auto`` takes ``full``; or None."""
+def may_not_fit(recipe: Recipe, config: Any) -> bool:
+    """Whether a step may be too large for an accelerator, so that ``auto`` has to compute it."""
     model = meta_model(config)
     own = any(name in recipe.training for name in TRAINERS_OWN)
     if own or model is None or not model.supports_gradient_checkpointing:
-        return None
-    parameters, length = model.num_parameters(), longest(recipe, config)
-    if parameters > LARGE:
-        return f"the model has {parameters:,} parameters"
-    return f"rows may have {length:,} tokens" if length > LONG else None
+        return False
+    return bool(model.num_parameters() > LARGE or longest(recipe, config) > LONG)
 
 
 def longest(recipe: Recipe, config: Any) -> int:
@@ -210,7 +206,7 @@ def training_arguments(
         args = Seq2SeqTrainingArguments(
             output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings})
         )
-        take_one_device(args, recipe.output)
+        take_one_device(args)
         _tell_compiler_of_tf32()
         _try_out(args)
     if recipe.mixed and not (args.bf16 or args.fp16):

@@ -131,11 +131,8 @@ def train(
         callbacks: further callbacks of the Trainer; one that stops the training ends the run early.
 
     Raises:
-        ValueError: for a folder that holds a run or in which another process trains, or for
-            settings that do not fit.
         DivergedError: if the loss becomes NaN; checkpoints saved before stay.
-        OSError: if the disk is full; what was saved before stays whole.
-        OtherProcessError: for any of these, in all processes except the one that fails.
+        OtherProcessError: for any error, in all processes except the one that fails.
     """
     run = Path(recipe.output)
     with argument_errors():

@@ -26,8 +26,8 @@ from lorada.support.processes import is_first
 from lorada.training.arguments import (
     device_bytes,
     longest,
+    may_not_fit,
     training_arguments,
-    why_full,
     with_dtype,
 )
 from lorada.training.inputs import PreparedTraining
@@ -63,8 +63,7 @@ def recomputes(prepared: PreparedTraining) -> bool:
     asked, device = prepared.recipe.activation_checkpointing, device_bytes(prepared.recipe)
     if asked != AUTO or device is None:
         return asked == "full"
-    reason = why_full(prepared.recipe, prepared.config)
-    if reason is None:
+    if not may_not_fit(prepared.recipe, prepared.config):
         return False
     sizes, unknown = step_bytes(prepared, "off")
     if sizes is not None and sizes["off"] <= FITS * device:
@@ -74,7 +73,7 @@ def recomputes(prepared: PreparedTraining) -> bool:
         each = (f"{size / 2**30:.1f} GiB" for size in (sizes["off"], device))
         need = "a step with off needs {} of this device's {}".format(*each)
     if is_first():
-        logger.warning("activation_checkpointing=auto takes full: %s, and %s", reason, need)
+        logger.warning("activation_checkpointing=auto takes full: %s", need)
     return True
 
 
