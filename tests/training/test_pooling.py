@@ -22,17 +22,14 @@ from folders import (
     saved,
 )
 from paths import TESTS
-from peft import PeftModel
 from programs import printed
 from safetensors.torch import load_file
 from trained import QUICK, before_its_end, run_recipe
 from transformers import (
-    AutoModelForSequenceClassification,
     BertForSequenceClassification,
     RobertaForSequenceClassification,
 )
 
-from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.load import load_run
 from lorada.training.inputs import prepare_training
@@ -115,14 +112,6 @@ def poolings(model):
     return [config.pooling for layer in layers for config in layer.configs.values()]
 
 
-@pytest.mark.fp64(False)
-def test_a_score_is_learned_and_scored_with_a_pooling_too(place, tmp_path):
-    asked = recipe(place, tmp_path / "run", "pooling=mean", model="roberta", rows="scores")
-    run = load_run(train(asked, quiet=True).run)
-    assert poolings(run.model) == ["mean"]
-    assert evaluate(run, str(place / "scores.jsonl"))["n"] == len(SCORES)
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_a_loaded_run_has_the_pooling_of_its_recipe(name, folder):
     run, (asked,) = load_run(folder(name)), RUNS[name][3]
@@ -134,13 +123,6 @@ def test_a_loaded_run_has_the_pooling_of_its_recipe(name, folder):
     card = (kept / "README.md").read_text()
     assert "POOLING" in card
     assert "import lorada" in card
-
-
-def test_peft_loads_the_adapter_of_a_run_with_its_pooling(folder, place):
-    wanted = logits(load_run(folder("bert-lora")).model)
-    base = AutoModelForSequenceClassification.from_pretrained(place / "bert")
-    model = PeftModel.from_pretrained(base, folder("bert-lora") / "adapter")
-    assert torch.equal(logits(model), wanted)
 
 
 @pytest.mark.fp64(False)
@@ -213,12 +195,6 @@ def test_a_recipe_with_another_pooling_than_the_weights_is_refused(name, folder,
             "was trained with pooling=mean, and the recipe has|holds an adapter beside its base",
             lambda copy=copy: load_run(copy),
         )
-
-
-def test_a_model_that_lost_its_pooling_is_refused(folder, tmp_path):
-    copy = shutil.copytree(folder("bert-full"), tmp_path / "run")
-    (copy / "model" / "adapter_config.json").unlink()
-    refused("has no adapter_config.json", lambda: load_run(copy))
 
 
 def test_a_pooling_from_nowhere_is_refused(folder, place, tmp_path):

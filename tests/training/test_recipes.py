@@ -24,15 +24,6 @@ def test_every_builtin_recipe_loads_and_its_rows_are_there(name):
     assert training_arguments(recipe).output_dir == recipe.output
 
 
-def test_the_quickstart_rows_are_2000_and_200_without_overlap_and_balanced():
-    recipe = load_recipe("syllogisms", [], {})
-    train, test = read_rows(recipe.data), read_rows(recipe.eval_data)
-    assert (len(train), len(test)) == (2000, 200)
-    assert not {row["prompt"] for row in train} & {row["prompt"] for row in test}
-    for rows in (train, test):
-        assert sum(row["response"] == " Yes" for row in rows) == len(rows) // 2
-
-
 def test_a_file_and_overrides_mean_the_same(tmp_path):
     path = tmp_path / "mine.yaml"
     settings = {**BASE, "method": "lorada_la", "lmam": {"rank": 4}, "training": {"max_steps": 5}}

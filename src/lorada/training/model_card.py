@@ -27,12 +27,8 @@ CARD = """\
 {notes}"""
 
 ADAPTER_NOTES = """
-Parts {parts} (settings: `adapter_config.json`); task `{task}`, rows `{data}`, seed {seed}.{limits}
+Parts {parts} (settings: `adapter_config.json`); task `{task}`, rows `{data}`, seed {seed}.
 """
-
-LIMITS = """ Limits: a map cannot be merged into the weights
-(`model.merge_weights()` merges the other parts); runtimes that do not import `lorada` cannot load
-this adapter."""
 
 # For an exported model with an adapter beside its weights.
 BESIDE_NOTES = """
@@ -88,7 +84,6 @@ def write_card(
             task=recipe.task,
             data=file_names(recipe.data) if recipe.data else recipe.train_on or "own",
             seed=recipe.training.get("seed", 42),
-            limits="" if plain else LIMITS,
         ),
     )
 

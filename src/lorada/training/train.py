@@ -457,10 +457,6 @@ def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) 
     for group in optimizer.param_groups:
         moved += [p for p in group["params"] if id(p) in maps]
         group["params"] = [p for p in group["params"] if id(p) not in maps]
-    alone = not any(group["params"] for group in optimizer.param_groups)
-    if alone:
-        asked = configs[0].map_learning_rate
-        logger.warning("only maps train here, at %g (lmam.map_learning_rate=%s)", rate, asked)
     optimizer.add_param_group(
         {"params": moved, "lr": rate, "weight_decay": trainer.args.weight_decay}
     )
