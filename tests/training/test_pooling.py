@@ -47,7 +47,6 @@ RUNS = {
     "bert-lora": ("bert", "lora", "labels", ["pooling=mean"]),
     "bert-full": ("bert", "full", "labels", ["pooling=mean"]),
     "roberta-stack": ("roberta", "lorada_la", "labels", ["pooling=cls"]),
-    "roberta-bitfit": ("roberta", "bitfit", "labels", ["pooling=mean"]),
     "roberta-shira": ("roberta", "shira", "labels", ["pooling=mean"]),
 }
 # In a process of its own: what transformers loads from folders before and after lorada is imported.
@@ -117,7 +116,7 @@ def test_a_loaded_run_has_the_pooling_of_its_recipe(name, folder):
     run, (asked,) = load_run(folder(name)), RUNS[name][3]
     pooling = asked.removeprefix("pooling=")
     assert poolings(run.model) == [run.recipe.pooling] == [pooling]
-    kept = run.folder / ("model" if RUNS[name][1] in ("full", "bitfit") else "adapter")
+    kept = run.folder / ("model" if RUNS[name][1] == "full" else "adapter")
     config = json.loads((kept / "adapter_config.json").read_text())
     assert config["parts"][-1]["pooling"] == pooling
     card = (kept / "README.md").read_text()
@@ -141,7 +140,7 @@ def test_the_head_is_drawn_as_without_a_pooling_whatever_the_method(place, tmp_p
     assert all(torch.equal(head, heads[0]) for head in heads)
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "bitfit"])
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_resumed_run_comes_to_the_same_end(method, place, tmp_path):
     pairs = ("pooling=mean", "max_steps=4", "save_strategy=steps", "save_steps=2")
     whole = train(recipe(place, tmp_path / "whole", *pairs, method=method), quiet=True)
@@ -187,7 +186,7 @@ def changed(run: Path, target: Path, **settings) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("name", ["bert-lora", "bert-full", "roberta-bitfit"])
+@pytest.mark.parametrize("name", ["bert-lora", "bert-full"])
 def test_a_recipe_with_another_pooling_than_the_weights_is_refused(name, folder, tmp_path):
     for i, pooling in enumerate((None, "cls")):
         copy = changed(folder(name), tmp_path / f"{i}", pooling=pooling)
