@@ -200,8 +200,6 @@ def test_the_python_of_the_card_loads_the_trained_model(finished, tmp_path, call
     exec(code.replace("path/to/this/folder", str(tmp_path / "out")), names)
     batch = inputs()
     assert_close(logits(names["model"], batch), logits(load_run(finished).model, batch))
-    assert logits(names["base"], batch).shape == (3, 12, 259)
-    assert not hasattr(names["base"], "peft_config")
 
 
 def test_a_plain_export_says_nothing_of_an_adapter_and_loads_where_there_is_no_lorada(
