@@ -266,23 +266,6 @@ def test_a_command_without_any_word_shows_its_help_and_no_error(call, words):
     assert err == ""
 
 
-def test_a_training_without_an_output_is_named_and_not_written_over(
-    works, mistake, place, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    words = train_words(place, "?", "seed=3")
-    at = words.index("--output")
-    del words[at : at + 2]
-    out, _ = works(*words)
-    assert "next: lorada evaluate runs/rows-lorada_la-seed3" in out.replace("\n", "")
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-    line = mistake(*words)
-    assert "runs/rows-lorada_la-seed3 already holds a run" in line
-    assert "--overwrite" in line
-    assert "has no output: pass --output" in mistake("train", "--model", place / "llama")
-    assert "runs/TASK-METHOD-seedN" in works("train", "--help")[0]
-
-
 BAD_COMMANDS = {
     "generate RUN --prompt ''": "the prompt is empty",
     "generate RUN --prompt a --max-new-tokens 0": "max-new-tokens",

@@ -20,7 +20,6 @@ from lorada.training.inputs import PreparedTraining
 from lorada.training.load_recipe import load_recipe
 from lorada.training.packing import PackedCollator, pack
 from lorada.training.train import make_trainer, trainer_class
-from lorada.training.trainer import RunTrainer
 
 ENCODER_DECODERS = ("bart", "mbart", "t5")
 # Form of rows, architecture, settings: every way that a loss comes about.
@@ -28,11 +27,11 @@ SMOOTH = ("label_smoothing_factor=0.1",)
 pytestmark = pytest.mark.fp64
 
 CASES = [
-    *(("label", name, ()) for name in ("bert", "t5", "llama", "adapted bert")),
-    *(("score", name, ()) for name in ("bert", "bart", "gpt2")),
+    *(("label", name, ()) for name in ("bert", "t5", "llama")),
+    *(("score", name, ()) for name in ("bert", "gpt2")),
     ("choice", "adapted llama", ()),
-    *((form, name, ()) for form, name in (("prompt", "llama"), ("text", "gpt2"), ("text", "opt"))),
-    *(("prompt", name, ()) for name in ("bart", "mbart", "t5", "adapted bart", "adapted llama")),
+    *((form, name, ()) for form, name in (("prompt", "llama"), ("text", "gpt2"))),
+    *(("prompt", name, ()) for name in ("bart", "t5", "adapted bart", "adapted llama")),
     *((form, name, SMOOTH) for form, name in
       (("prompt", "bart"), ("prompt", "llama"), ("label", "bert"))),
     ("prompt", "llama", ("packing=true",)),
@@ -127,31 +126,6 @@ def test_batches_that_are_added_up_are_one_large_batch(form, name, settings, tmp
         found, expected = logged(several, key).float(), logged(one, key).float()
         assert len(expected) >= 1
         assert_close(found, expected)
-
-
-@pytest.mark.parametrize(
-    ("form", "name", "settings"),
-    [
-        ("prompt", "adapted llama", ()),
-        ("prompt", "adapted llama", ("gradient_checkpointing=true",)),
-        ("prompt", "adapted llama", ("packing=true",)),
-        ("text", "adapted gpt2", ()),
-        ("prompt", "llama", ()),
-    ],
-    ids=str,
-)
-def test_logits_only_where_labels_count_train_the_weights_that_all_logits_train(
-    form, name, settings, tmp_path, monkeypatch
-):
-    sparing = trained(form, name, settings, tmp_path, 2, 2)
-    assert sparing._labelled_loss is not None
-    monkeypatch.setattr(f"{RunTrainer.__module__}.find_labelled_loss", lambda model, inputs: None)
-    plain = trained(form, name, settings, tmp_path, 2, 2)
-    assert plain._labelled_loss is None
-    for key, expected in plain.model.named_parameters():
-        assert_close(sparing.model.state_dict()[key], expected.detach())
-    for key in ("loss", "grad_norm", "eval_loss"):
-        assert_close(logged(sparing, key), logged(plain, key))
 
 
 @pytest.mark.parametrize(

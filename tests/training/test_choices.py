@@ -17,14 +17,12 @@ from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.data.tokenize import IGNORED, ChoiceCollator, EncodeOptions, encode
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.training.models.candidate_scores import (
     cached_scores,
     log_likelihoods,
     needs_whole,
     only_last,
     sequence_scores,
-    shares_prompts,
 )
 from lorada.training.train import train
 from lorada.training.trainer import choice_loss
@@ -95,26 +93,6 @@ def test_the_loss_is_the_cross_entropy_of_the_scores_of_each_row():
     assert_close(choice_loss(scores, groups, answers), (first + second) / 2)
 
 
-def gradients(score, model, batch):
-    """Scores, and the gradients of their loss on everything that may train."""
-    model.zero_grad()
-    scores = score(model, batch)
-    choice_loss(scores, batch["groups"], batch["answers"]).backward()
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return scores.detach(), found
-
-
-def test_a_shared_cache_gives_the_scores_and_gradients_of_whole_sequences(model):
-    batch = ChoiceCollator(TOKENIZER)(FEATURES)
-    whole, expected = gradients(sequence_scores, model, batch)
-    shared, found = gradients(cached_scores, model, batch)
-    assert_close(shared, whole)
-    assert found.keys() == expected.keys()
-    assert any(g.abs().max() > 0 for g in found.values())
-    for name, gradient in expected.items():
-        assert_close(found[name], gradient)
-
-
 def test_a_model_that_cuts_logits_by_number_alone_gets_a_number():
     class Model:
         def forward(self, input_ids, logits_to_keep: int = 0):
@@ -123,21 +101,10 @@ def test_a_model_that_cuts_logits_by_number_alone_gets_a_number():
     assert only_last(Model(), 2, torch.device("cpu")) == {"logits_to_keep": 2}
 
 
-def test_prompts_are_shared_only_where_later_tokens_and_other_processes_change_nothing(base):
-    assert shares_prompts(base)
-    assert not shares_prompts(torch.nn.DataParallel(base))
-    sparse = ShiftedAttention()  # LongLoRA groups the tokens of whole sequences
-    sparse.on_train_begin(None, None, None, model=base)
-    assert not shares_prompts(base)
-    sparse.on_train_end(None, None, None, model=base)
-    assert shares_prompts(base)
-    base.gradient_checkpointing_enable({"use_reentrant": False})
-    assert not shares_prompts(base)
-    base.gradient_checkpointing_disable()
+def test_a_map_that_counts_from_the_end_reads_whole_sequences(base):
+    assert not needs_whole(base)
     parts = [LmamConfig(rank=2, length=40, align="end")]
-    adapted = get_peft_model(base, LoradaConfig(parts=parts))
-    assert needs_whole(adapted)
-    assert not shares_prompts(adapted)
+    assert needs_whole(get_peft_model(base, LoradaConfig(parts=parts)))
 
 
 @torch.no_grad()

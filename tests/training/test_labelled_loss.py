@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from architectures import ARCHITECTURES, ENCODER_DECODERS, _model
 from conftest import DECODER_SIZES, ENCODERS, VOCAB, assert_close
 from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lorada.data.tokenize import IGNORED
 from lorada.training.models import labelled_loss
@@ -190,30 +188,6 @@ def test_a_batch_without_labels_has_no_loss_as_in_the_plain_form():
     loss = found(model, inputs)[0].mean()
     loss.backward()
     assert loss.isnan()
-
-
-class Widest(TorchDispatchMode):
-    """Counts the tokens of the largest tensor of logits that ``head`` makes, or of their like."""
-
-    def __init__(self, head):
-        super().__init__()
-        self.weight, self.tokens = head.weight.data_ptr(), 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for one in tree_leaves(made):
-            logits = isinstance(one, torch.Tensor) and one.dim() and one.shape[-1] == VOCAB
-            if logits and one.data_ptr() != self.weight:
-                self.tokens = max(self.tokens, one.numel() // VOCAB)
-        return made
-
-
-def test_at_most_a_chunk_of_tokens_has_logits_at_a_time():
-    model, inputs = with_lora(DECODERS["llama"]()).double(), batch()
-    found, widest = find_labelled_loss(model, inputs), Widest(model.get_output_embeddings())
-    with widest:
-        found(model, inputs)[0].mean().backward()
-    assert widest.tokens == 3
 
 
 @pytest.mark.fp64(False)

@@ -13,7 +13,6 @@ from trained import QUICK, run_recipe
 from lorada import METHODS
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.methods.lookup import peft_names
 from lorada.training import arguments
 from lorada.training.arguments import training_arguments
 from lorada.training.inputs import prepare_training
@@ -22,10 +21,8 @@ from lorada.training.training_memory import training_memory
 
 place = run_place.place
 BF16 = torch.bfloat16
+NAMES = [name for name in METHODS if defined(name, "llama")]
 WHOLE = ("full", "owlore", "owlore_full")  # methods that train every weight at some time
-NAMES = [
-    name for name in (*METHODS, *peft_names()) if name not in METHODS or defined(name, "llama")
-]
 
 
 @pytest.fixture

@@ -22,18 +22,14 @@ from folders import (
     saved,
 )
 from paths import TESTS
-from peft import PeftModel
 from programs import printed
-from safetensors import safe_open
 from safetensors.torch import load_file
 from trained import QUICK, before_its_end, run_recipe
 from transformers import (
-    AutoModelForSequenceClassification,
     BertForSequenceClassification,
     RobertaForSequenceClassification,
 )
 
-from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.load import load_run
 from lorada.training.inputs import prepare_training
@@ -51,7 +47,6 @@ RUNS = {
     "bert-lora": ("bert", "lora", "labels", ["pooling=mean"]),
     "bert-full": ("bert", "full", "labels", ["pooling=mean"]),
     "roberta-stack": ("roberta", "lorada_la", "labels", ["pooling=cls"]),
-    "roberta-bitfit": ("roberta", "bitfit", "labels", ["pooling=mean"]),
     "roberta-shira": ("roberta", "shira", "labels", ["pooling=mean"]),
 }
 # In a process of its own: what transformers loads from folders before and after lorada is imported.
@@ -116,36 +111,17 @@ def poolings(model):
     return [config.pooling for layer in layers for config in layer.configs.values()]
 
 
-@pytest.mark.fp64(False)
-def test_a_score_is_learned_and_scored_with_a_pooling_too(place, tmp_path):
-    asked = recipe(place, tmp_path / "run", "pooling=mean", model="roberta", rows="scores")
-    run = load_run(train(asked, quiet=True).run)
-    assert poolings(run.model) == ["mean"]
-    assert evaluate(run, str(place / "scores.jsonl"))["n"] == len(SCORES)
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_a_loaded_run_has_the_pooling_of_its_recipe(name, folder):
     run, (asked,) = load_run(folder(name)), RUNS[name][3]
     pooling = asked.removeprefix("pooling=")
     assert poolings(run.model) == [run.recipe.pooling] == [pooling]
-    if RUNS[name][1] == "bitfit":
-        with safe_open(run.folder / "trained.safetensors", "pt") as file:
-            assert file.metadata()["pooling"] == pooling
-        return
     kept = run.folder / ("model" if RUNS[name][1] == "full" else "adapter")
     config = json.loads((kept / "adapter_config.json").read_text())
     assert config["parts"][-1]["pooling"] == pooling
     card = (kept / "README.md").read_text()
     assert "POOLING" in card
     assert "import lorada" in card
-
-
-def test_peft_loads_the_adapter_of_a_run_with_its_pooling(folder, place):
-    wanted = logits(load_run(folder("bert-lora")).model)
-    base = AutoModelForSequenceClassification.from_pretrained(place / "bert")
-    model = PeftModel.from_pretrained(base, folder("bert-lora") / "adapter")
-    assert torch.equal(logits(model), wanted)
 
 
 @pytest.mark.fp64(False)
@@ -164,7 +140,7 @@ def test_the_head_is_drawn_as_without_a_pooling_whatever_the_method(place, tmp_p
     assert all(torch.equal(head, heads[0]) for head in heads)
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "bitfit"])
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_resumed_run_comes_to_the_same_end(method, place, tmp_path):
     pairs = ("pooling=mean", "max_steps=4", "save_strategy=steps", "save_steps=2")
     whole = train(recipe(place, tmp_path / "whole", *pairs, method=method), quiet=True)
@@ -173,9 +149,8 @@ def test_a_resumed_run_comes_to_the_same_end(method, place, tmp_path):
     assert again.result["resumed_from"] == "checkpoint-2"
     assert again.result["train_loss"] == whole.result["train_loss"]
     assert torch.equal(logits(load_run(cut).model), logits(load_run(whole.run).model))
-    if method != "bitfit":
-        saved = json.loads((cut / "checkpoint-4" / "adapter_config.json").read_text())
-        assert saved["parts"][-1]["pooling"] == "mean"
+    saved = json.loads((cut / "checkpoint-4" / "adapter_config.json").read_text())
+    assert saved["parts"][-1]["pooling"] == "mean"
 
     other = recipe(place, cut, *pairs, "pooling=cls", method=method)
     (cut / "result.json").unlink()
@@ -211,7 +186,7 @@ def changed(run: Path, target: Path, **settings) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("name", ["bert-lora", "bert-full", "roberta-bitfit"])
+@pytest.mark.parametrize("name", ["bert-lora", "bert-full"])
 def test_a_recipe_with_another_pooling_than_the_weights_is_refused(name, folder, tmp_path):
     for i, pooling in enumerate((None, "cls")):
         copy = changed(folder(name), tmp_path / f"{i}", pooling=pooling)
@@ -219,12 +194,6 @@ def test_a_recipe_with_another_pooling_than_the_weights_is_refused(name, folder,
             "was trained with pooling=mean, and the recipe has|holds an adapter beside its base",
             lambda copy=copy: load_run(copy),
         )
-
-
-def test_a_model_that_lost_its_pooling_is_refused(folder, tmp_path):
-    copy = shutil.copytree(folder("bert-full"), tmp_path / "run")
-    (copy / "model" / "adapter_config.json").unlink()
-    refused("has no adapter_config.json", lambda: load_run(copy))
 
 
 def test_a_pooling_from_nowhere_is_refused(folder, place, tmp_path):

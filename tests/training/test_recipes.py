@@ -24,15 +24,6 @@ def test_every_builtin_recipe_loads_and_its_rows_are_there(name):
     assert training_arguments(recipe).output_dir == recipe.output
 
 
-def test_the_quickstart_rows_are_2000_and_200_without_overlap_and_balanced():
-    recipe = load_recipe("syllogisms", [], {})
-    train, test = read_rows(recipe.data), read_rows(recipe.eval_data)
-    assert (len(train), len(test)) == (2000, 200)
-    assert not {row["prompt"] for row in train} & {row["prompt"] for row in test}
-    for rows in (train, test):
-        assert sum(row["response"] == " Yes" for row in rows) == len(rows) // 2
-
-
 def test_a_file_and_overrides_mean_the_same(tmp_path):
     path = tmp_path / "mine.yaml"
     settings = {**BASE, "method": "lorada_la", "lmam": {"rank": 4}, "training": {"max_steps": 5}}
@@ -72,34 +63,9 @@ def test_what_training_arguments_refuse_is_one_line():
     refused("TrainingArguments: ", lambda: training_arguments(both))
 
 
-def test_a_recipe_without_a_model_says_so():
+def test_a_recipe_without_a_model_or_an_output_says_so():
     refused("has no model", lambda: load_recipe(None, [], {"output": "x"}))
-
-
-OUTPUTS = {
-    "a task": (["seed=3"], {"task": "piqa"}, "piqa-lora-seed3"),
-    "several tasks": (["method=lora"], {"task": "rte, mrpc"}, "rte-mrpc-lora-seed42"),
-    "a file": (["training.seed=1"], {"data": "mine/rows.v2.jsonl"}, "rows.v2-lora-seed1"),
-    "a bundled file": ([], {"data": "builtin:rows.csv"}, "rows-lora-seed42"),
-    "an override": (["task=sst2"], {"method": "lora+lmam"}, "sst2-lora+lmam-seed42"),
-}
-
-
-@pytest.mark.parametrize("case", OUTPUTS)
-def test_an_output_is_named_after_tasks_or_data_method_and_seed(case):
-    overrides, options, name = OUTPUTS[case]
-    options = {"model": "smollm2-135m", **options}
-    assert load_recipe(None, overrides, options, name_output=True).output == f"runs/{name}"
-    refused("has no output: pass --output", lambda: load_recipe(None, overrides, options))
-
-
-def test_a_stated_output_wins_and_a_run_without_rows_has_none(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text("model: a/b\ntask: piqa\noutput: one\n")
-    assert load_recipe(str(path), [], {}, name_output=True).output == "one"
-    assert load_recipe(str(path), [], {"output": "two"}, name_output=True).output == "two"
-    with pytest.raises(ValueError, match="has no output: pass --output"):
-        load_recipe(None, [], {"model": "a/b"}, name_output=True)
+    refused("has no output: pass --output", lambda: load_recipe(None, [], {"model": "a/b"}))
 
 
 def test_every_field_of_a_recipe_is_described():

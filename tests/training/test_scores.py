@@ -20,16 +20,14 @@ from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
 WORDS = ("awful", "poor", "fair", "good", "great")
-UNITS = {"1 to 5": (1, 0), "20 to 100": (20, 0), "1000 to 5000": (1000, 0), "years": (9, 1980)}
-FEW = ("1 to 5", "1000 to 5000")
-# Model, method and units: a head in an adapter, one of two layers, one that trains with all weights
-# or with a part of them, and one without a bias.
+UNITS = {"1 to 5": (1, 0), "1500 to 5500": (1000, 500), "1000 to 5000": (1000, 0)}
+# Model, method, and a unit beside 1 to 5: a head in an adapter, one of two layers, one that trains
+# with all weights, and one without a bias, which cannot hold a shift.
 CASES = {
-    "bert-lora": ("bert", "lora", UNITS),
-    "roberta-lora": ("roberta", "lora", FEW),
-    "bert-full": ("bert", "full", FEW),
-    "bert-bitfit": ("bert", "bitfit", FEW),
-    "llama-lora": ("llama", "lora", FEW),
+    "bert-lora": ("bert", "lora", "1500 to 5500"),
+    "roberta-lora": ("roberta", "lora", "1500 to 5500"),
+    "bert-full": ("bert", "full", "1500 to 5500"),
+    "llama-lora": ("llama", "lora", "1000 to 5000"),
 }
 SETTINGS = [
     *QUICK, "max_steps=60", "learning_rate=1e-2", "save_steps=20", "lr_scheduler_type=constant",
@@ -82,7 +80,7 @@ def run(place):
 
 @pytest.mark.parametrize("case", CASES)
 def test_grades_are_learned_alike_in_every_unit(run, case):
-    units = CASES[case][2]
+    units = ("1 to 5", CASES[case][2])
     found = {unit: evaluate(load_run(run(case, unit))) for unit in units}
     first = found["1 to 5"]
     assert first["pearson"] > 90
@@ -111,7 +109,7 @@ print(json.dumps(found))
 
 @pytest.mark.parametrize("case", ["bert-lora", "roberta-lora", "bert-full", "llama-lora"])
 def test_an_exported_model_answers_in_the_unit_of_the_rows_without_lorada(run, tmp_path, case):
-    folder = run(case, "1000 to 5000")
+    folder = run(case, CASES[case][2])
     export(folder, tmp_path / "model")
     evaluate(load_run(folder))
     lines = (folder / "predictions.jsonl").read_text().splitlines()[:5]
@@ -123,34 +121,26 @@ def test_an_exported_model_answers_in_the_unit_of_the_rows_without_lorada(run, t
     assert found[-1] > 4000
 
 
-@pytest.mark.parametrize("case", ["bert-lora", "bert-full", "bert-bitfit", "llama-lora"])
-def test_a_run_that_was_resumed_is_the_same_and_a_checkpoint_has_the_unit_of_the_rows(
-    run, place, tmp_path, case
-):
-    whole = run(case, "1000 to 5000")
+@pytest.mark.parametrize("case", ["bert-lora", "bert-full", "llama-lora"])
+def test_a_run_that_was_resumed_is_the_same(run, place, tmp_path, case):
+    whole = run(case, CASES[case][2])
     begun = before_its_end(whole, tmp_path / "begun")
     (checkpoint,) = begun.glob("checkpoint-*")
     assert checkpoint.name == "checkpoint-40"
-    asked = recipe(place, case, "1000 to 5000").model_copy(update={"output": str(begun)})
+    asked = recipe(place, case, CASES[case][2]).model_copy(update={"output": str(begun)})
     assert train(asked, quiet=True, resume=True).result["resumed_from"] == checkpoint.name
     assert_same(weights_of(begun), weights_of(whole))
-    # The last checkpoint's weights are those of the run, bit for bit.
-    head = {name: weight for name, weight in weights_of(whole).items() if weight.shape[0] == 1}
-    saved = weights_of(begun / "checkpoint-60")
-    assert head
-    assert_same({name: saved[name] for name in head}, head)
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of a run or of a checkpoint."""
-    names = ("adapter/adapter_model", "model/model", "trained", "adapter_model", "model")
-    paths = (folder / f"{name}.safetensors" for name in names)
-    return load_file(next(path for path in paths if path.is_file()))
+    """The weights of a run."""
+    adapter = folder / "adapter" / "adapter_model.safetensors"
+    return load_file(adapter if adapter.is_file() else folder / "model" / "model.safetensors")
 
 
-def test_the_best_checkpoint_is_loaded_with_its_head_as_it_is_learned(place, tmp_path):
+def test_the_best_checkpoint_is_loaded_with_its_own_head(place, tmp_path):
     pairs = ("load_best_model_at_end=true", "eval_steps=10", "save_steps=10", "max_steps=30")
-    asked = recipe(place, "bert-lora", "1000 to 5000", *pairs).model_copy(
+    asked = recipe(place, "bert-lora", "1500 to 5500", *pairs).model_copy(
         update={"output": str(tmp_path / "run")}
     )
     result = train(asked, quiet=True).result
@@ -162,14 +152,14 @@ def test_the_best_checkpoint_is_loaded_with_its_head_as_it_is_learned(place, tmp
 @pytest.mark.parametrize("case", ["bert-lora", "llama-lora"])
 @pytest.mark.parametrize("source", ["adapter", "model"])
 def test_a_run_that_starts_from_another_begins_where_that_ended(run, place, tmp_path, case, source):
-    before = run(case, "1000 to 5000")
+    before = run(case, CASES[case][2])
     if source == "model":
         export(before, tmp_path / "model")
         changed = {"model": str(tmp_path / "model")}
     else:
         changed = {"from_adapter": str(before / "adapter")}
     slow = ("max_steps=1", "learning_rate=1e-9")
-    asked = recipe(place, case, "1000 to 5000", *slow, **changed)
+    asked = recipe(place, case, CASES[case][2], *slow, **changed)
     train(asked.model_copy(update={"output": str(tmp_path / "again")}), quiet=True)
     again, first = evaluate(load_run(tmp_path / "again")), evaluate(load_run(before))
     assert again["loss"] == pytest.approx(first["loss"], rel=1e-3)
@@ -181,6 +171,6 @@ def test_scores_that_are_all_the_same_are_refused(place, tmp_path):
     refused("same.jsonl has only the score 3: nothing can be learned", lambda: train(asked))
 
 
-def test_a_decoder_says_that_it_cannot_hold_a_mean_far_from_0(place, caplog):
-    train(recipe(place, "llama-lora", "years", "max_steps=1"), quiet=True)
-    assert any("158 standard deviations from 0" in said for said in caplog.messages)
+def test_checkpoints_whose_scores_are_standardised_are_not_uploaded(place):
+    asked = recipe(place, "bert-lora", "1 to 5", "push_to_hub=true", output="pushed")
+    refused("push_to_hub=true uploads checkpoints", lambda: train(asked))

@@ -80,9 +80,6 @@ def _tell(target: Path, written: dict[str, Any]) -> None:
     else:
         rest = f"adapter of {left}" if written["adapter"] else "no adapter is left"
         lines = [f"merged {merged}; {rest}"]
-    if written["license"] is None:
-        card = target / "README.md"
-        lines += [f"the licence of the base was not found: add it to {card} before you share it"]
     for line in (f"{target}: {lines[0]}", *lines[1:]):
         say(line)
     next_is(as_typed("cat", target / "README.md"))

@@ -62,8 +62,7 @@ def train(
     ] = None,
     columns: Columns = None,
     output: Annotated[
-        str | None,
-        typer.Option(help="folder of the run; else the recipe's, or runs/TASK-METHOD-seedN"),
+        str | None, typer.Option(help="folder of the run; else the recipe's")
     ] = None,
     from_adapter: Annotated[
         str | None, typer.Option("--from", help="a saved PEFT adapter to start from")
@@ -118,7 +117,7 @@ def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, res
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
     if options["model"] is not None:  # first, since some methods' names need PEFT
         check_name(options["model"])
-    asked = read_recipe(recipe, pairs, options, name_output=True)
+    asked = read_recipe(recipe, pairs, options)
     if resumed and not any(pair.startswith("metric=") for pair in pairs):
         refuse_unnamed(asked.recipe.metric, saved.parent, "metric=")
     return asked

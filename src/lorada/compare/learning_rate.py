@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 
 from lorada.compare.jobs.job import last_line, report
 from lorada.compare.plan import SEARCH_FILE, mapping_in
-from lorada.runs.folder import TRAINED_FILE, HeldError, holds_run
+from lorada.runs.folder import HeldError, holds_run
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import RESULT_FILE, read_result
 from lorada.support.errors import out_of_memory
@@ -46,7 +46,7 @@ SAID_EVERY = 5.0  # seconds between two lines on the steps of a training
 TRIAL_FILE = "trial.json"
 MAP, MAP_RATE = "lmam", "map_learning_rate"  # maps may have a learning rate of their own
 # What a trial's run keeps only until its loss is known.
-WEIGHTS = ("adapter", "model", TRAINED_FILE, "checkpoint-*")
+WEIGHTS = ("adapter", "model", "checkpoint-*")
 
 Tried = Mapping[str, Any]  # what ``search.json`` keeps of a trial
 

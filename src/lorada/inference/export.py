@@ -41,7 +41,6 @@ from lorada.support.row_sources import HEADED
 from lorada.training.inputs import prepare
 from lorada.training.model_card import (
     front_matter,
-    licence_of,
     write_card,
     write_model_card,
     write_text,
@@ -78,7 +77,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
 
     Returns:
         ``folder``, ``merged`` and ``adapter`` (kinds of parts), ``labels`` of a classifier,
-        ``dtype`` of the base, and ``license`` as the base's card names it, or None.
+        ``dtype`` of the base.
     """
     refuse_target(folder, target)
     run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
@@ -100,7 +99,6 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
         "adapter": left,
         "labels": list(run.labels),
         "dtype": str(base.dtype).removeprefix("torch."),
-        "license": licence_of(recipe.model).get("license"),
     }
 
 
@@ -132,8 +130,7 @@ def export_adapter(
     absolute path of its folder.
 
     Returns:
-        ``folder``, ``base``, ``adapter`` (kinds of parts), ``labels`` of a classifier, and
-        ``license`` as in ``export``.
+        ``folder``, ``base``, ``adapter`` (kinds of parts) and ``labels`` of a classifier.
     """
     refuse_target(folder, target)
     result = read_result(folder)
@@ -166,7 +163,6 @@ def export_adapter(
         "base": base,
         "adapter": _names(config.parts),
         "labels": result["labels"],
-        "license": licence_of(recipe.model).get("license"),
     }
 
 
@@ -298,11 +294,10 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
         metadata = front_matter(recipe, "onnx", task_type(base.config, classifies=not cached))
         title, made = f"{recipe.model} after {recipe.method}, as a graph", "By lorada export."
         notes = NOTES.format(opset=opset, difference=difference)
-        write_text(fresh, recipe, metadata, title=title, made=made, code=CODE, notes=notes)
+        write_text(fresh, metadata, title=title, made=made, code=CODE, notes=notes)
     return {
         "folder": str(target), "format": "onnx", "opset": opset, "difference": difference,
         "merged": merged, "adapter": left, "labels": list(run.labels), "dtype": "float32",
-        "license": licence_of(recipe.model).get("license"),
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lorada.data.task import Protocol
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import fit_context
-from lorada.runs.folder import TRAINED_FILE, adapter_names, finished_run, refuse_different_bases
+from lorada.runs.folder import adapter_names, finished_run, refuse_different_bases
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.runs.result import read_result
 from lorada.support.row_sources import Form
@@ -25,7 +25,6 @@ from lorada.training.models.adapters import (
     load_adapted,
     load_base,
     load_beside,
-    load_part,
     pooling_part,
     refuse_other,
 )
@@ -113,9 +112,6 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
         if recipe.pooling is not None:
             refuse_other(pooling_part(adapter_config(whole)), recipe.pooling, whole)
             attach(base.model, recipe.pooling)
-    elif (folder / TRAINED_FILE).is_file():
-        model = load_part(base, folder / TRAINED_FILE, recipe.pooling)
-        refuse_changed(recipe, result, folder)
     else:
         adapted = load_adapted(base.model, folder / "adapter", base.drawn)
         refuse_other(pooling_part(adapted.peft_config["default"]), recipe.pooling, folder)

@@ -22,7 +22,6 @@ from lorada.data.task_rows import Rows, typed_label
 from lorada.inference.evaluate import Answered, answer_rows
 from lorada.inference.generate import generation_settings
 from lorada.inference.load import Run
-from lorada.runs.folder import TRAINED_FILE
 from lorada.runs.recipe import RECIPE_FILE
 from lorada.support.errors import full_disk_in_one_line
 from lorada.support.files import json_lines, json_text, refuse_there, write_atomic
@@ -31,7 +30,7 @@ from lorada.support.row_sources import Row, files_of
 logger = logging.getLogger(__name__)
 
 PART = 32  # batches; within them, rows of similar length are answered together
-WEIGHTS = "adapter/*", "model/*", TRAINED_FILE  # of a run's folder
+WEIGHTS = "adapter/*", "model/*"  # of a run's folder
 Answer = dict[str, Any]
 
 

@@ -31,11 +31,9 @@ from lorada.support.row_sources import HEADED
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lorada.lock"
-TRAINED_FILE = "trained.safetensors"  # the weights of a method that trains part of the base
 ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
 RUN_FILES = (
-    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "loss.png", "adapter", "model",
-    TRAINED_FILE, "runs",
+    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "loss.png", "adapter", "model", "runs",
 )  # fmt: skip
 # Remote code is allowed command by command, the rows have their own fingerprint, and activations
 # that are computed again change no number.
@@ -142,8 +140,8 @@ def refuse_no_adapter(folder: Path, remedy: str = "leave out --adapter-only") ->
 
 
 def trains_base(run: Path) -> bool:
-    """Whether a finished run has trained the base itself, wholly or in part."""
-    return any((run / name).exists() for name in ("model", TRAINED_FILE))
+    """Whether a finished run has trained the base itself."""
+    return (run / "model").exists()
 
 
 def holds_run(run: Path) -> bool:

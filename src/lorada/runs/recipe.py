@@ -112,7 +112,6 @@ REMOTE = "trust_remote_code"
 AUTO: Final = "auto"  # the value of a field that the device decides
 # The dtypes of a base in bfloat16 or in float16 whose weights that train are in float32.
 MIXED, MIXED_FP16 = "mixed", "mixed_float16"
-SEED = 42  # transformers' default
 MOST_SEED = 2**32 - 1  # the largest that NumPy takes
 SEEDS = ("seed", "data_seed")  # of TrainingArguments
 RECIPE_FILE = "recipe.yaml"

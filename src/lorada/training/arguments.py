@@ -85,11 +85,7 @@ def with_dtype(recipe: Recipe, config: Any) -> Recipe:
 
 
 def device_settings(recipe: Recipe) -> dict[str, Any]:
-    """TrainingArguments for an accelerator; for a CPU and for MPS, only the autocast of mixed.
-
-    Raises:
-        ValueError: for a dtype that needs an accelerator; accelerate would leave out its autocast.
-    """
+    """TrainingArguments for an accelerator; for a CPU and for MPS, only the autocast of mixed."""
     device = accelerator(recipe.training)
     if recipe.dtype == MIXED_FP16 and device is None:
         raise ValueError("dtype=mixed_float16 trains on an accelerator alone: take dtype=mixed")
@@ -106,19 +102,16 @@ def device_settings(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def take_one_device(args: Any, output: str) -> None:
-    """Let one process use one accelerator, of several that are visible.
-
-    The Trainer would copy the model to all of them (``DataParallel``), and in a copy the hooks of
-    adapters use the weights of the first device.
-    """
+def take_one_device(args: Any) -> None:
+    """Let one process use one accelerator, of several that are visible."""
+    # The Trainer would copy the model to all of them (``DataParallel``), and in a copy the hooks of
+    # adapters use the weights of the first device.
     visible = args.n_gpu
     if visible > 1:
         args._n_gpu = 1
         logger.warning(
             "%d devices are visible and one process uses the first. To use all: torchrun "
-            "--nproc_per_node %d -m lorada.cli train …, with --output %s as here",
-            visible, visible, output,
+            "--nproc_per_node %d -m lorada.cli train …", visible, visible,
         )  # fmt: skip
 
 
@@ -135,16 +128,13 @@ def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
     return recipe.model_copy(update={"activation_checkpointing": "full" if again else "off"})
 
 
-def why_full(recipe: Recipe, config: Any) -> str | None:
-    """Why a step may not fit in an accelerator's memory unless ``auto`` takes ``full``; or None."""
+def may_not_fit(recipe: Recipe, config: Any) -> bool:
+    """Whether a step may be too large for an accelerator, so that ``auto`` has to compute it."""
     model = meta_model(config)
     own = any(name in recipe.training for name in TRAINERS_OWN)
     if own or model is None or not model.supports_gradient_checkpointing:
-        return None
-    parameters, length = model.num_parameters(), longest(recipe, config)
-    if parameters > LARGE:
-        return f"the model has {parameters:,} parameters"
-    return f"rows may have {length:,} tokens" if length > LONG else None
+        return False
+    return bool(model.num_parameters() > LARGE or longest(recipe, config) > LONG)
 
 
 def longest(recipe: Recipe, config: Any) -> int:
@@ -199,7 +189,7 @@ def training_arguments(
     ours = {**DEFAULTS, **rate, **device_settings(recipe)}
     settings = {**ours, **(method or {}), **recipe.training}
     if recipe.early_stopping is not None:
-        settings |= _for_early_stopping(recipe, settings)
+        settings |= {**_for_early_stopping(recipe, settings), **recipe.training}
     if again:
         settings |= CHECKPOINTING
     if recipe.pooling is not None:  # the layers that it passes over get no gradient
@@ -216,7 +206,7 @@ def training_arguments(
         args = Seq2SeqTrainingArguments(
             output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings})
         )
-        take_one_device(args, recipe.output)
+        take_one_device(args)
         _tell_compiler_of_tf32()
         _try_out(args)
     if recipe.mixed and not (args.bf16 or args.fp16):
@@ -258,24 +248,18 @@ def _for_early_stopping(recipe: Recipe, settings: dict[str, Any]) -> dict[str, A
 
     They are measured and saved every ``eval_steps`` if the recipe has these, else every epoch.
     """
-    asked = f"early_stopping={recipe.early_stopping}"
-    if recipe.eval_data is None and not recipe.dev_rows:
-        raise ValueError(f"{asked} needs held-out rows: pass eval_data=FILE or dev_rows=N")
     every = "steps" if "eval_steps" in recipe.training else "epoch"
     every = str(recipe.training.get("eval_strategy", every))
-    wanted = {
+    if every == "no" or (recipe.eval_data is None and not recipe.dev_rows):
+        raise ValueError(
+            f"early_stopping={recipe.early_stopping} needs held-out rows that are measured: pass "
+            "eval_data=FILE or dev_rows=N, and leave out training.eval_strategy=no"
+        )
+    return {
         "eval_strategy": every, "save_strategy": every, "load_best_model_at_end": True,
         "save_steps": settings.get("eval_steps") or settings["logging_steps"],
         "restore_callback_states_from_checkpoint": True,
     }  # fmt: skip
-    for name, value in wanted.items():
-        if recipe.training.get(name, value) != value or every == "no":
-            given = recipe.training.get(name, "no")
-            raise ValueError(
-                f"{asked} measures and saves together, and keeps the best: leave out "
-                f"training.{name}={given}"
-            )
-    return wanted
 
 
 def held_out_metrics(
@@ -287,17 +271,7 @@ def held_out_metrics(
     """
     chooses = held_out is not None and held_out.form == "choice"
     names = ["eval_accuracy"] if chooses else []
-    if args.predict_with_generate:
-        if not writes:
-            raise ValueError(
-                "training.predict_with_generate=true is for encoder–decoder models that write "
-                "texts: leave it out"
-            )
-        if held_out is None:
-            raise ValueError(
-                "training.predict_with_generate=true needs held-out rows: pass eval_data=FILE or "
-                "dev_rows=N"
-            )
+    if args.predict_with_generate and writes and held_out is not None:
         row = held_out.rows[:1]
         scored = held_out.protocol.score([answer_of(row[0])], row)  # one row tells the names
         names = [f"eval_{name}" for name in scored]

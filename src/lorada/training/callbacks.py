@@ -1,19 +1,14 @@
-"""Trainer callbacks of every run: for Ctrl-C, saves, held-out rows, and the relative norm of maps.
-
-``RelativeNorm`` is not beside ``lorada.explain``, because it imports transformers' callbacks, and
-``import lorada`` must not: see ``lorada/__init__.py``.
-"""
+"""Trainer callbacks of every run: for Ctrl-C, saves, held-out rows, the relative norm of maps."""
 
 import logging
 import signal
-import weakref
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
@@ -63,14 +58,10 @@ def _last_good(run: Path, step: int) -> str:
 
 
 class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
-    """Makes Ctrl-C finish the current step, save a checkpoint and stop; a second one stops at once.
-
-    Attributes:
-        interrupted: whether the training ended by that, in all processes after the same step.
-    """
+    """Makes Ctrl-C finish the step, save a checkpoint and stop; a second one stops at once."""
 
     def __init__(self) -> None:
-        self.interrupted = False
+        self.interrupted = False  # whether it ended the training, in all processes
         self._pressed = False  # in this process: each process gets its own signal
         self._previous: Any = None
 
@@ -111,29 +102,14 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
-    """What every run does when an epoch, a step or a save begins or ends; the last callback.
+    """What every run does when a step, an epoch or a save ends; the last callback.
 
-    Attributes:
-        measures: whether held-out rows are measured after the last step and, if the recipe has no
-            ``eval_strategy``, after each epoch.
+    If it ``measures``, held-out rows are measured after the last step and, if the recipe has no
+    ``eval_strategy``, after each epoch.
     """
 
     def __init__(self, *, measures: bool) -> None:
         self.measures = measures
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell the innermost sampler of the training rows which epoch begins.
-
-        The Trainer and accelerate do so too, but in a run of several processes that resumes within
-        an epoch a sampler has wrappers through which it does not hear it.
-        """
-        found: Any = kwargs["train_dataloader"]
-        while found is not None:
-            tell = getattr(found, "set_epoch", None) if isinstance(found, Sampler) else None
-            if tell is not None:
-                tell(int(state.epoch or 0))
-            wrapped = getattr(found, "batch_sampler", None)
-            found = getattr(found, "sampler", None) if wrapped is None else wrapped
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prepare a save, and ask for a measurement before it, so that a resumed run has it too."""
@@ -194,7 +170,7 @@ class RelativeNorm(TrainerCallback):  # type: ignore[misc]
         self.by_layer: dict[str, float] = {}
         self._sums: Sums = {}
         self._names: dict[nn.Module, str] = {}
-        self._watching: weakref.finalize[..., RelativeNorm] | None = None
+        self._watching: AbstractContextManager[None] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Learn the names of the model's layers."""
@@ -210,20 +186,14 @@ class RelativeNorm(TrainerCallback):  # type: ignore[misc]
         logged = logged or (step == 1 and args.logging_first_step)
         self._sums = {}
         if logged or (saves and step % saves == 0):
-            self._watch()
-
-    def _watch(self) -> None:
-        self.stop()
-        # A weak reference, so that attention does not keep the callback of an abandoned training.
-        me = weakref.ref(self)
-        context = observe(lambda seen: callback._observe(seen) if (callback := me()) else None)
-        context.__enter__()
-        self._watching = weakref.finalize(self, context.__exit__, None, None, None)
+            self.stop()
+            self._watching = observe(self._observe)
+            self._watching.__enter__()
 
     def stop(self) -> None:
         """Stop measuring; call it too when training ends with an error."""
         if self._watching is not None:
-            self._watching()
+            self._watching.__exit__(None, None, None)
             self._watching = None
 
     def _observe(self, seen: Observation) -> None:

@@ -1,8 +1,4 @@
-"""Reads what a run needs before it loads weights, and refuses settings that do not go together.
-
-A training, an evaluation and an export all begin with ``prepare``; a training goes on with
-``prepare_training``.
-"""
+"""Reads what a run needs before it loads weights, and refuses settings that do not go together."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,19 +48,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class PreparedTraining(Prepared):
-    """What a training needs before it loads weights.
-
-    Attributes:
-        plan: the recipe's method, with its settings for this base model.
-        rows: the rows to learn from.
-        held_out: the rows that are measured while training; None for none.
-        metric: what answers are scored by; None for a benchmark, which has its own.
-    """
+    """What a training needs before it loads weights."""
 
     plan: Plan
     rows: Rows
-    held_out: Rows | None
-    metric: ChosenMetric | None
+    held_out: Rows | None  # which are measured while training
+    metric: ChosenMetric | None  # None for a benchmark, which has its own
 
     @cached_property
     def context(self) -> int | None:
@@ -128,10 +117,9 @@ MASKED = ("sdpa", "eager")  # implementations that take any mask
 def loading_settings(
     recipe: Recipe, device: torch.device | None, *, headed: bool
 ) -> dict[str, Any]:
-    """What ``from_pretrained`` is told of a recipe's base.
+    """What ``from_pretrained`` is told of a recipe's base, which goes to ``device`` or the CPU.
 
-    ``device`` is where it goes, None for the CPU; ``headed`` says whether it has a task head, which
-    trains and so stays as it is.
+    A task head, if it is ``headed``, trains, so it is not quantised.
     """
     place = device or (None if recipe.quantization is None else "cpu")
     kept = [*HEADS, POOLER] if headed else None
@@ -144,10 +132,7 @@ def loading_settings(
 
 
 def _quantization(recipe: Recipe, kept: list[str] | None) -> Any:
-    """nf4 with a second quantisation of its scales, as in QLoRA; int8 of the weights alone.
-
-    ``kept`` are the modules that are not quantised; None for the library's own choice.
-    """
+    """nf4 with a second quantisation of its scales, as in QLoRA; int8 of the weights alone."""
     if recipe.quantization is None:
         return None
     if recipe.quantization == "nf4":

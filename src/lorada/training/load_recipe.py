@@ -18,7 +18,6 @@ from lorada.methods.lookup import method_named
 from lorada.methods.overrides import TRAINING, checked, owner_of, refuse_unknown
 from lorada.runs.recipe import (
     REMOTE,
-    SEED,
     SEEDS,
     Recipe,
     builtin_recipes,
@@ -29,7 +28,6 @@ from lorada.runs.recipe import (
     settings_in,
 )
 from lorada.support.errors import unknown_name
-from lorada.support.row_sources import files_of, hub_source, resolve
 
 # Fields that are not themselves sections of settings.
 PLAIN = Recipe.model_fields.keys() - {"parts", TRAINING}
@@ -37,15 +35,10 @@ PLAIN = Recipe.model_fields.keys() - {"parts", TRAINING}
 
 @dataclass(frozen=True)
 class Asked:
-    """A recipe as it was asked for.
-
-    Attributes:
-        recipe: its own fields, checked, without settings of parts and TrainingArguments.
-        settings: those settings: section, name and value as it was given; later ones win.
-    """
+    """A recipe as it was asked for; ``recipe`` has its own fields, checked."""
 
     recipe: Recipe
-    settings: list[tuple[str, str, Any]]
+    settings: list[tuple[str, str, Any]]  # of parts and training: section, name, value
 
     def complete(self) -> Recipe:
         """The whole recipe, its settings checked against PEFT's and transformers' classes."""
@@ -61,13 +54,7 @@ class Asked:
         return self.recipe.model_copy(update=update)
 
 
-def load_recipe(
-    source: str | None,
-    overrides: list[str],
-    options: dict[str, Any],
-    *,
-    name_output: bool = False,
-) -> Recipe:
+def load_recipe(source: str | None, overrides: list[str], options: dict[str, Any]) -> Recipe:
     """Make a recipe from a file or built-in name, ``key=value`` strings and command-line options.
 
     Args:
@@ -75,21 +62,12 @@ def load_recipe(
             cannot switch ``trust_remote_code`` on; only an override or an option can.
         overrides: ``key=value``; the value is read as YAML.
         options: recipe fields given as command-line options; None values are left out.
-        name_output: if no output is given, make one of tasks or data, method and seed.
-
-    Raises:
-        ValueError: for an unknown key (with the nearest names), an ambiguous key (with the full
-            ones), a value of the wrong type (with the field, the value and the type), a file that
-            is no YAML mapping, or one that asks for remote code when the command does not.
-        FileNotFoundError: if there is no such file.
     """
-    return read_recipe(source, overrides, options, name_output=name_output).complete()
+    return read_recipe(source, overrides, options).complete()
 
 
-def read_recipe(
-    source: str | None, overrides: list[str], options: dict[str, Any], *, name_output: bool = False
-) -> Asked:
-    """What ``load_recipe`` is given, with its names checked."""
+def read_recipe(source: str | None, overrides: list[str], options: dict[str, Any]) -> Asked:
+    """What ``load_recipe`` is given, checked as far as that needs neither torch nor PEFT."""
     given = _settings_of(source) if source is not None else {}
     asked = given.pop(REMOTE, False)
     given.update({key: value for key, value in options.items() if value is not None})
@@ -108,8 +86,6 @@ def read_recipe(
     for name in SEEDS:
         seeds[name] = last.get(f"{TRAINING}.{name}", last.get(name, seeds.get(name)))
         refuse_seed(f"{TRAINING}.{name}=", seeds[name])
-    if name_output and "output" not in values:
-        values |= _named_output(values, SEED if seeds["seed"] is None else seeds["seed"])
     recipe = recipe_of(values)
     for name in recipe.tasks:
         if name not in TASKS:
@@ -139,19 +115,6 @@ def _by_section(settings: list[tuple[str, Any]], parts: list[str]) -> list[tuple
         else:
             raise unknown_name("override", key, [f"{each}.…" for each in sections])
     return found
-
-
-def _named_output(values: dict[str, Any], seed: Any) -> dict[str, str]:
-    """``output=runs/TASK-METHOD-seedN``; empty if neither a task nor data is given."""
-    method, task = (values.get(key, Recipe.model_fields[key].default) for key in ("method", "task"))
-    names = [name.strip() for name in str(task).split(",")]
-    if task == Recipe.model_fields["task"].default:
-        if not values.get("data"):
-            return {}
-        files = files_of(values["data"])
-        found = [Path(source[0]) if (source := hub_source(f)) else resolve(f) for f in files]
-        names = [Path(path.name.removesuffix(".gz")).stem for path in found]
-    return {"output": f"runs/{'-'.join(names)}-{method}-seed{seed}"}
 
 
 def _settings_of(source: str) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from yaml import YAMLError
+from huggingface_hub import ModelCardData
 
 from lorada.runs.recipe import Recipe
 from lorada.support.files import write_atomic
@@ -26,35 +24,21 @@ CARD = """\
 ```python
 {code}
 ```
-{notes}
-{licence}"""
+{notes}"""
 
 ADAPTER_NOTES = """
-Parts {parts} (settings: `adapter_config.json`); task `{task}`, rows `{data}`, seed {seed}.{limits}
+Parts {parts} (settings: `adapter_config.json`); task `{task}`, rows `{data}`, seed {seed}.
 """
-
-LIMITS = """ Limits: a map cannot be merged into the weights
-(`model.merge_weights()` merges the other parts); runtimes that do not import `lorada` cannot load
-this adapter."""
 
 # For an exported model with an adapter beside its weights.
 BESIDE_NOTES = """
-The first line matters: `from_pretrained` places the adapter too. Without lorada it ends in an error
-about the model type `lorada`, or in `KeyError: 'LORADA'`, and so do `pipeline` and
-`transformers serve`. vLLM needs the package lorada-vllm; SGLang refuses the folder. Only a class of
-one model family, such as `LlamaForCausalLM`, reads the base alone where peft is not installed.
+The first line matters: `from_pretrained` places the adapter too, and without lorada it ends in an
+error. vLLM needs the package lorada-vllm.
 
 {launch}
 
 The folder may be moved. On the hub, transformers looks for the base where `adapter_config.json`
 says: before you push, write the id of this repository into `base_model_name_or_path`.
-
-The base without the adapter, as a second adapter or `PeftModel.from_pretrained` needs it
-(transformers 5.23 or newer):
-
-```python
-base = {auto}.from_pretrained("path/to/this/folder", adapter_kwargs={{"subfolder": "none"}})
-```
 """
 
 # PEFT's task type → the end of the names of auto classes for it, and the hub's name of the task.
@@ -63,8 +47,6 @@ TASK_NAMES = {
     "SEQ_2_SEQ_LM": ("Seq2SeqLM", "text2text-generation"),
     "SEQ_CLS": ("SequenceClassification", "text-classification"),
 }
-LICENCE = ("license", "license_name", "license_link")
-CARD_FILE = "README.md"
 
 
 def front_matter(recipe: Recipe, library: str, task_type: str) -> str:
@@ -74,25 +56,8 @@ def front_matter(recipe: Recipe, library: str, task_type: str) -> str:
         base_model=recipe.model,
         pipeline_tag=TASK_NAMES[task_type][1],
         tags=["lorada", recipe.method],
-        **licence_of(recipe.model),
     )
     return str(data.to_yaml())
-
-
-def licence_of(model: str) -> dict[str, Any]:
-    """What the card of a model says of its licence; empty if it says nothing or there is none.
-
-    The card is that in the model's folder, or the one that the hub's client has on this machine.
-    """
-    path: Any = Path(model, CARD_FILE)
-    try:
-        if not Path(model).is_dir():
-            path = try_to_load_from_cache(model, CARD_FILE)
-        said = metadata_load(path) if isinstance(path, str | Path) and Path(path).is_file() else {}
-    except (HFValidationError, YAMLError, ValueError):  # no id of the hub; a card that is damaged
-        return {}
-    found = {key: (said or {}).get(key) for key in LICENCE}
-    return {key: value for key, value in found.items() if value and isinstance(value, str | list)}
 
 
 def write_card(
@@ -108,7 +73,6 @@ def write_card(
     auto = f"AutoPeftModelFor{TASK_NAMES[config.task_type][0]}"
     write_text(
         folder,
-        recipe,
         front_matter(recipe, "peft", config.task_type),
         title=f"{recipe.method} adapter for {recipe.model}",
         made=f"Trained with lorada {__version__}. {knows}",
@@ -120,7 +84,6 @@ def write_card(
             task=recipe.task,
             data=file_names(recipe.data) if recipe.data else recipe.train_on or "own",
             seed=recipe.training.get("seed", 42),
-            limits="" if plain else LIMITS,
         ),
     )
 
@@ -134,11 +97,7 @@ def _outputs(result: dict[str, Any] | None) -> str:
 
 
 def write_model_card(
-    folder: Path,
-    recipe: Recipe,
-    merged: list[str],
-    left: list[str],
-    task_type: str,
+    folder: Path, recipe: Recipe, merged: list[str], left: list[str], task_type: str
 ) -> None:
     """Write the model card of an exported model, or of a fully trained one with a pooling.
 
@@ -154,7 +113,6 @@ def write_model_card(
     auto = f"AutoModelFor{TASK_NAMES[task_type][0]}"
     write_text(
         folder,
-        recipe,
         front_matter(recipe, "transformers", task_type),
         title=f"{recipe.model} after {recipe.method}",
         made=f"Written by lorada {__version__}: {what}{beside}.",
@@ -162,15 +120,10 @@ def write_model_card(
         + f"from transformers import {auto}, AutoTokenizer\n\n"
         f'model = {auto}.from_pretrained("path/to/this/folder")\n'
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
-        notes=BESIDE_NOTES.format(launch=LAUNCH, auto=auto) if left else "",
+        notes=BESIDE_NOTES.format(launch=LAUNCH) if left else "",
     )
 
 
-def write_text(folder: Path, recipe: Recipe, metadata: str, **texts: str) -> None:
-    """Write a card from the ``texts`` of its parts; it says so if the base's licence is unknown."""
-    unknown = (
-        f"The licence of {recipe.model} was not found on this machine: add it to this card before "
-        "you share the folder.\n"
-    )
-    licence = "" if licence_of(recipe.model) else unknown
-    write_atomic(folder / CARD_FILE, CARD.format(metadata=metadata, licence=licence, **texts))
+def write_text(folder: Path, metadata: str, **texts: str) -> None:
+    """Write a card from the ``texts`` of its parts."""
+    write_atomic(folder / "README.md", CARD.format(metadata=metadata, **texts))

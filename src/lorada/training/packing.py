@@ -73,10 +73,8 @@ class PackedCollator:
 
 @torch.no_grad()
 def refuse_mixing(model: nn.Module, batch_size: int) -> None:
-    """Refuse a model in which rows in one sequence see each other.
-
-    ``batch_size`` counts sequences, as flash kernels keep rows apart only in a batch of one.
-    """
+    """Refuse a model in which rows in one sequence see each other, in batches of this size."""
+    # Flash kernels keep rows apart only in a batch of one sequence.
     device, training = next(model.parameters()).device, model.training
     model.eval()
     ids = torch.tensor([[5, 6, 7, 8, 9]], device=device).expand(batch_size, -1)

@@ -26,10 +26,7 @@ from lorada.tuners.base.linears import linears
 
 
 def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str, Any]:
-    """Count the parameters of a method on a model, as ``parameters_of`` does for a recipe.
-
-    ``model`` may also be a key of ``MODELS``; ``overrides`` are settings, each as ``key=value``.
-    """
+    """Count the parameters of a method on a model, as ``parameters_of`` does for a recipe."""
     recipe = load_recipe(None, overrides, {"method": method, "model": model, "output": "-"})
     if recipe.training:
         raise ValueError(f"{', '.join(recipe.training)} changes no parameter count: leave it out")

@@ -3,8 +3,7 @@
     recipe → prepare_training → set_up → Trainer → save_model, training_result → run folder
 
 A run folder holds ``recipe.yaml``, checkpoints while it trains, then ``adapter/`` (``model/`` if
-everything trains, ``trained.safetensors`` if a part of the base does), ``loss.png`` and
-``result.json``. It is complete when it has a ``result.json``.
+the base itself trains), ``loss.png`` and ``result.json``. It is complete when it has the last.
 """
 
 import logging
@@ -38,7 +37,7 @@ from transformers import (
 from lorada.data.task_rows import Rows, head_size, protocol_settings
 from lorada.data.tokenize import collator, encode_rows, fit_context
 from lorada.methods.task_head import narrow_trained, widen_trained
-from lorada.runs.folder import TRAINED_FILE, Start, begin, check_folder, locked
+from lorada.runs.folder import Start, begin, check_folder, locked
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.runs.result import hardware, peak_memory, versions, write_result
 from lorada.support.errors import full_disk_in_one_line
@@ -46,7 +45,6 @@ from lorada.support.files import atomic_path, remove_orphans
 from lorada.support.processes import (
     all_or_none,
     gather_values,
-    is_first,
     join_processes,
     made_by_first,
     process_count,
@@ -69,8 +67,6 @@ from lorada.training.models.adapters import (
     load_base,
     parameter_counts,
     save_beside,
-    save_part,
-    saved_names,
 )
 from lorada.training.models.loading import language_settings, refuse_long, weights_fingerprint
 from lorada.training.packing import PackedCollator, pack, refuse_mixing
@@ -95,36 +91,23 @@ Collator = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Setup:
-    """A training that is ready to start; nothing is written yet.
-
-    Attributes:
-        prepared: what was known before weights were loaded.
-        base: the model before the method was placed on it.
-        model: the model that trains.
-        trainer: its Trainer.
-        measured: the names of the metrics on held-out rows, besides the loss.
-    """
+    """A training that is ready to start; nothing is written yet."""
 
     prepared: PreparedTraining
     base: Base
     model: PeftModel | PreTrainedModel
     trainer: RunTrainer
-    measured: list[str]
+    measured: list[str]  # the names of the metrics on held-out rows, besides the loss
+    scale: ScoreScale | None  # how scores are learned; None for rows of another form
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a training.
-
-    Attributes:
-        run: the run's folder.
-        result: the fields of its ``result.json``; only ``steps`` if it was interrupted.
-        interrupted: whether Ctrl-C ended it, after a checkpoint was saved.
-    """
+    """The outcome of a training."""
 
     run: Path
-    result: dict[str, Any]
-    interrupted: bool = False
+    result: dict[str, Any]  # the fields of its ``result.json``; only ``steps`` if interrupted
+    interrupted: bool = False  # by Ctrl-C, after a checkpoint was saved
 
 
 def train(
@@ -148,11 +131,8 @@ def train(
         callbacks: further callbacks of the Trainer; one that stops the training ends the run early.
 
     Raises:
-        ValueError: for a folder that holds a run or in which another process trains, or for
-            settings that do not fit.
         DivergedError: if the loss becomes NaN; checkpoints saved before stay.
-        OSError: if the disk is full; what was saved before stays whole.
-        OtherProcessError: for any of these, in all processes except the one that fails.
+        OtherProcessError: for any error, in all processes except the one that fails.
     """
     run = Path(recipe.output)
     with argument_errors():
@@ -192,10 +172,6 @@ def _fit(setup: Setup, start: Start, effect: RelativeNorm, interrupt: SaveOnInte
         effect.stop()
     if interrupt.interrupted:
         return Trained(run, {"steps": trainer.state.global_step}, interrupted=True)
-    if trainer.args.load_best_model_at_end and is_first():
-        logger.warning("the training ended after step %d; the weights of step %d, which has the "
-                       "best held-out score, are kept", trainer.state.global_step,
-                       trainer.state.best_global_step)  # fmt: skip
     weights, peak = all_weights(trainer), max(gather_values(peak_memory()))
 
     def finish() -> dict[str, Any]:
@@ -246,20 +222,15 @@ def all_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
 
 
 def save_model(setup: Setup, weights: dict[str, torch.Tensor] | None) -> None:
-    """Write the adapter, the trained part or the fully trained model into the run's folder.
+    """Write the adapter or the trained model into the run's folder, whole or not at all.
 
-    It is written into a scratch folder and then moved, so it is never there half written.
     ``weights`` is what ``all_weights`` returned.
     """
-    model, recipe, trainer = setup.model, setup.prepared.recipe, setup.trainer
+    model, recipe = setup.model, setup.prepared.recipe
     if weights is not None:
         _unshard(model, weights)
-    if trainer.scale is not None:
-        trainer.scale.fold(model)
-    if trainer.saved is not None:
-        with atomic_path(Path(recipe.output) / TRAINED_FILE) as fresh:
-            save_part(fresh, model, trainer.saved, recipe.model)
-        return
+    if setup.scale is not None:
+        setup.scale.fold(model)
     adapted = isinstance(model, PeftModel)
     if adapted:
         fold_prefixes(model)
@@ -288,7 +259,7 @@ def training_result(setup: Setup, peak: int) -> dict[str, Any]:
     """The fields of ``result.json`` without those that ``train`` adds; ``peak`` is in bytes."""
     prepared, base = setup.prepared, setup.base
     recipe, rows, plan = prepared.recipe, prepared.rows, prepared.plan
-    state, scale = setup.trainer.state, setup.trainer.scale
+    state, scale = setup.trainer.state, setup.scale
     shown = ["step", "loss", "eval_loss", *setup.measured, "relative_norm", "grad_norm"]
     history = [
         {key: entry[key] for key in shown if key in entry}
@@ -299,7 +270,7 @@ def training_result(setup: Setup, peak: int) -> dict[str, Any]:
     effects = [entry["relative_norm"] for entry in history if "relative_norm" in entry]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     run = Path(recipe.output)
-    saved = [run / TRAINED_FILE, *(run / "adapter").rglob("*"), *(run / "model").rglob("*")]
+    saved = [*(run / "adapter").rglob("*"), *(run / "model").rglob("*")]
     return {
         "recipe": recipe.model_dump(),
         "method": recipe.method,
@@ -357,10 +328,8 @@ def set_up(
     elif narrow_trained(model):
         logger.warning("dtype=%s: what trains in the base loses small updates, as it is in 16 bits "
                        "too: dtype=mixed keeps it in float32", recipe.dtype)  # fmt: skip
-    saved = saved_names(model, base, plan)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
-    make = partial(make, saved=saved, scale=scale)
     patience = recipe.early_stopping
     stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
     # dev_rows are measured unless the recipe says no; eval_data only if it says so.
@@ -372,7 +341,7 @@ def set_up(
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
-    return Setup(prepared, base, model, trainer, measured)
+    return Setup(prepared, base, model, trainer, measured, scale)
 
 
 def checked_arguments(
@@ -396,7 +365,6 @@ def checked_arguments(
 def _encode(
     prepared: PreparedTraining, base: Base, scale: ScoreScale | None
 ) -> tuple[Dataset, Dataset | None, Collator]:
-    """Token ids of training and held-out rows, and their collator."""
     tokenizer, kind = prepared.tokenizer, prepared.kind
     fitted = fit_context(prepared.recipe, base.model.config)
 
@@ -438,6 +406,11 @@ def trainer_class(
             f"training.label_smoothing_factor={smoothing} is for classes and texts, and {rows.path}"
             f" has {rows.form} rows: leave it out"
         )
+    if args.push_to_hub and rows.form == "score":
+        raise ValueError(
+            "training.push_to_hub=true uploads checkpoints, which give scores as standard "
+            "deviations from their mean: leave it out, and upload an export of the finished run"
+        )
     if not writes_texts(rows, prepared.kind):
         return ChoiceTrainer if rows.form == "choice" else RunTrainer
     generation = protocol_settings(recipe, rows.protocol, prepared.most_answer_tokens)
@@ -457,21 +430,15 @@ def make_trainer(
     callbacks: list[Any],
     make: Callable[..., RunTrainer],
 ) -> RunTrainer:
-    """A Trainer; ``make`` is what ``trainer_class`` returned."""
+    """A Trainer for datasets to train on and to measure; ``make`` is of ``trainer_class``."""
     batch, rows = args.train_batch_size * args.world_size, len(datasets[0])
     if args.dataloader_drop_last and rows < batch:
         raise ValueError(
             f"training.dataloader_drop_last=true leaves no batch of {rows} rows, where one takes "
             f"{batch}: leave it out, or take a smaller per_device_train_batch_size"
         )
-    trainer = make(
-        model=model,
-        args=args,
-        train_dataset=datasets[0],
-        eval_dataset=datasets[1],
-        data_collator=pad,
-        callbacks=callbacks,
-    )
+    train_rows, eval_rows = datasets
+    trainer = make(model, args, pad, train_rows, eval_rows, callbacks=callbacks)
     # RelativeNorm adds to a log line, so it must see the line before any logger does.
     listeners = trainer.callback_handler.callbacks
     listeners.sort(key=lambda callback: not isinstance(callback, RelativeNorm))
@@ -490,10 +457,6 @@ def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) 
     for group in optimizer.param_groups:
         moved += [p for p in group["params"] if id(p) in maps]
         group["params"] = [p for p in group["params"] if id(p) not in maps]
-    alone = not any(group["params"] for group in optimizer.param_groups)
-    if alone:
-        asked = configs[0].map_learning_rate
-        logger.warning("only maps train here, at %g (lmam.map_learning_rate=%s)", rate, asked)
     optimizer.add_param_group(
         {"params": moved, "lr": rate, "weight_decay": trainer.args.weight_decay}
     )

@@ -11,13 +11,13 @@ Scores are learned as standard deviations from their mean, and saved in the rows
 
     learned: (score − mean) / sd        saved: sd·W and sd·b + mean, of the head's last layer
 
-So grades from 1 to 5 and the same grades from 1000 to 5000 are one training. The head of a decoder
-has no bias in transformers, so nothing could hold the mean: there scores are only divided.
+So grades from 1 to 5 and the same grades from 1000 to 5000 are one training. Checkpoints keep the
+head as it learns. The head of a decoder has no bias in transformers, so nothing could hold the
+mean: there scores are only divided.
 """
 
 import copy
-import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
@@ -38,22 +37,14 @@ from transformers.trainer_utils import EvalLoopOutput
 from lorada.data.task import Kind, Metrics
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import IGNORED, token_counts
-from lorada.support.processes import gather_values, is_first
+from lorada.support.processes import gather_values
 from lorada.support.row_sources import HEADED
 from lorada.training.callbacks import refuse_broken_loss
 from lorada.training.models.adapters import save_beside
-from lorada.training.models.candidate_scores import (
-    cached_scores,
-    likeliest,
-    sequence_scores,
-    shares_prompts,
-)
+from lorada.training.models.candidate_scores import likeliest, sequence_scores
 from lorada.training.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.tuners.stack.stack import LoradaModel
 
-logger = logging.getLogger(__name__)
-
-FAR = 10  # standard deviations from 0 beyond which a head without a bias learns scores poorly
 TRAINED_COPY, ORIGINAL = "modules_to_save.default", "original_module"  # of a head, in PEFT's models
 
 
@@ -70,25 +61,12 @@ class ScoreScale:
         each = ((row, (float(row["score"]) - self.mean) / self.sd) for row in rows.rows)
         return replace(rows, rows=[{**row, "score": score} for row, score in each])
 
-    def own(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of the head's last layer among those of a model, as they are learned."""
-        names = (f"{self.layer}.{name}" for name in ("weight", "bias"))
-        return {name: weights[name] for name in names if name in weights}
-
-    def saved(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of a model, for outputs in the unit of the rows."""
-        found = dict(weights)
-        for name, weight in self.own(weights).items():
-            shift = self.mean if name.endswith("bias") else 0.0
-            found[name] = (weight.double() * self.sd + shift).to(weight.dtype)
-        return found
-
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
         """Make a model that has learned answer in the unit of the rows."""
-        own = self.own(dict(model.named_parameters()))
-        for name, weight in self.saved(own).items():
-            own[name].copy_(weight)
+        for name, weight in model.get_submodule(self.layer).named_parameters():
+            shift = self.mean if name == "bias" else 0.0
+            weight.copy_(weight.double() * self.sd + shift)
 
     def begin(self, model: nn.Module, drawn: Collection[str]) -> "ScoreScale":
         """How a model learns scores whose base learns them so; ``drawn`` is as in ``Base``.
@@ -113,10 +91,6 @@ def scale_of(rows: Rows, base: nn.Module) -> ScoreScale | None:
     if min(scores) == max(scores):
         raise ValueError(f"{rows.path} has only the score {mean:g}: nothing can be learned from it")
     biased = base.get_submodule(layer).bias is not None
-    if not biased and abs(mean) > FAR * sd and is_first():
-        logger.warning("the scores are %.0f standard deviations from 0, and the head of this model "
-                       "has no bias to hold their mean: subtract %g from them, or take an encoder",
-                       abs(mean) / sd, mean)  # fmt: skip
     return ScoreScale(layer, mean if biased else 0.0, sd)
 
 
@@ -129,9 +103,6 @@ def _last_layer(model: nn.Module) -> str:
     ][-1]
 
 
-LEARNED_HEAD = "learned_head.safetensors"  # in a checkpoint: the last layer of a head for scores
-
-
 class _GroupedByLength(LengthGroupedSampler):  # type: ignore[misc]
     """transformers' sampler, with its batches in an order that seed and epoch alone decide.
 
@@ -139,16 +110,14 @@ class _GroupedByLength(LengthGroupedSampler):  # type: ignore[misc]
     label, one kind of rows would come after another. So the batches come in random order.
     """
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+    def __init__(
+        self, batch_size: int, lengths: list[int], seed: int, epoch: Callable[[], int]
+    ) -> None:
         super().__init__(batch_size, lengths=lengths)
-        self.seed, self.epoch = seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the number of the next epoch."""
-        self.epoch = epoch
+        self.seed, self.epoch = seed, epoch
 
     def __iter__(self) -> Iterator[int]:
-        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch())
         rows = torch.tensor([*super().__iter__()])
         whole, size = len(rows) // self.batch_size, self.batch_size  # a part of one stays the last
         order = torch.randperm(whole, generator=self.generator)
@@ -157,25 +126,12 @@ class _GroupedByLength(LengthGroupedSampler):  # type: ignore[misc]
 
 
 class RunTrainer(Trainer):
-    """A Trainer for which k batches of b rows are one batch of k·b rows.
-
-    ``saved`` are the names of the parameters that a checkpoint keeps of a model that trains in
-    part, unless it goes to the hub; None for an adapter, or a model that it keeps whole. ``scale``
-    says how scores are learned. A checkpoint's weights answer in the scores' own unit; the head as
-    it is learned lies beside them, because turned back it would be rounded.
-    """
+    """A Trainer for which k batches of b rows are one batch of k·b rows."""
 
     loss_is_scaled_for_ga = True  # the Trainer must not scale: compute_loss does
 
-    def __init__(
-        self,
-        *args: Any,
-        saved: frozenset[str] | None = None,
-        scale: ScoreScale | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.saved, self.scale = saved, scale
         self.model_accepts_loss_kwargs = False  # every model returns the mean of its batch
         self._step_loss: Tensor | float = 0.0  # sum over the step's batches so far
         # For each held-out batch so far: [sum of the losses, how many rows or tokens count] by row.
@@ -185,7 +141,7 @@ class RunTrainer(Trainer):
 
     @property
     def _shift(self) -> int:
-        """The number of first labels that a model never predicts."""
+        """How many first labels a model never predicts."""
         return 0 if self.model.config.is_encoder_decoder else 1
 
     def counted(self, inputs: dict[str, Any]) -> Tensor:
@@ -225,46 +181,15 @@ class RunTrainer(Trainer):
 
         The arguments are saved without the hub token, as ``training_args.bin`` is often shared.
         """
-        model = self.accelerator.unwrap_model(self.model)
-        folder = Path(output_dir or self.args.output_dir)
-        if self.scale is not None:
-            weights = model.state_dict() if state_dict is None else state_dict
-            state_dict, head = self.scale.saved(weights), self.scale.own(weights)
-        if self.saved is not None and not self.args.push_to_hub:
-            weights = model.state_dict() if state_dict is None else state_dict
-            state_dict = {name: weights[name] for name in sorted(self.saved)}
         token, self.args.hub_token = self.args.hub_token, None
         try:
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
         if self.args.should_save:
-            save_beside(model, folder)
-            if self.scale is not None:
-                save_file(head, folder / LEARNED_HEAD)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load a checkpoint's weights, and the head for scores as it is learned."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_head(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        """Load the weights of the best checkpoint, and its head as it is learned."""
-        super()._load_best_model()
-        self._load_head(str(self.state.best_model_checkpoint))
-
-    def _load_head(self, checkpoint: str) -> None:
-        # FSDP has files of its own, with every weight as it is learned.
-        if self.scale is None or self.is_fsdp_enabled:
-            return
-        own = self.scale.own(dict(self.model.named_parameters()))
-        for name, weight in load_file(Path(checkpoint, LEARNED_HEAD)).items():
-            own[name].data.copy_(weight)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Warn of what a checkpoint lacks, unless it keeps a part and only lacks the rest."""
-        if self.saved is None or self.saved & set(load_result.missing_keys):
-            super()._issue_warnings_after_load(load_result)
+            save_beside(
+                self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir)
+            )
 
     def compute_loss(
         self,
@@ -363,10 +288,10 @@ class RunTrainer(Trainer):
         if args.train_sampling_strategy != "group_by_length":
             sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
             return sampler
-        rows = self.train_dataset if train_dataset is None else train_dataset
         size = args.train_batch_size * args.gradient_accumulation_steps
         seed = args.seed if args.data_seed is None else args.data_seed
-        return _GroupedByLength(size, token_counts(rows), seed)
+        lengths = token_counts(self.train_dataset)
+        return _GroupedByLength(size, lengths, seed, lambda: int(self.state.epoch or 0))
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
         """Held-out rows in order, because answers are compared with them in order."""
@@ -384,10 +309,8 @@ class RunTrainer(Trainer):
 def choice_loss(scores: Tensor, groups: Tensor, answers: Tensor) -> Tensor:
     """Mean cross-entropy over rows.
 
-    Args:
-        scores: (C,), scores of the candidates of all rows in order.
-        groups: (B,), how many candidates each row has.
-        answers: (B,), index of the right candidate.
+    ``scores`` (C,) are of the candidates of all rows in order; ``groups`` (B,) says how many
+    candidates each row has, ``answers`` (B,) which is right.
     """
     rows = scores.split(groups.tolist())
     losses = [F.cross_entropy(s[None], a[None]) for s, a in zip(rows, answers, strict=True)]
@@ -403,7 +326,7 @@ class ChoiceTrainer(RunTrainer):
 
     def batch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """Cross-entropy of the candidates' scores."""
-        scores = (cached_scores if shares_prompts(model) else sequence_scores)(model, inputs)
+        scores = sequence_scores(model, inputs)
         if not model.training:
             chosen = torch.tensor(likeliest(scores, inputs["groups"]), device=scores.device)
             right = chosen == inputs["answers"].to(scores.device)
@@ -429,7 +352,7 @@ def writes_texts(rows: Rows, kind: Kind) -> bool:
 
 
 def scorer(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], Metrics]:
-    """A function that computes the metrics of held-out rows from the tokens generated for them."""
+    """Measures held-out rows by the tokens that were generated for them."""
 
     def score(prediction: EvalPrediction) -> Metrics:
         ids = np.where(prediction.predictions < 0, tokenizer.pad_token_id, prediction.predictions)

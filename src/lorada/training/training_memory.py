@@ -1,9 +1,8 @@
 """Computes the memory of a training step, by part, without weights and without an accelerator.
 
 One step of the recipe's model, method and optimizer runs on fake tensors, which have a shape, a
-dtype and a lifetime, but no memory. The bytes that are alive are counted at every operation. The
-tensors are on the accelerator that the recipe trains on, if there is one: kernels keep others
-there, and the forward pass runs under autocast.
+dtype and a lifetime, but no memory. The bytes that are alive are counted at every operation, as the
+kernels of a CPU make them.
 """
 
 import logging
@@ -25,11 +24,10 @@ from lorada.methods.task_head import widen_trained
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.support.processes import is_first
 from lorada.training.arguments import (
-    accelerator,
     device_bytes,
     longest,
+    may_not_fit,
     training_arguments,
-    why_full,
     with_dtype,
 )
 from lorada.training.inputs import PreparedTraining
@@ -39,7 +37,6 @@ from lorada.training.parameter_counts import placed_on, plan_of
 
 logger = logging.getLogger(__name__)
 
-CPU = torch.device("cpu")
 # Bits of a quantised weight. nf4 has a scale of 8 bits for 64 weights, which has one of 32 for 256;
 # int8 has one of 32 for each row, which is not counted.
 BITS = {"nf4": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0}
@@ -48,20 +45,12 @@ FITS = 0.85  # share of an accelerator's memory that a computed step may take
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a training step needs at its peak.
+    """Bytes that a training step needs at its peak."""
 
-    Attributes:
-        weights: of the base and of the trained parts, with buffers.
-        gradients: of the trained weights.
-        optimizer: the optimizer's states, such as Adam's two moments.
-        activations: everything else at the peak: what the backward pass needs, logits, and what
-            operations need for a moment.
-    """
-
-    weights: float
+    weights: float  # of the base and of the trained parts, with buffers
     gradients: float
-    optimizer: float
-    activations: float
+    optimizer: float  # its states, such as Adam's two moments
+    activations: float  # all else, with logits and what operations need for a moment
 
     @property
     def total(self) -> float:
@@ -70,16 +59,11 @@ class Memory:
 
 
 def recomputes(prepared: PreparedTraining) -> bool:
-    """Whether a training here computes its activations again; a line says so if ``auto`` decides.
-
-    On an accelerator ``auto`` does so for large models and long rows, unless a step without it
-    takes at most ``FITS`` of the memory.
-    """
+    """Whether a training computes its activations again; where ``auto`` does, a line says so."""
     asked, device = prepared.recipe.activation_checkpointing, device_bytes(prepared.recipe)
     if asked != AUTO or device is None:
         return asked == "full"
-    reason = why_full(prepared.recipe, prepared.config)
-    if reason is None:
+    if not may_not_fit(prepared.recipe, prepared.config):
         return False
     sizes, unknown = step_bytes(prepared, "off")
     if sizes is not None and sizes["off"] <= FITS * device:
@@ -89,15 +73,12 @@ def recomputes(prepared: PreparedTraining) -> bool:
         each = (f"{size / 2**30:.1f} GiB" for size in (sizes["off"], device))
         need = "a step with off needs {} of this device's {}".format(*each)
     if is_first():
-        logger.warning("activation_checkpointing=auto takes full: %s, and %s", reason, need)
+        logger.warning("activation_checkpointing=auto takes full: %s", need)
     return True
 
 
 def refuse_impossible(recipe: Recipe, plan: Plan, counts: dict[str, Any]) -> None:
-    """Refuse an adapter that is larger than its base and does not even fit in the memory here.
-
-    ``counts`` are its parameters, as ``parameters_of`` counts them.
-    """
+    """Refuse an adapter that is larger than its base and does not even fit in the memory here."""
     size, here = 4 * counts["trainable"], device_bytes(recipe)
     here = here or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if plan.config is not None and counts["trainable"] > counts["total"] and size > here:
@@ -137,22 +118,11 @@ def memory_of(prepared: PreparedTraining, activation_checkpointing: str) -> Memo
 def training_memory(recipe: Recipe, sequences: int | None = None) -> Memory:
     """The memory of one training step of a recipe, with every sequence ``max_length`` long.
 
-    It is traced on the device of the training, or on a CPU if that cannot be traced. ``sequences``
-    are read at once; None for the recipe's batch size.
+    Of two steps the second is counted, as it has optimizer states. ``sequences`` are read at once;
+    None for the recipe's batch size.
     """
     config = load_config(recipe.model)
     recipe = with_dtype(recipe, config)
-    device = accelerator(recipe.training) or CPU
-    try:
-        return _traced_on(device, recipe, config, sequences)
-    except Exception:  # of any class: torch may lack this device, or its kernels
-        if device == CPU:
-            raise
-        return _traced_on(CPU, recipe, config, sequences)
-
-
-def _traced_on(device: torch.device, recipe: Recipe, config: Any, sequences: int | None) -> Memory:
-    """Run two training steps on fake tensors; the second is counted, as it has optimizer states."""
     plan, config = plan_of(recipe, config), stretched(config, recipe.rope_factor)
     for part in getattr(plan.config, "parts", []):
         if isinstance(part, ShiraConfig):
@@ -160,7 +130,7 @@ def _traced_on(device: torch.device, recipe: Recipe, config: Any, sequences: int
     again = recipe.activation_checkpointing == "full"
     args = training_arguments(recipe, plan.arguments, quiet=True, again=again)
     half = torch.float16 if args.fp16 else torch.bfloat16
-    narrow = torch.autocast(device.type, half, enabled=args.fp16 or args.bf16)
+    narrow = torch.autocast("cpu", half, enabled=args.fp16 or args.bf16)
     kind = kind_of(config)
     auto = auto_class(kind, headed=kind == "encoder")
     with torch.device("meta"):
@@ -170,7 +140,7 @@ def _traced_on(device: torch.device, recipe: Recipe, config: Any, sequences: int
             widen_trained(model)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)  # type: ignore[operator]
-    with FakeTensorMode(allow_non_fake_inputs=True), device:
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         _make_fake(model)
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -260,10 +230,7 @@ def _bytes(tensors: list[Any]) -> int:
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of the storages that operations made and that are still alive.
-
-    Storages of the tensors ``besides`` are not counted; views of them are no new storages.
-    """
+    """Counts the bytes of storages that operations made and that are alive, but ``besides``."""
 
     def __init__(self, besides: list[Tensor]) -> None:
         super().__init__()

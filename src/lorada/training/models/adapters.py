@@ -2,7 +2,6 @@
 
 An adapter has the recipe's ``pooling`` as a part. A fully trained model has no adapter, so one with
 nothing but the pooling lies beside its weights; transformers places it when it loads that folder.
-The weights of a method that trains part of a base, such as BitFit's biases, are one file.
 """
 
 import json
@@ -16,16 +15,14 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lorada.methods.build import Plan
-from lorada.methods.method import EVERYTHING, part_class
+from lorada.methods.method import part_class
 from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
 from lorada.runs.recipe import Recipe
-from lorada.support.version import __version__
 from lorada.training.inputs import Prepared, loading_settings
 from lorada.training.models.loading import (
     base_type_of,
@@ -55,18 +52,12 @@ UNFIT = "it is damaged, or was saved for another architecture"
 
 @dataclass(frozen=True)
 class Base:
-    """A model before a method is placed on it.
-
-    Attributes:
-        total: N, the number of its parameters without its task head.
-        drawn: names of the parameters that its checkpoint lacks, so they were drawn at random.
-        head: names of the modules that are its task head.
-    """
+    """A model before a method is placed on it."""
 
     model: PreTrainedModel
-    total: int
-    drawn: frozenset[str]
-    head: tuple[str, ...]
+    total: int  # N, the number of its parameters without its task head
+    drawn: frozenset[str]  # names of parameters that its checkpoint lacks: drawn at random
+    head: tuple[str, ...]  # names of the modules that are its task head
 
 
 def load_base(
@@ -76,10 +67,9 @@ def load_base(
     *,
     without_adapter: bool = False,
 ) -> Base:
-    """Load the weights of a recipe's base model.
+    """Load the weights of a recipe's base model, to a ``device`` or, if it is None, to the CPU.
 
-    ``outputs`` is the size of a task head, None for a model that generates text; ``device`` is
-    where weights are loaded, None for the CPU.
+    ``outputs`` is the size of a task head, None for a model that generates text.
     """
     recipe, config = prepared.recipe, prepared.config
     model, drawn = load_model(
@@ -98,32 +88,7 @@ def load_base(
     for one in (model.config, model.config.get_text_config()):
         if headed or getattr(one, "pad_token_id", None) is None:
             one.pad_token_id = prepared.tokenizer.pad_token_id
-    _refuse_unknown_tokens(model, prepared.tokenizer)
     return Base(model, base_parameters(model, head), drawn, head)
-
-
-def _refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a model raise an error when it meets a token that it has no embedding for.
-
-    A tokenizer with more tokens is no error by itself: many have one that is never used, such as
-    Gemma 3's token for images.
-    """
-    embeddings = model.get_input_embeddings()
-    known = embeddings.weight.shape[0]
-    if len(tokenizer) <= known:
-        return
-
-    def check(module: nn.Module, args: tuple[Any, ...]) -> None:
-        ids = args[0]
-        largest = int(ids.max()) if isinstance(ids, torch.Tensor) and ids.numel() else 0
-        if largest >= known:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.convert_ids_to_tokens(largest)!r} as token "
-                f"{largest}, but the model has embeddings for {known} tokens only: take the "
-                "tokenizer that belongs to the model, or resize the model's embeddings"
-            )
-
-    embeddings.register_forward_pre_hook(check)
 
 
 def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
@@ -282,18 +247,13 @@ def _complete(
     """Config and tensors of a saved adapter of this base, with all that it has drawn at random."""
     config, weights = adapter_config(folder), adapter_weights(folder)
     refuse_other_type(base_type_of(config), folder, base.config)
-    refuse_lost(drawn, {name.removeprefix(PEFT_NAMES) for name in weights}, folder)
-    return config, weights
-
-
-def refuse_lost(drawn: Collection[str], saved: Collection[str], place: Path) -> None:
-    """Refuse saved weights in ``place`` that lack what the base has drawn at random."""
-    lost = [name for name in drawn if name not in saved]
+    lost = set(drawn) - {name.removeprefix(PEFT_NAMES) for name in weights}
     if lost:
         raise ValueError(
-            f"{place} has no {min(lost)}, nor has its model's checkpoint, so each load would draw "
+            f"{folder} has no {min(lost)}, nor has its model's checkpoint, so each load would draw "
             "another at random: train again"
         )
+    return config, weights
 
 
 def fold_prefixes(model: PeftModel) -> None:
@@ -320,11 +280,7 @@ def parameter_counts(
     """How many parameters a model with a method trains, against the ``total`` (N) of its base.
 
     The task head's modules ``head`` do not count, nor do names that match the regular expression
-    ``with_head``.
-
-    Returns:
-        ``trainable``, ``total``, ``percent`` of the base's parameters and ``percent_of_all``: of
-        those of the base with the adapter, PEFT's own convention.
+    ``with_head``. ``percent_of_all`` is of the base with the adapter, PEFT's own convention.
     """
     trainable = sum(
         p.numel()
@@ -383,56 +339,3 @@ def save_beside(model: nn.Module, folder: Path) -> None:
     )
     config.save_pretrained(str(folder))
     save_file({}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def saved_names(model: nn.Module, base: Base, plan: Plan) -> frozenset[str] | None:
-    """The names of the parameters that are saved of a model that trains itself.
-
-    They are those that train, the head, and what the base's checkpoint lacks. None for a model with
-    an adapter, or one that is saved whole because everything trains.
-    """
-    if plan.trainable in (None, EVERYTHING):
-        return None
-    return frozenset(
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad or name in base.drawn or in_head(name, base.head)
-    )
-
-
-def save_part(path: Path, model: PreTrainedModel, names: Collection[str], base: str) -> None:
-    """Write some of a model's weights into a file, which also names the base and the pooling."""
-    weights = model.state_dict()
-    chosen = {name: weights[name].detach().cpu().contiguous() for name in sorted(names)}
-    about = {
-        "format": "pt",
-        "tensors": str(len(chosen)),
-        "base_model_name_or_path": base,
-        "base_model_type": str(model.config.model_type),
-        "pooling": pooling_of(model) or "",
-        "lorada_version": __version__,
-    }
-    save_file(chosen, path, metadata=about)
-
-
-def load_part(base: Base, path: Path, pooling: str | None) -> PreTrainedModel:
-    """Put a saved part and the recipe's ``pooling`` on the base that it belongs to."""
-    with reading("the tensors", str(path)):
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-        weights = load_file(path)
-    model = base.model
-    refuse_other_type(about.get("base_model_type"), path, model.config)
-    refuse_other(about.get("pooling") or None, pooling, path)
-    if about.get("tensors") != str(len(weights)):
-        raise ValueError(
-            f"{path} has {len(weights)} of {about.get('tensors')} tensors: it is incomplete"
-        )
-    refuse_lost(base.drawn, weights, path)
-    with reading("the tensors", str(path), UNFIT):
-        unknown = model.load_state_dict(weights, strict=False).unexpected_keys
-    if unknown:
-        raise ValueError(f"{path} has {unknown[0]}, for which this model has no place: {UNFIT}")
-    if pooling is not None:
-        attach(model, pooling)
-    return model.eval()

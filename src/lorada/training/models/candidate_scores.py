@@ -15,22 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
-from lorada.attention.attend import SHIFTED
 from lorada.data.tokenize import IGNORED
 from lorada.tuners.lmam import map_configs
 
 
 def log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
-    """The log-probability of each candidate: s_c times d.
+    """The log-probability (C,) of each candidate, in fp32: s_c times d.
 
-    Args:
-        logits: (C, T, vocabulary), of the last T tokens.
-        labels: (C, T), ids of the candidates' tokens, and ``IGNORED`` for all other tokens.
-
-    Returns:
-        (C,) in fp32.
+    ``logits`` (C, T, vocabulary) are of the last T tokens; ``labels`` (C, T) are ids of the
+    candidates' tokens, and ``IGNORED`` for all other tokens.
     """
     targets = labels[:, 1:]
     counted = targets != IGNORED
@@ -151,15 +145,3 @@ def likeliest(scores: Tensor, groups: Tensor) -> list[int]:
 def needs_whole(model: nn.Module) -> bool:
     """Whether a model must read whole sequences, because its maps count later tokens."""
     return any(part.align == "end" for part in map_configs(model))
-
-
-def shares_prompts(model: nn.Module) -> bool:
-    """Whether a model may be trained with ``cached_scores``, which reads fewer tokens.
-
-    Not with LongLoRA, which groups the tokens of whole sequences; not in several processes, where
-    each backward expects one forward; not where layers are computed again, which use no cache.
-    """
-    whole = hasattr(model, "module") or isinstance(model, FSDPModule) or needs_whole(model)
-    return not whole and not any(
-        SHIFTED in vars(m) or getattr(m, "gradient_checkpointing", False) for m in model.modules()
-    )

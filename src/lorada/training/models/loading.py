@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -44,17 +43,11 @@ logger = logging.getLogger(__name__)
 
 # How transformers begins its ValueError for a tokenizer whose files are missing.
 NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
-IN_LAYER = re.compile(r"\.\d+\.")  # in the name of a weight in a layer
 DAMAGED = "its files are damaged, or of another version of transformers"
 
 
 def model_folder(name: str) -> str:
-    """The folder with the files of a model, or its hub id.
-
-    Raises:
-        ValueError: for a name that is neither, with the nearest known names.
-        ImportError: if the package of a packaged model is missing, with the line that installs it.
-    """
+    """The folder with the files of a model, or its hub id."""
     check_name(name)
     return str(_packaged_folder(name)) if name in PACKAGED else name
 
@@ -97,10 +90,9 @@ def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
 
 @contextmanager
 def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
-    """Turn a library's error about files that it reads into one line that names them.
+    """Turn a library's error about ``what`` it reads of ``name`` into one line that names both.
 
-    ``what`` is read, such as "the weights", of the model or folder ``name``; ``hint`` is what may
-    be wrong if a library fails unexpectedly.
+    ``hint`` is what may be wrong if the library fails unexpectedly.
     """
     try:
         yield
@@ -165,10 +157,8 @@ def load_model(
     """A model that generates text, or one with a task head of so many ``outputs``.
 
     ``without_adapter`` says that a folder may hold an adapter too, which is then not placed;
-    ``loading`` is what else ``from_pretrained`` is told.
-
-    Returns also the names of the parameters of its head that were drawn at random, because the
-    checkpoint lacks them or has them for another number of outputs.
+    ``loading`` is what else ``from_pretrained`` is told. Returns also the names of the parameters
+    of its head that were drawn at random, as the checkpoint lacks them or has others.
     """
     if not without_adapter:
         _refuse_adapter(name)
@@ -206,10 +196,7 @@ def _refuse_adapter(name: str) -> None:
 def _drawn(
     name: str, model: PreTrainedModel, found: dict[str, Any], outputs: int | None
 ) -> frozenset[str]:
-    """The parameters that were drawn at random; raises if one is not of a task head.
-
-    A warning says that the checkpoint has weights of the base for which there is no place.
-    """
+    """The parameters that were drawn at random; raises if one is not of a task head."""
     for key, saved, wanted in sorted(found["mismatched_keys"]):
         # A head for another number of classes is drawn at random, like a missing one.
         in_head = key.split(".")[0] in head_modules(model) and saved[1:] == wanted[1:]
@@ -219,12 +206,6 @@ def _drawn(
                 f"{list(wanted)}"
             )
     prefix = model.base_model_prefix
-    extra = [
-        k for k in found["unexpected_keys"] if not may_be_drawn(k, prefix) or IN_LAYER.search(k)
-    ]
-    if extra:
-        logger.warning("%s: %d weights such as %s have no place in this model, which its config "
-                       "describes", name, len(extra), min(extra))  # fmt: skip
     drawn = found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
     lacking = {key for key in drawn if outputs is None or not may_be_drawn(key, prefix)}
     if lacking:
@@ -262,9 +243,7 @@ def own_classes(config: Any) -> tuple[str, ...] | None:
 
 
 def stretched(config: Any, factor: float | None) -> Any:
-    """A copy of a config with a context of ``factor`` times its length, by scaling RoPE.
-
-    Without a factor, the config itself.
+    """A copy of a config with a context of ``factor`` times its length; without one, itself.
 
     Position p is read as p / factor (Chen et al., "Extending Context Window of Large Language
     Models via Positional Interpolation", 2023), as LongLoRA does for training and evaluation.
@@ -323,8 +302,7 @@ def set_languages(
 def language_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Settings of ``generate`` that make a multilingual model write its target language.
 
-    If the language token comes first in the labels, generation is forced to begin with it
-    (mBART-50). If it comes last, the decoder starts from it (mBART).
+    Its token comes first in the labels of mBART-50; mBART's decoder starts from it.
     """
     language = getattr(tokenizer, "tgt_lang", None)
     if language is None:
@@ -349,8 +327,7 @@ SAMPLED = 64  # how many numbers of each tensor, evenly spread; training changes
 def base_type_of(config: PeftConfig) -> str | None:
     """The ``model_type`` of the base that a saved adapter was trained on; None if it is unknown.
 
-    PEFT's adapters store only the name of their base. The config of that base is read if it is in a
-    local folder or in the hub's cache; nothing is downloaded.
+    PEFT's adapters name their base, whose config is read if it is here; nothing is downloaded.
     """
     own = getattr(config, "base_model_type", None)
     name = config.base_model_name_or_path
@@ -377,8 +354,7 @@ def refuse_other_type(before: str | None, place: Path, model_config: PreTrainedC
 def weights_fingerprint(model: str) -> str | None:
     """A sha256 of a model's weights; None if its files are not on this machine.
 
-    It covers the name, shape, dtype and ``SAMPLED`` numbers of each tensor, and not the file that a
-    tensor is in. A model of the hub is looked for in the hub's cache.
+    It covers the name, shape, dtype and ``SAMPLED`` numbers of each tensor, and no file's name.
     """
     folder = Path(model_folder(model))
     if not folder.is_dir():
