@@ -37,6 +37,7 @@ MISTAKES = {
     "train none.yaml": "no recipe at none.yaml",
     "train broken.yaml": "broken.yaml line 3 is not YAML",
     f"{TRAIN} rank=4 fast": "'fast' is not key=value",
+    f"{TRAIN} --method lroa": "unknown method 'lroa'; did you mean lora",
     f"{TRAIN} --task jsnl": "unknown task 'jsnl'; did you mean jsonl",
     f"train --model smollm {ROWS} --output new": "did you mean smo",
     f"{TRAIN} --method ia3 --model ./none": (
@@ -45,6 +46,10 @@ MISTAKES = {
     f"{TRAIN} seed=99999999999999999999": "training.seed=99999999999999999999",
     f"train {ROWS} --output new": "the recipe has no model",
     f"{TRAIN} max_length=long": "max_length='long'",
+    f"{TRAIN} lerning_rate=1": "unknown override 'lerning_rate'; did you mean learning_rate",
+    f"{TRAIN} --method lorada_la lenght=3": "unknown override 'lenght'; did you mean length",
+    f"{TRAIN} lora.rank=3": "unknown setting of lora 'rank'; did you mean lora.r?",
+    f"{TRAIN} --method lorada_la rank=3": "write lmam.rank, bottleneck.rank",
     f"{TRAIN} --method lmam lmam=3": "lmam=3 is a section: write lmam.NAME=…",
     f"train {MODEL} --output new": "no data: pass --data FILE",
     f"{TRAIN} --data none.jsonl": "no data file at none.jsonl",
@@ -91,6 +96,7 @@ MISTAKES = {
     f"compare {COMPARED}": "nothing to compare: pass --methods",
     f"compare {COMPARED} --methods lora,lora": "names lora twice",
     f"compare {COMPARED} --methods lora,lmam lora.r=4": "unknown override 'lora.r'",
+    f"compare {COMPARED} --methods lora:rank=1": "lora:rank=1: unknown override 'rank'",
 }
 
 

@@ -5,14 +5,13 @@ import re
 
 import pytest
 from conftest import TINY
-from folders import refused
 from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
 from lorada import METHODS, build_method
 from lorada.methods.lookup import describe
-from lorada.methods.method import Method
+from lorada.methods.method import PARTS, Method
+from lorada.methods.overrides import TRAINING, names_of, settings_of
 from lorada.methods.task_head import select_trainable
-from lorada.training.load_recipe import load_recipe
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
 
@@ -26,19 +25,9 @@ def test_overrides_reach_the_one_part_that_has_them():
     assert (lmam.rank, bottleneck.rank) == (5, 7)
 
 
-@pytest.mark.parametrize(
-    ("method", "setting", "said"),
-    [
-        ("lroa", None, "unknown method 'lroa'; did you mean lora"),
-        ("lora", "lerning_rate=1", "unknown override 'lerning_rate'; did you mean learning_rate"),
-        ("lorada_la", "lenght=3", "unknown override 'lenght'; did you mean length"),
-        ("lora", "lora.rank=3", r"unknown setting of lora 'rank'; did you mean lora.r\?"),
-        ("lorada_la", "rank=3", "write lmam.rank, bottleneck.rank"),
-    ],
-)
-def test_a_misspelt_name_gets_the_nearest_one(method, setting, said):
-    options = {"method": method, "model": "llama-7b", "data": "rows.jsonl", "output": "run"}
-    refused(said, lambda: load_recipe(None, [setting] if setting else [], options))
+@pytest.mark.parametrize("section", [*PARTS, TRAINING])
+def test_the_names_in_the_file_of_a_class_are_the_fields_that_it_has(section):
+    assert names_of(section) == settings_of(section).keys()
 
 
 @pytest.mark.parametrize(

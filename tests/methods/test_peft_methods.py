@@ -12,7 +12,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from stacks import starts_as_base
 
 from lorada import build_method
-from lorada.methods.lookup import method_named, peft_names
+from lorada.methods.lookup import method_named, peft_names, peft_types
+from lorada.methods.method import peft_configs
 from lorada.training.parameter_counts import count_parameters
 
 OUTSIDE = "PEFT does not place it in the model's layers"
@@ -84,8 +85,9 @@ def test_what_is_no_method_says_why(name):
     refused(re.escape(text), lambda: method_named(name))
 
 
-def test_the_listed_names_are_those_that_work():
+def test_the_listed_names_are_those_that_work_and_those_in_the_source_are_pefts():
     assert peft_names() == TUNERS
+    assert peft_types() == set(peft_configs())
 
 
 @pytest.mark.parametrize("model", ["deberta_v2", "bart", "t5", "distilbert"])

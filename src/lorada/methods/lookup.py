@@ -3,10 +3,14 @@
 The names of METHODS need neither torch nor PEFT.
 """
 
+import runpy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from lorada.methods.matrix_names import NAMING, SCHEMES, WRITTEN_FOR, renamed
@@ -30,6 +34,20 @@ _NORMS = r"(?i)(.*\.)?([^.]*norm[^.]*|ln_[^.]*)"
 _OTHER_TARGETS: dict[str, list[str] | str] = {
     "beft": ["v_proj"], "ia3": ["k_proj", "v_proj", "down_proj"], "ln_tuning": _NORMS,
 }  # fmt: skip
+
+
+@cache
+def peft_types() -> frozenset[str]:
+    """The lower-case names of the types that the installed PEFT lists.
+
+    Its one file with them is run alone: to import PEFT takes seconds, and a misspelt name is to be
+    answered at once.
+    """
+    package = find_spec("peft")
+    assert package is not None
+    assert package.origin is not None
+    listed = runpy.run_path(str(Path(package.origin).parent / "utils" / "peft_types.py"))
+    return frozenset(kind.name.lower() for kind in listed["PeftType"])
 
 
 def refusal(name: str) -> str:
@@ -99,10 +117,10 @@ def _single(name: str) -> Method:
     if name in METHODS:
         method = METHODS[name]
         return replace(method, name=name, unpublished=UNPUBLISHED.get(name, method.unpublished))
-    if name in peft_configs():  # imports PEFT, which the names above do not need
-        return peft_method(name)
+    if name in peft_types():
+        return peft_method(name)  # imports PEFT, which other names do not need
     near = get_close_matches(name, METHODS, cutoff=0.6)
-    raise unknown_name("method", name, near or {*METHODS, *peft_configs()})
+    raise unknown_name("method", name, near or {*METHODS, *peft_types()})
 
 
 def _sum(name: str, methods: Sequence[Method]) -> Method:

@@ -4,18 +4,25 @@ A section is a part of a method (``lmam``, ``lora``, …) or ``training``, which
 transformers' TrainingArguments. Only the class of the section checks whether a value makes sense.
 """
 
+import ast
 import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from lorada.methods.method import Settings, part_class
+from lorada.methods.method import PARTS, Settings, part_class
 from lorada.support.errors import unknown_name
 
 TRAINING = "training"
+# Where the classes of sections are, in each package.
+CLASSES = {
+    "transformers": "training_args*.py", "peft": "tuners/*/config.py", "lorada": "tuners/**/*.py",
+}  # fmt: skip
 # TrainingArguments that follow from the recipe and its task, so that no override may set them.
 FIXED_ARGUMENTS = {
     "output_dir", "resume_from_checkpoint", "generation_max_length", "generation_config",
@@ -58,10 +65,41 @@ def settings_of(section: str) -> dict[str, Any]:
     return {name: types.get(name, Any) for name in fields}
 
 
+@cache
+def names_of(section: str) -> frozenset[str]:
+    """The names of a section's settings, as the file of its class has them.
+
+    To import that file takes seconds, and a misspelt name is to be answered at once.
+    """
+    if section not in (*PARTS, TRAINING):
+        return frozenset(settings_of(section))  # a tuner of PEFT, which has been imported for it
+    where = "transformers:Seq2SeqTrainingArguments" if section == TRAINING else PARTS[section]
+    package, _, name = where.partition(":")
+    found, classes, waiting = set[str](), _classes(package), [name]
+    while waiting:
+        if node := classes.get(waiting.pop()):  # not PeftConfig, whose fields are fixed
+            waiting += map(ast.unparse, node.bases)
+            fields = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
+            found |= {field.id for field in fields if isinstance(field, ast.Name)}
+    return frozenset(found - FIXED_ARGUMENTS - FIXED_FIELDS)
+
+
+@cache
+def _classes(package: str) -> dict[str, ast.ClassDef]:
+    """The classes of a package that may be those of sections, by name; nothing is imported."""
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    trees = (
+        ast.parse(path.read_bytes()) for path in Path(spec.origin).parent.glob(CLASSES[package])
+    )
+    return {one.name: one for tree in trees for one in tree.body if isinstance(one, ast.ClassDef)}
+
+
 def refuse_unknown(section: str, name: str) -> None:
     """Refuse a name that is no setting of a section."""
-    if name not in settings_of(section):
-        raise _unknown(f"setting of {section}", name, settings_of(section), f"{section}.")
+    if name not in names_of(section):
+        raise _unknown(f"setting of {section}", name, names_of(section), f"{section}.")
 
 
 def checked(section: str, name: str, value: Any) -> Any:
@@ -98,7 +136,7 @@ def owner_of(key: str, sections: Iterable[str], also: Iterable[str] = ()) -> str
 
     ``also`` are further valid names, for the hint of the error.
     """
-    known = {section: settings_of(section) for section in sections}
+    known = {section: names_of(section) for section in sections}
     owners = [section for section, names in known.items() if key in names]
     if len(owners) > 1:
         full = ", ".join(f"{owner}.{key}" for owner in owners)

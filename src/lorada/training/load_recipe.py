@@ -4,8 +4,8 @@ A key names a field of the recipe, of one part of the method (``lmam.rank``), or
 TrainingArguments (``training.learning_rate``). The prefix may be left out if only one of them has a
 field of that name.
 
-``read_recipe`` reads all this once and checks names and the recipe's own fields, before a model is
-read; ``Asked.complete`` checks the values for parts and TrainingArguments.
+``read_recipe`` reads all this once and checks what needs neither torch nor PEFT, so that a command
+answers a mistake at once; ``Asked.complete`` checks the values for parts and TrainingArguments.
 """
 
 import os
