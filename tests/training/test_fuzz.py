@@ -107,7 +107,7 @@ USUAL = {
 FORMS = [("prompt", "response"), ("messages",), ("prompt", "candidates", "answer"),
          ("text", "label"), ("text", "score"), ("text", "text_pair", "label"),
          ("text",)]  # fmt: skip
-STRAY = ["eval_prompt", "prompt_end", "response", "label", "score", "note"]
+STRAY = ["eval_prompt", "response", "label", "score", "note"]
 cells = st.none() | texts | numbers | turns | st.dictionaries(texts, texts, max_size=2)
 rows_of_a_form = st.sampled_from(FORMS).flatmap(
     lambda names: st.lists(

@@ -45,8 +45,7 @@ class EncodeOptions:
         joint: whether prompt and response are tokenised as one text.
         kind: kind of the model; an encoder–decoder reads the prompt and writes the response.
         target_length: most tokens of a response; None if it shares ``max_length`` with the prompt.
-            With it, a decoder's prompt gets the rest of ``max_length`` if its row has a
-            ``prompt_end`` to cut before; an encoder–decoder's prompt always gets all of it.
+            An encoder–decoder's prompt gets all of ``max_length``.
         full: whether the end of joined texts is left out if it fills no window.
         apart: whether each text is cut into windows by itself, and not joined with others.
         length_norm: what the log-probability of a candidate is divided by.
@@ -61,18 +60,6 @@ class EncodeOptions:
     full: bool = False
     apart: bool = False
     length_norm: Literal["tokens", "characters", "none"] = "tokens"
-
-    @property
-    def prompt_room(self) -> int | None:
-        """Most tokens of a decoder's prompt that has a ``prompt_end``; None for no such limit."""
-        if self.target_length is None or self.kind != "decoder":
-            return None
-        if self.target_length >= self.max_length:
-            raise ValueError(
-                f"max_length={self.max_length} leaves no room for a prompt beside "
-                f"max_target_length={self.target_length}: raise the first or lower the second"
-            )
-        return self.max_length - self.target_length
 
 
 @dataclass(frozen=True)
@@ -128,19 +115,14 @@ def _prompts_and_responses(
 ) -> Iterator[Encoded | None]:
     """Prompt and response, tokenised separately."""
     end = tokenizer.eos_token or ""
-    prompts = [str(row["prompt"]) for row in rows]
     responses = [str(row["response"]) + end for row in rows]
-    most = options.target_length
-    for row, prompt, response in zip(
-        rows,
-        tokenizer(prompts)["input_ids"],
-        tokenizer(responses, add_special_tokens=False)["input_ids"],
-        strict=True,
-    ):
+    prompts, most = (
+        _prompt_ids([str(row["prompt"]) for row in rows], tokenizer),
+        options.target_length,
+    )
+    written = tokenizer(responses, add_special_tokens=False)["input_ids"]
+    for prompt, response in zip(prompts, written, strict=True):
         cut = most is not None and len(response) > most
-        if "prompt_end" in row and (room := options.prompt_room) and len(prompt) > room:
-            prompt, cut = tokenizer(shorten_prompt(row, tokenizer, room))["input_ids"], True
-        prompt = without_end(prompt, tokenizer)
         learned = chain(repeat(False, len(prompt)), repeat(True))
         yield _sequence(prompt + response[:most], learned, options, cut)
 
@@ -173,17 +155,6 @@ def _conversations(
     for row in rows:
         ids, learned = chat_tokens(row, tokenizer, last=options.loss_on == "last")
         yield _sequence(ids, learned, options)
-
-
-def shorten_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, room: int) -> str:
-    """The prompt of a row in at most ``room`` tokens; the text before its ``prompt_end`` is cut."""
-    prompt, end = str(row["prompt"]), str(row["prompt_end"])
-    over = len(tokenizer(prompt)["input_ids"]) - room
-    if over <= 0:
-        return prompt
-    ids = tokenizer(prompt.removesuffix(end), add_special_tokens=False)["input_ids"]
-    kept: str = tokenizer.decode(ids[: max(0, len(ids) - over)])
-    return kept.rstrip("\ufffd") + end  # a character that was cut in half decodes to this
 
 
 def _sequence(
@@ -306,14 +277,10 @@ def _window(ids: list[int]) -> Encoded:
     return Encoded({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(ids)}, False)
 
 
-def prompt_of(
-    row: Row, form: Form, tokenizer: PreTrainedTokenizerBase, room: int | None = None
-) -> str:
-    """The text that generation starts from, cut to ``room`` tokens if it has a ``prompt_end``."""
+def prompt_of(row: Row, form: Form, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text that generation starts from."""
     if form == "messages":
         return rendered(row, len(row["messages"]) - 1, tokenizer, add_generation_prompt=True)
-    if room is not None and "prompt_end" in row:
-        return shorten_prompt(row, tokenizer, room)
     return str(row.get("eval_prompt", row["prompt"]))
 
 

@@ -334,9 +334,7 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
 
 def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, Text]]:
     """The indices of rows of some parts, and the text that the model writes for each."""
-    ended = any("prompt_end" in row for row in rows.rows)
-    room = encode_options(rows, run.recipe, run.kind).prompt_room if ended else None
-    prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
+    prompts = [prompt_of(row, rows.form, run.tokenizer) for row in rows.rows]
     if run.kind == "decoder":
         refuse_empty_prompts(rows, prompts)
     # Rows of a user's own file have no generation settings; generate takes those of the run's task.

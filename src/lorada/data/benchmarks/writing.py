@@ -37,7 +37,6 @@ def _prompt(row: Row, convert: Callable[[Row], Row], end: str, begin: str = "") 
     found = convert(row)
     return {
         "prompt": f"{begin}{found['prompt']}{end}",
-        "prompt_end": end,
         "response": f" {found['response']}",
         "eval_response": found["response"],
     }
