@@ -211,7 +211,7 @@ def _check_columns(rows: list[Row], path: str, columns: Columns) -> None:
     for ours, theirs in columns.items():
         if ours not in KNOWN:
             raise unknown_name("field in columns", ours, KNOWN)
-        if not any(_plain(theirs) in map(_plain, row) for row in rows):
+        if not any(theirs in row for row in rows):
             has = ", ".join(dict.fromkeys(key for row in rows for key in row))
             raise ValueError(f"columns names {theirs!r}, and {path} has only {has}")
 
@@ -238,7 +238,7 @@ def _read(
     for index, row in enumerate(rows):
         kind = tuple((key, isinstance(row[key], list)) for key in row if row[key] is not None)
         if kind not in known:
-            named = _named(dict(kind), columns, where(index))
+            named = _named(dict(kind), columns)
             known[kind] = named, _fits(named, readings, columns, answered=stand_ins is None)
         named, fits = known[kind]
         ways = [fit.shown for fit in fits]
@@ -300,26 +300,11 @@ def _before_answer(value: Any) -> Any:
     return value[:-1] if speaker in ("assistant", "gpt") else value
 
 
-def _plain(name: str) -> str:
-    """A field's name without blanks around it, in small letters."""
-    return name.strip().casefold()
-
-
-def _named(kind: Mapping[str, bool], columns: Columns, where: str) -> dict[str, str]:
+def _named(kind: Mapping[str, bool], columns: Columns) -> dict[str, str]:
     """The keys of a row by our names; ``kind`` says for each key whether it holds a list."""
-    found: dict[str, str] = {}
-    for ours, theirs in columns.items():
-        alike = [theirs] if theirs in kind else [k for k in kind if _plain(k) == _plain(theirs)]
-        if alike:
-            found[ours] = alike[0]
-    mapped = dict(found)
-    for key in [key for key in kind if key not in mapped.values()]:
-        name = _plain(key)
-        if name in KNOWN and name not in mapped:
-            if name in found:
-                both = " and ".join(sorted(map(repr, (key, found[name]))))
-                raise ValueError(f"{where} has both {both}: rename one, or leave it out")
-            found[name] = key
+    mapped = {ours: theirs for ours, theirs in columns.items() if theirs in kind}
+    own = [key for key in kind if key in KNOWN and key not in mapped.values()]
+    found = {**dict(zip(own, own, strict=True)), **mapped}
     return {
         f"{name}{TURNS}" if kind[key] and name in TEXT_OR_TURNS else name: key
         for name, key in found.items()
