@@ -15,8 +15,6 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from datetime import date, time, timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -111,26 +109,22 @@ def _hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
     return rows
 
 
-def _as_json(row: Row) -> Row:
-    """A row of Arrow in the types of JSON.
-
-    Arrow gives all objects of a column the same keys; what one lacks is null. Inside a field such
-    nulls are left out, as they would otherwise be arguments of a tool; a turn keeps its content.
-    """
-    return {name: _json_value(value) for name, value in row.items()}
-
-
 def _json_value(value: Any) -> Any:
+    """A value of Arrow in JSON's types; keys that are null are left out, but for a turn's content.
+
+    Arrow gives all objects of a column the same keys, and what one lacks would be an argument of
+    its tool.
+    """
     if isinstance(value, dict):
-        return _as_json({k: v for k, v in value.items() if v is not None or k == "content"})
-    if isinstance(value, list | tuple):
+        kept = ((k, one) for k, one in value.items() if one is not None or k == "content")
+        return {k: _json_value(one) for k, one in kept}
+    if isinstance(value, list):
         return [_json_value(one) for one in value]
-    if isinstance(value, Decimal):
-        return int(value) if value.is_finite() and value % 1 == 0 else float(value)
-    if isinstance(value, date | time | timedelta):
-        return str(value)
-    # An array or a number of NumPy
-    return _json_value(value.tolist()) if hasattr(value, "tolist") else value
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _as_json(row: Row) -> Row:
+    return {name: _json_value(value) for name, value in row.items()}
 
 
 def _file_rows(path: Path) -> list[Row]:
