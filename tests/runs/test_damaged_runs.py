@@ -92,7 +92,7 @@ def test_tensors_that_have_no_place_are_refused(place, folder, tmp_path):
 @pytest.mark.parametrize(("name", "value"), [("r", "x"), ("target_modules", 3), ("peft_type", [])])
 def test_a_setting_of_a_foreign_adapter_of_the_wrong_type_is_one_line(place, tmp_path, name, value):
     folder = saved_lora(place, tmp_path / "a", **{name: value})
-    refused("", lambda: start_from(folder, place, tmp_path / "run"))
+    refused(".", lambda: start_from(folder, place, tmp_path / "run"))
 
 
 def test_an_adapter_is_not_loaded_onto_a_base_that_has_changed(place, tmp_path):
