@@ -194,8 +194,6 @@ def test_a_local_folder_is_a_data_set(tmp_path, monkeypatch):
 def test_a_file_that_is_not_there_says_what_could_be(tmp_path):
     said = r"no data file at .*rows.jsonl: pass --data FILE \(.jsonl, .json, .csv, .tsv, .txt, ea"
     refused(said, lambda: read_rows(tmp_path / "rows.jsonl"), FileNotFoundError)
-    address = "https://example.org/rows.jsonl"
-    refused(f"^{address} is an address: download it", lambda: there(address), FileNotFoundError)
 
 
 def test_a_run_learns_and_is_scored_on_data_sets_of_the_hub(works, json_of, hub, tmp_path):

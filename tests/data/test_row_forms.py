@@ -1,7 +1,5 @@
 """Rows as other tools write them come to the forms of ours, each once, and never by a guess."""
 
-import json
-
 import pytest
 from folders import refused, rows_file
 from paths import ROOT
@@ -142,13 +140,6 @@ def test_rows_of_other_tools_are_converted(case, tmp_path):
     assert again.rows == found.rows  # what is converted has a form of ours
 
 
-def test_an_instruction_without_an_input_has_the_shorter_prompt(tmp_path):
-    bare = {"instruction": "Say ho.", "output": "ho"}
-    found = loaded(tmp_path, bare, {**bare, "input": ""}, {**bare, "input": None})
-    assert found.rows[0] == found.rows[1] == found.rows[2]
-    assert "Input" not in found.rows[0]["prompt"]
-
-
 TWO = {
     "a prompt and an instruction": (
         {"prompt": "p", "response": "r", **ALPACA},
@@ -187,11 +178,6 @@ WRONG = {
         {"conversations": [{"from": ["human"], "value": "a"}, {"from": "gpt", "value": "b"}]},
         ": conversations must be a list of turns",
     ),
-    "a system message twice": (
-        {"messages": CHAT},
-        {"messages": [{"role": "system", "content": "Be short."}, *CHAT], "system": "Be kind."},
-        ": system is beside a system turn: leave one of them out",
-    ),
     "no answer by gpt": (
         SHAREGPT,
         {"conversations": SHAREGPT["conversations"][:-1]},
@@ -213,7 +199,6 @@ WRONG = {
         ": tools must be a list of tools, or such a list as JSON: '{}'",
     ),
     "a list as a label": (TEXT, {**TEXT, "label": [1]}, NO_LABEL),
-    "a deep label": (TEXT, {**TEXT, "label": json.loads("[" * 900 + "]" * 900)}, NO_LABEL),
     "a blank label": (TEXT, {**TEXT, "label": " "}, NO_LABEL),
     "a number as second text": (T, {**T, "text_pair": 3}, ": text_pair is not a text: 3"),
     "a number as prompt": (PAIR, {**PAIR, "prompt": 3}, ": prompt is not a text"),
@@ -330,11 +315,6 @@ TO_ANSWER = {
         "messages",
         {"messages": CALLS[:-1], "tools": TOOLS},
         {"messages": [*CALLS[:-1], {"role": "assistant", "content": ""}], "tools": TOOLS},
-    ),
-    "Dolly's context": (
-        "prompt",
-        {"instruction": "Add them.", "context": "1 and 2"},
-        {"prompt": PROMPT, "response": ""},
     ),
     "a question about a sentence": (
         "label",

@@ -42,8 +42,6 @@ def there(path: str | Path | None) -> str | Path:
     if path is None:
         raise ValueError("no data: pass --data FILE; lorada train and compare also take --task")
     for name in files_of(path):
-        if "://" in name:
-            raise FileNotFoundError(f"{name} is an address: download it, and pass the file")
         if hub_source(name) is None and not resolve(name).is_file():
             shown = resolve(name) if name.startswith(BUILTIN) else name
             raise FileNotFoundError(
