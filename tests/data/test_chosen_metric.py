@@ -237,16 +237,6 @@ def test_a_translation_has_the_sentence_level_score():
     assert expected[1] == pytest.approx(100)  # though it has no sequence of four tokens
 
 
-def test_a_class_counts_as_much_as_any_other_in_balanced_accuracy():
-    rows = [{"text": "a", "label": label} for label in ("ok", "ok", "ok", "fraud")]
-    protocol, given = TASKS["jsonl"].protocols["label"], ["ok", "ok", "fraud", "ok"]
-    found = row_metrics(protocol, given, rows)
-    assert [one["accuracy"] for one in found] == [100, 100, 0, 0]
-    mean = sum(one["balanced_accuracy"] for one in found) / 4
-    assert mean == pytest.approx(protocol.score(given, rows)["balanced_accuracy"])
-    assert mean == pytest.approx(100 / 3)
-
-
 # Task and protocol → rows, answers, and the metrics of each row.
 EACH = {
     "a class, though the main metric is a correlation": (
@@ -353,15 +343,6 @@ ROMANIAN = {
 def test_romanian_is_normalised(case):
     text, expected = ROMANIAN[case]
     assert normalised_romanian()(text) == expected
-
-
-def test_letters_spelled_another_way_cost_plain_bleu_only():
-    found = bleu(
-        ["Şi ţara noastră are nevoie de „pace” acum."],
-        rows('Și țara noastră are nevoie de "pace" acum.'),
-    )
-    assert found["bleu_ro"] == pytest.approx(100)
-    assert found["bleu"] < 60
 
 
 @pytest.mark.parametrize("metric", [rouge, bleu])

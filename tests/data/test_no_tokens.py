@@ -60,9 +60,7 @@ def test_a_prompt_without_a_token_is_named(place, tmp_path, model):
     assert len(continue_prompts(run, [f"a{NOTHING}b", "1"])) == 2
 
 
-@pytest.mark.parametrize(
-    ("rows", "pairs"), [("choices", ()), ("rows", ("packing=true",)), ("rows", ())]
-)
+@pytest.mark.parametrize(("rows", "pairs"), [("choices", ()), ("rows", ("packing=true",))])
 def test_a_tokenizer_without_pad_and_end_fills_rows_with_another_special_token(
     place, tmp_path, rows, pairs
 ):

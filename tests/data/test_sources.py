@@ -4,7 +4,7 @@ from unittest.mock import Mock
 
 import datasets
 import pytest
-from folders import bert_folder, refused, split_file
+from folders import refused, split_file
 
 from lorada.data.rows import DATA_VARIABLE, data_folder, read_source
 from lorada.data.tasks import TASKS
@@ -50,15 +50,6 @@ def test_a_hub_out_of_reach_is_one_line_with_what_to_do(case, hub):
     assert f"({reason})" in line
     for remedy in ("--data-dir DIR", DATA_VARIABLE, "glue/rte/train.jsonl.gz", "--data FILE"):
         assert remedy in line
-
-
-def test_training_without_rows_is_one_line_and_writes_nothing(mistake, hub, tmp_path, monkeypatch):
-    monkeypatch.delenv(DATA_VARIABLE, raising=False)
-    hub.side_effect = UNREACHED["no network"]
-    model, run = bert_folder(tmp_path / "bert"), tmp_path / "run"
-    words = ["train", "--method", "lora", "--model", model, "--task", "rte", "--output", run]
-    assert mistake(*words).startswith("error: cannot load nyu-mll/glue from the hub")
-    assert not run.exists()
 
 
 def test_a_folder_without_the_rows_is_named_with_what_it_has(tmp_path):

@@ -6,7 +6,7 @@ from folders import byte_tokenizer, rows_file
 from lorada.data import tokenize
 from lorada.data.metrics import exact_match
 from lorada.data.task_rows import load_rows
-from lorada.data.tokenize import IGNORED, EncodeOptions, encode_rows, prompt_of, shorten_prompt
+from lorada.data.tokenize import IGNORED, EncodeOptions, encode_rows
 from lorada.data.tokenize import encode as every
 from lorada.training.load_recipe import load_recipe
 
@@ -47,23 +47,8 @@ def test_source_and_target_have_lengths_of_their_own():
     assert (read(one), kept(one), one.truncated) == ("abcde", "kl<e>", True)
     whole = encode(row, kind="encoder_decoder", max_length=8, target_length=7)
     assert (kept(whole), whole.truncated) == ("klmnop<e>", False)
-
-
-def test_a_long_prompt_loses_its_middle_so_that_question_and_answer_stay():
-    row = {"prompt": "a long article\nSummary:", "prompt_end": "\nSummary:", "response": " short"}
-    one = encode(row, kind="decoder", max_length=24, target_length=8)
-    assert one.truncated
-    assert (read(one), kept(one)) == ("a long \nSummary: short<e>", " short<e>")
-    room = EncodeOptions(24, target_length=8).prompt_room
-    assert prompt_of(row, "prompt", TOKENIZER, room) == "a long \nSummary:"
-    cut = encode(row, kind="decoder", max_length=40, target_length=3)
-    assert (kept(cut), cut.truncated) == (" sh", True)
-
-
-def test_half_a_character_is_not_left_over():
-    row = {"prompt": "aă\nS:", "prompt_end": "\nS:", "response": "b"}
-    assert shorten_prompt(row, TOKENIZER, 6) == "aă\nS:"
-    assert shorten_prompt(row, TOKENIZER, 5) == "a\nS:"
+    cut = encode(row, max_length=40, target_length=3)
+    assert (read(cut), kept(cut), cut.truncated) == ("abcdefghklm", "klm", True)
 
 
 @pytest.mark.parametrize("kind", ["encoder_decoder", "decoder"])

@@ -40,12 +40,6 @@ def test_a_decoders_answer_is_its_first_line_that_is_not_empty():
     assert scores["bleu"] == pytest.approx(100)
 
 
-def test_lengths_that_leave_no_room_for_a_prompt_are_refused(place, tmp_path):
-    wrong = recipe(place, tmp_path / "run", "llama", "xsum", "max_length=20")
-    said = "max_length=20 leaves no room for a prompt beside max_tar"
-    refused(said, lambda: train(wrong, quiet=True))
-
-
 @pytest.mark.parametrize(
     ("model", "protocol"), [("llama", "prompt"), ("bart", "seq2seq")], ids=["decoder", "bart"]
 )

@@ -89,27 +89,10 @@ def test_tensors_that_have_no_place_are_refused(place, folder, tmp_path):
         refused(r"this model has no place for .*layers\.7", use)
 
 
-WRONG_SETTINGS = {
-    "r": ["x", None, 1.5, [], -1], "target_modules": [{"a": 1}, 3, None], "lora_alpha": ["x", None],
-    "rank_pattern": [3, "x"], "peft_type": [[], {}, None, 3], "base_model_name_or_path": [[]],
-    "lora_dropout": ["x", None],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", WRONG_SETTINGS)
-def test_settings_of_a_foreign_adapter_that_are_of_the_wrong_type_end_in_a_line(
-    place, tmp_path, name
-):
-    for number, value in enumerate(WRONG_SETTINGS[name]):
-        folder = saved_lora(place, tmp_path / f"{number}", **{name: value})
-        said = None
-        try:
-            start_from(folder, place, tmp_path / "run", overwrite=True)
-        except ValueError as error:
-            said = str(error)
-        # PEFT takes some for what they stand for, or looks at them later than a line can be said.
-        assert said or name in ("lora_alpha", "base_model_name_or_path", "rank_pattern"), value
-        assert "\n" not in (said or "")
+@pytest.mark.parametrize(("name", "value"), [("r", "x"), ("target_modules", 3), ("peft_type", [])])
+def test_a_setting_of_a_foreign_adapter_of_the_wrong_type_is_one_line(place, tmp_path, name, value):
+    folder = saved_lora(place, tmp_path / "a", **{name: value})
+    refused(".", lambda: start_from(folder, place, tmp_path / "run"))
 
 
 def test_an_adapter_is_not_loaded_onto_a_base_that_has_changed(place, tmp_path):
@@ -149,7 +132,10 @@ def harms(path, chance):
             yield json.dumps({**json.loads(whole), key: chance.choice(WRONG)}).encode()
 
 
-def check_harm(run, data, name, chance, most=99):
+THOROUGH = "result.json", "adapter/adapter_config.json"
+
+
+def check_harm(run, data, name, chance, most):
     path = run / name
     whole, result = path.read_bytes(), (run / "result.json").read_bytes()
     found = [*harms(path, chance)]
@@ -166,14 +152,6 @@ def check_harm(run, data, name, chance, most=99):
         (run / "result.json").write_bytes(result)
 
 
-@pytest.mark.parametrize("name", ["result.json", "adapter/adapter_config.json"])
-def test_whatever_happens_to_a_file_of_a_run_evaluate_ends_in_a_line_or_well(
-    place, folder, tmp_path, name
-):
-    run = shutil.copytree(folder("lora"), tmp_path / "run")
-    check_harm(run, str(place / "labels.jsonl"), name, random.Random(0))
-
-
 @pytest.mark.parametrize("method", RUNS)
 def test_whatever_happens_to_any_file_of_a_run_evaluate_ends_in_a_line_or_well(
     place, folder, tmp_path, method
@@ -183,4 +161,5 @@ def test_whatever_happens_to_any_file_of_a_run_evaluate_ends_in_a_line_or_well(
     assert len(names) > 4
     data = str(place / f"{RUNS[method][2]}.jsonl")
     for name in names:
-        check_harm(run, data, name, random.Random(len(name)), most=1)
+        most = 99 if method == "lora" and name in THOROUGH else 1
+        check_harm(run, data, name, random.Random(len(name)), most)

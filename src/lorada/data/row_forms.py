@@ -5,7 +5,6 @@ and the guide take their fields from it.
 """
 
 import json
-import logging
 import reprlib
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +16,6 @@ from lorada.data.rows import place_of
 from lorada.support.errors import unknown_name
 from lorada.support.row_sources import Form, Row
 
-logger = logging.getLogger(__name__)
-
 TURNS = "[]"  # behind the name of a field that holds turns, where it might hold a text
 TEXT_OR_TURNS = "prompt", "completion", "chosen"
 LARGEST = 3.4e38  # the largest score: what fp32 holds
@@ -29,9 +26,7 @@ ROLES = {
 # Other names of a text, and of a pair of texts, that has a label or a score.
 ONE = "text", "sentence", "review"
 PAIR = "sentence1 sentence2", "premise hypothesis", "text1 text2", "question sentence"
-NO_NOTE = "text", "rejected"  # fields beside others that are known to be left out
 GROUP = "group"  # what a row shares with others, such as the passage of its question; in any form
-NOTICED = 20  # rows that are searched for texts that are not read
 Columns = Mapping[str, str]  # a name of ours → the user's name for that field
 
 
@@ -178,7 +173,6 @@ def in_form(
     where = partial(place_of, path, counts)
     _check_columns(rows, path, columns or {})
     found, first = _read(rows, where, READINGS, columns or before or {})
-    _name_unread(rows[:NOTICED], first, path)
     form = first.reading.form
     is_bad = (str(row.get("label")).strip().casefold() == "false" for row in rows)
     bad = next((number for number, one in enumerate(is_bad) if one), None)
@@ -217,7 +211,7 @@ def _check_columns(rows: list[Row], path: str, columns: Columns) -> None:
     for ours, theirs in columns.items():
         if ours not in KNOWN:
             raise unknown_name("field in columns", ours, KNOWN)
-        if not any(_plain(theirs) in map(_plain, row) for row in rows):
+        if not any(theirs in row for row in rows):
             has = ", ".join(dict.fromkeys(key for row in rows for key in row))
             raise ValueError(f"columns names {theirs!r}, and {path} has only {has}")
 
@@ -244,7 +238,7 @@ def _read(
     for index, row in enumerate(rows):
         kind = tuple((key, isinstance(row[key], list)) for key in row if row[key] is not None)
         if kind not in known:
-            named = _named(dict(kind), columns, where(index))
+            named = _named(dict(kind), columns)
             known[kind] = named, _fits(named, readings, columns, answered=stand_ins is None)
         named, fits = known[kind]
         ways = [fit.shown for fit in fits]
@@ -290,8 +284,6 @@ def _converted(row: Row, fit: _Fit, where: str, stand_ins: Mapping[Form, Any] | 
     found = reading.convert(fields)
     if reading.form == "messages":
         turns = found["messages"]
-        if sum(turn["role"] == "system" for turn in turns) > 1 and fields.get("system"):
-            raise ValueError(f"{where}: system is beside a system turn: leave one of them out")
         if stand_ins is not None and reading.right is None:
             turns.append({"role": "assistant", "content": ""})
         if len(turns) < 2 or all(turn["role"] != "assistant" for turn in turns):
@@ -306,26 +298,11 @@ def _before_answer(value: Any) -> Any:
     return value[:-1] if speaker in ("assistant", "gpt") else value
 
 
-def _plain(name: str) -> str:
-    """A field's name without blanks around it, in small letters."""
-    return name.strip().casefold()
-
-
-def _named(kind: Mapping[str, bool], columns: Columns, where: str) -> dict[str, str]:
+def _named(kind: Mapping[str, bool], columns: Columns) -> dict[str, str]:
     """The keys of a row by our names; ``kind`` says for each key whether it holds a list."""
-    found: dict[str, str] = {}
-    for ours, theirs in columns.items():
-        alike = [theirs] if theirs in kind else [k for k in kind if _plain(k) == _plain(theirs)]
-        if alike:
-            found[ours] = alike[0]
-    mapped = dict(found)
-    for key in [key for key in kind if key not in mapped.values()]:
-        name = _plain(key)
-        if name in KNOWN and name not in mapped:
-            if name in found:
-                both = " and ".join(sorted(map(repr, (key, found[name]))))
-                raise ValueError(f"{where} has both {both}: rename one, or leave it out")
-            found[name] = key
+    mapped = {ours: theirs for ours, theirs in columns.items() if theirs in kind}
+    own = [key for key in kind if key in KNOWN and key not in mapped.values()]
+    found = {**dict(zip(own, own, strict=True)), **mapped}
     return {
         f"{name}{TURNS}" if kind[key] and name in TEXT_OR_TURNS else name: key
         for name, key in found.items()
@@ -370,18 +347,6 @@ def _unreadable(where: str, row: Row, readings: Sequence[Reading], *, answered: 
         f"{where} has fields {', '.join(row)}; each needs {needed}: --columns says which of your "
         "fields they are"
     )
-
-
-def _name_unread(rows: list[Row], first: _Fit, path: str) -> None:
-    """Warn of fields that hold sentences and are not read."""
-    unread = [
-        key
-        for key in dict.fromkeys(key for row in rows for key in row)
-        if key not in first.keys.values() and _plain(key) not in NO_NOTE
-        and any(len(text.split()) > 2 for row in rows if isinstance(text := row.get(key), str))
-    ]  # fmt: skip
-    if unread:
-        logger.warning("%s: the texts in %s are not read", path, ", ".join(map(repr, unread)))
 
 
 def _is_text(value: Any) -> bool:

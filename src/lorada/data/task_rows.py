@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from textwrap import shorten
-from typing import Any, Literal
+from typing import Any
 
 from lorada.data.metrics import FREE, NAMES, refuse_metric
 from lorada.data.row_forms import Columns, in_form, to_answer
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 LEAST_ANSWER = 32  # tokens
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
-LabelType = Literal["text", "integer", "boolean"]
 MOST_COUNTS = 200  # letters, of the classes in a line about rows
 MOST_WORDS = 5  # of a response that an answer can be expected to equal
 # A word; in scripts that put no blanks between words (Thai, Chinese, Japanese), a letter.
@@ -70,12 +69,6 @@ class Rows:
         """How many rows each class has, in the order of ``labels``; empty for other rows."""
         found = Counter(str(row["label"]) for row in self.rows) if self.form == "label" else {}
         return {label: found[label] for label in self.labels if self.form == "label"}
-
-    @property
-    def label_type(self) -> LabelType:
-        """What all labels of the rows are; text if they differ."""
-        types = {type(row.get("label")) for row in self.rows}
-        return "integer" if types == {int} else "boolean" if types == {bool} else "text"
 
     def part(self, indices: Iterable[int]) -> "Rows":
         """The rows with these indices, in this order."""
@@ -360,10 +353,9 @@ def load_rows(
     counts = tuple(len(rows) for rows in files)
     every = [row for rows in files for row in rows]
     rows, form = in_form(every, path, columns, before, counts)
-    if trained is not None and form != trained and (form in HEADED or trained in HEADED):
+    other = form in HEADED or trained in HEADED or {form, trained} == {"prompt", "messages"}
+    if trained not in (None, form) and other:
         raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
-    if trained not in (None, form) and "messages" in (trained, form):
-        rows, form = _as_chat(rows, form, path)
     classes = _sorted_classes({str(row["label"]) for row in rows}) if form == "label" else ()
     if labels and not set(classes) <= set(labels):
         new = sorted(set(classes) - set(labels))[0]
@@ -401,28 +393,7 @@ def rows_to_answer(
         rows, form = [{"prompt": row["text"], "response": ""} for row in rows], "prompt"
     if form == "prompt" and learned == "messages":
         rows, form = _users_turns(rows), "messages"
-    elif form == "messages" and learned != "messages":
-        rows, form = _as_chat(rows, form, path)
     return Rows(rows, form, labels, path, TASKS[JSONL].protocols[form])
-
-
-def typed_label(label: str, label_type: str) -> str | int | bool:
-    """A class as the rows that were learned have it."""
-    if label_type == "integer":
-        return int(label)
-    return label == "True" if label_type == "boolean" else label
-
-
-def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
-    """Rows to score, when either they or the training rows are chats, but not both."""
-    if form == "prompt":
-        logger.warning("%s has prompts, and this run has learned chats: each is put as a user's "
-                       "turn, through the chat template", path)  # fmt: skip
-        return _users_turns(rows), "messages"
-    goes, did = ("go", "did not") if form == "messages" else ("do not go", "did")
-    logger.warning("%s has %s rows, which %s through the chat template; what this run has learned "
-                   "%s", path, form, goes, did)  # fmt: skip
-    return rows, form
 
 
 def _users_turns(rows: list[Row]) -> list[Row]:

@@ -1,16 +1,16 @@
 """Turns rows of each form into token ids and labels, datasets of these, and padded batches.
 
 ``labels`` say which tokens a model learns. Lengths are fitted to the model's context; and
-``lost_and_first`` says of a dry run's rows how many are cut, and shows the first as it is read.
+``lost_rows`` says of a dry run's rows how many are cut.
 """
 
 import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain, groupby, islice, repeat
+from itertools import chain, islice, repeat
 from typing import Any, Literal
 
 import torch
@@ -45,10 +45,8 @@ class EncodeOptions:
         joint: whether prompt and response are tokenised as one text.
         kind: kind of the model; an encoder–decoder reads the prompt and writes the response.
         target_length: most tokens of a response; None if it shares ``max_length`` with the prompt.
-            With it, a decoder's prompt gets the rest of ``max_length`` if its row has a
-            ``prompt_end`` to cut before; an encoder–decoder's prompt always gets all of it.
+            An encoder–decoder's prompt gets all of ``max_length``.
         full: whether the end of joined texts is left out if it fills no window.
-        apart: whether each text is cut into windows by itself, and not joined with others.
         length_norm: what the log-probability of a candidate is divided by.
     """
 
@@ -59,20 +57,7 @@ class EncodeOptions:
     kind: Kind = "decoder"
     target_length: int | None = None
     full: bool = False
-    apart: bool = False
     length_norm: Literal["tokens", "characters", "none"] = "tokens"
-
-    @property
-    def prompt_room(self) -> int | None:
-        """Most tokens of a decoder's prompt that has a ``prompt_end``; None for no such limit."""
-        if self.target_length is None or self.kind != "decoder":
-            return None
-        if self.target_length >= self.max_length:
-            raise ValueError(
-                f"max_length={self.max_length} leaves no room for a prompt beside "
-                f"max_target_length={self.target_length}: raise the first or lower the second"
-            )
-        return self.max_length - self.target_length
 
 
 @dataclass(frozen=True)
@@ -128,19 +113,14 @@ def _prompts_and_responses(
 ) -> Iterator[Encoded | None]:
     """Prompt and response, tokenised separately."""
     end = tokenizer.eos_token or ""
-    prompts = [str(row["prompt"]) for row in rows]
     responses = [str(row["response"]) + end for row in rows]
-    most = options.target_length
-    for row, prompt, response in zip(
-        rows,
-        tokenizer(prompts)["input_ids"],
-        tokenizer(responses, add_special_tokens=False)["input_ids"],
-        strict=True,
-    ):
+    prompts, most = (
+        _prompt_ids([str(row["prompt"]) for row in rows], tokenizer),
+        options.target_length,
+    )
+    written = tokenizer(responses, add_special_tokens=False)["input_ids"]
+    for prompt, response in zip(prompts, written, strict=True):
         cut = most is not None and len(response) > most
-        if "prompt_end" in row and (room := options.prompt_room) and len(prompt) > room:
-            prompt, cut = tokenizer(shorten_prompt(row, tokenizer, room))["input_ids"], True
-        prompt = without_end(prompt, tokenizer)
         learned = chain(repeat(False, len(prompt)), repeat(True))
         yield _sequence(prompt + response[:most], learned, options, cut)
 
@@ -173,17 +153,6 @@ def _conversations(
     for row in rows:
         ids, learned = chat_tokens(row, tokenizer, last=options.loss_on == "last")
         yield _sequence(ids, learned, options)
-
-
-def shorten_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, room: int) -> str:
-    """The prompt of a row in at most ``room`` tokens; the text before its ``prompt_end`` is cut."""
-    prompt, end = str(row["prompt"]), str(row["prompt_end"])
-    over = len(tokenizer(prompt)["input_ids"]) - room
-    if over <= 0:
-        return prompt
-    ids = tokenizer(prompt.removesuffix(end), add_special_tokens=False)["input_ids"]
-    kept: str = tokenizer.decode(ids[: max(0, len(ids) - over)])
-    return kept.rstrip("\ufffd") + end  # a character that was cut in half decodes to this
 
 
 def _sequence(
@@ -279,10 +248,6 @@ def windows(
     The last window has the tokens that are left, if something is predicted in it. If only ``full``
     windows are asked for, it is left out, unless there is no other.
     """
-    if options.apart:
-        for row in rows:
-            yield from windows([row], tokenizer, replace(options, apart=False))
-        return
     length, left, filled = options.max_length, list[int](), False
     for row in rows:
         left += document_ids(row, tokenizer)
@@ -306,14 +271,10 @@ def _window(ids: list[int]) -> Encoded:
     return Encoded({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(ids)}, False)
 
 
-def prompt_of(
-    row: Row, form: Form, tokenizer: PreTrainedTokenizerBase, room: int | None = None
-) -> str:
-    """The text that generation starts from, cut to ``room`` tokens if it has a ``prompt_end``."""
+def prompt_of(row: Row, form: Form, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text that generation starts from."""
     if form == "messages":
         return rendered(row, len(row["messages"]) - 1, tokenizer, add_generation_prompt=True)
-    if room is not None and "prompt_end" in row:
-        return shorten_prompt(row, tokenizer, room)
     return str(row.get("eval_prompt", row["prompt"]))
 
 
@@ -346,15 +307,13 @@ def encode_rows(
     kind: Kind,
     *,
     answered: bool = False,
-    apart: bool = False,
 ) -> Dataset:
     """Tokenise rows; a warning says how many were cut or left out.
 
-    If every row has to be ``answered`` by the model, none may be left out. Plain texts are joined,
-    unless each is to be read ``apart``.
+    If every row has to be ``answered`` by the model, none may be left out.
     """
     refuse_kind(rows, kind)
-    options = replace(encode_options(rows, recipe, kind), apart=apart)
+    options = encode_options(rows, recipe, kind)
     length, target = options.max_length, options.target_length
     lost: Lost = defaultdict(list)
     dataset = dataset_of(one.features for _, one in _kept(rows, tokenizer, options, lost))
@@ -500,60 +459,15 @@ def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
     return recipe
 
 
-def lost_and_first(
+def lost_rows(
     rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kind: Kind
-) -> tuple[dict[str, int], dict[str, Any] | None]:
-    """What becomes of the rows when they are encoded, and the first that is learned.
-
-    The counts are those of ``Lost``, and ``copies`` of earlier rows.
-    """
+) -> dict[str, int]:
+    """How many rows are lost when they are encoded, as in ``Lost``; and ``copies`` of others."""
     lost: Lost = defaultdict(list)
-    first = None
-    for index, one in _kept(rows, tokenizer, encode_options(rows, recipe, kind), lost):
-        first = first or first_row(rows, index, one, tokenizer, kind)
+    for _ in _kept(rows, tokenizer, encode_options(rows, recipe, kind), lost):
+        pass
     counts = {name: len(lost[name]) for name in ("cut", "dropped", "empty")}
     if rows.form == "text":  # which are joined
         counts["empty"] = sum(not row["text"].strip() for row in rows.rows)
     different = {json.dumps(row, sort_keys=True) for row in rows.rows}
-    return {**counts, "copies": len(rows.rows) - len(different)}, first
-
-
-def first_row(
-    rows: Rows, index: int, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, kind: Kind
-) -> dict[str, Any]:
-    """A row, by its index and as it is encoded, as text.
-
-    Returns:
-        ``row``, its number from 1, None for a window of joined texts; ``tokens``, how many are read
-        or written; ``counted``, how many of them count in the loss; ``pieces``, stretches of text
-        with whether their tokens count; ``learned``, the class or the number that a head learns,
-        None for other rows.
-    """
-    features = encoded.features
-    marked = _marked(rows, features, kind)
-    pieces = [
-        (tokenizer.decode([token for token, _ in group]), counts)
-        for counts, group in groupby(marked, key=lambda pair: pair[1])
-    ]
-    learned = features["labels"] if rows.form == "score" else None
-    if rows.form == "label":
-        learned = rows.labels[features["labels"]]
-    return {
-        "row": None if rows.form == "text" else rows.number(index),
-        "tokens": len(marked), "counted": sum(c for _, c in marked),
-        "pieces": pieces, "learned": learned,
-    }  # fmt: skip
-
-
-def _marked(rows: Rows, features: dict[str, Any], kind: Kind) -> list[tuple[int, bool]]:
-    """Each token that is read or written, with whether it counts in the loss."""
-    if rows.form == "choice":
-        right = features["candidates"][features["answer"]]
-        return [(t, False) for t in features["prompt"]] + [(t, True) for t in right]
-    read, labels = features["input_ids"], features["labels"]
-    if rows.form in HEADED:
-        return [(token, False) for token in read]
-    if kind == "encoder_decoder":
-        return [(token, False) for token in read] + [(token, True) for token in labels]
-    # The first token is never predicted.
-    return [(t, i > 0 and labels[i] != IGNORED) for i, t in enumerate(read)]
+    return {**counts, "copies": len(rows.rows) - len(different)}

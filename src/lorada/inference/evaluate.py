@@ -317,10 +317,8 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
         return [one.value for one in found], losses, mean, None
     sums, counts = _losses(run, rows)
     means, loss = (sums / counts).tolist(), {"loss": float(sums.sum() / counts.sum())}
-    if rows.form == "text":  # each document by itself as well, from its first token on
-        alone, tokens = (found.sum() for found in _losses(run, rows, apart=True))
-        mean = {"document_perplexity": math.exp(alone / tokens), **loss}
-        return [*zip(means, counts.int().tolist(), strict=True)], means, mean, None
+    if rows.form == "text":
+        return [*zip(means, counts.int().tolist(), strict=True)], means, loss, None
     found = [one for _, one in sorted(answer_rows(run, rows))]
     # A row whose right answer lies beyond max_length is answered, but has no loss.
     kept: Iterable[int] = range(len(rows.rows))
@@ -334,9 +332,7 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
 
 def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, Text]]:
     """The indices of rows of some parts, and the text that the model writes for each."""
-    ended = any("prompt_end" in row for row in rows.rows)
-    room = encode_options(rows, run.recipe, run.kind).prompt_room if ended else None
-    prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
+    prompts = [prompt_of(row, rows.form, run.tokenizer) for row in rows.rows]
     if run.kind == "decoder":
         refuse_empty_prompts(rows, prompts)
     # Rows of a user's own file have no generation settings; generate takes those of the run's task.
@@ -345,12 +341,12 @@ def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, Text]]:
     return generate_parts(run, prompts, parts, settings, templated=rows.form == "messages")
 
 
-def _losses(run: Run, rows: Rows, *, apart: bool = False) -> tuple[Tensor, Tensor]:
+def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
     """For each encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
     found: dict[int, tuple[float, int]] = {}
     shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
     sparing: LabelledLoss | None = None  # makes logits only where labels count
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, apart=apart)
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind)
     for number, (chosen, batch) in enumerate(_batches(run, rows, dataset, "Scoring")):
         if number == 0 and shift:
             sparing = find_labelled_loss(run.model, batch)

@@ -47,7 +47,6 @@ class Run(Prepared):
         key: the name that PEFT knows its adapter by; None for the base of a run, alone.
         metric: the name of the metric that it is scored by; None for that of its protocol.
         most: the most tokens of an answer, unless its recipe or its protocol says it; None for 32.
-        label_type: what its classes are in the rows: text, integer or boolean.
         pairs: whether each of its training rows was a pair of texts.
     """
 
@@ -59,7 +58,6 @@ class Run(Prepared):
     key: str | None = "default"
     metric: str | None = None
     most: int | None = None
-    label_type: str = "text"
     pairs: bool = False
 
     def activate(self) -> None:
@@ -155,7 +153,6 @@ def _run(
         fit_context(recipe, model.config), prepared.config, prepared.kind, prepared.tokenizer,
         folder, model, result["form"], tuple(result["labels"]), drawn, key,
         (result.get("metric") or {}).get("name"), result.get("max_new_tokens"),
-        result.get("label_type", "text"),
         result.get("pairs", False),
     )  # fmt: skip
     set_languages(run.tokenizer, recipe.languages, run.protocol.languages)

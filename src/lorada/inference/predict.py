@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lorada.data.task_rows import Rows, typed_label
+from lorada.data.task_rows import Rows
 from lorada.inference.evaluate import Answered, answer_rows
 from lorada.inference.generate import generation_settings
 from lorada.inference.load import Run
@@ -49,17 +49,16 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
     left = iter(parts)
     part = next(left, range(0))
     for index, answer in answer_rows(run, rows, parts) if parts else ():
-        found[index] = as_answer(rows, index, answer, run.label_type)
+        found[index] = as_answer(rows, index, answer)
         if len(found) == len(part):
             yield [{"row": rows.number(i), **found[i]} for i in part]
             found, part = {}, next(left, range(0))
 
 
-def as_answer(rows: Rows, index: int, found: Answered, label_type: str) -> Answer:
+def as_answer(rows: Rows, index: int, found: Answered) -> Answer:
     """What is said of the answer to a row; its fields are those that ``predict`` names."""
     if found.probs is not None:
-        label = typed_label(found.value, label_type)
-        return {"label": label, "probs": dict(zip(rows.labels, found.probs, strict=True))}
+        return {"label": found.value, "probs": dict(zip(rows.labels, found.probs, strict=True))}
     if rows.form == "choice":
         candidate = rows.rows[index]["candidates"][found.value]
         return {"answer": found.value, "candidate": candidate}

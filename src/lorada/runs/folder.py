@@ -113,10 +113,7 @@ def refuse_both(*, resume: bool, overwrite: bool) -> None:
 def finished_run(folder: Path, *, trust_remote_code: bool = False) -> Recipe:
     """The recipe of a finished run; the caller, not the recipe, decides about remote code."""
     if not (folder / RECIPE_FILE).is_file():
-        # Of a folder of runs, and of a comparison.
-        places = (*folder.glob(f"*/{RECIPE_FILE}"), *folder.glob(f"runs/*/*/*/{RECIPE_FILE}"))
-        inside = f", but {min(places).parent} is one" if places else ""
-        raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}{inside}")
+        raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
     read_result(folder)
     return saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
 
@@ -219,9 +216,7 @@ class HeldError(ValueError):
 
 
 def refuse_file(run: Path) -> None:
-    """Refuse a run folder that is a file, or a link to nothing."""
-    if run.is_symlink() and not run.exists():
-        raise ValueError(f"{run} is a link to nothing: choose another --output")
+    """Refuse a run folder that is a file."""
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run} is a file: choose another --output")
 

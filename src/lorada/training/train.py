@@ -281,7 +281,6 @@ def training_result(setup: Setup, peak: int) -> dict[str, Any]:
         "labels": list(rows.labels),
         "metric": None if prepared.metric is None else asdict(prepared.metric),
         "max_new_tokens": recipe.max_new_tokens or prepared.most_answer_tokens,
-        "label_type": rows.label_type,
         "learned_scores": None if scale is None else {"mean": scale.mean, "sd": scale.sd},
         "pairs": all(row.get("text_pair") for row in rows.rows),
         "seed": setup.trainer.args.seed,

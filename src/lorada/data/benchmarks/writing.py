@@ -27,8 +27,6 @@ def _article(row: Row) -> Row:
 
 def _sentence(row: Row) -> Row:
     pair = row["translation"]
-    if not isinstance(pair, dict):
-        raise ValueError(f"translation is not an object with en and ro: {pair!r}")
     return {"prompt": text_of(pair, "en"), "response": text_of(pair, "ro")}
 
 
@@ -37,7 +35,6 @@ def _prompt(row: Row, convert: Callable[[Row], Row], end: str, begin: str = "") 
     found = convert(row)
     return {
         "prompt": f"{begin}{found['prompt']}{end}",
-        "prompt_end": end,
         "response": f" {found['response']}",
         "eval_response": found["response"],
     }

@@ -370,7 +370,7 @@ class Classifier:
         with self._turn, torch.no_grad():
             encoded = dataset_of(self._features(asked, record))
             found = sorted(answer_rows(run, asked, encoded=encoded))
-        data = [{"index": i, **as_answer(asked, i, one, run.label_type)} for i, one in found]
+        data = [{"index": i, **as_answer(asked, i, one)} for i, one in found]
         for one in data if run.form == "label" else ():
             one["probs"] = list(one["probs"].values())
             one["num_classes"] = len(run.labels)
