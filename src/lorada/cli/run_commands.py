@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lorada.cli.app import (
     METHOD,
@@ -135,8 +136,8 @@ def check_inputs(recipe: Any, held_out: str | None) -> None:
 
 
 def show_training(recipe: Any, *, as_json: bool) -> None:
-    """Print rows, parameters and memory of a training; no weights are loaded."""
-    from lorada.data.tokenize import fit_context, lost_rows
+    """Print rows, parameters and memory of a training, and its first row; no weights are loaded."""
+    from lorada.data.tokenize import fit_context, lost_and_first
     from lorada.training.arguments import device_bytes
     from lorada.training.inputs import prepare_training
     from lorada.training.models.loading import stretched
@@ -152,13 +153,14 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     sizes, reason = step_bytes(prepared, "off", "full")
     device = device_bytes(prepared.recipe)
     fitted = fit_context(prepared.recipe, stretched(prepared.config, recipe.rope_factor))
-    lost = lost_rows(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
+    lost, row = lost_and_first(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
     if as_json:
         print_json({
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
             "rows": len(prepared.rows.rows), "classes": prepared.rows.classes, **lost, **counts,
             "held_out": len(prepared.held_out.rows) if prepared.held_out else 0,
             "activation_checkpointing": chosen, "step_bytes": sizes, "device_bytes": device,
+            "first_row": row,
         })  # fmt: skip
         return
     say(f"{recipe.output}: {recipe.method} on {recipe.model}, {_parameters(counts)}")
@@ -168,6 +170,8 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     asked = recipe.activation_checkpointing
     takes = f"{asked} takes {chosen}" if asked == "auto" else asked
     say(f"activation_checkpointing={takes}: {need}")
+    if row is not None:
+        say(_shown_row(row))
 
 
 def _parameters(counts: Mapping[str, Any]) -> str:
@@ -184,6 +188,17 @@ def _memory(sizes: dict[str, float] | None, reason: str, chosen: str, device: fl
         return need
     fits = "fits" if sizes[chosen] < device else "does not fit"
     return f"{need}; {chosen} {fits} in the {device / 2**30:.1f} GiB of this device"
+
+
+def _shown_row(row: dict[str, Any]) -> Text:
+    """A row as the model reads it, with what counts in the loss between marks."""
+    what = f"the {row['counted']:,} between ⟦ and ⟧ count in the loss"
+    if row["learned"] is not None:
+        what = f"the head learns {row['learned']!r}"
+    which = "the first window" if row["row"] is None else f"row {row['row']}"
+    head = f"{which} as the model reads it, {row['tokens']:,} tokens; {what}:\n"
+    pieces = ((f"⟦{text}⟧", "bold") if counts else text for text, counts in row["pieces"])
+    return Text.assemble(head, *pieces)
 
 
 def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:

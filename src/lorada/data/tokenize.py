@@ -1,7 +1,7 @@
 """Turns rows of each form into token ids and labels, datasets of these, and padded batches.
 
 ``labels`` say which tokens a model learns. Lengths are fitted to the model's context; and
-``lost_rows`` says of a dry run's rows how many are cut.
+``lost_and_first`` says of a dry run's rows how many are cut, and shows the first as it is read.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice, repeat
+from itertools import chain, groupby, islice, repeat
 from typing import Any, Literal
 
 import torch
@@ -459,15 +459,60 @@ def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
     return recipe
 
 
-def lost_rows(
+def lost_and_first(
     rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kind: Kind
-) -> dict[str, int]:
-    """How many rows are lost when they are encoded, as in ``Lost``; and ``copies`` of others."""
+) -> tuple[dict[str, int], dict[str, Any] | None]:
+    """What becomes of the rows when they are encoded, and the first that is learned.
+
+    The counts are those of ``Lost``, and ``copies`` of earlier rows.
+    """
     lost: Lost = defaultdict(list)
-    for _ in _kept(rows, tokenizer, encode_options(rows, recipe, kind), lost):
-        pass
+    first = None
+    for index, one in _kept(rows, tokenizer, encode_options(rows, recipe, kind), lost):
+        first = first or first_row(rows, index, one, tokenizer, kind)
     counts = {name: len(lost[name]) for name in ("cut", "dropped", "empty")}
     if rows.form == "text":  # which are joined
         counts["empty"] = sum(not row["text"].strip() for row in rows.rows)
     different = {json.dumps(row, sort_keys=True) for row in rows.rows}
-    return {**counts, "copies": len(rows.rows) - len(different)}
+    return {**counts, "copies": len(rows.rows) - len(different)}, first
+
+
+def first_row(
+    rows: Rows, index: int, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, kind: Kind
+) -> dict[str, Any]:
+    """A row, by its index and as it is encoded, as text.
+
+    Returns:
+        ``row``, its number from 1, None for a window of joined texts; ``tokens``, how many are read
+        or written; ``counted``, how many of them count in the loss; ``pieces``, stretches of text
+        with whether their tokens count; ``learned``, the class or the number that a head learns,
+        None for other rows.
+    """
+    features = encoded.features
+    marked = _marked(rows, features, kind)
+    pieces = [
+        (tokenizer.decode([token for token, _ in group]), counts)
+        for counts, group in groupby(marked, key=lambda pair: pair[1])
+    ]
+    learned = features["labels"] if rows.form == "score" else None
+    if rows.form == "label":
+        learned = rows.labels[features["labels"]]
+    return {
+        "row": None if rows.form == "text" else rows.number(index),
+        "tokens": len(marked), "counted": sum(c for _, c in marked),
+        "pieces": pieces, "learned": learned,
+    }  # fmt: skip
+
+
+def _marked(rows: Rows, features: dict[str, Any], kind: Kind) -> list[tuple[int, bool]]:
+    """Each token that is read or written, with whether it counts in the loss."""
+    if rows.form == "choice":
+        right = features["candidates"][features["answer"]]
+        return [(t, False) for t in features["prompt"]] + [(t, True) for t in right]
+    read, labels = features["input_ids"], features["labels"]
+    if rows.form in HEADED:
+        return [(token, False) for token in read]
+    if kind == "encoder_decoder":
+        return [(token, False) for token in read] + [(token, True) for token in labels]
+    # The first token is never predicted.
+    return [(t, i > 0 and labels[i] != IGNORED) for i, t in enumerate(read)]

@@ -1,0 +1,88 @@
+"""A dry run shows the first row as the model reads it, with the tokens that count marked."""
+
+import json
+
+import pytest
+import run_place
+from folders import ROWS, TURNS, rows_file
+from trained import run_recipe
+
+from lorada.cli.run_commands import show_training
+
+ALPACA = {"instruction": "Say ho.", "output": "ho"}
+CHOICE = {"prompt": "1 + 1 =", "candidates": [" 3", " 2"], "answer": 1}
+READ = {
+    "a prompt": ("llama", ROWS[0], [], "0 + 0 =⟦ 0<e>⟧", 3),
+    "all of a prompt": ("llama", ROWS[0], ["loss_on=all"], "0⟦ + 0 = 0<e>⟧", 9),
+    "a prompt that is cut": ("llama", ROWS[0], ["max_length=8"], "0 + 0 =⟦ ⟧", 1),
+    "a chat": ("llama", TURNS[0], [], "<|user|>hi<e><|assistant|>⟦ho<e>⟧", 3),
+    "a chat of two answers": (
+        "llama", {"messages": [*TURNS[0]["messages"], *TURNS[1]["messages"]]}, [],
+        "<|user|>hi<e><|assistant|>⟦ho<e>⟧<|user|>1<e><|assistant|>⟦2<e>⟧", 5,
+    ),
+    "a chat's last answer": (
+        "llama", {"messages": [*TURNS[0]["messages"], *TURNS[1]["messages"]]}, ["loss_on=last"],
+        "<|assistant|>ho<e><|user|>1<e><|assistant|>⟦2<e>⟧", 2,
+    ),
+    "a text": ("llama", {"text": "abc"}, [], "a⟦bc<e>abc<e>⟧", 7),
+    "a choice": ("llama", CHOICE, [], "1 + 1 =⟦ 2⟧", 2),
+    "a class": ("bert", {"text": "abc", "label": "yes"}, [], "the head learns 'yes':\nabc", 0),
+    "a number": ("bert", {"text": "abc", "score": 2}, [], "the head learns 2.0:\nabc", 0),
+    "a sequence": ("bart", ROWS[0], [], "0 + 0 =⟦ 0<e>⟧", 3),
+    "an instruction": ("llama", ALPACA, ["max_length=400"], "### Response:\n⟦ho<e>⟧", 3),
+}  # fmt: skip
+place = run_place.place
+LLAMA = {"max_position_embeddings": 512}
+
+
+def shown(place, tmp_path, capsys, model, rows, settings, *, as_json=False):
+    data = str(rows_file(tmp_path / "rows.jsonl", rows))
+    asked = run_recipe(settings, place, tmp_path / "run", model=model, data=data, method="lora")
+    show_training(asked, as_json=as_json)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", READ)
+def test_the_first_row_is_shown_as_it_is_read(case, place, tmp_path, capsys):
+    model, row, settings, expected, counted = READ[case]
+    other = {**row, "label": "no"} if "label" in row else row
+    out = shown(place, tmp_path, capsys, model, [row, other], settings)
+    assert f"{expected}\n" in out
+    said = f"the {counted} between ⟦ and ⟧ count in the loss"
+    assert (said in out) == (counted > 0)
+    what = "the first window" if case == "a text" else "row 1"
+    assert f"{what} as the model reads it" in out
+
+
+def test_a_row_that_is_left_out_is_not_shown(place, tmp_path, capsys):
+    rows = [{"prompt": "x" * 40, "response": "y"}, ROWS[0]]
+    out = shown(place, tmp_path, capsys, "llama", rows, ["max_length=32"], as_json=True)
+    row = json.loads(out)["first_row"]
+    assert (row["row"], row["tokens"], row["counted"]) == (2, 10, 3)
+    assert row["pieces"] == [["0 + 0 =", False], [" 0<e>", True]]
+    out = shown(place, tmp_path, capsys, "llama", rows[:1], ["max_length=32"], as_json=True)
+    assert json.loads(out)["first_row"] is None
+
+
+def counts(found):
+    return [found[name] for name in ("rows", "cut", "dropped", "empty", "copies")]
+
+
+def test_the_dry_run_counts_rows_that_are_cut_dropped_empty_or_copies(place, tmp_path, capsys):
+    long, none = {"prompt": "1 =", "response": "x" * 40}, {"prompt": "x" * 40, "response": "y"}
+    rows = [ROWS[0], long, none, ROWS[1], ROWS[0], ROWS[0]]
+    case = (place, tmp_path, capsys, "llama", rows, ["max_length=32"])
+    assert counts(json.loads(shown(*case, as_json=True))) == [6, 1, 1, 0, 2]
+    assert "rows at max_length=32: 1 cut, 1 dropped, 0 empty, 2 copies\n" in shown(*case)
+    texts = [{"text": text} for text in ("abc", " ", "abc", "x" * 70)]
+    found = json.loads(
+        shown(place, tmp_path, capsys, "llama", texts, ["max_length=32"], as_json=True)
+    )
+    assert counts(found) == [4, 0, 0, 1, 1]
+    labels = [
+        {"text": "a", "label": "y"},
+        {"text": "", "label": "n"},
+        {"text": "a" * 40, "label": "n"},
+    ]
+    out = shown(place, tmp_path, capsys, "bert", labels, ["max_length=32"], as_json=True)
+    assert counts(json.loads(out)) == [3, 1, 0, 1, 0]
