@@ -1,16 +1,21 @@
 """Rows are read the same from each kind of file, and from data sets as the hub has them."""
 
+import csv
 import datetime
 import gzip
+import io
 import json
 import logging
+from pathlib import Path
 
 import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from folders import ROWS, TURNS, llama_folder, refused, rows_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lorada.data.rows import read_rows, there
+from lorada.data.rows import _table_rows, read_rows, there
 from lorada.data.task_rows import load_rows
 from lorada.support.row_sources import hub_source
 
@@ -38,31 +43,58 @@ def test_every_kind_of_file_gives_the_same_rows(rows, tmp_path):
     with gzip.open(tmp_path / "rows.jsonl.gz", "wb") as file:
         file.write(lines.read_bytes())
     (tmp_path / "list.json").write_text(json.dumps(rows, indent=1))
-    (tmp_path / "lines.json").write_bytes(lines.read_bytes())
     Dataset.from_list(rows).to_parquet(tmp_path / "rows.PARQUET")
-    for name in ("rows.jsonl", "rows.jsonl.gz", "list.json", "lines.json", "rows.PARQUET"):
+    for name in ("rows.jsonl", "rows.jsonl.gz", "list.json", "rows.PARQUET"):
         assert read_rows(tmp_path / name) == rows, name
         assert load_rows(str(tmp_path / name)).form in ("prompt", "messages")
 
 
+# Texts of real rows are full of what may also stand between columns.
+TEXTS = st.text(st.sampled_from("ab ,;|\t\"'\n"), max_size=20)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    delimiter=st.sampled_from(",;\t|"),
+    rows=st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=5),
+    before=st.sampled_from(["", "\n", "\r\n \r\n", ";;\n"]),
+)
+def test_the_delimiter_of_a_table_is_found_whatever_its_texts_hold(delimiter, rows, before):
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter)
+    writer.writerows([("text", "text_pair", "label"), *rows])
+    expected = [dict(zip(("text", "text_pair", "label"), row, strict=True)) for row in rows]
+    assert _table_rows(Path("rows.csv"), before + text.getvalue()) == expected
+
+
 # File → what it holds; each is the same two rows.
 AS_TABLES = {
-    "returns.csv": 'text,label\r"good; and cheap",yes\r"bad, dear\n|",no\r',
-    "semicolons.csv": 'text;label\n"good; and cheap";yes\n"bad, dear\n|";no\n',
-    "tabs.tsv": 'text\tlabel\n\ngood; and cheap\tyes\n"bad, dear\n|"\tno\n',
+    "returns.csv": 'text,label\r"good; and cheap",yes\r"bad, dear",no\r',
+    "spaced.csv": 'text, label\n"good; and cheap", yes\n"bad, dear", no\n',
+    "late.tsv": "\n\ntext\tlabel\n\ngood; and cheap\tyes\nbad, dear\tno\n",
 }
 
 
 @pytest.mark.parametrize("name", AS_TABLES)
-def test_tables_are_read_with_their_delimiter_whatever_their_texts_hold(name, tmp_path):
-    expected = [
-        {"text": "good; and cheap", "label": "yes"},
-        {"text": "bad, dear\n|", "label": "no"},
-    ]
+def test_tables_with_other_delimiters_are_read(name, tmp_path):
+    expected = [{"text": "good; and cheap", "label": "yes"}, {"text": "bad, dear", "label": "no"}]
     (tmp_path / name).write_text(AS_TABLES[name])
     with gzip.open(tmp_path / f"{name}.GZ", "wt") as file:
         file.write(AS_TABLES[name])
     assert read_rows(tmp_path / name) == read_rows(tmp_path / f"{name}.GZ") == expected
+
+
+def test_quotes_stay_in_a_table_with_tabs_that_quotes_nothing(tmp_path):
+    (tmp_path / "glue.tsv").write_text('text\tlabel\n"Go," he said\t1\na " b\t0\n')
+    assert [row["text"] for row in read_rows(tmp_path / "glue.tsv")] == ['"Go," he said', 'a " b']
+
+
+def test_objects_on_several_lines_one_after_another_are_rows(tmp_path):
+    text = "\n".join(json.dumps(row, indent=2) for row in ROWS[:3])
+    (tmp_path / "rows.json").write_text(f"\n{text}\n")
+    assert read_rows(tmp_path / "rows.json") == ROWS[:3]
+    (tmp_path / "cut.json").write_text(text[:-1])
+    refused("cut.json is not JSON: .* line 12", lambda: read_rows(tmp_path / "cut.json"))
 
 
 def test_each_line_of_plain_text_is_a_row_and_that_is_said(tmp_path, caplog):

@@ -35,6 +35,9 @@ from lorada.support.row_sources import (
 logger = logging.getLogger(__name__)
 
 csv.field_size_limit(2**31 - 1)  # characters of a field; Python's own limit is 131,072
+DELIMITERS = ",;\t|"  # of a table
+BLANK_LINES = re.compile(rf"(?:[{DELIMITERS} ]*\r?\n)*")  # before a table
+BLANKS = re.compile(r"\s*")
 
 
 def there(path: str | Path | None) -> str | Path:
@@ -152,8 +155,7 @@ def _file_rows(path: Path) -> list[Row]:
         return [{"text": line} for line in lines]
     if ending in (".csv", ".tsv"):
         return _table_rows(path, text)
-    is_list = ending == ".json" and text.lstrip().startswith("[")
-    found = _json_list(path, text) if is_list else _json_lines(path, text)
+    found = _json_values(path, text) if ending == ".json" else _json_lines(path, text)
     rows = []
     for place, row in found:
         if not isinstance(row, dict):
@@ -170,12 +172,19 @@ def _parquet_rows(path: Path) -> list[Row]:
         table = parquet.ParquetFile(path).read()
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not Parquet: {str(error).splitlines()[0]}") from error
+    _refuse_twice(path, table.column_names)
     return [_as_json(row) for row in table.to_pylist()]
 
 
-def _json_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+def _json_values(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Where each row stands, and the row: of one list, or of objects one after another."""
+    decoder, rows = json.JSONDecoder(), list[Any]()
+    at = len(text) - len(text.lstrip())
     try:
-        rows = json.loads(text)
+        while at < len(text):
+            value, end = decoder.raw_decode(text, at)
+            rows += value if isinstance(value, list) and not rows else [value]
+            at = BLANKS.match(text, end).end()  # type: ignore[union-attr] # it fits any text
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
@@ -192,25 +201,53 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"{path} line {number} is not JSON: {reason}") from error
 
 
+def _refuse_twice(path: Path, columns: list[str]) -> None:
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path} has two columns {twice!r}: rename one or leave it out")
+
+
 def _table_rows(path: Path, text: str) -> list[Row]:
-    """The rows of a table; in CSV the delimiter that is more often in the header counts."""
-    delimiter = "\t" if ending_of(path) == ".tsv" else max(",;", key=text.partition("\n")[0].count)
-    # With newline="" the csv module decides where a line ends, inside quotes too.
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows = list[Row]()
+    """The rows of a table, by the delimiter that splits its header into the most names.
+
+    Only the header decides: texts may be full of any delimiter, which ``csv.Sniffer`` counts.
+    """
+    blank = BLANK_LINES.match(text)[0]  # type: ignore[index] # it fits any text
+    text = text.removeprefix(blank)
+
+    def names(delimiter: str) -> list[str]:
+        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+
+    delimiter = max(DELIMITERS, key=lambda one: len(names(one)))
+    spaced = any(name.startswith(" ") for name in names(delimiter)[1:])  # as in "text, label"
+    before = blank.count("\n")
     try:
-        names = [*(reader.fieldnames or ())]
-        if twice := next((name for name in names if name and names.count(name) > 1), None):
-            raise ValueError(f"{path} has two columns {twice!r}: rename one or leave it out")
+        options = {"skipinitialspace": spaced, "strict": True}
+        return _delimited(path, text, before, delimiter=delimiter, **options)
+    except ValueError as error:
+        if delimiter != "\t":
+            raise
+        try:  # many files with tabs quote nothing, and have quotes as they stand in the text
+            return _delimited(path, text, before, delimiter="\t", quoting=csv.QUOTE_NONE)
+        except ValueError:
+            raise error from None
+
+
+def _delimited(path: Path, text: str, before: int, **options: Any) -> list[Row]:
+    """The rows of a table by the csv module, with so many lines before it."""
+    # With newline="" the csv module decides where a line ends, inside quotes too.
+    reader, rows = csv.DictReader(io.StringIO(text, newline=""), **options), list[Row]()
+    try:
+        _refuse_twice(path, [*(reader.fieldnames or ())])
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(
-                    f"{path} line {reader.line_num} has another number of fields than the header "
-                    f"({', '.join(names)})"
+                    f"{path} line {before + reader.line_num} has another number of fields than "
+                    f"the header ({', '.join(reader.fieldnames or ())})"
                 )
             rows.append(row)
     except csv.Error as error:
-        line = reader.reader.line_num  # type: ignore[attr-defined]
+        line = before + reader.reader.line_num  # type: ignore[attr-defined]
         raise ValueError(f"{path} line {line} is not CSV: {error}") from error
     return rows
 
