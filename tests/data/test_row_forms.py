@@ -248,6 +248,16 @@ def test_rows_of_several_forms_are_refused_with_one_of_each(case):
                 lambda: in_form([b, b, a], "f"))  # fmt: skip
 
 
+def test_texts_that_are_not_read_are_named(caplog):
+    row = {"text": "a", "label": 0, "answer": "this is not read", "id": "a b", "text2": "u v w"}
+    in_form([row], "f")
+    assert "f: the texts in 'answer', 'text2' are not read" in caplog.text
+    caplog.clear()
+    in_form([{**ALPACA, "text": "all of it together"}], "f")
+    in_form([{"prompt": "p", "chosen": "a b c", "rejected": "d e f"}], "f")
+    assert not caplog.text
+
+
 REVIEWS = [{"My review": "good film", "Stars": 4}, {"My review": "bad", "Stars": 1}]
 
 
@@ -388,10 +398,11 @@ def test_what_is_none_of_the_candidates_is_refused_with_its_row(answer):
 
 
 @pytest.mark.parametrize("row", [ALPACA, SHAREGPT, {"text": "t", "label": 0}])
-def test_a_group_of_any_form_is_kept_and_all_rows_have_one_or_none(row):
+def test_a_group_of_any_form_is_kept_and_all_rows_have_one_or_none(row, caplog):
     grouped = [{**row, "passage": "a long one"}, {**row, "passage": 2}]
     found, _ = in_form(grouped, "rows", {"group": "passage"})
     assert [one["group"] for one in found] == ["a long one", 2]
+    assert not caplog.records
     (plain,), _ = in_form([row], "rows")
     assert found[0] == {**plain, "group": "a long one"}
     assert content_of(found[0]) == content_of(plain)
