@@ -53,7 +53,7 @@ MISTAKES = {
     f"{TRAIN} --method lmam lmam=3": "lmam=3 is a section: write lmam.NAME=…",
     f"train {MODEL} --output new": "no data: pass --data FILE",
     f"{TRAIN} --data none.jsonl": "no data file at none.jsonl",
-    f"train {MODEL} --task rte --data-dir none": "no data folder at no",
+    f"train {MODEL} --task rte --data-dir none --output new": "no data folder at no",
     f"train {MODEL} {ROWS} --output run": "run already holds a run",
     f"train {MODEL} {ROWS} --output rows.jsonl": "rows.jsonl is a file",
     f"{TRAIN} --resume --overwrite": "exclude each other",
