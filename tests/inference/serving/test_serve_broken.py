@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from servers import Process, running, trained
 from test_serve_mistakes import WRONG
 
+from lorada.inference.serving import served
 from lorada.inference.serving.api import Server
 from lorada.inference.serving.requests import (
     NOT_OFFERED,
     ChatRequest,
     CompletionRequest,
 )
-from lorada.inference.serving.served import open_served
 
 BASE = "llama"
 STATUSES = {200, 400, 404}
@@ -53,8 +53,10 @@ def requests(draw):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    served = open_served([trained(tmp_path_factory.mktemp("broken"), "lora")], cache_tokens=1024)
-    with running(Server(served, tokens=8)) as found:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(served, "CACHE_TOKENS", 64)  # so that no answer is long
+        names = served.open_served([trained(tmp_path_factory.mktemp("broken"), "lora")])
+    with running(Server(names)) as found:
         yield found
 
 
