@@ -91,9 +91,7 @@ def test_a_run_is_evaluated_generated_from_and_exported(place, folder, tmp_path,
     exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     with torch.no_grad():
         assert torch.equal(exported(torch.arange(5, 12)[None]).logits, logits(bert))
-    line = mistake("export", bert, tmp_path / "adapter", "--adapter-only")
-    assert "has no adapter, as its method trained the model itself" in line
-    line = mistake("chat", run, shutil.copytree(run, tmp_path / "other"))
+    line = mistake("serve", run, shutil.copytree(run, tmp_path / "other"))
     assert "trained the base model itself, so it shares no base with another run" in line
 
 

@@ -5,17 +5,13 @@ gets the base with those merged, and an adapter of the rest beside it, if there 
 transformers loads both from DIR once lorada has been imported, and ends in an error otherwise.
 Without such an adapter DIR is a plain model, which does not need lorada.
 
-``--adapter-only`` writes the adapter and the tokenizer, for a base that is kept elsewhere.
-
 ``--format onnx`` writes a graph of the whole computation, with maps, bottlenecks and prefixes in
 it, made by ``transformers.exporters``. A decoder reads new tokens behind a cache of any length; a
 model with a head reads whole texts.
 """
 
 import io
-import json
 import logging
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -32,33 +28,21 @@ from transformers import DynamicCache, PreTrainedModel
 from lorada.data.tokenize import context_of
 from lorada.inference.exported_config import mark
 from lorada.inference.generate import end_tokens
-from lorada.inference.load import Run, load_run, refuse_changed
-from lorada.runs.folder import refuse_no_adapter, refuse_target
+from lorada.inference.load import Run, load_run
+from lorada.runs.folder import refuse_target
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
-from lorada.runs.result import read_result
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
-from lorada.support.files import atomic_path, json_text, scratch_folder
+from lorada.support.files import atomic_path
 from lorada.support.row_sources import HEADED
-from lorada.training.inputs import prepare
-from lorada.training.model_card import (
-    front_matter,
-    licence_of,
-    write_card,
-    write_model_card,
-    write_text,
-)
+from lorada.training.model_card import front_matter, write_model_card, write_text
 from lorada.training.models.adapters import (
-    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BESIDE,
-    adapter_config,
-    adapter_weights,
     pooling_of,
     save_beside,
     task_type,
 )
 from lorada.training.models.candidate_scores import accepted, positions_of
-from lorada.training.models.loading import model_folder
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import PoolingConfig
 from lorada.tuners.stack.merging import UnmergeableError
@@ -68,8 +52,6 @@ from lorada.tuners.stack.stack import refuse_without_peft_model
 logger = logging.getLogger(__name__)
 
 Inputs = dict[str, Tensor]
-# The texts that a licence may ask to pass on with the weights.
-LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -79,8 +61,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     there, or empty.
 
     Returns:
-        ``folder``, ``merged`` and ``adapter`` (kinds of parts), ``labels`` of a classifier,
-        ``dtype`` of the base, and ``license`` as the base's card names it, or None.
+        ``folder``, ``merged`` and ``adapter`` (kinds of parts).
     """
     refuse_target(folder, target)
     run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
@@ -90,96 +71,28 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     # The recipe of a fully trained model that was loaded names the run's own folder.
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     with _new_folder(folder, target) as fresh:
-        base = _write(model, run, fresh)
+        _write(model, run, fresh)
         if left:
             mark(fresh)
-        copy_licence(recipe.model, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
         write_model_card(fresh, recipe, merged, left, task)
-    return {
-        "folder": str(target),
-        "merged": merged,
-        "adapter": left,
-        "labels": list(run.labels),
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "license": licence_of(recipe.model).get("license"),
-    }
+    return {"folder": str(target), "merged": merged, "adapter": left}
 
 
 @contextmanager
 def _new_folder(run: Path, target: Path) -> Iterator[Path]:
     """A folder to write, which becomes ``target`` at the end of the ``with`` block."""
     again = "Free space, then run the command again"
-    if not target.is_dir():
-        with full_disk_in_one_line(target, again), atomic_path(target) as fresh:
-            yield fresh
-            refuse_target(run, target)  # again, as somebody may have put files there meanwhile
-        return
-    # A folder that is there stays: it may be the working one, a link, or a mounted disk.
-    with full_disk_in_one_line(target, again), scratch_folder(target) as scratch:
-        yield scratch / "model"
-        if any(path.name != scratch.name for path in target.iterdir()):
-            raise ValueError(f"{target} is not empty: choose a new folder")
-        config_last = sorted((scratch / "model").iterdir(), key=lambda one: one.suffix == ".json")
-        for path in config_last:
-            path.replace(target / path.name)
-
-
-def export_adapter(
-    folder: Path, target: Path, *, trust_remote_code: bool = False
-) -> dict[str, Any]:
-    """Write the adapter of the finished run in ``folder``, and its tokenizer, into ``target``.
-
-    The adapter is written as it is, and names the run's base: by its id on the hub, or by the
-    absolute path of its folder.
-
-    Returns:
-        ``folder``, ``base``, ``adapter`` (kinds of parts), ``labels`` of a classifier, and
-        ``license`` as in ``export``.
-    """
-    refuse_target(folder, target)
-    result = read_result(folder)
-    recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
-    refuse_no_adapter(folder)
-    source = folder / "adapter"
-    config = adapter_config(source)
-    adapter_weights(source)  # damaged files are refused here
-    refuse_changed(recipe, result, folder)
-    if recipe.rope_factor is not None:
-        logger.warning(
-            "trained with rope_factor=%s, which the base alone does not have: export the whole "
-            "model, or give its config the same stretch",
-            recipe.rope_factor,
-        )
-    name = model_folder(recipe.model)
-    base = str(Path(name).absolute()) if Path(name).is_dir() else name
-    tokenizer = prepare(recipe).tokenizer
-    with _new_folder(folder, target) as fresh:
-        fresh.mkdir()
-        shutil.copy(source / ADAPTER_WEIGHTS, fresh)
-        said = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        said["base_model_name_or_path"] = base
-        (fresh / ADAPTER_CONFIG).write_text(json_text(said) + "\n", encoding="utf-8")
-        tokenizer.save_pretrained(fresh)
-        copy_licence(recipe.model, fresh)
-        write_card(fresh, recipe, config, result)
-    return {
-        "folder": str(target),
-        "base": base,
-        "adapter": _names(config.parts),
-        "labels": result["labels"],
-        "license": licence_of(recipe.model).get("license"),
-    }
+    with full_disk_in_one_line(target, again), atomic_path(target.resolve()) as fresh:
+        yield fresh
+        refuse_target(run, target)  # again, as somebody may have put files there meanwhile
 
 
 def kinds(model: PeftModel | PreTrainedModel) -> list[str]:
     """The PEFT types of the parts in a model's adapter; empty for a model without one."""
     if not isinstance(model, PeftModel):
         return [] if pooling_of(model) is None else [PoolingConfig.registered_as.value]
-    return _names(model.peft_config["default"].parts)
-
-
-def _names(parts: list[Any]) -> list[str]:
+    parts = model.peft_config["default"].parts
     return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
 
 
@@ -215,11 +128,8 @@ def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
     return model, merged, left
 
 
-def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> PreTrainedModel:
-    """Write the model, its tokenizer, and the adapter of the parts that could not be merged.
-
-    Returns the base as it was written.
-    """
+def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> None:
+    """Write the model, its tokenizer, and the adapter of the parts that could not be merged."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     _say_answers(base, run)
     if isinstance(model, PeftModel):
@@ -238,7 +148,6 @@ def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> PreTrai
     base.save_pretrained(fresh)
     save_beside(base, fresh)
     run.tokenizer.save_pretrained(fresh)
-    return base
 
 
 def _say_answers(base: PreTrainedModel, run: Run) -> None:
@@ -250,14 +159,6 @@ def _say_answers(base: PreTrainedModel, run: Run) -> None:
         base.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
-def copy_licence(model: str, fresh: Path) -> None:
-    """Copy the texts of its licence from the folder of a base."""
-    for pattern in LICENCE_FILES if Path(model).is_dir() else ():
-        for path in Path(model).glob(pattern):
-            if path.is_file():
-                shutil.copy(path, fresh)
-
-
 # The largest difference of a graph from torch, as a share of the largest logit. In fp32 the sums
 # of both have errors of some 1e-6 of that; a part that is missing is off by its own effect.
 TOLERANCE = 1e-4
@@ -267,11 +168,6 @@ CODE = """\
 import onnxruntime
 
 session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx")"""
-NOTES = """
-ONNX opset {opset}, in float32; logits differ from torch's by at most {difference:.1e}. A decoder
-reads new tokens behind a cache, empty at first: each output `output.cache…` is the next input
-`input.cache…`.
-"""
 
 
 def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -303,16 +199,12 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
         if base.can_generate():  # what ends a text is in these settings
             base.generation_config.save_pretrained(fresh)
         run.tokenizer.save_pretrained(fresh)
-        copy_licence(recipe.model, fresh)
         metadata = front_matter(recipe, "onnx", task_type(base.config, classifies=not cached))
-        title, made = f"{recipe.model} after {recipe.method}, as a graph", "By lorada export."
-        notes = NOTES.format(opset=opset, difference=difference)
-        write_text(fresh, recipe, metadata, title=title, made=made, code=CODE, notes=notes)
-    return {
-        "folder": str(target), "format": "onnx", "opset": opset, "difference": difference,
-        "merged": merged, "adapter": left, "labels": list(run.labels), "dtype": "float32",
-        "license": licence_of(recipe.model).get("license"),
-    }  # fmt: skip
+        title = f"{recipe.model} after {recipe.method}, as a graph"
+        made = f"ONNX opset {opset}, float32; logits differ from torch's by up to {difference:.1e}."
+        write_text(fresh, recipe, metadata, title=title, made=made, code=CODE, notes="")
+    written = {"folder": str(target), "merged": merged, "adapter": left}
+    return {**written, "opset": opset, "difference": difference}
 
 
 @contextmanager
@@ -358,9 +250,7 @@ def _graph_of(
     graph = OnnxExporter().export(model, example, config)
     for node in graph.program.graph.all_nodes():
         node.metadata_props.clear()  # the lines of Python that each operation comes from
-    session = onnxruntime.SessionOptions()
-    session.log_severity_level = 3  # errors; it warns of what it keeps
-    graph.to(session_options=session)
+    onnxruntime.set_default_logger_severity(3)  # errors; it warns of what it keeps
     return graph, past
 
 
