@@ -11,7 +11,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import BertForSequenceClassification, GptOssConfig, GptOssForCausalLM
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig, explain
-from lorada.explore.explanation import AXES
 from lorada.tuners.pooling import PoolingConfig, PoolingLayer
 
 pytestmark = pytest.mark.fp64
@@ -277,18 +276,6 @@ def test_what_trains_is_as_before(plain):
     model.requires_grad_(False)
     explain(model, {"input_ids": IDS})
     assert not any(p.requires_grad for p in model.parameters())
-
-
-def test_every_tensor_has_its_axes_named():
-    found = explain(stack(), {"input_ids": IDS})
-    sizes = {"sample": 1, "head": 4, "query": 10, "key": 10, "kept": 4, "layer": 2, "word": 96}
-    for layer in found:
-        for name, axes in AXES.items():
-            if hasattr(layer, name):
-                assert getattr(layer, name).shape == tuple(sizes[axis] for axis in axes)
-    for name in ("change", "probabilities"):
-        for tensor in getattr(found, name).values():
-            assert tensor.shape == tuple(sizes[axis] for axis in AXES[name])
 
 
 def test_what_cannot_be_explained_is_said():
