@@ -1,8 +1,9 @@
-"""``lorada chat``: a conversation with one or several finished runs on one base model."""
+"""``lorada chat``: a conversation with a finished run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,7 @@ from lorada.inference.generate import (
     tokens_of,
     write,
 )
-from lorada.inference.load import Run, load_side_by_side, scoring
-from lorada.support.errors import unknown_name
+from lorada.inference.load import Run, load_run, scoring
 from lorada.support.row_sources import Row
 
 Show = Callable[[str], object]  # is called with each piece of an answer's text
@@ -56,72 +56,46 @@ def stream(
     return whole
 
 
-@dataclass(frozen=True)
-class Answer:
-    """An answer of one adapter."""
+class Answer(NamedTuple):
+    """An answer: its text, and how many turns had no room in the prompt any more."""
 
-    name: str  # of the adapter, in the chat
-    prompt: str  # the text that the model continued
-    text: str  # without special tokens
-    dropped: int  # turns at the beginning of the conversation that had no room in the prompt
+    text: str
+    dropped: int
 
 
 @dataclass
 class Chat:
-    """A conversation, and who answers."""
+    """A conversation with a run."""
 
-    adapters: dict[str, Run]  # the runs that can answer, by name; all share one model
-    active: str  # the name of the one that answers
+    run: Run
     max_new_tokens: int | None = None  # None for the number of the run's recipe
     system: str | None = None  # what the conversation begins with, as the system's turn
-    turns: list[Row] = field(default_factory=list)  # so far, for runs that learned conversations
-    last: Answer | None = None  # of an adapter
-
-    @property
-    def run(self) -> Run:
-        """The run that answers."""
-        return self.adapters[self.active]
-
-    @property
-    def keeps_turns(self) -> bool:
-        """Whether the run that answers reads the conversation so far, by a chat template."""
-        return self.run.form == "messages"
+    turns: list[Row] = field(default_factory=list)  # so far, if the run learned conversations
+    last: str | None = None  # the text that the run continued last
 
     def ask(self, question: str, show: Show, stopped: Stopped = never) -> Answer:
-        """Let the active adapter answer a question by ``stream``, and remember both."""
-        prompt, turns = self._prompt(question)
-        dropped = len(self.turns) + 1 - len(turns) if self.keeps_turns else 0
-        text = self.write(self.active, prompt, show, stopped)
-        if self.keeps_turns:
-            self.turns = [*turns, {"role": "assistant", "content": text}]
-        self.last = Answer(self.active, prompt, text, dropped)
-        return self.last
+        """Let the run answer a question by ``stream``, and remember both."""
+        self.last, turns = self._prompt(question)
+        text = self.write(self.last, show, stopped)
+        if self.run.form != "messages":
+            return Answer(text, 0)
+        dropped = len(self.turns) + 1 - len(turns)
+        self.turns = [*turns, {"role": "assistant", "content": text}]
+        return Answer(text, dropped)
 
-    def base_prompt(self, question: str | None) -> tuple[str, str]:
-        """Whose base is to answer, and what it reads: without a ``question`` the last prompt."""
-        if question is not None:
-            name, prompt = self.active, self._prompt(question)[0]
-        elif self.last is not None:
-            name, prompt = self.last.name, self.last.prompt
-        else:
+    def base_prompt(self) -> str:
+        """What the base alone is to continue: the last prompt."""
+        if self.last is None:
             raise ValueError("there is no answer yet: ask something first")
-        with scoring(self.adapters[name], base=True):
-            return name, prompt
+        with scoring(self.run, base=True):
+            return self.last
 
     def write(
-        self, name: str, prompt: str, show: Show, stopped: Stopped = never, *, base: bool = False
+        self, prompt: str, show: Show, stopped: Stopped = never, *, base: bool = False
     ) -> str:
-        """Let an adapter, or its ``base`` alone, continue a prompt; nothing is remembered of it."""
-        run = self.adapters[name]
-        run.activate()
-        with scoring(run, base=base):
-            return stream(run, prompt, show, stopped, self.max_new_tokens)
-
-    def switch(self, name: str) -> None:
-        """Let another adapter answer from now on."""
-        if name not in self.adapters:
-            raise unknown_name("adapter", name, self.adapters)
-        self.active = name
+        """Let the run, or its ``base`` alone, continue a prompt; nothing is remembered of it."""
+        with scoring(self.run, base=base):
+            return stream(self.run, prompt, show, stopped, self.max_new_tokens)
 
     def reset(self) -> None:
         """Forget the conversation."""
@@ -129,7 +103,7 @@ class Chat:
 
     def _prompt(self, question: str) -> tuple[str, list[Row]]:
         """The prompt for a question, and the turns in it; the oldest are left out to make room."""
-        if not self.keeps_turns:
+        if self.run.form != "messages":
             return question, []
         run, room = self.run, _room(self.run, self.max_new_tokens)
         turns = [*self.turns, {"role": "user", "content": question}]
@@ -143,17 +117,16 @@ class Chat:
 
 
 def open_chat(
-    folders: Sequence[Path],
+    folder: Path,
     max_new_tokens: int | None = None,
     system: str | None = None,
     *,
     trust_remote_code: bool = False,
 ) -> Chat:
-    """Load finished runs on one base; the first is active."""
-    adapters = load_side_by_side(folders, trust_remote_code=trust_remote_code)
-    for run in adapters.values():
-        _room(run, max_new_tokens)
-    return Chat(adapters, next(iter(adapters)), max_new_tokens, system)
+    """Load a finished run to chat with."""
+    run = load_run(folder, trust_remote_code=trust_remote_code)
+    _room(run, max_new_tokens)
+    return Chat(run, max_new_tokens, system)
 
 
 def _room(run: Run, max_new_tokens: int | None) -> int | None:
