@@ -68,7 +68,7 @@ def test_documents_are_joined_with_the_end_token_and_cut_into_full_windows():
     assert all(one.features["labels"] == one.features["input_ids"] for one in packed)
 
 
-def test_the_last_window_of_rows_of_ones_own_is_kept_and_documents_can_be_read_apart():
+def test_the_last_window_of_rows_of_ones_own_is_kept():
     rows = [{"text": text} for text in TEXTS]
 
     def read(**options):
@@ -78,9 +78,6 @@ def test_the_last_window_of_rows_of_ones_own_is_kept_and_documents_can_be_read_a
     whole = "".join(f"{text}<e>" for text in TEXTS)
     assert "".join(read()) == whole
     assert len(read()) == len(read(full=True)) + 1
-    apart = read(apart=True)
-    assert "".join(apart) == whole
-    assert [one for one in apart if one.endswith("<e>")] == [f"{text[16:]}<e>" for text in TEXTS]
 
 
 @pytest.mark.fp64

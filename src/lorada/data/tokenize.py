@@ -8,7 +8,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby, islice, repeat
 from typing import Any, Literal
@@ -48,7 +48,6 @@ class EncodeOptions:
             With it, a decoder's prompt gets the rest of ``max_length`` if its row has a
             ``prompt_end`` to cut before; an encoder–decoder's prompt always gets all of it.
         full: whether the end of joined texts is left out if it fills no window.
-        apart: whether each text is cut into windows by itself, and not joined with others.
         length_norm: what the log-probability of a candidate is divided by.
     """
 
@@ -59,7 +58,6 @@ class EncodeOptions:
     kind: Kind = "decoder"
     target_length: int | None = None
     full: bool = False
-    apart: bool = False
     length_norm: Literal["tokens", "characters", "none"] = "tokens"
 
     @property
@@ -279,10 +277,6 @@ def windows(
     The last window has the tokens that are left, if something is predicted in it. If only ``full``
     windows are asked for, it is left out, unless there is no other.
     """
-    if options.apart:
-        for row in rows:
-            yield from windows([row], tokenizer, replace(options, apart=False))
-        return
     length, left, filled = options.max_length, list[int](), False
     for row in rows:
         left += document_ids(row, tokenizer)
@@ -346,15 +340,13 @@ def encode_rows(
     kind: Kind,
     *,
     answered: bool = False,
-    apart: bool = False,
 ) -> Dataset:
     """Tokenise rows; a warning says how many were cut or left out.
 
-    If every row has to be ``answered`` by the model, none may be left out. Plain texts are joined,
-    unless each is to be read ``apart``.
+    If every row has to be ``answered`` by the model, none may be left out.
     """
     refuse_kind(rows, kind)
-    options = replace(encode_options(rows, recipe, kind), apart=apart)
+    options = encode_options(rows, recipe, kind)
     length, target = options.max_length, options.target_length
     lost: Lost = defaultdict(list)
     dataset = dataset_of(one.features for _, one in _kept(rows, tokenizer, options, lost))

@@ -4,7 +4,6 @@ The metrics go into ``result.json``, and the answer to each row into ``predictio
 """
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,9 +53,7 @@ from lorada.support.row_sources import (
     Form,
     Row,
     absolute_files,
-    files_of,
     hub_source,
-    resolve,
 )
 from lorada.training.models.candidate_scores import (
     cached_scores,
@@ -104,16 +101,9 @@ def evaluate(
 
 
 def _name_of(run: Run, path: str) -> str:
-    """The name of a file's metrics: the one that the run knows the file by, else its whole path."""
-    if path.startswith(BUILTIN) or path == run.recipe.eval_data or hub_source(path) is not None:
-        return path
-
-    def real(names: str) -> list[str]:
-        return [os.path.realpath(resolve(name)) for name in files_of(names)]
-
-    scored = (name.removesuffix(BASE) for name in read_result(run.folder)["metrics"])
-    known = (name for name in map(str, (run.recipe.eval_data, *scored)) if real(name) == real(path))
-    return next(known, absolute_files(path))
+    """The name of a file's metrics: its whole path, from wherever it is asked for."""
+    own = path.startswith(BUILTIN) or path == run.recipe.eval_data or hub_source(path) is not None
+    return path if own else absolute_files(path)
 
 
 def evaluate_tasks(
@@ -145,10 +135,9 @@ def _score_all(
     for name, rows in sets.items():
         with scoring(run, base=base):
             scores, lines = score(run, rows, metric, with_text=with_text)
-        counted = {"n": len(rows.rows)}
-        if rows.form == "text" and not rows.protocol.lengths:
-            counted = {"n": len(lines), "documents": len(rows.rows)}
-        found[name] = {**counted, **scores, "sha256": rows.fingerprint}
+        windows = rows.form == "text" and not rows.protocol.lengths
+        count = len(lines) if windows else len(rows.rows)
+        found[name] = {"n": count, **scores, "sha256": rows.fingerprint}
         asked = "unparsable" in scores and not base
         unparsable = {name: scores["unparsable"]} if asked else None
         key = f"{name}{BASE}" if base else name
@@ -317,10 +306,8 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
         return [one.value for one in found], losses, mean, None
     sums, counts = _losses(run, rows)
     means, loss = (sums / counts).tolist(), {"loss": float(sums.sum() / counts.sum())}
-    if rows.form == "text":  # each document by itself as well, from its first token on
-        alone, tokens = (found.sum() for found in _losses(run, rows, apart=True))
-        mean = {"document_perplexity": math.exp(alone / tokens), **loss}
-        return [*zip(means, counts.int().tolist(), strict=True)], means, mean, None
+    if rows.form == "text":
+        return [*zip(means, counts.int().tolist(), strict=True)], means, loss, None
     found = [one for _, one in sorted(answer_rows(run, rows))]
     # A row whose right answer lies beyond max_length is answered, but has no loss.
     kept: Iterable[int] = range(len(rows.rows))
@@ -345,12 +332,12 @@ def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, Text]]:
     return generate_parts(run, prompts, parts, settings, templated=rows.form == "messages")
 
 
-def _losses(run: Run, rows: Rows, *, apart: bool = False) -> tuple[Tensor, Tensor]:
+def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
     """For each encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
     found: dict[int, tuple[float, int]] = {}
     shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
     sparing: LabelledLoss | None = None  # makes logits only where labels count
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, apart=apart)
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind)
     for number, (chosen, batch) in enumerate(_batches(run, rows, dataset, "Scoring")):
         if number == 0 and shift:
             sparing = find_labelled_loss(run.model, batch)

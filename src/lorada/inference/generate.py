@@ -148,17 +148,12 @@ def _refilled(
     tokens = torch.tensor(settings.get("eos_token_id", []), dtype=torch.long, device=run.device)
     strings = settings.get("stop_strings")
     found = StopStringCriteria(run.tokenizer, strings) if strings else None
-    over = False
 
     def ended(ids: Tensor) -> Tensor:
-        nonlocal over
         last = torch.isin(ids[:, -1], tokens)
         if found is not None:
             last = last | found(ids, None)
-        if watch is not None and not over:  # tokens behind the end are to no use
-            last = last | watch(ids)
-            over = bool(last.all())
-        return last
+        return last if watch is None else last | watch(ids)
 
     limit, size = settings["max_new_tokens"], run.recipe.eval_batch_size
     writer = Writer(model, ended, limit, run.tokenizer.pad_token_id, size)
@@ -210,11 +205,6 @@ def reason_against(run: Run, settings: Settings) -> str | None:
         known = name in FOLLOWED | WITHOUT_EFFECT or NEUTRAL.get(name, object()) == value
         if value is not None and not known:
             return f"it generates with {name}={value}"
-    limit, ends = settings["max_new_tokens"], settings.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [0 if ends is None else ends]
-    # A number of another kind may be damaged, and ``generate`` says so.
-    if type(limit) is not int or limit < 1 or any(type(end) is not int for end in ends):
-        return f"it generates with max_new_tokens={limit} and eos_token_id={ends}"
     prepare = getattr(type(model), "prepare_inputs_for_generation", None)
     if (
         prepare is not GenerationMixin.prepare_inputs_for_generation
