@@ -124,12 +124,9 @@ def test_a_conversation_is_read_until_it_is_forgotten(chat, written):
     first = written("talk", "0123") + "\n"
     assert out.startswith(first)
     assert "it reads the conversation so far, in the tokenizer's chat template" in err
-    left_out = "the first 2 turns have no room any more and were left out"
-    assert left_out in err
     _, again, err = chat(["0123", "/reset"] * 3, "talk")
     assert again == first * 3
     assert err.count("the conversation is forgotten") == 3
-    assert left_out not in err
 
 
 def test_a_conversation_begins_with_what_the_system_says_and_keeps_it(chat, monkeypatch):
@@ -140,10 +137,9 @@ def test_a_conversation_begins_with_what_the_system_says_and_keeps_it(chat, monk
         return stream(run, prompt, *more)
 
     monkeypatch.setattr(chat_module, "stream", noted)
-    _, _, err = chat(["01"] * 3 + ["/reset", "01"], "talk", options=("--system", "b"))
+    chat(["01", "01", "/reset", "01"], "talk", options=("--system", "b"))
     assert asked[0] == asked[-1] == "<|system|>b<e><|user|>01<e><|assistant|>"
     assert all(prompt.startswith("<|system|>b<e><|user|>01<e>") for prompt in asked)
-    assert "turns have no room any more and were left out" in err
 
 
 def test_what_is_no_command_is_said_in_one_line_and_the_chat_goes_on(chat, written):

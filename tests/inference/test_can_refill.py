@@ -1,19 +1,17 @@
 """Which runs answer from a refilled batch, and that a run's answers are the same either way."""
 
-import json
 from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
 import run_place
 import torch
-from folders import byte_tokenizer, rows_file
+from folders import byte_tokenizer
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from lorada.data.tokenize import EncodeOptions, encode
 from lorada.inference import generate as generating
-from lorada.inference.evaluate import evaluate
 from lorada.inference.generate import (
     continue_prompts,
     generate,
@@ -30,7 +28,6 @@ SETTINGS = ["max_steps=2", "training.report_to=[]", "save_strategy=no"]
 RUNS = {
     "run": ("llama", "lmam", "rows", ["lmam.length=6", "lmam.map_learning_rate=0.5",
                                       "eval_batch_size=2"]),
-    "seq2seq": ("bart", "lmam", "rows", []),
 }  # fmt: skip
 PROMPTS = ["a" * n + " + b =" for n in (3, 9, 1, 14, 6)]
 
@@ -89,12 +86,6 @@ def test_models_and_adapters_with_steps_of_their_own_are_left_to_generate(run):
     assert not can_refill(replace(run, model=phi), PLAIN)
 
 
-def test_encoder_decoders_are_left_to_generate(folder):
-    run = load_run(folder("seq2seq"))
-    assert not can_refill(run, PLAIN)
-    assert len(generate(run, ["ab", "abc"])) == 2
-
-
 @pytest.mark.parametrize("ended_by", ["tokens", "texts of the task", "a text of the base"])
 def test_a_run_answers_the_same_either_way(run, ended_by, monkeypatch):
     plain = continue_prompts(run, PROMPTS, 12)
@@ -150,23 +141,3 @@ def test_memory_that_runs_out_is_not_taken_for_damaged_settings(run, monkeypatch
     monkeypatch.setattr(generating, "reason_against", lambda *_: None)
     with pytest.raises(torch.OutOfMemoryError):
         generate(run, PROMPTS)
-
-
-def test_an_evaluation_that_is_interrupted_leaves_nothing_behind(run, tmp_path, monkeypatch):
-    data = rows_file(tmp_path / "held_out.jsonl", [{"prompt": p, "response": "x"} for p in PROMPTS])
-    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
-    write = generating.write_answers
-
-    def one_answer(*arguments):
-        yield next(write(*arguments))
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(generating, "write_answers", one_answer)
-        with pytest.raises(KeyboardInterrupt):
-            evaluate(run, str(data))
-    assert {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()} == before
-    assert run.tokenizer.padding_side == "right"
-    assert evaluate(run, str(data))["n"] == len(PROMPTS)
-    lines = (run.folder / "predictions.jsonl").read_text().splitlines()
-    assert len([json.loads(line) for line in lines]) >= len(PROMPTS)

@@ -99,10 +99,8 @@ def _obey(chat: Any, line: str) -> None:
 
 def _answer(chat: Any, question: str) -> None:
     with _stoppable() as stopped:
-        answer = chat.ask(question, _show, stopped)
+        chat.ask(question, _show, stopped)
     _show("\n")
-    if answer.dropped:
-        note(f"the first {answer.dropped} turns have no room any more and were left out")
 
 
 def _base(chat: Any) -> None:

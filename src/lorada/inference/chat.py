@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,13 +55,6 @@ def stream(
     return whole
 
 
-class Answer(NamedTuple):
-    """An answer: its text, and how many turns had no room in the prompt any more."""
-
-    text: str
-    dropped: int
-
-
 @dataclass
 class Chat:
     """A conversation with a run."""
@@ -73,15 +65,20 @@ class Chat:
     turns: list[Row] = field(default_factory=list)  # so far, if the run learned conversations
     last: str | None = None  # the text that the run continued last
 
-    def ask(self, question: str, show: Show, stopped: Stopped = never) -> Answer:
-        """Let the run answer a question by ``stream``, and remember both."""
-        self.last, turns = self._prompt(question)
-        text = self.write(self.last, show, stopped)
+    def ask(self, question: str, show: Show, stopped: Stopped = never) -> str:
+        """Let the run answer a question by ``stream``, and remember both.
+
+        A conversation that has outgrown the model's context loses its beginning, with a warning.
+        """
         if self.run.form != "messages":
-            return Answer(text, 0)
-        dropped = len(self.turns) + 1 - len(turns)
+            self.last = question
+            return self.write(question, show, stopped)
+        turns = [*self.turns, {"role": "user", "content": question}]
+        first = [] if self.system is None else [{"role": "system", "content": self.system}]
+        self.last = chat_prompt(self.run, [*first, *turns])
+        text = self.write(self.last, show, stopped)
         self.turns = [*turns, {"role": "assistant", "content": text}]
-        return Answer(text, dropped)
+        return text
 
     def base_prompt(self) -> str:
         """What the base alone is to continue: the last prompt."""
@@ -101,20 +98,6 @@ class Chat:
         """Forget the conversation."""
         self.turns, self.last = [], None
 
-    def _prompt(self, question: str) -> tuple[str, list[Row]]:
-        """The prompt for a question, and the turns in it; the oldest are left out to make room."""
-        if self.run.form != "messages":
-            return question, []
-        run, room = self.run, _room(self.run, self.max_new_tokens)
-        turns = [*self.turns, {"role": "user", "content": question}]
-        first = [] if self.system is None else [{"role": "system", "content": self.system}]
-        while True:
-            prompt = chat_prompt(run, [*first, *turns])
-            ids = run.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-            if room is None or len(ids) <= room or len(turns) == 1:
-                return prompt, turns
-            del turns[:2]
-
 
 def open_chat(
     folder: Path,
@@ -123,12 +106,7 @@ def open_chat(
     *,
     trust_remote_code: bool = False,
 ) -> Chat:
-    """Load a finished run to chat with."""
+    """Load a finished run to chat with; an answer must leave room for a prompt."""
     run = load_run(folder, trust_remote_code=trust_remote_code)
-    _room(run, max_new_tokens)
+    room_for_prompts(run, generation_settings(run, max_new_tokens)["max_new_tokens"])
     return Chat(run, max_new_tokens, system)
-
-
-def _room(run: Run, max_new_tokens: int | None) -> int | None:
-    """How many tokens a prompt may have; None for any number."""
-    return room_for_prompts(run, generation_settings(run, max_new_tokens)["max_new_tokens"])

@@ -48,12 +48,10 @@ from lorada.runs.result import (
 from lorada.support.metric_names import LOSS, as_score, rows_metric
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import (
-    BUILTIN,
     HEADED,
     Form,
     Row,
     absolute_files,
-    hub_source,
 )
 from lorada.training.models.candidate_scores import (
     cached_scores,
@@ -94,16 +92,10 @@ def evaluate(
     if metric is None:
         refuse_unnamed(run.metric, run.folder)
     rows = rows_to_score(run.recipe, read_result(run.folder), data, columns)
-    name = _name_of(run, data) if data else str(run.recipe.eval_data)
+    name = absolute_files(data or str(run.recipe.eval_data))
     if metric is not None:
         refuse_metric(metric, rows.form)
     return _score_all(run, {name: rows}, base=base, with_text=with_text, metric=metric)[name]
-
-
-def _name_of(run: Run, path: str) -> str:
-    """The name of a file's metrics: its whole path, from wherever it is asked for."""
-    own = path.startswith(BUILTIN) or path == run.recipe.eval_data or hub_source(path) is not None
-    return path if own else absolute_files(path)
 
 
 def evaluate_tasks(

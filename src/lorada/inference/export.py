@@ -6,8 +6,7 @@ transformers loads both from DIR once lorada has been imported, and ends in an e
 Without such an adapter DIR is a plain model, which does not need lorada.
 
 ``--format onnx`` writes a graph of the whole computation, with maps, bottlenecks and prefixes in
-it, made by ``transformers.exporters``. A decoder reads new tokens behind a cache of any length; a
-model with a head reads whole texts.
+it, made by ``transformers.exporters``. It reads whole texts.
 """
 
 import io
@@ -23,7 +22,7 @@ import transformers
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lorada.data.tokenize import context_of
 from lorada.inference.exported_config import mark
@@ -58,10 +57,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     """Write the finished run in ``folder`` as a model, with every part merged that can be.
 
     ``target`` is a new or empty folder, not inside the run; if an error ends the export, it is not
-    there, or empty.
-
-    Returns:
-        ``folder``, ``merged`` and ``adapter`` (kinds of parts).
+    there, or empty. Returned are ``folder``, ``merged`` and ``adapter`` (kinds of parts).
     """
     refuse_target(folder, target)
     run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
@@ -163,7 +159,7 @@ def _say_answers(base: PreTrainedModel, run: Run) -> None:
 # of both have errors of some 1e-6 of that; a part that is missing is off by its own effect.
 TOLERANCE = 1e-4
 PLAIN = "export the model without --format"
-PAST, SHORT = 2, 12  # tokens in the cache of the traced example, and in all of a short text
+SHORT = 12  # tokens of a short text
 CODE = """\
 import onnxruntime
 
@@ -183,23 +179,24 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
     if run.kind == "encoder_decoder":
         raise ValueError(f"{recipe.model} is an encoder–decoder, which is no one graph: {PLAIN}")
     run.model.float().cpu()
-    cached = run.form not in HEADED
+    run.model.config.use_cache = False
     with _new_folder(folder, target) as fresh:
-        texts = list(_texts(run, cached=cached))
-        with torch.no_grad():
-            expected = [_logits(run.model, text, None, cached=cached) for text in texts]
+        texts = list(_texts(run))
+        expected = [_logits(run.model, text) for text in texts]
         model, merged, left = merge(run)
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         with _one_refusal(run):
-            graph, past = _graph_of(base, texts[0], cached=cached)
-            found = [_logits(graph, text, past, cached=cached) for text in texts]
+            graph = _graph_of(base, texts[0])
+            found = [_logits(graph, text) for text in texts]
             opset, difference = graph.program.opset_imports[""], _difference(found, expected)
             graph.save_pretrained(fresh)
         _say_answers(base, run)
         if base.can_generate():  # what ends a text is in these settings
             base.generation_config.save_pretrained(fresh)
         run.tokenizer.save_pretrained(fresh)
-        metadata = front_matter(recipe, "onnx", task_type(base.config, classifies=not cached))
+        metadata = front_matter(
+            recipe, "onnx", task_type(base.config, classifies=run.form in HEADED)
+        )
         title = f"{recipe.model} after {recipe.method}, as a graph"
         made = f"ONNX opset {opset}, float32; logits differ from torch's by up to {difference:.1e}."
         write_text(fresh, recipe, metadata, title=title, made=made, code=CODE, notes="")
@@ -228,30 +225,20 @@ def _one_refusal(run: Run) -> Iterator[None]:
         logging.disable(quiet)
 
 
-def _graph_of(
-    model: Any, example: dict[str, Any], *, cached: bool
-) -> tuple[Any, DynamicCache | None]:
-    """The graph of a model as it reads a text, and the cache that a decoder has behind a part."""
+def _graph_of(model: Any, example: Inputs) -> Any:
+    """The graph of a model as it reads a text."""
     import onnxruntime
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     free = torch.export.Dim.DYNAMIC  # not AUTO: an error if the model would serve one size only
-    sizes: dict[str, Any] = {name: {0: free, 1: free} for name in example}
-    past = None
-    if cached:
-        with torch.no_grad():
-            layers = model(**_part(example, 0, PAST), use_cache=True).cache.layers
-        # They keep all tokens; under a sliding window the mask hides them.
-        past = DynamicCache([(layer.keys, layer.values) for layer in layers])
-        example = {**_part(example, PAST, SHORT), "cache": past}
-        sizes["cache"] = [{0: free, 2: free}] * (2 * len(layers))
+    sizes = {name: {0: free, 1: free} for name in example}
     # onnxruntime optimises a graph when it loads it; onnxscript's optimiser takes minutes.
     config = OnnxConfig(dynamic_shapes=sizes, optimize=False)
     graph = OnnxExporter().export(model, example, config)
     for node in graph.program.graph.all_nodes():
         node.metadata_props.clear()  # the lines of Python that each operation comes from
     onnxruntime.set_default_logger_severity(3)  # errors; it warns of what it keeps
-    return graph, past
+    return graph
 
 
 def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -265,45 +252,19 @@ def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 @torch.no_grad()
-def _logits(
-    call: Callable[..., Any], text: Inputs, past: DynamicCache | None, *, cached: bool
-) -> Tensor:
-    """The logits of whole texts, or of a decoder that reads their last token by itself.
-
-    A graph is given an empty cache with the layers of ``past``; a model makes its own.
-    """
-    if not cached:
-        whole: Tensor = call(**text).logits
-        return whole.float()
-    mask, found, cache = text["attention_mask"].bool(), [], None
-    if past is not None:
-        size = len(mask), -1, 0, -1
-        layers = ((layer.keys, layer.values) for layer in past.layers)
-        cache = DynamicCache([tuple(x[:1, :, :0].expand(size) for x in both) for both in layers])
-    last = mask.shape[1] - 1
-    for start, stop in ((0, last), (last, last + 1)):
-        output = call(**_part(text, start, stop), cache=cache, use_cache=True)
-        found.append(output.logits.float())
-        cache = output.cache
-    return torch.cat(found, 1)[mask]
+def _logits(call: Callable[..., Any], text: Inputs) -> Tensor:
+    """The logits of a batch of texts: of each, or of each token that is no pad."""
+    logits: Tensor = call(**text).logits.float()
+    return logits if logits.dim() == 2 else logits[text["attention_mask"].bool()]
 
 
-def _part(text: Inputs, start: int, stop: int) -> Inputs:
-    """The tokens from ``start`` to ``stop``, behind those before them."""
-    # Contiguous: a trace would take the strides of a slice for a condition on the sizes.
-    return {
-        name: x[:, (0 if name == "attention_mask" else start) : stop].contiguous()
-        for name, x in text.items()
-    }
-
-
-def _texts(run: Run, *, cached: bool) -> Iterator[Inputs]:
+def _texts(run: Run) -> Iterator[Inputs]:
     """Padded batches of any tokens: short ones, and longer ones than the longest map."""
     base: Any = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
     special = {*run.tokenizer.all_special_ids, base.config.pad_token_id}
     known = min(len(run.tokenizer), base.config.get_text_config().vocab_size)
     tokens = torch.tensor([i for i in range(known) if i not in special])
-    typed = not cached and "token_type_ids" in run.tokenizer.model_input_names
+    typed = "token_type_ids" in run.tokenizer.model_input_names
     typed = typed and getattr(base.config, "type_vocab_size", 0) > 1
     length = max([SHORT, *(config.length for config in map_configs(run.model))])
     # All sizes of the first differ from each other, since a trace takes equal ones for one.
@@ -313,5 +274,6 @@ def _texts(run: Run, *, cached: bool) -> Iterator[Inputs]:
         chosen = tokens[torch.arange(batch * count).reshape(batch, count) * 31 % len(tokens)]
         ids = torch.where(mask.bool(), chosen, run.tokenizer.pad_token_id or 0)
         types = {"token_type_ids": ids % 2} if typed else {}  # any 0 and 1 will do
-        positions = accepted(base, position_ids=positions_of(mask)) if cached else {}
-        yield {"input_ids": ids, "attention_mask": mask, **types, **positions}
+        # A model with a head counts the positions by itself.
+        own = {} if run.form in HEADED else accepted(base, position_ids=positions_of(mask))
+        yield {"input_ids": ids, "attention_mask": mask, **types, **own}

@@ -46,13 +46,9 @@ Watch = Callable[[Tensor], Tensor]
 
 
 class Text(NamedTuple):
-    """A text that a model wrote, its tokens, and whether it was cut at the limit.
-
-    The ids of an encoder–decoder begin with the one that its decoder starts from.
-    """
+    """A text that a model wrote, and whether it was cut at the limit."""
 
     text: str
-    ids: list[int]
     cut: bool
 
 
@@ -83,8 +79,7 @@ def generate(
     ``templated`` prompts have special tokens already, from a chat template. ``max_new_tokens`` are
     the most of an answer; None for the recipe's number.
     """
-    settings = generation_settings(run, max_new_tokens)
-    parts = [range(len(prompts))]
+    settings, parts = generation_settings(run, max_new_tokens), [range(len(prompts))]
     outputs = dict(generate_parts(run, prompts, parts, settings, templated=templated))
     cut = sum(one.cut for one in outputs.values())
     if cut and max_new_tokens is None:
@@ -118,7 +113,7 @@ def write(
     try:
         for index, ids in way(run, prompts, settings, watch):
             text = run.tokenizer.decode(ids, skip_special_tokens=True)
-            yield index, Text(text, ids, _is_cut(run, ids, text, settings))
+            yield index, Text(text, _is_cut(run, ids, text, settings))
     except (TypeError, AttributeError, RuntimeError) as error:
         if out_of_memory(error):
             raise
@@ -170,12 +165,14 @@ def _padded(
         settings["tokenizer"] = run.tokenizer
     if watch is not None:
         settings["stopping_criteria"] = StoppingCriteriaList([lambda ids, *_, **__: watch(ids)])
+    side = "left" if run.kind == "decoder" else None
     # Prompts of similar length share a batch. The longest come first, to run out of memory early.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     size = run.recipe.eval_batch_size
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        batch = padded(run, [prompts[i] for i in chosen])
+        asked = {"input_ids": [prompts[i] for i in chosen]}
+        batch = run.tokenizer.pad(asked, padding_side=side, return_tensors="pt").to(run.device)
         with torch.no_grad():
             ids = run.model.generate(**batch, **settings)
         # A decoder repeats the prompt in its output; an encoder–decoder does not.
@@ -293,10 +290,3 @@ def tokens_of(
         end = "beginning" if decodes else "end"
         logger.warning("%d of %d prompts lost their %s to fit the model", cut, len(prompts), end)
     return found
-
-
-def padded(run: Run, prompts: list[list[int]]) -> Any:
-    """A batch of prompts; a decoder's are padded at their beginning."""
-    side = "left" if run.kind == "decoder" else None
-    batch = run.tokenizer.pad({"input_ids": prompts}, padding_side=side, return_tensors="pt")
-    return batch.to(run.device)

@@ -63,11 +63,6 @@ class Run(Prepared):
     label_type: str = "text"
     pairs: bool = False
 
-    def activate(self) -> None:
-        """Make its adapter the one that the model uses; a fully trained model has none."""
-        if isinstance(self.model, PeftModel):
-            self.model.set_adapter(self.key, inference_mode=True)
-
     @property
     def device(self) -> torch.device:
         """The device that the model's inputs must be on."""

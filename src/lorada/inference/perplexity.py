@@ -90,13 +90,9 @@ def window_losses(logits: Tensor, ids: Tensor) -> Tensor:
 def forgetting(run: Run) -> dict[str, Any]:
     """Measure a run's mean loss on a neutral text, and keep it in its ``result.json``.
 
-    The base of an adapter is the model with the adapter switched off. The base of a fully trained
-    model is loaded beside it, which takes its memory once more.
-
-    Returns:
-        ``text``, the name of the text; ``base`` and ``adapted``, mean losses in nats per token,
-        both None for a model that does not continue texts: an encoder, an encoder–decoder, or a
-        decoder with the head of a classifier.
+    The base of a fully trained model is loaded beside it, which takes its memory once more.
+    Returned are the name of the ``text``, and ``base`` and ``adapted``, mean losses in nats per
+    token, both None for a model that does not continue texts.
     """
     found: dict[str, Any] = {"text": TEXT.name, "base": None, "adapted": None}
     if run.kind == "decoder" and run.form not in HEADED:

@@ -113,7 +113,7 @@ def test_a_key_is_asked_for_where_there_is_one(served):
         right = {"Authorization": "Bearer s3cret"}
         assert ask(found, {**LONG, "max_tokens": 2}, headers=right).status_code == 200
         assert httpx2.get(found.url + "/v1/models", headers=right).status_code == 200
-        assert httpx2.get(found.url + "/health").json() == {"status": "ok"}
+        assert httpx2.get(found.url + "/health").status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -129,6 +129,7 @@ def test_a_request_that_is_cut_off_frees_its_place(stream, served):
         if stream:
             connection.sock = None
         until(lambda: not at_work(served))
+        assert not any(one.output_router.result_handlers for one in served[BASE].batches.values())
         until(lambda: ask(found, {**LONG, "max_tokens": 1}).status_code == 200)
 
 

@@ -71,7 +71,7 @@ SAID = {
     "a list": (b"[]", "Input should be an object"),
     "nested": (
         CHAT | {"messages": [*CHAT["messages"], {"role": "god", "content": "a"}]},
-        "messages.1.role: Input should be 'system', 'developer', 'user', 'assistant' or 'tool'",
+        "messages.1.role: Input should be 'system', 'developer', 'user' or 'assistant'",
     ),
     "missing": (CHAT | {"messages": [{"content": "a"}]}, "messages.0.role: Field required"),
     "a picture": (

@@ -45,10 +45,7 @@ class Server:
         *,
         key: str | None = None,
     ) -> None:
-        """Load nothing: the names are there already.
-
-        Each request under ``/v1`` must bring the ``key``, if there is one.
-        """
+        """Load nothing; each request under ``/v1`` must bring the ``key``, if there is one."""
         self._key, self._created = (key or "").encode(), int(time.time())
         self.served = served
         self.names: dict[str, Served | Classifier] = {**served, **(classifiers or {})}
@@ -64,7 +61,6 @@ class Server:
                 *(Route(at, partial(self._answer, kind), methods=["POST"])
                   for at, kind in KINDS.items()),
                 Route("/v1/models", self._models),
-                Route("/v1/models/{name:path}", self._models),
                 Route("/health", self._health),
             ],
             exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, Exception), refuse),
@@ -78,19 +74,15 @@ class Server:
             await asyncio.to_thread(served.stop)
 
     async def _models(self, request: Request) -> Response:
-        """All names, or the one in the address."""
+        """All names."""
         self._check_key(request)
         head = {"object": "model", "created": self._created, "owned_by": "lorada"}
-        if (name := request.path_params.get("name")) is not None:
-            return JSONResponse({"id": self._named(name).name, **head})
-        return JSONResponse(
-            {"object": "list", "data": [{"id": name, **head} for name in self.names]}
-        )
+        listed = [{"id": name, **head} for name in self.names]
+        return JSONResponse({"object": "list", "data": listed})
 
     async def _health(self, _: Request) -> Response:
         down = [name for name, one in self.served.items() if not one.running()]
-        failed = {"status": "failed", "models": down}
-        return JSONResponse(failed if down else {"status": "ok"}, 503 if down else 200)
+        return JSONResponse({"failed": down}, 503 if down else 200)
 
     def _named(self, name: str) -> Served | Classifier:
         """What answers to a name; one that nothing answers to is refused."""

@@ -24,12 +24,7 @@ from lorada.attention.interface import install
 from lorada.data.task_rows import Rows, rows_to_answer
 from lorada.data.tokenize import EMPTY, context_of, dataset_of, encode_each, encode_options
 from lorada.inference.evaluate import answer_rows
-from lorada.inference.generate import (
-    chat_prompt,
-    generation_settings,
-    reason_against,
-    tokens_of,
-)
+from lorada.inference.generate import chat_prompt, generation_settings, reason_against, tokens_of
 from lorada.inference.load import Run, load_run, load_side_by_side
 from lorada.inference.predict import as_answer
 from lorada.inference.serving.requests import ChatRequest, CompletionRequest, Refused
