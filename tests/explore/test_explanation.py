@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import BertForSequenceClassification, GptOssConfig, GptOssForCausalLM
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig, explain
+from lorada.explore.explanation import KEPT
 from lorada.tuners.pooling import PoolingConfig, PoolingLayer
 
 pytestmark = pytest.mark.fp64
@@ -195,7 +196,7 @@ def test_a_trained_head_is_counted_for_itself(several):
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_what_is_attended_to_is_counted(name):
     found = explain(stack(name), {"input_ids": IDS})[0]
-    shares = found.shares
+    shares = dict(zip(KEPT, found.attends, strict=True))
     assert_close(sum(shares.values()), torch.ones(4))
     assert_close(shares["itself"], found.softmax[0].diagonal(dim1=1, dim2=2).mean(-1))
     previous = found.softmax[0].diagonal(-1, dim1=1, dim2=2).sum(-1) / 10

@@ -268,29 +268,6 @@ def test_the_change_through_the_layers_is_that_of_the_data(opened):
     assert names[-4:] == ["after layer", "all together", "map alone", "LoRA alone"]
 
 
-def test_a_sentence_that_changes_while_matrices_load_ends_at_the_last_chosen(opened):
-    page = opened(made_up_page())
-    open_head(page, 0, 0)
-    # The matrices of the sentence that is chosen first take the longest.
-    page.evaluate("""() => {
-        const quick = matrixOf;
-        let wait = 300;
-        window.matrixOf = async (...given) => {
-            const found = await quick(...given);
-            await new Promise(done => setTimeout(done, wait -= 60));
-            return found;
-        };
-        const menu = document.querySelector("#sentence");
-        for (const number of [1, 0, 1]) {
-            menu.value = number;
-            menu.dispatchEvent(new Event("change"));
-        }
-    }""")
-    page.wait_for_timeout(900)
-    assert page.locator("#detail").get_attribute("data-shown") == "1 0 0"
-    assert drawn(page, 0).shape == (3, 3)
-
-
 def test_another_sentence_shows_its_own_numbers(opened):
     data = made_up_page()
     page = opened(data)

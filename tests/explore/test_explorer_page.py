@@ -3,13 +3,12 @@
 import base64
 import hashlib
 import html
-import json
 import re
 import zlib
 
 import numpy as np
 import pytest
-from made_up_explorer import SENTENCE, made_up_page
+from made_up_explorer import made_up_page
 
 pytest.importorskip("jinja2", reason="needs the extra explore")
 
@@ -58,26 +57,3 @@ def test_the_page_names_no_address_outside_itself():
     assert set(re.findall(r"https?://[^\s\"'`)]+", page)) == {"http://www.w3.org/2000/svg"}
     assert re.findall(r'(?:src|href|action)="([^"]*)"', page) == ["data:,"]
     assert not re.search(r"@import|url\(", page)
-
-
-def test_hostile_texts_stay_text():
-    hostile = [
-        "<img src=x onerror='window.hacked=1'>", "</script><script>window.hacked=1</script>",
-        "<!--<script>", "\"><svg onload=window.hacked=1>", "{{ 7 * 7 }} &lt;b&gt;", "\ud800", "",
-    ]  # fmt: skip
-    data = made_up_page([hostile], parts=hostile[:2], name=hostile[0])
-    data["run"]["method"] = hostile[1]
-    page = explorer_page(data)
-    plain = explorer_page(made_up_page([hostile]))
-    tags = r"<(?!/?(?:bdi|b)\b)[/!\w][-\w]*"
-    assert re.findall(tags, page) == re.findall(tags, plain)
-    found = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.S)[1])
-    assert found["sentences"][0] == {"tokens": hostile, "text": "".join(hostile)}
-    assert found["run"]["name"] == hostile[0]
-
-
-def test_a_number_that_is_not_finite_is_refused():
-    data = made_up_page([SENTENCE], layers=2)
-    data["run"]["shown"][0]["layers"][0]["moved"][0] = float("nan")
-    with pytest.raises(ValueError, match="Out of range"):
-        explorer_page(data)

@@ -71,11 +71,6 @@ class ExplainedLayer:
     moved: Tensor
     attends: Tensor
 
-    @property
-    def shares(self) -> dict[str, Tensor]:
-        """``attends`` by the names in ``KEPT``."""
-        return dict(zip(KEPT, self.attends, strict=True))
-
 
 @dataclass(frozen=True)
 class Explanation(Sequence[ExplainedLayer]):
@@ -401,7 +396,9 @@ def _shown_layer(layer: ExplainedLayer, real: Tensor) -> dict[str, Any]:
         "effect": by_head(layer.effect),
         "negative": by_head(layer.negative),
         "moved": by_head(layer.moved),
-        "attends": {kind: by_head(numbers) for kind, numbers in layer.shares.items()},
+        "attends": {
+            kind: by_head(numbers) for kind, numbers in zip(KEPT, layer.attends, strict=True)
+        },
         "softmax": matrices(layer.softmax),
         "map": matrices(layer.map),
         "without": matrices(layer.without),

@@ -84,10 +84,7 @@ def evaluate(
     files, None for the recipe's ``eval_data``; ``columns`` the user's names of fields, None for
     those of the training. ``base`` switches the adapter off. ``with_text`` keeps what was asked and
     the right answer beside each answer. A function of a file runs only if ``metric`` names it.
-
-    Returns:
-        The metrics, the one to score by first, such as ``exact_match`` in percent, ``loss`` in nats
-        per token, and ``n``.
+    Returned are the metrics, the one to score by first (percent; a loss in nats per token).
     """
     if metric is None:
         refuse_unnamed(run.metric, run.folder)
@@ -103,10 +100,8 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Score a run on the test rows of its tasks and keep the numbers and answers in its folder.
 
-    ``data_dir`` replaces the recipe's; ``base`` and ``with_text`` are as in ``evaluate``.
-
-    Returns:
-        The metrics by task, and by split if a task has two; a task's main metric comes first.
+    ``data_dir`` replaces the recipe's; ``base`` and ``with_text`` are as in ``evaluate``. Returned
+    are the metrics by task, and by split if a task has two; a task's main metric comes first.
     """
     recipe = run.recipe.model_copy(update={"data_dir": data_dir or run.recipe.data_dir})
     sets = scored_rows(recipe, run.form, run.labels, run.kind)
@@ -145,9 +140,7 @@ def score(
     """The metrics of a run's answers to some rows, and its loss on them.
 
     Rows of a user's own are scored by ``metric``, or by that of the run; others by their protocol.
-
-    Returns:
-        The metrics, and the lines of ``predictions.jsonl``, by the rows' numbers.
+    Returned besides are the lines of ``predictions.jsonl``, by the rows' numbers.
     """
     answers, losses, mean, cut = _answers_of(run, rows)
     own = rows.protocol in TASKS[JSONL].protocols.values()

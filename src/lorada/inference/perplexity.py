@@ -55,9 +55,9 @@ def slide(run: Run, rows: Rows) -> tuple[list[Losses], list[float], Metrics]:
 
 def _lengths(run: Run, rows: Rows) -> list[int]:
     """The context lengths to score: the recipe's, or those of the protocol that fit the model."""
-    if run.recipe.eval_lengths:  # checked when the run was loaded
-        return run.recipe.eval_lengths
-    lengths, context = list(rows.protocol.lengths), context_of(run.model.config)
+    # Those of the recipe were checked when the run was loaded.
+    lengths = run.recipe.eval_lengths or list(rows.protocol.lengths)
+    context = context_of(run.model.config)
     fitting = [length for length in lengths if context is None or length <= context]
     if not fitting:
         raise ValueError(

@@ -106,12 +106,6 @@ REFUSED = {
     "no token": ({"input": ["a", ""]}, 400, "input row 2 has no token of this model"),
     "a choice": ({"input": CHOICES[0]}, 400, "row 1 has fields prompt, candidates; each needs"),
     "half a pair": ({"model": "same", "input": "a"}, 400, "input row 1 has no text_pair, and this"),
-    "half of two": (
-        {"model": "same", "input": [PAIRS[0], {"text": "a", "text_pair": ""}]}, 400, "input row 2",
-    ),
-    "no candidates": (
-        {"model": "quiz", "input": {"prompt": "a"}}, 400, "each needs prompt/candidates",
-    ),
     "a long candidate": (
         {"model": "quiz", "input": {"prompt": "a" * 40, "candidates": ["a", "b" * 40]}},
         400, "input row 1 is longer than the 48 tokens that are read here",

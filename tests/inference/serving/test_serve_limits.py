@@ -4,8 +4,6 @@ import http.client
 import json
 import logging
 import socket
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
 
 import httpx2
@@ -15,7 +13,7 @@ from servers import running, trained
 
 from lorada.inference.serving import api
 from lorada.inference.serving.api import Server
-from lorada.inference.serving.served import ask_of, open_served
+from lorada.inference.serving.served import open_served
 
 BASE = "llama"
 LONG = {"model": BASE, "prompt": "9", "max_tokens": 500}
@@ -67,25 +65,6 @@ def test_what_cannot_be_answered_is_refused_in_one_line(case, usual):
     message = said(httpx2.post(usual.url + COMPLETE, content=body, timeout=60), 400)
     assert text in message
     assert len(message) < 1000
-
-
-def test_a_prompt_that_takes_long_to_read_keeps_no_other_request_waiting(usual, monkeypatch):
-    begun, go_on = threading.Event(), threading.Event()
-
-    def slow(*words):
-        begun.set()
-        go_on.wait(timeout=60)
-        return ask_of(*words)
-
-    monkeypatch.setattr(api, "ask_of", slow)
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(ask, usual, {**LONG, "max_tokens": 2})
-        try:
-            assert begun.wait(timeout=20)
-            assert httpx2.get(usual.url + "/v1/models", timeout=10).status_code == 200
-        finally:
-            go_on.set()
-        assert answer.result().status_code == 200
 
 
 def test_a_tokenizer_without_a_chat_template_is_said(usual, served, monkeypatch):

@@ -115,7 +115,7 @@ class Server:
         answer = Answer(named, ask, body.stops, chat=isinstance(body, ChatRequest))
         if not body.stream:
             return JSONResponse(await _unless_closed(request, answer.whole()))
-        usage = bool(body.stream_options and body.stream_options.include_usage)
+        usage = bool((body.stream_options or {}).get("include_usage"))
         return StreamingResponse(
             _events(answer.chunks(usage=usage)), media_type="text/event-stream"
         )

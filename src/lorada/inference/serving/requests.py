@@ -35,12 +35,6 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-class StreamOptions(Strict):
-    """``stream_options``."""
-
-    include_usage: bool | None = None
-
-
 class TextPart(Strict):
     """A part of a message; there are no pictures."""
 
@@ -67,7 +61,7 @@ class Request(Strict):
 
     model: str
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: dict[str, Any] | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)

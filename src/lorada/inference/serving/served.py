@@ -48,31 +48,23 @@ COLDEST = 1e-6
 class SharedModel:
     """A model with all its adapters; ``base`` is the transformers model in it, which is what runs.
 
-    Whoever runs it takes a turn. Turns are given in the order in which they were asked for, so that
-    an adapter with many requests does not keep the others waiting.
+    Whoever runs it takes a turn. No name keeps the others waiting: between its passes it chooses
+    tokens, and one of them gets the model.
     """
 
     def __init__(self, model: PeftModel | PreTrainedModel) -> None:
         self._whole = model
         self.base = model.get_base_model() if isinstance(model, PeftModel) else model
         install()  # also without maps: packed sequences are then computed in parts
-        self._changed = threading.Condition()
-        self._given = self._done = 0
+        self._free = threading.Lock()
         self._active: str | None = ""  # no adapter's name: the first turn always switches
 
     @contextmanager
     def turn(self, key: str | None) -> Iterator[None]:
         """Have the model alone in a ``with`` block, with the adapter ``key``, or None for none."""
-        with self._changed:
-            mine, self._given = self._given, self._given + 1
-            self._changed.wait_for(lambda: self._done == mine)
-        try:
+        with self._free:
             self._activate(key)
             yield
-        finally:
-            with self._changed:
-                self._done += 1
-                self._changed.notify_all()
 
     def _activate(self, key: str | None) -> None:
         if key == self._active or not isinstance(self._whole, PeftModel):
