@@ -22,13 +22,12 @@ Show = Callable[[str], object]  # is called with each piece of an answer's text
 Stopped = Callable[[], bool]
 
 
-def never() -> bool:
-    """What stops no answer."""
-    return False
-
-
 def stream(
-    run: Run, prompt: str, show: Show, stopped: Stopped = never, max_new_tokens: int | None = None
+    run: Run,
+    prompt: str,
+    show: Show,
+    stopped: Stopped | None = None,
+    max_new_tokens: int | None = None,
 ) -> str:
     """Continue one prompt greedily, as ``generate`` does, and show the text piece by piece.
 
@@ -46,7 +45,7 @@ def stream(
     def watch(ids: Tensor) -> Tensor:
         if beams == 1 and (new := answer.take(ids[0, begin:].tolist(), done=False)):
             show(new)
-        return torch.full(ids.shape[:1], stopped(), device=ids.device)
+        return torch.full(ids.shape[:1], bool(stopped and stopped()), device=ids.device)
 
     ((_, found),) = write(run, tokens, settings, watch)
     # A tokenizer may take back what it had given before.
@@ -65,7 +64,7 @@ class Chat:
     turns: list[Row] = field(default_factory=list)  # so far, if the run learned conversations
     last: str | None = None  # the text that the run continued last
 
-    def ask(self, question: str, show: Show, stopped: Stopped = never) -> str:
+    def ask(self, question: str, show: Show, stopped: Stopped | None = None) -> str:
         """Let the run answer a question by ``stream``, and remember both.
 
         A conversation that has outgrown the model's context loses its beginning, with a warning.
@@ -88,7 +87,7 @@ class Chat:
             return self.last
 
     def write(
-        self, prompt: str, show: Show, stopped: Stopped = never, *, base: bool = False
+        self, prompt: str, show: Show, stopped: Stopped | None = None, *, base: bool = False
     ) -> str:
         """Let the run, or its ``base`` alone, continue a prompt; nothing is remembered of it."""
         with scoring(self.run, base=base):

@@ -108,13 +108,12 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
         if recipe.pooling is not None:
             refuse_other(pooling_part(adapter_config(whole)), recipe.pooling, whole)
             attach(base.model, recipe.pooling)
-    elif (folder / TRAINED_FILE).is_file():
-        model = load_part(base, folder / TRAINED_FILE, recipe.pooling)
-        refuse_changed(recipe, result, folder)
     else:
-        adapted = load_adapted(base.model, folder / "adapter", base.drawn)
-        refuse_other(pooling_part(adapted.peft_config["default"]), recipe.pooling, folder)
-        model = adapted
+        if (folder / TRAINED_FILE).is_file():
+            model = load_part(base, folder / TRAINED_FILE, recipe.pooling)
+        else:
+            model = load_adapted(base.model, folder / "adapter", base.drawn)
+            refuse_other(pooling_part(model.peft_config["default"]), recipe.pooling, folder)
         refuse_changed(recipe, result, folder)
     model = model.to(base.model.device)
     return _run(recipe, prepared, result, folder, model, base.drawn)
