@@ -31,9 +31,8 @@ def stream(
 ) -> str:
     """Continue one prompt greedily, as ``generate`` does, and show the text piece by piece.
 
-    A prompt of a run that learned conversations has special tokens, from the chat template. The
-    pieces together are the answer; with beam search there is one. The answer ends at the token
-    after which ``stopped`` says True.
+    The pieces together are the answer; with beam search there is one. It ends at the token after
+    which ``stopped`` says True.
     """
     settings = generation_settings(run, max_new_tokens)
     room = room_for_prompts(run, settings["max_new_tokens"])

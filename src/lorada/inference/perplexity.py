@@ -116,11 +116,7 @@ def _base_loss(run: Run, ids: list[int]) -> float:
 
 
 def text_loss(model: Any, ids: list[int]) -> float:
-    """The mean loss of a text's tokens, of which there are several, in nats.
-
-    A decoder reads pieces of ``PIECE`` tokens, or fewer if its context is shorter; the first
-    token of each is not predicted.
-    """
+    """The mean loss of a text's tokens in nats, in pieces whose first token is not predicted."""
     length = min(context_of(model.config) or PIECE, PIECE)
     text = torch.tensor([ids], device=model.device)
     pieces = [text[:, start : start + length] for start in range(0, len(ids) - 1, length)]

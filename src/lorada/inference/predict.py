@@ -71,8 +71,7 @@ def as_answer(rows: Rows, index: int, found: Answered, label_type: str) -> Answe
 def beside(given: list[Row], answers: list[Answer]) -> list[Answer]:
     """Put each answer beside the columns of its row, as they were read.
 
-    A field of an answer whose name is that of a column gets ``predicted_`` before its name, and a
-    warning says so.
+    A field that has the name of a column gets ``predicted_`` before it, and a warning says so.
     """
     columns = {name for row in given for name in row}
     names = {name: name for answer in answers for name in answer}

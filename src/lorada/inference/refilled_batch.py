@@ -59,10 +59,9 @@ class _Rows:
 
 @torch.no_grad()
 def write_answers(writer: Writer, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
-    """Answer prompts of token ids, the longest first.
+    """Answer prompts of token ids, the longest first: the index of each, and its answer's ids (N,).
 
-    Yields:
-        The index of a prompt, and the ids (N,) of its answer, in the order in which they end.
+    They come in the order in which they end.
     """
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
     if not waiting:

@@ -61,7 +61,6 @@ class Server:
                 *(Route(at, partial(self._answer, kind), methods=["POST"])
                   for at, kind in KINDS.items()),
                 Route("/v1/models", self._models),
-                Route("/health", self._health),
             ],
             exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, Exception), refuse),
             lifespan=self._stop_at_the_end,
@@ -79,10 +78,6 @@ class Server:
         head = {"object": "model", "created": self._created, "owned_by": "lorada"}
         listed = [{"id": name, **head} for name in self.names]
         return JSONResponse({"object": "list", "data": listed})
-
-    async def _health(self, _: Request) -> Response:
-        down = [name for name, one in self.served.items() if not one.running()]
-        return JSONResponse({"failed": down}, 503 if down else 200)
 
     def _named(self, name: str) -> Served | Classifier:
         """What answers to a name; one that nothing answers to is refused."""

@@ -10,7 +10,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,8 +47,7 @@ COLDEST = 1e-6
 class SharedModel:
     """A model with all its adapters; ``base`` is the transformers model in it, which is what runs.
 
-    Whoever runs it takes a turn. No name keeps the others waiting: between its passes it chooses
-    tokens, and one of them gets the model.
+    No name keeps the others waiting: while it chooses tokens, one of them gets the model.
     """
 
     def __init__(self, model: PeftModel | PreTrainedModel) -> None:
@@ -59,12 +57,11 @@ class SharedModel:
         self._free = threading.Lock()
         self._active: str | None = ""  # no adapter's name: the first turn always switches
 
-    @contextmanager
-    def turn(self, key: str | None) -> Iterator[None]:
-        """Have the model alone in a ``with`` block, with the adapter ``key``, or None for none."""
+    def run(self, key: str | None, inputs: dict[str, Any]) -> Any:
+        """One forward pass with the adapter ``key``, or None for none."""
         with self._free:
             self._activate(key)
-            yield
+            return self.base(**inputs)
 
     def _activate(self, key: str | None) -> None:
         if key == self._active or not isinstance(self._whole, PeftModel):
@@ -86,8 +83,7 @@ class AdapterView(ContinuousMixin):  # type: ignore[misc]
 
     def __call__(self, **inputs: Any) -> Any:
         """One forward pass, with this adapter switched on."""
-        with self._shared.turn(self._key):
-            return self._shared.base(**inputs)
+        return self._shared.run(self._key, inputs)
 
     def eval(self) -> "AdapterView":
         """Nothing: a loaded run is in evaluation mode."""
@@ -143,8 +139,7 @@ class Served:
     def begin(self, ask: Ask, tell: Callable[[Any], object]) -> Callable[[], None]:
         """Begin an answer, and return what ends it, which must be called in any case.
 
-        ``tell`` is called in the event loop, after each token or more of the answer, with
-        transformers' ``GenerationOutput``.
+        ``tell`` is called in the event loop, with transformers' ``GenerationOutput`` so far.
         """
         batch, name = self._batch(drawn=bool(ask.rule)), str(next(self._numbers))
 
@@ -163,16 +158,13 @@ class Served:
             raise failed("the batch ended")
         return end
 
-    def running(self) -> bool:
-        """Whether it can answer now: a batch that died is made anew by the next request."""
-        return all(batch.is_running() for batch in self.batches.values())
-
     def stop(self) -> None:
         """End it; answers that are being written fail."""
         for batch in self.batches.values():
             batch.stop(block=True, timeout=10, hard_stop=True)
 
     def _batch(self, *, drawn: bool) -> Any:
+        """One of the two batches; one that died is made anew."""
         if drawn not in self.batches or not self.batches[drawn].is_running():
             config = GenerationConfig.from_dict(self.view.generation_config.to_dict())
             config.update(**self._settings | (SAMPLING if drawn else {"do_sample": False}))
@@ -192,11 +184,7 @@ def failed(error: object) -> Refused:
 
 
 def open_served(folders: Sequence[Path], *, trust_remote_code: bool = False) -> dict[str, Served]:
-    """Load finished runs on one base, and give each and the base a name.
-
-    The cache of a batch holds the keys and values of ``CACHE_TOKENS`` on a processor, and of as
-    many as memory allows on an accelerator.
-    """
+    """Load finished runs on one base, and give each and the base a name."""
     runs = load_side_by_side(folders, trust_remote_code=trust_remote_code)
     first = next(iter(runs.values()))
     shared, model = SharedModel(first.model), first.recipe.model
@@ -214,10 +202,7 @@ def open_served(folders: Sequence[Path], *, trust_remote_code: bool = False) -> 
 
 
 def ask_of(served: Served, request: ChatRequest | CompletionRequest) -> Ask:
-    """What is asked for in a request; where it says no length, it is what fits.
-
-    A prompt that the model cannot continue is refused, and more tokens than there is room for.
-    """
+    """What is asked for in a request; where it says no length, it is what fits."""
     most, param = request.max_tokens, "prompt"
     if isinstance(request, ChatRequest):
         most, param = request.max_completion_tokens or most, "messages"
@@ -262,10 +247,7 @@ def _rule(request: ChatRequest | CompletionRequest) -> dict[str, Any]:
 
 
 class Classifier:
-    """A run that answers at ``/v1/classify`` as ``lorada predict`` does, one request at a time.
-
-    It labels texts, in vLLM's form, gives them scores, or chooses among candidates.
-    """
+    """A run that answers at ``/v1/classify`` as ``lorada predict`` does, one request at a time."""
 
     def __init__(self, name: str, run: Run) -> None:
         self.name, self.run = name, run

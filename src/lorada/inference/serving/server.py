@@ -31,11 +31,7 @@ def address_of(at: socket.socket) -> str:
 
 
 def serve_until_stopped(app: Starlette, at: socket.socket) -> None:
-    """Answer requests until SIGTERM or SIGINT, with a line on the error stream for each.
-
-    After either, no new requests are taken, and it ends when those that are running have ended, or
-    after ``LAST`` seconds.
-    """
+    """Answer requests until SIGTERM or SIGINT, and then those that run, for ``LAST`` seconds."""
     # Its line for each request goes to the error stream, as all else that is no answer.
     uvicorn.config.LOGGING_CONFIG["handlers"]["access"]["stream"] = "ext://sys.stderr"
     config = uvicorn.Config(
