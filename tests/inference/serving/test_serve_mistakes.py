@@ -73,13 +73,11 @@ SAID = {
         CHAT | {"messages": [*CHAT["messages"], {"role": "god", "content": "a"}]},
         "messages.1.role: Input should be 'system', 'developer', 'user' or 'assistant'",
     ),
-    "missing": (CHAT | {"messages": [{"content": "a"}]}, "messages.0.role: Field required"),
     "a picture": (
         CHAT | {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 5}]}]},
         "messages.0.content.list[TextPart].0.type: Input should be 'text'",
     ),
     "a field of the other kind": (CHAT | {"prompt": "a"}, "'prompt' is not offered here"),
-    "half of tokens": (COMPLETION | {"prompt": [5, "a"]}, "1: Input should be a valid integer"),
     "several prompts": (COMPLETION | {"prompt": ["a", "b"]}, "0: Input should be a valid integer"),
     "tools": (CHAT | {"tools": [{"type": "function"}]}, "'tools' is not offered here: leave it"),
     "a call of a tool": (
