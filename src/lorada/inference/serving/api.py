@@ -56,15 +56,14 @@ class Server:
         async def refuse(_: Request, error: Exception) -> Response:
             return refusal_of(error).response()
 
+        answering = [
+            Route(at, partial(self._answer, kind), methods=["POST"]) for at, kind in KINDS.items()
+        ]
         return Starlette(
-            routes=[
-                *(Route(at, partial(self._answer, kind), methods=["POST"])
-                  for at, kind in KINDS.items()),
-                Route("/v1/models", self._models),
-            ],
+            routes=[*answering, Route("/v1/models", self._models)],
             exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, Exception), refuse),
             lifespan=self._stop_at_the_end,
-        )  # fmt: skip
+        )
 
     @asynccontextmanager
     async def _stop_at_the_end(self, _: Starlette) -> AsyncIterator[None]:
