@@ -106,17 +106,17 @@ def take_all(page_file: Path, layer: int, head: int, folder: Path) -> None:
             page.locator(f"#heads [data-layer='{layer}']").nth(head).click()
             page.wait_for_selector(f"#detail[data-shown$=' {layer} {head}']")
             page.evaluate("""() => {
-                const { values, keys } = view.pictures[1].matrix;
+                const { values, size } = view.pictures[1].matrix;
                 const sizes = values.map(Math.abs);
                 const most = sizes.indexOf(Math.max(...sizes));
-                view.mark(Math.floor(most / keys), most % keys);
+                view.mark(Math.floor(most / size), most % size);
             }""")
             if width == WIDE:
                 take(page, "main > h1", "#detail", folder / "explore-heads.png")
                 take(page, "#detail", "#detail + h2", folder / "explore-head.png")
                 take(page, "#detail + h2", None, folder / "explore-next.png")
             else:
-                page.locator("#detail-runs .readout").evaluate("one => one.scrollIntoView()")
+                page.locator("#detail-pictures .readout").evaluate("one => one.scrollIntoView()")
                 page.screenshot(path=folder / "explore-phone.png")
         browser.close()
 

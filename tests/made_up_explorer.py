@@ -18,7 +18,7 @@ def softmax_maps(random, heads, length, spread=1.5):
     return raised / raised.sum(-1, keepdims=True)
 
 
-def made_up_layer(random, heads, length, number, size=0.1, has_map=True, matrices=None):
+def made_up_layer(random, heads, length, number, has_map, matrices, size=0.1):
     """A layer of the page; ``matrices``: a list that gets its arrays."""
     left, right = random.normal(0, 1, (2, heads, length, 2))
     made = {
@@ -53,44 +53,32 @@ def made_up_next(random, words, parts=PARTS):
 
 
 def made_up_page(
-    tokens=None, runs=("lorada_a",), steps=(None,), layers=3, heads=4, parts=PARTS, no_map=(),
-    seed=0, matrices=None,
+    tokens=None, name="lorada_a", layers=3, heads=4, parts=PARTS, no_map=(), matrices=None
 ):  # fmt: skip
     """Data of a page with the given sentences.
 
-    ``tokens`` has those of each sentence, ``steps`` the checkpoints of each run, ``no_map`` the
-    numbers of layers without a map. The list ``matrices`` gets the arrays of each layer, by run,
-    step, sentence and layer.
+    ``tokens`` has those of each sentence, ``no_map`` the numbers of layers without a map. The list
+    ``matrices`` gets the arrays of each layer, by sentence and layer.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     tokens = tokens or [SENTENCE, ["Dogs", " bark", "."]]
     words = [f" {word}" for word in WORDS]
 
-    def shown(text, share):
-        change = random.gamma(2, 0.05, (len(parts) + 1, layers)).cumsum(1) * share
+    def shown(text):
+        change = random.gamma(2, 0.05, (len(parts) + 1, layers)).cumsum(1)
         return {
             "layers": [
-                made_up_layer(
-                    random, heads, len(text), number, 0.1 * share, number not in no_map, matrices
-                )
+                made_up_layer(random, heads, len(text), number, number not in no_map, matrices)
                 for number in range(layers)
             ],
             "next": made_up_next(random, words, parts),
             "change": dict(zip(("all", *parts), change.tolist(), strict=True)),
         }
 
-    shares = np.linspace(0, 1, len(steps) + 1)[1:]
     return {
-        "title": "Explorer",
         "sentences": [{"tokens": list(one), "text": "".join(one)} for one in tokens],
-        "runs": [
-            {
-                "name": name,
-                "method": "lorada_a",
-                "parts": list(parts),
-                "steps": list(steps),
-                "shown": [[shown(text, share) for text in tokens] for share in shares],
-            }
-            for name in runs
-        ],
-    }
+        "run": {
+            "name": name, "method": "lorada_a", "parts": list(parts), "head": None,
+            "shown": [shown(text) for text in tokens],
+        },
+    }  # fmt: skip

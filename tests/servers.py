@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 import subprocess
 import sys
@@ -95,12 +94,6 @@ class Process:
     @property
     def address(self):
         return next(iter(re.findall(r"listening at (http://\S+);", "".join(self.said))), None)
-
-    @property
-    def resident(self):
-        """Bytes of memory that the process has."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
 
     def curl(self, path, body=None, *options):
         words = ["curl", "-sN", "--max-time", "60", self.address + path, *options]

@@ -180,7 +180,7 @@ def _running(words: list, port: int) -> Iterator[str]:
 
 def _healthy(url: str) -> bool:
     try:
-        return urllib.request.urlopen(f"{url}/health", timeout=5).status == 200
+        return urllib.request.urlopen(f"{url}/v1/models", timeout=5).status == 200
     except OSError:
         return False
 

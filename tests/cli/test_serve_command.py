@@ -1,6 +1,5 @@
 """``lorada serve`` as a process: asked with curl, and told to stop."""
 
-import re
 import signal
 import socket
 import sys
@@ -56,8 +55,7 @@ def test_a_server_answers_curl_and_ends_when_running_requests_have(started, runs
     said = "".join(server.said)
     assert "mine.v1: lorada_la\n" in said
     assert "llama: the base alone\n" in said
-    assert said.count("200 /v1/completions ") == 2
-    assert re.search(r"200 /v1/completions model=llama read=1 written=500 total=", said)
+    assert said.count('"POST /v1/completions HTTP/1.1" 200') == 2
     assert QUESTION not in said
     assert "Traceback" not in said
 

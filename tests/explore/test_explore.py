@@ -1,10 +1,8 @@
-"""``lorada explore``: the page has the numbers of ``explain``, for runs and their checkpoints."""
+"""``lorada explore``: the page has the numbers of ``explain``."""
 
-import copy
 import dataclasses
 import json
 import re
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -25,9 +23,8 @@ from lorada.inference.load import load_run
 place = run_place.place
 
 SETTINGS = ["max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=32"]
-STEPS = ["training.save_strategy=steps", "training.save_steps=1", "training.save_total_limit=5"]
 RUNS = {
-    "map": ("llama", "lorada_la", "rows", ["lmam.init_weights=false", *STEPS]),
+    "map": ("llama", "lorada_la", "rows", ["lmam.init_weights=false"]),
     "lora": ("llama", "lora", "rows", []),
     "short": ("llama", "lora", "rows", ["max_length=24"]),
     "classes": ("bert", "lmam+lora", "labels", ["lmam.init_weights=false"]),
@@ -43,8 +40,8 @@ TEXT = "1 + 1 ="
 def test_the_page_has_the_numbers_of_explain(name, folder):
     run = load_run(folder(name))
     found = explain_text(run, TEXT)
-    data = explored([run], [TEXT, "2 + 33"])
-    shown = data["runs"][0]["shown"][-1][0]
+    data = explored(run, [TEXT, "2 + 33"])
+    shown = data["run"]["shown"][0]
     tokens = len(data["sentences"][0]["tokens"])
     layers = [one for one in found if one.softmax.shape[-1] == tokens]
     assert len(shown["layers"]) == len(layers) == 2
@@ -60,7 +57,7 @@ def test_the_page_has_the_numbers_of_explain(name, folder):
         return
     heads = {"head"} if name == "classes" else set()
     assert set(shown["next"]) == {"with", "without", *found.parts, *heads}
-    assert data["runs"][0]["head"] == found.head == next(iter(heads), None)
+    assert data["run"]["head"] == found.head == next(iter(heads), None)
     token, share = shown["next"]["with"][0]
     best = found.probabilities["with"][0].max(-1)
     assert share == pytest.approx(float(best.values))
@@ -70,30 +67,13 @@ def test_the_page_has_the_numbers_of_explain(name, folder):
         assert shown["change"]["map"] == pytest.approx(found.change["map"].tolist())
 
 
-def test_the_checkpoints_of_a_training_are_shown(folder):
-    run = load_run(folder("map"))
-    data = explored([run], [TEXT])
-    assert data["runs"][0]["steps"] == [1, 2, None]
-    first, second, end = (step[0]["layers"][0]["effect"] for step in data["runs"][0]["shown"])
-    assert first != second != end
-    assert end == pytest.approx(explain_text(run, TEXT)[0].effect.tolist())
-    alone = load_run(folder("map"))
-    alone.model.load_adapter(str(folder("map") / "checkpoint-1"), "early")
-    alone.model.set_adapter("early")
-    assert first == pytest.approx(explain_text(alone, TEXT)[0].effect.tolist())
-
-
 def test_what_cannot_be_explored_is_refused_in_one_line(folder):
     whole, lora = (load_run(folder(name)) for name in ("whole", "lora"))
-    refused("trained the base model itself", lambda: explored([whole], [TEXT]))
-    refused("the text is empty", lambda: explored([lora], [" "]))
-    refused("has 80 tokens and at most 64 can be shown", lambda: explored([lora], ["ab" * 40]))
+    refused("trained the base model itself", lambda: explored(whole, [TEXT]))
+    refused("the text is empty", lambda: explored(lora, [" "]))
+    refused("has 80 tokens and at most 64 can be shown", lambda: explored(lora, ["ab" * 40]))
     pairs = dataclasses.replace(lora, pairs=True)
-    refused("learned pairs of texts, and a sentence is half", lambda: explored([pairs], [TEXT]))
-    tokenizer = copy.deepcopy(lora.tokenizer)
-    tokenizer.add_tokens(["1 +"])
-    other = dataclasses.replace(lora, tokenizer=tokenizer)
-    refused("read other tokens: explore each alone", lambda: explored([lora, other], [TEXT]))
+    refused("learned pairs of texts, and a sentence is half", lambda: explored(pairs, [TEXT]))
 
 
 def test_a_sentence_is_read_whole_and_without_an_end(folder):
@@ -101,17 +81,17 @@ def test_a_sentence_is_read_whole_and_without_an_end(folder):
     tokenizer = byte_tokenizer(ends=True)
     assert tokenizer(text)["input_ids"][-1] == tokenizer.eos_token_id
     for one in (run, dataclasses.replace(run, tokenizer=tokenizer)):
-        (sentence,) = explored([one], [text])["sentences"]
+        (sentence,) = explored(one, [text])["sentences"]
         assert "".join(sentence["tokens"][-28:]) == text
 
 
 def test_a_run_of_chats_reads_a_sentence_through_its_template(folder):
     run, text = load_run(folder("chats")), "hi you"
-    data = explored([run], [text])
+    data = explored(run, [text])
     (sentence,) = data["sentences"]
     assert "".join(sentence["tokens"]) == f"<|user|>{text}<e><|assistant|>"
     assert sentence["text"] == text  # as the menu shows it
-    shares = data["runs"][0]["shown"][0][0]["next"]["with"]
+    shares = data["run"]["shown"][0]["next"]["with"]
     ids = torch.tensor([run.tokenizer(f"<|user|>{text}<e><|assistant|>")["input_ids"]])
     likely = run.model(input_ids=ids).logits[0, -1].softmax(-1).max()
     assert shares[0][1] == pytest.approx(float(likely), rel=1e-4)
@@ -119,7 +99,7 @@ def test_a_run_of_chats_reads_a_sentence_through_its_template(folder):
 
 def test_the_command_writes_a_page(folder, mistake, works, tmp_path):
     page = tmp_path / "page.html"
-    words = ("explore", folder("map"), folder("lora"), "--text", TEXT, "--output", page)
+    words = ("explore", folder("map"), "--text", TEXT, "--output", page)
     out, _ = works(*words)
     assert "page.html (" in out
     assert "next: lorada chat" in out
@@ -129,15 +109,6 @@ def test_the_command_writes_a_page(folder, mistake, works, tmp_path):
     there = "is there already: choose another --output, or pass --overwrite"
     assert there in mistake(*words)
     works(*words, "--overwrite")
-
-
-def test_runs_in_folders_of_one_name_are_told_apart_by_what_comes_before(folder, tmp_path):
-    places = [tmp_path / "lora" / "seed1", tmp_path / "other" / "seed1"]
-    for one in places:
-        shutil.copytree(folder("lora"), one)
-    data = explored([load_run(one) for one in places], [TEXT])
-    assert [run["name"] for run in data["runs"]] == ["lora/seed1", "other/seed1"]
-    assert data["title"] == "lora/seed1, other/seed1"
 
 
 def test_python_makes_the_same_page(folder, tmp_path):

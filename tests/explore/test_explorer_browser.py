@@ -17,8 +17,8 @@ browser, opened, page_of = browsing.browser, browsing.opened, explorer_page
 READY = "html[data-ready]"
 
 
-def cell(page, layer, head, run=0):
-    return page.locator(f"#heads figure:nth-of-type({run + 1}) [data-layer='{layer}']").nth(head)
+def cell(page, layer, head):
+    return page.locator(f"#heads [data-layer='{layer}']").nth(head)
 
 
 def open_head(page, layer, head):
@@ -49,9 +49,9 @@ def close_to(value, digits=3):
 def drawn(page, number):
     """The matrix that the picture of this number shows."""
     return np.array(page.evaluate("""number => {
-        const { values, queries, keys } = view.pictures[number].matrix;
-        const row = i => [...values.slice(i * keys, (i + 1) * keys)];
-        return Array.from({ length: queries }, (_, i) => row(i));
+        const { values, size } = view.pictures[number].matrix;
+        const row = i => [...values.slice(i * size, (i + 1) * size)];
+        return Array.from({ length: size }, (_, i) => row(i));
     }""", number))  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def hover_entry(page, picture, query, key, size):
 def test_each_head_shows_every_measure_of_the_data(opened):
     data = made_up_page(layers=3, heads=4, no_map=(1,))
     page = opened(data)
-    layers = data["runs"][0]["shown"][0][0]["layers"]
+    layers = data["run"]["shown"][0]["layers"]
     shares = ("first", "previous", "itself", "other")
     options = page.locator("#measure option")
     keys = [option.get_attribute("value") for option in options.all()]
@@ -105,19 +105,16 @@ def test_each_head_shows_every_measure_of_the_data(opened):
 
 
 def test_the_line_below_the_heads_tells_all_numbers_of_the_head_that_is_pointed_at(opened):
-    data = made_up_page(runs=("a", "b"))
+    data = made_up_page()
     page = opened(data)
     cell(page, 2, 1).hover()
-    for run, readout in enumerate(page.locator("#heads .readout").all()):
-        layer = data["runs"][run]["shown"][0][0]["layers"][2]
-        text = readout.text_content()
-        assert text.startswith("Layer 2, head 1 (layers.2.self_attn): ")
-        numbers = numbers_of(text.replace(" %", ""))
-        assert numbers["relative norm of the map"] == close_to(layer["effect"][1])
-        assert numbers["share of the sum below 0"] == close_to(100 * layer["negative"][1])
-        assert numbers["attention to the first token"] == close_to(
-            100 * layer["attends"]["first"][1]
-        )
+    layer = data["run"]["shown"][0]["layers"][2]
+    text = page.locator("#heads .readout").text_content()
+    assert text.startswith("Layer 2, head 1 (layers.2.self_attn): ")
+    numbers = numbers_of(text.replace(" %", ""))
+    assert numbers["relative norm of the map"] == close_to(layer["effect"][1])
+    assert numbers["share of the sum below 0"] == close_to(100 * layer["negative"][1])
+    assert numbers["attention to the first token"] == close_to(100 * layer["attends"]["first"][1])
 
 
 def test_a_head_opens_with_pictures_of_its_matrices_and_the_numbers_of_any_two_tokens(opened):
@@ -176,7 +173,7 @@ def test_squares_have_the_colours_of_their_entries(opened):
 def test_a_map_inside_the_softmax_shows_what_the_softmax_becomes(opened):
     data = made_up_page([SENTENCE])
     fused = softmax_maps(np.random.default_rng(5), 4, 9)
-    for layer in data["runs"][0]["shown"][0][0]["layers"]:
+    for layer in data["run"]["shown"][0]["layers"]:
         layer.update(inside=True, fused=pack(fused))
     page = opened(data)
     open_head(page, 0, 1)
@@ -196,11 +193,10 @@ def test_a_layer_without_a_map_shows_the_softmax_with_and_without_the_adapter(op
 
 def test_a_trained_head_is_shown_beside_each_part_and_alone(opened):
     data = made_up_page([SENTENCE])
-    run = data["runs"][0]
+    run = data["run"]
     run["head"] = "head"
-    for step in run["shown"]:
-        for one in step:
-            one["next"]["head"], one["change"]["head"] = one["next"]["with"], one["change"]["all"]
+    for one in run["shown"]:
+        one["next"]["head"], one["change"]["head"] = one["next"]["with"], one["change"]["all"]
     page = opened(data)
     captions = page.locator("#next caption").all_text_contents()
     parts = [f"{part} and head" for part in run["parts"]]
@@ -210,9 +206,8 @@ def test_a_trained_head_is_shown_beside_each_part_and_alone(opened):
 
 
 def test_everything_works_from_the_keyboard(opened):
-    page = opened(made_up_page([SENTENCE], runs=("a", "b")))
-    for grid in page.locator("#heads [role=grid]").all():
-        assert grid.locator("[tabindex='0']").count() == 1
+    page = opened(made_up_page([SENTENCE]))
+    assert page.locator("#heads [tabindex='0']").count() == 1
     page.locator("#measure").focus()
     page.keyboard.press("Tab")
     focused = page.locator("[role=gridcell]:focus")
@@ -223,24 +218,24 @@ def test_everything_works_from_the_keyboard(opened):
         page.keyboard.press(key)
         at = focused.get_attribute("data-layer"), focused.get_attribute("data-head")
         assert tuple(map(int, at)) == place
-        assert page.locator("#heads figure:first-of-type [tabindex='0']").count() == 1
+        assert page.locator("#heads [tabindex='0']").count() == 1
         assert focused.get_attribute("tabindex") == "0"
     assert focused.evaluate("cell => getComputedStyle(cell).outlineStyle") == "solid"
     page.keyboard.press("Enter")
     shown_head(page, 1, 0)
     assert page.locator("#detail-title").evaluate("one => one === document.activeElement")
-    assert cell(page, 1, 0, run=1).get_attribute("aria-selected") == "true"
+    assert cell(page, 1, 0).get_attribute("aria-selected") == "true"
     page.keyboard.press("Tab")
     for key in ("ArrowDown", "ArrowDown", "ArrowDown", "ArrowUp", "ArrowRight", "ArrowLeft"):
         page.keyboard.press(key)
-    for line in page.locator("#detail .readout").all_text_contents():
-        assert line.startswith("“␣little” (1) looks at “The” (0): ")
+    line = page.locator("#detail .readout").text_content()
+    assert line.startswith("“␣little” (1) looks at “The” (0): ")
 
 
 def test_next_tokens_are_those_of_the_data(opened):
     data = made_up_page()
     page = opened(data)
-    expected = data["runs"][0]["shown"][0][0]["next"]
+    expected = data["run"]["shown"][0]["next"]
     names = {"with": "adapter on", "without": "adapter off", "map": "map alone"}
     for key in ("with", "without", "map", "LoRA"):
         shown = page.locator(f"#next [data-setting='{key}']")
@@ -264,99 +259,13 @@ def test_next_tokens_are_those_of_the_data(opened):
 def test_the_change_through_the_layers_is_that_of_the_data(opened):
     data = made_up_page(layers=5)
     page = opened(data)
-    change = data["runs"][0]["shown"][0][0]["change"]
+    change = data["run"]["shown"][0]["change"]
     shown = charted(page)
     assert list(shown) == ["all", "map", "LoRA"]
     for key, values in shown.items():
         assert values == pytest.approx(change[key], rel=0.006, abs=1e-4)
     names = page.locator("#change svg > text").all_text_contents()
     assert names[-4:] == ["after layer", "all together", "map alone", "LoRA alone"]
-
-
-def test_the_slider_shows_each_step_of_the_training(opened):
-    matrices = []
-    data = made_up_page([SENTENCE], steps=(10, 20, None), matrices=matrices)
-    page = opened(data)
-    slider = page.locator("#steps input")
-    assert page.locator("#steps output").text_content() == "finished"
-    legend = page.locator("#heads .ends").text_content()
-    open_head(page, 1, 1)
-    map_legend = page.locator("#detail .ends").nth(1).text_content()
-    for key, step, said in (("Home", 0, "step 10"), ("ArrowRight", 1, "step 20")):
-        slider.press(key)
-        page.wait_for_selector(f"#detail[data-shown='0 {step} 1 1']")
-        assert page.locator("#steps output").text_content() == said
-        assert slider.get_attribute("aria-valuetext") == said
-        shown = data["runs"][0]["shown"][step][0]
-        value = float(cell(page, 1, 1).get_attribute("data-value"))
-        assert value == shown["layers"][1]["effect"][1]
-        assert charted(page)["all"] == pytest.approx(shown["change"]["all"], rel=0.006, abs=1e-4)
-        first = page.locator("#next [data-setting=with] td:last-child").first.text_content()
-        assert written(first) == pytest.approx(100 * shown["next"]["with"][0][1], abs=0.051)
-        added = matrices[3 * step + 1]["map"]
-        assert drawn(page, 1)[2, 0] == pytest.approx(
-            added[1, 2, 0], abs=np.abs(added).max() / 32767
-        )
-        # The colours mean the same at every step.
-        assert page.locator("#heads .ends").text_content() == legend
-        assert page.locator("#detail .ends").nth(1).text_content() == map_legend
-
-
-def test_a_slider_that_moves_while_matrices_load_ends_at_its_last_step(opened):
-    matrices = []
-    page = opened(made_up_page([SENTENCE], steps=(1, 2, 3, None), matrices=matrices))
-    open_head(page, 0, 0)
-    # The matrices of the first step take the longest.
-    page.evaluate("""() => {
-        const quick = matrixOf;
-        let wait = 300;
-        window.matrixOf = async (...given) => {
-            const found = await quick(...given);
-            await new Promise(done => setTimeout(done, wait -= 60));
-            return found;
-        };
-        const slider = document.querySelector("#steps input");
-        for (const step of [0, 1, 2]) {
-            slider.value = step;
-            slider.dispatchEvent(new Event("input"));
-        }
-    }""")
-    page.wait_for_timeout(900)
-    assert page.locator("#detail").get_attribute("data-shown") == "0 2 0 0"
-    assert page.locator("#detail h3").text_content() == "lorada_a, step 3"
-    third = matrices[2 * 3]["softmax"][0]
-    assert drawn(page, 0)[8, 0] == pytest.approx(third[8, 0], abs=1 / 32767)
-
-
-def test_two_runs_stand_beside_each_other_with_the_same_colours(opened):
-    data = made_up_page([SENTENCE], runs=("a", "b"))
-    page = opened(data, viewport={"width": 1400, "height": 900})
-    boxes = [figure.bounding_box() for figure in page.locator("#heads figure").all()]
-    assert boxes[0]["y"] == boxes[1]["y"]
-    for run in (0, 1):
-        effect = data["runs"][run]["shown"][0][0]["layers"][2]["effect"][1]
-        assert float(cell(page, 2, 1, run).get_attribute("data-value")) == effect
-    ends = page.locator("#heads .ends").all_text_contents()
-    assert ends[0] == ends[1]
-    open_head(page, 0, 0)
-    ends = page.locator("#detail .ends").all_text_contents()
-    assert ends[:5] == ends[5:]
-    assert page.locator("#next figure").count() == page.locator("#change figure").count() == 2
-
-
-def test_runs_of_two_models_show_what_each_has(opened):
-    data = made_up_page([SENTENCE], layers=4)
-    data["runs"] += made_up_page([SENTENCE], layers=2, heads=2, runs=("small",))["runs"]
-    page = opened(data)
-    open_head(page, 3, 3)
-    assert page.locator("#detail canvas").count() == 5
-    text = page.locator("#detail-runs").text_content()
-    assert "small has no layer 3 with a head 3." in text
-    cell(page, 3, 1).hover()
-    last = page.locator("#heads .readout").nth(1)
-    assert last.text_content() == "Layer 3, head 1: not in this model"
-    cell(page, 1, 1).hover()
-    assert last.text_content().startswith("Layer 1, head 1 (layers.1.self_attn): ")
 
 
 def test_another_sentence_shows_its_own_numbers(opened):
@@ -366,6 +275,6 @@ def test_another_sentence_shows_its_own_numbers(opened):
     page.locator("#sentence").select_option("1")
     page.wait_for_selector("#detail[data-shown^='1 ']")
     assert page.locator("#tokens li").all_text_contents() == ["Dogs", "␣bark", "."]
-    effect = data["runs"][0]["shown"][0][1]["layers"][0]["effect"][2]
+    effect = data["run"]["shown"][1]["layers"][0]["effect"][2]
     assert float(cell(page, 0, 2).get_attribute("data-value")) == effect
     assert drawn(page, 0).shape == (3, 3)

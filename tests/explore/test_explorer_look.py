@@ -43,14 +43,12 @@ def test_a_long_text_scrolls_within_its_picture_and_keeps_the_marked_pair_in_sig
 
 
 def test_hostile_texts_stay_text(opened):
-    data = made_up_page([HOSTILE], parts=HOSTILE[:2], runs=(HOSTILE[0], HOSTILE[4]), steps=(1, 2))
-    data["title"] = HOSTILE[1]
-    for run in data["runs"]:
-        run["method"], run["reach"] = HOSTILE[2], HOSTILE[1]
-        for step in run["shown"]:
-            step[0]["next"]["with"] = [(token, 0.1) for token in HOSTILE]
-            for layer in step[0]["layers"]:
-                layer["name"] = HOSTILE[1]
+    data = made_up_page([HOSTILE], parts=HOSTILE[:2], name=HOSTILE[1])
+    data["run"]["method"] = HOSTILE[2]
+    (shown,) = data["run"]["shown"]
+    shown["next"]["with"] = [(token, 0.1) for token in HOSTILE]
+    for layer in shown["layers"]:
+        layer["name"] = HOSTILE[1]
     page = opened(data, viewport={"width": 320, "height": 640})
     scripts = page.locator("script").count()
     open_head(page, 0, 0)
@@ -71,9 +69,9 @@ def test_hostile_texts_stay_text(opened):
     assert widest(page) == 320
 
 
-@pytest.mark.parametrize(("width", "runs"), [(320, "ab"), (1280, "ab")])
-def test_nothing_is_wider_than_the_page(opened, width, runs):
-    data = made_up_page([SENTENCE], runs=runs, steps=(1, 2), layers=30, heads=9)
+@pytest.mark.parametrize("width", [320, 1280])
+def test_nothing_is_wider_than_the_page(opened, width):
+    data = made_up_page([SENTENCE], layers=30, heads=9)
     page = opened(data, viewport={"width": width, "height": 800})
     open_head(page, 5, 5)
     assert widest(page) == width

@@ -3,13 +3,12 @@
 import base64
 import hashlib
 import html
-import json
 import re
 import zlib
 
 import numpy as np
 import pytest
-from made_up_explorer import SENTENCE, made_up_page
+from made_up_explorer import made_up_page
 
 pytest.importorskip("jinja2", reason="needs the extra explore")
 
@@ -30,13 +29,9 @@ def test_a_matrix_comes_back_within_the_rounding_of_sixteen_bits():
     assert not unpacked(pack(np.zeros((2, 3, 3)))).any()
 
 
-@pytest.mark.parametrize(
-    ("matrices", "words"),
-    [(np.zeros((3, 3)), r"shape \(3, 3\)"), (np.full((1, 2, 2), np.nan), "not finite")],
-)
-def test_what_is_no_matrix_is_refused(matrices, words):
-    with pytest.raises(ValueError, match=words):
-        pack(matrices)
+def test_a_number_of_a_matrix_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        pack(np.full((1, 2, 2), np.nan))
 
 
 def test_a_page_for_thirty_layers_and_three_sentences_is_below_two_megabytes():
@@ -62,26 +57,3 @@ def test_the_page_names_no_address_outside_itself():
     assert set(re.findall(r"https?://[^\s\"'`)]+", page)) == {"http://www.w3.org/2000/svg"}
     assert re.findall(r'(?:src|href|action)="([^"]*)"', page) == ["data:,"]
     assert not re.search(r"@import|url\(", page)
-
-
-def test_hostile_texts_stay_text():
-    hostile = [
-        "<img src=x onerror='window.hacked=1'>", "</script><script>window.hacked=1</script>",
-        "<!--<script>", "\"><svg onload=window.hacked=1>", "{{ 7 * 7 }} &lt;b&gt;", "\ud800", "",
-    ]  # fmt: skip
-    data = made_up_page([hostile], parts=hostile[:2], runs=hostile[:2])
-    data["title"] = data["runs"][0]["method"] = hostile[1]
-    page = explorer_page(data)
-    plain = explorer_page(made_up_page([hostile], runs=("a", "b")))
-    tags = r"<(?!/?(?:bdi|b)\b)[/!\w][-\w]*"
-    assert re.findall(tags, page) == re.findall(tags, plain)
-    found = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.S)[1])
-    assert found["sentences"][0] == {"tokens": hostile, "text": "".join(hostile)}
-    assert [run["name"] for run in found["runs"]] == hostile[:2]
-
-
-def test_a_number_that_is_not_finite_is_refused():
-    data = made_up_page([SENTENCE], layers=2)
-    data["runs"][0]["shown"][0][0]["layers"][0]["moved"][0] = float("nan")
-    with pytest.raises(ValueError, match="Out of range"):
-        explorer_page(data)

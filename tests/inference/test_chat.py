@@ -1,15 +1,11 @@
-"""Chats with finished runs: each answers as ``generate`` does, and so does their base."""
-
-import logging
+"""Chats with a finished run: it answers as ``generate`` does, and so does its base."""
 
 import pytest
 import run_place
-from folders import llama_folder, refused
+from folders import refused
 from peft import PeftModel
 
 from lorada.data.tokenize import prompt_of
-from lorada.inference import generate as generating
-from lorada.inference import refilled_batch
 from lorada.inference.chat import open_chat
 from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
@@ -24,35 +20,26 @@ RUNS = {
     "lora": ("llama", "lora", "rows", []),
     "seq2seq": ("bart", "lmam+lora", "rows", ["lmam.init_weights=false"]),
     "whole": ("llama", "full", "rows", []),
-    "wide": ("other", "lora", "rows", []),
-    "half": ("llama", "lora", "rows", ["dtype=bfloat16"]),
-    "labels": ("bert", "lora", "labels", []),
 }
 QUESTION = "1 + 1 ="
 
 
-@pytest.fixture(scope="module", autouse=True)
-def other(place):
-    """A base with other weights."""
-    llama_folder(place / "other", intermediate_size=40)
-
-
 @pytest.fixture
 def chat_of(folder):
-    return lambda *names, **options: open_chat([folder(name) for name in names], **options)
+    return lambda name, **options: open_chat(folder(name), **options)
 
 
 def answer(chat, question=QUESTION, **options):
     """An answer, which is what was shown of it."""
     shown = []
     found = chat.ask(question, shown.append, **options)
-    assert "".join(shown) == found.text
-    return found.text
+    assert "".join(shown) == found
+    return found
 
 
-def of_base(chat, question=None):
+def of_base(chat):
     shown = []
-    text = chat.write(*chat.base_prompt(question), shown.append, base=True)
+    text = chat.write(chat.base_prompt(), shown.append, base=True)
     assert "".join(shown) == text
     return text
 
@@ -72,116 +59,55 @@ def test_the_base_answers_as_without_an_adapter(name, chat_of, folder):
     chat, run = chat_of(name), load_run(folder(name))
     own = answer(chat)
     assert of_base(chat) == base_alone(run) != own
-    assert of_base(chat, "up") == base_alone(run, "up")
     chat.reset()
     assert answer(chat) == own  # the adapter is on again
 
 
-def test_each_adapter_answers_as_alone_and_shares_the_base(chat_of, folder):
-    names = ("mine.v1", "talk", "lora")
-    chat = chat_of(*names)
-    assert len({id(run.model) for run in chat.adapters.values()}) == 1
-    for name in (*names, "mine.v1"):
-        chat.switch(name)
-        chat.reset()
-        run = load_run(folder(name))
-        assert answer(chat) == continue_prompts(run, [QUESTION])[0]
-        assert of_base(chat) == base_alone(run)
-    assert len({answer(chat) for name in names if not chat.switch(name)}) == 3
-    refused("unknown adapter 'lore'; did you mean lora", lambda: chat.switch("lore"))
-
-
-def test_the_base_answers_what_was_asked_last_whoever_answers_next(chat_of):
-    chat = chat_of("mine.v1", "talk")
-    answer(chat)
-    base = of_base(chat)
-    chat.switch("talk")
-    assert of_base(chat) == base
-
-
 def test_a_conversation_goes_on_where_rows_were_conversations(chat_of):
-    chat = chat_of("talk", "mine.v1")
+    chat = chat_of("talk")
     first = answer(chat, "a")
-    of_base(chat, "apart")
+    of_base(chat)
     chat.ask("b", str)
     turns = [("user", "a"), ("assistant", first), ("user", "b"), ("assistant", "")]
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
-    assert chat.last.prompt == prompt_of(row, "messages", chat.run.tokenizer)
-    chat.switch("mine.v1")
-    assert chat.ask(QUESTION, str).prompt == QUESTION
+    assert chat.last == prompt_of(row, "messages", chat.run.tokenizer)
     chat.reset()
-    chat.switch("talk")
-    assert "<|assistant|>" not in chat.ask("c", str).prompt.removesuffix("<|assistant|>")
+    chat.ask("c", str)
+    assert "<|assistant|>" not in chat.last.removesuffix("<|assistant|>")
 
 
-def test_the_oldest_turns_make_room(chat_of, caplog):
+def test_a_conversation_that_has_no_room_loses_its_beginning(chat_of, caplog):
     chat = chat_of("talk")
     caplog.clear()  # its training may just have warned
-    asked = [chat.ask("0123", str) for _ in range(4)]
-    assert asked[0].dropped == 0
-    assert asked[-1].dropped == 2
-    prompt = asked[-1].prompt
-    assert prompt.startswith("<|user|>0123")
-    assert len(chat.run.tokenizer(prompt)["input_ids"]) + 8 <= 64
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING):
-        chat.ask("0123" * 20, str)
-    assert [record.message for record in caplog.records] == [
-        "1 of 1 prompts lost their beginning to fit the model"
-    ]
+    for _ in range(4):
+        chat.ask("0123", str)
+    assert "1 of 1 prompts lost their beginning to fit the model" in caplog.text
 
 
-@pytest.mark.parametrize("tokens", [1, 8])
-def test_a_stopped_answer_is_a_beginning_of_the_whole_one(chat_of, tokens, monkeypatch):
-    """Also where several tokens are written before it is read which answers have ended."""
-    monkeypatch.setitem(refilled_batch.TOKENS, "cpu", tokens)
+def test_a_stopped_answer_is_a_beginning_of_the_whole_one(chat_of):
     chat, shown = chat_of("lora"), []
     whole = answer(chat)
     first = continue_prompts(chat.run, [QUESTION], 3)[0]
     calls = iter([False, False, True])
-    assert chat.ask(QUESTION, shown.append, lambda: next(calls)).text == first != whole
+    assert chat.ask(QUESTION, shown.append, lambda: next(calls)) == first != whole
     assert "".join(shown) == first
     assert answer(chat) == whole
-
-
-def test_a_chat_is_written_in_the_batch_that_writes_all_answers(chat_of, monkeypatch):
-    chat, write, asked = chat_of("lora"), generating.write_answers, []
-    monkeypatch.setattr(
-        generating, "write_answers", lambda *given: asked.append(0) or write(*given)
-    )
-    answer(chat)
-    of_base(chat)
-    assert len(asked) == 2
 
 
 def test_beam_search_shows_its_answer_at_once(chat_of, folder):
     chat = chat_of("lora")
     chat.run.model.generation_config.num_beams = 2
     shown = []
-    text = chat.ask(QUESTION, shown.append).text
+    text = chat.ask(QUESTION, shown.append)
     assert shown == [text]
     assert [text] == continue_prompts(chat.run, [QUESTION])
 
 
-REFUSED = {
-    "labels": "labels is a classifier of n, y and writes no text: ask it with lorada predict",
-    "lora wide": r"lora was trained on \S+llama and \S+wide on \S+other",
-    "lora half": "with dtype=float32 and .*half with dtype=bfloat16",
-    "lora whole": "whole trained the base model itself.* alone",
-    "lora lora": "lora is given twice",
-}
-
-
-@pytest.mark.parametrize("names", REFUSED)
-def test_runs_that_cannot_chat_together_are_refused(names, chat_of):
-    refused(REFUSED[names], lambda: chat_of(*names.split()))
-
-
 def test_what_has_no_answer_is_refused(chat_of):
     chat = chat_of("whole")
-    refused("no answer yet: ask something first", lambda: chat.base_prompt(None))
+    refused("no answer yet: ask something first", chat.base_prompt)
     chat.ask(QUESTION, str)
     assert not isinstance(chat.run.model, PeftModel)
-    refused("no adapter to switch off", lambda: chat.base_prompt(None))
+    refused("no adapter to switch off", chat.base_prompt)
     refused("the prompt is empty", lambda: chat.ask("", str))
     refused("max_new_tokens=64 leaves no room", lambda: chat_of("lora", max_new_tokens=64))

@@ -1,6 +1,6 @@
 """``lorada export``: what comes out computes what the run did, loaded as any user would.
 
-Also with --adapter-only; and the model cards.
+Also the model cards.
 """
 
 import errno
@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from conftest import assert_close
 from folders import ROWS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
 from huggingface_hub import ModelCard
 from paths import TESTS
-from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from programs import printed
 from stacks import logits, lora
 from transformers import (
@@ -27,7 +26,6 @@ from transformers import (
 )
 
 from lorada import LoradaConfig
-from lorada.inference.export import export_adapter
 from lorada.inference.load import load_run
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
@@ -199,31 +197,19 @@ def test_a_plain_export_says_nothing_of_an_adapter_and_loads_where_there_is_no_l
     assert_close(torch.tensor(found), expected)
 
 
-def test_a_folder_that_is_there_stays_and_is_filled_and_so_does_the_run(
-    finished, tmp_path, works, monkeypatch
-):
-    def content():
-        return {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-
-    before = content()
-    for name in ("there", "here"):
-        (tmp_path / name).mkdir()
+def test_an_empty_folder_is_filled_behind_a_link_too(finished, tmp_path, works):
+    (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")
     works("export", finished, tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
-    monkeypatch.chdir(tmp_path / "here")
-    export_adapter(finished, Path("."))
-    assert (tmp_path / "there" / "config.json").is_file()
-    for name in ("there", "here"):
-        assert (tmp_path / name / "adapter_model.safetensors").is_file()
-        assert not list((tmp_path / name).glob(".lorada*"))
-    assert content() == before
+    assert (tmp_path / "there" / "adapter_model.safetensors").is_file()
 
 
 def test_a_folder_that_is_taken_is_refused_and_left_alone(finished, tmp_path, mistake):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     assert "out is not empty" in mistake("export", finished, tmp_path / "out")
+    assert "is the working folder" in mistake("export", finished, ".")
     assert "is a file" in mistake("export", finished, tmp_path / "out" / "mine.txt")
     for inside in (".", "model", "a/b"):
         assert "lies in the run itself" in mistake("export", finished, finished / inside)
@@ -294,59 +280,16 @@ def test_a_quantised_base_is_refused(place, finished, tmp_path, mistake):
 THREE = [{"text": row["prompt"], "label": "abc"[i % 3]} for i, row in enumerate(ROWS)]
 
 
-@pytest.fixture(scope="module")
-def licensed(tmp_path_factory):
-    """A finished run on a base with a licence."""
-    home = tmp_path_factory.mktemp("licensed")
-    llama_folder(home / "llama", initializer_range=0.2)
-    (home / "llama" / "README.md").write_text("---\nlicense: apache-2.0\n---\nA base.\n")
-    (home / "llama" / "LICENSE").write_text("Apache License")
-    rows_file(home / "rows.jsonl")
-    return train_run(home, home / "run", "lorada_la")
-
-
-def test_the_adapter_alone_loads_on_the_base_that_it_names(licensed, tmp_path, json_of):
-    written = json_of("export", licensed, tmp_path / "out", "--adapter-only")
-    base = licensed.parent / "llama"
-    assert written["base"] == str(base)
-    assert written["adapter"] == ["LMAM", "LORA", "BOTTLENECK"]
-    said = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert said["base_model_name_or_path"] == str(base)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "LICENSE", "README.md", "adapter_config.json", "adapter_model.safetensors",
-        "chat_template.jinja", "tokenizer.json", "tokenizer_config.json",
-    }  # fmt: skip
-    batch, expected = inputs(), load_run(licensed).model
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
-    assert_close(logits(model, batch), logits(expected, batch))
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer("2 + 2 =") == AutoTokenizer.from_pretrained(base)("2 + 2 =")
-
-
-def test_the_card_of_an_adapter_alone_loads_a_head_of_three_classes(place, tmp_path, works):
+def test_the_card_of_an_adapter_loads_a_head_of_three_classes(place, tmp_path):
     rows_file(place / "three.jsonl", THREE)
     run = train_run(place, tmp_path / "run", "lora+lmam", model="bert", rows="three.jsonl")
-    out, _ = works("export", run, tmp_path / "out", "--adapter-only")
-    assert f"next: cat {tmp_path / 'out'}/README.md" in out.replace("\n", "")
-    card = (tmp_path / "out" / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    adapter = shutil.copytree(run / "adapter", tmp_path / "shared")
+    (code,) = re.findall(r"```python\n(.*?)```", (adapter / "README.md").read_text(), flags=re.S)
     names = {}
-    exec(code.replace("path/to/this/folder", str(tmp_path / "out")), names)
+    exec(code.replace("path/to/this/folder", str(adapter)), names)
     assert isinstance(names["model"], PeftModel)
-    assert names[AutoPeftModelForSequenceClassification.__name__]
     batch = inputs()
     assert_close(logits(names["model"], batch), logits(load_run(run).model, batch))
-
-
-def test_an_adapter_whose_base_has_changed_is_not_written(licensed, tmp_path, works, mistake):
-    home = shutil.copytree(licensed.parent, tmp_path / "home")
-    run, base = home / "run", home / "llama"
-    for name in ("recipe.yaml", "result.json"):
-        text = (run / name).read_text()
-        (run / name).write_text(text.replace(str(licensed.parent), str(home)))
-    works("export", run, tmp_path / "before", "--adapter-only")
-    llama_folder(base, initializer_range=0.1)
-    assert "are not those that" in mistake("export", run, tmp_path / "out", "--adapter-only")
 
 
 def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(place, tmp_path, json_of):
@@ -365,12 +308,14 @@ def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(place, tmp_pat
 # Model cards.
 
 
-def test_the_card_names_the_base_and_its_licence_lies_beside(licensed, tmp_path, works):
-    for options in ([], ["--adapter-only"]):
-        target = tmp_path / f"out{len(options)}"
-        works("export", licensed, target, *options)
-        card = ModelCard.load(target / "README.md")
-        assert card.data.base_model == str(licensed.parent / "llama")
-        assert card.data.library_name == ("peft" if options else "transformers")
-        assert card.data.tags == ["lorada", "lorada_la"]
-        assert (target / "LICENSE").read_text() == "Apache License"
+def test_the_cards_name_the_base_and_its_licence_lies_beside(tmp_path, works):
+    llama_folder(tmp_path / "llama", initializer_range=0.2)
+    (tmp_path / "llama" / "LICENSE").write_text("Apache License")
+    rows_file(tmp_path / "rows.jsonl")
+    run = train_run(tmp_path, tmp_path / "run", "lorada_la")
+    works("export", run, tmp_path / "out")
+    for folder, library in ((run / "adapter", "peft"), (tmp_path / "out", "transformers")):
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.base_model == str(tmp_path / "llama")
+        assert (card.data.library_name, card.data.tags) == (library, ["lorada", "lorada_la"])
+    assert (tmp_path / "out" / "LICENSE").read_text() == "Apache License"

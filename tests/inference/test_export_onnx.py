@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from unittest.mock import Mock
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from architectures import ARCHITECTURES
 from folders import bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
 from paths import ROOT
-from programs import printed
 from stacks import logits
 from test_export import CLASSES
 from test_export import train_run as train_in_double
@@ -68,14 +66,15 @@ def test_the_graph_of_a_decoder_writes_what_generate_does(finished, tmp_path, js
     target = tmp_path / "graph"
     written = json_of("export", finished, target, "--format", "onnx")
     assert (written["merged"], sorted(written["adapter"])) == (["LORA"], ["BOTTLENECK", "LMAM"])
-    names = {}
-    exec(program_in(GUIDE, target), names)
+    names, program = {}, program_in(GUIDE, target)
+    imported = set(re.findall(r"^(?:import|from) (\w+)", program, flags=re.M))
+    assert imported == {"numpy", "onnxruntime", "transformers"}
+    exec(program, names)
     expected = continue_prompts(load_run(finished), PROMPTS, 12)
     assert names["generate"](PROMPTS, 12) == expected
     assert len(set(expected)) > 1
     card = (target / "README.md").read_text()
     assert f"ONNX opset {written['opset']}" in card
-    assert "output.cache" in card
     assert str(tmp_path).encode() not in (target / "model.onnx").read_bytes()
     assert (target / "generation_config.json").is_file()
     assert b"stack_trace" not in (target / "model.onnx").read_bytes()
@@ -209,21 +208,3 @@ def test_every_kind_of_part_is_in_the_graph(place, tmp_path, json_of, case):
         with tuned.disable_adapter():
             plain = logits(tuned, inputs)
         assert written["difference"] < 1e-3 * (logits(tuned, inputs) - plain).abs().max()
-
-
-@pytest.mark.slow
-def test_the_program_of_the_guide_needs_neither_torch_nor_lorada(finished, tmp_path, works):
-    target = tmp_path / "graph"
-    works("export", finished, target, "--format", "onnx")
-    # Neither can be imported in this process.
-    code = (
-        "import importlib.util, sys\n"
-        "find = importlib.util.find_spec\n"
-        "def gone(name): return name.split('.')[0] in ('torch', 'lorada')\n"
-        "importlib.util.find_spec = lambda name, *a: None if gone(name) else find(name, *a)\n"
-        "class No:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if gone(name): raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, No())\n" + program_in(GUIDE, target)
-    )
-    assert printed(sys.executable, "-c", code).startswith("[")

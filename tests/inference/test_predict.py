@@ -1,7 +1,6 @@
 """``lorada predict``: the answers are those of evaluate and generate, whatever ends a process."""
 
 import csv
-import datetime
 import json
 import math
 import random
@@ -43,9 +42,7 @@ RUNS = {
     "messages": ("llama", "lora", "turns", []),
     "seq2seq": ("bart", "lora", "prompts", []),
     "text": ("llama", "lora", "texts", []),
-    "long answers": ("llama", "lora", "prompts", ["max_target_length=64"]),
 }
-LLAMA = {"max_position_embeddings": 128}
 ROW_FILES = {
     "labels": LABELS, "scores": SCORES, "choices": CHOICES, "prompts": ROWS[:9],
     "texts": [{"text": row["prompt"] * 4} for row in ROWS],
@@ -186,21 +183,6 @@ def test_what_was_begun_with_other_rows_or_another_run_is_not_continued(
     assert answered_to(run, LABELS, output, overwrite=True) == 0
 
 
-def test_answers_that_another_command_finished_meanwhile_stay(folder, tmp_path, monkeypatch):
-    run, output, whole = load_run(folder("label")), tmp_path / "answers.jsonl", module.predict
-
-    def slower(*given):
-        yield from whole(*given)
-        output.write_text("of the other command")
-
-    monkeypatch.setattr(module, "predict", slower)
-    with pytest.raises(ValueError, match="is there already: choose another --output"):
-        answered_to(run, LABELS, output)
-    assert output.read_text() == "of the other command"
-    answered_to(run, LABELS, output, overwrite=True)
-    assert len(read_back(output)) == len(LABELS)
-
-
 def test_an_empty_prompt_is_named(folder):
     run = load_run(folder("prompt"))
     with pytest.raises(ValueError, match="rows row 2 has an empty prompt"):
@@ -241,34 +223,6 @@ def test_answers_stand_beside_the_columns_of_their_rows(folder, tmp_path, caplog
         assert {k: float(cells[f"prob_{k}"]) for k in "xyz"} == line["probs"]
 
 
-def test_columns_of_all_names_are_kept(folder, tmp_path, caplog):
-    """Answers to answers, whose names are taken twice, in rows with different columns."""
-    run, output = load_run(folder("prompt")), tmp_path / "answers.csv"
-    rows = [
-        {"row": 7, "answer": "a", "predicted_answer": "b", "prompt": "1"},
-        {"prompt": "2", "when": datetime.date(2026, 1, 2)},
-    ]
-    answered_to(run, rows, output)
-    assert "in predicted_row, predicted_predicted_answer" in caplog.text
-    first, second = read_back(output)
-    assert (first["row"], first["answer"], first["predicted_answer"]) == ("7", "a", "b")
-    assert (second["row"], second["when"], second["predicted_row"]) == ("", "2026-01-02", "2")
-    own = answers(run, rows)
-    assert [first["predicted_predicted_answer"], second["predicted_predicted_answer"]] == [
-        one["answer"] for one in own
-    ]
-
-
-def test_choices_are_scored_by_the_loss_where_it_is_asked_for(folder, place):
-    found = evaluate(load_run(folder("choice")), str(place / "choices.jsonl"), metric="loss")
-    assert 0 < found["loss"] < 100
-
-
-def test_answers_may_be_as_long_as_a_whole_row(folder, place):
-    found = evaluate(load_run(folder("long answers")), str(place / "prompts.jsonl"))
-    assert found["n"] == 9
-
-
 def test_half_a_character_of_a_column_is_written_as_a_question_mark(folder, tmp_path):
     rows = [{**ROWS[0], "note": "a \ud83d"}]
     output = tmp_path / "answers.jsonl"
@@ -289,35 +243,14 @@ def test_answers_that_were_cut_are_counted(folder, tmp_path, monkeypatch, caplog
     assert "2 of 3 answers were cut at 5 tokens" in caplog.text  # SETTINGS' max_new_tokens
 
 
-@pytest.mark.parametrize("kind", ["a link", "one of several"])
-def test_the_rows_themselves_are_not_written_over(kind, folder, place, tmp_path):
+def test_the_rows_themselves_are_not_written_over(folder, place, tmp_path):
     data = rows_file(tmp_path / "rows.jsonl", without_answers("label", place))
-    source, output = str(data), tmp_path / "answers.jsonl"
-    if kind == "a link":
-        output.symlink_to(data)
-    else:
-        source, output = f"{place / 'labels.jsonl'},{data}", data
+    source = f"{place / 'labels.jsonl'},{data}"
     before, run, rows = data.read_bytes(), load_run(folder("label")), read_rows(data)
     made = rows_to_answer(rows, source, run.form, run.labels)
     with pytest.raises(ValueError, match=f"is where the rows are, {data}: choose another"):
-        predict_to(run, made, rows, output, overwrite=True)
+        predict_to(run, made, rows, data, overwrite=True)
     assert data.read_bytes() == before
-
-
-@pytest.mark.parametrize("there", [False, True])
-def test_a_link_stays_one_to_the_file_of_answers(there, folder, tmp_path):
-    target, output = tmp_path / "disk" / "answers.jsonl", tmp_path / "answers.jsonl"
-    target.parent.mkdir()
-    output.symlink_to(target)
-    run = load_run(folder("label"))
-    if there:
-        target.write_text("of yesterday")
-        with pytest.raises(ValueError, match="is there already"):
-            answered_to(run, LABELS, output)
-    answered_to(run, LABELS, output, overwrite=there)
-    assert output.readlink() == target
-    assert len(read_back(target)) == len(LABELS)
-    assert sorted(target.parent.iterdir()) == [target]
 
 
 def test_half_a_pair_is_refused_by_a_run_that_learned_pairs(folder):

@@ -3,19 +3,16 @@
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from conftest import TINY, assert_close
+from conftest import assert_close
 from exact_cells import VARIANTS, adapted
-from fake_gpu import Allowed, fake_gpu, move
 from method_cases import defined, inputs, placed
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor
 
 from lorada import METHODS, LmamConfig
-from lorada.inference import refilled_batch
 from lorada.inference.refilled_batch import Writer, write_answers
 from lorada.training.models.refilled_cache import ROOM, RefilledCache, can_be_refilled
 
-RESTARTS = "lorada/attention/positions.py:_restarts"
 PAD = 0
 ENDS = list(range(5, 96, 9))  # so many that answers have all lengths up to the limit
 LENGTHS = (3, 17, 1, 9, 6, 12, 2, 5, 8, 4, 14)  # shorter and longer than the maps of 6 tokens
@@ -121,43 +118,6 @@ def test_answers_do_not_depend_on_how_many_rows_are_written_at_once():
     expected = one_by_one(model)
     assert [refilled(model, size=size) for size in (1, 2, 5, 40)] == [expected] * 4
     assert refilled(model, []) == []
-
-
-@pytest.mark.fp64
-@pytest.mark.parametrize("size", [3, 40])
-@pytest.mark.parametrize("limit", [LIMIT, 21])
-def test_answers_are_the_same_where_the_host_waits_once_in_eight_tokens(size, limit, monkeypatch):
-    model, read = adapted("llama", "map"), refilled_batch._ended
-    reads = []
-    monkeypatch.setattr(refilled_batch, "_ended", lambda *given: reads.append(0) or read(*given))
-    expected, often = refilled(model, size=size, limit=limit), len(reads)
-    assert expected == one_by_one(model, limit=limit)
-    monkeypatch.setitem(refilled_batch.TOKENS, "cpu", refilled_batch.ELSEWHERE)
-    reads.clear()
-    assert refilled(model, size=size, limit=limit) == expected
-    assert len(reads) < often
-    if size == 40:  # all at once: their first token, then eight tokens each time
-        assert len(reads) <= 1 + 3 * -(-limit // 8)
-    assert any(len(answer) % 8 for answer in expected)  # some end in the middle
-
-
-def test_the_device_is_waited_for_only_to_read_which_answers_have_ended():
-    place = "lorada/inference/refilled_batch.py:_ended"
-    model = get_peft_model(TINY["llama"](), LmamConfig(length=6)).eval()
-    reads = {
-        place: Allowed("which answers have ended", False),
-        RESTARTS: Allowed("whether the positions of a prompt restart", False),
-    }
-    with fake_gpu(reads) as gpu:
-        move(model)
-        ended = lambda ids: ids[:, -1] == 1  # noqa: E731
-        writer = Writer(model.get_base_model(), ended, 18, PAD, 4)
-        answers = dict(write_answers(writer, [[5, 6, 7], [5], [6, 6]]))
-    assert {len(ids) for ids in answers.values()} == {18}
-    # The first token, 8, 8 and the last, of three rows each.
-    assert gpu.reads == {place: 18 * 3, RESTARTS: 1}
-    # transformers reads the mask of the prompts, and those of none of the 17 steps behind them.
-    assert gpu.masks == {"_ignore_causal_mask_sdpa": 2}
 
 
 @pytest.mark.fp64

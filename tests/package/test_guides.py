@@ -31,7 +31,7 @@ WRITES = {
     "guides/one-gpu": "my-8b/config.json",
     "guides/trl": "out/adapter/adapter_model.safetensors",
     "guides/several": "runs/taker/adapter/adapter_model.safetensors",
-    "guides/share": "my-adapter/README.md",
+    "guides/share": "runs/shared/adapter/README.md",
     "compare": "comparison/report.html",
     "explore": "explanation.html",
 }

@@ -10,6 +10,7 @@ import run_place
 from folders import rows_file, t5_folder
 from trained import run_recipe
 
+from lorada import explain
 from lorada.compare.jobs.job import Outcome
 from lorada.explore.explore import ratios_by_layer, sentence_maps
 from lorada.inference.load import load_run
@@ -46,7 +47,7 @@ def drawn(monkeypatch):
 
 @pytest.mark.parametrize(("name", "layers"), [("bert", 2), ("llama", 2), ("t5", 4)])
 def test_the_maps_of_a_sentence_add_up_and_have_one_row_a_token(runs, name, layers):
-    found = sentence_maps(load_run(runs / name), TEXT, layer=0, head=1)
+    found = sentence_maps(load_run(runs / name), TEXT)
     softmax, map_, fused = (found["maps"][k][0] for k in found["maps"])
     count = len(found["tokens"])
     assert len(fused) == count == len(fused[0])
@@ -54,7 +55,8 @@ def test_the_maps_of_a_sentence_add_up_and_have_one_row_a_token(runs, name, laye
         for j in range(count):
             assert fused[i][j] == pytest.approx(softmax[i][j] + map_[i][j], abs=1e-6)
     below = sum(value < 0 for row in map_ for value in row)
-    pairs = count * (count + 1) // 2 if name == "llama" else count * count
+    # The last layer of a T5 is its decoder's.
+    pairs = count * count if name == "bert" else count * (count + 1) // 2
     assert found["maps"]["LMAM (Attn_s)"][1] == pytest.approx(below / pairs)
     assert len(found["layers"]) == layers  # of a T5 those of the encoder, then of the decoder
     assert all(one["relative_norm"] > 0 for one in found["layers"])
@@ -93,8 +95,9 @@ def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(runs, 
     run = load_run(runs / "bert")
     text = json.loads((runs / "labels.jsonl").open().readline())["text"]
     shown = {axis.get_title(): axis for axis in drawn[0].axes}
+    explained = explain(run.model, run.tokenizer(text, return_tensors="pt"))
     for index in range(2):
-        _, ratio = sentence_maps(run, text, index, head=0)["maps"]["LMAM (Attn_s)"]
+        ratio = float(explained[index].map_negative[0])
         assert f"layer {index}, head 0, Neg Rat: {100 * ratio:.0f}%" in shown
     means = shown["mean over all heads and 2 rows of jsonl\n(the maps above: of the first row)"]
     expected = [100 * one["map_negative_ratio"] for one in ratios_by_layer(run, 2)["layers"]]

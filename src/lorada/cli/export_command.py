@@ -27,9 +27,6 @@ ONNX_PACKAGES = "onnx", "onnxscript", "onnxruntime"  # of the extra
 def export(
     run: RunFolder,
     target: Annotated[Path, typer.Argument(metavar="DIR", help="new folder for the model")],
-    adapter_only: Annotated[
-        bool, typer.Option("--adapter-only", help="write only the adapter and the tokenizer")
-    ] = False,
     form: Annotated[
         Literal["transformers", "onnx"], typer.Option("--format", help="onnx is a graph (an extra)")
     ] = "transformers",
@@ -37,14 +34,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a finished run as one model folder, with an adapter for what cannot be merged."""
-    from lorada.runs.folder import finished_run, refuse_no_adapter, refuse_target
+    from lorada.runs.folder import finished_run, refuse_target
 
     finished_run(run)
     refuse_target(run, target)
-    if adapter_only and form == "onnx":
-        raise ValueError("--adapter-only is not for --format onnx, a whole model: leave one out")
-    if adapter_only:
-        refuse_no_adapter(run)
     for package in ONNX_PACKAGES if form == "onnx" else ():
         if find_spec(package) is None:
             raise missing_package(package, "onnx")
@@ -57,8 +50,6 @@ def export(
         logging.disable_progress_bar()  # the spinner replaces it
         with waiting("tracing the model and comparing the graph with torch", quiet=as_json):
             written = whole.export_onnx(run, target, trust_remote_code=remote)
-    elif adapter_only:
-        written = whole.export_adapter(run, target, trust_remote_code=remote)
     else:
         written = whole.export(run, target, trust_remote_code=remote)
     if as_json:
@@ -70,9 +61,7 @@ def export(
 def _tell(target: Path, written: dict[str, Any]) -> None:
     """Print what was written into a folder, how a graph compares with torch, and what is next."""
     left, merged = (", ".join(written.get(key, ())) or "nothing" for key in ("adapter", "merged"))
-    if "base" in written:
-        lines = [f"adapter of {left}, for {written['base']}"]
-    elif "opset" in written:
+    if "opset" in written:
         lines = [
             f"ONNX opset {written['opset']}; merged {merged}; in the graph {left}",
             f"logits differ from torch's by at most {written['difference']:.1e}",

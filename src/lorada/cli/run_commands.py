@@ -381,9 +381,9 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue prompts with a finished run."""
-    from lorada.runs.folder import writers
+    from lorada.runs.folder import writer
 
-    recipe = writers([run])
+    recipe = writer(run)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference.generate import continue_prompts
 

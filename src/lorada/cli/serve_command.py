@@ -22,12 +22,6 @@ def serve(
         str | None,
         typer.Option(envvar="LORADA_API_KEY", help="what each request must bring"),
     ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="tokens of an answer; else what there is room for")
-    ] = None,
-    cache_tokens: Annotated[
-        int | None, typer.Option(min=64, help="keys and values that the cache of a batch holds")
-    ] = None,
     remote: Remote = False,
 ) -> None:
     """Serve runs and their base to OpenAI's clients; classes, scores, choices at /v1/classify."""
@@ -50,18 +44,15 @@ def serve(
         from lorada.inference.serving.served import open_classifiers, open_served
 
         classifiers = open_classifiers(runs, trust_remote_code=remote) if asked else {}
-        served = {}
-        if not asked:
-            served = open_served(runs, cache_tokens=cache_tokens, trust_remote_code=remote)
+        served = {} if asked else open_served(runs, trust_remote_code=remote)
     if host not in LOOPBACK and not api_key:
         note(f"anybody who reaches {host} may ask: --api-key KEY asks them for a key")
     address = address_of(socket)
     for name, one in served.items():
-        note(f"{name}: {one.described.get('method', 'the base alone')}")
+        note(f"{name}: {one.run.recipe.method if one.run.key else 'the base alone'}")
     for name, classifier in classifiers.items():
-        note(f"{name}: {classifier.described['method']}, {classifier.does} at /v1/classify")
+        note(f"{name}: {classifier.run.recipe.method}, {classifier.does} at /v1/classify")
     note(f"listening at {address}; Ctrl-C or SIGTERM ends it when running requests have ended")
     next_is(as_typed("curl", f"{address}/v1/models"), errors)
     with only_reports():  # no progress bar for each request
-        server = Server(served, classifiers, tokens=max_tokens, key=api_key)
-        serve_until_stopped(server.app(), socket)
+        serve_until_stopped(Server(served, classifiers, key=api_key).app(), socket)

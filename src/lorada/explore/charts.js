@@ -1,5 +1,5 @@
 "use strict";
-/* Charts of one run: the next token's probabilities, and the change through the layers. */
+/* Charts: the next token's probabilities, and the change through the layers. */
 
 const SERIES = [
   ["#1b1b1b", "#f0f0f0"], ["#0064a8", "#56b4e9"], ["#b34a00", "#f0983c"], ["#007a5a", "#35c99b"],
@@ -34,13 +34,14 @@ function nextTokens(run, next) {
 }
 
 /** The change through the layers, of all parts together and of each alone. */
-function changeLines(run, change, width, most) {
+function changeLines(run, change, width) {
   const keys = ["all", ...alone(run)].filter((key) => change[key]);
   const lines = keys.map((key) => ({ key, name: key === "all" ? "all together" : settingName(run, key), values: change[key] }));
-  return element("div", { class: "chart" }, changePicture(lines, change.all.length, width, most || 1));
+  return element("div", { class: "chart" }, changePicture(lines, change.all.length, width));
 }
 
-function changePicture(lines, layers, width, most) {
+function changePicture(lines, layers, width) {
+  const most = Math.max(...lines.flatMap((line) => line.values)) || 1;
   const [left, right, top, tall, bottom] = [56, 12, 12, 220, 44];
   const wide = width - left - right;
   const x = (i) => left + (layers > 1 ? i / (layers - 1) : 0.5) * wide;

@@ -1,16 +1,9 @@
 "use strict";
-/* One head in detail: its matrices side by side, for each run. */
+/* One head in detail: its matrices side by side. */
 
-/**
- * The pictures of a head: [{title, text, matrix, signed, most}].
- *
- * @param layer of the run that is shown
- * @param head its number
- * @param same the same layer in all runs and steps, which share the scale of colours
- */
-async function picturesOf(layer, head, same) {
-  const largest = (size) => Math.max(...same.map(size));
-  const most = largest((one) => Math.max(one.softmax.scale, one.without.scale));
+/** The pictures of a head of a layer: [{title, text, matrix, signed, most}]. */
+async function picturesOf(layer, head) {
+  const most = Math.max(layer.softmax.scale, layer.without.scale);
   const softmax = await matrixOf(layer.softmax, head);
   const without = await matrixOf(layer.without, head);
   const difference = together(softmax, without, -1);
@@ -21,12 +14,12 @@ async function picturesOf(layer, head, same) {
   if (layer.map) {
     const map = await matrixOf(layer.map, head);
     found.push({
-      title: "Map", matrix: map, signed: true, most: largest((one) => one.map?.scale ?? 0),
+      title: "Map", matrix: map, signed: true, most: layer.map.scale,
       text: "The map, as it is added: blue adds to what a token takes from another, orange subtracts.",
     }, {
       title: layer.inside ? "Softmax with the map inside" : "Sum", signed: true,
       matrix: layer.inside ? await matrixOf(layer.fused, head) : together(softmax, map, 1),
-      most: largest((one) => one.fused?.scale ?? one.softmax.scale + (one.map?.scale ?? 0)),
+      most: layer.fused?.scale ?? layer.softmax.scale + layer.map.scale,
       text: layer.inside
         ? "The map is added before the softmax here, so that no entry is below 0."
         : "Softmax plus map: the weights with which the head mixes the values. Orange is below 0.",
@@ -42,18 +35,16 @@ async function picturesOf(layer, head, same) {
   }];
 }
 
-/** A line that says what two tokens have to do with each other in a run's pictures. */
+/** A line that says what two tokens have to do with each other in the pictures. */
 function pairLine(pictures, at) {
   const [first] = pictures;
-  const column = at.key + first.offset;
-  if (at.query >= first.matrix.queries || column < 0 || column >= first.matrix.keys) return [];
   const numbers = pictures.map((one) => `${one.title.toLowerCase()} ${number(one.value(at.query, at.key))}`);
-  return ["“", quoted(first.tokens[at.query]), `” (${at.query}) looks at “`, quoted(first.key(column)),
+  return ["“", quoted(first.tokens[at.query]), `” (${at.query}) looks at “`, quoted(first.tokens[at.key]),
     `” (${at.key}): ${numbers.join(" · ")}`];
 }
 
-/** The pictures of one run and the line above them, which ``tell`` fills. */
-function runDetail(heading, pictures, tokens, view) {
+/** The pictures of a head and the line above them, which ``tell`` fills. */
+function headDetail(pictures, tokens, view) {
   const line = element("p", { class: "readout", "aria-live": "polite" });
   const made = pictures.map((one) => new MatrixPicture({ ...one, tokens, view }));
   const figures = made.map((picture, i) => element("figure", { class: "matrix" },
@@ -61,5 +52,5 @@ function runDetail(heading, pictures, tokens, view) {
     element("figcaption", {}, pictures[i].text)));
   const tell = (at) => line.replaceChildren(...(at ? pairLine(made, at)
     : ["Point at a square, or go to it with the arrow keys, to read its numbers."]));
-  return { tell, element: element("div", { class: "run" }, heading, line, element("div", { class: "matrices" }, ...figures)) };
+  return { tell, element: element("div", {}, line, element("div", { class: "matrices" }, ...figures)) };
 }

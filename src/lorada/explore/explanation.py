@@ -37,19 +37,11 @@ from lorada.tuners.active_parts import (
 
 LIKELIEST = 10  # next tokens that are shown
 KEPT = ("first", "previous", "itself", "other")  # what a query attends to
-# The axes of every tensor.
-AXES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("softmax", "without", "map", "fused"), ("sample", "head", "query", "key")),
-    **dict.fromkeys(("negative", "map_negative", "effect", "moved"), ("head",)),
-    "attends": ("kept", "head"),
-    "change": ("layer",),
-    "probabilities": ("sample", "word"),
-}
 
 
 @dataclass(frozen=True)
 class ExplainedLayer:
-    """One attention layer on one batch; ``AXES`` names the axes of its tensors.
+    """One attention layer on one batch.
 
     Attributes:
         layer: name of the attention module.
@@ -78,11 +70,6 @@ class ExplainedLayer:
     relative_norm: float | None
     moved: Tensor
     attends: Tensor
-
-    @property
-    def shares(self) -> dict[str, Tensor]:
-        """``attends`` by the names in ``KEPT``."""
-        return dict(zip(KEPT, self.attends, strict=True))
 
 
 @dataclass(frozen=True)
@@ -120,13 +107,23 @@ class Explanation(Sequence[ExplainedLayer]):
         return self.layers[index]
 
     def to_html(self, path: str | Path) -> None:
-        """Write a page for a browser that shows all of it, without a network.
+        """Write a page for a browser that shows all of a batch of one sample, without a network."""
+        if len(self.ids) > 1:  # numbers by head are of a whole batch together
+            count = len(self.ids)
+            raise ValueError(f"a page shows one sample, not {count}: explain them one by one")
+        tokenizer = self.tokenizer
 
-        Raises:
-            ValueError: for a batch of several samples.
-            ImportError: without the extra ``explore``.
-        """
-        write_atomic(Path(path), page_of(self))
+        def word_of(token: int) -> str:
+            return str(token) if tokenizer is None else str(tokenizer.decode([token]))
+
+        ids = self.ids[0][self.real[0]].tolist()
+        text = tokenizer.decode(ids, skip_special_tokens=True) if tokenizer else ""
+        run = {
+            "name": "adapter", "method": ", ".join(self.parts), "parts": self.parts,
+            "head": self.head, "shown": [shown(self, word_of)],
+        }  # fmt: skip
+        sentences = [{"tokens": [*map(word_of, ids)], "text": text}]
+        write_atomic(Path(path), explorer_page({"sentences": sentences, "run": run}))
 
 
 @torch.no_grad()
@@ -365,24 +362,6 @@ def _probabilities(reads: Mapping[str, _Reading], real: Tensor) -> dict[str, Ten
     return found
 
 
-def page_of(found: Explanation) -> str:
-    """The explorer's page of one sample: numbers by head are of a whole batch together."""
-    if len(found.ids) > 1:
-        raise ValueError(f"a page shows one sample, not {len(found.ids)}: explain them one by one")
-
-    def word_of(token: int) -> str:
-        return str(token) if found.tokenizer is None else str(found.tokenizer.decode([token]))
-
-    ids = found.ids[0][found.real[0]].tolist()
-    text = found.tokenizer.decode(ids, skip_special_tokens=True) if found.tokenizer else ""
-    run = {
-        "name": "adapter", "method": ", ".join(found.parts), "parts": found.parts,
-        "head": found.head, "steps": [None], "shown": [[shown(found, word_of)]],
-    }  # fmt: skip
-    sentences = [{"tokens": [*map(word_of, ids)], "text": text}]
-    return explorer_page({"title": "adapter", "sentences": sentences, "runs": [run]})
-
-
 def shown(found: Explanation, word_of: Callable[[int], str]) -> dict[str, Any]:
     """What the page shows of a batch of one; ``word_of`` gives the text of a token or class.
 
@@ -417,7 +396,9 @@ def _shown_layer(layer: ExplainedLayer, real: Tensor) -> dict[str, Any]:
         "effect": by_head(layer.effect),
         "negative": by_head(layer.negative),
         "moved": by_head(layer.moved),
-        "attends": {kind: by_head(numbers) for kind, numbers in layer.shares.items()},
+        "attends": {
+            kind: by_head(numbers) for kind, numbers in zip(KEPT, layer.attends, strict=True)
+        },
         "softmax": matrices(layer.softmax),
         "map": matrices(layer.map),
         "without": matrices(layer.without),

@@ -1,6 +1,6 @@
-"""``lorada explore``: what the adapters of finished runs do to some sentences.
+"""``lorada explore``: what the adapter of a finished run does to some sentences.
 
-On a page, side by side and by step of the training; or in numbers, for the paper's figures.
+On a page; or in numbers, for the paper's figures.
 """
 
 from collections.abc import Sequence
@@ -16,32 +16,34 @@ from lorada.explore.explanation import Explanation, explain, shown
 from lorada.inference.generate import chat_prompt
 from lorada.inference.load import Run
 from lorada.methods.task_head import PEFT_NAMES
-from lorada.runs.folder import adapter_names, checkpoints, damaged_file
 from lorada.runs.recipe import JSONL
 from lorada.runs.result import read_result
 from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED, Form, Row
-from lorada.training.models.adapters import load_beside
 from lorada.training.models.loading import language_settings
 
 MOST_TOKENS = 512  # of a sentence, unless the run has learned from longer rows
-# Steps of a training that are shown besides its end, evenly among those that have a checkpoint.
-MOST_STEPS = 8
 
 
-def explored(runs: Sequence[Run], texts: Sequence[str]) -> dict[str, Any]:
-    """The data of the page: one or two runs on sentences, with the steps of their training."""
-    read = [[_words(run, text) for text in texts] for run in runs]
-    if any(other != read[0] for other in read[1:]):
-        raise ValueError(
-            f"{runs[0].folder} and {runs[1].folder} read other tokens: explore each alone"
-        )
-    names = adapter_names([run.folder for run in runs])
+def explored(run: Run, texts: Sequence[str]) -> dict[str, Any]:
+    """The data of the page: a run on sentences."""
+    if not isinstance(run.model, PeftModel):
+        raise ValueError(f"{run.folder} trained the base model itself: it has no adapter to show")
+    words = [[run.tokenizer.decode([one]) for one in tokens_to_show(run, text)] for text in texts]
+    pictures = []
+    for text in progress_bar(texts, f"Exploring {run.folder.name}"):
+        found = explain_text(run, text)
+        pictures.append(shown(found, partial(_word, run)))
     return {
-        "title": ", ".join(names),
-        "sentences": [{"tokens": a, "text": b} for a, b in zip(read[0], texts, strict=True)],
-        "runs": [_explored_run(run, name, texts) for run, name in zip(runs, names, strict=True)],
+        "sentences": [{"tokens": a, "text": b} for a, b in zip(words, texts, strict=True)],
+        "run": {
+            "name": run.folder.resolve().name,
+            "method": run.recipe.method,
+            "parts": found.parts,
+            "head": found.head,
+            "shown": pictures,
+        },
     }
 
 
@@ -84,68 +86,15 @@ def explain_text(run: Run, text: str) -> Explanation:
     return explain(run.model, batch)
 
 
-def _explored_run(run: Run, name: str, texts: Sequence[str]) -> dict[str, Any]:
-    model = run.model
-    if not isinstance(model, PeftModel):
-        raise ValueError(f"{run.folder} trained the base model itself: it has no adapter to show")
-    states = {**_checkpoints(run), None: "default"}
-    pictures, each = [], len(texts)
-    for key, text in progress_bar(
-        [(key, text) for key in states.values() for text in texts], f"Exploring {run.folder.name}"
-    ):
-        model.set_adapter(key, inference_mode=True)
-        found = explain_text(run, text)
-        pictures.append(shown(found, partial(_word, run)))
-    return {
-        "name": name,
-        "method": run.recipe.method,
-        "parts": found.parts,
-        "head": found.head,
-        "steps": list(states),
-        "shown": [pictures[start : start + each] for start in range(0, len(pictures), each)],
-    }
-
-
-def _checkpoints(run: Run) -> dict[int | None, str]:
-    """Some steps of a run's training, and PEFT's name for the checkpoint of each.
-
-    They are loaded beside its adapter; the last step is the run itself, unless the best was kept.
-    """
-    assert isinstance(run.model, PeftModel)
-    kept_best = run.recipe.early_stopping or run.recipe.training.get("load_best_model_at_end")
-    last = None if kept_best else read_result(run.folder)["steps"]
-    whole = [
-        (step, path)
-        for step, path in reversed(checkpoints(run.folder))
-        if step != last and not damaged_file(path)
-    ]
-    states: dict[int | None, str] = {}
-    count = min(len(whole), MOST_STEPS)
-    for number in range(count):
-        step, path = whole[number * (len(whole) - 1) // max(count - 1, 1)]
-        key = f"step{step}"
-        if key not in run.model.peft_config:
-            load_beside(run.model, path, key, run.drawn)
-        states[step] = key
-    return states
-
-
-def _words(run: Run, text: str) -> list[str]:
-    return [run.tokenizer.decode([token]) for token in tokens_to_show(run, text)]
-
-
 def _word(run: Run, number: int) -> str:
     """The name of a class, or the text of a token."""
     return run.labels[number] if run.labels else str(run.tokenizer.decode([number]))
 
 
-def sentence_maps(
-    run: Run, text: str, layer: int | None = None, head: int | None = None
-) -> dict[str, Any]:
+def sentence_maps(run: Run, text: str) -> dict[str, Any]:
     """The attention maps of one sentence, as in Figure 1, and the statistics of every layer.
 
-    ``layer`` is an index among those with a map, None for the last; ``head`` is None for that with
-    the largest norm of its map.
+    They are of the last layer with a map, and of the head whose map has the largest norm.
 
     Returns:
         ``tokens``, ``layer`` (its name), ``head``, ``maps`` (title → values, negative ratio) and
@@ -153,11 +102,9 @@ def sentence_maps(
     """
     ids = tokens_to_show(run, text)
     found = _explained(run, {"input_ids": torch.tensor([ids], device=run.device)})
-    shown = found[_index(layer, len(found), "layer")]
-    strongest = int(shown.map[0].norm(dim=(-1, -2)).argmax())
-    head = _index(strongest if head is None else head, shown.map.shape[1], "head")
+    shown = found[-1]
+    head = int(shown.map[0].norm(dim=(-1, -2)).argmax())
     return {
-        "text": text,
         "layer": shown.layer.removeprefix(PEFT_NAMES),
         "head": head,
         "tokens": [run.tokenizer.decode([i]).strip() or "␣" for i in ids],
@@ -177,13 +124,6 @@ def _numbers(layer: Any) -> dict[str, Any]:
         "negative_ratio": float(layer.negative.mean()),
         "map_negative_ratio": float(layer.map_negative.mean()),
     }
-
-
-def _index(wanted: int | None, count: int, what: str) -> int:
-    index = -1 if wanted is None else wanted
-    if not -count <= index < count:
-        raise ValueError(f"--{what} {index} is not in 0–{count - 1}")
-    return index % count
 
 
 def _explained(run: Run, batch: dict[str, Any]) -> list[Any]:

@@ -3,18 +3,16 @@
 ``explanation`` and ``explore`` make the data.
 
 Of the page:
-    title: its heading.
     sentences: of each its ``text``, and its ``tokens``, as the model reads them.
-    runs: one, or two side by side.
+    run: what is shown of a run.
 
-Of a run:
+Of the run:
     name, method: of the run, and what it trained.
     parts: display names of the adapter's parts; none is ``with``, ``without`` or ``all``.
     head: display name of a trained head, which each part alone has too; None without one.
-    steps: of the checkpoints, ascending; None for the finished run.
-    shown: by step, then by sentence.
+    shown: by sentence.
 
-Of a run on one sentence:
+Of it on one sentence:
     layers: in the model's order, with the numbers of ``ExplainedLayer`` by head, and its matrices
         as ``pack`` makes them; the sum only where the map is ``inside`` the softmax.
     next: the likeliest next tokens, or classes, ``with`` the adapter, ``without`` it and with
@@ -45,8 +43,6 @@ def pack(matrices: ArrayLike) -> dict[str, Any]:
     base64 of raw deflate of little-endian int16.
     """
     values = np.asarray(matrices, dtype=np.float64)
-    if values.ndim != 3:
-        raise ValueError(f"matrices of shape {values.shape} are not (heads, queries, keys)")
     scale = float(np.abs(values).max(initial=0.0))
     if not math.isfinite(scale):
         raise ValueError("a matrix has a number that is not finite: the run may have diverged")
@@ -64,10 +60,5 @@ def explorer_page(data: Mapping[str, Any]) -> str:
     """The page as HTML; the same data, as this file says, always give the same page."""
     from lorada.support.html import render_page  # needs the extra
 
-    return render_page(
-        HERE,
-        data["title"],
-        [(HERE / name).read_text(encoding="utf-8") for name in SCRIPTS],
-        runs=data["runs"],
-        data={"sentences": data["sentences"], "runs": data["runs"]},
-    )
+    scripts = [(HERE / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    return render_page(HERE, data["run"]["name"], scripts, run=data["run"], data=data)

@@ -27,9 +27,9 @@ const MEASURES = {
     "that goes to other tokens than the first, the one before and the token itself."),
 };
 
-/** The ends of a measure's scale over all runs and steps, so that colours can be compared. */
-function rangeOf(measure, everyShown) {
-  const values = everyShown.flatMap((shown) => shown.layers.flatMap((layer) => measure.read(layer) ?? []));
+/** The ends of a measure's scale over all layers. */
+function rangeOf(measure, layers) {
+  const values = layers.flatMap((layer) => measure.read(layer) ?? []);
   return [measure.least ? Math.min(...values) : 0, Math.max(...values)];
 }
 
@@ -44,9 +44,9 @@ function wordsOf(layer, head) {
 
 /** The grid of one run: a row for each head and a column for each layer. */
 class HeadsGrid {
-  /** ``at`` is the {layer, head} that the keyboard reaches; ``onOpen`` and ``onPoint`` get a layer and a head. */
-  constructor({ name, layers, measure, range, width, at, open, onOpen, onPoint }) {
-    Object.assign(this, { name, layers, measure, range, onOpen, onPoint });
+  /** ``at`` is the {layer, head} that the keyboard reaches; ``onOpen`` gets a layer and a head. */
+  constructor({ name, layers, measure, width, at, open, onOpen }) {
+    Object.assign(this, { name, layers, measure, range: rangeOf(measure, layers), onOpen });
     this.at = this.clamped(at);
     this.readout = element("p", { class: "readout" });
     this.cells = layers.map((layer, i) => layer.moved.map((_, head) => this.cell(layer, i, head, open)));
@@ -72,8 +72,8 @@ class HeadsGrid {
     });
     if (!missing) cell.style.background = shareColour(value, ...this.range);
     cell.addEventListener("click", () => { this.reach(number, head); this.onOpen(number, head); });
-    cell.addEventListener("pointerenter", () => this.onPoint(number, head));
-    cell.addEventListener("focus", () => this.onPoint(number, head));
+    cell.addEventListener("pointerenter", () => this.tell(number, head));
+    cell.addEventListener("focus", () => this.tell(number, head));
     cell.addEventListener("keydown", (event) => this.press(event, number, head));
     return cell;
   }
@@ -117,9 +117,8 @@ class HeadsGrid {
   /** Show the numbers of a head. */
   tell(number, head) {
     const layer = this.layers[number];
-    const found = layer?.moved[head] !== undefined;
-    this.readout.replaceChildren(element("b", {}, `Layer ${number}, head ${head}`), ...(found
-      ? [" (", element("bdi", {}, layer.name), `): ${wordsOf(layer, head)}`] : [": not in this model"]));
+    this.readout.replaceChildren(element("b", {}, `Layer ${number}, head ${head}`),
+      " (", element("bdi", {}, layer.name), `): ${wordsOf(layer, head)}`);
   }
 
   legend() {

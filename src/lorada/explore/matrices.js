@@ -7,12 +7,12 @@ async function inflate(base64) {
   return new Int16Array(await new Response(stream).arrayBuffer());
 }
 
-/** The matrix of one head, of int16 numbers of all heads, (H, T, K), which stay unpacked. */
+/** The square matrix of one head, of int16 numbers of all heads, which stay unpacked. */
 async function matrixOf(packed, head) {
-  const [, queries, keys] = packed.shape;
+  const [, size] = packed.shape;
   const whole = await (packed.whole ??= inflate(packed.data));
-  const values = Float64Array.from(whole.subarray(head * queries * keys, (head + 1) * queries * keys));
-  return { values: values.map((value) => value * packed.scale / 32767), queries, keys };
+  const values = Float64Array.from(whole.subarray(head * size * size, (head + 1) * size * size));
+  return { values: values.map((value) => value * packed.scale / 32767), size };
 }
 
 /** Two matrices together, entry by entry. */
@@ -28,31 +28,22 @@ const LEAST_ENTRY = 3;
 /** One matrix on a canvas with its tokens at the edges. */
 class MatrixPicture {
   /**
-   * Its ``matrix`` is {values, queries, keys}; ``most`` is the largest absolute value of the scale of
-   * colours. ``view`` is shared: ``at`` is the marked pair, whose keys count from the first token, so
-   * that what a prefix adds has numbers below 0; ``mark`` marks another.
+   * Its ``matrix`` is {values, size}, square; ``most`` is the largest absolute value of the scale of
+   * colours. ``view`` is shared: ``at`` is the marked pair; ``mark`` marks another.
    */
   constructor({ title, matrix, tokens, most, view, signed }) {
-    Object.assign(this, { title, matrix, most, view, signed });
-    this.offset = Math.max(0, matrix.keys - matrix.queries);
-    const fits = tokens.length === matrix.queries;
-    this.tokens = fits ? tokens : Array.from({ length: matrix.queries }, (_, i) => `token ${i}`);
+    Object.assign(this, { title, matrix, tokens, most, view, signed });
     this.canvas = element("canvas", {
       tabindex: "0", role: "application", "aria-roledescription": "matrix",
-      "aria-label": `${title}: ${matrix.queries} by ${matrix.keys} tokens. Arrow keys go from token to token.`,
+      "aria-label": `${title}: ${matrix.size} by ${matrix.size} tokens. Arrow keys go from token to token.`,
     });
     for (const kind of ["pointerdown", "pointermove"]) this.canvas.addEventListener(kind, (event) => this.point(event));
     this.canvas.addEventListener("keydown", (event) => this.press(event));
     view.pictures.push(this);
   }
 
-  key(column) {
-    const at = column - this.offset;
-    return at < 0 ? `prefix ${column}` : this.tokens[at];
-  }
-
   value(query, key) {
-    return this.matrix.values[query * this.matrix.keys + key + this.offset];
+    return this.matrix.values[query * this.matrix.size + key];
   }
 
   draw() {
@@ -61,31 +52,28 @@ class MatrixPicture {
     if (!room) return;
     const context = canvas.getContext("2d");
     context.font = FONT;
-    const names = [...this.tokens, ...(this.offset ? [this.key(0)] : [])].map((one) => short(one));
-    const label = Math.max(...names.map((one) => context.measureText(one).width)) + 14;
+    const label = Math.max(...this.tokens.map((one) => context.measureText(short(one)).width)) + 14;
     const edge = Math.min(label, Math.min(room, WIDEST) / 4);
-    const side = Math.max(Math.min(room, WIDEST) - edge - 1, LEAST_ENTRY * matrix.keys);
-    const tall = Math.min(side * matrix.queries / matrix.keys, side);
-    this.place = { edge, side, tall };
+    const side = Math.max(Math.min(room, WIDEST) - edge - 1, LEAST_ENTRY * matrix.size);
+    this.place = { edge, side };
     const ratio = devicePixelRatio || 1;
-    const size = { width: edge + side + 1, height: Math.round(edge + tall + 1) };
-    for (const [name, pixels] of Object.entries(size)) {
-      canvas.style[name] = `${pixels}px`;
-      canvas[name] = Math.round(pixels * ratio);
+    for (const name of ["width", "height"]) {
+      canvas.style[name] = `${edge + side + 1}px`;
+      canvas[name] = Math.round((edge + side + 1) * ratio);
     }
     context.scale(ratio, ratio);
     context.imageSmoothingEnabled = false;
-    context.drawImage(this.image(), edge, edge, side, tall);
+    context.drawImage(this.image(), edge, edge, side, side);
     this.drawEdges(context);
   }
 
   /** The matrix with one pixel an entry. */
   image() {
     if (this.painted?.theme === theme()) return this.painted.canvas;
-    const { values, queries, keys } = this.matrix;
-    const canvas = element("canvas", { width: keys, height: queries });
+    const { values, size } = this.matrix;
+    const canvas = element("canvas", { width: size, height: size });
     const context = canvas.getContext("2d");
-    const pixels = context.createImageData(keys, queries);
+    const pixels = context.createImageData(size, size);
     values.forEach((value, i) => pixels.data.set([...entryColour(value, this.most), 255], 4 * i));
     context.putImageData(pixels, 0, 0);
     this.painted = { theme: theme(), canvas };
@@ -94,40 +82,40 @@ class MatrixPicture {
 
   /** The frame, the tokens' labels and the marked pair. */
   drawEdges(context) {
-    const { matrix, view, place } = this;
-    const { edge, side, tall } = place;
+    const { matrix, view } = this;
+    const { edge, side } = this.place;
     const style = getComputedStyle(document.body);
-    const cell = [side / matrix.keys, tall / matrix.queries];
-    const marked = view.at ? [view.at.key + this.offset, view.at.query] : [];
+    const cell = side / matrix.size;
+    const marked = view.at ? [view.at.key, view.at.query] : [];
     context.strokeStyle = context.fillStyle = style.color;
     context.globalAlpha = 0.35;
-    context.strokeRect(edge - 0.5, edge - 0.5, side + 1, tall + 1);
+    context.strokeRect(edge - 0.5, edge - 0.5, side + 1, side + 1);
     context.globalAlpha = 1;
     context.direction = "ltr";
     context.textBaseline = "middle";
     context.textAlign = "right";
-    for (const [i, y] of this.labelled(cell[1], matrix.queries, marked[1])) {
+    for (const [i, y] of this.labelled(cell, marked[1])) {
       this.write(context, this.tokens[i], edge - 4, y, 0, i === marked[1]);
     }
     context.textAlign = "left";
-    for (const [i, x] of this.labelled(cell[0], matrix.keys, marked[0])) {
-      this.write(context, this.key(i), x, edge - 4, -Math.PI / 2, i === marked[0]);
+    for (const [i, x] of this.labelled(cell, marked[0])) {
+      this.write(context, this.tokens[i], x, edge - 4, -Math.PI / 2, i === marked[0]);
     }
-    if (!view.at || marked[0] < 0 || marked[0] >= matrix.keys || marked[1] >= matrix.queries) return;
-    const [x, y] = marked.map((number, axis) => edge + number * cell[axis]);
-    const [w, h] = cell.map((one) => Math.max(one, 4));
+    if (!view.at) return;
+    const [x, y] = marked.map((number) => edge + number * cell);
+    const size = Math.max(cell, 4);
     context.lineWidth = 2;
-    context.strokeRect(x, y, w, h);
+    context.strokeRect(x, y, size, size);
     context.strokeStyle = style.backgroundColor;
     context.lineWidth = 1;
-    context.strokeRect(x - 1.5, y - 1.5, w + 3, h + 3);
+    context.strokeRect(x - 1.5, y - 1.5, size + 3, size + 3);
   }
 
   /** The rows or columns whose label has room, [number, middle in pixels]; the marked one has. */
-  labelled(cell, count, marked) {
+  labelled(cell, marked) {
     const every = Math.ceil((LABEL + 1) / cell);
     const has = (i) => i === marked || (i % every === 0 && !(Math.abs(i - marked) < every));
-    return Array.from({ length: count }, (_, i) => [i, this.place.edge + (i + 0.5) * cell]).filter(([i]) => has(i));
+    return this.tokens.map((_, i) => [i, this.place.edge + (i + 0.5) * cell]).filter(([i]) => has(i));
   }
 
   write(context, token, x, y, angle, bold) {
@@ -142,24 +130,23 @@ class MatrixPicture {
   /** Mark the pair of tokens under a pointer. */
   point(event) {
     const { matrix, view, place } = this;
-    const query = Math.floor((event.offsetY - place.edge) / place.tall * matrix.queries);
-    const column = Math.floor((event.offsetX - place.edge) / place.side * matrix.keys);
-    if (query < 0 || column < 0 || query >= matrix.queries || column >= matrix.keys) return;
-    const key = column - this.offset;
+    const number = (offset) => Math.floor((offset - place.edge) / place.side * matrix.size);
+    const [query, key] = [number(event.offsetY), number(event.offsetX)];
+    if (query < 0 || key < 0 || query >= matrix.size || key >= matrix.size) return;
     if (query !== view.at?.query || key !== view.at?.key) view.mark(query, key);
   }
 
   /** Go to the next token with an arrow key; the marked pair stays in sight. */
   press(event) {
-    const { view, matrix, offset, place } = this;
+    const { view, matrix, place } = this;
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (!step || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     const from = view.at ?? { query: -step[0], key: -step[1] };
-    const query = Math.min(Math.max(from.query + step[0], 0), matrix.queries - 1);
-    const column = Math.min(Math.max(from.key + offset + step[1], 0), matrix.keys - 1);
-    view.mark(query, column - offset);
+    const [query, key] = [from.query + step[0], from.key + step[1]].map(
+      (number) => Math.min(Math.max(number, 0), matrix.size - 1));
+    view.mark(query, key);
     const box = this.canvas.parentElement;
-    box.scrollLeft = place.edge + place.side * column / matrix.keys - box.clientWidth / 2;
+    box.scrollLeft = place.edge + place.side * key / matrix.size - box.clientWidth / 2;
   }
 }

@@ -4,7 +4,6 @@ The metrics go into ``result.json``, and the answer to each row into ``predictio
 """
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,14 +48,10 @@ from lorada.runs.result import (
 from lorada.support.metric_names import LOSS, as_score, rows_metric
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import (
-    BUILTIN,
     HEADED,
     Form,
     Row,
     absolute_files,
-    files_of,
-    hub_source,
-    resolve,
 )
 from lorada.training.models.candidate_scores import (
     cached_scores,
@@ -89,31 +84,15 @@ def evaluate(
     files, None for the recipe's ``eval_data``; ``columns`` the user's names of fields, None for
     those of the training. ``base`` switches the adapter off. ``with_text`` keeps what was asked and
     the right answer beside each answer. A function of a file runs only if ``metric`` names it.
-
-    Returns:
-        The metrics, the one to score by first, such as ``exact_match`` in percent, ``loss`` in nats
-        per token, and ``n``.
+    Returned are the metrics, the one to score by first (percent; a loss in nats per token).
     """
     if metric is None:
         refuse_unnamed(run.metric, run.folder)
     rows = rows_to_score(run.recipe, read_result(run.folder), data, columns)
-    name = _name_of(run, data) if data else str(run.recipe.eval_data)
+    name = absolute_files(data or str(run.recipe.eval_data))
     if metric is not None:
         refuse_metric(metric, rows.form)
     return _score_all(run, {name: rows}, base=base, with_text=with_text, metric=metric)[name]
-
-
-def _name_of(run: Run, path: str) -> str:
-    """The name of a file's metrics: the one that the run knows the file by, else its whole path."""
-    if path.startswith(BUILTIN) or path == run.recipe.eval_data or hub_source(path) is not None:
-        return path
-
-    def real(names: str) -> list[str]:
-        return [os.path.realpath(resolve(name)) for name in files_of(names)]
-
-    scored = (name.removesuffix(BASE) for name in read_result(run.folder)["metrics"])
-    known = (name for name in map(str, (run.recipe.eval_data, *scored)) if real(name) == real(path))
-    return next(known, absolute_files(path))
 
 
 def evaluate_tasks(
@@ -121,10 +100,8 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Score a run on the test rows of its tasks and keep the numbers and answers in its folder.
 
-    ``data_dir`` replaces the recipe's; ``base`` and ``with_text`` are as in ``evaluate``.
-
-    Returns:
-        The metrics by task, and by split if a task has two; a task's main metric comes first.
+    ``data_dir`` replaces the recipe's; ``base`` and ``with_text`` are as in ``evaluate``. Returned
+    are the metrics by task, and by split if a task has two; a task's main metric comes first.
     """
     recipe = run.recipe.model_copy(update={"data_dir": data_dir or run.recipe.data_dir})
     sets = scored_rows(recipe, run.form, run.labels, run.kind)
@@ -145,10 +122,9 @@ def _score_all(
     for name, rows in sets.items():
         with scoring(run, base=base):
             scores, lines = score(run, rows, metric, with_text=with_text)
-        counted = {"n": len(rows.rows)}
-        if rows.form == "text" and not rows.protocol.lengths:
-            counted = {"n": len(lines), "documents": len(rows.rows)}
-        found[name] = {**counted, **scores, "sha256": rows.fingerprint}
+        windows = rows.form == "text" and not rows.protocol.lengths
+        count = len(lines) if windows else len(rows.rows)
+        found[name] = {"n": count, **scores, "sha256": rows.fingerprint}
         asked = "unparsable" in scores and not base
         unparsable = {name: scores["unparsable"]} if asked else None
         key = f"{name}{BASE}" if base else name
@@ -164,9 +140,7 @@ def score(
     """The metrics of a run's answers to some rows, and its loss on them.
 
     Rows of a user's own are scored by ``metric``, or by that of the run; others by their protocol.
-
-    Returns:
-        The metrics, and the lines of ``predictions.jsonl``, by the rows' numbers.
+    Returned besides are the lines of ``predictions.jsonl``, by the rows' numbers.
     """
     answers, losses, mean, cut = _answers_of(run, rows)
     own = rows.protocol in TASKS[JSONL].protocols.values()

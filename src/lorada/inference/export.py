@@ -5,15 +5,11 @@ gets the base with those merged, and an adapter of the rest beside it, if there 
 transformers loads both from DIR once lorada has been imported, and ends in an error otherwise.
 Without such an adapter DIR is a plain model, which does not need lorada.
 
-``--adapter-only`` writes the adapter and the tokenizer, for a base that is kept elsewhere.
-
 ``--format onnx`` writes a graph of the whole computation, with maps, bottlenecks and prefixes in
-it, made by ``transformers.exporters``. A decoder reads new tokens behind a cache of any length; a
-model with a head reads whole texts.
+it, made by ``transformers.exporters``. It reads whole texts.
 """
 
 import io
-import json
 import logging
 import shutil
 import warnings
@@ -26,37 +22,25 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lorada.data.tokenize import context_of
 from lorada.inference.exported_config import mark
 from lorada.inference.generate import end_tokens
-from lorada.inference.load import Run, load_run, refuse_changed
-from lorada.runs.folder import refuse_no_adapter, refuse_target
+from lorada.inference.load import Run, load_run
+from lorada.runs.folder import refuse_target
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
-from lorada.runs.result import read_result
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
-from lorada.support.files import atomic_path, json_text, scratch_folder
+from lorada.support.files import atomic_path
 from lorada.support.row_sources import HEADED
-from lorada.training.inputs import prepare
-from lorada.training.model_card import (
-    front_matter,
-    write_card,
-    write_model_card,
-    write_text,
-)
+from lorada.training.model_card import front_matter, write_model_card, write_text
 from lorada.training.models.adapters import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
     BESIDE,
-    adapter_config,
-    adapter_weights,
     pooling_of,
     save_beside,
     task_type,
 )
 from lorada.training.models.candidate_scores import accepted, positions_of
-from lorada.training.models.loading import model_folder
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import PoolingConfig
 from lorada.tuners.stack.merging import UnmergeableError
@@ -73,11 +57,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     """Write the finished run in ``folder`` as a model, with every part merged that can be.
 
     ``target`` is a new or empty folder, not inside the run; if an error ends the export, it is not
-    there, or empty.
-
-    Returns:
-        ``folder``, ``merged`` and ``adapter`` (kinds of parts), ``labels`` of a classifier,
-        ``dtype`` of the base.
+    there, or empty. Returned are ``folder``, ``merged`` and ``adapter`` (kinds of parts).
     """
     refuse_target(folder, target)
     run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
@@ -87,93 +67,37 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     # The recipe of a fully trained model that was loaded names the run's own folder.
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     with _new_folder(folder, target) as fresh:
-        base = _write(model, run, fresh)
+        _write(model, run, fresh)
         if left:
             mark(fresh)
         copy_licence(recipe.model, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
         write_model_card(fresh, recipe, merged, left, task)
-    return {
-        "folder": str(target),
-        "merged": merged,
-        "adapter": left,
-        "labels": list(run.labels),
-        "dtype": str(base.dtype).removeprefix("torch."),
-    }
+    return {"folder": str(target), "merged": merged, "adapter": left}
 
 
 @contextmanager
 def _new_folder(run: Path, target: Path) -> Iterator[Path]:
     """A folder to write, which becomes ``target`` at the end of the ``with`` block."""
     again = "Free space, then run the command again"
-    if not target.is_dir():
-        with full_disk_in_one_line(target, again), atomic_path(target) as fresh:
-            yield fresh
-            refuse_target(run, target)  # again, as somebody may have put files there meanwhile
-        return
-    # A folder that is there stays: it may be the working one, a link, or a mounted disk.
-    with full_disk_in_one_line(target, again), scratch_folder(target) as scratch:
-        yield scratch / "model"
-        if any(path.name != scratch.name for path in target.iterdir()):
-            raise ValueError(f"{target} is not empty: choose a new folder")
-        config_last = sorted((scratch / "model").iterdir(), key=lambda one: one.suffix == ".json")
-        for path in config_last:
-            path.replace(target / path.name)
+    with full_disk_in_one_line(target, again), atomic_path(target.resolve()) as fresh:
+        yield fresh
+        refuse_target(run, target)  # again, as somebody may have put files there meanwhile
 
 
-def export_adapter(
-    folder: Path, target: Path, *, trust_remote_code: bool = False
-) -> dict[str, Any]:
-    """Write the adapter of the finished run in ``folder``, and its tokenizer, into ``target``.
-
-    The adapter is written as it is, and names the run's base: by its id on the hub, or by the
-    absolute path of its folder.
-
-    Returns:
-        ``folder``, ``base``, ``adapter`` (kinds of parts) and ``labels`` of a classifier.
-    """
-    refuse_target(folder, target)
-    result = read_result(folder)
-    recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
-    refuse_no_adapter(folder)
-    source = folder / "adapter"
-    config = adapter_config(source)
-    adapter_weights(source)  # damaged files are refused here
-    refuse_changed(recipe, result, folder)
-    if recipe.rope_factor is not None:
-        logger.warning(
-            "trained with rope_factor=%s, which the base alone does not have: export the whole "
-            "model, or give its config the same stretch",
-            recipe.rope_factor,
-        )
-    name = model_folder(recipe.model)
-    base = str(Path(name).absolute()) if Path(name).is_dir() else name
-    tokenizer = prepare(recipe).tokenizer
-    with _new_folder(folder, target) as fresh:
-        fresh.mkdir()
-        shutil.copy(source / ADAPTER_WEIGHTS, fresh)
-        said = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        said["base_model_name_or_path"] = base
-        (fresh / ADAPTER_CONFIG).write_text(json_text(said) + "\n", encoding="utf-8")
-        tokenizer.save_pretrained(fresh)
-        copy_licence(recipe.model, fresh)
-        write_card(fresh, recipe, config, result)
-    return {
-        "folder": str(target),
-        "base": base,
-        "adapter": _names(config.parts),
-        "labels": result["labels"],
-    }
+def copy_licence(model: str, fresh: Path) -> None:
+    """Copy the texts of its licence from the folder of a base."""
+    for pattern in LICENCE_FILES if Path(model).is_dir() else ():
+        for path in Path(model).glob(pattern):
+            if path.is_file():
+                shutil.copy(path, fresh)
 
 
 def kinds(model: PeftModel | PreTrainedModel) -> list[str]:
     """The PEFT types of the parts in a model's adapter; empty for a model without one."""
     if not isinstance(model, PeftModel):
         return [] if pooling_of(model) is None else [PoolingConfig.registered_as.value]
-    return _names(model.peft_config["default"].parts)
-
-
-def _names(parts: list[Any]) -> list[str]:
+    parts = model.peft_config["default"].parts
     return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
 
 
@@ -209,11 +133,8 @@ def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
     return model, merged, left
 
 
-def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> PreTrainedModel:
-    """Write the model, its tokenizer, and the adapter of the parts that could not be merged.
-
-    Returns the base as it was written.
-    """
+def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> None:
+    """Write the model, its tokenizer, and the adapter of the parts that could not be merged."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     _say_answers(base, run)
     if isinstance(model, PeftModel):
@@ -225,7 +146,6 @@ def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> PreTrai
     base.save_pretrained(fresh)
     save_beside(base, fresh)
     run.tokenizer.save_pretrained(fresh)
-    return base
 
 
 def _say_answers(base: PreTrainedModel, run: Run) -> None:
@@ -237,28 +157,15 @@ def _say_answers(base: PreTrainedModel, run: Run) -> None:
         base.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
-def copy_licence(model: str, fresh: Path) -> None:
-    """Copy the texts of its licence from the folder of a base."""
-    for pattern in LICENCE_FILES if Path(model).is_dir() else ():
-        for path in Path(model).glob(pattern):
-            if path.is_file():
-                shutil.copy(path, fresh)
-
-
 # The largest difference of a graph from torch, as a share of the largest logit. In fp32 the sums
 # of both have errors of some 1e-6 of that; a part that is missing is off by its own effect.
 TOLERANCE = 1e-4
 PLAIN = "export the model without --format"
-PAST, SHORT = 2, 12  # tokens in the cache of the traced example, and in all of a short text
+SHORT = 12  # tokens of a short text
 CODE = """\
 import onnxruntime
 
 session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx")"""
-NOTES = """
-ONNX opset {opset}, in float32; logits differ from torch's by at most {difference:.1e}. A decoder
-reads new tokens behind a cache, empty at first: each output `output.cache…` is the next input
-`input.cache…`.
-"""
 
 
 def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -274,16 +181,15 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
     if run.kind == "encoder_decoder":
         raise ValueError(f"{recipe.model} is an encoder–decoder, which is no one graph: {PLAIN}")
     run.model.float().cpu()
-    cached = run.form not in HEADED
+    run.model.config.use_cache = False
     with _new_folder(folder, target) as fresh:
-        texts = list(_texts(run, cached=cached))
-        with torch.no_grad():
-            expected = [_logits(run.model, text, None, cached=cached) for text in texts]
+        texts = list(_texts(run))
+        expected = [_logits(run.model, text) for text in texts]
         model, merged, left = merge(run)
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         with _one_refusal(run):
-            graph, past = _graph_of(base, texts[0], cached=cached)
-            found = [_logits(graph, text, past, cached=cached) for text in texts]
+            graph = _graph_of(base, texts[0])
+            found = [_logits(graph, text) for text in texts]
             opset, difference = graph.program.opset_imports[""], _difference(found, expected)
             graph.save_pretrained(fresh)
         _say_answers(base, run)
@@ -291,14 +197,14 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
             base.generation_config.save_pretrained(fresh)
         run.tokenizer.save_pretrained(fresh)
         copy_licence(recipe.model, fresh)
-        metadata = front_matter(recipe, "onnx", task_type(base.config, classifies=not cached))
-        title, made = f"{recipe.model} after {recipe.method}, as a graph", "By lorada export."
-        notes = NOTES.format(opset=opset, difference=difference)
-        write_text(fresh, metadata, title=title, made=made, code=CODE, notes=notes)
-    return {
-        "folder": str(target), "format": "onnx", "opset": opset, "difference": difference,
-        "merged": merged, "adapter": left, "labels": list(run.labels), "dtype": "float32",
-    }  # fmt: skip
+        metadata = front_matter(
+            recipe, "onnx", task_type(base.config, classifies=run.form in HEADED)
+        )
+        title = f"{recipe.model} after {recipe.method}, as a graph"
+        made = f"ONNX opset {opset}, float32; logits differ from torch's by up to {difference:.1e}."
+        write_text(fresh, metadata, title=title, made=made, code=CODE, notes="")
+    written = {"folder": str(target), "merged": merged, "adapter": left}
+    return {**written, "opset": opset, "difference": difference}
 
 
 @contextmanager
@@ -322,32 +228,20 @@ def _one_refusal(run: Run) -> Iterator[None]:
         logging.disable(quiet)
 
 
-def _graph_of(
-    model: Any, example: dict[str, Any], *, cached: bool
-) -> tuple[Any, DynamicCache | None]:
-    """The graph of a model as it reads a text, and the cache that a decoder has behind a part."""
+def _graph_of(model: Any, example: Inputs) -> Any:
+    """The graph of a model as it reads a text."""
     import onnxruntime
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     free = torch.export.Dim.DYNAMIC  # not AUTO: an error if the model would serve one size only
-    sizes: dict[str, Any] = {name: {0: free, 1: free} for name in example}
-    past = None
-    if cached:
-        with torch.no_grad():
-            layers = model(**_part(example, 0, PAST), use_cache=True).cache.layers
-        # They keep all tokens; under a sliding window the mask hides them.
-        past = DynamicCache([(layer.keys, layer.values) for layer in layers])
-        example = {**_part(example, PAST, SHORT), "cache": past}
-        sizes["cache"] = [{0: free, 2: free}] * (2 * len(layers))
+    sizes = {name: {0: free, 1: free} for name in example}
     # onnxruntime optimises a graph when it loads it; onnxscript's optimiser takes minutes.
     config = OnnxConfig(dynamic_shapes=sizes, optimize=False)
     graph = OnnxExporter().export(model, example, config)
     for node in graph.program.graph.all_nodes():
         node.metadata_props.clear()  # the lines of Python that each operation comes from
-    session = onnxruntime.SessionOptions()
-    session.log_severity_level = 3  # errors; it warns of what it keeps
-    graph.to(session_options=session)
-    return graph, past
+    onnxruntime.set_default_logger_severity(3)  # errors; it warns of what it keeps
+    return graph
 
 
 def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -361,45 +255,19 @@ def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 @torch.no_grad()
-def _logits(
-    call: Callable[..., Any], text: Inputs, past: DynamicCache | None, *, cached: bool
-) -> Tensor:
-    """The logits of whole texts, or of a decoder that reads their last token by itself.
-
-    A graph is given an empty cache with the layers of ``past``; a model makes its own.
-    """
-    if not cached:
-        whole: Tensor = call(**text).logits
-        return whole.float()
-    mask, found, cache = text["attention_mask"].bool(), [], None
-    if past is not None:
-        size = len(mask), -1, 0, -1
-        layers = ((layer.keys, layer.values) for layer in past.layers)
-        cache = DynamicCache([tuple(x[:1, :, :0].expand(size) for x in both) for both in layers])
-    last = mask.shape[1] - 1
-    for start, stop in ((0, last), (last, last + 1)):
-        output = call(**_part(text, start, stop), cache=cache, use_cache=True)
-        found.append(output.logits.float())
-        cache = output.cache
-    return torch.cat(found, 1)[mask]
+def _logits(call: Callable[..., Any], text: Inputs) -> Tensor:
+    """The logits of a batch of texts: of each, or of each token that is no pad."""
+    logits: Tensor = call(**text).logits.float()
+    return logits if logits.dim() == 2 else logits[text["attention_mask"].bool()]
 
 
-def _part(text: Inputs, start: int, stop: int) -> Inputs:
-    """The tokens from ``start`` to ``stop``, behind those before them."""
-    # Contiguous: a trace would take the strides of a slice for a condition on the sizes.
-    return {
-        name: x[:, (0 if name == "attention_mask" else start) : stop].contiguous()
-        for name, x in text.items()
-    }
-
-
-def _texts(run: Run, *, cached: bool) -> Iterator[Inputs]:
+def _texts(run: Run) -> Iterator[Inputs]:
     """Padded batches of any tokens: short ones, and longer ones than the longest map."""
     base: Any = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
     special = {*run.tokenizer.all_special_ids, base.config.pad_token_id}
     known = min(len(run.tokenizer), base.config.get_text_config().vocab_size)
     tokens = torch.tensor([i for i in range(known) if i not in special])
-    typed = not cached and "token_type_ids" in run.tokenizer.model_input_names
+    typed = "token_type_ids" in run.tokenizer.model_input_names
     typed = typed and getattr(base.config, "type_vocab_size", 0) > 1
     length = max([SHORT, *(config.length for config in map_configs(run.model))])
     # All sizes of the first differ from each other, since a trace takes equal ones for one.
@@ -409,5 +277,6 @@ def _texts(run: Run, *, cached: bool) -> Iterator[Inputs]:
         chosen = tokens[torch.arange(batch * count).reshape(batch, count) * 31 % len(tokens)]
         ids = torch.where(mask.bool(), chosen, run.tokenizer.pad_token_id or 0)
         types = {"token_type_ids": ids % 2} if typed else {}  # any 0 and 1 will do
-        positions = accepted(base, position_ids=positions_of(mask)) if cached else {}
-        yield {"input_ids": ids, "attention_mask": mask, **types, **positions}
+        # A model with a head counts the positions by itself.
+        own = {} if run.form in HEADED else accepted(base, position_ids=positions_of(mask))
+        yield {"input_ids": ids, "attention_mask": mask, **types, **own}

@@ -30,8 +30,6 @@ BASE_TYPE, BASE_CLASSES = "base_model_type", "base_architectures"
 ENGINES = ("vllm", "sglang")
 # Engine → what its plugin makes of a marked config and of the folder, so that it serves both.
 READERS: dict[str, Callable[[dict[str, Any], str | None], dict[str, Any]]] = {}
-# What to install for an engine that has a plugin.
-PLUGINS = {"vllm": "install lorada-vllm, or "}
 
 
 class ExportedConfig(PreTrainedConfig):
@@ -41,21 +39,16 @@ class ExportedConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The config of the base.
-
-        Raises:
-            ValueError: in a process of an engine that would read the base alone, or whose plugin
-                refuses the folder.
-        """
+        """The config of the base; refused in an engine that would read the base alone."""
         config = {key: value for key, value in config_dict.items() if key != "lorada"}
         for engine in ENGINES:
             if engine in sys.modules:
                 folder = kwargs.get("name_or_path")
                 if engine not in READERS:
                     raise ValueError(
-                        f"{engine} would serve this folder without its lorada adapter: "
-                        f"{PLUGINS.get(engine, '')}use `lorada run transformers serve`, or export "
-                        "a run of a method that can be merged"
+                        f"{engine} would serve this folder without its lorada adapter: install "
+                        "lorada-vllm for vLLM, use `lorada run transformers serve`, or export a "
+                        "run of a method that can be merged"
                     )
                 config = READERS[engine](config, None if folder is None else str(folder))
         config["model_type"] = config.pop(BASE_TYPE)

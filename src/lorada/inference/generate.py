@@ -46,13 +46,9 @@ Watch = Callable[[Tensor], Tensor]
 
 
 class Text(NamedTuple):
-    """A text that a model wrote, its tokens, and whether it was cut at the limit.
-
-    The ids of an encoder–decoder begin with the one that its decoder starts from.
-    """
+    """A text that a model wrote, and whether it was cut at the limit."""
 
     text: str
-    ids: list[int]
     cut: bool
 
 
@@ -83,8 +79,7 @@ def generate(
     ``templated`` prompts have special tokens already, from a chat template. ``max_new_tokens`` are
     the most of an answer; None for the recipe's number.
     """
-    settings = generation_settings(run, max_new_tokens)
-    parts = [range(len(prompts))]
+    settings, parts = generation_settings(run, max_new_tokens), [range(len(prompts))]
     outputs = dict(generate_parts(run, prompts, parts, settings, templated=templated))
     cut = sum(one.cut for one in outputs.values())
     if cut and max_new_tokens is None:
@@ -118,7 +113,7 @@ def write(
     try:
         for index, ids in way(run, prompts, settings, watch):
             text = run.tokenizer.decode(ids, skip_special_tokens=True)
-            yield index, Text(text, ids, _is_cut(run, ids, text, settings))
+            yield index, Text(text, _is_cut(run, ids, text, settings))
     except (TypeError, AttributeError, RuntimeError) as error:
         if out_of_memory(error):
             raise
@@ -148,17 +143,12 @@ def _refilled(
     tokens = torch.tensor(settings.get("eos_token_id", []), dtype=torch.long, device=run.device)
     strings = settings.get("stop_strings")
     found = StopStringCriteria(run.tokenizer, strings) if strings else None
-    over = False
 
     def ended(ids: Tensor) -> Tensor:
-        nonlocal over
         last = torch.isin(ids[:, -1], tokens)
         if found is not None:
             last = last | found(ids, None)
-        if watch is not None and not over:  # tokens behind the end are to no use
-            last = last | watch(ids)
-            over = bool(last.all())
-        return last
+        return last if watch is None else last | watch(ids)
 
     limit, size = settings["max_new_tokens"], run.recipe.eval_batch_size
     writer = Writer(model, ended, limit, run.tokenizer.pad_token_id, size)
@@ -175,12 +165,14 @@ def _padded(
         settings["tokenizer"] = run.tokenizer
     if watch is not None:
         settings["stopping_criteria"] = StoppingCriteriaList([lambda ids, *_, **__: watch(ids)])
+    side = "left" if run.kind == "decoder" else None
     # Prompts of similar length share a batch. The longest come first, to run out of memory early.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     size = run.recipe.eval_batch_size
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        batch = padded(run, [prompts[i] for i in chosen])
+        asked = {"input_ids": [prompts[i] for i in chosen]}
+        batch = run.tokenizer.pad(asked, padding_side=side, return_tensors="pt").to(run.device)
         with torch.no_grad():
             ids = run.model.generate(**batch, **settings)
         # A decoder repeats the prompt in its output; an encoder–decoder does not.
@@ -210,11 +202,6 @@ def reason_against(run: Run, settings: Settings) -> str | None:
         known = name in FOLLOWED | WITHOUT_EFFECT or NEUTRAL.get(name, object()) == value
         if value is not None and not known:
             return f"it generates with {name}={value}"
-    limit, ends = settings["max_new_tokens"], settings.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [0 if ends is None else ends]
-    # A number of another kind may be damaged, and ``generate`` says so.
-    if type(limit) is not int or limit < 1 or any(type(end) is not int for end in ends):
-        return f"it generates with max_new_tokens={limit} and eos_token_id={ends}"
     prepare = getattr(type(model), "prepare_inputs_for_generation", None)
     if (
         prepare is not GenerationMixin.prepare_inputs_for_generation
@@ -303,10 +290,3 @@ def tokens_of(
         end = "beginning" if decodes else "end"
         logger.warning("%d of %d prompts lost their %s to fit the model", cut, len(prompts), end)
     return found
-
-
-def padded(run: Run, prompts: list[list[int]]) -> Any:
-    """A batch of prompts; a decoder's are padded at their beginning."""
-    side = "left" if run.kind == "decoder" else None
-    batch = run.tokenizer.pad({"input_ids": prompts}, padding_side=side, return_tensors="pt")
-    return batch.to(run.device)

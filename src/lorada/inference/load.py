@@ -60,11 +60,6 @@ class Run(Prepared):
     most: int | None = None
     pairs: bool = False
 
-    def activate(self) -> None:
-        """Make its adapter the one that the model uses; a fully trained model has none."""
-        if isinstance(self.model, PeftModel):
-            self.model.set_adapter(self.key, inference_mode=True)
-
     @property
     def device(self) -> torch.device:
         """The device that the model's inputs must be on."""
@@ -111,9 +106,11 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
             refuse_other(pooling_part(adapter_config(whole)), recipe.pooling, whole)
             attach(base.model, recipe.pooling)
     else:
-        adapted = load_adapted(base.model, folder / "adapter", base.drawn)
-        refuse_other(pooling_part(adapted.peft_config["default"]), recipe.pooling, folder)
-        model = adapted
+        if (folder / TRAINED_FILE).is_file():
+            model = load_part(base, folder / TRAINED_FILE, recipe.pooling)
+        else:
+            model = load_adapted(base.model, folder / "adapter", base.drawn)
+            refuse_other(pooling_part(model.peft_config["default"]), recipe.pooling, folder)
         refuse_changed(recipe, result, folder)
     model = model.to(base.model.device)
     return _run(recipe, prepared, result, folder, model, base.drawn)

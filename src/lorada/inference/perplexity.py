@@ -55,9 +55,9 @@ def slide(run: Run, rows: Rows) -> tuple[list[Losses], list[float], Metrics]:
 
 def _lengths(run: Run, rows: Rows) -> list[int]:
     """The context lengths to score: the recipe's, or those of the protocol that fit the model."""
-    if run.recipe.eval_lengths:  # checked when the run was loaded
-        return run.recipe.eval_lengths
-    lengths, context = list(rows.protocol.lengths), context_of(run.model.config)
+    # Those of the recipe were checked when the run was loaded.
+    lengths = run.recipe.eval_lengths or list(rows.protocol.lengths)
+    context = context_of(run.model.config)
     fitting = [length for length in lengths if context is None or length <= context]
     if not fitting:
         raise ValueError(
@@ -90,13 +90,9 @@ def window_losses(logits: Tensor, ids: Tensor) -> Tensor:
 def forgetting(run: Run) -> dict[str, Any]:
     """Measure a run's mean loss on a neutral text, and keep it in its ``result.json``.
 
-    The base of an adapter is the model with the adapter switched off. The base of a fully trained
-    model is loaded beside it, which takes its memory once more.
-
-    Returns:
-        ``text``, the name of the text; ``base`` and ``adapted``, mean losses in nats per token,
-        both None for a model that does not continue texts: an encoder, an encoder–decoder, or a
-        decoder with the head of a classifier.
+    The base of a fully trained model is loaded beside it, which takes its memory once more.
+    Returned are the name of the ``text``, and ``base`` and ``adapted``, mean losses in nats per
+    token, both None for a model that does not continue texts.
     """
     found: dict[str, Any] = {"text": TEXT.name, "base": None, "adapted": None}
     if run.kind == "decoder" and run.form not in HEADED:
@@ -120,11 +116,7 @@ def _base_loss(run: Run, ids: list[int]) -> float:
 
 
 def text_loss(model: Any, ids: list[int]) -> float:
-    """The mean loss of a text's tokens, of which there are several, in nats.
-
-    A decoder reads pieces of ``PIECE`` tokens, or fewer if its context is shorter; the first
-    token of each is not predicted.
-    """
+    """The mean loss of a text's tokens in nats, in pieces whose first token is not predicted."""
     length = min(context_of(model.config) or PIECE, PIECE)
     text = torch.tensor([ids], device=model.device)
     pieces = [text[:, start : start + length] for start in range(0, len(ids) - 1, length)]

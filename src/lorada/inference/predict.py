@@ -69,8 +69,7 @@ def as_answer(rows: Rows, index: int, found: Answered) -> Answer:
 def beside(given: list[Row], answers: list[Answer]) -> list[Answer]:
     """Put each answer beside the columns of its row, as they were read.
 
-    A field of an answer whose name is that of a column gets ``predicted_`` before its name, and a
-    warning says so.
+    A field that has the name of a column gets ``predicted_`` before it, and a warning says so.
     """
     columns = {name for row in given for name in row}
     names = {name: name for answer in answers for name in answer}
@@ -100,16 +99,15 @@ def say_cut(run: Run, answers: list[Answer]) -> None:
 def predict_to(
     run: Run, rows: Rows, given: list[Row], output: Path, *, overwrite: bool = False
 ) -> int:
-    """Answer rows into a file, JSON Lines or CSV by its ending; a link stays one to that file.
+    """Answer rows into a file, JSON Lines or CSV by its ending.
 
     ``given`` are the rows as they were read, with all their columns. Returned is how many rows an
-    earlier call had answered, which are not answered again. A file that is there already, even if
-    another command finished it meanwhile, or that has the rows, is refused.
+    earlier call had answered, which are not answered again. A file that is there already, or that
+    has the rows, is refused.
     """
     for name in files_of(rows.path):
         if output.exists() and os.path.exists(name) and output.samefile(name):
             raise ValueError(f"--output {output} is where the rows are, {name}: choose another")
-    output = Path(os.path.realpath(output))
     refuse_there(output, overwrite=overwrite)
     part, key = output.with_name(f"{output.name}.lorada-part"), _key(run, rows)
     answers = _answered_before(part, key, PART * run.recipe.eval_batch_size)
@@ -122,7 +120,6 @@ def predict_to(
                 file.flush()
                 os.fsync(file.fileno())
                 answers += found
-        refuse_there(output, overwrite=overwrite)
         if output.suffix.lower() == ".csv":
             write_atomic(output, _csv(beside(given, [_flat(answer) for answer in answers])))
         else:
@@ -135,10 +132,7 @@ def predict_to(
 def _key(run: Run, rows: Rows) -> str:
     """What the answers depend on, in short: the rows, the run's recipe and its weights."""
     weights = [p for name in WEIGHTS for p in sorted(run.folder.glob(name))]
-    files = [
-        (p.relative_to(run.folder).as_posix(), p.stat().st_size, p.stat().st_mtime_ns)
-        for p in weights
-    ]
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in weights]
     recipe = (run.folder / RECIPE_FILE).read_text(encoding="utf-8")
     text = json_text([rows.fingerprint, rows.form, rows.labels, PART, recipe, files])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -9,7 +9,7 @@ Shapes: B rows, T slots of a row: pads, its prompt, and what was written behind 
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,10 +21,6 @@ from lorada.training.models.refilled_cache import RefilledCache
 # A batch is refilled when 1/8 of its rows have ended: a prompt that is read alone costs almost as
 # much time as a step of the whole batch.
 SHARE = 8
-# How many tokens are written before the host reads which answers have ended. Elsewhere than on a
-# CPU it waits for the device each time.
-TOKENS = {"cpu": 1}
-ELSEWHERE = 8
 
 Ended = Callable[[Tensor], Tensor]
 
@@ -52,9 +48,6 @@ class _Rows:
     ids: Tensor  # (B, T); the cache has all but the last slot
     mask: Tensor  # (B, T): 1 for tokens, 0 for pads
     cache: RefilledCache  # keys and values of the first T-1 slots
-    # Of each token since the host read them, whether it ends the answer of a row, (B,).
-    ends: list[Tensor] = field(default_factory=list)
-    over: Tensor | None = None  # which rows have ended (B,), on the device; None before a token
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -66,10 +59,9 @@ class _Rows:
 
 @torch.no_grad()
 def write_answers(writer: Writer, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
-    """Answer prompts of token ids, the longest first.
+    """Answer prompts of token ids, the longest first: the index of each, and its answer's ids (N,).
 
-    Yields:
-        The index of a prompt, and the ids (N,) of its answer, in the order in which they end.
+    They come in the order in which they end.
     """
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
     if not waiting:
@@ -82,10 +74,7 @@ def write_answers(writer: Writer, prompts: Sequence[Sequence[int]]) -> Iterator[
             rows = _refilled(writer, rows, joining, prompts)
         else:
             assert rows is not None
-            # No answer that goes on may become longer than the limit.
-            left = writer.limit - max(rows.written[k] for k in rows.kept())
-            for _ in range(min(left, TOKENS.get(rows.ids.device.type, ELSEWHERE))):
-                _step(writer, rows)
+            _step(writer, rows)
         if rows is not None:
             yield from _ended(writer, rows)
 
@@ -131,9 +120,7 @@ def _refilled(
     if new is not None:
         numbers, written = numbers + new.numbers, written + new.written
         ids, mask = _stacked(ids, new.ids, writer.pad), _stacked(mask, new.mask, 0)
-    joined = _Rows(numbers, written, [False] * len(numbers), ids, mask, rows.cache)
-    joined.ends.append(writer.ended(ids))
-    return joined
+    return _Rows(numbers, written, [False] * len(numbers), ids, mask, rows.cache)
 
 
 def _read(writer: Writer, numbers: list[int], prompts: Sequence[Sequence[int]]) -> _Rows:
@@ -149,7 +136,7 @@ def _read(writer: Writer, numbers: list[int], prompts: Sequence[Sequence[int]]) 
     cache = RefilledCache()
     one = [1] * len(numbers)
     rows = _Rows(numbers, one, [False] * len(numbers), ids, mask, cache)
-    _append(writer, rows, _next_tokens(writer, rows, ids, positions_of(mask)))
+    _append(rows, _next_tokens(writer, rows, ids, positions_of(mask)))
     return rows
 
 
@@ -157,9 +144,9 @@ def _step(writer: Writer, rows: _Rows) -> None:
     """Write one more token behind every row; those that have ended get one to no use."""
     positions = rows.mask.sum(-1, keepdim=True) - 1
     # An ended row must not run out of the positions that the model has.
-    assert rows.over is not None
-    positions = positions.masked_fill(rows.over[:, None], 0)
-    _append(writer, rows, _next_tokens(writer, rows, rows.ids[:, -1:], positions))
+    over = torch.tensor(rows.done, device=positions.device)
+    positions = positions.masked_fill(over[:, None], 0)
+    _append(rows, _next_tokens(writer, rows, rows.ids[:, -1:], positions))
     rows.written = [written + 1 for written in rows.written]
 
 
@@ -175,25 +162,17 @@ def _next_tokens(writer: Writer, rows: _Rows, ids: Tensor, positions: Tensor) ->
     return logits.float().argmax(-1)
 
 
-def _append(writer: Writer, rows: _Rows, tokens: Tensor) -> None:
+def _append(rows: _Rows, tokens: Tensor) -> None:
     rows.ids = torch.cat([rows.ids, tokens[:, None]], -1)
     rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(rows), 1)], -1)
-    ends = writer.ended(rows.ids)
-    rows.ends.append(ends)
-    rows.over = ends if rows.over is None else rows.over | ends
 
 
 def _ended(writer: Writer, rows: _Rows) -> Iterator[tuple[int, Tensor]]:
-    """Read which answers have ended since the last time, mark their rows, and yield them."""
-    ends: list[list[bool]] = torch.stack(rows.ends).tolist()
-    for behind, last in zip(reversed(range(len(ends))), ends, strict=True):
-        end = rows.ids.shape[1] - behind  # what was written behind it was to no use
-        for row, number in enumerate(rows.numbers):
-            length = rows.written[row] - behind
-            if not rows.done[row] and (last[row] or length == writer.limit):
-                rows.done[row] = True
-                yield number, rows.ids[row, end - length : end]
-    rows.ends, rows.over = [], torch.tensor(rows.done, device=rows.ids.device)
+    """Mark the rows whose answers end with their last token, and yield these answers."""
+    for row, last in enumerate(writer.ended(rows.ids).tolist()):
+        if not rows.done[row] and (last or rows.written[row] == writer.limit):
+            rows.done[row] = True
+            yield rows.numbers[row], rows.ids[row, -rows.written[row] :]
 
 
 def _stacked(above: Tensor, below: Tensor, fill: int) -> Tensor:

@@ -122,17 +122,19 @@ def refuse_target(folder: Path, target: Path) -> None:
     """Refuse a ``target`` for something made from the run in ``folder``."""
     if folder.resolve() in (target.resolve(), *target.resolve().parents):
         raise ValueError(f"{target} lies in the run itself: choose a folder outside {folder}")
+    if target.resolve() == Path.cwd():
+        raise ValueError(f"{target} is the working folder: choose a new folder")
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file: choose a new folder")
     if target.is_dir() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty: choose a new folder")
 
 
-def refuse_no_adapter(folder: Path, remedy: str = "leave out --adapter-only") -> None:
-    """Refuse a finished run that trained the model itself, where its adapter is asked for."""
+def refuse_no_adapter(folder: Path) -> None:
+    """Refuse to explore a finished run that trained the model itself."""
     if not (folder / "adapter").is_dir():
         raise ValueError(
-            f"{folder} has no adapter, as its method trained the model itself: {remedy}"
+            f"{folder} has no adapter, as its method trained the model itself: explore another run"
         )
 
 
@@ -341,15 +343,11 @@ def _sum(path: Path) -> str:
 OF_BASE = ("base_dtype", "quantization", "attn_implementation", "rope_factor")
 
 
-def writers(folders: Sequence[Path]) -> Recipe:
-    """The recipe of the first of several finished runs, which all write text on one base."""
-    recipes = [finished_run(folder) for folder in folders]
-    for folder in folders:
-        result = read_result(folder)
-        refuse_no_text(folder, result["form"], result["labels"])
-    adapter_names(folders)
-    refuse_different_bases(folders)
-    return recipes[0]
+def writer(folder: Path) -> Recipe:
+    """The recipe of a finished run, which must be one that writes text."""
+    recipe, result = finished_run(folder), read_result(folder)
+    refuse_no_text(folder, result["form"], result["labels"])
+    return recipe
 
 
 def to_serve(folders: Sequence[Path]) -> tuple[Recipe, bool]:

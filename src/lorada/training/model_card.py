@@ -1,7 +1,6 @@
 """Writes the model card (README.md) of an adapter or of an exported model."""
 
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -60,24 +59,22 @@ def front_matter(recipe: Recipe, library: str, task_type: str) -> str:
     return str(data.to_yaml())
 
 
-def write_card(
-    folder: Path, recipe: Recipe, config: LoradaConfig, result: dict[str, Any] | None = None
-) -> None:
-    """Write the model card of an adapter with a ``config`` into its folder.
-
-    ``result`` is the ``result.json`` of its run; None before there is one.
-    """
+def write_card(folder: Path, recipe: Recipe, config: LoradaConfig, outputs: int) -> None:
+    """Write the model card of an adapter with a ``config``; a head of its has so many outputs."""
     plain = config.plain is not None  # then PEFT needs no lorada
     knows = "PEFT loads it:" if plain else "PEFT knows its parts once `lorada` has been\nimported:"
     line = "import lorada  # registers the adapter types; without it: KeyError: 'LORADA'\n"
     auto = f"AutoPeftModelFor{TASK_NAMES[config.task_type][0]}"
+    # The base may have a head of another size; the weights of the trained one are saved.
+    head = f", num_labels={outputs}, ignore_mismatched_sizes=True"
+    head = head if config.task_type == "SEQ_CLS" else ""
     write_text(
         folder,
         front_matter(recipe, "peft", config.task_type),
         title=f"{recipe.method} adapter for {recipe.model}",
         made=f"Trained with lorada {__version__}. {knows}",
         code=("" if plain else line) + f"from peft import {auto}\n\n"
-        f'model = {auto}.from_pretrained("path/to/this/folder"{_outputs(result)})',
+        f'model = {auto}.from_pretrained("path/to/this/folder"{head})',
         notes=("" if plain else f"\n{LAUNCH}\n")
         + ADAPTER_NOTES.format(
             parts=", ".join(getattr(one.peft_type, "value", one.peft_type) for one in config.parts),
@@ -86,14 +83,6 @@ def write_card(
             seed=recipe.training.get("seed", 42),
         ),
     )
-
-
-def _outputs(result: dict[str, Any] | None) -> str:
-    """The arguments for a head whose size the base may have otherwise; its weights are saved."""
-    if result is None or not (result["labels"] or result["form"] == "score"):
-        return ""
-    size = len(result["labels"]) or 1
-    return f", num_labels={size}, ignore_mismatched_sizes=True"
 
 
 def write_model_card(

@@ -237,7 +237,7 @@ def save_model(setup: Setup, weights: dict[str, torch.Tensor] | None) -> None:
     with atomic_path(Path(recipe.output) / ("adapter" if adapted else "model")) as fresh:
         model.save_pretrained(fresh)
         if adapted:
-            write_card(fresh, recipe, model.peft_config["default"])
+            write_card(fresh, recipe, model.peft_config["default"], model.config.num_labels)
         else:
             setup.prepared.tokenizer.save_pretrained(fresh)
             if recipe.pooling is not None:

@@ -4,8 +4,6 @@ import http.client
 import json
 import logging
 import socket
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
 
 import httpx2
@@ -15,7 +13,7 @@ from servers import running, trained
 
 from lorada.inference.serving import api
 from lorada.inference.serving.api import Server
-from lorada.inference.serving.served import asks_of, open_served
+from lorada.inference.serving.served import open_served
 
 BASE = "llama"
 LONG = {"model": BASE, "prompt": "9", "max_tokens": 500}
@@ -50,9 +48,9 @@ def said(response, status):
 REFUSED = {
     "half a character": (b'{"prompt": "\\ud800"}', "unexpected end of hex escape"),
     "an empty prompt": ({"prompt": ""}, "the prompt is empty"),
-    "no prompts": ({"prompt": []}, "prompt.list[str]: List should have at least 1 item"),
-    "an unknown token": ({"prompt": [[5], [10**6]]}, "1000000 is no token of this model"),
-    "a long token": ({"prompt": [10**4000]}, "100000"),
+    "no tokens": ({"prompt": []}, "List should have at least 1 item"),
+    "an unknown token": ({"prompt": [5, 10**6]}, "1000000 is no token of this model"),
+    "a seed": ({"temperature": 1.0, "seed": 7}, "'seed' is not offered here: leave it out"),
     "too many tokens": ({"max_tokens": 512}, "a prompt of 1 tokens and an answer of 512 does not"),
     "a long prompt": ({"prompt": "a" * 512}, "a prompt of 512 tokens does not fit: there is room"),
     "not a number": (b'{"model": "llama", "prompt": "a", "temperature": NaN}', "temperature"),
@@ -67,25 +65,6 @@ def test_what_cannot_be_answered_is_refused_in_one_line(case, usual):
     message = said(httpx2.post(usual.url + COMPLETE, content=body, timeout=60), 400)
     assert text in message
     assert len(message) < 1000
-
-
-def test_a_prompt_that_takes_long_to_read_keeps_no_other_request_waiting(usual, monkeypatch):
-    begun, go_on = threading.Event(), threading.Event()
-
-    def slow(*words):
-        begun.set()
-        go_on.wait(timeout=60)
-        return asks_of(*words)
-
-    monkeypatch.setattr(api, "asks_of", slow)
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(ask, usual, {**LONG, "max_tokens": 2})
-        try:
-            assert begun.wait(timeout=20)
-            assert httpx2.get(usual.url + "/v1/models", timeout=10).status_code == 200
-        finally:
-            go_on.set()
-        assert answer.result().status_code == 200
 
 
 def test_a_tokenizer_without_a_chat_template_is_said(usual, served, monkeypatch):
@@ -112,19 +91,10 @@ def test_a_key_is_asked_for_where_there_is_one(served):
             assert httpx2.get(found.url + "/v1/models", headers=found_so).status_code == 200
         right = {"Authorization": "Bearer s3cret"}
         assert ask(found, {**LONG, "max_tokens": 2}, headers=right).status_code == 200
-        assert httpx2.get(found.url + "/v1/models", headers=right).status_code == 200
-        assert httpx2.get(found.url + "/health").json() == {"status": "ok"}
-
-
-def test_a_longer_answer_than_the_server_writes_is_refused(served):
-    with running(Server(served, tokens=20)) as found:
-        assert "more than this server writes, 20" in said(ask(found, LONG), 400)
-        assert ask(found, {**LONG, "max_tokens": 20}).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_request_that_is_cut_off_frees_its_place(stream, served, caplog):
-    caplog.set_level("INFO")
+def test_a_request_that_is_cut_off_frees_its_place(stream, served):
     with running(Server(served)) as found:
         host = found.url.removeprefix("http://")
         connection = http.client.HTTPConnection(host, timeout=10)
@@ -136,27 +106,17 @@ def test_a_request_that_is_cut_off_frees_its_place(stream, served, caplog):
         if stream:
             connection.sock = None
         until(lambda: not at_work(served))
+        assert not any(one.output_router.result_handlers for one in served[BASE].batches.values())
         until(lambda: ask(found, {**LONG, "max_tokens": 1}).status_code == 200)
-        until(lambda: any("499 /v1/completions model=llama" in text for text in caplog.messages))
 
 
-def test_a_client_that_leaves_before_its_request_is_sent_leaves_one_line(usual, caplog):
-    caplog.set_level("INFO")
-    uvicorn = logging.getLogger("uvicorn.error")  # its lines do not propagate
-    uvicorn.addHandler(caplog.handler)
-    try:
-        host, port = usual.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=10) as client:
-            head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"
-            client.sendall(head)
-        until(lambda: caplog.records)
-        assert httpx2.get(usual.url + "/v1/models").status_code == 200
-    finally:
-        uvicorn.removeHandler(caplog.handler)
-    names = ("lorada.", "uvicorn.")
-    (line,) = [one for one in caplog.records if one.name.startswith(names)]
-    assert line.getMessage().startswith("499 /v1/completions model=-")
-    assert not line.exc_info
+def test_a_client_that_leaves_before_its_request_is_sent_is_no_fault(usual, caplog):
+    host, port = usual.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"
+        client.sendall(head)
+    assert httpx2.get(usual.url + "/v1/models").status_code == 200
+    assert not caplog.records
 
 
 def at_work(served) -> int:
@@ -165,8 +125,7 @@ def at_work(served) -> int:
     return sum(len(one.scheduler.active_requests) for one in processors if one)
 
 
-def test_a_batch_that_died_is_made_anew_and_has_two_lines_in_the_log(served, monkeypatch, caplog):
-    caplog.set_level("INFO")
+def test_a_batch_that_died_is_made_anew_and_has_a_line_in_the_log(served, monkeypatch, caplog):
     with running(Server(served)) as found:
         assert ask(found, {**LONG, "max_tokens": 2}).status_code == 200
         base = served[BASE].view._shared.base
@@ -176,20 +135,23 @@ def test_a_batch_that_died_is_made_anew_and_has_two_lines_in_the_log(served, mon
         monkeypatch.setattr(base, "forward", broken)
         caplog.clear()
         assert "the model failed at this answer" in said(ask(found, LONG), 503)
-        until(lambda: httpx2.get(found.url + "/health").status_code == 503)
+        until(lambda: not served[BASE].batches[False].is_running())
         lines = [one.getMessage() for one in caplog.records if one.name.startswith("lorada.")]
-        assert sorted(lines)[1:] == ["a request failed: a card fell off the bus"]
-        assert sorted(lines)[0].startswith("503 /v1/completions model=llama")
+        assert lines == ["a request failed: a card fell off the bus"]
         monkeypatch.setattr(base, "forward", kept)
         assert ask(found, {**LONG, "max_tokens": 2}).status_code == 200
-        assert httpx2.get(found.url + "/health").status_code == 200
 
 
 def test_a_fault_of_the_server_is_in_its_log_only(usual, monkeypatch, caplog):
-    monkeypatch.setattr(api, "asks_of", Mock(side_effect=KeyError("s3cret path")))
-    assert said(ask(usual, LONG), 500) == "the server failed at this answer"
-    (fault,) = [one for one in caplog.records if one.levelname == "ERROR"]
-    assert fault.getMessage() == "a request failed: 's3cret path'"
-    assert fault.exc_info
+    uvicorn = logging.getLogger("uvicorn.error")  # its lines do not propagate
+    uvicorn.addHandler(caplog.handler)
+    try:
+        monkeypatch.setattr(api, "ask_of", Mock(side_effect=KeyError("s3cret path")))
+        assert said(ask(usual, LONG), 500) == "the server failed at this answer"
+        until(lambda: caplog.records)
+    finally:
+        uvicorn.removeHandler(caplog.handler)
+    faults = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert all(isinstance(one.exc_info[1], KeyError) for one in faults)
     monkeypatch.undo()
     assert ask(usual, {**LONG, "max_tokens": 2}).status_code == 200

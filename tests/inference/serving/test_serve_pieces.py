@@ -124,10 +124,3 @@ def test_streamed_and_whole_answers_are_one_text_that_ends_at_the_first_stop(
 def test_half_a_character_is_not_shown(name):
     ids = TOKENIZERS[name]("€", add_special_tokens=False)["input_ids"]
     assert streamed(name, ids, [1, 1]) == ["", "", "€"]
-
-
-def test_a_stop_text_within_a_token_cuts_it():
-    ids = TOKENIZERS["byte-level"].convert_tokens_to_ids(["b", "ab", END])
-    assert streamed("byte-level", ids, [3]) == ["bab"]
-    assert streamed("byte-level", ids, [3], stops=("b" + END, "ab")) == ["b"]
-    assert streamed("byte-level", ids[1:], [2], stops=("b",)) == ["a"]

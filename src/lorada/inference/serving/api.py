@@ -14,28 +14,24 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from lorada.inference.answer_text import AnswerText
 from lorada.inference.serving.requests import (
     ChatRequest,
     ClassifyRequest,
     CompletionRequest,
-    EngineFailed,
     Kind,
-    Record,
     Refused,
     refusal_of,
     request_of,
 )
-from lorada.inference.serving.served import Ask, Classifier, Served, asks_of
+from lorada.inference.serving.served import Ask, Classifier, Served, ask_of, failed
 from lorada.support.files import json_lines
 
 KINDS: dict[str, Kind] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
     "/v1/classify": ClassifyRequest,
-    "/classify": ClassifyRequest,  # vLLM's own address has no version
 }
 
 
@@ -47,15 +43,10 @@ class Server:
         served: Mapping[str, Served],
         classifiers: Mapping[str, Classifier] | None = None,
         *,
-        tokens: int | None = None,
         key: str | None = None,
     ) -> None:
-        """Load nothing: the names are there already.
-
-        ``tokens`` are the most of an answer, None for what the model has room for. Each request
-        under ``/v1`` must bring the ``key``, if there is one.
-        """
-        self.tokens, self._key, self._created = tokens, (key or "").encode(), int(time.time())
+        """Load nothing; each request under ``/v1`` must bring the ``key``, if there is one."""
+        self._key, self._created = (key or "").encode(), int(time.time())
         self.served = served
         self.names: dict[str, Served | Classifier] = {**served, **(classifiers or {})}
 
@@ -65,14 +56,12 @@ class Server:
         async def refuse(_: Request, error: Exception) -> Response:
             return refusal_of(error).response()
 
+        answering = [
+            Route(at, partial(self._answer, kind), methods=["POST"]) for at, kind in KINDS.items()
+        ]
         return Starlette(
-            routes=[
-                *(Route(at, Answering(self, kind), methods=["POST"]) for at, kind in KINDS.items()),
-                Route("/v1/models", self._models),
-                Route("/v1/models/{name:path}", self._models),
-                Route("/health", self._health),
-            ],
-            exception_handlers={HTTPException: refuse, Exception: refuse},
+            routes=[*answering, Route("/v1/models", self._models)],
+            exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, Exception), refuse),
             lifespan=self._stop_at_the_end,
         )
 
@@ -83,27 +72,20 @@ class Server:
             await asyncio.to_thread(served.stop)
 
     async def _models(self, request: Request) -> Response:
-        """All names, or the one in the address."""
-        self.check_key(request)
+        """All names."""
+        self._check_key(request)
         head = {"object": "model", "created": self._created, "owned_by": "lorada"}
-        about = {name: {"id": name, **head, **one.described} for name, one in self.names.items()}
-        if (name := request.path_params.get("name")) is None:
-            return JSONResponse({"object": "list", "data": list(about.values())})
-        return JSONResponse(about[self.named(name).name])
+        listed = [{"id": name, **head} for name in self.names]
+        return JSONResponse({"object": "list", "data": listed})
 
-    async def _health(self, _: Request) -> Response:
-        down = [name for name, one in self.served.items() if not one.running()]
-        failed = {"status": "failed", "models": down}
-        return JSONResponse(failed if down else {"status": "ok"}, 503 if down else 200)
-
-    def named(self, name: str) -> Served | Classifier:
+    def _named(self, name: str) -> Served | Classifier:
         """What answers to a name; one that nothing answers to is refused."""
         if name not in self.names:
             said = f"no model {name[:100]!r} here; there are {', '.join(self.names)}"
             raise Refused(404, said, code="model_not_found", param="model")
         return self.names[name]
 
-    def check_key(self, request: Request) -> None:
+    def _check_key(self, request: Request) -> None:
         """Refuse a request without the key of the server, if it has one."""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         same = hmac.compare_digest(given.strip(" ").encode(), self._key)
@@ -111,64 +93,37 @@ class Server:
             said = "no valid API key: send Authorization: Bearer KEY"
             raise Refused(401, said, code="invalid_api_key")
 
-
-class Answering:
-    """Answers the requests to an address, whole or as a stream, as an ASGI application."""
-
-    def __init__(self, server: Server, kind: Kind) -> None:
-        self._server, self._kind = server, kind
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; whatever becomes of it, the log has a line."""
-        request, record = Request(scope, receive), Record(scope["path"])
-        try:
-            try:
-                response = await self._response(request, record)
-            except Exception as error:
-                refusal = refusal_of(error)
-                record.status, response = refusal.status_code, refusal.response()
-            await response(scope, receive, send)
-        finally:
-            record.end()
-
-    async def _response(self, request: Request, record: Record) -> Response:
-        self._server.check_key(request)
-        body = request_of(self._kind, await request.body())
-        named = self._server.named(body.model)
-        record.model = named.name
+    async def _answer(self, kind: Kind, request: Request) -> Response:
+        """Answer one request, whole or as a stream."""
+        self._check_key(request)
+        body = request_of(kind, await request.body())
+        named = self._named(body.model)
         # In threads: others are answered while long texts are made tokens, or labelled.
         if isinstance(body, ClassifyRequest) and isinstance(named, Classifier):
-            whole = await asyncio.to_thread(named.classify, body.rows, record)
-        elif isinstance(named, Served) and not isinstance(body, ClassifyRequest):
-            asks = await asyncio.to_thread(asks_of, named, body, self._server.tokens)
-            record.read = sum(len(ask.ids) for ask in asks)
-            answer = Answers(named, asks, body.stops, record, chat=isinstance(body, ChatRequest))
-            if body.stream:
-                usage = bool(body.stream_options and body.stream_options.include_usage)
-                events = self._events(answer.chunks(usage=usage), record)
-                return StreamingResponse(events, media_type="text/event-stream")
-            whole = await _unless_closed(request, answer.whole())
-        else:
+            return JSONResponse(await asyncio.to_thread(named.classify, body.rows))
+        if isinstance(body, ClassifyRequest) or isinstance(named, Classifier):
             decoder = "/v1/chat/completions or /v1/completions"
             at = "/v1/classify" if isinstance(named, Classifier) else decoder
             raise Refused(400, f"{named.name} does not answer here: ask {at}", param="model")
-        record.status = 200
-        return JSONResponse(whole)
+        ask = await asyncio.to_thread(ask_of, named, body)
+        answer = Answer(named, ask, body.stops, chat=isinstance(body, ChatRequest))
+        if not body.stream:
+            return JSONResponse(await _unless_closed(request, answer.whole()))
+        usage = bool((body.stream_options or {}).get("include_usage"))
+        return StreamingResponse(
+            _events(answer.chunks(usage=usage)), media_type="text/event-stream"
+        )
 
-    async def _events(
-        self, chunks: AsyncGenerator[dict[str, Any]], record: Record
-    ) -> AsyncGenerator[str]:
-        """The events of a streamed answer; an error is an event too."""
-        try:
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    yield f"data: {json_lines([chunk])}\n"
-            record.status = 200
-            yield "data: [DONE]\n\n"
-        except Exception as error:
-            refusal = refusal_of(error)
-            record.status = refusal.status_code
-            yield f"data: {json_lines([refusal.body])}\n"
+
+async def _events(chunks: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[str]:
+    """The events of a streamed answer; a refusal is an event too."""
+    try:
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield f"data: {json_lines([chunk])}\n"
+        yield "data: [DONE]\n\n"
+    except Refused as refusal:
+        yield f"data: {json_lines([refusal.body])}\n"
 
 
 async def _unless_closed(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
@@ -189,17 +144,15 @@ async def _unless_closed(request: Request, work: Coroutine[Any, Any, Any]) -> An
         closing.cancel()
 
 
-class Answers:
-    """The answers to the prompts of one request, whole or in chunks of a stream."""
+class Answer:
+    """The answer to one request, whole or in chunks of a stream."""
 
-    def __init__(
-        self, served: Served, asks: list[Ask], stops: tuple[str, ...], record: Record, *, chat: bool
-    ) -> None:
-        """Begin with nothing; ``stops`` end an answer and are not part of it."""
-        self._served, self._asks, self._record, self._chat = served, asks, record, chat
+    def __init__(self, served: Served, ask: Ask, stops: tuple[str, ...], *, chat: bool) -> None:
+        """Begin with nothing; ``stops`` end the answer and are not part of it."""
+        self._served, self._ask, self._chat = served, ask, chat
         # Texts of the run's own protocol end an answer too, and stay in it as in ``generate``.
-        tokenizer = served.run.tokenizer
-        self._texts = [AnswerText(tokenizer, stops, served.stops) for _ in asks]
+        self._text = AnswerText(served.run.tokenizer, stops, served.stops)
+        self._written = 0  # tokens
         kind, prefix = ("chat.completion", "chatcmpl") if chat else ("text_completion", "cmpl")
         self._head = {
             "id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()),
@@ -207,66 +160,56 @@ class Answers:
         }  # fmt: skip
 
     async def whole(self) -> dict[str, Any]:
-        """The answers in one object."""
+        """The answer in one object."""
         async with aclosing(self._pieces()) as pieces:
-            last = {choice["index"]: choice async for _, choice in pieces}
-        choices = []
-        for index, text in enumerate(self._texts):
-            turn = {"message": {"role": "assistant", "content": text.shown}}
-            choices.append({**last[index], **(turn if self._chat else {"text": text.shown})})
-        return {**self._head, "choices": choices, "usage": self._record.usage}
+            *_, finish = [finish async for _, finish in pieces]
+        text = self._text.shown
+        turn = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+        return {**self._head, "choices": [_choice(turn, finish)], "usage": self._usage()}
 
     async def chunks(self, *, usage: bool) -> AsyncGenerator[dict[str, Any]]:
-        """An object for each piece of an answer, and one with the numbers of tokens if wanted."""
+        """An object for each piece of the answer, and one with the numbers of tokens if wanted."""
         head = self._head | ({"object": "chat.completion.chunk"} if self._chat else {})
         if self._chat:
-            first = {"index": 0, "logprobs": None, "finish_reason": None}
-            turn = {"delta": {"role": "assistant", "content": ""}}
-            yield {**head, "choices": [{**first, **turn}]}
+            first = {"delta": {"role": "assistant", "content": ""}}
+            yield {**head, "choices": [_choice(first, None)]}
         async with aclosing(self._pieces()) as pieces:
-            async for text, choice in pieces:
-                turn = {"delta": {"content": text} if text else {}}
-                yield {**head, "choices": [{**choice, **(turn if self._chat else {"text": text})}]}
+            async for text, finish in pieces:
+                delta = {"delta": {"content": text} if text else {}}
+                turn = delta if self._chat else {"text": text}
+                yield {**head, "choices": [_choice(turn, finish)]}
         if usage:
-            yield {**head, "choices": [], "usage": self._record.usage}
+            yield {**head, "choices": [], "usage": self._usage()}
 
-    async def _pieces(self) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
-        """The pieces of all answers as they come: new text, and the choice that it belongs to."""
-        came: asyncio.Queue[int] = asyncio.Queue()
-        newest: dict[int, Any] = {}  # only the latest of each counts: it has all tokens
-        written = {}  # what ends each answer
-        counted = [0] * len(self._asks)  # tokens
+    def _usage(self) -> dict[str, int]:
+        """The numbers of tokens, as OpenAI's API spells them."""
+        read, written = len(self._ask.ids), self._written
+        both = {"prompt_tokens": read, "completion_tokens": written}
+        return {**both, "total_tokens": read + written}
 
-        def tell(index: int, now: Any) -> None:
-            if index not in newest:
-                came.put_nowait(index)
-            newest[index] = now
-
+    async def _pieces(self) -> AsyncGenerator[tuple[str, str | None]]:
+        """The pieces of the answer as they come: new text, and with the last why it ends."""
+        came: asyncio.Queue[Any] = asyncio.Queue()
+        finish, end = None, self._served.begin(self._ask, came.put_nowait)
         try:
-            for index, ask in enumerate(self._asks):
-                written[index] = self._served.begin(ask, partial(tell, index))
-            while written:
-                index = await came.get()
-                now = newest.pop(index)
+            while finish is None:
+                now = await came.get()
+                while not came.empty():  # only the latest counts: it has all tokens
+                    now = came.get_nowait()
                 if now.error is not None:
-                    raise EngineFailed(now.error)
-                if index not in written:
-                    continue  # it has ended at a stop text
-                counted[index] = len(now.generated_tokens)
-                self._record.written = sum(counted)
-                text, choice = self._piece(index, now)
-                if text or choice["finish_reason"]:
-                    yield text, choice
-                if choice["finish_reason"]:
-                    written.pop(index)()
+                    raise failed(now.error)
+                ids, done = now.generated_tokens, now.is_finished()
+                self._written = len(ids)
+                text = self._text.take(ids, done=done)
+                if self._text.stopped or done:
+                    ended = self._text.stopped or (ids and ids[-1] in self._served.ends)
+                    finish = "stop" if ended or len(ids) < self._ask.most else "length"
+                if text or finish:
+                    yield text, finish
         finally:
-            for end in written.values():
-                end()
+            end()
 
-    def _piece(self, index: int, now: Any) -> tuple[str, dict[str, Any]]:
-        text, ids, done = self._texts[index], now.generated_tokens, now.is_finished()
-        new, finish = text.take(ids, done=done), None
-        if text.stopped or done:
-            ended = text.stopped or (ids and ids[-1] in self._served.ends)
-            finish = "stop" if ended or len(ids) < self._asks[index].most else "length"
-        return new, {"index": index, "logprobs": None, "finish_reason": finish}
+
+def _choice(turn: dict[str, Any], finish: str | None) -> dict[str, Any]:
+    """The one choice of an object, with its text in ``turn``."""
+    return {"index": 0, "logprobs": None, "finish_reason": finish, **turn}

@@ -1,10 +1,5 @@
-"""What a request may say, how it is refused, as OpenAI's API spells both, and its line in the log.
+"""What a request may say, and how it is refused, as OpenAI's API spells both."""
 
-No line has a text in it.
-"""
-
-import logging
-import time
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,15 +7,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-logger = logging.getLogger(__name__)
-MOST_PROMPTS, MOST_STOPS, MOST_TURNS = 256, 16, 10_000
+MOST_ITEMS, MOST_STOPS = 256, 16
 LONGEST = 500  # characters of a line, which may repeat what was sent
 # The first fault of a long list is enough: to describe each takes many times the body's memory.
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
-Texts = Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
-Prompts = Annotated[list[Ids], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
 Item = str | dict[str, Any]
-Items = Annotated[list[Item], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
+Items = Annotated[list[Item], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True)]
 # Fields of OpenAI's API that change nothing here, whatever they say.
 READ_OVER = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -43,12 +35,6 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-class StreamOptions(Strict):
-    """``stream_options``."""
-
-    include_usage: bool | None = None
-
-
 class TextPart(Strict):
     """A part of a message; there are no pictures."""
 
@@ -57,20 +43,17 @@ class TextPart(Strict):
 
 
 class Message(Strict):
-    """A turn of a conversation; what else it has, such as ``tool_calls``, is the template's."""
+    """A turn of a conversation; clients send empty fields of earlier answers along."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    tool_calls: list[Any] | None = Field(None, max_length=0)
 
-    def turn(self) -> dict[str, Any]:
-        """The turn as it stands in rows to learn from; without a content it needs tool calls."""
-        more = {name: value for name, value in (self.model_extra or {}).items() if value}
-        text = self.content
-        if text is None and "tool_calls" not in more:
-            raise Refused(400, "a turn has no content: give each a text", param="messages")
-        if isinstance(text, list):
-            text = "".join(part.text for part in text)
-        return {"role": self.role, "content": text, **more}
+    def turn(self) -> dict[str, str]:
+        """The turn as it stands in rows to learn from."""
+        parts = self.content
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        return {"role": self.role, "content": text}
 
 
 class Request(Strict):
@@ -78,7 +61,7 @@ class Request(Strict):
 
     model: str
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: dict[str, Any] | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -95,14 +78,14 @@ class Request(Strict):
 class ChatRequest(Request):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1, max_length=MOST_TURNS, fail_fast=True)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
 
 
 class CompletionRequest(Request):
-    """The body of ``POST /v1/completions``: texts to continue, or their tokens."""
+    """The body of ``POST /v1/completions``: a text to continue, or its tokens."""
 
-    prompt: str | Ids | Texts | Prompts
+    prompt: str | Ids
 
 
 class ClassifyRequest(Strict):
@@ -154,10 +137,6 @@ class Refused(HTTPException):
         return JSONResponse(self.body, self.status_code)
 
 
-class EngineFailed(RuntimeError):
-    """An engine could not finish an answer; the next one may succeed."""
-
-
 def refusal_of(error: Exception) -> Refused:
     """The refusal that an error becomes; of a fault of our own only the log says more."""
     if isinstance(error, Refused):
@@ -167,31 +146,4 @@ def refusal_of(error: Exception) -> Refused:
         return Refused(error.status_code, said)
     if isinstance(error, ClientDisconnect):
         return Refused(CLOSED, "the client went away")
-    failed = isinstance(error, EngineFailed)
-    said = " ".join(str(error).split())[:LONGEST]
-    logger.error("a request failed: %s", said, exc_info=None if failed else error)
-    if failed:
-        return Refused(503, "the model failed at this answer: try again", code="engine_failed")
     return Refused(500, "the server failed at this answer")
-
-
-class Record:
-    """One request, from its arrival to its end."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._endpoint, self._start = endpoint, time.perf_counter()
-        self.model, self.status = "-", CLOSED  # until the name and the HTTP status are known
-        self.read = self.written = 0  # tokens of its prompts, and of its answers so far
-
-    @property
-    def usage(self) -> dict[str, int]:
-        """The numbers of tokens, as OpenAI's API spells them."""
-        both = {"prompt_tokens": self.read, "completion_tokens": self.written}
-        return {**both, "total_tokens": self.read + self.written}
-
-    def end(self) -> None:
-        """Write its line."""
-        logger.info(
-            "%d %s model=%s read=%d written=%d total=%.3fs", self.status, self._endpoint,
-            self.model, self.read, self.written, time.perf_counter() - self._start,
-        )  # fmt: skip

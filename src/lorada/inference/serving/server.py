@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 
 import uvicorn
 from starlette.applications import Starlette
@@ -32,21 +31,13 @@ def address_of(at: socket.socket) -> str:
 
 
 def serve_until_stopped(app: Starlette, at: socket.socket) -> None:
-    """Answer requests until SIGTERM or SIGINT, with a line on the error stream for each.
-
-    After either, no new requests are taken, and it ends when those that are running have ended, or
-    after ``LAST`` seconds.
-    """
-    logger = logging.getLogger("lorada.inference.serving")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    """Answer requests until SIGTERM or SIGINT, and then those that run, for ``LAST`` seconds."""
+    # Its line for each request goes to the error stream, as all else that is no answer.
+    uvicorn.config.LOGGING_CONFIG["handlers"]["access"]["stream"] = "ext://sys.stderr"
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False,
-        timeout_graceful_shutdown=LAST,
-    )  # fmt: skip
+        app, log_level="warning", server_header=False, timeout_graceful_shutdown=LAST
+    )
+    logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     # uvicorn raises the signal again once it has shut down; the command has ended well then.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
