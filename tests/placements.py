@@ -88,18 +88,19 @@ class BesideHeadsWithin(Twin):
 
 
 class AfterFfn(Twin):
-    """A module that gives y, beside the residual stream x."""
+    """A module that gives y, beside what the FFN reads: the residual stream x, or LN(x)."""
 
     def within(self, layer: nn.Module, kind: "Layer") -> None:
         def keep(module, args, output):
-            self.x = args[0]
+            self.x, self.normed = args[0], args[0] if kind.norm else output
 
         layer.get_submodule(kind.reader).register_forward_hook(keep)
 
 
 class BesideFfn(AfterFfn):
     def forward(self, *args):
-        return self.module(*args) + self.adapter(self.x)
+        x = self.x if self.adapter.config.adapter_input == "residual" else self.normed
+        return self.module(*args) + self.adapter(x)
 
 
 class AfterSum(AfterFfn):

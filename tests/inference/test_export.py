@@ -85,6 +85,7 @@ DECODERS = {
     "beft": ([], [], ["BEFT"]),
     "lily": (["lily.target_modules=[q_proj]"], [], ["LILY"]),
     "omoe": ([], [], ["OMOE"]),
+    "lora+lily+lmam": (LORA_Q, [], ["LORA", "LILY", "LMAM"]),
     "full": ([], [], []),
 }
 CLASSIFIERS = {
@@ -141,10 +142,24 @@ def test_that_nothing_is_merged_is_said_with_the_reason(place, tmp_path, works, 
     assert_close(logits(model, batch), logits(load_run(run).model, batch))
 
 
+def test_parts_around_one_module_load_with_peft_too(place, tmp_path, works):
+    run = train_run(place, tmp_path / "run", "ia3+lily", "lily.target_modules=[v_proj]")
+    works("export", run, tmp_path / "out")
+    batch = inputs()
+    expected = logits(load_run(run).model, batch)
+    assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out"), batch), expected)
+    base = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", adapter_kwargs={"subfolder": "none"}
+    )
+    assert not torch.allclose(logits(base, batch), expected, atol=1e-2)
+    assert_close(logits(PeftModel.from_pretrained(base, tmp_path / "out"), batch), expected)
+
+
 def test_a_part_that_only_peft_can_load_is_refused_beside_a_base(place, tmp_path, mistake):
     run = train_run(place, tmp_path / "run", "vera+lily", "vera.target_modules=[q_proj]")
     line = mistake("export", run, tmp_path / "out")
-    assert "transformers cannot load VeraConfig in a stack, only PEFT can" in line
+    assert "VeraConfig keeps weights outside" in line
+    assert "only PEFT" in line
     assert not (tmp_path / "out").exists()
 
 

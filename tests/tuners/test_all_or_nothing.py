@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from conftest import TINY, VOCAB
 from folders import refused
 from peft import (
@@ -17,6 +18,7 @@ from peft import (
     PeftModel,
     PrefixTuningConfig,
     VeraConfig,
+    get_peft_model,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -43,7 +45,7 @@ VERA = {"r": 2, "target_modules": ["o_proj"]}
 
 
 def running() -> PeftModel:
-    parts = [VeraConfig(**VERA), lmam(), lora("llama", QUERY), ia3("llama", QUERY), bottleneck()]
+    parts = [lmam(), lora("llama", QUERY), ia3("llama", QUERY), VeraConfig(**VERA), bottleneck()]
     model = moved(TINY["llama"](), LoradaConfig(parts=parts, **HEAD), "there")
     model.add_adapter("second", LoradaConfig(parts=[lora("llama")], **HEAD))
     return model.eval()
@@ -106,8 +108,8 @@ REFUSALS = {
     "two of a kind": (stack(OTHER, lmam(), lmam()), "both target"),
     "another order": (stack(ia3("llama", QUERY), lora("llama", QUERY)), "in another order"),
     "blind": (stack(OTHER, HRAConfig(r=2, target_modules=["q_proj"])), "ignore the other parts"),
-    "norms": (stack(LNTuningConfig(target_modules=["input_layernorm"])), "LN tuning cannot stand"),
-    "shared state": (stack(OTHER, VeraConfig(**VERA)), "it keeps weights outside the layers"),
+    "a copied layer": (stack(LNTuningConfig(target_modules=["q_proj"])), "ignore the other parts"),
+    "shared state": (stack(OTHER, VeraConfig(**VERA)), "has had an adapter with such a part"),
     "a module that is no module": (stack(OTHER, modules_to_save=["haed"]), "modules_to_save"),
     "a part in a whole module": (stack(lmam(), WHOLE), "leave the module out"),
     "a list of modules": (stack(EMBEDDING, modules_to_save=["layers"]), "cannot be applied to"),
@@ -151,6 +153,65 @@ def test_a_refused_adapter_leaves_the_running_one_as_it_was(case, tmp_path):
     assert state(model) == before
     assert torch.equal(logits(model, inputs), expected)
     model.add_adapter("new", LoradaConfig(parts=[lora("llama")], **HEAD))  # the name is free
+
+
+class Odd(nn.Module):
+    """A model without attention and without an FFN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(input_ids.float()))
+
+
+MISFITS = {
+    "lora after a map": (
+        TINY["llama"],
+        lambda: [lmam(), LoraConfig(r=2, target_modules=["nope"])],
+        r"LoraConfig, part 2 of 2 of the stack: target_modules=\['nope'\] matched .*"
+        "this model has self_attn.q_proj, .*mlp.down_proj, lm_head",
+    ),
+    "map after lora and ia3": (
+        TINY["bert"],
+        lambda: [lora("bert", QUERY), ia3("bert", QUERY), lmam(heads=3)],
+        "LmamConfig, part 3 of 3 .*heads=3 does not divide the 4 attention heads",
+    ),
+    "map that matches other modules too": (
+        TINY["llama"],
+        lambda: [lora("llama"), lmam(target_modules=r".*\.(self_attn|mlp)")],
+        "LmamConfig, part 2 of 2 .*mlp, which is not a self-attention .*this model has self_attn",
+    ),
+    "map without attention": (
+        Odd,
+        lambda: [LoraConfig(r=2, target_modules=["first"]), lmam()],
+        "LmamConfig, part 2 of 2 .*no self-attention module of Odd dispatches",
+    ),
+    "lora without a default": (
+        Odd,
+        lambda: [LoraConfig(r=2)],
+        "LoraConfig, part 1 of 1 .*specify `target_modules`.*this model has first, second",
+    ),
+    **{
+        f"{second.__name__} after {first.__name__} on {name}": (
+            ARCHITECTURES[name],
+            lambda one=first, two=second: [one(), two(layers_to_transform=[7])],
+            r"part 2 of 2 .*layers_to_transform",
+        )
+        for name in ("bart", "bloom", "deberta_v2", "opt", "t5")
+        for first, second in ((lmam, bottleneck), (bottleneck, lmam))
+    },
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_stack_with_a_part_that_does_not_fit_leaves_no_half_of_it(case):
+    build, parts, message = MISFITS[case]
+    base = build()
+    before = state(base)
+    refused(message, lambda: get_peft_model(base, LoradaConfig(parts=parts())))
+    assert state(base) == before
 
 
 def whole(name):

@@ -1,5 +1,7 @@
 """Plain adapters of PEFT beside stacks on one model."""
 
+import pickle
+
 import pytest
 import torch
 from conftest import assert_close
@@ -118,11 +120,26 @@ def test_adapters_are_not_weighted_but_several_are_active_at_once(place):
     assert_close(logits(model.eval(), inputs()), expected)
 
 
-def test_ln_tuning_and_another_adapter_are_refused_on_one_model(place):
+@pytest.mark.parametrize("norms", [True, False], ids=["as a stack", "plain"])
+def test_ln_tuning_stands_beside_a_stack_without_it(place, norms, tmp_path):
     tuned = LNTuningConfig(target_modules=["input_layernorm"])
-    first, second = lorada.LoradaConfig(parts=[tuned]), lorada.LoradaConfig(parts=[lora("llama")])
-    for one, other in ((first, second), (second, tuned)):
-        model = moved(base_of(place), one)
-        expected = logits(model, inputs())
-        refused("LN tuning cannot stand beside another", lambda: model.add_adapter("two", other))  # noqa: B023
-        assert_close(logits(model, inputs()), expected)
+    model = moved(base_of(place), lorada.LoradaConfig(parts=[lora("llama")]))
+    model.add_adapter("two", lorada.LoradaConfig(parts=[tuned]) if norms else tuned)
+    randomise(model.eval(), "two")
+    found = {}
+    for names in (["two"], ["default"], ["default", "two"]):
+        model.base_model.set_adapter(names)
+        found[" ".join(names)] = logits(model, inputs())
+    assert len({float(value.sum()) for value in found.values()}) == 3
+    model.save_pretrained(tmp_path)
+    both = PeftModel.from_pretrained(base_of(place), tmp_path / "two", adapter_name="two",
+                                     config=lorada.as_stack(tmp_path / "two"))  # fmt: skip
+    both.load_adapter(tmp_path, "default")
+    for names, expected in found.items():
+        copied = pickle.loads(pickle.dumps(both)).eval()
+        copied.base_model.set_adapter(names.split())
+        assert_close(logits(copied, inputs()), expected)
+        if names == "default":
+            assert_close(logits(copied.merge_weights(), inputs()), expected)
+        elif names == "default two":
+            assert_close(logits(copied.merge_and_unload(), inputs()), expected)

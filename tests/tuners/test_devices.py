@@ -2,10 +2,17 @@
 
 import accelerate
 import pytest
-from conftest import TINY
+import torch
+from conftest import TINY, assert_close
 from folders import refused
-from peft import get_peft_model
-from stacks import lmam, training_stack
+from peft import PeftModel, get_peft_model
+from stacks import bottleneck, lmam, logits, moved, training_stack
+
+from lorada import LoradaConfig
+
+
+def batch():
+    return {"input_ids": torch.randint(5, 90, (3, 24))}
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["a base on meta", "one of its layers"])
@@ -19,13 +26,64 @@ def test_every_layer_holds_its_parts_where_it_is_itself(whole):
             assert parameter.device.type == ("meta" if there else "cpu"), name
 
 
-@pytest.mark.parametrize("config", [training_stack, lmam])
-def test_an_offloaded_base_is_refused(config):
-    base = TINY["llama"]()
-    accelerate.cpu_offload(base, execution_device="cpu")
+@pytest.fixture
+def saved(tmp_path):
+    """An adapter of attached parts, and its model."""
+    parts = [lmam(length=16, init_weights=False), bottleneck(layer_norm=True)]
+    model = moved(TINY["llama"](), LoradaConfig(parts=parts))
+    model.save_pretrained(tmp_path)
+    return model.eval(), str(tmp_path)
+
+
+def offloaded(model):
+    accelerate.cpu_offload(model, execution_device="cpu")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    return model
+
+
+@pytest.mark.fp64
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_attached_parts_on_an_offloaded_base_give_the_same_numbers(low_memory, saved):
+    model, folder = saved
+    base = offloaded(TINY["llama"]())
+    loaded = PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=low_memory)
+    inputs = batch()
+    assert_close(logits(loaded.eval(), inputs), logits(model, inputs))
+
+
+@pytest.mark.fp64
+def test_attached_parts_train_on_an_offloaded_base(saved):
+    model, folder = saved
+    base = offloaded(TINY["llama"]())
+    loaded = PeftModel.from_pretrained(base, folder, is_trainable=True).eval()
+    inputs = batch()
+    for each in (model, loaded):
+        each(**inputs, labels=inputs["input_ids"]).loss.backward()
+    wanted = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    found = {n: p.grad for n, p in loaded.named_parameters() if p.grad is not None}
+    assert len(wanted) == 2 * 8
+    assert wanted.keys() == found.keys()
+    for name, gradient in wanted.items():
+        assert_close(found[name], gradient)
+
+
+@pytest.mark.fp64
+@pytest.mark.parametrize("baked", [False, True])
+def test_a_stack_that_is_offloaded_with_its_base_gives_the_same_numbers(baked):
+    model = moved(TINY["llama"](), training_stack())
+    inputs = batch()
+    expected = logits(model, inputs)
+    offloaded(model)
+    if baked:
+        model.base_model.bake()
+    assert_close(logits(model, inputs), expected)
+
+
+def test_a_part_that_wraps_refuses_an_offloaded_base():
+    base = offloaded(TINY["llama"]())
     names = [name for name, _ in base.named_modules()]
     refused(
-        "^model.embed_tokens is offloaded to the CPU or to disk, where adapters of lorada do not",
-        lambda: get_peft_model(base, config()),
+        r"^model.embed_tokens is offloaded, where PEFT leaves Lora weights without values: add",
+        lambda: get_peft_model(base, training_stack()),
     )
     assert [name for name, _ in base.named_modules()] == names

@@ -151,11 +151,7 @@ def test_placements_stack_with_each_other_the_map_and_lora(case, tmp_path):
     assert_close(logits(model.merge_weights(), **batch), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "placement"),
-    [("llama", "ffn"), ("llama", "parallel"), ("roberta", "houlsby"), ("deberta_v2", "pfeiffer"),
-     ("mbart", "ffn"), ("bart", "pa_attn")],
-)  # fmt: skip
+@every_case
 def test_lora_that_comes_later_and_goes_again_does_not_move_the_adapters(name, placement):
     batch = inputs(name)
     beside = LoraConfig(r=2, target_modules=MET[name], init_lora_weights=False)

@@ -37,6 +37,7 @@ pytestmark = pytest.mark.fp64
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
 CASES = [
     *((name, placement, {}) for name in KINDS for placement in ON_LAYERS),
+    *((name, "ffn", {"adapter_input": "normed"}) for name in KINDS),
     *((name, placement, {}) for name in GATED for placement in LINEARS),
     ("phi3", "series", {}),
     # Options that say otherwise than the placement.
@@ -126,6 +127,11 @@ def test_the_adapter_beside_an_ffn_is_added_behind_the_dropout_of_the_ffn(name):
     assert_close(run() - without, torch.full_like(without, 4.0))
 
 
+UNDEFINED = [(name, placement) for placement, names in {
+    "series": {*GATED, "phi3"}, "parallel": GATED,
+}.items() for name in ARCHITECTURES.keys() - names]  # fmt: skip
+
+
 def test_placements_of_a_layer_need_a_layer_that_is_known():
     class Odd(nn.Module):
         """A model whose layer is like none in the table."""
@@ -138,6 +144,12 @@ def test_placements_of_a_layer_need_a_layer_that_is_known():
     for placement in ("pfeiffer", "ffn", "houlsby", "pa_attn"):
         with pytest.raises(ValueError, match=f"'{placement}' does not know the layers of Odd"):
             get_peft_model(Odd(), bottleneck(placement=placement))
+
+
+@pytest.mark.parametrize(("name", "placement"), sorted(UNDEFINED))
+def test_placement_is_refused_by_name_where_it_is_not_defined(name, placement):
+    config, model = bottleneck(placement=placement), ARCHITECTURES[name]()
+    refused(f"^placement='{placement}' ", lambda: get_peft_model(model, config))
 
 
 def test_houlsbys_adapter_lies_before_the_dropout_of_attention_and_after_that_of_the_ffn():

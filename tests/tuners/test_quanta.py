@@ -1,7 +1,6 @@
 """QuantaConfig: (T - S) x against dense matrices, counts, the start, files."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorada import QuantaConfig
 from lorada.tuners.base.merged_weights import merge_all
-from lorada.tuners.quanta.gates import apply_gates
+from lorada.tuners.quanta.gates import as_matrix_reference
 from lorada.tuners.quanta.quanta import QuantaLayer
 
 pytestmark = pytest.mark.fp64
@@ -36,9 +35,8 @@ def layers(model: nn.Module) -> list[QuantaLayer]:
 def dense_change(layer: QuantaLayer, name: str = "default") -> Tensor:
     """T - S of one layer as (out, in), cropped and padded number by number."""
     gates = layer.lora_gates[name]
-    units = torch.eye(math.prod(gates.dims), dtype=gates.trained()[0].dtype)
-    whole = apply_gates(units, gates.trained(), gates.dims)
-    whole = (whole - apply_gates(units, gates.start(), gates.dims)).T
+    whole = as_matrix_reference(gates.trained(), gates.dims)
+    whole = whole - as_matrix_reference(gates.start(), gates.dims)
     change = whole.new_zeros(layer.out_features, layer.in_features)
     whole = whole[: layer.out_features, : layer.in_features]
     change[: whole.shape[0], : whole.shape[1]] = whole

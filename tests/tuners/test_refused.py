@@ -15,7 +15,6 @@ from peft import (
     get_peft_model,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
 from transformers import DebertaV2Config
 
 from lorada import (
@@ -53,10 +52,11 @@ THEIRS = {
 }
 
 
+alone_and_stacked = pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
 COUNT = "(input should be greater than 0|input should be a valid integer)"
 NUMBER = "(input should be greater than 0|input should be a valid number)"
 BAD_VALUES = [
-    *((PrefixConfig, {"length": value}, COUNT) for value in (0, 1.5, True, "3", None)),
+    *((PrefixConfig, {"length": value}, COUNT) for value in (0, -1, 1.5, True, "3", None)),
     (PrefixConfig, {"projection": False}, COUNT),
     *((PrefixConfig, {"initial_std": value}, NUMBER) for value in (0, -0.1, "much", None)),
     (LmamConfig, {"rank": 0}, COUNT),
@@ -74,6 +74,8 @@ BAD_VALUES = [
     (BottleneckConfig, {"activation": "elu"}, "input should be 'relu'"),
     (BottleneckConfig, {"init": "zero"}, "input should be 'lora'"),
     (BottleneckConfig, {"placement": "attn"}, "input should be 'ffn'"),
+    (BottleneckConfig, {"adapter_input": "normed", "placement": "pa_attn"},
+     "is about placement 'ffn', not 'pa_attn': leave it out"),
     (LamdaConfig, {"rank": 0}, COUNT),
     (LamdaConfig, {"scale": 0.0}, NUMBER),
     (LamdaConfig, {"init": "svd"}, "input should be 'spectral'"),
@@ -162,7 +164,7 @@ def test_an_empty_list_of_layers_is_no_way_to_say_all(kind):
 
 
 @pytest.mark.first
-@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
+@alone_and_stacked
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
@@ -255,20 +257,12 @@ def test_what_cannot_be_a_part_is_refused(part, message):
     one_line(message, lambda: LoradaConfig(parts=[part]))
 
 
-@pytest.mark.parametrize(
-    ("setting", "value", "said"),
-    [
-        ("trainable_token_indices", [1], "add a TrainableTokensConfig"),
-        ("alora_invocation_tokens", [7], "use the config without lorada"),
-        ("layer_replication", [[0, 2], [1, 2]], "use the config without lorada"),
-    ],
-)
-def test_settings_that_a_stack_cannot_have_are_refused(setting, value, said):
-    part = LoraConfig(r=2, **QUERY, task_type="CAUSAL_LM", **{setting: value})
-    one_line(f"{setting} of LoraConfig: .*{said}", lambda: LoradaConfig(parts=[part]))
-
-
 def test_tokens_that_train_are_a_part_of_their_own():
+    part = THEIRS["lora"](trainable_token_indices=[1])
+    refused(
+        "trainable_token_indices of LoraConfig: add a TrainableTokensConfig",
+        lambda: LoradaConfig(parts=[part]),
+    )
     tokens = TrainableTokensConfig(token_indices=[1], target_modules=["embed_tokens"])
     get_peft_model(TINY["llama"](), LoradaConfig(parts=[THEIRS["lora"](), tokens, KINDS["lmam"]()]))
 
@@ -290,24 +284,6 @@ def test_tokens_that_train_are_a_part_of_their_own():
 )  # fmt: skip
 def test_layers_and_names_that_would_be_read_otherwise_are_refused(config, said):
     one_line(said, lambda: get_peft_model(TINY["llama"](), config()))
-
-
-@pytest.mark.parametrize(
-    ("part", "said"),
-    [
-        (
-            KINDS["lmam"](),
-            "LmamConfig, part 1 .*no self-attention module of Sequential dispatches",
-        ),
-        (
-            LoraConfig(r=2),
-            "LoraConfig, part 1 .*specify `target_modules`.*this model has 0, 1",
-        ),
-    ],
-)
-def test_a_model_of_an_unknown_kind_has_no_defaults(part, said):
-    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
-    one_line(said, lambda: get_peft_model(model, LoradaConfig(parts=[part])))
 
 
 def test_cross_attention_has_no_map():

@@ -6,12 +6,11 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, inputs
 from conftest import TINY, assert_close
-from folders import refused
 from peft import IA3Config, LoraConfig, PeftModel, TrainableTokensConfig
 from safetensors import safe_open
 from stacks import lmam, logits, moved
 
-from lorada import LoradaConfig, QuantaConfig, SoraConfig
+from lorada import LmamConfig, LoradaConfig, QuantaConfig, SoraConfig
 
 pytestmark = pytest.mark.fp64
 
@@ -38,16 +37,19 @@ PLACED = {
     "saved_embeddings": lambda: [on("q_proj", modules_to_save=["embed_tokens"])],
     "saved_both": lambda: [on("q_proj", modules_to_save=["embed_tokens", "lm_head"])],
 }  # fmt: skip
-STILL_TIED = "tokens"  # whose two modules get the same rows
+STILL_TIED = "tokens"  # whose two weights stay equal
 ALONE = {"quanta_alone": lambda: QuantaConfig(target_modules=["lm_head"])}  # in no stack
 
 # Other ways to tie: encoder, decoder and head; a bias too; and T5, whose config would read
 # "not tied" as "do not scale what the head sees".
 OTHERS = {
-    "bert": [on("word_embeddings")],
-    "bart": [on("encoder.embed_tokens")],
-    "t5": [on("q", modules_to_save=["lm_head"])],
+    "gpt2": (["wte"], ["lm_head"]),
+    "bert": (["word_embeddings"], ["predictions.decoder"]),
+    "bart": (["embed_tokens"], ["lm_head"], ["encoder.embed_tokens"]),
+    "t5": (["embed_tokens"], ["lm_head"], ["decoder.embed_tokens"]),
+    "whisper": (["decoder.embed_tokens"], ["proj_out"]),
 }
+OTHER_CASES = [(name, targets) for name, cases in OTHERS.items() for targets in cases]
 
 
 def adapted(base, parts):
@@ -84,16 +86,20 @@ def test_a_part_on_one_of_two_tied_weights_is_merged_into_that_one_and_taken_out
         assert tied == (placed == STILL_TIED)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_where_more_than_two_weights_are_tied_it_stays_an_adapter(name):
-    batch, model = inputs(name), adapted(ARCHITECTURES[name](), OTHERS[name])
+@pytest.mark.parametrize(("name", "targets"), OTHER_CASES, ids=str)
+def test_every_way_to_tie_is_untied(name, targets, tmp_path):
+    plain = ARCHITECTURES[name]()
+    assert plain.get_input_embeddings().weight is plain.get_output_embeddings().weight
+    batch, model = inputs(name), adapted(ARCHITECTURES[name](), [on(*targets)])
     expected = logits(model, batch)
-    for unload in (model.merge_and_unload, model.merge_weights, model.unload):
-        refused(r"changes \S+, one of several weights that \w+ ties .*: keep it as an", unload)
-    assert_close(logits(model, batch), expected)
-    plain = adapted(ARCHITECTURES[name](), [LoraConfig(r=2, target_modules="all-linear")])
-    if name != "bert":  # whose pooler is linear too, and which has no other
-        assert plain.merge_and_unload().config.tie_word_embeddings
+    assert not torch.allclose(logits(plain, batch), expected, atol=1e-2)
+
+    merged = model.merge_and_unload()
+    assert_close(logits(merged, batch), expected)
+    merged.save_pretrained(tmp_path)
+    again = type(merged).from_pretrained(tmp_path).eval()
+    assert_close(logits(again, batch), expected)
+    assert again.state_dict().keys() == plain.state_dict().keys()
 
 
 @pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "alone"])
@@ -109,6 +115,15 @@ def test_what_no_part_touched_stays_tied():
     model = adapted(tied_llama(), [on("q_proj"), lmam()]).merge_weights().unload()
     assert model.config.tie_word_embeddings
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_refused_merge_leaves_the_weights_tied():
+    model = adapted(tied_llama(), [on("lm_head"), LmamConfig(length=6, rank=2)])
+    with pytest.raises(ValueError, match="LmamConfig cannot be merged"):
+        model.merge_and_unload()
+    base = model.get_base_model()
+    assert base.config.tie_word_embeddings
+    assert base.lm_head.base_layer.weight is base.model.embed_tokens.weight
 
 
 @pytest.mark.parametrize("placed", ["head", "nested", "tied_adapters", "tokens", "saved_both"])

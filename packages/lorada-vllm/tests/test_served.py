@@ -124,6 +124,7 @@ VARIANTS = {
     "no position": ([LmamConfig(length=40, ablation="no_position")], {}),
     "in one layer": ([LmamConfig(length=40, layers_to_transform=[1])], {}),
     "bottleneck alone": ([BottleneckConfig(rank=5, activation="gelu")], {}),
+    "bottleneck on the norm": ([BottleneckConfig(rank=5, adapter_input="normed"), LORA], {}),
     "houlsby": ([LmamConfig(length=40), BottleneckConfig(placement="houlsby", layer_norm=True)],
                 {}),
     "series": ([BottleneckConfig(placement="series", target_modules=["down_proj", "o_proj"])], {}),

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -44,6 +45,7 @@ from lorada.training.models.candidate_scores import accepted, positions_of
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import PoolingConfig
 from lorada.tuners.stack.merging import UnmergeableError
+from lorada.tuners.stack.nested_layers import named_for_transformers
 from lorada.tuners.stack.stack import refuse_without_peft_model
 
 logger = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
     model, merged, left = merge(run)
     if not merged and isinstance(model, PeftModel):
-        refuse_without_peft_model(model.peft_config["default"])
+        refuse_without_peft_model(model.peft_config["default"].parts)
     # The recipe of a fully trained model that was loaded names the run's own folder.
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     with _new_folder(folder, target) as fresh:
@@ -142,6 +144,13 @@ def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> None:
         config.base_model_name_or_path = BESIDE
         # The exported base has the embeddings, so PEFT need not compare them with another base's.
         model.save_pretrained(fresh, save_embedding_layers=False)
+        # transformers would not find every tensor of a stack under the name that PEFT gives it.
+        weights = load_file(fresh / ADAPTER_WEIGHTS)
+        named = weights if config.plain else named_for_transformers(config.parts, weights)
+        if named.keys() != weights.keys():
+            renamed = fresh / "renamed"  # the tensors may still be read from the file
+            save_file(named, renamed, {"format": "pt"})
+            renamed.replace(fresh / ADAPTER_WEIGHTS)
         base = model.unload()
     base.save_pretrained(fresh)
     save_beside(base, fresh)

@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorada.functional.precision import no_autocast, wide
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
+from lorada.tuners.base.layer import Entries, FrozenEntries
 from lorada.tuners.base.linears import linear_of, plain_weight
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 
@@ -69,15 +69,15 @@ class LamdaLayer(DeltaLayer):
 
     adapter_layer_names = ("lora_M", "lora_B")
     other_param_names = ("lora_A", "lora_U", "lora_sigma", "configs")
-    lora_M: nn.ParameterDict
-    lora_B: nn.ParameterDict
+    lora_M: Entries
+    lora_B: Entries
     configs: dict[str, LamdaConfig]
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        self.lora_A = BufferDict(persistent=True)
-        self.lora_U = BufferDict(persistent=True)
-        self.lora_sigma = BufferDict(persistent=True)
+        self.lora_A = FrozenEntries(persistent=True)
+        self.lora_U = FrozenEntries(persistent=True)
+        self.lora_sigma = FrozenEntries(persistent=True)
 
     def update_layer(
         self, adapter_name: str, config: LamdaConfig, model: nn.Module, key: str
@@ -121,7 +121,7 @@ class LamdaLayer(DeltaLayer):
 
     def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """The term s · (B M − U_r Σ_r) A x."""
-        down = self.lora_A[name]
+        down = self.lora_A(name)
         hidden = F.linear(x.to(down.dtype), down)
         # Half precision would round away the difference of the two products.
         with no_autocast(x.device):
@@ -130,10 +130,10 @@ class LamdaLayer(DeltaLayer):
 
     def left_factor(self, name: str) -> Tensor:
         """B M − U_r Σ_r (out, r), in float32 or wider; B M if the start was not spectral."""
-        product = wide(self.lora_B[name]) @ wide(self.lora_M[name])
+        product = wide(self.lora_B(name)) @ wide(self.lora_M(name))
         if name in self.lora_U:
             # At the start both products have the same factors, so their difference is exactly 0.
-            product = product - wide(self.lora_U[name]) @ torch.diag(wide(self.lora_sigma[name]))
+            product = product - wide(self.lora_U(name)) @ torch.diag(wide(self.lora_sigma(name)))
         return product
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
-from peft.tuners._buffer_dict import BufferDict
 from pydantic import Field
 from torch import nn
 
@@ -34,7 +33,7 @@ from lorada.attention.interface import (
 )
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.functional.precision import wide
-from lorada.tuners.base.layer import AttachedLayer, warn_of_rounding
+from lorada.tuners.base.layer import AttachedLayer, Entries, FrozenEntries, warn_of_rounding
 from lorada.tuners.base.linears import within_layer
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.tuner import AttachedModel
@@ -111,19 +110,24 @@ class LmamLayer(AttachedLayer):
     """
 
     adapter_layer_names = ("lora_w_a", "lora_w_b", "lora_w")
-    lora_w_a: nn.ParameterDict
-    lora_w_b: nn.ParameterDict
-    lora_w: nn.ParameterDict
+    lora_w_a: Entries
+    lora_w_b: Entries
+    lora_w: Entries
     configs: dict[str, LmamConfig]
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
         self._baked: dict[str, AttentionMap] = {}
-        self._pe = BufferDict(persistent=False)
+        self._pe = FrozenEntries()
         self._listener: ForwardListener | None = None
         interface.install()
         if hooks := hooks_for(host):
             self._handles.append(hooks(host, self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # In a new process, which unpickles a model, the attention functions are not wrapped yet.
+        super().__setstate__(state)
+        interface.install()
 
     def update_layer(self, adapter_name: str, config: LmamConfig, model: nn.Module) -> None:
         """Create the factors of an adapter."""
@@ -214,9 +218,11 @@ class LmamLayer(AttachedLayer):
         config = self.configs[name]
         inverse_scale = config.inverse_scale / self.scaling.get(name, 1.0)
         names = ("lora_w",) if name in self.lora_w else ("lora_w_a", "lora_w_b")
-        factors = tuple(getattr(self, each)[name] for each in names)
-        pe = None if config.ablation == "no_position" else self._pe[name]
-        return AttentionMap(factors, inverse_scale, config.align, config.ablation, pe=pe)
+        factors = tuple(getattr(self, each)(name) for each in names)
+        known = name in self._pe and self._pe[name].device == factors[0].device  # else offloaded
+        pe = self._pe[name] if known else None
+        settings = config.align, config.ablation
+        return AttentionMap(factors, inverse_scale, *settings, pe=pe)
 
     def bake(self) -> None:
         """Compute each map once, for inference; ``train()`` undoes it."""

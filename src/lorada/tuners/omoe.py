@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lorada.functional.precision import no_autocast, wide
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
+from lorada.tuners.base.layer import Entries
 from lorada.tuners.base.linears import plain_weight
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, Rate, register
 
@@ -70,10 +71,10 @@ class OmoeLayer(DeltaLayer):
     """A linear layer with the experts and routers of any number of adapters."""
 
     adapter_layer_names = ("lora_down", "lora_up", "lora_magnitude", "lora_router")
-    lora_down: nn.ParameterDict
-    lora_up: nn.ParameterDict
-    lora_magnitude: nn.ParameterDict
-    lora_router: nn.ParameterDict
+    lora_down: Entries
+    lora_up: Entries
+    lora_magnitude: Entries
+    lora_router: Entries
     configs: dict[str, OmoeConfig]
 
     def update_layer(
@@ -101,15 +102,15 @@ class OmoeLayer(DeltaLayer):
 
     def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """Σ_i g_i u_i of one adapter (…, out)."""
-        config, down, up = self.configs[name], self.lora_down[name], self.lora_up[name]
+        config, down, up = self.configs[name], self.lora_down(name), self.lora_up(name)
         scale, x = config.alpha / config.rank, x.to(down.dtype)
         dropped = F.dropout(x, config.dropout, self.training)
         hidden = torch.einsum("...i,eri->...er", dropped, down)
         experts = wide(scale * torch.einsum("...er,eor->...eo", hidden, up))
         if config.use_dora:  # m (W + s B A) x / ‖W + s B A‖ − W x, with m the magnitude
-            ratio = wide(self.lora_magnitude[name]) / row_norms(self.matrix(), down, up, scale)
+            ratio = wide(self.lora_magnitude(name)) / row_norms(self.matrix(), down, up, scale)
             experts = ratio * experts + (ratio - 1) * self.without_bias(output).unsqueeze(-2)
-        shares = expert_shares(F.linear(x, self.lora_router[name]), config.routing)
+        shares = expert_shares(F.linear(x, self.lora_router(name)), config.routing)
         # A sum and not a matrix product, which autocast would compute in half precision.
         return (shares.unsqueeze(-1) * orthogonalise(experts, config.normalize)).sum(-2)
 

@@ -26,7 +26,7 @@ from lorada.attention.attend import PREFIX_CHILD
 from lorada.attention.call import Prefix, head_count
 from lorada.attention.interface import CROSS_ATTENTION, attention_classes
 from lorada.functional.precision import no_autocast
-from lorada.tuners.base.layer import AttachedLayer, head_width, hidden_width
+from lorada.tuners.base.layer import AttachedLayer, Entries, head_width, hidden_width
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.tuner import AttachedModel
 
@@ -68,9 +68,9 @@ class PrefixNetwork(PrefixPart):
     """E, W_1 and b_1 for one set of attention modules; a child of the whole model."""
 
     adapter_layer_names = ("lora_embedding", "lora_hidden", "lora_hidden_bias")
-    lora_embedding: nn.ParameterDict
-    lora_hidden: nn.ParameterDict
-    lora_hidden_bias: nn.ParameterDict
+    lora_embedding: Entries
+    lora_hidden: Entries
+    lora_hidden_bias: Entries
 
     def create(self, adapter_name: str, config: PrefixConfig, width: int) -> None:
         """Create the network of an adapter, with PyTorch's usual initialisation; d is ``width``."""
@@ -86,8 +86,8 @@ class PrefixNetwork(PrefixPart):
 
     def forward(self, adapter_name: str) -> Tensor:
         """tanh(W_1 E + b_1), (l, projection)."""
-        weight, bias = self.lora_hidden[adapter_name], self.lora_hidden_bias[adapter_name]
-        return torch.tanh(F.linear(self.lora_embedding[adapter_name], weight, bias))
+        weight, bias = self.lora_hidden(adapter_name), self.lora_hidden_bias(adapter_name)
+        return torch.tanh(F.linear(self.lora_embedding(adapter_name), weight, bias))
 
     def fold(self, adapter_name: str) -> None:
         """Remove the network of an adapter, after its layers have stored the output."""
@@ -106,16 +106,21 @@ class PrefixLayer(PrefixPart):
     """
 
     adapter_layer_names = ("lora_key", "lora_value", "lora_out", "lora_out_bias")
-    lora_key: nn.ParameterDict
-    lora_value: nn.ParameterDict
-    lora_out: nn.ParameterDict
-    lora_out_bias: nn.ParameterDict
+    lora_key: Entries
+    lora_value: Entries
+    lora_out: Entries
+    lora_out_bias: Entries
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
         self._network: tuple[PrefixNetwork, ...] = ()
         interface.install()
         self._handles.append(host.register_forward_pre_hook(interface.check_installed))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # In a new process, which unpickles a model, the attention functions are not wrapped yet.
+        super().__setstate__(state)
+        interface.install()
 
     def update_layer(self, adapter_name: str, config: PrefixConfig, model: nn.Module) -> None:
         """Create the parameters of an adapter for the key/value heads of the host."""
@@ -148,8 +153,8 @@ class PrefixLayer(PrefixPart):
     def prefix(self, name: str) -> tuple[Tensor, Tensor]:
         """P_k and P_v of an adapter, both (l, G·D)."""
         if name in self.lora_key:
-            return self.lora_key[name], self.lora_value[name]
-        weight, bias = self.lora_out[name], self.lora_out_bias[name]
+            return self.lora_key(name), self.lora_value(name)
+        weight, bias = self.lora_out(name), self.lora_out_bias(name)
         with no_autocast(weight.device):
             hidden = self._network[0](name).to(weight.device)
             key, value = F.linear(hidden, weight, bias).chunk(2, -1)

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
+from lorada.tuners.base.layer import Entries
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, Rate, register
 
 
@@ -46,9 +47,9 @@ class SoraLayer(DeltaLayer):
     """A linear layer with the gated ranks of any number of adapters."""
 
     adapter_layer_names = ("lora_A", "lora_gate", "lora_B")
-    lora_A: nn.ParameterDict
-    lora_gate: nn.ParameterDict
-    lora_B: nn.ParameterDict
+    lora_A: Entries
+    lora_gate: Entries
+    lora_B: Entries
     configs: dict[str, SoraConfig]
 
     def update_layer(
@@ -68,10 +69,10 @@ class SoraLayer(DeltaLayer):
 
     def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """(α/r) · B( g ⊙ A dropout(x) )."""
-        config, down = self.configs[name], self.lora_A[name]
+        config, down = self.configs[name], self.lora_A(name)
         x = F.dropout(x.to(down.dtype), config.dropout, self.training)
-        gated = F.linear(x, down) * self.lora_gate[name]
-        return F.linear(gated, self.lora_B[name]) * (config.alpha / config.rank)
+        gated = F.linear(x, down) * self.lora_gate(name)
+        return F.linear(gated, self.lora_B(name)) * (config.alpha / config.rank)
 
 
 class SoraModel(DeltaModel):

@@ -34,6 +34,7 @@ class Bottleneck(nn.Module):
             # A buffer and no parameter: vLLM would look for a parameter in the base's files.
             self.register_buffer(name.removeprefix("lora_"), weight.float(), persistent=False)
         self.scale, self.activation = config.scale, ACTIVATIONS[config.activation]
+        self.reads_residual = config.adapter_input == "residual"
 
     def forward(self, x: Tensor) -> Tensor:
         """A(x) in fp32."""
@@ -52,7 +53,8 @@ def _sum(here: Tensor, term: Tensor) -> Tensor:
 
 def _beside_ffn(norm: Any, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     normed, x = output
-    return normed, _sum(x, norm.lorada_bottleneck(x))
+    adapter = norm.lorada_bottleneck
+    return normed, _sum(x, adapter(x if adapter.reads_residual else normed))
 
 
 def _behind(module: Any, args: Any, output: Any) -> Any:

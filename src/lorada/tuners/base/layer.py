@@ -6,10 +6,59 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lorada.attention.call import head_count
+
+
+class ByName:
+    """Weights of one kind by adapter name.
+
+    In a forward, call it with the name (``self.lora_A(name)``): accelerate loads an offloaded
+    weight when the module that owns it is called.
+    """
+
+    if TYPE_CHECKING:
+
+        def __call__(self, name: str) -> Any: ...  # noqa: D102
+    else:
+        __call__ = nn.Module.__call__  # torch forbids to call a plain ParameterDict
+
+    def forward(self, name: str) -> Any:
+        """The weight of one adapter."""
+        return self[name]  # type: ignore[index]
+
+
+class Entries(ByName, nn.ParameterDict):
+    """Parameters, such as all ``lora_A`` of a layer."""
+
+
+class FrozenEntries(ByName, BufferDict):  # type: ignore[misc]
+    """Tensors that follow the model and never train; with ``persistent=True`` they are saved.
+
+    They are buffers, so that code which unfreezes or counts parameters ignores them.
+    """
+
+
+def adapter_parameters(model: nn.Module) -> set[int]:
+    """The parameters of all adapters in a model, by ``id``."""
+    return {
+        id(parameter)
+        for layer in model.modules()
+        if isinstance(layer, BaseTunerLayer)
+        for name in (*layer.adapter_layer_names, *layer.other_param_names)
+        if isinstance(container := getattr(layer, name, None), nn.Module)
+        for parameter in container.parameters()
+    }
+
+
+def execution_device(module: nn.Module) -> torch.device | None:
+    """The device to which accelerate brings a module's offloaded weights; None if not offloaded."""
+    hook = getattr(module, "_hf_hook", None)
+    targets = [getattr(part, "execution_device", None) for part in getattr(hook, "hooks", [hook])]
+    return next((torch.device(target) for target in targets if target is not None), None)
 
 
 def warn_of_rounding(*factors: Tensor) -> None:
@@ -51,7 +100,7 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         for name in self.adapter_layer_names:
-            setattr(self, name, nn.ParameterDict())
+            setattr(self, name, Entries())
         self.configs: dict[str, Any] = {}
         self.scaling: dict[str, float] = {}  # factors on the terms while IST measures layers
         self.merged_adapters: list[str] = []
@@ -68,9 +117,14 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return term * self.scaling[name] if name in self.scaling else term
 
     def device_for_weights(self) -> torch.device:
-        """The device for new weights: the one of the adapted module's first weight."""
-        first = next(self.get_base_layer().parameters(), None)
-        return torch.device("cpu") if first is None else first.device
+        """The device for new weights: the one on which the adapted module is used."""
+        adapted = self.get_base_layer()
+        added = adapter_parameters(adapted)
+        for module in adapted.modules():
+            for parameter in module.parameters(recurse=False):
+                if id(parameter) not in added:
+                    return execution_device(module) or parameter.device
+        return torch.device("cpu")
 
     def new_weight(self, *shape: int) -> nn.Parameter:
         """Zeros of a shape, in float32, on the device of the adapted module."""

@@ -10,10 +10,11 @@ part of PEFT alone merges itself.
 
 The input and the output embeddings of most models are one tensor (tied weights). A part on one of
 them changes only that one. After merging they are two tensors, and the model's config must say so,
-since loading would tie them again. A model that ties more weights than these two is refused.
+since loading would tie them again.
 """
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge, onload_layer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.tuners.tuners_utils import check_adapters_to_merge, onload_layer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -131,46 +130,82 @@ def _computing(chain: Any, linear: nn.Module, names: list[str]) -> Iterator[None
             setattr(owner, key, value)
 
 
-def give_own_weights(model: nn.Module, names: list[str]) -> None:
-    """Copy each weight that one of these adapters changes and that another module shares.
+TIED = "tie_word_embeddings"
 
-    Trained tokens set the same rows of both modules, so their weight stays shared.
-    """
+
+def give_own_weights(model: nn.Module, names: list[str]) -> None:
+    """Copy each weight that one of these adapters changes and that another module shares."""
     users = Counter(
         id(p) for module in model.modules() for p in module._parameters.values() if p is not None
     )
     for chain in wrappers(model).values():
-        changing = [layer for layer in chain if not isinstance(layer, TrainableTokensLayer)]
-        if not any(has_adapter(layer, name) for layer in changing for name in names):
+        if not any(has_adapter(layer, name) for layer in chain for name in names):
             continue
-        base: Any = chain[-1].get_base_layer()
+        base = chain[-1].get_base_layer()
         for key, parameter in base._parameters.items():
             if parameter is not None and users[id(parameter)] > 1:
                 users[id(parameter)] -= 1
                 base._parameters[key] = copy.deepcopy(parameter)
 
 
-def refuse_ties(model: nn.Module) -> None:
-    """Refuse to unload a model that ties more than two weights if an adapter changes one of them.
+@contextmanager
+def ties_settled(model: nn.Module) -> Iterator[None]:
+    """Tie or untie a model's shared weights at the end of this context, in which it is unloaded.
 
-    Its config could not say which are tied, and a T5 also scales its outputs by that setting.
+    Weights that are still equal stay one tensor. Otherwise each module gets its own, and the config
+    says so. PEFT does this only for the embeddings, not for other weights that an encoder-decoder
+    ties to them, and its change of the config changes the outputs of a T5. So within the context
+    the config says "not tied", which makes PEFT do nothing.
     """
+    config = getattr(model, "config", None)
+    tied = getattr(config, TIED, False) is True
+    if tied:
+        config.tie_word_embeddings = False  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        if tied:
+            config.tie_word_embeddings = True  # type: ignore[union-attr]
+    if isinstance(model, PreTrainedModel):
+        _tie_or_untie(model)
+
+
+def _tie_or_untie(model: PreTrainedModel) -> None:
     pairs = getattr(model, "all_tied_weights_keys", None) or {}
-    for name in (*pairs, *pairs.values()) if len(pairs) > 1 else ():
-        owner: Any = model
-        for part in name.split(".")[:-1]:
-            owner = getattr(owner, part)
-            if isinstance(owner, BaseTunerLayer | AuxiliaryTrainingWrapper):
-                raise ValueError(
-                    f"the adapter changes {name}, one of several weights that "
-                    f"{type(model).__name__} ties to each other, so its weights cannot be those "
-                    "of a plain model: keep it as an adapter"
-                )
+    found = [(_owner(model, target), _owner(model, source)) for target, source in pairs.items()]
+    pairs_of = [(_weight(target), _weight(source)) for target, source in found]
+    if all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs_of):
+        for (module, key), source in found:
+            module._parameters[key] = _weight(source)
+        return
+    for module, key in (target for target, _ in found):
+        module._parameters[key] = copy.deepcopy(module._parameters[key])
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.all_tied_weights_keys = {}
+            if _only_ties(part):
+                part.config.tie_word_embeddings = False
 
 
-def say_untied(model: nn.Module) -> None:
-    """Say in the config of an unloaded model if its embeddings are two; PEFT does if it merges."""
-    if isinstance(model, PreTrainedModel) and getattr(model.config, "tie_word_embeddings", False):
-        head = model.get_output_embeddings()
-        if head is not None and head.weight is not model.get_input_embeddings().weight:
-            model.config.tie_word_embeddings = False
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds the parameter of this name, and the parameter's name in it."""
+    owner, _, key = name.rpartition(".")
+    return model.get_submodule(owner), key
+
+
+def _weight(owner: tuple[nn.Module, str]) -> nn.Parameter | None:
+    return owner[0]._parameters[owner[1]]
+
+
+def _only_ties(model: PreTrainedModel) -> bool:
+    """Whether ``tie_word_embeddings`` of a model's config has no other effect than tying.
+
+    A T5 also scales its outputs by it, so its config is not changed. transformers does not tie
+    weights that differ in the file; it warns.
+    """
+    own = model.config.to_dict()
+    if TIED not in own:
+        return False
+    read = [type(model.config).from_dict({**own, TIED: tied}).to_dict() for tied in (True, False)]
+    changed = {key for key in own if read[0].get(key) != read[1].get(key)}
+    return changed == {TIED} and f"config.{TIED}" not in inspect.getsource(type(model).forward)

@@ -21,8 +21,7 @@ from lorada.tuners.base.linears import linear_names, one_line_errors, within_lay
 from lorada.tuners.base.merged_weights import (
     give_own_weights,
     merge_all,
-    refuse_ties,
-    say_untied,
+    ties_settled,
     unmerge_chain,
 )
 from lorada.tuners.base.part_config import PREFIX, STACK, LoradaPeftConfig
@@ -103,17 +102,6 @@ def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) ->
             raise unknown_name("module in modules_to_save", str(name), own - {""})
 
 
-def refuse_offloaded(model: nn.Module) -> None:
-    """Refuse a model whose weights accelerate offloads: an adapter's would never get values."""
-    for name, module in model.named_modules():
-        away = any(parameter.is_meta for parameter in module.parameters(recurse=False))
-        if away and hasattr(module, "_hf_hook"):
-            raise ValueError(
-                f"{name} is offloaded to the CPU or to disk, where adapters of lorada do not work: "
-                "load the base into memory whole, quantised if it does not fit"
-            )
-
-
 def check_fits(
     model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
 ) -> None:
@@ -168,7 +156,6 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         """Place an adapter on all of its targets; after an error the model is as before."""
         config = self.peft_config[adapter_name]
         refuse_absent(model, [config], task=None)
-        refuse_offloaded(model)
         kw.pop("state_dict", None)  # PEFT would choose the targets by it; only the config may
         try:
             with all_or_nothing(model):
@@ -241,8 +228,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         names = kwargs.get("adapter_names")
         if merge:
             self.refuse_merge(names or self.active_adapters)
-        refuse_ties(self.model)
-        with one_line_errors():
+        with ties_settled(self.model), one_line_errors():
             if merge:
                 names = names or self.active_adapters
                 give_own_weights(self.model, names)
@@ -253,7 +239,6 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
                     self._replace_module(parent, child, chain[-1].get_base_layer(), chain[0])
             detach_all(self.model)
             model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
-        say_untied(model)
         return model
 
     @contextmanager

@@ -29,7 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lorada.attention.hooks import FollowingHook
 from lorada.functional.precision import recomputed
-from lorada.tuners.base.layer import AttachedLayer
+from lorada.tuners.base.layer import AttachedLayer, Entries
 from lorada.tuners.base.linears import linear_of
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, Rate, register
 from lorada.tuners.base.tuner import AttachedModel
@@ -195,6 +195,9 @@ class BottleneckConfig(LoradaPeftConfig):
             that it does not. Default ``lora`` for ``ffn``, else ``bert``.
         dropout: rate of the dropout behind φ; None for the rate of the model's own dropout.
             Default 0 on linear layers, else None.
+        adapter_input: what A reads with placement ``ffn``. ``residual`` is the residual stream in
+            front of a pre-LN layer's norm, as in the mBART code of He et al.; ``normed`` is what
+            the FFN reads.
         target_modules: names or a regex of the modules that get an adapter: FFNs, attentions or
             linear layers, depending on the placement. None for all FFNs or attentions, or for
             LLaMA's ``down_proj`` (series), ``up_proj`` and ``down_proj`` (parallel).
@@ -211,6 +214,7 @@ class BottleneckConfig(LoradaPeftConfig):
     layer_norm: bool = _by_placement()
     init: Literal["lora", "bert"] = _by_placement()
     dropout: Rate | None = _by_placement()  # noqa: RUF009
+    adapter_input: Literal["residual", "normed"] = field(default="residual")
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
 
@@ -219,6 +223,11 @@ class BottleneckConfig(LoradaPeftConfig):
             if name != "linears" and getattr(self, name) is None:
                 setattr(self, name, value)
         super().__post_init__()
+        if self.adapter_input != "residual" and self.placement != "ffn":
+            raise ValueError(
+                f"adapter_input={self.adapter_input!r} is about placement 'ffn', "
+                f"not {self.placement!r}: leave it out"
+            )
 
 
 class BottleneckLayer(AttachedLayer):
@@ -233,12 +242,12 @@ class BottleneckLayer(AttachedLayer):
         "lora_norm_bias",
     )
     other_param_names = ("configs", "dropouts")
-    lora_down: nn.ParameterDict
-    lora_down_bias: nn.ParameterDict
-    lora_up: nn.ParameterDict
-    lora_up_bias: nn.ParameterDict
-    lora_norm_weight: nn.ParameterDict
-    lora_norm_bias: nn.ParameterDict
+    lora_down: Entries
+    lora_down_bias: Entries
+    lora_up: Entries
+    lora_up_bias: Entries
+    lora_norm_weight: Entries
+    lora_norm_bias: Entries
     configs: dict[str, BottleneckConfig]
 
     def __init__(self, insertion: Insertion) -> None:
@@ -271,17 +280,17 @@ class BottleneckLayer(AttachedLayer):
         saved, self._saved = self._saved, {}
         result = here
         for name in self.active_here():
-            term = self.scaled(name, self.adapt(name, self._input(saved, here)))
+            term = self.scaled(name, self.adapt(name, self._input(name, saved, here)))
             # OPT's FFN has the tokens of all samples in one axis.
             result = result + term.view_as(here).to(here.dtype)
         return result
 
-    def _input(self, saved: dict[str, Tensor], here: Tensor) -> Tensor:
+    def _input(self, name: str, saved: dict[str, Tensor], here: Tensor) -> Tensor:
         """The tensor that feeds A: see ``Insertion.input``."""
-        insertion = self._insertion
+        config, insertion = self.configs[name], self._insertion
         match insertion.input:
             case "saved":
-                return saved["x"]
+                return saved[config.adapter_input if config.placement == "ffn" else "x"]
             case "here":
                 return here
             case "here - x":
@@ -296,11 +305,11 @@ class BottleneckLayer(AttachedLayer):
     def adapt(self, name: str, x: Tensor) -> Tensor:
         """A(x) of one adapter, (…, d) → (…, d), in the dtype of its weights."""
         config = self.configs[name]
-        down, up = self.lora_down[name], self.lora_up[name]
-        down_bias = self.lora_down_bias[name] if config.use_bias else None
-        up_bias = self.lora_up_bias[name] if config.use_bias else None
+        down, up = self.lora_down(name), self.lora_up(name)
+        down_bias = self.lora_down_bias(name) if config.use_bias else None
+        up_bias = self.lora_up_bias(name) if config.use_bias else None
         has_norm = name in self.lora_norm_weight
-        norm = (self.lora_norm_weight[name], self.lora_norm_bias[name]) if has_norm else None
+        norm = (self.lora_norm_weight(name), self.lora_norm_bias(name)) if has_norm else None
 
         def narrowed(x: Tensor) -> Tensor:
             hidden = x.to(down.dtype)

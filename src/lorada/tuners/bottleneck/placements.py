@@ -312,8 +312,7 @@ def _behind_attention(layer: nn.Module, projection: str) -> Insertion:
 
 
 def _beside_ffn(layer: nn.Module, ffn: FfnLayout) -> Insertion:
-    # The FFN's input is saved only as a sign that the FFN runs now, as in ``_behind_ffn``.
-    saves = {"x": ffn.residual, "input": ffn.input}
+    saves = {"residual": ffn.residual, "normed": ffn.input}  # the values of ``adapter_input``
     return Insertion(layer, ffn.module, ffn.module, "bneck", ffn.end, saves)
 
 

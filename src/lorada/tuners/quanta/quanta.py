@@ -63,7 +63,8 @@ def _factors(dims: Any) -> list[int]:
 class Gates(nn.Module):
     """The gates of one adapter on one linear layer, and frozen copies of them from the start.
 
-    Gate (a, b) is the parameter ``a_b``, its copy the buffer ``start_a_b``.
+    Gate (a, b) is the parameter ``a_b``, its copy the buffer ``start_a_b``. They have their own
+    module, since accelerate loads offloaded weights when the module that owns them is called.
     """
 
     def __init__(self, dims: list[int], gates: list[Tensor], start: list[Tensor]):

@@ -44,6 +44,16 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
         part: PeftConfig = tuner.peft_config[name]
         if not wraps(part):
             continue
+        if tokens := getattr(part, "alora_invocation_tokens", None):
+            raise ValueError(
+                f"alora_invocation_tokens={tokens} changes only what follows these tokens, "
+                "which a merged weight cannot do: keep it as an adapter"
+            )
+        if getattr(part, "layer_replication", None):
+            raise ValueError(
+                "layer_replication makes layers that share their weights, so none can be changed: "
+                "keep it as an adapter"
+            )
         if getattr(tuner, "not_mergeable", "") or part.peft_type in UNMERGEABLE:
             raise UnmergeableError(
                 f"a stack with {type(part).__name__} cannot be merged into the weights: "

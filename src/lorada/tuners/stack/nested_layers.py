@@ -14,14 +14,13 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.adalora.layer import AdaLoraLayer
-from peft.tuners.ln_tuning import LNTuningModel
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
 from lorada.tuners.base.linears import BASE_LAYER, has_adapter, linear_names, wrappers
-from lorada.tuners.base.part_config import refuse_no_layers
+from lorada.tuners.base.part_config import PREFIX, refuse_no_layers
 from lorada.tuners.base.tuner import AttachedModel, chosen, listed
 
 
@@ -50,25 +49,36 @@ def layer_kind(layer: nn.Module) -> type:
 
 
 @contextmanager
-def layers_shown(model: nn.Module, own: type) -> Iterator[None]:
+def layers_shown(
+    model: nn.Module, own: type | None = None, *, innermost: bool = False
+) -> Iterator[None]:
     """Show a tuner its own layer, wherever layers of other tuners are around it.
 
-    So it adds to that layer instead of wrapping again.
+    So it adds to that layer instead of wrapping again. With ``innermost`` it is shown the innermost
+    module where it has no layer yet: some tuners measure or count the linear layers that they are
+    placed on, and do not see one inside another tuner's layer. What is placed in this context is
+    put around the layers of others at its end.
     """
     hidden = []
     for name, chain in wrappers(model).items():
         shown = next((layer for layer in chain if layer_kind(layer) is own), None)
+        if shown is None and innermost:
+            shown = chain[-1].base_layer
         if shown is None or shown is chain[0]:
             continue
         holder, _, child = name.rpartition(".")
         parent = model.get_submodule(holder)
-        hidden.append((parent, child, chain[0]))
+        hidden.append((parent, child, chain[0], shown))
         setattr(parent, child, shown)
     try:
         yield
     finally:
-        for parent, child, outermost in hidden:
-            setattr(parent, child, outermost)
+        for parent, child, outermost, shown in hidden:
+            placed: Any = getattr(parent, child)
+            if placed is shown:
+                setattr(parent, child, outermost)
+            else:
+                placed.base_layer = outermost
 
 
 def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) -> None:
@@ -82,6 +92,19 @@ def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) ->
                 f"adapter {adapter_name!r} applies its parts to {name} in another order than an "
                 "adapter that is loaded already: load it into a model of its own"
             )
+
+
+def train_biases(model: nn.Module, tuners: list[BaseTuner]) -> None:
+    """Let the biases train that the ``bias`` of any placed part asks for.
+
+    PEFT does so when it places the first part, but for each further one it restores what trained.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for tuner in tuners:
+        tuner._mark_only_adapters_as_trainable(model)
+        trained += [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad = True
 
 
 # PEFT's layers that compute with the base layer's weight, or with a copy of what they wrap, instead
@@ -102,15 +125,6 @@ def refuse_blind(model: nn.Module) -> None:
                 )
 
 
-def refuse_norms(model: nn.Module, parts: list[PeftConfig]) -> None:
-    """Refuse LN tuning on a model with other adapters: PEFT's norms look for a copy of each."""
-    tuned = any(isinstance(module, LNTuningLayer) for module in model.modules())
-    if tuned or any(tuner_of(part) is LNTuningModel for part in parts):
-        raise ValueError(
-            "LN tuning cannot stand beside another adapter: load it into a model of its own"
-        )
-
-
 def names_alone(model: nn.Module, adapter_name: str) -> dict[str, str]:
     """Names of an adapter's wrapping layers → their names if it were the only adapter."""
     names = {}
@@ -129,6 +143,28 @@ def rename(state_dict: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
         owner = owner_of(key, names)
         renamed[names[owner] + key[len(owner) :] if owner else key] = value
     return renamed
+
+
+# The adapter's name in models that transformers itself has put together.
+LOADED_AS = ".default"
+
+
+def named_for_transformers(
+    parts: list[PeftConfig], state_dict: dict[str, Any], *, undo: bool = False
+) -> dict[str, Any]:
+    """A state dict with the adapter's name where transformers, which loads it, puts none itself.
+
+    It knows one beginning of names for all parts of a stack, ``PREFIX``. ``undo`` gives the names
+    without it again.
+    """
+    for prefix in {tuner_of(part).prefix for part in parts}:
+        if PREFIX in prefix:
+            continue
+        old, new = rf"(\.{prefix}[^.]*)", rf"\1{LOADED_AS}"
+        if undo:
+            old, new = rf"{old}{re.escape(LOADED_AS)}(?=\.|$)", r"\1"
+        state_dict = {re.sub(old, new, key): value for key, value in state_dict.items()}
+    return state_dict
 
 
 def layers_of(model: nn.Module, keys: Iterable[str]) -> dict[str, BaseTunerLayer]:
@@ -174,3 +210,19 @@ def part_named_in_errors(
         raise ValueError(
             f"{type(part).__name__}, part {position} of {len(parts)} of the stack: {text}"
         ) from error
+
+
+class OwnNorm(LNTuningLayer):  # type: ignore[misc]
+    """A norm and the trained copies of any number of adapters."""
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The active adapters that have a copy; PEFT's layer would look for one of each."""
+        return [name for name in super().active_adapters if name in self.ln_tuning_layers]
+
+
+def let_stand_beside_others(model: nn.Module) -> None:
+    """Let the norms that LN tuning has placed in a model stand aside for adapters without it."""
+    for module in model.modules():
+        if type(module) is LNTuningLayer:
+            module.__class__ = OwnNorm

@@ -5,7 +5,8 @@ casting, saving) works on the tuner layers in the model, no matter which tuner p
 LoRaDA-LA is a list of three parts and not a class.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from peft import PeftConfig, PeftModel
@@ -14,8 +15,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
-from lorada.tuners.base.linears import wrappers
-from lorada.tuners.base.part_config import PREFIX, STACK, refuse_regex, register
+from lorada.tuners.base.layer import execution_device
+from lorada.tuners.base.part_config import STACK, refuse_regex, register
 from lorada.tuners.base.tuner import (
     AttachedModel,
     LoradaTuner,
@@ -24,7 +25,6 @@ from lorada.tuners.base.tuner import (
     refuse_absent,
     refuse_doubled,
     refuse_known,
-    refuse_offloaded,
 )
 from lorada.tuners.lmam import bake
 from lorada.tuners.stack import as_stack, merging, rescaling
@@ -36,12 +36,14 @@ from lorada.tuners.stack.nested_layers import (
     layer_kind,
     layers_of,
     layers_shown,
+    let_stand_beside_others,
+    named_for_transformers,
     names_alone,
     part_kind,
     part_named_in_errors,
     refuse_blind,
-    refuse_norms,
     rename,
+    train_biases,
     tuner_of,
     wraps,
 )
@@ -64,7 +66,7 @@ class LoradaModel(LoradaTuner):
         # The tuners of each adapter's parts. Not submodules, since each holds the whole model.
         self.__dict__["_tuners"] = {}
         if isinstance(peft_config, LoradaConfig):  # a PeftModel gives a dictionary
-            refuse_without_peft_model(peft_config)
+            refuse_without_peft_model(peft_config.parts)
         if isinstance(known := vars(model).get("peft_config"), dict):
             self.__dict__["peft_config"] = dict(known)  # of adapters that transformers has loaded
         super().__init__(model, peft_config, adapter_name, **kw)
@@ -91,10 +93,9 @@ class LoradaModel(LoradaTuner):
         """Place every part of an adapter; earlier adapters stay trainable or frozen as before."""
         config = self.peft_config[adapter_name]
         refuse_absent(model, [config, *config.parts], config.task_type)
-        refuse_offloaded(model)
+        for part in filter(wraps, config.parts):
+            refuse_offloaded(model, type(part).__name__.removesuffix("Config"))
         stacked = any(isinstance(module, BaseTunerLayer) for module in model.modules())
-        if stacked:
-            refuse_norms(model, config.parts)
         before = [(p, p.requires_grad) for p in model.parameters()] if stacked else []
         self.__dict__["_tuners"][adapter_name] = []
         saved = model.__dict__.pop("peft_config", None)
@@ -124,6 +125,8 @@ class LoradaModel(LoradaTuner):
         """Activate what was active before, or the first adapter, with its copies of modules."""
         config = self.peft_config[adapter_name]
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        if not config.inference_mode:
+            train_biases(model, self.tuners_of(adapter_name))
         set_additional_trainable_modules(
             model=model,
             peft_config=config,
@@ -148,11 +151,9 @@ class LoradaModel(LoradaTuner):
         placed = self.tuners_of(adapter_name)
         with part_named_in_errors(model, part, config.parts):
             _choose_layers(part, config)
-            refuse_late(model, tuner_cls)
-            with layers_shown(model, tuner_cls.tuner_layer_cls):
-                tuner: BaseTuner = tuner_cls(
-                    model, {adapter_name: part}, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage
-                )
+            refuse_second(model, tuner_cls, placed)
+            tuner = place(model, part, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+        let_stand_beside_others(model)
         if hasattr(tuner, "rankallocator"):
             tuner.rankallocator = OwnRanks(model, part, adapter_name)
         if hasattr(part, "modules_to_save"):
@@ -198,6 +199,16 @@ class LoradaModel(LoradaTuner):
         if self.training and isinstance(loss := getattr(outputs, "loss", None), Tensor):
             outputs.loss = self.regularised(loss)
         return outputs
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        with super()._enable_peft_forward_hooks(*args, **kwargs), ExitStack() as stack:
+            for tuner_cls in dict.fromkeys(map(type, self.tuners())):
+                hooks = getattr(tuner_cls, "_enable_peft_forward_hooks", None)
+                if hooks is not None and not issubclass(tuner_cls, LoradaTuner):
+                    # Called on the stack: an inner tuner is not a submodule, so eval() misses it.
+                    stack.enter_context(hooks(self, *args, **kwargs))
+            yield
 
     def __getattr__(self, name: str) -> Any:
         """Look up a missing attribute on the active parts' tuners, as ``update_and_allocate``."""
@@ -262,6 +273,7 @@ class LoradaModel(LoradaTuner):
         adapter_name: str,
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
+        state_dict = named_for_transformers(config.parts, state_dict, undo=True)
         here = {alone: name for name, alone in names_alone(model, adapter_name).items()}
         state_dict = rename(state_dict, here)
         shared: dict[str, Tensor] = {}
@@ -371,28 +383,59 @@ def shares_state(tuner_cls: type[BaseTuner]) -> bool:
     return bool(tuner_cls.uses_shared_state) or makes_before
 
 
-def refuse_late(model: nn.Module, tuner_cls: type[BaseTuner]) -> None:
-    """Refuse a part with weights outside the layers on a model that other parts have wrapped.
+def place(model: nn.Module, part: PeftConfig, adapter_name: str, **options: Any) -> BaseTuner:
+    """Place a part by a new tuner, which has the shared weights of this adapter only."""
+    tuner_cls = tuner_of(part)
+    if not shares_state(tuner_cls):
+        with layers_shown(model, tuner_cls.tuner_layer_cls):
+            return tuner_cls(model, {adapter_name: part}, adapter_name, **options)
 
-    Its tuner counts and measures linear layers, and their weights have one place in a model.
-    """
-    if shares_state(tuner_cls) and wrappers(model):
+    class Placing(tuner_cls):  # type: ignore[misc, valid-type]
+        def _pre_injection_hook(self, model: nn.Module, *arguments: Any) -> None:
+            with layers_shown(model, innermost=True):
+                super()._pre_injection_hook(model, *arguments)
+
+    with layers_shown(model, tuner_cls.tuner_layer_cls, innermost=True):
+        tuner: BaseTuner = Placing(model, {adapter_name: part}, adapter_name, **options)
+    tuner.__class__ = tuner_cls
+    return tuner
+
+
+def refuse_second(model: nn.Module, tuner_cls: type[BaseTuner], placed: list[BaseTuner]) -> None:
+    """Refuse a second part of a kind whose weights have one place in a model."""
+    if not shares_state(tuner_cls):
+        return
+    if tuner_cls in map(type, placed):
+        raise ValueError("an adapter has one such part at most: give it the modules of both")
+    if any(layer_kind(layer) is tuner_cls.tuner_layer_cls for layer in model.modules()):
         raise ValueError(
-            "it keeps weights outside the layers, for which other parts must not be there yet: "
-            "put it first, as in vera+lora, or load it onto a model of its own"
+            "the model has had an adapter with such a part: load this one onto a model of its own"
         )
 
 
-def refuse_without_peft_model(config: LoradaConfig) -> None:
-    """Refuse a part that only PEFT itself can load, where transformers would.
+def refuse_offloaded(model: nn.Module, kind: str) -> None:
+    """Refuse to wrap weights that accelerate offloads: the adapter's would never get values.
 
-    transformers knows the layers in a model, and one beginning of their names for a whole stack.
+    A model with a ``hf_device_map`` is fine: PEFT offloads it again together with the adapter.
     """
-    for part in config.parts if config.plain is None else []:
-        if tuner_of(part).uses_shared_state or PREFIX not in tuner_of(part).prefix:
+    if getattr(model, "hf_device_map", None) is not None:
+        return
+    for name, module in model.named_modules():
+        away = any(parameter.is_meta for parameter in module.parameters(recurse=False))
+        if away and execution_device(module) is not None:
             raise ValueError(
-                f"transformers cannot load {type(part).__name__} in a stack, only PEFT can: "
-                "PeftModel.from_pretrained(base_model, folder)"
+                f"{name} is offloaded, where PEFT leaves {kind} weights without values: "
+                "add or load the adapter first, then offload"
+            )
+
+
+def refuse_without_peft_model(parts: list[PeftConfig]) -> None:
+    """Refuse a part with weights outside the layers where transformers itself places an adapter."""
+    for part in parts:
+        if tuner_of(part).uses_shared_state:
+            raise ValueError(
+                f"{type(part).__name__} keeps weights outside the model's layers, so only PEFT can "
+                "load it: PeftModel.from_pretrained(base_model, folder)"
             )
 
 

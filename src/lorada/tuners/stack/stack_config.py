@@ -17,12 +17,6 @@ UNSTACKABLE = {
     "SHADOW": "it trains a second model beside the base",
     "XLORA": "it mixes adapters that were trained before",
 }
-# Settings of a part that a stack cannot have, and why.
-UNSTACKABLE_SETTINGS = {
-    "alora_invocation_tokens": "it needs PEFT's own model: use the config without lorada",
-    "layer_replication": "it makes layers that share their weights: use the config without lorada",
-    "trainable_token_indices": "add a TrainableTokensConfig instead",
-}
 # The types of PEFT's tuners whose layers cannot be merged.
 UNMERGEABLE = ("LILY",)
 # Fields of any config that a stack shares with its one part.
@@ -48,11 +42,6 @@ class LoradaConfig(LoradaPeftConfig):
         self.parts = [_as_config(part, self) for part in self.parts]
         for part in self.parts:
             _refuse_unstackable(part)
-            if len(self.parts) > 1 and getattr(part, "bias", "none") not in ("none", False):
-                raise ValueError(
-                    f"bias={part.bias!r} of {type(part).__name__}: only in a stack of one part can "
-                    "the base's biases train: leave it out"
-                )
 
     @property
     def mergeable(self) -> bool:
@@ -134,6 +123,5 @@ def _refuse_unstackable(part: PeftConfig) -> None:
         raise ValueError(f"{name} cannot be a part: PEFT does not place it in the model's layers")
     if reason := UNSTACKABLE.get(part.peft_type):
         raise ValueError(f"{name} cannot be a part: {reason}")
-    for setting, reason in UNSTACKABLE_SETTINGS.items():
-        if getattr(part, setting, None) is not None:
-            raise ValueError(f"{setting} of {name}: {reason}")
+    if getattr(part, "trainable_token_indices", None) is not None:
+        raise ValueError(f"trainable_token_indices of {name}: add a TrainableTokensConfig instead")
