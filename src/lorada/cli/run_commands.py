@@ -61,9 +61,7 @@ def train(
         str | None, typer.Option(help="training rows: a file or a hub id; commas for more")
     ] = None,
     columns: Columns = None,
-    output: Annotated[
-        str | None, typer.Option(help="folder of the run; else the recipe's")
-    ] = None,
+    output: Annotated[str | None, typer.Option(help="folder of the run; else the recipe's")] = None,
     from_adapter: Annotated[
         str | None, typer.Option("--from", help="a saved PEFT adapter to start from")
     ] = None,

@@ -8,8 +8,9 @@ ChatGPT, and is not used.
 import re
 from collections.abc import Callable
 from functools import partial
-from math import inf
+from math import inf, isfinite
 from operator import eq
+from typing import Any
 
 from lorada.data.benchmarks.published_prompts import (
     REPOSITORY,
@@ -43,6 +44,24 @@ def first_letter(text: str, letters: str = LETTERS) -> str | None:
     return next((character for character in text if character in letters), None)
 
 
+def right_number(answer: Any) -> float:
+    """The right answer of a row as a number, read without commas."""
+    try:
+        number = float(str(answer).replace(",", ""))
+    except ValueError:
+        number = inf
+    if not isfinite(number):
+        raise ValueError(f"answer {answer!r} is not a number")
+    return number
+
+
+def right_letter(answer: Any) -> str:
+    """The right answer of a row, if it is one of ``LETTERS``."""
+    if answer not in tuple(LETTERS):
+        raise ValueError(f"answer {answer!r} is not one of {', '.join(LETTERS)}")
+    return str(answer)
+
+
 def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], str]) -> Metrics:
     """``exact``, ``quanta_one_sided`` and ``unparsable``, in percent.
 
@@ -51,8 +70,7 @@ def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], s
     not smaller than the right one counts; so does an output without a number, which is infinity.
     """
     found = [last_number(answer(output)) for output in outputs]
-    right = (float(str(row["answer"]).replace(",", "")) for row in rows)
-    off = [answer - one for answer, one in zip(right, found, strict=True)]
+    off = [right_number(row["answer"]) - one for one, row in zip(found, rows, strict=True)]
     return _percent(
         exact=[abs(one) <= 1e-3 for one in off],
         quanta_one_sided=[one < 1e-5 for one in off],
@@ -86,8 +104,9 @@ def first_line(output: str) -> str:
     return output.split("\n")[0]
 
 
-def _rationale(row: Row, field: str) -> Row:
+def _rationale(row: Row, field: str, check: Callable[[Any], object] = str) -> Row:
     """A row with QuanTA's prompt; the response is one line and ends with a newline."""
+    check(row["answer"])
     return {
         "prompt": quanta_prompt(row["instruction"]),
         "response": f" {on_one_line(row[field])}\n",
@@ -97,16 +116,18 @@ def _rationale(row: Row, field: str) -> Row:
 
 def _task(summary: str, folder: str, *, letters: bool = False) -> Task:
     score = score_letters if letters else score_numbers
+    # Training rows are not checked: MATH10K has letters and numbers, and its answers are not used.
+    check = right_letter if letters else right_number
     return Task(
         summary=f"{summary}; exact answers, and QuanTA's count",
         benchmark="arithmetic",
         protocols={
-            "generate": generating("answer", partial(score, answer=answered), 256),
+            "generate": generating("answer", partial(score, answer=answered), 256, check),
             "quanta": Protocol(
                 form="prompt",
                 kinds=("decoder",),
                 convert=partial(_rationale, field="output"),
-                convert_test=partial(_rationale, field="answer"),
+                convert_test=partial(_rationale, field="answer", check=check),
                 score=partial(score, answer=first_line),
                 generation={"max_new_tokens": 256, "stop_strings": ["\n"]},
                 joint=True,

@@ -10,7 +10,9 @@ quanta-fine-tuning/quanta (Chen et al., 2024).
 """
 
 import re
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from lorada.data.rows import text_of
 from lorada.data.task import Protocol, Score
@@ -62,16 +64,19 @@ def answered(output: str) -> str:
     return output.split(MARKER)[0]
 
 
-def generating(gold: str, score: Score, max_new_tokens: int) -> Protocol:
+def generating(
+    gold: str, score: Score, max_new_tokens: int, check: Callable[[Any], object] = str
+) -> Protocol:
     """The protocol that scores text generated after LLM-Adapters' prompt.
 
-    ``gold`` is the field of a test row with the right answer.
+    ``gold`` is the field of a test row with the right answer; ``check`` raises if an answer can
+    never be matched.
     """
     return Protocol(
         form="prompt",
         kinds=("decoder",),
         convert=_to_learn,
-        convert_test=partial(_to_score, gold=gold),
+        convert_test=partial(_to_score, gold=gold, check=check),
         score=score,
         generation={"num_beams": 4, "max_new_tokens": max_new_tokens},
         loss_on="all",
@@ -91,7 +96,8 @@ def _to_learn(row: Row) -> Row:
     return {"prompt": prompt, "response": row["output"], "answer": answer}
 
 
-def _to_score(row: Row, gold: str) -> Row:
+def _to_score(row: Row, gold: str, check: Callable[[Any], object]) -> Row:
+    check(row["answer"])
     asked = evaluation_prompt(row["instruction"], row.get("input") or "")
     return {**_to_learn(row), "eval_prompt": asked, "response": row[gold]}
 
@@ -122,9 +128,11 @@ def candidates(instruction: str) -> list[str]:
 
 def choice(row: Row) -> Row:
     """A row of the form ``choice``, as QuanTA asks it, from one with LLM-Adapters' fields."""
-    words = candidates(row["instruction"])
+    words, answer = candidates(row["instruction"]), row["answer"].lower()
+    if answer not in words:
+        raise ValueError(f"answer {row['answer']!r} is not one of {', '.join(words)}")
     return {
         "prompt": quanta_prompt(row["instruction"]),
         "candidates": [f" the correct answer is {word}." for word in words],
-        "answer": words.index(row["answer"].lower()),
+        "answer": words.index(answer),
     }
