@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lorada
+from lorada.attention import forward_inputs
 
 aten = torch.ops.aten
 GPU = torch.device("cuda:0")
@@ -89,7 +90,10 @@ class FakeGpu(TorchDispatchMode):
         reads: how often each read that may be was made, by ``package/file.py:function``.
         masks: how often transformers read a mask or positions on the host, by function. It may, and
             finds pads, or packed rows.
+        sent: the number that the GPU sends without being waited for; -1: it has not arrived.
     """
+
+    sent = -1
 
     def __init__(self, allowed: Mapping[str, Allowed]) -> None:
         super().__init__()
@@ -165,6 +169,7 @@ def fake_gpu(allowed: Mapping[str, Allowed]) -> Iterator[FakeGpu]:
         # transformers takes fake tensors for a graph that is traced, and then reads no mask.
         patch.setattr(transformers.masking_utils, "is_tracing", lambda *_: False)
         with FakeTensorMode(), FakeGpu(allowed) as gpu:
+            patch.setattr(forward_inputs, "sent_later", lambda number: gpu.sent)
             yield gpu
 
 

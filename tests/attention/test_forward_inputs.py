@@ -1,11 +1,16 @@
 """What attention reads of the inputs of a model's forward, and the calls that no map reaches."""
 
+from collections.abc import Callable
+
 import exact_cells
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from conftest import assert_close
 from exact_cells import LENGTH
+from peft import get_peft_model
 from stacks import in_chunks
+from transformers import DynamicCache
 
 from lorada import LmamConfig
 from lorada.attention import observation
@@ -49,6 +54,15 @@ def asked(monkeypatch):
     return calls
 
 
+def assert_asked(asked: list, calls: int, written: Callable[[], torch.Tensor]) -> None:
+    """So many calls of every layer ask for maps, and the others change nothing."""
+    with observation.observe(lambda seen: None):  # who observes is told of every call
+        expected = written()
+    asked.clear()
+    assert_close(written(), expected)
+    assert len(asked) == calls * LAYERS
+
+
 def test_one_listener_serves_all_layers_and_goes_with_the_last():
     model = adapted("llama")
     base = model.get_base_model()
@@ -72,11 +86,7 @@ def test_one_listener_serves_all_layers_and_goes_with_the_last():
 )
 def test_decoding_past_the_map_asks_for_nothing_and_changes_nothing(name, options, calls, asked):
     model = adapted(name, **options)
-    with observation.observe(lambda seen: None):  # who observes is told of every call
-        expected = decode(model, LENGTH - 2, 6)
-    asked.clear()
-    assert_close(decode(model, LENGTH - 2, 6), expected)
-    assert len(asked) == calls * LAYERS
+    assert_asked(asked, calls, lambda: decode(model, LENGTH - 2, 6))
 
 
 def test_behind_a_window_that_drops_keys_the_map_is_not_missed():
@@ -89,9 +99,103 @@ def test_behind_a_window_that_drops_keys_the_map_is_not_missed():
     assert_close(together, whole)
 
 
+def begin(model, *lengths: int) -> dict:
+    """A cache with a prompt that is padded on the left, and its mask."""
+    mask = torch.tensor([[0] * (max(lengths) - n) + [1] * n for n in lengths])
+    state = {"past_key_values": DynamicCache(config=model.config), "attention_mask": mask}
+    with torch.no_grad():
+        model(torch.arange(10, 10 + mask.numel()).view_as(mask), use_cache=True, **state)
+    return state
+
+
+def step(model, state: dict, token: int) -> torch.Tensor:
+    """The logits of one more token of every row."""
+    mask = state["attention_mask"]
+    state["attention_mask"] = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+    with torch.no_grad():
+        return model(input_ids=torch.full_like(mask[:, :1], token), use_cache=True, **state).logits
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_a_padded_batch_asks_for_nothing_once_its_shortest_row_is_past_the_map(name, asked):
+    model = adapted(name)
+
+    def written() -> torch.Tensor:
+        state = begin(model, 3, 9, 5)
+        return torch.cat([step(model, state, token) for token in range(20, 28)], 1)
+
+    # The prompt, and tokens until the shortest row.
+    assert_asked(asked, 1 + LENGTH - 3, written)
+
+
+def test_the_rows_are_counted_again_behind_a_cache_that_was_cropped(asked):
+    model = adapted("llama")
+    state = begin(model, LENGTH + 2, LENGTH + 1)
+    step(model, state, 20)
+    state["past_key_values"].crop(-5)
+    state["attention_mask"] = state["attention_mask"][:, : LENGTH - 2]
+    asked.clear()
+    step(model, state, 20)
+    assert len(asked) == LAYERS
+
+
+@pytest.mark.parametrize("hidden", [slice(9, None), slice(2, 6), slice(None)])
+def test_a_row_whose_tokens_are_hidden_later_keeps_its_map(hidden):
+    model = adapted("llama")
+
+    def written() -> torch.Tensor:
+        state, found = begin(model, LENGTH, LENGTH), []
+        for token in range(20, 24):
+            found.append(step(model, state, token)[:, -1])
+            if token == 21:
+                state["attention_mask"][1, hidden] = 0
+        return torch.stack(found)
+
+    with observation.observe(lambda seen: None):
+        expected = written()
+    assert_close(written(), expected)
+
+
+def test_a_mask_with_slots_for_tokens_to_come_is_not_counted(asked):
+    model = adapted("llama")
+    cache = DynamicCache(config=model.config)
+    mask = torch.ones(1, LENGTH + 8).long()
+    with torch.no_grad():
+        model(torch.tensor([[5, 6]]), past_key_values=cache, attention_mask=mask[:, :2])
+        asked.clear()
+        model(torch.tensor([[7]]), past_key_values=cache, attention_mask=mask)
+    assert len(asked) == LAYERS
+
+
+def test_the_mask_of_an_encoder_says_nothing_about_its_decoder(asked):
+    base = ARCHITECTURES["bart"]()
+    base.set_attn_implementation("eager")  # which makes a mask for a single token too
+    model = get_peft_model(base, LmamConfig(length=LENGTH, init_weights=False)).eval()
+    given = {"attention_mask": torch.ones(1, 30).long(), "input_ids": torch.arange(30)[None] + 5}
+    with torch.no_grad():
+        found = model(**given, decoder_input_ids=torch.tensor([[2, 7]]), use_cache=True)
+        asked.clear()
+        read = {"encoder_outputs": (found.encoder_last_hidden_state,)}
+        read["attention_mask"] = given["attention_mask"]
+        cache, token = found.past_key_values, torch.tensor([[8]])
+        model(**read, decoder_input_ids=token, past_key_values=cache, use_cache=True)
+    assert len(asked) > 0
+
+
 def test_the_longest_map_decides(asked):
     model = adapted("llama")
     model.add_adapter("longer", LmamConfig(length=LENGTH + 2, init_weights=False))
     model.set_adapter("longer")
     decode(model, LENGTH, 4)
     assert len(asked) == (1 + 2) * LAYERS
+
+
+def test_batches_in_turns_are_each_counted_by_themselves(asked):
+    model = adapted("llama")
+
+    def written() -> torch.Tensor:
+        long, short = begin(model, 8, 8), begin(model, 8, 2)  # masks of the same shape
+        return torch.cat([step(model, each, 20) for each in (long, short, long, short)])
+
+    # Two prompts, and the tokens of the batch with a short row.
+    assert_asked(asked, 2 + 2, written)

@@ -47,16 +47,17 @@ def launches_of_step(model: nn.Module, size: int, tokens: int, padded: bool) -> 
 
 
 def launches_of_token(
-    model: nn.Module, size: int, tokens: int, padded: bool, baked: bool = True
+    model: nn.Module, size: int, tokens: int, padded: bool, baked: bool = True, shortest: int = -1
 ) -> list[int]:
-    """The launches of a token behind a prompt and another token."""
+    """The launches of a token behind a prompt, whose shortest row is known, and another token."""
     cache = DynamicCache(config=model.config)
-    with fake_gpu({}), torch.no_grad():
+    with fake_gpu({}) as gpu, torch.no_grad():
         move(model.eval())
         if baked:
             bake(model)
         for seen, new in ((tokens, tokens), (tokens + 1, 1), (tokens + 2, 1)):
             ids = torch.zeros(size, new, dtype=torch.long, device=GPU)
+            gpu.sent = shortest if shortest < 0 else shortest + seen - tokens
             with Launches() as token:
                 model(input_ids=ids, cache=cache, **rows_of(size, seen, padded))
         return [token.count]
@@ -94,7 +95,8 @@ def test_a_map_takes_few_launches_of_a_token_under_it(padded):
 
 
 @pytest.mark.parametrize("baked", [True, False], ids=["baked", "factors"])
-def test_a_map_takes_no_launch_of_a_token_of_unpadded_rows_past_it(baked):
-    assert added_by_a_layer(launches_of_token, 32, 200, False, baked) == [0]
-    (under,) = added_by_a_layer(launches_of_token, 32, 125, False, baked)
-    assert under > 0  # the second token is the 127th, under the map
+@pytest.mark.parametrize("padded", [True, False], ids=PADDED)
+def test_a_map_takes_no_launch_of_a_token_that_every_row_has_past_it(padded, baked):
+    assert added_by_a_layer(launches_of_token, 32, 200, padded, baked, 127) == [0]
+    (under,) = added_by_a_layer(launches_of_token, 32, 200, True, baked, 126)
+    assert under > 0  # the second token is the last under the map

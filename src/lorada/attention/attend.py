@@ -89,13 +89,12 @@ def _lies_beyond(
     source: MapSource, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
 ) -> bool:
     """Whether this call decodes one token of each row, all of which lie beyond every map."""
-    if mask is not None or query.shape[2] != 1:
-        return False
-    if torch.compiler.is_compiling() or observation.observers:
+    if query.shape[2] != 1 or torch.compiler.is_compiling() or observation.observers:
         return False
     # A sliding window may have dropped keys, but then the token is even later than the number of
     # keys says. Packed sequences count from 0 again, and a paged cache must reach its error.
-    return key.shape[2] > source.reach and not is_packed_or_paged(kwargs)
+    tokens = key.shape[2] if mask is None else source.forward_inputs.fewest_tokens
+    return tokens > source.reach and not is_packed_or_paged(kwargs)
 
 
 def _attend(

@@ -5,9 +5,10 @@ first keys, and whether the caller passed the positions. A pair of hooks on the 
 Where tokens lie follows from inputs that all layers get, so one layer computes it for all.
 """
 
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ class ForwardInputs:
     tokens_so_far: Tensor | int | None = None
     # Whether ``position_ids`` alone may separate sequences packed into a row.
     may_be_packed: bool = True
+    # Each row has at least so many tokens with this call; 0 if nothing is known.
+    fewest_tokens: int = 0
     # What ``once`` has computed; None if nothing is kept.
     results: dict[Hashable, Any] | None = field(default=None, compare=False, repr=False)
 
@@ -67,12 +70,35 @@ def is_recorded(tensor: Tensor) -> bool:
     return torch.compiler.is_compiling() or capturing
 
 
+class _ShortestRow(NamedTuple):
+    """How many tokens the shortest row of a batch has, which the host learns without waiting."""
+
+    cache: "weakref.ref[Any]"
+    shape: tuple[int, ...]  # rows and slots of the mask at this call
+    sent: Tensor  # the tokens with this call, on the CPU; below 0 until the device has sent them
+    before: int  # the tokens that were known at the calls before
+
+    def tokens(self) -> int:
+        sent = int(self.sent)
+        return self.before if sent < 0 else sent
+
+
+def sent_later(number: Tensor) -> Tensor:
+    """A number on the CPU, -1 until the device has computed it: the host does not wait."""
+    if number.device.type == "cpu":
+        return number
+    pinned = number.device.type in ("cuda", "xpu")
+    host = torch.full((), -1, dtype=number.dtype, device="cpu", pin_memory=pinned)
+    return host.copy_(number, non_blocking=True) if pinned else host
+
+
 class ForwardListener:
     """The hooks that record the ``inputs`` of a model's running forward, for all its layers."""
 
     def __init__(self, model: nn.Module) -> None:
         self.inputs = NOTHING_KNOWN
         self._any_window = False
+        self._shortest: _ShortestRow | None = None
         self._layers = 0
         self._checked: list[tuple[Any, Any]] = []
         self._handles: list[RemovableHandle] = [
@@ -113,7 +139,24 @@ class ForwardListener:
             slots = getattr(cache, "get_seq_length", lambda: None)()
             packed = isinstance(slots, int) and slots == 0
         tokens = _tokens_so_far(args, kwargs, cache) if self._any_window else None
-        self.inputs = ForwardInputs(tokens, packed, {})
+        self._shortest = self._count(model, args, kwargs, cache)
+        fewest = 0 if self._shortest is None else self._shortest.tokens()
+        self.inputs = ForwardInputs(tokens, packed, fewest, {})
+
+    def _count(self, model: Any, args: Any, kwargs: Any, cache: Any) -> _ShortestRow | None:
+        """The shortest row of a decoder's batch, where its mask shows the tokens of the cache."""
+        mask, slots = kwargs.get("attention_mask"), _slots_so_far(args, kwargs, cache)
+        if not isinstance(mask, Tensor) or not isinstance(slots, int):
+            return None
+        # A mask with slots for tokens to come would count these too.
+        if mask.dim() != 2 or mask.shape[1] != slots:
+            return None
+        if is_recorded(mask) or getattr(model.config, "is_encoder_decoder", False):
+            return None
+        last, before = self._shortest, 0
+        if last is not None and last.cache() is cache and last.shape == (len(mask), slots - 1):
+            before = last.tokens()
+        return _ShortestRow(weakref.ref(cache), mask.shape, sent_later(mask.sum(-1).min()), before)
 
     def _forget(self, *_: Any) -> None:
         # In the backward pass gradient checkpointing computes layers again, from the same tensors.
@@ -122,7 +165,7 @@ class ForwardListener:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the tensors of a batch, for copies and pickles of a model."""
-        return {**self.__dict__, "inputs": NOTHING_KNOWN}
+        return {**self.__dict__, "inputs": NOTHING_KNOWN, "_shortest": None}
 
 
 def forward_listener(model: nn.Module) -> ForwardListener:
@@ -135,8 +178,13 @@ def forward_listener(model: nn.Module) -> ForwardListener:
 def _tokens_so_far(args: Any, kwargs: Any, cache: Any) -> Tensor | int | None:
     """The 2-D mask of all tokens; without a mask their number; None if neither is known."""
     mask = kwargs.get("attention_mask")
-    if mask is not None:
-        return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask
+    return None if mask is not None else _slots_so_far(args, kwargs, cache)
+
+
+def _slots_so_far(args: Any, kwargs: Any, cache: Any) -> Tensor | int | None:
+    """How many slots a cache has with this call; None without a cache or tokens."""
     ids = args[0] if args else kwargs.get("input_ids")
     new = kwargs.get("inputs_embeds") if ids is None else ids
     count = getattr(cache, "get_seq_length", None)
