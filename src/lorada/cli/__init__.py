@@ -36,7 +36,6 @@ from lorada.support.processes import (
     raise_once,
     refuse_several,
 )
-from lorada.support.quiet import silence
 from lorada.support.version import __version__
 
 # The commands that several processes may run; `run` only starts another program.
@@ -51,8 +50,10 @@ GROUPS = {
     "The paper": ("table", "plot", "tasks", "recipes"),
 }  # fmt: skip
 
-# Beginnings of messages about missing kernels, which libraries log with various loggers.
-OTHERS_MESSAGES = ("Failed to load", "Warning: Detected no triton")
+# Loggers that warn of missing kernels, of types, and of each retry of a download.
+QUIET = (
+    "torchao", "bitsandbytes.backends.cpu.ops", "torch.utils._pytree", "huggingface_hub.utils._http",
+)  # fmt: skip
 
 _COMMANDS = {getattr(one.callback, "__name__", ""): one for one in app.registered_commands}
 app.registered_commands = [_COMMANDS[name] for names in GROUPS.values() for name in names]
@@ -80,16 +81,13 @@ def _options(version: Version = False) -> None:
 
 def main() -> None:
     """Entry point: run a command, and turn a user's mistake into one line and exit code 2."""
-    silence()
+    _silence_others()
     handler = RichHandler(console=errors, show_time=False, show_path=False)
-    handler.addFilter(lambda record: not record.getMessage().startswith(OTHERS_MESSAGES))
     # Of several processes only the first warns.
     level = logging.WARNING if is_first() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
     if level == logging.WARNING:
         logging.getLogger("lorada").setLevel(logging.INFO)  # what rows were read, for one
-    # Users need not know what will change in a later version of another library.
-    warnings.simplefilter("ignore", FutureWarning)
     try:
         # typer returns the code of an Exit or of Ctrl-C instead of raising it, else what a command
         # gives to the command that calls it.
@@ -104,6 +102,17 @@ def main() -> None:
         if said:
             print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
+
+
+def _silence_others() -> None:
+    """Keep back what other libraries say and users of the command line do not need."""
+    os.environ.setdefault("TQDM_DELAY", "1")  # seconds before a bar is shown; read by tqdm's import
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # A table of the weights of a checkpoint, of which ``load_model`` says what matters.
+    transformers = logging.getLogger("transformers.modeling_utils")
+    transformers.addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
+    warnings.simplefilter("ignore", FutureWarning)  # what a later version of a library will change
 
 
 def _run() -> int | None:
