@@ -52,8 +52,11 @@ GROUPS = {
 
 # Loggers that warn of missing kernels, of types, and of each retry of a download.
 QUIET = (
-    "torchao", "bitsandbytes.backends.cpu.ops", "torch.utils._pytree", "huggingface_hub.utils._http",
-)  # fmt: skip
+    "torchao",
+    "bitsandbytes.backends.cpu.ops",
+    "torch.utils._pytree",
+    "huggingface_hub.utils._http",
+)
 
 _COMMANDS = {getattr(one.callback, "__name__", ""): one for one in app.registered_commands}
 app.registered_commands = [_COMMANDS[name] for names in GROUPS.values() for name in names]
