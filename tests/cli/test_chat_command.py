@@ -199,21 +199,3 @@ def test_runs_on_different_bases_do_not_chat(chat, place):
     assert (code, out) == (2, "")
     assert "several runs must share one base: take each alone" in err
     assert err.count("\n") == 1
-
-
-def test_a_terminal_is_asked_and_ctrl_c_there_ends_nothing(works, place, written, monkeypatch):
-    asked, typed = [], iter([KeyboardInterrupt, QUESTION, EOFError])
-
-    def at_terminal(prompt):
-        asked.append(prompt)
-        line = next(typed)
-        if isinstance(line, str):
-            return line
-        raise line
-
-    monkeypatch.setattr("builtins.input", at_terminal)
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    out, err = works("chat", place / "map")
-    assert asked == ["map> "] * 3
-    assert out == f"{written('map')}\n"
-    assert err.count("Ctrl-D or /quit ends the chat") == 1

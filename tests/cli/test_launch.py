@@ -217,7 +217,6 @@ def test_options_behind_the_command_are_the_commands(run, capfd):
 BAD_COMMANDS = {
     "no-such-program --help": "no command 'no-such-program' on PATH",
     "--no-such-option": "no command '--no-such-option' on PATH",
-    "load.py": "write lorada run python load.py",
     "": "Missing argument 'CMD'",
     "./binary": "Exec format error",  # not for this machine
 }

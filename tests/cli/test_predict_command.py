@@ -9,8 +9,8 @@ import pytest
 import run_place
 from folders import ROWS, rows_file
 
-from lorada.cli import GROUPS
-from lorada.cli.predict_command import _show
+from lorada.cli.app import app
+from lorada.cli.use_commands import _show
 
 SETTINGS = ["max_steps=2", "report_to=[]", "max_length=32", "max_new_tokens=4"]
 place = run_place.place
@@ -104,7 +104,7 @@ def test_labels_that_are_numbers_are_shown(capsys):
     assert "│ a    │ 1     │ 0.900       │" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [name for group in GROUPS.values() for name in group])
+@pytest.mark.parametrize("command", [one.callback.__name__ for one in app.registered_commands])
 def test_a_flag_that_is_off_anyway_has_no_twin(command, works):
     out, _ = works(command, "--help")
     assert not re.findall(r"--no-[a-z-]+", out)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from made_up_comparison import renamed
 
-from lorada.cli import compare_commands
 from lorada.cli.compare_commands import _show_report
 
 LONG = "lora+lmam:lora.r=4|8|16:lmam.rank=1|2:map_learning_rate=1e-3 (0.2%, 1000000)"
@@ -25,12 +24,3 @@ def test_the_report_fits_80_columns_and_cuts_no_name(made_up_summary, capsys, tm
             assert f"{one.score:.1f} ± " in whole
             assert f"{one.trainable:,}" in whole
     assert names.replace(" ", "").count(LONG.replace(" ", "")) == len(made_up_summary.scored)
-
-
-def test_a_narrow_terminal_keeps_names_and_numbers(made_up_summary, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_commands.console, "width", 50)
-    _show_report(made_up_summary, [tmp_path], as_json=False)
-    said = capsys.readouterr().out
-    for one in made_up_summary.scored:
-        assert one.label[:12] in said
-        assert f"{one.trainable:,}" in said

@@ -73,7 +73,7 @@ def test_the_page_says_what_to_install():
 
 
 def test_every_option_and_field_of_the_page_is_one():
-    from lorada.cli.serve_command import serve
+    from lorada.cli.use_commands import serve
     from lorada.inference.serving.requests import ChatRequest, CompletionRequest
 
     parameters = set(serve.__annotations__)

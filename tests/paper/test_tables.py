@@ -91,10 +91,7 @@ def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works):
     assert recipe["training"]["learning_rate"] == 3.0e-4
 
 
-def test_a_program_reads_what_a_person_does_and_the_scale_is_local_without_a_gpu(
-    place, json_of, monkeypatch
-):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+def test_a_program_reads_what_a_person_does_and_the_scale_is_local(place, json_of):
     page = json_of("table", "5", "--rows", "lora", "--tasks", "rte", "--seeds", "1")
     assert page["title"] == "Table 5: GLUE (local scale)"
     assert {"A tiny model, rows that mean nothing.", "scores: accuracy of rte."} <= {*page["notes"]}

@@ -8,8 +8,7 @@ import os
 import re
 import sys
 import warnings
-from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
@@ -17,14 +16,10 @@ from rich.logging import RichHandler
 from lorada.cli import (  # noqa: F401
     chat_command,
     compare_commands,
-    explore_command,
-    export_command,
     list_commands,
     paper_commands,
-    predict_command,
-    quickstart_command,
     run_commands,
-    serve_command,
+    use_commands,
 )
 from lorada.cli.app import app, errors
 from lorada.support.errors import out_of_memory
@@ -41,15 +36,6 @@ from lorada.support.version import __version__
 # The commands that several processes may run; `run` only starts another program.
 FOR_MANY = ("train", "run")
 
-# The groups of `lorada --help`, and the order of the commands in each.
-GROUPS = {
-    "Train and use": (
-        "train", "evaluate", "predict", "generate", "chat", "serve", "explore", "export", "run",
-    ),
-    "Compare": ("compare", "report", "decide", "quickstart", "methods", "params"),
-    "The paper": ("table", "plot", "tasks", "recipes"),
-}  # fmt: skip
-
 # Loggers that warn of missing kernels, of types, and of each retry of a download.
 QUIET = (
     "torchao",
@@ -57,12 +43,6 @@ QUIET = (
     "torch.utils._pytree",
     "huggingface_hub.utils._http",
 )
-
-_COMMANDS = {getattr(one.callback, "__name__", ""): one for one in app.registered_commands}
-app.registered_commands = [_COMMANDS[name] for names in GROUPS.values() for name in names]
-for _group, _names in GROUPS.items():
-    for _name in _names:
-        _COMMANDS[_name].rich_help_panel = _group
 
 
 def _print_version(asked: bool) -> None:
@@ -133,7 +113,7 @@ def _said(error: Exception) -> str | None:
     if isinstance(error, OtherProcessError):
         return ""
     if hasattr(error, "format_message"):  # click's own; empty where help has been printed
-        return _usage_error(error)
+        return str(error.format_message()).replace("Value error, ", "")
     line = " ".join(str(error).split())
     if isinstance(error, ValueError | OSError | ImportError | re.error):
         return line
@@ -143,14 +123,3 @@ def _said(error: Exception) -> str | None:
             f"rank, or activation_checkpointing=full ({line[:80]})"
         )
     return None
-
-
-def _usage_error(error: Any) -> str:
-    """What a wrong command line is answered with; for ``--max_steps 3``, that it is a setting."""
-    message, option = str(error.format_message()), getattr(error, "option_name", "")
-    takes = {param.name for param in error.ctx.command.params} if error.ctx else set()
-    misspelt = get_close_matches(option, getattr(error, "possibilities", None) or (), cutoff=0.8)
-    if "overrides" not in takes or not option.startswith("--") or misspelt:
-        return message
-    setting = option.removeprefix("--").replace("-", "_")
-    return f"{error.message}; a setting has no dashes: {setting}=VALUE"

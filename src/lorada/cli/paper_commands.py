@@ -8,32 +8,19 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Column, Table
 
+from lorada.cli import options as opt
 from lorada.cli.app import (
-    DataDir,
-    Json,
     app,
     console,
     importing,
     loaded_run,
     note,
+    pool_of,
     print_json,
     prints_to_stderr,
     say,
     suggest,
     waiting,
-)
-from lorada.cli.queue_options import (
-    AUTO,
-    Cluster,
-    DryRun,
-    GpusPerJob,
-    Overwrite,
-    Resume,
-    Shard,
-    Workers,
-    check_queue,
-    split_names,
-    split_seeds,
 )
 from lorada.cli.run_commands import scored_run, suggest_scoring
 from lorada.support.duration import counted
@@ -42,64 +29,64 @@ from lorada.support.progress import progress_bar
 
 # Options that are not repeated in the command that goes on with the same runs.
 ONCE = ("--dry-run", "--resume", "--overwrite")
+Names = Annotated[
+    Any, typer.Option(parser=opt.named, metavar="NAMES", help="with commas; else all")
+]
 Results = Annotated[Path, typer.Option(help="where results are kept")]
 Scale = Annotated[
-    Literal["paper", "local"] | None,
-    typer.Option(help="of models and data; local where there is no GPU"),
+    Literal["paper", "local"],
+    typer.Option(help="models and data of the paper, or small ones for a CPU"),
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=opt.PAPER)
 def table(
     number: Annotated[int, typer.Argument(help="number of the table in the paper")],
-    scale: Scale = None,
-    rows: Annotated[str | None, typer.Option(help="keys or methods, with commas")] = None,
-    tasks: Annotated[str | None, typer.Option(help="names, with commas")] = None,
-    seeds: Annotated[str | None, typer.Option(help="numbers, with commas")] = None,
-    dry_run: DryRun = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
+    scale: Scale = "local",
+    rows: Names = None,
+    tasks: Names = None,
+    seeds: opt.Seeds = None,
+    dry_run: opt.DryRun = False,
+    resume: opt.Resume = False,
+    overwrite: opt.Overwrite = False,
     results: Results = Path("docs/results"),
     output: Annotated[Path, typer.Option(help="where the runs are")] = Path("runs"),
-    workers: Workers = AUTO,
-    gpus_per_job: GpusPerJob = 1.0,
-    cluster: Cluster = None,
-    shard: Shard = None,
-    data_dir: DataDir = None,
-    as_json: Json = False,
+    workers: opt.Workers = None,
+    gpus_per_job: opt.GpusPerJob = 1.0,
+    cluster: opt.Cluster = None,
+    shard: opt.Shard = None,
+    data_dir: opt.DataDir = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Run the rows of one of the paper's tables, and print them beside the published scores."""
     if number in (2, 3):
         _show_costs(number, as_json=as_json)
         return
-    pool, part = check_queue(workers, gpus_per_job, cluster, shard)
     chosen = _table_named(f"table{number}", data_dir, resume=resume, overwrite=overwrite)
-    of_rows, of_tasks = split_names("rows", rows), split_names("tasks", tasks)
-    of_seeds = split_seeds(seeds)
-    chosen.rows_named(of_rows)
-    chosen.tasks_at("paper", of_tasks)
+    chosen.rows_named(rows)
+    chosen.tasks_at("paper", tasks)
     with importing(quiet=as_json):
         from lorada.paper.table_page import page_of
         from lorada.paper.table_runs import jobs, part_of, run_all
-    at = scale or _usual_scale()
     found = jobs(
-        chosen, at, rows=of_rows, tasks=of_tasks, seeds=of_seeds,
+        chosen, scale, rows=rows, tasks=tasks, seeds=seeds,
         results=results, output=output, data_dir=data_dir,
     )  # fmt: skip
     again = [word for word in sys.argv[1:] if word not in ONCE]
     if dry_run:
-        begun = _show_plan(part_of(found, part), as_json=as_json)
+        begun = _show_plan(part_of(found, shard), as_json=as_json)
         if not as_json:
             suggest(*again, *(["--resume"] if begun else []))
         return
+    pool = pool_of(workers, cluster, gpus_per_job)
     with prints_to_stderr(as_json):
         complete, outcomes = run_all(
-            found, say=note, resume=resume, overwrite=overwrite, pool=pool(), part=part
+            found, say=note, resume=resume, overwrite=overwrite, pool=pool, part=shard
         )  # fmt: skip
     if any(complete):
         kept = [(job.row, result) for job, result in zip(found, complete, strict=True) if result]
-        _show_page(page_of(chosen, at, kept, every=rows is None), as_json=as_json)
-        written = _write_so_far(chosen, at, found[0].tasks, results)
+        _show_page(page_of(chosen, scale, kept, every=rows is None), as_json=as_json)
+        written = _write_so_far(chosen, scale, found[0].tasks, results)
         if not as_json:
             say(written)
             suggest(*again, "--dry-run")
@@ -116,12 +103,6 @@ def _table_named(name: str, data_dir: str | None, *, resume: bool, overwrite: bo
     if data_dir is not None:
         data_folder(data_dir)
     return load_table(name)
-
-
-def _usual_scale() -> Literal["paper", "local"]:
-    import torch
-
-    return "paper" if torch.cuda.is_available() else "local"
 
 
 def _print_table(title: str, columns: Iterable[str], rows: Iterable[Any], notes: list[str]) -> None:
@@ -223,7 +204,7 @@ def _planned(seeds: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-@app.command()
+@app.command(rich_help_panel=opt.PAPER)
 def plot(
     what: Annotated[Literal["1", "3", "4", "loss"], typer.Argument(help="figure, or loss curves")],
     runs: Annotated[list[Path] | None, typer.Argument(help="finished runs (1, 3, loss)")] = None,
@@ -231,10 +212,10 @@ def plot(
         str, typer.Option(help="the sentence that 1 shows")
     ] = "an exquisitely written and superbly acted film that moved me deeply",
     rows: Annotated[int, typer.Option(min=1, help="test rows that 3 looks at")] = 64,
-    scale: Scale = None,
-    seeds: Annotated[str | None, typer.Option(help="of the sweep of 4, with commas")] = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
+    scale: Scale = "local",
+    seeds: opt.Seeds = None,
+    resume: opt.Resume = False,
+    overwrite: opt.Overwrite = False,
     results: Results = Path("docs/results"),
     output: Annotated[
         Path, typer.Option(help="folder of the picture; runs of 4 are in runs")
@@ -242,27 +223,23 @@ def plot(
     data: Annotated[
         str | None, typer.Option(help="rows that 3 looks at; else the run's own")
     ] = None,
-    data_dir: DataDir = None,
+    data_dir: opt.DataDir = None,
 ) -> None:
     """Draw a figure of the paper, or loss curves."""
+    given = runs or []
+    takes = {"4": 0, "loss": len(given) or 1}.get(what, 1)
+    if len(given) != takes:
+        raise ValueError(f"lorada plot {what} takes {counted(takes, 'run')}, not {len(given)}")
     if what == "4":
-        if runs:
-            raise ValueError(f"lorada plot 4 takes no run, not {len(runs)}")
         _plot_sweep(
             scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite
         )  # fmt: skip
-        return
-    if not runs:
-        raise ValueError(f"lorada plot {what} needs a run: lorada plot {what} RUN")
-    if what == "loss":
-        _plot_losses(runs, output)
-        return
-    if len(runs) > 1:
-        raise ValueError(f"lorada plot {what} takes 1 run, not {len(runs)}")
-    if what == "1":
-        _plot_maps(runs[0], text, output)
+    elif what == "loss":
+        _plot_losses(given, output)
+    elif what == "1":
+        _plot_maps(given[0], text, output)
     else:
-        _plot_layers(runs[0], rows, output, data, data_dir)
+        _plot_layers(given[0], rows, output, data, data_dir)
 
 
 def _plot_losses(runs: list[Path], output: Path) -> None:
@@ -308,20 +285,18 @@ def _plot_layers(
 
 
 def _plot_sweep(
-    scale: Literal["paper", "local"] | None, seeds: str | None, results: Path, output: Path,
+    at: Literal["paper", "local"], seeds: list[int] | None, results: Path, output: Path,
     data_dir: str | None, *, resume: bool, overwrite: bool,
 ) -> None:  # fmt: skip
     """Train the runs of Figure 4 that are not there, and draw it from those that are."""
     figure = _table_named("figure4", data_dir, resume=resume, overwrite=overwrite)
-    chosen = split_seeds(seeds)
     with importing():
-        from lorada.compare.jobs.pool import Workers as Pool
         from lorada.paper.figures import sweep_figure
         from lorada.paper.table_runs import jobs, run_all
-    at = scale or _usual_scale()
-    found = jobs(figure, at, seeds=chosen, results=results, output=Path("runs"), data_dir=data_dir)
+    found = jobs(figure, at, seeds=seeds, results=results, output=Path("runs"), data_dir=data_dir)
     complete, outcomes = run_all(
-        found, say=note, resume=resume, overwrite=overwrite, pool=Pool(None, 1.0), part=None
+        found, say=note, resume=resume, overwrite=overwrite, pool=pool_of(None, None, 1.0),
+        part=None,
     )  # fmt: skip
     if any(complete):
         for sentence in figure.differs if at == "local" else []:
@@ -329,8 +304,7 @@ def _plot_sweep(
         scores, model, metric = _sweep(found, complete)
         counts = sorted({len(each) for each in scores.values()})
         fewest = f"{counts[0]} to " if counts[1:] else ""
-        seeds = counted(counts[-1], "seed")
-        title = f"{figure.title} ({model}, {at} scale, {fewest}{seeds})"
+        title = f"{figure.title} ({model}, {at} scale, {fewest}{counted(counts[-1], 'seed')})"
         labels = {"title": title, "metric": f"{metric} (%)"}
         _draw("figure4", output, lambda *paths: sweep_figure(scores, *paths, **labels))
         suggest("table", "5", "--scale", at, "--results", results, "--dry-run")
@@ -354,12 +328,8 @@ def _sweep(
 
 
 def _draw(name: str, folder: Path, write: Any) -> None:
-    """Draw a picture as PNG and SVG, and print the paths, or which package is missing."""
+    """Draw a picture as PNG and SVG, and print the paths."""
     paths = [folder / f"{name}{suffix}" for suffix in (".png", ".svg")]
-    try:
-        with waiting("drawing"):
-            write(*paths)
-    except ImportError as error:
-        console.print(str(error))
-        return
+    with waiting("drawing"):
+        write(*paths)
     say(", ".join(map(str, paths)))

@@ -34,8 +34,7 @@ LOCK_FILE = ".lorada.lock"
 TRAINED_FILE = "trained.safetensors"  # the weights of a method that trains part of the base
 ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
 RUN_FILES = (
-    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "loss.png", "adapter", "model",
-    TRAINED_FILE, "runs",
+    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "adapter", "model", TRAINED_FILE, "runs",
 )  # fmt: skip
 # Remote code is allowed command by command, the rows have their own fingerprint, and activations
 # that are computed again change no number.

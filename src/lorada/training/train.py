@@ -3,8 +3,8 @@
     recipe → prepare_training → set_up → Trainer → save_model, training_result → run folder
 
 A run folder holds ``recipe.yaml``, checkpoints while it trains, then ``adapter/`` (``model/`` if
-everything trains, ``trained.safetensors`` if a part of the base does), ``loss.png`` and
-``result.json``. It is complete when it has a ``result.json``.
+everything trains, ``trained.safetensors`` if a part of the base does) and ``result.json``. It is
+complete when it has a ``result.json``.
 """
 
 import logging
