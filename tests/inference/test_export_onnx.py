@@ -21,12 +21,11 @@ from transformers import (
     AutoTokenizer,
 )
 
-from lorada.cli import use_commands
 from lorada.inference import export
 from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
 
-for package in use_commands.ONNX_PACKAGES:
+for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason=f"{package} is missing: extra onnx")
 
 SHORT_MAP = ["lmam.length=8"]  # prompts are shorter, as long and longer
@@ -121,7 +120,7 @@ def folder_of(path):
 def test_a_missing_package_is_named_before_anything_is_loaded(
     finished, tmp_path, mistake, monkeypatch
 ):
-    monkeypatch.setattr(use_commands, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     how = "install the extra `onnx` (pip install -e '.[onnx]' in a checkout of lorada)"
     line = mistake("export", finished, tmp_path / "graph", "--format", "onnx")
     assert line == f"error: onnx is missing: {how}"

@@ -189,7 +189,7 @@ def test_an_error_ends_all_processes(place, tmp_path, mistake):
     ):
         done = launched([*TORCHRUN, "-m", "lorada.cli", *command[name], *setting])
         assert done.returncode != 0
-        assert done.stderr.count(said) == 1
+        assert said in done.stderr
     # A run of two processes does not go on in one.
     (run["whole"] / "result.json").unlink()
     line = mistake("train", "--resume", "--output", run["whole"])

@@ -28,7 +28,6 @@ from lorada.support.processes import (
     is_first,
     leave_processes,
     process_count,
-    raise_once,
     refuse_several,
 )
 from lorada.support.version import __version__
@@ -99,10 +98,9 @@ def _silence_others() -> None:
 
 
 def _run() -> int | None:
-    with raise_once():
-        if sys.argv[1:] and sys.argv[1] not in FOR_MANY:
-            refuse_several(f"lorada {sys.argv[1]}")
-        code: int | None = app(standalone_mode=False)
+    if sys.argv[1:] and sys.argv[1] not in FOR_MANY:
+        refuse_several(f"lorada {sys.argv[1]}")
+    code: int | None = app(standalone_mode=False)
     if process_count() > 1:
         leave_processes()
     return code

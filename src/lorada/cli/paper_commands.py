@@ -106,10 +106,10 @@ def _table_named(name: str, data_dir: str | None, *, resume: bool, overwrite: bo
 
 
 def _print_table(title: str, columns: Iterable[str], rows: Iterable[Any], notes: list[str]) -> None:
-    """Print a table of any width, whose rows may have a style, and sentences below it."""
+    """Print a table of any width, and sentences below it."""
     shown = Table(*(Column(name, overflow="fold") for name in columns), title=title)
-    for style, cells in rows:
-        shown.add_row(*cells, style=style)
+    for cells in rows:
+        shown.add_row(*map(str, cells))
     console.print(shown)
     for sentence in notes:
         console.print(f"• {sentence}")
@@ -122,19 +122,18 @@ def _show_costs(number: int, *, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    rows = [(None, map(str, row)) for row in found["rows"]]
-    _print_table(found["title"], found["columns"], rows, found["notes"])
+    _print_table(found["title"], found["columns"], found["rows"], found["notes"])
     suggest("table", number, "--json")
 
 
 def _show_page(page: Any, *, as_json: bool) -> None:
-    """Print a page of one of the paper's tables; published lines are dim."""
+    """Print a page of one of the paper's tables."""
     from lorada.paper.table_page import cells, header_of
 
     if as_json:
         print_json({**vars(page), "lines": [vars(line) for line in page.lines]})
         return
-    rows = [("dim" if line.source == "paper" else None, cells(page, line)) for line in page.lines]
+    rows = (cells(page, line) for line in page.lines)
     _print_table(page.title, header_of(page), rows, page.notes)
 
 
@@ -179,28 +178,22 @@ def _show_plan(found: list[Any], *, as_json: bool) -> bool:
     if as_json:
         print_json(plan)
     else:
-        runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for entry in plan:
-            runs.setdefault((entry["row"], " ".join(entry["tasks"])), []).append(entry)
-        names = ("row", "tasks", "seeds", "trained", "paper", "memory", "done")
+        names = ("row", "tasks", "seed", "trained", "paper", "memory", "done")
         models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
         memory = "Memory is that of a step, as if every row had max_length tokens."
-        rows = [(None, _planned(each)) for each in runs.values()]
-        _print_table(f"On {models}", names, rows, [memory])
+        _print_table(f"On {models}", names, map(_planned, plan), [memory])
     return any(entry["done"] for entry in plan)
 
 
-def _planned(seeds: list[dict[str, Any]]) -> list[str]:
-    """The line of the runs that differ in their seed alone."""
-    one, finished = seeds[0], sum(entry["done"] for entry in seeds)
+def _planned(one: dict[str, Any]) -> list[str]:
     return [
         one["row"],
         " ".join(one["tasks"]),
-        ", ".join(str(entry["seed"]) for entry in seeds),
+        str(one["seed"]),
         f"{one['percent']:.3f}%",
         "–" if one["share"] is None else f"{one['share']}%",
         "–" if one["memory"] is None else f"{one['memory'] / 2**30:.1f} GiB",
-        str(finished),
+        "yes" if one["done"] else "no",
     ]
 
 

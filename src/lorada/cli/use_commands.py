@@ -1,7 +1,7 @@
 """The commands ``predict``, ``explore``, ``export`` and ``serve``: what finished runs are for."""
 
 import sys
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,12 +24,11 @@ from lorada.cli.app import (
     waiting,
 )
 from lorada.support.duration import counted
-from lorada.support.errors import missing_package, needs_extra
+from lorada.support.errors import needs_extra
 from lorada.support.files import as_typed, refuse_there, write_atomic
 from lorada.support.progress import only_reports
 from lorada.support.row_sources import HEADED
 
-ONNX_PACKAGES = "onnx", "onnxscript", "onnxruntime"  # of the extra
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -196,9 +195,9 @@ def export(
         raise ValueError("--adapter-only is not for --format onnx, a whole model: leave one out")
     if adapter_only:
         refuse_no_adapter(run)
-    for package in ONNX_PACKAGES if form == "onnx" else ():
-        if find_spec(package) is None:
-            raise missing_package(package, "onnx")
+    with needs_extra("onnx"):
+        for package in ("onnx", "onnxscript", "onnxruntime") if form == "onnx" else ():
+            import_module(package)
     with importing(quiet=as_json):
         from transformers.utils import logging
 

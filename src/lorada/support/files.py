@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shlex
 import shutil
 import tempfile
@@ -10,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 SCRATCH = ".lorada-writing-"
 
@@ -24,7 +22,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
     with scratch_folder(path.parent) as scratch:
         fresh = scratch / path.name
         yield fresh
-        _flush(fresh)
         if fresh.is_dir() and path.is_dir():
             path.replace(scratch / f"{path.name}.old")
         fresh.replace(path)
@@ -42,11 +39,6 @@ def refuse_there(path: Path, *, overwrite: bool) -> None:
         raise ValueError(f"{path} is a folder: choose another --output")
     if path.exists() and not overwrite:
         raise ValueError(f"{path} is there already: choose another --output, or pass --overwrite")
-
-
-def file_name(text: str) -> str:
-    """A text as the name of a file; slashes, for one, are written as %2F."""
-    return quote(text, safe=" +,:=[]")
 
 
 def as_typed(*words: object) -> str:
@@ -100,14 +92,3 @@ def one_at_a_time(path: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)  # waiting processes notice it and make a new lock
-
-
-def _flush(path: Path) -> None:
-    """Call fsync on a file or all files of a folder; some file systems report errors only then."""
-    for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
