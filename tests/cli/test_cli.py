@@ -159,13 +159,10 @@ def test_a_wrong_option_is_named(mistake, typed):
 # "..." stands for anything.
 BAD_TRAINING = {
     "lmam.rank=99999999999": "out of memory",
-    "lmam.rank=two": "lmam.rank='two'",
     "training.learning_rate=fast": "training.learning_rate='fast'",
-    "loss_on=prompt": "loss_on='prompt'...response",
     "activation_checkpointing=bogus": (
         "error: activation_checkpointing='bogus': input should be 'off', 'full' or 'auto'"
     ),
-    "training.seed=true": "training.seed=True must be a whole number from 0",
     "from_adapter=missing": "no adapter folder at missing",
     "training.report_to=[comet_ml]": "comet-ml",
     "data=builtin:../../../../etc/passwd": "no data file at",
@@ -186,9 +183,7 @@ def test_a_mistake_in_training_is_one_line_and_writes_nothing(
 
 UNMADE = {
     "learning_rate=-1": "Invalid learning rate: -1.0",
-    "per_device_train_batch_size=0": "per_device_train_batch_size=0 must be above 0",
     "optim=adamv": "adamv is not a valid OptimizerNames",
-    "lr_scheduler_type=line": "line is not a valid SchedulerType",
     "training.report_to=nobody": "nobody is not supported",
     "attn_implementation=flash_attention_2": "FlashAttention2...installed",
     "early_stopping=3": "early_stopping=3 needs held-out rows",
@@ -296,10 +291,3 @@ def test_a_damaged_result_is_one_line_of_any_command(mistake, run, tmp_path, key
         line = mistake(*words)
         assert "result.json" in line
         assert key == "whole" or key in line
-
-
-def test_a_history_with_a_step_missing_draws_what_it_has(works, run, tmp_path):
-    result = json.loads((run / "result.json").read_text())
-    result["history"] = [{}, {"loss": 1.0}, {"step": 1, "loss": None}, {"step": 2, "loss": 1.0}]
-    (run / "result.json").write_text(json.dumps(result))
-    works("plot", "loss", run, "--output", tmp_path)

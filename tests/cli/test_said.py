@@ -1,14 +1,8 @@
 """What is printed is what there is: brackets and colons of paths and prompts are letters."""
 
-import io
-import sys
-
-import pytest
 from paths import ROOT
-from rich.console import Console
 from rich.table import Table
 
-from lorada.cli.app import waiting
 from lorada.support.progress import plain_console
 
 SOURCE = ROOT / "src" / "lorada"
@@ -29,15 +23,3 @@ def test_consoles_print_paths_as_they_are():
 def test_every_console_is_made_in_the_one_place_where_brackets_are_letters():
     users = [p.name for p in SOURCE.rglob("*.py") if "Console(" in p.read_text()]
     assert users == ["progress.py"]
-
-
-@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])
-def test_what_is_waited_for_is_said_on_a_terminal_to_a_person(monkeypatch, terminal, quiet):
-    said = io.StringIO()
-    shown = Console(file=said, force_terminal=terminal, width=120, markup=False, emoji=False)
-    monkeypatch.setattr(sys.modules["lorada.cli.app"], "errors", shown)
-    with waiting("loading my [/x] model", quiet=quiet):
-        pass
-    assert ("loading my [/x] model" in said.getvalue()) == (terminal and not quiet)
-    if not terminal or quiet:
-        assert said.getvalue() == ""

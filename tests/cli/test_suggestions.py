@@ -111,12 +111,6 @@ def test_a_classifier_is_asked_exported_and_described(call, at_home, labelled):
     assert words_of("$(cat 'whole [model]/README.md')")
 
 
-def test_the_card_of_an_export_is_read_next(call, at_home, run):
-    command = next_of(call, "export", run, "merged [x]")
-    assert command == ["cat", "merged [x]/README.md"]
-    assert Path(command[1]).is_file()
-
-
 def test_what_is_counted_can_be_trained(call, at_home):
     fill = {"FILE": "my rows.jsonl", "MODEL": "llama [red]"}
     counted = ["params", "--method", "lora", "--model", "llama [red]", "lora.r=2"]

@@ -1,7 +1,6 @@
 """Jobs from a file to a served answer, by the commands that README types and no others.
 
-The rows are made here: grades from 20 to 100, pairs of sentences, and a CSV of reviews with columns
-of its own. What chats become is in test_chat_command.py.
+The rows are made here: grades from 20 to 100, and pairs of sentences.
 """
 
 import csv
@@ -35,31 +34,21 @@ def pair(draw):
     return {"sentence1": asked, "sentence2": said, "label": "praise" if good else "blame"}
 
 
-def review(draw):
-    good = draw.random() < 0.5
-    text = f"A {draw.choice(GOOD if good else BAD)} {draw.choice(THINGS)}; I saw it twice."
-    return {"What they said": text, "Verdict": "up" if good else "down", "Nr": draw.random()}
-
-
-# What makes a row, words of the training, a score to reach; input → whether its answer is right.
+# What makes a row, a score to reach; input → whether its answer is right.
 JOBS = {
-    "grades": (grade, [], ("pearson", 90), {
+    "grades": (grade, ("pearson", 90), {
         f"The essay is {', '.join(GOOD[:4])}.": lambda one: 80 < one["score"] < 120,
         f"The essay is {', '.join(BAD[:4])}.": lambda one: 0 < one["score"] < 45,
     }),
-    "pairs": (pair, [], ("accuracy", 80), {
+    "pairs": (pair, ("accuracy", 80), {
         ("What about the music?", "It was charming."): lambda one: one["label"] == "praise",
     }),
-    "reviews": (
-        review, ["--columns", "text=What they said,label=Verdict"], ("accuracy", 90),
-        {"A superb script.": lambda one: one["label"] == "up"},
-    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_rows_are_learned_scored_answered_and_served(job, tmp_path):
-    make, words, (metric, least), asked = JOBS[job]
+    make, (metric, least), asked = JOBS[job]
     draw = random.Random(1)
     rows = [make(draw) for _ in range(300)]
     with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
@@ -71,7 +60,7 @@ def test_rows_are_learned_scored_answered_and_served(job, tmp_path):
         return printed(LORADA, *words, folder=tmp_path)
 
     lorada(
-        "train", "--model", "minilm-l6", "--data", "rows.csv", *words, "--output", "mine",
+        "train", "--model", "minilm-l6", "--data", "rows.csv", "--output", "mine",
         "eval_data=20%", "max_steps=150", "learning_rate=3e-3", "pooling=mean",
     )  # fmt: skip
     assert json.loads(lorada("evaluate", "mine", "--json"))[metric] > least

@@ -10,7 +10,6 @@ import sys
 from lorada import _after_import
 """
 WAYS = {
-    "by its name": "{}; import theirs, theirs",
     "before it is asked for": "import theirs; {}",
     "by a part of it": "{}; from theirs.part import __name__",
     "by ours": "{}; import ours",
@@ -38,8 +37,3 @@ def test_ours_is_imported_once_behind_theirs(way, tmp_path):
     ending = "\nassert 'theirs' not in [getattr(f, 'module', None) for f in sys.meta_path]"
     said = printed(sys.executable, "-c", code + ending, folder=tmp_path)
     assert said.splitlines() == ["begins", "ends", "ours theirs.part"]
-
-
-def test_what_is_not_there_is_missing_as_before():
-    code = "_after_import('theirs', 'ours')\ntry: import theirs\nexcept ImportError as e: print(e)"
-    assert printed(sys.executable, "-c", START + code) == "No module named 'theirs'\n"
