@@ -67,9 +67,8 @@ MISTAKES = {
         "writes no text: ask it with lorada predict labelled --text TEXT"
     ),
     "serve run labelled": "labelled labels, scores or chooses and run writes text: serve each",
-    "predict labelled --text a --data labels.jsonl": (
-        "--text 'a' and --data labels.jsonl exclude each other"
-    ),
+    "predict labelled --text a --data labels.jsonl": "pass either --text TEXT or --data FILE",
+    "predict labelled": "pass either --text TEXT or --data FILE",
     "predict labelled --text a --output x.txt": (
         "--output x.txt is neither a .jsonl nor a .csv file"
     ),

@@ -18,7 +18,6 @@ from stacks import config_of, logits, randomise, trained
 from transformers import AutoModelForCausalLM
 
 from lorada import cli
-from lorada.cli import run_commands
 
 PYTHON, BIN = sys.executable, Path(sys.executable).parent
 IDS = torch.arange(5, 25)[None]
@@ -144,10 +143,6 @@ def stand_ins(tmp_path, monkeypatch):
 PEFT = ["peft begins", "peft ends"]
 PROGRAMS = {
     "imports peft": ("import peft, peft", ["lorada", *PEFT]),
-    "looks at its path": (
-        f"import sys; print([p for p in sys.path if p == {str(run_commands.SITE)!r}])",
-        ["lorada", "[]"],
-    ),
     "starts another Python": (
         "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import peft'])",
         ["lorada", "lorada", *PEFT],
@@ -170,12 +165,6 @@ def test_where_lorada_cannot_be_imported_the_program_runs_on_after_one_line(stan
     out, err = capfd.readouterr()
     assert out.splitlines() == [*PEFT, "on"]
     assert err == f"lorada run: {PYTHON} cannot import lorada: not here\n"
-
-
-def test_a_sitecustomize_that_was_there_before_still_runs(stand_ins, run, capfd):
-    (stand_ins / "sitecustomize.py").write_text("import peft; SEEN = 'mine'; print(SEEN)")
-    assert run(PYTHON, "-c", "import sitecustomize; print(sitecustomize.SEEN)") == 0
-    assert capfd.readouterr().out.splitlines() == ["lorada", *PEFT, "mine", "mine"]
 
 
 # The command is the command.

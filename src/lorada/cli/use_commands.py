@@ -1,6 +1,5 @@
 """The commands ``predict``, ``explore``, ``export`` and ``serve``: what finished runs are for."""
 
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,8 +44,8 @@ def predict(
     remote: opt.Remote = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Label, score or answer texts with a finished run: --text, --data, or each line of stdin."""
-    texts = text or ([] if data is not None else _lines())
+    """Label, score or answer texts with a finished run."""
+    texts = text or []
     recipe, rows = _checked(run, texts, data, output, overwrite=overwrite)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.data.rows import read_rows
@@ -97,8 +96,8 @@ def _checked(
     from lorada.runs.result import read_result
 
     recipe, result = finished_run(run), read_result(run)
-    if texts and data is not None:
-        raise ValueError(f"--text {texts[0]!r} and --data {data} exclude each other: leave one out")
+    if bool(texts) == (data is not None):
+        raise ValueError("pass either --text TEXT or --data FILE")
     if output is not None:
         if output.suffix.lower() not in (".jsonl", ".csv"):
             raise ValueError(f"--output {output} is neither a .jsonl nor a .csv file: rename it")
@@ -109,15 +108,6 @@ def _checked(
     rows: Any = [{"text" if result["form"] in HEADED else "prompt": text} for text in texts]
     learned = result["form"], tuple(result["labels"])
     return recipe, rows_to_answer(rows, "--text", *learned, pairs=result.get("pairs", False))
-
-
-def _lines() -> list[str]:
-    """The lines of a file or pipe; refuses a terminal, where a person would have to type them."""
-    found = "" if sys.stdin.isatty() else sys.stdin.read()
-    found = found.removeprefix("\ufeff").replace("\r\n", "\n")  # as files of Windows have them
-    if not found:
-        raise ValueError("there is nothing to answer: pass --text TEXT, --data FILE, or a pipe")
-    return found.removesuffix("\n").split("\n")  # splitlines() also splits at U+2028
 
 
 def _show(answers: list[dict[str, Any]], texts: list[str]) -> None:
