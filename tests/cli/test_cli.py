@@ -62,15 +62,6 @@ def test_a_run_is_scored_on_the_held_out_rows_that_it_was_trained_with(works, pl
     assert len(read_predictions(tmp_path / "run")) == metrics["n"] == 5
 
 
-def test_a_row_says_what_was_asked_only_with_text(works, place, run):
-    words = ("evaluate", run, "--data", place / "rows.jsonl")
-    works(*words)
-    assert "text" not in read_predictions(run)[0]
-    works(*words, "--with-text")
-    assert read_predictions(run)[7]["text"] == ROWS[7]["prompt"]
-    assert read_predictions(run)[7]["right"] == ROWS[7]["response"]
-
-
 def test_json_output_is_nothing_but_json_also_where_colours_are_forced(
     works, json_of, place, tmp_path, monkeypatch
 ):
