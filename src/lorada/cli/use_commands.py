@@ -54,14 +54,9 @@ def predict(
 
     given = [{"text": one} for one in texts] if rows is not None else read_rows(str(data))
     if rows is None:
+        learned = loaded.form, loaded.labels
         rows = rows_to_answer(
-            given,
-            str(data),
-            loaded.form,
-            loaded.labels,
-            columns,
-            recipe.columns,
-            pairs=loaded.pairs,
+            given, str(data), *learned, columns, recipe.columns, pairs=loaded.pairs
         )
     if output is None:
         answers = [answer for part in predict(loaded, rows) for answer in part]
