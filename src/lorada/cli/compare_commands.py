@@ -31,6 +31,20 @@ from lorada.support.errors import unknown_name
 from lorada.support.files import as_typed
 from lorada.support.tables import NOTHING
 
+
+def _rates(text: str) -> list[float]:
+    return [float(rate) for rate in text.split(",")]
+
+
+Methods = Annotated[
+    Any, typer.Option(parser=opt.named, metavar="NAMES", help="such as lora,lora:r=1,ia3")
+]
+Budgets = Annotated[
+    Any, typer.Option(parser=opt.named, metavar="SIZES", help="parameters: 0.2% or 100000")
+]
+Rates = Annotated[
+    Any, typer.Option(parser=_rates, metavar="RATES", help="learning rates to try for all")
+]
 Margin = Annotated[
     float | None,
     typer.Option(help="points that a cheaper method may cost: 1; of losses 2 % of the lowest"),
@@ -47,31 +61,21 @@ SHARED = "Methods that share a letter of a group are not significantly different
 Scored = tuple[str, float | None, float | None, float | None, str, float | None, float | None, str]
 
 
-def _rates(text: str) -> list[float]:
-    return [float(rate) for rate in text.split(",")]
-
-
 @app.command(no_args_is_help=True, rich_help_panel=opt.COMPARE)
 def compare(
     folder: Annotated[str | None, typer.Argument(help="a comparison, for --resume")] = None,
     overrides: opt.Overrides = None,
-    methods: Annotated[
-        Any, typer.Option(parser=opt.named, metavar="NAMES", help="such as lora,lora:r=1,ia3")
-    ] = None,
+    methods: Methods = None,
     model: Annotated[str | None, opt.MODEL] = None,
     data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
     columns: opt.Columns = None,
     held_out: Annotated[str | None, typer.Option(help="rows to score, or 20% of --data")] = None,
     task: Annotated[str | None, typer.Option(help="a benchmark, instead of your rows")] = None,
     data_dir: opt.DataDir = None,
-    budget: Annotated[
-        Any, typer.Option(parser=opt.named, metavar="SIZES", help="parameters: 0.2% or 100000")
-    ] = None,
+    budget: Budgets = None,
     seeds: opt.Seeds = None,
     trials: Annotated[int | None, typer.Option(help="rates that each method tries: 4")] = None,
-    rates: Annotated[
-        Any, typer.Option(parser=_rates, metavar="RATES", help="learning rates to try for all")
-    ] = None,
+    rates: Rates = None,
     search: Annotated[str | None, typer.Option(help="once, or each-seed: for every seed")] = None,
     metric: opt.Metric = None,
     until: Annotated[float | None, typer.Option(help="end at this expected loss (points)")] = None,
