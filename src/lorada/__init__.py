@@ -1,11 +1,11 @@
 """LoRaDA: a low-rank, signed attention map as a PEFT adapter, stacked with any other."""
 
-import os
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lorada.support.after_import import after_import
-from lorada.support.quiet import VARIABLE, silence
 from lorada.support.tuners import TUNERS
 from lorada.support.version import __version__
 
@@ -68,9 +68,41 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if VARIABLE in os.environ:  # started by a lorada command, so as silent as that
-    silence()
+def _after_import(module: str, ours: str) -> None:
+    """Import ``ours`` once ``module`` has been imported, by any code: now, if it has."""
+    if module in sys.modules:
+        import_module(ours)
+    else:
+        sys.meta_path.insert(0, _After(module, ours))
+
+
+class _After:
+    """A finder that finds one module by the other finders, and imports ours behind it."""
+
+    def __init__(self, module: str, ours: str) -> None:
+        self.module, self.ours = module, ours
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != self.module:
+            return None
+        specs = (f.find_spec(name, path, target) for f in sys.meta_path if f is not self)
+        spec = next(filter(None, specs), None)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        # Not every look-up ends in an import, so the finder stays until there has been one.
+        def execute_then_import_ours(module: ModuleType) -> None:
+            execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                import_module(self.ours)
+
+        spec.loader.exec_module = execute_then_import_ours  # type: ignore[method-assign]
+        return spec
+
+
 # PEFT loads adapters of lorada, and transformers the folders that it exports, from here on. In a
 # process that imports neither, `import lorada` imports nothing more.
-after_import("peft", "lorada.tuners")
-after_import("transformers.models.auto.configuration_auto", "lorada.inference.exported_config")
+_after_import("peft", "lorada.tuners")
+_after_import("transformers.models.auto.configuration_auto", "lorada.inference.exported_config")

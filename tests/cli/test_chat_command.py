@@ -172,21 +172,3 @@ def test_ctrl_c_stops_an_answer_and_twice_the_chat(chat, written, monkeypatch):
     presses.append(2)
     assert chat([QUESTION, QUESTION], "map")[0] == 130
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_terminal_is_asked_and_ctrl_c_there_ends_nothing(works, place, written, monkeypatch):
-    asked, typed = [], iter([KeyboardInterrupt, QUESTION, EOFError])
-
-    def at_terminal(prompt):
-        asked.append(prompt)
-        line = next(typed)
-        if isinstance(line, str):
-            return line
-        raise line
-
-    monkeypatch.setattr("builtins.input", at_terminal)
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    out, err = works("chat", place / "map")
-    assert asked == ["map> "] * 3
-    assert out == f"{written('map')}\n"
-    assert err.count("Ctrl-D or /quit ends the chat") == 1

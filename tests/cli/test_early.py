@@ -66,9 +66,8 @@ MISTAKES = {
         "writes no text: ask it with lorada predict labelled --text TEXT"
     ),
     "serve run labelled": "labelled labels, scores or chooses and run writes text: serve each",
-    "predict labelled --text a --data labels.jsonl": (
-        "--text 'a' and --data labels.jsonl exclude each other"
-    ),
+    "predict labelled --text a --data labels.jsonl": "pass either --text TEXT or --data FILE",
+    "predict labelled": "pass either --text TEXT or --data FILE",
     "predict labelled --text a --output x.txt": (
         "--output x.txt is neither a .jsonl nor a .csv file"
     ),
@@ -86,7 +85,7 @@ MISTAKES = {
     "export run half": "half is not empty",
     "table 1": "no table1 of results in the paper: there are tables 2, 3, ",
     "table 5 --rows lroa": "unknown row of table5 'lroa'; did you mean lora or lorada_a?",
-    "table 5 --rows ,": "--rows ',' has no name in it",
+    "table 5 --rows ,": "has no name in it",
     "table 5 --tasks piqa": "unknown task of table5 'piqa'",
     "table 5 --data-dir none": "no data folder at none",
     "table 5 --resume --overwrite": "exclude each other",

@@ -18,7 +18,6 @@ from stacks import config_of, logits, randomise, trained
 from transformers import AutoModelForCausalLM
 
 from lorada import cli
-from lorada.cli import run_commands
 
 PYTHON, BIN = sys.executable, Path(sys.executable).parent
 IDS = torch.arange(5, 25)[None]
@@ -126,14 +125,6 @@ def test_a_program_that_imports_only_peft_loads_a_stack(place):
     assert not torch.allclose(expected, logits(base, {"input_ids": IDS}), atol=1e-3)
 
 
-@pytest.mark.slow
-def test_without_lorada_run_the_same_program_ends_in_a_key_error(place):
-    words = [PYTHON, place / "load.py", place / "llama", place / "stack", TESTS]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment())
-    assert done.returncode == 1
-    assert "KeyError: 'LORADA'" in done.stderr
-
-
 # How lorada gets there, with stand-ins for peft and lorada that say what happens to them.
 
 
@@ -152,10 +143,6 @@ def stand_ins(tmp_path, monkeypatch):
 PEFT = ["peft begins", "peft ends"]
 PROGRAMS = {
     "imports peft": ("import peft, peft", ["lorada", *PEFT]),
-    "looks at its path": (
-        f"import sys; print([p for p in sys.path if p == {str(run_commands.SITE)!r}])",
-        ["lorada", "[]"],
-    ),
     "starts another Python": (
         "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import peft'])",
         ["lorada", "lorada", *PEFT],
@@ -178,20 +165,6 @@ def test_where_lorada_cannot_be_imported_the_program_runs_on_after_one_line(stan
     out, err = capfd.readouterr()
     assert out.splitlines() == [*PEFT, "on"]
     assert err == f"lorada run: {PYTHON} cannot import lorada: not here\n"
-
-
-def test_a_sitecustomize_that_was_there_before_still_runs(stand_ins, run, capfd):
-    (stand_ins / "sitecustomize.py").write_text("import peft; SEEN = 'mine'; print(SEEN)")
-    assert run(PYTHON, "-c", "import sitecustomize; print(sitecustomize.SEEN)") == 0
-    assert capfd.readouterr().out.splitlines() == ["lorada", *PEFT, "mine", "mine"]
-
-
-def test_a_sitecustomize_that_fails_is_reported_as_it_would_be(stand_ins, run, capfd):
-    (stand_ins / "sitecustomize.py").write_text("import peft, nothing_like_this")
-    assert run(PYTHON, "-c", "print('on')") == 0
-    out, err = capfd.readouterr()
-    assert out.splitlines() == ["lorada", *PEFT, "on"]
-    assert "nothing_like_this" in err
 
 
 # The command is the command.
@@ -217,7 +190,6 @@ def test_options_behind_the_command_are_the_commands(run, capfd):
 BAD_COMMANDS = {
     "no-such-program --help": "no command 'no-such-program' on PATH",
     "--no-such-option": "no command '--no-such-option' on PATH",
-    "load.py": "write lorada run python load.py",
     "": "Missing argument 'CMD'",
     "./binary": "Exec format error",  # not for this machine
 }

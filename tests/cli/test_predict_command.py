@@ -1,16 +1,14 @@
 """The command ``lorada predict``: where texts come from, what is printed, mistakes in one line."""
 
-import io
 import re
 import shlex
-import sys
 
 import pytest
 import run_place
 from folders import ROWS, rows_file
 
-from lorada.cli import GROUPS
-from lorada.cli.predict_command import _show
+from lorada.cli.app import app
+from lorada.cli.use_commands import _show
 
 SETTINGS = ["max_steps=2", "report_to=[]", "max_length=32", "max_new_tokens=4"]
 place = run_place.place
@@ -27,11 +25,7 @@ ROW_FILES = {
 }
 
 
-def pipe(monkeypatch, text):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-
-
-def test_texts_come_from_the_command_a_file_or_a_pipe(json_of, folder, tmp_path, monkeypatch):
+def test_texts_come_from_the_command_or_a_file(json_of, folder, tmp_path):
     run, texts = folder("label"), ["ab", "abab", "a\u2028b"]
     words = [word for text in texts for word in ("--text", text)]
     found = json_of("predict", run, *words)
@@ -39,9 +33,6 @@ def test_texts_come_from_the_command_a_file_or_a_pipe(json_of, folder, tmp_path,
     assert {*found[0]["probs"]} == {"n", "y"}
     data = rows_file(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
     assert json_of("predict", run, "--data", data) == found
-    for end in ("\n", "\r\n"):  # the second, and a mark before the first text, are of Windows
-        pipe(monkeypatch, ("\ufeff" if end == "\r\n" else "") + "".join(t + end for t in texts))
-        assert json_of("predict", run) == found
 
 
 def test_labels_are_printed_as_a_table_with_the_next_command(works, folder):
@@ -87,14 +78,12 @@ MISTAKES = {
     "label --data rows.jsonl": "row 1 has fields prompt, response;",
     "pair --text a": "--text row 1 has no text_pair, and this run has learned pairs of texts: pass",
     "choice --text a": "has fields prompt; each needs prompt/candidates",
-    "label": "there is nothing to answer: pass --text TEXT, --data FILE, or a",
 }
 
 
 @pytest.mark.parametrize("typed", MISTAKES)
 def test_a_mistake_is_one_line(typed, mistake, folder, place, monkeypatch):
     monkeypatch.chdir(place)
-    pipe(monkeypatch, "")
     name, *words = shlex.split(typed)
     assert MISTAKES[typed] in mistake("predict", folder(name), *words)
 
@@ -104,7 +93,7 @@ def test_labels_that_are_numbers_are_shown(capsys):
     assert "│ a    │ 1     │ 0.900       │" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [name for group in GROUPS.values() for name in group])
+@pytest.mark.parametrize("command", [one.callback.__name__ for one in app.registered_commands])
 def test_a_flag_that_is_off_anyway_has_no_twin(command, works):
     out, _ = works(command, "--help")
     assert not re.findall(r"--no-[a-z-]+", out)

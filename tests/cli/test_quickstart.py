@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from folders import bert_folder
 
-from lorada.cli import quickstart_command
+from lorada.cli import compare_commands
 from lorada.cli.compare_commands import compare
 from lorada.support import models
 from lorada.support.row_sources import resolve
@@ -19,19 +19,19 @@ def shortened(tmp_path, monkeypatch, jobs_here):
     folder = bert_folder(tmp_path / "bert")
     monkeypatch.setattr(loading, "_packaged_folder", lambda _: folder)
     monkeypatch.setattr(models, "package_folder", lambda _: folder)
-    monkeypatch.setattr(quickstart_command, "SETTINGS", ["max_steps=30", "max_length=16"])
+    monkeypatch.setattr(compare_commands, "SETTINGS", ["max_steps=30", "max_length=16"])
     with (tmp_path / "rows.csv").open("w") as file:
         file.write("text,label\n")
         for n in range(300):
             file.write(f"{n} {'ab'[n % 2] * 8},{('valid', 'invalid')[n % 2]}\n")
     few = {
-        "data": str(tmp_path / "rows.csv"), "rates": "1e-2", "seeds": "1", "budget": None,
+        "data": str(tmp_path / "rows.csv"), "rates": [1e-2], "seeds": [1], "budget": None,
     }  # fmt: skip
 
     def short(*words, **options):
         return compare(*words, **{**options, **(few if "model" in options else {})})
 
-    monkeypatch.setattr(quickstart_command, "compare", short)
+    monkeypatch.setattr(compare_commands, "compare", short)
 
 
 def test_it_ends_with_a_verdict_and_a_label(shortened, tmp_path, works):

@@ -73,11 +73,8 @@ def follow(call, *words, **places):
 TRAIN = ["train", "--model", "llama [red]", "--data", "my rows.jsonl", *SETTINGS]
 
 
-def test_a_training_suggests_to_score_it_unless_it_has_been_scored(call, at_home):
+def test_a_training_suggests_to_score_it(call, at_home):
     follow(call, *TRAIN, "--output", "own [1]", FILE="my rows.jsonl")
-    held_out = ["eval_data=my rows.jsonl", "--output", "with held out"]
-    found = follow(call, *TRAIN, *held_out, TEXT="1 + 1 =")
-    assert found[1:3] == ["generate", "with held out"]
     benchmark = ["--method", "lora", "--task", "rte", "--model", "bert", "--output", "rte"]
     assert follow(call, "train", *benchmark, *SETTINGS)[1:] == ["evaluate", "rte"]
 
@@ -114,12 +111,6 @@ def test_a_classifier_is_asked_exported_and_described(call, at_home, labelled):
     assert words_of("$(cat 'whole [model]/README.md')")
 
 
-def test_the_card_of_an_export_is_read_next(call, at_home, run):
-    command = next_of(call, "export", run, "merged [x]")
-    assert command == ["cat", "merged [x]/README.md"]
-    assert Path(command[1]).is_file()
-
-
 def test_what_is_counted_can_be_trained(call, at_home):
     fill = {"FILE": "my rows.jsonl", "MODEL": "llama [red]"}
     counted = ["params", "--method", "lora", "--model", "llama [red]", "lora.r=2"]
@@ -137,12 +128,11 @@ def test_lists_suggest_what_there_is(call, at_home):
     assert follow(call, "methods")[1:] == ["methods", "lorada_la"]
     found = next_of(call, "methods", "bitfit")
     assert next_of(call, *[fill.get(word, word) for word in found[1:]])[1] == "train"
-    # The quickstart has held-out rows, on which a training is scored at its end.
-    for listed, then in (("tasks", "evaluate"), ("recipes", "generate")):
+    for listed in ("tasks", "recipes"):
         found = next_of(call, listed)
         words = [fill.get(word, word) for word in found[1:]]
         short = ["max_steps=1", "max_length=192", "training.report_to=[]"]
-        assert next_of(call, *words, *short)[1] == then
+        assert next_of(call, *words, *short)[1] == "evaluate"
 
 
 def test_a_stopped_training_says_how_it_goes_on(call, at_home, monkeypatch):

@@ -1,8 +1,4 @@
-"""Jobs from a file to a served answer, by the commands that README types and no others.
-
-The rows are made here: grades from 20 to 100, pairs of sentences, and a CSV of reviews with columns
-of its own. What chats become is in test_chat_command.py.
-"""
+"""A job from a file to a served answer, by the commands that README types and no others."""
 
 import csv
 import json
@@ -21,13 +17,6 @@ BAD = ("dreadful", "boring", "clumsy", "awful", "lifeless")
 THINGS = ("plot", "music", "acting", "script", "camera", "ending")
 
 
-def grade(draw):
-    good = draw.randrange(5)
-    words = draw.sample(GOOD, good) + draw.sample(BAD, 4 - good)
-    draw.shuffle(words)
-    return {"text": f"The essay is {', '.join(words)}.", "score": 20 + 20 * good}
-
-
 def pair(draw):
     good = draw.random() < 0.5
     said = f"It was {draw.choice(GOOD if good else BAD)}."
@@ -35,33 +24,9 @@ def pair(draw):
     return {"sentence1": asked, "sentence2": said, "label": "praise" if good else "blame"}
 
 
-def review(draw):
-    good = draw.random() < 0.5
-    text = f"A {draw.choice(GOOD if good else BAD)} {draw.choice(THINGS)}; I saw it twice."
-    return {"What they said": text, "Verdict": "up" if good else "down", "Nr": draw.random()}
-
-
-# What makes a row, words of the training, a score to reach; input → whether its answer is right.
-JOBS = {
-    "grades": (grade, [], ("pearson", 90), {
-        f"The essay is {', '.join(GOOD[:4])}.": lambda one: 80 < one["score"] < 120,
-        f"The essay is {', '.join(BAD[:4])}.": lambda one: 0 < one["score"] < 45,
-    }),
-    "pairs": (pair, [], ("accuracy", 80), {
-        ("What about the music?", "It was charming."): lambda one: one["label"] == "praise",
-    }),
-    "reviews": (
-        review, ["--columns", "text=What they said,label=Verdict"], ("accuracy", 90),
-        {"A superb script.": lambda one: one["label"] == "up"},
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("job", JOBS)
-def test_rows_are_learned_scored_answered_and_served(job, tmp_path):
-    make, words, (metric, least), asked = JOBS[job]
+def test_pairs_are_learned_scored_answered_and_served(tmp_path):
     draw = random.Random(1)
-    rows = [make(draw) for _ in range(300)]
+    rows = [pair(draw) for _ in range(300)]
     with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0]], delimiter=";")
         writer.writeheader()
@@ -71,10 +36,10 @@ def test_rows_are_learned_scored_answered_and_served(job, tmp_path):
         return printed(LORADA, *words, folder=tmp_path)
 
     lorada(
-        "train", "--model", "minilm-l6", "--data", "rows.csv", *words, "--output", "mine",
+        "train", "--model", "minilm-l6", "--data", "rows.csv", "--output", "mine",
         "eval_data=20%", "max_steps=150", "learning_rate=3e-3", "pooling=mean",
     )  # fmt: skip
-    assert json.loads(lorada("evaluate", "mine", "--json"))[metric] > least
+    assert json.loads(lorada("evaluate", "mine", "--json"))["accuracy"] > 80
     lorada("predict", "mine", "--data", "rows.csv", "--output", "answers.csv")
     with (tmp_path / "answers.csv").open(newline="", encoding="utf-8") as file:
         answers = list(csv.DictReader(file))
@@ -82,12 +47,9 @@ def test_rows_are_learned_scored_answered_and_served(job, tmp_path):
         assert [answer[name] for answer in answers] == [str(row[name]) for row in rows]
     server = Process("mine", folder=tmp_path)
     try:
-        texts = [
-            text if isinstance(text, str) else dict(zip(("text", "text_pair"), text, strict=True))
-            for text in asked
-        ]
-        found = server.asked("/v1/classify", {"model": "mine", "input": texts})["data"]
-        assert all(right(one) for right, one in zip(asked.values(), found, strict=True)), found
+        asked = {"text": "What about the music?", "text_pair": "It was charming."}
+        found = server.asked("/v1/classify", {"model": "mine", "input": [asked]})["data"]
+        assert [one["label"] for one in found] == ["praise"]
     finally:
         server.process.terminate()
         server.process.wait(30)

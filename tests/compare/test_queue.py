@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lorada.cli.queue_options import check_queue
 from lorada.compare.jobs import queue
 from lorada.compare.jobs.job import Job, Outcome, last_line, last_report
 from lorada.compare.jobs.queue import run_queue, shard
@@ -216,23 +215,3 @@ def test_parts_are_a_partition_and_keep_together_what_waits(after, n):
 def test_jobs_that_do_not_wait_are_dealt_evenly():
     jobs = [made(f"job{i}") for i in range(10)]
     assert [len(shard(jobs, i, 3)) for i in (1, 2, 3)] == [4, 3, 3]
-
-
-REFUSED = {
-    "part after the last": (("1", 1.0, None, "3/2"), "--shard 3/2 must be i/n with i from 1 to n"),
-    "part zero": (("1", 1.0, None, "0/2"), "--shard 0/2 must be"),
-    "no part": (("1", 1.0, None, "x"), "--shard x must be"),
-    "half a part": (("1", 1.0, None, "1/"), "--shard 1/ must be"),
-    "no worker": (("0", 1.0, None, None), "--workers 0 must be auto, or a number of at least 1"),
-    "two places": (("2", 1.0, "auto", None), "--workers and --cluster exclude each other"),
-    "no GPU": (("auto", 0.0, None, None), "--gpus-per-job 0 must be a whole number, or"),
-    "a GPU and a half": (("auto", 1.5, None, None), "--gpus-per-job 1.5 must be a whole number"),
-    "an uneven part": (("auto", 0.3, None, None), "--gpus-per-job 0.3 must be"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_options_that_ask_for_the_impossible_are_refused(case):
-    options, message = REFUSED[case]
-    with pytest.raises(ValueError, match=message):
-        check_queue(*options)

@@ -111,7 +111,9 @@ def test_a_function_of_a_file_runs_only_if_the_command_names_it(place, works, mi
     train = ["train", "--model", place / "llama", "--method", "lora", "--data", data, "--output",
              run, *SETTINGS, "max_steps=1", f"eval_data={data}"]  # fmt: skip
     works(*train, f"metric={metric}")
-    assert ran.read_text() == "x"  # for the scores at the end
+    assert not ran.exists()
+    works("evaluate", run, "--metric", metric)
+    assert ran.read_text() == "x"
     (metrics,) = read_result(run)["metrics"].values()
     lines = read_predictions(run)
     assert metrics["my.py:length"] == sum(len(line["answer"]) for line in lines) / len(lines)

@@ -70,15 +70,10 @@ models = [PeftModel.from_pretrained(Auto.from_pretrained("base"), "adapter"),
           AutoPeftModelForCausalLM.from_pretrained("adapter")]
 """
 WAYS = {
-    "lorada, then peft": "import lorada, peft" + PEFT,
     "peft, then lorada": "import peft, lorada" + PEFT,
     "transformers alone": (
         "import lorada\nfrom transformers import AutoModelForCausalLM as Auto\n"
         "assert 'peft' not in __import__('sys').modules\n"
-        "models = [Auto.from_pretrained('adapter'), Auto.from_pretrained('exported')]"
-    ),
-    "transformers, then lorada": (
-        "from transformers import AutoModelForCausalLM as Auto\nimport lorada\n"
         "models = [Auto.from_pretrained('adapter'), Auto.from_pretrained('exported')]"
     ),
     "a pickle alone": (

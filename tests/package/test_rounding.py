@@ -22,15 +22,6 @@ def test_a_sum_in_any_order_is_within_its_rounding_and_another_sum_is_not(dtype)
         assert_close(forward * torch.nan, backward, terms=terms, size=size)
 
 
-def test_a_comparison_below_fp64_needs_the_number_and_the_size_of_its_terms():
-    one = torch.ones(1)
-    for given in ({}, {"terms": 1}, {"size": 1.0}):
-        with pytest.raises(TypeError, match=r"a comparison in torch.float32: in fp64 without"):
-            assert_close(one, one, **given)
-    with pytest.raises(TypeError, match=r"a comparison in torch.float64: in fp64 without"):
-        assert_close(one.double(), one.double(), terms=1, size=1.0)
-
-
 @pytest.mark.fp64
 def test_what_asks_for_fp32_gets_fp64():
     x = torch.randn(2, requires_grad=True)

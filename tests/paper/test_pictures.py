@@ -180,10 +180,10 @@ def test_the_sweep_has_a_cell_for_every_heads_and_rank(drawn, tmp_path):
 
 
 BAD = {
-    "plot 1": "lorada plot 1 needs a run",
+    "plot 1": "lorada plot 1 takes 1 run, not 0",
     "plot 1 bert llama": "lorada plot 1 takes 1 run, not 2",
     "plot 3 bert llama": "lorada plot 3 takes 1 run, not 2",
-    "plot 4 bert": "lorada plot 4 takes no run, not 1",
+    "plot 4 bert": "lorada plot 4 takes 0 runs, not 1",
     "plot 1 plain --text a": "this model has no active map",
 }
 

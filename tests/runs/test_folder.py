@@ -252,7 +252,6 @@ FULL = {
     "weights": ("safetensors checkpoint-4", "half full", "--resume"),
     "optimizer": ("torch.save checkpoint-4/optimizer", "half full", "--resume"),
     "the result": (r"open .*result\.json", "no space", "--resume"),
-    "the picture": (r"open .*loss\.png", "full", r"loss\.png.*is complete"),
 }
 
 

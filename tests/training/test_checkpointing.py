@@ -168,7 +168,6 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(works, llama, t
     found = json.loads(works(*words, "--json")[0])
     assert found["activation_checkpointing"] == "off"
     assert found["rows"] == len(ROWS)
-    assert found["device_bytes"] is None  # it is a CPU
     if method == "lora":
         assert found["step_bytes"]["full"] < found["step_bytes"]["off"]
     else:

@@ -79,7 +79,6 @@ def assert_whole(run, other):
     assert weights_of(run).keys() == weights_of(other).keys()
     left = [p for p in run.rglob("*") if p.name.startswith(SCRATCH) or p.name == LOCK_FILE]
     assert left == []
-    assert (run / "loss.png").is_file()
 
 
 def assert_same_run(run, other):
@@ -100,9 +99,7 @@ def test_two_processes_save_one_adapter_which_is_that_of_one_process(place, tmp_
     done = launched([*TORCHRUN, "-m", "lorada.cli", *command, "max_length=99"])
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("next: lorada evaluate") == 1
-    assert done.stdout.count("loss curve: ") == 1
     assert done.stderr.count("is cut to the") == 1
-    assert read_result(tmp_path / "two")["metrics"] == {}  # only a process alone scores its run
     assert_whole(tmp_path / "two", alone(place, works, *how, tmp_path / "one", "max_length=99"))
     scores, there = (
         json.loads(printed(LORADA, "evaluate", tmp_path / run, "--json", OMP_NUM_THREADS="1"))
@@ -192,7 +189,7 @@ def test_an_error_ends_all_processes(place, tmp_path, mistake):
     ):
         done = launched([*TORCHRUN, "-m", "lorada.cli", *command[name], *setting])
         assert done.returncode != 0
-        assert done.stderr.count(said) == 1
+        assert said in done.stderr
     # A run of two processes does not go on in one.
     (run["whole"] / "result.json").unlink()
     line = mistake("train", "--resume", "--output", run["whole"])

@@ -1,42 +1,23 @@
-"""The typer application, and what commands share: options, consoles, suggestions, JSON."""
+"""The typer application, and what commands share: consoles, suggestions, spinners, JSON."""
 
 import gc
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from lorada.support.errors import needs_extra
 from lorada.support.files import as_typed, json_text
 from lorada.support.progress import plain_console
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = plain_console()
 errors = plain_console(stderr=True)
-
-METHOD = typer.Option(help="see `lorada methods`")
-MODEL = typer.Option(help="hub id, folder, or a packaged name")
-METRIC = typer.Option(
-    help="what rows of your own are scored by: loss, exact_match, contains, rougeL, chrf or "
-    "FILE.py:function; accuracy, balanced_accuracy or macro_f1"
-)
-Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, for programs")]
-Remote = Annotated[
-    bool, typer.Option("--trust-remote-code", help="run code that a model repository ships")
-]
-DataDir = Annotated[
-    str | None,
-    typer.Option(help="folder of the benchmarks' rows (LORADA_DATA); else the hub"),
-]
-Columns = Annotated[
-    str | None, typer.Option(help="your names of fields, such as text=review,label=sentiment")
-]
-Overrides = Annotated[list[str] | None, typer.Argument(help="settings: key=value …")]
-RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run")]
 
 
 def without_override(
@@ -49,19 +30,16 @@ def without_override(
     return first, pairs
 
 
-def columns_of(text: str | None, data: str | None = "") -> dict[str, str] | None:
-    """Read ``text=review,label=sentiment``; None if it is not given."""
-    if text is None:
-        return None
-    if data is None:
-        raise ValueError(f"--columns {text} is for the rows of a file: add --data FILE")
-    columns = {}
-    for pair in text.split(","):
-        ours, _, theirs = (part.strip() for part in pair.partition("="))
-        if not (ours and theirs):
-            raise ValueError(f"--columns {text} must be such as text=review,label=sentiment")
-        columns[ours] = theirs
-    return columns
+def pool_of(workers: int | None, cluster: str | None, gpus_per_job: float) -> Any:
+    """The pool that options ask for: of this machine, or of a Ray cluster."""
+    if cluster is None:
+        from lorada.compare.jobs.pool import Workers as Pool
+
+        return Pool(workers, gpus_per_job)
+    with needs_extra("cluster"):
+        from lorada.compare.jobs.ray_pool import RayPool
+
+    return RayPool(cluster, gpus_per_job)
 
 
 def say(text: str | Text, on: Console = console) -> None:

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from lorada.cli.app import Remote, RunFolder, app, errors, loading_model, note, say
+from lorada.cli import options as opt
+from lorada.cli.app import app, errors, loading_model, note, say
 from lorada.cli.run_commands import suggest_scoring
 from lorada.support.errors import unknown_name
 
@@ -27,14 +28,14 @@ COMMANDS = {
 HELP = "\n".join([f"{name:14} {what}" for name, what in COMMANDS.items()])
 
 
-@app.command()
+@app.command(rich_help_panel=opt.TRAIN)
 def chat(
-    run: RunFolder,
+    run: opt.RunFolder,
     system: Annotated[
         str | None, typer.Option(help="what the conversation begins with, as the system's turn")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="tokens to generate")] = None,
-    remote: Remote = False,
+    remote: opt.Remote = False,
 ) -> None:
     """Chat with a finished run in the terminal, with the base's answers beside its own."""
     from lorada.runs.folder import writer
@@ -68,16 +69,10 @@ def chat(
 
 def _read(name: str) -> str | None:
     """The next question or command, as it was typed or from a file or pipe; None at the end."""
-    terminal = sys.stdin.isatty()
     try:
-        return input(f"{name}> ") if terminal else next(sys.stdin).rstrip("\r\n")
+        return input(f"{name}> ") if sys.stdin.isatty() else next(sys.stdin).rstrip("\r\n")
     except (EOFError, StopIteration):
         return None
-    except KeyboardInterrupt:
-        if not terminal:
-            raise
-        note("\nCtrl-D or /quit ends the chat")
-        return ""
 
 
 def _obey(chat: Any, line: str) -> None:

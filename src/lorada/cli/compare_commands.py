@@ -1,55 +1,50 @@
-"""The commands ``compare``, ``report`` and ``decide``: which of several methods is the best."""
+"""The commands ``compare``, ``report``, ``decide``, ``quickstart``: which method is the best."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
+from lorada.cli import options as opt
 from lorada.cli.app import (
-    METRIC,
-    MODEL,
-    Columns,
-    DataDir,
-    Json,
-    Overrides,
-    Remote,
     app,
-    columns_of,
     console,
     errors,
     importing,
     next_is,
     note,
+    pool_of,
     print_json,
     prints_to_stderr,
     say,
     suggest,
     without_override,
 )
-from lorada.cli.queue_options import (
-    AUTO,
-    Cluster,
-    DryRun,
-    GpusPerJob,
-    Overwrite,
-    Resume,
-    Shard,
-    Workers,
-    check_queue,
-    split_names,
-    split_numbers,
-    split_seeds,
-)
 from lorada.cli.run_commands import check_inputs
+from lorada.cli.use_commands import predict
 from lorada.support.duration import counted, duration
 from lorada.support.errors import unknown_name
 from lorada.support.files import as_typed
 from lorada.support.tables import NOTHING
 
-Metric = Annotated[str | None, METRIC]
+
+def _rates(text: str) -> list[float]:
+    return [float(rate) for rate in text.split(",")]
+
+
+Methods = Annotated[
+    Any, typer.Option(parser=opt.named, metavar="NAMES", help="such as lora,lora:r=1,ia3")
+]
+Budgets = Annotated[
+    Any, typer.Option(parser=opt.named, metavar="SIZES", help="parameters: 0.2% or 100000")
+]
+Rates = Annotated[
+    Any, typer.Option(parser=_rates, metavar="RATES", help="learning rates to try for all")
+]
 Margin = Annotated[
     float | None,
     typer.Option(help="points that a cheaper method may cost: 1; of losses 2 % of the lowest"),
@@ -61,73 +56,69 @@ Text = Annotated[
     bool, typer.Option("--with-text", help="keep the text of held-out rows in the report")
 ]
 
-NAME = 12  # letters of a name that stand in a line, however narrow the terminal
 SHARED = "Methods that share a letter of a group are not significantly different"
 # Name, score, ends of its interval, letters, expected loss, trained parameters, what is decided.
 Scored = tuple[str, float | None, float | None, float | None, str, float | None, float | None, str]
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, rich_help_panel=opt.COMPARE)
 def compare(
     folder: Annotated[str | None, typer.Argument(help="a comparison, for --resume")] = None,
-    overrides: Overrides = None,
-    methods: Annotated[str | None, typer.Option(help="names, such as lora,lora:r=1,ia3")] = None,
-    model: Annotated[str | None, MODEL] = None,
+    overrides: opt.Overrides = None,
+    methods: Methods = None,
+    model: Annotated[str | None, opt.MODEL] = None,
     data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
-    columns: Columns = None,
+    columns: opt.Columns = None,
     held_out: Annotated[str | None, typer.Option(help="rows to score, or 20% of --data")] = None,
     task: Annotated[str | None, typer.Option(help="a benchmark, instead of your rows")] = None,
-    data_dir: DataDir = None,
-    budget: Annotated[str | None, typer.Option(help="trained parameters: 0.2% or 100000")] = None,
-    seeds: Annotated[str | None, typer.Option(help="with commas; 1,2,3 if not given")] = None,
+    data_dir: opt.DataDir = None,
+    budget: Budgets = None,
+    seeds: opt.Seeds = None,
     trials: Annotated[int | None, typer.Option(help="rates that each method tries: 4")] = None,
-    rates: Annotated[str | None, typer.Option(help="the learning rates to try for all")] = None,
+    rates: Rates = None,
     search: Annotated[str | None, typer.Option(help="once, or each-seed: for every seed")] = None,
-    metric: Metric = None,
+    metric: opt.Metric = None,
     until: Annotated[float | None, typer.Option(help="end at this expected loss (points)")] = None,
     margin: Margin = None,
     output: Annotated[str | None, typer.Option(help="folder of the comparison")] = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
+    resume: opt.Resume = False,
+    overwrite: opt.Overwrite = False,
+    dry_run: opt.DryRun = False,
     allow_overlap: Overlap = False,
     with_text: Text = False,
-    workers: Workers = AUTO,
-    gpus_per_job: GpusPerJob = 1.0,
-    cluster: Cluster = None,
-    shard: Shard = None,
-    remote: Remote = False,
-    as_json: Json = False,
+    workers: opt.Workers = None,
+    gpus_per_job: opt.GpusPerJob = 1.0,
+    cluster: opt.Cluster = None,
+    shard: opt.Shard = None,
+    remote: opt.Remote = False,
+    as_json: opt.Json = False,
 ) -> Any:
     """Train methods at matched sizes on your rows, and say which differences can be trusted."""
     folder, pairs = without_override(folder, overrides)
-    pool, part = check_queue(workers, gpus_per_job, cluster, shard)
     if folder is not None and not resume:
         raise ValueError(f"{folder}: a folder is for --resume; pass --output FOLDER for a new one")
     if folder is None and output is None:
         raise ValueError("no folder for the comparison: pass --output FOLDER, or FOLDER --resume")
     place = Path(str(folder or output))
     options = {
-        "model": model, "data": data, "columns": columns_of(columns), "task": task,
+        "model": model, "data": data, "columns": columns, "task": task,
         "data_dir": data_dir, "metric": metric, "trust_remote_code": remote or None,
     }  # fmt: skip
     asked = {
-        "methods": split_names("methods", methods), "budgets": split_names("budget", budget),
-        "seeds": split_seeds(seeds), "trials": trials,
-        "rates": split_numbers("rates", rates, float, "learning rates, such as 1e-3,1e-2"),
-        "search": search, "until": until, "margin": margin,
-        "held_out": held_out,
+        "methods": methods, "budgets": budget, "seeds": seeds, "trials": trials, "rates": rates,
+        "search": search, "until": until, "margin": margin, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
-    if part is not None and (overwrite or until is not None):
+    if shard is not None and (overwrite or until is not None):
         raise ValueError("--shard goes with neither --overwrite nor --until: parts run at once")
     # Parts of one comparison may be started together: the later ones join the first.
-    resume = resume or (part is not None and is_there(place))
+    resume = resume or (shard is not None and is_there(place))
     chosen = _checked(place, pairs, options, asked, resume=resume, overwrite=overwrite)
+    pool = partial(pool_of, workers, cluster, gpus_per_job)
     if dry_run:
         _forecast(chosen, place, pool, resume=resume, as_json=as_json)
         return None
-    return _run(chosen, place, pool, part, overwrite=overwrite, as_json=as_json)
+    return _run(chosen, place, pool, shard, overwrite=overwrite, as_json=as_json)
 
 
 def _checked(
@@ -221,12 +212,6 @@ def _show_forecast(found: dict[str, Any]) -> None:
             duration(row["seconds"]), f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
         )  # fmt: skip
     console.print(shown)
-    stages = Table("stage", "trainings", "time", title="Probably, and at most")
-    for name, stage in found["stages"].items():
-        counts = f"{stage['probably']:.0f}, at most {stage['trainings']:.0f}"
-        times = (duration(stage[key] / found["slots"]) for key in ("probably_seconds", "seconds"))
-        stages.add_row(name, counts, ", at most ".join(times))
-    console.print(stages)
     console.print(
         f"{found['jobs']} trainings of {found['steps']} steps at most, {found['slots']} at once: "
         f"probably {duration(found['probably_seconds'])}, at most {duration(found['seconds'])}. "
@@ -242,14 +227,14 @@ def is_there(place: Path) -> bool:
     return (place / SPEC_FILE).is_file()
 
 
-@app.command()
+@app.command(rich_help_panel=opt.COMPARE)
 def report(
     folder: Annotated[Path, typer.Argument(help="folder of a comparison")],
-    metric: Metric = None,
+    metric: opt.Metric = None,
     margin: Margin = None,
     with_text: Text = False,
-    remote: Remote = False,
-    as_json: Json = False,
+    remote: opt.Remote = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Write a comparison's report again, perhaps by another metric; nothing is trained."""
     if metric is not None and _asks_answers(folder, metric):
@@ -307,7 +292,7 @@ def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
     next_is(next(iter(summary.commands.values()), see))
 
 
-@app.command()
+@app.command(rich_help_panel=opt.COMPARE)
 def decide(
     scores: Annotated[
         Path, typer.Argument(exists=True, dir_okay=False, help="method, seed, row, score; group")
@@ -323,8 +308,7 @@ def decide(
     baseline: Annotated[
         list[str] | None, typer.Option(help="a name in the file without training; may be repeated")
     ] = None,
-    unit: Annotated[str | None, typer.Option(help="of the scores; else % where they fit")] = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Decide which method to take, from scores of any trainer."""
     from lorada.compare.decide import decide as decided
@@ -340,7 +324,7 @@ def decide(
     given = read_costs(costs) if costs else {}
     found = decided(
         read.scores, given, margin, lower_is_better=lower_is_better, groups=read.groups,
-        baselines=without, seeds=seeds, unit=unit,
+        baselines=without, seeds=seeds,
     )  # fmt: skip
     if as_json:
         print_json(asdict(found))
@@ -385,7 +369,6 @@ def _show_scores(what: str, form: str, rows: Sequence[Scored]) -> None:
         lost = NOTHING if loss is None else format(loss, form)
         trained = NOTHING if parameters is None else f"{parameters:,.0f}"
         lines.append([name, shown, letter or NOTHING, lost, trained, mark])
-    wide = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     table = Table(box=None, pad_edge=False, header_style="")
     table.add_column("", overflow="fold")  # long names are folded where there is no room
     for head in heads[1:-1]:
@@ -393,6 +376,36 @@ def _show_scores(what: str, form: str, rows: Sequence[Scored]) -> None:
     table.add_column("", no_wrap=True)
     for line in lines:
         table.add_row(*line)
-    least = min(NAME, wide[0]) + sum(wide[1:]) + 2 * len(wide[1:])
-    table.width = least if least > console.width else None
-    console.print(table, crop=False)
+    console.print(table)
+
+
+SETTINGS = [
+    "pooling=mean", "max_length=64", "max_steps=80", "warmup_steps=8",
+    "per_device_train_batch_size=16",
+]  # fmt: skip
+SENTENCE = "All dogs are pets. No pets are cats. Therefore, no dogs are cats."
+
+
+@app.command(rich_help_panel=opt.COMPARE)
+def quickstart(
+    output: Annotated[Path, typer.Option(help="folder of the comparison")] = Path(
+        "runs/quickstart"
+    ),
+    workers: opt.Workers = 2,
+    overwrite: opt.Overwrite = False,
+) -> None:
+    """Compare LoRA, IA3 and LoRA with a map on bundled rows, and use the one to take."""
+    if is_there(output) and not overwrite:
+        summary = compare(str(output), resume=True, workers=workers)
+    else:
+        summary = compare(
+            overrides=SETTINGS, model="minilm-l6", data="builtin:syllogisms.csv", held_out="33%",
+            methods=["lora", "ia3", "lora+lmam"], budget=["0.2%"], rates=[1e-3, 3e-3, 1e-2],
+            output=str(output), overwrite=overwrite, workers=workers,
+        )  # fmt: skip
+    if summary is None or "predict" not in summary.commands:
+        return
+    best = next(one for one in summary.lines if one.label == summary.best)
+    run = output / best.first_run.folder
+    say("\n" + as_typed("lorada", "predict", run, "--text", SENTENCE))
+    predict(run, text=[SENTENCE])

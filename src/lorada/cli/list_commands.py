@@ -7,18 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lorada.cli.app import (
-    METHOD,
-    MODEL,
-    Json,
-    Overrides,
-    app,
-    console,
-    importing,
-    print_json,
-    say,
-    suggest,
-)
+from lorada.cli import options as opt
+from lorada.cli.app import app, console, importing, print_json, say, suggest
 
 # What the kinds of model are called that a method has settings for; others go by their own name.
 KINDS = {
@@ -27,11 +17,11 @@ KINDS = {
 }  # fmt: skip
 
 
-@app.command()
+@app.command(rich_help_panel=opt.COMPARE)
 def methods(
     name: Annotated[str | None, typer.Argument(help="one method, in full")] = None,
     peft: Annotated[bool, typer.Option("--peft", help="the names of PEFT's tuners")] = False,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """List the methods, or show the formula, paper and settings of one."""
     from lorada.methods.lookup import describe
@@ -81,8 +71,8 @@ def _method_page(name: str, row: Mapping[str, Any]) -> str:
     return page.rstrip()
 
 
-@app.command()
-def tasks(as_json: Json = False) -> None:
+@app.command(rich_help_panel=opt.PAPER)
+def tasks(as_json: opt.Json = False) -> None:
     """List the tasks."""
     from lorada.data.tasks import TASKS
 
@@ -102,8 +92,8 @@ def tasks(as_json: Json = False) -> None:
     suggest("train", "--model", "smollm2-135m", "--data", "FILE", "--output", "runs/mine")
 
 
-@app.command()
-def recipes(as_json: Json = False) -> None:
+@app.command(rich_help_panel=opt.PAPER)
+def recipes(as_json: opt.Json = False) -> None:
     """List the built-in recipes."""
     from lorada.runs.recipe import builtin_recipes
 
@@ -116,12 +106,12 @@ def recipes(as_json: Json = False) -> None:
     suggest("train", "syllogisms")
 
 
-@app.command()
+@app.command(rich_help_panel=opt.COMPARE)
 def params(
-    method: Annotated[str, METHOD],
-    model: Annotated[str, MODEL],
-    overrides: Overrides = None,
-    as_json: Json = False,
+    method: Annotated[str, opt.METHOD],
+    model: Annotated[str, opt.MODEL],
+    overrides: opt.Overrides = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Count a method's parameters on a model, without loading weights."""
     from lorada.support.models import MODELS, PACKAGED, check_name

@@ -8,32 +8,19 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Column, Table
 
+from lorada.cli import options as opt
 from lorada.cli.app import (
-    DataDir,
-    Json,
     app,
     console,
     importing,
     loaded_run,
     note,
+    pool_of,
     print_json,
     prints_to_stderr,
     say,
     suggest,
     waiting,
-)
-from lorada.cli.queue_options import (
-    AUTO,
-    Cluster,
-    DryRun,
-    GpusPerJob,
-    Overwrite,
-    Resume,
-    Shard,
-    Workers,
-    check_queue,
-    split_names,
-    split_seeds,
 )
 from lorada.cli.run_commands import scored_run, suggest_scoring
 from lorada.support.duration import counted
@@ -42,64 +29,64 @@ from lorada.support.progress import progress_bar
 
 # Options that are not repeated in the command that goes on with the same runs.
 ONCE = ("--dry-run", "--resume", "--overwrite")
+Names = Annotated[
+    Any, typer.Option(parser=opt.named, metavar="NAMES", help="with commas; else all")
+]
 Results = Annotated[Path, typer.Option(help="where results are kept")]
 Scale = Annotated[
-    Literal["paper", "local"] | None,
-    typer.Option(help="of models and data; local where there is no GPU"),
+    Literal["paper", "local"],
+    typer.Option(help="models and data of the paper, or small ones for a CPU"),
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=opt.PAPER)
 def table(
     number: Annotated[int, typer.Argument(help="number of the table in the paper")],
-    scale: Scale = None,
-    rows: Annotated[str | None, typer.Option(help="keys or methods, with commas")] = None,
-    tasks: Annotated[str | None, typer.Option(help="names, with commas")] = None,
-    seeds: Annotated[str | None, typer.Option(help="numbers, with commas")] = None,
-    dry_run: DryRun = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
+    scale: Scale = "local",
+    rows: Names = None,
+    tasks: Names = None,
+    seeds: opt.Seeds = None,
+    dry_run: opt.DryRun = False,
+    resume: opt.Resume = False,
+    overwrite: opt.Overwrite = False,
     results: Results = Path("docs/results"),
     output: Annotated[Path, typer.Option(help="where the runs are")] = Path("runs"),
-    workers: Workers = AUTO,
-    gpus_per_job: GpusPerJob = 1.0,
-    cluster: Cluster = None,
-    shard: Shard = None,
-    data_dir: DataDir = None,
-    as_json: Json = False,
+    workers: opt.Workers = None,
+    gpus_per_job: opt.GpusPerJob = 1.0,
+    cluster: opt.Cluster = None,
+    shard: opt.Shard = None,
+    data_dir: opt.DataDir = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Run the rows of one of the paper's tables, and print them beside the published scores."""
     if number in (2, 3):
         _show_costs(number, as_json=as_json)
         return
-    pool, part = check_queue(workers, gpus_per_job, cluster, shard)
     chosen = _table_named(f"table{number}", data_dir, resume=resume, overwrite=overwrite)
-    of_rows, of_tasks = split_names("rows", rows), split_names("tasks", tasks)
-    of_seeds = split_seeds(seeds)
-    chosen.rows_named(of_rows)
-    chosen.tasks_at("paper", of_tasks)
+    chosen.rows_named(rows)
+    chosen.tasks_at("paper", tasks)
     with importing(quiet=as_json):
         from lorada.paper.table_page import page_of
         from lorada.paper.table_runs import jobs, part_of, run_all
-    at = scale or _usual_scale()
     found = jobs(
-        chosen, at, rows=of_rows, tasks=of_tasks, seeds=of_seeds,
+        chosen, scale, rows=rows, tasks=tasks, seeds=seeds,
         results=results, output=output, data_dir=data_dir,
     )  # fmt: skip
     again = [word for word in sys.argv[1:] if word not in ONCE]
     if dry_run:
-        begun = _show_plan(part_of(found, part), as_json=as_json)
+        begun = _show_plan(part_of(found, shard), as_json=as_json)
         if not as_json:
             suggest(*again, *(["--resume"] if begun else []))
         return
+    pool = pool_of(workers, cluster, gpus_per_job)
     with prints_to_stderr(as_json):
         complete, outcomes = run_all(
-            found, say=note, resume=resume, overwrite=overwrite, pool=pool(), part=part
+            found, say=note, resume=resume, overwrite=overwrite, pool=pool, part=shard
         )  # fmt: skip
     if any(complete):
         kept = [(job.row, result) for job, result in zip(found, complete, strict=True) if result]
-        _show_page(page_of(chosen, at, kept, every=rows is None), as_json=as_json)
-        written = _write_so_far(chosen, at, found[0].tasks, results)
+        _show_page(page_of(chosen, scale, kept, every=rows is None), as_json=as_json)
+        written = _write_so_far(chosen, scale, found[0].tasks, results)
         if not as_json:
             say(written)
             suggest(*again, "--dry-run")
@@ -118,17 +105,11 @@ def _table_named(name: str, data_dir: str | None, *, resume: bool, overwrite: bo
     return load_table(name)
 
 
-def _usual_scale() -> Literal["paper", "local"]:
-    import torch
-
-    return "paper" if torch.cuda.is_available() else "local"
-
-
 def _print_table(title: str, columns: Iterable[str], rows: Iterable[Any], notes: list[str]) -> None:
-    """Print a table of any width, whose rows may have a style, and sentences below it."""
+    """Print a table of any width, and sentences below it."""
     shown = Table(*(Column(name, overflow="fold") for name in columns), title=title)
-    for style, cells in rows:
-        shown.add_row(*cells, style=style)
+    for cells in rows:
+        shown.add_row(*map(str, cells))
     console.print(shown)
     for sentence in notes:
         console.print(f"• {sentence}")
@@ -141,35 +122,32 @@ def _show_costs(number: int, *, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    rows = [(None, map(str, row)) for row in found["rows"]]
-    _print_table(found["title"], found["columns"], rows, found["notes"])
+    _print_table(found["title"], found["columns"], found["rows"], found["notes"])
     suggest("table", number, "--json")
 
 
 def _show_page(page: Any, *, as_json: bool) -> None:
-    """Print a page of one of the paper's tables; published lines are dim."""
+    """Print a page of one of the paper's tables."""
     from lorada.paper.table_page import cells, header_of
 
     if as_json:
         print_json({**vars(page), "lines": [vars(line) for line in page.lines]})
         return
-    rows = [("dim" if line.source == "paper" else None, cells(page, line)) for line in page.lines]
+    rows = (cells(page, line) for line in page.lines)
     _print_table(page.title, header_of(page), rows, page.notes)
 
 
 def _write_so_far(chosen: Any, scale: Any, tasks: list[str], results: Path) -> str:
     """Write the page of every row and seed so far; if one run learns all tasks, of these tasks."""
-    from lorada.paper.table_page import latex, markdown, page_of
+    from lorada.paper.table_page import markdown, page_of
     from lorada.paper.table_runs import stored_rows
 
     of = tasks if chosen.train == "together" else None
     so_far = stored_rows(chosen, scale, of, results, report=note)
     part = "" if of in (None, chosen.tasks_at(scale)) else f"-{'-'.join(tasks)}"
-    stem = f"{results / chosen.name / scale}/table{part}"
-    page = page_of(chosen, scale, so_far, every=True)
-    for suffix, write in ((".md", markdown), (".tex", latex)):
-        write_atomic(Path(f"{stem}{suffix}"), write(page))
-    return f"{stem}.md, .tex"
+    path = results / chosen.name / scale / f"table{part}.md"
+    write_atomic(path, markdown(page_of(chosen, scale, so_far, every=True)))
+    return str(path)
 
 
 def _check_outcomes(outcomes: Mapping[str, Any]) -> None:
@@ -200,32 +178,26 @@ def _show_plan(found: list[Any], *, as_json: bool) -> bool:
     if as_json:
         print_json(plan)
     else:
-        runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for entry in plan:
-            runs.setdefault((entry["row"], " ".join(entry["tasks"])), []).append(entry)
-        names = ("row", "tasks", "seeds", "trained", "paper", "memory", "done")
+        names = ("row", "tasks", "seed", "trained", "paper", "memory", "done")
         models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
         memory = "Memory is that of a step, as if every row had max_length tokens."
-        rows = [(None, _planned(each)) for each in runs.values()]
-        _print_table(f"On {models}", names, rows, [memory])
+        _print_table(f"On {models}", names, map(_planned, plan), [memory])
     return any(entry["done"] for entry in plan)
 
 
-def _planned(seeds: list[dict[str, Any]]) -> list[str]:
-    """The line of the runs that differ in their seed alone."""
-    one, finished = seeds[0], sum(entry["done"] for entry in seeds)
+def _planned(one: dict[str, Any]) -> list[str]:
     return [
         one["row"],
         " ".join(one["tasks"]),
-        ", ".join(str(entry["seed"]) for entry in seeds),
+        str(one["seed"]),
         f"{one['percent']:.3f}%",
         "–" if one["share"] is None else f"{one['share']}%",
         "–" if one["memory"] is None else f"{one['memory'] / 2**30:.1f} GiB",
-        str(finished),
+        "yes" if one["done"] else "no",
     ]
 
 
-@app.command()
+@app.command(rich_help_panel=opt.PAPER)
 def plot(
     what: Annotated[Literal["1", "3", "4", "loss"], typer.Argument(help="figure, or loss curves")],
     runs: Annotated[list[Path] | None, typer.Argument(help="finished runs (1, 3, loss)")] = None,
@@ -233,10 +205,10 @@ def plot(
         str, typer.Option(help="the sentence that 1 shows")
     ] = "an exquisitely written and superbly acted film that moved me deeply",
     rows: Annotated[int, typer.Option(min=1, help="test rows that 3 looks at")] = 64,
-    scale: Scale = None,
-    seeds: Annotated[str | None, typer.Option(help="of the sweep of 4, with commas")] = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
+    scale: Scale = "local",
+    seeds: opt.Seeds = None,
+    resume: opt.Resume = False,
+    overwrite: opt.Overwrite = False,
     results: Results = Path("docs/results"),
     output: Annotated[
         Path, typer.Option(help="folder of the picture; runs of 4 are in runs")
@@ -244,27 +216,23 @@ def plot(
     data: Annotated[
         str | None, typer.Option(help="rows that 3 looks at; else the run's own")
     ] = None,
-    data_dir: DataDir = None,
+    data_dir: opt.DataDir = None,
 ) -> None:
     """Draw a figure of the paper, or loss curves."""
+    given = runs or []
+    takes = {"4": 0, "loss": len(given) or 1}.get(what, 1)
+    if len(given) != takes:
+        raise ValueError(f"lorada plot {what} takes {counted(takes, 'run')}, not {len(given)}")
     if what == "4":
-        if runs:
-            raise ValueError(f"lorada plot 4 takes no run, not {len(runs)}")
         _plot_sweep(
             scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite
         )  # fmt: skip
-        return
-    if not runs:
-        raise ValueError(f"lorada plot {what} needs a run: lorada plot {what} RUN")
-    if what == "loss":
-        _plot_losses(runs, output)
-        return
-    if len(runs) > 1:
-        raise ValueError(f"lorada plot {what} takes 1 run, not {len(runs)}")
-    if what == "1":
-        _plot_maps(runs[0], text, output)
+    elif what == "loss":
+        _plot_losses(given, output)
+    elif what == "1":
+        _plot_maps(given[0], text, output)
     else:
-        _plot_layers(runs[0], rows, output, data, data_dir)
+        _plot_layers(given[0], rows, output, data, data_dir)
 
 
 def _plot_losses(runs: list[Path], output: Path) -> None:
@@ -310,20 +278,18 @@ def _plot_layers(
 
 
 def _plot_sweep(
-    scale: Literal["paper", "local"] | None, seeds: str | None, results: Path, output: Path,
+    at: Literal["paper", "local"], seeds: list[int] | None, results: Path, output: Path,
     data_dir: str | None, *, resume: bool, overwrite: bool,
 ) -> None:  # fmt: skip
     """Train the runs of Figure 4 that are not there, and draw it from those that are."""
     figure = _table_named("figure4", data_dir, resume=resume, overwrite=overwrite)
-    chosen = split_seeds(seeds)
     with importing():
-        from lorada.compare.jobs.pool import Workers as Pool
         from lorada.paper.figures import sweep_figure
         from lorada.paper.table_runs import jobs, run_all
-    at = scale or _usual_scale()
-    found = jobs(figure, at, seeds=chosen, results=results, output=Path("runs"), data_dir=data_dir)
+    found = jobs(figure, at, seeds=seeds, results=results, output=Path("runs"), data_dir=data_dir)
     complete, outcomes = run_all(
-        found, say=note, resume=resume, overwrite=overwrite, pool=Pool(None, 1.0), part=None
+        found, say=note, resume=resume, overwrite=overwrite, pool=pool_of(None, None, 1.0),
+        part=None,
     )  # fmt: skip
     if any(complete):
         for sentence in figure.differs if at == "local" else []:
@@ -331,8 +297,7 @@ def _plot_sweep(
         scores, model, metric = _sweep(found, complete)
         counts = sorted({len(each) for each in scores.values()})
         fewest = f"{counts[0]} to " if counts[1:] else ""
-        seeds = counted(counts[-1], "seed")
-        title = f"{figure.title} ({model}, {at} scale, {fewest}{seeds})"
+        title = f"{figure.title} ({model}, {at} scale, {fewest}{counted(counts[-1], 'seed')})"
         labels = {"title": title, "metric": f"{metric} (%)"}
         _draw("figure4", output, lambda *paths: sweep_figure(scores, *paths, **labels))
         suggest("table", "5", "--scale", at, "--results", results, "--dry-run")
@@ -356,12 +321,8 @@ def _sweep(
 
 
 def _draw(name: str, folder: Path, write: Any) -> None:
-    """Draw a picture as PNG and SVG, and print the paths, or which package is missing."""
+    """Draw a picture as PNG and SVG, and print the paths."""
     paths = [folder / f"{name}{suffix}" for suffix in (".png", ".svg")]
-    try:
-        with waiting("drawing"):
-            write(*paths)
-    except ImportError as error:
-        console.print(str(error))
-        return
+    with waiting("drawing"):
+        write(*paths)
     say(", ".join(map(str, paths)))

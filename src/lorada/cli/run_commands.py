@@ -1,13 +1,11 @@
 """The commands ``train``, ``evaluate``, ``generate`` and ``run``."""
 
-import gc
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -15,18 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lorada.cli import options as opt
 from lorada.cli.app import (
-    METHOD,
-    METRIC,
-    MODEL,
-    Columns,
-    DataDir,
-    Json,
-    Overrides,
-    Remote,
-    RunFolder,
     app,
-    columns_of,
     console,
     errors,
     importing,
@@ -37,9 +26,7 @@ from lorada.cli.app import (
     suggest,
     without_override,
 )
-from lorada.cli.queue_options import DryRun, Overwrite, Resume
-from lorada.support.errors import full_disk_in_one_line
-from lorada.support.processes import is_first, process_count, refuse_several
+from lorada.support.processes import is_first, refuse_several
 from lorada.support.row_sources import HEADED
 
 # Of the metrics; some are said in words.
@@ -47,35 +34,35 @@ NOT_SHOWN = ("sha256", "unfound", "max_new_tokens")
 SITE = Path(__file__).parent / "site"  # its sitecustomize.py is imported when Python starts
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, rich_help_panel=opt.TRAIN)
 def train(
     recipe: Annotated[
         str | None, typer.Argument(help="a YAML file or the name of a built-in recipe")
     ] = None,
-    overrides: Overrides = None,
-    method: Annotated[str | None, METHOD] = None,
-    model: Annotated[str | None, MODEL] = None,
+    overrides: opt.Overrides = None,
+    method: Annotated[str | None, opt.METHOD] = None,
+    model: Annotated[str | None, opt.MODEL] = None,
     task: Annotated[str | None, typer.Option(help="see `lorada tasks`; commas for more")] = None,
-    data_dir: DataDir = None,
+    data_dir: opt.DataDir = None,
     data: Annotated[
         str | None, typer.Option(help="training rows: a file or a hub id; commas for more")
     ] = None,
-    columns: Columns = None,
+    columns: opt.Columns = None,
     output: Annotated[str | None, typer.Option(help="folder of the run; else the recipe's")] = None,
     from_adapter: Annotated[
         str | None, typer.Option("--from", help="a saved PEFT adapter to start from")
     ] = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    remote: Remote = False,
-    as_json: Json = False,
+    resume: opt.Resume = False,
+    overwrite: opt.Overwrite = False,
+    dry_run: opt.DryRun = False,
+    remote: opt.Remote = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Train a method on a model and your rows."""
     recipe, pairs = without_override(recipe, overrides)
     options = {
         "method": method, "model": model, "task": task, "data_dir": data_dir, "data": data,
-        "columns": columns_of(columns), "output": output,
+        "columns": columns, "output": output,
         "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
     asked = _asked(recipe, pairs, options, resume=resume)
@@ -136,7 +123,6 @@ def check_inputs(recipe: Any, held_out: str | None) -> None:
 def show_training(recipe: Any, *, as_json: bool) -> None:
     """Print rows, parameters and memory of a training, and its first row; no weights are loaded."""
     from lorada.data.tokenize import fit_context, lost_and_first
-    from lorada.training.arguments import device_bytes
     from lorada.training.inputs import prepare_training
     from lorada.training.models.loading import stretched
     from lorada.training.parameter_counts import parameters_of
@@ -149,7 +135,6 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     refuse_impossible(prepared.recipe, prepared.plan, counts)
     chosen = "full" if args.gradient_checkpointing else "off"
     sizes, reason = step_bytes(prepared, "off", "full")
-    device = device_bytes(prepared.recipe)
     fitted = fit_context(prepared.recipe, stretched(prepared.config, recipe.rope_factor))
     lost, row = lost_and_first(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
     if as_json:
@@ -157,14 +142,16 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
             "rows": len(prepared.rows.rows), "classes": prepared.rows.classes, **lost, **counts,
             "held_out": len(prepared.held_out.rows) if prepared.held_out else 0,
-            "activation_checkpointing": chosen, "step_bytes": sizes, "device_bytes": device,
-            "first_row": row,
+            "activation_checkpointing": chosen, "step_bytes": sizes, "first_row": row,
         })  # fmt: skip
         return
     say(f"{recipe.output}: {recipe.method} on {recipe.model}, {_parameters(counts)}")
     said = ", ".join(f"{count:,} {what}" for what, count in lost.items())
     say(f"{len(prepared.rows.rows):,} rows at max_length={fitted.max_length}: {said}")
-    need = _memory(sizes, reason, chosen, device)
+    need = f"the memory of a step cannot be computed ({reason})"
+    if sizes is not None:
+        each = (f"{size / 2**30:,.2f} GiB with {name}" for name, size in sizes.items())
+        need = f"a step needs {', '.join(each)}"
     asked = recipe.activation_checkpointing
     takes = f"{asked} takes {chosen}" if asked == "auto" else asked
     say(f"activation_checkpointing={takes}: {need}")
@@ -174,18 +161,6 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
 
 def _parameters(counts: Mapping[str, Any]) -> str:
     return f"{counts['trainable']:,} parameters ({counts['percent']:.3f}%)"
-
-
-def _memory(sizes: dict[str, float] | None, reason: str, chosen: str, device: float | None) -> str:
-    """What a step needs, in words, and whether it fits."""
-    if sizes is None:
-        return f"the memory of a step cannot be computed ({reason})"
-    each = (f"{size / 2**30:,.2f} GiB with {name}" for name, size in sizes.items())
-    need = f"a step needs {', '.join(each)}"
-    if device is None:
-        return need
-    fits = "fits" if sizes[chosen] < device else "does not fit"
-    return f"{need}; {chosen} {fits} in the {device / 2**30:.1f} GiB of this device"
 
 
 def _shown_row(row: dict[str, Any]) -> Text:
@@ -207,44 +182,20 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
         errors.print(f"stopped and saved at step {trained.result['steps']}")
         suggest("train", "--resume", "--output", trained.run, on=errors)
         raise typer.Exit(130)
-    drawn = _draw_loss(trained.run, trained.result)
-    if not as_json:
-        _say_why(trained.result)
-        say(_training_summary(trained.result))
-        say(drawn)
-    # Benchmarks are scored by a command of their own: their test rows can take hours.
-    if recipe.eval_data is None or process_count() > 1:
-        if as_json:
-            print_json(trained.result)
-        else:
-            suggest_scoring(trained.run, recipe)
+    if as_json:
+        print_json(trained.result)
         return
-    _score_held_out(trained.run, recipe, as_json=as_json)
-
-
-def _draw_loss(run: Path, result: dict[str, Any]) -> str:
-    """Write ``loss.png`` into a run folder; return its path or why there is none."""
-    from lorada.paper.figures import loss_png
-
-    complete = f"The run itself is complete: lorada evaluate {quote(str(run))}"
-    try:
-        with full_disk_in_one_line(run / "loss.png", complete):
-            loss_png({result["method"]: result["history"]}, run / "loss.png")
-    except ImportError as error:
-        return str(error)
-    return f"loss curve: {run / 'loss.png'}"
+    _say_why(trained.result)
+    say(_training_summary(trained.result))
+    suggest_scoring(trained.run, recipe)
 
 
 def _training_summary(result: dict[str, Any]) -> str:
     """The first and last loss, and a line on what was trained."""
-    from lorada.paper.table_page import NOT_FROM_THE_PAPER
-
     losses = [loss for entry in result["history"] if (loss := entry.get("loss")) is not None]
     curve = f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last" if losses else "no loss"
     effect = result["relative_norm"]
     text = f", relative norm {effect:.2g}" if effect is not None else ""
-    if result.get("settings_from", "").startswith(NOT_FROM_THE_PAPER):
-        text += f"\nsettings {result['settings_from']}"
     return (
         f"{curve}\n{result['method']} on {result['model']}: {_parameters(result['parameters'])}, "
         f"{result['steps']} steps in {result['wall_time_s']:.0f} s{text}"
@@ -256,25 +207,6 @@ def _say_why(result: dict[str, Any]) -> None:
     metric = result.get("metric") or {}
     if metric.get("reason"):
         say(f"answers are scored by {metric['name']}, because {metric['reason']}")
-
-
-def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
-    """Score a run that has just been trained on its held-out rows, and print what was found."""
-    gc.collect()  # the Trainer refers to itself, so its model would stay beside the loaded one
-    loaded = loaded_run(run, recipe.model, remote=recipe.trust_remote_code, quiet=as_json)
-    from lorada.data.rows import share_of
-    from lorada.inference.evaluate import evaluate as evaluate_file
-    from lorada.runs.result import read_result
-
-    metrics = evaluate_file(loaded, metric=recipe.metric)
-    if as_json:
-        print_json(read_result(run))
-        return
-    held_out = recipe.eval_data
-    held_out += f" of {recipe.data}" if share_of(held_out) is not None else ""
-    say(f"scored on {held_out}:")
-    _print_scores({"": metrics})
-    _suggest_use(run, loaded.form)
 
 
 def suggest_scoring(run: Path, recipe: Any, on: Console = console) -> None:
@@ -306,22 +238,21 @@ def scored_run(run: Path, data: str | None, data_dir: str | None, metric: str | 
     return recipe
 
 
-@app.command()
+@app.command(rich_help_panel=opt.TRAIN)
 def evaluate(
-    run: RunFolder,
+    run: opt.RunFolder,
     data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
-    columns: Columns = None,
-    data_dir: DataDir = None,
+    columns: opt.Columns = None,
+    data_dir: opt.DataDir = None,
     base: Annotated[bool, typer.Option("--base", help="score the base alone")] = False,
-    metric: Annotated[str | None, METRIC] = None,
+    metric: opt.Metric = None,
     with_text: Annotated[
         bool, typer.Option("--with-text", help="keep the text of each row too")
     ] = False,
-    remote: Remote = False,
-    as_json: Json = False,
+    remote: opt.Remote = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Score a finished run on held-out rows, or on the test rows of its tasks."""
-    named = columns_of(columns, data)
     recipe = scored_run(run, data, data_dir, metric)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference import evaluate as scoring
@@ -331,7 +262,7 @@ def evaluate(
         found = scoring.evaluate_tasks(loaded, data_dir, base=base, with_text=with_text)
     else:
         scored = scoring.evaluate(
-            loaded, data, columns=named, base=base, with_text=with_text, metric=metric
+            loaded, data, columns=columns, base=base, with_text=with_text, metric=metric
         )
         found = {"": scored}
     if as_json:
@@ -340,7 +271,10 @@ def evaluate(
     _print_scores(found)
     if metric is None:
         _say_why(read_result(run))
-    _suggest_use(run, loaded.form)
+    if loaded.form in HEADED:
+        suggest("predict", run, "--text", "TEXT")
+    else:
+        suggest("generate", run, "--prompt", "TEXT")
 
 
 def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
@@ -362,21 +296,13 @@ def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
             say(f"{metrics['unfound']} were found")
 
 
-def _suggest_use(run: Path, form: str) -> None:
-    """Suggest what to do with a run that has been scored."""
-    if form in HEADED:
-        suggest("predict", run, "--text", "TEXT")
-    else:
-        suggest("generate", run, "--prompt", "TEXT")
-
-
-@app.command()
+@app.command(rich_help_panel=opt.TRAIN)
 def generate(
-    run: RunFolder,
+    run: opt.RunFolder,
     prompt: Annotated[list[str], typer.Option(help="a text to continue; repeat for more")],
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="tokens to generate")] = None,
-    remote: Remote = False,
-    as_json: Json = False,
+    remote: opt.Remote = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Continue prompts with a finished run."""
     from lorada.runs.folder import writer
@@ -397,6 +323,7 @@ def generate(
 # All words after the program's name, even `--help`, are passed to the program. It takes the place
 # of this process, so that exit code and signals are its own.
 @app.command(
+    rich_help_panel=opt.TRAIN,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 def run(
@@ -406,9 +333,7 @@ def run(
     own_folder = str(Path(sys.executable).parent)  # where a program has the same packages
     program = shutil.which(command[0], path=own_folder) or shutil.which(command[0])
     if program is None:
-        script = Path(command[0]).is_file()
-        remedy = f"write lorada run python {command[0]}" if script else "is it installed?"
-        raise ValueError(f"no command {command[0]!r} on PATH: {remedy}")
+        raise ValueError(f"no command {command[0]!r} on PATH: is it installed?")
     before = os.environ.get("PYTHONPATH")
     path = f"{SITE}{os.pathsep}{before}" if before else str(SITE)
     for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and the command would inherit that

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from lorada.support.errors import first_problem
-from lorada.support.files import file_name, json_text, write_atomic
+from lorada.support.files import json_text, write_atomic
 
 # Files and folders of a comparison.
 PLAN_FILE, BASELINES_FILE, FAILURES_FILE = "plan.json", "baselines.json", "failures.json"
@@ -48,7 +49,7 @@ class Candidate:
     @property
     def path(self) -> str:
         """Its folder in ``trials`` and ``runs``."""
-        return f"{file_name(self.method)}/{self.trainable}"
+        return f"{quote(self.method, safe=' +,:=[]')}/{self.trainable}"  # slashes as %2F
 
     def run(self, seed: int) -> str:
         """The folder of its run with a seed, in that of the comparison."""

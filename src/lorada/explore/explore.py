@@ -18,7 +18,6 @@ from lorada.inference.load import Run
 from lorada.methods.task_head import PEFT_NAMES
 from lorada.runs.recipe import JSONL
 from lorada.runs.result import read_result
-from lorada.support.errors import refuse_empty
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED, Form, Row
 from lorada.training.models.loading import language_settings
@@ -52,7 +51,8 @@ def tokens_to_show(run: Run, text: str) -> list[int]:
 
     A run that learned chats reads it as a user's turn, through the chat template.
     """
-    refuse_empty(text)
+    if not text.strip():
+        raise ValueError("the text is empty: there is nothing to show")
     if run.pairs:
         raise ValueError(
             f"{run.folder} has learned pairs of texts, and a sentence is half of one: explore "

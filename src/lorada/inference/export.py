@@ -36,6 +36,7 @@ from lorada.support.files import atomic_path
 from lorada.support.row_sources import HEADED
 from lorada.training.model_card import front_matter, write_model_card, write_text
 from lorada.training.models.adapters import (
+    ADAPTER_WEIGHTS,
     BESIDE,
     pooling_of,
     save_beside,

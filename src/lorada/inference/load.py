@@ -106,11 +106,8 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
             refuse_other(pooling_part(adapter_config(whole)), recipe.pooling, whole)
             attach(base.model, recipe.pooling)
     else:
-        if (folder / TRAINED_FILE).is_file():
-            model = load_part(base, folder / TRAINED_FILE, recipe.pooling)
-        else:
-            model = load_adapted(base.model, folder / "adapter", base.drawn)
-            refuse_other(pooling_part(model.peft_config["default"]), recipe.pooling, folder)
+        model = load_adapted(base.model, folder / "adapter", base.drawn)
+        refuse_other(pooling_part(model.peft_config["default"]), recipe.pooling, folder)
         refuse_changed(recipe, result, folder)
     model = model.to(base.model.device)
     return _run(recipe, prepared, result, folder, model, base.drawn)

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = ".lorada.lock"
 ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
 RUN_FILES = (
-    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "loss.png", "adapter", "model", "runs",
+    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "adapter", "model", "runs",
 )  # fmt: skip
 # Remote code is allowed command by command, the rows have their own fingerprint, and activations
 # that are computed again change no number.

@@ -25,29 +25,16 @@ def first_problem(error: Any, depth: int | None = None) -> tuple[str, str]:
     return ".".join(map(str, first["loc"][:depth])), first["msg"].lower()
 
 
-def refuse_empty(text: str) -> None:
-    """Refuse a text that has nothing to show."""
-    if not text.strip():
-        raise ValueError("the text is empty: there is nothing to show")
-
-
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
     """Turn a failed import of an optional package into an error that names the extra to install."""
     try:
         yield
     except ImportError as error:
-        raise missing_package(error.name or str(error), extra) from error
-
-
-def missing_package(package: str, extra: str) -> ImportError:
-    """The error of an optional package that is not installed; it names the extra that has it."""
-    return ImportError(f"{package} is missing: {how_to_install(extra)}")
-
-
-def how_to_install(extra: str) -> str:
-    """How to get the packages of an extra: lorada is on no package index."""
-    return f"install the extra `{extra}` (pip install -e '.[{extra}]' in a checkout of lorada)"
+        raise ImportError(
+            f"{error.name or error} is missing: install the extra `{extra}` "
+            f"(pip install -e '.[{extra}]' in a checkout of lorada)"  # it is on no package index
+        ) from error
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,17 +1,14 @@
 """Atomic writes: a file or folder is written whole or not at all, even if the process is killed."""
 
-import fcntl
 import json
 import math
-import os
 import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 SCRATCH = ".lorada-writing-"
 
@@ -25,7 +22,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
     with scratch_folder(path.parent) as scratch:
         fresh = scratch / path.name
         yield fresh
-        _flush(fresh)
         if fresh.is_dir() and path.is_dir():
             path.replace(scratch / f"{path.name}.old")
         fresh.replace(path)
@@ -43,11 +39,6 @@ def refuse_there(path: Path, *, overwrite: bool) -> None:
         raise ValueError(f"{path} is a folder: choose another --output")
     if path.exists() and not overwrite:
         raise ValueError(f"{path} is there already: choose another --output, or pass --overwrite")
-
-
-def file_name(text: str) -> str:
-    """A text as the name of a file; slashes, for one, are written as %2F."""
-    return quote(text, safe=" +,:=[]")
 
 
 def as_typed(*words: object) -> str:
@@ -77,73 +68,27 @@ def _finite(data: Any) -> Any:
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Make a temporary folder in ``parent`` and remove it at the end.
-
-    The process holds a lock on it. Temporary folders without a lock were left by killed processes
-    and are removed first.
-    """
+    """Make a temporary folder in ``parent``, and ``parent`` too; remove it at the end."""
     parent.mkdir(parents=True, exist_ok=True)
-    remove_orphans(parent)
-    folder, lock = _locked_folder(parent)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True) as at:
+        yield Path(at)
+
+
+def remove_orphans(folder: Path) -> None:
+    """Remove what killed processes were writing anywhere in ``folder``, where no other writes."""
+    for scratch in folder.rglob(f"{SCRATCH}*"):
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold a lock while making ``path``; other processes wait for it.
-
-    The lock is an empty file beside ``path``. On a file system without locks nobody waits.
-    """
+    """Hold a lock, an empty file beside ``path``, while making it; other processes wait for it."""
     from filelock import FileLock
 
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    with suppress(OSError, NotImplementedError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        if lock.is_locked:
-            with suppress(OSError):
-                Path(lock.lock_file).unlink()  # waiting processes notice it and make a new lock
-            lock.release()
-
-
-def _locked_folder(parent: Path) -> tuple[Path, int]:
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
-        with suppress(FileNotFoundError):
-            lock = os.open(folder, os.O_RDONLY)
-            with suppress(OSError):  # a file system without locks never removes orphans either
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.is_dir():
-                return folder, lock
-            os.close(lock)
-        # Before it was locked, another process removed it as an orphan: try again.
-
-
-def remove_orphans(parent: Path) -> None:
-    """Remove the temporary folders in ``parent`` that killed processes have left."""
-    for folder in parent.glob(f"{SCRATCH}*"):
-        with suppress(OSError):  # its owner is alive, or has removed it
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-            finally:
-                os.close(lock)
-
-
-def _flush(path: Path) -> None:
-    """Call fsync on a file or all files of a folder; some file systems report errors only then."""
-    for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # waiting processes notice it and make a new lock

@@ -1,19 +1,15 @@
 """Helpers for several processes that train one model (``torchrun``, ``accelerate launch``).
 
-All processes train; only the first decides, writes and prints. An error in one ends all of them and
-is printed once.
+All processes train; only the first decides, writes and prints. An error in one ends all of them.
 """
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
-
-PATIENCE = 30.0  # seconds to wait for the first process to report an error that all have
 
 
 class OtherProcessError(Exception):
@@ -115,20 +111,6 @@ def all_or_none() -> Iterator[None]:
     ending = error if error is not None and mine else other
     ending.__dict__["lorada_known"] = True
     raise ending from (None if mine else error)
-
-
-@contextmanager
-def raise_once() -> Iterator[None]:
-    """Let the first process report an error that all have before they are connected.
-
-    The others wait: when the first process ends, the launcher ends them.
-    """
-    try:
-        yield
-    except Exception:
-        if not is_first() and _alone():
-            time.sleep(PATIENCE)
-        raise
 
 
 def made_by_first(make: Callable[[], Value]) -> Value:

@@ -3,7 +3,7 @@
     recipe → prepare_training → set_up → Trainer → save_model, training_result → run folder
 
 A run folder holds ``recipe.yaml``, checkpoints while it trains, then ``adapter/`` (``model/`` if
-the base itself trains), ``loss.png`` and ``result.json``. It is complete when it has the last.
+the base itself trains) and ``result.json``. It is complete when it has the last.
 """
 
 import logging
@@ -142,6 +142,7 @@ def train(
 
         def lock_and_check() -> Start:
             stack.enter_context(locked(run))
+            remove_orphans(run)
             return check_folder(recipe, resume=resume, overwrite=overwrite)
 
         with full_disk_in_one_line(run, "Free space, then run the command again"):
@@ -189,7 +190,6 @@ def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
     """Train to the end, from a checkpoint if there is one; refuse broken weights at the end."""
     state = None
     if checkpoint is not None:
-        remove_orphans(checkpoint)  # of a process that was killed while it wrote the checksums
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if checkpoint is None or state is None or not _ended(state):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -7,10 +7,9 @@ from programs import printed
 
 START = """
 import sys
-from lorada.support.after_import import after_import
+from lorada import _after_import
 """
 WAYS = {
-    "by its name": "{}; import theirs, theirs",
     "before it is asked for": "import theirs; {}",
     "by a part of it": "{}; from theirs.part import __name__",
     "by ours": "{}; import ours",
@@ -34,12 +33,7 @@ def test_ours_is_imported_once_behind_theirs(way, tmp_path):
     )
     (tmp_path / "theirs" / "part.py").touch()
     (tmp_path / "ours.py").write_text("import theirs\nprint('ours', theirs.part.__name__)\n")
-    code = START + WAYS[way].format("after_import('theirs', 'ours')")
+    code = START + WAYS[way].format("_after_import('theirs', 'ours')")
     ending = "\nassert 'theirs' not in [getattr(f, 'module', None) for f in sys.meta_path]"
     said = printed(sys.executable, "-c", code + ending, folder=tmp_path)
     assert said.splitlines() == ["begins", "ends", "ours theirs.part"]
-
-
-def test_what_is_not_there_is_missing_as_before():
-    code = "after_import('theirs', 'ours')\ntry: import theirs\nexcept ImportError as e: print(e)"
-    assert printed(sys.executable, "-c", START + code) == "No module named 'theirs'\n"

@@ -1,0 +1,90 @@
+"""The options and arguments that several commands share, and the panels of ``lorada --help``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+TRAIN, COMPARE, PAPER = "Train and use", "Compare", "The paper"
+
+
+def named(text: str) -> list[str]:
+    """Split names at commas."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise typer.BadParameter(f"{text!r} has no name in it: leave it out, or name some")
+    return found
+
+
+def seeds_of(text: str) -> list[int]:
+    """Split seeds at commas."""
+    from lorada.runs.recipe import refuse_seed
+
+    found = [int(seed) for seed in text.split(",")]
+    for seed in found:
+        refuse_seed("", seed)
+    return found
+
+
+def columns_of(text: str) -> dict[str, str]:
+    """Read ``text=review,label=sentiment``."""
+    pairs = [[part.strip() for part in pair.split("=")] for pair in text.split(",")]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise typer.BadParameter(f"{text} must be such as text=review,label=sentiment")
+    return dict(pairs)
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Read the part ``i/n`` of some runs."""
+    i, n = (int(number) for number in text.split("/"))
+    if not 1 <= i <= n:
+        raise typer.BadParameter(f"{text} must be i/n with i from 1 to n, such as 1/4")
+    return i, n
+
+
+METHOD = typer.Option(help="see `lorada methods`")
+MODEL = typer.Option(help="hub id, folder, or a packaged name")
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        help="what rows of your own are scored by: loss, exact_match, contains, rougeL, chrf or "
+        "FILE.py:function; accuracy, balanced_accuracy or macro_f1"
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, for programs")]
+Remote = Annotated[
+    bool, typer.Option("--trust-remote-code", help="run code that a model repository ships")
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(help="folder of the benchmarks' rows (LORADA_DATA); else the hub"),
+]
+# The options with a parser are what it returns, or None.
+Columns = Annotated[
+    Any,
+    typer.Option(
+        parser=columns_of,
+        metavar="TEXT",
+        help="your names of fields, such as text=review,label=sentiment",
+    ),
+]
+Seeds = Annotated[Any, typer.Option(parser=seeds_of, metavar="NUMBERS", help="numbers with commas")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings: key=value …")]
+RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would be run")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with what is there already")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="delete what is there first")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="how many runs at once here; else one for each GPU, or one"),
+]
+GpusPerJob = Annotated[
+    float, typer.Option(min=0.01, help="GPUs that a run has: 2, or 0.25 for four runs on each GPU")
+]
+Cluster = Annotated[str | None, typer.Option(help="run on a Ray cluster: auto, or ray://HOST:PORT")]
+Shard = Annotated[
+    Any,
+    typer.Option(
+        parser=part_of, metavar="I/N", help="only the i-th of n parts of the runs, for job arrays"
+    ),
+]

@@ -1,0 +1,251 @@
+"""The commands ``predict``, ``explore``, ``export`` and ``serve``: what finished runs are for."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from lorada.cli import options as opt
+from lorada.cli.app import (
+    app,
+    console,
+    errors,
+    importing,
+    loaded_run,
+    loading_model,
+    next_is,
+    note,
+    print_json,
+    say,
+    suggest,
+    waiting,
+)
+from lorada.support.duration import counted
+from lorada.support.errors import needs_extra
+from lorada.support.files import as_typed, refuse_there, write_atomic
+from lorada.support.progress import only_reports
+from lorada.support.row_sources import HEADED
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@app.command(rich_help_panel=opt.TRAIN)
+def predict(
+    run: opt.RunFolder,
+    text: Annotated[list[str] | None, typer.Option(help="a text; repeat for more")] = None,
+    data: Annotated[str | None, typer.Option(help="rows: a file or a hub id")] = None,
+    columns: opt.Columns = None,
+    output: Annotated[
+        Path | None, typer.Option(help="file for the answers, .jsonl or .csv; else they are shown")
+    ] = None,
+    overwrite: opt.Overwrite = False,
+    remote: opt.Remote = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Label, score or answer texts with a finished run."""
+    texts = text or []
+    recipe, rows = _checked(run, texts, data, output, overwrite=overwrite)
+    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
+    from lorada.data.rows import read_rows
+    from lorada.data.task_rows import rows_to_answer
+    from lorada.inference.predict import beside, predict, predict_to, say_cut
+
+    given = [{"text": one} for one in texts] if rows is not None else read_rows(str(data))
+    if rows is None:
+        learned = loaded.form, loaded.labels
+        rows = rows_to_answer(
+            given, str(data), *learned, columns, recipe.columns, pairs=loaded.pairs
+        )
+    if output is None:
+        answers = [answer for part in predict(loaded, rows) for answer in part]
+        say_cut(loaded, answers)
+        if as_json:
+            print_json(beside(given, answers))
+            return
+        _show(answers, texts)
+        suggest("predict", run, "--data", data or "FILE", "--output", "answers.csv")
+        return
+    try:
+        before = predict_to(loaded, rows, given, output, overwrite=overwrite)
+    except KeyboardInterrupt:
+        note("stopped: the same command goes on where it was")
+        raise
+    if before:
+        note(f"the first {before:,} rows were answered before")
+    if as_json:
+        print_json({"output": str(output), "rows": len(rows.rows), "answered_before": before})
+        return
+    say(f"{output}: {counted(len(rows.rows), 'row')}")
+    suggest("serve", run)
+
+
+def _checked(
+    run: Path, texts: list[str], data: str | None, output: Path | None, *, overwrite: bool
+) -> tuple[Any, Any]:
+    """The recipe of a run, and the texts as rows, None for rows of a file; before torch loads."""
+    from lorada.data.rows import there
+    from lorada.data.task_rows import rows_to_answer
+    from lorada.runs.folder import finished_run
+    from lorada.runs.result import read_result
+
+    recipe, result = finished_run(run), read_result(run)
+    if bool(texts) == (data is not None):
+        raise ValueError("pass either --text TEXT or --data FILE")
+    if output is not None:
+        if output.suffix.lower() not in (".jsonl", ".csv"):
+            raise ValueError(f"--output {output} is neither a .jsonl nor a .csv file: rename it")
+        refuse_there(output, overwrite=overwrite)
+    if data is not None:
+        there(data)
+        return recipe, None
+    rows: Any = [{"text" if result["form"] in HEADED else "prompt": text} for text in texts]
+    learned = result["form"], tuple(result["labels"])
+    return recipe, rows_to_answer(rows, "--text", *learned, pairs=result.get("pairs", False))
+
+
+def _show(answers: list[dict[str, Any]], texts: list[str]) -> None:
+    """Print answers: those that are texts as they are, others in a table."""
+    if "answer" in answers[0]:
+        for answer in answers:
+            shown = [str(answer[name]) for name in ("answer", "candidate") if name in answer]
+            say(" ".join(shown))
+        return
+    labels = "label" in answers[0]
+    table = Table("text", *(("label", "probability") if labels else ("score",)))
+    named = texts or [f"row {answer['row']}" for answer in answers]
+    for name, answer in zip(named, answers, strict=True):
+        label = [str(answer["label"])] if labels else []  # which may be a number
+        number = answer["probs"][label[0]] if labels else answer["score"]
+        table.add_row(name, *label, f"{number:.3f}")
+    console.print(table)
+
+
+@app.command(rich_help_panel=opt.TRAIN)
+def explore(
+    run: opt.RunFolder,
+    text: Annotated[list[str], typer.Option(help="a sentence to show; may be given again")],
+    output: Annotated[Path, typer.Option(help="the page")] = Path("explore.html"),
+    overwrite: opt.Overwrite = False,
+    remote: opt.Remote = False,
+) -> None:
+    """Show what an adapter does to sentences."""
+    from lorada.runs.folder import finished_run, refuse_no_adapter
+
+    recipe = finished_run(run)
+    refuse_no_adapter(run)
+    refuse_there(output, overwrite=overwrite)
+    with needs_extra("explore"):
+        import jinja2  # noqa: F401
+    with loading_model(recipe.model):
+        from lorada.explore.explore import explored
+        from lorada.explore.explorer_page import explorer_page
+        from lorada.inference.load import load_run
+
+        loaded = load_run(run, trust_remote_code=remote)
+    data = explored(loaded, text)
+    with waiting("writing the page"):
+        page = explorer_page(data)
+        write_atomic(output, page)
+    say(f"{output} ({len(page) / 2**20:.1f} MB)")
+    if loaded.form in HEADED:
+        suggest("predict", run, "--text", text[0])
+    else:
+        suggest("chat", run)
+
+
+@app.command(rich_help_panel=opt.TRAIN)
+def export(
+    run: opt.RunFolder,
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="new folder for the model")],
+    form: Annotated[
+        Literal["transformers", "onnx"], typer.Option("--format", help="onnx is a graph (an extra)")
+    ] = "transformers",
+    remote: opt.Remote = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Write a finished run as one model folder, with an adapter for what cannot be merged."""
+    from lorada.runs.folder import finished_run, refuse_target
+
+    finished_run(run)
+    refuse_target(run, target)
+    with needs_extra("onnx"):
+        for package in ("onnx", "onnxscript", "onnxruntime") if form == "onnx" else ():
+            import_module(package)
+    with importing(quiet=as_json):
+        from transformers.utils import logging
+
+        from lorada.inference import export as whole
+
+    if form == "onnx":
+        logging.disable_progress_bar()  # the spinner replaces it
+        with waiting("tracing the model and comparing the graph with torch", quiet=as_json):
+            written = whole.export_onnx(run, target, trust_remote_code=remote)
+    else:
+        written = whole.export(run, target, trust_remote_code=remote)
+    if as_json:
+        print_json(written)
+    else:
+        _tell(target, written)
+
+
+def _tell(target: Path, written: dict[str, Any]) -> None:
+    """Print what was written into a folder, how a graph compares with torch, and what is next."""
+    left, merged = (", ".join(written.get(key, ())) or "nothing" for key in ("adapter", "merged"))
+    if "opset" in written:
+        lines = [
+            f"ONNX opset {written['opset']}; merged {merged}; in the graph {left}",
+            f"logits differ from torch's by at most {written['difference']:.1e}",
+        ]
+    else:
+        rest = f"adapter of {left}" if written["adapter"] else "no adapter is left"
+        lines = [f"merged {merged}; {rest}"]
+    for line in (f"{target}: {lines[0]}", *lines[1:]):
+        say(line)
+    next_is(as_typed("cat", target / "README.md"))
+
+
+@app.command(rich_help_panel=opt.TRAIN)
+def serve(
+    runs: Annotated[list[Path], typer.Argument(help="folders of finished runs on one base")],
+    host: Annotated[str, typer.Option(help="address to listen at")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="LORADA_API_KEY", help="what each request must bring"),
+    ] = None,
+    remote: opt.Remote = False,
+) -> None:
+    """Serve runs and their base to OpenAI's clients; classes, scores, choices at /v1/classify."""
+    from lorada.runs.folder import to_serve
+
+    with needs_extra("serve"):
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    from lorada.inference.serving.server import address_of, listen, serve_until_stopped
+
+    recipe, asked = to_serve(runs)
+    if api_key is not None and not (api_key and all("!" <= sign <= "~" for sign in api_key)):
+        raise ValueError(
+            "--api-key is empty, or has a blank or a sign that is not ASCII: pass another, or none "
+            "to ask for no key"
+        )
+    socket = listen(host, port)
+    with loading_model(recipe.model):
+        from lorada.inference.serving.api import Server
+        from lorada.inference.serving.served import open_classifiers, open_served
+
+        classifiers = open_classifiers(runs, trust_remote_code=remote) if asked else {}
+        served = {} if asked else open_served(runs, trust_remote_code=remote)
+    if host not in LOOPBACK and not api_key:
+        note(f"anybody who reaches {host} may ask: --api-key KEY asks them for a key")
+    address = address_of(socket)
+    for name, one in served.items():
+        note(f"{name}: {one.run.recipe.method if one.run.key else 'the base alone'}")
+    for name, classifier in classifiers.items():
+        note(f"{name}: {classifier.run.recipe.method}, {classifier.does} at /v1/classify")
+    note(f"listening at {address}; Ctrl-C or SIGTERM ends it when running requests have ended")
+    next_is(as_typed("curl", f"{address}/v1/models"), errors)
+    with only_reports():  # no progress bar for each request
+        serve_until_stopped(Server(served, classifiers, key=api_key).app(), socket)
