@@ -159,17 +159,15 @@ def _show_page(page: Any, *, as_json: bool) -> None:
 
 def _write_so_far(chosen: Any, scale: Any, tasks: list[str], results: Path) -> str:
     """Write the page of every row and seed so far; if one run learns all tasks, of these tasks."""
-    from lorada.paper.table_page import latex, markdown, page_of
+    from lorada.paper.table_page import markdown, page_of
     from lorada.paper.table_runs import stored_rows
 
     of = tasks if chosen.train == "together" else None
     so_far = stored_rows(chosen, scale, of, results, report=note)
     part = "" if of in (None, chosen.tasks_at(scale)) else f"-{'-'.join(tasks)}"
-    stem = f"{results / chosen.name / scale}/table{part}"
-    page = page_of(chosen, scale, so_far, every=True)
-    for suffix, write in ((".md", markdown), (".tex", latex)):
-        write_atomic(Path(f"{stem}{suffix}"), write(page))
-    return f"{stem}.md, .tex"
+    path = results / chosen.name / scale / f"table{part}.md"
+    write_atomic(path, markdown(page_of(chosen, scale, so_far, every=True)))
+    return str(path)
 
 
 def _check_outcomes(outcomes: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A table of the paper as a page: our scores beside the published ones, as Markdown and LaTeX.
+"""A table of the paper as a page: our scores beside the published ones, as Markdown.
 
 Each number is a mean over seeds with its spread, from ``result.json`` files.
 """
@@ -14,7 +14,7 @@ import yaml
 
 from lorada.paper.table_spec import PaperTable, Scale, TableRow
 from lorada.support.metric_names import main_metric
-from lorada.support.tables import NOTHING, latex_table, markdown_table
+from lorada.support.tables import NOTHING, markdown_table
 
 NOT_FROM_THE_PAPER = "not from the paper"  # how a result's ``settings_from`` begins if they are not
 TEXTS = 3  # columns before the numbers
@@ -305,9 +305,3 @@ def markdown(page: Page) -> str:
     lines = [f"## {page.title}", "", *(f"- {note}" for note in page.notes), ""]
     lines += markdown_table(header_of(page), [cells(page, line) for line in page.lines], TEXTS)
     return "\n".join([*lines, ""])
-
-
-def latex(page: Page) -> str:
-    """The page as a LaTeX ``tabular``, with the notes as comments above it."""
-    rows = [cells(page, line) for line in page.lines]
-    return latex_table(header_of(page), rows, TEXTS, page.notes)
