@@ -236,13 +236,10 @@ def test_tasks_learned_together_have_one_order_and_a_part_of_them_a_page_of_its_
     assert "qnli" not in (folder / "table-rte.md").read_text()
 
 
-def test_a_dry_run_counts_and_estimates_and_writes_nothing(place, json_of):
+def test_a_dry_run_counts_and_writes_nothing(place, json_of):
     plan = json_of("table", "5", "--scale", "local", "--dry-run")
     assert len(plan) == 2 * 2 * 2
-    for entry in plan:  # weights, gradients and two moments, and activations
-        assert entry["memory"] > 4 * entry["total"] + 12 * entry["trainable"]
-    one = {entry["memory"] for entry in plan if entry["row"] == "lora"}
-    assert len(one) == 1
+    assert all(0 < entry["trainable"] <= entry["total"] for entry in plan)
     assert not any(entry["done"] for entry in plan)
     assert not (place / "docs").exists()
     assert not (place / "runs").exists()

@@ -8,7 +8,7 @@ no result.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from lorada.support.files import json_text, write_atomic
 from lorada.support.models import MODELS
 from lorada.support.progress import progress_bar
 from lorada.training.parameter_counts import counts_of
-from lorada.training.training_memory import training_memory
 
 SEED = re.compile(r"seed(\d+)\.json")
 
@@ -237,23 +236,3 @@ def part_of(found: list[TableJob], part: tuple[int, int] | None) -> list[TableJo
         return found
     chosen = {job.name for job in shard([job.in_queue() for job in found], *part)}
     return [job for job in found if job.in_queue().name in chosen]
-
-
-def needs(job: TableJob) -> dict[str, Any]:
-    """What ``counts_of`` counts, and ``memory``: bytes of a step, its rows ``max_length`` long.
-
-    The memory is None if it cannot be computed.
-    """
-    # Runs that differ in rows and seeds alone take the same memory.
-    alike = {"task": job.tasks[0], "output": "-", "dev_rows": 0, "train_rows": None}
-    same = {**job.recipe.training, "seed": 0, "max_steps": -1, "learning_rate": 0.0}
-    recipe = job.recipe.model_copy(update={**alike, "training": same})
-    return {**counts_of(job.recipe), "memory": _memory(recipe.model_dump_json())}
-
-
-@cache
-def _memory(recipe: str) -> float | None:
-    try:
-        return training_memory(Recipe.model_validate_json(recipe)).total
-    except Exception:  # of any class: a model may do what fake tensors cannot
-        return None
