@@ -44,9 +44,8 @@ def attention_maps(
 ) -> None:
     """Draw heatmaps side by side, like Figure 1 of the paper.
 
-    Red is positive and blue negative; negative entries also have a minus, for readers without
-    colour. Each panel has its own scale, centred at 0, because softmax and learned maps differ in
-    size.
+    Red is positive and blue negative. Each panel has its own scale, centred at 0, because softmax
+    and learned maps differ in size.
 
     Args:
         tokens: the tokens along both axes.
@@ -73,20 +72,9 @@ def attention_maps(
 
 
 def _signed(axis: Any, values: Sequence[Sequence[float]]) -> Any:
-    """Draw a signed map, centred at 0, with a minus on each visible negative entry."""
+    """Draw a signed map, centred at 0."""
     limit = max(abs(value) for row in values for value in row) or 1.0
-    image = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
-    below = [
-        (column, line, "white" if value < -limit * 0.6 else "black")
-        for line, row in enumerate(values)
-        for column, value in enumerate(row)
-        if value < -limit / 50
-    ]
-    if below:
-        columns, lines, colours = zip(*below, strict=True)
-        size = min(60.0, (80 / len(values)) ** 2)
-        axis.scatter(columns, lines, s=size, c=colours, marker="_", linewidths=0.8)
-    return image
+    return axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
 
 
 def layers_figure(found: dict[str, Any], *paths: Path) -> None:

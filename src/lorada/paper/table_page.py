@@ -156,7 +156,6 @@ def page_of(
         *_unfinished(lines),
         *chosen.notes,
         *(chosen.differs if scale == "local" else []),
-        *_unparsable(by_row),
         *_machines(results),
     ]  # fmt: skip
     return Page(
@@ -252,16 +251,6 @@ def _unfinished(lines: Sequence[TableLine]) -> list[str]:
     fewer = [label for label, found in counts.items() if found and min(found) < most]
     return [f"fewer seeds than {most} so far, at least in one column: {', '.join(fewer)}."
             ] if fewer else []  # fmt: skip
-
-
-def _unparsable(rows: Mapping[str, Results]) -> list[str]:
-    """A note on the share of answers that name no option."""
-    worst = {
-        key: max((s for r in results for s in (r.get("unparsable") or {}).values()), default=0)
-        for key, results in rows.items()
-    }
-    named = [f"{key} {share:.1f} %" for key, share in worst.items() if share > 0]
-    return [f"answers that name no option, at most: {', '.join(named)}."] if named else []
 
 
 def _machines(results: Results) -> list[str]:
