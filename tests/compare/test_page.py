@@ -31,22 +31,13 @@ HOSTILE = (
 browser, opened, page_of = browsing.browser, browsing.opened, comparison_page
 
 
-def test_names_that_no_file_or_font_has_are_drawn(made_up_summary, recwarn):
-    names = "half \ud800", "日本"
-    lines = [renamed(line, name)
-             for line, name in zip(made_up_summary.lines, names, strict=False)]  # fmt: skip
-    page = comparison_page(replace(made_up_summary, lines=tuple(lines)))
-    assert page.count("日本") > page.count("<bdi>日本")
-    assert not [one for one in recwarn if "Glyph" in str(one.message)]
-
-
 def test_the_page_names_its_language_has_headings_in_order_and_no_script(made_up_summary):
     page = comparison_page(made_up_summary)
     assert '<html lang="en">' in page
     levels = [int(level) for level in re.findall(r"<h(\d)", page)]
     assert levels[0] == levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
-    assert len(re.findall('role="img" aria-label=".{20,}"><svg', page)) == 2
+    assert len(re.findall('role="img" aria-label=".{20,}"><svg', page)) == 1
     assert "<script" not in page
     ids = re.findall(' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -59,7 +50,7 @@ def test_hostile_names_and_texts_stay_text(opened, made_up_summary):
              for line, name in zip(old, HOSTILE, strict=False)]  # fmt: skip
     summary = replace(
         made_up_summary, lines=tuple(lines), verdict=everywhere, sentences=HOSTILE,
-        model=HOSTILE[1], task=HOSTILE[0], commands={"train": everywhere}, hardware=HOSTILE,
+        model=HOSTILE[1], task=HOSTILE[0], commands={"train": everywhere}, hardware=HOSTILE[0],
         versions={HOSTILE[1]: HOSTILE[2]}, notes=HOSTILE,
         disagreements=(Disagreement(HOSTILE[0], 1, HOSTILE[:3], HOSTILE[3:], *HOSTILE[:2]),),
     )  # fmt: skip
@@ -103,7 +94,7 @@ def test_pictures_shrink_with_the_page(opened, made_up_summary):
         const svg = one.querySelector("svg").getBoundingClientRect();
         return [one.scrollWidth - one.clientWidth, svg.width];
     })""")
-    assert len(boxes) == 2
+    assert len(boxes) == 1
     assert all(hidden == 0 and width <= 390 for hidden, width in boxes)
 
 

@@ -34,7 +34,7 @@ DIVERGED = ("the loss became ", "is not finite after step")  # in errors of a tr
 # Fields of a candidate that files of the report have, besides those of the plan.
 SHOWN = (
     "score", "low", "high", "expected_loss", "mark", "letter", "p_best", "metric", "value",
-    "adapter_mb", "peak_memory_gib", "seconds_per_step", "forgetting", "rates", "map_rates",
+    "peak_memory_gib", "seconds_per_step", "forgetting", "rates", "map_rates",
     "reason",
 )  # fmt: skip
 
@@ -71,12 +71,11 @@ class CandidateResult:
     score: float | None = None  # mean over rows and seeds: percent, or a loss or error as it is
     metric: str = ""  # the main metric, such as ``exact_match``
     value: float | None = None  # mean of that over seeds
-    adapter_mb: float | None = None  # MB (10^6 bytes)
     peak_memory_gib: float | None = None  # GiB, the largest of its runs
     seconds_per_step: float | None = None  # the fastest of the turns at the end
     forgetting: float | None = None  # growth of the loss on a neutral text, nats per token
     rates: tuple[float, ...] = ()  # learning rates of its runs, from the lowest on
-    map_rates: tuple[float, ...] = ()  # those of its maps, where they differ
+    map_rates: tuple[float, ...] = ()  # those that searches found for its maps
 
     # What is decided about it.
     low: float | None = None  # ends of the score's 95 % confidence interval
