@@ -51,7 +51,7 @@ def test_hostile_names_and_texts_stay_text(opened, made_up_summary):
     summary = replace(
         made_up_summary, lines=tuple(lines), verdict=everywhere, sentences=HOSTILE,
         model=HOSTILE[1], task=HOSTILE[0], commands={"train": everywhere}, hardware=HOSTILE[0],
-        versions={HOSTILE[1]: HOSTILE[2]}, notes=HOSTILE,
+        versions={HOSTILE[1]: HOSTILE[2]},
         disagreements=(Disagreement(HOSTILE[0], 1, HOSTILE[:3], HOSTILE[3:], *HOSTILE[:2]),),
     )  # fmt: skip
     page = opened(summary, viewport={"width": 320, "height": 640})
@@ -147,12 +147,11 @@ def test_markdown_begins_with_the_verdict_and_shows_every_part(made_up_summary):
     assert verdict == f"**{made_up_summary.verdict}**"
     for part in (
         *made_up_summary.sentences,
-        *made_up_summary.notes,
         *made_up_summary.commands.values(),
     ):
         assert part in text
     top = made_up_summary.lines[0]
-    assert f"| {top.label} | {top.score:.1f} (" in text
+    assert f"| {top.label} (the one to take; {top.sizes}) | {top.score:.1f} (" in text
     assert f"| {top.trainable:,} ({top.candidate.percent:.3f} %) |" in text
     assert "345,600 (0.257 %, above the budget) |" in text
     assert "| the commonest answer (answer: Yes) | " in text

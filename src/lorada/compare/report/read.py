@@ -13,7 +13,6 @@ from lorada.compare.plan import (
     BASELINES_FILE,
     FAILURES_FILE,
     TIMES,
-    TRIALS,
     Candidate,
     ComparisonPlan,
     as_given,
@@ -144,7 +143,6 @@ class Results:
     rows: list[RowKey]  # the held-out rows, in the order of the columns of all scores
     groups: Sequence[str] | None = None  # of each row; None if rows have none
     baselines: dict[str, Untrained] = field(default_factory=dict)  # ``as_it_is``, ``commonest``
-    notes: list[str] = field(default_factory=list)  # of runs that are missing, damaged or failed
     metric: str = ""  # what methods are compared by; empty for the main metric
 
     @property
@@ -166,7 +164,7 @@ class Results:
 
 
 def read_comparison(folder: Path, metric: str | None = None) -> Results:
-    """Read a comparison, finished or not; a run that is missing or damaged becomes a note.
+    """Read a comparison, finished or not; a run that is missing or damaged becomes a reason.
 
     ``metric`` is what methods are compared by; None for the comparison's own.
     """
@@ -182,7 +180,6 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
     found = [_runs(folder, one, seeds, failures, names, by) for one in candidates]
     rows = _common_rows([run for runs, _ in found for run in runs], names)
     labels = Counter(one.method for one in candidates)
-    notes = [] if baselines else ["baselines.json is not there yet"]
     measured = []
     for one, (runs, missing) in zip(candidates, found, strict=True):
         same = [run for run in runs if run.scores.keys() == set(rows)]
@@ -191,7 +188,6 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
         missing += [f"{r.folder}: it was scored on other rows" for r in runs if r not in same]
         budgets = f" ({', '.join(one.budgets) or 'default size'})" if labels[one.method] > 1 else ""
         label = one.method + budgets
-        notes += [*missing, *([f"{label}: {one.reason}"] if one.reason else [])]
         searches = searches_of(one, folder)
         failed = {seed: failures.get(one.run(seed), "") for seed in seeds}
         candidate, chosen = settled(one, searches)
@@ -203,11 +199,10 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
             reason=one.reason or "; ".join(missing) or None,
             seconds_per_step=_seconds(folder / TIMES / one.path),
         ))  # fmt: skip
-    notes += [f"{key}: {text}" for key, text in failures.items() if key.startswith(f"{TRIALS}/")]
     first = next((run for one in measured for run in one.runs), None)
     grouped = first is not None and all("group" in first.lines[row] for row in rows)
     groups = [str(first.lines[row]["group"]) for row in rows] if first and grouped else None
-    return Results(folder, asked, plan, measured, rows, groups, baselines, notes, by)
+    return Results(folder, asked, plan, measured, rows, groups, baselines, by)
 
 
 def _seconds(folder: Path) -> float | None:

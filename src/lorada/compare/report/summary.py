@@ -91,7 +91,6 @@ class Summary:
     commands: dict[str, str] = field(default_factory=dict)  # what for → shell command
     hardware: str = ""  # of the machine that made the plan
     versions: dict[str, str] = field(default_factory=dict)  # package → version
-    notes: tuple[str, ...] = ()  # one for each run or file that is missing, damaged or failed
 
     @property
     def scored(self) -> list[CandidateResult]:
@@ -145,7 +144,6 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
         commands=commands,
         hardware=_machine(results.plan.hardware),
         versions=results.plan.versions,
-        notes=tuple(results.notes),
     )  # fmt: skip
 
 

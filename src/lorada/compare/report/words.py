@@ -127,8 +127,8 @@ def _incomplete(results: Results) -> Iterator[str]:
     scored = sum(len(one.runs) for one in runnable)
     if results.runs_left or (scored < planned and results.asked.until is None):
         yield (
-            f"The comparison is not complete: {scored} of {planned} runs are scored. The notes at "
-            "the end of the report say what is missing."
+            f"The comparison is not complete: {scored} of {planned} runs are scored. The table "
+            "says what is missing."
         )
 
 

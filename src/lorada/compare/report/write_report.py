@@ -79,7 +79,7 @@ def markdown(summary: Summary) -> str:
         summary.hardware and f"machine: {summary.hardware}",
         ", ".join(f"{package} {version}" for package, version in summary.versions.items()),
     ]
-    lines += ["## Runs", "", *_bullets(filter(None, facts)), *_bullets(summary.notes), ""]
+    lines += ["## Runs", "", *_bullets(filter(None, facts)), ""]
     return "\n".join(lines)
 
 
@@ -140,12 +140,9 @@ def _columns(summary: Summary) -> list[tuple[str, Callable[[CandidateResult], st
 
 
 def _table_texts(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """The headings and the rows as texts; a name has why it has no score, or what it answers."""
+    """The headings and the rows as texts."""
     header, rows = table(summary)
-    return header, [
-        [_noted(name, "" if kind in ("best", "scored") else "; ".join(notes)), *cells]
-        for name, kind, notes, cells in rows
-    ]
+    return header, [[_noted(name, "; ".join(notes)), *cells] for name, _, notes, cells in rows]
 
 
 def _noted(text: str, note: str) -> str:
