@@ -68,12 +68,6 @@ def test_a_page_says_what_its_mean_is_of_and_has_none_where_a_column_is_missing(
     assert page_of(one, mean=[]).columns == ["rte"]
 
 
-def test_a_page_names_rows_with_fewer_seeds(printed):
-    rows = result(), result(seed=2), result("full")
-    assert "fewer seeds than 2 so far, at least in one column: Full." in said(*rows)
-    assert "fewer seeds" not in said(*rows[:2])
-
-
 def test_protocols_have_columns_of_their_own(printed):
     page = page_of(
         result(recipe={"protocol": "generate"}),

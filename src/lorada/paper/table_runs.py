@@ -79,11 +79,7 @@ def jobs(
 
 
 def done(job: TableJob) -> dict[str, Any] | None:
-    """The stored result of a run; None if there is none or some of its tasks have no score.
-
-    Raises:
-        ValueError: if it was made with another recipe.
-    """
+    """The stored result of a run; None if there is none or some of its tasks have no score."""
     if not job.stored.is_file():
         return None
     try:
@@ -119,8 +115,7 @@ def stored_rows(
 ) -> list[tuple[TableRow, dict[str, Any]]]:
     """All stored results in the folder ``results``, each with its row.
 
-    ``tasks`` is for tables with one run for all tasks: the tasks of that run, None for those of the
-    scale. ``report`` is called for each result that is left out because its recipe differs.
+    ``tasks`` are those of the run of a table that has one for all tasks; None for the scale's.
     """
     folder = results / table.name / scale
     names = (SEED.fullmatch(path.name) for path in folder.rglob("seed*.json"))
@@ -129,9 +124,7 @@ def stored_rows(
     rows = [row.key for row in table.rows_at(scale, None) if (folder / row.key).is_dir()]
     if not seeds or not rows:
         return []
-    every = jobs(
-        table, scale, rows=rows, tasks=some, seeds=seeds, results=results, output=Path()
-    )  # fmt: skip
+    every = jobs(table, scale, rows=rows, tasks=some, seeds=seeds, results=results, output=Path())
     found = [(job.row, usable_result(job, report)) for job in every]
     return [(row, result) for row, result in found if result is not None]
 
@@ -158,14 +151,10 @@ def _with_weights(recipe: Recipe) -> Recipe:
 
 
 def delete_runs(found: list[TableJob]) -> None:
-    """Delete the results and run folders of jobs.
+    """Delete the results and run folders of jobs, if their rows are there and no process has them.
 
     All are deleted before any runs again, so that an interrupted table never mixes old and new
     numbers.
-
-    Raises:
-        ValueError: if another process trains one of them.
-        FileNotFoundError: if their training rows are missing, before anything is deleted.
     """
     runs = [run for job in found if holds_run(run := Path(job.recipe.output))]
     for job in found:
