@@ -5,7 +5,6 @@ import shlex
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -21,7 +20,6 @@ from lorada.paper import table_spec
 from lorada.paper.table_spec import load_table
 from lorada.runs.folder import LOCK_FILE
 from lorada.runs.result import read_predictions
-from lorada.training.train import Trained
 
 TASKS = ("rte", "sst2")
 ASKED = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1")
@@ -69,8 +67,10 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.mark.first
-def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works):
-    out, _ = works("table", "5", "--scale", "local", "--rows", "lora", "--seeds", "1,2")
+def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works, json_of, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # so that the scale is local
+    words = ("table", "5", "--rows", "lora", "--seeds", "1,2")
+    out, _ = works(*words)
     assert "75.4 ± 0.2" in out
     folder = place / "docs/results/table5/local"
     stored = sorted(str(path.relative_to(folder)) for path in folder.rglob("seed*.json"))
@@ -89,15 +89,9 @@ def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works):
     recipe = json.loads((folder / "lora/rte/seed1.json").read_text())["recipe"]
     assert recipe["data_dir"] is None
     assert recipe["training"]["learning_rate"] == 3.0e-4
-
-
-def test_a_program_reads_what_a_person_does_and_the_scale_is_local_without_a_gpu(
-    place, json_of, monkeypatch
-):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    page = json_of("table", "5", "--rows", "lora", "--tasks", "rte", "--seeds", "1")
+    page = json_of(*words, "--resume")  # a program reads what a person does
     assert page["title"] == "Table 5: GLUE (local scale)"
-    assert {"A tiny model, rows that mean nothing.", "scores: accuracy of rte."} <= {*page["notes"]}
+    assert "scores: accuracy of rte, sst2." in page["notes"]
     assert [line["source"] for line in page["lines"]] == ["paper", "ours"]
 
 
@@ -165,15 +159,6 @@ def test_an_overwritten_table_that_is_cut_off_has_no_old_numbers(
     assert not list((place / "runs").rglob("result.json"))
 
 
-def test_ctrl_c_starts_no_further_job_and_stores_nothing(place, call, monkeypatch, jobs_here):
-    stopped = Trained(Path("-"), {"steps": 1}, interrupted=True)
-    train = Mock(return_value=stopped)
-    monkeypatch.setattr(learning_rate, "train", train)
-    assert call(*ASKED)[0] == 130  # of two jobs
-    assert train.call_count == 1
-    assert not list(place.rglob("seed*.json"))
-
-
 def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, works):
     words = ("table", "5", "--scale", "local", "--tasks", "rte")
     works(*words, "--rows", "lora", "--seeds", "1,1")
@@ -211,12 +196,18 @@ def held(path):
 
 
 @pytest.mark.parametrize("file", [LOCK_FILE, JOB_FILE])
-def test_overwriting_leaves_alone_what_another_process_trains(file, place, works, mistake):
+def test_a_run_that_another_process_holds_is_left_to_it(file, place, call, works, mistake):
+    with held(place / RUN / file):
+        assert call(*LORA)[:2] == (0, "")  # nothing to show, so there is no page
+        assert not (place / "docs").exists()
+        out, err = works(*ASKED)
+        assert "1 of 2 jobs are held by other processes, which finish them" in err
+        assert "Full" in out
+        assert not list(place.rglob("results/**/lora/**/seed1.json"))
     works(*LORA)
-    run = place / RUN
-    with held(run / file):
+    with held(place / RUN / file):
         assert "is being trained by" in mistake(*LORA, "--overwrite")
-    assert (run / "result.json").is_file()
+    assert (place / RUN / "result.json").is_file()
     assert (place / STORED).is_file()
 
 
@@ -298,17 +289,6 @@ def test_a_failed_run_does_not_end_the_table_and_is_named_at_its_end(
     _, err = works(*ASKED, "--resume")
     assert "1 of 2 jobs were done before" in err
     assert (place / PAGE).read_text().count("| ours |") == 2
-
-
-@pytest.mark.parametrize("file", [LOCK_FILE, JOB_FILE])
-def test_a_run_that_another_process_holds_is_left_to_it(file, place, call, works):
-    with held(place / RUN / file):
-        assert call(*LORA)[:2] == (0, "")  # nothing to show, so there is no page
-        assert not (place / "docs").exists()
-        out, err = works(*ASKED)
-    assert "1 of 2 jobs are held by other processes, which finish them" in err
-    assert "Full" in out
-    assert not list(place.rglob("results/**/lora/**/seed1.json"))
 
 
 def test_parts_of_a_table_make_the_whole_and_each_shows_what_is_there(place, works, json_of):

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.compare.jobs.job import Job, Outcome, held, report
-from lorada.compare.jobs.pool import Workers
-from lorada.compare.jobs.queue import run_queue, shard
+from lorada.compare.jobs.queue import run_queue
 from lorada.compare.learning_rate import train_on
 from lorada.data.rows import data_folder
 from lorada.data.tasks import TASKS
@@ -193,13 +192,13 @@ def run_all(
     say: Callable[[str], None],
     resume: bool,
     overwrite: bool,
-    pool: Any = None,
+    pool: Any,
     part: tuple[int, int] | None = None,
 ) -> tuple[list[dict[str, Any] | None], dict[str, Outcome]]:
     """Run the jobs that have no result yet.
 
-    ``resume`` keeps the results that exist, ``overwrite`` deletes them first. ``pool`` runs one
-    job after another if it is not given. ``part`` (i, n) runs the i-th of n parts of the jobs.
+    ``resume`` keeps the results that exist, ``overwrite`` deletes them first. ``part`` (i, n) runs
+    the i-th of n parts of the jobs.
 
     Returns:
         The stored result of each job in order, None where there is none; and what became of each
@@ -215,13 +214,11 @@ def run_all(
     if overwrite:
         delete_runs(todo)
     queue = [job.in_queue() for job in mine]
-    outcomes = run_queue(queue, pool or Workers(), report=say)
+    outcomes = run_queue(queue, pool, report=say)
     return [usable_result(job, say) for job in found], outcomes
 
 
 def part_of(found: list[TableJob], part: tuple[int, int] | None) -> list[TableJob]:
     """The i-th of n parts (i, n) of a table's jobs; all if no part is given."""
-    if part is None:
-        return found
-    chosen = {job.name for job in shard([job.in_queue() for job in found], *part)}
-    return [job for job in found if job.in_queue().name in chosen]
+    i, n = part or (1, 1)
+    return found[i - 1 :: n]
