@@ -137,13 +137,11 @@ def test_rows_that_are_not_held_out_are_ignored(folder):
 
 FILES = "comparison.yaml", "failures.json", "plan.json", "baselines.json"
 DAMAGED = {
-    **{(name, text): "" for name in FILES for text in ("{", "[1]")},
+    **{(name, "{"): "" for name in FILES},
     ("comparison.yaml", "{recipe: {model: m}, seeds: 3}"): "seeds: input should be a valid list",
     ("comparison.yaml", "{recipe: {}}"): "the recipe has no model",
     ("plan.json", "{}"): "candidates: field required",
-    ("plan.json", '{"candidates": [1]}'): "candidates.0: input should be",
     ("failures.json", '{"runs/lora": 3}'): "runs/lora: input should be a valid string",
-    ("baselines.json", '{"commonest": [1]}'): "commonest: input should be an object",
     ("baselines.json", '{"as_it_is": {"row_scores": {"loss": ["a"]}}}'): "row_scores.loss.0",
 }
 
@@ -153,14 +151,6 @@ def test_a_damaged_file_of_the_comparison_is_refused_with_its_name(folder, name,
     (folder / name).write_text(text)
     said = f"{name} is damaged: put it back, or start again with --overwrite .*"
     refused(said + DAMAGED[name, text], lambda: read_comparison(folder))
-
-
-@pytest.mark.parametrize("change", [{"steps": "many"}, {"pace": 3}])
-def test_a_plan_with_a_field_of_another_type_or_name_is_refused(folder, change):
-    plan = json.loads((folder / "plan.json").read_text())
-    (folder / "plan.json").write_text(json.dumps(plan | change))
-    (name,) = change
-    refused(f"plan.json is damaged: .*{name}", lambda: read_comparison(folder))
 
 
 def test_a_comparison_that_has_just_begun_has_no_scores(folder):
