@@ -290,7 +290,7 @@ def test_a_comparison_that_was_cut_off_says_how_it_goes_on_and_gives_no_winner(t
     shutil.rmtree(folder / "trials")
     summary = summarize(read_comparison(folder))
     assert summary.best == ""
-    assert "has a score, " in summary.verdict.partition("So far only ")[2]
+    assert summary.verdict == "Too few runs are scored yet for a result."
     assert summary.commands == {"go on with it": f"lorada compare '{folder}' --resume"}
     assert "No search for a learning rate is finished yet." in summary.sentences
 
@@ -306,7 +306,7 @@ def test_nothing_finished_is_no_result(tmp_path):
     folder = write_made_up(tmp_path / "made up", rows=20)
     (folder / "runs").rename(tmp_path / "runs")
     summary = summarize(read_comparison(folder))
-    assert summary.verdict == "No run is scored yet, so there is no result."
+    assert summary.verdict == "Too few runs are scored yet for a result."
     assert summary.sentences[0].startswith("The comparison is not complete: 0 of 30 runs")
     assert summary.best == ""
     assert all(line.score is None and line.reason for line in summary.lines)

@@ -10,26 +10,9 @@ import numpy as np
 
 from lorada.compare.decide import decide
 from lorada.compare.decision import Decision
-from lorada.compare.report.read import (
-    UNFINISHED,
-    CandidateResult,
-    Results,
-    ScoredRun,
-    Untrained,
-)
-from lorada.compare.report.words import (
-    Scale,
-    limits,
-    scale_of,
-    score_of,
-    verdict,
-    windows_overlap,
-)
-from lorada.compare.statistics import (
-    Scores,
-    by_group,
-    mean_score,
-)
+from lorada.compare.report.read import UNFINISHED, CandidateResult, Results, ScoredRun, Untrained
+from lorada.compare.report.words import Scale, limits, scale_of, verdict, windows_overlap
+from lorada.compare.statistics import Scores, by_group, mean_score
 from lorada.runs.folder import trains_base
 from lorada.support.files import as_typed
 from lorada.support.metric_names import (
@@ -123,7 +106,12 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
     lines = [_with_decision(one, decision) for one in scored]
     taken = (c for c in lines if decision is None or c.label == decision.pick)
     best = None if alone else next(taken, None)
-    said, commands = _verdict(results, lines, best, decision)
+    said = verdict(decision, lines[0] if lines and not alone else None, results.plan.steps)
+    commands = {} if best is None else commands_of(results.folder, best)
+    waiting = any((one.reason or "").endswith(UNFINISHED) for one in results.candidates)
+    if results.runs_left or waiting:
+        resume = as_typed("lorada", "compare", results.folder, "--resume")
+        commands = {"go on with it": resume, **commands}
     lines += [_with_decision(one, decision) for one in results.candidates if not one.runs]
     tested = _tested(lines, decision, results.groups)
     runs = [run for one in lines for run in one.runs]
@@ -145,28 +133,6 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
         hardware=_machine(results.plan.hardware),
         versions=results.plan.versions,
     )  # fmt: skip
-
-
-def _verdict(
-    results: Results,
-    lines: list[CandidateResult],
-    best: CandidateResult | None,
-    decision: Decision | None,
-) -> tuple[str, dict[str, str]]:
-    """The verdict, and the commands that follow from it."""
-    resume = as_typed("lorada", "compare", results.folder, "--resume")
-    if lines and best is None and decision is None:  # one alone
-        said = (
-            f"So far only {lines[0].label} has a score, {score_of(lines[0])}: there is no result."
-        )
-        return said, {"go on with it": resume}
-    said = verdict(decision, lines[0] if lines else None, results.plan.steps)
-    commands = {} if best is None else commands_of(results.folder, best)
-    if results.runs_left or any(
-        (one.reason or "").endswith(UNFINISHED) for one in results.candidates
-    ):
-        commands = {"go on with it": resume, **commands}
-    return said, commands
 
 
 def _with_facts(one: CandidateResult, metric: str) -> CandidateResult:

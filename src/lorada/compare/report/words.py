@@ -68,10 +68,10 @@ def _listed(labels: Sequence[str]) -> str:
 def verdict(decision: Decision | None, top: CandidateResult | None, steps: int) -> str:
     """The result in a few sentences; where nothing was learned, with what to do.
 
-    ``top`` has the best score; ``steps`` is how many each training took.
+    ``top`` has the best score, if there is a result; ``steps`` is how many each training took.
     """
     if decision is None and top is None:
-        return "No run is scored yet, so there is no result."
+        return "Too few runs are scored yet for a result."
     if decision is None and top is not None:
         end = "lowest" if lower_is_better(top.metric) else "highest"
         overlap = windows_overlap(top.metric)

@@ -19,16 +19,9 @@ def write_report(
 ) -> tuple[Summary, list[Path]]:
     """Write ``report.html``, ``report.md`` and ``report.json`` into a comparison's folder.
 
-    The comparison need not be finished: the report then says what is missing. Each file is
-    replaced at once, so that a reader never sees half of one.
-
-    Args:
-        folder: of the comparison.
-        metric: what methods are compared by; None for the comparison's own. Rows must have it.
-        margin: that a cheaper candidate may cost, in the unit of the metric; None likewise.
-
-    Returns:
-        What the report shows, and the written files, the page first.
+    The comparison need not be finished: the report then says what is missing. ``metric`` is what
+    methods are compared by, ``margin`` what a cheaper candidate may cost in its unit; None for the
+    comparison's own. Returns what the report shows, and the written files, the page first.
     """
     summary = summarize(read_comparison(folder, metric), margin)
     texts = {
