@@ -149,6 +149,7 @@ def test_a_run_that_is_trained_without_a_queue_is_held_too(tmp_path):
 # A command with some workers, as the command line has them.
 COMMAND = """
 import queue_jobs, sys
+from pathlib import Path
 from lorada.compare.jobs import pool
 from lorada.compare.jobs.pool import Workers
 from lorada.compare.jobs.queue import run_queue
