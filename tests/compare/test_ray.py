@@ -59,6 +59,9 @@ def test_jobs_run_fail_and_report_and_a_part_of_a_gpu_is_shared(pool_of, tmp_pat
     assert last_report(one) == "writing"
     assert (tmp_path / "one" / "gpus").read_text() == "0"
     assert capfd.readouterr() == ("", "")
+    pool.close()
+    with pytest.raises(ValueError, match="has no room for 1 CPU and 2 GPUs"):
+        pool_of(2)
 
 
 @pytest.mark.slow

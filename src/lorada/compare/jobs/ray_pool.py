@@ -46,9 +46,11 @@ class RayPool:
         total = ray.cluster_resources()
         cpus, gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0) / gpus_per_job)
         self.slots = min(cpus, gpus or cpus)
-        if not self.slots:
+        if not self.slots or (total.get("GPU") and not gpus):
             ray.shutdown()
-            raise ValueError(f"the Ray cluster at {address} has no CPU: add a node with one")
+            raise ValueError(
+                f"the Ray cluster at {address} has no room for 1 CPU and {gpus_per_job:g} GPUs"
+            )
         # A job without a GPU of its own would see none.
         needs = {"num_cpus": 1, "num_gpus": gpus_per_job if gpus else 0}
         self._task = ray.remote(**needs, max_retries=0, max_calls=1)(on_node)

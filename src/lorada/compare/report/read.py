@@ -33,8 +33,7 @@ DIVERGED = ("the loss became ", "is not finite after step")  # in errors of a tr
 # Fields of a candidate that files of the report have, besides those of the plan.
 SHOWN = (
     "score", "low", "high", "expected_loss", "mark", "letter", "p_best", "metric", "value",
-    "peak_memory_gib", "seconds_per_step", "forgetting", "rates", "map_rates",
-    "reason",
+    "peak_memory_gib", "seconds_per_step", "forgetting", "rates", "map_rates", "reason",
 )  # fmt: skip
 
 
