@@ -219,32 +219,6 @@ def test_no_winner_is_crowned_where_nothing_was_learned():
     assert summary.baselines[1].answer == "Yes"
 
 
-def searched(results, *, each_seed=False):
-    """The comparison with a search of three rates for each candidate, or for each of its runs."""
-    for candidate in results.candidates:
-        trials = [
-            {"number": i, "choice": 0, "map_factor": 1.0, "rate": rate, "seconds": 60.0,
-             "loss": 1.0 + (rate != 1e-3)}
-            for i, rate in enumerate((1e-4, 1e-3, 1e-2))
-        ]  # fmt: skip
-        count = len(candidate.runs) if each_seed else 1
-        candidate.searches.extend(
-            [{"choice": 0, "rate": 1e-3, "map_factor": 1.0, "trials": trials}] * count
-        )
-    results.asked.search = "each-seed" if each_seed else "once"
-    return results
-
-
-def test_the_report_says_how_learning_rates_were_chosen_and_which_are_at_an_end():
-    inside = summarize(searched(results_of(alike())))
-    said = " ".join(inside.sentences)
-    assert "Differences are those at the chosen learning rates: the standard deviation" in said
-    assert "still the lowest or the highest" not in said
-    anew = summarize(searched(results_of(alike()), each_seed=True))
-    assert any(each.startswith("A learning rate was chosen with every seed") for each in
-               anew.sentences)  # fmt: skip
-
-
 def tried(*points):
     """Trials of (choice, rate, factor of the map's rate), the first of which is the best."""
     return [
@@ -264,12 +238,16 @@ def tried(*points):
         (tried((1, 9, 1), (0, 1, 1)), True),
     ],
 )
-def test_a_rate_of_the_search_or_of_the_map_at_an_end_is_said(trials, at_edge):
+def test_how_rates_were_chosen_is_said_and_one_at_an_end_of_those_tried(trials, at_edge):
     results = results_of(alike())
     search = {key: trials[0][key] for key in ("choice", "rate", "map_factor", "map_rate")}
     results.candidates[0].searches.append({**search, "trials": trials})
-    summary = summarize(results)
-    assert any("so another may be better: lora." in one for one in summary.sentences) == at_edge
+    said = summarize(results).sentences
+    assert any("so another may be better: lora." in one for one in said) == at_edge
+    assert any(one.startswith("Differences are those at the chosen") for one in said)
+    results.asked.search = "each-seed"
+    said = summarize(results).sentences
+    assert any(one.startswith("A learning rate was chosen with every seed") for one in said)
 
 
 @pytest.mark.parametrize(

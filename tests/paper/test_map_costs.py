@@ -52,8 +52,8 @@ def test_memory_that_is_kept_twice_counts_once_and_parameters_do_not():
     assert kept_bytes(lambda: a * a * a, [a]) == 40  # a·a, of 10 numbers
 
 
-@pytest.mark.parametrize("tokens", [128, 512])
-def test_the_flop_counter_agrees_with_the_formulas(tokens):
+def test_the_flop_counter_agrees_with_the_formulas():
+    tokens = 512
     config = named_config("llama-7b")
     config = LlamaConfig(**{**config.to_dict(), "attn_implementation": "sdpa"})
     with torch.device("meta"):
@@ -83,9 +83,7 @@ def test_the_printed_share_of_additions_is_that_of_128_tokens():
     assert f"{by_hand:.3g}" == found[f"{share}128"]
 
 
-@pytest.mark.parametrize("number", [2, 3])
-def test_tables_have_a_value_in_every_column(number):
-    found = table(number)
+def test_table_3_has_each_part_of_two_models_and_two_methods():
+    found = table(3)
     assert all(len(row) == len(found["columns"]) for row in found["rows"])
-    assert found["title"].startswith(f"Table {number}: ")
-    assert number == 2 or len(found["rows"]) == 4 * 6
+    assert len(found["rows"]) == 4 * 6

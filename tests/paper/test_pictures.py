@@ -120,13 +120,6 @@ def test_a_long_text_is_drawn_in_a_size_that_can_be_looked_at(drawn, tmp_path):
     assert 80 <= len(labels) <= 160
 
 
-def test_every_run_has_a_curve_and_its_name(drawn, tmp_path):
-    history = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
-    plots.loss_png(dict.fromkeys("abcdefghij", history), tmp_path / "loss.png")
-    assert len(drawn[0].axes[0].lines) == 10
-    assert [text.get_text() for text in drawn[0].legends[0].texts] == list("abcdefghij")
-
-
 def test_without_matplotlib_the_extra_is_named_when_something_is_drawn(tmp_path, monkeypatch):
     for module in ("lorada.paper.figures", "lorada.compare.report.pictures"):
         monkeypatch.delitem(sys.modules, module, raising=False)

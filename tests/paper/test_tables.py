@@ -135,16 +135,21 @@ def of_another_recipe(file):
     file.write_text(json.dumps(result))
 
 
-@pytest.mark.parametrize(
-    ("file", "where"), [(STORED, "--resume"), (f"{RUN}/result.json", "--results=elsewhere")]
-)
-def test_a_result_of_another_recipe_is_not_taken_for_this_one(file, where, works, place, call):
+def test_a_result_of_another_recipe_is_not_taken_for_this_one(works, place, call):
     works(*LORA)
-    of_another_recipe(place / file)
-    code, _, err = call(*LORA, where)
-    assert code == 2
-    assert f"{file} was made with max_length=48, not 32" in err
+    (place / STORED).with_name("seed1-old.json").write_text("{}")
+    of_another_recipe(place / STORED)
+    of_another_recipe(place / RUN / "result.json")
+    for file, where in ((STORED, "--resume"), (f"{RUN}/result.json", "--results=elsewhere")):
+        code, _, err = call(*LORA, where)
+        assert code == 2
+        assert f"{file} was made with max_length=48, not 32" in err
     assert not (place / "elsewhere").exists()
+    out, err = works(*ASKED, "--rows", "full")
+    assert "Full" in out
+    assert "left out: " in err
+    assert "was made with max_length=48, not 32" in err
+    assert "LoRA" not in (place / PAGE).read_text()
     works(*LORA, "--overwrite")
     assert json.loads((place / STORED).read_text())["recipe"]["max_length"] == 32
 
@@ -167,17 +172,6 @@ def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, works):
     page = (place / PAGE).read_text()
     assert page.count("| ours |") == 2
     assert "seeds 1, 2" in page
-
-
-def test_a_result_that_cannot_be_used_for_the_page_is_named_and_left_out(place, works):
-    works(*LORA)
-    of_another_recipe(place / STORED)
-    (place / STORED).with_name("seed1-old.json").write_text("{}")
-    out, err = works(*ASKED, "--rows", "full")
-    assert "Full" in out
-    assert "left out: " in err
-    assert "was made with max_length=48, not 32" in err
-    assert "LoRA" not in (place / PAGE).read_text()
 
 
 @contextmanager
