@@ -15,6 +15,7 @@ from table_rows import config_of, made, row_of
 from lorada.methods.build import build_method
 from lorada.paper.table_spec import load_table, row_recipe
 from lorada.training.arguments import training_arguments
+from lorada.training.parameter_counts import counts_of
 
 PRINTED = json.loads(FIXTURE.read_text(encoding="utf-8"))["hyperparameters"]
 # Where the underlined choice does not give the printed share, and what gives it.
@@ -215,6 +216,12 @@ def test_lorada_q_has_the_numbers_of_table_17(number, key):
 
 
 # Rows whose settings the paper does not print have those of their methods' own scripts.
+
+
+def test_the_norms_that_train_with_sora_are_counted():
+    recipe, _ = made(11, "sora", ["rte"])
+    # Of A and B, of the gates, and of the two norms of each layer.
+    assert counts_of(recipe)["trainable"] == 1_327_104 + 576 + 12 * 2 * 2 * 768
 
 
 # jxhe/unify-parameter-efficient-tuning, exps/run_xsum.sh and run_en_ro.sh: max_eval_samples,
