@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from ray import exceptions
+from ray._private import services
 
 from lorada.compare.jobs.job import Job, Outcome, carry_out
 from lorada.runs import result
@@ -99,8 +100,10 @@ def connect(address: str) -> None:
     # Ray's own messages are about its processes, not about jobs, and it prints some at any level.
     ray._private.worker._worker_logs_enabled = False
     try:
-        if address != "auto":
-            socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+        if address == "auto":
+            host, _, port = services.canonicalize_bootstrap_address(address).rpartition(":")
+        # Where nothing listens any more, Ray tries for minutes.
+        socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
         ray.init(address, log_to_driver=False, logging_level="CRITICAL")
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]  # Ray's texts have many lines
