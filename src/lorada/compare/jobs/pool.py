@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import forkserver, get_context, parent_process
@@ -109,6 +110,7 @@ def _work(job: Job, link: Connection, environment: Mapping[str, str], threads: i
     threading.Thread(target=_end_with_command, daemon=True).start()
     os.environ.clear()
     os.environ.update(environment)
+    warnings.simplefilter("ignore", FutureWarning)  # of what will change in other libraries
     if threads:
         os.environ.setdefault(THREADS, str(threads))
     if THREADS in os.environ and "torch" in sys.modules:  # it read the variable when it was loaded
