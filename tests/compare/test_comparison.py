@@ -229,7 +229,7 @@ def test_a_report_is_written_again_by_any_metric_without_a_step(lab, whole, tmp_
         assert scores == sorted(scores, reverse=metric != "loss")
         as_it_is, common = summary["baselines"]
         assert as_it_is["score"] is not None
-        assert common["reason"] == ("an answer alone has no loss" if metric == "loss" else None)
+        assert common["reason"] == ("it has no loss on these rows" if metric == "loss" else None)
     assert scores == [as_it_is["score"]] * 2 == [pytest.approx(sum(lengths) / 8)] * 2
     losses = lab.command(["report", str(folder), "--metric", "loss"], folder)
     assert "nats)" in " ".join(losses["said"].split())
