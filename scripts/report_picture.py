@@ -1,10 +1,9 @@
-"""Take pictures of a comparison's report: the verdict, the table, scores and expected losses.
+"""Take a picture of a comparison's report: the verdict, the table, and the expected losses.
 
     python scripts/report_picture.py docs/compare.png
 
 The report is written anew from the rows that the atlas has kept of the syllogisms; what its search
-tried is not kept. Score over cost alone goes beside the picture as ``…-scores.png``. It needs
-playwright and Chromium.
+tried is not kept. It needs playwright and Chromium.
 """
 
 import gzip
@@ -87,16 +86,9 @@ def main(picture: Path) -> None:
             browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": WIDE, "height": 900})
             page.goto(written.as_uri())
-            tops = dict(zip(
-                page.locator("h2").all_text_contents(),
-                page.locator("h2").evaluate_all(f"all => all.map({TOP})"), strict=True,
-            ))  # fmt: skip
-            middle, end = tops["What a cheaper candidate loses"], tops["Where candidates disagree"]
-            for name, top, bottom in (("", 0, middle), ("-scores", middle, end)):
-                page.screenshot(
-                    path=picture.with_stem(picture.stem + name), full_page=True,
-                    clip={"x": 0, "y": top, "width": WIDE, "height": bottom - top},
-                )  # fmt: skip
+            end = page.locator("#disagreements").evaluate(TOP)
+            shown = {"x": 0, "y": 0, "width": WIDE, "height": end}
+            page.screenshot(path=picture, full_page=True, clip=shown)
             browser.close()
 
 

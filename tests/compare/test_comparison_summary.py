@@ -165,9 +165,8 @@ def test_runs_that_diverged_are_counted_in_the_verdict(made_up_summary):
 @pytest.mark.parametrize(
     ("methods", "rows", "enough", "words"),
     [
-        (2, 5, 6, "5 held-out rows are too few for any difference"),
-        (3, 6, 7, "for 3 pairs of candidates at once it takes 7 rows or more."),
-        (7, 9, 10, "for 21 pairs of candidates at once it takes 10 rows or more."),
+        (2, 5, 6, "With 5 rows no difference between candidates can be significant"),
+        (7, 9, 10, "it takes 10 rows or more."),
     ],
 )
 def test_rows_that_are_too_few_for_any_number_of_seeds_are_said(methods, rows, enough, words):
@@ -176,7 +175,7 @@ def test_rows_that_are_too_few_for_any_number_of_seeds_are_said(methods, rows, e
         scores["m0"] += 100.0  # all right, where the others are all wrong
         summary = summarize(results_of(scores))
         told = {line.letter for line in summary.lines} == {"a", "b"}
-        said = [each for each in summary.sentences if "too few" in each]
+        said = [each for each in summary.sentences if "no difference" in each]
         assert told == (count == enough)
         assert len(said) == (count == rows)
         assert all(words in each for each in said)
@@ -190,19 +189,7 @@ def test_with_one_held_out_row_rows_are_missing_and_not_seeds():
         "lora has the highest score, 100.0%, but that may be chance: a test needs more held-out "
         "rows."
     )
-    assert any(each.startswith("1 held-out row is too few") for each in summary.sentences)
-
-
-def test_candidates_with_too_few_seeds_are_named_and_marked():
-    scores = alike()
-    scores["dora"], scores["ia3"] = raised(scores["dora"], 0.4), scores["ia3"][:2]
-    summary = summarize(results_of(scores))
-    (few,) = (line for line in summary.lines if line.label == "ia3")
-    assert (few.letter, few.p_best, few.mark) == ("", None, "too few runs")
-    assert "Too few runs for a test: ia3." in summary.verdict
-    one = summarize(results_of(alike(seeds=1)))
-    assert one.best == one.lines[0].label
-    assert all(line.letter == "" and line.p_best is None for line in one.lines)
+    assert any(each.startswith("With 1 row no difference") for each in summary.sentences)
 
 
 def with_result(results, **fields):
@@ -211,12 +198,6 @@ def with_result(results, **fields):
         for run in candidate.runs:
             run.result.update(fields)
     return results
-
-
-def test_one_method_alone_is_not_called_a_winner():
-    summary = summarize(results_of(alike(1)))
-    assert summary.verdict.endswith("No other method has a score.")
-    assert not any("seed" in sentence for sentence in summary.sentences)
 
 
 def test_no_winner_is_crowned_where_nothing_was_learned():
@@ -238,38 +219,6 @@ def test_no_winner_is_crowned_where_nothing_was_learned():
     assert summary.baselines[1].answer == "Yes"
 
 
-def test_all_right_against_all_wrong_with_two_seeds_is_a_difference():
-    summary = summarize(results_of({"lora": np.full((2, 12), 100.0), "ia3": np.zeros((2, 12))}))
-    assert summary.best == "lora"
-    assert [line.letter for line in summary.lines] == ["a", "b"]
-
-
-def searched(results, *, each_seed=False):
-    """The comparison with a search of three rates for each candidate, or for each of its runs."""
-    for candidate in results.candidates:
-        trials = [
-            {"number": i, "choice": 0, "map_factor": 1.0, "rate": rate, "seconds": 60.0,
-             "loss": 1.0 + (rate != 1e-3)}
-            for i, rate in enumerate((1e-4, 1e-3, 1e-2))
-        ]  # fmt: skip
-        count = len(candidate.runs) if each_seed else 1
-        candidate.searches.extend(
-            [{"choice": 0, "rate": 1e-3, "map_factor": 1.0, "trials": trials}] * count
-        )
-    results.asked.search = "each-seed" if each_seed else "once"
-    return results
-
-
-def test_the_report_says_how_learning_rates_were_chosen_and_which_are_at_an_end():
-    inside = summarize(searched(results_of(alike())))
-    said = " ".join(inside.sentences)
-    assert "Differences are those at the chosen learning rates: the standard deviation" in said
-    assert "still the lowest or the highest" not in said
-    anew = summarize(searched(results_of(alike()), each_seed=True))
-    assert any(each.startswith("A learning rate was chosen with every seed") for each in
-               anew.sentences)  # fmt: skip
-
-
 def tried(*points):
     """Trials of (choice, rate, factor of the map's rate), the first of which is the best."""
     return [
@@ -289,12 +238,16 @@ def tried(*points):
         (tried((1, 9, 1), (0, 1, 1)), True),
     ],
 )
-def test_a_rate_of_the_search_or_of_the_map_at_an_end_is_said(trials, at_edge):
+def test_how_rates_were_chosen_is_said_and_one_at_an_end_of_those_tried(trials, at_edge):
     results = results_of(alike())
     search = {key: trials[0][key] for key in ("choice", "rate", "map_factor", "map_rate")}
     results.candidates[0].searches.append({**search, "trials": trials})
-    summary = summarize(results)
-    assert any("so another may be better: lora." in one for one in summary.sentences) == at_edge
+    said = summarize(results).sentences
+    assert any("so another may be better: lora." in one for one in said) == at_edge
+    assert any(one.startswith("Differences are those at the chosen") for one in said)
+    results.asked.search = "each-seed"
+    said = summarize(results).sentences
+    assert any(one.startswith("A learning rate was chosen with every seed") for one in said)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +268,7 @@ def test_a_comparison_that_was_cut_off_says_how_it_goes_on_and_gives_no_winner(t
     shutil.rmtree(folder / "trials")
     summary = summarize(read_comparison(folder))
     assert summary.best == ""
-    assert "has a score, " in summary.verdict.partition("So far only ")[2]
+    assert summary.verdict == "Too few runs are scored yet for a result."
     assert summary.commands == {"go on with it": f"lorada compare '{folder}' --resume"}
     assert "No search for a learning rate is finished yet." in summary.sentences
 
@@ -323,14 +276,15 @@ def test_a_comparison_that_was_cut_off_says_how_it_goes_on_and_gives_no_winner(t
 def test_baselines_on_other_rows_are_left_out():
     short = {"as_it_is": {"row_scores": {"exact_match": [100.0]}}}
     found = summarize(results_of(alike(), baselines=short)).baselines
-    assert [one.reason for one in found] == ["it was scored on other rows", "it is not scored yet"]
+    reasons = ["it has no score on these rows", "it is not scored yet"]
+    assert [one.reason for one in found] == reasons
 
 
 def test_nothing_finished_is_no_result(tmp_path):
     folder = write_made_up(tmp_path / "made up", rows=20)
     (folder / "runs").rename(tmp_path / "runs")
     summary = summarize(read_comparison(folder))
-    assert summary.verdict == "No run is scored yet, so there is no result."
+    assert summary.verdict == "Too few runs are scored yet for a result."
     assert summary.sentences[0].startswith("The comparison is not complete: 0 of 30 runs")
     assert summary.best == ""
     assert all(line.score is None and line.reason for line in summary.lines)
@@ -355,33 +309,16 @@ def test_losses_and_errors_are_shown_as_they_are_and_the_lowest_is_the_best(metr
     assert summary.disagreements == ()
 
 
-def test_methods_that_all_score_the_same_are_different_by_their_losses():
-    zeros = {name: np.zeros((3, 30)) for name in ("lora", "dora")}
-    results = results_of(zeros, baselines=commonest(np.full(30, 100.0)))
-    assert "for all of them" not in summarize(with_result(results, form="label")).verdict
-    with_result(results, form="prompt")
-    said = "exact match is 0.0% for all of them"
-    assert summarize(results).verdict == f"{said}: their losses are equal too."
-    losses = [np.full((3, 30), loss) for loss in (2.5, 0.1)]
-    for name, loss in zip(zeros, losses, strict=True):
-        changed(results, name, losses=loss)
-    summary = summarize(results)
-    assert summary.verdict == f"{said}: their losses differ, `lorada report c --metric loss`"
-    assert next(iter(summary.commands.values())) == "lorada report c --metric loss"
-    assert summary.best == ""
-
-
-def test_answers_that_were_cut_and_classes_that_are_never_found_are_said():
+def test_why_answers_are_scored_so_and_how_many_were_cut_is_said():
     results = results_of(alike(2))
     metric = {"name": "exact_match", "reason": "no response is long"}
     results = planned(results, metric=metric)
     for run in results.candidates[1].runs[:2]:
         metrics = {"n": ROWS, "exact_match": 50.0, "cut": 6, "max_new_tokens": 53}
-        run.result["metrics"][HELD_OUT] = {**metrics, "unfound": "0 of 16 rows of 'fraud'"}
+        run.result["metrics"][HELD_OUT] = metrics
     said = summarize(dataclasses.replace(results, metric="exact_match")).sentences
     assert "Answers are scored by exact match, because no response is long." in said
     assert "Answers were cut before they had ended: dora 12 of 600 at 53 tokens." in said
-    assert "0 of 16 rows of 'fraud' were found by dora (2 of 3 runs)." in said
     other = summarize(dataclasses.replace(results, metric="chrf")).sentences
     assert not any("because no response" in each for each in other)
 
@@ -393,7 +330,6 @@ def test_windows_that_share_tokens_are_not_tested():
     summary = summarize(results_of(scores, metric="perplexity_2048"))
     assert all(line.letter == "" and line.p_best is None for line in summary.lines)
     assert "may be chance: a test needs windows that share no tokens" in summary.verdict
-    assert any(each.startswith("Nothing is tested: the windows") for each in summary.sentences)
 
 
 @pytest.mark.parametrize(
@@ -424,7 +360,6 @@ def test_lines_are_sorted_and_have_each_number(made_up_folder, made_up_summary):
         json.loads(path.read_text()) for path in (made_up_folder / "times/lora/115200").iterdir()
     ]
     assert line.seconds_per_step == min(turn["seconds_per_step"] for turn in turns)
-    assert line.adapter_mb == pytest.approx(result["adapter_bytes"] / 1e6, rel=TINY)
     assert line.peak_memory_gib == result["peak_memory_bytes"] / 2**30
     assert line.forgetting == pytest.approx(115_200 / 3e6, rel=TINY)
     plain = line.plain()
@@ -437,7 +372,6 @@ def test_sentences_say_what_limits_the_verdict(made_up_summary):
     assert "28 of 30 runs are scored" in said
     assert "With 60 rows and 3 seeds the test of two candidates has a power of about 60" in said
     assert " with the correction for all 28 pairs." in said
-    assert "40 trials." in said
 
 
 def test_rows_that_divide_the_candidates_most_come_first(made_up_folder, made_up_summary):
@@ -453,26 +387,14 @@ def test_rows_that_divide_the_candidates_most_come_first(made_up_folder, made_up
             assert (candidate.label in first.wrong) != right
 
 
-def test_texts_of_rows_are_shown_only_if_asked(made_up_folder):
+def test_texts_of_rows_are_shown_if_they_are_stored(made_up_folder):
     results = read_comparison(made_up_folder)
+    assert summarize(results).disagreements[0].text is None
     run = next(c for c in results.candidates if c.runs).runs[0]
     for row in results.rows:
         run.lines[row] |= {"text": f"question {row[1]}", "right": "Yes"}
-    first = summarize(results, with_text=True).disagreements[0]
+    first = summarize(results).disagreements[0]
     assert (first.text, first.answer) == (f"question {first.row}", "Yes")
-    assert summarize(results).disagreements[0].text is None
-
-
-def test_a_mixed_set_of_machines_and_versions_is_said():
-    results = results_of(alike())
-    for index, candidate in enumerate(results.candidates):
-        for run in candidate.runs:
-            run.result["versions"] = {"torch": f"2.{index}"}
-            run.result["hardware"] = {"cpu": f"C{index % 2}", "cores": 4, "memory_gib": 8}
-    summary = summarize(results)
-    assert sorted(summary.hardware) == ["C0, 4 cores, 8 GiB", "C1, 4 cores, 8 GiB"]
-    (note,) = summary.notes
-    assert note.startswith("runs used different versions of torch: 2.")
 
 
 def test_the_commands_are_commands_of_lorada(made_up_summary):
@@ -496,9 +418,3 @@ def test_the_commands_are_commands_of_lorada(made_up_summary):
 def test_the_commands_are_those_that_the_form_of_the_rows_allows(form, uses):
     summary = summarize(with_result(results_of(alike()), form=form))
     assert list(summary.commands) == ["train", "export", *uses, "explore"]
-
-
-def test_a_run_with_remote_code_is_trained_and_exported_with_it():
-    results = with_result(results_of(alike()), recipe={"trust_remote_code": True})
-    commands = summarize(results).commands
-    assert all("--trust-remote-code" in commands[name] for name in ("train", "export", "explore"))

@@ -111,7 +111,7 @@ def test_the_order_follows_from_what_is_stored(place, works, json_of, tmp_path):
     summary = json.loads((folder / "report.json").read_text())
     assert summary["seeds"] == [1, 2]
     assert any("p-values are descriptive" in sentence for sentence in summary["sentences"])
-    assert not any("is not finished" in note for note in summary["notes"])
+    assert not any("is not finished" in (one["reason"] or "") for one in summary["lines"])
     # Killed between two runs, it goes on with the same run.
     whole = comparison(
         place, methods=["lora", "ia3"], seeds=[1, 2, 3], trials=0, until=0.0,

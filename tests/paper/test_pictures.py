@@ -104,25 +104,14 @@ def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(runs, 
     assert list(means.lines[0].get_ydata()) == pytest.approx(expected)
 
 
-def test_a_signed_map_is_centred_at_0_and_what_is_negative_is_marked_without_colours(
-    drawn, tmp_path
-):
+def test_a_signed_map_is_centred_at_0(drawn, tmp_path):
     values = [[0.5, -0.3, 0.0], [-0.001, 2.0, 0.1], [0.2, -1.9, 0.0]]
     plots.attention_maps(
         ["a", "b", "c"], {"one": (values, 2 / 9), "none": ([[0.0]], 0.0)}, tmp_path
     )
-    one, none = (axis for axis in drawn[0].axes if axis.images)
-    (image,) = one.images
-    assert image.get_clim() == (-2.0, 2.0)
-    middle = image.cmap(0.5)[:3]
-    assert min(middle) > 0.95  # what is 0 is white, wherever the values lie
-    greys = [sum(image.cmap(x)[:3]) for x in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    assert greys == sorted(greys[:3]) + sorted(greys[3:], reverse=True)
-    (marks,) = one.collections
-    # (column, line); -0.001 is not to be seen beside 2.
-    assert sorted(map(tuple, marks.get_offsets().tolist())) == [(1, 0), (1, 2)]
-    assert none.images[0].get_clim() == (-1.0, 1.0)
-    assert not none.collections
+    one, none = (axis.images[0] for axis in drawn[0].axes if axis.images)
+    assert (one.get_clim(), none.get_clim()) == ((-2.0, 2.0), (-1.0, 1.0))
+    assert min(one.cmap(0.5)[:3]) > 0.95  # what is 0 is white, wherever the values lie
 
 
 def test_a_long_text_is_drawn_in_a_size_that_can_be_looked_at(drawn, tmp_path):
@@ -132,13 +121,6 @@ def test_a_long_text_is_drawn_in_a_size_that_can_be_looked_at(drawn, tmp_path):
     labels = [text.get_text() for text in drawn[0].axes[0].get_xticklabels()]
     assert labels == tokens[:: int(labels[1])]
     assert 80 <= len(labels) <= 160
-
-
-def test_every_run_has_a_curve_and_its_name(drawn, tmp_path):
-    history = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
-    plots.loss_png(dict.fromkeys("abcdefghij", history), tmp_path / "loss.png")
-    assert len(drawn[0].axes[0].lines) == 10
-    assert [text.get_text() for text in drawn[0].legends[0].texts] == list("abcdefghij")
 
 
 def test_without_matplotlib_the_extra_is_named_when_something_is_drawn(tmp_path, monkeypatch):
@@ -192,15 +174,6 @@ BAD = {
 def test_a_mistake_is_one_line(command, runs, mistake, monkeypatch):
     monkeypatch.chdir(runs)
     assert BAD[command] in mistake(*command.split())
-
-
-def test_the_sweep_does_with_earlier_results_what_it_is_told(call, monkeypatch):
-    def told(found, *, resume, overwrite, **options):
-        raise ValueError(f"{len(found)} runs, resume {resume}, overwrite {overwrite}")
-
-    monkeypatch.setattr(table_runs, "run_all", told)
-    _, _, err = call("plot", "4", "--scale", "local", "--overwrite")
-    assert "48 runs, resume False, overwrite True" in err
 
 
 def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, call, tmp_path, monkeypatch):

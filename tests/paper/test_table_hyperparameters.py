@@ -47,14 +47,6 @@ def batch(recipe):
     return training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1)
 
 
-def test_choices_are_read_with_what_is_underlined():
-    assert choices("1,4, <u>16</u>") == ([1, 4, 16], [16])
-    assert choices("<u>22,</u> 24") == ([22, 24], [22])
-    assert choices("32 <u>,64</u>") == ([32, 64], [64])
-    assert choices("{5e-5, <u>1e-4</u>}") == ([5e-5, 1e-4], [1e-4])
-    assert choices("4096*1200,4096*1500", product) == ([4915200, 6144000],) * 2
-
-
 GLUE_TASKS = ["mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb"]
 
 

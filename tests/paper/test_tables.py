@@ -5,7 +5,6 @@ import shlex
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -21,7 +20,6 @@ from lorada.paper import table_spec
 from lorada.paper.table_spec import load_table
 from lorada.runs.folder import LOCK_FILE
 from lorada.runs.result import read_predictions
-from lorada.training.train import Trained
 
 TASKS = ("rte", "sst2")
 ASKED = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1")
@@ -69,8 +67,10 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.mark.first
-def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works):
-    out, _ = works("table", "5", "--scale", "local", "--rows", "lora", "--seeds", "1,2")
+def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works, json_of, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # so that the scale is local
+    words = ("table", "5", "--rows", "lora", "--seeds", "1,2")
+    out, _ = works(*words)
     assert "75.4 ± 0.2" in out
     folder = place / "docs/results/table5/local"
     stored = sorted(str(path.relative_to(folder)) for path in folder.rglob("seed*.json"))
@@ -89,12 +89,9 @@ def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works):
     recipe = json.loads((folder / "lora/rte/seed1.json").read_text())["recipe"]
     assert recipe["data_dir"] is None
     assert recipe["training"]["learning_rate"] == 3.0e-4
-
-
-def test_a_program_reads_what_a_person_does_and_the_scale_is_local(place, json_of):
-    page = json_of("table", "5", "--rows", "lora", "--tasks", "rte", "--seeds", "1")
+    page = json_of(*words, "--resume")  # a program reads what a person does
     assert page["title"] == "Table 5: GLUE (local scale)"
-    assert {"A tiny model, rows that mean nothing.", "scores: accuracy of rte."} <= {*page["notes"]}
+    assert "scores: accuracy of rte, sst2." in page["notes"]
     assert [line["source"] for line in page["lines"]] == ["paper", "ours"]
 
 
@@ -138,16 +135,21 @@ def of_another_recipe(file):
     file.write_text(json.dumps(result))
 
 
-@pytest.mark.parametrize(
-    ("file", "where"), [(STORED, "--resume"), (f"{RUN}/result.json", "--results=elsewhere")]
-)
-def test_a_result_of_another_recipe_is_not_taken_for_this_one(file, where, works, place, call):
+def test_a_result_of_another_recipe_is_not_taken_for_this_one(works, place, call):
     works(*LORA)
-    of_another_recipe(place / file)
-    code, _, err = call(*LORA, where)
-    assert code == 2
-    assert f"{file} was made with max_length=48, not 32" in err
+    (place / STORED).with_name("seed1-old.json").write_text("{}")
+    of_another_recipe(place / STORED)
+    of_another_recipe(place / RUN / "result.json")
+    for file, where in ((STORED, "--resume"), (f"{RUN}/result.json", "--results=elsewhere")):
+        code, _, err = call(*LORA, where)
+        assert code == 2
+        assert f"{file} was made with max_length=48, not 32" in err
     assert not (place / "elsewhere").exists()
+    out, err = works(*ASKED, "--rows", "full")
+    assert "Full" in out
+    assert "left out: " in err
+    assert "was made with max_length=48, not 32" in err
+    assert "LoRA" not in (place / PAGE).read_text()
     works(*LORA, "--overwrite")
     assert json.loads((place / STORED).read_text())["recipe"]["max_length"] == 32
 
@@ -162,15 +164,6 @@ def test_an_overwritten_table_that_is_cut_off_has_no_old_numbers(
     assert not list((place / "runs").rglob("result.json"))
 
 
-def test_ctrl_c_starts_no_further_job_and_stores_nothing(place, call, monkeypatch, jobs_here):
-    stopped = Trained(Path("-"), {"steps": 1}, interrupted=True)
-    train = Mock(return_value=stopped)
-    monkeypatch.setattr(learning_rate, "train", train)
-    assert call(*ASKED)[0] == 130  # of two jobs
-    assert train.call_count == 1
-    assert not list(place.rglob("seed*.json"))
-
-
 def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, works):
     words = ("table", "5", "--scale", "local", "--tasks", "rte")
     works(*words, "--rows", "lora", "--seeds", "1,1")
@@ -179,17 +172,6 @@ def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, works):
     page = (place / PAGE).read_text()
     assert page.count("| ours |") == 2
     assert "seeds 1, 2" in page
-
-
-def test_a_result_that_cannot_be_used_for_the_page_is_named_and_left_out(place, works):
-    works(*LORA)
-    of_another_recipe(place / STORED)
-    (place / STORED).with_name("seed1-old.json").write_text("{}")
-    out, err = works(*ASKED, "--rows", "full")
-    assert "Full" in out
-    assert "left out: " in err
-    assert "was made with max_length=48, not 32" in err
-    assert "LoRA" not in (place / PAGE).read_text()
 
 
 @contextmanager
@@ -208,12 +190,18 @@ def held(path):
 
 
 @pytest.mark.parametrize("file", [LOCK_FILE, JOB_FILE])
-def test_overwriting_leaves_alone_what_another_process_trains(file, place, works, mistake):
+def test_a_run_that_another_process_holds_is_left_to_it(file, place, call, works, mistake):
+    with held(place / RUN / file):
+        assert call(*LORA)[:2] == (0, "")  # nothing to show, so there is no page
+        assert not (place / "docs").exists()
+        out, err = works(*ASKED)
+        assert "1 of 2 jobs are held by other processes, which finish them" in err
+        assert "Full" in out
+        assert not list(place.rglob("results/**/lora/**/seed1.json"))
     works(*LORA)
-    run = place / RUN
-    with held(run / file):
+    with held(place / RUN / file):
         assert "is being trained by" in mistake(*LORA, "--overwrite")
-    assert (run / "result.json").is_file()
+    assert (place / RUN / "result.json").is_file()
     assert (place / STORED).is_file()
 
 
@@ -233,13 +221,10 @@ def test_tasks_learned_together_have_one_order_and_a_part_of_them_a_page_of_its_
     assert "qnli" not in (folder / "table-rte.md").read_text()
 
 
-def test_a_dry_run_counts_and_estimates_and_writes_nothing(place, json_of):
+def test_a_dry_run_counts_and_writes_nothing(place, json_of):
     plan = json_of("table", "5", "--scale", "local", "--dry-run")
     assert len(plan) == 2 * 2 * 2
-    for entry in plan:  # weights, gradients and two moments, and activations
-        assert entry["memory"] > 4 * entry["total"] + 12 * entry["trainable"]
-    one = {entry["memory"] for entry in plan if entry["row"] == "lora"}
-    assert len(one) == 1
+    assert all(0 < entry["trainable"] <= entry["total"] for entry in plan)
     assert not any(entry["done"] for entry in plan)
     assert not (place / "docs").exists()
     assert not (place / "runs").exists()
@@ -298,17 +283,6 @@ def test_a_failed_run_does_not_end_the_table_and_is_named_at_its_end(
     _, err = works(*ASKED, "--resume")
     assert "1 of 2 jobs were done before" in err
     assert (place / PAGE).read_text().count("| ours |") == 2
-
-
-@pytest.mark.parametrize("file", [LOCK_FILE, JOB_FILE])
-def test_a_run_that_another_process_holds_is_left_to_it(file, place, call, works):
-    with held(place / RUN / file):
-        assert call(*LORA)[:2] == (0, "")  # nothing to show, so there is no page
-        assert not (place / "docs").exists()
-        out, err = works(*ASKED)
-    assert "1 of 2 jobs are held by other processes, which finish them" in err
-    assert "Full" in out
-    assert not list(place.rglob("results/**/lora/**/seed1.json"))
 
 
 def test_parts_of_a_table_make_the_whole_and_each_shows_what_is_there(place, works, json_of):

@@ -232,7 +232,6 @@ def report(
     folder: Annotated[Path, typer.Argument(help="folder of a comparison")],
     metric: opt.Metric = None,
     margin: Margin = None,
-    with_text: Text = False,
     remote: opt.Remote = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -244,7 +243,7 @@ def report(
         rescore(folder, metric, trust_remote_code=remote)
     from lorada.compare.report.write_report import write_report
 
-    found = write_report(folder, with_text, metric, margin)
+    found = write_report(folder, metric, margin)
     _show_report(*found, as_json=as_json)
 
 

@@ -165,23 +165,23 @@ def _check_outcomes(outcomes: Mapping[str, Any]) -> None:
 
 
 def _show_plan(found: list[Any], *, as_json: bool) -> bool:
-    """Print the runs of a table with parameters and memory; whether any is done."""
-    from lorada.paper.table_runs import done, needs
+    """Print the runs of a table with their parameters; whether any is done."""
+    from lorada.paper.table_runs import done
+    from lorada.training.parameter_counts import counts_of
 
     plan = []
     for job in progress_bar(found, "Counting parameters"):
         plan.append({
             "row": job.row.key, "model": job.recipe.model, "tasks": job.tasks,
-            "seed": job.seed, **needs(job), "share": job.row.share,
+            "seed": job.seed, **counts_of(job.recipe), "share": job.row.share,
             "done": done(job) is not None,
         })  # fmt: skip
     if as_json:
         print_json(plan)
     else:
-        names = ("row", "tasks", "seed", "trained", "paper", "memory", "done")
+        names = ("row", "tasks", "seed", "trained", "paper", "done")
         models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
-        memory = "Memory is that of a step, as if every row had max_length tokens."
-        _print_table(f"On {models}", names, map(_planned, plan), [memory])
+        _print_table(f"On {models}", names, map(_planned, plan), [])
     return any(entry["done"] for entry in plan)
 
 
@@ -192,7 +192,6 @@ def _planned(one: dict[str, Any]) -> list[str]:
         str(one["seed"]),
         f"{one['percent']:.3f}%",
         "–" if one["share"] is None else f"{one['share']}%",
-        "–" if one["memory"] is None else f"{one['memory'] / 2**30:.1f} GiB",
         "yes" if one["done"] else "no",
     ]
 

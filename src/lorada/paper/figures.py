@@ -15,12 +15,7 @@ LARGEST = 12  # inches, the side of a map; a larger picture is slow to draw and 
 
 
 def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
-    """Draw the loss of one or more runs over steps.
-
-    Args:
-        runs: name → history of a ``result.json`` (``step`` and ``loss``).
-        paths: files to write, PNG or SVG by their names.
-    """
+    """Draw the loss of runs over steps: name → history of a ``result.json``."""
     figure = _figure(6, 3.6 + 0.22 * (len(runs) if len(runs) > 1 else 0))
     axes = figure.subplots()
     for history, style in zip(runs.values(), cycle(STYLES), strict=False):
@@ -44,15 +39,9 @@ def attention_maps(
 ) -> None:
     """Draw heatmaps side by side, like Figure 1 of the paper.
 
-    Red is positive and blue negative; negative entries also have a minus, for readers without
-    colour. Each panel has its own scale, centred at 0, because softmax and learned maps differ in
-    size.
-
-    Args:
-        tokens: the tokens along both axes.
-        maps: panel title → (queries × keys, share of entries below 0 or None to show none).
-        paths: files to write, PNG or SVG by their names.
-        title: line above the panels.
+    Red is positive and blue negative. Each panel has its own scale, centred at 0, because softmax
+    and learned maps differ in size. ``maps`` are panel title → (queries × keys, share of entries
+    below 0 or None to show none).
     """
     size = min(max(3.2, 0.24 * len(tokens)), LARGEST)
     # In a long text only every second or third token is labelled, so that labels do not overlap.
@@ -73,32 +62,16 @@ def attention_maps(
 
 
 def _signed(axis: Any, values: Sequence[Sequence[float]]) -> Any:
-    """Draw a signed map, centred at 0, with a minus on each visible negative entry."""
+    """Draw a signed map, centred at 0."""
     limit = max(abs(value) for row in values for value in row) or 1.0
-    image = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
-    below = [
-        (column, line, "white" if value < -limit * 0.6 else "black")
-        for line, row in enumerate(values)
-        for column, value in enumerate(row)
-        if value < -limit / 50
-    ]
-    if below:
-        columns, lines, colours = zip(*below, strict=True)
-        size = min(60.0, (80 / len(values)) ** 2)
-        axis.scatter(columns, lines, s=size, c=colours, marker="_", linewidths=0.8)
-    return image
+    return axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
 
 
 def layers_figure(found: dict[str, Any], *paths: Path) -> None:
     """Draw the maps of up to four layers and the negative ratio of all, like the paper's Figure 3.
 
     A panel is one head's map of one row, with its ratio in the title. The curves are means over
-    heads and rows.
-
-    Args:
-        found: ``layers`` (``map`` and its ``shown_ratio``, of the first row and head; the means
-            ``negative_ratio`` and ``map_negative_ratio``), ``rows`` and ``task``.
-        paths: files to write, PNG or SVG by their names.
+    heads and rows. ``found`` is what ``ratios_by_layer`` returns.
     """
     layers = found["layers"]
     count = min(4, len(layers))
@@ -164,7 +137,7 @@ def _literal(text: str) -> str:
 
 
 def _save(figure: Any, paths: Sequence[Path]) -> None:
-    """Write a figure to files; the layout is computed once."""
+    """Write a figure to files, PNG or SVG by their names; the layout is computed once."""
     for path in paths:
         with atomic_path(path) as fresh:
             figure.savefig(fresh, dpi=150)

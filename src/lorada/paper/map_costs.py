@@ -65,8 +65,10 @@ def _operations() -> dict[str, Any]:
         ["LMAM, as run here (own term on V): extra multiplications", "min(n,N)²·d", "—",
          LENGTH**2 * width, own],
     ]  # fmt: skip
-    for what, formula, share in shares():
-        rows.append([f"share of {what}", formula, "1.97e-5", f"{share:.3g}", "—"])
+    for tokens in (TOKENS, LENGTH):
+        share = heads * LENGTH**2 / sum(computed_parts(config, tokens).values())
+        what = f"share of the additions in the model with its head, N = {tokens}"
+        rows.append([what, "L(4Nd²+2N²d+3Ndf)+NdV", "1.97e-5", f"{share:.3g}", "—"])
     whole = computed_parts(config, TOKENS)["layer"]
     return {
         "title": "Table 2: extra operations of LoRA and LMAM in one layer of LLaMA-7B at inference "
@@ -74,9 +76,8 @@ def _operations() -> dict[str, Any]:
         "columns": ["what", "formula", "printed", "computed", "measured"],
         "rows": rows,
         "notes": [
-            f"With the printed N = {TOKENS} no count that we tried gives 1.97e-5; nearest is the "
-            "share of Q, K, V projections and QKᵀ. On a text of n tokens the share of the model "
-            "with its head rounds to the printed number.",
+            f"With the printed N = {TOKENS} no count that we tried gives 1.97e-5; on a text of n "
+            "tokens the share of the model with its head rounds to the printed number.",
             "Added to the attention map, LMAM needs no multiplications. Here its product with V is "
             "a separate term, so that fused kernels, which never form the attention map, can be "
             f"used; it costs {own / whole:.2%} of the layer's multiplications.",
@@ -84,29 +85,11 @@ def _operations() -> dict[str, Any]:
     }
 
 
-def shares() -> list[tuple[str, str, float]]:
-    """The share of the additions, h·min(n,N)², in several totals: (what, formula, share)."""
-    config, model = named_config("llama-7b"), "L(4Nd²+2N²d+3Ndf)+NdV"
-    at_512, at_128 = (computed_parts(config, tokens) for tokens in (TOKENS, LENGTH))
-    added = config.num_attention_heads * LENGTH**2
-    return [
-        (f"Q, K, V projections and QKᵀ, N = {TOKENS}", "3Nd²+N²d",
-         added / (at_512["qkv"] + at_512["pairs"])),
-        (f"the model with its head, N = {TOKENS}", model,
-         added / (at_512["layer"] + at_512["head"])),
-        (f"the model with its head, N = n = {LENGTH}", model,
-         added / (at_128["layer"] + at_128["head"])),
-    ]  # fmt: skip
-
-
 def computed_parts(config: Any, tokens: int) -> dict[str, float]:
-    """Multiplications of one layer, of parts of it, and of its share of the model's head."""
+    """Multiplications of one layer, and of its share of the model's head."""
     width, wide = config.hidden_size, config.intermediate_size
-    pairs = tokens**2 * width  # QKᵀ, and Attn·V as much again
     return {
-        "qkv": 3 * tokens * width**2,
-        "pairs": pairs,
-        "layer": 4 * tokens * width**2 + 2 * pairs + 3 * tokens * width * wide,
+        "layer": 4 * tokens * width**2 + 2 * tokens**2 * width + 3 * tokens * width * wide,
         "head": tokens * width * config.vocab_size / config.num_hidden_layers,
     }
 

@@ -36,11 +36,6 @@ class TableLine:
     spread: dict[str, float] = field(default_factory=dict)  # column → published standard deviation
     minutes: float | None = None  # of training, summed over runs
 
-    def spread_of(self, column: str) -> float | None:
-        """The standard deviation over seeds, or the published one."""
-        values = self.scores[column]
-        return statistics.stdev(values) if len(values) > 1 else self.spread.get(column)
-
 
 @dataclass(frozen=True)
 class Page:
@@ -128,11 +123,7 @@ def page_of(
     *,
     every: bool,
 ) -> Page:
-    """The page of results and their rows; with ``every`` also the rows that only the paper has.
-
-    Raises:
-        ValueError: if two runs were scored on different rows of one task.
-    """
+    """The page of results and their rows; with ``every`` also the rows that only the paper has."""
     by_row: dict[str, list[dict[str, Any]]] = {}
     for row, result in kept:
         by_row.setdefault(row.key, []).append(result)
@@ -153,10 +144,8 @@ def page_of(
         *_about(results, columns),
         *([f"{MEAN}: of {', '.join(averaged)}, of seeds that have them all; where the paper "
            "prints a mean alone, that one."] if averaged else []),
-        *_unfinished(lines),
         *chosen.notes,
         *(chosen.differs if scale == "local" else []),
-        *_unparsable(by_row),
         *_machines(results),
     ]  # fmt: skip
     return Page(
@@ -244,26 +233,6 @@ def _about(results: Results, columns: Columns) -> list[str]:
     return [f"{note}." for note in notes if note]
 
 
-def _unfinished(lines: Sequence[TableLine]) -> list[str]:
-    """A note on rows with fewer seeds than others."""
-    ours = [line for line in lines if line.source == "ours"]
-    counts = {line.label: [len(v) for v in line.scores.values()] for line in ours}
-    most = max((n for found in counts.values() for n in found), default=0)
-    fewer = [label for label, found in counts.items() if found and min(found) < most]
-    return [f"fewer seeds than {most} so far, at least in one column: {', '.join(fewer)}."
-            ] if fewer else []  # fmt: skip
-
-
-def _unparsable(rows: Mapping[str, Results]) -> list[str]:
-    """A note on the share of answers that name no option."""
-    worst = {
-        key: max((s for r in results for s in (r.get("unparsable") or {}).values()), default=0)
-        for key, results in rows.items()
-    }
-    named = [f"{key} {share:.1f} %" for key, share in worst.items() if share > 0]
-    return [f"answers that name no option, at most: {', '.join(named)}."] if named else []
-
-
 def _machines(results: Results) -> list[str]:
     """A note on hardware and versions, without repeats."""
     found = []
@@ -284,7 +253,8 @@ def _cell(page: Page, line: TableLine, name: str) -> str:
     values = line.scores.get(name)
     if not values:
         return NOTHING
-    text, spread = f"{statistics.fmean(values):.{page.digits}f}", line.spread_of(name)
+    text = f"{statistics.fmean(values):.{page.digits}f}"
+    spread = statistics.stdev(values) if len(values) > 1 else line.spread.get(name)
     return text if spread is None else f"{text} ± {spread:.{page.digits}f}"
 
 

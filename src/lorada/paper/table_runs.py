@@ -8,13 +8,12 @@ no result.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorada.compare.jobs.job import Job, Outcome, held, report
-from lorada.compare.jobs.pool import Workers
-from lorada.compare.jobs.queue import run_queue, shard
+from lorada.compare.jobs.queue import run_queue
 from lorada.compare.learning_rate import train_on
 from lorada.data.rows import data_folder
 from lorada.data.tasks import TASKS
@@ -28,7 +27,6 @@ from lorada.support.files import json_text, write_atomic
 from lorada.support.models import MODELS
 from lorada.support.progress import progress_bar
 from lorada.training.parameter_counts import counts_of
-from lorada.training.training_memory import training_memory
 
 SEED = re.compile(r"seed(\d+)\.json")
 
@@ -80,11 +78,7 @@ def jobs(
 
 
 def done(job: TableJob) -> dict[str, Any] | None:
-    """The stored result of a run; None if there is none or some of its tasks have no score.
-
-    Raises:
-        ValueError: if it was made with another recipe.
-    """
+    """The stored result of a run; None if there is none or some of its tasks have no score."""
     if not job.stored.is_file():
         return None
     try:
@@ -120,8 +114,7 @@ def stored_rows(
 ) -> list[tuple[TableRow, dict[str, Any]]]:
     """All stored results in the folder ``results``, each with its row.
 
-    ``tasks`` is for tables with one run for all tasks: the tasks of that run, None for those of the
-    scale. ``report`` is called for each result that is left out because its recipe differs.
+    ``tasks`` are those of the run of a table that has one for all tasks; None for the scale's.
     """
     folder = results / table.name / scale
     names = (SEED.fullmatch(path.name) for path in folder.rglob("seed*.json"))
@@ -130,9 +123,7 @@ def stored_rows(
     rows = [row.key for row in table.rows_at(scale, None) if (folder / row.key).is_dir()]
     if not seeds or not rows:
         return []
-    every = jobs(
-        table, scale, rows=rows, tasks=some, seeds=seeds, results=results, output=Path()
-    )  # fmt: skip
+    every = jobs(table, scale, rows=rows, tasks=some, seeds=seeds, results=results, output=Path())
     found = [(job.row, usable_result(job, report)) for job in every]
     return [(row, result) for row, result in found if result is not None]
 
@@ -159,14 +150,10 @@ def _with_weights(recipe: Recipe) -> Recipe:
 
 
 def delete_runs(found: list[TableJob]) -> None:
-    """Delete the results and run folders of jobs.
+    """Delete the results and run folders of jobs, if their rows are there and no process has them.
 
     All are deleted before any runs again, so that an interrupted table never mixes old and new
     numbers.
-
-    Raises:
-        ValueError: if another process trains one of them.
-        FileNotFoundError: if their training rows are missing, before anything is deleted.
     """
     runs = [run for job in found if holds_run(run := Path(job.recipe.output))]
     for job in found:
@@ -205,13 +192,13 @@ def run_all(
     say: Callable[[str], None],
     resume: bool,
     overwrite: bool,
-    pool: Any = None,
+    pool: Any,
     part: tuple[int, int] | None = None,
 ) -> tuple[list[dict[str, Any] | None], dict[str, Outcome]]:
     """Run the jobs that have no result yet.
 
-    ``resume`` keeps the results that exist, ``overwrite`` deletes them first. ``pool`` runs one
-    job after another if it is not given. ``part`` (i, n) runs the i-th of n parts of the jobs.
+    ``resume`` keeps the results that exist, ``overwrite`` deletes them first. ``part`` (i, n) runs
+    the i-th of n parts of the jobs.
 
     Returns:
         The stored result of each job in order, None where there is none; and what became of each
@@ -227,33 +214,11 @@ def run_all(
     if overwrite:
         delete_runs(todo)
     queue = [job.in_queue() for job in mine]
-    outcomes = run_queue(queue, pool or Workers(), report=say)
+    outcomes = run_queue(queue, pool, report=say)
     return [usable_result(job, say) for job in found], outcomes
 
 
 def part_of(found: list[TableJob], part: tuple[int, int] | None) -> list[TableJob]:
     """The i-th of n parts (i, n) of a table's jobs; all if no part is given."""
-    if part is None:
-        return found
-    chosen = {job.name for job in shard([job.in_queue() for job in found], *part)}
-    return [job for job in found if job.in_queue().name in chosen]
-
-
-def needs(job: TableJob) -> dict[str, Any]:
-    """What ``counts_of`` counts, and ``memory``: bytes of a step, its rows ``max_length`` long.
-
-    The memory is None if it cannot be computed.
-    """
-    # Runs that differ in rows and seeds alone take the same memory.
-    alike = {"task": job.tasks[0], "output": "-", "dev_rows": 0, "train_rows": None}
-    same = {**job.recipe.training, "seed": 0, "max_steps": -1, "learning_rate": 0.0}
-    recipe = job.recipe.model_copy(update={**alike, "training": same})
-    return {**counts_of(job.recipe), "memory": _memory(recipe.model_dump_json())}
-
-
-@cache
-def _memory(recipe: str) -> float | None:
-    try:
-        return training_memory(Recipe.model_validate_json(recipe)).total
-    except Exception:  # of any class: a model may do what fake tensors cannot
-        return None
+    i, n = part or (1, 1)
+    return found[i - 1 :: n]

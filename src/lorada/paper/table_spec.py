@@ -21,7 +21,6 @@ from lorada.support.errors import unknown_name
 from lorada.training.load_recipe import load_recipe
 
 Scale = Literal["paper", "local"]
-SCALES: tuple[Scale, ...] = ("paper", "local")
 Settings = dict[str, Any]
 
 

@@ -13,7 +13,6 @@ from lorada.compare.plan import (
     BASELINES_FILE,
     FAILURES_FILE,
     TIMES,
-    TRIALS,
     Candidate,
     ComparisonPlan,
     as_given,
@@ -34,8 +33,7 @@ DIVERGED = ("the loss became ", "is not finite after step")  # in errors of a tr
 # Fields of a candidate that files of the report have, besides those of the plan.
 SHOWN = (
     "score", "low", "high", "expected_loss", "mark", "letter", "p_best", "metric", "value",
-    "adapter_mb", "peak_memory_gib", "seconds_per_step", "forgetting", "rates", "map_rates",
-    "reason",
+    "peak_memory_gib", "seconds_per_step", "forgetting", "rates", "map_rates", "reason",
 )  # fmt: skip
 
 
@@ -71,12 +69,11 @@ class CandidateResult:
     score: float | None = None  # mean over rows and seeds: percent, or a loss or error as it is
     metric: str = ""  # the main metric, such as ``exact_match``
     value: float | None = None  # mean of that over seeds
-    adapter_mb: float | None = None  # MB (10^6 bytes)
     peak_memory_gib: float | None = None  # GiB, the largest of its runs
     seconds_per_step: float | None = None  # the fastest of the turns at the end
     forgetting: float | None = None  # growth of the loss on a neutral text, nats per token
     rates: tuple[float, ...] = ()  # learning rates of its runs, from the lowest on
-    map_rates: tuple[float, ...] = ()  # those of its maps, where they differ
+    map_rates: tuple[float, ...] = ()  # those that searches found for its maps
 
     # What is decided about it.
     low: float | None = None  # ends of the score's 95 % confidence interval
@@ -145,7 +142,6 @@ class Results:
     rows: list[RowKey]  # the held-out rows, in the order of the columns of all scores
     groups: Sequence[str] | None = None  # of each row; None if rows have none
     baselines: dict[str, Untrained] = field(default_factory=dict)  # ``as_it_is``, ``commonest``
-    notes: list[str] = field(default_factory=list)  # of runs that are missing, damaged or failed
     metric: str = ""  # what methods are compared by; empty for the main metric
 
     @property
@@ -167,7 +163,7 @@ class Results:
 
 
 def read_comparison(folder: Path, metric: str | None = None) -> Results:
-    """Read a comparison, finished or not; a run that is missing or damaged becomes a note.
+    """Read a comparison, finished or not; a run that is missing or damaged becomes a reason.
 
     ``metric`` is what methods are compared by; None for the comparison's own.
     """
@@ -183,7 +179,6 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
     found = [_runs(folder, one, seeds, failures, names, by) for one in candidates]
     rows = _common_rows([run for runs, _ in found for run in runs], names)
     labels = Counter(one.method for one in candidates)
-    notes = [] if baselines else ["baselines.json is not there yet"]
     measured = []
     for one, (runs, missing) in zip(candidates, found, strict=True):
         same = [run for run in runs if run.scores.keys() == set(rows)]
@@ -192,7 +187,6 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
         missing += [f"{r.folder}: it was scored on other rows" for r in runs if r not in same]
         budgets = f" ({', '.join(one.budgets) or 'default size'})" if labels[one.method] > 1 else ""
         label = one.method + budgets
-        notes += [*missing, *([f"{label}: {one.reason}"] if one.reason else [])]
         searches = searches_of(one, folder)
         failed = {seed: failures.get(one.run(seed), "") for seed in seeds}
         candidate, chosen = settled(one, searches)
@@ -204,11 +198,10 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
             reason=one.reason or "; ".join(missing) or None,
             seconds_per_step=_seconds(folder / TIMES / one.path),
         ))  # fmt: skip
-    notes += [f"{key}: {text}" for key, text in failures.items() if key.startswith(f"{TRIALS}/")]
     first = next((run for one in measured for run in one.runs), None)
     grouped = first is not None and all("group" in first.lines[row] for row in rows)
     groups = [str(first.lines[row]["group"]) for row in rows] if first and grouped else None
-    return Results(folder, asked, plan, measured, rows, groups, baselines, notes, by)
+    return Results(folder, asked, plan, measured, rows, groups, baselines, by)
 
 
 def _seconds(folder: Path) -> float | None:

@@ -1,9 +1,8 @@
 """What is true of a comparison: scores, tests, the decision, costs; all that its report shows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +10,9 @@ import numpy as np
 
 from lorada.compare.decide import decide
 from lorada.compare.decision import Decision
-from lorada.compare.plan import Candidate
-from lorada.compare.report.read import (
-    UNFINISHED,
-    CandidateResult,
-    Results,
-    ScoredRun,
-    Untrained,
-)
-from lorada.compare.report.words import (
-    Scale,
-    limits,
-    scale_of,
-    score_of,
-    verdict,
-    windows_overlap,
-)
-from lorada.compare.statistics import (
-    TINY,
-    Scores,
-    by_group,
-    has_no_spread,
-    mean_score,
-)
+from lorada.compare.report.read import UNFINISHED, CandidateResult, Results, ScoredRun, Untrained
+from lorada.compare.report.words import Scale, limits, scale_of, verdict, windows_overlap
+from lorada.compare.statistics import Scores, by_group, mean_score
 from lorada.runs.folder import trains_base
 from lorada.support.files import as_typed
 from lorada.support.metric_names import (
@@ -46,7 +25,6 @@ from lorada.support.metric_names import (
 )
 from lorada.support.row_sources import BUILTIN, file_names
 
-FREE = {"prompt", "messages"}  # forms of rows that are answered with a free text
 MOST_ROWS = 50  # disagreements that a report shows
 RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
 BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
@@ -73,7 +51,7 @@ class Disagreement:
     row: int  # number in that file, from 1
     right: tuple[str, ...]  # labels of the candidates that get it right
     wrong: tuple[str, ...]  # of the others
-    text: str | None = None  # the row itself, if it is stored and was asked for
+    text: str | None = None  # the row itself, if it is stored
     answer: str | None = None  # its right answer, likewise
 
 
@@ -94,9 +72,8 @@ class Summary:
     margin: float | None = None  # that a cheaper candidate may cost, in the unit of the metric
     disagreements: tuple[Disagreement, ...] = ()  # the most divided rows first
     commands: dict[str, str] = field(default_factory=dict)  # what for → shell command
-    hardware: tuple[str, ...] = ()  # one text for each kind of machine that ran a part
+    hardware: str = ""  # of the machine that made the plan
     versions: dict[str, str] = field(default_factory=dict)  # package → version
-    notes: tuple[str, ...] = ()  # one for each run or file that is missing, damaged or failed
 
     @property
     def scored(self) -> list[CandidateResult]:
@@ -113,12 +90,8 @@ class Summary:
         return asdict(replace(self, lines=())) | {"lines": [one.plain() for one in self.lines]}
 
 
-def summarize(
-    results: Results,
-    with_text: bool = False,
-    margin: float | None = None,
-) -> Summary:
-    """Summarize a comparison, finished or not; the options are those of ``write_report``."""
+def summarize(results: Results, margin: float | None = None) -> Summary:
+    """Summarize a comparison, finished or not; ``margin`` is that of ``write_report``."""
     ran = [one for one in results.candidates if one.runs]
     # Of several names of rows with slashes between.
     main = dict.fromkeys(main_metric(each) for one in ran for each in one.metrics)
@@ -133,7 +106,12 @@ def summarize(
     lines = [_with_decision(one, decision) for one in scored]
     taken = (c for c in lines if decision is None or c.label == decision.pick)
     best = None if alone else next(taken, None)
-    said, commands = _verdict(results, lines, best, decision)
+    said = verdict(decision, lines[0] if lines and not alone else None, results.plan.steps)
+    commands = {} if best is None else commands_of(results.folder, best)
+    waiting = any((one.reason or "").endswith(UNFINISHED) for one in results.candidates)
+    if results.runs_left or waiting:
+        resume = as_typed("lorada", "compare", results.folder, "--resume")
+        commands = {"go on with it": resume, **commands}
     lines += [_with_decision(one, decision) for one in results.candidates if not one.runs]
     tested = _tested(lines, decision, results.groups)
     runs = [run for one in lines for run in one.runs]
@@ -150,38 +128,11 @@ def summarize(
         lines=tuple(lines),
         baselines=tuple(one for one, _ in baselines),
         margin=decision.margin if decision else None,
-        disagreements=tuple(_disagreements(results, lines, with_text or results.asked.with_text)),
+        disagreements=tuple(_disagreements(results, lines)),
         commands=commands,
-        hardware=_machines(results.plan.hardware, runs),
+        hardware=_machine(results.plan.hardware),
         versions=results.plan.versions,
-        notes=(*results.notes, *_version_notes(runs)),
     )  # fmt: skip
-
-
-def _verdict(
-    results: Results,
-    lines: list[CandidateResult],
-    best: CandidateResult | None,
-    decision: Decision | None,
-) -> tuple[str, dict[str, str]]:
-    """The verdict, and the commands that follow from it."""
-    resume = as_typed("lorada", "compare", results.folder, "--resume")
-    if lines and best is None and decision is None:  # one alone
-        said = (
-            f"So far only {lines[0].label} has a score, {score_of(lines[0])}: there is no result."
-        )
-        return said, {"go on with it": resume}
-    said = verdict(decision, lines[0] if lines else None, results.plan.steps)
-    commands = {} if best is None else commands_of(results.folder, best)
-    by_loss = as_typed("lorada", "report", results.folder, "--metric", "loss")
-    if alike := _all_alike(lines, by_loss):
-        said = f"{said} Yet {alike}" if best else alike
-        commands = {"write the report by the loss": by_loss, **commands}
-    if results.runs_left or any(
-        (one.reason or "").endswith(UNFINISHED) for one in results.candidates
-    ):
-        commands = {"go on with it": resume, **commands}
-    return said, commands
 
 
 def _with_facts(one: CandidateResult, metric: str) -> CandidateResult:
@@ -192,29 +143,14 @@ def _with_facts(one: CandidateResult, metric: str) -> CandidateResult:
     numbers = partial(_numbers, one.runs)
     adapted, base = numbers("forgetting", "adapted"), numbers("forgetting", "base")
     rates = numbers("recipe", "training", "learning_rate")
-    maps = [rate for run in one.runs if (rate := _map_rate(one.candidate, run)) is not None]
-    apart = {rate for rate in maps if rate and not any(map(partial(isclose, rate), rates))}
+    maps = {search["map_rate"] for search in one.searches if search.get("map_rate")}
     return replace(
         one, score=as_score(score, metric), metric=metric,
         value=as_score(score, metric) if metric == LOSS else mean,
-        adapter_mb=_mean(numbers("adapter_bytes"), 1e6),
         peak_memory_gib=max((n / 2**30 for n in numbers("peak_memory_bytes")), default=None),
         forgetting=float(np.mean(adapted) - np.mean(base)) if adapted and base else None,
-        rates=tuple(sorted(set(rates))), map_rates=tuple(sorted(apart)),
+        rates=tuple(sorted(set(rates))), map_rates=tuple(sorted(maps)),
     )  # fmt: skip
-
-
-def _map_rate(candidate: Candidate, run: ScoredRun) -> float | None:
-    """The learning rate of the maps of a run; None if they have that of the other parameters."""
-    recipe = run.result.get("recipe") or {}
-    rate = (recipe.get("training") or {}).get("learning_rate")
-    own = ((recipe.get("parts") or {}).get("lmam") or {}).get("map_learning_rate")
-    if isinstance(rate, int | float):
-        if own is None and candidate.map_rate and candidate.default_rate:
-            return candidate.map_rate / candidate.default_rate * rate
-        if isinstance(own, str):
-            return float(own.removesuffix("x")) * rate
-    return float(own) if isinstance(own, int | float) else None
 
 
 def _numbers(runs: Sequence[ScoredRun], *keys: str) -> list[float]:
@@ -225,8 +161,8 @@ def _numbers(runs: Sequence[ScoredRun], *keys: str) -> list[float]:
     return [float(value) for value in values if isinstance(value, int | float)]
 
 
-def _mean(values: list[float], unit: float = 1.0) -> float | None:
-    return float(np.mean(values)) / unit if values else None
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def _tested(
@@ -291,9 +227,9 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
     names = BASELINES | ({"commonest": "the mean of the right numbers"} if by == ERROR else {})
     for key, name in names.items():
         entry = results.baselines.get(key, Untrained(reason="it is not scored yet"))
-        stored = entry.row_scores.get(by)
+        stored = entry.row_scores.get(by, [])
         # Rows whose response lies beyond max_length have no loss, in no run.
-        by_row = np.array([as_score(one, by) for one in stored or [] if one is not None], float)
+        by_row = np.array([as_score(one, by) for one in stored if one is not None], float)
         if len(by_row) == len(results.rows) > 0:
             each = by_row[None]
             each = each if results.groups is None else by_group(each, results.groups)
@@ -303,49 +239,16 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
             text = None if entry.answer is None else str(entry.answer)
             found.append((Baseline(name, score, low, high, text), by_row))
         else:
-            reason = entry.reason or "it was scored on other rows"
-            if stored is None and entry.answer is not None:
-                reason = f"an answer alone has no {scale_of(metric).title}"
+            reason = entry.reason or f"it has no {scale_of(metric).title} on these rows"
             found.append((Baseline(name, reason=reason), None))
     return found
 
 
-def _all_alike(lines: list[CandidateResult], by_loss: str) -> str:
-    """Says that free answers of all runs have the same score in each row; empty if they differ.
-
-    If their losses differ, it names the command that writes the report ``by_loss``.
-    """
-    forms = {run.result.get("form") for one in lines for run in one.runs}
-    if len(lines) < 2 or rows_metric(lines[0].metric) == LOSS or not forms <= FREE:
-        return ""
-    if not has_no_spread(np.concatenate([one.scores for one in lines])):
-        return ""
-    losses = np.concatenate([one.losses for one in lines])
-    differ = bool((np.ptp(losses, axis=0) > TINY).any())
-    rest = f"their losses differ, `{by_loss}`" if differ else "their losses are equal too."
-    return f"{lines[0].metric.replace('_', ' ')} is {score_of(lines[0])} for all of them: {rest}"
-
-
-def _machines(planned: dict[str, Any], runs: Sequence[ScoredRun]) -> tuple[str, ...]:
-    """One text for each kind of machine that ran a part."""
-    texts = []
-    for machine in filter(None, [run.result.get("hardware") for run in runs] or [planned]):
-        cpu, cores, memory = (machine.get(key, "?") for key in ("cpu", "cores", "memory_gib"))
-        first = f"{machine['accelerator']}; " if machine.get("accelerator") else ""
-        texts.append(f"{first}{cpu}, {cores} cores, {memory} GiB")
-    return tuple(dict.fromkeys(texts))
-
-
-def _version_notes(runs: Sequence[ScoredRun]) -> list[str]:
-    """A note for each package whose version differs between runs."""
-    found: dict[str, dict[str, None]] = {}
-    for run in runs:
-        for package, version in (run.result.get("versions") or {}).items():
-            found.setdefault(package, {})[version] = None
-    return [
-        f"runs used different versions of {package}: {', '.join(versions)}"
-        for package, versions in found.items() if len(versions) > 1
-    ]  # fmt: skip
+def _machine(planned: Mapping[str, Any]) -> str:
+    """The machine that made the plan, in words."""
+    cpu, cores, memory = (planned.get(key, "?") for key in ("cpu", "cores", "memory_gib"))
+    first = f"{planned['accelerator']}; " if planned.get("accelerator") else ""
+    return f"{first}{cpu}, {cores} cores, {memory} GiB"
 
 
 def source(results: Results, name: str) -> str:
@@ -356,9 +259,7 @@ def source(results: Results, name: str) -> str:
     return Path(name).name
 
 
-def _disagreements(
-    results: Results, scored: list[CandidateResult], with_text: bool
-) -> list[Disagreement]:
+def _disagreements(results: Results, scored: list[CandidateResult]) -> list[Disagreement]:
     """The rows that divide the candidates most; none where rows are not right or wrong."""
     scored = [one for one in scored if one.runs]
     if not scored or not all(np.isin(c.scores, (RIGHT, WRONG)).all() for c in scored):
@@ -374,7 +275,7 @@ def _disagreements(
         better = tuple(c.label for c, one in zip(scored, wins, strict=True) if one)
         worse = tuple(c.label for c, one in zip(scored, wins, strict=True) if not one)
         stored = [run.lines[row] for c in scored for run in c.runs if "text" in run.lines[row]]
-        shown = (stored[-1]["text"], stored[-1].get("right")) if stored and with_text else ()
+        shown = (stored[-1]["text"], stored[-1].get("right")) if stored else ()
         texts = map(str, shown)
         found.append(Disagreement(source(results, name), number, better, worse, *texts))
     return found
@@ -384,16 +285,13 @@ def commands_of(folder: Path, best: CandidateResult) -> dict[str, str]:
     """The commands to train the winner again, and to use the run of its first seed."""
     run = best.first_run
     place, mine = folder / run.folder, f"my-{best.method}"
-    # A file cannot allow remote code, so that the command has to.
-    remote = (run.result.get("recipe") or {}).get("trust_remote_code")
-    allowed = ["--trust-remote-code"] if remote else []
     found: dict[str, list[Any]] = {
-        "train": ["train", place / "recipe.yaml", "--output", f"runs/{mine}", *allowed],
-        "export": ["export", place, mine, *allowed],
+        "train": ["train", place / "recipe.yaml", "--output", f"runs/{mine}"],
+        "export": ["export", place, mine],
     }
     if run.result.get("form") in CLASSIFIED:
-        found["predict"] = ["predict", place, "--text", "TEXT", *allowed]
-    found["serve"] = ["serve", place, *allowed]
+        found["predict"] = ["predict", place, "--text", "TEXT"]
+    found["serve"] = ["serve", place]
     if not trains_base(place):
-        found["explore"] = ["explore", place, "--text", "TEXT", *allowed]
+        found["explore"] = ["explore", place, "--text", "TEXT"]
     return {name: as_typed("lorada", *words) for name, words in found.items()}

@@ -3,7 +3,6 @@
 Scores here are as they are shown: a loss or an error as it is, and the lower one is better.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from lorada.compare.decision import Decision
 from lorada.compare.report.read import CandidateResult, Results
 from lorada.compare.spec import EACH_SEED
 from lorada.compare.statistics import detectable, rows_needed
-from lorada.support.duration import counted, duration
+from lorada.support.duration import counted
 from lorada.support.metric_names import ERROR, LOSS, lower_is_better, rows_metric
 from lorada.support.row_sources import CODE
 
@@ -69,10 +68,10 @@ def _listed(labels: Sequence[str]) -> str:
 def verdict(decision: Decision | None, top: CandidateResult | None, steps: int) -> str:
     """The result in a few sentences; where nothing was learned, with what to do.
 
-    ``top`` has the best score; ``steps`` is how many each training took.
+    ``top`` has the best score, if there is a result; ``steps`` is how many each training took.
     """
     if decision is None and top is None:
-        return "No run is scored yet, so there is no result."
+        return "Too few runs are scored yet for a result."
     if decision is None and top is not None:
         end = "lowest" if lower_is_better(top.metric) else "highest"
         overlap = windows_overlap(top.metric)
@@ -108,13 +107,7 @@ def limits(
             "training rows have them too: scores are too high."
         )
     yield from _scored_by(results)
-    yield from _unfound(lines)
     yield from _too_few_rows(results) or _power(results, metric, tested)
-    if windows_overlap(metric):
-        yield (
-            "Nothing is tested: the windows that are scored share tokens, so they are not "
-            "independent rows."
-        )
     if results.asked.until is not None:
         yield (
             "Runs went where the choice was least certain, so p-values are descriptive: go by the "
@@ -124,9 +117,6 @@ def limits(
     if any(abs((line.value or 0) - (line.score or 0)) > 0.05 for line in scored):
         what = "score" if by == metric else by.replace("_", " ")
         yield f"Methods are compared by their mean {what} over rows, which is not {metric}."
-    above = [one.label for one in results.candidates if any(one.candidate.budgets.values())]
-    if above:
-        yield f"Above a budget, because no smaller size of the method exists: {_listed(above)}."
     yield from _learning_rates(results)
 
 
@@ -137,8 +127,8 @@ def _incomplete(results: Results) -> Iterator[str]:
     scored = sum(len(one.runs) for one in runnable)
     if results.runs_left or (scored < planned and results.asked.until is None):
         yield (
-            f"The comparison is not complete: {scored} of {planned} runs are scored. The notes at "
-            "the end of the report say what is missing."
+            f"The comparison is not complete: {scored} of {planned} runs are scored. The table "
+            "says what is missing."
         )
 
 
@@ -157,31 +147,14 @@ def _scored_by(results: Results) -> Iterator[str]:
         yield f"Answers were cut before they had ended: {_listed(said)}."
 
 
-def _unfound(candidates: Sequence[CandidateResult]) -> Iterator[str]:
-    """Which classes are never found, and by whom."""
-    found: dict[str, list[str]] = {}
-    for one in candidates:
-        each = Counter(str(each["unfound"]) for each in one.metrics if each.get("unfound"))
-        for rows, runs in each.items():
-            of = counted(len(one.runs), "run")
-            found.setdefault(rows, []).append(f"{one.label} ({runs} of {of})")
-    for rows, labels in found.items():
-        yield f"{rows} were found by {_listed(labels)}."
-
-
 def _too_few_rows(results: Results) -> list[str]:
     """A sentence if no difference between candidates could be shown, whatever their scores."""
     count, (rows, what) = sum(len(one.runs) > 1 for one in results.candidates), results.units
-    pairs = count * (count - 1) // 2
-    if not pairs or rows >= rows_needed(pairs):
-        return []
-    few = f"{counted(rows, 'held-out row')} {'is' if rows == 1 else 'are'} too few"
-    few = few if what == "row" else f"{counted(rows, 'group')} of held-out rows are too few"
-    at_once = f"for {pairs} pairs of candidates at once " if pairs > 1 else ""
+    needed = rows_needed(count * (count - 1) // 2) if count > 1 else 0
     return [
-        f"{few} for any difference between candidates to be significant, however large it is and "
-        f"however many seeds there are: {at_once}it takes {rows_needed(pairs)} {what}s or more."
-    ]
+        f"With {counted(rows, what)} no difference between candidates can be significant: it takes "
+        f"{needed} {what}s or more."
+    ] if rows < needed else []  # fmt: skip
 
 
 def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> Iterator[str]:
@@ -248,7 +221,3 @@ def _learning_rates(results: Results) -> Iterator[str]:
             "The best learning rate is still the lowest or the highest of those tried, so another "
             f"may be better: {_listed(edge)}."
         )
-    seconds = duration(sum(float(trial.get("seconds") or 0.0) for trial in trials))
-    failed = sum(trial.get("loss") is None for trial in trials)
-    rest = f", {failed} of them diverged or failed" if failed else ""
-    yield f"The search for learning rates took {seconds}: {counted(len(trials), 'trial')}{rest}."

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from lorada.compare.report.pictures import pictures
+from lorada.compare.report.pictures import cost_picture
 from lorada.compare.report.read import CandidateResult, read_comparison
 from lorada.compare.report.summary import Baseline, Summary, summarize
 from lorada.support.files import json_text, write_atomic
@@ -15,26 +15,15 @@ Row = tuple[str, str, list[str], list[str]]  # name, kind, what stands beside th
 
 
 def write_report(
-    folder: Path,
-    with_text: bool = False,
-    metric: str | None = None,
-    margin: float | None = None,
+    folder: Path, metric: str | None = None, margin: float | None = None
 ) -> tuple[Summary, list[Path]]:
     """Write ``report.html``, ``report.md`` and ``report.json`` into a comparison's folder.
 
-    The comparison need not be finished: the report then says what is missing. Each file is
-    replaced at once, so that a reader never sees half of one.
-
-    Args:
-        folder: of the comparison.
-        with_text: whether rows on which candidates disagree come with their text, if it is stored.
-        metric: what methods are compared by; None for the comparison's own. Rows must have it.
-        margin: that a cheaper candidate may cost, in the unit of the metric; None likewise.
-
-    Returns:
-        What the report shows, and the written files, the page first.
+    The comparison need not be finished: the report then says what is missing. ``metric`` is what
+    methods are compared by, ``margin`` what a cheaper candidate may cost in its unit; None for the
+    comparison's own. Returns what the report shows, and the written files, the page first.
     """
-    summary = summarize(read_comparison(folder, metric), with_text, margin)
+    summary = summarize(read_comparison(folder, metric), margin)
     texts = {
         "html": page(summary),
         "md": markdown(summary),
@@ -58,7 +47,7 @@ def page(summary: Summary) -> str:
         rows=rows,
         note=note(summary),
         scored=summary.scored,
-        pictures=pictures(summary),
+        picture=cost_picture(summary),
         texts=any(one.text for one in summary.disagreements),
     )
 
@@ -80,10 +69,10 @@ def markdown(summary: Summary) -> str:
         lines += _table(["rows", "row", "right in most seeds", "wrong"], rows)
     facts = [
         f"seeds: {', '.join(map(str, summary.seeds))}",
-        *(f"machine: {machine}" for machine in summary.hardware),
+        summary.hardware and f"machine: {summary.hardware}",
         ", ".join(f"{package} {version}" for package, version in summary.versions.items()),
     ]
-    lines += ["## Runs", "", *_bullets(filter(None, facts)), *_bullets(summary.notes), ""]
+    lines += ["## Runs", "", *_bullets(filter(None, facts)), ""]
     return "\n".join(lines)
 
 
@@ -134,7 +123,6 @@ def _columns(summary: Summary) -> list[tuple[str, Callable[[CandidateResult], st
         ("group", lambda one: one.letter or NOTHING),
         ("p (against the highest)", lambda one: _probability(one.p_best)),
         ("trained parameters (of the model)", _trained),
-        ("adapter (MB)", lambda one: _number(one.adapter_mb, ".2f")),
         ("peak memory (GiB)", lambda one: _number(one.peak_memory_gib, ".2f")),
         ("time (s/step, in turns)", lambda one: _number(one.seconds_per_step, ".3f")),
         ("merges", lambda one: {None: NOTHING, True: "yes", False: "no"}[one.candidate.mergeable]),
@@ -145,12 +133,9 @@ def _columns(summary: Summary) -> list[tuple[str, Callable[[CandidateResult], st
 
 
 def _table_texts(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """The headings and the rows as texts; a name has why it has no score, or what it answers."""
+    """The headings and the rows as texts."""
     header, rows = table(summary)
-    return header, [
-        [_noted(name, "" if kind in ("best", "scored") else "; ".join(notes)), *cells]
-        for name, kind, notes, cells in rows
-    ]
+    return header, [[_noted(name, "; ".join(notes)), *cells] for name, _, notes, cells in rows]
 
 
 def _noted(text: str, note: str) -> str:
