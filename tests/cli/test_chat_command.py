@@ -117,6 +117,9 @@ def test_a_run_of_chats_gives_the_first_answer_first(call, works, tmp_path, monk
         "Yes! The red lamp costs 17 euros. How many?", "Done: 2 red lamps, 34 euros.",
         "Yes! The green mug costs 8 euros. How many?", "Done: 3 green mugs, 24 euros.",
     ]  # fmt: skip
+    few = rows_file(tmp_path / "few.jsonl", order_desk(2))
+    _, out, _ = call("evaluate", run, "--data", few)
+    assert out.splitlines()[-1] == f"next: lorada chat {run}"
 
 
 def test_a_conversation_is_read_until_it_is_forgotten(chat, written):

@@ -273,6 +273,8 @@ def evaluate(
         _say_why(read_result(run))
     if loaded.form in HEADED:
         suggest("predict", run, "--text", "TEXT")
+    elif loaded.form == "messages":
+        suggest("chat", run)
     else:
         suggest("generate", run, "--prompt", "TEXT")
 
