@@ -104,6 +104,7 @@ CONVERTED = {
     "a dialogue": ({"dialogue": "A: hi", "summary": "greeting"}, "prompt", SUMMARY),
     "a sentence": ({"sentence": "t", "label": 0}, "label", {"text": "t", "label": 0}),
     "a review": ({"review": "t", "sentiment": "x"}, "label", {"text": "t", "label": "x"}),
+    "other letters and blanks": ({"Text": "t", " LABEL ": 0}, "label", {"text": "t", "label": 0}),
     **{
         f"{first} and {second}": ({first: "t", second: "u", "label": 0}, "label", T)
         for first, second in (
@@ -262,7 +263,7 @@ REVIEWS = [{"My review": "good film", "Stars": 4}, {"My review": "bad", "Stars":
 
 
 def test_columns_name_fields_and_what_they_do_not_name_is_read_as_ever():
-    named = {"text": "My review", "score": "Stars"}
+    named = {"text": "My review", "score": " stars"}
     expected = [{"text": "good film", "score": 4}, {"text": "bad", "score": 1}]
     assert in_form(REVIEWS, "f", named) == (expected, "score")
     questions = [{**row, "question": "q", "answer": "a"} for row in REVIEWS]

@@ -217,7 +217,7 @@ def _check_columns(rows: list[Row], path: str, columns: Columns) -> None:
     for ours, theirs in columns.items():
         if ours not in KNOWN:
             raise unknown_name("field in columns", ours, KNOWN)
-        if not any(theirs in row for row in rows):
+        if not any(_plain(theirs) in map(_plain, row) for row in rows):
             has = ", ".join(dict.fromkeys(key for row in rows for key in row))
             raise ValueError(f"columns names {theirs!r}, and {path} has only {has}")
 
@@ -244,7 +244,7 @@ def _read(
     for index, row in enumerate(rows):
         kind = tuple((key, isinstance(row[key], list)) for key in row if row[key] is not None)
         if kind not in known:
-            named = _named(dict(kind), columns)
+            named = _named(dict(kind), columns, where(index))
             known[kind] = named, _fits(named, readings, columns, answered=stand_ins is None)
         named, fits = known[kind]
         ways = [fit.shown for fit in fits]
@@ -304,11 +304,26 @@ def _before_answer(value: Any) -> Any:
     return value[:-1] if speaker in ("assistant", "gpt") else value
 
 
-def _named(kind: Mapping[str, bool], columns: Columns) -> dict[str, str]:
+def _plain(name: str) -> str:
+    """A field's name without blanks around it, in small letters."""
+    return name.strip().casefold()
+
+
+def _named(kind: Mapping[str, bool], columns: Columns, where: str) -> dict[str, str]:
     """The keys of a row by our names; ``kind`` says for each key whether it holds a list."""
-    mapped = {ours: theirs for ours, theirs in columns.items() if theirs in kind}
-    own = [key for key in kind if key in KNOWN and key not in mapped.values()]
-    found = {**dict(zip(own, own, strict=True)), **mapped}
+    found: dict[str, str] = {}
+    for ours, theirs in columns.items():
+        alike = [theirs] if theirs in kind else [k for k in kind if _plain(k) == _plain(theirs)]
+        if alike:
+            found[ours] = alike[0]
+    mapped = dict(found)
+    for key in [key for key in kind if key not in mapped.values()]:
+        name = _plain(key)
+        if name in KNOWN and name not in mapped:
+            if name in found:
+                both = " and ".join(sorted(map(repr, (key, found[name]))))
+                raise ValueError(f"{where} has both {both}: rename one, or leave it out")
+            found[name] = key
     return {
         f"{name}{TURNS}" if kind[key] and name in TEXT_OR_TURNS else name: key
         for name, key in found.items()
@@ -360,7 +375,7 @@ def _name_unread(rows: list[Row], first: _Fit, path: str) -> None:
     unread = [
         key
         for key in dict.fromkeys(key for row in rows for key in row)
-        if key not in first.keys.values() and key not in NO_NOTE
+        if key not in first.keys.values() and _plain(key) not in NO_NOTE
         and any(len(text.split()) > 2 for row in rows if isinstance(text := row.get(key), str))
     ]  # fmt: skip
     if unread:
