@@ -418,3 +418,19 @@ def test_the_commands_are_commands_of_lorada(made_up_summary):
 def test_the_commands_are_those_that_the_form_of_the_rows_allows(form, uses):
     summary = summarize(with_result(results_of(alike()), form=form))
     assert list(summary.commands) == ["train", "export", *uses, "explore"]
+
+
+def test_methods_that_all_score_the_same_are_different_by_their_losses():
+    zeros = {name: np.zeros((3, 30)) for name in ("lora", "dora")}
+    results = results_of(zeros, baselines=commonest(np.full(30, 100.0)))
+    assert "for all of them" not in summarize(with_result(results, form="label")).verdict
+    with_result(results, form="prompt")
+    said = "exact match is 0.0% for all of them"
+    assert summarize(results).verdict == f"{said}: their losses are equal too."
+    losses = [np.full((3, 30), loss) for loss in (2.5, 0.1)]
+    for name, loss in zip(zeros, losses, strict=True):
+        changed(results, name, losses=loss)
+    summary = summarize(results)
+    assert summary.verdict == f"{said}: their losses differ, `lorada report c --metric loss`"
+    assert next(iter(summary.commands.values())) == "lorada report c --metric loss"
+    assert summary.best == ""

@@ -11,8 +11,15 @@ import numpy as np
 from lorada.compare.decide import decide
 from lorada.compare.decision import Decision
 from lorada.compare.report.read import UNFINISHED, CandidateResult, Results, ScoredRun, Untrained
-from lorada.compare.report.words import Scale, limits, scale_of, verdict, windows_overlap
-from lorada.compare.statistics import Scores, by_group, mean_score
+from lorada.compare.report.words import (
+    Scale,
+    limits,
+    scale_of,
+    score_of,
+    verdict,
+    windows_overlap,
+)
+from lorada.compare.statistics import TINY, Scores, by_group, has_no_spread, mean_score
 from lorada.runs.folder import trains_base
 from lorada.support.files import as_typed
 from lorada.support.metric_names import (
@@ -25,6 +32,7 @@ from lorada.support.metric_names import (
 )
 from lorada.support.row_sources import BUILTIN, file_names
 
+FREE = {"prompt", "messages"}  # forms of rows that are answered with a free text
 MOST_ROWS = 50  # disagreements that a report shows
 RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
 BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
@@ -108,6 +116,10 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
     best = None if alone else next(taken, None)
     said = verdict(decision, lines[0] if lines and not alone else None, results.plan.steps)
     commands = {} if best is None else commands_of(results.folder, best)
+    by_loss = as_typed("lorada", "report", results.folder, "--metric", "loss")
+    if alike := _all_alike(lines, by_loss):
+        said = f"{said} Yet {alike}" if best else alike
+        commands = {"write the report by the loss": by_loss, **commands}
     waiting = any((one.reason or "").endswith(UNFINISHED) for one in results.candidates)
     if results.runs_left or waiting:
         resume = as_typed("lorada", "compare", results.folder, "--resume")
@@ -242,6 +254,22 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
             reason = entry.reason or f"it has no {scale_of(metric).title} on these rows"
             found.append((Baseline(name, reason=reason), None))
     return found
+
+
+def _all_alike(lines: list[CandidateResult], by_loss: str) -> str:
+    """Says that free answers of all runs have the same score in each row; empty if they differ.
+
+    If their losses differ, it names the command that writes the report ``by_loss``.
+    """
+    forms = {run.result.get("form") for one in lines for run in one.runs}
+    if len(lines) < 2 or rows_metric(lines[0].metric) == LOSS or not forms <= FREE:
+        return ""
+    if not has_no_spread(np.concatenate([one.scores for one in lines])):
+        return ""
+    losses = np.concatenate([one.losses for one in lines])
+    differ = bool((np.ptp(losses, axis=0) > TINY).any())
+    rest = f"their losses differ, `{by_loss}`" if differ else "their losses are equal too."
+    return f"{lines[0].metric.replace('_', ' ')} is {score_of(lines[0])} for all of them: {rest}"
 
 
 def _machine(planned: Mapping[str, Any]) -> str:

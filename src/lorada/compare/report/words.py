@@ -117,6 +117,9 @@ def limits(
     if any(abs((line.value or 0) - (line.score or 0)) > 0.05 for line in scored):
         what = "score" if by == metric else by.replace("_", " ")
         yield f"Methods are compared by their mean {what} over rows, which is not {metric}."
+    above = [one.label for one in results.candidates if any(one.candidate.budgets.values())]
+    if above:
+        yield f"Above a budget, because no smaller size of the method exists: {_listed(above)}."
     yield from _learning_rates(results)
 
 
