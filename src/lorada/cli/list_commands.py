@@ -48,8 +48,8 @@ def methods(
             console.print(line, no_wrap=True, overflow="ellipsis")
         console.print(
             "Each is for any decoder, encoder or encoder-decoder, but longlora for decoders alone; "
-            "any without a map also as NAME+lmam; different parts also as a sum, such as lora+quanta; "
-            "PEFT's tuners too, such as ia3, vera and oft: lorada methods --peft"
+            "any without a map also as NAME+lmam; different parts also as a sum, such as "
+            "lora+quanta; PEFT's tuners too, such as ia3, vera and oft: lorada methods --peft"
         )
         suggest("methods", "lorada_la")
 
