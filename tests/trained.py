@@ -15,7 +15,7 @@ from lorada.training.train import train
 # Run → model, method, rows, and settings of its own.
 Runs = Mapping[str, tuple[str, str, str, list[str]]]
 # Of what a run saves at its end, all but its checkpoints and its recipe.
-SAVED = ("result.json", "adapter", "model", "trained.safetensors")
+SAVED = ("result.json", "adapter", "model")
 QUICK = ["per_device_train_batch_size=4", "report_to=[]", "max_length=32", "logging_steps=1"]
 
 

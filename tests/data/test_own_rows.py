@@ -1,17 +1,23 @@
 """Rows of a user's own: columns that change nothing, errors that say which row."""
 
+import logging
+import re
 from collections import Counter
 from itertools import combinations
 
 import pytest
-from folders import ROWS, byte_tokenizer, refused, rows_file
+from folders import ROWS, byte_tokenizer, chats, llama_folder, refused, rows_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trained import run_recipe
 
 from lorada.data.rows import content_of, drawn, share_of
 from lorada.data.task_rows import load_rows
-from lorada.data.tokenize import encode_rows
+from lorada.data.tokenize import encode_rows, prompt_of
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 from lorada.training.load_recipe import load_recipe
+from lorada.training.train import train
 
 TOKENIZER = byte_tokenizer()
 ALTERNATING = (
@@ -101,13 +107,38 @@ def test_a_part_of_the_rows_knows_where_they_stand_in_their_file(tmp_path):
     assert [part.number(0), part.number(1), rows.number(0)] == [3, 6, 1]
 
 
-@pytest.mark.parametrize(("form", "learned"), [("messages", "prompt"), ("prompt", "messages")])
-def test_rows_that_the_chat_template_would_make_others_than_those_learned_are_refused(
-    form, learned, tmp_path
-):
-    row = {"messages": chat("user", "assistant"), "prompt": ROWS[0]}[form]
-    data = str(rows_file(tmp_path / "rows.jsonl", [row]))
-    refused(f"has {form} rows; this run has learned {learned}", lambda: load_rows(data, learned))
+def test_prompts_are_put_to_a_run_of_chats_as_a_users_turn(tmp_path, caplog):
+    llama_folder(tmp_path / "llama")
+    rows_file(tmp_path / "chats.jsonl", chats(*((row["prompt"], row["response"]) for row in ROWS)))
+    settings = ["max_steps=2", "report_to=[]", "max_new_tokens=2"]
+    recipe = run_recipe(settings, tmp_path, tmp_path / "run", rows="chats", method="full")
+    run = load_run(train(recipe, quiet=True).run)
+    asked = evaluate(run, recipe.data)
+    prompts = str(rows_file(tmp_path / "prompts.jsonl", ROWS))
+    with caplog.at_level(logging.WARNING):
+        as_prompts = evaluate(run, prompts)
+    del asked["sha256"], as_prompts["sha256"]
+    assert as_prompts == asked
+    said = "has prompts, and this run has learned chats: each is put as a user's turn"
+    assert said in caplog.text
+    rows = load_rows(prompts, "messages")
+    assert prompt_of(rows.rows[0], rows.form, TOKENIZER) == "<|user|>0 + 0 =<e><|assistant|>"
+
+
+def test_a_difference_in_the_chat_template_that_cannot_be_mended_is_told(tmp_path, caplog):
+    choice = {"prompt": "a", "candidates": ["b", "c"], "answer": 0}
+    for row, trained, told in (
+        (chat("user", "assistant"), "prompt", "has messages rows, which go through .* did not"),
+        (choice, "messages", "has choice rows, which do not go through .* did"),
+    ):
+        caplog.clear()
+        rows = load_rows(str(rows_file(tmp_path / "rows.jsonl", [row])), trained)
+        assert rows.rows == [row]
+        assert re.search(told, caplog.text)
+    caplog.clear()
+    load_rows(str(rows_file(tmp_path / "rows.jsonl", [choice])), "prompt")
+    load_rows(str(rows_file(tmp_path / "rows.jsonl", [chat("user", "assistant")])), "messages")
+    assert not caplog.text
 
 
 def labelled(*counts):

@@ -18,7 +18,6 @@ from lorada.cli.run_commands import suggest_scoring
 from lorada.support.errors import unknown_name
 
 KEYS = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat"
-# The commands; the words in capitals, which may be left out, are no part of the names.
 COMMANDS = {
     "/base": "answer the last question with the base alone; it is not remembered",
     "/reset": "forget the conversation",
@@ -69,15 +68,23 @@ def chat(
 
 def _read(name: str) -> str | None:
     """The next question or command, as it was typed or from a file or pipe; None at the end."""
+    terminal = sys.stdin.isatty()
     try:
-        return input(f"{name}> ") if sys.stdin.isatty() else next(sys.stdin).rstrip("\r\n")
+        return input(f"{name}> ") if terminal else next(sys.stdin).rstrip("\r\n")
     except (EOFError, StopIteration):
         return None
+    except KeyboardInterrupt:
+        if not terminal:
+            raise
+        note("\nCtrl-D or /quit ends the chat")
+        return ""
 
 
 def _obey(chat: Any, line: str) -> None:
     """Answer a question, or do what a command says."""
-    word = line.partition(" ")[0]
+    word, _, rest = line.partition(" ")
+    if word in COMMANDS and rest.strip():
+        raise ValueError(f"{word} stands alone: leave {rest.strip()!r} out")
     match word:
         case "/base":
             _base(chat)

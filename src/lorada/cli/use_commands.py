@@ -116,7 +116,7 @@ def _show(answers: list[dict[str, Any]], texts: list[str]) -> None:
     table = Table("text", *(("label", "probability") if labels else ("score",)))
     named = texts or [f"row {answer['row']}" for answer in answers]
     for name, answer in zip(named, answers, strict=True):
-        label = [str(answer["label"])] if labels else []  # which may be a number
+        label = [answer["label"]] if labels else []
         number = answer["probs"][label[0]] if labels else answer["score"]
         table.add_row(name, *label, f"{number:.3f}")
     console.print(table)

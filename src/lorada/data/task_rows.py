@@ -353,9 +353,10 @@ def load_rows(
     counts = tuple(len(rows) for rows in files)
     every = [row for rows in files for row in rows]
     rows, form = in_form(every, path, columns, before, counts)
-    other = form in HEADED or trained in HEADED or {form, trained} == {"prompt", "messages"}
-    if trained not in (None, form) and other:
+    if trained is not None and form != trained and (form in HEADED or trained in HEADED):
         raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
+    if trained not in (None, form) and "messages" in (trained, form):
+        rows, form = _as_chat(rows, form, path)
     classes = _sorted_classes({str(row["label"]) for row in rows}) if form == "label" else ()
     if labels and not set(classes) <= set(labels):
         new = sorted(set(classes) - set(labels))[0]
@@ -393,7 +394,21 @@ def rows_to_answer(
         rows, form = [{"prompt": row["text"], "response": ""} for row in rows], "prompt"
     if form == "prompt" and learned == "messages":
         rows, form = _users_turns(rows), "messages"
+    elif form == "messages" and learned != "messages":
+        rows, form = _as_chat(rows, form, path)
     return Rows(rows, form, labels, path, TASKS[JSONL].protocols[form])
+
+
+def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
+    """Rows to score, when either they or the training rows are chats, but not both."""
+    if form == "prompt":
+        logger.warning("%s has prompts, and this run has learned chats: each is put as a user's "
+                       "turn, through the chat template", path)  # fmt: skip
+        return _users_turns(rows), "messages"
+    goes, did = ("go", "did not") if form == "messages" else ("do not go", "did")
+    logger.warning("%s has %s rows, which %s through the chat template; what this run has learned "
+                   "%s", path, form, goes, did)  # fmt: skip
+    return rows, form
 
 
 def _users_turns(rows: list[Row]) -> list[Row]:

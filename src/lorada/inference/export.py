@@ -32,7 +32,7 @@ from lorada.inference.load import Run, load_run
 from lorada.runs.folder import refuse_target
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
-from lorada.support.files import atomic_path
+from lorada.support.files import atomic_path, scratch_folder
 from lorada.support.row_sources import HEADED
 from lorada.training.model_card import front_matter, write_model_card, write_text
 from lorada.training.models.adapters import (
@@ -83,9 +83,19 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
 def _new_folder(run: Path, target: Path) -> Iterator[Path]:
     """A folder to write, which becomes ``target`` at the end of the ``with`` block."""
     again = "Free space, then run the command again"
-    with full_disk_in_one_line(target, again), atomic_path(target.resolve()) as fresh:
-        yield fresh
-        refuse_target(run, target)  # again, as somebody may have put files there meanwhile
+    if not target.is_dir():
+        with full_disk_in_one_line(target, again), atomic_path(target) as fresh:
+            yield fresh
+            refuse_target(run, target)  # again, as somebody may have put files there meanwhile
+        return
+    # A folder that is there stays: it may be the working one, a link, or a mounted disk.
+    with full_disk_in_one_line(target, again), scratch_folder(target) as scratch:
+        yield scratch / "model"
+        if any(path.name != scratch.name for path in target.iterdir()):
+            raise ValueError(f"{target} is not empty: choose a new folder")
+        config_last = sorted((scratch / "model").iterdir(), key=lambda one: one.suffix == ".json")
+        for path in config_last:
+            path.replace(target / path.name)
 
 
 def copy_licence(model: str, fresh: Path) -> None:

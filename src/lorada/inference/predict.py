@@ -99,15 +99,16 @@ def say_cut(run: Run, answers: list[Answer]) -> None:
 def predict_to(
     run: Run, rows: Rows, given: list[Row], output: Path, *, overwrite: bool = False
 ) -> int:
-    """Answer rows into a file, JSON Lines or CSV by its ending.
+    """Answer rows into a file, JSON Lines or CSV by its ending; a link stays one to that file.
 
     ``given`` are the rows as they were read, with all their columns. Returned is how many rows an
-    earlier call had answered, which are not answered again. A file that is there already, or that
-    has the rows, is refused.
+    earlier call had answered, which are not answered again. A file that is there already, even if
+    another command finished it meanwhile, or that has the rows, is refused.
     """
     for name in files_of(rows.path):
         if output.exists() and os.path.exists(name) and output.samefile(name):
             raise ValueError(f"--output {output} is where the rows are, {name}: choose another")
+    output = Path(os.path.realpath(output))
     refuse_there(output, overwrite=overwrite)
     part, key = output.with_name(f"{output.name}.lorada-part"), _key(run, rows)
     answers = _answered_before(part, key, PART * run.recipe.eval_batch_size)
@@ -120,6 +121,7 @@ def predict_to(
                 file.flush()
                 os.fsync(file.fileno())
                 answers += found
+        refuse_there(output, overwrite=overwrite)
         if output.suffix.lower() == ".csv":
             write_atomic(output, _csv(beside(given, [_flat(answer) for answer in answers])))
         else:

@@ -122,8 +122,6 @@ def refuse_target(folder: Path, target: Path) -> None:
     """Refuse a ``target`` for something made from the run in ``folder``."""
     if folder.resolve() in (target.resolve(), *target.resolve().parents):
         raise ValueError(f"{target} lies in the run itself: choose a folder outside {folder}")
-    if target.resolve() == Path.cwd():
-        raise ValueError(f"{target} is the working folder: choose a new folder")
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file: choose a new folder")
     if target.is_dir() and any(target.iterdir()):
@@ -218,7 +216,9 @@ class HeldError(ValueError):
 
 
 def refuse_file(run: Path) -> None:
-    """Refuse a run folder that is a file."""
+    """Refuse a run folder that is a file, or a link to nothing."""
+    if run.is_symlink() and not run.exists():
+        raise ValueError(f"{run} is a link to nothing: choose another --output")
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run} is a file: choose another --output")
 

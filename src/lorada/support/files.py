@@ -1,12 +1,14 @@
 """Atomic writes: a file or folder is written whole or not at all, even if the process is killed."""
 
+import fcntl
 import json
 import math
+import os
 import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +70,44 @@ def _finite(data: Any) -> Any:
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Make a temporary folder in ``parent``, and ``parent`` too; remove it at the end."""
+    """Make a temporary folder in ``parent`` and remove it at the end.
+
+    The process holds a lock on it. Temporary folders without a lock were left by killed processes
+    and are removed first.
+    """
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True) as at:
-        yield Path(at)
+    remove_orphans(parent)
+    folder, lock = _locked_folder(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
-def remove_orphans(folder: Path) -> None:
-    """Remove what killed processes were writing anywhere in ``folder``, where no other writes."""
-    for scratch in folder.rglob(f"{SCRATCH}*"):
-        shutil.rmtree(scratch, ignore_errors=True)
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
+        with suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks never removes orphans either
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.is_dir():
+                return folder, lock
+            os.close(lock)
+        # Before it was locked, another process removed it as an orphan: try again.
+
+
+def remove_orphans(parent: Path) -> None:
+    """Remove the temporary folders in ``parent`` that killed processes have left."""
+    for folder in parent.glob(f"{SCRATCH}*"):
+        with suppress(OSError):  # its owner is alive, or has removed it
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(lock)
 
 
 @contextmanager

@@ -142,7 +142,6 @@ def train(
 
         def lock_and_check() -> Start:
             stack.enter_context(locked(run))
-            remove_orphans(run)
             return check_folder(recipe, resume=resume, overwrite=overwrite)
 
         with full_disk_in_one_line(run, "Free space, then run the command again"):
@@ -190,6 +189,7 @@ def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
     """Train to the end, from a checkpoint if there is one; refuse broken weights at the end."""
     state = None
     if checkpoint is not None:
+        remove_orphans(checkpoint)  # of a process that was killed while it wrote the checksums
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if checkpoint is None or state is None or not _ended(state):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

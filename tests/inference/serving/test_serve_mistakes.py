@@ -78,11 +78,13 @@ SAID = {
         "messages.0.content.list[TextPart].0.type: Input should be 'text'",
     ),
     "a field of the other kind": (CHAT | {"prompt": "a"}, "'prompt' is not offered here"),
-    "several prompts": (COMPLETION | {"prompt": ["a", "b"]}, "0: Input should be a valid integer"),
+    "several prompts": (
+        COMPLETION | {"prompt": ["a", "b"]}, "one prompt: send several requests at the same time",
+    ),
     "tools": (CHAT | {"tools": [{"type": "function"}]}, "'tools' is not offered here: leave it"),
     "a call of a tool": (
         CHAT | {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
-        "messages.0.tool_calls: List should have at most 0 items",
+        "'tool_calls' of a message is not offered here: leave it out",
     ),
     "no content": (
         CHAT | {"messages": [{"role": "assistant", "content": None}]}, "messages.0.content.str: In",

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
@@ -27,6 +28,8 @@ from lorada.inference.serving.requests import (
 )
 from lorada.inference.serving.served import Ask, Classifier, Served, ask_of, failed
 from lorada.support.files import json_lines
+
+logger = logging.getLogger(__name__)
 
 KINDS: dict[str, Kind] = {
     "/v1/chat/completions": ChatRequest,
@@ -122,8 +125,10 @@ async def _events(chunks: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[str]
             async for chunk in chunks:
                 yield f"data: {json_lines([chunk])}\n"
         yield "data: [DONE]\n\n"
-    except Refused as refusal:
-        yield f"data: {json_lines([refusal.body])}\n"
+    except Exception as error:
+        if not isinstance(error, Refused):
+            logger.exception("a stream failed")
+        yield f"data: {json_lines([refusal_of(error).body])}\n"
 
 
 async def _unless_closed(request: Request, work: Coroutine[Any, Any, Any]) -> Any:

@@ -1,8 +1,8 @@
 """What a request may say, and how it is refused, as OpenAI's API spells both."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -47,7 +47,13 @@ class Message(Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
-    tool_calls: list[Any] | None = Field(None, max_length=0)
+
+    @model_validator(mode="after")
+    def _is_read(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if value not in (None, "", [], {}) and name != "name":
+                raise ValueError(f"{name!r} of a message is not offered here: leave it out")
+        return self
 
     def turn(self) -> dict[str, str]:
         """The turn as it stands in rows to learn from."""
@@ -86,6 +92,13 @@ class CompletionRequest(Request):
     """The body of ``POST /v1/completions``: a text to continue, or its tokens."""
 
     prompt: str | Ids
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _is_one(cls, given: Any) -> Any:
+        if isinstance(given, list) and given and not isinstance(given[0], int):
+            raise ValueError("a request has one prompt: send several requests at the same time")
+        return given
 
 
 class ClassifyRequest(Strict):

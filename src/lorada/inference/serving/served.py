@@ -38,7 +38,10 @@ PAGE, PASS, CACHE_TOKENS = 32, 512, 8192
 # On an accelerator: the share of its free memory for the caches of all names.
 MEMORY = 0.7
 # Any values but those that switch a rule off: a rule that is off cannot be set by a request.
-SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
+# Scores that are no numbers would end the batch, and on a GPU the process.
+SAMPLING = {
+    "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0, "remove_invalid_values": True,
+}  # fmt: skip
 # Colder requests take the likeliest token: scores over a smaller number may be infinite in fp32,
 # and what is not a number ends a batch for all its requests.
 COLDEST = 1e-6
