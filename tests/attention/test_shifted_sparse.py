@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lorada import LoradaConfig
 from lorada.attention.attend import SHIFTED
 from lorada.attention.call import AttentionCall
+from lorada.attention.interface import CROSS_ATTENTION as CROSS
 from lorada.attention.interface import install
 from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.methods.callbacks.longlora import ShiftedAttention
@@ -132,13 +133,6 @@ def test_kernels_without_masks_are_refused():
             ShiftedGroups(4).mask(call_of(kernel, query, query, mask))
 
 
-def test_an_encoder_is_refused():
-    model = ARCHITECTURES["roberta"]().train()
-    ShiftedAttention(4).on_train_begin(None, None, None, model=model)
-    with pytest.raises(ValueError, match="shifted sparse attention is for decoders"):
-        model(**tokens())
-
-
 def longlora(**options) -> LoraConfig:
     names = ["q_proj", "k_proj", "v_proj", "o_proj"]
     return LoraConfig(
@@ -172,3 +166,30 @@ def test_training_is_sparse_evaluation_is_not_and_the_adapter_loads(tmp_path, co
 def test_models_whose_attention_takes_no_mask_are_refused():
     with pytest.raises(ValueError, match=r"needs attention that .* dispatches; this .* has none"):
         ShiftedAttention().on_train_begin(None, None, None, model=ARCHITECTURES["falcon"]())
+
+
+@KERNELS
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("roberta", {"num_hidden_layers": 1, "hidden_dropout_prob": 0.0,
+                     "attention_probs_dropout_prob": 0.0}),
+        ("bart", {"encoder_layers": 1, "dropout": 0.0}),
+        ("t5", {"num_layers": 1, "dropout_rate": 0.0}),
+    ],
+)  # fmt: skip
+def test_groups_of_an_encoder_see_both_ways_within_them(name, sizes, kernel):
+    model = ARCHITECTURES[name](**sizes, attn_implementation=kernel).train()
+    ShiftedAttention(4).on_train_begin(None, None, None, model=model)
+    assert not any(SHIFTED in vars(m) for n, m in model.named_modules() if n.endswith(CROSS))
+    encoder = model.roberta if name == "roberta" else model.get_encoder()
+    row = tokens()["input_ids"]
+    before = encoder(input_ids=row).last_hidden_state[0]
+    seen = torch.zeros(16, 16, dtype=torch.bool)
+    for place in range(16):
+        other = row.clone()
+        other[0, place] = 95 - other[0, place]
+        after = encoder(input_ids=other).last_hidden_state[0]
+        seen[:, place] = (after - before).abs().amax(-1) > 1e-6
+    near = [(torch.arange(16) + start) // 4 for start in (0, 2)]
+    assert torch.equal(seen, torch.stack([g[:, None] == g for g in near]).any(0))

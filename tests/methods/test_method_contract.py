@@ -48,12 +48,19 @@ def widths(part, model: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-WHOLLY = VOCAB * D + (2 * LAYERS + 1) * D  # of LongLoRA on LLaMA: embeddings and norms
+# Of LongLoRA: embeddings, norms of each layer and those outside of the layers, with their biases;
+# BART's encoder and decoder have embeddings of their own then.
+WHOLLY = {
+    "llama": VOCAB * D + (2 * LAYERS + 1) * D,
+    "roberta": VOCAB * D + (2 * LAYERS + 1) * 2 * D,
+    "bart": 2 * VOCAB * D + (5 * LAYERS + 2) * 2 * D,
+    "mbart": 2 * VOCAB * D + (5 * LAYERS + 4) * 2 * D,
+}
 
 
 def lora(part, model: str) -> int:
     count = sum(part.r * (i + o) + part.use_dora * o for i, o in widths(part, model).values())
-    return count + (WHOLLY if part.modules_to_save else 0)
+    return count + (WHOLLY[model] if part.modules_to_save else 0)
 
 
 def lmam(part, model: str) -> int:

@@ -2,7 +2,8 @@
 
 A token attends within its own group of G consecutive tokens. For the last ⌊H/2⌋ heads the groups
 begin G/2 tokens earlier, so that they cross the borders of the other heads' groups. They do not
-wrap around: their first group has G/2 tokens and the last one the rest. No token sees a later one.
+wrap around: their first group has G/2 tokens and the last one the rest. In a decoder no token sees
+a later one. In an encoder, which the publication does not treat, a token sees its whole group.
 
 Shapes: B batch, H query heads, T queries, K key slots.
 """
@@ -41,14 +42,12 @@ class ShiftedGroups:
                 f"shifted sparse attention needs a mask for each head, which {name} does not "
                 "take: use attn_implementation='sdpa' or 'eager'"
             )
-        if not call.shape.causal:
-            raise ValueError("shifted sparse attention is for decoders, and this module is none")
-        queries, keys = call.shape.queries, call.shape.keys
+        queries, keys, causal = call.shape.queries, call.shape.keys, call.shape.causal
         table = token_positions(call).table(queries, keys, call.value.device)
         rows, columns = table.rows[:, None, :, None], table.columns[:, None, None, :]
         near = _in_groups(rows, columns, self.size or -(-queries // 4), call.shape.heads)
         if mask is None:
-            near = near & (columns <= rows)
+            near = near & (columns <= rows) if causal else near
             assert call.query is not None  # only dispatched attention has groups
             mask = call.query.new_zeros(()) if name == "eager" else near.new_ones(())
         mask = mask[..., :keys] if mask.dim() else mask

@@ -12,7 +12,7 @@ from lorada.methods.method import Family
 
 # Role → names of the matrices with that role, within a layer. A name is long enough to match no
 # other module of the model. Where query, key and value (or gate and up) are one matrix, it is
-# listed under each role. LongLoRA also trains a decoder's embeddings and norms.
+# listed under each role. Some methods train embeddings and norms, which may be outside the layers.
 Scheme = Mapping[str, tuple[str, ...]]
 ATTENTION = ("query", "key", "value")
 # Settings that name modules: those that the part adapts, and those that train as a whole.
@@ -50,10 +50,14 @@ _LLAMA = _scheme(
 )
 _BERT_HALVES = ("attention.output.dense", "intermediate.dense", "output.dense")
 _BERT = _scheme(
-    ("attention.self.query", "attention.self.key", "attention.self.value"), *_BERT_HALVES
-)
-_BART = _scheme(_QKV, _FAIRSEQ, "fc1", "fc2")
+    ("attention.self.query", "attention.self.key", "attention.self.value"), *_BERT_HALVES,
+    whole=("word_embeddings", ("LayerNorm",)),
+)  # fmt: skip
+_BART = _scheme(_QKV, _FAIRSEQ, "fc1", "fc2", whole=(_EMBED, ("layer_norm", "layernorm_embedding")))
 _MEGATRON = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+_T5 = _scheme(
+    ("q", "k", "v"), "o", ("wi", "wi_1"), "wo", gate="wi_0", whole=(_EMBED, ("layer_norm",))
+)
 
 SCHEMES: dict[str, Scheme] = {
     **dict.fromkeys(
@@ -80,16 +84,26 @@ SCHEMES: dict[str, Scheme] = {
         ("falcon", "bloom"), _scheme("query_key_value", "self_attention.dense", *_MEGATRON)
     ),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), _BERT),
-    "distilbert": _scheme(("q_lin", "k_lin", "v_lin"), "out_lin", "ffn.lin1", "ffn.lin2"),
-    "modernbert": _scheme("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo", gate="mlp.Wi"),
+    "distilbert": _scheme(
+        ("q_lin", "k_lin", "v_lin"), "out_lin", "ffn.lin1", "ffn.lin2",
+        whole=("word_embeddings", ("layer_norm", "LayerNorm")),
+    ),
+    "modernbert": _scheme(
+        "attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo", gate="mlp.Wi",
+        whole=("tok_embeddings", ("norm",)),
+    ),
     "deberta": _scheme("attention.self.in_proj", *_BERT_HALVES),
     "deberta-v2": _scheme(
         ("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
         *_BERT_HALVES,
     ),
-    **dict.fromkeys(("bart", "mbart", "whisper"), _BART),
-    "t5": _scheme(("q", "k", "v"), "o", ("wi", "wi_1"), "wo", gate="wi_0"),
-    "vit": _scheme(_QKV, "o_proj", "fc1", "fc2"),
+    **dict.fromkeys(("bart", "mbart"), _BART),
+    "whisper": _scheme(_QKV, _FAIRSEQ, "fc1", "fc2", whole=(_EMBED, ("layer_norm",))),
+    "t5": _T5,
+    "vit": _scheme(
+        _QKV, "o_proj", "fc1", "fc2",
+        whole=("patch_embeddings", ("layernorm_before", "layernorm_after", "layernorm")),
+    ),
 }  # fmt: skip
 
 

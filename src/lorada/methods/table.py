@@ -297,7 +297,7 @@ METHODS: dict[str, Method] = {
         source="Table 4; the layers are inferred from the parameter count",
     ),
     "longlora": Method(
-        "LongLoRA, for decoders: LoRA, embeddings, norms; in training shifted sparse attention",
+        "LongLoRA: LoRA, embeddings and norms, with shifted sparse attention in training",
         {
             "llama": {
                 "lora": {
@@ -476,6 +476,11 @@ UNPUBLISHED: dict[str, Unpublished] = {
     ),
     "omoe": Unpublished(
         "as in Table 4, on LLaMA", dict.fromkeys(_OTHERS, METHODS["omoe"].parts["llama"]), "llama"
+    ),
+    "longlora": Unpublished(
+        "as in Table 7, on LLaMA; the groups of an encoder have no causal mask",
+        dict.fromkeys(_OTHERS, METHODS["longlora"].parts["llama"]),
+        "llama",
     ),
     "lorada_la": Unpublished(
         "map and adapter of Tables 15 and 16, LoRA of Table 19",

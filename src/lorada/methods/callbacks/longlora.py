@@ -20,7 +20,10 @@ from lorada.tuners.base.part_config import Count, check_values
 
 @dataclass(eq=False)
 class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
-    """Makes every self-attention shifted and sparse while the model trains."""
+    """Makes every self-attention shifted and sparse while the model trains.
+
+    The publication is about decoders; in an encoder the groups have no causal mask.
+    """
 
     # G, in tokens; None for a quarter of the padded length of each batch.
     group_size: Count | None = None
