@@ -47,9 +47,9 @@ def methods(
             line = f"{each:{width}}  {row['summary']}"
             console.print(line, no_wrap=True, overflow="ellipsis")
         console.print(
-            "Each is for any decoder, encoder or encoder-decoder, but longlora for decoders alone; "
-            "any without a map also as NAME+lmam; different parts also as a sum, such as "
-            "lora+quanta; PEFT's tuners too, such as ia3, vera and oft: lorada methods --peft"
+            "Each is for any decoder, encoder or encoder-decoder; any without a map also as "
+            "NAME+lmam; different parts also as a sum, such as lora+quanta; PEFT's tuners too, "
+            "such as ia3, vera and oft: lorada methods --peft"
         )
         suggest("methods", "lorada_la")
 
