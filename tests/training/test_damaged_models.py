@@ -3,8 +3,11 @@
 import json
 
 import pytest
-from folders import bert_folder, llama_folder, rows_file
+from folders import bert_folder, llama_folder, refused, rows_file
+from transformers import AutoTokenizer
 
+from lorada.inference.generate import generate
+from lorada.inference.load import load_run
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
@@ -74,3 +77,23 @@ def test_every_setting_of_a_models_config_may_be_wrong(kind, rows, tmp_path):
             if not (kind == "bert" and key == "rope_parameters"):
                 assert message, (key, value)
                 assert str(folder) in message, message
+
+
+def grown(folder):
+    """Give the tokenizer of a model folder more tokens than the model has embeddings for."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<image>", "1 +"])
+    tokenizer.save_pretrained(folder)
+
+
+def test_a_token_without_an_embedding_is_named_once_it_is_met(tmp_path):
+    folder = llama_folder(tmp_path / "llama")
+    grown(folder)
+    rows = rows_file(tmp_path / "rows.jsonl")
+    message = attempt("llama", folder, rows, tmp_path / "run")
+    assert "'1 +' as token 260, but the model has embeddings for 259 tokens" in message
+    others = rows_file(tmp_path / "others.jsonl", [{"prompt": "a", "response": "b"}] * 4)
+    assert attempt("llama", folder, others, tmp_path / "run") is None
+    run = load_run(tmp_path / "run")
+    assert len(generate(run, ["ab"])) == 1
+    refused("'<image>' as token 259", lambda: generate(run, ["a<image>"]))

@@ -1,6 +1,7 @@
 """Task heads: what a checkpoint lacks trains, is saved, and is the same at every load."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -148,6 +149,13 @@ def test_a_checkpoint_that_its_config_does_not_fit_is_refused(
     (llama / "config.json").write_text(json.dumps({**config, **change}))
     rows = labels if form == "label" else rows_file(tmp_path / "rows.jsonl")
     refused(message, lambda: trained(llama, rows, tmp_path / "run", method="lmam"))
+
+
+def test_weights_of_the_base_that_have_no_place_are_named(llama, caplog):
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    load_model(str(llama))
+    assert re.search(r"weights such as model\.layers\.1\.\S+ have no place", caplog.text)
 
 
 NAMED = {"id2label": {0: "POSITIVE", 1: "NEGATIVE"}, "label2id": {"POSITIVE": 0, "NEGATIVE": 1}}

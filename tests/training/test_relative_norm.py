@@ -1,12 +1,16 @@
 """The callback that logs the relative norm of maps while a model trains."""
 
+import gc
 import logging
+from unittest.mock import Mock
 
 import pytest
 from callback_runs import trainer
 from peft import LoraConfig
+from transformers import Trainer
 
 from lorada import LmamConfig, LoradaConfig, RelativeNorm
+from lorada.attention import observation
 
 pytestmark = pytest.mark.fp64
 
@@ -34,3 +38,12 @@ def test_a_map_that_does_nothing_is_said_to_and_one_that_works_is_not(tmp_path, 
         assert not caplog.text
         trained(tmp_path, LmamConfig(length=6, inverse_scale=4096 * 600))
     assert "numerically nothing" in caplog.text
+
+
+def test_a_training_that_was_given_up_is_not_observed_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(observation, "observers", [])
+    monkeypatch.setattr(Trainer, "compute_loss", Mock(side_effect=RuntimeError("given up")))
+    with pytest.raises(RuntimeError, match="given up"):
+        trained(tmp_path, LmamConfig(length=6))
+    gc.collect()
+    assert observation.observers == []

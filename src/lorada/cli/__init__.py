@@ -35,13 +35,13 @@ from lorada.support.version import __version__
 # The commands that several processes may run; `run` only starts another program.
 FOR_MANY = ("train", "run")
 
-# Loggers that warn of missing kernels, of types, and of each retry of a download.
+# Loggers that warn of missing kernels and of types.
 QUIET = (
     "torchao",
     "bitsandbytes.backends.cpu.ops",
     "torch.utils._pytree",
-    "huggingface_hub.utils._http",
 )
+RETRIES = ("thrown while requesting", "Retrying in")  # of each download that is tried again
 
 
 def _print_version(asked: bool) -> None:
@@ -94,6 +94,8 @@ def _silence_others() -> None:
     # A table of the weights of a checkpoint, of which ``load_model`` says what matters.
     transformers = logging.getLogger("transformers.modeling_utils")
     transformers.addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
+    hub = logging.getLogger("huggingface_hub.utils._http")
+    hub.addFilter(lambda record: not any(text in record.getMessage() for text in RETRIES))
     warnings.simplefilter("ignore", FutureWarning)  # what a later version of a library will change
 
 

@@ -31,9 +31,14 @@ from lorada.support.errors import unknown_name
 from lorada.support.files import as_typed
 from lorada.support.tables import NOTHING
 
+NAME = 12  # letters of a name that stand in a line, however narrow the terminal
+
 
 def _rates(text: str) -> list[float]:
-    return [float(rate) for rate in text.split(",")]
+    try:
+        return [float(rate) for rate in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text} must be numbers, such as 1e-4,1e-3") from error
 
 
 Methods = Annotated[
@@ -368,6 +373,7 @@ def _show_scores(what: str, form: str, rows: Sequence[Scored]) -> None:
         lost = NOTHING if loss is None else format(loss, form)
         trained = NOTHING if parameters is None else f"{parameters:,.0f}"
         lines.append([name, shown, letter or NOTHING, lost, trained, mark])
+    wide = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     table = Table(box=None, pad_edge=False, header_style="")
     table.add_column("", overflow="fold")  # long names are folded where there is no room
     for head in heads[1:-1]:
@@ -375,7 +381,9 @@ def _show_scores(what: str, form: str, rows: Sequence[Scored]) -> None:
     table.add_column("", no_wrap=True)
     for line in lines:
         table.add_row(*line)
-    console.print(table)
+    least = min(NAME, wide[0]) + sum(wide[1:]) + 2 * len(wide[1:])
+    table.width = least if least > console.width else None
+    console.print(table, crop=False)
 
 
 SETTINGS = [

@@ -1,5 +1,6 @@
 """The options and arguments that several commands share, and the panels of ``lorada --help``."""
 
+from math import isclose
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,10 @@ def seeds_of(text: str) -> list[int]:
     """Split seeds at commas."""
     from lorada.runs.recipe import refuse_seed
 
-    found = [int(seed) for seed in text.split(",")]
+    try:
+        found = [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text} must be whole numbers, such as 1,2,3") from error
     for seed in found:
         refuse_seed("", seed)
     return found
@@ -34,12 +38,33 @@ def columns_of(text: str) -> dict[str, str]:
     return dict(pairs)
 
 
+def refuse_columns(columns: Any, data: str | None) -> None:
+    """Refuse names of fields without rows that have them."""
+    if columns is not None and data is None:
+        raise ValueError("--columns names the fields of --data: add --data FILE")
+
+
 def part_of(text: str) -> tuple[int, int]:
     """Read the part ``i/n`` of some runs."""
-    i, n = (int(number) for number in text.split("/"))
+    try:
+        i, n = (int(number) for number in text.split("/"))
+    except ValueError:
+        i, n = 0, 0
     if not 1 <= i <= n:
         raise typer.BadParameter(f"{text} must be i/n with i from 1 to n, such as 1/4")
     return i, n
+
+
+def gpus_of(text: str) -> float:
+    """Read how many GPUs a job has: a whole number, or a share such as 0.25."""
+    try:
+        count = float(text)
+        whole = count if count >= 1 else 1 / count
+    except (ValueError, ZeroDivisionError):
+        count, whole = 0.0, 0.5
+    if count <= 0 or not isclose(whole, round(whole)):
+        raise typer.BadParameter(f"{text} must be a whole number, or one over one, such as 0.25")
+    return count
 
 
 METHOD = typer.Option(help="see `lorada methods`")
@@ -79,7 +104,12 @@ Workers = Annotated[
     typer.Option(min=1, help="how many runs at once here; else one for each GPU, or one"),
 ]
 GpusPerJob = Annotated[
-    float, typer.Option(min=0.01, help="GPUs that a run has: 2, or 0.25 for four runs on each GPU")
+    Any,
+    typer.Option(
+        parser=gpus_of,
+        metavar="NUMBER",
+        help="GPUs that a run has: 2, or 0.25 for four runs on each GPU",
+    ),
 ]
 Cluster = Annotated[str | None, typer.Option(help="run on a Ray cluster: auto, or ray://HOST:PORT")]
 Shard = Annotated[

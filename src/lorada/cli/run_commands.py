@@ -254,6 +254,7 @@ def evaluate(
 ) -> None:
     """Score a finished run on held-out rows, or on the test rows of its tasks."""
     recipe = scored_run(run, data, data_dir, metric)
+    opt.refuse_columns(columns, data)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference import evaluate as scoring
     from lorada.runs.result import read_result

@@ -45,6 +45,7 @@ def predict(
     as_json: opt.Json = False,
 ) -> None:
     """Label, score or answer texts with a finished run."""
+    opt.refuse_columns(columns, data)
     texts = text or []
     recipe, rows = _checked(run, texts, data, output, overwrite=overwrite)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)

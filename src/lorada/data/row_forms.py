@@ -290,6 +290,8 @@ def _converted(row: Row, fit: _Fit, where: str, stand_ins: Mapping[Form, Any] | 
     found = reading.convert(fields)
     if reading.form == "messages":
         turns = found["messages"]
+        if sum(turn["role"] == "system" for turn in turns) > 1 and fields.get("system"):
+            raise ValueError(f"{where}: system is beside a system turn: leave one of them out")
         if stand_ins is not None and reading.right is None:
             turns.append({"role": "assistant", "content": ""})
         if len(turns) < 2 or all(turn["role"] != "assistant" for turn in turns):

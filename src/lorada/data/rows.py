@@ -15,6 +15,8 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +123,7 @@ def _json_value(value: Any) -> Any:
         return {k: _json_value(one) for k, one in kept}
     if isinstance(value, list):
         return [_json_value(one) for one in value]
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    return str(value) if isinstance(value, Decimal | date | time | timedelta) else value
 
 
 def _as_json(row: Row) -> Row:

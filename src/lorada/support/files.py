@@ -112,13 +112,20 @@ def remove_orphans(parent: Path) -> None:
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold a lock, an empty file beside ``path``, while making it; other processes wait for it."""
+    """Hold a lock while making ``path``; other processes wait for it.
+
+    The lock is an empty file beside ``path``. On a file system without locks nobody waits.
+    """
     from filelock import FileLock
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    with FileLock(lock):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)  # waiting processes notice it and make a new lock
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with suppress(OSError, NotImplementedError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):
+                Path(lock.lock_file).unlink()  # waiting processes notice it and make a new lock
+            lock.release()

@@ -29,4 +29,7 @@ def as_score(value: float, metric: str) -> float:
 
 def main_metric(metrics: dict[str, Any]) -> str:
     """The name of a task's first metric, which tables show under the task's name."""
-    return next(key for key in metrics if key != "n")
+    found = next((key for key in metrics if key != "n"), None)
+    if found is None:
+        raise ValueError("a stored result has a task without a score: delete it and run it again")
+    return found

@@ -129,7 +129,7 @@ def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
 
 
 def may_not_fit(recipe: Recipe, config: Any) -> bool:
-    """Whether a step may be too large for an accelerator, so that ``auto`` has to compute it."""
+    """Whether a step may be too large for an accelerator, so that ``auto`` computes its memory."""
     model = meta_model(config)
     own = any(name in recipe.training for name in TRAINERS_OWN)
     if own or model is None or not model.supports_gradient_checkpointing:
@@ -189,7 +189,8 @@ def training_arguments(
     ours = {**DEFAULTS, **rate, **device_settings(recipe)}
     settings = {**ours, **(method or {}), **recipe.training}
     if recipe.early_stopping is not None:
-        settings |= {**_for_early_stopping(recipe, settings), **recipe.training}
+        settings |= _for_early_stopping(recipe, settings) | recipe.training
+        settings["load_best_model_at_end"] = True
     if again:
         settings |= CHECKPOINTING
     if recipe.pooling is not None:  # the layers that it passes over get no gradient

@@ -2,7 +2,7 @@
 
 import logging
 import signal
-from contextlib import AbstractContextManager
+import weakref
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -170,7 +170,7 @@ class RelativeNorm(TrainerCallback):  # type: ignore[misc]
         self.by_layer: dict[str, float] = {}
         self._sums: Sums = {}
         self._names: dict[nn.Module, str] = {}
-        self._watching: AbstractContextManager[None] | None = None
+        self._watching: weakref.finalize[..., RelativeNorm] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Learn the names of the model's layers."""
@@ -186,14 +186,20 @@ class RelativeNorm(TrainerCallback):  # type: ignore[misc]
         logged = logged or (step == 1 and args.logging_first_step)
         self._sums = {}
         if logged or (saves and step % saves == 0):
-            self.stop()
-            self._watching = observe(self._observe)
-            self._watching.__enter__()
+            self._watch()
+
+    def _watch(self) -> None:
+        self.stop()
+        # A weak reference, so that attention does not keep the callback of an abandoned training.
+        me = weakref.ref(self)
+        context = observe(lambda seen: callback._observe(seen) if (callback := me()) else None)
+        context.__enter__()
+        self._watching = weakref.finalize(self, context.__exit__, None, None, None)
 
     def stop(self) -> None:
         """Stop measuring; call it too when training ends with an error."""
         if self._watching is not None:
-            self._watching.__exit__(None, None, None)
+            self._watching()
             self._watching = None
 
     def _observe(self, seen: Observation) -> None:

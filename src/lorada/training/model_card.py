@@ -60,7 +60,7 @@ def front_matter(recipe: Recipe, library: str, task_type: str) -> str:
 
 
 def write_card(folder: Path, recipe: Recipe, config: LoradaConfig, outputs: int) -> None:
-    """Write the model card of an adapter with a ``config``; a head of its has so many outputs."""
+    """Write the model card of an adapter with a ``config``; ``outputs`` is the size of its head."""
     plain = config.plain is not None  # then PEFT needs no lorada
     knows = "PEFT loads it:" if plain else "PEFT knows its parts once `lorada` has been\nimported:"
     line = "import lorada  # registers the adapter types; without it: KeyError: 'LORADA'\n"

@@ -314,6 +314,10 @@ def set_up(
     set_seed(args.seed)
     base = load_base(prepared, head_size(prepared.rows), loading_device(args))
     scale = scale_of(prepared.rows, base.model)
+    begun = recipe.from_adapter
+    if scale is not None and begun is not None and Path(begun, "trainer_state.json").is_file():
+        raise ValueError(f"{begun} is a checkpoint, whose head learns other numbers than the rows "
+                         "have: start from the adapter of the finished run")  # fmt: skip
     train_rows, eval_rows, pad = _encode(prepared, base, scale)
     if plan.prepare is not None:
         batches = _batches(train_rows, pad, args)

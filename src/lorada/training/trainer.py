@@ -17,6 +17,7 @@ mean: there scores are only divided.
 """
 
 import copy
+import logging
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from lorada.data.task import Kind, Metrics
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import IGNORED, token_counts
-from lorada.support.processes import gather_values
+from lorada.support.processes import gather_values, is_first
 from lorada.support.row_sources import HEADED
 from lorada.training.callbacks import refuse_broken_loss
 from lorada.training.models.adapters import save_beside
@@ -45,6 +46,9 @@ from lorada.training.models.candidate_scores import likeliest, sequence_scores
 from lorada.training.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.tuners.stack.stack import LoradaModel
 
+logger = logging.getLogger(__name__)
+
+FAR = 10  # standard deviations from 0 beyond which a head without a bias learns scores poorly
 TRAINED_COPY, ORIGINAL = "modules_to_save.default", "original_module"  # of a head, in PEFT's models
 
 
@@ -71,7 +75,7 @@ class ScoreScale:
     def begin(self, model: nn.Module, drawn: Collection[str]) -> "ScoreScale":
         """How a model learns scores whose base learns them so; ``drawn`` is as in ``Base``.
 
-        A head from a checkpoint, or from the adapter of ``--from``, answers in the unit of the rows
+        A head from the adapter of ``--from`` answers in the unit of the rows
         and is put where scores are learned, so that the model begins as what it was.
         """
         placed = replace(self, layer=_last_layer(model))
@@ -91,6 +95,10 @@ def scale_of(rows: Rows, base: nn.Module) -> ScoreScale | None:
     if min(scores) == max(scores):
         raise ValueError(f"{rows.path} has only the score {mean:g}: nothing can be learned from it")
     biased = base.get_submodule(layer).bias is not None
+    if not biased and abs(mean) > FAR * sd and is_first():
+        logger.warning("the scores are %.0f standard deviations from 0, and the head of this model "
+                       "has no bias to hold their mean: subtract %g from them, or take an encoder",
+                       abs(mean) / sd, mean)  # fmt: skip
     return ScoreScale(layer, mean if biased else 0.0, sd)
 
 

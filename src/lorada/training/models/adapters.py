@@ -17,7 +17,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorada.methods.build import Plan
 from lorada.methods.method import part_class
@@ -88,7 +88,32 @@ def load_base(
     for one in (model.config, model.config.get_text_config()):
         if headed or getattr(one, "pad_token_id", None) is None:
             one.pad_token_id = prepared.tokenizer.pad_token_id
+    _refuse_unknown_tokens(model, prepared.tokenizer)
     return Base(model, base_parameters(model, head), drawn, head)
+
+
+def _refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a model raise an error when it meets a token that it has no embedding for.
+
+    A tokenizer with more tokens is no error by itself: many have one that is never used, such as
+    Gemma 3's token for images.
+    """
+    embeddings = model.get_input_embeddings()
+    known = embeddings.weight.shape[0]
+    if len(tokenizer) <= known:
+        return
+
+    def check(module: nn.Module, args: tuple[Any, ...]) -> None:
+        ids = args[0]
+        largest = int(ids.max()) if isinstance(ids, torch.Tensor) and ids.numel() else 0
+        if largest >= known:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.convert_ids_to_tokens(largest)!r} as token "
+                f"{largest}, but the model has embeddings for {known} tokens only: take the "
+                "tokenizer that belongs to the model, or resize the model's embeddings"
+            )
+
+    embeddings.register_forward_pre_hook(check)
 
 
 def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 # How transformers begins its ValueError for a tokenizer whose files are missing.
 NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
+IN_LAYER = re.compile(r"\.\d+\.")  # in the name of a weight in a layer
 DAMAGED = "its files are damaged, or of another version of transformers"
 
 
@@ -196,7 +198,10 @@ def _refuse_adapter(name: str) -> None:
 def _drawn(
     name: str, model: PreTrainedModel, found: dict[str, Any], outputs: int | None
 ) -> frozenset[str]:
-    """The parameters that were drawn at random; raises if one is not of a task head."""
+    """The parameters that were drawn at random; raises if one is not of a task head.
+
+    A warning says that the checkpoint has weights of the base for which there is no place.
+    """
     for key, saved, wanted in sorted(found["mismatched_keys"]):
         # A head for another number of classes is drawn at random, like a missing one.
         in_head = key.split(".")[0] in head_modules(model) and saved[1:] == wanted[1:]
@@ -206,6 +211,12 @@ def _drawn(
                 f"{list(wanted)}"
             )
     prefix = model.base_model_prefix
+    extra = [
+        k for k in found["unexpected_keys"] if not may_be_drawn(k, prefix) or IN_LAYER.search(k)
+    ]
+    if extra:
+        logger.warning("%s: %d weights such as %s have no place in this model, which its config "
+                       "describes", name, len(extra), min(extra))  # fmt: skip
     drawn = found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
     lacking = {key for key in drawn if outputs is None or not may_be_drawn(key, prefix)}
     if lacking:
