@@ -130,12 +130,15 @@ def test_the_version_is_printed_alone(call):
 
 QUEUE = {
     "--workers 0": "'--workers': Input should be greater than or equal to 1",
-    "--gpus-per-job 0": "'--gpus-per-job': Input should be greater than or equal to 0.01",
+    "--gpus-per-job 0": "'--gpus-per-job': 0 must be a whole number, or one over one",
+    "--gpus-per-job 1.5": "'--gpus-per-job': 1.5 must be a whole number",
+    "--gpus-per-job x": "'--gpus-per-job': x must be a whole number",
+    "--workers 2 --cluster auto": "--workers and --cluster exclude each other",
     "--shard 3/2": "'--shard': 3/2 must be i/n with i from 1 to n",
     "--shard 0/2": "'--shard': 0/2 must be i/n",
-    "--shard 1/": "'--shard': ",
+    "--shard 1/": "'--shard': 1/ must be i/n",
     "--seeds -1": "'--seeds': ",
-    "--seeds 1,x": "'--seeds': ",
+    "--seeds 1,x": "'--seeds': 1,x must be whole numbers",
     "--rows ,": "'--rows': ',' has no name in it",
     "--modle x": "No such option: --modle (Possible options: --method, --model)",
 }

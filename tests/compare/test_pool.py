@@ -10,13 +10,15 @@ from functools import partial
 import pytest
 import queue_jobs as work
 from paths import ROOT
-from programs import until
+from programs import printed, until
 from queue_jobs import job
 
 from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
 from lorada.compare.jobs.pool import Workers, cards_of_slots
 from lorada.compare.jobs.queue import run_queue
 from lorada.runs.folder import LOCK_FILE, HeldError, locked
+
+ENGINES = {"one at a time": Workers, "two workers": partial(Workers, 2)}
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +34,14 @@ def statuses(outcomes):
     return [outcome.status for outcome in outcomes.values()]
 
 
-def test_jobs_fail_or_are_killed_each_for_itself_and_go_on_the_next_time(tmp_path):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_jobs_fail_or_are_killed_each_for_itself_and_go_on_the_next_time(engine, tmp_path):
     jobs = [
         job(tmp_path, "a"), job(tmp_path, "bad", work.fail), job(tmp_path, "c", after="bad"),
         job(tmp_path, "killed", work.kill_at_first), job(tmp_path, "e", after="a"),
     ]  # fmt: skip
-    outcomes = run_queue(jobs, Workers(2), report=print)
+    said = []
+    outcomes = run_queue(jobs, ENGINES[engine](), report=said.append)
     assert statuses(outcomes) == ["done", "failed", "waiting", "failed", "done"]
     assert outcomes["bad"].error == "bad"
     assert "was killed" in outcomes["killed"].error
@@ -46,7 +50,7 @@ def test_jobs_fail_or_are_killed_each_for_itself_and_go_on_the_next_time(tmp_pat
     assert "Traceback" in log
     assert log.endswith("ValueError: a first line\nbad\n")
     before = (tmp_path / "a" / "written").read_text()
-    outcomes = run_queue(jobs, Workers(2), report=print)
+    outcomes = run_queue(jobs, ENGINES[engine](), report=said.append)
     assert statuses(outcomes) == ["kept", "failed", "waiting", "done", "kept"]
     assert (tmp_path / "a" / "written").read_text() == before
     assert not list(tmp_path.rglob(JOB_FILE))
@@ -137,13 +141,30 @@ def test_a_job_that_another_process_holds_is_held_until_that_process_ends(tmp_pa
     assert (tmp_path / "a" / "written").read_text().count("a") == 1
 
 
-def test_a_run_that_is_trained_without_a_queue_is_held_too(tmp_path):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_that_is_trained_without_a_queue_is_held_too(engine, tmp_path):
     train = job(tmp_path, "a", work.lock_as_training)
     with locked(tmp_path / "a"):
-        outcomes = run_queue([train], Workers(), report=print)
+        outcomes = run_queue([train], ENGINES[engine](), report=print)
         assert (tmp_path / "a" / LOCK_FILE).is_file()
     assert statuses(outcomes) == ["held"]
-    assert statuses(run_queue([train], Workers(), report=print)) == ["done"]
+    assert statuses(run_queue([train], ENGINES[engine](), report=print)) == ["done"]
+
+
+def test_the_two_locks_of_a_folder_are_kept_apart(tmp_path):
+    with locked(tmp_path), locked(tmp_path, JOB_FILE):
+        code = f"""
+from pathlib import Path
+from lorada.runs.folder import HeldError, locked
+for name in ({LOCK_FILE!r}, {JOB_FILE!r}):
+    try:
+        with locked(Path({str(tmp_path)!r}), name):
+            print("free")
+    except HeldError:
+        print("held")
+"""
+        assert printed(sys.executable, "-c", code).split() == ["held", "held"]
+    assert issubclass(HeldError, ValueError)
 
 
 # A command with some workers, as the command line has them.
@@ -190,11 +211,13 @@ def test_ctrl_c_lets_all_workers_save_or_end_and_ends_the_command(case, tmp_path
     assert not list(tmp_path.rglob(JOB_FILE))
 
 
-def test_a_second_ctrl_c_ends_what_still_saves(tmp_path):
-    process = command(tmp_path, "save_for_long")
-    work.started(tmp_path, "a", "b")
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_second_ctrl_c_ends_what_still_saves(workers, tmp_path):
+    process = command(tmp_path, "save_for_long", workers)
+    names = "ab"[:workers]
+    work.started(tmp_path, *names)
     process.send_signal(signal.SIGINT)
-    work.started(tmp_path, "a", "b", file="saving")
+    work.started(tmp_path, *names, file="saving")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
@@ -210,11 +233,14 @@ def is_free(folder):
         return False
 
 
-def test_workers_of_a_command_that_is_killed_end_with_it(tmp_path):
+@pytest.mark.parametrize(
+    "ends_by", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_workers_of_a_command_that_is_killed_end_with_it(ends_by, tmp_path):
     process = command(tmp_path)
     work.started(tmp_path, "a", "b")
     numbers = [int((tmp_path / name / JOB_FILE).read_text()) for name in "ab"]
-    process.kill()
+    process.send_signal(ends_by)
     process.communicate(timeout=60)
     until(lambda: all(map(work.is_gone, numbers)), 10)
     until(lambda: is_free(tmp_path / "a"))

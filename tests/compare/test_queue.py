@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lorada.compare.jobs import queue
-from lorada.compare.jobs.job import Job, Outcome, last_line
+from lorada.compare.jobs.job import Job, Outcome, last_line, last_report
 from lorada.compare.jobs.queue import run_queue, shard
 from lorada.support.duration import duration
 from lorada.training.callbacks import DivergedError
@@ -86,14 +86,21 @@ def test_of_an_error_its_last_line_is_kept(case):
 
 
 def test_a_finished_job_is_never_started_again():
-    engine, said = Made(), []
+    engine, said, looks = Made(), [], []
+
+    def done_meanwhile():  # by another process, after the queue has begun
+        looks.append(1)
+        return len(looks) > 1
+
     jobs = [
         made("a", done=lambda: True), made("b", "a"), made("c", "x", lambda: True), made("x"),
+        made("d", done=done_meanwhile), made("e", "d"),
     ]  # fmt: skip
     outcomes = run_queue(jobs, engine, report=said.append)
-    assert engine.started == ["b", "x"]
-    assert [name for name, o in outcomes.items() if o.status == "kept"] == ["a", "c"]
-    assert said[0] == "2 of 4 jobs were done before"
+    assert engine.started == ["b", "x", "e"]
+    assert [name for name, o in outcomes.items() if o.status == "kept"] == ["a", "c", "d"]
+    assert said[0] == "2 of 6 jobs were done before"
+    assert "[5/6] d: nothing left to do" in said
 
 
 def test_a_held_job_is_tried_again_after_all_others_and_then_left():
@@ -116,6 +123,18 @@ def test_an_interrupt_ends_all():
     assert engine.closed
 
 
+def test_an_engine_that_cannot_start_a_job_fails_the_job_alone():
+    class Weak(Made):
+        def start(self, job):
+            if job.name == "a":
+                raise OSError("no more processes")
+            super().start(job)
+
+    outcomes = run_queue([made("a"), made("b")], Weak(), report=quiet)
+    assert outcomes["a"].error == "no more processes"
+    assert outcomes["b"].status == "done"
+
+
 def test_the_lines_say_how_much_is_done_and_how_long_the_rest_takes(monkeypatch, tmp_path):
     engine, said = Made(slots=2, seconds={"a": 600, "b": 900, "c": 1200}), []
     monkeypatch.setattr(time, "monotonic", lambda: engine.now)
@@ -128,9 +147,13 @@ def test_the_lines_say_how_much_is_done_and_how_long_the_rest_takes(monkeypatch,
     (tmp_path / "b" / "job.log").write_text(
         "> trial 1, learning rate 0.1: step 5 of 10\n{'loss': 1.0}\n> half a li"
     )
+    scores = tmp_path / "c" / "job.log"
+    scores.write_text("> training at learning rate 0.1: step 9 of 10\n> scoring\n")
+    assert last_report(jobs[2]) == ("scoring", 1.0)
+    scores.unlink()
     run_queue(jobs, engine, report=said.append)
     b = "[2/3] b: trial 1, learning rate 0.1: step 5 of 10"
-    left = duration(5 * 600)  # the one training that is done took 600 s
+    left = duration((2.5 + 1) * 1200 / 2.5 / 2)  # after 600 s of each, a and 1.5 trials are done
     assert said[:5] == [
         "[1/3] a: started",
         "[2/3] b: started",

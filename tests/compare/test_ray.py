@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 
@@ -29,13 +31,12 @@ def cluster():
 
 
 @pytest.fixture
-def pool_of(cluster, monkeypatch):
+def pool_of(cluster):
     """Makes pools, and closes those that the test leaves open."""
-    monkeypatch.setenv("RAY_ADDRESS", cluster.member)  # where Ray itself looks for "auto"
     made = []
 
     def make(gpus_per_job=1.0):
-        made.append(RayPool("auto", gpus_per_job))
+        made.append(RayPool(cluster.member, gpus_per_job))
         return made[-1]
 
     yield make
@@ -55,7 +56,7 @@ def test_jobs_run_fail_and_report_and_a_part_of_a_gpu_is_shared(pool_of, tmp_pat
     outcomes = run_queue([one, failing], pool, report=lambda line: None)
     assert outcomes["one"].status == "done"
     assert (outcomes["failing"].status, outcomes["failing"].error) == ("failed", "last line")
-    assert last_report(one) == "writing"
+    assert last_report(one)[0] == "writing"
     assert (tmp_path / "one" / "gpus").read_text() == "0"
     assert capfd.readouterr() == ("", "")
     pool.close()
@@ -98,19 +99,36 @@ def test_a_node_that_lacks_a_path_of_the_command_says_so(tmp_path, monkeypatch):
     assert f"has no {tmp_path / 'elsewhere'}: put it on a path that all nodes share" in wrong
 
 
-def test_a_cluster_that_cannot_be_reached_is_one_line(monkeypatch):
+def test_a_cluster_that_cannot_be_reached_is_one_line():
     began = time.monotonic()
-    with pytest.raises(ConnectionError, match=r"no Ray cluster at ray:.* refused\): start one by"):
-        RayPool(f"ray://127.0.0.1:{ray_jobs.free_port()}")
-    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{ray_jobs.free_port()}")  # of one that is gone
-    with pytest.raises(ConnectionError, match=r"no Ray cluster at auto .* refused\): start one by"):
-        RayPool("auto")
+    with pytest.raises(ConnectionError, match=r"no Ray cluster at 127.* refused\): start one by"):
+        RayPool(f"127.0.0.1:{ray_jobs.free_port()}")
     with pytest.raises(ConnectionError, match="no Ray cluster at ray://no-such-host"):
         RayPool("ray://no-such-host.invalid:10001")
     assert time.monotonic() - began < 20
-    for address in ("gpu-box", "ray:/host:1", "host:6379", "ray://host:port"):
-        with pytest.raises(ValueError, match=f"--cluster '{address}' is not auto or ray://HOST:"):
+    for address in ("gpu-box", "ray:/host:1", "host:port"):
+        with pytest.raises(ValueError, match=f"--cluster '{address}' is not auto, HOST:PORT or"):
             RayPool(address)
+
+
+def test_another_service_at_the_address_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(ray_pool, "CONNECT_WITHIN", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        address = f"127.0.0.1:{service.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=r"no answer within 2 s\): start one by"):
+            RayPool(address)
+
+
+@pytest.mark.parametrize(
+    ("tried", "said"),
+    [("raise SystemExit('Could not find any Ray')", "Could not find any Ray"), ("", "it failed")],
+)
+def test_without_a_cluster_auto_is_one_line(tried, said, monkeypatch):
+    fails = Mock(side_effect=ConnectionAbortedError("it failed\nTraceback\n\n"))
+    monkeypatch.setattr(ray_pool, "TRY", tried)
+    monkeypatch.setattr(ray_pool.ray, "init", fails)
+    with pytest.raises(ConnectionError, match=rf"^no Ray cluster at auto \({said}\): start one by"):
+        RayPool("auto")
 
 
 @pytest.mark.slow

@@ -36,6 +36,8 @@ def pool_of(workers: int | None, cluster: str | None, gpus_per_job: float) -> An
         from lorada.compare.jobs.pool import Workers as Pool
 
         return Pool(workers, gpus_per_job)
+    if workers is not None:
+        raise ValueError("--workers and --cluster exclude each other")
     with needs_extra("cluster"):
         from lorada.compare.jobs.ray_pool import RayPool
 

@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 from lorada.methods.fit_to_model import fit_defaults, refuse_undefined
 from lorada.methods.lookup import method_named
 from lorada.methods.matrix_names import (
+    ANY_LAYER,
     NAMING,
     SCHEMES,
     WRITTEN_FOR,
@@ -188,10 +189,22 @@ def settings_for(
                 continue  # a regex, which is for the model it was written for
             here = here or scheme_of(model_config, f"{part}.{key}")
             settings[key] = renamed(settings[key], SCHEMES[home], here)
+        _name_layers(settings)
         if here is SCHEMES["gpt2"] and "fan_in_fan_out" in settings_of(part):
             settings.setdefault("fan_in_fan_out", True)  # the layout of Conv1D's weights
         found[part] = settings
     return found
+
+
+def _name_layers(settings: Settings) -> None:
+    """Put chosen layers into the regex of targets: PEFT reads ``layers_to_transform`` for lists."""
+    layers, targets = settings.get("layers_to_transform"), settings.get("target_modules")
+    if layers == [] or not isinstance(targets, str):  # the former is refused by the config
+        return
+    if layers is not None and targets.startswith(ANY_LAYER):
+        numbers = "|".join(map(str, [layers] if isinstance(layers, int) else layers))
+        settings["target_modules"] = targets.replace(ANY_LAYER, rf".*\.({numbers})", 1)
+        settings["layers_to_transform"] = None
 
 
 def _alpha_for(part: str, values: Settings, own: Settings) -> Settings:

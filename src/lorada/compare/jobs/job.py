@@ -6,6 +6,7 @@ reads how far it is: also on another machine, as these share the folder.
 """
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ LOG_FILE = "job.log"
 SCORING = "scoring"  # what a job reports behind its training
 REPORT = "> "  # begins what a job reports, among all that libraries print
 TAIL = 10_000  # bytes of a log that are looked at
+STEP = re.compile(r"(?:trial (\d+).*: )?step (\d+) of (\d+)$")
 
 Status = Literal["done", "kept", "failed", "held", "waiting", "interrupted"]
 
@@ -66,7 +68,11 @@ def carry_out(job: Job) -> Outcome:
 
 @contextmanager
 def held(folders: Iterable[Path]) -> Iterator[None]:
-    """Keep jobs and trainings out of folders, as before they are deleted, or refuse."""
+    """Keep jobs and trainings out of folders, as before they are deleted.
+
+    Raises:
+        HeldError: if another process works in one of them.
+    """
     with ExitStack() as stack:
         for folder in folders:
             for name in (JOB_FILE, LOCK_FILE):
@@ -100,15 +106,18 @@ def report(line: str) -> None:
     print(f"{REPORT}{line}", file=sys.stderr, flush=True)
 
 
-def last_report(job: Job) -> str:
-    """The last line that a job has reported; empty for none."""
-    line = ""
+def last_report(job: Job) -> tuple[str, float]:
+    """The last line that a job has reported, and the share of its work that is done by then."""
+    line, share = "", 0.0
     with suppress(OSError), (job.folder / LOG_FILE).open("rb") as log:
         log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
         for each in log.read().decode(errors="replace").splitlines(keepends=True):
             if each.startswith(REPORT) and each.endswith("\n"):
                 line = each[len(REPORT) : -1]
-    return line
+                if found := STEP.search(line):
+                    trials, step, steps = (int(number or 0) for number in found.groups())
+                    share = min(1.0, (trials + step / steps) / job.trainings)
+    return line, 1.0 if line == SCORING else share
 
 
 # Errors that are meant to be read; the kind of others is named, as the text alone may say nothing.

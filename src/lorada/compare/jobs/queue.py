@@ -7,12 +7,13 @@ from typing import Any
 
 from rich.text import Text
 
-from lorada.compare.jobs.job import Job, Outcome, last_report
+from lorada.compare.jobs.job import Job, Outcome, last_line, last_report
 from lorada.support.duration import duration
 from lorada.support.progress import plain_console
 
 Report = Callable[[str], None]
 Pick = Callable[[Sequence[Job], Collection[str]], Job | None]
+KNOWN = 0.02  # of a training that is done, before the time left is told
 MINUTE = 60.0  # seconds between two lines on a running job, where there is no terminal
 
 
@@ -38,7 +39,10 @@ def run_queue(
             to begin no other.
 
     Returns:
-        What became of each job, by its name. Running jobs have saved where Ctrl-C ends it.
+        What became of each job, by its name.
+
+    Raises:
+        KeyboardInterrupt: if the user interrupted; running jobs have saved then.
     """
     console = plain_console(stderr=True)
     try:
@@ -110,9 +114,16 @@ class _Queue:
     def _start(self, job: Job) -> None:
         number = self._kept + len(self._labels) + 1
         label = self._labels.setdefault(job.name, f"[{number}/{len(self._jobs)}] {job.name}: ")
+        if job.done():  # by another process, in the meantime
+            self._outcomes[job.name] = Outcome("kept")
+            self._report(f"{label}nothing left to do")
+            return
         self._report(f"{label}started")
         self._running[job.name] = time.monotonic()
-        self._pool.start(job)
+        try:
+            self._pool.start(job)
+        except OSError as error:  # no more processes
+            self._end(job.name, Outcome("failed", last_line(error)))
 
     def _end(self, name: str, outcome: Outcome) -> None:
         """Record and report what became of a job."""
@@ -127,7 +138,7 @@ class _Queue:
     def _show(self) -> None:
         """Show how far the running jobs are, if that is due."""
         running = [
-            self._labels[name] + (last_report(self._jobs[name]) or "loading")
+            self._labels[name] + (last_report(self._jobs[name])[0] or "loading")
             for name in self._running
         ]
         if self._line is not None:
@@ -142,8 +153,13 @@ class _Queue:
         """How long the jobs that are left take if they go on like this; empty if unknown."""
         did = left = 0.0
         for name, job in self._jobs.items():
-            status = self._outcomes.get(name, Outcome("waiting")).status
-            did += job.trainings * (status == "done")
-            left += job.trainings * (status == "waiting")  # others take no more time
-        seconds = left * (time.monotonic() - self._began) / did if did else 0.0
+            outcome = self._outcomes.get(name, Outcome("waiting"))
+            share = (
+                last_report(job)[1] if name in self._running else float(outcome.status == "done")
+            )
+            if outcome.status in ("done", "waiting"):  # others take no more time
+                did += share * job.trainings
+                left += (1 - share) * job.trainings
+        # At first most of the time went into loading.
+        seconds = left * (time.monotonic() - self._began) / did if did > KNOWN else 0.0
         return f", about {duration(seconds)} left" if seconds >= 1 else ""

@@ -9,6 +9,8 @@ import os
 import platform
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -17,27 +19,40 @@ from typing import Any
 
 import ray
 from ray import exceptions
-from ray._private import services
 
 from lorada.compare.jobs.job import Job, Outcome, carry_out
 from lorada.runs import result
 
 CLIENT = "ray://"  # begins the address for a machine outside of the cluster
+CONNECT_WITHIN = 30.0  # seconds
 FOUND_WITHIN = 10.0  # seconds; a network file system may show a new folder late
 SAVE_WITHIN = 600.0  # seconds for interrupted jobs to save
 TRIES = 4  # how often a job is begun, if its process dies
 START = (
     "start one by `ray start --head` and give --cluster auto there, or ray://HOST:10001 elsewhere"
 )
+# Connects in a process that can be ended: where something else listens, or an old cluster is gone,
+# Ray tries for minutes, then exits without an error.
+TRY = """
+import sys, ray
+try:
+    ray.init(sys.argv[1], log_to_driver=False, logging_level="CRITICAL")
+except BaseException as error:
+    sys.exit(str(error).strip().partition("\\n")[0] or type(error).__name__)
+"""
 
 
 class RayPool:
     """Runs jobs on a Ray cluster, each on one CPU, and on a GPU where the cluster has any.
 
     Args:
-        address: ``auto`` for the cluster that this machine belongs to, or ``ray://HOST:PORT`` from
-            a machine outside of it.
+        address: ``auto`` for the cluster that this machine belongs to, ``HOST:PORT`` for one of
+            several, or ``ray://HOST:PORT`` from a machine outside of the cluster.
         gpus_per_job: how many GPUs a job takes, where there are any; it may be a part of one.
+
+    Raises:
+        ConnectionError: if the cluster cannot be reached.
+        ValueError: if it has no CPU for jobs.
     """
 
     def __init__(self, address: str, gpus_per_job: float = 1.0) -> None:
@@ -63,7 +78,12 @@ class RayPool:
         self._running[task] = job, tries
 
     def wait(self, seconds: float) -> Iterator[tuple[str, Outcome]]:
-        """As that of ``Workers``; a node that cannot run jobs ends the command."""
+        """As that of ``Workers``.
+
+        Raises:
+            ConnectionError: if the cluster is lost.
+            ValueError: if a node cannot run jobs.
+        """
         try:
             ended, _ = ray.wait(list(self._running), timeout=seconds)
             for task in ended:
@@ -95,18 +115,24 @@ class RayPool:
 def connect(address: str) -> None:
     """Connect this process to a Ray cluster."""
     host, _, port = address.removeprefix(CLIENT).rpartition(":")
-    if address != "auto" and not (address.startswith(CLIENT) and host and port.isdigit()):
-        raise ValueError(f"--cluster {address!r} is not auto or ray://HOST:PORT")
+    if address != "auto" and (host.startswith("ray:") or not port.isdigit()):
+        raise ValueError(f"--cluster {address!r} is not auto, HOST:PORT or ray://HOST:PORT")
     # Ray's own messages are about its processes, not about jobs, and it prints some at any level.
     ray._private.worker._worker_logs_enabled = False
     try:
-        if address == "auto":
-            host, _, port = services.canonicalize_bootstrap_address(address).rpartition(":")
-        # Where nothing listens any more, Ray tries for minutes.
-        socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+        if address != "auto":
+            socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+        command = [sys.executable, "-c", TRY, address]
+        tried = subprocess.run(
+            command, capture_output=True, text=True, timeout=CONNECT_WITHIN, check=False
+        )
+        if tried.returncode:
+            raise OSError(tried.stderr.strip().rpartition("\n")[2])
         ray.init(address, log_to_driver=False, logging_level="CRITICAL")
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
         reason = str(error).strip().partition("\n")[0]  # Ray's texts have many lines
+        if isinstance(error, subprocess.TimeoutExpired):
+            reason = f"no answer within {CONNECT_WITHIN:.0f} s"
         raise ConnectionError(f"no Ray cluster at {address} ({reason}): {START}") from error
 
 

@@ -1,8 +1,9 @@
 """What is true of a comparison: scores, tests, the decision, costs; all that its report shows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from lorada.compare.decide import decide
 from lorada.compare.decision import Decision
+from lorada.compare.plan import Candidate
 from lorada.compare.report.read import UNFINISHED, CandidateResult, Results, ScoredRun, Untrained
 from lorada.compare.report.words import (
     Scale,
@@ -80,7 +82,7 @@ class Summary:
     margin: float | None = None  # that a cheaper candidate may cost, in the unit of the metric
     disagreements: tuple[Disagreement, ...] = ()  # the most divided rows first
     commands: dict[str, str] = field(default_factory=dict)  # what for → shell command
-    hardware: str = ""  # of the machine that made the plan
+    hardware: tuple[str, ...] = ()  # one text for each kind of machine that ran a part
     versions: dict[str, str] = field(default_factory=dict)  # package → version
 
     @property
@@ -142,7 +144,7 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
         margin=decision.margin if decision else None,
         disagreements=tuple(_disagreements(results, lines)),
         commands=commands,
-        hardware=_machine(results.plan.hardware),
+        hardware=_machines(results.plan.hardware, runs),
         versions=results.plan.versions,
     )  # fmt: skip
 
@@ -155,14 +157,28 @@ def _with_facts(one: CandidateResult, metric: str) -> CandidateResult:
     numbers = partial(_numbers, one.runs)
     adapted, base = numbers("forgetting", "adapted"), numbers("forgetting", "base")
     rates = numbers("recipe", "training", "learning_rate")
-    maps = {search["map_rate"] for search in one.searches if search.get("map_rate")}
+    maps = [rate for run in one.runs if (rate := _map_rate(one.candidate, run)) is not None]
+    apart = {rate for rate in maps if rate and not any(map(partial(isclose, rate), rates))}
     return replace(
         one, score=as_score(score, metric), metric=metric,
         value=as_score(score, metric) if metric == LOSS else mean,
         peak_memory_gib=max((n / 2**30 for n in numbers("peak_memory_bytes")), default=None),
         forgetting=float(np.mean(adapted) - np.mean(base)) if adapted and base else None,
-        rates=tuple(sorted(set(rates))), map_rates=tuple(sorted(maps)),
+        rates=tuple(sorted(set(rates))), map_rates=tuple(sorted(apart)),
     )  # fmt: skip
+
+
+def _map_rate(candidate: Candidate, run: ScoredRun) -> float | None:
+    """The learning rate of the maps of a run; None if they have that of the other parameters."""
+    recipe = run.result.get("recipe") or {}
+    rate = (recipe.get("training") or {}).get("learning_rate")
+    own = ((recipe.get("parts") or {}).get("lmam") or {}).get("map_learning_rate")
+    if isinstance(rate, int | float):
+        if own is None and candidate.map_rate and candidate.default_rate:
+            return candidate.map_rate / candidate.default_rate * rate
+        if isinstance(own, str):
+            return float(own.removesuffix("x")) * rate
+    return float(own) if isinstance(own, int | float) else None
 
 
 def _numbers(runs: Sequence[ScoredRun], *keys: str) -> list[float]:
@@ -272,11 +288,14 @@ def _all_alike(lines: list[CandidateResult], by_loss: str) -> str:
     return f"{lines[0].metric.replace('_', ' ')} is {score_of(lines[0])} for all of them: {rest}"
 
 
-def _machine(planned: Mapping[str, Any]) -> str:
-    """The machine that made the plan, in words."""
-    cpu, cores, memory = (planned.get(key, "?") for key in ("cpu", "cores", "memory_gib"))
-    first = f"{planned['accelerator']}; " if planned.get("accelerator") else ""
-    return f"{first}{cpu}, {cores} cores, {memory} GiB"
+def _machines(planned: dict[str, Any], runs: Sequence[ScoredRun]) -> tuple[str, ...]:
+    """One text for each kind of machine that ran a part."""
+    texts = []
+    for machine in filter(None, [run.result.get("hardware") for run in runs] or [planned]):
+        cpu, cores, memory = (machine.get(key, "?") for key in ("cpu", "cores", "memory_gib"))
+        first = f"{machine['accelerator']}; " if machine.get("accelerator") else ""
+        texts.append(f"{first}{cpu}, {cores} cores, {memory} GiB")
+    return tuple(dict.fromkeys(texts))
 
 
 def source(results: Results, name: str) -> str:
@@ -313,13 +332,16 @@ def commands_of(folder: Path, best: CandidateResult) -> dict[str, str]:
     """The commands to train the winner again, and to use the run of its first seed."""
     run = best.first_run
     place, mine = folder / run.folder, f"my-{best.method}"
+    # A file cannot allow remote code, so that the command has to.
+    remote = (run.result.get("recipe") or {}).get("trust_remote_code")
+    allowed = ["--trust-remote-code"] if remote else []
     found: dict[str, list[Any]] = {
-        "train": ["train", place / "recipe.yaml", "--output", f"runs/{mine}"],
-        "export": ["export", place, mine],
+        "train": ["train", place / "recipe.yaml", "--output", f"runs/{mine}", *allowed],
+        "export": ["export", place, mine, *allowed],
     }
     if run.result.get("form") in CLASSIFIED:
-        found["predict"] = ["predict", place, "--text", "TEXT"]
-    found["serve"] = ["serve", place]
+        found["predict"] = ["predict", place, "--text", "TEXT", *allowed]
+    found["serve"] = ["serve", place, *allowed]
     if not trains_base(place):
-        found["explore"] = ["explore", place, "--text", "TEXT"]
+        found["explore"] = ["explore", place, "--text", "TEXT", *allowed]
     return {name: as_typed("lorada", *words) for name, words in found.items()}

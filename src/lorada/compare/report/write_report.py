@@ -69,7 +69,7 @@ def markdown(summary: Summary) -> str:
         lines += _table(["rows", "row", "right in most seeds", "wrong"], rows)
     facts = [
         f"seeds: {', '.join(map(str, summary.seeds))}",
-        summary.hardware and f"machine: {summary.hardware}",
+        *(f"machine: {machine}" for machine in summary.hardware),
         ", ".join(f"{package} {version}" for package, version in summary.versions.items()),
     ]
     lines += ["## Runs", "", *_bullets(filter(None, facts)), ""]
