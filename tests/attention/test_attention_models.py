@@ -17,7 +17,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from torch import Tensor
 from transformers import MptConfig, MptForCausalLM
 
-from lorada import LmamConfig
+from lorada import LmamConfig, PrefixConfig
 from lorada.attention.hooks import HookPair
 from lorada.attention.observation import Observation, observe
 from lorada.tuners.lmam import LmamLayer
@@ -113,10 +113,18 @@ def test_weights_loaded_after_baking_are_the_ones_used():
     assert_close(model(SAMPLES[1][None]).logits, other(SAMPLES[1][None]).logits)
 
 
-@pytest.mark.parametrize("name", ["falcon", "bloom", "deberta", "deberta_v2"])
-def test_copies_and_pickles_of_a_model_with_hooks_have_maps_of_their_own(name):
-    config = LmamConfig(rank=2, length=6, inverse_scale=1.0, init_weights=False)
-    model = get_peft_model(ARCHITECTURES[name](), config).eval()
+PARTS = {
+    "map": partial(LmamConfig, rank=2, length=6, inverse_scale=1.0),
+    "prefix": partial(PrefixConfig, length=3),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("falcon", "map"), ("bloom", "map"), ("deberta", "map"), *product(["deberta_v2"], PARTS)],
+)
+def test_copies_and_pickles_of_a_model_with_hooks_have_parts_of_their_own(name, part):
+    model = get_peft_model(ARCHITECTURES[name](), PARTS[part](init_weights=False)).eval()
     inputs = {"input_ids": torch.randint(5, 90, (2, 7)), "attention_mask": torch.ones(2, 7).long()}
     with torch.no_grad():
         expected = model(**inputs).logits  # the hooks sit where they follow LoRA only after a call
@@ -124,7 +132,7 @@ def test_copies_and_pickles_of_a_model_with_hooks_have_maps_of_their_own(name):
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             torch.testing.assert_close(other(**inputs).logits, expected, atol=0, rtol=0)
             for key, parameter in other.named_parameters():
-                if "lora_w_b" in key:
+                if any(own in key for own in ("lora_w_b", "lora_key")):
                     parameter.add_(1)
             assert not torch.allclose(other(**inputs).logits, expected, atol=1e-3)
             torch.testing.assert_close(model(**inputs).logits, expected, atol=0, rtol=0)

@@ -22,7 +22,7 @@ from lorada.tuners.prefix import PrefixLayer
 pytestmark = pytest.mark.fp64
 
 LENGTH = 3  # of the prefix, in tokens
-DISPATCHING = [n for n in ARCHITECTURES if n not in OWN_ATTENTION]
+DISPATCHING = [n for n in ARCHITECTURES if n not in (*OWN_ATTENTION, "deberta_v2")]
 HOSTS = {"llama": "model.layers.0.self_attn", "bert": "bert.encoder.layer.0.attention.self"}
 # Queries, key slots, and whether a mask comes along.
 CALLS = {

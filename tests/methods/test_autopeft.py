@@ -53,7 +53,7 @@ def test_the_balanced_example_on_roberta_is_552960_weights_and_18720_biases():
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("roberta", ["pfeiffer", "ffn", "prefix"]),
+        ("deberta_v2", ["pfeiffer", "ffn", "prefix"]),
         ("mbart", ["ffn", "prefix"]),  # no serial adapter: no norm follows the FFN's sum
         ("bart", ["pfeiffer", "ffn", "prefix"]),
     ],

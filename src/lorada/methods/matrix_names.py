@@ -127,6 +127,9 @@ def family_of(model_config: Any) -> Family:
     return "deberta" if model_type == "deberta-v2" else "roberta"
 
 
+ANY_LAYER = r".*\.\d+"  # begins a regex of the matrices of all layers
+
+
 def renamed(names: Sequence[str], home: Scheme, here: Scheme) -> list[str] | str:
     """Translate names of matrices from the scheme ``home`` to the scheme ``here``.
 
@@ -149,7 +152,7 @@ def renamed(names: Sequence[str], home: Scheme, here: Scheme) -> list[str] | str
         return written
     if all(_clear(name, here) for name in found):
         return list(found)
-    return rf".*\.\d+\.({'|'.join(re.escape(name) for name in found)})"
+    return rf"{ANY_LAYER}\.({'|'.join(re.escape(name) for name in found)})"
 
 
 def _ends(full: str, name: str) -> bool:

@@ -25,6 +25,7 @@ from lorada.attention import interface
 from lorada.attention.attend import PREFIX_CHILD
 from lorada.attention.call import Prefix, head_count
 from lorada.attention.interface import CROSS_ATTENTION, attention_classes
+from lorada.attention.prefix_keys import ReplacedForward, is_disentangled
 from lorada.functional.precision import no_autocast
 from lorada.tuners.base.layer import AttachedLayer, Entries, head_width, hidden_width
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
@@ -114,6 +115,9 @@ class PrefixLayer(PrefixPart):
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
         self._network: tuple[PrefixNetwork, ...] = ()
+        if is_disentangled(host):
+            self._handles.append(ReplacedForward(host, self))
+            return
         interface.install()
         self._handles.append(host.register_forward_pre_hook(interface.check_installed))
 
@@ -182,14 +186,14 @@ class PrefixModel(AttachedModel):
     def no_host(self, config: Any) -> str:
         """Which attention a prefix needs, and which the model has."""
         return (
-            "a prefix needs attention that dispatches through transformers' interface; "
-            f"{type(self.model).__name__} computes it itself, in "
+            "a prefix needs attention that dispatches through transformers' interface, or that of "
+            f"DeBERTa-v2; {type(self.model).__name__} computes it itself, in "
             f"{attention_classes(self.model) or 'none we know'}"
         )
 
     def can_host(self, module: nn.Module) -> bool:
         """Whether a module is attention that can have a prefix."""
-        return interface.dispatches(module)
+        return interface.dispatches(module) or is_disentangled(module)
 
     def place(
         self, config: PrefixConfig, adapter_name: str, target: Any, parent: nn.Module, key: str

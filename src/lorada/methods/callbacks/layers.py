@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -96,6 +97,11 @@ def draw(weights: torch.Tensor, count: int, generator: torch.Generator) -> list[
 def training_rows(loader: Any, count: int, generator: torch.Generator) -> list[Any]:
     """Draw up to ``count`` rows of the training set of a Trainer's ``train_dataloader``."""
     dataset = loader.dataset
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(
+            f"layers are weighed on rows drawn from the training set, and {type(dataset).__name__} "
+            "is a stream: load it whole"
+        )
     chosen = torch.randperm(len(dataset), generator=generator)[:count].tolist()
     return [dataset[index] for index in chosen]
 
