@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, CallShape
-from lorada.attention.covered_tokens import covered_tokens
+from lorada.attention.covered_tokens import covered_tokens, find_covered_tokens
 from lorada.attention.map_term import Term
 from lorada.attention.positions import NO_TOKEN, TokenTable
 
@@ -140,3 +140,14 @@ def test_short_sequences_of_a_row_take_no_room_for_a_long_map(told):
             Term(own, under, call.shape).compute(call.value)
     # The values of all tokens once for each head at the most.
     assert max(made.found) <= rows * tokens * HEADS * WIDTH
+
+
+def test_only_rows_of_queries_are_computed_behind_a_cache():
+    table = packed([5, 7, 6], [1, 1, 1], [0, 0, 0], 0)
+    shape = CallShape(3, table.columns.shape[1], HEADS, True)
+    value = torch.randn(1, GROUPS, shape.keys, WIDTH)
+    under = find_covered_tokens(table, LENGTH, "start", shape, value)
+    assert under.rows.tolist() == [[4], [6], [5]]
+    padded = TokenTable(torch.arange(8)[None], torch.tensor([[6, 7]]))
+    under = find_covered_tokens(padded, LENGTH, "start", replace(shape, queries=2, keys=8), value)
+    assert under.rows.tolist() == [[6, 7]]

@@ -8,11 +8,13 @@ from conftest import assert_close, assert_same_gradients, rounding
 from double import in_double
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from lorada.attention import map_term as adding
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import CallShape
 from lorada.attention.covered_tokens import find_covered_tokens
+from lorada.attention.dense_map import expand_map
 from lorada.attention.map_term import Term
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 from lorada.functional import causal as causal_product
@@ -165,6 +167,16 @@ def test_the_sum_is_rounded_once(name):
     assert value.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("name", ["padded", "padded, long", "padded, a token", "packed"])
+def test_the_softmax_of_a_map_is_added_where_its_tokens_are(name):
+    positions, shape, value, output = call(name)
+    held = attention_map("softmax")
+    full = expand_map(held, positions, shape)
+    wide = value.repeat_interleave(HEADS // GROUPS, 1)
+    expected = output + (full @ wide).transpose(1, 2)
+    assert_close(add_term(output, held, positions, shape, value), expected)
+
+
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("name", [
     "whole", "shorter than the map", "on the end", "shorter than the map, on the end",
@@ -232,6 +244,29 @@ def test_frozen_factors_and_values_get_no_gradient():
     assert all(x.grad.abs().sum() > 0 for x in held.factors)
 
 
+@pytest.mark.parametrize(("name", "ablation", "calls"), [
+    ("whole", None, 2), ("padded, long", None, 2), ("on the end", "no_position", 2),
+    ("packed", None, 2), ("a chunk behind a cache", None, 3), ("whole", "full_rank", 3),
+])  # fmt: skip
+def test_within_recomputed_activations_formulas_spare_a_term(name, ablation, calls, monkeypatch):
+    """The layer computes its term twice; torch's checkpoint of a term, once more."""
+    positions, shape, value, output = call(name)
+    held = attention_map(ablation, "end" if "end" in name else "start")
+    made = []
+    compute = Term.compute
+    monkeypatch.setattr(Term, "compute", lambda *given: made.append(0) or compute(*given))
+
+    def layer(value, output):
+        return add_term(output, held, positions, shape, value).sin()  # which keeps its input
+
+    inputs = [output, value, *held.factors]
+    expected = torch.autograd.grad(layer(value, output).sum(), inputs)
+    made.clear()
+    found = checkpoint(layer, value, output, use_reentrant=False).sum()
+    assert all(map(torch.equal, torch.autograd.grad(found, inputs), expected))
+    assert len(made) == calls
+
+
 @pytest.mark.fp64(False)
 @pytest.mark.parametrize("name", ["whole", "padded, long"])
 def test_autocast_changes_no_bit_of_the_term_and_its_gradients(name):
@@ -270,6 +305,24 @@ def test_nothing_that_grows_with_the_batch_or_the_sequence_is_kept(batch, tokens
 
     assert kept_bytes(fast, [*factors, value]) == 0
     assert kept_bytes(plain, [*factors, value]) > 4 * sum(x.nbytes for x in factors)
+
+
+@pytest.mark.parametrize("name", ["padded", "padded, long", "packed"])
+def test_an_empty_batch_passes(name):
+    positions, shape, value, output = call(name)
+    none = torch.zeros(0, positions.columns.shape[1], dtype=torch.long)
+    empty = TokenTable(none, none)
+    found = add_term(output[:0], attention_map(), empty, shape, value[:0])
+    assert found.shape == (0, *output.shape[1:])
+
+
+@pytest.mark.parametrize("name", ["whole", "shorter than the map", "padded", "padded, long"])
+@pytest.mark.parametrize("block", [1, 32])
+def test_the_sum_may_be_changed_in_place(name, block, monkeypatch):
+    monkeypatch.setattr(causal_product, "BLOCK", block)
+    positions, shape, value, output = call(name)
+    add_term(output, attention_map(), positions, shape, value).mul_(2).sum().backward()
+    assert torch.equal(output.grad, torch.full_like(output, 2))
 
 
 def test_transforms_of_functions_pass():

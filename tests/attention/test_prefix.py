@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig, explain
+from lorada.attention.call import AttentionCall, Prefix
 from lorada.attention.interface import dispatches
 from lorada.attention.observation import observe
+from lorada.attention.prefix_keys import with_prefixes
 from lorada.tuners.prefix import PrefixLayer
 
 pytestmark = pytest.mark.fp64
@@ -223,6 +225,23 @@ def test_calls_that_no_prefix_fits_are_refused_in_one_line(kernel, mask, kwargs,
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     remedy = "use attn_implementation='sdpa' or 'eager'"
     refused(f"{said}.*{remedy}", lambda: attend(module, *states, mask, **kwargs))
+
+
+def test_no_mask_stays_none_where_nothing_is_causal():
+    given = []
+
+    def attend(module, query, key, value, mask, **kwargs):
+        given.append(mask)
+        return query, None
+
+    module = adapted("llama").base_model.model.get_submodule(HOSTS["llama"])
+    prefix = Prefix(torch.randn(LENGTH, 16), torch.randn(LENGTH, 16))
+    for queries, said in ((1, {}), (5, {"is_causal": False}), (5, {})):  # a call knows better
+        states = [torch.randn(2, *size, 8) for size in ((4, queries), (2, 5), (2, 5))]
+        call = AttentionCall.read(module, states, None, said, prefixes=[prefix])
+        with_prefixes(attend, call)(module, *states, None, **said)
+    assert given[:2] == [None, None]
+    assert given[2].dtype == torch.bool
 
 
 @pytest.mark.parametrize("beams", [1, 3])

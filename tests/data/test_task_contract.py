@@ -1,7 +1,7 @@
 """What every task has to do, tried on its sample rows."""
 
 import pytest
-from folders import rows_file
+from folders import byte_tokenizer, rows_file
 from paths import DATA
 from sample_rows import FOLDER, samples
 
@@ -9,6 +9,7 @@ from lorada.data.row_forms import in_form
 from lorada.data.rows import answer_of, read_source
 from lorada.data.task_rows import scored_rows, training_rows
 from lorada.data.tasks import TASKS
+from lorada.data.tokenize import IGNORED, EncodeOptions, encode, windows
 from lorada.training.load_recipe import load_recipe
 
 NAMES = [name for name in TASKS if name != "jsonl"]  # whose rows are the user's
@@ -38,6 +39,27 @@ def test_a_protocol_makes_of_the_sample_rows_what_stands_beside_them(name, proto
         assert found.convert(sample["row"]) == sample["learned"][protocol]
         if found.convert_test is not None:
             assert found.convert_test(sample["row"]) == sample["scored"][protocol]
+
+
+@every_protocol
+@pytest.mark.parametrize("scored", [False, True], ids=["learned", "scored"])
+def test_rows_have_the_form_of_their_protocol_and_something_to_learn(name, protocol, scored):
+    found = TASKS[name].protocols[protocol]
+    rows = converted(name, protocol, scored=scored)
+    assert in_form(rows, name)[1] == found.form
+    for kind in found.kinds:
+        options = EncodeOptions(
+            1024, found.loss_on, found.labels, found.joint, kind, found.target_length
+        )
+        if found.form == "text":
+            encoded = list(windows(rows, byte_tokenizer(), options))
+        else:
+            encoded = list(encode(rows, found.form, byte_tokenizer(), options))
+            assert len(encoded) == len(rows)
+        for one in encoded:
+            targets = one.features["candidates" if found.form == "choice" else "labels"]
+            if isinstance(targets, list):  # else one class or number
+                assert any(target != IGNORED for target in targets)
 
 
 def outputs(protocol, rows, *, right):

@@ -1,5 +1,7 @@
 """GaLoreAdamW against the equations written out, and where it must be AdamW."""
 
+import copy
+
 import pytest
 import torch
 from conftest import TINY, assert_close
@@ -61,6 +63,19 @@ def test_groups_without_a_rank_are_plain_adamw():
     settings = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
     expected = train(torch.optim.AdamW([theirs], **settings), theirs, grads)
     assert_close(train(GaLoreAdamW([ours], **settings), ours, grads), expected)
+
+
+@pytest.mark.fp64(False)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_saved_optimizer_goes_on_bit_for_bit(dtype):
+    start, *grads = gradients((7, 5), 8, dtype)
+    whole = torch.nn.Parameter(start.clone())
+    optimizer = GaLoreAdamW([{"params": [whole], "rank": 2, "refresh": 3}])
+    train(optimizer, whole, grads[:4])
+    part = torch.nn.Parameter(whole.detach().clone())
+    resumed = GaLoreAdamW([{"params": [part], "rank": 2, "refresh": 3}])
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert torch.equal(train(resumed, part, grads[4:]), train(optimizer, whole, grads[4:]))
 
 
 def test_matrices_of_layers_are_projected_and_nothing_else(tmp_path):

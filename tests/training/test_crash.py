@@ -19,6 +19,7 @@ from crashes import (
 )
 
 from lorada.runs.folder import LOCK_FILE, locked, run_files
+from lorada.support.files import SCRATCH, scratch_folder, write_atomic
 
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
 AGAIN = "training.seed=7"
@@ -141,3 +142,13 @@ def test_where_there_are_no_locks_a_training_goes_on_with_a_warning(tmp_path, mo
     monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "no locks")))
     with locked(tmp_path / "run"):
         assert "is on a file system without locks" in caplog.text
+
+
+def test_scratch_of_the_dead_is_removed_and_of_the_living_is_not(tmp_path):
+    orphan = tmp_path / f"{SCRATCH}orphan"
+    (orphan / "adapter").mkdir(parents=True)
+    with scratch_folder(tmp_path) as living:
+        assert not orphan.exists()
+        write_atomic(tmp_path / "a.txt", "a")
+        assert living.is_dir()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]

@@ -20,7 +20,9 @@ from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
 WORDS = ("awful", "poor", "fair", "good", "great")
-UNITS = {"1 to 5": (1, 0), "1500 to 5500": (1000, 500), "1000 to 5000": (1000, 0)}
+UNITS = {
+    "1 to 5": (1, 0), "1500 to 5500": (1000, 500), "1000 to 5000": (1000, 0), "years": (9, 1980),
+}  # fmt: skip
 # Model, method, and a unit beside 1 to 5: a head in an adapter, one of two layers, one that trains
 # with all weights, and one without a bias, which cannot hold a shift.
 CASES = {
@@ -80,7 +82,7 @@ def run(place):
 
 @pytest.mark.parametrize("case", CASES)
 def test_grades_are_learned_alike_in_every_unit(run, case):
-    units = CASES[case][2]
+    units = ("1 to 5", CASES[case][2])
     found = {unit: evaluate(load_run(run(case, unit))) for unit in units}
     first = found["1 to 5"]
     assert first["pearson"] > 90
@@ -109,7 +111,7 @@ print(json.dumps(found))
 
 @pytest.mark.parametrize("case", ["bert-lora", "roberta-lora", "bert-full", "llama-lora"])
 def test_an_exported_model_answers_in_the_unit_of_the_rows_without_lorada(run, tmp_path, case):
-    folder = run(case, "1000 to 5000")
+    folder = run(case, CASES[case][2])
     export(folder, tmp_path / "model")
     evaluate(load_run(folder))
     lines = (folder / "predictions.jsonl").read_text().splitlines()[:5]
@@ -123,11 +125,11 @@ def test_an_exported_model_answers_in_the_unit_of_the_rows_without_lorada(run, t
 
 @pytest.mark.parametrize("case", ["bert-lora", "bert-full", "llama-lora"])
 def test_a_run_that_was_resumed_is_the_same(run, place, tmp_path, case):
-    whole = run(case, "1000 to 5000")
+    whole = run(case, CASES[case][2])
     begun = before_its_end(whole, tmp_path / "begun")
     (checkpoint,) = begun.glob("checkpoint-*")
     assert checkpoint.name == "checkpoint-40"
-    asked = recipe(place, case, "1000 to 5000").model_copy(update={"output": str(begun)})
+    asked = recipe(place, case, CASES[case][2]).model_copy(update={"output": str(begun)})
     assert train(asked, quiet=True, resume=True).result["resumed_from"] == checkpoint.name
     assert_same(weights_of(begun), weights_of(whole))
 
@@ -140,7 +142,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_the_best_checkpoint_is_loaded_with_its_own_head(place, tmp_path):
     pairs = ("load_best_model_at_end=true", "eval_steps=10", "save_steps=10", "max_steps=30")
-    asked = recipe(place, "bert-lora", "1000 to 5000", *pairs).model_copy(
+    asked = recipe(place, "bert-lora", "1500 to 5500", *pairs).model_copy(
         update={"output": str(tmp_path / "run")}
     )
     result = train(asked, quiet=True).result
@@ -152,14 +154,14 @@ def test_the_best_checkpoint_is_loaded_with_its_own_head(place, tmp_path):
 @pytest.mark.parametrize("case", ["bert-lora", "llama-lora"])
 @pytest.mark.parametrize("source", ["adapter", "model"])
 def test_a_run_that_starts_from_another_begins_where_that_ended(run, place, tmp_path, case, source):
-    before = run(case, "1000 to 5000")
+    before = run(case, CASES[case][2])
     if source == "model":
         export(before, tmp_path / "model")
         changed = {"model": str(tmp_path / "model")}
     else:
         changed = {"from_adapter": str(before / "adapter")}
     slow = ("max_steps=1", "learning_rate=1e-9")
-    asked = recipe(place, case, "1000 to 5000", *slow, **changed)
+    asked = recipe(place, case, CASES[case][2], *slow, **changed)
     train(asked.model_copy(update={"output": str(tmp_path / "again")}), quiet=True)
     again, first = evaluate(load_run(tmp_path / "again")), evaluate(load_run(before))
     assert again["loss"] == pytest.approx(first["loss"], rel=1e-3)
@@ -174,6 +176,13 @@ def test_scores_that_are_all_the_same_are_refused(place, tmp_path):
 def test_checkpoints_whose_scores_are_standardised_are_not_uploaded(place):
     asked = recipe(place, "bert-lora", "1 to 5", "push_to_hub=true", output="pushed")
     refused("push_to_hub=true uploads checkpoints", lambda: train(asked))
+
+
+def test_a_checkpoint_whose_head_has_no_unit_is_no_start(run, place, tmp_path):
+    begun = before_its_end(run("bert-lora", "1500 to 5500"), tmp_path / "begun")
+    (checkpoint,) = begun.glob("checkpoint-*")
+    asked = recipe(place, "bert-lora", "1500 to 5500", output="from", from_adapter=str(checkpoint))
+    refused("is a checkpoint, whose head learns other numbers", lambda: train(asked, quiet=True))
 
 
 def test_a_decoder_says_that_it_cannot_hold_a_mean_far_from_0(place, caplog):
