@@ -67,7 +67,7 @@ def measured(*setting: Any) -> float:
 
 
 def computed(setting: Setting) -> float:
-    """Megabytes of gradients, optimizer and activations, as ``lorada table --dry-run`` says."""
+    """Megabytes of gradients, optimizer and activations, as ``lorada train --dry-run`` says."""
     with tempfile.TemporaryDirectory() as folder:
         memory = training_memory(recipe_of(setting, folder))
     return (memory.total - memory.weights) / 2**20

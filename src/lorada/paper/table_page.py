@@ -144,6 +144,7 @@ def page_of(
         *_about(results, columns),
         *([f"{MEAN}: of {', '.join(averaged)}, of seeds that have them all; where the paper "
            "prints a mean alone, that one."] if averaged else []),
+        *_unfinished(lines),
         *chosen.notes,
         *(chosen.differs if scale == "local" else []),
         *_machines(results),
@@ -155,6 +156,16 @@ def page_of(
         notes,
         chosen.digits,
     )
+
+
+def _unfinished(lines: Sequence[TableLine]) -> list[str]:
+    """A note on rows with fewer seeds than others."""
+    ours = [line for line in lines if line.source == "ours"]
+    counts = {line.label: [len(v) for v in line.scores.values()] for line in ours}
+    most = max((n for found in counts.values() for n in found), default=0)
+    fewer = [label for label, found in counts.items() if found and min(found) < most]
+    return [f"fewer seeds than {most} so far, at least in one column: {', '.join(fewer)}."
+            ] if fewer else []  # fmt: skip
 
 
 def _unrun(chosen: PaperTable) -> list[str]:

@@ -75,7 +75,7 @@ def over_costs(summary: Summary) -> Figure | None:
         for method, (colour, marker) in zip(methods, cycle(STYLES), strict=False):
             mine = [o for o in every if o.method == method and getattr(o, field) is not None]
             sizes = [getattr(one, field) for one in mine], [one.expected_loss for one in mine]
-            (lines[_name(method)],) = axis.plot(*sizes, color=colour, marker=marker)
+            (lines[method],) = axis.plot(*sizes, color=colour, marker=marker)
         costs = [float(cost) for one in every if (cost := getattr(one, field)) is not None]
         if min(costs) > 0 and max(costs) > LOG_FROM * min(costs):
             axis.set_xscale("log")
@@ -90,7 +90,7 @@ def over_costs(summary: Summary) -> Figure | None:
         if summary.margin is not None:
             axis.axhline(summary.margin, color=INK, alpha=0.5, linestyle="--", linewidth=1)
     where = {"loc": "outside lower center", "ncols": COLUMNS, "frameon": False}
-    figure.legend(lines.values(), lines, **where)
+    figure.legend(lines.values(), map(_name, lines), **where)
     return figure
 
 
