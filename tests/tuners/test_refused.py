@@ -52,10 +52,11 @@ THEIRS = {
 }
 
 
+alone_and_stacked = pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
 COUNT = "(input should be greater than 0|input should be a valid integer)"
 NUMBER = "(input should be greater than 0|input should be a valid number)"
 BAD_VALUES = [
-    *((PrefixConfig, {"length": value}, COUNT) for value in (0, 1.5, True, "3", None)),
+    *((PrefixConfig, {"length": value}, COUNT) for value in (0, -1, 1.5, True, "3", None)),
     (PrefixConfig, {"projection": False}, COUNT),
     *((PrefixConfig, {"initial_std": value}, NUMBER) for value in (0, -0.1, "much", None)),
     (LmamConfig, {"rank": 0}, COUNT),
@@ -73,6 +74,8 @@ BAD_VALUES = [
     (BottleneckConfig, {"activation": "elu"}, "input should be 'relu'"),
     (BottleneckConfig, {"init": "zero"}, "input should be 'lora'"),
     (BottleneckConfig, {"placement": "attn"}, "input should be 'ffn'"),
+    (BottleneckConfig, {"adapter_input": "normed", "placement": "pa_attn"},
+     "is about placement 'ffn', not 'pa_attn': leave it out"),
     (LamdaConfig, {"rank": 0}, COUNT),
     (LamdaConfig, {"scale": 0.0}, NUMBER),
     (LamdaConfig, {"init": "svd"}, "input should be 'spectral'"),
@@ -161,7 +164,7 @@ def test_an_empty_list_of_layers_is_no_way_to_say_all(kind):
 
 
 @pytest.mark.first
-@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
+@alone_and_stacked
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
@@ -289,10 +292,11 @@ def test_cross_attention_has_no_map():
              lambda: get_peft_model(ARCHITECTURES["bart"](), config))  # fmt: skip
 
 
-def test_the_layers_of_a_method_are_those_that_are_asked_for():
+@pytest.mark.parametrize("name", ["omoe", "lamda", "lora"])
+def test_the_layers_of_a_method_are_those_that_are_asked_for(name):
     model = TINY["bert"]()
     adapted = get_peft_model(
-        model, build_method("lora", model.config, layers_to_transform=[1]).config
+        model, build_method(name, model.config, layers_to_transform=[1]).config
     )
     layers = [key for key, one in adapted.named_modules() if isinstance(one, BaseTunerLayer)]
     assert layers

@@ -216,7 +216,8 @@ class PrefixModel(AttachedModel):
             network = PrefixNetwork(self.model, self.model)
             self.model.add_module(name, network)
         if adapter_name not in network.lora_hidden:
-            network.create(adapter_name, config, hidden_width(target))
+            has_config = target if hasattr(target, "config") else self.model  # DeBERTa's has none
+            network.create(adapter_name, config, hidden_width(has_config))
         other = network.configs[adapter_name]
         if (other.length, other.projection) != (config.length, config.projection):
             raise ValueError(
