@@ -146,10 +146,11 @@ def test_a_conversation_begins_with_what_the_system_says_and_keeps_it(chat, monk
 
 
 def test_what_is_no_command_is_said_in_one_line_and_the_chat_goes_on(chat, written):
-    lines = ["/bsae", "/help me", " /x", QUESTION]
+    lines = ["/bsae", "/base 2 + 2 =", "/help me", " /x", QUESTION]
     code, out, err = chat(lines, "map")
     assert code == 0
     assert "error: unknown command '/bsae'; did you mean /base" in err
+    assert "error: /base answers the last question: leave '2 + 2 =' out" in err
     assert all(f"{name} " in err for name in chat_command.COMMANDS)
     assert out == f"{written('map', ' /x')}\n{written('map')}\n"
 

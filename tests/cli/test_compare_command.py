@@ -45,7 +45,7 @@ MISTAKES = {
     "--methods bitfit": (
         "no method can be run: bitfit: bitfit trains biases, and LlamaForCausalLM has none"
     ),
-    "--rates low": "could not convert string to float: 'low'",
+    "--rates low": "low must be numbers, such as 1e-4,1e-3",
     "--rates 1e-3,1": "--rates 1.0: input should be less than or equal to 0.1",
     "--trials -1": "--trials -1: input should be greater than or equal to 0",
     "--budget 1%,1%": "--budget names 1% twice",

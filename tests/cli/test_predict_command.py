@@ -8,7 +8,6 @@ import run_place
 from folders import ROWS, rows_file
 
 from lorada.cli.app import app
-from lorada.cli.use_commands import _show
 
 SETTINGS = ["max_steps=2", "report_to=[]", "max_length=32", "max_new_tokens=4"]
 place = run_place.place
@@ -86,11 +85,6 @@ def test_a_mistake_is_one_line(typed, mistake, folder, place, monkeypatch):
     monkeypatch.chdir(place)
     name, *words = shlex.split(typed)
     assert MISTAKES[typed] in mistake("predict", folder(name), *words)
-
-
-def test_labels_that_are_numbers_are_shown(capsys):
-    _show([{"row": 1, "label": 1, "probs": {"0": 0.1, "1": 0.9}}], ["a"])
-    assert "│ a    │ 1     │ 0.900       │" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [one.callback.__name__ for one in app.registered_commands])

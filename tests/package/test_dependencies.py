@@ -28,8 +28,8 @@ COME_ALONG = {
     "psutil": "accelerate", "pyarrow": "datasets", "pandas": "datasets",
 }  # fmt: skip
 # One script says in its first lines how to install what it needs; PEFT's own suite is a package
-# called tests.
-ELSEWHERE = {"reasoning_gym", "tests"}
+# called tests; another sitecustomize may stand behind ours.
+ELSEWHERE = {"reasoning_gym", "tests", "sitecustomize"}
 
 
 def normal(name):

@@ -83,8 +83,8 @@ def _read(name: str) -> str | None:
 def _obey(chat: Any, line: str) -> None:
     """Answer a question, or do what a command says."""
     word, _, rest = line.partition(" ")
-    if word in COMMANDS and rest.strip():
-        raise ValueError(f"{word} stands alone: leave {rest.strip()!r} out")
+    if word == "/base" and rest.strip():
+        raise ValueError(f"/base answers the last question: leave {rest.strip()!r} out")
     match word:
         case "/base":
             _base(chat)
