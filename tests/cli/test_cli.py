@@ -132,6 +132,7 @@ QUEUE = {
     "--workers 0": "'--workers': Input should be greater than or equal to 1",
     "--gpus-per-job 0": "'--gpus-per-job': 0 must be a whole number, or one over one",
     "--gpus-per-job 1.5": "'--gpus-per-job': 1.5 must be a whole number",
+    "--gpus-per-job inf": "'--gpus-per-job': inf must be a whole number",
     "--gpus-per-job x": "'--gpus-per-job': x must be a whole number",
     "--workers 2 --cluster auto": "--workers and --cluster exclude each other",
     "--shard 3/2": "'--shard': 3/2 must be i/n with i from 1 to n",

@@ -83,9 +83,9 @@ def _read(name: str) -> str | None:
 def _obey(chat: Any, line: str) -> None:
     """Answer a question, or do what a command says."""
     word, _, rest = line.partition(" ")
-    if word == "/base" and rest.strip():
-        raise ValueError(f"/base answers the last question: leave {rest.strip()!r} out")
     match word:
+        case "/base" if rest.strip():
+            raise ValueError(f"/base answers the last question: leave {rest.strip()!r} out")
         case "/base":
             _base(chat)
         case "/reset":

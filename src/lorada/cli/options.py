@@ -1,6 +1,5 @@
 """The options and arguments that several commands share, and the panels of ``lorada --help``."""
 
-from math import isclose
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +31,7 @@ def seeds_of(text: str) -> list[int]:
 
 def columns_of(text: str) -> dict[str, str]:
     """Read ``text=review,label=sentiment``."""
-    pairs = [[part.strip() for part in pair.split("=")] for pair in text.split(",")]
+    pairs = [[part.strip() for part in pair.split("=", 1)] for pair in text.split(",")]
     if not all(len(pair) == 2 and all(pair) for pair in pairs):
         raise typer.BadParameter(f"{text} must be such as text=review,label=sentiment")
     return dict(pairs)
@@ -59,10 +58,11 @@ def gpus_of(text: str) -> float:
     """Read how many GPUs a job has: a whole number, or a share such as 0.25."""
     try:
         count = float(text)
-        whole = count if count >= 1 else 1 / count
-    except (ValueError, ZeroDivisionError):
-        count, whole = 0.0, 0.5
-    if count <= 0 or not isclose(whole, round(whole)):
+        parts = 1 / count if 0 < count < 1 else count
+        is_whole = count > 0 and abs(parts - round(parts)) <= 0.01
+    except (ValueError, OverflowError):  # no number, or none that can be rounded
+        is_whole = False
+    if not is_whole:
         raise typer.BadParameter(f"{text} must be a whole number, or one over one, such as 0.25")
     return count
 

@@ -114,10 +114,8 @@ def _prompts_and_responses(
     """Prompt and response, tokenised separately."""
     end = tokenizer.eos_token or ""
     responses = [str(row["response"]) + end for row in rows]
-    prompts, most = (
-        _prompt_ids([str(row["prompt"]) for row in rows], tokenizer),
-        options.target_length,
-    )
+    most = options.target_length
+    prompts = _prompt_ids([str(row["prompt"]) for row in rows], tokenizer)
     written = tokenizer(responses, add_special_tokens=False)["input_ids"]
     for prompt, response in zip(prompts, written, strict=True):
         cut = most is not None and len(response) > most

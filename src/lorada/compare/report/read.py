@@ -73,7 +73,7 @@ class CandidateResult:
     seconds_per_step: float | None = None  # the fastest of the turns at the end
     forgetting: float | None = None  # growth of the loss on a neutral text, nats per token
     rates: tuple[float, ...] = ()  # learning rates of its runs, from the lowest on
-    map_rates: tuple[float, ...] = ()  # those that searches found for its maps
+    map_rates: tuple[float, ...] = ()  # those of its maps, where they differ
 
     # What is decided about it.
     low: float | None = None  # ends of the score's 95 % confidence interval
