@@ -30,7 +30,10 @@ LEAST_STEPS = 10
 
 
 def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> list[Job]:
-    """The searches and the final runs of all candidates, candidate by candidate."""
+    """The searches of all candidates, those of most trainings first, then the final runs.
+
+    A search is one job whose trials follow one another, so one that began late would run alone.
+    """
     found: list[Job] = []
     for candidate in plan.runnable:
         place = folder / TRIALS / candidate.path
@@ -57,7 +60,7 @@ def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) 
                     after=before.name if before else "",
                     reads=reads(comparison, *([search / SEARCH_FILE] if search else [])),
                 ))  # fmt: skip
-    return found
+    return sorted(found, key=lambda job: -job.trainings)
 
 
 def trials_of(
