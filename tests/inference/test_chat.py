@@ -76,11 +76,18 @@ def test_a_conversation_goes_on_where_rows_were_conversations(chat_of):
     assert "<|assistant|>" not in chat.last.removesuffix("<|assistant|>")
 
 
-def test_a_conversation_that_has_no_room_loses_its_beginning(chat_of, caplog):
-    chat = chat_of("talk")
+def test_a_conversation_that_has_no_room_loses_its_first_questions(chat_of, caplog):
+    chat = chat_of("talk", system="be kind")
     caplog.clear()  # its training may just have warned
-    for _ in range(4):
-        chat.ask("0123", str)
+    for number in range(6):
+        chat.ask(f"012{number}", str)
+    assert "left out the first question to fit the model's context" in caplog.text
+    assert "lost their beginning" not in caplog.text
+    assert "be kind" in chat.last
+    assert "0125" in chat.last
+    assert "0120" not in chat.last
+    assert chat.turns[0]["role"] == "user"
+    chat.ask("0" * 200, str)  # too long by itself
     assert "1 of 1 prompts lost their beginning to fit the model" in caplog.text
 
 

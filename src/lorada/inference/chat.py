@@ -1,5 +1,6 @@
 """``lorada chat``: a conversation with a finished run."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from lorada.inference.generate import (
 )
 from lorada.inference.load import Run, load_run, scoring
 from lorada.support.row_sources import Row
+
+logger = logging.getLogger(__name__)
 
 Show = Callable[[str], object]  # is called with each piece of an answer's text
 Stopped = Callable[[], bool]
@@ -66,17 +69,32 @@ class Chat:
     def ask(self, question: str, show: Show, stopped: Stopped | None = None) -> str:
         """Let the run answer a question by ``stream``, and remember both.
 
-        A conversation that has outgrown the model's context loses its beginning, with a warning.
+        A conversation that has outgrown the model's context loses its first questions and their
+        answers, with a warning; the system's turn stays.
         """
         if self.run.form != "messages":
             self.last = question
             return self.write(question, show, stopped)
         turns = [*self.turns, {"role": "user", "content": question}]
         first = [] if self.system is None else [{"role": "system", "content": self.system}]
-        self.last = chat_prompt(self.run, [*first, *turns])
+        count = len(turns)
+        while self._is_too_long(prompt := chat_prompt(self.run, [*first, *turns])) and turns[2:]:
+            turns = turns[2:]
+        if left_out := (count - len(turns)) // 2:
+            first_ones = "question" if left_out == 1 else f"{left_out} questions"
+            logger.warning("left out the first %s to fit the model's context", first_ones)
+        self.last = prompt
         text = self.write(self.last, show, stopped)
         self.turns = [*turns, {"role": "assistant", "content": text}]
         return text
+
+    def _is_too_long(self, prompt: str) -> bool:
+        """Whether a prompt and its answer are longer than the model's context."""
+        settings = generation_settings(self.run, self.max_new_tokens)
+        room = room_for_prompts(self.run, settings["max_new_tokens"])
+        return (
+            room is not None and len(tokens_of(self.run, [prompt], None, templated=True)[0]) > room
+        )
 
     def base_prompt(self) -> str:
         """What the base alone is to continue: the last prompt."""
