@@ -91,17 +91,9 @@ def assert_close(
     """Equal but for rounding, on any processor.
 
     Two forms of one computation are compared in fp64 (``pytest.mark.fp64``). Where fp32 or less is
-    itself what is tested, both sides may be off by ``rounding`` of the sums that make them.
-
-    Args:
-        actual: what was computed.
-        expected: what it has to be, in the same dtype.
-        terms: how many products are summed for each number; needed below fp64.
-        size: Σ|x_i y_i| of those, for each number or the largest of all; needed below fp64.
-        dtype: what was computed in, if not in that of ``expected``.
-
-    Raises:
-        TypeError: below fp64 without ``terms`` and ``size``, or in fp64 with them.
+    itself what is tested, both sides may be off by ``rounding`` of the sums that make them: of
+    ``terms`` products for each number, whose Σ|x_i y_i| is ``size``, for each or the largest of
+    all. ``dtype`` is what was computed in, if not in that of ``expected``.
     """
     dtype = dtype or expected.dtype
     if (dtype == torch.float64) != (terms is None) or (terms is None) != (size is None):
@@ -130,12 +122,8 @@ def assert_same_gradients(
 ) -> None:
     """Both have the same values, and the same gradients in one random direction.
 
-    Args:
-        actual: what one form gives.
-        expected: what the other gives.
-        leaves: what both read.
-        copies: what the other form reads instead, if those are copies.
-        more_than: what the largest number of each gradient is above; None if it may be 0.
+    The other form may read ``copies`` instead of ``leaves``. The largest number of each gradient is
+    above ``more_than``, if that is given.
     """
     assert_close(actual, expected)
     pull = torch.randn_like(expected)
@@ -153,8 +141,9 @@ def in_the_precision_of(node: pytest.Item | pytest.Collector) -> AbstractContext
 
 
 @pytest.fixture(autouse=True)
-def _threads_as_before() -> Iterator[None]:
+def _seeds_and_threads() -> Iterator[None]:
     """Benchmarks choose how many threads torch uses; the next test must not run with them."""
+    set_seed(0)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -225,11 +214,6 @@ def shapes_unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture(autouse=True)
-def _seeds() -> None:
-    set_seed(0)
 
 
 @pytest.fixture
