@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,6 @@ READING = {
     aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.nonzero, aten.masked_select,
     aten.bincount, aten._unique, aten._unique2, aten.unique_dim, aten.unique_consecutive,
 }  # fmt: skip
-MASKING = "transformers/masking_utils.py:"
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 
@@ -69,37 +67,20 @@ class Fp64(AssertionError):
     """A tensor in fp64 on the device, which Apple's and some of Intel's do not have."""
 
 
-@dataclass(frozen=True)
-class Allowed:
-    """A read that may be.
-
-    Attributes:
-        reason: why.
-        answer: the number that is read, as a fake tensor has none. Of booleans whose places are
-            read, all are true.
-    """
-
-    reason: str
-    answer: Any = None
-
-
 class FakeGpu(TorchDispatchMode):
     """Sees every operation; raises ``HostRead`` where the host waits, and ``Fp64``.
 
-    Attributes:
-        reads: how often each read that may be was made, by ``package/file.py:function``.
-        masks: how often transformers read a mask or positions on the host, by function. It may, and
-            finds pads, or packed rows.
-        sent: the number that the GPU sends without being waited for; -1: it has not arrived.
+    ``allowed`` has the reads that may be, by ``package/file.py:function``, and the number that each
+    reads, as a fake tensor has none; None where it needs no number. Of booleans whose places are
+    read, all are true. ``reads`` counts them.
     """
 
-    sent = -1
+    sent = -1  # the number that the GPU sends without being waited for; -1: it has not arrived
 
-    def __init__(self, allowed: Mapping[str, Allowed]) -> None:
+    def __init__(self, allowed: Mapping[str, Any]) -> None:
         super().__init__()
         self._allowed = allowed
         self.reads: Counter[str] = Counter()
-        self.masks: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation on fake tensors."""
@@ -115,15 +96,14 @@ class FakeGpu(TorchDispatchMode):
                     raise Fp64(f"{func} in {reader()} makes fp64 on a device that may lack it")
             return result
         place = reader()
-        if place.startswith(MASKING):
-            self.masks[place.removeprefix(MASKING)] += 1
+        if place.startswith("transformers/masking_utils.py:"):  # it may: it finds pads
             return False
         if place not in self._allowed:
             raise HostRead(f"{func} in {place} makes the host wait for the GPU")
         self.reads[place] += 1
         if func is aten.nonzero.default:
             return args[0].new_empty(args[0].numel(), args[0].dim(), dtype=torch.long)
-        answer = self._allowed[place].answer
+        answer = self._allowed[place]
         return func(*args, **kwargs) if answer is None else answer
 
 
@@ -159,7 +139,7 @@ def reader() -> str:
 
 
 @contextmanager
-def fake_gpu(allowed: Mapping[str, Allowed]) -> Iterator[FakeGpu]:
+def fake_gpu(allowed: Mapping[str, Any]) -> Iterator[FakeGpu]:
     """Inside, tensors are fake, and ``GPU`` is a device to make them on."""
     with pytest.MonkeyPatch.context() as patch:
         # It asks C++, which is told another device.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from architectures import ENCODER_DECODERS, inputs
 from conftest import TINY
-from fake_gpu import GPU, Allowed, Fp64, HostRead, fake_gpu, move
+from fake_gpu import GPU, Fp64, HostRead, fake_gpu, move
 from method_cases import defined, placed, with_labels
 from peft import get_peft_model
 from peft.tuners.shira import Linear as ShiraLinear
@@ -39,29 +39,15 @@ BUDGET = "peft/tuners/adalora/layer.py:mask_to_budget"
 
 # The reads that may be. Those of lorada are made once for a batch, whatever the number of layers.
 ALLOWED = {
-    LABELS: Allowed("how many tokens have a label is the size of what the head gets"),
-    LOSS: Allowed("a loss of NaN must stop the run before the weights change", True),
-    RESTARTS: Allowed("position_ids may separate packed sequences, each of which has a map", False),
-    BUDGET: Allowed("PEFT ranks all ranks of AdaLoRA and saves which are left", 0.0),
+    LABELS: None,  # how many tokens have a label is the size of what the head gets
+    LOSS: True,  # a loss of NaN must stop the run before the weights change
+    RESTARTS: False,  # position_ids may separate packed sequences, each of which has a map
+    BUDGET: 0.0,  # PEFT ranks all ranks of AdaLoRA and saves which are left
 }
-ALLOWED_PACKED = ALLOWED | {
-    RESTARTS: Allowed("as above; here they do", True),
-    PACKED: Allowed("sequences of a row and their longest: the size of their maps", 8 + 3),
-}
+# Sequences of a row and their longest are the size of their maps.
+ALLOWED_PACKED = {**ALLOWED, RESTARTS: True, PACKED: 8 + 3}
 ROWS, TOKENS = 3, 8
 NO_PLAN = SimpleNamespace(callbacks=(), optimizer=None)
-
-
-def cases() -> list[tuple[str, str]]:
-    """Every method, on a decoder if it is defined there; the further routes of attention."""
-    every = [(name, "llama" if defined(name, "llama") else "bert") for name in METHODS]
-    routes = {
-        "bert": ("lorada_la", "prefix", "houlsby"),
-        "deberta_v2": ("lorada_la",),
-        "bart": ("lorada_la", "prefix"),
-        "t5": ("lorada_la",),
-    }
-    return every + [(name, model) for model, names in routes.items() for name in names]
 
 
 def in_attention(name: str) -> bool:
@@ -149,10 +135,6 @@ def reads_of_step(model: str) -> Counter[str]:
     return +Counter({LOSS: 1, LABELS: int(model == "llama")})
 
 
-def of_lorada(reads: Counter[str]) -> Counter[str]:
-    return Counter({place: reads[place] for place in reads if place.startswith("lorada/")})
-
-
 @pytest.fixture(autouse=True)
 def _without_numbers(monkeypatch):
     """Fake layers cannot be weighed and drawn, which happens on the CPU or before training.
@@ -171,10 +153,19 @@ def _without_numbers(monkeypatch):
     monkeypatch.setattr(ShiraLinear, "get_delta_weight", dense)
 
 
+# Every method, on a decoder if it is defined there; the further routes of attention.
+PLACED = [(name, "llama" if defined(name, "llama") else "bert") for name in METHODS]
+PLACED += [(name, "bert") for name in ("lorada_la", "prefix", "houlsby")]
+PLACED += [
+    ("lorada_la", "deberta_v2"),
+    ("lorada_la", "bart"),
+    ("prefix", "bart"),
+    ("lorada_la", "t5"),
+]
 # A method without a part in attention is the same with a mask and without one.
 CASES = [
     (name, model, padded)
-    for name, model in cases()
+    for name, model in PLACED
     for padded in (True, False)
     if padded or (in_attention(name) and model in ("llama", "bert"))
 ]
@@ -202,9 +193,8 @@ def test_a_method_trains(name, model, padded):
     with fake_gpu(ALLOWED) as gpu:
         move(adapted)
         train(adapted, model, batch(model, padded), plan)
-    assert of_lorada(gpu.reads) == reads_of_step(model)
-    others = gpu.reads.keys() - of_lorada(gpu.reads).keys()
-    assert others == ({BUDGET} if name == "adalora" else set())
+    assert (gpu.reads.pop(BUDGET, 0) > 0) == (name == "adalora")
+    assert gpu.reads == reads_of_step(model)
 
 
 @pytest.mark.parametrize("stack", [stack for stack in BESIDE if stack not in METHODS])
@@ -259,7 +249,7 @@ WINDOWS = "lorada/inference/perplexity.py:window_losses"
 def test_losses_of_windows_need_no_fp64_of_the_device(monkeypatch):
     # torch asks the device itself for the loss of three dimensions.
     monkeypatch.setattr(F, "cross_entropy", lambda logits, targets, reduction: logits[:, 0])
-    with fake_gpu({WINDOWS: Allowed("losses are summed in fp64 on the CPU")}) as gpu:
+    with fake_gpu({WINDOWS: None}) as gpu:  # losses are summed in fp64 on the CPU
         logits = torch.zeros(2, 600, 9, dtype=torch.bfloat16, device=GPU)
         ids = torch.zeros(2, 600, dtype=torch.long, device=GPU)
         losses = window_losses(logits, ids)
@@ -290,7 +280,6 @@ def test_a_graph_that_is_captured_reads_no_number(monkeypatch):
 FAULTS = {
     "a CPU tensor": lambda term: term + torch.ones(1),
     "item": lambda term: term * term.sum().item(),
-    "tolist": lambda term: term * term[0, 0, 0].tolist()[0],
     "a condition": lambda term: term if term.any() else -term,
     "nonzero": lambda term: term.nonzero(),
     "a boolean mask": lambda term: term[term > 0],
