@@ -14,11 +14,11 @@ import gc
 import json
 import os
 import resource
-import selectors
 import signal
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 
 # What happens at a write point. A limit on the size of files is what reaches the writers of
 # safetensors and torch, which are not Python: the kernel stops them in the middle of a file.
@@ -137,29 +137,25 @@ def answer(request):
         os._exit(code)
     os.close(report)
     os.close(said)
-    texts, deadline = {told: b"", heard: b""}, request.get("after")
-    with selectors.DefaultSelector() as waiting:
-        for pipe in texts:
-            waiting.register(pipe, selectors.EVENT_READ)
-        while waiting.get_map():
-            left = None if deadline is None else max(0, began + deadline - time.monotonic())
-            for key, _ in waiting.select(left):
-                text = os.read(key.fd, 65536)
-                texts[key.fd] += text
-                if not text:
-                    waiting.unregister(key.fd)
-            if deadline is not None and time.monotonic() >= began + deadline:
-                os.kill(child, signal.SIGKILL)
-                deadline = None
+    with ThreadPoolExecutor() as readers:  # a pipe that is full would stop the child
+        texts = readers.map(text_of, (told, heard))
+        if "after" in request:
+            time.sleep(request["after"])
+            os.kill(child, signal.SIGKILL)
+        events, said_text = texts
     seconds = time.monotonic() - began
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    os.close(told)
-    os.close(heard)
-    lines = texts[told].decode().splitlines()
+    lines = events.splitlines()
     return {
         "code": code, "steps": lines.count("step"), "seconds": seconds,
-        "points": [line for line in lines if line != "step"], "said": texts[heard].decode(),
+        "points": [line for line in lines if line != "step"], "said": said_text,
     }  # fmt: skip
+
+
+def text_of(pipe):
+    """What comes through a pipe until its other end is closed."""
+    with open(pipe, errors="replace") as file:
+        return file.read()
 
 
 def warm_up():
