@@ -3,7 +3,6 @@
 These are the slow twins of whole methods: loss, gradients and update of both are the same.
 """
 
-import functools
 import gc
 import json
 from dataclasses import replace
@@ -43,15 +42,11 @@ def settings(tmp_path_factory):
     return Settings(model=str(folder), length=16, batch=3, repetitions=2, threads=1)
 
 
-@functools.cache
-def batch_of(settings, padded):
-    """Three rows of the bundled text."""
-    return text_batch(settings.model, settings.data, settings.batch, settings.length, padded=padded)
-
-
 def setups(row, settings):
     base, _ = load_model(settings.model)
-    batch = batch_of(settings, row.padded)
+    batch = text_batch(
+        settings.model, settings.data, settings.batch, settings.length, padded=row.padded
+    )
     return row, *both_setups(row, base, batch), batch
 
 
@@ -68,34 +63,12 @@ def test_the_stored_rows_are_rows_that_have_a_reference():
     assert written == method_costs_page.page(stored, measured)
 
 
-@pytest.fixture
-def added(monkeypatch):
-    """Adds a method to METHODS, and to the rows of the table by that alone."""
-
-    def add(**fields):
-        monkeypatch.setitem(METHODS, "made_up", Method("a made-up method", **fields))
-        costs.rows.cache_clear()
-        return costs.rows()["made_up"]
-
-    yield add
-    monkeypatch.undo()
-    costs.rows.cache_clear()
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        {"lmam": MAP, "bottleneck": {"placement": "parallel", "rank": 3}},
-        {"lora": {"r": 2, "target_modules": ["q_proj"]}, "bottleneck": {"rank": 3}},
-    ],
-    ids=["written", "peft_and_written"],
-)
-def test_a_new_method_of_existing_parts_is_a_row_with_a_reference(parts, added, settings):
-    check(*setups(added(parts={"llama": parts}), settings))
-
-
-def test_a_new_method_without_a_reference_is_timed_alone(added, settings, tmp_path):
-    added(parts={"llama": {"lmam": {**MAP, "inverse_scale": 2.0}}})
+def test_a_new_method_is_a_row_and_without_a_reference_is_timed_alone(
+    settings, tmp_path, monkeypatch
+):
+    made_up = Method("made up", parts={"llama": {"lmam": {**MAP, "inverse_scale": 2.0}}})
+    monkeypatch.setitem(METHODS, "made_up", made_up)
+    monkeypatch.setattr(costs, "rows", costs.rows.__wrapped__)  # not those of before
     files = tmp_path / "costs.json", tmp_path / "costs.md"
     results = costs.run(Request(settings, *files, ["made_up"]))
     assert results["rows"]["made_up"]["ours_ms"] > 0
