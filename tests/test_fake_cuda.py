@@ -175,23 +175,14 @@ def ids(part: str | bool) -> str:
     return part if isinstance(part, str) else "padded" if part else "unpadded"
 
 
-# A step of training has the forward pass of the others too.
-@pytest.mark.parametrize(
-    ("name", "model", "padded"), [case for case in CASES if in_attention(case[0])], ids=ids
-)
-def test_a_method_answers(name, model, padded):
-    adapted, _ = placed(name, model, inputs(model))
-    with fake_gpu(ALLOWED) as gpu:
-        move(adapted)
-        answer(adapted, batch(model, padded))
-    assert not gpu.reads
-
-
 @pytest.mark.parametrize(("name", "model", "padded"), CASES, ids=ids)
-def test_a_method_trains(name, model, padded):
+def test_a_method_answers_and_trains(name, model, padded):
     adapted, plan = placed(name, model, inputs(model))
     with fake_gpu(ALLOWED) as gpu:
         move(adapted)
+        if in_attention(name):  # a step of training has the forward pass of the others too
+            answer(adapted, batch(model, padded))
+            assert not gpu.reads
         train(adapted, model, batch(model, padded), plan)
     assert (gpu.reads.pop(BUDGET, 0) > 0) == (name == "adalora")
     assert gpu.reads == reads_of_step(model)
