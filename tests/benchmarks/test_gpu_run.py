@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from argparse import Namespace
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -159,59 +160,48 @@ def test_answers_of_three_ways_are_the_same(machine):
 # What is kept.
 
 
-def given(**changes):
-    every = {"parts": ["methods", "tests"], "overwrite": False, "minutes": 60}
-    return Namespace(**{**every, **changes})
-
-
-@pytest.fixture
-def runs(machine, tmp_path, monkeypatch):
-    """Runs the script with parts that measure nothing; returns what was measured, and the file."""
-    done, file = [], tmp_path / "results.json"
-    parts = {
-        name: SimpleNamespace(
-            TITLE=name, ABOUT="", HEADER=("case", "n"), cases=lambda machine: ["a", "b"],
-            lines=lambda rows: [(case, str(row["n"])) for case, row in rows.items()],
-        )
-        for name in ("methods", "tests")
+def test_a_run_goes_on_with_what_is_missing_or_failed_which_its_page_names(
+    machine, tmp_path, monkeypatch
+):
+    part = {
+        "ABOUT": "", "HEADER": ("case", "n"), "cases": lambda machine: ["a", "b"],
+        "lines": lambda rows: [(case, str(row["n"])) for case, row in rows.items()],
     }  # fmt: skip
+    parts = {name: SimpleNamespace(TITLE=name, **part) for name in ("methods", "tests")}
     monkeypatch.setattr(run, "PARTS", parts)
+    given = Namespace(parts=[*parts], overwrite=False, minutes=60)
+    file, written = tmp_path / "results.json", tmp_path / "gpu.md"
+    whole = {"n": 3, "took": 1.0}
 
-    def go(fails=(), stops_before=None, **changes):
-        done.clear()
+    def begun(first_of_tests=whole):
+        """What a run began to measure; one case may fail or be interrupted."""
+        found = []
 
         def measure(part, names, until):
             for name in names:
-                if (part, name) == stops_before:
+                found.append(f"{part} {name}")
+                row = first_of_tests if found[-1] == "tests a" else whole
+                if row is None:
                     raise KeyboardInterrupt
-                done.append((part, name))
-                yield name, {"reason": "no"} if (part, name) in fails else {"n": 3, "took": 1.0}
+                yield name, row
 
-        try:
-            run.run(given(**changes), machine, file, tmp_path / "gpu.md", measure)
-        except KeyboardInterrupt:
-            assert stops_before
-        return list(done), json.loads(file.read_text())
+        with suppress(KeyboardInterrupt):
+            run.run(given, machine, file, written, measure)
+        return found
 
-    return go
-
-
-def test_a_run_goes_on_with_what_is_missing_or_failed_which_its_page_names(runs, tmp_path):
-    first, _ = runs(stops_before=("tests", "a"))
-    assert first == [("methods", "a"), ("methods", "b")]
-    second, _ = runs(fails=[("tests", "a")])
-    assert second == [("tests", "a"), ("tests", "b")]
-    text = (tmp_path / "gpu.md").read_text()
+    assert begun(None) == ["methods a", "methods b", "tests a"]
+    assert begun({"reason": "no"}) == ["tests a", "tests b"]
+    text = written.read_text()
     assert "Not measured: a (no)." in text
     assert "| b | 3 |" in text
-    third, results = runs()
-    assert third == [("tests", "a")]
+    assert begun() == ["tests a"]
+    results = json.loads(file.read_text())
     assert all(row["n"] == 3 for part in results["parts"].values() for row in part.values())
-    text = (tmp_path / "gpu.md").read_text()
+    text = written.read_text()
     assert "Not measured" not in text
     tests = text.partition("## 2.")[2]
     assert tests.index("| a | 3 |") < tests.index("| b | 3 |")
-    assert runs()[0] == []
+    assert begun() == []
 
 
 # The processes.
@@ -236,7 +226,7 @@ def test_a_process_that_dies_or_hangs_costs_its_case_alone(machine, tmp_path, mo
     monkeypatch.setattr(run, "PATIENCE", 0.1)
     monkeypatch.setattr(run, "PARTS", {"part": SimpleNamespace(ALONE=False, SECONDS=2)})
     names, until = ["a", "dies", "hangs", "b"], run.time.monotonic() + 60
-    assert dict(run.in_processes(given(), machine, "part", names, until)) == {
+    assert dict(run.in_processes(Namespace(), machine, "part", names, until)) == {
         "a": {"n": 1}, "b": {"n": 1}, "hangs": {"reason": "took more than 2 s"},
         "dies": {"reason": "its process ended with 3: Error: the device is lost"},
     }  # fmt: skip
