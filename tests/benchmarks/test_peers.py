@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from dataclasses import replace
+from unittest.mock import Mock
 
 import check_peers
 import measure_peers as benchmark
@@ -13,7 +14,6 @@ from library import peers_page
 from library.agreement import DisagreementError
 from library.made_up_rows import questions
 from library.measuring import Request
-from library.page import write_marked
 from library.whole_processes import Finished, compare, run_in_turns
 from library.worsened import worsened
 
@@ -99,32 +99,17 @@ def test_the_check_exits_with_one_if_a_figure_is_worse(ratio, code, tmp_path, mo
     file = tmp_path / "peers.json"
     stored = {"settings": about, "rows": {"train": row(time=figure(0.7))}}
     file.write_text(json.dumps(stored))
-    asked = []
-
-    def measure(request):
-        asked.append(request)
-        return {"settings": about, "rows": {"train": row(time=figure(ratio))}}
-
+    measure = Mock(return_value={"settings": about, "rows": {"train": row(time=figure(ratio))}})
     monkeypatch.setattr(benchmark, "run", measure)
     monkeypatch.setattr(check_peers, "run_measurements", lambda run, request: run(request))
     monkeypatch.setattr(sys, "argv", ["check", "--results", str(file)])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match=f"^{code}$"):
         check_peers.main()
-    assert ended.value.code == code
     assert len(capsys.readouterr().out.splitlines()) == code
-    assert asked[0].names == ["train"]
-    assert asked[0].settings == replace(settings, turns=1)
+    (request,) = measure.call_args.args
+    assert request.names == ["train"]
+    assert request.settings == replace(settings, turns=1)
     assert json.loads(file.read_text()) == stored
-
-
-def test_the_page_keeps_what_other_scripts_wrote(tmp_path):
-    page = tmp_path / "page.md"
-    marks = "".join(
-        f"<!-- written by benchmarks/{n}.py -->\nold\n<!-- until here -->\n" for n in "ab"
-    )
-    page.write_text(marks)
-    write_marked(page, "a.py", "new\n")
-    assert page.read_text() == marks.replace("old", "new", 1)
 
 
 @pytest.mark.slow
