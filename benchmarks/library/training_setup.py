@@ -6,6 +6,7 @@ the same method without lorada (``reference_setup.py``) or with the paper's form
 """
 
 import copy
+import functools
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -204,6 +205,19 @@ def copy_parameters(setup: TrainingSetup, source: TrainingSetup) -> TrainingSetu
     return setup
 
 
+@functools.cache
+def _tokens(model: str, data: str) -> list[int]:
+    """All tokens of a file of rows, one row behind another."""
+    data_rows, form = in_form(read_rows(data), data)
+    every_token = EncodeOptions(10**6, loss_on="all")
+    return [
+        token
+        for encoded in encode(data_rows, form, load_tokenizer(model), every_token)
+        if encoded is not None
+        for token in encoded.features["input_ids"]
+    ]
+
+
 def text_batch(model: str, data: str, rows: int, length: int, *, padded: bool = False) -> Batch:
     """Make a batch of text: each row is cut from the joined rows of a file.
 
@@ -217,15 +231,7 @@ def text_batch(model: str, data: str, rows: int, length: int, *, padded: bool = 
     Raises:
         ValueError: if the file has too few tokens.
     """
-    tokenizer = load_tokenizer(model)
-    data_rows, form = in_form(read_rows(data), data)
-    every_token = EncodeOptions(10**6, loss_on="all")
-    ids = [
-        token
-        for encoded in encode(data_rows, form, tokenizer, every_token)
-        if encoded is not None
-        for token in encoded.features["input_ids"]
-    ]
+    ids = _tokens(model, data)
     if len(ids) < rows * length:
         raise ValueError(
             f"{data} has {len(ids)} tokens, and {rows} rows of {length} need {rows * length}: "
@@ -236,6 +242,6 @@ def text_batch(model: str, data: str, rows: int, length: int, *, padded: bool = 
     if padded:
         for i in range(rows):
             mask[i, length - i * length // (2 * rows) :] = 0
-        input_ids = torch.where(mask == 1, input_ids, tokenizer.pad_token_id)
+        input_ids = torch.where(mask == 1, input_ids, load_tokenizer(model).pad_token_id)
     labels = torch.where(mask == 1, input_ids, -100)
     return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
