@@ -7,7 +7,6 @@ import shutil
 from importlib.util import find_spec
 
 import pytest
-import run_place
 from folders import ROWS, rows_file
 from safetensors.torch import save_file
 
@@ -19,7 +18,6 @@ TINY = [
     "training.per_device_train_batch_size=4", "training.report_to=[]", "max_steps=2",
     "max_length=32", "logging_steps=1",
 ]  # fmt: skip
-place = run_place.place
 SETTINGS = TINY
 RUNS = {"finished": ("llama", "lorada_la", "rows", [])}
 

@@ -4,13 +4,11 @@ import re
 import shlex
 
 import pytest
-import run_place
 from folders import ROWS, rows_file
 
 from lorada.cli.app import app
 
 SETTINGS = ["max_steps=2", "report_to=[]", "max_length=32", "max_new_tokens=4"]
-place = run_place.place
 RUNS = {
     "label": ("bert", "lora", "labels", []),
     "score": ("bert", "lora", "scores", []),

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import run_place
 from folders import ROWS, TURNS, rows_file
 from trained import run_recipe
 
@@ -31,7 +30,6 @@ READ = {
     "a sequence": ("bart", ROWS[0], [], "0 + 0 =⟦ 0<e>⟧", 3),
     "an instruction": ("llama", ALPACA, ["max_length=400"], "### Response:\n⟦ho<e>⟧", 3),
 }  # fmt: skip
-place = run_place.place
 LLAMA = {"max_position_embeddings": 512}
 
 

@@ -6,7 +6,6 @@ import re
 from types import SimpleNamespace
 
 import pytest
-import run_place
 import torch
 from folders import bart_folder, byte_tokenizer, mbart_folder, refused
 from peft import get_peft_model
@@ -19,8 +18,6 @@ from transformers import (
 from lorada import LmamConfig, explain
 from lorada.explore.explore import explain_text, explored, sentence_maps
 from lorada.inference.load import load_run
-
-place = run_place.place
 
 SETTINGS = ["max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=32"]
 RUNS = {

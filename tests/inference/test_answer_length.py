@@ -3,15 +3,12 @@
 import json
 
 import pytest
-import run_place
 from folders import chats, rows_file
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.generate import continue_prompts, generation_settings
 from lorada.inference.load import load_run
 from lorada.runs.result import read_predictions, read_result
-
-place = run_place.place
 
 LLAMA = {"max_position_embeddings": 256, "attention_dropout": 0.0}
 SETTINGS = ["report_to=[]", "save_strategy=no", "max_length=256", "per_device_train_batch_size=4"]

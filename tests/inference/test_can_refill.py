@@ -4,7 +4,6 @@ from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
-import run_place
 import torch
 from folders import byte_tokenizer
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
@@ -22,7 +21,6 @@ from lorada.inference.generate import (
 from lorada.inference.load import load_run
 
 PLAIN = {"max_new_tokens": 12}
-place = run_place.place
 LLAMA = {"initializer_range": 0.3}  # so that answers differ from prompt to prompt
 SETTINGS = ["max_steps=2", "training.report_to=[]", "save_strategy=no"]
 RUNS = {

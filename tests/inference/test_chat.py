@@ -1,7 +1,6 @@
 """Chats with a finished run: it answers as ``generate`` does, and so does its base."""
 
 import pytest
-import run_place
 from folders import refused
 from peft import PeftModel
 
@@ -9,8 +8,6 @@ from lorada.data.tokenize import prompt_of
 from lorada.inference.chat import open_chat
 from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
-
-place = run_place.place
 
 SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=32", "max_new_tokens=8"]
 # Run → model, method, rows, and settings of its own.

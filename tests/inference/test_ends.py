@@ -2,7 +2,6 @@
 
 import openai
 import pytest
-import run_place
 from folders import CHAT, LLAMA, TURNS, byte_tokenizer, llama_folder, saved
 from servers import running
 from transformers import LlamaForCausalLM, pipeline
@@ -17,8 +16,6 @@ from lorada.inference.load import load_run
 from lorada.inference.serving.api import Server
 from lorada.inference.serving.served import open_served
 from lorada.support.row_sources import Row
-
-place = run_place.place
 
 SETTINGS = [
     "max_steps=120", "learning_rate=0.01", "report_to=[]", "max_length=48", "max_new_tokens=12",

@@ -6,7 +6,6 @@ import shutil
 from unittest.mock import Mock
 
 import pytest
-import run_place
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -14,8 +13,6 @@ from lorada.inference import perplexity
 from lorada.inference.load import load_run
 from lorada.inference.perplexity import PIECE, TEXT, forgetting, text_loss
 from lorada.runs.result import read_result
-
-place = run_place.place
 
 SETTINGS = [
     "per_device_train_batch_size=4", "report_to=[]", "max_steps=3", "max_length=32",

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 
 import pytest
-import run_place
 from lm_eval_task import CHOICES, task_file
 
 from lorada.inference.evaluate import evaluate
@@ -14,7 +13,6 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm-eval not installed"
 )
 
-place = run_place.place
 SETTINGS = ["lmam.length=6", "max_steps=8", "report_to=[]", "lmam.map_learning_rate=0.5"]
 RUNS = {"choices": ("llama", "lmam", "choices", ["max_length=64"])}
 ROW_FILES = {

@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import pytest
-import run_place
 from folders import ROWS, rows_file
 
 from lorada.data.rows import read_rows
@@ -20,8 +19,6 @@ from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict, predict_to
 from lorada.runs.result import read_predictions
-
-place = run_place.place
 
 SETTINGS = [
     "max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=64", "max_new_tokens=5",

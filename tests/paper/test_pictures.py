@@ -6,7 +6,6 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-import run_place
 from folders import rows_file, t5_folder
 from trained import run_recipe
 
@@ -20,7 +19,6 @@ from lorada.paper.figures import sweep_figure
 from lorada.training.train import train
 
 TEXT = "the cat sat"
-place = run_place.place
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import shutil
 from functools import partial
 
 import pytest
-import run_place
 import torch
 from folders import ROWS, llama_folder, mistral_folder, refused
 from peft import LoraConfig, get_peft_model
@@ -21,7 +20,6 @@ from lorada.training.train import train
 
 SETTINGS = [*QUICK, "max_steps=2", "max_new_tokens=2", "save_strategy=no"]
 recipe = partial(run_recipe, SETTINGS, rows="few")
-place = run_place.place
 ROW_FILES = {"few": ROWS[:8]}
 RUNS = {
     "lorada_la": ("llama", "lorada_la", "few", []),

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import run_place
 from crashes import check_the_end, check_what_is_left, number
 from folders import ROWS, adapter_weights, llama_folder, refused, rows_file
 from peft import LoraConfig, get_peft_model
@@ -23,7 +22,6 @@ from lorada.training.train import train
 from lorada.training.training_memory import memory_of
 
 recipe = partial(run_recipe, [*QUICK, "max_steps=4"], rows="rows", method="lorada_la")
-place = run_place.place
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from itertools import chain
 from statistics import fmean
 
 import pytest
-import run_place
 import torch
 import torch.nn.functional as F
 from folders import ROWS, chats, refused, rows_file
@@ -26,7 +25,6 @@ from lorada.runs.result import (
 )
 from lorada.training.train import train
 
-place = run_place.place
 TRAINING = [
     *QUICK, "max_steps=2", "max_length=48", "max_new_tokens=4", "save_strategy=no",
     "eval_batch_size=3",

@@ -7,7 +7,6 @@ import sys
 from functools import partial
 
 import pytest
-import run_place
 import torch
 import yaml
 from conftest import assert_close
@@ -24,7 +23,6 @@ from lorada.training.train import train
 SETTINGS = [*QUICK, "max_steps=2", "save_steps=1", "learning_rate=1e-2"]
 recipe = partial(run_recipe, SETTINGS, method="lora+lmam")
 LABELS = [{"text": "ab" * (i % 5 + 1), "label": "xyz"[i % 3]} for i in range(12)]
-place = run_place.place
 ROW_FILES = {"llama": None, "bert": LABELS}
 BERT = {"hidden_size": 64, "intermediate_size": 64}  # a block of nf4 is 64 numbers
 LLAMA = {**BERT, "initializer_range": 0.2}

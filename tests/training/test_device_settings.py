@@ -4,7 +4,6 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-import run_place
 import torch
 import yaml
 from folders import refused
@@ -24,7 +23,6 @@ from lorada.training.models import loading
 from lorada.training.train import train
 
 QUICK = ["max_steps=1", "report_to=[]", "max_length=32", "save_strategy=no"]
-place = run_place.place
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-import run_place
 from folders import adapter_weights, refused
 from safetensors.torch import load_file
 from trained import QUICK, SAVED, assert_same, before_its_end, run_recipe
@@ -11,7 +10,6 @@ from trained import QUICK, SAVED, assert_same, before_its_end, run_recipe
 from lorada.training.arguments import training_arguments
 from lorada.training.train import train
 
-place = run_place.place
 # Held-out rows with the other label: what is learned makes them worse from the first step on.
 TEXTS = ["ab", "cd", "abab", "cdcd"]
 ROW_FILES = {

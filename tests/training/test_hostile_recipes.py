@@ -6,7 +6,6 @@ from pathlib import Path
 
 import folders
 import pytest
-import run_place
 import yaml
 from test_recipes import BASE, load
 from trained import run_recipe
@@ -18,7 +17,6 @@ from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
 TOKEN = "hf_thisIsNobodysBusiness"
-place = run_place.place
 
 
 def written(path: Path, text: str) -> str:

@@ -6,7 +6,6 @@ import shutil
 from functools import partial
 
 import pytest
-import run_place
 from folders import adapter_weights, refused, rows_file
 from test_train import PressCtrlC
 from trained import QUICK, assert_same, run_recipe
@@ -19,7 +18,6 @@ from lorada.training.callbacks import DivergedError
 from lorada.training.train import train
 
 recipe = partial(run_recipe, [*QUICK, "max_new_tokens=4"], rows="rows", method="lorada_la")
-place = run_place.place
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from functools import partial
 from itertools import cycle
 
 import pytest
-import run_place
 import torch
 from folders import refused
 from method_cases import defined
@@ -19,7 +18,6 @@ from lorada.training.inputs import prepare_training
 from lorada.training.train import set_up, train
 from lorada.training.training_memory import training_memory
 
-place = run_place.place
 BF16 = torch.bfloat16
 NAMES = [name for name in METHODS if defined(name, "llama")]
 WHOLE = ("full", "owlore", "owlore_full")  # methods that train every weight at some time

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import run_place
 import torch
 from conftest import assert_close
 from folders import ROWS
@@ -27,7 +26,6 @@ LABELS = [{"text": row["prompt"], "label": "yn"[i % 2]} for i, row in enumerate(
 CHOICES = [
     {"prompt": row["prompt"], "candidates": [row["response"], " none"], "answer": 0} for row in ROWS
 ]
-place = run_place.place
 ROW_FILES = {"texts": None, "labels": LABELS, "choices": CHOICES}
 # No dropout, which every process would draw by itself.
 LLAMA = {"attention_dropout": 0.0, "initializer_range": 0.2}

@@ -6,7 +6,6 @@ import signal
 from functools import partial
 
 import pytest
-import run_place
 import torch
 from folders import ROWS, adapter_weights, refused, rows_file
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -22,7 +21,6 @@ from lorada.training.callbacks import DivergedError
 from lorada.training.train import train
 
 recipe = partial(run_recipe, [*QUICK, "logging_steps=2"], rows="rows", method="lorada_la")
-place = run_place.place
 CHOICES = [{"prompt": row["prompt"], "candidates": [" 0", " 1"], "answer": 0} for row in ROWS]
 ROW_FILES = {"choices": CHOICES}
 

@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
-import run_place
 from servers import Process, running
 from trained import train_once
 
@@ -13,8 +12,6 @@ from lorada.inference.load import load_run
 from lorada.inference.predict import predict
 from lorada.inference.serving.api import Server
 from lorada.inference.serving.served import open_classifiers
-
-place = run_place.place
 
 SETTINGS = ["max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=48"]
 SETTINGS += ["eval_batch_size=2", "save_strategy=no"]
