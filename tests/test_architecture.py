@@ -52,9 +52,7 @@ def room_of(module):
 
 def imported_modules(path):
     """What a file imports, late or only for a type checker too."""
-    waiting = [ast.parse(path.read_text())]
-    while waiting:
-        node = waiting.pop()
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -63,9 +61,8 @@ def imported_modules(path):
             yield from inner
             if len(inner) < len(node.names):
                 yield node.module
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from (found[1] for found in [LOADED.fullmatch(node.value)] if found)
-        waiting.extend(ast.iter_child_nodes(node))
+        elif isinstance(node, ast.Constant) and (found := LOADED.fullmatch(str(node.value))):
+            yield found[1]
 
 
 def own_imports(path):
