@@ -8,7 +8,6 @@ import copy
 import functools
 import json
 import os
-import shutil
 import sys
 
 import exact_cells
@@ -17,17 +16,14 @@ import torch
 from exact_cells import CELLS, COVERED, adapted, alone, assert_as_plain
 from folders import llama_folder, rows_file
 from programs import printed
-from trained import run_recipe
+from trained import QUICK, before_its_end, run_recipe
 from transformers.utils import is_flash_attn_2_available
 
 from lorada.inference.load import load_run
 from lorada.training.train import train
 
 pytestmark = pytest.mark.gpu
-QUICK = [
-    "max_steps=4", "save_steps=2", "report_to=[]", "max_length=32", "logging_steps=1",
-    "per_device_train_batch_size=4", "learning_rate=1e-2",
-]  # fmt: skip
+SETTINGS = [*QUICK, "max_steps=4", "save_steps=2", "learning_rate=1e-2"]
 WIDE = {"hidden_size": 64, "intermediate_size": 64}  # a block of nf4 is 64 numbers
 FEWER = COVERED[::3]  # a CPU has computed them all
 # Cells that flash attention has kernels for, in which no token is chosen by its rounding.
@@ -82,7 +78,7 @@ def place(tmp_path_factory):
 
 def recipe(place, output, *pairs, method="lora+lmam"):
     on_cpu = [f"use_cpu={str(device_name() == 'cpu').lower()}"]
-    return run_recipe([*QUICK, *on_cpu], place, output, *pairs, rows="rows", method=method)
+    return run_recipe([*SETTINGS, *on_cpu], place, output, *pairs, rows="rows", method=method)
 
 
 def logits(run):
@@ -139,10 +135,7 @@ def test_a_resumed_run_comes_to_the_same_end_bit_for_bit(
 ):
     asked = f"dtype={dtype}"
     whole = train(recipe(place, tmp_path / "whole", asked), quiet=True).run
-    cut = shutil.copytree(whole, tmp_path / "cut")
-    (cut / "result.json").unlink()
-    for name in ("adapter", "checkpoint-4"):
-        shutil.rmtree(cut / name)
+    cut = before_its_end(whole, tmp_path / "cut")
     resumed = train(recipe(place, cut, asked), resume=True, quiet=True)
     assert resumed.result["resumed_from"] == "checkpoint-2"
     assert torch.equal(logits(load_run(cut)), logits(load_run(whole)))
@@ -166,7 +159,7 @@ def test_two_processes_train_what_one_does(device, place, tmp_path):
         pytest.skip("needs two accelerators")
     words = [
         "--method", "lora+lmam", "--model", str(place / "no_dropout"), "--data",
-        str(place / "rows.jsonl"), *QUICK, "save_strategy=no", "dtype=float32",
+        str(place / "rows.jsonl"), *SETTINGS, "save_strategy=no", "dtype=float32",
         "lora.lora_dropout=0", f"use_cpu={str(device == 'cpu').lower()}",
     ]  # fmt: skip
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m"]
