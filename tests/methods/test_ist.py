@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from callback_runs import LAYERS, ROWS, Watch, layer_of, trainer_for, watched
 from conftest import TINY, assert_close
 from folders import refused
-from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for, watched
 from method_cases import SMALL
 from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dict
 
@@ -158,7 +158,7 @@ def test_checkpointed_activations_give_the_same_training(reentrant, tmp_path):
             "gradient_checkpointing": checkpointing,
             "gradient_checkpointing_kwargs": {"use_reentrant": reentrant},
         }
-        watch, _ = watched(model, tmp_path, ISTCallback(every=2), steps=5, **settings)
+        watch, _ = watched(model, tmp_path, ISTCallback(every=2), max_steps=5, **settings)
         assert len(watch.gradients) == 5
         assert all(watch.gradients)
         results.append(get_peft_model_state_dict(model))
@@ -169,9 +169,8 @@ def test_checkpointed_activations_give_the_same_training(reentrant, tmp_path):
 def test_another_seed_draws_other_layers_and_the_global_generator_is_left_alone(tmp_path):
     drawn = []
     for seed, noise in ((1, 1), (1, 2), (2, 1)):
-        model, watch = adapted(), Watch()
-        trainer = trainer_for(model, tmp_path, ISTCallback(every=2), seed=seed)
-        trainer.add_callback(watch)
+        watch = Watch()
+        trainer = trainer_for(adapted(), tmp_path, ISTCallback(every=2), watch, seed=seed)
         torch.manual_seed(noise)
         trainer.train()
         drawn.append([sorted({layer_of(name) for name in names}) for names in watch.gradients])
