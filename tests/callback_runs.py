@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 from conftest import TINY
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
+from trained import assert_same
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 # A Trainer collects garbage when it starts; half a second each time with all that is imported.
@@ -47,10 +48,7 @@ def losses(run: Trainer) -> list[float]:
 
 def assert_same_weights(actual: PeftModel, expected: PeftModel) -> None:
     """The weights of two adapters are equal to the last bit."""
-    left, right = actual.state_dict(), expected.state_dict()
-    assert left.keys() == right.keys()
-    for key in [key for key in left if "lora_" in key]:
-        assert torch.equal(left[key], right[key]), key
+    assert_same(get_peft_model_state_dict(actual), get_peft_model_state_dict(expected))
 
 
 # Of callbacks that train some layers at a time: the model's layers, and rows in which every token
