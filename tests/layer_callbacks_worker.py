@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import torch
+from callback_runs import trainer_for
 from double import in_double
-from layer_runs import trainer_for
 from safetensors.torch import save_file
 from test_ist import adapted
 from test_owlore import tiny
@@ -39,7 +39,7 @@ def main(procedure: str, output: str, processes: int) -> None:
     else:
         model, optimizer = tiny(), galore
         callback = OwLoreCallback(layers=2, every=2, threshold=2.0)
-    trainer = trainer_for(model, output, callback, steps=6, optimizer=optimizer, **settings)
+    trainer = trainer_for(model, output, callback, optimizer=optimizer, **settings)
     assert trainer.args.world_size == processes
     trainer.train()
     scores = callback.scores if procedure == "ist" else callback.weights

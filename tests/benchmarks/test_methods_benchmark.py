@@ -7,7 +7,7 @@ import pytest
 import train_every_method
 from folders import bert_folder, llama_folder, split_file
 from library.page import read_marked
-from methods.test_method_matrix import PLUGGED
+from methods.test_method_contract import PLUGGED
 from paths import ROOT
 from programs import printed
 

@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file
 from stacks import VALUE, batch, bottleneck, lmam, logits, lora, moved
 from torch import nn
+from trained import assert_same
 from transformers import Trainer, TrainerCallback
 
 from lorada import LamdaConfig, LoradaConfig, SoraConfig
@@ -189,10 +190,7 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_does(tmp_path, config, 
     assert saved == [4] * MODULES, "a checkpoint keeps the ranks that may grow back"
     for model, name in ((whole.model, "a"), (second.model, "b")):
         model.save_pretrained(tmp_path / name)
-    one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in "ab")
-    assert one.keys() == two.keys()
-    for key in one:
-        assert torch.equal(one[key], two[key]), key
+    assert_same(*(load_file(tmp_path / n / "adapter_model.safetensors") for n in "ab"))
 
 
 def test_a_part_without_a_gradient_does_not_stop_it(tmp_path):
@@ -205,11 +203,9 @@ def test_a_part_without_a_gradient_does_not_stop_it(tmp_path):
     assert sum(ranks(tmp_path / "adapter")) == 2 * MODULES
 
 
-def test_models_and_schedules_that_cannot_work_are_refused(tmp_path):
+def test_models_and_ranks_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(ValueError, match="this model has no AdaLoraConfig part that trains"):
         trainer(tmp_path, lora("llama", task_type="CAUSAL_LM")).train()
-    with pytest.raises(ValueError, match=r"tinit=2 and tfinal=10 leave no step of 12 to prune in"):
-        trainer(tmp_path, adalora(tfinal=10)).train()
     with pytest.raises(ValueError, match="target_r=4 is not below init_r=4, so there is nothing"):
         trainer(tmp_path, adalora(target_r=4)).train()
 

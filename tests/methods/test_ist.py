@@ -5,16 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from callback_runs import LAYERS, ROWS, Watch, layer_of, trainer_for, watched
 from conftest import TINY, assert_close
 from folders import refused
-from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for, watched
 from method_cases import SMALL
 from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dict
 
 import lorada
 from lorada import LoradaConfig
 from lorada.methods.callbacks.ist import ISTCallback, adapters_in, scaled_down, updated
-from lorada.methods.callbacks.layers import draw, generator_at, layers_of
+from lorada.methods.callbacks.layers import generator_at, layers_of, training_batches
 from lorada.support.tuners import TUNERS
 
 pytestmark = pytest.mark.fp64
@@ -158,7 +158,7 @@ def test_checkpointed_activations_give_the_same_training(reentrant, tmp_path):
             "gradient_checkpointing": checkpointing,
             "gradient_checkpointing_kwargs": {"use_reentrant": reentrant},
         }
-        watch, _ = watched(model, tmp_path, ISTCallback(every=2), steps=5, **settings)
+        watch, _ = watched(model, tmp_path, ISTCallback(every=2), max_steps=5, **settings)
         assert len(watch.gradients) == 5
         assert all(watch.gradients)
         results.append(get_peft_model_state_dict(model))
@@ -166,16 +166,25 @@ def test_checkpointed_activations_give_the_same_training(reentrant, tmp_path):
         assert_close(results[1][key], expected)
 
 
-def test_another_seed_draws_other_layers_and_the_global_generator_is_left_alone(tmp_path):
+def test_another_seed_draws_other_layers_and_the_global_generator_has_no_part_in_it(tmp_path):
     drawn = []
     for seed, noise in ((1, 1), (1, 2), (2, 1)):
-        model, watch = adapted(), Watch()
-        trainer = trainer_for(model, tmp_path, ISTCallback(every=2), seed=seed)
-        trainer.add_callback(watch)
+        watch = Watch()
+        trainer = trainer_for(adapted(), tmp_path, ISTCallback(every=2), watch, seed=seed)
         torch.manual_seed(noise)
         trainer.train()
         drawn.append([sorted({layer_of(name) for name in names}) for names in watch.gradients])
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_rows_to_score_on_are_so_many_and_leave_the_global_generator_alone():
+    def plain(rows):
+        return {"rows": torch.tensor(rows), "noise": torch.rand(1)}
+
+    loader = SimpleNamespace(dataset=range(9), collate_fn=SimpleNamespace(plain=plain))
     state = torch.get_rng_state()
-    draw(torch.ones(4), 2, generator_at(0, 0))
+    found = [*training_batches(loader, 5, 2, generator_at(0, 0), torch.device("cpu"))]
     assert torch.equal(torch.get_rng_state(), state)
+    rows = [batch["rows"].tolist() for batch in found]
+    assert [len(each) for each in rows] == [2, 2, 1]
+    assert len({row for each in rows for row in each}) == 5

@@ -1,4 +1,4 @@
-"""Methods by the names of PEFT's tuners: every name of the installed PEFT works or says why not."""
+"""Methods by the names of PEFT's tuners, each of which works or says why not, and their sums."""
 
 import re
 
@@ -10,10 +10,11 @@ from folders import refused
 from peft import PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from stacks import starts_as_base
+from transformers import BartConfig
 
-from lorada import build_method
-from lorada.methods.lookup import method_named, peft_names, peft_types
-from lorada.methods.method import peft_configs
+from lorada import METHODS, build_method
+from lorada.methods.lookup import describe, method_named, peft_names, peft_types
+from lorada.methods.method import SHIFTED_ATTENTION, peft_configs
 from lorada.training.parameter_counts import count_parameters
 
 OUTSIDE = "PEFT does not place it in the model's layers"
@@ -36,6 +37,7 @@ NAMES = [kind.value.lower() for kind in PeftType if kind in PEFT_TYPE_TO_CONFIG_
 TUNERS = [name for name in NAMES if name not in REFUSED]
 every_tuner = pytest.mark.parametrize("name", TUNERS)
 
+LLAMA = TINY["llama"]().config
 IDS = torch.arange(3, 23).reshape(2, 10)
 BATCH = {"input_ids": IDS, "labels": IDS}
 
@@ -48,14 +50,12 @@ def placed(name, model="llama", **overrides):
     return get_peft_model(base, config)
 
 
-def trained(name, model="llama", **overrides):
-    """The same after one step of training, with the losses before and after it."""
-    adapted = placed(name, model, **overrides)
+def losses(adapted) -> tuple[float, float]:
+    """Before one step of training and after it."""
     before = adapted(**BATCH).loss
     before.backward()
     torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], lr=1e-2).step()
-    adapted.eval()
-    return adapted, before.item(), adapted(**BATCH).loss.item()
+    return before.item(), adapted(**BATCH).loss.item()
 
 
 def logits(model):
@@ -68,15 +68,23 @@ SUMS = ("ia3+lora", "vera+lora", "oft+lmam", "vblora+unilora+lmam")
 
 @pytest.mark.parametrize("model", ["llama", "roberta"])
 @pytest.mark.parametrize("name", [*TUNERS, *SUMS])
-def test_every_tuner_of_peft_and_a_sum_trains_and_loads_as_it_was_saved(name, model, tmp_path):
-    adapted, before, after = trained(name, model)
+def test_a_tuner_of_peft_or_a_sum_starts_trains_loads_and_merges_as_it_says(name, model, tmp_path):
+    adapted, plain = placed(name, model), logits(TINY[model]())
+    config = adapted.peft_config["default"]
+    assert ((logits(adapted) - plain).abs().max() < 1e-4) == starts_as_base(config)
+    before, after = losses(adapted)
     assert before != after
     adapted.save_pretrained(tmp_path)
     torch.manual_seed(1)  # so that what is drawn again differs, unless it has its own seed
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["adapter_model.safetensors"]
-    loaded = PeftModel.from_pretrained(TINY[model](), tmp_path)
-    assert torch.equal(logits(loaded), logits(adapted))
-    assert not torch.equal(logits(loaded), logits(TINY[model]()))
+    loaded, expected = PeftModel.from_pretrained(TINY[model](), tmp_path), logits(adapted)
+    assert torch.equal(logits(loaded), expected)
+    assert not torch.equal(expected, plain)
+    without_bias = (name, model) == ("beft", "llama")  # there is none to merge its own into
+    if not config.mergeable or without_bias:
+        refused("cannot be merged", adapted.merge_and_unload)
+        return
+    torch.testing.assert_close(logits(adapted.merge_and_unload()), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -106,25 +114,8 @@ def test_the_count_without_weights_is_that_of_the_placed_tuner(name, tmp_path):
     assert counted == sum(p.numel() for p in placed(name).parameters() if p.requires_grad)
 
 
-@every_tuner
-def test_a_new_adapter_leaves_the_base_as_it_is_but_for_some(name):
-    adapted = placed(name)
-    change = (logits(adapted) - logits(TINY["llama"]())).abs().max()
-    assert (change < 1e-4) == starts_as_base(adapted.peft_config["default"])
-
-
-@every_tuner
-def test_a_config_says_whether_it_can_be_merged(name):
-    adapted, *_ = trained(name, "roberta")
-    expected = logits(adapted)
-    if not adapted.peft_config["default"].mergeable:
-        refused("cannot be merged", adapted.merge_and_unload)
-        return
-    torch.testing.assert_close(logits(adapted.merge_and_unload()), expected, atol=1e-4, rtol=1e-4)
-
-
 def test_ia3_scales_keys_values_and_the_input_of_the_second_matrix_of_the_ffn():
-    (part,) = build_method("ia3", TINY["llama"]().config).config.parts
+    (part,) = build_method("ia3", LLAMA).config.parts
     assert part.target_modules == {"k_proj", "v_proj", "down_proj"}
     assert part.feedforward_modules == {"down_proj"}
     adapted = placed("ia3", "roberta")
@@ -159,7 +150,7 @@ def test_a_tuner_works_on_fused_conv1d_or_is_refused_in_one_line(name):
     if name in WITHOUT_CONV1D:
         refused("Conv1D", lambda: placed(name, "gpt2"))
         return
-    _, before, after = trained(name, "gpt2")
+    before, after = losses(placed(name, "gpt2"))
     assert before != after
 
 
@@ -172,17 +163,86 @@ def test_a_tuner_works_on_fused_conv1d_or_is_refused_in_one_line(name):
     ],
 )
 def test_a_setting_that_only_works_with_calls_of_peft_is_refused(name, setting, said):
-    refused(said, lambda: build_method(name, TINY["llama"]().config, **setting))
+    refused(said, lambda: build_method(name, LLAMA, **setting))
 
 
 def test_starts_of_lora_that_need_no_call_of_peft_are_kept():
     for value in ("pissa", "pissa_niter_4", True):
-        plan = build_method("lora", TINY["llama"]().config, init_lora_weights=value)
+        plan = build_method("lora", LLAMA, init_lora_weights=value)
         assert plan.config.parts[0].init_lora_weights == value
 
 
 def test_a_setting_of_several_types_is_refused_with_all_that_it_takes():
-    config = TINY["llama"]().config
     for value in ("pissa_niter_", "pisa"):
         said = f"lora.init_lora_weights='{value}': .* boolean.* or input should be 'gaussian'.*mica"
-        refused(said, lambda: build_method("lora", config, init_lora_weights=value))  # noqa: B023
+        refused(said, lambda: build_method("lora", LLAMA, init_lora_weights=value))  # noqa: B023
+
+
+# Sums of methods, such as ``ia3+lora``: one adapter with the parts of each.
+
+
+def test_the_parts_are_stacked_in_order_with_the_map_first():
+    parts = build_method("ia3+lora+lmam", LLAMA).config.parts
+    assert [part.peft_type for part in parts] == ["LMAM", "IA3", "LORA"]
+    assert method_named("lora+ia3").part_names == ["lora", "ia3"]
+
+
+def test_a_sum_has_the_settings_of_each_and_says_where_they_are_from():
+    plan = build_method("ia3+lora", LLAMA)
+    assert plan.config.parts[1].r == METHODS["lora"].parts["llama"]["lora"]["r"]
+    assert plan.settings_from == (
+        "not from the paper: ia3: PEFT's defaults, on the layers that PEFT chooses; "
+        "lora: Tables 4, 5 and 10"
+    )
+    assert build_method("lora+quanta", LLAMA).settings_from == (
+        "lora: Tables 4, 5 and 10; quanta: Table 17"
+    )
+    found = build_method("lora+ia3", BartConfig()).settings_from
+    assert found.startswith("not from the paper: lora: ")
+    assert "; ia3: " in found
+
+
+def test_a_sum_trains_with_the_callbacks_and_arguments_of_each():
+    plan = build_method("longlora+sora", LLAMA)
+    kinds = [type(callback).__name__ for callback in plan.callbacks]
+    assert kinds == ["ShiftedAttention", "SoraCallback"]
+    assert plan.arguments == {**METHODS["longlora"].arguments, **METHODS["sora"].arguments}
+    assert SHIFTED_ATTENTION in method_named("longlora+sora").callbacks
+    assert build_method("hira+shira", LLAMA).prepare is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lora+dora", "lora+dora: lora and dora each bring a lora part: leave one of them out"),
+        ("ia3+ia3", "ia3+ia3: ia3 and ia3 each bring a ia3 part: leave one of them out"),
+        ("lorada_a+lora+lmam", "lmam and lorada_a each bring a lmam part"),
+        ("lora+full", "lora+full: full has no parts, so it cannot be in a sum"),
+        ("bitfit+ia3", "bitfit+ia3: bitfit has no parts, so it cannot be in a sum"),
+        ("longlora+shira", "shira trains with learning_rate=0.0005, another with "
+                           "learning_rate=2e-05: leave one of them out"),
+        ("lora+iaa3", "unknown method 'iaa3'; did you mean ia3"),
+        *((name, f"method '{name}' has a + without a method beside it: leave it out")
+          for name in ("lora+", "+lora", "ia3+ +lora", "lora++lmam", "+lmam", "lora+lmam+")),
+        ("lora+poly", "PEFT's poly cannot be used as a method"),
+    ],
+)  # fmt: skip
+def test_methods_that_cannot_be_one_adapter_say_why(name, said):
+    refused(re.escape(said), lambda: method_named(name))
+
+
+def test_a_sum_is_described_for_the_models_that_each_has_settings_for():
+    row = describe("dora+ia3")
+    assert row["parts"] == ["lora", "ia3"]
+    assert row["models"] == ["llama", "roberta", "bart"]
+    assert list(row["settings"]["bart"]) == ["lora", "ia3"]
+
+
+@pytest.mark.parametrize("name", ["lora+vera", "oft+lora", "ia3+lora"])
+def test_both_parts_on_one_matrix_learn(name):
+    options = {"lora": {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}}
+    model = placed(name, **options)
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    moving = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any(".lora_" in n for n in moving)
+    assert any(".lora_" not in n for n in moving)

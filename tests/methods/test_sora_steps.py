@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import _MODELS
+from callback_runs import trainer_of
 from conftest import assert_close
 from peft import get_peft_model
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from transformers import (
     DebertaV2ForSequenceClassification,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
 )
 
 from lorada import SoraConfig
@@ -40,22 +40,13 @@ def rows() -> list[dict[str, Tensor]]:
             for i in range(6)]  # fmt: skip
 
 
-def part(**options) -> SoraConfig:
-    settings = {"rank": RANK, "alpha": ALPHA, "penalty": PENALTY, "modules_to_save": NORMS}
-    return SoraConfig(**{**settings, **options})
-
-
-def run_of(folder, config, threshold="soft") -> Trainer:
-    model = get_peft_model(classifier(), config)
-    return Trainer(
-        model=model.double(),
-        args=TrainingArguments(
-            str(folder), max_steps=STEPS, per_device_train_batch_size=6, learning_rate=RATE,
-            weight_decay=DECAY, max_grad_norm=CLIP, warmup_steps=WARMUP, save_strategy="no",
-            adam_epsilon=EPSILON, report_to="none", use_cpu=True, disable_tqdm=True,
-        ),
-        train_dataset=rows(),
-        callbacks=[SoraCallback(xi=XI, threshold=threshold)],
+def run_of(folder, threshold) -> Trainer:
+    config = SoraConfig(rank=RANK, alpha=ALPHA, penalty=PENALTY, modules_to_save=NORMS)
+    model = get_peft_model(classifier(), config).double()
+    return trainer_of(
+        model, folder, rows(), SoraCallback(xi=XI, threshold=threshold), max_steps=STEPS,
+        per_device_train_batch_size=6, learning_rate=RATE, weight_decay=DECAY, max_grad_norm=CLIP,
+        warmup_steps=WARMUP, adam_epsilon=EPSILON,
     )  # fmt: skip
 
 
@@ -118,7 +109,7 @@ class Plain:
 
 @pytest.mark.parametrize("threshold", ["soft", "released"])
 def test_every_step_is_that_of_the_equations(tmp_path, threshold):
-    run = run_of(tmp_path, part(), threshold)
+    run = run_of(tmp_path, threshold)
     plain = Plain(classifier(), weights(run.model), threshold)
     together = {key: torch.stack([row[key] for row in rows()]) for key in rows()[0]}
     seen = []

@@ -5,7 +5,7 @@ LLaMA's ``q_proj``, for one, becomes ``query`` on a BERT.
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,12 +38,8 @@ from lorada.tuners.bottleneck.placements import PLACEMENTS
 
 logger = logging.getLogger(__name__)
 
-TASK_TYPES: dict[Family, TaskType] = {
-    "llama": TaskType.CAUSAL_LM,
-    "roberta": TaskType.SEQ_CLS,
-    "deberta": TaskType.SEQ_CLS,
-    "bart": TaskType.SEQ_2_SEQ_LM,
-}
+# Of any other family, that of a classifier.
+TASK_TYPES = {"llama": TaskType.CAUSAL_LM, "bart": TaskType.SEQ_2_SEQ_LM}
 # Models of pictures and sounds: PEFT's classes for tasks do not pass those on to the model.
 NO_TASK_TYPE = ("vit", "whisper")
 NOT_FROM_THE_PAPER = "not from the paper"  # reports look for these words
@@ -89,7 +85,18 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
     config, settings_from = None, method.source
     refuse_undefined(method, model_config)
     if method.trainable is None:
-        config, settings_from = _stack(method, model_config, overrides)
+        chosen = choose_settings(method, model_config)
+        stated = part_overrides(chosen.parts, overrides)
+        settings, replaced = fit_defaults(
+            settings_for(chosen, stated, model_config), stated, model_config
+        )
+        for sentence in replaced:
+            logger.warning(sentence)
+        settings_from = "; ".join([chosen.source, *replaced])
+        parts = [part_class(part)(**values) for part, values in settings.items()]
+        config = LoradaConfig(parts=parts)
+        if model_config.model_type not in NO_TASK_TYPE:
+            config.task_type = TASK_TYPES.get(family_of(model_config), TaskType.SEQ_CLS)
     elif overrides:
         raise ValueError(f"method {name} has no settings, but got {', '.join(overrides)}")
     return Plan(
@@ -102,22 +109,6 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
         arguments=dict(method.arguments),
         settings_from=settings_from,
     )
-
-
-def _stack(
-    method: Method, model_config: Any, overrides: dict[str, Any]
-) -> tuple[LoradaConfig, str]:
-    """The config of a method, and where its settings come from."""
-    chosen = choose_settings(method, model_config)
-    stated = part_overrides(chosen.parts, overrides)
-    settings, replaced = fit_defaults(
-        settings_for(chosen, stated, model_config), stated, model_config
-    )
-    for sentence in replaced:
-        logger.warning(sentence)
-    kind = None if model_config.model_type in NO_TASK_TYPE else TASK_TYPES[family_of(model_config)]
-    configs = [part_class(part)(**values) for part, values in settings.items()]
-    return LoradaConfig(parts=configs, task_type=kind), "; ".join([chosen.source, *replaced])
 
 
 @dataclass(frozen=True)
@@ -210,22 +201,16 @@ def _name_layers(settings: Settings) -> None:
 def _alpha_for(part: str, values: Settings, own: Settings) -> Settings:
     """The alpha that keeps the scale α/r of a part whose rank the user gives alone."""
     fields = part_class(part).__dataclass_fields__
-    rank, alpha = rank_and_alpha(fields) or ("", "")
+    rank = next((name for name in ("init_r", "rank", "r") if name in fields), "")
+    alpha = next((name for name in fields if name.endswith("alpha")), "")
     # rsLoRA's scale is α/√r, by which one alpha suits every rank.
-    if rank not in own or alpha in own or own.get("use_rslora"):
+    if not alpha or rank not in own or alpha in own or own.get("use_rslora"):
         return {}
     size, before = (values.get(key, fields[key].default) for key in (rank, alpha))
     if not size or not before:
         return {}
     after = before * own[rank] / size
     return {alpha: int(after) if after.is_integer() else after}
-
-
-def rank_and_alpha(fields: Collection[str]) -> tuple[str, str] | None:
-    """The names of a part's rank and of the alpha that is divided by it; None without both."""
-    rank = next((name for name in ("init_r", "rank", "r") if name in fields), None)
-    alpha = next((name for name in fields if name.endswith("alpha")), None)
-    return (rank, alpha) if rank and alpha else None
 
 
 def scheme_of(model_config: Any, wanted: str) -> Scheme:

@@ -58,7 +58,7 @@ def refusal(name: str) -> str:
     from lorada.tuners.stack.stack_config import UNSTACKABLE
 
     kind = name.upper()
-    tuner = {str(key.value): each for key, each in PEFT_TYPE_TO_TUNER_MAPPING.items()}.get(kind)
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
     if tuner is None or not issubclass(tuner, BaseTuner):
         return OUTSIDE_LAYERS
     return NEEDS_TOKENS if kind == "TRAINABLE_TOKENS" else UNSTACKABLE.get(kind, "")

@@ -49,21 +49,21 @@ def snip(
     if not chosen:
         raise ValueError(f"SNIP got no batches to calibrate on (calibration={calibration})")
     counts = {
-        module: part.r * sum(module.weight.shape)
+        name: part.r * sum(module.weight.shape)
         for part in parts
-        for module in _targets(model, part)
+        for name, module in _targets(model, part).items()
     }
     best = _best_entries(model, chosen, counts)
     # Several processes may order equal scores differently, so all take the first one's choice.
-    entries = made_by_first(lambda: [best[module].cpu() for module in counts])
-    mask_fn = _mask_function(dict(zip(counts, entries, strict=True)))
+    entries = made_by_first(lambda: {name: flat.cpu() for name, flat in best.items()})
+    mask_fn = _mask_function({model.get_submodule(name): entries[name] for name in counts})
     for part in parts:
         part.mask_type, part.mask_fn = "snip", mask_fn
     return config
 
 
-def _targets(model: nn.Module, part: ShiraConfig) -> list[nn.Linear]:
-    """The modules that PEFT adapts for a part."""
+def _targets(model: nn.Module, part: ShiraConfig) -> dict[str, nn.Linear]:
+    """The modules that PEFT adapts for a part, by name."""
     part = _maybe_include_all_linear_layers(part, model)
     found = {
         name: module
@@ -85,17 +85,17 @@ def _targets(model: nn.Module, part: ShiraConfig) -> list[nn.Linear]:
                 f"SHiRA: r={part.r} takes more entries than {name} has, in a weight of "
                 f"{tuple(module.weight.shape)}: lower it"
             )
-    return list(found.values())
+    return found
 
 
 def _best_entries(
-    model: nn.Module, batches: list[Any], counts: dict[nn.Linear, int]
-) -> dict[nn.Linear, Tensor]:
+    model: nn.Module, batches: list[Any], counts: dict[str, int]
+) -> dict[str, Tensor]:
     """The flat indices of the entries with the largest |W · ḡ| of each module's weight."""
-    sums: dict[Tensor, Tensor] = {}
-    weights = list({module.weight: None for module in counts})
+    sums: dict[str, Tensor] = {}
+    weights = {name: model.get_parameter(f"{name}.weight") for name in counts}
     device = next(model.parameters()).device
-    with _gradients_of(model, weights):
+    with _gradients_of(model, weights.values()):
         for batch in progress_bar(batches, "Calibrating"):
             inputs = {k: x.to(device) if isinstance(x, Tensor) else x for k, x in batch.items()}
             loss = getattr(model(**inputs), "loss", None)
@@ -103,22 +103,21 @@ def _best_entries(
                 raise ValueError(f"SNIP: no loss for a batch of {', '.join(batch)}: add labels")
             if not loss.requires_grad:
                 continue
-            found = torch.autograd.grad(loss, weights, allow_unused=True)
-            for weight, gradient in zip(weights, found, strict=True):
+            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            for name, gradient in zip(weights, found, strict=True):
                 if gradient is not None:
-                    sums[weight] = sums.get(weight, 0.0) + gradient.float()
+                    sums[name] = sums.get(name, 0.0) + gradient.float()
     best = {}
-    for module, count in counts.items():
-        if module.weight not in sums:
+    for name, count in counts.items():
+        if name not in sums:
             raise ValueError(
-                f"SNIP: no gradient of the loss reaches {_name(model, module)}: "
-                "leave it out of target_modules"
+                f"SNIP: no gradient of the loss reaches {name}: leave it out of target_modules"
             )
-        score = (module.weight.detach().float() * sums.pop(module.weight)).abs().flatten()
+        score = (weights[name].detach().float() * sums.pop(name)).abs().flatten()
         if not score.isfinite().all():
-            raise ValueError(f"SNIP: the gradient of {_name(model, module)} is not finite")
+            raise ValueError(f"SNIP: the gradient of {name} is not finite")
         # topk takes an exact number; a threshold would take more where scores are equal.
-        best[module] = score.topk(count, sorted=False).indices
+        best[name] = score.topk(count, sorted=False).indices
     return best
 
 
@@ -140,7 +139,7 @@ def _gradients_of(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[None]
             module.training = training
 
 
-def _mask_function(best: dict[nn.Linear, Tensor]) -> Callable[..., Tensor]:
+def _mask_function(best: dict[nn.Module, Tensor]) -> Callable[..., Tensor]:
     """The mask function of a config. PEFT copies configs, and the copies share this function."""
     entries = WeakKeyDictionary(best)
 
@@ -156,7 +155,3 @@ def _mask_function(best: dict[nn.Linear, Tensor]) -> Callable[..., Tensor]:
         return mask
 
     return mask_fn
-
-
-def _name(model: nn.Module, module: nn.Module) -> str:
-    return next(str(name) for name, other in model.named_modules() if other is module)

@@ -47,10 +47,11 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compute AdaLoRA's schedule for the length of the training."""
-        self._tuner = _tuner_of(kwargs["model"])
-        config = self._config
+        self._tuner = tuner = _tuner_of(kwargs["model"])
+        self._allocator = tuner.rankallocator
+        self._config = config = tuner.peft_config[tuner.trainable_adapter_name]
         self._pattern = None
-        found = factors(self._tuner.model, self._tuner.trainable_adapter_name, "lora_E")
+        found = factors(tuner.model, tuner.trainable_adapter_name, "lora_E")
         self._pruned = any(len(e) != config.init_r for _, e in found)
         if self._pruned:
             logger.warning("AdaLoRA: this adapter is pruned, so the ranks that are left are kept")
@@ -70,14 +71,6 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
                 )
             self._load(scores)
 
-    @property
-    def _config(self) -> Any:
-        return self._tuner.peft_config[self._tuner.trainable_adapter_name]
-
-    @property
-    def _allocator(self) -> Any:
-        return self._tuner.rankallocator
-
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Score the ranks with this step's gradients, and mask those that exceed the budget."""
         if self._pruned:
@@ -89,11 +82,10 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
             for parameter in self._tuner.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
-        config = self._config
-        config.rank_pattern = self._pattern
+        self._config.rank_pattern = self._pattern
         # + 1 counts this step too; otherwise a schedule without a last phase would not end.
         self._tuner.update_and_allocate(state.global_step + 1)
-        self._pattern, config.rank_pattern = config.rank_pattern, None
+        self._pattern, self._config.rank_pattern = self._config.rank_pattern, None
         for parameter in unused:
             parameter.grad = None
 

@@ -26,11 +26,10 @@ from torch import Tensor, nn
 
 from lorada.methods.callbacks.layers import (
     LayerCallback,
-    collate,
     draw,
     generator_at,
     same_everywhere,
-    training_rows,
+    training_batches,
 )
 from lorada.tuners.base.part_config import Count, check_values
 
@@ -77,9 +76,8 @@ class ISTCallback(LayerCallback):
         """Update the scores when it is time, then draw the layers of this step."""
         generator = generator_at(args.seed, state.global_step)
         if state.global_step > 0 and state.global_step % self.every == 0:
-            loader = kwargs["train_dataloader"]
-            rows = training_rows(loader, self.examples, generator)
-            batch = collate(loader, rows, args.device)
+            loader, count = kwargs["train_dataloader"], self.examples
+            batch = next(training_batches(loader, count, count, generator, args.device))
             self.update_scores(kwargs["model"], batch, generator)
         weights = torch.sigmoid(-torch.tensor(self.scores, dtype=torch.float64))
         self.train_only(draw(weights, share_of(self.update_frac, len(weights)), generator))

@@ -1,6 +1,6 @@
 """The layers of a model, callbacks that train some of them at a time, and what these draw."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -94,27 +94,26 @@ def draw(weights: torch.Tensor, count: int, generator: torch.Generator) -> list[
     return sorted(torch.multinomial(weights, count, generator=generator).tolist())
 
 
-def training_rows(loader: Any, count: int, generator: torch.Generator) -> list[Any]:
-    """Draw up to ``count`` rows of the training set of a Trainer's ``train_dataloader``."""
+def training_batches(
+    loader: Any, count: int, size: int, generator: torch.Generator, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Draw up to ``count`` rows of a Trainer's ``train_dataloader``, in batches of ``size``.
+
+    The global random generator is left alone. A collator for a special trainer has an attribute
+    ``plain``: a collator for the model alone.
+    """
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset):
         raise ValueError(
             f"layers are weighed on rows drawn from the training set, and {type(dataset).__name__} "
             "is a stream: load it whole"
         )
-    chosen = torch.randperm(len(dataset), generator=generator)[:count].tolist()
-    return [dataset[index] for index in chosen]
-
-
-def collate(loader: Any, rows: Sequence[Any], device: torch.device) -> dict[str, Any]:
-    """Make a batch of rows as the Trainer does, without advancing the global random generator.
-
-    A collator for a special trainer has an attribute ``plain``: a collator for the model alone.
-    """
     pad = getattr(loader.collate_fn, "plain", loader.collate_fn)
-    with torch.random.fork_rng(devices=[]):  # a collator may draw, as one that masks tokens does
-        batch = pad(rows)
-    return {key: v.to(device) if hasattr(v, "to") else v for key, v in batch.items()}
+    for chosen in torch.randperm(len(dataset), generator=generator)[:count].split(size):
+        rows = [dataset[index] for index in chosen.tolist()]
+        with torch.random.fork_rng(devices=[]):  # a collator may draw, as one that masks tokens
+            batch = pad(rows)
+        yield {key: v.to(device) if hasattr(v, "to") else v for key, v in batch.items()}
 
 
 def same_everywhere(measured: torch.Tensor) -> torch.Tensor:

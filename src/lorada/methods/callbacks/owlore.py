@@ -23,11 +23,10 @@ from transformers.pytorch_utils import Conv1D
 
 from lorada.methods.callbacks.layers import (
     LayerCallback,
-    collate,
     draw,
     generator_at,
     same_everywhere,
-    training_rows,
+    training_batches,
 )
 from lorada.support.progress import progress_bar
 from lorada.tuners.base.part_config import Count, Number, check_values
@@ -82,10 +81,8 @@ class OwLoreCallback(LayerCallback):
     ) -> list[float]:
         """The outlier ratio of each layer, on rows of the training set."""
         # Step -1 has a generator that no draw of layers uses.
-        rows = training_rows(loader, self.sequences, generator_at(args.seed, -1))
-        size = max(1, args.per_device_train_batch_size)
-        parts = (rows[start : start + size] for start in range(0, len(rows), size))
-        batches = (collate(loader, part, args.device) for part in parts)
+        generator, size = generator_at(args.seed, -1), args.per_device_train_batch_size
+        batches = training_batches(loader, self.sequences, size, generator, args.device)
         measured = outlier_ratios(model, layers, batches, self.threshold)
         ratios: list[float] = same_everywhere(torch.tensor(measured, device=args.device)).tolist()
         return ratios

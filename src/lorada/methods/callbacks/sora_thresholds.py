@@ -40,9 +40,10 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that gates train, and that a penalty can be added."""
-        if not gates_of(kwargs["model"]):
+        gates = gates_of(kwargs["model"])
+        if not gates:
             raise ValueError("no SoRA gates train here: add a SoraConfig to the model's adapter")
-        if getattr(args, "deepspeed", None) and any(_penalties(kwargs["model"]).values()):
+        if getattr(args, "deepspeed", None) and any(gates.values()):
             raise ValueError(
                 "sora.penalty is added to the gradients before each step, and DeepSpeed gives no "
                 "access to them: use penalty=0, DDP or FSDP"
@@ -50,12 +51,12 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the gates' gradients to the penalty's: λ · sign(g) / number of gates."""
-        penalties = _penalties(kwargs["model"])
-        number = sum(gate.numel() for gate in penalties)
+        gates = gates_of(kwargs["model"])
+        number = sum(gate.numel() for gate in gates)
         # fp16 scales the loss, and with it every gradient.
         scaler = getattr(kwargs["optimizer"], "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()
-        for gate, penalty in penalties.items():
+        for gate, penalty in gates.items():
             if penalty:
                 gate.grad = gate.detach().sign() * (penalty / number * scale)
 
@@ -68,10 +69,8 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
         groups = _groups(kwargs["optimizer"])
         self._before = [gate.detach().clone() for gate in gates]
         for gate in gates:
-            if gate.grad is None:
-                continue
-            if decay := _decay(kwargs["optimizer"], groups[gate]):
-                gate.data.div_(1 - decay)
+            if gate.grad is not None:
+                gate.data.div_(1 - _decay(kwargs["optimizer"], groups[gate]))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Threshold the gates."""
@@ -101,12 +100,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
             )
 
 
-def gates_of(model: nn.Module) -> list[nn.Parameter]:
-    """The gates that train."""
-    return [gate for _, gate in trained(model, SoraLayer, "lora_gate")]
-
-
-def _penalties(model: nn.Module) -> dict[nn.Parameter, float]:
+def gates_of(model: nn.Module) -> dict[nn.Parameter, float]:
     """The gates that train, each with the λ of its config."""
     return {
         gate: layer.configs[name].penalty
