@@ -337,12 +337,8 @@ def run(
     program = shutil.which(command[0], path=own_folder) or shutil.which(command[0])
     if program is None:
         raise ValueError(f"no command {command[0]!r} on PATH: is it installed?")
-    before = os.environ.get("PYTHONPATH")
-    path = f"{SITE}{os.pathsep}{before}" if before else str(SITE)
-    for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and the command would inherit that
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    path = os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH"))))
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and so by what it starts
+        signal.signal(number, signal.SIG_DFL)
     # The full path, because a Python finds its environment by this name.
     os.execve(program, [program, *command[1:]], {**os.environ, "PYTHONPATH": path})
