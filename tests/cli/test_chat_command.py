@@ -5,124 +5,75 @@ import signal
 import sys
 
 import pytest
-from folders import TURNS, llama_folder, rows_file
-from trained import train_once
+import run_place
 
 from lorada.cli import chat_command
 from lorada.inference import chat as chat_module
 
+place = run_place.place
+LLAMA = {"initializer_range": 0.2}
 SETTINGS = ["max_steps=2", "learning_rate=0.02", "report_to=[]", "max_length=32"]
 SETTINGS += ["max_new_tokens=8"]
 RUNS = {
-    "map": ("llama", "lorada_la", "rows", []),
+    "map [b]": ("llama", "lorada_la", "rows", []),
     "talk": ("llama", "lora", "turns", []),
 }
 QUESTION = "1 + 1 ="
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A run of prompts and one of conversations, in a folder with blanks."""
-    place = tmp_path_factory.mktemp("chat") / "my [bold] runs"
-    place.mkdir()
-    llama_folder(place / "llama", initializer_range=0.2)
-    rows_file(place / "rows.jsonl")
-    rows_file(place / "turns.jsonl", TURNS)
-    for name in RUNS:
-        train_once(place, name, RUNS, SETTINGS)
-    return place
-
-
 @pytest.fixture
-def chat(call, place, monkeypatch):
+def chat(call, folder, monkeypatch):
     """Type lines into a chat with a run; returns exit code, answers and notes."""
 
     def typed(lines, name, options=()):
         text = lines if isinstance(lines, str) else "".join(f"{line}\n" for line in lines)
         monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-        return call("chat", place / name, *options)
+        return call("chat", folder(name), *options)
 
     return typed
 
 
 @pytest.fixture
-def written(json_of, place):
+def written(json_of, folder):
     """What ``lorada generate`` writes."""
 
     def text(name, prompt=QUESTION, *options):
-        return json_of("generate", place / name, "--prompt", prompt, *options)[0]["output"]
+        return json_of("generate", folder(name), "--prompt", prompt, *options)[0]["output"]
 
     return text
 
 
 def test_answers_alone_go_to_the_output(chat, written, place):
-    code, out, err = chat([QUESTION, "", QUESTION], "map")
+    code, out, err = chat([QUESTION, "", QUESTION], "map [b]")
     assert code == 0
-    assert out == f"{written('map')}\n" * 2
+    assert out == f"{written('map [b]')}\n" * 2
     assert "\x1b" not in out + err
     about, keys, following = err.splitlines()
     assert about == (
-        f"map: lorada_la on {place / 'llama'}; it continues each line by itself, as a prompt"
+        f"map [b]: lorada_la on {place / 'llama'}; it continues each line by itself, as a prompt"
     )
     assert keys == "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat"
     assert following.startswith("next: lorada evaluate ")
 
 
 def test_lines_of_a_file_from_windows_are_read_without_their_ends(chat, written):
-    assert chat(f"{QUESTION}\r\n/quit\r\n", "map")[1] == f"{written('map')}\n"
+    assert chat(f"{QUESTION}\r\n/quit\r\n", "map [b]")[1] == f"{written('map [b]')}\n"
 
 
 def test_an_answer_has_as_many_tokens_as_is_said(chat, written):
     options = ("--max-new-tokens", 3)
-    assert chat([QUESTION], "map", options=options)[1] == f"{written('map', QUESTION, *options)}\n"
+    _, out, _ = chat([QUESTION], "map [b]", options)
+    assert out == f"{written('map [b]', QUESTION, *options)}\n"
 
 
 def test_the_base_answers_below_the_adapter(chat, written):
-    _, out, err = chat([QUESTION, "/base", "/quit", QUESTION], "map")
+    _, out, err = chat([QUESTION, "/base", "/quit", QUESTION], "map [b]")
     own, base = out.split("base:\n")
-    assert own == f"{written('map')}\n" != base
+    assert own == f"{written('map [b]')}\n" != base
     assert "error" not in err
 
 
-PRICES = {"red lamp": 17, "blue chair": 25, "green mug": 8}
-
-
-def order_desk(count):
-    """Chats of two questions, each with its answer."""
-    rows = []
-    for number in range(count):
-        item = list(PRICES)[number % 3]
-        pieces, price = number // 3 % 3 + 1, PRICES[item]
-        said = (
-            f"Do you have a {item}?", f"Yes! The {item} costs {price} euros. How many?",
-            ("One", "Two", "Three")[pieces - 1],
-            f"Done: {pieces} {item}{'s' * (pieces > 1)}, {pieces * price} euros.",
-        )  # fmt: skip
-        turns = zip(("user", "assistant") * 2, said, strict=True)
-        rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
-    return rows
-
-
-def test_a_run_of_chats_gives_the_first_answer_first(call, works, tmp_path, monkeypatch):
-    rows = rows_file(tmp_path / "desk.jsonl", order_desk(120))
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 256}
-    model, run = llama_folder(tmp_path / "llama", attention_dropout=0.0, **sizes), tmp_path / "run"
-    settings = ["max_steps=160", "learning_rate=3e-3", "per_device_train_batch_size=12"]
-    settings += ["max_length=256", "max_new_tokens=60", "report_to=[]"]
-    works("train", "--method", "full", "--model", model, "--data", rows, "--output", run, *settings)
-    typed = "Do you have a red lamp?\nTwo\n/reset\nDo you have a green mug?\nThree\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-    _, out, _ = call("chat", run)
-    assert out.splitlines() == [
-        "Yes! The red lamp costs 17 euros. How many?", "Done: 2 red lamps, 34 euros.",
-        "Yes! The green mug costs 8 euros. How many?", "Done: 3 green mugs, 24 euros.",
-    ]  # fmt: skip
-    few = rows_file(tmp_path / "few.jsonl", order_desk(2))
-    _, out, _ = call("evaluate", run, "--data", few)
-    assert out.splitlines()[-1] == f"next: lorada chat {run}"
-
-
-def test_a_conversation_is_read_until_it_is_forgotten(chat, written):
+def test_a_conversation_is_read_until_it_is_forgotten(chat, written, call, folder, place):
     _, out, err = chat(["0123"] * 3, "talk")
     first = written("talk", "0123") + "\n"
     assert out.startswith(first)
@@ -130,6 +81,8 @@ def test_a_conversation_is_read_until_it_is_forgotten(chat, written):
     _, again, err = chat(["0123", "/reset"] * 3, "talk")
     assert again == first * 3
     assert err.count("the conversation is forgotten") == 3
+    _, out, _ = call("evaluate", folder("talk"), "--data", place / "turns.jsonl")
+    assert out.splitlines()[-1] == f"next: lorada chat {folder('talk')}"
 
 
 def test_a_conversation_begins_with_what_the_system_says_and_keeps_it(chat, monkeypatch):
@@ -147,12 +100,12 @@ def test_a_conversation_begins_with_what_the_system_says_and_keeps_it(chat, monk
 
 def test_what_is_no_command_is_said_in_one_line_and_the_chat_goes_on(chat, written):
     lines = ["/bsae", "/base 2 + 2 =", "/help me", " /x", QUESTION]
-    code, out, err = chat(lines, "map")
+    code, out, err = chat(lines, "map [b]")
     assert code == 0
     assert "error: unknown command '/bsae'; did you mean /base" in err
     assert "error: /base answers the last question: leave '2 + 2 =' out" in err
     assert all(f"{name} " in err for name in chat_command.COMMANDS)
-    assert out == f"{written('map', ' /x')}\n{written('map')}\n"
+    assert out == f"{written('map [b]', ' /x')}\n{written('map [b]')}\n"
 
 
 def test_ctrl_c_stops_an_answer_and_twice_the_chat(chat, written, monkeypatch):
@@ -165,8 +118,8 @@ def test_ctrl_c_stops_an_answer_and_twice_the_chat(chat, written, monkeypatch):
 
     monkeypatch.setattr(chat_command, "_show", press)
     before = signal.getsignal(signal.SIGINT)
-    code, out, _ = chat([QUESTION, QUESTION], "map")
-    whole = written("map")
+    code, out, _ = chat([QUESTION, QUESTION], "map [b]")
+    whole = written("map [b]")
     assert code == 0
     # The stopped answer ends within the tokens that were on their way.
     stopped, _, rest = out.partition("\n")
@@ -174,5 +127,5 @@ def test_ctrl_c_stops_an_answer_and_twice_the_chat(chat, written, monkeypatch):
     assert len(stopped) < len(whole)
     assert rest == f"{whole}\n"
     presses.append(2)
-    assert chat([QUESTION, QUESTION], "map")[0] == 130
+    assert chat([QUESTION, QUESTION], "map [b]")[0] == 130
     assert signal.getsignal(signal.SIGINT) is before

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 from compared import model_and_rows
@@ -120,19 +120,6 @@ def test_training_rows_can_be_held_out_if_allowed_and_without_trials_the_default
     assert not (comparison / "trials").exists()
 
 
-def test_one_given_rate_is_taken_without_a_trial(works, place, tmp_path):
-    output = tmp_path / "out"
-    asked = words(place, output, methods="lora+lmam", seeds="1", trials=None)
-    works(*asked, "--rates", "2e-3")
-    (run,) = output.glob("runs/*/*/seed1")
-    recipe = json.loads((run / "result.json").read_text())["recipe"]
-    assert (recipe["training"]["learning_rate"], recipe["dev_rows"]) == (2e-3, 0)
-    assert not (output / "trials").exists()
-    summary = json.loads((output / "report.json").read_text())
-    assert "No learning rate was searched: all train at 0.002." in summary["sentences"]
-    assert summary["lines"][0]["rates"] == [2e-3]
-
-
 def test_a_comparison_is_not_begun_again_over_another(mistake, place, comparison):
     line = mistake(*words(place, comparison))
     assert "already holds a comparison: use --resume, --overwrite or another --output" in line
@@ -240,32 +227,15 @@ def test_ctrl_c_starts_no_further_job_and_says_how_to_go_on(
     assert f"next: lorada compare {output} --resume" in err.replace("\n", "")
 
 
-def test_parts_of_a_comparison_join_the_first_and_the_last_one_reports(works, place, tmp_path):
+def test_parts_join_and_one_leaves_what_failed_before_to_the_part_that_tries_it_again(
+    call, works, place, tmp_path, jobs_here
+):
     output = tmp_path / "out"
     asked = words(place, output, methods="lora,ia3", seeds="1", trials=0)
-    _, err = works(*asked, "--shard", "1/2")
-    assert "1 jobs are left to other commands" in err
-    assert not (output / "report.json").exists()
-    works(*asked, "--shard", "2/2")
-    assert (output / "report.json").is_file()
-    assert len(list(output.glob("runs/*/*/seed1/result.json"))) == 2
-
-
-@pytest.fixture
-def failed(call, place, tmp_path, monkeypatch, jobs_here):
-    """A comparison in two parts, of which the second has failed; it would not fail again."""
-    train = learning_rate.train
-    asked = words(place, tmp_path / "out", methods="lora,ia3", seeds="1", trials=0)
-    monkeypatch.setattr(learning_rate, "train", Mock(side_effect=ValueError("out of memory")))
-    code, _, err = call(*asked, "--shard", "2/2")
+    with patch.object(learning_rate, "train", side_effect=ValueError("out of memory")):
+        code, _, err = call(*asked, "--shard", "2/2")
     assert code == 2
     assert "1 jobs are left to other commands" in err
-    monkeypatch.setattr(learning_rate, "train", train)
-    return asked, tmp_path / "out"
-
-
-def test_a_part_leaves_what_failed_before_to_the_part_that_tries_it_again(works, failed):
-    asked, output = failed
     _, err = works(*asked, "--shard", "1/2")
     assert "1 jobs are left to other commands" in err
     assert "failed:" not in err
@@ -274,6 +244,7 @@ def test_a_part_leaves_what_failed_before_to_the_part_that_tries_it_again(works,
     works(*asked, "--shard", "2/2")
     assert (output / "report.json").is_file()
     assert json.loads((output / "failures.json").read_text()) == {}
+    assert len(list(output.glob("runs/*/*/seed1/result.json"))) == 2
 
 
 def test_the_dry_run_measures_every_candidate_and_writes_nothing(json_of, place, tmp_path):

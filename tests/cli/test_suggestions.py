@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from folders import bert_folder, llama_folder, rows_file, split_file
-from trained import train_once
 
 from lorada.support import models
 from lorada.training.models import loading
@@ -21,28 +20,28 @@ RTE = [{"sentence1": "ab" * (i % 3 + 1), "sentence2": "a", "label": i % 2} for i
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def place(tmp_path_factory):
     """A folder with blanks and brackets, of models, rows, and runs of each kind."""
-    home = tmp_path_factory.mktemp("home") / "my [bold] runs[/y] 'of' $x"
-    home.mkdir(parents=True)
-    llama_folder(home / "llama [red]", max_position_embeddings=256)
-    bert_folder(home / "bert", hidden_size=48, num_attention_heads=12)
-    rows_file(home / "my rows.jsonl")
-    rows_file(home / "labels.jsonl", LABELS)
+    place = tmp_path_factory.mktemp("home") / "my [bold] runs[/y] 'of' $x"
+    place.mkdir(parents=True)
+    llama_folder(place / "llama [red]", max_position_embeddings=256)
+    bert_folder(place / "bert", hidden_size=48, num_attention_heads=12)
+    rows_file(place / "my rows.jsonl")
+    rows_file(place / "labels.jsonl", LABELS)
     for split in ("train", "validation"):
-        split_file(home / "data" / "glue" / "rte", split, RTE)
-    return home
+        split_file(place / "data" / "glue" / "rte", split, RTE)
+    return place
 
 
 @pytest.fixture
-def at_home(home, monkeypatch):
+def at_home(place, monkeypatch):
     """In that folder, with tiny models under the names of the packaged ones."""
-    folders = {"smollm2-135m": home / "llama [red]", "minilm-l6": home / "bert"}
+    folders = {"smollm2-135m": place / "llama [red]", "minilm-l6": place / "bert"}
     monkeypatch.setattr(loading, "_packaged_folder", folders.get)
     monkeypatch.setattr(models, "package_folder", folders.get)
-    monkeypatch.setenv("LORADA_DATA", str(home / "data"))
-    monkeypatch.chdir(home)
-    return home
+    monkeypatch.setenv("LORADA_DATA", str(place / "data"))
+    monkeypatch.chdir(place)
+    return place
 
 
 def words_of(command):
@@ -79,20 +78,9 @@ def test_a_training_suggests_to_score_it(call, at_home):
     assert follow(call, "train", *benchmark, *SETTINGS)[1:] == ["evaluate", "rte"]
 
 
-@pytest.fixture(scope="module")
-def run(home):
-    """A run on the user's own rows, without any to be scored on."""
-    return train_once(home, "a run[/y]", RUNS, SETTINGS)
-
-
-@pytest.fixture(scope="module")
-def labelled(home):
-    return train_once(home, "labelled", RUNS, SETTINGS)
-
-
-def test_a_run_can_be_used_as_is_suggested(call, at_home, run):
+def test_a_run_can_be_used_as_is_suggested(call, at_home, folder):
     fill = {"TEXT": "1 + 1 =", "FILE": "my rows.jsonl"}
-    run = run.relative_to(at_home)
+    run = folder("a run[/y]").relative_to(at_home)
     assert follow(call, "evaluate", run, "--data", "my rows.jsonl", **fill)[1] == "generate"
     assert follow(call, "generate", run, "--prompt", "[/x] a", **fill)[1] == "evaluate"
     for what in ("1", "loss"):
@@ -101,8 +89,8 @@ def test_a_run_can_be_used_as_is_suggested(call, at_home, run):
     follow(call, "plot", "3", run, *more, **fill)
 
 
-def test_a_classifier_is_asked_exported_and_described(call, at_home, labelled):
-    fill = {"TEXT": "ab", "FILE": "labels.jsonl"}
+def test_a_classifier_is_asked_exported_and_described(call, at_home, folder):
+    fill, labelled = {"TEXT": "ab", "FILE": "labels.jsonl"}, folder("labelled")
     found = follow(call, "evaluate", labelled, "--data", "labels.jsonl", **fill)
     assert found[1] == "predict"
     page = ["--text", "a $b$ [/x]", "--output", "page.html", "--overwrite"]

@@ -26,12 +26,6 @@ def test_a_config_is_recognised_as_that_of_its_own_model_alone(name):
         assert not MODELS[name].is_model_of(SimpleNamespace(**{**sizes, key: "another"}))
 
 
-def test_a_model_without_settings_of_its_own_is_recognised_by_nothing():
-    plain = set(MODELS) - set(RECOGNISED)
-    assert "llama-7b" in plain
-    assert not any(MODELS[name].is_model_of(named_config("llama-7b")) for name in plain)
-
-
 def test_a_longer_context_makes_no_other_model_of_a_llama_3():
     config = named_config("llama3-8b")
     config.max_position_embeddings = 131_072

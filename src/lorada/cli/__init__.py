@@ -23,13 +23,7 @@ from lorada.cli import (  # noqa: F401
 )
 from lorada.cli.app import app, errors
 from lorada.support.errors import out_of_memory
-from lorada.support.processes import (
-    OtherProcessError,
-    is_first,
-    leave_processes,
-    process_count,
-    refuse_several,
-)
+from lorada.support.processes import OtherProcessError, is_first, leave_processes, refuse_several
 from lorada.support.version import __version__
 
 # The commands that several processes may run; `run` only starts another program.
@@ -71,9 +65,13 @@ def main() -> None:
     if level == logging.WARNING:
         logging.getLogger("lorada").setLevel(logging.INFO)  # what rows were read, for one
     try:
+        if sys.argv[1:] and sys.argv[1] not in FOR_MANY:
+            refuse_several(f"lorada {sys.argv[1]}")
         # typer returns the code of an Exit or of Ctrl-C instead of raising it, else what a command
         # gives to the command that calls it.
-        if isinstance(code := _run(), int) and code:
+        code = app(standalone_mode=False)
+        leave_processes()
+        if isinstance(code, int) and code:
             sys.exit(code)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -97,15 +95,6 @@ def _silence_others() -> None:
     hub = logging.getLogger("huggingface_hub.utils._http")
     hub.addFilter(lambda record: not any(text in record.getMessage() for text in RETRIES))
     warnings.simplefilter("ignore", FutureWarning)  # what a later version of a library will change
-
-
-def _run() -> int | None:
-    if sys.argv[1:] and sys.argv[1] not in FOR_MANY:
-        refuse_several(f"lorada {sys.argv[1]}")
-    code: int | None = app(standalone_mode=False)
-    if process_count() > 1:
-        leave_processes()
-    return code
 
 
 def _said(error: Exception) -> str | None:

@@ -5,8 +5,9 @@ Answers go to the output, everything else to the error stream, so that a script 
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +25,6 @@ COMMANDS = {
     "/help": "show this list",
     "/quit": "end the chat",
 }
-HELP = "\n".join([f"{name:14} {what}" for name, what in COMMANDS.items()])
 
 
 @app.command(rich_help_panel=opt.TRAIN)
@@ -87,29 +87,24 @@ def _obey(chat: Any, line: str) -> None:
         case "/base" if rest.strip():
             raise ValueError(f"/base answers the last question: leave {rest.strip()!r} out")
         case "/base":
-            _base(chat)
+            prompt = chat.base_prompt()
+            say(Text("base:", "bold"))
+            _answer(partial(chat.write, prompt, base=True))
         case "/reset":
             chat.reset()
             note("the conversation is forgotten")
         case "/help":
-            note(HELP)
+            note("\n".join(f"{name:14} {what}" for name, what in COMMANDS.items()))
         case _ if word.startswith("/"):
             raise unknown_name("command", word, COMMANDS)
         case _ if line.strip():
-            _answer(chat, line)
+            _answer(partial(chat.ask, line))
 
 
-def _answer(chat: Any, question: str) -> None:
+def _answer(write: Callable[..., object]) -> None:
+    """Show an answer piece by piece, until Ctrl-C."""
     with _stoppable() as stopped:
-        chat.ask(question, _show, stopped)
-    _show("\n")
-
-
-def _base(chat: Any) -> None:
-    prompt = chat.base_prompt()
-    say(Text("base:", "bold"))
-    with _stoppable() as stopped:
-        chat.write(prompt, _show, stopped, base=True)
+        write(_show, stopped)
     _show("\n")
 
 

@@ -25,6 +25,7 @@ from lorada.cli.app import (
 from lorada.cli.run_commands import scored_run, suggest_scoring
 from lorada.support.duration import counted
 from lorada.support.files import write_atomic
+from lorada.support.metric_names import main_metric
 from lorada.support.progress import progress_bar
 
 # Options that are not repeated in the command that goes on with the same runs.
@@ -290,10 +291,16 @@ def _plot_sweep(
         found, say=note, resume=resume, overwrite=overwrite, pool=pool_of(None, None, 1.0),
         part=None,
     )  # fmt: skip
-    if any(complete):
+    scores: dict[tuple[int, int], list[float]] = {}  # by heads and rank, one for each seed
+    for job, result in zip(found, complete, strict=True):
+        if result:
+            lmam, model = result["recipe"]["parts"]["lmam"], result["model"]
+            metrics = result["metrics"][job.tasks[0]]
+            metric = main_metric(metrics)
+            scores.setdefault((lmam["heads"], lmam["rank"]), []).append(metrics[metric])
+    if scores:
         for sentence in figure.differs if at == "local" else []:
             console.print(f"• {sentence}")
-        scores, model, metric = _sweep(found, complete)
         counts = sorted({len(each) for each in scores.values()})
         fewest = f"{counts[0]} to " if counts[1:] else ""
         title = f"{figure.title} ({model}, {at} scale, {fewest}{counted(counts[-1], 'seed')})"
@@ -301,22 +308,6 @@ def _plot_sweep(
         _draw("figure4", output, lambda *paths: sweep_figure(scores, *paths, **labels))
         suggest("table", "5", "--scale", at, "--results", results, "--dry-run")
     _check_outcomes(outcomes)
-
-
-def _sweep(
-    found: list[Any], complete: list[Any]
-) -> tuple[dict[tuple[int, int], list[float]], str, str]:
-    """The scores of Figure 4, (heads, rank) → one for each seed; and their model and metric."""
-    from lorada.support.metric_names import main_metric
-
-    scores: dict[tuple[int, int], list[float]] = {}
-    for job, result in zip(found, complete, strict=True):
-        if result:
-            lmam, model = result["recipe"]["parts"]["lmam"], result["model"]
-            metrics = result["metrics"][job.tasks[0]]
-            metric = main_metric(metrics)
-            scores.setdefault((lmam["heads"], lmam["rank"]), []).append(metrics[metric])
-    return scores, model, metric
 
 
 def _draw(name: str, folder: Path, write: Any) -> None:

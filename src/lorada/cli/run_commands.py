@@ -26,6 +26,7 @@ from lorada.cli.app import (
     suggest,
     without_override,
 )
+from lorada.support.models import check_name
 from lorada.support.processes import is_first, refuse_several
 from lorada.support.row_sources import HEADED
 
@@ -91,7 +92,6 @@ def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, res
     """
     from lorada.data.metrics import refuse_unnamed
     from lorada.runs.recipe import RECIPE_FILE
-    from lorada.support.models import check_name
     from lorada.training.load_recipe import read_recipe
 
     saved = Path(options["output"] or ".") / RECIPE_FILE
@@ -112,7 +112,6 @@ def check_inputs(recipe: Any, held_out: str | None) -> None:
     """Check the model's name and that the rows are there, before torch loads."""
     from lorada.data.rows import share_of, there
     from lorada.data.task_rows import refuse_absent
-    from lorada.support.models import check_name
 
     check_name(recipe.model)
     refuse_absent(recipe, recipe.data)
@@ -182,24 +181,20 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
         errors.print(f"stopped and saved at step {trained.result['steps']}")
         suggest("train", "--resume", "--output", trained.run, on=errors)
         raise typer.Exit(130)
+    result = trained.result
     if as_json:
-        print_json(trained.result)
+        print_json(result)
         return
-    _say_why(trained.result)
-    say(_training_summary(trained.result))
-    suggest_scoring(trained.run, recipe)
-
-
-def _training_summary(result: dict[str, Any]) -> str:
-    """The first and last loss, and a line on what was trained."""
+    _say_why(result)
     losses = [loss for entry in result["history"] if (loss := entry.get("loss")) is not None]
-    curve = f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last" if losses else "no loss"
+    say(f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last" if losses else "no loss")
     effect = result["relative_norm"]
     text = f", relative norm {effect:.2g}" if effect is not None else ""
-    return (
-        f"{curve}\n{result['method']} on {result['model']}: {_parameters(result['parameters'])}, "
+    say(
+        f"{result['method']} on {result['model']}: {_parameters(result['parameters'])}, "
         f"{result['steps']} steps in {result['wall_time_s']:.0f} s{text}"
     )
+    suggest_scoring(trained.run, recipe)
 
 
 def _say_why(result: dict[str, Any]) -> None:
@@ -337,12 +332,8 @@ def run(
     program = shutil.which(command[0], path=own_folder) or shutil.which(command[0])
     if program is None:
         raise ValueError(f"no command {command[0]!r} on PATH: is it installed?")
-    before = os.environ.get("PYTHONPATH")
-    path = f"{SITE}{os.pathsep}{before}" if before else str(SITE)
-    for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and the command would inherit that
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    path = os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH"))))
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and so by what it starts
+        signal.signal(number, signal.SIG_DFL)
     # The full path, because a Python finds its environment by this name.
     os.execve(program, [program, *command[1:]], {**os.environ, "PYTHONPATH": path})

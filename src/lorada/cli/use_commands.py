@@ -139,12 +139,10 @@ def explore(
     refuse_there(output, overwrite=overwrite)
     with needs_extra("explore"):
         import jinja2  # noqa: F401
-    with loading_model(recipe.model):
-        from lorada.explore.explore import explored
-        from lorada.explore.explorer_page import explorer_page
-        from lorada.inference.load import load_run
+    loaded = loaded_run(run, recipe.model, remote=remote, quiet=False)
+    from lorada.explore.explore import explored
+    from lorada.explore.explorer_page import explorer_page
 
-        loaded = load_run(run, trust_remote_code=remote)
     data = explored(loaded, text)
     with waiting("writing the page"):
         page = explorer_page(data)
@@ -193,17 +191,14 @@ def export(
 
 def _tell(target: Path, written: dict[str, Any]) -> None:
     """Print what was written into a folder, how a graph compares with torch, and what is next."""
-    left, merged = (", ".join(written.get(key, ())) or "nothing" for key in ("adapter", "merged"))
+    left, merged = (", ".join(written[key]) or "nothing" for key in ("adapter", "merged"))
     if "opset" in written:
-        lines = [
-            f"ONNX opset {written['opset']}; merged {merged}; in the graph {left}",
-            f"logits differ from torch's by at most {written['difference']:.1e}",
-        ]
+        opset = f"ONNX opset {written['opset']}"
+        say(f"{target}: {opset}; merged {merged}; in the graph {left}")
+        say(f"logits differ from torch's by at most {written['difference']:.1e}")
     else:
         rest = f"adapter of {left}" if written["adapter"] else "no adapter is left"
-        lines = [f"merged {merged}; {rest}"]
-    for line in (f"{target}: {lines[0]}", *lines[1:]):
-        say(line)
+        say(f"{target}: merged {merged}; {rest}")
     next_is(as_typed("cat", target / "README.md"))
 
 

@@ -1,12 +1,8 @@
 """Decides whether a run may write to its folder or continue there, and which runs answer together.
 
 A folder holds a run if it has ``recipe.yaml`` or ``result.json``; with ``result.json`` the run is
-complete. Nothing that a run did not write is ever removed. One process at a time trains in a
-folder; its lock ends with it, even if it is killed.
-
-``files.sha256`` in a checkpoint has the checksums of its files, in the format of ``sha256sum``. It
-is written last. Files are checked before they are read, because a library may read a damaged file
-without an error and get another number in a weight.
+complete. ``files.sha256`` in a checkpoint is written last and checked before any file is read, as a
+library may read a damaged file without an error and get another number in a weight.
 """
 
 import hashlib
@@ -176,7 +172,7 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
 
 
 def clear(run: Path) -> None:
-    """Remove the files of a run, in an order that is safe to interrupt.
+    """Remove the files of a run, and no others, in an order that is safe to interrupt.
 
     The result goes first, so that the run no longer counts as complete; the recipe goes last, so
     that no checkpoint is ever beside the recipe of another run.
@@ -272,9 +268,10 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 def last_whole_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint that is whole and undamaged; a warning names each newer one."""
     for _, path in checkpoints(run):
-        if damaged := damaged_file(path):
+        sealed = (path / CHECKSUM_FILE).is_file()  # not if its process ended too early
+        if sealed and (damaged := _damaged_file(path)):
             logger.warning("%s is damaged: going back to an earlier checkpoint", path / damaged)
-        elif not (has_checksums(path) or _is_whole(path)):
+        elif not sealed and not _is_whole(path):
             logger.warning("%s was not written to its end: going back to an earlier one", path)
         else:
             return path
@@ -308,15 +305,8 @@ def write_checksums(checkpoint: Path) -> None:
     write_atomic(checkpoint / CHECKSUM_FILE, "".join(lines))
 
 
-def has_checksums(checkpoint: Path) -> bool:
-    """Whether a checkpoint has checksums; it lacks them if its process ended too early."""
-    return (checkpoint / CHECKSUM_FILE).is_file()
-
-
-def damaged_file(checkpoint: Path) -> str | None:
-    """A file of a checkpoint that has changed; None if none has, or there are no checksums."""
-    if not has_checksums(checkpoint):
-        return None
+def _damaged_file(checkpoint: Path) -> str | None:
+    """A file of a checkpoint with checksums that has changed, if any."""
     found = set(_files(checkpoint))
     text = (checkpoint / CHECKSUM_FILE).read_text(encoding="utf-8", errors="replace")
     for line in text.splitlines():

@@ -87,11 +87,8 @@ def all_or_none() -> Iterator[None]:
     """Run a step in all processes; at its end each knows whether it succeeded in all of them.
 
     Steps may be nested. Inside a step no other collective operation may be used, as a process that
-    has failed would not take part in it.
-
-    Raises:
-        Exception: the error of this process, if it is the first in order that failed.
-        OtherProcessError: if another is.
+    has failed would not take part in it. The first in order that failed raises its own error, all
+    others ``OtherProcessError``.
     """
     error: Exception | None = None
     try:
@@ -100,17 +97,15 @@ def all_or_none() -> Iterator[None]:
         if _alone() or "lorada_known" in failed.__dict__:  # all processes know of it
             raise
         error = failed
-    if _alone():
-        return
     reasons = gather_values(None if error is None else f"{type(error).__name__}: {error}")
     first = next((number for number, reason in enumerate(reasons) if reason is not None), None)
     if first is None:
         return
-    mine = error is not None and int(os.environ["RANK"]) == first
-    other = OtherProcessError(f"process {first} failed: {reasons[first]}")
-    ending = error if error is not None and mine else other
+    ending: Exception = OtherProcessError(f"process {first} failed: {reasons[first]}")
+    if error is not None and int(os.environ["RANK"]) == first:
+        ending = error
     ending.__dict__["lorada_known"] = True
-    raise ending from (None if mine else error)
+    raise ending from (None if ending is error else error)
 
 
 def made_by_first(make: Callable[[], Value]) -> Value:
