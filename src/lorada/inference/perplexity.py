@@ -19,7 +19,6 @@ from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import context_of, document_ids
 from lorada.inference.load import Run, scoring
-from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.runs.result import keep_forgetting
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED
@@ -108,9 +107,7 @@ def _base_loss(run: Run, ids: list[int]) -> float:
     if (run.folder / "adapter").is_dir():
         with scoring(run, base=True):
             return text_loss(run.model, ids)
-    trust = run.recipe.trust_remote_code
-    recipe = saved_recipe(run.folder / RECIPE_FILE, trust_remote_code=trust)
-    base = load_base(prepare(recipe)).model.eval().to(run.device)
+    base = load_base(prepare(run.recipe)).model.eval().to(run.device)
     with torch.no_grad():
         return text_loss(base, ids)
 
