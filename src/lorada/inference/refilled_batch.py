@@ -24,7 +24,7 @@ from lorada.training.models.refilled_cache import RefilledCache
 # much time as a step of the whole batch.
 SHARE = 8
 
-Ended = Callable[[Tensor], Tensor]
+Ended = Callable[[Tensor], Tensor]  # says which rows (B,) of ids (B, T) end with their last token
 padded = partial(pad_sequence, batch_first=True, padding_side="left")
 
 
@@ -33,7 +33,7 @@ class Writer:
     """How answers are written."""
 
     model: Any  # of transformers, the base under PEFT
-    ended: Ended  # says which rows (B,) of ids (B, T) end with their last token
+    ended: Ended
     limit: int  # most tokens of an answer
     pad: int  # the id of pads
     # How many rows are written at once, and more if they are shorter than the longest: what the
