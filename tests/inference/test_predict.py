@@ -102,6 +102,13 @@ def test_a_writer_answers_as_generate_does(name, folder):
     assert [one["answer"] for one in found] == continue_prompts(run, prompts)
 
 
+def test_one_long_text_is_scored_by_several_windows(folder, tmp_path):
+    run, data = load_run(folder("text")), rows_file(tmp_path / "long.jsonl", [{"text": "ab " * 99}])
+    count = evaluate(run, str(data))["n"]
+    assert [line["row"] for line in read_predictions(run.folder)] == [*range(1, count + 1)]
+    assert count > 1
+
+
 @pytest.mark.parametrize("name", ["label", "prompt"])
 def test_each_row_is_answered_as_if_it_were_alone(name, folder, place, small_parts):
     run, rows = load_run(folder(name)), without_answers(name, place)

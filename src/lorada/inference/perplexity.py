@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorada.data.benchmarks.long_sequence import Losses, window_starts
-from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import context_of, document_ids
 from lorada.inference.load import Run, scoring
@@ -33,7 +32,7 @@ PIECE = 512  # tokens of it that are read at once
 SLICE = 512  # positions with logits in fp32 at a time: 8192 would fill a gigabyte
 
 
-def slide(run: Run, rows: Rows) -> tuple[list[Losses], list[float], Metrics]:
+def slide(run: Run, rows: Rows) -> tuple[list[Losses], list[float]]:
     """Mean losses of windows of a run's texts: by context length, and all in order."""
     lengths = _lengths(run, rows)
     stream = torch.tensor([i for row in rows.rows for i in document_ids(row, run.tokenizer)])
@@ -49,7 +48,7 @@ def slide(run: Run, rows: Rows) -> tuple[list[Losses], list[float], Metrics]:
             logits = run.model(input_ids=ids, use_cache=False).logits
             losses += window_losses(logits, ids).tolist()
         answers.append((length, losses))
-    return answers, [loss for _, losses in answers for loss in losses], {}
+    return answers, [loss for _, losses in answers for loss in losses]
 
 
 def _lengths(run: Run, rows: Rows) -> list[int]:
