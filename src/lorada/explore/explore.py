@@ -4,11 +4,9 @@ On a page; or in numbers, for the paper's figures.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from lorada.data.task_rows import Rows, rows_to_score, scored_rows
 from lorada.data.tokenize import context_of, prompt_of, without_end
@@ -27,13 +25,16 @@ MOST_TOKENS = 512  # of a sentence, unless the run has learned from longer rows
 
 def explored(run: Run, texts: Sequence[str]) -> dict[str, Any]:
     """The data of the page: a run on sentences."""
-    if not isinstance(run.model, PeftModel):
-        raise ValueError(f"{run.folder} trained the base model itself: it has no adapter to show")
+
+    def word_of(number: int) -> str:
+        """The name of a class, or the text of a token."""
+        return run.labels[number] if run.labels else str(run.tokenizer.decode([number]))
+
     words = [[run.tokenizer.decode([one]) for one in tokens_to_show(run, text)] for text in texts]
     pictures = []
     for text in progress_bar(texts, f"Exploring {run.folder.name}"):
         found = explain_text(run, text)
-        pictures.append(shown(found, partial(_word, run)))
+        pictures.append(shown(found, word_of))
     return {
         "sentences": [{"tokens": a, "text": b} for a, b in zip(words, texts, strict=True)],
         "run": {
@@ -84,11 +85,6 @@ def explain_text(run: Run, text: str) -> Explanation:
         start = language_settings(run.tokenizer).get("decoder_start_token_id", usual)
         batch["decoder_input_ids"] = batch["input_ids"].new_full((1, 1), start)
     return explain(run.model, batch)
-
-
-def _word(run: Run, number: int) -> str:
-    """The name of a class, or the text of a token."""
-    return run.labels[number] if run.labels else str(run.tokenizer.decode([number]))
 
 
 def sentence_maps(run: Run, text: str) -> dict[str, Any]:
