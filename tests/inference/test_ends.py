@@ -1,10 +1,9 @@
 """Answers stop at the token that the run has learned to end with, which the base may not know."""
 
-import openai
 import pytest
 import run_place
 from folders import CHAT, LLAMA, TURNS, byte_tokenizer, llama_folder, saved
-from servers import running
+from servers import client_of, running
 from transformers import LlamaForCausalLM, pipeline
 
 from lorada.data.tokenize import prompt_of
@@ -72,12 +71,13 @@ def test_answers_stop_where_the_rows_stop(name, folder, place, tmp_path, monkeyp
 
 
 def test_the_server_stops_there_too(folder):
-    with running(Server(open_served([folder("turns")]))) as found:
-        client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
+    with running(Server(open_served([folder("turns")]))) as url:
         for turns in TURNS:
-            (answer,) = client.chat.completions.create(
-                model="turns", messages=turns["messages"][:-1]
-            ).choices
+            (answer,) = (
+                client_of(url)
+                .chat.completions.create(model="turns", messages=turns["messages"][:-1])
+                .choices
+            )
             assert (answer.message.content, answer.finish_reason) == (
                 turns["messages"][-1]["content"], "stop",
             )  # fmt: skip

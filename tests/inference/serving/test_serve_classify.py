@@ -38,8 +38,8 @@ ROW_FILES = {
 @pytest.fixture(scope="module")
 def url(folder):
     classifiers = open_classifiers([folder(name) for name in RUNS])
-    with running(Server({}, classifiers)) as found:
-        yield found.url
+    with running(Server({}, classifiers)) as url:
+        yield url
 
 
 def ask(url, path="/v1/classify", **body):
