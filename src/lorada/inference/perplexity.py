@@ -95,22 +95,18 @@ def forgetting(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {"text": TEXT.name, "base": None, "adapted": None}
     if run.kind == "decoder" and run.form not in HEADED:
         ids = document_ids({"text": TEXT.read_text(encoding="utf-8")}, run.tokenizer)
-        with scoring(run, base=False):
-            found["adapted"] = text_loss(run.model, ids)
-        found["base"] = _base_loss(run, ids)
+        found["adapted"] = text_loss(run.model, ids)
+        if (run.folder / "adapter").is_dir():
+            with scoring(run, base=True):
+                found["base"] = text_loss(run.model, ids)
+        else:
+            base = load_base(prepare(run.recipe)).model.eval().to(run.device)
+            found["base"] = text_loss(base, ids)
     keep_forgetting(run.folder, found)
     return found
 
 
-def _base_loss(run: Run, ids: list[int]) -> float:
-    if (run.folder / "adapter").is_dir():
-        with scoring(run, base=True):
-            return text_loss(run.model, ids)
-    base = load_base(prepare(run.recipe)).model.eval().to(run.device)
-    with torch.no_grad():
-        return text_loss(base, ids)
-
-
+@torch.no_grad()
 def text_loss(model: Any, ids: list[int]) -> float:
     """The mean loss of a text's tokens in nats, in pieces whose first token is not predicted."""
     length = min(context_of(model.config) or PIECE, PIECE)
