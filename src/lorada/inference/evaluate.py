@@ -35,7 +35,7 @@ from lorada.data.tokenize import (
     prompt_of,
     token_counts,
 )
-from lorada.inference.generate import Text, generate_parts, generation_settings
+from lorada.inference.generate import generate_parts, generation_settings
 from lorada.inference.load import Run, scoring
 from lorada.inference.perplexity import slide
 from lorada.runs.recipe import JSONL
@@ -265,7 +265,14 @@ def answer_rows(
                 found = map(Answered, logits.flatten().tolist(), losses)
             yield from zip(chosen, found, strict=True)
     else:
-        for index, text in _texts(run, rows, parts or [range(len(rows.rows))]):
+        prompts = [prompt_of(row, rows.form, run.tokenizer) for row in rows.rows]
+        if run.kind == "decoder":
+            refuse_empty_prompts(rows, prompts)
+        # Rows of a user's own file have no generation settings; generate takes those of the task.
+        protocol = rows.protocol if rows.protocol.generation else None
+        settings, templated = generation_settings(run, protocol=protocol), rows.form == "messages"
+        parts = parts or [range(len(prompts))]
+        for index, text in generate_parts(run, prompts, parts, settings, templated=templated):
             yield index, Answered(text.text, cut=text.cut)
 
 
@@ -291,17 +298,6 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
     by_row = dict(zip(kept, means, strict=True))
     losses = [by_row.get(index) for index in range(len(rows.rows))]
     return [one.value for one in found], losses, loss, [bool(one.cut) for one in found]
-
-
-def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, Text]]:
-    """The indices of rows of some parts, and the text that the model writes for each."""
-    prompts = [prompt_of(row, rows.form, run.tokenizer) for row in rows.rows]
-    if run.kind == "decoder":
-        refuse_empty_prompts(rows, prompts)
-    # Rows of a user's own file have no generation settings; generate takes those of the run's task.
-    protocol = rows.protocol if rows.protocol.generation else None
-    settings = generation_settings(run, protocol=protocol)
-    return generate_parts(run, prompts, parts, settings, templated=rows.form == "messages")
 
 
 def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,8 @@
-"""``lorada export RUN DIR``: writes a run as one model folder, with its parts merged.
+"""``lorada export RUN DIR``: writes a run as one model folder, or as an ONNX graph.
 
 Maps, bottlenecks and a pooling cannot be merged into the base's weights; most other parts can. DIR
-gets the base with those merged, and an adapter of the rest beside it, if there is any.
-transformers loads both from DIR once lorada has been imported, and ends in an error otherwise.
-Without such an adapter DIR is a plain model, which does not need lorada.
-
-``--format onnx`` writes a graph of the whole computation, with maps, bottlenecks and prefixes in
-it, made by ``transformers.exporters``. It reads whole texts.
+gets the base with those merged, and an adapter of the rest beside it, if there is any, which
+transformers loads too once lorada has been imported. A graph has all parts in it.
 """
 
 import io
