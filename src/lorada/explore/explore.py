@@ -90,11 +90,8 @@ def explain_text(run: Run, text: str) -> Explanation:
 def sentence_maps(run: Run, text: str) -> dict[str, Any]:
     """The attention maps of one sentence, as in Figure 1, and the statistics of every layer.
 
-    They are of the last layer with a map, and of the head whose map has the largest norm.
-
-    Returns:
-        ``tokens``, ``layer`` (its name), ``head``, ``maps`` (title → values, negative ratio) and
-        ``layers`` (``relative_norm``, ``negative_ratio`` and ``map_negative_ratio`` of each).
+    ``maps`` (title → values, negative ratio) are of the last ``layer`` with a map, and of the
+    ``head`` whose map has the largest norm; ``layers`` are as ``_numbers`` makes them.
     """
     ids = tokens_to_show(run, text)
     found = _explained(run, {"input_ids": torch.tensor([ids], device=run.device)})
@@ -137,14 +134,10 @@ def _explained(run: Run, batch: dict[str, Any]) -> list[Any]:
 def ratios_by_layer(
     run: Run, count: int, data: str | None = None, data_dir: str | None = None
 ) -> dict[str, Any]:
-    """Negative ratio and relative norm of every layer, as means over the first ``count`` test rows.
+    """The statistics of every layer, as means over the first ``count`` test rows.
 
-    They are of a file of rows, ``data``, or of the run's task, or its ``eval_data``.
-
-    Returns:
-        ``rows`` (how many), ``task`` (the run's first), and ``layers``: the statistics of
-        ``sentence_maps`` for each layer, as means over rows, and the ``map`` of the first row and
-        head with its negative ratio ``shown_ratio``.
+    They are of a file of rows, ``data``, or of the run's task, or its ``eval_data``. With each is
+    the ``map`` of the first row and head, and its negative ratio, ``shown_ratio``.
     """
     scored = _rows(run, data, data_dir)
     rows = scored.rows[:count]
