@@ -7,30 +7,30 @@ from lorada.explore.explorer_page import pack
 SENTENCE = ["The", " little", " cat", " saw", " a", " dog", " and", " ran", "."]
 PARTS = ["map", "LoRA"]
 WORDS = ("and", "then", "she", "he", "it", "we", "the", "a", "all", "some", "his", "her", "our")
+SIZE = 0.1  # of a map
 
 
-def softmax_maps(random, heads, length, spread=1.5):
+def softmax_maps(random, heads, length):
     """Softmax maps of a causal model, (heads, length, length), with much on the first token."""
-    scores = random.normal(0, spread, (heads, length, length))
+    scores = random.normal(0, 1.5, (heads, length, length))
     scores[:, :, 0] += 3
     scores[:, ~np.tri(length, dtype=bool)] = -np.inf
     raised = np.exp(scores - scores.max(-1, keepdims=True))
     return raised / raised.sum(-1, keepdims=True)
 
 
-def made_up_layer(random, heads, length, number, has_map, matrices, size=0.1):
-    """A layer of the page; ``matrices``: a list that gets its arrays."""
+def made_up_layer(random, heads, length, number, has_map, matrices):
+    """A layer of the page; the list ``matrices`` gets its arrays."""
     left, right = random.normal(0, 1, (2, heads, length, 2))
     made = {
         "softmax": softmax_maps(random, heads, length),
-        "map": np.tril(size * left @ right.transpose(0, 2, 1)) if has_map else None,
+        "map": np.tril(SIZE * left @ right.transpose(0, 2, 1)) if has_map else None,
         "without": softmax_maps(random, heads, length),
     }
-    if matrices is not None:
-        matrices.append(made)
+    matrices.append(made)
     shares = random.dirichlet([4, 1, 1, 2], heads).T.tolist()
     numbers = {
-        "effect": (size * random.gamma(2, 1, heads)).tolist(),
+        "effect": (SIZE * random.gamma(2, 1, heads)).tolist(),
         "negative": random.uniform(0.1, 0.5, heads).tolist(),
     }
     return {
@@ -42,14 +42,11 @@ def made_up_layer(random, heads, length, number, has_map, matrices, size=0.1):
     }
 
 
-def made_up_next(random, words, parts=PARTS):
-    """Ten likely words for each setting."""
-    found = {}
-    for key in ("with", "without", *parts):
-        shares = sorted(random.dirichlet([0.4] * 12), reverse=True)[:10]
-        order = random.permutation(len(words))[:10]
-        found[key] = [(words[i], float(p)) for i, p in zip(order, shares, strict=False)]
-    return found
+def made_up_next(random):
+    """Ten likely words."""
+    shares = sorted(random.dirichlet([0.4] * 12), reverse=True)[:10]
+    order = random.permutation(len(WORDS))[:10]
+    return [(f" {WORDS[i]}", float(share)) for i, share in zip(order, shares, strict=True)]
 
 
 def made_up_page(
@@ -60,9 +57,8 @@ def made_up_page(
     ``tokens`` has those of each sentence, ``no_map`` the numbers of layers without a map. The list
     ``matrices`` gets the arrays of each layer, by sentence and layer.
     """
-    random = np.random.default_rng(0)
+    random, matrices = np.random.default_rng(0), [] if matrices is None else matrices
     tokens = tokens or [SENTENCE, ["Dogs", " bark", "."]]
-    words = [f" {word}" for word in WORDS]
 
     def shown(text):
         change = random.gamma(2, 0.05, (len(parts) + 1, layers)).cumsum(1)
@@ -71,7 +67,7 @@ def made_up_page(
                 made_up_layer(random, heads, len(text), number, number not in no_map, matrices)
                 for number in range(layers)
             ],
-            "next": made_up_next(random, words, parts),
+            "next": {key: made_up_next(random) for key in ("with", "without", *parts)},
             "change": dict(zip(("all", *parts), change.tolist(), strict=True)),
         }
 

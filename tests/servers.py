@@ -1,21 +1,18 @@
 """Servers in a thread of the test, for the tests of ``lorada serve``."""
 
-import asyncio
 import json
 import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+import openai
 import uvicorn
 from folders import TURNS, bart_folder, llama_folder, rows_file
 from programs import until
-from starlette.applications import Starlette
 from trained import train_once
 from transformers import GenerationConfig
 
@@ -49,30 +46,24 @@ def trained(place: Path, name: str) -> Path:
     return train_once(place, name, RUNS, SETTINGS)
 
 
-@dataclass(frozen=True)
-class Running:
-    """A server that runs."""
-
-    url: str
-
-
 @contextmanager
-def running(server: Server | Starlette) -> Iterator[Running]:
-    """Run a server in a thread of its own in a ``with`` block."""
-    app = server.app() if isinstance(server, Server) else server
+def running(server: Server) -> Iterator[str]:
+    """Run a server in a thread of its own in a ``with`` block; gives its address."""
     socket = listen("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_level="warning", access_log=False)
-    runner = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(runner.serve(sockets=[socket])))
+    runner = uvicorn.Server(uvicorn.Config(server.app(), log_level="warning", access_log=False))
+    thread = threading.Thread(target=runner.run, args=[[socket]])
     thread.start()
-    while not runner.started and thread.is_alive():
-        time.sleep(0.01)
+    until(lambda: runner.started)
     try:
-        yield Running(f"http://127.0.0.1:{socket.getsockname()[1]}")
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
     finally:
         runner.should_exit = True
         thread.join(timeout=60)
         assert not thread.is_alive()
+
+
+def client_of(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
 
 class Process:

@@ -253,29 +253,22 @@ def test_a_model_with_another_kernel_is_read_eagerly_and_stays_as_it_was():
     assert other.config._attn_implementation == "sdpa"
 
 
-def test_the_model_is_as_before():
+@pytest.mark.parametrize("plain", [True, False], ids=["of transformers", "of peft"])
+def test_the_model_and_what_trains_are_as_before(plain):
     model = stack()
-    before = read(model).logits
+    next(p for p in model.parameters() if p.requires_grad).requires_grad = False
+    trains, before = [p.requires_grad for p in model.parameters()], read(model).logits
     model.train()
+    explain(model.base_model.model if plain else model, {"input_ids": IDS})
+    assert all(module.training for module in model.modules())
+    assert [p.requires_grad for p in model.parameters()] == trains
+    model.requires_grad_(False)
     explain(model, {"input_ids": IDS})
-    assert model.training
+    assert not any(p.requires_grad for p in model.parameters())
     model.eval()
     assert_close(read(model).logits, before)
     with model.disable_adapter():
         assert not torch.allclose(read(model).logits, before)
-
-
-@pytest.mark.parametrize("plain", [True, False], ids=["of transformers", "of peft"])
-def test_what_trains_is_as_before(plain):
-    model = stack()
-    part = next(p for p in model.parameters() if p.requires_grad)
-    part.requires_grad = False
-    before = [p.requires_grad for p in model.parameters()]
-    explain(model.base_model.model if plain else model, {"input_ids": IDS})
-    assert [p.requires_grad for p in model.parameters()] == before
-    model.requires_grad_(False)
-    explain(model, {"input_ids": IDS})
-    assert not any(p.requires_grad for p in model.parameters())
 
 
 def test_what_cannot_be_explained_is_said():

@@ -28,7 +28,6 @@ RUNS = {
     "seq2seq": ("bart", "lmam+lora", "rows", ["lmam.init_weights=false"]),
     "numbers": ("bert", "lora", "scores", []),
     "chats": ("llama", "lora", "turns", []),
-    "whole": ("llama", "full", "rows", []),
 }
 TEXT = "1 + 1 ="
 
@@ -65,8 +64,7 @@ def test_the_page_has_the_numbers_of_explain(name, folder):
 
 
 def test_what_cannot_be_explored_is_refused_in_one_line(folder):
-    whole, lora = (load_run(folder(name)) for name in ("whole", "lora"))
-    refused("trained the base model itself", lambda: explored(whole, [TEXT]))
+    lora = load_run(folder("lora"))
     refused("the text is empty", lambda: explored(lora, [" "]))
     refused("has 80 tokens and at most 64 can be shown", lambda: explored(lora, ["ab" * 40]))
     pairs = dataclasses.replace(lora, pairs=True)

@@ -1,13 +1,22 @@
-"""How long an answer may be, and that answers which are cut are counted and said."""
+"""How long an answer may be, that those which are cut are counted, and where an answer ends."""
 
 import json
 
+import folders
 import pytest
-from folders import chats, rows_file
+from folders import CHAT, TURNS, byte_tokenizer, chats, llama_folder, rows_file
+from servers import client_of, running
+from transformers import LlamaForCausalLM, pipeline
 
+from lorada.data.tokenize import prompt_of
+from lorada.inference import generate as module
+from lorada.inference.chat import stream
 from lorada.inference.evaluate import evaluate
-from lorada.inference.generate import continue_prompts, generation_settings
+from lorada.inference.export import export
+from lorada.inference.generate import continue_prompts, end_tokens, generation_settings
 from lorada.inference.load import load_run
+from lorada.inference.serving.api import Server
+from lorada.inference.serving.served import open_served
 from lorada.runs.result import read_predictions, read_result
 
 LLAMA = {"max_position_embeddings": 256, "attention_dropout": 0.0}
@@ -19,6 +28,7 @@ ALPACA = [
 ]
 SHORT = [{"prompt": f"{n} =", "response": f" {n}"} for n in range(4)]
 MEMORISES = ["max_steps=150", "learning_rate=1e-2"]
+ENDS = [*MEMORISES, "max_length=48", "max_new_tokens=12"]
 RUNS = {
     "alpaca": ("llama", "full", "alpaca", MEMORISES),
     "short": ("llama", "lora", "short", ["max_steps=1"]),
@@ -26,6 +36,8 @@ RUNS = {
     "half": ("llama", "lora", "long", ["max_steps=1"]),
     "chats": ("llama", "lora", "chats", ["max_steps=1"]),
     "written": ("bart", "full", "bees", ["max_steps=30", "learning_rate=1e-2", "max_new_tokens=5"]),
+    "turning": ("turns-base", "full", "turns", ENDS),
+    "ending": ("texts-base", "full", "ended", ENDS),
 }
 LONG_TURN = chats(("hi", "a" * 60), ("ho", "b"))
 LONG_TURN[0]["messages"] += LONG_TURN[1]["messages"]  # its last turn is a short one
@@ -33,6 +45,7 @@ ROW_FILES = {
     "alpaca": ALPACA, "short": SHORT, "chats": LONG_TURN,
     "bees": [{"prompt": "a", "response": "b" * 20}] * 4,
     "long": [{"prompt": "a", "response": "b" * 150}] * 4,
+    "ended": [{"prompt": "a", "response": "one"}, {"prompt": "b", "response": "three"}],
 }  # fmt: skip
 
 
@@ -124,3 +137,46 @@ def test_a_function_of_a_file_runs_only_if_the_command_names_it(place, works, mi
     works("evaluate", run, "--metric", "contains")
     works("generate", run, "--prompt", "a")
     assert ran.read_text() == "xx"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bases(place):
+    """A template that ends turns as no text ends; and a base that ends texts by another token."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<x>"]})
+    tokenizer.chat_template = CHAT.replace("<e>", "<x>")
+    sizes = {**folders.LLAMA, "attention_dropout": 0.0}
+    folders.saved(place / "turns-base", LlamaForCausalLM, tokenizer, sizes)
+    llama_folder(place / "texts-base", eos_token_id=1, attention_dropout=0.0)
+
+
+@pytest.mark.parametrize("name", ["turning", "ending"])
+def test_answers_stop_where_the_rows_stop(name, folder, place, tmp_path, monkeypatch):
+    run = load_run(folder(name))
+    templated, rows = name == "turning", ROW_FILES.get(RUNS[name][2], TURNS)
+    right = [row["messages"][-1]["content"] if templated else row["response"] for row in rows]
+    ends = ["<e>", "<x>"] if templated else ["<s>", "<e>"]
+    assert end_tokens(run) == run.tokenizer.convert_tokens_to_ids(ends)
+    prompts = [prompt_of(row, run.form, run.tokenizer) for row in rows]
+    assert module.generate(run, prompts, templated=templated) == right
+    shown = []
+    assert stream(run, prompts[0], shown.append, lambda: False) == right[0]
+    assert "".join(shown) == right[0]
+    monkeypatch.setattr(module, "reason_against", lambda *_: "asked to")
+    assert module.generate(run, prompts, templated=templated) == right
+    assert evaluate(run, str(place / f"{RUNS[name][2]}.jsonl"))["exact_match"] == 100
+    export(run.folder, tmp_path / "out")
+    writer = pipeline("text-generation", str(tmp_path / "out"), device="cpu")
+    options = {"return_full_text": False, "max_new_tokens": 12, "do_sample": False}
+    options["add_special_tokens"] = not templated
+    written = writer(prompts, **options)
+    assert [one["generated_text"] for (one,) in written] == right
+
+
+def test_the_server_stops_there_too(folder):
+    with running(Server(open_served([folder("turning")]))) as url:
+        client = client_of(url).chat.completions
+        for turns in TURNS:
+            *asked, right = turns["messages"]
+            (answer,) = client.create(model="turning", messages=asked).choices
+            assert (answer.message.content, answer.finish_reason) == (right["content"], "stop")

@@ -54,10 +54,9 @@ SAVED = [
 ]
 
 
-@pytest.mark.parametrize("settings", ELSEWHERE, ids=str)
-def test_settings_that_are_not_followed_are_left_to_generate(run, settings):
+def test_settings_that_are_not_followed_are_left_to_generate(run):
     assert can_refill(run, PLAIN)
-    assert not can_refill(run, PLAIN | settings)
+    assert [one for one in ELSEWHERE if can_refill(run, PLAIN | one)] == []
 
 
 @pytest.mark.parametrize(("saved", "expected"), SAVED, ids=str)

@@ -1,7 +1,4 @@
-"""``lorada export``: what comes out computes what the run did, loaded as any user would.
-
-Also the model cards.
-"""
+"""``lorada export``: what comes out computes what the run did, loaded as any user would."""
 
 import errno
 import json
@@ -45,6 +42,7 @@ CLASSES = [{"text": row["prompt"], "label": "even" if i % 2 else "odd"} for i, r
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("export")
     llama_folder(place / "llama", initializer_range=0.2)
+    (place / "llama" / "LICENSE").write_text("Apache License")
     bert_folder(place / "bert")
     bart_folder(place / "bart", ends=True)
     for name in ("roberta", "deberta_v2"):
@@ -190,14 +188,29 @@ def test_a_module_that_was_saved_whole_is_in_the_exported_base(place, tmp_path, 
     assert not torch.equal(model.lm_head.weight, base.lm_head.original_module.weight)
 
 
-def test_the_python_of_the_card_loads_the_trained_model(finished, tmp_path, call):
-    call("export", finished, tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
-    code = "".join(re.findall(r"```python\n(.*?)```", card, flags=re.S))
+def loaded_by_card(folder):
+    """The model that the Python of a folder's card loads."""
+    code = "".join(re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S))
     names = {}
-    exec(code.replace("path/to/this/folder", str(tmp_path / "out")), names)
+    exec(code.replace("path/to/this/folder", str(folder)), names)
+    return names["model"]
+
+
+def test_an_empty_folder_behind_a_link_is_filled_and_its_card_loads_the_trained_model(
+    place, finished, tmp_path, works
+):
+    there, link = tmp_path / "there", tmp_path / "link"
+    there.mkdir()
+    link.symlink_to(there)
+    works("export", finished, link)
+    assert link.is_symlink()
     batch = inputs()
-    assert_close(logits(names["model"], batch), logits(load_run(finished).model, batch))
+    assert_close(logits(loaded_by_card(there), batch), logits(load_run(finished).model, batch))
+    for folder, library in ((finished / "adapter", "peft"), (there, "transformers")):
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.base_model == str(place / "llama")
+        assert (card.data.library_name, card.data.tags) == (library, ["lorada", "lorada_la"])
+    assert (there / "LICENSE").read_text() == "Apache License"
 
 
 def test_a_plain_export_says_nothing_of_an_adapter_and_loads_where_there_is_no_lorada(
@@ -210,14 +223,6 @@ def test_a_plain_export_says_nothing_of_an_adapter_and_loads_where_there_is_no_l
     expected = logits(load_run(run).model, {"input_ids": torch.arange(5, 25)[None]})
     found = json.loads(printed(sys.executable, "-c", ALONE, tmp_path / "out", TESTS))
     assert_close(torch.tensor(found), expected)
-
-
-def test_an_empty_folder_is_filled_behind_a_link_too(finished, tmp_path, works):
-    (tmp_path / "there").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "there")
-    works("export", finished, tmp_path / "link")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "there" / "adapter_model.safetensors").is_file()
 
 
 def test_a_folder_that_is_taken_is_refused_and_left_alone(finished, tmp_path, mistake):
@@ -291,25 +296,18 @@ def test_a_quantised_base_is_refused(place, finished, tmp_path, mistake):
     assert not (tmp_path / "out").exists()
 
 
-THREE = [{"text": row["prompt"], "label": "abc"[i % 3]} for i, row in enumerate(ROWS)]
-
-
 def test_the_card_of_an_adapter_loads_a_head_of_three_classes(place, tmp_path):
-    rows_file(place / "three.jsonl", THREE)
+    three = [{"text": row["prompt"], "label": "abc"[i % 3]} for i, row in enumerate(ROWS)]
+    rows_file(place / "three.jsonl", three)
     run = train_run(place, tmp_path / "run", "lora+lmam", model="bert", rows="three.jsonl")
-    adapter = shutil.copytree(run / "adapter", tmp_path / "shared")
-    (code,) = re.findall(r"```python\n(.*?)```", (adapter / "README.md").read_text(), flags=re.S)
-    names = {}
-    exec(code.replace("path/to/this/folder", str(adapter)), names)
-    assert isinstance(names["model"], PeftModel)
-    batch = inputs()
-    assert_close(logits(names["model"], batch), logits(load_run(run).model, batch))
+    model, batch = loaded_by_card(shutil.copytree(run / "adapter", tmp_path / "shared")), inputs()
+    assert isinstance(model, PeftModel)
+    assert_close(logits(model, batch), logits(load_run(run).model, batch))
 
 
 def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(place, tmp_path, json_of):
-    rows_file(place / "three.jsonl", THREE)
-    settings = ["pooling=mean"]
-    run = train_run(place, tmp_path / "run", "full", *settings, model="bert", rows="three.jsonl")
+    rows, settings = "classes.jsonl", ["pooling=mean"]
+    run = train_run(place, tmp_path / "run", "full", *settings, model="bert", rows=rows)
     assert json_of("export", run, tmp_path / "out")["adapter"] == ["POOLING"]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "lorada"
     batch, auto = inputs(), AutoModelForSequenceClassification
@@ -317,19 +315,3 @@ def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(place, tmp_pat
     assert_close(logits(model, batch), logits(load_run(run).model, batch))
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.base_model == str(place / "bert")
-
-
-# Model cards.
-
-
-def test_the_cards_name_the_base_and_its_licence_lies_beside(tmp_path, works):
-    llama_folder(tmp_path / "llama", initializer_range=0.2)
-    (tmp_path / "llama" / "LICENSE").write_text("Apache License")
-    rows_file(tmp_path / "rows.jsonl")
-    run = train_run(tmp_path, tmp_path / "run", "lorada_la")
-    works("export", run, tmp_path / "out")
-    for folder, library in ((run / "adapter", "peft"), (tmp_path / "out", "transformers")):
-        card = ModelCard.load(folder / "README.md")
-        assert card.data.base_model == str(tmp_path / "llama")
-        assert (card.data.library_name, card.data.tags) == (library, ["lorada", "lorada_la"])
-    assert (tmp_path / "out" / "LICENSE").read_text() == "Apache License"

@@ -95,6 +95,7 @@ def test_the_graph_of_a_classifier_answers_as_the_run_does(place, tmp_path, work
     assert re.search(r"ONNX opset \d+; merged LORA; in the graph LMAM", out)
     assert "logits differ from torch's by at most" in out
     assert f"next: cat {target}/README.md" in out
+    assert json.loads((target / "config.json").read_text())["id2label"] == {"0": "even", "1": "odd"}
     names = {}
     exec(program_in(target / "README.md", target), names)
     pairs = [["3 + 1 =", "5"], ["A longer text than the map is.", "And another one."]]

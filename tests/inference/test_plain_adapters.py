@@ -5,15 +5,13 @@ import re
 import sys
 
 import pytest
+import test_export
 import torch
 from conftest import assert_close
-from folders import bart_folder, bert_folder, llama_folder, rows_file
 from paths import TESTS
 from programs import printed
 from safetensors.torch import load_file, save_file
 from stacks import logits
-from test_export import CLASSES, TINY
-from trained import train_once
 from transformers import AutoModelForCausalLM
 
 from lorada import METHODS
@@ -22,6 +20,7 @@ from lorada.methods.lookup import method_named
 from lorada.support.tuners import TUNERS
 
 pytestmark = pytest.mark.fp64
+place, SETTINGS = test_export.place, test_export.TINY
 
 SAVES_WHOLE = "lora.modules_to_save=[norm]"
 # Run → model, method, rows, and settings of its own.
@@ -39,21 +38,6 @@ RUNS = {
 }  # fmt: skip
 AUTO = {"rows": "CausalLM", "classes": "SequenceClassification", "seq2seq": "Seq2SeqLM"}
 PEFT_TYPES = {"dora": "LORA", "ist": "LORA", "longlora": "LORA"}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("plain")
-    llama_folder(place / "llama", initializer_range=0.2)
-    bert_folder(place / "bert")
-    bart_folder(place / "bart", ends=True)
-    rows_file(place / "rows.jsonl")
-    rows_file(place / "classes.jsonl", CLASSES)
-    return place
-
-
-def run(place, name):
-    return train_once(place, name, RUNS, TINY)
 
 
 def inputs(name):
@@ -95,13 +79,13 @@ def test_every_such_method_of_ours_is_here():
     assert plain < RUNS.keys()
 
 
-def test_a_process_without_lorada_loads_the_adapters_of_runs(place):
+def test_a_process_without_lorada_loads_the_adapters_of_runs(place, folder):
     asked = {}
     for name, (model, method, rows, _) in RUNS.items():
-        folder = run(place, name)
-        adapter = folder / "adapter"
+        run = folder(name)
+        adapter = run / "adapter"
         config = json.loads((adapter / "adapter_config.json").read_text())
-        for saved in folder.rglob("adapter_config.json"):  # of checkpoints too
+        for saved in run.rglob("adapter_config.json"):  # of checkpoints too
             found = json.loads(saved.read_text())["peft_type"]
             assert found == PEFT_TYPES.get(method, method.upper())
         assert config["base_model_name_or_path"] == str(place / model)
@@ -110,22 +94,22 @@ def test_a_process_without_lorada_loads_the_adapters_of_runs(place):
         assert config["task_type"] == kind.get(auto, "SEQ_2_SEQ_LM")
         assert "lorada`" not in (adapter / "README.md").read_text()
         batch, given = inputs(name), place / f"{name}.safetensors"
-        save_file({**batch, "logits": logits(load_run(folder).model, batch)}, given)
+        save_file({**batch, "logits": logits(load_run(run).model, batch)}, given)
         asked[name] = (str(adapter), auto, str(given))
     printed(sys.executable, "-c", ALONE, TESTS, json.dumps(asked))
 
 
-def test_the_methods_did_something(place):
+def test_the_methods_did_something(place, folder):
     base = AutoModelForCausalLM.from_pretrained(place / "llama")
     plain = logits(base, inputs("lora"))
     for name in ("lora", "ist", "longlora", "ia3", "lily"):
-        assert not torch.allclose(logits(load_run(run(place, name)).model, inputs(name)), plain)
+        assert not torch.allclose(logits(load_run(folder(name)).model, inputs(name)), plain)
 
 
-def test_llama_cpp_finds_what_its_converter_reads(place, works):
+def test_llama_cpp_finds_what_its_converter_reads(place, folder, works):
     """As convert_lora_to_gguf.py of llama.cpp does: the keys, and pairs of matrices by name."""
-    works("export", run(place, "lora"), place / "merged")
-    adapter = run(place, "lora") / "adapter"
+    works("export", folder("lora"), place / "merged")
+    adapter = folder("lora") / "adapter"
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA"
     assert not any(config[key] for key in ("use_dora", "use_rslora", "modules_to_save"))
@@ -148,10 +132,10 @@ def test_llama_cpp_finds_what_its_converter_reads(place, works):
         assert_close(weights[name].double() + change, merged[name].double())
 
 
-def test_runs_of_different_methods_share_a_base(place):
+def test_runs_of_different_methods_share_a_base(folder):
     names = ["ia3", "lora", "dora"]
-    alone = {name: logits(load_run(run(place, name)).model, inputs(name)) for name in names}
-    shared = load_side_by_side([run(place, name) for name in names])
+    alone = {name: logits(load_run(folder(name)).model, inputs(name)) for name in names}
+    shared = load_side_by_side([folder(name) for name in names])
     for name in [*names, "ia3"]:
         shared[name].model.set_adapter(shared[name].key)
         assert_close(logits(shared[name].model, inputs(name)), alone[name])

@@ -7,9 +7,10 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
-from folders import ROWS, rows_file
+from folders import ROWS, refused, rows_file
 
 from lorada.data.rows import read_rows
 from lorada.data.task_rows import rows_to_answer
@@ -81,6 +82,7 @@ def test_answers_are_those_of_evaluate(name, folder, place):
     assert [one["row"] for one in found] == [line["row"] for line in scored]
     field = name if name in ("label", "score") else "answer"
     assert [one[field] for one in found] == [line["answer"] for line in scored]
+    assert [one.get("cut", False) for one in found] == [line.get("cut", False) for line in scored]
     if name == "choice":
         for one, row in zip(found, CHOICES, strict=True):
             assert one["candidate"] == row["candidates"][one["answer"]]
@@ -97,6 +99,13 @@ def test_a_writer_answers_as_generate_does(name, folder):
     prompts = ["1 + 1 =", "2 +", "9 + 9 = 18. 1 + 7 ="]
     found = answers(run, [{"prompt": prompt} for prompt in prompts])
     assert [one["answer"] for one in found] == continue_prompts(run, prompts)
+
+
+def test_one_long_text_is_scored_by_several_windows(folder, tmp_path):
+    run, data = load_run(folder("text")), rows_file(tmp_path / "long.jsonl", [{"text": "ab " * 99}])
+    count = evaluate(run, str(data))["n"]
+    assert [line["row"] for line in read_predictions(run.folder)] == [*range(1, count + 1)]
+    assert count > 1
 
 
 @pytest.mark.parametrize("name", ["label", "prompt"])
@@ -181,9 +190,8 @@ def test_what_was_begun_with_other_rows_or_another_run_is_not_continued(
 
 
 def test_an_empty_prompt_is_named(folder):
-    run = load_run(folder("prompt"))
-    with pytest.raises(ValueError, match="rows row 2 has an empty prompt"):
-        answers(run, [{"prompt": "1"}, {"prompt": ""}])
+    run, rows = load_run(folder("prompt")), [{"prompt": "1"}, {"prompt": ""}]
+    refused("rows row 2 has an empty prompt", lambda: answers(run, rows))
 
 
 TOLD = [{"id": f"n{i}", **row, "tags": ["ä", i]} for i, row in enumerate(LABELS[:7])]
@@ -227,16 +235,22 @@ def test_half_a_character_of_a_column_is_written_as_a_question_mark(folder, tmp_
     assert json.loads(output.read_text())["note"] == "a ?"
 
 
-def test_answers_that_were_cut_are_counted(folder, tmp_path, monkeypatch, caplog):
-    run, output = load_run(folder("prompt")), tmp_path / "answers.jsonl"
-    some = [
-        (0, Answered("a", cut=False)),
-        (1, Answered("b", cut=True)),
-        (2, Answered("", cut=True)),
-    ]
-    monkeypatch.setattr(module, "answer_rows", lambda *_: iter(some))
+def test_lines_of_an_answer_stay_one_cell_and_those_that_were_cut_are_counted(
+    folder, tmp_path, monkeypatch, caplog
+):
+    run, output, said = (
+        load_run(folder("prompt")),
+        tmp_path / "answers.csv",
+        'a "b",\r\nc\u2028d\re',
+    )
+    some = [Answered(said, cut=False), Answered("b", cut=True), Answered("", cut=True)]
+    monkeypatch.setattr(module, "answer_rows", lambda *_: enumerate(some))
     answered_to(run, [{"prompt": str(n)} for n in range(3)], output)
-    assert [line["cut"] for line in read_back(output)] == [False, True, True]
+    with output.open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["row", "prompt", "answer", "cut"], ["1", "0", said, "False"],
+            ["2", "1", "b", "True"], ["3", "2", "", "True"],
+        ]  # fmt: skip
     assert "2 of 3 answers were cut at 5 tokens" in caplog.text  # SETTINGS' max_new_tokens
 
 
@@ -245,8 +259,8 @@ def test_the_rows_themselves_are_not_written_over(folder, place, tmp_path):
     source = f"{place / 'labels.jsonl'},{data}"
     before, run, rows = data.read_bytes(), load_run(folder("label")), read_rows(data)
     made = rows_to_answer(rows, source, run.form, run.labels)
-    with pytest.raises(ValueError, match=f"is where the rows are, {data}: choose another"):
-        predict_to(run, made, rows, data, overwrite=True)
+    said = f"is where the rows are, {data}: choose another"
+    refused(said, lambda: predict_to(run, made, rows, data, overwrite=True))
     assert data.read_bytes() == before
 
 
@@ -255,19 +269,7 @@ def test_half_a_pair_is_refused_by_a_run_that_learned_pairs(folder):
     assert run.pairs
     assert not load_run(folder("label")).pairs
     for half in ({"text": "a"}, {"text": "a", "text_pair": ""}, {"text": "a", "text_pair": None}):
-        with pytest.raises(ValueError, match="rows row 1 has no text_pair, and this run has lea"):
-            answers(run, [half, half])
-        with pytest.raises(
-            ValueError,
-            match=r"rows row [12] has (no text_pair|text/text_pair and rows row 2 has text)",
-        ):
-            answers(run, [{"text": "a", "text_pair": "b"}, half])
-
-
-def test_lines_of_an_answer_stay_one_cell(folder, tmp_path, monkeypatch):
-    said = 'a "b",\r\nc\u2028d\re'
-    run = load_run(folder("prompt"))
-    monkeypatch.setattr(module, "answer_rows", lambda *_: iter([(0, Answered(said))]))
-    answered_to(run, [{"prompt": "1"}], tmp_path / "answers.csv")
-    with (tmp_path / "answers.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == [["row", "prompt", "answer"], ["1", "1", said]]
+        one, other = [half, half], [{"text": "a", "text_pair": "b"}, half]
+        refused("rows row 1 has no text_pair, and this run has learned", partial(answers, run, one))
+        said = "rows row [12] has (no text_pair|text/text_pair and rows row 2 has text)"
+        refused(said, partial(answers, run, other))

@@ -28,6 +28,10 @@ def is_end(ids: Tensor) -> Tensor:
     return torch.isin(ids[:, -1], torch.tensor(ENDS))
 
 
+def never(ids: Tensor) -> Tensor:
+    return torch.zeros(len(ids), dtype=torch.bool)
+
+
 def refilled(model, prompts=PROMPTS, *, size=3, limit=LIMIT, ended=is_end) -> list[list[int]]:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     found = {}
@@ -68,13 +72,8 @@ def same_answers(model) -> None:
 
 
 # Every method on one model, and the methods of a kind on the others in turn.
-COMMON = [
-    name for name in ("lora", "lmam", "lorada_la", "adapter_ffn", "prefix") if name in METHODS
-]
-OFTEN = [
-    *((name, "llama") for name in COMMON),
-    ("lorada_la", "gpt2"),
-]
+COMMON = ("lora", "lmam", "lorada_la", "adapter_ffn", "prefix")
+OFTEN = [*((name, "llama") for name in COMMON), ("lorada_la", "gpt2")]
 RARELY = [
     *((name, "llama") for name in sorted(METHODS)[::5]),
     *((COMMON[n % len(COMMON)], model) for n, model in enumerate(DECODERS[1:])),
@@ -122,8 +121,7 @@ def test_answers_do_not_depend_on_how_many_rows_are_written_at_once():
 
 @pytest.mark.fp64
 def test_answers_longer_than_the_room_of_the_cache_are_those_of_generate():
-    model, never = adapted("llama", "map"), lambda ids: torch.zeros(len(ids), dtype=torch.bool)
-    limit = 2 * ROOM + 3
+    model, limit = adapted("llama", "map"), 2 * ROOM + 3
     expected = one_by_one(model, PROMPTS[:5], limit=limit, eos_token_id=None)
     assert {len(answer) for answer in expected} == {limit}
     assert refilled(model, PROMPTS[:5], limit=limit, ended=never, size=2) == expected
@@ -148,7 +146,6 @@ def test_rows_that_have_ended_need_no_further_positions():
     # GPT-2 has a learned vector for each position, and none for a token beyond its context.
     model = ARCHITECTURES["gpt2"](n_positions=LIMIT + 17)
     assert max(LENGTHS) == 17
-    never = lambda ids: torch.zeros(len(ids), dtype=torch.bool)  # noqa: E731
     assert refilled(model, ended=never, size=8) == one_by_one(model, eos_token_id=None)
 
 

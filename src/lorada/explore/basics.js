@@ -35,12 +35,6 @@ function percent(share) {
 const UNSEEN = /[\u0000-\u001f\u007f-\u00a0\u00ad\u061c\u200b\u200c\u200e\u200f\u2028-\u202f\u2060-\u206f\ufeff]/g;
 const SIGNS = { "\n": "⏎", "\r": "␍", "\t": "⇥" };
 
-/** A token as it can be seen: blanks and unseen characters as signs. */
-function seen(token) {
-  if (token === "") return "(empty)";
-  return visible(token.replaceAll(" ", "␣"));
-}
-
 /** A text with signs for unseen characters. */
 function visible(text) {
   return text.replace(UNSEEN, (one) => SIGNS[one] ?? `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`);
@@ -52,9 +46,9 @@ function cut(text, most) {
   return letters.length > most ? `${letters.slice(0, most - 1).join("")}…` : letters.join("");
 }
 
-/** At most so many characters of a seen token. */
+/** A token as it can be seen, blanks as signs too: at most so many characters of it. */
 function short(token, most = 12) {
-  return cut(seen(token), most);
+  return token === "" ? "(empty)" : cut(visible(token.replaceAll(" ", "␣")), most);
 }
 
 /** A token for reading in a line of text; its direction does not reach beyond it. */

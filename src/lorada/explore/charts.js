@@ -37,10 +37,7 @@ function nextTokens(run, next) {
 function changeLines(run, change, width) {
   const keys = ["all", ...alone(run)].filter((key) => change[key]);
   const lines = keys.map((key) => ({ key, name: key === "all" ? "all together" : settingName(run, key), values: change[key] }));
-  return element("div", { class: "chart" }, changePicture(lines, change.all.length, width));
-}
-
-function changePicture(lines, layers, width) {
+  const layers = change.all.length;
   const most = Math.max(...lines.flatMap((line) => line.values)) || 1;
   const [left, right, top, tall, bottom] = [56, 12, 12, 220, 44];
   const wide = width - left - right;
@@ -69,5 +66,5 @@ function changePicture(lines, layers, width) {
       drawn("text", { x: left + 42, y: low + 4 }, line.name));
     if (layers === 1) made.append(drawn("circle", { cx: x(0), cy: y(line.values[0]), r: 2.5, style: `fill: ${colour}` }));
   });
-  return made;
+  return element("div", { class: "chart" }, made);
 }

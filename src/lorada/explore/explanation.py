@@ -47,29 +47,29 @@ class ExplainedLayer:
         layer: name of the attention module.
         softmax: Attn with the adapter, (B, H, T, K).
         without: Attn without the adapter, (B, H, T, K).
-        map: tile(Attn_s), (B, H, T, K); None if the layer has no active map.
-        fused: their sum, for ¬N the softmax with the map inside, (B, H, T, K).
+        fused: the softmax plus the map, for ¬N the softmax with the map inside, (B, H, T, K).
+        moved: how far the adapter moves the output of each head, (H,).
+        attends: the shares of ``softmax`` on ``KEPT``, (4, H), means over queries.
+        map: tile(Attn_s), (B, H, T, K); None, as all below, if the layer has no active map.
         inside: whether the map is inside the softmax (¬N).
         negative: share of the visible entries of ``fused`` within the map below 0, (H,).
         map_negative: the same of ``map``, (H,).
-        effect: effect of the map by head, (H,); None without a map.
+        effect: effect of the map by head, (H,).
         relative_norm: that of all heads together.
-        moved: how far the adapter moves the output of each head, (H,).
-        attends: the shares of ``softmax`` on ``KEPT``, (4, H), means over queries.
     """
 
     layer: str
     softmax: Tensor
     without: Tensor
-    map: Tensor | None
     fused: Tensor
-    inside: bool
-    negative: Tensor | None
-    map_negative: Tensor | None
-    effect: Tensor | None
-    relative_norm: float | None
     moved: Tensor
     attends: Tensor
+    map: Tensor | None = None
+    inside: bool = False
+    negative: Tensor | None = None
+    map_negative: Tensor | None = None
+    effect: Tensor | None = None
+    relative_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -257,56 +257,52 @@ def _layer(
 ) -> ExplainedLayer:
     call, output, weights = with_all.calls[module]
     call_off, output_off, weights_off = without.calls[module]
-    seen = with_all.maps.get(module)
-    found = _maps_of_call(call, weights, seen)
-    assert found["softmax"] is not None
     real = real if real.shape[1] == output.shape[1] else real.new_ones(output.shape[:2])
-    found["effect"] = None
-    if seen is not None:
+    softmax, visible = _softmax(call, weights)
+    found: dict[str, Any] = {"softmax": softmax, "fused": softmax}
+    if (seen := with_all.maps.get(module)) is not None:
+        found |= _of_map(call, softmax, visible, seen)
         norms = _by_head(seen.term, real), _by_head(seen.output, real)
         found["effect"] = norms[0] / norms[1].clamp(min=1e-12)
     moved = _by_head(output.float() - output_off.float(), real)
     found["moved"] = moved / _by_head(output_off, real).clamp(min=1e-12)
-    found["without"] = _maps_of_call(call_off, weights_off, None)["softmax"]
+    found["without"], _ = _softmax(call_off, weights_off)
     found["attends"] = _attends(found["softmax"], real)
-    tensors: dict[str, Any] = {
-        key: None if tensor is None else tensor.cpu() for key, tensor in found.items()
-    }
-    return ExplainedLayer(
-        layer=name,
-        inside=seen is not None and seen.attention_map.ablation == "no_negative",
-        relative_norm=None if seen is None else ratio_of([squared_norms(seen)]),
-        **tensors,
-    )
+    for key, one in found.items():
+        found[key] = one.cpu() if isinstance(one, Tensor) else one
+    return ExplainedLayer(name, **found)
 
 
-def _maps_of_call(
-    call: AttentionCall, weights: Tensor, seen: Observation | None
-) -> dict[str, Tensor | None]:
-    """The maps of an eager call with its softmax (B, H, T, K), by their names in a layer."""
+def _softmax(call: AttentionCall, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The softmax of an eager call, (B, H, T, K), and which of its entries are visible."""
     visible = torch.ones_like(weights, dtype=torch.bool)
     if call.mask is not None:
         visible = call.visible_keys()[:, None].expand_as(weights)
-    softmax = fused = wide(weights) * visible  # a row of padding sees nothing
-    if seen is None:
-        nothing = dict.fromkeys(("map", "negative", "map_negative"))
-        return {"softmax": softmax, "fused": softmax, **nothing}
+    return wide(weights) * visible, visible  # a row of padding sees nothing
+
+
+def _of_map(
+    call: AttentionCall, softmax: Tensor, visible: Tensor, seen: Observation
+) -> dict[str, Any]:
+    """What a map does to a softmax (B, H, T, K), by the names in a layer."""
     attention_map = seen.attention_map
-    table = seen.positions.table(call.shape.queries, call.shape.keys, weights.device)
+    table = seen.positions.table(call.shape.queries, call.shape.keys, softmax.device)
     pairs = visible & covered_pairs(table, attention_map.length)[:, None]
     map_ = expand_map(attention_map, seen.positions, call.shape).expand_as(softmax)
-    if attention_map.ablation == "no_negative":  # the map is in the scores of this softmax
+    inside = attention_map.ablation == "no_negative"
+    fused = softmax if inside else softmax + map_
+    if inside:  # the map is in the scores of this softmax
         own = fused * (-map_).exp()
         elsewhere = 1 - fused.sum(-1, keepdim=True)  # of prefixes, and of scores for no token
         softmax = own / (own.sum(-1, keepdim=True) + elsewhere)
-    else:
-        fused = softmax + map_
-    shares = {"negative": fused, "map_negative": map_}
     return {
         "softmax": softmax,
         "map": map_,
         "fused": fused,
-        **{name: _share_below_zero(entries, pairs) for name, entries in shares.items()},
+        "inside": inside,
+        "negative": _share_below_zero(fused, pairs),
+        "map_negative": _share_below_zero(map_, pairs),
+        "relative_norm": ratio_of([squared_norms(seen)]),
     }
 
 
@@ -368,10 +364,8 @@ def shown(found: Explanation, word_of: Callable[[int], str]) -> dict[str, Any]:
     Layers that do not attend from the sample's tokens to themselves, such as those of a decoder
     that reads an encoder's text, are left out.
     """
-    count = found.ids.shape[1]
-    fitting = [
-        number for number, layer in enumerate(found) if layer.softmax.shape[-2:] == (count, count)
-    ]
+    square = found.ids.shape[1], found.ids.shape[1]
+    fitting = [number for number, one in enumerate(found) if one.softmax.shape[-2:] == square]
     return {
         "layers": [_shown_layer(found[number], found.real[0]) for number in fitting],
         "next": {name: _likeliest(one[0], word_of) for name, one in found.probabilities.items()},
@@ -384,21 +378,17 @@ def shown(found: Explanation, word_of: Callable[[int], str]) -> dict[str, Any]:
 
 def _shown_layer(layer: ExplainedLayer, real: Tensor) -> dict[str, Any]:
     def matrices(whole: Tensor | None) -> dict[str, Any] | None:
-        if whole is None:
-            return None
-        return pack(whole[0][:, real][:, :, real].float().numpy())
+        return None if whole is None else pack(whole[0][:, real][:, :, real].float().numpy())
 
     def by_head(numbers: Tensor | None) -> list[float] | None:
-        return None if numbers is None else [float(one) for one in numbers]
+        return None if numbers is None else numbers.tolist()
 
     return {
         "name": layer.layer.removeprefix("base_model.model."),
         "effect": by_head(layer.effect),
         "negative": by_head(layer.negative),
         "moved": by_head(layer.moved),
-        "attends": {
-            kind: by_head(numbers) for kind, numbers in zip(KEPT, layer.attends, strict=True)
-        },
+        "attends": dict(zip(KEPT, layer.attends.tolist(), strict=True)),
         "softmax": matrices(layer.softmax),
         "map": matrices(layer.map),
         "without": matrices(layer.without),
@@ -410,4 +400,4 @@ def _shown_layer(layer: ExplainedLayer, real: Tensor) -> dict[str, Any]:
 def _likeliest(probabilities: Tensor, word_of: Callable[[int], str]) -> list[tuple[str, float]]:
     best = probabilities.topk(min(LIKELIEST, len(probabilities)))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [(word_of(token), min(float(share), 1.0)) for token, share in pairs]
+    return [(word_of(token), min(share, 1.0)) for token, share in pairs]

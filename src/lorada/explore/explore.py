@@ -4,11 +4,9 @@ On a page; or in numbers, for the paper's figures.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from lorada.data.task_rows import Rows, rows_to_score, scored_rows
 from lorada.data.tokenize import context_of, prompt_of, without_end
@@ -27,13 +25,16 @@ MOST_TOKENS = 512  # of a sentence, unless the run has learned from longer rows
 
 def explored(run: Run, texts: Sequence[str]) -> dict[str, Any]:
     """The data of the page: a run on sentences."""
-    if not isinstance(run.model, PeftModel):
-        raise ValueError(f"{run.folder} trained the base model itself: it has no adapter to show")
+
+    def word_of(number: int) -> str:
+        """The name of a class, or the text of a token."""
+        return run.labels[number] if run.labels else str(run.tokenizer.decode([number]))
+
     words = [[run.tokenizer.decode([one]) for one in tokens_to_show(run, text)] for text in texts]
     pictures = []
     for text in progress_bar(texts, f"Exploring {run.folder.name}"):
         found = explain_text(run, text)
-        pictures.append(shown(found, partial(_word, run)))
+        pictures.append(shown(found, word_of))
     return {
         "sentences": [{"tokens": a, "text": b} for a, b in zip(words, texts, strict=True)],
         "run": {
@@ -86,19 +87,11 @@ def explain_text(run: Run, text: str) -> Explanation:
     return explain(run.model, batch)
 
 
-def _word(run: Run, number: int) -> str:
-    """The name of a class, or the text of a token."""
-    return run.labels[number] if run.labels else str(run.tokenizer.decode([number]))
-
-
 def sentence_maps(run: Run, text: str) -> dict[str, Any]:
     """The attention maps of one sentence, as in Figure 1, and the statistics of every layer.
 
-    They are of the last layer with a map, and of the head whose map has the largest norm.
-
-    Returns:
-        ``tokens``, ``layer`` (its name), ``head``, ``maps`` (title → values, negative ratio) and
-        ``layers`` (``relative_norm``, ``negative_ratio`` and ``map_negative_ratio`` of each).
+    ``maps`` (title → values, negative ratio) are of the last ``layer`` with a map, and of the
+    ``head`` whose map has the largest norm; ``layers`` are as ``_numbers`` makes them.
     """
     ids = tokens_to_show(run, text)
     found = _explained(run, {"input_ids": torch.tensor([ids], device=run.device)})
@@ -141,14 +134,10 @@ def _explained(run: Run, batch: dict[str, Any]) -> list[Any]:
 def ratios_by_layer(
     run: Run, count: int, data: str | None = None, data_dir: str | None = None
 ) -> dict[str, Any]:
-    """Negative ratio and relative norm of every layer, as means over the first ``count`` test rows.
+    """The statistics of every layer, as means over the first ``count`` test rows.
 
-    They are of a file of rows, ``data``, or of the run's task, or its ``eval_data``.
-
-    Returns:
-        ``rows`` (how many), ``task`` (the run's first), and ``layers``: the statistics of
-        ``sentence_maps`` for each layer, as means over rows, and the ``map`` of the first row and
-        head with its negative ratio ``shown_ratio``.
+    They are of a file of rows, ``data``, or of the run's task, or its ``eval_data``. With each is
+    the ``map`` of the first row and head, and its negative ratio, ``shown_ratio``.
     """
     scored = _rows(run, data, data_dir)
     rows = scored.rows[:count]

@@ -1,17 +1,13 @@
 """The explorer's page: one HTML file that works offline, and the plain data that it shows.
 
-``explanation`` and ``explore`` make the data.
-
 Of the page:
     sentences: of each its ``text``, and its ``tokens``, as the model reads them.
     run: what is shown of a run.
-
 Of the run:
     name, method: of the run, and what it trained.
     parts: display names of the adapter's parts; none is ``with``, ``without`` or ``all``.
     head: display name of a trained head, which each part alone has too; None without one.
     shown: by sentence.
-
 Of it on one sentence:
     layers: in the model's order, with the numbers of ``ExplainedLayer`` by head, and its matrices
         as ``pack`` makes them; the sum only where the map is ``inside`` the softmax.

@@ -47,17 +47,12 @@ class HeadsGrid {
   /** ``at`` is the {layer, head} that the keyboard reaches; ``onOpen`` gets a layer and a head. */
   constructor({ name, layers, measure, width, at, open, onOpen }) {
     Object.assign(this, { name, layers, measure, range: rangeOf(measure, layers), onOpen });
-    this.at = this.clamped(at);
+    this.at = { layer: 0, head: 0 };
     this.readout = element("p", { class: "readout" });
     this.cells = layers.map((layer, i) => layer.moved.map((_, head) => this.cell(layer, i, head, open)));
     this.element = element("div", { class: "heads" }, this.grid(width));
-    this.cells[this.at.layer][this.at.head].tabIndex = 0;
+    this.reach(at.layer, at.head);
     this.tell(this.at.layer, this.at.head);
-  }
-
-  clamped({ layer, head }) {
-    const line = Math.min(Math.max(layer, 0), this.layers.length - 1);
-    return { layer: line, head: Math.min(Math.max(head, 0), this.layers[line].moved.length - 1) };
   }
 
   cell(layer, number, head, open) {
@@ -105,13 +100,14 @@ class HeadsGrid {
     event.preventDefault();
   }
 
-  /** Make a cell the one that the keyboard reaches. */
-  reach(layer, head) {
+  /** Make the nearest cell the one that the keyboard reaches. */
+  reach(wantedLayer, wantedHead) {
     this.cells[this.at.layer][this.at.head].tabIndex = -1;
-    this.at = this.clamped({ layer, head });
-    const cell = this.cells[this.at.layer][this.at.head];
-    cell.tabIndex = 0;
-    return cell;
+    const layer = Math.min(Math.max(wantedLayer, 0), this.cells.length - 1);
+    const head = Math.min(Math.max(wantedHead, 0), this.cells[layer].length - 1);
+    this.at = { layer, head };
+    this.cells[layer][head].tabIndex = 0;
+    return this.cells[layer][head];
   }
 
   /** Show the numbers of a head. */

@@ -42,7 +42,7 @@ def stream(
     tokens = tokens_of(run, [prompt], room, templated=run.form == "messages")
     answer = AnswerText(run.tokenizer)
     beams = settings.get("num_beams") or run.model.generation_config.num_beams or 1
-    begin = len(tokens[0]) if run.kind == "decoder" else 0  # its output repeats the prompt
+    begin = len(tokens[0]) if run.kind == "decoder" else 1  # behind the prompt, or a start token
 
     def watch(ids: Tensor) -> Tensor:
         if beams == 1 and (new := answer.take(ids[0, begin:].tolist(), done=False)):

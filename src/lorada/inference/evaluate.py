@@ -35,24 +35,14 @@ from lorada.data.tokenize import (
     prompt_of,
     token_counts,
 )
-from lorada.inference.generate import Text, generate_parts, generation_settings
+from lorada.inference.generate import generate_parts, generation_settings
 from lorada.inference.load import Run, scoring
 from lorada.inference.perplexity import slide
 from lorada.runs.recipe import JSONL
-from lorada.runs.result import (
-    keep_scores,
-    read_predictions,
-    read_result,
-    write_predictions,
-)
+from lorada.runs.result import keep_scores, read_predictions, read_result, write_predictions
 from lorada.support.metric_names import LOSS, as_score, rows_metric
 from lorada.support.progress import progress_bar
-from lorada.support.row_sources import (
-    HEADED,
-    Form,
-    Row,
-    absolute_files,
-)
+from lorada.support.row_sources import HEADED, Form, Row, absolute_files
 from lorada.training.models.candidate_scores import (
     cached_scores,
     likeliest,
@@ -144,15 +134,13 @@ def score(
     """
     answers, losses, mean, cut = _answers_of(run, rows)
     own = rows.protocol in TASKS[JSONL].protocols.values()
-    chosen = metric or run.metric
+    chosen, name = metric or run.metric, None  # without a name the protocol says it
     each = row_metrics(rows.protocol, answers, rows.rows)
     if own and chosen is not None and fits(chosen, rows.form):
-        name, value = Path(chosen).name, row_value(chosen)
-        if value is not None:
+        name, value_of = Path(chosen).name, row_value(chosen)
+        if value_of is not None:
             for one, answer, row in zip(each, answers, rows.rows, strict=True):
-                one[name] = value(answer, row)
-    else:
-        name = None  # the protocol says it
+                one[name] = value_of(answer, row)
     if rows.protocol.score is exact_match:
         found = {key: sum(one[key] for one in each) / len(each) for key in each[0]}
     else:
@@ -166,22 +154,23 @@ def score(
     if own and cut is not None:
         limit = generation_settings(run)["max_new_tokens"]
         metrics |= {"cut": sum(cut), "max_new_tokens": limit}
-    by, windows = rows_metric(next(iter(metrics))), rows.form == "text"
-    lines = []
+    by, lines = rows_metric(next(iter(metrics))), []
     for index, (one, loss) in enumerate(zip(each, losses, strict=True)):
-        value_by = one.get(LOSS, loss) if by == LOSS else one[by]
-        lines.append({
-            # Plain text is cut into windows, which are not rows of the file.
-            "row": index + 1 if windows else rows.number(index),
-            "answer": None if windows else answers[index],
-            "score": None if value_by is None else as_score(value_by, by),
+        value = one.get(LOSS, loss) if by == LOSS else one[by]
+        line = {
+            "row": index + 1,
+            "answer": None,
+            "score": None if value is None else as_score(value, by),
             "loss": loss,
             "metrics": {} if rows.protocol.lengths else one,
-            **({"group": rows.rows[index]["group"]} if "group" in rows.rows[index] and not windows
-               else {}),
-            **({"cut": True} if cut and cut[index] else {}),
-            **(_text_of(rows.rows[index], rows.form, run) if with_text and not windows else {}),
-        })  # fmt: skip
+        }
+        if rows.form != "text":  # which is cut into windows, and these are not rows of the file
+            row = rows.rows[index]
+            line |= {"row": rows.number(index), "answer": answers[index]}
+            line |= {"group": row["group"]} if "group" in row else {}
+            line |= {"cut": True} if cut and cut[index] else {}
+            line |= _text_of(row, rows.form, run) if with_text else {}
+        lines.append(line)
     return metrics, sorted(lines, key=lambda line: int(line["row"]))
 
 
@@ -276,14 +265,21 @@ def answer_rows(
                 found = map(Answered, logits.flatten().tolist(), losses)
             yield from zip(chosen, found, strict=True)
     else:
-        for index, text in _texts(run, rows, parts or [range(len(rows.rows))]):
+        prompts = [prompt_of(row, rows.form, run.tokenizer) for row in rows.rows]
+        if run.kind == "decoder":
+            refuse_empty_prompts(rows, prompts)
+        # Rows of a user's own file have no generation settings; generate takes those of the task.
+        protocol = rows.protocol if rows.protocol.generation else None
+        settings, templated = generation_settings(run, protocol=protocol), rows.form == "messages"
+        parts = parts or [range(len(prompts))]
+        for index, text in generate_parts(run, prompts, parts, settings, templated=templated):
             yield index, Answered(text.text, cut=text.cut)
 
 
 def _answers_of(run: Run, rows: Rows) -> Answers:
     """The answers to all rows, in order; the loss of a choice is no metric."""
     if rows.protocol.lengths:
-        return *slide(run, rows), None
+        return *slide(run, rows), {}, None
     if rows.form in HEADED or rows.form == "choice":
         found: list[Any] = [one for _, one in sorted(answer_rows(run, rows))]
         losses = [one.loss for one in found]
@@ -304,17 +300,6 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
     return [one.value for one in found], losses, loss, [bool(one.cut) for one in found]
 
 
-def _texts(run: Run, rows: Rows, parts: Parts) -> Iterator[tuple[int, Text]]:
-    """The indices of rows of some parts, and the text that the model writes for each."""
-    prompts = [prompt_of(row, rows.form, run.tokenizer) for row in rows.rows]
-    if run.kind == "decoder":
-        refuse_empty_prompts(rows, prompts)
-    # Rows of a user's own file have no generation settings; generate takes those of the run's task.
-    protocol = rows.protocol if rows.protocol.generation else None
-    settings = generation_settings(run, protocol=protocol)
-    return generate_parts(run, prompts, parts, settings, templated=rows.form == "messages")
-
-
 def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
     """For each encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
     found: dict[int, tuple[float, int]] = {}
@@ -326,8 +311,7 @@ def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
             sparing = find_labelled_loss(run.model, batch)
         labels = batch["labels"][:, shift:]
         if sparing is not None:
-            with torch.no_grad():
-                each, row_of, _ = sparing(run.model, batch)
+            each, row_of, _ = sparing(run.model, batch)
             sums = each.new_zeros(len(chosen)).index_add(0, row_of, each)
         else:
             logits = run.model(**batch).logits[:, : labels.shape[1]].float().transpose(1, 2)

@@ -1,12 +1,8 @@
-"""``lorada export RUN DIR``: writes a run as one model folder, with its parts merged.
+"""``lorada export RUN DIR``: writes a run as one model folder, or as an ONNX graph.
 
 Maps, bottlenecks and a pooling cannot be merged into the base's weights; most other parts can. DIR
-gets the base with those merged, and an adapter of the rest beside it, if there is any.
-transformers loads both from DIR once lorada has been imported, and ends in an error otherwise.
-Without such an adapter DIR is a plain model, which does not need lorada.
-
-``--format onnx`` writes a graph of the whole computation, with maps, bottlenecks and prefixes in
-it, made by ``transformers.exporters``. It reads whole texts.
+gets the base with those merged, and an adapter of the rest beside it, if there is any, which
+transformers loads too once lorada has been imported. A graph has all parts in it.
 """
 
 import io
@@ -21,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -30,7 +26,6 @@ from lorada.inference.exported_config import mark
 from lorada.inference.generate import end_tokens
 from lorada.inference.load import Run, load_run
 from lorada.runs.folder import refuse_target
-from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path, scratch_folder
 from lorada.support.row_sources import HEADED
@@ -62,21 +57,36 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     ``target`` is a new or empty folder, not inside the run; if an error ends the export, it is not
     there, or empty. Returned are ``folder``, ``merged`` and ``adapter`` (kinds of parts).
     """
-    refuse_target(folder, target)
-    run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
+    run = _to_export(folder, target, trust_remote_code)
     model, merged, left = merge(run)
     if not merged and isinstance(model, PeftModel):
         refuse_without_peft_model(model.peft_config["default"].parts)
-    # The recipe of a fully trained model that was loaded names the run's own folder.
-    recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     with _new_folder(folder, target) as fresh:
         _write(model, run, fresh)
         if left:
             mark(fresh)
-        copy_licence(recipe.model, fresh)
+        copy_licence(run.recipe.model, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
-        write_model_card(fresh, recipe, merged, left, task)
+        write_model_card(fresh, run.recipe, merged, left, task)
     return {"folder": str(target), "merged": merged, "adapter": left}
+
+
+def _to_export(folder: Path, target: Path, trust_remote_code: bool) -> Run:
+    """The finished run in ``folder``; its base says the classes, and what ends a text."""
+    refuse_target(folder, target)
+    run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
+    base: Any = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
+    if getattr(base.config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{run.recipe.model} is quantised, and merging would round its weights again: train "
+            "on the same model unquantised, or load base and adapter as they are"
+        )
+    if run.labels:
+        base.config.id2label = dict(enumerate(run.labels))
+        base.config.label2id = {label: i for i, label in enumerate(run.labels)}
+    if base.can_generate() and (ends := end_tokens(run)):
+        base.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    return run
 
 
 @contextmanager
@@ -114,21 +124,12 @@ def kinds(model: PeftModel | PreTrainedModel) -> list[str]:
     return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
 
 
-def _refuse_quantised(run: Run) -> None:
-    if getattr(run.model.config, "quantization_config", None) is not None:
-        raise ValueError(
-            f"{run.recipe.model} is quantised, and merging would round its weights again: train "
-            "on the same model unquantised, or load base and adapter as they are"
-        )
-
-
 def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
     """The model with every part merged that can be, and the kinds of merged and of other parts.
 
     If a part that wraps modules cannot be merged, none is: with the others merged, it would wrap
     other weights than those it was trained on.
     """
-    _refuse_quantised(run)
     parts = kinds(run.model)
     try:
         model = run.model.merge_weights() if isinstance(run.model, PeftModel) else run.model
@@ -148,33 +149,19 @@ def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
 
 def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> None:
     """Write the model, its tokenizer, and the adapter of the parts that could not be merged."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    _say_answers(base, run)
     if isinstance(model, PeftModel):
-        config = model.peft_config["default"]
+        config, path = model.peft_config["default"], fresh / ADAPTER_WEIGHTS
         config.base_model_name_or_path = BESIDE
         # The exported base has the embeddings, so PEFT need not compare them with another base's.
         model.save_pretrained(fresh, save_embedding_layers=False)
-        # transformers would not find every tensor of a stack under the name that PEFT gives it.
-        weights = load_file(fresh / ADAPTER_WEIGHTS)
-        named = weights if config.plain else named_for_transformers(config.parts, weights)
-        if named.keys() != weights.keys():
-            renamed = fresh / "renamed"  # the tensors may still be read from the file
-            save_file(named, renamed, {"format": "pt"})
-            renamed.replace(fresh / ADAPTER_WEIGHTS)
-        base = model.unload()
-    base.save_pretrained(fresh)
-    save_beside(base, fresh)
+        if not config.plain:
+            # transformers would not find every tensor of a stack by the name that PEFT gives it.
+            named = named_for_transformers(config.parts, load(path.read_bytes()))
+            save_file(named, path, {"format": "pt"})
+        model = model.unload()
+    model.save_pretrained(fresh)
+    save_beside(model, fresh)
     run.tokenizer.save_pretrained(fresh)
-
-
-def _say_answers(base: PreTrainedModel, run: Run) -> None:
-    """Write a classifier's classes into its config, and what ends a text into its settings."""
-    if run.labels:
-        base.config.id2label = dict(enumerate(run.labels))
-        base.config.label2id = {label: i for i, label in enumerate(run.labels)}
-    if base.can_generate() and (ends := end_tokens(run)):
-        base.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 # The largest difference of a graph from torch, as a share of the largest logit. In fp32 the sums
@@ -194,10 +181,8 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
     Returns what ``export`` does, with the opset and the largest ``difference`` of a logit from
     torch's; the graph is refused if that is large.
     """
-    refuse_target(folder, target)
-    recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
-    run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
-    _refuse_quantised(run)
+    run = _to_export(folder, target, trust_remote_code)
+    recipe = run.recipe
     if run.kind == "encoder_decoder":
         raise ValueError(f"{recipe.model} is an encoder–decoder, which is no one graph: {PLAIN}")
     run.model.float().cpu()
@@ -212,7 +197,6 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
             found = [_logits(graph, text) for text in texts]
             opset, difference = graph.program.opset_imports[""], _difference(found, expected)
             graph.save_pretrained(fresh)
-        _say_answers(base, run)
         if base.can_generate():  # what ends a text is in these settings
             base.generation_config.save_pretrained(fresh)
         run.tokenizer.save_pretrained(fresh)

@@ -2,12 +2,9 @@
 
 ``adapter_config.json`` stops only programs that look for it. transformers without peft does not,
 and vLLM does not where the weights are in several files: both would use the base alone and say
-nothing. So an exported folder with an adapter has ``"model_type": "lorada"`` in its config.json.
-Without lorada that is an unknown type, which every program refuses. With lorada, reading such a
-config gives the config of the base, as if it had never been marked.
-
-`import lorada` has it imported from the middle of transformers, so it imports no other module of
-lorada, and neither torch nor peft.
+nothing. So an exported folder with an adapter has ``"model_type": "lorada"`` in its config.json,
+which every program without lorada refuses. `import lorada` has this file imported from the middle
+of transformers, so it imports no other module of lorada, and neither torch nor peft.
 """
 
 import json

@@ -5,7 +5,7 @@ Answers come from a batch that is refilled, where that is known to give the toke
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from lorada.data.task import Protocol
 from lorada.data.task_rows import protocol_settings
 from lorada.data.tokenize import context_of, ends_texts, learned_ends, prompt_of, without_end
 from lorada.inference.load import Run
-from lorada.inference.refilled_batch import Writer, write_answers
+from lorada.inference.refilled_batch import Ended, Writer, write_answers
 from lorada.runs.recipe import refuse_unstorable
 from lorada.runs.result import refuse_no_text
 from lorada.support.errors import out_of_memory
@@ -41,8 +41,6 @@ NEUTRAL = {
     "num_beams": 1, "use_cache": True, "output_attentions": False, "output_hidden_states": False,
 }  # fmt: skip
 Settings = dict[str, Any]  # of transformers' ``generate``
-# Is given the ids of a batch (B, T) after each token, and says which of its rows end there, (B,).
-Watch = Callable[[Tensor], Tensor]
 
 
 class Text(NamedTuple):
@@ -106,9 +104,12 @@ def generate_parts(
 
 
 def write(
-    run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None = None
+    run: Run, prompts: list[list[int]], settings: Settings, watch: Ended | None = None
 ) -> Iterator[tuple[int, Text]]:
-    """Continue prompts of token ids, and yield the index of each with its answer as it ends."""
+    """Continue prompts of token ids, and yield the index of each with its answer as it ends.
+
+    ``watch`` is called after each token, and may end answers too.
+    """
     way = _refilled if reason_against(run, settings) is None else _padded
     try:
         for index, ids in way(run, prompts, settings, watch):
@@ -125,18 +126,16 @@ def write(
 
 def _is_cut(run: Run, ids: list[int], text: str, settings: Settings) -> bool:
     """Whether a text is as long as it may be, with nothing that ends it; pads may be behind it."""
-    # An encoder–decoder's ids begin with the one that its decoder starts from.
-    written = ids[1:] if run.kind == "encoder_decoder" else ids
     limit, config = settings["max_new_tokens"], run.model.generation_config
     # An end that is forced upon the last token ends nothing.
-    own = written[: limit - 1] if getattr(config, "forced_eos_token_id", None) else written
+    own = ids[: limit - 1] if getattr(config, "forced_eos_token_id", None) else ids
     ends = settings.get("eos_token_id", [])
     stopped = any(string in text for string in settings.get("stop_strings") or [])
-    return len(written) >= limit and not stopped and not set(ends) & set(own)
+    return len(ids) >= limit and not stopped and not set(ends) & set(own)
 
 
 def _refilled(
-    run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None
+    run: Run, prompts: list[list[int]], settings: Settings, watch: Ended | None
 ) -> Iterator[tuple[int, list[int]]]:
     """Answer prompts in a batch that is refilled as they end: indices and token ids."""
     model = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
@@ -157,7 +156,7 @@ def _refilled(
 
 
 def _padded(
-    run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None
+    run: Run, prompts: list[list[int]], settings: Settings, watch: Ended | None
 ) -> Iterator[tuple[int, list[int]]]:
     """Answer prompts in padded batches with transformers' ``generate``; as ``_refilled`` does."""
     settings = {"do_sample": False, "pad_token_id": run.tokenizer.pad_token_id, **settings}
@@ -175,8 +174,8 @@ def _padded(
         batch = run.tokenizer.pad(asked, padding_side=side, return_tensors="pt").to(run.device)
         with torch.no_grad():
             ids = run.model.generate(**batch, **settings)
-        # A decoder repeats the prompt in its output; an encoder–decoder does not.
-        begin = batch["input_ids"].shape[1] if run.kind == "decoder" else 0
+        # A decoder repeats the prompt in its output; an encoder–decoder has its start token there.
+        begin = batch["input_ids"].shape[1] if run.kind == "decoder" else 1
         yield from zip(chosen, ids[:, begin:].tolist(), strict=True)
 
 
@@ -281,8 +280,7 @@ def tokens_of(
                 f"the prompt {prompt!r} has no token that this model knows: there is nothing to "
                 "continue"
             )
-    cut = 0 if room is None else sum(len(ids) > room for ids in found)
-    if room is not None and cut:
+    if room is not None and (cut := sum(len(ids) > room for ids in found)):
         side = tokenizer.truncation_side
         tokenizer.truncation_side = "left" if decodes else side
         found = read(truncation=True, max_length=room + ended)

@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorada.data.benchmarks.long_sequence import Losses, window_starts
-from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import context_of, document_ids
 from lorada.inference.load import Run, scoring
-from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.runs.result import keep_forgetting
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED
@@ -34,7 +32,7 @@ PIECE = 512  # tokens of it that are read at once
 SLICE = 512  # positions with logits in fp32 at a time: 8192 would fill a gigabyte
 
 
-def slide(run: Run, rows: Rows) -> tuple[list[Losses], list[float], Metrics]:
+def slide(run: Run, rows: Rows) -> tuple[list[Losses], list[float]]:
     """Mean losses of windows of a run's texts: by context length, and all in order."""
     lengths = _lengths(run, rows)
     stream = torch.tensor([i for row in rows.rows for i in document_ids(row, run.tokenizer)])
@@ -50,7 +48,7 @@ def slide(run: Run, rows: Rows) -> tuple[list[Losses], list[float], Metrics]:
             logits = run.model(input_ids=ids, use_cache=False).logits
             losses += window_losses(logits, ids).tolist()
         answers.append((length, losses))
-    return answers, [loss for _, losses in answers for loss in losses], {}
+    return answers, [loss for _, losses in answers for loss in losses]
 
 
 def _lengths(run: Run, rows: Rows) -> list[int]:
@@ -97,24 +95,18 @@ def forgetting(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {"text": TEXT.name, "base": None, "adapted": None}
     if run.kind == "decoder" and run.form not in HEADED:
         ids = document_ids({"text": TEXT.read_text(encoding="utf-8")}, run.tokenizer)
-        with scoring(run, base=False):
-            found["adapted"] = text_loss(run.model, ids)
-        found["base"] = _base_loss(run, ids)
+        found["adapted"] = text_loss(run.model, ids)
+        if (run.folder / "adapter").is_dir():
+            with scoring(run, base=True):
+                found["base"] = text_loss(run.model, ids)
+        else:
+            base = load_base(prepare(run.recipe)).model.eval().to(run.device)
+            found["base"] = text_loss(base, ids)
     keep_forgetting(run.folder, found)
     return found
 
 
-def _base_loss(run: Run, ids: list[int]) -> float:
-    if (run.folder / "adapter").is_dir():
-        with scoring(run, base=True):
-            return text_loss(run.model, ids)
-    trust = run.recipe.trust_remote_code
-    recipe = saved_recipe(run.folder / RECIPE_FILE, trust_remote_code=trust)
-    base = load_base(prepare(recipe)).model.eval().to(run.device)
-    with torch.no_grad():
-        return text_loss(base, ids)
-
-
+@torch.no_grad()
 def text_loss(model: Any, ids: list[int]) -> float:
     """The mean loss of a text's tokens in nats, in pieces whose first token is not predicted."""
     length = min(context_of(model.config) or PIECE, PIECE)

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,10 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
     """
     size, count = PART * run.recipe.eval_batch_size, len(rows.rows)
     parts = [range(start, min(start + size, count)) for start in range(done, count, size)]
-    found: dict[int, Answer] = {}
-    left = iter(parts)
-    part = next(left, range(0))
-    for index, answer in answer_rows(run, rows, parts) if parts else ():
-        found[index] = as_answer(rows, index, answer)
-        if len(found) == len(part):
-            yield [{"row": rows.number(i), **found[i]} for i in part]
-            found, part = {}, next(left, range(0))
+    each = answer_rows(run, rows, parts)
+    for part in parts:
+        found = dict(islice(each, len(part)))
+        yield [{"row": rows.number(i), **as_answer(rows, i, found[i])} for i in part]
 
 
 def as_answer(rows: Rows, index: int, found: Answered) -> Answer:

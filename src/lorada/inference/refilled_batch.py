@@ -10,10 +10,12 @@ Shapes: B rows, T slots of a row: pads, its prompt, and what was written behind 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lorada.training.models.candidate_scores import accepted, only_last, positions_of
 from lorada.training.models.refilled_cache import RefilledCache
@@ -22,7 +24,8 @@ from lorada.training.models.refilled_cache import RefilledCache
 # much time as a step of the whole batch.
 SHARE = 8
 
-Ended = Callable[[Tensor], Tensor]
+Ended = Callable[[Tensor], Tensor]  # says which rows (B,) of ids (B, T) end with their last token
+padded = partial(pad_sequence, batch_first=True, padding_side="left")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Writer:
     """How answers are written."""
 
     model: Any  # of transformers, the base under PEFT
-    ended: Ended  # says which rows (B,) of ids (B, T) end with their last token
+    ended: Ended
     limit: int  # most tokens of an answer
     pad: int  # the id of pads
     # How many rows are written at once, and more if they are shorter than the longest: what the
@@ -49,9 +52,6 @@ class _Rows:
     mask: Tensor  # (B, T): 1 for tokens, 0 for pads
     cache: RefilledCache  # keys and values of the first T-1 slots
 
-    def __len__(self) -> int:
-        return len(self.numbers)
-
     def kept(self) -> list[int]:
         """Which rows have not ended."""
         return [row for row, done in enumerate(self.done) if not done]
@@ -63,33 +63,34 @@ def write_answers(writer: Writer, prompts: Sequence[Sequence[int]]) -> Iterator[
 
     They come in the order in which they end.
     """
-    waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
-    if not waiting:
+    if not prompts:
         return
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
     budget = writer.size * (len(prompts[waiting[0]]) + writer.limit)
-    rows: _Rows | None = None
-    while waiting or rows is not None:
+    first = [waiting.popleft() for _ in range(min(writer.size, len(waiting)))]
+    rows = _read(writer, first, prompts)
+    yield from _ended(writer, rows)
+    while waiting or not all(rows.done):
         joining = _next_rows(writer, prompts, waiting, rows, budget)
-        if joining or (rows is not None and _worth_leaving(rows, waiting)):
+        # Where none may join, the others go on alone once enough have ended.
+        if joining or (not waiting and sum(rows.done) * SHARE >= len(rows.done)):
             rows = _refilled(writer, rows, joining, prompts)
         else:
-            assert rows is not None
             _step(writer, rows)
-        if rows is not None:
-            yield from _ended(writer, rows)
+        yield from _ended(writer, rows)
 
 
 def _next_rows(
     writer: Writer,
     prompts: Sequence[Sequence[int]],
     waiting: deque[int],
-    rows: _Rows | None,
+    rows: _Rows,
     budget: int,
 ) -> list[int]:
     """Take the prompts that join now from those that wait; none until enough have room."""
     if not waiting:
         return []
-    staying = [] if rows is None else [rows.numbers[k] for k in rows.kept()]
+    staying = [rows.numbers[k] for k in rows.kept()]
     longest = max(len(prompts[n]) for n in (*staying, waiting[0]))
     most = budget // (longest + writer.limit)
     free = min(most - len(staying), len(waiting))
@@ -98,19 +99,13 @@ def _next_rows(
     return [waiting.popleft() for _ in range(free)]
 
 
-def _worth_leaving(rows: _Rows, waiting: deque[int]) -> bool:
-    """Whether so many have ended, and none may join, that the others go on alone."""
-    ended = sum(rows.done)
-    return ended == len(rows) or (not waiting and ended * SHARE >= len(rows))
-
-
 def _refilled(
-    writer: Writer, rows: _Rows | None, joining: list[int], prompts: Sequence[Sequence[int]]
-) -> _Rows | None:
-    """The rows that have not ended and, behind them, those that join; None if there are none."""
+    writer: Writer, rows: _Rows, joining: list[int], prompts: Sequence[Sequence[int]]
+) -> _Rows:
+    """The rows that have not ended and, behind them, those that join."""
     new = _read(writer, joining, prompts) if joining else None
-    kept = [] if rows is None else rows.kept()
-    if rows is None or not kept:
+    kept = rows.kept()
+    if new is not None and not kept:
         return new
     # What the longest of them needs.
     slots = max(len(prompts[rows.numbers[k]]) + rows.written[k] for k in kept)
@@ -119,24 +114,18 @@ def _refilled(
     ids, mask = rows.ids[kept, -slots:], rows.mask[kept, -slots:]
     if new is not None:
         numbers, written = numbers + new.numbers, written + new.written
-        ids, mask = _stacked(ids, new.ids, writer.pad), _stacked(mask, new.mask, 0)
+        ids = padded([*ids, *new.ids], padding_value=writer.pad)
+        mask = padded([*mask, *new.mask])
     return _Rows(numbers, written, [False] * len(numbers), ids, mask, rows.cache)
 
 
 def _read(writer: Writer, numbers: list[int], prompts: Sequence[Sequence[int]]) -> _Rows:
     """Read some prompts and write the first token of each answer."""
-    longest = max(len(prompts[n]) for n in numbers)
-    shape, device = (len(numbers), longest), writer.model.device
-    ids = torch.full(shape, writer.pad, device=device)
-    mask = torch.zeros(shape, dtype=torch.long, device=device)
-    for row, number in enumerate(numbers):
-        prompt = torch.tensor(prompts[number], device=device)
-        ids[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = 1
-    cache = RefilledCache()
-    one = [1] * len(numbers)
-    rows = _Rows(numbers, one, [False] * len(numbers), ids, mask, cache)
-    _append(rows, _next_tokens(writer, rows, ids, positions_of(mask)))
+    each, count = [torch.tensor(prompts[n]) for n in numbers], len(numbers)
+    ids = padded(each, padding_value=writer.pad).to(writer.model.device)
+    mask = padded([torch.ones_like(one) for one in each]).to(writer.model.device)
+    rows = _Rows(numbers, [0] * count, [False] * count, ids, mask, RefilledCache())
+    _write(writer, rows, ids, positions_of(mask))
     return rows
 
 
@@ -145,26 +134,21 @@ def _step(writer: Writer, rows: _Rows) -> None:
     positions = rows.mask.sum(-1, keepdim=True) - 1
     # An ended row must not run out of the positions that the model has.
     over = torch.tensor(rows.done, device=positions.device)
-    positions = positions.masked_fill(over[:, None], 0)
-    _append(rows, _next_tokens(writer, rows, rows.ids[:, -1:], positions))
-    rows.written = [written + 1 for written in rows.written]
+    _write(writer, rows, rows.ids[:, -1:], positions.masked_fill(over[:, None], 0))
 
 
-def _next_tokens(writer: Writer, rows: _Rows, ids: Tensor, positions: Tensor) -> Tensor:
-    """Give the model these ids (B, ·) and return the likeliest next token of each row (B,)."""
+def _write(writer: Writer, rows: _Rows, ids: Tensor, positions: Tensor) -> None:
+    """Give the model these ids (B, ·), and write the likeliest next token behind each row."""
     model = writer.model
     name = "cache" if "cache" in accepted(model, cache=None) else "past_key_values"
     given = {
         "input_ids": ids, "attention_mask": rows.mask, "use_cache": True, name: rows.cache,
         **accepted(model, position_ids=positions), **only_last(model, 1, ids.device),
     }  # fmt: skip
-    logits: Tensor = model(**given).logits[:, -1]
-    return logits.float().argmax(-1)
-
-
-def _append(rows: _Rows, tokens: Tensor) -> None:
-    rows.ids = torch.cat([rows.ids, tokens[:, None]], -1)
-    rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(rows), 1)], -1)
+    tokens = model(**given).logits[:, -1:].float().argmax(-1)  # (B, 1)
+    rows.ids = torch.cat([rows.ids, tokens], -1)
+    rows.mask = torch.cat([rows.mask, torch.ones_like(tokens)], -1)
+    rows.written = [count + 1 for count in rows.written]
 
 
 def _ended(writer: Writer, rows: _Rows) -> Iterator[tuple[int, Tensor]]:
@@ -173,13 +157,3 @@ def _ended(writer: Writer, rows: _Rows) -> Iterator[tuple[int, Tensor]]:
         if not rows.done[row] and (last or rows.written[row] == writer.limit):
             rows.done[row] = True
             yield rows.numbers[row], rows.ids[row, -rows.written[row] :]
-
-
-def _stacked(above: Tensor, below: Tensor, fill: int) -> Tensor:
-    """Rows of two lengths below each other, with ``fill`` before the shorter ones."""
-    longest = max(above.shape[1], below.shape[1])
-    padded = [
-        torch.nn.functional.pad(part, (longest - part.shape[1], 0), value=fill)
-        for part in (above, below)
-    ]
-    return torch.cat(padded)

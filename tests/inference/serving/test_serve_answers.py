@@ -2,10 +2,9 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-import openai
 import pytest
 from folders import refused
-from servers import running, trained
+from servers import client_of, running, trained
 
 from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
@@ -28,13 +27,13 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def url(place):
     """A server of several runs on one base."""
-    with running(Server(open_served([trained(place, name) for name in TOGETHER]))) as found:
-        yield found.url
+    with running(Server(open_served([trained(place, name) for name in TOGETHER]))) as url:
+        yield url
 
 
 @pytest.fixture
 def client(url):
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    return client_of(url)
 
 
 def alone(place, name, prompt=QUESTION, **options):
@@ -74,8 +73,8 @@ def test_a_run_that_no_batch_can_answer_is_refused_in_one_line(name, why, place)
 
 
 def test_a_fully_trained_run_is_served_under_one_name(place):
-    with running(Server(open_served([trained(place, "whole")]))) as found:
-        client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
+    with running(Server(open_served([trained(place, "whole")]))) as url:
+        client = client_of(url)
         assert [model.id for model in client.models.list()] == ["whole"]
         assert complete(client, "whole") == alone(place, "whole")
 
@@ -151,8 +150,8 @@ def test_answers_asked_for_together_are_those_asked_for_alone(place, monkeypatch
     """100 requests of mixed lengths and models, 16 at a time, in a cache that holds few of them."""
     monkeypatch.setattr(served, "CACHE_TOKENS", 512)
     folders = [trained(place, name) for name in TOGETHER]
-    with running(Server(open_served(folders))) as found:
-        client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
+    with running(Server(open_served(folders))) as url:
+        client = client_of(url)
         names = [*TOGETHER, BASE]
         asked = [
             (names[i % len(names)], f"{i % 17} + {i} = " + "ab " * (i % 23), 3 + i * 7 % 40)

@@ -27,12 +27,12 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def usual(served):
-    with running(Server(served)) as found:
-        yield found
+    with running(Server(served)) as url:
+        yield url
 
 
-def ask(found, body, path=COMPLETE, **options):
-    return httpx2.post(found.url + path, json=body, timeout=60, **options)
+def ask(url, body, path=COMPLETE, **options):
+    return httpx2.post(url + path, json=body, timeout=60, **options)
 
 
 def said(response, status):
@@ -62,7 +62,7 @@ def test_what_cannot_be_answered_is_refused_in_one_line(case, usual):
     body, text = REFUSED[case]
     if isinstance(body, dict):
         body = json.dumps({"model": BASE, "prompt": "a", **body})
-    message = said(httpx2.post(usual.url + COMPLETE, content=body, timeout=60), 400)
+    message = said(httpx2.post(usual + COMPLETE, content=body, timeout=60), 400)
     assert text in message
     assert len(message) < 1000
 
@@ -76,27 +76,27 @@ def test_a_tokenizer_without_a_chat_template_is_said(usual, served, monkeypatch)
 def test_unknown_models_addresses_and_methods_are_refused(usual):
     unknown = said(ask(usual, {**LONG, "model": "gpt"}), 404)
     assert unknown == "no model 'gpt' here; there are lora, llama"
-    assert "Not Found" in said(httpx2.get(usual.url + "/v1/nothing"), 404)
-    assert "Method Not Allowed" in said(httpx2.get(usual.url + COMPLETE), 405)
+    assert "Not Found" in said(httpx2.get(usual + "/v1/nothing"), 404)
+    assert "Method Not Allowed" in said(httpx2.get(usual + COMPLETE), 405)
 
 
 def test_a_key_is_asked_for_where_there_is_one(served):
-    with running(Server(served, key="s3cret")) as found:
+    with running(Server(served, key="s3cret")) as url:
         for wrong in (None, "Bearer wrong", "s3cret", "Bearer S3CRET", "Basic s3cret"):
             headers = {"Authorization": wrong} if wrong else {}
-            assert "no valid API key" in said(ask(found, LONG, headers=headers), 401)
-            assert said(httpx2.get(found.url + "/v1/models", headers=headers), 401)
+            assert "no valid API key" in said(ask(url, LONG, headers=headers), 401)
+            assert said(httpx2.get(url + "/v1/models", headers=headers), 401)
         for scheme in ("bearer", "BEARER", "Bearer "):
             found_so = {"Authorization": f"{scheme} s3cret"}
-            assert httpx2.get(found.url + "/v1/models", headers=found_so).status_code == 200
+            assert httpx2.get(url + "/v1/models", headers=found_so).status_code == 200
         right = {"Authorization": "Bearer s3cret"}
-        assert ask(found, {**LONG, "max_tokens": 2}, headers=right).status_code == 200
+        assert ask(url, {**LONG, "max_tokens": 2}, headers=right).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_that_is_cut_off_frees_its_place(stream, served):
-    with running(Server(served)) as found:
-        host = found.url.removeprefix("http://")
+    with running(Server(served)) as url:
+        host = url.removeprefix("http://")
         connection = http.client.HTTPConnection(host, timeout=10)
         connection.request("POST", COMPLETE, json.dumps({**LONG, "stream": stream}))
         if stream:
@@ -107,15 +107,15 @@ def test_a_request_that_is_cut_off_frees_its_place(stream, served):
             connection.sock = None
         until(lambda: not at_work(served))
         assert not any(one.output_router.result_handlers for one in served[BASE].batches.values())
-        until(lambda: ask(found, {**LONG, "max_tokens": 1}).status_code == 200)
+        until(lambda: ask(url, {**LONG, "max_tokens": 1}).status_code == 200)
 
 
 def test_a_client_that_leaves_before_its_request_is_sent_is_no_fault(usual, caplog):
-    host, port = usual.url.removeprefix("http://").split(":")
+    host, port = usual.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as client:
         head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"
         client.sendall(head)
-    assert httpx2.get(usual.url + "/v1/models").status_code == 200
+    assert httpx2.get(usual + "/v1/models").status_code == 200
     assert not caplog.records
 
 
@@ -126,20 +126,20 @@ def at_work(served) -> int:
 
 
 def test_a_batch_that_died_is_made_anew_and_has_a_line_in_the_log(served, monkeypatch, caplog):
-    with running(Server(served)) as found:
-        assert ask(found, {**LONG, "max_tokens": 2}).status_code == 200
+    with running(Server(served)) as url:
+        assert ask(url, {**LONG, "max_tokens": 2}).status_code == 200
         base = served[BASE].view._shared.base
         kept = base.forward
 
         broken = Mock(side_effect=RuntimeError("a card fell off the bus"))
         monkeypatch.setattr(base, "forward", broken)
         caplog.clear()
-        assert "the model failed at this answer" in said(ask(found, LONG), 503)
+        assert "the model failed at this answer" in said(ask(url, LONG), 503)
         until(lambda: not served[BASE].batches[False].is_running())
         lines = [one.getMessage() for one in caplog.records if one.name.startswith("lorada.")]
         assert lines == ["a request failed: a card fell off the bus"]
         monkeypatch.setattr(base, "forward", kept)
-        assert ask(found, {**LONG, "max_tokens": 2}).status_code == 200
+        assert ask(url, {**LONG, "max_tokens": 2}).status_code == 200
 
 
 def test_a_fault_of_the_server_is_in_its_log_only(usual, monkeypatch, caplog):

@@ -57,7 +57,8 @@ class Server:
         """The application, for an ASGI server to run."""
 
         async def refuse(_: Request, error: Exception) -> Response:
-            return refusal_of(error).response()
+            refusal = refusal_of(error)
+            return JSONResponse(refusal.body, refusal.status_code)
 
         answering = [
             Route(at, partial(self._answer, kind), methods=["POST"]) for at, kind in KINDS.items()
@@ -81,13 +82,6 @@ class Server:
         listed = [{"id": name, **head} for name in self.names]
         return JSONResponse({"object": "list", "data": listed})
 
-    def _named(self, name: str) -> Served | Classifier:
-        """What answers to a name; one that nothing answers to is refused."""
-        if name not in self.names:
-            said = f"no model {name[:100]!r} here; there are {', '.join(self.names)}"
-            raise Refused(404, said, code="model_not_found", param="model")
-        return self.names[name]
-
     def _check_key(self, request: Request) -> None:
         """Refuse a request without the key of the server, if it has one."""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -100,7 +94,10 @@ class Server:
         """Answer one request, whole or as a stream."""
         self._check_key(request)
         body = request_of(kind, await request.body())
-        named = self._named(body.model)
+        if body.model not in self.names:
+            said = f"no model {body.model[:100]!r} here; there are {', '.join(self.names)}"
+            raise Refused(404, said, code="model_not_found", param="model")
+        named = self.names[body.model]
         # In threads: others are answered while long texts are made tokens, or labelled.
         if isinstance(body, ClassifyRequest) and isinstance(named, Classifier):
             return JSONResponse(await asyncio.to_thread(named.classify, body.rows))

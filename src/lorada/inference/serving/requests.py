@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
 
 MOST_ITEMS, MOST_STOPS = 256, 16
 LONGEST = 500  # characters of a line, which may repeat what was sent
@@ -144,10 +143,6 @@ class Refused(HTTPException):
         super().__init__(status, message)
         kind = "invalid_request_error" if status < 500 else "server_error"
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-    def response(self) -> Response:
-        """The whole answer to the request."""
-        return JSONResponse(self.body, self.status_code)
 
 
 def refusal_of(error: Exception) -> Refused:

@@ -63,19 +63,16 @@ class SharedModel:
     def run(self, key: str | None, inputs: dict[str, Any]) -> Any:
         """One forward pass with the adapter ``key``, or None for none."""
         with self._free:
-            self._activate(key)
+            if key != self._active and isinstance(self._whole, PeftModel):
+                layers = self._whole.base_model
+                if key is None:
+                    layers.disable_adapter_layers()
+                else:
+                    self._whole.set_adapter(key, inference_mode=True)
+                    if self._active is None:
+                        layers.enable_adapter_layers()
+                self._active = key
             return self.base(**inputs)
-
-    def _activate(self, key: str | None) -> None:
-        if key == self._active or not isinstance(self._whole, PeftModel):
-            return
-        layers = self._whole.base_model
-        if key is not None:
-            self._whole.set_adapter(key, inference_mode=True)
-        if None in (key, self._active):
-            switch = layers.disable_adapter_layers if key is None else layers.enable_adapter_layers
-            switch()
-        self._active = key
 
 
 class AdapterView(ContinuousMixin):  # type: ignore[misc]
