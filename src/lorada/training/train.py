@@ -421,7 +421,9 @@ def trainer_class(
     if args.predict_with_generate and prepared.held_out is not None:
         refuse_long(generation["max_new_tokens"], prepared.context)
         metrics = scorer(prepared.held_out, tokenizer)
-    generation |= language_settings(tokenizer)
+    generation |= {"do_sample": False, **language_settings(tokenizer)}
+    if args.generation_num_beams is not None:
+        generation["num_beams"] = args.generation_num_beams
     return partial(WritingTrainer, generation=generation, compute_metrics=metrics)
 
 
