@@ -69,7 +69,7 @@ from lorada.training.models.adapters import (
     save_beside,
 )
 from lorada.training.models.loading import language_settings, refuse_long, weights_fingerprint
-from lorada.training.packing import PackedCollator, pack, refuse_mixing
+from lorada.training.packing import pack, packed_batch, refuse_mixing
 from lorada.training.trainer import (
     ChoiceTrainer,
     RunTrainer,
@@ -380,7 +380,8 @@ def _encode(
     if not fitted.packing:
         return dataset, held_out, collator(prepared.rows.form, tokenizer, base.model)
     packed = None if held_out is None else pack(held_out, fitted.max_length)
-    return pack(dataset, fitted.max_length), packed, PackedCollator(tokenizer.pad_token_id)
+    padded = partial(packed_batch, pad=tokenizer.pad_token_id)
+    return pack(dataset, fitted.max_length), packed, padded
 
 
 def _batches(
