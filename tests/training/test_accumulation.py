@@ -21,7 +21,7 @@ from lorada.training.arguments import training_arguments
 from lorada.training.inputs import PreparedTraining
 from lorada.training.load_recipe import load_recipe
 from lorada.training.packing import pack, packed_batch
-from lorada.training.train import make_trainer, trainer_class
+from lorada.training.train import trainer_class
 
 ENCODER_DECODERS = ("bart", "mbart", "t5")
 # Form of rows, architecture, settings: every way that a loss comes about.
@@ -103,7 +103,7 @@ def trained(form, name, settings, tmp_path, batch, steps):
     pad = collator(form, tokenizer, model)
     if recipe.packing:
         dataset, pad = pack(dataset, 20), partial(packed_batch, pad=0)
-    trainer = make_trainer(model, args, (dataset, dataset), pad, [], make)
+    trainer = make(model, args, pad, dataset, dataset)
     trainer.train()
     return trainer
 

@@ -340,7 +340,11 @@ def set_up(
     run = RunCallback(measures=bool(wanted or args.eval_strategy != "no"))
     callbacks = [*watchers, *plan.callbacks, *stopping, run]
     with argument_errors():
-        trainer = make_trainer(model, args, (train_rows, eval_rows), pad, callbacks, make)
+        _refuse_no_batch(args, len(train_rows))
+        trainer = make(model, args, pad, train_rows, eval_rows, callbacks=callbacks)
+        # RelativeNorm adds to a log line, so it must see the line before any logger does.
+        listeners = trainer.callback_handler.callbacks
+        listeners.sort(key=lambda callback: not isinstance(callback, RelativeNorm))
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
@@ -428,27 +432,14 @@ def trainer_class(
     return partial(WritingTrainer, generation=generation, compute_metrics=metrics)
 
 
-def make_trainer(
-    model: PeftModel | PreTrainedModel,
-    args: TrainingArguments,
-    datasets: tuple[Dataset, Dataset | None],
-    pad: Collator,
-    callbacks: list[Any],
-    make: Callable[..., RunTrainer],
-) -> RunTrainer:
-    """A Trainer for datasets to train on and to measure; ``make`` is of ``trainer_class``."""
-    batch, rows = args.train_batch_size * args.world_size, len(datasets[0])
+def _refuse_no_batch(args: TrainingArguments, rows: int) -> None:
+    """Refuse to train on fewer rows than a batch where a part of one is dropped."""
+    batch = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and rows < batch:
         raise ValueError(
             f"training.dataloader_drop_last=true leaves no batch of {rows} rows, where one takes "
             f"{batch}: leave it out, or take a smaller per_device_train_batch_size"
         )
-    train_rows, eval_rows = datasets
-    trainer = make(model, args, pad, train_rows, eval_rows, callbacks=callbacks)
-    # RelativeNorm adds to a log line, so it must see the line before any logger does.
-    listeners = trainer.callback_handler.callbacks
-    listeners.sort(key=lambda callback: not isinstance(callback, RelativeNorm))
-    return trainer
 
 
 def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) -> None:
