@@ -288,15 +288,10 @@ def fold_prefixes(model: PeftModel) -> None:
             model.fold()
 
 
-def base_parameters(base: nn.Module, head: Collection[str] = ()) -> int:
+def base_parameters(base: PreTrainedModel, head: Collection[str] = ()) -> int:
     """N: the parameters of a model before a method is placed on it, without its task head."""
-    return sum(_numbers(p) for name, p in base.named_parameters() if not in_head(name, head))
-
-
-def _numbers(parameter: nn.Parameter) -> int:
-    """How many numbers a parameter has; one in 4 bits has two of them in a byte."""
-    count = parameter.numel()
-    return 2 * count * parameter.element_size() if hasattr(parameter, "quant_state") else count
+    in_heads = sum(p.numel() for name, p in base.named_parameters() if in_head(name, head))
+    return int(base.num_parameters() - in_heads)
 
 
 def parameter_counts(
