@@ -138,17 +138,15 @@ def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMode
         select_trainable(base.model, plan.trainable, base.head, plan.with_head)
         return base.model
     config = plan.config
-    if isinstance(config, LoradaConfig):
-        config.base_model_type = base.model.config.model_type
-        if recipe.pooling is not None:
-            config.parts = [*config.parts, PoolingConfig(pooling=recipe.pooling)]
+    config.base_model_type = base.model.config.model_type
+    if recipe.pooling is not None:
+        config.parts = [*config.parts, PoolingConfig(pooling=recipe.pooling)]
     config.task_type = task_type(base.model.config, classifies=bool(base.head))
     if base.head:
         # By default PEFT trains and saves only heads with the name classifier or score.
         config.modules_to_save = list(base.head)
     if recipe.from_adapter is None:
         return get_peft_model(base.model, config)
-    assert isinstance(config, LoradaConfig)
     return _start_from(base.model, config, recipe)
 
 
@@ -324,10 +322,9 @@ def parameter_counts(
 BESIDE = "the base is beside this adapter: load a local copy of the folder"
 
 
-def pooling_part(config: Any) -> str | None:
+def pooling_part(config: LoradaConfig) -> str | None:
     """The pooling among the parts of an adapter; None if it has none."""
-    parts = [part for part in getattr(config, "parts", [config]) if isinstance(part, PoolingConfig)]
-    return parts[0].pooling if parts else None
+    return next((part.pooling for part in config.parts if isinstance(part, PoolingConfig)), None)
 
 
 def refuse_other(found: str | None, wanted: str | None, folder: Path) -> None:
