@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
@@ -244,13 +244,7 @@ class RunTrainer(Trainer):
         if self._shift == 0 or labels.dim() < 2 or pieces:
             return None
         if not self._labelled_loss_known:
-            tensors = [value for value in inputs.values() if isinstance(value, Tensor)]
-            if any(tensor.shape != labels.shape for tensor in tensors):
-                return None
-            if not self.counted(inputs).any():
-                return None
-            bare = self.accelerator.unwrap_model(model)
-            self._labelled_loss = find_labelled_loss(bare, inputs)
+            self._labelled_loss = find_labelled_loss(self.accelerator.unwrap_model(model), inputs)
             self._labelled_loss_known = True
         return self._labelled_loss
 
@@ -301,9 +295,8 @@ class RunTrainer(Trainer):
         lengths = token_counts(self.train_dataset)
         return _GroupedByLength(size, lengths, seed, lambda: int(self.state.epoch or 0))
 
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
-        """Held-out rows in order, because answers are compared with them in order."""
-        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> None:
+        """None: held-out rows come in order, because answers are compared with them in order."""
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Save random states; no process goes on before all have saved theirs.
@@ -376,6 +369,6 @@ class WritingTrainer(RunTrainer, Seq2SeqTrainer):
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         kept = copy.deepcopy(model.generation_config)
         try:
-            return super().prediction_step(*args, **self.generation, **kwargs)
+            return super().prediction_step(*args, **kwargs | self.generation)
         finally:
             model.generation_config = kept
