@@ -57,7 +57,7 @@ def test_recomputing_activations_and_smaller_batches_need_less(tmp_path):
     again = training_memory(recipe_for(folder, "lora", "gradient_checkpointing=true"))
     assert again.activations < plain.activations / 2
     assert same(training_memory(recipe_for(folder, "lora", "activation_checkpointing=full")), again)
-    one = training_memory(recipe_for(folder), sequences=1)
+    one = training_memory(recipe_for(folder, "lora", "per_device_train_batch_size=1"))
     assert one.activations < plain.activations / 2
     assert one.weights == plain.weights
 
@@ -69,7 +69,7 @@ def test_memory_of_a_training_counts_each_candidate_and_no_more_than_a_model_can
     recipe = load_recipe(None, ["per_device_train_batch_size=3", "max_length=999"], options)
     found = memory_of(prepare_training(recipe), "off")
     read = recipe.model_copy(update={"max_length": 64})
-    assert same(found, training_memory(read, sequences=9))
+    assert same(found, training_memory(read, candidates=3))
     assert not same(found, training_memory(read))
 
 
