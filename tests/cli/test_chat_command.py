@@ -5,12 +5,10 @@ import signal
 import sys
 
 import pytest
-import run_place
 
 from lorada.cli import chat_command
 from lorada.inference import chat as chat_module
 
-place = run_place.place
 LLAMA = {"initializer_range": 0.2}
 SETTINGS = ["max_steps=2", "learning_rate=0.02", "report_to=[]", "max_length=32"]
 SETTINGS += ["max_new_tokens=8"]

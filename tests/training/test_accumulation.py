@@ -1,5 +1,7 @@
 """k batches of b rows are one batch of k·b rows: losses, gradients, weights, held-out losses."""
 
+from functools import partial
+
 import pytest
 import torch
 from architectures import ARCHITECTURES
@@ -18,8 +20,8 @@ from lorada.methods.build import Plan
 from lorada.training.arguments import training_arguments
 from lorada.training.inputs import PreparedTraining
 from lorada.training.load_recipe import load_recipe
-from lorada.training.packing import PackedCollator, pack
-from lorada.training.train import make_trainer, trainer_class
+from lorada.training.packing import pack, packed_batch
+from lorada.training.train import trainer_class
 
 ENCODER_DECODERS = ("bart", "mbart", "t5")
 # Form of rows, architecture, settings: every way that a loss comes about.
@@ -100,8 +102,8 @@ def trained(form, name, settings, tmp_path, batch, steps):
     dataset = Dataset.from_list([features(form, name, number) for number in range(7)])
     pad = collator(form, tokenizer, model)
     if recipe.packing:
-        dataset, pad = pack(dataset, 20), PackedCollator(0)
-    trainer = make_trainer(model, args, (dataset, dataset), pad, [], make)
+        dataset, pad = pack(dataset, 20), partial(packed_batch, pad=0)
+    trainer = make(model, args, pad, dataset, dataset)
     trainer.train()
     return trainer
 

@@ -12,7 +12,7 @@ from trained import run_recipe
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.data.tokenize import IGNORED, EncodeOptions, collator, encode
-from lorada.training.packing import PackedCollator, best_fit, pack, refuse_mixing
+from lorada.training.packing import best_fit, pack, packed_batch, refuse_mixing
 from lorada.training.train import train
 
 pytestmark = pytest.mark.fp64
@@ -59,7 +59,7 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(name, stack):
     rows, found = dataset(), []
     batches = (
         collator("prompt", TOKENIZER)([*rows]),
-        PackedCollator(TOKENIZER.pad_token_id)([*pack(rows, ROOM)]),
+        packed_batch([*pack(rows, ROOM)], TOKENIZER.pad_token_id),
     )
     assert batches[1]["input_ids"].numel() < batches[0]["input_ids"].numel()
     for batch in batches:

@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GenerationMixin,
     MBart50Tokenizer,
 )
 
@@ -185,9 +186,20 @@ BEST = ["predict_with_generate=true", "dev_rows=3", "eval_strategy=steps", "eval
         "save_steps=1", "load_best_model_at_end=true"]  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "best"), [("bart", "rouge2"), ("mbart", "eval_bleu_ro")])
-def test_the_best_model_may_be_chosen_by_what_it_writes(place, tmp_path, model, best, caplog):
-    pairs = [*BEST, f"metric_for_best_model={best}", "label_smoothing_factor=0.1"]
+@pytest.mark.parametrize(
+    ("model", "best", "beams", "own"),
+    [("bart", "rouge2", 6, []), ("mbart", "eval_bleu_ro", 2, ["generation_num_beams=2"])],
+)
+def test_the_best_model_may_be_chosen_by_what_it_writes(
+    place, tmp_path, model, best, beams, own, caplog, monkeypatch
+):
+    asked, generate = [], GenerationMixin.generate
+    monkeypatch.setattr(
+        GenerationMixin,
+        "generate",
+        lambda *given, **how: asked.append(how) or generate(*given, **how),
+    )
+    pairs = [*BEST, f"metric_for_best_model={best}", "label_smoothing_factor=0.1", *own]
     with caplog.at_level(logging.WARNING):
         result = train(task_recipe(place, tmp_path / "run", model, "lorada_a", *pairs), quiet=True)
     name = f"eval_{best.removeprefix('eval_')}"
@@ -198,6 +210,8 @@ def test_the_best_model_may_be_chosen_by_what_it_writes(place, tmp_path, model, 
                        .read_text())  # fmt: skip
     assert state["best_metric"] == max(entry[name] for entry in measured)
     assert "max_length" not in " ".join(caplog.messages)
+    how = {(each["num_beams"], each["max_new_tokens"], each["do_sample"]) for each in asked}
+    assert how == {(beams, 10, False)}
 
 
 REFUSED = {

@@ -17,7 +17,6 @@ from lorada.inference.evaluate import evaluate
 from lorada.inference.generate import generate
 from lorada.inference.load import load_run
 from lorada.runs.result import read_result
-from lorada.training.callbacks import DivergedError
 from lorada.training.train import train
 
 recipe = partial(run_recipe, [*QUICK, "logging_steps=2"], rows="rows", method="lorada_la")
@@ -87,18 +86,6 @@ def test_ctrl_c_after_the_last_step_loses_no_training(place, tmp_path):
     assert (done.run / "result.json").is_file()
 
 
-def test_resume_after_the_last_checkpoint_trains_no_further(place, tmp_path):
-    last = recipe(place, tmp_path / "run", "max_steps=4", "save_steps=4")
-    run = train(last, quiet=True).run
-    expected = adapter_weights(run)
-    (run / "result.json").unlink()
-    resumed = train(last, resume=True, quiet=True)
-    assert resumed.result["steps"] == 4
-    assert resumed.result["relative_norm"] > 0
-    assert resumed.result["resumed_from"] == "checkpoint-4"
-    assert_same(adapter_weights(run), expected)
-
-
 def test_a_folder_that_holds_a_run_is_left_alone_unless_overwrite_is_said(place, tmp_path):
     again = recipe(place, tmp_path / "run", "max_steps=2")
     run = train(again, quiet=True).run
@@ -108,22 +95,6 @@ def test_a_folder_that_holds_a_run_is_left_alone_unless_overwrite_is_said(place,
     assert (run / "result.json").read_bytes() == before
     train(again, overwrite=True, quiet=True)
     assert (run / "notes.txt").read_text() == "mine"
-
-
-class BreakWeights(TrainerCallback):
-    def on_step_begin(self, args, state, control, model, **kwargs):
-        if state.global_step == 4:
-            next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
-
-
-def test_a_nan_stops_the_run_says_the_step_and_keeps_the_last_checkpoint(place, tmp_path):
-    asked = recipe(place, tmp_path / "run", "max_steps=9", "save_steps=2")
-    with pytest.raises(DivergedError, match=r"became nan at step 5; .*checkpoint-2.*learning_rate"):
-        train(asked, quiet=True, callbacks=[BreakWeights()])
-    # checkpoint-4's own weights gave the NaN as far as anyone can tell, so the one before counts.
-    kept = load_file(tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors")
-    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
-    assert not (tmp_path / "run" / "adapter").exists()
 
 
 def test_from_starts_a_stack_from_a_saved_lora(place, tmp_path):

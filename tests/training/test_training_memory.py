@@ -1,15 +1,19 @@
-"""The computed memory of a training step: against real tensors, whole models, and bad input."""
+"""What is counted before a training: parameters, and the memory of a step."""
 
 from contextlib import nullcontext
 
 import pytest
+from count_paper_parameters import PAGE, ROWS, SCRIPT, line, page
 from folders import bart_folder, bert_folder, llama_folder, rows_file
+from library.page import read_marked
 
+from lorada.support.models import MODELS
 from lorada.training import training_memory as computed
 from lorada.training.inputs import prepare_training
 from lorada.training.load_recipe import load_recipe
 from lorada.training.models import labelled_loss
-from lorada.training.models.loading import load_config
+from lorada.training.models.loading import load_config, model_folder
+from lorada.training.parameter_counts import count_parameters
 from lorada.training.training_memory import memory_of, training_memory
 
 CANDIDATES = [{"prompt": "a", "candidates": [" b", " c", " d"], "answer": 0}] * 4
@@ -53,7 +57,7 @@ def test_recomputing_activations_and_smaller_batches_need_less(tmp_path):
     again = training_memory(recipe_for(folder, "lora", "gradient_checkpointing=true"))
     assert again.activations < plain.activations / 2
     assert same(training_memory(recipe_for(folder, "lora", "activation_checkpointing=full")), again)
-    one = training_memory(recipe_for(folder), sequences=1)
+    one = training_memory(recipe_for(folder, "lora", "per_device_train_batch_size=1"))
     assert one.activations < plain.activations / 2
     assert one.weights == plain.weights
 
@@ -65,7 +69,7 @@ def test_memory_of_a_training_counts_each_candidate_and_no_more_than_a_model_can
     recipe = load_recipe(None, ["per_device_train_batch_size=3", "max_length=999"], options)
     found = memory_of(prepare_training(recipe), "off")
     read = recipe.model_copy(update={"max_length": 64})
-    assert same(found, training_memory(read, sequences=9))
+    assert same(found, training_memory(read, candidates=3))
     assert not same(found, training_memory(read))
 
 
@@ -104,3 +108,58 @@ def test_an_8b_model_in_bfloat16_fits_on_a_card_of_24_gib_if_activations_are_rec
     assert recipe.max_length == 512
     settings = {"dtype": "bfloat16", "activation_checkpointing": "full"}
     assert training_memory(recipe.model_copy(update=settings)).total < 24 * 2**30
+
+
+# N of the published models.
+TOTALS = {
+    "llama-7b": 6_738_415_616,
+    "llama-13b": 13_015_864_320,
+    "llama2-7b": 6_738_415_616,
+    "llama2-70b": 68_976_648_192,
+    "llama3-8b": 8_030_261_248,
+    "roberta-base": 124_645_632,
+    "deberta-v3-base": 183_831_552,
+    "bart-large": 406_291_456,
+    "mbart-large": 610_851_840,
+}
+
+
+def test_every_named_model_has_the_parameters_of_the_published_one():
+    assert TOTALS.keys() == {name for name, model in MODELS.items() if model.sizes}
+    for name, total in TOTALS.items():
+        assert count_parameters("full", name, [])["total"] == total
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "overrides", "trainable"),
+    [
+        ("lora", "llama-7b", [], 56_098_816),
+        ("lora", "llama-7b", ["r=4"], 7_012_352),
+        ("lora", "llama3-8b", [], 56_623_104),
+        ("lora", "llama-13b", [], 87_818_240),
+        ("lora", "roberta-base", [], 589_824),
+        ("dora", "llama-7b", ["r=4"], 7_888_896),
+        ("dora", "llama-7b", [], 28_925_952),
+        ("lorada_la", "llama-7b", [], 6_120_000),
+        ("lorada_a", "roberta-base", [], 414_912),
+        ("adapter_ffn", "roberta-base", [], 599_424),
+    ],
+)
+def test_methods_count_what_their_closed_form_says(method, model, overrides, trainable):
+    assert count_parameters(method, model, overrides)["trainable"] == trainable
+
+
+def test_a_name_without_weights_cannot_be_trained_on():
+    with pytest.raises(ValueError, match="llama-7b names an architecture without weights"):
+        model_folder("llama-7b")
+
+
+def test_some_rows_of_the_page_are_what_the_command_counts():
+    lines = read_marked(PAGE, SCRIPT).splitlines()
+    for row in ROWS[1::9]:
+        assert line(row) in lines
+
+
+@pytest.mark.slow
+def test_the_page_is_what_the_command_writes():
+    assert read_marked(PAGE, SCRIPT) == page([line(row) for row in ROWS])

@@ -1,15 +1,9 @@
 """The TrainingArguments of a run: our defaults, then the method's settings, then the recipe's.
 
-A recipe leaves to the device: ``auto`` in two fields, and the Trainer's device settings.
-
 On a CPU and on MPS the base is in fp32. On an accelerator that computes in bf16 it has the dtype of
 its checkpoint, with bf16 in place of fp16, whose numbers overflow in training; NVIDIA's older cards
-have fp16 alone, with a scaled loss. What trains is in fp32 everywhere, in the base too (``mixed``),
-because bf16 loses small updates; where the base is in 16 bits, the forward pass is under autocast.
-
-Activations are computed again in the backward pass (``activation_checkpointing``) on an accelerator
-if the base has more than 1e9 parameters or a row may have more than 1,024 tokens, unless a step
-without that fits in its memory (``training_memory.py``).
+have fp16 alone, with a scaled loss. What trains is in fp32 everywhere (``mixed``), as bf16 loses
+small updates; where the base is in 16 bits, the forward pass is under autocast.
 """
 
 import logging

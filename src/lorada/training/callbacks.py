@@ -31,10 +31,7 @@ def refuse_broken(model: nn.Module, args: TrainingArguments, state: TrainerState
         weight = parameter.detach()
         weight = weight.to_local() if hasattr(weight, "to_local") else weight  # FSDP: a shard
         if not torch.isfinite(weight).all():
-            raise DivergedError(
-                f"{name} is not finite after step {state.global_step}; "
-                f"{_last_good(Path(args.output_dir), state.global_step)}"
-            )
+            raise _diverged(f"{name} is not finite after step {state.global_step}", args, state)
 
 
 def refuse_broken_loss(loss: Tensor, args: TrainingArguments, state: TrainerState) -> None:
@@ -44,17 +41,15 @@ def refuse_broken_loss(loss: Tensor, args: TrainingArguments, state: TrainerStat
         return
     with all_or_none():
         if broken:
-            raise DivergedError(
-                f"the loss became {float(loss)} at step {state.global_step + 1}; "
-                f"{_last_good(Path(args.output_dir), state.global_step)}"
-            )
+            what = f"the loss became {float(loss)} at step {state.global_step + 1}"
+            raise _diverged(what, args, state)
 
 
-def _last_good(run: Path, step: int) -> str:
-    """The end of an error: the newest checkpoint from before ``step`` steps, and what to do."""
-    good = [path for at, path in checkpoints(run) if at < step]
+def _diverged(what: str, args: TrainingArguments, state: TrainerState) -> DivergedError:
+    """The error with ``what`` happened, the newest checkpoint from before, and what to do."""
+    good = [path for at, path in checkpoints(Path(args.output_dir)) if at < state.global_step]
     found = f"the last good checkpoint is {good[0]}" if good else "no good checkpoint was saved yet"
-    return f"{found}. Start again with a lower training.learning_rate"
+    return DivergedError(f"{what}; {found}. Start again with a lower training.learning_rate")
 
 
 class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]

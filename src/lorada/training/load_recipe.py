@@ -43,13 +43,11 @@ class Asked:
     def complete(self) -> Recipe:
         """The whole recipe, its settings checked against PEFT's and transformers' classes."""
         found: dict[str, dict[str, Any]] = {TRAINING: {}}
-        for section, name, value in self.settings:
+        last = {(section, name): value for section, name, value in self.settings}
+        for (section, name), given in last.items():
+            value = checked(section, name, given)
+            refuse_unstorable(name if section == TRAINING else f"{section}.{name}", value)
             found.setdefault(section, {})[name] = value
-        for section, values in found.items():
-            for name, value in values.items():
-                values[name] = checked(section, name, value)
-                named = name if section == TRAINING else f"{section}.{name}"
-                refuse_unstorable(named, values[name])
         update = {TRAINING: found.pop(TRAINING), "parts": found}
         return self.recipe.model_copy(update=update)
 
@@ -72,26 +70,25 @@ def read_recipe(source: str | None, overrides: list[str], options: dict[str, Any
     asked = given.pop(REMOTE, False)
     given.update({key: value for key, value in options.items() if value is not None})
     pairs = [*given.items(), *map(_split, overrides)]
-    if asked is not False and REMOTE not in dict(pairs):
+    last = dict(pairs)
+    if asked is not False and REMOTE not in last:
         raise ValueError(
             f"{source} says {REMOTE}={asked!r}, and code of a model's repository runs only if you "
             f"say so: add {REMOTE}=true to the command, or {REMOTE}=false to go without"
         )
-    last = dict(pairs)
     values = {key: value for key, value in last.items() if key in PLAIN}
     # Which keys there are depends on the method.
     method = method_named(str(values.get("method", Recipe.model_fields["method"].default)))
-    training = last.get(TRAINING)
-    seeds = dict(training) if isinstance(training, dict) else {}
-    for name in SEEDS:
-        seeds[name] = last.get(f"{TRAINING}.{name}", last.get(name, seeds.get(name)))
-        refuse_seed(f"{TRAINING}.{name}=", seeds[name])
     recipe = recipe_of(values)
     for name in recipe.tasks:
         if name not in TASKS:
             raise unknown_name("task", name, TASKS)
-    settings = [(key, value) for key, value in pairs if key not in PLAIN]
-    return Asked(recipe, _by_section(settings, list(method.part_names)))
+    others = [(key, value) for key, value in pairs if key not in PLAIN]
+    settings = _by_section(others, list(method.part_names))
+    for section, name, value in settings:
+        if section == TRAINING and name in SEEDS:
+            refuse_seed(f"{TRAINING}.{name}=", value)
+    return Asked(recipe, settings)
 
 
 def _by_section(settings: list[tuple[str, Any]], parts: list[str]) -> list[tuple[str, str, Any]]:

@@ -52,23 +52,20 @@ def pack(dataset: Dataset, room: int) -> Dataset:
     return packed
 
 
-class PackedCollator:
-    """Pads the sequences of a batch to the longest; the pads are one more row."""
+def packed_batch(features: list[dict[str, Any]], pad: int) -> dict[str, Any]:
+    """A batch of sequences, padded to the longest; the pads are one more row.
 
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch without a mask: given one, transformers does not separate rows by positions."""
-        longest = max(len(row["input_ids"]) for row in features)
-        batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
-        for row in features:
-            left = longest - len(row["input_ids"])
-            batch["input_ids"].append(row["input_ids"] + [self.pad] * left)
-            batch["labels"].append(row["labels"] + [IGNORED] * left)
-            batch["position_ids"].append(row["position_ids"] + list(range(left)))
-        # Nor does it with a cache, which a forward makes by default.
-        return {**{key: torch.tensor(rows) for key, rows in batch.items()}, "use_cache": False}
+    It has no mask: given one, transformers does not separate rows by positions.
+    """
+    longest = max(len(row["input_ids"]) for row in features)
+    batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
+    for row in features:
+        left = longest - len(row["input_ids"])
+        batch["input_ids"].append(row["input_ids"] + [pad] * left)
+        batch["labels"].append(row["labels"] + [IGNORED] * left)
+        batch["position_ids"].append(row["position_ids"] + list(range(left)))
+    # Nor does it with a cache, which a forward makes by default.
+    return {**{key: torch.tensor(rows) for key, rows in batch.items()}, "use_cache": False}
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ from lorada.training.models.adapters import (
     save_beside,
 )
 from lorada.training.models.loading import language_settings, refuse_long, weights_fingerprint
-from lorada.training.packing import PackedCollator, pack, refuse_mixing
+from lorada.training.packing import pack, packed_batch, refuse_mixing
 from lorada.training.trainer import (
     ChoiceTrainer,
     RunTrainer,
@@ -340,7 +340,11 @@ def set_up(
     run = RunCallback(measures=bool(wanted or args.eval_strategy != "no"))
     callbacks = [*watchers, *plan.callbacks, *stopping, run]
     with argument_errors():
-        trainer = make_trainer(model, args, (train_rows, eval_rows), pad, callbacks, make)
+        _refuse_no_batch(args, len(train_rows))
+        trainer = make(model, args, pad, train_rows, eval_rows, callbacks=callbacks)
+        # RelativeNorm adds to a log line, so it must see the line before any logger does.
+        listeners = trainer.callback_handler.callbacks
+        listeners.sort(key=lambda callback: not isinstance(callback, RelativeNorm))
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
@@ -380,7 +384,8 @@ def _encode(
     if not fitted.packing:
         return dataset, held_out, collator(prepared.rows.form, tokenizer, base.model)
     packed = None if held_out is None else pack(held_out, fitted.max_length)
-    return pack(dataset, fitted.max_length), packed, PackedCollator(tokenizer.pad_token_id)
+    padded = partial(packed_batch, pad=tokenizer.pad_token_id)
+    return pack(dataset, fitted.max_length), packed, padded
 
 
 def _batches(
@@ -421,31 +426,20 @@ def trainer_class(
     if args.predict_with_generate and prepared.held_out is not None:
         refuse_long(generation["max_new_tokens"], prepared.context)
         metrics = scorer(prepared.held_out, tokenizer)
-    generation |= language_settings(tokenizer)
+    generation |= {"do_sample": False, **language_settings(tokenizer)}
+    if args.generation_num_beams is not None:
+        generation["num_beams"] = args.generation_num_beams
     return partial(WritingTrainer, generation=generation, compute_metrics=metrics)
 
 
-def make_trainer(
-    model: PeftModel | PreTrainedModel,
-    args: TrainingArguments,
-    datasets: tuple[Dataset, Dataset | None],
-    pad: Collator,
-    callbacks: list[Any],
-    make: Callable[..., RunTrainer],
-) -> RunTrainer:
-    """A Trainer for datasets to train on and to measure; ``make`` is of ``trainer_class``."""
-    batch, rows = args.train_batch_size * args.world_size, len(datasets[0])
+def _refuse_no_batch(args: TrainingArguments, rows: int) -> None:
+    """Refuse to train on fewer rows than a batch where a part of one is dropped."""
+    batch = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and rows < batch:
         raise ValueError(
             f"training.dataloader_drop_last=true leaves no batch of {rows} rows, where one takes "
             f"{batch}: leave it out, or take a smaller per_device_train_batch_size"
         )
-    train_rows, eval_rows = datasets
-    trainer = make(model, args, pad, train_rows, eval_rows, callbacks=callbacks)
-    # RelativeNorm adds to a log line, so it must see the line before any logger does.
-    listeners = trainer.callback_handler.callbacks
-    listeners.sort(key=lambda callback: not isinstance(callback, RelativeNorm))
-    return trainer
 
 
 def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) -> None:

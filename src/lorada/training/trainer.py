@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
@@ -244,13 +244,7 @@ class RunTrainer(Trainer):
         if self._shift == 0 or labels.dim() < 2 or pieces:
             return None
         if not self._labelled_loss_known:
-            tensors = [value for value in inputs.values() if isinstance(value, Tensor)]
-            if any(tensor.shape != labels.shape for tensor in tensors):
-                return None
-            if not self.counted(inputs).any():
-                return None
-            bare = self.accelerator.unwrap_model(model)
-            self._labelled_loss = find_labelled_loss(bare, inputs)
+            self._labelled_loss = find_labelled_loss(self.accelerator.unwrap_model(model), inputs)
             self._labelled_loss_known = True
         return self._labelled_loss
 
@@ -301,9 +295,8 @@ class RunTrainer(Trainer):
         lengths = token_counts(self.train_dataset)
         return _GroupedByLength(size, lengths, seed, lambda: int(self.state.epoch or 0))
 
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
-        """Held-out rows in order, because answers are compared with them in order."""
-        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> None:
+        """None: held-out rows come in order, because answers are compared with them in order."""
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Save random states; no process goes on before all have saved theirs.
@@ -325,33 +318,25 @@ def choice_loss(scores: Tensor, groups: Tensor, answers: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
+def choice_accuracy(prediction: EvalPrediction) -> Metrics:
+    """The share of rows for which the right candidate was chosen, in percent."""
+    return {"accuracy": 100 * float(np.mean(prediction.predictions == prediction.label_ids))}
+
+
 class ChoiceTrainer(RunTrainer):
-    """A Trainer for batches of candidates; it also measures accuracy on held-out rows."""
+    """A Trainer for batches of candidates, which gives the likeliest of each held-out row."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._right: list[Tensor] = []  # by held-out batch: whether each row's choice is right
+        super().__init__(*args, compute_metrics=choice_accuracy, **kwargs)
+        self.label_names = ["answers"]
 
     def batch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """Cross-entropy of the candidates' scores."""
-        scores = sequence_scores(model, inputs)
+        scores, outputs = sequence_scores(model, inputs), {}
         if not model.training:
-            chosen = torch.tensor(likeliest(scores, inputs["groups"]), device=scores.device)
-            right = chosen == inputs["answers"].to(scores.device)
-            self._right.append(self.accelerator.gather_for_metrics(right))
-        return choice_loss(scores, inputs["groups"], inputs["answers"]), {"scores": scores}
-
-    def evaluation_loop(
-        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
-    ) -> EvalLoopOutput:
-        """The held-out loss, and the ``accuracy`` of the likeliest candidates in percent."""
-        self._right = []
-        output: EvalLoopOutput = super().evaluation_loop(
-            *args, metric_key_prefix=metric_key_prefix, **kwargs
-        )
-        share = torch.cat(self._right).float().mean().item()
-        output.metrics[f"{metric_key_prefix}_accuracy"] = 100 * share
-        return output
+            chosen = likeliest(scores, inputs["groups"])
+            outputs = {"chosen": torch.tensor(chosen, device=scores.device)}
+        return choice_loss(scores, inputs["groups"], inputs["answers"]), outputs
 
 
 def writes_texts(rows: Rows, kind: Kind) -> bool:
@@ -376,14 +361,6 @@ class WritingTrainer(RunTrainer, Seq2SeqTrainer):
         super().__init__(*args, **kwargs)
         self.generation = generation
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The held-out loss and, with ``predict_with_generate``, the metrics."""
-        settings = {"do_sample": False, **self.generation}
-        if self.args.generation_num_beams is not None:
-            settings["num_beams"] = self.args.generation_num_beams
-        found: dict[str, float] = super().evaluate(*args, **{**settings, **kwargs})
-        return found
-
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """One batch of held-out rows; the model's own generation settings do not change.
 
@@ -392,6 +369,6 @@ class WritingTrainer(RunTrainer, Seq2SeqTrainer):
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         kept = copy.deepcopy(model.generation_config)
         try:
-            return super().prediction_step(*args, **kwargs)
+            return super().prediction_step(*args, **kwargs | self.generation)
         finally:
             model.generation_config = kept

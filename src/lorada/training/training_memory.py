@@ -103,26 +103,20 @@ def step_bytes(prepared: PreparedTraining, *names: str) -> tuple[dict[str, float
 
 def memory_of(prepared: PreparedTraining, activation_checkpointing: str) -> Memory:
     """The memory of a step of a training, in one process."""
-    recipe, sequences = prepared.recipe, None
-    if prepared.rows.form == "choice":  # each candidate is a sequence
-        args = training_arguments(recipe, prepared.plan.arguments, quiet=True)
-        most = max(len(row["candidates"]) for row in prepared.rows.rows)
-        sequences = args.per_device_train_batch_size * most
-    changes = {
-        "activation_checkpointing": activation_checkpointing,
-        "max_length": longest(recipe, prepared.config),
-    }
-    return training_memory(recipe.model_copy(update=changes), sequences)
+    rows, changes = prepared.rows, {"activation_checkpointing": activation_checkpointing}
+    most = max(len(row["candidates"]) for row in rows.rows) if rows.form == "choice" else 1
+    return training_memory(prepared.recipe.model_copy(update=changes), most)
 
 
-def training_memory(recipe: Recipe, sequences: int | None = None) -> Memory:
-    """The memory of one training step of a recipe, with every sequence ``max_length`` long.
+def training_memory(recipe: Recipe, candidates: int = 1) -> Memory:
+    """The memory of one training step of a recipe, with every sequence as long as it may be.
 
-    Of two steps the second is counted, as it has optimizer states. ``sequences`` are read at once;
-    None for the recipe's batch size.
+    Of two steps the second is counted, as it has optimizer states. Each of a row's ``candidates``
+    is a sequence.
     """
     config = load_config(recipe.model)
     recipe = with_dtype(recipe, config)
+    recipe = recipe.model_copy(update={"max_length": longest(recipe, config)})
     plan, config = plan_of(recipe, config), stretched(config, recipe.rope_factor)
     for part in getattr(plan.config, "parts", []):
         if isinstance(part, ShiraConfig):
@@ -147,7 +141,7 @@ def training_memory(recipe: Recipe, sequences: int | None = None) -> Memory:
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained)
         if plan.optimizer is not None:
             optimizer = plan.optimizer(model, args)
-        inputs = _inputs(kind, sequences or args.per_device_train_batch_size, recipe)
+        inputs = _inputs(kind, args.per_device_train_batch_size * candidates, recipe)
         counter = _Alive(besides=[*model.parameters(), *model.buffers()])
         with counter:
             for _ in range(2):

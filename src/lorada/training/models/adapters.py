@@ -138,17 +138,15 @@ def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMode
         select_trainable(base.model, plan.trainable, base.head, plan.with_head)
         return base.model
     config = plan.config
-    if isinstance(config, LoradaConfig):
-        config.base_model_type = base.model.config.model_type
-        if recipe.pooling is not None:
-            config.parts = [*config.parts, PoolingConfig(pooling=recipe.pooling)]
+    config.base_model_type = base.model.config.model_type
+    if recipe.pooling is not None:
+        config.parts = [*config.parts, PoolingConfig(pooling=recipe.pooling)]
     config.task_type = task_type(base.model.config, classifies=bool(base.head))
     if base.head:
         # By default PEFT trains and saves only heads with the name classifier or score.
         config.modules_to_save = list(base.head)
     if recipe.from_adapter is None:
         return get_peft_model(base.model, config)
-    assert isinstance(config, LoradaConfig)
     return _start_from(base.model, config, recipe)
 
 
@@ -288,15 +286,10 @@ def fold_prefixes(model: PeftModel) -> None:
             model.fold()
 
 
-def base_parameters(base: nn.Module, head: Collection[str] = ()) -> int:
+def base_parameters(base: PreTrainedModel, head: Collection[str] = ()) -> int:
     """N: the parameters of a model before a method is placed on it, without its task head."""
-    return sum(_numbers(p) for name, p in base.named_parameters() if not in_head(name, head))
-
-
-def _numbers(parameter: nn.Parameter) -> int:
-    """How many numbers a parameter has; one in 4 bits has two of them in a byte."""
-    count = parameter.numel()
-    return 2 * count * parameter.element_size() if hasattr(parameter, "quant_state") else count
+    in_heads = sum(p.numel() for name, p in base.named_parameters() if in_head(name, head))
+    return int(base.num_parameters() - in_heads)
 
 
 def parameter_counts(
@@ -329,10 +322,9 @@ def parameter_counts(
 BESIDE = "the base is beside this adapter: load a local copy of the folder"
 
 
-def pooling_part(config: Any) -> str | None:
+def pooling_part(config: LoradaConfig) -> str | None:
     """The pooling among the parts of an adapter; None if it has none."""
-    parts = [part for part in getattr(config, "parts", [config]) if isinstance(part, PoolingConfig)]
-    return parts[0].pooling if parts else None
+    return next((part.pooling for part in config.parts if isinstance(part, PoolingConfig)), None)
 
 
 def refuse_other(found: str | None, wanted: str | None, folder: Path) -> None:

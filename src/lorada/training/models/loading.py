@@ -55,21 +55,17 @@ def model_folder(name: str) -> str:
 
 
 def _packaged_folder(name: str) -> Path:
+    """The folder of a packaged model, or of its converted weights in ``LORADA_CACHE``."""
     package, folder = PACKAGED[name], package_folder(name)
     if package.gguf is None:
         return folder
-    cached = cache_folder() / name
+    usual = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorada"
+    cached = Path(os.environ.get("LORADA_CACHE", usual)) / name
     if not (cached / "model.safetensors").is_file():
         with one_at_a_time(cached):
             if not (cached / "model.safetensors").is_file():
                 _convert_gguf(folder, package.gguf, cached)
     return cached
-
-
-def cache_folder() -> Path:
-    """The folder for converted models (``LORADA_CACHE``)."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorada"
-    return Path(os.environ.get("LORADA_CACHE", default))
 
 
 def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
@@ -162,8 +158,12 @@ def load_model(
     ``loading`` is what else ``from_pretrained`` is told. Returns also the names of the parameters
     of its head that were drawn at random, as the checkpoint lacks them or has others.
     """
-    if not without_adapter:
-        _refuse_adapter(name)
+    own = all(Path(name, file).is_file() for file in ("adapter_config.json", "config.json"))
+    if own and not without_adapter:  # which transformers would place too
+        raise ValueError(
+            f"{name} holds an adapter beside its base, so no other can be placed on it: take the "
+            "model it was exported from, with --from for its adapter, or a copy without adapter_*"
+        )
     if config is None:
         config = load_config(name, trust_remote_code=trust_remote_code)
     config = deepcopy(config)
@@ -184,15 +184,6 @@ def load_model(
             **(loading or {}),
         )
     return model, _drawn(name, model, found, outputs)
-
-
-def _refuse_adapter(name: str) -> None:
-    """Refuse a folder that holds an adapter beside a model: transformers would place it too."""
-    if Path(name, "adapter_config.json").is_file() and Path(name, "config.json").is_file():
-        raise ValueError(
-            f"{name} holds an adapter beside its base, so no other can be placed on it: take the "
-            "model it was exported from, with --from for its adapter, or a copy without adapter_*"
-        )
 
 
 def _drawn(
