@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import run_place
 import yaml
 from folders import refused
 from trained import run_recipe
@@ -19,7 +18,6 @@ from lorada.training.train import train
 
 BASE = {"model": "smollm2-135m", "output": "out", "method": "lorada_la"}
 TOKEN = "hf_thisIsNobodysBusiness"
-place = run_place.place
 
 
 def load(*overrides, source=None, **options):
