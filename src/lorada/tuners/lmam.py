@@ -7,7 +7,9 @@ it in each self-attention module, as the child ``lmam``. ``lorada.attention`` co
 """
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import torch
@@ -33,7 +35,7 @@ from lorada.attention.interface import (
 )
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.functional.precision import wide
-from lorada.tuners.base.layer import AttachedLayer, Entries, FrozenEntries, warn_of_rounding
+from lorada.tuners.base.layer import AttachedLayer, Entries, FrozenEntries
 from lorada.tuners.base.linears import within_layer
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.tuner import AttachedModel
@@ -249,9 +251,22 @@ class LmamLayer(AttachedLayer):
         """Switch the mode; training mode deletes the maps that ``bake`` computed."""
         if mode:
             self._baked = {}
-            warn_of_rounding(*self.lora_w_a.values(), *self.lora_w_b.values())
+            for factor in (*self.lora_w_a.values(), *self.lora_w_b.values()):
+                if factor.requires_grad and factor.dtype.itemsize < 4:  # as TRL casts them
+                    warn_of_rounding(factor.dtype)
         super().train(mode)
         return self
+
+
+@cache  # every layer asks in every step of training
+def warn_of_rounding(dtype: torch.dtype) -> None:
+    """Warn of factors that train in half precision."""
+    warnings.warn(
+        f"the factors of a map are {dtype}, which rounds most of their steps to nothing, as they "
+        "start near -1: before training, cast each parameter with 'lora_w_' in its name to float32 "
+        "(docs/guides/trl.md)",
+        stacklevel=2,
+    )
 
 
 class LmamModel(AttachedModel):

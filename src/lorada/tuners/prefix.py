@@ -27,9 +27,15 @@ from lorada.attention.call import Prefix, head_count
 from lorada.attention.interface import CROSS_ATTENTION, attention_classes
 from lorada.attention.prefix_keys import ReplacedForward, is_disentangled
 from lorada.functional.precision import no_autocast
-from lorada.tuners.base.layer import AttachedLayer, Entries, head_width, hidden_width
+from lorada.tuners.base.layer import AttachedLayer, Entries
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.tuner import AttachedModel
+
+# Attributes of attention modules with the width of a head; where queries and values differ in it,
+# the first is that of the queries.
+HEAD_WIDTHS = (
+    "qk_head_dim", "head_dim", "attention_head_size", "head_size", "key_value_proj_dim",
+)  # fmt: skip
 
 
 @dataclass
@@ -217,7 +223,7 @@ class PrefixModel(AttachedModel):
             self.model.add_module(name, network)
         if adapter_name not in network.lora_hidden:
             has_config = target if hasattr(target, "config") else self.model  # DeBERTa's has none
-            network.create(adapter_name, config, hidden_width(has_config))
+            network.create(adapter_name, config, has_config.config.hidden_size)
         other = network.configs[adapter_name]
         if (other.length, other.projection) != (config.length, config.projection):
             raise ValueError(
@@ -241,6 +247,13 @@ class PrefixModel(AttachedModel):
             for child, module in list(self.model.named_children()):
                 if isinstance(module, PrefixNetwork) and not module.lora_hidden:
                     delattr(self.model, child)
+
+
+def head_width(module: Any) -> int:
+    """D, the width of a query of one head in an attention module."""
+    widths = [getattr(module, name, None) for name in HEAD_WIDTHS]
+    own = next((width for width in widths if isinstance(width, int)), None)
+    return own or module.config.hidden_size // head_count(module)
 
 
 def network_set(key: str) -> str:
