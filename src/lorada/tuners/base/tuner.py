@@ -5,7 +5,7 @@ here is ``place``. Our tuners also place an adapter on all of its targets or on 
 weights that do not fit.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -86,7 +86,7 @@ def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
                 )
 
 
-def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) -> None:
+def refuse_absent(model: nn.Module, config: PeftConfig, task: Any) -> None:
     """Refuse ``modules_to_save`` that the model does not have; PEFT ignores them silently.
 
     The heads of ``task``, PEFT's name of it, or of any task if it is None, are not refused.
@@ -94,10 +94,8 @@ def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) ->
     present = [name for name, _ in model.named_modules(remove_duplicate=False)]
     task = getattr(task, "value", task)
     spared = {name for key, names in HEADS_OF_PEFT.items() if task in (None, key) for name in names}
-    for config in configs:
-        for name in getattr(config, "modules_to_save", None) or []:
-            if name in spared or any(full.endswith(name) for full in present):
-                continue
+    for name in getattr(config, "modules_to_save", None) or []:
+        if name not in spared and not any(full.endswith(name) for full in present):
             own = {last for full in present if not (last := full.rpartition(".")[2]).isdigit()}
             raise unknown_name("module in modules_to_save", str(name), own - {""})
 
@@ -155,7 +153,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
         """Place an adapter on all of its targets; after an error the model is as before."""
         config = self.peft_config[adapter_name]
-        refuse_absent(model, [config], task=None)
+        refuse_absent(model, config, task=None)
         kw.pop("state_dict", None)  # PEFT would choose the targets by it; only the config may
         try:
             with all_or_nothing(model):
@@ -225,12 +223,11 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
                 unmerge_chain(chain)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
-        names = kwargs.get("adapter_names")
+        names = kwargs.get("adapter_names") or self.active_adapters
         if merge:
-            self.refuse_merge(names or self.active_adapters)
+            self.refuse_merge(names)
         with ties_settled(self.model), one_line_errors():
             if merge:
-                names = names or self.active_adapters
                 give_own_weights(self.model, names)
                 merge_all(self.model, names, safe_merge=kwargs.get("safe_merge", False), undo=False)
                 for place, chain in wrappers(self.model).items():

@@ -92,7 +92,8 @@ class LoradaModel(LoradaTuner):
     ) -> None:
         """Place every part of an adapter; earlier adapters stay trainable or frozen as before."""
         config = self.peft_config[adapter_name]
-        refuse_absent(model, [config, *config.parts], config.task_type)
+        for each in (config, *config.parts):
+            refuse_absent(model, each, config.task_type)
         for part in filter(wraps, config.parts):
             refuse_offloaded(model, type(part).__name__.removesuffix("Config"))
         stacked = any(isinstance(module, BaseTunerLayer) for module in model.modules())
