@@ -21,12 +21,11 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from lorada.functional.precision import no_autocast, wide
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
 from lorada.tuners.base.layer import Entries, FrozenEntries
-from lorada.tuners.base.linears import linear_of, plain_weight
+from lorada.tuners.base.linears import linears, plain_matrix
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 
 # The randomised decomposition computes this many more directions than it returns, and refines them
@@ -105,8 +104,7 @@ class LamdaLayer(DeltaLayer):
         if config.init == "spectral":
             # An adapter for inference is loaded next, and needs no slow decomposition.
             if not (config.inference_mode or up.is_meta):
-                weight = weight_of(self, 'init="spectral"')
-                assert weight is not None
+                weight = plain_matrix(self.get_base_layer(), 'init="spectral"')
                 left, values, right = leading(weight, rank)
                 down.copy_(right)
                 middle.copy_(torch.diag(values))
@@ -148,27 +146,13 @@ class LamdaModel(DeltaModel):
         if config.ranks == "energy" and not config.rank_pattern:
             self._prepare_adapter_config(config, self.get_model_config(model))
             config = _maybe_include_all_linear_layers(config, model)
-            found = {
-                name: weight_of(module, 'ranks="energy"')
-                for name, module in model.named_modules()
-                if not name.endswith(".base_layer")
-                and self._check_target_module_exists(config, name)
+            weights = {
+                name: plain_matrix(linear, 'ranks="energy"')
+                for name, linear in linears(model).items()
+                if self._check_target_module_exists(config, name)
             }
-            weights = {name: weight for name, weight in found.items() if weight is not None}
             config.rank_pattern = ranks_by_energy(weights, config.rank)
         super().inject_adapter(model, adapter_name, *args, **kw)
-
-
-def weight_of(module: nn.Module, wish: str) -> Tensor | None:
-    """The weight (out, in) of a linear layer, wrapped or not; None for other modules.
-
-    ``wish`` is the use of the weight, for the error.
-    """
-    linear = linear_of(module)
-    if linear is None:
-        return None
-    weight = plain_weight(linear, wish).detach()
-    return weight.T if isinstance(linear, Conv1D) else weight
 
 
 def leading(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,11 +8,11 @@ example.
 
 from typing import TYPE_CHECKING, Any
 
+from peft.tuners.tuners_utils import _get_in_out_features
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from lorada.tuners.base.layer import LoradaTunerLayer
-from lorada.tuners.base.linears import layer_linear_names, linear_of, widths
+from lorada.tuners.base.linears import layer_linear_names, linear_of
 from lorada.tuners.base.part_config import LoradaPeftConfig
 from lorada.tuners.base.tuner import LoradaTuner
 
@@ -27,7 +27,7 @@ class DeltaLayer(LoradaTunerLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.in_features, self.out_features = widths(self.get_base_layer())
+        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
 
     def update_layer(self, adapter_name: str, config: Any, model: nn.Module, key: str) -> None:
         """Create the weights of an adapter for the linear layer named ``key`` in ``model``."""
@@ -44,11 +44,6 @@ class DeltaLayer(LoradaTunerLayer):
         """W x, given the output W x + b of the linear layer."""
         bias: Tensor | None = self.get_base_layer().bias
         return output if bias is None else output - bias
-
-    def matrix(self) -> Tensor:
-        """W (out, in); a ``Conv1D`` stores its transpose."""
-        weight: Tensor = self.get_base_layer().weight.detach()
-        return weight.T if isinstance(self.get_base_layer(), Conv1D) else weight
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The output of the linear layer plus the term of each active adapter."""

@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import check_adapters_to_merge, onload_layer
+from peft.tuners.tuners_utils import _get_in_out_features, check_adapters_to_merge, onload_layer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorada.functional.precision import wide
-from lorada.tuners.base.linears import has_adapter, linear_of, plain_weight, widths, wrappers
+from lorada.tuners.base.linears import has_adapter, linear_of, plain_matrix, wrappers
 
 ROWS = 1024  # unit vectors at a time
 # Our layers, and those of PEFT that cannot undo a merge themselves, or only up to 1e-8, as IA3's.
@@ -83,7 +83,7 @@ class Unfold:
 @torch.no_grad()
 def _fold(chain: Any, own: list[Any], names: list[str], safe_merge: bool, undo: bool) -> None:
     linear = chain[-1].get_base_layer()
-    plain_weight(linear, "merging")
+    plain_matrix(linear, "merging")
     found = _linear_map(chain, linear, names)
     if safe_merge and not all(torch.isfinite(value).all() for value in found.values()):
         said = f"The adapter {', '.join(names)} seems to be broken"  # PEFT's text
@@ -99,7 +99,7 @@ def _fold(chain: Any, own: list[Any], names: list[str], safe_merge: bool, undo: 
 
 def _linear_map(chain: Any, linear: Any, names: list[str]) -> dict[str, Tensor]:
     """Weight and bias, as the linear layer stores them, of what a chain computes."""
-    fan_in, _ = widths(linear)
+    fan_in, _ = _get_in_out_features(linear)
     found = {}
     with _computing(chain, linear, names):
         zero = linear.weight.new_zeros(1, 1, fan_in)

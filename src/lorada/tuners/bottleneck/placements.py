@@ -26,9 +26,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from peft.tuners.tuners_utils import _get_in_out_features
 from torch import nn
 
-from lorada.tuners.base.linears import linear_of, linears, widths
+from lorada.tuners.base.linears import linear_of, linears
 
 Condition = Callable[[nn.Module], bool]
 
@@ -276,7 +277,9 @@ def targets(model: nn.Module, placement: str) -> Iterator[str]:
 
 
 def _widths(layer: nn.Module, linear: str) -> tuple[int, int]:
-    return widths(linear_of(layer.get_submodule(linear)))
+    """Widths of input and output of a linear layer, wrapped or not."""
+    found: tuple[int, int] = _get_in_out_features(linear_of(layer.get_submodule(linear)))
+    return found
 
 
 def _held_by_parent(name: str, placement: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from lorada.tuners.base.delta_layer import DeltaLayer
 from lorada.tuners.base.layer import AttachedLayer
-from lorada.tuners.base.linears import has_adapter, linear_of, plain_weight, wrappers
+from lorada.tuners.base.linears import has_adapter, linear_of, plain_matrix, wrappers
 from lorada.tuners.base.part_config import STACK
 from lorada.tuners.base.tuner import LoradaTuner
 from lorada.tuners.stack.nested_layers import layer_kind, wraps
@@ -67,7 +67,7 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
     for place, chain in wrappers(model).items():
         for layer in chain:
             if isinstance(layer, DeltaLayer) and has_adapter(layer, name):
-                plain_weight(layer.get_base_layer(), "merging")  # before any weight is changed
+                plain_matrix(layer.get_base_layer(), "merging")  # before any weight is changed
         own = {layer_kind(layer).__name__ for layer in chain if has_adapter(layer, name)}
         if len(own) > 1 and linear_of(chain[0]) is None:
             raise UnmergeableError(
@@ -75,7 +75,7 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
                 "together: keep it as an adapter"
             )
         if len(own) > 1:
-            plain_weight(chain[-1].get_base_layer(), "merging several parts")
+            plain_matrix(chain[-1].get_base_layer(), "merging several parts")
         if getattr(chain[-1].get_base_layer(), "bias", None) is not None:
             continue
         for layer in chain:
