@@ -104,7 +104,7 @@ REFUSALS = {
     "a second part": (stack(OTHER, lmam(heads=3), **HEAD), "heads=3 does not divide"),
     "a third part": (stack(OTHER, bottleneck(), lmam(heads=3)), "heads=3 does not divide"),
     "no attention": (stack(OTHER, lmam(target_modules=["mlp"])), "not a self-attention"),
-    "no FFN": (stack(OTHER, bottleneck(target_modules=["self_attn"])), "is no target of placement"),
+    "no FFN": (stack(OTHER, bottleneck(target_modules=["self_attn"])), "is not a target of"),
     "two of a kind": (stack(OTHER, lmam(), lmam()), "both target"),
     "another order": (stack(ia3("llama", QUERY), lora("llama", QUERY)), "in another order"),
     "blind": (stack(OTHER, HRAConfig(r=2, target_modules=["q_proj"])), "ignore the other parts"),

@@ -277,9 +277,9 @@ class LmamModel(AttachedModel):
     tuner_layer_cls = LmamLayer
     not_in = CROSS_ATTENTION
 
-    def can_host(self, module: nn.Module) -> bool:
-        """Whether a map would reach the attention of this module."""
-        return can_hold_map(module)
+    def can_host(self, key: str) -> bool:
+        """Whether a map would reach the attention of a module."""
+        return can_hold_map(self.model.get_submodule(key))
 
     def candidates(self, config: Any) -> list[str]:
         """Names, within a layer, of the self-attention modules of this model."""

@@ -197,8 +197,9 @@ class PrefixModel(AttachedModel):
             f"{attention_classes(self.model) or 'none we know'}"
         )
 
-    def can_host(self, module: nn.Module) -> bool:
+    def can_host(self, key: str) -> bool:
         """Whether a module is attention that can have a prefix."""
+        module = self.model.get_submodule(key)
         return interface.dispatches(module) or is_disentangled(module)
 
     def place(

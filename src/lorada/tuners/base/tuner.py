@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, onload_layer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
@@ -271,8 +271,8 @@ class AttachedModel(LoradaTuner):
         "merge_weights() merges the other parts of a stack and keeps these as an adapter"
     )
 
-    def can_host(self, module: nn.Module) -> bool:
-        """Whether a module can hold the part."""
+    def can_host(self, key: str) -> bool:
+        """Whether the module named ``key`` can hold the part."""
         raise NotImplementedError
 
     def no_host(self, config: Any) -> str:
@@ -281,8 +281,8 @@ class AttachedModel(LoradaTuner):
 
     def candidates(self, config: Any) -> list[str]:
         """Names, within a layer, of the modules that get the part by default."""
-        modules = self.model.named_modules()
-        return sorted({within_layer(name) for name, m in modules if self.can_host(m)})
+        names = (name for name, _ in self.model.named_modules())
+        return sorted({within_layer(name) for name in names if self.can_host(name)})
 
     def _prepare_adapter_config(
         self, peft_config: LoradaPeftConfig, model_config: Any
@@ -297,15 +297,16 @@ class AttachedModel(LoradaTuner):
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
         matched = BaseTuner._check_target_module_exists(peft_config, key)
-        if not matched or isinstance(matched, _ExcludedModule):
+        if not matched:  # which also says whether the module was excluded
             return matched
-        if not self.can_host(self.model.get_submodule(key)):
+        if not self.can_host(key):
             raise ValueError(
                 f"target_modules matches {key}, which is not {self.host_kind}; "
                 f"this model has {self.listed_candidates(peft_config)}"
             )
         names = key.split(".")
-        if peft_config.stacks and not any(stack in names for stack in peft_config.stacks):
+        stacks = getattr(peft_config, "stacks", None) or names
+        if not any(stack in names for stack in stacks):
             return False
         if any(name in names for name in self.not_in):
             raise ValueError(

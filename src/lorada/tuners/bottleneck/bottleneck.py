@@ -33,7 +33,7 @@ from lorada.tuners.base.layer import AttachedLayer, Entries
 from lorada.tuners.base.linears import linear_of
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, Rate, register
 from lorada.tuners.base.tuner import AttachedModel
-from lorada.tuners.bottleneck.placements import PLACEMENTS, Insertion, insertion_at, targets
+from lorada.tuners.bottleneck.placements import PLACEMENTS, Insertion, insertions
 
 # Gets the tensor at a hook point; returns what replaces it, or None to leave it.
 Change = Callable[[Tensor], Tensor | None]
@@ -353,17 +353,20 @@ class BottleneckModel(AttachedModel):
     """Places the adapters of a ``BottleneckConfig``."""
 
     tuner_layer_cls = BottleneckLayer
+    insertions: dict[str, Insertion]  # of the adapter that is placed, by the names of targets
 
-    def candidates(self, config: BottleneckConfig) -> list[str]:
-        """Names, within a layer, of the modules that the placement can put an adapter on."""
-        return sorted(set(targets(self.model, config.placement)))
+    def can_host(self, key: str) -> bool:
+        """Whether the placement puts an adapter on a module."""
+        return key in self.insertions
 
     def _prepare_adapter_config(
         self, peft_config: BottleneckConfig, model_config: Any
     ) -> BottleneckConfig:
+        self.insertions = insertions(self.model, peft_config.placement)
+        self.host_kind = f"a target of placement={peft_config.placement!r}"
         linears = PLACEMENTS[peft_config.placement].linears
         if peft_config.target_modules is None and linears:
-            found = {name.rpartition(".")[2] for name in self.candidates(peft_config)}
+            found = {name.rpartition(".")[2] for name in self.insertions}
             if found and not found.issuperset(linears):
                 raise ValueError(
                     f"placement={peft_config.placement!r} is for {' and '.join(linears)}: give "
@@ -381,27 +384,23 @@ class BottleneckModel(AttachedModel):
             "lorada/tuners/bottleneck/placements.py"
         )
 
-    def _check_target_module_exists(self, peft_config: BottleneckConfig, key: str) -> Any:  # type: ignore[override]
+    def _check_target_module_exists(self, peft_config: BottleneckConfig, key: str) -> Any:
         matched = BaseTuner._check_target_module_exists(peft_config, key)
-        if matched and insertion_at(self.model, key, peft_config.placement) is None:
-            found = self.candidates(peft_config)
-            # A norm behind all layers may have the name of a target in the layers, such as
-            # final_layer_norm.
-            if any(f".{key}".endswith(f".{name}") for name in found):
-                return False
-            raise ValueError(
-                f"target_modules matches {key}, which is no target of "
-                f"placement={peft_config.placement!r}; "
-                f"this model has {self.listed_candidates(peft_config)}"
-            )
-        return matched
+        # A norm behind all layers may have the name of a target in the layers, such as
+        # final_layer_norm.
+        if (
+            matched
+            and key not in self.insertions
+            and any(f".{key}".endswith(f".{name}") for name in self.candidates(peft_config))
+        ):
+            return False
+        return super()._check_target_module_exists(peft_config, key)
 
     def place(
         self, config: BottleneckConfig, adapter_name: str, target: Any, parent: nn.Module, key: str
     ) -> None:
         """Add a layer to the holder of the target's insertion, if it has none, and its weights."""
-        insertion = insertion_at(self.model, key, config.placement)
-        assert insertion is not None
+        insertion = self.insertions[key]
         holder = insertion.layer.get_submodule(insertion.holder)
         layer = getattr(holder, insertion.child, None)
         if layer is None:
