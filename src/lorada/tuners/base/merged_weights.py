@@ -171,30 +171,20 @@ def ties_settled(model: nn.Module) -> Iterator[None]:
 
 
 def _tie_or_untie(model: PreTrainedModel) -> None:
-    pairs = getattr(model, "all_tied_weights_keys", None) or {}
-    found = [(_owner(model, target), _owner(model, source)) for target, source in pairs.items()]
-    pairs_of = [(_weight(target), _weight(source)) for target, source in found]
-    if all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs_of):
-        for (module, key), source in found:
-            module._parameters[key] = _weight(source)
+    names = model.all_tied_weights_keys.items()
+    pairs = [(model.get_parameter(target), model.get_parameter(source)) for target, source in names]
+    if all(torch.equal(target, source) for target, source in pairs):
+        model.tie_weights(recompute_mapping=False)
         return
-    for module, key in (target for target, _ in found):
+    for target, _ in names:
+        owner, _, key = target.rpartition(".")
+        module = model.get_submodule(owner)
         module._parameters[key] = copy.deepcopy(module._parameters[key])
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             part.all_tied_weights_keys = {}
             if _only_ties(part):
                 part.config.tie_word_embeddings = False
-
-
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds the parameter of this name, and the parameter's name in it."""
-    owner, _, key = name.rpartition(".")
-    return model.get_submodule(owner), key
-
-
-def _weight(owner: tuple[nn.Module, str]) -> nn.Parameter | None:
-    return owner[0]._parameters[owner[1]]
 
 
 def _only_ties(model: PreTrainedModel) -> bool:
