@@ -27,7 +27,7 @@ from lorada.tuners.base.tuner import (
     refuse_known,
 )
 from lorada.tuners.lmam import bake
-from lorada.tuners.stack import as_stack, merging, rescaling
+from lorada.tuners.stack import patches
 from lorada.tuners.stack.adalora_parts import OwnRanks, factors, regulariser
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
 from lorada.tuners.stack.nested_layers import (
@@ -167,6 +167,9 @@ class LoradaModel(LoradaTuner):
                     "give them different target_modules"
                 )
         placed.append(tuner)
+
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError  # the tuners of the parts do so
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
@@ -329,24 +332,8 @@ class LoradaModel(LoradaTuner):
             )
 
     def merge_weights(self) -> nn.Module:
-        """Merge the parts of the active adapter that can be merged and keep the rest.
-
-        Returns:
-            A ``PeftModel`` over the merged base whose adapter holds the remaining parts; the
-            merged base itself if nothing remains. This model cannot be used afterwards.
-
-        Raises:
-            ValueError: if several adapters are active, or if a part that wraps modules cannot be
-                merged: with the other parts merged it would wrap other weights than those it was
-                trained on.
-        """
-        active = self.active_adapters
-        if len(active) != 1:
-            raise ValueError(
-                f"merge_weights() merges one adapter, and {len(active)} are active "
-                f"({', '.join(active)}): call model.set_adapter(name) first"
-            )
-        return merge_and_keep_attached(self, active[0])
+        """Merge the parts of the active adapter that can be merged: ``lorada.merge_weights``."""
+        return merge_and_keep_attached(self)
 
     def bake(self) -> None:
         """Compute every map of the stack once, for inference."""
@@ -354,9 +341,7 @@ class LoradaModel(LoradaTuner):
 
 
 register(STACK, LoradaConfig, LoradaModel)
-as_stack.register()
-merging.register()
-rescaling.register()
+patches.register()
 
 
 def _choose_layers(part: PeftConfig, config: LoradaConfig) -> None:
