@@ -202,16 +202,15 @@ class PrefixModel(AttachedModel):
         module = self.model.get_submodule(key)
         return interface.dispatches(module) or is_disentangled(module)
 
-    def place(
-        self, config: PrefixConfig, adapter_name: str, target: Any, parent: nn.Module, key: str
+    def _create_and_replace(
+        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
     ) -> None:
-        """Attach a layer to the target, with the network that computes its prefix, if any."""
         if not hasattr(target, self.child):
             target.add_module(self.child, PrefixLayer(target, parent))
-        super().place(config, adapter_name, target, parent, key)
+        super()._create_and_replace(config, name, target, own, parent, current_key)
         if config.projection is not None:
             layer = getattr(target, self.child)
-            layer.share(self._network_for(config, adapter_name, target, key))
+            layer.share(self._network_for(config, name, target, current_key))
 
     def _network_for(
         self, config: PrefixConfig, adapter_name: str, target: Any, key: str

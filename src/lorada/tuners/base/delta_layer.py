@@ -79,18 +79,17 @@ class DeltaModel(LoradaTuner):
             config.target_modules = list(known[kind]) if known else layer_linear_names(self.model)
         return peft_config
 
-    def place(
-        self, config: Any, adapter_name: str, target: Any, parent: nn.Module, key: str
+    def _create_and_replace(
+        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
     ) -> None:
-        """Wrap the target, if it is not wrapped yet, and create the adapter's weights."""
         layer = target
         if not isinstance(target, self.tuner_layer_cls):
             if linear_of(target) is None:
                 raise ValueError(
-                    f"target_modules matches {key}, which is {type(target).__name__} and "
+                    f"target_modules matches {current_key}, which is {type(target).__name__} and "
                     f"not a linear layer; this model has {self.listed_candidates(config)}"
                 )
             layer = self.tuner_layer_cls(target)
-            self._replace_module(parent, key.rpartition(".")[2], layer, target)
-        layer.update_layer(adapter_name, config, self.model, key)
+            self._replace_module(parent, own, layer, target)
+        layer.update_layer(name, config, self.model, current_key)
         layer.train(target.training)

@@ -1,8 +1,7 @@
 """``LoradaTuner``, the base of our tuners, and ``AttachedModel``, the base of attached parts.
 
-PEFT's tuner finds the target modules of a config and calls ``_create_and_replace`` on each, which
-here is ``place``. Our tuners also place an adapter on all of its targets or on none, and refuse
-weights that do not fit.
+PEFT's tuner finds the target modules of a config and calls ``_create_and_replace`` on each. Our
+tuners also place an adapter on all of its targets or on none, and refuse weights that do not fit.
 """
 
 from collections.abc import Iterator
@@ -162,24 +161,6 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
             has = self.listed_candidates(config)
             raise ValueError(f"{chosen(config)} matched no module; this model has {has}") from error
 
-    def place(
-        self, config: Any, adapter_name: str, target: Any, parent: nn.Module, key: str
-    ) -> None:
-        """Place an adapter on the module ``target``, named ``key`` in the model."""
-        raise NotImplementedError
-
-    def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        self.place(peft_config, adapter_name, target, parent, current_key)
-
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
     ) -> None:
@@ -315,15 +296,14 @@ class AttachedModel(LoradaTuner):
             )
         return True
 
-    def place(
-        self, config: Any, adapter_name: str, target: Any, parent: nn.Module, key: str
+    def _create_and_replace(
+        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
     ) -> None:
-        """Attach a layer to the target, if it has none, and create the adapter's weights in it."""
         layer = getattr(target, self.child, None)
         if layer is None:
             layer = self.tuner_layer_cls(target, parent)
             target.add_module(self.child, layer)
-        layer.update_layer(adapter_name, config, self.model)
+        layer.update_layer(name, config, self.model)
         layer.train(target.training)
 
 

@@ -99,6 +99,8 @@ class LayerOutput:
     def __init__(self, layer: nn.Module) -> None:
         self.changes: list[Change] = []
         self.layer = layer
+        self._plain: Any = None  # the checkpoint function of the layer
+        self._ran = False  # whether the running forward has been checkpointed
         layer.__dict__[self.key] = self
         self._handles = [
             layer.register_forward_pre_hook(self._before),
@@ -127,32 +129,25 @@ class LayerOutput:
         return output
 
     def _before(self, layer: Any, args: Any) -> None:
+        self._ran = False
         if getattr(layer, "gradient_checkpointing", False):
-            plain = layer._gradient_checkpointing_func
-            plain = getattr(plain, "plain", plain)  # a forward that failed left a ``_Checkpoint``
-            layer._gradient_checkpointing_func = _Checkpoint(plain, self)
+            # It is there already if a forward has failed.
+            if layer._gradient_checkpointing_func != self._checkpoint:
+                self._plain = layer._gradient_checkpointing_func
+            layer._gradient_checkpointing_func = self._checkpoint
+
+    def _checkpoint(self, run: Callable[..., Any], *args: Any) -> Any:
+        self._ran = True
+        return self._plain(partial(self._run, run), *args)
+
+    def _run(self, run: Callable[..., Any], *args: Any) -> Any:
+        return self.changed(run(*args))
 
     def _after(self, layer: Any, args: Any, output: Any) -> Any:
         if getattr(layer, "gradient_checkpointing", False):
-            checkpoint = layer._gradient_checkpointing_func
-            layer._gradient_checkpointing_func = checkpoint.plain
-            if checkpoint.ran:  # False in eval mode and without gradients
-                return None
-        return self.changed(output)
-
-
-class _Checkpoint:
-    """The checkpoint function of a layer for one forward, which changes the output inside."""
-
-    def __init__(self, plain: Any, output: LayerOutput) -> None:
-        self.plain, self.ran, self._output = plain, False, output
-
-    def __call__(self, run: Callable[..., Any], *args: Any) -> Any:
-        self.ran = True
-        return self.plain(partial(self._run, run), *args)
-
-    def _run(self, run: Callable[..., Any], *args: Any) -> Any:
-        return self._output.changed(run(*args))
+            layer._gradient_checkpointing_func = self._plain
+        # Checkpointed, it is changed already: not in eval mode and not without gradients.
+        return None if self._ran else self.changed(output)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -396,17 +391,16 @@ class BottleneckModel(AttachedModel):
             return False
         return super()._check_target_module_exists(peft_config, key)
 
-    def place(
-        self, config: BottleneckConfig, adapter_name: str, target: Any, parent: nn.Module, key: str
+    def _create_and_replace(
+        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
     ) -> None:
-        """Add a layer to the holder of the target's insertion, if it has none, and its weights."""
-        insertion = self.insertions[key]
+        insertion = self.insertions[current_key]
         holder = insertion.layer.get_submodule(insertion.holder)
         layer = getattr(holder, insertion.child, None)
         if layer is None:
             layer = BottleneckLayer(insertion)
             holder.add_module(insertion.child, layer)
-        layer.update_layer(adapter_name, config, self.model)
+        layer.update_layer(name, config, self.model)
         layer.train(holder.training)
 
 
