@@ -32,7 +32,7 @@ from lorada.functional.precision import recomputed
 from lorada.tuners.base.layer import AttachedLayer, Entries
 from lorada.tuners.base.linears import linear_of
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, Rate, register
-from lorada.tuners.base.tuner import AttachedModel
+from lorada.tuners.base.tuner import AttachedModel, listed
 from lorada.tuners.bottleneck.placements import PLACEMENTS, Insertion, insertions
 
 # Gets the tensor at a hook point; returns what replaces it, or None to leave it.
@@ -365,7 +365,7 @@ class BottleneckModel(AttachedModel):
             if found and not found.issuperset(linears):
                 raise ValueError(
                     f"placement={peft_config.placement!r} is for {' and '.join(linears)}: give "
-                    "target_modules; this model has " + self.listed_candidates(peft_config)
+                    "target_modules; this model has " + listed(self.candidates(peft_config))
                 )
             peft_config.target_modules = list(linears)
         super()._prepare_adapter_config(peft_config, model_config)

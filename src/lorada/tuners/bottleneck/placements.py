@@ -249,12 +249,13 @@ def insertions(model: nn.Module, placement: str) -> dict[str, Insertion]:
 
 def _in_layer(layer: nn.Module, placement: str) -> list[Insertion]:
     if PLACEMENTS[placement].linears:
-        return [_on_linear(layer, name, placement) for name in linears(layer)]
+        return [_at_linear(layer, name, placement) for name in linears(layer)]
     if placement == "pa_attn":
         return [_beside_attention(layer, *names) for names in attentions_of(layer)]
     ffn = ffn_layout_of(layer)
     if placement == "houlsby":
-        found = [_behind_attention(layer, projection) for _, projection in attentions_of(layer)]
+        # Behind each attention, on its output projection.
+        found = [_at_linear(layer, name, placement) for _, name in attentions_of(layer)]
         # T5 has layers with only an FFN.
         attends = any("ttention" in type(module).__name__ for module in layer.modules())
         if ffn is not None and (found or not attends):
@@ -271,18 +272,13 @@ def _widths(layer: nn.Module, linear: str) -> tuple[int, int]:
     return found
 
 
-def _held_by_parent(name: str, placement: str) -> tuple[str, str]:
-    """Holder and child of the adapter on a linear layer."""
+def _at_linear(layer: nn.Module, name: str, placement: str) -> Insertion:
     parent, _, own = name.rpartition(".")
-    return parent, f"bneck_{placement}_{own}"
-
-
-def _on_linear(layer: nn.Module, name: str, placement: str) -> Insertion:
-    where = (layer, name, *_held_by_parent(name, placement))
+    where = (layer, name, parent, f"bneck_{placement}_{own}")
     fan_in, fan_out = _widths(layer, name)
-    if placement == "series":
-        return Insertion(*where, f"{name}.out", input="here", widths=(fan_out, fan_out))
-    return Insertion(*where, f"{name}.out", {"x": (f"{name}.in",)}, widths=(fan_in, fan_out))
+    if placement == "parallel":
+        return Insertion(*where, f"{name}.out", {"x": (f"{name}.in",)}, widths=(fan_in, fan_out))
+    return Insertion(*where, f"{name}.out", input="here", widths=(fan_out, fan_out))
 
 
 def _beside_attention(layer: nn.Module, attention: str, projection: str) -> Insertion:
@@ -295,12 +291,6 @@ def _beside_attention(layer: nn.Module, attention: str, projection: str) -> Inse
         layer, attention, attention, "bneck_pa_attn", heads, {"x": (f"{attention}.in",)},
         widths=(fan_out, fan_in),
     )  # fmt: skip
-
-
-def _behind_attention(layer: nn.Module, projection: str) -> Insertion:
-    _, width = _widths(layer, projection)
-    where = (layer, projection, *_held_by_parent(projection, "houlsby"))
-    return Insertion(*where, f"{projection}.out", input="here", widths=(width, width))
 
 
 def _beside_ffn(layer: nn.Module, ffn: FfnLayout) -> Insertion:
