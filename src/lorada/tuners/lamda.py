@@ -182,21 +182,17 @@ def ranks_by_energy(weights: dict[str, Tensor], mean: int) -> dict[str, int]:
         return dict.fromkeys(weights, mean)
     energies = {name: energy(weight, min(mean, *weight.shape)) for name, weight in weights.items()}
     ordered = sorted(energies, key=energies.__getitem__)
-    third = len(ordered) // 3
-    first, last = third, len(ordered) - third  # ordered[:first] get 2r̄, ordered[last:] get r̄/2
-    half = max(1, mean // 2)
-
-    def total(first: int, last: int) -> int:
-        return 2 * mean * first + mean * (last - first) + half * (len(ordered) - last)
-
-    budget = mean * len(ordered)
-    while first and total(first, last) > budget:
-        first -= 1
-    while last < len(ordered) and total(first, last + 1) <= budget:
-        last += 1
-    classes = [2 * mean] * first + [mean] * (last - first) + [half] * (len(ordered) - last)
+    third, half, budget = len(ordered) // 3, max(1, mean // 2), mean * len(ordered)
+    doubled, halved = third, len(ordered) - third  # the end of the first, the start of the last
+    ranks = [2 * mean] * doubled + [mean] * (halved - doubled) + [half] * third
+    while doubled and sum(ranks) > budget:
+        doubled -= 1
+        ranks[doubled] = mean
+    while halved < len(ordered) and sum(ranks) - half + mean <= budget:
+        ranks[halved] = mean
+        halved += 1
     return {
-        name: min(rank, *weights[name].shape) for name, rank in zip(ordered, classes, strict=True)
+        name: min(rank, *weights[name].shape) for name, rank in zip(ordered, ranks, strict=True)
     }
 
 
