@@ -64,7 +64,7 @@ class LoradaModel(LoradaTuner):
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kw: Any) -> None:
         refuse_known(model, adapter_name)
         # The tuners of each adapter's parts. Not submodules, since each holds the whole model.
-        self.__dict__["_tuners"] = {}
+        self._tuners: dict[str, list[BaseTuner]] = {}
         if isinstance(peft_config, LoradaConfig):  # a PeftModel gives a dictionary
             refuse_without_peft_model(peft_config.parts)
         if isinstance(known := vars(model).get("peft_config"), dict):
@@ -73,12 +73,11 @@ class LoradaModel(LoradaTuner):
 
     def tuners_of(self, adapter_name: str) -> list[BaseTuner]:
         """The tuners of an adapter's parts."""
-        tuners: list[BaseTuner] = self.__dict__["_tuners"].get(adapter_name, [])
-        return tuners
+        return self._tuners.get(adapter_name, [])
 
     def tuners(self) -> list[BaseTuner]:
         """The tuners of all parts of all adapters."""
-        return [tuner for tuners in self.__dict__["_tuners"].values() for tuner in tuners]
+        return [tuner for tuners in self._tuners.values() for tuner in tuners]
 
     # Placing.
 
@@ -98,7 +97,7 @@ class LoradaModel(LoradaTuner):
             refuse_offloaded(model, type(part).__name__.removesuffix("Config"))
         stacked = any(isinstance(module, BaseTunerLayer) for module in model.modules())
         before = [(p, p.requires_grad) for p in model.parameters()] if stacked else []
-        self.__dict__["_tuners"][adapter_name] = []
+        self._tuners[adapter_name] = []
         saved = model.__dict__.pop("peft_config", None)
         try:
             with all_or_nothing(model):
@@ -113,7 +112,7 @@ class LoradaModel(LoradaTuner):
                 for name, container in containers_of(tuner).items():
                     self.add_module(name, container)
         except Exception:
-            del self.__dict__["_tuners"][adapter_name]
+            del self._tuners[adapter_name]
             raise
         finally:
             model.__dict__.pop("peft_config", None)
@@ -180,7 +179,7 @@ class LoradaModel(LoradaTuner):
         """Remove an adapter with all its parts; if no other is active, activate another."""
         active = self.active_adapters
         super().delete_adapter(adapter_name)
-        forget(self, self.__dict__["_tuners"].pop(adapter_name, []))
+        forget(self, self._tuners.pop(adapter_name, []))
         left = [name for name in active if name != adapter_name] or sorted(self.peft_config)[:1]
         if adapter_name in active and left:
             # PEFT lets each layer choose among its own adapters; in stacks these differ.
