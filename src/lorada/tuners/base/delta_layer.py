@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lorada.tuners.base.layer import LoradaTunerLayer
 from lorada.tuners.base.linears import layer_linear_names, linear_of
 from lorada.tuners.base.part_config import LoradaPeftConfig
-from lorada.tuners.base.tuner import LoradaTuner
+from lorada.tuners.base.tuner import LoradaTuner, listed
 
 
 class DeltaLayer(LoradaTunerLayer):
@@ -74,7 +74,7 @@ class DeltaModel(LoradaTuner):
             if known and kind not in known:
                 raise ValueError(
                     f"{type(config).__name__} has no default target_modules for {kind} models: "
-                    f"choose some of {self.listed_candidates(config)}"
+                    f"choose some of {listed(self.candidates(config))}"
                 )
             config.target_modules = list(known[kind]) if known else layer_linear_names(self.model)
         return peft_config
@@ -87,7 +87,7 @@ class DeltaModel(LoradaTuner):
             if linear_of(target) is None:
                 raise ValueError(
                     f"target_modules matches {current_key}, which is {type(target).__name__} and "
-                    f"not a linear layer; this model has {self.listed_candidates(config)}"
+                    f"not a linear layer; this model has {listed(self.candidates(config))}"
                 )
             layer = self.tuner_layer_cls(target)
             self._replace_module(parent, own, layer, target)

@@ -18,6 +18,7 @@ import inspect
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,21 +64,14 @@ def unmerge_chain(chain: Any) -> None:
             layer.unmerge()
 
 
-class Unfold:
-    """In place of ``unmerge`` of folded layers: gives the linear layer its weights back."""
-
-    def __init__(self, linear: nn.Module, layers: list[Any]) -> None:
-        self.linear, self.layers = linear, layers
-        self.before = {key: p.data for key, p in linear.named_parameters(recurse=False)}
-
-    def __call__(self) -> None:
-        """Unmerge all of the layers."""
-        for key, before in self.before.items():
-            parameter = getattr(self.linear, key)
-            parameter.data = before.to(parameter)
-        for layer in self.layers:
-            layer.merged_adapters = []
-            del layer.unmerge
+def _unfold(linear: nn.Module, layers: list[Any], before: dict[str, Tensor]) -> None:
+    """In place of ``unmerge`` of folded layers: give the linear layer its weights back."""
+    for key, data in before.items():
+        parameter = getattr(linear, key)
+        parameter.data = data.to(parameter)
+    for layer in layers:
+        layer.merged_adapters = []
+        del layer.unmerge
 
 
 @torch.no_grad()
@@ -88,7 +82,9 @@ def _fold(chain: Any, own: list[Any], names: list[str], safe_merge: bool, undo: 
     if safe_merge and not all(torch.isfinite(value).all() for value in found.values()):
         said = f"The adapter {', '.join(names)} seems to be broken"  # PEFT's text
         raise ValueError(f"NaNs detected in the merged weights. {said}")
-    unfold = Unfold(linear, own) if undo else None
+    before = {key: p.data for key, p in linear.named_parameters(recurse=False)}
+    # A partial function and not a closure: a copy of the model unmerges its own layers.
+    unfold = partial(_unfold, linear, own, before) if undo else None
     for key, value in found.items():
         parameter = getattr(linear, key)
         parameter.data = value.to(parameter.dtype).contiguous()

@@ -145,10 +145,6 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         """Names, within a layer, of the modules of this model that can hold the part."""
         return linear_names(self.model)
 
-    def listed_candidates(self, config: Any) -> str:
-        """The candidates, shortened for an error."""
-        return listed(self.candidates(config))
-
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
         """Place an adapter on all of its targets; after an error the model is as before."""
         config = self.peft_config[adapter_name]
@@ -158,7 +154,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
             with all_or_nothing(model):
                 super().inject_adapter(model, adapter_name, *args, **kw)
         except NoMatchingPeftModuleError as error:
-            has = self.listed_candidates(config)
+            has = listed(self.candidates(config))
             raise ValueError(f"{chosen(config)} matched no module; this model has {has}") from error
 
     def _replace_module(
@@ -283,7 +279,7 @@ class AttachedModel(LoradaTuner):
         if not self.can_host(key):
             raise ValueError(
                 f"target_modules matches {key}, which is not {self.host_kind}; "
-                f"this model has {self.listed_candidates(peft_config)}"
+                f"this model has {listed(self.candidates(peft_config))}"
             )
         names = key.split(".")
         stacks = getattr(peft_config, "stacks", None) or names
@@ -292,7 +288,7 @@ class AttachedModel(LoradaTuner):
         if any(name in names for name in self.not_in):
             raise ValueError(
                 f"target_modules matches {key}, which is cross-attention; "
-                f"this model has {self.listed_candidates(peft_config)}"
+                f"this model has {listed(self.candidates(peft_config))}"
             )
         return True
 
