@@ -6,7 +6,7 @@ merged (``merged_weights``). A subclass of ``DeltaModel`` names its layer. ``sor
 example.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peft.tuners.tuners_utils import _get_in_out_features
 from torch import Tensor, nn
@@ -20,9 +20,7 @@ from lorada.tuners.base.tuner import LoradaTuner, listed
 class DeltaLayer(LoradaTunerLayer):
     """A linear layer and the terms of any number of adapters."""
 
-    if TYPE_CHECKING:  # a method of PEFT's base class
-
-        def unmerge(self) -> None: ...  # noqa: D102
+    unmerge: Any  # a method of PEFT's base class
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()

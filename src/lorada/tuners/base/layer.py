@@ -1,7 +1,7 @@
 """``LoradaTunerLayer``, the base of our tuner layers."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -16,11 +16,7 @@ class ByName:
     weight when the module that owns it is called.
     """
 
-    if TYPE_CHECKING:
-
-        def __call__(self, name: str) -> Any: ...  # noqa: D102
-    else:
-        __call__ = nn.Module.__call__  # torch forbids to call a plain ParameterDict
+    __call__: Callable[..., Any] = nn.Module.__call__  # torch forbids to call a ParameterDict
 
     def forward(self, name: str) -> Any:
         """The weight of one adapter."""
@@ -55,13 +51,11 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     adapter_layer_names: tuple[str, ...]
     other_param_names: tuple[str, ...] = ("configs",)
 
-    if TYPE_CHECKING:  # members of PEFT's base class
-        active_adapters: list[str]
-        merged: bool
-
-        def _get_available_adapters(self) -> set[str]: ...
-        def get_base_layer(self) -> Any: ...  # noqa: D102
-        def set_adapter(self, adapter_names: list[str]) -> None: ...  # noqa: D102
+    # Members of PEFT's base class.
+    active_adapters: list[str]
+    merged: bool
+    get_base_layer: Any
+    set_adapter: Any
 
     def __init__(self) -> None:
         super().__init__()
