@@ -119,9 +119,7 @@ class LoradaPeftConfig(PeftConfig):
         if isinstance(targets, set | tuple):
             self.__dict__["target_modules"] = sorted(targets)  # not a field of this class
         _refuse_bad_patterns(self)
-        refuse_no_layers(self)
-        if self.layers_to_transform is not None:
-            refuse_regex(self)
+        refuse_layers(self)
         check_values(self)
 
     @property
@@ -166,16 +164,14 @@ def check_values(config: Any) -> None:
             raise ValueError(f"{name}={value!r}: {key}{first['msg'].lower()}") from None
 
 
-def refuse_no_layers(config: object) -> None:
-    """Refuse an empty list of layers, which for PEFT means all layers."""
-    if getattr(config, "layers_to_transform", None) in ([], ()):
+def refuse_layers(config: object) -> None:
+    """Refuse layers that PEFT would not read: none, which means all, or those beside a regex."""
+    layers, targets = (
+        getattr(config, name, None) for name in ("layers_to_transform", "target_modules")
+    )
+    if layers in ([], ()):
         raise ValueError("layers_to_transform=[] names no layer: leave it out for all layers")
-
-
-def refuse_regex(config: object) -> None:
-    """Refuse a regex of targets where layers are chosen too, which PEFT would not read."""
-    targets = getattr(config, "target_modules", None)
-    if isinstance(targets, str) and targets != "all-linear":
+    if layers is not None and isinstance(targets, str) and targets != "all-linear":
         raise ValueError(
             f"layers_to_transform is for a list of target_modules, not for the regex {targets!r}: "
             "name the layers in the regex"

@@ -20,7 +20,7 @@ from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
 from lorada.tuners.base.linears import BASE_LAYER, has_adapter, linear_names, wrappers
-from lorada.tuners.base.part_config import PREFIX, refuse_no_layers
+from lorada.tuners.base.part_config import PREFIX, refuse_layers
 from lorada.tuners.base.tuner import AttachedModel, chosen, listed
 
 
@@ -198,7 +198,7 @@ def part_named_in_errors(
 ) -> Iterator[None]:
     """Turn an error of placing a part into one line that names the part and possible targets."""
     try:
-        refuse_no_layers(part)
+        refuse_layers(part)
         yield
     except (ValueError, TypeError, NotImplementedError) as error:
         text = " ".join(str(error).split())

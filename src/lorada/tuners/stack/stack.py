@@ -16,7 +16,7 @@ from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
 from lorada.tuners.base.layer import execution_device
-from lorada.tuners.base.part_config import STACK, refuse_regex, register
+from lorada.tuners.base.part_config import STACK, refuse_layers, register
 from lorada.tuners.base.tuner import (
     AttachedModel,
     LoradaTuner,
@@ -354,7 +354,7 @@ def _choose_layers(part: PeftConfig, config: LoradaConfig) -> None:
         )
     if part.layers_to_transform is None:
         part.layers_to_transform = config.layers_to_transform
-        refuse_regex(part)
+        refuse_layers(part)
 
 
 # Parts whose tuner keeps weights outside the layers, such as VeRA's projections: PEFT keeps them on
