@@ -120,7 +120,9 @@ class PrefixLayer(PrefixPart):
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
-        self._network: tuple[PrefixNetwork, ...] = ()
+        # What computes the prefixes of adapters with a projection; in a tuple, so that PyTorch does
+        # not register it under every layer.
+        self.network: tuple[PrefixNetwork, ...] = ()
         if is_disentangled(host):
             self._handles.append(ReplacedForward(host, self))
             return
@@ -147,11 +149,6 @@ class PrefixLayer(PrefixPart):
         draw_uniform(config.projection, out, bias)
         self.lora_out[adapter_name], self.lora_out_bias[adapter_name] = out, bias
 
-    def share(self, network: PrefixNetwork) -> None:
-        """Set the network that computes the prefixes of adapters with a projection."""
-        # In a tuple, so that PyTorch does not register the network under every layer.
-        self._network = (network,)
-
     def prefixes(self) -> list[Prefix]:
         """The prefixes of the adapters that are active in this call."""
         found = []
@@ -166,7 +163,7 @@ class PrefixLayer(PrefixPart):
             return self.lora_key(name), self.lora_value(name)
         weight, bias = self.lora_out(name), self.lora_out_bias(name)
         with no_autocast(weight.device):
-            hidden = self._network[0](name).to(weight.device)
+            hidden = self.network[0](name).to(weight.device)
             key, value = F.linear(hidden, weight, bias).chunk(2, -1)
         return key, value
 
@@ -210,7 +207,7 @@ class PrefixModel(AttachedModel):
         super()._create_and_replace(config, name, target, own, parent, current_key)
         if config.projection is not None:
             layer = getattr(target, self.child)
-            layer.share(self._network_for(config, name, target, current_key))
+            layer.network = (self._network_for(config, name, target, current_key),)
 
     def _network_for(
         self, config: PrefixConfig, adapter_name: str, target: Any, key: str
