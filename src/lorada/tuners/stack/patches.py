@@ -14,8 +14,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner
 
 from lorada.tuners.base.part_config import STACK, PeftTypeName
-from lorada.tuners.stack.as_stack import as_stack
 from lorada.tuners.stack.nested_layers import tuner_of
+from lorada.tuners.stack.stack_config import as_stack
 
 # What TRL calls the copy of adapter ``default`` that DPO, KTO, GRPO and RLOO refer to. It adds it
 # by the config of ``default`` and copies only weights with ``.default.`` inside of their names.
