@@ -102,7 +102,7 @@ REFUSALS = {
     "no such target": (stack(LoraConfig(r=2, target_modules=["no"]), **HEAD), "matched no module"),
     "no such layer": (stack(lmam(layers_to_transform=[7]), **HEAD), "matched no module"),
     "a second part": (stack(OTHER, lmam(heads=3), **HEAD), "heads=3 does not divide"),
-    "a third part": (stack(OTHER, bottleneck(), lmam(heads=3)), "heads=3 does not divide"),
+    "a third part": (stack(OTHER, bottleneck(), lmam(heads=3)), "part 3 of 3.*heads=3 does not"),
     "no attention": (stack(OTHER, lmam(target_modules=["mlp"])), "not a self-attention"),
     "no FFN": (stack(OTHER, bottleneck(target_modules=["self_attn"])), "is not a target of"),
     "two of a kind": (stack(OTHER, lmam(), lmam()), "both target"),
@@ -172,11 +172,6 @@ MISFITS = {
         lambda: [lmam(), LoraConfig(r=2, target_modules=["nope"])],
         r"LoraConfig, part 2 of 2 of the stack: target_modules=\['nope'\] matched .*"
         "this model has self_attn.q_proj, .*mlp.down_proj, lm_head",
-    ),
-    "map after lora and ia3": (
-        TINY["bert"],
-        lambda: [lora("bert", QUERY), ia3("bert", QUERY), lmam(heads=3)],
-        "LmamConfig, part 3 of 3 .*heads=3 does not divide the 4 attention heads",
     ),
     "map that matches other modules too": (
         TINY["llama"],

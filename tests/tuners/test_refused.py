@@ -201,26 +201,6 @@ def test_two_parts_of_a_kind_cannot_have_the_same_modules(kind):
     )
 
 
-@pytest.mark.parametrize("turned", [False, True], ids=["in order", "turned"])
-@pytest.mark.parametrize(
-    ("part", "module", "inner", "outside"),
-    [
-        (KINDS["lmam"], "self_attn", "lmam", "up_proj"),
-        (lambda: LoraConfig(r=2, target_modules=["up_proj"]), "mlp", "up_proj", "k_proj"),
-    ],
-    ids=["lmam", "lora"],
-)
-def test_a_part_cannot_be_in_a_module_that_another_trains_whole(
-    part, module, inner, outside, turned
-):
-    whole = {"target_modules": [outside], "feedforward_modules": [], "modules_to_save": [module]}
-    parts = [part(), IA3Config(**whole)]
-    refused(
-        rf"modules_to_save trains model\.layers\.0\.{module} whole, where .* has {inner}: leave",
-        lambda: LoradaConfig(parts=parts[::-1] if turned else parts),
-    )
-
-
 @pytest.mark.parametrize("steps", [None, 0, -5])
 def test_adalora_needs_the_number_of_steps(steps):
     parts = [{"peft_type": "ADALORA", "total_step": steps, **QUERY}]

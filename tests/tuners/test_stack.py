@@ -166,19 +166,6 @@ def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
     assert_close(torch.load(paths[2]), logits(model, inputs))
 
 
-@pytest.mark.fp64(False)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-def test_half_precision_base_keeps_fp32_adapters_that_train(dtype):
-    model = moved(TINY["llama"]().to(dtype), config_of("lora", "llama"))
-    inputs = batch("llama")
-    out = model(**inputs, labels=inputs["input_ids"])
-    out.loss.backward()
-    adapter = [p for p in model.parameters() if p.requires_grad]
-    assert {p.dtype for p in adapter} == {torch.float32}
-    assert out.logits.dtype == dtype
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter)
-
-
 @pytest.mark.parametrize("stack", ["lmam", "adalora", "lora_ia3"])
 def test_classification_head_is_trained_and_saved_once(stack, tmp_path):
     def classifier() -> BertForSequenceClassification:
@@ -226,12 +213,7 @@ def test_the_status_of_a_model_names_types_as_peft_does():
     assert layers == {"LmamLayer", "BottleneckLayer", "lora.Linear"}
 
 
-def test_bake_and_merge_weights_are_functions_too():
-    model, inputs = trained("lora", "llama"), batch("llama")
-    expected = logits(model, inputs)
-    lorada.bake(model)
-    assert_close(logits(model, inputs), expected)
-    assert_close(logits(lorada.merge_weights(model).eval(), inputs), expected)
+def test_merge_weights_is_for_stacks():
     plain = get_peft_model(TINY["llama"](), lora("llama"))
     with pytest.raises(ValueError, match=r"has the type LORA: model.merge_and_unload\(\)"):
         lorada.merge_weights(plain)
