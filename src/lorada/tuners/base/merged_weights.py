@@ -43,18 +43,22 @@ def merge_all(
     for chain in wrappers(model).values():
         together = [name for layer in chain for name in layer.merged_adapters]
         together = list(dict.fromkeys([*together, *names]))
-        own = [layer for layer in chain if any(has_adapter(layer, name) for name in together)]
-        kinds = {cls.__name__ for layer in own for cls in type(layer).__mro__}
+        own = merged_together(chain, together)
         with onload_layer(chain[0]):
-            if linear_of(chain[0]) is not None and (len(own) > 1 or FOLDED & kinds):
-                left = [check_adapters_to_merge(layer, names) for layer in own]  # warns if none is
-                if any(left):
-                    unmerge_chain(chain)
-                    _fold(chain, own, together, safe_merge, undo)
-                continue
-            for layer in reversed(own):
-                here = [name for name in names if has_adapter(layer, name)]
-                layer.merge(safe_merge=safe_merge, adapter_names=here)
+            # PEFT's function warns if nothing is left to merge.
+            if any(check_adapters_to_merge(layer, names) for layer in own):
+                unmerge_chain(chain)
+                _fold(chain, own, together, safe_merge, undo)
+            for layer in [] if own else reversed(chain):
+                if here := [name for name in names if has_adapter(layer, name)]:
+                    layer.merge(safe_merge=safe_merge, adapter_names=here)
+
+
+def merged_together(chain: list[Any], names: list[str]) -> list[Any]:
+    """The layers of some adapters around a module, if they are merged into what they compute."""
+    own = [layer for layer in chain if any(has_adapter(layer, name) for name in names)]
+    kinds = {cls.__name__ for layer in own for cls in type(layer).__mro__}
+    return own if linear_of(chain[0]) is not None and (len(own) > 1 or FOLDED & kinds) else []
 
 
 def unmerge_chain(chain: Any) -> None:

@@ -13,9 +13,9 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from lorada.tuners.base.delta_layer import DeltaLayer
 from lorada.tuners.base.layer import AttachedLayer
 from lorada.tuners.base.linears import has_adapter, linear_of, plain_matrix, wrappers
+from lorada.tuners.base.merged_weights import merged_together
 from lorada.tuners.base.part_config import STACK
 from lorada.tuners.stack.nested_layers import layer_kind, wraps
 from lorada.tuners.stack.stack_config import UNMERGEABLE
@@ -53,17 +53,14 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
             warnings.simplefilter("ignore")  # about tied weights, which we untie
             tuner._check_merge_allowed()
     for place, chain in wrappers(model).items():
-        for layer in chain:
-            if isinstance(layer, DeltaLayer) and has_adapter(layer, name):
-                plain_matrix(layer.get_base_layer(), "merging")  # before any weight is changed
+        if merged_together(chain, [name]):
+            plain_matrix(chain[-1].get_base_layer(), "merging")  # before any weight is changed
         own = {layer_kind(layer).__name__ for layer in chain if has_adapter(layer, name)}
         if len(own) > 1 and linear_of(chain[0]) is None:
             raise UnmergeableError(
                 f"{' and '.join(sorted(own))} on {place}, which is not linear, cannot be merged "
                 "together: keep it as an adapter"
             )
-        if len(own) > 1:
-            plain_matrix(chain[-1].get_base_layer(), "merging several parts")
         if getattr(chain[-1].get_base_layer(), "bias", None) is not None:
             continue
         for layer in chain:
