@@ -27,16 +27,10 @@ from lorada.attention.forward_inputs import (
     forward_listener,
 )
 from lorada.attention.hooks import HOOKS, hooks_for
-from lorada.attention.interface import (
-    CROSS_ATTENTION,
-    attention_classes,
-    can_hold_map,
-    self_attentions,
-)
+from lorada.attention.interface import attention_classes, self_attentions
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.functional.precision import wide
 from lorada.tuners.base.layer import AttachedLayer, Entries, FrozenEntries
-from lorada.tuners.base.linears import within_layer
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.tuner import AttachedModel
 
@@ -275,15 +269,10 @@ class LmamModel(AttachedModel):
     child = CHILD
     host_kind = "a self-attention module that can hold a map"
     tuner_layer_cls = LmamLayer
-    not_in = CROSS_ATTENTION
 
-    def can_host(self, key: str) -> bool:
-        """Whether a map would reach the attention of a module."""
-        return can_hold_map(self.model.get_submodule(key))
-
-    def candidates(self, config: Any) -> list[str]:
-        """Names, within a layer, of the self-attention modules of this model."""
-        return sorted({within_layer(name) for name in self_attentions(self.model)})
+    def find_hosts(self, config: Any) -> list[str]:
+        """The self-attention modules whose attention a map would reach."""
+        return self_attentions(self.model)
 
     def no_host(self, config: Any) -> str:
         """Which modules would do, and which attention the model has."""

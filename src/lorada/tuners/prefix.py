@@ -194,10 +194,10 @@ class PrefixModel(AttachedModel):
             f"{attention_classes(self.model) or 'none we know'}"
         )
 
-    def can_host(self, key: str) -> bool:
-        """Whether a module is attention that can have a prefix."""
-        module = self.model.get_submodule(key)
-        return interface.dispatches(module) or is_disentangled(module)
+    def find_hosts(self, config: Any) -> list[str]:
+        """The attention modules, cross-attention included, that can have a prefix."""
+        modules = self.model.named_modules()
+        return [name for name, m in modules if interface.dispatches(m) or is_disentangled(m)]
 
     def _create_and_replace(
         self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str

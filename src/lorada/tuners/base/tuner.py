@@ -4,7 +4,7 @@ PEFT's tuner finds the target modules of a config and calls ``_create_and_replac
 tuners also place an adapter on all of its targets or on none, and refuse weights that do not fit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from lorada.tuners.base.merged_weights import (
     ties_settled,
     unmerge_chain,
 )
-from lorada.tuners.base.part_config import PREFIX, STACK, LoradaPeftConfig
+from lorada.tuners.base.part_config import PREFIX, STACK
 
 # Heads that PEFT adds to ``modules_to_save`` by task, whether a model has them or not.
 HEADS_OF_PEFT = {
@@ -243,51 +243,46 @@ class AttachedModel(LoradaTuner):
     host_kind: str  # a description of such a module, for errors
     child: str  # the name of the layer in its host
     tuner_layer_cls: type[AttachedLayer]
-    not_in: tuple[str, ...] = ()  # modules, by their last names, that hold no such part
+    hosts: frozenset[str]  # names of the modules that can hold the part that is placed
     not_mergeable = (
         "merge_weights() merges the other parts of a stack and keeps these as an adapter"
     )
 
-    def can_host(self, key: str) -> bool:
-        """Whether the module named ``key`` can hold the part."""
+    def find_hosts(self, config: Any) -> Iterable[str]:
+        """Names of the modules of the model that can hold the part."""
         raise NotImplementedError
 
     def no_host(self, config: Any) -> str:
         """What is said of a model in which no module can hold the part."""
-        return f"{type(self.model).__name__} has no module that is {self.host_kind}"
+        raise NotImplementedError
 
     def candidates(self, config: Any) -> list[str]:
-        """Names, within a layer, of the modules that get the part by default."""
-        names = (name for name, _ in self.model.named_modules())
-        return sorted({within_layer(name) for name in names if self.can_host(name)})
+        """Names, within a layer, of the modules that can hold the part."""
+        return sorted({within_layer(name) for name in self.hosts})
 
-    def _prepare_adapter_config(
-        self, peft_config: LoradaPeftConfig, model_config: Any
-    ) -> LoradaPeftConfig:
-        config: Any = peft_config
-        found = self.candidates(config)
-        if not found:
-            raise ValueError(self.no_host(config))
-        if config.target_modules is None:
-            config.target_modules = found
+    def default_targets(self, config: Any) -> list[str]:
+        """The ``target_modules`` of a config that names none."""
+        return self.candidates(config)
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        self.hosts = frozenset(self.find_hosts(peft_config))
+        if not self.hosts:
+            raise ValueError(self.no_host(peft_config))
+        if peft_config.target_modules is None:
+            peft_config.target_modules = self.default_targets(peft_config)
         return peft_config
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
         matched = BaseTuner._check_target_module_exists(peft_config, key)
         if not matched:  # which also says whether the module was excluded
             return matched
-        if not self.can_host(key):
-            raise ValueError(
-                f"target_modules matches {key}, which is not {self.host_kind}; "
-                f"this model has {listed(self.candidates(peft_config))}"
-            )
         names = key.split(".")
         stacks = getattr(peft_config, "stacks", None) or names
         if not any(stack in names for stack in stacks):
             return False
-        if any(name in names for name in self.not_in):
+        if key not in self.hosts:
             raise ValueError(
-                f"target_modules matches {key}, which is cross-attention; "
+                f"target_modules matches {key}, which is not {self.host_kind}; "
                 f"this model has {listed(self.candidates(peft_config))}"
             )
         return True

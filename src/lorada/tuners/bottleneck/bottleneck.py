@@ -15,7 +15,7 @@ now. And a change of a layer's output must run within the layer's gradient check
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -350,26 +350,21 @@ class BottleneckModel(AttachedModel):
     tuner_layer_cls = BottleneckLayer
     insertions: dict[str, Insertion]  # of the adapter that is placed, by the names of targets
 
-    def can_host(self, key: str) -> bool:
-        """Whether the placement puts an adapter on a module."""
-        return key in self.insertions
+    def find_hosts(self, config: BottleneckConfig) -> Iterable[str]:
+        """The modules that the placement puts an adapter on."""
+        self.insertions = insertions(self.model, config.placement)
+        self.host_kind = f"a target of placement={config.placement!r}"
+        return self.insertions
 
-    def _prepare_adapter_config(
-        self, peft_config: BottleneckConfig, model_config: Any
-    ) -> BottleneckConfig:
-        self.insertions = insertions(self.model, peft_config.placement)
-        self.host_kind = f"a target of placement={peft_config.placement!r}"
-        linears = PLACEMENTS[peft_config.placement].linears
-        if peft_config.target_modules is None and linears:
-            found = {name.rpartition(".")[2] for name in self.insertions}
-            if found and not found.issuperset(linears):
-                raise ValueError(
-                    f"placement={peft_config.placement!r} is for {' and '.join(linears)}: give "
-                    "target_modules; this model has " + listed(self.candidates(peft_config))
-                )
-            peft_config.target_modules = list(linears)
-        super()._prepare_adapter_config(peft_config, model_config)
-        return peft_config
+    def default_targets(self, config: BottleneckConfig) -> list[str]:
+        """All of them, or the linear layers that the placement is for."""
+        linears = PLACEMENTS[config.placement].linears
+        if not {name.rpartition(".")[2] for name in self.hosts}.issuperset(linears):
+            raise ValueError(
+                f"placement={config.placement!r} is for {' and '.join(linears)}: give "
+                f"target_modules; this model has {listed(self.candidates(config))}"
+            )
+        return list(linears) or self.candidates(config)
 
     def no_host(self, config: BottleneckConfig) -> str:
         """Which model the placement does not know, and where to add it."""
@@ -380,14 +375,10 @@ class BottleneckModel(AttachedModel):
         )
 
     def _check_target_module_exists(self, peft_config: BottleneckConfig, key: str) -> Any:
-        matched = BaseTuner._check_target_module_exists(peft_config, key)
         # A norm behind all layers may have the name of a target in the layers, such as
         # final_layer_norm.
-        if (
-            matched
-            and key not in self.insertions
-            and any(f".{key}".endswith(f".{name}") for name in self.candidates(peft_config))
-        ):
+        namesake = key not in self.hosts and BaseTuner._check_target_module_exists(peft_config, key)
+        if namesake and any(f".{key}".endswith(f".{n}") for n in self.candidates(peft_config)):
             return False
         return super()._check_target_module_exists(peft_config, key)
 
