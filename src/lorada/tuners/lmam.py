@@ -217,8 +217,7 @@ class LmamLayer(AttachedLayer):
         factors = tuple(getattr(self, each)(name) for each in names)
         known = name in self._pe and self._pe[name].device == factors[0].device  # else offloaded
         pe = self._pe[name] if known else None
-        settings = config.align, config.ablation
-        return AttentionMap(factors, inverse_scale, *settings, pe=pe)
+        return AttentionMap(factors, inverse_scale, config.align, config.ablation, pe=pe)
 
     def bake(self) -> None:
         """Compute each map once, for inference; ``train()`` undoes it."""

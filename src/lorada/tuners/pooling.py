@@ -177,7 +177,6 @@ def refuse_type(model_type: str) -> None:
 
 def attach(model: nn.Module, pooling: Any) -> PoolingLayer:
     """Put a pooling on a model that has no adapter."""
-    reader_of(model)
     host: Any = backbone_of(model)
     layer = PoolingLayer(host, model)
     host.add_module(CHILD, layer)

@@ -5,12 +5,10 @@ Parts of ours, and several parts on one linear layer, are merged into what they 
     W = f(I) - f(0),    b = f(0)
 
 Merged one after the other, a part around others would read what the inner parts have made of the
-base weight: DoRA's norm is that of the base weight plus its own term, and HiRA multiplies it. One
-part of PEFT alone merges itself.
+base weight, such as DoRA, HiRA. One part of PEFT alone merges itself.
 
 The input and the output embeddings of most models are one tensor (tied weights). A part on one of
-them changes only that one. After merging they are two tensors, and the model's config must say so,
-since loading would tie them again.
+them changes only that one; merged they are two, and the config must say so, or loading ties them.
 """
 
 import copy
@@ -152,10 +150,9 @@ def give_own_weights(model: nn.Module, names: list[str]) -> None:
 def ties_settled(model: nn.Module) -> Iterator[None]:
     """Tie or untie a model's shared weights at the end of this context, in which it is unloaded.
 
-    Weights that are still equal stay one tensor. Otherwise each module gets its own, and the config
-    says so. PEFT does this only for the embeddings, not for other weights that an encoder-decoder
-    ties to them, and its change of the config changes the outputs of a T5. So within the context
-    the config says "not tied", which makes PEFT do nothing.
+    Weights that are still equal stay one tensor; else each module gets its own. PEFT unties nothing
+    but the embeddings, and its change of the config changes the outputs of a T5. So within the
+    context the config says "not tied", which makes PEFT do nothing.
     """
     config = getattr(model, "config", None)
     tied = getattr(config, TIED, False) is True

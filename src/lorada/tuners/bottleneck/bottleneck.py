@@ -8,10 +8,8 @@ View of Parameter-Efficient Transfer Learning" (2021): the FFN's output y become
 The paper's settings are in its Tables 15, 16 and 19.
 
 ``placements`` says where each goes in every architecture. Hooks read the tensor at a hook point, or
-replace it. A hook of PyTorch is not enough at two kinds of them. LoRA wraps a linear layer and
-removes the wrapper when it is merged: there ``FollowingHook`` moves to the module that has the name
-now. And a change of a layer's output must run within the layer's gradient checkpoint:
-``LayerOutput``.
+replace it: ``FollowingHook`` at a linear layer, which LoRA may wrap or unwrap, and ``LayerOutput``
+at the output of a layer, which must change within the layer's gradient checkpoint.
 """
 
 import math

@@ -52,12 +52,10 @@ def layer_kind(layer: nn.Module) -> type:
 def layers_shown(
     model: nn.Module, own: type | None = None, *, innermost: bool = False
 ) -> Iterator[None]:
-    """Show a tuner its own layer, wherever layers of other tuners are around it.
+    """Show a tuner its own layer in layers of others, so that it adds to it and does not wrap it.
 
-    So it adds to that layer instead of wrapping again. With ``innermost`` it is shown the innermost
-    module where it has no layer yet: some tuners measure or count the linear layers that they are
-    placed on, and do not see one inside another tuner's layer. What is placed in this context is
-    put around the layers of others at its end.
+    ``innermost`` shows the innermost module where the tuner has no layer yet: some measure or count
+    linear layers and see none inside another layer. What they place goes around the others' layers.
     """
     hidden = []
     for name, chain in wrappers(model).items():
