@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import TINY, assert_close, assert_same_gradients
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import load_file
 from stacks import batch, moved, randomise
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -128,30 +127,22 @@ def test_gates_that_a_trainer_casts_start_as_the_base_and_are_saved_as_they_trai
 @pytest.mark.fp64(False)
 def test_autocast_leaves_the_difference_its_precision():
     layer = wrapped(64, 64)
+    gates = layer.lora_gates["default"]
     with torch.no_grad():
-        for gate, start in zip(*both(layer), strict=True):
+        for gate, start in zip(gates.trained(), gates.start(), strict=True):
             gate.copy_(start + 1e-4 * torch.randn(start.shape))
     x = torch.randn(8, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        change = layer.lora_gates["default"](x, 64)
+        change = gates(x, 64)
     expected = x.double() @ dense_change(layer.double()).T
     assert change.dtype == torch.float32
     # The difference of two bf16 products would be wrong in its first digit.
     assert (change - expected).norm() < 1e-2 * expected.norm()
 
 
-def both(layer: QuantaLayer) -> tuple[list[Tensor], list[Tensor]]:
-    gates = layer.lora_gates["default"]
-    return gates.trained(), gates.start()
-
-
 def test_model_without_default_targets_is_told_what_it_has():
     with pytest.raises(ValueError, match=r"for custom models: choose some of 0, 1$"):
         get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), QuantaConfig())
-
-
-def gates_file(folder) -> dict:
-    return load_file(folder / "adapter_model.safetensors")
 
 
 # Saving and loading.
