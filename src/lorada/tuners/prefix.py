@@ -83,11 +83,9 @@ class PrefixNetwork(PrefixPart):
         """Create the network of an adapter, with PyTorch's usual initialisation; d is ``width``."""
         assert config.projection is not None
         self.configs[adapter_name] = config
-        embedding = self.new_weight(config.length, width)
+        self.lora_embedding[adapter_name] = nn.init.normal_(self.new_weight(config.length, width))
         hidden, bias = self.new_weight(config.projection, width), self.new_weight(config.projection)
-        nn.init.normal_(embedding)
         draw_uniform(width, hidden, bias)
-        self.lora_embedding[adapter_name] = embedding
         self.lora_hidden[adapter_name] = hidden
         self.lora_hidden_bias[adapter_name] = bias
 

@@ -166,9 +166,8 @@ def check_values(config: Any) -> None:
 
 def refuse_layers(config: object) -> None:
     """Refuse layers that PEFT would not read: none, which means all, or those beside a regex."""
-    layers, targets = (
-        getattr(config, name, None) for name in ("layers_to_transform", "target_modules")
-    )
+    layers = getattr(config, "layers_to_transform", None)
+    targets = getattr(config, "target_modules", None)
     if layers in ([], ()):
         raise ValueError("layers_to_transform=[] names no layer: leave it out for all layers")
     if layers is not None and isinstance(targets, str) and targets != "all-linear":

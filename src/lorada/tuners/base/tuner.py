@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper, _get_submodules
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
@@ -208,8 +208,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
                 give_own_weights(self.model, names)
                 merge_all(self.model, names, safe_merge=kwargs.get("safe_merge", False), undo=False)
                 for place, chain in wrappers(self.model).items():
-                    above, _, child = place.rpartition(".")
-                    parent = self.model.get_submodule(above)
+                    parent, _, child = _get_submodules(self.model, place)
                     self._replace_module(parent, child, chain[-1].get_base_layer(), chain[0])
             detach_all(self.model)
             model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)

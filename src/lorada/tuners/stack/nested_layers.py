@@ -16,6 +16,7 @@ from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import _get_submodules
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
@@ -64,8 +65,7 @@ def layers_shown(
             shown = chain[-1].base_layer
         if shown is None or shown is chain[0]:
             continue
-        holder, _, child = name.rpartition(".")
-        parent = model.get_submodule(holder)
+        parent, _, child = _get_submodules(model, name)
         hidden.append((parent, child, chain[0], shown))
         setattr(parent, child, shown)
     try:

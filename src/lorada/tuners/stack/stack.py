@@ -178,7 +178,12 @@ class LoradaModel(LoradaTuner):
         """Remove an adapter with all its parts; if no other is active, activate another."""
         active = self.active_adapters
         super().delete_adapter(adapter_name)
-        forget(self, self._tuners.pop(adapter_name, []))
+        for tuner in self._tuners.pop(adapter_name, []):
+            for name, container in containers_of(tuner).items():
+                delattr(self, name)
+                for module in container.modules():  # layers may refer to them too
+                    module._parameters.clear()
+                    module._buffers.clear()
         left = [name for name in active if name != adapter_name] or sorted(self.peft_config)[:1]
         if adapter_name in active and left:
             # PEFT lets each layer choose among its own adapters; in stacks these differ.
@@ -426,16 +431,6 @@ def refuse_without_peft_model(parts: list[PeftConfig]) -> None:
 def containers_of(tuner: BaseTuner) -> dict[str, Any]:
     """The containers of a tuner's shared weights, by name; empty for most tuners."""
     return {name: child for name, child in tuner.named_children() if name != "model"}
-
-
-def forget(stack: nn.Module, tuners: list[BaseTuner]) -> None:
-    """Remove the shared weights of an adapter's tuners; layers may refer to them too."""
-    for tuner in tuners:
-        for name, container in containers_of(tuner).items():
-            delattr(stack, name)
-            for module in container.modules():
-                module._parameters.clear()
-                module._buffers.clear()
 
 
 def own_keys(model: nn.Module, tuner: BaseTuner, keys: Iterable[str]) -> set[str]:
