@@ -168,12 +168,13 @@ def ties_settled(model: nn.Module) -> Iterator[None]:
 
 
 def _tie_or_untie(model: PreTrainedModel) -> None:
-    names = model.all_tied_weights_keys.items()
-    pairs = [(model.get_parameter(target), model.get_parameter(source)) for target, source in names]
-    if all(torch.equal(target, source) for target, source in pairs):
-        model.tie_weights(recompute_mapping=False)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}  # models of others may lack it
+    found = [(model.get_parameter(one), model.get_parameter(other)) for one, other in tied.items()]
+    if all(torch.equal(one, other) for one, other in found):
+        if tied:
+            model.tie_weights(recompute_mapping=False)
         return
-    for target, _ in names:
+    for target in tied:
         owner, _, key = target.rpartition(".")
         module = model.get_submodule(owner)
         module._parameters[key] = copy.deepcopy(module._parameters[key])
