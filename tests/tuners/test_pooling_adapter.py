@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import SIZES, assert_close
+from folders import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import small
@@ -191,11 +192,10 @@ def test_every_method_has_it_trains_saves_loads_and_merges(method, model, tmp_pa
         return
 
     loaded = assert_loads(adapted, headed(model), tmp_path, inputs)
-    try:
-        merged = loaded.merge_weights()
-    except ValueError as error:
-        assert "keep it as an adapter" in str(error)
+    if method == "omoe":
+        refused("keep it as an adapter", loaded.merge_weights)
         return
+    merged = loaded.merge_weights()
     assert [part.peft_type for part in merged.peft_config["default"].parts][-1] == "POOLING"
     assert_close(logits(merged, inputs), found.logits)
 
