@@ -43,8 +43,8 @@ test-all: $(VENV)/.installed-dev
 KERNELS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE \
 	ONEDNN_MAX_CPU_ISA=SSE41 LORADA_TEST_THREADS=2
 ROUNDED := functional/test_kernels package/test_rounding functional/test_maps \
-	tuners/test_gates attention/test_positions attention/test_map_term \
-	attention/test_attend attention/test_attention_models tuners/test_stack_merge attention/test_prefix \
+	attention/test_positions attention/test_map_term \
+	attention/test_attend attention/test_attention_models tuners/test_stack attention/test_prefix \
 	tuners/test_omoe methods/test_galore tuners/test_quanta
 kernels: $(VENV)/.installed-dev
 	for setting in $(KERNELS); do echo "$$setting"; \

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from lorada.training.callbacks import RelativeNorm
     from lorada.tuners import *  # noqa: F403
     from lorada.tuners.lmam import bake
-    from lorada.tuners.stack.as_stack import as_stack
     from lorada.tuners.stack.merging import merge_weights
+    from lorada.tuners.stack.stack_config import as_stack
 
 __all__ = [
     "METHODS",
@@ -46,7 +46,7 @@ _LAZY = {
     "RelativeNorm": "lorada.training.callbacks",
     "METHODS": "lorada.methods.table",
     "TASKS": "lorada.data.tasks",
-    "as_stack": "lorada.tuners.stack.as_stack",
+    "as_stack": "lorada.tuners.stack.stack_config",
     "bake": "lorada.tuners.lmam",
     "build_method": "lorada.methods.build",
     "decide": "lorada.compare.decide",

@@ -8,6 +8,7 @@ from conftest import DECODER_SIZES
 from folders import refused
 from method_cases import BUILDERS, defined
 from peft import get_peft_model
+from peft.tuners.tuners_utils import _get_in_out_features
 from transformers import (
     AutoConfig,
     BertConfig,
@@ -24,7 +25,7 @@ from lorada.methods.meta_model import meta_model
 from lorada.methods.table import UNPUBLISHED
 from lorada.training.models.loading import kind_of
 from lorada.training.parameter_counts import count_parameters
-from lorada.tuners.base.linears import layer_linear_names, linear_of, widths
+from lorada.tuners.base.linears import layer_linear_names, linear_of
 
 OF_PLACES = ("pos_proj", "pos_q_proj")  # DeBERTa's, which the positions go through
 
@@ -45,7 +46,7 @@ def test_every_linear_of_a_layer_has_a_role_and_the_widths_of_it(name):
     assert fits(scheme, [linear for linear in linears if not linear.endswith(OF_PLACES)])
     found = {
         role: [
-            widths(linear_of(model.get_submodule(module)))
+            _get_in_out_features(linear_of(model.get_submodule(module)))
             for module in hit(model, renamed(names, scheme, scheme))
         ]
         for role, names in scheme.items()

@@ -51,7 +51,7 @@ def test_encoder_decoders_have_three_networks():
     model = get_peft_model(ARCHITECTURES["bart"](), config_of("network", "alone", "bart"))
     assert networks(model.get_base_model()) == ["prefix_encoder", "prefix_decoder", "prefix_cross"]
     shared = {
-        id(layer._network[0].host.get_submodule(f"prefix_{kind}")): id(layer._network[0])
+        id(layer.network[0].host.get_submodule(f"prefix_{kind}")): id(layer.network[0])
         for kind, layer in zip(
             ["encoder"] * 2 + ["decoder", "cross"] * 2, layers(model), strict=True
         )

@@ -1,20 +1,42 @@
-"""Values, layers and stacks that cannot be: one line, and the model stays as it was."""
+"""What cannot be, a value, layers, a stack: one line, and the model stays as it was."""
 
+import copy
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 from architectures import ARCHITECTURES
-from conftest import TINY
+from conftest import TINY, VOCAB
 from folders import refused as one_line
 from peft import (
     AdaLoraConfig,
+    HRAConfig,
     IA3Config,
+    LNTuningConfig,
     LoraConfig,
+    PeftModel,
     PrefixTuningConfig,
     TrainableTokensConfig,
+    VeraConfig,
     get_peft_model,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from stacks import (
+    FFN,
+    QUERY,
+    batch,
+    bottleneck,
+    ia3,
+    lmam,
+    logits,
+    lora,
+    moved,
+    training_stack,
+)
+from torch import nn
 from transformers import DebertaV2Config
 
 from lorada import (
@@ -35,20 +57,22 @@ from lorada.methods.callbacks.owlore import OwLoreCallback
 from lorada.methods.callbacks.sora_thresholds import SoraCallback
 from lorada.tuners.pooling import PoolingConfig
 
-QUERY = {"target_modules": ["q_proj"]}
+pytestmark = pytest.mark.fp64
+
+Q_PROJ = {"target_modules": ["q_proj"]}
 KINDS = {
     "lmam": lambda **more: LmamConfig(rank=2, length=6, **more),
     "bottleneck": lambda **more: BottleneckConfig(rank=2, **more),
     "series": lambda **more: BottleneckConfig(rank=2, placement="series", **more),
     "prefix": lambda **more: PrefixConfig(length=3, **more),
-    "quanta": lambda **more: QuantaConfig(**QUERY, **more),
-    "sora": lambda **more: SoraConfig(rank=2, **QUERY, **more),
-    "lamda": lambda **more: LamdaConfig(rank=2, **QUERY, **more),
+    "quanta": lambda **more: QuantaConfig(**Q_PROJ, **more),
+    "sora": lambda **more: SoraConfig(rank=2, **Q_PROJ, **more),
+    "lamda": lambda **more: LamdaConfig(rank=2, **Q_PROJ, **more),
     "omoe": lambda **more: OmoeConfig(rank=2, **more),
 }
 THEIRS = {
-    "lora": lambda **more: LoraConfig(r=2, **QUERY, **more),
-    "adalora": lambda **more: AdaLoraConfig(init_r=2, target_r=1, total_step=9, **QUERY, **more),
+    "lora": lambda **more: LoraConfig(r=2, **Q_PROJ, **more),
+    "adalora": lambda **more: AdaLoraConfig(init_r=2, target_r=1, total_step=9, **Q_PROJ, **more),
 }
 
 
@@ -175,13 +199,13 @@ def test_an_empty_list_of_layers_is_no_way_to_say_all(kind):
         (LamdaConfig, {"rank": 20}, "rank=20 is more than a weight of 16 × 32 has: choose 16 or"),
         (PrefixConfig, {"target_modules": ["mlp"]}, "mlp, which is not an attention module"),
         (BottleneckConfig, {"placement": "series", "target_modules": ["mlp"]},
-         "matches model.layers.0.mlp, which is no target of placement='series'"),
+         "matches model.layers.0.mlp, which is not a target of placement='series'"),
         (BottleneckConfig, {"placement": "series", "target_modules": ["lm_head"]},
-         "matches lm_head, which is no target of placement='series'"),
+         "matches lm_head, which is not a target of placement='series'"),
         (BottleneckConfig, {"placement": "pa_attn", "target_modules": ["mlp"]},
-         "matches model.layers.0.mlp, which is no target of .*this model has self_attn"),
+         "matches model.layers.0.mlp, which is not a target of .*this model has self_attn"),
         (BottleneckConfig, {"placement": "houlsby", "target_modules": ["self_attn"]},
-         "which is no target of placement='houlsby'.*has mlp, self_attn.o_proj"),
+         "which is not a target of placement='houlsby'.*has mlp, self_attn.o_proj"),
         (BottleneckConfig, {"placement": "parallel", "target_modules": ["wi"]},
          r"target_modules=\['wi'\] matched no module; this model has mlp.down_proj"),
     ],
@@ -201,29 +225,9 @@ def test_two_parts_of_a_kind_cannot_have_the_same_modules(kind):
     )
 
 
-@pytest.mark.parametrize("turned", [False, True], ids=["in order", "turned"])
-@pytest.mark.parametrize(
-    ("part", "module", "inner", "outside"),
-    [
-        (KINDS["lmam"], "self_attn", "lmam", "up_proj"),
-        (lambda: LoraConfig(r=2, target_modules=["up_proj"]), "mlp", "up_proj", "k_proj"),
-    ],
-    ids=["lmam", "lora"],
-)
-def test_a_part_cannot_be_in_a_module_that_another_trains_whole(
-    part, module, inner, outside, turned
-):
-    whole = {"target_modules": [outside], "feedforward_modules": [], "modules_to_save": [module]}
-    parts = [part(), IA3Config(**whole)]
-    refused(
-        rf"modules_to_save trains model\.layers\.0\.{module} whole, where .* has {inner}: leave",
-        lambda: LoradaConfig(parts=parts[::-1] if turned else parts),
-    )
-
-
 @pytest.mark.parametrize("steps", [None, 0, -5])
 def test_adalora_needs_the_number_of_steps(steps):
-    parts = [{"peft_type": "ADALORA", "total_step": steps, **QUERY}]
+    parts = [{"peft_type": "ADALORA", "total_step": steps, **Q_PROJ}]
     refused("total_step.*supply a value > 0", lambda: LoradaConfig(parts=parts))
     with pytest.raises(ValueError, match=r"total_step.*supply a value > 0"):
         build_method("adalora", DebertaV2Config(), total_step=steps)
@@ -275,7 +279,7 @@ def test_tokens_that_train_are_a_part_of_their_own():
         (lambda: LoradaConfig(parts=[LoraConfig(target_modules=r".*q_proj")],
                               layers_to_transform=[0]),
          "layers_to_transform is for a list of target_modules, not for the regex"),
-        (lambda: LoradaConfig(parts=[IA3Config(**QUERY, feedforward_modules=[])],
+        (lambda: LoradaConfig(parts=[IA3Config(**Q_PROJ, feedforward_modules=[])],
                               layers_to_transform=[0]),
          "this one cannot have it: name the layers in its target_modules"),
         (lambda: LmamConfig(target_modules="self_attn"),
@@ -288,7 +292,7 @@ def test_layers_and_names_that_would_be_read_otherwise_are_refused(config, said)
 
 def test_cross_attention_has_no_map():
     config = LmamConfig(target_modules=["encoder_attn"])
-    one_line("layers.0.encoder_attn, which is cross-attention; this model has self_attn",
+    one_line("layers.0.encoder_attn, which is not a self-attention .*; this model has self_attn",
              lambda: get_peft_model(ARCHITECTURES["bart"](), config))  # fmt: skip
 
 
@@ -301,3 +305,194 @@ def test_the_layers_of_a_method_are_those_that_are_asked_for(name):
     layers = [key for key, one in adapted.named_modules() if isinstance(one, BaseTunerLayer)]
     assert layers
     assert all(".layer.1." in key for key in layers)
+
+
+# Beside other adapters, and of a saved one.
+
+HEAD = {"modules_to_save": ["lm_head"]}
+VERA = {"r": 2, "target_modules": ["o_proj"]}
+
+
+def running() -> PeftModel:
+    parts = [lmam(), lora("llama", QUERY), ia3("llama", QUERY), VeraConfig(**VERA), bottleneck()]
+    model = moved(TINY["llama"](), LoradaConfig(parts=parts, **HEAD), "there")
+    model.add_adapter("second", LoradaConfig(parts=[lora("llama")], **HEAD))
+    return model.eval()
+
+
+def adding(name, config) -> Callable[[PeftModel, Path], None]:
+    return lambda model, folder: model.add_adapter(name, copy.deepcopy(config))
+
+
+def stack(*parts, **options) -> Callable[[PeftModel, Path], None]:
+    return adding("new", LoradaConfig(parts=list(parts), **options))
+
+
+def loading(base=TINY["llama"], low=False) -> Callable[[PeftModel, Path], None]:
+    """Loading an adapter that was saved for some base."""
+
+    def act(model: PeftModel, folder: Path) -> None:
+        moved(base(), LoradaConfig(parts=[lora("llama"), lmam()], **HEAD)).save_pretrained(folder)
+        model.load_adapter(folder, "new", low_cpu_mem_usage=low)
+
+    return act
+
+
+def wide():
+    return TINY["llama"](hidden_size=64, head_dim=8)
+
+
+def resized():
+    model = TINY["llama"]()
+    model.resize_token_embeddings(VOCAB + 8)
+    return model
+
+
+OTHER = lora("llama", FFN)
+EMBEDDING = LoraConfig(r=2, target_modules=["embed_tokens"])
+WHOLE = IA3Config(target_modules=["up_proj"], feedforward_modules=[], modules_to_save=["self_attn"])
+# Every way in which an adapter beside others is refused -> what is tried, and what is said.
+REFUSALS = {
+    "no such target": (stack(LoraConfig(r=2, target_modules=["no"]), **HEAD), "matched no module"),
+    "no such layer": (stack(lmam(layers_to_transform=[7]), **HEAD), "matched no module"),
+    "a second part": (stack(OTHER, lmam(heads=3), **HEAD), "heads=3 does not divide"),
+    "a third part": (stack(OTHER, bottleneck(), lmam(heads=3)), "part 3 of 3.*heads=3 does not"),
+    "no attention": (stack(OTHER, lmam(target_modules=["mlp"])), "not a self-attention"),
+    "no FFN": (stack(OTHER, bottleneck(target_modules=["self_attn"])), "is not a target of"),
+    "two of a kind": (stack(OTHER, lmam(), lmam()), "both target"),
+    "another order": (stack(ia3("llama", QUERY), lora("llama", QUERY)), "in another order"),
+    "blind": (stack(OTHER, HRAConfig(r=2, target_modules=["q_proj"])), "ignore the other parts"),
+    "a copied layer": (stack(LNTuningConfig(target_modules=["q_proj"])), "ignore the other parts"),
+    "shared state": (stack(OTHER, VeraConfig(**VERA)), "has had an adapter with such a part"),
+    "a module that is no module": (stack(OTHER, modules_to_save=["haed"]), "modules_to_save"),
+    "a part in a whole module": (stack(lmam(), WHOLE), "leave the module out"),
+    "a list of modules": (stack(EMBEDDING, modules_to_save=["layers"]), "cannot be applied to"),
+    "no part": (adding("new", PrefixTuningConfig()), "cannot be a part"),
+    "plain": (adding("new", lmam(heads=3)), "heads=3 does not divide"),
+    "known name": (adding("there", OTHER), "already exists"),
+    "another size": (loading(base=wide), "for another model size"),
+    "another size, low memory": (loading(base=wide, low=True), "for another model size"),
+    "another head": (loading(base=resized), "for another model size"),
+    "another depth": (
+        loading(base=lambda: TINY["llama"](num_hidden_layers=3)), "for another architecture",
+    ),
+}  # fmt: skip
+
+
+def state(model: nn.Module) -> dict:
+    """Everything that placing an adapter may change, but for the values of the weights."""
+    modules = list(model.named_modules(remove_duplicate=False))
+    held = [m for _, m in modules if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    active = list(model.base_model.active_adapters) if isinstance(model, PeftModel) else []
+    return {
+        "adapters": (list(getattr(model, "peft_config", ())), active),
+        "modules": [(name, id(module), module.training) for name, module in modules],
+        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for _, m in modules],
+        "parameters": [(name, id(p), p.requires_grad) for name, p in model.named_parameters()],
+        "active": [(list(m.active_adapters), m.disable_adapters) for m in held],
+        "known": [sorted(m._get_available_adapters()) for m in held],
+        "copies": [sorted(m._adapters) for m in held if isinstance(m, AuxiliaryTrainingWrapper)],
+    }
+
+
+@pytest.mark.first
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_refused_adapter_leaves_the_running_one_as_it_was(case, tmp_path):
+    act, said = REFUSALS[case]
+    model, inputs = running(), batch("llama")
+    before, expected = state(model), logits(model, inputs)
+    with pytest.raises(Exception, match=said):
+        act(model, tmp_path)
+    assert state(model) == before
+    assert torch.equal(logits(model, inputs), expected)
+    model.add_adapter("new", LoradaConfig(parts=[lora("llama")], **HEAD))  # the name is free
+
+
+class Odd(nn.Module):
+    """A model without attention and without an FFN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(input_ids.float()))
+
+
+MISFITS = {
+    "lora after a map": (
+        TINY["llama"],
+        lambda: [lmam(), LoraConfig(r=2, target_modules=["nope"])],
+        r"LoraConfig, part 2 of 2 of the stack: target_modules=\['nope'\] matched .*"
+        "this model has self_attn.q_proj, .*mlp.down_proj, lm_head",
+    ),
+    "map that matches other modules too": (
+        TINY["llama"],
+        lambda: [lora("llama"), lmam(target_modules=r".*\.(self_attn|mlp)")],
+        "LmamConfig, part 2 of 2 .*mlp, which is not a self-attention .*this model has self_attn",
+    ),
+    "map without attention": (
+        Odd,
+        lambda: [LoraConfig(r=2, target_modules=["first"]), lmam()],
+        "LmamConfig, part 2 of 2 .*no self-attention module of Odd dispatches",
+    ),
+    "lora without a default": (
+        Odd,
+        lambda: [LoraConfig(r=2)],
+        "LoraConfig, part 1 of 1 .*specify `target_modules`.*this model has first, second",
+    ),
+    **{
+        f"{second.__name__} after {first.__name__} on {name}": (
+            ARCHITECTURES[name],
+            lambda one=first, two=second: [one(), two(layers_to_transform=[7])],
+            r"part 2 of 2 .*layers_to_transform",
+        )
+        for name in ("bart", "bloom", "deberta_v2", "opt", "t5")
+        for first, second in ((lmam, bottleneck), (bottleneck, lmam))
+    },
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_stack_with_a_part_that_does_not_fit_leaves_no_half_of_it(case):
+    build, parts, message = MISFITS[case]
+    base = build()
+    before = state(base)
+    one_line(message, lambda: get_peft_model(base, LoradaConfig(parts=parts())))
+    assert state(base) == before
+
+
+BASES = {
+    "hidden size": (training_stack, wide),
+    "heads": (lmam, lambda: TINY["llama"](num_attention_heads=8, head_dim=4)),
+    "layers": (training_stack, lambda: TINY["llama"](num_hidden_layers=1)),
+    "resized head": (lambda: training_stack(modules_to_save=["lm_head"]), resized),
+    "resized embedding": (
+        lambda: training_stack(modules_to_save=["embed_tokens"]),
+        resized,
+    ),
+}
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize("case", BASES)
+def test_an_adapter_of_another_base_leaves_the_base_as_it_was(case, low_memory, tmp_path):
+    config, other = BASES[case]
+    moved(TINY["llama"](), config()).save_pretrained(tmp_path)
+    base, inputs = other(), batch("llama")
+    names, before = [name for name, _ in base.named_modules()], logits(base, inputs)
+    low = {"low_cpu_mem_usage": low_memory}
+    said = "the adapter was saved for another"
+    one_line(said, lambda: PeftModel.from_pretrained(base, tmp_path, **low))
+    assert [name for name, _ in base.named_modules()] == names
+    assert torch.equal(logits(base, inputs), before)
+
+
+def test_an_adapter_in_training_survives_weights_that_do_not_fit(tmp_path):
+    moved(wide(), training_stack()).save_pretrained(tmp_path)
+    model, inputs = moved(TINY["llama"](), training_stack()), batch("llama")
+    expected = logits(model, inputs)
+    with pytest.raises(ValueError, match="another model size or head count"):
+        model.load_adapter(tmp_path, "default", is_trainable=True)
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(logits(model, inputs), expected)

@@ -12,7 +12,7 @@ from functools import cached_property
 from operator import mul
 from typing import Any
 
-from peft.tuners.tuners_utils import check_target_module_exists
+from peft.tuners.tuners_utils import _get_in_out_features, check_target_module_exists
 from torch import nn
 
 from lorada.attention.call import head_count
@@ -21,7 +21,7 @@ from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import SHIFTED_ATTENTION, Method, Settings, part_class
 from lorada.methods.sizes import FITTED, Bound
-from lorada.tuners.base.linears import linears, widths, within_layer
+from lorada.tuners.base.linears import linears, within_layer
 
 # Which widths (in, out) of a matrix a setting has to divide.
 _DIVIDED = {"divides_inputs": slice(0, 1), "divides_outputs": slice(1, 2), "divides": slice(0, 2)}
@@ -99,7 +99,7 @@ class ModelShape:
         if bound == "divides_heads" and (heads := self._heads(settings.get("stacks"))):
             return _divisors(heads)
         matrices = self.targets(part, settings).values() if bound is not None else []
-        shapes: list[tuple[int, ...]] = [widths(each) for each in matrices]
+        shapes: list[tuple[int, ...]] = [_get_in_out_features(each) for each in matrices]
         if not shapes or bound == "divides_heads":
             return range(1, self._parameters + 1), ""
         if bound in _DIVIDED:

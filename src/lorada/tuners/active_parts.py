@@ -20,7 +20,8 @@ def active_parts(model: nn.Module) -> Parts:
         if not isinstance(module, BaseTunerLayer) or module.disable_adapters:
             continue
         if set(module.active_adapters) & set(module._get_available_adapters()):
-            found.setdefault(part_name(module), []).append(module)
+            package = type(module).__module__.partition(".tuners.")[2].partition(".")[0]
+            found.setdefault(CALLED.get(package, package), []).append(module)
     return found
 
 
@@ -32,12 +33,6 @@ def has_trained_copies(model: nn.Module) -> bool:
         and set(module.active_adapters) & set(module.modules_to_save)
         for module in model.modules()
     )
-
-
-def part_name(layer: BaseTunerLayer) -> str:
-    """What the part that a layer belongs to is called."""
-    package = type(layer).__module__.partition(".tuners.")[2].partition(".")[0]
-    return CALLED.get(package, package)
 
 
 @contextmanager

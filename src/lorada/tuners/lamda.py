@@ -21,12 +21,11 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from lorada.functional.precision import no_autocast, wide
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
 from lorada.tuners.base.layer import Entries, FrozenEntries
-from lorada.tuners.base.linears import linear_of, plain_weight
+from lorada.tuners.base.linears import linears, plain_matrix
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 
 # The randomised decomposition computes this many more directions than it returns, and refines them
@@ -105,8 +104,7 @@ class LamdaLayer(DeltaLayer):
         if config.init == "spectral":
             # An adapter for inference is loaded next, and needs no slow decomposition.
             if not (config.inference_mode or up.is_meta):
-                weight = weight_of(self, 'init="spectral"')
-                assert weight is not None
+                weight = plain_matrix(self.get_base_layer(), 'init="spectral"')
                 left, values, right = leading(weight, rank)
                 down.copy_(right)
                 middle.copy_(torch.diag(values))
@@ -148,27 +146,13 @@ class LamdaModel(DeltaModel):
         if config.ranks == "energy" and not config.rank_pattern:
             self._prepare_adapter_config(config, self.get_model_config(model))
             config = _maybe_include_all_linear_layers(config, model)
-            found = {
-                name: weight_of(module, 'ranks="energy"')
-                for name, module in model.named_modules()
-                if not name.endswith(".base_layer")
-                and self._check_target_module_exists(config, name)
+            weights = {
+                name: plain_matrix(linear, 'ranks="energy"')
+                for name, linear in linears(model).items()
+                if self._check_target_module_exists(config, name)
             }
-            weights = {name: weight for name, weight in found.items() if weight is not None}
             config.rank_pattern = ranks_by_energy(weights, config.rank)
         super().inject_adapter(model, adapter_name, *args, **kw)
-
-
-def weight_of(module: nn.Module, wish: str) -> Tensor | None:
-    """The weight (out, in) of a linear layer, wrapped or not; None for other modules.
-
-    ``wish`` is the use of the weight, for the error.
-    """
-    linear = linear_of(module)
-    if linear is None:
-        return None
-    weight = plain_weight(linear, wish).detach()
-    return weight.T if isinstance(linear, Conv1D) else weight
 
 
 def leading(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,21 +182,17 @@ def ranks_by_energy(weights: dict[str, Tensor], mean: int) -> dict[str, int]:
         return dict.fromkeys(weights, mean)
     energies = {name: energy(weight, min(mean, *weight.shape)) for name, weight in weights.items()}
     ordered = sorted(energies, key=energies.__getitem__)
-    third = len(ordered) // 3
-    first, last = third, len(ordered) - third  # ordered[:first] get 2r̄, ordered[last:] get r̄/2
-    half = max(1, mean // 2)
-
-    def total(first: int, last: int) -> int:
-        return 2 * mean * first + mean * (last - first) + half * (len(ordered) - last)
-
-    budget = mean * len(ordered)
-    while first and total(first, last) > budget:
-        first -= 1
-    while last < len(ordered) and total(first, last + 1) <= budget:
-        last += 1
-    classes = [2 * mean] * first + [mean] * (last - first) + [half] * (len(ordered) - last)
+    third, half, budget = len(ordered) // 3, max(1, mean // 2), mean * len(ordered)
+    doubled, halved = third, len(ordered) - third  # the end of the first, the start of the last
+    ranks = [2 * mean] * doubled + [mean] * (halved - doubled) + [half] * third
+    while doubled and sum(ranks) > budget:
+        doubled -= 1
+        ranks[doubled] = mean
+    while halved < len(ordered) and sum(ranks) - half + mean <= budget:
+        ranks[halved] = mean
+        halved += 1
     return {
-        name: min(rank, *weights[name].shape) for name, rank in zip(ordered, classes, strict=True)
+        name: min(rank, *weights[name].shape) for name, rank in zip(ordered, ranks, strict=True)
     }
 
 

@@ -7,7 +7,9 @@ it in each self-attention module, as the child ``lmam``. ``lorada.attention`` co
 """
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import torch
@@ -25,16 +27,10 @@ from lorada.attention.forward_inputs import (
     forward_listener,
 )
 from lorada.attention.hooks import HOOKS, hooks_for
-from lorada.attention.interface import (
-    CROSS_ATTENTION,
-    attention_classes,
-    can_hold_map,
-    self_attentions,
-)
+from lorada.attention.interface import attention_classes, self_attentions
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.functional.precision import wide
-from lorada.tuners.base.layer import AttachedLayer, Entries, FrozenEntries, warn_of_rounding
-from lorada.tuners.base.linears import within_layer
+from lorada.tuners.base.layer import AttachedLayer, Entries, FrozenEntries
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.tuner import AttachedModel
 
@@ -221,8 +217,7 @@ class LmamLayer(AttachedLayer):
         factors = tuple(getattr(self, each)(name) for each in names)
         known = name in self._pe and self._pe[name].device == factors[0].device  # else offloaded
         pe = self._pe[name] if known else None
-        settings = config.align, config.ablation
-        return AttentionMap(factors, inverse_scale, *settings, pe=pe)
+        return AttentionMap(factors, inverse_scale, config.align, config.ablation, pe=pe)
 
     def bake(self) -> None:
         """Compute each map once, for inference; ``train()`` undoes it."""
@@ -249,9 +244,22 @@ class LmamLayer(AttachedLayer):
         """Switch the mode; training mode deletes the maps that ``bake`` computed."""
         if mode:
             self._baked = {}
-            warn_of_rounding(*self.lora_w_a.values(), *self.lora_w_b.values())
+            for factor in (*self.lora_w_a.values(), *self.lora_w_b.values()):
+                if factor.requires_grad and factor.dtype.itemsize < 4:  # as TRL casts them
+                    warn_of_rounding(factor.dtype)
         super().train(mode)
         return self
+
+
+@cache  # every layer asks in every step of training
+def warn_of_rounding(dtype: torch.dtype) -> None:
+    """Warn of factors that train in half precision."""
+    warnings.warn(
+        f"the factors of a map are {dtype}, which rounds most of their steps to nothing, as they "
+        "start near -1: before training, cast each parameter with 'lora_w_' in its name to float32 "
+        "(docs/guides/trl.md)",
+        stacklevel=2,
+    )
 
 
 class LmamModel(AttachedModel):
@@ -260,15 +268,10 @@ class LmamModel(AttachedModel):
     child = CHILD
     host_kind = "a self-attention module that can hold a map"
     tuner_layer_cls = LmamLayer
-    not_in = CROSS_ATTENTION
 
-    def can_host(self, module: nn.Module) -> bool:
-        """Whether a map would reach the attention of this module."""
-        return can_hold_map(module)
-
-    def candidates(self, config: Any) -> list[str]:
-        """Names, within a layer, of the self-attention modules of this model."""
-        return sorted({within_layer(name) for name in self_attentions(self.model)})
+    def find_hosts(self, config: Any) -> list[str]:
+        """The self-attention modules whose attention a map would reach."""
+        return self_attentions(self.model)
 
     def no_host(self, config: Any) -> str:
         """Which modules would do, and which attention the model has."""

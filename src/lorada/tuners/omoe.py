@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lorada.functional.precision import no_autocast, wide
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
 from lorada.tuners.base.layer import Entries
-from lorada.tuners.base.linears import plain_weight
+from lorada.tuners.base.linears import matrix, plain_matrix
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, Rate, register
 
 FFN = ["gate_proj", "up_proj", "down_proj"]
@@ -81,13 +81,13 @@ class OmoeLayer(DeltaLayer):
         self, adapter_name: str, config: OmoeConfig, model: nn.Module, key: str
     ) -> None:
         """Create the experts and the router of an adapter."""
-        plain_weight(self.get_base_layer(), f"OMoE on {key}")
+        weight = plain_matrix(self.get_base_layer(), f"OMoE on {key}")
         down = self.new_weight(config.experts, config.rank, self.in_features)
         up = self.new_weight(config.experts, self.out_features, config.rank)
         router = self.new_weight(config.experts, self.in_features)
         with torch.no_grad():
-            for matrix in (*down, router):
-                nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+            for drawn in (*down, router):
+                nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))
             if not config.init_weights:
                 up.normal_(std=0.1)
             elif config.normalize:
@@ -97,7 +97,7 @@ class OmoeLayer(DeltaLayer):
         self.lora_up[adapter_name] = up
         self.lora_router[adapter_name] = router
         if config.use_dora:
-            norms = row_norms(self.matrix(), down, up, config.alpha / config.rank)
+            norms = row_norms(weight, down, up, config.alpha / config.rank)
             self.lora_magnitude[adapter_name] = nn.Parameter(norms)
 
     def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
@@ -108,7 +108,8 @@ class OmoeLayer(DeltaLayer):
         hidden = torch.einsum("...i,eri->...er", dropped, down)
         experts = wide(scale * torch.einsum("...er,eor->...eo", hidden, up))
         if config.use_dora:  # m (W + s B A) x / ‖W + s B A‖ − W x, with m the magnitude
-            ratio = wide(self.lora_magnitude(name)) / row_norms(self.matrix(), down, up, scale)
+            norms = row_norms(matrix(self.get_base_layer()), down, up, scale)
+            ratio = wide(self.lora_magnitude(name)) / norms
             experts = ratio * experts + (ratio - 1) * self.without_bias(output).unsqueeze(-2)
         shares = expert_shares(F.linear(x, self.lora_router(name)), config.routing)
         # A sum and not a matrix product, which autocast would compute in half precision.

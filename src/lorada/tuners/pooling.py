@@ -132,12 +132,7 @@ class PoolingModel(AttachedModel):
     """Puts the pooling of a ``PoolingConfig`` on the backbone of a model with a head."""
 
     child = CHILD
-    host_kind = "the backbone of a model"
     tuner_layer_cls = PoolingLayer
-
-    def can_host(self, module: nn.Module) -> bool:
-        """Whether a module is the backbone."""
-        return module is backbone_of(self.model)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         reader_of(self.model)
@@ -145,8 +140,7 @@ class PoolingModel(AttachedModel):
         return peft_config
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
-        module: nn.Module = self.model.get_submodule(key)
-        return self.can_host(module)
+        return self.model.get_submodule(key) is backbone_of(self.model)
 
 
 def backbone_of(model: nn.Module) -> nn.Module | None:
@@ -183,7 +177,6 @@ def refuse_type(model_type: str) -> None:
 
 def attach(model: nn.Module, pooling: Any) -> PoolingLayer:
     """Put a pooling on a model that has no adapter."""
-    reader_of(model)
     host: Any = backbone_of(model)
     layer = PoolingLayer(host, model)
     host.add_module(CHILD, layer)

@@ -27,9 +27,15 @@ from lorada.attention.call import Prefix, head_count
 from lorada.attention.interface import CROSS_ATTENTION, attention_classes
 from lorada.attention.prefix_keys import ReplacedForward, is_disentangled
 from lorada.functional.precision import no_autocast
-from lorada.tuners.base.layer import AttachedLayer, Entries, head_width, hidden_width
+from lorada.tuners.base.layer import AttachedLayer, Entries
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
 from lorada.tuners.base.tuner import AttachedModel
+
+# Attributes of attention modules with the width of a head; where queries and values differ in it,
+# the first is that of the queries.
+HEAD_WIDTHS = (
+    "qk_head_dim", "head_dim", "attention_head_size", "head_size", "key_value_proj_dim",
+)  # fmt: skip
 
 
 @dataclass
@@ -77,11 +83,9 @@ class PrefixNetwork(PrefixPart):
         """Create the network of an adapter, with PyTorch's usual initialisation; d is ``width``."""
         assert config.projection is not None
         self.configs[adapter_name] = config
-        embedding = self.new_weight(config.length, width)
+        self.lora_embedding[adapter_name] = nn.init.normal_(self.new_weight(config.length, width))
         hidden, bias = self.new_weight(config.projection, width), self.new_weight(config.projection)
-        nn.init.normal_(embedding)
         draw_uniform(width, hidden, bias)
-        self.lora_embedding[adapter_name] = embedding
         self.lora_hidden[adapter_name] = hidden
         self.lora_hidden_bias[adapter_name] = bias
 
@@ -114,7 +118,9 @@ class PrefixLayer(PrefixPart):
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
-        self._network: tuple[PrefixNetwork, ...] = ()
+        # What computes the prefixes of adapters with a projection; in a tuple, so that PyTorch does
+        # not register it under every layer.
+        self.network: tuple[PrefixNetwork, ...] = ()
         if is_disentangled(host):
             self._handles.append(ReplacedForward(host, self))
             return
@@ -141,11 +147,6 @@ class PrefixLayer(PrefixPart):
         draw_uniform(config.projection, out, bias)
         self.lora_out[adapter_name], self.lora_out_bias[adapter_name] = out, bias
 
-    def share(self, network: PrefixNetwork) -> None:
-        """Set the network that computes the prefixes of adapters with a projection."""
-        # In a tuple, so that PyTorch does not register the network under every layer.
-        self._network = (network,)
-
     def prefixes(self) -> list[Prefix]:
         """The prefixes of the adapters that are active in this call."""
         found = []
@@ -160,7 +161,7 @@ class PrefixLayer(PrefixPart):
             return self.lora_key(name), self.lora_value(name)
         weight, bias = self.lora_out(name), self.lora_out_bias(name)
         with no_autocast(weight.device):
-            hidden = self._network[0](name).to(weight.device)
+            hidden = self.network[0](name).to(weight.device)
             key, value = F.linear(hidden, weight, bias).chunk(2, -1)
         return key, value
 
@@ -191,20 +192,20 @@ class PrefixModel(AttachedModel):
             f"{attention_classes(self.model) or 'none we know'}"
         )
 
-    def can_host(self, module: nn.Module) -> bool:
-        """Whether a module is attention that can have a prefix."""
-        return interface.dispatches(module) or is_disentangled(module)
+    def find_hosts(self, config: Any) -> list[str]:
+        """The attention modules, cross-attention included, that can have a prefix."""
+        modules = self.model.named_modules()
+        return [name for name, m in modules if interface.dispatches(m) or is_disentangled(m)]
 
-    def place(
-        self, config: PrefixConfig, adapter_name: str, target: Any, parent: nn.Module, key: str
+    def _create_and_replace(
+        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
     ) -> None:
-        """Attach a layer to the target, with the network that computes its prefix, if any."""
         if not hasattr(target, self.child):
             target.add_module(self.child, PrefixLayer(target, parent))
-        super().place(config, adapter_name, target, parent, key)
+        super()._create_and_replace(config, name, target, own, parent, current_key)
         if config.projection is not None:
             layer = getattr(target, self.child)
-            layer.share(self._network_for(config, adapter_name, target, key))
+            layer.network = (self._network_for(config, name, target, current_key),)
 
     def _network_for(
         self, config: PrefixConfig, adapter_name: str, target: Any, key: str
@@ -217,7 +218,7 @@ class PrefixModel(AttachedModel):
             self.model.add_module(name, network)
         if adapter_name not in network.lora_hidden:
             has_config = target if hasattr(target, "config") else self.model  # DeBERTa's has none
-            network.create(adapter_name, config, hidden_width(has_config))
+            network.create(adapter_name, config, has_config.config.hidden_size)
         other = network.configs[adapter_name]
         if (other.length, other.projection) != (config.length, config.projection):
             raise ValueError(
@@ -241,6 +242,13 @@ class PrefixModel(AttachedModel):
             for child, module in list(self.model.named_children()):
                 if isinstance(module, PrefixNetwork) and not module.lora_hidden:
                     delattr(self.model, child)
+
+
+def head_width(module: Any) -> int:
+    """D, the width of a query of one head in an attention module."""
+    widths = [getattr(module, name, None) for name in HEAD_WIDTHS]
+    own = next((width for width in widths if isinstance(width, int)), None)
+    return own or module.config.hidden_size // head_count(module)
 
 
 def network_set(key: str) -> str:

@@ -40,8 +40,8 @@ from lorada.tuners.pooling import (
     attach,
     backbone_of,
 )
-from lorada.tuners.stack.as_stack import as_stack
 from lorada.tuners.stack.nested_layers import keys_of_others
+from lorada.tuners.stack.stack_config import as_stack
 
 logger = logging.getLogger(__name__)
 

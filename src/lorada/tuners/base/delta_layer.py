@@ -6,28 +6,26 @@ merged (``merged_weights``). A subclass of ``DeltaModel`` names its layer. ``sor
 example.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from peft.tuners.tuners_utils import _get_in_out_features
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from lorada.tuners.base.layer import LoradaTunerLayer
-from lorada.tuners.base.linears import layer_linear_names, linear_of, widths
+from lorada.tuners.base.linears import layer_linear_names, linear_of
 from lorada.tuners.base.part_config import LoradaPeftConfig
-from lorada.tuners.base.tuner import LoradaTuner
+from lorada.tuners.base.tuner import LoradaTuner, listed
 
 
 class DeltaLayer(LoradaTunerLayer):
     """A linear layer and the terms of any number of adapters."""
 
-    if TYPE_CHECKING:  # a method of PEFT's base class
-
-        def unmerge(self) -> None: ...  # noqa: D102
+    unmerge: Any  # a method of PEFT's base class
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.in_features, self.out_features = widths(self.get_base_layer())
+        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
 
     def update_layer(self, adapter_name: str, config: Any, model: nn.Module, key: str) -> None:
         """Create the weights of an adapter for the linear layer named ``key`` in ``model``."""
@@ -44,11 +42,6 @@ class DeltaLayer(LoradaTunerLayer):
         """W x, given the output W x + b of the linear layer."""
         bias: Tensor | None = self.get_base_layer().bias
         return output if bias is None else output - bias
-
-    def matrix(self) -> Tensor:
-        """W (out, in); a ``Conv1D`` stores its transpose."""
-        weight: Tensor = self.get_base_layer().weight.detach()
-        return weight.T if isinstance(self.get_base_layer(), Conv1D) else weight
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The output of the linear layer plus the term of each active adapter."""
@@ -79,23 +72,22 @@ class DeltaModel(LoradaTuner):
             if known and kind not in known:
                 raise ValueError(
                     f"{type(config).__name__} has no default target_modules for {kind} models: "
-                    f"choose some of {self.listed_candidates(config)}"
+                    f"choose some of {listed(self.candidates(config))}"
                 )
             config.target_modules = list(known[kind]) if known else layer_linear_names(self.model)
         return peft_config
 
-    def place(
-        self, config: Any, adapter_name: str, target: Any, parent: nn.Module, key: str
+    def _create_and_replace(
+        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
     ) -> None:
-        """Wrap the target, if it is not wrapped yet, and create the adapter's weights."""
         layer = target
         if not isinstance(target, self.tuner_layer_cls):
             if linear_of(target) is None:
                 raise ValueError(
-                    f"target_modules matches {key}, which is {type(target).__name__} and "
-                    f"not a linear layer; this model has {self.listed_candidates(config)}"
+                    f"target_modules matches {current_key}, which is {type(target).__name__} and "
+                    f"not a linear layer; this model has {listed(self.candidates(config))}"
                 )
             layer = self.tuner_layer_cls(target)
-            self._replace_module(parent, key.rpartition(".")[2], layer, target)
-        layer.update_layer(adapter_name, config, self.model, key)
+            self._replace_module(parent, own, layer, target)
+        layer.update_layer(name, config, self.model, current_key)
         layer.train(target.training)

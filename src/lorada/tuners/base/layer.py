@@ -1,16 +1,12 @@
 """``LoradaTunerLayer``, the base of our tuner layers."""
 
-import warnings
-from collections.abc import Iterator
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-
-from lorada.attention.call import head_count
 
 
 class ByName:
@@ -20,11 +16,7 @@ class ByName:
     weight when the module that owns it is called.
     """
 
-    if TYPE_CHECKING:
-
-        def __call__(self, name: str) -> Any: ...  # noqa: D102
-    else:
-        __call__ = nn.Module.__call__  # torch forbids to call a plain ParameterDict
+    __call__: Callable[..., Any] = nn.Module.__call__  # torch forbids to call a ParameterDict
 
     def forward(self, name: str) -> Any:
         """The weight of one adapter."""
@@ -42,41 +34,11 @@ class FrozenEntries(ByName, BufferDict):  # type: ignore[misc]
     """
 
 
-def adapter_parameters(model: nn.Module) -> set[int]:
-    """The parameters of all adapters in a model, by ``id``."""
-    return {
-        id(parameter)
-        for layer in model.modules()
-        if isinstance(layer, BaseTunerLayer)
-        for name in (*layer.adapter_layer_names, *layer.other_param_names)
-        if isinstance(container := getattr(layer, name, None), nn.Module)
-        for parameter in container.parameters()
-    }
-
-
 def execution_device(module: nn.Module) -> torch.device | None:
     """The device to which accelerate brings a module's offloaded weights; None if not offloaded."""
     hook = getattr(module, "_hf_hook", None)
     targets = [getattr(part, "execution_device", None) for part in getattr(hook, "hooks", [hook])]
     return next((torch.device(target) for target in targets if target is not None), None)
-
-
-def warn_of_rounding(*factors: Tensor) -> None:
-    """Warn once if the factors of a map train in half precision, as TRL casts them."""
-    for factor in factors:
-        if factor.requires_grad and factor.dtype.itemsize < 4:
-            warn_of_dtype(factor.dtype)
-
-
-@cache  # every layer asks in every step of training
-def warn_of_dtype(dtype: torch.dtype) -> None:
-    """Warn of factors of this dtype; see ``warn_of_rounding``."""
-    warnings.warn(
-        f"the factors of a map are {dtype}, which rounds most of their steps to nothing, as they "
-        "start near -1: before training, cast each parameter with 'lora_w_' in its name to float32 "
-        "(docs/guides/trl.md)",
-        stacklevel=2,
-    )
 
 
 class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
@@ -89,13 +51,11 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     adapter_layer_names: tuple[str, ...]
     other_param_names: tuple[str, ...] = ("configs",)
 
-    if TYPE_CHECKING:  # members of PEFT's base class
-        active_adapters: list[str]
-        merged: bool
-
-        def _get_available_adapters(self) -> set[str]: ...
-        def get_base_layer(self) -> Any: ...  # noqa: D102
-        def set_adapter(self, adapter_names: list[str]) -> None: ...  # noqa: D102
+    # Members of PEFT's base class.
+    active_adapters: list[str]
+    merged: bool
+    get_base_layer: Any
+    set_adapter: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,12 +78,10 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def device_for_weights(self) -> torch.device:
         """The device for new weights: the one on which the adapted module is used."""
-        adapted = self.get_base_layer()
-        added = adapter_parameters(adapted)
-        for module in adapted.modules():
+        # Its own parameters come before those of adapters in it, which are its last children.
+        for module in self.get_base_layer().modules():
             for parameter in module.parameters(recurse=False):
-                if id(parameter) not in added:
-                    return execution_device(module) or parameter.device
+                return execution_device(module) or parameter.device
         return torch.device("cpu")
 
     def new_weight(self, *shape: int) -> nn.Parameter:
@@ -136,11 +94,8 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         for container in (*self.adapter_layer_names, *self.other_param_names):
             by_name: Any = getattr(self, container)
             if isinstance(by_name, nn.Module) and adapter_name in by_name:  # type: ignore[operator]
-                weights = by_name[adapter_name]  # type: ignore[index]
-                if isinstance(weights, Tensor):
-                    yield weights
-                else:
-                    yield from (*weights.parameters(), *weights.buffers())
+                own = by_name[adapter_name]  # type: ignore[index]
+                yield from [own] if isinstance(own, Tensor) else (*own.parameters(), *own.buffers())
 
     def cast_to_base(self, adapter_name: str) -> None:
         """Give the weights of an adapter the adapted module's dtype, unless that is quantised."""
@@ -157,13 +112,6 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         for tensor in self.weights_of(adapter_name):
             if not tensor.is_meta:
                 tensor.data = tensor.data.to(target)
-
-
-# Attributes of attention modules with the width of a head; where queries and values differ in it,
-# the first is that of the queries.
-HEAD_WIDTHS = (
-    "qk_head_dim", "head_dim", "attention_head_size", "head_size", "key_value_proj_dim",
-)  # fmt: skip
 
 
 class AttachedLayer(LoradaTunerLayer):
@@ -206,15 +154,3 @@ def detach_all(model: nn.Module) -> None:
             if isinstance(child, AttachedLayer):
                 child.detach_from_host()
                 delattr(module, name)
-
-
-def head_width(module: Any) -> int:
-    """D, the width of a query of one head in an attention module."""
-    widths = [getattr(module, name, None) for name in HEAD_WIDTHS]
-    own = next((width for width in widths if isinstance(width, int)), None)
-    return own or hidden_width(module) // head_count(module)
-
-
-def hidden_width(module: Any) -> int:
-    """The hidden width, from the config of a model or of an attention module."""
-    return int(module.config.hidden_size)

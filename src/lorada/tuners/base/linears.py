@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 BASE_LAYER = ".base_layer"
@@ -33,23 +33,21 @@ def linear_of(module: nn.Module) -> nn.Linear | Conv1D | None:
     return module if isinstance(module, nn.Linear | Conv1D) else None
 
 
-def widths(linear: Any) -> tuple[int, int]:
-    """Widths of input and output of a linear layer; a ``Conv1D`` stores its weight transposed."""
-    if isinstance(linear, Conv1D):
-        fan_in, fan_out = linear.weight.shape
-        return fan_in, fan_out
-    return linear.in_features, linear.out_features
+def matrix(linear: Any) -> Tensor:
+    """W (out, in) of a linear layer, detached; a ``Conv1D`` stores its transpose."""
+    weight: Tensor = linear.weight.detach()
+    return weight.T if isinstance(linear, Conv1D) else weight
 
 
-def plain_weight(linear: nn.Module, wish: str) -> nn.Parameter:
-    """The weight of a linear layer; ``wish`` is its use, for the error."""
+def plain_matrix(linear: nn.Module, wish: str) -> Tensor:
+    """W, unless it is quantised; ``wish`` is its use, for the error."""
     weight: Any = getattr(linear, "weight", None)
     if type(weight) is not nn.Parameter or not weight.dtype.is_floating_point:
         raise ValueError(
             f"{type(linear).__name__} is quantised, which {wish} does not support: "
             "load the model in bfloat16 or float32"
         )
-    return weight
+    return matrix(linear)
 
 
 def linears(model: nn.Module) -> dict[str, Any]:

@@ -5,12 +5,10 @@ Parts of ours, and several parts on one linear layer, are merged into what they 
     W = f(I) - f(0),    b = f(0)
 
 Merged one after the other, a part around others would read what the inner parts have made of the
-base weight: DoRA's norm is that of the base weight plus its own term, and HiRA multiplies it. One
-part of PEFT alone merges itself.
+base weight, such as DoRA, HiRA. One part of PEFT alone merges itself.
 
 The input and the output embeddings of most models are one tensor (tied weights). A part on one of
-them changes only that one. After merging they are two tensors, and the model's config must say so,
-since loading would tie them again.
+them changes only that one; merged they are two, and the config must say so, or loading ties them.
 """
 
 import copy
@@ -18,17 +16,18 @@ import inspect
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import check_adapters_to_merge, onload_layer
+from peft.tuners.tuners_utils import _get_in_out_features, check_adapters_to_merge, onload_layer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorada.functional.precision import wide
-from lorada.tuners.base.linears import has_adapter, linear_of, plain_weight, widths, wrappers
+from lorada.tuners.base.linears import has_adapter, linear_of, plain_matrix, wrappers
 
 ROWS = 1024  # unit vectors at a time
 # Our layers, and those of PEFT that cannot undo a merge themselves, or only up to 1e-8, as IA3's.
@@ -42,18 +41,22 @@ def merge_all(
     for chain in wrappers(model).values():
         together = [name for layer in chain for name in layer.merged_adapters]
         together = list(dict.fromkeys([*together, *names]))
-        own = [layer for layer in chain if any(has_adapter(layer, name) for name in together)]
-        kinds = {cls.__name__ for layer in own for cls in type(layer).__mro__}
+        own = merged_together(chain, together)
         with onload_layer(chain[0]):
-            if linear_of(chain[0]) is not None and (len(own) > 1 or FOLDED & kinds):
-                left = [check_adapters_to_merge(layer, names) for layer in own]  # warns if none is
-                if any(left):
-                    unmerge_chain(chain)
-                    _fold(chain, own, together, safe_merge, undo)
-                continue
-            for layer in reversed(own):
-                here = [name for name in names if has_adapter(layer, name)]
-                layer.merge(safe_merge=safe_merge, adapter_names=here)
+            # PEFT's function warns if nothing is left to merge.
+            if any(check_adapters_to_merge(layer, names) for layer in own):
+                unmerge_chain(chain)
+                _fold(chain, own, together, safe_merge, undo)
+            for layer in [] if own else reversed(chain):
+                if here := [name for name in names if has_adapter(layer, name)]:
+                    layer.merge(safe_merge=safe_merge, adapter_names=here)
+
+
+def merged_together(chain: list[Any], names: list[str]) -> list[Any]:
+    """The layers of some adapters around a module, if they are merged into what they compute."""
+    own = [layer for layer in chain if any(has_adapter(layer, name) for name in names)]
+    kinds = {cls.__name__ for layer in own for cls in type(layer).__mro__}
+    return own if linear_of(chain[0]) is not None and (len(own) > 1 or FOLDED & kinds) else []
 
 
 def unmerge_chain(chain: Any) -> None:
@@ -63,32 +66,27 @@ def unmerge_chain(chain: Any) -> None:
             layer.unmerge()
 
 
-class Unfold:
-    """In place of ``unmerge`` of folded layers: gives the linear layer its weights back."""
-
-    def __init__(self, linear: nn.Module, layers: list[Any]) -> None:
-        self.linear, self.layers = linear, layers
-        self.before = {key: p.data for key, p in linear.named_parameters(recurse=False)}
-
-    def __call__(self) -> None:
-        """Unmerge all of the layers."""
-        for key, before in self.before.items():
-            parameter = getattr(self.linear, key)
-            parameter.data = before.to(parameter)
-        for layer in self.layers:
-            layer.merged_adapters = []
-            del layer.unmerge
+def _unfold(linear: nn.Module, layers: list[Any], before: dict[str, Tensor]) -> None:
+    """In place of ``unmerge`` of folded layers: give the linear layer its weights back."""
+    for key, data in before.items():
+        parameter = getattr(linear, key)
+        parameter.data = data.to(parameter)
+    for layer in layers:
+        layer.merged_adapters = []
+        del layer.unmerge
 
 
 @torch.no_grad()
 def _fold(chain: Any, own: list[Any], names: list[str], safe_merge: bool, undo: bool) -> None:
     linear = chain[-1].get_base_layer()
-    plain_weight(linear, "merging")
+    plain_matrix(linear, "merging")
     found = _linear_map(chain, linear, names)
     if safe_merge and not all(torch.isfinite(value).all() for value in found.values()):
         said = f"The adapter {', '.join(names)} seems to be broken"  # PEFT's text
         raise ValueError(f"NaNs detected in the merged weights. {said}")
-    unfold = Unfold(linear, own) if undo else None
+    before = {key: p.data for key, p in linear.named_parameters(recurse=False)}
+    # A partial function and not a closure: a copy of the model unmerges its own layers.
+    unfold = partial(_unfold, linear, own, before) if undo else None
     for key, value in found.items():
         parameter = getattr(linear, key)
         parameter.data = value.to(parameter.dtype).contiguous()
@@ -99,7 +97,7 @@ def _fold(chain: Any, own: list[Any], names: list[str], safe_merge: bool, undo: 
 
 def _linear_map(chain: Any, linear: Any, names: list[str]) -> dict[str, Tensor]:
     """Weight and bias, as the linear layer stores them, of what a chain computes."""
-    fan_in, _ = widths(linear)
+    fan_in, _ = _get_in_out_features(linear)
     found = {}
     with _computing(chain, linear, names):
         zero = linear.weight.new_zeros(1, 1, fan_in)
@@ -152,10 +150,9 @@ def give_own_weights(model: nn.Module, names: list[str]) -> None:
 def ties_settled(model: nn.Module) -> Iterator[None]:
     """Tie or untie a model's shared weights at the end of this context, in which it is unloaded.
 
-    Weights that are still equal stay one tensor. Otherwise each module gets its own, and the config
-    says so. PEFT does this only for the embeddings, not for other weights that an encoder-decoder
-    ties to them, and its change of the config changes the outputs of a T5. So within the context
-    the config says "not tied", which makes PEFT do nothing.
+    Weights that are still equal stay one tensor; else each module gets its own. PEFT unties nothing
+    but the embeddings, and its change of the config changes the outputs of a T5. So within the
+    context the config says "not tied", which makes PEFT do nothing.
     """
     config = getattr(model, "config", None)
     tied = getattr(config, TIED, False) is True
@@ -171,30 +168,21 @@ def ties_settled(model: nn.Module) -> Iterator[None]:
 
 
 def _tie_or_untie(model: PreTrainedModel) -> None:
-    pairs = getattr(model, "all_tied_weights_keys", None) or {}
-    found = [(_owner(model, target), _owner(model, source)) for target, source in pairs.items()]
-    pairs_of = [(_weight(target), _weight(source)) for target, source in found]
-    if all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs_of):
-        for (module, key), source in found:
-            module._parameters[key] = _weight(source)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}  # models of others may lack it
+    found = [(model.get_parameter(one), model.get_parameter(other)) for one, other in tied.items()]
+    if all(torch.equal(one, other) for one, other in found):
+        if tied:
+            model.tie_weights(recompute_mapping=False)
         return
-    for module, key in (target for target, _ in found):
+    for target in tied:
+        owner, _, key = target.rpartition(".")
+        module = model.get_submodule(owner)
         module._parameters[key] = copy.deepcopy(module._parameters[key])
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             part.all_tied_weights_keys = {}
             if _only_ties(part):
                 part.config.tie_word_embeddings = False
-
-
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds the parameter of this name, and the parameter's name in it."""
-    owner, _, key = name.rpartition(".")
-    return model.get_submodule(owner), key
-
-
-def _weight(owner: tuple[nn.Module, str]) -> nn.Parameter | None:
-    return owner[0]._parameters[owner[1]]
 
 
 def _only_ties(model: PreTrainedModel) -> bool:

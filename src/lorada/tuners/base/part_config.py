@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -120,9 +119,7 @@ class LoradaPeftConfig(PeftConfig):
         if isinstance(targets, set | tuple):
             self.__dict__["target_modules"] = sorted(targets)  # not a field of this class
         _refuse_bad_patterns(self)
-        refuse_no_layers(self)
-        if self.layers_to_transform is not None:
-            refuse_regex(self)
+        refuse_layers(self)
         check_values(self)
 
     @property
@@ -152,20 +149,14 @@ Rate = Annotated[float, Field(ge=0, lt=1)]  # of dropout
 ANY_FORM = ("target_modules", "exclude_modules", "stacks", "parts")
 
 
-@cache
-def _kinds(cls: Any) -> dict[str, TypeAdapter[Any]]:
-    hints, strict = get_type_hints(cls, include_extras=True), ConfigDict(strict=True)
-    shared = LoradaPeftConfig.__dataclass_fields__.keys() | set(ANY_FORM)
-    own = [each.name for each in fields(cls) if each.init and each.name not in shared]
-    return {name: TypeAdapter(hints[name], config=strict) for name in own}
-
-
 def check_values(config: Any) -> None:
     """Refuse a value that the type of its field does not take, in a line with both."""
-    for name, kind in _kinds(type(config)).items():  # type: ignore[arg-type]
+    hints = get_type_hints(type(config), include_extras=True)
+    shared = LoradaPeftConfig.__dataclass_fields__.keys() | set(ANY_FORM)
+    for name in [each.name for each in fields(config) if each.init and each.name not in shared]:
         value = getattr(config, name)
         try:
-            kind.validate_python(value)
+            TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError as error:
             first = error.errors()[0]
             key = "".join(f"[{part!r}]" for part in first["loc"] if isinstance(part, str))
@@ -173,16 +164,13 @@ def check_values(config: Any) -> None:
             raise ValueError(f"{name}={value!r}: {key}{first['msg'].lower()}") from None
 
 
-def refuse_no_layers(config: object) -> None:
-    """Refuse an empty list of layers, which for PEFT means all layers."""
-    if getattr(config, "layers_to_transform", None) in ([], ()):
-        raise ValueError("layers_to_transform=[] names no layer: leave it out for all layers")
-
-
-def refuse_regex(config: object) -> None:
-    """Refuse a regex of targets where layers are chosen too, which PEFT would not read."""
+def refuse_layers(config: object) -> None:
+    """Refuse layers that PEFT would not read: none, which means all, or those beside a regex."""
+    layers = getattr(config, "layers_to_transform", None)
     targets = getattr(config, "target_modules", None)
-    if isinstance(targets, str) and targets != "all-linear":
+    if layers in ([], ()):
+        raise ValueError("layers_to_transform=[] names no layer: leave it out for all layers")
+    if layers is not None and isinstance(targets, str) and targets != "all-linear":
         raise ValueError(
             f"layers_to_transform is for a list of target_modules, not for the regex {targets!r}: "
             "name the layers in the regex"

@@ -1,8 +1,7 @@
 """``LoradaTuner``, the base of our tuners, and ``AttachedModel``, the base of attached parts.
 
-PEFT's tuner finds the target modules of a config and calls ``_create_and_replace`` on each, which
-here is ``place``. Our tuners also place an adapter on all of its targets or on none, and refuse
-weights that do not fit.
+PEFT's tuner finds the target modules of a config and calls ``_create_and_replace`` on each. Our
+tuners also place an adapter on all of its targets or on none, and refuse weights that do not fit.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, onload_layer
-from peft.utils import ModulesToSaveWrapper
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
+from peft.utils import ModulesToSaveWrapper, _get_submodules
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from lorada.tuners.base.merged_weights import (
     ties_settled,
     unmerge_chain,
 )
-from lorada.tuners.base.part_config import PREFIX, STACK, LoradaPeftConfig
+from lorada.tuners.base.part_config import PREFIX, STACK
 
 # Heads that PEFT adds to ``modules_to_save`` by task, whether a model has them or not.
 HEADS_OF_PEFT = {
@@ -86,7 +85,7 @@ def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
                 )
 
 
-def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) -> None:
+def refuse_absent(model: nn.Module, config: PeftConfig, task: Any) -> None:
     """Refuse ``modules_to_save`` that the model does not have; PEFT ignores them silently.
 
     The heads of ``task``, PEFT's name of it, or of any task if it is None, are not refused.
@@ -94,10 +93,8 @@ def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) ->
     present = [name for name, _ in model.named_modules(remove_duplicate=False)]
     task = getattr(task, "value", task)
     spared = {name for key, names in HEADS_OF_PEFT.items() if task in (None, key) for name in names}
-    for config in configs:
-        for name in getattr(config, "modules_to_save", None) or []:
-            if name in spared or any(full.endswith(name) for full in present):
-                continue
+    for name in getattr(config, "modules_to_save", None) or []:
+        if name not in spared and not any(full.endswith(name) for full in present):
             own = {last for full in present if not (last := full.rpartition(".")[2]).isdigit()}
             raise unknown_name("module in modules_to_save", str(name), own - {""})
 
@@ -148,39 +145,17 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         """Names, within a layer, of the modules of this model that can hold the part."""
         return linear_names(self.model)
 
-    def listed_candidates(self, config: Any) -> str:
-        """The candidates, shortened for an error."""
-        return listed(self.candidates(config))
-
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
         """Place an adapter on all of its targets; after an error the model is as before."""
         config = self.peft_config[adapter_name]
-        refuse_absent(model, [config], task=None)
+        refuse_absent(model, config, task=None)
         kw.pop("state_dict", None)  # PEFT would choose the targets by it; only the config may
         try:
             with all_or_nothing(model):
                 super().inject_adapter(model, adapter_name, *args, **kw)
         except NoMatchingPeftModuleError as error:
-            has = self.listed_candidates(config)
+            has = listed(self.candidates(config))
             raise ValueError(f"{chosen(config)} matched no module; this model has {has}") from error
-
-    def place(
-        self, config: Any, adapter_name: str, target: Any, parent: nn.Module, key: str
-    ) -> None:
-        """Place an adapter on the module ``target``, named ``key`` in the model."""
-        raise NotImplementedError
-
-    def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        self.place(peft_config, adapter_name, target, parent, current_key)
 
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
@@ -225,17 +200,15 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
                 unmerge_chain(chain)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
-        names = kwargs.get("adapter_names")
+        names = kwargs.get("adapter_names") or self.active_adapters
         if merge:
-            self.refuse_merge(names or self.active_adapters)
+            self.refuse_merge(names)
         with ties_settled(self.model), one_line_errors():
             if merge:
-                names = names or self.active_adapters
                 give_own_weights(self.model, names)
                 merge_all(self.model, names, safe_merge=kwargs.get("safe_merge", False), undo=False)
                 for place, chain in wrappers(self.model).items():
-                    above, _, child = place.rpartition(".")
-                    parent = self.model.get_submodule(above)
+                    parent, _, child = _get_submodules(self.model, place)
                     self._replace_module(parent, child, chain[-1].get_base_layer(), chain[0])
             detach_all(self.model)
             model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
@@ -269,63 +242,58 @@ class AttachedModel(LoradaTuner):
     host_kind: str  # a description of such a module, for errors
     child: str  # the name of the layer in its host
     tuner_layer_cls: type[AttachedLayer]
-    not_in: tuple[str, ...] = ()  # modules, by their last names, that hold no such part
+    hosts: frozenset[str]  # names of the modules that can hold the part that is placed
     not_mergeable = (
         "merge_weights() merges the other parts of a stack and keeps these as an adapter"
     )
 
-    def can_host(self, module: nn.Module) -> bool:
-        """Whether a module can hold the part."""
+    def find_hosts(self, config: Any) -> Iterable[str]:
+        """Names of the modules of the model that can hold the part."""
         raise NotImplementedError
 
     def no_host(self, config: Any) -> str:
         """What is said of a model in which no module can hold the part."""
-        return f"{type(self.model).__name__} has no module that is {self.host_kind}"
+        raise NotImplementedError
 
     def candidates(self, config: Any) -> list[str]:
-        """Names, within a layer, of the modules that get the part by default."""
-        modules = self.model.named_modules()
-        return sorted({within_layer(name) for name, m in modules if self.can_host(m)})
+        """Names, within a layer, of the modules that can hold the part."""
+        return sorted({within_layer(name) for name in self.hosts})
 
-    def _prepare_adapter_config(
-        self, peft_config: LoradaPeftConfig, model_config: Any
-    ) -> LoradaPeftConfig:
-        config: Any = peft_config
-        found = self.candidates(config)
-        if not found:
-            raise ValueError(self.no_host(config))
-        if config.target_modules is None:
-            config.target_modules = found
+    def default_targets(self, config: Any) -> list[str]:
+        """The ``target_modules`` of a config that names none."""
+        return self.candidates(config)
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        self.hosts = frozenset(self.find_hosts(peft_config))
+        if not self.hosts:
+            raise ValueError(self.no_host(peft_config))
+        if peft_config.target_modules is None:
+            peft_config.target_modules = self.default_targets(peft_config)
         return peft_config
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
         matched = BaseTuner._check_target_module_exists(peft_config, key)
-        if not matched or isinstance(matched, _ExcludedModule):
+        if not matched:  # which also says whether the module was excluded
             return matched
-        if not self.can_host(self.model.get_submodule(key)):
+        names = key.split(".")
+        stacks = getattr(peft_config, "stacks", None) or names
+        if not any(stack in names for stack in stacks):
+            return False
+        if key not in self.hosts:
             raise ValueError(
                 f"target_modules matches {key}, which is not {self.host_kind}; "
-                f"this model has {self.listed_candidates(peft_config)}"
-            )
-        names = key.split(".")
-        if peft_config.stacks and not any(stack in names for stack in peft_config.stacks):
-            return False
-        if any(name in names for name in self.not_in):
-            raise ValueError(
-                f"target_modules matches {key}, which is cross-attention; "
-                f"this model has {self.listed_candidates(peft_config)}"
+                f"this model has {listed(self.candidates(peft_config))}"
             )
         return True
 
-    def place(
-        self, config: Any, adapter_name: str, target: Any, parent: nn.Module, key: str
+    def _create_and_replace(
+        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
     ) -> None:
-        """Attach a layer to the target, if it has none, and create the adapter's weights in it."""
         layer = getattr(target, self.child, None)
         if layer is None:
             layer = self.tuner_layer_cls(target, parent)
             target.add_module(self.child, layer)
-        layer.update_layer(adapter_name, config, self.model)
+        layer.update_layer(name, config, self.model)
         layer.train(target.training)
 
 

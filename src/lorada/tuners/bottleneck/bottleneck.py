@@ -8,14 +8,12 @@ View of Parameter-Efficient Transfer Learning" (2021): the FFN's output y become
 The paper's settings are in its Tables 15, 16 and 19.
 
 ``placements`` says where each goes in every architecture. Hooks read the tensor at a hook point, or
-replace it. A hook of PyTorch is not enough at two kinds of them. LoRA wraps a linear layer and
-removes the wrapper when it is merged: there ``FollowingHook`` moves to the module that has the name
-now. And a change of a layer's output must run within the layer's gradient checkpoint:
-``LayerOutput``.
+replace it: ``FollowingHook`` at a linear layer, which LoRA may wrap or unwrap, and ``LayerOutput``
+at the output of a layer, which must change within the layer's gradient checkpoint.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -32,8 +30,8 @@ from lorada.functional.precision import recomputed
 from lorada.tuners.base.layer import AttachedLayer, Entries
 from lorada.tuners.base.linears import linear_of
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, Rate, register
-from lorada.tuners.base.tuner import AttachedModel
-from lorada.tuners.bottleneck.placements import PLACEMENTS, Insertion, insertion_at, targets
+from lorada.tuners.base.tuner import AttachedModel, listed
+from lorada.tuners.bottleneck.placements import PLACEMENTS, Insertion, insertions
 
 # Gets the tensor at a hook point; returns what replaces it, or None to leave it.
 Change = Callable[[Tensor], Tensor | None]
@@ -99,6 +97,8 @@ class LayerOutput:
     def __init__(self, layer: nn.Module) -> None:
         self.changes: list[Change] = []
         self.layer = layer
+        self._plain: Any = None  # the checkpoint function of the layer
+        self._ran = False  # whether the running forward has been checkpointed
         layer.__dict__[self.key] = self
         self._handles = [
             layer.register_forward_pre_hook(self._before),
@@ -127,32 +127,25 @@ class LayerOutput:
         return output
 
     def _before(self, layer: Any, args: Any) -> None:
+        self._ran = False
         if getattr(layer, "gradient_checkpointing", False):
-            plain = layer._gradient_checkpointing_func
-            plain = getattr(plain, "plain", plain)  # a forward that failed left a ``_Checkpoint``
-            layer._gradient_checkpointing_func = _Checkpoint(plain, self)
+            # It is there already if a forward has failed.
+            if layer._gradient_checkpointing_func != self._checkpoint:
+                self._plain = layer._gradient_checkpointing_func
+            layer._gradient_checkpointing_func = self._checkpoint
+
+    def _checkpoint(self, run: Callable[..., Any], *args: Any) -> Any:
+        self._ran = True
+        return self._plain(partial(self._run, run), *args)
+
+    def _run(self, run: Callable[..., Any], *args: Any) -> Any:
+        return self.changed(run(*args))
 
     def _after(self, layer: Any, args: Any, output: Any) -> Any:
         if getattr(layer, "gradient_checkpointing", False):
-            checkpoint = layer._gradient_checkpointing_func
-            layer._gradient_checkpointing_func = checkpoint.plain
-            if checkpoint.ran:  # False in eval mode and without gradients
-                return None
-        return self.changed(output)
-
-
-class _Checkpoint:
-    """The checkpoint function of a layer for one forward, which changes the output inside."""
-
-    def __init__(self, plain: Any, output: LayerOutput) -> None:
-        self.plain, self.ran, self._output = plain, False, output
-
-    def __call__(self, run: Callable[..., Any], *args: Any) -> Any:
-        self.ran = True
-        return self.plain(partial(self._run, run), *args)
-
-    def _run(self, run: Callable[..., Any], *args: Any) -> Any:
-        return self._output.changed(run(*args))
+            layer._gradient_checkpointing_func = self._plain
+        # Checkpointed, it is changed already: not in eval mode and not without gradients.
+        return None if self._ran else self.changed(output)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -353,25 +346,23 @@ class BottleneckModel(AttachedModel):
     """Places the adapters of a ``BottleneckConfig``."""
 
     tuner_layer_cls = BottleneckLayer
+    insertions: dict[str, Insertion]  # of the adapter that is placed, by the names of targets
 
-    def candidates(self, config: BottleneckConfig) -> list[str]:
-        """Names, within a layer, of the modules that the placement can put an adapter on."""
-        return sorted(set(targets(self.model, config.placement)))
+    def find_hosts(self, config: BottleneckConfig) -> Iterable[str]:
+        """The modules that the placement puts an adapter on."""
+        self.insertions = insertions(self.model, config.placement)
+        self.host_kind = f"a target of placement={config.placement!r}"
+        return self.insertions
 
-    def _prepare_adapter_config(
-        self, peft_config: BottleneckConfig, model_config: Any
-    ) -> BottleneckConfig:
-        linears = PLACEMENTS[peft_config.placement].linears
-        if peft_config.target_modules is None and linears:
-            found = {name.rpartition(".")[2] for name in self.candidates(peft_config)}
-            if found and not found.issuperset(linears):
-                raise ValueError(
-                    f"placement={peft_config.placement!r} is for {' and '.join(linears)}: give "
-                    "target_modules; this model has " + self.listed_candidates(peft_config)
-                )
-            peft_config.target_modules = list(linears)
-        super()._prepare_adapter_config(peft_config, model_config)
-        return peft_config
+    def default_targets(self, config: BottleneckConfig) -> list[str]:
+        """All of them, or the linear layers that the placement is for."""
+        linears = PLACEMENTS[config.placement].linears
+        if not {name.rpartition(".")[2] for name in self.hosts}.issuperset(linears):
+            raise ValueError(
+                f"placement={config.placement!r} is for {' and '.join(linears)}: give "
+                f"target_modules; this model has {listed(self.candidates(config))}"
+            )
+        return list(linears) or self.candidates(config)
 
     def no_host(self, config: BottleneckConfig) -> str:
         """Which model the placement does not know, and where to add it."""
@@ -381,33 +372,24 @@ class BottleneckModel(AttachedModel):
             "lorada/tuners/bottleneck/placements.py"
         )
 
-    def _check_target_module_exists(self, peft_config: BottleneckConfig, key: str) -> Any:  # type: ignore[override]
-        matched = BaseTuner._check_target_module_exists(peft_config, key)
-        if matched and insertion_at(self.model, key, peft_config.placement) is None:
-            found = self.candidates(peft_config)
-            # A norm behind all layers may have the name of a target in the layers, such as
-            # final_layer_norm.
-            if any(f".{key}".endswith(f".{name}") for name in found):
-                return False
-            raise ValueError(
-                f"target_modules matches {key}, which is no target of "
-                f"placement={peft_config.placement!r}; "
-                f"this model has {self.listed_candidates(peft_config)}"
-            )
-        return matched
+    def _check_target_module_exists(self, peft_config: BottleneckConfig, key: str) -> Any:
+        # A norm behind all layers may have the name of a target in the layers, such as
+        # final_layer_norm.
+        namesake = key not in self.hosts and BaseTuner._check_target_module_exists(peft_config, key)
+        if namesake and any(f".{key}".endswith(f".{n}") for n in self.candidates(peft_config)):
+            return False
+        return super()._check_target_module_exists(peft_config, key)
 
-    def place(
-        self, config: BottleneckConfig, adapter_name: str, target: Any, parent: nn.Module, key: str
+    def _create_and_replace(
+        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
     ) -> None:
-        """Add a layer to the holder of the target's insertion, if it has none, and its weights."""
-        insertion = insertion_at(self.model, key, config.placement)
-        assert insertion is not None
+        insertion = self.insertions[current_key]
         holder = insertion.layer.get_submodule(insertion.holder)
         layer = getattr(holder, insertion.child, None)
         if layer is None:
             layer = BottleneckLayer(insertion)
             holder.add_module(insertion.child, layer)
-        layer.update_layer(adapter_name, config, self.model)
+        layer.update_layer(name, config, self.model)
         layer.train(holder.training)
 
 

@@ -21,14 +21,15 @@ pre-LN layer computes y = FFN(LN(x)) and returns x + y; a post-LN layer y = FFN(
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from peft.tuners.tuners_utils import _get_in_out_features
 from torch import nn
 
-from lorada.tuners.base.linears import linear_of, linears, widths
+from lorada.tuners.base.linears import linear_of, linears
 
 Condition = Callable[[nn.Module], bool]
 
@@ -234,63 +235,50 @@ class Insertion:
     may_norm: bool = True  # whether the setting ``layer_norm`` applies
 
 
-def insertions(layer: nn.Module, placement: str) -> dict[str, Insertion]:
-    """The adapters that a placement can put in a layer, by target; empty for an unknown layer."""
-    ffn = ffn_layout_of(layer)
+def insertions(model: nn.Module, placement: str) -> dict[str, Insertion]:
+    """The adapters that a placement can put in a model, by the name of the target."""
+    # Layers are the modules of lists. A module in a list within a layer, such as an expert, is a
+    # layer of that list, which comes last.
+    return {
+        f"{name}.{insertion.target}": insertion
+        for name, layer in model.named_modules()
+        if name.rpartition(".")[2].isdigit()
+        for insertion in _in_layer(layer, placement)
+    }
+
+
+def _in_layer(layer: nn.Module, placement: str) -> list[Insertion]:
     if PLACEMENTS[placement].linears:
-        found = [_on_linear(layer, name, placement) for name in linears(layer)]
-    elif placement == "pa_attn":
-        found = [_beside_attention(layer, *names) for names in attentions_of(layer)]
-    elif placement == "houlsby":
-        found = [_behind_attention(layer, projection) for _, projection in attentions_of(layer)]
+        return [_at_linear(layer, name, placement) for name in linears(layer)]
+    if placement == "pa_attn":
+        return [_beside_attention(layer, *names) for names in attentions_of(layer)]
+    ffn = ffn_layout_of(layer)
+    if placement == "houlsby":
+        # Behind each attention, on its output projection.
+        found = [_at_linear(layer, name, placement) for _, name in attentions_of(layer)]
         # T5 has layers with only an FFN.
         attends = any("ttention" in type(module).__name__ for module in layer.modules())
         if ffn is not None and (found or not attends):
             found.append(_behind_ffn(layer, ffn))
-    elif ffn is None:
-        found = []
-    elif placement == "ffn":
-        found = [_beside_ffn(layer, ffn)]
-    else:
-        found = [_behind_residual_sum(layer, ffn)]
-    return {insertion.target: insertion for insertion in found}
-
-
-def insertion_at(model: nn.Module, key: str, placement: str) -> Insertion | None:
-    """The adapter that a placement puts on the module named ``key``; None if it puts none there."""
-    # Layers are the modules of a list, so the part of the name up to the last number is the layer.
-    inside = re.match(r"((?:.*\.)?\d+)\.(.+)$", key)
-    if inside is None:
-        return None
-    return insertions(model.get_submodule(inside[1]), placement).get(inside[2])
-
-
-def targets(model: nn.Module, placement: str) -> Iterator[str]:
-    """Names, within a layer, of the modules of a model that a placement can put an adapter on."""
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2].isdigit():
-            for target in insertions(module, placement):
-                # A module in a list within the layer, such as an expert, is a layer of that list.
-                if not any(part.isdigit() for part in target.split(".")):
-                    yield target
+        return found
+    if ffn is None:
+        return []
+    return [_beside_ffn(layer, ffn) if placement == "ffn" else _behind_residual_sum(layer, ffn)]
 
 
 def _widths(layer: nn.Module, linear: str) -> tuple[int, int]:
-    return widths(linear_of(layer.get_submodule(linear)))
+    """Widths of input and output of a linear layer, wrapped or not."""
+    found: tuple[int, int] = _get_in_out_features(linear_of(layer.get_submodule(linear)))
+    return found
 
 
-def _held_by_parent(name: str, placement: str) -> tuple[str, str]:
-    """Holder and child of the adapter on a linear layer."""
+def _at_linear(layer: nn.Module, name: str, placement: str) -> Insertion:
     parent, _, own = name.rpartition(".")
-    return parent, f"bneck_{placement}_{own}"
-
-
-def _on_linear(layer: nn.Module, name: str, placement: str) -> Insertion:
-    where = (layer, name, *_held_by_parent(name, placement))
+    where = (layer, name, parent, f"bneck_{placement}_{own}")
     fan_in, fan_out = _widths(layer, name)
-    if placement == "series":
-        return Insertion(*where, f"{name}.out", input="here", widths=(fan_out, fan_out))
-    return Insertion(*where, f"{name}.out", {"x": (f"{name}.in",)}, widths=(fan_in, fan_out))
+    if placement == "parallel":
+        return Insertion(*where, f"{name}.out", {"x": (f"{name}.in",)}, widths=(fan_in, fan_out))
+    return Insertion(*where, f"{name}.out", input="here", widths=(fan_out, fan_out))
 
 
 def _beside_attention(layer: nn.Module, attention: str, projection: str) -> Insertion:
@@ -303,12 +291,6 @@ def _beside_attention(layer: nn.Module, attention: str, projection: str) -> Inse
         layer, attention, attention, "bneck_pa_attn", heads, {"x": (f"{attention}.in",)},
         widths=(fan_out, fan_in),
     )  # fmt: skip
-
-
-def _behind_attention(layer: nn.Module, projection: str) -> Insertion:
-    _, width = _widths(layer, projection)
-    where = (layer, projection, *_held_by_parent(projection, "houlsby"))
-    return Insertion(*where, f"{projection}.out", input="here", widths=(width, width))
 
 
 def _beside_ffn(layer: nn.Module, ffn: FfnLayout) -> Insertion:

@@ -1,6 +1,5 @@
 """Merging the parts of a stack: which parts can be merged, in what order, and which are kept."""
 
-import functools
 import warnings
 from typing import Any, cast
 
@@ -14,21 +13,12 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from lorada.tuners.base.delta_layer import DeltaLayer
 from lorada.tuners.base.layer import AttachedLayer
-from lorada.tuners.base.linears import has_adapter, linear_of, plain_weight, wrappers
+from lorada.tuners.base.linears import has_adapter, linear_of, plain_matrix, wrappers
+from lorada.tuners.base.merged_weights import merged_together
 from lorada.tuners.base.part_config import STACK
-from lorada.tuners.base.tuner import LoradaTuner
 from lorada.tuners.stack.nested_layers import layer_kind, wraps
 from lorada.tuners.stack.stack_config import UNMERGEABLE
-
-# What is said instead of saving an adapter without the weights that it belongs to.
-MERGED = (
-    "merge_weights() has merged what it can of this adapter into the base, which its file would "
-    "not hold: save it before, or write base and adapter by `lorada export RUN DIR`. In Python, "
-    "save what model.merge_and_unload() gives if every part can be merged; else give "
-    "model.peft_config[...].base_model_name_or_path the folder in which you save model.unload()"
-)
 
 
 class UnmergeableError(ValueError):
@@ -62,20 +52,15 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about tied weights, which we untie
             tuner._check_merge_allowed()
-        if isinstance(tuner, LoradaTuner):
-            tuner.refuse_merge([name])
     for place, chain in wrappers(model).items():
-        for layer in chain:
-            if isinstance(layer, DeltaLayer) and has_adapter(layer, name):
-                plain_weight(layer.get_base_layer(), "merging")  # before any weight is changed
+        if merged_together(chain, [name]):
+            plain_matrix(chain[-1].get_base_layer(), "merging")  # before any weight is changed
         own = {layer_kind(layer).__name__ for layer in chain if has_adapter(layer, name)}
         if len(own) > 1 and linear_of(chain[0]) is None:
             raise UnmergeableError(
                 f"{' and '.join(sorted(own))} on {place}, which is not linear, cannot be merged "
                 "together: keep it as an adapter"
             )
-        if len(own) > 1:
-            plain_weight(chain[-1].get_base_layer(), "merging several parts")
         if getattr(chain[-1].get_base_layer(), "bias", None) is not None:
             continue
         for layer in chain:
@@ -89,14 +74,15 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
                     )
 
 
-def merge_and_keep_attached(stack: Any, name: str) -> nn.Module:
-    """Merge the parts of an adapter that wrap modules, and put the attached ones on the result.
-
-    ``stack`` is a ``LoradaModel``, which cannot be used afterwards.
-
-    Returns:
-        A ``PeftModel`` over the merged base, or the merged base itself if no part remains.
-    """
+def merge_and_keep_attached(stack: Any) -> nn.Module:
+    """``merge_weights`` of a ``LoradaModel``."""
+    active = stack.active_adapters
+    if len(active) != 1:
+        raise ValueError(
+            f"merge_weights() merges one adapter, and {len(active)} are active "
+            f"({', '.join(active)}): call model.set_adapter(name) first"
+        )
+    (name,) = active
     refuse_unmergeable(stack.model, name, stack.tuners_of(name))
     config = stack.peft_config[name]
     parts = config.parts
@@ -128,29 +114,20 @@ def merge_and_keep_attached(stack: Any, name: str) -> nn.Module:
 
 
 def merge_weights(model: PeftModel) -> nn.Module:
-    """``model.merge_weights()`` of a model with a stack, as a function with types.
+    """Merge the parts of the active adapter of a stack that can be merged, and keep the rest.
+
+    Returns:
+        A ``PeftModel`` over the merged base whose adapter holds the remaining parts; the merged
+        base itself if nothing remains. ``model`` cannot be used afterwards.
 
     Raises:
-        ValueError: as that does, or for a model without a stack.
+        ValueError: for a model without a stack, if several adapters are active, or if a part that
+            wraps modules cannot be merged: with the other parts merged it would wrap other weights
+            than those it was trained on.
     """
     if model.peft_type != STACK:
         raise ValueError(
             f"merge_weights is for a stack, and this adapter has the type {model.peft_type.value}: "
             "model.merge_and_unload() merges a plain one"
         )
-    merged: nn.Module = model.base_model.merge_weights()
-    return merged
-
-
-def register() -> None:
-    """Let ``PeftModel.save_pretrained`` refuse an adapter that names a base as it was unmerged."""
-    of_peft: Any = PeftModel.save_pretrained
-
-    @functools.wraps(of_peft)
-    def save_pretrained(model: PeftModel, *args: Any, **options: Any) -> None:
-        merged = getattr(model.base_model, "merged_bases", ())
-        if any(config.base_model_name_or_path in merged for config in model.peft_config.values()):
-            raise ValueError(MERGED)
-        of_peft(model, *args, **options)
-
-    PeftModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
+    return merge_and_keep_attached(model.base_model)

@@ -16,11 +16,12 @@ from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import _get_submodules
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
 from lorada.tuners.base.linears import BASE_LAYER, has_adapter, linear_names, wrappers
-from lorada.tuners.base.part_config import PREFIX, refuse_no_layers
+from lorada.tuners.base.part_config import PREFIX, refuse_layers
 from lorada.tuners.base.tuner import AttachedModel, chosen, listed
 
 
@@ -52,12 +53,10 @@ def layer_kind(layer: nn.Module) -> type:
 def layers_shown(
     model: nn.Module, own: type | None = None, *, innermost: bool = False
 ) -> Iterator[None]:
-    """Show a tuner its own layer, wherever layers of other tuners are around it.
+    """Show a tuner its own layer in layers of others, so that it adds to it and does not wrap it.
 
-    So it adds to that layer instead of wrapping again. With ``innermost`` it is shown the innermost
-    module where it has no layer yet: some tuners measure or count the linear layers that they are
-    placed on, and do not see one inside another tuner's layer. What is placed in this context is
-    put around the layers of others at its end.
+    ``innermost`` shows the innermost module where the tuner has no layer yet: some measure or count
+    linear layers and see none inside another layer. What they place goes around the others' layers.
     """
     hidden = []
     for name, chain in wrappers(model).items():
@@ -66,8 +65,7 @@ def layers_shown(
             shown = chain[-1].base_layer
         if shown is None or shown is chain[0]:
             continue
-        holder, _, child = name.rpartition(".")
-        parent = model.get_submodule(holder)
+        parent, _, child = _get_submodules(model, name)
         hidden.append((parent, child, chain[0], shown))
         setattr(parent, child, shown)
     try:
@@ -198,7 +196,7 @@ def part_named_in_errors(
 ) -> Iterator[None]:
     """Turn an error of placing a part into one line that names the part and possible targets."""
     try:
-        refuse_no_layers(part)
+        refuse_layers(part)
         yield
     except (ValueError, TypeError, NotImplementedError) as error:
         text = " ".join(str(error).split())

@@ -16,7 +16,7 @@ from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
 from lorada.tuners.base.layer import execution_device
-from lorada.tuners.base.part_config import STACK, refuse_regex, register
+from lorada.tuners.base.part_config import STACK, refuse_layers, register
 from lorada.tuners.base.tuner import (
     AttachedModel,
     LoradaTuner,
@@ -27,7 +27,7 @@ from lorada.tuners.base.tuner import (
     refuse_known,
 )
 from lorada.tuners.lmam import bake
-from lorada.tuners.stack import as_stack, merging, rescaling
+from lorada.tuners.stack import patches
 from lorada.tuners.stack.adalora_parts import OwnRanks, factors, regulariser
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
 from lorada.tuners.stack.nested_layers import (
@@ -64,7 +64,7 @@ class LoradaModel(LoradaTuner):
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kw: Any) -> None:
         refuse_known(model, adapter_name)
         # The tuners of each adapter's parts. Not submodules, since each holds the whole model.
-        self.__dict__["_tuners"] = {}
+        self._tuners: dict[str, list[BaseTuner]] = {}
         if isinstance(peft_config, LoradaConfig):  # a PeftModel gives a dictionary
             refuse_without_peft_model(peft_config.parts)
         if isinstance(known := vars(model).get("peft_config"), dict):
@@ -73,12 +73,11 @@ class LoradaModel(LoradaTuner):
 
     def tuners_of(self, adapter_name: str) -> list[BaseTuner]:
         """The tuners of an adapter's parts."""
-        tuners: list[BaseTuner] = self.__dict__["_tuners"].get(adapter_name, [])
-        return tuners
+        return self._tuners.get(adapter_name, [])
 
     def tuners(self) -> list[BaseTuner]:
         """The tuners of all parts of all adapters."""
-        return [tuner for tuners in self.__dict__["_tuners"].values() for tuner in tuners]
+        return [tuner for tuners in self._tuners.values() for tuner in tuners]
 
     # Placing.
 
@@ -92,12 +91,13 @@ class LoradaModel(LoradaTuner):
     ) -> None:
         """Place every part of an adapter; earlier adapters stay trainable or frozen as before."""
         config = self.peft_config[adapter_name]
-        refuse_absent(model, [config, *config.parts], config.task_type)
+        for each in (config, *config.parts):
+            refuse_absent(model, each, config.task_type)
         for part in filter(wraps, config.parts):
             refuse_offloaded(model, type(part).__name__.removesuffix("Config"))
         stacked = any(isinstance(module, BaseTunerLayer) for module in model.modules())
         before = [(p, p.requires_grad) for p in model.parameters()] if stacked else []
-        self.__dict__["_tuners"][adapter_name] = []
+        self._tuners[adapter_name] = []
         saved = model.__dict__.pop("peft_config", None)
         try:
             with all_or_nothing(model):
@@ -112,7 +112,7 @@ class LoradaModel(LoradaTuner):
                 for name, container in containers_of(tuner).items():
                     self.add_module(name, container)
         except Exception:
-            del self.__dict__["_tuners"][adapter_name]
+            del self._tuners[adapter_name]
             raise
         finally:
             model.__dict__.pop("peft_config", None)
@@ -167,8 +167,10 @@ class LoradaModel(LoradaTuner):
                 )
         placed.append(tuner)
 
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError  # the tuners of the parts do so
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for tuner in self.tuners_of(adapter_name):
             tuner._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
 
@@ -176,7 +178,12 @@ class LoradaModel(LoradaTuner):
         """Remove an adapter with all its parts; if no other is active, activate another."""
         active = self.active_adapters
         super().delete_adapter(adapter_name)
-        forget(self, self.__dict__["_tuners"].pop(adapter_name, []))
+        for tuner in self._tuners.pop(adapter_name, []):
+            for name, container in containers_of(tuner).items():
+                delattr(self, name)
+                for module in container.modules():  # layers may refer to them too
+                    module._parameters.clear()
+                    module._buffers.clear()
         left = [name for name in active if name != adapter_name] or sorted(self.peft_config)[:1]
         if adapter_name in active and left:
             # PEFT lets each layer choose among its own adapters; in stacks these differ.
@@ -328,24 +335,8 @@ class LoradaModel(LoradaTuner):
             )
 
     def merge_weights(self) -> nn.Module:
-        """Merge the parts of the active adapter that can be merged and keep the rest.
-
-        Returns:
-            A ``PeftModel`` over the merged base whose adapter holds the remaining parts; the
-            merged base itself if nothing remains. This model cannot be used afterwards.
-
-        Raises:
-            ValueError: if several adapters are active, or if a part that wraps modules cannot be
-                merged: with the other parts merged it would wrap other weights than those it was
-                trained on.
-        """
-        active = self.active_adapters
-        if len(active) != 1:
-            raise ValueError(
-                f"merge_weights() merges one adapter, and {len(active)} are active "
-                f"({', '.join(active)}): call model.set_adapter(name) first"
-            )
-        return merge_and_keep_attached(self, active[0])
+        """Merge the parts of the active adapter that can be merged: ``lorada.merge_weights``."""
+        return merge_and_keep_attached(self)
 
     def bake(self) -> None:
         """Compute every map of the stack once, for inference."""
@@ -353,9 +344,7 @@ class LoradaModel(LoradaTuner):
 
 
 register(STACK, LoradaConfig, LoradaModel)
-as_stack.register()
-merging.register()
-rescaling.register()
+patches.register()
 
 
 def _choose_layers(part: PeftConfig, config: LoradaConfig) -> None:
@@ -369,7 +358,7 @@ def _choose_layers(part: PeftConfig, config: LoradaConfig) -> None:
         )
     if part.layers_to_transform is None:
         part.layers_to_transform = config.layers_to_transform
-        refuse_regex(part)
+        refuse_layers(part)
 
 
 # Parts whose tuner keeps weights outside the layers, such as VeRA's projections: PEFT keeps them on
@@ -442,16 +431,6 @@ def refuse_without_peft_model(parts: list[PeftConfig]) -> None:
 def containers_of(tuner: BaseTuner) -> dict[str, Any]:
     """The containers of a tuner's shared weights, by name; empty for most tuners."""
     return {name: child for name, child in tuner.named_children() if name != "model"}
-
-
-def forget(stack: nn.Module, tuners: list[BaseTuner]) -> None:
-    """Remove the shared weights of an adapter's tuners; layers may refer to them too."""
-    for tuner in tuners:
-        for name, container in containers_of(tuner).items():
-            delattr(stack, name)
-            for module in container.modules():
-                module._parameters.clear()
-                module._buffers.clear()
 
 
 def own_keys(model: nn.Module, tuner: BaseTuner, keys: Iterable[str]) -> set[str]:

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
@@ -88,16 +89,44 @@ class LoradaConfig(LoradaPeftConfig):
         return {**own, "parts": parts}
 
 
+def as_stack(adapter: str | Path | PeftConfig) -> LoradaConfig:
+    """A plain PEFT adapter as a stack of one part, which stands beside any other stack.
+
+    Nothing is written. PEFT loads the adapter's own folder by it::
+
+        model = PeftModel.from_pretrained(base, folder, config=lorada.as_stack(folder))
+        model.load_adapter("another/stack", "other")
+
+    Onto a model that has a stack already, ``model.load_adapter(folder, "plain")`` does the same.
+
+    Args:
+        adapter: the folder or the hub id of a saved adapter, or a config.
+
+    Raises:
+        ValueError: if there is no such adapter, or PEFT does not place it in the model's layers.
+    """
+    config = adapter
+    if not isinstance(config, PeftConfig):
+        config = PeftConfig.from_pretrained(str(adapter))
+    if isinstance(config, LoradaConfig):
+        return config
+    fields: dict[str, Any] = {name: getattr(config, name, None) for name in KEPT}
+    stack = LoradaConfig(parts=[config], **fields)
+    if hasattr(stack.parts[0], "modules_to_save"):
+        stack.parts[0].modules_to_save = None  # they are the stack's now
+    return stack
+
+
 def _as_config(part: Any, stack: LoradaConfig) -> PeftConfig:
     if isinstance(part, PeftConfig):
         return copy.deepcopy(part)  # placing a part changes its config; the caller's must not
     if isinstance(part, dict) and "peft_type" in part:
-        _refuse_unknown(part, stack)
+        _refuse_unknown(part)
         return PeftConfig.from_peft_type(**{**part, "inference_mode": stack.inference_mode})
     raise ValueError(f"a part must be a PEFT config or its dictionary with peft_type, not {part!r}")
 
 
-def _refuse_unknown(part: dict[str, Any], stack: LoradaConfig) -> None:
+def _refuse_unknown(part: dict[str, Any]) -> None:
     """Refuse the dictionary of a part of an unknown type, or with a misspelt setting."""
     kind = part["peft_type"]
     if not isinstance(kind, str) or kind not in known_types():
@@ -116,10 +145,7 @@ def _refuse_unknown(part: dict[str, Any], stack: LoradaConfig) -> None:
 def _refuse_unstackable(part: PeftConfig) -> None:
     tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(part.peft_type)
     name = type(part).__name__
-    placed = (
-        tuner is not None and issubclass(tuner, BaseTuner) and not isinstance(part, LoradaConfig)
-    )
-    if part.is_prompt_learning or part.is_adaption_prompt or not placed:
+    if not issubclass(tuner or object, BaseTuner) or isinstance(part, LoradaConfig):
         raise ValueError(f"{name} cannot be a part: PEFT does not place it in the model's layers")
     if reason := UNSTACKABLE.get(part.peft_type):
         raise ValueError(f"{name} cannot be a part: {reason}")
