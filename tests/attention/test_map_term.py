@@ -61,14 +61,14 @@ TABLES = {
 }
 # By name: where the tokens are, how many queries, keys and samples there are.
 POSITIONS = {
-    "whole": (TokenSpan(12, 0, 0), 12, 12, 2),
-    "one sample": (TokenSpan(12, 0, 0), 12, 12, 1),
-    "shorter than the map": (TokenSpan(6, 0, 0), 6, 6, 2),
-    "on the end": (TokenSpan(12, 12 - LENGTH, 0), 12, 12, 2),
-    "shorter than the map, on the end": (TokenSpan(6, 6 - LENGTH, 0), 6, 6, 2),
-    "a chunk behind a cache": (TokenSpan(7, 0, 4), 3, 7, 2),
-    "a static cache": (TokenSpan(7, 0, 0), 7, 12, 2),
-    "one token": (TokenSpan(5, 0, 4), 1, 5, 2),
+    "whole": (TokenSpan(12, 0), 12, 12, 2),
+    "one sample": (TokenSpan(12, 0), 12, 12, 1),
+    "shorter than the map": (TokenSpan(6, 0), 6, 6, 2),
+    "on the end": (TokenSpan(12, 0), 12, 12, 2),
+    "shorter than the map, on the end": (TokenSpan(6, 0), 6, 6, 2),
+    "a chunk behind a cache": (TokenSpan(7, 4), 3, 7, 2),
+    "a static cache": (TokenSpan(7, 0), 7, 12, 2),
+    "one token": (TokenSpan(5, 4), 1, 5, 2),
     **{
         name: (at, at.rows.shape[1], at.columns.shape[1], 1 if name == "packed" else 2)
         for name, at in TABLES.items()
@@ -102,6 +102,7 @@ def call(name: str, *, causal: bool = True, window: int | None = None, dtype=tor
 def by_hand(held: AttentionMap, positions, shape: CallShape, value: Tensor) -> Tensor:
     """The term as a sum over pairs of tokens, (B, T, H, D)."""
     at = positions.table(shape.queries, shape.keys, value.device)
+    at = at.at_end(LENGTH) if held.align == "end" else at
     rows, columns = (x.expand(len(value), -1) for x in (at.rows, at.columns))
     seen = (rows[:, :, None] >= 0) & (rows[:, :, None] < LENGTH)
     seen = seen & (columns[:, None] >= 0) & (columns[:, None] < LENGTH)
@@ -223,7 +224,7 @@ def test_past_the_map_the_output_itself_comes_back():
     shape = CallShape(1, 11, HEADS, True, None)
     one_inside = table([*[None] * (11 - LENGTH), *range(LENGTH)], [*range(11)], queries=1)
     value, output = torch.randn(2, 2, 11, 8), torch.randn(2, 1, HEADS, 8)
-    past = TokenSpan(LENGTH + 1, 0, LENGTH)
+    past = TokenSpan(LENGTH + 1, LENGTH)
     assert add_term(output, attention_map(), past, shape, value) is output
     with torch.no_grad():
         past = TABLES["padded, past the map"]
@@ -290,7 +291,7 @@ def test_nothing_that_grows_with_the_batch_or_the_sequence_is_kept(batch, tokens
     held = AttentionMap(factors, 2.0, "start", None)
     value = torch.randn(batch, 8, tokens, 16, requires_grad=True)
     output = torch.randn(batch, tokens, 32, 16, requires_grad=True)
-    positions = TokenSpan(tokens, 0, 0)
+    positions = TokenSpan(tokens, 0)
     if padded:
         columns = torch.arange(tokens).expand(batch, -1) - torch.arange(batch)[:, None]
         columns = torch.where(columns < 0, NO_TOKEN, columns)

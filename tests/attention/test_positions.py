@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lorada.attention import positions as locating
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.forward_inputs import ForwardInputs
-from lorada.attention.positions import TokenPositions
+from lorada.attention.positions import TokenTable
 
 EXAMPLES = settings(deadline=None, max_examples=80)
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ def locate(
     seen: torch.Tensor | int | None = None,
     flash: bool = False,
     device: torch.device = CPU,
-) -> TokenPositions:
+) -> TokenTable:
     """``locate`` of a decoder's call, from the little that it reads."""
     module, (by_query, by_key) = torch.nn.Module(), cu_seq_lens
     module.config = SimpleNamespace(_attn_implementation="flash_attention_2" if flash else "sdpa")
@@ -113,7 +113,7 @@ def locate(
         ForwardInputs(tokens_so_far=seen),
         {"position_ids": position_ids, "cu_seq_lens_q": by_query, "cu_seq_lens_k": by_key},
     )
-    found = locating.locate(call)
+    found = locating.locate(call).table(queries, keys, device)
     return found.at_end(length) if align == "end" else found
 
 
@@ -187,12 +187,11 @@ def check(
     position_ids: torch.Tensor | None,
     **told,
 ) -> None:
-    span = locate(
+    table = locate(
         scene.queries, scene.key_len, scene.mask(form), position_ids,
         length=length, align=align, window=scene.window, **told,
     )  # fmt: skip
     batch = len(scene.rows)
-    table = span.table(scene.queries, scene.key_len, CPU)
     slots = table.key_slots(length)
     for (index, inside), twin in (
         ((slots.index, slots.real), scene.keys_of_map),

@@ -90,10 +90,11 @@ def put(part: Tensor, like: Tensor, at: tuple[Any, ...]) -> Tensor:
     return whole
 
 
-def map_positions(call: AttentionCall, attention_map: AttentionMap) -> TokenPositions:
+def map_positions(call: AttentionCall, attention_map: AttentionMap) -> TokenTable:
     """Where the tokens of a call lie in a map."""
-    positions = _positions(call)
-    return positions if attention_map.align == "start" else positions.at_end(attention_map.length)
+    shape = call.shape
+    table = _positions(call).table(shape.queries, shape.keys, call.value.device)
+    return table if attention_map.align == "start" else table.at_end(attention_map.length)
 
 
 def covered_tokens(call: AttentionCall, attention_map: AttentionMap) -> CoveredTokens | None:

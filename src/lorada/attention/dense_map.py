@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lorada.attention.attention_map import AttentionMap, take_rows
 from lorada.attention.call import AttentionCall, CallShape
-from lorada.attention.positions import TokenPositions, TokenTable
+from lorada.attention.positions import TokenTable
 from lorada.functional.precision import no_autocast
 
 NEEDS_MASK = (
@@ -20,10 +20,10 @@ NEEDS_MASK = (
 )
 
 
-def expand_map(attention_map: AttentionMap, positions: TokenPositions, shape: CallShape) -> Tensor:
+def expand_map(attention_map: AttentionMap, table: TokenTable, shape: CallShape) -> Tensor:
     """tile(Attn_s) in the shape of the attention map, (B or 1, H, T, K), with zeros beyond it."""
     device = attention_map.factors[0].device
-    table, length = positions.table(shape.queries, shape.keys, device), attention_map.length
+    length = attention_map.length
     real = table.key_slots(length).real.reshape(-1, length)
     with no_autocast(device):
         map_ = attention_map.masked(attention_map.dense(), shape, real)
@@ -54,7 +54,7 @@ def covered_pairs(table: TokenTable, length: int) -> Tensor:
 
 
 def mask_with_map(
-    mask: Tensor | None, attention_map: AttentionMap, positions: TokenPositions, call: AttentionCall
+    mask: Tensor | None, attention_map: AttentionMap, positions: TokenTable, call: AttentionCall
 ) -> Tensor:
     """The additive mask (B, H, T, K) that adds a map to the scores before the softmax (¬N).
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall
-from lorada.attention.positions import TokenPositions
+from lorada.attention.positions import TokenTable
 from lorada.functional.precision import wide
 
 
@@ -25,7 +25,7 @@ class Observation:
 
     call: AttentionCall
     attention_map: AttentionMap
-    positions: TokenPositions  # where the tokens of the call lie in the map
+    positions: TokenTable  # where the tokens of the call lie in the map
     output: Tensor  # Attn·V without any map, (B, T, H, D)
     term: Tensor  # tile(Attn_s)·V, likewise; for ¬N the change by all maps of the call
 
@@ -51,9 +51,7 @@ def report(seen: Observation) -> None:
 
 def squared_norms(seen: Observation) -> tuple[Tensor, Tensor]:
     """‖tile(Attn_s) V‖² and ‖Attn V‖² of one attention call, over its real tokens."""
-    shape = seen.call.shape
-    table = seen.positions.table(shape.queries, shape.keys, seen.output.device)
-    real = table.real_queries()[..., None, None]
+    real = seen.positions.real_queries()[..., None, None]
     return (seen.term * real).square().sum(), (wide(seen.output) * real).square().sum()
 
 

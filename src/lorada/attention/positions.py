@@ -28,19 +28,14 @@ class TokenSpan:
     """
 
     stop: int  # how many key slots hold a token; they are the first ones
-    origin: int  # the key slot of row and column 0 of the map
     first: int  # the key slot of query row 0
 
     def table(self, queries: int, keys: int, device: torch.device) -> "TokenTable":
         """The same positions as a table with one row for all samples."""
         slots = torch.arange(keys, device=device)
-        columns = torch.where(slots < self.stop, slots - self.origin, NO_TOKEN)
-        rows = torch.arange(queries, device=device) + self.first - self.origin
+        columns = torch.where(slots < self.stop, slots, NO_TOKEN)
+        rows = torch.arange(queries, device=device) + self.first
         return TokenTable(columns[None], rows[None], longest=keys)
-
-    def at_end(self, length: int) -> "TokenSpan":
-        """These positions with the last token on row and column N-1 of the map (Eq. 16)."""
-        return replace(self, origin=self.stop - length)
 
 
 @dataclass(frozen=True)
@@ -181,7 +176,7 @@ def _without_padding(call: AttentionCall, last: Tensor | None) -> TokenPositions
     # chunk of a prompt, and the queries are the last slots. Elsewhere it is the prefill of a static
     # cache, and the last slots are empty.
     first = keys - queries if queries == 1 or call.kernel == "flash" else 0
-    return TokenSpan(first + queries, 0, first)
+    return TokenSpan(first + queries, first)
 
 
 def _by_mask(

@@ -292,8 +292,7 @@ def _maps_of_call(
         nothing = dict.fromkeys(("map", "negative", "map_negative"))
         return {"softmax": softmax, "fused": softmax, **nothing}
     attention_map = seen.attention_map
-    table = seen.positions.table(call.shape.queries, call.shape.keys, weights.device)
-    pairs = visible & covered_pairs(table, attention_map.length)[:, None]
+    pairs = visible & covered_pairs(seen.positions, attention_map.length)[:, None]
     map_ = expand_map(attention_map, seen.positions, call.shape).expand_as(softmax)
     if attention_map.ablation == "no_negative":  # the map is in the scores of this softmax
         own = fused * (-map_).exp()
