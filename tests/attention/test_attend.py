@@ -163,7 +163,7 @@ def test_no_negative_under_a_mask_of_keys_alone_is_an_error():
     with pytest.raises(ValueError, match="no_negative ablation needs"):
         Inputs(host("llama", ablation="no_negative"), 9).call("sdpa", mask=torch.ones(1, 9))
     with pytest.raises(ValueError, match="no_negative ablation needs"):
-        mask_with_map(None, None, None, SimpleNamespace(kernel="flash"))
+        mask_with_map(None, None, SimpleNamespace(kernel="flash"))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from lorada.attention.positions import NO_TOKEN, TokenTable
 pytestmark = pytest.mark.fp64
 
 ALIGNS = st.sampled_from(["start", "end"])
-LINEAR = st.sampled_from([None, "full_rank", "no_position"])
+ABLATIONS = st.sampled_from([None, "softmax", "full_rank", "no_position"])
 
 
 def compare(
@@ -65,7 +65,7 @@ def packed_tables(draw: st.DrawFn) -> TokenTable:
 
 
 @settings(deadline=None, max_examples=60)
-@given(packed_tables(), LINEAR, ALIGNS)
+@given(packed_tables(), ABLATIONS, ALIGNS)
 def test_sequences_of_a_row_have_a_map_each(table, ablation, align):
     queries, keys = table.rows.shape[1], table.columns.shape[1]
     value = torch.randn(1, GROUPS, keys, WIDTH)
@@ -98,7 +98,7 @@ def laid_out(table: TokenTable, how: str) -> Tensor:
 
 @settings(deadline=None, max_examples=100)
 @given(padded_tables(), st.sampled_from(["with room behind", "head by head", "one for all"]),
-       LINEAR, ALIGNS, st.booleans(), st.none() | st.integers(1, 4))  # fmt: skip
+       ABLATIONS, ALIGNS, st.booleans(), st.none() | st.integers(1, 4))  # fmt: skip
 def test_pads_may_lie_anywhere(table, layout, ablation, align, causal, window):
     queries, keys = table.rows.shape[1], table.columns.shape[1]
     shape = CallShape(queries, keys, HEADS, causal, window)

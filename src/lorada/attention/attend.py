@@ -115,7 +115,7 @@ def _attend(
         )
     inside = [m for m in maps if m.ablation == "no_negative"]
     for attention_map in inside:
-        mask = mask_with_map(mask, attention_map, map_positions(call, attention_map), call)
+        mask = mask_with_map(mask, attention_map, call)
     if inside:
         kwargs = {**kwargs, "is_causal": False}  # the mask is causal already
     output, weights = run(call.module, call.query, call.key, call.value, mask, **kwargs)

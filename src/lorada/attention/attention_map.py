@@ -108,13 +108,3 @@ class AttentionMap:
     def part(self, size: int) -> slice:
         """The rows and columns of M tokens: the first or the last ones of the map."""
         return slice(0, size) if self.align == "start" else slice(self.length - size, self.length)
-
-
-def take_rows(map_: Tensor, rows: Tensor) -> Tensor:
-    """Rows (T,) or (B, T) of a dense map (S, N, N) or of one for each sample, (B, S, N, N)."""
-    if rows.dim() == 1:
-        return map_[..., rows, :]
-    if map_.dim() == 3:
-        return map_[:, rows].transpose(0, 1)
-    index = rows[:, None, :, None].expand(-1, map_.shape[1], -1, map_.shape[-1])
-    return map_.expand(rows.shape[0], -1, -1, -1).gather(2, index)

@@ -3,59 +3,40 @@
 The term never needs it. The ablation ¬N does, which adds the map to the scores before the softmax,
 and so does ``explain``, which shows it.
 
-Shapes: B batch, P sequences packed into a row, H query heads, S map heads, T queries, K key slots,
-N map length.
+Shapes: B batch, H query heads, T queries, K key slots.
 """
 
 import torch
 from torch import Tensor
 
-from lorada.attention.attention_map import AttentionMap, take_rows
-from lorada.attention.call import AttentionCall, CallShape
-from lorada.attention.positions import TokenTable
-from lorada.functional.precision import no_autocast
+from lorada.attention.attention_map import AttentionMap
+from lorada.attention.call import AttentionCall
+from lorada.attention.covered_tokens import covered_tokens
+from lorada.attention.map_term import Term, add_term
+from lorada.functional.precision import wide_dtype
 
 NEEDS_MASK = (
     "the no_negative ablation needs a (B, 1, T, K) mask: use attn_implementation='sdpa' or 'eager'"
 )
 
 
-def expand_map(attention_map: AttentionMap, table: TokenTable, shape: CallShape) -> Tensor:
-    """tile(Attn_s) in the shape of the attention map, (B or 1, H, T, K), with zeros beyond it."""
-    device = attention_map.factors[0].device
-    length = attention_map.length
-    real = table.key_slots(length).real.reshape(-1, length)
-    with no_autocast(device):
-        map_ = attention_map.masked(attention_map.dense(), shape, real)
-    rows, _ = table.query_rows(length)
-    batch = max(rows.shape[0], table.columns.shape[0])
-    rows = rows.expand(batch, -1)
-    if map_.dim() == 4 and table.row_owner is not None:
-        # (B·P, S, N, N) → (B, S, P·N, N): the maps of a row's sequences are stacked.
-        map_ = map_.view(-1, table.sequences, *map_.shape[1:]).transpose(1, 2).flatten(2, 3)
-        rows = rows + table.row_owner * length
-    # First the map row of every query, then from it the map column of every key.
-    picked = take_rows(map_, rows)
-    columns = table.columns.expand(batch, -1)
-    index = columns.clamp(0, length - 1)[:, None, None].expand(-1, *picked.shape[1:3], -1)
-    pairs = covered_pairs(table, length)[:, None]
-    # Rows and columns outside of the map were clamped into it: their entries become zero here.
-    return (picked.gather(-1, index) * pairs).repeat(1, shape.heads // picked.shape[1], 1, 1)
+def expand_map(attention_map: AttentionMap, call: AttentionCall) -> Tensor:
+    """tile(Attn_s) in the shape of the attention map, (B or 1, H, T, K), with zeros beyond it.
+
+    That is the term of a call whose values are the identity: key slot k has the k-th unit vector.
+    """
+    value, shape = call.value, call.shape
+    covered = covered_tokens(call, attention_map)
+    alike = covered is None or isinstance(covered.keys, slice)
+    values = torch.eye(shape.keys, dtype=wide_dtype(value), device=value.device)
+    values = values.expand(1 if alike else len(value), 1, -1, -1)
+    nothing = values.new_zeros(len(values), shape.queries, shape.heads, shape.keys)
+    if covered is None:
+        return nothing.transpose(1, 2)
+    return add_term(nothing, Term(attention_map, covered, shape), values).transpose(1, 2)
 
 
-def covered_pairs(table: TokenTable, length: int) -> Tensor:
-    """(B, T, K) booleans: pairs of query and key with an entry in the map of their sequence."""
-    _, rows = table.query_rows(length)
-    columns = (table.columns >= 0) & (table.columns < length)
-    pairs = rows[:, :, None] & columns[:, None, :]
-    if table.row_owner is None or table.column_owner is None:
-        return pairs
-    return pairs & (table.row_owner[:, :, None] == table.column_owner[:, None, :])
-
-
-def mask_with_map(
-    mask: Tensor | None, attention_map: AttentionMap, positions: TokenTable, call: AttentionCall
-) -> Tensor:
+def mask_with_map(mask: Tensor | None, attention_map: AttentionMap, call: AttentionCall) -> Tensor:
     """The additive mask (B, H, T, K) that adds a map to the scores before the softmax (¬N).
 
     ``mask`` is the mask without this map; it may hold another map.
@@ -64,7 +45,7 @@ def mask_with_map(
         raise ValueError(NEEDS_MASK)
     # The kernel adds a mask to the scores, so a map inside the mask is a map before the softmax.
     dtype, keys = call.value.dtype, call.shape.keys
-    full = expand_map(attention_map.for_values(call.value), positions, call.shape).to(dtype)
+    full = expand_map(attention_map, call).to(dtype)
     hidden = torch.finfo(dtype).min
     if mask is None:
         if not call.shape.causal or call.shape.queries == 1:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorada.attention.attention_map import AttentionMap, take_rows
+from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import CallShape
 from lorada.attention.covered_tokens import CoveredTokens, put
 from lorada.attention.positions import Targets
@@ -94,8 +94,14 @@ def _masked_rows(own: AttentionMap, covered: CoveredTokens, shape: CallShape, ba
         map_ = own.masked(own.dense()[:, part, part], shape, covered.real(batch))
         if rows is None or seen is None:
             return map_
-        # Its rows have their mask already, but for those that the map does not reach.
-        return take_rows(map_, rows - part.start) * seen.any(-1)[..., None, :, None]
+        rows = rows - part.start
+        # A map for each sample, where each has rows of its own.
+        if rows.dim() == 1:
+            map_ = map_[..., rows, :]
+        else:
+            map_ = map_.take_along_dim(rows[:, None, :, None], 2)
+        # The rows have their mask already, but for those that the map does not reach.
+        return map_ * seen.any(-1)[..., None, :, None]
     if own.stays_low_rank:
         left, right = own.scaled_factors()
         # One dimension of size 1 for the samples, so that both sides broadcast.

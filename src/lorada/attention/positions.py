@@ -115,6 +115,12 @@ class TokenTable:
         inside = (self.rows >= 0) & (self.rows < length)
         return self.rows.clamp(0, length - 1), inside
 
+    def pairs(self, length: int) -> Tensor:
+        """(B, T, K) booleans: pairs of query and key that are a row and a column of a map."""
+        _, rows = self.query_rows(length)
+        columns = (self.columns >= 0) & (self.columns < length)
+        return rows[:, :, None] & columns[:, None, :]
+
     def real_queries(self) -> Tensor:
         """(B, T) booleans: which queries are tokens and not padding."""
         return self.rows != NO_TOKEN

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall
-from lorada.attention.dense_map import covered_pairs, expand_map
+from lorada.attention.dense_map import expand_map
 from lorada.attention.interface import CROSS_ATTENTION, watch
 from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
 from lorada.explore.explorer_page import explorer_page, pack
@@ -292,8 +292,8 @@ def _maps_of_call(
         nothing = dict.fromkeys(("map", "negative", "map_negative"))
         return {"softmax": softmax, "fused": softmax, **nothing}
     attention_map = seen.attention_map
-    pairs = visible & covered_pairs(seen.positions, attention_map.length)[:, None]
-    map_ = expand_map(attention_map, seen.positions, call.shape).expand_as(softmax)
+    pairs = visible & seen.positions.pairs(attention_map.length)[:, None]
+    map_ = expand_map(attention_map, seen.call).expand_as(softmax)
     if attention_map.ablation == "no_negative":  # the map is in the scores of this softmax
         own = fused * (-map_).exp()
         elsewhere = 1 - fused.sum(-1, keepdim=True)  # of prefixes, and of scores for no token
