@@ -93,7 +93,7 @@ def put(part: Tensor, like: Tensor, at: tuple[Any, ...]) -> Tensor:
 def map_positions(call: AttentionCall, attention_map: AttentionMap) -> TokenTable:
     """Where the tokens of a call lie in a map."""
     shape = call.shape
-    table = _positions(call).table(shape.queries, shape.keys, call.value.device)
+    table = token_positions(call).table(shape.queries, shape.keys, call.value.device)
     return table if attention_map.align == "start" else table.at_end(attention_map.length)
 
 
@@ -102,20 +102,9 @@ def covered_tokens(call: AttentionCall, attention_map: AttentionMap) -> CoveredT
     length, align = attention_map.length, attention_map.align
 
     def find() -> CoveredTokens | None:
-        return find_covered_tokens(_positions(call), length, align, call.shape, call.value)
+        return find_covered_tokens(token_positions(call), length, align, call.shape, call.value)
 
     return call.once(find, "covered", length, align)
-
-
-def _positions(call: AttentionCall) -> TokenPositions:
-    positions = token_positions(call)
-    packed = isinstance(positions, TokenTable) and positions.sequences > 1
-    if packed and call.mask is None and call.kernel != "flash":
-        raise ValueError(
-            "several sequences are packed into one row and attention would let them see each "
-            "other: pass use_cache=False and position_ids that restart with each sequence"
-        )
-    return positions
 
 
 def find_covered_tokens(
