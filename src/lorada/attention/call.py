@@ -160,12 +160,6 @@ def implementation_of(module: nn.Module) -> str:
     return str(getattr(config, "_attn_implementation", None) or "eager")
 
 
-def is_windowed(module: nn.Module) -> bool:
-    """Whether a module sees only a window of its sequence."""
-    owners = module, getattr(module, "config", None)
-    return any(getattr(owner, "sliding_window", None) for owner in owners)
-
-
 def head_count(module: nn.Module) -> int:
     """Query heads of an attention module."""
     for source in (module, getattr(module, "config", None)):
