@@ -31,11 +31,6 @@ class ForwardInputs:
     # What ``once`` has computed; None if nothing is kept.
     results: dict[Hashable, Any] | None = field(default=None, compare=False, repr=False)
 
-    @property
-    def keeps(self) -> bool:
-        """Whether ``once`` keeps results; a compiler finds what is computed twice by itself."""
-        return self.results is not None and not torch.compiler.is_dynamo_compiling()
-
     def once(
         self, compute: Callable[[], Result], tensors: Sequence[Any], *others: Hashable
     ) -> Result:
@@ -43,10 +38,12 @@ class ForwardInputs:
 
         It depends on ``tensors``, of which any may be None, and on ``others``.
         """
-        if not self.keeps:
+        # A compiler finds what is computed twice by itself.
+        if self.results is None or torch.compiler.is_dynamo_compiling():
             return compute()
-        assert self.results is not None
-        key = (*map(_identity, tensors), *others)
+        # Sizes that are exported may be symbols, which are no keys.
+        facts: Hashable = repr(others) if torch.compiler.is_compiling() else others
+        key = (*map(_identity, tensors), facts)
         if key not in self.results:
             # The tensors are kept, so that no other tensor gets the identity of one of them.
             self.results[key] = compute(), tensors
