@@ -29,8 +29,8 @@ def expand_map(attention_map: AttentionMap, call: AttentionCall) -> Tensor:
     covered = covered_tokens(call, attention_map)
     alike = covered is None or isinstance(covered.keys, slice)
     values = torch.eye(shape.keys, dtype=wide_dtype(value), device=value.device)
-    values = values.expand(1 if alike else len(value), 1, -1, -1)
-    nothing = values.new_zeros(len(values), shape.queries, shape.heads, shape.keys)
+    values = values.expand(1 if alike else value.shape[0], 1, -1, -1)
+    nothing = values.new_zeros(values.shape[0], shape.queries, shape.heads, shape.keys)
     if covered is None:
         return nothing.transpose(1, 2)
     return add_term(nothing, Term(attention_map, covered, shape), values).transpose(1, 2)

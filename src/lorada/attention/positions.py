@@ -128,16 +128,13 @@ class TokenTable:
     def at_end(self, length: int) -> "TokenTable":
         """These positions with each sequence's last token on row and column N-1 (Eq. 16)."""
         if self.column_owner is None or self.row_owner is None:
-            shift = self.columns.amax(1, keepdim=True).clamp(min=-1) + 1 - length
-            column_shift = row_shift = shift
+            column_last = row_last = self.columns.amax(1, keepdim=True)
         else:
-            last = self.columns.new_full((self.columns.shape[0], self.sequences), -1)
+            last = self.columns.new_full((self.columns.shape[0], self.sequences), NO_TOKEN)
             last = last.scatter_reduce(1, self.column_owner, self.columns, "amax")
-            shift = last + 1 - length
-            column_shift = shift.gather(1, self.column_owner)
-            row_shift = shift.gather(1, self.row_owner)
-        columns = _shifted(self.columns, column_shift)
-        rows = columns if self.is_whole else _shifted(self.rows, row_shift)
+            column_last, row_last = (last.gather(1, o) for o in (self.column_owner, self.row_owner))
+        columns = _shifted(self.columns, column_last + (1 - length))
+        rows = columns if self.is_whole else _shifted(self.rows, row_last + (1 - length))
         return replace(self, columns=columns, rows=rows)
 
 
