@@ -9,7 +9,7 @@ Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, P pre
 width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -62,15 +62,6 @@ def with_prefixes(attend: Callable[..., Any], call: AttentionCall) -> Callable[.
         return output, None if weights is None else weights[..., count:]
 
     return attend_with_prefixes
-
-
-def prefix_scores(prefixes: Sequence[Prefix], query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """The scores (B, H, T, P) of every query with the prefixes, in fp32 or wider."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    before = _joined([prefix.key for prefix in prefixes], key).to(dtype)
-    before = before.repeat_interleave(query.shape[1] // len(before), 0)
-    scores: Tensor = query.to(dtype) @ before.transpose(-1, -2) * scaling
-    return scores
 
 
 def prepend(parts: list[Tensor], states: Tensor) -> Tensor:
@@ -167,7 +158,7 @@ def forward_with_prefixes(
         )
     scaled, key, value, scores = (x.unflatten(0, (-1, heads)) for x in (scaled, key, value, scores))
     scores = scores.masked_fill(~attention_mask.bool(), torch.finfo(scores.dtype).min)
-    before = prefix_scores(prefixes, scaled, key, 1.0).to(scores.dtype)
+    before = scaled @ _joined([prefix.key for prefix in prefixes], key).mT
     weights = module.dropout(torch.cat([before, scores], -1).softmax(-1))
     context = weights @ prepend([prefix.value for prefix in prefixes], value)
     tokens = weights[..., before.shape[-1] :] if output_attentions else None
