@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lorada.attention import observation
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
-from lorada.attention.covered_tokens import covered_tokens, map_positions, nothing_is_recorded
+from lorada.attention.covered_tokens import covered_tokens, nothing_is_recorded
 from lorada.attention.dense_map import mask_with_map
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.attention.map_term import Term, add_term
@@ -139,8 +139,7 @@ def add_maps(
             with torch.no_grad():  # observers need no gradients
                 alone = torch.zeros_like(output, dtype=wide_dtype(output))
                 alone = alone if term is None else add_term(alone, term, call.value)
-            positions = map_positions(call, own)
-            observation.report(Observation(call, own, positions, output.detach(), alone))
+            observation.report(Observation(call, own, output.detach(), alone))
         if term is not None:
             result = add_term(result, term, call.value, in_place=in_place)
     return result
@@ -156,5 +155,4 @@ def _report_inside(
         plain = run(call.module, call.query, call.key, call.value, call.mask, **kwargs)[0]
         change = (output - plain).float()
     for attention_map in inside:
-        positions = map_positions(call, attention_map)
-        observation.report(Observation(call, attention_map, positions, plain, change))
+        observation.report(Observation(call, attention_map, plain, change))

@@ -21,7 +21,6 @@ from lorada.attention.positions import (
     Targets,
     TokenPositions,
     TokenSpan,
-    TokenTable,
     token_positions,
 )
 from lorada.functional.maps import Align, visible_pairs
@@ -88,13 +87,6 @@ def put(part: Tensor, like: Tensor, at: tuple[Any, ...]) -> Tensor:
     whole = torch.zeros_like(like)
     whole[at] = part
     return whole
-
-
-def map_positions(call: AttentionCall, attention_map: AttentionMap) -> TokenTable:
-    """Where the tokens of a call lie in a map."""
-    shape = call.shape
-    table = token_positions(call).table(shape.queries, shape.keys, call.value.device)
-    return table if attention_map.align == "start" else table.at_end(attention_map.length)
 
 
 def covered_tokens(call: AttentionCall, attention_map: AttentionMap) -> CoveredTokens | None:
