@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import lorada
 from lorada import LmamConfig
 from lorada.attention import interface
-from lorada.attention.dense_map import mask_with_map
+from lorada.attention.attend import mask_with_map
 from lorada.attention.observation import observe
 from lorada.functional.maps import add_map_reference, full_rank_map, low_rank_map
 

@@ -23,20 +23,23 @@ from torch import Tensor, nn
 from lorada.attention import observation
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
-from lorada.attention.covered_tokens import covered_tokens, nothing_is_recorded
-from lorada.attention.dense_map import mask_with_map
+from lorada.attention.covered_tokens import covered_tokens
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
-from lorada.attention.map_term import Term, add_term
+from lorada.attention.map_term import Term, add_term, expand_map
 from lorada.attention.observation import Observation
 from lorada.attention.prefix_keys import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
-from lorada.functional.precision import wide_dtype
+from lorada.functional.precision import nothing_is_recorded, wide_dtype
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
 CHILD = "lmam"
 PREFIX_CHILD = "prefix"
 SHIFTED = "shifted"  # a plain attribute, since shifted sparse attention has no parameters
+
+NEEDS_MASK = (
+    "the no_negative ablation needs a (B, 1, T, K) mask: use attn_implementation='sdpa' or 'eager'"
+)
 
 
 class MapSource(Protocol):
@@ -143,6 +146,28 @@ def add_maps(
         if term is not None:
             result = add_term(result, term, call.value, in_place=in_place)
     return result
+
+
+def mask_with_map(mask: Tensor | None, attention_map: AttentionMap, call: AttentionCall) -> Tensor:
+    """The additive mask (B, H, T, K) that adds a map to the scores before the softmax (¬N).
+
+    ``mask`` is the mask without this map; it may hold another map.
+    """
+    if call.kernel in ("flash", "flex"):
+        raise ValueError(NEEDS_MASK)
+    # The kernel adds a mask to the scores, so a map inside the mask is a map before the softmax.
+    dtype, keys = call.value.dtype, call.shape.keys
+    full = expand_map(attention_map, call).to(dtype)
+    hidden = torch.finfo(dtype).min
+    if mask is None:
+        if not call.shape.causal or call.shape.queries == 1:
+            return full
+        # A kernel that is given a mask does not apply its own causal mask.
+        mask = full.new_ones(1, 1, call.shape.queries, keys, dtype=torch.bool).tril()
+    if not isinstance(mask, Tensor) or mask.dim() != 4:
+        raise ValueError(NEEDS_MASK)
+    mask = mask[..., :keys]  # the mask of a static cache may be longer
+    return torch.where(mask, full, hidden) if mask.dtype == torch.bool else mask + full
 
 
 def _report_inside(

@@ -24,7 +24,7 @@ from lorada.attention.positions import (
     token_positions,
 )
 from lorada.functional.maps import Align, visible_pairs
-from lorada.functional.precision import wide, wide_dtype
+from lorada.functional.precision import nothing_is_recorded, wide, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,3 @@ def _covered_span(
 def _first(length: int, size: int, align: Align) -> int:
     """The first of the M rows and columns."""
     return length - size if align == "end" else 0
-
-
-def nothing_is_recorded() -> bool:
-    """Whether no graph is recorded, of gradients or for calls with other numbers."""
-    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._is_tracing()
-    return not (recorded or torch._C._are_functorch_transforms_active())

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lorada.attention.attention_map import AttentionMap
-from lorada.attention.call import CallShape
-from lorada.attention.covered_tokens import CoveredTokens, put
+from lorada.attention.call import AttentionCall, CallShape
+from lorada.attention.covered_tokens import CoveredTokens, covered_tokens, put
 from lorada.attention.positions import Targets
 from lorada.functional.causal import product_form
 from lorada.functional.precision import is_transformed, no_autocast, recomputed, wide_dtype
@@ -124,6 +124,22 @@ def add_term(output: Tensor, term: Term, value: Tensor, *, in_place: bool = Fals
     else:
         result = _AddAt.apply(output, recomputed(term.compute, value), term.covered.queries)
     return result
+
+
+def expand_map(attention_map: AttentionMap, call: AttentionCall) -> Tensor:
+    """tile(Attn_s) in the shape of the attention map, (B or 1, H, T, K), with zeros beyond it.
+
+    That is the term of a call whose values are the identity: key slot k has the k-th unit vector.
+    """
+    value, shape = call.value, call.shape
+    covered = covered_tokens(call, attention_map)
+    alike = covered is None or isinstance(covered.keys, slice)
+    values = torch.eye(shape.keys, dtype=wide_dtype(value), device=value.device)
+    values = values.expand(1 if alike else value.shape[0], 1, -1, -1)
+    nothing = values.new_zeros(values.shape[0], shape.queries, shape.heads, shape.keys)
+    if covered is None:
+        return nothing.transpose(1, 2)
+    return add_term(nothing, Term(attention_map, covered, shape), values).transpose(1, 2)
 
 
 def _sum(output: Tensor, term: Tensor, queries: slice | Targets | None) -> Tensor:

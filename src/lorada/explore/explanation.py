@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall
-from lorada.attention.dense_map import expand_map
 from lorada.attention.interface import CROSS_ATTENTION, watch
+from lorada.attention.map_term import expand_map
 from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
 from lorada.explore.explorer_page import explorer_page, pack
 from lorada.functional.precision import wide
