@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from conftest import TINY, WINDOW, assert_close
+from conftest import TINY, assert_close
 from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -143,20 +143,6 @@ def test_whole_samples_and_rows_behind_a_cache_equal_the_papers_form(
     inputs = Inputs(host(name, align=align, ablation=ablation), tokens, 2, queries)
     for implementation in implementations(inputs):
         assert_close(inputs.call(implementation), inputs.reference())
-
-
-def test_softmax_ablation_behind_a_window_normalises_over_the_window():
-    inputs = Inputs(host("mistral", ablation="softmax"), 9)
-    inputs.value = torch.zeros_like(inputs.value)
-    inputs.value[:, :, 2] = 1.0  # what each row gives to key 2
-    map_ = low_rank_map(*inputs.module.lmam.maps()[0].factors, 2.0)
-    expected = inputs.probabilities()[0, :, :, 2]
-    for row in range(2, LENGTH):  # later rows are past the map; row 5 still sees key 2
-        keys = slice(max(0, row - WINDOW + 1), row + 1)
-        weights = map_[:, row, keys].softmax(-1)
-        expected[:, row] += weights[:, 2 - keys.start]
-    for implementation in implementations(inputs):
-        assert_close(inputs.call(implementation)[0, :, :, 0], expected)
 
 
 def test_no_negative_under_a_mask_of_keys_alone_is_an_error():
