@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig, explain
-from lorada.attention.call import AttentionCall, Prefix
 from lorada.attention.interface import dispatches
 from lorada.attention.observation import observe
-from lorada.attention.prefix_keys import with_prefixes
 from lorada.tuners.prefix import PrefixLayer
 
 pytestmark = pytest.mark.fp64
@@ -29,6 +27,7 @@ HOSTS = {"llama": "model.layers.0.self_attn", "bert": "bert.encoder.layer.0.atte
 # Queries, key slots, and whether a mask comes along.
 CALLS = {
     "whole": (7, 7, False),
+    "whole, not causal": (7, 7, False),  # of a decoder, by what the call says
     "whole, masked": (7, 7, True),
     "one query": (1, 7, False),
     "one query, masked": (1, 7, True),
@@ -87,7 +86,8 @@ def test_attention_behind_a_prefix_is_its_formula_with_its_gradients(name, imple
     model = adapted(name).double()
     module = model.base_model.model.get_submodule(HOSTS[name])
     module.config._attn_implementation = implementation
-    causal, groups = module.is_causal, 2 if name == "llama" else 4
+    said = {"is_causal": False} if call == "whole, not causal" else {}
+    causal, groups = module.is_causal and not said, 2 if name == "llama" else 4
     see = visible(causal, queries, keys, masked, keys - queries if call == "later chunk" else 0)
     mask: Tensor | None = see if masked else None
     if call == "mask of a static cache":  # it has slots that the keys do not
@@ -103,7 +103,7 @@ def test_attention_behind_a_prefix_is_its_formula_with_its_gradients(name, imple
     prefix = layer.lora_key["default"], layer.lora_value["default"]
     attend = ALL_ATTENTION_FUNCTIONS[implementation]
 
-    found, _ = attend(module, query, key, value, mask, scaling=8**-0.5, dropout=0.0)
+    found, _ = attend(module, query, key, value, mask, scaling=8**-0.5, dropout=0.0, **said)
     expected = behind_a_prefix_reference(query, key, value, prefix, see)
     assert_same_gradients(found, expected, [query, key, value, *prefix])
 
@@ -225,23 +225,6 @@ def test_calls_that_no_prefix_fits_are_refused_in_one_line(kernel, mask, kwargs,
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     remedy = "use attn_implementation='sdpa' or 'eager'"
     refused(f"{said}.*{remedy}", lambda: attend(module, *states, mask, **kwargs))
-
-
-def test_no_mask_stays_none_where_nothing_is_causal():
-    given = []
-
-    def attend(module, query, key, value, mask, **kwargs):
-        given.append(mask)
-        return query, None
-
-    module = adapted("llama").base_model.model.get_submodule(HOSTS["llama"])
-    prefix = Prefix(torch.randn(LENGTH, 16), torch.randn(LENGTH, 16))
-    for queries, said in ((1, {}), (5, {"is_causal": False}), (5, {})):  # a call knows better
-        states = [torch.randn(2, *size, 8) for size in ((4, queries), (2, 5), (2, 5))]
-        call = AttentionCall.read(module, states, None, said, prefixes=[prefix])
-        with_prefixes(attend, call)(module, *states, None, **said)
-    assert given[:2] == [None, None]
-    assert given[2].dtype == torch.bool
 
 
 @pytest.mark.parametrize("beams", [1, 3])
