@@ -10,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from lorada.attention.attention_map import AttentionMap
-from lorada.attention.call import CallShape
 from lorada.functional.causal import BLOCK, product_form
 from lorada.functional.maps import (
     add_map_reference,
@@ -21,7 +19,6 @@ from lorada.functional.maps import (
     position_embedding,
     position_factors,
     softmax_map,
-    visible_pairs,
 )
 from lorada.functional.product import (
     apply_map,
@@ -62,9 +59,8 @@ def drawn(case: SimpleNamespace) -> tuple[torch.Tensor, ...]:
     """Probabilities (B, H, K, K), W_a, W_b and values (B, G, K, D)."""
     torch.manual_seed(case.seed)
     scores = torch.randn(case.batch, case.heads, case.tokens, case.tokens)
-    keep = visible_pairs(torch.arange(case.tokens), case.tokens, case.causal, case.window)
-    if keep is not None:
-        scores = scores.masked_fill(~keep, -math.inf)
+    if case.causal:
+        scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -math.inf)
     return (
         scores.softmax(-1),
         torch.randn(case.map_heads, case.length, case.rank),
@@ -81,23 +77,14 @@ def expanded(value: torch.Tensor, heads: int) -> torch.Tensor:
 def slow_output(case: SimpleNamespace, attention, w_a, w_b, value) -> torch.Tensor:
     """Attn^ V with the full attention map (Eqs. 12-17)."""
     map_ = low_rank_map(w_a, w_b, 7.0, position=case.position)
-    if case.window is not None:  # which the reference, of models without one, leaves out
-        map_ = map_ * torch.ones_like(map_).triu(1 - case.window)
     fused = add_map_reference(attention, map_, align=case.align, causal=case.causal)
     return fused @ expanded(value, case.heads)
 
 
 def fast_output(case: SimpleNamespace, attention, w_a, w_b, value) -> torch.Tensor:
     """Attn V, and the second term added on the first or the last M tokens."""
-    if case.window is None:
-        names = ("heads", "align", "causal", "position")
-        term = map_value_product(w_a, w_b, value, 7.0, **{name: vars(case)[name] for name in names})
-    else:
-        own = AttentionMap((w_a, w_b), 7.0, case.align, None if case.position else "no_position")
-        size = min(case.length, case.tokens)
-        covered = slice(size) if case.align == "start" else slice(case.tokens - size, None)
-        shape = CallShape(case.tokens, case.tokens, case.heads, case.causal, case.window)
-        term = own.product(value[:, :, covered], shape)
+    names = ("heads", "align", "causal", "position")
+    term = map_value_product(w_a, w_b, value, 7.0, **{name: vars(case)[name] for name in names})
     size, output = term.shape[2], attention @ expanded(value, case.heads)
     before, after = (0, case.tokens - size) if case.align == "start" else (case.tokens - size, 0)
     return output + torch.nn.functional.pad(term, (0, 0, before, after))
