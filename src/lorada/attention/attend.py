@@ -14,7 +14,7 @@ Shapes: B batch, H query heads, T queries, D head width.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -27,11 +27,9 @@ from lorada.attention.covered_tokens import covered_tokens
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.attention.map_term import Term, add_term, expand_map
 from lorada.attention.observation import Observation
-from lorada.attention.prefix_keys import with_prefixes
+from lorada.attention.prefix_keys import Attend, run
 from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.functional.precision import nothing_is_recorded, wide_dtype
-
-Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
 CHILD = "lmam"
 PREFIX_CHILD = "prefix"
@@ -107,9 +105,8 @@ def _attend(
     # Only the kernel gets the mask of the groups; the map covers the same tokens as without them.
     mask = call.mask if groups is None else groups.mask(call)
     kwargs = call.kwargs
-    run = with_prefixes(kernel, call) if call.prefixes else kernel
     if not maps:
-        return run(call.module, call.query, call.key, call.value, mask, **kwargs)
+        return run(kernel, call, mask, kwargs)
     if call.is_paged:
         raise ValueError(
             "a paged cache was passed without its values, which LMAM needs: use "
@@ -121,9 +118,9 @@ def _attend(
         mask = mask_with_map(mask, attention_map, call)
     if inside:
         kwargs = {**kwargs, "is_causal": False}  # the mask is causal already
-    output, weights = run(call.module, call.query, call.key, call.value, mask, **kwargs)
+    output, weights = run(kernel, call, mask, kwargs)
     if inside and observation.observers:
-        _report_inside(run, call, inside, output)
+        _report_inside(kernel, call, inside, output)
     beside = [m for m in maps if m.ablation != "no_negative"]
     # The kernel has just made its output, so nobody else can hold it, but for observers.
     in_place = nothing_is_recorded() and not observation.observers
@@ -171,13 +168,13 @@ def mask_with_map(mask: Tensor | None, attention_map: AttentionMap, call: Attent
 
 
 def _report_inside(
-    run: Attend, call: AttentionCall, inside: list[AttentionMap], output: Tensor
+    kernel: Attend, call: AttentionCall, inside: list[AttentionMap], output: Tensor
 ) -> None:
     """Report what maps inside the softmax (¬N) changed, by running the kernel without them."""
     causal = call.shape.causal if call.mask is None else None
     kwargs = {**call.kwargs, "is_causal": causal}
     with torch.no_grad():
-        plain = run(call.module, call.query, call.key, call.value, call.mask, **kwargs)[0]
+        plain, _ = run(kernel, call, call.mask, kwargs)
         change = (output - plain).float()
     for attention_map in inside:
         observation.report(Observation(call, attention_map, plain, change))
