@@ -80,7 +80,7 @@ def term_of(
     own: AttentionMap, positions: TokenPositions, shape: CallShape, value: Tensor
 ) -> Term | None:
     """The term of a map whose tokens are at these positions."""
-    under = find_covered_tokens(positions, own.length, own.align, shape, value)
+    under = find_covered_tokens(positions, own, shape, value)
     return under and Term(own, under, shape)
 
 
@@ -416,8 +416,8 @@ def test_only_rows_of_queries_are_computed_behind_a_cache():
     table = packed([5, 7, 6], [1, 1, 1], [0, 0, 0], 0)
     shape = CallShape(3, table.columns.shape[1], HEADS, True)
     value = torch.randn(1, GROUPS, shape.keys, WIDTH)
-    under = find_covered_tokens(table, LENGTH, "start", shape, value)
+    under = find_covered_tokens(table, attention_map(), shape, value)
     assert under.rows.tolist() == [[4], [6], [5]]
     padded = TokenTable(torch.arange(8)[None], torch.tensor([[6, 7]]))
-    under = find_covered_tokens(padded, LENGTH, "start", replace(shape, queries=2, keys=8), value)
+    under = find_covered_tokens(padded, attention_map(), replace(shape, queries=2, keys=8), value)
     assert under.rows.tolist() == [[6, 7]]

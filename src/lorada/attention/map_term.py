@@ -27,7 +27,7 @@ from lorada.attention.covered_tokens import CoveredTokens, covered_tokens, put
 from lorada.attention.positions import Targets
 from lorada.functional.causal import product_form
 from lorada.functional.precision import is_transformed, no_autocast, recomputed, wide_dtype
-from lorada.functional.product import apply_map, factors_product_gradients
+from lorada.functional.product import apply_map, factors_product, factors_product_gradients
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,19 @@ class Term:
         Returns:
             (B, M, H, D) in map order, or the rows of the queries if ``covered`` names them.
         """
-        covered, heads = self.covered, self.shape.heads
+        covered, shape = self.covered, self.shape
         batch, _, _, width = value.shape
         with no_autocast(value.device):
             values = covered.values(value)
             own = self.own.for_values(values)
             if own.stays_low_rank and covered.rows is None:
-                term = own.product(values, self.shape)
+                left, right = own.scaled_factors(own.part(covered.size))
+                causal, window, heads = shape.causal, shape.window, shape.heads
+                term = factors_product(left, right, values, heads, causal=causal, window=window)
             else:
-                term = apply_map(_masked_rows(own, covered, self.shape, batch), values, heads)
+                term = apply_map(_masked_rows(own, covered, shape, batch), values, shape.heads)
             rows = covered.maps * term.shape[2]
-            return term.transpose(1, 2).reshape(batch, rows, heads, width)
+            return term.transpose(1, 2).reshape(batch, rows, shape.heads, width)
 
     def has_gradients(self, value: Tensor) -> bool:
         """Whether ``gradients`` has the formulas for the call, and they cost no more."""
