@@ -60,7 +60,6 @@ class Inputs:
         self.query = torch.randn(batch, 4, queries or tokens, 8)
         self.key = torch.randn(batch, self.groups, tokens, 8)
         self.value = torch.randn(batch, self.groups, tokens, 8)
-        self.pads = torch.zeros(batch, tokens, dtype=torch.bool)
 
     @property
     def visible(self) -> Tensor:
@@ -69,8 +68,8 @@ class Inputs:
         see = columns <= rows if self.causal else columns == columns
         if self.window is not None:
             see = see & (rows - columns < self.window)
-        see = see.expand(self.tokens, self.tokens)[-self.query.shape[2] :]
-        return (see & ~self.pads[:, None, :])[:, None]
+        see = see.expand(len(self.query), 1, self.tokens, self.tokens)
+        return see[:, :, -self.query.shape[2] :]
 
     def call(self, implementation: str, mask: Tensor | None = None, **kwargs) -> Tensor:
         """The output (B, H, T, D) of the registered function; additive mask for eager.
@@ -94,14 +93,6 @@ class Inputs:
     @property
     def position_ids(self) -> Tensor:
         return torch.arange(self.tokens)[None, -self.query.shape[2] :]
-
-    def sample(self, index: int) -> "Inputs":
-        """One sample without its pads."""
-        keep = ~self.pads[index]
-        alone = Inputs(self.module, int(keep.sum()))
-        for part in ("query", "key", "value"):
-            setattr(alone, part, getattr(self, part)[index : index + 1, :, keep])
-        return alone
 
     def probabilities(self) -> Tensor:
         key = self.key.repeat_interleave(4 // self.groups, 1)
