@@ -240,15 +240,6 @@ def test_softmax_ablation_normalises_over_the_keys_a_row_may_see():
     assert_close(softmax_map(map_, causal=True)[0], expected)
 
 
-def test_softmax_ablation_gives_padded_keys_nothing_and_an_empty_row_zero_not_nan():
-    keys = torch.tensor([[True, False, True], [False, False, False]])
-    weights = softmax_map(torch.randn(2, 3, 3).double(), False, keys=keys)
-    assert weights.shape == (2, 2, 3, 3)
-    assert not weights[0, ..., 1].any()
-    assert_close(weights[0].sum(-1), torch.ones(2, 3, dtype=torch.float64))
-    assert not weights[1].any()
-
-
 def test_map_is_signed_and_may_push_attention_below_zero():
     fused = add_map_reference(torch.full((1, 1, 2, 2), 0.5), -torch.ones(1, 2, 2), causal=True)
     assert fused[0, 0].tolist() == [[-0.5, 0.5], [-0.5, -0.5]]
