@@ -88,9 +88,7 @@ def test_map_stays_in_fp32_on_a_half_precision_base(name, ablation, dtype):
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_baked_maps_give_the_same_logits_until_others_are_trained_or_loaded(
-    name, ablation
-):
+def test_baked_maps_give_the_same_logits_until_others_are_trained_or_loaded(name, ablation):
     model = adapted(name, ablation=ablation)
     expected = alone(model, SAMPLES[1])
     model.base_model.bake()
