@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from lorada.attention import positions as locating
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.forward_inputs import ForwardInputs
-from lorada.attention.positions import TokenTable
+from lorada.attention.positions import NO_TOKEN, TokenTable
 
 EXAMPLES = settings(deadline=None, max_examples=80)
 CPU = torch.device("cpu")
@@ -71,23 +71,6 @@ class Scene:
     def position_ids(self) -> torch.Tensor:
         """As `generate` makes them: token indices, and 0 for pads."""
         return torch.tensor([[row[c] or 0 for c in self.query_columns] for row in self.rows])
-
-    def keys_of_map(self, sample: int, length: int, align: str) -> list[Token]:
-        """The slot of each map position, by searching for the token that belongs there."""
-        slots, shift = self.slots(sample), self.shift(sample, length, align)
-        return [slots.index(m + shift) if m + shift in slots else None for m in range(length)]
-
-    def rows_of_map(self, sample: int, length: int, align: str) -> list[Token]:
-        """The map row of each query."""
-        shift = self.shift(sample, length, align)
-        tokens = [self.token(sample, column) for column in self.query_columns]
-        rows = [None if token is None else token - shift for token in tokens]
-        return [row if row is not None and 0 <= row < length else None for row in rows]
-
-    def shift(self, sample: int, length: int, align: str) -> int:
-        """The token of map position 0."""
-        count = sum(token is not None for token in self.rows[sample][: self.seen])
-        return 0 if align == "start" else count - length
 
 
 def locate(
@@ -193,18 +176,19 @@ def check(
         scene.queries, scene.key_len, scene.mask(form), position_ids,
         length=length, align=align, window=scene.window, **told,
     )  # fmt: skip
-    batch = len(scene.rows)
-    slots = table.key_slots(length)
-    for (index, inside), twin in (
-        ((slots.index, slots.real), scene.keys_of_map),
-        (table.query_rows(length), scene.rows_of_map),
-    ):
-        found = torch.where(inside, index, -1).expand(batch, -1).tolist()
-        expected = [twin(sample, length, align) for sample in range(batch)]
-        assert found == [[-1 if at is None else at for at in row] for row in expected]
-    real = table.real_queries().expand(batch, -1).tolist()
-    columns = scene.query_columns
-    assert real == [[row[column] is not None for column in columns] for row in scene.rows]
+    for i, row in enumerate(scene.rows):
+        count = sum(token is not None for token in row[: scene.seen])
+        asked = [scene.token(i, column) for column in scene.query_columns]
+        for found, tokens in ((table.columns, scene.slots(i)), (table.rows, asked)):
+            expected = [None if token is None else (0, token) for token in tokens]
+            found = found.expand(len(scene.rows), -1)[i]
+            assert found.tolist() == map_numbers(expected, [count], length, align)
+
+
+def map_numbers(places: list, counts: list[int], length: int, align: str) -> list[int]:
+    """The map column or row of each (sequence, token), None for a pad; tokens of each sequence."""
+    shifts = [count - length if align == "end" else 0 for count in counts]
+    return [NO_TOKEN if at is None else at[1] - shifts[at[0]] for at in places]
 
 
 LENGTHS = st.sampled_from([1, 3, 5, 7, 9])
@@ -278,28 +262,16 @@ SEQUENCES = st.lists(st.integers(1, 6), min_size=2, max_size=4)
 
 def check_packed(table, keys: list[tuple], queries: list[tuple], length: int, align: str) -> None:
     """``keys`` and ``queries``: the (sequence, token) in each slot and row, None for a pad."""
-    counts: dict[int, int] = {}
+    counts = [0] * table.sequences
     for sequence, token in filter(None, keys):
-        counts[sequence] = max(counts.get(sequence, 0), token + 1)
-
-    def place(at):
-        return at[1] - (counts[at[0]] - length if align == "end" else 0)
-
-    slots = table.key_slots(length)
-    found = torch.where(slots.real, slots.index, -1)[0].tolist()
-    expected = [-1] * (table.sequences * length)
-    for slot, at in enumerate(keys):
-        if at is not None and 0 <= place(at) < length:
-            expected[at[0] * length + place(at)] = slot
-    assert found == expected
-    rows, inside = table.query_rows(length)
-    owners = table.row_owner[0].tolist()
-    for row, owner, reached, at in zip(
-        rows[0].tolist(), owners, inside[0].tolist(), queries, strict=True
+        counts[sequence] = max(counts[sequence], token + 1)
+    for found, owners, places in (
+        (table.columns, table.column_owner, keys),
+        (table.rows, table.row_owner, queries),
     ):
-        assert reached == (at is not None and 0 <= place(at) < length)
-        assert not reached or (owner, row) == (at[0], place(at))
-    assert table.real_queries()[0].tolist() == [at is not None for at in queries]
+        assert found[0].tolist() == map_numbers(places, counts, length, align)
+        owned = zip(owners[0].tolist(), places, strict=True)
+        assert all(at is None or at[0] == owner for owner, at in owned)
 
 
 @EXAMPLES
