@@ -18,6 +18,7 @@ import lorada
 from lorada import LmamConfig
 from lorada.attention import interface
 from lorada.attention.attend import mask_with_map
+from lorada.attention.map_term import expand_map
 from lorada.attention.observation import observe
 from lorada.functional.maps import add_map_reference, full_rank_map, low_rank_map
 
@@ -134,6 +135,15 @@ def test_whole_samples_and_rows_behind_a_cache_equal_the_papers_form(
     inputs = Inputs(host(name, align=align, ablation=ablation), tokens, 2, queries)
     for implementation in implementations(inputs):
         assert_close(inputs.call(implementation), inputs.reference())
+
+
+@ALIGNS
+def test_who_observes_learns_which_pairs_of_tokens_have_an_entry(align):
+    inputs, seen = Inputs(host("bert", align=align), 9), []
+    with observe(seen.append):
+        inputs.call("sdpa-unmasked")
+    entries = expand_map(seen[0].attention_map, seen[0].call)[:, 0]
+    assert torch.equal(seen[0].positions.pairs(LENGTH), entries != 0)
 
 
 def test_no_negative_under_a_mask_of_keys_alone_is_an_error():
