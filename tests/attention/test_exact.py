@@ -27,8 +27,12 @@ from exact_cells import (
     forward,
     pad,
     plain_run,
+    written_out,
 )
 from transformers import DynamicCache, MistralForCausalLM
+
+from lorada.attention.observation import Observation, observe
+from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
 
@@ -86,6 +90,30 @@ def test_the_plain_run_is_not_that_of_the_base(variant):
     first = 1 if variant == "no_negative" else 0  # one key: softmax is 1
     reached = changed[-LENGTH:] if variant == "end" else changed[first:]
     assert (reached > 0.05).all()
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "bert"])
+@pytest.mark.parametrize("where", ["first n (Eqs. 14-15)", "last n (Eq. 16)"])
+def test_map_lies_where_the_equations_index_the_attention_map(name, where, implementation):
+    """The paper's own indexing of the matrix, written out on the map of each layer."""
+    start = where.startswith("first")
+    model = adapted(name, "map", align="start" if start else "end")
+    model.base_model.model.set_attn_implementation(implementation)
+    ids = torch.stack([PROMPTS[3], PROMPTS[3] + 1])
+    seen: list[Observation] = []
+    with observe(seen.append):
+        forward(model, input_ids=ids)
+    layers = [m for m in model.modules() if isinstance(m, LmamLayer)]
+    assert len(seen) == len(layers) == 2
+    for one, layer in zip(seen, layers, strict=True):
+        low_rank = written_out(layer)
+        low_rank = low_rank.tril() if name != "bert" else low_rank
+        full = torch.zeros(len(low_rank), ids.shape[1], ids.shape[1])
+        part = slice(LENGTH) if start else slice(-LENGTH, None)
+        full[:, part, part] = low_rank
+        value = one.call.value.repeat_interleave(4 // one.call.value.shape[1], 1)
+        assert_close(one.term.transpose(1, 2), full @ value)
 
 
 def test_page_has_the_matrix():
