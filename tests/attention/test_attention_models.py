@@ -9,7 +9,7 @@ import exact_cells
 import pytest
 import torch
 from architectures import ARCHITECTURES, inputs
-from conftest import TINY, assert_close
+from conftest import DECODERS, ENCODERS, TINY, assert_close
 from covering import covering
 from exact_cells import LENGTH, alone
 from exact_cells import PROMPTS as SAMPLES
@@ -139,6 +139,22 @@ def test_hooks_keep_nothing_of_a_batch(name):
     assert len(pairs) == 2
     for pair in pairs:
         assert (pair._value, pair._mask, pair._kwargs) == (None, None, {})
+
+
+def map_gradients(model: PeftModel, side: str) -> dict[str, Tensor]:
+    model.zero_grad()
+    batch = pad(SAMPLES, side)
+    logits = model(**batch, **({} if model.config.model_type in ENCODERS else {"use_cache": False}))
+    (logits.logits.log_softmax(-1)[..., 7] * batch["attention_mask"]).sum().backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "roberta"])  # BERT itself depends on the side
+def test_gradients_do_not_depend_on_the_padding_side(name):
+    model = adapted(name)
+    left, right = (map_gradients(model, side) for side in ("left", "right"))
+    for key, gradient in left.items():
+        assert_close(right[key], gradient)
 
 
 def test_baking_a_model_that_still_trains_leaves_the_factors_at_work():
